@@ -56,3 +56,28 @@ def test_what_a_server_outlives_is_no_error(line: str, after: bool) -> None:
         return
     found = explain(log)
     assert (found.kind, found.also) == ("healthy", ()), found.what
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "448x448 tiles with lmdeploy",
+        "lmdeploy with 512 tokens",
+        "lmdeploy 500 requests",
+        "没有问题",
+    ],
+)
+def test_a_title_with_a_number_is_no_failure(title: str) -> None:
+    assert explain(f"# {title}\n\n```\n{UP}{COUNTED}```\n").kind == "healthy"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '2026-01-01 12:00:00,123 INFO:     192.0.2.1:4 - "POST /v1/chat/completions HTTP/1.1" 400',
+        '0|lmdeploy | INFO:  192.0.2.1:4 - "POST /v1/chat/completions HTTP/1.1" 500 Internal',
+        "< HTTP/1.1 400 Bad Request",
+    ],
+)
+def test_a_request_that_was_refused_is_no_healthy_log(line: str) -> None:
+    assert explain(f"{UP}{line}\n").kind == "unknown"

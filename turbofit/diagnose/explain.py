@@ -246,16 +246,21 @@ def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
     if facts.cut_at or (rules_told.ends(facts) and rules_told.ends(facts) in what):
         return ",".join(("(cut)", *still))
     told = facts.told.has(draft.line)
-    pictures = facts.mood.pictures and (told or not draft.evidence)
-    more = [*still, *(["(picture)"] if pictures else [])]
-    if told and facts.told.title and not (facts.told.logs or message_in(draft.quoted)):
-        return ",".join(("(unlogged)", *more))
-    words += more
+    if facts.mood.pictures and (told or not draft.evidence):
+        still = [*still, "(picture)"]
+    if told and _is_words_alone(facts, draft):
+        return ",".join(("(unlogged)", *still))
+    words += still
     if errors and not errors[-1][0].stack:
         words.append("(no traceback)")
     if facts.lines <= _SHORT and not facts.commanded:
         words.append("(short log)")
     return " ".join(words)
+
+
+def _is_words_alone(facts: LogFacts, draft: RuleAnswer) -> bool:
+    """Whether a report has neither a log nor a program's message."""
+    return facts.told.title is not None and not (facts.told.logs or message_in(draft.quoted))
 
 
 def _in_a_line(draft: RuleAnswer) -> str:

@@ -43,6 +43,7 @@ _ENGINES: Final = (
 #: Text that only one engine's own lines contain, even if it includes other engines.
 _SURE: Final = re.compile(
     r"(?P<SGLang>[/\\]sglang[/\\]srt\b)|(?P<Ollama>\bollama\[|llama runner process)"
+    r"|(?P<vLLM>\(EngineCore|VllmWorker|vLLM API server version)"
 )
 #: Programs that install or run others: a log belongs to one only if no row knows its error.
 _TOOLS: Final = (

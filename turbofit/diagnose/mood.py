@@ -51,7 +51,7 @@ _PROGRESS: Final = re.compile(
 #: A request that a server refused or failed. Requests without a key, or for paths that no server
 #: has, do not count: anybody may send them.
 _UNANSWERED: Final = re.compile(
-    r'INFO: .{0,60}?"POST /\S{0,240} HTTP/[\d.]+" (?:4(?!0[1345])\d\d|5\d\d)\b'
+    r'.{0,120}?"POST /\S{0,240} HTTP/[\d.]+" (?:4(?!0[1345])\d\d|5\d\d)\b'
 )
 #: A request that a server answered.
 _ANSWERED: Final = re.compile(r'INFO: .{0,60}?"POST /\S{0,240} HTTP/[\d.]+" 200\b')

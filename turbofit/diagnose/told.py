@@ -37,7 +37,7 @@ _MARKS: Final = re.compile(
 #: A title that asks, or reports trouble, in any words.
 _TROUBLE: Final = re.compile(
     r"(?i:\[(?:bug|issue|help)|[?？]\s*$|\bnot\b|n't\b|\bun(?:able|expected)|\bproblem|\bissue"
-    r"|\bbug\b|\bwrong|\bbroken|(?<!\d)[45]\d\d(?![\dkb])|不|无法|没|异常|问题|错|失败|求助|吗)"
+    r"|\bbug\b|\bwrong|\bbroken|不|无法|没(?!有?问题)|异常|(?<!没)(?<!没有)问题|错|失败|求助|吗)"
 )
 #: Words with which a person states a cause, or which case works and which does not.
 _DECIDES: Final = re.compile(
@@ -93,10 +93,12 @@ class ToldLines:
             self.title = LogEvent(line, text, KnownMessage())
         logs = self.title is not None and _LOG.match(text) is not None
         self.logs = self.logs or logs
-        self.ends_in_log = self._pasted and (logs or self.ends_in_log)
         if text.startswith(_FENCE):
             self._pasted ^= text.count(_FENCE) % 2 == 1
-        elif not self._pasted and (self.title or self._rows == 1) and len(self._lines) < _MOST:
+            self.ends_in_log = False
+        elif self._pasted:
+            self.ends_in_log = self.ends_in_log or logs
+        elif (self.title or self._rows == 1) and len(self._lines) < _MOST:
             self._read(line, text)
 
     def has(self, line: int) -> bool:
