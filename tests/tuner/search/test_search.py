@@ -14,6 +14,8 @@ from turbofit.core.plan import Workload
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import engine_for
 from turbofit.model.source import resolve_model
+from turbofit.planning.request import PlanRequest
+from turbofit.planning.resolve import resolve
 from turbofit.tuner.explain import remedies
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import evaluate
@@ -102,3 +104,13 @@ def test_a_lower_limit_is_looked_for_with_one_request(monkeypatch: pytest.Monkey
     assert best.fits
     assert best.shape.image_limit == 6_607_552
     assert looked_at == {12_845_056, best.shape.image_limit}
+
+
+@pytest.mark.parametrize("brief", [False, True])
+def test_one_request_bounds_nothing_on_pytorch(brief: bool) -> None:
+    """One request of its batch may take more than two: the search stopped at 7,041,104 pixels."""
+    given = PlanRequest.of(model="qwen2-vl-2b", on="1xrtx3090+1xl4", concurrency=2, budget="30%")
+    request = resolve(given)
+    best = search(request, engine_for(request.model, "pytorch"), brief=brief).best
+    assert best.fits
+    assert best.shape.image_limit == 7_059_136
