@@ -24,7 +24,7 @@ MOST_FUNCTION_LINES = 60
 #: its figure here; a room goes over its figure only where another pays, with the reason beside it.
 #: A room that stands in no line has no budget.
 BUDGETS = {
-    "core": 5_945,  # ends of engines, lines of shells, slices, a full disk, signals, a kept stdout
+    "core": 5_950,  # ends of engines, lines of shells, slices, a full disk, signals, a kept stdout
     "machine": 3_120,  # nvidia-smi's tables, a host's cores, slices, slow cards, a card in steps
     "kernels": 625,
     "model": 6_580,  # loading of Transformers came from memory; each tower's list of tensors
@@ -42,7 +42,7 @@ BUDGETS = {
     "report": 5_085,  # views, and looks at servers that run, came from cli; faults that which names
     "cli": 4_425,  # lines of other programs, their cards, those of profiles too
     "turbofit": 430,  # a door of Python with its own words, those of a batch too
-    "tests": 58_541,  # slices, rows that only judge; a checkpoint by hand; resizing to the bit
+    "tests": 58_603,  # slices, rows that only judge; a checkpoint by hand; resizing to the bit
     "tests/support": 3_650,  # leftovers of a run, stand-ins that stand by, plans without limits
     "bench": 13_975,  # front ends alone, bench.images, bench.gateway.large, a sheet for a judge
 }
