@@ -19,6 +19,7 @@ from turbofit.observe.log_events import (
     PythonError,
     TorchMemory,
 )
+from turbofit.observe.log_reader import read_line
 
 if TYPE_CHECKING:
     from turbofit.core.engine_end import EndKind
@@ -62,6 +63,12 @@ def told_kind(event: Struct | None, pinned_call: str = "") -> EndKind:
     return "crash"
 
 
+def told_event(message: str) -> Struct | None:
+    """The event of the first line of a message that tells why the engine died, if any does."""
+    events = map(read_line, message.splitlines())
+    return next((event for event in events if told_kind(event) != "crash"), None)
+
+
 def end_kind(code: int | None, told: EndKind, *, host_kills: int | None = None) -> EndKind:
     """Return the kind of a process's end, from its exit code, the kernel's counts and its log.
 
@@ -87,13 +94,15 @@ def rehearsed_kind(told: EndKind, *, refused: bool = False, waits: bool = False)
     """The kind of a rehearsal's end.
 
     Args:
-        told: the kind by its log alone.
+        told: the kind by its log alone. A log may end with a wait that was not what ended it.
         refused: whether a pretend card had no room for an allocation.
         waits: whether nothing happened any more, so that the rehearsal was stopped.
     """
     if waits:
         return "hang"
-    return "out_of_memory" if refused else told
+    if refused:
+        return "out_of_memory"
+    return "crash" if told == "hang" else told
 
 
 def exit_words(code: int | None) -> str:

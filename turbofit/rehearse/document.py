@@ -109,7 +109,8 @@ def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | Non
     end = convert(readings.end, End)
     if end.kind == "out_of_memory":
         return "out_of_memory", end
-    kind = rehearsed_kind(end.kind, waits=ended.stopped == "idle" or unfinished is not None)
+    waits = end.kind == "hang" or ended.stopped == "idle" or unfinished is not None
+    kind = rehearsed_kind(end.kind, waits=waits)
     end = replace(end, kind=kind)
     if ended.stopped == "idle":
         end = replace(end, where="nothing happened any more")

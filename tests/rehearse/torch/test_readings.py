@@ -310,6 +310,20 @@ def test_a_death_before_any_request(kind: str, message: str, phase: str, refused
     assert message in found["message"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "message", "sized"),
+    [
+        ("AcceleratorError", "CUDA error: out of memory\nCUDA kernel errors might be late", False),
+        ("RuntimeError", f"Caught in worker\n{OOM}", True),
+    ],
+)
+def test_a_message_of_several_lines_is_read_by_line(kind: str, message: str, sized: bool) -> None:
+    error = {"type": kind, "message": message, "phase": "build", "frames": ["a.py:1 f"]}
+    found = death("", error=error)
+    assert (found["kind"], "missing" in found) == ("out_of_memory", sized)
+    assert message in found["message"]
+
+
 def test_torch_without_cuda_is_said_in_one_line(
     monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,8 +22,8 @@ _BEFORE_SECRET: Final = (":", "Bearer", "bearer")
 _COUNT: Final = re.compile(r"(?i)\d[\d.,_]{,11}[km]?i?")
 #: The user name and password in a URL.
 _USER: Final = re.compile(r"(?<=://)[^\s/@]+(?=@)")
-#: sshpass's option, whose value may stand in the same word.
-_PASSWORD: Final = "-p"
+#: An option of sshpass that has a value, and the value if it stands in the same word.
+_SSHPASS: Final = re.compile(r"(?s)-[ehvV]*([dfpP])(.*)")
 #: The shortest secret, in characters, that is searched for in a text.
 _SHORTEST: Final = 4
 
@@ -69,16 +69,15 @@ def _split(words: Sequence[str]) -> Iterator[Shown]:
     values, such as LMDeploy's ``--api-keys``, takes all words up to the next option. A pasted line,
     a header or a JSON text is one word that contains several.
     """
-    next_is_one = others_are = passes = False
-    for word in words:
+    next_is_one = others_are = False
+    for word, passes in zip(words, _password_options(words), strict=True):
         if next_is_one or (others_are and not word.startswith("-")):
             next_is_one = False
             yield _secret(word, several=others_are)
             continue
-        passes = passes or word.endswith("sshpass")
         name, equals, value = _parts(word, passes=passes)
         field = name.strip(_QUOTES)
-        is_one = _is_name(field, passes=passes)
+        is_one = passes or _is_name(field)
         others_are = is_one and field[:1] == "-" and name.endswith("s")
         awaits = field[:1] == "-" or name.endswith(_BEFORE_SECRET)
         next_is_one = is_one and awaits and not equals + value
@@ -86,17 +85,28 @@ def _split(words: Sequence[str]) -> Iterator[Shown]:
         yield _named(name + equals, value, word) if has_one else _plain(word)
 
 
+def _password_options(words: Sequence[str]) -> Iterator[bool]:
+    """Yield for each word whether it is sshpass's ``-p``, not that of the command that it runs."""
+    before = awaits = False  # before: among the options of sshpass, and no password came
+    for word in words:
+        option = _SSHPASS.fullmatch(word) if before and not awaits else None
+        is_password = option is not None and option[1] == "p"
+        yield is_password
+        goes_on = before and not is_password and (awaits or word.startswith(("-", "\\")))
+        before = goes_on or word.endswith("sshpass")
+        awaits = option is not None and not option[2]
+
+
 def _parts(word: str, *, passes: bool) -> tuple[str, str, str]:
     """A word's name, the sign after it, and its value; sshpass's option has no sign."""
-    if passes and word.startswith(_PASSWORD):
-        return _PASSWORD, "", word.removeprefix(_PASSWORD)
+    if passes and (option := _SSHPASS.fullmatch(word)):
+        return word[: option.start(2)], "", option[2]
     return word.partition("=")
 
 
-def _is_name(field: str, *, passes: bool) -> bool:
+def _is_name(field: str) -> bool:
     """Whether the value of this name is a secret."""
-    named = _NAME.search(field) is not None and len(field.split()) < 2
-    return named or (passes and field == _PASSWORD)
+    return _NAME.search(field) is not None and len(field.split()) < 2
 
 
 def _inside(word: str) -> list[Shown]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from turbofit.core.json_types import Document
 from turbofit.memory.account import POOL_WARMUP
-from turbofit.observe.engine_end import rehearsed_kind, told_kind
+from turbofit.observe.engine_end import rehearsed_kind, told_event, told_kind
 from turbofit.observe.log_events import NoCache, TorchMemory
 from turbofit.observe.log_reader import read_line
 from turbofit.pretend.report import card_at_peak, newest_refusal
@@ -153,7 +153,7 @@ def end_of(ended: EndedRun) -> Document:
     phase = f"case {dead[0]['name']}" if dead else (error or ended.notes).get("phase", "import")
     message = _words(error, lines)
     where = " < ".join(_where(error, message, lines)) or message[:200]
-    event = read_line(message)
+    event = told_event(message)
     kind = rehearsed_kind(told_kind(event))
     end = {"kind": kind, "phase": phase, "where": where, "message": message}
     if isinstance(event, TorchMemory):
@@ -165,7 +165,7 @@ def end_of(ended: EndedRun) -> Document:
 
 def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
     """The engine's own message: torch's, where there is one."""
-    if error and isinstance(read_line(error["message"]), TorchMemory):
+    if error and isinstance(told_event(error["message"]), TorchMemory):
         return str(error["message"])
     for line in reversed(lines):
         if match := _OOM.search(line):

@@ -17,8 +17,7 @@ from turbofit.core.units import round_up
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.engines import engine_named
 from turbofit.memory.kv_cache import LoggedSlab
-from turbofit.observe.engine_end import rehearsed_kind, told_kind
-from turbofit.observe.log_reader import read_line
+from turbofit.observe.engine_end import rehearsed_kind, told_event, told_kind
 from turbofit.pretend.elf import Symbols
 from turbofit.pretend.libraries import PretendError
 from turbofit.pretend.usage import KINDS, VMM, read_timeline
@@ -94,7 +93,7 @@ def end_of(ended: EndedRun, ledger: Ledger) -> Document:
         words = f"{error['type']}: {error['message']} ({at})"
     message, waits = words if fatal else "", ended.stopped == "stuck"
     pinned_call = engine_named("turbomind", installed("lmdeploy")).log.pinned_call
-    told = told_kind(read_line(words), pinned_call)
+    told = told_kind(told_event(words), pinned_call)
     kind = rehearsed_kind(told, refused=bool(ledger.deaths), waits=waits)
     end = {"kind": kind, "phase": ledger.phases[-1], "where": words, "message": message}
     if waits:
