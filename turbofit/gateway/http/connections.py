@@ -102,9 +102,9 @@ class Connections:
     A connection waits while it has no running request: it is idle, or its headers are incomplete.
     If there is no room, the connection that has waited longest is closed for the new one: an
     attacker who holds connections open has always waited longer than a client that sends its
-    request. A connection with an unread request is not closed. The new one is refused only if every
-    other has a running request. Connections of ``proxies`` serve many clients and are not counted
-    by address.
+    request. A connection with unread bytes or an unsent refusal is not closed. The new one is
+    refused if none of the 64 that have waited longest can be closed (at an address's limit: of that
+    address). The limit for an address does not apply to ``proxies``, which serve many clients.
     """
 
     def __init__(

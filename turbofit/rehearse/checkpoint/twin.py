@@ -162,10 +162,10 @@ def _nested(path: str, data: JsonObject) -> JsonObject:
 
 
 def tensors(twin: Twin) -> Iterator[Entry]:
-    """All tensors of a twin, in the order in which its kinds name them.
+    """All tensors of a twin, in the order of the names in its checkpoint files (`Kind`).
 
     Raises:
-        UsageError: its kinds have no name for a tensor.
+        UsageError: a tensor has no name in these files.
     """
     whole, names = twin.whole, twin.decoder.tensors
     names = names if whole is None else merged(names, whole.tensors)

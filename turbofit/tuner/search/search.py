@@ -154,7 +154,7 @@ def may_fit(request: ResolvedRequest, engine: Engine) -> bool:
     # Of each degree the last shape, with the smallest prefill, has the largest cache.
     space = {shape.tp: shape for shape in alone.shapes()}
     held = {tp: alone.most_of_one(shape) for tp, shape in space.items()}
-    if not any(held.values()):  # the search would then lower the images
+    if not any(held.values()):  # the search would then lower the image limit
         held = {tp: alone.most_of_one(shape, small=True) for tp, shape in space.items()}
     cards, wanted = len(request.visible), request.promised_requests or 1
     return any(count * (cards // tp) >= wanted for tp, count in held.items())

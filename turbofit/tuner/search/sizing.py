@@ -446,7 +446,7 @@ class _Batches:
 
 
 def held_by(sized: Evaluation) -> int:
-    """The requests of counted size that one engine runs and holds at once."""
+    """How many requests of `counted_tokens` one engine runs at once; 0 if the plan does not fit."""
     settings = sized.settings
     size = counted_tokens(sized.vision_load, settings.session_len)
     held = settings.requests_in(sized.kv_tokens, size)
