@@ -151,7 +151,7 @@ class ServedModel:
         self.gateway, self.state = None, "asleep"
 
     def fail(self, trouble: str, again_at: float) -> None:
-        """Note a failed start: waiting clients are told, and no start is tried before that time."""
+        """Note a failed start and tell waiting clients; no start is tried before ``again_at``."""
         self.gateway, self.state = None, "failed"
         self.trouble, self.again_at = trouble, again_at
         self._wake()

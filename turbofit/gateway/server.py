@@ -249,7 +249,7 @@ class GatewayThread(Generic[_App]):
         self.url = ""
 
     def start(self) -> None:
-        """Begin to serve; returns once it listens, or raises what prevents that.
+        """Begin to serve; returns once the server listens, or raises the error that prevents it.
 
         Raises:
             LaunchError: the address cannot be bound, or the server did not start.

@@ -63,8 +63,8 @@ class Notes:
     ) -> bool:
         """Notes how a rehearsal case ended; returns whether the engine can take another one.
 
-        ``tokens`` are the numbers of the prompts' tokens; ``words`` is an error's text; ``begun`` is
-        a time of the monotonic clock.
+        ``tokens`` has each prompt's number of tokens, ``words`` is an error's text; ``begun`` is a
+        time of the monotonic clock.
         """
         counts = {status: statuses.count(status) for status in sorted(set(statuses))}
         seconds = round(time.monotonic() - begun, 3)

@@ -133,7 +133,7 @@ class Connections:
         self._most = min(self._most, most)
 
     def opened(self, connection: ClientConnection, host: str) -> Refusal | None:
-        """Count a new connection, which waits; returns a refusal if there is no room for it.
+        """Count a new connection, which waits; returns a refusal if there is no room, else None.
 
         A refused connection counts too, until it is closed.
         """
@@ -178,7 +178,10 @@ class Connections:
                 del self._number_of[address]
 
     def make_room(self, address: str | None = None, *, waited: float = 0.0) -> bool:
-        """Close the connection that waited longest, if it waited at least ``waited`` seconds."""
+        """Close the connection that waited longest, if it waited at least ``waited`` seconds.
+
+        If ``address`` is given, only its connections count. Returns whether one was closed.
+        """
         mine = (c for c in self._waiting if address is None or self._of[c] == address)
         for connection in islice(mine, _CANDIDATES):
             if time.monotonic() - self._waiting[connection] < waited:

@@ -193,10 +193,7 @@ class Sources:
         return None if soft == resource.RLIM_INFINITY else soft
 
     def disk_free(self, path: str) -> tuple[int, bool] | None:
-        """A folder's free disk bytes, and whether it is writable; None if the disk cannot be read.
-
-        A folder that does not exist yet stands for its nearest parent that does.
-        """
+        """The free bytes of a (future) folder's disk, and whether it is writable; None if unknown."""
         folder = Path(path)
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent

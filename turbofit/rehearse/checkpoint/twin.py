@@ -74,7 +74,7 @@ class Twin:
 
     @property
     def packing(self) -> str:
-        """The method by which its tensors are packed; empty if they are not packed."""
+        """The method by which the twin's tensors are packed; empty if they are not packed."""
         return "" if self.model.quantization is None else self.model.quantization.method
 
     @property

@@ -289,7 +289,7 @@ class _Search(SearchState):
         return all(self.most_of_one(part, small=True) for part in _parts(shape))
 
     def most_of_one(self, part: Shape, *, small: bool = False) -> int:
-        """The most requests that one group holds; 0 if it cannot even serve one.
+        """The most requests that one group of GPUs holds; 0 if the group cannot serve even one.
 
         ``small``: with the least image limit that a search may use.
         """
@@ -314,7 +314,11 @@ class _Search(SearchState):
         return request.image_limit is not None or request.workload.image_size is not None
 
     def shapes(self) -> list[Shape]:
-        """The shapes that LMDeploy accepts with the user's options; an error if there are none."""
+        """The shapes that LMDeploy accepts with the user's options, at least one.
+
+        Raises:
+            TurbofitError: there are none; the error says why.
+        """
         running = list(shapes(self.request, self.engine))
         if not running:
             raise self._no_shape()
