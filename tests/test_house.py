@@ -36,7 +36,7 @@ BUDGETS = {
     "rehearse": 4_430,  # rooms of forwards, stand-ins of LLaVA and Llama-3.2-Vision
     "gateway": 9_335,  # the page and what it asks for, connections after bodies, its options
     "load": 1_520,  # what asks for a person came from cli
-    "launch": 11_830,  # kept kernels, images on threads and resized, standby, checks, garbage
+    "launch": 11_833,  # kept kernels, images on threads and resized, standby, checks, garbage
     "batch": 1_685,
     "diagnose": 4_110,  # other programs in one line, servers that stand still, what people tell
     "report": 5_085,  # views, and looks at servers that run, came from cli; faults that which names

@@ -1,4 +1,4 @@
-"""Runs a batch from its input to its result: items without a line are sent, many at once.
+"""Runs a batch: sends the items that have no line in the output yet, many of them at once.
 
 Only the items under way are in memory: the next ones are read when there is room, and each line is
 written as soon as it comes.
@@ -263,7 +263,10 @@ async def send_all(
 async def run_together(
     work: Iterable[Coroutine[Any, Any, None]], beside: Iterable[Coroutine[Any, Any, None]] = ()
 ) -> None:
-    """Wait for all of the work, or for its first error; then end what runs ``beside`` it, too."""
+    """Wait until all work is done or any coroutine fails; then cancel all that still run.
+
+    The first error is raised, also one of ``beside``, whose coroutines need not end by themselves.
+    """
     tasks = {asyncio.ensure_future(coroutine) for coroutine in work}
     left = everything = tasks | {asyncio.ensure_future(coroutine) for coroutine in beside}
     try:

@@ -151,7 +151,7 @@ class ServedModel:
         self.gateway, self.state = None, "asleep"
 
     def fail(self, trouble: str, again_at: float) -> None:
-        """Note a failed start: waiting clients are told, and no start is tried before that time."""
+        """Note a failed start and tell waiting clients; no start is tried before ``again_at``."""
         self.gateway, self.state = None, "failed"
         self.trouble, self.again_at = trouble, again_at
         self._wake()
@@ -183,7 +183,9 @@ class ServedModel:
         requests may wait.
 
         Raises:
-            Refusal: too many requests wait, the time is over, or the model cannot start.
+            Refusal: too many requests wait, the time is over, the model cannot start, or the
+                server ends.
+            asyncio.CancelledError: the client has left.
         """
         came = time.monotonic()
         while self.state != "ready" or self.gateway is None:
@@ -348,7 +350,7 @@ class ModelsGateway(AsgiApp):
         return page, None if fine else min((model.retry_after for model in models), default=1)
 
     async def metrics_text(self) -> str:
-        """The metrics of each model with a label ``model``, and those of this address."""
+        """The metrics of each model, with a label ``model``, and those of the shared address."""
 
         async def page(model: ServedModel) -> str:
             return "" if model.gateway is None else await model.gateway.metrics_text()

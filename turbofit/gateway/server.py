@@ -44,14 +44,14 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.deny_list import DenyList
 
 _BACKLOG: Final = 2048
-#: Seconds that a thread which reads or writes a large body keeps Python's lock while the event loop
-#: waits for it, at each step of each other request; by Python's default 5 ms.
+#: Seconds for which a thread that handles a large body keeps Python's lock. The event loop waits
+#: so long at each step of every other request. Python's default is 5 ms.
 SWITCH_SECONDS: Final = 0.0005
 #: Open files in addition to those of connections, each of which may need one more to an engine; and
 #: open files for connections that are only told that there are too many.
 _OTHER_FILES: Final = 128
 _REFUSED_FILES: Final = 128
-#: Seconds for clients to read a last message, and for requests to end if there is none.
+#: Seconds for clients to read a last message; then for aborted connections to end.
 _AT_ONCE: Final = 2.0
 #: Seconds until a gateway's thread must listen, and seconds beyond its drain until it has ended.
 _START_SECONDS, _BEYOND = 30.0, 5.0
@@ -249,7 +249,7 @@ class GatewayThread(Generic[_App]):
         self.url = ""
 
     def start(self) -> None:
-        """Begin to serve; returns once it listens, or raises what prevents that.
+        """Begin to serve; returns once the server listens, or raises the error that prevents it.
 
         Raises:
             LaunchError: the address cannot be bound, or the server did not start.
@@ -453,7 +453,7 @@ def keep_large_blocks() -> bool:
 
 
 def run_loop(main: Any) -> None:
-    """Run a coroutine on the fastest loop that is installed."""
+    """Run a coroutine on the fastest loop that is installed, with `SWITCH_SECONDS`."""
     from importlib import import_module
     from importlib.util import find_spec
 

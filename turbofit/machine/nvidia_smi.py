@@ -74,7 +74,10 @@ class SmiTable:
         self._named: tuple[int, str] | None = None
 
     def line(self, text: str) -> SmiGpu | SmiProcess | MigSlice | None:
-        """The content of a line; None if it has none, or is the first of a GPU's two lines."""
+        """The content of a line; None if it has none, or is the first of a GPU's two lines.
+
+        If the GPU before lacks its second line, a first line returns that GPU, without its memory.
+        """
         text = text.lstrip()
         if not text.startswith("|"):
             return None

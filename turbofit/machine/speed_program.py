@@ -2,10 +2,10 @@
 
 It is a separate process, since it makes a context on every visible GPU, and a driver with broken
 peer access may crash it. It imports nothing of turbofit. Indices are CUDA's, sizes are bytes, times
-seconds. ``{"card"}``: bytes/s of a copy inside a card, and FLOP/s of a product of 16-bit matrices.
-``{"pair"}``: a copy from one card to another, whether it used peer access, whether all bytes
-arrived; and the same through pinned host memory. ``{"reduce"}``: NCCL's all-reduce of a group. Exit
-code 3: no torch with CUDA.
+seconds. ``{"card"}``: bytes/s, read plus written, of a copy inside a card, and FLOP/s of a product
+of 16-bit matrices. ``{"pair"}``: a copy from one card to another, whether it used peer access,
+whether all bytes arrived; and the same through pinned host memory. ``{"reduce"}``: NCCL's
+all-reduce of a group. Exit code 3: no torch with CUDA.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def timed(torch: Any, devices: list[int], act: Any, least: float = 0.05) -> floa
 
 
 def card(torch: Any, index: int) -> None:
-    """Measure one card: a copy inside it, and a product of matrices."""
+    """Print a card's speeds: bytes/s (read plus written) of a copy, FLOP/s of a product."""
     device = f"cuda:{index}"
     source = torch.empty(_CARD_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

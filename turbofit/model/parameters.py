@@ -75,7 +75,7 @@ def stored_bytes(
 
 @lru_cache
 def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict[str, int]:
-    """The bytes, by role, that exempt linear layers need beyond their packed size."""
+    """Extra bytes, by role, of linear layers that stay unquantised, beyond their packed size."""
     if not quantization.unconverted:
         return {}
     extra = {}

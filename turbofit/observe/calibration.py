@@ -204,7 +204,7 @@ def _buffers(
             least[-1] -= int(left * _estimated(ledger, BEFORE_CACHE))
     if not more:
         return 0
-    # At the same ratio the next cache may be one step of its pool larger than this one.
+    # At the same ratio, the next start may allocate one step more of the pool than this one.
     step = 0 if observation.region is None else shape.step
     return max(round_up(max(more) + step, MIB), *least)
 

@@ -187,7 +187,10 @@ def refuse(scene: Scene) -> list[str]:
 
 
 def plan_warnings(plan: Plan, sources: Sources | None = None) -> list[str]:
-    """The warnings about a plan from packages and environment; it may be launched elsewhere."""
+    """The warnings about a plan that this machine's packages and environment give.
+
+    The plan may be launched on another machine.
+    """
     scene = Scene(sources or Sources(), "plan", plan=plan)
     return [answer.seen for _, answer in answers(scene) if answer.state in ("warning", "stops")]
 

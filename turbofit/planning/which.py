@@ -74,7 +74,7 @@ def which_models(request: WhichRequest) -> Which:
             model = preset_model(preset)
             weights[preset] = model.weight_bytes
             row = _tried(promise.changed(model=model), name, errors)
-        except TurbofitError as exc:  # it has no account
+        except TurbofitError as exc:  # there is no memory account of the preset
             errors.append(exc)
             row = blank_line(preset, name, machine, exc.message)
         rows.append(replace(row, model=preset))

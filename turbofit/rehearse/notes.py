@@ -22,7 +22,7 @@ DEAD: Final = frozenset({"unavailable", "internal_error"})
 
 
 class Notes:
-    """The child's side: writes values to a file of the rehearsal's folder."""
+    """The report as the rehearsal's child writes it, into a file of the rehearsal's folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,9 +61,10 @@ class Notes:
         words: str = "",
         **more: Any,
     ) -> bool:
-        """Notes how a case ended; returns whether the engine can take another one.
+        """Notes how a rehearsal case ended; returns whether the engine can take another one.
 
-        ``tokens`` are those of each prompt, ``words`` is an error's text; ``begun`` is monotonic.
+        ``tokens`` has each prompt's number of tokens, ``words`` is an error's text; ``begun`` is a
+        time of the monotonic clock.
         """
         counts = {status: statuses.count(status) for status in sorted(set(statuses))}
         seconds = round(time.monotonic() - begun, 3)

@@ -47,7 +47,7 @@ class Promise(Struct):
         return self.image_limit in (None, image_limit) and self.context in (None, context)
 
     def why_broken(self, plan: Plan, unit: str) -> str:
-        """The reason why a plan breaks the promise; empty if it keeps it."""
+        """The reason why a plan breaks the promise; empty if the plan keeps the promise."""
         served, most = plan.limits.image_limit, plan.kv.longest_request_tokens
         wanted = self.image_limit
         if wanted is not None and served is not None and served < wanted:
@@ -84,7 +84,7 @@ class _Planner:
         self.unit = "" if rule is None else rule.limit_unit
 
     def plan(self, kind: Kind, share: float, promise: Promise = _ALONE) -> Planned:
-        """The plan of a kind with this share of requests; its own if that keeps the promise."""
+        """The plan of a kind for a share of requests; the one without a promise, if it suffices."""
         requests = None if self.requests is None else max(1, ceil(share - _ALMOST))
         key = (kind, requests, promise)
         if key not in self._made:

@@ -1,6 +1,7 @@
-"""What a plan's peak pays for, as limits of one request: the gateway refuses what is beyond them.
+"""The limits of one request that a plan's peak memory covers; the gateway refuses larger requests.
 
-A plan lowers them by its vision load (`search.shapes`); `gateway.limits` holds requests to them.
+The search lowers the vision load, and so the limits (`search.shapes`); `gateway.limits` checks
+them.
 """
 
 from __future__ import annotations

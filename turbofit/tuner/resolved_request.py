@@ -23,8 +23,8 @@ _DEFAULT_SHARE = 0.01
 _REHEARSED_SHARE = 3 / 8
 #: The least margin, even with a calibration.
 LEAST_MARGIN = 64 * MIB
-#: Prepared images that an engine keeps by default: the most bytes (as in vLLM), the fraction of the
-#: host memory that engines leave, and that memory if it is unknown.
+#: An engine keeps prepared images up to the first number of bytes (as in vLLM), or to the host
+#: memory that engines leave, divided by the second; the third is that memory if it is unknown.
 _MOST_KEPT, _SHARE_KEPT, _UNKNOWN_LEFT = 4 * GIB, 8, 8 * GIB
 
 

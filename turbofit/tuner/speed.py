@@ -356,7 +356,7 @@ def request_tokens(vision_load: VisionLoad) -> int:
 
 
 def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
-    """The tokens of the request that verdicts count: the workload's, limited to a session."""
+    """The tokens of the request that verdicts count: the workload's, at most ``session_len``."""
     return min(request_tokens(vision_load), session_len)
 
 
@@ -486,7 +486,7 @@ def group_speed(
 def speed_of(
     group: GroupRates, figures: Rates, load: ClosedLoad, settings: Settings, kv_tokens: float
 ) -> Speed:
-    """The forecast of one engine under a closed load; its cache holds ``kv_tokens``."""
+    """The speed of one engine under a closed load, forecast; ``kv_tokens`` fit into its cache."""
     work, card, at_once = group.work, group.card, load.at_once
     whole, context = load.prompt + load.output, load.prompt + load.output * (1 + load.spread) / 2
     admitted = min(at_once, settings.max_batch_size)

@@ -22,7 +22,7 @@ from turbofit.tuner.tower import BEFORE
 class TraceRequest(NamedTuple):
     """One request, ``at`` seconds after the first; ``prompt`` includes the tokens of images.
 
-    ``units`` and ``image_tokens`` are sums over its images.
+    ``units`` are vision units; they and ``image_tokens`` are totals of all images of the request.
     """
 
     at: float

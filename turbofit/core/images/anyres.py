@@ -62,10 +62,11 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return self.tokens_per_tile + self._packed(rows, columns)
 
     def unit_tokens(self, units: int) -> int:
-        """Tokens of an image that fills its grid, so that no padding is removed.
+        """The most tokens of an image with at most ``units``: it fills its grid, without padding.
 
-        It is exact for an image of its grid's own shape. For resampled images it is an upper bound:
-        1.1 squared times the tokens of ``most_tiles``, with no padding removed.
+        The number is exact for an image in the shape of its grid. If images of a grid are
+        resampled, it is an upper bound: 1.21 times the tokens of ``most_tiles`` tiles, plus one
+        token for each line, plus the tile of the whole image.
         """
         side, most = self._side, 0
         for height, width in (*self.grids, (self.tile_size, self.tile_size)):

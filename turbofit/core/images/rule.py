@@ -271,7 +271,10 @@ class ImageRule(Struct):
 
     @abstractmethod
     def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
-        """Limits worth trying, the checkpoint's own first: tile counts, or ``steps`` halvings."""
+        """Image limits worth trying, the checkpoint's own first, then lower ones.
+
+        They are numbers of tiles; or numbers of pixels, halved at most ``steps`` times.
+        """
 
     @abstractmethod
     def limits_below(self, most: int) -> range:

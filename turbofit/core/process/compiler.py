@@ -29,7 +29,13 @@ def cache_folder(room: str) -> Path:
 
 
 def compile_c(words: Sequence[str]) -> str | None:
-    """Run a compiler; returns the line that says why it failed, or None if it did not fail."""
+    """Run a compiler; returns None if it succeeds, else its first line with an error.
+
+    If there is no such line, all of its stderr is returned, which may be empty.
+
+    Raises:
+        OSError: the compiler cannot be started.
+    """
     import subprocess
 
     done = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -102,9 +102,9 @@ class Connections:
     A connection waits while it has no running request: it is idle, or its headers are incomplete.
     If there is no room, the connection that has waited longest is closed for the new one: an
     attacker who holds connections open has always waited longer than a client that sends its
-    request. A connection with an unread request is not closed. The new one is refused only if every
-    other has a running request. Connections of ``proxies`` serve many clients and are not counted
-    by address.
+    request. A connection with unread bytes or an unsent refusal is not closed. The new one is
+    refused if none of the 64 that have waited longest can be closed (at an address's limit: of that
+    address). The limit for an address does not apply to ``proxies``, which serve many clients.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Connections:
         self._most = min(self._most, most)
 
     def opened(self, connection: ClientConnection, host: str) -> Refusal | None:
-        """Count a new connection, which waits; returns a refusal if there is no room for it.
+        """Count a new connection, which waits; returns a refusal if there is no room, else None.
 
         A refused connection counts too, until it is closed.
         """
@@ -178,7 +178,10 @@ class Connections:
                 del self._number_of[address]
 
     def make_room(self, address: str | None = None, *, waited: float = 0.0) -> bool:
-        """Close the connection that waited longest, if it waited at least ``waited`` seconds."""
+        """Close the connection that waited longest, if it waited at least ``waited`` seconds.
+
+        If ``address`` is given, only its connections count. Returns whether one was closed.
+        """
         mine = (c for c in self._waiting if address is None or self._of[c] == address)
         for connection in islice(mine, _CANDIDATES):
             if time.monotonic() - self._waiting[connection] < waited:

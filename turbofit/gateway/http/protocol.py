@@ -119,8 +119,12 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Start a request; from now on the app sets its deadlines.
 
-        httptools ends a message that asks for another protocol with its headers, and would read its
-        body as the next request: another client's, behind a proxy that shares connections.
+        A request with a body that asks for another protocol is refused. httptools would end it
+        after its headers and read its body as a new request. Behind a proxy that shares
+        connections, that request could count as another client's.
+
+        Raises:
+            Refusal: such a request, or headers that servers and proxies read differently.
         """
         if self.parser.should_upgrade() and any(map(_frames, self.headers)):
             raise Refusal("upgrade")

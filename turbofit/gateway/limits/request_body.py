@@ -106,7 +106,7 @@ class Parsed:
 
     @property
     def copies(self) -> int:
-        """The number of requests that the engine makes of it; call it when `n` is in its range."""
+        """The number of requests that the engine makes of this one, if `n` is in its range."""
         number: int = self.body.get("n") or 1
         return self.prompts * number
 
@@ -118,7 +118,6 @@ def read_body(kind: Kind, body: Any) -> Parsed:
 
     Raises:
         Refusal: the body does not have the form of its API.
-        Refusal: the body has not the form of its API.
     """
     if not isinstance(body, dict):
         raise Refusal("bad_body")

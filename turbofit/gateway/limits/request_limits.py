@@ -148,7 +148,10 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
 
 
 def model_default(bounds: Bounds) -> int:
-    """The limit of an image without parameters: on an overlay the plan's, else the checkpoint's."""
+    """The limit, in tiles or pixels, of an image without parameters: on an overlay the plan's.
+
+    Without an overlay it is the checkpoint's.
+    """
     assert bounds.rule is not None
     return planned_limit(bounds) if bounds.overlay else bounds.rule.checkpoint_limit
 

@@ -104,7 +104,7 @@ class DenyFile:
         return msgspec.structs.replace(denied, until=min(denied.until, now + DAY_SECONDS))
 
     def deny(self, name: str, deaths: int, seconds: float, *, client: bool) -> None:
-        """Refuse a name for ``seconds``; `write` stores that."""
+        """Refuse a fingerprint or client for ``seconds``; `write` stores the entry in the file."""
         now = time.time()
         denied = Denied(name=name, since=now, until=now + seconds, deaths=deaths, client=client)
         self._set(name, denied)

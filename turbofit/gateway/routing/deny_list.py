@@ -160,7 +160,8 @@ class DenyList:
     def nothing_listens(self, engine: RoutedEngine) -> EngineDeath | None:
         """Note that an engine's address is dead: a request that was left may have ended the engine.
 
-        The requests that it still has notice the end themselves.
+        Returns None if no request was left lately. The requests that the engine still has notice
+        the end themselves.
         """
         left = [present.sent_at for present in engine.left_lately()]
         return self.engine_died(engine, max(left)) if left else None

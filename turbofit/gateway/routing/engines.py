@@ -81,7 +81,7 @@ class InFlight(Protocol):
 
 
 class Accusation(NamedTuple):
-    """A death's facts on a request or client: it had its turn, and its answer had begun."""
+    """A death's facts on a request or client: whether it had a turn, and an answer had begun."""
 
     in_turn: bool
     begun: bool
@@ -180,9 +180,9 @@ class RoutedEngine:
 
     @property
     def back_at(self) -> float:
-        """The time when it will answer again, by its last start; infinity if unknown.
+        """The monotonic time when the engine will answer again; infinity if unknown.
 
-        It is too early if this start takes longer than the last one.
+        It comes from the seconds of the last start: too early if this start takes longer.
         """
         if not self.start_seconds:
             return _NEVER
@@ -205,7 +205,7 @@ class RoutedEngine:
 
     @property
     def rank(self) -> tuple[float, float, int]:
-        """A sort key, the least first: its fullness with one more request, then its units.
+        """A sort key, the least first: the fullness with one more request, then the vision units.
 
         An engine with twice the share gets twice the requests.
         """
@@ -253,7 +253,7 @@ class RoutedEngine:
         return self.death
 
     def note_end(self) -> EngineDeath:
-        """Note that a supervisor saw its process end: requests may have met that death already."""
+        """Note that a supervisor saw the engine's process end; requests may have met this end."""
         if self.death is not None and self.death.ended:
             self.death = None  # it was the previous process's
         death = self.note_death()

@@ -64,7 +64,8 @@ def replace_resize(library: ctypes.CDLL) -> None:
         return
     resizer = Resizer(library, pillow.__version__)
     resizer.check(original)
-    pillow.core.set_use_block_allocator(1)  # large pictures' pixels are in one piece, too
+    # Pillow then keeps the pixels of large pictures in one piece, too.
+    pillow.core.set_use_block_allocator(1)
     pillow.Image.resize = resizer.instead_of(original)
 
 

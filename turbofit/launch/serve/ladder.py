@@ -165,7 +165,10 @@ def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | N
 
 
 class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):
-    """The changes of the last step, for the next start of this model, cards and LMDeploy."""
+    """All changes after failed starts, for the next start of this model, cards and LMDeploy.
+
+    ``why`` is the reason of the last change.
+    """
 
     model: str
     lmdeploy: str
@@ -174,7 +177,7 @@ class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):
 
 
 def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
-    """Keywords of the planner from the last step of an equal start; empty if there was none."""
+    """The planner's keywords that failed starts of an equal plan led to; empty if none is known."""
     learned = _learned(plan, lmdeploy, pretend).read()
     return {} if learned is None else learned.changes
 

@@ -123,10 +123,12 @@ class Leases:
 
     @contextmanager
     def locked(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold the lock for measuring and planning; `waiting` is called once if another holds it.
+        """Hold the lock for measuring and planning; ``waiting`` is called once if another has it.
+
+        If the folder cannot be used (``alone``), no lock is taken.
 
         Raises:
-            LaunchError: another process has held it for minutes.
+            LaunchError: another process has held it for five minutes.
         """
         if self.alone:
             yield
@@ -153,7 +155,7 @@ class Leases:
         return [lease for lease, alive in self._all() if alive]
 
     def stale(self) -> list[Lease]:
-        """Leases of our user whose owners have ended, and whose engines we could see."""
+        """Leases of our user whose turbofits have ended, with engines in our pid namespace."""
         gone = [lease for lease, alive in self._all() if not alive and lease.here]
         return [lease for lease in gone if lease.uid == os.getuid()]
 

@@ -1,4 +1,4 @@
-"""`turbofit tune`: the choices and the load of a tuning, its trials, and what is kept."""
+"""`turbofit tune`: chooses settings, measures each under a load, and keeps the best."""
 
 from __future__ import annotations
 
@@ -76,6 +76,7 @@ def tune_model(
 
     Raises:
         StoppedError: a signal came before anything was measured.
+        UsageError: the plan is for Transformers, which has nothing to tune.
     """
     run = Run(config, leases, say)
     run.plan = run.planner.make({})

@@ -98,7 +98,8 @@ class LegacyTorchAccount(GroupAccount):
         linked = launch.machine.nvlinked(launch.gpus)
         yield from before_terms(gpu, launch.settings, linked, self.constants)
         if tp > 1 and (i == 0 or (spread and model.vision is not None)):
-            # Ranks are separate processes. Too high for ranks whose GPU the server does not touch.
+            # Ranks are separate processes. The size is too high if the server does not use a
+            # rank's GPU.
             size, _ = context_bytes(gpu)
             note = "the server's process beside the rank's"
             yield term("server_context", "context", size, "estimate", note)

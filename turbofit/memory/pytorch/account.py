@@ -79,7 +79,7 @@ _NO_REPEAT = frozenset(
         "Llama4ForConditionalGeneration",
     }
 )
-#: The kind of tower whose whole heads are divided unequally if the ranks do not divide them.
+#: The kind of tower whose heads need not divide by the ranks: some ranks then have more heads.
 #: Source: lmdeploy pytorch/models/internvl.py::InternAttention.__init__ #0fca87
 _UNEQUAL_HEADS = "internvit"
 #: The model whose states are bfloat16 with every dtype.

@@ -191,7 +191,7 @@ class Transformers(LayeredEngine):
         return vision_load.units_per_request
 
     def cache(self, model: Model, settings: Settings) -> CacheShape:
-        """The layout: one token's keys and values, on all GPUs together."""
+        """The cache's layout: a block is one token, its bytes are those on all GPUs together."""
         layers = components(model, settings.dtype).layers
         size = sum(layer.kv_per_token for layer in layers)
         return CacheShape(block_bytes=size, block_tokens=1, step=1)

@@ -183,7 +183,7 @@ def open_files(plan: Plan, scene: Scene) -> Answer | None:
 
 
 def rank_launcher(sources: Sources, scene: Scene) -> Answer:
-    """Warn about torchrun, srun and mpirun, which start a program once for each rank.
+    """Stop a start by torchrun or another launcher that sets ``WORLD_SIZE`` or ``LOCAL_RANK``.
 
     TurboMind uses all GPUs of a group from one process, so each rank would start a whole engine.
     """

@@ -74,7 +74,7 @@ class Twin:
 
     @property
     def packing(self) -> str:
-        """The method by which its tensors are packed; empty if they are not packed."""
+        """The method by which the twin's tensors are packed; empty if they are not packed."""
         return "" if self.model.quantization is None else self.model.quantization.method
 
     @property
@@ -162,10 +162,10 @@ def _nested(path: str, data: JsonObject) -> JsonObject:
 
 
 def tensors(twin: Twin) -> Iterator[Entry]:
-    """All tensors of a twin, in the order in which its kinds name them.
+    """All tensors of a twin, in the order of the names in its checkpoint files (`Kind`).
 
     Raises:
-        UsageError: its kinds have no name for a tensor.
+        UsageError: a tensor has no name in these files.
     """
     whole, names = twin.whole, twin.decoder.tensors
     names = names if whole is None else merged(names, whole.tensors)

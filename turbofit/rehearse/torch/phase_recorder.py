@@ -1,10 +1,10 @@
 """Records the phases of each process of a rehearsal, and the figures of torch's allocator.
 
-The child names a phase in a file. In each process with a CUDA context (also workers of Ray or
-``mp``) a thread reads it, marks the phase in the account, and notes torch's figures of the phase
-that ended; the child waits for that. Torch may not choose cuDNN's attention, which it prefers on
-Hopper: it finds no plan on a pretend GPU, so memory that cuDNN takes for itself is not seen. Sizes
-are in bytes, devices are the machine's own numbers.
+The child writes a phase's name into a file. Each process with a CUDA context (also workers of Ray
+or ``mp``) has a thread that reads the name, marks the phase in the account, and notes torch's
+figures of the phase that ended. The child waits up to five seconds for these threads. Torch is told
+not to use cuDNN's attention, its choice on Hopper: cuDNN finds no plan on a pretend GPU. So memory
+that cuDNN takes for itself is not seen. Sizes are in bytes, devices are the machine's own numbers.
 """
 
 from __future__ import annotations

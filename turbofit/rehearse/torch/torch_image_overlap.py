@@ -103,7 +103,7 @@ class ServerRoom(NamedTuple):
 class Pictures:
     """Pictures of a rule by their units: the largest that a client sends, and smaller ones.
 
-    A request has at most ``images`` images and ``request_units`` units, by default its images'.
+    A request has at most ``images`` images and ``request_units`` units (None: all of its images').
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Pictures:
         return tuple(self._sizes[image] for image in prompt.images)
 
     def request(self) -> Prompt:
-        """The worst request: the largest picture, as often as its units allow."""
+        """The worst request: the largest picture, as often as a request's units allow."""
         maker = self.maker
         units = mixes.units_of_request(maker.units, maker.images, maker.request_units)
         images = [self._within(count, 1 << 40) for count in units]

@@ -110,7 +110,7 @@ def _cold(plan: Plan, maker: PromptMaker, gate: int | None) -> list[Prompt]:
 
 
 def most_met(prompts: Sequence[Prompt], room: Room) -> int:
-    """The most units that one forward encodes; rows that generate are left out.
+    """The most vision units that one forward encodes; sequences that generate are not counted.
 
     Prompts come in this order, all before the first step.
     Source: lmdeploy 0.16.0 src/turbomind/engine/scheduler.cc::RunRequiredAdmission

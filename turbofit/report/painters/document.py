@@ -121,7 +121,7 @@ def table(
     aside: Collection[str] = (),
     **more: Any,
 ) -> Table:
-    """Build a table; ``right`` (numbers), ``wrap`` and ``aside`` list columns by their titles."""
+    """Build a table; ``right`` (for numbers), ``wrap`` and ``aside`` are titles; see `Column`."""
     columns = tuple(
         Column(title=title, right=title in right, wrap=title in wrap, aside=title in aside)
         for title in titles

@@ -41,7 +41,7 @@ _CELLS: Final = 20
 _LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
 #: The least ratio to divide by: a document may state any ratio, but nobody sets a smaller one.
 _LEAST: Final = 1e-6
-#: The prefix of figures of which the largest is the worst; of other figures the least is.
+#: The prefix of figures whose largest value is the worst; other figures' least value is.
 _IN_USE: Final = "in use"
 #: The only figure that is not in bytes.
 _TOKENS: Final = "KV tokens"

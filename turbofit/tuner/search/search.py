@@ -154,7 +154,7 @@ def may_fit(request: ResolvedRequest, engine: Engine) -> bool:
     # Of each degree the last shape, with the smallest prefill, has the largest cache.
     space = {shape.tp: shape for shape in alone.shapes()}
     held = {tp: alone.most_of_one(shape) for tp, shape in space.items()}
-    if not any(held.values()):  # the search would then lower the images
+    if not any(held.values()):  # the search would then lower the image limit
         held = {tp: alone.most_of_one(shape, small=True) for tp, shape in space.items()}
     cards, wanted = len(request.visible), request.promised_requests or 1
     return any(count * (cards // tp) >= wanted for tp, count in held.items())
@@ -292,7 +292,7 @@ class _Search(SearchState):
         return all(self.most_of_one(part, small=True) for part in _parts(shape))
 
     def most_of_one(self, part: Shape, *, small: bool = False) -> int:
-        """The most requests that one group holds; 0 if it cannot even serve one.
+        """The most requests that one group of GPUs holds; 0 if the group cannot serve even one.
 
         ``small``: with the least image limit that a search may use.
         """
@@ -317,7 +317,11 @@ class _Search(SearchState):
         return request.image_limit is not None or request.workload.image_size is not None
 
     def shapes(self) -> list[Shape]:
-        """The shapes that LMDeploy accepts with the user's options; an error if there are none."""
+        """The shapes that LMDeploy accepts with the user's options, at least one.
+
+        Raises:
+            TurbofitError: there are none; the error says why.
+        """
         running = list(shapes(self.request, self.engine))
         if not running:
             raise self._no_shape()

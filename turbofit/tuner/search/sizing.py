@@ -239,7 +239,7 @@ class Sizer:
         return min(shortest_context(self.vision_load), longest), longest
 
     def session_len(self) -> int:
-        """The context: the user's, or the model's own, reduced to what the cache holds."""
+        """The context in tokens: the user's, or the model's own, at most what the cache holds."""
         low, longest = self.contexts()
         if low == longest:
             return low
@@ -258,7 +258,10 @@ class Sizer:
         return rounded if cheap else low
 
     def ratio(self, accounts: Sequence[Account]) -> float | None:
-        """The largest ratio that fits every group and the rehearsals' caps, or the user's own."""
+        """The largest ratio that fits every group and the rehearsals' caps, or the user's own.
+
+        None if no ratio fits one of the groups.
+        """
         if isinstance(self._fixed_ratio, int | float):
             return float(self._fixed_ratio)
         best = [self.state.once(account.best_ratio, "ratio", account) for account in accounts]
@@ -328,7 +331,7 @@ class Sizer:
 
 
 def shortest_context(vision_load: VisionLoad) -> int:
-    """The least ``session_len`` with which the workload's request can be served."""
+    """The least ``session_len``, in tokens, with which the workload's request can be served."""
     return round_up(vision_load.tokens_per_request + MIN_TEXT_TOKENS, CONTEXT_STEP)
 
 
@@ -446,7 +449,7 @@ class _Batches:
 
 
 def held_by(sized: Evaluation) -> int:
-    """The requests of counted size that one engine runs and holds at once."""
+    """How many requests of `counted_tokens` one engine runs at once; 0 if the plan does not fit."""
     settings = sized.settings
     size = counted_tokens(sized.vision_load, settings.session_len)
     held = settings.requests_in(sized.kv_tokens, size)
@@ -459,7 +462,7 @@ def is_bounded(request: ResolvedRequest) -> bool:
 
 
 def most_held(sizer: Sizer, wanted: int) -> int:
-    """The most requests at once, below ``wanted``, that one engine of a shape holds."""
+    """The most requests at once, below ``wanted``, that one engine of a shape holds; or 0."""
     shortest, _ = sizer.contexts()
     bounded = is_bounded(sizer.request)
     most = sizer.with_batch(1).most_requests(shortest) if bounded else wanted
