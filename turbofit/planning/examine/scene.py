@@ -193,7 +193,7 @@ class Sources:
         return None if soft == resource.RLIM_INFINITY else soft
 
     def disk_free(self, path: str) -> tuple[int, bool] | None:
-        """The free bytes of a (future) folder's disk, and whether it is writable; None if unknown."""
+        """A folder's free disk bytes, and whether it is writable; None if unknown."""
         folder = Path(path)
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent

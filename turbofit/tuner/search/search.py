@@ -115,7 +115,7 @@ class EngineFit(Struct):
 
 
 def search(request: ResolvedRequest, engine: Engine, *, brief: bool = False) -> EngineFit:
-    """The best shape for a request; ``brief``: without all other shapes, on TurboMind only.
+    """The best shape for a request; ``brief``: without other shapes, if one request bounds them.
 
     Raises:
         UsageError: an option of the user cannot be used on this machine or with this model.
@@ -207,10 +207,8 @@ def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> i
 class _Search(SearchState):
     def __init__(self, request: ResolvedRequest, engine: Engine, *, brief: bool = False) -> None:
         super().__init__(request, engine)
-        # On the PyTorch engine, one request may take more memory than two, and the smallest prefill
-        # may not be the best: what one request needs there bounds nothing.
-        self._one_bounds = engine.name == "turbomind"
-        self._brief = brief and self._one_bounds and is_bounded(request)
+        # Otherwise (the PyTorch engine) one request's account bounds nothing.
+        self._brief = brief and engine.grows_with_requests and is_bounded(request)
 
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
         """The best shape, and all tried shapes; if none serves, the best one as wished."""
@@ -430,7 +428,7 @@ class _Search(SearchState):
         def at(image_limit: int) -> Evaluation:
             return self.evaluate(self._limited(shape, image_limit))
 
-        bounded = self._one_bounds and good is _SERVES
+        bounded = self.engine.grows_with_requests and good is _SERVES
         found = at(self._limit_alone(shape, rule)) if bounded else None
         if found is None or not good(found):
             found = at(limits[0])
