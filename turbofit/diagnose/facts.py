@@ -161,7 +161,7 @@ class LogFacts:
             self._line(line, text, event, hits, self._call(text, event, at_frame=at_frame))
 
     def ended_by(self, text: str) -> bool:
-        """Whether a row begins another run: an engine that was past its beginning begins again."""
+        """Whether a row begins a second run: the engine had reached its cache, or was dying."""
         past = self.course.reached in ("cache", "warm-up", "serving")
         past = past or self.course.stage == "dying"
         return past and _may_begin(text) and _BEGINS.search(text) is not None

@@ -83,10 +83,10 @@ class ToldLines:
         self._rows = 0
 
     def notice(self, line: int, text: str) -> None:
-        """Read any row: inside a fence, and without a title, it belongs to the log.
+        """Read a row; inside a fence, or in a report without a title, it belongs to the log.
 
-        The first line may be the whole report: without a title it is only compared with people's
-        words.
+        The first row is always read, as it may be the whole report. Without a title it counts only
+        if it has words that people use for a known problem.
         """
         self._rows += 1
         if self.title is None and self._rows <= _FIRST and text.startswith("# "):

@@ -37,7 +37,7 @@ _BEYOND: Final = GIB
 
 
 class Copy(NamedTuple):
-    """A sign of one copy too many: its meaning, the change that helps, and its line."""
+    """A sign that a model is loaded once too often: its meaning, a remedy, and the log's line."""
 
     why: str
     change: str
