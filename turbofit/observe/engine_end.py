@@ -41,7 +41,7 @@ def diagnosed(kind: EndKind) -> str:
 
 
 def told_kind(event: Struct | None, pinned_call: str = "") -> EndKind:
-    """The kind that the event of a log tells by itself; None: nothing in it is fatal.
+    """The kind that the event of a log tells by itself: ``crash`` if it names no other.
 
     ``pinned_call`` is the line of the engine's source that asks for page-locked host memory.
     """
@@ -54,11 +54,13 @@ def told_kind(event: Struct | None, pinned_call: str = "") -> EndKind:
             return "raced"
         case CudaError(out_of_memory=True, call=call) if call and call == pinned_call:
             return "host_memory"
-        case NoCache() | TorchMemory():
-            return "out_of_memory"
-        case CudaError(out_of_memory=True) | LegacyCuda(out_of_memory=True):
-            return "out_of_memory"
-        case PythonError(out_of_memory=True):
+        case (
+            NoCache()
+            | TorchMemory()
+            | CudaError(out_of_memory=True)
+            | LegacyCuda(out_of_memory=True)
+            | PythonError(out_of_memory=True)
+        ):
             return "out_of_memory"
     return "crash"
 

@@ -17,7 +17,7 @@ from turbofit.core.json_types import Document
 from turbofit.core.rehearsal import Moment
 from turbofit.core.struct import to_builtins
 from turbofit.core.version import __version__
-from turbofit.observe.engine_end import exit_words, rehearsed_kind
+from turbofit.observe.engine_end import exit_words
 from turbofit.pretend.run import NOTICE
 from turbofit.pretend.scenario import PretendGpu
 from turbofit.rehearse.engines import ADAPTERS
@@ -109,14 +109,12 @@ def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | Non
     end = convert(readings.end, End)
     if end.kind == "out_of_memory":
         return "out_of_memory", end
-    waits = end.kind == "hang" or ended.stopped == "idle" or unfinished is not None
-    kind = rehearsed_kind(end.kind, waits=waits)
-    end = replace(end, kind=kind)
     if ended.stopped == "idle":
-        end = replace(end, where="nothing happened any more")
+        end = replace(end, kind="hang", where="nothing happened any more")
     elif unfinished is not None:
-        end = replace(end, phase=f"case {unfinished}", where="not finished in time")
-    return "hang" if kind == "hang" else "failed", end
+        phase, where = f"case {unfinished}", "not finished in time"
+        end = replace(end, kind="hang", phase=phase, where=where)
+    return "hang" if end.kind == "hang" else "failed", end
 
 
 def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Moment, ...]:
