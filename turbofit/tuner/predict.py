@@ -153,8 +153,7 @@ def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) ->
     rule, room = request.model.image_rule, settings.session_len - 1
     if rule is None or load.tokens_per_request <= room:
         return load
-    units = rule.units_in(room // load.images_per_request, load.units_per_image)
-    total = rule.unit_tokens(units) * load.images_per_request
+    units, total = rule.images_in(load.images_per_request, room, load.units_per_image)
     return replace(load, units_per_image=units, tokens_per_request=total)
 
 

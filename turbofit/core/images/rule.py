@@ -238,17 +238,20 @@ class ImageRule(Struct):
         tiles and few tokens. A page is padded to ``padded`` units; None is the checkpoint's number.
         """
 
-    def units_in(self, tokens: int, most: int) -> int:
-        """Whole units, up to ``most``, of the largest image that takes no more than the tokens."""
-        if self.unit_tokens(most) <= tokens:
-            return most
-        step = self.unit_step
-        steps, _ = bisect(
-            lambda steps: self.unit_tokens(steps * step) <= tokens,
-            self.least_units // step,
-            -(-most // step),
-        )
-        return steps * step
+    def images_in(self, count: int, tokens: int, most: int) -> tuple[int, int]:
+        """Return the units of each of ``count`` equal images, and the tokens of them all.
+
+        They are the largest of at most ``most`` units that together take no more than ``tokens``.
+        """
+        room, step, units = tokens // count, self.unit_step, most
+        if self.unit_tokens(most) > room:
+            steps, _ = bisect(
+                lambda steps: self.unit_tokens(steps * step) <= room,
+                self.least_units // step,
+                -(-most // step),
+            )
+            units = steps * step
+        return units, self.unit_tokens(units) * count
 
     @abstractmethod
     def features(self, units: int) -> int:

@@ -76,9 +76,7 @@ def largest_images(plan: Plan) -> tuple[int, int]:
     whole = limits.units_per_image, limits.image_tokens_per_request
     if rule is None or plan.throughput is None or limits.image_tokens_per_request <= room:
         return whole
-    count = limits.images_per_request
-    units = rule.units_in(room // count, limits.units_per_image)
-    return units, rule.unit_tokens(units) * count
+    return rule.images_in(limits.images_per_request, room, limits.units_per_image)
 
 
 def _users(groups: Sequence[Plan], what: str, tokens: int) -> Users:
