@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 
 from msgspec.structs import replace
@@ -125,6 +126,11 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
         )
 
     @property
+    def bounds_batch(self) -> bool:
+        """Whether it ends the engine from some batch above 1 on."""
+        return self.fatal and self.when.min_batch > 1
+
+    @property
     def cause(self) -> str:
         return f"{self.what} ({self.sources[0]})"
 
@@ -146,15 +152,18 @@ def largest_batch(launch: EngineLaunch, engine: str, version: str) -> int | None
         settings = replace(launch.settings, max_batch_size=row.when.min_batch)
         return row.when.met(replace(launch, settings=settings))
 
-    rows = [row for row in _rows_of(engine, version) if row.fatal and row.when.min_batch > 1]
-    return min((row.when.min_batch - 1 for row in rows if ends(row)), default=None)
+    return _below(row for row in _rows_of(engine, version) if row.bounds_batch and ends(row))
 
 
 def survived_batch(model: Model) -> int | None:
     """The largest batch that a model survives with any version of the engines; None: no bound."""
-    rows = (row for row in all_problems() if row.fatal and row.when.min_batch > 1)
-    ends = [row for row in rows if model.architecture in (row.when.architectures or ())]
-    return min((row.when.min_batch - 1 for row in ends), default=None)
+    rows = (row for row in all_problems() if row.bounds_batch)
+    return _below(row for row in rows if model.architecture in (row.when.architectures or ()))
+
+
+def _below(rows: Iterable[KnownProblem]) -> int | None:
+    """The largest batch below those at which these faults begin; None without a fault."""
+    return min((row.when.min_batch - 1 for row in rows), default=None)
 
 
 @cache
