@@ -243,7 +243,8 @@ def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
     errors = facts.every(PythonError)
     words = [what, *(["lmdeploy"] if facts.subject.of_lmdeploy else [])]
     still = ["(still)"] if draft.kind in ("stands_still", "said_to_hang") else []
-    if facts.cut_at or (rules_told.ends(facts) and rules_told.ends(facts) in what):
+    ends = rules_told.ends(facts)
+    if facts.cut_at or (ends and ends in what):
         return ",".join(("(cut)", *still))
     told = facts.told.has(draft.line)
     if facts.mood.pictures and (told or not draft.evidence):
@@ -351,7 +352,7 @@ def _last_of_foreign(case: LogCase) -> LogEvent | None:
     below = [mark for mark in event.marks if not mark.of_title]
     lines = [*below[-1:], *raised[-1:]] if event.outcome == "fatal" else []
     known = short or sorted(lines, key=lambda mark: mark.line)[-1:]
-    texts = [mark for _, mark in facts.told.marks if not mark.text.startswith("# ")]
+    texts = (mark for _, mark in facts.told.marks if not mark.of_title)
     told = [mark for mark in texts if tells_of_error(mark.text)]
     more = [facts.mood.last_complaint, facts.mood.last_refusal, *reversed(told)]
     return known[-1] if known else next((mark for mark in more if mark is not None), None)

@@ -29,7 +29,7 @@ _SHORTEST: Final = 4
 
 #: Keys that a line may hold, by their beginnings, and what follows the words for one.
 _KEY: Final = re.compile(
-    r"(?<=://)[^\s/@]+(?=@)|\b(?:hf_|ghp_|AKIA)[A-Za-z0-9]{12,}"
+    _USER.pattern + r"|\b(?:hf_|ghp_|AKIA)[A-Za-z0-9]{12,}"
     r"|\b(?:sk-|github_pat_|glpat-|xox[bp]-)[\w-]{12,}"
     r"|(?<=Bearer )[^\s'\"]+|(?<=Basic )[\w+/=]{8,}"
     r"|(?i:(?<=token=)|(?<=password=)|(?<=secret=))[\w.~+/-]{8,}"
@@ -59,7 +59,7 @@ def hide_secrets(text: str, words: Sequence[str], environ: Mapping[str, str]) ->
 
 def without_keys(text: str) -> str:
     """A line of a log, with ``***`` in the place of each key."""
-    return _KEY.sub("***", text)
+    return _KEY.sub(HIDDEN, text)
 
 
 def _split(words: Sequence[str]) -> Iterator[Shown]:
@@ -70,14 +70,14 @@ def _split(words: Sequence[str]) -> Iterator[Shown]:
     a header or a JSON text is one word that contains several.
     """
     next_is_one = others_are = False
-    for word, passes in zip(words, _password_options(words), strict=True):
+    for word, is_password in zip(words, _password_options(words), strict=True):
         if next_is_one or (others_are and not word.startswith("-")):
             next_is_one = False
             yield _secret(word, several=others_are)
             continue
-        name, equals, value = _parts(word, passes=passes)
+        name, equals, value = _parts(word, is_password=is_password)
         field = name.strip(_QUOTES)
-        is_one = passes or _is_name(field)
+        is_one = is_password or _is_name(field)
         others_are = is_one and field[:1] == "-" and name.endswith("s")
         awaits = field[:1] == "-" or name.endswith(_BEFORE_SECRET)
         next_is_one = is_one and awaits and not equals + value
@@ -97,9 +97,9 @@ def _password_options(words: Sequence[str]) -> Iterator[bool]:
         awaits = option is not None and not option[2]
 
 
-def _parts(word: str, *, passes: bool) -> tuple[str, str, str]:
+def _parts(word: str, *, is_password: bool) -> tuple[str, str, str]:
     """A word's name, the sign after it, and its value; sshpass's option has no sign."""
-    if passes and (option := _SSHPASS.fullmatch(word)):
+    if is_password and (option := _SSHPASS.fullmatch(word)):
         return word[: option.start(2)], "", option[2]
     return word.partition("=")
 

@@ -39,6 +39,13 @@ _PHASES: Final[dict[Phase, re.Pattern[str]]] = {
 _OF_SERVING: Final = (
     "wrong_quantization", "unsupported_feature", "unsupported_model", "asks_support",
 )  # fmt: skip
+#: The most sentences that are quoted with the line that tells most, the characters of one, and the
+#: characters by which it is found again in an earlier quotation.
+_DECIDING: Final = 2
+_SHOWN: Final = 240
+_SAME: Final = 40
+#: A source line with fewer characters is torn.
+_TORN: Final = 6
 
 
 def told_by(case: LogCase, least: int = TITLE) -> RuleAnswer | None:
@@ -127,12 +134,3 @@ def also_told(case: LogCase, what: str) -> tuple[str, ...]:
     more = [mark.text for mark in (*marks, *told.decides[:_DECIDING])]
     texts = [text for text in more if plain(text)[:_SAME] not in what]
     return tuple(without_keys(said(text))[:_SHOWN] for text in texts)
-
-
-#: The most sentences that are quoted with the line that tells most, the characters of one, and the
-#: characters by which it is found again in an earlier quotation.
-_DECIDING: Final = 2
-_SHOWN: Final = 240
-_SAME: Final = 40
-#: A source line with fewer characters is torn.
-_TORN: Final = 6

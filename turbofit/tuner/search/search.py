@@ -115,7 +115,7 @@ class EngineFit(Struct):
 
 
 def search(request: ResolvedRequest, engine: Engine, *, brief: bool = False) -> EngineFit:
-    """The best shape for a request; ``brief``: without other shapes, if one request bounds them.
+    """The best shape for a request; ``brief`` may leave out worse shapes.
 
     Raises:
         UsageError: an option of the user cannot be used on this machine or with this model.
@@ -207,7 +207,7 @@ def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> i
 class _Search(SearchState):
     def __init__(self, request: ResolvedRequest, engine: Engine, *, brief: bool = False) -> None:
         super().__init__(request, engine)
-        # Otherwise (the PyTorch engine) one request's account bounds nothing.
+        # On the PyTorch engine, one request's memory is no bound for several.
         self._brief = brief and engine.grows_with_requests and is_bounded(request)
 
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
