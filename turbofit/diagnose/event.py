@@ -14,6 +14,7 @@ from turbofit.diagnose.rules.causes import END
 from turbofit.observe.log_events import (
     FATAL,
     KnownMessage,
+    NoEvent,
     PythonError,
     PythonFrame,
     ServerUp,
@@ -55,7 +56,7 @@ class LogEvent(NamedTuple):
 
     line: int
     text: str
-    event: Struct
+    event: Struct = NoEvent()
     stack: tuple[PythonFrame, ...] = ()
     time: str = ""
     hits: tuple[Hit, ...] = ()

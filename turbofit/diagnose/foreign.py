@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from turbofit.observe.log_reader import Form
 
 #: Lines, commands and frames of LMDeploy itself: a log with one of these is LMDeploy's.
 _LMDEPLOY: Final = re.compile(
@@ -70,23 +73,21 @@ class ForeignPrograms:
 
     def __init__(self) -> None:
         self.of_lmdeploy = False
-        self._named = False
+        #: Whether a line names LMDeploy in any form.
+        self.names_lmdeploy = False
         self._sure = ""
         self._lines = Counter[str]()
         self._versions: dict[str, str] = {}
 
-    def notice(self, text: str) -> None:
+    def notice(self, text: str, form: Form) -> None:
         """Read one line of the log, of any kind."""
-        self.of_lmdeploy = self.of_lmdeploy or _LMDEPLOY.search(text) is not None
         if self.of_lmdeploy:
             return
-        self._named = self._named or "lmdeploy" in text.lower()
-        sure = _SURE.search(text)
-        if sure is not None:
-            self._sure = str(sure.lastgroup)
-        match = _ANY.search(text)
-        if match is not None:
-            self.found(list(_ALL)[int(str(match.lastgroup)[1:])], text)
+        self.of_lmdeploy = form.ask(_is_of_lmdeploy)
+        self.names_lmdeploy = self.names_lmdeploy or "lmdeploy" in text.lower()
+        self._sure = form.ask(_surely_of) or self._sure
+        if name := form.ask(_program_in):
+            self.found(name, text)
 
     def found(self, name: str, text: str = "") -> None:
         """Count a line of a program, recognised by its text or its prefix."""
@@ -104,7 +105,7 @@ class ForeignPrograms:
         """
         if self._sure and not self.of_lmdeploy:
             return self._sure
-        return "" if self._named else self._of(_ENGINES)
+        return "" if self.names_lmdeploy else self._of(_ENGINES)
 
     @property
     def tool(self) -> str:
@@ -116,3 +117,19 @@ class ForeignPrograms:
     def _of(self, programs: tuple[_Program, ...]) -> str:
         lines = {one.name: self._lines[one.name] for one in programs if self._lines[one.name]}
         return max(lines, key=lambda name: lines[name]) if lines and not self.of_lmdeploy else ""
+
+
+def _is_of_lmdeploy(form: str) -> bool:
+    return _LMDEPLOY.search(form) is not None
+
+
+def _surely_of(form: str) -> str:
+    """The engine that alone writes such a line; empty if several do."""
+    match = _SURE.search(form)
+    return str(match.lastgroup) if match else ""
+
+
+def _program_in(form: str) -> str:
+    """The program that a line names, or whose line it is; empty if it names none."""
+    match = _ANY.search(form)
+    return list(_ALL)[int(str(match.lastgroup)[1:])] if match else ""

@@ -7,14 +7,15 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Final
 
 from turbofit.diagnose.foreign import ForeignPrograms
-from turbofit.diagnose.rules.causes import caught, facts_of
+from turbofit.diagnose.rules.causes import caught, facts_in
 from turbofit.machine.card_words import CardWords
 from turbofit.model.presets import find_preset as find_model
 from turbofit.model.presets import known_presets
-from turbofit.observe.log_reader import by_form
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from turbofit.observe.log_reader import Form
 
 _NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
 #: Places where commands and code name a model; the surest place is first.
@@ -59,10 +60,11 @@ _OPTION: Final = re.compile(
     r"|session[-_]len|quant[-_]policy|cache[-_]block[-_]seq[-_]len|communicator|dtype"
     r"|model[-_]format|tp)(?:\s*=\s*|\s+)['\"]?([\w.-]+)"
 )
+#: The release, in a text of small letters.
 _VERSION: Final = re.compile(
-    r"lmdeploy(?:[=:~ <>]+|\S* version:? )v?(\d+\.\d+(?:\.\w+)*)"
-    r"|lmdeploy[-_](\d+\.\d+\.\d+)\S*\.whl",
-    re.IGNORECASE | re.ASCII,
+    r"lmdeploy(?:(?:[=:~ <>]+|\S* version:? )v?(\d+\.\d+(?:\.\w+)*)"
+    r"|[-_](\d+\.\d+\.\d+)\S*\.whl)",
+    re.ASCII,
 )
 _TORCHRUN: Final = re.compile(r"(?:torchrun|torch\.distributed\.run|accelerate launch)\b(.*)")
 _RANKS: Final = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[ =](\d+)")
@@ -83,8 +85,6 @@ class FactCollector:
         self.ranks: tuple[int, Place] | None = None
         self.auto_map: Place | None = None
         self.foreign = ForeignPrograms()
-        #: Whether a line names LMDeploy in any form.
-        self.names_lmdeploy = False
         #: Whether a checkpoint was quantised and no model was served.
         self.quantises = False
         #: Whether the log is about inference at all: otherwise its lines prove no cause.
@@ -97,20 +97,18 @@ class FactCollector:
 
     @property
     def of_lmdeploy(self) -> bool:
-        return self.foreign.of_lmdeploy or self.names_lmdeploy
+        return self.foreign.of_lmdeploy or self.foreign.names_lmdeploy
 
-    def notice(self, text: str) -> None:
+    def notice(self, text: str, form: Form) -> None:
         """Read any text of the log, also a frame's path, for its topic and its program."""
-        self.of_inference = self.of_inference or _INFERENCE.search(text.lower()) is not None
-        self.foreign.notice(text)
-        if "lite" in text and _QUANTISES.search(text):
-            self.quantises = True
+        self.of_inference = self.of_inference or form.ask(_is_of_inference)
+        self.quantises = self.quantises or form.ask(_quantises)
+        self.foreign.notice(text, form)
 
-    def read(self, line: int, text: str) -> None:
-        place = (line, text)
+    def read(self, line: int, text: str, form: Form) -> None:
         self.cards.read(line, text)
-        for read in _readers(text):
-            read(self, place)
+        for read in form.ask(_readers):
+            read(self, (line, text))
 
     @property
     def model(self) -> tuple[str, Place] | None:
@@ -136,9 +134,8 @@ class FactCollector:
         if known is not None and order < self.names.get(known, (len(_MODEL) + 1, place))[0]:
             self.names[known] = (order, place)
 
-    def _lmdeploy(self, place: Place) -> None:
-        self.names_lmdeploy = True
-        match = _VERSION.search(place[1])
+    def _version(self, place: Place) -> None:
+        match = _VERSION.search(place[1].lower())
         self.version = self.version or (match and (match[1] or match[2]))
 
     def _facts(self, place: Place) -> None:
@@ -161,7 +158,14 @@ class FactCollector:
                 self.ranks = (int(count[1]), place)
 
 
-@by_form
+def _is_of_inference(form: str) -> bool:
+    return _INFERENCE.search(form.lower()) is not None
+
+
+def _quantises(form: str) -> bool:
+    return "lite" in form and _QUANTISES.search(form) is not None
+
+
 def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:
     """The functions that may read a line, by its words; for most lines an empty list."""
     lower = form.lower()
@@ -174,9 +178,9 @@ def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:
     reads = {
         FactCollector._model: names,
         FactCollector._options: options,
-        FactCollector._lmdeploy: "lmdeploy" in lower,
+        FactCollector._version: _VERSION.search(lower),
         FactCollector._launcher: "run" in form or "launch" in form,
-        FactCollector._facts: bool(facts_of(form)),
+        FactCollector._facts: facts_in(form),
     }
     return tuple(read for read, words in reads.items() if words)
 
@@ -185,7 +189,8 @@ def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:
 def _families() -> tuple[str, ...]:
     """The beginnings of model names; a line without any of them is skipped."""
     words = {match[0] for name in known_presets() if (match := re.match("[a-z]+", name))}
-    return tuple(sorted(words | {"cogvlm", "llava", "llama"}))
+    words |= {"cogvlm", "llava", "llama"}
+    return tuple(word for word in words if not any(word.startswith(o) for o in words - {word}))
 
 
 @lru_cache(1024)
