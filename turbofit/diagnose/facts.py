@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from turbofit.diagnose.event import EventFinder, LogEvent
 from turbofit.diagnose.mood import Mood
-from turbofit.diagnose.rules.causes import hits_in, hits_of, told_figures
+from turbofit.diagnose.rules.causes import hits_of, told_figures
 from turbofit.diagnose.stack import PASSES_ON, Stack, part_of
 from turbofit.diagnose.subject import FactCollector
 from turbofit.diagnose.told import ToldLines
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.struct import Struct
     from turbofit.diagnose.rows import Row
-    from turbofit.diagnose.rules.causes import Hit
     from turbofit.diagnose.stack import Part
     from turbofit.observe.log_reader import Form
 
@@ -51,19 +50,17 @@ _BEGUN: Final = (
     "max_context_token_num",
 )  # fmt: skip
 #: Lines that only an engine which is started again prints again.
-_BEGINS: Final = re.compile(
+_BEGINS_AGAIN: Final = re.compile(
     r"\blmdeploy (?:serve|chat) |\bturbofit serve |\bLoading[\w ]*: +0%|max_context_token_num"
-)
+).search
 #: A command that somebody ran, with or without a shell's prompt.
 _COMMAND: Final = re.compile(
     r"[$#>] \w|(?:lmdeploy|docker|podman|python[\d.]*|torchrun|accelerate) +[\w./-]+ "
-)
+).match
 #: A Python warning whose text is missing, or ends with a colon.
 _WARNS_BELOW: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$")
 #: After these words, NCCL's own reason is in the next line.
 _NCCL_REASON: Final = "Last error:"
-#: Rows in which the exception of a destructor may come.
-_LONGEST_STACK: Final = 60
 #: Lines of one frame, or a part of it, after the last whole frame of a torn traceback.
 _FRAGMENT: Final = 3
 #: The number of runs at each end of a log whose facts are kept.
@@ -112,8 +109,6 @@ class LogFacts:
         self._stack = Stack()
         #: Whether frames follow the message to which they belong.
         self._followed = False
-        #: The last line in which the exception of a destructor may come.
-        self._ignored_until = 0
         self._table = SmiTable()
         #: The place in `marks` of a message that may continue, and the ways to join its lines.
         self._message: tuple[int, list[str]] | None = None
@@ -139,7 +134,7 @@ class LogFacts:
     def ended_by(self, form: Form) -> bool:
         """Whether a row begins a second run: the engine had reached its cache, or was dying."""
         past = self.course.reached in ("cache", "warm-up", "serving")
-        return (past or self.course.stage == "dying") and form.ask(_begins_again)
+        return (past or self.course.stage == "dying") and form.ask(_BEGINS_AGAIN) is not None
 
     @property
     def cut_at(self) -> LogEvent | None:
@@ -175,7 +170,7 @@ class LogFacts:
         if self.begun_at is None and form.ask(_begins):
             self.begun_at = line
             self.course.start()
-        self.commanded = self.commanded or form.ask(_is_command)
+        self.commanded = self.commanded or form.ask(_COMMAND) is not None
         self.mood.notice(line, text)
         self.told.notice(line, text)
 
@@ -186,18 +181,13 @@ class LogFacts:
             text = f"{before} {text}"
             form = form_of(text)
         event = event_in(text, form)
-        hits = hits_in(text, form) if event is None or isinstance(event, _ASKED) else ()
+        hits = hits_of(text, form) if event is None or isinstance(event, _ASKED) else ()
         if event is None or isinstance(event, _WEAK):
-            event = self._table.line(text) or self._by_words(event, hits)
+            weak = event if isinstance(event, PythonError) else NoEvent()
+            event = self._table.line(text) or (KnownMessage() if hits else weak)
         if before and isinstance(event, KnownMessage) and before != _NCCL_REASON:
             text = f"{before} {text}"
         return LogEvent(line, text, event, self._stack.frames, hits=hits), form
-
-    def _by_words(self, event: Struct | None, hits: tuple[Hit, ...]) -> Struct:
-        """The event of a row that may be known by its words, or be an exception."""
-        if hits:
-            return KnownMessage()
-        return event if isinstance(event, PythonError) else NoEvent()
 
     def _wait(self, mark: LogEvent, event: Backpressure) -> None:
         if event.cause == "memory":
@@ -214,32 +204,29 @@ class LogFacts:
     def _line(self, mark: LogEvent, form: Form) -> None:
         """Read a row that is no frame: a source line, an event, or words."""
         part, call = form.ask(part_of), self._stack.call_in(mark)
-        if part == "ignored":
-            self._ignored_until = mark.line + _LONGEST_STACK
         if call:
             self.mood.refuse(self._stack.add_code(mark, call))
         elif isinstance(mark.event, NoEvent):
             self._words(mark, form)
         else:
             self._event(mark)
-        if part == "head":
-            self._open_traceback(mark)
+        if part in ("head", "destructor"):
+            self._open_traceback(mark, part)
         elif self._stack.open and not call:
-            self._stack.end(mark, error=self.mood.told_at(mark.line))
+            self._stack.end(mark, self.mood.logged)
         self._count_beside(part, mark, call)
 
     def _count_beside(self, part: Part, mark: LogEvent, call: str) -> None:
         if part == "chain":
             self.rows_beside -= 1
             self.errors -= 1
+            self.passed_on = mark.line if mark.text.startswith(PASSES_ON) else self.passed_on
         elif not (call or part in ("head", "rule")):
             self.rows_beside += 1
-        if mark.text.startswith(PASSES_ON):
-            self.passed_on = mark.line
 
-    def _open_traceback(self, mark: LogEvent) -> None:
+    def _open_traceback(self, mark: LogEvent, part: Part) -> None:
         """Begin a stack; many frameworks print the message first, and its traceback after it."""
-        self._stack.begin(LogEvent(mark.line, mark.text))
+        self._stack.begin(LogEvent(mark.line, mark.text), in_destructor=part == "destructor")
         last = self.marks[-1] if self.marks else None
         self._followed = last is not None and isinstance(last.event, TorchMemory) and not last.stack
 
@@ -280,12 +267,6 @@ class LogFacts:
     def _event(self, mark: LogEvent) -> None:
         """Keep an event, unless the program survived it or was ending; it ends a traceback."""
         self._message, self._followed = None, False
-        exception = isinstance(mark.event, KnownMessage | PythonError)
-        if exception and mark.line <= self._ignored_until:
-            self.mood.complain(mark)
-            self._ignored_until = 0
-            self._stack.clear()
-            return
         self.errors += not mark.text.startswith(" ")
         self._counts[type(mark.event)] += 1
         if self._counts[type(mark.event)] > _ENOUGH:
@@ -294,7 +275,7 @@ class LogFacts:
             mark = mark._replace(stack=())
         if not mark.text.startswith(" "):
             self._stack.clear()
-        if exception and mark.cleans_up:
+        if isinstance(mark.event, KnownMessage | PythonError) and mark.cleans_up:
             self.clean_up = self.clean_up or mark
         else:
             self._keep(mark)
@@ -313,14 +294,6 @@ class LogFacts:
 
 def _begins(form: str) -> bool:
     return any(map(form.__contains__, _BEGUN))
-
-
-def _begins_again(form: str) -> bool:
-    return _BEGINS.search(form) is not None
-
-
-def _is_command(form: str) -> bool:
-    return _COMMAND.match(form) is not None
 
 
 def _goes_on_below(form: str) -> bool:

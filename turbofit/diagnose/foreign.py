@@ -14,7 +14,7 @@ _LMDEPLOY: Final = re.compile(
     r" - lmdeploy - |\[TM\]|[/\\]lmdeploy[/\\\"]"
     r"|\blmdeploy(?: (?:serve|chat|lite|convert|check_env)|=)"
     r"|(?:import|from) lmdeploy|[Tt]urbo[Mm]ind|TURBOMIND|PytorchEngineConfig|turbofit|Avg thr \(in"
-)
+).search
 _VERSION: Final = r"[=: (-]{1,3}v?(\d+\.\d+[\w.+]*)"
 
 
@@ -47,7 +47,7 @@ _ENGINES: Final = (
 _SURE: Final = re.compile(
     r"(?P<SGLang>[/\\]sglang[/\\]srt\b)|(?P<Ollama>\bollama\[|llama runner process)"
     r"|(?P<vLLM>\(EngineCore|VllmWorker|vLLM API server version)"
-)
+).search
 #: Programs that install or run others: a log belongs to one only if no row knows its error.
 _TOOLS: Final = (
     _Program("Kubernetes", r"\bkubelet\b|\bkubectl\b|FailedScheduling|BackOff\b|nvidia\.com/gpu"),
@@ -65,7 +65,7 @@ _TOOLS: Final = (
 _ALL: Final = {program.name: program for program in (*_ENGINES, *_TOOLS)}
 _ANY: Final = re.compile(
     "|".join(f"(?P<p{number}>{one.marks})" for number, one in enumerate(_ALL.values()))
-)
+).search
 
 
 class ForeignPrograms:
@@ -83,11 +83,12 @@ class ForeignPrograms:
         """Read one line of the log, of any kind."""
         if self.of_lmdeploy:
             return
-        self.of_lmdeploy = form.ask(_is_of_lmdeploy)
+        self.of_lmdeploy = form.ask(_LMDEPLOY) is not None
         self.names_lmdeploy = self.names_lmdeploy or "lmdeploy" in text.lower()
-        self._sure = form.ask(_surely_of) or self._sure
-        if name := form.ask(_program_in):
-            self.found(name, text)
+        if sure := form.ask(_SURE):
+            self._sure = str(sure.lastgroup)
+        if named := form.ask(_ANY):
+            self.found(list(_ALL)[int(str(named.lastgroup)[1:])], text)
 
     def found(self, name: str, text: str = "") -> None:
         """Count a line of a program, recognised by its text or its prefix."""
@@ -117,19 +118,3 @@ class ForeignPrograms:
     def _of(self, programs: tuple[_Program, ...]) -> str:
         lines = {one.name: self._lines[one.name] for one in programs if self._lines[one.name]}
         return max(lines, key=lambda name: lines[name]) if lines and not self.of_lmdeploy else ""
-
-
-def _is_of_lmdeploy(form: str) -> bool:
-    return _LMDEPLOY.search(form) is not None
-
-
-def _surely_of(form: str) -> str:
-    """The engine that alone writes such a line; empty if several do."""
-    match = _SURE.search(form)
-    return str(match.lastgroup) if match else ""
-
-
-def _program_in(form: str) -> str:
-    """The program that a line names, or whose line it is; empty if it names none."""
-    match = _ANY.search(form)
-    return list(_ALL)[int(str(match.lastgroup)[1:])] if match else ""

@@ -94,10 +94,6 @@ class Mood:
         mark = self.last_complaint
         return mark if mark and _LOGGED.match(mark.text) else None
 
-    def told_at(self, line: int) -> bool:
-        """Whether this line is the last complaint, and a program wrote it."""
-        return self.logged is not None and self.logged.line == line
-
     def complain(self, mark: LogEvent) -> None:
         """Keep an error that ended nothing as the last complaint, if there is no other."""
         self.last_complaint = self.last_complaint or mark

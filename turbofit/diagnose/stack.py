@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from turbofit.core.struct import Struct
 
 #: A row that belongs to a traceback by its form: its head, the sentence between two exceptions of a
-#: chain, a line that a notebook draws, or the head of an error that a clean-up raised.
-Part = Literal["head", "chain", "rule", "ignored", ""]
+#: chain, a line that a notebook draws, or the name of a destructor that failed.
+Part = Literal["head", "chain", "rule", "destructor", ""]
 PASSES_ON: Final = "The above exception was the direct cause"
 _CHAIN: Final = ("During handling of the above exception", PASSES_ON)
 _RULE: Final = "-" * 20
@@ -25,6 +25,7 @@ _HEAD: Final = "Traceback (m"
 _IN_DESTRUCTOR: Final = re.compile(
     r"Exception ignored (?:in|on)\b.{0,240}?(?:__del__|atexit|callback|finalize)"
 )
+_DESTRUCTOR: Final = (PythonFrame(path="", function="__del__"),)
 #: The source line of a frame: indented or, in a notebook, after an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
 #: The same if a page has lost the indent; a program's next line has a date or a level instead.
@@ -41,7 +42,7 @@ def part_of(form: str) -> Part:
         return "chain"
     if form.startswith(_RULE):
         return "rule"
-    return "ignored" if _IN_DESTRUCTOR.match(form) else ""
+    return "destructor" if _IN_DESTRUCTOR.match(form) else ""
 
 
 class Stack:
@@ -54,8 +55,11 @@ class Stack:
         #: Whether the previous row is a frame, whose source line comes next.
         self._at_frame = False
 
-    def begin(self, mark: LogEvent) -> None:
-        self.frames, self.open = (), mark
+    def begin(self, mark: LogEvent, *, in_destructor: bool) -> None:
+        """Begin a traceback; one of a destructor has its name in the row before."""
+        if in_destructor or self.frames != _DESTRUCTOR:
+            self.frames = _DESTRUCTOR if in_destructor else ()
+        self.open = mark
 
     def clear(self) -> None:
         self.frames = ()
@@ -84,9 +88,10 @@ class Stack:
         self.open = LogEvent(mark.line, code, stack=self.frames)
         return self.open
 
-    def end(self, mark: LogEvent, *, error: bool) -> None:
-        """End the traceback at its error, or at a row that has the form of one."""
-        if error or not isinstance(mark.event, NoEvent) or _NAMED.match(mark.text):
+    def end(self, mark: LogEvent, logged: LogEvent | None) -> None:
+        """End the traceback at its error, or at a row that names or logs one."""
+        error = _NAMED.match(mark.text) or (logged is not None and logged.line == mark.line)
+        if error or not isinstance(mark.event, NoEvent):
             self.open = None
 
     def _needs_code(self, event: Struct) -> bool:

@@ -22,14 +22,13 @@ _NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
 _MODEL: Final = tuple(
     re.compile(pattern)
     for pattern in (
-        rf"\bapi_server\s+{_NAME}",
-        rf"\blmdeploy\s+(?:chat|serve\s+\w+)\s+{_NAME}",
-        rf"--model(?:[-_]path|[-_]name[-_]or[-_]path|[-_]dir|[-_]base|s)?[ =]{_NAME}",
+        rf"\b(?:api_server|lmdeploy\s+(?:chat|serve\s+\w+)|vllm serve"
+        rf"|turbofit (?:serve|plan|predict|rehearse))\s+{_NAME}",
+        r"--(?:model(?:[-_]path|[-_]name[-_]or[-_]path|[-_]dir|[-_]base|s)?|checkpoint)"
+        rf"[ =]{_NAME}",
         rf"\b(?:pipeline|from_pretrained|resolve_model)\(\s*{_NAME}",
         rf"\b(?:model_path|model_name_or_path|pretrained_model_name_or_path|model)\s*[=:]\s*{_NAME}",
-        rf"--checkpoint[ =]{_NAME}",
-        rf"\bturbofit (?:serve|plan|predict|rehearse) {_NAME}",
-        rf"\bvllm serve {_NAME}|['\"]model(?:_tag)?['\"]: {_NAME}",
+        rf"['\"]model(?:_tag)?['\"]: {_NAME}",
     )
 )
 #: Names of models that have another name in the presets. The original LLaVA and its LoRA stand for
@@ -44,15 +43,15 @@ _SPELLINGS: Final = (
 )
 #: Words in logs of inference on GPUs that other programs' logs do not have.
 _INFERENCE: Final = re.compile(
-    r"lmdeploy|turbomind|turbofit|vllm|sglang|transformers|torch|cuda|nvidia|nccl|nvml|nvrm|ptxas|xformers"
+    r"(?i:lmdeploy|turbomind|turbofit|vllm|sglang|transformers|torch|cuda|nvidia|nccl|nvml|nvrm|ptxas|xformers"
     r"|triton|flash[-_]?(?:attn|attention|infer)|huggingface|hf[-_]mirror|modelscope|safetensors"
     r"|bitsandbytes|\[tm\]|raylet|\bray\b|\bgpu|\bllms?\b|tokenizer|api_server"
     r"|attempting to bind on address|server socket has failed|\.(?:h|cc):\d+ warn "
     r"|trust[-_]remote|inference engine"
-    r"|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral|minicpm|chatglm|deepseek|mistral"
-)
+    r"|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral|minicpm|chatglm|deepseek|mistral)"
+).search
 #: `lmdeploy lite`, by its command or by its frames: advice and plans are for serving.
-_QUANTISES: Final = re.compile(r"\blmdeploy lite \w|[/\\]lmdeploy[/\\]lite[/\\]")
+_QUANTISES: Final = re.compile(r"\blmdeploy lite \w|[/\\]lmdeploy[/\\]lite[/\\]").search
 #: A name with a number in it, or CogVLM, the one family that people name without a number.
 _TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*|\b[Cc][Oo][Gg]VLM\b")
 _OPTION: Final = re.compile(
@@ -101,8 +100,8 @@ class FactCollector:
 
     def notice(self, text: str, form: Form) -> None:
         """Read any text of the log, also a frame's path, for its topic and its program."""
-        self.of_inference = self.of_inference or form.ask(_is_of_inference)
-        self.quantises = self.quantises or form.ask(_quantises)
+        self.of_inference = self.of_inference or form.ask(_INFERENCE) is not None
+        self.quantises = self.quantises or form.ask(_QUANTISES) is not None
         self.foreign.notice(text, form)
 
     def read(self, line: int, text: str, form: Form) -> None:
@@ -122,10 +121,9 @@ class FactCollector:
         text = place[1]
         for order, pattern in enumerate(_MODEL):
             for match in pattern.finditer(text):
-                name = next(group for group in match.groups() if group)
-                self._name(name, order, place)
-                if self.unknown_model is None and "/" in name and _known_model(name) is None:
-                    self.unknown_model = name
+                self._name(match[1], order, place)
+                if self.unknown_model is None and "/" in match[1] and not _known_model(match[1]):
+                    self.unknown_model = match[1]
         for match in _TOKEN.finditer(text):
             self._name(match[0], len(_MODEL), place)
 
@@ -156,14 +154,6 @@ class FactCollector:
             count = _RANKS.search(match[1])
             if count and int(count[1]) > 1:
                 self.ranks = (int(count[1]), place)
-
-
-def _is_of_inference(form: str) -> bool:
-    return _INFERENCE.search(form.lower()) is not None
-
-
-def _quantises(form: str) -> bool:
-    return "lite" in form and _QUANTISES.search(form) is not None
 
 
 def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:

@@ -263,19 +263,16 @@ def read_line(line: str) -> Struct | None:
 
 def event_in(text: str, form: Form) -> Struct | None:
     """The event of a line without colours and spaces at its end; None if it has none."""
-    rows = form.ask(_rows_in)
     prefix = _PREFIX.match(text) if text.startswith("[TM]") else None
+    call, message = prefix.groups() if prefix else ("", text)
     try:
-        if prefix is None:
-            return _first(rows, text)
-        message = prefix[2]
-        if message.isdecimal():
+        if prefix and message.isdecimal():
             return events.WarmupLength(tokens=int(message))
-        event = _first(rows, message)
+        event = _first(form.ask(_rows_in), message)
     except ValueError:  # a figure that a torn line damaged
         return None
-    if isinstance(event, events.CudaError):
-        return events.CudaError(message=event.message, driver=event.driver, call=prefix[1])
+    if call and isinstance(event, events.CudaError):
+        return events.CudaError(message=event.message, driver=event.driver, call=call)
     return event
 
 

@@ -197,22 +197,14 @@ def pattern_of(text: str) -> re.Pattern[str]:
     return re.compile(bounded)
 
 
-def hits_of(text: str, *, told: bool = False) -> tuple[Hit, ...]:
+def hits_of(text: str, form: Form | None = None, *, told: bool = False) -> tuple[Hit, ...]:
     """Rows that have this line, in their order, whatever else the log says.
 
     Those of people's words only where a person ``told`` it, and then first.
     """
-    of_people = _words(told=True).rows_in(zeros(text)) if told else ()
-    return _hits_among((*of_people, *_rows_in(zeros(text))), text)
-
-
-def hits_in(text: str, form: Form) -> tuple[Hit, ...]:
-    """The same of a program's line whose form is known."""
-    rows = form.ask(_rows_in)
-    return _hits_among(rows, text) if rows else ()
-
-
-def _hits_among(rows: tuple[Row, ...], text: str) -> tuple[Hit, ...]:
+    rows = form.ask(_rows_in) if form else _rows_in(zeros(text))
+    if told:
+        rows = (*_words(told=True).rows_in(zeros(text)), *rows)
     if not rows or (_SETTINGS.search(text) and not END.search(text)):
         return ()
     return tuple(_hits(rows, text))
