@@ -26,6 +26,7 @@ from turbofit.launch.engine.worst_requests import (
 )
 from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
+from turbofit.launch.serve.gpu_monitor import used_now
 from turbofit.launch.serve.ladder import forget
 from turbofit.launch.serve.leases import Leases
 from turbofit.memory.account import NO_IMAGES, EngineLaunch
@@ -41,7 +42,7 @@ from turbofit.observe.calibration import (
     document,
     learn,
 )
-from turbofit.observe.sampler import SampledRange, Sampler, memory_now
+from turbofit.observe.sampler import SampledRange, Sampler
 from turbofit.planning.resolve import resolve
 from turbofit.tuner.choose import best_plan
 
@@ -203,12 +204,14 @@ def stored(plan: Plan) -> Document:
 
 def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
     """Say which GPU's use another process has changed meanwhile: it would be counted as ours."""
-    for gpu in plan.gpus:
-        if gpu.index in before:
-            more = memory_now(gpu.uuid).used - before[gpu.index]
-            if abs(more) > _MOVED:
-                change = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} in use"
-                return f"GPU {gpu.index} has {change} than before: somebody else's memory moved"
+    now = used_now(plan) if before else {}
+    for index, used in before.items():
+        if index not in now:
+            return f"GPU {index} does not answer NVML any more"
+        more = now[index] - used
+        if abs(more) > _MOVED:
+            change = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} in use"
+            return f"GPU {index} has {change} than before: somebody else's memory moved"
     return None
 
 
@@ -228,7 +231,9 @@ class NvmlUsageReader:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self._uuids = plan, {gpu.index: gpu.uuid for gpu in plan.gpus}
-        self.before = {index: memory_now(uuid).used for index, uuid in self._uuids.items()}
+        self.before = used_now(plan)
+        if silent := sorted(self._uuids.keys() - self.before):
+            raise _no_answer(silent[0])
         self._sampler = Sampler(list(self._uuids.values()))
         self._sampler.__enter__()
         self._since = dict.fromkeys(self._uuids, time.monotonic())
@@ -245,14 +250,16 @@ class NvmlUsageReader:
             uuid = self._uuids[index]
             span = self._sampler.between(uuid, self._since[index], now)
             if span is None or self._sampler.between(uuid, now - _SETTLE, now) is None:
-                raise MachineError(
-                    f"GPU {index} did not answer NVML", hint="turbofit doctor says more"
-                )
+                raise _no_answer(index)
             spans[index], self._since[index] = span, now
         return spans
 
     def end(self) -> None:
         self._sampler.__exit__()
+
+
+def _no_answer(index: int) -> MachineError:
+    return MachineError(f"GPU {index} did not answer NVML", hint="turbofit doctor says more")
 
 
 class PretendUsageReader:

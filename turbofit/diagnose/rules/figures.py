@@ -179,7 +179,6 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "package": lambda figures: package_of(figures.stack),
     "place": _place,
     "raised_by": _raised_by,
-    "ratio": lambda figures: figures.case.ratio,
     "said": lambda figures: figures.hit.said,
     "too_new": _too_new,
     "too_old": _too_old,

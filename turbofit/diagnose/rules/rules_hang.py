@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from itertools import takewhile
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import convert
 
 from turbofit.core.messages import plural
 from turbofit.core.plan import Settings
-from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
@@ -39,8 +38,12 @@ _WAITS: Final = (
     "the warm-up sends one request as long as a forward; while the cache has fewer blocks than it"
     " needs, the scheduler tries again for ever, without an error"
 )
-_ELSE: Final = "lower --max-prefill-token-num, or free GPU memory"
 _HANGS: Final = "LMDeploy hangs in its warm-up for ever: its cache cannot hold one warm-up request"
+_MORE: Final = "raise --cache-max-entry-count, lower --max-prefill-token-num, or free GPU memory"
+_READ: Final = {
+    CacheBudget: "the cache's size", Slab: "the size of a block",
+    WarmupLengths: "the lengths of the warm-up",
+}  # fmt: skip
 
 
 def hang_rules(case: LogCase) -> Iterator[RuleAnswer]:
@@ -62,31 +65,25 @@ def _stands_still(case: LogCase) -> Iterator[RuleAnswer]:
     counted = case.facts.every(ServerFigures)
     if not counted or case.event.outcome == "fatal":
         return
-    mark, figures = counted[-1]
-    if not figures.running or figures.made != 0.0:
-        return
     counts = (figures for _, figures in reversed(counted))
     still = sum(1 for _ in takewhile(lambda one: one.running and one.made == 0.0, counts))
-    yield RuleAnswer(
-        kind=diagnosed("stalled"),
-        line=mark.line,
-        rank="consequence",
-        what=f"no line of this log tells of an error, and where it ends {figures.running}"
-        f" {plural(figures.running, 'request')} run and no token came for {10 * still} seconds:"
-        " the engine stands still, or reads a long prompt",
-        evidence=(evidence(mark, "LMDeploy's own count, which it prints every ten seconds"),),
-    )
+    mark, last = counted[-1]
+    if still:
+        yield RuleAnswer(
+            kind=diagnosed("stalled"),
+            line=mark.line,
+            rank="consequence",
+            what=f"no line of this log tells of an error, and where it ends {last.running}"
+            f" {plural(last.running or 0, 'request')} run and no token came for {10 * still}"
+            " seconds: the engine stands still, or reads a long prompt",
+            evidence=(evidence(mark, "LMDeploy's own count, which it prints every ten seconds"),),
+        )
 
 
 def _hang(case: LogCase, waiting: LogEvent) -> RuleAnswer:
     facts, lack = case.facts, _lack(case)
     waits = f"nothing can be admitted; {facts.waits:,} such lines to the log's end"
-    lines = [evidence(waiting, waits)]
-    tells: dict[type[Struct], str] = {}
-    if lack:
-        tells = {CacheBudget: "the cache's size", Slab: "the size of a block"}
-    tells[WarmupLengths] = "the lengths of the warm-up"
-    lines += [evidence(mark, tells[kind]) for kind in tells if (mark := facts.first(kind))]
+    sizes = [evidence(mark, _READ[kind]) for kind in _READ if (mark := facts.first(kind))]
     return RuleAnswer(
         kind=diagnosed("hang"),
         phase="start-up hang",
@@ -94,47 +91,51 @@ def _hang(case: LogCase, waiting: LogEvent) -> RuleAnswer:
         line=waiting.line,
         possible=(_WAITS,),
         why=(_WAITS,) if lack else (),
-        missing=lack and lack[0],
-        evidence=tuple(sorted(lines, key=lambda row: row.line)),
-        changes=(f"{lack[1] if lack else 'raise --cache-max-entry-count'}, {_ELSE}",),
+        missing=lack.missing if lack else None,
+        evidence=(evidence(waiting, waits), *sizes),
+        changes=(lack.change if lack else _MORE,),
         planned=True,
     )
 
 
-def _lack(case: LogCase) -> tuple[Missing, str] | None:
-    """What the cache lacks, and the smallest ratio that would start.
+class _Lack(NamedTuple):
+    """The bytes that a cache lacks for one warm-up request, and what gives it enough."""
 
-    None if the cache lacks nothing, or if the log has no figures of it (needs TM_LOG_LEVEL=INFO).
-    """
+    missing: Missing
+    change: str
+
+
+def _lack(case: LogCase) -> _Lack | None:
+    """What the cache lacks; None if it lacks nothing, or without its figures (TM_LOG_LEVEL=INFO)."""
     facts = case.facts
     budget, slab = facts.first_event(CacheBudget), facts.first_event(Slab)
     if not (budget and slab):
         return None
     options = case.turbomind.defaults("") | facts.subject.options
     told = {name: options[name] for name in _SIZING if name in options}
-    size = slab.object_size
-    shape = case.turbomind.logged_cache([LoggedSlab(slab.slab_size, size)], convert(told, Settings))
+    logged = LoggedSlab(slab.slab_size, slab.object_size)
+    shape = case.turbomind.logged_cache([logged], convert(told, Settings))
     if shape is None or not shape.block_tokens:
         return None
-    holds = shape.tokens(budget.budget) // shape.block_tokens
     warmups = [event.tokens for _, event in facts.every(WarmupLength)]
     longest = facts.longest_warmup or max(warmups, default=0)
     needed = -(-longest // shape.block_tokens)
+    holds = shape.tokens(budget.budget) // shape.block_tokens
     if needed <= holds:
         return None
     missing = Missing(
-        bytes=(needed - holds) * size,
+        bytes=(needed - holds) * slab.object_size,
         basis="formula",
-        note=f"of cache: it holds {holds} blocks of {format_bytes(size)} at least, one warm-up"
-        f" request needs {needed}",
+        note=f"of cache: it holds {holds} blocks of {format_bytes(slab.object_size)} at least, one"
+        f" warm-up request needs {needed}",
         doubt=slab.slab_size,
     )
     enough = needed * shape.block_tokens
     ratios = (n / 1000 for n in range(1, 1000) if shape.tokens(budget.free * n // 1000) >= enough)
     ratio = next(ratios, None)
     if ratio is None:
-        return missing, f"free GPU memory: no ratio of {format_bytes(budget.free)} would do"
-    return missing, f"raise --cache-max-entry-count to {ratio:.3f} at least"
+        return _Lack(missing, f"free GPU memory: no ratio of {format_bytes(budget.free)} would do")
+    return _Lack(missing, _MORE.replace(",", f" to {ratio:.3f} at least,", 1))
 
 
 def _silence(mark: LogEvent) -> RuleAnswer:
