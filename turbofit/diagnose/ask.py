@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.rules.causes import what_to_send
+from turbofit.diagnose.rules.rules_told import solution_of
 from turbofit.diagnose.told import message_in
 from turbofit.memory.versions import release
 from turbofit.observe.log_events import PythonError
@@ -55,10 +56,19 @@ def to_send(case: LogCase, draft: RuleAnswer, what: str) -> tuple[str, ...]:
     return (*newer, *asked) if lack == "cause" else (*asked, *newer)
 
 
-def first_step(lack: Lack, tried: tuple[str, ...], send: tuple[str, ...]) -> str:
-    """The first step: what to send if the text has no error, else what others tried."""
-    steps = (*tried, *send) if lack == "cause" else (*send, *tried)
-    return next(iter(steps), "")
+def first_step(case: LogCase, draft: RuleAnswer, send: tuple[str, ...]) -> str:
+    """The first step: what others tried, what the report says mended it, or what to send.
+
+    If the text has no error, what others tried comes last; if it was cut, its end comes first.
+    """
+    tried = draft.changes if draft.possible else ()
+    steps = {
+        "cause": (*tried, solution_of(case), *send),
+        "end": send,
+        "log": (solution_of(case), *send),
+        "line": (solution_of(case), *send),
+    }
+    return next(filter(None, steps[lack_of(case, draft)]), "")
 
 
 def _circumstances(case: LogCase, draft: RuleAnswer) -> list[str]:

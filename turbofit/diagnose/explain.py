@@ -11,7 +11,7 @@ from turbofit.core.process.hidden import without_keys
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.advice import advice
 from turbofit.diagnose.answer import Diagnosis, Others, Read
-from turbofit.diagnose.ask import first_step, lack_of, to_send
+from turbofit.diagnose.ask import first_step, to_send
 from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.event import CLEANS_UP
 from turbofit.diagnose.facts import read_runs
@@ -235,7 +235,7 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
         would_work=would_work,
         unknown=("what caused it" if draft.evidence else "what happened", *lacks, *_assumed(case)),
         send=send,
-        first=first_step(lack_of(case, draft), draft.changes if draft.possible else (), send),
+        first=first_step(case, draft, send),
         read=_read(case),
     )
 

@@ -135,7 +135,7 @@ def also_told(case: LogCase, what: str) -> tuple[str, ...]:
     """
     told = case.facts.told
     marks = [told.title] if told.title and plain(told.title.text) else []
-    marks += told.decides[:_DECIDING]
+    marks += [*told.solves[:_DECIDING], *told.decides[:_DECIDING]]
     if told.title and not told.logs:
         troubles = [mark for order, mark in told.marks if order <= TROUBLE]
         marks += troubles[: max(0, _SENTENCES - len(marks))]
@@ -143,3 +143,9 @@ def also_told(case: LogCase, what: str) -> tuple[str, ...]:
     return tuple(
         without_keys(text)[:_SHOWN] for start, text in texts.items() if start and start not in what
     )
+
+
+def solution_of(case: LogCase) -> str:
+    """The first sentence in which a report itself says what mended it; empty if none does."""
+    texts = [mark.text for mark in case.facts.told.solves[:1]]
+    return "".join(f"what the text itself says: {without_keys(text)[:_SHOWN]}" for text in texts)
