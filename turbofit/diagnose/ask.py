@@ -53,7 +53,7 @@ def to_send(case: LogCase, draft: RuleAnswer, what: str) -> tuple[str, ...]:
         words += [what, *(["lmdeploy"] if case.facts.subject.of_lmdeploy else [])]
     asked = what_to_send(" ".join(words))
     newer = _newer_release(case) if lack in ("log", "cause") else ()
-    return (*newer, *asked) if lack == "cause" else (*asked, *newer)
+    return (*newer, *asked)
 
 
 def first_step(case: LogCase, draft: RuleAnswer, send: tuple[str, ...]) -> str:
@@ -90,6 +90,6 @@ def _newer_release(case: LogCase) -> tuple[str, ...]:
     if version is None or not (0, 0) < release(version) < release(REFERENCE):
         return ()
     return (
-        f"whether LMDeploy {REFERENCE} or newer does the same: this text names {version}, and what"
-        " a newer release has mended cannot be seen in it",
+        f"whether a newer LMDeploy does the same: try it first, since this text names {version} and"
+        f" turbofit knows {REFERENCE}",
     )
