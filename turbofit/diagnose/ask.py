@@ -51,9 +51,9 @@ def to_send(case: LogCase, draft: RuleAnswer, what: str) -> tuple[str, ...]:
     words = [f"({lack})", *_circumstances(case, draft)]
     if lack in ("line", "cause"):
         words += [what, *(["lmdeploy"] if case.facts.subject.of_lmdeploy else [])]
-    asked = what_to_send(" ".join(words))
+    questions = what_to_send(" ".join(words))
     newer = _newer_release(case) if lack in ("log", "cause") else ()
-    return (*newer, *asked)
+    return (*newer, *questions)
 
 
 def first_step(case: LogCase, draft: RuleAnswer, send: tuple[str, ...]) -> str:
