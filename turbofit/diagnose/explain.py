@@ -11,13 +11,13 @@ from turbofit.core.process.hidden import without_keys
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.advice import advice
 from turbofit.diagnose.answer import Diagnosis, Others, Read
+from turbofit.diagnose.ask import first_step, to_send
 from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.event import CLEANS_UP
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.mood import tells_of_error
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules import rules_told
-from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
 from turbofit.diagnose.rules.figures import refused_by
 from turbofit.diagnose.rules.rules_hang import hang_rules
@@ -152,7 +152,7 @@ def _in_short(draft: RuleAnswer) -> str:
 def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
     would_work, lacks = _plan(case, draft)
     peers = case.facts.first(PeerMissing)
-    why, lines = draft.why, draft.evidence
+    why, lines, changes = draft.why, draft.evidence, _changes(case, draft, would_work)
     if peers and draft.kind != "peer_warning":
         why = (*why, f"the peer access warning is not the cause: {peer_meaning()}")
         lines = (*lines, evidence(peers, "GPUs without peer access"))
@@ -164,9 +164,10 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
         held=draft.held,
         missing=draft.missing,
         missing_in_all=draft.missing_in_all,
-        changes=_changes(case, draft, would_work),
+        changes=changes,
         would_work=would_work,
         send=draft.send,
+        first=next(iter((*draft.send, *changes)), ""),
         unknown=tuple(dict.fromkeys((*draft.unknown, *lacks, *_assumed(case)))),
         also=also,
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
@@ -221,6 +222,7 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
     others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
     would_work, lacks = _plan(case, draft)
     memory = case.facts.first_event(TorchMemory)
+    send = () if draft.kind == "foreign" else to_send(case, draft, what)
     return Diagnosis(
         kind="unknown",
         phase="unknown",
@@ -232,36 +234,10 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
         evidence=draft.evidence,
         would_work=would_work,
         unknown=("what caused it" if draft.evidence else "what happened", *lacks, *_assumed(case)),
-        send=() if draft.kind == "foreign" else what_to_send(_about(case, draft, what)),
+        send=send,
+        first=first_step(case, draft, send),
         read=_read(case),
     )
-
-
-def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
-    """The words by which the table chooses the lines to ask for."""
-    facts = case.facts
-    errors = facts.every(PythonError)
-    words = [what, *(["lmdeploy"] if facts.subject.of_lmdeploy else [])]
-    still = ["(still)"] if draft.kind in ("stands_still", "said_to_hang") else []
-    ends = rules_told.ends(facts)
-    if facts.cut_at or (ends and ends in what):
-        return ",".join(("(cut)", *still))
-    told = facts.told.has(draft.line)
-    if facts.mood.pictures and (told or not draft.evidence):
-        still = [*still, "(picture)"]
-    if told and _is_words_alone(facts, draft):
-        return ",".join(("(unlogged)", *still))
-    words += still
-    if errors and not errors[-1][0].stack:
-        words.append("(no traceback)")
-    if facts.lines <= _SHORT and not facts.commanded:
-        words.append("(short log)")
-    return " ".join(words)
-
-
-def _is_words_alone(facts: LogFacts, draft: RuleAnswer) -> bool:
-    """Whether a report has neither a log nor a program's message."""
-    return facts.told.title is not None and not (facts.told.logs or message_in(draft.quoted))
 
 
 def _in_a_line(draft: RuleAnswer) -> str:
@@ -407,8 +383,6 @@ _LONG_LINE: Final = 200
 _SHOWN_OF_IT: Final = 20
 #: Characters of a quoted line.
 _SHOWN: Final = 240
-#: A log with at most this many lines does not tell which program wrote it.
-_SHORT: Final = 3
 
 
 def _read(case: LogCase) -> Read:

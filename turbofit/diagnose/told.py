@@ -22,7 +22,12 @@ _NAMED: Final = re.compile(
 #: Messages that people quote without the name of their exception.
 _NAMELESS: Final = (
     ("AttributeError", re.compile(r"'[\w.]+' object has no attribute '\w+'.*")),
-    ("TypeError", re.compile(r"\S+ got an unexpected keyword argument '\w+'.*")),
+    (
+        "TypeError",
+        re.compile(
+            r"\S+ got an unexpected keyword argument '\w+'.*|missing \d+ required positional arg.*"
+        ),
+    ),
     ("ImportError", re.compile(r"cannot import name '\w+'.*")),
     ("ModuleNotFoundError", re.compile(r"No module named '[\w.]+'.*")),
 )
@@ -46,10 +51,27 @@ _DECIDES: Final = re.compile(
     r"|only (?:with|when|on|fails|happens)|but (?:with|on|not)|exceeds)\b)"
     r"|因为|由于|原因|导致|验证|解决了|可以解决|降级|降到|换成|升级后|正常|没问题|没有问题|冲突|只有|(?:而|但).{0,12}(?:不|可以)"
 )
+#: Words with which a person states what mended something, what will, or that it is meant so.
+_SOLVES: Final = re.compile(
+    r"(?i:\b(?:(?:fixed|resolved|solved|merged|supported) (?:in|by|via|with|since|from|it|this)"
+    r"|(?:been|is|was|be|get) (?:fixed|resolved|solved|merged)"
+    r"|(?:solution|work-?around|cause|reason) (?:is|was)"
+    r"|(?:up|down)grad(?:e|ed|ing)|updat(?:e|ed|ing) (?:to|lmdeploy)|roll(?:ed|ing) back"
+    r"|(?:please|you (?:can|could|may|should|must|need to|have to)|may|try to) (?:try|use|set"
+    r"|install|pass|change|remove|specify|build|reinstall|update)"
+    r"|it(?:'s| is) (?:normal|expected)|by design|is needed)\b)"
+    r"|解决(?:了|方法|方案|办法)|原因(?:是|在于)|是.{1,24}的原因|修复|升级(?:到|至|一下)|更新到|降(?:级|到)"
+    r"|[改换](?:成|为)|合入|发版|正常现象"
+    r"|(?:推荐|建议|请(?!问)|试试|尝试|可以).{0,12}(?:装|设|改|加|升|换|编译|检查|参考)"
+    r"|(?:推荐|建议|请|可以)使用 ?[#\w-]"
+)
+#: The end of a sentence that asks, or that what follows completes.
+_ASKS: Final = re.compile(r"[?？吗呢]\W*$|[:：]\s*$")
 _FENCE: Final = "```"
 #: Lines that only a running program prints: a date, a level, a traceback, a bar.
 _LOG: Final = re.compile(
-    r"\[?\d{4}-\d\d-\d\d|.{0,60}?\b(?:INFO|WARN(?:ING)?|ERROR|DEBUG)\b|\[TM\]|Traceback"
+    r"\[?\d{4}-\d\d-\d\d|(?:Collecting|Downloading) \S"
+    r"|.{0,60}?\b(?:INFO|WARN(?:ING)?|ERROR|DEBUG)\b|\[TM\]|Traceback"
     r"|\s+File \"|.{0,200}?\d%\||.{0,240}?\wWarning: "
 )
 #: Symptoms that words alone describe only weakly.
@@ -71,11 +93,11 @@ class ToldLines:
 
     def __init__(self) -> None:
         self.marks: list[tuple[int, LogEvent]] = []
-        #: Sentences that state a cause, or another case that works.
+        #: Sentences that state what mended it, and those that state a cause or a case that works.
+        self.solves: list[LogEvent] = []
         self.decides: list[LogEvent] = []
         self.title: LogEvent | None = None
-        #: Whether the report has lines of a program's log, and whether it ends among them, in a
-        #: pasted block that is still open.
+        #: Whether the report has lines of a program's log, and whether it ends among them.
         self.logs = False
         self.ends_in_log = False
         self._pasted = False
@@ -93,12 +115,12 @@ class ToldLines:
             self.title = LogEvent(line, text, KnownMessage())
         logs = self.title is not None and _LOG.match(text) is not None
         self.logs = self.logs or logs
+        goes_on = self.ends_in_log and (self._pasted or by_program(text))
+        self.ends_in_log = logs or goes_on
         if text.startswith(_FENCE):
             self._pasted ^= text.count(_FENCE) % 2 == 1
             self.ends_in_log = False
-        elif self._pasted:
-            self.ends_in_log = self.ends_in_log or logs
-        elif (self.title or self._rows == 1) and len(self._lines) < _MOST:
+        elif not self._pasted and (self.title or self._rows == 1) and len(self._lines) < _MOST:
             self._read(line, text)
 
     def has(self, line: int) -> bool:
@@ -127,7 +149,11 @@ class ToldLines:
         if order is not None:
             self._lines.add(mark.line)
             self.marks.append((order, mark))
-        if self.title and not title and _DECIDES.search(text):
+        if self.title is None or title or _ASKS.search(text.strip()):
+            return
+        if _SOLVES.search(text):
+            self.solves.append(mark)
+        elif _DECIDES.search(text):
             self.decides.append(mark)
 
     def _order(self, row: Row | None, text: str, message: str, *, title: bool) -> int | None:

@@ -17,7 +17,7 @@ from turbofit.diagnose.rules.causes import general, less_memory
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
 from turbofit.diagnose.rules.figures import explanation_of
 from turbofit.diagnose.rules.rules_torch import phase_of, program_of
-from turbofit.diagnose.told import TITLE, message_in, plain, said
+from turbofit.diagnose.told import TITLE, TROUBLE, message_in, plain, said
 
 if TYPE_CHECKING:
     from turbofit.diagnose.case import LogCase
@@ -39,9 +39,10 @@ _PHASES: Final[dict[Phase, re.Pattern[str]]] = {
 _OF_SERVING: Final = (
     "wrong_quantization", "unsupported_feature", "unsupported_model", "asks_support",
 )  # fmt: skip
-#: The most sentences that are quoted with the line that tells most, the characters of one, and the
-#: characters by which it is found again in an earlier quotation.
+#: The most deciding sentences that are quoted, and the most sentences of a report without a log.
 _DECIDING: Final = 2
+_SENTENCES: Final = 4
+#: The characters of one quotation, and those by which it is found again in an earlier one.
 _SHOWN: Final = 240
 _SAME: Final = 40
 #: A source line with fewer characters is torn.
@@ -128,9 +129,23 @@ def _serves(case: LogCase) -> bool:
 
 
 def also_told(case: LogCase, what: str) -> tuple[str, ...]:
-    """The report's title and a deciding sentence, to be shown with the quoted line."""
+    """The report's title and its deciding sentences, to be shown with the quoted line.
+
+    If the report has no log, its sentences about trouble are shown, too: they are all it has.
+    """
     told = case.facts.told
     marks = [told.title] if told.title and plain(told.title.text) else []
-    more = [mark.text for mark in (*marks, *told.decides[:_DECIDING])]
-    texts = [text for text in more if plain(text)[:_SAME] not in what]
-    return tuple(without_keys(said(text))[:_SHOWN] for text in texts)
+    marks += [*told.solves[:_DECIDING], *told.decides[:_DECIDING]]
+    if told.title and not told.logs:
+        troubles = [mark for order, mark in told.marks if order <= TROUBLE]
+        marks += troubles[: max(0, _SENTENCES - len(marks))]
+    texts = {plain(mark.text)[:_SAME]: said(mark.text) for mark in marks}
+    return tuple(
+        without_keys(text)[:_SHOWN] for start, text in texts.items() if start and start not in what
+    )
+
+
+def solution_of(case: LogCase) -> str:
+    """The first sentence in which a report itself says what mended it; empty if none does."""
+    texts = [mark.text for mark in case.facts.told.solves[:1]]
+    return "".join(f"what the text itself says: {without_keys(text)[:_SHOWN]}" for text in texts)
