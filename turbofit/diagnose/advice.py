@@ -10,9 +10,11 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
 from turbofit.core.units import format_bytes
+from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Advice
 from turbofit.diagnose.case import with_used
 from turbofit.model.presets import four_bit_variant
+from turbofit.observe.log_events import KvBlocks, LegacyCuda
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
 _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
                  "session_len", "dtype", "quant_policy")  # fmt: skip
 _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
+#: An older engine's ratio beside the plan's.
+_RATIO: Final = (
+    f"these settings are for LMDeploy {REFERENCE}: until 0.15 torch took an image's memory out of"
+    " what the ratio left, so that this ratio and an older release's cannot be compared"
+)
 _CALIBRATED: Final = "a checkpoint that is quantised already needs no calibration"
 
 
@@ -49,12 +56,12 @@ def advice(case: LogCase, draft: RuleAnswer) -> Advice | None:
         if not plan.fits and draft.others:
             alone = best_plan(request.changed(on=case.machine), compares_limits=False)
             if alone.fits:
-                return _planned(alone, case.on, f"once the cards are free: {alone.verdict}")
+                return _planned(case, alone, case.on, f"once the cards are free: {alone.verdict}")
     except TurbofitError as exc:
         return Advice(
             model=case.model.name, on=spec, fits=None, verdict=f"{exc.message} ({exc.hint})"
         )
-    planned = _planned(plan, spec, plan.verdict)
+    planned = _planned(case, plan, spec, plan.verdict)
     return _doubted(planned) if _contradicts(case, draft, plan) else planned
 
 
@@ -75,7 +82,8 @@ def _doubted(planned: Advice) -> Advice:
     )
 
 
-def _planned(plan: Plan, spec: str, verdict: str) -> Advice:
+def _planned(case: LogCase, plan: Plan, spec: str, verdict: str) -> Advice:
+    older = case.facts.first(KvBlocks) or case.facts.first(LegacyCuda)
     shown = _SHOWN if plan.engine.on_torch else (*_SHOWN, "communicator")
     values: dict[str, object] = {"engine": plan.engine.name}
     values |= {name: _value(plan, name) for name in shown}
@@ -89,6 +97,7 @@ def _planned(plan: Plan, spec: str, verdict: str) -> Advice:
         verdict=verdict,
         settings=values if plan.fits else {},
         command="" if plan.serve is None else shlex.join(plan.serve.argv),
+        note=_RATIO if older and plan.fits and plan.engine.of_lmdeploy else "",
         remedies=plan.remedies or _smaller(plan.model),
     )
 

@@ -440,8 +440,6 @@ class Engine(ABC):
     #: Why its account may be wrong for the wished version; None if it is made for it.
     doubt: str | None = None
     log: LogFigures = LogFigures()
-    #: Whether ``cache_max_entry_count`` is a share of the free memory.
-    ratio_of_free: bool = True
 
     def __init__(self, version: str) -> None:
         self.version = version

@@ -14,8 +14,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.units import GIB, format_bytes
-from turbofit.diagnose.answer import Evidence
-from turbofit.diagnose.rules.draft import evidence
+from turbofit.diagnose.rules.draft import evidence, evidence_at
 from turbofit.observe.log_events import ModelLoaded, TorchMemory
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.core.model import Model
+    from turbofit.diagnose.answer import Evidence
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.event import LogEvent
     from turbofit.diagnose.rules.draft import RuleAnswer
@@ -72,11 +72,10 @@ def _moved(case: LogCase, mark: LogEvent) -> Iterator[tuple[str, Evidence]]:
     placed = case.facts.subject.auto_map
     moves = [frame.code for frame in mark.stack if _MOVES.search(frame.code)]
     if placed and moves and any(_MODULE.search(frame.path) for frame in mark.stack):
-        line, text = placed
         yield (
             f'device_map="auto" had placed the model over the cards, and `{moves[0].strip()}` moves'
             " the whole of it onto one",
-            Evidence(line=line, text=text.strip()[:240], tells="the model is placed"),
+            evidence_at(placed, "the model is placed"),
         )
 
 
@@ -114,7 +113,7 @@ def _larger_than_card(case: LogCase, memory: TorchMemory, answer: RuleAnswer) ->
 
 
 def _beyond_one_copy(case: LogCase, mark: LogEvent, memory: TorchMemory) -> str:
-    """This process's bytes beyond one copy of the model and its longest request; empty if none."""
+    """A sentence on bytes beyond one copy and its longest request; empty if there are none."""
     held = memory.allocated or memory.process
     trains = any(_TRAINS.search(f"{frame.path} {frame.code}") for frame in mark.stack)
     if case.model is None or held is None or case.facts.subject.of_lmdeploy or trains:

@@ -11,7 +11,7 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
 from turbofit.diagnose.answer import Evidence, Holding
 from turbofit.diagnose.case import LogCase
-from turbofit.diagnose.rules.draft import RuleAnswer, evidence
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence, evidence_at
 from turbofit.observe.log_events import CacheBudget, KvBlocks
 
 if TYPE_CHECKING:
@@ -139,8 +139,8 @@ def with_cache(case: LogCase, answer: RuleAnswer, cache: LoggedCache | None) -> 
     ranks = case.facts.subject.ranks
     if ranks is None or (case.tp or 1) < 2:
         return answer
-    count, (line, text) = ranks
-    started = Evidence(line=line, text=text.strip()[:240], tells=f"{count} processes of one program")
+    count, place = ranks
+    started = evidence_at(place, f"{count} processes of one program")
     return replace(
         answer,
         why=(

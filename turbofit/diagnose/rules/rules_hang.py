@@ -9,6 +9,7 @@ from msgspec import convert
 
 from turbofit.core.messages import plural
 from turbofit.core.plan import Settings
+from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
@@ -40,7 +41,7 @@ _WAITS: Final = (
 )
 _HANGS: Final = "LMDeploy hangs in its warm-up for ever: its cache cannot hold one warm-up request"
 _MORE: Final = "raise --cache-max-entry-count, lower --max-prefill-token-num, or free GPU memory"
-_READ: Final = {
+_READ: Final[dict[type[Struct], str]] = {
     CacheBudget: "the cache's size", Slab: "the size of a block",
     WarmupLengths: "the lengths of the warm-up",
 }  # fmt: skip
@@ -106,7 +107,7 @@ class _Lack(NamedTuple):
 
 
 def _lack(case: LogCase) -> _Lack | None:
-    """What the cache lacks; None if it lacks nothing, or without its figures (TM_LOG_LEVEL=INFO)."""
+    """What the cache lacks; None if nothing, or without its figures (TM_LOG_LEVEL=INFO)."""
     facts = case.facts
     budget, slab = facts.first_event(CacheBudget), facts.first_event(Slab)
     if not (budget and slab):
@@ -134,7 +135,11 @@ def _lack(case: LogCase) -> _Lack | None:
     ratios = (n / 1000 for n in range(1, 1000) if shape.tokens(budget.free * n // 1000) >= enough)
     ratio = next(ratios, None)
     if ratio is None:
-        return _Lack(missing, f"free GPU memory: no ratio of {format_bytes(budget.free)} would do")
+        return _Lack(
+            missing,
+            f"free GPU memory, or lower --max-prefill-token-num: no ratio of"
+            f" {format_bytes(budget.free)} would do",
+        )
     return _Lack(missing, _MORE.replace(",", f" to {ratio:.3f} at least,", 1))
 
 

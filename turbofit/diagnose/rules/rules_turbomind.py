@@ -119,7 +119,7 @@ def _stack_names(facts: LogFacts, mark: LogEvent) -> list[str]:
     return [name for name in names if not name.startswith("TM_")]
 
 
-def _page_locked(case: LogCase, mark: LogEvent, when_it_was: str) -> RuleAnswer:
+def _page_locked(case: LogCase, mark: LogEvent, at: str) -> RuleAnswer:
     """The same words as for a GPU, from the call that asks the host; of that release alone."""
     certain = case.facts.subject.version is not None and case.turbomind.doubt is None
     why = (
@@ -129,7 +129,7 @@ def _page_locked(case: LogCase, mark: LogEvent, when_it_was: str) -> RuleAnswer:
     return RuleAnswer(
         kind=diagnosed("host_memory"),
         phase="host RAM",
-        what=f"LMDeploy got no page-locked host memory {when_it_was} and aborted" if certain else "",
+        what=f"LMDeploy got no page-locked host memory {at} and aborted" if certain else "",
         line=mark.line,
         why=(why,) if certain else (),
         possible=(

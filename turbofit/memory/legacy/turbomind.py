@@ -418,7 +418,6 @@ class LegacyTurbomind(Turbomind):
         self.version = version
         self.generation: Generation = generation_of(version)
         self.log = LogFigures(pins_images=self.generation.vision.pinned_pixels)
-        self.ratio_of_free = self.generation.cache.of == "free"
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
         rules = self.generation
