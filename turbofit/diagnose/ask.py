@@ -60,16 +60,16 @@ def first_step(case: LogCase, draft: RuleAnswer, send: tuple[str, ...]) -> str:
     If the text has no error, what others tried is no first step, except for a server that hangs,
     which writes no error; if the text was cut, its end is the first.
     """
-    tried = draft.changes if draft.possible else ()
-    if draft.kind in STILL:
-        return next(iter((*tried, *send)), "")
+    tried, solution = draft.changes if draft.possible else (), solution_of(case)
+    lack = "still" if draft.kind in STILL else lack_of(case, draft)
     steps = {
-        "cause": (*tried, solution_of(case), *send),
+        "cause": (*tried, solution, *send),
+        "still": (solution, *tried, *send),
         "end": send,
-        "log": (solution_of(case), *send),
-        "line": (solution_of(case), *send),
+        "log": (solution, *send),
+        "line": (solution, *send),
     }
-    return next(filter(None, steps[lack_of(case, draft)]), "")
+    return next(filter(None, steps[lack]), "")
 
 
 def _circumstances(case: LogCase, draft: RuleAnswer) -> list[str]:
