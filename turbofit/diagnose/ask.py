@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.rules.causes import what_to_send
-from turbofit.diagnose.rules.rules_told import solution_of
+from turbofit.diagnose.rules.rules_told import STILL, ends, solution_of
 from turbofit.diagnose.told import message_in
 from turbofit.memory.versions import release
 from turbofit.observe.log_events import PythonError
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 Lack = Literal["end", "log", "line", "cause"]
 #: A log with at most this many lines does not tell which program wrote it.
 _SHORT: Final = 3
-#: Kinds of an engine that waits for something.
-_STILL: Final = ("stands_still", "said_to_hang")
 
 
 def lack_of(case: LogCase, draft: RuleAnswer) -> Lack:
@@ -30,7 +28,7 @@ def lack_of(case: LogCase, draft: RuleAnswer) -> Lack:
     facts = case.facts
     if _names_error(facts, draft):
         return "cause"
-    if facts.cut_at or facts.told.ends_in_log:
+    if ends(facts, draft.kind):
         return "end"
     return "log" if facts.told.title and not facts.told.logs else "line"
 
@@ -59,16 +57,19 @@ def to_send(case: LogCase, draft: RuleAnswer, what: str) -> tuple[str, ...]:
 def first_step(case: LogCase, draft: RuleAnswer, send: tuple[str, ...]) -> str:
     """The first step: what others tried, what the report says mended it, or what to send.
 
-    If the text has no error, what others tried comes last; if it was cut, its end comes first.
+    If the text has no error, what others tried is no first step, except for a server that hangs,
+    which writes no error; if the text was cut, its end is the first.
     """
-    tried = draft.changes if draft.possible else ()
+    tried, solution = draft.changes if draft.possible else (), solution_of(case)
+    lack = "still" if draft.kind in STILL else lack_of(case, draft)
     steps = {
-        "cause": (*tried, solution_of(case), *send),
+        "cause": (*tried, solution, *send),
+        "still": (solution, *tried, *send),
         "end": send,
-        "log": (solution_of(case), *send),
-        "line": (solution_of(case), *send),
+        "log": (solution, *send),
+        "line": (solution, *send),
     }
-    return next(filter(None, steps[lack_of(case, draft)]), "")
+    return next(filter(None, steps[lack]), "")
 
 
 def _circumstances(case: LogCase, draft: RuleAnswer) -> list[str]:
@@ -76,7 +77,7 @@ def _circumstances(case: LogCase, draft: RuleAnswer) -> list[str]:
     facts, errors = case.facts, case.facts.every(PythonError)
     told = not draft.evidence or facts.told.has(draft.line)
     known = {
-        "(still)": draft.kind in _STILL,
+        "(still)": draft.kind in STILL,
         "(picture)": facts.mood.pictures and told,
         "(no traceback)": bool(errors) and not errors[-1][0].stack,
         "(short log)": facts.lines <= _SHORT and not facts.commanded,

@@ -217,7 +217,8 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
         quoted = message_in(draft.quoted) if draft.evidence else ""
         draft = rules_told.with_general(case, draft, quoted)
     what = draft.what or f"{_NO_CAUSE}: {_in_a_line(draft)}"
-    if case.facts.told.has(draft.line) and not draft.what:
+    by_person = case.facts.told.has(draft.line)
+    if by_person and not draft.what:
         what = f"{_NO_CAUSE}; {said(_in_a_line(draft))}"
     others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
     would_work, lacks = _plan(case, draft)
@@ -228,7 +229,7 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
         phase="unknown",
         what=what,
         others=others if draft.possible else None,
-        why=(*draft.why, *rules_told.also_told(case, what)),
+        why=(*draft.why, *rules_told.also_told(case, what, by_person=by_person)),
         missing=missing_of(memory) if memory and draft.kind == "foreign" else None,
         also=also,
         evidence=draft.evidence,

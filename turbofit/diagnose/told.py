@@ -71,11 +71,14 @@ _FENCE: Final = "```"
 #: Lines that only a running program prints: a date, a level, a traceback, a bar.
 _LOG: Final = re.compile(
     r"\[?\d{4}-\d\d-\d\d|(?:Collecting|Downloading) \S"
-    r"|.{0,60}?\b(?:INFO|WARN(?:ING)?|ERROR|DEBUG)\b|\[TM\]|Traceback"
+    r"|(?!.*log.level).{0,60}?\b(?:INFO|WARN(?:ING)?|ERROR|DEBUG)\b|\[TM\]|Traceback"
     r"|\s+File \"|.{0,200}?\d%\||.{0,240}?\wWarning: "
 )
 #: Symptoms that words alone describe only weakly.
 _WEAK: Final = ("asks_support", "http_status", "not_released", "said_to_be_slow")
+#: Lines of a program without a level or a date belong to a log that is so near.
+_NEAR: Final = 20
+_NEVER: Final = -1000
 #: The title is among this many first rows.
 _FIRST: Final = 3
 #: The most sentences that are kept: a report has fewer.
@@ -101,6 +104,7 @@ class ToldLines:
         self.logs = False
         self.ends_in_log = False
         self._pasted = False
+        self._last_log = _NEVER
         self._lines: set[int] = set()
         self._rows = 0
 
@@ -113,13 +117,13 @@ class ToldLines:
         self._rows += 1
         if self.title is None and self._rows <= _FIRST and text.startswith("# "):
             self.title = LogEvent(line, text, KnownMessage())
-        logs = self.title is not None and _LOG.match(text) is not None
-        self.logs = self.logs or logs
-        goes_on = self.ends_in_log and (self._pasted or by_program(text))
-        self.ends_in_log = logs or goes_on
+        if self.title is not None and _LOG.match(text):
+            self.logs, self._last_log = True, line
+        of_log = self._last_log == line or self._pasted or by_program(text)
+        self.ends_in_log = of_log and 0 <= line - self._last_log <= _NEAR
         if text.startswith(_FENCE):
             self._pasted ^= text.count(_FENCE) % 2 == 1
-            self.ends_in_log = False
+            self.ends_in_log, self._last_log = False, _NEVER
         elif not self._pasted and (self.title or self._rows == 1) and len(self._lines) < _MOST:
             self._read(line, text)
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _NO_LINE: Final = "no line of this log tells what failed"
 _NO_LOG: Final = "this text has no log"
 _IN_LOG: Final = "its log and before a line that tells what failed"
+#: Kinds of a server that waits for something.
+STILL: Final = ("stands_still", "said_to_hang")
 #: The name of an exception before its message.
 _NAME: Final = re.compile(r"(?:\w+\.)*(\w+): ")
 #: Words by which people name the phase in which memory ran out.
@@ -66,7 +68,7 @@ def _stated(case: LogCase, mark: LogEvent) -> RuleAnswer:
     draft = replace(
         draft,
         phase="unknown",
-        what=f"{ends(facts) or nothing}; {said(evidence(mark, '').text)}",
+        what=f"{ends(facts, draft.kind) or nothing}; {said(evidence(mark, '').text)}",
         why=(last_call(cut), *raised_in(cut)) if cut and cut.stack else (),
         possible=draft.possible or tuple(filter(None, (draft.what,))),
         changes=changes,
@@ -76,11 +78,14 @@ def _stated(case: LogCase, mark: LogEvent) -> RuleAnswer:
     return with_general(case, draft, message_in(mark.text))
 
 
-def ends(facts: LogFacts) -> str:
-    """The place where a text was cut before its error; empty if it was not cut."""
+def ends(facts: LogFacts, kind: str = "") -> str:
+    """The place where a text was cut before its error; empty if it was not cut.
+
+    The log of a server that is said to hang has no more lines: it was not cut.
+    """
     where = "a traceback and before the error itself"
     if facts.cut_at is None:
-        where = _IN_LOG if facts.told.ends_in_log else ""
+        where = _IN_LOG if facts.told.ends_in_log and kind not in STILL else ""
     return where and f"this text ends at line {facts.lines}, within {where}"
 
 
@@ -128,15 +133,15 @@ def _serves(case: LogCase) -> bool:
     return bool(of_lmdeploy) and not any("lite" in path for path in of_lmdeploy)
 
 
-def also_told(case: LogCase, what: str) -> tuple[str, ...]:
+def also_told(case: LogCase, what: str, *, by_person: bool) -> tuple[str, ...]:
     """The report's title and its deciding sentences, to be shown with the quoted line.
 
-    If the report has no log, its sentences about trouble are shown, too: they are all it has.
+    If that line is a person's, too, the sentences about trouble are added: no other line tells.
     """
     told = case.facts.told
     marks = [told.title] if told.title and plain(told.title.text) else []
     marks += [*told.solves[:_DECIDING], *told.decides[:_DECIDING]]
-    if told.title and not told.logs:
+    if told.title and by_person:
         troubles = [mark for order, mark in told.marks if order <= TROUBLE]
         marks += troubles[: max(0, _SENTENCES - len(marks))]
     texts = {plain(mark.text)[:_SAME]: said(mark.text) for mark in marks}
