@@ -206,9 +206,7 @@ def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
     """Say which GPU's use another process has changed meanwhile: it would be counted as ours."""
     now = used_now(plan) if before else {}
     for index, used in before.items():
-        if index not in now:
-            return f"GPU {index} does not answer NVML any more"
-        more = now[index] - used
+        more = now.get(index, used) - used
         if abs(more) > _MOVED:
             change = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} in use"
             return f"GPU {index} has {change} than before: somebody else's memory moved"
@@ -224,16 +222,11 @@ class NvmlUsageReader:
     """Reads the bytes in use on each GPU of a plan, of all processes together.
 
     ``before``: bytes in use before the engines start, by the machine's index.
-
-    Raises:
-        MachineError: a GPU cannot be read.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self._uuids = plan, {gpu.index: gpu.uuid for gpu in plan.gpus}
         self.before = used_now(plan)
-        if silent := sorted(self._uuids.keys() - self.before):
-            raise _no_answer(silent[0])
         self._sampler = Sampler(list(self._uuids.values()))
         self._sampler.__enter__()
         self._since = dict.fromkeys(self._uuids, time.monotonic())
@@ -249,17 +242,16 @@ class NvmlUsageReader:
         for index in self.plan.parallel.groups[engine.group]:
             uuid = self._uuids[index]
             span = self._sampler.between(uuid, self._since[index], now)
-            if span is None or self._sampler.between(uuid, now - _SETTLE, now) is None:
-                raise _no_answer(index)
+            late = self._sampler.between(uuid, now - _SETTLE, now)
+            if span is None or late is None or index not in self.before:
+                raise MachineError(
+                    f"GPU {index} did not answer NVML", hint="turbofit doctor says more"
+                )
             spans[index], self._since[index] = span, now
         return spans
 
     def end(self) -> None:
         self._sampler.__exit__()
-
-
-def _no_answer(index: int) -> MachineError:
-    return MachineError(f"GPU {index} did not answer NVML", hint="turbofit doctor says more")
 
 
 class PretendUsageReader:

@@ -180,8 +180,8 @@ def _send(case: LogCase, mark: LogEvent, memory: TorchMemory) -> tuple[str, ...]
 def missing_of(memory: TorchMemory) -> Missing:
     """Requested minus free bytes; torch rounds both to hundredths of their unit."""
     if memory.missing is not None:
-        asked, free = format_bytes(memory.requested or 0), format_bytes(memory.free or 0)
-        return Missing(bytes=memory.missing, basis="log", note=f"asked {asked}, free {free}")
+        requested, free = format_bytes(memory.requested or 0), format_bytes(memory.free or 0)
+        return Missing(bytes=memory.missing, basis="log", note=f"asked {requested}, free {free}")
     note = "the text has not both figures"
     if memory.requested is not None:
         note = f"{note}; it asked {format_bytes(memory.requested)}"
