@@ -122,8 +122,7 @@ def with_general(case: LogCase, draft: RuleAnswer, message: str) -> RuleAnswer:
     listed = general(key) if case.facts.subject.of_inference else None
     if listed is None:
         return draft
-    kind = "check_failed" if key == "check" else "unknown"
-    return replace(draft, kind=kind, possible=listed.possible, changes=listed.change)
+    return replace(draft, kind="unknown", possible=listed.possible, changes=listed.change)
 
 
 def _serves(case: LogCase) -> bool:
