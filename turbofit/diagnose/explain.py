@@ -281,8 +281,12 @@ def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -
 
 
 def _cut_off(case: LogCase, mark: LogEvent) -> RuleAnswer:
-    """An answer for a traceback without its end."""
-    what = "; ".join(filter(None, (rules_told.ends(case.facts), rules_told.last_call(mark))))
+    """An answer for a traceback without its end: its last call, or an error that was logged."""
+    end, logged = rules_told.ends(case.facts), case.facts.mood.logged
+    if logged is not None:
+        text = _with_end(logged.text.strip())
+        return _quote(logged, f"{end}; the last error that was logged: {text}")
+    what = "; ".join(filter(None, (end, rules_told.last_call(mark))))
     return _quote(mark, what, "the last call that it shows")
 
 

@@ -54,7 +54,7 @@ _DECIDES: Final = re.compile(
 #: Words with which a person states what mended something, what will, or that it is meant so.
 _SOLVES: Final = re.compile(
     r"(?i:\b(?:(?:fixed|resolved|solved|merged|supported) (?:in|by|via|with|since|from|it|this)"
-    r"|(?:been|is|was|be|get) (?:fixed|resolved|solved|merged)"
+    r"|(?:been|is|was|be|get) (?:fix(?:ed)?|resolved|solved|merged)"
     r"|(?:solution|work-?around|cause|reason) (?:is|was)"
     r"|(?:up|down)grad(?:e|ed|ing)|updat(?:e|ed|ing) (?:to|lmdeploy)|roll(?:ed|ing) back"
     r"|(?:please|you (?:can|could|may|should|must|need to|have to)|may|try to) (?:try|use|set"
@@ -67,6 +67,10 @@ _SOLVES: Final = re.compile(
 )
 #: The end of a sentence that asks, or that what follows completes.
 _ASKS: Final = re.compile(r"[?？吗呢]\W*$|[:：]\s*$")
+#: A heading, a picture, an address, a name with a date, or a few words.
+_NO_SENTENCE: Final = re.compile(r"[#!<@\[]|https?:|.{0,80} · |.{0,14}$|.*[:：]\s*$")
+#: Thanks, with which people close a report.
+_THANKS: Final = re.compile(r"(?i:\bthank)|感谢|谢谢")
 _FENCE: Final = "```"
 #: Lines that only a running program prints: a date, a level, a traceback, a bar.
 _LOG: Final = re.compile(
@@ -96,6 +100,8 @@ class ToldLines:
 
     def __init__(self) -> None:
         self.marks: list[tuple[int, LogEvent]] = []
+        #: All sentences below the title.
+        self.sentences: list[LogEvent] = []
         #: Sentences that state what mended it, and those that state a cause or a case that works.
         self.solves: list[LogEvent] = []
         self.decides: list[LogEvent] = []
@@ -153,7 +159,11 @@ class ToldLines:
         if order is not None:
             self._lines.add(mark.line)
             self.marks.append((order, mark))
-        if self.title is None or title or _ASKS.search(text.strip()):
+        if self.title is None or title:
+            return
+        if not _NO_SENTENCE.match(text):
+            self.sentences.append(mark)
+        if _ASKS.search(text.strip()) or _THANKS.search(text):
             return
         if _SOLVES.search(text):
             self.solves.append(mark)
@@ -164,7 +174,7 @@ class ToldLines:
         """The rank of a sentence by how much it tells; None if it tells nothing."""
         if self.title is None:
             return KNOWN if row and row.rank == "told" else None
-        if message or (row and row.kind not in _WEAK):
+        if message or (row and (title or row.kind not in _WEAK)):
             return KNOWN
         if row or tells_of_error(text) or (title and _TROUBLE.search(text)):
             return TROUBLE

@@ -43,11 +43,11 @@ _PHASES: Final[dict[Phase, re.Pattern[str]]] = {
 _OF_SERVING: Final = (
     "wrong_quantization", "unsupported_feature", "unsupported_model", "asks_support",
 )  # fmt: skip
-#: The most deciding sentences that are quoted, and the most sentences of a report without a log.
+#: The most deciding sentences that are quoted, and the most sentences of any kind.
 _DECIDING: Final = 2
-_SENTENCES: Final = 4
+_SENTENCES: Final = 5
 #: The characters of one quotation, and those by which it is found again in an earlier one.
-_SHOWN: Final = 240
+_SHOWN: Final = 320
 _SAME: Final = 40
 #: A source line with fewer characters is torn.
 _TORN: Final = 6
@@ -55,9 +55,15 @@ _TORN: Final = 6
 
 def told_by(case: LogCase, least: int = TITLE) -> RuleAnswer | None:
     """The answer by the sentence that tells most, the title first; it must tell ``least``."""
-    marks = sorted(case.facts.told.marks, key=lambda told: told[0])
+    marks = sorted(case.facts.told.marks, key=_tells_most)
     answers = (_stated(case, mark) for order, mark in marks if order <= least)
     return next(answers, None)
+
+
+def _tells_most(told: tuple[int, LogEvent]) -> tuple[int, bool]:
+    """The order of sentences: of known ones, a lack of memory goes first, since it ends a run."""
+    order, mark = told
+    return order, mark.row is None or mark.row.kind != "out_of_memory"
 
 
 def _stated(case: LogCase, mark: LogEvent) -> RuleAnswer:
@@ -137,18 +143,21 @@ def _serves(case: LogCase) -> bool:
 def also_told(case: LogCase, what: str, *, by_person: bool) -> tuple[str, ...]:
     """The report's title and its deciding sentences, to be shown with the quoted line.
 
-    If that line is a person's, too, the sentences about trouble are added: no other line tells.
+    If that line is a person's, too, further sentences are added, those about trouble first: no
+    other line tells.
     """
     told = case.facts.told
     marks = [told.title] if told.title and plain(told.title.text) else []
     marks += [*told.solves[:_DECIDING], *told.decides[:_DECIDING]]
     if told.title and by_person:
         troubles = [mark for order, mark in told.marks if order <= TROUBLE]
-        marks += troubles[: max(0, _SENTENCES - len(marks))]
-    texts = {plain(mark.text)[:_SAME]: said(mark.text) for mark in marks}
-    return tuple(
-        without_keys(text)[:_SHOWN] for start, text in texts.items() if start and start not in what
-    )
+        marks += [*troubles, *told.sentences]
+    shown, texts = what, []
+    for mark in marks:
+        if plain(mark.text)[:_SAME] not in shown:
+            texts.append(without_keys(said(mark.text))[:_SHOWN])
+            shown += mark.text
+    return tuple(texts[:_SENTENCES])
 
 
 def solution_of(case: LogCase) -> str:
