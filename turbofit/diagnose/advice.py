@@ -32,6 +32,10 @@ _RATIO: Final = (
     f"these settings are for LMDeploy {REFERENCE}: until 0.15 torch took an image's memory out of"
     " what the ratio left, so that this ratio and an older release's cannot be compared"
 )
+_LOADED_HERE: Final = (
+    "this log ran out of memory while it loaded there: where nothing else was on the cards, the"
+    " account is too low, and a quantised variant or more GPUs are what helps"
+)
 _CALIBRATED: Final = "a checkpoint that is quantised already needs no calibration"
 
 
@@ -62,7 +66,10 @@ def advice(case: LogCase, draft: RuleAnswer) -> Advice | None:
             model=case.model.name, on=spec, fits=None, verdict=f"{exc.message} ({exc.hint})"
         )
     planned = _planned(case, plan, spec, plan.verdict)
-    return _doubted(planned) if _contradicts(case, draft, plan) else planned
+    if not _contradicts(case, draft, plan):
+        return planned
+    verdict = f"by turbofit's account it {plan.verdict}"
+    return replace(planned, fits=None, verdict=verdict, note=_LOADED_HERE)
 
 
 def _contradicts(case: LogCase, draft: RuleAnswer, plan: Plan) -> bool:
@@ -70,16 +77,6 @@ def _contradicts(case: LogCase, draft: RuleAnswer, plan: Plan) -> bool:
     loading = (draft.kind, draft.phase) == ("out_of_memory", "weights")
     alone = case.facts.subject.of_lmdeploy and not draft.others
     return plan.fits and loading and alone and plan.parallel.tp <= (case.tp or 1)
-
-
-def _doubted(planned: Advice) -> Advice:
-    return replace(
-        planned,
-        fits=None,
-        verdict=f"by turbofit's account it {planned.verdict}",
-        note="this log ran out of memory while it loaded there: where nothing else was on the"
-        " cards, the account is too low, and a quantised variant or more GPUs are what helps",
-    )
 
 
 def _planned(case: LogCase, plan: Plan, spec: str, verdict: str) -> Advice:

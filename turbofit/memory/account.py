@@ -412,13 +412,11 @@ class LogFigures(NamedTuple):
     """Figures that are needed to read an engine's log, but are not in it.
 
     ``pinned_call`` is the source line that allocates page-locked host memory; ``tuning_lengths``
-    are the lengths in the warm-up that do not depend on settings. ``pins_images``: the engine
-    allocates page-locked memory for the pixels of whole forwards.
+    are the lengths in the warm-up that do not depend on settings.
     """
 
     pinned_call: str = ""
     tuning_lengths: tuple[int, ...] = ()
-    pins_images: bool = False
 
 
 class Engine(ABC):

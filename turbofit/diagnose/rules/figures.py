@@ -40,7 +40,7 @@ class Figures:
     """
 
     def __init__(self, case: LogCase, mark: LogEvent, hit: Hit) -> None:
-        self.case, self.mark, self.hit = case, mark, hit
+        self.case, self.stack, self.hit = case, mark.stack, hit
         subject = case.facts.subject
         self._caught = {**subject.options, **subject.facts, **hit.fields}
 
@@ -76,10 +76,6 @@ class Figures:
 
     def sentences(self, texts: Iterable[Sentence]) -> tuple[str, ...]:
         return tuple(map(self.sentence, texts))
-
-    @property
-    def stack(self) -> tuple[PythonFrame, ...]:
-        return self.mark.stack
 
 
 def names_of(sentence: str) -> set[str]:
@@ -199,13 +195,13 @@ def explanation_of(mark: LogEvent, case: LogCase) -> RuleAnswer | None:
     for hit in mark.hits:
         figures = Figures(case, mark, hit)
         if (common or not kind_of(hit.row).common) and figures.holds(hit.row.when):
-            return _told(figures)
+            return _told(mark, figures)
     return None
 
 
-def _told(figures: Figures) -> RuleAnswer:
-    row, mark = figures.hit.row, figures.mark
-    what, kind = figures.sentence(row.what), kind_of(row)
+def _told(mark: LogEvent, figures: Figures) -> RuleAnswer:
+    row, kind = figures.hit.row, kind_of(figures.hit.row)
+    what = figures.sentence(row.what)
     return RuleAnswer(
         kind=row.kind,
         line=mark.line,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import GIB, format_bytes
 from turbofit.diagnose.answer import Holding, Missing
@@ -54,13 +54,6 @@ _FOLDERS: Final = {
     "lmdeploy/pytorch/": "lmdeploy-pytorch", "lmdeploy/lite/": "lmdeploy-lite",
     "lmdeploy/": "lmdeploy",
 }  # fmt: skip
-#: A question if torch lists all processes by their pid on the host, without "this process".
-_WHICH: Final = (
-    "which process is this server ({pids}): torch lists every process of the card by its pid on"
-    " the host. The plan is for the card without others. To tell: compare the pids of `docker top"
-    " NAME` (or of `pgrep -af lmdeploy`) with those of `nvidia-smi"
-    " --query-compute-apps=pid,used_memory --format=csv` on the host"
-)
 #: What to send if the log is only an error text.
 _SEND: Final = (
     'paste the line "CUDA out of memory. Tried to allocate …" as a whole: its figures say who held'
@@ -82,7 +75,7 @@ def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAnswer:
-    program, others = program_of(mark.stack, case.facts.subject), _others(case, memory)
+    program = program_of(mark.stack, case.facts.subject)
     phase = "quantising" if program == "lmdeploy-lite" else phase_of(mark.stack)
     card = "" if memory.gpu is None else f", on GPU {memory.gpu} of those it saw"
     answer = RuleAnswer(
@@ -90,15 +83,15 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         phase=phase,
         what=out_of_memory("the program", phase) + card,
         line=mark.line,
-        why=(*_figures(memory, others), *_whole_matrix(mark, memory, phase, program)),
-        held=tuple(_holders(mark, memory, others)),
+        why=(*_figures(memory), *_whole_matrix(mark, memory, phase, program)),
+        held=tuple(_holders(case, mark, memory)),
         missing=missing_of(memory),
         send=_send(case, mark, memory),
-        unknown=tuple(_unknown(mark, memory, others)),
+        unknown=tuple(_unknown(case, mark, memory)),
         evidence=(evidence(mark, "torch's own figures"),),
-        changes=(*_end_others(memory, others), *_changes(case, phase, memory, program)),
+        changes=(*_end_others(memory), *_changes(case, phase, memory, program)),
         planned=True,
-        others=others.to_plan_without,
+        others=_by_others(case, memory),
     )
     return with_cache(case, with_copies(case, mark, memory, answer), logged_cache(case))
 
@@ -115,35 +108,20 @@ def _whole_matrix(mark: LogEvent, memory: TorchMemory, phase: Phase, program: st
         )
 
 
-class _Others(NamedTuple):
-    """Bytes of other processes on the card, by the text's list and without any known owner.
-
-    ``unclear``: this process may be one of the listed ones. The plan is then for the card without
-    other processes, and the answer says so.
-    """
-
-    listed: int
-    unexplained: int
-    unclear: bool
-
-    @property
-    def to_plan_without(self) -> int:
-        rest = 0 if self.unclear else self.listed + self.unexplained
-        return rest if rest > _SMALL else 0
+def _by_others(case: LogCase, memory: TorchMemory) -> int:
+    """Bytes of other processes on the card; 0 if few, or if the text does not tell this process."""
+    rest = sum(size for _, size in memory.others) + _unexplained(memory)
+    return rest if rest > _SMALL and _names_this(case, memory) else 0
 
 
-def _others(case: LogCase, memory: TorchMemory) -> _Others:
-    """Return the bytes of other processes on the card.
+def _names_this(case: LogCase, memory: TorchMemory) -> bool:
+    """Whether the text tells this process from the others on the card.
 
-    LMDeploy also allocates outside torch, so torch's figures cannot identify its process.
+    LMDeploy also allocates outside torch: torch's figures do not tell it from a larger process.
     """
     larger = any(size > (memory.process or 0) for _, size in memory.others)
     guessed = memory.pid is not None and case.facts.subject.of_lmdeploy and larger
-    return _Others(
-        listed=sum(size for _, size in memory.others),
-        unexplained=_unexplained(memory),
-        unclear=guessed or not memory.named,
-    )
+    return memory.named and not guessed
 
 
 def _unexplained(memory: TorchMemory) -> int:
@@ -158,13 +136,12 @@ def _unexplained(memory: TorchMemory) -> int:
     return max(0, rest if memory.context else rest - CONTEXT)
 
 
-def _unknown(mark: LogEvent, memory: TorchMemory, others: _Others) -> Iterator[str]:
+def _unknown(case: LogCase, mark: LogEvent, memory: TorchMemory) -> Iterator[str]:
     """Yields the questions that the text does not answer."""
     if not mark.stack:
         yield "where: the log has no traceback before the error"
-    if others.unclear:
-        this = () if memory.pid is None else (memory.pid,)
-        yield _WHICH.format(pids=", ".join(map(str, (*this, *dict(memory.others)))))
+    if not _names_this(case, memory):
+        yield "which of these processes is this server: torch lists them by their pid on the host"
 
 
 def _send(case: LogCase, mark: LogEvent, memory: TorchMemory) -> tuple[str, ...]:
@@ -194,7 +171,7 @@ def missing_of(memory: TorchMemory) -> Missing:
     return Missing(bytes=None, basis="unknown", note=note)
 
 
-def _figures(memory: TorchMemory, others: _Others) -> Iterator[str]:
+def _figures(memory: TorchMemory) -> Iterator[str]:
     if _in_pieces(memory):
         yield (
             f"{format_bytes(memory.cached or 0)} lay unused in torch's own cache, in pieces too"
@@ -206,11 +183,9 @@ def _figures(memory: TorchMemory, others: _Others) -> Iterator[str]:
             " torch: CUDA's context, kernels and libraries, and what an engine that computes"
             " without torch, where one ran, allocates itself (its weights and its KV cache)"
         )
-    if others.listed and not others.unclear:
-        yield f"other processes held {format_bytes(others.listed)} of the card"
-    if others.unexplained > GIB:
+    if _unexplained(memory) > GIB:
         yield (
-            f"at least {format_bytes(others.unexplained)} of the card are explained by nobody in"
+            f"at least {format_bytes(_unexplained(memory))} of the card are explained by nobody in"
             " this text: another process or container, or the driver"
         )
 
@@ -220,14 +195,13 @@ def _in_pieces(memory: TorchMemory) -> bool:
     return bool(memory.cached and memory.requested and memory.cached >= memory.requested)
 
 
-def _end_others(memory: TorchMemory, others: _Others) -> Iterator[str]:
+def _end_others(memory: TorchMemory) -> Iterator[str]:
     """Yields advice on processes that hold the card, always on condition that they are others'."""
-    if others.listed > _SMALL:
+    if sum(size for _, size in memory.others) > _SMALL:
         pids = ", ".join(str(pid) for pid, _ in memory.others)
-        which = "tell first which process is this server (see what is unknown): "
         yield (
-            f"{which if others.unclear else ''}end what else holds the card (process {pids}) if"
-            " it is no part of this server, or plan for what is free"
+            f"end what else holds the card (process {pids}) if it is no part of this server, or"
+            " plan for what is free"
         )
 
 
@@ -246,16 +220,16 @@ def _changes(case: LogCase, phase: Phase, memory: TorchMemory, program: str) -> 
         yield "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation"
 
 
-def _holders(mark: LogEvent, memory: TorchMemory, others: _Others) -> Iterator[Holding]:
+def _holders(case: LogCase, mark: LogEvent, memory: TorchMemory) -> Iterator[Holding]:
     """Yields each process with its bytes, as certain as the text is."""
-    listed = "process {}: this one or another" if others.unclear else "process {}"
     this, held = "this process", memory.process
-    if memory.pid is not None:
-        known = "this process (process {} of the text)"
-        this = (listed if others.unclear else known).format(memory.pid)
-    elif held is None and not others.unclear:
+    if not _names_this(case, memory):
+        this = f"process {memory.pid}"
+    elif memory.pid is not None:
+        this = f"this process (process {memory.pid} of the text)"
+    elif held is None:
         this, held = "this process's tensors", memory.allocated
-    sizes = {this: held} | {listed.format(pid): size for pid, size in memory.others}
+    sizes = {this: held} | {f"process {pid}": size for pid, size in memory.others}
     for who, size in sizes.items():
         if size is not None:
             yield Holding(who=who, bytes=size, gpu=memory.gpu, lines=(mark.line,))

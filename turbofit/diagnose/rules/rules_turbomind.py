@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from turbofit.diagnose.facts import LogFacts
     from turbofit.observe.stages import Phase
 
-_PINS: Final = (
-    "LMDeploy {} pins 18.7 GiB of host memory a rank for InternVL, and dies of the same words when"
-    " that is what it lacks"
-)
 _NOT_PRINTED: Final = Missing(
     bytes=None, basis="unknown", note="TurboMind does not print what it asked"
 )
@@ -79,14 +75,13 @@ def _cache_at(case: LogCase, phase: Phase) -> LoggedCache | None:
 
 def _out_of_memory(case: LogCase, mark: LogEvent, phase: Phase, what: str) -> RuleAnswer:
     """The answer for any release."""
-    cache, pins = _cache_at(case, phase), case.turbomind.log.pins_images
+    cache = _cache_at(case, phase)
     far = "how far it had come: no line before the error says it"
     answer = RuleAnswer(
         kind="out_of_memory",
         phase=phase,
         what=what,
         line=mark.line,
-        why=(_PINS.format(case.facts.subject.version),) if pins else (),
         missing=_NOT_PRINTED,
         unknown=(far,) if phase == "unknown" else (),
         evidence=(evidence(mark, "TurboMind's own out-of-memory error"),),
