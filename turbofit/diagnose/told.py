@@ -74,7 +74,7 @@ _THANKS: Final = re.compile(r"(?i:\bthank)|感谢|谢谢")
 _FENCE: Final = "```"
 #: Lines that only a running program prints: a date, a level, a traceback, a bar.
 _LOG: Final = re.compile(
-    r"\[?\d{4}-\d\d-\d\d|(?:Collecting|Downloading) \S"
+    r"\[?\d{4}-\d\d-\d\d|(?:Collecting|Downloading|Requirement already|Looking in) \S"
     r"|(?!.*log.level).{0,60}?\b(?:INFO|WARN(?:ING)?|ERROR|DEBUG)\b|\[TM\]|Traceback"
     r"|\s+File \"|.{0,200}?\d%\||.{0,240}?\wWarning: "
 )
@@ -144,7 +144,7 @@ class ToldLines:
 
     def _read(self, line: int, text: str) -> None:
         title = self.title is not None and self.title.line == line
-        if not plain(text) if title else by_program(text):
+        if not plain(text) if title else by_program(text) or _LOG.match(text):
             return
         if self.title:
             self._lines.add(line)
