@@ -120,21 +120,16 @@ class LogCase:
     def _spec(self) -> str:
         """The machine of the log as `machine_from` reads it: a table, a list, or named cards."""
         gpus = self.facts.every(SmiGpu)
-        slices = [event for _, event in self.facts.every(MigSlice)]
-        tables = {gpu.index: self._row(mark.line, gpu) for mark, gpu in gpus if gpu.total}
-        listed = {gpu.index: gpu for _, gpu in gpus}
-        if tables:
-            return "\n".join(groups([gpu for _, gpu in sorted(tables.items())], slices))
-        if listed and slices:
-            return "".join(groups([listed[min(listed)]], slices))
-        if not listed:
+        table = {gpu.index: self._row(mark.line, gpu) for mark, gpu in gpus if gpu.total}
+        found = table or {gpu.index: gpu for _, gpu in gpus}
+        if not found:
             return self._named()
-        alike = len({gpu.name for gpu in listed.values()}) == 1
-        cards = [
-            replace(gpu, name=as_large(gpu.name, self._printed_total) if alike else gpu.name).spec()
-            for _, gpu in sorted(listed.items())
-        ]
-        return "+".join(cards) + self._peers(sum(gpu.count for gpu in listed.values()))
+        cards = [gpu for _, gpu in sorted(found.items())]
+        if not table and len({gpu.name for gpu in cards}) == 1:
+            name = as_large(cards[0].name, self._printed_total)
+            cards = [replace(gpu, name=name) for gpu in cards]
+        slices = [event for _, event in self.facts.every(MigSlice)]
+        return "+".join(groups(cards, slices)) + self._peers(sum(gpu.count for gpu in cards))
 
     def _named(self) -> str:
         """Cards that the text names, where they are of one kind."""

@@ -19,7 +19,6 @@ from turbofit.diagnose.mood import tells_of_error
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules import rules_told
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
-from turbofit.diagnose.rules.figures import refused_by
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
 from turbofit.diagnose.rules.rules_torch import missing_of, torch_rules
@@ -252,7 +251,7 @@ def _in_a_line(draft: RuleAnswer) -> str:
 
 
 def _last_error(case: LogCase) -> RuleAnswer:
-    """An answer that quotes the last exception and whether it is a check's, else a line."""
+    """An answer that quotes the last exception, else a line."""
     errors = _raised(case)
     if errors:
         return _last_exception(case, errors)
@@ -277,11 +276,6 @@ def _raised(case: LogCase) -> list[tuple[LogEvent, PythonError]]:
 def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -> RuleAnswer:
     last, error = errors[-1]
     text = without_keys(error.message or (last.stack[-1].code if last.stack else ""))
-    checked = refused_by(last.stack, error.name)
-    passed_on = len(errors) > 1 and errors[-2][0].line < case.facts.passed_on
-    if checked and " " in text.strip() and not passed_on:
-        what = f"{_NO_CAUSE}: {checked} stopped at a check of its own: {text}"
-        return rules_told.with_general(case, _quote(last, what), "check: ")
     what = f"turbofit does not know this error: {error.name}: {text}"
     return rules_told.with_general(case, _quote(last, what.rstrip(": ")), f"{error.name}: ")
 

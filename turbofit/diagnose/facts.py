@@ -73,8 +73,9 @@ _WARNS_BELOW: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$")
 _TRACEBACK: Final = "Traceback (m"
 #: A line that a notebook draws, also between two exceptions of one chain.
 _RULE: Final = "-" * 20
-_PASSES_ON: Final = "The above exception was the direct cause"
-_CHAIN: Final = ("During handling of the above exception", _PASSES_ON)
+_CHAIN: Final = (
+    "During handling of the above exception", "The above exception was the direct cause",
+)  # fmt: skip
 #: After these words, NCCL's own reason is in the next line.
 _NCCL_REASON: Final = "Last error:"
 _LONGEST_STACK: Final = 60
@@ -121,8 +122,6 @@ class LogFacts:
         #: chain of exceptions counts once.
         self.rows_beside = 0
         self.errors = 0
-        #: The last line which says that the next exception results from the previous one.
-        self.passed_on = 0
         self._stack: list[PythonFrame] = []
         #: Whether the previous row is a frame, whose source line comes next.
         self._at_frame = False
@@ -197,8 +196,6 @@ class LogFacts:
         if self.begun_at is None and _may_begin(text) and _BEGUN.search(text):
             self.begun_at = line
             self.course.start()
-        if text.startswith(_PASSES_ON):
-            self.passed_on = line
         self.commanded = self.commanded or _COMMAND.match(text) is not None
 
     def _read(self, text: str) -> tuple[str, Struct | None, tuple[Hit, ...]]:

@@ -80,7 +80,7 @@ def learn(
     """
     calibrations: dict[tuple[str, ...], Calibration] = {}
     for observation in observations:
-        ledgers = [_ledger(plan, card.index) for card in observation.cards]
+        ledgers = _ledgers(plan, observation)
         names = tuple(sorted(ledger.name for ledger in ledgers))
         context = _context(observation, ledgers)
         buffers = _buffers(plan.of_group(observation.group), observation, ledgers, context)
@@ -96,11 +96,11 @@ def learn(
             driver=str(plan.machine.driver),
             communicator=plan.settings.communicator,
             when=when,
-            context=context + _sum(ledgers[0], CONTEXT),
-            buffers=buffers + _sum(ledgers[0], BUFFERS),
+            context=context + ledgers[0].bytes_of(CONTEXT),
+            buffers=buffers + ledgers[0].bytes_of(BUFFERS),
             pretend=pretend,
             free=min(
-                ledger.total - ledger.reserved - card.before
+                ledger.usable - card.before
                 for card, ledger in zip(observation.cards, ledgers, strict=True)
             ),
         )
@@ -127,20 +127,19 @@ def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document
     """
     rows: list[dict[str, Any]] = []
     for observation in observations:
-        ledgers = [_ledger(plan, card.index) for card in observation.cards]
+        ledgers = _ledgers(plan, observation)
         if observation.free is not None:
             tightest = _tightest(observation, ledgers)
-            usable = tightest.total - tightest.reserved
             rows.append(
                 _row(observation, tightest.index, "context and weights",
-                     usable - free_for_cache(tightest),
-                     usable - observation.free - _drift(observation, tightest))
+                     tightest.bytes_in(*BEFORE_CACHE),
+                     tightest.usable - observation.free - _drift(observation, tightest))
             )  # fmt: skip
         if observation.region is not None:
             ledger = ledgers[0]
             rows.append(
                 _row(
-                    observation, ledger.index, "cache", _cache(ledger),
+                    observation, ledger.index, "cache", ledger.bytes_of("kv_cache"),
                     _shape(plan).held(observation.region),
                 )
             )  # fmt: skip
@@ -166,6 +165,10 @@ def document(plan: Plan, observations: Sequence[Observation]) -> Document:
     }
 
 
+def _ledgers(plan: Plan, observation: Observation) -> tuple[GpuLedger, ...]:
+    return plan.ledgers_of([card.index for card in observation.cards])
+
+
 def _row(
     observation: Observation, gpu: int, phase: str, forecast: int, measured: int
 ) -> dict[str, Any]:
@@ -183,7 +186,7 @@ def _context(observation: Observation, ledgers: Sequence[GpuLedger]) -> int:
     more = free_for_cache(tightest) - (observation.free + _drift(observation, tightest))
     # The log rounds its figures; rounding up to a whole MiB costs less than the next ratio would.
     return max(
-        round_up(more, MIB), -_estimated(tightest, BEFORE_CACHE) - _sum(tightest, TEMPORARIES)
+        round_up(more, MIB), -_estimated(tightest, BEFORE_CACHE) - tightest.bytes_of(TEMPORARIES)
     )
 
 
@@ -192,8 +195,12 @@ def _buffers(
 ) -> int:
     """The largest excess over the forecast after the cache, in bytes, with ``context`` added."""
     more, least, shape = [], [], _shape(plan)
+    # At the same ratio, the next start may allocate one step more of the pool than this one.
+    held, step = None, 0
+    if observation.region is not None:
+        held, step = shape.held(observation.region), shape.step
     for card, ledger in zip(observation.cards, ledgers, strict=True):
-        grown = 0 if observation.region is None else shape.held(observation.region) - _cache(ledger)
+        grown = 0 if held is None else held - ledger.bytes_of("kv_cache")
         for name, used in card.used.items():
             whole = ledger.steady if name in (STEADY, KERNELS) else ledger.peak
             more.append(_ours(card, ledger, used) - (whole + context + grown))
@@ -202,11 +209,7 @@ def _buffers(
             # Without a reading before the cache, only the share that the cache left is measured.
             left = 1 - plan.settings.cache_max_entry_count
             least[-1] -= int(left * _estimated(ledger, BEFORE_CACHE))
-    if not more:
-        return 0
-    # At the same ratio, the next start may allocate one step more of the pool than this one.
-    step = 0 if observation.region is None else shape.step
-    return max(round_up(max(more) + step, MIB), *least)
+    return max(round_up(max(more) + step, MIB), *least) if more else 0
 
 
 def _ours(card: CalibratedGpu, ledger: GpuLedger, used: int) -> int:
@@ -229,13 +232,9 @@ def _forecast(ledger: GpuLedger, name: str) -> int:
     """Forecast bytes in use after the warm-up, or under the worst case with that term's name."""
     if name in (STEADY, KERNELS):
         return ledger.steady
-    pool = _sum(ledger, POOL_WARMUP)
+    pool = ledger.bytes_of(POOL_WARMUP)
     case = next((term for term in ledger.ledger if term.term == name), None)
     return ledger.peak if case is None else ledger.steady - pool + max(pool, case.bytes)
-
-
-def _cache(ledger: GpuLedger) -> int:
-    return _sum(ledger, "kv_cache")
 
 
 def _shape(plan: Plan) -> CacheShape:
@@ -252,18 +251,9 @@ def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
     )
 
 
-def _sum(ledger: GpuLedger, name: str) -> int:
-    return sum(term.bytes for term in ledger.ledger if term.term == name)
-
-
-def _ledger(plan: Plan, index: int) -> GpuLedger:
-    return next(gpu for gpu in plan.gpus if gpu.index == index)
-
-
 def free_for_cache(ledger: GpuLedger) -> int:
     """Bytes of a GPU that are free when the cache is sized, by the ledger."""
-    used = sum(term.bytes for term in ledger.ledger if term.phase in BEFORE_CACHE)
-    return ledger.total - ledger.reserved - used
+    return ledger.usable - ledger.bytes_in(*BEFORE_CACHE)
 
 
 def in_words(figure: RunFigure) -> str:

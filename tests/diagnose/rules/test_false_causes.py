@@ -360,21 +360,12 @@ LACKS: Final = "AttributeError: '{}' object has no attribute 'x'"
 @pytest.mark.parametrize(
     ("kind", "package", "function", "code", "error"),
     [
-        ("check_failed", "lmdeploy", "f", "assert moons > 1", "AssertionError: too few moons: 1"),
-        ("check_failed", "lmdeploy", "f", "raise ValueError(", "ValueError: the moon has no phase"),
-        ("check_failed", "lmdeploy", "f", "assert moons == 1", "AssertionError"),
-        ("check_failed", "lmdeploy", "weight_loader", "assert a.size() == n", "AssertionError"),
-        ("check_failed", "lmdeploy", "load_weights", "assert path is not None", "AssertionError"),
+        ("unknown", "lmdeploy", "f", "assert moons == 1", "AssertionError"),
         ("unknown", "lmdeploy", "f", "x = LAYERS[name]", "KeyError: 'MoonLayer'"),
         ("unknown", "lmdeploy", "f", "m.x()", LACKS.format("Moon")),
         ("no_chat_template", "lmdeploy", "proc_messages", "x = y + t.messages2prompt(m)",
          'TypeError: can only concatenate str (not "NoneType") to str'),
-        # Another package's, errors that are passed on, and Python's own sentences.
-        ("unknown", "album", "f", "raise ValueError(", "ValueError: the moon has no such phase"),
-        ("unknown", "lmdeploy", "f", "raise error", "ValueError: the moon has no such phase"),
-        ("unknown", "lmdeploy", "f", "phase = phases(9)", "KeyError: 'MoonLayer'"),
         ("unknown", "album", "load_weights", "assert a.shape == b.shape", "AssertionError"),
-        ("unknown", "lmdeploy", "f", 'raise ValueError("no moon") from error', "ValueError: no"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("indented", [True, False])
@@ -387,14 +378,6 @@ def test_what_ends_an_engine_s_own_code_is_a_list_and_no_cause(
     assert message(found) == kind
     assert not found.known
     assert found.others is None or len(some(found.others).had) * len(some(found.others).tried) > 0
-
-
-def test_an_error_that_passes_on_another_is_no_check() -> None:
-    chained = "\nThe above exception was the direct cause of the following exception:\n\n"
-    check = RAISED.format("lmdeploy", "f", "raise ValueError(", "ValueError: the moon has no phase")
-    first = RAISED.format("album", "f", "frob()", "album.FrobError: no frob")
-    assert message(explain(first + chained + check)) == "unknown"
-    assert message(explain(f"{first}{check}")) == "check_failed"
 
 
 def test_a_program_s_next_line_is_no_code_of_the_frame_before() -> None:

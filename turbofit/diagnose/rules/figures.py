@@ -26,10 +26,6 @@ _FOLDERS: Final = re.compile(
     r"[/\\](transformers|lmdeploy|swift|xtuner|vlmeval|opencompass|lagent|xinference)[/\\]"
     r"|(transformers_modules)"
 )
-#: An exception that is made there, and passes on none that came before.
-_RAISES: Final = re.compile(r"raise (?:\w+\.)*([A-Z]\w*)\((?!.*\bfrom \w+$)")
-#: Errors of what was waited for, or of what a client asked: no check of the program.
-_NO_CHECK: Final = ("Timeout", "Connection", "HTTP", "Cancel", "Dead", "Exit")
 #: Builds for CUDA up to 12.6 know no card from here on.
 _FIRST_OF_CUDA_12_8: Final = 100
 
@@ -145,16 +141,6 @@ def package_of(stack: tuple[PythonFrame, ...]) -> str | None:
     """The innermost package of an engine or of a checkpoint's own code on a stack."""
     searches = (_FOLDERS.search(frame.path) for frame in reversed(stack))
     return next((match[match.lastindex or 0] for match in searches if match), None)
-
-
-def refused_by(stack: tuple[PythonFrame, ...], error: str) -> str | None:
-    """The engine, or checkpoint's own code, that raised an error by its own sentence."""
-    code = stack[-1].code if stack else ""
-    raised = _RAISES.match(code)
-    by_name = raised[1] if raised else "AssertionError" if code.startswith("assert ") else ""
-    if not by_name or any(word in by_name for word in _NO_CHECK):
-        return None
-    return package_of(stack[-1:]) if error.endswith(by_name) else None
 
 
 def _raised_by(figures: Figures) -> str | None:

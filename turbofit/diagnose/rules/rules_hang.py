@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import takewhile
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from msgspec import convert
 
@@ -39,8 +39,8 @@ _WAITS: Final = (
     "the warm-up sends one request as long as a forward; while the cache has fewer blocks than it"
     " needs, the scheduler tries again for ever, without an error"
 )
+_RATIO: Final = "raise --cache-max-entry-count, "
 _HANGS: Final = "LMDeploy hangs in its warm-up for ever: its cache cannot hold one warm-up request"
-_MORE: Final = "raise --cache-max-entry-count, lower --max-prefill-token-num, or free GPU memory"
 _READ: Final[dict[type[Struct], str]] = {
     CacheBudget: "the cache's size", Slab: "the size of a block",
     WarmupLengths: "the lengths of the warm-up",
@@ -82,48 +82,47 @@ def _stands_still(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def _hang(case: LogCase, waiting: LogEvent) -> RuleAnswer:
-    facts, lack = case.facts, _lack(case)
+    facts, (missing, ratio) = case.facts, _lack(case)
     waits = f"nothing can be admitted; {facts.waits:,} such lines to the log's end"
     sizes = [evidence(mark, _READ[kind]) for kind in _READ if (mark := facts.first(kind))]
     return RuleAnswer(
         kind=diagnosed("hang"),
         phase="start-up hang",
-        what=_HANGS if lack else "",
+        what=_HANGS if missing else "",
         line=waiting.line,
         possible=(_WAITS,),
-        why=(_WAITS,) if lack else (),
-        missing=lack.missing if lack else None,
+        why=(_WAITS,) if missing else (),
+        missing=missing,
         evidence=(evidence(waiting, waits), *sizes),
-        changes=(lack.change if lack else _MORE,),
+        changes=(f"{ratio}lower --max-prefill-token-num, or free GPU memory",),
         planned=True,
     )
 
 
-class _Lack(NamedTuple):
-    """The bytes that a cache lacks for one warm-up request, and what gives it enough."""
+def _lack(case: LogCase) -> tuple[Missing | None, str]:
+    """What the cache lacks, and the smallest ratio that would do, as the beginning of an advice.
 
-    missing: Missing
-    change: str
-
-
-def _lack(case: LogCase) -> _Lack | None:
-    """What the cache lacks; None if nothing, or without its figures (TM_LOG_LEVEL=INFO)."""
+    None if the cache lacks nothing, or if the log has no figures of it (needs TM_LOG_LEVEL=INFO).
+    """
     facts = case.facts
     budget, slab = facts.first_event(CacheBudget), facts.first_event(Slab)
     if not (budget and slab):
-        return None
+        return None, _RATIO
     options = case.turbomind.defaults("") | facts.subject.options
     told = {name: options[name] for name in _SIZING if name in options}
     logged = LoggedSlab(slab.slab_size, slab.object_size)
     shape = case.turbomind.logged_cache([logged], convert(told, Settings))
     if shape is None or not shape.block_tokens:
-        return None
+        return None, _RATIO
     warmups = [event.tokens for _, event in facts.every(WarmupLength)]
     longest = facts.longest_warmup or max(warmups, default=0)
     needed = -(-longest // shape.block_tokens)
     holds = shape.tokens(budget.budget) // shape.block_tokens
     if needed <= holds:
-        return None
+        return None, _RATIO
+    enough = needed * shape.block_tokens
+    ratios = (n / 1000 for n in range(1, 1000) if shape.tokens(budget.free * n // 1000) >= enough)
+    ratio = next(ratios, None)
     missing = Missing(
         bytes=(needed - holds) * slab.object_size,
         basis="formula",
@@ -131,16 +130,7 @@ def _lack(case: LogCase) -> _Lack | None:
         f" warm-up request needs {needed}",
         doubt=slab.slab_size,
     )
-    enough = needed * shape.block_tokens
-    ratios = (n / 1000 for n in range(1, 1000) if shape.tokens(budget.free * n // 1000) >= enough)
-    ratio = next(ratios, None)
-    if ratio is None:
-        return _Lack(
-            missing,
-            f"free GPU memory, or lower --max-prefill-token-num: no ratio of"
-            f" {format_bytes(budget.free)} would do",
-        )
-    return _Lack(missing, _MORE.replace(",", f" to {ratio:.3f} at least,", 1))
+    return missing, f"raise --cache-max-entry-count to {ratio:.3f} at least, " if ratio else ""
 
 
 def _silence(mark: LogEvent) -> RuleAnswer:

@@ -30,6 +30,8 @@ _NO_LOG: Final = "this text has no log"
 _IN_LOG: Final = "its log and before a line that tells what failed"
 #: Kinds of a server that waits for something.
 STILL: Final = ("stands_still", "said_to_hang")
+#: The kind of an error that no row knows.
+_NO_ROW: Final = "unknown"
 #: The name of an exception before its message.
 _NAME: Final = re.compile(r"(?:\w+\.)*(\w+): ")
 #: Words by which people name the phase in which memory ran out.
@@ -128,8 +130,7 @@ def with_general(case: LogCase, draft: RuleAnswer, message: str) -> RuleAnswer:
     listed = general(key) if case.facts.subject.of_inference else None
     if listed is None:
         return draft
-    kind = "check_failed" if key == "check" else "unknown"
-    return replace(draft, kind=kind, possible=listed.possible, changes=listed.change)
+    return replace(draft, kind=_NO_ROW, possible=listed.possible, changes=listed.change)
 
 
 def _serves(case: LogCase) -> bool:

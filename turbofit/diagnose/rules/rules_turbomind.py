@@ -166,8 +166,7 @@ def _with_account(case: LogCase, answer: RuleAnswer) -> RuleAnswer:
     if case.facts.subject.version is None:
         answer = replace(answer, unknown=(*answer.unknown, f"assumed LMDeploy {REFERENCE}"))
     short = max(
-        (gpu.load_peak if cache is None else gpu.peak) - (gpu.total - gpu.reserved)
-        for gpu in forecast.gpus
+        (gpu.load_peak if cache is None else gpu.peak) - gpu.usable for gpu in forecast.gpus
     )
     if short <= 0:
         return replace(answer, unknown=(*answer.unknown, _ENOUGH))

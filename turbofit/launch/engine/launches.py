@@ -244,5 +244,5 @@ def shared_ratio(plan: Plan, group: int) -> float:
 
     used = used_now(plan)
     gpus = [gpu for gpu in plan.gpus if gpu.index in used]  # other GPUs cannot be read
-    free = {gpu.uuid: gpu.total - gpu.reserved - used[gpu.index] for gpu in gpus}
+    free = {gpu.uuid: gpu.usable - used[gpu.index] for gpu in gpus}
     return fitted_ratio(plan, group, free)

@@ -166,7 +166,7 @@ def _phase_table(plan: Plan, members: Sequence[int], phases: Sequence[_Phase]) -
     for place, index in enumerate(members):
         lanes.setdefault(tuple(phase.spans[place] for phase in phases), []).append(index)
     fullest = max(lanes, key=_most_in_use)
-    room = min(gpu.total - gpu.reserved for gpu in plan.gpus if gpu.index in lanes[fullest])
+    room = min(gpu.usable for gpu in plan.gpus if gpu.index in lanes[fullest])
     timed = any(phase.seconds is not None for phase in phases)
     # A measurement is of one moment of each phase.
     titles = ("{} in use, MiB",) if timed else ("{} at most, MiB", "at the end, MiB")
