@@ -74,7 +74,7 @@ _THANKS: Final = re.compile(r"(?i:\bthank)|感谢|谢谢")
 _FENCE: Final = "```"
 #: Lines that only a running program prints: a date, a level, a traceback, a bar.
 _LOG: Final = re.compile(
-    r"\[?\d{4}-\d\d-\d\d|(?:Collecting|Downloading) \S"
+    r"\[?\d{4}-\d\d-\d\d|(?:Collecting|Downloading|Requirement already|Looking in) \S"
     r"|(?!.*log.level).{0,60}?\b(?:INFO|WARN(?:ING)?|ERROR|DEBUG)\b|\[TM\]|Traceback"
     r"|\s+File \"|.{0,200}?\d%\||.{0,240}?\wWarning: "
 )
@@ -123,10 +123,8 @@ class ToldLines:
         self._rows += 1
         if self.title is None and self._rows <= _FIRST and text.startswith("# "):
             self.title = LogEvent(line, text, KnownMessage())
-        if self.title is not None and _LOG.match(text):
-            self.logs, self._last_log = True, line
-        of_log = self._last_log == line or self._pasted or by_program(text)
-        self.ends_in_log = of_log and 0 <= line - self._last_log <= _NEAR
+        if self.title is not None:
+            self._follow_log(line, text)
         if text.startswith(_FENCE):
             self._pasted ^= text.count(_FENCE) % 2 == 1
             self.ends_in_log, self._last_log = False, _NEVER
@@ -137,9 +135,16 @@ class ToldLines:
         """Whether a person wrote the line, not a program."""
         return line in self._lines
 
+    def _follow_log(self, line: int, text: str) -> None:
+        """Note whether the report is within a program's log at this row."""
+        if _LOG.match(text):
+            self.logs, self._last_log = True, line
+        near = 0 <= line - self._last_log <= _NEAR
+        self.ends_in_log = near and (line == self._last_log or self._pasted or by_program(text))
+
     def _read(self, line: int, text: str) -> None:
         title = self.title is not None and self.title.line == line
-        if not plain(text) if title else by_program(text):
+        if not plain(text) if title else by_program(text) or _LOG.match(text):
             return
         if self.title:
             self._lines.add(line)
