@@ -71,12 +71,7 @@ def learn(
 ) -> tuple[Calibration, ...]:
     """Return the corrections for later plans: one per kind of group, the larger of equal groups.
 
-    Args:
-        plan: the plan that was launched.
-        observations: the readings of each group.
-        lmdeploy: the version of LMDeploy that ran.
-        when: now, as ISO 8601.
-        pretend: whether the GPUs were pretend GPUs.
+    ``lmdeploy`` is the version that ran, ``when`` is now as ISO 8601.
     """
     calibrations: dict[tuple[str, ...], Calibration] = {}
     for observation in observations:

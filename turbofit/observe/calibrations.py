@@ -58,9 +58,7 @@ def completed(calibration: Calibration) -> Calibration:
     torch, cuda = installed("torch"), installed(*_CUDA)
     calibration = msgspec.structs.replace(calibration, torch=torch or "", cuda=cuda or "")
     before = _kept(path_of(calibration))
-    if before is None:
-        return calibration
-    change = abs(calibration.total - before.total)
+    change = abs(calibration.total - before.total) if before else 0
     return msgspec.structs.replace(calibration, spread=max(calibration.spread, change))
 
 

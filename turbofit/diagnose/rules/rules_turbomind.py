@@ -10,6 +10,7 @@ from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.logged_cache import LoggedCache, logged_cache, lower_ratio, with_cache
+from turbofit.diagnose.rules.rules_torch import phase_of
 from turbofit.observe.engine_end import diagnosed, told_kind
 from turbofit.observe.log_events import (
     CudaError,
@@ -36,9 +37,6 @@ _ENOUGH: Final = (
     "what took the rest: by turbofit's account these settings leave room on such cards (other"
     " programs, other settings, another LMDeploy)"
 )
-#: What a phase of an older engine is called by, in the frames of Python around it.
-_VISION_WORDS: Final = ("vl/engine", "vl/model", "vision", "intern_vit", "visual")
-_LOAD_WORDS: Final = ("process_weight", "load_weight", "create_shared_weights", "export", "load")
 
 
 def turbomind_rules(case: LogCase) -> Iterator[RuleAnswer]:
@@ -117,23 +115,18 @@ def _stack_names(facts: LogFacts, mark: LogEvent) -> list[str]:
 def _page_locked(case: LogCase, mark: LogEvent, at: str) -> RuleAnswer:
     """The same words as for a GPU, from the call that asks the host; of that release alone."""
     certain = case.facts.subject.version is not None and case.turbomind.doubt is None
-    why = (
-        "the line of its source asks for host memory (cudaHostAlloc): the words are those of a full"
-        " GPU, but no GPU was full"
-    )
+    what = f"LMDeploy got no page-locked host memory {at} and aborted; no GPU was full"
     return RuleAnswer(
         kind=diagnosed("host_memory"),
         phase="host RAM",
-        what=f"LMDeploy got no page-locked host memory {at} and aborted" if certain else "",
+        what=what if certain else "",
         line=mark.line,
-        why=(why,) if certain else (),
         possible=(
             "RAM, or a container's limit, that was full: the line of the source asks for"
             f" page-locked host memory in LMDeploy {REFERENCE}",
             "GPU memory that was full: the same line of another release",
         ),
         missing=_NOT_PRINTED,
-        unknown=("why the host gave none: RAM, a container's limit, or the driver",),
         evidence=(evidence(mark, "the abort, in the allocator of page-locked memory"),),
         changes=(
             "free RAM or raise the container's memory limit; fewer replicas: each rank has such"
@@ -174,13 +167,10 @@ def _with_account(case: LogCase, answer: RuleAnswer) -> RuleAnswer:
 
 def _phase_by_frames(facts: LogFacts, mark: LogEvent) -> Phase:
     """By the Python stack, else by the file that allocates and the cache that was printed."""
-    for frame in reversed(mark.stack):
-        name = f"{frame.path} {frame.function}"
-        if any(word in name for word in _VISION_WORDS):
-            return "vision"
-        if any(word in frame.function for word in _LOAD_WORDS):
-            return "weights"
-    if not any(made.line < mark.line for made, _ in facts.every(KvBlocks)):
-        # Weights are allocated in memory_utils.cu, all else through the allocator.
-        return "weights" if "memory_utils" in mark.text else "unknown"
-    return "serving"
+    phase = phase_of(mark.stack)
+    if phase == "vision":
+        return phase
+    if any(made.line < mark.line for made, _ in facts.every(KvBlocks)):
+        return "serving"
+    # Weights are allocated in memory_utils.cu, all else through the allocator.
+    return "weights" if phase == "weights" or "memory_utils" in mark.text else "unknown"
