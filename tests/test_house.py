@@ -24,7 +24,7 @@ MOST_FUNCTION_LINES = 60
 #: its figure here; a room goes over its figure only where another pays, with the reason beside it.
 #: A room that stands in no line has no budget.
 BUDGETS = {
-    "core": 5_976,  # ends of engines, lines of shells, slices, a full disk, signals, sums
+    "core": 5_987,  # ends of engines, lines of shells, slices, a full disk, signals, sums
     "machine": 3_125,  # nvidia-smi's tables, a host's cores, slices, slow cards, a card in steps
     "kernels": 625,
     "model": 6_580,  # loading of Transformers came from memory; each tower's list of tensors

@@ -115,6 +115,10 @@ class Term(Struct):
     rehearsed: Annotated[int | None, doc("Its bytes on pretend GPUs; null: unknown.")] = None
 
 
+#: The phases whose terms are in memory when the cache is sized.
+BEFORE_CACHE: Final = ("before", "context", "weights")
+
+
 class GpuLedger(Struct):
     """What one GPU will hold, in bytes. See DESIGN section 2 for ``steady``, ``peak`` and so on."""
 
@@ -147,6 +151,11 @@ class GpuLedger(Struct):
     def bytes_in(self, *phases: str) -> int:
         """Bytes of all terms of these phases."""
         return sum(term.bytes for term in self.ledger if term.phase in phases)
+
+    @property
+    def free_for_cache(self) -> int:
+        """Bytes that are free when the cache is sized."""
+        return self.usable - self.bytes_in(*BEFORE_CACHE)
 
     @property
     def beyond_budget(self) -> int:

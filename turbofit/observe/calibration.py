@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.machine import Calibration
+from turbofit.core.plan import BEFORE_CACHE
 from turbofit.core.run_report import RunFigure
 from turbofit.core.struct import Struct, to_builtins
 from turbofit.core.units import MIB, mib, round_up
@@ -42,8 +43,6 @@ STEADY: Final = "steady"
 KERNELS: Final = "kernels"
 #: The file in a run's folder that holds the readings of `calibrate`.
 SEEN_FILE: Final = "seen.json"
-#: The phases whose terms are already in memory when the cache is sized.
-BEFORE_CACHE: Final = ("before", "context", "weights")
 
 
 class CalibratedGpu(Struct):
@@ -178,7 +177,7 @@ def _context(observation: Observation, ledgers: Sequence[GpuLedger]) -> int:
     if observation.free is None:
         return 0
     tightest = _tightest(observation, ledgers)
-    more = free_for_cache(tightest) - (observation.free + _drift(observation, tightest))
+    more = tightest.free_for_cache - (observation.free + _drift(observation, tightest))
     # The log rounds its figures; rounding up to a whole MiB costs less than the next ratio would.
     return max(
         round_up(more, MIB), -_estimated(tightest, BEFORE_CACHE) - tightest.bytes_of(TEMPORARIES)
@@ -214,7 +213,7 @@ def _ours(card: CalibratedGpu, ledger: GpuLedger, used: int) -> int:
 
 def _tightest(observation: Observation, ledgers: Sequence[GpuLedger]) -> GpuLedger:
     """The GPU that was fullest at the launch: the log describes it, even if another one is now."""
-    return min(ledgers, key=lambda ledger: free_for_cache(ledger) - _drift(observation, ledger))
+    return min(ledgers, key=lambda ledger: ledger.free_for_cache - _drift(observation, ledger))
 
 
 def _drift(observation: Observation, ledger: GpuLedger) -> int:
@@ -246,11 +245,6 @@ def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
     )
 
 
-def free_for_cache(ledger: GpuLedger) -> int:
-    """Bytes of a GPU that are free when the cache is sized, by the ledger."""
-    return ledger.usable - ledger.bytes_in(*BEFORE_CACHE)
-
-
 def in_words(figure: RunFigure) -> str:
     """A figure as text for people, with the relative error of the forecast."""
     forecast, actual = figure.forecast, figure.actual
@@ -263,14 +257,10 @@ def in_words(figure: RunFigure) -> str:
 
 def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
     """The free memory when the cache was sized, and the cache size, both in bytes per GPU."""
-    planned = plan.settings.cache_max_entry_count
-    # With other engines on the GPU, a start may change the ratio. The log shows three decimals.
-    ratio = planned if abs(planned - budget.ratio) < 0.001 else budget.ratio
-    cache = plan.kv.region_bytes
-    free = round(cache / ratio) if ratio else 0
+    free = min(ledger.free_for_cache for ledger in plan.gpus)
     return (
         RunFigure(what="free when the cache was sized", forecast=free, actual=budget.free),
-        RunFigure(what="KV cache", forecast=cache, actual=budget.budget),
+        RunFigure(what="KV cache", forecast=plan.kv.region_bytes, actual=budget.budget),
     )
 
 
