@@ -79,8 +79,6 @@ def in_short(one: Judged) -> str:
 def holder(found: Diagnosis) -> str:
     """Who is said to have held the card."""
     who = " ".join(one.who for one in found.held)
-    if "or another" in who:
-        return "unclear"
     if re.search(r"(?<!\()\bprocess \d", who):
         return "others"
     if any("explained by nobody" in one for one in found.why):

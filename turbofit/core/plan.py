@@ -115,6 +115,10 @@ class Term(Struct):
     rehearsed: Annotated[int | None, doc("Its bytes on pretend GPUs; null: unknown.")] = None
 
 
+#: The phases whose terms are in memory when the cache is sized.
+BEFORE_CACHE: Final = ("before", "context", "weights")
+
+
 class GpuLedger(Struct):
     """What one GPU will hold, in bytes. See DESIGN section 2 for ``steady``, ``peak`` and so on."""
 
@@ -136,6 +140,24 @@ class GpuLedger(Struct):
     ] = UNSET
 
     @property
+    def usable(self) -> int:
+        """Bytes of the card that CUDA can allocate."""
+        return self.total - self.reserved
+
+    def bytes_of(self, name: str) -> int:
+        """Bytes of all terms with this name."""
+        return sum(term.bytes for term in self.ledger if term.term == name)
+
+    def bytes_in(self, *phases: str) -> int:
+        """Bytes of all terms of these phases."""
+        return sum(term.bytes for term in self.ledger if term.phase in phases)
+
+    @property
+    def free_for_cache(self) -> int:
+        """Bytes that are free when the cache is sized."""
+        return self.usable - self.bytes_in(*BEFORE_CACHE)
+
+    @property
     def beyond_budget(self) -> int:
         """Bytes of the margin that a budget withholds; 0 without a budget."""
         return 0 if self.withheld is UNSET else self.withheld
@@ -145,7 +167,7 @@ class GpuLedger(Struct):
         """Bytes that the engines may use on this GPU; None without a budget."""
         if self.withheld is UNSET:
             return None
-        return self.total - self.reserved - self.used - self.withheld
+        return self.usable - self.used - self.withheld
 
     @property
     def most(self) -> int:

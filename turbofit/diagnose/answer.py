@@ -91,7 +91,8 @@ class Diagnosis(Struct):
 
     Otherwise ``kind`` is ``unknown``: ``what`` quotes the error, ``send`` says what would tell
     more, and ``others`` has the causes that others had with the same message. ``send`` also comes
-    with a lack of memory if no line says what ran out.
+    with a lack of memory if no line says what ran out. ``first`` is the step of these that helps or
+    tells most; it is empty if nothing failed.
     """
 
     schema: str = DIAGNOSIS_SCHEMA
@@ -106,6 +107,7 @@ class Diagnosis(Struct):
     changes: tuple[str, ...] = ()
     would_work: Advice | None = None
     send: tuple[str, ...] = ()
+    first: str = ""
     unknown: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     evidence: tuple[Evidence, ...] = ()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError, TurbofitError, UsageError
-from turbofit.core.struct import NA
-from turbofit.core.units import MIB, format_bytes
+from turbofit.core.struct import known
+from turbofit.core.units import MIB
 from turbofit.diagnose.subject import preset_of
 from turbofit.machine.card_words import as_large
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from turbofit.diagnose.facts import LogFacts
     from turbofit.memory.account import Engine
 
-_NO_PEERS: Final = ",p2p=none"
 #: Less than so much of a table is a display's, or the driver's own.
 _IN_USE: Final = 256 * MIB
 
@@ -93,20 +92,18 @@ class LogCase:
         except TurbofitError:
             return None
 
+    def named(self, machine: Machine) -> str:
+        """A machine as a SPEC that a user can type."""
+        equal = groupby(map(_spec_of, machine.gpus))
+        cards = "+".join(f"{len(list(group))}x{name}" for name, group in equal)
+        return cards + self._peers(len(machine.gpus))
+
     def _model(self, name: str | None) -> Model | None:
         if name is not None:
-            known = preset_of(name)
-            return preset_model(known) if known else resolve_model(name)
-        named = self.facts.subject.model
-        if named is None:
-            return None
-        preset = preset_of(named[0])
-        if preset is None:
-            return None
-        try:
-            return preset_model(preset)
-        except TurbofitError:
-            return None
+            preset = preset_of(name)
+            return preset_model(preset) if preset else resolve_model(name)
+        found = self.facts.subject.model
+        return preset_model(found[0]) if found else None
 
     def _take_machine_of_log(self) -> None:
         """The cards that the log names, where they make a machine; else why they make none."""
@@ -117,34 +114,22 @@ class LogCase:
             self.machine = machine_from(spec)
         except UsageError as exc:
             self.no_machine = f"{exc.message} ({exc.hint})"
-            return
-        equal = groupby(_spec_of(gpu) for gpu in self.machine.gpus)
-        self.on = "+".join(f"{len(list(cards))}x{name}" for name, cards in equal)
-        if self._lonely and len(self.machine.gpus) > 1:
-            self.on += _NO_PEERS
-
-    @property
-    def _lonely(self) -> bool:
-        return self.facts.first(PeerMissing) is not None
+        else:
+            self.on = self.named(self.machine)
 
     def _spec(self) -> str:
         """The machine of the log as `machine_from` reads it: a table, a list, or named cards."""
         gpus = self.facts.every(SmiGpu)
-        slices = [event for _, event in self.facts.every(MigSlice)]
-        tables = {gpu.index: self._row(mark.line, gpu) for mark, gpu in gpus if gpu.total}
-        listed = {gpu.index: gpu for _, gpu in gpus}
-        if tables:
-            return "\n".join(groups([gpu for _, gpu in sorted(tables.items())], slices))
-        if listed and slices:
-            return "".join(groups([listed[min(listed)]], slices))
-        if not listed:
+        table = {gpu.index: self._row(mark.line, gpu) for mark, gpu in gpus if gpu.total}
+        found = table or {gpu.index: gpu for _, gpu in gpus}
+        if not found:
             return self._named()
-        alike = len({gpu.name for gpu in listed.values()}) == 1
-        cards = [
-            replace(gpu, name=as_large(gpu.name, self._printed_total) if alike else gpu.name).spec()
-            for _, gpu in sorted(listed.items())
-        ]
-        return "+".join(cards) + self._peers(sum(gpu.count for gpu in listed.values()))
+        cards = [gpu for _, gpu in sorted(found.items())]
+        if not table and len({gpu.name for gpu in cards}) == 1:
+            name = as_large(cards[0].name, self._printed_total)
+            cards = [replace(gpu, name=name) for gpu in cards]
+        slices = [event for _, event in self.facts.every(MigSlice)]
+        return "+".join(groups(cards, slices)) + self._peers(sum(gpu.count for gpu in cards))
 
     def _named(self) -> str:
         """Cards that the text names, where they are of one kind."""
@@ -163,7 +148,7 @@ class LogCase:
         return f"{number}x{as_large(name, self._printed_total)}" + self._peers(number)
 
     def _peers(self, number: int) -> str:
-        return _NO_PEERS if self._lonely and number > 1 else ""
+        return ",p2p=none" if number > 1 and self.facts.first(PeerMissing) else ""
 
     @property
     def _printed_total(self) -> int:
@@ -182,36 +167,15 @@ class LogCase:
         return replace(gpu, used=used)
 
 
-def usable(gpu: Gpu) -> int | None:
-    """Bytes that CUDA can hand out on a GPU."""
-    if gpu.total == NA or gpu.reserved == NA:  # noqa: PLR1714 - mypy narrows by these
-        return None
-    return gpu.total - gpu.reserved
-
-
-def with_used(machine: Machine, on: str, used: int) -> tuple[Machine, str]:
-    """A machine on each card of which others hold so much, all of it at most, and its name.
-
-    The name is a SPEC where ``on`` is one of equal cards without sizes.
-    """
+def with_used(machine: Machine, used: int) -> Machine:
+    """A machine on each card of which others hold so many bytes, and all of it at most."""
     gpus = []
     for gpu in machine.gpus:
-        most = usable(gpu)
-        if most is not None:
-            taken = min(most, max(used, 0 if gpu.used == NA else gpu.used))
-            gpu = replace(gpu, used=taken, free=most - taken)  # noqa: PLW2901 - the same card
-        gpus.append(gpu)
-    group, comma, rest = on.partition(",")
-    if any(mark in group for mark in ":+/") or group.endswith(".json"):
-        name = f"{on}, {format_bytes(used)} of each card held by others"
-    else:
-        name = f"{group}:used={used // MIB}MiB{comma}{rest}"
-    return replace(machine, gpus=tuple(gpus)), name
+        taken = min(gpu.usable, max(used, known(gpu.used, 0)))
+        gpus.append(replace(gpu, used=taken, free=gpu.usable - taken))
+    return replace(machine, gpus=tuple(gpus))
 
 
 def _spec_of(gpu: Gpu) -> str:
-    key, total = match_key(gpu), usable(gpu)
-    taken = "" if gpu.used in (NA, 0) else f":used={int(gpu.used) // MIB}MiB"
-    if key is not None and total is not None:
-        return key + taken
-    return f"{gpu.name}:total={(total or 0) // MIB}MiB{taken}"
+    name, used = match_key(gpu) or f"{gpu.name}:total={gpu.usable // MIB}MiB", known(gpu.used, 0)
+    return f"{name}:used={used // MIB}MiB" if used else name

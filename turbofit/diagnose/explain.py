@@ -11,15 +11,14 @@ from turbofit.core.process.hidden import without_keys
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.advice import advice
 from turbofit.diagnose.answer import Diagnosis, Others, Read
+from turbofit.diagnose.ask import first_step, to_send
 from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.event import CLEANS_UP
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.mood import tells_of_error
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules import rules_told
-from turbofit.diagnose.rules.causes import what_to_send
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
-from turbofit.diagnose.rules.figures import refused_by
 from turbofit.diagnose.rules.rules_hang import hang_rules
 from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
 from turbofit.diagnose.rules.rules_torch import missing_of, torch_rules
@@ -152,7 +151,7 @@ def _in_short(draft: RuleAnswer) -> str:
 def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
     would_work, lacks = _plan(case, draft)
     peers = case.facts.first(PeerMissing)
-    why, lines = draft.why, draft.evidence
+    why, lines, changes = draft.why, draft.evidence, _changes(case, draft, would_work)
     if peers and draft.kind != "peer_warning":
         why = (*why, f"the peer access warning is not the cause: {peer_meaning()}")
         lines = (*lines, evidence(peers, "GPUs without peer access"))
@@ -164,9 +163,10 @@ def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosi
         held=draft.held,
         missing=draft.missing,
         missing_in_all=draft.missing_in_all,
-        changes=_changes(case, draft, would_work),
+        changes=changes,
         would_work=would_work,
         send=draft.send,
+        first=next(iter((*draft.send, *changes)), ""),
         unknown=tuple(dict.fromkeys((*draft.unknown, *lacks, *_assumed(case)))),
         also=also,
         evidence=tuple(sorted(lines, key=lambda row: row.line)),
@@ -216,52 +216,28 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
         quoted = message_in(draft.quoted) if draft.evidence else ""
         draft = rules_told.with_general(case, draft, quoted)
     what = draft.what or f"{_NO_CAUSE}: {_in_a_line(draft)}"
-    if case.facts.told.has(draft.line) and not draft.what:
+    by_person = case.facts.told.has(draft.line)
+    if by_person and not draft.what:
         what = f"{_NO_CAUSE}; {said(_in_a_line(draft))}"
     others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
     would_work, lacks = _plan(case, draft)
     memory = case.facts.first_event(TorchMemory)
+    send = () if draft.kind == "foreign" else to_send(case, draft, what)
     return Diagnosis(
         kind="unknown",
         phase="unknown",
         what=what,
         others=others if draft.possible else None,
-        why=(*draft.why, *rules_told.also_told(case, what)),
+        why=(*draft.why, *rules_told.also_told(case, what, by_person=by_person)),
         missing=missing_of(memory) if memory and draft.kind == "foreign" else None,
         also=also,
         evidence=draft.evidence,
         would_work=would_work,
         unknown=("what caused it" if draft.evidence else "what happened", *lacks, *_assumed(case)),
-        send=() if draft.kind == "foreign" else what_to_send(_about(case, draft, what)),
+        send=send,
+        first=first_step(case, draft, send),
         read=_read(case),
     )
-
-
-def _about(case: LogCase, draft: RuleAnswer, what: str) -> str:
-    """The words by which the table chooses the lines to ask for."""
-    facts = case.facts
-    errors = facts.every(PythonError)
-    words = [what, *(["lmdeploy"] if facts.subject.of_lmdeploy else [])]
-    still = ["(still)"] if draft.kind in ("stands_still", "said_to_hang") else []
-    ends = rules_told.ends(facts)
-    if facts.cut_at or (ends and ends in what):
-        return ",".join(("(cut)", *still))
-    told = facts.told.has(draft.line)
-    if facts.mood.pictures and (told or not draft.evidence):
-        still = [*still, "(picture)"]
-    if told and _is_words_alone(facts, draft):
-        return ",".join(("(unlogged)", *still))
-    words += still
-    if errors and not errors[-1][0].stack:
-        words.append("(no traceback)")
-    if facts.lines <= _SHORT and not facts.commanded:
-        words.append("(short log)")
-    return " ".join(words)
-
-
-def _is_words_alone(facts: LogFacts, draft: RuleAnswer) -> bool:
-    """Whether a report has neither a log nor a program's message."""
-    return facts.told.title is not None and not (facts.told.logs or message_in(draft.quoted))
 
 
 def _in_a_line(draft: RuleAnswer) -> str:
@@ -275,7 +251,7 @@ def _in_a_line(draft: RuleAnswer) -> str:
 
 
 def _last_error(case: LogCase) -> RuleAnswer:
-    """An answer that quotes the last exception and whether it is a check's, else a line."""
+    """An answer that quotes the last exception, else a line."""
     errors = _raised(case)
     if errors:
         return _last_exception(case, errors)
@@ -300,18 +276,17 @@ def _raised(case: LogCase) -> list[tuple[LogEvent, PythonError]]:
 def _last_exception(case: LogCase, errors: list[tuple[LogEvent, PythonError]]) -> RuleAnswer:
     last, error = errors[-1]
     text = without_keys(error.message or (last.stack[-1].code if last.stack else ""))
-    checked = refused_by(last.stack, error.name)
-    passed_on = len(errors) > 1 and errors[-2][0].line < case.facts.passed_on
-    if checked and " " in text.strip() and not passed_on:
-        what = f"{_NO_CAUSE}: {checked} stopped at a check of its own: {text}"
-        return rules_told.with_general(case, _quote(last, what), "check: ")
     what = f"turbofit does not know this error: {error.name}: {text}"
     return rules_told.with_general(case, _quote(last, what.rstrip(": ")), f"{error.name}: ")
 
 
 def _cut_off(case: LogCase, mark: LogEvent) -> RuleAnswer:
-    """An answer for a traceback without its end."""
-    what = "; ".join(filter(None, (rules_told.ends(case.facts), rules_told.last_call(mark))))
+    """An answer for a traceback without its end: its last call, or an error that was logged."""
+    end, logged = rules_told.ends(case.facts), case.facts.mood.logged
+    if logged is not None:
+        text = _with_end(logged.text.strip())
+        return _quote(logged, f"{end}; the last error that was logged: {text}")
+    what = "; ".join(filter(None, (end, rules_told.last_call(mark))))
     return _quote(mark, what, "the last call that it shows")
 
 
@@ -407,8 +382,6 @@ _LONG_LINE: Final = 200
 _SHOWN_OF_IT: Final = 20
 #: Characters of a quoted line.
 _SHOWN: Final = 240
-#: A log with at most this many lines does not tell which program wrote it.
-_SHORT: Final = 3
 
 
 def _read(case: LogCase) -> Read:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from turbofit.diagnose.event import EventFinder, LogEvent
 from turbofit.diagnose.mood import Mood
 from turbofit.diagnose.rules.causes import hits_of, told_figures
-from turbofit.diagnose.stack import PASSES_ON, Stack, part_of
+from turbofit.diagnose.stack import Stack, part_of
 from turbofit.diagnose.subject import FactCollector
 from turbofit.diagnose.told import ToldLines
 from turbofit.launch.engine.process import repeats
@@ -104,8 +104,6 @@ class LogFacts:
         #: chain of exceptions counts once.
         self.rows_beside = 0
         self.errors = 0
-        #: The last line which says that the next exception results from the previous one.
-        self.passed_on = 0
         self._stack = Stack()
         #: Whether frames follow the message to which they belong.
         self._followed = False
@@ -220,7 +218,6 @@ class LogFacts:
         if part == "chain":
             self.rows_beside -= 1
             self.errors -= 1
-            self.passed_on = mark.line if mark.text.startswith(PASSES_ON) else self.passed_on
         elif not (call or part in ("head", "rule")):
             self.rows_beside += 1
 
@@ -298,9 +295,9 @@ def _begins(form: str) -> bool:
 
 def _goes_on_below(form: str) -> bool:
     """Whether the text of a warning, or NCCL's reason, is in the next row."""
-    return form.strip() == _NCCL_REASON or (
-        "Warning" in form and _WARNS_BELOW.match(form) is not None
-    )
+    if "Warning" in form:
+        return _WARNS_BELOW.match(form) is not None
+    return form.strip() == _NCCL_REASON
 
 
 def read_runs(rows: Iterable[Row]) -> list[LogFacts]:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 #: A row that belongs to a traceback by its form: its head, the sentence between two exceptions of a
 #: chain, a line that a notebook draws, or the name of a destructor that failed.
 Part = Literal["head", "chain", "rule", "destructor", ""]
-PASSES_ON: Final = "The above exception was the direct cause"
-_CHAIN: Final = ("During handling of the above exception", PASSES_ON)
+_CHAIN: Final = (
+    "During handling of the above exception", "The above exception was the direct cause",
+)  # fmt: skip
 _RULE: Final = "-" * 20
 _HEAD: Final = "Traceback (m"
 #: An exception in a destructor while the program ends: Python continues. For a stream that could

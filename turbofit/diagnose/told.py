@@ -22,7 +22,12 @@ _NAMED: Final = re.compile(
 #: Messages that people quote without the name of their exception.
 _NAMELESS: Final = (
     ("AttributeError", re.compile(r"'[\w.]+' object has no attribute '\w+'.*")),
-    ("TypeError", re.compile(r"\S+ got an unexpected keyword argument '\w+'.*")),
+    (
+        "TypeError",
+        re.compile(
+            r"\S+ got an unexpected keyword argument '\w+'.*|missing \d+ required positional arg.*"
+        ),
+    ),
     ("ImportError", re.compile(r"cannot import name '\w+'.*")),
     ("ModuleNotFoundError", re.compile(r"No module named '[\w.]+'.*")),
 )
@@ -46,14 +51,38 @@ _DECIDES: Final = re.compile(
     r"|only (?:with|when|on|fails|happens)|but (?:with|on|not)|exceeds)\b)"
     r"|因为|由于|原因|导致|验证|解决了|可以解决|降级|降到|换成|升级后|正常|没问题|没有问题|冲突|只有|(?:而|但).{0,12}(?:不|可以)"
 )
+#: Words with which a person states what mended something, what will, or that it is meant so.
+_SOLVES: Final = re.compile(
+    r"(?i:\b(?:(?:fixed|resolved|solved|merged|supported) (?:in|by|via|with|since|from|it|this)"
+    r"|(?:been|is|was|be|get) (?:fix(?:ed)?|resolved|solved|merged)"
+    r"|(?:solution|work-?around|cause|reason) (?:is|was)"
+    r"|(?:up|down)grad(?:e|ed|ing)|updat(?:e|ed|ing) (?:to|lmdeploy)|roll(?:ed|ing) back"
+    r"|(?:please|you (?:can|could|may|should|must|need to|have to)|may|try to) (?:try|use|set"
+    r"|install|pass|change|remove|specify|build|reinstall|update)"
+    r"|it(?:'s| is) (?:normal|expected)|by design|is needed)\b)"
+    r"|解决(?:了|方法|方案|办法)|原因(?:是|在于)|是.{1,24}的原因|修复|升级(?:到|至|一下)|更新到|降(?:级|到)"
+    r"|[改换](?:成|为)|合入|发版|正常现象"
+    r"|(?:推荐|建议|请(?!问)|试试|尝试|可以).{0,12}(?:装|设|改|加|升|换|编译|检查|参考)"
+    r"|(?:推荐|建议|请|可以)使用 ?[#\w-]"
+)
+#: The end of a sentence that asks, or that what follows completes.
+_ASKS: Final = re.compile(r"[?？吗呢]\W*$|[:：]\s*$")
+#: A heading, a picture, an address, a name with a date, or a few words.
+_NO_SENTENCE: Final = re.compile(r"[#!<@\[]|https?:|.{0,80} · |.{0,14}$|.*[:：]\s*$")
+#: Thanks, with which people close a report.
+_THANKS: Final = re.compile(r"(?i:\bthank)|感谢|谢谢")
 _FENCE: Final = "```"
 #: Lines that only a running program prints: a date, a level, a traceback, a bar.
 _LOG: Final = re.compile(
-    r"\[?\d{4}-\d\d-\d\d|.{0,60}?\b(?:INFO|WARN(?:ING)?|ERROR|DEBUG)\b|\[TM\]|Traceback"
+    r"\[?\d{4}-\d\d-\d\d|(?:Collecting|Downloading|Requirement already|Looking in) \S"
+    r"|(?!.*log.level).{0,60}?\b(?:INFO|WARN(?:ING)?|ERROR|DEBUG)\b|\[TM\]|Traceback"
     r"|\s+File \"|.{0,200}?\d%\||.{0,240}?\wWarning: "
 )
 #: Symptoms that words alone describe only weakly.
 _WEAK: Final = ("asks_support", "http_status", "not_released", "said_to_be_slow")
+#: Lines of a program without a level or a date belong to a log that is so near.
+_NEAR: Final = 20
+_NEVER: Final = -1000
 #: The title is among this many first rows.
 _FIRST: Final = 3
 #: The most sentences that are kept: a report has fewer.
@@ -71,14 +100,17 @@ class ToldLines:
 
     def __init__(self) -> None:
         self.marks: list[tuple[int, LogEvent]] = []
-        #: Sentences that state a cause, or another case that works.
+        #: All sentences below the title.
+        self.sentences: list[LogEvent] = []
+        #: Sentences that state what mended it, and those that state a cause or a case that works.
+        self.solves: list[LogEvent] = []
         self.decides: list[LogEvent] = []
         self.title: LogEvent | None = None
-        #: Whether the report has lines of a program's log, and whether it ends among them, in a
-        #: pasted block that is still open.
+        #: Whether the report has lines of a program's log, and whether it ends among them.
         self.logs = False
         self.ends_in_log = False
         self._pasted = False
+        self._last_log = _NEVER
         self._lines: set[int] = set()
         self._rows = 0
 
@@ -91,23 +123,28 @@ class ToldLines:
         self._rows += 1
         if self.title is None and self._rows <= _FIRST and text.startswith("# "):
             self.title = LogEvent(line, text, KnownMessage())
-        logs = self.title is not None and _LOG.match(text) is not None
-        self.logs = self.logs or logs
+        if self.title is not None:
+            self._follow_log(line, text)
         if text.startswith(_FENCE):
             self._pasted ^= text.count(_FENCE) % 2 == 1
-            self.ends_in_log = False
-        elif self._pasted:
-            self.ends_in_log = self.ends_in_log or logs
-        elif (self.title or self._rows == 1) and len(self._lines) < _MOST:
+            self.ends_in_log, self._last_log = False, _NEVER
+        elif not self._pasted and (self.title or self._rows == 1) and len(self._lines) < _MOST:
             self._read(line, text)
 
     def has(self, line: int) -> bool:
         """Whether a person wrote the line, not a program."""
         return line in self._lines
 
+    def _follow_log(self, line: int, text: str) -> None:
+        """Note whether the report is within a program's log at this row."""
+        if _LOG.match(text):
+            self.logs, self._last_log = True, line
+        near = 0 <= line - self._last_log <= _NEAR
+        self.ends_in_log = near and (line == self._last_log or self._pasted or by_program(text))
+
     def _read(self, line: int, text: str) -> None:
         title = self.title is not None and self.title.line == line
-        if not plain(text) if title else by_program(text):
+        if not plain(text) if title else by_program(text) or _LOG.match(text):
             return
         if self.title:
             self._lines.add(line)
@@ -127,14 +164,22 @@ class ToldLines:
         if order is not None:
             self._lines.add(mark.line)
             self.marks.append((order, mark))
-        if self.title and not title and _DECIDES.search(text):
+        if self.title is None or title:
+            return
+        if not _NO_SENTENCE.match(text):
+            self.sentences.append(mark)
+        if _ASKS.search(text.strip()) or _THANKS.search(text):
+            return
+        if _SOLVES.search(text):
+            self.solves.append(mark)
+        elif _DECIDES.search(text):
             self.decides.append(mark)
 
     def _order(self, row: Row | None, text: str, message: str, *, title: bool) -> int | None:
         """The rank of a sentence by how much it tells; None if it tells nothing."""
         if self.title is None:
             return KNOWN if row and row.rank == "told" else None
-        if message or (row and row.kind not in _WEAK):
+        if message or (row and (title or row.kind not in _WEAK)):
             return KNOWN
         if row or tells_of_error(text) or (title and _TROUBLE.search(text)):
             return TROUBLE

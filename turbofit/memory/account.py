@@ -412,13 +412,11 @@ class LogFigures(NamedTuple):
     """Figures that are needed to read an engine's log, but are not in it.
 
     ``pinned_call`` is the source line that allocates page-locked host memory; ``tuning_lengths``
-    are the lengths in the warm-up that do not depend on settings. ``pins_images``: the engine
-    allocates page-locked memory for the pixels of whole forwards.
+    are the lengths in the warm-up that do not depend on settings.
     """
 
     pinned_call: str = ""
     tuning_lengths: tuple[int, ...] = ()
-    pins_images: bool = False
 
 
 class Engine(ABC):
@@ -440,8 +438,6 @@ class Engine(ABC):
     #: Why its account may be wrong for the wished version; None if it is made for it.
     doubt: str | None = None
     log: LogFigures = LogFigures()
-    #: Whether ``cache_max_entry_count`` is a share of the free memory.
-    ratio_of_free: bool = True
 
     def __init__(self, version: str) -> None:
         self.version = version

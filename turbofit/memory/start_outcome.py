@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple
 from turbofit.core.memory_stack import TERMS
 from turbofit.core.plan import GpuLedger, Term
 from turbofit.core.units import format_bytes
-from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, Account, total_bytes
+from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, Account
 
 _OTHERS: Final = "others"
 #: The most terms named in a sentence.
@@ -96,7 +96,7 @@ def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
 
 def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
     for ledger in ledgers:
-        missing = ledger.load_peak - _usable(ledger)
+        missing = ledger.load_peak - ledger.usable
         if missing > 0:
             text = (
                 f"runs out of memory while loading: GPU {ledger.index} is"
@@ -107,8 +107,8 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
 
 def _load_makeup(ledger: GpuLedger) -> str:
     """The peak of loading and its parts, in words."""
-    weights = _in_phases(ledger, "weights") - _named(ledger, TEMPORARIES)
-    staging = ledger.load_peak - _in_phases(ledger, "before", "context") - weights
+    weights = ledger.bytes_in("weights") - ledger.bytes_of(TEMPORARIES)
+    staging = ledger.load_peak - ledger.bytes_in("before", "context") - weights
     staged = f", torch's staging of tensors {format_bytes(staging)}" if staging else ""
     others = _others(ledger)
     by_others = f"others hold {format_bytes(others)}, " if others else ""
@@ -125,7 +125,7 @@ def _starting(
         for ledger in ledgers:
             terms = [term for term in ledger.ledger if term.term not in account.grown]
             steady = sum(t.bytes for t in terms if t.phase != "transient" and t.term not in later)
-            missing = steady - _usable(ledger)
+            missing = steady - ledger.usable
             if missing > 0:
                 text = (
                     f"runs out of memory {when}: GPU {ledger.index} is {format_bytes(missing)}"
@@ -145,7 +145,7 @@ def _starting(
 
 def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
     for ledger in ledgers:
-        pool, left = _named(ledger, POOL_WARMUP), _usable(ledger) - ledger.steady
+        pool, left = ledger.bytes_of(POOL_WARMUP), ledger.usable - ledger.steady
         deadly = [term for term in _transients(ledger.ledger) if term.bytes > pool + left]
         if deadly:
             first = min(deadly, key=lambda term: term.bytes)
@@ -186,26 +186,14 @@ def _makeup(ledger: GpuLedger, terms: Sequence[Term], *, worst: bool = False) ->
     others = _others(ledger)
     parts = [f"others hold {format_bytes(others)}"] if others else []
     parts += [f"{name} {format_bytes(sizes[name])}" for name in order]
-    return f"{', '.join(parts)}; the card has {format_bytes(_usable(ledger))}"
+    return f"{', '.join(parts)}; the card has {format_bytes(ledger.usable)}"
 
 
 def _others(ledger: GpuLedger) -> int:
     """Bytes that other processes hold, or 0 if they are few."""
-    size = _named(ledger, _OTHERS)
+    size = ledger.bytes_of(_OTHERS)
     return size if size >= ledger.total * _WORTH_A_WORD else 0
 
 
 def _transients(terms: Sequence[Term]) -> list[Term]:
     return [term for term in terms if term.phase == "transient"]
-
-
-def _in_phases(ledger: GpuLedger, *phases: str) -> int:
-    return total_bytes([term for term in ledger.ledger if term.phase in phases])
-
-
-def _named(ledger: GpuLedger, name: str) -> int:
-    return total_bytes([term for term in ledger.ledger if term.term == name])
-
-
-def _usable(ledger: GpuLedger) -> int:
-    return ledger.total - ledger.reserved

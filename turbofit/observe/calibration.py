@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.machine import Calibration
+from turbofit.core.plan import BEFORE_CACHE
 from turbofit.core.run_report import RunFigure
 from turbofit.core.struct import Struct, to_builtins
 from turbofit.core.units import MIB, mib, round_up
@@ -42,8 +43,6 @@ STEADY: Final = "steady"
 KERNELS: Final = "kernels"
 #: The file in a run's folder that holds the readings of `calibrate`.
 SEEN_FILE: Final = "seen.json"
-#: The phases whose terms are already in memory when the cache is sized.
-BEFORE_CACHE: Final = ("before", "context", "weights")
 
 
 class CalibratedGpu(Struct):
@@ -71,16 +70,11 @@ def learn(
 ) -> tuple[Calibration, ...]:
     """Return the corrections for later plans: one per kind of group, the larger of equal groups.
 
-    Args:
-        plan: the plan that was launched.
-        observations: the readings of each group.
-        lmdeploy: the version of LMDeploy that ran.
-        when: now, as ISO 8601.
-        pretend: whether the GPUs were pretend GPUs.
+    ``lmdeploy`` is the version that ran, ``when`` is now as ISO 8601.
     """
     calibrations: dict[tuple[str, ...], Calibration] = {}
     for observation in observations:
-        ledgers = [_ledger(plan, card.index) for card in observation.cards]
+        ledgers = _ledgers(plan, observation)
         names = tuple(sorted(ledger.name for ledger in ledgers))
         context = _context(observation, ledgers)
         buffers = _buffers(plan.of_group(observation.group), observation, ledgers, context)
@@ -96,11 +90,11 @@ def learn(
             driver=str(plan.machine.driver),
             communicator=plan.settings.communicator,
             when=when,
-            context=context + _sum(ledgers[0], CONTEXT),
-            buffers=buffers + _sum(ledgers[0], BUFFERS),
+            context=context + ledgers[0].bytes_of(CONTEXT),
+            buffers=buffers + ledgers[0].bytes_of(BUFFERS),
             pretend=pretend,
             free=min(
-                ledger.total - ledger.reserved - card.before
+                ledger.usable - card.before
                 for card, ledger in zip(observation.cards, ledgers, strict=True)
             ),
         )
@@ -127,20 +121,19 @@ def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document
     """
     rows: list[dict[str, Any]] = []
     for observation in observations:
-        ledgers = [_ledger(plan, card.index) for card in observation.cards]
+        ledgers = _ledgers(plan, observation)
         if observation.free is not None:
             tightest = _tightest(observation, ledgers)
-            usable = tightest.total - tightest.reserved
             rows.append(
                 _row(observation, tightest.index, "context and weights",
-                     usable - free_for_cache(tightest),
-                     usable - observation.free - _drift(observation, tightest))
+                     tightest.bytes_in(*BEFORE_CACHE),
+                     tightest.usable - observation.free - _drift(observation, tightest))
             )  # fmt: skip
         if observation.region is not None:
             ledger = ledgers[0]
             rows.append(
                 _row(
-                    observation, ledger.index, "cache", _cache(ledger),
+                    observation, ledger.index, "cache", ledger.bytes_of("kv_cache"),
                     _shape(plan).held(observation.region),
                 )
             )  # fmt: skip
@@ -166,6 +159,10 @@ def document(plan: Plan, observations: Sequence[Observation]) -> Document:
     }
 
 
+def _ledgers(plan: Plan, observation: Observation) -> tuple[GpuLedger, ...]:
+    return plan.ledgers_of([card.index for card in observation.cards])
+
+
 def _row(
     observation: Observation, gpu: int, phase: str, forecast: int, measured: int
 ) -> dict[str, Any]:
@@ -180,10 +177,10 @@ def _context(observation: Observation, ledgers: Sequence[GpuLedger]) -> int:
     if observation.free is None:
         return 0
     tightest = _tightest(observation, ledgers)
-    more = free_for_cache(tightest) - (observation.free + _drift(observation, tightest))
+    more = tightest.free_for_cache - (observation.free + _drift(observation, tightest))
     # The log rounds its figures; rounding up to a whole MiB costs less than the next ratio would.
     return max(
-        round_up(more, MIB), -_estimated(tightest, BEFORE_CACHE) - _sum(tightest, TEMPORARIES)
+        round_up(more, MIB), -_estimated(tightest, BEFORE_CACHE) - tightest.bytes_of(TEMPORARIES)
     )
 
 
@@ -192,8 +189,12 @@ def _buffers(
 ) -> int:
     """The largest excess over the forecast after the cache, in bytes, with ``context`` added."""
     more, least, shape = [], [], _shape(plan)
+    # At the same ratio, the next start may allocate one step more of the pool than this one.
+    held, step = None, 0
+    if observation.region is not None:
+        held, step = shape.held(observation.region), shape.step
     for card, ledger in zip(observation.cards, ledgers, strict=True):
-        grown = 0 if observation.region is None else shape.held(observation.region) - _cache(ledger)
+        grown = 0 if held is None else held - ledger.bytes_of("kv_cache")
         for name, used in card.used.items():
             whole = ledger.steady if name in (STEADY, KERNELS) else ledger.peak
             more.append(_ours(card, ledger, used) - (whole + context + grown))
@@ -202,11 +203,7 @@ def _buffers(
             # Without a reading before the cache, only the share that the cache left is measured.
             left = 1 - plan.settings.cache_max_entry_count
             least[-1] -= int(left * _estimated(ledger, BEFORE_CACHE))
-    if not more:
-        return 0
-    # At the same ratio, the next start may allocate one step more of the pool than this one.
-    step = 0 if observation.region is None else shape.step
-    return max(round_up(max(more) + step, MIB), *least)
+    return max(round_up(max(more) + step, MIB), *least) if more else 0
 
 
 def _ours(card: CalibratedGpu, ledger: GpuLedger, used: int) -> int:
@@ -216,7 +213,7 @@ def _ours(card: CalibratedGpu, ledger: GpuLedger, used: int) -> int:
 
 def _tightest(observation: Observation, ledgers: Sequence[GpuLedger]) -> GpuLedger:
     """The GPU that was fullest at the launch: the log describes it, even if another one is now."""
-    return min(ledgers, key=lambda ledger: free_for_cache(ledger) - _drift(observation, ledger))
+    return min(ledgers, key=lambda ledger: ledger.free_for_cache - _drift(observation, ledger))
 
 
 def _drift(observation: Observation, ledger: GpuLedger) -> int:
@@ -229,13 +226,9 @@ def _forecast(ledger: GpuLedger, name: str) -> int:
     """Forecast bytes in use after the warm-up, or under the worst case with that term's name."""
     if name in (STEADY, KERNELS):
         return ledger.steady
-    pool = _sum(ledger, POOL_WARMUP)
+    pool = ledger.bytes_of(POOL_WARMUP)
     case = next((term for term in ledger.ledger if term.term == name), None)
     return ledger.peak if case is None else ledger.steady - pool + max(pool, case.bytes)
-
-
-def _cache(ledger: GpuLedger) -> int:
-    return _sum(ledger, "kv_cache")
 
 
 def _shape(plan: Plan) -> CacheShape:
@@ -252,20 +245,6 @@ def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
     )
 
 
-def _sum(ledger: GpuLedger, name: str) -> int:
-    return sum(term.bytes for term in ledger.ledger if term.term == name)
-
-
-def _ledger(plan: Plan, index: int) -> GpuLedger:
-    return next(gpu for gpu in plan.gpus if gpu.index == index)
-
-
-def free_for_cache(ledger: GpuLedger) -> int:
-    """Bytes of a GPU that are free when the cache is sized, by the ledger."""
-    used = sum(term.bytes for term in ledger.ledger if term.phase in BEFORE_CACHE)
-    return ledger.total - ledger.reserved - used
-
-
 def in_words(figure: RunFigure) -> str:
     """A figure as text for people, with the relative error of the forecast."""
     forecast, actual = figure.forecast, figure.actual
@@ -278,14 +257,10 @@ def in_words(figure: RunFigure) -> str:
 
 def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
     """The free memory when the cache was sized, and the cache size, both in bytes per GPU."""
-    planned = plan.settings.cache_max_entry_count
-    # With other engines on the GPU, a start may change the ratio. The log shows three decimals.
-    ratio = planned if abs(planned - budget.ratio) < 0.001 else budget.ratio
-    cache = plan.kv.region_bytes
-    free = round(cache / ratio) if ratio else 0
+    free = min(ledger.free_for_cache for ledger in plan.gpus)
     return (
         RunFigure(what="free when the cache was sized", forecast=free, actual=budget.free),
-        RunFigure(what="KV cache", forecast=cache, actual=budget.budget),
+        RunFigure(what="KV cache", forecast=plan.kv.region_bytes, actual=budget.budget),
     )
 
 

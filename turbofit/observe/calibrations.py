@@ -16,7 +16,7 @@ from turbofit.core.installation import installed
 from turbofit.core.machine import Calibration
 from turbofit.core.process.files import digest_of_parts, state_dir, write_atomic
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.struct import to_builtins
+from turbofit.core.struct import to_builtins, to_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,11 +47,9 @@ def keep(calibration: Calibration, beside: Document) -> Path:
         OSError: the state folder cannot be made.
         UsageError: the file cannot be written.
     """
-    import json
-
-    path = _folder(pretend=calibration.pretend) / _name(calibration)
+    path = path_of(calibration, make=True)
     body = {"schema": _SCHEMA, "calibration": to_builtins(calibration), **beside}
-    write_atomic(path, json.dumps(body, indent=2) + "\n", mode=0o600)
+    write_atomic(path, to_json(body), mode=0o600)
     return path
 
 
@@ -60,15 +58,13 @@ def completed(calibration: Calibration) -> Calibration:
     torch, cuda = installed("torch"), installed(*_CUDA)
     calibration = msgspec.structs.replace(calibration, torch=torch or "", cuda=cuda or "")
     before = _kept(path_of(calibration))
-    if before is None:
-        return calibration
-    change = abs(calibration.total - before.total)
+    change = abs(calibration.total - before.total) if before else 0
     return msgspec.structs.replace(calibration, spread=max(calibration.spread, change))
 
 
 def recall(*, pretend: bool) -> tuple[Calibration, ...]:
     """All stored calibrations of real GPUs or of pretend ones; unreadable files are left out."""
-    entries = map(_kept, sorted(_folder(pretend=pretend, make=False).glob("*.json")))
+    entries = map(_kept, sorted(_folder(pretend=pretend).glob("*.json")))
     return tuple(entry for entry in entries if entry is not None and entry.pretend == pretend)
 
 
@@ -103,8 +99,14 @@ def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
     return msgspec.structs.replace(machine, calibrations=matching) if matching else machine
 
 
-def path_of(calibration: Calibration) -> Path:
-    return _folder(pretend=calibration.pretend, make=False) / _name(calibration)
+def path_of(calibration: Calibration, *, make: bool = False) -> Path:
+    """The file of a calibration's model, engine, cards and packages; ``make``: with its folder."""
+    key = (
+        calibration.model, calibration.engine, calibration.engine_version, *calibration.gpus,
+        calibration.driver, calibration.communicator,
+    )  # fmt: skip
+    key += tuple(filter(None, (calibration.torch, calibration.cuda)))  # older ones have neither
+    return _folder(pretend=calibration.pretend, make=make) / f"{digest_of_parts(*key)}.json"
 
 
 def read(calibration: Calibration) -> Document:
@@ -133,14 +135,5 @@ def forget(model: str, *, pretend: bool) -> int:
     return gone
 
 
-def _name(calibration: Calibration) -> str:
-    key = (
-        calibration.model, calibration.engine, calibration.engine_version, *calibration.gpus,
-        calibration.driver, calibration.communicator,
-    )  # fmt: skip
-    key += tuple(filter(None, (calibration.torch, calibration.cuda)))  # older ones have neither
-    return f"{digest_of_parts(*key)}.json"
-
-
-def _folder(*, pretend: bool, make: bool = True) -> Path:
+def _folder(*, pretend: bool, make: bool = False) -> Path:
     return state_dir("calibrations-pretend" if pretend else "calibrations", make=make)

@@ -387,10 +387,7 @@ def _gpu(gpu: Gpu, plans: Sequence[Plan]) -> JointGpu:
 
 def _on_gpu(model: str, ledger: GpuLedger, used: int) -> ModelOnGpu:
     """One model's part; memory that a budget withholds is not part of it."""
-    phases = {
-        phase: sum(term.bytes for term in ledger.ledger if term.phase == phase)
-        for phase in ("context", "weights", "cache")
-    }
+    phases = {phase: ledger.bytes_in(phase) for phase in ("context", "weights", "cache")}
     return ModelOnGpu(
         model=model,
         **phases,

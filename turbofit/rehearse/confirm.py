@@ -196,7 +196,7 @@ def _shortfall(ledger: GpuLedger) -> int:
             pool = size
         else:
             steady += size
-    return steady + max(pool, worst) - (ledger.total - ledger.reserved - ledger.margin)
+    return steady + max(pool, worst) - (ledger.usable - ledger.margin)
 
 
 def confirmed(plan: Plan) -> Plan:

@@ -283,7 +283,8 @@ UNENDED: Final = (
         ("'MoonEngine' object has no attribute 'tide'", f"{NOT_KNOWN} 'MoonEngine' object", ()),
         ("I want 9 tokens\nlen 7 should be equal to N (9)\nbye", f"{NOT_KNOWN} len 7 should", ()),
         (f"{UNENDED}_queue.Empty\n", f"{NOT_KNOWN} _queue.Empty", ("f",)),
-        ("# MoonEngine has no tide\nI failed to start it", "report's title says: MoonEngine", ()),
+        ("# MoonEngine has no tide\nI failed to start it", "report's title says: MoonEngine",
+         ("the text says: I failed to start it",)),
         (UNENDED, f"line 5{CUT} a = self._slice(image)", ("f",)),
         (f"# [Bug] MoonError: no tide\n{UNENDED}", f"{CUT[:-18]} the report's title says: Moon",
          ("its last call is: a = self._slice(image)", "f")),
@@ -333,7 +334,8 @@ def test_a_pasted_block_without_its_end_was_cut() -> None:
     # A list of packages is no log that goes on.
     found = explain(f"{report}sys.platform: linux\nGCC: gcc 11.4.0\n")
     assert found.what == "this text has no log; the report's title says: lmdeploy 报错"
-    assert "the log itself, from the command" in found.send[0]
+    assert found.first == found.send[0]
+    assert "what was asked, what came" in found.first
 
 
 def test_a_version_ends_where_another_script_begins() -> None:
@@ -358,21 +360,12 @@ LACKS: Final = "AttributeError: '{}' object has no attribute 'x'"
 @pytest.mark.parametrize(
     ("kind", "package", "function", "code", "error"),
     [
-        ("check_failed", "lmdeploy", "f", "assert moons > 1", "AssertionError: too few moons: 1"),
-        ("check_failed", "lmdeploy", "f", "raise ValueError(", "ValueError: the moon has no phase"),
-        ("check_failed", "lmdeploy", "f", "assert moons == 1", "AssertionError"),
-        ("check_failed", "lmdeploy", "weight_loader", "assert a.size() == n", "AssertionError"),
-        ("check_failed", "lmdeploy", "load_weights", "assert path is not None", "AssertionError"),
+        ("unknown", "lmdeploy", "f", "assert moons == 1", "AssertionError"),
         ("unknown", "lmdeploy", "f", "x = LAYERS[name]", "KeyError: 'MoonLayer'"),
         ("unknown", "lmdeploy", "f", "m.x()", LACKS.format("Moon")),
         ("no_chat_template", "lmdeploy", "proc_messages", "x = y + t.messages2prompt(m)",
          'TypeError: can only concatenate str (not "NoneType") to str'),
-        # Another package's, errors that are passed on, and Python's own sentences.
-        ("unknown", "album", "f", "raise ValueError(", "ValueError: the moon has no such phase"),
-        ("unknown", "lmdeploy", "f", "raise error", "ValueError: the moon has no such phase"),
-        ("unknown", "lmdeploy", "f", "phase = phases(9)", "KeyError: 'MoonLayer'"),
         ("unknown", "album", "load_weights", "assert a.shape == b.shape", "AssertionError"),
-        ("unknown", "lmdeploy", "f", 'raise ValueError("no moon") from error', "ValueError: no"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("indented", [True, False])
@@ -385,14 +378,6 @@ def test_what_ends_an_engine_s_own_code_is_a_list_and_no_cause(
     assert message(found) == kind
     assert not found.known
     assert found.others is None or len(some(found.others).had) * len(some(found.others).tried) > 0
-
-
-def test_an_error_that_passes_on_another_is_no_check() -> None:
-    chained = "\nThe above exception was the direct cause of the following exception:\n\n"
-    check = RAISED.format("lmdeploy", "f", "raise ValueError(", "ValueError: the moon has no phase")
-    first = RAISED.format("album", "f", "frob()", "album.FrobError: no frob")
-    assert message(explain(first + chained + check)) == "unknown"
-    assert message(explain(f"{first}{check}")) == "check_failed"
 
 
 def test_a_program_s_next_line_is_no_code_of_the_frame_before() -> None:

@@ -54,4 +54,9 @@ def raised_in(mark: LogEvent) -> tuple[str, ...]:
 
 
 def evidence(mark: LogEvent, tells: str) -> Evidence:
-    return Evidence(line=mark.line, text=without_keys(mark.text.strip())[:_SHOWN], tells=tells)
+    return evidence_at((mark.line, mark.text), tells)
+
+
+def evidence_at(place: tuple[int, str], tells: str) -> Evidence:
+    line, text = place
+    return Evidence(line=line, text=without_keys(text.strip())[:_SHOWN], tells=tells)

@@ -26,10 +26,6 @@ _FOLDERS: Final = re.compile(
     r"[/\\](transformers|lmdeploy|swift|xtuner|vlmeval|opencompass|lagent|xinference)[/\\]"
     r"|(transformers_modules)"
 )
-#: An exception that is made there, and passes on none that came before.
-_RAISES: Final = re.compile(r"raise (?:\w+\.)*([A-Z]\w*)\((?!.*\bfrom \w+$)")
-#: Errors of what was waited for, or of what a client asked: no check of the program.
-_NO_CHECK: Final = ("Timeout", "Connection", "HTTP", "Cancel", "Dead", "Exit")
 #: Builds for CUDA up to 12.6 know no card from here on.
 _FIRST_OF_CUDA_12_8: Final = 100
 
@@ -44,7 +40,7 @@ class Figures:
     """
 
     def __init__(self, case: LogCase, mark: LogEvent, hit: Hit) -> None:
-        self.case, self.mark, self.hit = case, mark, hit
+        self.case, self.stack, self.hit = case, mark.stack, hit
         subject = case.facts.subject
         self._caught = {**subject.options, **subject.facts, **hit.fields}
 
@@ -80,10 +76,6 @@ class Figures:
 
     def sentences(self, texts: Iterable[Sentence]) -> tuple[str, ...]:
         return tuple(map(self.sentence, texts))
-
-    @property
-    def stack(self) -> tuple[PythonFrame, ...]:
-        return self.mark.stack
 
 
 def names_of(sentence: str) -> set[str]:
@@ -147,16 +139,6 @@ def package_of(stack: tuple[PythonFrame, ...]) -> str | None:
     return next((match[match.lastindex or 0] for match in searches if match), None)
 
 
-def refused_by(stack: tuple[PythonFrame, ...], error: str) -> str | None:
-    """The engine, or checkpoint's own code, that raised an error by its own sentence."""
-    code = stack[-1].code if stack else ""
-    raised = _RAISES.match(code)
-    by_name = raised[1] if raised else "AssertionError" if code.startswith("assert ") else ""
-    if not by_name or any(word in by_name for word in _NO_CHECK):
-        return None
-    return package_of(stack[-1:]) if error.endswith(by_name) else None
-
-
 def _raised_by(figures: Figures) -> str | None:
     """The package whose code raised the error; None: another package.
 
@@ -179,7 +161,6 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "package": lambda figures: package_of(figures.stack),
     "place": _place,
     "raised_by": _raised_by,
-    "ratio": lambda figures: figures.case.ratio,
     "said": lambda figures: figures.hit.said,
     "too_new": _too_new,
     "too_old": _too_old,
@@ -214,13 +195,13 @@ def explanation_of(mark: LogEvent, case: LogCase) -> RuleAnswer | None:
     for hit in mark.hits:
         figures = Figures(case, mark, hit)
         if (common or not kind_of(hit.row).common) and figures.holds(hit.row.when):
-            return _told(figures)
+            return _told(mark, figures)
     return None
 
 
-def _told(figures: Figures) -> RuleAnswer:
-    row, mark = figures.hit.row, figures.mark
-    what, kind = figures.sentence(row.what), kind_of(row)
+def _told(mark: LogEvent, figures: Figures) -> RuleAnswer:
+    row, kind = figures.hit.row, kind_of(figures.hit.row)
+    what = figures.sentence(row.what)
     return RuleAnswer(
         kind=row.kind,
         line=mark.line,

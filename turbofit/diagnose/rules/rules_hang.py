@@ -39,8 +39,12 @@ _WAITS: Final = (
     "the warm-up sends one request as long as a forward; while the cache has fewer blocks than it"
     " needs, the scheduler tries again for ever, without an error"
 )
-_ELSE: Final = "lower --max-prefill-token-num, or free GPU memory"
+_RATIO: Final = "raise --cache-max-entry-count, "
 _HANGS: Final = "LMDeploy hangs in its warm-up for ever: its cache cannot hold one warm-up request"
+_READ: Final[dict[type[Struct], str]] = {
+    CacheBudget: "the cache's size", Slab: "the size of a block",
+    WarmupLengths: "the lengths of the warm-up",
+}  # fmt: skip
 
 
 def hang_rules(case: LogCase) -> Iterator[RuleAnswer]:
@@ -62,79 +66,71 @@ def _stands_still(case: LogCase) -> Iterator[RuleAnswer]:
     counted = case.facts.every(ServerFigures)
     if not counted or case.event.outcome == "fatal":
         return
-    mark, figures = counted[-1]
-    if not figures.running or figures.made != 0.0:
-        return
     counts = (figures for _, figures in reversed(counted))
     still = sum(1 for _ in takewhile(lambda one: one.running and one.made == 0.0, counts))
-    yield RuleAnswer(
-        kind=diagnosed("stalled"),
-        line=mark.line,
-        rank="consequence",
-        what=f"no line of this log tells of an error, and where it ends {figures.running}"
-        f" {plural(figures.running, 'request')} run and no token came for {10 * still} seconds:"
-        " the engine stands still, or reads a long prompt",
-        evidence=(evidence(mark, "LMDeploy's own count, which it prints every ten seconds"),),
-    )
+    mark, last = counted[-1]
+    if still:
+        yield RuleAnswer(
+            kind=diagnosed("stalled"),
+            line=mark.line,
+            rank="consequence",
+            what=f"no line of this log tells of an error, and where it ends {last.running}"
+            f" {plural(last.running or 0, 'request')} run and no token came for {10 * still}"
+            " seconds: the engine stands still, or reads a long prompt",
+            evidence=(evidence(mark, "LMDeploy's own count, which it prints every ten seconds"),),
+        )
 
 
 def _hang(case: LogCase, waiting: LogEvent) -> RuleAnswer:
-    facts, lack = case.facts, _lack(case)
+    facts, (missing, ratio) = case.facts, _lack(case)
     waits = f"nothing can be admitted; {facts.waits:,} such lines to the log's end"
-    lines = [evidence(waiting, waits)]
-    tells: dict[type[Struct], str] = {}
-    if lack:
-        tells = {CacheBudget: "the cache's size", Slab: "the size of a block"}
-    tells[WarmupLengths] = "the lengths of the warm-up"
-    lines += [evidence(mark, tells[kind]) for kind in tells if (mark := facts.first(kind))]
+    sizes = [evidence(mark, _READ[kind]) for kind in _READ if (mark := facts.first(kind))]
     return RuleAnswer(
         kind=diagnosed("hang"),
         phase="start-up hang",
-        what=_HANGS if lack else "",
+        what=_HANGS if missing else "",
         line=waiting.line,
         possible=(_WAITS,),
-        why=(_WAITS,) if lack else (),
-        missing=lack and lack[0],
-        evidence=tuple(sorted(lines, key=lambda row: row.line)),
-        changes=(f"{lack[1] if lack else 'raise --cache-max-entry-count'}, {_ELSE}",),
+        why=(_WAITS,) if missing else (),
+        missing=missing,
+        evidence=(evidence(waiting, waits), *sizes),
+        changes=(f"{ratio}lower --max-prefill-token-num, or free GPU memory",),
         planned=True,
     )
 
 
-def _lack(case: LogCase) -> tuple[Missing, str] | None:
-    """What the cache lacks, and the smallest ratio that would start.
+def _lack(case: LogCase) -> tuple[Missing | None, str]:
+    """What the cache lacks, and the smallest ratio that would do, as the beginning of an advice.
 
     None if the cache lacks nothing, or if the log has no figures of it (needs TM_LOG_LEVEL=INFO).
     """
     facts = case.facts
     budget, slab = facts.first_event(CacheBudget), facts.first_event(Slab)
     if not (budget and slab):
-        return None
+        return None, _RATIO
     options = case.turbomind.defaults("") | facts.subject.options
     told = {name: options[name] for name in _SIZING if name in options}
-    size = slab.object_size
-    shape = case.turbomind.logged_cache([LoggedSlab(slab.slab_size, size)], convert(told, Settings))
+    logged = LoggedSlab(slab.slab_size, slab.object_size)
+    shape = case.turbomind.logged_cache([logged], convert(told, Settings))
     if shape is None or not shape.block_tokens:
-        return None
-    holds = shape.tokens(budget.budget) // shape.block_tokens
+        return None, _RATIO
     warmups = [event.tokens for _, event in facts.every(WarmupLength)]
     longest = facts.longest_warmup or max(warmups, default=0)
     needed = -(-longest // shape.block_tokens)
+    holds = shape.tokens(budget.budget) // shape.block_tokens
     if needed <= holds:
-        return None
-    missing = Missing(
-        bytes=(needed - holds) * size,
-        basis="formula",
-        note=f"of cache: it holds {holds} blocks of {format_bytes(size)} at least, one warm-up"
-        f" request needs {needed}",
-        doubt=slab.slab_size,
-    )
+        return None, _RATIO
     enough = needed * shape.block_tokens
     ratios = (n / 1000 for n in range(1, 1000) if shape.tokens(budget.free * n // 1000) >= enough)
     ratio = next(ratios, None)
-    if ratio is None:
-        return missing, f"free GPU memory: no ratio of {format_bytes(budget.free)} would do"
-    return missing, f"raise --cache-max-entry-count to {ratio:.3f} at least"
+    missing = Missing(
+        bytes=(needed - holds) * slab.object_size,
+        basis="formula",
+        note=f"of cache: it holds {holds} blocks of {format_bytes(slab.object_size)} at least, one"
+        f" warm-up request needs {needed}",
+        doubt=slab.slab_size,
+    )
+    return missing, f"raise --cache-max-entry-count to {ratio:.3f} at least, " if ratio else ""
 
 
 def _silence(mark: LogEvent) -> RuleAnswer:

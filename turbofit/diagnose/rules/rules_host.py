@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
+    from turbofit.diagnose.event import LogEvent
 
 #: Events that are compared with the rows of `presets/causes.yaml`.
 _ASKED = (KnownMessage, CudaError, CheckFailed, NcclError, LegacyCuda)
@@ -37,8 +38,9 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
     facts = case.facts
     for mark, kill in facts.every(HostKill)[:1]:
         size = f" of {format_bytes(kill.rss)}" if kill.rss is not None else ""
-        of_group = "its container's or service's memory limit was reached"
-        limit = of_group if kill.group else "the machine's RAM ran out"
+        limit = "the machine's RAM ran out"
+        if kill.group:
+            limit = "its container's or service's memory limit was reached"
         yield RuleAnswer(
             kind=diagnosed(told_kind(kill)),
             phase="host RAM",
@@ -58,8 +60,17 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
     """Yields the answers for a log in which no fault was found."""
-    yield from _healthy(case)
-    peers = case.facts.first(PeerMissing)
+    ready, peers = _ready(case), case.facts.first(PeerMissing)
+    if ready:
+        yield RuleAnswer(
+            kind="healthy",
+            phase="none",
+            what="nothing failed in this log: the engine started",
+            line=ready.line,
+            rank="notice",
+            why=tuple(_failed_requests(case)),
+            evidence=(evidence(ready, "the engine is ready"),),
+        )
     if peers:
         yield RuleAnswer(
             kind="peer_warning",
@@ -73,37 +84,27 @@ def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
         )
 
 
-def _healthy(case: LogCase) -> Iterator[RuleAnswer]:
-    """Yields that an engine started or a server answers, if no later line complains."""
+def _ready(case: LogCase) -> LogEvent | None:
+    """The line by which an engine started or a server answers, if no later line complains."""
     facts, mood = case.facts, case.facts.mood
-    counted = facts.every(ServerFigures)
     up = facts.first(ServerUp) or facts.first(WarmupFinished)
     # A server's log may start after its start: then a possible refusal counts as trouble, too.
     troubles = (*case.event.marks, mood.last_complaint, None if up else mood.last_refusal)
-    answers = next((mark for mark, figures in counted if figures.succeeded), None)
-    up = up or mood.answered or answers
+    counted = facts.every(ServerFigures)
+    ready = up or mood.answered or next((mark for mark, one in counted if one.succeeded), None)
     last = max((mark.line for mark in troubles if mark), default=0)
-    if up and case.event.outcome != "fatal" and last <= up.line:
-        failed = counted[-1][1].failed if counted else 0
-        yield RuleAnswer(
-            kind="healthy",
-            phase="none",
-            what="nothing failed in this log: the engine started",
-            line=up.line,
-            rank="notice",
-            why=_not_ended(failed),
-            evidence=(evidence(up, "the engine is ready"),),
+    calm = ready is not None and case.event.outcome != "fatal" and last <= ready.line
+    return ready if calm else None
+
+
+def _failed_requests(case: LogCase) -> Iterator[str]:
+    """Yields the meaning of LMDeploy's count of failed requests, if it counts any."""
+    counted = case.facts.every(ServerFigures)
+    if counted and (failed := counted[-1][1].failed):
+        yield (
+            f"LMDeploy counts {failed} {plural(failed, 'request')} as failed: clients that left"
+            " before their answer are among these, and no line tells of an error"
         )
-
-
-def _not_ended(requests: int) -> tuple[str, ...]:
-    """The meaning of LMDeploy's count of failed requests; empty if the count is 0."""
-    if not requests:
-        return ()
-    return (
-        f"LMDeploy counts {requests} {plural(requests, 'request')} as failed: clients that left"
-        " before their answer are among these, and no line tells of an error",
-    )
 
 
 def peer_meaning() -> str:

@@ -17,7 +17,7 @@ from turbofit.diagnose.rules.causes import general, less_memory
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
 from turbofit.diagnose.rules.figures import explanation_of
 from turbofit.diagnose.rules.rules_torch import phase_of, program_of
-from turbofit.diagnose.told import TITLE, message_in, plain, said
+from turbofit.diagnose.told import TITLE, TROUBLE, message_in, plain, said
 
 if TYPE_CHECKING:
     from turbofit.diagnose.case import LogCase
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 _NO_LINE: Final = "no line of this log tells what failed"
 _NO_LOG: Final = "this text has no log"
 _IN_LOG: Final = "its log and before a line that tells what failed"
+#: Kinds of a server that waits for something.
+STILL: Final = ("stands_still", "said_to_hang")
+#: The kind of an error that no row knows.
+_NO_ROW: Final = "unknown"
 #: The name of an exception before its message.
 _NAME: Final = re.compile(r"(?:\w+\.)*(\w+): ")
 #: Words by which people name the phase in which memory ran out.
@@ -39,10 +43,11 @@ _PHASES: Final[dict[Phase, re.Pattern[str]]] = {
 _OF_SERVING: Final = (
     "wrong_quantization", "unsupported_feature", "unsupported_model", "asks_support",
 )  # fmt: skip
-#: The most sentences that are quoted with the line that tells most, the characters of one, and the
-#: characters by which it is found again in an earlier quotation.
+#: The most deciding sentences that are quoted, and the most sentences of any kind.
 _DECIDING: Final = 2
-_SHOWN: Final = 240
+_SENTENCES: Final = 5
+#: The characters of one quotation, and those by which it is found again in an earlier one.
+_SHOWN: Final = 320
 _SAME: Final = 40
 #: A source line with fewer characters is torn.
 _TORN: Final = 6
@@ -50,9 +55,15 @@ _TORN: Final = 6
 
 def told_by(case: LogCase, least: int = TITLE) -> RuleAnswer | None:
     """The answer by the sentence that tells most, the title first; it must tell ``least``."""
-    marks = sorted(case.facts.told.marks, key=lambda told: told[0])
+    marks = sorted(case.facts.told.marks, key=_tells_most)
     answers = (_stated(case, mark) for order, mark in marks if order <= least)
     return next(answers, None)
+
+
+def _tells_most(told: tuple[int, LogEvent]) -> tuple[int, bool]:
+    """The order of sentences: of known ones, a lack of memory goes first, since it ends a run."""
+    order, mark = told
+    return order, mark.row is None or mark.row.kind != "out_of_memory"
 
 
 def _stated(case: LogCase, mark: LogEvent) -> RuleAnswer:
@@ -65,7 +76,7 @@ def _stated(case: LogCase, mark: LogEvent) -> RuleAnswer:
     draft = replace(
         draft,
         phase="unknown",
-        what=f"{ends(facts) or nothing}; {said(evidence(mark, '').text)}",
+        what=f"{ends(facts, draft.kind) or nothing}; {said(evidence(mark, '').text)}",
         why=(last_call(cut), *raised_in(cut)) if cut and cut.stack else (),
         possible=draft.possible or tuple(filter(None, (draft.what,))),
         changes=changes,
@@ -75,11 +86,14 @@ def _stated(case: LogCase, mark: LogEvent) -> RuleAnswer:
     return with_general(case, draft, message_in(mark.text))
 
 
-def ends(facts: LogFacts) -> str:
-    """The place where a text was cut before its error; empty if it was not cut."""
+def ends(facts: LogFacts, kind: str = "") -> str:
+    """The place where a text was cut before its error; empty if it was not cut.
+
+    The log of a server that is said to hang has no more lines: it was not cut.
+    """
     where = "a traceback and before the error itself"
     if facts.cut_at is None:
-        where = _IN_LOG if facts.told.ends_in_log else ""
+        where = _IN_LOG if facts.told.ends_in_log and kind not in STILL else ""
     return where and f"this text ends at line {facts.lines}, within {where}"
 
 
@@ -116,8 +130,7 @@ def with_general(case: LogCase, draft: RuleAnswer, message: str) -> RuleAnswer:
     listed = general(key) if case.facts.subject.of_inference else None
     if listed is None:
         return draft
-    kind = "check_failed" if key == "check" else "unknown"
-    return replace(draft, kind=kind, possible=listed.possible, changes=listed.change)
+    return replace(draft, kind=_NO_ROW, possible=listed.possible, changes=listed.change)
 
 
 def _serves(case: LogCase) -> bool:
@@ -127,10 +140,27 @@ def _serves(case: LogCase) -> bool:
     return bool(of_lmdeploy) and not any("lite" in path for path in of_lmdeploy)
 
 
-def also_told(case: LogCase, what: str) -> tuple[str, ...]:
-    """The report's title and a deciding sentence, to be shown with the quoted line."""
+def also_told(case: LogCase, what: str, *, by_person: bool) -> tuple[str, ...]:
+    """The report's title and its deciding sentences, to be shown with the quoted line.
+
+    If that line is a person's, too, further sentences are added, those about trouble first: no
+    other line tells.
+    """
     told = case.facts.told
     marks = [told.title] if told.title and plain(told.title.text) else []
-    more = [mark.text for mark in (*marks, *told.decides[:_DECIDING])]
-    texts = [text for text in more if plain(text)[:_SAME] not in what]
-    return tuple(without_keys(said(text))[:_SHOWN] for text in texts)
+    marks += [*told.solves[:_DECIDING], *told.decides[:_DECIDING]]
+    if told.title and by_person:
+        troubles = [mark for order, mark in told.marks if order <= TROUBLE]
+        marks += [*troubles, *told.sentences]
+    shown, texts = what, []
+    for mark in marks:
+        if plain(mark.text)[:_SAME] not in shown:
+            texts.append(without_keys(said(mark.text))[:_SHOWN])
+            shown += mark.text
+    return tuple(texts[:_SENTENCES])
+
+
+def solution_of(case: LogCase) -> str:
+    """The first sentence in which a report itself says what mended it; empty if none does."""
+    texts = [mark.text for mark in case.facts.told.solves[:1]]
+    return "".join(f"what the text itself says: {without_keys(text)[:_SHOWN]}" for text in texts)

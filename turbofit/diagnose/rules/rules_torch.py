@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from turbofit.core.units import GIB, MIB, format_bytes
+from turbofit.core.units import GIB, format_bytes
 from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.rules.causes import less_memory
-from turbofit.diagnose.rules.copies import copies
+from turbofit.diagnose.rules.copies import with_copies
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.diagnose.rules.logged_cache import (
-    START_ONCE,
-    cache_facts,
-    double_start,
-    logged_cache,
-    lower_ratio,
-)
-from turbofit.observe.engine_end import diagnosed, told_kind
+from turbofit.diagnose.rules.logged_cache import logged_cache, lower_ratio, with_cache
 from turbofit.observe.log_events import CONTEXT, PythonFrame, TorchMemory
 from turbofit.observe.stages import Phase, out_of_memory
 
@@ -33,8 +25,6 @@ if TYPE_CHECKING:
 _SMALL: Final = GIB // 4
 #: A tensor of a forward pass rarely has more bytes.
 _ONE_TENSOR: Final = 4 * GIB
-#: A hint for Transformers only, which has the option; torch's own call already uses sdpa.
-_WITHOUT: Final = ": attn_implementation sdpa or flash_attention_2 does without"
 #: Words in a frame's file name, function or source. Phases are searched in this order, because a
 #: load computes nothing, and a vision tower does not call the language model.
 _PHASES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
@@ -56,17 +46,13 @@ _PHASES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
 )  # fmt: skip
 #: Calls that store the whole attention matrix; torch's own call does so without a fused kernel.
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
+#: Phases that compute no attention over a long sequence.
+_NO_ATTENTION: Final = ("cache", "quantising")
+#: LMDeploy's folders, and the name of each program in the table of less memory.
 _FOLDERS: Final = {
     "lmdeploy/pytorch/": "lmdeploy-pytorch", "lmdeploy/lite/": "lmdeploy-lite",
     "lmdeploy/": "lmdeploy",
 }  # fmt: skip
-#: A question if torch lists all processes by their pid on the host, without "this process".
-_WHICH: Final = (
-    "which process is this server ({pids}): torch lists every process of the card by its pid on"
-    " the host. The plan is for the card without others. To tell: start the server, and compare the"
-    " pids of `docker top NAME` (or of `pgrep -af lmdeploy`) with those of `nvidia-smi"
-    " --query-compute-apps=pid,used_memory --format=csv` on the host"
-)
 #: What to send if the log is only an error text.
 _SEND: Final = (
     'paste the line "CUDA out of memory. Tried to allocate …" as a whole: its figures say who held'
@@ -75,9 +61,6 @@ _SEND: Final = (
 )
 #: Folders of LMDeploy whose name alone determines a phase.
 _PARTS: Final = ("lmdeploy/vl/", "lmdeploy/lite/")
-_SEPARATORS: Final = re.compile(r"[/\\]")
-#: Torch's layers, which all models use: a forward in one does not tell the part of a model.
-_TORCH: Final = re.compile(r"[/\\]torch[/\\]")
 
 
 def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
@@ -88,139 +71,107 @@ def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 
 def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAnswer:
-    program, neighbours = program_of(mark.stack, case.facts.subject), _neighbours(case, memory)
+    program = program_of(mark.stack, case.facts.subject)
     phase = "quantising" if program == "lmdeploy-lite" else phase_of(mark.stack)
-    why_cache, held_cache, lines = cache_facts(case, logged_cache(case))
-    lines.append(evidence(mark, "torch's own figures"))
-    why = [*_figures(memory, neighbours), *_whole_matrix(mark, memory, phase, program), *why_cache]
-    holdings = [*_holders(mark, memory, neighbours), *held_cache]
-    too_many = copies(case, mark, memory, phase)
-    why += (copy.why for copy in too_many)
-    lines += (copy.line for copy in too_many if copy.line.line != mark.line)
-    once = ((START_ONCE,) if double_start(case) else ()) + tuple(copy.change for copy in too_many)
-    changes = [*once, *_end_others(memory, neighbours), *_changes(case, phase, memory, program)]
-    return RuleAnswer(
-        kind=diagnosed(told_kind(memory)),
+    card = "" if memory.gpu is None else f", on GPU {memory.gpu} of those it saw"
+    answer = RuleAnswer(
+        kind="out_of_memory",
         phase=phase,
-        what=out_of_memory("the program", phase)
-        + (f", on GPU {memory.gpu} of those it saw" if memory.gpu is not None else ""),
+        what=out_of_memory("the program", phase) + card,
         line=mark.line,
-        why=tuple(why),
-        held=tuple(holdings),
+        why=(*_figures(memory), *_whole_matrix(mark, memory, phase, program)),
+        held=tuple(_holders(case, mark, memory)),
         missing=missing_of(memory),
-        send=_send(case, mark, memory, phase),
-        unknown=tuple(_unknown(mark, memory, phase, neighbours)),
-        evidence=tuple(sorted(lines, key=lambda row: row.line)),
-        changes=tuple(dict.fromkeys(changes)),
+        send=_send(case, mark, memory),
+        unknown=tuple(_unknown(case, mark, memory)),
+        evidence=(evidence(mark, "torch's own figures"),),
+        changes=(*_end_others(memory), *_changes(case, phase, memory, program)),
         planned=True,
-        others=neighbours.to_plan_without,
+        others=_by_others(case, memory),
     )
+    return with_cache(case, with_copies(case, mark, memory, answer), logged_cache(case))
 
 
 def _whole_matrix(mark: LogEvent, memory: TorchMemory, phase: Phase, program: str) -> Iterator[str]:
     """Yields that attention stored its whole matrix, by its frame or by its request's size."""
     eager = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
-    requested = memory.requested or 0
-    fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
-    without = _WITHOUT if program == "other" and not fused else ""
-    if phase == "vision" and eager:
+    large = (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR)
+    if (phase == "vision" and eager) or (large and phase not in _NO_ATTENTION):
+        fused = "" if program.startswith("lmdeploy") else "; a fused attn_implementation has none"
         yield (
-            "attention was computed with its whole matrix, which grows with the square of the"
-            f" image's patches{without}"
-        )
-    elif phase not in ("cache", "quantising") and requested > max(
-        memory.allocated or 0, _ONE_TENSOR
-    ):
-        yield (
-            f"it asked {format_bytes(requested)} at once, more than the program had allocated in"
-            " all, as attention with its whole matrix does, which grows with the square of the"
-            f" tokens or patches{without}"
+            "it asked for attention's whole matrix, by the call or by the size, which grows with"
+            f" the square of the tokens or patches{fused}"
         )
 
 
-class _Neighbours(NamedTuple):
-    """Bytes of other processes on the card, by the text's list and without any known owner.
-
-    ``unclear``: this process may be one of the listed ones. Unclear bytes count as this process's
-    own:
-    the plan is then for the card without other processes, and the answer says so.
-    """
-
-    listed: int
-    unexplained: int
-    unclear: bool
-
-    @property
-    def to_plan_without(self) -> int:
-        rest = 0 if self.unclear else self.listed + self.unexplained
-        return rest if rest > _SMALL else 0
+def _by_others(case: LogCase, memory: TorchMemory) -> int:
+    """Bytes of other processes on the card; 0 if few, or if the text does not tell this process."""
+    rest = _listed(memory) + _unexplained(memory)
+    return rest if rest > _SMALL and _names_this(case, memory) else 0
 
 
-def _neighbours(case: LogCase, memory: TorchMemory) -> _Neighbours:
-    """Return the bytes of other processes on the card.
+def _names_this(case: LogCase, memory: TorchMemory) -> bool:
+    """Whether the text tells this process from the others on the card.
 
-    LMDeploy also allocates outside torch, so torch's figures cannot identify its process.
+    LMDeploy also allocates outside torch: torch's figures do not tell it from a larger process.
     """
     larger = any(size > (memory.process or 0) for _, size in memory.others)
     guessed = memory.pid is not None and case.facts.subject.of_lmdeploy and larger
-    return _Neighbours(
-        listed=sum(size for _, size in memory.others),
-        unexplained=_unexplained(memory),
-        unclear=guessed or not memory.named,
-    )
+    return memory.named and not guessed
 
 
-def _unknown(
-    mark: LogEvent, memory: TorchMemory, phase: Phase, neighbours: _Neighbours
-) -> Iterator[str]:
+def _listed(memory: TorchMemory) -> int:
+    return sum(size for _, size in memory.others)
+
+
+def _unexplained(memory: TorchMemory) -> int:
+    """Bytes of the card that no process in the text explains, without one context of this process.
+
+    Up to torch 2.0 the process's figure does not include its context: so much of the rest counts
+    as one.
+    """
+    if memory.total is None or memory.process is None or memory.free is None:
+        return 0
+    rest = memory.total - memory.process - memory.free - _listed(memory)
+    return max(0, rest if memory.context else rest - CONTEXT)
+
+
+def _unknown(case: LogCase, mark: LogEvent, memory: TorchMemory) -> Iterator[str]:
     """Yields the questions that the text does not answer."""
-    if not mark.stack and phase == "unknown":
+    if not mark.stack:
         yield "where: the log has no traceback before the error"
-    if neighbours.unclear or (memory.pid is not None and memory.outside_torch):
-        this = () if memory.pid is None else (memory.pid,)
-        yield _WHICH.format(pids=", ".join(map(str, (*this, *dict(memory.others)))))
-    if neighbours.to_plan_without and memory.gpu is not None:
-        yield f"whether other cards are as full as GPU {memory.gpu}"
-    if memory.total is None:
-        yield "the card's size and what was free: this torch does not print them"
+    if not _names_this(case, memory):
+        yield "which of these processes is this server: torch lists them by their pid on the host"
 
 
-def _send(case: LogCase, mark: LogEvent, memory: TorchMemory, phase: Phase) -> tuple[str, ...]:
+def _send(case: LogCase, mark: LogEvent, memory: TorchMemory) -> tuple[str, ...]:
     """What would tell where a text that stands alone ran out, and who held the card."""
-    alone = not mark.stack and phase == "unknown"
-    bare = memory.requested is None and not case.facts.subject.of_lmdeploy
-    if not alone or not (case.model is None or bare):
+    if mark.stack:
         return ()
-    return (_SEND if case.model else f"name the model with --model, and {_SEND}",)
+    if case.model is None:
+        return (f"name the model with --model, and {_SEND}",)
+    bare = memory.requested is None and not case.facts.subject.of_lmdeploy
+    return (_SEND,) if bare else ()
 
 
 def missing_of(memory: TorchMemory) -> Missing:
     """Requested minus free bytes; torch rounds both to hundredths of their unit."""
-    requested, free = memory.requested, memory.free
-    if requested is None or free is None:
-        asks = f"; it asked {format_bytes(requested)}" if requested else ""
-        note = f"the text has not both figures{asks}"
-        return Missing(bytes=None, basis="unknown", note=note)
-    if requested <= free:
-        note = (
-            f"{format_bytes(free)} were free, more than the {format_bytes(requested)} asked: a"
-            " limit of the process, or others' memory came back meanwhile"
-        )
-        return Missing(bytes=None, basis="unknown", note=note)
-    note = f"asked {format_bytes(requested)}, free {format_bytes(free)}"
-    doubt = _rounding(requested) + _rounding(free)
-    return Missing(bytes=requested - free, basis="log", note=note, doubt=doubt)
+    if memory.missing is not None:
+        requested, free = format_bytes(memory.requested or 0), format_bytes(memory.free or 0)
+        return Missing(bytes=memory.missing, basis="log", note=f"asked {requested}, free {free}")
+    note = "the text has not both figures"
+    if memory.requested is not None:
+        note = f"{note}; it asked {format_bytes(memory.requested)}"
+        if memory.free is not None:
+            note = (
+                f"{format_bytes(memory.free)} were free, more than the"
+                f" {format_bytes(memory.requested)} asked: a limit of the process, or others'"
+                " memory came back meanwhile"
+            )
+    return Missing(bytes=None, basis="unknown", note=note)
 
 
-def _rounding(size: int) -> int:
-    """The largest rounding error in bytes: half a hundredth of the unit that torch printed."""
-    for unit in (GIB, MIB, 1024):
-        if size >= unit:
-            return unit // 200
-    return 0
-
-
-def _figures(memory: TorchMemory, neighbours: _Neighbours) -> Iterator[str]:
+def _figures(memory: TorchMemory) -> Iterator[str]:
     if _in_pieces(memory):
         yield (
             f"{format_bytes(memory.cached or 0)} lay unused in torch's own cache, in pieces too"
@@ -232,12 +183,10 @@ def _figures(memory: TorchMemory, neighbours: _Neighbours) -> Iterator[str]:
             " torch: CUDA's context, kernels and libraries, and what an engine that computes"
             " without torch, where one ran, allocates itself (its weights and its KV cache)"
         )
-    if neighbours.listed and not neighbours.unclear:
-        yield f"other processes held {format_bytes(neighbours.listed)} of the card"
-    if neighbours.unexplained > GIB:
+    if _unexplained(memory) > GIB:
         yield (
-            f"at least {format_bytes(neighbours.unexplained)} of the card are explained by nobody"
-            " in this text: another process or container, or the driver"
+            f"at least {format_bytes(_unexplained(memory))} of the card are explained by nobody in"
+            " this text: another process or container, or the driver"
         )
 
 
@@ -246,21 +195,18 @@ def _in_pieces(memory: TorchMemory) -> bool:
     return bool(memory.cached and memory.requested and memory.cached >= memory.requested)
 
 
-def _end_others(memory: TorchMemory, neighbours: _Neighbours) -> Iterator[str]:
+def _end_others(memory: TorchMemory) -> Iterator[str]:
     """Yields advice on processes that hold the card, always on condition that they are others'."""
-    if neighbours.listed > _SMALL:
+    if _listed(memory) > _SMALL:
         pids = ", ".join(str(pid) for pid, _ in memory.others)
-        which = "tell first which process is this server (see what is unknown): "
         yield (
-            f"{which if neighbours.unclear else ''}end what else holds the card (process {pids}) if"
-            " it is no part of this server, or plan for what is free"
+            f"end what else holds the card (process {pids}) if it is no part of this server, or"
+            " plan for what is free"
         )
 
 
 def _changes(case: LogCase, phase: Phase, memory: TorchMemory, program: str) -> Iterator[str]:
     """Yields changes that leave more of the card free for this run, the surest first."""
-    if program == "other" and case.facts.subject.of_lmdeploy:
-        program = "lmdeploy"
     if phase != "weights" and (memory.requested or 0) > (memory.total or math.inf):
         yield from less_memory(program, "oversized")
         return
@@ -274,31 +220,19 @@ def _changes(case: LogCase, phase: Phase, memory: TorchMemory, program: str) -> 
         yield "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation"
 
 
-def _holders(mark: LogEvent, memory: TorchMemory, neighbours: _Neighbours) -> Iterator[Holding]:
+def _holders(case: LogCase, mark: LogEvent, memory: TorchMemory) -> Iterator[Holding]:
     """Yields each process with its bytes, as certain as the text is."""
-    named = "process {}: this one or another" if neighbours.unclear else "process {}"
-    held = {named.format(pid): size for pid, size in memory.others}
-    if memory.process is not None and memory.pid is None:
-        held = {"this process": memory.process} | held
-    elif memory.process is not None:
-        this = named if neighbours.unclear else "this process (process {} of the text)"
-        held = {this.format(memory.pid): memory.process} | held
-    elif memory.allocated is not None and not neighbours.unclear:
-        held = {"this process's tensors": memory.allocated} | held
-    for who, size in held.items():
-        yield Holding(who=who, bytes=size, gpu=memory.gpu, lines=(mark.line,))
-
-
-def _unexplained(memory: TorchMemory) -> int:
-    """Bytes of the card that no process in the text explains, without one context of this process.
-
-    Up to torch 2.0 the process's figure does not include its context: so much of the rest counts
-    as one.
-    """
-    if memory.total is None or memory.process is None or memory.free is None:
-        return 0
-    rest = memory.total - memory.process - memory.free - sum(size for _, size in memory.others)
-    return max(0, rest if memory.context else rest - CONTEXT)
+    this, held = "this process", memory.process
+    if not _names_this(case, memory):
+        this = f"process {memory.pid}"
+    elif memory.pid is not None:
+        this = f"this process (process {memory.pid} of the text)"
+    elif held is None:
+        this, held = "this process's tensors", memory.allocated
+    sizes = {this: held} | {f"process {pid}": size for pid, size in memory.others}
+    for who, size in sizes.items():
+        if size is not None:
+            yield Holding(who=who, bytes=size, gpu=memory.gpu, lines=(mark.line,))
 
 
 def phase_of(stack: tuple[PythonFrame, ...]) -> Phase:
@@ -306,10 +240,12 @@ def phase_of(stack: tuple[PythonFrame, ...]) -> Phase:
     program = {frame.path for frame in stack if frame.function == "<module>"}
     frames, of_models = [], []
     for frame in stack:
-        name = "" if frame.path in program else _SEPARATORS.split(frame.path)[-1]
-        folder = next((part for part in _PARTS if part in frame.path), "")
+        path = frame.path.replace("\\", "/")
+        name = "" if frame.path in program else path.rpartition("/")[2]
+        folder = next((part for part in _PARTS if part in path), "")
         frames.append(f"{folder} {name} {frame.function} {frame.code}".lower())
-        if not _TORCH.search(frame.path):
+        # All models use torch's layers: a forward in one does not tell the part of a model.
+        if "/torch/" not in path:
             of_models.append(frames[-1])
     for phase, text in _PHASES:
         searched = of_models if phase == "text" else frames
@@ -324,5 +260,7 @@ def program_of(stack: tuple[PythonFrame, ...], subject: FactCollector) -> str:
     for folder, name in _FOLDERS.items():
         if any(folder in path for path in paths):
             return name
+    if subject.quantises:
+        return "lmdeploy-lite"
     # TurboMind computes without torch, so torch's allocations belong to LMDeploy's front end.
-    return "lmdeploy-lite" if subject.quantises else "other"
+    return "lmdeploy" if subject.of_lmdeploy else "other"

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.diagnose.rules.logged_cache import (
-    START_ONCE,
-    LoggedCache,
-    cache_facts,
-    double_start,
-    logged_cache,
-    lower_ratio,
-)
+from turbofit.diagnose.rules.logged_cache import LoggedCache, logged_cache, lower_ratio, with_cache
+from turbofit.diagnose.rules.rules_torch import phase_of
 from turbofit.observe.engine_end import diagnosed, told_kind
 from turbofit.observe.log_events import (
     CudaError,
@@ -33,10 +29,6 @@ if TYPE_CHECKING:
     from turbofit.diagnose.facts import LogFacts
     from turbofit.observe.stages import Phase
 
-_PINS: Final = (
-    "LMDeploy {} pins 18.7 GiB of host memory a rank for InternVL, and dies of the same words when"
-    " that is what it lacks"
-)
 _NOT_PRINTED: Final = Missing(
     bytes=None, basis="unknown", note="TurboMind does not print what it asked"
 )
@@ -45,9 +37,6 @@ _ENOUGH: Final = (
     "what took the rest: by turbofit's account these settings leave room on such cards (other"
     " programs, other settings, another LMDeploy)"
 )
-#: What a phase of an older engine is called by, in the frames of Python around it.
-_VISION_WORDS: Final = ("vl/engine", "vl/model", "vision", "intern_vit", "visual")
-_LOAD_WORDS: Final = ("process_weight", "load_weight", "create_shared_weights", "export", "load")
 
 
 def turbomind_rules(case: LogCase) -> Iterator[RuleAnswer]:
@@ -58,7 +47,7 @@ def turbomind_rules(case: LogCase) -> Iterator[RuleAnswer]:
             phase = _phase_by_frames(case.facts, mark)
             said = out_of_memory("TurboMind", phase, event.where)
             what = said.replace(when("serving"), "after its cache was made")
-            yield _out_of_memory(case, mark, phase, what, legacy=True)
+            yield _out_of_memory(case, mark, phase, what)
             return
         if isinstance(event, CudaError) and event.out_of_memory:
             yield _of_newer(case, mark, event)
@@ -67,55 +56,42 @@ def turbomind_rules(case: LogCase) -> Iterator[RuleAnswer]:
 
 def _of_newer(case: LogCase, mark: LogEvent, event: CudaError) -> RuleAnswer:
     """TurboMind since 0.14, which prints the calls of the thread that aborts."""
-    frames = stack_names(case.facts, mark)
-    phase, engine = phase_of_fault(case.facts, frames), case.turbomind
-    if told_kind(event, engine.log.pinned_call) == "host_memory":
-        certain = case.facts.subject.version is not None and engine.doubt is None
-        return _page_locked(mark, phase, frames, certain=certain)
+    frames = _stack_names(case.facts, mark)
+    images = case.facts.first(VisionSetup) is not None
+    phase = phase_of_death(case.facts.course.reached, frames, images=images)
+    if told_kind(event, case.turbomind.log.pinned_call) == "host_memory":
+        return _page_locked(case, mark, when(phase, *frames[:1]))
+    phase = "unknown" if phase == "starting" else phase
     what = f"{out_of_memory('LMDeploy', phase, *frames[:1])} and aborted"
-    return _out_of_memory(case, mark, phase, what, legacy=False)
+    return _with_account(case, _out_of_memory(case, mark, phase, what))
 
 
-def _out_of_memory(
-    case: LogCase, mark: LogEvent, phase: Phase, what: str, *, legacy: bool
-) -> RuleAnswer:
-    """The answer for any release: an older one has no account, and may be started too often."""
-    cache = None if phase == "weights" else logged_cache(case)
-    why, held, lines = cache_facts(case, cache)
-    unknown: list[str] = []
-    in_all = None
-    if not legacy:
-        story, unknown, in_all = _by_the_account(case, cache, phase)
-        why += story
-    elif cache is not None and cache.assumed:
-        unknown.append(f"the cache ratio: {cache.ratio:g} is LMDeploy's default")
-    if phase == "unknown":
-        unknown.insert(0, "how far it had come: no line before the error says it")
-    version = case.facts.subject.version or ""
-    if case.turbomind.log.pins_images:
-        why.append(_PINS.format(version))
-    lines.append(evidence(mark, "TurboMind's own out-of-memory error"))
-    return RuleAnswer(
+def _cache_at(case: LogCase, phase: Phase) -> LoggedCache | None:
+    """The cache at an engine's death; None before it was made."""
+    return None if phase == "weights" else logged_cache(case)
+
+
+def _out_of_memory(case: LogCase, mark: LogEvent, phase: Phase, what: str) -> RuleAnswer:
+    """The answer for any release."""
+    cache = _cache_at(case, phase)
+    far = "how far it had come: no line before the error says it"
+    answer = RuleAnswer(
         kind="out_of_memory",
         phase=phase,
         what=what,
         line=mark.line,
-        why=tuple(why),
-        held=tuple(held),
         missing=_NOT_PRINTED,
-        missing_in_all=in_all,
-        unknown=tuple(unknown),
-        evidence=tuple(sorted(lines, key=lambda row: row.line)),
+        unknown=(far,) if phase == "unknown" else (),
+        evidence=(evidence(mark, "TurboMind's own out-of-memory error"),),
         changes=tuple(_changes(case, phase)),
         planned=True,
-        others=cache.others if cache and not double_start(case) else 0,
+        others=cache.others if cache else 0,
     )
+    return with_cache(case, answer, cache)
 
 
 def _changes(case: LogCase, phase: Phase) -> Iterator[str]:
     """What leaves more room, in the phase where it was missing."""
-    if double_start(case):
-        yield START_ONCE
     if phase != "weights":
         yield from lower_ratio(case)
     if phase in ("weights", "unknown"):
@@ -125,11 +101,10 @@ def _changes(case: LogCase, phase: Phase) -> Iterator[str]:
         yield "lower --max-prefill-token-num: a forward's tensors grow with it"
 
 
-def stack_names(facts: LogFacts, mark: LogEvent) -> list[str]:
+def _stack_names(facts: LogFacts, mark: LogEvent) -> list[str]:
     """The stack after a fault, innermost first, without what only checks."""
-    at = facts.marks.index(mark)
     names = []
-    for later in facts.marks[at + 1 :]:
+    for later in facts.marks[facts.marks.index(mark) + 1 :]:
         if isinstance(later.event, Frame):
             names.append(later.event.name)
         elif names:
@@ -137,33 +112,21 @@ def stack_names(facts: LogFacts, mark: LogEvent) -> list[str]:
     return [name for name in names if not name.startswith("TM_")]
 
 
-def phase_of_fault(facts: LogFacts, frames: list[str]) -> Phase:
-    """The phase in which TurboMind died, as `serve` says it of the same log."""
-    images = facts.first(VisionSetup) is not None
-    phase = phase_of_death(facts.course.reached, frames, images=images)
-    return "unknown" if phase == "starting" else phase
-
-
-def _page_locked(mark: LogEvent, phase: Phase, frames: list[str], *, certain: bool) -> RuleAnswer:
+def _page_locked(case: LogCase, mark: LogEvent, at: str) -> RuleAnswer:
     """The same words as for a GPU, from the call that asks the host; of that release alone."""
-    what = f"LMDeploy got no page-locked host memory {when(phase, *frames[:1])} and aborted"
-    why = (
-        "the line of its source asks for host memory (cudaHostAlloc): the words are those of a full"
-        " GPU, but no GPU was full"
-    )
+    certain = case.facts.subject.version is not None and case.turbomind.doubt is None
+    what = f"LMDeploy got no page-locked host memory {at} and aborted; no GPU was full"
     return RuleAnswer(
         kind=diagnosed("host_memory"),
         phase="host RAM",
         what=what if certain else "",
         line=mark.line,
-        why=(why,) if certain else (),
         possible=(
             "RAM, or a container's limit, that was full: the line of the source asks for"
             f" page-locked host memory in LMDeploy {REFERENCE}",
             "GPU memory that was full: the same line of another release",
         ),
         missing=_NOT_PRINTED,
-        unknown=("why the host gave none: RAM, a container's limit, or the driver",),
         evidence=(evidence(mark, "the abort, in the allocator of page-locked memory"),),
         changes=(
             "free RAM or raise the container's memory limit; fewer replicas: each rank has such"
@@ -173,41 +136,41 @@ def _page_locked(mark: LogEvent, phase: Phase, frames: list[str], *, certain: bo
     )
 
 
-def _by_the_account(
-    case: LogCase, cache: LoggedCache | None, phase: Phase
-) -> tuple[list[str], list[str], Missing | None]:
-    """What turbofit forecasts of these settings: reasons, what is unknown, what lacks in all.
+def _with_account(case: LogCase, answer: RuleAnswer) -> RuleAnswer:
+    """The answer with what turbofit forecasts of these settings: what lacks in all, and why.
 
     What was free for the cache is the log's: it counts whatever else was on the card.
     """
+    cache = _cache_at(case, answer.phase)
     if cache is not None:
         note = "for all that these settings let in"
         forecast = case.forecast(free_at_cache=cache.free, cache_max_entry_count=cache.ratio)
-    elif phase == "weights":
+    elif answer.phase == "weights":
         note, forecast = "for the whole load", case.forecast()
     else:
-        return [], [_NO_FREE], None
+        return replace(answer, unknown=(*answer.unknown, _NO_FREE))
     if forecast is None:
-        return [], [], None
-    loads = [gpu.load_peak if cache is None else gpu.peak for gpu in forecast.gpus]
-    rooms = [gpu.total - gpu.reserved for gpu in forecast.gpus]
-    short = max(load - room for load, room in zip(loads, rooms, strict=True))
-    assumed = [] if case.facts.subject.version else [f"assumed LMDeploy {REFERENCE}"]
+        return answer
+    if case.facts.subject.version is None:
+        answer = replace(answer, unknown=(*answer.unknown, f"assumed LMDeploy {REFERENCE}"))
+    short = max(
+        (gpu.load_peak if cache is None else gpu.peak) - gpu.usable for gpu in forecast.gpus
+    )
     if short <= 0:
-        return [], [*assumed, _ENOUGH], None
-    in_all = Missing(bytes=short, basis="formula", note=f"{note}, by the account")
-    return [f"by turbofit's account: {forecast.verdict}"], assumed, in_all
+        return replace(answer, unknown=(*answer.unknown, _ENOUGH))
+    return replace(
+        answer,
+        why=(*answer.why, f"by turbofit's account: {forecast.verdict}"),
+        missing_in_all=Missing(bytes=short, basis="formula", note=f"{note}, by the account"),
+    )
 
 
 def _phase_by_frames(facts: LogFacts, mark: LogEvent) -> Phase:
     """By the Python stack, else by the file that allocates and the cache that was printed."""
-    for frame in reversed(mark.stack):
-        name = f"{frame.path} {frame.function}"
-        if any(word in name for word in _VISION_WORDS):
-            return "vision"
-        if any(word in frame.function for word in _LOAD_WORDS):
-            return "weights"
-    if not any(made.line < mark.line for made, _ in facts.every(KvBlocks)):
-        # Weights are allocated in memory_utils.cu, all else through the allocator.
-        return "weights" if "memory_utils" in mark.text else "unknown"
-    return "serving"
+    phase = phase_of(mark.stack)
+    if phase == "vision":
+        return phase
+    if any(made.line < mark.line for made, _ in facts.every(KvBlocks)):
+        return "serving"
+    # Weights are allocated in memory_utils.cu, all else through the allocator.
+    return "weights" if phase == "weights" or "memory_utils" in mark.text else "unknown"

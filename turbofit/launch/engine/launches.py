@@ -20,7 +20,6 @@ from turbofit.core.process.ports import DEFAULT_PORT
 from turbofit.core.version import REFERENCE
 from turbofit.memory.engines import LMDEPLOY
 from turbofit.memory.versions import OLDEST_SERVED, release
-from turbofit.observe.calibration import free_for_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -210,7 +209,7 @@ def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
     gpus = [gpu for gpu in group_plan.gpus if gpu.index in members]
     if not ratio or not region or not any(gpu.uuid in free for gpu in gpus):
         return ratio
-    planned = [free_for_cache(gpu) for gpu in gpus]
+    planned = [gpu.free_for_cache for gpu in gpus]
     more = [free.get(gpu.uuid, gpu.free) - gpu.free for gpu in gpus]
     shared = region / ratio + min(map(add, planned, more)) - min(planned)
     steps = ceil(region / shared * _STEPS) if shared > region else _STEPS
@@ -244,5 +243,5 @@ def shared_ratio(plan: Plan, group: int) -> float:
 
     used = used_now(plan)
     gpus = [gpu for gpu in plan.gpus if gpu.index in used]  # other GPUs cannot be read
-    free = {gpu.uuid: gpu.total - gpu.reserved - used[gpu.index] for gpu in gpus}
+    free = {gpu.uuid: gpu.usable - used[gpu.index] for gpu in gpus}
     return fitted_ratio(plan, group, free)

@@ -118,13 +118,11 @@ def _with_margin(size: int, why: str) -> Rung:
 
 
 def _left(gpu: GpuLedger, phase: str | None) -> int:
-    usable = gpu.total - gpu.reserved
-    pool = sum(term.bytes for term in gpu.ledger if term.term == POOL_WARMUP)
     if phase in ("start", "weights"):
-        return usable - gpu.load_peak
+        return gpu.usable - gpu.load_peak
     if phase == "cache":
-        return usable - (gpu.steady - pool)
-    return usable - (gpu.steady if phase == "warm-up" else gpu.peak)
+        return gpu.usable - (gpu.steady - gpu.bytes_of(POOL_WARMUP))
+    return gpu.usable - (gpu.steady if phase == "warm-up" else gpu.peak)
 
 
 def _smaller_prefill(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:

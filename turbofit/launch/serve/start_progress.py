@@ -15,7 +15,7 @@ from turbofit.memory.account import POOL_WARMUP
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from turbofit.core.plan import GpuLedger, Kv, Phase, Plan
+    from turbofit.core.plan import Kv, Plan
     from turbofit.launch.engine.pretended import PretendReader
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.observe.stages import Stage
@@ -101,20 +101,16 @@ class StartProgress:
             self._loaded = 0
             for card in self._plan.gpus:
                 # The card's use with an engine that has loaded nothing yet.
-                empty = self._before.get(card.index, card.used) + _bytes(card, "context")
+                empty = self._before.get(card.index, card.used) + card.bytes_in("context")
                 loaded = max(used.get(card.index, 0) - empty, 0)
-                self._loaded += min(loaded, _bytes(card, "weights"))
-        return self._loaded, sum(_bytes(card, "weights") for card in self._plan.gpus)
+                self._loaded += min(loaded, card.bytes_in("weights"))
+        return self._loaded, sum(card.bytes_in("weights") for card in self._plan.gpus)
 
     def _used(self, engines: Sequence[SupervisedEngine]) -> dict[int, int]:
         readers = [engine.pretended for engine in engines if engine.pretended is not None]
         if not readers:
             return used_now(self._plan)
         return {usage.gpu: usage.in_use for reader in readers for usage in reader.usages()}
-
-
-def _bytes(card: GpuLedger, phase: Phase) -> int:
-    return sum(term.bytes for term in card.ledger if term.phase == phase)
 
 
 def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> list[RunFigure]:

@@ -417,8 +417,7 @@ class LegacyTurbomind(Turbomind):
         super().__init__(FIRST_CURRENT)
         self.version = version
         self.generation: Generation = generation_of(version)
-        self.log = LogFigures(pins_images=self.generation.vision.pinned_pixels)
-        self.ratio_of_free = self.generation.cache.of == "free"
+        self.log = LogFigures()
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
         rules = self.generation

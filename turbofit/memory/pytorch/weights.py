@@ -108,7 +108,7 @@ def share_of(ledgers: Sequence[GpuLedger]) -> float:
         late = sum(t.bytes for t in lines if t.term in _OUTSIDE)
         held = max(ledger.load_peak, ledger.peak - late) - early
         room = max((ledger.margin - ledger.beyond_budget) // 2, _LEAST_ROOM)
-        shares.append((held + room) / (ledger.total - ledger.reserved))
+        shares.append((held + room) / ledger.usable)
     return max(shares)
 
 

@@ -75,7 +75,7 @@ def diagnosis_view(diagnosis: Diagnosis) -> Iterator[Block]:
     """Yield the answer first, then its evidence."""
     yield Heading("What happened")
     yield Paragraph(diagnosis.what, tone="bad" if diagnosis.phase != "none" else "plain")
-    yield known_facts({"do first": _first_step(diagnosis)} | _facts(diagnosis))
+    yield known_facts({"do first": diagnosis.first} | _facts(diagnosis))
     yield from listed("Why" if diagnosis.known else "Where", diagnosis.why)
     if diagnosis.others is not None:
         title = "Others who met this message had (the list is not complete)"
@@ -108,13 +108,6 @@ def diagnosis_view(diagnosis: Diagnosis) -> Iterator[Block]:
         yield table(("line", "tells", "text"), evidence, right=("line",), wrap=("tells", "text"))
     if not diagnosis.known:
         yield remark("without a cause the exit code is 3")
-
-
-def _first_step(diagnosis: Diagnosis) -> str:
-    """The first step: what to send to find the cause, the surest change, or what others tried."""
-    tried = diagnosis.others.tried if diagnosis.others else ()
-    lacking = diagnosis.send if diagnosis.known else ()
-    return next(iter((*lacking, *diagnosis.changes, *tried, *diagnosis.send)), "")
 
 
 def _facts(diagnosis: Diagnosis) -> dict[str, str | None]:

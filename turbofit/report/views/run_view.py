@@ -39,8 +39,6 @@ _EVENTS: Final = 10
 _CELLS: Final = 20
 #: The phases of a rehearsal that belong to loading, before the cache is allocated.
 _LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
-#: The least ratio to divide by: a document may state any ratio, but nobody sets a smaller one.
-_LEAST: Final = 1e-6
 #: The prefix of figures whose largest value is the worst; other figures' least value is.
 _IN_USE: Final = "in use"
 #: The only figure that is not in bytes.
@@ -166,7 +164,7 @@ def _phase_table(plan: Plan, members: Sequence[int], phases: Sequence[_Phase]) -
     for place, index in enumerate(members):
         lanes.setdefault(tuple(phase.spans[place] for phase in phases), []).append(index)
     fullest = max(lanes, key=_most_in_use)
-    room = min(gpu.total - gpu.reserved for gpu in plan.gpus if gpu.index in lanes[fullest])
+    room = min(gpu.usable for gpu in plan.gpus if gpu.index in lanes[fullest])
     timed = any(phase.seconds is not None for phase in phases)
     # A measurement is of one moment of each phase.
     titles = ("{} in use, MiB",) if timed else ("{} at most, MiB", "at the end, MiB")
@@ -305,13 +303,10 @@ def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[_Side]:
 
 
 def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
-    ratio = plan.settings.cache_max_entry_count
-    cache = next((term.bytes for term in ledger.ledger if term.term == "kv_cache"), None)
-    free = round(cache / ratio) if cache and ratio > _LEAST and not plan.engine.on_torch else None
     return {
         "in use while loading, at most": ledger.load_peak,
-        _FREE: free,
-        "KV cache": cache,
+        _FREE: None if plan.engine.on_torch else ledger.free_for_cache,
+        "KV cache": ledger.bytes_of("kv_cache") or None,
         _TOKENS: plan.kv.tokens,
         "in use at rest": ledger.steady,
         "in use in the worst case": ledger.peak,
