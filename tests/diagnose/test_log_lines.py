@@ -198,11 +198,14 @@ def test_a_count_of_requests_is_no_error(failed: int, numbered: bool) -> None:
 
 def test_questions_about_a_line_s_form_name_no_figure() -> None:
     """`Form` asks them of the line with zeros: a figure in a pattern would not be found."""
+    whole = (
+        facts._BEGINS_AGAIN, facts._COMMAND, subject._INFERENCE, subject._QUANTISES,
+        foreign._LMDEPLOY, foreign._SURE, foreign._ANY,
+    )  # fmt: skip
     asked = (
-        mood._LESS, mood._COMPLAINT, mood._REFUSAL, mood._PROGRESS, mood._SOURCE, facts._BEGINS,
-        facts._COMMAND, facts._WARNS_BELOW, stack._IN_DESTRUCTOR, subject._OPTION,
-        subject._AUTO_MAP, subject._VERSION, subject._INFERENCE, subject._QUANTISES,
-        *subject._MODEL, subject._TOKEN, foreign._LMDEPLOY, foreign._SURE, foreign._ANY,
+        mood._LESS, mood._COMPLAINT, mood._REFUSAL, mood._PROGRESS, mood._SOURCE,
+        facts._WARNS_BELOW, stack._IN_DESTRUCTOR, subject._OPTION, subject._AUTO_MAP,
+        subject._VERSION, *subject._MODEL, subject._TOKEN, *(one.__self__ for one in whole),
     )  # fmt: skip
     for pattern in asked:
         figures = re.sub(r"\{\d+(,\d*)?\}|\(\?P<p\d+>", "", pattern.pattern)

@@ -212,9 +212,9 @@ class LogFacts:
             self._open_traceback(mark, part)
         elif self._stack.open and not call:
             self._stack.end(mark, self.mood.logged)
-        self._count_beside(part, mark, call)
+        self._count_beside(part, call)
 
-    def _count_beside(self, part: Part, mark: LogEvent, call: str) -> None:
+    def _count_beside(self, part: Part, call: str) -> None:
         if part == "chain":
             self.rows_beside -= 1
             self.errors -= 1
