@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import GIB, format_bytes
@@ -62,9 +61,6 @@ _SEND: Final = (
 )
 #: Folders of LMDeploy whose name alone determines a phase.
 _PARTS: Final = ("lmdeploy/vl/", "lmdeploy/lite/")
-_SEPARATORS: Final = re.compile(r"[/\\]")
-#: Torch's layers, which all models use: a forward in one does not tell the part of a model.
-_TORCH: Final = re.compile(r"[/\\]torch[/\\]")
 
 
 def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
@@ -110,7 +106,7 @@ def _whole_matrix(mark: LogEvent, memory: TorchMemory, phase: Phase, program: st
 
 def _by_others(case: LogCase, memory: TorchMemory) -> int:
     """Bytes of other processes on the card; 0 if few, or if the text does not tell this process."""
-    rest = sum(size for _, size in memory.others) + _unexplained(memory)
+    rest = _listed(memory) + _unexplained(memory)
     return rest if rest > _SMALL and _names_this(case, memory) else 0
 
 
@@ -124,6 +120,10 @@ def _names_this(case: LogCase, memory: TorchMemory) -> bool:
     return memory.named and not guessed
 
 
+def _listed(memory: TorchMemory) -> int:
+    return sum(size for _, size in memory.others)
+
+
 def _unexplained(memory: TorchMemory) -> int:
     """Bytes of the card that no process in the text explains, without one context of this process.
 
@@ -132,7 +132,7 @@ def _unexplained(memory: TorchMemory) -> int:
     """
     if memory.total is None or memory.process is None or memory.free is None:
         return 0
-    rest = memory.total - memory.process - memory.free - sum(size for _, size in memory.others)
+    rest = memory.total - memory.process - memory.free - _listed(memory)
     return max(0, rest if memory.context else rest - CONTEXT)
 
 
@@ -197,7 +197,7 @@ def _in_pieces(memory: TorchMemory) -> bool:
 
 def _end_others(memory: TorchMemory) -> Iterator[str]:
     """Yields advice on processes that hold the card, always on condition that they are others'."""
-    if sum(size for _, size in memory.others) > _SMALL:
+    if _listed(memory) > _SMALL:
         pids = ", ".join(str(pid) for pid, _ in memory.others)
         yield (
             f"end what else holds the card (process {pids}) if it is no part of this server, or"
@@ -240,10 +240,12 @@ def phase_of(stack: tuple[PythonFrame, ...]) -> Phase:
     program = {frame.path for frame in stack if frame.function == "<module>"}
     frames, of_models = [], []
     for frame in stack:
-        name = "" if frame.path in program else _SEPARATORS.split(frame.path)[-1]
-        folder = next((part for part in _PARTS if part in frame.path), "")
+        path = frame.path.replace("\\", "/")
+        name = "" if frame.path in program else path.rpartition("/")[2]
+        folder = next((part for part in _PARTS if part in path), "")
         frames.append(f"{folder} {name} {frame.function} {frame.code}".lower())
-        if not _TORCH.search(frame.path):
+        # All models use torch's layers: a forward in one does not tell the part of a model.
+        if "/torch/" not in path:
             of_models.append(frames[-1])
     for phase, text in _PHASES:
         searched = of_models if phase == "text" else frames
