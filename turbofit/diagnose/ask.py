@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: What a text lacks: its end, with the error; any log; a line that tells of an error; or, if it
 #: has such a line, the cause.
 Lack = Literal["end", "log", "line", "cause"]
+#: Kinds of answers that no row gave.
+_NO_ROW: Final = ("check_failed", "unknown", "")
 #: A log with at most this many lines does not tell which program wrote it.
 _SHORT: Final = 3
 
@@ -39,8 +41,8 @@ def _names_error(facts: LogFacts, draft: RuleAnswer) -> bool:
         return False
     if not facts.told.has(draft.line):
         return facts.cut_at is None
-    known = bool(draft.possible) and draft.rank != "told"
-    return known or bool(message_in(draft.quoted))
+    of_row = draft.kind not in _NO_ROW and draft.rank != "told"
+    return of_row or bool(message_in(draft.quoted))
 
 
 def to_send(case: LogCase, draft: RuleAnswer, what: str) -> tuple[str, ...]:

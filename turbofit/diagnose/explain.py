@@ -216,7 +216,7 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
         quoted = message_in(draft.quoted) if draft.evidence else ""
         draft = rules_told.with_general(case, draft, quoted)
     what = draft.what or f"{_NO_CAUSE}: {_in_a_line(draft)}"
-    by_person = case.facts.told.has(draft.line)
+    by_person, cut = case.facts.told.has(draft.line), case.facts.cut_at is not None
     if by_person and not draft.what:
         what = f"{_NO_CAUSE}; {said(_in_a_line(draft))}"
     others = Others(message=draft.kind, had=draft.possible, tried=draft.changes)
@@ -228,7 +228,7 @@ def _unknown(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnos
         phase="unknown",
         what=what,
         others=others if draft.possible else None,
-        why=(*draft.why, *rules_told.also_told(case, what, by_person=by_person)),
+        why=(*draft.why, *rules_told.also_told(case, what, alone=by_person or cut)),
         missing=missing_of(memory) if memory and draft.kind == "foreign" else None,
         also=also,
         evidence=draft.evidence,

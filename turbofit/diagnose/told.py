@@ -75,9 +75,12 @@ _FENCE: Final = "```"
 #: Lines that only a running program prints: a date, a level, a traceback, a bar.
 _LOG: Final = re.compile(
     r"\[?\d{4}-\d\d-\d\d|(?:Collecting|Downloading|Requirement already|Looking in) \S"
-    r"|(?!.*log.level).{0,60}?\b(?:INFO|WARN(?:ING)?|ERROR|DEBUG)\b|\[TM\]|Traceback"
-    r"|\s+File \"|.{0,200}?\d%\||.{0,240}?\wWarning: "
+    r"|(?!.*log.level).{0,60}?\b(?:INFO|WARN(?:ING)?|ERROR|DEBUG)\b|\[TM\]"
+    r"|(?:\w+(?:Error|Exception) +)?Traceback|[\s|>+-]*File \"|Thread \S+ \(\w+\): "
+    r"|Move \S+ to [CG]PU|.{0,200}?\d%\||.{0,240}?\wWarning: "
 )
+#: A heading, a comment of code, or a line of a log.
+_NO_WORDS: Final = re.compile(rf"#|{_LOG.pattern}")
 #: Symptoms that words alone describe only weakly.
 _WEAK: Final = ("asks_support", "http_status", "not_released", "said_to_be_slow")
 #: Lines of a program without a level or a date belong to a log that is so near.
@@ -144,7 +147,7 @@ class ToldLines:
 
     def _read(self, line: int, text: str) -> None:
         title = self.title is not None and self.title.line == line
-        if not plain(text) if title else by_program(text) or _LOG.match(text):
+        if not plain(text) if title else _NO_WORDS.match(text) or by_program(text):
             return
         if self.title:
             self._lines.add(line)

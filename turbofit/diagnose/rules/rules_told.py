@@ -140,16 +140,16 @@ def _serves(case: LogCase) -> bool:
     return bool(of_lmdeploy) and not any("lite" in path for path in of_lmdeploy)
 
 
-def also_told(case: LogCase, what: str, *, by_person: bool) -> tuple[str, ...]:
+def also_told(case: LogCase, what: str, *, alone: bool) -> tuple[str, ...]:
     """The report's title and its deciding sentences, to be shown with the quoted line.
 
-    If that line is a person's, too, further sentences are added, those about trouble first: no
-    other line tells.
+    If they are ``alone``, because no line of a program tells of an error, further sentences are
+    added, those about trouble first.
     """
     told = case.facts.told
     marks = [told.title] if told.title and plain(told.title.text) else []
     marks += [*told.solves[:_DECIDING], *told.decides[:_DECIDING]]
-    if told.title and by_person:
+    if told.title and alone:
         troubles = [mark for order, mark in told.marks if order <= TROUBLE]
         marks += [*troubles, *told.sentences]
     shown, texts = what, []
