@@ -67,6 +67,7 @@ _FRAGMENT: Final = 3
 _RUNS: Final = 16
 #: Events whose lines are compared with the rows, as are lines without an event.
 _ASKED: Final = (*OF_LAUNCH, CheckFailed, CudaError, LegacyCuda, NcclError, PythonError)
+_NO_EVENT: Final = NoEvent()
 #: Events that words of a row may replace.
 _WEAK: Final = (*OF_LAUNCH, PythonError)
 #: Events whose traceback comes before them.
@@ -181,7 +182,7 @@ class LogFacts:
         event = event_in(text, form)
         hits = hits_of(text, form) if event is None or isinstance(event, _ASKED) else ()
         if event is None or isinstance(event, _WEAK):
-            weak = event if isinstance(event, PythonError) else NoEvent()
+            weak = event if isinstance(event, PythonError) else _NO_EVENT
             event = self._table.line(text) or (KnownMessage() if hits else weak)
         if before and isinstance(event, KnownMessage) and before != _NCCL_REASON:
             text = f"{before} {text}"

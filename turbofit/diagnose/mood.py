@@ -50,13 +50,10 @@ _PROGRESS: Final = re.compile(r".{0,60}?\bINFO\b|.{0,200}?\d%\|")
 _NO_PROGRESS: Final = (
     "shut", "exit", "terminat", "kill", "clean", "stop", "retry", "http/", "nccl info", "throughput"
 )  # fmt: skip
-#: A request that a server refused or failed. Requests without a key, or for paths that no server
-#: has, do not count: anybody may send them.
-_UNANSWERED: Final = re.compile(
-    r'.{0,120}?"POST /\S{0,240} HTTP/[\d.]+" (?:4(?!0[1345])\d\d|5\d\d)\b'
-)
-#: A request that a server answered.
-_ANSWERED: Final = re.compile(r'INFO: .{0,60}?"POST /\S{0,240} HTTP/[\d.]+" 200\b')
+#: A request to a server, and the status of its answer.
+_POST: Final = re.compile(r'"POST /\S{0,240} HTTP/[\d.]+" (\d{3})\b')
+#: Requests without a key, or for paths that no server has: anybody may send them.
+_ANYBODYS: Final = ("401", "403", "404", "405")
 #: A numbered source line of a traceback, as IPython and rich show it, and the call that raises.
 _SOURCE: Final = re.compile(
     r" *(?:-+> ?\d|\d{1,5} {2,}\S|\d{1,5} (?:(?:except|raise|def|if|return|try|with|for)\b"
@@ -81,11 +78,13 @@ class Mood:
     def notice(self, line: int, text: str) -> None:
         """Read any row for a server's answer or refusal, and for pictures."""
         self.pictures = self.pictures or "![" in text or "<img " in text
-        if '"POST /' not in text:
+        at = text.find('"POST /')
+        answer = _POST.match(text, at) if at >= 0 else None
+        if answer is None or answer[1] in _ANYBODYS:
             return
-        if _UNANSWERED.match(text):
+        if answer[1].startswith(("4", "5")):
             self.complain(LogEvent(line, text))
-        elif self.answered is None and _ANSWERED.match(text):
+        elif self.answered is None and answer[1] == "200" and "INFO: " in text[:at]:
             self.answered = LogEvent(line, text)
 
     @property

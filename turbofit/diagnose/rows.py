@@ -100,7 +100,8 @@ def _every(chunks: Iterable[bytes]) -> Iterator[Row]:
         for part in _parts(line):
             program = "vLLM" if part.startswith("(") and _VLLM.match(part) else ""
             for text in logged.rows(_bare(part)):
-                yield Row(number, text, program)
+                if text:
+                    yield Row(number, text, program)
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
@@ -129,18 +130,17 @@ class _LoggedTraceback:
     def __init__(self) -> None:
         self._prefix: re.Pattern[str] | None = None
 
-    def rows(self, text: str) -> Iterator[str]:
+    def rows(self, text: str) -> list[str]:
         at = text.find(_TRACEBACK)
-        if at > 0 and " " in text[:at].strip() and text[0].isalpha() and not by_program(text[:at]):
-            yield text[:at].rstrip()
+        before = text[: max(at, 0)]
         if 0 < at <= _LONGEST_PREFIX:
-            self._prefix = re.compile(re.sub(r"\d+", r"\\d+", re.escape(text[:at])))
+            self._prefix = re.compile(re.sub(r"\d+", r"\\d+", re.escape(before)))
         match = self._prefix.match(text) if self._prefix else None
         if match is None and ("Error: " in text or "Exception: " in text):
             match = _LOGGED.match(text)
-        text = text[match.end() :] if match else text
-        if text:
-            yield text
+        row = text[match.end() :] if match else text
+        said = " " in before.strip() and before[0].isalpha() and not by_program(before)
+        return [before.rstrip(), row] if said else [row]
 
 
 def _bare(text: str) -> str:

@@ -83,10 +83,6 @@ def _budget(match: re.Match[str]) -> events.CacheBudget:
     return events.CacheBudget(budget=budget, free=free, ratio=float(match[3]))
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part.strip())
-
-
 def _blocks(match: re.Match[str]) -> events.KvBlocks:
     scale = MIB if match[1] == "block_size" else 1
     return events.KvBlocks(field=match[1], value=round(float(match[2]) * scale))
@@ -141,7 +137,7 @@ _TURBOMIND: Final = (
          r" ([\d.]+)", _budget),
     _row("slab_size", r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio", _slab),
     _row("Warm-up lengths", r"Warm-up lengths: ([\d, ]+)",
-         lambda m: events.WarmupLengths(lengths=_numbers(m[1]))),
+         lambda m: events.WarmupLengths(lengths=tuple(map(int, re.findall(r"\d+", m[1]))))),
     _row("Warm-up finished", r"Warm-up finished in [\d.]+ seconds",
          lambda _: events.WarmupFinished()),
     _row("error: ", r"CUDA ([Dd]river )?error: (.+)",
