@@ -269,7 +269,7 @@ class LogFacts:
         self._counts[type(mark.event)] += 1
         if self._counts[type(mark.event)] > _ENOUGH:
             return
-        if not isinstance(mark.event, _RAISED):
+        if mark.stack and not isinstance(mark.event, _RAISED):
             mark = mark._replace(stack=())
         if not mark.text.startswith(" "):
             self._stack.clear()
@@ -279,8 +279,8 @@ class LogFacts:
             self._keep(mark)
 
     def _keep(self, mark: LogEvent) -> None:
-        time = _TIME.match(mark.text)
-        mark = mark._replace(time=time[1] if time else "")
+        if time := _TIME.match(mark.text):
+            mark = mark._replace(time=time[1])
         if isinstance(mark.event, _MESSAGES):
             self._message = (len(self.marks), [mark.text])
         if not isinstance(mark.event, ServerFigures):
