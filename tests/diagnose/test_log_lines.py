@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.diagnose.conftest import explain, some
 from turbofit.core.units import GIB, KIB, MIB
-from turbofit.diagnose import facts, mood, subject
+from turbofit.diagnose import facts, foreign, mood, stack, subject
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.rows import Row, rows
 from turbofit.diagnose.rules.causes import hits_of
@@ -25,7 +25,7 @@ from turbofit.observe.log_events import (
     Starting,
     TorchMemory,
 )
-from turbofit.observe.log_reader import read_line, torch_memory
+from turbofit.observe.log_reader import form_of, read_line, torch_memory
 
 
 @pytest.mark.parametrize(
@@ -158,16 +158,16 @@ def test_any_bytes_in_any_pieces_are_read(data: bytes, size: int) -> None:
 )
 def test_models_that_logs_name(text: str, model: str | None) -> None:
     subject = FactCollector()
-    subject.read(1, text)
+    subject.read(1, text, form_of(text))
     assert (subject.model[0] if subject.model else None) == model
 
 
 def test_a_command_goes_before_a_mention() -> None:
     subject = FactCollector()
-    subject.read(1, "compared with Qwen2-VL-7B-Instruct")
-    subject.read(
-        2, "lmdeploy serve api_server internvl2-8b --tp 2 --quant-policy 8 --dtype float16"
-    )
+    mention = "compared with Qwen2-VL-7B-Instruct"
+    command = "lmdeploy serve api_server internvl2-8b --tp 2 --quant-policy 8 --dtype float16"
+    for line, text in enumerate((mention, command), 1):
+        subject.read(line, text, form_of(text))
     assert some(subject.model)[0] == "internvl2-8b"
     assert subject.options == {"tp": 2, "quant_policy": 8, "dtype": "float16"}
 
@@ -197,16 +197,22 @@ def test_a_count_of_requests_is_no_error(failed: int, numbered: bool) -> None:
 
 
 def test_questions_about_a_line_s_form_name_no_figure() -> None:
-    """`by_form` asks them of the line with zeros: a figure in a pattern would not be found."""
+    """`Form` asks them of the line with zeros: a figure in a pattern would not be found."""
+    whole = (
+        facts._BEGINS_AGAIN, facts._COMMAND, subject._INFERENCE, subject._QUANTISES,
+        foreign._LMDEPLOY, foreign._SURE, foreign._ANY,
+    )  # fmt: skip
     asked = (
-        mood._COMPLAINT, mood._REFUSAL, mood._PROGRESS,
-        subject._OPTION, subject._AUTO_MAP, *subject._MODEL, subject._TOKEN,
+        mood._LESS, mood._COMPLAINT, mood._REFUSAL, mood._PROGRESS, mood._SOURCE,
+        facts._WARNS_BELOW, stack._IN_DESTRUCTOR, subject._OPTION, subject._AUTO_MAP,
+        subject._VERSION, *subject._MODEL, subject._TOKEN, *(one.__self__ for one in whole),
     )  # fmt: skip
     for pattern in asked:
-        assert not re.search("[1-9]", re.sub(r"\{\d+(,\d+)?\}", "", pattern.pattern)), pattern
+        figures = re.sub(r"\{\d+(,\d*)?\}|\(\?P<p\d+>", "", pattern.pattern)
+        assert not re.search("[1-9]", figures), pattern
     words = [word for row in (*log_reader._TURBOMIND, *log_reader._OTHER) for word in row.words]
-    words += facts._BEGINNINGS
-    assert not re.search("[1-9]", " ".join((*words, *subject._families())))
+    words += (*facts._BEGUN, *mood._NO_PROGRESS, *subject._families())
+    assert not re.search("[1-9]", " ".join(words))
 
 
 def test_a_figure_in_a_message_s_words_counts() -> None:

@@ -11,7 +11,7 @@ from turbofit.machine.nvidia_smi import SmiTable
 from turbofit.memory.engines import engine_named
 from turbofit.memory.kv_cache import LoggedSlab
 from turbofit.observe import log_events as log
-from turbofit.observe.log_reader import by_form, read_line
+from turbofit.observe.log_reader import form_of, read_line
 
 PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
 FATAL = "[TM][FATAL][1120.08:30:01.123456]"
@@ -196,9 +196,13 @@ def test_the_reading_of_a_line_of_spaces_ends(read, begins, spaces) -> None:
 
 def test_lines_that_differ_in_figures_alone_are_asked_once() -> None:
     asked = []
-    question = by_form(lambda form: asked.append(form) or len(form))
-    long = "7" * 1000
-    assert [question(line) for line in ("at 17/20", "at 93/41", "at 3/41", long)] == [8, 8, 7, 1000]
+
+    def length(form: str) -> int:
+        asked.append(form)
+        return len(form)
+
+    lines = ("at 17/20", "at 93/41", "at 3/41", "7" * 1000)
+    assert [form_of(line).ask(length) for line in lines] == [8, 8, 7, 1000]
     assert asked == ["at 00/00", "at 0/00", "0" * 1000]
 
 

@@ -14,6 +14,7 @@ from turbofit.diagnose.rules.causes import END
 from turbofit.observe.log_events import (
     FATAL,
     KnownMessage,
+    NoEvent,
     PythonError,
     PythonFrame,
     ServerUp,
@@ -55,7 +56,7 @@ class LogEvent(NamedTuple):
 
     line: int
     text: str
-    event: Struct
+    event: Struct = NoEvent()
     stack: tuple[PythonFrame, ...] = ()
     time: str = ""
     hits: tuple[Hit, ...] = ()
@@ -134,8 +135,13 @@ class EventFinder:
         """Take an event, and drop earlier ones that the run survived, or that are only words."""
         if isinstance(mark.event, ServerUp | WarmupFinished):
             self._fatal, self._warned = [], []
+        elif isinstance(mark.event, KnownMessage) and mark.row and mark.row.rank == "notice":
+            self._complaints.append(mark)
         elif isinstance(mark.event, KnownMessage):
-            self._take_known(mark)
+            if _RAISED.match(mark.text):
+                self._fatal = [one for one in self._fatal if one.of_machine or _ends(one)]
+            warns = _WARNED.match(mark.text) and not mark.of_title
+            (self._warned if warns else self._fatal).append(mark)
         elif isinstance(mark.event, FATAL):
             self._take_fatal(mark)
 
@@ -148,38 +154,22 @@ class EventFinder:
             self._last = None
         self.take(new)
 
-    def _take_known(self, mark: LogEvent) -> None:
-        if mark.row is not None and mark.row.rank == "notice":
-            self._complaints.append(mark)
-            return
-        if _RAISED.match(mark.text):
-            self._drop_words(machine_too=False)
-        warns = _WARNED.match(mark.text) and not mark.of_title
-        (self._warned if warns else self._fatal).append(mark)
-
     def _take_fatal(self, mark: LogEvent) -> None:
         if isinstance(mark.event, PythonError):
             self._last = mark
-            self._drop_words(machine_too=True)
-            self._drop_outlived()
+            survived = self._progress[0]
+            self._fatal = [
+                one for one in self._fatal if _ends(one) and not _outlived(one, survived)
+            ]
         (self._warned if _PYTHON_WARNING.match(mark.text) else self._fatal).append(mark)
 
-    def _drop_words(self, *, machine_too: bool) -> None:
-        """Drop the lines that only contain known words, after an exception that ends the run."""
-        self._fatal = [
-            mark
-            for mark in self._fatal
-            if not isinstance(mark.event, KnownMessage)
-            or END.search(mark.text)
-            or (mark.of_machine and not machine_too)
-        ]
 
-    def _drop_outlived(self) -> None:
-        before = self._progress[0]
-        self._fatal = [
-            mark
-            for mark in self._fatal
-            if mark.line >= before
-            or not isinstance(mark.event, KnownMessage | PythonError)
-            or any(word in mark.text for word in _NEVER_OUTLIVED)
-        ]
+def _ends(mark: LogEvent) -> bool:
+    """Whether a line ends a run, other than by words that an exception may contain."""
+    return not isinstance(mark.event, KnownMessage) or END.search(mark.text) is not None
+
+
+def _outlived(mark: LogEvent, survived: int) -> bool:
+    """Whether the run went on after an error, until the line that it ``survived``."""
+    ends = any(word in mark.text for word in _NEVER_OUTLIVED)
+    return mark.line < survived and isinstance(mark.event, KnownMessage | PythonError) and not ends

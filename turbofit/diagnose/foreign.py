@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from turbofit.observe.log_reader import Form
 
 #: Lines, commands and frames of LMDeploy itself: a log with one of these is LMDeploy's.
 _LMDEPLOY: Final = re.compile(
     r" - lmdeploy - |\[TM\]|[/\\]lmdeploy[/\\\"]"
     r"|\blmdeploy(?: (?:serve|chat|lite|convert|check_env)|=)"
     r"|(?:import|from) lmdeploy|[Tt]urbo[Mm]ind|TURBOMIND|PytorchEngineConfig|turbofit|Avg thr \(in"
-)
+).search
 _VERSION: Final = r"[=: (-]{1,3}v?(\d+\.\d+[\w.+]*)"
 
 
@@ -44,7 +47,7 @@ _ENGINES: Final = (
 _SURE: Final = re.compile(
     r"(?P<SGLang>[/\\]sglang[/\\]srt\b)|(?P<Ollama>\bollama\[|llama runner process)"
     r"|(?P<vLLM>\(EngineCore|VllmWorker|vLLM API server version)"
-)
+).search
 #: Programs that install or run others: a log belongs to one only if no row knows its error.
 _TOOLS: Final = (
     _Program("Kubernetes", r"\bkubelet\b|\bkubectl\b|FailedScheduling|BackOff\b|nvidia\.com/gpu"),
@@ -62,7 +65,7 @@ _TOOLS: Final = (
 _ALL: Final = {program.name: program for program in (*_ENGINES, *_TOOLS)}
 _ANY: Final = re.compile(
     "|".join(f"(?P<p{number}>{one.marks})" for number, one in enumerate(_ALL.values()))
-)
+).search
 
 
 class ForeignPrograms:
@@ -70,23 +73,22 @@ class ForeignPrograms:
 
     def __init__(self) -> None:
         self.of_lmdeploy = False
-        self._named = False
+        #: Whether a line names LMDeploy in any form.
+        self.names_lmdeploy = False
         self._sure = ""
         self._lines = Counter[str]()
         self._versions: dict[str, str] = {}
 
-    def notice(self, text: str) -> None:
+    def notice(self, text: str, form: Form) -> None:
         """Read one line of the log, of any kind."""
-        self.of_lmdeploy = self.of_lmdeploy or _LMDEPLOY.search(text) is not None
         if self.of_lmdeploy:
             return
-        self._named = self._named or "lmdeploy" in text.lower()
-        sure = _SURE.search(text)
-        if sure is not None:
+        self.of_lmdeploy = form.ask(_LMDEPLOY) is not None
+        self.names_lmdeploy = self.names_lmdeploy or "lmdeploy" in text.lower()
+        if sure := form.ask(_SURE):
             self._sure = str(sure.lastgroup)
-        match = _ANY.search(text)
-        if match is not None:
-            self.found(list(_ALL)[int(str(match.lastgroup)[1:])], text)
+        if named := form.ask(_ANY):
+            self.found(list(_ALL)[int(str(named.lastgroup)[1:])], text)
 
     def found(self, name: str, text: str = "") -> None:
         """Count a line of a program, recognised by its text or its prefix."""
@@ -104,7 +106,7 @@ class ForeignPrograms:
         """
         if self._sure and not self.of_lmdeploy:
             return self._sure
-        return "" if self._named else self._of(_ENGINES)
+        return "" if self.names_lmdeploy else self._of(_ENGINES)
 
     @property
     def tool(self) -> str:

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.diagnose.event import LogEvent
-from turbofit.observe.log_events import KnownMessage
-from turbofit.observe.log_reader import by_form
 
 if TYPE_CHECKING:
-    from turbofit.observe.log_events import PythonFrame
+    from turbofit.observe.log_reader import Form
 
-#: Excludes lines of a level below error; of a client that left before its answer, which LMDeploy
-#: 0.7 to 0.12 logs as an error; and a remark of Triton's compiler that LMDeploy calls harmless.
-_NO_LESS = (
-    r"(?!.{0,60}?(\b(INFO|DEBUG|WARN(ING)?|NOTICE|info|debug|warn(ing)?|notice)\b|Warning:))"
-    r"(?!.*\[(safe_run|model_inst)\] exception caught:( GeneratorExit| CancelledError)? *$)"
-    r"(?!.*operation scheduled before its operands|.*following error\W*$)"
+Sound = Literal["error", "refusal", "progress", ""]
+_TROUBLE: Final = ("error", "refusal")
+
+#: Lines of a level below error; of a client that left before its answer, which LMDeploy 0.7 to
+#: 0.12 logs as an error; and a remark of Triton's compiler that LMDeploy calls harmless.
+_LESS: Final = re.compile(
+    r".{0,60}?(?:\b(?:INFO|DEBUG|WARN(?:ING)?|NOTICE|info|debug|warn(?:ing)?|notice)\b|Warning:)"
+    r"|.*\[(?:safe_run|model_inst)\] exception caught:(?: GeneratorExit| CancelledError)? *$"
+    r"|.*operation scheduled before its operands|.*following error\W*$"
 )
-#: A line that no row matches and that reports an error, by any author.
+#: Words of a line that no row matches and that reports an error, by any author.
 _COMPLAINT: Final = re.compile(
-    rf"{_NO_LESS}(?!.*:\s*$).*?(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed"
-    r"|Aborted|Killed|denied|refused|Segmentation)\b|NCCL WARN|requires .{1,120}, but you have"
-    r"|(?<=\.)\w*(?:Timeout|Expired|Disconnected): |NVRM:.{0,240}?(?:failed|error|Xid|mismatch))"
+    r"\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed|Aborted|Killed|denied|refused"
+    r"|Segmentation)\b|NCCL WARN|requires .{1,120}, but you have"
+    r"|(?<=\.)\w*(?:Timeout|Expired|Disconnected): |NVRM:.{0,240}?(?:failed|error|Xid|mismatch)"
 )
-#: A line that may report an error: a refusal, or an exception with any name.
+#: Words that may report an error: a refusal, or an exception with any name.
 _REFUSAL: Final = re.compile(
-    rf"{_NO_LESS}(?:.*?(?i:error|failed|exce(?:ption|ed)|can(?:no|')t |could not|unable to|invalid"
-    r"|unsupported|n't support|不支持|not (support|found)|has no |(should|must) (not )?be )"
-    r"|(\w+\.)+[A-Z]\w*(: |$))"
+    r"(?i:error|failed|exce(?:ption|ed)|can(?:no|')t |could not|unable to|invalid|unsupported"
+    r"|n't support|不支持|not (?:support|found)|has no |(?:should|must) (?:not )?be )"
+    r"|^(?:\w+\.)+[A-Z]\w*(?:: |$)"
 )
 #: Marks of errors that only programs write: a level, a time, the name of an exception.
 _LOGGED: Final = re.compile(
@@ -42,12 +43,13 @@ _NONE_OF_THEM: Final = re.compile(
     r"\W{1,12}0(?:\.0+)?\b"
     r"|\b(?:0|no) (?:\w+ )?(?:failed|failures?|errors?|refused))(?![\w.])"
 )
-#: Lines of a program that continues: a level, a growing bar; not while it ends. A server answers
-#: probes and counts tokens, and NCCL's threads print, even after their engine has died.
-_PROGRESS: Final = re.compile(
-    r"(?!.*(?:[Ss]hut|[Ee]xit|[Tt]erminat|[Kk]ill|[Cc]lean|[Ss]top|[Rr]etry|HTTP/\d|NCCL INFO"
-    r"|throughput))(?:.{0,60}?\bINFO\b|.{0,200}?\d%\|)"
-)
+#: Lines of a program that continues: a level, a growing bar.
+_PROGRESS: Final = re.compile(r".{0,60}?\bINFO\b|.{0,200}?\d%\|")
+#: Not while it ends, or tries again. A server answers probes and counts tokens, and NCCL's threads
+#: print, even after their engine has died.
+_NO_PROGRESS: Final = (
+    "shut", "exit", "terminat", "kill", "clean", "stop", "retry", "http/", "nccl info", "throughput"
+)  # fmt: skip
 #: A request that a server refused or failed. Requests without a key, or for paths that no server
 #: has, do not count: anybody may send them.
 _UNANSWERED: Final = re.compile(
@@ -55,8 +57,6 @@ _UNANSWERED: Final = re.compile(
 )
 #: A request that a server answered.
 _ANSWERED: Final = re.compile(r'INFO: .{0,60}?"POST /\S{0,240} HTTP/[\d.]+" 200\b')
-
-
 #: A numbered source line of a traceback, as IPython and rich show it, and the call that raises.
 _SOURCE: Final = re.compile(
     r" *(?:-+> ?\d|\d{1,5} {2,}\S|\d{1,5} (?:(?:except|raise|def|if|return|try|with|for)\b"
@@ -84,9 +84,9 @@ class Mood:
         if '"POST /' not in text:
             return
         if _UNANSWERED.match(text):
-            self.complain(LogEvent(line, text, KnownMessage()))
+            self.complain(LogEvent(line, text))
         elif self.answered is None and _ANSWERED.match(text):
-            self.answered = LogEvent(line, text, KnownMessage())
+            self.answered = LogEvent(line, text)
 
     @property
     def logged(self) -> LogEvent | None:
@@ -94,40 +94,38 @@ class Mood:
         mark = self.last_complaint
         return mark if mark and _LOGGED.match(mark.text) else None
 
-    def told_at(self, line: int) -> bool:
-        """Whether this line is the last complaint, and a program wrote it."""
-        return self.logged is not None and self.logged.line == line
-
     def complain(self, mark: LogEvent) -> None:
         """Keep an error that ended nothing as the last complaint, if there is no other."""
         self.last_complaint = self.last_complaint or mark
 
-    def refuse(self, mark: LogEvent) -> None:
-        self.last_refusal = mark
+    def refuse(self, mark: LogEvent | None) -> None:
+        self.last_refusal = mark or self.last_refusal
 
-    def goes_on(self, line: int, text: str, stack: tuple[PythonFrame, ...]) -> bool:
+    def goes_on(self, mark: LogEvent, form: Form) -> bool:
         """Read a row without an event; returns whether it shows that the program continues."""
-        complains, refuses, progresses = _sound_of(text)
-        if _SOURCE.match(text):
-            return False
-        # A count of 0 is no failure.
-        told = _NONE_OF_THEM.sub("", text) if complains or refuses else ""
-        if complains and _COMPLAINT.match(told):
-            self.last_complaint = LogEvent(line, text, KnownMessage(), stack)
-        elif refuses and _REFUSAL.match(told):
-            self.last_refusal = LogEvent(line, text, KnownMessage(), stack)
-        else:
-            return progresses
-        return False
+        sound = form.ask(sound_of)
+        if sound in _TROUBLE:  # A count of 0 is no failure.
+            sound = sound_of(_NONE_OF_THEM.sub("", mark.text))
+        if sound == "error":
+            self.last_complaint = mark
+        elif sound == "refusal":
+            self.last_refusal = mark
+        return sound == "progress"
 
 
 def tells_of_error(text: str) -> bool:
     """Whether words report an error, or may report one."""
-    return any(_sound_of(text)[:2])
+    return sound_of(text) in _TROUBLE
 
 
-@by_form
-def _sound_of(form: str) -> tuple[bool, bool, bool]:
-    """Whether a line sounds like an error, like a refusal, or like a program that continues."""
-    goes_on = ("INFO" in form or "%|" in form) and _PROGRESS.match(form)
-    return bool(_COMPLAINT.match(form)), bool(_REFUSAL.match(form)), bool(goes_on)
+def sound_of(text: str) -> Sound:
+    """What a line reports, by its form: an error, perhaps an error, or that its program goes on."""
+    if _SOURCE.match(text):
+        return ""
+    if not _LESS.match(text):
+        if _COMPLAINT.search(text) and not text.rstrip().endswith(":"):
+            return "error"
+        if _REFUSAL.search(text):
+            return "refusal"
+    goes_on = _PROGRESS.match(text) and not any(map(text.lower().__contains__, _NO_PROGRESS))
+    return "progress" if goes_on else ""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
+from codecs import getincrementaldecoder
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
-
-from turbofit.observe.log_reader import by_form
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -48,10 +47,16 @@ _LOGGED: Final = re.compile(
 )
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _LONGEST_PREFIX: Final = 120
-#: Words before a TurboMind line that an error's text quotes.
-_QUOTES: Final = ("Error:", "Error: b'", "what():")
+#: The beginnings of further rows in a line: a progress bar rewrites it with carriage returns, and
+#: engines print in the middle of it. An error's text that quotes a TurboMind line stays whole.
+_NEXT_ROW: Final = re.compile(
+    r"\r|(?<!Error:)(?<!Error: )(?<!Error: b')(?<!what\(\):)(?<!what\(\): )(?<!what\(\):  )"
+    r"(?=\[TM\]\[)"
+)
 #: The text after these words of LMDeploy's or vLLM's request log is a client's or the model's.
-_REQUEST: Final = re.compile(r".* - logger\.py:\d+ - session=[^,]*, |.*\bReceived request \S+: ")
+_REQUEST: Final = re.compile(
+    r".{0,240}?(?: - logger\.py:\d+ - session=[^,]*, |\bReceived request \S+: )"
+)
 #: The headings of an issue form around the pasted text.
 _FORM: Final = re.compile(
     r"- \[[ xX]\] |#{2,6} (?:Checklist|Describe the bug|Reproduction|Environment|Error traceback"
@@ -72,10 +77,8 @@ _CHUNK: Final = 1 << 20
 def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
     """Yield the lines of a log that comes in pieces, cut to a length that loses nothing useful.
 
-    A progress bar rewrites its line with carriage returns, and engines print in the middle of it:
-    such a line becomes several rows with the same number. A Python error that quotes one stays
-    whole. UTF-16 (PowerShell's redirection) is read. The first line is marked as a title if a
-    person wrote it and the next line is empty.
+    Rows of one line have the same number. UTF-16 (PowerShell's redirection) is read. The first
+    line is marked as a title if a person wrote it and the next line is empty.
     """
     every = _every(chunks)
     first, second = next(every, None), next(every, None)
@@ -86,69 +89,58 @@ def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
     yield from every
 
 
-@by_form
-def by_program(form: str) -> bool:
+def by_program(text: str) -> bool:
     """Whether a line has a form that programs write, not a person's sentence."""
-    return _BY_PROGRAM.match(form) is not None
+    return _BY_PROGRAM.match(text) is not None
 
 
 def _every(chunks: Iterable[bytes]) -> Iterator[Row]:
-    prefix = _SharedPrefix()
-    for number, text in _lines(chunks):
-        for part in (*_said_before(text), *_parts(text)):
-            if text_of_row := prefix.without(_bare(part)):
-                yield Row(number, text_of_row, "vLLM" if _VLLM.match(part) else "")
+    logged = _LoggedTraceback()
+    for number, line in enumerate(_lines(chunks), 1):
+        for part in _parts(line):
+            program = "vLLM" if part.startswith("(") and _VLLM.match(part) else ""
+            for text in logged.rows(_bare(part)):
+                yield Row(number, text, program)
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, str]]:
-    rest, number, encoding = b"", 0, None
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    rest, decoder = "", None
     for chunk in chunks:
-        if encoding is None:
-            encoding = "utf-16" if chunk[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
-        pieces = (rest + chunk).split(b"\n") if encoding == "utf-8" else [rest + chunk]
-        rest = pieces.pop()
-        for piece in pieces:
-            number += 1
-            yield number, piece.decode("utf-8", "replace")
-    for text in rest.decode(encoding or "utf-8", "replace").split("\n"):
-        number += 1
-        yield number, text
+        if decoder is None:
+            wide = chunk[:2] in (b"\xff\xfe", b"\xfe\xff")
+            decoder = getincrementaldecoder("utf-16" if wide else "utf-8")("replace")
+        lines = (rest + decoder.decode(chunk)).split("\n")
+        rest = lines.pop()
+        yield from lines
+    yield from (rest + (decoder.decode(b"", final=True) if decoder else "")).split("\n")
 
 
-def _said_before(text: str) -> Iterator[str]:
-    """Yields the sentence after which somebody pasted a traceback without a new line."""
-    said = text.partition(_TRACEBACK)[0]
-    if said != text and " " in said.strip() and not by_program(said) and said[0].isalpha():
-        yield said
+def _parts(line: str) -> list[str]:
+    if "\x1b" in line:
+        line = _ANSI.sub("", line)
+    line = line.strip("\r\ufeff")
+    several = "\r" in line or line.find("[TM][", 1) > 0
+    return _NEXT_ROW.split(line) if several else [line]
 
 
-class _SharedPrefix:
-    """The prefix of each row of a traceback: learned from its first row, then removed."""
+class _LoggedTraceback:
+    """The text before a traceback: a sentence is a row of its own, a logger's prefix is removed."""
 
     def __init__(self) -> None:
-        self._learned: re.Pattern[str] | None = None
+        self._prefix: re.Pattern[str] | None = None
 
-    def without(self, text: str) -> str:
+    def rows(self, text: str) -> Iterator[str]:
         at = text.find(_TRACEBACK)
+        if at > 0 and " " in text[:at].strip() and text[0].isalpha() and not by_program(text[:at]):
+            yield text[:at].rstrip()
         if 0 < at <= _LONGEST_PREFIX:
-            figures = re.sub(r"\d+", r"\\d+", re.escape(text[:at]))
-            self._learned = re.compile(figures)
-        match = self._learned.match(text) if self._learned else None
+            self._prefix = re.compile(re.sub(r"\d+", r"\\d+", re.escape(text[:at])))
+        match = self._prefix.match(text) if self._prefix else None
         if match is None and ("Error: " in text or "Exception: " in text):
             match = _LOGGED.match(text)
-        return text[match.end() :] if match else text
-
-
-def _parts(text: str) -> Iterator[str]:
-    if "\x1b" in text:
-        text = _ANSI.sub("", text)
-    text = text.strip("\r\ufeff")
-    for part in text.split("\r") if "\r" in text else (text,):
-        piece = part
-        while (at := piece.find("[TM][", 1)) > 0 and not piece[:at].rstrip().endswith(_QUOTES):
-            yield piece[:at]
-            piece = piece[at:]
-        yield piece
+        text = text[match.end() :] if match else text
+        if text:
+            yield text
 
 
 def _bare(text: str) -> str:
@@ -162,8 +154,8 @@ def _bare(text: str) -> str:
     if match and match.end() < len(text):
         text = text[match.end() :]
     if ("session=" in text or "Received" in text) and (request := _REQUEST.match(text)):
-        text = request[0].rstrip()
-    return text if text.strip() else ""
+        return request[0].rstrip()
+    return "" if text.isspace() else text
 
 
 def chunks_of(file: BinaryIO) -> Iterator[bytes]:

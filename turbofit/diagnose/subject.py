@@ -7,28 +7,28 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Final
 
 from turbofit.diagnose.foreign import ForeignPrograms
-from turbofit.diagnose.rules.causes import caught, facts_of
+from turbofit.diagnose.rules.causes import caught, facts_in
 from turbofit.machine.card_words import CardWords
 from turbofit.model.presets import find_preset as find_model
 from turbofit.model.presets import known_presets
-from turbofit.observe.log_reader import by_form
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from turbofit.observe.log_reader import Form
 
 _NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
 #: Places where commands and code name a model; the surest place is first.
 _MODEL: Final = tuple(
     re.compile(pattern)
     for pattern in (
-        rf"\bapi_server\s+{_NAME}",
-        rf"\blmdeploy\s+(?:chat|serve\s+\w+)\s+{_NAME}",
-        rf"--model(?:[-_]path|[-_]name[-_]or[-_]path|[-_]dir|[-_]base|s)?[ =]{_NAME}",
+        rf"\b(?:api_server|lmdeploy\s+(?:chat|serve\s+\w+)|vllm serve"
+        rf"|turbofit (?:serve|plan|predict|rehearse))\s+{_NAME}",
+        r"--(?:model(?:[-_]path|[-_]name[-_]or[-_]path|[-_]dir|[-_]base|s)?|checkpoint)"
+        rf"[ =]{_NAME}",
         rf"\b(?:pipeline|from_pretrained|resolve_model)\(\s*{_NAME}",
         rf"\b(?:model_path|model_name_or_path|pretrained_model_name_or_path|model)\s*[=:]\s*{_NAME}",
-        rf"--checkpoint[ =]{_NAME}",
-        rf"\bturbofit (?:serve|plan|predict|rehearse) {_NAME}",
-        rf"\bvllm serve {_NAME}|['\"]model(?:_tag)?['\"]: {_NAME}",
+        rf"['\"]model(?:_tag)?['\"]: {_NAME}",
     )
 )
 #: Names of models that have another name in the presets. The original LLaVA and its LoRA stand for
@@ -43,15 +43,15 @@ _SPELLINGS: Final = (
 )
 #: Words in logs of inference on GPUs that other programs' logs do not have.
 _INFERENCE: Final = re.compile(
-    r"lmdeploy|turbomind|turbofit|vllm|sglang|transformers|torch|cuda|nvidia|nccl|nvml|nvrm|ptxas|xformers"
+    r"(?i:lmdeploy|turbomind|turbofit|vllm|sglang|transformers|torch|cuda|nvidia|nccl|nvml|nvrm|ptxas|xformers"
     r"|triton|flash[-_]?(?:attn|attention|infer)|huggingface|hf[-_]mirror|modelscope|safetensors"
     r"|bitsandbytes|\[tm\]|raylet|\bray\b|\bgpu|\bllms?\b|tokenizer|api_server"
     r"|attempting to bind on address|server socket has failed|\.(?:h|cc):\d+ warn "
     r"|trust[-_]remote|inference engine"
-    r"|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral|minicpm|chatglm|deepseek|mistral"
-)
+    r"|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral|minicpm|chatglm|deepseek|mistral)"
+).search
 #: `lmdeploy lite`, by its command or by its frames: advice and plans are for serving.
-_QUANTISES: Final = re.compile(r"\blmdeploy lite \w|[/\\]lmdeploy[/\\]lite[/\\]")
+_QUANTISES: Final = re.compile(r"\blmdeploy lite \w|[/\\]lmdeploy[/\\]lite[/\\]").search
 #: A name with a number in it, or CogVLM, the one family that people name without a number.
 _TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*|\b[Cc][Oo][Gg]VLM\b")
 _OPTION: Final = re.compile(
@@ -59,10 +59,11 @@ _OPTION: Final = re.compile(
     r"|session[-_]len|quant[-_]policy|cache[-_]block[-_]seq[-_]len|communicator|dtype"
     r"|model[-_]format|tp)(?:\s*=\s*|\s+)['\"]?([\w.-]+)"
 )
+#: The release, in a text of small letters.
 _VERSION: Final = re.compile(
-    r"lmdeploy(?:[=:~ <>]+|\S* version:? )v?(\d+\.\d+(?:\.\w+)*)"
-    r"|lmdeploy[-_](\d+\.\d+\.\d+)\S*\.whl",
-    re.IGNORECASE | re.ASCII,
+    r"lmdeploy(?:(?:[=:~ <>]+|\S* version:? )v?(\d+\.\d+(?:\.\w+)*)"
+    r"|[-_](\d+\.\d+\.\d+)\S*\.whl)",
+    re.ASCII,
 )
 _TORCHRUN: Final = re.compile(r"(?:torchrun|torch\.distributed\.run|accelerate launch)\b(.*)")
 _RANKS: Final = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[ =](\d+)")
@@ -83,8 +84,6 @@ class FactCollector:
         self.ranks: tuple[int, Place] | None = None
         self.auto_map: Place | None = None
         self.foreign = ForeignPrograms()
-        #: Whether a line names LMDeploy in any form.
-        self.names_lmdeploy = False
         #: Whether a checkpoint was quantised and no model was served.
         self.quantises = False
         #: Whether the log is about inference at all: otherwise its lines prove no cause.
@@ -97,20 +96,18 @@ class FactCollector:
 
     @property
     def of_lmdeploy(self) -> bool:
-        return self.foreign.of_lmdeploy or self.names_lmdeploy
+        return self.foreign.of_lmdeploy or self.foreign.names_lmdeploy
 
-    def notice(self, text: str) -> None:
+    def notice(self, text: str, form: Form) -> None:
         """Read any text of the log, also a frame's path, for its topic and its program."""
-        self.of_inference = self.of_inference or _INFERENCE.search(text.lower()) is not None
-        self.foreign.notice(text)
-        if "lite" in text and _QUANTISES.search(text):
-            self.quantises = True
+        self.of_inference = self.of_inference or form.ask(_INFERENCE) is not None
+        self.quantises = self.quantises or form.ask(_QUANTISES) is not None
+        self.foreign.notice(text, form)
 
-    def read(self, line: int, text: str) -> None:
-        place = (line, text)
+    def read(self, line: int, text: str, form: Form) -> None:
         self.cards.read(line, text)
-        for read in _readers(text):
-            read(self, place)
+        for read in form.ask(_readers):
+            read(self, (line, text))
 
     @property
     def model(self) -> tuple[str, Place] | None:
@@ -124,10 +121,9 @@ class FactCollector:
         text = place[1]
         for order, pattern in enumerate(_MODEL):
             for match in pattern.finditer(text):
-                name = next(group for group in match.groups() if group)
-                self._name(name, order, place)
-                if self.unknown_model is None and "/" in name and _known_model(name) is None:
-                    self.unknown_model = name
+                self._name(match[1], order, place)
+                if self.unknown_model is None and "/" in match[1] and not _known_model(match[1]):
+                    self.unknown_model = match[1]
         for match in _TOKEN.finditer(text):
             self._name(match[0], len(_MODEL), place)
 
@@ -136,9 +132,8 @@ class FactCollector:
         if known is not None and order < self.names.get(known, (len(_MODEL) + 1, place))[0]:
             self.names[known] = (order, place)
 
-    def _lmdeploy(self, place: Place) -> None:
-        self.names_lmdeploy = True
-        match = _VERSION.search(place[1])
+    def _version(self, place: Place) -> None:
+        match = _VERSION.search(place[1].lower())
         self.version = self.version or (match and (match[1] or match[2]))
 
     def _facts(self, place: Place) -> None:
@@ -161,7 +156,6 @@ class FactCollector:
                 self.ranks = (int(count[1]), place)
 
 
-@by_form
 def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:
     """The functions that may read a line, by its words; for most lines an empty list."""
     lower = form.lower()
@@ -174,9 +168,9 @@ def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:
     reads = {
         FactCollector._model: names,
         FactCollector._options: options,
-        FactCollector._lmdeploy: "lmdeploy" in lower,
+        FactCollector._version: _VERSION.search(lower),
         FactCollector._launcher: "run" in form or "launch" in form,
-        FactCollector._facts: bool(facts_of(form)),
+        FactCollector._facts: facts_in(form),
     }
     return tuple(read for read, words in reads.items() if words)
 
@@ -185,7 +179,8 @@ def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:
 def _families() -> tuple[str, ...]:
     """The beginnings of model names; a line without any of them is skipped."""
     words = {match[0] for name in known_presets() if (match := re.match("[a-z]+", name))}
-    return tuple(sorted(words | {"cogvlm", "llava", "llama"}))
+    words |= {"cogvlm", "llava", "llama"}
+    return tuple(word for word in words if not any(word.startswith(o) for o in words - {word}))
 
 
 @lru_cache(1024)

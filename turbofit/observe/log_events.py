@@ -239,6 +239,10 @@ class HostKill(Struct):
     group: bool = False
 
 
+class NoEvent(Struct):
+    """A line of which only its words are known."""
+
+
 class KnownMessage(Struct):
     """A line that matches a row of `presets/causes.yaml`."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
@@ -23,11 +23,9 @@ from turbofit.observe import log_events as events
 from turbofit.observe.log_events import CONTEXT, TorchMemory
 
 _T = TypeVar("_T")
-_ZEROS: Final = str.maketrans("123456789", "0" * 9)
+_ZEROS: Final = bytes.maketrans(b"123456789", b"0" * 9)
 #: The forms of lines that are kept, and the longest form: a server prints some hundred forms.
 _FORMS, _LONGEST_FORM = 4096, 400
-#: Several functions ask about a line before the next line comes.
-_LINES: Final = 4
 
 _SIZE = r"(\d+(?:\.\d+)? ?(?:bytes|[KMGT]i?B))"
 _REQUESTED: Final = re.compile(rf"Tried to allocate {_SIZE}")
@@ -224,58 +222,69 @@ _OTHER: Final = (
 )  # fmt: skip
 
 
-@lru_cache(_LINES)
+class Form:
+    """The form of a line: its text with 0 for each digit, and the answers to questions about it.
+
+    A pattern without digits gives the same answer as on the line itself; a word with digits must
+    have zeros, too.
+    """
+
+    __slots__ = ("_answers", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._answers: dict[Callable[[str], Any], Any] = {}
+
+    def ask(self, question: Callable[[str], _T]) -> _T:
+        """The answer to a question, which is asked once for all lines of this form."""
+        if question not in self._answers:
+            self._answers[question] = question(self.text)
+        answer: _T = self._answers[question]
+        return answer
+
+
 def zeros(text: str) -> str:
     """The text with each digit replaced by 0."""
-    return text.translate(_ZEROS)
+    return text.encode(errors="surrogatepass").translate(_ZEROS).decode(errors="surrogatepass")
 
 
-def by_form(of_form: Callable[[str], _T]) -> Callable[[str], _T]:
-    """Ask a question about a line once for all lines that differ only in their digits.
+_kept_form: Final = lru_cache(_FORMS)(Form)
 
-    The question gets the line with each digit replaced by 0. A pattern without digits then gives
-    the same answer as on the line itself; a word with digits must be asked with zeros, too.
-    """
-    kept = lru_cache(_FORMS)(of_form)
 
-    def ask(line: str) -> _T:
-        form = zeros(line)
-        return kept(form) if len(form) <= _LONGEST_FORM else of_form(form)
-
-    return ask
+def form_of(line: str) -> Form:
+    form = zeros(line)
+    return _kept_form(form) if len(form) <= _LONGEST_FORM else Form(form)
 
 
 def read_line(line: str) -> Struct | None:
     text = _ANSI.sub("", line).rstrip() if "\x1b" in line else line.rstrip()
+    return event_in(text, form_of(text))
+
+
+def event_in(text: str, form: Form) -> Struct | None:
+    """The event of a line without colours and spaces at its end; None if it has none."""
     prefix = _PREFIX.match(text) if text.startswith("[TM]") else None
+    call, message = prefix.groups() if prefix else ("", text)
     try:
-        if prefix is None:
-            return _first(_other_rows(text), text)
-        message = prefix[2]
-        if message.isdecimal():
+        if prefix and message.isdecimal():
             return events.WarmupLength(tokens=int(message))
-        event = _first(_turbomind_rows(message), message) or _first(_other_rows(message), message)
-        if isinstance(event, events.CudaError):
-            return events.CudaError(message=event.message, driver=event.driver, call=prefix[1])
+        event = _first(form.ask(_rows_in), message)
     except ValueError:  # a figure that a torn line damaged
         return None
+    if call and isinstance(event, events.CudaError):
+        return events.CudaError(message=event.message, driver=event.driver, call=call)
     return event
 
 
 #: Pairs of a word and its row.
-_TURBOMIND_WORDS: Final = tuple((word, row) for row in _TURBOMIND for word in row.words)
-_OTHER_WORDS: Final = tuple((word, row) for row in _OTHER for word in row.words)
+_OTHER_WORDS: Final = [(word, row) for row in _OTHER for word in row.words]
+_TURBOMIND_WORDS: Final = [(word, row) for row in _TURBOMIND for word in row.words] + _OTHER_WORDS
 
 
-@by_form
-def _turbomind_rows(form: str) -> list[_Row]:
-    """The rows that share a word with the message; for most messages an empty list."""
-    return [row for word, row in _TURBOMIND_WORDS if word in form]
-
-
-@by_form
-def _other_rows(form: str) -> list[_Row]:
-    return [row for word, row in _OTHER_WORDS if word in form]
+def _rows_in(form: str) -> list[_Row]:
+    """The rows that share a word with a line; for most lines an empty list."""
+    words = _TURBOMIND_WORDS if form.startswith("[TM]") else _OTHER_WORDS
+    return [row for word, row in words if word in form]
 
 
 def _first(rows: list[_Row], text: str) -> Struct | None:

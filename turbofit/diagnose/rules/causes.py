@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from msgspec import field
 
 from turbofit.core.presets import converted, load_yaml, presets_dir
 from turbofit.core.struct import Struct
-from turbofit.observe.log_reader import by_form, zeros
+from turbofit.observe.log_reader import zeros
 from turbofit.observe.stages import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from turbofit.observe.log_reader import Form
 
 #: A cause ends a run; a refusal is a program's own check, by its form alone, and is asked after all
 #: causes; a consequence follows one; a notice harms nobody; what people tell stands in no log.
@@ -145,47 +147,41 @@ def what_to_send(error: str) -> tuple[str, ...]:
     return tuple(text for text, words in send if any(word in error for word in words))
 
 
-def _rows_in(form: str, *, told: bool = False) -> tuple[Row, ...]:
-    """The rows of which a line has a word, in their order."""
-    pattern, rows = _words(told)
-    places: set[int] = set()
-    match = pattern.search(form)
-    while match is not None:
-        places.update(
-            place for word, place in rows[match[0]] if form.startswith(word, match.start())
-        )
-        match = pattern.search(form, match.start() + 1)
-    return tuple(causes()[place] for place in sorted(places))
+#: A line is cut into pieces of so many characters; a word of nearly twice as many contains a whole
+#: piece.
+_PIECE: Final = 5
 
 
-_rows_of: Final = by_form(_rows_in)
-_told_rows_of: Final = by_form(partial(_rows_in, told=True))
+class _Words:
+    """The words of rows, with zeros for digits, under the pieces of lines that have them."""
+
+    def __init__(self, rows: tuple[Row, ...]) -> None:
+        self._rows = rows
+        self._short: list[tuple[str, int]] = []
+        self._with: dict[str, list[tuple[str, int]]] = {}
+        for word, place in ((zeros(word), at) for at, row in enumerate(rows) for word in row.says):
+            if len(word) < 2 * _PIECE - 1:
+                self._short.append((word, place))
+                continue
+            for at in range(_PIECE):
+                self._with.setdefault(word[at : at + _PIECE], []).append((word, place))
+
+    def rows_in(self, form: str) -> tuple[Row, ...]:
+        """The rows of which a line has a word, in their order."""
+        words = [*self._short]
+        for at in range(0, len(form), _PIECE):
+            words += self._with.get(form[at : at + _PIECE], ())
+        places = {place for word, place in words if word in form}
+        return tuple(self._rows[place] for place in sorted(places))
 
 
 @cache
-def _words(told: bool) -> tuple[re.Pattern[str], dict[str, list[tuple[str, int]]]]:
-    """A pattern of rows' words with zeros for digits, and what it may have found of which row.
-
-    It finds the shortest word that begins at a place, under which all stand that begin with it.
-    """
-    rows = [(row, place) for place, row in enumerate(causes()) if (row.rank == "told") == told]
-    words = [(zeros(word), place) for row, place in rows for word in row.says]
-    pattern = re.compile(_any_of({word for word, _ in words}))
-    found: dict[str, list[tuple[str, int]]] = {}
-    for word, place in words:
-        match = pattern.match(word)
-        found.setdefault(match[0] if match else "", []).append((word, place))
-    return pattern, found
+def _words(*, told: bool) -> _Words:
+    return _Words(tuple(row for row in causes() if (row.rank == "told") == told))
 
 
-def _any_of(words: set[str]) -> str:
-    """A pattern for any of these words; a beginning that some share is asked for once."""
-    if "" in words:
-        return ""
-    starts = sorted({word[0] for word in words})
-    rest = {start: _any_of({word[1:] for word in words if word[0] == start}) for start in starts}
-    ways = "|".join(re.escape(start) + rest[start] for start in starts)
-    return f"(?:{ways})" if len(starts) > 1 else ways
+def _rows_in(form: str) -> tuple[Row, ...]:
+    return _words(told=False).rows_in(form)
 
 
 #: A repeat of figures, words or other text without spaces, which has no bound as it is written.
@@ -201,12 +197,14 @@ def pattern_of(text: str) -> re.Pattern[str]:
     return re.compile(bounded)
 
 
-def hits_of(text: str, *, told: bool = False) -> tuple[Hit, ...]:
+def hits_of(text: str, form: Form | None = None, *, told: bool = False) -> tuple[Hit, ...]:
     """Rows that have this line, in their order, whatever else the log says.
 
     Those of people's words only where a person ``told`` it, and then first.
     """
-    rows = (*_told_rows_of(text), *_rows_of(text)) if told else _rows_of(text)
+    rows = form.ask(_rows_in) if form else _rows_in(zeros(text))
+    if told:
+        rows = (*_words(told=True).rows_in(zeros(text)), *rows)
     if not rows or (_SETTINGS.search(text) and not END.search(text)):
         return ()
     return tuple(_hits(rows, text))
@@ -227,16 +225,20 @@ def _hits(rows: tuple[Row, ...], text: str) -> Iterator[Hit]:
 def caught(text: str) -> dict[str, str]:
     """Facts of a line by their names."""
     found: dict[str, str] = {}
-    for row in facts_of(text):
+    for row in facts_in(zeros(text)):
         if match := pattern_of(row.pattern).search(text):
             found |= {name: value for name, value in match.groupdict().items() if value}
     return found
 
 
-@by_form
-def facts_of(form: str) -> tuple[_Fact, ...]:
-    """The rows of facts of which a line may have a word: digits of it are not compared."""
-    return tuple(row for row in _table().facts if any(zeros(word) in form for word in row.says))
+@cache
+def _fact_words() -> list[tuple[str, _Fact]]:
+    return [(zeros(word), row) for row in _table().facts for word in row.says]
+
+
+def facts_in(form: str) -> list[_Fact]:
+    """The rows of facts of which a line may have a word."""
+    return [row for word, row in _fact_words() if word in form]
 
 
 def told_figures(hits: tuple[Hit, ...]) -> int:
