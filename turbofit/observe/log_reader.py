@@ -287,6 +287,13 @@ def _rows_in(form: str) -> list[_Row]:
     return [row for word, row in words if word in form]
 
 
+def may_be_event(form: str) -> bool:
+    """Whether a line of this form may have an event: a pattern reads any digit as a 0."""
+    prefix = _PREFIX.match(form)
+    message = prefix[2] if prefix else form
+    return message.isdecimal() or any(row.pattern.match(message) for row in _rows_in(form))
+
+
 def _first(rows: list[_Row], text: str) -> Struct | None:
     for row in rows:
         match = row.pattern.match(text)
