@@ -43,7 +43,7 @@ SETTINGS = {
 }  # fmt: skip
 VISION = re.compile(r"Vit|Vision|vision|visual")
 #: Nobody else is on the card.
-BLAMES = ("somebody else held", "other processes held", "held by somebody else", "end process")
+BLAMES = ("held by somebody else", "end what else holds")
 
 
 class Allocation(NamedTuple):

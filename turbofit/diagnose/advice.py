@@ -51,13 +51,13 @@ def advice(case: LogCase, draft: RuleAnswer) -> Advice | None:
         quantised = Advice(model=name, on=case.on, fits=None, verdict=_CALIBRATED, remedies=ways)
         return quantised if ways else None
     machine, spec = case.machine, case.on
-    if draft.others:
-        machine = with_used(machine, draft.others)
+    if draft.by_others:
+        machine = with_used(machine, draft.by_others)
         spec = case.named(machine)
     try:
         request = PlanRequest.of(model=case.model, on=machine)
         plan = best_plan(request, compares_limits=False)
-        if not plan.fits and draft.others:
+        if not plan.fits and draft.by_others:
             alone = best_plan(request.changed(on=case.machine), compares_limits=False)
             if alone.fits:
                 return _planned(case, alone, case.on, f"once the cards are free: {alone.verdict}")
@@ -75,7 +75,7 @@ def advice(case: LogCase, draft: RuleAnswer) -> Advice | None:
 def _contradicts(case: LogCase, draft: RuleAnswer, plan: Plan) -> bool:
     """Whether loading failed on at least as many GPUs per model as the plan takes for it."""
     loading = (draft.kind, draft.phase) == ("out_of_memory", "weights")
-    alone = case.facts.subject.of_lmdeploy and not draft.others
+    alone = case.facts.subject.of_lmdeploy and not draft.by_others
     return plan.fits and loading and alone and plan.parallel.tp <= (case.tp or 1)
 
 

@@ -33,9 +33,9 @@ class Holding(Struct):
 class Missing(Struct):
     """The bytes that were missing, and the source of that number.
 
-    ``basis``: ``log`` (the log's own rounded figures), ``formula`` (the log's figures and
-    turbofit's
-    account of the engine) or ``unknown``. The number may be too low by up to ``doubt`` bytes.
+    ``basis``: ``log`` (the log's own figures, which torch rounds to hundredths of their unit),
+    ``formula`` (the log's figures and turbofit's account of the engine) or ``unknown``. A formula's
+    number may be too low by up to ``doubt`` bytes.
     """
 
     bytes: int | None

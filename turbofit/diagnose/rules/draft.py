@@ -19,9 +19,8 @@ class RuleAnswer(Struct):
 
     If ``what`` is empty, the log proves no cause: ``possible`` and ``changes`` are then causes that
     other people had and changes that they tried. ``said`` is a row's quotation of its line.
-    ``planned``: the answer needs a plan. ``others``: bytes per card that other processes held,
-    which
-    the plan must leave to them.
+    ``planned``: the answer needs a plan. ``by_others``: bytes per card that other processes held,
+    which the plan must leave to them.
     """
 
     kind: str
@@ -40,7 +39,7 @@ class RuleAnswer(Struct):
     unknown: tuple[str, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     planned: bool = False
-    others: int = 0
+    by_others: int = 0
 
     @property
     def quoted(self) -> str:

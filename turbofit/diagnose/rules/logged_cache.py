@@ -150,7 +150,7 @@ def with_cache(case: LogCase, answer: RuleAnswer, cache: LoggedCache | None) -> 
         ),
         evidence=(*answer.evidence, started),
         changes=(_START_ONCE, *answer.changes),
-        others=0,
+        by_others=0,
     )
 
 

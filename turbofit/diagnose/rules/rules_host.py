@@ -11,12 +11,7 @@ from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.figures import explanation_of
 from turbofit.observe.engine_end import diagnosed, told_kind
 from turbofit.observe.log_events import (
-    CheckFailed,
-    CudaError,
     HostKill,
-    KnownMessage,
-    LegacyCuda,
-    NcclError,
     PeerMissing,
     ServerFigures,
     ServerUp,
@@ -28,9 +23,6 @@ if TYPE_CHECKING:
 
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.event import LogEvent
-
-#: Events that are compared with the rows of `presets/causes.yaml`.
-_ASKED = (KnownMessage, CudaError, CheckFailed, NcclError, LegacyCuda)
 
 
 def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
@@ -54,7 +46,7 @@ def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
         )
     for mark in case.event.marks:
         short = getattr(mark.event, "out_of_memory", False)
-        if isinstance(mark.event, _ASKED) and not short and (row := explanation_of(mark, case)):
+        if not short and (row := explanation_of(mark, case)):
             yield row
 
 

@@ -87,7 +87,7 @@ def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAn
         evidence=(evidence(mark, "torch's own figures"),),
         changes=(*_end_others(memory), *_changes(case, phase, memory, program)),
         planned=True,
-        others=_by_others(case, memory),
+        by_others=_by_others(case, memory),
     )
     return with_cache(case, with_copies(case, mark, memory, answer), logged_cache(case))
 

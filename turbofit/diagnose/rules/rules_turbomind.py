@@ -85,7 +85,7 @@ def _out_of_memory(case: LogCase, mark: LogEvent, phase: Phase, what: str) -> Ru
         evidence=(evidence(mark, "TurboMind's own out-of-memory error"),),
         changes=tuple(_changes(case, phase)),
         planned=True,
-        others=cache.others if cache else 0,
+        by_others=cache.others if cache else 0,
     )
     return with_cache(case, answer, cache)
 
