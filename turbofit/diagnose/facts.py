@@ -125,7 +125,7 @@ class LogFacts:
         if form in self._plain and not self._goes_on:
             self._count(line, text, form)
             return
-        if line > _FIRST and len(self._plain) < _FORMS and form.ask(_is_plain):
+        if line > _FIRST and len(self._plain) < _FORMS and form.ask(is_plain):
             self._plain.add(form)
         self._take(line, text, form)
 
@@ -334,7 +334,7 @@ def _goes_on_below(form: str) -> bool:
     return form.strip() == _NCCL_REASON
 
 
-def _is_plain(form: str) -> bool:
+def is_plain(form: str) -> bool:
     """Whether rows of this form change no fact, once one was read: most rows of a server."""
     may_tell = (tells_of_error, part_of, may_be_event, may_be_known, may_have_facts)
     of_block = form[:1].isspace() or form.startswith("|")
