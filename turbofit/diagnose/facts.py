@@ -7,10 +7,10 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from turbofit.diagnose.event import EventFinder, LogEvent
-from turbofit.diagnose.mood import Mood
-from turbofit.diagnose.rules.causes import hits_of, told_figures
+from turbofit.diagnose.mood import Mood, sound_of, tells_of_error
+from turbofit.diagnose.rules.causes import hits_of, may_be_known, told_figures
 from turbofit.diagnose.stack import Stack, part_of
-from turbofit.diagnose.subject import FactCollector
+from turbofit.diagnose.subject import FactCollector, may_have_facts
 from turbofit.diagnose.told import ToldLines
 from turbofit.launch.engine.process import repeats
 from turbofit.machine.nvidia_smi import SmiTable
@@ -31,7 +31,7 @@ from turbofit.observe.log_events import (
     TorchMemory,
     WarmupLengths,
 )
-from turbofit.observe.log_reader import event_in, form_of, torch_memory
+from turbofit.observe.log_reader import event_in, form_of, may_be_event, torch_memory
 from turbofit.observe.stages import Course
 
 if TYPE_CHECKING:
@@ -75,6 +75,10 @@ _RAISED: Final = (TorchMemory, PythonError, LegacyCuda, KnownMessage)
 #: Events whose message a terminal may break into several lines, and the most further lines.
 _MESSAGES: Final = (KnownMessage, PythonError, TorchMemory)
 _WRAPPED: Final = 6
+#: The first rows may be a report's title.
+_FIRST: Final = 3
+#: The most forms of rows that tell nothing that are remembered.
+_FORMS: Final = 4096
 #: More events of one kind add nothing: a living engine prints some for each request.
 _ENOUGH: Final = 50_000
 
@@ -112,10 +116,40 @@ class LogFacts:
         #: The place in `marks` of a message that may continue, and the ways to join its lines.
         self._message: tuple[int, list[str]] | None = None
         self._counts = Counter[type]()
+        #: Forms of rows that tell nothing and came before.
+        self._plain: set[Form] = set()
         #: Words of the previous row, of a warning or of NCCL, to which this row's message belongs.
         self._before = ""
 
     def take(self, line: int, text: str, form: Form) -> None:
+        """Read a row; the second one of a form that tells nothing is only counted."""
+        if form in self._plain and not self._goes_on:
+            self._count(line, text, form)
+            return
+        if line > _FIRST and len(self._plain) < _FORMS and form.ask(is_plain):
+            self._plain.add(form)
+        self._take(line, text, form)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the next row may belong to a traceback, a message or a report."""
+        return bool(
+            self._stack.frames
+            or self._stack.open
+            or self._message
+            or self._before
+            or self.told.title
+        )
+
+    def _count(self, line: int, text: str, form: Form) -> None:
+        self.lines = max(self.lines, line)
+        self.rows_beside += 1
+        self.mood.notice(line, text)
+        self.subject.cards.read(line, text)
+        if form.ask(sound_of) == "progress":
+            self.deaths.progressed(line)
+
+    def _take(self, line: int, text: str, form: Form) -> None:
         self._notice(line, text, form)
         repeated = repeats(text)
         if repeated is not None:
@@ -299,6 +333,13 @@ def _goes_on_below(form: str) -> bool:
     if "Warning" in form:
         return _WARNS_BELOW.match(form) is not None
     return form.strip() == _NCCL_REASON
+
+
+def is_plain(form: str) -> bool:
+    """Whether rows of this form change no fact, once one was read: most rows of a server."""
+    may_tell = (tells_of_error, part_of, may_be_event, may_be_known, may_have_facts)
+    of_block = form[:1].isspace() or form.startswith("|")
+    return not (of_block or any(question(form) for question in may_tell))
 
 
 def read_runs(rows: Iterable[Row]) -> list[LogFacts]:

@@ -68,6 +68,11 @@ _ANY: Final = re.compile(
 ).search
 
 
+def names_program(form: str) -> bool:
+    """Whether a line of this form names a program other than LMDeploy."""
+    return _ANY(form) is not None
+
+
 class ForeignPrograms:
     """Counts the lines of a log by the program that wrote them."""
 

@@ -6,7 +6,7 @@ import re
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Final
 
-from turbofit.diagnose.foreign import ForeignPrograms
+from turbofit.diagnose.foreign import ForeignPrograms, names_program
 from turbofit.diagnose.rules.causes import caught, facts_in
 from turbofit.machine.card_words import CardWords
 from turbofit.model.presets import find_preset as find_model
@@ -173,6 +173,11 @@ def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:
         FactCollector._facts: facts_in(form),
     }
     return tuple(read for read, words in reads.items() if words)
+
+
+def may_have_facts(form: str) -> bool:
+    """Whether a line of this form may tell a fact other than a card, or name another program."""
+    return bool(_readers(form)) or names_program(form)
 
 
 @cache

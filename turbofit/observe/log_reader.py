@@ -177,8 +177,8 @@ _OTHER: Final = (
     # IPython's form, which has a link to the path in a notebook, and rich's form.
     _row(".py:", r"(?:File \[?|│ )((?:[A-Za-z]:)?[^\s:\[\]]+\.py):\d+(?:\]\([^)]*\))?,?"
          r" in ([\w.<>]+)", lambda m: events.PythonFrame(path=m[1], function=m[2])),
-    _row("checkpoint shards", r".*?Loading checkpoint shards:\s+100%.*?(\d+)/\1\b",
-         lambda _: events.ModelLoaded()),
+    _row("checkpoint shards", r".*?Loading checkpoint shards:\s+(\d+)%.*?(\d+)/(\d+)\b",
+         lambda m: events.ModelLoaded() if m[1] == "100" and m[2] == m[3] else None),
     _row("Fallback to pytorch", r".*?(Fallback to pytorch engine because .*)",
          lambda m: events.EngineFallback(message=m[1])),
     _row("turbofit: images: ", r"turbofit: images: (.*)",
@@ -281,6 +281,13 @@ def _rows_in(form: str) -> list[_Row]:
     """The rows that share a word with a line; for most lines an empty list."""
     words = _TURBOMIND_WORDS if form.startswith("[TM]") else _OTHER_WORDS
     return [row for word, row in words if word in form]
+
+
+def may_be_event(form: str) -> bool:
+    """Whether a line of this form may have an event: no pattern asks for a certain digit."""
+    prefix = _PREFIX.match(form)
+    message = prefix[2] if prefix else form
+    return message.isdecimal() or any(row.pattern.match(message) for row in _rows_in(form))
 
 
 def _first(rows: list[_Row], text: str) -> Struct | None:

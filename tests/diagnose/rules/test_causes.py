@@ -12,9 +12,11 @@ import yaml
 from tests.diagnose.conftest import explain, message, some, tried
 from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.diagnose.answer import Diagnosis
+from turbofit.diagnose.facts import is_plain
 from turbofit.diagnose.rules import figures
-from turbofit.diagnose.rules.causes import Row, caught, causes
+from turbofit.diagnose.rules.causes import Row, caught, causes, hits_of
 from turbofit.diagnose.rules.figures import FIGURES
+from turbofit.observe.log_reader import form_of, read_line
 
 ARCHES = "The current PyTorch install supports CUDA capabilities {}.\n"
 CARD = "{} with CUDA capability {} is not compatible with the current PyTorch installation.\n"
@@ -156,6 +158,14 @@ def test_reports_of_the_newest_sets(aloud: Aloud) -> None:
 def test_kinds_that_people_report(aloud: Aloud) -> None:
     found = [(log, kind, message(aloud.answers[log])) for kind, log in EXAMPLES]
     assert [(log, kind, said) for log, kind, said in found if said != kind] == []
+
+
+def test_no_line_that_tells_is_only_counted() -> None:
+    """A form stands for all digits: what one of its lines tells, none may hide."""
+    lines = [line for _, log in EXAMPLES for line in log.splitlines()]
+    telling = [line for line in lines if hits_of(line) or read_line(line)]
+    assert len(telling) > len(causes())
+    assert [line for line in telling if is_plain(form_of(line).text)] == []
 
 
 def test_each_row_is_read_aloud(aloud: Aloud) -> None:

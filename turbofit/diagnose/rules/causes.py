@@ -184,6 +184,11 @@ def _rows_in(form: str) -> tuple[Row, ...]:
     return _words(told=False).rows_in(form)
 
 
+def may_be_known(form: str) -> bool:
+    """Whether a line of this form may match a row."""
+    return bool(_rows_in(form))
+
+
 #: A repeat of figures, words or other text without spaces, which has no bound as it is written.
 _NAME: Final = re.compile(r"(\\[Swd]|\[(?!\^)[^\]]*\])([+*])")
 #: Characters of the longest name, path or figure that a message has.

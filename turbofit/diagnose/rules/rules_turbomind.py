@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Missing
 from turbofit.diagnose.rules.draft import RuleAnswer, evidence
-from turbofit.diagnose.rules.logged_cache import LoggedCache, logged_cache, lower_ratio, with_cache
+from turbofit.diagnose.rules.logged_cache import logged_cache, lower_ratio, with_cache
 from turbofit.diagnose.rules.rules_torch import phase_of
 from turbofit.observe.engine_end import diagnosed, told_kind
 from turbofit.observe.log_events import (
@@ -66,14 +66,9 @@ def _of_newer(case: LogCase, mark: LogEvent, event: CudaError) -> RuleAnswer:
     return _with_account(case, _out_of_memory(case, mark, phase, what))
 
 
-def _cache_at(case: LogCase, phase: Phase) -> LoggedCache | None:
-    """The cache at an engine's death; None before it was made."""
-    return None if phase == "weights" else logged_cache(case)
-
-
 def _out_of_memory(case: LogCase, mark: LogEvent, phase: Phase, what: str) -> RuleAnswer:
     """The answer for any release."""
-    cache = _cache_at(case, phase)
+    cache = logged_cache(case)
     far = "how far it had come: no line before the error says it"
     answer = RuleAnswer(
         kind="out_of_memory",
@@ -141,7 +136,7 @@ def _with_account(case: LogCase, answer: RuleAnswer) -> RuleAnswer:
 
     What was free for the cache is the log's: it counts whatever else was on the card.
     """
-    cache = _cache_at(case, answer.phase)
+    cache = logged_cache(case)
     if cache is not None:
         note = "for all that these settings let in"
         forecast = case.forecast(free_at_cache=cache.free, cache_max_entry_count=cache.ratio)
