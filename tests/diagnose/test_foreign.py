@@ -34,7 +34,7 @@ FOREIGN = [
     ("Kubernetes", "Insufficient",
      "Warning  FailedScheduling  2m  default-scheduler  0/3 nodes: 3 Insufficient nvidia.com/gpu."
      " Error"),
-    ("pip", "No matching distribution", "ERROR: No matching distribution found for lmdeploy"),
+    ("pip", "No matching distribution", "ERROR: No matching distribution found for bar"),
     ("FastLLM", "Unsupport graph", "# deploy\n\nftllm server /mnt/vllm/m\nFastLLM Error: Unsupport"
      " graph model type a"),
     ("ComfyUI", "Cannot find", "# torch\n\n> RuntimeError: Cannot find a part\n"
