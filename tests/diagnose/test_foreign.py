@@ -39,6 +39,9 @@ FOREIGN = [
      " graph model type a"),
     ("ComfyUI", "Cannot find", "# torch\n\n> RuntimeError: Cannot find a part\n"
      '>   File "D:\\\\ComfyUI\\\\execution.py", line 1, in f'),
+    ("MLX", "no such key", 'File "/v/site-packages/mlx_lm/utils.py", line 1, in f\n'
+     "ValueError: no such key"),
+    ("MLC LLM", "no such", "# [Bug] mlc-llm\n\nERROR no such kernel"),
     ("systemd", "Failed to start", "host1 systemd[1]: Failed to start Baz daemon."),
 ]  # fmt: skip
 
@@ -80,3 +83,9 @@ def test_a_foreign_log_without_an_error_says_so() -> None:
     found = explain("INFO 03-02 [api_server.py:1043] vLLM API server version 0.10.1\n" * 3)
     assert "no line of it tells of an error" in found.what
     assert not found.known
+
+
+def test_a_mention_of_another_program_is_no_log_of_it() -> None:
+    said = explain("# the server does not answer\n\nAs for vLLM, I have not tried it.\n")
+    assert said.read.engine is None
+    assert explain("# it fails\n\nvllm serve m --port 80\n").read.engine == "vllm"

@@ -252,11 +252,10 @@ def _in_a_line(draft: RuleAnswer) -> str:
 
 def _last_error(case: LogCase) -> RuleAnswer:
     """An answer that quotes the last exception, else a line."""
-    errors = _raised(case)
-    if errors:
-        return _last_exception(case, errors)
     if tool := case.facts.subject.foreign.tool:
         return _foreign_answer(case, tool)
+    if errors := _raised(case):
+        return _last_exception(case, errors)
     if case.facts.cut_at is not None:
         return _cut_off(case, case.facts.cut_at)
     if case.facts.clean_up is not None:

@@ -57,6 +57,10 @@ _BEGINS_AGAIN: Final = re.compile(
 _COMMAND: Final = re.compile(
     r"[$#>] \w|(?:lmdeploy|docker|podman|python[\d.]*|torchrun|accelerate) +[\w./-]+ "
 ).match
+#: A comment in code, and a whole line of one or a heading, but not a command of root's or a step
+#: of Docker. A report's title is among the first rows.
+_REMARK: Final = "  # "
+_COMMENT: Final = re.compile(r"\s*#+ *(?:[^\W\d]|\W{1,4}$)")
 #: A Python warning whose text is missing, or ends with a colon.
 _WARNS_BELOW: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$")
 #: After these words, NCCL's own reason is in the next line.
@@ -199,13 +203,13 @@ class LogFacts:
     def _notice(self, line: int, text: str, form: Form) -> None:
         """Read any row for what it says of the whole log."""
         self.lines = max(self.lines, line)
-        self.subject.notice(text, form)
+        self.told.notice(line, text)
+        self.subject.notice(text, form, by_person=self.told.mentions(line))
         if self.begun_at is None and form.ask(_begins):
             self.begun_at = line
             self.course.start()
         self.commanded = self.commanded or form.ask(_COMMAND) is not None
         self.mood.notice(line, text)
-        self.told.notice(line, text)
 
     def _read(self, line: int, text: str, form: Form) -> tuple[LogEvent, Form]:
         """A row with its event and hits, after the previous row's words that belong to it."""
@@ -214,7 +218,8 @@ class LogFacts:
             text = f"{before} {text}"
             form = form_of(text)
         event = event_in(text, form)
-        hits = hits_of(text, form) if event is None or isinstance(event, _ASKED) else ()
+        known = event is None or isinstance(event, _ASKED)
+        hits = hits_of(without_comment(line, text), form) if known else ()
         if event is None or isinstance(event, _WEAK):
             weak = event if isinstance(event, PythonError) else _NO_EVENT
             event = self._table.line(text) or (KnownMessage() if hits else weak)
@@ -333,6 +338,12 @@ def _goes_on_below(form: str) -> bool:
     if "Warning" in form:
         return _WARNS_BELOW.match(form) is not None
     return form.strip() == _NCCL_REASON
+
+
+def without_comment(line: int, text: str) -> str:
+    """The text without a comment, in which people quote messages that no program printed."""
+    whole = line > _FIRST and _COMMENT.match(text)
+    return "" if whole else text.partition(_REMARK)[0]
 
 
 def is_plain(form: str) -> bool:

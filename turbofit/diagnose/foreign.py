@@ -27,7 +27,7 @@ class _Program(NamedTuple):
 #: Engines: a log that names one belongs to it, with any error.
 _ENGINES: Final = (
     _Program("vLLM", r"(?<![/\\])\bvllm\b|[/\\]vllm[/\\][\w/\\]+\.py\b|bin[/\\]vllm\b"
-             r"|EngineCore|VllmWorker|\bvLLM\b|gpu_memory_utilization|max_model_len"
+             r"|EngineCore|VllmWorker|RayWorkerVllm|MQLLMEngine|\bvLLM\b|gpu_memory_utilization|max_model_len"
              r"|desired GPU memory utilization",
              rf"vLLM API server version (\d\S*)|LLM engine \(v([\d.]+\w*)\)|\bvllm{_VERSION}"),
     _Program("SGLang", r"\bsglang\b|\bSGLang\b|server_args=ServerArgs|--mem-fraction-static",
@@ -38,17 +38,29 @@ _ENGINES: Final = (
     _Program("TensorRT-LLM", r"tensorrt_llm|TensorRT-LLM|\[TRT-LLM\]|trtllm",
              r"TensorRT-LLM version: (\d\S*)"),
     _Program("llama.cpp",
-             r"llama_(?:model_load|context|init)|llama-(?:server|cli)\b|\bggml_|llama\.cpp",
+             r"llama_(?:model_load|context|init)|llama-(?:server|cli)\b|\bggml_|llama\.cpp"
+             r"|common_chat_templates",
              r"\bbuild(?: =|:) (\d+)"),
-    _Program("Ollama", r"\b[Oo]llama\b|llama runner process", rf"\bollama{_VERSION}"),
+    _Program("Ollama", r"\b[Oo]llama\b(?!://)|llama runner process", rf"\bollama{_VERSION}"),
     _Program("FastLLM", r"\bFastLLM\b|\bftllm\b|libfastllm"),
+    _Program("FastDeploy", r"(?i:\bfastdeploy(?:server)?\b)"),
+    _Program("Triton Inference Server", r"\btritonserver\b|model_repository_manager"),
+    _Program("MLC LLM", r"\bmlc[-_](?:llm|chat)\b|\bMLCEngine"),
+    _Program("KTransformers", r"(?i:\bktransformers\b)"),
+    _Program("llama-cpp-python", r"[/\\]llama_cpp[/\\]|\bllama-cpp-python\b"),
+    _Program("Xinference", r"(?i:\bxinference\b)"),
+    _Program("GPUStack", r"(?i:\bgpustack\b)"),
+    _Program("LM Studio", r"(?i:\blm[ -]?studio\b)"),
+    _Program("text-generation-webui", r"\btext-generation-webui\b"),
+    _Program("stable-diffusion-webui", r"\bstable-diffusion-webui\b"),
+    _Program("InvokeAI", r"(?i:\binvokeai\b)"),
 )  # fmt: skip
 #: Text that only one engine's own lines contain, even if it includes other engines.
 _SURE: Final = re.compile(
     r"(?P<SGLang>[/\\]sglang[/\\]srt\b)|(?P<Ollama>\bollama\[|llama runner process)"
     r"|(?P<vLLM>\(EngineCore|VllmWorker|vLLM API server version)"
 ).search
-#: Programs that install or run others: a log belongs to one only if no row knows its error.
+#: Programs that install, run or use others: a log belongs to one only if no row knows its error.
 _TOOLS: Final = (
     _Program("Kubernetes", r"\bkubelet\b|\bkubectl\b|FailedScheduling|BackOff\b|nvidia\.com/gpu"),
     _Program("Docker", r"\b[Dd]ocker: |Error response from daemon|OCI runtime|nvidia-container-cli"
@@ -59,9 +71,17 @@ _TOOLS: Final = (
              r"|\S+\.whl is not)|requires \S+, but you have|Failed to build [`\w]"
              r"|Building wheel for|looks like a filename|Invalid requirement"
              r"|conflicting dependencies|<pip-setuptools-caller>"),
+    _Program("MLX", r"\bmlx[-_](?:lm|vlm|llm)\b"),
     _Program("ComfyUI", r"\bComfyUI\b"),
+    _Program("LangChain", r"(?i:\blangchain(?:_\w+)?\b)"),
+    _Program("lm-evaluation-harness", r"\blm[-_]eval(?:uation)?\b"),
+    _Program("LLaMA-Factory", r"(?i:\bllama-?factory\b)"),
+    _Program("torchtune", r"\btorchtune\b"),
+    _Program("Ray", r"[/\\]ray[/\\]_private[/\\]|\bray\.init\("),
     _Program("systemd", r"\bsystemd\[\d+\]: "),
 )  # fmt: skip
+#: A command without a prompt, or an error: no mere mention of a program.
+_RUNS: Final = re.compile(r"\b(?:server?|run|launch)\b| --\w|\bError: ").search
 _ALL: Final = {program.name: program for program in (*_ENGINES, *_TOOLS)}
 _ANY: Final = re.compile(
     "|".join(f"(?P<p{number}>{one.marks})" for number, one in enumerate(_ALL.values()))
@@ -84,15 +104,16 @@ class ForeignPrograms:
         self._lines = Counter[str]()
         self._versions: dict[str, str] = {}
 
-    def notice(self, text: str, form: Form) -> None:
-        """Read one line of the log, of any kind."""
+    def notice(self, text: str, form: Form, *, by_person: bool = False) -> None:
+        """Read one line of the log, of any kind; people mention programs, also in other logs."""
         if self.of_lmdeploy:
             return
         self.of_lmdeploy = form.ask(_LMDEPLOY) is not None
         self.names_lmdeploy = self.names_lmdeploy or "lmdeploy" in text.lower()
         if sure := form.ask(_SURE):
             self._sure = str(sure.lastgroup)
-        if named := form.ask(_ANY):
+        mention = by_person and form.ask(_RUNS) is None
+        if not mention and (named := form.ask(_ANY)):
             self.found(list(_ALL)[int(str(named.lastgroup)[1:])], text)
 
     def found(self, name: str, text: str = "") -> None:

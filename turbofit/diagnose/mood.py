@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 Sound = Literal["error", "refusal", "progress", ""]
 _TROUBLE: Final = ("error", "refusal")
 
-#: Lines of a level below error; of a client that left before its answer, which LMDeploy 0.7 to
-#: 0.12 logs as an error; and a remark of Triton's compiler that LMDeploy calls harmless.
+#: Lines of a level below error, or with an option that names a level; of a client that left before
+#: its answer, which LMDeploy 0.7 to 0.12 logs as an error; and a remark of Triton's compiler that
+#: LMDeploy calls harmless.
 _LESS: Final = re.compile(
     r".{0,60}?(?:\b(?:INFO|DEBUG|WARN(?:ING)?|NOTICE|info|debug|warn(?:ing)?|notice)\b|Warning:)"
     r"|.*\[(?:safe_run|model_inst)\] exception caught:(?: GeneratorExit| CancelledError)? *$"
-    r"|.*operation scheduled before its operands|.*following error\W*$"
+    r"|.*operation scheduled before its operands|.*following error\W*$|.*\blog[-_]level\b"
 )
 #: Words of a line that no row matches and that reports an error, by any author.
 _COMPLAINT: Final = re.compile(
@@ -102,14 +103,19 @@ class Mood:
 
     def goes_on(self, mark: LogEvent, form: Form) -> bool:
         """Read a row without an event; returns whether it shows that the program continues."""
-        sound = form.ask(sound_of)
+        sound = "" if mark.text.startswith("#") else form.ask(sound_of)
         if sound in _TROUBLE:  # A count of 0 is no failure.
-            sound = sound_of(_NONE_OF_THEM.sub("", mark.text))
+            sound = sound_of(without_zeros(mark.text))
         if sound == "error":
             self.last_complaint = mark
         elif sound == "refusal":
             self.last_refusal = mark
         return sound == "progress"
+
+
+def without_zeros(text: str) -> str:
+    """The text without its counts of no failures."""
+    return _NONE_OF_THEM.sub("", text)
 
 
 def tells_of_error(text: str) -> bool:

@@ -21,10 +21,11 @@ class Row(NamedTuple):
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][0-9A-B])")
 #: The words of journald between the time and the line: the host, the unit, the pid.
 _UNIT = r"[\w.-]+ [\w@.\\/-]+\[\d+\]:\s?"
-#: Prefixes before each line: of pytest, Ray, torchrun, srun, docker compose, kubectl, containerd,
-#: `journalctl`, vLLM, LLaVA's worker, LMDeploy's checks, and the line numbers of `grep -n`.
+#: Prefixes before each line: of pytest, a quotation, an exception group, Ray, torchrun, srun,
+#: docker compose, kubectl, containerd, `journalctl`, vLLM, LLaVA's worker, LMDeploy's checks, and
+#: the line numbers of `grep -n`.
 _PREFIX: Final = re.compile(
-    r"(?:E {7}|\(\w[\w.]*(?: rank=\d+)? pid=\d+(?:, ip=[\d.]+)?\)\s?"
+    r"(?:E {7}|> (?![>$ ])| {2,8}\| |\(\w[\w.]*(?: rank=\d+)? pid=\d+(?:, ip=[\d.]+)?\)\s?"
     r"|(?:ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[?\w+\.py:\d+\] ?"
     r"|\d{4}-\d\d-\d\d [\d:]{8} \| [A-Z]+ \| \w+ \| "
     r"|\d{4}-\d\d-\d\d [\d:,]+ - lmdeploy - ERROR - (?=\w+(?:Error|Exception): )"
@@ -38,7 +39,7 @@ _PREFIX: Final = re.compile(
 )
 #: Prefixes that only vLLM's processes write.
 _VLLM: Final = re.compile(
-    r"\((?:EngineCore|VllmWorker|APIServer|NPURayWorker)\w* (?:rank=\d+ )?pid=\d+\)"
+    r"\((?:EngineCore|VllmWorker|RayWorkerVllm|APIServer|NPURayWorker)\w* (?:rank=\d+ )?pid=\d+\)"
 )
 #: The prefix of a logger before an error's own line, in any form.
 _LOGGED: Final = re.compile(
@@ -146,7 +147,7 @@ class _LoggedTraceback:
 def _bare(text: str) -> str:
     """A row without known prefixes, and without the text of a client or an issue form."""
     text = text[:_LONGEST].rstrip()
-    if text.startswith("`") != text.endswith("`") and "```" not in text:
+    if text.startswith("`") != text.endswith("`") and text.count("`") % 2 and "```" not in text:
         text = text.strip("`")
     if text.startswith(("- [", "##")) and _FORM.match(text):
         return ""

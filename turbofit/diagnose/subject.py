@@ -65,6 +65,8 @@ _VERSION: Final = re.compile(
     r"|[-_](\d+\.\d+\.\d+)\S*\.whl)",
     re.ASCII,
 )
+#: Words before a release that somebody should install.
+_WISHED: Final = re.compile(r"(?:upgrad|updat|升级|更新|降级).{0,16}lmdeploy")
 _TORCHRUN: Final = re.compile(r"(?:torchrun|torch\.distributed\.run|accelerate launch)\b(.*)")
 _RANKS: Final = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[ =](\d+)")
 _AUTO_MAP: Final = re.compile(r"device_map\s*[=:]\s*['\"]auto")
@@ -98,11 +100,11 @@ class FactCollector:
     def of_lmdeploy(self) -> bool:
         return self.foreign.of_lmdeploy or self.foreign.names_lmdeploy
 
-    def notice(self, text: str, form: Form) -> None:
+    def notice(self, text: str, form: Form, *, by_person: bool = False) -> None:
         """Read any text of the log, also a frame's path, for its topic and its program."""
         self.of_inference = self.of_inference or form.ask(_INFERENCE) is not None
         self.quantises = self.quantises or form.ask(_QUANTISES) is not None
-        self.foreign.notice(text, form)
+        self.foreign.notice(text, form, by_person=by_person)
 
     def read(self, line: int, text: str, form: Form) -> None:
         self.cards.read(line, text)
@@ -133,7 +135,8 @@ class FactCollector:
             self.names[known] = (order, place)
 
     def _version(self, place: Place) -> None:
-        match = _VERSION.search(place[1].lower())
+        text = place[1].lower()
+        match = None if _WISHED.search(text) else _VERSION.search(text)
         self.version = self.version or (match and (match[1] or match[2]))
 
     def _facts(self, place: Place) -> None:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.diagnose.event import LogEvent
-from turbofit.diagnose.mood import tells_of_error
+from turbofit.diagnose.mood import tells_of_error, without_zeros
 from turbofit.diagnose.rows import by_program
 from turbofit.diagnose.rules.causes import hits_of
 from turbofit.observe.log_events import KnownMessage
@@ -68,7 +68,7 @@ _SOLVES: Final = re.compile(
 #: The end of a sentence that asks, or that what follows completes.
 _ASKS: Final = re.compile(r"[?？吗呢]\W*$|[:：]\s*$")
 #: A heading, a picture, an address, a name with a date, or a few words.
-_NO_SENTENCE: Final = re.compile(r"[#!<@\[]|https?:|.{0,80} · |.{0,14}$|.*[:：]\s*$")
+_NO_SENTENCE: Final = re.compile(r"[#!<@\[]|\W*$|https?:|.{0,80} · |.{0,14}$|.*[:：]\s*$")
 #: Thanks, with which people close a report.
 _THANKS: Final = re.compile(r"(?i:\bthank)|感谢|谢谢")
 _FENCE: Final = "```"
@@ -76,7 +76,7 @@ _FENCE: Final = "```"
 _LOG: Final = re.compile(
     r"\[?\d{4}-\d\d-\d\d|(?:Collecting|Downloading|Requirement already|Looking in) \S"
     r"|(?!.*log.level).{0,60}?\b(?:INFO|WARN(?:ING)?|ERROR|DEBUG)\b|\[TM\]"
-    r"|(?:\w+(?:Error|Exception) +)?Traceback|[\s|>+-]*File \"|Thread \S+ \(\w+\): "
+    r"|(?:\w+(?:Error|Exception) +)?Traceback|[\s|>+-]*File \"|Thread \S+ \(\w+\): |\*+ SIG"
     r"|Move \S+ to [CG]PU|.{0,200}?\d%\||.{0,240}?\wWarning: "
 )
 #: A heading, a comment of code, or a line of a log.
@@ -138,6 +138,10 @@ class ToldLines:
         """Whether a person wrote the line, not a program."""
         return line in self._lines
 
+    def mentions(self, line: int) -> bool:
+        """Whether a person wrote the line below the title."""
+        return self.has(line) and self.title is not None and self.title.line != line
+
     def _follow_log(self, line: int, text: str) -> None:
         """Note whether the report is within a program's log at this row."""
         if _LOG.match(text):
@@ -184,7 +188,7 @@ class ToldLines:
             return KNOWN if row and row.rank == "told" else None
         if message or (row and (title or row.kind not in _WEAK)):
             return KNOWN
-        if row or tells_of_error(text) or (title and _TROUBLE.search(text)):
+        if row or tells_of_error(without_zeros(text)) or (title and _TROUBLE.search(text)):
             return TROUBLE
         return TITLE if title else None
 
