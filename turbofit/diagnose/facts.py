@@ -130,7 +130,8 @@ class LogFacts:
         if form in self._plain and not self._goes_on:
             self._count(line, text, form)
             return
-        if line > _FIRST and len(self._plain) < _FORMS and form.ask(is_plain):
+        new = line > _FIRST and len(self._plain) < _FORMS
+        if new and form.ask(is_plain) and not self.subject.foreign.named_in(form):
             self._plain.add(form)
         self._take(line, text, form)
 

@@ -88,11 +88,6 @@ _ANY: Final = re.compile(
 ).search
 
 
-def names_program(form: str) -> bool:
-    """Whether a line of this form names a program other than LMDeploy."""
-    return _ANY(form) is not None
-
-
 class ForeignPrograms:
     """Counts the lines of a log by the program that wrote them."""
 
@@ -115,6 +110,10 @@ class ForeignPrograms:
         mention = by_person and form.ask(_RUNS) is None
         if not mention and (named := form.ask(_ANY)):
             self.found(list(_ALL)[int(str(named.lastgroup)[1:])], text)
+
+    def named_in(self, form: Form) -> bool:
+        """Whether lines of this form count for another program."""
+        return not self.of_lmdeploy and form.ask(_ANY) is not None
 
     def found(self, name: str, text: str = "") -> None:
         """Count a line of a program, recognised by its text or its prefix."""

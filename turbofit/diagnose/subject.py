@@ -6,7 +6,7 @@ import re
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Final
 
-from turbofit.diagnose.foreign import ForeignPrograms, names_program
+from turbofit.diagnose.foreign import ForeignPrograms
 from turbofit.diagnose.rules.causes import caught, facts_in
 from turbofit.machine.card_words import CardWords
 from turbofit.model.presets import find_preset as find_model
@@ -179,8 +179,8 @@ def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:
 
 
 def may_have_facts(form: str) -> bool:
-    """Whether a line of this form may tell a fact other than a card, or name another program."""
-    return bool(_readers(form)) or names_program(form)
+    """Whether a line of this form may tell a fact other than a card or a program."""
+    return bool(_readers(form))
 
 
 @cache
