@@ -113,10 +113,16 @@ def _drafts(cases: list[LogCase]) -> list[tuple[RuleAnswer, LogCase]]:
     """All answers, the best first: the earliest cause, and the reason of an end before it."""
     drafts = sorted(
         ((draft, case) for case in cases for rule in _RULES for draft in rule(case)),
-        key=lambda pair: (_RANKS[pair[0].rank], pair[0].line),
+        key=lambda pair: _order(pair[0]),
     )
     reasons = _REASONS.get(drafts[0][0].kind, ()) if drafts else ()
     return sorted(drafts, key=lambda pair: pair[0].kind not in reasons)
+
+
+def _order(draft: RuleAnswer) -> tuple[int, bool, int]:
+    """Causes first; of notices, those that decide what ended something; then the earliest."""
+    decides = draft.rank != "notice" or draft.kind in _DECIDES
+    return _RANKS[draft.rank], not decides, draft.line
 
 
 def _told(case: LogCase, least: int = TITLE) -> RuleAnswer | None:

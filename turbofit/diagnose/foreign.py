@@ -39,7 +39,7 @@ _ENGINES: Final = (
              r"TensorRT-LLM version: (\d\S*)"),
     _Program("llama.cpp",
              r"llama_(?:model_load|context|init)|llama-(?:server|cli)\b|\bggml_|llama\.cpp"
-             r"|common_chat_templates",
+             r"|common_chat_templates|\bllama_decode\b|\bsrv +(?:update_slots|load_model)",
              r"\bbuild(?: =|:) (\d+)"),
     _Program("Ollama", r"\b[Oo]llama\b(?!://)|llama runner process", rf"\bollama{_VERSION}"),
     _Program("FastLLM", r"\bFastLLM\b|\bftllm\b|libfastllm"),

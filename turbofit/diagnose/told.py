@@ -62,11 +62,11 @@ _SOLVES: Final = re.compile(
     r"|it(?:'s| is) (?:normal|expected)|by design|is needed)\b)"
     r"|解决(?:了|方法|方案|办法)|原因(?:是|在于)|是.{1,24}的原因|修复|升级(?:到|至|一下)|更新到|降(?:级|到)"
     r"|[改换](?:成|为)|合入|发版|正常现象"
-    r"|(?:推荐|建议|请(?!问)|试试|尝试|可以).{0,12}(?:装|设|改|加|升|换|编译|检查|参考)"
+    r"|(?:推荐|建议|请(?!问)|试试|尝试|可以).{0,12}(?:装|设|改|加|升|换|编译)"
     r"|(?:推荐|建议|请|可以)使用 ?[#\w-]"
 )
-#: The end of a sentence that asks, or that what follows completes.
-_ASKS: Final = re.compile(r"[?？吗呢]\W*$|[:：]\s*$")
+#: A sentence that asks, or that what follows completes.
+_ASKS: Final = re.compile(r"[?？吗呢]\W*$|[:：]\s*$|什么|不知道|是否|能否|有没有|怎么|如何|^\W")
 #: A heading, a picture, an address, a name with a date, or a few words.
 _NO_SENTENCE: Final = re.compile(r"[#!<@\[]|\W*$|https?:|.{0,80} · |.{0,14}$|.*[:：]\s*$")
 #: Thanks, with which people close a report.

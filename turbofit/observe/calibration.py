@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 #: Names of the two readings before the worst cases.
 STEADY: Final = "steady"
 KERNELS: Final = "kernels"
+#: The log shows three decimals of the ratio.
+_ROUNDED: Final = 0.001
 #: The file in a run's folder that holds the readings of `calibrate`.
 SEEN_FILE: Final = "seen.json"
 
@@ -258,6 +260,9 @@ def in_words(figure: RunFigure) -> str:
 def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
     """The free memory when the cache was sized, and the cache size, both in bytes per GPU."""
     free = min(ledger.free_for_cache for ledger in plan.gpus)
+    # With other engines on the GPU, a start changes the ratio, so that the cache keeps its size.
+    if abs(plan.settings.cache_max_entry_count - budget.ratio) >= _ROUNDED and budget.ratio:
+        free = round(plan.kv.region_bytes / budget.ratio)
     return (
         RunFigure(what="free when the cache was sized", forecast=free, actual=budget.free),
         RunFigure(what="KV cache", forecast=plan.kv.region_bytes, actual=budget.budget),

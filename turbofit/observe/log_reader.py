@@ -66,7 +66,7 @@ _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX: Final = re.compile(r"\[TM\]\[[A-Z]+\](?:\[[^\]]*\])?\[([^\]]*)\] (.*)")
 #: The messages of torch, its cuBLAS and Triton if CUDA itself has no memory.
 _CUDA_MEMORY: Final = re.compile(
-    r"CUDA (?:driver )?error: (?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
+    r"CUDA (?:driver )?error: ?(?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
     r"|Triton Error \[CUDA\]: out of memory"
 )
 
