@@ -41,7 +41,7 @@ FOREIGN = [
      '>   File "D:\\\\ComfyUI\\\\execution.py", line 1, in f'),
     ("MLX", "no such key", 'File "/v/site-packages/mlx_lm/utils.py", line 1, in f\n'
      "ValueError: no such key"),
-    ("MLC LLM", "no such", "# [Bug] mlc-llm\n\nERROR no such kernel"),
+    ("MLC LLM", "no such", "# [Bug] x\n\nmlc_llm serve m\nERROR no such kernel"),
     ("systemd", "Failed to start", "host1 systemd[1]: Failed to start Baz daemon."),
 ]  # fmt: skip
 

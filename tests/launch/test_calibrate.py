@@ -27,7 +27,7 @@ from turbofit.launch.serve import ladder
 from turbofit.memory.calibrated import identity
 from turbofit.observe import calibrations
 from turbofit.observe.log_events import CacheBudget
-from turbofit.observe.sampler import SampledRange
+from turbofit.observe.sampler import Memory, SampledRange
 from turbofit.planning.request import PlanRequest
 from turbofit.pretend import usage as pretend_usage
 from turbofit.report.views.measured_view import calibration_view
@@ -97,7 +97,7 @@ class Samples(nullcontext):  # type: ignore[type-arg]
 def test_a_gpu_that_answers_no_more_is_not_read_by_its_last_answer(monkeypatch) -> None:
     clock = SimpleNamespace(monotonic=lambda: 10.0, sleep=lambda _: None)
     monkeypatch.setattr(calibrate, "time", clock)
-    monkeypatch.setattr(calibrate, "used_now", lambda _: {0: MIB})
+    monkeypatch.setattr(calibrate, "memory_now", lambda _: Memory(2 * MIB, MIB, MIB))
     engine: Any = SimpleNamespace(group=0)
     for last, refused in ((9.9, False), (9.0, True)):
         monkeypatch.setattr(calibrate, "Sampler", lambda _, last=last: Samples(1.0, last))
@@ -276,11 +276,11 @@ def test_what_was_measured_is_told_where_nothing_is_learned(monkeypatch) -> None
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def moved(_: Any) -> Any:
-        return {0: 200 * MIB}
+        return SimpleNamespace(used=200 * MIB)
 
     for place, answer, before, told in (
         ("turbofit.core.process.files._created", full, {}, "cannot be written: No space left"),
-        ("turbofit.launch.calibrate.used_now", moved, {0: 0}, "200 MiB more in use than before"),
+        ("turbofit.launch.calibrate.memory_now", moved, {0: 0}, "200 MiB more in use than before"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, answer)

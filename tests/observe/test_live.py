@@ -116,9 +116,9 @@ lmdeploy:generation_tokens_total{engine="0",model_name="a\\"b,c\\\\d"} 124.0
 lmdeploy:generation_tokens_total{engine="1"} 1.5e3
 waiting 3
 waiting_bucket{le="+Inf"} 7 1700000000
-braced{le="0.5",to="}"} 8 17
+spaced { le = "0.5" , to="}" } 8 17.5
+exemplar_total{le="1"} 9 # {trace_id="a} 3"} 0.67 1.5
 broken{ 1
-escaped{a="\\x"} 1
 odd NaNo
 """
 
@@ -129,8 +129,9 @@ def test_samples_and_totals_by_their_labels() -> None:
     assert first == ({"engine": "0", "model_name": 'a"b,c\\d'}, 124.0)
     assert second.value == 1500.0
     assert page.of("waiting_bucket")[0].value == 7
-    assert page.of("braced") == [({"le": "0.5", "to": "}"}, 8.0)]
-    assert page.of("broken") == page.of("odd") == page.of("escaped") == []
+    assert page.of("spaced") == [({"le": "0.5", "to": "}"}, 8.0)]
+    assert page.of("exemplar_total") == [({"le": "1"}, 9.0)]
+    assert page.of("broken") == page.of("odd") == []
     assert page.total("lmdeploy:generation_tokens_total") == 1624.0
     assert page.total("lmdeploy:generation_tokens_total", engine="1") == 1500.0
     assert page.total("waiting") == 3

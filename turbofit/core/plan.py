@@ -154,7 +154,7 @@ class GpuLedger(Struct):
 
     @property
     def free_for_cache(self) -> int:
-        """Bytes that are free when the cache is sized."""
+        """Bytes that are free when an engine of a current release sizes its cache."""
         return self.usable - self.bytes_in(*BEFORE_CACHE)
 
     @property

@@ -13,6 +13,7 @@ from turbofit.core.units import format_bytes
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.answer import Advice
 from turbofit.diagnose.case import with_used
+from turbofit.memory.versions import is_legacy
 from turbofit.model.presets import four_bit_variant
 from turbofit.observe.log_events import KvBlocks, LegacyCuda
 from turbofit.planning.plan import plan as best_plan
@@ -53,7 +54,8 @@ def advice(case: LogCase, draft: RuleAnswer) -> Advice | None:
     machine, spec = case.machine, case.on
     if draft.by_others:
         machine = with_used(machine, draft.by_others)
-        spec = case.named(machine)
+        spec, (_, comma, links) = case.named(machine), case.on.partition(",")
+        spec += f"{comma}{links}" if links not in spec else ""
     try:
         request = PlanRequest.of(model=case.model, on=machine)
         plan = best_plan(request, compares_limits=False)
@@ -80,7 +82,10 @@ def _contradicts(case: LogCase, draft: RuleAnswer, plan: Plan) -> bool:
 
 
 def _planned(case: LogCase, plan: Plan, spec: str, verdict: str) -> Advice:
-    older = case.facts.first(KvBlocks) or case.facts.first(LegacyCuda)
+    version = case.facts.subject.version
+    older = (version is not None and is_legacy(version)) or (
+        case.facts.first(KvBlocks) or case.facts.first(LegacyCuda)
+    )
     shown = _SHOWN if plan.engine.on_torch else (*_SHOWN, "communicator")
     values: dict[str, object] = {"engine": plan.engine.name}
     values |= {name: _value(plan, name) for name in shown}

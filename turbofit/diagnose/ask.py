@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: has such a line, the cause.
 Lack = Literal["end", "log", "line", "cause"]
 #: Kinds of answers that no row gave.
-_NO_ROW: Final = ("check_failed", "unknown", "")
+_UNKNOWN: Final = ("check_failed", "unknown", "")
 #: A log with at most this many lines does not tell which program wrote it.
 _SHORT: Final = 3
 
@@ -41,17 +41,17 @@ def _names_error(facts: LogFacts, draft: RuleAnswer) -> bool:
         return False
     if not facts.told.has(draft.line):
         return facts.cut_at is None
-    of_row = draft.kind not in _NO_ROW and draft.rank != "told"
+    of_row = draft.kind not in _UNKNOWN and draft.rank != "told"
     return of_row or bool(message_in(draft.quoted))
 
 
 def to_send(case: LogCase, draft: RuleAnswer, what: str) -> tuple[str, ...]:
     """What would tell the cause, the most useful first; ``what`` is the answer so far."""
     lack = lack_of(case, draft)
-    words = [f"({lack})", *_circumstances(case, draft)]
+    marks, text = [f"({lack})", *_circumstances(case, draft)], ""
     if lack in ("line", "cause"):
-        words += [what, *(["lmdeploy"] if case.facts.subject.of_lmdeploy else [])]
-    questions = what_to_send(" ".join(words))
+        text = f"{what} lmdeploy" if case.facts.subject.of_lmdeploy else what
+    questions = what_to_send(text, marks)
     newer = _newer_release(case) if lack in ("log", "cause") else ()
     return (*newer, *questions)
 

@@ -31,7 +31,7 @@ from turbofit.observe.log_events import (
     TorchMemory,
     WarmupLengths,
 )
-from turbofit.observe.log_reader import event_in, form_of, may_be_event, torch_memory
+from turbofit.observe.log_reader import LONGEST_FORM, event_in, form_of, may_be_event, torch_memory
 from turbofit.observe.stages import Course
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ _BEGINS_AGAIN: Final = re.compile(
 _COMMAND: Final = re.compile(
     r"[$#>] \w|(?:lmdeploy|docker|podman|python[\d.]*|torchrun|accelerate) +[\w./-]+ "
 ).match
-#: A comment in code, and a whole line of one or a heading, but not a command of root's or a step
-#: of Docker. A report's title is among the first rows.
+#: A comment in code, and a whole line of one or a heading: no step of Docker (#12), and no heading
+#: that is the message. A report's title is among the first rows.
 _REMARK: Final = "  # "
-_COMMENT: Final = re.compile(r"\s*#+ *(?:[^\W\d]|\W{1,4}$)")
+_COMMENT: Final = re.compile(r"\s*#+ *(?!(?:\w+\.)*\w*(?:Error|Exception)\b)(?:[^\W\d]|\W{1,4}$)")
 #: A Python warning whose text is missing, or ends with a colon.
 _WARNS_BELOW: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$")
 #: After these words, NCCL's own reason is in the next line.
@@ -79,8 +79,6 @@ _RAISED: Final = (TorchMemory, PythonError, LegacyCuda, KnownMessage)
 #: Events whose message a terminal may break into several lines, and the most further lines.
 _MESSAGES: Final = (KnownMessage, PythonError, TorchMemory)
 _WRAPPED: Final = 6
-#: The first rows may be a report's title.
-_FIRST: Final = 3
 #: The most forms of rows that tell nothing that are remembered.
 _FORMS: Final = 4096
 #: More events of one kind add nothing: a living engine prints some for each request.
@@ -121,18 +119,19 @@ class LogFacts:
         self._message: tuple[int, list[str]] | None = None
         self._counts = Counter[type]()
         #: Forms of rows that tell nothing and came before.
-        self._plain: set[Form] = set()
+        self._plain: set[str] = set()
         #: Words of the previous row, of a warning or of NCCL, to which this row's message belongs.
         self._before = ""
 
     def take(self, line: int, text: str, form: Form) -> None:
         """Read a row; the second one of a form that tells nothing is only counted."""
-        if form in self._plain and not self._goes_on:
+        if form.text in self._plain and not self._goes_on:
             self._count(line, text, form)
             return
-        new = line > _FIRST and len(self._plain) < _FORMS
-        if new and form.ask(is_plain) and not self.subject.foreign.named_in(form):
-            self._plain.add(form)
+        new = self.told.title_is_past and len(self._plain) < _FORMS
+        kept = len(form.text) <= LONGEST_FORM
+        if new and kept and form.ask(is_plain) and not self.subject.foreign.named_in(form):
+            self._plain.add(form.text)
         self._take(line, text, form)
 
     @property
@@ -169,10 +168,11 @@ class LogFacts:
             self._line(mark, form)
             self.subject.read(line, mark.text, form)
 
-    def ended_by(self, form: Form) -> bool:
+    def ended_by(self, text: str, form: Form) -> bool:
         """Whether a row begins a second run: the engine had reached its cache, or was dying."""
         past = self.course.reached in ("cache", "warm-up", "serving")
-        return (past or self.course.stage == "dying") and form.ask(_BEGINS_AGAIN) is not None
+        past = past or self.course.stage == "dying"
+        return past and form.ask(_BEGINS_AGAIN) is not None and _BEGINS_AGAIN(text) is not None
 
     @property
     def cut_at(self) -> LogEvent | None:
@@ -205,7 +205,7 @@ class LogFacts:
         """Read any row for what it says of the whole log."""
         self.lines = max(self.lines, line)
         self.told.notice(line, text)
-        self.subject.notice(text, form, by_person=self.told.mentions(line))
+        self.subject.notice(text, form, by_person=self.told.has(line))
         if self.begun_at is None and form.ask(_begins):
             self.begun_at = line
             self.course.start()
@@ -220,7 +220,9 @@ class LogFacts:
             form = form_of(text)
         event = event_in(text, form)
         known = event is None or isinstance(event, _ASKED)
-        hits = hits_of(without_comment(line, text), form) if known else ()
+        heading = self.told.title_is_past and _COMMENT.match(text)
+        quoted = "" if heading else text.partition(_REMARK)[0]
+        hits = hits_of(quoted, form) if known else ()
         if event is None or isinstance(event, _WEAK):
             weak = event if isinstance(event, PythonError) else _NO_EVENT
             event = self._table.line(text) or (KnownMessage() if hits else weak)
@@ -341,16 +343,12 @@ def _goes_on_below(form: str) -> bool:
     return form.strip() == _NCCL_REASON
 
 
-def without_comment(line: int, text: str) -> str:
-    """The text without a comment, in which people quote messages that no program printed."""
-    whole = line > _FIRST and _COMMENT.match(text)
-    return "" if whole else text.partition(_REMARK)[0]
-
-
 def is_plain(form: str) -> bool:
     """Whether rows of this form change no fact, once one was read: most rows of a server."""
-    may_tell = (tells_of_error, part_of, may_be_event, may_be_known, may_have_facts)
-    of_block = form[:1].isspace() or form.startswith("|")
+    may_tell = (
+        tells_of_error, part_of, _goes_on_below, may_be_event, may_be_known, may_have_facts
+    )  # fmt: skip
+    of_block = form[:1].isspace() or form.startswith(("|", "#"))
     return not (of_block or any(question(form) for question in may_tell))
 
 
@@ -362,7 +360,7 @@ def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
     runs = [LogFacts()]
     for row in rows:
         form = form_of(row.text)
-        if runs[-1].ended_by(form):
+        if runs[-1].ended_by(row.text, form):
             again = LogFacts()
             again.subject, again.told = runs[-1].subject, runs[-1].told
             runs.append(again)

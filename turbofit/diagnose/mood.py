@@ -19,7 +19,8 @@ _TROUBLE: Final = ("error", "refusal")
 _LESS: Final = re.compile(
     r".{0,60}?(?:\b(?:INFO|DEBUG|WARN(?:ING)?|NOTICE|info|debug|warn(?:ing)?|notice)\b|Warning:)"
     r"|.*\[(?:safe_run|model_inst)\] exception caught:(?: GeneratorExit| CancelledError)? *$"
-    r"|.*operation scheduled before its operands|.*following error\W*$|.*\blog[-_]level\b"
+    r"|.*operation scheduled before its operands|.*following error\W*$"
+    r"|.*\blog[-_]level['\"]?[ =:]+['\"]?[A-Z]+\b"
 )
 #: Words of a line that no row matches and that reports an error, by any author.
 _COMPLAINT: Final = re.compile(

@@ -25,7 +25,7 @@ _UNIT = r"[\w.-]+ [\w@.\\/-]+\[\d+\]:\s?"
 #: docker compose, kubectl, containerd, `journalctl`, vLLM, LLaVA's worker, LMDeploy's checks, and
 #: the line numbers of `grep -n`.
 _PREFIX: Final = re.compile(
-    r"(?:E {7}|> (?![>$ ])| {2,8}\| |\(\w[\w.]*(?: rank=\d+)? pid=\d+(?:, ip=[\d.]+)?\)\s?"
+    r"(?:E {7}|> (?![>$ ])| {2,8}\| (?!.*\|$)|\(\w[\w.]*(?: rank=\d+)? pid=\d+(?:, ip=[\d.]+)?\)\s?"
     r"|(?:ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[?\w+\.py:\d+\] ?"
     r"|\d{4}-\d\d-\d\d [\d:]{8} \| [A-Z]+ \| \w+ \| "
     r"|\d{4}-\d\d-\d\d [\d:,]+ - lmdeploy - ERROR - (?=\w+(?:Error|Exception): )"

@@ -27,6 +27,8 @@ _IN_DESTRUCTOR: Final = re.compile(
     r"Exception ignored (?:in|on)\b.{0,240}?(?:__del__|atexit|callback|finalize)"
 )
 _DESTRUCTOR: Final = (PythonFrame(path="", function="__del__"),)
+#: The rows between a destructor's name and its traceback, and to the error of one without frames.
+_NEAR, _LONGEST = 3, 60
 #: The source line of a frame: indented or, in a notebook, after an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
 #: The same if a page has lost the indent; a program's next line has a date or a level instead.
@@ -53,13 +55,17 @@ class Stack:
         self.frames: tuple[PythonFrame, ...] = ()
         #: The traceback's last row, while its error has not come.
         self.open: LogEvent | None = None
+        #: The line of the last destructor that failed, whose error may come below.
+        self._destructor = 0
         #: Whether the previous row is a frame, whose source line comes next.
         self._at_frame = False
 
     def begin(self, mark: LogEvent, *, in_destructor: bool) -> None:
-        """Begin a traceback; one of a destructor has its name in the row before."""
-        if in_destructor or self.frames != _DESTRUCTOR:
-            self.frames = _DESTRUCTOR if in_destructor else ()
+        """Begin a traceback; one of a destructor has its name in a row shortly before."""
+        if in_destructor:
+            self._destructor = mark.line
+        of_destructor = self._destructor and mark.line - self._destructor <= _NEAR
+        self.frames = _DESTRUCTOR if of_destructor else ()
         self.open = mark
 
     def clear(self) -> None:
@@ -72,6 +78,8 @@ class Stack:
     def call_in(self, mark: LogEvent) -> str:
         """The source line of the last frame, if the row is one, perhaps with known words."""
         at_frame, self._at_frame = self._at_frame, False
+        if self.frames == _DESTRUCTOR and mark.line - self._destructor > _LONGEST:
+            self.clear()
         silent = isinstance(mark.event, NoEvent)
         if not self.frames or not (silent or self._needs_code(mark.event)):
             return ""

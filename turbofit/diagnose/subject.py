@@ -13,7 +13,7 @@ from turbofit.model.presets import find_preset as find_model
 from turbofit.model.presets import known_presets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from turbofit.observe.log_reader import Form
 
@@ -52,8 +52,11 @@ _INFERENCE: Final = re.compile(
 ).search
 #: `lmdeploy lite`, by its command or by its frames: advice and plans are for serving.
 _QUANTISES: Final = re.compile(r"\blmdeploy lite \w|[/\\]lmdeploy[/\\]lite[/\\]").search
-#: A name with a number in it, or CogVLM, the one family that people name without a number.
-_TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*|\b[Cc][Oo][Gg]VLM\b")
+#: A path or a name; its parts; and CogVLM, the one family that people name without a number.
+_TOKEN: Final = re.compile(r"[\w./-]+")
+_LETTER: Final = re.compile("[A-Za-z]")
+_DIGIT: Final = re.compile(r"\d")
+_COGVLM: Final = re.compile(r"\b[Cc][Oo][Gg]VLM\b")
 _OPTION: Final = re.compile(
     r"(?:--|\b)(cache[-_]max[-_]entry[-_]count|max[-_]prefill[-_]token[-_]num|max[-_]batch[-_]size"
     r"|session[-_]len|quant[-_]policy|cache[-_]block[-_]seq[-_]len|communicator|dtype"
@@ -126,8 +129,8 @@ class FactCollector:
                 self._name(match[1], order, place)
                 if self.unknown_model is None and "/" in match[1] and not _known_model(match[1]):
                     self.unknown_model = match[1]
-        for match in _TOKEN.finditer(text):
-            self._name(match[0], len(_MODEL), place)
+        for name in _names_in(text):
+            self._name(name, len(_MODEL), place)
 
     def _name(self, name: str, order: int, place: Place) -> None:
         known = _known_model(name)
@@ -165,9 +168,8 @@ def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:
     options = ("=" in form or "--" in form) and any(
         pattern.search(form) for pattern in (_OPTION, _AUTO_MAP)
     )
-    names = any(map(lower.__contains__, _families())) and any(
-        pattern.search(form) for pattern in (*_MODEL, _TOKEN)
-    )
+    named = any(pattern.search(form) for pattern in _MODEL) or any(_names_in(form))
+    names = named and any(map(lower.__contains__, _families()))
     reads = {
         FactCollector._model: names,
         FactCollector._options: options,
@@ -176,6 +178,23 @@ def _readers(form: str) -> tuple[Callable[[FactCollector, Place], None], ...]:
         FactCollector._facts: facts_in(form),
     }
     return tuple(read for read, words in reads.items() if words)
+
+
+def _names_in(text: str) -> Iterator[str]:
+    """Yields names with a number, each as a path up to the last part that has one."""
+    for token in _TOKEN.findall(text):
+        parts = token.split("/")
+        while parts and not _is_numbered(parts[-1]):
+            parts.pop()
+        if parts:
+            yield "/".join(parts)
+    yield from _COGVLM.findall(text)
+
+
+def _is_numbered(part: str) -> bool:
+    """Whether a letter is followed by a digit, next to it or later."""
+    letter = _LETTER.search(part)
+    return letter is not None and _DIGIT.search(part, letter.end()) is not None
 
 
 def may_have_facts(form: str) -> bool:

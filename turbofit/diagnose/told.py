@@ -138,9 +138,10 @@ class ToldLines:
         """Whether a person wrote the line, not a program."""
         return line in self._lines
 
-    def mentions(self, line: int) -> bool:
-        """Whether a person wrote the line below the title."""
-        return self.has(line) and self.title is not None and self.title.line != line
+    @property
+    def title_is_past(self) -> bool:
+        """Whether no later row can be the title."""
+        return self._rows > _FIRST
 
     def _follow_log(self, line: int, text: str) -> None:
         """Note whether the report is within a program's log at this row."""

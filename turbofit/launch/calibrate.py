@@ -26,7 +26,6 @@ from turbofit.launch.engine.worst_requests import (
 )
 from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
-from turbofit.launch.serve.gpu_monitor import used_now
 from turbofit.launch.serve.ladder import forget
 from turbofit.launch.serve.leases import Leases
 from turbofit.memory.account import NO_IMAGES, EngineLaunch
@@ -42,7 +41,7 @@ from turbofit.observe.calibration import (
     document,
     learn,
 )
-from turbofit.observe.sampler import SampledRange, Sampler
+from turbofit.observe.sampler import SampledRange, Sampler, memory_now
 from turbofit.planning.resolve import resolve
 from turbofit.tuner.choose import best_plan
 
@@ -204,12 +203,12 @@ def stored(plan: Plan) -> Document:
 
 def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
     """Say which GPU's use another process has changed meanwhile: it would be counted as ours."""
-    now = used_now(plan) if before else {}
-    for index, used in before.items():
-        more = now.get(index, used) - used
-        if abs(more) > _MOVED:
-            change = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} in use"
-            return f"GPU {index} has {change} than before: somebody else's memory moved"
+    for gpu in plan.gpus:
+        if gpu.index in before:
+            more = memory_now(gpu.uuid).used - before[gpu.index]
+            if abs(more) > _MOVED:
+                change = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} in use"
+                return f"GPU {gpu.index} has {change} than before: somebody else's memory moved"
     return None
 
 
@@ -222,11 +221,14 @@ class NvmlUsageReader:
     """Reads the bytes in use on each GPU of a plan, of all processes together.
 
     ``before``: bytes in use before the engines start, by the machine's index.
+
+    Raises:
+        MachineError: a GPU cannot be read.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self._uuids = plan, {gpu.index: gpu.uuid for gpu in plan.gpus}
-        self.before = used_now(plan)
+        self.before = {index: memory_now(uuid).used for index, uuid in self._uuids.items()}
         self._sampler = Sampler(list(self._uuids.values()))
         self._sampler.__enter__()
         self._since = dict.fromkeys(self._uuids, time.monotonic())
@@ -242,8 +244,7 @@ class NvmlUsageReader:
         for index in self.plan.parallel.groups[engine.group]:
             uuid = self._uuids[index]
             span = self._sampler.between(uuid, self._since[index], now)
-            late = self._sampler.between(uuid, now - _SETTLE, now)
-            if span is None or late is None or index not in self.before:
+            if span is None or self._sampler.between(uuid, now - _SETTLE, now) is None:
                 raise MachineError(
                     f"GPU {index} did not answer NVML", hint="turbofit doctor says more"
                 )

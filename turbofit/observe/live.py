@@ -5,7 +5,6 @@ The page has Prometheus' text format, as the gateway and LMDeploy write it.
 
 from __future__ import annotations
 
-import json
 import re
 import urllib.error
 import urllib.request
@@ -22,11 +21,16 @@ from turbofit.core.struct import Struct
 _SECONDS: Final = 5.0
 _LARGEST: Final = 8 << 20
 _OURS: Final = "turbofit_gateway_"
-#: A name, its labels, a number; a timestamp may follow. Labels have the escapes of JSON.
-_LINE: Final = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})? (\S+)(?: -?\d+)?$")
-_LABEL: Final = re.compile(r'([A-Za-z_]\w*)=("(?:[^"\\]|\\.)*")')
 #: The most digits of an engine's number; a longer label is a name.
 _LONGEST_NUMBER: Final = 9
+_QUOTED: Final = r'"((?:[^"\\]|\\.)*)"'
+#: A name, its labels, a number; a timestamp and an exemplar may follow.
+_LINE: Final = re.compile(
+    rf'([A-Za-z_:][\w:]*)(?:\s*\{{((?:[^"}}]|{_QUOTED})*)\}}\s*|\s+)(\S+)'
+    r"(?:\s+-?[\d.]+)?(?:\s+#.*)?$"
+)
+_LABEL: Final = re.compile(rf"([A-Za-z_]\w*)\s*=\s*{_QUOTED}")
+_ESCAPES: Final = {"\\n": "\n", '\\"': '"', "\\\\": "\\"}
 
 
 class LiveEngine(Struct):
@@ -190,14 +194,19 @@ def parse_page(text: str) -> MetricsPage:
     """
     samples: dict[str, list[Sample]] = {}
     for line in text.splitlines():
-        match = None if line.startswith("#") else _LINE.match(line)
+        match = None if line.startswith("#") else _LINE.match(line.strip())
         if match is None:
             continue
         try:
-            value = float(match[3])
-            labels = {name: json.loads(text) for name, text in _LABEL.findall(match[2] or "")}
+            value = float(match[4])
         except ValueError:
             continue
-        if isfinite(value):
-            samples.setdefault(match[1], []).append(Sample(labels, value))
+        if not isfinite(value):
+            continue
+        labels = {name: _plain(quoted) for name, quoted in _LABEL.findall(match[2] or "")}
+        samples.setdefault(match[1], []).append(Sample(labels, value))
     return MetricsPage(samples)
+
+
+def _plain(quoted: str) -> str:
+    return re.sub(r'\\[n"\\]', lambda match: _ESCAPES[match[0]], quoted)

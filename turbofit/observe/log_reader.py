@@ -25,7 +25,7 @@ from turbofit.observe.log_events import CONTEXT, TorchMemory
 _T = TypeVar("_T")
 _ZEROS: Final = bytes.maketrans(b"123456789", b"0" * 9)
 #: The forms of lines that are kept, and the longest form: a server prints some hundred forms.
-_FORMS, _LONGEST_FORM = 4096, 400
+_FORMS, LONGEST_FORM = 4096, 400
 
 _SIZE = r"(\d+(?:\.\d+)? ?(?:bytes|[KMGT]i?B))"
 _REQUESTED: Final = re.compile(rf"Tried to allocate {_SIZE}")
@@ -249,7 +249,7 @@ _kept_form: Final = lru_cache(_FORMS)(Form)
 
 def form_of(line: str) -> Form:
     form = zeros(line)
-    return _kept_form(form) if len(form) <= _LONGEST_FORM else Form(form)
+    return _kept_form(form) if len(form) <= LONGEST_FORM else Form(form)
 
 
 def read_line(line: str) -> Struct | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from turbofit.core.errors import MachineError
 from turbofit.machine.nvml import GpuLostError, Nvml, answered
 
 if TYPE_CHECKING:
@@ -18,11 +20,33 @@ _SECONDS: Final = 0.01
 _LAST_SECONDS: Final = 10.0
 
 
+class Memory(NamedTuple):
+    """Memory of one GPU in bytes, by NVML; ``used`` excludes the driver's own reserve."""
+
+    total: int
+    used: int
+    free: int
+
+
 class SampledRange(NamedTuple):
     """Used bytes of one GPU over some time: the largest and the last value."""
 
     peak: int
     last: int
+
+
+def memory_now(gpu: int | str) -> Memory:
+    """Read the memory of a GPU once.
+
+    Args:
+        gpu: NVML's index, or a UUID.
+
+    Raises:
+        MachineError: the memory cannot be read.
+        PackageError: nvidia-ml-py is not installed.
+    """
+    with Nvml() as nvml:
+        return _memory(nvml, gpu)
 
 
 class Sampler:
@@ -32,13 +56,13 @@ class Sampler:
     pools, torch's segments) show their peak for long.
 
     Args:
-        uuids: NVML's names of the GPUs.
+        gpus: NVML's indices, or UUIDs.
         seconds: the interval between samples.
     """
 
-    def __init__(self, uuids: Sequence[str], seconds: float = _SECONDS) -> None:
-        self._seconds = seconds
-        self._samples: dict[str, list[tuple[float, int]]] = {uuid: [] for uuid in uuids}
+    def __init__(self, gpus: Sequence[int | str], seconds: float = _SECONDS) -> None:
+        self._gpus, self._seconds = tuple(gpus), seconds
+        self._samples: dict[int | str, list[tuple[float, int]]] = {gpu: [] for gpu in self._gpus}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
 
@@ -50,26 +74,30 @@ class Sampler:
         self._over.set()
         self._thread.join(_LAST_SECONDS)
 
-    def between(self, uuid: str, begin: float, end: float) -> SampledRange | None:
+    def between(self, gpu: int | str, begin: float, end: float) -> SampledRange | None:
         """The largest and last bytes between two `time.monotonic` times; None without a sample."""
-        inside = [used for at, used in self._samples[uuid] if begin <= at <= end]
+        inside = [used for at, used in self._samples[gpu] if begin <= at <= end]
         return SampledRange(peak=max(inside), last=inside[-1]) if inside else None
 
     def _run(self) -> None:
         with Nvml() as nvml:
             while not self._over.is_set():
-                for uuid, samples in self._samples.items():
-                    used = _used(nvml, uuid)
-                    if used is not None:
-                        samples.append((time.monotonic(), used))
+                for gpu in self._gpus:
+                    with suppress(MachineError):
+                        used = _memory(nvml, gpu).used
+                        self._samples[gpu].append((time.monotonic(), used))
                 self._over.wait(self._seconds)
 
 
-def _used(nvml: Nvml, uuid: str) -> int | None:
-    """Bytes in use on a GPU, without the driver's own reserve; None if it does not answer."""
+def _memory(nvml: Nvml, gpu: int | str) -> Memory:
+    name = "nvmlDeviceGetHandleByUUID" if isinstance(gpu, str) else "nvmlDeviceGetHandleByIndex"
     try:
-        handle = nvml.query("nvmlDeviceGetHandleByUUID", uuid)
-        info = nvml.memory(handle) if answered(handle) else handle
-    except GpuLostError:
-        return None
-    return int(info.used) if answered(info) else None
+        handle = nvml.query(name, gpu)
+        info = nvml.memory(handle) if answered(handle) else None
+    except GpuLostError as exc:
+        raise MachineError(f"GPU {gpu} is lost: {exc}", hint="check nvidia-smi") from None
+    if info is None:
+        raise MachineError(f"NVML knows no GPU {gpu}", hint="check nvidia-smi -L")
+    if not answered(info):
+        raise MachineError(f"the memory of GPU {gpu} cannot be read", hint="check nvidia-smi")
+    return Memory(total=int(info.total), used=int(info.used), free=int(info.free))

@@ -14,7 +14,7 @@ from turbofit.observe.log_reader import zeros
 from turbofit.observe.stages import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from turbofit.observe.log_reader import Form
 
@@ -141,10 +141,15 @@ def general(name: str) -> General | None:
     return _table().general.get(name)
 
 
-def what_to_send(error: str) -> tuple[str, ...]:
-    """What would tell more of an error that no row knows, by its line and the log's programs."""
+def what_to_send(error: str, marks: Sequence[str]) -> tuple[str, ...]:
+    """What would tell more of an error that no row knows.
+
+    It is chosen by the words of its line, and by marks in brackets of what else is known of it.
+    """
     send = _table().send.items()
-    return tuple(text for text, words in send if any(word in error for word in words))
+    known = {word: word in error for _, words in send for word in words if word[0] != "("}
+    known |= dict.fromkeys(marks, True)
+    return tuple(text for text, words in send if any(known.get(word) for word in words))
 
 
 #: A line is cut into pieces of so many characters; a word of nearly twice as many contains a whole
@@ -168,9 +173,9 @@ class _Words:
 
     def rows_in(self, form: str) -> tuple[Row, ...]:
         """The rows of which a line has a word, in their order."""
-        words = [*self._short]
+        words = {*self._short}
         for at in range(0, len(form), _PIECE):
-            words += self._with.get(form[at : at + _PIECE], ())
+            words.update(self._with.get(form[at : at + _PIECE], ()))
         places = {place for word, place in words if word in form}
         return tuple(self._rows[place] for place in sorted(places))
 
