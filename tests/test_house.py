@@ -38,7 +38,7 @@ BUDGETS = {
     "load": 1_520,  # what asks for a person came from cli
     "launch": 11_833,  # kept kernels, images on threads and resized, standby, checks, garbage
     "batch": 1_685,
-    "diagnose": 4_185,  # other programs in one line, servers that stand still, what people tell
+    "diagnose": 4_220,  # other programs in one line, servers that stand still, what people tell
     "report": 5_085,  # views, and looks at servers that run, came from cli; faults that which names
     "cli": 4_425,  # lines of other programs, their cards, those of profiles too
     "turbofit": 430,  # a door of Python with its own words, those of a batch too
