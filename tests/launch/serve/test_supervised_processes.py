@@ -57,7 +57,7 @@ def test_phases_figures_ready_and_an_orderly_end(launch, tmp_path: Path, port: i
     assert (phases[0], phases[-1]) == ("starting", "ready")
     expected = ["starting", "weights", "cache", "warm-up", "serving", "check", "ready"]
     assert [x for x in expected if x in phases] == phases
-    assert "forecast 19,473.1, +3.3%" in child.stderr
+    assert "forecast 19,714.0, +2.0%" in child.stderr
     ends(child)
     assert "Object cache budget" in (tmp_path / "engine-0.log").read_text()
 
