@@ -41,10 +41,12 @@ BY = sys.argv[1]
 
 @pytest.fixture
 def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """An engine's environment, in which its module is."""
+    """An engine's environment, in which its module is, and one that fails when it is imported."""
     (tmp_path / "pretty_engine.py").write_text(ENGINE % KEY, encoding="utf-8")
     (tmp_path / "imported.py").write_text(IMPORTED, encoding="utf-8")
-    monkeypatch.setitem(vars(standby)["_IMPORTS"], "pretty_engine", ("imported",))
+    (tmp_path / "fails.py").write_text("raise AttributeError('no library')", encoding="utf-8")
+    names = ("fails", "imported")
+    monkeypatch.setitem(vars(standby)["_IMPORTS"], "pretty_engine", names)
     return {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1", "SETTING": "1", KEY: "secret"}
 
 

@@ -41,7 +41,8 @@ def forget_urls() -> None:
 def stand_by(names: Sequence[str]) -> list[str]:
     """Import, wait, and set the environment; returns the words of the command line to run."""
     for name in names:
-        with suppress(ImportError):  # another LMDeploy has it elsewhere
+        # Another LMDeploy has it elsewhere, or it fails here: then the engine's own start says so.
+        with suppress(Exception):
             found = pkgutil.resolve_name(name)
             if ":" in name:
                 found()
