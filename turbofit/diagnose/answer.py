@@ -92,8 +92,8 @@ class Diagnosis(Struct):
     Otherwise ``kind`` is ``unknown``: ``what`` quotes the error, ``send`` says what would tell
     more, and ``others`` has the causes that others had with the same message. ``send`` also comes
     with a lack of memory if no line says what ran out. ``first`` is the step of these that helps or
-    tells most, or a sentence in which a report itself says what mended it; it is empty for a
-    healthy log and for one of another program.
+    tells most, or a sentence in which a report itself says what mended it; empty if there is
+    none, as for a healthy log.
     """
 
     schema: str = DIAGNOSIS_SCHEMA

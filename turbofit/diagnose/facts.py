@@ -172,6 +172,7 @@ class LogFacts:
         """Whether a row begins a second run: the engine had reached its cache, or was dying."""
         past = self.course.reached in ("cache", "warm-up", "serving")
         past = past or self.course.stage == "dying"
+        # In a form 0% stands for any percentage of one digit, so the text is asked, too.
         return past and form.ask(_BEGINS_AGAIN) is not None and _BEGINS_AGAIN(text) is not None
 
     @property
@@ -344,7 +345,7 @@ def _goes_on_below(form: str) -> bool:
 
 
 def is_plain(form: str) -> bool:
-    """Whether rows of this form change no fact, once one was read: most rows of a server."""
+    """Whether a second row of this form tells nothing new, as most rows of a server."""
     may_tell = (
         tells_of_error, part_of, _goes_on_below, may_be_event, may_be_known, may_have_facts
     )  # fmt: skip

@@ -106,7 +106,7 @@ class Mood:
         """Read a row without an event; returns whether it shows that the program continues."""
         sound = "" if mark.text.startswith("#") else form.ask(sound_of)
         if sound in _TROUBLE:  # A count of 0 is no failure.
-            sound = sound_of(without_zeros(mark.text))
+            sound = sound_of(without_zero_counts(mark.text))
         if sound == "error":
             self.last_complaint = mark
         elif sound == "refusal":
@@ -114,7 +114,7 @@ class Mood:
         return sound == "progress"
 
 
-def without_zeros(text: str) -> str:
+def without_zero_counts(text: str) -> str:
     """The text without its counts of no failures."""
     return _NONE_OF_THEM.sub("", text)
 

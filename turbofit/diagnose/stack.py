@@ -27,7 +27,7 @@ _IN_DESTRUCTOR: Final = re.compile(
     r"Exception ignored (?:in|on)\b.{0,240}?(?:__del__|atexit|callback|finalize)"
 )
 _DESTRUCTOR: Final = (PythonFrame(path="", function="__del__"),)
-#: The rows between a destructor's name and its traceback, and to the error of one without frames.
+#: The most rows from a destructor's name to its traceback, and to its error if no frame is shown.
 _NEAR, _LONGEST = 3, 60
 #: The source line of a frame: indented or, in a notebook, after an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.diagnose.event import LogEvent
-from turbofit.diagnose.mood import tells_of_error, without_zeros
+from turbofit.diagnose.mood import tells_of_error, without_zero_counts
 from turbofit.diagnose.rows import by_program
 from turbofit.diagnose.rules.causes import hits_of
 from turbofit.observe.log_events import KnownMessage
@@ -189,7 +189,7 @@ class ToldLines:
             return KNOWN if row and row.rank == "told" else None
         if message or (row and (title or row.kind not in _WEAK)):
             return KNOWN
-        if row or tells_of_error(without_zeros(text)) or (title and _TROUBLE.search(text)):
+        if row or tells_of_error(without_zero_counts(text)) or (title and _TROUBLE.search(text)):
             return TROUBLE
         return TITLE if title else None
 
