@@ -163,8 +163,8 @@ def plan_cluster(
     Args:
         model: as for `plan`.
         cluster: the nodes as they were measured; each is planned for its own cards.
-        options: as for `plan`, but for the machine: ``tp`` and ``replicas`` are of each node,
-            ``concurrency`` is over all nodes.
+        options: as for `plan`, but for the machine: ``tp``, ``replicas`` and ``concurrency`` are
+            of each node.
 
     Raises:
         TurbofitError: as `plan`, if it holds for every node.

@@ -89,6 +89,9 @@ class Upstream:
             raise Unreachable(str(exc)) from None
         except (aiohttp.ClientError, OSError) as exc:
             raise Died(str(exc)) from exc
+        if response.status == 401:
+            response.close()
+            raise Unreachable("it does not take the key")  # the engine's fault, not the client's
         unreached = response.headers.get(UNREACHED)
         if unreached is not None:
             response.close()

@@ -1,4 +1,4 @@
-"""Plans several machines under one promise, and a node that joins later."""
+"""Plans several machines under one promise."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from turbofit.planning.checks import plan_warnings
 from turbofit.planning.commands import cluster_serve_command, commands
 from turbofit.planning.examine.scene import Sources
 from turbofit.planning.resolve import resolve
-from turbofit.tuner.cluster_plan import make_cluster_plan, plan_joining_node
+from turbofit.tuner.cluster_plan import make_cluster_plan
 
 if TYPE_CHECKING:
-    from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
+    from turbofit.core.cluster import Cluster, ClusterPlan, NodePlan
     from turbofit.planning.request import PlanRequest
-    from turbofit.tuner.resolved_request import ResolvedRequest
 
 
-def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
+def plan_cluster(
+    request: PlanRequest, cluster: Cluster, promised: ClusterPlan | None = None
+) -> ClusterPlan:
     """One promise over several machines, and the best plan for each of them.
 
-    The request names no machine; its ``tp`` and ``replicas`` are for each node, its ``concurrency``
-    is for all nodes together.
+    The request names no machine; its ``tp``, ``replicas`` and ``concurrency`` are for each node.
+    ``promised`` is an earlier plan of it, whose promise nodes that join must keep.
 
     Raises:
         As :func:`turbofit.planning.plan.plan`, if every node raises an error.
@@ -34,25 +35,12 @@ def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
             "a rate and its seconds are for one machine, not for a cluster",
             hint="plan one kind of node with --on, and its part of the rate",
         )
-    cluster_plan = make_cluster_plan(_anywhere(request), cluster, request.engine)
+    nowhere = Machine(name="cluster", source="cluster", gpus=())
+    resolved = resolve(request.changed(on=nowhere, gpus=None))
+    cluster_plan = make_cluster_plan(resolved, cluster, request.engine, promised)
     nodes = tuple(_commanded(node) for node in cluster_plan.nodes)
     cluster_plan = replace(cluster_plan, nodes=nodes)
     return replace(cluster_plan, serve=cluster_serve_command(cluster_plan, request))
-
-
-def plan_joining(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePlan:
-    """The plan of a node that joins later, or the reason why it cannot keep the promise.
-
-    ``request`` is the one that the cluster was planned with; model and promise do not change.
-    """
-    resolved = _anywhere(request.changed(model=plan.model, revision=None))
-    return _commanded(plan_joining_node(resolved, plan, node, request.engine))
-
-
-def _anywhere(request: PlanRequest) -> ResolvedRequest:
-    """The resolved request without a machine; each node is then used as the machine."""
-    nowhere = Machine(name="cluster", source="cluster", gpus=())
-    return resolve(request.changed(on=nowhere, gpus=None))
 
 
 def _commanded(node: NodePlan) -> NodePlan:

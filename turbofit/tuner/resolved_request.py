@@ -66,11 +66,10 @@ class ResolvedRequest(Struct):
     ``replicas`` and ``image_limit`` (tiles or pixels) are None if the search chooses. ``budget``
     limits peak plus margin of this turbofit on each GPU, as in `budget_on`. ``least``: the smallest
     footprint that keeps the promise is best. ``groups`` is the only grouping to try, if given;
-    ``ratio_caps`` are the largest ratios after rehearsals, by GPU index. ``load_only``: the
-    concurrency is a load to plan for, not a promise. ``options`` are the person's own options, for
-    the plan. ``pace`` is the wished speed. ``image_threads`` and ``image_cache`` are for each
-    engine of LMDeploy; None: turbofit chooses. ``compares_limits``: the plan says what other image
-    limits would give, which takes more than half of its time.
+    ``ratio_caps`` are the largest ratios after rehearsals, by GPU index. ``options`` are the
+    person's own options, for the plan. ``pace`` is the wished speed. ``image_threads`` and
+    ``image_cache`` are for each engine of LMDeploy; None: turbofit chooses. ``compares_limits``:
+    the plan says what other image limits would give, which takes more than half of its time.
     """
 
     model: Model
@@ -85,7 +84,6 @@ class ResolvedRequest(Struct):
     least: bool = False
     groups: tuple[tuple[int, ...], ...] | None = None
     ratio_caps: dict[int, float] = msgspec.field(default_factory=dict)
-    load_only: bool = False
     options: dict[str, object] = msgspec.field(default_factory=dict)
     pace: Pace | None = None
     image_threads: int | None = None
@@ -106,8 +104,8 @@ class ResolvedRequest(Struct):
 
     @property
     def promised_requests(self) -> int | None:
-        """The requests at once that all caches together must hold; None if none were promised."""
-        return None if self.load_only else self.workload.concurrency
+        """The requests at once that all caches together must hold; None if none were asked for."""
+        return self.workload.concurrency
 
     @property
     def context_given(self) -> bool:

@@ -10,67 +10,42 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from tests.support.processes import HANG, REPO, STANDIN, Child, free_port
+from tests.support.waiting import until
 
-#: Seconds between a client's requests, and while something starts, which needs the processor.
-_PAUSE, _MEANWHILE = 0.2, 1.0
-#: Seconds between two looks at what is waited for.
-_LOOK = 0.5
 #: What clients of the fronts show.
 KEY = "secret"
-#: The driver and Ray's own processes find each other by these; no token, no dashboard.
-ENVIRONMENT = {
+#: The driver and Ray's own processes find each other by these; no token, no dashboard. Ray's own
+#: deadlines for what a machine under load starts: only what hangs reaches these.
+RAY = {
     "RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_worker_niceness": "0",
+    "RAY_worker_register_timeout_seconds": "600", "RAY_gcs_server_request_timeout_seconds": "600",
 }  # fmt: skip
-#: What we start in Ray takes none; with some, Ray starts idle workers for each command.
-_NO_CPUS = {"num_cpus": 0}
 #: In the place of engines of nodes: a server without LMDeploy, as fast as these are.
 STAND_IN = {"PYTHONPATH": f"{STANDIN}:{REPO}", "STANDIN_PACE": "0.02", "STANDIN_FREE": "100000"}
-#: Ray's own deadlines for what a machine under load starts: only what hangs reaches these.
-PATIENT = {
-    "RAY_worker_register_timeout_seconds": "600",
-    "RAY_gcs_server_request_timeout_seconds": "600",
-}
 
 
 class Cloud:
-    """Nodes of one Ray cluster, each with pretend GPUs.
+    """Nodes of one Ray cluster, each with pretend GPUs; ``environ`` is of everything on them."""
 
-    Args:
-        head: the name, the machine and the GPUs of its first node, as `add` takes them.
-        environ: of everything on its nodes.
-    """
-
-    def __init__(self, head: tuple[str, str, int], **environ: str) -> None:
+    def __init__(self, **environ: str) -> None:
         from ray.cluster_utils import Cluster  # it takes a second, of each worker that collects
 
+        os.environ.update(RAY)
         self.environ = environ
-        #: What the command line of its engines has.
-        self.engine = "fake_server.py" if "STANDIN_PACE" in environ else "turbomind.server"
-        os.environ.update(ENVIRONMENT | PATIENT)
-        #: In the environment of all that runs on its nodes.
-        self.mark = f"turbofit-test-{uuid4().hex}"
         #: Ray puts its own in its place and leaves it there.
         self._sigterm = signal.getsignal(signal.SIGTERM)
-        name, spec, gpus = head
         # `turbofit` takes no logs from Ray and asks it for no more nodes.
         without = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
-        args = {**self._node(name, spec, gpus), **without}
-        self._cluster = Cluster(initialize_head=True, head_node_args=args)
-        self._cluster.wait_for_nodes(HANG)
-        self.nodes: dict[str, Any] = {name: self.head}
-
-    @property
-    def head(self) -> Any:
-        return self._cluster.head_node
+        head = {"num_cpus": 0, "num_gpus": 0, "env_vars": {**RAY, **environ}, **without}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.nodes: dict[str, Any] = {}
 
     @property
     def address(self) -> str:
@@ -78,40 +53,35 @@ class Cloud:
         return f"ray:{self._cluster.address}"
 
     def add(self, name: str, spec: str, gpus: int) -> None:
-        self.nodes[name] = self._cluster.add_node(**self._node(name, spec, gpus))
+        environ = {"TURBOFIT_NODE_SPEC": spec, **RAY, **self.environ}
+        self.nodes[name] = self._cluster.add_node(
+            num_cpus=0, num_gpus=gpus, wait=False, env_vars=environ
+        )
         self._cluster.wait_for_nodes(HANG)
-
-    def _node(self, name: str, spec: str, gpus: int) -> dict[str, Any]:
-        """What Ray is told of a node."""
-        environ = {
-            "TURBOFIT_NODE_SPEC": spec, "CLOUD": f"{self.mark}/{name}", **ENVIRONMENT, **PATIENT,
-            **self.environ,
-        }  # fmt: skip
-        return {**_NO_CPUS, "num_gpus": gpus, "wait": False, "env_vars": environ}
 
     def identity(self, name: str) -> str:
         return str(self.nodes[name].node_id)
-
-    def engine_pids(self, name: str = "") -> list[int]:
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                line, environ = path.read_bytes(), path.with_name("environ").read_bytes()
-            except OSError:
-                continue
-            is_engine = self.engine.encode() in line
-            if is_engine and b"guard.py" not in line and f"{self.mark}/{name}".encode() in environ:
-                found.append(int(path.parent.name))
-        return sorted(found)
 
     def kill(self, name: str) -> None:
         """The node's raylet dies: what it started has to go by itself."""
         node = self.nodes.pop(name)
         raylet = node.all_processes["raylet"][0].process
         raylet.kill()
-        # Whoever started it reaps it, or its processes never see that it has gone.
-        raylet.wait()
+        raylet.wait()  # whoever started it reaps it, or its processes never see that it has gone
         self._cluster.remove_node(node, allow_graceful=False)
+
+    def drain(self, name: str) -> None:
+        """What ``ray drain-node`` does, for an hour."""
+        words = ["--address", self._cluster.address, "--node-id", self.identity(name)]
+        words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
+        ray = str(Path(sys.executable).with_name("ray"))
+        words += ["--deadline-remaining-seconds", "3600"]
+        subprocess.run([ray, "drain-node", *words], check=True, capture_output=True)
+
+    def actor(self, name: str) -> int:
+        """The process of the node's actor."""
+        raylet = self.nodes[name].all_processes["raylet"][0].process.pid
+        return found(b"ray::NodeActor", lambda pid: parent(pid) == raylet)[0]
 
     def stop(self) -> None:
         self._cluster.shutdown()
@@ -119,97 +89,86 @@ class Cloud:
 
 
 class Serving:
-    """``turbofit serve --cluster --pretend`` in a process, whose key is `KEY`."""
+    """``turbofit serve --cluster --pretend`` in a process, with another front before its nodes.
 
-    def __init__(
-        self, children: list[Child], cloud: Cloud, state: Path, *words: str, model: str
-    ) -> None:
-        self.cloud, self.state, self.port = cloud, state, free_port()
-        self._children, self._environ = children, {"XDG_STATE_HOME": str(state), **cloud.environ}
+    Clients show `KEY` to ``port``, the other front's: it outlives a controller that is killed.
+    """
+
+    def __init__(self, cloud: Cloud, state: Path, *words: str) -> None:
+        self.cloud, self.state, self.port, self._own = cloud, state, free_port(), free_port()
+        self.children: list[Child] = []
+        # That the worst requests are answered before a server opens is tested alone; so are
+        # standbys.
         self._words = [
-            "serve", model, "--cluster", cloud.address, "--pretend", "--port", str(self.port),
-            "--drain", "120", *words,
+            "serve", "internvl2-2b", "--pretend", "--port", str(self._own), "--drain", "60",
+            "--no-check", "--no-standby", "--api-key", KEY, *words,
         ]  # fmt: skip
-        self.again()
+        self.child = self.again()
+        self.child.wait_for("nodes,")
+        until(lambda: self.status(), "the first actors")
+        front = ("gateway", "--port", str(self.port), "--api-key", KEY, "--access-log", "none")
+        self.run(*front)
 
-    def again(self) -> None:
-        self.child = self._run(*self._words)
+    def run(self, *words: str) -> Child:
+        argv = [sys.executable, "-m", "turbofit", *words, "--cluster", self.cloud.address]
+        environ = {"XDG_STATE_HOME": str(self.state), **self.cloud.environ}
+        self.children.append(Child(argv, standin=False, **environ))
+        return self.children[-1]
 
-    def front(self) -> int:
-        """Another front; its port, once it has nodes."""
-        port = free_port()
-        words = ("--access-log", "none", "--api-key", KEY)
-        self._run("gateway", "--cluster", self.cloud.address, "--port", str(port), *words)
-        until(lambda: up_at(port))
-        return port
+    def again(self, *words: str) -> Child:
+        """Start the controller, with further words."""
+        self.child = self.run(*self._words, *words)
+        return self.child
 
-    def _run(self, *words: str) -> Child:
-        argv = [sys.executable, "-m", "turbofit", *words]
-        child = Child(argv, standin=False, **self._environ)
-        self._children.append(child)
-        return child
+    def kill(self) -> None:
+        """Kill the controller."""
+        self.child.process.kill()
+        self.child.process.wait()
 
     def cli(self, *words: str) -> tuple[int, Any]:
-        return cli(self.state, "cluster", *words, "--cluster", self.cloud.address)
+        done = subprocess.run(
+            [sys.executable, "-m", "turbofit", *words, "--cluster", self.cloud.address, "--json"],
+            env={**os.environ, "XDG_STATE_HOME": str(self.state)}, capture_output=True, text=True,
+            timeout=HANG, check=False,
+        )  # fmt: skip
+        return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
 
-    def status(self) -> dict[str, Any]:
-        code, told = self.cli("status")
-        return told[0] if code == 0 and told else {"nodes": []}
+    def status(self) -> dict[str, dict[str, Any]]:
+        """What `cluster status` tells of each node, by our name of it."""
+        code, served = self.cli("cluster", "status")
+        nodes = {node["id"]: node for node in served[0]["nodes"]} if code == 0 else {}
+        ours = {name: self.cloud.identity(name) for name in self.cloud.nodes}
+        return {name: nodes[identity] for name, identity in ours.items() if identity in nodes}
 
-    def node(self, name: str) -> dict[str, Any]:
-        """What it tells of one node; empty while it is not there."""
-        identity = self.cloud.identity(name)
-        return next((one for one in self.status()["nodes"] if one["id"] == identity), {})
+    def up(self) -> set[str]:
+        """The nodes to which the front sends requests, by our names."""
+        try:
+            text = ask(self.port, "/metrics")[1].decode()
+        except OSError:
+            return set()
+        ids = set(re.findall(r'engine_up\{engine="[^"]*-(\w{6})"\} 1', text))
+        return {name for name in self.cloud.nodes if self.cloud.identity(name)[:6] in ids}
 
-    def up(self, name: str = "") -> int:
-        """How many nodes the front has; of one node, whether it has that."""
-        if not name:
-            return up_at(self.port)
-        up = rf'engine_up{{engine="[^"]*-{self.cloud.identity(name)[:6]}"}} (\d)'
-        found = re.search(up, _ask(self.port, "/metrics")[1])
-        return int(found[1]) if found else 0
+    def wait(self, *nodes: str) -> None:
+        """Wait until the front has these nodes, and no other."""
+        until(lambda: self.up() == set(nodes), f"{nodes}, {self.up()}: {self.child.stderr[-3000:]}")
 
-    def wait(self, nodes: int) -> None:
-        def settled() -> bool:
-            assert self.child.process.poll() is None, self.child.stderr
-            return self.up() == nodes
-
-        until(settled, HANG, lambda: self.child.stderr[-3000:])
+    def folder(self, name: str) -> Path:
+        (found,) = (self.state / "turbofit" / "nodes").glob(f"*-{self.cloud.identity(name)[:12]}")
+        return found
 
     def server(self, name: str) -> int:
-        lease = f"{self._folder(name)}/lease".encode()
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(OSError):
-                line = path.read_bytes()
-                if lease in line and not line.startswith(b"/bin/sh"):
-                    return int(path.parent.name)
-        return 0
+        """The process of the node's `turbofit serve`; 0 while there is none."""
+        lease = f"{self.folder(name)}/lease".encode()
+        pids = found(lease, lambda pid: b"/bin/sh" not in command(pid)[:8])
+        return pids[0] if pids else 0
 
-    def key(self, name: str) -> str:
-        return (self._folder(name) / "key").read_text().strip()
-
-    def actor(self, name: str) -> int:
-        return self._worker(b"ray::NodeActor", self.cloud.nodes[name])
-
-    def board(self) -> int:
-        return self._worker(b"ray::Board", self.cloud.head, *self.cloud.nodes.values())
-
-    def _worker(self, title: bytes, *nodes: Any) -> int:
-        for node in nodes:
-            raylet = node.all_processes["raylet"][0].process.pid
-            for task in Path(f"/proc/{raylet}/task").glob("*/children"):
-                for pid in task.read_text().split():
-                    if title in Path(f"/proc/{pid}/cmdline").read_bytes():
-                        return int(pid)
-        raise AssertionError(f"no {title!r}")
-
-    def ray_logs(self) -> list[Path]:
-        logs = Path(self.cloud.head.get_logs_dir_path())
-        return [path for path in logs.rglob("*") if path.is_file()]
-
-    def _folder(self, name: str) -> Path:
-        found = (self.state / "turbofit" / "nodes").glob(f"*-{self.cloud.identity(name)[:12]}")
-        return next(found)
+    def engine(self, name: str) -> int:
+        """The process of an engine of the node, once it runs."""
+        return until(
+            lambda: found(b"fake_server.py", lambda pid: self.server(name) in above(pid)),
+            f"an engine of {name}",
+        )[0]
 
     def end(self) -> int:
         self.child.process.send_signal(signal.SIGTERM)
@@ -219,16 +178,16 @@ class Serving:
 class Clients:
     """Threads that ask again and again, half of them for streams, and count what becomes of it.
 
-    ``kept``: answered in full. ``broken``: an answer that had begun and ended with an error.
-    ``lost``: not begun, since its engine died and may have died of it. ``failed``: never begun
-    otherwise, by status.
+    Each request has a word of its own, of which each token of its answer consists. ``answered`` in
+    full; ``refused`` with a whole 503; ``ended`` by an error event within a stream; all others are
+    ``wrong``.
     """
 
-    def __init__(self, port: int, count: int = 8, tokens: int = 16) -> None:
-        self._port, self._tokens, self._pause = port, tokens, _PAUSE
+    def __init__(self, port: int, count: int = 8, pause: float = 0.2, tokens: int = 16) -> None:
+        self._port, self._pause, self._tokens = port, pause, tokens
         self._stopped = threading.Event()
         self.outcomes: Counter[str] = Counter()
-        self._threads = [threading.Thread(target=self._run, args=(n % 2,)) for n in range(count)]
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(count)]
 
     def __enter__(self) -> Clients:
         for thread in self._threads:
@@ -241,107 +200,96 @@ class Clients:
             thread.join()
 
     @property
-    def lost(self) -> int:
-        return self.outcomes.total() - self.outcomes["kept"]
+    def wrong(self) -> dict[str, int]:
+        right = ("answered", "refused", "ended")
+        return {what: n for what, n in self.outcomes.items() if what not in right}
 
-    @property
-    def failed(self) -> dict[str, int]:
-        """Requests that were never begun to be answered."""
-        return {what: n for what, n in self.outcomes.items() if what.startswith("failed")}
+    def more(self, count: int) -> None:
+        """Wait until so many more requests are answered."""
+        aim = self.outcomes["answered"] + count
+        until(lambda: self.outcomes["answered"] >= aim, f"{count} answers: {self.outcomes}")
 
-    def more(self, count: int, seconds: float = HANG) -> None:
-        aim = self.outcomes["kept"] + count
-        until(lambda: self.outcomes["kept"] >= aim, seconds, lambda: str(self.outcomes))
-
-    def meanwhile(self, found: Callable[[], Any]) -> None:
-        """Until it finds something, with fewer requests."""
-        self._pause = _MEANWHILE
-        until(found, why=lambda: str(self.outcomes))
-        self._pause = _PAUSE
-
-    def _run(self, stream: int) -> None:
-        name = _ask(self._port, "/v1/models")[1]["data"][0]["id"]
-        body = {
-            "model": name,
-            "messages": [{"role": "user", "content": "Count."}],
-            "max_tokens": self._tokens,
-            "ignore_eos": True,
-            "stream": bool(stream),
-        }
+    def _run(self, number: int) -> None:
+        done = 0
         while not self._stopped.wait(self._pause):
-            self.outcomes[_outcome(self._port, body)] += 1
+            done += 1
+            self.outcomes[self._outcome(f"{number}-{done}-{id(self)} ", stream=bool(number % 2))] += 1
+
+    def _outcome(self, word: str, *, stream: bool) -> str:
+        body = {
+            "model": "internvl2-2b", "messages": [{"role": "user", "content": word}],
+            "max_tokens": self._tokens, "ignore_eos": True, "stream": stream,
+        }  # fmt: skip
+        try:
+            status, text = ask(self._port, "/v1/chat/completions", body)
+        except (OSError, http.client.HTTPException) as exc:
+            return f"{type(exc).__name__}: {exc}"
+        if status == 503 and json.loads(text)["error"]["code"]:
+            return "refused"
+        if not stream:
+            documents = [json.loads(text)]
+        else:
+            events = text.decode().strip().removeprefix("data: ").split("\n\ndata: ")
+            if events.pop() != "[DONE]":
+                return f"a stream without its end: {text[-200:]!r}"
+            documents = [json.loads(event) for event in events]
+        if "error" in documents[-1]:
+            return "ended" if documents[-1]["error"]["code"] == "engine_died" else str(documents)
+        parts = [(each["choices"][0].get("delta") or each["choices"][0]["message"]) for each in documents]
+        said = "".join(part["content"] for part in parts)
+        return "answered" if status == 200 and said == word * self._tokens else f"{status} {said}"
 
 
-def up_at(port: int) -> int:
-    try:
-        return int(_ask(port, "/health")[1]["up"])
-    except OSError:
-        return 0
-
-
-def cli(state: Path, *words: str) -> tuple[int, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "turbofit", *words, "--json"],
-        env={**os.environ, "XDG_STATE_HOME": str(state)}, capture_output=True, text=True,
-        timeout=HANG, check=False,
-    )  # fmt: skip
-    return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
-
-
-def _outcome(port: int, body: dict[str, Any]) -> str:
+def ask(port: int, path: str, body: dict[str, Any] | None = None) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)
-    begun = False
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
     try:
-        connection.request(
-            "POST", "/v1/chat/completions", json.dumps(body),
-            {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"},
-        )  # fmt: skip
+        method, data = ("GET", None) if body is None else ("POST", json.dumps(body))
+        connection.request(method, path, data, headers)
         answer = connection.getresponse()
-        if answer.status != 200:
-            said = answer.read()
-            return "lost" if b"engine_died" in said else f"failed {answer.status} {said[:200]!r}"
-        begun = True
-        text = answer.read()
-    except (OSError, http.client.HTTPException) as exc:
-        return "broken" if begun else f"failed {type(exc).__name__}"
-    else:
-        whole = text.rstrip().endswith(b"[DONE]") if body["stream"] else b'"usage"' in text
-        return "kept" if whole else "broken"
+        return answer.status, answer.read()
     finally:
         connection.close()
 
 
-def _ask(port: int, path: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)
-    try:
-        connection.request("GET", path, headers={"Authorization": f"Bearer {KEY}"})
-        answer = connection.getresponse()
-        text = answer.read().decode()
-        return answer.status, json.loads(text) if text.startswith("{") else text
-    finally:
-        connection.close()
+def command(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
-def until(
-    found: Callable[[], Any], seconds: float = HANG, why: Callable[[], str] = lambda: ""
-) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = found()
-        if value:
-            return value
-        time.sleep(_LOOK)
-    raise AssertionError(f"not within {seconds:.0f} s\n{why()}")
+def parent(pid: int) -> int:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+def above(pid: int) -> list[int]:
+    """The process's ancestors."""
+    found = []
+    while (pid := parent(pid)) > 1:
+        found.append(pid)
+    return found
+
+
+def found(word: bytes, fits: Callable[[int], bool]) -> list[int]:
+    """The processes whose command line has this word, and that fit."""
+    pids = sorted(int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in pids if word in command(pid) and fits(pid)]
 
 
 @contextmanager
-def cloud_of(
-    head: tuple[str, str, int], *nodes: tuple[str, str, int], **environ: str
-) -> Iterator[Cloud]:
-    cloud = Cloud(head, **environ)
+def served(state: Path, *nodes: tuple[str, str, int], words: tuple[str, ...] = ()) -> Iterator[Serving]:
+    """A cluster of these nodes (name, SPEC, GPUs), and what it serves with stand-ins for engines."""
+    environ = {"XDG_STATE_HOME": str(state), "TURBOFIT_LEASES": f"{state}/leases", **STAND_IN}
+    cloud = Cloud(**environ, STANDIN_SEEN=f"{state}/seen")
+    serving = None
     try:
         for node in nodes:
             cloud.add(*node)
-        yield cloud
+        serving = Serving(cloud, state, *words)
+        yield serving
     finally:
+        for child in serving.children if serving is not None else ():
+            child.kill()
         cloud.stop()

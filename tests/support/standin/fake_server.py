@@ -6,7 +6,7 @@ child of its own that would outlive it, ``slow_image`` answers no chat,
 ``floods`` prints for ever, ``slow`` starts after ``STANDIN_SECONDS`` or never, ``dies_later`` runs
 out of memory at SIGUSR1, ``dies_of_poison`` aborts at a request with this word. Of a list by commas
 each start takes the next one, counted in the file ``STANDIN_COUNT``. A token takes
-``STANDIN_PACE`` seconds.
+``STANDIN_PACE`` seconds; each one is the last message, which the file ``STANDIN_SEEN`` notes.
 """
 
 from __future__ import annotations
@@ -47,21 +47,26 @@ class Handler(BaseHTTPRequestHandler):
         if SCRIPT == "refuses":
             self.send_error(500, "no")
             return
-        tokens = asked.get("max_tokens", 1)
+        tokens, said = asked.get("max_tokens", 1), asked["messages"][-1]["content"]
+        if SEEN:
+            with open(SEEN, "a", encoding="utf-8") as file:
+                file.write(f"{said}\n")
         if asked.get("stream"):
-            self.stream(tokens)
+            self.stream(tokens, said)
             return
         time.sleep(PACE * tokens)
-        self.answer({"choices": [], "usage": {"completion_tokens": tokens}})
+        choices = [{"index": 0, "message": {"content": said * tokens}}]
+        self.answer({"choices": choices, "usage": {"completion_tokens": tokens}})
 
-    def stream(self, tokens: int) -> None:
+    def stream(self, tokens: int, said: object) -> None:
         """One event a token."""
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
         for _ in range(tokens):
             time.sleep(PACE)
-            self.wfile.write(b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n')
+            event = json.dumps({"choices": [{"index": 0, "delta": {"content": said}}]})
+            self.wfile.write(f"data: {event}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")
 
     def answer(self, document: dict) -> None:
@@ -96,6 +101,7 @@ def option(name: str) -> str:
 
 
 PACE = float(os.environ.get("STANDIN_PACE", "0"))
+SEEN = os.environ.get("STANDIN_SEEN")
 SCRIPT = this_start()
 os.environ["STANDIN_SCRIPT"] = SCRIPT
 if SCRIPT == "deaf":

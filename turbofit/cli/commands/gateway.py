@@ -10,7 +10,7 @@ from turbofit.cli.commands.serving import public_side
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.terminal.output import Form, answer, note, say_cut
-from turbofit.core.errors import LaunchError, UsageError
+from turbofit.core.errors import UsageError
 from turbofit.core.messages import refuse_together
 from turbofit.gateway.options import GatewayOptions
 from turbofit.launch.serve.options import needs_cluster, ray_address
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.asgi_app import AsgiApp
 
-_BOARD_SECONDS: Final = 5.0
 #: Options that a front leaves to its nodes; a front's own clients have other keys.
 _OF_NODES: Final = (
     "front_key_file", "allowed_media_domains", "record_trace", "default_chat_template_kwargs",
@@ -128,17 +127,14 @@ def _front(options: GatewayOptions, nodes: Sequence[NodeAddress], **more: Any) -
 
 def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, form: Form) -> int:
     """Serve in front of all nodes of a run on a Ray cluster; returns 0 after a drain."""
-    from turbofit.launch.cluster.ray_adapter import client_context, connected, one_board, read
+    from turbofit.launch.cluster.actors import address_source, statuses
+    from turbofit.launch.cluster.ray_adapter import client_context, connected
 
-    with connected(ray_address(cluster)):
-        board = one_board(name)
-
-        def nodes() -> Sequence[NodeAddress]:
-            nonlocal board  # the front stays with its run, also when other models are served later
-            try:
-                return read(board, _BOARD_SECONDS)[1]
-            except LaunchError:
-                board = one_board(name)  # the board of a `serve` that replaced a killed one
-                raise
-
-        return _serve(_front(options, (), source=nodes, tls=client_context(os.environ)), form)
+    with connected(ray_address(cluster)) as address:
+        served = statuses(address, name)
+        if len(served) > 1:
+            names = ", ".join(status.name for status in served)
+            raise UsageError(f"{len(served)} models are served there", hint=f"--name: {names}")
+        # The front stays with its run, also when other models are served later.
+        source = address_source(served[0].name)
+        return _serve(_front(options, (), source=source, tls=client_context(os.environ)), form)

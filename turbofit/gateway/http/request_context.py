@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.messages import PRETEND_HEADER
 from turbofit.gateway.http.connections import address_of, request_id
 from turbofit.gateway.http.prepare import PreparedBody
 
@@ -27,6 +28,8 @@ _EMPTY: Final = PreparedBody()
 #: Headers by which a front names a request's client: its address, and its key's id.
 CLIENT: Final = b"x-turbofit-client"
 CLIENT_KEY: Final = b"x-turbofit-client-key"
+#: Headers of a node's answer that a front passes on.
+OF_NODES: Final = ("x-turbofit-limited", PRETEND_HEADER)
 _LONGEST_WORD: Final = 64
 
 
@@ -46,8 +49,6 @@ class ForwardOutcome:
     started: bool = False
     #: Whether the exchange ended before the answer was complete.
     broken: bool = False
-    #: At a front: whether an engine or the node died during it, or the node suspects the request.
-    suspected: bool = False
     #: The number of a stream's events, and the last bytes of an answer, which hold its usage.
     events: int = 0
     tail: bytes = b""
@@ -63,8 +64,6 @@ class RequestContext:
         self.client: str = client[0] if client else ""
         self.id = request_id(self.headers)
         self.key = ""
-        #: At a front: the name of the node that has the request.
-        self.node = ""
         self.api: Api = "openai"
         self.route: Route | None = None
         self.prepared = _EMPTY
@@ -105,9 +104,14 @@ async def answer(request: RequestContext, send: Send, status: int, body: bytes, 
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def sent_headers(request: RequestContext) -> dict[str, str]:
-    """Headers for the engine: our own, and one of the client's (``anthropic-version``)."""
+def sent_headers(request: RequestContext, *, to_node: bool = False) -> dict[str, str]:
+    """Headers for the engine: our own, and one of the client's (``anthropic-version``).
+
+    ``to_node``: they tell a node whose request it is.
+    """
     headers = {"X-Request-Id": request.id}
+    if to_node:
+        headers |= {CLIENT.decode(): request.client, CLIENT_KEY.decode(): request.key}
     if request.method == "POST":
         headers["Content-Type"] = "application/json"
     if request.prepared.lacks_grammar:
@@ -130,7 +134,7 @@ def entry(request: RequestContext, path: str, first: float | None) -> Document:
         "status": request.status,
         "client": request.client,
         "key": request.key,
-        "engine": request.engine.index if request.engine is not None else request.node or None,
+        "engine": None if request.engine is None else request.engine.index,
         "images": prepared.images,
         "units": prepared.cost.units,
         "copies": prepared.cost.copies,

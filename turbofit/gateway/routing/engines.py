@@ -97,7 +97,7 @@ class EngineDeath:
     suspected.
     """
 
-    engine: int
+    engine: int | str
     at: float
     suspects: dict[str, str] = field(default_factory=dict)
     accused: dict[str, Accusation] = field(default_factory=dict)
@@ -115,7 +115,7 @@ class EngineDeath:
 
 
 class RoutedEngine:
-    """One engine, with a unique number ``index``.
+    """One engine, with a unique number ``index``, or a node of a cluster with its name.
 
     ``share``: its number of requests in proportion to other engines' shares; ``host_limit``: the
     most bytes of host memory for images of its requests, None for no limit.
@@ -123,7 +123,7 @@ class RoutedEngine:
 
     def __init__(
         self,
-        index: int,
+        index: int | str,
         url: str,
         share: float = 1.0,
         *,
@@ -204,7 +204,7 @@ class RoutedEngine:
         return self.death is not None and self.died_at >= moment and not self.answered
 
     @property
-    def rank(self) -> tuple[float, float, int]:
+    def rank(self) -> tuple[float, float, int | str]:
         """A sort key, the least first: the fullness with one more request, then the vision units.
 
         An engine with twice the share gets twice the requests.

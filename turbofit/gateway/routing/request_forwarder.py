@@ -6,13 +6,13 @@ import asyncio
 import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import aiohttp
 import msgspec
 
 from turbofit.gateway.http.refusals import Refusal, of_engine, refusal_body, refusal_event
-from turbofit.gateway.http.request_context import ForwardOutcome, sent_headers, uncancel
+from turbofit.gateway.http.request_context import OF_NODES, ForwardOutcome, sent_headers, uncancel
 from turbofit.gateway.routing.deny_file import fingerprint
 from turbofit.gateway.routing.engines import LEFT_SECONDS, Present
 from turbofit.gateway.upstream import Died, Unreachable
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.admission import Admission, Place
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.routing.engines import EngineDeath, Fleet, RoutedEngine
-    from turbofit.gateway.routing.health import Monitor
     from turbofit.gateway.upstream import Upstream
 
     HeaderList = list[tuple[bytes, bytes]]
@@ -140,7 +139,9 @@ class Exchange(ForwardOutcome):
         if self.broken:
             return
         self.broken = True
-        if self._stuck:
+        if self._by.before_nodes:
+            self._death = None  # a node outlives its engines: no request ends it
+        elif self._stuck:
             self._death = self._by.deny_list.stuck(self._engine, self.present)
         else:
             self._death = self._by.deny_list.engine_died(self._engine, self.present.sent_at)
@@ -157,10 +158,14 @@ class Exchange(ForwardOutcome):
 
     async def _ask(self) -> None:
         request, route, by = self._request, self._route, self._by
+        headers = sent_headers(request, to_node=by.before_nodes)
         response = await by.upstream.open(
-            self._engine, route.method, route.path, request.body or None, sent_headers(request)
+            self._engine, route.method, route.path, request.body or None, headers
         )
         by.bodies.forget(request)  # no other engine is asked from now on
+        for name in OF_NODES if by.before_nodes else ():
+            if name in response.headers:
+                request.out.append((name.encode(), response.headers[name].encode("latin-1")))
         try:
             self.status = response.status
             self._failed = response.status >= 500
@@ -272,6 +277,8 @@ class Exchange(ForwardOutcome):
     def _in_form(self, body: bytes) -> bytes:
         """An engine's error in the form of the client's API, and in turbofit's words."""
         request, api = self._request, self._route.api
+        if self._by.before_nodes:
+            return body  # it has that form already
         lacks_grammar = request.prepared.lacks_grammar
         refusal = of_engine(api, self.status, body, lacks_grammar=lacks_grammar)
         if refusal is None:
@@ -315,6 +322,16 @@ def _with_image_tokens(body: bytes, tokens: int) -> bytes:
     return msgspec.json.encode(document)
 
 
+class Doubts(Protocol):
+    """Whoever decides which engines get requests."""
+
+    def doubt(self, engine: RoutedEngine) -> None:
+        """Send the engine nothing new until it answers."""
+
+    def suspect(self, engine: RoutedEngine) -> None:
+        """Note that a request failed at the engine."""
+
+
 @dataclass
 class RequestForwarder:
     """Forwards requests to engines.
@@ -322,22 +339,23 @@ class RequestForwarder:
     A request goes to another engine if its own could not be reached: that one never received it,
     and gets no new request. A request that was at a death gets 503 and may be sent again. Any
     answer of an engine counts as an answer, also an error, except LMDeploy's 503 after its loop has
-    ended.
+    ended. ``before_nodes``: each engine is a node of a cluster, with a gateway of its own.
     """
 
     fleet: Fleet
     admission: Admission
     upstream: Upstream
-    monitor: Monitor
+    monitor: Doubts
     deny_list: DenyList
     bodies: Bodies
     metrics: Metrics
+    before_nodes: bool = False
 
     async def forward(self, request: RequestContext, send: Send) -> None:
         """Wait for room, send the request to an engine, pass the answer on; may raise `Refusal`."""
         assert request.route is not None
         present = Present(request.who)
-        if request.body:
+        if request.body and not self.before_nodes:  # nodes have deny lists of their own
             key = self.deny_list.file.key
             present.fingerprint = fingerprint(key, request.route.path, request.body)
         for _ in range(_MOST_ENGINES):

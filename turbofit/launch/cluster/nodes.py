@@ -19,79 +19,71 @@ from msgspec.structs import replace
 from turbofit.core.cluster import Cluster, Node
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.process.variables import variables
-from turbofit.core.version import __version__
+from turbofit.core.version import REFERENCE, __version__
 from turbofit.launch.cluster import ray_adapter
 from turbofit.machine.source import machine_from
+from turbofit.memory.versions import release
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from turbofit.launch.cluster.ray_adapter import RayCallError
 
 _SECONDS: Final = 120.0
+#: The largest number of simulated nodes; a larger one is taken for a typing error.
+_MOST_NODES: Final = 10_000
 
 
 def measure_nodes(address: str | None) -> Cluster:
     """The nodes of a Ray cluster, measured by a task on each; None is the cluster of this host."""
-    with ray_adapter.connected(address) as ray:
-        nodes = ray.alive().values()
-        with_gpus = [node.id for node in nodes if node.gpus]
-        answers = ray_adapter.run_on_each(with_gpus, measure_here, _SECONDS)
-        measured = tuple(node_of(node, answers.get(node.id)) for node in nodes)
-        return Cluster(source=f"ray {ray.address}", nodes=measured)
+    with ray_adapter.connected(address) as at:
+        nodes = ray_adapter.nodes(at)
+        usable = [node.id for node in nodes.values() if not node.why_not]
+        tasks = [ray_adapter.run_on(node, measure_here, __version__) for node in usable]
+        answers = dict(zip(usable, ray_adapter.outcomes(tasks, _SECONDS), strict=True))
+        measured = tuple(node_of(node, answers.get(node.id)) for node in nodes.values())
+        return Cluster(source=f"ray {at}", nodes=measured)
 
 
-def measure_here(*, pretend: bool = True) -> Node:
+def measure_here(version: str) -> Node:
     """The node on which this process runs, without its place in the cluster.
 
-    ``pretend``: it is the machine that ``TURBOFIT_NODE_SPEC`` names, if that is set.
+    It is the machine that ``TURBOFIT_NODE_SPEC`` names, if that is set. ``version`` is that of the
+    turbofit that plans.
     """
     from turbofit.launch.engine.launches import find_lmdeploy
     from turbofit.observe.calibrations import pretends, with_calibrations
 
-    node = Node(id="", name="", address="", turbofit=__version__)
+    node = Node(id="", name="", address="")
+    if version != __version__:
+        why = "its memory would be measured and its engines be started by other rules"
+        return replace(node, why_not=f"it has turbofit {__version__}, not {version}: {why}")
     with suppress(TurbofitError):  # the engine may be another one; planning says so
-        node = replace(node, lmdeploy=find_lmdeploy().version)
+        lmdeploy = find_lmdeploy().version
+        if release(lmdeploy) != release(REFERENCE):
+            return replace(node, why_not=f"it has LMDeploy {lmdeploy}, plans are for {REFERENCE}")
     try:
-        spec = variables().node_spec or None if pretend else None
-        machine = machine_from(spec, environ=raylet_environment())
+        machine = machine_from(variables().node_spec or None, environ=raylet_environment())
     except TurbofitError as exc:
         return replace(node, why_not=exc.message)
     # The calibrations of this node: the planner runs on another one.
-    node = replace(node, pretend=machine.source != "nvml" or pretends())
-    return replace(node, machine=with_calibrations(machine, pretend=node.pretend))
-
-
-def held_only(node: Node, gpus: Iterable[str]) -> Node:
-    """The node with only these GPUs to plan for."""
-    from turbofit.machine.visible import select
-
-    machine = node.machine
-    if machine is None:
-        return node
-    known = [gpu.index for gpu in machine.gpus]
-    if machine.source != "nvml":  # a pretend machine may have fewer GPUs than Ray was told
-        gpus = [gpu for gpu in gpus if not gpu.isdigit() or int(gpu) < len(known)]
-    try:
-        indices = {select(gpu, machine.gpus, known)[0] for gpu in gpus}
-    except TurbofitError as exc:  # Ray was told of more than there are
-        return replace(node, machine=None, why_not=exc.message)
-    visible = tuple(index for index in machine.visible if index in indices)
-    return replace(node, machine=replace(machine, visible=visible))
+    pretend = machine.source != "nvml" or pretends()
+    return replace(node, machine=with_calibrations(machine, pretend=pretend))
 
 
 def node_of(node: Node, answer: Node | RayCallError | None) -> Node:
-    """The node with its own answer, or with the reason why there is none."""
+    """The node as it measured itself, or with the reason why it did not.
+
+    It has the first of its visible GPUs, as many as Ray counts: Ray gives their numbers to jobs.
+    """
     if isinstance(answer, Node):
-        return replace(answer, id=node.id, name=node.name, address=node.address)
-    text = " ".join(str(answer).split())
-    why = f"it could not be measured: {text[-200:]}"
-    if answer is None:
-        why = "Ray counts no GPU there"
-    elif "No module named 'turbofit" in text:
-        why = "turbofit is not installed there"
-    elif text.startswith("System error"):  # Ray's words if a result cannot be read
-        why = f"its turbofit answers otherwise: {text[-200:]}"
+        machine = answer.machine
+        if machine is not None:
+            machine = replace(machine, visible=machine.visible[: node.gpus])
+        return replace(node, machine=machine, why_not=answer.why_not)
+    why = node.why_not or "it was not measured in time"
+    if answer is not None:
+        why = f"it could not be measured: {' '.join(str(answer).split())[-200:]}"
     return replace(node, why_not=why)
 
 
@@ -105,10 +97,6 @@ def raylet_environment() -> Mapping[str, str]:
         return os.environ
 
 
-#: The largest number of simulated nodes; a larger one is taken for a typing error.
-_MOST_NODES: Final = 10_000
-
-
 def cluster_from(text: str) -> Cluster:
     """The cluster that a value of ``--cluster`` names.
 
@@ -118,35 +106,25 @@ def cluster_from(text: str) -> Cluster:
     kind, _, rest = text.partition(":")
     if kind == "ray":
         return measure_nodes(rest or None)
-    if kind == "sim":
-        return _simulated(rest)
-    raise UsageError(
-        f"--cluster {text[:60]!r} is no cluster",
-        hint="give ray, ray:ADDRESS, or sim:4xrtx3090@100/node.json@2 with a snapshot in this "
-        "folder (turbofit machine --save node.json)",
-    )
-
-
-def _simulated(text: str) -> Cluster:
-    """The cluster of ``SPEC@COUNT`` parts joined by ``/``; each SPEC is read once."""
+    if kind != "sim":
+        raise UsageError(
+            f"--cluster {text[:60]!r} is no cluster",
+            hint="give ray, ray:ADDRESS, or sim:4xrtx3090@100/node.json@2 with a snapshot in this "
+            "folder (turbofit machine --save node.json)",
+        )
     nodes: list[Node] = []
     counts = []
-    for part in text.split("/"):
+    for part in rest.split("/"):  # each SPEC is read once
         spec, _, number = part.rpartition("@") if "@" in part else (part, "", "1")
         count = int(number) if number.isdecimal() else 0
-        if not 1 <= count <= _MOST_NODES - len(nodes):
+        if not 1 <= count <= _MOST_NODES - len(nodes) or not spec.strip("./~ "):
             raise UsageError(
                 f"--cluster: {part[:60]!r} is not SPEC@COUNT, or more nodes than are simulated",
-                hint=f"write it like sim:4xrtx3090@100/8xh100@2, {_MOST_NODES:,} nodes at most",
-            )
-        if text and not spec.strip("./~ "):
-            raise UsageError(
-                f"--cluster: {text[:60]!r} has a machine without a name: / parts machines",
-                hint="start turbofit in a snapshot's folder, and name the snapshot without it",
+                hint=f"write it like sim:4xrtx3090@100/node.json@2, {_MOST_NODES:,} nodes at most,"
+                " snapshots of this folder by their name alone",
             )
         machine = machine_from(spec)
-        for _ in range(count):
-            name = f"sim-{len(nodes) + 1}"
-            nodes.append(Node(id=name, name=name, address="", machine=machine))
+        names = [f"sim-{len(nodes) + place}" for place in range(1, count + 1)]
+        nodes += [Node(id=name, name=name, address="", machine=machine) for name in names]
         counts.append(f"{count:,} of {machine.name}")
     return Cluster(source=f"simulated: {', '.join(counts)}", nodes=tuple(nodes))

@@ -1,4 +1,4 @@
-"""All calls of Ray: its connection, nodes, tasks and actors.
+"""All calls of Ray, by its public interface: the connection, nodes, tasks and actors.
 
 No other module imports Ray (`tests/test_house.py`), and this one only inside its functions. Other
 modules hold Ray's handles: ``handle.method.remote(...)`` calls an actor, and `outcome` waits for
@@ -7,123 +7,32 @@ the result.
 
 from __future__ import annotations
 
-import itertools
 import os
-import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.cluster import Node
-from turbofit.core.errors import LaunchError, MachineError, PackageError, UsageError, error_from
+from turbofit.core.errors import LaunchError, MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command
 from turbofit.core.process.stdout import kept_stdout
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    from turbofit.core.cluster import ClusterStatus
-    from turbofit.core.json_types import Document
-    from turbofit.gateway.front import NodeAddress
-
-    #: A handle of an actor, and a function's result or a `RayCallError`.
-    Handle = Any
-    Result = Any
-    #: The status, None until the controller has posted one, and the nodes' addresses with keys.
-    Page = tuple[ClusterStatus | None, tuple[NodeAddress, ...]]
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 #: Ray's namespace, in which names of actors are unique.
 _NAMESPACE: Final = "turbofit"
-#: A head that is silent for so many seconds is gone; Ray ends all its processes after 60 s.
-_SILENT: Final = 45.0
-#: Exceptions of Ray if no cluster answers.
-_NOT_THERE: Final = (ConnectionError, ValueError, RuntimeError)
-_LOOK_SECONDS: Final = 1.0
-#: Calls that a run's board handles at once: questions wait in it.
-_CALLS: Final = 32
-_SECONDS: Final = 15.0
 
 
 class RayCallError(Exception):
     """A task or an actor gave no result."""
 
 
-class RayConnection:
-    """The cluster that this process is connected to; ``here`` is this node's id."""
-
-    def __init__(self) -> None:
-        import ray
-
-        context = ray.get_runtime_context()
-        self.address, self.here = str(context.gcs_address), str(context.get_node_id())
-        self._seen: dict[str, Node] = {}
-        self._at, self._error = 0.0, ""
-
-    def watched(self) -> dict[str, Node]:
-        """The nodes that were there when the head last answered, about a second ago.
-
-        It never waits: a thread asks, since Ray does not return while the head is gone.
-
-        Raises:
-            MachineError: the cluster's head does not answer any more.
-        """
-        if not self._at:
-            self._seen, self._at = self.alive(), time.monotonic()
-            threading.Thread(target=self._look, name="alive", daemon=True).start()
-        silent = time.monotonic() - self._at
-        if silent > _SILENT:
-            raise MachineError(
-                self._error or f"the head of the Ray cluster has been silent for {silent:.0f} s",
-                hint="see ray status",
-            )
-        return self._seen
-
-    def alive(self) -> dict[str, Node]:
-        """The nodes that are there now, by id; a `MachineError` if the head does not answer."""
-        import ray
-
-        try:
-            nodes: list[dict[str, Any]] = ray.nodes()
-        except Exception as exc:  # noqa: BLE001 - Ray raises any type when its head is gone
-            raise MachineError(
-                f"the Ray cluster at {self.address} does not answer: {_one_line(exc)}",
-                hint="see ray status",
-            ) from None
-        leaving, free = (), {}
-        with suppress(Exception):  # no public calls
-            from ray._private import state
-
-            free = state.available_resources_per_node()
-            # Nodes that Ray drains, e.g. before a spot instance ends; Ray Serve reads them like
-            # this.
-            leaving = state.state.get_draining_nodes()
-        return {
-            node["NodeID"]: Node(
-                id=node["NodeID"],
-                name=node.get("NodeManagerHostname") or node["NodeName"],
-                address=node["NodeManagerAddress"],
-                gpus=int(node["Resources"].get("GPU", 0)),
-                free=int(free.get(node["NodeID"], {}).get("GPU", 0)),
-                leaving=node["NodeID"] in leaving,
-            )
-            for node in nodes
-            if node["Alive"]
-        }
-
-    def _look(self) -> None:
-        while True:
-            time.sleep(_LOOK_SECONDS)
-            try:
-                self._seen, self._at, self._error = self.alive(), time.monotonic(), ""
-            except MachineError as exc:
-                self._error = exc.message
-
-
 @contextmanager
-def connected(address: str | None) -> Iterator[RayConnection]:
-    """Connect to a cluster; everything that this process started there ends with the connection.
+def connected(address: str | None) -> Iterator[str]:
+    """Connect to a cluster, and give its address; tasks of this process end with the connection.
 
     ``address`` None is ``RAY_ADDRESS``, or the cluster of this host. Ray prints to stdout that a
     node has died, whatever ``log_to_driver`` says, so stdout is kept for the answer.
@@ -151,12 +60,13 @@ def connected(address: str | None) -> Iterator[RayConnection]:
             "Ray Client does not do: what serves must be on a node of the cluster",
             hint="run turbofit on a node, with --cluster ray",
         )
+    not_there = (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError)
     with kept_stdout():
         try:
             ray.init(
                 address=where, namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR"
             )
-        except (*_NOT_THERE, ray.exceptions.AuthenticationError) as exc:
+        except not_there as exc:
             at = f" at {where}" if where != "auto" else " here"
             raise MachineError(
                 f"no Ray cluster answers{at}: {_one_line(exc)}",
@@ -165,23 +75,66 @@ def connected(address: str | None) -> Iterator[RayConnection]:
                 "file)",
             ) from None
         try:
-            yield RayConnection()
+            yield str(ray.get_runtime_context().gcs_address)
         finally:
             ray.shutdown()
 
 
-def run_on_each(
-    nodes: Iterable[str], function: Callable[[], Any], seconds: float
-) -> dict[str, Result]:
-    """Run a function on each node, without a CPU; returns its results or `RayCallError`s by id."""
+def nodes(address: str) -> dict[str, Node]:
+    """The nodes that are there now, by id, each with the reason why it can serve nothing.
+
+    If this version of Ray does not tell which GPUs are held, all of them count as free.
+
+    Raises:
+        MachineError: the head does not answer, after half a minute.
+    """
+    import ray
+
+    states: dict[str, Any] = {}
+    try:
+        with suppress(ImportError, AttributeError, TypeError):
+            from ray.autoscaler.v2.sdk import get_cluster_status
+
+            status = get_cluster_status(address)
+            states = {node.node_id: node for node in (*status.active_nodes, *status.idle_nodes)}
+        alive = [node for node in ray.nodes() if node["Alive"]]
+    except Exception as exc:  # noqa: BLE001 - Ray raises any type when its head is gone
+        raise MachineError(
+            f"the Ray cluster at {address} does not answer: {_one_line(exc)}", hint="see ray status"
+        ) from None
+    found = {}
+    for node in alive:
+        identity, gpus = node["NodeID"], int(node["Resources"].get("GPU", 0))
+        state = states.get(identity)
+        held = 0 if state is None else int(state.used_resources().get("GPU", 0))
+        found[identity] = Node(
+            id=identity,
+            name=f"{node['NodeManagerHostname']}-{identity[:6]}",
+            address=node["NodeManagerAddress"],
+            gpus=gpus,
+            leaving=state is not None and state.node_status == "DRAINING",
+            why_not="Ray counts no GPU there"
+            if not gpus
+            else f"jobs of Ray hold {held} of its {gpus} GPUs" * bool(held),
+        )
+    return found
+
+
+def run_on(node: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Begin to run a function on a node, without a CPU; returns a handle of its result."""
     import ray
 
     remote = ray.remote(num_cpus=0, max_retries=0)(function)
-    refs = {node: remote.options(scheduling_strategy=_on(node)).remote() for node in nodes}
-    end, late = time.monotonic() + seconds, RayCallError(f"no answer within {seconds:.0f} s")
-    return {
-        node: outcome(ref, max(0.1, end - time.monotonic())) or late for node, ref in refs.items()
-    }
+    return remote.options(scheduling_strategy=_on(node)).remote(*args)
+
+
+def start_actor(kind: type, *args: Any, node: str, gpus: int, name: str) -> Any:
+    """Start an actor on a node; it stays when this process ends, and Ray starts it again."""
+    import ray
+
+    remote = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=-1)(kind)
+    placed = remote.options(scheduling_strategy=_on(node), name=name, lifetime="detached")
+    return placed.remote(*args)
 
 
 def _on(node: str) -> Any:
@@ -191,34 +144,22 @@ def _on(node: str) -> Any:
     return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
-def start_actor(
-    kind: type, *args: Any, node: str, calls: int = 1, gpus: int = 0, name: str | None = None
-) -> Any:
-    """Start an actor on a node, which Ray restarts whenever it ends; returns its handle.
-
-    ``calls``: how many it handles at once; ``name``: the name by which others find it.
-
-    Raises:
-        ValueError: there is an actor of this name.
-    """
+def kill_actor(actor: Any = None) -> None:
+    """End an actor, by default the one that this process is, for good."""
     import ray
 
-    taken = {"num_gpus": gpus} if gpus else {}
-    remote = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=calls, **taken)(kind)
-    return remote.options(scheduling_strategy=_on(node), name=name).remote(*args)
+    ray.kill(actor or ray.get_runtime_context().current_actor, no_restart=True)
 
 
-def kill_actor(actor: Any) -> None:
+def actors() -> dict[str, Any]:
+    """All actors of turbofit, by name."""
     import ray
 
-    ray.kill(actor, no_restart=True)
-
-
-def gpus_of_this_task() -> list[str]:
-    """Ray's ids of the GPUs that the current task has."""
-    import ray
-
-    return [str(gpu) for gpu in ray.get_gpu_ids()]
+    found = {}
+    for name in ray.util.list_named_actors():
+        with suppress(ValueError):  # it has just ended
+            found[name] = ray.get_actor(name)
+    return found
 
 
 def outcome(ref: Any, seconds: float) -> Any:
@@ -233,6 +174,12 @@ def outcome(ref: Any, seconds: float) -> Any:
         return RayCallError(str(exc))
 
 
+def outcomes(refs: Sequence[Any], seconds: float) -> list[Any]:
+    """The outcome of each call, all within ``seconds``."""
+    end = time.monotonic() + seconds
+    return [outcome(ref, max(0.0, end - time.monotonic())) for ref in refs]
+
+
 def _one_line(exc: BaseException) -> str:
     """An exception's text, in one line of at most 200 characters."""
     return " ".join(str(exc).split())[:200]
@@ -244,7 +191,7 @@ def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
     If Ray's traffic uses TLS, so does that between fronts and nodes, with the same certificates:
     Ray reads them from variables that every node must have (``RAY_USE_TLS`` and three files).
     """
-    if not _uses_tls(environ):
+    if environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
         return ()
     certificate, key = environ.get("RAY_TLS_SERVER_CERT", ""), environ.get("RAY_TLS_SERVER_KEY", "")
     return ("--ssl-certfile", certificate, "--ssl-keyfile", key)
@@ -258,7 +205,7 @@ def client_context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
     Raises:
         LaunchError: Ray uses TLS, and its authority's certificate cannot be used.
     """
-    if not _uses_tls(environ):
+    if not server_words(environ):
         return None
     import ssl
 
@@ -269,121 +216,3 @@ def client_context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
             f"RAY_USE_TLS is set, but the certificate of its authority cannot be used: {exc}",
             hint="check RAY_TLS_CA_CERT on this node",
         ) from None
-
-
-def _uses_tls(environ: Mapping[str, str]) -> bool:
-    return environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
-
-
-class Board:
-    """The actor of a run that publishes its status and nodes' addresses, and takes questions.
-
-    The controller writes it each second; every process that knows its name can read and ask.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._numbers = threading.Condition(), itertools.count()
-        self._page: Page = (None, ())
-        self._questions: dict[int, Document] = {}
-        self._answers: dict[int, Document] = {}
-
-    def post(self, page: Page, answers: dict[int, Document]) -> dict[int, Document]:
-        """Publish a page and answers; returns the questions since the last call."""
-        with self._lock:
-            self._page = page
-            self._answers |= answers
-            self._lock.notify_all()
-            questions, self._questions = self._questions, {}
-            return questions
-
-    def read(self) -> Page:
-        return self._page
-
-    def ask(self, question: Document, seconds: float) -> Document | None:
-        """The controller's answer; None if it does not come within ``seconds``."""
-        with self._lock:
-            number = next(self._numbers)
-            self._questions[number] = question
-            self._lock.wait_for(lambda: number in self._answers, seconds)
-            return self._answers.pop(number, None)
-
-
-def pin_board(name: str, node: str) -> Any:
-    """Start a run's board on the controller's node, by a name that another run may have.
-
-    Raises:
-        LaunchError: another run on this cluster has this name.
-    """
-    try:
-        return start_actor(Board, node=node, calls=_CALLS, name=name)
-    except ValueError:
-        raise LaunchError(
-            f"{name} is served on this cluster already",
-            hint="turbofit cluster status shows it; --name gives this one another name",
-        ) from None
-
-
-def boards(name: str | None) -> dict[str, Handle]:
-    """The boards of all runs, or of the run with this name: only boards are named actors.
-
-    Raises:
-        UsageError: there is no such run.
-        MachineError: the cluster's head does not answer, for which Ray waits a minute.
-    """
-    import ray
-
-    try:
-        runs = [run for run in ray.util.list_named_actors() if name in (None, run)]
-    except ray.exceptions.GetTimeoutError as exc:
-        raise MachineError(
-            f"the head of the Ray cluster does not answer: {_one_line(exc)}", hint="see ray status"
-        ) from None
-    named = {}
-    for run in runs:
-        with suppress(ValueError):  # it has just ended
-            named[run] = ray.get_actor(run)
-    if not named:
-        what = "nothing" if name is None else f"no {name!r}"
-        hint = "turbofit serve MODEL --cluster ray"
-        raise UsageError(f"{what} is served on this cluster", hint=hint)
-    return named
-
-
-def one_board(name: str | None) -> Any:
-    """The board of the run with this name, or of the only one.
-
-    Raises:
-        UsageError: no run has this name, or several run and none is named.
-    """
-    runs = boards(name)
-    if len(runs) > 1:
-        raise UsageError(
-            f"{len(runs)} models are served there", hint=f"--name: {', '.join(sorted(runs))}"
-        )
-    return next(iter(runs.values()))
-
-
-def read(board: Any, seconds: float = _SECONDS) -> Page:
-    """The published status and addresses; a `LaunchError` if the board does not answer."""
-    page: Page = _answer(board.read.remote(), seconds)
-    return page
-
-
-def ask(board: Any, question: Document, seconds: float = _SECONDS) -> Document:
-    """The controller's answer to a question.
-
-    Raises:
-        TurbofitError: the run refuses, or does not answer in time.
-    """
-    answer: Document = _answer(board.ask.remote(question, seconds), seconds + _SECONDS)
-    if "error" in answer:
-        raise error_from(answer["error"])
-    return answer
-
-
-def _answer(ref: object, seconds: float) -> Any:
-    answer = outcome(ref, seconds)
-    if answer is None or isinstance(answer, RayCallError):
-        hint = "see the output of turbofit serve"
-        raise LaunchError(f"no answer within {seconds:.0f} s", hint=hint)
-    return answer

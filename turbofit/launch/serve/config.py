@@ -87,10 +87,7 @@ class ClusterServeConfig(ServeConfig):
 
     request: PlanRequest = Field(description="what to plan for; it names no machine")
     address: str | None = Field(default=None, description="Ray's; None is the cluster of this host")
-    name: str | None = Field(
-        default=None, description="what people call it; None is the model's name"
-    )
-    node_port: int = Field(default=0, ge=0, le=LAST_PORT, description="of every node; 0 is any")
+    name: str = Field(description="what people call it; actors and folders have it")
     node_words: tuple[str, ...] = Field(
         default=(), description="options of each node's `turbofit serve`"
     )
