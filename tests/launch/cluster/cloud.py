@@ -213,7 +213,8 @@ class Clients:
         done = 0
         while not self._stopped.wait(self._pause):
             done += 1
-            self.outcomes[self._outcome(f"{number}-{done}-{id(self)} ", stream=bool(number % 2))] += 1
+            word = f"{number}-{done}-{id(self)} "
+            self.outcomes[self._outcome(word, stream=bool(number % 2))] += 1
 
     def _outcome(self, word: str, *, stream: bool) -> str:
         body = {

@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
         if SCRIPT == "refuses":
             self.send_error(500, "no")
             return
-        tokens, said = asked.get("max_tokens", 1), asked["messages"][-1]["content"]
+        tokens, said = asked.get("max_tokens", 1), asked.get("messages", [{}])[-1].get("content")
         if SEEN:
             with open(SEEN, "a", encoding="utf-8") as file:
                 file.write(f"{said}\n")
@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
             self.stream(tokens, said)
             return
         time.sleep(PACE * tokens)
-        choices = [{"index": 0, "message": {"content": said * tokens}}]
+        choices = [{"index": 0, "message": {"content": f"{said}" * tokens}}]
         self.answer({"choices": choices, "usage": {"completion_tokens": tokens}})
 
     def stream(self, tokens: int, said: object) -> None:
