@@ -16,8 +16,8 @@ CLUSTER_STATUS_SCHEMA: Final = "turbofit.cluster-status/3"
 class Node(Struct):
     """One machine of a cluster, under the cluster's own ``id``; ``address`` is for other nodes.
 
-    ``gpus`` is as Ray counts them; ``leaving``: Ray drains the node. ``machine`` is None if it could
-    not be measured or has nothing to serve with; ``why_not`` then says why.
+    ``gpus`` is as Ray counts them; ``leaving``: Ray drains the node. ``machine`` is None if it
+    could not be measured or has nothing to serve with; ``why_not`` then says why.
     """
 
     id: str
@@ -67,8 +67,6 @@ class ClusterPlan(JsonDocument):
     workload: Annotated[Workload, doc("What was asked of each node.")]
     limits: Annotated[Limits | None, doc("What every used node holds; null if none serves.")]
     longest_request_tokens: Annotated[int, doc("The longest request that every used node holds.")]
-    total_tokens: Annotated[int, doc("Tokens of the KV caches of all engines.")]
-    engines: int
     nodes: Annotated[tuple[NodePlan, ...], doc("All nodes, in the cluster's order.")]
     warnings: tuple[str, ...] = ()
     remedies: Annotated[tuple[Remedy, ...], doc("If nothing fits, what would.")] = ()
@@ -101,6 +99,8 @@ class NodeStatus(Struct):
     A node that leaves Ray is forgotten in any state.
     """
 
+    schema: Annotated[str, const(CLUSTER_STATUS_SCHEMA)] = CLUSTER_STATUS_SCHEMA
+    serves: Annotated[str, doc("The name of what the cluster serves.")]
     id: Annotated[str, doc("Ray's.")]
     name: Annotated[str, doc("The host's name.")]
     address: str
@@ -113,12 +113,3 @@ class NodeStatus(Struct):
     tokens: Annotated[int, doc("KV tokens that its caches hold.")] = 0
     silent: Annotated[float, doc("Seconds since its controller asked last.")] = 0.0
     folder: Annotated[str, doc("Its serve's log and plan, on the node.")] = ""
-
-
-class ClusterStatus(Struct):
-    """A model that a cluster serves, at one moment."""
-
-    schema: Annotated[str, const(CLUSTER_STATUS_SCHEMA)] = CLUSTER_STATUS_SCHEMA
-    name: Annotated[str, doc("What people call it.")]
-    source: Annotated[str, doc("Ray's address.")]
-    nodes: tuple[NodeStatus, ...]

@@ -3,7 +3,7 @@
 Nodes hold requests to the plan. A front checks the key, chooses the node with the most capacity
 left, and passes the answer on as a gateway does for an engine: only a request that no engine has
 received goes to another node. A node in doubt gets no new requests until its health page says that
-it serves; the front reads that page each second.
+it serves; the front reads that page twice a second.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from turbofit.core.errors import UsageError
 from turbofit.core.json_types import Document
 from turbofit.core.process.threads import in_thread
 from turbofit.core.struct import Struct
@@ -24,7 +23,7 @@ from turbofit.gateway.routing.deny_file import DenyFile
 from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
-from turbofit.gateway.upstream import Upstream
+from turbofit.gateway.upstream import Upstream, refuse_no_url
 
 if TYPE_CHECKING:
     import ssl
@@ -34,11 +33,9 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.request_context import Receive, RequestContext, Send
     from turbofit.gateway.http.routes import Route
 
-_LOOK_SECONDS, _HEALTH_SECONDS = 1.0, 5.0
+_LOOK_SECONDS, _HEALTH_SECONDS = 0.5, 5.0
 #: The most bytes of a body, until a node has said how many its plan allows.
 _LARGEST: Final = 64 << 20
-#: Fields of a node's health page that state its promise.
-_PROMISE: Final = ("context", "images", "image_limit", "bytes_per_body")
 
 
 class NodeAddress(Struct):
@@ -50,120 +47,88 @@ class NodeAddress(Struct):
 
 
 def node_addresses(urls: Sequence[str], key: str | None) -> list[NodeAddress]:
-    """Nodes at these URLs, all with the same key.
-
-    Raises:
-        UsageError: a text is no URL.
-    """
-    for url in urls:
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(f"{url!r} is no address of a node", hint="write http://10.0.0.1:23333")
+    """Nodes at these URLs, all with the same key; a `UsageError` if a text is no URL."""
+    refuse_no_url(urls, "a node", "http://10.0.0.1:23333")
     return [NodeAddress(name=url.partition("//")[2], url=url, key=key) for url in urls]
 
 
 class Node(RoutedEngine):
     """A node as an engine of a front; its ``share`` is the number of requests it runs at once."""
 
+    watch: asyncio.Task[None]
+
     def __init__(self, address: NodeAddress) -> None:
         super().__init__(address.name, address.url, key=address.key)
-        self.up, self.doubted = False, asyncio.Event()
-        self.about: Document = {}
-
-    def told(self, page: Document) -> None:
-        """Note its health page, which is empty if the node is not to be used."""
-        self.about, self.up = page, bool(page) and not page.get("draining")
-        share = (page.get("at_once") or 1) * (page.get("up") or 0) / (page.get("engines") or 1)
-        self.share = max(1e-3, share)
+        self.up = False
 
 
 class Front(AsgiApp):
-    """The app of a front. ``source`` returns the current nodes; a thread calls it each second.
+    """The app of a front before the nodes that ``source`` returns; a thread calls it again.
 
     ``tls`` is for nodes at https addresses, ``log`` receives a record of each request.
     """
 
     def __init__(
         self,
-        nodes: Sequence[NodeAddress],
+        source: Callable[[], Sequence[NodeAddress]],
         config: GatewayConfig,
         log: Callable[[Document], None] | None = None,
-        source: Callable[[], Sequence[NodeAddress]] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(config, _LARGEST, log)
-        self._first_nodes, self._source = nodes, source
-        self._upstream, self.fleet = Upstream(tls=tls), Fleet(())
+        self._source, self._upstream, self.fleet = source, Upstream(tls=tls), Fleet(())
+        self.nodes: dict[NodeAddress, Node] = {}
         self._forwarder = RequestForwarder(
             self.fleet, Admission(self.fleet), self._upstream, self, DenyList(DenyFile(None)),
             self._bodies, self.metrics, before_nodes=True,
         )  # fmt: skip
-        #: The nodes with the tasks that watch them, and None with the one that calls ``source``.
-        self._tasks: dict[Node | None, asyncio.Task[None]] = {}
 
     async def startup(self) -> None:
-        self.follow(self._first_nodes)
-        if self._source is not None:
-            self._tasks[None] = asyncio.ensure_future(self._look(self._source))
+        self._following = asyncio.ensure_future(self._follow())
 
     async def shutdown(self) -> None:
-        for task in self._tasks.values():
+        for task in (self._following, *(node.watch for node in self.nodes.values())):
             task.cancel()
         await self._upstream.close()
         self._close_log()
 
-    def follow(self, addresses: Sequence[NodeAddress]) -> None:
-        """Send requests to these nodes only, from now on; call it in the front's loop.
-
-        A node that is no longer among them finishes its requests.
-        """
-        before = {(node.index, node.url, node.key): node for node in self._nodes}
-        nodes = []
-        for address in addresses:
-            node = before.pop((address.name, address.url.rstrip("/"), address.key), None)
-            if node is None:
-                node = Node(address)
-                self._tasks[node] = asyncio.ensure_future(self._watch(node))
-            nodes.append(node)
-        for node in before.values():
-            self._tasks.pop(node).cancel()
-        self.fleet.engines = tuple(nodes)
-
-    @property
-    def _nodes(self) -> list[Node]:
-        return [node for node in self._tasks if node is not None]
-
-    async def _look(self, source: Callable[[], Sequence[NodeAddress]]) -> None:
+    async def _follow(self) -> None:
+        """Send requests to the nodes of the source; others finish those that they have."""
         while True:
+            addresses: Sequence[NodeAddress] = ()
             with suppress(Exception):  # Ray may be silent: the known nodes serve on
-                if addresses := await in_thread(source):  # a run that begins knows none yet
-                    self.follow(addresses)
+                addresses = await in_thread(self._source)
+            for address in set(self.nodes) - set(addresses) if addresses else ():
+                self.nodes.pop(address).watch.cancel()  # a run that begins knows none yet
+            for address in addresses:
+                if address not in self.nodes:
+                    node = self.nodes[address] = Node(address)
+                    node.watch = asyncio.ensure_future(self._watch(node))
+            self.fleet.engines = tuple(self.nodes.values())
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _watch(self, node: Node) -> None:
-        """Read a node's health page each second, and immediately if it is in doubt."""
+        """Read a node's health page twice a second."""
         while True:
-            node.doubted.clear()
             # Only the first page asks for the key.
             known = await self._upstream.page(node, "/about", _HEALTH_SECONDS)
             text = await self._upstream.page(node, "/health", _HEALTH_SECONDS) if known else ""
-            page = Document()
+            page: Document = {}
             with suppress(msgspec.MsgspecError):
                 page = msgspec.json.decode(text, type=Document)
-            node.told(page)
-            sizes = [other.about.get("bytes_per_body") or 0 for other in self._nodes]
-            self._bodies.limit(max(sizes, default=0) or _LARGEST)
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(node.doubted.wait(), _LOOK_SECONDS)
+            node.up = bool(page) and not page.get("draining")
+            share = (page.get("at_once") or 1) * (page.get("up") or 0) / (page.get("engines") or 1)
+            node.share = max(1e-3, share)
+            if page:
+                self._bodies.limit(page.get("bytes_per_body") or _LARGEST)
+            await asyncio.sleep(_LOOK_SECONDS)
 
     def doubt(self, engine: RoutedEngine) -> None:
         """Send the node nothing new until its health page says that it serves."""
         engine.up = False
-        self.suspect(engine)
 
     def suspect(self, engine: RoutedEngine) -> None:
-        """Read the node's health page now."""
-        if isinstance(engine, Node):
-            engine.doubted.set()
+        """Its next health page tells what is to be known."""
 
     async def _serve(
         self, request: RequestContext, _: Route, /, receive: Receive, send: Send
@@ -176,18 +141,16 @@ class Front(AsgiApp):
             self._bodies.forget(request)
 
     def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
-        up = [node for node in self._nodes if node.up]
-        about = up[0].about if up else {}
+        up = [node for node in self.nodes.values() if node.up]
         page: Document = {
             "status": "healthy" if up else "unavailable",
-            "nodes": len(self._nodes), "up": len(up), "draining": self.connections.draining,
+            "nodes": len(self.nodes), "up": len(up), "draining": self.connections.draining,
             "at_once": round(sum(node.share for node in up)),
-            **{name: about[name] for name in _PROMISE if name in about},
         }  # fmt: skip
         return page, None if up else 5
 
     async def metrics_text(self) -> str:
-        nodes = [((f"engine={node.index}",), node) for node in self._nodes]
+        nodes = [((f"engine={node.index}",), node) for node in self.nodes.values()]
         return self.metrics.text(
             {
                 "connections": [((), len(self.connections))],

@@ -102,12 +102,10 @@ def make_gateway(
         UsageError: there is no engine, or a text is no URL.
     """
     _need("aiohttp", "PIL")
-    for url in upstreams or [""]:
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(
-                f"{url!r} is no address of an engine", hint="write http://127.0.0.1:23334"
-            )
     from turbofit.gateway.http.app import Gateway
+    from turbofit.gateway.upstream import refuse_no_url
+
+    refuse_no_url(upstreams or [""], "an engine", "http://127.0.0.1:23334")
 
     bounds = bounds_of(plan, overlay=overlay)
     config = msgspec.structs.replace(config, about=about_plan(plan), memory=memory_bars(plan))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import aiohttp
 import msgspec
 
+from turbofit.core.errors import UsageError
 from turbofit.gateway.http.connections import is_loopback
 from turbofit.gateway.http.refusals import BUSY, UNREACHED
 from turbofit.gateway.http.routes import first_model
@@ -178,6 +179,17 @@ class _Answer(aiohttp.ClientResponse):
             if self.connection is None:  # it is
                 protocol.close()
         return answer
+
+
+def refuse_no_url(urls: Sequence[str], whose: str, example: str) -> None:
+    """Refuse a text that is no URL; ``whose`` and ``example`` say what it ought to be.
+
+    Raises:
+        UsageError: the first such text.
+    """
+    for url in urls:
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"{url!r} is no address of {whose}", hint=f"write {example}")
 
 
 def engine_socket(address: Sequence[Any]) -> socket.socket:

@@ -8,14 +8,12 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
-from turbofit.planning.checks import plan_warnings
-from turbofit.planning.commands import cluster_serve_command, commands
-from turbofit.planning.examine.scene import Sources
+from turbofit.planning.commands import cluster_serve_command
 from turbofit.planning.resolve import resolve
 from turbofit.tuner.cluster_plan import make_cluster_plan
 
 if TYPE_CHECKING:
-    from turbofit.core.cluster import Cluster, ClusterPlan, NodePlan
+    from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.planning.request import PlanRequest
 
 
@@ -38,15 +36,4 @@ def plan_cluster(
     nowhere = Machine(name="cluster", source="cluster", gpus=())
     resolved = resolve(request.changed(on=nowhere, gpus=None))
     cluster_plan = make_cluster_plan(resolved, cluster, request.engine, promised)
-    nodes = tuple(_commanded(node) for node in cluster_plan.nodes)
-    cluster_plan = replace(cluster_plan, nodes=nodes)
     return replace(cluster_plan, serve=cluster_serve_command(cluster_plan, request))
-
-
-def _commanded(node: NodePlan) -> NodePlan:
-    """A node's plan with its command lines, without warnings from this process's environment."""
-    if node.plan is None:
-        return node
-    warnings = (*node.plan.warnings, *plan_warnings(node.plan, Sources({})))
-    commanded = replace(node.plan, commands=commands(node.plan), warnings=warnings)
-    return replace(node, plan=commanded)

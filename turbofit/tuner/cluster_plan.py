@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from sys import maxsize
 from typing import Final
@@ -32,15 +31,8 @@ from turbofit.tuner.verdict import Planned, Verdict, first_fitting, not_planned
 _HOST_STEP: Final = 8 * GIB
 #: The most causes in a verdict.
 _MOST_CAUSES: Final = 3
-
-
-@dataclass(eq=False)
-class _Kind:
-    """Nodes that are equal for planning, their plan, and why they do not serve it."""
-
-    nodes: list[Node]
-    planned: Planned
-    why_not: str
+#: Nodes that are equal for planning, and their plan.
+_Kinds = Sequence[tuple[Sequence[Node], Planned]]
 
 
 def make_cluster_plan(
@@ -57,38 +49,36 @@ def make_cluster_plan(
     Raises:
         TurbofitError: a part of the request cannot be used on any node.
     """
-    base, limits = replace(base, compares_limits=False), None
+    base = replace(base, compares_limits=False)
     if promised is not None and promised.limits is not None:
-        limits = promised.limits
         if base.image_limit is None and base.workload.image_size is None:
-            base = replace(base, image_limit=limits.image_limit)
+            base = replace(base, image_limit=promised.limits.image_limit)
         if not base.context_given:
             base = base.with_workload(context=promised.longest_request_tokens)
     kinds = _kinds(base, cluster, engine, raises=promised is None)
     # The promise is that of the best plan; nodes that do not keep it are left out.
-    plans = [kind.planned.document for kind in kinds if kind.planned.fits]
+    plans = [planned.document for _, planned in kinds if planned.fits]
     best = max(plans if promised is None else promised.plans, key=_promise, default=None)
-    for kind in kinds:
-        if best is not None and not kind.why_not:
-            kind.why_not = _why_broken(kind.planned.document, best)
-    kept = [kind.planned.document for kind in kinds if not kind.why_not]
-    if kept and limits is None:  # answers beyond an engine's batch wait in it, and take no memory
-        limits = replace(kept[0].limits, n=min(plan.limits.n for plan in kept))
-    nodes = {
+    found = {
         node.id: NodePlan(
             node=node.id, name=node.name, address=node.address, cards=_cards(node.machine),
             why_not=node.why_not or "it has no GPU that may be used",
         )
         for node in cluster.nodes
     }  # fmt: skip
-    for kind in kinds:
-        for node in kind.nodes:
-            plan = _on(node, kind, limits) if limits is not None and not kind.why_not else None
-            nodes[node.id] = replace(nodes[node.id], plan=plan, why_not=kind.why_not)
-    return _document(base, cluster, tuple(nodes.values()), kinds)
+    for nodes, planned in kinds:
+        why, plan = planned.why_not, None
+        if best is not None and not why:
+            why, plan = _why_broken(planned.document, best), planned.document
+        for node in nodes:
+            served = None if plan is None or best is None or why else _on(node, plan, best.limits)
+            if served is not None and node is not nodes[0]:
+                served = replace(served, considered=())
+            found[node.id] = replace(found[node.id], plan=served, why_not=why)
+    return _document(base, cluster, tuple(found.values()), kinds)
 
 
-def _kinds(base: ResolvedRequest, cluster: Cluster, engine: str, *, raises: bool) -> list[_Kind]:
+def _kinds(base: ResolvedRequest, cluster: Cluster, engine: str, *, raises: bool) -> _Kinds:
     """The nodes that can be planned for, by kind; each kind is planned once.
 
     Raises:
@@ -106,7 +96,7 @@ def _kinds(base: ResolvedRequest, cluster: Cluster, engine: str, *, raises: bool
         except TurbofitError as error:
             errors.append(error)
             planned = not_planned(error.message)
-        kinds.append(_Kind([node for _, node in members], planned, planned.why_not))
+        kinds.append(([node for _, node in members], planned))
     if raises and errors and len(errors) == len(kinds):
         raise errors[0]
     return kinds
@@ -154,39 +144,41 @@ def _why_broken(plan: Plan, best: Plan) -> str:
     return ""
 
 
-def _on(node: Node, kind: _Kind, limits: Limits) -> Plan:
-    """A kind's plan with one node's machine and GPU ids, and with the limits of all nodes."""
-    plan, machine = kind.planned.document, node.machine
+def _on(node: Node, plan: Plan, limits: Limits) -> Plan:
+    """A kind's plan with one node's machine and GPU ids, and with the promised limits.
+
+    Its own gateway queues by the units of a forward pass. Answers of a request (``n``) beyond an
+    engine's batch wait in the engine, and take no memory.
+    """
+    machine = node.machine
     assert machine is not None
     return replace(
         plan,
         machine=machine,
         gpus=tuple(replace(ledger, uuid=machine.gpu(ledger.index).uuid) for ledger in plan.gpus),
-        # The node's own gateway queues by the units of a forward pass.
         limits=replace(limits, units_per_forward=plan.limits.units_per_forward),
-        considered=plan.considered if node is kind.nodes[0] else (),
     )
 
 
 def _document(
-    base: ResolvedRequest, cluster: Cluster, nodes: tuple[NodePlan, ...], kinds: Sequence[_Kind]
+    base: ResolvedRequest, cluster: Cluster, nodes: tuple[NodePlan, ...], kinds: _Kinds
 ) -> ClusterPlan:
     plans = [node.plan for node in nodes if node.plan is not None]
     longest = plans[0].kv.longest_request_tokens if plans else 0
-    tokens = sum(plan.kv.total_tokens for plan in plans)
-    engines = sum(plan.parallel.replicas for plan in plans)
-    gpus, every = sum(len(plan.gpus) for plan in plans), _count(len(nodes), "node")
     left = Counter(node.why_not for node in nodes if node.why_not).most_common()
+    name, every = base.model.name, _count(len(nodes), "node")
     if plans:
+        gpus = _count(sum(len(plan.gpus) for plan in plans), "GPU")
+        tokens = sum(plan.kv.total_tokens for plan in plans)
         found = (
-            f"on {len(plans):,} of {every}, {_count(gpus, 'GPU')}, {_count(engines, 'engine')}:"
-            f" {tokens:,} KV tokens; a request of up to {longest:,} tokens may go to any of them"
+            f"on {len(plans):,} of {every}, {gpus}: {tokens:,} KV tokens; a request of up to"
+            f" {longest:,} tokens may go to any of them"
         )
-        verdict = Verdict(subject=base.model.name, found=found)
+        verdict = Verdict(subject=name, found=found)
     else:
         why = "; ".join(f"{_count(n, 'node')}: {text}" for text, n in left[:_MOST_CAUSES])
         why = why or "the cluster has no nodes"
-        verdict = Verdict(subject=f"{base.model.name} on none of {every}", why_not=why)
+        verdict = Verdict(subject=f"{name} on none of {every}", why_not=why)
     return ClusterPlan(
         turbofit_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -197,8 +189,6 @@ def _document(
         workload=replace(base.workload, context=base.workload.context or longest or None),
         limits=plans[0].limits if plans else None,
         longest_request_tokens=longest,
-        total_tokens=tokens,
-        engines=engines,
         nodes=nodes,
         warnings=tuple(_warnings(plans, left)),
         remedies=() if plans else tuple(_remedies(kinds)),
@@ -215,11 +205,11 @@ def _warnings(plans: Sequence[Plan], left: Sequence[tuple[str, int]]) -> Iterato
     yield from (text for text in texts if not text.startswith("not used: "))
 
 
-def _remedies(kinds: Sequence[_Kind]) -> Iterator[Remedy]:
+def _remedies(kinds: _Kinds) -> Iterator[Remedy]:
     """Yield for each kind of node the cheapest change with which it would serve."""
-    for kind in kinds:
-        if (remedy := first_fitting(kind.planned)) is not None:
-            where = f"{_count(len(kind.nodes), 'node')} of {_cards(kind.nodes[0].machine)}"
+    for nodes, planned in kinds:
+        if (remedy := first_fitting(planned)) is not None:
+            where = f"{_count(len(nodes), 'node')} of {_cards(nodes[0].machine)}"
             yield replace(remedy, effect=f"{where}: {remedy.effect}")
 
 

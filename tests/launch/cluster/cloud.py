@@ -236,7 +236,9 @@ class Clients:
             documents = [json.loads(event) for event in events]
         if "error" in documents[-1]:
             return "ended" if documents[-1]["error"]["code"] == "engine_died" else str(documents)
-        parts = [(each["choices"][0].get("delta") or each["choices"][0]["message"]) for each in documents]
+        parts = [
+            (each["choices"][0].get("delta") or each["choices"][0]["message"]) for each in documents
+        ]
         said = "".join(part["content"] for part in parts)
         return "answered" if status == 200 and said == word * self._tokens else f"{status} {said}"
 
@@ -280,7 +282,9 @@ def found(word: bytes, fits: Callable[[int], bool]) -> list[int]:
 
 
 @contextmanager
-def served(state: Path, *nodes: tuple[str, str, int], words: tuple[str, ...] = ()) -> Iterator[Serving]:
+def served(
+    state: Path, *nodes: tuple[str, str, int], words: tuple[str, ...] = ()
+) -> Iterator[Serving]:
     """A cluster of these nodes (name, SPEC, GPUs), and what it serves with stand-ins for engines."""
     environ = {"XDG_STATE_HOME": str(state), "TURBOFIT_LEASES": f"{state}/leases", **STAND_IN}
     cloud = Cloud(**environ, STANDIN_SEEN=f"{state}/seen")

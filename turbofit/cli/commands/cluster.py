@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Final
 
 import click
@@ -36,13 +35,12 @@ def cluster(
 
     if (node is not None) != (action == "drain"):
         raise UsageError("drain takes a node, status none", hint="turbofit cluster drain NODE")
-    with connected(launch.ray_address(cluster)) as address:
-        served = statuses(address, name)
+    with connected(launch.ray_address(cluster)):
         if node is None:
-            form.show(served, lambda all_: chain(*map(status_view, all_)))
+            form.show(statuses(name), status_view)
         else:
-            drained = drain(served, node)
-            form.tell({"drained": drained}, f"node {drained} finishes what it has\n")
+            drained = drain(name, node)
+            form.tell({"drained": drained.id}, f"node {drained.name} finishes what it has\n")
     return 0
 
 

@@ -16,7 +16,8 @@ from turbofit.gateway.options import GatewayOptions
 from turbofit.launch.serve.options import needs_cluster, ray_address
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import ssl
+    from collections.abc import Callable, Sequence
 
     from turbofit.core.plan import Plan
     from turbofit.gateway.config import GatewayConfig
@@ -70,7 +71,8 @@ def gateway(
         from turbofit.gateway.front import node_addresses
 
         refuse_together(of_one, "--nodes")
-        return _serve(_front(options, node_addresses(nodes, key)), form)
+        addresses = node_addresses(nodes, key)
+        return _serve(_front(options, lambda: addresses), form)
     if name is not None:
         raise needs_cluster("name")
     if not plan or not upstream:
@@ -118,11 +120,15 @@ def _serve(app: AsgiApp, form: Form) -> int:
     return 0
 
 
-def _front(options: GatewayOptions, nodes: Sequence[NodeAddress], **more: Any) -> Front:
+def _front(
+    options: GatewayOptions,
+    source: Callable[[], Sequence[NodeAddress]],
+    tls: ssl.SSLContext | None = None,
+) -> Front:
     from turbofit.gateway.front import Front
     from turbofit.gateway.http.accesslog import access_log
 
-    return Front(nodes, public_side(options), access_log(options.access_log or "-"), **more)
+    return Front(source, public_side(options), access_log(options.access_log or "-"), tls)
 
 
 def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, form: Form) -> int:
@@ -130,11 +136,11 @@ def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, for
     from turbofit.launch.cluster.actors import address_source, statuses
     from turbofit.launch.cluster.ray_adapter import client_context, connected
 
-    with connected(ray_address(cluster)) as address:
-        served = statuses(address, name)
-        if len(served) > 1:
-            names = ", ".join(status.name for status in served)
-            raise UsageError(f"{len(served)} models are served there", hint=f"--name: {names}")
+    with connected(ray_address(cluster)):
+        runs = {status.serves for status in statuses(name)}
+        if len(runs) > 1:
+            hint = f"--name: {', '.join(sorted(runs))}"
+            raise UsageError(f"{len(runs)} models are served there", hint=hint)
         # The front stays with its run, also when other models are served later.
-        source = address_source(served[0].name)
-        return _serve(_front(options, (), source=source, tls=client_context(os.environ)), form)
+        front = _front(options, address_source(runs.pop()), client_context(os.environ))
+        return _serve(front, form)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.cluster import ClusterStatus, NodeStatus
+from turbofit.core.cluster import NodeStatus
 from turbofit.core.errors import UsageError
 from turbofit.gateway.front import NodeAddress
 from turbofit.launch.cluster import ray_adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
 #: Seconds in which actors answer.
 _ANSWER_SECONDS: Final = 3.0
@@ -29,43 +29,33 @@ def told(actors: Mapping[str, Any], **asked: bool) -> list[NodeStatus]:
     return [answer for answer in answers if isinstance(answer, NodeStatus)]
 
 
-def statuses(address: str, name: str | None) -> list[ClusterStatus]:
-    """What all runs serve, or the run of this name.
+def statuses(run: str | None) -> list[NodeStatus]:
+    """What all nodes tell that serve, or those of one run.
 
     Raises:
         UsageError: there is no such run.
     """
-    runs = {actor.rsplit("/", 2)[0] for actor in ray_adapter.actors()}
-    found = []
-    for run in sorted(runs if name is None else runs & {name}):
-        by_id = {status.id: status for status in told(node_actors(run))}
-        for node in ray_adapter.nodes(address).values():
-            silent = NodeStatus(id=node.id, name=node.name, address=node.address, state="joining")
-            by_id.setdefault(node.id, silent)
-        found.append(ClusterStatus(name=run, source=address, nodes=tuple(by_id.values())))
+    found = [status for status in told(ray_adapter.actors()) if run in (None, status.serves)]
     if not found:
-        what = "nothing" if name is None else f"no {name!r}"
-        hint = "turbofit serve MODEL --cluster ray"
-        raise UsageError(f"{what} is served on this cluster", hint=hint)
-    return found
+        what = "nothing" if run is None else f"no {run!r}"
+        raise UsageError(f"{what} is served there", hint="turbofit serve MODEL --cluster ray")
+    return sorted(found, key=lambda status: (status.serves, status.name))
 
 
-def drain(served: Sequence[ClusterStatus], name: str) -> str:
-    """End the servers of the node with this name or address, or id; returns the node's name.
+def drain(run: str | None, name: str) -> NodeStatus:
+    """End the server of the node with this name or address, or id.
 
     Raises:
-        UsageError: no node of these runs is called so, or several are.
+        UsageError: no node is called so, or several are.
     """
-    found = [
-        (status.name, node) for status in served for node in status.nodes
-        if name in (node.name, node.address, node.id[: len(name)])
-    ]  # fmt: skip
-    if len({node.id for _, node in found}) != 1:
-        hint = "turbofit cluster status shows names and ids"
+    nodes = statuses(run)
+    found = [it for it in nodes if name in (it.name, it.address, it.id[: len(name)])]
+    if len(found) != 1:
+        hint = "turbofit cluster status shows names and ids; --name: what it serves"
         raise UsageError(f"{len(found) or 'no'} nodes are {name!r}", hint=hint)
-    for run, node in found:
-        ray_adapter.outcome(node_actors(run)[node.id].end.remote(drained=True), _ANSWER_SECONDS)
-    return found[0][1].name
+    node = found[0]
+    node_actors(node.serves)[node.id].end.remote(drained=True)
+    return node
 
 
 def address_source(run: str) -> Callable[[], list[NodeAddress]]:

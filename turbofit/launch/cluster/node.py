@@ -1,9 +1,10 @@
 """The Ray actor of a node: it keeps a `turbofit serve` there, and adopts one that runs already.
 
-Files in the node's state folder inform the next actor, if Ray starts this one again: ``lock`` names
-what runs, and the server's processes hold it locked; the server serves as long as its ``lease-…``
-exists and the controller has it renewed; ``drained`` says that nothing may serve. So no request is
-lost when the actor dies, and no server lives on when the controller has gone.
+The server's lease is a file in the node's state folder, ``lease-…`` with the digest of what it
+serves. The server's processes hold it locked and write their URL into it; it serves as long as the
+file is there and the controller has it renewed. So no request is lost when the actor dies and Ray
+starts it again, and no server lives on when the controller has gone. A file ``drained`` says that
+nothing may serve there any more.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ import threading
 import time
 from contextlib import suppress
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.cluster import NodePlan, NodeStatus
 from turbofit.core.process.files import state_dir, write_atomic
-from turbofit.core.struct import Struct
 from turbofit.gateway.front import NodeAddress
 from turbofit.gateway.server import digest_of
 from turbofit.launch.cluster import ray_adapter
@@ -30,6 +30,7 @@ from turbofit.launch.serve.detached import LEASE_SECONDS
 from turbofit.launch.serve.leases import is_held
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 _TICK: Final = 0.25
@@ -37,51 +38,42 @@ _TICK: Final = 0.25
 _BETWEEN: Final = '"$@"; exit'
 
 
-class Wanted(Struct):
-    """What a node is to serve, or why it serves nothing.
+def served_digest(planned: NodePlan, words: Sequence[str]) -> str:
+    """It is equal for nodes that serve alike, or serve nothing for the same reason."""
+    served = planned.why_not if planned.plan is None else digest_of(planned.plan)
+    return sha256(f"{served} {words}".encode()).hexdigest()[:16]
+
+
+class NodeActor:
+    """Keeps the server of a node in the run ``run``, or says why it has none.
 
     ``words`` are further options of its `turbofit serve`, and fronts show ``key``.
     """
 
-    planned: NodePlan
-    words: tuple[str, ...]
-    key: str
-
-    @property
-    def digest(self) -> str:
-        """It is equal for what is served alike; each server has a key of its own."""
-        planned = self.planned
-        served = planned.why_not if planned.plan is None else digest_of(planned.plan)
-        return sha256(f"{served} {self.words}".encode()).hexdigest()[:16]
-
-
-class NodeActor:
-    """Keeps the server of a node in the run ``run``, or says why it has none."""
-
-    def __init__(self, run: str, wanted: Wanted) -> None:
-        planned, plan = wanted.planned, wanted.planned.plan
-        self._wanted, self._over, self._renewed = wanted, plan is None, time.monotonic()
+    def __init__(self, run: str, planned: NodePlan, words: Sequence[str], key: str) -> None:
+        self._planned, self._words, self._key, plan = planned, words, key, planned.plan
         self._folder = folder = state_dir(f"nodes/{run}-{planned.node[:12]}")
-        self._mark, self._raylet = f"{wanted.digest}-{wanted.key[:8]}", os.getppid()
+        self._lease = folder / f"lease-{served_digest(planned, words)}-{key[:8]}"
+        self._over, self._raylet, self._renewed = plan is None, os.getppid(), time.monotonic()
         self._child: subprocess.Popen[bytes] | None = None
         pretend = plan is not None and plan.machine.source != "nvml"
         self._status = NodeStatus(
-            id=planned.node, name=planned.name, address=planned.address, state="starting",
-            cards=planned.cards + " (pretend)" * pretend, why_not=planned.why_not,
-            at_once=0 if plan is None else plan.requests_at_once,
+            serves=run, id=planned.node, name=planned.name, address=planned.address,
+            cards=planned.cards + " (pretend)" * pretend, state="starting",
+            why_not=planned.why_not, at_once=0 if plan is None else plan.requests_at_once,
             tokens=0 if plan is None else plan.kv.total_tokens, folder=str(folder),
         )  # fmt: skip
         self._alive = (folder / "actor").open("wb")
         fcntl.flock(self._alive, fcntl.LOCK_EX)  # the last actor may be about to end
         threading.Thread(target=self._live, name="life", daemon=True).start()
 
-    def wanted(self) -> Wanted:
-        return self._wanted
+    def made(self) -> tuple[NodePlan, str]:
+        """What it serves: the plan, and the digest of that with the further options."""
+        return self._planned, served_digest(self._planned, self._words)
 
     def address(self) -> NodeAddress:
         """Where fronts reach the node; it has no URL while its server is not open."""
-        status = self._status
-        return NodeAddress(name=status.name, url=status.url, key=self._wanted.key)
+        return NodeAddress(name=self._status.name, url=self._status.url, key=self._key)
 
     def tell(self, renew: bool = False) -> NodeStatus:
         """The node's status; a controller has the server's lease renewed."""
@@ -89,7 +81,7 @@ class NodeActor:
         if renew:
             self._renewed = time.monotonic()
             with suppress(FileNotFoundError):
-                os.utime(self._folder / f"lease-{self._mark}")
+                os.utime(self._lease)
         return replace(self._status, silent=silent)
 
     def end(self, drained: bool = False) -> None:
@@ -112,62 +104,53 @@ class NodeActor:
             os._exit(1)  # the next actor goes on, if there is one
 
     def _look(self) -> None:
-        folder = self._folder
-        drained, runs = (folder / "drained").exists(), _text(folder / "lock")
-        mark = "" if self._over or drained else self._mark
-        for lease in folder.glob("lease-*"):
-            if lease.name != f"lease-{mark}":
-                lease.unlink(missing_ok=True)  # servers without a lease end normally
+        drained = (self._folder / "drained").exists()
+        over, why = self._over or drained, self._status.why_not
         if self._child is not None:
             self._child.poll()  # a dead child is reaped
-        lines = _text(folder / "serve.log").splitlines()
-        if is_held(folder / "lock"):
-            url = _text(folder / "url").partition("\n")[0]
-            state = "draining" if runs != mark else "serving" if url else "starting"
-            self._note(state=state, url=url, said="".join(lines[-1:]))
-        elif mark and runs == mark:  # it has ended, and is not started again
-            self._over = True
-            (folder / "lock").write_text("")
+        held = [path for path in self._folder.glob("*-*-*") if is_held(path)]
+        for path in self._folder.glob("*-*-*"):
+            if over or path != self._lease:  # without a lease its server ends normally
+                ended = path.with_name(path.name.replace("lease", "ended"))
+                path.rename(ended) if path in held else path.unlink()
+        lines, url = _text(self._folder / "serve.log").splitlines(), ""
+        if held and not over and self._lease in held:
+            url = _text(self._lease).partition("\n")[0]
+            state = "serving" if url else "starting"
+        elif held:
+            state = "draining"
+        elif over:
+            state = "unfit" if why and not drained else "drained"
+        elif self._lease.exists():  # its server has ended, and is not started again
+            self._over, state = True, "unfit"
             errors = [line for line in lines if line.startswith("error: ")]
-            why = "".join(errors[-1:]).removeprefix("error: ")
-            self._note(state="unfit", url="", why_not=why or "its turbofit serve has ended")
-        elif mark:
-            self._start()
+            why = "".join(errors[-1:]).removeprefix("error: ") or "its turbofit serve has ended"
         else:
-            state = "unfit" if self._status.why_not and not drained else "drained"
-            self._note(state=state, url="")
-
-    def _note(self, **facts: Any) -> None:
-        self._status = replace(self._status, **facts)
+            state = "starting"
+            self._start()
+        self._status = replace(
+            self._status, state=state, url=url, why_not=why, said="".join(lines[-1:])
+        )
 
     def _start(self) -> None:
-        folder, wanted, plan = self._folder, self._wanted, self._wanted.planned.plan
+        folder, plan = self._folder, self._planned.plan
         assert plan is not None
         write_atomic(folder / "plan.json", plan.to_json(), mode=0o600)
-        write_atomic(folder / "key", wanted.key, mode=0o600)
-        lease = folder / f"lease-{self._mark}"
-        lease.touch(mode=0o600)
+        write_atomic(folder / "key", self._key, mode=0o600)
         argv = [
             "/bin/sh", "-c", _BETWEEN, "sh", sys.executable, "-m", "turbofit", "serve",
-            "--plan", f"{folder}/plan.json", "--host", wanted.planned.address,
-            "--front-key-file", f"{folder}/key", "--lease", str(lease),
-            *ray_adapter.server_words(os.environ), *wanted.words,
+            "--plan", f"{folder}/plan.json", "--host", self._planned.address,
+            "--front-key-file", f"{folder}/key", "--lease", str(self._lease),
+            *ray_adapter.server_words(os.environ), *self._words,
         ]  # fmt: skip
         # An engine that finds Ray's variables, or a cluster on this host, would join that cluster
         # and wait there for GPUs: LMDeploy's PyTorch engine must start a Ray of its own instead.
         environ = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
-        with (
-            (folder / "lock").open("w") as lock,
-            (folder / "serve.log").open("wb") as log,
-            (folder / "url").open("wb") as url,
-        ):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            lock.write(self._mark)
-            lock.flush()
+        with (folder / "serve.log").open("wb") as log, self._lease.open("wb") as lease:
+            fcntl.flock(lease, fcntl.LOCK_EX)
             self._child = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=url, stderr=log, cwd=folder,
+                argv, stdin=subprocess.DEVNULL, stdout=lease, stderr=log, cwd=folder,
                 env=environ | {"RAY_ADDRESS": "local"}, start_new_session=True,
-                pass_fds=[lock.fileno()],
             )  # fmt: skip
 
 

@@ -25,24 +25,21 @@ from turbofit.machine.source import machine_from
 from turbofit.memory.versions import release
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from turbofit.launch.cluster.ray_adapter import RayCallError
-
-_SECONDS: Final = 120.0
 #: The largest number of simulated nodes; a larger one is taken for a typing error.
 _MOST_NODES: Final = 10_000
 
 
-def measure_nodes(address: str | None) -> Cluster:
-    """The nodes of a Ray cluster, measured by a task on each; None is the cluster of this host."""
-    with ray_adapter.connected(address) as at:
-        nodes = ray_adapter.nodes(at)
-        usable = [node.id for node in nodes.values() if not node.why_not]
-        tasks = [ray_adapter.run_on(node, measure_here, __version__) for node in usable]
-        answers = dict(zip(usable, ray_adapter.outcomes(tasks, _SECONDS), strict=True))
-        measured = tuple(node_of(node, answers.get(node.id)) for node in nodes.values())
-        return Cluster(source=f"ray {at}", nodes=measured)
+def measured(nodes: Iterable[Node], seconds: float = 120.0) -> tuple[Node, ...]:
+    """The nodes of a Ray cluster, each as a task there has measured it.
+
+    A node that can serve nothing, or is known already, is not measured.
+    """
+    asked = [node for node in nodes if node.machine is None and not node.why_not]
+    tasks = [ray_adapter.run_on(node.id, measure_here, __version__) for node in asked]
+    answers = dict(zip(asked, ray_adapter.outcomes(tasks, seconds), strict=True))
+    return tuple(node_of(node, answers[node]) if node in answers else node for node in nodes)
 
 
 def measure_here(version: str) -> Node:
@@ -71,20 +68,18 @@ def measure_here(version: str) -> Node:
     return replace(node, machine=with_calibrations(machine, pretend=pretend))
 
 
-def node_of(node: Node, answer: Node | RayCallError | None) -> Node:
+def node_of(node: Node, answer: Node | Exception) -> Node:
     """The node as it measured itself, or with the reason why it did not.
 
     It has the first of its visible GPUs, as many as Ray counts: Ray gives their numbers to jobs.
     """
-    if isinstance(answer, Node):
-        machine = answer.machine
-        if machine is not None:
-            machine = replace(machine, visible=machine.visible[: node.gpus])
-        return replace(node, machine=machine, why_not=answer.why_not)
-    why = node.why_not or "it was not measured in time"
-    if answer is not None:
-        why = f"it could not be measured: {' '.join(str(answer).split())[-200:]}"
-    return replace(node, why_not=why)
+    if not isinstance(answer, Node):
+        text = " ".join(str(answer).split())[-200:]
+        return replace(node, why_not=f"it could not be measured: {text}")
+    machine = answer.machine
+    if machine is not None:
+        machine = replace(machine, visible=machine.visible[: node.gpus])
+    return replace(node, machine=machine, why_not=answer.why_not)
 
 
 def raylet_environment() -> Mapping[str, str]:
@@ -105,7 +100,9 @@ def cluster_from(text: str) -> Cluster:
     """
     kind, _, rest = text.partition(":")
     if kind == "ray":
-        return measure_nodes(rest or None)
+        with ray_adapter.connected(rest or None) as address:
+            found = measured(ray_adapter.nodes(address).values())
+            return Cluster(source=f"ray {address}", nodes=found)
     if kind != "sim":
         raise UsageError(
             f"--cluster {text[:60]!r} is no cluster",

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import time
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.cluster import Node
-from turbofit.core.errors import LaunchError, MachineError, PackageError, UsageError
+from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command
 from turbofit.core.process.stdout import kept_stdout
 
@@ -24,10 +25,8 @@ if TYPE_CHECKING:
 
 #: Ray's namespace, in which names of actors are unique.
 _NAMESPACE: Final = "turbofit"
-
-
-class RayCallError(Exception):
-    """A task or an actor gave no result."""
+#: Exceptions of Ray if no cluster answers.
+_NOT_THERE: Final = (ConnectionError, ValueError, RuntimeError)
 
 
 @contextmanager
@@ -44,29 +43,28 @@ def connected(address: str | None) -> Iterator[str]:
     """
     # Ray reads these when it is imported. `ray start` asks for a token if there is one, a client
     # sends it only if it is configured to. A cluster without tokens ignores it.
-    named = os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
-    if named or (Path.home() / ".ray" / "auth_token").is_file():
+    token = Path.home() / ".ray" / "auth_token"
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} or token.is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     # A thread that still runs when the connection ends must not start another cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-    try:
-        import ray
-    except ImportError:
-        how = install_command("ray")
-        raise PackageError("Ray is not installed here", hint=f"install it with {how}") from None
+    if find_spec("ray") is None:
+        how = f"install it with {install_command('ray')}"
+        raise PackageError("Ray is not installed here", hint=how)
+    import ray
+
     where = address or os.environ.get("RAY_ADDRESS") or "auto"
     if where.startswith("ray://"):
         raise UsageError(
             "Ray Client does not do: what serves must be on a node of the cluster",
             hint="run turbofit on a node, with --cluster ray",
         )
-    not_there = (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError)
     with kept_stdout():
         try:
             ray.init(
                 address=where, namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR"
             )
-        except not_there as exc:
+        except (*_NOT_THERE, ray.exceptions.AuthenticationError) as exc:
             at = f" at {where}" if where != "auto" else " here"
             raise MachineError(
                 f"no Ray cluster answers{at}: {_one_line(exc)}",
@@ -163,15 +161,13 @@ def actors() -> dict[str, Any]:
 
 
 def outcome(ref: Any, seconds: float) -> Any:
-    """A call's result or its `RayCallError`; None if neither comes within ``seconds``."""
+    """A call's result or Ray's error; a `TimeoutError` if neither comes within ``seconds``."""
     import ray
 
     try:
         return ray.get(ref, timeout=seconds)
-    except ray.exceptions.GetTimeoutError:
-        return None
     except ray.exceptions.RayError as exc:
-        return RayCallError(str(exc))
+        return exc
 
 
 def outcomes(refs: Sequence[Any], seconds: float) -> list[Any]:
@@ -193,26 +189,18 @@ def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
     """
     if environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
         return ()
-    certificate, key = environ.get("RAY_TLS_SERVER_CERT", ""), environ.get("RAY_TLS_SERVER_KEY", "")
+    certificate, key = environ["RAY_TLS_SERVER_CERT"], environ["RAY_TLS_SERVER_KEY"]
     return ("--ssl-certfile", certificate, "--ssl-keyfile", key)
 
 
 def client_context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
     """The TLS context by which a front verifies nodes; None if Ray uses no TLS.
 
-    A node has a certificate of Ray's authority that names its address, as Ray itself demands.
-
-    Raises:
-        LaunchError: Ray uses TLS, and its authority's certificate cannot be used.
+    A node has a certificate of Ray's authority that names its address, as Ray itself demands; Ray
+    has read the authority's file before.
     """
-    if not server_words(environ):
-        return None
     import ssl
 
-    try:
-        return ssl.create_default_context(cafile=environ.get("RAY_TLS_CA_CERT", ""))
-    except OSError as exc:
-        raise LaunchError(
-            f"RAY_USE_TLS is set, but the certificate of its authority cannot be used: {exc}",
-            hint="check RAY_TLS_CA_CERT on this node",
-        ) from None
+    if not server_words(environ):
+        return None
+    return ssl.create_default_context(cafile=environ.get("RAY_TLS_CA_CERT"))

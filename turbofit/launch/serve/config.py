@@ -86,6 +86,7 @@ class ClusterServeConfig(ServeConfig):
     """One `turbofit serve --cluster`: every engine is started as on one machine."""
 
     request: PlanRequest = Field(description="what to plan for; it names no machine")
+    gateway: GatewayConfig = Field(description="the front's public side")
     address: str | None = Field(default=None, description="Ray's; None is the cluster of this host")
     name: str = Field(description="what people call it; actors and folders have it")
     node_words: tuple[str, ...] = Field(

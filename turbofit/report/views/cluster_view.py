@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import plural
 from turbofit.core.units import three_digits
 from turbofit.report.painters.document import (
     Code,
     Heading,
-    Paragraph,
-    Table,
     Verdict,
     first_warnings,
     known_facts,
@@ -21,25 +19,19 @@ from turbofit.report.painters.document import (
     table,
 )
 from turbofit.report.views.figures import shell_words
+from turbofit.report.views.plan_view import promise_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from turbofit.core.cluster import ClusterPlan, ClusterStatus, NodePlan
+    from turbofit.core.cluster import ClusterPlan, NodePlan, NodeStatus
     from turbofit.report.painters.document import Block
 
 #: The number of node names that a row lists.
 _NAMES: Final = 3
-_SERVING: Final = ("nodes", "cards", "engine", "tp x n", "KV tokens", "req/s", "at once", "which")
-_LEFT_OUT: Final = ("nodes", "cards", "why", "which")
-_STATES: Final = ("node", "cards", "state", "at once", "KV tokens", "why, or said last")
 #: Columns of numbers, and columns whose text may be broken over lines.
 _RIGHT: Final = ("nodes", "tp x n", "KV tokens", "req/s", "at once")
-_WRAPPED: Final = ("cards", "which", "why", "node", "why, or said last")
-
-
-def _table(names: Sequence[str], rows: Iterable[tuple[str, ...]], **places: Any) -> Table:
-    return table(names, rows, right=_RIGHT, wrap=_WRAPPED, **places)
+_WRAPPED: Final = ("cards", "which", "serve nothing, since", "node", "why, or said last")
 
 
 def cluster_view(plan: ClusterPlan) -> list[Block]:
@@ -49,69 +41,59 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
         Heading(f"{title} ({plan.source})" if plan.source else title, short=True),
         Verdict(plan.verdict, "good" if plan.fits else "bad", short=True),
     ]
-    if plan.source.startswith("simulated"):
-        text = "simulated: machines of presets or of snapshots, no node was measured"
-        blocks.append(Paragraph(text, tone="warn", short=True))
+    if plan.fits:
+        context = f"{plan.longest_request_tokens:,} tokens with the answer"
+        facts = {**promise_facts(plan.plans[0]), "context": context}
+        blocks += [
+            *first_warnings(plan.warnings),
+            Heading("What is promised"),
+            known_facts(facts, short=True),
+            Heading("Nodes that serve, by kind"),
+        ]
     serving: dict[tuple[str, ...], list[NodePlan]] = {}
     left_out: dict[tuple[str, ...], list[NodePlan]] = {}
     for node in plan.nodes:
         if (served := node.plan) is None:
             left_out.setdefault((node.cards, node.why_not), []).append(node)
             continue
-        speed = served.throughput
+        speed, shape = served.throughput, f"{served.parallel.tp}x{served.parallel.replicas}"
+        rate = "-" if speed is None else three_digits(speed.requests_per_second)
         row = (
-            node.cards,
-            served.engine.name,
-            f"{served.parallel.tp}x{served.parallel.replicas}",
-            f"{served.kv.total_tokens:,}",
-            three_digits(speed.requests_per_second) if speed is not None else "-",
+            node.cards, served.engine.name, shape, f"{served.kv.total_tokens:,}", rate,
             f"{served.requests_at_once:,}",
-        )
+        )  # fmt: skip
         serving.setdefault(row, []).append(node)
-    if (limits := plan.limits) is not None:
-        images = None
-        if limits.vision_unit is not None:
-            unit = plural(limits.units_per_image, limits.vision_unit)
-            images = f"{limits.images_per_request} of up to {limits.units_per_image:,} {unit}"
-        facts = {
-            "a request": f"{plan.longest_request_tokens:,} tokens",
-            "images": images,
-            "answers a request": f"{limits.copies(images=False)} at most (n)",
-        }
-        blocks += [
-            *first_warnings(plan.warnings),
-            Heading("What is promised"),
-            known_facts(facts, short=True),
-            Heading("Nodes that serve, by kind"),
-            _table(_SERVING, _rows(serving), short=True),
-        ]
+    names = ("nodes", "cards", "engine", "tp x n", "KV tokens", "req/s", "at once", "which")
+    blocks += _kinds(names, serving)
     blocks += [*listed("Notes", plan.warnings), *remedies_table(plan.remedies, "What would fit")]
-    if left_out:
-        blocks.append(Heading("Nodes that serve nothing", short=True))
-        blocks.append(_table(_LEFT_OUT, _rows(left_out), short=True))
+    blocks += _kinds(("nodes", "cards", "serve nothing, since", "which"), left_out)
     if plan.serve is not None:
         blocks.append(remark("on a node of the Ray cluster:", short=True))
         blocks.append(Code(shell_words(plan.serve.argv), short=True))
     return blocks
 
 
-def _rows(kinds: dict[tuple[str, ...], list[NodePlan]]) -> Iterable[tuple[str, ...]]:
-    """The rows of equal nodes with their number and names; the most nodes come first."""
+def _kinds(names: Sequence[str], kinds: dict[tuple[str, ...], list[NodePlan]]) -> Iterator[Block]:
+    """Yield a table with a row for each kind of node, the most nodes first; none without kinds."""
+    rows = []
     for row, members in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
-        names = ", ".join(node.name for node in members[:_NAMES])
-        more = len(members) - _NAMES
-        yield f"{len(members):,}", *row, names if more <= 0 else f"{names} and {more:,} more"
+        which, more = ", ".join(node.name for node in members[:_NAMES]), len(members) - _NAMES
+        which += f" and {more:,} more" if more > 0 else ""
+        rows.append((f"{len(members):,}", *row, which))
+    if rows:
+        yield table(names, rows, right=_RIGHT, wrap=_WRAPPED, short=True)
 
 
-def status_view(status: ClusterStatus) -> list[Block]:
-    """The state of a cluster, node by node."""
-    up = [node for node in status.nodes if node.state == "serving"]
-    title = f"{status.name}: {len(up)} of {len(status.nodes)} nodes serve, {status.source}"
-    rows = (
+def status_view(nodes: Sequence[NodeStatus]) -> list[Block]:
+    """What the nodes of all runs do."""
+    rows = [
         (
-            node.name, node.cards, node.state, f"{node.at_once:,}", f"{node.tokens:,}",
-            shorten(node.why_not or node.said, 300, placeholder=" …"),
+            node.serves, node.name, node.cards, node.state, f"{node.at_once:,}",
+            f"{node.tokens:,}", shorten(node.why_not or node.said, 300, placeholder=" …"),
         )
-        for node in status.nodes
-    )  # fmt: skip
-    return [Heading(title), _table(_STATES, rows)]
+        for node in nodes
+    ]  # fmt: skip
+    up = sum(node.state == "serving" for node in nodes)
+    names = ("serves", "node", "cards", "state", "at once", "KV tokens", "why, or said last")
+    title = f"{up} of {len(nodes)} {plural(len(nodes), 'node')} serve"
+    return [Heading(title), table(names, rows, right=_RIGHT, wrap=_WRAPPED)]

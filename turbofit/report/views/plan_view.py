@@ -135,7 +135,7 @@ def _in_short(plan: Plan) -> dict[str, str]:
     facts["pace"] = plan.pace.text if plan.pace else ""
     if plan.considered and plan.kv.longest_request_tokens:
         facts["KV cache"] = _cache(plan)  # a prediction's verdict says it already
-    facts |= _promise(plan)
+    facts |= promise_facts(plan)
     facts["engine"] = _not_usual(plan)
     if plan.fits and plan.remedies:
         facts["faster"] = plan.remedies[0].text
@@ -168,7 +168,7 @@ def _cache(plan: Plan) -> str:
     return text
 
 
-def _promise(plan: Plan) -> dict[str, str]:
+def promise_facts(plan: Plan) -> dict[str, str]:
     limits, rule = plan.limits, plan.model.image_rule
     context = f"{plan.settings.session_len:,} tokens with the answer"
     if plan.engine.of_lmdeploy:
@@ -223,7 +223,7 @@ def _first_token(size: str, speed: Throughput, of: UsualImage | None = None) -> 
 
 def _capacity(plan: Plan) -> list[Block]:
     kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
-    users, facts = users_of(plan), {"KV cache": _cache(plan), **_promise(plan)}
+    users, facts = users_of(plan), {"KV cache": _cache(plan), **promise_facts(plan)}
     if plan.parallel.replicas > 1:
         least = "at least " if plan.by_group else ""
         facts["each KV cache"] = f"{least}{kv.tokens:,} tokens"
