@@ -56,9 +56,11 @@ def make_cluster_plan(
         if not base.context_given:
             base = base.with_workload(context=promised.longest_request_tokens)
     kinds = _kinds(base, cluster, engine, raises=promised is None)
-    # The promise is that of the best plan; nodes that do not keep it are left out.
+    # The promise is that of the best plan; nodes that do not keep it are left out. Of equal ones it
+    # is that with the least answers of a request, so that it is the same in any order of nodes.
     plans = [planned.document for _, planned in kinds if planned.fits]
-    best = max(plans if promised is None else promised.plans, key=_promise, default=None)
+    plans = sorted(plans if promised is None else promised.plans, key=lambda plan: plan.limits.n)
+    best = max(plans, key=_promise, default=None)
     found = {
         node.id: NodePlan(
             node=node.id, name=node.name, address=node.address, cards=_cards(node.machine),

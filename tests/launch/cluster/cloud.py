@@ -104,7 +104,7 @@ class Serving:
             "--no-check", "--no-standby", "--api-key", KEY, *words,
         ]  # fmt: skip
         self.child = self.again()
-        self.child.wait_for("nodes,")
+        self.child.wait_for("fits:")
         until(lambda: self.status(), "the first actors")
         front = ("gateway", "--port", str(self.port), "--api-key", KEY, "--access-log", "none")
         self.run(*front)
@@ -136,7 +136,7 @@ class Serving:
     def status(self) -> dict[str, dict[str, Any]]:
         """What `cluster status` tells of each node, by our name of it."""
         code, served = self.cli("cluster", "status")
-        nodes = {node["id"]: node for node in served[0]["nodes"]} if code == 0 else {}
+        nodes = {node["id"]: node for node in served} if code == 0 else {}
         ours = {name: self.cloud.identity(name) for name in self.cloud.nodes}
         return {name: nodes[identity] for name, identity in ours.items() if identity in nodes}
 

@@ -101,9 +101,11 @@ class Controller:
         alive = ray_adapter.nodes(self._address)
         for identity in actors.keys() & alive.keys():
             made = ray_adapter.outcome(actors[identity].made.remote(), _LAST_SECONDS)
-            if isinstance(made, tuple) and made[0].plan is not None:
-                before = replace(alive[identity], machine=made[0].plan.machine, why_not="")
-                self.nodes[identity] = NodeState(before, serves=made[1], before=before)
+            if isinstance(made, tuple):
+                planned, serves = made
+                node = self.nodes[identity] = NodeState(alive[identity], serves=serves)
+                if planned.plan is not None:  # the node as it was before its server took memory
+                    node.before = replace(node.ray, machine=planned.plan.machine, why_not="")
 
     def tick(self) -> None:
         """Hear what the actors tell; measure and plan the nodes that join.
@@ -140,8 +142,8 @@ class Controller:
         opened = False
         while self._stop.signal is None:
             self.tick()
-            states = {node.status.state for node in self.nodes.values() if node.status is not None}
-            if not opened and self.plan is not None and states and states <= _EMPTY:
+            heard = [node.status for node in self.nodes.values()]
+            if not opened and all(it is not None and it.state in _EMPTY for it in heard):
                 raise LaunchError(
                     "no node serves", hint="see above why each does not, and its folder's serve.log"
                 )
@@ -153,7 +155,7 @@ class Controller:
 
     def end(self) -> None:
         """End all servers normally, and free all GPUs; a lost actor's server ends by its lease."""
-        actors = node_actors(self._config.name)
+        actors = {node.ray.id: node.actor for node in self.nodes.values() if node.actor is not None}
         # Even an urgent end waits until the actors know; otherwise their servers would continue.
         ray_adapter.outcomes([actor.end.remote() for actor in actors.values()], 10.0)
         end = time.monotonic() + self._config.timing.drain + _LAST_SECONDS
@@ -200,7 +202,7 @@ class Controller:
         if node.actor is not None:
             ray_adapter.kill_actor(node.actor)
         node.serves, gpus = serves, 0 if planned.plan is None else node.ray.gpus
-        ray_adapter.start_actor(
+        node.actor = ray_adapter.start_actor(
             NodeActor, run, planned, words, token_hex(32), node=node.ray.id, gpus=gpus,
             name=f"{run}/{node.ray.id}/{time.time():.3f}",  # the newest is the last one by name
         )  # fmt: skip

@@ -54,7 +54,9 @@ class NodeActor:
         self._planned, self._words, self._key, plan = planned, words, key, planned.plan
         self._folder = folder = state_dir(f"nodes/{run}-{planned.node[:12]}")
         self._lease = folder / f"lease-{served_digest(planned, words)}-{key[:8]}"
-        self._over, self._raylet, self._renewed = plan is None, os.getppid(), time.monotonic()
+        self._over, self._raylet = plan is None, os.getppid()
+        # It has half of the time to hear of its controller, and is not taken for one that has.
+        self._renewed = time.monotonic() - LEASE_SECONDS / 2
         self._child: subprocess.Popen[bytes] | None = None
         pretend = plan is not None and plan.machine.source != "nvml"
         self._status = NodeStatus(
