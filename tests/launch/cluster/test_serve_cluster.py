@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.launch.cluster.cloud import STAND_IN, Clients, Cloud, Serving, cli, cloud_of, until
+from tests.support.cloud import STAND_IN, Clients, Cloud, Serving, cli, cloud_of, until
 from tests.support.processes import Child
 from tests.support.serving import needs
 from tests.sweep import part

@@ -1,7 +1,7 @@
 """The Ray actor of a node: it keeps a `turbofit serve` there, and adopts one that runs already.
 
-The server's lease is a file in the node's state folder, ``lease-…`` with the digest of what it
-serves. The server's processes hold it locked and write their URL into it; it serves as long as the
+The server's lease is a file in the node's state folder, ``lease-…`` with a digest of what it serves
+and of its key. The server's processes hold it locked and write their URL into it; it serves as long as the
 file is there and the controller has it renewed. So no request is lost when the actor dies and Ray
 starts it again, and no server lives on when the controller has gone. A file ``drained`` says that
 nothing may serve there any more.
@@ -53,7 +53,8 @@ class NodeActor:
     def __init__(self, run: str, planned: NodePlan, words: Sequence[str], key: str) -> None:
         self._planned, self._words, self._key, plan = planned, words, key, planned.plan
         self._folder = folder = state_dir(f"nodes/{run}-{planned.node[:12]}")
-        self._lease = folder / f"lease-{served_digest(planned, words)}-{key[:8]}"
+        server = f"{served_digest(planned, words)} {key}".encode()
+        self._lease = folder / f"lease-{sha256(server).hexdigest()[:16]}"
         self._over, self._raylet = plan is None, os.getppid()
         # It has half of the time to hear of its controller, and is not taken for one that has.
         self._renewed = time.monotonic() - LEASE_SECONDS / 2
@@ -110,8 +111,8 @@ class NodeActor:
         over, why = self._over or drained, self._status.why_not
         if self._child is not None:
             self._child.poll()  # a dead child is reaped
-        held = [path for path in self._folder.glob("*-*-*") if is_held(path)]
-        for path in self._folder.glob("*-*-*"):
+        held = [path for path in self._folder.glob("*-*") if is_held(path)]
+        for path in self._folder.glob("*-*"):
             if over or path != self._lease:  # without a lease its server ends normally
                 ended = path.with_name(path.name.replace("lease", "ended"))
                 path.rename(ended) if path in held else path.unlink()

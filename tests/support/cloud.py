@@ -79,9 +79,9 @@ class Cloud:
         subprocess.run([ray, "drain-node", *words], check=True, capture_output=True)
 
     def actor(self, name: str) -> int:
-        """The process of the node's actor."""
+        """The process of the node's actor; 0 while there is none."""
         raylet = self.nodes[name].all_processes["raylet"][0].process.pid
-        return found(b"ray::NodeActor", lambda pid: parent(pid) == raylet)[0]
+        return sum(found(b"ray::NodeActor", lambda pid: parent(pid) == raylet)[:1])
 
     def stop(self) -> None:
         self._cluster.shutdown()
@@ -105,7 +105,7 @@ class Serving:
         ]  # fmt: skip
         self.child = self.again()
         self.child.wait_for("fits:")
-        until(lambda: self.status(), "the first actors")
+        until(self.status, "the first actors")
         front = ("gateway", "--port", str(self.port), "--api-key", KEY, "--access-log", "none")
         self.run(*front)
 
@@ -160,15 +160,11 @@ class Serving:
     def server(self, name: str) -> int:
         """The process of the node's `turbofit serve`; 0 while there is none."""
         lease = f"{self.folder(name)}/lease".encode()
-        pids = found(lease, lambda pid: b"/bin/sh" not in command(pid)[:8])
-        return pids[0] if pids else 0
+        return sum(found(lease, lambda pid: b"/bin/sh" not in command(pid)[:8])[:1])
 
-    def engine(self, name: str) -> int:
-        """The process of an engine of the node, once it runs."""
-        return until(
-            lambda: found(b"fake_server.py", lambda pid: self.server(name) in above(pid)),
-            f"an engine of {name}",
-        )[0]
+    def engines(self, name: str) -> list[int]:
+        """The processes of the node's engines."""
+        return found(b"fake_server.py", lambda pid: self.server(name) in above(pid))
 
     def end(self) -> int:
         self.child.process.send_signal(signal.SIGTERM)
@@ -285,7 +281,7 @@ def found(word: bytes, fits: Callable[[int], bool]) -> list[int]:
 def served(
     state: Path, *nodes: tuple[str, str, int], words: tuple[str, ...] = ()
 ) -> Iterator[Serving]:
-    """A cluster of these nodes (name, SPEC, GPUs), and what it serves with stand-ins for engines."""
+    """A cluster of these nodes (name, SPEC, GPUs), and what it serves with stand-in engines."""
     environ = {"XDG_STATE_HOME": str(state), "TURBOFIT_LEASES": f"{state}/leases", **STAND_IN}
     cloud = Cloud(**environ, STANDIN_SEEN=f"{state}/seen")
     serving = None
