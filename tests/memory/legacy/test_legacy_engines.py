@@ -557,7 +557,8 @@ def test_ranks_that_are_processes_have_a_server_s_context_and_since_0_7_whole_to
         for version, tp in (("0.5.2", 1), ("0.5.2", 2), ("0.7.0", 2))
     )
     assert "server_context" not in terms(alone, 0.5)
-    assert "server_context" in terms(old, 0.5)
+    for ranks in (old, new):  # InternLM/lmdeploy#3440: both T4 held 11,037 MiB
+        assert terms(ranks, 0.5, 0)["server_context"] == terms(ranks, 0.5, 1)["server_context"]
     spread, whole = (
         [terms(ranks, 0.5, rank)["weights.vision_tower"] for rank in (0, 1)] for ranks in (old, new)
     )

@@ -97,9 +97,9 @@ class LegacyTorchAccount(GroupAccount):
         text, spread = model.text, self.generation.tower == "front_end"
         linked = launch.machine.nvlinked(launch.gpus)
         yield from before_terms(gpu, launch.settings, linked, self.constants)
-        if tp > 1 and (i == 0 or (spread and model.vision is not None)):
-            # Ranks are separate processes. The size is too high if the server does not use a
-            # rank's GPU.
+        if tp > 1:
+            # Ranks are separate processes. The size is too high where the server does not use a
+            # rank's GPU: on two T4 (0.7) both GPUs held as much as GPU 0.
             size, _ = context_bytes(gpu)
             note = "the server's process beside the rank's"
             yield term("server_context", "context", size, "estimate", note)
