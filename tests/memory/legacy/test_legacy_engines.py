@@ -506,7 +506,7 @@ def test_scores_of_attention_are_what_flash_attention_saves():
 def test_no_figure_of_one_image_takes_a_patch_for_a_tile(engine, version):
     """With the version's defaults the first image of no model takes a card of 80 GB.
 
-    Scores of eager attention, a worst case of the releases before, may: 65,536 patches have 256 GiB.
+    Scores of eager attention may, in releases before: those of 65,536 patches take 256 GiB.
     """
     seen, machine = 0, machine_from("1xa100-80g")
     for name in known_presets():
