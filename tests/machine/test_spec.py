@@ -241,3 +241,9 @@ def test_a_text_is_refused_or_what_it_means_is_possible(data: bytes) -> None:
     assert refused.message
     assert refused.hint
     assert "\n" not in refused.message
+
+
+def test_a_given_size_leaves_nothing_to_assume_of_it():
+    assert parse_spec("v100").warnings
+    assert parse_spec("v100:total=32GiB").warnings == ()
+    assert parse_spec("2xa100-80g:total=80GiB").warnings  # NVLink is assumed still

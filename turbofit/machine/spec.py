@@ -284,7 +284,11 @@ def _card(name: str, count: int, given: dict[str, str]) -> _Card:
         return _any_card(name, given)
     _refuse_capability(name, given)
     preset = load_preset(key)
-    return _Card(gpu=_of_preset(preset), preset=preset, note=assumed_note(name, count))
+    return _Card(
+        gpu=_of_preset(preset),
+        preset=preset,
+        note=assumed_note(name, count, sized="total" in given),
+    )
 
 
 def _refuse_capability(name: str, given: dict[str, str]) -> None:
