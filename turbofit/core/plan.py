@@ -629,6 +629,18 @@ class Plan(JsonDocument):
         return None if make is None else make(self)
 
     @property
+    def title(self) -> str:
+        """What is planned on what, and the engine."""
+        return f"{self.model.name} on {self.machine.name} with {self.engine.name}"
+
+    @property
+    def why_engine(self) -> str:
+        """The reason for an unusual engine, without its figures; empty for the usual engine."""
+        about = f"engine {self.engine.name}: "
+        why = next((reason for reason in self.reasons if reason.startswith(about)), "")
+        return why.partition(" (")[0].removeprefix("engine ")
+
+    @property
     def takes_videos(self) -> bool:
         """Whether the engine accepts videos of this model, each in place of an image."""
         rule = self.model.image_rule if self.limits.vision_unit is not None else None

@@ -102,7 +102,7 @@ def _answer(plan: Plan) -> list[Block]:
     # The warnings of the plan come before those of the machine.
     warnings = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
     blocks: list[Block] = [
-        Heading(f"{plan.model.name} on {plan.machine.name} with {plan.engine.name}", short=True),
+        Heading(plan.title, short=True),
         Verdict(plan.verdict, tone, badge, short=True),
         *first_warnings(warnings, (*plan.model.warnings, *assumed_of(plan.machine))),
     ]
@@ -136,7 +136,7 @@ def _in_short(plan: Plan) -> dict[str, str]:
     if plan.considered and plan.kv.longest_request_tokens:
         facts["KV cache"] = _cache(plan)  # a prediction's verdict says it already
     facts |= _promise(plan)
-    facts["engine"] = _not_usual(plan)
+    facts["engine"] = plan.why_engine
     if plan.fits and plan.remedies:
         facts["faster"] = plan.remedies[0].text
     if plan.rehearsal is not None:
@@ -144,13 +144,6 @@ def _in_short(plan: Plan) -> dict[str, str]:
         rehearsed = f"{plan.rehearsal.outcome} with {engine} {plan.rehearsal.engine_version}"
         facts["rehearsal"] = f"{rehearsed} on pretend GPUs"
     return facts
-
-
-def _not_usual(plan: Plan) -> str:
-    """The reason for an unusual engine, without its figures; empty for the usual engine."""
-    about = f"engine {plan.engine.name}: "
-    why = next((reason for reason in plan.reasons if reason.startswith(about)), "")
-    return why.partition(" (")[0].removeprefix("engine ")
 
 
 def _host_limit(host: HostImages | None) -> str:
