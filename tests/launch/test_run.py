@@ -78,7 +78,6 @@ def test_one_rung_helps_and_the_next_start_begins_with_it(session, tmp_path: Pat
     child.wait_for("OPEN")
     assert "ladder 1/3: the warm-up did not fit: max_prefill_token_num" in child.stderr
     assert "the worst cases will take the cards about" in child.stderr
-    assert "on 1xrtx3090 with turbomind" in child.stderr
     terminate(child)
     attempts = record(tmp_path)["attempts"]
     first, second = (attempt["settings"]["max_prefill_token_num"] for attempt in attempts)
