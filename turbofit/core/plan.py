@@ -318,6 +318,11 @@ class Surety(Struct):
         )
 
     @property
+    def in_a_word(self) -> str:
+        """How sure, in a word or two; docs/accuracy.md says what each means."""
+        return {"order": "very rough", "unknown": "unchecked"}.get(self.word, self.word)
+
+    @property
     def in_short(self) -> str:
         """The error that nine of ten figures stay within, in words; `words` names the worst."""
         return {
