@@ -1,25 +1,42 @@
-"""A log with what it is about: model and machine, as named in it or by the user."""
+"""A log with what it is about: model, machine, engine and settings, as it or the user names them."""
 
 from __future__ import annotations
 
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import convert
 from msgspec.structs import replace
 
-from turbofit.core.errors import PackageError, TurbofitError, UsageError
+from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.plan import Settings
 from turbofit.core.struct import known
 from turbofit.core.units import MIB
+from turbofit.core.version import REFERENCE
 from turbofit.diagnose.subject import preset_of
-from turbofit.machine.card_words import as_large
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
-from turbofit.machine.presets import match_key
+from turbofit.machine.presets import (
+    assumed_note,
+    find_preset,
+    load_preset,
+    match_key,
+    presets_with,
+)
 from turbofit.machine.source import machine_from
-from turbofit.memory.engines import engine_named
-from turbofit.model.presets import preset_model
+from turbofit.memory.engines import engine_for, engine_named
+from turbofit.model.names import by_its_name
+from turbofit.model.presets import HUB_ID, preset_model
 from turbofit.model.source import resolve_model
-from turbofit.observe.log_events import PeerMissing, TorchMemory
+from turbofit.observe.log_events import (
+    CacheBudget,
+    KvBlocks,
+    LegacyCuda,
+    PeerMissing,
+    Slab,
+    Starting,
+    TorchMemory,
+)
 from turbofit.planning.plan import predict
 from turbofit.planning.request import PredictRequest
 
@@ -32,20 +49,25 @@ if TYPE_CHECKING:
 
 #: Less than so much of a table is a display's, or the driver's own.
 _IN_USE: Final = 256 * MIB
+#: The relative difference of two figures for one card's memory: the driver's part, and ECC.
+_SAME_TOTAL: Final = 0.07
+_SIZING: Final = ("cache_block_seq_len", "max_batch_size", "session_len", "quant_policy")
 
 
 class LogCase:
-    """What the rules look at.
+    """What the answer looks at.
 
     Args:
         facts: the log.
         model: the user's name of the model; it goes before the log's.
         on: the user's SPEC or snapshot; it goes before the log's.
+        hangs: whether the user says that the program stands still.
     """
 
-    def __init__(self, facts: LogFacts, *, model: str | None = None, on: str | None = None) -> None:
-        self.facts = facts
-        self.event = facts.deaths.event
+    def __init__(
+        self, facts: LogFacts, *, model: str | None, on: str | None, hangs: bool = False
+    ) -> None:
+        self.facts, self.subject, self.hangs = facts, facts.subject, hangs
         self.model = self._model(model)
         self.on = on
         self.machine = machine_from(on) if on else None
@@ -53,6 +75,8 @@ class LogCase:
         self.no_machine = ""
         #: What was assumed of a card whose size the log leaves open.
         self.assumed = ""
+        #: How many cards the machine has beside those that the run saw.
+        self.unseen = 0
         if on is None:
             self._take_machine_of_log()
 
@@ -60,35 +84,85 @@ class LogCase:
     def gpu(self) -> Gpu | None:
         return self.machine.gpu(self.machine.visible[0]) if self.machine else None
 
-    @property
-    def tp(self) -> int | None:
-        value = self.facts.subject.options.get("tp")
-        return value if isinstance(value, int) else None
+    @cached_property
+    def version(self) -> str | None:
+        """The log's release; where it prints none, one whose lines these are; else None."""
+        if self.subject.version:
+            return self.subject.version
+        facts = self.facts
+        if facts.first(PeerMissing):
+            return "0.7"
+        old = facts.first(KvBlocks) or facts.first(LegacyCuda)
+        newer = facts.first(CacheBudget) or facts.first(Slab)
+        return "0.12" if old and not newer else None
 
     @property
-    def ratio(self) -> float | None:
-        value = self.facts.subject.options.get("cache_max_entry_count")
-        return value if isinstance(value, float) else None
+    def generation(self) -> str | None:
+        """LMDeploy's releases by the form of its lines, if no version is printed; else None."""
+        if self.facts.first(CacheBudget) or self.facts.first(Slab):
+            return f"0.15 to {REFERENCE}"
+        if self.facts.first(PeerMissing):
+            return "0.2 to 0.7"
+        return {None: None, "0.12": "0.2 to 0.14"}.get(self.version)
 
     @cached_property
-    def turbomind(self) -> Engine:
-        """TurboMind of the log's version; the reference's where it names none that is known."""
-        try:
-            return engine_named("turbomind", self.facts.subject.version)
-        except PackageError:
-            return engine_named("turbomind")
+    def engine(self) -> Engine:
+        """LMDeploy's engine of the log, in its release; the reference's if that is not known."""
+        names = ("pytorch",) if self.subject.on_pytorch else ("auto",)
+        if self.facts.first(CacheBudget) or self.facts.first(KvBlocks):
+            names = ("turbomind",)
+        for version in (self.version, None):
+            try:
+                if self.model is not None:
+                    return engine_for(self.model, names[0], version)
+                return engine_named(names[0].replace("auto", "turbomind"), version)
+            except TurbofitError:
+                continue
+        return engine_named("turbomind")
 
-    def forecast(self, **figures: float | None) -> Plan | None:
-        """What turbofit says of the log's settings, release and figures, where all are known."""
+    @cached_property
+    def tp(self) -> int:
+        """The degree that the log names, or that the size of a KV block proves; else 1."""
+        value = self.subject.options.get("tp")
+        if isinstance(value, int):
+            return value
+        sizes = [
+            event.value for _, event in self.facts.every(KvBlocks) if event.field == "block_size"
+        ]
+        if sizes and self.model is not None:
+            for tp in (1, 2, 4, 8):
+                shape = self.engine.cache(self.model, replace(self.settings, tp=tp))
+                if abs(shape.block_bytes - sizes[0]) <= MIB // 2:
+                    return tp
+        return max(1, len(self.facts.every(CacheBudget)))
+
+    @cached_property
+    def ratio(self) -> float:
+        value = self.subject.options.get("cache_max_entry_count")
+        if isinstance(value, float) and value > 0:
+            return value
+        return float(str(self.engine.defaults("").get("cache_max_entry_count", 0.8)))
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings that size the cache: the engine's defaults, and what the log names."""
+        options = self.engine.defaults(self.gpu.name if self.gpu else "") | self.subject.options
+        return convert({name: options[name] for name in _SIZING if name in options}, Settings)
+
+    def forecast(self, **changed: Any) -> Plan | None:
+        """What that release's account says of the log's run with something changed.
+
+        None where the log does not name model and cards, or the release does not take it.
+        """
         if self.model is None or self.machine is None:
             return None
-        subject, session = self.facts.subject, self.facts.session_limit
-        told = {"session_len": session} if session else {}
-        given = subject.options | told | {"lmdeploy": subject.version} | figures
+        starting = self.facts.first_event(Starting)
+        told = {"session_len": starting.session} if starting and starting.session else {}
+        version = self.version if self.engine.version != REFERENCE else self.subject.version
+        given = self.subject.options | told | {"lmdeploy": version, "tp": self.tp} | changed
         try:
-            return predict(
-                PredictRequest.of(model=self.model, on=self.machine, engine="turbomind", **given)
-            )
+            request = {"model": self.model, "on": self.machine, "engine": self.engine.name}
+            return predict(PredictRequest.of(**(request | given)))
         except TurbofitError:
             return None
 
@@ -102,20 +176,29 @@ class LogCase:
         if name is not None:
             preset = preset_of(name)
             return preset_model(preset) if preset else resolve_model(name)
-        found = self.facts.subject.model
-        return preset_model(found[0]) if found else None
+        if (found := self.subject.model) is None:
+            return None
+        if preset := preset_of(found):
+            return preset_model(preset)
+        hub_id = "/".join(found.split("/")[-2:])
+        read = by_its_name(hub_id, "", guess=True) if HUB_ID.fullmatch(hub_id) else ""
+        return None if isinstance(read, str) else replace(read, warnings=())
 
     def _take_machine_of_log(self) -> None:
         """The cards that the log names, where they make a machine; else why they make none."""
-        spec = self._spec()
-        if not spec:
+        if not (spec := self._spec()):
             return
         try:
-            self.machine = machine_from(spec)
+            machine = machine_from(spec)
         except UsageError as exc:
             self.no_machine = f"{exc.message} ({exc.hint})"
-        else:
-            self.on = self.named(self.machine)
+            return
+        seen = self.subject.visible
+        if seen is not None and seen < len(machine.gpus):
+            self.unseen = len(machine.gpus) - seen
+            gpus = machine.gpus[:seen]
+            machine = machine_from(f"{self.named(replace(machine, gpus=gpus))}")
+        self.machine, self.on = machine, self.named(machine)
 
     def _spec(self) -> str:
         """The machine of the log as `machine_from` reads it: a table, a list, or named cards."""
@@ -126,26 +209,28 @@ class LogCase:
             return self._named()
         cards = [gpu for _, gpu in sorted(found.items())]
         if not table and len({gpu.name for gpu in cards}) == 1:
-            name = as_large(cards[0].name, self._printed_total)
+            name = _as_large(cards[0].name, self._printed_total)
             cards = [replace(gpu, name=name) for gpu in cards]
         slices = [event for _, event in self.facts.every(MigSlice)]
         return "+".join(groups(cards, slices)) + self._peers(sum(gpu.count for gpu in cards))
 
     def _named(self) -> str:
         """Cards that the text names, where they are of one kind."""
-        found = self.facts.subject.cards.found
+        found = list(self.subject.cards.values())
         if len(found) > 1:
-            kinds = ", ".join(f"{max(1, cards.number)}x {name}" for name, cards in found.items())
+            kinds = ", ".join(f"{max(1, cards.number)}x {cards.name}" for cards in found)
             self.no_machine = f"the log names {kinds}; name the one that is meant with --on"
         if len(found) != 1:
             return ""
-        name, cards = next(iter(found.items()))
+        name, number, sized = found[0]
         peers = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
         counts = [event.gpu + 1 for _, event in self.facts.every(TorchMemory) if event.gpu]
-        if not self._printed_total:
-            self.assumed = self.facts.subject.cards.assumed(name) or ""
-        number = cards.number or max([1, *peers, self.tp or 1, *counts])
-        return f"{number}x{as_large(name, self._printed_total)}" + self._peers(number)
+        if not self._printed_total and not sized and name.partition("-")[2]:
+            self.assumed = assumed_note(name.partition("-")[0], 1) or ""
+        tp = self.subject.options.get("tp", 1)
+        seen = self.subject.visible or 1
+        number = number or max([1, *peers, tp if isinstance(tp, int) else 1, *counts, seen])
+        return f"{number}x{_as_large(name, self._printed_total)}" + self._peers(number)
 
     def _peers(self, number: int) -> str:
         return ",p2p=none" if number > 1 and self.facts.first(PeerMissing) else ""
@@ -165,6 +250,20 @@ class LogCase:
         before = begun is not None and line < begun and not self.facts.first(TorchMemory)
         used = gpu.used if before and gpu.used and gpu.used >= _IN_USE else 0
         return replace(gpu, used=used)
+
+
+def _as_large(name: str, total: int) -> str:
+    """The SPEC name of the card of this name with ``total`` bytes; the name itself if it is 0."""
+    found = find_preset(name)
+    if not total or found is None:
+        return name
+    chip = found.partition("-")[0]
+    same = (key for key in presets_with([chip]) if key.partition("-")[0] == chip)
+    for key in (found, *same):
+        preset = load_preset(key)
+        if abs(preset.total - preset.reserved - total) <= total * _SAME_TOTAL:
+            return key
+    return f"{found}:total={total // MIB}MiB"
 
 
 def with_used(machine: Machine, used: int) -> Machine:

@@ -17,7 +17,7 @@ from turbofit.core.json_types import Document
 from turbofit.core.rehearsal import Moment
 from turbofit.core.struct import to_builtins
 from turbofit.core.version import __version__
-from turbofit.observe.engine_end import exit_words
+from turbofit.observe.death import exit_words
 from turbofit.pretend.run import NOTICE
 from turbofit.pretend.scenario import PretendGpu
 from turbofit.rehearse.engines import ADAPTERS

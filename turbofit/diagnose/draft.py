@@ -1,33 +1,36 @@
-"""The answer of a rule to a case, before advice and the log's own facts are added."""
+"""An answer to a case, before the plan, the first step and the log's own facts are added."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.hidden import without_keys
 from turbofit.core.struct import Struct
 from turbofit.diagnose.answer import Evidence, Holding, Missing
-from turbofit.diagnose.event import LogEvent
-from turbofit.diagnose.rules.causes import Rank
-from turbofit.observe.stages import Phase
+from turbofit.diagnose.causes import Rank
+from turbofit.observe.death import Phase
 
-_SHOWN = 240
+if TYPE_CHECKING:
+    from turbofit.diagnose.facts import LogEvent
+
+_SHOWN: Final = 240
 #: Innermost frames that are named of an exception.
-_FRAMES = 3
+_FRAMES: Final = 3
 
 
-class RuleAnswer(Struct):
-    """A rule's answer. ``line`` is the line of the trouble; the earliest cause becomes the answer.
+class Draft(Struct):
+    """``line`` is the line of the trouble; the earliest cause becomes the answer.
 
     If ``what`` is empty, the log proves no cause: ``possible`` and ``changes`` are then causes that
-    other people had and changes that they tried. ``said`` is a row's quotation of its line.
-    ``planned``: the answer needs a plan. ``by_others``: bytes per card that other processes held,
-    which the plan must leave to them.
+    other people had and changes that they tried. ``planned``: the answer needs a plan.
+    ``by_others``: bytes per card that other processes held, which the plan must leave to them.
+    ``short``: the run lacked memory, so that its own account may have cures.
     """
 
     kind: str
     line: int
     phase: Phase = "unknown"
     what: str = ""
-    said: str = ""
     rank: Rank = "cause"
     why: tuple[str, ...] = ()
     possible: tuple[str, ...] = ()
@@ -40,10 +43,11 @@ class RuleAnswer(Struct):
     evidence: tuple[Evidence, ...] = ()
     planned: bool = False
     by_others: int = 0
+    short: bool = False
 
     @property
     def quoted(self) -> str:
-        return next(row.text for row in self.evidence if row.line == self.line)
+        return next((row.text for row in self.evidence if row.line == self.line), "")
 
 
 def raised_in(mark: LogEvent) -> tuple[str, ...]:
