@@ -29,7 +29,7 @@ KNOWN = [
     ("port_taken", "configuration",
      "[Errno 98] error while attempting to bind on address ('0.0.0.0', 23333): address already in "
      "use"),
-    ("no_kv_memory", "cache", "RuntimeError: No enough gpu memory for kv cache."),
+    ("out_of_memory", "cache", "RuntimeError: No enough gpu memory for kv cache."),
     ("gpu_lost", "serving", "[9.1] NVRM: Xid (PCI:0000:41:00): 79, pid=1, GPU has fallen off"),
     ("shared_memory", "host RAM", "NCCL WARN Error while creating shared memory segment: No space"
      " left on device"),
@@ -91,8 +91,7 @@ def test_unknown_logs_say_so(text: str) -> None:
     ("text", "line", "sent"),
     [
         ("Traceback (most recent call last):\nValueError: the moon is full", 2, "its start"),
-        ("$ docker run a\nERROR: the moon is full, says docker", 2, "docker inspect"),
-        ("2026-01-01 10:00:00 - lmdeploy - ERROR - the moon is full", 1, "check_env"),
+            ("2026-01-01 10:00:00 - lmdeploy - ERROR - the moon is full", 1, "check_env"),
         ('Traceback (most recent call last):\n  File "/p/m.py", line 3, in f\n'
          "    assert the moon is full\nAssertionError", 4, "pip list"),
     ],
@@ -441,8 +440,6 @@ def test_the_command_names_the_folder_that_was_asked_about(tmp_path: Path) -> No
     [
         (f"{UP}2026-11-23 12:00:00,1 - lmdeploy - REQUEST - logger.py:32 - session=3, prompt='Why"
          " CUDA out of memory. Tried to allocate 2.00 GiB? --tp 4 qwen2-vl-7b Killed'", "healthy"),
-        (f"{UP}HTTPError: 401 Client Error: Unauthorized for url: http://x.org/a.png",
-         "bad_image"),
         ("HTTPError: 401 Client Error: Unauthorized for url: https://huggingface.co/api/models/a",
          "no_access"),
         ("ValueError: Port 23333 is not available", "port_taken"),
@@ -541,8 +538,6 @@ LOADING: Final = (
     [
         ("one A100 80G", "1xa100-80g"),
         ("A100 (80 GB) x 2", "2xa100-80g"),
-        ("2x 80GB A100", "2xa100-80g"),
-        ("A100, 80GB", "1xa100-80g"),
         ("an A100, then NVIDIA A100-SXM4-80GB", "1xa100-80g"),
         ("RTX 4090 (24 GB)", "1xrtx4090"),
         ("RTX 4090 48G", "1xrtx4090-48g"),
@@ -621,7 +616,7 @@ def test_the_error_of_a_clean_up_is_not_the_error() -> None:
     assert "package" not in message(found)
     assert message(explain(OUT + CLEANED)) == "out_of_memory"
     alone = explain(CLEANED.partition("\n")[2])
-    assert "the first error, of the worker processes too, is the cause" in alone.why[0]
+    assert "the first error, of the worker processes too, is the cause" in alone.why[-1]
 
 
 def test_a_card_without_a_preset_is_named_and_not_dropped() -> None:

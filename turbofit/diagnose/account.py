@@ -16,6 +16,7 @@ from turbofit.core.messages import option_of
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
+from turbofit.core.version import REFERENCE
 from turbofit.diagnose.case import with_used
 from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.versions import release
@@ -53,6 +54,7 @@ class Finding(Struct):
     """What the account says: a refused piece for `death`, sentences, and what is not known.
 
     ``others``: bytes of each card that somebody else held. ``short``: what the run lacked in all.
+    ``weights``: those of a rank.
     """
 
     end: End | None = None
@@ -60,6 +62,7 @@ class Finding(Struct):
     unknown: tuple[str, ...] = ()
     others: int = 0
     short: int = 0
+    weights: int = 0
 
 
 def logged_cache(case: LogCase) -> Cache | None:
@@ -104,11 +107,15 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
         finding = _of_torch(case, phase, memory, ledger, cached=cached)
     elif phase == "unknown":
         finding = _of_load(ledger)
+    weights = ledger.bytes_in("weights") - ledger.bytes_of(TEMPORARIES)
+    finding = replace(finding, weights=weights if cache is not None else 0)
     if finding.others:
         return finding
     if cache is not None:
         sized = case.forecast(free_at_cache=cache.free)
         forecast = forecast if sized is None else sized
+    if case.version is None:
+        finding = replace(finding, unknown=(*finding.unknown, f"assumed LMDeploy {REFERENCE}"))
     named = finding.end.phase if finding.end else phase
     short = max(
         (gpu.load_peak if named == "weights" else gpu.peak) - gpu.usable for gpu in forecast.gpus

@@ -138,7 +138,8 @@ class LogCase:
 
     @cached_property
     def ratio(self) -> float:
-        value = self.subject.options.get("cache_max_entry_count")
+        told = self.facts.first_event(CacheBudget)
+        value = told.ratio if told else self.subject.options.get("cache_max_entry_count")
         if isinstance(value, float) and value > 0:
             return value
         return float(str(self.engine.defaults("").get("cache_max_entry_count", 0.8)))
@@ -157,7 +158,8 @@ class LogCase:
         if self.model is None or self.machine is None:
             return None
         starting = self.facts.first_event(Starting)
-        told = {"session_len": starting.session} if starting and starting.session else {}
+        told: dict[str, Any] = {"cache_max_entry_count": self.ratio}
+        told |= {"session_len": starting.session} if starting and starting.session else {}
         version = self.version if self.engine.version != REFERENCE else self.subject.version
         given = self.subject.options | told | {"lmdeploy": version, "tp": self.tp} | changed
         try:

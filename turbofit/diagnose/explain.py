@@ -20,6 +20,7 @@ from turbofit.diagnose.rows import rows
 from turbofit.diagnose.rules import PEERS, drafts_of
 from turbofit.memory.versions import is_legacy, release
 from turbofit.observe import log_events as events
+from turbofit.observe.death import IN_DIAGNOSIS
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 
@@ -90,7 +91,7 @@ def _order(draft: Draft) -> tuple[int, int]:
 
 
 def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
-    known = bool(draft.what) and not draft.possible
+    known = bool(draft.what) and draft.kind != IN_DIAGNOSIS["stalled"]
     ways = list(cures(case, draft.phase, Finding(), draft.by_others)) if draft.short else []
     would_work, lacks = _worked(case, draft, ways)
     changes = _steps(case, draft, ways, would_work)
@@ -112,7 +113,7 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
         phase=draft.phase if known else "unknown",
         what=what,
         why=why,
-        others=others if draft.possible else None,
+        others=others if draft.possible and not known else None,
         held=draft.held,
         missing=draft.missing,
         missing_in_all=draft.missing_in_all,

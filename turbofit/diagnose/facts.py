@@ -77,7 +77,7 @@ _LOADS: Final = re.compile(
 ).search
 #: A comment in code, and a whole line of one or a heading: no step of Docker (#12), no exception.
 _REMARK: Final = "  # "
-_COMMENT: Final = re.compile(r"\s*#+ *(?!(?:\w+\.)*\w*(?:Error|Exception)\b)(?:[^\W\d]|\W{1,4}$)")
+_COMMENT: Final = re.compile(r"\s*#+ *(?!(?:\w+\.)*\w*(?:Error|Exception)\b)(?:[^\W\d]|\[|\W{1,4}$)")
 #: A Python warning whose text is missing or ends with a colon; NCCL's reason is in the next line.
 _GOES_ON: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$|\s*Last error:\s*$")
 _WARNS: Final = re.compile(
@@ -420,7 +420,8 @@ class LogFacts:
         elif isinstance(mark.event, (*FATAL, KnownMessage, events.NoCache)):
             if isinstance(mark.event, PythonError) or _is_raised(mark):
                 self._fatal = [one for one in self._fatal if self._still_counts(one)]
-            warns = _WARNS.match(mark.text) and isinstance(mark.event, KnownMessage | PythonError)
+            words = isinstance(mark.event, KnownMessage | PythonError)
+            warns = _WARNS.match(mark.text) and (words or ".py:" in mark.text)
             (self._warned if warns else self._fatal).append(mark)
 
     def _still_counts(self, one: LogEvent) -> bool:

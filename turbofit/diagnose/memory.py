@@ -117,7 +117,7 @@ def _answer(case: LogCase, mark: LogEvent) -> Draft:
         )
     if memory is not None:
         draft = _with_torch(case, mark, memory, draft, program)
-    return _with_ranks(case, _with_cache(case, draft))
+    return _with_ranks(case, _with_cache(case, draft, finding.weights))
 
 
 def _phase(told: str) -> Phase:
@@ -161,7 +161,7 @@ def _program(case: LogCase, mark: LogEvent) -> str:
     return "lmdeploy-pytorch" if case.subject.on_pytorch else "lmdeploy"
 
 
-def _with_cache(case: LogCase, draft: Draft) -> Draft:
+def _with_cache(case: LogCase, draft: Draft, weights: int) -> Draft:
     """The answer with the lines about the cache, and who held the card when it was sized."""
     cache = logged_cache(case)
     if cache is None:
@@ -172,6 +172,8 @@ def _with_cache(case: LogCase, draft: Draft) -> Draft:
         tells = (f"bytes of one KV block ({tokens} tokens, all layers)", "how many the cache has")
     lines = tuple(evidence_at(*pair) for pair in zip(cache.lines, tells, strict=True))
     held = [Holding(who="the KV cache", bytes=cache.size, lines=tuple(one.line for one in lines))]
+    if weights:
+        held.append(Holding(who="this model's weights, on each card", bytes=weights))
     if draft.by_others:
         held.append(Holding(who="others, or copies of this engine", bytes=draft.by_others))
     return replace(draft, evidence=(*draft.evidence, *lines), held=(*draft.held, *held))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.diagnose.causes import caught, facts_in
 from turbofit.machine.presets import find_preset as find_card
+from turbofit.machine.presets import nominal_gigabytes
 from turbofit.model.presets import find_preset as find_model
 from turbofit.model.presets import known_presets
 
@@ -81,7 +82,7 @@ _VERSION: Final = re.compile(
 _TORCHRUN: Final = re.compile(r"(?:torchrun|torch\.distributed\.run|accelerate launch)\b(.*)")
 _RANKS: Final = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[ =](\d+)")
 _AUTO_MAP: Final = re.compile(r"device_map\s*[=:]\s*['\"]auto")
-_VARIABLE: Final = re.compile(r"\b([A-Z][A-Z0-9]*_[A-Z0-9_]+)['\"]?\]?\s?=\s?['\"]?([^\s'\";&]+)")
+_VARIABLE: Final = re.compile(r"\b([A-Z][A-Z\d]*_[A-Z\d_]+)['\"]?\]?\s?=\s?['\"]?([^\s'\";&]+)")
 _WHOLE: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quant_policy", "tp",
                  "cache_block_seq_len")  # fmt: skip
 _WORDS: Final = {
@@ -97,14 +98,19 @@ _COUNTS: Final = {"一": 1, "单": 1, "two": 2, "两": 2, "二": 2, "双": 2, "�
                   "四": 4, "eight": 8, "八": 8}  # fmt: skip
 #: A card by name, with its count before or behind it, and its size. A bare number needs a count.
 _CARD: Final = re.compile(
-    r"(?:(?<![\w.])(?P<count>\d{1,2})\s*(?:[x×*]|[张块片卡颗])\s*"
+    r"(?:(?<![A-Za-z0-9_.:])(?<!GPU )(?<!evice )(?<!ank )(?P<count>\d{1,2})"
+    r"(?:\s*[x×*]\s*|\s*[张块片卡颗]\s*|(?<=[248]) )"
     rf"|(?P<word>{'|'.join(_COUNTS)})\s?[张块片卡颗]?\s*)?"
-    r"(?P<name>(?<![A-Za-z0-9_])(?:(?:NVIDIA |GeForce |Tesla )*(?:RTX|GTX|TITAN|Quadro) ?[A-Z]?\d{3,4}"
+    r"(?P<name>(?<![A-Za-z0-9_])"
+    r"(?:(?:NVIDIA |GeForce |Tesla )*(?:RTX|GTX|TITAN|Quadro) ?[A-Z]?\d{3,4}"
     r"(?: ?D\b)?(?: ?Ti)?(?: ?SUPER)?(?: Ada)?(?: Laptop)?"
     r"|(?:NVIDIA |Tesla )*[ABHLPTV]\d{1,4}S?(?![A-Za-z0-9])(?:-(?:SXM\d?|PCI[Ee]))?)"
     r"|(?<=[x×*张块片卡颗 ])\d0[5-9]0(?: ?Ti)?(?: ?SUPER)?(?![\w.-]))"
-    r"(?:[ -]{0,2}\(?(?P<size>\d{2,3}) ?(?:G|GB|GiB)\b\)?)?(?:\s?[x×*]\s?(?P<times>\d)\b)?"
+    r"(?:(?:[ -]{0,2}\(?| of )(?P<size>\d{2,3} ?(?:G|GB|GiB)|\d{4,6} ?MiB)\b\)?"
+    r"(?! *(?:of |system |host |CPU )?(?:RAM|DDR|free|used|swap|disk|SSD)))?"
+    r"(?:\s?[x×*]\s?(?P<times>\d)\b)?"
 )
+_BRAND: Final = re.compile("NVIDIA|GeForce|Tesla|RTX|GTX|TITAN|Quadro")
 _MAY_BE_CARD: Final = re.compile(r"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d|\d0\d0").search
 
 Place = tuple[int, str]
@@ -197,18 +203,25 @@ class Subject:
 
     def _read_cards(self, text: str) -> None:
         for match in _CARD.finditer(text):
-            name, size = match["name"], match["size"]
-            number = int(match["count"] or match["times"] or _COUNTS.get(match["word"] or "", 0))
-            sized = find_card(f"{name} {size}GB") if size else None
-            key, chip = sized or find_card(name), (find_card(name) or "").partition("-")[0]
-            known = self.cards.get(chip)
-            if key is None or (known and known.sized and not sized):
-                if known and number:
-                    self.cards[chip] = known._replace(number=number)
+            name, number = match["name"].removesuffix(" Laptop"), _COUNTS.get(match["word"] or "", 0)
+            number = int(match["count"] or match["times"] or number)
+            key = find_card(match["name"]) or (match["name"] if _BRAND.match(name) else None)
+            if key is None:
                 continue
-            self.cards[chip] = NamedCards(
-                key, number or (known.number if known else 0), bool(sized)
-            )
+            size, chip = _gigabytes(match["size"] or ""), key.partition("-")[0]
+            if size and find_card(f"{name} {size}GB"):
+                key = str(find_card(f"{name} {size}GB"))
+            elif size and find_card(key) and abs(size - nominal_gigabytes(key)) > size / 10:
+                key = f"{name} {size}GB"
+            known = self.cards.get(chip)
+            if known and known.sized and not size:
+                key, size = known.name, 1
+            self.cards[chip] = NamedCards(key, number or (known.number if known else 0), size > 0)
+
+
+def _gigabytes(text: str) -> int:
+    number = int(re.sub(r"\D", "", text) or 0)
+    return round(number / 1024) if "MiB" in text else number
 
 
 @cache
