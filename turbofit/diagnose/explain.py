@@ -313,7 +313,7 @@ def _marks(case: LogCase, draft: Draft) -> list[str]:
         "(cut)": bool(facts.cut),
         "(still)": draft.kind == "stands_still",
         "(error)": bool(draft.evidence) and draft.kind != "stands_still",
-        "(no command)": not facts.commanded,
+        "(no command)": not case.subject.options,
     }
     return [word for word, holds in known.items() if holds]
 

@@ -7,7 +7,10 @@ after them. A line about trouble is therefore a candidate until a later line rul
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
+from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 
 from msgspec.structs import replace
@@ -15,7 +18,6 @@ from msgspec.structs import replace
 from turbofit.core.struct import Struct
 from turbofit.diagnose.causes import END, caught, facts_in, hits_of, may_be_known
 from turbofit.diagnose.subject import Subject, readers
-from turbofit.launch.engine.process import repeats
 from turbofit.machine.nvidia_smi import SmiTable
 from turbofit.observe import log_events as events
 from turbofit.observe.log_events import (
@@ -28,7 +30,7 @@ from turbofit.observe.log_events import (
     PythonFrame,
     TorchMemory,
 )
-from turbofit.observe.log_reader import LONGEST_FORM, event_in, form_of, may_be_event, torch_memory
+from turbofit.observe.log_reader import event_in, form_of, may_be_event, torch_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,18 +57,15 @@ STATES: Final[dict[State, dict[Part, State]]] = {
     "ignored": {"event": "log"},
 }
 _OPEN: Final = ("traceback", "frame", "below")
-_CHAIN: Final = ("During handling of the above exception", "The above exception was the direct")
-_IN_DESTRUCTOR: Final = re.compile(
-    r"Exception ignored (?:in|on)\b.{0,240}?(?:__del__|atexit|callb)"
+#: How rows that are no event begin, by what they are.
+_BEGINNINGS: Final[tuple[tuple[Part, re.Pattern[str]], ...]] = (
+    ("head", re.compile(r".*Traceback \(m")),
+    ("chain", re.compile("During handling of the above exc|The above exception was the direct")),
+    ("destructor", re.compile(r"Exception ignored (?:in|on)\b.{0,240}?(?:__del__|atexit|callb)")),
 )
+_RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
 #: The source line of a frame: indented or, in a notebook, after an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
-#: The same if a page has lost the indent; a program's next line has a date or a level instead.
-_UNINDENTED: Final = re.compile(r"(?![\[\d]|.{0,60}?\b(?:ERROR|FATAL|CRITICAL)\b)(\S.{4,})")
-#: A command that somebody ran, with or without a shell's prompt.
-_COMMAND: Final = re.compile(
-    r"[$#>] \w|(?:lmdeploy|docker|podman|python[\d.]*|torchrun|accelerate) +[\w./-]+ "
-).match
 #: Lines that only an engine which is started again prints again.
 _BEGINS_AGAIN: Final = re.compile(
     r"\blmdeploy (?:serve|chat) |\bturbofit serve |\bLoading[\w ]*: +0%|max_context_token_num"
@@ -116,17 +115,13 @@ _MACHINE: Final = (
     "no_gpu", "driver_too_old", "driver_mismatch", "gpu_too_new", "gpu_too_old", "no_kernel_image",
     "gpu_lost", "shared_memory", "disk_full", "ray_waits",
 )  # fmt: skip
-#: Functions that a program runs while it ends; an error in one is not the reason for its end.
-CLEANS_UP: Final = (
-    "_loop_finally", "release", "__del__", "shutdown", "_exit_function", "atexit", "terminate",
-    "__exit__", "_cleanup", "cleanup",
-)  # fmt: skip
 _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 #: Events whose lines are compared with the rows, as are lines without an event.
 _ASKED: Final = (*OF_LAUNCH, *FATAL)
-_NO_EVENT: Final = NoEvent()
 #: Events that words of a row may replace.
 _WEAK: Final = (*OF_LAUNCH, PythonError)
+#: Events that may be the reason of an end.
+_RAISES: Final = (*FATAL, KnownMessage, events.NoCache)
 #: The most further lines of a message, rows of a traceback behind its last frame, runs at each end
 #: of a log, forms that are remembered, and events of one kind: a living engine prints some for each
 #: request.
@@ -151,13 +146,9 @@ class LogEvent(NamedTuple):
         return self.hits[0].row.kind if self.hits else ""
 
     @property
-    def rank(self) -> str:
-        return self.hits[0].row.rank if self.hits else ""
-
-    @property
-    def cleans_up(self) -> bool:
-        """Whether the program raised it while it ended itself."""
-        return any(frame.function in CLEANS_UP for frame in self.stack)
+    def is_notice(self) -> bool:
+        """Whether the line harms nobody, as its row says."""
+        return isinstance(self.event, KnownMessage) and self.hits[0].row.rank == "notice"
 
 
 class LogFacts:
@@ -168,11 +159,9 @@ class LogFacts:
         self.lines = self.rows = 0
         self.marks: list[LogEvent] = []
         self.state: State = "log"
-        #: The line in which an engine begins, and whether the log has the command that was run.
+        #: The line in which an engine begins.
         self.begun_at: int | None = None
-        self.commanded = False
-        #: The "out of memory at" lines since the last progress, and the first of them.
-        self.waits = 0
+        #: The first "out of memory at" line since the last event.
         self.waiting: LogEvent | None = None
         #: The last line that reports an error by its form; the first that says a server answered.
         self.complaint: LogEvent | None = None
@@ -180,15 +169,12 @@ class LogFacts:
         self.answered: LogEvent | None = None
         #: The first words of a lack of memory that no program printed.
         self.in_words: LogEvent | None = None
-        self._fatal: list[LogEvent] = []
-        self._warned: list[LogEvent] = []
-        self._notices: list[LogEvent] = []
-        #: The last two lines of progress: the run survived the errors before the first of them.
-        self._progress = (0, 0)
+        #: The lines of progress: a program survived the errors before the last but one.
+        self._progress: list[int] = []
         self._stack: tuple[PythonFrame, ...] = ()
         self._last_frame = 0
         self._table = SmiTable()
-        #: The ways to join the lines of the last message, and the row before, if this one ends it.
+        #: The ways to join the lines of torch's text, and the row before, if this one ends it.
         self._message: list[str] = []
         self._before = ""
         self._counts = Counter[type]()
@@ -198,35 +184,33 @@ class LogFacts:
         """Read a row; the second one of a form that tells nothing is only counted."""
         self.lines, self.rows = max(self.lines, line), self.rows + 1
         self.last = LogEvent(line, text)
-        outside = self.state == "log" and not self._before
-        if outside and form.text in self._plain:
-            if form.ask(_PROGRESS):
-                self._progress = (self._progress[1], line)
-            return
-        self.subject.notice(text, form)
-        if outside and len(form.text) <= LONGEST_FORM and form.ask(is_plain):
-            if len(self._plain) < _FORMS:
+        if self.state == "log" and not self._before:
+            if form.text in self._plain:
+                self._progress += [line] if form.ask(_PROGRESS) else []
+                return
+            if len(self._plain) < _FORMS and form.ask(is_plain):
                 self._plain.add(form.text)
+        self.subject.notice(text, form)
         if self.begun_at is None and form.ask(_LOADS):
             self.begun_at = line
             self.marks.append(LogEvent(line, text, events.Starting()))
-        self.commanded = self.commanded or form.ask(_COMMAND) is not None
-        if (repeated := repeats(text)) is not None:
-            self.waits += repeated if self.waits else 0
-            return
-        mark = self._read(line, text, form)
-        part, call = self._part(mark, form)
+        before, self._before = self._before, text if form.ask(_GOES_ON.match) else ""
+        if before and event_in(text, form) is None:
+            text = f"{before} {text}"
+            form = form_of(text)
+        mark = self._mark(line, text, form)
         if isinstance(mark.event, events.Backpressure):
-            self.waits += mark.event.cause == "memory"
-            self.waiting = self.waiting or (mark if self.waits else None)
+            if mark.event.cause == "memory":
+                self.waiting = self.waiting or mark
             return
-        self._act(mark, part, call, form)
-        new = STATES[self.state].get(part, self.state)
-        if part == "head" and self.state == "message" and self._is_bare():
-            new = "below"  # many frameworks print the message first, and its traceback behind it
-        self.state = new
+        part = self._part(mark, form)
+        bare = isinstance(self.marks[-1].event, TorchMemory) if self.marks else False
+        if part == "head" and self.state == "message" and bare and not self.marks[-1].stack:
+            self.state = "below"  # many frameworks print the message first, its traceback behind it
+        else:
+            self.state = STATES[self.state].get(part, self.state)
         if part != "frame":
-            self.subject.read(line, mark.text, form)
+            self.subject.read(line, text, form)
         elif form.ask(facts_in):
             self.subject.facts.update(caught(text))
 
@@ -239,21 +223,32 @@ class LogFacts:
         # In a form 0% stands for any percentage of one digit, so the text is asked, too.
         return begun and form.ask(_BEGINS_AGAIN) is not None and _BEGINS_AGAIN(text) is not None
 
-    @property
+    @cached_property
     def fatal(self) -> list[LogEvent]:
         """The lines that may have ended the run, or refused something, in the log's order.
 
         Torch warns of the driver and later says that it has no GPU: the warning is the reason. A
         warning alone counts only if it concerns the machine; others are survived.
         """
-        fatal = list(self._fatal)
+        fatal: list[LogEvent] = []
+        warned: list[LogEvent] = []
+        for mark in self.marks:
+            if isinstance(mark.event, events.ServerUp | events.WarmupFinished):
+                fatal, warned = [], []
+            elif isinstance(mark.event, _RAISES) and not mark.is_notice:
+                if isinstance(mark.event, PythonError) or _RAISED.match(mark.text):
+                    fatal = [one for one in fatal if self._counts_until(one, mark.line)]
+                words = isinstance(mark.event, KnownMessage | PythonError)
+                warns = _WARNS.match(mark.text) and (words or ".py:" in mark.text)
+                (warned if warns else fatal).append(mark)
         if all(mark.kind == "no_gpu" for mark in fatal):
-            fatal += [mark for mark in self._warned if fatal or mark.kind in _MACHINE]
-        return sorted((*fatal, *self._notices), key=lambda mark: mark.line)
+            fatal += [mark for mark in warned if fatal or mark.kind in _MACHINE]
+        notices = (mark for mark in self.marks if mark.is_notice)
+        return sorted((*fatal, *notices), key=lambda mark: mark.line)
 
     @property
     def died(self) -> bool:
-        return any(mark not in self._notices for mark in self.fatal)
+        return not all(mark.is_notice for mark in self.fatal)
 
     @property
     def cut(self) -> tuple[PythonFrame, ...]:
@@ -275,82 +270,68 @@ class LogFacts:
 
         TurboMind's fatal line may stand before older ones: by their times they come first.
         """
-        at = self.marks.index(last) if last in self.marks else len(self.marks)
-        died = _TIME.match(last.text)
-        late = [
-            mark.event
-            for mark in self.marks[at + 1 :]
-            if died and (time := _TIME.match(mark.text)) and time[1] <= died[1]
-        ]
+        at, died = self.marks.index(last), _TIME.match(last.text)
         before = [mark.event for mark in self.marks[:at] if not isinstance(mark.event, FATAL)]
-        frames = []
-        for mark in self.marks[at + 1 :]:  # the calls of the thread that aborts
-            if isinstance(mark.event, events.Frame):
-                frames.append(mark.event)
-            elif frames:
-                break
-        return [*before, *late, *last.stack, last.event, *frames]
+        for mark in self.marks[at + 1 :]:
+            time = _TIME.match(mark.text)
+            if died and time and time[1] <= died[1]:
+                before.append(mark.event)
+        behind = (mark.event for mark in self.marks[at + 1 :])
+        calls = takewhile(lambda event: isinstance(event, events.Frame), behind)
+        return [*before, *last.stack, last.event, *calls]
 
-    def _read(self, line: int, text: str, form: Form) -> LogEvent:
-        """A row with its event and hits, after the row before it where that belongs to it."""
-        before, self._before = self._before, text if form.ask(_GOES_ON.match) else ""
-        joined = form_of(f"{before} {text}") if before.strip() == "Last error:" else form
-        text = f"{before} {text}" if joined is not form else text
-        event = event_in(text, joined)
+    def _mark(self, line: int, text: str, form: Form) -> LogEvent:
+        """A row with its event and hits; a comment and a heading have none."""
+        if _COMMENT.match(text):
+            return LogEvent(line, text)
+        event = event_in(text, form)
         known = event is None or isinstance(event, _ASKED)
-        quoted = "" if _COMMENT.match(text) else text.partition(_REMARK)[0]
-        hits = hits_of(quoted, joined) if known else ()
-        if event is None or isinstance(event, _WEAK):
-            weak = event if isinstance(event, PythonError | events.NoCache) else _NO_EVENT
-            own = getattr(event, "out_of_memory", False) or isinstance(event, events.NoCache)
-            event = self._table.line(text) or (KnownMessage() if hits and not own else weak)
-        if before and joined is form and isinstance(event, KnownMessage):
-            text = f"{before} {text}"
+        hits = hits_of(text.partition(_REMARK)[0], form) if known else ()
+        short = getattr(event, "out_of_memory", False) or isinstance(event, events.NoCache)
+        if event is None or (isinstance(event, _WEAK) and not short):
+            other = event if isinstance(event, PythonError) else NoEvent()
+            event = self._table.line(text) or (KnownMessage() if hits else other)
         return LogEvent(line, text, event, self._stack, hits)
 
-    def _part(self, mark: LogEvent, form: Form) -> tuple[Part, str]:
-        """What a row is, and the source line that it has for the last frame."""
-        if "Traceback (m" in form.text:
-            return "head", ""
+    def _part(self, mark: LogEvent, form: Form) -> Part:
+        """What a row is; keeps what it tells."""
         if isinstance(mark.event, PythonFrame):
-            return "frame", ""
-        if form.text.startswith(_CHAIN):
-            return "chain", ""
-        if _IN_DESTRUCTOR.match(form.text):
-            return "destructor", ""
+            self._last_frame = mark.line
+            if self.state == "below":
+                self.marks[-1] = self.marks[-1]._replace(
+                    stack=(*self.marks[-1].stack, mark.event)
+                )
+            else:
+                self._stack += (mark.event,)
+            return "frame"
+        for part, begins in _BEGINNINGS:
+            if form.ask(begins.match):
+                self._stack = ()
+                return part
         silent = isinstance(mark.event, NoEvent | KnownMessage)
         if self.state in _OPEN and self._stack and silent and not self._stack[-1].code:
             call = _CALL.match(mark.text)
-            if self.state == "frame" and isinstance(mark.event, NoEvent) and not call:
-                call = _UNINDENTED.match(mark.text)
             if call and call[1][0] not in "^~0123456789":
-                return "code", call[1]
-        return ("words" if isinstance(mark.event, NoEvent) else "event"), ""
-
-    def _act(self, mark: LogEvent, part: Part, call: str, form: Form) -> None:
-        """What becomes of a row, by its part and the state."""
-        if part == "frame" and isinstance(mark.event, PythonFrame):
-            self._last_frame = mark.line
-            if self.state == "below":
-                last = self.marks[-1]
-                self._exchange(last._replace(stack=(*last.stack, mark.event)))
-            else:
-                self._stack += (mark.event,)
-        elif part == "code":
-            self._stack = (*self._stack[:-1], replace(self._stack[-1], code=call))
-        elif part == "event" and self.state == "ignored":
-            self._stack = ()
-        elif part == "event":
-            self._keep(mark)
-        elif part in ("head", "chain", "destructor"):
+                self._stack = (*self._stack[:-1], replace(self._stack[-1], code=call[1]))
+                return "code"
+        if isinstance(mark.event, NoEvent):
+            self._words(mark, form)
+            return "words"
+        if self.state == "ignored":
             self._stack = ()
         else:
-            self._words(mark, form)
+            self._keep(mark)
+        return "event"
 
     def _words(self, mark: LogEvent, form: Form) -> None:
-        """Read a row without an event: more of the last message, or what the program reports."""
-        if self.state == "message" and self.marks and self._message:
-            self._join(mark)
+        """Read a row without an event: more of torch's text, or what the program reports."""
+        last = self.marks[-1] if self.marks else mark
+        if self.state == "message" and self._message and mark.line - last.line <= _WRAPPED:
+            more = mark.text.strip()  # a terminal broke it inside of a word or in place of a space
+            self._message = [one + between + more for one in self._message for between in (" ", "")]
+            memory = max(map(torch_memory, self._message), key=lambda one: one.figures)
+            if isinstance(last.event, TorchMemory) and memory.figures > last.event.figures:
+                self.marks[-1] = last._replace(event=memory)
         at = mark.text.find('"POST /')
         if answer := _POST.match(mark.text, at) if at >= 0 else None:
             if answer[1].startswith(("4", "5")) and answer[1] not in _ANYBODYS:
@@ -362,85 +343,29 @@ class LogFacts:
         elif form.ask(_COMPLAINT) and _COMPLAINT(_NONE_OF_THEM.sub("", mark.text)):
             self.complaint = mark
         elif form.ask(_PROGRESS):
-            self._progress = (self._progress[1], mark.line)
-
-    def _join(self, mark: LogEvent) -> None:
-        """Join a message that a terminal broke, inside of a word or in place of a space."""
-        whole = self.marks[-1]
-        if mark.line - whole.line > _WRAPPED:
-            self._message = []
-            return
-        more = mark.text.strip()
-        self._message = [start + between + more for start in self._message for between in (" ", "")]
-        if isinstance(whole.event, TorchMemory):
-            memory = torch_memory(self._message[0])
-            if memory.figures > whole.event.figures:
-                self._exchange(whole._replace(event=memory))
-            return
-        found = [(text, hits_of(text)) for text in self._message]
-        text, hits = max(found, key=lambda one: len(one[1][0].fields) if one[1] else -1)
-        if hits and (not whole.hits or len(hits[0].fields) > len(whole.hits[0].fields)):
-            self._exchange(whole._replace(event=KnownMessage(), text=text, hits=hits))
-
-    def _exchange(self, mark: LogEvent) -> None:
-        """Replace the last event by the same with more of its text or stack."""
-        old, self.marks[-1] = self.marks[-1], mark
-        for found in (self._fatal, self._warned, self._notices):
-            if old in found:
-                found.remove(old)
-        self._candidate(mark)
-
-    def _is_bare(self) -> bool:
-        """Whether the last event is torch's text, without a traceback before it."""
-        last = self.marks[-1] if self.marks else None
-        return last is not None and isinstance(last.event, TorchMemory) and not last.stack
+            self._progress.append(mark.line)
 
     def _keep(self, mark: LogEvent) -> None:
         """Keep an event; it ends a traceback, and the lines of the last message."""
         self._counts[type(mark.event)] += 1
         if self._counts[type(mark.event)] > _ENOUGH:
             return
-        raised = isinstance(mark.event, (*FATAL, KnownMessage, events.NoCache))
-        mark = mark if raised else mark._replace(stack=())
         if not mark.text.startswith(" "):
             self._stack = ()
-        wraps = isinstance(mark.event, KnownMessage | PythonError | TorchMemory)
-        self._message = [mark.text] if wraps else []
+        self._message = [mark.text] if isinstance(mark.event, TorchMemory) else []
         if not isinstance(mark.event, events.ServerFigures):
-            self.waits, self.waiting = 0, None
-        self._candidate(mark)
-        self.marks.append(mark)
+            self.waiting = None
+        self.marks.append(mark if isinstance(mark.event, _RAISES) else mark._replace(stack=()))
 
-    def _candidate(self, mark: LogEvent) -> None:
-        """Keep what may have ended the run; drop what it survived, or what is only words."""
-        if isinstance(mark.event, events.ServerUp | events.WarmupFinished):
-            self._fatal, self._warned = [], []
-        elif mark.rank == "notice" and isinstance(mark.event, KnownMessage):
-            self._notices.append(mark)
-        elif isinstance(mark.event, (*FATAL, KnownMessage, events.NoCache)):
-            if isinstance(mark.event, PythonError) or _is_raised(mark):
-                self._fatal = [one for one in self._fatal if self._still_counts(one)]
-            words = isinstance(mark.event, KnownMessage | PythonError)
-            warns = _WARNS.match(mark.text) and (words or ".py:" in mark.text)
-            (self._warned if warns else self._fatal).append(mark)
-
-    def _still_counts(self, one: LogEvent) -> bool:
+    def _counts_until(self, one: LogEvent, line: int) -> bool:
         """Whether a line still counts at a later exception: it ended something, not survived."""
         words = isinstance(one.event, KnownMessage)
         if words and one.kind not in _MACHINE and not END.search(one.text):
             return False
+        at = bisect_left(self._progress, line) - 2
+        survived = at >= 0 and one.line < self._progress[at]
         never = any(word in one.text for word in _NEVER_OUTLIVED)
-        survived = one.line < self._progress[0] and isinstance(
-            one.event, KnownMessage | PythonError
-        )
-        return never or not survived
-
-
-_RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
-
-
-def _is_raised(mark: LogEvent) -> bool:
-    return _RAISED.match(mark.text) is not None
+        return never or not survived or not (words or isinstance(one.event, PythonError))
 
 
 def is_plain(form: str) -> bool:
@@ -464,10 +389,9 @@ def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
         if runs[-1].ended_by(row.text, form):
             runs.append(LogFacts(runs[-1].subject))
         runs[-1].take(row.line, row.text, form)
-    if len(runs) > 1:  # what one says of the machine holds for all
-        machine = [mark for run in runs for mark in run.marks if isinstance(mark.event, OF_MACHINE)]
-        for run in runs:
-            others = [mark for mark in run.marks if not isinstance(mark.event, OF_MACHINE)]
-            run.marks = sorted((*others, *machine), key=lambda mark: mark.line)
-            run.lines = runs[-1].lines
+    machine = [mark for run in runs for mark in run.marks if isinstance(mark.event, OF_MACHINE)]
+    for run in runs if len(runs) > 1 else ():  # what one says of the machine holds for all
+        others = [mark for mark in run.marks if not isinstance(mark.event, OF_MACHINE)]
+        run.marks = sorted((*others, *machine), key=lambda mark: mark.line)
+        run.lines = runs[-1].lines
     return runs if len(runs) <= 2 * _RUNS else [*runs[:_RUNS], *runs[-_RUNS:]]

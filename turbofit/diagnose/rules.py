@@ -30,6 +30,11 @@ _PY_SPY: Final = (
     " each waits"
 )
 _NO_P2P: Final = "NCCL_P2P_DISABLE=1: NCCL then goes through host memory, whatever the driver says"
+#: Functions that a program runs while it ends; an error in one is not the reason for its end.
+_CLEANS_UP: Final = (
+    "_loop_finally", "release", "__del__", "shutdown", "_exit_function", "atexit", "terminate",
+    "__exit__", "_cleanup", "cleanup",
+)  # fmt: skip
 #: Last lines of a log behind which an engine may stand still, by what it does there.
 _STANDS: Final = {
     "TurboMind's warm-up": re.compile(r"\[Gemm2\]|Warm-up lengths|UnifiedAttentionLayer::Forward"),
@@ -76,13 +81,14 @@ def _unknown_fault(case: LogCase, mark: LogEvent) -> Draft:
     if isinstance(mark.event, events.PythonError) and not mark.event.message and mark.stack:
         text = f"{text}: {without_keys(mark.stack[-1].code)}"
     why = raised_in(mark)
-    if mark.cleans_up:
+    cleans_up = any(frame.function in _CLEANS_UP for frame in mark.stack)
+    if cleans_up:
         why = (*why, "a program takes itself down there: the first error, of the worker processes"
                " too, is the cause")  # fmt: skip
     return Draft(
         kind="unknown",
         line=mark.line,
-        rank="consequence" if mark.cleans_up else "refusal",
+        rank="consequence" if cleans_up else "refusal",
         why=why,
         evidence=(evidence(mark._replace(text=text), "the error itself"),),
         planned=isinstance(mark.event, events.CheckFailed),
@@ -133,7 +139,7 @@ def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
         note = "of cache, for the blocks of one warm-up request"
         doubt = slab.slab_size if slab else 0
         missing = Missing(bytes=end.missing, basis="formula", note=note, doubt=doubt)
-    tells = f"nothing can be admitted; {facts.waits:,} such lines to the log's end"
+    tells = "nothing can be admitted; so it goes on to the log's end"
     return Draft(
         kind=IN_DIAGNOSIS["hang"],
         phase="start-up hang",
