@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import convert
@@ -11,19 +10,13 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.plan import Settings
-from turbofit.core.struct import known
+from turbofit.core.struct import NA
 from turbofit.core.units import MIB
 from turbofit.core.version import REFERENCE
 from turbofit.diagnose.subject import preset_of
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
-from turbofit.machine.presets import (
-    assumed_note,
-    find_preset,
-    load_preset,
-    match_key,
-    presets_with,
-)
-from turbofit.machine.source import machine_from
+from turbofit.machine.presets import assumed_note, card_of, find_preset
+from turbofit.machine.source import machine_from, spec_of
 from turbofit.memory.engines import engine_for, engine_named
 from turbofit.model.names import by_its_name
 from turbofit.model.presets import HUB_ID, preset_model
@@ -49,8 +42,6 @@ if TYPE_CHECKING:
 
 #: Less than so much of a table is a display's, or the driver's own.
 _IN_USE: Final = 256 * MIB
-#: The relative difference of two figures for one card's memory: the driver's part, and ECC.
-_SAME_TOTAL: Final = 0.07
 _SIZING: Final = ("cache_block_seq_len", "max_batch_size", "session_len", "quant_policy")
 
 
@@ -170,9 +161,7 @@ class LogCase:
 
     def named(self, machine: Machine) -> str:
         """A machine as a SPEC that a user can type."""
-        equal = groupby(map(_spec_of, machine.gpus))
-        cards = "+".join(f"{len(list(group))}x{name}" for name, group in equal)
-        return cards + self._peers(len(machine.gpus))
+        return spec_of(machine) + self._peers(len(machine.gpus))
 
     def _model(self, name: str | None) -> Model | None:
         if name is not None:
@@ -256,27 +245,5 @@ class LogCase:
 
 def _as_large(name: str, total: int) -> str:
     """The SPEC name of the card of this name with ``total`` bytes; the name itself if it is 0."""
-    found = find_preset(name)
-    if not total or found is None:
-        return name
-    chip = found.partition("-")[0]
-    same = (key for key in presets_with([chip]) if key.partition("-")[0] == chip)
-    for key in (found, *same):
-        preset = load_preset(key)
-        if abs(preset.total - preset.reserved - total) <= total * _SAME_TOTAL:
-            return key
-    return f"{found}:total={total // MIB}MiB"
-
-
-def with_used(machine: Machine, used: int) -> Machine:
-    """A machine on each card of which others hold so many bytes, and all of it at most."""
-    gpus = []
-    for gpu in machine.gpus:
-        taken = min(gpu.usable, max(used, known(gpu.used, 0)))
-        gpus.append(replace(gpu, used=taken, free=gpu.usable - taken))
-    return replace(machine, gpus=tuple(gpus))
-
-
-def _spec_of(gpu: Gpu) -> str:
-    name, used = match_key(gpu) or f"{gpu.name}:total={gpu.usable // MIB}MiB", known(gpu.used, 0)
-    return f"{name}:used={used // MIB}MiB" if used else name
+    key = card_of(name, total or NA)
+    return key or (f"{name}:total={total // MIB}MiB" if total and find_preset(name) else name)

@@ -10,9 +10,9 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.version import REFERENCE
-from turbofit.diagnose.account import Cure, Finding, cures, smaller
+from turbofit.diagnose.account import cures, smaller
 from turbofit.diagnose.answer import Advice, Diagnosis, Others, Read
-from turbofit.diagnose.case import LogCase, with_used
+from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.causes import what_to_send
 from turbofit.diagnose.draft import Draft, evidence
 from turbofit.diagnose.facts import read_runs
@@ -27,7 +27,7 @@ from turbofit.planning.request import PlanRequest
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from turbofit.core.plan import Plan
+    from turbofit.core.plan import Plan, Remedy
 
 #: Notices that give the reason of an end, by the kind of end; they go before it.
 _REASONS: Final = {
@@ -92,7 +92,7 @@ def _order(draft: Draft) -> tuple[int, int]:
 
 def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
     known = bool(draft.what) and draft.kind != IN_DIAGNOSIS["stalled"]
-    ways = list(cures(case, draft.phase, Finding(), draft.by_others)) if draft.short else []
+    ways = cures(case, draft.phase, draft.by_others) if draft.short else ()
     would_work, lacks = _worked(case, draft, ways)
     changes = _steps(case, draft, ways, would_work)
     send = draft.send
@@ -129,7 +129,7 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
 
 
 def _steps(
-    case: LogCase, draft: Draft, ways: Sequence[Cure], worked: Advice | None
+    case: LogCase, draft: Draft, ways: Sequence[tuple[Remedy, Plan]], worked: Advice | None
 ) -> tuple[str, ...]:
     """The steps, the first one first, none of which goes against the plan or the log beside it.
 
@@ -139,7 +139,7 @@ def _steps(
     steps = [step for step in draft.changes if not _is_done(case, step)]
     of_others = [step for step in steps if "holds the card" in step]
     general = [step for step in steps if step not in of_others]
-    own = [way.remedy.change for way in ways]
+    own = [remedy.change for remedy, _ in ways]
     if draft.short and worked is not None and worked.fits is False:
         own = [remedy.change for remedy in worked.remedies]
         general = [step for step in general if not _SHARE.search(step)]
@@ -167,7 +167,7 @@ def _is_done(case: LogCase, step: str) -> bool:
 
 
 def _worked(
-    case: LogCase, draft: Draft, ways: Sequence[Cure]
+    case: LogCase, draft: Draft, ways: Sequence[tuple[Remedy, Plan]]
 ) -> tuple[Advice | None, tuple[str, ...]]:
     """A run that would have worked and contains the first step, and what is needed to find one."""
     if not draft.planned:
@@ -190,7 +190,7 @@ def _worked(
         advice = Advice(model=name, on=case.on, fits=None, verdict=verdict, remedies=ways_out)
         return (advice if ways_out else None), ()
     if ways:
-        return _of_plan(case, ways[0].plan, case.on, tuple(way.remedy for way in ways)), ()
+        return _of_plan(case, ways[0][1], case.on, tuple(remedy for remedy, _ in ways)), ()
     return _planned(case, draft), ()
 
 
@@ -203,7 +203,7 @@ def _planned(case: LogCase, draft: Draft) -> Advice | None:
     old = version if version and case.subject.of_lmdeploy and is_legacy(version) else None
     tp = case.tp if case.subject.ranks and draft.short is False and case.tp > 1 else None
     if draft.by_others:
-        machine = with_used(machine, draft.by_others)
+        machine = machine.with_used(draft.by_others)
         spec = case.named(machine)
     try:
         request = PlanRequest.of(model=model, on=machine, lmdeploy=old, tp=tp)

@@ -211,7 +211,7 @@ def match_preset(gpu: Gpu) -> GpuPreset | None:
 
 def match_key(gpu: Gpu) -> str | None:
     """The key of a measured GPU's preset; NVML's name, `GpuPreset.name`, may belong to several."""
-    return None if gpu.mig else _matched(gpu.name, gpu.total)
+    return None if gpu.mig else card_of(gpu.name, gpu.total)
 
 
 def fill(gpu: Gpu, preset: GpuPreset | None = None) -> Gpu:
@@ -302,7 +302,7 @@ def context_bytes(gpu: Gpu) -> tuple[int, str]:
 
 
 @cache
-def _matched(name: str, total: int | Literal["NA"]) -> str | None:
+def card_of(name: str, total: int | Literal["NA"]) -> str | None:
     """The preset of this name whose card has ``total`` bytes of memory, within a tolerance."""
     key = find_preset(name)
     if key is None or total == NA:

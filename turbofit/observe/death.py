@@ -8,9 +8,9 @@ probe or a plan decides what no log contains: a stall, a refusal (`core.engine_e
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar, get_args
 
-from turbofit.core.engine_end import End
+from turbofit.core.engine_end import End, exit_words, signal_of
 from turbofit.core.plan import Settings
 from turbofit.core.units import format_bytes
 from turbofit.memory.engines import engine_of
@@ -39,6 +39,7 @@ Fault = (
     events.CudaError | events.LegacyCuda | events.CheckFailed | events.NcclError
     | events.TorchMemory
 )  # fmt: skip
+_FAULTS: Final = get_args(Fault)
 
 #: The states of a run in their order, and the events that begin each. An event of an earlier state
 #: changes nothing: a later rank prints it again. After the first fault nothing changes the state.
@@ -127,49 +128,24 @@ class Course:
     """What a run's events come to: the state that it reached, and the evidence of its end."""
 
     def __init__(self, run: Iterable[Struct], stage: Stage = "starting") -> None:
+        self.run = tuple(run)
         self.stage: Stage = stage
         self.fault: Fault | None = None
-        self.error: events.PythonError | None = None
-        self.kill: events.HostKill | None = None
-        self.no_cache: events.NoCache | None = None
-        #: A process of the PyTorch engine lost the other while both started.
-        self.raced: events.LostLock | None = None
-        #: The aborting thread's calls, innermost first, and the traceback before the fault.
-        self.calls: list[str] = []
+        #: The Python frames before the fault, and whether a forward with images was running.
         self.stack: list[events.PythonFrame] = []
-        #: Whether a forward with images was running, and whether the warm-up waits for memory.
-        self.images = self.waits = False
-        self.run = tuple(run)
+        self.images = False
         for event in self.run:
-            self._take(event)
-
-    def _take(self, event: Struct) -> None:
-        self.waits = isinstance(event, events.Backpressure) and event.cause == "memory"
-        if self.fault is None:
+            if (fault := _fault(event)) is not None:
+                self.fault = fault
+                break
             self.stage = after(self.stage, event)
-        match event:
-            case events.PythonFrame() if self.fault is None:
-                self.stack.append(event)
-            case events.TorchMemory() | events.CudaError() | events.LegacyCuda():
-                self.fault = self.fault or event
-            case events.CheckFailed() | events.NcclError():
-                self.fault = self.fault or event
-            case events.PythonError():
-                self.error = event
-                if event.out_of_memory:
-                    self.fault = self.fault or events.TorchMemory(message=event.message)
-                elif self.fault is None:
-                    self.stack = []  # of an exception that ended nothing
-            case events.Frame():
-                self.calls += [] if event.name.startswith("TM_") else [event.name]
-            case events.VisionFrame() | events.VisionSetup():
-                self.images = self.images or self.fault is None
-            case events.NoCache():
-                self.no_cache = event
-            case events.LostLock():
-                self.raced = event if self.stage == "starting" else None
-            case events.HostKill():
-                self.kill = self.kill or event
+            self.images |= isinstance(event, events.VisionFrame | events.VisionSetup)
+            if isinstance(event, events.PythonError):
+                self.stack = []  # of an exception that ended nothing
+            self.stack += [event] if isinstance(event, events.PythonFrame) else []
+        frames = (event.name for event in self.run if isinstance(event, events.Frame))
+        #: The aborting thread's calls, innermost first.
+        self.calls = [name for name in frames if not name.startswith("TM_")]
 
     def last(self, kind: type[_T]) -> _T | None:
         """The last event of a kind; None if there is none."""
@@ -178,44 +154,50 @@ class Course:
     def phase(self, plan: Plan | None, account: End | None) -> Phase:
         """By an account that refused the allocation, else by the calls, else by the state."""
         fault, torch = self.fault, isinstance(self.fault, events.TorchMemory)
-        if _staged(plan, fault):
+        pytorch = plan is not None and plan.engine.is_pytorch
+        if _stages(plan, fault):
             return "weights"
-        if account is not None and account.phase and not (plan and plan.engine.is_pytorch):
-            seen = is_vision(account.where) or account.phase == "vision"
+        if account is not None and account.phase and not pytorch:
+            seen = _is_vision(account.where) or account.phase == "vision"
             return _PRETEND.get(account.phase, "vision" if seen else "text")
+        if plan is not None and self.stage == "starting":
+            return "weights" if pytorch else "start"
         legacy = isinstance(fault, events.LegacyCuda)
         named = phase_of(self.stack) if torch or legacy else "unknown"
-        if plan is not None and self.stage == "starting":
-            return "weights" if plan.engine.is_pytorch else "start"
         if named not in ("unknown", "text") or (named == "text" and plan is None):
             return named
-        if isinstance(fault, events.LegacyCuda):
+        if isinstance(fault, events.LegacyCuda) and self.stage in ("starting", "weights"):
             # Weights are allocated in memory_utils.cu, all else through the allocator.
-            made = "weights" if "memory_utils" in fault.where else "unknown"
-            return "serving" if self.stage not in ("starting", "weights") else made
+            return "weights" if "memory_utils" in fault.where else "unknown"
         # Without a plan, a line of the start does not tell how far torch had come since.
-        silent = self.stage in ("starting",) or (torch and self.stage in ("weights", "cache"))
-        return "unknown" if plan is None and silent else _by_state(self)
+        silent = self.stage == "starting" or (torch and self.stage in ("weights", "cache"))
+        if legacy or (plan is None and silent):
+            return "serving" if legacy else "unknown"
+        return self._by_state()
+
+    def _by_state(self) -> Phase:
+        """The phase by the aborting thread's calls and the state that was reached."""
+        stage, calls, seen = self.stage, self.calls, any(map(_is_vision, self.calls))
+        if stage in ("serving", "check", "ready"):
+            return "vision" if seen or (self.images and not calls) else "text"
+        if stage == "warm-up" and seen:
+            return "vision"
+        # The log may announce the first request while another thread still allocates its workspaces.
+        if stage == "warm-up" and calls and all("InternalThreadEntry" in name for name in calls):
+            return "cache"
+        # LMDeploy's own log level hides the warm-up's line, but a forward pass is on the stack.
+        forward = any("orward" in name for name in calls)
+        return "warm-up" if stage == "cache" and forward else stage
 
 
-def _by_state(course: Course) -> Phase:
-    """The phase by the aborting thread's calls and the state that was reached."""
-    stage, calls = course.stage, course.calls
-    if stage in ("serving", "check", "ready"):
-        seen = any(map(is_vision, calls)) or (course.images and not calls)
-        return "vision" if seen else "text"
-    if stage == "warm-up" and any(map(is_vision, calls)):
-        return "vision"
-    # The log may announce the first request while another thread still allocates its workspaces.
-    if stage == "warm-up" and calls and all("InternalThreadEntry" in name for name in calls):
-        return "cache"
-    # LMDeploy's own log level hides the warm-up's line, but a forward pass is on the stack.
-    if stage == "cache" and any("orward" in name for name in calls):
-        return "warm-up"
-    return stage
+def _fault(event: Struct) -> Fault | None:
+    """What may end an engine by itself; None for other events."""
+    if isinstance(event, events.PythonError):
+        return events.TorchMemory(message=event.message) if event.out_of_memory else None
+    return event if isinstance(event, _FAULTS) else None
 
 
-def is_vision(name: str) -> bool:
+def _is_vision(name: str) -> bool:
     return any(word in name for word in _VISION)
 
 
@@ -229,18 +211,14 @@ def phase_of(stack: Sequence[events.PythonFrame]) -> Phase:
         folder = next((part for part in _PARTS if part in path), "")
         frames.append(f"{folder} {name} {frame.function} {frame.code}".lower())
         # All models use torch's layers: a forward in one does not tell the part of a model.
-        if "/torch/" not in path:
-            of_models.append(frames[-1])
-    for phase, text in _FRAMES:
-        searched = of_models if phase == "text" else frames
-        if any(word in frame for frame in searched for word in text):
-            return phase
-    return "unknown"
-
-
-def when(phase: str, call: str = "") -> str:
-    """A phase or stage in words, with the name of the call that failed."""
-    return _WHEN[phase] + (f" (in {call})" if call else "")
+        of_models += [] if "/torch/" in path else frames[-1:]
+    found = (
+        phase
+        for phase, text in _FRAMES
+        for frame in (of_models if phase == "text" else frames)
+        if any(word in frame for word in text)
+    )
+    return next(found, "unknown")
 
 
 def last_words(fault: Struct | None, most: int = 300) -> str:
@@ -259,26 +237,21 @@ def last_words(fault: Struct | None, most: int = 300) -> str:
     return ""
 
 
-def told_kind(event: Struct | None, pinned_call: str = "") -> EndKind:
-    """The kind that the event of a log tells by itself: ``crash`` if it names no other.
+def _told(event: Struct | None, pinned_call: str) -> EndKind:
+    """The kind that an event tells by itself: ``crash`` if it names no other.
 
     ``pinned_call`` is the line of the engine's source that asks for page-locked host memory.
     """
     match event:
-        case events.HostKill():
-            return "host_memory"
         case events.LostLock():
             return "raced"
         case events.CudaError(out_of_memory=True, call=call) if call and call == pinned_call:
             return "host_memory"
-        case (
-            events.NoCache()
-            | events.TorchMemory()
-            | events.CudaError(out_of_memory=True)
-            | events.LegacyCuda(out_of_memory=True)
-        ):
+        case events.NoCache() | events.TorchMemory():
             return "out_of_memory"
-    return "crash"
+        case events.CudaError(out_of_memory=True) | events.LegacyCuda(out_of_memory=True):
+            return "out_of_memory"
+    return "host_memory" if isinstance(event, events.HostKill) else "crash"
 
 
 def _kind(told: EndKind, seen: Exit | None) -> EndKind:
@@ -288,7 +261,7 @@ def _kind(told: EndKind, seen: Exit | None) -> EndKind:
     """
     if seen is None:
         return told
-    number = _signal(seen.code)
+    number = signal_of(seen.code)
     if told in ("out_of_memory", "host_memory"):
         agrees = seen.code is None or number == signal.SIGABRT or (seen.code != 0 and not number)
         return told if agrees else "unknown"
@@ -316,36 +289,36 @@ def death(
         known: the engine and the settings that a log names, without a plan.
     """
     course = run if isinstance(run, Course) else Course(run)
-    engine, settings = known or (None, Settings())
-    if plan is not None:
-        engine, settings = engine_of(plan), plan.settings
+    engine, settings = (engine_of(plan), plan.settings) if plan else known or (None, Settings())
     # The PyTorch engine's server alone ends for want of a cache, or of the engine.
-    alone = None if seen is not None and seen.code is None else course.no_cache or course.raced
-    fatal = course.fault or course.kill or alone
-    told = told_kind(fatal, engine.log.pinned_call if engine else "")
+    lives = seen is not None and seen.code is None
+    raced = course.last(events.LostLock) if course.stage == "starting" else None
+    alone = None if lives else course.last(events.NoCache) or raced
+    fatal = course.fault or course.last(events.HostKill) or alone
+    if fatal is None and seen is None and course.run:
+        last = course.run[-1]
+        if isinstance(last, events.Backpressure) and last.cause == "memory":
+            return _hang(course, engine, settings)
+    told = _told(fatal, engine.log.pinned_call if engine else "")
     kind: EndKind = "out_of_memory" if account is not None else _kind(told, seen)
     call = next(iter(course.calls), "")
-    if fatal is None and course.waits and seen is None:
-        return _hang(course, engine, settings)
+    at = _WHEN[course.stage] + (f" (in {call})" if call else "")
     if kind == "out_of_memory":
         return _ran_out(course, plan, account)
-    at = when(course.stage, call)
-    if kind == told == "host_memory" and course.kill is None:
-        return _page_locked(course, plan, at)
     if kind in ("killed", "host_memory"):
-        return _killed(course, plan, seen, at)
+        return _of_host(course, plan, seen, at)
     if kind == "raced":
         # The server closes the lock under which the engine has told its port, sometimes before the
         # engine has let go of it. lmdeploy zmq_engine.py::ZMQMPEngine._start_mp_proc #bf32c0
         message = "LMDeploy's server and its engine lost each other while they started (EOFError)"
         return End(kind=kind, message=message)
-    words = last_words(course.fault or course.error)
+    words = last_words(course.fault or course.last(events.PythonError))
     message = f"the engine ended {at}"
-    if seen is not None and seen.code is None:
+    if seen is not None and not lives:
+        message += f" with {exit_words(seen.code)}"
+    if lives:
         message = f"the engine's loop ended {at}"
         words = f"{words}; its server would answer 503 for ever"
-    elif seen is not None:
-        message += f" with {exit_words(seen.code)}"
     message += f": {words}" if words and not words.startswith(";") else words
     if kind == "unknown":
         message += "; its log tells of a lack of memory, of which no process ends like that"
@@ -355,34 +328,28 @@ def death(
 
 def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
     """The end by a lack of memory; the account of a card adds the bytes of the refused piece."""
-    fault, pytorch = course.fault, plan is not None and plan.engine.is_pytorch
+    fault, no_cache = course.fault, course.last(events.NoCache)
+    hint = _hint(course, plan) if plan else ""
+    if fault is None and no_cache is not None:
+        message = f"the engine found no memory for its {no_cache.what} when it had loaded the weights"
+        return End(kind="out_of_memory", phase="cache", message=message, hint=hint)
     torch = fault if isinstance(fault, events.TorchMemory) else None
-    if fault is None and course.no_cache is not None:
-        text = (
-            f"the engine found no memory for its {course.no_cache.what} when it had loaded the"
-            " weights"
-        )
-        return End(kind="out_of_memory", phase="cache", message=text, hint=_hint(course, plan))
-    staged = _staged(plan, fault)
-    if torch is not None and plan is not None and not pytorch:
+    if staged := _stages(plan, fault):
         account = None  # the account is TurboMind's, and torch's memory is not in it
-    refused = account or End()
-    asked = refused.asked if refused.asked is not None or torch is None else torch.requested
-    left = refused.left if refused.left is not None or torch is None else torch.free
+    refused, told = account or End(), torch or events.TorchMemory()
+    asked = told.requested if refused.asked is None else refused.asked
+    left = told.free if refused.left is None else refused.left
+    gpu = told.gpu if refused.gpu is None else refused.gpu
+    missing = told.missing if refused.missing is None else refused.missing
     phase = course.phase(plan, account)
     call = refused.where or ("" if torch else next(iter(course.calls), ""))
-    if isinstance(fault, events.LegacyCuda):
-        call = call or fault.where
-    who = "the program" if torch is not None and plan is None else "the engine"
-    if plan is not None and not plan.engine.of_lmdeploy:
-        who = "the fallback engine"
-    at = when(phase if plan is None else course.stage, call)
+    call = call or (fault.where if isinstance(fault, events.LegacyCuda) else "")
+    at = _WHEN[phase if plan is None else course.stage] + (f" (in {call})" if call else "")
     if isinstance(fault, events.LegacyCuda):
         at = at.replace(_WHEN["serving"], "after its cache was made")
+    who = "the program" if torch is not None and plan is None else "the engine"
     message = f"{who} ran out of GPU memory {at}"
-    gpu = refused.gpu if refused.gpu is not None or torch is None else torch.gpu
-    told = asked is not None and left is not None and gpu is not None
-    if told and asked and left is not None and (account is not None or plan is None):
+    if asked and left is not None and gpu is not None and (account or plan is None):
         doing = ", and the pretend GPU refused (simulated)" if refused.simulated else ""
         message += f": it asked {format_bytes(asked)} where {format_bytes(left)} were left"
         message += f" on GPU {gpu}{doing}"
@@ -391,29 +358,19 @@ def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
     elif asked:
         message += f", asking {format_bytes(asked)}"
         message += ": torch stages the weights on the first GPU" if staged else ""
-    missing = (refused.missing, torch.missing if torch and not refused.simulated else None)
     return End(
-        kind="out_of_memory",
-        phase=phase,
-        where=call,
-        asked=asked,
-        left=left,
-        missing=max((size for size in missing if size is not None), default=None),
-        gpu=gpu,
-        message=message,
-        hint=_hint(course, plan),
-    )
+        kind="out_of_memory", phase=phase, where=call, asked=asked, left=left, missing=missing,
+        gpu=gpu, message=message, hint=hint,
+    )  # fmt: skip
 
 
-def _staged(plan: Plan | None, fault: Struct | None) -> bool:
+def _stages(plan: Plan | None, fault: Struct | None) -> bool:
     """Whether torch ran out of memory in TurboMind's process, which uses torch to load weights."""
     turbomind = plan is not None and plan.engine.of_lmdeploy and not plan.engine.is_pytorch
     return turbomind and isinstance(fault, events.TorchMemory)
 
 
-def _hint(course: Course, plan: Plan | None) -> str:
-    if plan is None:
-        return ""
+def _hint(course: Course, plan: Plan) -> str:
     if course.stage in ("starting", "weights"):
         if not plan.engine.of_lmdeploy:
             return "split it over more GPUs (--tp) or free them"
@@ -425,41 +382,35 @@ def _hint(course: Course, plan: Plan | None) -> str:
     )
 
 
-def _page_locked(course: Course, plan: Plan | None, at: str) -> End:
-    pinned = f"; the plan counts {format_bytes(plan.host.pinned)} pinned" if plan else ""
-    return End(
-        kind="host_memory",
-        phase="host",
-        where=next(iter(course.calls), ""),
-        message=f"the engine got no page-locked host memory {at}: {last_words(course.fault)}",
-        hint=f"free host memory{pinned}",
-    )
+def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> End:
+    """The end for want of host memory, or by SIGKILL: the kernel's, or another's.
 
-
-def _killed(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> End:
-    """The end by SIGKILL: the kernel's if it counts a kill or no count is known, else another's."""
-    if kill := course.kill:
+    It is the kernel's if it counts a kill, or if no count is known.
+    """
+    hint, fault, phase = "more RAM or a higher limit of the container; fewer replicas", course.fault, "host"
+    pinned = format_bytes(plan.host.pinned) if plan else ""
+    if plan is not None:
+        pageable = format_bytes(plan.host.pageable)
+        hint = f"free host memory; the plan counts {pageable} pageable and {pinned} pinned"
+    if isinstance(fault, events.CudaError):
+        message = f"the engine got no page-locked host memory {at}: {last_words(fault)}"
+        return End(
+            kind="host_memory", phase=phase, where=next(iter(course.calls), ""), message=message,
+            hint=f"free host memory{f'; the plan counts {pinned} pinned' if plan else ''}",
+        )  # fmt: skip
+    message = f"the engine was killed {at}: the kernel does so when host memory runs out"
+    if kill := course.last(events.HostKill):
         size = f" of {format_bytes(kill.rss)}" if kill.rss is not None else ""
-        limit = "the machine's RAM ran out"
-        if kill.group:
-            limit = "its container's or service's memory limit was reached"
+        limit = "its container's or service's memory limit was reached"
+        limit = limit if kill.group else "the machine's RAM ran out"
         message = f"the kernel killed {kill.name or 'a process'}[{kill.pid}]{size}: {limit}"
-        return End(kind="host_memory", phase="host", message=message, hint=_free_host(plan))
-    if seen is not None and seen.host_kills == 0:
+    elif seen is not None and seen.host_kills == 0:
         message = (
             f"the engine was killed {at} by SIGKILL; the kernel counts no such kill for want of"
             " memory, so somebody did it"
         )
         return End(kind="killed", message=message)
-    message = f"the engine was killed {at}: the kernel does so when host memory runs out"
-    return End(kind="host_memory", phase="host", message=message, hint=_free_host(plan))
-
-
-def _free_host(plan: Plan | None) -> str:
-    if plan is None:
-        return "more RAM or a higher memory limit of the container; fewer replicas"
-    pinned, pageable = format_bytes(plan.host.pinned), format_bytes(plan.host.pageable)
-    return f"free host memory; the plan counts {pageable} pageable and {pinned} pinned"
+    return End(kind="host_memory", phase=phase, message=message, hint=hint)
 
 
 def _hang(course: Course, engine: Engine | None, settings: Settings) -> End:
@@ -469,46 +420,25 @@ def _hang(course: Course, engine: Engine | None, settings: Settings) -> End:
     """
     budget, slab = course.last(events.CacheBudget), course.last(events.Slab)
     started, length = course.last(events.Starting), course.last(events.WarmupLength)
-    announced = course.last(events.WarmupLengths)
-    most = (started and started.session) or max(announced.lengths if announced else (), default=0)
-    lengths = [n for n in announced.lengths if n <= most] if announced else []
-    wanted = length.tokens if length else max(lengths, default=0)
-    wanted = wanted or (engine.forward_tokens(settings) if engine else 0)
-    shape = None
-    if engine is not None and slab is not None:
-        logged = LoggedSlab(slab.slab_size, slab.object_size)
-        shape = engine.logged_cache([logged], settings)
+    announced = course.last(events.WarmupLengths) or events.WarmupLengths(lengths=())
+    most = (started and started.session) or max(announced.lengths, default=0)
+    wanted = max((size for size in announced.lengths if size <= most), default=0)
+    wanted = length.tokens if length else wanted
     holds, missing, ratio = "too few tokens", None, "raise --cache-max-entry-count"
-    if budget is not None and slab is not None and shape is not None and shape.block_tokens:
-        tokens, block = shape.tokens(budget.budget), shape.block_tokens
-        holds = f"{tokens:,} tokens"
-        missing = max(0, -(-wanted // block) - tokens // block) * slab.object_size
-        ratios = (n for n in range(1, 1000) if shape.tokens(budget.free * n // 1000) >= wanted)
-        if missing and (least := next(ratios, None)):
-            ratio += f" to {least / 1000:.3f} at least"
-    return End(
-        kind="hang",
-        phase="warm-up",
-        missing=missing,
-        message=f"LMDeploy hangs in its warm-up: its cache holds {holds}, a request of {wanted:,}"
-        " waits for room in it, and it would wait for ever without an error",
-        hint=f"{ratio}, lower --max-prefill-token-num or free GPU memory",
+    if engine is not None and slab is not None and budget is not None:
+        wanted = wanted or engine.forward_tokens(settings)
+        shape = engine.logged_cache([LoggedSlab(slab.slab_size, slab.object_size)], settings)
+        block = shape.block_tokens if shape else 0
+        if shape is not None and block:
+            tokens = shape.tokens(budget.budget)
+            holds = f"{tokens:,} tokens"
+            missing = max(0, -(-wanted // block) - tokens // block) * slab.object_size
+            ratios = (n for n in range(1, 1000) if shape.tokens(budget.free * n // 1000) >= wanted)
+            least = next(ratios, None) if missing else None
+            ratio += f" to {least / 1000:.3f} at least" if least else ""
+    message = (
+        f"LMDeploy hangs in its warm-up: its cache holds {holds}, a request of {wanted:,} waits for"
+        " room in it, and it would wait for ever without an error"
     )
-
-
-def exit_words(code: int | None) -> str:
-    if code is None:
-        return "no exit: its server lives and answers no request"
-    number = _signal(code)
-    if not number:
-        return f"exit code {code}"
-    try:
-        return f"signal {signal.Signals(number).name}"
-    except ValueError:
-        return f"signal {number}"
-
-
-def _signal(code: int | None) -> int:
-    if code is None:
-        return 0
-    return -code if code < 0 else code - 128 if 128 < code <= 192 else 0  # 64 signals; 255 is -1
+    hint = f"{ratio}, lower --max-prefill-token-num or free GPU memory"
+    return End(kind="hang", phase="warm-up", missing=missing, message=message, hint=hint)
