@@ -87,15 +87,6 @@ class LogCase:
         newer = facts.first(CacheBudget) or facts.first(Slab)
         return "0.12" if old and not newer else None
 
-    @property
-    def generation(self) -> str | None:
-        """LMDeploy's releases by the form of its lines, if no version is printed; else None."""
-        if self.facts.first(CacheBudget) or self.facts.first(Slab):
-            return f"0.15 to {REFERENCE}"
-        if self.facts.first(PeerMissing):
-            return "0.2 to 0.7"
-        return {None: None, "0.12": "0.2 to 0.14"}.get(self.version)
-
     @cached_property
     def engine(self) -> Engine:
         """LMDeploy's engine of the log, in its release; the reference's if that is not known."""

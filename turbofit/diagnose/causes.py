@@ -137,41 +137,14 @@ def what_to_send(error: str, marks: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-#: A line is cut into pieces of so many characters; a word of nearly twice as many contains a whole
-#: piece.
-_PIECE: Final = 5
-
-
-class _Words:
-    """The words of rows, with zeros for digits, under the pieces of lines that have them."""
-
-    def __init__(self, rows: tuple[Row, ...]) -> None:
-        self._rows = rows
-        self._short: list[tuple[str, int]] = []
-        self._with: dict[str, list[tuple[str, int]]] = {}
-        for word, place in ((zeros(word), at) for at, row in enumerate(rows) for word in row.says):
-            if len(word) < 2 * _PIECE - 1:
-                self._short.append((word, place))
-                continue
-            for at in range(_PIECE):
-                self._with.setdefault(word[at : at + _PIECE], []).append((word, place))
-
-    def rows_in(self, form: str) -> tuple[Row, ...]:
-        """The rows of which a line has a word, in their order."""
-        words = {*self._short}
-        for at in range(0, len(form), _PIECE):
-            words.update(self._with.get(form[at : at + _PIECE], ()))
-        places = {place for word, place in words if word in form}
-        return tuple(self._rows[place] for place in sorted(places))
-
-
 @cache
-def _words() -> _Words:
-    return _Words(causes())
+def _words() -> list[tuple[str, Row]]:
+    return [(zeros(word), row) for row in causes() for word in row.says]
 
 
 def _rows_in(form: str) -> tuple[Row, ...]:
-    return _words().rows_in(form)
+    """The rows of which a line of this form has a word, in their order."""
+    return tuple(dict.fromkeys(row for word, row in _words() if word in form))
 
 
 def may_be_known(form: str) -> bool:
@@ -226,8 +199,3 @@ def _fact_words() -> list[tuple[str, _Fact]]:
 def facts_in(form: str) -> list[_Fact]:
     """The rows of facts of which a line may have a word."""
     return [row for word, row in _fact_words() if word in form]
-
-
-def told_figures(hits: tuple[Hit, ...]) -> int:
-    """How much the first row that has a line catches of it; -1 where none has it."""
-    return len(hits[0].fields) if hits else -1

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.hidden import without_keys
-from turbofit.core.struct import Struct
-from turbofit.diagnose.answer import Evidence, Holding, Missing
+from turbofit.diagnose.answer import Diagnosis, Evidence, Read
 from turbofit.diagnose.causes import Rank
 from turbofit.observe.death import Phase
 
@@ -18,7 +17,7 @@ _SHOWN: Final = 240
 _FRAMES: Final = 3
 
 
-class Draft(Struct):
+class Draft(Diagnosis):
     """``line`` is the line of the trouble; the earliest cause becomes the answer.
 
     If ``what`` is empty, the log proves no cause: ``possible`` and ``changes`` are then causes that
@@ -27,23 +26,15 @@ class Draft(Struct):
     ``short``: the run lacked memory, so that its own account may have cures.
     """
 
-    kind: str
     line: int
     phase: Phase = "unknown"
     what: str = ""
     rank: Rank = "cause"
-    why: tuple[str, ...] = ()
     possible: tuple[str, ...] = ()
-    held: tuple[Holding, ...] = ()
-    missing: Missing | None = None
-    missing_in_all: Missing | None = None
-    changes: tuple[str, ...] = ()
-    send: tuple[str, ...] = ()
-    unknown: tuple[str, ...] = ()
-    evidence: tuple[Evidence, ...] = ()
     planned: bool = False
     by_others: int = 0
     short: bool = False
+    read: Read = Read(lines=0)
 
     @property
     def quoted(self) -> str:

@@ -270,7 +270,7 @@ def _read(case: LogCase) -> Read:
     return Read(
         lines=facts.lines,
         engine=engine,
-        version=subject.version or case.generation,
+        version=subject.version,
         model=case.model.name if case.model else None,
         machine=case.on,
         tp=case.tp if "tp" in subject.options or case.tp > 1 else None,

@@ -58,11 +58,9 @@ class Figures:
 
     def holds(self, when: When | None) -> bool:
         """Whether a row's condition holds."""
-        if when is None:
-            return True
-        value = self.get(when.fact)
-        if value is None:
-            return False
+        value = self.get(when.fact) if when else None
+        if when is None or value is None:
+            return when is None
         below = when.below is None or value < when.below
         return below and (not when.values or value in when.values)
 
@@ -110,15 +108,9 @@ def _too_old(figures: Figures) -> bool | None:
     return True if built and arch is not None and arch < min(built) else None
 
 
-def _listed_since(figures: Figures) -> str | None:
-    """The release from which LMDeploy runs the architecture that the line names, if it does."""
-    name = figures.of_line("architecture")
-    return listed_since(name) if name else None
-
-
 def _too_old_for(figures: Figures) -> str | None:
     """The log's LMDeploy, where it is older than the first that runs the architecture."""
-    since, version = _listed_since(figures), figures.case.subject.version
+    since, version = figures.get("listed_since"), figures.case.subject.version
     return version if since and version and written(version) < written(since) else None
 
 
@@ -126,12 +118,6 @@ def _released(figures: Figures, *, dropped: bool) -> str | None:
     """The release of Transformers that brought, or dropped, the name that the line asks for."""
     names = (figures.of_line(field) for field in ("type", "name", "imported"))
     return next((release_of(str(name), dropped=dropped) for name in names if name), None)
-
-
-def _cublas_on_h20(figures: Figures) -> bool | None:
-    """Whether the card is an H20 and the stack of the end is in a linear layer."""
-    gpu = figures.case.gpu
-    return True if gpu and "H20" in gpu.name and figures.of_line("linear") else None
 
 
 def _unused_gpus(figures: Figures) -> int | None:
@@ -149,18 +135,16 @@ def _fits(figures: Figures, *, one: bool) -> str | None:
     return f"{model.name} is {weights} of weights, and {'one' if one else 'each'} of the cards has {card}"
 
 
-def _asked_option(figures: Figures) -> tuple[str, ...] | None:
-    """The option of a usage error, with its value where that is refused."""
-    option, value = figures.of_line("option"), figures.of_line("value")
-    if option:
-        return (str(option),)
-    return (str(figures.of_line("argument")), str(value)) if value else None
-
-
 def _option_written(figures: Figures) -> str | None:
     """How LMDeploy writes the option, where only its dashes differ."""
     option = str(figures.of_line("option") or "").replace("_", "-")
     return option if option != figures.of_line("option") and option_since((option,)) else None
+
+
+def _asked_option(figures: Figures) -> str | None:
+    """The option of a usage error, with its value where that is refused."""
+    option, value = figures.of_line("option"), figures.of_line("value")
+    return str(option) if option else f"{figures.of_line('argument')} {value}" if value else None
 
 
 def package_of(stack: tuple[PythonFrame, ...]) -> str | None:
@@ -188,14 +172,16 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "fits_none": lambda figures: _fits(figures, one=False),
     "fits_one": lambda figures: _fits(figures, one=True),
     "function": lambda figures: figures.stack[-1].function if figures.stack else None,
-    "asked_option": lambda figures: " ".join(_asked_option(figures) or ()) or None,
-    "cublas_on_h20": _cublas_on_h20,
+    "asked_option": _asked_option,
+    "linear_on_h20": lambda figures: (
+        figures.of_line("linear") if figures.case.gpu and "H20" in figures.case.gpu.name else None
+    ),
     "dropped": lambda figures: _released(figures, dropped=True),
-    "listed_since": _listed_since,
+    "listed_since": lambda figures: listed_since(figures.of_line("architecture") or ""),
     "newer_lmdeploy": lambda figures: (
         "a newer LMDeploy" if _raised_by(figures) == "lmdeploy" else None
     ),
-    "option_since": lambda figures: option_since(_asked_option(figures) or ()),
+    "option_since": lambda figures: option_since(tuple((_asked_option(figures) or "").split())),
     "option_written": _option_written,
     "package": lambda figures: package_of(figures.stack),
     "raised_by": _raised_by,
@@ -227,14 +213,10 @@ def explanation_of(mark: LogEvent, case: LogCase) -> Draft | None:
     """
     alone = case.facts.rows <= _FEW + 2 * len(mark.stack) and _ALONE.match(mark.text) is not None
     common = case.subject.of_inference or alone
-    for hit in mark.hits:
-        figures = Figures(case, mark, hit)
-        if (common or not kind_of(hit.row).common) and figures.holds(hit.row.when):
-            return _told(mark, figures)
-    return None
-
-
-def _told(mark: LogEvent, figures: Figures) -> Draft:
+    asked = (Figures(case, mark, hit) for hit in mark.hits if common or not kind_of(hit.row).common)
+    figures = next((one for one in asked if one.holds(one.hit.row.when)), None)
+    if figures is None:
+        return None
     row, kind = figures.hit.row, kind_of(figures.hit.row)
     what = figures.sentence(row.what)
     return Draft(

@@ -83,8 +83,6 @@ _TORCHRUN: Final = re.compile(r"(?:torchrun|torch\.distributed\.run|accelerate l
 _RANKS: Final = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[ =](\d+)")
 _AUTO_MAP: Final = re.compile(r"device_map\s*[=:]\s*['\"]auto")
 _VARIABLE: Final = re.compile(r"\b([A-Z][A-Z\d]*_[A-Z\d_]+)['\"]?\]?\s?=\s?['\"]?([^\s'\";&]+)")
-_WHOLE: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quant_policy", "tp",
-                 "cache_block_seq_len")  # fmt: skip
 _WORDS: Final = {
     "communicator": ("nccl", "native", "cuda-ipc"),
     "dtype": ("float16", "bfloat16"),
@@ -269,12 +267,13 @@ def preset_of(name: str) -> str | None:
 def _value(name: str, text: str) -> object:
     """An option's value; None for a text that is no possible value."""
     text = text.rstrip(".")
+    if name in _WORDS:
+        return text if text in _WORDS[name] else None
     try:
-        if name in _WHOLE:
-            number = int(text)
-            return number if 0 < number < 1 << 30 or name == "quant_policy" else None
-        if name == "cache_max_entry_count":
-            return float(text)
+        number = float(text)
     except ValueError:
         return None
-    return text if text in _WORDS.get(name, ()) else None
+    if name == "cache_max_entry_count":
+        return number
+    whole = number.is_integer() and (0 < number < 1 << 30 or name == "quant_policy")
+    return int(number) if whole else None
