@@ -13,11 +13,11 @@ from turbofit.core.plan import Settings
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB
 from turbofit.core.version import REFERENCE
-from turbofit.diagnose.subject import preset_of
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
 from turbofit.machine.presets import assumed_note, card_of, find_preset
 from turbofit.machine.source import machine_from, spec_of
 from turbofit.memory.engines import engine_for, engine_named
+from turbofit.model.model_words import preset_of
 from turbofit.model.names import by_its_name
 from turbofit.model.presets import HUB_ID, preset_model
 from turbofit.model.source import resolve_model
@@ -204,7 +204,7 @@ class LogCase:
             self.no_machine = f"the log names {kinds}; name the one that is meant with --on"
         if len(found) != 1:
             return ""
-        name, number, sized = found[0]
+        _, name, number, sized = found[0]
         peers = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
         counts = [event.gpu + 1 for _, event in self.facts.every(TorchMemory) if event.gpu]
         if not self._printed_total and not sized and name.partition("-")[2]:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from turbofit.diagnose.causes import caught, facts_in
-from turbofit.machine.presets import find_preset as find_card
-from turbofit.machine.presets import nominal_gigabytes
-from turbofit.model.presets import find_preset as find_model
-from turbofit.model.presets import known_presets
+from turbofit.machine.card_words import MAY_BE_CARD, NamedCards, cards_in
+from turbofit.model.model_words import families, names_in, preset_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from turbofit.observe.log_reader import Form
 
 _NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
@@ -30,16 +25,6 @@ _MODEL: Final = tuple(
         rf"['\"]model(?:_tag)?['\"]: {_NAME}",
         r"lmdeploy serve api_server [^|;]*?\s(/[\w./-]+|[\w-]+/[\w.-]+)\s*$",
     )
-)
-#: Names of models that have another name in the presets. The original LLaVA and its LoRA stand for
-#: the checkpoint that `turbofit merge` makes of them.
-_SPELLINGS: Final = (
-    (r"llava-?v?1[.-]5-7b|llava-7b", "llava-1.5-7b"),
-    (r"llava-?v?1[.-]5-13b", "llava-1.5-13b"),
-    (r"llava-?onevision.*7b", "llava-onevision-7b"),
-    (r"cogvlm2", "cogvlm2-19b"),
-    (r"cogvlm", "cogvlm-17b"),
-    (r"llama-?3[.-]2-11b-vision", "llama-3.2-11b-vision"),
 )
 #: Words in logs of inference on GPUs that other programs' logs do not have.
 _INFERENCE: Final = re.compile(
@@ -88,38 +73,7 @@ _WORDS: Final = {
     "dtype": ("float16", "bfloat16"),
     "model_format": ("hf", "awq", "gptq", "compressed-tensors", "fp8", "mxfp4"),
 }
-#: A path or a name, also beside Chinese words; its parts; and CogVLM, which has no number.
-_TOKEN: Final = re.compile(r"[A-Za-z0-9_./-]+")
-_NUMBERED: Final = re.compile(r"[A-Za-z].*\d")
-_COGVLM: Final = re.compile(r"(?<![A-Za-z])[Cc][Oo][Gg]VLM(?![A-Za-z])")
-_COUNTS: Final = {"一": 1, "单": 1, "two": 2, "两": 2, "二": 2, "双": 2, "三": 3, "four": 4,
-                  "四": 4, "eight": 8, "八": 8}  # fmt: skip
-#: A card by name, with its count before or behind it, and its size. A bare number needs a count.
-_CARD: Final = re.compile(
-    r"(?:(?<![A-Za-z0-9_.:])(?<!GPU )(?<!evice )(?<!ank )(?P<count>\d{1,2})"
-    r"(?:\s*[x×*]\s*|\s*[张块片卡颗]\s*|(?<=[248]) )"
-    rf"|(?P<word>{'|'.join(_COUNTS)})\s?[张块片卡颗]?\s*)?"
-    r"(?P<name>(?<![A-Za-z0-9_])"
-    r"(?:(?:NVIDIA |GeForce |Tesla )*(?:RTX|GTX|TITAN|Quadro) ?[A-Z]?\d{3,4}"
-    r"(?: ?D\b)?(?: ?Ti)?(?: ?SUPER)?(?: Ada)?(?: Laptop)?"
-    r"|(?:NVIDIA |Tesla )*[ABHLPTV]\d{1,4}S?(?![A-Za-z0-9])(?:-(?:SXM\d?|PCI[Ee]))?)"
-    r"|(?<=[x×*张块片卡颗 ])\d0[5-9]0(?: ?Ti)?(?: ?SUPER)?(?![\w.-]))"
-    r"(?:(?:[ -]{0,2}\(?| of )(?P<size>\d{2,3} ?(?:G|GB|GiB)|\d{4,6} ?MiB)\b\)?"
-    r"(?! *(?:of |system |host |CPU )?(?:RAM|DDR|free|used|swap|disk|SSD)))?"
-    r"(?:\s?[x×*]\s?(?P<times>\d)\b)?"
-)
-_BRAND: Final = re.compile("NVIDIA|GeForce|Tesla|RTX|GTX|TITAN|Quadro")
-_MAY_BE_CARD: Final = re.compile(r"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d|\d0\d0").search
-
 Place = tuple[int, str]
-
-
-class NamedCards(NamedTuple):
-    """Cards of one kind: their SPEC name, their number (0: not said), and whether with a size."""
-
-    name: str
-    number: int
-    sized: bool
 
 
 class Subject:
@@ -169,8 +123,10 @@ class Subject:
         asks = form.ask(readers)
         if "names" in asks:
             self._read_names(text)
-        if "cards" in asks:
-            self._read_cards(text)
+        for cards in cards_in(text) if "cards" in asks else ():
+            before = self.cards.get(cards.chip, cards)
+            named = before if before.sized and not cards.sized else cards
+            self.cards[cards.chip] = named._replace(number=cards.number or before.number)
         if "options" in asks:
             for option in _OPTION.finditer(text):
                 name = option[1].replace("-", "_")
@@ -193,75 +149,24 @@ class Subject:
             for match in pattern.finditer(text)
         ]
         found = [one for one in found if "/" in one[0] or preset_of(one[0])]
-        found += [(name, len(_MODEL)) for name in _names_in(text) if preset_of(name)]
+        found += [(name, len(_MODEL)) for name in names_in(text) if preset_of(name)]
         for name, order in found:
             key = preset_of(name) or name
             # A hub id that no preset has is surer than a mention of another model.
             self.names[key] = min(order, self.names.get(key, order))
-
-    def _read_cards(self, text: str) -> None:
-        for match in _CARD.finditer(text):
-            name, number = match["name"].removesuffix(" Laptop"), _COUNTS.get(match["word"] or "", 0)
-            number = int(match["count"] or match["times"] or number)
-            key = find_card(match["name"]) or (match["name"] if _BRAND.match(name) else None)
-            if key is None:
-                continue
-            size, chip = _gigabytes(match["size"] or ""), key.partition("-")[0]
-            if size and find_card(f"{name} {size}GB"):
-                key = str(find_card(f"{name} {size}GB"))
-            elif size and find_card(key) and abs(size - nominal_gigabytes(key)) > size / 10:
-                key = f"{name} {size}GB"
-            known = self.cards.get(chip)
-            if known and known.sized and not size:
-                key, size = known.name, 1
-            self.cards[chip] = NamedCards(key, number or (known.number if known else 0), size > 0)
-
-
-def _gigabytes(text: str) -> int:
-    number = int(re.sub(r"\D", "", text) or 0)
-    return round(number / 1024) if "MiB" in text else number
-
-
-@cache
-def _families() -> tuple[str, ...]:
-    """The beginnings of model names; a line without any of them is skipped."""
-    words = {match[0] for name in known_presets() if (match := re.match("[a-z]+", name))}
-    return tuple(words | {"cogvlm", "llava", "llama"})
-
 
 def readers(form: str) -> tuple[str, ...]:
     """What a line of this form may tell; for most lines nothing."""
     lower = form.lower()
     tells = {
         "names": any(pattern.search(form) for pattern in _MODEL)
-        or any(map(lower.__contains__, _families())),
-        "cards": _MAY_BE_CARD(form),
+        or any(map(lower.__contains__, families())),
+        "cards": MAY_BE_CARD(form),
         "options": ("=" in form or "--" in form)
         and any(pattern.search(form) for pattern in (_OPTION, _AUTO_MAP, _VARIABLE)),
         "words": _VERSION.search(lower) or _TORCHRUN.search(form) or facts_in(form),
     }
     return tuple(name for name, may in tells.items() if may)
-
-
-def _names_in(text: str) -> Iterator[str]:
-    """Yields names with a number, each as a path up to the last part that has one."""
-    for token in _TOKEN.findall(text):
-        parts = token.rstrip(".").split("/")
-        while parts and not _NUMBERED.search(parts[-1]):
-            parts.pop()
-        if parts:
-            yield "/".join(parts)
-    yield from _COGVLM.findall(text)
-
-
-@lru_cache(1024)
-def preset_of(name: str) -> str | None:
-    """The preset that a name in a log means, which may be a folder's; or None."""
-    plain = name.lower().replace("_", "-")
-    for pattern, preset in _SPELLINGS:
-        if re.search(pattern, plain):
-            return preset
-    return find_model(name) or find_model(name.rstrip("/").rpartition("/")[2])
 
 
 def _value(name: str, text: str) -> object:

@@ -1,6 +1,6 @@
 """What logs tell, as types: events of engines, torch, Python, the host and nvidia-smi.
 
-`observe.log_reader` makes them, one of a line; `observe.engine_end` says which kind of death one
+`observe.log_reader` makes them, one of a line; `observe.death` says which kind of death one
 tells of. Sizes are bytes.
 """
 
