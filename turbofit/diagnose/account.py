@@ -19,6 +19,7 @@ from turbofit.core.messages import option_of
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
+from turbofit.core.version import REFERENCE
 from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.versions import release
 from turbofit.model.presets import four_bit_variant
@@ -107,6 +108,8 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
         finding = _of_torch(case, phase, memory, ledger, cached=cached)
     elif phase == "unknown":
         finding = _of_load(ledger)
+    if case.version is None:
+        finding = replace(finding, unknown=(*finding.unknown, f"assumed LMDeploy {REFERENCE}"))
     loading = (finding.end.phase if finding.end else phase) == "weights"
     if finding.others or (cache is None and not loading):
         return finding
@@ -191,7 +194,9 @@ def _of_torch(
         named, said = "cache", f"{said}it asked for the cache itself"
     else:
         said += "the weights were not yet whole" if rest < -doubt else "nothing is left for a cache"
-    return Finding(end=End(phase=named) if phase == "unknown" else None, why=(said,), unknown=unknown)
+    return Finding(
+        end=End(phase=named) if phase == "unknown" else None, why=(said,), unknown=unknown
+    )
 
 
 def _of_load(ledger: GpuLedger) -> Finding:

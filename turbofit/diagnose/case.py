@@ -10,11 +10,10 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.plan import Settings
-from turbofit.core.struct import NA
 from turbofit.core.units import MIB
 from turbofit.core.version import REFERENCE
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
-from turbofit.machine.presets import assumed_note, card_of, find_preset
+from turbofit.machine.presets import assumed_note, spec_name
 from turbofit.machine.source import machine_from, spec_of
 from turbofit.memory.engines import engine_for, engine_named
 from turbofit.model.model_words import preset_of
@@ -168,8 +167,26 @@ class LogCase:
 
     def _take_machine_of_log(self) -> None:
         """The cards that the log names, where they make a machine; else why they make none."""
-        if not (spec := self._spec()):
+        gpus, begun = self.facts.every(SmiGpu), self.facts.begun_at
+        torch = [event for _, event in self.facts.every(TorchMemory)]
+        total = next((event.total for event in reversed(torch) if event.total), 0)
+        table = {gpu.index: (mark.line, gpu) for mark, gpu in gpus if gpu.total}
+        cards = [gpu for _, gpu in sorted({gpu.index: gpu for _, gpu in gpus}.items())]
+        if table:
+            # What is in use counts before the engine began. Torch's own text is nearer to the death.
+            before = 0 if begun is None or torch else begun
+            cards = [
+                replace(gpu, used=gpu.used if line < before and (gpu.used or 0) >= _IN_USE else 0)
+                for _, (line, gpu) in sorted(table.items())
+            ]
+        elif not cards:
+            cards = self._named(torch, total)
+        if not table and len({gpu.name for gpu in cards}) == 1:
+            cards = [replace(gpu, name=spec_name(gpu.name, total or 0)) for gpu in cards]
+        if not cards:
             return
+        slices = [event for _, event in self.facts.every(MigSlice)]
+        spec = "+".join(groups(cards, slices)) + self._peers(sum(gpu.count for gpu in cards))
         try:
             machine = machine_from(spec)
         except UsageError as exc:
@@ -178,63 +195,25 @@ class LogCase:
         seen = self.subject.visible
         if seen is not None and seen < len(machine.gpus):
             self.unseen = len(machine.gpus) - seen
-            gpus = machine.gpus[:seen]
-            machine = machine_from(f"{self.named(replace(machine, gpus=gpus))}")
+            machine = machine_from(self.named(replace(machine, gpus=machine.gpus[:seen])))
         self.machine, self.on = machine, self.named(machine)
 
-    def _spec(self) -> str:
-        """The machine of the log as `machine_from` reads it: a table, a list, or named cards."""
-        gpus = self.facts.every(SmiGpu)
-        table = {gpu.index: self._row(mark.line, gpu) for mark, gpu in gpus if gpu.total}
-        found = table or {gpu.index: gpu for _, gpu in gpus}
-        if not found:
-            return self._named()
-        cards = [gpu for _, gpu in sorted(found.items())]
-        if not table and len({gpu.name for gpu in cards}) == 1:
-            name = _as_large(cards[0].name, self._printed_total)
-            cards = [replace(gpu, name=name) for gpu in cards]
-        slices = [event for _, event in self.facts.every(MigSlice)]
-        return "+".join(groups(cards, slices)) + self._peers(sum(gpu.count for gpu in cards))
-
-    def _named(self) -> str:
+    def _named(self, torch: list[TorchMemory], total: int | None) -> list[SmiGpu]:
         """Cards that the text names, where they are of one kind."""
         found = list(self.subject.cards.values())
-        if len(found) > 1:
-            kinds = ", ".join(f"{max(1, cards.number)}x {cards.name}" for cards in found)
-            self.no_machine = f"the log names {kinds}; name the one that is meant with --on"
         if len(found) != 1:
-            return ""
-        _, name, number, sized = found[0]
-        peers = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
-        counts = [event.gpu + 1 for _, event in self.facts.every(TorchMemory) if event.gpu]
-        if not self._printed_total and not sized and name.partition("-")[2]:
-            self.assumed = assumed_note(name.partition("-")[0], 1) or ""
-        tp = self.subject.options.get("tp", 1)
-        seen = self.subject.visible or 1
-        number = number or max([1, *peers, tp if isinstance(tp, int) else 1, *counts, seen])
-        return f"{number}x{_as_large(name, self._printed_total)}" + self._peers(number)
+            kinds = ", ".join(f"{max(1, cards.number)}x {cards.name}" for cards in found)
+            several = f"the log names {kinds}; name the one that is meant with --on"
+            self.no_machine = several if found else ""
+            return []
+        chip, name, number, sized = found[0]
+        if not total and not sized and name != chip:
+            self.assumed = assumed_note(chip, 1) or ""
+        told = self.subject.options.get("tp", 1)
+        counts = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
+        counts += [event.gpu + 1 for event in torch if event.gpu]
+        counts += [told if isinstance(told, int) else 1, self.subject.visible or 1]
+        return [SmiGpu(index=0, name=name, count=number or max(counts))]
 
     def _peers(self, number: int) -> str:
         return ",p2p=none" if number > 1 and self.facts.first(PeerMissing) else ""
-
-    @property
-    def _printed_total(self) -> int:
-        """A card's bytes as torch printed them; 0: it did not."""
-        totals = [event.total for _, event in self.facts.every(TorchMemory) if event.total]
-        return totals[-1] if totals else 0
-
-    def _row(self, line: int, gpu: SmiGpu) -> SmiGpu:
-        """A GPU with nvidia-smi's memory; what is in use counts before the engine began.
-
-        Torch's own text of who holds the card is nearer to the death, and goes before it.
-        """
-        begun = self.facts.begun_at
-        before = begun is not None and line < begun and not self.facts.first(TorchMemory)
-        used = gpu.used if before and gpu.used and gpu.used >= _IN_USE else 0
-        return replace(gpu, used=used)
-
-
-def _as_large(name: str, total: int) -> str:
-    """The SPEC name of the card of this name with ``total`` bytes; the name itself if it is 0."""
-    key = card_of(name, total or NA)
-    return key or (f"{name}:total={total // MIB}MiB" if total and find_preset(name) else name)

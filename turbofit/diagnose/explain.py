@@ -92,10 +92,10 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
     ways = cures(case, draft.phase, draft.by_others) if draft.short else ()
     would_work, lacks = _worked(case, draft, ways)
     changes = _steps(case, draft, would_work, has_ways=bool(ways))
-    send, what, unknown = draft.send, draft.what, draft.unknown
+    send, what = draft.send, draft.what
+    unknown = draft.unknown or (() if known else ("what caused it",))
     if not known:
         what = what or f"{_NO_CAUSE}: {draft.quoted}"
-        unknown = ("what caused it",)
         about = f"{draft.quoted} {'lmdeploy' if case.subject.of_lmdeploy else ''}"
         send = (*send, *what_to_send(about, _marks(case, draft)))
     first = (*send, *changes) if known else (*changes, *send)
@@ -155,7 +155,9 @@ def _steps(
     if of_lmdeploy and own:
         return tuple(dict.fromkeys((*ends, *own)))
     share = not worked.fits
-    return tuple(dict.fromkeys((*ends, *own, *(s for s in steps if not (share and _SHARE.search(s))))))
+    return tuple(
+        dict.fromkeys((*ends, *own, *(s for s in steps if not (share and _SHARE.search(s)))))
+    )
 
 
 def _worked(
@@ -202,9 +204,7 @@ def _worked(
     return advice, ()
 
 
-def _of_plan(
-    case: LogCase, plan: Plan, machine: Machine, remedies: tuple[Remedy, ...]
-) -> Advice:
+def _of_plan(case: LogCase, plan: Plan, machine: Machine, remedies: tuple[Remedy, ...]) -> Advice:
     values: dict[str, object] = {"engine": plan.engine.name}
     for name in _SHOWN if plan.engine.on_torch else (*_SHOWN, "communicator"):
         of_groups = {str(getattr(group.settings, name)) for group in plan.group_plans()}
@@ -255,7 +255,7 @@ def _marks(case: LogCase, draft: Draft) -> list[str]:
     still, cut = draft.kind == IN_DIAGNOSIS["stalled"], bool(case.facts.cut)
     marks = {
         "(nothing)": not draft.evidence and not cut, "(cut)": cut, "(still)": still,
-        "(error)": bool(draft.evidence) and not still, "(no command)": not case.subject.options,
+        "(error)": bool(draft.evidence) and not still, "(no command)": case.facts.begun_at is None,
     }  # fmt: skip
     return [word for word, holds in marks.items() if holds]
 

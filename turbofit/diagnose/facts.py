@@ -76,7 +76,9 @@ _LOADS: Final = re.compile(
 ).search
 #: A comment in code, and a whole line of one or a heading: no step of Docker (#12), no exception.
 _REMARK: Final = "  # "
-_COMMENT: Final = re.compile(r"\s*#+ *(?!(?:\w+\.)*\w*(?:Error|Exception)\b)(?:[^\W\d]|\[|\W{1,4}$)")
+_COMMENT: Final = re.compile(
+    r"\s*#+ *(?!(?:\w+\.)*\w*(?:Error|Exception)\b)(?:[^\W\d]|\[|\W{1,4}$)"
+)
 #: A Python warning whose text is missing or ends with a colon; NCCL's reason is in the next line.
 _GOES_ON: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$|\s*Last error:\s*$")
 _WARNS: Final = re.compile(
@@ -298,9 +300,7 @@ class LogFacts:
         if isinstance(mark.event, PythonFrame):
             self._last_frame = mark.line
             if self.state == "below":
-                self.marks[-1] = self.marks[-1]._replace(
-                    stack=(*self.marks[-1].stack, mark.event)
-                )
+                self.marks[-1] = self.marks[-1]._replace(stack=(*self.marks[-1].stack, mark.event))
             else:
                 self._stack += (mark.event,)
             return "frame"

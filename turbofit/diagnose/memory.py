@@ -195,6 +195,9 @@ def _with_torch(
 ) -> Draft:
     """The answer with torch's own figures: who held the card, and what a first step does of it."""
     asked, unknown, own = memory.requested or 0, list(draft.unknown), program == "other"
+    if memory.pid and not own and any(size > (memory.process or 0) for _, size in memory.others):
+        # LMDeploy also allocates outside torch: torch's figures do not tell it from a larger one.
+        memory = replace(memory, named=False)
     steps, why, lines = _copies(case, mark, memory, draft, own=own)
     eager = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
     large = asked > max(memory.allocated or 0, _ONE_TENSOR) and draft.phase not in _NO_ATTENTION
@@ -317,8 +320,12 @@ def _missing(memory: TorchMemory | None) -> Missing:
     note = "TurboMind does not print what it asked"
     if memory is not None:
         figures = {"asked": memory.requested, "free": memory.free}
-        known = (f"{name} {format_bytes(size)}" for name, size in figures.items() if size is not None)
+        known = (
+            f"{name} {format_bytes(size)}" for name, size in figures.items() if size is not None
+        )
         note = ", ".join(known) or "the text has no figures"
+        if memory.requested is not None and (memory.free or 0) >= memory.requested:
+            note += ", more than was asked: a limit of the process, or others gave memory back"
     missing = memory.missing if memory else None
     return Missing(bytes=missing, basis="unknown" if missing is None else "log", note=note)
 
@@ -327,8 +334,9 @@ def _holders(mark: LogEvent, memory: TorchMemory) -> Iterator[Holding]:
     """Yields each process with its bytes, as certain as the text is."""
     this, held = "this process", memory.process
     if memory.pid is not None:
-        this = f"this process (process {memory.pid} of the text)"
-    elif held is None:
+        one = f"process {memory.pid}"
+        this = f"this process ({one} of the text)" if memory.named else one
+    elif held is None and memory.named:
         this, held = "this process's tensors", memory.allocated
     sizes = {this: held} | {f"process {pid}": size for pid, size in memory.others}
     for who, size in sizes.items():

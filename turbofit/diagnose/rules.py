@@ -265,4 +265,7 @@ def nothing_found(case: LogCase) -> Draft:
         what = "the text says that memory ran out, and no line of a program says where"
         lines, line = (evidence(in_words, "words"),), in_words.line
     planned = case.model is not None and case.machine is not None
-    return Draft(kind="unknown", line=line, what=what, evidence=lines, planned=planned)
+    return Draft(
+        kind="unknown", line=line, what=what, evidence=lines, planned=planned,
+        unknown=("what happened",),
+    )  # fmt: skip

@@ -155,6 +155,7 @@ class Subject:
             # A hub id that no preset has is surer than a mention of another model.
             self.names[key] = min(order, self.names.get(key, order))
 
+
 def readers(form: str) -> tuple[str, ...]:
     """What a line of this form may tell; for most lines nothing."""
     lower = form.lower()

@@ -30,7 +30,6 @@ _BRAND: Final = re.compile("NVIDIA|GeForce|Tesla|RTX|GTX|TITAN|Quadro")
 MAY_BE_CARD: Final = re.compile(r"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d|\d0\d0").search
 
 
-
 class NamedCards(NamedTuple):
     """Cards of one kind: their chip, SPEC name, number (0: not said), and whether with a size."""
 

@@ -211,7 +211,7 @@ def match_preset(gpu: Gpu) -> GpuPreset | None:
 
 def match_key(gpu: Gpu) -> str | None:
     """The key of a measured GPU's preset; NVML's name, `GpuPreset.name`, may belong to several."""
-    return None if gpu.mig else card_of(gpu.name, gpu.total)
+    return None if gpu.mig else _matched(gpu.name, gpu.total)
 
 
 def fill(gpu: Gpu, preset: GpuPreset | None = None) -> Gpu:
@@ -302,7 +302,7 @@ def context_bytes(gpu: Gpu) -> tuple[int, str]:
 
 
 @cache
-def card_of(name: str, total: int | Literal["NA"]) -> str | None:
+def _matched(name: str, total: int | Literal["NA"]) -> str | None:
     """The preset of this name whose card has ``total`` bytes of memory, within a tolerance."""
     key = find_preset(name)
     if key is None or total == NA:
@@ -313,6 +313,19 @@ def card_of(name: str, total: int | Literal["NA"]) -> str | None:
         if abs(total - whole) <= _SAME_MEMORY * whole:
             return twin
     return None
+
+
+def spec_name(name: str, total: int) -> str:
+    """The SPEC name of the card of this chip with ``total`` bytes; ``name`` itself if that is 0."""
+    found = find_preset(name)
+    if found is None or not total:
+        return name
+    chip = found.partition("-")[0]
+    for key in (found, *(key for key in presets_with([chip]) if key.partition("-")[0] == chip)):
+        preset = load_preset(key)
+        if abs(preset.total - preset.reserved - total) <= total * _SAME_MEMORY:
+            return key
+    return f"{found}:total={total // MIB}MiB"
 
 
 def _note(low: int, high: int, source: str) -> str:

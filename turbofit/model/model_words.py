@@ -26,6 +26,7 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9_./-]+")
 _NUMBERED: Final = re.compile(r"[A-Za-z].*\d")
 _COGVLM: Final = re.compile(r"(?<![A-Za-z])[Cc][Oo][Gg]VLM(?![A-Za-z])")
 
+
 @cache
 def families() -> tuple[str, ...]:
     """The beginnings of model names; a line without any of them is skipped."""

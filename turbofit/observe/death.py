@@ -331,7 +331,9 @@ def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
     fault, no_cache = course.fault, course.last(events.NoCache)
     hint = _hint(course, plan) if plan else ""
     if fault is None and no_cache is not None:
-        message = f"the engine found no memory for its {no_cache.what} when it had loaded the weights"
+        message = (
+            f"the engine found no memory for its {no_cache.what} when it had loaded the weights"
+        )
         return End(kind="out_of_memory", phase="cache", message=message, hint=hint)
     torch = fault if isinstance(fault, events.TorchMemory) else None
     if staged := _stages(plan, fault):
@@ -340,7 +342,8 @@ def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
     asked = told.requested if refused.asked is None else refused.asked
     left = told.free if refused.left is None else refused.left
     gpu = told.gpu if refused.gpu is None else refused.gpu
-    missing = told.missing if refused.missing is None else refused.missing
+    lacks = (refused.missing, None if refused.simulated else told.missing)
+    missing = max((size for size in lacks if size is not None), default=None)
     phase = course.phase(plan, account)
     call = refused.where or ("" if torch else next(iter(course.calls), ""))
     call = call or (fault.where if isinstance(fault, events.LegacyCuda) else "")
@@ -387,7 +390,11 @@ def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> E
 
     It is the kernel's if it counts a kill, or if no count is known.
     """
-    hint, fault, phase = "more RAM or a higher limit of the container; fewer replicas", course.fault, "host"
+    hint, fault, phase = (
+        "more RAM or a higher limit of the container; fewer replicas",
+        course.fault,
+        "host",
+    )
     pinned = format_bytes(plan.host.pinned) if plan else ""
     if plan is not None:
         pageable = format_bytes(plan.host.pageable)
@@ -424,9 +431,9 @@ def _hang(course: Course, engine: Engine | None, settings: Settings) -> End:
     most = (started and started.session) or max(announced.lengths, default=0)
     wanted = max((size for size in announced.lengths if size <= most), default=0)
     wanted = length.tokens if length else wanted
+    wanted = wanted or (engine.forward_tokens(settings) if engine else 0)
     holds, missing, ratio = "too few tokens", None, "raise --cache-max-entry-count"
     if engine is not None and slab is not None and budget is not None:
-        wanted = wanted or engine.forward_tokens(settings)
         shape = engine.logged_cache([LoggedSlab(slab.slab_size, slab.object_size)], settings)
         block = shape.block_tokens if shape else 0
         if shape is not None and block:

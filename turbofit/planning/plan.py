@@ -20,8 +20,8 @@ from turbofit.tuner.resolved_request import Margin
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterPlan
-    from turbofit.tuner.resolved_request import ResolvedRequest
     from turbofit.planning.request import PlanRequest, PredictRequest
+    from turbofit.tuner.resolved_request import ResolvedRequest
 
 
 def plan(

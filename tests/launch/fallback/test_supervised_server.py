@@ -19,13 +19,13 @@ from tests.support.serving import Served, image
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
 from turbofit.launch.engine.engine_log import StartupTracker
-from turbofit.observe.death import Exit
 from turbofit.launch.engine.launches import free_ports, port_of
 from turbofit.launch.engine.worst_requests import longest_request, worst_request
 from turbofit.machine.source import machine_from
 from turbofit.memory.transformers.account import Transformers
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
+from turbofit.observe.death import Exit
 from turbofit.planning.commands import commands, private_commands, read_map
 from turbofit.tuner.fallback import plan_fallback
 from turbofit.tuner.resolved_request import ResolvedRequest
