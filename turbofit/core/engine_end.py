@@ -76,6 +76,7 @@ def signal_of(code: int | None) -> int:
 
 
 def signal_name(number: int) -> str:
+    """A signal's name; its number where it has none."""
     try:
         return signal.Signals(number).name
     except ValueError:

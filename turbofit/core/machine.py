@@ -227,7 +227,7 @@ class Machine(Struct, dict=True):
         return {(link.a, link.b): link for link in self.links}
 
     def with_used(self, used: int) -> Machine:
-        """This machine, on each card of which others hold so many bytes at least."""
+        """The machine, on each card of which others hold so many bytes at least."""
         gpus = []
         for gpu in self.gpus:
             taken = min(gpu.usable, max(used, known(gpu.used, 0)))

@@ -73,17 +73,14 @@ def logged_cache(case: LogCase) -> Cache | None:
     for mark, budget in case.facts.every(CacheBudget):
         return Cache(budget.budget, budget.free, ((mark.line, mark.text),))
     fields = {event.field: (mark, event) for mark, event in reversed(case.facts.every(KvBlocks))}
-    if not {"block_size", "max_block_count"} <= fields.keys():
+    sized, counted = fields.get("block_size"), fields.get("max_block_count")
+    if sized is None or counted is None or not 0 < case.ratio < 1:
         return None
-    marks, (block, count) = zip(fields["block_size"], fields["max_block_count"], strict=True)
-    if not (size := block.value * count.value) or not 0 < case.ratio < 1:
-        return None
-    return Cache(
-        size=size,
-        free=round(size / case.ratio),
-        lines=tuple((mark.line, mark.text) for mark in marks),
-        blocks=f"{count.value} blocks of {format_bytes(block.value)}, ",
-    )
+    size, count = sized[1].value, counted[1].value
+    lines = tuple((mark.line, mark.text) for mark, _ in (sized, counted))
+    blocks = f"{count} blocks of {format_bytes(size)}, "
+    total = size * count
+    return Cache(total, round(total / case.ratio), lines, blocks) if total else None
 
 
 def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bool) -> Finding:
@@ -136,9 +133,9 @@ def _of_cache(case: LogCase, cache: Cache, ledger: GpuLedger) -> Finding:
     ratio = f"ratio {case.ratio if cache.blocks else cache.size / cache.free:.3g}"
     ratio += "" if given else ", if nobody set another"
     why = (
-        f"the cache took {cache.blocks}{format_bytes(cache.size)} of {format_bytes(cache.free)} that"
-        f" were free ({ratio}): {format_bytes(cache.free - cache.size)} stayed for buffers, the"
-        " warm-up and every request, images included"
+        f"the cache took {cache.blocks}{format_bytes(cache.size)} of {format_bytes(cache.free)}"
+        f" that were free ({ratio}): {format_bytes(cache.free - cache.size)} stayed for buffers,"
+        " the warm-up and every request, images included"
     )
     # A newer engine's rest includes memory of loading.
     if not cache.blocks or others <= _OTHERS:
@@ -180,7 +177,8 @@ def _of_torch(
         f" {format_bytes(weights)} and CUDA's context about {format_bytes(context)}"
         f"{f', torch {format_bytes(torch)}' if turbomind else ''}: "
     )
-    named, unknown = "weights", ()
+    named = "weights"
+    unknown: tuple[str, ...] = ()
     if rest > doubt:
         said += (
             f"about {format_bytes(rest)} of it were the KV cache with its buffers (the ratio"
@@ -200,7 +198,7 @@ def _of_torch(
 
 
 def _of_load(ledger: GpuLedger) -> Finding:
-    """Whether loading needs more than the card has; without figures nothing else tells the phase."""
+    """Whether loading needs more than the card has; else nothing tells the phase."""
     peak, usable = format_bytes(ledger.load_peak), format_bytes(ledger.usable)
     if ledger.load_peak > ledger.usable:
         why = f"loading needs {peak} of a card that has {usable}, by the account of this release"

@@ -1,7 +1,8 @@
-"""A log with what it is about: model, machine, engine and settings, as it or the user names them."""
+"""A log with its model, machine, engine and settings, as it or the user names them."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -89,16 +90,14 @@ class LogCase:
     @cached_property
     def engine(self) -> Engine:
         """LMDeploy's engine of the log, in its release; the reference's if that is not known."""
-        names = ("pytorch",) if self.subject.on_pytorch else ("auto",)
+        name = "pytorch" if self.subject.on_pytorch else "auto"
         if self.facts.first(CacheBudget) or self.facts.first(KvBlocks):
-            names = ("turbomind",)
+            name = "turbomind"
         for version in (self.version, None):
-            try:
+            with suppress(TurbofitError):
                 if self.model is not None:
-                    return engine_for(self.model, names[0], version)
-                return engine_named(names[0].replace("auto", "turbomind"), version)
-            except TurbofitError:
-                continue
+                    return engine_for(self.model, name, version)
+                return engine_named(name.replace("auto", "turbomind"), version)
         return engine_named("turbomind")
 
     @cached_property
@@ -173,7 +172,7 @@ class LogCase:
         table = {gpu.index: (mark.line, gpu) for mark, gpu in gpus if gpu.total}
         cards = [gpu for _, gpu in sorted({gpu.index: gpu for _, gpu in gpus}.items())]
         if table:
-            # What is in use counts before the engine began. Torch's own text is nearer to the death.
+            # What is in use counts before the engine began; torch's text is nearer to the death.
             before = 0 if begun is None or torch else begun
             cards = [
                 replace(gpu, used=gpu.used if line < before and (gpu.used or 0) >= _IN_USE else 0)

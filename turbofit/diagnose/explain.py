@@ -1,4 +1,4 @@
-"""Turns a log into its one answer: what happened, why, the first step, and a run that would work."""
+"""Turns a log into its one answer: what happened, why, the first step, a run that would work."""
 
 from __future__ import annotations
 
@@ -139,11 +139,10 @@ def _steps(
         asked = _VARIABLE.findall(step)
         if any(variables.get(name) == value for name, value in asked):
             continue  # the log has it
-        if worked is not None and worked.fits:
-            step = step.replace(", or more cards", "")
-        if case.model is not None and case.model.quantization is not None:
-            step = step.replace("a quantised variant", "a smaller model")
-        steps.append(step)
+        enough = worked is not None and worked.fits
+        told = step.replace(", or more cards", "") if enough else step
+        packed = case.model is not None and case.model.quantization is not None
+        steps.append(told.replace("a quantised variant", "a smaller model") if packed else told)
     if not draft.short or worked is None or worked.fits is None:
         return tuple(dict.fromkeys(steps))
     own = [remedy.change for remedy in worked.remedies]

@@ -192,7 +192,7 @@ class LogFacts:
                 return
             if len(self._plain) < _FORMS and form.ask(is_plain):
                 self._plain.add(form.text)
-        self.subject.notice(text, form)
+        self.subject.notice(form)
         if self.begun_at is None and form.ask(_LOADS):
             self.begun_at = line
             self.marks.append(LogEvent(line, text, events.Starting()))

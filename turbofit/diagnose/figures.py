@@ -121,7 +121,7 @@ def _released(figures: Figures, *, dropped: bool) -> str | None:
 
 
 def _unused_gpus(figures: Figures) -> int | None:
-    """The cards beside the first, where several are visible and the run was not told to use them."""
+    """The cards beside the first, where several are visible and no degree was given."""
     seen, told = figures.case.subject.visible, "tp" in figures.case.subject.options
     return seen - 1 if seen and seen > 1 and not told else None
 
@@ -132,7 +132,8 @@ def _fits(figures: Figures, *, one: bool) -> str | None:
     if model is None or gpu is None or (model.weight_bytes < gpu.usable) != one:
         return None
     weights, card = format_bytes(model.weight_bytes), format_bytes(gpu.usable)
-    return f"{model.name} is {weights} of weights, and {'one' if one else 'each'} of the cards has {card}"
+    which = "one" if one else "each"
+    return f"{model.name} is {weights} of weights, and {which} of the cards has {card}"
 
 
 def _option_written(figures: Figures) -> str | None:

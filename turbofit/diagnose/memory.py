@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from msgspec.structs import replace
 
@@ -30,6 +30,7 @@ from turbofit.planning.request import PlanRequest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from turbofit.core.engine_end import End
     from turbofit.core.model import Model
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.facts import LogEvent
@@ -68,8 +69,6 @@ _SEND: Final = (
     'the line "CUDA out of memory. Tried to allocate …" as a whole, whose figures say who held the'
     ' card, with the lines before it from "Traceback (most recent call last)" on'
 )
-#: Phases of a death that the answer does not tell.
-_PHASES: Final[dict[str, Phase]] = {"": "unknown", "starting": "unknown", "start": "unknown"}
 
 
 def lack_of_memory(case: LogCase) -> Iterator[Draft]:
@@ -87,13 +86,13 @@ def _answer(case: LogCase, mark: LogEvent) -> Draft:
     end, program, finding = death(course, known=known), _program(case, mark), Finding()
     if end.kind == "host_memory":
         return _page_locked(case, mark, end.message)
-    phase: Phase = "quantising" if program == "lmdeploy-lite" else _PHASES.get(end.phase, end.phase)
+    phase: Phase = "quantising" if program == "lmdeploy-lite" else _phase(end)
     if program != "lmdeploy-lite":
         cached = course.stage not in ("starting", "weights")
         finding = found(case, phase, memory, cached=cached)
     if finding.end is not None:
         end = death(course, account=finding.end, known=known)
-        phase = _PHASES.get(end.phase, end.phase)
+        phase = _phase(end)
     what = end.message
     if isinstance(mark.event, CudaError | PythonError) and "Triton" not in what:
         what = what.replace("the program", "the engine")
@@ -118,6 +117,11 @@ def _answer(case: LogCase, mark: LogEvent) -> Draft:
     if memory is not None:
         draft = _with_torch(case, mark, memory, draft, program)
     return _with_ranks(case, _with_cache(case, draft, finding.weights))
+
+
+def _phase(end: End) -> Phase:
+    told = cast("Phase", end.phase or "unknown")
+    return "unknown" if told in ("starting", "start") else told
 
 
 def _page_locked(case: LogCase, mark: LogEvent, what: str) -> Draft:
@@ -156,7 +160,7 @@ def _with_cache(case: LogCase, draft: Draft, weights: int) -> Draft:
     """The answer with the lines about the cache, and who held the card when it was sized."""
     if (cache := logged_cache(case)) is None:
         return draft
-    tells = ("free memory, and what the cache took of it",)
+    tells: tuple[str, ...] = ("free memory, and what the cache took of it",)
     if cache.blocks:
         tokens = case.engine.defaults("").get("cache_block_seq_len", 64)
         tells = (f"bytes of one KV block ({tokens} tokens, all layers)", "how many the cache has")
@@ -213,8 +217,8 @@ def _with_torch(
     if others > _SMALL:
         pids = ", ".join(str(pid) for pid, _ in memory.others)
         steps.append(
-            f"end what else holds the card (process {pids}) if it is no part of this server, or plan"
-            " for what is free"
+            f"end what else holds the card (process {pids}) if it is no part of this server, or"
+            " plan for what is free"
         )
     steps += draft.changes
     if draft.phase != "weights" and asked > (memory.total or math.inf):
@@ -293,8 +297,8 @@ def _copies(
         steps = [_SPLIT]
     held = memory.allocated or memory.process or 0
     trains = any(_TRAINS.search(f"{frame.path} {frame.code}") for frame in mark.stack)
-    most = _most(case.model) if held >= weights and not trains else held
-    if held - most >= _BEYOND:
+    most = _most(case.model) if held >= weights and not trains else None
+    if most is not None and held - most >= _BEYOND:
         why.append(
             f"{name} has {format_bytes(weights)} of weights, and with its longest request it takes"
             f" at most {format_bytes(most)}: {format_bytes(held - most)} of what this process held"
@@ -306,12 +310,12 @@ def _copies(
     return steps, why, lines
 
 
-def _most(model: Model) -> float:
+def _most(model: Model) -> int | None:
     """An upper bound in bytes of one copy under Transformers with its longest request."""
     try:
         told = plan(PlanRequest.of(model=model, on=_LARGE_CARD, engine="transformers"))
     except TurbofitError:
-        return math.inf
+        return None
     return max(gpu.peak for gpu in told.gpus)
 
 

@@ -1,10 +1,10 @@
-"""Answers other than to a lack of GPU memory: rows, kills, hangs, and logs in which nothing failed."""
+"""Answers other than to a lack of GPU memory: rows, kills, hangs, logs in which nothing failed."""
 
 from __future__ import annotations
 
 import re
 from itertools import takewhile
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.messages import plural
 from turbofit.core.process.hidden import without_keys
@@ -18,6 +18,7 @@ from turbofit.observe.death import IN_DIAGNOSIS, death
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from turbofit.diagnose.answer import Evidence
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.facts import LogEvent
 
@@ -55,7 +56,7 @@ def drafts_of(case: LogCase) -> Iterator[Draft]:
         if row := explanation_of(mark, case):
             yield row
         elif not isinstance(mark.event, events.KnownMessage):
-            yield _unknown_fault(case, mark)
+            yield _unknown_fault(mark)
     yield from _hangs(case)
     yield from _quiet(case)
 
@@ -75,7 +76,7 @@ def _killed(mark: LogEvent, kill: events.HostKill) -> Draft:
     )
 
 
-def _unknown_fault(case: LogCase, mark: LogEvent) -> Draft:
+def _unknown_fault(mark: LogEvent) -> Draft:
     """An exception or a fault that no row knows; one of a clean-up follows from another."""
     text = without_keys(mark.text.strip())
     if isinstance(mark.event, events.PythonError) and not mark.event.message and mark.stack:
@@ -96,7 +97,7 @@ def _unknown_fault(case: LogCase, mark: LogEvent) -> Draft:
 
 
 def _hangs(case: LogCase) -> Iterator[Draft]:
-    """Yields a warm-up that waits for ever, and a server that stands still, as far as lines tell."""
+    """Yields a warm-up that waits for ever, and a server that stands still."""
     facts = case.facts
     over = (events.WarmupFinished, events.ServerUp, events.CudaError, events.CheckFailed)
     passed = any(isinstance(mark.event, over) for mark in facts.marks)
@@ -128,7 +129,7 @@ def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
     facts = case.facts
     run = [mark.event for mark in facts.marks]
     end = death([*run, events.Backpressure(cause="memory")], known=(case.engine, case.settings))
-    sizes = {
+    sizes: dict[type[Any], str] = {
         events.CacheBudget: "the cache's size", events.Slab: "the size of a block",
         events.WarmupLengths: "the lengths of the warm-up",
     }  # fmt: skip
@@ -155,7 +156,7 @@ def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
 
 
 def _stands_still(case: LogCase) -> Iterator[Draft]:
-    """Yields a halt that the user tells of, or that the last lines show, with what finds its place."""
+    """Yields a halt that the user tells of, or that the last lines show."""
     facts, tp = case.facts, case.tp
     several = tp > 1 or (case.machine is not None and "tp" not in case.subject.options
                          and len(case.machine.gpus) > 1)  # fmt: skip
@@ -255,7 +256,8 @@ PEERS: Final = (
 
 def nothing_found(case: LogCase) -> Draft:
     """The answer for a log without any line that is known to report an error."""
-    what, lines, line = "turbofit recognises no error in this log", (), 0
+    what, line = "turbofit recognises no error in this log", 0
+    lines: tuple[Evidence, ...] = ()
     if cut := case.facts.cut:
         what = (
             f"this text ends at line {case.facts.lines}, within a traceback and before the error"

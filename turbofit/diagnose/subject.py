@@ -17,7 +17,8 @@ _NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
 _MODEL: Final = tuple(
     re.compile(pattern)
     for pattern in (
-        rf"\b(?:api_server|lmdeploy\s+(?:chat|serve\s+\w+)|turbofit (?:serve|plan|predict))\s+{_NAME}",
+        r"\b(?:api_server|lmdeploy\s+(?:chat|serve\s+\w+)|turbofit (?:serve|plan|predict))\s+"
+        rf"{_NAME}",
         r"--(?:model(?:[-_]path|[-_]name[-_]or[-_]path|[-_]dir|[-_]base|s)?|checkpoint)"
         rf"[ =]{_NAME}",
         rf"\b(?:pipeline|from_pretrained|resolve_model)\(\s*{_NAME}",
@@ -43,7 +44,8 @@ _LMDEPLOY: Final = re.compile(
 ).search
 #: Line forms of the other engines that are named, and not explained.
 _OTHERS: Final = re.compile(
-    r"(?P<vLLM>[/\\]vllm[/\\][\w/\\]+\.py|\bvllm serve |vLLM API server version|\bvllm\.entrypoints)"
+    r"(?P<vLLM>[/\\]vllm[/\\][\w/\\]+\.py|\bvllm serve |vLLM API server version"
+    r"|\bvllm\.entrypoints)"
     r"|(?P<SGLang>[/\\]sglang[/\\][\w/\\]+\.py|\bsglang\.launch_server|server_args=ServerArgs)"
 ).search
 #: `lmdeploy lite`, by its command or by its frames: advice and plans are for serving.
@@ -94,7 +96,7 @@ class Subject:
         self.of_lmdeploy = self.of_inference = self.quantises = self.on_pytorch = False
         self._other = ""
 
-    def notice(self, text: str, form: Form) -> None:
+    def notice(self, form: Form) -> None:
         """Read any text of the log, also a frame's path, for its topic and its program."""
         self.of_inference = self.of_inference or form.ask(_INFERENCE) is not None
         self.of_lmdeploy = self.of_lmdeploy or form.ask(_LMDEPLOY) is not None

@@ -79,7 +79,8 @@ _WHEN: Final[dict[str, str]] = {
 #: Phases of a pretend card's account; all others are serving.
 _PRETEND: Final[dict[str, Phase]] = {
     "import": "start", "context": "start", "weights": "weights", "prepare": "weights",
-    "engine": "cache", "cache": "cache", "buffers": "cache", "warm-up": "warm-up", "after": "serving",
+    "engine": "cache", "cache": "cache", "buffers": "cache", "warm-up": "warm-up",
+    "after": "serving",
 }  # fmt: skip
 _VISION: Final = ("Vit", "vit", "Vision", "vision", "visual")
 #: Words in a Python frame's file name, function or source. Phases are searched in this order,
@@ -182,7 +183,7 @@ class Course:
             return "vision" if seen or (self.images and not calls) else "text"
         if stage == "warm-up" and seen:
             return "vision"
-        # The log may announce the first request while another thread still allocates its workspaces.
+        # The log may announce the first request while a thread still allocates its workspaces.
         if stage == "warm-up" and calls and all("InternalThreadEntry" in name for name in calls):
             return "cache"
         # LMDeploy's own log level hides the warm-up's line, but a forward pass is on the stack.

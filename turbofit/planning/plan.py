@@ -96,8 +96,8 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     if best.fits and exposed is not None and limit is not None and limit < exposed:
         warnings.append(
             f"LMDeploy {version} itself lets clients send images of {exposed}"
-            f" {rule.limit_unit if rule else ''}: save this plan (--json), and put `turbofit gateway"
-            " --plan FILE --upstream URL` in front, which holds them to its limit"
+            f" {rule.limit_unit if rule else ''}: save this plan (--json), and put `turbofit"
+            " gateway --plan FILE --upstream URL` in front, which holds them to its limit"
         )
     if is_legacy(version):  # rates are known only for current versions
         best = replace(best, throughput=None, usual_image=None)

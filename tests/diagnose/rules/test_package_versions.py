@@ -55,7 +55,8 @@ def test_errors_of_people_s_programs_are_not_of_versions(error: str) -> None:
 
 
 def test_a_module_is_no_package_and_a_newer_lmdeploy_is_the_other_way() -> None:
-    error = "ImportError: cannot import name 'LogitsWarper' from 'transformers.generation.logits_process' (/x)"
+    module = "transformers.generation.logits_process"
+    error = f"ImportError: cannot import name 'LogitsWarper' from '{module}' (/x)"
     found = explain(
         f"{TRACE}{frame('lmdeploy/pytorch/engine/logits_process.py', '<module>')}{error}\n"
     )

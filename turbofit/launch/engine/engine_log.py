@@ -82,6 +82,7 @@ class StartupTracker:
         self._waits = 0
         self._waiting_since: float | None = None
         self._of_cache: dict[type, Struct] = {}
+        self._loop_failed: float | None = None
         self._begin_evidence()
 
     def see(self, text: str, count: int, now: float) -> list[str]:
@@ -162,7 +163,7 @@ class StartupTracker:
     def _begin_evidence(self) -> None:
         self._evidence: list[Struct] = []
         self._evidence_at = float("-inf")
-        self._loop_failed: float | None = None
+        self._loop_failed = None
 
     def _progress(self, event: Struct, now: float) -> list[str]:
         """Lines for people on an event that is no evidence; enters the event's stage."""
