@@ -445,9 +445,7 @@ def test_each_version_has_its_own_account() -> None:
         asked = PredictRequest.of(model="internvl2-8b", on="4xrtx3090", tp=4, lmdeploy=version)
         card = predict(asked).gpus[0]
         assert held(version) == card.bytes_in("weights") - card.bytes_of(TEMPORARIES)
-    for version, tokens in (("0.2.5", "128 tokens"), ("0.7.3", "64 tokens")):
-        found = explain(LOG.format(version=version))
-        assert any(tokens in row.tells for row in found.evidence)
+    assert any("64 tokens" in row.tells for row in explain(LOG.format(version="0.7.3")).evidence)
 
 
 def _run(*news: str) -> str:

@@ -240,6 +240,10 @@ def _with_torch(
         unknown.append("where: the log has no traceback before the error")
     if any("eager_attention_forward" in frame.function for frame in mark.stack):
         unknown.append("whether the attention is the vision tower's or the language model's")
+    if not memory.named:
+        unknown.append(
+            "which of these processes is this server: torch lists them by their pid on the host"
+        )
     others += memory.unexplained
     bare = not mark.stack and (memory.requested is None or case.model is None)
     return replace(
