@@ -156,7 +156,9 @@ def _of_torch(
     weights, context, model = _weights(ledger), ledger.bytes_in("context"), case.model
     region = sum(term.bytes for term in ledger.ledger if term.phase == "cache")
     turbomind, images = case.engine.name == "turbomind", model is not None and model.vision
-    torch_tower = turbomind and release(case.engine.version) < _NATIVE
+    # Where TurboMind runs the tower, torch allocates next to nothing beside it.
+    older = release(case.engine.version) < _NATIVE or (case.version is None and torch > GIB)
+    torch_tower = turbomind and older
     if turbomind:
         tower = ledger.bytes_of("weights.vision_tower") if torch_tower else 0
         rest = held - torch - context - (weights - tower)
@@ -164,7 +166,7 @@ def _of_torch(
         rest = (memory.allocated or 0) - weights
     doubt, others = held // _TENTH, sum(size for _, size in memory.others)
     impossible = held + (memory.free or 0) + others > (memory.total or math.inf) + doubt
-    if impossible or (rest < -doubt and cached):
+    if impossible or (rest < -doubt and (cached or phase not in ("weights", "unknown"))):
         parts = f"{format_bytes(weights)} of weights and {format_bytes(context)} of CUDA's context"
         said = (
             f"the phase: the figures contradict each other (this process held {format_bytes(held)},"

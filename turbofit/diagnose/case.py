@@ -14,7 +14,7 @@ from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.core.version import REFERENCE
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
-from turbofit.machine.presets import assumed_note, spec_name
+from turbofit.machine.presets import assumed_note, nearest_in_memory, spec_name
 from turbofit.machine.source import machine_from, spec_of
 from turbofit.memory.engines import engine_for, engine_named
 from turbofit.model.model_words import preset_of
@@ -66,6 +66,8 @@ class LogCase:
         self.no_machine = ""
         #: What was assumed of a card whose size the log leaves open.
         self.assumed = ""
+        #: Whether the log names no card, and one of the memory that torch prints stands for it.
+        self.guessed = False
         #: How many cards the machine has beside those that the run saw.
         self.unseen = 0
         if on is None:
@@ -180,6 +182,9 @@ class LogCase:
             ]
         elif not cards:
             cards = self._named(torch, total)
+        self.guessed = bool(total) and not cards and not self.no_machine
+        if self.guessed and total:
+            cards = [SmiGpu(index=0, name=nearest_in_memory(total), count=self._count(torch))]
         if not table and len({gpu.name for gpu in cards}) == 1:
             cards = [replace(gpu, name=spec_name(gpu.name, total or 0)) for gpu in cards]
         if not cards:
@@ -195,7 +200,7 @@ class LogCase:
         if seen is not None and seen < len(machine.gpus):
             self.unseen = len(machine.gpus) - seen
             machine = machine_from(self.named(replace(machine, gpus=machine.gpus[:seen])))
-        self.machine, self.on = machine, self.named(machine)
+        self.machine, self.on = machine, None if self.guessed else self.named(machine)
 
     def _named(self, torch: list[TorchMemory], total: int | None) -> list[SmiGpu]:
         """Cards that the text names, where they are of one kind."""
@@ -208,11 +213,14 @@ class LogCase:
         chip, name, number, sized = found[0]
         if not total and not sized and name != chip:
             self.assumed = assumed_note(chip, 1) or ""
+        return [SmiGpu(index=0, name=name, count=number or self._count(torch))]
+
+    def _count(self, torch: list[TorchMemory]) -> int:
+        """The fewest cards that the log speaks of."""
         told = self.subject.options.get("tp", 1)
         counts = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
         counts += [event.gpu + 1 for event in torch if event.gpu]
-        counts += [told if isinstance(told, int) else 1, self.subject.visible or 1]
-        return [SmiGpu(index=0, name=name, count=number or max(counts))]
+        return max([*counts, told if isinstance(told, int) else 1, self.subject.visible or 1])
 
     def _peers(self, number: int) -> str:
         return ",p2p=none" if number > 1 and self.facts.first(PeerMissing) else ""

@@ -166,12 +166,12 @@ def _worked(
     model, machine, name = case.model, case.machine, case.subject.model
     if not draft.planned:
         return None, ()
-    if model is None or machine is None:
+    if model is None or machine is None or (case.guessed and not ways):
         lacks = []
         if model is None:
             told = f"what {name} is: it has no preset here, so name its folder or a preset with"
             lacks.append(f"{told if name else 'which model it was: name it with'} --model")
-        if machine is None:
+        if machine is None or case.guessed:
             lacks.append(f"which machine it was: {case.no_machine or 'name it with --on'}")
         return None, tuple(lacks)
     if case.subject.quantises:

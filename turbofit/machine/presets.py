@@ -328,6 +328,15 @@ def spec_name(name: str, total: int) -> str:
     return f"{found}:total={total // MIB}MiB"
 
 
+def nearest_in_memory(total: int) -> str:
+    """The card whose free memory without any process is nearest to ``total`` bytes."""
+
+    def apart(key: str) -> int:
+        return abs(load_preset(key).total - load_preset(key).reserved - total)
+
+    return min(preset_names(), key=apart)
+
+
 def _note(low: int, high: int, source: str) -> str:
     return f"{low}-{high} MiB, upper end taken; {source}"
 
