@@ -168,6 +168,19 @@ def test_a_tab_finds_what_the_package_is_for() -> None:
     assert found == ["turbofit.plan("]
 
 
+def test_a_log_is_explained_as_the_command_explains_it(tmp_path: Path) -> None:
+    from turbofit.diagnose.explain import diagnose  # the room's modules leave the function alone
+
+    text = "$ lmdeploy serve api_server internvl2-8b\n[Errno 98] address already in use\n"
+    path = tmp_path / "serve.log"
+    path.write_text(text)
+    found = turbofit.diagnose(path)
+    assert found == turbofit.diagnose(text) == diagnose([text.encode()])
+    assert turbofit.diagnose(text, model="qwen2-vl-7b").read.model == "Qwen2-VL-7B-Instruct"
+    with pytest.raises(UsageError, match="cannot be read"):
+        turbofit.diagnose(tmp_path / "other.log")
+
+
 OPTIONS = {
     turbofit.plan: (PlanOptions, PlanRequest),
     turbofit.predict: (PredictOptions, PredictRequest),

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 from turbofit.core.version import __version__
 
 if TYPE_CHECKING:
-    from turbofit.api import batch, pipeline, plan, predict, rehearse, which
+    from turbofit.api import batch, diagnose, pipeline, plan, predict, rehearse, which
     from turbofit.core.plan import Plan
     from turbofit.planning.request import PlanRequest
 
 __all__ = [
-    "Plan", "PlanRequest", "__version__", "batch", "pipeline", "plan", "predict", "rehearse",
-    "which",
+    "Plan", "PlanRequest", "__version__", "batch", "diagnose", "pipeline", "plan", "predict",
+    "rehearse", "which",
 ]  # fmt: skip
 #: Functions that share their names with rooms.
-_ROOMS = ("batch", "rehearse")
+_ROOMS = ("batch", "diagnose", "rehearse")
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from turbofit.core.errors import TurbofitError
+from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.plan import Plan
 from turbofit.planning import plan as planning
 from turbofit.planning.request import PlanRequest, PredictRequest, WhichRequest
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from turbofit.batch.output_file import BatchLine
     from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.core.model import Model
+    from turbofit.diagnose.answer import Diagnosis
     from turbofit.launch.pipeline.planned_pipeline import PlannedPipeline
     from turbofit.planning.options import (
         PlanOptions,
@@ -46,7 +47,7 @@ _Request = TypeVar("_Request", bound=PlanRequest)
 _Answer = TypeVar("_Answer")
 #: A command line within a sentence, which is not reworded; and an option with its value.
 _COMMAND: Final = re.compile(
-    r"(turbofit (?:batch|bench|calibrate|doctor|download|gpus|machine|merge|models|plan|predict"
+    r"(turbofit (?:batch|bench|calibrate|diagnose|doctor|download|gpus|machine|merge|models|plan|predict"
     r"|pretend|rehearse|report|serve|tune|which)\b[^;,]*)"
 )
 _OPTION: Final = re.compile(
@@ -206,6 +207,35 @@ def predict(model: str | Model | PredictRequest, **options: Unpack[PredictOption
         PackageError: turbofit has no account of the version.
     """
     return planning.predict(_request(PredictRequest, model, options))
+
+
+def diagnose(
+    log: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    on: str | None = None,
+    hang: bool = False,
+) -> Diagnosis:
+    """Why a run of an engine ended, by its log: what happened, the first step, and what would work.
+
+    Args:
+        log: a file's path, or the log itself, which has blanks.
+        model: the model, if the log does not name it or names it wrongly.
+        on: the machine as a SPEC, if the log does not describe it.
+        hang: the program stands still, which no line says.
+
+    Raises:
+        UsageError: the file cannot be read, or ``model`` or ``on`` has no possible meaning.
+    """
+    from turbofit.diagnose.explain import diagnose as explain
+
+    if isinstance(log, str) and any(sign.isspace() for sign in log.strip()):
+        return explain([log.encode()], model=model, on=on, hang=hang)
+    try:
+        return explain([Path(log).read_bytes()], model=model, on=on, hang=hang)
+    except OSError as exc:
+        hint = "name a log file, or give the log itself"
+        raise UsageError(f"{log} cannot be read: {exc.strerror}", hint=hint) from None
 
 
 def batch(

@@ -18,7 +18,7 @@ from turbofit.core.units import GIB, MIB, round_up
 from turbofit.diagnose.explain import diagnose
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.launch.engine.check import check_seconds
-from turbofit.launch.engine.engine_log import StartupTracker, hang
+from turbofit.launch.engine.engine_log import StartupTracker
 from turbofit.launch.engine.worst_requests import cheaper_forward, every_worst
 from turbofit.load.trace_forecast import simulated_engines
 from turbofit.memory import engines, versions
@@ -195,7 +195,10 @@ def hanging(plan: Plan) -> object:
 
 def waiting(plan: Plan) -> str:
     """What `serve` says of a warm-up that waits."""
-    return hang(StartupTracker(plan, Path("engine.log"))).message
+    tracker = StartupTracker(plan, Path("engine.log"))
+    tracker.enter("warm-up", 0.0)
+    tracker.see("[TM][INFO][1120.09:18:10.597172][engine.cc:1] out of memory at 0/1", 1, 0.0)
+    return tracker.death().message
 
 
 def simulated(plan: Plan) -> list[int]:

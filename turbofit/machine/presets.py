@@ -321,6 +321,28 @@ def _matched(name: str, total: int | Literal["NA"]) -> str | None:
     return None
 
 
+def spec_name(name: str, total: int) -> str:
+    """The SPEC name of the card of this chip with ``total`` bytes; ``name`` itself if that is 0."""
+    found = find_preset(name)
+    if found is None or not total:
+        return name
+    chip = found.partition("-")[0]
+    for key in (found, *(key for key in presets_with([chip]) if key.partition("-")[0] == chip)):
+        preset = load_preset(key)
+        if abs(preset.total - preset.reserved - total) <= total * _SAME_MEMORY:
+            return key
+    return f"{found}:total={total // MIB}MiB"
+
+
+def nearest_in_memory(total: int) -> str:
+    """The card whose free memory without any process is nearest to ``total`` bytes."""
+
+    def apart(key: str) -> int:
+        return abs(load_preset(key).total - load_preset(key).reserved - total)
+
+    return min(preset_names(), key=apart)
+
+
 def _note(low: int, high: int, source: str) -> str:
     return f"{low}-{high} MiB, upper end taken; {source}"
 

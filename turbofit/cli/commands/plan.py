@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Option("--rehearse", is_flag=True),
     common.FULL,
     *common.FORMS,
+    *fields.options_of(PlanRequest, ("lmdeploy",)),
     *fields.options_of(PlanRequest, PACE, group="the forecast of speed"),
     *common.planning_options(),
 )

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.process.hidden import without_keys
 from turbofit.core.struct import NA
-from turbofit.diagnose.rules.causes import kind_of, release_of
-from turbofit.diagnose.rules.draft import RuleAnswer, evidence, raised_in
+from turbofit.core.units import format_bytes
+from turbofit.diagnose.causes import kind_of, release_of
+from turbofit.diagnose.draft import Draft, evidence, raised_in
 from turbofit.memory.versions import listed_since, written
+from turbofit.planning.commands import option_since
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.event import LogEvent
-    from turbofit.diagnose.facts import LogFacts
-    from turbofit.diagnose.rules.causes import Hit, Sentence, When
+    from turbofit.diagnose.causes import Hit, Sentence, When
+    from turbofit.diagnose.facts import LogEvent
     from turbofit.observe.log_events import PythonFrame
 
 #: Folders of packages whose versions must go together, and of checkpoints' own code.
@@ -41,7 +42,7 @@ class Figures:
 
     def __init__(self, case: LogCase, mark: LogEvent, hit: Hit) -> None:
         self.case, self.stack, self.hit = case, mark.stack, hit
-        subject = case.facts.subject
+        subject = case.subject
         self._caught = {**subject.options, **subject.facts, **hit.fields}
 
     def get(self, name: str) -> Any:
@@ -57,11 +58,9 @@ class Figures:
 
     def holds(self, when: When | None) -> bool:
         """Whether a row's condition holds."""
-        if when is None:
-            return True
-        value = self.get(when.fact)
-        if value is None:
-            return False
+        value = self.get(when.fact) if when else None
+        if when is None or value is None:
+            return when is None
         below = when.below is None or value < when.below
         return below and (not when.values or value in when.values)
 
@@ -75,7 +74,7 @@ class Figures:
         return without_keys(first.format(**known)) if first else ""
 
     def sentences(self, texts: Iterable[Sentence]) -> tuple[str, ...]:
-        return tuple(map(self.sentence, texts))
+        return tuple(filter(None, map(self.sentence, texts)))
 
 
 def names_of(sentence: str) -> set[str]:
@@ -109,15 +108,9 @@ def _too_old(figures: Figures) -> bool | None:
     return True if built and arch is not None and arch < min(built) else None
 
 
-def _listed_since(figures: Figures) -> str | None:
-    """The release from which LMDeploy runs the architecture that the line names, if it does."""
-    name = figures.of_line("architecture")
-    return listed_since(name) if name else None
-
-
 def _too_old_for(figures: Figures) -> str | None:
     """The log's LMDeploy, where it is older than the first that runs the architecture."""
-    since, version = _listed_since(figures), figures.case.facts.subject.version
+    since, version = figures.get("listed_since"), figures.case.subject.version
     return version if since and version and written(version) < written(since) else None
 
 
@@ -127,10 +120,32 @@ def _released(figures: Figures, *, dropped: bool) -> str | None:
     return next((release_of(str(name), dropped=dropped) for name in names if name), None)
 
 
-def _place(figures: Figures) -> str | None:
-    """The innermost package with the innermost function, as PACKAGE.FUNCTION."""
-    package = package_of(figures.stack)
-    return f"{package}.{figures.stack[-1].function}" if package else None
+def _unused_gpus(figures: Figures) -> int | None:
+    """The cards beside the first, where several are visible and no degree was given."""
+    seen, told = figures.case.subject.visible, "tp" in figures.case.subject.options
+    return seen - 1 if seen and seen > 1 and not told else None
+
+
+def _fits(figures: Figures, *, one: bool) -> str | None:
+    """Whether one of the cards holds the weights, in words; None if it is not so, or not known."""
+    model, gpu = figures.case.model, figures.case.gpu
+    if model is None or gpu is None or (model.weight_bytes < gpu.usable) != one:
+        return None
+    weights, card = format_bytes(model.weight_bytes), format_bytes(gpu.usable)
+    which = "one" if one else "each"
+    return f"{model.name} is {weights} of weights, and {which} of the cards has {card}"
+
+
+def _option_written(figures: Figures) -> str | None:
+    """How LMDeploy writes the option, where only its dashes differ."""
+    option = str(figures.of_line("option") or "").replace("_", "-")
+    return option if option != figures.of_line("option") and option_since((option,)) else None
+
+
+def _asked_option(figures: Figures) -> str | None:
+    """The option of a usage error, with its value where that is refused."""
+    option, value = figures.of_line("option"), figures.of_line("value")
+    return str(option) if option else f"{figures.of_line('argument')} {value}" if value else None
 
 
 def package_of(stack: tuple[PythonFrame, ...]) -> str | None:
@@ -146,7 +161,7 @@ def _raised_by(figures: Figures) -> str | None:
     """
     if figures.stack:
         return package_of(figures.stack[-1:])
-    return "unknown" if figures.case.facts.subject.of_lmdeploy else None
+    return "unknown" if figures.case.subject.of_lmdeploy else None
 
 
 #: By name; a row uses them in its sentences and conditions.
@@ -155,16 +170,28 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "brought": lambda figures: _released(figures, dropped=False),
     "built_newest": lambda figures: max(_built(figures), default=None),
     "built_oldest": lambda figures: min(_built(figures), default=None),
+    "fits_none": lambda figures: _fits(figures, one=False),
+    "fits_one": lambda figures: _fits(figures, one=True),
     "function": lambda figures: figures.stack[-1].function if figures.stack else None,
+    "asked_option": _asked_option,
+    "linear_on_h20": lambda figures: (
+        figures.of_line("linear") if figures.case.gpu and "H20" in figures.case.gpu.name else None
+    ),
     "dropped": lambda figures: _released(figures, dropped=True),
-    "listed_since": _listed_since,
+    "listed_since": lambda figures: listed_since(figures.of_line("architecture") or ""),
+    "newer_lmdeploy": lambda figures: (
+        "a newer LMDeploy" if _raised_by(figures) == "lmdeploy" else None
+    ),
+    "option_since": lambda figures: option_since(tuple((_asked_option(figures) or "").split())),
+    "option_written": _option_written,
     "package": lambda figures: package_of(figures.stack),
-    "place": _place,
     "raised_by": _raised_by,
     "said": lambda figures: figures.hit.said,
     "too_new": _too_new,
     "too_old": _too_old,
     "too_old_for": _too_old_for,
+    "unused_gpus": _unused_gpus,
+    "visible": lambda figures: figures.case.subject.visible,
 }
 
 
@@ -179,35 +206,25 @@ _ALONE: Final = re.compile(
 _FEW: Final = 3
 
 
-def _is_alone(mark: LogEvent, facts: LogFacts) -> bool:
-    """Whether an error is all that a log has, beside its traceback and a line or two."""
-    few = facts.rows_beside <= _FEW and _ALONE.match(mark.text) is not None
-    return few and (not mark.stack or facts.errors == 1)
-
-
-def explanation_of(mark: LogEvent, case: LogCase) -> RuleAnswer | None:
+def explanation_of(mark: LogEvent, case: LogCase) -> Draft | None:
     """The first row for an event whose condition holds; None: none does.
 
     Common kinds are asked of a log about inference, or where the error is all that there is:
     PostgreSQL, nginx and systemd have the same words for other things.
     """
-    common = case.facts.subject.of_inference or _is_alone(mark, case.facts)
-    for hit in mark.hits:
-        figures = Figures(case, mark, hit)
-        if (common or not kind_of(hit.row).common) and figures.holds(hit.row.when):
-            return _told(mark, figures)
-    return None
-
-
-def _told(mark: LogEvent, figures: Figures) -> RuleAnswer:
+    alone = case.facts.rows <= _FEW + 2 * len(mark.stack) and _ALONE.match(mark.text) is not None
+    common = case.subject.of_inference or alone
+    asked = (Figures(case, mark, hit) for hit in mark.hits if common or not kind_of(hit.row).common)
+    figures = next((one for one in asked if one.holds(one.hit.row.when)), None)
+    if figures is None:
+        return None
     row, kind = figures.hit.row, kind_of(figures.hit.row)
     what = figures.sentence(row.what)
-    return RuleAnswer(
+    return Draft(
         kind=row.kind,
         line=mark.line,
         phase=(row.phase or kind.phase) if what else "unknown",
         what=what,
-        said=without_keys(figures.hit.said),
         rank=row.rank,
         why=figures.sentences(row.why) if what else raised_in(mark),
         possible=figures.sentences(row.possible),

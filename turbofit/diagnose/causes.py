@@ -10,17 +10,17 @@ from msgspec import field
 
 from turbofit.core.presets import converted, load_yaml, presets_dir
 from turbofit.core.struct import Struct
+from turbofit.observe.death import Phase
 from turbofit.observe.log_reader import zeros
-from turbofit.observe.stages import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from turbofit.observe.log_reader import Form
 
-#: A cause ends a run; a refusal is a program's own check, by its form alone, and is asked after all
-#: causes; a consequence follows one; a notice harms nobody; what people tell stands in no log.
-Rank = Literal["cause", "refusal", "consequence", "notice", "told"]
+#: A cause ends a run; a refusal is an exception that no row knows; a consequence follows one of
+#: them; a notice harms nobody.
+Rank = Literal["cause", "refusal", "consequence", "notice"]
 #: A sentence with figures in braces; of two the second is told where a figure of the first misses.
 Sentence = str | tuple[str, str]
 
@@ -82,13 +82,6 @@ class _Fact(Struct):
     pattern: str
 
 
-class General(Struct):
-    """What others had of an exception, by its name alone, and what they tried."""
-
-    possible: tuple[str, ...]
-    change: tuple[str, ...]
-
-
 class _Table(Struct):
     kinds: dict[str, Kind]
     #: Names of Transformers by the release that brought or dropped them.
@@ -97,7 +90,6 @@ class _Table(Struct):
     facts: tuple[_Fact, ...]
     #: What would tell more of an error that no row knows, and words of its line.
     send: dict[str, tuple[str, ...]]
-    general: dict[str, General]
     out_of_memory: dict[str, dict[str, tuple[str, ...]]]
     rows: tuple[Row, ...]
 
@@ -121,7 +113,7 @@ def causes() -> tuple[Row, ...]:
 
 
 def kind_of(row: Row) -> Kind:
-    return _table().kinds.get(row.kind, Kind(common=row.rank == "told"))
+    return _table().kinds.get(row.kind, Kind())
 
 
 def release_of(name: str, *, dropped: bool) -> str | None:
@@ -136,57 +128,23 @@ def less_memory(program: str, phase: str) -> tuple[str, ...]:
     return rows.get(phase, rows["any"])
 
 
-def general(name: str) -> General | None:
-    """What others had of an exception that no row knows; of ``lite`` while LMDeploy quantises."""
-    return _table().general.get(name)
-
-
 def what_to_send(error: str, marks: Sequence[str]) -> tuple[str, ...]:
-    """What would tell more of an error that no row knows.
-
-    It is chosen by the words of its line, and by marks in brackets of what else is known of it.
-    """
-    send = _table().send.items()
-    known = {word: word in error for _, words in send for word in words if word[0] != "("}
-    known |= dict.fromkeys(marks, True)
-    return tuple(text for text, words in send if any(known.get(word) for word in words))
-
-
-#: A line is cut into pieces of so many characters; a word of nearly twice as many contains a whole
-#: piece.
-_PIECE: Final = 5
-
-
-class _Words:
-    """The words of rows, with zeros for digits, under the pieces of lines that have them."""
-
-    def __init__(self, rows: tuple[Row, ...]) -> None:
-        self._rows = rows
-        self._short: list[tuple[str, int]] = []
-        self._with: dict[str, list[tuple[str, int]]] = {}
-        for word, place in ((zeros(word), at) for at, row in enumerate(rows) for word in row.says):
-            if len(word) < 2 * _PIECE - 1:
-                self._short.append((word, place))
-                continue
-            for at in range(_PIECE):
-                self._with.setdefault(word[at : at + _PIECE], []).append((word, place))
-
-    def rows_in(self, form: str) -> tuple[Row, ...]:
-        """The rows of which a line has a word, in their order."""
-        words = {*self._short}
-        for at in range(0, len(form), _PIECE):
-            words.update(self._with.get(form[at : at + _PIECE], ()))
-        places = {place for word, place in words if word in form}
-        return tuple(self._rows[place] for place in sorted(places))
+    """What would tell more, by the words of the quoted line, and by marks in brackets."""
+    return tuple(
+        text
+        for text, words in _table().send.items()
+        if any(word in marks if word[0] == "(" else word in error for word in words)
+    )
 
 
 @cache
-def _words(*, told: bool) -> _Words:
-    return _Words(tuple(row for row in causes() if (row.rank == "told") == told))
+def _words() -> list[tuple[str, Row]]:
+    return [(zeros(word), row) for row in causes() for word in row.says]
 
 
 def _rows_in(form: str) -> tuple[Row, ...]:
-    return _words(told=False).rows_in(form)
+    """The rows of which a line of this form has a word, in their order."""
+    return tuple(dict.fromkeys(row for word, row in _words() if word in form))
 
 
 def may_be_known(form: str) -> bool:
@@ -207,29 +165,21 @@ def pattern_of(text: str) -> re.Pattern[str]:
     return re.compile(bounded)
 
 
-def hits_of(text: str, form: Form | None = None, *, told: bool = False) -> tuple[Hit, ...]:
-    """Rows that have this line, in their order, whatever else the log says.
-
-    Those of people's words only where a person ``told`` it, and then first.
-    """
-    rows = form.ask(_rows_in) if form else _rows_in(zeros(text))
-    if told:
-        rows = (*_words(told=True).rows_in(zeros(text)), *rows)
+def hits_of(text: str, form: Form | None = None) -> tuple[Hit, ...]:
+    """Rows that have this line, in their order, whatever else the log says."""
+    rows, hits = form.ask(_rows_in) if form else _rows_in(zeros(text)), []
     if not rows or (_SETTINGS.search(text) and not END.search(text)):
         return ()
-    return tuple(_hits(rows, text))
-
-
-def _hits(rows: tuple[Row, ...], text: str) -> Iterator[Hit]:
     for row in rows:
         if not any(word in text for word in row.says):
             continue  # it had another digit
         match = pattern_of(row.pattern).search(text) if row.pattern else None
         if match is not None:
             caught = {name: value for name, value in match.groupdict().items() if value}
-            yield Hit(row, caught, caught.get("said", match[0]))
+            hits.append(Hit(row, caught, caught.get("said", match[0])))
         elif not row.pattern:
-            yield Hit(row, {}, text.strip()[:_SAID])
+            hits.append(Hit(row, {}, text.strip()[:_SAID]))
+    return tuple(hits)
 
 
 def caught(text: str) -> dict[str, str]:
@@ -249,8 +199,3 @@ def _fact_words() -> list[tuple[str, _Fact]]:
 def facts_in(form: str) -> list[_Fact]:
     """The rows of facts of which a line may have a word."""
     return [row for word, row in _fact_words() if word in form]
-
-
-def told_figures(hits: tuple[Hit, ...]) -> int:
-    """How much the first row that has a line catches of it; -1 where none has it."""
-    return len(hits[0].fields) if hits else -1
