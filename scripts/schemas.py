@@ -24,7 +24,6 @@ from turbofit.load.result import LoadResult
 from turbofit.load.trace_forecast import TraceForecast
 from turbofit.planning.which import Which
 from turbofit.report.compare import Comparison
-from turbofit.report.fit_site.site import PageDocument
 from turbofit.report.schema import NAMES, schema_path, version_of
 from turbofit.report.share import SharedRun
 from turbofit.report.stored_documents import RunDocument
@@ -73,7 +72,6 @@ _DOCUMENTS: Final = {
     "tune": _Document(Tuning, "Settings that were tried, and the best of them", "Seconds."),
     "share": _Document(SharedRun, "A run on real cards beside its forecast", _SIZES),
     "which": _Document(Which, "Cards that keep a promise, or models that a machine serves", _SIZES),
-    "page": _Document(PageDocument, "What fits on which card: every answer of a page", _SIZES),
     "batch": _Document(BatchResult, "A batch at its end: what `batch --json` prints", "Seconds."),
     "trace": _Document(TraceForecast, "A trace of requests under plans, a forecast", "Seconds."),
 }

@@ -47,14 +47,12 @@ Which cards serve a model, which models a machine serves, and a whole server wit
 
     turbofit which internvl3-8b             # every card by name, with the fewest GPUs that do
     turbofit which --on 1xrtx3090           # every model on this machine
-    turbofit page                           # a page to choose models and cards in, for colleagues
     turbofit serve internvl2-2b --pretend --on 1xrtx3090  # answers requests; its words mean nothing
 """, "zh/index.md": """\
 哪些显卡能运行某个模型，某台机器能运行哪些模型，以及不需要 GPU 的完整服务：
 
     turbofit which internvl3-8b             # 列出每种显卡，以及最少需要几张
     turbofit which --on 1xrtx3090           # 这台机器能运行的全部模型
-    turbofit page                           # 一个网页，给同事选择模型和显卡
     turbofit serve internvl2-2b --pretend --on 1xrtx3090  # 能回答请求，但文字没有意义
 """}  # fmt: skip
 #: Each language, its name in the switch, and the folder of its pages.

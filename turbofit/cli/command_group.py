@@ -37,7 +37,6 @@ COMMANDS: Final[dict[str, str]] = {
     "export": "a plan as a systemd unit, a Compose file or Kubernetes objects",
     "report": "a plan, a rehearsal or a run again: text, Markdown, JSON, one HTML page",
     "which": "the cards that keep a promise; the models that a machine serves",
-    "page": "a static site: what fits on which card, for people without turbofit",
     "init": "a profile, turbofit.yaml, from a plan",
     "compare": "two plans side by side",
     "doctor": "check this machine and its environment, each finding with a fix",
@@ -52,7 +51,7 @@ COMMANDS: Final[dict[str, str]] = {
 _FILES: Final = {
     "predict": "plan", "rehearse": "plan", "which": "plan", "ps": "watch", "logs": "watch",
     "stop": "watch", "gpus": "models", "machine": "models", "version": "help",
-    "completion": "help", "compare": "report", "share": "report", "page": "report",
+    "completion": "help", "compare": "report", "share": "report",
     "calibrate": "tune", "batch": "bench", "diagnose": "doctor",
     "download": "merge", "init": "export",
 }  # fmt: skip

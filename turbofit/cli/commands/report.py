@@ -1,18 +1,15 @@
-"""``turbofit report``, ``compare``, ``share`` and ``page``: documents for people."""
+"""``turbofit report``, ``compare`` and ``share``: documents for people."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import common_options as common
-from turbofit.cli.options import field_options as fields
-from turbofit.cli.terminal.output import Form, answer, note, say, show
+from turbofit.cli.terminal.output import Form, answer, note, show
 from turbofit.core.errors import DoesNotFitError, UsageError
-from turbofit.report.fit_site.choices import SiteRequest
 from turbofit.report.schema import NAMES
 
 _MOST_LISTED: Final = 20
@@ -110,17 +107,4 @@ def share(*, run: str | None, loads: tuple[str, ...], out: str | None, form: For
         # An issue takes 65,536 characters: eight cards, indented, are more.
         write_output(out, msgspec.json.encode(document).decode() + "\n")
         note(f"{out} is written: look through it, then paste it into an issue, My card")
-    return 0
-
-
-@command(
-    Option("--out", metavar="DIR", type=PATH, default="turbofit-page"),
-    *fields.options_of(SiteRequest),
-    common.JSON,
-)
-def page(*, out: str, form: Form, **given: Any) -> int:
-    from turbofit.report.fit_site.site import write_site
-
-    document = write_site(fields.filled(SiteRequest, given), Path(out), say=say)
-    form.tell(document, f"{Path(out) / 'index.html'}\n")
     return 0
