@@ -21,7 +21,6 @@ from turbofit.core.presets import presets_dir
 from turbofit.core.struct import Struct
 from turbofit.core.tuning import Tuning
 from turbofit.load.result import LoadResult
-from turbofit.load.trace_forecast import TraceForecast
 from turbofit.planning.which import Which
 from turbofit.report.compare import Comparison
 from turbofit.report.schema import NAMES, schema_path, version_of
@@ -73,7 +72,6 @@ _DOCUMENTS: Final = {
     "share": _Document(SharedRun, "A run on real cards beside its forecast", _SIZES),
     "which": _Document(Which, "Cards that keep a promise, or models that a machine serves", _SIZES),
     "batch": _Document(BatchResult, "A batch at its end: what `batch --json` prints", "Seconds."),
-    "trace": _Document(TraceForecast, "A trace of requests under plans, a forecast", "Seconds."),
 }
 _PLAN: Final = "urn:turbofit:plan:1"
 _LEFT_OUT: Final = ("title", "default", "discriminator")

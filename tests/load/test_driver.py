@@ -27,8 +27,7 @@ from turbofit.load.client import Answer, StreamError, StreamReader
 from turbofit.load.driver import LoadRun, requests_of
 from turbofit.load.prompt import PromptWriter, png
 from turbofit.load.result import spread, summary
-from turbofit.load.spec import LoadSpec
-from turbofit.load.trace import TracedRequest
+from turbofit.load.spec import LoadRequest, LoadSpec
 from turbofit.report.painters.document import Paragraph
 from turbofit.report.views.measured_view import load_view
 
@@ -45,7 +44,7 @@ def run_of(answers, opened: float, closed: float, spec=None) -> LoadRun:
     async def never(_):
         raise AssertionError
 
-    run = LoadRun(spec or LoadSpec.of(concurrency=4), (), never)
+    run = LoadRun(spec or LoadSpec.of(concurrency=4), never)
     run.answers, run.opened, run.closed = list(answers), opened, closed
     for one in run.answers:
         one.counts = opened <= one.begun < closed
@@ -69,7 +68,6 @@ CLOSED = LoadSpec.of(concurrency=8, seconds=30.0)
         (CLOSED, {}, "measuring: 3 of 30 s, "),
         (CLOSED, {"closed": True}, "last answers: "),
         (LoadSpec.of(requests=40, warm_up=0), {"begun": 2}, "measuring: 2 of 40 requests, "),
-        (LoadSpec.of(trace="m.jsonl"), {}, "measuring: "),
     ],
 )
 def test_a_load_says_what_it_does_and_how_much_of_it_is_done(spec, facts, text: str) -> None:
@@ -98,22 +96,9 @@ def test_arrivals_of_an_open_loop() -> None:
     assert abs(times[-1] - 1000) < 60  # four standard deviations of 4,000 arrivals at 4/s
 
 
-def test_a_trace_is_replayed_once_at_its_speed() -> None:
-    trace = (
-        TracedRequest(at=0.0, output_tokens=0, prompt_tokens=5),
-        TracedRequest(at=4.0, output_tokens=2, images=((8, 8),)),
-    )
-    found = list(requests_of(LoadSpec.of(trace="t", trace_speed=2.0), trace))
-    assert [(one.at, one.images) for one in found] == [(0, ()), (2, ((8, 8),))]
-    first, second = map(PromptWriter("m", 0).body, found)
-    assert (len(first["messages"][0]["content"].split()), first["max_tokens"]) == (5, 1)
-    assert len(second["messages"][0]["content"][1]["text"].split()) == 1
-
-
 def test_contradictions_are_named() -> None:
     for given, says in (
         ({"concurrency": 4, "rate": 2.0}, "--concurrency and --rate"),
-        ({"rate": 2.0, "trace": "t"}, "--rate and --trace"),
         ({"evenly": True}, "--evenly needs --rate"),
         ({"shared_prefix": 300}, "--shared-prefix 300"),
     ):
@@ -125,8 +110,7 @@ def test_a_window_has_an_end_and_a_warm_up_before_it() -> None:
     for given, window in (
         ({}, (60, 8)),
         ({"requests": 5, "seconds": 2.0}, (2, 8)),
-        ({"trace": "t"}, (None, 0)),
-        ({"trace": "t", "warm_up": 3}, (None, 3)),
+        ({"rate": 2.0, "warm_up": 3}, (60, 3)),
         ({"requests": 5, "concurrency": 32}, (None, 32)),
         ({"rate": 2.0}, (60, 8)),
     ):
@@ -200,16 +184,6 @@ def test_each_failure_is_counted_by_its_kind() -> None:
         ("status 500", "garbage", "error event", "empty answer", "no stream", "status 503",
          "stalled"), 1,
     )  # fmt: skip
-
-
-def test_a_trace_is_sent_at_its_times(tmp_path) -> None:
-    path = tmp_path / "t.jsonl"
-    lines = [{"at": n / 50, "output_tokens": 3, "prompt_tokens": 40} for n in range(20)]
-    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
-    with ScriptedServer() as server:
-        result = bench(server.url, LoadSpec.of(trace=str(path)))
-    assert result.begun == result.answered == len(server.bodies) == 20
-    assert result.seconds >= 19 / 50
 
 
 def test_a_server_that_is_none_is_said() -> None:
@@ -356,7 +330,7 @@ def test_an_image_is_what_its_header_says_and_small() -> None:
 
 
 def test_bodies_have_their_sizes_and_share_only_what_they_should() -> None:
-    request = TracedRequest(at=0, prompt_tokens=50, output_tokens=7, images=((64, 32), (16, 16)))
+    request = LoadRequest(prompt_tokens=50, output_tokens=7, images=((64, 32), (16, 16)))
     first, second = map(PromptWriter("m", 0, shared=20).body, (request, request))
     assert (first["max_tokens"], first["ignore_eos"]) == (7, True)
     assert first["stream_options"] == {"include_usage": True}

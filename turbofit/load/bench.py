@@ -13,7 +13,6 @@ from turbofit.load.client import LoadClient
 from turbofit.load.driver import LoadRun
 from turbofit.load.prompt import PromptWriter
 from turbofit.load.result import summary
-from turbofit.load.trace import read_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +40,6 @@ def bench(
         UnservedError: the server does not answer.
     """
     spec.check()
-    trace = read_trace(spec.trace) if spec.trace is not None else ()
     open_files(_FILES)  # each request needs a socket; shells often allow 1,024
 
     async def drive() -> LoadResult:
@@ -50,7 +48,7 @@ def bench(
             writer = PromptWriter(
                 name, spec.seed, shared=spec.shared_prefix, stop_early=spec.stop_early
             )
-            run = LoadRun(spec, trace, lambda request: client.ask(writer.body(request)), tick)
+            run = LoadRun(spec, lambda request: client.ask(writer.body(request)), tick)
             loop = asyncio.get_running_loop()
             for number in stop_signals():
                 loop.add_signal_handler(number, run.stop, signal.Signals(number).name)

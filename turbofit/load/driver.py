@@ -12,14 +12,12 @@ import random
 import time
 from typing import TYPE_CHECKING, Final
 
-from msgspec.structs import replace
-
 from turbofit.core.process.progress import Step
 from turbofit.core.units import doubled
-from turbofit.load.trace import TracedRequest
+from turbofit.load.spec import LoadRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator
 
     from turbofit.load.client import Answer
     from turbofit.load.spec import LoadSpec
@@ -41,12 +39,11 @@ class LoadRun:
     def __init__(
         self,
         spec: LoadSpec,
-        trace: Sequence[TracedRequest],
-        ask: Callable[[TracedRequest], Awaitable[Answer]],
+        ask: Callable[[LoadRequest], Awaitable[Answer]],
         tick: Callable[[LoadRun], None] = lambda _: None,
     ) -> None:
         self.spec, self._ask, self._tick = spec, ask, tick
-        self._requests = requests_of(spec, trace)
+        self._requests = requests_of(spec)
         #: All requests that have ended, in the order of their ends.
         self.answers: list[Answer] = []
         self.began = self.opened = time.perf_counter()
@@ -120,10 +117,8 @@ class LoadRun:
                 self.late = max(self.late, -wait)
                 await asyncio.sleep(0)
             self._spawn(self._request(request))
-        await asyncio.sleep(0)  # lets the last one begin
-        self._close()
 
-    async def _request(self, request: TracedRequest) -> Answer:
+    async def _request(self, request: LoadRequest) -> Answer:
         counts = self.in_window
         self._left += counts
         self._begun += counts
@@ -173,14 +168,12 @@ class LoadRun:
         task.add_done_callback(self._tasks.discard)
 
 
-def requests_of(spec: LoadSpec, trace: Sequence[TracedRequest] = ()) -> Iterator[TracedRequest]:
-    """The requests of a trace, once, or random ones without end; in an open loop with times."""
-    for line in trace:
-        yield replace(line, at=line.at / spec.trace_speed)
+def requests_of(spec: LoadSpec) -> Iterator[LoadRequest]:
+    """Random requests without end; in an open loop with times."""
     # Pauses have their own random numbers, so that another rate sends the same requests.
     draw, pauses, at = random.Random(spec.seed), random.Random(f"{spec.seed} arrivals"), 0.0
-    while not trace:
-        yield TracedRequest(
+    while True:
+        yield LoadRequest(
             at=at,
             prompt_tokens=_about(draw, spec.prompt_tokens, spec.prompt_spread),
             output_tokens=_about(draw, spec.output_tokens, spec.output_spread),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.core.json_types import JsonObject
-    from turbofit.load.trace import TracedRequest
+    from turbofit.load.spec import LoadRequest
 
 #: English words that are one token, with the space before them, in most tokenizers.
 _WORDS: Final = [
@@ -33,7 +33,7 @@ _WORDS: Final = [
 class PromptWriter:
     """Makes bodies for chat completions, whose first ``shared`` words are equal.
 
-    ``seed`` determines the words and the colours. A request without a length gets one token.
+    ``seed`` determines the words and the colours.
     """
 
     def __init__(self, model: str, seed: int, *, shared: int = 0, stop_early: bool = False) -> None:
@@ -41,17 +41,17 @@ class PromptWriter:
         self._draw = random.Random(f"{seed} prompts")
         self._common = _text(random.Random(f"{seed} common"), 1 << 12).split()
 
-    def body(self, request: TracedRequest) -> JsonObject:
+    def body(self, request: LoadRequest) -> JsonObject:
         """The body of one request, streamed, with the usage at the end."""
         images = [_image(width, height, self._draw) for width, height in request.images]
-        tokens = max(1, request.text_tokens)
+        tokens = request.prompt_tokens
         alike = min(tokens - 1, self._shared)
         begin = [self._common[place % len(self._common)] for place in range(alike)]
         prompt = " ".join([*begin, _text(self._draw, tokens - alike)])
         return {
             "model": self._model,
             "messages": [user_message(prompt, images)],
-            "max_tokens": max(1, request.output_tokens),
+            "max_tokens": request.output_tokens,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},

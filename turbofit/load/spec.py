@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 from pydantic import Field
 
 from turbofit.core.errors import UsageError
-from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
+from turbofit.core.validation import SECONDS, Metavar, Validated
 from turbofit.planning.request import Count, Positive, Size, Tokens
 
 Share = Annotated[float, Field(ge=0, lt=1), Metavar("SHARE")]
@@ -50,13 +50,6 @@ class LoadSpec(Validated):
         description="requests that arrive a second, whatever is answered: an open loop (Poisson)",
     )
     evenly: bool = Field(default=False, description="with --rate: equal times between arrivals")
-    trace: FilePath | None = Field(
-        default=None,
-        description="requests and their times of arrival, as `serve --record-trace` writes them",
-    )
-    trace_speed: Annotated[float, Field(gt=0, lt=1e6), Metavar("FACTOR")] = Field(
-        default=1.0, description="2: the trace in half its time"
-    )
     requests: Positive | None = Field(default=None, description="requests that are measured")
     seconds: Seconds | None = Field(
         default=None,
@@ -65,7 +58,7 @@ class LoadSpec(Validated):
     warm_up: Count | None = Field(
         default=None,
         description="requests that come before and do not count (default: --concurrency; 8 with "
-        "--rate; 0 with --trace)",
+        "--rate)",
     )
     silence: Seconds = Field(
         default=120.0, description="a request without a byte for so long has stalled"
@@ -79,12 +72,10 @@ class LoadSpec(Validated):
         Raises:
             UsageError: the first such option.
         """
-        arrivals = {"--concurrency": self.concurrency, "--rate": self.rate, "--trace": self.trace}
-        named = [name for name, value in arrivals.items() if value is not None]
-        if len(named) > 1:
+        if self.concurrency is not None and self.rate is not None:
             raise UsageError(
-                f"{named[0]} and {named[1]} do not go together",
-                hint="a load is a closed loop, an open loop or a trace",
+                "--concurrency and --rate do not go together",
+                hint="a load is a closed loop or an open one",
             )
         if self.evenly and self.rate is None:
             raise UsageError("--evenly needs --rate", hint="add --rate, or leave --evenly out")
@@ -96,23 +87,26 @@ class LoadSpec(Validated):
 
     @property
     def at_once(self) -> int | None:
-        """Requests at once in a closed loop; None for other loads."""
-        if self.rate is not None or self.trace is not None:
-            return None
-        return self.concurrency or _CONCURRENCY
+        """Requests at once in a closed loop; None in an open one."""
+        return None if self.rate is not None else self.concurrency or _CONCURRENCY
 
     @property
     def measured_seconds(self) -> float | None:
-        """Seconds of the window; None if requests are counted, or the trace ends it."""
-        if self.seconds is None and self.requests is None and self.trace is None:
+        """Seconds of the window; None if requests are counted."""
+        if self.seconds is None and self.requests is None:
             return _SECONDS
         return self.seconds
 
     @property
     def warm_up_requests(self) -> int:
         """The number of requests before the window."""
-        if self.warm_up is not None:
-            return self.warm_up
-        if self.trace is not None:
-            return 0
-        return self.at_once or _CONCURRENCY
+        return (self.at_once or _CONCURRENCY) if self.warm_up is None else self.warm_up
+
+
+class LoadRequest(NamedTuple):
+    """One request of a load, ``at`` seconds after the first; ``images`` are sizes in pixels."""
+
+    prompt_tokens: int
+    output_tokens: int
+    images: tuple[tuple[int, int], ...] = ()
+    at: float = 0.0

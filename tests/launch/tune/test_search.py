@@ -154,16 +154,15 @@ def test_what_is_given_is_not_changed_and_shapes_use_all_cards() -> None:
     assert shapes == {(1, 2), (2, 1)}
 
 
-def test_a_forecast_follows_the_load(tmp_path) -> None:
+def test_a_forecast_follows_the_load() -> None:
     small = forecast_of(USUAL, MEAN, 8)
     long = forecast_of(USUAL, MEAN._replace(output_tokens=1024), 8)
     assert long.requests_per_second < small.requests_per_second / 3
     many = forecast_of(USUAL, MEAN._replace(images=((448, 448),) * 8), 8)
     assert many.requests_per_second < small.requests_per_second
     assert many.ttft > small.ttft
-    trace = tmp_path / "t.jsonl"
-    trace.write_text('{"at":0,"output_tokens":10,"prompt_tokens":4}\n{"at":1,"output_tokens":30}\n')
-    assert mean_request(LoadSpec.of(trace=str(trace))) == (2, 20, ())
+    largest = LoadSpec.of(prompt_tokens=2, output_tokens=20, image_size=((9, 8), (64, 32)))
+    assert mean_request(largest) == (2, 20, ((64, 32),))
 
 
 def test_a_forecast_knows_the_host_that_prepares_images() -> None:

@@ -26,7 +26,7 @@ _LOAD_GROUPS: Final = {
         "images", "image_size", "prompt_tokens", "prompt_spread", "shared_prefix",
         "output_tokens", "output_spread", "stop_early",
     ),
-    "arrivals": ("concurrency", "rate", "evenly", "trace", "trace_speed"),
+    "arrivals": ("concurrency", "rate", "evenly"),
     "window": ("requests", "seconds", "warm_up", "silence", "timeout", "seed"),
 }  # fmt: skip
 LOAD_OPTIONS: Final = tuple(fields.grouped_options(LoadSpec, _LOAD_GROUPS))

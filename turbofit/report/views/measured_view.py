@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from turbofit.core.messages import PRETEND_SPEED, plural
-from turbofit.core.units import format_bytes, format_duration, mib, three_digits, two_digits
+from turbofit.core.units import format_bytes, format_duration, mib, three_digits
 from turbofit.report.painters.document import (
-    Column,
     Heading,
     Items,
     Paragraph,
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.tuning import TrialRecord, Tuning
     from turbofit.load.result import LoadResult, Spread
-    from turbofit.load.trace_forecast import TracedPlan, TraceForecast
     from turbofit.report.painters.document import Block
 
 
@@ -55,57 +53,10 @@ def load_view(result: LoadResult) -> list[Block]:
     return [*blocks, *unanswered]
 
 
-def trace_view(result: TraceForecast) -> list[Block]:
-    """The forecasts for a trace, one column per plan."""
-    rate = result.requests / (result.seconds or 1.0)
-    facts = {
-        "trace": f"{result.trace}: {result.requests:,} requests in {result.seconds:,.0f} s, "
-        f"{rate:.3g} a second",
-        "a request": f"{result.text_tokens:,.0f} tokens of text, {result.images:.3g} images, "
-        f"{result.output_tokens:,.0f} answered, on average",
-    }
-    columns = (Column(title=""), *(Column(title=plan.on, right=True) for plan in result.plans))
-    traced = [_traced(plan) for plan in result.plans]
-    rows = tuple((name, *(column[name] for column in traced)) for name in traced[0])
-    return [
-        Heading(f"{result.model} under a trace"),
-        known_facts(facts),
-        Table(columns=columns, rows=rows),
-        Paragraph(result.basis),
-    ]
-
-
-def _traced(plan: TracedPlan) -> dict[str, str]:
-    """The figures of one plan by their names."""
-
-    def times(spread: Spread) -> str:
-        percentiles = (spread.p50, spread.p90, spread.p99) if spread.count else ()
-        return " / ".join(_seconds(time, two_digits) for time in percentiles) or "-"
-
-    reasons = ", ".join(f"{row.count:,} {row.reason}" for row in plan.refused)
-    return {
-        "engines": plan.engine,
-        "first token, p50/p90/p99": times(plan.ttft),
-        "a token after it": times(plan.tpot),
-        "whole answer": times(plan.e2e),
-        "before a prompt is read": times(plan.queue),
-        "waiting at most": f"{plan.most_waiting:,}",
-        "refused": reasons or "none",
-        "made smaller": f"{plan.lowered:,}",
-        "answered": f"{plan.answered:,}, {two_digits(plan.requests_per_second)} a second",
-        "running": f"{plan.running:,.1f} of {plan.at_once:,} on average",
-        "engines compute": f"{plan.busy:.0%} of the time",
-        "KV cache": f"{plan.cache_used:.0%} in use, {plan.cache_most:.0%} at most",
-        "evicted": f"{plan.evicted:,} times",
-    }
-
-
 def _load_text(result: LoadResult) -> str:
     given = result.load
     prompt = "" if result.prompt_tokens is None else f"{result.prompt_tokens:,.0f} prompt tokens, "
     sizes = f"{prompt}{result.output_tokens:,.0f} tokens an answer"
-    if "trace" in given:
-        return f"the trace {given['trace']}; {sizes}"
     if "rate" in given:
         return f"{given['rate']} requests arrive a second; {sizes}"
     return f"a closed loop of {given.get('concurrency', 8)}; {sizes}"
