@@ -240,7 +240,7 @@ LOG = (
 )
 #: What a machine without GPUs and servers may answer, by the command; of others 0.
 CODES = {
-    "machine": {4}, "serve": {4}, "calibrate": {4}, "bench": {3}, "watch": {2}, "logs": {2},
+    "machine": {4}, "serve": {4}, "calibrate": {4}, "bench": {3}, "logs": {2},
     "stop": {2}, "doctor": {0, 3, 4}, "predict": {0, 3},
 }  # fmt: skip
 

@@ -27,7 +27,7 @@ _MADE_AGAIN = {
 }  # fmt: skip
 _FIRST = 6
 #: Commands whose refusals rest on what is installed or running here.
-_REST_ON_HERE = ("rehearse", "serve", "gateway", "calibrate", "watch", "cluster", "merge")
+_REST_ON_HERE = ("rehearse", "serve", "gateway", "calibrate", "cluster", "merge")
 #: Command lines of short answers: their only option names the machines.
 _SHORT = re.compile(r"(plan|machine|compare)( (?!--)\S+)*( --(on|cluster) \S+)?")
 

@@ -21,7 +21,6 @@ COMMANDS: Final[dict[str, str]] = {
     "serve": "measure, plan, launch LMDeploy and watch it",
     "cluster": "what a Ray cluster serves, another plan for it, a node that leaves",
     "chat": "ask a server from the terminal, pictures by their paths",
-    "watch": "a running server, live: memory against the forecast, queue, tokens a second",
     "ps": "the servers that run here",
     "logs": "what the engines of a run have printed",
     "stop": "end a server in order",
@@ -49,8 +48,8 @@ COMMANDS: Final[dict[str, str]] = {
 }
 #: Modules of commands that are not in a module of their own name.
 _FILES: Final = {
-    "predict": "plan", "rehearse": "plan", "which": "plan", "ps": "watch", "logs": "watch",
-    "stop": "watch", "gpus": "models", "machine": "models", "version": "help",
+    "predict": "plan", "rehearse": "plan", "which": "plan", "logs": "ps", "stop": "ps",
+    "gpus": "models", "machine": "models", "version": "help",
     "completion": "help", "compare": "report", "share": "report",
     "calibrate": "tune", "batch": "bench", "diagnose": "doctor",
     "download": "merge", "init": "export",
