@@ -22,7 +22,6 @@ from turbofit.core.struct import Struct
 from turbofit.core.tuning import Tuning
 from turbofit.load.result import LoadResult
 from turbofit.planning.which import Which
-from turbofit.report.compare import Comparison
 from turbofit.report.schema import NAMES, schema_path, version_of
 from turbofit.report.share import SharedRun
 from turbofit.report.stored_documents import RunDocument
@@ -53,7 +52,6 @@ _DOCUMENTS: Final = {
         "of them.",
     ),
     "report": _Document(RunDocument, "A run of turbofit serve with its plan"),
-    "compare": _Document(Comparison, "Two plans side by side"),
     "cluster-plan": _Document(
         ClusterPlan,
         "A plan for several machines",

@@ -300,7 +300,7 @@ def test_words_that_are_missing_or_too_many(capsys: Out) -> None:
     assert of_heads[1] == "let turbofit choose --tp and --replicas"  # eight cards change nothing
     assert "--on 4xrtx3090" in refused(capsys, "predict", "internvl2-8b", "4xrtx3090")[1]
     assert "--on 4xrtx3090" in refused(capsys, "plan", "internvl2-8b", "4xrtx3090")[1]
-    assert refused(capsys, "compare", "internvl2-8b", "x") == (
+    assert refused(capsys, "report", "internvl2-8b") == (
         "internvl2-8b cannot be read: No such file or directory",
         "write a plan with turbofit plan MODEL --json > plan.json",
     )

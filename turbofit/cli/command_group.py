@@ -37,7 +37,6 @@ COMMANDS: Final[dict[str, str]] = {
     "report": "a plan, a rehearsal or a run again: text, Markdown, JSON, one HTML page",
     "which": "the cards that keep a promise; the models that a machine serves",
     "init": "a profile, turbofit.yaml, from a plan",
-    "compare": "two plans side by side",
     "doctor": "check this machine and its environment, each finding with a fix",
     "diagnose": "explain a crash log: what, where, how many bytes, what would have worked",
     "models": "models that turbofit knows by name",
@@ -50,7 +49,7 @@ COMMANDS: Final[dict[str, str]] = {
 _FILES: Final = {
     "predict": "plan", "rehearse": "plan", "which": "plan", "logs": "ps", "stop": "ps",
     "gpus": "models", "machine": "models", "version": "help",
-    "completion": "help", "compare": "report", "share": "report",
+    "completion": "help", "share": "report",
     "calibrate": "tune", "batch": "bench", "diagnose": "doctor",
     "download": "merge", "init": "export",
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""``turbofit report``, ``compare`` and ``share``: documents for people."""
+"""``turbofit report`` and ``share``: documents for people."""
 
 from __future__ import annotations
 
@@ -65,20 +65,6 @@ def report(*, what: str | None, schema: str | None, form: Form) -> int:
         note(f"latest is {saved.where}, planned {plan.created}")
     form.show(saved_document(saved), lambda _: plan_view(plan, run), plan_footer(plan))
     return 0 if plan.fits else DoesNotFitError.exit_code
-
-
-@command(
-    Argument("a", metavar="A", type=PATH),
-    Argument("b", metavar="B", type=PATH),
-    common.FULL,
-    *common.FORMS,
-)
-def compare(a: str, b: str, form: Form) -> int:
-    from turbofit.report.compare import compare, compare_view
-    from turbofit.report.stored_documents import read_saved
-
-    form.show(compare(read_saved(a), read_saved(b)), compare_view)
-    return 0
 
 
 @command(

@@ -7,7 +7,7 @@ from typing import Final
 
 #: The documents; ``plan`` is also the schema of a prediction and of a rehearsal.
 NAMES: Final = (
-    "plan", "report", "compare", "cluster-plan", "cluster-status", "bench", "tune",
+    "plan", "report", "cluster-plan", "cluster-status", "bench", "tune",
     "share", "which", "batch",
 )  # fmt: skip
 
