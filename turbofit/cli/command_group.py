@@ -30,7 +30,6 @@ COMMANDS: Final[dict[str, str]] = {
     "bench": "a load on any OpenAI-compatible server: requests a second, latency, errors",
     "batch": "a file or a folder of requests, until each has its line; resumes",
     "gateway": "hold every request to a plan, in front of any LMDeploy",
-    "download": "a model's checkpoint, with a bar; plan and serve find it offline",
     "merge": "a LoRA into its checkpoint; LLaVA's original format into the hf format",
     "machine": "GPUs, who uses them, how they reach each other",
     "export": "a plan as a systemd unit, a Compose file or Kubernetes objects",
@@ -51,7 +50,7 @@ _FILES: Final = {
     "gpus": "models", "machine": "models", "version": "help",
     "completion": "help", "share": "report",
     "calibrate": "tune", "batch": "bench", "diagnose": "doctor",
-    "download": "merge", "init": "export",
+    "init": "export",
 }  # fmt: skip
 
 
