@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from turbofit.cli.command import CliCommand
 
 _ROOT: Final = Path(__file__).parents[1]
-#: The published JSON Schemas: of the documents that turbofit prints, and of a profile.
-SCHEMAS: Final = (*map(schema_path, NAMES), _ROOT / "presets" / "profile.schema.json")
+#: The published JSON Schemas of the documents that turbofit prints.
+SCHEMAS: Final = tuple(map(schema_path, NAMES))
 #: Where each public name of `turbofit` stands; mkdocstrings reads the source and imports nothing.
 _HOMES: Final = {
     "Plan": "turbofit.core.plan.Plan",

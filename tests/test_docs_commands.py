@@ -53,7 +53,7 @@ _OF_OTHERS = {
 }  # fmt: skip
 #: Commands that start no engine, reach no server and need neither Ray nor a GPU.
 RUN = {
-    "plan", "predict", "which", "init", "export", "report", "models", "gpus",
+    "plan", "predict", "which", "export", "report", "models", "gpus",
     "completion", "help", "version",
 }  # fmt: skip
 #: What a line needs that this machine has not.
@@ -64,7 +64,7 @@ NEEDS = {
 #: tests/test_adding.py runs its lines, in a copy of the tree.
 ELSEWHERE = ("docs/adding.md",)
 #: The planned machine of a line that plans for the machine where it is typed.
-ON = {"plan": "--on 4xrtx3090", "init": "--on 4xrtx3090"}
+ON = {"plan": "--on 4xrtx3090"}
 
 
 class Shown(NamedTuple):
@@ -175,6 +175,7 @@ def test_the_lines_of_a_page_run(
     few_presets(monkeypatch, ["h100"], ["internvl2-1b"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "turbofit.yaml").write_text(profile(), encoding="utf-8")
     for one in LINES[page]:
         argv = one.argv
         if argv[0] in ON and "--on" not in argv and "--cluster" not in argv:
@@ -222,7 +223,7 @@ def test_no_page_and_nothing_that_can_run_is_left_out() -> None:
     assert {"docs/batch.md", "docs/cluster.md", "docs/operations.md", "docs/bench.md",
             "README.md"} <= {one.page for one in whole}  # fmt: skip
     ran = Counter(one.argv[0] for lines in LINES.values() for one in lines)
-    assert {"plan", "which", "init", "export", "report"} <= set(ran)
+    assert {"plan", "which", "export", "report"} <= set(ran)
     assert ran["plan"] >= 8
 
 

@@ -35,7 +35,6 @@ COMMANDS: Final[dict[str, str]] = {
     "export": "a plan as a systemd unit, a Compose file or Kubernetes objects",
     "report": "a plan, a rehearsal or a run again: text, Markdown, JSON, one HTML page",
     "which": "the cards that keep a promise; the models that a machine serves",
-    "init": "a profile, turbofit.yaml, from a plan",
     "doctor": "check this machine and its environment, each finding with a fix",
     "diagnose": "explain a crash log: what, where, how many bytes, what would have worked",
     "models": "models that turbofit knows by name",
@@ -50,7 +49,6 @@ _FILES: Final = {
     "gpus": "models", "machine": "models", "version": "help",
     "completion": "help", "share": "report",
     "calibrate": "tune", "batch": "bench", "diagnose": "doctor",
-    "init": "export",
 }  # fmt: skip
 
 
