@@ -59,7 +59,7 @@ RUN = {
 #: What a line needs that this machine has not.
 NEEDS = {
     "--cluster ray": "Ray", "node.json": "a node's snapshot", "--rehearse": "LMDeploy",
-    "qwen2-vl-7b-mine": "a checkpoint that was merged",
+    "qwen2-vl-7b-mine": "a checkpoint that was merged", "--share": "a run on a real card",
 }  # fmt: skip
 #: tests/test_adding.py runs its lines, in a copy of the tree.
 ELSEWHERE = ("docs/adding.md",)
@@ -336,7 +336,7 @@ def test_its_cells_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     for words in ("Tesla T4", "fits: Qwen2-VL-2B-Instruct"):
         assert words in done.stdout
-    assert "nothing was served yet" in done.stderr  # `share` has no run to tell of
+    assert "nothing was served yet" in done.stderr  # `report --share` has no run to tell of
     # And its last cells.
     whole = program(calibrates=True)
     asked = whole.index("from PIL"), whole.index("shell(", whole.index("with turbofit"))

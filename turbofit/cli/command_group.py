@@ -26,7 +26,6 @@ COMMANDS: Final[dict[str, str]] = {
     "stop": "end a server in order",
     "calibrate": "launch, drive the worst case, measure, and let later plans know",
     "tune": "settings tried on the real engine under a load; plan and serve use the best",
-    "share": "a run on real cards beside its forecast, without names, for others",
     "bench": "a load on any OpenAI-compatible server: requests a second, latency, errors",
     "batch": "a file or a folder of requests, until each has its line; resumes",
     "gateway": "hold every request to a plan, in front of any LMDeploy",
@@ -47,7 +46,7 @@ COMMANDS: Final[dict[str, str]] = {
 _FILES: Final = {
     "predict": "plan", "rehearse": "plan", "which": "plan", "logs": "ps", "stop": "ps",
     "gpus": "models", "machine": "models", "version": "help",
-    "completion": "help", "share": "report",
+    "completion": "help",
     "calibrate": "tune", "batch": "bench", "diagnose": "doctor",
 }  # fmt: skip
 

@@ -98,7 +98,7 @@ def calibrate(
             return ended
         assert calibrator.usage is not None
         plan, before = calibrator.usage.plan, {} if config.pretend else calibrator.usage.before
-        with suppress(TurbofitError):  # on a full disk `turbofit share` has less to tell
+        with suppress(TurbofitError):  # on a full disk `turbofit report --share` has less to tell
             write_atomic(run.folder / SEEN_FILE, to_json(calibrator.observations), mode=0o600)
         lmdeploy = run.lmdeploy.version
         result = learned(plan, calibrator.observations, before, lmdeploy=lmdeploy, pretend=apart)

@@ -1,4 +1,4 @@
-"""``turbofit report`` and ``share``: documents for people."""
+"""``turbofit report``: documents for people, and a run for others."""
 
 from __future__ import annotations
 
@@ -27,9 +27,25 @@ _MOST_LISTED: Final = 20
         type=click.Choice(NAMES),
         help=f"the JSON Schema of a document instead (default {NAMES[0]})",
     ),
+    Option("--share", is_flag=True),
+    Option("--load", "loads", multiple=True, metavar="FILE", type=PATH),
+    Option("--out", metavar="FILE", type=PATH),
 )
-def report(*, what: str | None, schema: str | None, form: Form) -> int:
+def report(
+    *,
+    what: str | None,
+    schema: str | None,
+    share: bool,
+    loads: tuple[str, ...],
+    out: str | None,
+    form: Form,
+) -> int:
     """Read a document and show it; exit 3 if the plan does not fit."""
+    if share and not schema:
+        return _share(what, loads, out, form)
+    if loads or out is not None:
+        name = "--load" if loads else "--out"
+        raise UsageError(f"{name} is for --share", hint=f"add --share, or leave {name} out")
     if schema:
         from turbofit.report.schema import schema_text
 
@@ -67,14 +83,8 @@ def report(*, what: str | None, schema: str | None, form: Form) -> int:
     return 0 if plan.fits else DoesNotFitError.exit_code
 
 
-@command(
-    common.RUN,
-    Option("--load", "loads", multiple=True, metavar="FILE", type=PATH),
-    Option("--out", metavar="FILE", type=PATH),
-    *common.FORMS,
-)
-def share(*, run: str | None, loads: tuple[str, ...], out: str | None, form: Form) -> int:
-    """Show the document's content and what is left out, then write it."""
+def _share(run: str | None, loads: tuple[str, ...], out: str | None, form: Form) -> int:
+    """Show what others would read of a run, and what is left out; then write it."""
     import msgspec
 
     from turbofit.core.process.files import write_output
