@@ -54,7 +54,7 @@ _OF_OTHERS = {
 #: Commands that start no engine, reach no server and need neither Ray nor a GPU.
 RUN = {
     "plan", "predict", "which", "export", "report", "models", "gpus",
-    "completion", "help", "version",
+    "completion",
 }  # fmt: skip
 #: What a line needs that this machine has not.
 NEEDS = {
@@ -105,7 +105,7 @@ def shown() -> list[Shown]:
     Also the examples of help pages.
     """
     found = [
-        Shown(f"turbofit help {name}", example.removeprefix("turbofit "), whole=True)
+        Shown(f"turbofit {name} --help", example.removeprefix("turbofit "), whole=True)
         for name, manual in MANUAL.items()
         for example in manual.examples
     ]
@@ -123,6 +123,8 @@ SHOWN = shown()
 def problem_of(argv: list[str]) -> str:
     """What click says of a command line; empty where it takes it."""
     name, *rest = argv
+    if name in ("--help", "--version"):
+        return ""
     command = TURBOFIT.get_command(click.Context(TURBOFIT), name)
     if name not in COMMANDS or command is None:
         return f"there is no turbofit {name}"

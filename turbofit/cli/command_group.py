@@ -39,16 +39,31 @@ COMMANDS: Final[dict[str, str]] = {
     "models": "models that turbofit knows by name",
     "gpus": "GPUs that turbofit knows by name",
     "completion": "what makes bash, zsh or fish complete commands, options and presets",
-    "help": "this list, or the page of one command",
-    "version": "turbofit's version",
 }
+_ABOVE: Final = """\
+Usage: turbofit [--help] [--version] COMMAND ...
+
+Plans, launches and checks LMDeploy vision-language servers so that they never
+run out of GPU memory.
+
+Commands:"""
+_BELOW: Final = """
+turbofit COMMAND --help tells more: options, examples, exit codes, and what it
+touches.
+"""
 #: Modules of commands that are not in a module of their own name.
 _FILES: Final = {
     "predict": "plan", "rehearse": "plan", "which": "plan", "logs": "ps", "stop": "ps",
-    "gpus": "models", "machine": "models", "version": "help",
-    "completion": "help",
+    "gpus": "models", "machine": "models",
     "calibrate": "tune", "batch": "bench", "diagnose": "doctor",
 }  # fmt: skip
+
+
+def overview() -> str:
+    """The text of `turbofit --help`: all commands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join((_ABOVE, *lines, _BELOW))
 
 
 class Turbofit(click.Group):
@@ -93,5 +108,5 @@ def unknown_command(words: list[str]) -> UsageError:
         return UsageError(f"{name!r}: {what}", hint=hint)
     hint = command_synonym(name.partition(" ")[0]) or guess(name, COMMANDS, 3).rstrip()
     hint = hint or unknown_word(words[0])
-    hint = hint or "turbofit help lists the commands"
+    hint = hint or "turbofit --help lists the commands"
     return UsageError(f"unknown command {name!r}", hint=hint)
