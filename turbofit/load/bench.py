@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from turbofit.load.spec import LoadSpec
 
 _FILES: Final = 65536
+#: A request without a byte for so many seconds has stalled.
+_SILENCE: Final = 120.0
 
 
 def bench(
@@ -43,12 +45,10 @@ def bench(
     open_files(_FILES)  # each request needs a socket; shells often allow 1,024
 
     async def drive() -> LoadResult:
-        async with LoadClient(url, key, timeout=spec.timeout, silence=spec.silence) as client:
+        async with LoadClient(url, key, timeout=spec.timeout, silence=_SILENCE) as client:
             name = model or await client.model()
-            writer = PromptWriter(
-                name, spec.seed, shared=spec.shared_prefix, stop_early=spec.stop_early
-            )
-            run = LoadRun(spec, lambda request: client.ask(writer.body(request)), tick)
+            writer = PromptWriter(name, spec)
+            run = LoadRun(spec, lambda: client.ask(writer.body()), tick)
             loop = asyncio.get_running_loop()
             for number in stop_signals():
                 loop.add_signal_handler(number, run.stop, signal.Signals(number).name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -10,7 +10,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.validation import SECONDS, Metavar, Validated
 from turbofit.planning.request import Count, Positive, Size, Tokens
 
-Share = Annotated[float, Field(ge=0, lt=1), Metavar("SHARE")]
 Seconds = Annotated[float, Field(gt=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 
 _SECONDS: Final = 60.0
@@ -21,21 +20,14 @@ class LoadSpec(Validated):
     """One load. Without a rate it is a closed loop: each answer lets the next request begin."""
 
     images: Count = Field(default=1, description="images a request")
-    image_size: Annotated[tuple[Size, ...], Field(strict=False)] = Field(
-        default=((1024, 768),),
-        description="width and height of an image; of several each is as likely",
-    )
+    image_size: Size = Field(default=(1024, 768), description="width and height of an image")
     prompt_tokens: Tokens = Field(
         default=256, description="words before an answer, about a token each"
-    )
-    prompt_spread: Share = Field(
-        default=0.0, description="0.5: lengths from half to one and a half of --prompt-tokens"
     )
     shared_prefix: Count = Field(
         default=0, description="tokens with which all prompts begin alike, of --prompt-tokens"
     )
     output_tokens: Tokens = Field(default=128, description="tokens of an answer")
-    output_spread: Share = Field(default=0.0, description="as --prompt-spread, of answers")
     stop_early: bool = Field(
         default=False,
         description="an answer may end before its --output-tokens (else ignore_eos is sent)",
@@ -49,7 +41,6 @@ class LoadSpec(Validated):
         default=None,
         description="requests that arrive a second, whatever is answered: an open loop (Poisson)",
     )
-    evenly: bool = Field(default=False, description="with --rate: equal times between arrivals")
     requests: Positive | None = Field(default=None, description="requests that are measured")
     seconds: Seconds | None = Field(
         default=None,
@@ -60,11 +51,7 @@ class LoadSpec(Validated):
         description="requests that come before and do not count (default: --concurrency; 8 with "
         "--rate)",
     )
-    silence: Seconds = Field(
-        default=120.0, description="a request without a byte for so long has stalled"
-    )
     timeout: Seconds = Field(default=600.0, description="the longest that a request may take")
-    seed: Count = Field(default=0, description="of all that is drawn")
 
     def check(self) -> None:
         """Refuse options that contradict each other.
@@ -77,8 +64,6 @@ class LoadSpec(Validated):
                 "--concurrency and --rate do not go together",
                 hint="a load is a closed loop or an open one",
             )
-        if self.evenly and self.rate is None:
-            raise UsageError("--evenly needs --rate", hint="add --rate, or leave --evenly out")
         if self.shared_prefix >= self.prompt_tokens and self.shared_prefix:
             raise UsageError(
                 f"--shared-prefix {self.shared_prefix} is no part of {self.prompt_tokens} tokens",
@@ -101,12 +86,3 @@ class LoadSpec(Validated):
     def warm_up_requests(self) -> int:
         """The number of requests before the window."""
         return (self.at_once or _CONCURRENCY) if self.warm_up is None else self.warm_up
-
-
-class LoadRequest(NamedTuple):
-    """One request of a load, ``at`` seconds after the first; ``images`` are sizes in pixels."""
-
-    prompt_tokens: int
-    output_tokens: int
-    images: tuple[tuple[int, int], ...] = ()
-    at: float = 0.0

@@ -38,8 +38,7 @@ class MeanRequest(NamedTuple):
 
 
 def mean_request(spec: LoadSpec) -> MeanRequest:
-    size = max(spec.image_size, key=lambda pair: pair[0] * pair[1])
-    return MeanRequest(spec.prompt_tokens, spec.output_tokens, (size,) * spec.images)
+    return MeanRequest(spec.prompt_tokens, spec.output_tokens, (spec.image_size,) * spec.images)
 
 
 def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForecast:
