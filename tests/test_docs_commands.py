@@ -48,6 +48,7 @@ _OF_OTHERS = {
     "LMDeploy": set(engine_options()),
     "turbofit-fallback": {"--max-images"},
     "nvidia-smi": {"--query-gpu"},
+    "bench.simulation": {"--seed"},
     "scripts/check, pytest": {"--quick", "--all", "--hypothesis-profile"},
     "scripts/citations.py, scripts/new-lmdeploy": {"--renew", "--source", "--write"},
 }  # fmt: skip
@@ -60,6 +61,7 @@ RUN = {
 NEEDS = {
     "--cluster ray": "Ray", "node.json": "a node's snapshot", "--rehearse": "LMDeploy",
     "qwen2-vl-7b-mine": "a checkpoint that was merged", "--share": "a run on a real card",
+    "load.json": "a server that was measured",
 }  # fmt: skip
 #: tests/test_adding.py runs its lines, in a copy of the tree.
 ELSEWHERE = ("docs/adding.md",)
