@@ -18,7 +18,6 @@ import pynvml
 import pytest
 import yaml
 
-import turbofit
 from tests.support.plans import few_presets
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.main import main
@@ -44,25 +43,25 @@ _OF_OTHERS = {
     "LMDeploy": set(engine_options()),
     "turbofit-fallback": {"--max-images"},
     "nvidia-smi": {"--query-gpu"},
+    "bench.simulation": {"--seed"},
     "scripts/check, pytest": {"--quick", "--all", "--hypothesis-profile"},
     "scripts/citations.py, scripts/new-lmdeploy": {"--renew", "--source", "--write"},
 }  # fmt: skip
 #: Commands that start no engine, reach no server and need neither Ray nor a GPU.
 RUN = {
-    "plan", "predict", "which", "init", "export", "report", "compare", "models", "gpus",
-    "completion", "help", "version",
+    "plan", "predict", "which", "export", "report", "models", "gpus",
+    "completion",
 }  # fmt: skip
 #: What a line needs that this machine has not.
 NEEDS = {
     "--cluster ray": "Ray", "node.json": "a node's snapshot", "--rehearse": "LMDeploy",
-    "qwen2-vl-7b-mine": "a checkpoint that was merged",
+    "qwen2-vl-7b-mine": "a checkpoint that was merged", "--share": "a run on a real card",
+    "load.json": "a server that was measured",
 }  # fmt: skip
 #: tests/test_adding.py runs its lines, in a copy of the tree.
 ELSEWHERE = ("docs/adding.md",)
 #: The planned machine of a line that plans for the machine where it is typed.
-ON = {"plan": "--on 4xrtx3090", "init": "--on 4xrtx3090"}
-#: Files that a page speaks of and does not write.
-GIVEN = {"docs/report.md": ("before.json", "after.json")}
+ON = {"plan": "--on 4xrtx3090"}
 
 
 class Shown(NamedTuple):
@@ -103,7 +102,7 @@ def shown() -> list[Shown]:
     Also the examples of help pages.
     """
     found = [
-        Shown(f"turbofit help {name}", example.removeprefix("turbofit "), whole=True)
+        Shown(f"turbofit {name} --help", example.removeprefix("turbofit "), whole=True)
         for name, manual in MANUAL.items()
         for example in manual.examples
     ]
@@ -121,6 +120,8 @@ SHOWN = shown()
 def problem_of(argv: list[str]) -> str:
     """What click says of a command line; empty where it takes it."""
     name, *rest = argv
+    if name in ("--help", "--version"):
+        return ""
     command = TURBOFIT.get_command(click.Context(TURBOFIT), name)
     if name not in COMMANDS or command is None:
         return f"there is no turbofit {name}"
@@ -173,8 +174,7 @@ def test_the_lines_of_a_page_run(
     few_presets(monkeypatch, ["h100"], ["internvl2-1b"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    for name in GIVEN.get(page, ()):
-        (tmp_path / name).write_text(turbofit.plan("internvl2-1b", on="1xl4").to_json())
+    (tmp_path / "turbofit.yaml").write_text(profile(), encoding="utf-8")
     for one in LINES[page]:
         argv = one.argv
         if argv[0] in ON and "--on" not in argv and "--cluster" not in argv:
@@ -222,7 +222,7 @@ def test_no_page_and_nothing_that_can_run_is_left_out() -> None:
     assert {"docs/batch.md", "docs/cluster.md", "docs/operations.md", "docs/bench.md",
             "README.md"} <= {one.page for one in whole}  # fmt: skip
     ran = Counter(one.argv[0] for lines in LINES.values() for one in lines)
-    assert {"plan", "which", "init", "export", "report", "compare"} <= set(ran)
+    assert {"plan", "which", "export", "report"} <= set(ran)
     assert ran["plan"] >= 8
 
 
@@ -236,7 +236,7 @@ LOG = (
 )
 #: What a machine without GPUs and servers may answer, by the command; of others 0.
 CODES = {
-    "machine": {4}, "serve": {4}, "calibrate": {4}, "bench": {3}, "watch": {2}, "logs": {2},
+    "machine": {4}, "serve": {4}, "calibrate": {4}, "bench": {3}, "logs": {2},
     "stop": {2}, "doctor": {0, 3, 4}, "predict": {0, 3},
 }  # fmt: skip
 

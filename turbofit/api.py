@@ -47,7 +47,7 @@ _Request = TypeVar("_Request", bound=PlanRequest)
 _Answer = TypeVar("_Answer")
 #: A command line within a sentence, which is not reworded; and an option with its value.
 _COMMAND: Final = re.compile(
-    r"(turbofit (?:batch|bench|calibrate|diagnose|doctor|download|gpus|machine|merge|models|plan|predict"
+    r"(turbofit (?:batch|bench|calibrate|diagnose|doctor|gpus|machine|merge|models|plan|predict"
     r"|pretend|rehearse|report|serve|tune|which)\b[^;,]*)"
 )
 _OPTION: Final = re.compile(

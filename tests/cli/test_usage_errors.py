@@ -18,8 +18,8 @@ from turbofit.machine import nvml_machine
 from turbofit.planning import which
 
 Out = pytest.CaptureFixture[str]
-#: These have no options that a person could mistake.
-PLAIN = {"help", "version", "completion"}
+#: It has no options that a person could mistake.
+PLAIN = {"completion"}
 
 
 def refused(capsys: Out, *words: str) -> tuple[str, str]:
@@ -229,10 +229,13 @@ def test_a_value_is_no_option(capsys: Out) -> None:
         ("qwen2.5vl:7b", "it is a model"),
         ("4xrtx3090", "it is a machine: turbofit plan MODEL --on 4xrtx3090"),
         (__file__, "it is a path"),
-        ("qqqqqq", "turbofit help lists the commands"),
+        ("qqqqqq", "turbofit --help lists the commands"),
         ("--on t4 plan internvl2-8b", "write turbofit plan OPTIONS"),
         ("A=2 serve internvl2-8b", "a variable stands before turbofit: A=2 turbofit serve"),
         ("rm internvl2-8b", "hf cache rm ID"),
+        ("help plan", "turbofit COMMAND --help"),
+        ("watch", "turbofit ps"),
+        ("share", "turbofit report --share"),
     ],
 )
 def test_a_first_word_that_is_no_command(words: str, hint: str, capsys: Out) -> None:
@@ -300,7 +303,7 @@ def test_words_that_are_missing_or_too_many(capsys: Out) -> None:
     assert of_heads[1] == "let turbofit choose --tp and --replicas"  # eight cards change nothing
     assert "--on 4xrtx3090" in refused(capsys, "predict", "internvl2-8b", "4xrtx3090")[1]
     assert "--on 4xrtx3090" in refused(capsys, "plan", "internvl2-8b", "4xrtx3090")[1]
-    assert refused(capsys, "compare", "internvl2-8b", "x") == (
+    assert refused(capsys, "report", "internvl2-8b") == (
         "internvl2-8b cannot be read: No such file or directory",
         "write a plan with turbofit plan MODEL --json > plan.json",
     )

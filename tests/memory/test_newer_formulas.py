@@ -20,7 +20,6 @@ from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.launch.engine.check import check_seconds
 from turbofit.launch.engine.engine_log import StartupTracker
 from turbofit.launch.engine.worst_requests import cheaper_forward, every_worst
-from turbofit.load.trace_forecast import simulated_engines
 from turbofit.memory import engines, versions
 from turbofit.memory.account import Engine, VisionLoad
 from turbofit.memory.engines import engine_of
@@ -201,11 +200,6 @@ def waiting(plan: Plan) -> str:
     return tracker.death().message
 
 
-def simulated(plan: Plan) -> list[int]:
-    """Tokens of prompts in a forward of a trace."""
-    return [engine.chunk for engine in simulated_engines(plan)]
-
-
 def encoded(plan: Plan) -> float:
     """How often the forecast of speed encodes an image that is longer than a forward."""
     group = [plan.machine.gpu(0)]
@@ -261,7 +255,6 @@ FORMULAS: list[tuple[str, str, dict[str, Any], dict[str, Any], Asker]] = [
     ("launch", "turbomind", {}, {"forward_tokens": _FORWARD}, waiting),
     ("speed", "turbomind", _LARGE, {"forward_tokens": _FORWARD}, encoded),
     ("speed", "turbomind", _LARGE, _ONCE, encoded),
-    ("trace", "turbomind", {}, {"forward_tokens": _FORWARD}, simulated),
     ("calibrate", "turbomind", {"model": "qwen3.5-9b"},
      {"cache_shape": staticmethod(_other_cut)}, relearned),
     ("live comparison", "turbomind", {"model": "qwen3.5-9b"},
@@ -273,7 +266,6 @@ FORMULAS: list[tuple[str, str, dict[str, Any], dict[str, Any], Asker]] = [
      lambda p: engine_of(p).weights(p.model, 1)),
     ("limits", "pytorch", {}, {"units_bound": _twice(torch_bound)}, lambda p: bounds_of(p).gate),
     ("rehearse", "pytorch", {}, {"forward_tokens": _long_forward}, worst("vision_forward")),
-    ("trace", "pytorch", {}, {"forward_tokens": _long_forward}, simulated),
     ("start", "pytorch", _LARGE, {"encodes_again": True}, check_seconds),
     ("speed", "pytorch", _LARGE, {"encodes_again": True}, encoded),
     ("calibrate", "pytorch", {}, {"cache_shape": staticmethod(_other_torch_cut)}, relearned),

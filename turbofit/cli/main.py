@@ -12,11 +12,11 @@ import click
 
 import turbofit
 from turbofit.cli.command import split_rest
-from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
-from turbofit.cli.commands.help import COMPLETE_VARIABLE, complete
+from turbofit.cli.command_group import COMMANDS, TURBOFIT, overview, unknown_command
+from turbofit.cli.commands.completion import COMPLETE_VARIABLE, complete
 from turbofit.cli.options.option_variables import ROOT
 from turbofit.cli.terminal.interrupts import INTERRUPTED
-from turbofit.cli.terminal.output import UnwrittenError, complain, note, prepare_streams
+from turbofit.cli.terminal.output import UnwrittenError, answer, complain, note, prepare_streams
 from turbofit.core.errors import PackageError, TurbofitError
 from turbofit.core.process.collector import collect_after
 
@@ -93,14 +93,15 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: list[str]) -> int:
     if COMPLETE_VARIABLE in os.environ:
         return complete(os.environ[COMPLETE_VARIABLE])
-    name = argv[0] if argv else "help"
-    if name in ("-h", "--help"):
-        argv = [name := "help"]
-    elif name in ("-V", "--version"):
-        argv = [name := "version"]
-    elif name not in COMMANDS:
+    if not argv or argv[0] in ("-h", "--help"):
+        answer(overview())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        answer(f"turbofit {turbofit.__version__}\n")
+        return 0
+    if argv[0] not in COMMANDS:
         raise unknown_command(argv)
-    with TURBOFIT.make_context("turbofit", [name, *argv[1:]], auto_envvar_prefix=ROOT) as ctx:
+    with TURBOFIT.make_context("turbofit", argv, auto_envvar_prefix=ROOT) as ctx:
         return int(TURBOFIT.invoke(ctx))
 
 

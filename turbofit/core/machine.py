@@ -129,7 +129,7 @@ class ReduceSpeed(Struct):
 
 
 class Measured(Struct):
-    """What ``turbofit machine --measure`` found, by the machine's indices.
+    """What ``turbofit calibrate`` found of speeds, by the machine's indices.
 
     ``left_out`` says in words what was not measured, and why.
     """

@@ -79,7 +79,6 @@ class GatewayConfig(Struct):
     drain_seconds: float = 30.0
     pretend: bool = False
     denied: str | None = None
-    record_trace: str | None = None
     names: dict[str, str] = field(default_factory=dict)
     defaults: Defaults = Defaults()
     about: dict[str, Any] = field(default_factory=dict)

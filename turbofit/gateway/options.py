@@ -36,7 +36,6 @@ class GatewayOptions(Validated):
     ssl_certfile: FilePath | None = None
     ssl_keyfile: FilePath | None = None
     access_log: FilePath | None = None
-    record_trace: FilePath | None = None
 
     default_chat_template_kwargs: JsonArguments | None = None
     default_sampling: JsonSampling | None = None
@@ -91,7 +90,6 @@ class GatewayOptions(Validated):
             connection=ConnectionLimits(connections_per_address=most),
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
-            record_trace=self.record_trace,
             defaults=Defaults(
                 template=self.default_chat_template_kwargs or {},
                 sampling=self.default_sampling or {},

@@ -74,7 +74,7 @@ def _changed(plan: Plan) -> tuple[Path, dict[str, JsonObject]]:
     if where is None or not os.path.isdir(where):
         raise UsageError(
             f"the checkpoint of {plan.model.name} is not on this machine",
-            hint="download it first (turbofit download MODEL), and plan with its folder",
+            hint="download it first (hf download ID), and plan with its folder",
         )
     folder, rule = Path(where), plan.model.image_rule
     return folder, edits(folder, rule, plan.limits) if rule and plan.limits.vision_unit else {}

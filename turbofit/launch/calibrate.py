@@ -18,6 +18,7 @@ from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.struct import to_builtins, to_json
 from turbofit.core.units import MIB, format_bytes
+from turbofit.launch.calibrate_speeds import is_measured, measure_speeds
 from turbofit.launch.engine.worst_requests import (
     every_worst,
     small_requests,
@@ -87,6 +88,12 @@ def calibrate(
         if calibration_of(plan) is not None and not again:
             say("calibrated before: --again measures again, --forget drops it")
             return stored(plan) | {"tokens": _tokens(run, plan, apart=apart)}
+        machine = run.refuse().machine
+        gpus = sorted(index for group in plan.parallel.groups for index in group)
+        unknown = again or not is_measured(machine, gpus)
+        # It takes memory that the plan has reserved.
+        if unknown and not (config.pretend or apart) and measure_speeds(machine, gpus, say):
+            run.choose()
         say(run.refuse().verdict)
         run.begin()
         try:
@@ -98,7 +105,7 @@ def calibrate(
             return ended
         assert calibrator.usage is not None
         plan, before = calibrator.usage.plan, {} if config.pretend else calibrator.usage.before
-        with suppress(TurbofitError):  # on a full disk `turbofit share` has less to tell
+        with suppress(TurbofitError):  # on a full disk `turbofit report --share` has less to tell
             write_atomic(run.folder / SEEN_FILE, to_json(calibrator.observations), mode=0o600)
         lmdeploy = run.lmdeploy.version
         result = learned(plan, calibrator.observations, before, lmdeploy=lmdeploy, pretend=apart)

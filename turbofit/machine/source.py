@@ -129,7 +129,7 @@ def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
     if lacking:
         what += (
             f"; not known are its {', '.join(lacking)}, which count in memory as the most of all"
-            " cards and in speed as a slow card: turbofit machine --measure"
+            " cards and in speed as a slow card: turbofit calibrate measures it"
         )
     return f"{gpu.name} {what}" if what else None
 

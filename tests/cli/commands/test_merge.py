@@ -41,7 +41,7 @@ def test_wrong_use(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     base, lora, out = folders
-    download = "hint: turbofit download {}, or name a folder with config.json\n"
+    download = "hint: hf download {}, or name a folder with config.json\n"
     for words, said in (
         ([base], "BASE [ADAPTER] OUT"),
         ([base, out], "nothing to do"),

@@ -54,7 +54,6 @@ from turbofit.gateway.http.routes import (
     unambiguous,
 )
 from turbofit.gateway.http.welcome import client_lines, memory_bars
-from turbofit.load.trace import read_trace
 
 ANTHROPIC = anthropic(picture(448, 5376))
 
@@ -545,31 +544,6 @@ def test_where_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (tmp_path / "log").read_text() == '{"a": 1}\n{"a": 2}\n'
     with pytest.raises(UsageError, match="cannot be written"):
         access_log(str(tmp_path / "no" / "log"))
-
-
-USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":41}}\n\n'
-
-
-def test_a_trace_holds_sizes_and_no_contents(tmp_path) -> None:
-    path, secret = tmp_path / "trace.jsonl", "the secret question"
-    whole = b'{"output_tokens":1, "usage": {"output_tokens": 17}}'
-    answers = iter(
-        [
-            stream(EVENT, EVENT, DONE), stream(EVENT, USAGE, DONE), Answer(whole),
-            Answer(b"", status=500),
-        ]
-    )  # fmt: skip
-    app, _ = gateway(recorder=Recorder(lambda *_: next(answers)), record_trace=str(path))
-    for _ in range(2):
-        ask(app, body=chat(image_part(64, 48), stream=True, user=secret))
-    ask(app, body={"model": "m", "messages": [{"role": "user", "content": secret}]})
-    ask(app, body=chat())
-    asyncio.run(app.shutdown())
-    assert not re.search("secret|base64", path.read_text())
-    first, second, third = read_trace(str(path))
-    assert [line.output_tokens for line in (first, second, third)] == [2, 41, 17]
-    assert (first.images, first.prompt_bytes) == (((64, 48),), len("What is this?"))
-    assert (third.images, third.prompt_bytes) == ((), len(secret))
 
 
 def test_a_route_is_served_with_slashes_at_its_end_which_reach_no_engine() -> None:

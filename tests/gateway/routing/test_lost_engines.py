@@ -458,6 +458,11 @@ class Waiting:
 
 def test_an_engine_s_page() -> None:
     assert engine_load(PAGE % (3, 1, 1, 100, 20)) == EngineLoad(running=3, queued=2, tokens=120)
+    # Prometheus' client writes large numbers so, quotes what a label holds, and NaN for nothing.
+    of_two = 'lmdeploy:prompt_tokens_total{model_name="a\\"} b"} 1.23456789e+08\n'
+    unknown = 'lmdeploy:num_requests_running{engine="1"} NaN\n'
+    page = PAGE % (3, 1, -1, 0, 1) + of_two + unknown
+    assert engine_load(page) == EngineLoad(running=3, queued=1, tokens=123_456_790)
     assert engine_load("") is None
     assert engine_load("# nothing of ours\nup 1\n") is None
 

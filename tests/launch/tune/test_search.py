@@ -125,7 +125,7 @@ def test_expected_improvement_wants_what_is_good_or_unknown() -> None:
 
 REQUEST = PlanRequest(model="internvl2-2b", on="1xrtx3090", engine="turbomind")
 USUAL = plan(REQUEST)
-MEAN = mean_request(LoadSpec.of(image_size=((448, 448),)))
+MEAN = mean_request(LoadSpec.of(image_size=(448, 448)))
 
 
 def test_all_keep_the_promise_and_fit_and_the_usual_plan_is_first() -> None:
@@ -154,16 +154,15 @@ def test_what_is_given_is_not_changed_and_shapes_use_all_cards() -> None:
     assert shapes == {(1, 2), (2, 1)}
 
 
-def test_a_forecast_follows_the_load(tmp_path) -> None:
+def test_a_forecast_follows_the_load() -> None:
     small = forecast_of(USUAL, MEAN, 8)
     long = forecast_of(USUAL, MEAN._replace(output_tokens=1024), 8)
     assert long.requests_per_second < small.requests_per_second / 3
     many = forecast_of(USUAL, MEAN._replace(images=((448, 448),) * 8), 8)
     assert many.requests_per_second < small.requests_per_second
     assert many.ttft > small.ttft
-    trace = tmp_path / "t.jsonl"
-    trace.write_text('{"at":0,"output_tokens":10,"prompt_tokens":4}\n{"at":1,"output_tokens":30}\n')
-    assert mean_request(LoadSpec.of(trace=str(trace))) == (2, 20, ())
+    one = LoadSpec.of(prompt_tokens=2, output_tokens=20, image_size=(64, 32), images=1)
+    assert mean_request(one) == (2, 20, ((64, 32),))
 
 
 def test_a_forecast_knows_the_host_that_prepares_images() -> None:
@@ -184,7 +183,7 @@ def test_a_forecast_knows_the_host_that_prepares_images() -> None:
 def test_images_are_queued_where_the_forecast_gains_by_it() -> None:
     request = PlanRequest(model="qwen2-vl-7b", on="1xrtx3090", engine="turbomind")
     usual = plan(request)
-    large = mean_request(LoadSpec.of(image_size=((1400, 1400),)))
+    large = mean_request(LoadSpec.of(image_size=(1400, 1400)))
     found = choices(request, usual, large, 32)
     queued = [one.plan.limits for one in found if one.options.get("queue_images")]
     assert queued

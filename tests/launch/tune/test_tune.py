@@ -152,4 +152,3 @@ def test_a_load_is_described_with_its_length() -> None:
     assert described(closed) == "30 s, 8 at once, after 8 requests of warm-up"
     counted = LoadSpec.of(rate=2.5, requests=40, warm_up=0)
     assert described(counted) == "40 requests, 2.5 a second, after 0 requests of warm-up"
-    assert described(LoadSpec.of(trace="m.jsonl")) == "the trace m.jsonl"

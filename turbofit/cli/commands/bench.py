@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 
 _LOAD_GROUPS: Final = {
     "requests": (
-        "images", "image_size", "prompt_tokens", "prompt_spread", "shared_prefix",
-        "output_tokens", "output_spread", "stop_early",
+        "images", "image_size", "prompt_tokens", "shared_prefix", "output_tokens", "stop_early",
     ),
-    "arrivals": ("concurrency", "rate", "evenly", "trace", "trace_speed"),
-    "window": ("requests", "seconds", "warm_up", "silence", "timeout", "seed"),
+    "arrivals": ("concurrency", "rate"),
+    "window": ("requests", "seconds", "warm_up", "timeout"),
 }  # fmt: skip
 LOAD_OPTIONS: Final = tuple(fields.grouped_options(LoadSpec, _LOAD_GROUPS))
 
@@ -35,7 +34,6 @@ LOAD_OPTIONS: Final = tuple(fields.grouped_options(LoadSpec, _LOAD_GROUPS))
 @command(
     *common.SERVER_OPTIONS[:1],
     *common.FORMS,
-    common.HTML,
     *common.SERVER_OPTIONS[1:],
     *LOAD_OPTIONS,
     only_linux=True,
@@ -46,7 +44,7 @@ def bench(
     """Drive a load and show it; exit 3 if nothing was answered, 130 if a signal ended it."""
     from turbofit.launch.serve.runs import requests_at, waiting_words
     from turbofit.load.bench import bench as measure
-    from turbofit.report.views.measured_view import load_footer, load_view
+    from turbofit.report.views.measured_view import load_view
 
     spec = fields.filled(LoadSpec, given)
     address, key = common.server_of(url, api_key)
@@ -54,7 +52,7 @@ def bench(
     if waiting:
         say(waiting)
     result = measure(address, spec, key=key, model=model, tick=lambda run: tell(run.step()))
-    form.show(result, load_view, load_footer(result))
+    form.show(result, load_view)
     if not result.answered and result.begun:
         worst = result.errors[0]
         return _unserved(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _BOARD_SECONDS: Final = 5.0
 #: Options that a front leaves to its nodes; a front's own clients have other keys.
 _OF_NODES: Final = (
-    "front_key_file", "allowed_media_domains", "record_trace", "default_chat_template_kwargs",
+    "front_key_file", "allowed_media_domains", "default_chat_template_kwargs",
     "default_sampling",
 )  # fmt: skip
 

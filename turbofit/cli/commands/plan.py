@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +12,7 @@ from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.options import profile_option as profiles
 from turbofit.cli.terminal.output import Form, answer, say
-from turbofit.core.errors import DoesNotFitError, UsageError
+from turbofit.core.errors import DoesNotFitError
 from turbofit.core.messages import refuse_together
 from turbofit.core.process.progress import under_way
 from turbofit.planning.request import PACE, PlanRequest, PredictRequest, WhichRequest
@@ -94,45 +93,16 @@ def show_plan(plan: Plan, command: str, form: Form) -> int:
     *common.model_argument(),
     *common.machine_options(),
     *fields.options_of(PredictRequest, ("lmdeploy", "free_at_cache")),
-    Option("--trace", metavar="FILE", type=PATH),
-    Option("--vs", metavar="SPEC|FILE"),
     common.FULL,
     *common.FORMS,
     *common.planning_options(),
 )
-def predict(*, trace: str | None, vs: str | None, form: Form, **given: Any) -> int:
+def predict(*, form: Form, **given: Any) -> int:
     """Predict and show; exit 3 if the settings would not serve."""
-    if trace is not None:
-        return _predict_trace(trace, vs, given, form)
-    if vs is not None:
-        raise UsageError("--vs is for a trace", hint="add --trace FILE; turbofit compare has plans")
     request = fields.filled(PredictRequest, given)
     with under_way("predicting"):
         predicted = api.predict(request)
     return show_plan(predicted, "predict", form)
-
-
-def _predict_trace(file: str, vs: str | None, given: Options, form: Form) -> int:
-    """Forecast a trace under one plan or two, and show; exit 3 if a plan does not fit."""
-    from turbofit.load.trace import read_trace
-    from turbofit.load.trace_forecast import trace_forecast
-    from turbofit.report.stored_documents import read_plan
-    from turbofit.report.views.measured_view import trace_view
-
-    settings = {name: given[name] for name in ("lmdeploy", "free_at_cache")}
-    refuse_together(settings, "--trace", ": a trace meets turbofit's own plan")
-    request, requests = fields.filled(PlanRequest, given), read_trace(file)
-    with under_way("planning, and sending the trace through the forecast"):
-        plans = [api.plan(request)]
-        if vs is not None:
-            saved = os.path.isfile(vs)
-            plans.append(read_plan(vs) if saved else api.plan(request.changed(on=vs, gpus=None)))
-        short = next((plan for plan in plans if not plan.fits), None)
-        if short is not None:
-            return show_plan(short, "plan", form)
-        forecast = trace_forecast(plans, requests, file)
-    form._replace(full=True).show(forecast, trace_view)
-    return 0
 
 
 @command(

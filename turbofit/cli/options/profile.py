@@ -22,7 +22,7 @@ _MODEL: Final = "model"
 _REFERENCES: Final = ("env:", "file:")
 _LARGEST: Final = 1 << 20
 #: The hint if a file is not a profile.
-_HINT: Final = "turbofit init writes one; docs/environment.md has its form"
+_HINT: Final = "docs/environment.md#a-profile has its form"
 
 
 class ProfileSection(NamedTuple):

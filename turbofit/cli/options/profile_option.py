@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
 
 
-#: The usual name of a profile.
-PROFILE: Final = "turbofit.yaml"
 _META: Final = "turbofit.profile"
 #: Sources of values that a profile does not override.
 _BEFORE_PROFILES: Final = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)

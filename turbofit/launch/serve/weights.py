@@ -77,18 +77,10 @@ def fetched(model: Model, say: Callable[[str], None]) -> Model:
     where = model.source.checkpoint
     if (where is not None and os.path.isdir(where)) or model.hub_id is None:
         return model
-    folder = fetched_files(model.hub_id, model.revision, say, size=model.weight_bytes)
-    return replace(model, source=replace(model.source, checkpoint=folder))
-
-
-def fetched_files(
-    hub_id: str, revision: str | None, say: Callable[[str], None], *, size: int = 0
-) -> str:
-    """The local folder of any repository, downloaded if needed; raises as `fetched`."""
-    key = hub_id, revision or ""
+    key = model.hub_id, model.revision or ""
     if key not in _FOLDERS:
-        _FOLDERS[key] = _download(*key, size, say)
-    return _FOLDERS[key]
+        _FOLDERS[key] = _download(*key, model.weight_bytes, say)
+    return replace(model, source=replace(model.source, checkpoint=_FOLDERS[key]))
 
 
 def _cache() -> Path:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from turbofit.core.errors import TurbofitError
 from turbofit.core.tuning import TrialForecast
 from turbofit.launch.tune.search import SearchPoint
-from turbofit.load.trace import read_trace
 from turbofit.memory.account import NO_IMAGES, VisionLoad
 from turbofit.memory.engines import engine_of
 from turbofit.planning.plan import plan as best_plan
@@ -39,17 +38,7 @@ class MeanRequest(NamedTuple):
 
 
 def mean_request(spec: LoadSpec) -> MeanRequest:
-    """A load's mean request; of a trace, the middle request's images. `UsageError`: a bad trace."""
-    if spec.trace is None:
-        size = max(spec.image_size, key=lambda pair: pair[0] * pair[1])
-        return MeanRequest(spec.prompt_tokens, spec.output_tokens, (size,) * spec.images)
-    trace = read_trace(spec.trace)
-    by_images = sorted(trace, key=lambda request: sum(w * h for w, h in request.images))
-    return MeanRequest(
-        _mean([request.text_tokens for request in trace]),
-        _mean([request.output_tokens for request in trace]),
-        by_images[len(by_images) // 2].images,
-    )
+    return MeanRequest(spec.prompt_tokens, spec.output_tokens, (spec.image_size,) * spec.images)
 
 
 def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForecast:
@@ -100,10 +89,6 @@ def _vision_load(plan: Plan, request: MeanRequest) -> VisionLoad:
         images_per_request=len(units),
         tokens_per_request=sum(rule.unit_tokens(count) for count in units),
     )
-
-
-def _mean(values: Sequence[int]) -> int:
-    return max(1, round(sum(values) / max(1, len(values))))
 
 
 _BATCHES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)

@@ -143,7 +143,7 @@ def _choices(
 ) -> tuple[list[TrialChoice], int]:  # fmt: skip
     """The choices and the number of requests at once; prints what a person should know."""
     at_once = load.at_once or _at_once(usual)
-    prefix = load.shared_prefix > 0 or load.trace is not None
+    prefix = load.shared_prefix > 0
     mean = mean_request(load)
     candidates = choices(request, usual, mean, at_once, wanted.kv_types, prefix=prefix)
     waiting = waiting_words(wanted.load.concurrency or 0, usual.requests_at_once)
@@ -159,17 +159,15 @@ def _choices(
 def _load(load: LoadSpec, usual: Plan) -> LoadSpec:
     """The load with defaults: as many requests at once as a batch may have, 30 s."""
     images = {} if usual.limits.vision_unit is not None else {"images": 0}
-    window = {} if load.requests or load.trace or load.seconds else {"seconds": _SECONDS}
+    window = {} if load.requests or load.seconds else {"seconds": _SECONDS}
     loop = {}
-    if load.rate is None and load.trace is None and load.concurrency is None:
+    if load.rate is None and load.concurrency is None:
         loop = {"concurrency": _at_once(usual)}
     return load.changed(**{**images, **load.given(), **window, **loop})
 
 
 def described(load: LoadSpec) -> str:
     """A load in a few words, with its length in requests or in time."""
-    if load.trace is not None:
-        return f"the trace {load.trace}"
     seconds, requests = load.measured_seconds, load.requests
     length = f"{requests} requests" if seconds is None else format_duration(seconds)
     how = f"{load.at_once} at once" if load.rate is None else f"{load.rate:g} a second"

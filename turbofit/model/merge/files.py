@@ -395,14 +395,6 @@ def _replace(temporary: str, target: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def repository_of(name: str, revision: str | None = None) -> tuple[str | None, str | None]:
-    """The hub id that a name means (None if it means no hub id), and its revision."""
-    hub_id, revision, _ = read_name(name, revision)
-    if preset := find_preset(hub_id):
-        hub_id = load_preset(preset).hub_id
-    return hub_id if HUB_ID.fullmatch(hub_id) else None, revision
-
-
 def located(
     name: str, file: str, wanted: str = "", say: Callable[[str], None] = lambda _: None
 ) -> str:
@@ -416,13 +408,16 @@ def located(
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         return os.path.abspath(path)
-    for note in read_name(name).notes:
+    hub_id, revision, notes = read_name(name)
+    for note in notes:
         say(note)
-    hub_id, revision = repository_of(name)
-    if hub_id and (cached := cached_snapshot(hub_id, revision, file)):
+    if preset := find_preset(hub_id):
+        hub_id = load_preset(preset).hub_id
+    known = HUB_ID.fullmatch(hub_id)
+    if known and (cached := cached_snapshot(hub_id, revision, file)):
         return cached
     at = f" --revision {revision}" if revision else ""
-    download = f"turbofit download {hub_id}{at}, or " if hub_id else ""
+    download = f"hf download {hub_id}{at}, or " if known else ""
     raise UsageError(
         f"{name[:200]} is neither a folder nor in the local hub cache",
         hint=f"{download}name {wanted or f'a folder with {file}'}",
