@@ -61,7 +61,7 @@ def test_wrong_use(folders, tmp_path, monkeypatch, capsys):
 def test_ended_by_a_signal(folders, tmp_path, monkeypatch):
     from turbofit.model.merge import files
 
-    monkeypatch.setattr(files, "_write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(files.Piece, "made", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     assert main(["merge", *folders]) == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "lora"]

@@ -247,6 +247,7 @@ LORA_ON_IMAGES = {
                 ("use_qalora", True),
                 ("layer_replication", [[0, 1]]),
                 ("lora_bias", True),
+                ("use_dora", True),
                 ("target_parameters", ["experts.w"]),
                 ("rank_pattern", {"q_proj": 4}),
                 ("alpha_pattern", {"q_proj": 4}),
@@ -352,15 +353,15 @@ def test_what_breaks_off_leaves_nothing(tmp_path, monkeypatch, error, before, ba
     if before:
         out.mkdir()
         (out / "mine.txt").write_text("x")
-    real, calls = files._write, []
+    real, calls = files.Piece.made, []
 
-    def breaks(piece, file):
+    def breaks(piece):
         calls.append(piece)
         if len(calls) == 15:
             raise error
-        real(piece, file)
+        return real(piece)
 
-    monkeypatch.setattr(files, "_write", breaks)
+    monkeypatch.setattr(files.Piece, "made", breaks)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UsageError):
         merge(str(base), str(adapter), str(out), force=True)
     assert {path.name for path in tmp_path.iterdir()} - {"out"} == {"base", "lora"}
@@ -384,7 +385,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
 """
 
 
-def test_ram_holds_a_tensor_not_the_checkpoint(tmp_path, base, adapter):
+def test_ram_holds_a_shard_not_the_checkpoint(tmp_path, base, adapter):
     config = {**TINY, "hidden_size": 1024, "intermediate_size": 1024, "num_hidden_layers": 8}
     wide = make_base(tmp_path / "wide", shards=6, config=config)
     modules = {f"model.layers.{i}.self_attn.q_proj": (1024, 1024) for i in range(8)}
@@ -396,8 +397,9 @@ def test_ram_holds_a_tensor_not_the_checkpoint(tmp_path, base, adapter):
         [sys.executable, "-c", _PEAK, *paths],
         capture_output=True, text=True, check=True, timeout=5 * HANG, cwd=root,
     )  # fmt: skip
-    # A tensor is 2 MiB: it, its delta, B·A's and the copy that is written come to about 12.
-    assert int(done.stdout) < 32 << 20
+    largest = max(path.stat().st_size for path in wide.glob("*.safetensors"))
+    # The shard that is written, and what is mapped of the one that is read.
+    assert int(done.stdout) < 2.5 * largest < 64 << 20
 
 
 @pytest.fixture(scope="module")
@@ -424,8 +426,7 @@ def test_every_case_is_bit_identical(peft, transformers, tmp_path, name):
     expected = by_peft(peft, transformers, base, adapter)
     merge(str(base), str(adapter), str(tmp_path / "out"))
     assert digest(load(tmp_path / "out")) == digest(expected)
-    if name in GOLDEN:
-        assert digest(expected) == GOLDEN[name]
+    assert digest(expected) == GOLDEN[name]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

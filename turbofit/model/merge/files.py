@@ -1,25 +1,25 @@
-"""Files of tensors, read one tensor at a time, and the atomic output folder of a merge.
+"""Files of tensors, read and written by `safetensors` and torch, and the atomic folder of a merge.
 
 Dtypes are safetensors' names (``BF16``); shapes count elements; sizes are bytes.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fnmatch
 import importlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.installation import install_command
 from turbofit.core.json_types import JsonObject
 from turbofit.core.process.files import sync_folder
 from turbofit.core.process.progress import Step, tell
@@ -28,7 +28,7 @@ from turbofit.model.caches import cached_snapshot
 from turbofit.model.folder import INDEX, FolderFiles, sharded
 from turbofit.model.names import read_name
 from turbofit.model.presets import HUB_ID, find_preset, load_preset
-from turbofit.model.safetensors import BITS, LARGEST_INDEX, PREFIX, Tensor, parse_index
+from turbofit.model.safetensors import BITS, LARGEST_INDEX, parse_index
 
 #: safetensors' names of dtypes → torch's names.
 DTYPES: Final = {
@@ -38,44 +38,21 @@ DTYPES: Final = {
 #: The dtypes of weights, which a merge may change or cast.
 FLOATS: Final = frozenset({"F16", "BF16", "F32", "F64"})
 
-#: torch's tensors by their names.
-TorchTensors = dict[str, Any]
 _BIN_INDEX: Final = "pytorch_model.bin.index.json"
 _HINT: Final = "download the file again, or check who made it"
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a file; ``start`` is its offset in safetensors, or -1 in torch's format."""
-
     path: str
     key: str
     dtype: str
     shape: tuple[int, ...]
-    start: int = -1
 
     def read(self) -> Any:
-        """Read the tensor (torch, CPU, contiguous); the caller may change it.
-
-        Raises:
-            UsageError: the file cannot be read, or ends too early.
-        """
-        torch = torch_library()
-        if self.start < 0:
-            tensor = torch_tensors(self.path)[self.key]
-            return tensor.clone(memory_format=torch.contiguous_format)
-        dtype = _as_torch(self.dtype)
-        buffer = bytearray(math.prod(self.shape) * BITS[self.dtype] // 8)
-        if not buffer:
-            return torch.empty(self.shape, dtype=dtype)
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.start)
-                whole = file.readinto(buffer) == len(buffer)
-        except OSError as exc:
-            raise UsageError(f"{self.path} cannot be read: {exc.strerror}", hint=_HINT) from None
-        if not whole:
-            raise UsageError(f"{self.path} ends too early", hint=_HINT)
-        return torch.frombuffer(buffer, dtype=dtype).reshape(self.shape)
+        """The tensor (torch, CPU), mapped from its file: only a copy of it may be changed."""
+        if self.path.endswith(".safetensors"):
+            return _opened(self.path).get_tensor(self.key)
+        return torch_tensors(self.path)[self.key]
 
     def piece(self, name: str, dtype: str, *edits: Callable[[Any], Any]) -> Piece:
         """The tensor as a piece to write, under another name; floats are cast to ``dtype``."""
@@ -95,28 +72,48 @@ class Piece(NamedTuple):
     shape: tuple[int, ...]
     edits: tuple[Callable[[Any], Any], ...] = ()
 
-    @property
-    def bytes(self) -> int:
+    def size(self) -> int:
+        """The bytes of the result."""
         return math.prod(self.shape) * BITS[self.dtype] // 8
+
+    def made(self) -> Any:
+        """Read and edit the tensor.
+
+        Raises:
+            UsageError: the result has infinite values, or values that are no number.
+        """
+        torch = torch_library()
+        tensor = self.source.read().to(
+            getattr(torch, DTYPES[self.dtype]), copy=True, memory_format=torch.contiguous_format
+        )
+        for edit in self.edits:
+            tensor = edit(tensor)
+        if tuple(tensor.shape) != self.shape:
+            raise AssertionError(f"{self.name} became {tuple(tensor.shape)}")
+        if self.edits and not bool(torch.isfinite(tensor).all()):
+            raise UsageError(
+                f"{self.name} would hold what is no number: the adapter is broken, or {self.dtype}"
+                " too narrow for the sum",
+                hint="try --dtype bfloat16; if it stays so, take another checkpoint of the"
+                " training",
+            )
+        return tensor
 
 
 def torch_library() -> Any:
     """Import torch, which planning does not need.
 
     Raises:
-        PackageError: torch is not installed.
+        PackageError: torch or safetensors is not installed.
     """
     try:
+        importlib.import_module("safetensors.torch")
         return importlib.import_module("torch")
     except ImportError:
         raise PackageError(
-            "merging and converting weights needs torch, which is not installed",
-            hint="pip install torch (the CPU build is enough)",
+            "merging and converting weights needs torch and safetensors, and one is not installed",
+            hint=f"{install_command('merge')} (a CPU build of torch is enough)",
         ) from None
-
-
-def _as_torch(dtype: str) -> Any:
-    return getattr(torch_library(), DTYPES[dtype])
 
 
 def open_weights(folder: str) -> dict[str, dict[str, StoredTensor]]:
@@ -127,7 +124,10 @@ def open_weights(folder: str) -> dict[str, dict[str, StoredTensor]]:
     """
     files, tensors = FolderFiles(folder), {}
     if headers := files.weights().tensors:
-        tensors = {key: _stored(folder, key, tensor) for key, tensor in headers.items()}
+        tensors = {
+            key: _stored(os.path.join(folder, tensor.file), key, tensor.dtype, tensor.shape)
+            for key, tensor in headers.items()
+        }
     elif index := files.read(_BIN_INDEX, LARGEST_INDEX):
         where = parse_index(index, _BIN_INDEX, ".bin")
         tensors = sharded(where, _BIN_INDEX, partial(open_tensors, folder))
@@ -139,7 +139,7 @@ def open_weights(folder: str) -> dict[str, dict[str, StoredTensor]]:
             f"{folder} holds no weights to merge into", hint="finish the checkpoint's download"
         )
     opened: dict[str, dict[str, StoredTensor]] = {}
-    for key, stored in sorted(tensors.items(), key=lambda item: (item[1].path, item[1].start)):
+    for key, stored in sorted(tensors.items(), key=lambda item: item[1].path):
         opened.setdefault(os.path.basename(stored.path), {})[key] = stored
     return opened
 
@@ -150,38 +150,40 @@ def open_tensors(folder: str, name: str) -> dict[str, StoredTensor]:
     Raises:
         UsageError: the file is missing, or does not contain tensors.
     """
+    files, path = FolderFiles(folder), os.path.join(folder, name)
     if name.endswith(".safetensors"):
-        header = FolderFiles(folder).header(name)
-        return {key: _stored(folder, key, tensor) for key, tensor in header.items()}
-    if FolderFiles(folder).size(name) is None:
+        return {
+            key: _stored(path, key, tensor.dtype, tensor.shape)
+            for key, tensor in files.header(name).items()
+        }
+    if files.size(name) is None:
         raise UsageError(f"{name} is missing in {folder}", hint="finish the download")
-    path, names = os.path.join(folder, name), {_as_torch(key): key for key in DTYPES}
+    names = {f"torch.{theirs}": key for key, theirs in DTYPES.items()}
     return {
-        key: StoredTensor(
-            path, key, names.get(tensor.dtype) or _quantised(path, key, tensor.dtype),
-            tuple(tensor.shape),
-        )
+        key: _stored(path, key, names.get(str(tensor.dtype), str(tensor.dtype)), tensor.shape)
         for key, tensor in torch_tensors(path).items()
-    }  # fmt: skip
+    }
 
 
-def _stored(folder: str, key: str, tensor: Tensor) -> StoredTensor:
-    path = os.path.join(folder, tensor.file)
-    if tensor.dtype not in DTYPES:
-        _quantised(path, key, tensor.dtype)
-    return StoredTensor(path, key, tensor.dtype, tensor.shape, tensor.begin)
-
-
-def _quantised(path: str, key: str, dtype: object) -> NoReturn:
-    raise UsageError(
-        f"{os.path.basename(path)}: {key[:80]!r} is {dtype}: a quantised checkpoint cannot be"
-        " merged into",
-        hint="merge into the 16-bit checkpoint that it was made from, and quantise the result",
-    )
+def _stored(path: str, key: str, dtype: str, shape: Iterable[int]) -> StoredTensor:
+    if dtype not in DTYPES:
+        raise UsageError(
+            f"{os.path.basename(path)}: {key[:80]!r} is {dtype}: a quantised checkpoint cannot be"
+            " merged into",
+            hint="merge into the 16-bit checkpoint that it was made from, and quantise the result",
+        )
+    return StoredTensor(path, key, dtype, tuple(shape))
 
 
 @lru_cache(maxsize=4)
-def torch_tensors(path: str) -> TorchTensors:
+def _opened(path: str) -> Any:
+    from safetensors import safe_open
+
+    return safe_open(path, framework="pt")
+
+
+@lru_cache(maxsize=4)
+def torch_tensors(path: str) -> dict[str, Any]:
     """The tensors of a ``.bin``, a pickle, read with ``weights_only``, so that no code runs.
 
     They are mapped from the file: resident pages are page cache, which the kernel can reclaim.
@@ -197,8 +199,6 @@ def torch_tensors(path: str) -> TorchTensors:
         raise UsageError(
             f"{name} cannot be read as weights alone: {str(exc)[:160]}", hint=f"{_HINT}; {anew}"
         ) from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
     if not isinstance(content, dict) or not all(
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()
     ):
@@ -206,45 +206,10 @@ def torch_tensors(path: str) -> TorchTensors:
     return content
 
 
-def write_tensors(path: str, pieces: Sequence[Piece]) -> Iterator[int]:
-    """Write a safetensors file one tensor at a time; yields the bytes of each tensor.
-
-    Wide dtypes come first, so that every tensor is aligned to its dtype.
-    """
-    ordered = sorted(pieces, key=lambda piece: -BITS[piece.dtype])
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for piece in ordered:
-        begin, end = end, end + piece.bytes
-        header[piece.name] = {
-            "dtype": piece.dtype, "shape": piece.shape, "data_offsets": (begin, end),
-        }  # fmt: skip
-    data = json.dumps(header, separators=(",", ":")).encode()
-    data += b" " * (-len(data) % PREFIX)
-    with open(path, "wb") as out:
-        out.write(len(data).to_bytes(PREFIX, "little") + data)
-        for piece in ordered:
-            _write(piece, out)
-            yield piece.bytes
+def close_files() -> None:
+    """Close the files that tensors were read from."""
+    _opened.cache_clear()
     torch_tensors.cache_clear()
-
-
-def _write(piece: Piece, out: BinaryIO) -> None:
-    tensor = piece.source.read().to(_as_torch(piece.dtype))
-    for edit in piece.edits:
-        tensor = edit(tensor)
-    if tuple(tensor.shape) != piece.shape:
-        raise AssertionError(f"{piece.name} became {tuple(tensor.shape)}")
-    if piece.edits and not bool(torch_library().isfinite(tensor).all()):
-        raise UsageError(
-            f"{piece.name} would hold what is no number: the adapter is broken, or {piece.dtype}"
-            " too narrow for the sum",
-            hint="try --dtype bfloat16; if it stays so, take another checkpoint of the training",
-        )
-    tensor = tensor.contiguous()
-    if piece.bytes:
-        # Torch shares its memory only through numpy, which may not be installed.
-        out.write((ctypes.c_char * piece.bytes).from_address(tensor.data_ptr()))
 
 
 _WEIGHTS: Final = (
@@ -261,10 +226,6 @@ class Result(NamedTuple):
     copies: list[str]
     architecture: str
     tower: str | None = None
-
-
-def _size(*files: list[Piece]) -> int:
-    return sum(piece.bytes for pieces in files for piece in pieces)
 
 
 def json_text(value: JsonObject) -> str:
@@ -323,13 +284,18 @@ def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
 def write(result: Result, folder: str, target: str, say: Callable[[str], None]) -> tuple[str, ...]:
     """Write everything into a temporary folder, which replaces the target at the end.
 
-    Returns the names of the files. After an error, or if the disk is too small, nothing remains.
+    One file's tensors at a time are in RAM. Returns the names of the files. After an error, or if
+    the disk is too small, nothing remains.
 
     Raises:
         UsageError: the disk is too small, or a file cannot be written.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     source = FolderFiles(folder)
-    weights = _size(*result.files.values())
+    sizes = {name: sum(map(Piece.size, pieces)) for name, pieces in result.files.items()}
+    weights = sum(sizes.values())
     needed = weights + sum(source.size(name) or 0 for name in result.copies) + _SLACK
     parent, name = os.path.split(target)
     if needed > (free := shutil.disk_usage(parent).free):
@@ -342,43 +308,38 @@ def write(result: Result, folder: str, target: str, say: Callable[[str], None]) 
         where = {piece.name: file for file, pieces in result.files.items() for piece in pieces}
         index = {"metadata": {"total_size": weights}, "weight_map": dict(sorted(where.items()))}
         texts[INDEX] = json_text(index)
-    temporary = os.path.join(parent, f".{name}.merge-{token_hex(8)}")
+    temporary, written = os.path.join(parent, f".{name}.merge-{token_hex(8)}"), 0
     try:
         os.mkdir(temporary)
-        _write_files(result, texts, folder, temporary, say)
+        for name in result.copies:
+            shutil.copyfile(os.path.join(folder, name), os.path.join(temporary, name))
+        for name, text in texts.items():
+            Path(temporary, name).write_text(text, encoding="utf-8")
+        for number, (name, pieces) in enumerate(result.files.items(), 1):
+            changed, tensors = sum(bool(piece.edits) for piece in pieces), {}
+            say(
+                f"writing {name} ({number} of {len(result.files)}):"
+                f" {format_bytes(sizes[name])}, {len(pieces)} tensors, {changed} changed"
+            )
+            for piece in pieces:
+                tensors[piece.name] = piece.made()
+                written += piece.size()
+                tell(Step("writing", written, weights, "bytes"))
+            save_file(tensors, os.path.join(temporary, name), metadata={"format": "pt"})
+        for entry in os.scandir(temporary):
+            with open(entry.path, "rb") as file:
+                os.fsync(file.fileno())
         sync_folder(temporary)
         _replace(temporary, target)
         sync_folder(parent)
-    except OSError as exc:
+    except (OSError, SafetensorError) as exc:
         raise UsageError(
-            f"{target} cannot be written: {exc.strerror or exc}",
+            f"{target} cannot be written: {getattr(exc, 'strerror', None) or exc}",
             hint="choose a folder that you can write to, on a disk with room",
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return tuple(sorted({*result.files, *texts, *result.copies}))
-
-
-def _write_files(
-    result: Result, texts: Mapping[str, str], folder: str, to: str, say: Callable[[str], None]
-) -> None:
-    for name in result.copies:
-        shutil.copyfile(os.path.join(folder, name), os.path.join(to, name))
-    for name, text in texts.items():
-        Path(to, name).write_text(text, encoding="utf-8")
-    total, written = _size(*result.files.values()), 0
-    for number, (name, pieces) in enumerate(result.files.items(), 1):
-        changed = sum(bool(piece.edits) for piece in pieces)
-        say(
-            f"writing {name} ({number} of {len(result.files)}): {format_bytes(_size(pieces))},"
-            f" {len(pieces)} tensors, {changed} changed"
-        )
-        for size in write_tensors(os.path.join(to, name), pieces):
-            written += size
-            tell(Step("writing", written, total, "bytes"))
-    for name in (*result.copies, *texts, *result.files):
-        with open(os.path.join(to, name), "rb") as file:
-            os.fsync(file.fileno())
 
 
 def _replace(temporary: str, target: str) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
@@ -329,83 +329,56 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
     Raises:
         UsageError: the folder's tokenizer cannot be read.
     """
-    stored = _stored_tokenizer(folder)
-    try:
-        ids, size = _known_ids(stored), _vocabulary_size(stored["tokenizer.json"], rows)
-    except (AttributeError, LookupError, TypeError, ValueError):
-        raise UsageError(
-            f"the tokenizer of {folder} cannot be read", hint="download the checkpoint again"
-        ) from None
-    count = max(size, *(1 + number for number in ids.values()), 0)
+    (whole, config, special, added), ids, first = _tokenizer(folder, rows)
     new = [token for token in (_IMAGE, _PAD) if token not in ids]
-    ids |= {token: number for number, token in enumerate(new, count)}
+    ids |= {token: number for number, token in enumerate(new, first)}
     both = {token: ids[token] for token in (_IMAGE, _PAD)}
-    written = {
-        "tokenizer_config.json": _config_with(stored["tokenizer_config.json"], both),
-        "special_tokens_map.json": {**stored["special_tokens_map.json"], "pad_token": _PAD},
-        **_vocabulary_with(stored, both, new),
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    entries = {token: {"content": token, **flags, "special": True} for token in both}
+    decoder = config.get("added_tokens_decoder") or {}
+    written: dict[str, JsonObject] = {
+        # Without its chat template, which is for text only.
+        "tokenizer_config.json": {
+            **{key: value for key, value in config.items() if key != "chat_template"},
+            "added_tokens_decoder": {**decoder, **{str(both[t]): entries[t] for t in both}},
+            "pad_token": _PAD,
+            "processor_class": "LlavaProcessor",
+        },
+        "special_tokens_map.json": {**special, "pad_token": _PAD},
     }
+    if whole:
+        appended = [{"id": both[token], **entries[token]} for token in new]
+        listed = whole.get("added_tokens") or ()
+        written["tokenizer.json"] = {**whole, "added_tokens": [*listed, *appended]}
+    else:
+        written["added_tokens.json"] = {**added, **both}
     texts = {name: json_text(value) for name, value in written.items()}
     return _Tokens(both[_IMAGE], both[_PAD], texts)
 
 
-def _stored_tokenizer(folder: str) -> dict[str, JsonObject]:
-    """The tokenizer's files by name; a missing file is an empty object."""
+def _tokenizer(folder: str, rows: int) -> tuple[list[JsonObject], dict[str, int], int]:
+    """The contents of the tokenizer's files, the ids of added tokens, and the first free id."""
     files = FolderFiles(folder)
-    sections = {name: read_section(files, name) for name in _TOKENIZER_FILES}
-    stored = {name: section.values if section else {} for name, section in sections.items()}
-    if not stored["tokenizer.json"] and files.size("tokenizer.model") is None:
+    sections = [read_section(files, name) for name in _TOKENIZER_FILES]
+    stored = [section.values if section else {} for section in sections]
+    whole, config, _, added = stored
+    if not whole and files.size("tokenizer.model") is None:
         raise UsageError(
             f"{folder} has no tokenizer.json and no tokenizer.model",
             hint="finish the checkpoint's download",
         )
-    return stored
-
-
-def _known_ids(stored: Mapping[str, JsonObject]) -> dict[str, int]:
-    """The ids of all tokens that were added to the vocabulary."""
-    decoder = stored["tokenizer_config.json"].get("added_tokens_decoder") or {}
-    added = stored["tokenizer.json"].get("added_tokens") or ()
-    return {
-        **{token: int(id_) for token, id_ in stored["added_tokens.json"].items()},
-        **{entry["content"]: int(id_) for id_, entry in decoder.items()},
-        **{entry["content"]: int(entry["id"]) for entry in added},
-    }
-
-
-def _vocabulary_size(whole: JsonObject, rows: int) -> int:
-    """The number of tokens in a vocabulary; Unigram has it as a list of pieces and scores."""
-    if not whole:
-        return rows
-    vocabulary = whole["model"]["vocab"]
-    last = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    return int(1 + max(last, default=-1))
-
-
-def _entry(token: str) -> JsonObject:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"content": token, **flags, "special": True}
-
-
-def _config_with(config: JsonObject, both: Mapping[str, int]) -> JsonObject:
-    """The config with both tokens, without its chat template, which is for text only."""
-    decoder = config.get("added_tokens_decoder") or {}
-    return {
-        **{key: value for key, value in config.items() if key != "chat_template"},
-        "added_tokens_decoder": {**decoder, **{str(both[token]): _entry(token) for token in both}},
-        "pad_token": _PAD,
-        "processor_class": "LlavaProcessor",
-    }
-
-
-def _vocabulary_with(
-    stored: Mapping[str, JsonObject], both: Mapping[str, int], new: Iterable[str]
-) -> dict[str, JsonObject]:
-    """The file that lists added tokens, with the new tokens."""
-    whole = stored["tokenizer.json"]
-    if not whole:
-        return {"added_tokens.json": {**stored["added_tokens.json"], **both}}
-    added = [{"id": both[token], **_entry(token)} for token in new]
-    return {
-        "tokenizer.json": {**whole, "added_tokens": [*(whole.get("added_tokens") or ()), *added]}
-    }
+    try:
+        ids = {token: int(id_) for token, id_ in added.items()}
+        for id_, entry in (config.get("added_tokens_decoder") or {}).items():
+            ids[entry["content"]] = int(id_)
+        for entry in whole.get("added_tokens") or ():
+            ids[entry["content"]] = int(entry["id"])
+        if whole:  # Unigram has its vocabulary as a list of pieces and scores
+            vocabulary = whole["model"]["vocab"]
+            last = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+            rows = int(1 + max(last, default=-1))
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise UsageError(
+            f"the tokenizer of {folder} cannot be read", hint="download the checkpoint again"
+        ) from None
+    return stored, ids, max(rows, *(1 + number for number in ids.values()), 0)

@@ -30,13 +30,13 @@ from turbofit.model.merge.files import (
     Result,
     StoredTensor,
     check_target,
+    close_files,
     copied_files,
     json_text,
     located,
     open_tensors,
     open_weights,
     torch_library,
-    torch_tensors,
     weight_files,
     write,
 )
@@ -47,7 +47,7 @@ ADAPTER_CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = ("adapter_model.safetensors", "adapter_model.bin")
 _BESIDES: Final = ("non_lora_trainables.bin", "non_lora_state_dict.bin")
 _LORA: Final = re.compile(
-    r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
+    r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B)"
     r"(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(?P<kind>weight|bias))?"
 )
 _WRAPPED: Final = re.compile(r"\.(?:base_layer|modules_to_save(?:\.(?!(?:weight|bias)$)[^.]+)?)\.")
@@ -55,7 +55,7 @@ _WRAPPED: Final = re.compile(r"\.(?:base_layer|modules_to_save(?:\.(?!(?:weight|
 _REFUSED: Final = (
     "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
     "alora_invocation_tokens", "layer_replication", "target_parameters", "trainable_token_indices",
-    "lora_bias", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
+    "lora_bias", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
 )  # fmt: skip
 #: Initialisations that also change the base: W + s·B·A only holds for the changed base.
 _RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -68,7 +68,6 @@ class Lora(NamedTuple):
     a: StoredTensor
     b: StoredTensor
     scaling: float
-    magnitude: StoredTensor | None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,18 +79,12 @@ class Lora(NamedTuple):
 
         The order of operations and their dtypes are those of
         ``PeftModel.from_pretrained(base, adapter).merge_and_unload()`` in peft 0.21 on a CPU, which
-        keeps the adapter in float32: the delta is added in float32 and rounded once. DoRA scales
-        each row of W + delta to the learnt magnitude, and also rounds once.
+        keeps the adapter in float32: the delta is added in float32 and rounded once.
         """
         delta = self.b.read().float() @ self.a.read().float()
         delta *= self.scaling
-        if self.magnitude is None:
-            weight += delta
-            return weight
-        summed = weight + delta
-        norms = torch_library().linalg.norm(summed, dim=1)
-        magnitude = self.magnitude.read().float().reshape(-1)
-        return ((magnitude / norms).view(-1, 1) * summed).to(weight.dtype)
+        weight += delta
+        return weight
 
 
 class Adapter(NamedTuple):
@@ -137,11 +130,10 @@ def read_adapter(folder: str) -> Adapter:
 
 def _check(config: Section) -> None:
     kind = config.string("peft_type", "LORA")
-    if kind.upper() != "LORA":
-        raise UsageError(f"{config.what}: {kind[:30]} is not LoRA", hint=_HINT)
-    for key in _REFUSED:
-        if config.values.get(key):
-            raise UsageError(f"{config.what}: LoRA with {key} is not merged here", hint=_HINT)
+    refused = [] if kind.upper() == "LORA" else [f"{kind[:30]} is not LoRA"]
+    refused += [f"LoRA with {key} is not merged here" for key in _REFUSED if config.values.get(key)]
+    if refused:
+        raise UsageError(f"{config.what}: {refused[0]}", hint=_HINT)
     begun = config.values.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(_RESIDUAL):
         raise UsageError(
@@ -154,38 +146,37 @@ def _check(config: Section) -> None:
 
 def _lora(config: Section, module: str, kinds: Mapping[str, StoredTensor]) -> Lora:
     """The pair of matrices of one module, checked against the rank in the config."""
-    plain = module.removeprefix("base_model.model.")
-    if not kinds.keys() <= {"A", "B", "magnitude_vector"}:
+    plain = module.removeprefix("base_model.model.")[:100]
+    if not kinds.keys() <= {"A", "B"}:
         what = "a bias of B" if "bias" in kinds else "LoRA on embeddings"
-        raise UsageError(f"{plain[:100]} has {what}, which is not merged here", hint=_HINT)
+        raise UsageError(f"{plain} has {what}, which is not merged here", hint=_HINT)
     if "A" not in kinds or "B" not in kinds:
         raise UsageError(
-            f"the adapter has one half of the LoRA of {plain[:100]} only",
+            f"the adapter has one half of the LoRA of {plain} only",
             hint="save the adapter again: a tensor is missing",
         )
-    a, b = kinds["A"], kinds["B"]
-    rank, alpha = config.integer("r", 8), config.values.get("lora_alpha", 8)
-    if type(alpha) is not int:  # keep an integer, so that the quotient has the same bits as peft's
-        alpha = config.number("lora_alpha", 8, low=-1e6, high=1e6)
+    a, b, rank = kinds["A"], kinds["B"], config.integer("r", 8)
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise UsageError(
-            f"{plain[:100]} has LoRA matrices of {len(a.shape)} dimensions: convolutions and"
-            " experts are not merged here",
+            f"{plain} has LoRA matrices of {len(a.shape)} dimensions: convolutions and experts are"
+            " not merged here",
             hint=_HINT,
         )
     if a.shape[0] != rank or b.shape[1] != rank:
         raise UsageError(
-            f"{plain[:100]} has LoRA matrices of rank {a.shape[0]} and {b.shape[1]}, the config"
-            f" says {rank}",
+            f"{plain} has LoRA matrices of rank {a.shape[0]} and {b.shape[1]}, the config says"
+            f" {rank}",
             hint="take config and weights of the same run",
         )
+    alpha = config.values.get("lora_alpha", 8)
+    if type(alpha) is not int:  # keep an integer, so that the quotient has the same bits as peft's
+        alpha = config.number("lora_alpha", 8, low=-1e6, high=1e6)
     divisor = math.sqrt(rank) if config.boolean("use_rslora", False) else rank
-    return Lora(a, b, alpha / divisor, kinds.get("magnitude_vector"))
+    return Lora(a, b, alpha / divisor)
 
 
 #: Prefixes of names that differ between releases of peft, Transformers and LLaVA.
 _PREFIXES: Final = ("base_model", "model", "language_model")
-WeightFiles = Mapping[str, Mapping[str, StoredTensor]]
 #: Models whose linear layers are Transformers' ``Conv1D``; a square one would be merged transposed.
 _CONV1D: Final = ("clvp", "clvp_decoder", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
 
@@ -220,7 +211,7 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
 ) -> Merged:
     """Merge an adapter into a checkpoint, convert an original LLaVA, or both.
 
-    Each merged tensor has peft's bits (`Lora.merged`); only one tensor at a time is in RAM.
+    Each merged tensor has peft's bits (`Lora.merged`); one file of the result at a time is in RAM.
 
     Args:
         base: folder or hub id (in the local cache) of the checkpoint.
@@ -245,14 +236,13 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     _refuse_base(config)
     lora = read_adapter(lora_folder) if lora_folder else Adapter()
     warnings = _base_warnings(base, folder, config, lora)
-    original = _original(config, lora_folder)
-    if original is None:
-        _refuse_useless(base, lora_folder, vision_tower)
+    original = _original(base, config, lora_folder, vision_tower)
     kind = {DTYPES[key]: key for key in FLOATS}.get(dtype or "")
     try:
         files = open_weights(folder)
-        added, replaced, besides = _assigned(lora, files, projector=original is not None)
-        _refuse_tied(config, files, replaced)
+        stored = dict(chain.from_iterable(tensors.items() for tensors in files.values()))
+        added, replaced, besides = _assigned(lora, stored, projector=original is not None)
+        _refuse_tied(config, stored, replaced)
         edits = {name: (lora.merged,) for name, lora in added.items()}
         pieces = {
             file: [
@@ -269,7 +259,7 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
             result = _plain(config, folder, pieces, dtype)
         names = write(result, folder, target, say)
     finally:
-        torch_tensors.cache_clear()
+        close_files()
     return Merged(
         out=target,
         base=folder,
@@ -287,10 +277,12 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     )
 
 
-def _original(base: Section, lora_folder: str | None) -> Section | None:
+def _original(
+    base: str, config: Section, lora_folder: str | None, vision_tower: str | None
+) -> Section | None:
     """The config of an original LLaVA: the base's, or the adapter's if the base is plain text."""
-    names = base.strings("architectures")
-    original = base if llava.ORIGINAL in names else None
+    names = config.strings("architectures")
+    original = config if llava.ORIGINAL in names else None
     if lora_folder:
         files = FolderFiles(lora_folder)
         adapter = read_section(files, "config.json", "the adapter's config.json")
@@ -298,19 +290,16 @@ def _original(base: Section, lora_folder: str | None) -> Section | None:
             original = adapter if original or "LlamaForCausalLM" in names else None
     if original:
         llava.check_original(original)
-    return original
-
-
-def _refuse_useless(base: str, lora_folder: str | None, vision_tower: str | None) -> None:
-    if not lora_folder:
+    elif not lora_folder:
         raise UsageError(
             f"nothing to do: {base} is no original LLaVA, and no adapter was named",
             hint="turbofit merge BASE ADAPTER OUT",
         )
-    if vision_tower:
+    elif vision_tower:
         raise UsageError(
             "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
         )
+    return original
 
 
 def _refuse_base(config: Section) -> None:
@@ -343,9 +332,9 @@ def _base_warnings(base: str, folder: str, config: Section, lora: Adapter) -> li
     ]
 
 
-def _refuse_tied(config: Section, files: WeightFiles, replaced: Iterable[str]) -> None:
+def _refuse_tied(config: Section, stored: Iterable[str], replaced: Iterable[str]) -> None:
     text = config.section("text_config") or config.section("llm_config") or config
-    head = any(name.endswith("lm_head.weight") for tensors in files.values() for name in tensors)
+    head = any(name.endswith("lm_head.weight") for name in stored)
     if head or not text.boolean("tie_word_embeddings", False):
         return
     if any(name.endswith("embed_tokens.weight") for name in replaced):
@@ -373,14 +362,13 @@ def _bare(name: str) -> str:
 
 
 def _assigned(
-    adapter: Adapter, files: WeightFiles, *, projector: bool
+    adapter: Adapter, stored: Mapping[str, StoredTensor], *, projector: bool
 ) -> tuple[dict[str, Lora], dict[str, StoredTensor], dict[str, StoredTensor]]:
     """The tensors to add to, to replace, and to add newly, each by name in the base.
 
     ``projector``: an adapter may bring a projector that the base lacks; its tensors are the third
     mapping, under their names in the original LLaVA.
     """
-    stored = {name: tensor for tensors in files.values() for name, tensor in tensors.items()}
     by_bare: dict[str, list[str]] = {}
     for name in stored:
         by_bare.setdefault(_bare(name), []).append(name)
@@ -393,42 +381,29 @@ def _assigned(
         plain = key.removeprefix("base_model.").removeprefix("model.")
         names = [name for name in (key, plain, f"model.{plain}") if name in stored]
         names = names[:1] or by_bare.get(_bare(key), [])
-        if len(names) == 1:
-            _place(change, names[0], stored[names[0]], added, replaced, other)
-        elif projector and isinstance(change, StoredTensor) and ".mm_projector." in key:
-            besides["model.mm_projector." + key.rpartition(".mm_projector.")[2]] = change
-        else:
+        whole = change if isinstance(change, StoredTensor) else None
+        if len(names) != 1 and whole and projector and ".mm_projector." in key:
+            besides["model.mm_projector." + key.rpartition(".mm_projector.")[2]] = whole
+        elif len(names) != 1:
             unplaced.append(key)
+        elif change.shape != (shape := stored[names[0]].shape):
+            shown = [" × ".join(map(str, one)) or "one number" for one in (change.shape, shape)]
+            raise UsageError(
+                f"the adapter {'replaces' if whole else 'changes'} {names[0][:100]} by {shown[0]},"
+                f" the base has {shown[1]}",
+                hint=f"{other}; where tokens were added, resize and save the base first",
+            )
+        elif isinstance(change, StoredTensor):
+            replaced[names[0]] = change
+        elif names[0] in added:
+            raise UsageError(
+                f"the adapter has two LoRAs for {names[0][:100]}", hint="save the adapter again"
+            )
+        else:
+            added[names[0]] = change
     if unplaced:
         raise _no_tensor_for(unplaced, other)
     return added, replaced, besides
-
-
-def _place(
-    change: Lora | StoredTensor,
-    name: str,
-    tensor: StoredTensor,
-    added: dict[str, Lora],
-    replaced: dict[str, StoredTensor],
-    other: str,
-) -> None:
-    """Assign a change to a tensor of the base; ``other`` is further advice for an error."""
-    if change.shape != tensor.shape:
-        shapes = change.shape, tensor.shape
-        shown = [" × ".join(map(str, shape)) or "one number" for shape in shapes]
-        does = "replaces" if isinstance(change, StoredTensor) else "changes"
-        raise UsageError(
-            f"the adapter {does} {name[:100]} by {shown[0]}, the base has {shown[1]}",
-            hint=f"{other}; where tokens were added, resize and save the base first",
-        )
-    if isinstance(change, StoredTensor):
-        replaced[name] = change
-    elif name in added:
-        raise UsageError(
-            f"the adapter has two LoRAs for {name[:100]}", hint="save the adapter again"
-        )
-    else:
-        added[name] = change
 
 
 def _no_tensor_for(keys: Sequence[str], other: str) -> UsageError:
@@ -445,7 +420,7 @@ def _main_dtype(files: Mapping[str, list[Piece]]) -> str:
     """The floating-point dtype of most bytes."""
     sizes = Counter({"F16": 0})
     for piece in chain.from_iterable(files.values()):
-        sizes[piece.dtype] += piece.bytes if piece.dtype in FLOATS else 0
+        sizes[piece.dtype] += piece.size() if piece.dtype in FLOATS else 0
     return sizes.most_common(1)[0][0]
 
 
