@@ -14,16 +14,22 @@ from turbofit.cli.command_words import for_click, one_machine, take_rest, withou
 from turbofit.cli.options.option_variables import check_names, variable, with_source
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, say, verbose_log
 from turbofit.core.errors import NoGpuError, UsageError
-from turbofit.core.process.log_queue import queued_stderr
 from turbofit.core.process.variable_names import is_service_link
 from turbofit.launch.serve.passthrough import read_words, sort_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
 _WINDOWS: Final = os.name == "nt"
 #: The key of a context's notes about LMDeploy's words and options on the line.
 _OF_LMDEPLOY: Final = "turbofit.lmdeploy"
+
+
+def _queued_stderr() -> AbstractContextManager[None]:
+    from turbofit.core.process.log_queue import queued_stderr  # it imports logging
+
+    return queued_stderr()
 
 
 class _Path(click.Path):
@@ -189,7 +195,7 @@ class CliCommand(click.Command):
         form = ctx.params.get("form", Form())
         try:
             with (
-                queued_stderr() if self.only_linux else nullcontext(),
+                _queued_stderr() if self.only_linux else nullcontext(),
                 progress(quiet=ctx.params.pop("quiet"), as_json=form.as_json),
                 verbose_log(ctx.params.pop("verbose")),
             ):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.hidden import without_secrets
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.process.log_queue import CappedLog
+from turbofit.core.process.log_queue import FileLog
 from turbofit.launch.engine.guard import guarded
 
 if TYPE_CHECKING:
@@ -155,9 +155,9 @@ _TIME: Final = re.compile(
 )
 _CAP: Final = 16 << 20
 _LONGEST_LINE: Final = 1 << 16
-#: Bytes that may wait to be written to disk: a few chunks.
-_ROOM: Final = 4 << 20
-_MISSING: Final = "    (lines missing here: {:,}; the disk was full or slow)\n"
+#: Chunks of up to 64 KiB, as a pipe holds, that may wait to be written to disk.
+_ROOM: Final = 64
+_LOST: Final = "\n    (lines are missing here: the disk was full or slow)\n"
 #: The line that replaces equal lines; tools that print a log may strip some of its spaces.
 _REPEATED: Final = "    (the line above came {} more times)"
 _REPEATED_LINE: Final = re.compile(
@@ -179,9 +179,7 @@ class LogFile:
 
     def __init__(self, path: Path, *, cap: int = _CAP, required: bool = True) -> None:
         #: Writes the lines that are kept.
-        self.kept = CappedLog(
-            path, cap, lambda lines: _MISSING.format(lines).encode(), _ROOM, required=required
-        )
+        self.kept = FileLog(path, cap, _LOST, _ROOM, required=required)
         self._tail = b""
         self._last = b""
         self._repeats = 0
@@ -231,7 +229,8 @@ class LogFile:
 
     def _write(self, lines: list[bytes]) -> None:
         if lines:
-            self.kept.put(b"\n".join(lines) + b"\n")
+            text = b"\n".join(lines) + b"\n"
+            self.kept.put(text.decode(errors="surrogateescape"))
 
 
 def repeats(line: str) -> int | None:
