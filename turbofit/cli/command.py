@@ -19,17 +19,10 @@ from turbofit.launch.serve.passthrough import read_words, sort_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
 
 _WINDOWS: Final = os.name == "nt"
 #: The key of a context's notes about LMDeploy's words and options on the line.
 _OF_LMDEPLOY: Final = "turbofit.lmdeploy"
-
-
-def _queued_stderr() -> AbstractContextManager[None]:
-    from turbofit.core.process.log_queue import queued_stderr  # it imports logging
-
-    return queued_stderr()
 
 
 class _Path(click.Path):
@@ -193,9 +186,11 @@ class CliCommand(click.Command):
                 hint="run it on Linux, or in WSL 2; plan, predict, machine and report work here",
             )
         form = ctx.params.get("form", Form())
+        if self.only_linux:
+            from turbofit.core.process.log_queue import queued_stderr  # it imports logging
         try:
             with (
-                _queued_stderr() if self.only_linux else nullcontext(),
+                queued_stderr() if self.only_linux else nullcontext(),
                 progress(quiet=ctx.params.pop("quiet"), as_json=form.as_json),
                 verbose_log(ctx.params.pop("verbose")),
             ):

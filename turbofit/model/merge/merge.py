@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
@@ -24,18 +25,17 @@ from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge import llava
 from turbofit.model.merge.files import (
-    DTYPES,
-    FLOATS,
     Piece,
     Result,
-    StoredTensor,
+    Tensors,
     check_target,
-    close_files,
     copied_files,
+    dtype_name,
     json_text,
     located,
     open_tensors,
     open_weights,
+    piece,
     torch_library,
     weight_files,
     write,
@@ -65,8 +65,8 @@ _HINT: Final = "merge it with peft's own merge_and_unload, where the base fits i
 class Lora(NamedTuple):
     """The change of one module's weight of shape (out, in): it adds ``scaling · B @ A``."""
 
-    a: StoredTensor
-    b: StoredTensor
+    a: Any
+    b: Any
     scaling: float
 
     @property
@@ -81,16 +81,17 @@ class Lora(NamedTuple):
         ``PeftModel.from_pretrained(base, adapter).merge_and_unload()`` in peft 0.21 on a CPU, which
         keeps the adapter in float32: the delta is added in float32 and rounded once.
         """
-        delta = self.b.read().float() @ self.a.read().float()
+        delta = self.b.float() @ self.a.float()
         delta *= self.scaling
         weight += delta
         return weight
 
 
 class Adapter(NamedTuple):
-    """The changes of an adapter: each tensor's name, with a LoRA to add or a new tensor."""
+    """The changes of an adapter, by the names of the tensors: LoRAs to add, and new tensors."""
 
-    changes: tuple[tuple[str, Lora | StoredTensor], ...] = ()
+    loras: Mapping[str, Lora] = MappingProxyType({})
+    whole: Mapping[str, Any] = MappingProxyType({})
     base_name: str = ""
 
 
@@ -113,8 +114,8 @@ def read_adapter(folder: str) -> Adapter:
         raise UsageError(
             f"{folder} has neither {' nor '.join(_WEIGHTS)}", hint="finish the adapter's download"
         )
-    parts: dict[str, dict[str, StoredTensor]] = {}
-    whole: dict[str, StoredTensor] = {}
+    parts: dict[str, Tensors] = {}
+    whole: Tensors = {}
     for key, tensor in open_tensors(folder, weights).items():
         if match := _LORA.fullmatch(key):
             part = "bias" if match["kind"] == "bias" else match["part"]
@@ -124,8 +125,8 @@ def read_adapter(folder: str) -> Adapter:
     for name in _BESIDES:
         if files.size(name) is not None:
             whole |= open_tensors(folder, name)
-    loras = [(f"{module}.weight", _lora(config, module, kinds)) for module, kinds in parts.items()]
-    return Adapter((*loras, *whole.items()), config.string("base_model_name_or_path", ""))
+    loras = {f"{module}.weight": _lora(config, module, kinds) for module, kinds in parts.items()}
+    return Adapter(loras, whole, config.string("base_model_name_or_path", ""))
 
 
 def _check(config: Section) -> None:
@@ -144,7 +145,7 @@ def _check(config: Section) -> None:
         raise config.error("bias", "is not none, all or lora_only")
 
 
-def _lora(config: Section, module: str, kinds: Mapping[str, StoredTensor]) -> Lora:
+def _lora(config: Section, module: str, kinds: Tensors) -> Lora:
     """The pair of matrices of one module, checked against the rank in the config."""
     plain = module.removeprefix("base_model.model.")[:100]
     if not kinds.keys() <= {"A", "B"}:
@@ -199,14 +200,13 @@ class Merged(Struct):
     warnings: tuple[str, ...]
 
 
-def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be asked
+def merge(
     base: str,
     adapter: str | None,
     out: str,
     *,
     vision_tower: str | None = None,
     dtype: str | None = None,
-    force: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Merged:
     """Merge an adapter into a checkpoint, convert an original LLaVA, or both.
@@ -216,10 +216,9 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     Args:
         base: folder or hub id (in the local cache) of the checkpoint.
         adapter: folder or hub id of the adapter; None only converts.
-        out: the folder to make.
+        out: the folder to make, new or empty.
         vision_tower: folder or hub id of the CLIP that an original LLaVA leaves out.
         dtype: ``float16``, ``bfloat16`` or ``float32``; None keeps the base's.
-        force: replace ``out`` where it is not empty.
         say: hears of progress, a line at a time.
 
     Raises:
@@ -228,8 +227,8 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     """
     folder = located(base, "config.json", say=say)
     lora_folder = located(adapter, ADAPTER_CONFIG, say=say) if adapter else None
-    target = check_target(out, (folder, *([lora_folder] if lora_folder else [])), force=force)
-    torch_library()
+    target = check_target(out, (folder, *([lora_folder] if lora_folder else [])))
+    torch = torch_library()
     config = read_section(FolderFiles(folder), "config.json")
     if config is None:
         raise UsageError(f"{folder} has no config.json", hint="name a checkpoint's folder")
@@ -237,29 +236,26 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     lora = read_adapter(lora_folder) if lora_folder else Adapter()
     warnings = _base_warnings(base, folder, config, lora)
     original = _original(base, config, lora_folder, vision_tower)
-    kind = {DTYPES[key]: key for key in FLOATS}.get(dtype or "")
-    try:
-        files = open_weights(folder)
-        stored = dict(chain.from_iterable(tensors.items() for tensors in files.values()))
-        added, replaced, besides = _assigned(lora, stored, projector=original is not None)
-        _refuse_tied(config, stored, replaced)
-        edits = {name: (lora.merged,) for name, lora in added.items()}
-        pieces = {
-            file: [
-                replaced.get(name, tensor).piece(name, kind or tensor.dtype, *edits.get(name, ()))
-                for name, tensor in tensors.items()
-            ]
-            for file, tensors in files.items()
+    files = open_weights(folder)
+    stored = dict(chain.from_iterable(tensors.items() for tensors in files.values()))
+    added, replaced, besides = _assigned(lora, stored, projector=original is not None)
+    _refuse_tied(config, stored, replaced)
+    wanted = getattr(torch, dtype) if dtype else None
+    edits = {name: (change.merged,) for name, change in added.items()}
+    pieces = {
+        file: {
+            name: piece(replaced.get(name, tensor), wanted or tensor.dtype, *edits.get(name, ()))
+            for name, tensor in tensors.items()
         }
-        kind = kind or _main_dtype(pieces)
-        if original is not None:
-            result = llava.converted(original, folder, pieces, besides, vision_tower, kind)
-            warnings += llava.template_warnings(target)
-        else:
-            result = _plain(config, folder, pieces, dtype)
-        names = write(result, folder, target, say)
-    finally:
-        close_files()
+        for file, tensors in files.items()
+    }
+    kind = wanted or _main_dtype(torch, stored)
+    if original is not None:
+        result = llava.converted(original, folder, pieces, besides, vision_tower, kind)
+        warnings += llava.template_warnings(target)
+    else:
+        result = _plain(config, folder, pieces, dtype)
+    names = write(result, folder, target, say)
     return Merged(
         out=target,
         base=folder,
@@ -267,7 +263,7 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         architecture=result.architecture,
         converted=original is not None,
         vision_tower=result.tower,
-        dtype=DTYPES[kind],
+        dtype=dtype_name(kind),
         files=names,
         bytes=sum(os.path.getsize(os.path.join(target, name)) for name in result.files),
         tensors=sum(map(len, result.files.values())),
@@ -362,8 +358,8 @@ def _bare(name: str) -> str:
 
 
 def _assigned(
-    adapter: Adapter, stored: Mapping[str, StoredTensor], *, projector: bool
-) -> tuple[dict[str, Lora], dict[str, StoredTensor], dict[str, StoredTensor]]:
+    adapter: Adapter, stored: Tensors, *, projector: bool
+) -> tuple[dict[str, Lora], Tensors, Tensors]:
     """The tensors to add to, to replace, and to add newly, each by name in the base.
 
     ``projector``: an adapter may bring a projector that the base lacks; its tensors are the third
@@ -373,34 +369,31 @@ def _assigned(
     for name in stored:
         by_bare.setdefault(_bare(name), []).append(name)
     added: dict[str, Lora] = {}
-    replaced: dict[str, StoredTensor] = {}
-    besides: dict[str, StoredTensor] = {}
+    replaced: Tensors = {}
+    besides: Tensors = {}
     unplaced: list[str] = []
     other = f"name the base that the adapter was trained on: {adapter.base_name[:100]}".rstrip(": ")
-    for key, change in adapter.changes:
+    for key, change in (*adapter.loras.items(), *adapter.whole.items()):
         plain = key.removeprefix("base_model.").removeprefix("model.")
         names = [name for name in (key, plain, f"model.{plain}") if name in stored]
-        names = names[:1] or by_bare.get(_bare(key), [])
-        whole = change if isinstance(change, StoredTensor) else None
-        if len(names) != 1 and whole and projector and ".mm_projector." in key:
-            besides["model.mm_projector." + key.rpartition(".mm_projector.")[2]] = whole
+        names, is_lora = names[:1] or by_bare.get(_bare(key), []), isinstance(change, Lora)
+        if len(names) != 1 and not is_lora and projector and ".mm_projector." in key:
+            besides["model.mm_projector." + key.rpartition(".mm_projector.")[2]] = change
         elif len(names) != 1:
             unplaced.append(key)
         elif change.shape != (shape := stored[names[0]].shape):
-            shown = [" × ".join(map(str, one)) or "one number" for one in (change.shape, shape)]
+            its, here = (" × ".join(map(str, one)) or "one number" for one in (change.shape, shape))
             raise UsageError(
-                f"the adapter {'replaces' if whole else 'changes'} {names[0][:100]} by {shown[0]},"
-                f" the base has {shown[1]}",
+                f"the adapter {'changes' if is_lora else 'replaces'} {names[0][:100]} by {its}, the"
+                f" base has {here}",
                 hint=f"{other}; where tokens were added, resize and save the base first",
             )
-        elif isinstance(change, StoredTensor):
-            replaced[names[0]] = change
-        elif names[0] in added:
+        elif names[0] in (added if is_lora else ()):
             raise UsageError(
                 f"the adapter has two LoRAs for {names[0][:100]}", hint="save the adapter again"
             )
         else:
-            added[names[0]] = change
+            (added if is_lora else replaced)[names[0]] = change
     if unplaced:
         raise _no_tensor_for(unplaced, other)
     return added, replaced, besides
@@ -416,16 +409,16 @@ def _no_tensor_for(keys: Sequence[str], other: str) -> UsageError:
     )
 
 
-def _main_dtype(files: Mapping[str, list[Piece]]) -> str:
+def _main_dtype(torch: Any, stored: Tensors) -> Any:
     """The floating-point dtype of most bytes."""
-    sizes = Counter({"F16": 0})
-    for piece in chain.from_iterable(files.values()):
-        sizes[piece.dtype] += piece.size() if piece.dtype in FLOATS else 0
+    sizes = Counter({torch.float16: 0})
+    for tensor in stored.values():
+        sizes[tensor.dtype] += tensor.nbytes if tensor.is_floating_point() else 0
     return sizes.most_common(1)[0][0]
 
 
 def _plain(
-    config: Section, folder: str, pieces: Mapping[str, list[Piece]], dtype: str | None
+    config: Section, folder: str, pieces: Mapping[str, Mapping[str, Piece]], dtype: str | None
 ) -> Result:
     """The base's layout and files with other weights; ``dtype`` is torch's name."""
 
