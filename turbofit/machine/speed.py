@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.machine import CardSpeed, Link, Machine, Measured, PairSpeed, ReduceSpeed
+from turbofit.core.process.child import output_of
 from turbofit.core.process.files import digest_of_parts, state_dir, write_atomic
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import under_way
@@ -69,10 +70,9 @@ def measure_images(command: Sequence[str] = (sys.executable, "-I", _IMAGE_PROGRA
     """Processor seconds of one core for the reference photograph; 0 if it cannot be measured."""
     with (
         under_way("measuring how long a core prepares an image"),
-        suppress(OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError),
+        suppress(ValueError, KeyError, TypeError),
     ):
-        done = subprocess.run(command, capture_output=True, timeout=_IMAGE_SECONDS, check=True)
-        return float(json.loads(done.stdout)["image"])
+        return float(json.loads(output_of(command, _IMAGE_SECONDS) or b"")["image"])
     return 0.0
 
 

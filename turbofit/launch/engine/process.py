@@ -19,16 +19,16 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
+from turbofit.core.process.child import child
 from turbofit.core.process.hidden import without_secrets
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.log_queue import FileLog
-from turbofit.launch.engine.guard import guarded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    #: Starts an engine's command with an environment, as `begin_process` does.
+    #: Starts an engine's command with an environment, as `child` does.
     Begin = Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen[bytes]]
 
 _LOG: Final = LazyLogger(__name__)
@@ -39,21 +39,11 @@ _PAUSE: Final = 0.02
 _CHUNK: Final = 1 << 20
 
 
-def begin_process(
-    argv: Sequence[str], env: Mapping[str, str], stdin: int = subprocess.DEVNULL
-) -> subprocess.Popen[bytes]:
-    """Start a guarded command in its own process group, output in a pipe; may raise `OSError`."""
-    return subprocess.Popen(
-        guarded(argv), env=dict(env), stdin=stdin, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-
-
 class EngineProcess:
     """A command in its own process group, and its output.
 
     Start it in the main thread: the engine is killed when the thread that started it ends.
-    ``begin`` starts it, or `begin_process` if it is None. ``log_required``: the command starts only
+    ``begin`` starts it, or `child` if it is None. ``log_required``: the command starts only
     if its log can be opened.
 
     Raises:
@@ -78,7 +68,7 @@ class EngineProcess:
                 hint="set XDG_STATE_HOME to a folder that can be written",
             ) from None
         try:
-            self._process = (begin or begin_process)(argv, env)
+            self._process = (begin or child)(argv, env)
         except OSError as exc:
             self._file.close()
             raise LaunchError(
