@@ -46,7 +46,6 @@ _UNFINISHED = re.compile(r"is missing|needs a value|requires an argument")
 #: Options of other programs, which pages name in back ticks.
 _OF_OTHERS = {
     "LMDeploy": set(engine_options()),
-    "turbofit-fallback": {"--max-images"},
     "nvidia-smi": {"--query-gpu"},
     "scripts/check, pytest": {"--quick", "--all", "--hypothesis-profile"},
     "scripts/citations.py, scripts/new-lmdeploy": {"--renew", "--source", "--write"},

@@ -308,15 +308,8 @@ def _parallel(request: ResolvedRequest, chosen: Chosen) -> str:
     devices = chosen.copies.devices
     split = "one GPU each" if devices == 1 else f"its layers split over {devices} GPUs"
     many = "one copy" if chosen.count == 1 else f"{chosen.count} copies"
-    if request.tp is not None or request.replicas is not None:
-        why = "as asked"
-    elif chosen.count > 1:
-        why = "one for each request at once"
-    elif not chosen.fits:
-        why = "the closest to fitting"
-    else:
-        why = "it holds it" if devices == 1 else "fewer do not hold it"
-    return f"{many}, {split}: {why}"
+    asked = request.tp is not None or request.replicas is not None
+    return f"{many}, {split}{': as asked' * asked}"
 
 
 def _reasons(

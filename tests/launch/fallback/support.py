@@ -104,7 +104,7 @@ class Served:
         placed = placed or tiny_map(["cpu"] * 4)
         self.model = load(str(folder), placed, "float32", 512, str(folder))
         config = GatewayConfig(api_keys=(KEY,))
-        app = FallbackApp(self.model, NAME, 2, config, self.ended.append)
+        app = FallbackApp(self.model, NAME, config, self.ended.append)
         (self.port,) = free_ports(1)
         served = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="error")
         self._server = uvicorn.Server(served)

@@ -54,8 +54,6 @@ _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalt
 #: Seconds without a token after which the engine counts as stuck. The slowest prefill reads most of
 #: the model from disk once.
 _STALLED: Final = 900.0
-#: Requests in a row that ran out of memory after which the engine starts again.
-_MOST_SHORT: Final = 3
 _RETRY_SECONDS: Final = 5
 _SHOWN: Final = 300
 _LARGEST: Final = 256 << 20
@@ -72,14 +70,8 @@ class ServedModel:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.fatal = ""
         #: The time of the last token of the request that is generated; None between requests.
-        self._moved: float | None = None
-        #: Requests in a row that ran out of memory; before the first answer one is enough to end.
-        self._shortages = _MOST_SHORT - 1
-
-    @property
-    def stalled(self) -> bool:
-        moved = self._moved
-        return moved is not None and time.monotonic() - moved > _STALLED
+        self.moved: float | None = None
+        self._answered = False
 
     def generate(
         self, kind: Kind, body: JsonObject, streamer: Any, left: threading.Event
@@ -91,22 +83,25 @@ class ServedModel:
                 would keep tensors.
         """
         torch = import_module("torch")
-        self._moved = time.monotonic()
+        self.moved = time.monotonic()
         try:
             done = self._generate(kind, body, streamer, left)
-            self._shortages = 0
+            self._answered = True
             return done
         except Refusal:
             raise
         except torch.OutOfMemoryError as exc:
-            failure = self._ran_short(exc)
+            # One that has never answered would fail for ever. It ends with torch's message, from
+            # which the supervisor makes another plan.
+            self.fatal = "" if self._answered else f"torch.OutOfMemoryError: {_one_line(exc)}"
+            failure = Refusal("out_of_memory", said=_one_line(exc), retry_after=_RETRY_SECONDS)
         except Exception as exc:  # noqa: BLE001 - the code of a model raises anything
             traceback.print_exception(exc)
             if "CUDA error" in str(exc):  # the context is lost, so that every later call fails
                 self.fatal = f"{type(exc).__name__}: {_one_line(exc)}"
             failure = Refusal("engine_failed", said=_one_line(exc))
         finally:
-            self._moved = None
+            self.moved = None
             streamer.end()
         if failure.reason == "out_of_memory":
             torch.cuda.empty_cache()
@@ -136,7 +131,7 @@ class ServedModel:
 
         def ends(ids: Any, _scores: Any, **_: Any) -> Any:
             """Whether each row ends; Transformers calls it after each token."""
-            self._moved = time.monotonic()
+            self.moved = time.monotonic()
             return torch.full((ids.shape[0],), left.is_set(), device=ids.device)
 
         rows = self._model.generate(
@@ -191,17 +186,6 @@ class ServedModel:
                 part["image"] = Image.open(data).convert("RGB")
         return parts
 
-    def _ran_short(self, exc: BaseException) -> Refusal:
-        """The refusal for a client whose request ran out of GPU memory.
-
-        The engine can go on, but one that has never answered, or runs out again and again, would
-        fail for ever: it ends with torch's message, from which the supervisor makes another plan.
-        """
-        self._shortages += 1
-        if self._shortages >= _MOST_SHORT:
-            self.fatal = f"torch.OutOfMemoryError: {_one_line(exc)}"
-        return Refusal("out_of_memory", said=_one_line(exc), retry_after=_RETRY_SECONDS)
-
 
 def _one_line(exc: BaseException) -> str:
     return " ".join(str(exc).split())[:_SHOWN] or type(exc).__name__
@@ -247,7 +231,7 @@ def load(
 
 
 class FallbackApp(AsgiApp):
-    """The model behind the gateway's own rules, by its ``name``, with ``most`` images a request.
+    """The model, by its ``name``, behind the gateway's own rules.
 
     ``on_fatal`` is called with the reason when the process must end, after the answer was sent.
     """
@@ -256,18 +240,17 @@ class FallbackApp(AsgiApp):
         self,
         model: ServedModel,
         name: str,
-        most: int,
         config: GatewayConfig,
         on_fatal: Callable[[str], None],
     ) -> None:
         super().__init__(config, _LARGEST)
-        self._model, self._name, self._most, self._on_fatal = model, name, most, on_fatal
+        self._model, self._name, self._on_fatal = model, name, on_fatal
         self._one_at_a_time = ThreadPoolExecutor(1, "generate")
 
     def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
-        if self._model.stalled:
-            return {"status": "stalled"}, _RETRY_SECONDS
-        return {"status": "ok"}, None
+        moved = self._model.moved
+        stalled = moved is not None and time.monotonic() - moved > _STALLED
+        return ({"status": "stalled"}, _RETRY_SECONDS) if stalled else ({"status": "ok"}, None)
 
     async def metrics_text(self) -> str:
         """Refuse to give metrics: this engine has none.
@@ -310,13 +293,8 @@ class FallbackApp(AsgiApp):
         hold_name({self._name: self._name}, parsed.body)
         scope = Scope(engine="transformers", session=self._model.session_len)
         hold_parameters(kind, parsed.body, scope)
-        field = "messages" if kind == "chat" else "prompt"
-        if not parsed.body.get(field):
-            raise refused(field, "is missing or empty")
         if parsed.copies > 1:
             raise refused("n", f"is {parsed.copies}: this engine answers one request at a time")
-        if (count := len(parsed.slots)) > self._most:
-            raise Refusal("too_many_images", count=count, images="images", most=self._most)
         for slot in parsed.slots:
             picture = from_url(slot.source, _LARGEST)
             slot.place[slot.index] = {"type": "image", "image": picture.base64}
@@ -384,7 +362,6 @@ _OPTIONS: Final[Mapping[str, JsonObject]] = {
     "--offload-folder": {"help": "for what the map sends to disk"},
     "--dtype": {"default": "bfloat16", "choices": ("float16", "bfloat16", "float32")},
     "--session-len": {"type": int, "required": True, "help": "tokens of a request"},
-    "--max-images": {"type": int, "default": 1, "help": "of a request"},
     "--host": {"default": "127.0.0.1"},
     "--port": {"type": int, "default": DEFAULT_PORT},
     "--api-keys": {"nargs": "+", "action": "extend", "default": [], "help": "who may ask"},
@@ -404,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             placed, offload = read_map(given.device_map), given.offload_folder or scratch
             model = load(given.model, placed, given.dtype, given.session_len, offload)
             name = given.served_name or given.model
-            app = FallbackApp(model, name, given.max_images, config, _end)
+            app = FallbackApp(model, name, config, _end)
             run_gateway(app, on_ready=lambda url: _say(f"Uvicorn running on {url}"))
     except TurbofitError as exc:
         print(f"turbofit-fallback: {exc.message}\nhint: {exc.hint}", file=sys.stderr)  # noqa: T201
