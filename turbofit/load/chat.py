@@ -79,7 +79,10 @@ class Server:
                         return
                     # Not every server says [DONE]: `transformers serve` does not.
                     for choice in (event or {}).get("choices") or []:
-                        yield from _pieces(choice.get("delta") or {})
+                        delta = choice.get("delta") or {}
+                        for field in ("reasoning_content", "content"):
+                            if delta.get(field):
+                                yield Piece(str(delta[field]), thought=field != "content")
                         ended |= bool(choice.get("finish_reason"))
             except StreamError as exc:
                 said = "the answer breaks off: " * (exc.kind == "garbage") + _said(
@@ -113,12 +116,6 @@ class Server:
             self.pretend = True
             self._say(PRETEND_WORDS)
         return response
-
-
-def _pieces(delta: JsonObject) -> Iterator[Piece]:
-    for field in ("reasoning_content", "content"):
-        if delta.get(field):
-            yield Piece(str(delta[field]), thought=field != "content")
 
 
 def _said(document: Any) -> str:

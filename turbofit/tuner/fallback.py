@@ -269,13 +269,16 @@ def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Plan
     helps = Remedies() if chosen.keeps(request) else _remedies(request, chosen)
     verdict = _verdict(request, chosen, accounts, host, helps.causes)
     held = None if request.promised_requests is None else chosen.count * chosen.fits
+    many = "one copy" if chosen.count == 1 else f"{chosen.count} copies"
+    each = "one GPU each" if copies.devices == 1 else f"layers split over {copies.devices} GPUs"
+    asked = request.tp is not None or request.replicas is not None
     plan = document(
         request,
         engine,
         accounts,
         fits=verdict.fits,
         verdict=verdict.text,
-        parallel_reason=_parallel(request, chosen),
+        parallel_reason=f"{many}, {each}{': as asked' * asked}",
         host=host,
         settings=settings,
         vision_load=chosen.vision_load,
@@ -302,14 +305,6 @@ def _host(chosen: Chosen, host: HostMemory) -> tuple[HostMemory, int | None]:
             left -= size
             taken += size if left >= 0 else 0
     return replace(host, pageable=host.pageable + taken * chosen.count), kept
-
-
-def _parallel(request: ResolvedRequest, chosen: Chosen) -> str:
-    devices = chosen.copies.devices
-    split = "one GPU each" if devices == 1 else f"its layers split over {devices} GPUs"
-    many = "one copy" if chosen.count == 1 else f"{chosen.count} copies"
-    asked = request.tp is not None or request.replicas is not None
-    return f"{many}, {split}{': as asked' * asked}"
 
 
 def _reasons(
