@@ -200,6 +200,12 @@ def assumed_note(name: str, count: int, *, sized: bool = False) -> str | None:
     return None
 
 
+@cache
+def usual_assumptions() -> frozenset[str]:
+    """The notes on the usual size or form of a card, which a plan's whole text alone says."""
+    return frozenset(assumed.note for assumed in _names().assumed.values())
+
+
 def match_preset(gpu: Gpu) -> GpuPreset | None:
     """The preset of a measured GPU, found by name and memory, since cards may share a name.
 
