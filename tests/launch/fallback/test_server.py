@@ -90,6 +90,10 @@ def test_text_and_image(name, request):
 def test_unknown_keys_are_ignored_and_answers_are_as_long_as_asked(served):
     body = chat(mm_processor_kwargs={"max_pixels": 1}, top_k=5, repetition_penalty=1.0, n=1)
     assert ask(served, body)[0] == 200
+    assert ask(served, chat(temperature=0.7, top_p=0.9, top_k=5, seed=1 << 63))[0] == 200
+    body = chat()
+    del body["temperature"]  # the model's own way
+    assert ask(served, body)[0] == 200
     body = {**chat(), "max_completion_tokens": 3}
     del body["max_tokens"]
     assert ask(served, body)[1]["usage"]["completion_tokens"] <= 3

@@ -118,10 +118,10 @@ class ServedModel:
             raise Refusal("bad_request:prompt", tokens=prompt, most=self.session_len)
         config = copy.deepcopy(self._model.generation_config)
         lengths = [body[name] for name in ANSWER_LENGTHS[kind] if name in body]
-        biases = body.get("logit_bias", {}).items()
+        biases, temperature = body.get("logit_bias", {}).items(), body.get("temperature")
         config.update(
             **{name: body[name] for name in _SAMPLING if body.get(name)},
-            do_sample=body.get("temperature", config.do_sample) > 0,
+            do_sample=config.do_sample if temperature is None else temperature > 0,
             max_new_tokens=min([*lengths[:1], room]),
             stop_strings=body.get("stop"),
             sequence_bias={(int(token),): float(bias) for token, bias in biases} or None,
