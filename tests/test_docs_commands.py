@@ -41,7 +41,6 @@ _UNFINISHED = re.compile(r"is missing|needs a value|requires an argument")
 #: Options of other programs, which pages name in back ticks.
 _OF_OTHERS = {
     "LMDeploy": set(engine_options()),
-    "turbofit-fallback": {"--max-images"},
     "nvidia-smi": {"--query-gpu"},
     "bench.simulation": {"--seed"},
     "scripts/check, pytest": {"--quick", "--all", "--hypothesis-profile"},

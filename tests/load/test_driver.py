@@ -23,8 +23,9 @@ from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER, PRETEND_SPEED
 from turbofit.load.bench import bench
-from turbofit.load.client import Answer, StreamError, StreamReader
+from turbofit.load.client import Answer, StreamReader
 from turbofit.load.driver import LoadRun
+from turbofit.load.events import StreamError
 from turbofit.load.prompt import PromptWriter, png
 from turbofit.load.result import spread, summary
 from turbofit.load.spec import LoadSpec

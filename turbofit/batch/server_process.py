@@ -24,12 +24,12 @@ from turbofit.batch.sender import (
     local_path,
 )
 from turbofit.core.errors import LaunchError, UsageError, error_from
+from turbofit.core.process.guard import guarded
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.process.variable_names import without_options
 from turbofit.gateway.limits.gate import UNSTATED
 from turbofit.gateway.limits.ranges import most_tokens
 from turbofit.gateway.media.pictures import LARGEST_PIXELS, from_url
-from turbofit.launch.engine.guard import guarded
 from turbofit.launch.engine.launches import free_ports
 from turbofit.launch.serve.runs import recorded_runs
 from turbofit.planning.resolve import model_of

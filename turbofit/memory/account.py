@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple, TypeAlias
 
 from msgspec import UNSET
 
@@ -33,6 +33,14 @@ from turbofit.core.units import round_up
 from turbofit.memory.kv_cache import CacheShape, LoggedSlab
 
 
+class Load(Struct):
+    """The worst request: ``tokens`` of prompt and answer, ``images``, and units of all images."""
+
+    tokens: int
+    images: int
+    units: int
+
+
 class VisionLoad(Struct):
     """Units (tiles or patches) that the peak must allow for, and a request's image tokens.
 
@@ -47,6 +55,10 @@ class VisionLoad(Struct):
     @property
     def units_per_request(self) -> int:
         return self.units_per_image * self.images_per_request
+
+    def of(self, tokens: int) -> Load:
+        """The worst request of so many tokens."""
+        return Load(tokens=tokens, images=self.images_per_request, units=self.units_per_request)
 
     def budgeted_units(self, bound: int) -> int:
         """Units of a forward in the peak: the engine's bound, or the plan's if that is lower."""
@@ -65,6 +77,10 @@ def vision_load_within(limits: Limits) -> VisionLoad:
 NO_IMAGES = VisionLoad(units_per_image=0, images_per_request=0, tokens_per_request=0)
 
 
+#: The device (its place in a group) of each decoder layer; None: it is on no device.
+Placement: TypeAlias = tuple[int | None, ...]
+
+
 class EngineLaunch(Struct):
     """One engine on one group of GPUs, before it is launched.
 
@@ -72,7 +88,8 @@ class EngineLaunch(Struct):
     clients can cause. ``margins`` are the bytes to leave free on each GPU; ``saved`` is the part of
     each margin that a calibration makes unnecessary; ``withheld`` the part that a budget withholds.
     ``free_at_cache`` are the free bytes, from a log, when the cache was sized: they replace all
-    terms before the cache.
+    terms before the cache. ``placement`` is that of an engine that splits a model by its layers; by
+    default its best.
     """
 
     model: Model
@@ -84,6 +101,7 @@ class EngineLaunch(Struct):
     saved: tuple[int, ...] = ()
     withheld: tuple[int, ...] = ()
     free_at_cache: int | None = None
+    placement: Placement = ()
 
     def margins_with(self, calibration: Calibration | None) -> tuple[int, ...]:
         """Bytes to leave free on each GPU; fewer if a calibration measured the libraries."""

@@ -247,7 +247,6 @@ def _fallback_arguments(plan: Plan, port: str) -> Words:
         "--device-map", folded(plan.device_map),
         "--dtype", settings.dtype,
         "--session-len", str(settings.session_len),
-        "--max-images", str(plan.limits.most_images(model.image_rule)),
         "--host", _HOST,
         "--port", port,
     )  # fmt: skip

@@ -18,7 +18,6 @@ from turbofit.core.process.signals import ended_like_ctrl_c
     Argument("folders", metavar="BASE [ADAPTER] OUT", nargs=-1, required=True),
     Option("--vision-tower", metavar="FOLDER", type=PATH),
     Option("--dtype", type=click.Choice(("float16", "bfloat16", "float32"))),
-    Option("--force", is_flag=True),
     *FORMS,
 )
 def merge(
@@ -26,7 +25,6 @@ def merge(
     folders: tuple[str, ...],
     vision_tower: str | None,
     dtype: str | None,
-    force: bool,
     form: Form,
 ) -> int:
     from turbofit.model.merge.merge import merge as merge_checkpoint
@@ -45,7 +43,7 @@ def merge(
     with ended_like_ctrl_c(), under_way("reading the checkpoint"):
         merged = merge_checkpoint(
             base, next(iter(adapter), None), out,
-            vision_tower=vision_tower, dtype=dtype, force=force, say=say,
+            vision_tower=vision_tower, dtype=dtype, say=say,
         )  # fmt: skip
     form.show(merged, merged_view)
     return 0

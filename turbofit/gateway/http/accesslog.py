@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.process.log_queue import CappedLog
+from turbofit.core.process.log_queue import FileLog
 from turbofit.core.units import MIB
 
 if TYPE_CHECKING:
@@ -20,16 +19,15 @@ if TYPE_CHECKING:
     Log = Callable[[dict[str, Any]], None]
 
 _LOG_CAP: Final = 64 * MIB
+#: After a line of which the disk took the first half alone, perhaps.
+_LOST: Final = '\n{"lost": "lines are missing here: the disk was full or slow"}\n'
 
 
-class AccessLog(CappedLog):
-    """JSON lines in a file; if lines were lost, a line says how many."""
+class AccessLog(FileLog):
+    """JSON lines in a file; where lines are lost, a line says so."""
 
     def __init__(self, path: Path, *, cap: int = _LOG_CAP) -> None:
-        def missing(lines: int) -> bytes:
-            return _line({"time": round(time.time(), 3), "dropped_lines": lines})
-
-        super().__init__(path, cap, missing)
+        super().__init__(path, cap, _LOST)
 
     def __call__(self, record: Document) -> None:
         self.put(_line(record))
@@ -50,9 +48,9 @@ def access_log(where: str) -> Log | None:
 
 
 def _to_stderr(record: Document) -> None:
-    sys.stderr.write(_line(record).decode())
+    sys.stderr.write(_line(record))
     sys.stderr.flush()
 
 
-def _line(record: Document) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+def _line(record: Document) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"

@@ -19,7 +19,7 @@ from turbofit.gateway.http.routes import api_of
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from turbofit.gateway.config import ConnectionLimits
     from turbofit.gateway.http.connections import Connections
@@ -126,9 +126,17 @@ class LimitedProtocol(HttpToolsProtocol):
         Raises:
             Refusal: such a request, or headers that servers and proxies read differently.
         """
-        if self.parser.should_upgrade() and any(map(_frames, self.headers)):
+        lengths = [value for name, value in self.headers if name == b"content-length"]
+        encodings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        # httptools accepts only digits as a length.
+        if self.parser.should_upgrade() and (encodings or any(map(int, lengths))):
             raise Refusal("upgrade")
-        _check_head(self.headers, self.parser.get_http_version())
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
+            raise Refusal("bad_request:host", count=hosts)
+        # It accepts any encodings that end with ``chunked``, and would pass on a packed body.
+        if [value.strip().lower() for value in encodings] not in ([], [b"chunked"]):
+            raise Refusal("bad_request:encoding")
         self._in_body = True
         self._unclaimed = 0
         self._no_deadline()
@@ -289,25 +297,6 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._stuck is not None:
             self._stuck.cancel()
             self._stuck = None
-
-
-def _frames(header: tuple[bytes, bytes]) -> bool:
-    """Whether a header announces a body; httptools accepts only digits as its length."""
-    name, value = header
-    return name == b"transfer-encoding" or (name == b"content-length" and int(value) > 0)
-
-
-def _check_head(headers: Sequence[tuple[bytes, bytes]], version: str) -> None:
-    """Refuse heads that servers and proxies read differently: their host, their body's encoding.
-
-    httptools accepts any encodings that end with ``chunked``, and would pass on a packed body.
-    """
-    hosts = sum(name == b"host" for name, _ in headers)
-    if hosts > 1 or (not hosts and version != "1.0"):
-        raise Refusal("bad_request:host", count=hosts)
-    encodings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
-    if encodings not in ([], [b"chunked"]):
-        raise Refusal("bad_request:encoding")
 
 
 def _headers_too_big(size: int, limits: ConnectionLimits) -> Refusal:

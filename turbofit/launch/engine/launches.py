@@ -114,7 +114,7 @@ class Launch:
     that is not in the command is given to the engine in its environment. ``ratio`` returns the
     cache ratio of each start; with None the command's is used. ``images`` are the variables that
     say how the engine's process prepares images. ``begin`` starts the process; None means
-    `process.begin_process`. ``tuning`` keeps the engine's kernels; None keeps nothing.
+    `core.process.child`. ``tuning`` keeps the engine's kernels; None keeps nothing.
     """
 
     command: Command

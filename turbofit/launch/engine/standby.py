@@ -2,7 +2,7 @@
 
 Imports take most of a start. While a server runs, one process has done them and holds no memory of
 a card; it becomes the engine at a restart, a wake-up or a turn, of any model. Its process group,
-guard and output are an engine's from the beginning (`launch.engine.guard`: the kernel kills it when
+guard and output are an engine's from the beginning (`core.process.guard`: the kernel kills it when
 turbofit dies); everything else of an engine comes with the message.
 """
 
@@ -20,12 +20,12 @@ from threading import Lock, current_thread, main_thread
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.core.installation import installed
+from turbofit.core.process.child import child
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, doubled, format_bytes
 from turbofit.launch.engine.gemm_tuning import VARIABLES
 from turbofit.launch.engine.launches import ENTRY, KEY
-from turbofit.launch.engine.process import begin_process
 from turbofit.launch.images.preparation import CACHE, THREADS
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Standby:
     def __init__(self, kind: Kind) -> None:
         argv = (sys.executable, ENTRY, "--standby", *_IMPORTS[kind.module])
         self.kind = kind
-        self._process = begin_process(argv, dict(kind.environment), subprocess.PIPE)
+        self._process = child(argv, dict(kind.environment), stdin=subprocess.PIPE)
         _LOG.info("process %d stands by", self._process.pid)
 
     @property
@@ -173,7 +173,7 @@ class StandbyStarter:
                 with suppress(OSError):
                     return standby.become(argv[2:], env)
             standby.end()
-        return begin_process(argv, env)
+        return child(argv, env)
 
     def look(self, needed: int = 0) -> None:
         """Start a missing standby, and end one that no current engine could use.

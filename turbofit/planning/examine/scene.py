@@ -136,20 +136,11 @@ class Sources:
 
     def torch_architectures(self) -> list[str] | None:
         """Torch's architectures, from a child process; None if it does not answer."""
-        import subprocess  # no plan needs it
+        from turbofit.core.process.child import output_of  # no plan needs it
 
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", _ARCHITECTURES],
-                capture_output=True,
-                text=True,
-                timeout=CHILD_SECONDS,
-                check=True,
-                env={**self.environ, "CUDA_VISIBLE_DEVICES": ""},
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.split()
+        words, env = [sys.executable, "-c", _ARCHITECTURES], {"CUDA_VISIBLE_DEVICES": ""}
+        output = output_of(words, CHILD_SECONDS, {**self.environ, **env})
+        return None if output is None else output.decode().split()
 
     def host(self) -> Host:
         """The host memory that this process may use, and its cores."""
@@ -174,16 +165,13 @@ class Sources:
 
     def kernel_log(self) -> str | None:
         """The end of the kernel's log; None if it may not be read."""
-        import subprocess
+        from turbofit.core.process.child import output_of
 
-        try:
-            done = subprocess.run(
-                ["dmesg"], capture_output=True, timeout=10, check=True, env=dict(self.environ)
-            )
-            return done.stdout[-_LOG_TAIL:].decode("utf-8", "replace")
-        except (OSError, subprocess.SubprocessError):
-            texts = map(self.text, ("var/log/kern.log", "var/log/messages"))
-            return next((text[-_LOG_TAIL:] for text in texts if text is not None), None)
+        output = output_of(["dmesg"], 10.0, self.environ)
+        if output is not None:
+            return output[-_LOG_TAIL:].decode("utf-8", "replace")
+        texts = map(self.text, ("var/log/kern.log", "var/log/messages"))
+        return next((text[-_LOG_TAIL:] for text in texts if text is not None), None)
 
     def address_space(self) -> int | None:
         """The limit of virtual memory in bytes, None without a limit."""
