@@ -156,9 +156,7 @@ def _of_torch(
     weights, context, model = _weights(ledger), ledger.bytes_in("context"), case.model
     region = sum(term.bytes for term in ledger.ledger if term.phase == "cache")
     turbomind, images = case.engine.name == "turbomind", model is not None and model.vision
-    # Where TurboMind runs the tower, torch allocates next to nothing beside it.
-    older = release(case.engine.version) < _NATIVE or (case.version is None and torch > GIB)
-    torch_tower = turbomind and older
+    torch_tower = turbomind and release(case.engine.version) < _NATIVE
     if turbomind:
         tower = ledger.bytes_of("weights.vision_tower") if torch_tower else 0
         rest = held - torch - context - (weights - tower)

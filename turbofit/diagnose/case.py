@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.plan import Settings
-from turbofit.core.units import MIB
+from turbofit.core.units import GIB, MIB
 from turbofit.core.version import REFERENCE
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
 from turbofit.machine.presets import assumed_note, nearest_in_memory, spec_name
@@ -85,9 +85,19 @@ class LogCase:
         facts = self.facts
         if facts.first(PeerMissing):
             return "0.7"
-        old = facts.first(KvBlocks) or facts.first(LegacyCuda)
+        old = facts.first(KvBlocks) or facts.first(LegacyCuda) or self._tower_is_torch_s()
         newer = facts.first(CacheBudget) or facts.first(Slab)
         return "0.12" if old and not newer else None
+
+    def _tower_is_torch_s(self) -> bool:
+        """Whether torch holds a vision tower beside TurboMind, which ran none before 0.15."""
+        held = [event.allocated or 0 for _, event in self.facts.every(TorchMemory)]
+        if self.model is None or self.subject.on_pytorch or max(held, default=0) < GIB:
+            return False
+        with suppress(TurbofitError):
+            engine = engine_for(self.model, "auto", None)
+            return self.subject.of_lmdeploy and engine.name == "turbomind"
+        return False
 
     @cached_property
     def engine(self) -> Engine:
