@@ -21,7 +21,8 @@ HELD: Final = [
 SHORT: Final = [
     "[TM][FATAL][1120.09:18:10.597172][allocator.cc:49] CUDA error: out of memory",
     "[TM][ERROR] CUDA runtime error: out of memory /lmdeploy/src/turbomind/utils/allocator.h:231",
-    "[TM][INFO] [BlockManager] block_size = 2 MB\n[TM][INFO] [BlockManager] max_block_count = 1112\n"
+    "[TM][INFO] [BlockManager] block_size = 2 MB\n"
+    "[TM][INFO] [BlockManager] max_block_count = 1112\n"
     "[TM][ERROR] CUDA runtime error: out of memory /lmdeploy/src/turbomind/utils/allocator.h:231",
     "terminate called after throwing an instance of 'std::runtime_error'\n"
     "  what():  [TM][ERROR] CUDA runtime error: out of memory /lmdeploy/core/allocator.cc:49",
@@ -37,7 +38,7 @@ def against(found: Diagnosis, log: str) -> str:
     if first and first not in listed:
         return "the list"
     for name, value in re.findall(r"\b([A-Z][A-Z0-9_]+)=([\w.:]+)", first):
-        if re.search(rf"\b{name}=['\"]?{re.escape(value)}\b", log):
+        if re.search(rf"(?<!with )\b{name}=['\"]?{re.escape(value)}\b", log):
             return "the log, which has the variable"
     if "PYTHONFAULTHANDLER" in first and "Fatal Python error" in log:
         return "the log, which has the stack"
@@ -63,7 +64,7 @@ def test_of_a_row(text: str) -> None:
 @pytest.mark.parametrize(("model", "on"), HELD, ids=str)
 def test_of_every_row_beside_an_account(model: str, on: str) -> None:
     """Once for a kind of message: its first example, under a model on cards."""
-    kinds = {kind: text for kind, text in reversed(EXAMPLES)}
+    kinds = dict(reversed(EXAMPLES))
     for kind, text in kinds.items():
         log = f"$ lmdeploy serve api_server {model}\n{text}\n"
         assert (kind, against(explain(log, on=on), log)) == (kind, "")

@@ -44,10 +44,9 @@ def test_the_same_log_dies_of_the_same(name: str) -> None:
             found.what.split(":")[0] == served.message.split(":")[0] == told.message.split(":")[0]
         )
         return
-    assert {"gpu" in one for one in (told.message, served.message, found.what)} == {False}
-    assert served.message == told.message or "(in " in told.message
-    assert found.phase == told.phase or told.phase == "unknown"
-    assert found.what in (told.message, served.message)
+    # Other threads print late: by their times `diagnose` and `serve` have seen the cache.
+    assert found.what == served.message
+    assert (found.phase == told.phase) == (found.what == told.message)
 
 
 @pytest.mark.parametrize("name", [name for name in DEATHS if "pytorch" in name])
@@ -59,7 +58,8 @@ def test_torch_s_own_words_are_told_alike(name: str) -> None:
     assert told.kind == rehearsed.kind == "out_of_memory"
     assert (told.asked, told.left, told.gpu) == (rehearsed.asked, rehearsed.left, rehearsed.gpu)
     assert told.message.partition(": ")[2] == rehearsed.message.partition(": ")[2]
-    assert diagnose([log.encode()]).what == told.message
+    found = diagnose([log.encode()])  # it has the source lines, too, which tell the phase
+    assert found.what.partition(": ")[2] == told.message.partition(": ")[2]
 
 
 def test_every_state_is_begun_by_its_events_and_left_by_none_before() -> None:

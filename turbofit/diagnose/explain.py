@@ -137,18 +137,19 @@ def _steps(
     """
     subject, fits = case.subject, worked and worked.fits
     asked = case.model is not None and case.machine is not None and subject.of_lmdeploy
-    share = not draft.short or any(_SHARE.search(remedy.change) for remedy, _ in ways)
+    share = any(_SHARE.search(remedy.change) for remedy, _ in ways)
+    vain = fits is False or (draft.short and asked and not share)
     words = {", or more cards": ""} if fits else {}
     if case.model is not None and case.model.quantization is not None:
         words["a quantised variant"] = "a smaller model"
     steps = []
     for step in draft.changes:
         did = any(subject.variables.get(name) == value for name, value in _VARIABLE.findall(step))
-        vain = not share and (asked or fits is False) and _SHARE.search(step)
-        steps += [] if did or vain else [reduce(lambda text, pair: text.replace(*pair), words.items(), step)]
+        if not did and not (vain and _SHARE.search(step)):
+            steps.append(reduce(lambda text, pair: text.replace(*pair), words.items(), step))
+    own = [remedy.change for remedy in worked.remedies] if worked else []
     if not draft.short or worked is None or fits is None:
-        return tuple(dict.fromkeys(steps))
-    own = [remedy.change for remedy in worked.remedies]
+        return tuple(dict.fromkeys(steps or (own if vain and draft.changes else [])))
     if fits and not ways:
         own = [_as_settings(worked)] if subject.of_lmdeploy else []
     ends = [step for step in steps if "holds the card" in step]

@@ -108,7 +108,7 @@ _NONE_OF_THEM: Final = re.compile(
     r"|\b(?:0|no) (?:\w+ )?(?:failed|failures?|errors?|refused))(?![\w.])"
 )
 #: A request to a server, and the status of its answer; anybody may send some without a key.
-_POST: Final = re.compile(r'"POST /\S{0,240} HTTP/[\d.]+" (\d{3})\b')
+_POST: Final = re.compile(r'(INFO: .{0,200})?"POST /\S{0,240} HTTP/[\d.]+" (\d{3})\b')
 _ANYBODYS: Final = ("401", "403", "404", "405")
 #: Words of faults after which a process has no CUDA context or no communicator, so that it ends.
 _NEVER_OUTLIVED: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NCCL")
@@ -186,9 +186,12 @@ class LogFacts:
         """Read a row; the second one of a form that tells nothing is only counted."""
         self.lines, self.rows = max(self.lines, line), self.rows + 1
         self.last = LogEvent(line, text)
+        if self.state == "message" and line - self.marks[-1].line > _WRAPPED:
+            self.state = "log"
         if self.state == "log" and not self._before:
             if form.text in self._plain:
-                self._progress += [line] if form.ask(_PROGRESS) else []
+                answered = '"POST /' in text and self._answer(self.last)
+                self._progress += [line] if not answered and form.ask(_PROGRESS) else []
                 return
             if len(self._plain) < _FORMS and form.ask(is_plain):
                 self._plain.add(form.text)
@@ -221,9 +224,9 @@ class LogFacts:
         past = (events.CacheBudget, events.Slab, events.KvBlocks, events.WarmingUp,
                 events.WarmupFinished, events.ServerUp, events.CudaError, events.LegacyCuda,
                 events.CheckFailed)  # fmt: skip
-        begun = any(self._counts[kind] for kind in past)
         # In a form 0% stands for any percentage of one digit, so the text is asked, too.
-        return begun and form.ask(_BEGINS_AGAIN) is not None and _BEGINS_AGAIN(text) is not None
+        begins = form.ask(_BEGINS_AGAIN) is not None and _BEGINS_AGAIN(text) is not None
+        return begins and any(self._counts[kind] for kind in past)
 
     @cached_property
     def fatal(self) -> list[LogEvent]:
@@ -332,18 +335,24 @@ class LogFacts:
             memory = max(map(torch_memory, self._message), key=lambda one: one.figures)
             if isinstance(last.event, TorchMemory) and memory.figures > last.event.figures:
                 self.marks[-1] = last._replace(event=memory)
-        at = mark.text.find('"POST /')
-        if answer := _POST.match(mark.text, at) if at >= 0 else None:
-            if answer[1].startswith(("4", "5")) and answer[1] not in _ANYBODYS:
-                self.complaint = self.complaint or mark
-            elif answer[1] == "200" and "INFO: " in mark.text[:at]:
-                self.answered = self.answered or mark
-        elif _IN_WORDS.search(mark.text):
+        if '"POST /' in mark.text and self._answer(mark):
+            return
+        if _IN_WORDS.search(mark.text):
             self.in_words = self.in_words or mark
         elif form.ask(_COMPLAINT) and _COMPLAINT(_NONE_OF_THEM.sub("", mark.text)):
             self.complaint = mark
         elif form.ask(_PROGRESS):
             self._progress.append(mark.line)
+
+    def _answer(self, mark: LogEvent) -> bool:
+        """Whether a row is a server's answer to a request; keeps the first good and bad one."""
+        if (answer := _POST.search(mark.text)) is None:
+            return False
+        refused = answer[2].startswith(("4", "5")) and answer[2] not in _ANYBODYS
+        self.complaint = self.complaint or (mark if refused else None)
+        good = answer[1] and answer[2] == "200"
+        self.answered = self.answered or (mark if good else None)
+        return True
 
     def _keep(self, mark: LogEvent) -> None:
         """Keep an event; it ends a traceback, and the lines of the last message."""
@@ -374,7 +383,7 @@ def is_plain(form: str) -> bool:
         ("|", "#", "During", "The above", "Exception ")
     )
     asks = (may_be_event, may_be_known, readers, _COMPLAINT, _GOES_ON.match, _IN_WORDS.search)
-    telling = of_block or "Traceback" in form or '"POST /' in form
+    telling = of_block or "Traceback" in form
     return not (telling or any(question(form) for question in asks))
 
 

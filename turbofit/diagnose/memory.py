@@ -217,7 +217,10 @@ def _with_torch(
     if _SPLIT in steps:  # no card holds a copy
         steps = [step for step in steps if step is not _ONCE]
     if draft.phase != "weights" and asked > (memory.total or math.inf):
-        steps, general = [step for step in steps if step is _FUSED], less_memory(program, "oversized")
+        steps, general = (
+            [step for step in steps if step is _FUSED],
+            less_memory(program, "oversized"),
+        )
     if not mark.stack and draft.phase == "unknown" and not unknown:
         unknown.append("where: the log has no traceback before the error")
     if any("eager_attention_forward" in frame.function for frame in mark.stack):
@@ -241,9 +244,7 @@ def _with_torch(
     )  # fmt: skip
 
 
-def _matrix(
-    mark: LogEvent, memory: TorchMemory, draft: Draft, *, own: bool
-) -> Iterator[_Sign]:
+def _matrix(mark: LogEvent, memory: TorchMemory, draft: Draft, *, own: bool) -> Iterator[_Sign]:
     """Yields the sign of attention's whole matrix, by the call or by the size."""
     eager = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
     large = (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR)
