@@ -43,5 +43,5 @@ def test_where_the_exposure_does_not_fit_a_gateway_holds_the_limit() -> None:
 
 
 def test_a_version_without_an_account_is_refused() -> None:
-    with pytest.raises(TurbofitError, match="0.1.0"):
+    with pytest.raises(TurbofitError, match=r"0\.1\.0"):
         turbofit.plan("internvl2-8b", on="1xrtx3090", lmdeploy="0.1.0")

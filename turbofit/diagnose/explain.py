@@ -135,26 +135,31 @@ def _steps(
     What the account lets live goes before what helps in general. A step that the log has done is
     left out; so is a share of the cache where no share helps, and more cards where the cards do.
     """
-    subject, fits = case.subject, worked and worked.fits
-    asked = case.model is not None and case.machine is not None and subject.of_lmdeploy
+    of_lmdeploy, fits = case.subject.of_lmdeploy, worked and worked.fits
+    asked = draft.short and case.model is not None and case.machine is not None and of_lmdeploy
     share = any(_SHARE.search(remedy.change) for remedy, _ in ways)
-    vain = fits is False or (draft.short and asked and not share)
-    words = {", or more cards": ""} if fits else {}
-    if case.model is not None and case.model.quantization is not None:
-        words["a quantised variant"] = "a smaller model"
-    steps = []
-    for step in draft.changes:
-        did = any(subject.variables.get(name) == value for name, value in _VARIABLE.findall(step))
-        if not did and not (vain and _SHARE.search(step)):
-            steps.append(reduce(lambda text, pair: text.replace(*pair), words.items(), step))
+    vain = fits is False or (asked and not share)
+    steps = _general(case, draft, fits=bool(fits), vain=vain)
     own = [remedy.change for remedy in worked.remedies] if worked else []
     if not draft.short or worked is None or fits is None:
         return tuple(dict.fromkeys(steps or (own if vain and draft.changes else [])))
     if fits and not ways:
-        own = [_as_settings(worked)] if subject.of_lmdeploy else []
+        own = [_as_settings(worked)] if of_lmdeploy else []
     ends = [step for step in steps if "holds the card" in step]
-    general = [] if own and subject.of_lmdeploy else steps
-    return tuple(dict.fromkeys((*ends, *own, *general)))
+    return tuple(dict.fromkeys((*ends, *own, *([] if own and of_lmdeploy else steps))))
+
+
+def _general(case: LogCase, draft: Draft, *, fits: bool, vain: bool) -> list[str]:
+    """The steps that help in general, and are neither done, nor in vain, nor impossible."""
+    words = {", or more cards": ""} if fits else {}
+    if case.model is not None and case.model.quantization is not None:
+        words["a quantised variant"] = "a smaller model"
+    set_, steps = case.subject.variables, []
+    for step in draft.changes:
+        did = any(set_.get(name) == value for name, value in _VARIABLE.findall(step))
+        if not did and not (vain and _SHARE.search(step)):
+            steps.append(reduce(lambda text, pair: text.replace(*pair), words.items(), step))
+    return steps
 
 
 def _as_settings(advice: Advice) -> str:

@@ -40,22 +40,27 @@ if TYPE_CHECKING:
     from turbofit.observe.log_reader import Form
 
 _T = TypeVar("_T", bound=Struct)
-#: What a row is: a traceback's head; the sentence between two exceptions of a chain; a frame, and
+#: What a row is: a traceback's head, also behind torch's text without one; the sentence between two exceptions of a chain; a frame, and
 #: its source line; a line of an event; the name of a destructor that failed; other words.
-Part = Literal["head", "chain", "frame", "code", "event", "destructor", "words"]
+Part = Literal[
+    "head", "late head", "chain", "frame", "code", "event", "destructor", "words",
+]  # fmt: skip
 #: ``log``: outside of tracebacks. ``traceback``: between its frames. ``frame``: behind a frame,
 #: whose source line may come. ``message``: behind an error, whose line a terminal may have broken.
 #: ``below``: in a traceback that follows its error. ``ignored``: in one that ends nothing.
 State = Literal["log", "traceback", "frame", "message", "below", "ignored"]
 #: The automaton: the state after a row, by the state before it. What is not named stays.
 STATES: Final[dict[State, dict[Part, State]]] = {
-    "log": {"head": "traceback", "frame": "frame", "event": "message", "destructor": "ignored"},
+    "log": {"head": "traceback", "late head": "traceback", "frame": "frame", "event": "message",
+            "destructor": "ignored"},
     "traceback": {"frame": "frame", "event": "message"},
-    "frame": {"code": "traceback", "words": "traceback", "head": "traceback", "event": "message"},
-    "message": {"head": "traceback", "frame": "frame", "chain": "log", "destructor": "ignored"},
+    "frame": {"code": "traceback", "words": "traceback", "head": "traceback",
+              "late head": "traceback", "event": "message"},
+    "message": {"head": "traceback", "late head": "below", "frame": "frame", "chain": "log",
+                "destructor": "ignored"},
     "below": {"event": "message"},
     "ignored": {"event": "log"},
-}
+}  # fmt: skip
 _OPEN: Final = ("traceback", "frame", "below")
 #: How rows that are no event begin, by what they are.
 _BEGINNINGS: Final[tuple[tuple[Part, re.Pattern[str]], ...]] = (
@@ -186,15 +191,8 @@ class LogFacts:
         """Read a row; the second one of a form that tells nothing is only counted."""
         self.lines, self.rows = max(self.lines, line), self.rows + 1
         self.last = LogEvent(line, text)
-        if self.state == "message" and line - self.marks[-1].line > _WRAPPED:
-            self.state = "log"
-        if self.state == "log" and not self._before:
-            if form.text in self._plain:
-                answered = '"POST /' in text and self._answer(self.last)
-                self._progress += [line] if not answered and form.ask(_PROGRESS) else []
-                return
-            if len(self._plain) < _FORMS and form.ask(is_plain):
-                self._plain.add(form.text)
+        if self._is_seen(self.last, form):
+            return
         self.subject.notice(form)
         if self.begun_at is None and form.ask(_LOADS):
             self.begun_at = line
@@ -209,15 +207,25 @@ class LogFacts:
                 self.waiting = self.waiting or mark
             return
         part = self._part(mark, form)
-        bare = isinstance(self.marks[-1].event, TorchMemory) if self.marks else False
-        if part == "head" and self.state == "message" and bare and not self.marks[-1].stack:
-            self.state = "below"  # many frameworks print the message first, its traceback behind it
-        else:
-            self.state = STATES[self.state].get(part, self.state)
+        self.state = STATES[self.state].get(part, self.state)
         if part != "frame":
             self.subject.read(line, text, form)
         elif form.ask(facts_in):
             self.subject.facts.update(caught(text))
+
+    def _is_seen(self, row: LogEvent, form: Form) -> bool:
+        """Whether a row outside of a message has a form that told nothing before."""
+        if self.state == "message" and row.line - self.marks[-1].line > _WRAPPED:
+            self.state = "log"
+        if self.state != "log" or self._before:
+            return False
+        if form.text in self._plain:
+            answered = '"POST /' in row.text and self._answer(row)
+            self._progress += [row.line] if not answered and form.ask(_PROGRESS) else []
+            return True
+        if len(self._plain) < _FORMS and form.ask(is_plain):
+            self._plain.add(form.text)
+        return False
 
     def ended_by(self, text: str, form: Form) -> bool:
         """Whether a row begins a second run: the engine had reached its cache, or was dying."""
@@ -309,8 +317,10 @@ class LogFacts:
             return "frame"
         for part, begins in _BEGINNINGS:
             if form.ask(begins.match):
-                self._stack = ()
-                return part
+                self._stack, last = (), self.marks[-1] if self.marks else mark
+                # Many frameworks print torch's message first, and its traceback behind it.
+                bare = isinstance(last.event, TorchMemory) and not last.stack
+                return "late head" if part == "head" and bare else part
         silent = isinstance(mark.event, NoEvent | KnownMessage)
         if self.state in _OPEN and self._stack and silent and not self._stack[-1].code:
             call = _CALL.match(mark.text)

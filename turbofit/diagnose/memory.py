@@ -207,41 +207,45 @@ def _with_torch(
     case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, program: str
 ) -> Draft:
     """The answer with torch's own figures: who held the card, and what a first step does of it."""
-    asked, unknown, own = memory.requested or 0, list(draft.unknown), program == "other"
+    own = program == "other"
     if memory.pid and not own and any(size > (memory.process or 0) for _, size in memory.others):
         # LMDeploy also allocates outside torch: torch's figures do not tell it from a larger one.
         memory = replace(memory, named=False)
     signs = [*_copies(case, mark), *_beyond(case, mark, memory, draft, own=own)]
     signs += [*_matrix(mark, memory, draft, own=own), *_of_the_card(case, memory)]
-    steps, general = [sign.step for sign in signs if sign.step], draft.changes
-    if _SPLIT in steps:  # no card holds a copy
-        steps = [step for step in steps if step is not _ONCE]
-    if draft.phase != "weights" and asked > (memory.total or math.inf):
-        steps, general = (
-            [step for step in steps if step is _FUSED],
-            less_memory(program, "oversized"),
-        )
-    if not mark.stack and draft.phase == "unknown" and not unknown:
-        unknown.append("where: the log has no traceback before the error")
-    if any("eager_attention_forward" in frame.function for frame in mark.stack):
-        unknown.append("whether the attention is the vision tower's or the language model's")
-    if not memory.named:
-        unknown.append(
-            "which of these processes is this server: torch lists them by their pid on the host"
-        )
     others = sum(size for _, size in memory.others) + memory.unexplained
     bare = not mark.stack and (memory.requested is None or case.model is None)
     return replace(
         draft,
         why=(*draft.why, *(sign.why for sign in signs if sign.why)),
         held=(*_holders(mark, memory), *draft.held),
-        unknown=tuple(unknown),
+        unknown=(*draft.unknown, *_open(mark, memory, draft)),
         evidence=(*draft.evidence, *(sign.line for sign in signs if sign.line)),
-        changes=(*(step for step in steps if step is not _SEGMENTS), *general,
-                 *(step for step in steps if step is _SEGMENTS)),
+        changes=_in_order([sign.step for sign in signs], memory, draft, program),
         send=(_SEND,) if bare else (),
         by_others=max(draft.by_others, others if memory.named and others > _SMALL else 0),
-    )  # fmt: skip
+    )
+
+
+def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str) -> tuple[str, ...]:
+    """The steps of signs before those that help in general, and fragmentation's last."""
+    general, last = draft.changes, [step for step in steps if step is _SEGMENTS]
+    if _SPLIT in steps:  # no card holds a copy
+        steps = [step for step in steps if step is not _ONCE]
+    if draft.phase != "weights" and (memory.requested or 0) > (memory.total or math.inf):
+        steps, last = [step for step in steps if step is _FUSED], []
+        general = less_memory(program, "oversized")
+    return (*(step for step in steps if step and step is not _SEGMENTS), *general, *last)
+
+
+def _open(mark: LogEvent, memory: TorchMemory, draft: Draft) -> Iterator[str]:
+    """Yields what torch's text leaves open."""
+    if not mark.stack and draft.phase == "unknown" and not draft.unknown:
+        yield "where: the log has no traceback before the error"
+    if any("eager_attention_forward" in frame.function for frame in mark.stack):
+        yield "whether the attention is the vision tower's or the language model's"
+    if not memory.named:
+        yield "which of these processes is this server: torch lists them by their pid on the host"
 
 
 def _matrix(mark: LogEvent, memory: TorchMemory, draft: Draft, *, own: bool) -> Iterator[_Sign]:

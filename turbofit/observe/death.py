@@ -10,6 +10,8 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar, get_args
 
+from msgspec.structs import replace
+
 from turbofit.core.engine_end import End, exit_words, signal_of
 from turbofit.core.plan import Settings
 from turbofit.core.units import format_bytes
@@ -311,7 +313,11 @@ def death(
         # engine has let go of it. lmdeploy zmq_engine.py::ZMQMPEngine._start_mp_proc #bf32c0
         message = "LMDeploy's server and its engine lost each other while they started (EOFError)"
         return End(kind=kind, message=message)
-    words = last_words(course.fault or course.last(events.PythonError))
+    return _crashed(course, seen, kind, at)
+
+
+def _crashed(course: Course, seen: Exit | None, kind: EndKind, at: str) -> End:
+    words, call = last_words(course.fault or course.last(events.PythonError)), course.calls[:1]
     parts = [f"the engine ended {at}{f' with {exit_words(seen.code)}' if seen else ''}"]
     if seen is not None and seen.code is None:
         parts = [f"the engine's loop ended {at}", "its server would answer 503 for ever"]
@@ -319,7 +325,7 @@ def death(
         parts.append("its log tells of a lack of memory, of which no process ends like that")
     parts[0] += f": {words}" if words else ""
     hint = "turbofit doctor reads the kernel's log for errors of a card"
-    return End(kind=kind, message="; ".join(parts), hint=hint, where=call)
+    return End(kind=kind, message="; ".join(parts), hint=hint, where="".join(call))
 
 
 def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
@@ -332,7 +338,7 @@ def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
         )
         return End(kind="out_of_memory", phase="cache", message=message, hint=hint)
     torch = fault if isinstance(fault, events.TorchMemory) else None
-    if staged := _stages(plan, fault):
+    if _stages(plan, fault):
         account = None  # the account is TurboMind's, and torch's memory is not in it
     refused, told = account or End(), torch or events.TorchMemory()
     asked, left, gpu = (
@@ -349,20 +355,28 @@ def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
         call, at = call or fault.where, at.replace(_WHEN["serving"], "after its cache was made")
     who = "the program" if torch is not None and plan is None else "the engine"
     message = f"{who} ran out of GPU memory {at}{f' (in {call})' if call else ''}"
-    if asked and left is not None and gpu is not None and (account or plan is None):
-        doing = ", and the pretend GPU refused (simulated)" if refused.simulated else ""
-        message += f": it asked {format_bytes(asked)} where {format_bytes(left)} were left"
-        message += f" on GPU {gpu}{doing}"
-    elif torch is None:
-        message += f": {last_words(fault)}" if fault else ""
-    elif asked:
-        staging = ": torch stages the weights on the first GPU" if staged else ""
-        message += f", asking {format_bytes(asked)}{staging}"
-    return End(
+    end = End(
         kind="out_of_memory", phase=phase, where=call, asked=asked, left=left, gpu=gpu,
         missing=max((size for size in lacks if size is not None), default=None),
-        message=message, hint=hint,
+        simulated=refused.simulated, hint=hint,
     )  # fmt: skip
+    if account is None and plan is not None:
+        staged = ": torch stages the weights on the first GPU" if _stages(plan, fault) else ""
+        message += f", asking {format_bytes(asked)}{staged}" if torch and asked else ""
+        message += f": {last_words(fault)}" if fault and not torch else ""
+        return replace(end, message=message, simulated=None)
+    return replace(end, message=message + _of_piece(end, fault), simulated=None)
+
+
+def _of_piece(end: End, fault: Fault | None) -> str:
+    """What the refused piece was: its bytes, or the fault's own words."""
+    if end.asked and end.left is not None and end.gpu is not None:
+        doing = ", and the pretend GPU refused (simulated)" if end.simulated else ""
+        asked, left = format_bytes(end.asked), format_bytes(end.left)
+        return f": it asked {asked} where {left} were left on GPU {end.gpu}{doing}"
+    if fault is None or isinstance(fault, events.TorchMemory):
+        return f", asking {format_bytes(end.asked)}" if end.asked else ""
+    return f": {last_words(fault)}"
 
 
 def _stages(plan: Plan | None, fault: Struct | None) -> bool:
