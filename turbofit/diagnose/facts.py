@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from turbofit.observe.log_reader import Form
 
 _T = TypeVar("_T", bound=Struct)
-#: What a row is: a traceback's head, also behind torch's text without one; the sentence between two exceptions of a chain; a frame, and
-#: its source line; a line of an event; the name of a destructor that failed; other words.
+#: What a row is: a traceback's head, also behind torch's text without one; the sentence between
+#: two exceptions of a chain; a frame, and its source line; a line of an event; the name of a
+#: destructor that failed; other words.
 Part = Literal[
     "head", "late head", "chain", "frame", "code", "event", "destructor", "words",
 ]  # fmt: skip
