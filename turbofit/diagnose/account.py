@@ -101,7 +101,8 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
         finding = _of_cache(case, cache, ledger)
         forecast = case.forecast(free_at_cache=cache.free) or forecast
     elif memory and memory.process is not None and memory.allocated is not None:
-        finding = _of_torch(case, phase, memory, ledger, cached=cached)
+        turbomind = not forecast.engine.is_pytorch
+        finding = _of_torch(case, phase, memory, ledger, cached=cached, turbomind=turbomind)
     elif phase == "unknown":
         finding = _of_load(ledger)
     if case.version is None:
@@ -148,12 +149,18 @@ def _of_cache(case: LogCase, cache: Cache, ledger: GpuLedger) -> Finding:
 
 
 def _of_torch(
-    case: LogCase, phase: Phase, memory: TorchMemory, ledger: GpuLedger, *, cached: bool
+    case: LogCase,
+    phase: Phase,
+    memory: TorchMemory,
+    ledger: GpuLedger,
+    *,
+    cached: bool,
+    turbomind: bool,
 ) -> Finding:
     """What is left of the process's bytes beyond weights and contexts, and so the phase."""
     held, torch = memory.process or 0, (memory.allocated or 0) + (memory.cached or 0)
     weights, context = _weights(ledger), ledger.bytes_in("context")
-    turbomind, rest = case.engine.name == "turbomind", (memory.allocated or 0) - weights
+    rest = (memory.allocated or 0) - weights
     torch_tower = turbomind and release(case.engine.version) < _NATIVE
     if turbomind:
         tower = ledger.bytes_of("weights.vision_tower") if torch_tower else 0

@@ -10,7 +10,7 @@ from msgspec import convert
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.plan import Settings
+from turbofit.core.plan import PlannedEngine, Settings
 from turbofit.core.units import GIB, MIB
 from turbofit.core.version import REFERENCE
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
@@ -96,7 +96,8 @@ class LogCase:
             return False
         with suppress(TurbofitError):
             engine = engine_for(self.model, "auto", None)
-            return self.subject.of_lmdeploy and engine.name == "turbomind"
+            planned = PlannedEngine(name=engine.name, version=engine.version)
+            return self.subject.of_lmdeploy and not planned.is_pytorch
         return False
 
     @cached_property

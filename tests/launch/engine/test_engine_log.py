@@ -67,10 +67,10 @@ def test_phases_come_once_and_figures_with_them() -> None:
         ((*SERVING, CUDA, "  [ 0] LlamaLinear::Forward @ src/x.cc:1"), -6, "text", "LlamaLinear"),
         ((OOM,), 1, "weights", "asking 640 MiB"),
         (("torch.AcceleratorError: CUDA error: out of memory",), 1, "weights",
-         "ran out of GPU memory while it started"),
+         "ran out of GPU memory while it loaded weights"),
         ((START, BUDGET, "RuntimeError: Triton Error [CUDA]: out of memory"), 1, "weights",
-         "when it allocated the cache"),
-        ((*SERVING, "  what():  CUDA error: out of memory"), -6, "text", "while it served"),
+         "while it loaded weights"),
+        ((*SERVING, "  what():  CUDA error: out of memory"), -6, "text", "in a forward of the language model"),
         # A call that a check guards runs out of memory too.
         ((START, BUDGET, WARM,
           CUDA.replace("CUDA error:", "Check failed: status == cudaSuccess")), -6, "warm-up", ""),
