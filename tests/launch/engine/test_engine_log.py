@@ -70,7 +70,8 @@ def test_phases_come_once_and_figures_with_them() -> None:
          "ran out of GPU memory while it loaded weights"),
         ((START, BUDGET, "RuntimeError: Triton Error [CUDA]: out of memory"), 1, "weights",
          "while it loaded weights"),
-        ((*SERVING, "  what():  CUDA error: out of memory"), -6, "text", "in a forward of the language model"),
+        ((*SERVING, "  what():  CUDA error: out of memory"), -6, "text",
+         "in a forward of the language model"),
         # A call that a check guards runs out of memory too.
         ((START, BUDGET, WARM,
           CUDA.replace("CUDA error:", "Check failed: status == cudaSuccess")), -6, "warm-up", ""),
