@@ -47,8 +47,8 @@ _Request = TypeVar("_Request", bound=PlanRequest)
 _Answer = TypeVar("_Answer")
 #: A command line within a sentence, which is not reworded; and an option with its value.
 _COMMAND: Final = re.compile(
-    r"(turbofit (?:batch|bench|calibrate|diagnose|doctor|gpus|machine|merge|models|plan|predict"
-    r"|pretend|rehearse|report|serve|tune|which)\b[^;,]*)"
+    r"(turbofit (?:batch|bench|calibrate|diagnose|doctor|gpus|machine|merge|models|plan"
+    r"|predict|pretend|rehearse|report|serve|tune|which)\b[^;,]*)"
 )
 _OPTION: Final = re.compile(
     r"--(no-)?([a-z][a-z0-9-]*)(?:[ =](\d[\w.%*-]*|[A-Z][A-Z|%]+\b|[A-Z]\b|https?://[\w.:/-]*\w))?"

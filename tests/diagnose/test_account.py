@@ -27,8 +27,8 @@ TORCH: Final = (
     "$ lmdeploy serve api_server OpenGVLab/InternVL2-8B --tp 4{options}  # lmdeploy=={version}\n"
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {asked} GiB. GPU 0 has a total"
     " capacity of 23.69 GiB of which {free} MiB is free. Including non-PyTorch memory, this process"
-    " has {held} GiB memory in use. Of the allocated memory {torch} GiB is allocated by PyTorch, and"
-    " 60.00 MiB is reserved by PyTorch but unallocated.\n"
+    " has {held} GiB memory in use. Of the allocated memory {torch} GiB is allocated by PyTorch,"
+    " and 60.00 MiB is reserved by PyTorch but unallocated.\n"
 )
 FULL: Final = {"asked": "1.20", "free": "556.00", "held": "23.13", "torch": "1.15"}
 

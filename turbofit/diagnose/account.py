@@ -7,7 +7,6 @@ with one thing changed, which the same account lets live, the cheapest first.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -102,7 +101,8 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
         finding = _of_cache(case, cache, ledger)
         forecast = case.forecast(free_at_cache=cache.free) or forecast
     elif memory and memory.process is not None and memory.allocated is not None:
-        finding = _of_torch(case, phase, memory, ledger, cached=cached)
+        turbomind = not forecast.engine.is_pytorch
+        finding = _of_torch(case, phase, memory, ledger, cached=cached, turbomind=turbomind)
     elif phase == "unknown":
         finding = _of_load(ledger)
     if case.version is None:
@@ -149,54 +149,51 @@ def _of_cache(case: LogCase, cache: Cache, ledger: GpuLedger) -> Finding:
 
 
 def _of_torch(
-    case: LogCase, phase: Phase, memory: TorchMemory, ledger: GpuLedger, *, cached: bool
+    case: LogCase,
+    phase: Phase,
+    memory: TorchMemory,
+    ledger: GpuLedger,
+    *,
+    cached: bool,
+    turbomind: bool,
 ) -> Finding:
     """What is left of the process's bytes beyond weights and contexts, and so the phase."""
     held, torch = memory.process or 0, (memory.allocated or 0) + (memory.cached or 0)
-    weights, context, model = _weights(ledger), ledger.bytes_in("context"), case.model
-    region = sum(term.bytes for term in ledger.ledger if term.phase == "cache")
-    turbomind, images = case.engine.name == "turbomind", model is not None and model.vision
-    # Where TurboMind runs the tower, torch allocates next to nothing beside it.
-    older = release(case.engine.version) < _NATIVE or (case.version is None and torch > GIB)
-    torch_tower = turbomind and older
+    weights, context = _weights(ledger), ledger.bytes_in("context")
+    rest = (memory.allocated or 0) - weights
+    torch_tower = turbomind and release(case.engine.version) < _NATIVE
     if turbomind:
         tower = ledger.bytes_of("weights.vision_tower") if torch_tower else 0
         rest = held - torch - context - (weights - tower)
-    else:
-        rest = (memory.allocated or 0) - weights
-    doubt, others = held // _TENTH, sum(size for _, size in memory.others)
-    impossible = held + (memory.free or 0) + others > (memory.total or math.inf) + doubt
-    if impossible or (rest < -doubt and (cached or phase not in ("weights", "unknown"))):
-        parts = f"{format_bytes(weights)} of weights and {format_bytes(context)} of CUDA's context"
+    doubt, parts = held // _TENTH, (held, memory.free or 0, *(size for _, size in memory.others))
+    past = cached or phase not in ("weights", "unknown")
+    of_weights = f"{format_bytes(weights)} and CUDA's context about {format_bytes(context)}"
+    if (memory.total and sum(parts) > memory.total + doubt) or (rest < -doubt and past):
         said = (
             f"the phase: the figures contradict each other (this process held {format_bytes(held)},"
-            f" and {case.model.name if case.model else ''} at tp {case.tp} takes {parts} on a rank"
-            " alone): other settings or another model ran"
+            f" and the weights of a rank at tp {case.tp} alone are {of_weights}): other settings or"
+            " another model ran"
         )
         return Finding(unknown=(said,))
     said = (
-        f"of {format_bytes(held)} that this process held, the weights of a rank are"
-        f" {format_bytes(weights)} and CUDA's context about {format_bytes(context)}"
+        f"of {format_bytes(held)} that this process held, the weights of a rank are {of_weights}"
         f"{f', torch {format_bytes(torch)}' if turbomind else ''}: "
     )
-    named = "weights"
-    unknown: tuple[str, ...] = ()
+    region, named = sum(term.bytes for term in ledger.ledger if term.phase == "cache"), "weights"
     if rest > doubt:
+        images = case.model is not None and case.model.vision is not None
+        named = "text" if not images else "vision" if torch_tower else "after"
         said += (
             f"about {format_bytes(rest)} of it were the KV cache with its buffers (the ratio"
             f" {case.ratio:g} gives {format_bytes(region)} by the account), so it died after the"
             " cache was made"
         )
-        named = "text" if not images else "vision" if torch_tower else "after"
-        if named == "after":
-            unknown = (_IMAGE_OR_TEXT,)
     elif not turbomind and (memory.requested or 0) > region // 2 > 0:
         named, said = "cache", f"{said}it asked for the cache itself"
     else:
         said += "the weights were not yet whole" if rest < -doubt else "nothing is left for a cache"
-    return Finding(
-        end=End(phase=named) if phase == "unknown" else None, why=(said,), unknown=unknown
-    )
+    end = End(phase=named) if phase == "unknown" else None
+    return Finding(end=end, why=(said,), unknown=(_IMAGE_OR_TEXT,) if named == "after" else ())
 
 
 def _of_load(ledger: GpuLedger) -> Finding:

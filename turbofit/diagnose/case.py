@@ -10,8 +10,8 @@ from msgspec import convert
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.plan import Settings
-from turbofit.core.units import MIB
+from turbofit.core.plan import PlannedEngine, Settings
+from turbofit.core.units import GIB, MIB
 from turbofit.core.version import REFERENCE
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
 from turbofit.machine.presets import assumed_note, nearest_in_memory, spec_name
@@ -85,9 +85,20 @@ class LogCase:
         facts = self.facts
         if facts.first(PeerMissing):
             return "0.7"
-        old = facts.first(KvBlocks) or facts.first(LegacyCuda)
+        old = facts.first(KvBlocks) or facts.first(LegacyCuda) or self._tower_is_torch_s()
         newer = facts.first(CacheBudget) or facts.first(Slab)
         return "0.12" if old and not newer else None
+
+    def _tower_is_torch_s(self) -> bool:
+        """Whether torch holds a vision tower beside TurboMind, which ran none before 0.15."""
+        held = [event.allocated or 0 for _, event in self.facts.every(TorchMemory)]
+        if self.model is None or self.subject.on_pytorch or max(held, default=0) < GIB:
+            return False
+        with suppress(TurbofitError):
+            engine = engine_for(self.model, "auto", None)
+            planned = PlannedEngine(name=engine.name, version=engine.version)
+            return self.subject.of_lmdeploy and not planned.is_pytorch
+        return False
 
     @cached_property
     def engine(self) -> Engine:
@@ -168,25 +179,16 @@ class LogCase:
 
     def _take_machine_of_log(self) -> None:
         """The cards that the log names, where they make a machine; else why they make none."""
-        gpus, begun = self.facts.every(SmiGpu), self.facts.begun_at
         torch = [event for _, event in self.facts.every(TorchMemory)]
         total = next((event.total for event in reversed(torch) if event.total), 0)
-        table = {gpu.index: (mark.line, gpu) for mark, gpu in gpus if gpu.total}
-        cards = [gpu for _, gpu in sorted({gpu.index: gpu for _, gpu in gpus}.items())]
-        if table:
-            # What is in use counts before the engine began; torch's text is nearer to the death.
-            before = 0 if begun is None or torch else begun
-            cards = [
-                replace(gpu, used=gpu.used if line < before and (gpu.used or 0) >= _IN_USE else 0)
-                for _, (line, gpu) in sorted(table.items())
-            ]
-        elif not cards:
-            cards = self._named(torch, total)
-        self.guessed = bool(total) and not cards and not self.no_machine
-        if self.guessed and total:
-            cards = [SmiGpu(index=0, name=nearest_in_memory(total), count=self._count(torch))]
-        if not table and len({gpu.name for gpu in cards}) == 1:
-            cards = [replace(gpu, name=spec_name(gpu.name, total or 0)) for gpu in cards]
+        if not (cards := self._of_table(torch)):
+            listed = {gpu.index: gpu for _, gpu in self.facts.every(SmiGpu)}
+            cards = [gpu for _, gpu in sorted(listed.items())] or self._named(torch, total)
+            self.guessed = bool(total) and not cards and not self.no_machine
+            if self.guessed:
+                cards = [SmiGpu(index=0, name=nearest_in_memory(total), count=self._count(torch))]
+            elif len({gpu.name for gpu in cards}) == 1:
+                cards = [replace(gpu, name=spec_name(gpu.name, total)) for gpu in cards]
         if not cards:
             return
         slices = [event for _, event in self.facts.every(MigSlice)]
@@ -196,19 +198,32 @@ class LogCase:
         except UsageError as exc:
             self.no_machine = f"{exc.message} ({exc.hint})"
             return
-        seen = self.subject.visible
-        if seen is not None and seen < len(machine.gpus):
-            self.unseen = len(machine.gpus) - seen
+        seen = self.subject.visible or len(machine.gpus)
+        if (unseen := len(machine.gpus) - seen) > 0:
+            self.unseen = unseen
             machine = machine_from(self.named(replace(machine, gpus=machine.gpus[:seen])))
         self.machine, self.on = machine, None if self.guessed else self.named(machine)
 
-    def _named(self, torch: list[TorchMemory], total: int | None) -> list[SmiGpu]:
+    def _of_table(self, torch: list[TorchMemory]) -> list[SmiGpu]:
+        """The cards of nvidia-smi's table.
+
+        What is in use counts before the engine began; torch's text is nearer to the death.
+        """
+        table = {gpu.index: (mark, gpu) for mark, gpu in self.facts.every(SmiGpu) if gpu.total}
+        before = 0 if torch else self.facts.begun_at or 0
+        return [
+            replace(gpu, used=used if mark.line < before and used >= _IN_USE else 0)
+            for _, (mark, gpu) in sorted(table.items())
+            for used in (gpu.used or 0,)
+        ]
+
+    def _named(self, torch: list[TorchMemory], total: int) -> list[SmiGpu]:
         """Cards that the text names, where they are of one kind."""
         found = list(self.subject.cards.values())
-        if len(found) != 1:
+        if len(found) > 1:
             kinds = ", ".join(f"{max(1, cards.number)}x {cards.name}" for cards in found)
-            several = f"the log names {kinds}; name the one that is meant with --on"
-            self.no_machine = several if found else ""
+            self.no_machine = f"the log names {kinds}; name the one that is meant with --on"
+        if len(found) != 1:
             return []
         chip, name, number, sized = found[0]
         if not total and not sized and name != chip:

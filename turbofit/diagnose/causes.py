@@ -144,7 +144,7 @@ def _words() -> list[tuple[str, Row]]:
 
 def _rows_in(form: str) -> tuple[Row, ...]:
     """The rows of which a line of this form has a word, in their order."""
-    return tuple(dict.fromkeys(row for word, row in _words() if word in form))
+    return tuple(dict.fromkeys([row for word, row in _words() if word in form]))
 
 
 def may_be_known(form: str) -> bool:

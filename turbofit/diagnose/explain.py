@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import reduce
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from turbofit.core.machine import Machine
+    from turbofit.core.model import Model
     from turbofit.core.plan import Plan, Remedy
 
 #: Notices that give the reason of an end, by the kind of end; they go before it.
@@ -91,7 +93,7 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
     known = bool(draft.what) and draft.kind not in ("unknown", IN_DIAGNOSIS["stalled"])
     ways = cures(case, draft.phase, draft.by_others) if draft.short else ()
     would_work, lacks = _worked(case, draft, ways)
-    changes = _steps(case, draft, would_work, has_ways=bool(ways))
+    changes = _steps(case, draft, would_work, ways)
     send, what = draft.send, draft.what
     unknown = draft.unknown or (() if known else ("what caused it",))
     if not known:
@@ -126,81 +128,95 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
 
 
 def _steps(
-    case: LogCase, draft: Draft, worked: Advice | None, *, has_ways: bool
+    case: LogCase, draft: Draft, worked: Advice | None, ways: Sequence[tuple[Remedy, Plan]]
 ) -> tuple[str, ...]:
     """The steps, the first one first, none of which goes against the plan or the log beside it.
 
     What the account lets live goes before what helps in general. A step that the log has done is
     left out; so is a share of the cache where no share helps, and more cards where the cards do.
     """
-    variables, of_lmdeploy = case.subject.variables, case.subject.of_lmdeploy
-    steps = []
-    for step in draft.changes:
-        asked = _VARIABLE.findall(step)
-        if any(variables.get(name) == value for name, value in asked):
-            continue  # the log has it
-        enough = worked is not None and worked.fits
-        told = step.replace(", or more cards", "") if enough else step
-        packed = case.model is not None and case.model.quantization is not None
-        steps.append(told.replace("a quantised variant", "a smaller model") if packed else told)
-    if not draft.short or worked is None or worked.fits is None:
-        return tuple(dict.fromkeys(steps))
-    own = [remedy.change for remedy in worked.remedies]
-    if worked.fits and not has_ways:
-        names = ("tp", "cache_max_entry_count", "max_batch_size", "session_len")
-        words = (f"--{name.replace('_', '-')} {worked.settings[name]}" for name in names)
-        own = [f"these settings together: {' '.join(words)}"] if of_lmdeploy else []
+    of_lmdeploy, fits = case.subject.of_lmdeploy, worked and worked.fits
+    asked = draft.short and case.model is not None and case.machine is not None and of_lmdeploy
+    share = any(_SHARE.search(remedy.change) for remedy, _ in ways)
+    vain = fits is False or (asked and not share)
+    steps = _general(case, draft, fits=bool(fits), vain=vain)
+    own = [remedy.change for remedy in worked.remedies] if worked else []
+    if not draft.short or worked is None or fits is None:
+        return tuple(dict.fromkeys(steps or (own if vain and draft.changes else [])))
+    if fits and not ways:
+        own = [_as_settings(worked)] if of_lmdeploy else []
     ends = [step for step in steps if "holds the card" in step]
-    if of_lmdeploy and own:
-        return tuple(dict.fromkeys((*ends, *own)))
-    share = not worked.fits
-    return tuple(
-        dict.fromkeys((*ends, *own, *(s for s in steps if not (share and _SHARE.search(s)))))
-    )
+    return tuple(dict.fromkeys((*ends, *own, *([] if own and of_lmdeploy else steps))))
+
+
+def _general(case: LogCase, draft: Draft, *, fits: bool, vain: bool) -> list[str]:
+    """The steps that help in general, and are neither done, nor in vain, nor impossible."""
+    words = {", or more cards": ""} if fits else {}
+    if case.model is not None and case.model.quantization is not None:
+        words["a quantised variant"] = "a smaller model"
+    set_, steps = case.subject.variables, []
+    for step in draft.changes:
+        did = any(set_.get(name) == value for name, value in _VARIABLE.findall(step))
+        if not did and not (vain and _SHARE.search(step)):
+            steps.append(reduce(lambda text, pair: text.replace(*pair), words.items(), step))
+    return steps
+
+
+def _as_settings(advice: Advice) -> str:
+    names = ("tp", "cache_max_entry_count", "max_batch_size", "session_len")
+    words = (f"--{name.replace('_', '-')} {advice.settings[name]}" for name in names)
+    return f"these settings together: {' '.join(words)}"
 
 
 def _worked(
     case: LogCase, draft: Draft, ways: Sequence[tuple[Remedy, Plan]]
 ) -> tuple[Advice | None, tuple[str, ...]]:
     """A run that would have worked and contains the first step, and what is needed to find one."""
-    model, machine, name = case.model, case.machine, case.subject.model
+    model, machine, lacks = case.model, case.machine, []
     if not draft.planned:
         return None, ()
-    if model is None or machine is None or (case.guessed and not ways):
-        lacks = []
-        if model is None:
-            told = f"what {name} is: it has no preset here, so name its folder or a preset with"
-            lacks.append(f"{told if name else 'which model it was: name it with'} --model")
-        if machine is None or case.guessed:
-            lacks.append(f"which machine it was: {case.no_machine or 'name it with --on'}")
+    if model is None:
+        name = case.subject.model
+        told = f"what {name} is: it has no preset here, so name its folder or a preset with"
+        lacks.append(f"{told if name else 'which model it was: name it with'} --model")
+    if machine is None or (case.guessed and not ways):
+        lacks.append(f"which machine it was: {case.no_machine or 'name it with --on'}")
+    if model is None or machine is None or lacks:
         return None, tuple(lacks)
+    if ways:
+        return _of_plan(case, ways[0][1], machine, tuple(remedy for remedy, _ in ways)), ()
     if case.subject.quantises:
         verdict = "a checkpoint that is quantised already needs no calibration"
         advice = Advice(model=model.name, on=case.on or "", fits=None, verdict=verdict)
         return replace(advice, remedies=smaller(case)), ()
-    if ways:
-        return _of_plan(case, ways[0][1], machine, tuple(remedy for remedy, _ in ways)), ()
-    version = case.subject.version or (case.version if case.subject.of_lmdeploy else None)
-    old = version if version and case.subject.of_lmdeploy and is_legacy(version) else None
-    tp = case.tp if case.subject.ranks and not draft.short and case.tp > 1 else None
-    kept = machine.with_used(draft.by_others)
+    return _planned(case, draft, model, machine), ()
+
+
+def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Advice:
+    """The best plan for the log's release on its cards, beside what others hold of them."""
+    of_lmdeploy, kept = case.subject.of_lmdeploy, machine.with_used(draft.by_others)
+    version = case.version if of_lmdeploy else None
+    again = case.subject.ranks and not draft.short and case.tp > 1
     try:
-        request = PlanRequest.of(model=model, on=kept, lmdeploy=old, tp=tp)
+        request = PlanRequest.of(
+            model=model, on=kept, tp=case.tp if again else None,
+            lmdeploy=version if version and is_legacy(version) else None,
+        )  # fmt: skip
         plan = best_plan(request, compares_limits=False)
         if not plan.fits and draft.by_others:
             alone = best_plan(request.changed(on=machine), compares_limits=False)
             if alone.fits:
                 free = _of_plan(case, alone, machine, alone.remedies)
-                return replace(free, verdict=f"once the cards are free: {alone.verdict}"), ()
+                return replace(free, verdict=f"once the cards are free: {alone.verdict}")
     except TurbofitError as exc:
         verdict = f"{exc.message} ({exc.hint})"
-        return Advice(model=model.name, on=case.named(kept), fits=None, verdict=verdict), ()
+        return Advice(model=model.name, on=case.named(kept), fits=None, verdict=verdict)
     advice = _of_plan(case, plan, kept, plan.remedies or smaller(case))
-    loading = draft.short and draft.phase == "weights" and case.subject.of_lmdeploy
-    if plan.fits and loading and not draft.by_others and plan.parallel.tp <= case.tp:
+    loading = draft.short and draft.phase == "weights" and of_lmdeploy and not draft.by_others
+    if plan.fits and loading and plan.parallel.tp <= case.tp:
         verdict = f"by turbofit's account it {plan.verdict}"
-        advice = replace(advice, fits=None, verdict=verdict, note=_LOADED_HERE)
-    return advice, ()
+        return replace(advice, fits=None, verdict=verdict, note=_LOADED_HERE)
+    return advice
 
 
 def _of_plan(case: LogCase, plan: Plan, machine: Machine, remedies: tuple[Remedy, ...]) -> Advice:

@@ -40,22 +40,28 @@ if TYPE_CHECKING:
     from turbofit.observe.log_reader import Form
 
 _T = TypeVar("_T", bound=Struct)
-#: What a row is: a traceback's head; the sentence between two exceptions of a chain; a frame, and
-#: its source line; a line of an event; the name of a destructor that failed; other words.
-Part = Literal["head", "chain", "frame", "code", "event", "destructor", "words"]
+#: What a row is: a traceback's head, also behind torch's text without one; the sentence between
+#: two exceptions of a chain; a frame, and its source line; a line of an event; the name of a
+#: destructor that failed; other words.
+Part = Literal[
+    "head", "late head", "chain", "frame", "code", "event", "destructor", "words",
+]  # fmt: skip
 #: ``log``: outside of tracebacks. ``traceback``: between its frames. ``frame``: behind a frame,
 #: whose source line may come. ``message``: behind an error, whose line a terminal may have broken.
 #: ``below``: in a traceback that follows its error. ``ignored``: in one that ends nothing.
 State = Literal["log", "traceback", "frame", "message", "below", "ignored"]
 #: The automaton: the state after a row, by the state before it. What is not named stays.
 STATES: Final[dict[State, dict[Part, State]]] = {
-    "log": {"head": "traceback", "frame": "frame", "event": "message", "destructor": "ignored"},
+    "log": {"head": "traceback", "late head": "traceback", "frame": "frame", "event": "message",
+            "destructor": "ignored"},
     "traceback": {"frame": "frame", "event": "message"},
-    "frame": {"code": "traceback", "words": "traceback", "head": "traceback", "event": "message"},
-    "message": {"head": "traceback", "frame": "frame", "chain": "log", "destructor": "ignored"},
+    "frame": {"code": "traceback", "words": "traceback", "head": "traceback",
+              "late head": "traceback", "event": "message"},
+    "message": {"head": "traceback", "late head": "below", "frame": "frame", "chain": "log",
+                "destructor": "ignored"},
     "below": {"event": "message"},
     "ignored": {"event": "log"},
-}
+}  # fmt: skip
 _OPEN: Final = ("traceback", "frame", "below")
 #: How rows that are no event begin, by what they are.
 _BEGINNINGS: Final[tuple[tuple[Part, re.Pattern[str]], ...]] = (
@@ -108,7 +114,7 @@ _NONE_OF_THEM: Final = re.compile(
     r"|\b(?:0|no) (?:\w+ )?(?:failed|failures?|errors?|refused))(?![\w.])"
 )
 #: A request to a server, and the status of its answer; anybody may send some without a key.
-_POST: Final = re.compile(r'"POST /\S{0,240} HTTP/[\d.]+" (\d{3})\b')
+_POST: Final = re.compile(r'(INFO: .{0,200})?"POST /\S{0,240} HTTP/[\d.]+" (\d{3})\b')
 _ANYBODYS: Final = ("401", "403", "404", "405")
 #: Words of faults after which a process has no CUDA context or no communicator, so that it ends.
 _NEVER_OUTLIVED: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NCCL")
@@ -186,12 +192,8 @@ class LogFacts:
         """Read a row; the second one of a form that tells nothing is only counted."""
         self.lines, self.rows = max(self.lines, line), self.rows + 1
         self.last = LogEvent(line, text)
-        if self.state == "log" and not self._before:
-            if form.text in self._plain:
-                self._progress += [line] if form.ask(_PROGRESS) else []
-                return
-            if len(self._plain) < _FORMS and form.ask(is_plain):
-                self._plain.add(form.text)
+        if self._is_seen(self.last, form):
+            return
         self.subject.notice(form)
         if self.begun_at is None and form.ask(_LOADS):
             self.begun_at = line
@@ -206,24 +208,34 @@ class LogFacts:
                 self.waiting = self.waiting or mark
             return
         part = self._part(mark, form)
-        bare = isinstance(self.marks[-1].event, TorchMemory) if self.marks else False
-        if part == "head" and self.state == "message" and bare and not self.marks[-1].stack:
-            self.state = "below"  # many frameworks print the message first, its traceback behind it
-        else:
-            self.state = STATES[self.state].get(part, self.state)
+        self.state = STATES[self.state].get(part, self.state)
         if part != "frame":
             self.subject.read(line, text, form)
         elif form.ask(facts_in):
             self.subject.facts.update(caught(text))
+
+    def _is_seen(self, row: LogEvent, form: Form) -> bool:
+        """Whether a row outside of a message has a form that told nothing before."""
+        if self.state == "message" and row.line - self.marks[-1].line > _WRAPPED:
+            self.state = "log"
+        if self.state != "log" or self._before:
+            return False
+        if form.text in self._plain:
+            answered = '"POST /' in row.text and self._answer(row)
+            self._progress += [row.line] if not answered and form.ask(_PROGRESS) else []
+            return True
+        if len(self._plain) < _FORMS and form.ask(is_plain):
+            self._plain.add(form.text)
+        return False
 
     def ended_by(self, text: str, form: Form) -> bool:
         """Whether a row begins a second run: the engine had reached its cache, or was dying."""
         past = (events.CacheBudget, events.Slab, events.KvBlocks, events.WarmingUp,
                 events.WarmupFinished, events.ServerUp, events.CudaError, events.LegacyCuda,
                 events.CheckFailed)  # fmt: skip
-        begun = any(self._counts[kind] for kind in past)
         # In a form 0% stands for any percentage of one digit, so the text is asked, too.
-        return begun and form.ask(_BEGINS_AGAIN) is not None and _BEGINS_AGAIN(text) is not None
+        begins = form.ask(_BEGINS_AGAIN) is not None and _BEGINS_AGAIN(text) is not None
+        return begins and any(self._counts[kind] for kind in past)
 
     @cached_property
     def fatal(self) -> list[LogEvent]:
@@ -306,8 +318,10 @@ class LogFacts:
             return "frame"
         for part, begins in _BEGINNINGS:
             if form.ask(begins.match):
-                self._stack = ()
-                return part
+                self._stack, last = (), self.marks[-1] if self.marks else mark
+                # Many frameworks print torch's message first, and its traceback behind it.
+                bare = isinstance(last.event, TorchMemory) and not last.stack
+                return "late head" if part == "head" and bare else part
         silent = isinstance(mark.event, NoEvent | KnownMessage)
         if self.state in _OPEN and self._stack and silent and not self._stack[-1].code:
             call = _CALL.match(mark.text)
@@ -332,18 +346,24 @@ class LogFacts:
             memory = max(map(torch_memory, self._message), key=lambda one: one.figures)
             if isinstance(last.event, TorchMemory) and memory.figures > last.event.figures:
                 self.marks[-1] = last._replace(event=memory)
-        at = mark.text.find('"POST /')
-        if answer := _POST.match(mark.text, at) if at >= 0 else None:
-            if answer[1].startswith(("4", "5")) and answer[1] not in _ANYBODYS:
-                self.complaint = self.complaint or mark
-            elif answer[1] == "200" and "INFO: " in mark.text[:at]:
-                self.answered = self.answered or mark
-        elif _IN_WORDS.search(mark.text):
+        if '"POST /' in mark.text and self._answer(mark):
+            return
+        if _IN_WORDS.search(mark.text):
             self.in_words = self.in_words or mark
         elif form.ask(_COMPLAINT) and _COMPLAINT(_NONE_OF_THEM.sub("", mark.text)):
             self.complaint = mark
         elif form.ask(_PROGRESS):
             self._progress.append(mark.line)
+
+    def _answer(self, mark: LogEvent) -> bool:
+        """Whether a row is a server's answer to a request; keeps the first good and bad one."""
+        if (answer := _POST.search(mark.text)) is None:
+            return False
+        refused = answer[2].startswith(("4", "5")) and answer[2] not in _ANYBODYS
+        self.complaint = self.complaint or (mark if refused else None)
+        good = answer[1] and answer[2] == "200"
+        self.answered = self.answered or (mark if good else None)
+        return True
 
     def _keep(self, mark: LogEvent) -> None:
         """Keep an event; it ends a traceback, and the lines of the last message."""
@@ -374,7 +394,7 @@ def is_plain(form: str) -> bool:
         ("|", "#", "During", "The above", "Exception ")
     )
     asks = (may_be_event, may_be_known, readers, _COMPLAINT, _GOES_ON.match, _IN_WORDS.search)
-    telling = of_block or "Traceback" in form or '"POST /' in form
+    telling = of_block or "Traceback" in form
     return not (telling or any(question(form) for question in asks))
 
 

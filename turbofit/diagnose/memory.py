@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from msgspec.structs import replace
 
@@ -64,6 +64,7 @@ _RESTART: Final = (
     " is one, ends with it; nvidia-smi shows what is left on the card"
 )
 _FUSED: Final = 'attn_implementation="sdpa" (or "flash_attention_2"): it stores no such matrix'
+_SEGMENTS: Final = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation"
 #: What to send if the log is only an error text.
 _SEND: Final = (
     'the line "CUDA out of memory. Tried to allocate …" as a whole, whose figures say who held the'
@@ -194,124 +195,145 @@ def _with_ranks(case: LogCase, draft: Draft) -> Draft:
     )
 
 
+class _Sign(NamedTuple):
+    """What figures and frames show: why, the first step against it, and its line."""
+
+    why: str
+    step: str = ""
+    line: Evidence | None = None
+
+
 def _with_torch(
     case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, program: str
 ) -> Draft:
     """The answer with torch's own figures: who held the card, and what a first step does of it."""
-    asked, unknown, own = memory.requested or 0, list(draft.unknown), program == "other"
+    own = program == "other"
     if memory.pid and not own and any(size > (memory.process or 0) for _, size in memory.others):
         # LMDeploy also allocates outside torch: torch's figures do not tell it from a larger one.
         memory = replace(memory, named=False)
-    steps, why, lines = _copies(case, mark, memory, draft, own=own)
-    eager = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
-    large = asked > max(memory.allocated or 0, _ONE_TENSOR) and draft.phase not in _NO_ATTENTION
-    if large or (draft.phase == "vision" and eager):
-        fused = "; a fused attn_implementation has none" if own else ""
-        why.append(
-            "it asked for attention's whole matrix, by the call or by the size, which grows with"
-            f" the square of the tokens or patches{fused}"
-        )
-        sdpa = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
-        steps += [_FUSED] if own and not sdpa else []
-    others = sum(size for _, size in memory.others)
-    if others > _SMALL:
-        pids = ", ".join(str(pid) for pid, _ in memory.others)
-        steps.append(
-            f"end what else holds the card (process {pids}) if it is no part of this server, or"
-            " plan for what is free"
-        )
-    steps += draft.changes
-    if draft.phase != "weights" and asked > (memory.total or math.inf):
-        steps = [*(step for step in steps if step is _FUSED), *less_memory(program, "oversized")]
-    if asked and (memory.cached or 0) >= asked:
-        why.append(
-            f"{format_bytes(memory.cached or 0)} lay unused in torch's own cache, in pieces too"
-            " small or of another size: fragmentation"
-        )
-        # Not under WSL and Windows, which tell no process: there it is said to fail.
-        if memory.process is not None and "expandable" not in case.subject.facts:
-            steps.append("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation")
-    if memory.unexplained > GIB:
-        why.append(
-            f"at least {format_bytes(memory.unexplained)} of the card are explained by nobody in"
-            " this text: another process or container, or the driver"
-        )
-    if not mark.stack and draft.phase == "unknown" and not unknown:
-        unknown.append("where: the log has no traceback before the error")
-    if any("eager_attention_forward" in frame.function for frame in mark.stack):
-        unknown.append("whether the attention is the vision tower's or the language model's")
-    if not memory.named:
-        unknown.append(
-            "which of these processes is this server: torch lists them by their pid on the host"
-        )
-    others += memory.unexplained
+    signs = [*_copies(case, mark), *_beyond(case, mark, memory, draft, own=own)]
+    signs += [*_matrix(mark, memory, draft, own=own), *_of_the_card(case, memory)]
+    others = sum(size for _, size in memory.others) + memory.unexplained
     bare = not mark.stack and (memory.requested is None or case.model is None)
     return replace(
         draft,
-        why=(*draft.why, *why),
+        why=(*draft.why, *(sign.why for sign in signs if sign.why)),
         held=(*_holders(mark, memory), *draft.held),
-        unknown=tuple(unknown),
-        evidence=(*draft.evidence, *lines),
-        changes=tuple(steps),
+        unknown=(*draft.unknown, *_open(mark, memory, draft)),
+        evidence=(*draft.evidence, *(sign.line for sign in signs if sign.line)),
+        changes=_in_order([sign.step for sign in signs], memory, draft, program),
         send=(_SEND,) if bare else (),
         by_others=max(draft.by_others, others if memory.named and others > _SMALL else 0),
     )
 
 
-def _copies(
-    case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, *, own: bool
-) -> tuple[list[str], list[str], list[Evidence]]:
-    """First steps, reasons and lines where one program holds a model more than once.
+def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str) -> tuple[str, ...]:
+    """The steps of signs before those that help in general, and fragmentation's last."""
+    general, last = draft.changes, [step for step in steps if step is _SEGMENTS]
+    if _SPLIT in steps:  # no card holds a copy
+        steps = [step for step in steps if step is not _ONCE]
+    if draft.phase != "weights" and (memory.requested or 0) > (memory.total or math.inf):
+        steps, last = [step for step in steps if step is _FUSED], []
+        general = less_memory(program, "oversized")
+    return (*(step for step in steps if step and step is not _SEGMENTS), *general, *last)
 
-    The signs are its loads, its traceback's source lines, and its figures: turbofit knows the most
-    that one copy of a model and its longest request take; the rest is another copy's.
-    """
+
+def _open(mark: LogEvent, memory: TorchMemory, draft: Draft) -> Iterator[str]:
+    """Yields what torch's text leaves open."""
+    if not mark.stack and draft.phase == "unknown" and not draft.unknown:
+        yield "where: the log has no traceback before the error"
+    if any("eager_attention_forward" in frame.function for frame in mark.stack):
+        yield "whether the attention is the vision tower's or the language model's"
+    if not memory.named:
+        yield "which of these processes is this server: torch lists them by their pid on the host"
+
+
+def _matrix(mark: LogEvent, memory: TorchMemory, draft: Draft, *, own: bool) -> Iterator[_Sign]:
+    """Yields the sign of attention's whole matrix, by the call or by the size."""
+    eager = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
+    large = (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR)
+    if (large and draft.phase not in _NO_ATTENTION) or (draft.phase == "vision" and eager):
+        sdpa = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
+        yield _Sign(
+            "it asked for attention's whole matrix, by the call or by the size, which grows with"
+            " the square of the tokens or patches"
+            f"{'; a fused attn_implementation has none' if own else ''}",
+            _FUSED if own and not sdpa else "",
+        )
+
+
+def _of_the_card(case: LogCase, memory: TorchMemory) -> Iterator[_Sign]:
+    """Yields who else holds the card, and what torch holds without use."""
+    if sum(size for _, size in memory.others) > _SMALL:
+        pids = ", ".join(str(pid) for pid, _ in memory.others)
+        step = f"end what else holds the card (process {pids}) if it is no part of this server, or"
+        yield _Sign("", f"{step} plan for what is free")
+    if memory.requested and (memory.cached or 0) >= memory.requested:
+        # Not under WSL and Windows, which tell no process: there it is said to fail.
+        able = memory.process is not None and "expandable" not in case.subject.facts
+        yield _Sign(
+            f"{format_bytes(memory.cached or 0)} lay unused in torch's own cache, in pieces too"
+            " small or of another size: fragmentation",
+            _SEGMENTS if able else "",
+        )
+    if memory.unexplained > GIB:
+        yield _Sign(
+            f"at least {format_bytes(memory.unexplained)} of the card are explained by nobody in"
+            " this text: another process or container, or the driver"
+        )
+
+
+def _copies(case: LogCase, mark: LogEvent) -> Iterator[_Sign]:
+    """Yields the signs that a program holds a model more than once: its loads and its calls."""
     placed, ranks = case.subject.auto_map, case.subject.ranks
-    why: list[str] = []
-    lines: list[Evidence] = []
-    steps: list[str] = []
     moves = [frame.code for frame in mark.stack if _MOVES.search(frame.code)]
     if placed and moves and any(_MODULE.search(frame.path) for frame in mark.stack):
-        why.append(
+        yield _Sign(
             f'device_map="auto" had placed the model over the cards, and `{moves[0].strip()}` moves'
-            " the whole of it onto one"
+            " the whole of it onto one",
+            _ONCE,
+            evidence_at(placed, "the model is placed"),
         )
-        lines.append(evidence_at(placed, "the model is placed"))
     # A progress bar that is drawn again in the next line belongs to the same load.
     loads = [made for made, _ in case.facts.every(ModelLoaded)]
     again = [now for before, now in pairwise(loads) if now.line - before.line > 1]
     if again and len(again) + 1 > (ranks[0] if ranks else 1):
         shards = ", and `device_map=auto` shards each over the same cards" if placed else ""
-        why.append(
+        yield _Sign(
             f"the program loaded the whole model {len(again) + 1} times{shards}: replicas, or"
             " replicas and shards at once, so every copy after the first meets cards that are"
-            " already full"
+            " already full",
+            _ONCE,
+            evidence(again[0], "the model is loaded again"),
         )
-        lines.append(evidence(again[0], "the model is loaded again"))
-    steps += [_ONCE] if why else []
+
+
+def _beyond(
+    case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, *, own: bool
+) -> Iterator[_Sign]:
+    """Yields what figures show of copies: turbofit knows the most that one with a request takes."""
     if case.model is None or not own:
-        return steps, why, lines
+        return
     name, weights = case.model.name, case.model.weight_bytes
     if memory.total and weights > memory.total and draft.phase in ("weights", "unknown"):
-        why.append(
+        yield _Sign(
             f"a whole copy of {name} is {format_bytes(weights)} of weights as published, and GPU"
             f" {memory.gpu} has {format_bytes(memory.total)}: a copy on each card cannot be, one"
-            " that is split over the cards can"
+            " that is split over the cards can",
+            _SPLIT,
         )
-        steps = [_SPLIT]
     held = memory.allocated or memory.process or 0
     trains = any(_TRAINS.search(f"{frame.path} {frame.code}") for frame in mark.stack)
     most = _most(case.model) if held >= weights and not trains else None
     if most is not None and held - most >= _BEYOND:
-        why.append(
+        yield _Sign(
             f"{name} has {format_bytes(weights)} of weights, and with its longest request it takes"
             f" at most {format_bytes(most)}: {format_bytes(held - most)} of what this process held"
             " are beyond that. Either the model is in this process a second time, whole or in part,"
             " as after a notebook cell that ran twice, or its weights were loaded in 32 bits (no"
-            " torch_dtype), or requests were computed together"
+            " torch_dtype), or requests were computed together",
+            _RESTART,
         )
-        steps.append(_RESTART)
-    return steps, why, lines
 
 
 def _most(model: Model) -> int | None:

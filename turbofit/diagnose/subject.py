@@ -69,7 +69,9 @@ _VERSION: Final = re.compile(
 _TORCHRUN: Final = re.compile(r"(?:torchrun|torch\.distributed\.run|accelerate launch)\b(.*)")
 _RANKS: Final = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[ =](\d+)")
 _AUTO_MAP: Final = re.compile(r"device_map\s*[=:]\s*['\"]auto")
-_VARIABLE: Final = re.compile(r"\b([A-Z][A-Z\d]*_[A-Z\d_]+)['\"]?\]?\s?=\s?['\"]?([^\s'\";&]+)")
+_VARIABLE: Final = re.compile(
+    r"(?<!with )\b([A-Z][A-Z\d]*_[A-Z\d_]+)['\"]?\]?\s?=\s?['\"]?([^\s'\";&]+)"
+)
 _WORDS: Final = {
     "communicator": ("nccl", "native", "cuda-ipc"),
     "dtype": ("float16", "bfloat16"),

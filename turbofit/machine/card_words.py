@@ -23,11 +23,14 @@ _CARD: Final = re.compile(
     r"|(?:NVIDIA |Tesla )*[ABHLPTV]\d{1,4}S?(?![A-Za-z0-9])(?:-(?:SXM\d?|PCI[Ee]))?)"
     r"|(?<=[x×*张块片卡颗 ])\d0[5-9]0(?: ?Ti)?(?: ?SUPER)?(?![\w.-]))"
     r"(?:(?:[ -]{0,2}\(?| of )(?P<size>\d{2,3} ?(?:G|GB|GiB)|\d{4,6} ?MiB)\b\)?"
-    r"(?! *(?:of |system |host |CPU )?(?:RAM|DDR|free|used|swap|disk|SSD|together|in (?:all|total))))?"
+    r"(?! *(?:of |system |host |CPU )?"
+    r"(?:RAM|DDR|free|used|swap|disk|SSD|together|in (?:all|total))))?"
     r"(?:\s?[x×*]\s?(?P<times>\d)\b)?"
 )
 _BRAND: Final = re.compile("NVIDIA|GeForce|Tesla|RTX|GTX|TITAN|Quadro")
-MAY_BE_CARD: Final = re.compile(r"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d|\d0\d0").search
+MAY_BE_CARD: Final = re.compile(
+    r"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d|(?<=[x×*张块片卡颗 ])\d0\d0(?![\w.-])"
+).search
 
 
 class NamedCards(NamedTuple):

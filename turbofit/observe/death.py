@@ -10,6 +10,8 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar, get_args
 
+from msgspec.structs import replace
+
 from turbofit.core.engine_end import End, exit_words, signal_of
 from turbofit.core.plan import Settings
 from turbofit.core.units import format_bytes
@@ -154,8 +156,7 @@ class Course:
 
     def phase(self, plan: Plan | None, account: End | None) -> Phase:
         """By an account that refused the allocation, else by the calls, else by the state."""
-        fault, torch = self.fault, isinstance(self.fault, events.TorchMemory)
-        pytorch = plan is not None and plan.engine.is_pytorch
+        fault, pytorch = self.fault, plan is not None and plan.engine.is_pytorch
         if _stages(plan, fault):
             return "weights"
         if account is not None and account.phase and not pytorch:
@@ -163,18 +164,19 @@ class Course:
             return _PRETEND.get(account.phase, "vision" if seen else "text")
         if plan is not None and self.stage == "starting":
             return "weights" if pytorch else "start"
-        legacy = isinstance(fault, events.LegacyCuda)
-        named = phase_of(self.stack) if torch or legacy else "unknown"
+        named: Phase = "unknown"
+        if isinstance(fault, events.TorchMemory | events.LegacyCuda):
+            named = phase_of(self.stack)
         if named not in ("unknown", "text") or (named == "text" and plan is None):
             return named
-        if isinstance(fault, events.LegacyCuda) and self.stage in ("starting", "weights"):
+        if isinstance(fault, events.LegacyCuda):
             # Weights are allocated in memory_utils.cu, all else through the allocator.
-            return "weights" if "memory_utils" in fault.where else "unknown"
+            early: Phase = "weights" if "memory_utils" in fault.where else "unknown"
+            return early if self.stage in ("starting", "weights") else "serving"
         # Without a plan, a line of the start does not tell how far torch had come since.
-        silent = self.stage == "starting" or (torch and self.stage in ("weights", "cache"))
-        if legacy or (plan is None and silent):
-            return "serving" if legacy else "unknown"
-        return self._by_state()
+        torch = isinstance(fault, events.TorchMemory) and self.stage in ("weights", "cache")
+        silent = plan is None and (self.stage == "starting" or torch)
+        return "unknown" if silent else self._by_state()
 
     def _by_state(self) -> Phase:
         """The phase by the aborting thread's calls and the state that was reached."""
@@ -292,14 +294,12 @@ def death(
     course = run if isinstance(run, Course) else Course(run)
     engine, settings = (engine_of(plan), plan.settings) if plan else known or (None, Settings())
     # The PyTorch engine's server alone ends for want of a cache, or of the engine.
-    lives = seen is not None and seen.code is None
     raced = course.last(events.LostLock) if course.stage == "starting" else None
-    alone = None if lives else course.last(events.NoCache) or raced
+    alone = None if seen and seen.code is None else course.last(events.NoCache) or raced
     fatal = course.fault or course.last(events.HostKill) or alone
-    if fatal is None and seen is None and course.run:
-        last = course.run[-1]
-        if isinstance(last, events.Backpressure) and last.cause == "memory":
-            return _hang(course, engine, settings)
+    last = course.run[-1] if course.run else None
+    if fatal is None and seen is None and last == events.Backpressure(cause="memory"):
+        return _hang(course, engine, settings)
     told = _told(fatal, engine.log.pinned_call if engine else "")
     kind: EndKind = "out_of_memory" if account is not None else _kind(told, seen)
     call = next(iter(course.calls), "")
@@ -313,18 +313,19 @@ def death(
         # engine has let go of it. lmdeploy zmq_engine.py::ZMQMPEngine._start_mp_proc #bf32c0
         message = "LMDeploy's server and its engine lost each other while they started (EOFError)"
         return End(kind=kind, message=message)
-    words = last_words(course.fault or course.last(events.PythonError))
-    message = f"the engine ended {at}"
-    if seen is not None and not lives:
-        message += f" with {exit_words(seen.code)}"
-    if lives:
-        message = f"the engine's loop ended {at}"
-        words = f"{words}; its server would answer 503 for ever"
-    message += f": {words}" if words and not words.startswith(";") else words
+    return _crashed(course, seen, kind, at)
+
+
+def _crashed(course: Course, seen: Exit | None, kind: EndKind, at: str) -> End:
+    words, call = last_words(course.fault or course.last(events.PythonError)), course.calls[:1]
+    parts = [f"the engine ended {at}{f' with {exit_words(seen.code)}' if seen else ''}"]
+    if seen is not None and seen.code is None:
+        parts = [f"the engine's loop ended {at}", "its server would answer 503 for ever"]
     if kind == "unknown":
-        message += "; its log tells of a lack of memory, of which no process ends like that"
+        parts.append("its log tells of a lack of memory, of which no process ends like that")
+    parts[0] += f": {words}" if words else ""
     hint = "turbofit doctor reads the kernel's log for errors of a card"
-    return End(kind=kind, message=message, hint=hint, where=call)
+    return End(kind=kind, message="; ".join(parts), hint=hint, where="".join(call))
 
 
 def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
@@ -337,35 +338,45 @@ def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
         )
         return End(kind="out_of_memory", phase="cache", message=message, hint=hint)
     torch = fault if isinstance(fault, events.TorchMemory) else None
-    if staged := _stages(plan, fault):
+    if _stages(plan, fault):
         account = None  # the account is TurboMind's, and torch's memory is not in it
     refused, told = account or End(), torch or events.TorchMemory()
-    asked = told.requested if refused.asked is None else refused.asked
-    left = told.free if refused.left is None else refused.left
-    gpu = told.gpu if refused.gpu is None else refused.gpu
+    asked, left, gpu = (
+        known if known is not None else by_torch
+        for known, by_torch in (
+            (refused.asked, told.requested), (refused.left, told.free), (refused.gpu, told.gpu),
+        )
+    )  # fmt: skip
     lacks = (refused.missing, None if refused.simulated else told.missing)
-    missing = max((size for size in lacks if size is not None), default=None)
     phase = course.phase(plan, account)
     call = refused.where or ("" if torch else next(iter(course.calls), ""))
-    call = call or (fault.where if isinstance(fault, events.LegacyCuda) else "")
-    at = _WHEN[phase if plan is None else course.stage] + (f" (in {call})" if call else "")
+    at = _WHEN[phase]
     if isinstance(fault, events.LegacyCuda):
-        at = at.replace(_WHEN["serving"], "after its cache was made")
+        call, at = call or fault.where, at.replace(_WHEN["serving"], "after its cache was made")
     who = "the program" if torch is not None and plan is None else "the engine"
-    message = f"{who} ran out of GPU memory {at}"
-    if asked and left is not None and gpu is not None and (account or plan is None):
-        doing = ", and the pretend GPU refused (simulated)" if refused.simulated else ""
-        message += f": it asked {format_bytes(asked)} where {format_bytes(left)} were left"
-        message += f" on GPU {gpu}{doing}"
-    elif isinstance(fault, events.CudaError | events.LegacyCuda):
-        message += f": {last_words(fault)}"
-    elif asked:
-        message += f", asking {format_bytes(asked)}"
-        message += ": torch stages the weights on the first GPU" if staged else ""
-    return End(
-        kind="out_of_memory", phase=phase, where=call, asked=asked, left=left, missing=missing,
-        gpu=gpu, message=message, hint=hint,
+    message = f"{who} ran out of GPU memory {at}{f' (in {call})' if call else ''}"
+    end = End(
+        kind="out_of_memory", phase=phase, where=call, asked=asked, left=left, gpu=gpu,
+        missing=max((size for size in lacks if size is not None), default=None),
+        simulated=refused.simulated, hint=hint,
     )  # fmt: skip
+    if account is None and plan is not None:
+        staged = ": torch stages the weights on the first GPU" if _stages(plan, fault) else ""
+        message += f", asking {format_bytes(asked)}{staged}" if torch and asked else ""
+        message += f": {last_words(fault)}" if fault and not torch else ""
+        return replace(end, message=message, simulated=None)
+    return replace(end, message=message + _of_piece(end, fault), simulated=None)
+
+
+def _of_piece(end: End, fault: Fault | None) -> str:
+    """What the refused piece was: its bytes, or the fault's own words."""
+    if end.asked and end.left is not None and end.gpu is not None:
+        doing = ", and the pretend GPU refused (simulated)" if end.simulated else ""
+        asked, left = format_bytes(end.asked), format_bytes(end.left)
+        return f": it asked {asked} where {left} were left on GPU {end.gpu}{doing}"
+    if fault is None or isinstance(fault, events.TorchMemory):
+        return f", asking {format_bytes(end.asked)}" if end.asked else ""
+    return f": {last_words(fault)}"
 
 
 def _stages(plan: Plan | None, fault: Struct | None) -> bool:

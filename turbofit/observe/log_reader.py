@@ -63,6 +63,8 @@ def _row(words: str, pattern: str, make: Callable[[re.Match[str]], Struct | None
 
 
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
+#: A progress bar, in whose line an engine prints.
+_BAR: Final = re.compile(r".*?\d%\|.*?(?=\[TM\]\[)")
 _PREFIX: Final = re.compile(r"\[TM\]\[[A-Z]+\](?:\[[^\]]*\])?\[([^\]]*)\] (.*)")
 #: The messages of torch, its cuBLAS and Triton if CUDA itself has no memory.
 _CUDA_MEMORY: Final = re.compile(
@@ -257,6 +259,7 @@ def form_of(line: str) -> Form:
 
 def read_line(line: str) -> Struct | None:
     text = _ANSI.sub("", line).rstrip() if "\x1b" in line else line.rstrip()
+    text = _BAR.sub("", text) if "%|" in text else text
     return event_in(text, form_of(text))
 
 

@@ -196,9 +196,9 @@ def test_several_models_of_a_profile_are_planned_together(file, capsys):
 
 
 def test_everything_of_a_request_has_its_place():
-    """But the pace, which `plan` and `which` alone are asked for."""
+    """But the pace and a release, which `plan` alone is asked for, and `which` for the pace."""
     held = [name for one in sections().values() if one.kind is PlanRequest for name in one.fields]
-    assert sorted([*held, *PACE]) == sorted(PlanRequest.model_fields)
+    assert sorted([*held, *PACE, "lmdeploy"]) == sorted(PlanRequest.model_fields)
 
 
 def test_serve_measures_the_gpus_here_and_reads_its_profile_again(file):
