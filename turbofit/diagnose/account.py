@@ -91,7 +91,7 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
         memory: torch's figures, if torch told of it.
         cached: whether a line before the death shows that the cache was made.
     """
-    forecast = case.forecast() if case.subject.of_lmdeploy and case.model else None
+    forecast = case.forecast() if case.has_account else None
     if forecast is None:
         return Finding()
     place = memory.gpu if memory and memory.gpu else 0
@@ -165,10 +165,9 @@ def _of_torch(
     if turbomind:
         tower = ledger.bytes_of("weights.vision_tower") if torch_tower else 0
         rest = held - torch - context - (weights - tower)
-    doubt, parts = held // _TENTH, (held, memory.free or 0, *(size for _, size in memory.others))
-    past = cached or phase not in ("weights", "unknown")
+    doubt, past = held // _TENTH, cached or phase not in ("weights", "unknown")
     of_weights = f"{format_bytes(weights)} and CUDA's context about {format_bytes(context)}"
-    if (memory.total and sum(parts) > memory.total + doubt) or (rest < -doubt and past):
+    if memory.beyond > doubt or (rest < -doubt and past):
         said = (
             f"the phase: the figures contradict each other (this process held {format_bytes(held)},"
             f" and the weights of a rank at tp {case.tp} alone are {of_weights}): other settings or"
@@ -179,10 +178,11 @@ def _of_torch(
         f"of {format_bytes(held)} that this process held, the weights of a rank are {of_weights}"
         f"{f', torch {format_bytes(torch)}' if turbomind else ''}: "
     )
-    region, named = sum(term.bytes for term in ledger.ledger if term.phase == "cache"), "weights"
+    region, named = ledger.bytes_in("cache"), "weights"
     if rest > doubt:
-        images = case.model is not None and case.model.vision is not None
-        named = "text" if not images else "vision" if torch_tower else "after"
+        named = "vision" if torch_tower else "after"
+        if case.model is not None and case.model.vision is None:
+            named = "text"
         said += (
             f"about {format_bytes(rest)} of it were the KV cache with its buffers (the ratio"
             f" {case.ratio:g} gives {format_bytes(region)} by the account), so it died after the"
@@ -216,14 +216,14 @@ def cures(case: LogCase, phase: Phase, others: int) -> tuple[tuple[Remedy, Plan]
     checkpoint's own, and the smallest larger degree on the log's cards, each with the run then.
     """
     machine, model, cache = case.machine, case.model, logged_cache(case)
-    if machine is None or model is None or not case.subject.of_lmdeploy:
+    if machine is None or model is None or not case.has_account:
         return ()
     kept: dict[str, Any] = {"free_at_cache": cache.free} if cache else {}
     kept = {"on": machine.with_used(others)} if others else kept
 
     def lives(**changed: Any) -> Plan | None:
-        same = {name: value for name, value in kept.items() if name == "on" or "tp" not in changed}
-        plan = case.forecast(**same, **changed)
+        # What was free for the cache holds for the log's own degree alone.
+        plan = case.forecast(**({"on": machine} if "tp" in changed and cache else kept), **changed)
         return plan if plan is not None and plan.fits else None
 
     tried: list[list[tuple[str, dict[str, Any]]]] = []
@@ -246,10 +246,12 @@ def cures(case: LogCase, phase: Phase, others: int) -> tuple[tuple[Remedy, Plan]
     found = []
     for group in tried:
         lived = ((change, plan) for change, changed in group if (plan := lives(**changed)))
-        for change, plan in islice(lived, 1):
-            tokens = f"lives, with {plan.kv.tokens:,} KV tokens"
-            found.append((Remedy(change=change, effect=tokens), plan))
+        found += [(_remedy(change, plan), plan) for change, plan in islice(lived, 1)]
     return tuple(found)
+
+
+def _remedy(change: str, plan: Plan) -> Remedy:
+    return Remedy(change=change, effect=f"lives, with {plan.kv.tokens:,} KV tokens")
 
 
 def smaller(case: LogCase) -> tuple[Remedy, ...]:

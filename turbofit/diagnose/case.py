@@ -77,6 +77,11 @@ class LogCase:
     def gpu(self) -> Gpu | None:
         return self.machine.gpu(self.machine.visible[0]) if self.machine else None
 
+    @property
+    def has_account(self) -> bool:
+        """Whether the log is LMDeploy's, of a model and cards that are known."""
+        return self.subject.of_lmdeploy and self.model is not None and self.machine is not None
+
     @cached_property
     def version(self) -> str | None:
         """The log's release; where it prints none, one whose lines these are; else None."""
@@ -181,15 +186,7 @@ class LogCase:
         """The cards that the log names, where they make a machine; else why they make none."""
         torch = [event for _, event in self.facts.every(TorchMemory)]
         total = next((event.total for event in reversed(torch) if event.total), 0)
-        if not (cards := self._of_table(torch)):
-            listed = {gpu.index: gpu for _, gpu in self.facts.every(SmiGpu)}
-            cards = [gpu for _, gpu in sorted(listed.items())] or self._named(torch, total)
-            self.guessed = bool(total) and not cards and not self.no_machine
-            if self.guessed:
-                cards = [SmiGpu(index=0, name=nearest_in_memory(total), count=self._count(torch))]
-            elif len({gpu.name for gpu in cards}) == 1:
-                cards = [replace(gpu, name=spec_name(gpu.name, total)) for gpu in cards]
-        if not cards:
+        if not (cards := self._of_table(torch) or self._listed(torch, total)):
             return
         slices = [event for _, event in self.facts.every(MigSlice)]
         spec = "+".join(groups(cards, slices)) + self._peers(sum(gpu.count for gpu in cards))
@@ -203,6 +200,17 @@ class LogCase:
             self.unseen = unseen
             machine = machine_from(self.named(replace(machine, gpus=machine.gpus[:seen])))
         self.machine, self.on = machine, None if self.guessed else self.named(machine)
+
+    def _listed(self, torch: list[TorchMemory], total: int) -> list[SmiGpu]:
+        """The cards of a list, or that the text names, or one of the memory that torch prints."""
+        listed = {gpu.index: gpu for _, gpu in self.facts.every(SmiGpu)}
+        cards = [gpu for _, gpu in sorted(listed.items())] or self._named(torch, total)
+        self.guessed = bool(total) and not cards and not self.no_machine
+        if self.guessed:
+            return [SmiGpu(index=0, name=nearest_in_memory(total), count=self._count(torch))]
+        if len({gpu.name for gpu in cards}) == 1:
+            return [replace(gpu, name=spec_name(gpu.name, total)) for gpu in cards]
+        return cards
 
     def _of_table(self, torch: list[TorchMemory]) -> list[SmiGpu]:
         """The cards of nvidia-smi's table.

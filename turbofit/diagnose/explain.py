@@ -136,9 +136,8 @@ def _steps(
     left out; so is a share of the cache where no share helps, and more cards where the cards do.
     """
     of_lmdeploy, fits = case.subject.of_lmdeploy, worked and worked.fits
-    asked = draft.short and case.model is not None and case.machine is not None and of_lmdeploy
     share = any(_SHARE.search(remedy.change) for remedy, _ in ways)
-    vain = fits is False or (asked and not share)
+    vain = fits is False or (draft.short and case.has_account and not share)
     steps = _general(case, draft, fits=bool(fits), vain=vain)
     own = [remedy.change for remedy in worked.remedies] if worked else []
     if not draft.short or worked is None or fits is None:

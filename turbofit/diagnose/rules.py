@@ -10,6 +10,7 @@ from turbofit.core.messages import plural
 from turbofit.core.process.hidden import without_keys
 from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.draft import Draft, evidence, raised_in
+from turbofit.diagnose.facts import LogEvent
 from turbofit.diagnose.figures import explanation_of
 from turbofit.diagnose.memory import lack_of_memory
 from turbofit.observe import log_events as events
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from turbofit.diagnose.answer import Evidence
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import LogEvent
 
 _WAITS: Final = (
     "the warm-up sends one request as long as a forward; while the cache has fewer blocks than it"
@@ -160,13 +160,12 @@ def _stands_still(case: LogCase) -> Iterator[Draft]:
     facts, tp = case.facts, case.tp
     several = tp > 1 or (case.machine is not None and "tp" not in case.subject.options
                          and len(case.machine.gpus) > 1)  # fmt: skip
-    nccl = facts.last and "NCCL" in facts.last.text
-    steps = (_NO_P2P, _PY_SPY) if several or nccl else (_PY_SPY,)
+    last = facts.last or LogEvent(0, "")
+    steps = (_NO_P2P, _PY_SPY) if several or "NCCL" in last.text else (_PY_SPY,)
     counted = facts.every(events.ServerFigures)
     counts = (figures for _, figures in reversed(counted))
     still = sum(1 for _ in takewhile(lambda one: one.running and one.made == 0.0, counts))
-    last = facts.last
-    at = next((name for name, words in _STANDS.items() if last and words.search(last.text)), "")
+    at = next((name for name, words in _STANDS.items() if words.search(last.text)), "")
     if still:
         mark, figures = counted[-1]
         what = (
@@ -174,7 +173,7 @@ def _stands_still(case: LogCase) -> Iterator[Draft]:
             f" {plural(figures.running or 0, 'request')} run and no token came for {10 * still}"
             " seconds: the engine stands still, or reads a long prompt"
         )
-    elif last is not None and (case.hangs or (at and not _ready(case))):
+    elif case.hangs or (at and not _ready(case)):
         mark = last
         where = f"in {at}" if at else "at this line"
         what = f"no line of this log tells of an error; it ends {where}, and if it stands there:"

@@ -173,14 +173,15 @@ class Course:
             # Weights are allocated in memory_utils.cu, all else through the allocator.
             early: Phase = "weights" if "memory_utils" in fault.where else "unknown"
             return early if self.stage in ("starting", "weights") else "serving"
-        # Without a plan, a line of the start does not tell how far torch had come since.
-        torch = isinstance(fault, events.TorchMemory) and self.stage in ("weights", "cache")
-        silent = plan is None and (self.stage == "starting" or torch)
-        return "unknown" if silent else self._by_state()
+        return self._by_state(plan)
 
-    def _by_state(self) -> Phase:
+    def _by_state(self, plan: Plan | None) -> Phase:
         """The phase by the aborting thread's calls and the state that was reached."""
         stage, calls, seen = self.stage, self.calls, any(map(_is_vision, self.calls))
+        torch = isinstance(self.fault, events.TorchMemory) and stage in ("weights", "cache")
+        if plan is None and (stage == "starting" or torch):
+            # A line of the start does not tell how far torch had come since.
+            return "unknown"
         if stage in ("serving", "check", "ready"):
             return "vision" if seen or (self.images and not calls) else "text"
         if stage == "warm-up" and seen:
@@ -331,7 +332,7 @@ def _crashed(course: Course, seen: Exit | None, kind: EndKind, at: str) -> End:
 def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
     """The end by a lack of memory; the account of a card adds the bytes of the refused piece."""
     fault, no_cache = course.fault, course.last(events.NoCache)
-    hint = _hint(course, plan) if plan else ""
+    hint = _hint(course, plan)
     if fault is None and no_cache is not None:
         message = (
             f"the engine found no memory for its {no_cache.what} when it had loaded the weights"
@@ -360,22 +361,20 @@ def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
         missing=max((size for size in lacks if size is not None), default=None),
         simulated=refused.simulated, hint=hint,
     )  # fmt: skip
-    if account is None and plan is not None:
-        staged = ": torch stages the weights on the first GPU" if _stages(plan, fault) else ""
-        message += f", asking {format_bytes(asked)}{staged}" if torch and asked else ""
-        message += f": {last_words(fault)}" if fault and not torch else ""
-        return replace(end, message=message, simulated=None)
-    return replace(end, message=message + _of_piece(end, fault), simulated=None)
+    known = account is not None or plan is None
+    message += _of_piece(end, fault, known=known, staged=_stages(plan, fault))
+    return replace(end, message=message, simulated=None)
 
 
-def _of_piece(end: End, fault: Fault | None) -> str:
-    """What the refused piece was: its bytes, or the fault's own words."""
-    if end.asked and end.left is not None and end.gpu is not None:
+def _of_piece(end: End, fault: Fault | None, *, known: bool, staged: bool) -> str:
+    """What the refused piece was: its bytes where the account is known, or the fault's words."""
+    if known and end.asked and end.left is not None and end.gpu is not None:
         doing = ", and the pretend GPU refused (simulated)" if end.simulated else ""
         asked, left = format_bytes(end.asked), format_bytes(end.left)
         return f": it asked {asked} where {left} were left on GPU {end.gpu}{doing}"
     if fault is None or isinstance(fault, events.TorchMemory):
-        return f", asking {format_bytes(end.asked)}" if end.asked else ""
+        staging = ": torch stages the weights on the first GPU" if staged else ""
+        return f", asking {format_bytes(end.asked)}{staging}" if end.asked else ""
     return f": {last_words(fault)}"
 
 
@@ -385,7 +384,9 @@ def _stages(plan: Plan | None, fault: Struct | None) -> bool:
     return turbomind and isinstance(fault, events.TorchMemory)
 
 
-def _hint(course: Course, plan: Plan) -> str:
+def _hint(course: Course, plan: Plan | None) -> str:
+    if plan is None:
+        return ""
     if course.stage in ("starting", "weights"):
         if not plan.engine.of_lmdeploy:
             return "split it over more GPUs (--tp) or free them"

@@ -213,13 +213,17 @@ class TorchMemory(Struct):
         return self.requested - self.free
 
     @property
+    def beyond(self) -> int:
+        """Bytes of all figures beyond the card's: more than 0 where they contradict each other."""
+        parts = (self.process, self.free, *(size for _, size in self.others))
+        return 0 if self.total is None else sum(part or 0 for part in parts) - self.total
+
+    @property
     def unexplained(self) -> int:
         """Bytes of the card of no process in the text, without one context of this process."""
-        parts = (self.process, self.free, *(size for _, size in self.others))
         if self.total is None or self.process is None or self.free is None:
             return 0
-        rest = self.total - sum(part or 0 for part in parts)
-        return max(0, rest if self.context else rest - CONTEXT)
+        return max(0, -self.beyond if self.context else -self.beyond - CONTEXT)
 
     @property
     def figures(self) -> int:
