@@ -23,6 +23,7 @@ import yaml
 
 import turbofit
 from tests.support.plans import few_presets
+from tests.support.processes import sharing_libraries
 from tests.support.waiting import HANG
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.main import main
@@ -325,7 +326,8 @@ def program(*, calibrates: bool) -> str:
 def ran(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
     (folder / "cells.py").write_text(script)
     words = ["--on", "1xt4", "--model", "qwen2-vl-2b", "--", sys.executable, "cells.py"]
-    env = {**os.environ, "XDG_STATE_HOME": str(folder), "TURBOFIT_LEASES": str(folder / "leases")}
+    state = {"XDG_STATE_HOME": sharing_libraries(folder), "TURBOFIT_LEASES": str(folder / "leases")}
+    env = {**os.environ, **state}
     return subprocess.run(
         [sys.executable, "-m", "turbofit", "pretend", *words],
         cwd=folder, env=env, capture_output=True, text=True, timeout=HANG, check=False,

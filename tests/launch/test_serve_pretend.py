@@ -22,7 +22,7 @@ import pytest
 
 from bench.gateway.edge_values import BASE, COSTLY, PATHS
 from tests.support.open_clients import OpenClient
-from tests.support.processes import HANG, REPO, Child, free_port, gone, pids
+from tests.support.processes import HANG, REPO, Child, free_port, gone, pids, sharing_libraries
 from tests.support.serving import LONG, MESSAGES, Served, image, needs, serve_pretend, told
 from turbofit.core.plan import Plan
 from turbofit.gateway.limits.request_limits import bounds_of
@@ -349,7 +349,7 @@ def test_the_ladder_and_what_is_remembered_though_nobody_reads_what_it_says(
     process = subprocess.Popen(
         [sys.executable, "-m", "turbofit", "serve", *words],
         stdout=subprocess.PIPE, stderr=unread, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(REPO), "XDG_STATE_HOME": str(tmp_path),
+        env={**os.environ, "PYTHONPATH": str(REPO), "XDG_STATE_HOME": sharing_libraries(tmp_path),
              "TURBOFIT_LEASES": str(tmp_path / "leases")},
     )  # fmt: skip
     os.close(unread)

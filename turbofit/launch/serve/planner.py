@@ -12,7 +12,6 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.machine import Machine
-from turbofit.core.process.compiler import find_compiler
 from turbofit.core.process.progress import under_way
 from turbofit.launch.serve.leases import counted, end_orphans
 from turbofit.launch.serve.proved import Rehearsals
@@ -146,6 +145,8 @@ def measured(leases: Leases, gpus: str | None, say: Callable[[str], None]) -> Ma
 def can_rehearse() -> bool:
     """Whether this interpreter has LMDeploy and the machine has a C compiler."""
     from importlib.util import find_spec
+
+    from turbofit.pretend.build import find_compiler
 
     return find_spec("lmdeploy") is not None and find_compiler() is not None
 
