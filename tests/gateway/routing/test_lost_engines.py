@@ -618,7 +618,8 @@ async def test_what_its_supervisor_doubts_gets_nothing_new_and_clients_hear_when
     async with serving(app):
         silent = asyncio.ensure_future(call(app, body=chat()))
         await asyncio.sleep(5.0)
-        assert (engine.owes, engine.heard_at) == (True, time.monotonic() - 5.0)
+        assert (engine.owes, engine.asked_at) == (True, time.monotonic() - 5.0)
+        assert engine.silent_since == engine.asked_at
         app.doubt(0, time.monotonic() + 20.0)
         told = await call(app, body=chat())
         assert (told.status, told.headers["retry-after"]) == (503, "34")
