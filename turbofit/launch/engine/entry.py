@@ -4,8 +4,9 @@
 here, since every user can read a command line, but only the owner an environment.
 
 ``python entry.py --standby NAMES…`` imports these names (and calls the function of a name like
-``module:function``), then waits for a line of JSON on its input, with the module, its arguments,
-and environment variables. It ends if its input ends: its server has ended.
+``module:function``), then waits for a line of JSON on its input, a socket, with the module, its
+arguments, and environment variables, and answers with a line. It ends if its input ends: its server
+has ended.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def stand_by(names: Sequence[str]) -> list[str]:
     line = sys.stdin.buffer.readline()
     if not line:
         sys.exit(0)
+    with suppress(OSError):  # its server heard it import, and waits for no answer
+        os.write(0, b"begun\n")
     told = json.loads(line)
     for name, value in told["environment"].items():
         os.environ.pop(name, None)
