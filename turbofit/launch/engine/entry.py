@@ -12,6 +12,7 @@ has ended.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pkgutil
 import runpy
@@ -37,6 +38,13 @@ def forget_urls() -> None:
     """Let `urllib.parse` cache no URLs: its last 128 may be images, uncounted gigabytes."""
     parse: Any = urllib.parse
     parse.urlsplit = lru_cache(maxsize=0)(getattr(parse.urlsplit, "__wrapped__", parse.urlsplit))
+
+
+def without_texts(record: logging.LogRecord) -> bool:
+    """Take clients' stop words, and their tokens, out of LMDeploy's warnings about them."""
+    if record.funcName == "indexes_containing_token":
+        record.msg, record.args = "a stop word has no token of its own, or too many", ()
+    return True
 
 
 def stand_by(names: Sequence[str]) -> list[str]:
@@ -102,6 +110,7 @@ def main() -> None:
     if key:
         arguments += ["--api-keys", key]
     forget_urls()
+    logging.getLogger("lmdeploy").addFilter(without_texts)
     prepare_images()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
