@@ -31,6 +31,8 @@ def test_the_network_needs_a_key_or_a_word(config: list[Any], monkeypatch, capsy
     assert (config[0].host, config[0].port, config[0].api_keys) == ("127.0.0.1", 23333, ())
     assert main([*WORDS, "--host", "0.0.0.0"]) == 2
     assert "no key is set" in capsys.readouterr().err
+    assert main([*WORDS, "--host", "0.0.0.0", "--dry-run"]) == 2  # as the start that it shows
+    assert "no key is set" in capsys.readouterr().err
     assert main([*WORDS, "--host", "0.0.0.0", "--no-auth"]) == 0
     assert main([*WORDS, "--host", "0.0.0.0", "--api-key", "a", "--api-key", "b"]) == 0
     assert config[-1].api_keys == ("a", "b")
@@ -92,7 +94,7 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         raise OSError(2, "no process is started here")
 
     monkeypatch.setattr(process.subprocess, "Popen", popen)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_STATE_HOME", sharing_libraries(tmp_path / "state"))
     monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
     return found
 

@@ -136,7 +136,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self.all_connections.works(self)
         super().on_headers_complete()
         if self.parser.get_http_version() == "1.0":
-            self.cycle.send = partial(_send_unchunked, self.cycle, self.cycle.send)
+            cycle: Any = self.cycle
+            cycle.send = partial(_send_unchunked, cycle, cycle.send)
 
     def on_body(self, body: bytes) -> None:
         self._unclaimed = 0
