@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import turbofit
+from tests.support.processes import sharing_libraries
 from turbofit.cli.commands import serve
 from turbofit.cli.main import main
 from turbofit.launch.engine import process
