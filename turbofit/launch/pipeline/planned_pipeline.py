@@ -143,8 +143,9 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
     """An `lmdeploy.Pipeline` that keeps its plan and holds images to it.
 
     It closes itself when Python ends. Its memory is reserved in ``leases`` until it is closed or
-    collected; ``leases`` is None on GPUs that are not here. Other turbofits overestimate it: while it loads, they count the memory
-    that it holds plus all it needs, later also its possible growth. ``keywords`` are LMDeploy's.
+    collected; ``leases`` is None on GPUs that are not here. Other turbofits overestimate it: while
+    it loads, they count the memory that it holds plus all it needs, later also its possible growth.
+    ``keywords`` are LMDeploy's.
     """
 
     def __init__(
