@@ -248,6 +248,9 @@ def test_equal_groups_tell_by_how_much_they_differ_whatever_was_learned_before()
 
     machine, apart = spread(machine_from("2xrtx3090"), 40, 70)
     assert abs(apart - 30 * MIB) <= MIB  # what is learned is rounded up
+    for sizes in ((40, 70), (70, 40)):  # the larger suffices for both
+        (known,) = spread(machine_from("2xrtx3090"), *sizes)[0].calibrations
+        assert known.context >= 70 * MIB
     # The next plan counts what was learned; a launch that takes just that has no spread.
     assert spread(machine, 0, 0)[1] == 0
 
