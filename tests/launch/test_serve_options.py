@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import turbofit
+from tests.support.processes import sharing_libraries
 from turbofit.cli.commands import serve
 from turbofit.cli.main import main
 from turbofit.launch.engine import process
@@ -30,6 +31,8 @@ def test_the_network_needs_a_key_or_a_word(config: list[Any], monkeypatch, capsy
     assert main(WORDS) == 0  # loopback needs none
     assert (config[0].host, config[0].port, config[0].api_keys) == ("127.0.0.1", 23333, ())
     assert main([*WORDS, "--host", "0.0.0.0"]) == 2
+    assert "no key is set" in capsys.readouterr().err
+    assert main([*WORDS, "--host", "0.0.0.0", "--dry-run"]) == 2  # as the start that it shows
     assert "no key is set" in capsys.readouterr().err
     assert main([*WORDS, "--host", "0.0.0.0", "--no-auth"]) == 0
     assert main([*WORDS, "--host", "0.0.0.0", "--api-key", "a", "--api-key", "b"]) == 0
@@ -92,7 +95,7 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         raise OSError(2, "no process is started here")
 
     monkeypatch.setattr(process.subprocess, "Popen", popen)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_STATE_HOME", sharing_libraries(tmp_path / "state"))
     monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
     return found
 

@@ -128,7 +128,7 @@ def _bug(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:
     from turbofit.core.process.files import new_path
     from turbofit.core.process.hidden import hide_secrets, without_secrets
 
-    words = " ".join(without_secrets(argv))
+    words = " ".join(without_secrets(argv, texts=True))
     text = hide_secrets("".join(traceback.format_exception(exc)), argv, os.environ)
     try:
         path = new_path("crashes", "traceback", ".txt")

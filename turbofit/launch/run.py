@@ -83,7 +83,7 @@ class Run:
             # A run on pretend GPUs is its own rehearsal.
             rehearse=config.rehearse and not config.pretend and can_rehearse(),
             doubled=self.lmdeploy.warning is not None, fitted=shared,
-            meanwhile=self._import_meanwhile,
+            meanwhile=self._import_meanwhile, over=self._over,
         )  # fmt: skip
         #: The plan that is launched, and the changes of the request that led to it.
         self.plan: Plan | None = None
@@ -95,6 +95,13 @@ class Run:
         self.public: PublicSide | None = None
         #: Requests that are suspected or refused; the next gateway goes on with this list.
         self.deny_list: DenyList | None = None
+
+    def _over(self, plan: Plan) -> int | None:
+        """Bytes beyond the forecast that a start of such a plan took here; --forget forgets it."""
+        proof = Proof(plan, self.config, self.lmdeploy.version)
+        if self.config.forget:
+            proof.forget()
+        return proof.over
 
     def _import_meanwhile(self, plan: Plan) -> None:
         """Let a standby import the engine's modules while the engine's plan is rehearsed."""

@@ -28,7 +28,14 @@ from turbofit.launch.engine.launches import (
 )
 from turbofit.launch.engine.parsers import parser_options
 from turbofit.launch.images.preparation import image_environment
-from turbofit.launch.serve.gpu_monitor import GpuMonitor, any_lost, memory_back, used_now, without
+from turbofit.launch.serve.gpu_monitor import (
+    GpuMonitor,
+    any_lost,
+    beyond_forecast,
+    memory_back,
+    used_now,
+    without,
+)
 from turbofit.launch.serve.proved import Proof
 from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside
 from turbofit.launch.serve.supervisor import Supervisor
@@ -289,7 +296,9 @@ class Start:
             self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn, fitted=run.shared)
             self._gpu_monitor.start()
         if self._proves:
-            self._proof.keep()
+            # Torch grows until memory is refused: what it holds tells nothing.
+            told = not run.config.pretend and not plan.engine.on_torch
+            self._proof.keep(beyond_forecast(plan, self._pids()) if told else None)
         run.record.attempt(engines=tuple(engines))
         run.record.change(state="ready", urls=tuple(urls))
         run.on_open(urls)

@@ -307,6 +307,12 @@ def context_bytes(gpu: Gpu) -> tuple[int, str]:
     return high * MIB, _note(low, high, f"rule for {gpu.sm_count} SMs from {rule.source}")
 
 
+def is_measured(gpu: Gpu) -> bool:
+    """Whether contexts and libraries were measured on such a card, by a run of `bench/gpu`."""
+    preset = match_preset(gpu)
+    return preset is not None and "bench/gpu" in preset.context_mib.source
+
+
 @cache
 def _matched(name: str, total: int | Literal["NA"]) -> str | None:
     """The preset of this name whose card has ``total`` bytes of memory, within a tolerance."""

@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from tests.hostile import hostile
-from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for
+from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for, stream
 from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
@@ -339,6 +339,26 @@ def test_an_upgrade_without_a_body_is_served_as_it_is(framed) -> None:
         for _ in range(2):
             client.sendall(HEALTH[:-2] + framed + b"connection: upgrade\r\nupgrade: h2c\r\n\r\n")
             assert answered(client)[0] == 200
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_stream_to_http_1_0_has_no_chunks(version: str) -> None:
+    body = json.dumps(chat(stream=True)).encode()
+    head = HEAD.replace(b"HTTP/1.1", f"HTTP/{version}".encode())
+    sent = head + b"content-length: %d\r\n\r\n" % len(body) + body
+    with conversation() as (gateway, client):
+        gateway.app._upstream.answer = lambda *_: stream(b"data: 1\n\n", b"data: [DONE]\n\n")
+        client.sendall(sent)
+        response = HTTPResponse(client)
+        response.begin()
+        assert response.chunked == (version == "1.1")
+        assert response.read(9) == b"data: 1\n\n"
+        assert response.read() == b"data: [DONE]\n\n"
+        assert response.will_close == (version == "1.0")
+        with closing(connected(gateway)) as old:
+            old.sendall(HEALTH.replace(b"1.1", version.encode()))
+            assert answered(old)[0] == 200
+            assert version == "1.1" or ended(old)
 
 
 def test_trailers_are_no_headers() -> None:

@@ -65,6 +65,8 @@ def refused(kind: Any, scope: Scope = SCOPE, **fields: Any) -> Refusal:
         ("chat", "top_k", 1025, 1024, ["top_k=1025->1024"]),
         ("generate", "top_k", 2**63, 1024, ["top_k=9223372036854775808->1024"]),
         ("messages", "top_k", 10**30, 1024, ["top_k=huge->1024"]),
+        ("generate", "repetition_ngram_size", 1025, 1024, ["repetition_ngram_size=1025->1024"]),
+        ("chat", "repetition_ngram_size", 1024, 1024, []),
         ("chat", "n", 3.0, 3, []),
         ("completions", "n", True, 1, []),
         ("chat", "seed", -1, 2**64 - 1, ["seed=-1->18446744073709551615"]),

@@ -19,7 +19,14 @@ from tests.support.waiting import HANG
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.launch.serve import gpu_monitor as module
-from turbofit.launch.serve.gpu_monitor import GpuMonitor, any_lost, memory_back, used_now, without
+from turbofit.launch.serve.gpu_monitor import (
+    GpuMonitor,
+    any_lost,
+    beyond_forecast,
+    memory_back,
+    used_now,
+    without,
+)
 from turbofit.machine import nvml
 
 ENGINE = 20 * GIB
@@ -130,6 +137,15 @@ def test_what_is_left_of_others_when_ours_is_back() -> None:
     assert without(plan, {ledger.index: held + 5 * GIB}) == {ledger.index: 5 * GIB}
     assert without(plan, {ledger.index: held - GIB}) == {ledger.index: 0}
     assert without(plan, {}) == {}
+
+
+def test_what_engines_hold_beyond_the_forecast(ground: Ground) -> None:
+    """What others took or freed is no part of it; it is unknown where NVML shows none of ours."""
+    ours = ENGINE - (ground.ledger.peak - ground.ledger.used)
+    for size in (0, 3 * GIB):
+        ground.grow(size)
+        assert beyond_forecast(ground.plan, [ground.engine]) == ours
+    assert beyond_forecast(ground.plan, [os.getpid() + 1]) is None
 
 
 def test_a_lost_card_is_said(ground: Ground) -> None:

@@ -21,6 +21,7 @@ from turbofit.core.engine_end import End
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.plan import Plan, Rehearsal
 from turbofit.core.rehearsal import RehearsedCache
+from turbofit.core.units import MIB
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.launch.serve.config import ServeConfig
@@ -119,6 +120,37 @@ def test_engines_of_a_dead_turbofit_are_ended_before_the_machine_is_measured(
     assert seen == [-9]
     assert len(said) == 1
     assert f"an engine for {plan.model.name} had left behind" in said[0]
+
+
+def test_a_proved_plan_gets_a_higher_ratio_with_what_its_engines_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = msgspec.structs.replace(source.machine_from("1xrtx3060"), source="nvml")
+    monkeypatch.setattr(source, "machine_from", lambda *_, **__: machine)
+    said: list[str] = []
+
+    def made(over: int | None, **changes: Any) -> Plan:
+        with Leases(tmp_path) as leases:
+            request = REQUEST.changed(on=None, **changes)
+            one = Planner(request, leases, said.append, rehearse=False, over=lambda _plan: over)
+            return one.make({})
+
+    before, raised, less, as_before = (made(over * MIB if over else over) for over in
+                                       (None, -50, 100, 206))  # fmt: skip
+    assert [plan.gpus[0].margin for plan in (before, raised, less, as_before)] == [
+        256 * MIB, 96 * MIB, 196 * MIB, 256 * MIB,
+    ]  # fmt: skip
+    ratios = [plan.settings.cache_max_entry_count for plan in (before, less, raised)]
+    assert ratios == sorted(set(ratios))
+    assert as_before.kv == before.kv
+    assert raised.gpus[0].headroom >= 96 * MIB
+    assert raised.serve == before.serve
+    first = f"from {ratios[0]:.3f} to {ratios[2]:.3f}"
+    assert [text.rpartition("raised ")[2] for text in said] == [
+        first, f"from {ratios[0]:.3f} to {ratios[1]:.3f}"
+    ]  # fmt: skip
+    assert made(-50 * MIB, margin=256 * MIB).gpus[0].margin == 256 * MIB  # as it was given
+    assert len(said) == 2
 
 
 OPTIONS = {"api_key": ("one",), "context": "4096", "port": 0}

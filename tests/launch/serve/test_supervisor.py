@@ -58,13 +58,20 @@ class Supervised:
         self.front: GatewayThread | None = None
 
     def run(self, look) -> None:
-        """Until ``look`` has returned True."""
-        until = time.monotonic() + HANG
+        """Until ``look`` has returned True, or nothing can happen that it waits for."""
+        until, still = time.monotonic() + HANG, 0
 
         def on_tick() -> None:
+            nonlocal still
             assert time.monotonic() < until, "\n".join(self.said)
+            before = self.now
             if look():
                 self.stop.end()
+            # Engines that rest stay so until the clock moves, and only the test moves it.
+            rest = all(engine.state == "broken" for engine in self.server.engines)
+            still = still + 1 if rest and self.now == before else 0
+            assert still < 100, "\n".join(self.said)
+            assert all(engine.starts < 10 for engine in self.server.engines), "\n".join(self.said)
 
         try:
             assert self.server.run(self.stop, self._open, on_tick) is signal.SIGTERM

@@ -45,6 +45,9 @@ PACKAGES = [
     ("torch_architectures", "stops", lambda s: setattr(s, "built", ["sm_80"])),
     ("torch_architectures", "unreadable", lambda s: setattr(s, "built", None)),
     ("torch_architectures", "unreadable", lambda s: _torch(s, "None")),
+    ("image_library", "ok", lambda s: None),
+    ("image_library", "ok", lambda s: setattr(s, "library", PackageError("other", hint=""))),
+    ("image_library", "warning", lambda s: setattr(s, "library", PackageError("no", hint="pip"))),
 ]
 
 

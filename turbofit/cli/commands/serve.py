@@ -88,6 +88,8 @@ def serve(
 
         return serve_on_cluster(arguments, form)
     if options.dry_run:
+        if not options.no_gateway:
+            arguments.gateway()  # refuses what a start would refuse
         return _show_commands(arguments, form)
     config = _config(arguments)
     if options.lease is not None:

@@ -235,7 +235,7 @@ class Gateway(AsgiApp):
         page: Document = {
             "status": "healthy",
             "engines": len(fleet),
-            "up": fleet.open,
+            "up": sum(engine.serves for engine in fleet),
             "draining": self.connections.draining,
             **self.config.about,
         }
@@ -265,7 +265,7 @@ class Gateway(AsgiApp):
                 if engine.gate.units is not None
             ],
             "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in labelled],
-            "engine_up": [(label, int(engine.up)) for label, engine in labelled],
+            "engine_up": [(label, int(engine.serves)) for label, engine in labelled],
             "suspects": [((), self.deny_list.suspected)],
             "convicted": [((), requests)],
             "clients_refused": [((), clients)],

@@ -32,7 +32,7 @@ _HELP: Final = {
     "suspects": ("gauge", "Requests and clients that an engine may have died of."),
     "convicted": ("gauge", "Requests that are refused since engines died of them."),
     "clients_refused": ("gauge", "Clients that are refused since engines died of their requests."),
-    "engine_up": ("gauge", "Whether requests go to an engine."),
+    "engine_up": ("gauge", "Whether an engine answers."),
     "first_byte_seconds": ("histogram", "From the request's last byte to the answer's first."),
 }
 

@@ -7,6 +7,7 @@ and a number of connections, beyond which all clients are refused.
 from __future__ import annotations
 
 import select
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -142,6 +143,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._no_deadline()
         self.all_connections.works(self)
         super().on_headers_complete()
+        if self.parser.get_http_version() == "1.0":
+            cycle: Any = self.cycle
+            cycle.send = partial(_send_unchunked, cycle, cycle.send)
 
     def on_body(self, body: bytes) -> None:
         self._unclaimed = 0
@@ -297,6 +301,17 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._stuck is not None:
             self._stuck.cancel()
             self._stuck = None
+
+
+async def _send_unchunked(cycle: Any, send: Callable[[Any], Any], message: Any) -> None:
+    """Send a part of an answer to HTTP/1.0: a body without a length ends with the connection."""
+    if message["type"] == "http.response.start":
+        names = {name.lower() for name, _ in message.get("headers", ())}
+        if b"content-length" not in names:
+            cycle.chunked_encoding = False
+    elif not cycle.expected_content_length:
+        cycle.expected_content_length = len(message.get("body", b""))
+    await send(message)
 
 
 def _headers_too_big(size: int, limits: ConnectionLimits) -> Refusal:

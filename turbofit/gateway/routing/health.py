@@ -158,14 +158,14 @@ class Monitor:
         now, soon = time.monotonic(), self._config.retry_seconds
         if now - engine.last_check < (soon if engine.failures else min(1.0, soon)):
             return False
-        stalled = engine.outstanding > 0 and now - engine.heard_at > self._config.stall_seconds
+        stalled = engine.outstanding > 0 and now - engine.silent_since > self._config.stall_seconds
         idle = now - engine.last_success > self._config.idle_seconds
         return engine.suspect or stalled or idle or not engine.up
 
     async def _ask(self, engine: RoutedEngine) -> None:
         began = engine.last_check = time.monotonic()
         if not engine.owes:
-            engine.heard()  # its silence counts from now
+            engine.asked_at = began
         engine.check_open, in_time = True, True
         try:
             works = await asyncio.wait_for(self._upstream.probe(engine), self._config.probe_seconds)
@@ -181,7 +181,7 @@ class Monitor:
             return
         engine.failures += 1
         engine.failed_at = min(engine.failed_at, time.monotonic())
-        hung = time.monotonic() - engine.heard_at >= self._config.hung_seconds
+        hung = time.monotonic() - engine.silent_since >= self._config.hung_seconds
         if engine.failures >= _FAILURES and (in_time or hung) and (engine.up or engine.in_flight):
             self._take_out(engine)
 

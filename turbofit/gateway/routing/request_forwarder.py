@@ -87,9 +87,9 @@ class Exchange(ForwardOutcome):
         engine, left = self._engine, False
         engine.in_flight[self] = None
         self.present.sent_at, self.present.begun = self.heard_at, False
+        if not engine.owes:
+            engine.asked_at = self.heard_at
         engine.outstanding += 1
-        if engine.outstanding == 1:
-            engine.heard()  # its silence counts from now
         try:
             await self._ask()
             if not self._failed:

@@ -126,8 +126,8 @@ class Probe(threading.Thread):
         #: The time at which a ready engine was last sent a test that it answered.
         self.lived = float("-inf")
         self.unanswered = False
-        #: Whether the engine owes an answer; and the time since when, or that of its last answer.
-        self.owes, self.heard_at = False, float("-inf")
+        #: Whether the engine owes an answer, since when, and the time of its last answer.
+        self.owes, self.asked_at, self.heard_at = False, float("-inf"), float("-inf")
 
     def stop(self) -> None:
         self._stopped.set()
@@ -166,7 +166,7 @@ class Probe(threading.Thread):
             # An engine that does not listen yet refuses the connection, and owes no answer.
             late = self._clock() - began >= _HEALTH_TIMEOUT
             if late and not self.owes:
-                self.heard_at = self._clock()
+                self.asked_at = self._clock()
             self.owes = late
             if self._stopped.wait(_PAUSE):
                 return False
@@ -179,8 +179,9 @@ class Probe(threading.Thread):
         while not self._stopped.wait(1.0 if self.owes else self._timing.liveness):
             began = self._clock()
             if not self.owes:
-                self.heard_at, self.owes = began, True
+                self.asked_at, self.owes = began, True
             if ask(self._timing.patience):
+                self.heard_at = self._clock()
                 failures, self.lived, self.owes = 0, began, False
             elif self._clock() - began < self._timing.patience:
                 failures += 1

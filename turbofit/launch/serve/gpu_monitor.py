@@ -124,6 +124,23 @@ def used_now(plan: Plan) -> dict[int, int]:
     return {ledger.index: used[ledger.uuid] for ledger in plan.gpus if ledger.uuid in used}
 
 
+def beyond_forecast(plan: Plan, engines: Iterable[int]) -> int | None:
+    """The most bytes that engines hold beyond a plan's peak on one of its GPUs; may be negative.
+
+    None if NVML does not tell on each GPU what the engines hold.
+    """
+    machine, _ = ask_driver(_measured, _NO_ANSWER)
+    ours, beyond = set(engines), []
+    for ledger in plan.gpus:
+        gpus = () if machine is None else machine.gpus
+        gpu = next((gpu for gpu in gpus if gpu.uuid == ledger.uuid), None)
+        others = None if gpu is None else _others(gpu, ours)
+        if gpu is None or others is None or gpu.used == NA:
+            return None
+        beyond.append(gpu.used - others - (ledger.peak - ledger.used))
+    return max(beyond)
+
+
 def without(plan: Plan, used: dict[int, int]) -> dict[int, int]:
     """Bytes that the GPUs have in use once a plan's engines have given back their memory.
 

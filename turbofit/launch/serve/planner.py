@@ -12,14 +12,14 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.machine import Machine
-from turbofit.core.process.compiler import find_compiler
 from turbofit.core.process.progress import under_way
 from turbofit.launch.serve.leases import counted, end_orphans
 from turbofit.launch.serve.proved import Rehearsals
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
-from turbofit.planning.plan import doubled_margin, refusal
+from turbofit.planning.plan import doubled_margin, finished, refusal
 from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.tuned import same_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,8 @@ class Planner:
     ``request`` is None if a plan was given, which is only reserved; ``leases`` is None on pretend
     GPUs. ``rehearse``: each plan is rehearsed before it is used. ``doubled``: margins are doubled
     because the account is of another LMDeploy version. ``fitted``: other models share the cards.
-    ``meanwhile`` is called with each plan that is about to be rehearsed.
+    ``meanwhile`` is called with each plan that is about to be rehearsed. ``over`` returns the bytes
+    beyond the forecast that engines of such a plan held here; None if no start has proved it.
     """
 
     request: PlanRequest | None
@@ -51,6 +52,7 @@ class Planner:
     doubled: bool = False
     fitted: bool = False
     meanwhile: Callable[[Plan], None] = lambda _plan: None
+    over: Callable[[Plan], int | None] = lambda _plan: None
 
     def make(self, changes: Options) -> Plan:
         """Plan the user's request with changes; the plan is reserved if it fits."""
@@ -85,23 +87,37 @@ class Planner:
             self.leases.reserve(plan)
 
     def _made(self, request: PlanRequest) -> Plan:
-        """Plan, a second time if the margin must be doubled, and rehearse the choice."""
+        """Plan, twice if the margin must be doubled, rehearse the choice, and raise its ratio."""
         pretend = None if self.leases is not None else True  # which tunings and calibrations count
         plan = best_plan(request, pretend=pretend)
         if self.doubled and request.margin is None and plan.fits:
             request = request.changed(margin=doubled_margin(plan))
             plan = best_plan(request, pretend=pretend)
-        if not self.rehearse or not plan.fits:
+        if self.rehearse and plan.fits:
+            kept = Rehearsals(plan)
+            before = kept.recall(plan.machine)
+            if before is not None:
+                self.say("rehearsed before, with these versions and as much free memory")
+                plan = before
+            else:
+                plan = self._rehearsed(request, plan)
+                if plan.fits and plan.rehearsal is not None and plan.rehearsal.outcome == "served":
+                    kept.keep(plan)
+        return self._raised(request, plan)
+
+    def _raised(self, request: PlanRequest, plan: Plan) -> Plan:
+        """The plan with a higher ratio if a start proved it here: its margin may then be less."""
+        alone = self.leases is not None and not self.fitted and request.margin is None
+        over = self.over(plan) if alone and plan.fits else None
+        if over is None:
             return plan
-        kept = Rehearsals(plan)
-        before = kept.recall(plan.machine)
-        if before is not None:
-            self.say("rehearsed before, with these versions and as much free memory")
-            return before
-        plan = self._rehearsed(request, plan)
-        if plan.fits and plan.rehearsal is not None and plan.rehearsal.outcome == "served":
-            kept.keep(plan)
-        return plan
+        here = request.changed(model=plan.model, revision=None, on=plan.machine, gpus=None)
+        raised = finished(same_shape(here, plan, {}, over=over), request)
+        if not raised.fits or _ratios(raised) <= _ratios(plan):
+            return plan
+        before, after = _ratios(plan)[0], _ratios(raised)[0]
+        self.say(f"proved here before: its cache ratio is raised from {before:.3f} to {after:.3f}")
+        return raised
 
     def _rehearsed(self, request: PlanRequest, plan: Plan) -> Plan:
         """The plan as its rehearsal corrected it, or unchanged if it cannot be rehearsed."""
@@ -146,6 +162,8 @@ def measured(leases: Leases, gpus: str | None, say: Callable[[str], None]) -> Ma
 def can_rehearse() -> bool:
     """Whether this interpreter has LMDeploy and the machine has a C compiler."""
     from importlib.util import find_spec
+
+    from turbofit.pretend.build import find_compiler
 
     return find_spec("lmdeploy") is not None and find_compiler() is not None
 

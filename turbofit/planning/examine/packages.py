@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.errors import PackageError
 from turbofit.core.installation import install_command
 from turbofit.core.struct import NA
 from turbofit.core.version import REFERENCE
@@ -371,6 +372,15 @@ def _missing(sources: Sources, model: Model, engine: str) -> list[str]:
     wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
     return [module for module in wanted if not sources.has_module(module)]
+
+
+def image_library(sources: Sources, _: Scene) -> Answer:
+    """Check the library that resizes images, which turbofit's installation compiled."""
+    try:
+        return ok(sources.image_library().name)
+    except PackageError as exc:
+        state = warning if exc.hint else ok
+        return state(f"Pillow alone resizes images: {exc.message}", exc.hint)
 
 
 def satisfies(version: str, bounds: str) -> bool:

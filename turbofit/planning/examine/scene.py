@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from turbofit.core.installation import installed
+from turbofit.core.installation import image_library, installed
 from turbofit.core.process import ports
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class Sources:
     """
 
     version = staticmethod(installed)
+    image_library = staticmethod(image_library)
     port_problem = staticmethod(ports.port_problem)
     open_files = staticmethod(ports.open_files)
 
