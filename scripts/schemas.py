@@ -155,29 +155,14 @@ def profile_file() -> Path:
 def profile_document() -> Document:
     """The schema of profiles."""
     known = sections()
-    of_models = {
-        name: _section(one) for name, one in known.items() if one.of_model and name != "model"
-    }
     shared = {name: _section(one) for name, one in known.items() if name != "model"}
-    names = _section(known["model"])["properties"]
-    entry = {
-        "type": "object",
-        "properties": {**names, **{name: {"$ref": f"#/properties/{name}"} for name in of_models}},
-        "required": ["model"],
-        "additionalProperties": False,
-    }
-    one_model = {"anyOf": [names["model"], entry]}
+    names = _section(known["model"])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:turbofit:profile:1",
         "title": "A profile of turbofit: turbofit.yaml",
         "type": "object",
-        "properties": {
-            "model": one_model,
-            "models": {"type": "array", "items": one_model, "minItems": 1},
-            **shared,
-        },
-        "not": {"required": ["model", "models"]},
+        "properties": {"model": {"anyOf": [names["properties"]["model"], names]}, **shared},
         "additionalProperties": False,
     }
 

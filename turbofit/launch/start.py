@@ -58,6 +58,8 @@ class Start:
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
+        #: Whether a budget leaves memory of a GPU to other servers.
+        self._shares_cards = any(gpu.beyond_budget for gpu in plan.gpus)
         #: The plan before its checkpoint's path was known.
         self._planned = plan
         #: The folder that engines open in the checkpoint's place, if there is one.
@@ -248,7 +250,7 @@ class Start:
         run, plan = self._run, self._plan
         if run.config.pretend:
             return None
-        if run.shared:
+        if self._shares_cards:
             return partial(shared_ratio, plan, group)
         return None if "cache_max_entry_count" in run.fixed else partial(ratio_now, plan, group)
 
@@ -274,7 +276,7 @@ class Start:
         if run.config.gateway is not None:
             urls = [self._gateway(launched, urls).url]
         if not run.config.pretend:
-            self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn, fitted=run.shared)
+            self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn)
             self._gpu_monitor.start()
         if self._proves:
             self._proof.keep()
@@ -362,7 +364,7 @@ class Start:
                 self._run.say("draining: what is under way may end")
             with under_way("draining"):
                 self._run.public.stop(drain=not urgent)
-        if self._run.shared:
+        if self._shares_cards:
             # Others came and went since the launch: the end is compared with today's use.
             used = self._used() if self._supervisor.ready else {}
             self._before = without(self._plan, used)

@@ -13,7 +13,7 @@ from turbofit.model.presets import find_preset, load_preset
 from turbofit.planning.checks import plan_warnings
 from turbofit.planning.commands import commands, left_out, serve_command
 from turbofit.planning.resolve import resolve
-from turbofit.tuner.choose import best_fits, best_plan
+from turbofit.tuner.choose import best_plan
 from turbofit.tuner.resolved_request import Margin
 
 if TYPE_CHECKING:
@@ -47,11 +47,6 @@ def plan(
     from turbofit.planning.tuned import with_tuned
 
     return finished(with_tuned(best, request, resolved, pretend=pretend), request)
-
-
-def fits(request: PlanRequest) -> bool:
-    """Whether a request's plan fits; it takes less than half the time of making the plan."""
-    return best_fits(resolve(request), request.engine)
 
 
 def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:

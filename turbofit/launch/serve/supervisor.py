@@ -88,6 +88,17 @@ class StopSignal:
         """End the run normally, as that signal would."""
         self.signal = self.signal or number
 
+    def resume(self) -> bool:
+        """Forget an end that no signal asked for, and all strikes; returns False after a signal."""
+        # In this order a signal that comes meanwhile is not lost.
+        self.signal = None
+        if self.heard is not None:
+            self.signal = self.heard
+            return False
+        self._strikes.clear()
+        self.abrupt = True
+        return True
+
     def on_second(self, strike: Callable[[], None]) -> None:
         """Register a call for the second signal; it must take no lock."""
         self._strikes.append(strike)
@@ -221,7 +232,7 @@ class Supervisor:
                 before, ended = engine.state, engine.look(now)
                 if self._opened and before != engine.state == "ready":
                     self._on_back(engine)
-                # A second signal may kill the engines meanwhile, for several models in a thread.
+                # A second signal may have killed the engine meanwhile.
                 if ended is not None and not stop.urgent:
                     self._mend(engine, ended, now)
             self._rest()
