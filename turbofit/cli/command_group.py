@@ -53,7 +53,7 @@ _FILES: Final = {
     "predict": "plan", "rehearse": "plan", "which": "plan", "ps": "watch", "logs": "watch",
     "stop": "watch", "gpus": "models", "machine": "models", "version": "help",
     "completion": "help", "compare": "report", "share": "report", "page": "report",
-    "calibrate": "tune", "batch": "bench", "diagnose": "doctor",
+    "calibrate": "tune", "diagnose": "doctor",
     "download": "merge", "init": "export",
 }  # fmt: skip
 
