@@ -138,7 +138,8 @@ class Supervisor:
     again. ``explained`` returns how often, within some seconds, requests that are now refused ended
     the engine with this index: these ends do not count. ``clients`` returns such an engine's
     clients, None if no gateway serves; ``doubt`` is called when an engine gives no sign of life,
-    and when it is ended. ``before_start`` makes what a start needs, or raises a `TurbofitError`.
+    and when it is ended. ``before_start`` is called before each start of an engine, and may raise a
+    `TurbofitError`.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -157,7 +158,7 @@ class Supervisor:
         explained: Callable[[int, float], int] = lambda _index, _seconds: 0,
         clients: Callable[[int], Owing | None] = lambda _index: None,
         doubt: Callable[[int, float], None] = lambda _index, _ends_at: None,
-        before_start: Callable[[], None] = lambda: None,
+        before_start: Callable[[], object] = lambda: None,
     ) -> None:
         self._before_start = before_start
         self._explained, self._on_rest, self._clock = explained, on_rest, clock
