@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from codecs import BOM_UTF8
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from turbofit.gateway.server import GatewayThread, make_gateway
 class World:
     """Two servers with models and keys of their own, and the address before them."""
 
-    def __init__(self, stack: ExitStack, **public: Any) -> None:
+    def __init__(self, stack: ExitStack, up: int = 2, **public: Any) -> None:
         self.engines, self.servers, self.records = {}, {}, {}
         for name in ("a", "b"):
             engine = self.engines[name] = stack.enter_context(Engine())
@@ -34,7 +35,7 @@ class World:
         servers = model_servers(texts, ["org/a=key-of-a", "mine=key-of-b"])
         self.app = ModelsGateway(servers, config(**public))
         self.front = stack.enter_context(GatewayThread(self.app))
-        until(lambda: self.health()["up"] == 2, "both to be up")
+        until(lambda: self.health()["up"] == up, "both to be up")
 
     def health(self) -> Any:
         return json.loads(asked(self.front.url, path="/health")[2])
@@ -108,6 +109,16 @@ def test_what_a_server_refuses_its_client_hears_in_its_words(world) -> None:
         with GatewayThread(app) as front:
             status, _, raw = asked(front.url, chat())  # the only one needs no name
     assert (status, json.loads(raw)["error"]["message"]) == (429, "full")
+
+
+def test_a_server_that_was_not_heard_yet_is_asked_for_its_names_first(world, monkeypatch) -> None:
+    """Its own gateway does not know ours, and said 404."""
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ModelsGateway, "_watch", never)
+    assert world(up=0).ask("mine")[0] == 200
 
 
 def test_a_name_changes_and_nothing_else_does() -> None:

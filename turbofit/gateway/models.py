@@ -22,7 +22,7 @@ from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.request_context import ForwardOutcome
 from turbofit.gateway.http.routes import ModelCard, named_model, no_such_model
 from turbofit.gateway.http.welcome import About, ModelFacts
-from turbofit.gateway.upstream import Unreachable
+from turbofit.gateway.upstream import Died, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,16 +82,18 @@ class ModelsGateway(Front):
         node = self.nodes.get(next(iter(self.nodes)) if name is None else str(name))
         if node is None:
             raise no_such_model(name, self.nodes)
-        known = [facts.name for facts in self._facts.get(node.name, ())]
-        if known and name not in known:
-            rename = partial(renamed, request.body, known[0])
-            large = request.bytes_in >= LARGE
-            request.body = await in_thread(rename) if large else rename()
         request.node, request.outcome = node.name, ForwardOutcome()
         node.outstanding += 1
         try:
+            if node.name not in self._facts:  # it has not answered yet
+                await self._ask_health(node)
+            known = [facts.name for facts in self._facts[node.name]]
+            if known and name not in known:
+                rename = partial(renamed, request.body, known[0])
+                large = request.bytes_in >= LARGE
+                request.body = await in_thread(rename) if large else rename()
             await self._exchange(node, request, request.outcome, send)
-        except Unreachable as exc:
+        except (Unreachable, Died) as exc:
             node.doubt(str(exc))
             why = f"the server of {node.name} does not answer"
             raise Refusal("model_unavailable", why=why, retry_after=_RETRY) from None
