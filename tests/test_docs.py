@@ -188,7 +188,8 @@ def test_both_languages_have_the_same_facts(english: str, chinese: str) -> None:
 
 def test_the_glossary_has_its_words() -> None:
     chinese = "".join((ROOT / name).read_text(encoding="utf-8") for name in TWINS.values())
-    glossary = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("| word | Chinese |")[1]
+    contributing = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    glossary = contributing.split("| word | Chinese |")[1]
     rows = re.findall(r"^\| ([^|-]+) \| ([^|]+) \|$", glossary, re.MULTILINE)
     assert len(rows) >= 15
     for word, meaning in rows:

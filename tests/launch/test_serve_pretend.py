@@ -62,6 +62,7 @@ def test_internvl2_at_its_planned_peak(eight: Served) -> None:
     Nor by the images of many clients at once.
     """
     is_brought_to_its_planned_peak(eight, engines=1)
+    assert " with turbomind\nfits: InternVL2-8B" in eight.child.stderr  # as `plan` begins
     status, headers, answer = eight.chat(image(4480, 4480, max_dynamic_patch=120))
     assert status == 200
     assert headers["x-turbofit-limited"].startswith("max_dynamic_patch=")

@@ -118,7 +118,10 @@ class Run:
                 return self.plan
         self.choose()
         plan = self.refuse()
+        self._say(plan.title)
         self._say(plan.verdict)
+        if plan.why_engine:
+            self._say(f"engine {plan.why_engine}")
         for warning in (*plan.warnings, *self._doubts()):
             if not warning.startswith(BESIDE_COMMANDS):  # a server holds what these ask for
                 self._say(f"warning: {warning}")

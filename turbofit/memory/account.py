@@ -15,6 +15,7 @@ from msgspec import UNSET
 
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Calibration, Gpu, Machine
+from turbofit.core.memory_stack import BEFORE_CACHE
 from turbofit.core.model import Model
 from turbofit.core.plan import (
     Basis,
@@ -372,7 +373,7 @@ def given(gpu: Gpu, free: int) -> Term:
     """All memory in use before the cache as one term, from the free bytes in a log."""
     before = gpu.usable - free
     note = "all that is not free when the cache is sized"
-    return term("before_cache", "before", before, "measured", note)
+    return term(BEFORE_CACHE, "before", before, "measured", note)
 
 
 def total_bytes(terms: Sequence[Term]) -> int:

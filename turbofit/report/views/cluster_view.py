@@ -11,10 +11,10 @@ from turbofit.report.painters.document import (
     ONLY_SHORT,
     Code,
     Heading,
+    Items,
     Paragraph,
     Table,
     Verdict,
-    first_warnings,
     known_facts,
     listed,
     remark,
@@ -58,7 +58,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
         text = "simulated: machines of presets or of snapshots, no node was measured"
         blocks.append(Paragraph(text, tone="warn", short=True))
     if plan.fits:
-        blocks += first_warnings(plan.warnings)
+        blocks.append(Items(plan.warnings, tone="warn", **ONLY_SHORT))
         blocks += [Heading("What is promised"), *_promise(plan)]
     else:
         blocks += remedies_table(plan.remedies, "What would fit")

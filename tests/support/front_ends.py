@@ -20,7 +20,7 @@ _WRITTEN: Final[dict[str, dict[str, Any]]] = yaml.safe_load(
 
 
 def _write(name: str, folder: Path) -> Path:
-    """A folder of `checkpoints.yaml` with the stand-in tokenizer."""
+    """A folder of `front_ends.yaml` with the stand-in tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     files = dict(_WRITTEN[name])
     write_tokenizer(folder, files.pop("tokens", ()))
