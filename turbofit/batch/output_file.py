@@ -181,11 +181,12 @@ class OutputFile:
         Raises:
             UsageError: the disk refuses them, or somebody has removed, replaced or cut the file.
         """
+        size = self._size  # a line may be appended meanwhile, in another thread
         with _disk_errors(self.path):
             os.fsync(self._fd)
             now = os.fstat(self._fd)
             there = os.path.exists(self.path) and os.path.samestat(now, os.stat(self.path))
-        if not there or now.st_size < self._size:
+        if not there or now.st_size < size:
             raise UsageError(
                 f"{self.path} was removed, replaced or cut while it was written",
                 hint="give the same command again: items without a line are sent again",
