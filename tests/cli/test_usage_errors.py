@@ -288,7 +288,7 @@ def test_a_machine_of_several_words_and_what_keyboards_leave_is_read(words, caps
         ("export systemd turbofit.yaml", "a profile is -f FILE"),
         ("pretend --on 1xl4 nvidia-smi", "a command stands behind --: -- nvidia-smi"),
         ("serve internvl2-8b -- --html 3", "leave it out, or take the risk with --unplanned"),
-        ("plan internvl2-8b qwen2-vl-7b --cluster=", "leave --cluster out"),
+        ("plan internvl2-8b qwen2-vl-7b", "turbofit gateway --models NAME=URL"),
     ],
 )
 def test_a_value_of_another_option_or_argument(words: str, hint: str, capsys: Out) -> None:

@@ -67,8 +67,8 @@ def test_it_says_where_keys_cross_the_network_in_clear(config: list[Any], capsys
         ("--ssl-certfile x", "go together"),
         ("--drain soon", "is no time"),
         ("--name a", "is for a cluster"),
-        ("--turn 30s", "for models that take turns"),
-        ("internvl2-8b", "named twice"),
+        ("--idle 1m --no-gateway", "do not go together"),
+        ("internvl2-8b", "one model at a time"),
     ],
 )
 def test_what_is_refused(words: str, said: str, config: list[Any], capsys) -> None:

@@ -55,7 +55,7 @@ touches.
 _FILES: Final = {
     "predict": "plan", "rehearse": "plan", "which": "plan", "logs": "ps", "stop": "ps",
     "gpus": "models", "machine": "models",
-    "calibrate": "tune", "batch": "bench", "diagnose": "doctor",
+    "calibrate": "tune", "diagnose": "doctor",
 }  # fmt: skip
 
 

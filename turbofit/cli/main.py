@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _EXTRAS: Final = {
     **dict.fromkeys(("aiohttp", "httptools", "PIL", "pybase64", "uvicorn", "uvloop"), "gateway"),
     "ray": "ray", "lmdeploy": "lmdeploy", "accelerate": "fallback", "transformers": "fallback",
-    "pyarrow": "parquet",
 }  # fmt: skip
 
 #: Commands that run LMDeploy behind a gateway.

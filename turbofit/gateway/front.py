@@ -12,7 +12,7 @@ import asyncio
 import time
 from contextlib import suppress
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import aiohttp
 import msgspec
@@ -111,6 +111,9 @@ class Front(AsgiApp):
     answered: the node's own deny list finds what ends engines, and refuses it. So no innocent
     request waits or is refused, but each node with a single engine may lose that engine.
     """
+
+    #: Whether another node may have what one refuses because it is busy.
+    retries: ClassVar = True
 
     def __init__(
         self,
@@ -269,7 +272,7 @@ class Front(AsgiApp):
             response = await self._open(
                 node, route.method, route.path, request.body, **whose, **sent_headers(request)
             )
-            if response.status == 429:
+            if response.status == 429 and self.retries:
                 raise _Full(response)
             await self._pass_on(response, request, outcome, send)
         except (Died, aiohttp.ClientError, OSError) as exc:

@@ -28,7 +28,7 @@ from turbofit.launch.engine.worst_requests import (
 from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
 from turbofit.launch.serve.ladder import forget
-from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.planner import leases_for
 from turbofit.memory.account import NO_IMAGES, EngineLaunch
 from turbofit.memory.calibrated import calibration_for, identity
 from turbofit.model.source import resolve_model
@@ -77,7 +77,7 @@ def calibrate(
         UsageError: the model is planned for Transformers, which has nothing to learn.
     """
     calibrator = Calibrator(PretendUsageReader if config.pretend else NvmlUsageReader, say)
-    with Leases() as leases:
+    with leases_for(config) as leases:
         run = Run(config, leases, say, on_open=lambda _: stop.end(), examiner=calibrator)
         plan = run.choose()
         if not plan.engine.of_lmdeploy:

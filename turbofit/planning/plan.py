@@ -15,7 +15,7 @@ from turbofit.model.presets import find_preset, load_preset
 from turbofit.planning.checks import plan_warnings
 from turbofit.planning.commands import commands, left_out, serve_command
 from turbofit.planning.resolve import resolve
-from turbofit.tuner.choose import best_fits, best_plan
+from turbofit.tuner.choose import best_plan
 from turbofit.tuner.resolved_request import Margin
 
 if TYPE_CHECKING:
@@ -103,11 +103,6 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
         best = replace(best, throughput=None, usual_image=None)
     missing = left_out(best, usual_settings(resolved, engine_of(best)))
     return replace(best, warnings=(*warnings, *filter(None, (missing,)), *best.warnings))
-
-
-def fits(request: PlanRequest) -> bool:
-    """Whether a request's plan fits; it takes less than half the time of making the plan."""
-    return best_fits(resolve(request), request.engine)
 
 
 def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:

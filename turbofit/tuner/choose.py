@@ -260,11 +260,6 @@ def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
     return _with_other_engine(request, planned)
 
 
-def best_fits(request: ResolvedRequest, engine: str = "auto") -> bool:
-    """Whether the plan of `plan_best` fits; only the search runs, and no words are made."""
-    return choose(request, engine).fits
-
-
 def _without_pace(planned: Planned) -> Planned:
     plan = planned.document
     unheeded = "--rate, --first-token and --per-token decide nothing: there is one shape"

@@ -69,7 +69,7 @@ def test_values_are_as_a_command_line_has_them(tmp_path, monkeypatch):
             "context does not belong to a profile",
             "below workload",
         ),
-        ("gateway:", "zzz:", "zzz is nothing that", "it knows model, models, machine"),
+        ("gateway:", "zzz:", "zzz is nothing that", "it knows model, machine"),
         (
             "queue_images: no",
             "images: 3",
@@ -77,7 +77,7 @@ def test_values_are_as_a_command_line_has_them(tmp_path, monkeypatch):
             "docs/environment.md",
         ),
         ("serve:", "serve: 7", "serve should be keys with values", "key: value"),
-        ("model: internvl2-8b", "models: internvl2-8b", "models should be a list", "- model"),
+        ("model: internvl2-8b", "models: [a]", "models is nothing that a profile", "model?"),
         ("port: 8000", "port: 99999", "gateway.port '99999': it should be 65535", "where"),
         ("model: internvl2-8b", "model: [a]", "model ('a',): it should be a text", "a folder"),
         ("on: 4xrtx3090", "on: [", "no YAML", "docs/environment.md"),
@@ -95,29 +95,6 @@ def test_an_error_has_its_key_and_what_would_be_right(tmp_path, old, new, messag
 def test_what_is_no_profile(tmp_path, text):
     with pytest.raises(UsageError):
         profile(tmp_path, text)
-
-
-@pytest.mark.parametrize("text", ["model:\n", "models:\n- a\n-\n", "model: {model: ~}\n"])
-def test_a_model_without_a_name(tmp_path, text):
-    with pytest.raises(UsageError, match=r"turbofit.yaml: a model has no name") as caught:
-        profile(tmp_path, text)
-    assert caught.value.hint == "write model: NAME"
-
-
-def test_several_models_have_sections_of_their_own(tmp_path):
-    text = """\
-models:
-  - internvl2-1b
-  - model: qwen2-vl-2b
-    revision: main
-    workload: {context: 4096}
-workload:
-  images: 3
-  context: 8192
-"""
-    first, second = (profile(tmp_path, text).of_model(number) for number in range(2))
-    assert first == {"model": "internvl2-1b", "images": 3, "context": 8192}
-    assert second == {"model": "qwen2-vl-2b", "revision": "main", "images": 3, "context": 4096}
 
 
 def test_keys_from_files_are_looked_for_beside_the_profile(tmp_path):
@@ -172,27 +149,6 @@ def test_what_serves_a_profile(file, capsys):
     shown = capsys.readouterr().out
     assert all(words in shown for words in ("--context 4096", "--least", "--port 8123"))
     assert main(["export", "systemd"]) == 2
-
-
-@pytest.mark.slow
-def test_several_models_of_a_profile_are_planned_together(file, capsys):
-    def plans(second: str, *words: str) -> list[dict]:
-        file.write_text(entries % second)
-        return planned(capsys, "plan", "-f", str(file), *words)["plans"]
-
-    entries = "models:\n  - internvl2-1b\n  - {model: qwen2.5-0.5b%s}\nmachine: {on: 1xrtx3090}\n"
-    first, second = plans(", workload: {concurrency: 40, context: 4096}")
-    assert [one["model"]["name"] for one in (first, second)] == [
-        "InternVL2-1B", "Qwen2.5-0.5B-Instruct",
-    ]  # fmt: skip
-    assert [one["workload"]["context"] for one in (first, second)] == [32768, 4096]
-    assert second["settings"]["max_batch_size"] >= 40
-    assert first["workload"]["concurrency"] is None
-    given = plans(", workload: {context: 4096}", "--context", "8192")
-    assert [one["workload"]["context"] for one in given] == [8192, 8192]
-    file.write_text(entries % ", limits: {budget: 9GiB}")
-    assert main(["plan", "-f", str(file)]) == 2
-    assert "mine.yaml: budget is for all models together" in capsys.readouterr().err
 
 
 def test_everything_of_a_request_has_its_place():

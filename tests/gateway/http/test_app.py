@@ -51,7 +51,6 @@ from turbofit.gateway.http.routes import (
     api_of,
     find_route,
     hold_name,
-    unambiguous,
 )
 from turbofit.gateway.http.welcome import client_lines, memory_bars
 
@@ -616,13 +615,6 @@ async def test_the_list_has_every_name_and_says_which_model_it_means() -> None:
     assert [card["id"] for card in anthropic["data"]] == list(NAMES)
     assert anthropic["first_id"] == OWN
     assert recorder.bodies == []
-
-
-def test_names_that_mean_two_models_mean_none() -> None:
-    assert unambiguous([("a/m", "m", "m"), ("b/m", "m")]) == [("a/m",), ("b/m",)]
-    # A model's own name is its own, whatever else is called so.
-    assert unambiguous([("m", "a/m"), ("b/m", "m")]) == [("m", "a/m"), ("b/m",)]
-    assert unambiguous([("x",), ("y", "z")]) == [("x",), ("y", "z")]
 
 
 def test_the_lines_are_one_request_with_a_key_of_the_environment() -> None:

@@ -48,11 +48,11 @@ class Ground:
         self.warned.append((kind, text))
         self.heard.set()
 
-    def monitor(self, *, fitted: bool = False, every: float = 0.02, **ledger: int) -> GpuMonitor:
+    def monitor(self, *, every: float = 0.02, **ledger: int) -> GpuMonitor:
         """One that looks when it is told to, at a plan with another ledger."""
         gpus = (msgspec.structs.replace(self.ledger, **ledger),)
         plan = msgspec.structs.replace(self.plan, gpus=gpus)
-        return GpuMonitor(plan, lambda: [self.engine], self.warn, every=every, fitted=fitted)
+        return GpuMonitor(plan, lambda: [self.engine], self.warn, every=every)
 
     def grow(self, size: int) -> None:
         """Let somebody else have so much."""
@@ -125,8 +125,8 @@ def test_what_a_plan_leaves_nobody_or_other_models_may_have(ground: Ground) -> N
     assert not full.without_headroom([ground.card.uuid])
     ground.card.used = ENGINE + 2 * GIB
     ground.change()
-    for fitted, warnings in ((True, 0), (False, 1)):  # what a budget withholds
-        ground.monitor(headroom=3 * GIB, margin=3 * GIB, fitted=fitted).look()
+    for withheld, warnings in ((2 * GIB, 0), (0, 1)):  # by a budget
+        ground.monitor(headroom=3 * GIB, margin=3 * GIB, withheld=withheld).look()
         assert len(ground.warned) == warnings
 
 

@@ -281,7 +281,6 @@ def test_who_ended_as_another_is_given_up_is_told_of_too(tmp_path: Path) -> None
 
 
 def test_an_engine_that_a_second_signal_killed_is_not_started_again(tmp_path: Path) -> None:
-    """Of several models each is followed in a thread, which the signal finds anywhere."""
     stop = StopSignal()
 
     class Struck(Ending):

@@ -13,7 +13,6 @@ from turbofit.core.machine import Calibration, Machine
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.calibrated import identity
-from turbofit.planning.joint_plan import joint_plan
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.tuner import resolved_request
@@ -21,13 +20,6 @@ from turbofit.tuner.choose import best_plan
 from turbofit.tuner.resolved_request import Margin
 
 LIMITS_COMPARED = True
-
-
-def test_each_plan_of_several_models_shows_other_image_limits() -> None:
-    names = ("internvl2-2b", "internvl2-1b")
-    first = joint_plan([PlanRequest(model=name, on="1xrtx3090") for name in names]).plans[0]
-    assert first.limit_costs
-    assert first.limit_costs[0].limit == first.limits.image_limit
 
 
 def test_what_a_client_may_ask_beyond_a_plan_is_explained_in_both() -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from turbofit import api
 from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
-from turbofit.cli.options import profile_option as profiles
 from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.messages import refuse_together
@@ -18,12 +15,11 @@ from turbofit.core.process.progress import under_way
 from turbofit.planning.request import PACE, PlanRequest, PredictRequest, WhichRequest
 
 if TYPE_CHECKING:
-    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
 
 
 @command(
-    *common.model_argument(profile=True, several=True),
+    *common.model_argument(profile=True),
     *common.machine_options(),
     Option("--cluster", metavar="CLUSTER"),
     Option("--rehearse", is_flag=True),
@@ -33,16 +29,9 @@ if TYPE_CHECKING:
     *fields.options_of(PlanRequest, PACE, group="the forecast of speed"),
     *common.planning_options(),
 )
-def plan(
-    *, model: tuple[str, ...], rehearse: bool, cluster: str | None, form: Form, **given: Any
-) -> int:
+def plan(*, rehearse: bool, cluster: str | None, form: Form, **given: Any) -> int:
     """Plan and show; exit 3 if nothing fits."""
-    request = fields.filled(PlanRequest, {**given, "model": model[0]})
-    if len(model) > 1:
-        alone = {"cluster": cluster, "rehearse": rehearse}
-        refuse_together(alone, "several models", ", or plan each model by itself")
-        of_models = profiles.each_model(click.get_current_context(), model)
-        return _plan_together(request, of_models, form)
+    request = fields.filled(PlanRequest, given)
     if cluster is not None:
         of_one = {"on": request.on, "gpus": request.gpus, "rehearse": rehearse}
         refuse_together(of_one, "--cluster", ", or plan for that machine alone")
@@ -50,18 +39,6 @@ def plan(
     with under_way("planning, and rehearsing on pretend GPUs" if rehearse else "planning"):
         best = api.plan(request, rehearse=rehearse)
     return show_plan(best, "plan", form)
-
-
-def _plan_together(request: PlanRequest, of_models: list[Options], form: Form) -> int:
-    """Plan several models on the same cards and show; exit 3 if they do not fit together."""
-    from turbofit.planning.joint_plan import joint_plan, options_of_each
-    from turbofit.report.views.joint_view import joint_view
-
-    requests = [request.changed(**options) for options in options_of_each(request, of_models)]
-    with under_way("planning them together"):
-        together = joint_plan(requests)
-    form.show(together, joint_view)
-    return 0 if together.fits else DoesNotFitError.exit_code
 
 
 def _plan_cluster(request: PlanRequest, cluster: str, form: Form) -> int:

@@ -167,6 +167,9 @@ class NodeActor:
             "--port", str(self._port), "--front-key-file", f"{folder}/key",
             "--lease", f"{folder}/lease-{digest}", *server_words(os.environ), *wanted.words,
         ]  # fmt: skip
+        env = _environment()
+        if self._pretend:  # another node of this host may pretend to have the same cards
+            env["TURBOFIT_LEASES"] = f"{folder}/leases"
         with suppress(OSError):
             os.replace(folder / "serve.log", folder / "serve.log.1")
         (folder / "code").unlink(missing_ok=True)
@@ -179,7 +182,7 @@ class NodeActor:
             lock.write(digest)
             lock.flush()
             self._child = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=url, stderr=log, env=_environment(),
+                argv, stdin=subprocess.DEVNULL, stdout=url, stderr=log, env=env,
                 cwd=folder, start_new_session=True, pass_fds=[lock.fileno()],
             )  # fmt: skip
         self._note(state="starting", url="", digest=digest, last_line="", measured=None)

@@ -15,7 +15,7 @@ from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.engine.kernel import group_of
 from turbofit.machine.nvml import ask_driver
-from turbofit.planning.examine.cards import open_margin, who_grew
+from turbofit.planning.examine.cards import kept_margin, who_grew
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,8 +34,7 @@ _NO_ANSWER: Final[tuple[Machine | None, str]] = None, "NVML does not answer"
 class GpuMonitor(threading.Thread):
     """Looks at a plan's GPUs every ten seconds; ``engines`` returns the engines' process ids.
 
-    ``warn`` receives (kind, text), once until the condition has passed. ``fitted``: other processes
-    may have the memory that a budget withholds from the plan.
+    ``warn`` receives (kind, text), once until the condition has passed.
     """
 
     def __init__(
@@ -45,10 +44,8 @@ class GpuMonitor(threading.Thread):
         warn: Callable[[str, str], None],
         *,
         every: float = _EVERY,
-        fitted: bool = False,
     ) -> None:
         super().__init__(name="gpu-monitor", daemon=True)
-        self._fitted = fitted
         self._plan, self._engines, self._warn, self._every = plan, engines, warn, every
         self._stopped = threading.Event()
         self._said: dict[str, int] = {}
@@ -91,7 +88,7 @@ class GpuMonitor(threading.Thread):
             return
         grown = others - ledger.used
         left = ledger.headroom - grown
-        margin = open_margin(ledger) if self._fitted else ledger.margin
+        margin = kept_margin(ledger)
         level = 0
         if grown >= _NOISE and left < margin:
             level = 1 if left > 0 else _DEADLY

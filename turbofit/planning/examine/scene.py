@@ -60,8 +60,7 @@ class Scene(NamedTuple):
 
     ``machine`` is the present machine, ``healths`` the condition of its cards. ``model`` and
     ``port`` are those to serve. For a run, ``plan`` is the plan to launch, ``folder`` the folder of
-    its logs, and ``ports`` those of its engines; ``fitted``: its cache takes the memory that is
-    free, so others may use what a budget withholds.
+    its logs, and ``ports`` those of its engines.
     """
 
     sources: Sources
@@ -75,7 +74,6 @@ class Scene(NamedTuple):
     folder: Path | None = None
     ports: Sequence[int] = ()
     pretend: bool = False
-    fitted: bool = False
 
 
 class Sources:

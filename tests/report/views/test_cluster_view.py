@@ -1,57 +1,13 @@
-"""Several models, and several machines."""
+"""Several machines."""
 
 from __future__ import annotations
 
 from turbofit import api
 from turbofit.core.cluster import ClusterStatus, NodeStatus
-from turbofit.core.units import parse_bytes
 from turbofit.launch.cluster.nodes import cluster_from
-from turbofit.planning.joint_plan import joint_plan
-from turbofit.planning.request import PlanRequest
-from turbofit.report.painters import markdown
 from turbofit.report.painters.document import Table
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.cluster_view import cluster_view, status_view
-from turbofit.report.views.joint_view import joint_view
-
-
-def painted(*models: str) -> str:
-    requests = [PlanRequest(model=name, on="1xrtx3090") for name in models]
-    return markdown.paint(joint_view(joint_plan(requests)))
-
-
-def test_a_card_with_every_model() -> None:
-    text = painted("internvl2-1b", "internvl2-2b")
-    rows = [line for line in text.splitlines() if line.startswith("| InternVL2")]
-    assert len(rows) == 4
-    table = text[text.index("MiB at the worst") :]
-    cells = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in table.splitlines()
-        if line.startswith("| ") and "---" not in line
-    ]
-    last = {row[0]: float(row[-1].replace(",", "")) for row in cells[1:] if row[-1]}
-    card = last.pop("the card")
-    assert abs(sum(last.values()) - card) < 1
-
-
-def test_of_models_that_are_asked_for_different_things_the_profile_serves() -> None:
-    asked = (("internvl2-1b", 2), ("internvl2-2b", 1))
-    requests = [PlanRequest(model=name, on="1xrtx3090", concurrency=n) for name, n in asked]
-    text = paint(joint_view(joint_plan(requests)), width=200, short=True)
-    assert "next: turbofit serve -f with this profile" in text
-    assert "at one address" not in text
-
-
-def test_the_budgets_as_they_stand_there_do_not_go_beyond_the_card() -> None:
-    found = joint_plan(
-        [PlanRequest(model=name, on="1xrtx3090") for name in ("internvl2-2b", "qwen2-vl-2b")]
-    )
-    rows = [line.split("|") for line in markdown.paint(joint_view(found)).splitlines()]
-    budgets = [parse_bytes(row[2]) for row in rows if len(row) > 2 and row[2].endswith("iB ")]
-    (card,) = found.gpus
-    assert len(budgets) == 2
-    assert sum(found.budgets) - (2 << 20) < sum(budgets) <= card.total - card.reserved - card.used
 
 
 def test_a_thousand_nodes_read_as_well_as_three() -> None:
