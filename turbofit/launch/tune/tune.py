@@ -220,22 +220,12 @@ class Tuner:
                 choice = left[0] if not self._trials else self._most_promising(left)
                 left.remove(choice)
                 self._trials.append(self._try(choice, self.load))
-            good = [trial for trial in self._trials if trial.meets_slo]
-            for trial in sorted(good, key=self._value, reverse=True) if len(good) > 1 else ():
-                if not self._has_time():
-                    break
-                choice = next(one for one in self.choices if one.options == trial.options)
-                self._trials.append(again := self._try(choice, _twice(self.load), again=True))
-                if again.meets_slo:
-                    best = again
-                    break
-                good.remove(trial)
+            best = self._best_again()
         except StoppedError as exc:
             if not self._trials:
                 raise
             stopped = exc.signal.name
-            good = [trial for trial in self._trials if trial.meets_slo]
-        best = best or max(good, key=self._value, default=None)
+        best = best or next(iter(self._good()), None)
         return replace(
             self.blank,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -244,6 +234,24 @@ class Tuner:
             stopped=stopped or self._left_out(left),
             seconds=round(sum(trial.seconds for trial in self._trials), 1),
         )
+
+    def _best_again(self) -> TrialRecord | None:
+        """Try the best again, or the next if it fails; None without a choice, or without time."""
+        good = self._good()
+        for trial in good if len(good) > 1 else ():
+            if not self._has_time():
+                break
+            choice = next(one for one in self.choices if one.options == trial.options)
+            self._trials.append(again := self._try(choice, _twice(self.load), again=True))
+            if again.meets_slo:
+                return again
+        return None
+
+    def _good(self) -> list[TrialRecord]:
+        """Trials that meet the SLO, the best first, without those that failed again."""
+        failed = [trial.options for trial in self._trials if trial.again and not trial.meets_slo]
+        good = [one for one in self._trials if one.meets_slo and one.options not in failed]
+        return sorted(good, key=self._value, reverse=True)
 
     def _most_promising(self, left: Sequence[TrialChoice]) -> TrialChoice:
         measured = next((trial for trial in self._trials if trial.measured is not None), None)
