@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import shlex
 import time
 from contextlib import ExitStack, suppress
 from functools import cached_property, partial
@@ -25,6 +26,7 @@ from turbofit.launch.engine.launches import (
     ratio_now,
     shared_ratio,
 )
+from turbofit.launch.engine.parsers import parser_options
 from turbofit.launch.images.preparation import image_environment
 from turbofit.launch.serve.gpu_monitor import GpuMonitor, any_lost, memory_back, used_now, without
 from turbofit.launch.serve.proved import Proof
@@ -151,6 +153,15 @@ class Start:
             run.say(f"the worst cases will take the cards about {seconds:.0f} s{choice}")
         return ask_worst
 
+    def _parsers(self, folder: Path) -> list[str]:
+        """Options for the parsers of the model's family, which the first start announces."""
+        if not self._plan.engine.of_lmdeploy:
+            return []
+        found = list(parser_options(self._plan.model, folder, self._run.config.options))
+        if found and not self._number:
+            self._run.say(f"by the model's family: {shlex.join(found)}; your own is taken instead")
+        return found
+
     @cached_property
     def _proof(self) -> Proof:
         return Proof(self._plan, self._run.config, self._run.lmdeploy.version)
@@ -174,8 +185,9 @@ class Start:
             public = None if config.gateway is None else config.gateway.port
             ports = free_ports(len(plan.parallel.groups), besides=public)
             # Options that the plan does not count take memory of the margin, too.
+            options = [*config.options, *self._parsers(folder)]
             engine_commands = private_commands(
-                plan, ports, str(folder), name, config.options, held=not config.unplanned
+                plan, ports, str(folder), name, options, held=not config.unplanned
             )
             key = secrets.token_hex(32)  # hexadecimal: none begins with a dash, as an option does
         self._key = key

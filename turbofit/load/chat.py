@@ -149,13 +149,16 @@ def question_of(text: str) -> JsonObject:
     pictures = []
     for word in _WORD.findall(text):
         path = os.path.expanduser(word.strip("\"'"))
-        if not _PICTURE.fullmatch(path) or not os.path.isfile(path):
+        if not _PICTURE.fullmatch(path) or "://" in path:
             continue
         try:
             with open(path, "rb") as file:
                 data = b64encode(file.read()).decode()
         except OSError as exc:
-            raise UsageError(f"{path} cannot be read: {exc.strerror}", hint="ask again") from None
+            raise UsageError(
+                f"{path} cannot be read: {exc.strerror}",
+                hint="a word that ends like this is the path of a picture",
+            ) from None
         kind = path.rpartition(".")[2].lower().replace("jpg", "jpeg")
         pictures.append(f"data:image/{kind};base64,{data}")
         text = text.replace(word, "", 1)

@@ -187,12 +187,16 @@ def nominal_gigabytes(key: str) -> int:
     return int(sized[1]) if sized else round(load_preset(key).total_mib.value / 1024)
 
 
-def assumed_note(name: str, count: int) -> str | None:
-    """The note on an assumed memory size or form of a card, for a name that leaves it open."""
+def assumed_note(name: str, count: int, *, sized: bool = False) -> str | None:
+    """The note on an assumed memory size or form of a card, for a name that leaves it open.
+
+    ``sized``: the size is given, and only the form (NVLink) may be assumed.
+    """
     wanted = bare_name(name)
     for typed, assumed in _names().assumed.items():
         if bare_name(typed) == wanted:
-            return assumed.note if assumed.when == "always" or count > 1 else None
+            said = not sized if assumed.when == "always" else count > 1
+            return assumed.note if said else None
     return None
 
 

@@ -6,7 +6,6 @@ import ast
 import asyncio
 import base64
 import hashlib
-import importlib.util
 import json
 import re
 import shlex
@@ -46,7 +45,7 @@ from turbofit.gateway.http import prepare
 from turbofit.gateway.http.accesslog import AccessLog, access_log
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.prepare import Preparation
-from turbofit.gateway.http.refusals import TOOL_PARSERS, Refusal
+from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import (
     ROUTES,
     api_of,
@@ -427,16 +426,6 @@ def test_the_package_that_a_form_needs_is_named(path, fields, forced, lacking, m
         # LMDeploy ends the connection behind such a 500: the next request would be cut off.
         assert recorder.seen[0][4].get("Connection") == ("close" if forced else None)
     assert app.engines[0].up
-
-
-def test_the_parsers_are_those_of_lmdeploy() -> None:
-    spec = importlib.util.find_spec("lmdeploy")
-    if spec is None or spec.submodule_search_locations is None:
-        pytest.skip("no lmdeploy")
-    folder = Path(spec.submodule_search_locations[0]) / "serve/parsers/tool_parser"
-    texts = [path.read_text(encoding="utf-8") for path in folder.glob("*.py")]
-    calls = re.findall(r"@ToolParserManager.register_module\((.*)\)", "\n".join(texts))
-    assert sorted(re.findall(r"'([^']+)'", " ".join(calls))) == sorted(TOOL_PARSERS)
 
 
 def test_pages_of_several_engines_become_one() -> None:

@@ -170,13 +170,15 @@ def test_what_only_other_engines_take_is_refused(engine: str, fields: Any, word:
         ("chat", {"max_tokens": 9, "max_completion_tokens": 700}, 600,
          ["max_completion_tokens=700->600"]),
         ("messages", {"max_tokens": 4096}, 600, ["max_tokens=4096->600"]),
+        ("chat", {"max_tokens": 64000}, 600, ["max_tokens=64000->600"]),  # once, not by its range
         ("responses", {"max_output_tokens": 600}, 600, []),
         ("count_tokens", {}, 1, []),
     ],
 )  # fmt: skip
 def test_an_answer_is_lowered_to_what_images_leave(kind, fields, left, changes) -> None:
-    body = in_range(kind, **fields)[0]
-    assert lower_answer(kind, body, left) == changes
+    body, said = in_range(kind, **fields)
+    lower_answer(kind, body, left, said)
+    assert said == changes
 
 
 def test_what_is_ordinary_or_of_an_unknown_range_is_passed_as_it_is() -> None:

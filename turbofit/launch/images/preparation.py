@@ -83,7 +83,7 @@ def install() -> None:
     if _MODULE in sys.modules:  # in a process that was a standby
         watch(sys.modules[_MODULE])
     else:
-        from turbofit.pretend.inside.turbofit_imports import After
+        from turbofit.core.process.imports import After
 
         sys.meta_path.insert(0, After(_MODULE, watch))
 

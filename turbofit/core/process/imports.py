@@ -1,4 +1,4 @@
-"""Runs a function after a module's import; it imports nothing of turbofit."""
+"""Runs a function after a module's import; it imports nothing of turbofit, and is loaded alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class After:
         self._name, self._act = name, act
 
     def find_spec(self, name: str, *_: Any) -> Any:
+        """The spec of the module that is waited for, whose loading runs the function."""
         if name != self._name:
             return None
         sys.meta_path.remove(self)
