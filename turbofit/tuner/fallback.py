@@ -42,9 +42,9 @@ from turbofit.tuner.explain.remedies import (
     Change,
     Remedies,
     fewer_at_once,
-    larger,
     left_to_turbofit,
     smaller_workload,
+    smallest_cards,
     stopped,
     with_more_gpus,
 )
@@ -481,20 +481,30 @@ def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
 def _remedies(request: ResolvedRequest, engine: LayeredEngine, closest: Chosen) -> Remedies:
     """Single changes with which it fits, cheapest first; ``closest`` is the result without any."""
     helps, causes = list[Remedy](), list[str]()
-    for change, changed, released in _changes(request, closest):
-        if helps and changed.machine.name == MORE_GPUS:
-            continue  # fewer such cards, or a free change, are already enough
+
+    def planned(changed: ResolvedRequest) -> Chosen | None:
         try:
-            chosen = search(changed, engine)
+            return search(changed, engine)
         except TurbofitError:
-            continue
-        if not chosen.keeps(changed):
-            continue
+            return None
+
+    def helped(change: Change, chosen: Chosen) -> None:
         found = f"{_at_once(chosen)} {chosen.session_len:,} tokens at a time"
         if off := len(chosen.placement.offloaded):
             found += f", {off} decoder layers in host memory (slow)"
-        helps.append(fitting(change, found))
-        causes += [released] if released else []
+        helps.append(fitting(change.change, found))
+        causes.extend([change.released] if change.released else [])
+
+    for change in _changes(request, closest):
+        if helps and change.request.machine.name == MORE_GPUS:
+            continue  # fewer such cards, or a free change, are already enough
+        chosen = planned(change.request)
+        if chosen is not None and chosen.keeps(change.request):
+            helped(change, chosen)
+    if not helps and not closest.fits:
+        larger = smallest_cards(request, planned, lambda chosen: chosen.keeps(request))
+        if larger is not None:
+            helped(*larger)
     return Remedies(tuple(helps), tuple(causes))
 
 
@@ -516,5 +526,3 @@ def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
     yield from with_more_gpus(request)
     if closest.fits:  # it only answers fewer requests at once than wished
         yield fewer_at_once(request, len(closest.copies))
-    else:
-        yield from larger(request)
