@@ -70,7 +70,7 @@ class Change(NamedTuple):
 def remedies(fit: EngineFit) -> Remedies:
     """The changes that make it fit, cheapest first, then those that reduce the gap.
 
-    The third that makes it fit is the last that is looked at.
+    After the third that makes it fit, only the person's own options are looked at, for the causes.
     """
     best = fit.best
     helps: list[Remedy] = []
@@ -79,7 +79,9 @@ def remedies(fit: EngineFit) -> Remedies:
     enough = best.fits  # no GPU memory is missing
     for change, changed, released in _changes(fit):
         more = changed.machine.name == MORE_GPUS
-        other = None if more and enough else _planned(changed, fit.engine)
+        if (more and enough) or (len(helps) >= _MOST and not released):
+            continue
+        other = _planned(changed, fit.engine)
         if other is None:
             continue
         if other.fits:
@@ -89,8 +91,6 @@ def remedies(fit: EngineFit) -> Remedies:
             enough |= more or not best.held_requests
         elif effect := _closer(fit, other):
             closer.append(Remedy(change=change, effect=effect))
-        if len(helps) == _MOST:
-            break
     if best.fits:
         helps.append(_more_host_memory(fit))
     elif not enough and len(helps) < _MOST:
