@@ -168,10 +168,6 @@ def _other_blocks(*given: Any) -> Any:
     return replace(shape, block_tokens=shape.block_tokens // 2)
 
 
-def _long_blocks(*given: Any) -> Any:
-    return replace(account.TurbomindAccount.cache_shape(*given), block_tokens=4096)
-
-
 def _other_torch_cut(*given: Any) -> Any:
     shape = Pytorch.account_class.cache_shape(*given)
     return replace(shape, step=GIB)
@@ -243,10 +239,7 @@ _LARGE = {"model": "qwen2-vl-2b", "max_prefill_token_num": 4096}
 FORMULAS: list[tuple[str, str, dict[str, Any], dict[str, Any], Asker]] = [
     ("limits", "turbomind", {}, {"units_bound": _twice(engine_bound)}, lambda p: bounds_of(p).gate),
     ("limits", "turbomind", {}, {"blocks_ahead": 3}, let_in),
-    ("rehearse", "turbomind", {}, {"forward_tokens": _FORWARD}, worst("vision_forward")),
     ("rehearse", "turbomind", {}, _ONCE, worst("vision_forward")),
-    ("rehearse", "turbomind", {}, {"cache_shape": staticmethod(_long_blocks)},
-     worst("vision_forward")),
     ("start", "turbomind", _LARGE, {"forward_tokens": _FORWARD}, cheaper),
     ("start", "turbomind", _LARGE, {"forward_tokens": _FORWARD}, check_seconds),
     ("start", "turbomind", _LARGE, _ONCE, cheaper),
@@ -265,7 +258,6 @@ FORMULAS: list[tuple[str, str, dict[str, Any], dict[str, Any], Asker]] = [
      {"weight_classes": staticmethod(lambda *_: {"embedding": 0, "mlp": MIB})},
      lambda p: engine_of(p).weights(p.model, 1)),
     ("limits", "pytorch", {}, {"units_bound": _twice(torch_bound)}, lambda p: bounds_of(p).gate),
-    ("rehearse", "pytorch", {}, {"forward_tokens": _long_forward}, worst("vision_forward")),
     ("start", "pytorch", _LARGE, {"encodes_again": True}, check_seconds),
     ("speed", "pytorch", _LARGE, {"encodes_again": True}, encoded),
     ("calibrate", "pytorch", {}, {"cache_shape": staticmethod(_other_torch_cut)}, relearned),

@@ -24,6 +24,7 @@ from turbofit.core.plan import (
     HostMemory,
     Limits,
     Phase,
+    Plan,
     PlannedEngine,
     Settings,
     Term,
@@ -31,6 +32,7 @@ from turbofit.core.plan import (
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import round_up
 from turbofit.memory.kv_cache import CacheShape, LoggedSlab
+from turbofit.memory.worst_images import Maker, Meeting, Text, over_edges, side_by_side
 
 
 class Load(Struct):
@@ -500,6 +502,26 @@ class Engine(ABC):
     @abstractmethod
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """The most vision units in one forward; an upper bound."""
+
+    def worst_images(
+        self, plan: Plan, make: Maker, text: Text, *, several: bool = False
+    ) -> Meeting:
+        """Images of one prompt that bring the units of the plan's peak into one forward, or nearly.
+
+        ``several``: a percent fewer units, of images that are smaller than one alone.
+        """
+        limits, forward = plan.limits, self.forward_tokens(plan.settings)
+        units, most = limits.units_per_forward, limits.units_per_image
+        room = plan.kv.longest_request_tokens - text.after
+        alone = make(units, room - text.before - text.around)
+        if not self.encodes_again:  # an image is never cut, and may be longer than a forward
+            largest = make(most, room)
+            longest = 0 if largest is None else largest.tokens + text.around
+            tokens = min(room - text.before, max(forward - text.before, longest))
+            return side_by_side(lambda u, t: make(min(u, most), t), units, tokens, text)
+        if alone is not None and not several and (units <= most or alone.units > most):
+            return Meeting(alone.units, [alone])
+        return over_edges(make, units, room, forward, text, share=0.99 if several else 1.0)
 
     def forward_tokens(self, settings: Settings) -> int:
         """The most tokens in one forward."""

@@ -116,7 +116,7 @@ def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, tuning
     winner = tuning.winner
     assert winner is not None
     assert winner.measured is not None
-    rate, tried = winner.measured.requests_per_second, len(tuning.trials)
+    rate, tried = winner.measured.requests_per_second, sum(not t.again for t in tuning.trials)
     text = (
         f"{rate:.2f} requests/s with LMDeploy {tuning.lmdeploy} on {tuning.created[:10]}, the best"
         f" of {tried} that turbofit tune tried here"

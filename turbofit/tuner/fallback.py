@@ -40,9 +40,9 @@ from turbofit.tuner.explain.remedies import (
     Change,
     Remedies,
     fewer_at_once,
-    larger,
     left_to_turbofit,
     smaller_workload,
+    smallest_cards,
     stopped,
     with_more_gpus,
 )
@@ -425,18 +425,29 @@ def _warnings(
 def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
     """Single changes with which it fits, cheapest first; ``closest`` is the result without any."""
     helps, causes = list[Remedy](), list[str]()
-    for change, changed, released in _changes(request, closest):
-        if helps and changed.machine.name == MORE_GPUS:
-            continue  # fewer such cards, or a free change, are already enough
+
+    def planned(changed: ResolvedRequest) -> Chosen | None:
         try:
-            chosen = search(changed)
+            return search(changed)
         except TurbofitError:
-            continue
-        if chosen.keeps(changed):
-            off = chosen.off
-            slow = f", {len(off)} decoder layers in host memory (slow)" if off else ""
-            helps.append(fitting(change, f"{chosen.words}{slow}"))
-            causes += [released] if released else []
+            return None
+
+    def helped(change: Change, chosen: Chosen) -> None:
+        off = chosen.off
+        slow = f", {len(off)} decoder layers in host memory (slow)" if off else ""
+        helps.append(fitting(change.change, f"{chosen.words}{slow}"))
+        causes.extend([change.released] if change.released else [])
+
+    for change in _changes(request, closest):
+        if helps and change.request.machine.name == MORE_GPUS:
+            continue  # fewer such cards, or a free change, are already enough
+        chosen = planned(change.request)
+        if chosen is not None and chosen.keeps(change.request):
+            helped(change, chosen)
+    if not helps and not closest.fits:
+        larger = smallest_cards(request, planned, lambda chosen: chosen.keeps(request))
+        if larger is not None:
+            helped(*larger)
     return Remedies(tuple(helps), tuple(causes))
 
 
@@ -458,5 +469,3 @@ def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
     yield from with_more_gpus(request)
     if closest.fits:  # it only answers fewer requests at once than wished
         yield fewer_at_once(request, closest.count)
-    else:
-        yield from larger(request)

@@ -136,7 +136,7 @@ class TuneOptions(LaunchOptions):
     """Options of `tune` besides those of a plan and a load."""
 
     time: Annotated[str, Metavar("TIME")] = "20m"
-    starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 12
+    starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 6
     slo: Annotated[str | None, Metavar("LIMITS")] = None
     kv_types: Annotated[str, Metavar("LIST")] = "0,8"
     again: bool = False

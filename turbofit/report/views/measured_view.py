@@ -107,7 +107,7 @@ def _notes(result: Tuning) -> list[Block]:
     else:
         first = next((trial for trial in result.trials if not trial.options), None)
         gain = ""
-        if first is not None and first.measured is not None and first is not winner:
+        if first is not None and first.measured is not None and winner.options:
             ratio = winner.measured.requests_per_second / first.measured.requests_per_second
             gain = f", {ratio - 1:+.0%} against the plan without tuning"
         text = f"best: {settings_text(winner)}{gain}"
@@ -134,7 +134,7 @@ def settings_text(trial: TrialRecord) -> str:
     prefix = ", prefix caching" if trial.enable_prefix_caching else ""
     return (
         f"{trial.engine}, tp {trial.tp} x {trial.replicas}, batch {trial.max_batch_size}, prefill "
-        f"{trial.max_prefill_token_num}{kv}{prefix}"
+        f"{trial.max_prefill_token_num}{kv}{prefix}{', again' * trial.again}"
     )
 
 
