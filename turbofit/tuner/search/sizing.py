@@ -464,15 +464,11 @@ def held_by(sized: Evaluation) -> int:
 def most_held(sizer: Sizer, wanted: int) -> int:
     """The most requests at once, below ``wanted``, that one engine of a shape holds; or 0."""
     shortest, _ = sizer.contexts()
-    # A larger batch or a longer context never leaves a larger cache.
-    alone = sizer.with_batch(1).evaluation(shortest)
-    size = counted_tokens(alone.vision_load, shortest)
-    most = alone.settings.requests_in(alone.kv_tokens, size)
 
     def holds(batch: int) -> bool:
         some = sizer.with_batch(batch)
-        if held_by(some.evaluation(shortest)) < batch:
+        if held_by(some.evaluation(shortest)) < batch:  # nor with a longer context, then
             return False
         return held_by(some.evaluation(some.session_len())) >= batch
 
-    return bisect(holds, 1, min(wanted, most + 1))[0] if most and holds(1) else 0
+    return bisect(holds, 1, wanted)[0] if holds(1) else 0
