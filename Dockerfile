@@ -12,7 +12,7 @@ ARG CUDA=cu12.8
 ARG LMDEPLOY=v0.18.0-${CUDA}
 FROM openmmlab/lmdeploy:${LMDEPLOY}
 
-# The rehearsal builds its pretend libraries with it. The versions are Ubuntu's.
+# The installation compiles what resizes images with it, the rehearsal its pretend libraries. The versions are Ubuntu's.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*

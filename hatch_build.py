@@ -1,4 +1,4 @@
-"""What hatchling makes at a build: the project's URLs, a README for an index page, packed presets.
+"""What hatchling makes at a build: URLs, a README for an index page, packed presets, a library.
 
 An index shows README.md alone, so that its links must lead to the repository, at the version's tag.
 Where the repository is stands once, in pyproject.toml: ``[tool.hatch.metadata.hooks.custom]``.
@@ -7,8 +7,13 @@ Where the repository is stands once, in pyproject.toml: ``[tool.hatch.metadata.h
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sysconfig
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,12 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 #: Rooms of presets that are one file in a wheel (`turbofit.core.presets` reads both).
 PACKED = ("checkpoints", "gpus", "models")
+#: What resizes images (`turbofit.launch.images`), and the file with its digest and the source's.
+SOURCE, LIBRARY = "turbofit/launch/images/pixels.c", "libpixels.so"
+DIGEST = f"{LIBRARY}.sha256"
+#: Without fused multiplications, which round differently: Pillow's wheels have none.
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")
+_COMPILER_SECONDS = 60
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)")
 
 
@@ -56,27 +67,61 @@ class MetadataHook(MetadataHookInterface):
         metadata["urls"] = project_urls(url, version)
 
 
-class PresetsHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Puts presets into a wheel, those of large rooms as one file each."""
+def compile_library(source: Path, folder: Path) -> str:
+    """Compile the library into a folder, with its digest; returns why it cannot, or nothing."""
+    if sysconfig.get_platform() != "linux-x86_64":
+        return "this is no Linux on x86-64"
+    words = os.environ.get("CC", "").split()
+    words = words or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
+    if not words:
+        return "there is no C compiler"
+    library = folder / LIBRARY
+    words += [*FLAGS, str(source), "-o", str(library)]
+    try:
+        subprocess.run(words, check=True, capture_output=True, timeout=_COMPILER_SECONDS)
+        digest = sha256(source.read_bytes() + library.read_bytes()).hexdigest()
+        (folder / DIGEST).write_text(digest, encoding="ascii")
+    except (OSError, subprocess.SubprocessError) as exc:
+        return str(exc)
+    return ""
+
+
+class BuildHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Puts presets into a wheel, those of large rooms as one file each, and a compiled library.
+
+    The library stays out where there is no C compiler: Pillow does the work then. ``CC=false``
+    makes a wheel for every platform. An editable installation reads the checkout's presets, and
+    gets the library into the checkout.
+    """
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Add them; an editable installation reads those of the checkout."""
+        """Add them."""
+        self._folder = tempfile.TemporaryDirectory()
+        here, source = Path(self._folder.name), Path(self.root, SOURCE)
+        if version == "editable":
+            here = source.parent
+        why = compile_library(source, here)
+        if why:
+            self.app.display_warning(f"images will be resized by Pillow alone: {why}")
         if version == "editable":
             return
-        self._folder = tempfile.TemporaryDirectory()
         included, presets = build_data["force_include"], Path(self.root, "presets")
+        if not why:
+            build_data["tag"] = "py3-none-linux_x86_64"
+            build_data["pure_python"] = False
+            for name in (LIBRARY, DIGEST):
+                included[str(here / name)] = str(Path(SOURCE).with_name(name))
         for file in sorted(path for path in presets.rglob("*") if path.is_file()):
             name = file.relative_to(presets)
             if name.parts[0] not in PACKED:
                 included[str(file)] = f"turbofit/_presets/{name.as_posix()}"
         for room in PACKED:
             files = sorted((presets / room).glob("*.yaml"))
-            packed = Path(self._folder.name, f"{room}.json")
+            packed = here / f"{room}.json"
             texts = {file.stem: file.read_text(encoding="utf-8") for file in files}
             packed.write_text(json.dumps(texts), encoding="utf-8")
             included[str(packed)] = f"turbofit/_presets/{packed.name}"
 
     def finalize(self, *_: Any) -> None:
         """The wheel is written."""
-        if hasattr(self, "_folder"):
-            self._folder.cleanup()
+        self._folder.cleanup()

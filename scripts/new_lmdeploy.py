@@ -7,11 +7,10 @@ Both wheels are unpacked (a version is fetched by pip, without what it needs) an
 that turbofit cites (`scripts.citations`), options, routes, request fields, settings,
 architectures, requirements, kernels, and the functions of CUDA that TurboMind calls. Then it runs,
 before the installed one on Python's path: prices of grammars (`bench.gateway.prices`), tests of
-REST, front ends with versions of Transformers (`bench.compatibility`), and rehearsals of ten
-presets. The page has first what a person must decide, then what differs and stands in turbofit
-already, then what is equal.
-``--write`` writes the newer one's presets of kernels and of Transformers' versions, and adds to
-the table of `lmdeploy serve api_server` the options that it lacks, for a person to decide.
+REST, and rehearsals of ten presets. The page has first what a person must decide, then what differs
+and stands in turbofit already, then what is equal. ``--write`` writes the newer one's preset of
+kernels, and adds to the table of `lmdeploy serve api_server` the options that it lacks, for a
+person to decide.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ _PROGRAMS: Final = {
         r"^(?:FAILED|ERROR) .*",
     ),
 }  # fmt: skip
-_STEPS: Final = (*_PROGRAMS, "compatibility", "rehearsals")
+_STEPS: Final = (*_PROGRAMS, "rehearsals")
 _OPTIONS: Final = "import json, scripts.new_lmdeploy as it; print(json.dumps(it.parser_options()))"
 #: Which wheels of a release have a library whose hash is kept.
 _PYTHONS: Final = ("3.10", "3.11", "3.12", "3.13")
@@ -126,7 +125,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--source", type=Path, help="a checkout of the newer one: C++ sources")
     parser.add_argument("--old-source", type=Path, help="a checkout of the older one")
     parser.add_argument("--without", nargs="+", default=[], choices=_STEPS, help="steps left out")
-    parser.add_argument("--transformers", nargs="+", default=[], help="versions for compatibility")
     parser.add_argument("--write", action="store_true", help="write presets of the newer one")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "new-lmdeploy")
     parser.add_argument("--out", type=Path, help="write the page there")
@@ -139,11 +137,9 @@ def main(argv: list[str] | None = None) -> int:
         version = ".".join(new.name.split(".")[:2])
         text = with_options(table.read_text(encoding="utf-8"), version, _parser_of(new))
         table.write_text(text, encoding="utf-8")
-    more = ["--write"] if options.write else []
-    more += ["--transformers", *options.transformers] if options.transformers else []
     ran = []
     for step in (one for one in _STEPS if one not in options.without):
-        for one in _run(step, new, options.cache, more):
+        for one in _run(step, new):
             print(f"{one.name}: {one.problem or 'as it was'}, {one.seconds:.0f} s", file=sys.stderr)
             ran.append(one)
     text = page(old.name, new.name, found, ran)
@@ -511,14 +507,11 @@ def _environment(wheel: Path, *more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
-def _run(step: str, wheel: Path, cache: Path, more: list[str]) -> Iterator[Ran]:
-    """What a step comes to, a line each; with more options of `bench.compatibility`."""
+def _run(step: str, wheel: Path) -> Iterator[Ran]:
+    """What a step comes to, a line each."""
     if step in _PROGRAMS:
         command, bad = _PROGRAMS[step]
         yield _ran(step, command, wheel, bad)
-    elif step == "compatibility":
-        command = ["-m", "bench.compatibility", "--cache", str(cache), "--lmdeploy", str(wheel)]
-        yield _ran(step, [*command, *more], wheel, r"^.* s: (?!as listed$).*")
     else:
         for preset, card in REHEARSED.items():
             yield _rehearsed(preset, card, wheel)

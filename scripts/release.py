@@ -26,12 +26,8 @@ def missing(tag: str, root: Path = ROOT) -> list[str]:
     unreleased = said(r"^## Unreleased$((?:\n(?!## ).*)*)", "CHANGELOG.md")
     if re.search("^- ", unreleased, re.MULTILINE):
         found.append("CHANGELOG.md has unreleased changes")
-    for pattern, name in (
-        (r'^version: "?([^"\n]+)"?$', "CITATION.cff"),
-        (r'^  version: "(.+)"$', "recipe/recipe.yaml"),
-    ):
-        if said(pattern, name) != version:
-            found.append(f"{name} is of {said(pattern, name)}")
+    if (cited := said(r'^version: "?([^"\n]+)"?$', "CITATION.cff")) != version:
+        found.append(f"CITATION.cff is of {cited}")
     if not said(r'^url = "(https://.+?)"', "pyproject.toml"):
         found.append("pyproject.toml has no address of the repository (url, of the metadata hook)")
     return found

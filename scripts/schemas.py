@@ -1,36 +1,26 @@
 """``python -m scripts.schemas``: the published JSON Schemas, made of the types.
 
-A field's description stands beside the field, a type's is the first paragraph of its docstring. The
-schema of profiles, for editors, is made of the fields that the command line is made of.
+A field's description stands beside the field, a type's is the first paragraph of its docstring.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from turbofit.batch.batch_job import BatchResult
-from turbofit.cli.options.profile_option import sections
 from turbofit.core.cluster import ClusterPlan, ClusterStatus
 from turbofit.core.json_types import Document
 from turbofit.core.plan import Plan
-from turbofit.core.presets import presets_dir
 from turbofit.core.struct import Struct
 from turbofit.core.tuning import Tuning
 from turbofit.load.result import LoadResult
-from turbofit.load.trace_forecast import TraceForecast
 from turbofit.planning.which import Which
-from turbofit.report.compare import Comparison
-from turbofit.report.fit_site.site import PageDocument
 from turbofit.report.schema import NAMES, schema_path, version_of
 from turbofit.report.share import SharedRun
 from turbofit.report.stored_documents import RunDocument
-
-if TYPE_CHECKING:
-    from turbofit.cli.options.profile import ProfileSection
 
 
 class _Document(NamedTuple):
@@ -55,7 +45,6 @@ _DOCUMENTS: Final = {
         "of them.",
     ),
     "report": _Document(RunDocument, "A run of turbofit serve with its plan"),
-    "compare": _Document(Comparison, "Two plans side by side"),
     "cluster-plan": _Document(
         ClusterPlan,
         "A plan for several machines",
@@ -73,9 +62,7 @@ _DOCUMENTS: Final = {
     "tune": _Document(Tuning, "Settings that were tried, and the best of them", "Seconds."),
     "share": _Document(SharedRun, "A run on real cards beside its forecast", _SIZES),
     "which": _Document(Which, "Cards that keep a promise, or models that a machine serves", _SIZES),
-    "page": _Document(PageDocument, "What fits on which card: every answer of a page", _SIZES),
     "batch": _Document(BatchResult, "A batch at its end: what `batch --json` prints", "Seconds."),
-    "trace": _Document(TraceForecast, "A trace of requests under plans, a forecast", "Seconds."),
 }
 _PLAN: Final = "urn:turbofit:plan:1"
 _LEFT_OUT: Final = ("title", "default", "discriminator")
@@ -147,78 +134,11 @@ def _published(part: Any, theirs: set[str]) -> Any:
     return found
 
 
-def profile_file() -> Path:
-    """Where the schema of profiles lies."""
-    return presets_dir() / "profile.schema.json"
-
-
-def profile_document() -> Document:
-    """The schema of profiles."""
-    known = sections()
-    of_models = {
-        name: _section(one) for name, one in known.items() if one.of_model and name != "model"
-    }
-    shared = {name: _section(one) for name, one in known.items() if name != "model"}
-    names = _section(known["model"])["properties"]
-    entry = {
-        "type": "object",
-        "properties": {**names, **{name: {"$ref": f"#/properties/{name}"} for name in of_models}},
-        "required": ["model"],
-        "additionalProperties": False,
-    }
-    one_model = {"anyOf": [names["model"], entry]}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": "urn:turbofit:profile:1",
-        "title": "A profile of turbofit: turbofit.yaml",
-        "type": "object",
-        "properties": {
-            "model": one_model,
-            "models": {"type": "array", "items": one_model, "minItems": 1},
-            **shared,
-        },
-        "not": {"required": ["model", "models"]},
-        "additionalProperties": False,
-    }
-
-
-def _section(section: ProfileSection) -> dict[str, Any]:
-    """A heading; each field under its name as a keyword's, and as an option's."""
-    made = section.kind.model_json_schema()["properties"]
-    properties = {}
-    for name in section.fields:
-        plain = name.rstrip("_")
-        properties[plain] = properties[plain.replace("_", "-")] = _field(section, name, made[name])
-    return {"type": ["object", "null"], "properties": properties, "additionalProperties": False}
-
-
-def _field(section: ProfileSection, name: str, made: dict[str, Any]) -> dict[str, Any]:
-    """One value: what pydantic takes, and the texts that a command line has."""
-    field = section.kind.model_fields[name]
-    if name in section.secret:
-        reference: dict[str, Any] = {"type": "string", "pattern": "^(env|file):."}
-        references = [reference, {"type": "array", "items": reference}]
-        return {"description": field.description, "anyOf": references}
-    told = ("title", "default", "description")
-    alone = {key: value for key, value in made.items() if key not in told}
-    kinds: list[dict[str, Any]] = made.get("anyOf") or [alone]
-    kinds = [one for one in kinds if one.get("type") not in (None, "object")]
-    if name in section.lists:
-        kinds += [one["items"] for one in kinds if "items" in one]
-    if "BeforeValidator" in f"{field.annotation} {field.metadata}":
-        kinds.append({"type": "string"})
-    kinds = [one for place, one in enumerate(kinds) if one not in kinds[:place]]
-    if {"type": "null"} not in kinds:
-        kinds.append({"type": "null"})
-    return {"description": field.description, "anyOf": kinds}
-
-
 def main() -> None:
     """Write all of them."""
-    found = {schema_path(name): document(name) for name in NAMES}
-    for path, schema in {**found, profile_file(): profile_document()}.items():
-        text = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
-        path.write_text(text, encoding="utf-8")
+    for name in NAMES:
+        text = json.dumps(document(name), indent=2, ensure_ascii=False) + "\n"
+        schema_path(name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from hypothesis import settings
 from hypothesis.internal.conjecture import providers
 
 from tests import virtual_time
+from tests.support.processes import sharing_libraries
 from tests.support.standin.standin_engine import mend_torchvision
 from tests.support.waiting import HANG
 from tests.sweep import part
@@ -150,14 +151,14 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Plans and runs of the tests are kept in a folder of theirs, not among the user's."""
     folder = tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(os.environ, "XDG_STATE_HOME", str(folder))
+        patch.setitem(os.environ, "XDG_STATE_HOME", sharing_libraries(folder))
         yield folder
 
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A test's own folder of plans, runs and what was learned."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", sharing_libraries(tmp_path))
     return tmp_path / "turbofit"
 
 

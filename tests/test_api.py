@@ -168,6 +168,19 @@ def test_a_tab_finds_what_the_package_is_for() -> None:
     assert found == ["turbofit.plan("]
 
 
+def test_a_log_is_explained_as_the_command_explains_it(tmp_path: Path) -> None:
+    from turbofit.diagnose.explain import diagnose  # the room's modules leave the function alone
+
+    text = "$ lmdeploy serve api_server internvl2-8b\n[Errno 98] address already in use\n"
+    path = tmp_path / "serve.log"
+    path.write_text(text)
+    found = turbofit.diagnose(path)
+    assert found == turbofit.diagnose(text) == diagnose([text.encode()])
+    assert turbofit.diagnose(text, model="qwen2-vl-7b").read.model == "Qwen2-VL-7B-Instruct"
+    with pytest.raises(UsageError, match="cannot be read"):
+        turbofit.diagnose(tmp_path / "other.log")
+
+
 OPTIONS = {
     turbofit.plan: (PlanOptions, PlanRequest),
     turbofit.predict: (PredictOptions, PredictRequest),
@@ -195,11 +208,11 @@ def test_the_keywords_of_a_pipeline_are_lmdeploys_and_those_that_shape_the_plan(
     ]
 
 
-@pytest.mark.parametrize("door", [*OPTIONS, turbofit.pipeline, turbofit.batch])
+@pytest.mark.parametrize("door", [*OPTIONS, turbofit.pipeline])
 def test_help_fits_a_screen(door) -> None:
     text = pydoc.plain(pydoc.render_doc(door))
     assert len(text.splitlines()) <= 40
-    assert "Unpack" in text or door is turbofit.batch
+    assert "Unpack" in text
     assert door is getattr(turbofit, door.__name__)
 
 
@@ -212,24 +225,11 @@ def test_help_fits_a_screen(door) -> None:
         ("name it with --on SPEC (--margin 5%)", "name it with on='SPEC' (margin='5%')"),
         ("turbofit serve MODEL --tp 2; or --tp 2", "turbofit serve MODEL --tp 2; or tp=2"),
         ("leave out --server-port", "leave out --server-port"),
-        ("--api-key and --patience are for --url", "api_key and patience are for url"),
-        ("leave --pretend out; turbofit serve --pretend",
-         "leave pretend=True out; turbofit serve --pretend"),
-        ("add --url http://127.0.0.1:1 of a server", "add url='http://127.0.0.1:1' of a server"),
+        ("leave --least out; turbofit plan --least", "leave least=True out; turbofit plan --least"),
     ],
 )  # fmt: skip
 def test_a_sentence_names_keywords_where_it_named_options(sentence: str, said: str) -> None:
     assert in_python(sentence) == said
-
-
-def test_errors_of_a_batch_name_keywords_whenever_they_come(tmp_path) -> None:
-    answers = [
-        ({"model": "internvl2-1b", "api_key": "k"}, "api_key is for a server that url"),
-        ({"model": "internvl2-1b", "patience": 5.0}, "patience is for a server that url"),
-    ]
-    for options, said in answers:
-        with pytest.raises(UsageError, match=said):
-            next(turbofit.batch(tmp_path, tmp_path / "out.jsonl", **options))
 
 
 def test_an_error_ends_at_the_callers_line_in_pythons_words() -> None:

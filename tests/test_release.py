@@ -1,4 +1,4 @@
-"""What is released: metadata, workflows, forms, the recipe, the image, and an sdist with all."""
+"""What is released: metadata, workflows, forms, the image, and an sdist with all."""
 
 from __future__ import annotations
 
@@ -103,8 +103,7 @@ def test_readme_is_whole_on_an_index_page() -> None:
 
 def copied(folder: Path, **changes: tuple[str, str]) -> Path:
     """What `missing` reads; a text of files by their stems is replaced by another one."""
-    for name in ("turbofit/core/version.py", "CHANGELOG.md", "CITATION.cff", "recipe/recipe.yaml",
-                 "pyproject.toml"):  # fmt: skip
+    for name in ("turbofit/core/version.py", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"):
         text = (ROOT / name).read_text(encoding="utf-8")
         if Path(name).stem in changes:
             before, after = changes[Path(name).stem]
@@ -135,23 +134,10 @@ def test_a_tag_that_is_not_ready_is_refused(tmp_path: Path) -> None:
     assert any("no address of the repository" in line for line in missing(f"v{version}", root))
 
 
-def test_the_recipe_and_the_extras_are_those_of_the_wheel() -> None:
+def test_the_extras_are_those_of_the_wheel() -> None:
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     whole = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    project, recipe = whole["project"], read(ROOT / "recipe" / "recipe.yaml")
-    assert recipe["context"]["version"] == turbofit.__version__
-    assert recipe["about"]["summary"] == project["description"]
-    assert recipe["about"]["license"] == project["license"]
-    assert (ROOT / recipe["about"]["license_file"]).exists()
-    python = f"python{project['requires-python']}"
-    needed = {
-        section: {one.replace(" ", "") for one in names}
-        for section, names in recipe["requirements"].items()
-    }
-    assert needed["run"] == {python, *project["dependencies"]}
-    assert needed["host"] == {python, "pip", *whole["build-system"]["requires"]}
-    scripts = {f"{name} = {target}" for name, target in project["scripts"].items()}
-    assert set(recipe["build"]["python"]["entry_points"]) == scripts
+    project = whole["project"]
     extras = project["optional-dependencies"]
     named = extras["all"][0].removeprefix("turbofit[").removesuffix("]").split(",")
     assert set(named) == set(extras) - {"all", "gateway"}  # which comes with each

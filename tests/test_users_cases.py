@@ -171,7 +171,7 @@ def test_what_does_not_serve_and_what_would(typed, command: str, cause: str, rem
                 "llava-hf/llava-1.5-7b-hf",
                 "LoRA",
                 "turbofit merge",
-                "turbofit download",
+                "hf download",
                 "13.2 GiB of weights and fits: LLaVA-1.5-7B on GPU 0-3",
             ],
         ),

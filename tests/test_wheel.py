@@ -9,11 +9,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from turbofit.pretend.elf import needed_versions
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +75,70 @@ def test_the_sdist_has_all_that_git_has(sdist: Path) -> None:
     with tarfile.open(sdist) as tar:
         packed = {name.partition("/")[2] for name in tar.getnames()}
     assert set(in_git()) <= packed
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What git keeps of the package, in a folder of its own."""
+    parts = ("turbofit", "presets", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE")
+    for name in in_git(*parts):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+HAS_COMPILER = sysconfig.get_platform() == "linux-x86_64" and any(
+    map(shutil.which, ("cc", "gcc", "clang"))
+)
+LIBRARY = "turbofit/launch/images/libpixels.so"
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler, or no Linux on x86-64")
+def test_the_wheel_has_the_compiled_library_and_names_its_platform(
+    wheel: Path, installed: Path, tmp_path: Path
+) -> None:
+    assert wheel.stem.endswith("-py3-none-linux_x86_64")
+    (tags,) = installed.glob("*.dist-info/WHEEL")
+    assert {"Root-Is-Purelib: false", "Tag: py3-none-linux_x86_64"} <= set(
+        tags.read_text().splitlines()
+    )
+    # What RELEASING's auditwheel then says of it: no newer glibc is needed.
+    versions = needed_versions(installed / LIBRARY)
+    assert set(versions) == {"libc.so.6"}
+    numbers = [name.removeprefix("GLIBC_").split(".") for name in versions["libc.so.6"]]
+    assert all((int(major), int(minor)) <= (2, 17) for major, minor, *_ in numbers)
+    program = "from turbofit.core.installation import image_library; print(image_library())"
+    found = said(tmp_path, sys.executable, "-c", program, PYTHONPATH=str(installed))
+    assert found.strip() == str(installed / LIBRARY)
+
+
+@pytest.mark.parametrize("compiler", ["false", "/nowhere/cc"])
+def test_without_a_compiler_the_wheel_is_for_every_platform(
+    compiler: str, clone: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("hatchling")
+    build = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
+    name = said(clone, sys.executable, "-c", build, str(tmp_path / "out"), CC=compiler).split()[-1]
+    assert name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(tmp_path / "out" / name) as packed:
+        assert not [one for one in packed.namelist() if "libpixels" in one]
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler, or no Linux on x86-64")
+def test_an_editable_installation_has_the_library_in_the_clone(clone: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    program = (  # what pip and uv have hatchling run for -e
+        "from hatch_build import BuildHook; hook = BuildHook('.', {}, None, None, '', 'wheel');"
+        "hook.initialize('editable', {}); hook.finalize()"
+    )
+    said(clone, sys.executable, "-c", program)
+    assert (clone / LIBRARY).exists()
+    program = "from turbofit.core.installation import image_library; image_library()"
+    said(clone, sys.executable, "-c", program)
+    build = "import sys; from hatchling.build import build_sdist; print(build_sdist(sys.argv[1]))"
+    name = said(clone, sys.executable, "-c", build, str(tmp_path / "out")).split()[-1]
+    with tarfile.open(tmp_path / "out" / name) as tar:
+        assert not [one for one in tar.getnames() if "libpixels" in one]
 
 
 def plans_and_reports(folder: Path, *run: str, **environ: str) -> None:
@@ -196,16 +263,6 @@ def succeeded(folder: Path, *words: str, **environ: str) -> str:
         if why := _NO_REGISTRY.search(exc.stderr):
             pytest.skip(f"the registry does not have everything: {why[0]}")
         pytest.fail(exc.stderr[-2000:])
-
-
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    """What git keeps of the package, in a folder of its own."""
-    parts = ("turbofit", "presets", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE")
-    for name in in_git(*parts):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
-    return tmp_path
 
 
 @pytest.mark.exhaustive

@@ -49,7 +49,7 @@ def said(folder: Path, *words: str, **environ: str) -> str:
 ANSWERED = (
     "models", "gpus", "report --schema", "serve --help",
     "plan internvl2-8b --on 4xrtx3090 --json", "report latest --json",
-    "report latest --html report.html", "compare latest latest",
+    "report latest --html report.html",
     "plan llama-3.2-11b-vision --on 1xv100-32g",
     "plan internvl2-8b --cluster sim:4xrtx3090@2",
     "predict internvl2-8b --on 4xrtx3090 --tp 4",

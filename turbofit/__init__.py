@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 from turbofit.core.version import __version__
 
 if TYPE_CHECKING:
-    from turbofit.api import batch, pipeline, plan, predict, rehearse, which
+    from turbofit.api import diagnose, pipeline, plan, predict, rehearse, which
     from turbofit.core.plan import Plan
     from turbofit.planning.request import PlanRequest
 
 __all__ = [
-    "Plan", "PlanRequest", "__version__", "batch", "pipeline", "plan", "predict", "rehearse",
-    "which",
+    "Plan", "PlanRequest", "__version__", "diagnose", "pipeline", "plan", "predict",
+    "rehearse", "which",
 ]  # fmt: skip
 #: Functions that share their names with rooms.
-_ROOMS = ("batch", "rehearse")
+_ROOMS = ("diagnose", "rehearse")
 
 
 def __getattr__(name: str) -> Any:
@@ -52,7 +52,7 @@ class _Package(ModuleType):
     """Keeps ``turbofit.rehearse`` the function when modules of its room are imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _ROOMS or not isinstance(value, ModuleType):
+        if name != "rehearse" or not isinstance(value, ModuleType):
             super().__setattr__(name, value)
 
 

@@ -17,20 +17,20 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from turbofit.core.errors import TurbofitError
+from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.plan import Plan
 from turbofit.planning import plan as planning
 from turbofit.planning.request import PlanRequest, PredictRequest, WhichRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from pydantic import BaseModel
     from typing_extensions import ParamSpec, Unpack
 
-    from turbofit.batch.output_file import BatchLine
     from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.core.model import Model
+    from turbofit.diagnose.answer import Diagnosis
     from turbofit.launch.pipeline.planned_pipeline import PlannedPipeline
     from turbofit.planning.options import (
         PlanOptions,
@@ -46,14 +46,14 @@ _Request = TypeVar("_Request", bound=PlanRequest)
 _Answer = TypeVar("_Answer")
 #: A command line within a sentence, which is not reworded; and an option with its value.
 _COMMAND: Final = re.compile(
-    r"(turbofit (?:batch|bench|calibrate|doctor|download|gpus|machine|merge|models|plan|predict"
-    r"|pretend|rehearse|report|serve|tune|which)\b[^;,]*)"
+    r"(turbofit (?:batch|bench|calibrate|diagnose|doctor|gpus|machine|merge|models|plan"
+    r"|predict|pretend|rehearse|report|serve|tune|which)\b[^;,]*)"
 )
 _OPTION: Final = re.compile(
     r"--(no-)?([a-z][a-z0-9-]*)(?:[ =](\d[\w.%*-]*|[A-Z][A-Z|%]+\b|[A-Z]\b|https?://[\w.:/-]*\w))?"
 )
 #: Keywords of functions here that are fields of no request or specification.
-_MORE_KEYWORDS: Final = {"rehearse": bool, "url": str, "api_key": str}
+_MORE_KEYWORDS: Final = {"rehearse": bool}
 
 
 @cache
@@ -84,9 +84,7 @@ def in_python(text: str) -> str:
 @cache
 def _keywords() -> dict[str, Any]:
     """The types of all functions' keywords, by name."""
-    from turbofit.batch.batch_spec import BatchSpec
-
-    kinds: list[type[BaseModel]] = [PredictRequest, WhichRequest, BatchSpec]
+    kinds: list[type[BaseModel]] = [PredictRequest, WhichRequest]
     fields = [item for kind in kinds for item in kind.model_fields.items()]
     return {**{name: one.annotation for name, one in fields}, **_MORE_KEYWORDS}
 
@@ -208,49 +206,33 @@ def predict(model: str | Model | PredictRequest, **options: Unpack[PredictOption
     return planning.predict(_request(PredictRequest, model, options))
 
 
-def batch(
-    source: str | os.PathLike[str],
-    output: str | os.PathLike[str],
+def diagnose(
+    log: str | os.PathLike[str],
     *,
-    url: str | None = None,
     model: str | None = None,
-    **options: Any,
-) -> Iterator[BatchLine]:
-    """Send a file or a folder of requests, and yield each line of the output as it is written.
-
-        >>> for line in turbofit.batch("photos", "captions.jsonl", url="http://127.0.0.1:23333",
-        ...                            prompt="Describe the image."):
-        ...     print(line.custom_id, line.text if line.error is None else line.error.message)
-
-    Lines of earlier runs come first, so a loop sees each item once. Leaving the loop loses nothing:
-    the same call continues the batch.
+    on: str | None = None,
+    hang: bool = False,
+) -> Diagnosis:
+    """Why a run of an engine ended, by its log: what happened, the first step, and what would work.
 
     Args:
-        source: a JSONL file in the form of OpenAI's batches, a CSV or Parquet file, or a folder of
-            images.
-        output: the file of the lines.
-        url: a server that runs; without one, ``model`` is planned for and started.
-        model: its name; with ``url``, the name to ask for.
-        options: ``api_key``, ``concurrency`` and the fields of
-            `turbofit.batch.batch_spec.BatchSpec`; without ``url``, those of `plan` too.
+        log: a file's path, or the log itself, which has blanks.
+        model: the model, if the log does not name it or names it wrongly.
+        on: the machine as a SPEC, if the log does not describe it.
+        hang: the program stands still, which no line says.
 
     Raises:
-        UsageError: the input, the output or an option is wrong, or the disk is full.
-        UnservedError: the server is away for longer than ``patience``.
-        TurbofitError: the server could not be started.
+        UsageError: the file cannot be read, or ``model`` or ``on`` has no possible meaning.
     """
-    from turbofit.batch.batch_job import iterate
+    from turbofit.diagnose.explain import diagnose as explain
 
-    return _reworded(iterate(Path(source), Path(output), url=url, model=model, options=options))
-
-
-def _reworded(lines: Iterator[BatchLine]) -> Iterator[BatchLine]:
-    """The same lines; an error that is raised between them names keywords, too."""
+    if isinstance(log, str) and any(sign.isspace() for sign in log.strip()):
+        return explain([log.encode()], model=model, on=on, hang=hang)
     try:
-        yield from lines
-    except TurbofitError as exc:
-        _reword(exc)
-        raise
+        return explain([Path(log).read_bytes()], model=model, on=on, hang=hang)
+    except OSError as exc:
+        hint = "name a log file, or give the log itself"
+        raise UsageError(f"{log} cannot be read: {exc.strerror}", hint=hint) from None
 
 
 def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature

@@ -99,10 +99,11 @@ def main() -> int:
     )
     text = (
         f"{ran_on('ray')}, {args.minutes:g} minutes, {args.clients} clients, nodes"
-        f" {', '.join(spec for _, spec, _ in NODES)}. {all_.total():,} requests: {all_['answered']:,}"
-        f" answered, {all_['refused']} clean 503, {all_['ended']} streams ended by an error,"
-        f" {sum(clients.wrong.values())} wrong {clients.wrong or ''}; {twice} twice at an engine; `serve`"
-        f" ended with {code} and left {len(left)} processes.\n\n{table(head, rows, right='12345')}\n"
+        f" {', '.join(spec for _, spec, _ in NODES)}. {all_.total():,} requests:"
+        f" {all_['answered']:,} answered, {all_['refused']} clean 503, {all_['ended']} streams"
+        f" ended by an error, {sum(clients.wrong.values())} wrong {clients.wrong or ''}; {twice}"
+        f" twice at an engine; `serve` ended with {code} and left {len(left)} processes.\n\n"
+        f"{table(head, rows, right='12345')}\n"
     )
     print(text)
     if args.write:

@@ -3,9 +3,9 @@
     python -m bench.gateway.prices [WORD …]      # once for each release of LMDeploy
 
 Runs the installed LMDeploy, XGrammar and Transformers, each case in a process of its own that is
-ended after two minutes, and prints seconds of one core, the least of three runs: the prices of
-`turbofit.gateway.limits.grammars` and `parameters`. Beside a grammar stands the price that the
-gateway puts on it, and `more` where XGrammar took more.
+ended after two minutes, and prints seconds of one core, the least of three runs: the prices behind
+`turbofit.gateway.limits.grammars` and `parameters`. Beside a grammar stands whether the gateway
+lets it through, and `more` where XGrammar then took more than 6 s.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from turbofit.gateway.limits import grammars
+from turbofit.gateway.limits.grammars import check_format
+from turbofit.gateway.limits.rules import Refusal
 
 SECONDS, TOKENS = 120, 151_643
+#: What a grammar that the gateway lets through may take.
+MOST = 6.0
 #: As Qwen's: each tool in a line of its own.
 TEMPLATE = "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{{ messages[0]['content'] }}"
 
@@ -133,11 +136,14 @@ def measure(name: str, answer: Any) -> None:
         answer.put(min(times))
 
 
-def _priced(given: Any, took: float) -> str:
-    schema = {"pattern": given} if isinstance(given, str) else given
-    size = len(json.dumps(schema, separators=(",", ":")))
-    price = grammars.grammar_seconds("a grammar", schema) + grammars._BYTE * size
-    return f"{price:.4f}{', more' * (took > price)}"
+def _judged(given: Any, took: float) -> str:
+    kind = "regex_schema" if isinstance(given, str) else "json_schema"
+    form = given if isinstance(given, str) else {"name": "x", "schema": given}
+    try:
+        changes = check_format({"response_format": {"type": kind, kind: form}})
+    except Refusal:
+        return "refused"
+    return f"let through{', without lengths' * bool(changes)}{', more' * (took > MOST)}"
 
 
 def main() -> int:
@@ -146,7 +152,7 @@ def main() -> int:
     words = parser.parse_args().words or [""]
     if find_spec("xgrammar") is None:
         raise SystemExit("XGrammar is not installed: pip install xgrammar")
-    print("| a request with | seconds of the event loop | price |\n|---|---|---|")
+    print("| a request with | seconds of the event loop | the gateway |\n|---|---|---|")
     for name in (name for name in CASES if any(word in name for word in words)):
         answer: Any = multiprocessing.Queue()
         child = multiprocessing.Process(target=measure, args=(name, answer))
@@ -157,8 +163,8 @@ def main() -> int:
         child.join()
         took = SECONDS if answer.empty() else answer.get()
         given = GRAMMARS.get(name.partition("`")[2][:-1])
-        price = "" if given is None else _priced(given, took)
-        print(f"| {name} | {said if took == SECONDS else f'{took:.4f}'} | {price} |", flush=True)
+        judged = "" if given is None else _judged(given, took)
+        print(f"| {name} | {said if took == SECONDS else f'{took:.4f}'} | {judged} |", flush=True)
     return 0
 
 

@@ -49,8 +49,6 @@ def write_inputs(folder: Path, run: Callable[[Sequence[str]], str]) -> None:
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "bad-plan.json").write_text('{"schema": "turbofit.plan/1"}')
     (folder / "plan.json").write_text("{}")
-    rows = (f"{at / 4},{at % 7 * 100},{at % 3},{50 + at}" for at in range(40))
-    (folder / "trace.csv").write_text("\n".join(rows))
     # Where one of these is refused now, what is made of it is missing, and its documents differ.
     with suppress(KeyError, ValueError):
         _made_of_plans(folder, {name: json.loads(text) for name, text in said.items()})

@@ -1,4 +1,4 @@
-"""What real cards showed: documents of `turbofit share` checked, kept, and held against forecasts.
+"""What real cards showed: documents of `report --share` checked, kept, held against forecasts.
 
 ``check FILE…`` says what cannot be in them (exit 1); ``fold FILE…`` keeps those that can be in
 bench/gpu/observations, and renews the table of docs/accuracy.md; ``table`` renews it alone;

@@ -1,4 +1,4 @@
-"""What cannot be in a document of `turbofit share`: pretend GPUs, figures that no card gives.
+"""What cannot be in a document of `report --share`: pretend GPUs, figures that no card gives.
 
 A forgery that somebody took pains with passes; what a copy without its mark says does not. Each
 rule is one that a run on pretend GPUs breaks, or that follows from what is measured.

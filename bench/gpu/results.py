@@ -1,4 +1,4 @@
-"""What was measured of one card: kept stages of a folder of results, and documents of `share`."""
+"""What was measured of one card: stages of a folder of results, documents of `report --share`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from turbofit.machine.presets import match_preset, preset_names
 from turbofit.report.share import SharedRun
 
 HERE = Path(__file__).parent
-#: Folders of stages, as measured before `turbofit share` was there.
+#: Folders of stages, as measured before `turbofit report --share` was there.
 RESULTS = HERE / "results"
-#: Documents of `turbofit share`, a file each.
+#: Documents of `turbofit report --share`, a file each.
 OBSERVATIONS = HERE / "observations"
 
 
@@ -112,7 +112,7 @@ def engine_log(folder: Path, stage: str) -> str | None:
 
 
 def read(file: Path) -> SharedRun:
-    """A document of `turbofit share`.
+    """A document of `turbofit report --share`.
 
     Raises:
         UsageError: it is none.

@@ -22,9 +22,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.compatibility.checkpoints import CHECKPOINTS
 from bench.images.__main__ import CLIENTS, page, photograph
 from bench.page import table
+from tests.support.front_ends import CHECKPOINTS
 
 #: Prepared images are dropped soon, as in a server that has been up for a while.
 KEPT = 64 << 20

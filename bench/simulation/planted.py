@@ -95,7 +95,7 @@ BUGS = (
         "        return all(start_time(pid) == began for pid, began in self.engines)\n",
         "        return self.ready\n"),
     Bug("what dead turbofits left behind goes on", "launch/serve/planner.py",
-        "    for text in end_orphans(leases):\n", "    for text in ():\n"),
+        "        for text in end_orphans(self.leases):\n", "        for text in ():\n"),
     Bug("a plan is not reserved", "launch/serve/planner.py",
         "                self.leases.reserve(plan)\n        return plan\n",
         "                pass\n        return plan\n"),

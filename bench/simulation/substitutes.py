@@ -258,9 +258,8 @@ def _free_ports(count: int, besides: int | None = None) -> list[int]:
     return found
 
 
-@contextmanager
-def _no_overlay(_plan: Any, _root: Any) -> Iterator[Path]:
-    yield Path("/models/m")
+def _no_overlay(_plan: Any, _root: Any) -> Path:
+    return Path("/models/m")
 
 
 def _replace_file(real: Any, disk: DiskOs) -> Any:
@@ -417,8 +416,7 @@ def _replacements(one: World) -> dict[str, Any]:
         # The gateway's outside. What looks at nothing does so less often: a day is long.
         "turbofit.gateway.server.GatewayThread": partial(SimulatedGatewayThread, one),
         "turbofit.gateway.server.bind": lambda _: types.SimpleNamespace(close=lambda: None),
-        "turbofit.gateway.overlay.overlay": _no_overlay,
-        "turbofit.gateway.overlay.mend_overlay": lambda *_: None,
+        "turbofit.gateway.overlay.make_overlay": _no_overlay,
         "turbofit.gateway.upstream.engine_socket": SimulatedSocket,
         "aiohttp.connector.monotonic": clock.monotonic,
         "turbofit.gateway.routing.health._TICK": 600.0,

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _IDLE = 900.0
 #: The same while an engine of its starts, or rests: deadlines are seen so much later at most.
 _BUSY = 15.0
+#: The same while an engine owes an answer: where nobody looks, its silence does not count.
+_OWING = 5.0
 #: Seconds between a gateway's looks at its engines while requests are open.
 _LOOK = 10.0
 
@@ -231,6 +233,9 @@ class World:
         """Seconds until a supervisor has something to do by the time alone."""
         states = {one.state for one in process.engines}
         pause = _IDLE if states == {"ready"} else _BUSY
+        clients = (client for one in process.engines for client in (one._probe, one._clients()))
+        if any(client is not None and client.owes for client in clients):
+            pause = _OWING
         again = [one.again_at for one in process.engines if one.state in ("waiting", "broken")]
         return min([pause, *(at - self.scheduler.now for at in again)])
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -17,15 +18,11 @@ from tests.batch.standin import items_of
 from turbofit.batch import output_file
 from turbofit.batch.output_file import (
     LINE_START,
-    BatchError,
     BatchItem,
     BatchLine,
-    BatchResponse,
     ItemError,
     OutputFile,
     Survey,
-    digest_of,
-    place_of,
 )
 from turbofit.core.errors import UsageError
 
@@ -44,11 +41,11 @@ def path(tmp_path: Path) -> Iterator[Path]:
     assert os.listdir(tmp_path) == ["out.jsonl"]
 
 
-def resumed(path: Path, *, retry_failed: bool = False):
+def resumed(path: Path):
     """The size, answers and failures, and the items that have their line."""
     survey = Survey(items_of(DIGESTS))
-    with OutputFile(path) as output:
-        output.resume(survey, retry_failed=retry_failed)
+    with closing(OutputFile(path)) as output:
+        output.resume(survey)
         counts = output.answered, output.failed
     return path.stat().st_size, counts, [number for number in (1, 2, 3) if survey.done[number]]
 
@@ -97,51 +94,6 @@ def test_another_file_stays_as_it_is(data, message, path) -> None:
     assert path.read_bytes() == data
 
 
-def test_failed_items_can_be_taken_out_and_the_lock_is_the_new_file_s(path) -> None:
-    path.write_bytes(line(3) + line(1, error={}) + line(2) + b"torn")
-    path.chmod(0o640)
-    with OutputFile(path) as output:
-        output.resume(Survey(items_of(DIGESTS)), retry_failed=True)
-        with pytest.raises(UsageError, match="another turbofit batch writes"):
-            OutputFile(path)
-        output.append(line(1), failed=False)
-    assert path.read_bytes() == line(3) + line(2) + line(1)
-    assert path.stat().st_mode & 0o777 == 0o640
-    assert resumed(path)[1:] == ((3, 0), [1, 2, 3])
-
-
-def test_failed_items_are_taken_out_behind_a_link_to_another_disk(tmp_path, monkeypatch) -> None:
-    path, disk = tmp_path / "out.jsonl", tmp_path / "disk"
-    disk.mkdir()
-    (disk / "real.jsonl").write_bytes(line(1, error={}) + line(2))
-    path.symlink_to(disk / "real.jsonl")
-    real = os.replace
-
-    def replace(source: str, target: os.PathLike[str]) -> None:
-        if os.path.dirname(source) != os.path.dirname(target):
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-        real(source, target)
-
-    monkeypatch.setattr(output_file.os, "replace", replace)
-    assert resumed(path, retry_failed=True) == (len(line(2)), (1, 0), [2])
-    assert path.is_symlink()
-    assert (disk / "real.jsonl").read_bytes() == line(2)
-    assert sorted(os.listdir(tmp_path)) == ["disk", "out.jsonl"]
-    assert os.listdir(disk) == ["real.jsonl"]
-
-
-def test_an_exchange_that_fails_leaves_no_copy(path, monkeypatch) -> None:
-    path.write_bytes(line(1, error={}) + b"hello\n")
-    with pytest.raises(UsageError, match="is none of a batch"):
-        resumed(path, retry_failed=True)
-    assert os.listdir(path.parent) == [path.name]
-    path.write_bytes(line(1, error={}) + line(2))
-    monkeypatch.setattr(output_file.os, "replace", full)
-    with pytest.raises(UsageError, match="No space left on device"):
-        resumed(path, retry_failed=True)
-    assert path.read_bytes() == line(1, error={}) + line(2)
-
-
 def test_the_lock_ends_with_the_process(path) -> None:
     code = (
         "import sys, pathlib; from turbofit.batch.output_file import OutputFile\n"
@@ -160,8 +112,8 @@ def test_the_lock_ends_with_the_process(path) -> None:
 
 
 def test_a_full_disk_leaves_whole_lines(path, monkeypatch) -> None:
-    with OutputFile(path) as output:
-        output.resume(Survey(items_of(DIGESTS)), retry_failed=False)
+    with closing(OutputFile(path)) as output:
+        output.resume(Survey(items_of(DIGESTS)))
         output.append(line(1), failed=False)
         real, calls = os.write, []
 
@@ -178,6 +130,26 @@ def test_a_full_disk_leaves_whole_lines(path, monkeypatch) -> None:
     assert resumed(path)[2] == [1]
 
 
+def test_a_line_that_comes_while_the_disk_is_synced_is_no_loss(path, monkeypatch) -> None:
+    with closing(OutputFile(path)) as output:
+        output.resume(Survey(items_of(DIGESTS)))
+        output.append(line(1), failed=False)
+        real = os.fstat
+
+        def fstat(fd: int) -> os.stat_result:
+            found = real(fd)
+            output.append(line(2), failed=False)
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(output_file.os, "fstat", fstat)
+            output.sync()
+        assert path.read_bytes() == line(1) + line(2)
+        os.truncate(path, len(line(1)))
+        with pytest.raises(UsageError, match="was removed, replaced or cut"):
+            output.sync()
+
+
 def test_what_can_be_no_output_is_said(tmp_path) -> None:
     outputs = {".": "Is a directory", "none/out": "No such file", os.devnull: "no file"}
     for name, words in outputs.items():
@@ -187,36 +159,20 @@ def test_what_can_be_no_output_is_said(tmp_path) -> None:
 
 def test_an_input_that_changes_meanwhile_is_noticed() -> None:
     for later, words in (
-        ([BatchItem(number=2, digest=3)], "at item 2"),
-        ([BatchItem(number=3, digest=1)], "at item 3"),
-        (items_of([11, 22]), "it had 3 items and has 2"),
+        ([BatchItem(number=2, digest=3)], "at item 1"),
+        ([*items_of([11]), BatchItem(number=3, digest=1)], "at item 2"),
+        (items_of([11, 22]), "at item 3"),
     ):
         with pytest.raises(UsageError, match=f"while it was read, {words}"):
             list(Survey(items_of(DIGESTS)).pending(iter(later)))
 
 
 def test_a_line_is_one_line_and_its_id_names_the_place_in_the_input() -> None:
-    assert digest_of(b"") == 1, "never 0"
-    item = BatchItem(number=12, digest=digest_of(b"x"))
-    error = BatchError(code="c", message="a\nb")
+    item = BatchItem(number=12, digest=7)
+    error = {"code": "c", "message": "a\nb"}
     raw = msgspec.json.encode(BatchLine(id=item.line_id, custom_id=None, error=error))
     assert b"\n" not in raw
     assert raw.startswith(LINE_START)
     assert list(json.loads(raw)) == ["id", "custom_id", "response", "error"]
     assert ItemError("c", "\udcff.png is not there").message == "\\udcff.png is not there"
-    assert place_of(item.line_id) == (12, item.digest)
-    for text in ("", "batch_req_1", "batch_req_1-x", "batch_req_-00000000", "chatcmpl-7"):
-        assert place_of(text) is None
-
-
-def test_the_text_of_an_answer() -> None:
-    for body, text in (
-        ({"choices": [{"message": {"content": "a"}}]}, "a"),
-        ({"choices": [{"text": "b"}]}, "b"),
-        ({"choices": [{"message": {"content": None}}]}, None),
-        ({"choices": []}, None),
-        ("<html>", None),
-    ):
-        response = BatchResponse(status_code=200, request_id="", body=body)
-        assert BatchLine(id="i", custom_id="c", response=response).text == text
-    assert BatchLine(id="i", custom_id="c").text is None
+    assert item.line_id == "batch_req_12-00000007"

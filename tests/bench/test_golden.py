@@ -27,9 +27,9 @@ _MADE_AGAIN = {
 }  # fmt: skip
 _FIRST = 6
 #: Commands whose refusals rest on what is installed or running here.
-_REST_ON_HERE = ("rehearse", "serve", "gateway", "calibrate", "watch", "cluster", "merge")
+_REST_ON_HERE = ("rehearse", "serve", "gateway", "calibrate", "cluster", "merge")
 #: Command lines of short answers: their only option names the machines.
-_SHORT = re.compile(r"(plan|machine|compare)( (?!--)\S+)*( --(on|cluster) \S+)?")
+_SHORT = re.compile(r"(plan|machine)( (?!--)\S+)*( --(on|cluster) \S+)?")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_part_of_the_documents_is_as_it_was(documents):
 
 def test_a_short_answer_fits_a_terminal(documents):
     short = [name for name in documents if _SHORT.fullmatch(name)]
-    assert {name.split()[0] for name in short} == {"plan", "machine", "compare"}
+    assert {name.split()[0] for name in short} == {"plan", "machine"}
     for name in short:
         answer = documents[name].split("--- stdout\n")[1].partition("--- stderr\n")[0].splitlines()
         assert len(answer) <= 27, name  # two sizes have two times to a first token

@@ -33,7 +33,7 @@ STAGES = sorted(
 
 
 def real(stage: Path) -> SharedRun:
-    """A trial on an H200, as `share` would have told it."""
+    """A trial on an H200, as `report --share` would have told it."""
     run = kept(stage.parent, stage.stem, "run.json") or ""
     plan = kept(stage.parent, stage.stem, "plan.json") or ""
     seen = msgspec.convert(json.loads(stage.read_text())["seen"], tuple[Observation, ...])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from datetime import date
-from statistics import fmean, median
 
 import msgspec
 import pytest
@@ -19,10 +18,8 @@ from bench.speed.rows import HERE, Row, read_rows
 from bench.speed.score import curves, loss, median_of, order, p90_of, score
 from bench.speed.sureties import surety_file
 from turbofit.api import plan
-from turbofit.load.trace_forecast import FIRST_FIGURES, FIRST_TOKENS, RATE_ERRORS, RATE_FIGURES
-from turbofit.tuner.speed import GroupRates, all_reduce_of, card_of, rates
+from turbofit.tuner.speed import rates
 from turbofit.tuner.surety import Errors, errors_of
-from turbofit.tuner.trace import SimulatedEngine, TraceRequest, replay
 
 PLANTED = replace(
     rates(FITTED), memory_efficiency=0.7, compute_efficiency=0.6, layer_seconds=60e-6
@@ -187,42 +184,3 @@ def test_every_row_says_its_source_and_a_figure(capsys) -> None:
         assert row.requests_per_second or row.output_tokens_per_second
     assert main(["--fit"]) == 0
     assert "memory_efficiency: " in capsys.readouterr().out
-
-
-def traced(row: Row) -> tuple[float, float]:
-    """A row's requests as a trace: requests a second, and the mean first token."""
-    setup, figures = setup_of(row), rates()
-    group = GroupRates(
-        work=setup.work,
-        card=card_of(setup.machine.gpus, figures),
-        reduce=all_reduce_of(setup.machine, setup.machine.gpus, figures),
-    )
-    count = setup.at_once if row.together else setup.at_once * 12
-    request = TraceRequest(0.0, max(1, round(row.prompt)), round(row.output))
-    engine = SimulatedEngine(group, min(setup.batch, setup.at_once), setup.kv_tokens, 8192)
-    times, _ = replay([engine], [request] * count, queue=256, patience=30.0)
-    return count / max(times.ended), fmean(times.first)
-
-
-def test_a_trace_is_as_far_from_published_curves_as_the_forecast() -> None:
-    rows = [one for one in read_rows() if one.of_lmdeploy and not one.spread]
-    rows = [one for one in rows if not one.sizes and not one.unseen]
-    errors, first = [], []
-    for one in rows:
-        rate, seconds = traced(one)
-        published = one.requests_per_second or (one.output_tokens_per_second or 0) / one.output
-        errors.append(abs(rate / published - 1))
-        if one.together and one.prompt >= 128:
-            first.append(seconds / (one.seconds_to_first_token or 0))
-    errors.sort()
-    # Both, and those of requests that all start at once, are told: by `predict --trace` as well.
-    assert len(errors) == RATE_FIGURES
-    assert (median(errors), errors[int(0.9 * len(errors))]) == pytest.approx(RATE_ERRORS, abs=5e-4)
-    page = (HERE.parents[1] / "docs" / "accuracy.md").read_text().replace("%", "").split()
-    assert {f"{100 * one:.1f}" for one in RATE_ERRORS} <= set(page)
-    first.sort()
-    assert len(first) == FIRST_FIGURES
-    assert (first[0], first[-1]) == pytest.approx(FIRST_TOKENS, abs=0.01)
-    assert 0.8 < median(first) < 1.3
-    assert first[len(first) // 10] > 0.4
-    assert first[int(0.9 * len(first))] < 2.0

@@ -110,7 +110,7 @@ def test_every_field_of_a_request_has_an_option() -> None:
         names = {one.name for one in command.params}
         assert names - set(kind.model_fields) <= {
             "cluster", "file", "rehearse", "full", "as_json", "md", "quiet", "verbose",
-            "help", "trace", "vs",
+            "help",
         }  # fmt: skip
         # A prediction makes no choice that a pace could decide.
         left = {*PACE} if name == "predict" else set()

@@ -65,8 +65,6 @@ def test_help_lists_every_command_and_only_standing_ones(capsys: Out) -> None:
 def test_each_help_page_ends_with_its_manual(name: str, capsys: Out) -> None:
     assert main([name, "--help"]) == 0
     page = capsys.readouterr().out
-    assert main(["help", name]) == 0
-    assert capsys.readouterr().out == page
     assert f"turbofit {name}" in page
     assert page.rstrip().endswith(manual_text(name).rstrip())
     for word in ("examples:", "exit codes: 0 done; 1 a bug", "touches: "):
@@ -172,7 +170,7 @@ def test_a_bug_is_said_as_one_and_kept(module: Any, tmp_path, monkeypatch, capsy
 def test_ctrl_c_while_it_imports_says_nothing(start: str, tmp_path: Path) -> None:
     (tmp_path / "click.py").write_text("print('imports', flush=True)\ninput()\n")
     child = subprocess.Popen(
-        [sys.executable, *shlex.split(start), "version"], stdin=subprocess.PIPE,
+        [sys.executable, *shlex.split(start), "--version"], stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPO}"},
     )  # fmt: skip

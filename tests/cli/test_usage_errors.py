@@ -18,8 +18,8 @@ from turbofit.machine import nvml_machine
 from turbofit.planning import which
 
 Out = pytest.CaptureFixture[str]
-#: These have no options that a person could mistake.
-PLAIN = {"help", "version", "completion"}
+#: It has no options that a person could mistake.
+PLAIN = {"completion"}
 
 
 def refused(capsys: Out, *words: str) -> tuple[str, str]:
@@ -229,10 +229,13 @@ def test_a_value_is_no_option(capsys: Out) -> None:
         ("qwen2.5vl:7b", "it is a model"),
         ("4xrtx3090", "it is a machine: turbofit plan MODEL --on 4xrtx3090"),
         (__file__, "it is a path"),
-        ("qqqqqq", "turbofit help lists the commands"),
+        ("qqqqqq", "turbofit --help lists the commands"),
         ("--on t4 plan internvl2-8b", "write turbofit plan OPTIONS"),
         ("A=2 serve internvl2-8b", "a variable stands before turbofit: A=2 turbofit serve"),
         ("rm internvl2-8b", "hf cache rm ID"),
+        ("help plan", "turbofit COMMAND --help"),
+        ("watch", "turbofit ps"),
+        ("share", "turbofit report --share"),
     ],
 )
 def test_a_first_word_that_is_no_command(words: str, hint: str, capsys: Out) -> None:
@@ -285,7 +288,7 @@ def test_a_machine_of_several_words_and_what_keyboards_leave_is_read(words, caps
         ("export systemd turbofit.yaml", "a profile is -f FILE"),
         ("pretend --on 1xl4 nvidia-smi", "a command stands behind --: -- nvidia-smi"),
         ("serve internvl2-8b -- --html 3", "leave it out, or take the risk with --unplanned"),
-        ("plan internvl2-8b qwen2-vl-7b --cluster=", "leave --cluster out"),
+        ("plan internvl2-8b qwen2-vl-7b", "turbofit gateway --models NAME=URL"),
     ],
 )
 def test_a_value_of_another_option_or_argument(words: str, hint: str, capsys: Out) -> None:
@@ -300,7 +303,7 @@ def test_words_that_are_missing_or_too_many(capsys: Out) -> None:
     assert of_heads[1] == "let turbofit choose --tp and --replicas"  # eight cards change nothing
     assert "--on 4xrtx3090" in refused(capsys, "predict", "internvl2-8b", "4xrtx3090")[1]
     assert "--on 4xrtx3090" in refused(capsys, "plan", "internvl2-8b", "4xrtx3090")[1]
-    assert refused(capsys, "compare", "internvl2-8b", "x") == (
+    assert refused(capsys, "report", "internvl2-8b") == (
         "internvl2-8b cannot be read: No such file or directory",
         "write a plan with turbofit plan MODEL --json > plan.json",
     )

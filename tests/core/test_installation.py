@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from turbofit.core import installation
-from turbofit.core.installation import install_command
+from turbofit.core.errors import PackageError
+from turbofit.core.installation import image_library, install_command
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -92,6 +93,37 @@ def test_what_turbofit_was_installed_from_is_named(
     assert shlex.split(install_command("ray")) == ["pip", "install", *wanted]
     upgraded = shlex.split(install_command("ray", upgrade=True))
     assert upgraded == ["pip", "install", "-U", *wanted]
+
+
+@pytest.mark.parametrize(
+    ("origin", "words"),
+    [
+        ({"url": "PLACE", "dir_info": {"editable": True}}, ["-e", "HERE"]),
+        ({"url": "https://h/t.whl", "archive_info": {}}, ["turbofit @ https://h/t.whl"]),
+        ("an index", ["--no-binary", "turbofit", "turbofit"]),
+    ],
+)
+def test_a_library_that_is_missing_has_the_line_that_makes_it(
+    origin: object, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sysconfig.get_platform", lambda: "linux-x86_64")
+    monkeypatch.setattr(installation, "_LIBRARY", tmp_path / "libpixels.so")
+    (tmp_path / "pixels.c").touch()
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.setattr(installation, "_CODE", tmp_path / "site-packages")
+    monkeypatch.setattr(installation, "_distribution", _Installed)
+    monkeypatch.setattr(
+        _Installed, "origin", json.dumps(origin).replace("PLACE", tmp_path.as_uri())
+    )
+    with pytest.raises(PackageError, match="without a C compiler") as caught:
+        image_library()
+    wanted = [word.replace("HERE", str(tmp_path)) for word in words]
+    line = caught.value.hint.partition("; then ")[2]
+    assert shlex.split(line) == ["pip", "install", "--force-reinstall", "--no-deps", *wanted]
+    monkeypatch.setattr("sysconfig.get_platform", lambda: "linux-aarch64")
+    with pytest.raises(PackageError, match="no Linux on x86-64") as caught:
+        image_library()
+    assert caught.value.hint == ""
 
 
 def test_nothing_that_is_said_needs_an_index() -> None:

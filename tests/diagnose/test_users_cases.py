@@ -32,25 +32,23 @@ def test_1_internvl_on_four_3090_under_torchrun() -> None:
         # 1112 blocks of 2 MB are 80 % of what was free; the rest is what images had.
         "556 MiB stayed",
         # Tensor parallel weights of 24 GB cards do not explain that only 2.7 GiB were free.
-        "the cards were not empty (ratio 0.8, if nobody set another)",
+        "the cards were not empty",
+        "ratio 0.8, if nobody set another",
         "4 models in the place of one",
         "the peer access warning is not the cause",
         "not under torchrun",
-        "0.5, then 0.4",
     ):
         assert words in told(found)
     assert some(found.missing).bytes is None
     held = {one.who: one.bytes for one in found.held}
     assert held["the KV cache"] == 2224 * MIB
-    assert held["CUDA contexts and everybody else, together"] > 16 * GIB
+    assert held["others, or copies of this engine"] > 15 * GIB
     advice = some(found.would_work)
     assert advice.fits
     assert advice.on == "4xrtx3090,p2p=none"
     assert advice.settings["communicator"] == "nccl"
     assert any("InternVL2-8B-AWQ" in one.change for one in advice.remedies)
-    assert (found.read.model, found.read.tp, found.read.version) == (
-        "InternVL2-8B", 4, "0.2 to 0.7",
-    )  # fmt: skip
+    assert (found.read.model, found.read.tp, found.read.version) == ("InternVL2-8B", 4, None)
 
 
 def test_1_the_same_where_torch_says_what_was_asked() -> None:
@@ -62,10 +60,10 @@ def test_1_the_same_where_torch_says_what_was_asked() -> None:
     assert "whole matrix" in told(found)
 
 
-def test_1_the_ratio_of_a_plan_and_of_an_older_release_are_told_apart() -> None:
+def test_1_the_plan_is_of_the_release_whose_lines_these_are() -> None:
     advice = some(explain_file("case1_internvl_torchrun").would_work)
-    assert advice.settings["cache_max_entry_count"]
-    assert "this ratio and an older release's cannot be compared" in advice.note
+    assert advice.command.startswith("lmdeploy serve api_server OpenGVLab/InternVL2-8B ")
+    assert "for LMDeploy 0.7, which the log does not name" in advice.note
 
 
 def test_2_llava_lora_with_an_offload_error() -> None:

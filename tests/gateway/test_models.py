@@ -1,320 +1,146 @@
-"""One address for several models: which model answers, what waits, and what clients are told."""
+"""Several servers at one address, on real sockets: which one answers, and with which key."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from codecs import BOM_UTF8
-from collections.abc import Callable
-from types import SimpleNamespace
+from contextlib import ExitStack
 from typing import Any
 
-import msgspec
 import pytest
+from aiohttp import web
 
-from tests import virtual_time
-from tests.support.gateway import CHAT, Answer, Recorder, Reply, call, chat, gateway, plan_for
-from turbofit.core.errors import LaunchError
-from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.http.app import Gateway
-from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.models import ModelsGateway, ServedModel, insist
-from turbofit.gateway.routing.engines import Outage, RoutedEngine
-
-
-class Site:
-    """Two models behind one address; each recorder says what reached its engine."""
-
-    def __init__(self, *names: str, wait: float = 600.0, **config: Any) -> None:
-        self.config = GatewayConfig(**config)
-        self.models = {name: ServedModel(name) for name in names}
-        bounds = [bounds_of(plan_for()) for _ in names]
-        self.app = ModelsGateway(list(self.models.values()), bounds, self.config, wait=wait)
-        self.app.opened = True
-        self.recorders: dict[str, Recorder] = {}
-        self.model = self.models["a"]
-
-    @property
-    def wanted(self) -> list[str]:
-        """The models that somebody wants, and does not have."""
-        return [name for name, model in self.models.items() if model.wanted_since is not None]
-
-    def ready(self, name: str = "a", answer: Any = None) -> Gateway:
-        """Its engines are ready, as a session says so."""
-        model = self.models[name]
-        if model.state != "starting":
-            model.begin()
-        keys = self.config.api_keys
-        inner, self.recorders[name] = gateway(recorder=Recorder(answer), api_keys=keys)
-        for engine in inner.engines:
-            engine.succeeded()
-        model.open(inner)
-        return inner
-
-    async def chat(self, name: Any = "a", **more: Any) -> Reply:
-        return await call(self.app, CHAT, {**chat(), "model": name}, **more)
-
-    async def waiting(self, **more: Any) -> asyncio.Task[Reply]:
-        """A request that waits for its model by now."""
-        reply = asyncio.ensure_future(self.chat(**more))
-        await virtual_time.settled()
-        return reply
-
-    async def page(self, path: str, **more: Any) -> Reply:
-        return await call(self.app, path, **more)
+from tests.gateway.test_server import Engine, asked, config
+from tests.support.gateway import chat, plan_for
+from tests.support.waiting import until
+from turbofit.core.errors import UsageError
+from turbofit.gateway.models import ModelsGateway, model_servers, renamed
+from turbofit.gateway.server import GatewayThread, make_gateway
 
 
-async def test_the_model_of_a_request_answers_it() -> None:
-    site = Site("a", "b")
-    for name in site.models:
-        site.ready(name)
-    for name in ("b", "a"):
-        assert (await site.chat(name)).status == 200
-    # A byte order mark hides no model.
-    raw = BOM_UTF8 + msgspec.json.encode({**chat(), "model": "b"})
-    assert (await site.page(CHAT, raw=raw)).status == 200
-    assert [body["model"] for body in site.recorders["a"].bodies] == ["a"]
-    assert [body["model"] for body in site.recorders["b"].bodies] == ["b", "b"]
-    assert all(model.in_flight == 0 for model in site.models.values())
-    # A request that names none is for the only one.
-    site = Site("a")
-    site.ready()
-    assert (await site.page("/generate", body={"prompt": "x"})).status == 200
+class World:
+    """Two servers with models and keys of their own, and the address before them."""
+
+    def __init__(self, stack: ExitStack, up: int = 2, **public: Any) -> None:
+        self.engines, self.servers, self.records = {}, {}, {}
+        for name in ("a", "b"):
+            engine = self.engines[name] = stack.enter_context(Engine())
+            records = self.records[name] = []
+            settings = config(front_keys=(f"key-of-{name}",), names={f"org/{name}": f"org/{name}"})
+            app = make_gateway(plan_for(), [engine.url], settings, log=records.append)
+            self.servers[name] = stack.enter_context(GatewayThread(app))
+        # What the first one calls itself, and a name of our own for the second.
+        texts = [f"org/a={self.servers['a'].url}", f"mine={self.servers['b'].url}"]
+        servers = model_servers(texts, ["org/a=key-of-a", "mine=key-of-b"])
+        self.app = ModelsGateway(servers, config(**public))
+        self.front = stack.enter_context(GatewayThread(self.app))
+        until(lambda: self.health()["up"] == up, "both to be up")
+
+    def health(self) -> Any:
+        return json.loads(asked(self.front.url, path="/health")[2])
+
+    def ask(self, model: str | None, **more: Any) -> tuple[int, Any]:
+        status, _, body = asked(self.front.url, {**chat(), "model": model}, **more)
+        return status, json.loads(body)
 
 
-async def test_each_name_of_a_model_starts_and_reaches_it() -> None:
-    models = [ServedModel("org/a", ("a", "a-2b")), ServedModel("b")]
-    app = ModelsGateway(models, [bounds_of(plan_for())] * 2, GatewayConfig(), wait=0)
-    app.opened = True
-    inner, recorder = gateway(names=dict.fromkeys(models[0].names, "org/a"))
-    inner.engines[0].succeeded()
-    models[0].begin()
-    models[0].open(inner)
-    for name in ("org/a", "a", "a-2b"):
-        assert (await call(app, CHAT, {**chat(), "model": name})).status == 200
-    assert [body["model"] for body in recorder.bodies] == ["org/a"] * 3
-    cards = (await call(app, "/v1/models", method="GET")).json["data"]
-    assert [(card["id"], card["root"]) for card in cards] == [
-        ("org/a", "org/a"), ("a", "org/a"), ("a-2b", "org/a"), ("b", "b"),
+@pytest.fixture
+def world():
+    with ExitStack() as stack:
+        yield lambda **public: World(stack, **public)
+
+
+def test_the_model_of_a_request_answers_it_under_the_name_that_it_has_there(world) -> None:
+    one = world()
+    for _ in range(2):
+        assert one.ask("org/a")[0] == one.ask("mine")[0] == 200
+    stream = asked(one.front.url, chat(stream=True, model="mine"))[2]
+    assert stream == b"data: {}\n\n" * 3 + b"data: [DONE]\n\n"
+    asked_for = [[body["model"] for body in one.engines[name].bodies] for name in "ab"]
+    assert [set(names) - {"m"} for names in asked_for] == [{"org/a"}, {"org/b"}]  # m is a probe's
+    # Each server knows by its own key that a front passes clients on.
+    assert {record["client"] for record in one.records["a"]} == {"127.0.0.1"}
+
+
+def test_the_list_has_every_name_and_an_unknown_one_is_a_404_that_names_them(world) -> None:
+    one = world(api_keys=("k",))
+    key = {"authorization": "Bearer k"}
+    cards = json.loads(asked(one.front.url, path="/v1/models", **key)[2])["data"]
+    assert [card["id"] for card in cards] == ["org/a", "mine"]
+    assert asked(one.front.url, path="/v1/models/mine", **key)[0] == 200
+    assert asked(one.front.url, path="/anthropic/v1/models", **key)[0] == 200
+    status, body = one.ask("x", **key)
+    assert (status, body["error"]["code"]) == (404, "model_not_found")
+    assert body["error"]["message"] == "The model 'x' does not exist; there are org/a, mine"
+    status, body = one.ask(None, **key)
+    assert (status, body["error"]["code"]) == (400, "model_missing")
+    assert one.ask("mine")[0] == 401
+    about = json.loads(asked(one.front.url, path="/about", **key)[2])
+    assert [facts["name"] for facts in about["models"]] == ["org/a", "mine"]
+    page = json.loads(asked(one.front.url, path="/health")[2])
+    assert page == {"status": "healthy", "draining": False, "up": 2, "models": 2}
+
+
+def test_a_server_that_ends_is_told_of_and_the_other_serves_on(world) -> None:
+    one = world()
+    one.servers["a"].stop()
+    status, body = one.ask("org/a")
+    assert (status, body["error"]["code"]) == (503, "model_unavailable")
+    assert body["error"]["message"] == "the server of org/a does not answer"
+    assert one.ask("mine")[0] == 200
+    page = json.loads(asked(one.front.url, path="/health")[2])
+    assert (page["status"], page["models"]["mine"]) == ("degraded", "healthy")
+    assert page["models"]["org/a"] != "healthy"
+
+
+def test_what_a_server_refuses_its_client_hears_in_its_words(world) -> None:
+    one = world()
+    status, _, raw = asked(one.front.url, {**chat(n=999), "model": "mine"})
+    assert status == 400
+    assert "999 copies" in json.loads(raw)["error"]["message"]
+
+    class Full(Engine):
+        async def chat(self, request: web.Request) -> web.StreamResponse:
+            return web.json_response({"error": {"message": "full"}}, status=429)
+
+    with Full() as engine, GatewayThread(make_gateway(plan_for(), [engine.url], config())) as node:
+        app = ModelsGateway(model_servers([f"m={node.url}"], []), config())
+        with GatewayThread(app) as front:
+            status, _, raw = asked(front.url, chat())  # the only one needs no name
+    assert (status, json.loads(raw)["error"]["message"]) == (429, "full")
+
+
+def test_a_server_that_was_not_heard_yet_is_asked_for_its_names_first(world, monkeypatch) -> None:
+    """Its own gateway does not know ours, and said 404."""
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ModelsGateway, "_watch", never)
+    assert world(up=0).ask("mine")[0] == 200
+
+
+def test_a_name_changes_and_nothing_else_does() -> None:
+    body = {"messages": [{"content": "\u00e4 \u4f60", "n": 1e-30}], "model": "mine", "seed": 2**60}
+    raw = BOM_UTF8 + json.dumps(body).encode()
+    assert json.loads(renamed(raw, "org/b")) == {**body, "model": "org/b"}
+    assert b"1e-30" in renamed(raw, "org/b")
+
+
+def test_keys_by_name_and_for_all_others() -> None:
+    texts = ["org/a=http://x:1/", "b=https://y"]
+    found = model_servers(texts, ["b=own==", "a common=="])
+    assert [(one.name, one.url, one.key) for one in found] == [
+        ("org/a", "http://x:1/", "a common=="), ("b", "https://y", "own=="),
     ]  # fmt: skip
-    error = (await call(app, CHAT, {**chat(), "model": "A"})).json["error"]
-    assert error["message"] == "The model 'A' does not exist; there are org/a, a, a-2b, b"
-
-
-async def test_the_page_tells_what_is_waited_for_and_how_long() -> None:
-    site = Site("a", "b")
-    site.ready()
-    site.model.start_seconds = 30.0
-    about = (await site.page("/about", method="GET")).json
-    assert about["notices"] == ["b is asleep"]
-    assert [one["name"] for one in about["models"]] == ["a", "b"]
-    site.model.detach(site.model.gateway)
-    await asyncio.sleep(12)
-    notices = (await site.page("/about", method="GET")).json["notices"]
-    assert notices[0] == "a is starting; a start takes about 30 s, 18 s are left"
-
-
-async def test_an_unknown_model_is_a_404_and_starts_nothing() -> None:
-    site = Site("a", "b")
-    reply = await site.chat("x")
-    error = reply.json["error"]
-    assert (reply.status, error["code"], error["param"]) == (404, "model_not_found", "model")
-    assert error["message"] == "The model 'x' does not exist; there are a, b"
-    assert (await site.chat(None)).status == 400
-    assert (await site.page(CHAT, raw=b"{")).status == 400
-    anthropic = await site.page("/v1/messages", body={"model": "x", "messages": []})
-    assert anthropic.json["error"]["type"] == "not_found_error"
-    assert site.wanted == []
-
-
-async def test_requests_wait_in_order_for_a_start() -> None:
-    site = Site("a")
-    bodies = [{**chat(), "model": "a", "seed": seed} for seed in range(5)]
-    replies = [asyncio.ensure_future(site.page(CHAT, body=body)) for body in bodies]
-    await virtual_time.settled()
-    assert (site.wanted, site.model.waiting) == (["a"], 5)
-    await asyncio.sleep(300)
-    site.ready()
-    assert [reply.status for reply in await asyncio.gather(*replies)] == [200] * 5
-    assert [body["seed"] for body in site.recorders["a"].bodies] == [0, 1, 2, 3, 4]
-
-
-async def test_a_wait_has_an_end_and_says_when_to_come_back() -> None:
-    site = Site("a", wait=60.0)
-    site.model.begin()
-    site.model.start_seconds = 100.0
-    reply = await site.chat()
-    assert (reply.status, reply.headers["retry-after"]) == (503, "40")
-    assert reply.json["error"]["code"] == "model_starting"
-    assert reply.json["error"]["message"] == (
-        "a is starting; a start takes about 100 s, 40 s are left"
-    )
-    assert not site.model.waiting
-
-
-async def test_503_at_once_where_nobody_is_to_wait() -> None:
-    site = Site("a", wait=0.0)
-    site.model.start_seconds = 25.0
-    reply = await site.chat()
-    assert (reply.status, reply.headers["retry-after"]) == (503, "25")
-    assert site.wanted == ["a"]
-    await asyncio.sleep(30)
-    site.ready()
-    assert (await site.chat()).status == 200
-    assert site.wanted == []
-
-
-async def test_so_many_may_wait() -> None:
-    site = Site("a", queue_length=2)
-    waiting = [await site.waiting() for _ in range(2)]
-    assert (await site.chat()).status == 429
-    site.ready()
-    assert [(await reply).status for reply in waiting] == [200, 200]
-
-
-async def test_a_client_that_leaves_waits_no_longer_and_stops_the_engine() -> None:
-    site, leave = Site("a"), asyncio.Event()
-    reply = await site.waiting(leave=leave)
-    leave.set()
-    assert (await reply).status == 0
-    assert site.wanted == []
-    site.ready("a", lambda *_: Answer(3600.0, b"{}"))
-    leave.clear()
-    reply = await site.waiting(leave=leave)
-    assert site.model.in_flight == 1
-    leave.set()
-    await reply
-    assert site.model.in_flight == 0
-
-
-async def test_a_model_that_does_not_start_says_why() -> None:
-    site = Site("a", "b")
-    site.ready("b")
-    waiting = await site.waiting()
-    site.model.begin()
-    site.model.fail("GPU 0 lacks 2.0 GiB", asyncio.get_running_loop().time() + 60)
-    for reply in (await waiting, await site.chat()):
-        assert (reply.status, reply.headers["retry-after"]) == (503, "60")
-        assert reply.json["error"]["code"] == "model_unavailable"
-        assert "GPU 0 lacks 2.0 GiB" in reply.json["error"]["message"]
-    assert (await site.chat("b")).status == 200
-    health = await site.page("/health")
-    assert (health.status, health.json["status"]) == (200, "degraded")
-    await asyncio.sleep(61)
-    assert (await site.page("/health")).json["status"] == "healthy"
-    again = await site.waiting()
-    assert site.wanted == ["a"]
-    site.ready()
-    assert (await again).status == 200
-
-
-async def test_what_comes_while_engines_end_waits_for_the_next_start() -> None:
-    site = Site("a")
-    inner = site.ready()
-    await asyncio.sleep(30)
-    assert not site.model.close_idle(31)
-    assert site.model.close_idle(30)
-    reply = await site.waiting()
-    site.model.detach(inner)
-    site.model.sleep()
-    assert not reply.done()
-    inner = site.ready()
-    assert (await reply).status == 200
-    site.model.detach(inner)
-    # The ladder ends a session's engines and starts others: requests wait for those.
-    assert site.model.state == "starting"
-    assert not site.model.close_idle(0)
-
-
-async def test_idle_counts_from_the_last_request_and_no_page_counts() -> None:
-    site = Site("a")
-    site.ready()
-    await asyncio.sleep(10)
-    await site.chat()
-    await asyncio.sleep(4)
-    for path in ("/health", "/metrics", "/v1/models"):
-        assert (await site.page(path)).status == 200
-    assert 4 <= site.model.idle < 5
-
-
-async def test_pages_say_where_each_model_stands() -> None:
-    site = Site("a", "b")
-    site.models["b"].start_seconds = 12.3
-    engine: RoutedEngine = site.ready().engines[0]
-    cards = (await site.page("/v1/models")).json["data"]
-    assert [(card["id"], card["turbofit"]["state"]) for card in cards] == [
-        ("a", "ready"), ("b", "asleep"),
-    ]  # fmt: skip
-    assert cards[1]["turbofit"]["start_seconds"] == 12.3
-    other = (await site.page("/anthropic/v1/models")).json
-    assert (other["first_id"], other["last_id"]) == ("a", "b")
-    assert (await site.page("/health")).json["status"] == "healthy"
-    text = (await site.page("/metrics")).body.decode()
-    for line in (
-        'turbofit_model_ready{model="a"} 1\n', 'turbofit_model_ready{model="b"} 0\n',
-        'turbofit_gateway_engine_up{model="a",engine="0"} 1',
-    ):  # fmt: skip
-        assert line in text
-    assert text.count("# TYPE turbofit_gateway_requests_total counter") == 1
-    engine.up = False  # it does not answer
-    assert (await site.page("/health")).json["models"]["a"]["state"] == "unavailable"
-    own = site.models["a"].gateway
-    own.rest(Outage("the engine ended 6 times and rests", 1600.0, lambda: 1000.0))
-    alone, facts = own._health(None)[0], (await site.page("/health")).json["models"]["a"]
-    assert (facts["state"], facts["message"]) == (alone["status"], alone["message"])
-    assert facts["state"] == "resting"
-    site.app.opened = False
-    assert (await site.page("/health")).status == 503
-
-
-async def test_strangers_learn_nothing_and_wake_nobody() -> None:
-    site = Site("a", api_keys=("k",))
-    for reply in (await site.chat(), await site.page("/v1/models"), await site.page("/sleep")):
-        assert reply.status == 401
-    assert site.wanted == []
-    health = await site.page("/health")
-    assert (health.status, health.json) == (200, {"status": "healthy", "models": 1, "up": 1})
-    key = {"headers": {"authorization": "Bearer k"}}
-    assert "a" in (await site.page("/health", **key)).json["models"]
-    assert (await site.page("/sleep", **key)).status == 403
-    site.ready()
-    assert (await site.chat(**key)).status == 200
-    assert b'model="a",engine="0"' in (await site.page("/metrics", **key)).body
-
-
-async def test_bodies_are_counted_once_and_nobody_waits_for_a_server_that_ends() -> None:
-    site = Site("a")
-    waiting = await site.waiting()
-    assert site.app._bodies.in_memory >= len(msgspec.json.encode({**chat(), "model": "a"}))
-    site.app.end()
-    assert (await waiting).json["error"]["code"] == "ending"
-    assert (await site.chat()).status == 503
-    assert site.app._bodies.in_memory == 0
-
-
-async def test_a_front_says_whose_a_request_is() -> None:
-    """Else all clients of a front were one, who would have one client's room."""
-    site = Site("a", front_keys=("front",))
-
-    async def behind(scope: Any, receive: Any, send: Any) -> None:
-        await site.app({**scope, "turbofit.connection": None}, receive, send)
-
-    headers = {"authorization": "Bearer front", "x-turbofit-client-key": "alice"}
-    body = {**chat(), "model": "a"}
-    waiting = asyncio.ensure_future(call(behind, CHAT, body, headers=headers))
-    await virtual_time.settled()
-    assert list(site.app._bodies._held_bytes) == ["alice"]
-    waiting.cancel()
-
-
-def test_a_loop_that_hangs_is_not_waited_for_without_end() -> None:
-    waited = []
-
-    def call(_ask: Callable[[Any], object], seconds: float = 10.0) -> None:
-        waited.append(seconds)
-        assert sum(waited) <= 60, "whoever waits so long hears no signal"
-        raise LaunchError("the gateway did not answer", hint="try again")
-
-    front: Any = SimpleNamespace(alive=True, call=call)
-    with pytest.raises(LaunchError, match="did not answer"):
-        insist(front, lambda _: None)
-    assert sum(waited) == 60
+    assert [one.key for one in model_servers(texts, [])] == [None, None]
+    for wrong, keys, said in (
+        (["a"], [], "no NAME=URL"),
+        (["a=localhost:1"], [], "no NAME=URL"),
+        (["=http://x"], [], "no NAME=URL"),
+        (["a=http://x", "a=http://y"], [], "named twice"),
+        (texts, ["k", "l"], "two keys name no model"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            model_servers(wrong, keys)

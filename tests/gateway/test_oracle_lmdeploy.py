@@ -35,7 +35,7 @@ from turbofit.gateway.limits.parameters import RULES, passed
 from turbofit.gateway.limits.request_limits import Bounds, RequestedImage
 from turbofit.gateway.limits.rules import IntegerRule, Scope
 from turbofit.gateway.limits.sharing import hold_images
-from turbofit.gateway.overlay import overlay
+from turbofit.gateway.overlay import make_overlay
 from turbofit.model.source import resolve_model
 
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.filterwarnings("ignore")]
@@ -74,11 +74,10 @@ def test_the_overlay_is_what_lmdeploy_reads(tmp_path, family, limit, size, befor
     plan = plan_of(folder, limit)
     messages = [{"role": "user", "content": [image_part(*size)]}]
     assert preprocessed(front_end(folder), messages) == [before]
-    with overlay(plan, tmp_path / "overlays") as over:
-        assert over.name == folder.name
-        assert preprocessed(front_end(over), messages) == [after]
-        assert resolve_model(str(over)).weight_bytes == plan.model.weight_bytes
-    assert not over.exists()
+    over = make_overlay(plan, tmp_path / "overlays")
+    assert over.name == folder.name
+    assert preprocessed(front_end(over), messages) == [after]
+    assert resolve_model(str(over)).weight_bytes == plan.model.weight_bytes
 
 
 FAMILIES = pytest.mark.parametrize(
@@ -94,9 +93,9 @@ def test_nothing_past_the_limits_reaches_the_preprocessor(
 ) -> None:
     folder = make(family, tmp_path)
     plan = plan_of(folder, limit)
-    with overlay(plan, tmp_path / "overlays") as over:
-        model = front_end(over if overlaid else folder)
-        reached, passed = asyncio.run(drive(plan, model, count=30, seed=3, overlaid=overlaid))
+    over = make_overlay(plan, tmp_path / "overlays")
+    model = front_end(over if overlaid else folder)
+    reached, passed = asyncio.run(drive(plan, model, count=30, seed=3, overlaid=overlaid))
     assert passed > 5
     assert reached
 
@@ -216,8 +215,8 @@ def test_what_the_gateway_counts_is_what_lmdeploy_makes(tmp_path, family, limit,
                     assert "->" in reply.headers["x-turbofit-limited"]
                     assert sum(tokens) > most // 3
 
-    with overlay(plan, tmp_path / "overlays") as over:
-        asyncio.run(run(front_end(over if overlaid else folder)))
+    over = make_overlay(plan, tmp_path / "overlays")
+    asyncio.run(run(front_end(over if overlaid else folder)))
 
 
 @pytest.mark.parametrize("family", [qwen3, glm])
@@ -235,25 +234,25 @@ def test_pixel_bounds_of_a_request_are_what_lmdeploy_makes(
     limit = rule.max_pixels * 3 // 4
     limits = limits_for(rule, limit=limit, images=1)
     bounds = Bounds(rule=rule, limits=limits, longest_request_tokens=10**9, overlay=overlaid)
-    with overlay(plausible_plan(model=resolved, limits=limits), tmp_path / "overlays") as over:
-        front = front_end(over if overlaid else folder)
-        for count in (1, 1, 2, 2, 3):
-            sizes = sizes_of(rng, count)
-            options = {"max_pixels": limit // 2} if count == 1 else {}
-            wanted = [RequestedImage(size=size, options=options, by_request=True) for size in sizes]
-            shared = hold_images(bounds, wanted)
-            items = [{"type": "image", "data": drawn(*size)} for size in sizes]
-            answer = front.preprocess(
-                [{"role": "user", "content": items}],
-                "a" + "b".join([token] * count),
-                {"image": shared.request} if shared.request else None,
-            )
-            tokens = answer["input_ids"].count(front.image_token_id)
-            assert tokens == sum(limited.tokens for limited in shared.images)
-            assert shared.request or all(
-                limited.tokens == rule.tokens(*size, limit if overlaid else None)
-                for size, limited in zip(sizes, shared.images, strict=True)
-            )
+    over = make_overlay(plausible_plan(model=resolved, limits=limits), tmp_path / "overlays")
+    front = front_end(over if overlaid else folder)
+    for count in (1, 1, 2, 2, 3):
+        sizes = sizes_of(rng, count)
+        options = {"max_pixels": limit // 2} if count == 1 else {}
+        wanted = [RequestedImage(size=size, options=options, by_request=True) for size in sizes]
+        shared = hold_images(bounds, wanted)
+        items = [{"type": "image", "data": drawn(*size)} for size in sizes]
+        answer = front.preprocess(
+            [{"role": "user", "content": items}],
+            "a" + "b".join([token] * count),
+            {"image": shared.request} if shared.request else None,
+        )
+        tokens = answer["input_ids"].count(front.image_token_id)
+        assert tokens == sum(limited.tokens for limited in shared.images)
+        assert shared.request or all(
+            limited.tokens == rule.tokens(*size, limit if overlaid else None)
+            for size, limited in zip(sizes, shared.images, strict=True)
+        )
 
 
 def test_the_bench_tries_both_sides_of_a_range() -> None:

@@ -15,22 +15,27 @@ from tests.support.checkpoints_llava import make_llava
 from tests.support.gateway import limits_for
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.gateway.overlay import edits, overlay
+from turbofit.gateway.overlay import edits, make_overlay
 from turbofit.model.source import resolve_model
 
 
 def test_links_edited_files_and_the_same_name(tmp_path) -> None:
     folder = make_internvl2(tmp_path / "OpenGVLab" / "InternVL2-1B")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with overlay(plan_of(folder, 5), tmp_path / "o") as over:
-        assert over.name == "InternVL2-1B"
-        assert {path.name for path in over.iterdir()} == set(before)
-        assert [p.name for p in over.iterdir() if not p.is_symlink()] == ["config.json"]
-        config = json.loads(before["config.json"])
-        assert read(over / "config.json") == {**config, "max_dynamic_patch": 5}
-        assert resolve_model(str(over)).image_rule.max_dynamic_patch == 5
-    assert not over.exists()
+    over = make_overlay(plan_of(folder, 5), tmp_path / "o")
+    assert over.name == "InternVL2-1B"
+    assert {path.name for path in over.iterdir()} == set(before)
+    assert [p.name for p in over.iterdir() if not p.is_symlink()] == ["config.json"]
+    config = json.loads(before["config.json"])
+    assert read(over / "config.json") == {**config, "max_dynamic_patch": 5}
+    assert resolve_model(str(over)).image_rule.max_dynamic_patch == 5
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    # A later start makes what somebody has removed, and leaves the rest as it is.
+    (over / "config.json").write_text("{}")
+    (over / "model.safetensors").unlink()
+    assert make_overlay(plan_of(folder, 5), tmp_path / "o") == over
+    assert read(over / "config.json") == {}
+    assert (over / "model.safetensors").resolve() == folder / "model.safetensors"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -43,8 +48,8 @@ def test_the_original_serves_where_its_own_limit_is_the_plans_or_it_has_no_image
     limits = msgspec.structs.replace(plan.limits, vision_unit=None)
     textual = plausible_plan(model=resolve_model(str(text)), limits=limits)
     for plan_, served in ((plan, folder), (textual, text)):
-        with overlay(plan_, tmp_path / "o") as over:
-            assert over == served
+        over = make_overlay(plan_, tmp_path / "o")
+        assert over == served
     assert not (tmp_path / "o").exists()
 
 
@@ -63,11 +68,11 @@ def test_a_processor_that_is_nested_in_another_file_is_found(tmp_path) -> None:
     folder = make_internvl_hf(tmp_path / "InternVL3-hf")
     nested, path = read(folder / "preprocessor_config.json"), folder / "processor_config.json"
     path.write_text(json.dumps({**read(path), "image_processor": nested}))
-    with overlay(plan_of(folder, 3), tmp_path / "o") as over:
-        written = read(over / "processor_config.json")
-        assert written["image_processor"]["max_patches"] == 3
-        assert written["image_seq_length"] == 256
-        assert read(over / "preprocessor_config.json")["max_patches"] == 3
+    over = make_overlay(plan_of(folder, 3), tmp_path / "o")
+    written = read(over / "processor_config.json")
+    assert written["image_processor"]["max_patches"] == 3
+    assert written["image_seq_length"] == 256
+    assert read(over / "preprocessor_config.json")["max_patches"] == 3
 
 
 def test_names_of_a_hub_cache_keep_the_model_in_the_path(tmp_path) -> None:
@@ -77,9 +82,9 @@ def test_names_of_a_hub_cache_keep_the_model_in_the_path(tmp_path) -> None:
     folder.mkdir(parents=True)
     for path in blobs.iterdir():
         (folder / path.name).symlink_to(Path("../../blobs") / path.name)
-    with overlay(plan_of(folder, 4), tmp_path / "o") as over:
-        assert over.parts[-3:] == ("models--OpenGVLab--InternVL2-1B", "snapshots", "abc123")
-        assert (over / "model.safetensors").resolve() == (blobs / "model.safetensors").resolve()
+    over = make_overlay(plan_of(folder, 4), tmp_path / "o")
+    assert over.parts[-3:] == ("models--OpenGVLab--InternVL2-1B", "snapshots", "abc123")
+    assert (over / "model.safetensors").resolve() == (blobs / "model.safetensors").resolve()
 
 
 def test_what_cannot_be_done_is_said(tmp_path) -> None:
@@ -91,18 +96,18 @@ def test_what_cannot_be_done_is_said(tmp_path) -> None:
     errors = (UsageError, LaunchError, UsageError, UsageError)
     words = ("not on this machine", "overlay", r"config\.json", r"config\.json")
     for plan, error, word in zip(plans, errors, words, strict=True):
-        with pytest.raises(error, match=word), overlay(plan, tmp_path / "file"):
-            pass
+        with pytest.raises(error, match=word):
+            make_overlay(plan, tmp_path / "file")
 
 
 def test_fewer_grids_are_written_for_model_and_processor(tmp_path) -> None:
     folder = make_llava(tmp_path / "llava-v1.6-7b-hf", "llava_next")
     plan = plan_of(folder, 2)
-    with overlay(plan, tmp_path / "o") as over:
-        grids = [[336, 672], [672, 336]]
-        for name in ("config.json", "preprocessor_config.json"):
-            assert read(over / name)["image_grid_pinpoints"] == grids
-        assert resolve_model(str(over)).image_rule.worst_units() == 3
+    over = make_overlay(plan, tmp_path / "o")
+    grids = [[336, 672], [672, 336]]
+    for name in ("config.json", "preprocessor_config.json"):
+        assert read(over / name)["image_grid_pinpoints"] == grids
+    assert resolve_model(str(over)).image_rule.worst_units() == 3
     (folder / "preprocessor_config.json").write_text("{}")
     changed = edits(folder, plan.model.image_rule, limits_for(plan.model.image_rule, limit=1))
     assert changed["config.json"]["image_grid_pinpoints"] == [[336, 336]]

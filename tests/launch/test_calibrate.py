@@ -256,6 +256,40 @@ def test_what_was_calibrated_before_is_told_until_it_is_forgotten(tmp_path, monk
     assert "forgot 1 calibrations" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("measured", "given", "chosen"),
+    [
+        (False, {}, 2),
+        (True, {}, 1),
+        (True, {"again": True}, 2),
+        (False, {"apart": True}, 1),
+        (False, {"pretend": True}, 1),
+    ],
+)
+def test_speeds_are_measured_before_the_engines_start_and_planned_with(
+    measured: bool, given: dict[str, bool], chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StartedError(Exception):
+        pass
+
+    def begin() -> None:
+        raise StartedError
+
+    plans: list[str] = []
+    run = SimpleNamespace(
+        choose=lambda: plans.append("made") or PLAN, refuse=lambda: PLAN, begin=begin
+    )
+    monkeypatch.setattr(calibrate, "Run", lambda *_, **__: run)
+    monkeypatch.setattr(calibrate, "is_measured", lambda *_: measured)
+    asked: list[Any] = []
+    monkeypatch.setattr(calibrate, "measure_speeds", lambda _, gpus, __: asked.append(gpus) or True)
+    config: Any = SimpleNamespace(pretend=given.get("pretend", False))
+    again, apart = given.get("again", False), given.get("apart", False)
+    with pytest.raises(StartedError):
+        calibrate.calibrate(config, SimpleNamespace(), print, again=again, apart=apart)
+    assert (len(plans), asked) == (chosen, [[0]] * (chosen - 1))
+
+
 def test_what_restarts_learned_is_dropped_only_where_something_was_missing() -> None:
     ladder.remember(PLAN, "0.18.0", pretend=False, changes={"margin": 7}, why="x")
     less = {"calibrations": [{"context": -5, "buffers": 3}], "kept": ["file"]}

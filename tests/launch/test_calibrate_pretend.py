@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from bench.gpu.check import impossible
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
+from tests.support.processes import sharing_libraries
 from tests.support.serving import needs, start_turbofit
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import decode
@@ -87,7 +88,8 @@ def test_under_a_pretend_driver_it_runs_as_on_a_real_one_and_is_kept_apart(tmp_p
         return subprocess.run(
             [sys.executable, "-m", "turbofit", "pretend", "--on", "1xrtx3090", "--",
              sys.executable, "-m", "turbofit", *words],
-            env={**os.environ, "PYTHONPATH": f"{CUDA_PATH}:{ROOT}", "XDG_STATE_HOME": str(tmp_path),
+            env={**os.environ, "PYTHONPATH": f"{CUDA_PATH}:{ROOT}",
+                 "XDG_STATE_HOME": sharing_libraries(tmp_path),
                  "TURBOFIT_LEASES": str(tmp_path / "leases")},
             cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip

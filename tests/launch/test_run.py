@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from contextlib import suppress
 from itertools import permutations
@@ -34,7 +33,6 @@ pytestmark = pytest.mark.slow
 #: The command line; what stands by would become LMDeploy's own server.
 PRETENDS = ("serve", "internvl2-8b", "--on", "1xrtx3090", "--pretend", "--no-standby")
 DRIVER = REPO / "tests" / "support" / "session_driver.py"
-MADE_AGAIN = "warning: the run's folder was removed: made again"
 
 
 @pytest.fixture
@@ -328,20 +326,6 @@ def test_what_waits_for_an_engine_that_hangs_is_told_and_it_is_started_again(
     terminate(child)
 
 
-@pytest.fixture
-def limited(tmp_path: Path, port: int, children: list[Child]) -> Child:
-    """A server on pretend GPUs whose engine reads an overlay and a twin in the run's folder."""
-    words = (*PRETENDS, "--max-dynamic-patch", "6")
-    child = Child(
-        [sys.executable, "-m", "turbofit", *words, "--port", str(port)],
-        XDG_STATE_HOME=str(tmp_path / "state"), TURBOFIT_LEASES=str(tmp_path / "leases"),
-    )  # fmt: skip
-    children.append(child)
-    assert child.process.stdout is not None
-    assert child.process.stdout.readline()
-    return child
-
-
 def model_of(pid: int) -> Path:
     """The folder that an engine was told to read."""
     words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
@@ -352,43 +336,31 @@ def files_in(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in folder.iterdir()}
 
 
-def test_a_cleaned_state_folder_is_made_again_or_it_says_why_not(
-    limited: Child, tmp_path: Path
+def test_a_cleaned_state_folder_ends_nothing_and_each_start_makes_its_overlay_anew(
+    tmp_path: Path, port: int, internvl2: Path, children: list[Child]
 ) -> None:
-    run = last_run(tmp_path)
-    model = model_of(pids(limited)[0])
-    before, (twin,) = files_in(model), (run / "model").iterdir()
-    assert (model.is_relative_to(run), "config.json" in before) == (True, True)
-    # At once: the server writes again what a cleaner removes, while it removes the rest.
+    words = ["serve", str(internvl2), *PRETENDS[2:], "--max-dynamic-patch", "6"]
+    child = Child(
+        [sys.executable, "-m", "turbofit", *words, "--port", str(port)],
+        XDG_STATE_HOME=str(tmp_path / "state"), TURBOFIT_LEASES=str(tmp_path / "leases"),
+    )  # fmt: skip
+    children.append(child)
+    assert child.process.stdout is not None
+    assert child.process.stdout.readline()
+    model = model_of(pids(child)[0])
+    before = files_in(model)
+    assert (model.is_relative_to(last_run(tmp_path)), "config.json" in before) == (True, True)
     (tmp_path / "state").rename(tmp_path / "cleaned")
     shutil.rmtree(tmp_path / "cleaned")
-    limited.wait_for(MADE_AGAIN)
-    # So the cleaner may take what was written again.
-    (run / "plan.json").unlink()
-    limited.wait_for(MADE_AGAIN, 2)
-    environ = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
-    ps = [sys.executable, "-m", "turbofit", "ps", "--json"]
-    listed = subprocess.run(ps, env=environ, capture_output=True, text=True, check=True).stdout
-    assert f'"{run.name}"' in listed
-    assert last_run(tmp_path) == run
-    assert read_saved(str(run)).plan.limits.max_dynamic_patch == 6
-    os.kill(pids(limited)[0], signal.SIGKILL)
-    limited.wait_for("phase: ready", 2)
-    assert files_in(model_of(pids(limited)[1])) == before
-    assert any(twin.glob("*.safetensors"))
-    assert record(tmp_path)["state"] == "ready"
-    # Where it cannot be made again, the server says why.
-    server = limited.process.pid
-    os.kill(server, signal.SIGSTOP)  # it would make again what is removed
-    os.waitpid(server, os.WUNTRACED)
-    shutil.rmtree(tmp_path / "state")
-    (tmp_path / "state").touch()
-    os.kill(server, signal.SIGCONT)
-    os.kill(pids(limited)[1], signal.SIGKILL)
-    assert limited.finish() == 5
-    assert "error: the run's folder was removed, and cannot be made again" in limited.stderr
-    assert "Traceback" not in limited.stderr
-    assert all(gone(pid) for pid in pids(limited))
+    assert ask_at(f"http://127.0.0.1:{port}", "/health")[0] == 200
+    os.kill(pids(child)[0], signal.SIGKILL)
+    child.wait_for("phase: ready", 2)
+    assert model_of(pids(child)[1]) == model
+    assert files_in(model) == before
+    until(lambda: ask_at(f"http://127.0.0.1:{port}", "/health")[0] == 200, "it to serve")
+    terminate(child)
+    assert "Traceback" not in child.stderr
+    assert not model.exists()
 
 
 @pytest.mark.parametrize("pretend", [False, True])

@@ -85,7 +85,9 @@ def test_a_run(keys: tuple[str, ...], children: list[Child], port: int, environ,
 )
 def test_a_bug(keys: str, state: str, environ: dict[str, str], tmp_path: Path) -> None:
     given = tuple(keys.split())
-    argv = [sys.executable, "-c", CRASHES, "serve", *MODEL, "--pretend", *given]
+    texts = ("--default-chat-template-kwargs", '{"word": "secret-2"}')
+    texts = () if "--no-gateway" in given else texts
+    argv = [sys.executable, "-c", CRASHES, "serve", *MODEL, "--pretend", *texts, *given]
     if state == "lost":
         environ["XDG_STATE_HOME"] = "/dev/null"
     (tmp_path / "left").touch()
@@ -97,7 +99,7 @@ def test_a_bug(keys: str, state: str, environ: dict[str, str], tmp_path: Path) -
     shown = "".join(path.read_text() for path in tmp_path.glob("state/turbofit/crashes/*"))
     assert "Traceback" in (shown if state == "kept" else done.stderr)
     assert ("serve internvl2-8b" in shown) == (state == "kept")
-    shows_no_secret([done.stderr, done.stdout], tmp_path, given)
+    shows_no_secret([done.stderr, done.stdout], tmp_path, (*given, *texts))
 
 
 def test_commands_and_manifests(environ: dict[str, str], tmp_path: Path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import turbofit
+from tests.support.processes import sharing_libraries
 from turbofit.cli.commands import serve
 from turbofit.cli.main import main
 from turbofit.launch.engine import process
@@ -30,6 +31,8 @@ def test_the_network_needs_a_key_or_a_word(config: list[Any], monkeypatch, capsy
     assert main(WORDS) == 0  # loopback needs none
     assert (config[0].host, config[0].port, config[0].api_keys) == ("127.0.0.1", 23333, ())
     assert main([*WORDS, "--host", "0.0.0.0"]) == 2
+    assert "no key is set" in capsys.readouterr().err
+    assert main([*WORDS, "--host", "0.0.0.0", "--dry-run"]) == 2  # as the start that it shows
     assert "no key is set" in capsys.readouterr().err
     assert main([*WORDS, "--host", "0.0.0.0", "--no-auth"]) == 0
     assert main([*WORDS, "--host", "0.0.0.0", "--api-key", "a", "--api-key", "b"]) == 0
@@ -64,8 +67,8 @@ def test_it_says_where_keys_cross_the_network_in_clear(config: list[Any], capsys
         ("--ssl-certfile x", "go together"),
         ("--drain soon", "is no time"),
         ("--name a", "is for a cluster"),
-        ("--turn 30s", "for models that take turns"),
-        ("internvl2-8b", "named twice"),
+        ("--idle 1m --no-gateway", "do not go together"),
+        ("internvl2-8b", "one model at a time"),
     ],
 )
 def test_what_is_refused(words: str, said: str, config: list[Any], capsys) -> None:
@@ -92,7 +95,7 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         raise OSError(2, "no process is started here")
 
     monkeypatch.setattr(process.subprocess, "Popen", popen)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_STATE_HOME", sharing_libraries(tmp_path / "state"))
     monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
     return found
 

@@ -22,8 +22,9 @@ import pytest
 
 from bench.gateway.edge_values import BASE, COSTLY, PATHS
 from tests.support.open_clients import OpenClient
-from tests.support.processes import HANG, REPO, Child, free_port, gone, pids
+from tests.support.processes import HANG, REPO, Child, free_port, gone, pids, sharing_libraries
 from tests.support.serving import LONG, MESSAGES, Served, image, needs, serve_pretend, told
+from tests.support.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.launch.engine.pretended import PretendReader
@@ -62,6 +63,7 @@ def test_internvl2_at_its_planned_peak(eight: Served) -> None:
     Nor by the images of many clients at once.
     """
     is_brought_to_its_planned_peak(eight, engines=1)
+    assert " with turbomind\nfits: InternVL2-8B" in eight.child.stderr  # as `plan` begins
     status, headers, answer = eight.chat(image(4480, 4480, max_dynamic_patch=120))
     assert status == 200
     assert headers["x-turbofit-limited"].startswith("max_dynamic_patch=")
@@ -152,6 +154,16 @@ def test_lmdeploys_own_errors_have_the_form_of_the_api(eight: Served, kind: str)
         assert (status, headers["content-type"]) == (400, "application/json")
         assert {"message", "type"} <= set(answer["error"])
         assert answer.get("type") == ("error" if kind == "messages" else None)
+
+
+@pytest.mark.parametrize("kind", ["chat", "completions"])
+def test_what_clients_write_is_in_no_log(eight: Served, kind: str) -> None:
+    """LMDeploy's tokenizer warns of stop words of several tokens, with the words and tokens."""
+    mark = f"MARK {kind} Jane Doe"
+    assert posted(eight, kind, stop=[mark], max_tokens=1)[0] == 200
+    log = eight.run / "engine-0.log"
+    until(lambda: "stop word" in log.read_text(), "LMDeploy's warning")
+    assert not [path for path in eight.run.glob("*.log*") if "MARK" in path.read_text()]
 
 
 @pytest.mark.parametrize("name", COSTLY)
@@ -349,7 +361,7 @@ def test_the_ladder_and_what_is_remembered_though_nobody_reads_what_it_says(
     process = subprocess.Popen(
         [sys.executable, "-m", "turbofit", "serve", *words],
         stdout=subprocess.PIPE, stderr=unread, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(REPO), "XDG_STATE_HOME": str(tmp_path),
+        env={**os.environ, "PYTHONPATH": str(REPO), "XDG_STATE_HOME": sharing_libraries(tmp_path),
              "TURBOFIT_LEASES": str(tmp_path / "leases")},
     )  # fmt: skip
     os.close(unread)

@@ -13,26 +13,29 @@ from tests.support.plans import plausible_plan
 from turbofit.core.engine_end import End
 from turbofit.core.plan import GroupPlan
 from turbofit.core.process.progress import Step, listened, tell, under_way
+from turbofit.core.units import GIB
 from turbofit.launch.engine.launches import ratio_now, shared_ratio
 from turbofit.launch.serve import start_progress
 from turbofit.launch.serve.start_progress import StartProgress, as_launched
 from turbofit.launch.start import Start
 
 PLAN = plausible_plan(gpus=1, tp=1)
+#: With a budget that leaves a gibibyte of the card to others.
+HALF = replace(PLAN, gpus=tuple(replace(gpu, withheld=GIB) for gpu in PLAN.gpus))
 
 
 @pytest.mark.parametrize(
-    ("run", "expected"),
+    ("plan", "run", "expected"),
     [
-        ({}, ratio_now),
-        ({"shared": True}, shared_ratio),
-        ({"fixed": {"cache_max_entry_count": 0.5}}, None),
-        ({"config": SimpleNamespace(pretend=True), "shared": True}, None),
+        (PLAN, {}, ratio_now),
+        (HALF, {}, shared_ratio),
+        (PLAN, {"fixed": {"cache_max_entry_count": 0.5}}, None),
+        (HALF, {"config": SimpleNamespace(pretend=True)}, None),
     ],
 )
-def test_a_start_gets_a_ratio_where_others_may_be_on_its_cards(run, expected: Any) -> None:
-    beside = {"shared": False, "fixed": {}, "config": SimpleNamespace(pretend=False), **run}
-    ratio = Start(SimpleNamespace(**beside), PLAN, 0)._ratio(0)
+def test_a_start_gets_a_ratio_where_others_may_be_on_its_cards(plan, run, expected: Any) -> None:
+    beside = {"fixed": {}, "config": SimpleNamespace(pretend=False), **run}
+    ratio = Start(SimpleNamespace(**beside), plan, 0)._ratio(0)
     assert (ratio and ratio.func) is expected
 
 

@@ -11,7 +11,7 @@ import time
 from array import array
 from base64 import b64decode
 from io import BytesIO
-from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
@@ -23,12 +23,12 @@ from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER, PRETEND_SPEED
 from turbofit.load.bench import bench
-from turbofit.load.client import Answer, StreamError, StreamReader
-from turbofit.load.driver import LoadRun, requests_of
+from turbofit.load.client import Answer, StreamReader
+from turbofit.load.driver import LoadRun
+from turbofit.load.events import StreamError
 from turbofit.load.prompt import PromptWriter, png
 from turbofit.load.result import spread, summary
 from turbofit.load.spec import LoadSpec
-from turbofit.load.trace import TracedRequest
 from turbofit.report.painters.document import Paragraph
 from turbofit.report.views.measured_view import load_view
 
@@ -45,7 +45,7 @@ def run_of(answers, opened: float, closed: float, spec=None) -> LoadRun:
     async def never(_):
         raise AssertionError
 
-    run = LoadRun(spec or LoadSpec.of(concurrency=4), (), never)
+    run = LoadRun(spec or LoadSpec.of(concurrency=4), never)
     run.answers, run.opened, run.closed = list(answers), opened, closed
     for one in run.answers:
         one.counts = opened <= one.begun < closed
@@ -69,52 +69,42 @@ CLOSED = LoadSpec.of(concurrency=8, seconds=30.0)
         (CLOSED, {}, "measuring: 3 of 30 s, "),
         (CLOSED, {"closed": True}, "last answers: "),
         (LoadSpec.of(requests=40, warm_up=0), {"begun": 2}, "measuring: 2 of 40 requests, "),
-        (LoadSpec.of(trace="m.jsonl"), {}, "measuring: "),
     ],
 )
 def test_a_load_says_what_it_does_and_how_much_of_it_is_done(spec, facts, text: str) -> None:
     assert at(spec, **facts) == text + "1 answered, 1 failed"
 
 
-def test_sizes_keep_to_their_spread_and_the_seed_decides() -> None:
-    spec = LoadSpec.of(
-        prompt_tokens=100, prompt_spread=0.5, output_tokens=10, image_size=((64, 64), (32, 32)),
-        images=2,
-    )  # fmt: skip
-    found, other = (list(islice(requests_of(spec.changed(seed=n)), 500)) for n in (0, 1))
-    assert {one.output_tokens for one in found} == {10}
-    prompts = [one.prompt_tokens for one in found]
-    assert 50 <= min(prompts) < 60 < 140 < max(prompts) <= 150
-    assert abs(sum(prompts) / 500 - 100) < 5
-    assert {size for one in found for size in one.images} == {(64, 64), (32, 32)}
-    assert found == list(islice(requests_of(spec), 500)) != other
+def test_arrivals_of_an_open_loop_are_random_and_wait_for_no_answer(monkeypatch) -> None:
+    clock, begun = [0.0], []
+    monkeypatch.setattr("turbofit.load.driver.time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
+    async def sleep(seconds: float) -> None:
+        clock[0] += seconds
 
-def test_arrivals_of_an_open_loop() -> None:
-    even = islice(requests_of(LoadSpec.of(rate=4.0, evenly=True)), 5)
-    assert [one.at for one in even] == [0, 0.25, 0.5, 0.75, 1.0]
-    times = [one.at for one in islice(requests_of(LoadSpec.of(rate=4.0)), 4001)]
-    assert times == sorted(times)
-    assert abs(times[-1] - 1000) < 60  # four standard deviations of 4,000 arrivals at 4/s
+    async def drive() -> None:
+        run = LoadRun(LoadSpec.of(rate=4.0), None)
 
+        def spawn(work) -> None:
+            work.close()
+            begun.append(clock[0])
+            if len(begun) == 4001:
+                raise asyncio.CancelledError
 
-def test_a_trace_is_replayed_once_at_its_speed() -> None:
-    trace = (
-        TracedRequest(at=0.0, output_tokens=0, prompt_tokens=5),
-        TracedRequest(at=4.0, output_tokens=2, images=((8, 8),)),
-    )
-    found = list(requests_of(LoadSpec.of(trace="t", trace_speed=2.0), trace))
-    assert [(one.at, one.images) for one in found] == [(0, ()), (2, ((8, 8),))]
-    first, second = map(PromptWriter("m", 0).body, found)
-    assert (len(first["messages"][0]["content"].split()), first["max_tokens"]) == (5, 1)
-    assert len(second["messages"][0]["content"][1]["text"].split()) == 1
+        monkeypatch.setattr(run, "_spawn", spawn)
+        monkeypatch.setattr("turbofit.load.driver.asyncio.sleep", sleep)
+        with pytest.raises(asyncio.CancelledError):
+            await run._arrivals(4.0)
+        assert run.late == 0
+
+    asyncio.run(drive())
+    assert begun == sorted(begun)
+    assert abs(begun[-1] - 1000) < 80  # five standard deviations of 4,000 arrivals at 4/s
 
 
 def test_contradictions_are_named() -> None:
     for given, says in (
         ({"concurrency": 4, "rate": 2.0}, "--concurrency and --rate"),
-        ({"rate": 2.0, "trace": "t"}, "--rate and --trace"),
-        ({"evenly": True}, "--evenly needs --rate"),
         ({"shared_prefix": 300}, "--shared-prefix 300"),
     ):
         with pytest.raises(UsageError, match=says):
@@ -125,8 +115,7 @@ def test_a_window_has_an_end_and_a_warm_up_before_it() -> None:
     for given, window in (
         ({}, (60, 8)),
         ({"requests": 5, "seconds": 2.0}, (2, 8)),
-        ({"trace": "t"}, (None, 0)),
-        ({"trace": "t", "warm_up": 3}, (None, 3)),
+        ({"rate": 2.0, "warm_up": 3}, (60, 3)),
         ({"requests": 5, "concurrency": 32}, (None, 32)),
         ({"rate": 2.0}, (60, 8)),
     ):
@@ -188,11 +177,11 @@ def test_speed_of_pretend_gpus_is_said_to_be_none(pretend: bool) -> None:
     assert (PRETEND_SPEED in said) == pretend
 
 
-def test_each_failure_is_counted_by_its_kind() -> None:
+def test_each_failure_is_counted_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     script = ["500", "garbage", "cut", "reset", "ok", "error", "empty", "plain", "busy", "stall"]
-    spec = LoadSpec.of(**{**FEW, "concurrency": 1}, silence=0.3)
+    monkeypatch.setattr("turbofit.load.bench._SILENCE", 0.3)
     with ScriptedServer("ok", "ok", "ok", *script) as server:
-        result = bench(server.url, spec)
+        result = bench(server.url, LoadSpec.of(**{**FEW, "concurrency": 1}))
     kinds = {one.kind: one.count for one in result.errors}
     assert (result.begun, result.answered, sum(kinds.values())) == (12, 3, 9)
     assert kinds.pop("cut short", 0) + kinds.pop("connection broken", 0) == 2
@@ -200,16 +189,6 @@ def test_each_failure_is_counted_by_its_kind() -> None:
         ("status 500", "garbage", "error event", "empty answer", "no stream", "status 503",
          "stalled"), 1,
     )  # fmt: skip
-
-
-def test_a_trace_is_sent_at_its_times(tmp_path) -> None:
-    path = tmp_path / "t.jsonl"
-    lines = [{"at": n / 50, "output_tokens": 3, "prompt_tokens": 40} for n in range(20)]
-    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
-    with ScriptedServer() as server:
-        result = bench(server.url, LoadSpec.of(trace=str(path)))
-    assert result.begun == result.answered == len(server.bodies) == 20
-    assert result.seconds >= 19 / 50
 
 
 def test_a_server_that_is_none_is_said() -> None:
@@ -233,10 +212,10 @@ def test_the_command_shows_and_ends_with_its_code(capsys, tmp_path, monkeypatch)
         told = capsys.readouterr()
         assert json.loads(told.out)["schema"] == "turbofit.bench/1"
         assert not told.err
-        page = tmp_path / "page.html"
-        assert main(["bench", server.url, *words, "--html", str(page)]) == 0
-        assert "<svg" not in page.read_text().partition("<main>")[0]
-        assert "first token" in page.read_text()
+        document = tmp_path / "load.json"
+        document.write_text(told.out)
+        assert main(["report", str(document), "--html", "-"]) == 0
+        assert "first token" in capsys.readouterr().out
     with ScriptedServer(*["500"] * 500) as server:
         capsys.readouterr()
         assert main(["bench", server.url, *words, "--json"]) == 3
@@ -356,8 +335,11 @@ def test_an_image_is_what_its_header_says_and_small() -> None:
 
 
 def test_bodies_have_their_sizes_and_share_only_what_they_should() -> None:
-    request = TracedRequest(at=0, prompt_tokens=50, output_tokens=7, images=((64, 32), (16, 16)))
-    first, second = map(PromptWriter("m", 0, shared=20).body, (request, request))
+    spec = LoadSpec.of(
+        prompt_tokens=50, output_tokens=7, images=2, image_size=(64, 32), shared_prefix=20
+    )
+    writer = PromptWriter("m", spec)
+    first, second = writer.body(), writer.body()
     assert (first["max_tokens"], first["ignore_eos"]) == (7, True)
     assert first["stream_options"] == {"include_usage": True}
     one, other = first["messages"][0]["content"], second["messages"][0]["content"]
@@ -369,7 +351,6 @@ def test_bodies_have_their_sizes_and_share_only_what_they_should() -> None:
     assert words != others
     data = b64decode(one[0]["image_url"]["url"].partition(",")[2])
     assert Image.open(BytesIO(data)).size == (64, 32)
-    text = next(requests_of(LoadSpec.of(images=0)))
-    body = PromptWriter("m", 0, stop_early=True).body(text)
+    body = PromptWriter("m", LoadSpec.of(images=0, stop_early=True)).body()
     assert "ignore_eos" not in body
-    assert isinstance(body["messages"][0]["content"], str)
+    assert len(body["messages"][0]["content"].split()) == 256

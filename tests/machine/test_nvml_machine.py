@@ -87,6 +87,11 @@ def test_nvswitch(measured):
     assert (link.p2p_read, link.p2p_write, link.ancestor, link.peers) == (NA, NA, NA, False)
     (link,) = measured(Scenario([gpu_3090(0), gpu_3090(1)], p2p=(6, 6, 6))).links
     assert link.p2p_read == NA
+    # Known in one direction alone: 6 is unknown, 0 works, 5 does not.
+    for back, access in ((6, NA), (0, True), (5, False)):
+        one_way = Scenario([gpu_3090(0), gpu_3090(1)], p2p=(0, 0, 5), back=(back, back, 5))
+        (link,) = measured(one_way).links
+        assert (link.p2p_read, link.p2p_write) == (access, access)
 
 
 def test_cuda_visible_devices(measured):

@@ -160,6 +160,8 @@ def test_links_and_ram_and_cores():
         ("64xl4+l4", "65 GPUs", "64"),
         ("l4:free=", "not key=value", "free=19GiB"),
         ("l4:memory=2GiB", "unknown key 'memory'", "total"),
+        ("2xl4:free=18GB,10GB", "10GB alone", "l4:used=2GiB+l4:used=9GiB"),
+        ("24GB,24GB", "24GB alone", "give each card its size"),
         ("l4:free=19", "free of l4: 19 bytes?", "for 19 GiB write 19GiB"),
         ("l4,ram=64", "ram: 64 bytes?", "64GiB"),
         ("rtx3090,16GB", "rtx3090 has 24 GB", "rtx3090:total="),
@@ -239,3 +241,9 @@ def test_a_text_is_refused_or_what_it_means_is_possible(data: bytes) -> None:
     assert refused.message
     assert refused.hint
     assert "\n" not in refused.message
+
+
+def test_a_given_size_leaves_nothing_to_assume_of_it():
+    assert parse_spec("v100").warnings
+    assert parse_spec("v100:total=32GiB").warnings == ()
+    assert parse_spec("2xa100-80g:total=80GiB").warnings  # NVLink is assumed still

@@ -18,9 +18,8 @@ from turbofit.core.units import GIB, MIB, round_up
 from turbofit.diagnose.explain import diagnose
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.launch.engine.check import check_seconds
-from turbofit.launch.engine.engine_log import StartupTracker, hang
+from turbofit.launch.engine.engine_log import StartupTracker
 from turbofit.launch.engine.worst_requests import cheaper_forward, every_worst
-from turbofit.load.trace_forecast import simulated_engines
 from turbofit.memory import engines, versions
 from turbofit.memory.account import Engine, VisionLoad
 from turbofit.memory.engines import engine_of
@@ -169,10 +168,6 @@ def _other_blocks(*given: Any) -> Any:
     return replace(shape, block_tokens=shape.block_tokens // 2)
 
 
-def _long_blocks(*given: Any) -> Any:
-    return replace(account.TurbomindAccount.cache_shape(*given), block_tokens=4096)
-
-
 def _other_torch_cut(*given: Any) -> Any:
     shape = Pytorch.account_class.cache_shape(*given)
     return replace(shape, step=GIB)
@@ -195,12 +190,10 @@ def hanging(plan: Plan) -> object:
 
 def waiting(plan: Plan) -> str:
     """What `serve` says of a warm-up that waits."""
-    return hang(StartupTracker(plan, Path("engine.log"))).message
-
-
-def simulated(plan: Plan) -> list[int]:
-    """Tokens of prompts in a forward of a trace."""
-    return [engine.chunk for engine in simulated_engines(plan)]
+    tracker = StartupTracker(plan, Path("engine.log"))
+    tracker.enter("warm-up", 0.0)
+    tracker.see("[TM][INFO][1120.09:18:10.597172][engine.cc:1] out of memory at 0/1", 1, 0.0)
+    return tracker.death().message
 
 
 def encoded(plan: Plan) -> float:
@@ -246,10 +239,7 @@ _LARGE = {"model": "qwen2-vl-2b", "max_prefill_token_num": 4096}
 FORMULAS: list[tuple[str, str, dict[str, Any], dict[str, Any], Asker]] = [
     ("limits", "turbomind", {}, {"units_bound": _twice(engine_bound)}, lambda p: bounds_of(p).gate),
     ("limits", "turbomind", {}, {"blocks_ahead": 3}, let_in),
-    ("rehearse", "turbomind", {}, {"forward_tokens": _FORWARD}, worst("vision_forward")),
     ("rehearse", "turbomind", {}, _ONCE, worst("vision_forward")),
-    ("rehearse", "turbomind", {}, {"cache_shape": staticmethod(_long_blocks)},
-     worst("vision_forward")),
     ("start", "turbomind", _LARGE, {"forward_tokens": _FORWARD}, cheaper),
     ("start", "turbomind", _LARGE, {"forward_tokens": _FORWARD}, check_seconds),
     ("start", "turbomind", _LARGE, _ONCE, cheaper),
@@ -258,7 +248,6 @@ FORMULAS: list[tuple[str, str, dict[str, Any], dict[str, Any], Asker]] = [
     ("launch", "turbomind", {}, {"forward_tokens": _FORWARD}, waiting),
     ("speed", "turbomind", _LARGE, {"forward_tokens": _FORWARD}, encoded),
     ("speed", "turbomind", _LARGE, _ONCE, encoded),
-    ("trace", "turbomind", {}, {"forward_tokens": _FORWARD}, simulated),
     ("calibrate", "turbomind", {"model": "qwen3.5-9b"},
      {"cache_shape": staticmethod(_other_cut)}, relearned),
     ("live comparison", "turbomind", {"model": "qwen3.5-9b"},
@@ -269,8 +258,6 @@ FORMULAS: list[tuple[str, str, dict[str, Any], dict[str, Any], Asker]] = [
      {"weight_classes": staticmethod(lambda *_: {"embedding": 0, "mlp": MIB})},
      lambda p: engine_of(p).weights(p.model, 1)),
     ("limits", "pytorch", {}, {"units_bound": _twice(torch_bound)}, lambda p: bounds_of(p).gate),
-    ("rehearse", "pytorch", {}, {"forward_tokens": _long_forward}, worst("vision_forward")),
-    ("trace", "pytorch", {}, {"forward_tokens": _long_forward}, simulated),
     ("start", "pytorch", _LARGE, {"encodes_again": True}, check_seconds),
     ("speed", "pytorch", _LARGE, {"encodes_again": True}, encoded),
     ("calibrate", "pytorch", {}, {"cache_shape": staticmethod(_other_torch_cut)}, relearned),

@@ -22,7 +22,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyresRule, LongestEdgeRule, PatchRule, TileRule, VideoRule
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.source import resolve_model
-from turbofit.planning.compatibility import FrontEnd
+from turbofit.planning.compatibility import bad_transformers
 
 
 class Picture:
@@ -339,7 +339,7 @@ def test_lmdeploy_counts_the_same_tokens(transformers, tmp_path):
         [{"role": "user", "content": [{"type": "image", "data": picture(*size)}]}]
         for size in ((500, 300), (40, 30))
     )
-    if FrontEnd("0.18", model.architecture, "pytorch").failure(transformers.__version__):
+    if bad_transformers(model.architecture, ["pytorch"], transformers.__version__):
         # Small: columns are taken for channels, and each is enlarged; 500 of them fill gigabytes.
         with pytest.raises(RuntimeError, match="must match the size of tensor"):
             front.preprocess(small)

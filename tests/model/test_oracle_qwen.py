@@ -10,8 +10,8 @@ from importlib import import_module
 import pytest
 from msgspec.structs import replace
 
-from bench.compatibility.checkpoints import CHECKPOINTS
 from tests.support.checkpoints import write_safetensors
+from tests.support.front_ends import CHECKPOINTS
 from tests.support.oracles import (
     check_cache,
     check_images,

@@ -30,7 +30,6 @@ from turbofit.planning.commands import (
     came_later,
     commands,
     folded,
-    joint_serve_command,
     model_path,
     ratio,
     read_map,
@@ -243,9 +242,7 @@ def serve_options_of(serve: ServeCommand) -> dict[str, Any]:
 
 
 def request_of(plan: Plan) -> PlanRequest:
-    given = serve_options_of(plan.serve)
-    (name,) = given["model"]
-    return filled(PlanRequest, {**given, "model": name})
+    return filled(PlanRequest, serve_options_of(plan.serve))
 
 
 @pytest.mark.parametrize(
@@ -346,26 +343,6 @@ def test_lmdeploys_options_stay_behind_the_dashes(capsys: Out) -> None:
     said = capsys.readouterr().out
     assert said.index("holds no limits") < said.index("lmdeploy serve api_server")
     assert said.startswith("# ")  # a shell passes it by
-
-
-def test_several_models_are_served_at_one_address() -> None:
-    def served(*models: tuple[str, dict[str, Any]]) -> ServeCommand | None:
-        requests = [PlanRequest(model=m, on="1xrtx3090", **more) for m, more in models]
-        plans = [best_plan(request, compares_limits=False) for request in requests]
-        return joint_serve_command(plans, requests)
-
-    two = {"images": 2}
-    given = serve_options_of(served(("internvl2-1b", two), ("llava-1.5-7b", two)))
-    assert given["model"] == ("internvl2-1b", "llava-1.5-7b")
-    assert filled(PlanRequest, {**given, "model": "-"}).images == 2
-    assert given["context"] is None  # 32,768 and 4,096: one line cannot name both
-    alike = served(("internvl2-2b", {"images": 1}), ("qwen2-vl-2b", {"images": 1}))
-    assert serve_options_of(alike)["context"] == "32768"
-    short, none = {"context": 4096}, {"context": 4096, "images": 0}
-    assert served(("internvl2-2b", {**two, **short}), ("qwen2-vl-2b", two)) is None
-    assert served(("internvl2-2b", short), ("qwen2.5-0.5b", none)) is not None
-    blind = served(("internvl2-2b", none), ("qwen2-vl-2b", none))
-    assert serve_options_of(blind)["images"] == "0"
 
 
 def test_a_cluster_is_served_by_ray() -> None:

@@ -14,7 +14,6 @@ from turbofit.planning import tuned
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.tuned import cards_of, keep_tuned
-from turbofit.rehearse import confirm
 
 HERE = replace(machine(1, driver="570.1"), source="nvml")
 REQUEST = PlanRequest(model="internvl2-2b", on=HERE, engine="turbomind")
@@ -106,7 +105,7 @@ def test_a_rehearsal_keeps_the_settings() -> None:
     """It plans the shape again, with another margin."""
     keep_tuned(tuning())
     before = plan(REQUEST)
-    after = confirm._again(REQUEST, before, {})
+    after = tuned.same_shape(REQUEST, before, {}, rehearsed=True)
     assert after != before
     assert after.settings.max_batch_size == 24
     assert after.settings.max_prefill_token_num == 2048

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from turbofit.pretend import build as build_module
-from turbofit.pretend.build import build, compiler
+from turbofit.pretend.build import build, compiler, find_compiler
 from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
 from turbofit.pretend.libraries import (
     LIBRARIES,
@@ -43,7 +43,12 @@ def test_changed_source_builds_anew(libraries: Path, tmp_path: Path, monkeypatch
     (sources / "cublas.c").open("a").write("\n/* changed */\n")
     monkeypatch.setattr(build_module, "SOURCES", sources)
     compiled: list[str] = []
-    monkeypatch.setattr(build_module, "_compile", lambda name, *_: compiled.append(name))
+
+    def compile_one(name: str, _: object, folder: Path, *__: object) -> None:
+        compiled.append(name)
+        (folder / name).touch()
+
+    monkeypatch.setattr(build_module, "_compile", compile_one)
     assert build(tmp_path).name != libraries.name
     assert compiled == list(LIBRARIES)
 
@@ -64,6 +69,74 @@ def test_no_compiler_and_its_error_are_one_line(tmp_path: Path, monkeypatch: Pat
         build(tmp_path)
     assert "\n" not in caught.value.message
     assert not list(tmp_path.glob("building-*"))
+
+
+@pytest.fixture
+def copy(libraries: Path, tmp_path: Path) -> Path:
+    """The libraries in a folder of the test."""
+    return shutil.copytree(libraries, tmp_path / libraries.name, symlinks=True)
+
+
+@pytest.mark.parametrize("name", ["libcuda.so.1", "SHA256"])
+def test_a_damaged_library_is_built_anew(
+    name: str, copy: Path, libraries: Path, monkeypatch: Patch
+) -> None:
+    os.truncate(copy / name, 8)
+    monkeypatch.setattr(
+        build_module, "_compile", lambda one, _, folder, *__: shutil.copy(libraries / one, folder)
+    )
+    assert build(copy.parent) == copy
+    assert (copy / name).read_bytes() == (libraries / name).read_bytes()
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_libraries_that_others_can_write_are_refused(copy: Path) -> None:
+    copy.chmod(0o777)
+    with pytest.raises(
+        PretendError, match=f"cannot be kept: {copy}: others can write it"
+    ) as caught:
+        build(copy.parent)
+    assert "XDG_STATE_HOME" in caught.value.hint
+
+
+def test_libraries_that_another_process_made_meanwhile_stay(
+    libraries: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    target = tmp_path / libraries.name
+
+    def compile_and_be_late(name: str, _: object, folder: Path, *__: object) -> None:
+        shutil.copy(libraries / name, folder)
+        if not target.exists():
+            shutil.copytree(libraries, target, symlinks=True)
+        (target / "theirs").touch()
+
+    monkeypatch.setattr(build_module, "_compile", compile_and_be_late)
+    assert build(tmp_path) == target
+    assert (target / "theirs").exists()
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_compiler_that_hangs_is_ended(tmp_path: Path, monkeypatch: Patch) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\nexec sleep 3000\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setattr(build_module, "_COMPILER_SECONDS", 0.1)
+    with pytest.raises(PretendError, match="cc did not end in 0 s"):
+        build(tmp_path)
+
+
+def test_cc_is_a_command_with_words_where_it_is_there(tmp_path: Path, monkeypatch: Patch) -> None:
+    for name in ("mine", "gcc"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "mine -pipe")
+    assert find_compiler() == ["mine", "-pipe"]
+    monkeypatch.setenv("CC", "gone -pipe")
+    assert find_compiler() == [str(tmp_path / "gcc")]
+    (tmp_path / "gcc").unlink()
+    assert find_compiler() is None
 
 
 @pytest.fixture(scope="module")

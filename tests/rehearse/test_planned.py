@@ -14,12 +14,12 @@ from turbofit.model.folder import FolderFiles
 from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import MIB
 from turbofit.rehearse import planned as module
+from turbofit.rehearse.cases import turbomind_cases
 from turbofit.rehearse.checkpoint.twin import checkpoint_for, twin_of, write_model
 from turbofit.rehearse.confirm import rehearse_plan
 from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.planned import _lines, plan_spec, unanswered
 from turbofit.rehearse.spec import Spec
-from turbofit.rehearse.turbomind.image_overlap import worst_cases
 
 TRANSIENT = ("vision_request", "vision_forward", "text_prefill", "sampling")
 
@@ -40,13 +40,10 @@ def planned() -> Plan:
 
 
 def test_worst_cases_are_named_as_the_ledgers_transients(planned: Plan) -> None:
-    cases = {case.name: case.requests for case in worst_cases(planned)}
+    cases = {case.name: case.requests for case in turbomind_cases(planned)}
     assert set(cases) == {t.term for t in planned.gpus[0].ledger if t.phase == "transient"}
     assert cases["vision_request"][0].units == (planned.limits.units_per_image,)
-    units = [unit for request in cases["vision_forward"] for unit in request.units]
-    queued = sum(unit for unit in units if isinstance(unit, int))
-    # One tile less: the chunk before it ends at a block's edge.
-    assert planned.limits.units_per_forward - 1 <= queued <= planned.limits.units_per_forward
+    assert cases["vision_forward"][0].units == (planned.limits.units_per_forward,)
     assert len(cases["sampling"]) == planned.settings.max_batch_size
     assert cases["sampling"][0].top_k == 0
     longest = cases["text_prefill"][0]
@@ -156,7 +153,6 @@ def test_the_plan_holds_on_the_pretend_card(
     gpu = spec.machine.gpus[0]
     peak = max(case["peak"][0] for case in document["cases"]) + gpu.used + gpu.late
     assert 0 <= planned.gpus[0].peak - peak < 256 * MIB
-    # All of the pool, but for a tile and rounding; with a prefix cache see `test_image_overlap`.
     taken, paid = forward_pool(planned, document)
     assert 0.96 * paid <= taken <= paid
 

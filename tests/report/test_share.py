@@ -1,4 +1,4 @@
-"""``turbofit share``: what others read of a run names no person, machine or place."""
+"""``turbofit report --share``: what others read of a run names no person, machine or place."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_it_has_the_figures_and_no_names(tmp_path: Path, capsys: Out) -> None:
     seen = (Observation(group=0, free=None, region=None, cards=cards),)
     (folder / SEEN_FILE).write_text(to_json(seen))
     out = tmp_path / "out.json"
-    words = ["share", str(folder), "--load", str(load(tmp_path)), "--out", str(out)]
+    words = ["report", str(folder), "--share", "--load", str(load(tmp_path)), "--out", str(out)]
     assert main(words) == 0
     said, document = capsys.readouterr().out, json.loads(out.read_text())
     for secret in SECRETS:
@@ -97,7 +97,7 @@ def test_it_has_the_figures_and_no_names(tmp_path: Path, capsys: Out) -> None:
     )
     own = json.loads(schema_text("share"))
     Draft202012Validator(own, registry=registry).validate(document)
-    assert main([*words[:2], "--json"]) == 0
+    assert main([*words[:3], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["schema"] == "turbofit.share/1"
 
 
@@ -109,7 +109,7 @@ def test_eight_cards_go_into_an_issue(tmp_path: Path) -> None:
     cards = tuple(CalibratedGpu(index=gpu.index, before=0, used=used) for gpu in plan.gpus)
     seen = (Observation(group=0, free=None, region=None, cards=cards),)
     (folder / SEEN_FILE).write_text(to_json(seen))
-    assert main(["share", str(folder), "--out", str(tmp_path / "out.json")]) == 0
+    assert main(["report", str(folder), "--share", "--out", str(tmp_path / "out.json")]) == 0
     assert len(plan.gpus) == 8
     assert len((tmp_path / "out.json").read_text()) < 65536
 
@@ -119,7 +119,7 @@ def test_pretend_gpus_are_refused(tmp_path: Path, capsys: Out, source: str) -> N
     plan = measured()
     plan = replace(plan, machine=replace(plan.machine, source=source))
     folder = run_folder(tmp_path / "run", plan, pretend=source == "nvml")
-    assert main(["share", str(folder)]) == 2
+    assert main(["report", str(folder), "--share"]) == 2
     assert "ran on pretend GPUs: it says nothing of any card" in capsys.readouterr().err
 
 
@@ -138,5 +138,8 @@ def test_what_is_no_run_or_no_load_is_refused(
         (("nobody",), "no run is called 'nobody'"),
         ((str(folder), "--load", str(folder / "plan.json")), "is no load of schema"),
     ):
-        assert main(["share", *words]) == 2
+        assert main(["report", "--share", *words]) == 2
         assert message in capsys.readouterr().err
+    for option in ("--load", "--out"):
+        assert main(["report", str(folder), option, str(tmp_path / "x.json")]) == 2
+        assert f"{option} is for --share" in capsys.readouterr().err

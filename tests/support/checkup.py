@@ -20,6 +20,7 @@ from tests.support.nvml import (
     gpu_h100,
     in_process,
 )
+from turbofit.core.errors import PackageError
 from turbofit.core.machine import Host, Machine
 from turbofit.core.units import GIB
 from turbofit.kernels.census import Census, released
@@ -56,6 +57,7 @@ class Healthy(Sources):
         self.log: str | None = "nothing of note"
         self.disk: tuple[int, bool] | None = (500 * GIB, True)
         self.port: str | None = None
+        self.library: PackageError | None = None
         self.census: Census | None = released((0, 18, 0))
         (root / "torch").mkdir()
         (root / "torch/version.py").write_text("cuda: Optional[str] = '12.8'\n")
@@ -67,6 +69,11 @@ class Healthy(Sources):
 
     def version(self, package: str) -> str | None:
         return self.packages.get(package)
+
+    def image_library(self) -> Path:
+        if self.library is not None:
+            raise self.library
+        return self.root / "libpixels.so"
 
     def has_module(self, name: str) -> bool:
         return name in self.modules

@@ -102,7 +102,10 @@ class Gpu:
 
 @dataclass
 class Scenario:
-    """A machine. ``p2p`` and ``ancestor`` are for all pairs, ``pairs`` for single ones."""
+    """A machine. ``p2p`` and ``ancestor`` are for all pairs, ``pairs`` for single ones.
+
+    ``back``: what NVML says from the second GPU to the first, if it is not the same.
+    """
 
     gpus: list[Gpu]
     driver: str | None = "570.124.06"
@@ -110,6 +113,7 @@ class Scenario:
     p2p: tuple[int, int, int] | None = P2P_NONE
     ancestor: int | None = 30
     pairs: dict[tuple[int, int], tuple[int, int, int]] = field(default_factory=dict)
+    back: tuple[int, int, int] | None = None
     init_error: int | None = None
 
     def text(self) -> str:
@@ -119,6 +123,8 @@ class Scenario:
         _put(lines, "init_error", self.init_error)
         _put(lines, "p2p", _join(self.p2p))
         _put(lines, "ancestor", self.ancestor)
+        if self.back is not None:
+            lines.append(f"p2p.1.0 {_join(self.back)}")
         for (a, b), statuses in self.pairs.items():
             lines += [f"p2p.{a}.{b} {_join(statuses)}", f"p2p.{b}.{a} {_join(statuses)}"]
         for index, gpu in enumerate(self.gpus):

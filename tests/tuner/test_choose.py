@@ -44,7 +44,7 @@ def test_the_other_engine_is_taken_where_turbomind_lowers_images() -> None:
     plan = turbofit.plan(**asked)
     served = [(one.fits, one.limits.units_per_image) for one in alone]
     assert (plan.fits, plan.limits.units_per_image) == max(served)
-    # Served by LMDeploy's PyTorch engine on a pretend card (bench/peers/RESULTS.md).
+    # Served by LMDeploy's PyTorch engine on a pretend card.
     assert turbofit.plan("internvl2-26b-awq", on="1xrtx3090").engine.name == "pytorch"
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import random
-from math import inf, isnan, nan
-
 import pytest
 from msgspec.structs import replace
 
 from turbofit import plan, predict
 from turbofit.core.plan import Plan
 from turbofit.core.units import order
-from turbofit.load.trace_forecast import simulated_engines
 from turbofit.memory.account import vision_load_within
-from turbofit.tuner.speed import group_speed, rates
+from turbofit.memory.engines import engine_of
+from turbofit.tuner.speed import GroupRates, group_rates, group_speed
 from turbofit.tuner.throughput import image_seconds, rate_with_host
 from turbofit.tuner.tower import BEFORE, Tower, whole_image_prefill
-from turbofit.tuner.trace import EngineLoad, SimulatedEngine, TraceRequest, TraceTimes
+
+
+def rates_of(found: Plan) -> GroupRates:
+    gpus = [found.machine.gpu(index) for index in found.parallel.groups[0]]
+    return group_rates(found.model, found.settings, found.machine, gpus, engine_of(found))
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ from turbofit.tuner.trace import EngineLoad, SimulatedEngine, TraceRequest, Trac
     ],
 )
 def test_attention_of_a_larger_image(model: str, growth: float) -> None:
-    tower = next(simulated_engines(plan(model, on="1xh100"))).rates.work.tower
+    tower = rates_of(plan(model, on="1xh100")).work.tower
     units = 12 if growth == 2 else 40_000
     twice = tower.attention_flops(2 * units) / tower.attention_flops(units)
     assert twice == pytest.approx(growth, rel=0.02)
@@ -36,19 +37,15 @@ def test_attention_of_a_larger_image(model: str, growth: float) -> None:
 
 def test_windows_see_a_part_of_what_whole_images_do() -> None:
     whole, windows = (
-        next(simulated_engines(plan(model, on="1xh100"))).rates.work.tower
-        for model in ("qwen2-vl-7b", "qwen2.5-vl-7b")
+        rates_of(plan(model, on="1xh100")).work.tower for model in ("qwen2-vl-7b", "qwen2.5-vl-7b")
     )
     assert windows.attention_flops(65_536) < whole.attention_flops(65_536) / 7
     assert windows.window_flops > 0 == whole.window_flops
 
 
 def test_a_tower_of_two_ranks_computes_half_on_each() -> None:
-    one, two = (
-        next(simulated_engines(plan("internvl2-8b", on="2xh100", tp=tp, replicas=1)))
-        for tp in (1, 2)
-    )
-    ratio = one.rates.work.tower.attention_flops(13) / two.rates.work.tower.attention_flops(13)
+    one, two = (rates_of(plan("internvl2-8b", on="2xh100", tp=tp, replicas=1)) for tp in (1, 2))
+    ratio = one.work.tower.attention_flops(13) / two.work.tower.attention_flops(13)
     assert ratio == pytest.approx(2, rel=0.05)
 
 
@@ -93,78 +90,14 @@ def test_attention_decides_on_no_batch_and_no_cache() -> None:
     assert found.kv.tokens == 67_968
 
 
-def crowd(found: Plan, seed: int) -> float:
-    """The mean first token of a request that comes at any moment, by the simulation of traces.
-
-    As many requests as the plan runs are there, with answers of random lengths; what a further one
-    would wait for follows from how long each prompt waited and was read.
-    """
-    engine = next(simulated_engines(found))
-    limits, many = found.limits, found.settings.max_batch_size
-    rng, asked = random.Random(seed), []
-    times = TraceTimes(begun=[], first=[], ended=[], refused=[])
-    load = EngineLoad(engine, asked, times, inf)
-    load._figures = replace(load._figures, request_seconds=0.0)
-    prompt = limits.image_tokens_per_request + rates().text_tokens
-
-    def send() -> None:
-        output = max(1, round(rng.expovariate(1 / rates().output_tokens)))
-        asked.append(
-            TraceRequest(
-                load.now,
-                prompt,
-                output,
-                limits.units_per_request,
-                limits.images_per_request,
-                limits.image_tokens_per_request,
-            )
-        )
-        for each in (times.begun, times.first, times.ended):
-            each.append(nan)
-        load.take(len(asked) - 1)
-
-    for _ in range(many):
-        send()
-    ended: set[int] = set()
-    while len(asked) < 8 * many:
-        load._admit()
-        load._decode(inf)
-        for index in range(len(asked)):
-            if index not in ended and not isnan(times.ended[index]):
-                ended.add(index)
-                send()
-    steady = range(2 * many, 7 * many)
-    waits = [times.begun[index] - asked[index].at for index in steady]
-    alone = engine.rates.seconds(load._figures, prompt, pairs=prompt**2 / 2)
-    alone += engine.rates.tower_seconds(limits.units_per_image) * limits.images_per_request
-    rate = len(steady) / (asked[steady[-1]].at - asked[steady[0]].at)
-    work = rate * alone * (sum(waits) / len(waits) + alone / 2)
-    return alone + work + engine.rates.seconds(load._figures, many)
-
-
-@pytest.mark.parametrize(
-    ("model", "on"),
-    [("qwen2-vl-2b", "1xh100"), ("internvl2-8b", "1xh100"), ("internvl2-2b", "1xrtx4090"),
-     ("qwen2.5-7b", "1xrtx3090")],
-)  # fmt: skip
-def test_a_plan_and_a_trace_share_one_model_of_the_queue(model: str, on: str) -> None:
-    found = plan(model, on=on)
-    speed = found.throughput
-    assert speed is not None
-    simulated = sum(crowd(found, seed) for seed in range(3)) / 3
-    assert speed.seconds_to_first_token == pytest.approx(simulated, rel=0.25)
-    assert 0 < speed.seconds_to_first_token_alone < speed.seconds_to_first_token
-
-
 def test_prompts_that_wait_are_cut_more_often() -> None:
     found = plan("internvl2-8b", on="1xh100")
-    engine, load = next(simulated_engines(found)), vision_load_within(found.limits)
-    alone, many = (group_speed(engine.rates, found.settings, load, 10**9, n) for n in (1, 100))
+    rates, load = rates_of(found), vision_load_within(found.limits)
+    alone, many = (group_speed(rates, found.settings, load, 10**9, n) for n in (1, 100))
     assert many.prefill > alone.prefill
     queued = replace(load, units_per_forward=load.units_per_request)
-    one_by_one = group_speed(engine.rates, found.settings, queued, 10**9, 100)
+    one_by_one = group_speed(rates, found.settings, queued, 10**9, 100)
     assert one_by_one.prefill == alone.prefill
-    assert isinstance(engine, SimulatedEngine)
 
 
 def test_plain_lmdeploy_prepares_tiles_its_by_float() -> None:

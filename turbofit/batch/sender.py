@@ -19,22 +19,28 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 import msgspec
 
-from turbofit.batch.output_file import BatchError, BatchLine, BatchResponse, ItemError
+from turbofit.batch.output_file import BatchLine, ItemError
 from turbofit.core.errors import UnservedError
-from turbofit.core.units import MIB, doubled, format_bytes
+from turbofit.core.units import MIB, doubled
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import first_model
 from turbofit.gateway.media.pictures import from_bytes, from_url
-from turbofit.load.client import NO_JSON, ServerClient, body_of, stated_pause
+from turbofit.load.client import ServerClient, body_of, stated_pause
+from turbofit.load.events import NO_JSON
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from turbofit.batch.output_file import BatchItem
     from turbofit.core.json_types import JsonObject
 
 #: The most bytes of an image's file, as many as a plan allows (`tuner/explain/plan_document.py`).
 LARGEST_IMAGE: Final = 32 * MIB
+#: A body of another form, or with text or numbers that JSON does not hold.
+_NO_BODY: Final = (
+    msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError, AttributeError, LookupError,
+    TypeError,
+)  # fmt: skip
 
 
 def request_body(
@@ -49,102 +55,42 @@ def request_body(
         ItemError: the item cannot be sent.
     """
     try:
-        body = decoded_body(item)
+        body = msgspec.json.decode(msgspec.json.encode(item.body))  # its item stays as it is
         if body.get("stream"):
             raise ItemError("bad_stream", "a batch has no streams: leave stream out")
         if replace or body.get("model") is None:
             body["model"] = model
-        bound_answer(body, max_tokens)
-        inlined(body, base)
+        if max_tokens and not (body.get("max_tokens") or body.get("max_completion_tokens")):
+            body["max_tokens"] = max_tokens
+        for message in body.get("messages", ()):
+            content = message.get("content")
+            for part in content if isinstance(content, list) else ():
+                if part.get("type") == "image_url":
+                    source = part["image_url"]
+                    source = {"url": source} if isinstance(source, str) else source
+                    part["image_url"] = {**source, "url": _inline(source["url"], base)}
         return msgspec.json.encode(body)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError) as exc:
+    except _NO_BODY as exc:
         raise ItemError("bad_line", f"the body cannot be sent: {exc}") from None
 
 
-def decoded_body(item: BatchItem) -> JsonObject:
-    """The body of an item, decoded as a new object that may be changed.
-
-    Raises:
-        MsgspecError: it is not JSON; `RecursionError` and `UnicodeError` mean that, too.
-    """
-    raw = item.body
-    text = raw if isinstance(raw, msgspec.Raw) else msgspec.json.encode(raw)
-    body: JsonObject = msgspec.json.decode(text)
-    return body
-
-
-def bound_answer(body: JsonObject, tokens: int | None) -> None:
-    """Limit the answer to ``tokens`` tokens, if the body states no limit."""
-    if tokens and body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
-        body["max_tokens"] = tokens
-
-
-def image_sources(body: JsonObject) -> Iterator[JsonObject]:
-    """Each object in a chat request whose ``url`` is an image."""
-    messages = body.get("messages")
-    for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else ():
-            if not isinstance(part, dict) or part.get("type") != "image_url":
-                continue
-            source = part.get("image_url")
-            if isinstance(source, str):
-                source = part["image_url"] = {"url": source}
-            if isinstance(source, dict) and isinstance(source.get("url"), str):
-                yield source
-
-
-def is_remote(url: str) -> bool:
-    """Whether the server fetches this URL."""
-    return url[:8].lower().startswith(("http://", "https://"))
-
-
-def local_path(url: str, base: str) -> str | None:
-    """The file that an item's URL names; None for a ``data:`` URL; `ItemError` for a bad one."""
-    if url[:5].lower() == "data:":
-        return None
-    if url[:5].lower() == "file:":
-        try:
-            return unquote(urlsplit(url).path)
-        except ValueError as exc:
-            raise ItemError("image_missing", f"{url} is no URL of a file: {exc}") from None
-    return os.path.join(base, url)
-
-
-def inlined(body: JsonObject, base: str) -> None:
-    """Replace the local images of a body by inline ones; an `ItemError` for a bad image."""
-    for number, source in enumerate(image_sources(body), 1):
-        url: str = source["url"]
-        if is_remote(url):
-            continue
-        path = local_path(url, base)
-        what = f"image {number}" if path is None else path
-        try:
-            if path is None:
-                picture = from_url(url, LARGEST_IMAGE)
-            else:
-                picture = from_bytes(_file_bytes(path), LARGEST_IMAGE)
-            source["url"] = picture.inline
-        except Refusal as exc:
-            raise ItemError(exc.reason, f"{what}: {exc.message}") from None
-
-
-def _file_bytes(path: str) -> bytes:
-    if not os.path.isfile(path):  # a pipe would block
-        raise ItemError("image_missing", f"{path} is no file that is there")
+def _inline(url: str, base: str) -> str:
+    """The image at a URL, or in a file below ``base``, inline; the server fetches web addresses."""
+    kind, what = url.partition(":")[0].lower(), "an image"
+    if kind in ("http", "https"):
+        return url
     try:
-        with open(path, "rb") as file:
-            before = os.fstat(file.fileno())
-            if before.st_size > LARGEST_IMAGE:
-                size, limit = format_bytes(before.st_size), format_bytes(LARGEST_IMAGE)
-                raise ItemError("image_too_big", f"{path} has {size}, the limit is {limit}")
-            data = file.read(before.st_size + 1)
-            after = os.fstat(file.fileno())
-    except OSError as exc:
-        raise ItemError("image_unreadable", f"{path}: {exc.strerror or exc}") from None
-    if (len(data), before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise ItemError("image_changed", f"{path} changed while it was read")
-    return data
+        if kind == "data":
+            return from_url(url, LARGEST_IMAGE).inline
+        what = unquote(urlsplit(url).path) if kind == "file" else os.path.join(base, url)
+        if not os.path.isfile(what):  # a pipe would block
+            raise ItemError("image_missing", f"{what} is no file that is there")
+        with open(what, "rb") as file:
+            return from_bytes(file.read(LARGEST_IMAGE + 1), LARGEST_IMAGE).inline
+    except Refusal as exc:
+        raise ItemError(exc.reason, f"{what}: {exc.message}") from None
+    except (OSError, ValueError) as exc:
+        raise ItemError("image_unreadable", f"{what}: {exc}") from None
 
 
 _LARGEST_ANSWER: Final = 64 << 20
@@ -160,6 +106,12 @@ _MOST_ERRORS: Final = 3
 #: Why a request has no answer, if the reason counts against its item.
 _NO_ANSWER: Final = "no answer in time"
 _BROKE: Final = "the connection broke"
+#: Such reasons by exception; the first that matches counts.
+_REASONS: Final = (
+    ((aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError), "no connection"),
+    (asyncio.TimeoutError, _NO_ANSWER),
+    (Exception, _BROKE),
+)
 _AWAY: Final = frozenset({408, 425, 429, 502, 503, 504})
 
 
@@ -211,14 +163,13 @@ class Sender(ServerClient):
             if item.fault is not None:
                 raise item.fault
             body = await asyncio.to_thread(make_body, item)
-            try:
-                status, headers, raw = await self._answer("POST", item.url, body)
-            except (aiohttp.InvalidURL, ValueError) as exc:
-                raise ItemError("bad_url", f"{item.url!r} is no path: {exc}") from None
+            status, headers, raw = await self._answer("POST", item.url, body)
             response, error = _read(status, headers, raw)
             self.lowered += error is None and "x-turbofit-limited" in headers
         except ItemError as exc:
-            error = BatchError(code=exc.code, message=exc.message)
+            error = _failed(exc.code, exc.message)
+        except (aiohttp.InvalidURL, ValueError) as exc:
+            error = _failed("bad_url", f"{item.url!r} is no path: {exc}")
         return BatchLine(id=item.line_id, custom_id=item.custom_id, response=response, error=error)
 
     async def _answer(self, method: str, path: str, body: bytes | None) -> tuple[int, Any, bytes]:
@@ -230,14 +181,13 @@ class Sender(ServerClient):
                 status, headers, raw = await self._exchange(method, path, body)
                 why = f"status {status}" if status in _AWAY else ""
                 errors += status >= 500 and not why
-                if not why:
+                if not why and (status < 500 or errors >= _MOST_ERRORS):
                     self._away_since, self.waits = None, ""
-                    if status < 500 or errors >= _MOST_ERRORS:
-                        return status, headers, raw
+                    return status, headers, raw
             except aiohttp.InvalidURL:
                 raise
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
-                why = _why_not(exc)
+                why = next(why for kinds, why in _REASONS if isinstance(exc, kinds))
                 errors += why == _NO_ANSWER
                 breaks += why == _BROKE and self._patience is not None
                 if body is not None and (breaks >= _MOST_BREAKS or errors >= _MOST_ERRORS):
@@ -257,19 +207,15 @@ class Sender(ServerClient):
         ) as response:
             if response.status == 401:  # not the item's failure
                 raise self._unknown_key(401)
-            raw = await body_of(response, _LARGEST_ANSWER + 1)
-            if len(raw) > _LARGEST_ANSWER:
-                raise ItemError("answer_too_big", f"more than {_LARGEST_ANSWER} bytes")
-            return response.status, response.headers, raw
+            return response.status, response.headers, await body_of(response, _LARGEST_ANSWER)
 
     def _away(self, why: str) -> None:
         """Note that the server is away or busy; an `UnservedError` after ``patience`` seconds."""
         now = time.monotonic()
         if self._away_since is None or now > self._failed_at + _SILENCE:
             self._away_since = now
-        self._failed_at = now
+        self._failed_at, self.waits = now, f"waiting for the server: {why}"
         away = now - self._away_since
-        self.waits = f"waiting for the server: {why}"
         if self._patience is not None and away > self._patience:
             raise UnservedError(
                 f"{self._url} has not answered for {away:.0f} s: {why}",
@@ -277,32 +223,23 @@ class Sender(ServerClient):
             )
 
 
-def _read(status: int, headers: Any, raw: bytes) -> tuple[BatchResponse, BatchError | None]:
+def _read(status: int, headers: Any, raw: bytes) -> tuple[JsonObject, JsonObject | None]:
     """The response and the error of an item's line, from a server's answer."""
+    error = None
     try:
         answer = msgspec.json.decode(raw)  # `format` is more lenient
         body: Any = msgspec.Raw(msgspec.json.format(raw, indent=-1) if b"\n" in raw else raw)
-        error = None if 200 <= status < 300 else _error(status, answer)
+        if not 200 <= status < 300:
+            words = answer.get("error", answer) if isinstance(answer, dict) else {}
+            words = words if isinstance(words, dict) else {}
+            code, message = words.get("code"), words.get("message")
+            error = _failed(code or f"status_{status}", message or f"the server answered {status}")
     except NO_JSON:
         body = raw[:4096].decode(errors="replace")
-        error = BatchError(code="bad_answer", message=f"status {status} without JSON")
+        error = _failed("bad_answer", f"status {status} without JSON")
     request_id = headers.get("x-request-id", "")
-    return BatchResponse(status_code=status, request_id=request_id, body=body), error
+    return {"status_code": status, "request_id": request_id, "body": body}, error
 
 
-def _error(status: int, body: Any) -> BatchError:
-    """The error with the server's own code and message, if it has any."""
-    words = body.get("error", body) if isinstance(body, dict) else None
-    words = words if isinstance(words, dict) else {}
-    code, message = words.get("code"), words.get("message")
-    return BatchError(
-        code=code if isinstance(code, str) and code else f"status_{status}",
-        message=message if isinstance(message, str) else f"the server answered {status}",
-    )
-
-
-def _why_not(exc: Exception) -> str:
-    """Why a request has no answer: no connection, no answer in time, or a broken connection."""
-    if isinstance(exc, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return "no connection"
-    return _NO_ANSWER if isinstance(exc, asyncio.TimeoutError) else _BROKE
+def _failed(code: Any, message: Any) -> JsonObject:
+    return {"code": str(code), "message": str(message)}

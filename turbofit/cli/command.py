@@ -14,7 +14,6 @@ from turbofit.cli.command_words import for_click, one_machine, take_rest, withou
 from turbofit.cli.options.option_variables import check_names, variable, with_source
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, say, verbose_log
 from turbofit.core.errors import NoGpuError, UsageError
-from turbofit.core.process.log_queue import queued_stderr
 from turbofit.core.process.variable_names import is_service_link
 from turbofit.launch.serve.passthrough import read_words, sort_options
 
@@ -187,6 +186,8 @@ class CliCommand(click.Command):
                 hint="run it on Linux, or in WSL 2; plan, predict, machine and report work here",
             )
         form = ctx.params.get("form", Form())
+        if self.only_linux:
+            from turbofit.core.process.log_queue import queued_stderr  # it imports logging
         try:
             with (
                 queued_stderr() if self.only_linux else nullcontext(),

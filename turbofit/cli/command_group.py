@@ -21,41 +21,49 @@ COMMANDS: Final[dict[str, str]] = {
     "serve": "measure, plan, launch LMDeploy and watch it",
     "cluster": "what a Ray cluster serves, another plan for it, a node that leaves",
     "chat": "ask a server from the terminal, pictures by their paths",
-    "watch": "a running server, live: memory against the forecast, queue, tokens a second",
     "ps": "the servers that run here",
     "logs": "what the engines of a run have printed",
     "stop": "end a server in order",
     "calibrate": "launch, drive the worst case, measure, and let later plans know",
     "tune": "settings tried on the real engine under a load; plan and serve use the best",
-    "share": "a run on real cards beside its forecast, without names, for others",
     "bench": "a load on any OpenAI-compatible server: requests a second, latency, errors",
     "batch": "a file or a folder of requests, until each has its line; resumes",
     "gateway": "hold every request to a plan, in front of any LMDeploy",
-    "download": "a model's checkpoint, with a bar; plan and serve find it offline",
     "merge": "a LoRA into its checkpoint; LLaVA's original format into the hf format",
     "machine": "GPUs, who uses them, how they reach each other",
     "export": "a plan as a systemd unit, a Compose file or Kubernetes objects",
     "report": "a plan, a rehearsal or a run again: text, Markdown, JSON, one HTML page",
     "which": "the cards that keep a promise; the models that a machine serves",
-    "page": "a static site: what fits on which card, for people without turbofit",
-    "init": "a profile, turbofit.yaml, from a plan",
-    "compare": "two plans side by side",
     "doctor": "check this machine and its environment, each finding with a fix",
     "diagnose": "explain a crash log: what, where, how many bytes, what would have worked",
     "models": "models that turbofit knows by name",
     "gpus": "GPUs that turbofit knows by name",
     "completion": "what makes bash, zsh or fish complete commands, options and presets",
-    "help": "this list, or the page of one command",
-    "version": "turbofit's version",
 }
+_ABOVE: Final = """\
+Usage: turbofit [--help] [--version] COMMAND ...
+
+Plans, launches and checks LMDeploy vision-language servers so that they never
+run out of GPU memory.
+
+Commands:"""
+_BELOW: Final = """
+turbofit COMMAND --help tells more: options, examples, exit codes, and what it
+touches.
+"""
 #: Modules of commands that are not in a module of their own name.
 _FILES: Final = {
-    "predict": "plan", "rehearse": "plan", "which": "plan", "ps": "watch", "logs": "watch",
-    "stop": "watch", "gpus": "models", "machine": "models", "version": "help",
-    "completion": "help", "compare": "report", "share": "report", "page": "report",
-    "calibrate": "tune", "batch": "bench", "diagnose": "doctor",
-    "download": "merge", "init": "export",
+    "predict": "plan", "rehearse": "plan", "which": "plan", "logs": "ps", "stop": "ps",
+    "gpus": "models", "machine": "models",
+    "calibrate": "tune", "diagnose": "doctor",
 }  # fmt: skip
+
+
+def overview() -> str:
+    """The text of `turbofit --help`: all commands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join((_ABOVE, *lines, _BELOW))
 
 
 class Turbofit(click.Group):
@@ -100,5 +108,5 @@ def unknown_command(words: list[str]) -> UsageError:
         return UsageError(f"{name!r}: {what}", hint=hint)
     hint = command_synonym(name.partition(" ")[0]) or guess(name, COMMANDS, 3).rstrip()
     hint = hint or unknown_word(words[0])
-    hint = hint or "turbofit help lists the commands"
+    hint = hint or "turbofit --help lists the commands"
     return UsageError(f"unknown command {name!r}", hint=hint)

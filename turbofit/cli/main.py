@@ -12,11 +12,11 @@ import click
 
 import turbofit
 from turbofit.cli.command import split_rest
-from turbofit.cli.command_group import COMMANDS, TURBOFIT, unknown_command
-from turbofit.cli.commands.help import COMPLETE_VARIABLE, complete
+from turbofit.cli.command_group import COMMANDS, TURBOFIT, overview, unknown_command
+from turbofit.cli.commands.completion import COMPLETE_VARIABLE, complete
 from turbofit.cli.options.option_variables import ROOT
 from turbofit.cli.terminal.interrupts import INTERRUPTED
-from turbofit.cli.terminal.output import UnwrittenError, complain, note, prepare_streams
+from turbofit.cli.terminal.output import UnwrittenError, answer, complain, note, prepare_streams
 from turbofit.core.errors import PackageError, TurbofitError
 from turbofit.core.process.collector import collect_after
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _EXTRAS: Final = {
     **dict.fromkeys(("aiohttp", "httptools", "PIL", "pybase64", "uvicorn", "uvloop"), "gateway"),
     "ray": "ray", "lmdeploy": "lmdeploy", "accelerate": "fallback", "transformers": "fallback",
-    "pyarrow": "parquet",
 }  # fmt: skip
 
 #: Commands that run LMDeploy behind a gateway.
@@ -93,14 +92,15 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: list[str]) -> int:
     if COMPLETE_VARIABLE in os.environ:
         return complete(os.environ[COMPLETE_VARIABLE])
-    name = argv[0] if argv else "help"
-    if name in ("-h", "--help"):
-        argv = [name := "help"]
-    elif name in ("-V", "--version"):
-        argv = [name := "version"]
-    elif name not in COMMANDS:
+    if not argv or argv[0] in ("-h", "--help"):
+        answer(overview())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        answer(f"turbofit {turbofit.__version__}\n")
+        return 0
+    if argv[0] not in COMMANDS:
         raise unknown_command(argv)
-    with TURBOFIT.make_context("turbofit", [name, *argv[1:]], auto_envvar_prefix=ROOT) as ctx:
+    with TURBOFIT.make_context("turbofit", argv, auto_envvar_prefix=ROOT) as ctx:
         return int(TURBOFIT.invoke(ctx))
 
 
@@ -127,7 +127,7 @@ def _bug(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:
     from turbofit.core.process.files import new_path
     from turbofit.core.process.hidden import hide_secrets, without_secrets
 
-    words = " ".join(without_secrets(argv))
+    words = " ".join(without_secrets(argv, texts=True))
     text = hide_secrets("".join(traceback.format_exception(exc)), argv, os.environ)
     try:
         path = new_path("crashes", "traceback", ".txt")

@@ -41,8 +41,14 @@ def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
     if isinstance(exc, click.BadOptionUsage):
         hint = f"{_option_text(exc.option_name, ctx)}; {hint}"
     elif extra := re.search(r"unexpected extra arguments? \((.+)\)", text):
-        behind = getattr(ctx.command, "takes_rest", False)
+        model = any(argument.name == "model" for argument in _arguments(ctx))
+        behind = not model and getattr(ctx.command, "takes_rest", False)
         known = f"a command stands behind --: -- {extra[1]}" if behind else unknown_word(extra[1])
+        if model and known.startswith("it is a model"):
+            known = (
+                "one model at a time: two `turbofit serve MODEL --budget 45%` share a card, and"
+                " turbofit gateway --models NAME=URL is one address for them"
+            )
         hint = f"{known}; {hint}" if known else hint
     return UsageError(text[:1].lower() + text[1:], hint=hint)
 

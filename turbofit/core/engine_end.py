@@ -1,10 +1,11 @@
 """How an engine ended, as a launch, a rehearsal and their documents say it.
 
-`observe.engine_end` decides the kind of a death, by the log and the exit.
+`observe.death` decides the kind of a death, by the log and the exit.
 """
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated, Literal
 
 from turbofit.core.errors import DoesNotFitError, LaunchError, OutOfMemoryError, TurbofitError
@@ -57,3 +58,26 @@ class End(Struct):
             "hang": DoesNotFitError,
         }  # fmt: skip
         return kinds.get(self.kind, LaunchError)(self.message, hint=self.hint)
+
+
+def exit_words(code: int | None) -> str:
+    """A process's exit status in words; None: it lives."""
+    if code is None:
+        return "no exit: its server lives and answers no request"
+    number = signal_of(code)
+    return f"signal {signal_name(number)}" if number else f"exit code {code}"
+
+
+def signal_of(code: int | None) -> int:
+    """The signal of an exit status, as Python or a shell writes it; 0: none."""
+    if code is None:
+        return 0
+    return -code if code < 0 else code - 128 if 128 < code <= 192 else 0  # 64 signals; 255 is -1
+
+
+def signal_name(number: int) -> str:
+    """A signal's name; its number where it has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)

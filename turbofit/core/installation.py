@@ -1,4 +1,7 @@
-"""How to install an extra: pip gets its packages by name, since no package index has turbofit."""
+"""How turbofit was installed, and how pip installs it again or with an extra.
+
+No package index has turbofit yet: pip gets an extra's packages by name.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from turbofit.core.errors import PackageError
+
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
@@ -19,6 +24,8 @@ _NAME: Final = "turbofit"
 #: The folder with the code: in a clone, or in an environment.
 _CODE: Final = Path(__file__).resolve().parents[2]
 _ORIGIN: Final = "direct_url.json"
+#: The library that resizes images, the source that hatch_build.py compiled, and its digest.
+_LIBRARY: Final = _CODE / "turbofit" / "launch" / "images" / "libpixels.so"
 #: A requirement in the metadata; a requirement of several extras has one line for each extra.
 _REQUIREMENT: Final = re.compile(r"""([A-Za-z0-9][\w.-]*)(?:\[([\w,. -]+)\])?([^;]*);(.*)""")
 _EXTRA: Final = re.compile(r"""extra\s*==\s*['"]([\w.-]+)['"]""")
@@ -58,6 +65,32 @@ def install_command(extra: str, *, upgrade: bool = False) -> str:
     return shlex.join(["pip", "install", *again, *words])
 
 
+def image_library() -> Path:
+    """The library that resizes images, compiled when turbofit was installed.
+
+    Raises:
+        PackageError: it is missing or damaged; the hint is how to get it, empty where nobody can.
+    """
+    import sysconfig
+    from hashlib import sha256
+
+    if sysconfig.get_platform() != "linux-x86_64":
+        raise PackageError("this is no Linux on x86-64", hint="")
+    try:
+        made = sha256(_LIBRARY.with_name("pixels.c").read_bytes() + _LIBRARY.read_bytes())
+        if _LIBRARY.with_name(f"{_LIBRARY.name}.sha256").read_bytes() == made.hexdigest().encode():
+            return _LIBRARY
+        why = f"{_LIBRARY} is not what was installed"
+    except FileNotFoundError:
+        why = "turbofit was installed without a C compiler"
+    except OSError as exc:
+        why = f"{_LIBRARY} cannot be read: {exc.strerror}"
+    clone = clone_folder()
+    source = _source("") or ([str(clone)] if clone else ["--no-binary", _NAME, _NAME])
+    again = shlex.join(["pip", "install", "--force-reinstall", "--no-deps", *source])
+    raise PackageError(why, hint=f"apt install gcc libc6-dev, or another C compiler; then {again}")
+
+
 def clone_folder() -> Path | None:
     """The clone that turbofit was installed from, or that contains its code; None if neither is."""
     read = _origin()
@@ -94,19 +127,20 @@ def _origin() -> _Origin | None:
 
 
 def _source(extra: str) -> list[str]:
-    """The words by which pip installs turbofit with the extra; empty if its origin is gone."""
+    """The words by which pip installs turbofit with an extra; empty if its origin is gone."""
     read = _origin()
     if read is None:
         return []
+    extra = extra and f"[{extra}]"
     if read.vcs_info is not None:
-        return [f"{_NAME}[{extra}] @ {read.vcs_info.vcs}+{read.url}@{read.vcs_info.commit_id}"]
+        return [f"{_NAME}{extra} @ {read.vcs_info.vcs}+{read.url}@{read.vcs_info.commit_id}"]
     split = urlsplit(read.url)
     if split.scheme != "file":
-        return [f"{_NAME}[{extra}] @ {read.url}"]
+        return [f"{_NAME}{extra} @ {read.url}"]
     path = _local_path(split.path)
     there = (path / "pyproject.toml").is_file() if read.dir_info is not None else path.is_file()
     editable = ["-e"] if read.dir_info is not None and read.dir_info.editable else []
-    return [*editable, f"{path}[{extra}]"] if there else []
+    return [*editable, f"{path}{extra}"] if there else []
 
 
 def _distribution() -> Distribution | None:

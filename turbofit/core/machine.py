@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Annotated, Final
 
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
 from turbofit.core.struct import NA, NaType, Struct, const, doc, known
 
@@ -128,7 +129,7 @@ class ReduceSpeed(Struct):
 
 
 class Measured(Struct):
-    """What ``turbofit machine --measure`` found, by the machine's indices.
+    """What ``turbofit calibrate`` found of speeds, by the machine's indices.
 
     ``left_out`` says in words what was not measured, and why.
     """
@@ -224,6 +225,14 @@ class Machine(Struct, dict=True):
     @cached_property
     def _by_pair(self) -> dict[tuple[int, int], Link]:
         return {(link.a, link.b): link for link in self.links}
+
+    def with_used(self, used: int) -> Machine:
+        """The machine, on each card of which others hold so many bytes at least."""
+        gpus = []
+        for gpu in self.gpus:
+            taken = min(gpu.usable, max(used, known(gpu.used, 0)))
+            gpus.append(replace(gpu, used=taken, free=gpu.usable - taken))
+        return replace(self, gpus=tuple(gpus))
 
     def nvlinked(self, gpus: Sequence[Gpu]) -> bool:
         """Whether NVLink joins every pair of these GPUs."""

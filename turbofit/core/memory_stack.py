@@ -33,6 +33,8 @@ TERMS: Final = {
     "vision_forward": "image requests that meet in one forward",
     "kv_cache": "the cache",
 }
+#: The term of a prediction from a log's free memory, in which nobody's part is told apart.
+BEFORE_CACHE: Final = "before_cache"
 #: The suffix of a negative term, which gives back a part of another term.
 _RETURNED: Final = ".returned"
 
@@ -125,10 +127,10 @@ def memory_label(ledger: GpuLedger) -> str:
         used, whole = ledger.most - ledger.used, f"a budget of {format_bytes(ledger.budget)}"
     card = f"{format_bytes(used)} of {whole} in use {when}"
     left = ledger.headroom - ledger.beyond_budget
-    if left < 0:  # name the case: the verdict may be about an earlier case that lacks less
+    if left < 0:  # the verdict alone says by how much: its case may be an earlier one
         worst = next((term.term for term in ledger.ledger if term.worst), "")
         case = f" ({TERMS[worst]})" if worst in TERMS and ledger.most == ledger.peak else ""
-        return f"{card}{case}, {format_bytes(-left)} too many"
+        return f"{card}{case}: more than there is"
     wanted = format_bytes(ledger.margin - ledger.beyond_budget)
     margin = "" if ledger.fits else f" of a margin of {wanted}"
     return f"{card}, {format_bytes(left)} left{margin}"

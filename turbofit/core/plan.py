@@ -318,6 +318,11 @@ class Surety(Struct):
         )
 
     @property
+    def in_a_word(self) -> str:
+        """How sure, in a word or two; docs/accuracy.md says what each means."""
+        return {"order": "very rough", "unknown": "unchecked"}.get(self.word, self.word)
+
+    @property
     def in_short(self) -> str:
         """The error that nine of ten figures stay within, in words; `words` names the worst."""
         return {
@@ -627,6 +632,18 @@ class Plan(JsonDocument):
         """The HTML for a notebook; None if `turbofit.api` has not been imported."""
         make = type(self).notebook_html
         return None if make is None else make(self)
+
+    @property
+    def title(self) -> str:
+        """What is planned on what, and the engine."""
+        return f"{self.model.name} on {self.machine.name} with {self.engine.name}"
+
+    @property
+    def why_engine(self) -> str:
+        """The reason for an unusual engine, without its figures; empty for the usual engine."""
+        about = f"engine {self.engine.name}: "
+        why = next((reason for reason in self.reasons if reason.startswith(about)), "")
+        return why.partition(" (")[0].removeprefix("engine ")
 
     @property
     def takes_videos(self) -> bool:

@@ -52,6 +52,7 @@ class TrialRecord(Struct):
     measured: SpeedFigures | None = None
     meets_slo: bool = False
     seconds: Annotated[float, doc("From the start of the engine to its end.")] = 0.0
+    again: Annotated[bool, doc("The best once more, under a load of twice the length.")] = False
 
 
 class Tuning(Struct):
@@ -71,7 +72,7 @@ class Tuning(Struct):
     slo: Annotated[dict[str, float], doc("Seconds, by ttft, tpot, e2e: 90 % may take so long.")]
     best: Annotated[int | None, doc("The trial's number; null where none meets the SLO.")] = None
     trials: tuple[TrialRecord, ...] = ()
-    stopped: Annotated[str, doc("Why no more was tried.")] = ""
+    stopped: Annotated[str, doc("What was not tried, and why.")] = ""
     seconds: float = 0.0
 
     @property

@@ -8,7 +8,7 @@ from msgspec import field
 
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import Struct
-from turbofit.observe.stages import Phase
+from turbofit.observe.death import Phase
 
 DIAGNOSIS_SCHEMA: Final = "turbofit.diagnosis/1"
 
@@ -57,11 +57,11 @@ class Others(Struct):
 
 
 class Advice(Struct):
-    """A plan that would have worked for the model and machine, or the reason why there is none.
+    """A run that would have worked for the model and machine, or the reason why there is none.
 
-    ``fits`` is None if no plan could be made, or if the log itself contradicts the plan.
-    ``settings`` are LMDeploy's important options; ``command`` starts it, without the environment;
-    ``note`` says what to know before they are used.
+    It contains the first step of the diagnosis. ``fits`` is None if no plan could be made, or if
+    the log itself contradicts the plan. ``settings`` are LMDeploy's important options; ``command``
+    starts it, without the environment; ``note`` says what to know before they are used.
     """
 
     model: str
@@ -87,13 +87,12 @@ class Read(Struct):
 
 
 class Diagnosis(Struct):
-    """The answer; ``kind`` is the cause, stable for scripts, if the log itself proves it.
+    """The answer; ``kind`` is the cause, stable for scripts, if the log or the account proves it.
 
     Otherwise ``kind`` is ``unknown``: ``what`` quotes the error, ``send`` says what would tell
-    more, and ``others`` has the causes that others had with the same message. ``send`` also comes
-    with a lack of memory if no line says what ran out. ``first`` is the step of these that helps or
-    tells most, or a sentence in which a report itself says what mended it; empty if there is
-    none, as for a healthy log.
+    more, and ``others`` has the causes that others had with the same message. ``first`` is the one
+    step to take first; it is empty if there is none, as for a healthy log. ``changes`` are all
+    steps, the first of them first.
     """
 
     schema: str = DIAGNOSIS_SCHEMA

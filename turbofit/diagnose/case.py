@@ -1,25 +1,35 @@
-"""A log with what it is about: model and machine, as named in it or by the user."""
+"""A log with its model, machine, engine and settings, as it or the user names them."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
-from itertools import groupby
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import convert
 from msgspec.structs import replace
 
-from turbofit.core.errors import PackageError, TurbofitError, UsageError
-from turbofit.core.struct import known
-from turbofit.core.units import MIB
-from turbofit.diagnose.subject import preset_of
-from turbofit.machine.card_words import as_large
+from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.plan import PlannedEngine, Settings
+from turbofit.core.units import GIB, MIB
+from turbofit.core.version import REFERENCE
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
-from turbofit.machine.presets import match_key
-from turbofit.machine.source import machine_from
-from turbofit.memory.engines import engine_named
-from turbofit.model.presets import preset_model
+from turbofit.machine.presets import assumed_note, nearest_in_memory, spec_name
+from turbofit.machine.source import machine_from, spec_of
+from turbofit.memory.engines import engine_for, engine_named
+from turbofit.model.model_words import preset_of
+from turbofit.model.names import by_its_name
+from turbofit.model.presets import HUB_ID, preset_model
 from turbofit.model.source import resolve_model
-from turbofit.observe.log_events import PeerMissing, TorchMemory
+from turbofit.observe.log_events import (
+    CacheBudget,
+    KvBlocks,
+    LegacyCuda,
+    PeerMissing,
+    Slab,
+    Starting,
+    TorchMemory,
+)
 from turbofit.planning.plan import predict
 from turbofit.planning.request import PredictRequest
 
@@ -32,20 +42,23 @@ if TYPE_CHECKING:
 
 #: Less than so much of a table is a display's, or the driver's own.
 _IN_USE: Final = 256 * MIB
+_SIZING: Final = ("cache_block_seq_len", "max_batch_size", "session_len", "quant_policy")
 
 
 class LogCase:
-    """What the rules look at.
+    """What the answer looks at.
 
     Args:
         facts: the log.
         model: the user's name of the model; it goes before the log's.
         on: the user's SPEC or snapshot; it goes before the log's.
+        hangs: whether the user says that the program stands still.
     """
 
-    def __init__(self, facts: LogFacts, *, model: str | None = None, on: str | None = None) -> None:
-        self.facts = facts
-        self.event = facts.deaths.event
+    def __init__(
+        self, facts: LogFacts, *, model: str | None, on: str | None, hangs: bool = False
+    ) -> None:
+        self.facts, self.subject, self.hangs = facts, facts.subject, hangs
         self.model = self._model(model)
         self.on = on
         self.machine = machine_from(on) if on else None
@@ -53,6 +66,10 @@ class LogCase:
         self.no_machine = ""
         #: What was assumed of a card whose size the log leaves open.
         self.assumed = ""
+        #: Whether the log names no card, and one of the memory that torch prints stands for it.
+        self.guessed = False
+        #: How many cards the machine has beside those that the run saw.
+        self.unseen = 0
         if on is None:
             self._take_machine_of_log()
 
@@ -61,121 +78,172 @@ class LogCase:
         return self.machine.gpu(self.machine.visible[0]) if self.machine else None
 
     @property
-    def tp(self) -> int | None:
-        value = self.facts.subject.options.get("tp")
-        return value if isinstance(value, int) else None
-
-    @property
-    def ratio(self) -> float | None:
-        value = self.facts.subject.options.get("cache_max_entry_count")
-        return value if isinstance(value, float) else None
+    def has_account(self) -> bool:
+        """Whether the log is LMDeploy's, of a model and cards that are known."""
+        return self.subject.of_lmdeploy and self.model is not None and self.machine is not None
 
     @cached_property
-    def turbomind(self) -> Engine:
-        """TurboMind of the log's version; the reference's where it names none that is known."""
-        try:
-            return engine_named("turbomind", self.facts.subject.version)
-        except PackageError:
-            return engine_named("turbomind")
+    def version(self) -> str | None:
+        """The log's release; where it prints none, one whose lines these are; else None."""
+        if self.subject.version:
+            return self.subject.version
+        facts = self.facts
+        if facts.first(PeerMissing):
+            return "0.7"
+        old = facts.first(KvBlocks) or facts.first(LegacyCuda) or self._tower_is_torch_s()
+        newer = facts.first(CacheBudget) or facts.first(Slab)
+        return "0.12" if old and not newer else None
 
-    def forecast(self, **figures: float | None) -> Plan | None:
-        """What turbofit says of the log's settings, release and figures, where all are known."""
+    def _tower_is_torch_s(self) -> bool:
+        """Whether torch holds a vision tower beside TurboMind, which ran none before 0.15."""
+        held = [event.allocated or 0 for _, event in self.facts.every(TorchMemory)]
+        if self.model is None or self.subject.on_pytorch or max(held, default=0) < GIB:
+            return False
+        with suppress(TurbofitError):
+            engine = engine_for(self.model, "auto", None)
+            planned = PlannedEngine(name=engine.name, version=engine.version)
+            return self.subject.of_lmdeploy and not planned.is_pytorch
+        return False
+
+    @cached_property
+    def engine(self) -> Engine:
+        """LMDeploy's engine of the log, in its release; the reference's if that is not known."""
+        name = "pytorch" if self.subject.on_pytorch else "auto"
+        if self.facts.first(CacheBudget) or self.facts.first(KvBlocks):
+            name = "turbomind"
+        for version in (self.version, None):
+            with suppress(TurbofitError):
+                if self.model is not None:
+                    return engine_for(self.model, name, version)
+                return engine_named(name.replace("auto", "turbomind"), version)
+        return engine_named("turbomind")
+
+    @cached_property
+    def tp(self) -> int:
+        """The degree that the log names, or that the size of a KV block proves; else 1."""
+        value = self.subject.options.get("tp")
+        if isinstance(value, int):
+            return value
+        sizes = [
+            event.value for _, event in self.facts.every(KvBlocks) if event.field == "block_size"
+        ]
+        if sizes and self.model is not None:
+            for tp in (1, 2, 4, 8):
+                shape = self.engine.cache(self.model, replace(self.settings, tp=tp))
+                if abs(shape.block_bytes - sizes[0]) <= MIB // 2:
+                    return tp
+        return max(1, len(self.facts.every(CacheBudget)))
+
+    @cached_property
+    def ratio(self) -> float:
+        told = self.facts.first_event(CacheBudget)
+        value = told.ratio if told else self.subject.options.get("cache_max_entry_count")
+        if isinstance(value, float) and value > 0:
+            return value
+        return float(str(self.engine.defaults("").get("cache_max_entry_count", 0.8)))
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings that size the cache: the engine's defaults, and what the log names."""
+        options = self.engine.defaults(self.gpu.name if self.gpu else "") | self.subject.options
+        return convert({name: options[name] for name in _SIZING if name in options}, Settings)
+
+    def forecast(self, **changed: Any) -> Plan | None:
+        """What that release's account says of the log's run with something changed.
+
+        None where the log does not name model and cards, or the release does not take it.
+        """
         if self.model is None or self.machine is None:
             return None
-        subject, session = self.facts.subject, self.facts.session_limit
-        told = {"session_len": session} if session else {}
-        given = subject.options | told | {"lmdeploy": subject.version} | figures
+        starting = self.facts.first_event(Starting)
+        told: dict[str, Any] = {"cache_max_entry_count": self.ratio}
+        told |= {"session_len": starting.session} if starting and starting.session else {}
+        version = self.version if self.engine.version != REFERENCE else self.subject.version
+        given = self.subject.options | told | {"lmdeploy": version, "tp": self.tp} | changed
         try:
-            return predict(
-                PredictRequest.of(model=self.model, on=self.machine, engine="turbomind", **given)
-            )
+            request = {"model": self.model, "on": self.machine, "engine": self.engine.name}
+            return predict(PredictRequest.of(**(request | given)))
         except TurbofitError:
             return None
 
     def named(self, machine: Machine) -> str:
         """A machine as a SPEC that a user can type."""
-        equal = groupby(map(_spec_of, machine.gpus))
-        cards = "+".join(f"{len(list(group))}x{name}" for name, group in equal)
-        return cards + self._peers(len(machine.gpus))
+        return spec_of(machine) + self._peers(len(machine.gpus))
 
     def _model(self, name: str | None) -> Model | None:
         if name is not None:
             preset = preset_of(name)
             return preset_model(preset) if preset else resolve_model(name)
-        found = self.facts.subject.model
-        return preset_model(found[0]) if found else None
+        if (found := self.subject.model) is None:
+            return None
+        if preset := preset_of(found):
+            return preset_model(preset)
+        hub_id = "/".join(found.split("/")[-2:])
+        read = by_its_name(hub_id, "", guess=True) if HUB_ID.fullmatch(hub_id) else ""
+        return None if isinstance(read, str) else replace(read, warnings=())
 
     def _take_machine_of_log(self) -> None:
         """The cards that the log names, where they make a machine; else why they make none."""
-        spec = self._spec()
-        if not spec:
+        torch = [event for _, event in self.facts.every(TorchMemory)]
+        total = next((event.total for event in reversed(torch) if event.total), 0)
+        if not (cards := self._of_table(torch) or self._listed(torch, total)):
             return
+        slices = [event for _, event in self.facts.every(MigSlice)]
+        spec = "+".join(groups(cards, slices)) + self._peers(sum(gpu.count for gpu in cards))
         try:
-            self.machine = machine_from(spec)
+            machine = machine_from(spec)
         except UsageError as exc:
             self.no_machine = f"{exc.message} ({exc.hint})"
-        else:
-            self.on = self.named(self.machine)
+            return
+        seen = self.subject.visible or len(machine.gpus)
+        if (unseen := len(machine.gpus) - seen) > 0:
+            self.unseen = unseen
+            machine = machine_from(self.named(replace(machine, gpus=machine.gpus[:seen])))
+        self.machine, self.on = machine, None if self.guessed else self.named(machine)
 
-    def _spec(self) -> str:
-        """The machine of the log as `machine_from` reads it: a table, a list, or named cards."""
-        gpus = self.facts.every(SmiGpu)
-        table = {gpu.index: self._row(mark.line, gpu) for mark, gpu in gpus if gpu.total}
-        found = table or {gpu.index: gpu for _, gpu in gpus}
-        if not found:
-            return self._named()
-        cards = [gpu for _, gpu in sorted(found.items())]
-        if not table and len({gpu.name for gpu in cards}) == 1:
-            name = as_large(cards[0].name, self._printed_total)
-            cards = [replace(gpu, name=name) for gpu in cards]
-        slices = [event for _, event in self.facts.every(MigSlice)]
-        return "+".join(groups(cards, slices)) + self._peers(sum(gpu.count for gpu in cards))
+    def _listed(self, torch: list[TorchMemory], total: int) -> list[SmiGpu]:
+        """The cards of a list, or that the text names, or one of the memory that torch prints."""
+        listed = {gpu.index: gpu for _, gpu in self.facts.every(SmiGpu)}
+        cards = [gpu for _, gpu in sorted(listed.items())] or self._named(torch, total)
+        self.guessed = bool(total) and not cards and not self.no_machine
+        if self.guessed:
+            return [SmiGpu(index=0, name=nearest_in_memory(total), count=self._count(torch))]
+        if len({gpu.name for gpu in cards}) == 1:
+            return [replace(gpu, name=spec_name(gpu.name, total)) for gpu in cards]
+        return cards
 
-    def _named(self) -> str:
+    def _of_table(self, torch: list[TorchMemory]) -> list[SmiGpu]:
+        """The cards of nvidia-smi's table.
+
+        What is in use counts before the engine began; torch's text is nearer to the death.
+        """
+        table = {gpu.index: (mark, gpu) for mark, gpu in self.facts.every(SmiGpu) if gpu.total}
+        before = 0 if torch else self.facts.begun_at or 0
+        return [
+            replace(gpu, used=used if mark.line < before and used >= _IN_USE else 0)
+            for _, (mark, gpu) in sorted(table.items())
+            for used in (gpu.used or 0,)
+        ]
+
+    def _named(self, torch: list[TorchMemory], total: int) -> list[SmiGpu]:
         """Cards that the text names, where they are of one kind."""
-        found = self.facts.subject.cards.found
+        found = list(self.subject.cards.values())
         if len(found) > 1:
-            kinds = ", ".join(f"{max(1, cards.number)}x {name}" for name, cards in found.items())
+            kinds = ", ".join(f"{max(1, cards.number)}x {cards.name}" for cards in found)
             self.no_machine = f"the log names {kinds}; name the one that is meant with --on"
         if len(found) != 1:
-            return ""
-        name, cards = next(iter(found.items()))
-        peers = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
-        counts = [event.gpu + 1 for _, event in self.facts.every(TorchMemory) if event.gpu]
-        if not self._printed_total:
-            self.assumed = self.facts.subject.cards.assumed(name) or ""
-        number = cards.number or max([1, *peers, self.tp or 1, *counts])
-        return f"{number}x{as_large(name, self._printed_total)}" + self._peers(number)
+            return []
+        chip, name, number, sized = found[0]
+        if not total and not sized and name != chip:
+            self.assumed = assumed_note(chip, 1) or ""
+        return [SmiGpu(index=0, name=name, count=number or self._count(torch))]
+
+    def _count(self, torch: list[TorchMemory]) -> int:
+        """The fewest cards that the log speaks of."""
+        told = self.subject.options.get("tp", 1)
+        counts = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
+        counts += [event.gpu + 1 for event in torch if event.gpu]
+        return max([*counts, told if isinstance(told, int) else 1, self.subject.visible or 1])
 
     def _peers(self, number: int) -> str:
         return ",p2p=none" if number > 1 and self.facts.first(PeerMissing) else ""
-
-    @property
-    def _printed_total(self) -> int:
-        """A card's bytes as torch printed them; 0: it did not."""
-        totals = [event.total for _, event in self.facts.every(TorchMemory) if event.total]
-        return totals[-1] if totals else 0
-
-    def _row(self, line: int, gpu: SmiGpu) -> SmiGpu:
-        """A GPU with nvidia-smi's memory; what is in use counts before the engine began.
-
-        Torch's own text of who holds the card is nearer to the death, and goes before it.
-        """
-        begun = self.facts.begun_at
-        before = begun is not None and line < begun and not self.facts.first(TorchMemory)
-        used = gpu.used if before and gpu.used and gpu.used >= _IN_USE else 0
-        return replace(gpu, used=used)
-
-
-def with_used(machine: Machine, used: int) -> Machine:
-    """A machine on each card of which others hold so many bytes, and all of it at most."""
-    gpus = []
-    for gpu in machine.gpus:
-        taken = min(gpu.usable, max(used, known(gpu.used, 0)))
-        gpus.append(replace(gpu, used=taken, free=gpu.usable - taken))
-    return replace(machine, gpus=tuple(gpus))
-
-
-def _spec_of(gpu: Gpu) -> str:
-    name, used = match_key(gpu) or f"{gpu.name}:total={gpu.usable // MIB}MiB", known(gpu.used, 0)
-    return f"{name}:used={used // MIB}MiB" if used else name

@@ -1,185 +1,274 @@
-"""Reads a log once, and collects the facts of each run of an engine, with their lines."""
+"""Reads a log once: each row moves one automaton, and the events of each run are kept.
+
+An engine that becomes ready has survived the errors before; so has a program that makes progress
+after them. A line about trouble is therefore a candidate until a later line rules it out.
+"""
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
-from typing import TYPE_CHECKING, Final, TypeVar
+from functools import cached_property
+from itertools import takewhile
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 
-from turbofit.diagnose.event import EventFinder, LogEvent
-from turbofit.diagnose.mood import Mood, sound_of, tells_of_error
-from turbofit.diagnose.rules.causes import hits_of, may_be_known, told_figures
-from turbofit.diagnose.stack import Stack, part_of
-from turbofit.diagnose.subject import FactCollector, may_have_facts
-from turbofit.diagnose.told import ToldLines
-from turbofit.launch.engine.process import repeats
+from msgspec.structs import replace
+
+from turbofit.core.struct import Struct
+from turbofit.diagnose.causes import END, caught, facts_in, hits_of, may_be_known
+from turbofit.diagnose.subject import Subject, readers
 from turbofit.machine.nvidia_smi import SmiTable
+from turbofit.observe import log_events as events
 from turbofit.observe.log_events import (
+    FATAL,
     OF_LAUNCH,
     OF_MACHINE,
-    Backpressure,
-    CheckFailed,
-    CudaError,
     KnownMessage,
-    LegacyCuda,
-    NcclError,
     NoEvent,
     PythonError,
     PythonFrame,
-    ServerFigures,
-    Starting,
     TorchMemory,
-    WarmupLengths,
 )
-from turbofit.observe.log_reader import LONGEST_FORM, event_in, form_of, may_be_event, torch_memory
-from turbofit.observe.stages import Course
+from turbofit.observe.log_reader import event_in, form_of, may_be_event, torch_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from turbofit.core.struct import Struct
+    from turbofit.diagnose.causes import Hit
     from turbofit.diagnose.rows import Row
-    from turbofit.diagnose.stack import Part
     from turbofit.observe.log_reader import Form
 
-_TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
-_T = TypeVar("_T", bound="Struct")
-#: The beginning of an engine: its command, its progress bars, and its lines before the weights.
-_BEGUN: Final = (
-    "lmdeploy serve", "lmdeploy chat", "api_server", "turbofit ", "pipeline(", "Loading",
-    "max_context_token_num",
-)  # fmt: skip
+_T = TypeVar("_T", bound=Struct)
+#: What a row is: a traceback's head, also behind torch's text without one; the sentence between
+#: two exceptions of a chain; a frame, and its source line; a line of an event; the name of a
+#: destructor that failed; other words.
+Part = Literal[
+    "head", "late head", "chain", "frame", "code", "event", "destructor", "words",
+]  # fmt: skip
+#: ``log``: outside of tracebacks. ``traceback``: between its frames. ``frame``: behind a frame,
+#: whose source line may come. ``message``: behind an error, whose line a terminal may have broken.
+#: ``below``: in a traceback that follows its error. ``ignored``: in one that ends nothing.
+State = Literal["log", "traceback", "frame", "message", "below", "ignored"]
+#: The automaton: the state after a row, by the state before it. What is not named stays.
+STATES: Final[dict[State, dict[Part, State]]] = {
+    "log": {"head": "traceback", "late head": "traceback", "frame": "frame", "event": "message",
+            "destructor": "ignored"},
+    "traceback": {"frame": "frame", "event": "message"},
+    "frame": {"code": "traceback", "words": "traceback", "head": "traceback",
+              "late head": "traceback", "event": "message"},
+    "message": {"head": "traceback", "late head": "below", "frame": "frame", "chain": "log",
+                "destructor": "ignored"},
+    "below": {"event": "message"},
+    "ignored": {"event": "log"},
+}  # fmt: skip
+_OPEN: Final = ("traceback", "frame", "below")
+#: How rows that are no event begin, by what they are.
+_BEGINNINGS: Final[tuple[tuple[Part, re.Pattern[str]], ...]] = (
+    ("head", re.compile(r".*Traceback \(m")),
+    ("chain", re.compile("During handling of the above exc|The above exception was the direct")),
+    ("destructor", re.compile(r"Exception ignored (?:in|on)\b.{0,240}?(?:__del__|atexit|callb)")),
+)
+_RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
+#: The source line of a frame: indented or, in a notebook, after an arrow.
+_CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
 #: Lines that only an engine which is started again prints again.
 _BEGINS_AGAIN: Final = re.compile(
     r"\blmdeploy (?:serve|chat) |\bturbofit serve |\bLoading[\w ]*: +0%|max_context_token_num"
 ).search
-#: A command that somebody ran, with or without a shell's prompt.
-_COMMAND: Final = re.compile(
-    r"[$#>] \w|(?:lmdeploy|docker|podman|python[\d.]*|torchrun|accelerate) +[\w./-]+ "
-).match
-#: A comment in code, and a whole line of one or a heading: no step of Docker (#12), and no heading
-#: that is the message. A report's title is among the first rows.
+#: The beginning of an engine: its command, or its progress bars.
+_LOADS: Final = re.compile(
+    r"lmdeploy (?:serve|chat)|api_server|turbofit |pipeline\(|Loading|max_context_token_num"
+).search
+#: A comment in code, and a whole line of one or a heading: no step of Docker (#12), no exception.
 _REMARK: Final = "  # "
-_COMMENT: Final = re.compile(r"\s*#+ *(?!(?:\w+\.)*\w*(?:Error|Exception)\b)(?:[^\W\d]|\W{1,4}$)")
-#: A Python warning whose text is missing, or ends with a colon.
-_WARNS_BELOW: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$")
-#: After these words, NCCL's own reason is in the next line.
-_NCCL_REASON: Final = "Last error:"
-#: Lines of one frame, or a part of it, after the last whole frame of a torn traceback.
-_FRAGMENT: Final = 3
-#: The number of runs at each end of a log whose facts are kept.
-_RUNS: Final = 16
+_COMMENT: Final = re.compile(
+    r"\s*#+ *(?!(?:\w+\.)*\w*(?:Error|Exception)\b)(?:[^\W\d]|\[|\W{1,4}$)"
+)
+#: A Python warning whose text is missing or ends with a colon; NCCL's reason is in the next line.
+_GOES_ON: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$|\s*Last error:\s*$")
+_WARNS: Final = re.compile(
+    r"\S*\.py:\d+: \w*Warning: |\W*(?:INFO|DEBUG|WARN(?:ING)?)\b"
+    r"|.{0,240}?(?:\bWARNING\b|[a-z]Warning: |\b[Ff]all(?:s|ing)?[ -]?back|\b[Rr]etrying\b)"
+)
+#: A line of unknown words that reports an error by its form, and one of a program that continues.
+_COMPLAINT: Final = re.compile(
+    r"(?!#|- \[|.{0,60}?\b(?:INFO|DEBUG|WARN(?:ING)?|NOTICE|info|debug|warn(?:ing)?|notice)\b"
+    r"|.{0,240}?Warning:|.*\blog[-_]level|.*following error\W*$|.*operation scheduled before its"
+    r"|.*exception caught:(?: GeneratorExit| CancelledError)? *$)"
+    r".*(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed|Aborted|Killed|denied|refused"
+    r"|Segmentation)\b(?!.*:$)|NCCL WARN|NVRM:.{0,240}?(?:failed|error|Xid|mismatch))"
+).match
+_PROGRESS: Final = re.compile(
+    r"(?i:(?!.*(?:shut|exit|terminat|kill|clean|stop|retry|http/|nccl info|throughput)))"
+    r"(?:.{0,60}?\bINFO\b|.{0,200}?\d%\|)"
+).match
+#: A lack of memory in words alone.
+_IN_WORDS: Final = re.compile(
+    r"(?i:out of (?:gpu |cuda )?memory|\bOOM\b)|显存(?:不足|不够|溢出)|爆显存"
+)
+#: A word for failures with the value 0 or none: a count, not a failure.
+_NONE_OF_THEM: Final = re.compile(
+    r"(?i:\b(?:\w+ )?(?:failed|failures?|errors?|refused|rejected)(?: requests?)?"
+    r"\W{1,12}0(?:\.0+)?\b"
+    r"|\b(?:0|no) (?:\w+ )?(?:failed|failures?|errors?|refused))(?![\w.])"
+)
+#: A request to a server, and the status of its answer; anybody may send some without a key.
+_POST: Final = re.compile(r'(INFO: .{0,200})?"POST /\S{0,240} HTTP/[\d.]+" (\d{3})\b')
+_ANYBODYS: Final = ("401", "403", "404", "405")
+#: Words of faults after which a process has no CUDA context or no communicator, so that it ends.
+_NEVER_OUTLIVED: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NCCL")
+#: Kinds that concern the machine: a warning of one is an answer in itself, from any program.
+_MACHINE: Final = (
+    "no_gpu", "driver_too_old", "driver_mismatch", "gpu_too_new", "gpu_too_old", "no_kernel_image",
+    "gpu_lost", "shared_memory", "disk_full", "ray_waits",
+)  # fmt: skip
+_TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 #: Events whose lines are compared with the rows, as are lines without an event.
-_ASKED: Final = (*OF_LAUNCH, CheckFailed, CudaError, LegacyCuda, NcclError, PythonError)
-_NO_EVENT: Final = NoEvent()
+_ASKED: Final = (*OF_LAUNCH, *FATAL)
 #: Events that words of a row may replace.
 _WEAK: Final = (*OF_LAUNCH, PythonError)
-#: Events whose traceback comes before them.
-_RAISED: Final = (TorchMemory, PythonError, LegacyCuda, KnownMessage)
-#: Events whose message a terminal may break into several lines, and the most further lines.
-_MESSAGES: Final = (KnownMessage, PythonError, TorchMemory)
-_WRAPPED: Final = 6
-#: The most forms of rows that tell nothing that are remembered.
-_FORMS: Final = 4096
-#: More events of one kind add nothing: a living engine prints some for each request.
-_ENOUGH: Final = 50_000
+#: Events that may be the reason of an end.
+_RAISES: Final = (*FATAL, KnownMessage, events.NoCache)
+#: The most further lines of a message, rows of a traceback behind its last frame, runs at each end
+#: of a log, forms that are remembered, and events of one kind: a living engine prints some for each
+#: request.
+_WRAPPED, _FRAGMENT, _RUNS, _FORMS, _ENOUGH = 6, 3, 16, 4096, 50_000
+
+
+class LogEvent(NamedTuple):
+    """An event and the line that contains it.
+
+    ``stack`` has the Python frames before it, the innermost last. ``hits`` are the rows of
+    `presets/causes.yaml` that match the line.
+    """
+
+    line: int
+    text: str
+    event: Struct = NoEvent()
+    stack: tuple[PythonFrame, ...] = ()
+    hits: tuple[Hit, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        return self.hits[0].row.kind if self.hits else ""
+
+    @property
+    def is_notice(self) -> bool:
+        """Whether the line harms nobody, as its row says."""
+        return isinstance(self.event, KnownMessage) and self.hits[0].row.rank == "notice"
 
 
 class LogFacts:
-    """The facts of one run; ``waits`` counts the "out of memory at" lines since the last progress.
+    """The facts of one run; ``lines`` and ``subject`` are those of the whole log."""
 
-    ``lines`` and ``subject`` are those of the whole log.
-    """
-
-    def __init__(self) -> None:
-        self.lines = 0
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.lines = self.rows = 0
         self.marks: list[LogEvent] = []
-        self.subject = FactCollector()
-        self.course = Course()
-        self.deaths = EventFinder()
-        self.mood = Mood()
-        self.told = ToldLines()
+        self.state: State = "log"
         #: The line in which an engine begins.
         self.begun_at: int | None = None
-        #: Whether the log contains the command that was run.
-        self.commanded = False
-        #: The first exception of a clean-up.
-        self.clean_up: LogEvent | None = None
-        self.waits = 0
+        #: The first "out of memory at" line since the last event.
         self.waiting: LogEvent | None = None
-        #: The number of rows outside tracebacks, and of events that are no source lines of one: a
-        #: chain of exceptions counts once.
-        self.rows_beside = 0
-        self.errors = 0
-        self._stack = Stack()
-        #: Whether frames follow the message to which they belong.
-        self._followed = False
+        #: The last line that reports an error by its form; the first that says a server answered.
+        self.complaint: LogEvent | None = None
+        self.last: LogEvent | None = None
+        self.answered: LogEvent | None = None
+        #: The first words of a lack of memory that no program printed.
+        self.in_words: LogEvent | None = None
+        #: The lines of progress: a program survived the errors before the last but one.
+        self._progress: list[int] = []
+        self._stack: tuple[PythonFrame, ...] = ()
+        self._last_frame = 0
         self._table = SmiTable()
-        #: The place in `marks` of a message that may continue, and the ways to join its lines.
-        self._message: tuple[int, list[str]] | None = None
-        self._counts = Counter[type]()
-        #: Forms of rows that tell nothing and came before.
-        self._plain: set[str] = set()
-        #: Words of the previous row, of a warning or of NCCL, to which this row's message belongs.
+        #: The ways to join the lines of torch's text, and the row before, if this one ends it.
+        self._message: list[str] = []
         self._before = ""
+        self._counts = Counter[type]()
+        self._plain: set[str] = set()
 
     def take(self, line: int, text: str, form: Form) -> None:
         """Read a row; the second one of a form that tells nothing is only counted."""
-        if form.text in self._plain and not self._goes_on:
-            self._count(line, text, form)
+        self.lines, self.rows = max(self.lines, line), self.rows + 1
+        self.last = LogEvent(line, text)
+        if self._is_seen(self.last, form):
             return
-        new = self.told.title_is_past and len(self._plain) < _FORMS
-        kept = len(form.text) <= LONGEST_FORM
-        if new and kept and form.ask(is_plain) and not self.subject.foreign.named_in(form):
+        self.subject.notice(form)
+        if self.begun_at is None and form.ask(_LOADS):
+            self.begun_at = line
+            self.marks.append(LogEvent(line, text, events.Starting()))
+        before, self._before = self._before, text if form.ask(_GOES_ON.match) else ""
+        if before and event_in(text, form) is None:
+            text = f"{before} {text}"
+            form = form_of(text)
+        mark = self._mark(line, text, form)
+        if isinstance(mark.event, events.Backpressure):
+            if mark.event.cause == "memory":
+                self.waiting = self.waiting or mark
+            return
+        part = self._part(mark, form)
+        self.state = STATES[self.state].get(part, self.state)
+        if part != "frame":
+            self.subject.read(line, text, form)
+        elif form.ask(facts_in):
+            self.subject.facts.update(caught(text))
+
+    def _is_seen(self, row: LogEvent, form: Form) -> bool:
+        """Whether a row outside of a message has a form that told nothing before."""
+        if self.state == "message" and row.line - self.marks[-1].line > _WRAPPED:
+            self.state = "log"
+        if self.state != "log" or self._before:
+            return False
+        if form.text in self._plain:
+            answered = '"POST /' in row.text and self._answer(row)
+            self._progress += [row.line] if not answered and form.ask(_PROGRESS) else []
+            return True
+        if len(self._plain) < _FORMS and form.ask(is_plain):
             self._plain.add(form.text)
-        self._take(line, text, form)
-
-    @property
-    def _goes_on(self) -> bool:
-        """Whether the next row may belong to a traceback, a message or a report."""
-        return bool(
-            self._stack.frames
-            or self._stack.open
-            or self._message
-            or self._before
-            or self.told.title
-        )
-
-    def _count(self, line: int, text: str, form: Form) -> None:
-        self.lines = max(self.lines, line)
-        self.rows_beside += 1
-        self.mood.notice(line, text)
-        self.subject.cards.read(line, text)
-        if form.ask(sound_of) == "progress":
-            self.deaths.progressed(line)
-
-    def _take(self, line: int, text: str, form: Form) -> None:
-        self._notice(line, text, form)
-        repeated = repeats(text)
-        if repeated is not None:
-            self.waits += repeated if self.waits else 0
-            return
-        mark, form = self._read(line, text, form)
-        if isinstance(mark.event, Backpressure):
-            self._wait(mark, mark.event)
-        elif isinstance(mark.event, PythonFrame):
-            self._frame(mark, mark.event)
-        else:
-            self._line(mark, form)
-            self.subject.read(line, mark.text, form)
+        return False
 
     def ended_by(self, text: str, form: Form) -> bool:
         """Whether a row begins a second run: the engine had reached its cache, or was dying."""
-        past = self.course.reached in ("cache", "warm-up", "serving")
-        past = past or self.course.stage == "dying"
+        past = (events.CacheBudget, events.Slab, events.KvBlocks, events.WarmingUp,
+                events.WarmupFinished, events.ServerUp, events.CudaError, events.LegacyCuda,
+                events.CheckFailed)  # fmt: skip
         # In a form 0% stands for any percentage of one digit, so the text is asked, too.
-        return past and form.ask(_BEGINS_AGAIN) is not None and _BEGINS_AGAIN(text) is not None
+        begins = form.ask(_BEGINS_AGAIN) is not None and _BEGINS_AGAIN(text) is not None
+        return begins and any(self._counts[kind] for kind in past)
+
+    @cached_property
+    def fatal(self) -> list[LogEvent]:
+        """The lines that may have ended the run, or refused something, in the log's order.
+
+        Torch warns of the driver and later says that it has no GPU: the warning is the reason. A
+        warning alone counts only if it concerns the machine; others are survived.
+        """
+        fatal: list[LogEvent] = []
+        warned: list[LogEvent] = []
+        for mark in self.marks:
+            if isinstance(mark.event, events.ServerUp | events.WarmupFinished):
+                fatal, warned = [], []
+            elif isinstance(mark.event, _RAISES) and not mark.is_notice:
+                if isinstance(mark.event, PythonError) or _RAISED.match(mark.text):
+                    fatal = [one for one in fatal if self._counts_until(one, mark.line)]
+                words = isinstance(mark.event, KnownMessage | PythonError)
+                warns = _WARNS.match(mark.text) and (words or ".py:" in mark.text)
+                (warned if warns else fatal).append(mark)
+        if all(mark.kind == "no_gpu" for mark in fatal):
+            fatal += [mark for mark in warned if fatal or mark.kind in _MACHINE]
+        notices = (mark for mark in self.marks if mark.is_notice)
+        return sorted((*fatal, *notices), key=lambda mark: mark.line)
 
     @property
-    def cut_at(self) -> LogEvent | None:
-        """The last line of a traceback that ends the log before its error; None otherwise."""
-        mark = self._stack.open
-        return mark if mark and self.lines - mark.line <= _FRAGMENT else None
+    def died(self) -> bool:
+        return not all(mark.is_notice for mark in self.fatal)
+
+    @property
+    def cut(self) -> tuple[PythonFrame, ...]:
+        """The frames of a traceback that ends the log before its error; else none."""
+        near = self.lines - self._last_frame <= _FRAGMENT
+        return self._stack if self.state in _OPEN and near else ()
 
     def first(self, kind: type[_T]) -> LogEvent | None:
         return next((mark for mark in self.marks if isinstance(mark.event, kind)), None)
@@ -190,167 +279,123 @@ class LogFacts:
     def every(self, kind: type[_T]) -> list[tuple[LogEvent, _T]]:
         return [(mark, mark.event) for mark in self.marks if isinstance(mark.event, kind)]
 
-    @property
-    def session_limit(self) -> int | None:
-        """Tokens of the longest request that the engine accepts; None if the log does not say."""
-        return next((event.session for _, event in self.every(Starting) if event.session), None)
+    def until(self, last: LogEvent) -> list[Struct]:
+        """The events of the run for `death`, the frames of ``last`` before it.
 
-    @property
-    def longest_warmup(self) -> int:
-        """Tokens of the longest announced warm-up request that the engine accepts, else 0."""
-        warmup, limit = self.first_event(WarmupLengths), self.session_limit
-        lengths = warmup.lengths if warmup else ()
-        return max((length for length in lengths if limit is None or length <= limit), default=0)
+        TurboMind's fatal line may stand before older ones: by their times they come first.
+        """
+        at, died = self.marks.index(last), _TIME.match(last.text)
+        before = [mark.event for mark in self.marks[:at] if not isinstance(mark.event, FATAL)]
+        for mark in self.marks[at + 1 :]:
+            time = _TIME.match(mark.text)
+            if died and time and time[1] <= died[1]:
+                before.append(mark.event)
+        behind = (mark.event for mark in self.marks[at + 1 :])
+        calls = takewhile(lambda event: isinstance(event, events.Frame), behind)
+        return [*before, *last.stack, last.event, *calls]
 
-    def _notice(self, line: int, text: str, form: Form) -> None:
-        """Read any row for what it says of the whole log."""
-        self.lines = max(self.lines, line)
-        self.told.notice(line, text)
-        self.subject.notice(text, form, by_person=self.told.has(line))
-        if self.begun_at is None and form.ask(_begins):
-            self.begun_at = line
-            self.course.start()
-        self.commanded = self.commanded or form.ask(_COMMAND) is not None
-        self.mood.notice(line, text)
-
-    def _read(self, line: int, text: str, form: Form) -> tuple[LogEvent, Form]:
-        """A row with its event and hits, after the previous row's words that belong to it."""
-        before, self._before = self._before, text if form.ask(_goes_on_below) else ""
-        if before == _NCCL_REASON:
-            text = f"{before} {text}"
-            form = form_of(text)
+    def _mark(self, line: int, text: str, form: Form) -> LogEvent:
+        """A row with its event and hits; a comment and a heading have none."""
+        if _COMMENT.match(text):
+            return LogEvent(line, text)
         event = event_in(text, form)
         known = event is None or isinstance(event, _ASKED)
-        heading = self.told.title_is_past and _COMMENT.match(text)
-        quoted = "" if heading else text.partition(_REMARK)[0]
-        hits = hits_of(quoted, form) if known else ()
-        if event is None or isinstance(event, _WEAK):
-            weak = event if isinstance(event, PythonError) else _NO_EVENT
-            event = self._table.line(text) or (KnownMessage() if hits else weak)
-        if before and isinstance(event, KnownMessage) and before != _NCCL_REASON:
-            text = f"{before} {text}"
-        return LogEvent(line, text, event, self._stack.frames, hits=hits), form
+        hits = hits_of(text.partition(_REMARK)[0], form) if known else ()
+        short = getattr(event, "out_of_memory", False) or isinstance(event, events.NoCache)
+        if event is None or (isinstance(event, _WEAK) and not short):
+            other = event if isinstance(event, PythonError) else NoEvent()
+            event = self._table.line(text) or (KnownMessage() if hits else other)
+        return LogEvent(line, text, event, self._stack, hits)
 
-    def _wait(self, mark: LogEvent, event: Backpressure) -> None:
-        if event.cause == "memory":
-            self.waits += 1
-            self.waiting = self.waiting or mark
-
-    def _frame(self, mark: LogEvent, frame: PythonFrame) -> None:
-        self._message = None
-        self._stack.push(mark, frame)
-        if self._followed:
-            last = self.marks[-1]
-            self._exchange(len(self.marks) - 1, last._replace(stack=(*last.stack, frame)))
-
-    def _line(self, mark: LogEvent, form: Form) -> None:
-        """Read a row that is no frame: a source line, an event, or words."""
-        part, call = form.ask(part_of), self._stack.call_in(mark)
-        if call:
-            self.mood.refuse(self._stack.add_code(mark, call))
-        elif isinstance(mark.event, NoEvent):
+    def _part(self, mark: LogEvent, form: Form) -> Part:
+        """What a row is; keeps what it tells."""
+        if isinstance(mark.event, PythonFrame):
+            self._last_frame = mark.line
+            if self.state == "below":
+                self.marks[-1] = self.marks[-1]._replace(stack=(*self.marks[-1].stack, mark.event))
+            else:
+                self._stack += (mark.event,)
+            return "frame"
+        for part, begins in _BEGINNINGS:
+            if form.ask(begins.match):
+                self._stack, last = (), self.marks[-1] if self.marks else mark
+                # Many frameworks print torch's message first, and its traceback behind it.
+                bare = isinstance(last.event, TorchMemory) and not last.stack
+                return "late head" if part == "head" and bare else part
+        silent = isinstance(mark.event, NoEvent | KnownMessage)
+        if self.state in _OPEN and self._stack and silent and not self._stack[-1].code:
+            call = _CALL.match(mark.text)
+            if call and call[1][0] not in "^~0123456789":
+                self._stack = (*self._stack[:-1], replace(self._stack[-1], code=call[1]))
+                return "code"
+        if isinstance(mark.event, NoEvent):
             self._words(mark, form)
+            return "words"
+        if self.state == "ignored":
+            self._stack = ()
         else:
-            self._event(mark)
-        if part in ("head", "destructor"):
-            self._open_traceback(mark, part)
-        elif self._stack.open and not call:
-            self._stack.end(mark, self.mood.logged)
-        self._count_beside(part, call)
-
-    def _count_beside(self, part: Part, call: str) -> None:
-        if part == "chain":
-            self.rows_beside -= 1
-            self.errors -= 1
-        elif not (call or part in ("head", "rule")):
-            self.rows_beside += 1
-
-    def _open_traceback(self, mark: LogEvent, part: Part) -> None:
-        """Begin a stack; many frameworks print the message first, and its traceback after it."""
-        self._stack.begin(LogEvent(mark.line, mark.text), in_destructor=part == "destructor")
-        last = self.marks[-1] if self.marks else None
-        self._followed = last is not None and isinstance(last.event, TorchMemory) and not last.stack
+            self._keep(mark)
+        return "event"
 
     def _words(self, mark: LogEvent, form: Form) -> None:
-        """Read a row without an event: more of the last message, or what the program reports."""
-        if self._message:
-            self._message = self._joined(mark, *self._message)
-        if not self.told.has(mark.line) and self.mood.goes_on(mark, form):
-            self.deaths.progressed(mark.line)
+        """Read a row without an event: more of torch's text, or what the program reports."""
+        last = self.marks[-1] if self.marks else mark
+        if self.state == "message" and self._message and mark.line - last.line <= _WRAPPED:
+            more = mark.text.strip()  # a terminal broke it inside of a word or in place of a space
+            self._message = [one + between + more for one in self._message for between in (" ", "")]
+            memory = max(map(torch_memory, self._message), key=lambda one: one.figures)
+            if isinstance(last.event, TorchMemory) and memory.figures > last.event.figures:
+                self.marks[-1] = last._replace(event=memory)
+        if '"POST /' in mark.text and self._answer(mark):
+            return
+        if _IN_WORDS.search(mark.text):
+            self.in_words = self.in_words or mark
+        elif form.ask(_COMPLAINT) and _COMPLAINT(_NONE_OF_THEM.sub("", mark.text)):
+            self.complaint = mark
+        elif form.ask(_PROGRESS):
+            self._progress.append(mark.line)
 
-    def _joined(
-        self, mark: LogEvent, index: int, so_far: list[str]
-    ) -> tuple[int, list[str]] | None:
-        """Join a message that a terminal broke; None if this row is too far below it.
+    def _answer(self, mark: LogEvent) -> bool:
+        """Whether a row is a server's answer to a request; keeps the first good and bad one."""
+        if (answer := _POST.search(mark.text)) is None:
+            return False
+        refused = answer[2].startswith(("4", "5")) and answer[2] not in _ANYBODYS
+        self.complaint = self.complaint or (mark if refused else None)
+        good = answer[1] and answer[2] == "200"
+        self.answered = self.answered or (mark if good else None)
+        return True
 
-        A break may have been inside a word or in place of a space, so both are tried.
-        """
-        whole = self.marks[index]
-        if mark.line - whole.line > _WRAPPED:
-            return None
-        joined = [start + between + mark.text.strip() for start in so_far for between in (" ", "")]
-        if isinstance(whole.event, TorchMemory):
-            memory = torch_memory(joined[0])
-            if memory.figures > whole.event.figures:
-                self._exchange(index, whole._replace(event=memory))
-            return index, joined
-        best, hits = max(
-            ((text, hits_of(text)) for text in joined), key=lambda found: told_figures(found[1])
-        )
-        if told_figures(hits) > told_figures(whole.hits):
-            self._exchange(index, whole._replace(event=KnownMessage(), text=best, hits=hits))
-        return index, joined
-
-    def _exchange(self, index: int, mark: LogEvent) -> None:
-        self.deaths.replace(self.marks[index], mark)
-        self.marks[index] = mark
-
-    def _event(self, mark: LogEvent) -> None:
-        """Keep an event, unless the program survived it or was ending; it ends a traceback."""
-        self._message, self._followed = None, False
-        self.errors += not mark.text.startswith(" ")
+    def _keep(self, mark: LogEvent) -> None:
+        """Keep an event; it ends a traceback, and the lines of the last message."""
         self._counts[type(mark.event)] += 1
         if self._counts[type(mark.event)] > _ENOUGH:
             return
-        if mark.stack and not isinstance(mark.event, _RAISED):
-            mark = mark._replace(stack=())
         if not mark.text.startswith(" "):
-            self._stack.clear()
-        if isinstance(mark.event, KnownMessage | PythonError) and mark.cleans_up:
-            self.clean_up = self.clean_up or mark
-        else:
-            self._keep(mark)
+            self._stack = ()
+        self._message = [mark.text] if isinstance(mark.event, TorchMemory) else []
+        if not isinstance(mark.event, events.ServerFigures):
+            self.waiting = None
+        self.marks.append(mark if isinstance(mark.event, _RAISES) else mark._replace(stack=()))
 
-    def _keep(self, mark: LogEvent) -> None:
-        if time := _TIME.match(mark.text):
-            mark = mark._replace(time=time[1])
-        if isinstance(mark.event, _MESSAGES):
-            self._message = (len(self.marks), [mark.text])
-        if not isinstance(mark.event, ServerFigures):
-            self.waits, self.waiting = 0, None
-        self.course.take(mark.event, mark.time)
-        self.deaths.take(mark)
-        self.marks.append(mark)
-
-
-def _begins(form: str) -> bool:
-    return any(map(form.__contains__, _BEGUN))
-
-
-def _goes_on_below(form: str) -> bool:
-    """Whether the text of a warning, or NCCL's reason, is in the next row."""
-    if "Warning" in form:
-        return _WARNS_BELOW.match(form) is not None
-    return form.strip() == _NCCL_REASON
+    def _counts_until(self, one: LogEvent, line: int) -> bool:
+        """Whether a line still counts at a later exception: it ended something, not survived."""
+        words = isinstance(one.event, KnownMessage)
+        if words and one.kind not in _MACHINE and not END.search(one.text):
+            return False
+        at = bisect_left(self._progress, line) - 2
+        survived = at >= 0 and one.line < self._progress[at]
+        never = any(word in one.text for word in _NEVER_OUTLIVED)
+        return never or not survived or not (words or isinstance(one.event, PythonError))
 
 
 def is_plain(form: str) -> bool:
     """Whether a second row of this form tells nothing new, as most rows of a server."""
-    may_tell = (
-        tells_of_error, part_of, _goes_on_below, may_be_event, may_be_known, may_have_facts
-    )  # fmt: skip
-    of_block = form[:1].isspace() or form.startswith(("|", "#"))
-    return not (of_block or any(question(form) for question in may_tell))
+    of_block = form[:1].isspace() or form.startswith(
+        ("|", "#", "During", "The above", "Exception ")
+    )
+    asks = (may_be_event, may_be_known, readers, _COMPLAINT, _GOES_ON.match, _IN_WORDS.search)
+    telling = of_block or "Traceback" in form
+    return not (telling or any(question(form) for question in asks))
 
 
 def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
@@ -358,26 +403,15 @@ def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
 
     If an engine restarts again and again, only the first and the last runs are kept.
     """
-    runs = [LogFacts()]
+    runs = [LogFacts(Subject())]
     for row in rows:
         form = form_of(row.text)
         if runs[-1].ended_by(row.text, form):
-            again = LogFacts()
-            again.subject, again.told = runs[-1].subject, runs[-1].told
-            runs.append(again)
+            runs.append(LogFacts(runs[-1].subject))
         runs[-1].take(row.line, row.text, form)
-        if row.program:
-            runs[-1].subject.foreign.found(row.program)
-    _share_machine(runs)
-    return runs if len(runs) <= 2 * _RUNS else [*runs[:_RUNS], *runs[-_RUNS:]]
-
-
-def _share_machine(runs: list[LogFacts]) -> None:
-    """Give each run the facts of all runs about the machine."""
-    if len(runs) == 1:
-        return
     machine = [mark for run in runs for mark in run.marks if isinstance(mark.event, OF_MACHINE)]
-    for run in runs:
+    for run in runs if len(runs) > 1 else ():  # what one says of the machine holds for all
         others = [mark for mark in run.marks if not isinstance(mark.event, OF_MACHINE)]
         run.marks = sorted((*others, *machine), key=lambda mark: mark.line)
         run.lines = runs[-1].lines
+    return runs if len(runs) <= 2 * _RUNS else [*runs[:_RUNS], *runs[-_RUNS:]]

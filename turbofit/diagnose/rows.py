@@ -11,23 +11,22 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """A line's number from 1, its text, and the program whose prefix was removed."""
+    """A line's number from 1, and its text."""
 
     line: int
     text: str
-    program: str = ""
 
 
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][0-9A-B])")
 #: The words of journald between the time and the line: the host, the unit, the pid.
 _UNIT = r"[\w.-]+ [\w@.\\/-]+\[\d+\]:\s?"
 #: Prefixes before each line: of pytest, a quotation, an exception group, Ray, torchrun, srun,
-#: docker compose, kubectl, containerd, `journalctl`, vLLM, LLaVA's worker, LMDeploy's checks, and
-#: the line numbers of `grep -n`.
+#: docker compose, kubectl, containerd, `journalctl`, vLLM, LLaVA's worker, ms-swift, LMDeploy's
+#: checks, and the line numbers of `grep -n`.
 _PREFIX: Final = re.compile(
     r"(?:E {7}|> (?![>$ ])| {2,8}\| (?!.*\|$)|\(\w[\w.]*(?: rank=\d+)? pid=\d+(?:, ip=[\d.]+)?\)\s?"
     r"|(?:ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[?\w+\.py:\d+\] ?"
-    r"|\d{4}-\d\d-\d\d [\d:]{8} \| [A-Z]+ \| \w+ \| "
+    r"|\d{4}-\d\d-\d\d [\d:]{8} \| [A-Z]+ \| \w+ \| |\[(?:INFO|ERROR|WARNING):\w+\] "
     r"|\d{4}-\d\d-\d\d [\d:,]+ - lmdeploy - ERROR - (?=\w+(?:Error|Exception): )"
     r"|\d{1,6}:(?=\[TM\]|\[\d{4}-|INFO: )"
     r"|\[?rank\d+\]?:\s?(?:\[rank\d+\]:\s?)?"
@@ -36,10 +35,6 @@ _PREFIX: Final = re.compile(
     r"|[\w.-]+-\d+\s+\|\s?|[\w.-]+ +\|\s"
     rf"|[A-Z][a-z][a-z] [ \d]\d [\d:.]{{8,15}} {_UNIT}"
     rf"|\d{{4}}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)\s(?:{_UNIT}|std(?:out|err) [FP]\s)?)+"
-)
-#: Prefixes that only vLLM's processes write.
-_VLLM: Final = re.compile(
-    r"\((?:EngineCore|VllmWorker|RayWorkerVllm|APIServer|NPURayWorker)\w* (?:rank=\d+ )?pid=\d+\)"
 )
 #: The prefix of a logger before an error's own line, in any form.
 _LOGGED: Final = re.compile(
@@ -58,19 +53,6 @@ _NEXT_ROW: Final = re.compile(
 _REQUEST: Final = re.compile(
     r".{0,240}?(?: - logger\.py:\d+ - session=[^,]*, |\bReceived request \S+: )"
 )
-#: The headings of an issue form around the pasted text.
-_FORM: Final = re.compile(
-    r"- \[[ xX]\] |#{2,6} (?:Checklist|Describe the bug|Reproduction|Environment|Error traceback"
-    r"|\S*\s*(?:检查清单|问题描述|复现|环境|报错))"
-)
-#: Beginnings of lines of programs and shells, and ends of code: a person may write all other lines.
-_BY_PROGRAM: Final = re.compile(
-    r"[\s$>│|{}<(]|#!|\[(?![A-Z][a-z]+\])|[\w:]*\d[-:/.]\d|[A-Za-z_.]*(?:[Ee]rror|Exception)\b:?"
-    r"|.{0,40}?\b(?:INFO|DEBUG|WARN(?:ING)?|ERROR|FATAL|CRITICAL|[Ww]arning:)|Traceback|Process "
-    r"|\w+ ?[=(]|(?:import|from|export|pip|python\d?|lmdeploy(?= [a-z])|docker|sudo) [\w./-]+\b"
-    r"|(?:Killed|Aborted|Segmentation fault|Bus error|Illegal instruction)|.*[{};\\]$",
-    re.ASCII,
-)
 _LONGEST: Final = 8192
 _CHUNK: Final = 1 << 20
 
@@ -78,31 +60,20 @@ _CHUNK: Final = 1 << 20
 def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
     """Yield the lines of a log that comes in pieces, cut to a length that loses nothing useful.
 
-    Rows of one line have the same number. UTF-16 (PowerShell's redirection) is read. The first
-    line is marked as a title if a person wrote it and the next line is empty.
+    Rows of one line have the same number. UTF-16 (PowerShell's redirection) is read.
     """
-    every = _every(chunks)
-    first, second = next(every, None), next(every, None)
-    alone = first and second and second.line > first.line + 1
-    if first and alone and not first.text.startswith("# ") and not by_program(first.text):
-        first = first._replace(text=f"# {first.text}")
-    yield from (row for row in (first, second) if row)
-    yield from every
-
-
-def by_program(text: str) -> bool:
-    """Whether a line has a form that programs write, not a person's sentence."""
-    return _BY_PROGRAM.match(text) is not None
-
-
-def _every(chunks: Iterable[bytes]) -> Iterator[Row]:
-    logged = _LoggedTraceback()
+    logged: re.Pattern[str] | None = None
     for number, line in enumerate(_lines(chunks), 1):
         for part in _parts(line):
-            program = "vLLM" if part.startswith("(") and _VLLM.match(part) else ""
-            for text in logged.rows(_bare(part)):
-                if text:
-                    yield Row(number, text, program)
+            text = _bare(part)
+            at = text.find(_TRACEBACK)
+            if 0 < at <= _LONGEST_PREFIX:  # its logger writes the same before the frames
+                logged = re.compile(re.sub(r"\d+", r"\\d+", re.escape(text[:at])))
+            match = logged.match(text) if logged else None
+            if match is None and ("Error: " in text or "Exception: " in text):
+                match = _LOGGED.match(text)
+            if text := text[match.end() :] if match else text:
+                yield Row(number, text)
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
@@ -125,32 +96,9 @@ def _parts(line: str) -> list[str]:
     return _NEXT_ROW.split(line) if several else [line]
 
 
-class _LoggedTraceback:
-    """The text before a traceback: a sentence is a row of its own, a logger's prefix is removed."""
-
-    def __init__(self) -> None:
-        self._prefix: re.Pattern[str] | None = None
-
-    def rows(self, text: str) -> list[str]:
-        at = text.find(_TRACEBACK)
-        before = text[: max(at, 0)]
-        if 0 < at <= _LONGEST_PREFIX:
-            self._prefix = re.compile(re.sub(r"\d+", r"\\d+", re.escape(before)))
-        match = self._prefix.match(text) if self._prefix else None
-        if match is None and ("Error: " in text or "Exception: " in text):
-            match = _LOGGED.match(text)
-        row = text[match.end() :] if match else text
-        said = " " in before.strip() and before[0].isalpha() and not by_program(before)
-        return [before.rstrip(), row] if said else [row]
-
-
 def _bare(text: str) -> str:
-    """A row without known prefixes, and without the text of a client or an issue form."""
+    """A row without known prefixes, and without the text of a client."""
     text = text[:_LONGEST].rstrip()
-    if text.startswith("`") != text.endswith("`") and text.count("`") % 2 and "```" not in text:
-        text = text.strip("`")
-    if text.startswith(("- [", "##")) and _FORM.match(text):
-        return ""
     match = _PREFIX.match(text)
     if match and match.end() < len(text):
         text = text[match.end() :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from msgspec import field
 from msgspec.structs import replace
@@ -12,6 +12,9 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import KIB
 from turbofit.gateway.http.welcome import MemoryBar
 from turbofit.gateway.limits.defaults import Defaults
+
+#: The entry of allowed media domains that means any public host, over https on its own port.
+ANY_PUBLIC: Final = "*"
 
 
 class ConnectionLimits(Struct):
@@ -76,7 +79,6 @@ class GatewayConfig(Struct):
     drain_seconds: float = 30.0
     pretend: bool = False
     denied: str | None = None
-    record_trace: str | None = None
     names: dict[str, str] = field(default_factory=dict)
     defaults: Defaults = Defaults()
     about: dict[str, Any] = field(default_factory=dict)

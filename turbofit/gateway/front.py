@@ -60,6 +60,8 @@ class Node(RoutedEngine):
     def __init__(self, address: NodeAddress) -> None:
         super().__init__(address.name, address.url, key=address.key)
         self.up = False
+        #: What its page ``/about`` said last.
+        self.about = ""
 
 
 class Front(AsgiApp):
@@ -78,9 +80,12 @@ class Front(AsgiApp):
         super().__init__(config, _LARGEST, log)
         self._source, self._upstream, self.fleet = source, Upstream(tls=tls), Fleet(())
         self.nodes: dict[NodeAddress, Node] = {}
-        self._forwarder = RequestForwarder(
-            self.fleet, Admission(self.fleet), self._upstream, self, DenyList(DenyFile(None)),
-            self._bodies, self.metrics, before_nodes=True,
+        self._forwarder = self._forwarder_to(self.fleet)
+
+    def _forwarder_to(self, fleet: Fleet) -> RequestForwarder:
+        return RequestForwarder(
+            fleet, Admission(fleet), self._upstream, self, DenyList(DenyFile(None)), self._bodies,
+            self.metrics, before_nodes=True,
         )  # fmt: skip
 
     async def startup(self) -> None:
@@ -108,20 +113,23 @@ class Front(AsgiApp):
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _watch(self, node: Node) -> None:
-        """Read a node's health page twice a second."""
+        """Read a node's pages twice a second."""
         while True:
-            # Only the first page asks for the key.
-            known = await self._upstream.page(node, "/about", _HEALTH_SECONDS)
-            text = await self._upstream.page(node, "/health", _HEALTH_SECONDS) if known else ""
-            page: Document = {}
-            with suppress(msgspec.MsgspecError):
-                page = msgspec.json.decode(text, type=Document)
-            node.up = bool(page) and not page.get("draining")
-            share = (page.get("at_once") or 1) * (page.get("up") or 0) / (page.get("engines") or 1)
-            node.share = max(1e-3, share)
-            if page:
-                self._bodies.limit(page.get("bytes_per_body") or _LARGEST)
+            await self._look(node)
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _look(self, node: Node) -> None:
+        """Read a node's pages; only the first of them asks for the key."""
+        node.about = await self._upstream.page(node, "/about", _HEALTH_SECONDS)
+        text = await self._upstream.page(node, "/health", _HEALTH_SECONDS) if node.about else ""
+        page: Document = {}
+        with suppress(msgspec.MsgspecError):
+            page = msgspec.json.decode(text, type=Document)
+        node.up = bool(page) and not page.get("draining")
+        share = (page.get("at_once") or 1) * (page.get("up") or 0) / (page.get("engines") or 1)
+        node.share = max(1e-3, share)
+        if page:
+            self._bodies.limit(page.get("bytes_per_body") or _LARGEST)
 
     def doubt(self, engine: RoutedEngine) -> None:
         """Send the node nothing new until its health page says that it serves."""

@@ -36,7 +36,6 @@ class GatewayOptions(Validated):
     ssl_certfile: FilePath | None = None
     ssl_keyfile: FilePath | None = None
     access_log: FilePath | None = None
-    record_trace: FilePath | None = None
 
     default_chat_template_kwargs: JsonArguments | None = None
     default_sampling: JsonSampling | None = None
@@ -75,21 +74,22 @@ class GatewayOptions(Validated):
         Networks(self.trusted_proxies)  # it raises for a bad address before anything starts
         keys = (*self.api_key, *_keys_in(self.api_key_file)) or variables().keys
         most = self.connections_per_address or ConnectionLimits().connections_per_address
+        keys = tuple(key.strip() for key in keys if key.strip())
+        front_keys = _keys_in(self.front_key_file)
         config = GatewayConfig(
             host=self.host,
             port=self.port,
-            api_keys=tuple(key.strip() for key in keys if key.strip()),
-            front_keys=_keys_in(self.front_key_file),
+            api_keys=keys,
+            front_keys=front_keys,
             upstream_key=upstream_key,
             allow_origins=self.allow_origins,
             allowed_hosts=self.allowed_hosts,
-            allowed_media_domains=self.allowed_media_domains,
+            allowed_media_domains=self._media_domains(bool(keys or front_keys)),
             trusted_proxies=self.trusted_proxies,
             at_once=self.max_concurrent_requests,
             connection=ConnectionLimits(connections_per_address=most),
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
-            record_trace=self.record_trace,
             defaults=Defaults(
                 template=self.default_chat_template_kwargs or {},
                 sampling=self.default_sampling or {},
@@ -97,6 +97,26 @@ class GatewayOptions(Validated):
         )
         check_bind(config, no_auth=self.no_auth)
         return config
+
+    def _media_domains(self, keyed: bool) -> tuple[str, ...]:
+        """The domains that remote images may come from; ``keyed``: clients need a key.
+
+        By default any public host, but not for a server that everybody reaches without a key: a
+        stranger could make it fetch for him.
+        """
+        given = tuple(domain.lower() for domain in self.allowed_media_domains)
+        if "none" in given:
+            if len(given) > 1:
+                raise UsageError(
+                    "--allowed-media-domains none stands beside others",
+                    hint="give none alone, or the domains",
+                )
+            return ()
+        from turbofit.gateway.config import ANY_PUBLIC
+        from turbofit.gateway.http.connections import is_loopback
+
+        alone = is_loopback(self.host) and not self.trusted_proxies
+        return given or ((ANY_PUBLIC,) if keyed or alone else ())
 
 
 def _keys_in(file: str | None) -> tuple[str, ...]:

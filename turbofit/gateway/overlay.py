@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from turbofit.core.images import ImageRule
     from turbofit.core.images.rule import FolderEdits
     from turbofit.core.json_types import JsonObject
@@ -40,32 +36,18 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, JsonObject
     return changed | (_processor_edits(folder, values) if values.processor else {})
 
 
-@contextmanager
-def overlay(plan: Plan, root: Path) -> Iterator[Path]:
-    """The folder below ``root`` that LMDeploy gets instead of the checkpoint.
+def make_overlay(plan: Plan, root: Path) -> Path:
+    """Make the folder below ``root`` that LMDeploy gets instead of the checkpoint.
 
-    It is the checkpoint itself if its own defaults are the plan's. All of ``root`` is removed at
-    the end.
+    It is the checkpoint itself if its own defaults are the plan's. What is there already stays:
+    engines may be reading it.
 
     Raises:
         UsageError: the checkpoint is not on this machine.
         LaunchError: the folder cannot be made.
     """
     folder, changed = _changed(plan)
-    if not changed:
-        yield folder
-        return
-    try:
-        yield _build(folder, root / _kept_name(folder), changed)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-
-
-def mend_overlay(plan: Plan, target: Path) -> None:
-    """Make missing parts of an overlay, and its parent folders, again; raises as `overlay`."""
-    folder, changed = _changed(plan)
-    if changed:
-        _build(folder, target, changed)
+    return _build(folder, root / _kept_name(folder), changed) if changed else folder
 
 
 def _changed(plan: Plan) -> tuple[Path, dict[str, JsonObject]]:
@@ -74,7 +56,7 @@ def _changed(plan: Plan) -> tuple[Path, dict[str, JsonObject]]:
     if where is None or not os.path.isdir(where):
         raise UsageError(
             f"the checkpoint of {plan.model.name} is not on this machine",
-            hint="download it first (turbofit download MODEL), and plan with its folder",
+            hint="download it first (hf download ID), and plan with its folder",
         )
     folder, rule = Path(where), plan.model.image_rule
     return folder, edits(folder, rule, plan.limits) if rule and plan.limits.vision_unit else {}
@@ -87,7 +69,6 @@ def _kept_name(folder: Path) -> Path:
 
 
 def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Path:
-    """Make only what is missing: engines may be reading what exists."""
     try:
         target.mkdir(parents=True, exist_ok=True)
         there = set(os.listdir(target))

@@ -18,6 +18,7 @@ from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.struct import to_builtins, to_json
 from turbofit.core.units import MIB, format_bytes
+from turbofit.launch.calibrate_speeds import is_measured, measure_speeds
 from turbofit.launch.engine.worst_requests import (
     every_worst,
     small_requests,
@@ -27,7 +28,7 @@ from turbofit.launch.engine.worst_requests import (
 from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
 from turbofit.launch.serve.ladder import forget
-from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.planner import leases_for
 from turbofit.memory.account import NO_IMAGES, EngineLaunch
 from turbofit.memory.calibrated import calibration_for, identity
 from turbofit.model.source import resolve_model
@@ -76,7 +77,7 @@ def calibrate(
         UsageError: the model is planned for Transformers, which has nothing to learn.
     """
     calibrator = Calibrator(PretendUsageReader if config.pretend else NvmlUsageReader, say)
-    with Leases() as leases:
+    with leases_for(config) as leases:
         run = Run(config, leases, say, on_open=lambda _: stop.end(), examiner=calibrator)
         plan = run.choose()
         if not plan.engine.of_lmdeploy:
@@ -87,6 +88,12 @@ def calibrate(
         if calibration_of(plan) is not None and not again:
             say("calibrated before: --again measures again, --forget drops it")
             return stored(plan) | {"tokens": _tokens(run, plan, apart=apart)}
+        machine = run.refuse().machine
+        gpus = sorted(index for group in plan.parallel.groups for index in group)
+        unknown = again or not is_measured(machine, gpus)
+        # It takes memory that the plan has reserved.
+        if unknown and not (config.pretend or apart) and measure_speeds(machine, gpus, say):
+            run.choose()
         say(run.refuse().verdict)
         run.begin()
         try:
@@ -98,7 +105,7 @@ def calibrate(
             return ended
         assert calibrator.usage is not None
         plan, before = calibrator.usage.plan, {} if config.pretend else calibrator.usage.before
-        with suppress(TurbofitError):  # on a full disk `turbofit share` has less to tell
+        with suppress(TurbofitError):  # on a full disk `turbofit report --share` has less to tell
             write_atomic(run.folder / SEEN_FILE, to_json(calibrator.observations), mode=0o600)
         lmdeploy = run.lmdeploy.version
         result = learned(plan, calibrator.observations, before, lmdeploy=lmdeploy, pretend=apart)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.app import Gateway
-    from turbofit.gateway.models import AttachedGateway
+    from turbofit.gateway.idle import AttachedGateway
     from turbofit.gateway.routing.deny_list import DenyList
     from turbofit.gateway.server import GatewayThread
     from turbofit.launch.engine.launches import Lmdeploy
@@ -49,8 +49,8 @@ class Run:
     ``on_open`` receives the public addresses each time they open, ``on_death`` the reason why an
     engine ended that had served; ``on_tick`` is called at each look at the engines. If ``lmdeploy``
     is None, it is looked for. An ``examiner`` asks the engines, which then have private ports and
-    no gateway. ``publish`` makes a gateway public; None gives it an address of its own. ``shared``:
-    other models of this turbofit have engines on the cards, too. ``standby`` starts its engines.
+    no gateway. ``publish`` makes a gateway public; None gives it an address of its own. ``standby``
+    starts its engines.
 
     Raises:
         PackageError: LMDeploy is asked for and missing.
@@ -68,22 +68,20 @@ class Run:
         lmdeploy: Lmdeploy | None = None,
         examiner: Examiner | None = None,
         publish: Callable[[Gateway], PublicSide] | None = None,
-        shared: bool = False,
         standby: StandbyStarter | None = None,
     ) -> None:
         self.config, self.leases, self._say = config, leases, say
         self.on_open, self.on_tick, self.on_death = on_open, on_tick, on_death
-        self.examiner, self.publish, self.shared = examiner, publish, shared
-        self.standby = standby
+        self.examiner, self.publish, self.standby = examiner, publish, standby
         #: Options that the user gave, by the planner's keywords.
         self.fixed: Options = {} if config.request is None else config.request.given()
         self.lmdeploy = lmdeploy or lmdeploy_if_needed(self.fixed.get("engine"))
         self.planner = Planner(
-            config.request, None if config.pretend else leases, say,
+            config.request, leases, say, pretend=config.pretend,
             # A run on pretend GPUs is its own rehearsal.
             rehearse=config.rehearse and not config.pretend and can_rehearse(),
-            doubled=self.lmdeploy.warning is not None, fitted=shared,
-            meanwhile=self._import_meanwhile,
+            doubled=self.lmdeploy.warning is not None,
+            meanwhile=self._import_meanwhile, over=self._over,
         )  # fmt: skip
         #: The plan that is launched, and the changes of the request that led to it.
         self.plan: Plan | None = None
@@ -95,6 +93,13 @@ class Run:
         self.public: PublicSide | None = None
         #: Requests that are suspected or refused; the next gateway goes on with this list.
         self.deny_list: DenyList | None = None
+
+    def _over(self, plan: Plan) -> int | None:
+        """Bytes beyond the forecast that a start of such a plan took here; --forget forgets it."""
+        proof = Proof(plan, self.config, self.lmdeploy.version)
+        if self.config.forget:
+            proof.forget()
+        return proof.over
 
     def _import_meanwhile(self, plan: Plan) -> None:
         """Let a standby import the engine's modules while the engine's plan is rehearsed."""
@@ -121,7 +126,10 @@ class Run:
                 return self.plan
         self.choose()
         plan = self.refuse()
+        self._say(plan.title)
         self._say(plan.verdict)
+        if plan.why_engine:
+            self._say(f"engine {plan.why_engine}")
         for warning in (*plan.warnings, *self._doubts()):
             if not warning.startswith(BESIDE_COMMANDS):  # a server holds what these ask for
                 self._say(f"warning: {warning}")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import secrets
+import shlex
+import shutil
 import time
 from contextlib import ExitStack, suppress
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import LaunchError, UsageError
-from turbofit.core.process.files import state_dir, write_atomic
+from turbofit.core.errors import LaunchError
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.launch.engine.check import LONG, ask_small, ask_worst, check_seconds
@@ -25,8 +25,16 @@ from turbofit.launch.engine.launches import (
     ratio_now,
     shared_ratio,
 )
+from turbofit.launch.engine.parsers import parser_options
 from turbofit.launch.images.preparation import image_environment
-from turbofit.launch.serve.gpu_monitor import GpuMonitor, any_lost, memory_back, used_now, without
+from turbofit.launch.serve.gpu_monitor import (
+    GpuMonitor,
+    any_lost,
+    beyond_forecast,
+    memory_back,
+    used_now,
+    without,
+)
 from turbofit.launch.serve.proved import Proof
 from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside
 from turbofit.launch.serve.supervisor import Supervisor
@@ -39,6 +47,7 @@ from turbofit.planning.examine.scene import Scene, Sources
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
+    from pathlib import Path
 
     from turbofit.core.engine_end import End
     from turbofit.core.plan import Plan
@@ -58,10 +67,10 @@ class Start:
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
-        #: The plan before its checkpoint's path was known.
-        self._planned = plan
-        #: The folder that engines open in the checkpoint's place, if there is one.
-        self._overlay: Path | None = None
+        #: Whether a budget leaves memory of a GPU to other servers.
+        self._shares_cards = any(gpu.beyond_budget for gpu in plan.gpus)
+        #: Makes the folder that engines open in the checkpoint's place, before each start of one.
+        self._make_overlay: Callable[[], object] = lambda: None
         #: `run` sets these.
         self._supervisor: Supervisor
         self._proves = False
@@ -125,7 +134,7 @@ class Start:
             on_rest=self._rest,
             # The number of an engine's ends that requests caused which the gateway now refuses.
             explained=lambda *of: 0 if run.deny_list is None else run.deny_list.explained(*of),
-            clients=self._routed.get, doubt=self._doubt, before_start=self._furnish,
+            clients=self._routed.get, doubt=self._doubt, before_start=self._make_overlay,
         )  # fmt: skip
         stop.on_second(self._strike)  # before the engines end: their requests are told why
         try:
@@ -151,6 +160,15 @@ class Start:
             run.say(f"the worst cases will take the cards about {seconds:.0f} s{choice}")
         return ask_worst
 
+    def _parsers(self, folder: Path) -> list[str]:
+        """Options for the parsers of the model's family, which the first start announces."""
+        if not self._plan.engine.of_lmdeploy:
+            return []
+        found = list(parser_options(self._plan.model, folder, self._run.config.options))
+        if found and not self._number:
+            self._run.say(f"by the model's family: {shlex.join(found)}; your own is taken instead")
+        return found
+
     @cached_property
     def _proof(self) -> Proof:
         return Proof(self._plan, self._run.config, self._run.lmdeploy.version)
@@ -166,16 +184,19 @@ class Start:
         if config.gateway is None and run.examiner is None:
             engine_commands = commands(plan, port=config.port, name=name, options=config.options)
         else:
-            from turbofit.gateway.overlay import overlay
+            from turbofit.gateway.overlay import make_overlay
 
             root = run.folder / f"overlay-{self._number}"
-            folder = self._overlay = stack.enter_context(overlay(plan, root))
+            stack.callback(shutil.rmtree, root, ignore_errors=True)
+            folder = make_overlay(plan, root)
+            self._make_overlay = partial(make_overlay, plan, root)
             # The gateway listens once all engines are ready.
             public = None if config.gateway is None else config.gateway.port
             ports = free_ports(len(plan.parallel.groups), besides=public)
             # Options that the plan does not count take memory of the margin, too.
+            options = [*config.options, *self._parsers(folder)]
             engine_commands = private_commands(
-                plan, ports, str(folder), name, config.options, held=not config.unplanned
+                plan, ports, str(folder), name, options, held=not config.unplanned
             )
             key = secrets.token_hex(32)  # hexadecimal: none begins with a dash, as an option does
         self._key = key
@@ -205,50 +226,12 @@ class Start:
             for command in engine_commands
         ]
 
-    def _furnish(self) -> None:
-        """Restore files in the run's folder that engines read, if somebody has removed them.
-
-        Raises:
-            LaunchError: it cannot be made.
-            UsageError: the checkpoint itself is gone.
-        """
-        from turbofit.gateway.overlay import mend_overlay
-        from turbofit.launch.engine.pretended import localised
-
-        self._keep_folder()
-        checkpoint = Path(self._plan.model.source.checkpoint or "")
-        if self._run.config.pretend and not any(checkpoint.glob("*.safetensors")):
-            localised(self._planned, self._run.folder / "model")
-        if self._overlay is not None:
-            mend_overlay(self._plan, self._overlay)
-
-    def _keep_folder(self) -> None:
-        """Keep the run's folder with its plan and with its record, which tells others of the run.
-
-        Raises:
-            LaunchError: somebody has removed it, and it cannot be made.
-        """
-        run = self._run
-        if run.record.is_there:
-            return
-        try:
-            state_dir("runs")
-            run.folder.mkdir(mode=0o700, exist_ok=True)
-            write_atomic(run.folder / "plan.json", self._planned.to_json())
-        except (OSError, UsageError) as exc:
-            raise LaunchError(
-                f"the run's folder was removed, and cannot be made again: {run.folder}: {exc}",
-                hint="let no cleaner take the state folder, and see that it can be written",
-            ) from None
-        run.record.keep()
-        run.say(f"warning: the run's folder was removed: made again, {run.folder}")
-
     def _ratio(self, group: int) -> Callable[[], float] | None:
         """A function that returns the cache ratio of an engine's start; None means the plan's."""
         run, plan = self._run, self._plan
         if run.config.pretend:
             return None
-        if run.shared:
+        if self._shares_cards:
             return partial(shared_ratio, plan, group)
         return None if "cache_max_entry_count" in run.fixed else partial(ratio_now, plan, group)
 
@@ -274,10 +257,12 @@ class Start:
         if run.config.gateway is not None:
             urls = [self._gateway(launched, urls).url]
         if not run.config.pretend:
-            self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn, fitted=run.shared)
+            self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn)
             self._gpu_monitor.start()
         if self._proves:
-            self._proof.keep()
+            # Torch grows until memory is refused: what it holds tells nothing.
+            told = not run.config.pretend and not plan.engine.on_torch
+            self._proof.keep(beyond_forecast(plan, self._pids()) if told else None)
         run.record.attempt(engines=tuple(engines))
         run.record.change(state="ready", urls=tuple(urls))
         run.on_open(urls)
@@ -324,8 +309,6 @@ class Start:
             )  # fmt: skip
         if run.record.unwritten:
             run.record.keep()
-        with suppress(LaunchError):  # the next start reports it
-            self._keep_folder()
         self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
         self._tell_progress()
         if run.standby is not None and not self._supervisor.starting:
@@ -362,7 +345,7 @@ class Start:
                 self._run.say("draining: what is under way may end")
             with under_way("draining"):
                 self._run.public.stop(drain=not urgent)
-        if self._run.shared:
+        if self._shares_cards:
             # Others came and went since the launch: the end is compared with today's use.
             used = self._used() if self._supervisor.ready else {}
             self._before = without(self._plan, used)

@@ -13,7 +13,6 @@ from turbofit.load.client import LoadClient
 from turbofit.load.driver import LoadRun
 from turbofit.load.prompt import PromptWriter
 from turbofit.load.result import summary
-from turbofit.load.trace import read_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from turbofit.load.spec import LoadSpec
 
 _FILES: Final = 65536
+#: A request without a byte for so many seconds has stalled.
+_SILENCE: Final = 120.0
 
 
 def bench(
@@ -41,16 +42,13 @@ def bench(
         UnservedError: the server does not answer.
     """
     spec.check()
-    trace = read_trace(spec.trace) if spec.trace is not None else ()
     open_files(_FILES)  # each request needs a socket; shells often allow 1,024
 
     async def drive() -> LoadResult:
-        async with LoadClient(url, key, timeout=spec.timeout, silence=spec.silence) as client:
+        async with LoadClient(url, key, timeout=spec.timeout, silence=_SILENCE) as client:
             name = model or await client.model()
-            writer = PromptWriter(
-                name, spec.seed, shared=spec.shared_prefix, stop_early=spec.stop_early
-            )
-            run = LoadRun(spec, trace, lambda request: client.ask(writer.body(request)), tick)
+            writer = PromptWriter(name, spec)
+            run = LoadRun(spec, lambda: client.ask(writer.body()), tick)
             loop = asyncio.get_running_loop()
             for number in stop_signals():
                 loop.add_signal_handler(number, run.stop, signal.Signals(number).name)

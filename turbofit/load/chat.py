@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER, PRETEND_WORDS
+from turbofit.core.process.http import opened
 from turbofit.gateway.http.routes import first_model
+from turbofit.load.events import LARGEST_ERROR, StreamError, event_of
 from turbofit.load.prompt import user_message
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ _WORD: Final = re.compile(r"\"[^\"]+\"|'[^']+'|\S+")
 _PICTURE: Final = re.compile(r".+\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 #: Seconds without a byte: a request may wait for a place, and then for its first token.
 _SILENCE: Final = 600.0
-_LONGEST_ERROR: Final = 1 << 16
 
 
 class Piece(NamedTuple):
@@ -50,9 +51,7 @@ class Server:
         self.url = url.rstrip("/").removesuffix("/v1")
         #: Whether an answer's header told of pretend GPUs.
         self.pretend = False
-        self._headers = {"Content-Type": "application/json"}
-        if key:
-            self._headers["Authorization"] = f"Bearer {key}"
+        self._key = key
         self.model = model or self._first()
 
     def _first(self) -> str:
@@ -75,56 +74,48 @@ class Server:
         with self._open("/v1/chat/completions", body) as response:
             try:
                 for line in response:
-                    text = line.partition(b"data:")[2].strip()
-                    if text == b"[DONE]":
+                    event = event_of(line.strip())
+                    if event == {}:
                         return
-                    if text:
-                        event = json.loads(text)
-                        yield from _pieces(event)
-                        # Not every server says [DONE]: `transformers serve` does not.
-                        choices = event.get("choices") or []
-                        ended |= any(choice.get("finish_reason") for choice in choices)
-            except (OSError, ValueError) as exc:
+                    # Not every server says [DONE]: `transformers serve` does not.
+                    for choice in (event or {}).get("choices") or []:
+                        delta = choice.get("delta") or {}
+                        for field in ("reasoning_content", "content"):
+                            if delta.get(field):
+                                yield Piece(str(delta[field]), thought=field != "content")
+                        ended |= bool(choice.get("finish_reason"))
+            except StreamError as exc:
+                said = "the answer breaks off: " * (exc.kind == "garbage") + _said(
+                    str(exc).encode()
+                )
+                raise UnservedError(said, hint="ask again") from None
+            except OSError as exc:
                 raise UnservedError(f"the answer breaks off: {exc}", hint="ask again") from None
         if not ended:
             raise UnservedError("the answer breaks off", hint="ask again")
 
     def _open(self, path: str, body: JsonObject | None) -> HTTPResponse:
         from http.client import HTTPException
-        from urllib.error import HTTPError
-        from urllib.request import ProxyHandler, Request, build_opener
 
-        data = None if body is None else json.dumps(body).encode()
-        request = Request(self.url + path, data=data, headers=self._headers)
         try:
-            response: HTTPResponse = build_opener(ProxyHandler({})).open(request, timeout=_SILENCE)
-        except HTTPError as exc:
+            response = opened(self.url + path, body, self._key, timeout=_SILENCE)
+        except (OSError, HTTPException) as exc:
+            raise UnservedError(
+                f"{self.url} does not answer: {exc}", hint="turbofit serve MODEL starts a server"
+            ) from None
+        if response.status != 200:
             hints = {401: "give its key with --api-key", 503: "ask again once its engine is up"}
             # Not every server lists its models.
             usual = "see what the server says" if body else "name its model with --model"
-            raise UnservedError(
-                f"{self.url} answers {exc.code}: {_said(exc.read(_LONGEST_ERROR))}",
-                hint=hints.get(exc.code, usual),
-            ) from None
-        except (OSError, HTTPException) as exc:
-            why = getattr(exc, "reason", exc)
-            raise UnservedError(
-                f"{self.url} does not answer: {why}", hint="turbofit serve MODEL starts a server"
-            ) from None
+            with response:
+                raise UnservedError(
+                    f"{self.url} answers {response.status}: {_said(response.read(LARGEST_ERROR))}",
+                    hint=hints.get(response.status, usual),
+                )
         if PRETEND_HEADER in response.headers and not self.pretend:
             self.pretend = True
             self._say(PRETEND_WORDS)
         return response
-
-
-def _pieces(event: JsonObject) -> Iterator[Piece]:
-    if "error" in event:
-        raise UnservedError(_said(event), hint="ask again")
-    for choice in event.get("choices") or []:
-        delta = choice.get("delta") or {}
-        for field in ("reasoning_content", "content"):
-            if delta.get(field):
-                yield Piece(str(delta[field]), thought=field != "content")
 
 
 def _said(document: Any) -> str:
@@ -149,13 +140,16 @@ def question_of(text: str) -> JsonObject:
     pictures = []
     for word in _WORD.findall(text):
         path = os.path.expanduser(word.strip("\"'"))
-        if not _PICTURE.fullmatch(path) or not os.path.isfile(path):
+        if not _PICTURE.fullmatch(path) or "://" in path:
             continue
         try:
             with open(path, "rb") as file:
                 data = b64encode(file.read()).decode()
         except OSError as exc:
-            raise UsageError(f"{path} cannot be read: {exc.strerror}", hint="ask again") from None
+            raise UsageError(
+                f"{path} cannot be read: {exc.strerror}",
+                hint="a word that ends like this is the path of a picture",
+            ) from None
         kind = path.rpartition(".")[2].lower().replace("jpg", "jpeg")
         pictures.append(f"data:image/{kind};base64,{data}")
         text = text.replace(word, "", 1)

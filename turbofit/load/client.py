@@ -15,26 +15,17 @@ from typing_extensions import Self
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER
 from turbofit.gateway.http.routes import first_model
+from turbofit.load.events import LARGEST_ERROR, StreamError, event_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turbofit.core.json_types import JsonObject
 
-#: Exceptions of decoding bytes that are not JSON.
-NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 #: The most bytes of a line in a stream: no server of text sends a longer one.
 _LONGEST_LINE: Final = 1 << 20
 _TEXTS: Final = ("content", "reasoning_content", "reasoning")
 _SHOWN: Final = 200
-
-
-class StreamError(Exception):
-    """A server's bytes are no answer; ``kind`` is the error's name, its text those bytes."""
-
-    def __init__(self, kind: str, example: bytes = b"") -> None:
-        super().__init__(example[:_LARGEST_ERROR].decode(errors="replace"))
-        self.kind = kind
 
 
 @dataclass(slots=True)
@@ -98,7 +89,10 @@ class StreamReader:
         if len(self._rest) > _LONGEST_LINE:
             raise StreamError("garbage", self._rest)
         for line in lines:
-            self._line(line.strip(), at)
+            event = event_of(line.strip())
+            if event:
+                self._event(event, at)
+            self._done |= event == {}
 
     def end(self) -> None:
         """End the stream; a `StreamError` if it was cut short, or had no content."""
@@ -110,17 +104,6 @@ class StreamReader:
             self._answer.pieces = self._events
         if self._answer.output_tokens == 0:
             raise StreamError("empty answer")
-
-    def _line(self, line: bytes, at: float) -> None:
-        if not line or line.startswith((b":", b"event:", b"id:", b"retry:")):
-            return
-        if not line.startswith(b"data:"):
-            raise StreamError("garbage", line)
-        body = line[5:].strip()
-        if body == b"[DONE]":
-            self._done = True
-            return
-        self._event(_event_of(body), at)
 
     def _event(self, event: JsonObject, at: float) -> None:
         """Take the text, the end and the usage of an event."""
@@ -138,19 +121,6 @@ class StreamReader:
             self._answer.output_tokens = _count(usage.get("completion_tokens"))
 
 
-def _event_of(body: bytes) -> JsonObject:
-    """An event with choices; a `StreamError` for other bytes, and for an error's event."""
-    try:
-        event = msgspec.json.decode(body)
-    except NO_JSON:
-        raise StreamError("garbage", body) from None
-    if not isinstance(event, dict) or not ("choices" in event or "error" in event):
-        raise StreamError("garbage", body)
-    if event.get("error") is not None:
-        raise StreamError("error event", body)
-    return event
-
-
 def _has_text(delta: Any) -> bool:
     if not isinstance(delta, dict):
         return False
@@ -165,7 +135,6 @@ def _count(value: Any) -> int | None:
 _CONNECT_SECONDS: Final = 10.0
 #: Below uvicorn's 5 s, so that no request uses a connection which the server is closing.
 _KEEP_ALIVE: Final = 3.0
-_LARGEST_ERROR: Final = 1 << 16
 _LONGEST_PAUSE: Final = 30.0
 _READ_BUFFER: Final = 1 << 18
 _CHAT: Final = "/v1/chat/completions"
@@ -237,7 +206,7 @@ class LoadClient(ServerClient):
         """
         try:
             async with self._session.request("GET", f"{self._url}/v1/models") as response:
-                raw = await body_of(response, _LARGEST_ERROR)
+                raw = await body_of(response, LARGEST_ERROR)
         except (aiohttp.InvalidURL, ValueError):
             raise self._no_address() from None
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
@@ -271,9 +240,9 @@ class LoadClient(ServerClient):
     async def _read(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
         if response.status != 200:
             answer.retry_after = stated_pause(response.headers, _LONGEST_PAUSE)
-            raise StreamError(f"status {response.status}", await body_of(response, _LARGEST_ERROR))
+            raise StreamError(f"status {response.status}", await body_of(response, LARGEST_ERROR))
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-            raise StreamError("no stream", await body_of(response, _LARGEST_ERROR))
+            raise StreamError("no stream", await body_of(response, LARGEST_ERROR))
         reader = StreamReader(answer)
         while data := await response.content.readany():
             reader.feed(data, time.perf_counter())

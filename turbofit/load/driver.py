@@ -12,14 +12,11 @@ import random
 import time
 from typing import TYPE_CHECKING, Final
 
-from msgspec.structs import replace
-
 from turbofit.core.process.progress import Step
 from turbofit.core.units import doubled
-from turbofit.load.trace import TracedRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable
 
     from turbofit.load.client import Answer
     from turbofit.load.spec import LoadSpec
@@ -41,15 +38,13 @@ class LoadRun:
     def __init__(
         self,
         spec: LoadSpec,
-        trace: Sequence[TracedRequest],
-        ask: Callable[[TracedRequest], Awaitable[Answer]],
+        ask: Callable[[], Awaitable[Answer]],
         tick: Callable[[LoadRun], None] = lambda _: None,
     ) -> None:
         self.spec, self._ask, self._tick = spec, ask, tick
-        self._requests = requests_of(spec, trace)
         #: All requests that have ended, in the order of their ends.
         self.answers: list[Answer] = []
-        self.began = self.opened = time.perf_counter()
+        self.opened = time.perf_counter()
         self.closed: float | None = None
         #: Why the load ended early; empty if it did not.
         self.stopped = ""
@@ -67,13 +62,13 @@ class LoadRun:
         self._end.set()
 
     async def run(self) -> None:
-        self.began = self.opened = time.perf_counter()
+        self.opened = time.perf_counter()
         self._open_if_warm()
         self._spawn(self._heartbeat())
         for _ in range(self.spec.at_once or 0):
             self._spawn(self._place())
-        if self.spec.at_once is None:
-            self._spawn(self._arrivals())
+        if self.spec.rate is not None:
+            self._spawn(self._arrivals(self.spec.rate))
         try:
             await self._end.wait()
         finally:
@@ -102,34 +97,30 @@ class LoadRun:
     async def _place(self) -> None:
         """Run one place of a closed loop: one request after another."""
         failures = 0
-        for request in self._requests:
-            answer = await self._request(request)
+        while True:
+            answer = await self._request()
             failures = failures + 1 if answer.kind else 0
             if failures:
                 pause = doubled(_PAUSE, failures - 1, _LONGEST_PAUSE)
                 await asyncio.sleep(max(pause, answer.retry_after))
 
-    async def _arrivals(self) -> None:
-        """Send requests at their times, even if earlier ones failed; late ones are sent, too."""
-        begun = time.perf_counter()
-        for request in self._requests:
-            wait = begun + request.at - time.perf_counter()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            else:
-                self.late = max(self.late, -wait)
-                await asyncio.sleep(0)
-            self._spawn(self._request(request))
-        await asyncio.sleep(0)  # lets the last one begin
-        self._close()
+    async def _arrivals(self, rate: float) -> None:
+        """Send requests at random times (Poisson), even if earlier ones failed, or came late."""
+        at = time.perf_counter()
+        while True:
+            late = time.perf_counter() - at
+            self.late = max(self.late, late)
+            await asyncio.sleep(max(0.0, -late))
+            self._spawn(self._request())
+            at += random.expovariate(rate)
 
-    async def _request(self, request: TracedRequest) -> Answer:
+    async def _request(self) -> Answer:
         counts = self.in_window
         self._left += counts
         self._begun += counts
         if counts and self._begun == self.spec.requests:
             self._close()
-        answer = await self._ask(request)
+        answer = await self._ask()
         answer.counts = counts
         self.answers.append(answer)
         self._left -= counts
@@ -171,26 +162,3 @@ class LoadRun:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def requests_of(spec: LoadSpec, trace: Sequence[TracedRequest] = ()) -> Iterator[TracedRequest]:
-    """The requests of a trace, once, or random ones without end; in an open loop with times."""
-    for line in trace:
-        yield replace(line, at=line.at / spec.trace_speed)
-    # Pauses have their own random numbers, so that another rate sends the same requests.
-    draw, pauses, at = random.Random(spec.seed), random.Random(f"{spec.seed} arrivals"), 0.0
-    while not trace:
-        yield TracedRequest(
-            at=at,
-            prompt_tokens=_about(draw, spec.prompt_tokens, spec.prompt_spread),
-            output_tokens=_about(draw, spec.output_tokens, spec.output_spread),
-            images=tuple(draw.choice(spec.image_size) for _ in range(spec.images)),
-        )
-        if spec.rate is not None:
-            at += 1 / spec.rate if spec.evenly else pauses.expovariate(spec.rate)
-
-
-def _about(draw: random.Random, mean: int, spread: float) -> int:
-    """A random whole number, evenly distributed within the spread around the mean."""
-    half = int(mean * spread)
-    return max(1, mean + draw.randint(-half, half))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.core.json_types import JsonObject
-    from turbofit.load.trace import TracedRequest
+    from turbofit.load.spec import LoadSpec
 
 #: English words that are one token, with the space before them, in most tokenizers.
 _WORDS: Final = [
@@ -31,31 +31,27 @@ _WORDS: Final = [
 
 
 class PromptWriter:
-    """Makes bodies for chat completions, whose first ``shared`` words are equal.
+    """Makes bodies for chat completions, alike in all but their words and the images' colours."""
 
-    ``seed`` determines the words and the colours. A request without a length gets one token.
-    """
+    def __init__(self, model: str, spec: LoadSpec) -> None:
+        self._model, self._spec = model, spec
+        self._common = _text(spec.shared_prefix)
 
-    def __init__(self, model: str, seed: int, *, shared: int = 0, stop_early: bool = False) -> None:
-        self._model, self._shared, self._stop_early = model, shared, stop_early
-        self._draw = random.Random(f"{seed} prompts")
-        self._common = _text(random.Random(f"{seed} common"), 1 << 12).split()
-
-    def body(self, request: TracedRequest) -> JsonObject:
+    def body(self) -> JsonObject:
         """The body of one request, streamed, with the usage at the end."""
-        images = [_image(width, height, self._draw) for width, height in request.images]
-        tokens = max(1, request.text_tokens)
-        alike = min(tokens - 1, self._shared)
-        begin = [self._common[place % len(self._common)] for place in range(alike)]
-        prompt = " ".join([*begin, _text(self._draw, tokens - alike)])
+        spec = self._spec
+        width, height = spec.image_size
+        pictures = [png(width, height, random.getrandbits(24)) for _ in range(spec.images)]
+        images = [f"data:image/png;base64,{b64encode(data).decode()}" for data in pictures]
+        prompt = f"{self._common} {_text(spec.prompt_tokens - spec.shared_prefix)}".lstrip()
         return {
             "model": self._model,
             "messages": [user_message(prompt, images)],
-            "max_tokens": max(1, request.output_tokens),
+            "max_tokens": spec.output_tokens,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
-            **({} if self._stop_early else {"ignore_eos": True}),
+            **({} if spec.stop_early else {"ignore_eos": True}),
         }
 
 
@@ -85,9 +81,5 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def _image(width: int, height: int, draw: random.Random) -> str:
-    return f"data:image/png;base64,{b64encode(png(width, height, draw.getrandbits(24))).decode()}"
-
-
-def _text(draw: random.Random, words: int) -> str:
-    return " ".join(draw.choices(_WORDS, k=words))
+def _text(words: int) -> str:
+    return " ".join(random.choices(_WORDS, k=words))

@@ -7,10 +7,9 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from turbofit.core.errors import UsageError
-from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
+from turbofit.core.validation import SECONDS, Metavar, Validated
 from turbofit.planning.request import Count, Positive, Size, Tokens
 
-Share = Annotated[float, Field(ge=0, lt=1), Metavar("SHARE")]
 Seconds = Annotated[float, Field(gt=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 
 _SECONDS: Final = 60.0
@@ -21,21 +20,14 @@ class LoadSpec(Validated):
     """One load. Without a rate it is a closed loop: each answer lets the next request begin."""
 
     images: Count = Field(default=1, description="images a request")
-    image_size: Annotated[tuple[Size, ...], Field(strict=False)] = Field(
-        default=((1024, 768),),
-        description="width and height of an image; of several each is as likely",
-    )
+    image_size: Size = Field(default=(1024, 768), description="width and height of an image")
     prompt_tokens: Tokens = Field(
         default=256, description="words before an answer, about a token each"
-    )
-    prompt_spread: Share = Field(
-        default=0.0, description="0.5: lengths from half to one and a half of --prompt-tokens"
     )
     shared_prefix: Count = Field(
         default=0, description="tokens with which all prompts begin alike, of --prompt-tokens"
     )
     output_tokens: Tokens = Field(default=128, description="tokens of an answer")
-    output_spread: Share = Field(default=0.0, description="as --prompt-spread, of answers")
     stop_early: bool = Field(
         default=False,
         description="an answer may end before its --output-tokens (else ignore_eos is sent)",
@@ -49,14 +41,6 @@ class LoadSpec(Validated):
         default=None,
         description="requests that arrive a second, whatever is answered: an open loop (Poisson)",
     )
-    evenly: bool = Field(default=False, description="with --rate: equal times between arrivals")
-    trace: FilePath | None = Field(
-        default=None,
-        description="requests and their times of arrival, as `serve --record-trace` writes them",
-    )
-    trace_speed: Annotated[float, Field(gt=0, lt=1e6), Metavar("FACTOR")] = Field(
-        default=1.0, description="2: the trace in half its time"
-    )
     requests: Positive | None = Field(default=None, description="requests that are measured")
     seconds: Seconds | None = Field(
         default=None,
@@ -65,13 +49,9 @@ class LoadSpec(Validated):
     warm_up: Count | None = Field(
         default=None,
         description="requests that come before and do not count (default: --concurrency; 8 with "
-        "--rate; 0 with --trace)",
-    )
-    silence: Seconds = Field(
-        default=120.0, description="a request without a byte for so long has stalled"
+        "--rate)",
     )
     timeout: Seconds = Field(default=600.0, description="the longest that a request may take")
-    seed: Count = Field(default=0, description="of all that is drawn")
 
     def check(self) -> None:
         """Refuse options that contradict each other.
@@ -79,15 +59,11 @@ class LoadSpec(Validated):
         Raises:
             UsageError: the first such option.
         """
-        arrivals = {"--concurrency": self.concurrency, "--rate": self.rate, "--trace": self.trace}
-        named = [name for name, value in arrivals.items() if value is not None]
-        if len(named) > 1:
+        if self.concurrency is not None and self.rate is not None:
             raise UsageError(
-                f"{named[0]} and {named[1]} do not go together",
-                hint="a load is a closed loop, an open loop or a trace",
+                "--concurrency and --rate do not go together",
+                hint="a load is a closed loop or an open one",
             )
-        if self.evenly and self.rate is None:
-            raise UsageError("--evenly needs --rate", hint="add --rate, or leave --evenly out")
         if self.shared_prefix >= self.prompt_tokens and self.shared_prefix:
             raise UsageError(
                 f"--shared-prefix {self.shared_prefix} is no part of {self.prompt_tokens} tokens",
@@ -96,23 +72,17 @@ class LoadSpec(Validated):
 
     @property
     def at_once(self) -> int | None:
-        """Requests at once in a closed loop; None for other loads."""
-        if self.rate is not None or self.trace is not None:
-            return None
-        return self.concurrency or _CONCURRENCY
+        """Requests at once in a closed loop; None in an open one."""
+        return None if self.rate is not None else self.concurrency or _CONCURRENCY
 
     @property
     def measured_seconds(self) -> float | None:
-        """Seconds of the window; None if requests are counted, or the trace ends it."""
-        if self.seconds is None and self.requests is None and self.trace is None:
+        """Seconds of the window; None if requests are counted."""
+        if self.seconds is None and self.requests is None:
             return _SECONDS
         return self.seconds
 
     @property
     def warm_up_requests(self) -> int:
         """The number of requests before the window."""
-        if self.warm_up is not None:
-            return self.warm_up
-        if self.trace is not None:
-            return 0
-        return self.at_once or _CONCURRENCY
+        return (self.at_once or _CONCURRENCY) if self.warm_up is None else self.warm_up

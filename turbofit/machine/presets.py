@@ -187,13 +187,23 @@ def nominal_gigabytes(key: str) -> int:
     return int(sized[1]) if sized else round(load_preset(key).total_mib.value / 1024)
 
 
-def assumed_note(name: str, count: int) -> str | None:
-    """The note on an assumed memory size or form of a card, for a name that leaves it open."""
+def assumed_note(name: str, count: int, *, sized: bool = False) -> str | None:
+    """The note on an assumed memory size or form of a card, for a name that leaves it open.
+
+    ``sized``: the size is given, and only the form (NVLink) may be assumed.
+    """
     wanted = bare_name(name)
     for typed, assumed in _names().assumed.items():
         if bare_name(typed) == wanted:
-            return assumed.note if assumed.when == "always" or count > 1 else None
+            said = not sized if assumed.when == "always" else count > 1
+            return assumed.note if said else None
     return None
+
+
+@cache
+def usual_assumptions() -> frozenset[str]:
+    """The notes on the usual size or form of a card, which a plan's whole text alone says."""
+    return frozenset(assumed.note for assumed in _names().assumed.values())
 
 
 def match_preset(gpu: Gpu) -> GpuPreset | None:
@@ -297,6 +307,12 @@ def context_bytes(gpu: Gpu) -> tuple[int, str]:
     return high * MIB, _note(low, high, f"rule for {gpu.sm_count} SMs from {rule.source}")
 
 
+def is_measured(gpu: Gpu) -> bool:
+    """Whether contexts and libraries were measured on such a card, by a run of `bench/gpu`."""
+    preset = match_preset(gpu)
+    return preset is not None and "bench/gpu" in preset.context_mib.source
+
+
 @cache
 def _matched(name: str, total: int | Literal["NA"]) -> str | None:
     """The preset of this name whose card has ``total`` bytes of memory, within a tolerance."""
@@ -309,6 +325,28 @@ def _matched(name: str, total: int | Literal["NA"]) -> str | None:
         if abs(total - whole) <= _SAME_MEMORY * whole:
             return twin
     return None
+
+
+def spec_name(name: str, total: int) -> str:
+    """The SPEC name of the card of this chip with ``total`` bytes; ``name`` itself if that is 0."""
+    found = find_preset(name)
+    if found is None or not total:
+        return name
+    chip = found.partition("-")[0]
+    for key in (found, *(key for key in presets_with([chip]) if key.partition("-")[0] == chip)):
+        preset = load_preset(key)
+        if abs(preset.total - preset.reserved - total) <= total * _SAME_MEMORY:
+            return key
+    return f"{found}:total={total // MIB}MiB"
+
+
+def nearest_in_memory(total: int) -> str:
+    """The card whose free memory without any process is nearest to ``total`` bytes."""
+
+    def apart(key: str) -> int:
+        return abs(load_preset(key).total - load_preset(key).reserved - total)
+
+    return min(preset_names(), key=apart)
 
 
 def _note(low: int, high: int, source: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,8 @@ from turbofit.core.machine import MACHINE_SCHEMA, Gpu, Machine, Measured
 from turbofit.core.process.files import write_output
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import NA, NaType, Struct, decode, known, to_json
-from turbofit.machine.presets import match_preset
+from turbofit.core.units import MIB
+from turbofit.machine.presets import match_key, match_preset
 from turbofit.machine.unlisted import slow_card, vgpu_of
 from turbofit.machine.visible import select
 
@@ -127,7 +129,7 @@ def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
     if lacking:
         what += (
             f"; not known are its {', '.join(lacking)}, which count in memory as the most of all"
-            " cards and in speed as a slow card: turbofit machine --measure"
+            " cards and in speed as a slow card: turbofit calibrate measures it"
         )
     return f"{gpu.name} {what}" if what else None
 
@@ -257,3 +259,13 @@ def _impossible_gpu(gpu: Gpu) -> str | None:
         return "has no possible speed"
     texts = (gpu.name, gpu.uuid, *(holder.name for holder in gpu.holders))
     return None if all(map(str.isprintable, texts)) else "has an unprintable name"
+
+
+def spec_of(machine: Machine) -> str:
+    """The machine as a SPEC that people can type: its equal cards, and what others hold of them."""
+    groups = []
+    for gpu in machine.gpus:
+        used = known(gpu.used, 0)
+        name = match_key(gpu) or f"{gpu.name}:total={gpu.usable // MIB}MiB"
+        groups.append(f"{name}:used={used // MIB}MiB" if used else name)
+    return "+".join(f"{len(list(equal))}x{group}" for group, equal in groupby(groups))

@@ -195,6 +195,11 @@ def _cards_and_options(spec: str) -> tuple[list[str], list[str]]:
                 options.append(part)
             elif alone and _SIZE.fullmatch(part):
                 cards[-1], alone = f"{cards[-1]} {part}", False
+            elif cards and _SIZE.fullmatch(part):
+                _refuse(
+                    f"{part} alone, behind a comma, is no card",
+                    "give each card its size: l4:used=2GiB+l4:used=9GiB",
+                )
             else:
                 cards += map(str.strip, _JOINT.split(part))
                 alone = not _ANY.fullmatch(cards[-1]) and ":" not in cards[-1]
@@ -279,7 +284,11 @@ def _card(name: str, count: int, given: dict[str, str]) -> _Card:
         return _any_card(name, given)
     _refuse_capability(name, given)
     preset = load_preset(key)
-    return _Card(gpu=_of_preset(preset), preset=preset, note=assumed_note(name, count))
+    return _Card(
+        gpu=_of_preset(preset),
+        preset=preset,
+        note=assumed_note(name, count, sized="total" in given),
+    )
 
 
 def _refuse_capability(name: str, given: dict[str, str]) -> None:

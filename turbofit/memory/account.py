@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple, TypeAlias
 
 from msgspec import UNSET
 
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Calibration, Gpu, Machine
+from turbofit.core.memory_stack import BEFORE_CACHE
 from turbofit.core.model import Model
 from turbofit.core.plan import (
     Basis,
@@ -23,6 +24,7 @@ from turbofit.core.plan import (
     HostMemory,
     Limits,
     Phase,
+    Plan,
     PlannedEngine,
     Settings,
     Term,
@@ -30,6 +32,15 @@ from turbofit.core.plan import (
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import round_up
 from turbofit.memory.kv_cache import CacheShape, LoggedSlab
+from turbofit.memory.worst_images import Maker, Meeting, Text, over_edges, side_by_side
+
+
+class Load(Struct):
+    """The worst request: ``tokens`` of prompt and answer, ``images``, and units of all images."""
+
+    tokens: int
+    images: int
+    units: int
 
 
 class VisionLoad(Struct):
@@ -46,6 +57,10 @@ class VisionLoad(Struct):
     @property
     def units_per_request(self) -> int:
         return self.units_per_image * self.images_per_request
+
+    def of(self, tokens: int) -> Load:
+        """The worst request of so many tokens."""
+        return Load(tokens=tokens, images=self.images_per_request, units=self.units_per_request)
 
     def budgeted_units(self, bound: int) -> int:
         """Units of a forward in the peak: the engine's bound, or the plan's if that is lower."""
@@ -64,6 +79,10 @@ def vision_load_within(limits: Limits) -> VisionLoad:
 NO_IMAGES = VisionLoad(units_per_image=0, images_per_request=0, tokens_per_request=0)
 
 
+#: The device (its place in a group) of each decoder layer; None: it is on no device.
+Placement: TypeAlias = tuple[int | None, ...]
+
+
 class EngineLaunch(Struct):
     """One engine on one group of GPUs, before it is launched.
 
@@ -71,7 +90,8 @@ class EngineLaunch(Struct):
     clients can cause. ``margins`` are the bytes to leave free on each GPU; ``saved`` is the part of
     each margin that a calibration makes unnecessary; ``withheld`` the part that a budget withholds.
     ``free_at_cache`` are the free bytes, from a log, when the cache was sized: they replace all
-    terms before the cache.
+    terms before the cache. ``placement`` is that of an engine that splits a model by its layers; by
+    default its best.
     """
 
     model: Model
@@ -83,6 +103,7 @@ class EngineLaunch(Struct):
     saved: tuple[int, ...] = ()
     withheld: tuple[int, ...] = ()
     free_at_cache: int | None = None
+    placement: Placement = ()
 
     def margins_with(self, calibration: Calibration | None) -> tuple[int, ...]:
         """Bytes to leave free on each GPU; fewer if a calibration measured the libraries."""
@@ -372,7 +393,7 @@ def given(gpu: Gpu, free: int) -> Term:
     """All memory in use before the cache as one term, from the free bytes in a log."""
     before = gpu.usable - free
     note = "all that is not free when the cache is sized"
-    return term("before_cache", "before", before, "measured", note)
+    return term(BEFORE_CACHE, "before", before, "measured", note)
 
 
 def total_bytes(terms: Sequence[Term]) -> int:
@@ -481,6 +502,26 @@ class Engine(ABC):
     @abstractmethod
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """The most vision units in one forward; an upper bound."""
+
+    def worst_images(
+        self, plan: Plan, make: Maker, text: Text, *, several: bool = False
+    ) -> Meeting:
+        """Images of one prompt that bring the units of the plan's peak into one forward, or nearly.
+
+        ``several``: a percent fewer units, of images that are smaller than one alone.
+        """
+        limits, forward = plan.limits, self.forward_tokens(plan.settings)
+        units, most = limits.units_per_forward, limits.units_per_image
+        room = plan.kv.longest_request_tokens - text.after
+        alone = make(units, room - text.before - text.around)
+        if not self.encodes_again:  # an image is never cut, and may be longer than a forward
+            largest = make(most, room)
+            longest = 0 if largest is None else largest.tokens + text.around
+            tokens = min(room - text.before, max(forward - text.before, longest))
+            return side_by_side(lambda u, t: make(min(u, most), t), units, tokens, text)
+        if alone is not None and not several and (units <= most or alone.units > most):
+            return Meeting(alone.units, [alone])
+        return over_edges(make, units, room, forward, text, share=0.99 if several else 1.0)
 
     def forward_tokens(self, settings: Settings) -> int:
         """The most tokens in one forward."""

@@ -1,217 +1,212 @@
-"""Places the decoder layers of a model copy on a group of GPUs: one device for each layer.
+"""Places the decoder layers of a model on groups of GPUs, for an engine that splits by layers.
 
-It is for engines that split a model by its layers. The engine gives the sizes of layers, prompts
-and tower; the placement of layers is the same for all such engines.
+A placement is the device (its place in the group) of each decoder layer; None: it is offloaded.
+Vision tower and embeddings are on device 0; the last norm is on the last device, and so is lm_head
+unless it is tied to the embeddings.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu
-from turbofit.core.model import Model
-from turbofit.core.struct import Struct
+from turbofit.core.model import DTYPE_BYTES, Model
+from turbofit.core.struct import known
 from turbofit.core.units import MIB, bisect
-from turbofit.memory.account import Account, Engine, EngineLaunch, VisionLoad
+from turbofit.machine.presets import context_bytes
+from turbofit.memory.account import AMPERE, HOPPER, Load, Placement, capability_of
+from turbofit.memory.transformers.activations import prefill_bytes, vision_bytes
+from turbofit.memory.transformers.components import components, layout_of
+
+#: Bytes of a vocabulary entry: logits, their 32-bit copy, sorted values and indices, sums.
+_SAMPLING: Final = 64
+#: Embeddings, their copy that contains the images' features, the features, the mask, and the 64-bit
+#: sum over the mask that finds each feature's place.
+_SCATTER: Final = 12
+#: The cuBLAS workspace that torch allocates, once for the library and once for cuBLASLt; by Hopper.
+_WORKSPACE: Final = {False: 2 * 9 * MIB, True: 2 * 32 * MIB}
+#: Rounding of torch's allocator, in segments of weights; measured 8 to 57 MiB.
+_ROUNDING: Final = 64 * MIB
+#: Memory reserved beyond allocations at the peak, with expandable segments: measured 1 to 8 %.
+_FRAGMENTS_PERCENT: Final = 10
+#: Tensors that the loader has at once while it casts.
+_LOADERS: Final = 4
+#: Additional memory of joining experts, as a multiple of one layer's experts.
+_JOINED: Final = 2
 
 
-class Load(Struct):
-    """The worst request: ``tokens`` of prompt and answer, ``images``, and units of all images."""
-
-    tokens: int
-    images: int
-    units: int
+def workspace(gpu: Gpu) -> int:
+    """The bytes of cuBLAS's workspaces on a card."""
+    return _WORKSPACE[capability_of(gpu) >= HOPPER]
 
 
-def load_of(vision_load: VisionLoad, tokens: int) -> Load:
-    return Load(
-        tokens=tokens, images=vision_load.images_per_request, units=vision_load.units_per_request
-    )
+class ModelCopies:
+    """The bytes of a model's copies, one on each group of GPUs, all with the same placement.
 
+    A place has the room of its tightest GPU in any group, and the matrix of all pairs if one of
+    them stores it. Under where a group has more room at its first places: it may hold more there.
+    ``margins`` are the bytes to leave free on each GPU, by its index.
 
-class Placement(Struct):
-    """The device (its place in the group) of each decoder layer; None: it is offloaded.
-
-    Vision tower and embeddings are on device 0; the last norm is on the last device, and so is
-    lm_head unless it is tied to the embeddings.
+    Raises:
+        UsageError: Transformers does not serve the model.
     """
 
-    devices: int
-    layers: tuple[int | None, ...]
+    def __init__(
+        self,
+        model: Model,
+        dtype: str,
+        groups: Sequence[Sequence[Gpu]],
+        margins: Mapping[int, int],
+    ) -> None:
+        self.model, self.dtype, self.groups = model, dtype, groups
+        self.layout, self.parts = layout_of(model), components(model, dtype)
+        self.devices, self._width = len(groups[0]), DTYPE_BYTES[dtype]
+        #: Bytes of rounding, with the holes of joining experts: measured 0.3 of a layer's.
+        self.rounding = _ROUNDING + self.parts.experts // 2
+        places = list(zip(*groups, strict=True))
+        #: Bytes of each place for weights, cache and activations.
+        self.rooms = [min(self._room(gpu, margins[gpu.index]) for gpu in gpus) for gpus in places]
+        #: Whether attention at each place stores the matrix of all pairs. Torch's memory-efficient
+        #: kernel does not accept grouped heads, and the flash kernel needs Ampere. Over: a card of
+        #: unknown capability counts as older.
+        grouped = model.text.heads != model.text.kv_heads
+        self.writes_matrix = [
+            grouped and any(capability_of(gpu, unknown=(0, 0)) < AMPERE for gpu in gpus)
+            for gpus in places
+        ]
 
-    @property
-    def offloaded(self) -> tuple[int, ...]:
-        """The numbers of the layers that are on no device."""
-        return tuple(n for n, place in enumerate(self.layers) if place is None)
+    def _room(self, gpu: Gpu, margin: int) -> int:
+        fixed = context_bytes(gpu)[0] + workspace(gpu) + self.rounding
+        return gpu.usable - known(gpu.used, 0) - margin - fixed
 
-
-class Layer(Struct):
-    """One decoder layer: bytes of its weights, and of its KV cache for one token and one image.
-
-    ``kv_per_image`` is for layers that attend to an image's features instead of tokens
-    (Llama-3.2-Vision: 6404 positions an image, for every prompt).
-    """
-
-    weights: int
-    kv_per_token: int
-    kv_per_image: int = 0
-
-    def kv(self, tokens: int, images: int) -> int:
-        return self.kv_per_token * tokens + self.kv_per_image * images
-
-
-class Components(Struct):
-    """The weight bytes of each component, in the served dtype.
-
-    ``vision`` is tower, projector and bare parameters; ``head`` is 0 if it is ``tied`` to the
-    embeddings. ``experts``, of one layer, are also contained in `layers`.
-    """
-
-    vision: int
-    embeddings: int
-    layers: tuple[Layer, ...]
-    norm: int
-    head: int
-    tied: bool
-    experts: int = 0
-
-    @property
-    def weights(self) -> int:
-        layers = sum(layer.weights for layer in self.layers)
-        return self.vision + self.embeddings + layers + self.norm + self.head
-
-
-class LayeredCopy(ABC):
-    """The bytes of one copy of a model on a group of GPUs; a GPU's position is its place."""
-
-    model: Model
-    dtype: str
-    gpus: tuple[Gpu, ...]
-    parts: Components
-
-    @abstractmethod
-    def room(self, place: int) -> int:
-        """Bytes of the card for weights, cache and activations."""
-
-    @abstractmethod
-    def writes_matrix(self, place: int) -> bool:
-        """Whether attention on this card stores the matrix of all pairs."""
-
-    @abstractmethod
-    def resident_bytes(self, place: int, devices: int) -> int:
-        """Bytes of the weights on this card outside the decoder layers."""
-
-    @abstractmethod
     def vision(self, place: int, load: Load) -> int:
-        """Bytes of the vision tower's forward; the request's cache is empty at that time."""
+        """Bytes of the vision tower's forward at a place; the request's cache is then empty."""
+        if place:
+            return 0
+        return _rounded(vision_bytes(self.model, self.layout, load.units, self._width))
 
-    @abstractmethod
     def activations(self, place: int, load: Load, *, block: int = 0) -> dict[str, int]:
         """Alternatives besides a full cache; ``block``: bytes of an offloaded layer's weights."""
+        model, width, matrix = self.model, self._width, self.writes_matrix[place]
+        here = load if place == 0 else replace(load, units=0)
+        alternatives = {
+            "prefill": prefill_bytes(model, here, width, writes_matrix=matrix) + block,
+            "sampling": _SAMPLING * model.text.vocab + block,
+        }
+        if place == 0 and load.images and model.image_rule is not None:
+            alternatives["image_features"] = _SCATTER * load.tokens * model.text.hidden * width
+        return {name: _rounded(size) for name, size in alternatives.items() if size}
 
-    @abstractmethod
     def staging(self) -> int:
-        """Bytes that loading needs in addition to the weights."""
+        """Bytes that loading needs besides the weights if it casts them or joins experts.
 
-    @abstractmethod
-    def cached(self, layers: Sequence[Layer], load: Load) -> int:
-        """Bytes of the cache of some layers."""
+        Transformers joins the experts of a layer into one tensor: torch was seen to hold
+        additionally 1.0 to 1.5 times their bytes.
+        """
+        joined, text = _JOINED * self.parts.experts, self.model.text
+        if self.dtype == self.model.dtype:
+            return joined
+        largest = max(text.vocab, text.intermediate) * text.hidden * DTYPE_BYTES[self.model.dtype]
+        return joined + largest * _LOADERS
 
-    @abstractmethod
-    def device_map(self, placement: Placement, host: int | None) -> dict[str, int | str]:
-        """The device map in the engine's names; ``host``: bytes for offloaded layers."""
+    def cached(self, layers: Iterable[int], load: Load) -> int:
+        """Bytes of the cache of some layers, by their numbers."""
+        kv = (self.parts.layers[number].kv(load.tokens, load.images) for number in layers)
+        return _rounded(sum(kv))
 
-    def block(self, offloaded: Sequence[int]) -> int:
+    def block(self, offloaded: Iterable[int]) -> int:
         """Bytes of the largest offloaded layer, which passes through the first device."""
         return max((self.parts.layers[number].weights for number in offloaded), default=0)
 
+    def device_map(self, placement: Placement, host: int | None) -> dict[str, int | str]:
+        """The device map with Transformers' module names.
 
-class LayeredEngine(Engine):
-    """The base of engines that split a model by its layers."""
-
-    @abstractmethod
-    def copy(
-        self, model: Model, dtype: str, gpus: Sequence[Gpu], margins: Sequence[int]
-    ) -> LayeredCopy:
-        """Make one copy of a model on a group of GPUs."""
-
-    @abstractmethod
-    def tightest(self, copies: Sequence[LayeredCopy]) -> LayeredCopy:
-        """One copy for several groups: all that it can hold, each group can hold, too."""
-
-    @abstractmethod
-    def placed(self, launch: EngineLaunch, placement: Placement) -> Account:
-        """Make the account of one copy with placed layers."""
+        ``host`` is the host memory in bytes for offloaded layers; None: unknown. Layers that do not
+        fit are read from disk for every token.
+        """
+        text, taken, last = self.layout.text, 0, self.devices - 1
+        first = (*self.layout.first, f"{text}.embed_tokens", f"{text}.rotary_emb")
+        mapping: dict[str, int | str] = dict.fromkeys(first, 0)
+        for number, place in enumerate(placement):
+            taken += self.parts.layers[number].weights if place is None else 0
+            away = "cpu" if host is None or taken <= host else "disk"
+            mapping[f"{text}.layers.{number}"] = away if place is None else place
+        return {**mapping, f"{text}.norm": last, "lm_head": 0 if self.parts.tied else last}
 
 
-def best_placement(copy: LayeredCopy, load: Load) -> Placement:
-    """The best placement: all layers on GPUs, else as many as fit, else none."""
-    return place_all(copy, load) or fewest_offloaded(copy, load) or nowhere(copy)
+def _rounded(size: int) -> int:
+    return -(-size * (100 + _FRAGMENTS_PERCENT) // 100)
 
 
-def nowhere(copy: LayeredCopy) -> Placement:
-    return Placement(devices=len(copy.gpus), layers=(None,) * len(copy.parts.layers))
+def offloaded(placement: Placement) -> list[int]:
+    """The numbers of the layers that are on no device."""
+    return [number for number, place in enumerate(placement) if place is None]
 
 
-def holds(copy: LayeredCopy, load: Load) -> bool:
-    """Whether the copy's GPUs can hold the whole model for this request."""
-    return _filled(copy, load, 0, 0) is not None
+def best_placement(copies: ModelCopies, load: Load) -> Placement:
+    """All layers on GPUs, else as many as fit; all are offloaded if even that does not fit."""
+    layers = copies.parts.layers
+    return place_all(copies, load) or fewest_offloaded(copies, load) or (None,) * len(layers)
 
 
-def place_all(copy: LayeredCopy, load: Load) -> Placement | None:
+def place_all(copies: ModelCopies, load: Load) -> Placement | None:
     """The placement that leaves the most memory on every device; None if it does not fit.
 
     Layers stay in order, since each cut costs one transfer for each token.
     """
-    placement = _filled(copy, load, 0, 0)
-    if placement is None or len(copy.gpus) == 1:
+    placement = filled(copies, load)
+    if placement is None or copies.devices == 1:
         return placement
-    most = max(copy.room(place) for place in range(len(copy.gpus)))
-    spare, _ = bisect(lambda room: _filled(copy, load, 0, room) is not None, 0, most, MIB)
-    return _filled(copy, load, 0, spare)
+
+    def leaves(spare: int) -> bool:
+        return filled(copies, load, spare=spare) is not None
+
+    return filled(copies, load, spare=bisect(leaves, 0, max(copies.rooms), MIB)[0])
 
 
-def fewest_offloaded(copy: LayeredCopy, load: Load) -> Placement | None:
+def fewest_offloaded(copies: ModelCopies, load: Load) -> Placement | None:
     """The placement with the fewest offloaded layers; None if offloading all is not enough."""
-    count = len(copy.parts.layers)
-    if _filled(copy, load, count, 0) is None:
-        return None
-    few = bisect_left(range(count), True, key=lambda n: _filled(copy, load, n, 0) is not None)
-    return _filled(copy, load, few, 0)
+    count = len(copies.parts.layers)
+
+    def fits(off: int) -> bool:
+        return filled(copies, load, off) is not None
+
+    return filled(copies, load, bisect_left(range(count), True, key=fits))
 
 
-def _filled(copy: LayeredCopy, load: Load, offloaded: int, spare: int) -> Placement | None:
-    """Fill the devices with layers in order, leaving ``spare`` bytes on each; None if too many.
+def filled(copies: ModelCopies, load: Load, off: int = 0, spare: int = 0) -> Placement | None:
+    """Fill the devices with layers in order; None if they do not hold them.
 
-    Offloaded layers come after those of the first device, which runs them; on a single device they
-    are in the middle.
+    ``off`` layers are offloaded: they come after those of the first device, which runs them; on a
+    single device they are in the middle. ``spare`` bytes are left on each device.
     """
-    devices, count = len(copy.gpus), len(copy.parts.layers)
+    parts = copies.parts
+    count, last = len(parts.layers), copies.devices - 1
     resident: list[int | None] = []
-    # The cache of each layer; that of offloaded layers is on the first device.
-    caches = [copy.cached([layer], load) for layer in copy.parts.layers]
-    guests = sum(caches[:offloaded])
-    for place in range(devices):
-        block = copy.block(range(count)) if place == 0 and offloaded else 0
-        text = max(copy.activations(place, load, block=block).values())
+    caches = [copies.cached([number], load) for number in range(count)]
+    for place, card in enumerate(copies.rooms):
+        block = copies.block(range(count)) if place == 0 and off else 0
+        text = max(copies.activations(place, load, block=block).values())
         # Temporary memory of loading, and the tower, use the memory of the cache before it exists.
-        early = max(copy.vision(place, load), copy.staging())
-        room = copy.room(place) - copy.resident_bytes(place, devices) - spare
-        weights, cache = 0, guests if place == 0 else 0
-        if max(early, cache + text) > room:
+        early = max(copies.vision(place, load), copies.staging())
+        weights = parts.vision + parts.embeddings if place == 0 else 0
+        weights += parts.norm + parts.head if place == last else 0
+        # The cache of offloaded layers is on the first device.
+        cache = sum(caches[:off]) if place == 0 else 0
+        if weights + max(early, cache + text) > card - spare:
             return None
-        while len(resident) < count - offloaded:
-            number = len(resident)
-            weights += copy.parts.layers[number].weights
-            cache += caches[number]
-            if weights + max(early, cache + text) > room:
+        while len(resident) < count - off:
+            weights += parts.layers[len(resident)].weights
+            cache += caches[len(resident)]
+            if weights + max(early, cache + text) > card - spare:
                 break
             resident.append(place)
-    if len(resident) < count - offloaded:
+    if len(resident) < count - off:
         return None
-    first = sum(1 for place in resident if place == 0)
-    at = (first + 1) // 2 if devices == 1 else first
-    without: list[int | None] = [None] * offloaded
-    return Placement(devices=devices, layers=(*resident[:at], *without, *resident[at:]))
+    first = resident.count(0)
+    at = (first + 1) // 2 if copies.devices == 1 else first
+    return (*resident[:at], *[None] * off, *resident[at:])

@@ -1,6 +1,6 @@
 """What logs tell, as types: events of engines, torch, Python, the host and nvidia-smi.
 
-`observe.log_reader` makes them, one of a line; `observe.engine_end` says which kind of death one
+`observe.log_reader` makes them, one of a line; `observe.death` says which kind of death one
 tells of. Sizes are bytes.
 """
 
@@ -213,12 +213,17 @@ class TorchMemory(Struct):
         return self.requested - self.free
 
     @property
-    def outside_torch(self) -> int:
-        """Bytes of this process that are neither torch's allocator nor a CUDA context."""
-        if self.process is None or self.allocated is None or not self.context:
+    def beyond(self) -> int:
+        """Bytes of all figures beyond the card's: more than 0 where they contradict each other."""
+        parts = (self.process, self.free, *(size for _, size in self.others))
+        return 0 if self.total is None else sum(part or 0 for part in parts) - self.total
+
+    @property
+    def unexplained(self) -> int:
+        """Bytes of the card of no process in the text, without one context of this process."""
+        if self.total is None or self.process is None or self.free is None:
             return 0
-        rest = self.process - self.allocated - (self.cached or 0)
-        return rest if rest > CONTEXT else 0
+        return max(0, -self.beyond if self.context else -self.beyond - CONTEXT)
 
     @property
     def figures(self) -> int:

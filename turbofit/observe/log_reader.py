@@ -63,6 +63,8 @@ def _row(words: str, pattern: str, make: Callable[[re.Match[str]], Struct | None
 
 
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
+#: A progress bar, in whose line an engine prints.
+_BAR: Final = re.compile(r".*?\d%\|.*?(?=\[TM\]\[)")
 _PREFIX: Final = re.compile(r"\[TM\]\[[A-Z]+\](?:\[[^\]]*\])?\[([^\]]*)\] (.*)")
 #: The messages of torch, its cuBLAS and Triton if CUDA itself has no memory.
 _CUDA_MEMORY: Final = re.compile(
@@ -158,6 +160,8 @@ _OTHER: Final = (
     _row("CUDA runtime error",
          r".*?CUDA runtime error: (\S*(?:\s+\S+)*?)(?:\s+(\S*\.(?:h|cc|cu|cpp|cuh):\d+))?\s*$",
          lambda m: events.LegacyCuda(message=m[1], where=m[2] or "")),
+    _row("Tried to allocate|CUDA out of memory|OutOfMemoryError: Allocation on device",
+         r"(?=.*(?:out of memory|Allocation on device)).*", lambda m: torch_memory(m[0])),
     _row("block_size = |max_block_count = |chunk_size = ",
          r".*?\b(block_size|max_block_count|chunk_size) = (\d+(?:\.\d+)?)(?: MB)?\s*$", _blocks),
     _row("peer access", r".*?Devicl?e (\d+) peer access Device (\d+) is not available",
@@ -170,11 +174,12 @@ _OTHER: Final = (
          rf" (-?\d+)(){_RUNNING}", _counted),
     _row(" @ ", r"\s+\[ ?\d+\] (.+) @ \S+:\d+\s*$", lambda m: events.Frame(name=m[1])),
     _row("what():", r"\s*what\(\):\s+(.+)", _thrown),
-    _row("Tried to allocate|CUDA out of memory|OutOfMemoryError: Allocation on device",
-         r"(?=.*(?:out of memory|Allocation on device)).*", lambda m: torch_memory(m[0])),
-    _row('File "', r'\s*File "([^"]+)", line \d+, in (\S+)',
+    # Python's traceback, and that of its faulthandler, which has no comma.
+    _row('File "', r'\s*File "([^"]+)", line \d+,? in (\S+)',
          lambda m: events.PythonFrame(path=m[1], function=m[2])),
-    # IPython's form, which has a link to the path in a notebook, and rich's form.
+    # IPython's forms, a newer of which has a link to the path in a notebook, and rich's form.
+    _row(".py in ", r"((?:[A-Za-z]:|/)[^\s:]+\.py) in ([\w.<>]+)(?:\(.*)?$",
+         lambda m: events.PythonFrame(path=m[1], function=m[2])),
     _row(".py:", r"(?:File \[?|│ )((?:[A-Za-z]:)?[^\s:\[\]]+\.py):\d+(?:\]\([^)]*\))?,?"
          r" in ([\w.<>]+)", lambda m: events.PythonFrame(path=m[1], function=m[2])),
     _row("checkpoint shards", r".*?Loading checkpoint shards:\s+(\d+)%.*?(\d+)/(\d+)\b",
@@ -254,6 +259,7 @@ def form_of(line: str) -> Form:
 
 def read_line(line: str) -> Struct | None:
     text = _ANSI.sub("", line).rstrip() if "\x1b" in line else line.rstrip()
+    text = _BAR.sub("", text) if "%|" in text else text
     return event_in(text, form_of(text))
 
 

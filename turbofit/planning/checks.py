@@ -107,6 +107,8 @@ CHECKS: Final = (
           error=PackageError),
     Check("modules", "packages", ("install", "launch"),
           "LMDeploy imports them for this model alone, and ends without them", error=PackageError),
+    Check("image_library", "packages", ("install",),
+          "Pillow alone resizes the images of models with tiles, in five times the processor time"),
     Check("same_machine", "cards", ("lease",),
           "somebody took memory that the plan counted on", of="plan", error=DoesNotFitError),
     Check("gpus", "cards", ("install",),

@@ -197,6 +197,14 @@ def left_out(plan: Plan, usual: Settings) -> str | None:
     )
 
 
+def option_since(option: Sequence[str]) -> str | None:
+    """The release that introduced an option, or the value that follows it; None if not known."""
+    known = _releases()
+    if len(option) > 1:
+        return known.values.get(" ".join(option))
+    return known.options.get(option[0]) if option else None
+
+
 class _Releases(Struct, forbid_unknown_fields=True):
     """The releases of `lmdeploy serve api_server` that introduced an option, or a value of it."""
 
@@ -239,7 +247,6 @@ def _fallback_arguments(plan: Plan, port: str) -> Words:
         "--device-map", folded(plan.device_map),
         "--dtype", settings.dtype,
         "--session-len", str(settings.session_len),
-        "--max-images", str(plan.limits.most_images(model.image_rule)),
         "--host", _HOST,
         "--port", port,
     )  # fmt: skip
@@ -298,7 +305,7 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
         sizes = ("max_batch_size", "max_prefill_token_num")
         named = {name: getattr(plan.settings, name) for name in sizes}
         served = served.changed(tp=plan.parallel.tp, replicas=plan.parallel.replicas, **named)
-    return _serving([model], with_limits(served, plan))
+    return _serving(model, with_limits(served, plan))
 
 
 def with_limits(request: PlanRequest, plan: Plan) -> PlanRequest:
@@ -321,30 +328,7 @@ def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeComma
         cluster = plan.source.replace(" ", ":", 1)
     else:
         request = _with_limits(request, plan.model, plan.limits, plan.longest_request_tokens)
-    return _serving([model], request, "--cluster", cluster)
-
-
-def joint_serve_command(
-    plans: Sequence[Plan], requests: Sequence[PlanRequest]
-) -> ServeCommand | None:
-    """The command that serves several models; None if one command line cannot express it.
-
-    Limits that all models share are named if their machine is another one.
-    """
-    models = [
-        _model_word(plan.model, request.model)
-        for plan, request in zip(plans, requests, strict=True)
-    ]
-    common, *others = (
-        _of_all(plan.model, request) for plan, request in zip(plans, requests, strict=True)
-    )
-    if any(other.given() != common.given() for other in others):
-        return None
-    given = common.given()
-    if plans[0].machine.source != _MEASURED and not given.keys() & {"context", "session_len"}:
-        contexts = {plan.kv.longest_request_tokens for plan in plans}
-        common = common.changed(context=min(contexts) if len(contexts) == 1 else None)
-    return _serving(models, common)
+    return _serving(model, request, "--cluster", cluster)
 
 
 def request_of(plan: Plan, model: str) -> PlanRequest:
@@ -367,11 +351,11 @@ def is_prediction(plan: Plan) -> bool:
     return plan.engine.of_lmdeploy and not plan.considered
 
 
-def _serving(models: Sequence[str], request: PlanRequest, *words: str) -> ServeCommand:
-    """The ``turbofit serve`` command for these models, with the request's options."""
+def _serving(model: str, request: PlanRequest, *words: str) -> ServeCommand:
+    """The ``turbofit serve`` command for this model, with the request's options."""
     fields = set(type(request).model_fields) - set(PlanRequest.model_fields)
     options = request.option_arguments((*_UNSAID, *fields))
-    return ServeCommand(argv=("turbofit", "serve", *models, *options, *words))
+    return ServeCommand(argv=("turbofit", "serve", model, *options, *words))
 
 
 def _model_word(model: Model, given: str | Model) -> str:
@@ -393,10 +377,3 @@ def _with_limits(request: PlanRequest, model: Model, limits: Limits, context: in
         if limits.image_limit is not None and rule.varies_by_limit and not request.image_size:
             more[rule.limit_name] = limits.image_limit
     return request.changed(**more)
-
-
-def _of_all(model: Model, request: PlanRequest) -> PlanRequest:
-    """The request without the model's name; a text model's lack of images is left out."""
-    unsaid = ("images", "image_size") if model.image_rule is None else ()
-    given = {name: value for name, value in request.given().items() if name not in unsaid}
-    return PlanRequest.of(**{**given, "model": "-"})

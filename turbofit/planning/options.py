@@ -57,6 +57,7 @@ class PlanOptions(PromiseOptions, total=False):
     first_token: float | str | None
     per_token: float | str | None
     no_tuned: bool
+    lmdeploy: str | None
     cache_max_entry_count: float | None
     max_prefill_token_num: Tokens | None
     max_batch_size: int | None
@@ -79,7 +80,6 @@ class PredictOptions(PlanOptions, total=False):
     """Keywords of `turbofit.predict`: all fields of `PredictRequest` except the model."""
 
     free_at_cache: Size | None
-    lmdeploy: str | None
 
 
 class WhichOptions(PlanOptions, total=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -9,16 +10,18 @@ from msgspec.structs import replace
 from turbofit.core.errors import DoesNotFitError, TurbofitError, UsageError
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
+from turbofit.memory.versions import OLDEST_SERVED, is_legacy, release
 from turbofit.model.presets import find_preset, load_preset
 from turbofit.planning.checks import plan_warnings
 from turbofit.planning.commands import commands, left_out, serve_command
 from turbofit.planning.resolve import resolve
-from turbofit.tuner.choose import best_fits, best_plan
+from turbofit.tuner.choose import best_plan
 from turbofit.tuner.resolved_request import Margin
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterPlan
     from turbofit.planning.request import PlanRequest, PredictRequest
+    from turbofit.tuner.resolved_request import ResolvedRequest
 
 
 def plan(
@@ -41,6 +44,8 @@ def plan(
         _say_of_merged(exc, request)
         raise
     resolved = replace(resolved, compares_limits=compares_limits)
+    if request.lmdeploy is not None:
+        return finished(_for_version(resolved, request, request.lmdeploy), request)
     best = best_plan(resolved, request.engine)
     if pretend is None and resolved.machine.source != "nvml":
         return finished(best, request)
@@ -49,9 +54,55 @@ def plan(
     return finished(with_tuned(best, request, resolved, pretend=pretend), request)
 
 
-def fits(request: PlanRequest) -> bool:
-    """Whether a request's plan fits; it takes less than half the time of making the plan."""
-    return best_fits(resolve(request), request.engine)
+def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) -> Plan:
+    """The best plan for another LMDeploy, by that version's account and with twice the margin.
+
+    A version that `serve` does not start has no gateway: the plan pays for the images that
+    LMDeploy itself lets clients send. Where that does not fit, it has a limit, and a warning says
+    which gateway holds it.
+    """
+    from turbofit.memory.engines import LMDEPLOY, check_options, engine_for, engine_of
+    from turbofit.tuner.choose import make_plan
+    from turbofit.tuner.predict import usual_settings
+
+    rule, held = resolved.model.image_rule, release(version) >= OLDEST_SERVED
+    if request.margin is None:
+        more = max(resolved.margin.of(gpu) for gpu in resolved.visible)
+        resolved = replace(resolved, margin=Margin(more=more))
+    exposed = rule.exposed_limit if rule is not None and not held else None
+    wished = [resolved]
+    if exposed is not None and resolved.image_limit is None:
+        wished = [replace(resolved, image_limit=exposed), resolved]
+    first = engine_for(resolved.model, request.engine, version)
+    names = [first.name, *LMDEPLOY] if request.engine == "auto" else [first.name]
+    plans = []
+    for wish in wished:
+        for name in dict.fromkeys(names):
+            with suppress(TurbofitError):
+                engine = engine_for(wish.model, name, version)
+                check_options(engine, wish.engine_options)
+                plans.append(make_plan(wish, engine))
+                if plans[-1].fits:
+                    break
+    if not plans:  # the first engine's refusal
+        check_options(first, resolved.engine_options)
+        return make_plan(wished[-1], first)
+    best = next((each for each in plans if each.fits), plans[-1])
+    warnings = [
+        f"this account of LMDeploy {version} was compared with public figures alone: margins are"
+        " doubled"
+    ]
+    limit = best.limits.image_limit
+    if best.fits and exposed is not None and limit is not None and limit < exposed:
+        warnings.append(
+            f"LMDeploy {version} itself lets clients send images of {exposed}"
+            f" {rule.limit_unit if rule else ''}: save this plan (--json), and put `turbofit"
+            " gateway --plan FILE --upstream URL` in front, which holds them to its limit"
+        )
+    if is_legacy(version):  # rates are known only for current versions
+        best = replace(best, throughput=None, usual_image=None)
+    missing = left_out(best, usual_settings(resolved, engine_of(best)))
+    return replace(best, warnings=(*warnings, *filter(None, (missing,)), *best.warnings))
 
 
 def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:

@@ -255,6 +255,9 @@ class PlanRequest(Validated):
     no_tuned: bool = Field(
         default=False, description="as if `turbofit tune` had found nothing on these GPUs"
     )
+    lmdeploy: Annotated[str | None, Metavar("VERSION")] = Field(
+        default=None, description=f"LMDeploy's version (default {REFERENCE})"
+    )
 
     # LMDeploy's own options with its names, in the order of plans.
     cache_max_entry_count: Annotated[float | None, parsed(_ratio), Metavar("RATIO")] = Field(
@@ -349,8 +352,8 @@ class PlanRequest(Validated):
         }
 
 
-#: Options that a plan states elsewhere: its model, its machine and its GPUs.
-_OF_A_PLACE: Final = frozenset({"model", "on", "gpus"})
+#: Options that a plan states elsewhere: its model, its machine, its GPUs and its engine.
+_OF_A_PLACE: Final = frozenset({"model", "on", "gpus", "lmdeploy"})
 #: Options on the speed forecast, which only `plan` and `which` accept.
 PACE: Final = ("rate", "first_token", "per_token")
 
@@ -374,9 +377,6 @@ class PredictRequest(PlanRequest, defer_build=True):  # plans do not need it
     free_at_cache: Bytes | None = Field(
         default=None,
         description="free when the cache was sized, as a log said it; replaces everything before",
-    )
-    lmdeploy: Annotated[str | None, Metavar("VERSION")] = Field(
-        default=None, description=f"LMDeploy's version (default {REFERENCE})"
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -18,9 +18,10 @@ from turbofit.core.process.files import digest_of_parts, state_dir, write_atomic
 from turbofit.core.struct import to_json
 from turbofit.core.tuning import TUNE_SCHEMA, Tuning
 from turbofit.memory.calibrated import identity
+from turbofit.memory.engines import engine_of
 from turbofit.observe.calibrations import pretends
 from turbofit.planning.resolve import resolve
-from turbofit.tuner.choose import best_plan
+from turbofit.tuner.choose import best_plan, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,9 +80,20 @@ def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
     return request.changed(**settings, queue_images=plan.workload.queue_images)
 
 
-def still_tuned(replanned: Plan, plan: Plan) -> Plan:
-    """Add the reasons of a tuned plan to the plan made again from its `pinned` request."""
-    return replace(replanned, reasons=(*replanned.reasons, *_reasons(plan)))
+def same_shape(
+    request: PlanRequest, plan: Plan, ratios: Mapping[int, float], **margin: Any
+) -> Plan:
+    """The plan's shape again, with no larger ratios than these by GPU, and another `Margin`."""
+    resolved = resolve(pinned(request, plan))
+    shape = replace(
+        resolved,
+        ratio_caps=dict(ratios),
+        groups=plan.parallel.groups,
+        margin=replace(resolved.margin, **margin),
+    )
+    again = make_plan(shape, engine_of(plan))
+    parallel = replace(again.parallel, reason=plan.parallel.reason)
+    return replace(again, parallel=parallel, reasons=(*again.reasons, *_reasons(plan)))
 
 
 def _reasons(plan: Plan) -> tuple[str, ...]:
@@ -104,7 +116,7 @@ def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, tuning
     winner = tuning.winner
     assert winner is not None
     assert winner.measured is not None
-    rate, tried = winner.measured.requests_per_second, len(tuning.trials)
+    rate, tried = winner.measured.requests_per_second, sum(not t.again for t in tuning.trials)
     text = (
         f"{rate:.2f} requests/s with LMDeploy {tuning.lmdeploy} on {tuning.created[:10]}, the best"
         f" of {tried} that turbofit tune tried here"

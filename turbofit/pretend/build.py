@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import subprocess
 import sysconfig
+import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from turbofit.core.process.compiler import (
-    cache_folder,
-    compile_c,
-    find_compiler,
-    make_folder,
-)
+from turbofit.core.process.files import private_folder, state_dir, sync_folder
 from turbofit.core.process.log import LazyLogger
 from turbofit.pretend.libraries import (
     ACCOUNT,
@@ -32,6 +32,21 @@ _LOG: Final = LazyLogger(__name__)
 #: Increased if the folder's format changes, but no source does.
 _FORM = "2"
 _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra")
+
+
+#: Seconds for one library; a compiler on a dead file system takes for ever.
+_COMPILER_SECONDS: Final = 60.0
+#: The file beside the libraries with the digest of all of them.
+_SHA256: Final = "SHA256"
+
+
+def find_compiler() -> list[str] | None:
+    """The command of a C compiler, ``CC`` first; None if the machine has none."""
+    chosen = os.environ.get("CC", "").split()
+    if chosen and shutil.which(chosen[0]):
+        return chosen
+    paths = filter(None, map(shutil.which, ("cc", "gcc", "clang")))
+    return [path] if (path := next(paths, None)) else None
 
 
 def compiler() -> list[str]:
@@ -76,8 +91,17 @@ def _compile(soname: str, wants: LibraryInterface, folder: Path, command: list[s
         linked = [f"-L{folder}", "-lturbofit_pretend", "-Wl,-rpath,$ORIGIN"]
         arguments += [str(generated), *linked]
     arguments += ["-ldl", "-lpthread", "-o", str(folder / soname)]
-    why = compile_c(arguments)
-    if why is not None:
+    try:
+        done = subprocess.run(
+            arguments, capture_output=True, text=True, timeout=_COMPILER_SECONDS, check=False
+        )
+        errors = done.stderr if done.returncode else None
+    except subprocess.TimeoutExpired:
+        errors = f"{command[0]} did not end in {_COMPILER_SECONDS:.0f} s"
+    except OSError as exc:
+        errors = str(exc)
+    if errors is not None:
+        why = next((line for line in errors.splitlines() if "error" in line), errors)
         raise PretendError(
             f"the C compiler could not build {soname}: {why}",
             hint="set CC to another compiler; the sources need a C11 compiler and glibc's headers",
@@ -87,23 +111,62 @@ def _compile(soname: str, wants: LibraryInterface, folder: Path, command: list[s
 def build(folder: Path | None = None, site: Path | None = None) -> Path:
     """The folder of the libraries; they are built in one to three seconds if they are missing.
 
-    ``site`` is the program's ``site-packages`` folder; None: TurboMind with CPU torch.
+    They are whole, and nobody but this user and root can change them. ``site`` is the program's
+    ``site-packages`` folder; None: TurboMind with CPU torch.
+
+    Raises:
+        PretendError: others can change them, or they cannot be built.
     """
     libraries = libraries_for(wanted_from(site) if site else None)
-    target = (folder or cache_folder("pretend")) / _digest(libraries)
-    if all((target / name).exists() for name in libraries):
-        return target
+    try:
+        target = private_folder(folder or state_dir("pretend", make=False)) / _digest(libraries)
+        if not _is_whole(target, libraries):
+            _build(target, libraries)
+    except OSError as exc:
+        raise PretendError(
+            f"the pretend CUDA libraries cannot be kept: {exc.filename}: {exc.strerror or exc}",
+            hint="set XDG_STATE_HOME to a folder that only you can write",
+        ) from None
+    return target
+
+
+def _build(target: Path, libraries: Mapping[str, LibraryInterface]) -> None:
+    """Make the folder whole or not at all, also for a power cut, and while others make it too."""
     command = compiler()
     _LOG.info("building the pretend libraries with %s in %s", command, target)
-
-    def compile_all(temporary: Path) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))
+    try:
+        made = temporary / "made"
+        made.mkdir(mode=0o700)
         for name, wants in libraries.items():
-            _compile(name, wants, temporary, command)
-        (temporary / "libcuda.so").symlink_to("libcuda.so.1")  # older Tritons link it by this name
-        temporary.chmod(0o755)
+            _compile(name, wants, made, command)
+        (made / _SHA256).write_text(_content(made, libraries), encoding="ascii")
+        for path in made.iterdir():
+            sync_folder(path)
+        (made / "libcuda.so").symlink_to("libcuda.so.1")  # older Tritons link it by this name
+        sync_folder(made)
+        if not _is_whole(target, libraries):  # else another process was faster
+            with suppress(FileNotFoundError):
+                target.rename(temporary / "damaged")
+            made.rename(target)
+            sync_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
-    make_folder(target, compile_all)
-    return target
+
+def _content(folder: Path, libraries: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for name in libraries:
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _is_whole(folder: Path, libraries: Iterable[str]) -> bool:
+    try:
+        private_folder(folder, make=False)
+        return (folder / _SHA256).read_text("ascii") == _content(folder, libraries)
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 #: Libraries whose generated functions fail, since callers would use outputs that nobody filled.

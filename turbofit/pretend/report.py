@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import asdict
 from typing import Any
 
+from turbofit.core.engine_end import signal_name
 from turbofit.core.json_types import Document
 from turbofit.pretend.run import NOTICE, FinishedRun
 from turbofit.pretend.usage import Peak, Process, Usage
@@ -21,7 +21,7 @@ def report(ran: FinishedRun) -> Document:
         "pretend": NOTICE,
         "command": list(ran.command),
         "exit_code": ran.exit_code,
-        "signal": _signal(-ran.code) if ran.code < 0 else None,
+        "signal": signal_name(-ran.code) if ran.code < 0 else None,
         "seconds": ran.seconds,
         "context": ran.scenario.context,
         "gpus": [{"gpu": index, **card_at_peak(ran, index)} for index in cards],
@@ -31,13 +31,6 @@ def report(ran: FinishedRun) -> Document:
         "pinned_allocations": ran.shared.pinned_allocations,
         "refused": newest_refusal(ran),
     }
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _pairs(ran: FinishedRun) -> list[tuple[Process, Usage]]:

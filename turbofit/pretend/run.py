@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import IO, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Machine
+from turbofit.core.process.child import output_of
 from turbofit.core.process.log import LazyLogger
 from turbofit.pretend.build import build
 from turbofit.pretend.command import cuda_site, pretend_environment, run_command, site_with
@@ -183,13 +183,8 @@ def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
     python = python or _interpreter(command[0])
     if python is None:
         return cuda_site()
-    try:
-        answer = subprocess.run(
-            [python, "-c", _ASK], capture_output=True, text=True, timeout=30.0, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return cuda_site()
-    return site_with(answer.stdout.strip() or "/nonexistent")
+    answer = output_of([python, "-c", _ASK], 30.0)
+    return cuda_site() if answer is None else site_with(answer.decode().strip() or "/nonexistent")
 
 
 def _interpreter(program: str) -> str | None:

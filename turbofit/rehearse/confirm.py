@@ -16,14 +16,12 @@ from turbofit.core.process.signals import ended_like_ctrl_c
 from turbofit.core.rehearsal import Rehearsal
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import POOL_WARMUP, RATIO_STEPS
-from turbofit.memory.engines import engine_of
 from turbofit.planning.plan import finished
 from turbofit.planning.request import PlanRequest
-from turbofit.planning.resolve import model_of, resolve
-from turbofit.planning.tuned import pinned, still_tuned
+from turbofit.planning.resolve import model_of
+from turbofit.planning.tuned import same_shape
 from turbofit.rehearse.checkpoint.twin import need_stand_in
 from turbofit.rehearse.planned import rehearsed_group
-from turbofit.tuner.choose import make_plan
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -49,7 +47,7 @@ def refuse_untwinned(request: PlanRequest) -> None:
 def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
     """The plan after its rehearsal, with lower ratios if the engine left less than the margin.
 
-    If nobody asked for a margin a smaller one is used, since a rehearsal removes doubts. If even
+    If nobody asked for a margin a smaller one may be used (`Margin`). If even
     the last rehearsal leaves less, the result is a plan with the whole margin, which warns that it
     was not rehearsed. A plan that does not fit is returned unchanged.
 
@@ -69,7 +67,7 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
     ratios: dict[int, float] = {}
     cautious = plan
     if request.margin is None:
-        wider = _again(request, plan, {})
+        wider = same_shape(request, plan, {}, rehearsed=True)
         plan = wider if wider.fits else plan
     for _ in range(_REHEARSALS):
         result = rehearse_plan(plan)
@@ -84,31 +82,15 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
             return finished(confirmed(result), given)
         ratios |= lower
         _LOG.info("the rehearsal leaves less than the margin: ratios by GPU become %s", lower)
-        plan = _again(request, plan, ratios)
+        plan = same_shape(request, plan, ratios, rehearsed=True)
         if not plan.fits:
             return finished(plan, given)
     if not result.fits:
         return finished(result, given)
-    last = _again(request, plan, ratios, rehearsed=False)  # no rehearsal has seen this plan
+    last = same_shape(request, plan, ratios)  # no rehearsal has seen this plan
     if last.fits:
         last = replace(last, warnings=(*last.warnings, _UNSETTLED))
     return finished(last, given)
-
-
-def _again(
-    request: PlanRequest, plan: Plan, ratios: dict[int, float], *, rehearsed: bool = True
-) -> Plan:
-    """The plan's shape again under ratio limits; ``rehearsed`` uses a rehearsed plan's margin."""
-    resolved = resolve(pinned(request, plan))
-    shape = replace(
-        resolved,
-        ratio_caps=dict(ratios),
-        groups=plan.parallel.groups,
-        margin=replace(resolved.margin, rehearsed=rehearsed),
-    )
-    again = make_plan(shape, engine_of(plan))
-    again = replace(again, parallel=replace(again.parallel, reason=plan.parallel.reason))
-    return still_tuned(again, plan)
 
 
 def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:

@@ -12,12 +12,11 @@ from typing import Any, Final
 from msgspec import convert
 from msgspec.structs import replace
 
-from turbofit.core.engine_end import End
+from turbofit.core.engine_end import End, exit_words
 from turbofit.core.json_types import Document
 from turbofit.core.rehearsal import Moment
 from turbofit.core.struct import to_builtins
 from turbofit.core.version import __version__
-from turbofit.observe.engine_end import exit_words
 from turbofit.pretend.run import NOTICE
 from turbofit.pretend.scenario import PretendGpu
 from turbofit.rehearse.engines import ADAPTERS

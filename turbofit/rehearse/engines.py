@@ -10,11 +10,10 @@ from typing import Final
 from turbofit.core.plan import Plan
 from turbofit.memory.calibrated import BUFFERS, CONTEXT
 from turbofit.rehearse import packages
+from turbofit.rehearse.cases import torch_cases, turbomind_cases
 from turbofit.rehearse.run import EndedRun, Readings
 from turbofit.rehearse.spec import RehearsalCase
 from turbofit.rehearse.torch import readings as torch_readings
-from turbofit.rehearse.torch import torch_image_overlap
-from turbofit.rehearse.turbomind import image_overlap
 from turbofit.rehearse.turbomind import readings as turbomind_readings
 
 
@@ -48,7 +47,7 @@ def _on_torch(driver: str) -> Adapter:
     return Adapter(
         driver=f"turbofit.rehearse.torch.{driver}",
         read=torch_readings.read_run,
-        worst=torch_image_overlap.worst_cases,
+        worst=torch_cases,
         not_known=torch_readings.NOT_KNOWN,
         before=(),
         after=("kernel_modules", BUFFERS),
@@ -67,7 +66,7 @@ ADAPTERS: Final[Mapping[str, Adapter]] = {
     "turbomind": Adapter(
         driver="turbofit.rehearse.turbomind.drive",
         read=turbomind_readings.read_run,
-        worst=image_overlap.worst_cases,
+        worst=turbomind_cases,
         not_known=turbomind_readings.NOT_KNOWN,
         before=("cuda_context", "cublas", "torch_kernels", CONTEXT),
         after=("kernel_modules", "pool_growth", BUFFERS),

@@ -17,12 +17,12 @@ from turbofit.core.rehearsal import Rehearsal, RehearsedTogether
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.engines import engine_of
 from turbofit.pretend.scenario import Scenario, pretend_twin
+from turbofit.rehearse.cases import limited
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.document import rehearse
 from turbofit.rehearse.engines import ADAPTERS
 from turbofit.rehearse.packages import need_kernels
 from turbofit.rehearse.spec import Spec
-from turbofit.rehearse.torch.torch_image_overlap import limited
 
 #: The fewest tokens that a worst case generates.
 _NEW = 2

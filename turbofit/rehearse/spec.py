@@ -24,8 +24,8 @@ class RehearsalRequest:
         sizes: for an engine on torch, (width, height) of each image in pixels.
         top_k: 0 samples over the whole vocabulary.
         lead: how many of ``text_tokens`` come before the images; None is half of them (TurboMind).
-        images: requests with the same number have the same images (a prefix cache finds them
-          again); None: the images are like no other's.
+        images: with ``sizes``, pictures of another number have another colour, so that no prefix
+          cache finds them.
     """
 
     text_tokens: int = 20

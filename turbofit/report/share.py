@@ -1,4 +1,4 @@
-"""``turbofit share``: the forecast and the measurements of a run on real cards, for publication."""
+"""``turbofit report --share``: forecast and measurements of a run on real cards, for others."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def shared(saved: StoredPlan, loads: Sequence[str] = ()) -> SharedRun:
     if run.pretend or plan.machine.source != "nvml":
         raise UsageError(
             f"{saved.where} ran on pretend GPUs: it says nothing of any card",
-            hint="turbofit calibrate MODEL on real GPUs, then turbofit share",
+            hint="turbofit calibrate MODEL on real GPUs, then turbofit report --share",
         )
     observations: tuple[Observation, ...] = ()
     with suppress(FileNotFoundError):

@@ -63,9 +63,10 @@ def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
 
 def _planned(fit: EngineFit) -> Planned:
     """Make the plan from a search's result, with all its words."""
-    request, best, accounts = fit.request, fit.best, fit.accounts
-    over_rival = [_over(fit, fit.rival)[1]] if fit.fits and fit.rival is not None else []
-    verdict, more = _of_fit(fit) if fit.fits else _of_unfit(fit)
+    request, best, accounts, fits = fit.request, fit.best, fit.accounts, fit.fits
+    over_rival = [_over(fit, fit.rival)[1]] if fits and fit.rival is not None else []
+    helps, causes = (speed_remedies(fit), ()) if fits else remedies(fit)
+    verdict = _verdict(fit, causes)
     requests = request.workload.concurrency
     at_once = [part.shape.requests(requests) for part in map(best.of_group, best.shape.groups)]
     largest = max(accounts, key=lambda account: account.units_per_forward)
@@ -73,7 +74,7 @@ def _planned(fit: EngineFit) -> Planned:
         request,
         fit.engine,
         accounts,
-        fits=fit.fits,
+        fits=fits,
         verdict=verdict.text,
         parallel_reason=_parallel_reason(fit),
         host=fit.host,
@@ -82,35 +83,28 @@ def _planned(fit: EngineFit) -> Planned:
         image_limit=best.shape.image_limit,
         held_requests=None if request.promised_requests is None else best.held_requests,
         at_once=at_once if best.parts else (),
+        throughput=fit.throughput if fits else None,
         considered=_considered(fit),
         reasons=(*over_rival, *fit.reasons, *reasons(fit, largest)),
         warnings=_warnings(fit),
+        remedies=helps,
+        limit_costs=limit_costs(request, best, fit.engine) if fits else (),
+        usual_image=usual_image(fit) if fits else UNSET,
         pace=_pace(request, best),
-        **more,
     )
     return Planned(plan=plan, verdict=verdict)
 
 
-def _of_fit(fit: EngineFit) -> tuple[Verdict, dict[str, object]]:
-    """The verdict on a shape that fits, and the plan's further fields."""
-    request, best = fit.request, fit.best
+def _verdict(fit: EngineFit, causes: tuple[str, ...]) -> Verdict:
+    """What fits, or why not, with the options without which it would fit."""
+    request, best, name = fit.request, fit.best, fit.request.model.name
+    if not fit.fits:
+        return Verdict(subject=name, why_not=why_not(fit), causes=causes)
     groups = best.shape.groups
     tokens = [best.of_group(group).kv_tokens for group in groups]
     shown = fit.accounts if best.parts else fit.accounts[:1]
     found = found_words(request, groups, shown, tokens, best.vision_load)
-    return Verdict(subject=request.model.name, found=found), {
-        "throughput": fit.throughput,
-        "usual_image": usual_image(fit),
-        "limit_costs": tuple(limit_costs(request, best, fit.engine)),
-        "remedies": tuple(speed_remedies(fit)),
-    }
-
-
-def _of_unfit(fit: EngineFit) -> tuple[Verdict, dict[str, object]]:
-    """The verdict on a shape that does not fit; it names options without which it would fit."""
-    changes, causes = remedies(fit)
-    verdict = Verdict(subject=fit.request.model.name, why_not=why_not(fit), causes=causes)
-    return verdict, {"remedies": changes}
+    return Verdict(subject=name, found=found)
 
 
 def _pace(request: ResolvedRequest, best: Evaluation) -> PaceForecast | UnsetType:
@@ -258,11 +252,6 @@ def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
     if _named(request, engine)[0] == "auto":
         return planned.with_remedies(last=tuple(_other_engines(request, fit.rival)))
     return _with_other_engine(request, planned)
-
-
-def best_fits(request: ResolvedRequest, engine: str = "auto") -> bool:
-    """Whether the plan of `plan_best` fits; only the search runs, and no words are made."""
-    return choose(request, engine).fits
 
 
 def _without_pace(planned: Planned) -> Planned:

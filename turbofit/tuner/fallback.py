@@ -8,8 +8,9 @@ limits; decoder layers are taken off the GPUs only if no other plan serves a req
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -17,18 +18,15 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import BEYOND, groups_of, indices
-from turbofit.core.plan import GpuLedger, HostMemory, Remedy, Settings
+from turbofit.core.plan import HostMemory, Remedy, Settings
 from turbofit.core.struct import known
 from turbofit.core.units import bisect, format_bytes
-from turbofit.memory.account import Account, Engine, VisionLoad
+from turbofit.memory.account import Account, Engine, Placement, VisionLoad
 from turbofit.memory.placement import (
-    LayeredCopy,
-    LayeredEngine,
-    Placement,
+    ModelCopies,
     fewest_offloaded,
-    holds,
-    load_of,
-    nowhere,
+    filled,
+    offloaded,
     place_all,
 )
 from turbofit.tuner.explain.plan_document import (
@@ -42,9 +40,9 @@ from turbofit.tuner.explain.remedies import (
     Change,
     Remedies,
     fewer_at_once,
-    larger,
     left_to_turbofit,
     smaller_workload,
+    smallest_cards,
     stopped,
     with_more_gpus,
 )
@@ -76,78 +74,84 @@ from turbofit.tuner.verdict import Planned, Verdict, fitting
 _HALVES = 4
 
 
-class Chosen(NamedTuple):
-    """The copies, their placements and their promise; ``fits`` is False for the closest misfit."""
+@dataclass(frozen=True)
+class Chosen:
+    """The copies, their placement and their promise; ``fits`` is False for the closest misfit."""
 
-    copies: Sequence[LayeredCopy]
+    copies: ModelCopies
     placement: Placement
     vision_load: VisionLoad
     image_limit: int | None
     session_len: int
     fits: bool = True
 
-    def keeps(self, request: ResolvedRequest) -> bool:
-        """Whether it fits, with one copy for each request that must run at once."""
-        return self.fits and len(self.copies) >= (request.promised_requests or 1)
-
-    def held(self, request: ResolvedRequest) -> int | None:
-        """The requests that run at once, one on each copy; None if no number was promised."""
-        return None if request.promised_requests is None else len(self.copies) * self.fits
+    @property
+    def count(self) -> int:
+        return len(self.copies.groups)
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(gpu.index for gpu in copy.gpus) for copy in self.copies)
+        return tuple(tuple(gpu.index for gpu in group) for group in self.copies.groups)
+
+    @property
+    def off(self) -> list[int]:
+        """The weights of each offloaded layer of a copy, in bytes."""
+        layers = self.copies.parts.layers
+        return [layers[number].weights for number in offloaded(self.placement)]
+
+    @property
+    def words(self) -> str:
+        each = "one request of" if self.count == 1 else f"{self.count} requests, one a copy, of"
+        return f"{each} {self.session_len:,} tokens at a time"
+
+    def keeps(self, request: ResolvedRequest) -> bool:
+        """Whether it fits, with one copy for each request that must run at once."""
+        return self.fits and self.count >= (request.promised_requests or 1)
 
 
-def search(request: ResolvedRequest, engine: LayeredEngine) -> Chosen:
-    _check(request)
-    most = min(request.promised_requests or 1, len(request.visible) // (request.tp or 1))
-    for copies in range(most, 1, -1) if request.replicas is None else ():
-        chosen = _search(replace(request, replicas=copies), engine)
-        if chosen.fits:
-            return chosen
-    return _search(request, engine)
-
-
-def _search(request: ResolvedRequest, engine: LayeredEngine) -> Chosen:
-    request = _held(request)
-    every = [
-        (image_limit, vision_load_of(request, image_limit)) for image_limit in _limits(request)
-    ]
-    possible = [pair for pair in every if not excess_tokens(request, pair[1])]
-    groupings = list(_groupings(request, engine))
-    for pair, copies in product(possible, groupings):
-        chosen = _on_gpus(request, engine, copies, *pair)
-        if chosen is not None:
-            return chosen
-    copies = groupings[-1]
-    for (
-        image_limit,
-        load,
-    ) in possible:  # the shortest context, so that as few layers as possible are off the GPUs
-        tokens = _shortest(request, load)
-        placement = fewest_offloaded(engine.tightest(copies), load_of(load, tokens))
-        if placement is not None:
-            return Chosen(copies, placement, load, image_limit, tokens)
-    # All layers off the GPUs, so that the rest shows what is too large.
-    image_limit, load = every[-1]
-    return Chosen(
-        copies, nowhere(copies[0]), load, image_limit, _shortest(request, load), fits=False
-    )
-
-
-def _check(request: ResolvedRequest) -> None:
+def search(request: ResolvedRequest) -> Chosen:
+    """The most copies that fit, up to one for each request at once; else the closest to one."""
     if not request.visible:
         raise UsageError("there is no GPU to plan for", hint="see turbofit machine")
-    wanted = (request.tp or 1) * (request.replicas or 1)
+    size = request.tp or 1
+    wanted = size * (request.replicas or 1)
     if wanted > len(request.visible):
         raise UsageError(
             f"{wanted} GPUs are asked for, {len(request.visible)} may be used",
             hint="lower --tp (GPUs that one copy is split over) or --replicas",
         )
     whole = [gpu for gpu in request.visible if not gpu.mig]
-    if request.tp is not None and request.tp > 1 and wanted > len(whole):
-        raise UsageError(split_over_slices(request.tp, len(whole)), hint="leave --tp out")
+    if size > 1 and wanted > len(whole):
+        raise UsageError(split_over_slices(size, len(whole)), hint="leave --tp out")
+    most = min(request.promised_requests or 1, len(request.visible) // size)
+    for copies in range(most, 1, -1) if request.replicas is None else ():
+        chosen = _search(replace(request, replicas=copies))
+        if chosen.fits:
+            return chosen
+    return _search(request)
+
+
+def _search(request: ResolvedRequest) -> Chosen:
+    request = _held(request)
+    every = [(limit, vision_load_of(request, limit)) for limit in _limits(request)]
+    possible = [pair for pair in every if not excess_tokens(request, pair[1])]
+    groupings = list(_groupings(request))
+    for (limit, load), copies in product(possible, groupings):
+        tokens = _longest(request, copies, load)
+        placement = place_all(copies, load.of(tokens)) if tokens else None
+        if placement is not None:
+            return Chosen(copies, placement, load, limit, tokens)
+    copies = groupings[-1]
+    for limit, load in possible:
+        # The shortest context, so that as few layers as possible are off the GPUs.
+        tokens = _shortest(request, load)
+        placement = fewest_offloaded(copies, load.of(tokens))
+        if placement is not None:
+            return Chosen(copies, placement, load, limit, tokens)
+    # All layers off the GPUs, so that the rest shows what is too large.
+    limit, load = every[-1]
+    nowhere = (None,) * len(copies.parts.layers)
+    return Chosen(copies, nowhere, load, limit, _shortest(request, load), fits=False)
 
 
 def _held(request: ResolvedRequest) -> ResolvedRequest:
@@ -189,7 +193,7 @@ def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -
     return () if image_limit is None else rule.with_limit(image_limit).lower_limits(_HALVES)
 
 
-def _groupings(request: ResolvedRequest, engine: LayeredEngine) -> Iterator[list[LayeredCopy]]:
+def _groupings(request: ResolvedRequest) -> Iterator[ModelCopies]:
     """Yield copies on groups of equal size, the fewest GPUs first, with the freest cards first.
 
     Each of several copies spans several GPUs only if both numbers are given.
@@ -199,20 +203,17 @@ def _groupings(request: ResolvedRequest, engine: LayeredEngine) -> Iterator[list
         return known(gpu.used, 0) + request.margin_of(gpu) - gpu.usable
 
     freest = sorted(request.visible, key=lambda gpu: (taken(gpu), gpu.index))
+    margins = {gpu.index: request.margin_of(gpu) for gpu in freest}
     replicas = request.replicas or 1
     most = 1 if replicas > 1 else len(freest)
-    sizes = range(1, most + 1) if request.tp is None else (request.tp,)
-    for size in sizes:
+    for size in range(1, most + 1) if request.tp is None else (request.tp,):
         cards = freest if size == 1 else [gpu for gpu in freest if not gpu.mig]
-        if len(cards) < size * replicas:
-            return
         chosen = cards[: size * replicas]
+        if len(chosen) < size * replicas:
+            return
         dtype = chosen_dtype(request.model, request.engine_options.get("dtype"), chosen)
         groups = [chosen[number::replicas] for number in range(replicas)]
-        yield [
-            engine.copy(request.model, dtype, group, [request.margin_of(gpu) for gpu in group])
-            for group in groups
-        ]
+        yield ModelCopies(request.model, dtype, groups, margins)
 
 
 def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
@@ -220,32 +221,22 @@ def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
     return most if request.context_given else min(shortest_context(vision_load), most)
 
 
-def _on_gpus(
-    request: ResolvedRequest,
-    engine: LayeredEngine,
-    copies: list[LayeredCopy],
-    image_limit: int | None,
-    vision_load: VisionLoad,
-) -> Chosen | None:
-    """The copies with the longest context that all can hold; None if they hold none."""
-    tightest = engine.tightest(copies)
+def _longest(request: ResolvedRequest, copies: ModelCopies, vision_load: VisionLoad) -> int:
+    """The longest context that all copies can hold on their GPUs; 0 if they hold none."""
 
     def fits(tokens: int) -> bool:
-        return holds(tightest, load_of(vision_load, tokens))
+        return filled(copies, vision_load.of(tokens)) is not None
 
-    shortest = tokens = _shortest(request, vision_load)
+    shortest, longest = _shortest(request, vision_load), request.model.text.max_position_embeddings
     if not fits(shortest):
-        return None
-    if not request.context_given and not request.least:
-        longest = request.model.text.max_position_embeddings
-        tokens = longest if fits(longest) else bisect(fits, shortest, longest, CONTEXT_STEP)[0]
-        if tokens < longest:
-            rounded = tokens // ROUND_CONTEXT * ROUND_CONTEXT
-            exact = max(shortest, tokens // CONTEXT_STEP * CONTEXT_STEP)
-            tokens = rounded if rounded >= shortest else exact
-    placement = place_all(tightest, load_of(vision_load, tokens))
-    assert placement is not None
-    return Chosen(copies, placement, vision_load, image_limit, tokens)
+        return 0
+    if request.context_given or request.least:
+        return shortest
+    if fits(longest):
+        return longest
+    tokens = bisect(fits, shortest, longest, CONTEXT_STEP)[0]
+    rounded = tokens // ROUND_CONTEXT * ROUND_CONTEXT
+    return rounded if rounded >= shortest else max(shortest, tokens // CONTEXT_STEP * CONTEXT_STEP)
 
 
 def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
@@ -258,29 +249,41 @@ def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Plan
     Raises:
         UsageError: a part of the request cannot be used with this engine.
     """
-    assert isinstance(engine, LayeredEngine)
-    chosen = search(request, engine)
-    settings = _settings(request, chosen)
-    accounts = [
-        engine.placed(launch_of(request, settings, copy.gpus, chosen.vision_load), chosen.placement)
-        for copy in chosen.copies
-    ]
-    host, kept = _host(request, chosen, accounts, engine)
-    placed = chosen.copies[0].device_map(chosen.placement, kept)
-    helps = Remedies() if chosen.keeps(request) else _remedies(request, engine, chosen)
+    chosen = search(request)
+    copies, limit, context = chosen.copies, chosen.image_limit, chosen.session_len
+    shape = Shape(
+        tp=1,
+        groups=chosen.groups,
+        max_prefill_token_num=context,
+        image_limit=limit,
+        dtype=copies.dtype,
+        at_once=1,
+    )
+    settings = shape_settings(request, shape, context)
+    accounts = []
+    for gpus in copies.groups:
+        launch = launch_of(request, settings, gpus, chosen.vision_load)
+        accounts.append(engine.account(replace(launch, placement=chosen.placement)))
+    host, kept = _host(chosen, host_of(request, accounts, engine))
+    placed = copies.device_map(chosen.placement, kept)
+    helps = Remedies() if chosen.keeps(request) else _remedies(request, chosen)
     verdict = _verdict(request, chosen, accounts, host, helps.causes)
+    held = None if request.promised_requests is None else chosen.count * chosen.fits
+    many = "one copy" if chosen.count == 1 else f"{chosen.count} copies"
+    each = "one GPU each" if copies.devices == 1 else f"layers split over {copies.devices} GPUs"
+    asked = request.tp is not None or request.replicas is not None
     plan = document(
         request,
         engine,
         accounts,
         fits=verdict.fits,
         verdict=verdict.text,
-        parallel_reason=_parallel(request, chosen),
+        parallel_reason=f"{many}, {each}{': as asked' * asked}",
         host=host,
         settings=settings,
         vision_load=chosen.vision_load,
-        image_limit=chosen.image_limit,
-        held_requests=chosen.held(request),
+        image_limit=limit,
+        held_requests=held,
         reasons=tuple(_reasons(request, chosen, settings, reason)),
         warnings=_warnings(request, chosen, placed),
         remedies=helps.remedies,
@@ -289,49 +292,19 @@ def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Plan
     return Planned(plan=plan, verdict=verdict)
 
 
-def _settings(request: ResolvedRequest, chosen: Chosen) -> Settings:
-    """The settings of one copy: one request at a time, in one forward."""
-    shape = Shape(
-        tp=1,
-        groups=chosen.groups,
-        max_prefill_token_num=chosen.session_len,
-        image_limit=chosen.image_limit,
-        dtype=chosen.copies[0].dtype,
-        at_once=1,
-    )
-    return shape_settings(request, shape, chosen.session_len)
-
-
-def _host(
-    request: ResolvedRequest, chosen: Chosen, accounts: Sequence[Account], engine: Engine
-) -> tuple[HostMemory, int | None]:
+def _host(chosen: Chosen, host: HostMemory) -> tuple[HostMemory, int | None]:
     """Host memory of all copies, and the part of it for one copy's offloaded layers.
 
     Layers that do not fit into host memory stay on disk, and only the largest is in memory.
     """
-    host, copies = host_of(request, accounts, engine), len(accounts)
-    layers = chosen.copies[0].parts.layers
-    weights = [layers[number].weights for number in chosen.placement.offloaded]
-    taken, kept = sum(weights), None
+    taken, kept = sum(chosen.off), None
     if host.available is not None:
-        taken = max(weights, default=0)
-        kept = left = max(0, (host.available - host.pageable) // copies - taken)
-        for size in weights:
+        taken = max(chosen.off, default=0)
+        kept = left = max(0, (host.available - host.pageable) // chosen.count - taken)
+        for size in chosen.off:
             left -= size
             taken += size if left >= 0 else 0
-    return replace(host, pageable=host.pageable + taken * copies), kept
-
-
-def _parallel(request: ResolvedRequest, chosen: Chosen) -> str:
-    copies, devices = len(chosen.copies), chosen.placement.devices
-    split = "one GPU each" if devices == 1 else f"its layers split over {devices} GPUs"
-    if request.tp is not None or request.replicas is not None:
-        return f"{copies} cop{'y' if copies == 1 else 'ies'}, {split}: as asked"
-    if copies > 1:
-        return f"{copies} copies, {split}: one for each request at once"
-    if not chosen.fits:
-        return f"one copy, {split}: the closest to fitting"
-    return f"one copy, {split}: {'it holds it' if devices == 1 else 'fewer do not hold it'}"
+    return replace(host, pageable=host.pageable + taken * chosen.count), kept
 
 
 def _reasons(
@@ -341,41 +314,33 @@ def _reasons(
     yield "max_batch_size 1: this engine answers one request after the other"
     context = settings.session_len
     yield f"session_len {context}: {context_reason(request, context, 'fits')}"
-    gpus = [gpu for copy in chosen.copies for gpu in copy.gpus]
-    why = (
-        "as set by you"
-        if request.engine_options.get("dtype")
-        else dtype_for(request.model, gpus)[1]
-    )
-    yield f"dtype {settings.dtype}: {why}"
-    if any(copy.writes_matrix(k) for copy in chosen.copies for k in range(len(copy.gpus))):
+    gpus = [gpu for group in chosen.copies.groups for gpu in group]
+    given = "as set by you" if request.engine_options.get("dtype") else ""
+    yield f"dtype {settings.dtype}: {given or dtype_for(request.model, gpus)[1]}"
+    if any(chosen.copies.writes_matrix):
         yield (
             "attention is charged with the matrix of all pairs of tokens: torch has no other "
             "kernel for grouped heads on cards before Ampere"
         )
-    if chosen.image_limit is not None and chosen.vision_load.units_per_image:
-        yield f"image limit {chosen.image_limit}: {_why_limit(request, chosen.image_limit)}"
+    limit, requested = chosen.image_limit, request.requested_image_limit
+    if limit is not None and chosen.vision_load.units_per_image:
+        size, why = request.workload.image_size, f"lowered from {requested} to what fits"
+        if limit == requested:
+            why = "the model's own" if request.image_limit is None else "as set by you"
+        elif size is not None:
+            why = f"what images of {size[0]}x{size[1]} take; larger ones are lowered to it"
+        yield f"image limit {limit}: {why}"
     yield _device_map_words(chosen)
-
-
-def _why_limit(request: ResolvedRequest, image_limit: int) -> str:
-    size, requested = request.workload.image_size, request.requested_image_limit
-    if image_limit == requested:
-        return "the model's own" if request.image_limit is None else "as set by you"
-    if size is not None:
-        return f"what images of {size[0]}x{size[1]} take; larger ones are lowered to it"
-    return f"lowered from {requested} to what fits"
 
 
 def _device_map_words(chosen: Chosen) -> str:
     """The devices of each part of one copy, in words."""
-    parts, placement = chosen.copies[0].parts, chosen.placement
-    cuts = [
-        f"layers {indices(mine)} on device {place}"
-        for place in range(placement.devices)
-        if (mine := [number for number, at in enumerate(placement.layers) if at == place])
-    ]
-    cuts += [f"layers {indices(placement.offloaded)} on none"] if placement.offloaded else []
+    parts, placement = chosen.copies.parts, chosen.placement
+    cuts = []
+    for place in (*range(chosen.copies.devices), None):
+        if mine := [number for number, at in enumerate(placement) if at == place]:
+            on = "none" if place is None else f"device {place}"
+            cuts.append(f"layers {indices(mine)} on {on}")
     tower = f"vision tower ({format_bytes(parts.vision)}) and " if parts.vision else ""
     return (
         f"device map on GPU {groups_of(chosen.groups)}: {tower}embeddings"
@@ -398,44 +363,32 @@ def _verdict(
     """The verdict: the GPUs and the free memory, or what is missing and how much."""
     name = request.model.name
     ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
-    if why_not := _why_not(request, chosen, ledgers):
-        return Verdict(subject=f"{name} on Transformers", why_not=why_not, causes=causes)
-    if problem := host_problem(host):
-        return Verdict(subject=name, why_not=problem)
-    off = len(chosen.placement.offloaded)
-    how = f", {off} decoder layers in host memory or on disk" if off else ""
-    found = (
-        f"on GPU {groups_of(chosen.groups)} with Transformers{how}:"
-        f" {_at_once(chosen)} {chosen.session_len:,} tokens at a time;"
-        f" {free_words(request, ledgers, chosen.groups)}"
-    )
-    return Verdict(subject=name, found=found)
-
-
-def _why_not(request: ResolvedRequest, chosen: Chosen, ledgers: Sequence[GpuLedger]) -> str:
-    """The reason why the GPUs cannot serve the request; empty if they can."""
     if chosen.keeps(request):
-        return ""
+        if problem := host_problem(host):
+            return Verdict(subject=name, why_not=problem)
+        off = len(chosen.off)
+        how = f", {off} decoder layers in host memory or on disk" if off else ""
+        found = (
+            f"on GPU {groups_of(chosen.groups)} with Transformers{how}: {chosen.words};"
+            f" {free_words(request, ledgers, chosen.groups)}"
+        )
+        return Verdict(subject=name, found=found)
     if chosen.fits:
-        count, wanted = len(chosen.copies), request.promised_requests
-        return f"it answers {count:,} of {wanted:,} requests at once, one a copy"
-    if excess_tokens(request, chosen.vision_load):
-        return too_long(request, chosen.vision_load)
-    tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.margin)
-    term = max(tightest.ledger, key=lambda term: term.bytes)
-    short = tightest.margin - tightest.headroom
-    split = ""
-    if (request.replicas or 1) > 1 and request.tp is None:
-        split = "; copies are split over GPUs only where --tp asks for it too"
-    return (
-        f"GPU {tightest.index} is {format_bytes(short)} short even with all decoder"
-        f" layers elsewhere, most of it {term.term} ({format_bytes(term.bytes)}){split}"
-    )
-
-
-def _at_once(chosen: Chosen) -> str:
-    copies = len(chosen.copies)
-    return "one request of" if copies == 1 else f"{copies} requests, one a copy, of"
+        wanted = request.promised_requests
+        why_not = f"it answers {chosen.count:,} of {wanted:,} requests at once, one a copy"
+    elif excess_tokens(request, chosen.vision_load):
+        why_not = too_long(request, chosen.vision_load)
+    else:
+        tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.margin)
+        term = max(tightest.ledger, key=lambda term: term.bytes)
+        why_not = (
+            f"GPU {tightest.index} is {format_bytes(tightest.margin - tightest.headroom)} short"
+            " even with all decoder layers elsewhere, most of it"
+            f" {term.term} ({format_bytes(term.bytes)})"
+        )
+        if (request.replicas or 1) > 1 and request.tp is None:
+            why_not += "; copies are split over GPUs only where --tp asks for it too"
+    return Verdict(subject=f"{name} on Transformers", why_not=why_not, causes=causes)
 
 
 def _warnings(
@@ -445,56 +398,56 @@ def _warnings(
         "the fallback engine is serial and slower than LMDeploy: each copy answers one request at "
         "a time, without batching, paged cache or CUDA graphs"
     )
-    if chosen.placement.devices > 1:
+    if chosen.copies.devices > 1:
         yield (
-            f"splitting over {chosen.placement.devices} GPUs adds memory, not speed: their layers "
+            f"splitting over {chosen.copies.devices} GPUs adds memory, not speed: their layers "
             "work one after the other"
         )
-    yield from _slow(chosen, placed)
-    if chosen.fits and (idle := idle_words(request, chosen.groups)):
+    if not chosen.fits:
+        return
+    if off := chosen.off:
+        size, first = sum(off), chosen.copies.groups[0][0]
+        text = (
+            f"{len(off)} of {len(chosen.placement)} decoder layers ({format_bytes(size)}) do not"
+            f" fit on the GPUs and pass through GPU {first.index} at every token"
+        )
+        if rate := known(first.pcie.width, 0) * _LANE.get(known(first.pcie.generation, 0), 0.0):
+            text += f": {size / rate:.2g} s a token at the best that its PCIe link can do"
+        if disk := list(placed.values()).count("disk"):
+            text += f"; {disk} of them are read from disk each time, which is slower still"
+        yield text
+    if idle := idle_words(request, chosen.groups):
         yield f"{idle}; --replicas serves on them beside it, --tp splits over them"
-    if chosen.vision_load.units_per_image and chosen.fits:
+    if chosen.vision_load.units_per_image:
         yield f"{BEYOND}: turbofit serve holds them, Transformers itself would not"
 
 
-def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
-    """Yield the cost of layers off the GPUs, for each token."""
-    off = chosen.placement.offloaded
-    if not off or not chosen.fits:
-        return
-    copy = chosen.copies[0]
-    size = sum(copy.parts.layers[number].weights for number in off)
-    disk = list(placed.values()).count("disk")
-    text = (
-        f"{len(off)} of {len(copy.parts.layers)} decoder layers ({format_bytes(size)}) do not fit"
-        f" on the GPUs and pass through GPU {copy.gpus[0].index} at every token"
-    )
-    pcie = copy.gpus[0].pcie
-    rate = known(pcie.width, 0) * _LANE.get(known(pcie.generation, 0), 0.0)
-    if rate:
-        text += f": {size / rate:.2g} s a token at the best that its PCIe link can do"
-    if disk:
-        text += f"; {disk} of them are read from disk each time, which is slower still"
-    yield text
-
-
-def _remedies(request: ResolvedRequest, engine: LayeredEngine, closest: Chosen) -> Remedies:
+def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
     """Single changes with which it fits, cheapest first; ``closest`` is the result without any."""
     helps, causes = list[Remedy](), list[str]()
-    for change, changed, released in _changes(request, closest):
-        if helps and changed.machine.name == MORE_GPUS:
-            continue  # fewer such cards, or a free change, are already enough
+
+    def planned(changed: ResolvedRequest) -> Chosen | None:
         try:
-            chosen = search(changed, engine)
+            return search(changed)
         except TurbofitError:
-            continue
-        if not chosen.keeps(changed):
-            continue
-        found = f"{_at_once(chosen)} {chosen.session_len:,} tokens at a time"
-        if off := len(chosen.placement.offloaded):
-            found += f", {off} decoder layers in host memory (slow)"
-        helps.append(fitting(change, found))
-        causes += [released] if released else []
+            return None
+
+    def helped(change: Change, chosen: Chosen) -> None:
+        off = chosen.off
+        slow = f", {len(off)} decoder layers in host memory (slow)" if off else ""
+        helps.append(fitting(change.change, f"{chosen.words}{slow}"))
+        causes.extend([change.released] if change.released else [])
+
+    for change in _changes(request, closest):
+        if helps and change.request.machine.name == MORE_GPUS:
+            continue  # fewer such cards, or a free change, are already enough
+        chosen = planned(change.request)
+        if chosen is not None and chosen.keeps(change.request):
+            helped(change, chosen)
+    if not helps and not closest.fits:
+        larger = smallest_cards(request, planned, lambda chosen: chosen.keeps(request))
+        if larger is not None:
+            helped(*larger)
     return Remedies(tuple(helps), tuple(causes))
 
 
@@ -515,6 +468,4 @@ def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
     yield from stopped(request)
     yield from with_more_gpus(request)
     if closest.fits:  # it only answers fewer requests at once than wished
-        yield fewer_at_once(request, len(closest.copies))
-    else:
-        yield from larger(request)
+        yield fewer_at_once(request, closest.count)

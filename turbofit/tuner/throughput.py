@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from turbofit.memory.account import VisionLoad
     from turbofit.tuner.resolved_request import ResolvedRequest
 
-#: The reference of `turbofit machine --measure`: pixels of a photograph, and of its nine tiles.
+#: The image that `turbofit calibrate` measures: pixels of a photograph, and of its nine tiles.
 _REFERENCE: Final = (1920 * 1080, 9 * 448 * 448)
 
 

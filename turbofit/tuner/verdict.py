@@ -1,9 +1,9 @@
 """What a planner finds, in one form for all of them.
 
-The search of an engine's shapes, the fallback engine, a cluster, several models on one host and the
-search for cards each decide in a way of their own, and have reasons of their own. All of them say
-what fits and why not by a `Verdict`, and hand a plan on as `Planned`. Why another candidate of a
-plan lost is said in `explain.reasons`, why a node has no part in `cluster_plan`.
+The search of an engine's shapes, the fallback engine, a cluster and the search for cards each
+decide in a way of their own, and have reasons of their own. All of them say what fits and why not
+by a `Verdict`, and hand a plan on as `Planned`. Why another candidate of a plan lost is said in
+`explain.reasons`, why a node has no part in `cluster_plan`.
 """
 
 from __future__ import annotations
@@ -48,15 +48,6 @@ class Verdict(Struct):
         """The reason against it, with the options that cause it; empty if it fits."""
         causes = f"with {' and '.join(self.causes)}: " if self.causes else ""
         return f"{causes}{self.why_not}"
-
-
-class JointVerdict(Verdict):
-    """The verdict on several models together."""
-
-    @property
-    def text(self) -> str:
-        found = self.found if self.fits else self.why_not
-        return f"{'fit' if self.fits else 'do not fit'} together: {found}"
 
 
 class Planned(Struct):

@@ -27,9 +27,10 @@ def test_the_command_tells_what_came_of_it(tmp_path, capsys, monkeypatch) -> Non
         assert not told.err
         assert main([*words, "--quiet"]) == 0
         assert capsys.readouterr() == ("", "")
-        assert main([*words, "--api-key", "other", "--retry-failed"]) == 2
+        output.unlink()
+        assert main([*words, "--api-key", "other"]) == 2
         assert "does not know the key" in capsys.readouterr().err
-    assert len(lines(output)) == 2, "what failed was taken out, and is sent next time"
+    assert lines(output) == []
 
 
 def test_what_is_sent_and_how_it_ends(tmp_path, capsys) -> None:
@@ -48,7 +49,12 @@ def test_what_is_sent_and_how_it_ends(tmp_path, capsys) -> None:
     assert main(["batch", str(tmp_path / "empty.jsonl"), out + "2", "--url", "http://x"]) == 0
     for words, cause in (
         ([str(source), out], "nobody is named who answers"),
-        ([str(source), out, "--url", "http://x", "--tp", "2"], "--tp is of a plan"),
+        ([str(source), out, "--url", "http://x", "--", "--tp", "2"], "--tp is for a server that"),
+        ([str(source), out, "--model", "m", "--patience", "2"], "leave --patience out"),
+        ([str(source), out, "--url", "x:80"], "x:80 is no address"),
+        ([str(source), out, "--url", "http://x", "--tp", "2"], "unknown option --tp"),
+        (["rows.csv", out, "--url", "http://x"], "reads and writes JSONL, not .csv"),
+        ([str(source), "out.parquet", "--url", "http://x"], "reads and writes JSONL"),
         ([str(tmp_path), out, "--url", "http://x"], "holds no image"),
     ):
         assert main(["batch", *words]) == 2

@@ -15,6 +15,7 @@ from aiohttp import web
 from tests.cli.screen import Terminal
 from tests.load.scripted import ThreadedServer
 from turbofit.cli.main import main
+from turbofit.core.errors import UsageError
 from turbofit.load.chat import question_of
 
 PNG = b"\x89PNG picture"
@@ -148,11 +149,13 @@ def test_ctrl_c_ends_the_answer_and_keeps_what_came(server, typed, monkeypatch, 
 @pytest.mark.parametrize("text", ["What is {} ?", "'{}' shows what?", "{}"])
 def test_a_path_becomes_the_picture(text: str, tmp_path: Path) -> None:
     file = tmp_path / ("my cat.JPG" if "'" in text else "cat.JPG")
-    assert question_of(text.format(file))["content"] == text.format(file)  # nothing is there
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        question_of(text.format(file))
     file.write_bytes(PNG)
     picture, said = question_of(text.format(file))["content"]
     assert picture["image_url"]["url"].startswith("data:image/jpeg;base64,iVBOR")
     assert str(file) not in said["text"]
+    assert question_of("https://x.org/a.png")["content"] == "https://x.org/a.png"
 
 
 def test_wrong_addresses_are_said(capsys) -> None:

@@ -13,7 +13,6 @@ from turbofit.cli.main import main
 #: What each shell offers for the last word of a line.
 OFFERED = {
     "pl": {"plan"},
-    "help pl": {"plan"},
     "plan internvl2-8": {"internvl2-8b"},
     "plan m --cache-m": {"--cache-max-entry-count"},
     "plan m --on 4xrtx30": {"4xrtx3090"},

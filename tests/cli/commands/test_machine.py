@@ -8,12 +8,8 @@ import resource
 import pytest
 
 from turbofit.cli.main import main
-from turbofit.core.errors import PackageError
-from turbofit.core.machine import CardSpeed, Machine, Measured
-from turbofit.core.process.files import state_dir
+from turbofit.core.machine import Machine
 from turbofit.core.struct import decode
-from turbofit.machine import source, speed
-from turbofit.machine.spec import parse_spec
 
 
 def test_a_machine_is_shown_saved_and_read_again(tmp_path, capsys) -> None:
@@ -27,42 +23,6 @@ def test_a_machine_is_shown_saved_and_read_again(tmp_path, capsys) -> None:
     assert decode(capsys.readouterr().out, Machine, what="machine").gpus == shown.gpus
     assert main(["machine", "--on", "2xl4", "--save", "/no/such/folder/x"]) == 2
     assert "cannot be written" in capsys.readouterr().err
-    assert main(["machine", "--on", "2xl4", "--measure"]) == 2
-    assert "--measure measures this machine" in capsys.readouterr().err
-
-
-def test_a_measurement_that_cannot_be_kept_is_shown(monkeypatch, capsys) -> None:
-    on = parse_spec("1xl4")
-    found = Measured(torch="2.9", cards=(CardSpeed(index=0, bandwidth=3e11, flops=1e14),))
-    monkeypatch.setattr(source, "machine_from", lambda *_, **__: on)
-    monkeypatch.setattr(speed, "measure_speed", lambda *_, **__: found)
-    monkeypatch.setattr(speed, "measure_images", lambda: 0.0)
-    (state_dir("machines") / speed._name(on)).mkdir()
-    assert main(["machine", "--measure"]) == 0
-    told = capsys.readouterr()
-    assert "not kept: " in told.err
-    assert "L4" in told.out
-
-
-def test_a_core_is_measured_and_kept_where_no_torch_measures_the_card(monkeypatch, capsys) -> None:
-    on = parse_spec("2xl4")
-
-    def no_torch(*_: object, **__: object) -> Measured:
-        raise PackageError("torch with CUDA is not installed", hint="install it")
-
-    monkeypatch.setattr(source, "machine_from", lambda *_, **__: on)
-    monkeypatch.setattr(speed, "measure_speed", no_torch)
-    monkeypatch.setattr(speed, "measure_images", lambda: 0.05)
-    assert main(["machine", "--measure"]) == 0
-    told = capsys.readouterr()
-    assert "50 ms for an image of 1920x1080" in told.err
-    assert "cards and links are not measured: torch with CUDA is not installed" in told.err
-    assert "a core 50 ms" in " ".join(told.out.split())
-    kept = speed.recall(on).measured
-    assert kept is not None
-    assert (kept.image_seconds, kept.cards) == (0.05, ())
-    monkeypatch.setattr(speed, "measure_images", lambda: 0.0)
-    assert main(["machine", "--measure"]) == 7
 
 
 def test_a_disk_that_is_full_leaves_the_snapshot_that_was_there(tmp_path, capsys) -> None:

@@ -30,18 +30,18 @@ def test_a_merge_as_text_and_as_json(folders, tmp_path, capsys):
     assert "writing model-00002-of-00002.safetensors (2 of 2)" in captured.err
     assert digest(load(tmp_path / "out")) == GOLDEN["bf16"]
     assert main(["merge", *folders]) == 2
-    assert "is not empty" in capsys.readouterr().err
-    assert main(["merge", "--force", "--json", *folders]) == 0
+    assert "is not an empty folder" in capsys.readouterr().err
+    assert main(["merge", "--json", *folders[:2], f"{folders[2]}-2"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["loras"], document["converted"]) == (4, False)
-    assert document["out"] == folders[2]
+    assert document["out"] == f"{folders[2]}-2"
 
 
 def test_wrong_use(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     base, lora, out = folders
-    download = "hint: turbofit download {}, or name a folder with config.json\n"
+    download = "hint: hf download {}, or name a folder with config.json\n"
     for words, said in (
         ([base], "BASE [ADAPTER] OUT"),
         ([base, out], "nothing to do"),
@@ -61,7 +61,7 @@ def test_wrong_use(folders, tmp_path, monkeypatch, capsys):
 def test_ended_by_a_signal(folders, tmp_path, monkeypatch):
     from turbofit.model.merge import files
 
-    monkeypatch.setattr(files, "_write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(files.Piece, "made", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     assert main(["merge", *folders]) == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "lora"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from contextlib import nullcontext
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
@@ -15,7 +15,7 @@ from turbofit.cli.main import main
 from turbofit.cli.options.field_options import filled, options_of
 from turbofit.core.errors import UsageError
 from turbofit.core.validation import Metavar, Validated
-from turbofit.launch.serve.options import ModelsOptions, ServeOptions
+from turbofit.launch.serve.options import ServeOptions
 
 
 class Asked(Validated):
@@ -63,35 +63,25 @@ def test_a_wrong_value_is_named_with_its_option(words: list[str], message: str, 
     assert hint in caught.value.hint
 
 
-def test_times_and_answers() -> None:
-    options = filled(ModelsOptions, {"idle": "10m", "turn": "5s"})
-    assert options.idle == 600
-    assert options.policy_fields() == {"idle": 600.0, "turn": 5.0}
-    assert options.wait_seconds == 600
-    assert filled(ModelsOptions, {"wait": "2m"}).wait_seconds == 120
-    assert filled(ModelsOptions, {"idle_answer": "503"}).wait_seconds == 0
-    for wrong in ({"idle": "soon"}, {"idle": "0"}, {"idle_answer": "504"}):
+def test_idle_is_a_time() -> None:
+    assert filled(ServeOptions, {"idle": "10m"}).idle == 600
+    for wrong in ("soon", "0"):
         with pytest.raises(UsageError):
-            filled(ModelsOptions, wrong)
+            filled(ServeOptions, {"idle": wrong})
 
 
 @pytest.mark.parametrize(
-    ("models", "beside", "of_models", "said"),
+    ("beside", "said"),
     [
-        (("a",), {}, {"swap": True}, "--swap needs two models"),
-        (("a",), {}, {"wait": 5.0}, "--wait and --idle-answer"),
-        (("a",), {"no_gateway": True}, {"idle": 5.0}, "do not go together"),
-        (("a",), {"cluster": "ray"}, {"idle": 5.0}, "do not go together"),
-        (("a",), {"plan": "plan.json"}, {"idle": 5.0}, ""),
-        (("a", "b"), {"no_gateway": True}, {}, "do not go together"),
-        (("a", "b"), {"cluster": "ray"}, {}, "do not go together"),
-        (("a", "b"), {"plan": "plan.json"}, {}, "do not go together"),
+        ({"no_gateway": True}, "do not go together"),
+        ({"cluster": "ray"}, "do not go together"),
+        ({"plan": "plan.json"}, ""),
     ],
 )
-def test_what_does_not_go_together(models, beside, of_models, said) -> None:
+def test_what_does_not_go_with_idle(beside: dict[str, Any], said: str) -> None:
     refused = pytest.raises(UsageError, match=said) if said else nullcontext()
     with refused:
-        ModelsOptions(**of_models).check(models, ServeOptions(**beside))
+        ServeOptions(idle=5.0, **beside).refuse_alone()
 
 
 def test_a_machine_comes_by_stdin(capsys, monkeypatch) -> None:

@@ -7,7 +7,13 @@ from unittest.mock import Mock
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.core.process.files import new_path, state_dir, write_atomic, write_output
+from turbofit.core.process.files import (
+    new_path,
+    private_folder,
+    state_dir,
+    write_atomic,
+    write_output,
+)
 
 
 def mode_of(path: Path) -> int:
@@ -128,3 +134,67 @@ def test_the_home_folder_without_an_absolute_path(
     monkeypatch.setenv("XDG_STATE_HOME", chosen)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert state_dir("runs") == tmp_path / ".local/state/turbofit/runs"
+
+
+def test_a_private_folder_is_made_for_this_user_alone(tmp_path: Path):
+    (tmp_path / "link").symlink_to("real")
+    old = os.umask(0o002)
+    try:
+        made = private_folder(tmp_path / "link" / "turbofit" / "pretend")
+    finally:
+        os.umask(old)
+    assert made == tmp_path.resolve() / "real" / "turbofit" / "pretend"
+    assert {mode_of(path) for path in (made, made.parent, made.parent.parent)} == {0o700}
+    with pytest.raises(FileNotFoundError):
+        private_folder(made / "other", make=False)
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "refused"),
+    [
+        (0o755, 0o755, ""),
+        (0o1777, 0o700, ""),  # as /tmp
+        (0o777, 0o700, "outer"),
+        (0o775, 0o700, "outer"),  # the group is not this user's own
+        (0o755, 0o1777, "inner"),  # others may put libraries in, though not replace them
+    ],
+)
+def test_a_folder_that_others_can_write_is_not_private(
+    outer: int, inner: int, refused: str, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr("grp.getgrgid", lambda _: Mock(gr_name="users", gr_mem=["other"]))
+    folder = tmp_path / "outer" / "inner"
+    folder.mkdir(parents=True)
+    folder.chmod(inner)
+    folder.parent.chmod(outer)
+    if os.geteuid() == 0:
+        os.chown(folder.parent, 0, 4321)
+    if not refused:
+        assert private_folder(folder) == folder.resolve()
+        return
+    with pytest.raises(PermissionError, match="others can write it") as caught:
+        private_folder(folder)
+    assert Path(caught.value.filename).name == refused
+
+
+def test_a_group_of_this_user_alone_is_no_other(tmp_path: Path, monkeypatch):
+    me = Mock(pw_name="me")
+    monkeypatch.setattr("pwd.getpwuid", lambda _: me)
+    monkeypatch.setattr("grp.getgrgid", lambda _: Mock(gr_name="me", gr_mem=["me"]))
+    folder = tmp_path / "umask-002"
+    folder.mkdir()
+    folder.chmod(0o775)
+    if os.geteuid() == 0:
+        os.chown(folder, 0, 4321)
+    assert private_folder(folder) == folder.resolve()
+    monkeypatch.setattr("grp.getgrgid", lambda _: Mock(gr_name="me", gr_mem=["me", "other"]))
+    with pytest.raises(PermissionError):
+        private_folder(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_folder_of_another_user_is_not_private(tmp_path: Path):
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 65534, 65534)
+    with pytest.raises(PermissionError, match="others can write it"):
+        private_folder(tmp_path / "theirs" / "turbofit")

@@ -41,6 +41,26 @@ def test_a_command_is_shown_without_secrets(line: str, shown: str) -> None:
     assert " ".join(without_secrets(shlex.split(line))) == " ".join(shlex.split(shown))
 
 
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("batch in out --prompt 'Is MARK ill?' --url u", "batch in out --prompt *** --url u"),
+        ("chat --system=MARK --max-tokens 8", "chat --system=*** --max-tokens 8"),
+        (
+            """serve m --default-chat-template-kwargs '{"name": "MARK"}' --tp 2""",
+            "serve m --default-chat-template-kwargs *** --tp 2",
+        ),
+    ],
+)
+def test_what_somebody_writes_for_a_model_is_hidden_where_it_is_asked(
+    line: str, shown: str
+) -> None:
+    words = shlex.split(line)
+    assert " ".join(without_secrets(words, texts=True)) == shown
+    assert without_secrets(words) == words  # a command to paste has it
+    assert "MARK" not in hide_secrets(f"{words}", words, {})
+
+
 def test_a_text_loses_what_is_secret_on_its_command_line_and_in_its_environment() -> None:
     text = "open(sk-long-1) env-1 env-2 hf_xyz http://u:pass@h x"
     environ = {

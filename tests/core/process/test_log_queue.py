@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,78 +17,46 @@ import pytest
 from tests.support.waiting import HANG, until
 from turbofit.core.process import files
 from turbofit.core.process.files import lock_soon
-from turbofit.core.process.log_queue import CappedLog, LogQueue, dropped_lines, queued_stderr
+from turbofit.core.process.log_queue import FileLog, QueuedLog, queued_stderr
+
+LOST = "(lost)\n"
 
 
-def notice(missing: int) -> bytes:
-    return b"(%d missing)\n" % missing
+def test_what_finds_no_room_is_said_in_its_place_once() -> None:
+    reads, waits, written = threading.Event(), threading.Event(), []
 
-
-def test_what_finds_no_room_is_counted_and_said_in_its_place() -> None:
-    reads, waits, written, before = threading.Event(), threading.Event(), [], dropped_lines()
-
-    def write(data: bytes) -> None:
+    def emit(record: logging.LogRecord) -> None:
         """Waits until somebody reads."""
         waits.set()
         assert reads.wait(HANG)
-        written.append(data)
+        written.append(record.msg)
 
-    lines = LogQueue(write, notice, room=30)
-    lines.put(b"first\n")
+    log = QueuedLog(emit, LOST, most=3)
+    log.put("first\n")
     assert waits.wait(HANG)
     for number in range(10):
-        lines.put(b"%d next\n" % number)
-    assert dropped_lines() - before >= 7  # threads of other tests may drop lines, too
-    assert not lines.settle(0.0)
+        log.put(f"{number} next\n")
+    assert not log.settle(0.0)
     reads.set()
-    until(lambda: b"missing" in b"".join(written), "the word that lines are missing")
-    lines.put(b"last\n")
-    assert lines.close()
-    kept = b"first\n0 next\n1 next\n2 next\n"
-    assert b"".join(written) == kept + b"(7 missing)\nlast\n"
-
-
-def test_a_full_disk_leaves_no_half_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = CappedLog(tmp_path / "log", 1 << 20, notice)
-    log.put(b"first\n")
     assert log.settle(HANG)
-    write, full = os.write, [True]
-
-    def half(descriptor: int, data: memoryview) -> int:
-        if not full[0]:
-            return write(descriptor, data)
-        if len(data) < 12:
-            raise OSError(28, "No space left on device")
-        return write(descriptor, data[:4])
-
-    monkeypatch.setattr(os, "write", half)
-    log.put(b"second line\n")
-    assert log.settle(HANG)
-    full[0] = False
-    log.put(b"third\n")
+    log.put("last\n")
     assert log.close()
-    assert (tmp_path / "log").read_text() == "first\n(1 missing)\nthird\n"
+    assert "".join(written) == "first\n0 next\n1 next\n2 next\n(lost)\nlast\n"
 
 
-def test_a_notice_that_is_not_written_loses_no_count() -> None:
-    """A disk that is full for several writes: the word of the first loss is lost with the next."""
-    written: list[bytes] = []
-    full, before = [True], dropped_lines()
-
-    def write(data: bytes) -> None:
-        if full[0]:
-            raise OSError(28, "No space left on device")
-        written.append(data)
-
-    lines = LogQueue(write, notice)
-    for _ in range(3):
-        lines.put(b"one\ntwo\n")
-        assert lines.settle(HANG)
-    assert dropped_lines() - before >= 6  # threads of other tests may drop lines, too
-    full[0] = False
-    lines.put(b"last\n")
-    assert lines.close()
-    assert written == [b"(6 missing)\nlast\n"]
+def test_a_disk_that_is_full_costs_lines_and_says_so_once(tmp_path: Path) -> None:
+    log = FileLog(tmp_path / "log", 1 << 20, LOST)
+    log.put("first\n")
+    assert log.settle(HANG)
+    real = log._file.stream
+    with Path("/dev/full").open("ab", buffering=0) as log._file.stream:
+        for number in range(3):  # the word of the first loss is lost with the next
+            log.put(f"{number}\n")
+            assert log.settle(HANG)
+    log._file.stream = real
+    log.put("last \udcff\n")
+    assert log.close()
+    assert (tmp_path / "log").read_bytes() == b"first\n(lost)\nlast \xff\n"
 
 
 @contextmanager
@@ -136,32 +105,37 @@ def test_whoever_writes_to_standard_error_goes_through_the_queue() -> None:
 
 
 def test_nobody_waits_for_a_pipe_that_is_not_read() -> None:
-    line, count, text = "x" * 99 + "\n", 30_000, ""
+    line, count, read = "x" * 99 + "\n", 30_000, bytearray()
     with piped() as out:
+        os.set_blocking(out, False)
+
+        def written() -> bool:
+            """Reads what is there; true once nothing waits to be written."""
+            done = sys.stderr._log.settle(0.0)
+            with suppress(BlockingIOError):
+                read.extend(os.read(out, 1 << 20))
+            return done
+
         for _ in range(count):
             sys.stderr.write(line)
-        assert (missing := sys.stderr._lines._missing) > count // 2
-        while "nobody read" not in text:
-            text += os.read(out, 1 << 16).decode()
+        until(written, "all that was kept")
+        assert read.count(b"\n") < count // 2
         sys.stderr.write("on it goes\n")
-        while not text.endswith("on it goes\n"):
-            text += os.read(out, 1 << 16).decode()
+        until(written, "the last lines")
+        os.set_blocking(out, True)
         sys.stderr.write(line * 1000)  # more than a pipe holds
-    kept = text.split(line)
-    assert len(kept) - 1 == count - missing
-    assert kept[-1] == f"warning: lines missing here: {missing:,}; nobody read them\non it goes\n"
+    said = "warning: lines are missing here: nobody read them\non it goes\n"
+    assert read.decode().replace(line, "") == said
 
 
 def test_a_reader_that_went_away_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     out, into = os.pipe()
     os.close(out)
-    before = dropped_lines()
     with os.fdopen(into, "w") as stream, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stream)
         with queued_stderr():
             sys.stderr.write("x\n")
         assert sys.stderr is stream
-    assert dropped_lines() > before
 
 
 def test_a_stream_without_a_descriptor_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,8 @@ import pytest
 from tests.diagnose.conftest import explain, some
 from tests.diagnose.rules.test_package_versions import TRACE, frame
 from turbofit.diagnose.answer import Diagnosis
-from turbofit.diagnose.rules.rules_torch import phase_of
 from turbofit.machine.source import machine_from
+from turbofit.observe.death import phase_of
 from turbofit.observe.log_events import PythonFrame
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
@@ -171,7 +171,7 @@ def told(found: Diagnosis) -> str:
 def test_the_only_process_is_the_server_itself() -> None:
     found = explain(SERVER + text(pid(2203446, "23.61 GiB")))
     assert [one.who for one in found.held] == ["this process (process 2203446 of the text)"]
-    assert "outside torch" in told(found)
+    assert "were the KV cache with its buffers" in told(found)
     assert not any("2203446" in one for one in found.changes)
 
 

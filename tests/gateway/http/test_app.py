@@ -6,7 +6,6 @@ import ast
 import asyncio
 import base64
 import hashlib
-import importlib.util
 import json
 import re
 import shlex
@@ -46,16 +45,14 @@ from turbofit.gateway.http import prepare
 from turbofit.gateway.http.accesslog import AccessLog, access_log
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.prepare import Preparation
-from turbofit.gateway.http.refusals import TOOL_PARSERS, Refusal
+from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import (
     ROUTES,
     api_of,
     find_route,
     hold_name,
-    unambiguous,
 )
 from turbofit.gateway.http.welcome import client_lines, memory_bars
-from turbofit.load.trace import read_trace
 
 ANTHROPIC = anthropic(picture(448, 5376))
 
@@ -429,16 +426,6 @@ def test_the_package_that_a_form_needs_is_named(path, fields, forced, lacking, m
     assert app.engines[0].up
 
 
-def test_the_parsers_are_those_of_lmdeploy() -> None:
-    spec = importlib.util.find_spec("lmdeploy")
-    if spec is None or spec.submodule_search_locations is None:
-        pytest.skip("no lmdeploy")
-    folder = Path(spec.submodule_search_locations[0]) / "serve/parsers/tool_parser"
-    texts = [path.read_text(encoding="utf-8") for path in folder.glob("*.py")]
-    calls = re.findall(r"@ToolParserManager.register_module\((.*)\)", "\n".join(texts))
-    assert sorted(re.findall(r"'([^']+)'", " ".join(calls))) == sorted(TOOL_PARSERS)
-
-
 def test_pages_of_several_engines_become_one() -> None:
     page = """# HELP h Seconds.
 # TYPE h histogram
@@ -527,8 +514,8 @@ def test_a_folder_that_is_gone_for_a_while_costs_only_its_lines(tmp_path: Path) 
     folder.mkdir()
     log({"number": 3})
     log.close()
-    missing, kept = map(json.loads, (folder / "access.log").read_text().splitlines())
-    assert missing["dropped_lines"] == 1
+    missing, kept = map(json.loads, (folder / "access.log").read_text().split("\n")[1:3])
+    assert "lines are missing here" in missing["lost"]
     assert kept == {"number": 3}
 
 
@@ -556,31 +543,6 @@ def test_where_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (tmp_path / "log").read_text() == '{"a": 1}\n{"a": 2}\n'
     with pytest.raises(UsageError, match="cannot be written"):
         access_log(str(tmp_path / "no" / "log"))
-
-
-USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":41}}\n\n'
-
-
-def test_a_trace_holds_sizes_and_no_contents(tmp_path) -> None:
-    path, secret = tmp_path / "trace.jsonl", "the secret question"
-    whole = b'{"output_tokens":1, "usage": {"output_tokens": 17}}'
-    answers = iter(
-        [
-            stream(EVENT, EVENT, DONE), stream(EVENT, USAGE, DONE), Answer(whole),
-            Answer(b"", status=500),
-        ]
-    )  # fmt: skip
-    app, _ = gateway(recorder=Recorder(lambda *_: next(answers)), record_trace=str(path))
-    for _ in range(2):
-        ask(app, body=chat(image_part(64, 48), stream=True, user=secret))
-    ask(app, body={"model": "m", "messages": [{"role": "user", "content": secret}]})
-    ask(app, body=chat())
-    asyncio.run(app.shutdown())
-    assert not re.search("secret|base64", path.read_text())
-    first, second, third = read_trace(str(path))
-    assert [line.output_tokens for line in (first, second, third)] == [2, 41, 17]
-    assert (first.images, first.prompt_bytes) == (((64, 48),), len("What is this?"))
-    assert (third.images, third.prompt_bytes) == ((), len(secret))
 
 
 def test_a_route_is_served_with_slashes_at_its_end_which_reach_no_engine() -> None:
@@ -653,13 +615,6 @@ async def test_the_list_has_every_name_and_says_which_model_it_means() -> None:
     assert [card["id"] for card in anthropic["data"]] == list(NAMES)
     assert anthropic["first_id"] == OWN
     assert recorder.bodies == []
-
-
-def test_names_that_mean_two_models_mean_none() -> None:
-    assert unambiguous([("a/m", "m", "m"), ("b/m", "m")]) == [("a/m",), ("b/m",)]
-    # A model's own name is its own, whatever else is called so.
-    assert unambiguous([("m", "a/m"), ("b/m", "m")]) == [("m", "a/m"), ("b/m",)]
-    assert unambiguous([("x",), ("y", "z")]) == [("x",), ("y", "z")]
 
 
 def test_the_lines_are_one_request_with_a_key_of_the_environment() -> None:

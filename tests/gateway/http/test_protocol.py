@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import hmac
+import inspect
 import json
 import select
 import socket
@@ -16,11 +18,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvicorn
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from tests.hostile import hostile
-from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for
+from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for, stream
 from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
@@ -337,6 +341,26 @@ def test_an_upgrade_without_a_body_is_served_as_it_is(framed) -> None:
             assert answered(client)[0] == 200
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_stream_to_http_1_0_has_no_chunks(version: str) -> None:
+    body = json.dumps(chat(stream=True)).encode()
+    head = HEAD.replace(b"HTTP/1.1", f"HTTP/{version}".encode())
+    sent = head + b"content-length: %d\r\n\r\n" % len(body) + body
+    with conversation() as (gateway, client):
+        gateway.app._upstream.answer = lambda *_: stream(b"data: 1\n\n", b"data: [DONE]\n\n")
+        client.sendall(sent)
+        response = HTTPResponse(client)
+        response.begin()
+        assert response.chunked == (version == "1.1")
+        assert response.read(9) == b"data: 1\n\n"
+        assert response.read() == b"data: [DONE]\n\n"
+        assert response.will_close == (version == "1.0")
+        with closing(connected(gateway)) as old:
+            old.sendall(HEALTH.replace(b"1.1", version.encode()))
+            assert answered(old)[0] == 200
+            assert version == "1.1" or ended(old)
+
+
 def test_trailers_are_no_headers() -> None:
     sent = CHUNKED.replace(b"host: localhost", b"host: localhost\r\nx-request-id: of-a-header")
     trailers = b"content-type: text/plain\r\nx-request-id: of-a-trailer\r\n\r\n"
@@ -413,6 +437,40 @@ async def spoken(data: bytes, bugs: list[dict[str, Any]]) -> None:
     assert app._bodies.in_memory == 0
     assert all(engine.units == engine.host_bytes == 0 for engine in app.engines)
     assert not len(app.connections)
+
+
+#: What uvicorn calls or reads, and the limits override or set.
+SHARED = (
+    "on_response_complete", "pause_writing", "resume_writing", "timeout_keep_alive",
+    "timeout_keep_alive_handler", "timeout_keep_alive_task",
+)  # fmt: skip
+
+
+def test_uvicorn_still_has_what_the_limits_rest_on() -> None:
+    """Its protocol is not documented: this says at once what a new release has moved."""
+    tree = ast.parse(inspect.getsource(LimitedProtocol))
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    own |= {node.attr for node in names if isinstance(node.ctx, ast.Store)}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+    async def moved() -> set[str]:
+        base = HttpToolsProtocol(uvicorn.Config(app, ws="none"), ServerState(), {})
+        base.connection_made(Wire())
+        base.data_received(HEALTH)
+        await settled()
+        theirs = {"self": base, "super()": base, "cycle": base.cycle, "self.cycle": base.cycle}
+        used = {(ast.unparse(node.value), node.attr) for node in names}
+        used = {(of, name) for of, name in used if of != "self" or name not in own}
+        used |= {("self", name) for name in SHARED}
+        return {
+            f"{of}.{name}" for of, name in used if of in theirs and not hasattr(theirs[of], name)
+        }
+
+    assert asyncio.run(moved()) == set()
+    assert list(inspect.signature(uvicorn.Server.startup).parameters) == ["self", "sockets"]
+    assert hasattr(uvicorn.Server, "capture_signals")
 
 
 async def settled() -> None:

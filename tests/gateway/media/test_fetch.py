@@ -12,9 +12,11 @@ from aiohttp.test_utils import TestServer
 
 from tests.support.gateway import ask, chat, data_url, gateway, picture
 from tests.virtual_time import settled
+from turbofit.gateway.config import ANY_PUBLIC
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media import fetch
 from turbofit.gateway.media.fetch import MediaFetcher, allowed_host, is_public
+from turbofit.gateway.options import GatewayOptions
 
 MOST = 1 << 20
 PICTURE = picture(64, 48)
@@ -26,7 +28,8 @@ PICTURE = picture(64, 48)
         "127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.9", "169.254.169.254", "0.0.0.0", "::1",
         "::", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::",
         "224.0.0.1", "255.255.255.255", "100.64.0.1", "not an address", "", "ff02::1",
-        "2001:db8::1", "fec0::1",
+        "2001:db8::1", "fec0::1", "64:ff9b:1::7f00:1", "::127.0.0.1", "fd00:ec2::254",
+        "168.63.129.16", "::ffff:168.63.129.16", "100.100.100.200", "192.0.0.192",
     ],
 )  # fmt: skip
 def test_inner_addresses_are_known_however_they_are_wrapped(address) -> None:
@@ -47,6 +50,59 @@ def test_inner_addresses_are_known_however_they_are_wrapped(address) -> None:
 def test_domains(host, port, scheme, good) -> None:
     allowed = ("Example.com", "*.cdn.org", "host:8443")
     assert allowed_host(host, port, scheme, allowed) is good
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("https://example.org/a.png", None),
+        ("https://example.org:8443/a.png", "not allowed"), ("http://example.org/a.png", "by https"),
+        ("https://127.0.0.1/a.png", "inner"), ("https://2130706433/a.png", "inner"),
+        ("https://0x7f.1/a.png", "inner"), ("https://[::ffff:7f00:1]/a.png", "inner"),
+        ("https://[64:ff9b::a9fe:a9fe]/latest/meta-data", "inner"),
+        ("https://user@example.org/a.png", "no plain host"),
+        ("https://example.org\\@127.0.0.1/", "cannot be read"),
+    ],
+)  # fmt: skip
+def test_any_public_host_means_https_and_no_inner_address(url, word) -> None:
+    fetcher = MediaFetcher([ANY_PUBLIC])
+    if word is None:
+        fetcher._check_url(url)
+        return
+    with pytest.raises(Refusal) as caught:
+        fetcher._check_url(url)
+    assert word in caught.value.message
+
+
+async def test_a_name_that_resolves_anew_is_not_asked_twice(monkeypatch) -> None:
+    """Rebinding: the address that was checked is the one that the connection takes."""
+    asked = []
+
+    async def public_then_inner(host, *_, **__):
+        asked.append(host)
+        address = "8.8.8.8" if len(asked) == 1 else "127.0.0.1"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", public_then_inner)
+    resolver = fetch._PublicOnly()
+    (first,) = await resolver.resolve("rebinds.org", 443)
+    assert (first["host"], first["flags"]) == ("8.8.8.8", socket.AI_NUMERICHOST)
+    with pytest.raises(OSError, match="not a public address"):
+        await resolver.resolve("rebinds.org", 443)
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({}, ("*",)), ({"host": "0.0.0.0", "api_key": ("k",)}, ("*",)),
+        ({"host": "0.0.0.0", "no_auth": True}, ()), ({"trusted_proxies": ("10.0.0.1",)}, ()),
+        ({"allowed_media_domains": ("none",)}, ()),
+        ({"host": "0.0.0.0", "no_auth": True, "allowed_media_domains": ("a.org",)}, ("a.org",)),
+    ],
+)  # fmt: skip
+def test_who_gets_remote_images_without_a_word(options, allowed, monkeypatch) -> None:
+    monkeypatch.delenv("TURBOFIT_API_KEYS", raising=False)
+    assert GatewayOptions(**options).config().allowed_media_domains == allowed
 
 
 class ToHere(AbstractResolver):

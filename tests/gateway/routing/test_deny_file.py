@@ -14,7 +14,6 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.gateway import plan_for
-from turbofit.core.errors import UsageError
 from turbofit.core.process import files
 from turbofit.gateway.routing import deny_file
 from turbofit.gateway.routing.deny_file import (
@@ -22,7 +21,6 @@ from turbofit.gateway.routing.deny_file import (
     DenyFile,
     deny_path,
     fingerprint,
-    pardon,
 )
 
 pytestmark = pytest.mark.usefixtures("state")
@@ -92,8 +90,7 @@ def test_a_damaged_file_is_put_aside(content: bytes) -> None:
     path_of().write_bytes(content)
     file = DenyFile(path_of())
     path_of().write_bytes(content)
-    assert pardon("a") == 0
-    assert file.denied == {}
+    assert DenyFile(path_of()).denied == file.denied == {}
     assert path_of().with_suffix(".damaged").read_bytes() == content
     assert refusing("a").of("a") is not None
 
@@ -107,15 +104,15 @@ def test_two_gateways_write_one_file_and_lose_nothing() -> None:
     assert two.number == (1, 1)
 
 
-def test_a_pardon_reaches_a_gateway_that_runs_and_stays() -> None:
-    file = refusing("a", "b")
+def test_a_file_that_a_person_removes_lets_in_whom_a_running_gateway_refuses() -> None:
+    file = refusing("a")
     assert file.look_again() == ()
-    assert (pardon("a"), pardon("c")) == (1, 0)
+    path_of().unlink()
     assert file.look_again() == ("a",)
     assert file.of("a") is None
     file.deny("d", 2, DAY_SECONDS, client=False)
     assert written(file)
-    assert kept() == ["b", "d"]
+    assert kept() == ["d"]
 
 
 def test_the_file_is_of_one_model_and_engine_is_bounded_and_the_oldest_go() -> None:
@@ -153,30 +150,14 @@ def test_who_was_let_in_beside_a_full_disk_stays_let_in(monkeypatch) -> None:
     assert kept() == ["b", "c"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everything")
-def test_who_may_not_pardon_is_told(state: Path) -> None:
-    refusing("a")
-    (state / "denied").chmod(0o500)
-    with pytest.raises(UsageError, match="cannot be written"):
-        pardon("a")
-    (state / "denied").chmod(0o700)
-    for path in (path_of(), path_of().with_suffix(".lock")):
-        path.chmod(0)  # another user's
-    with pytest.raises(UsageError, match="Permission denied"):
-        pardon("a")
-
-
 def test_a_lock_that_somebody_keeps_is_waited_for_briefly_and_nothing_is_lost(monkeypatch) -> None:
-    """A process that was stopped in the middle of a pardon keeps it for good."""
+    """A process that was stopped in the middle of a write keeps it for good."""
     monkeypatch.setattr(files, "_LOCK_SECONDS", 0.01)
     file = refusing("a")
     descriptor = os.open(path_of().with_suffix(".lock"), os.O_CREAT | os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     file.deny("b", 2, DAY_SECONDS, client=False)
     assert not written(file)
-    with pytest.raises(UsageError, match="another process keeps its lock") as caught:
-        pardon("a")
-    assert "turbofit watch --forget" in str(caught.value.hint)
     with monkeypatch.context() as patch:
         patch.setattr(files, "time", None)  # the gateway's loop waits for nobody
         file.pardon("a")

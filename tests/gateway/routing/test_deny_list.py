@@ -1,4 +1,4 @@
-"""Requests that engines die of, through the whole gateway: suspected, refused, kept, pardoned.
+"""Requests that engines die of, through the whole gateway: suspected, refused, kept.
 
 The bars are those of an hour of virtual time.
 """
@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from hashlib import sha256
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ from tests.support.gateway import stream as streamed
 from tests.support.waiting import auntil
 from tests.sweep import part, sweep
 from turbofit.gateway.routing import deny_file
-from turbofit.gateway.routing.deny_file import DenyFile, fingerprint, pardon
+from turbofit.gateway.routing.deny_file import DenyFile, fingerprint
 from turbofit.gateway.routing.deny_list import CLIENT_DEATHS, DenyList
 from turbofit.gateway.routing.engines import Accusation, EngineDeath, Present, RoutedEngine
 
@@ -117,12 +118,6 @@ class Fleet:
         await auntil(lambda: all(e.serves for e in self.app.engines), "all engines to serve")
 
 
-async def pardoned(reply) -> int:
-    """Lets in again whom an answer refuses, with the words that it says."""
-    name = reply.json["error"]["message"].split("--forget ")[1].strip("'`")
-    return await asyncio.get_running_loop().run_in_executor(None, pardon, name)
-
-
 DIED, CONVICTED = (503, "engine_died"), (422, "convicted")
 
 
@@ -146,7 +141,6 @@ async def test_the_second_death_of_a_request_is_its_last(engines, parts) -> None
     assert [code(reply) for reply in replies] == [DIED, DIED, CONVICTED]
     message = replies[2].json["error"]["message"]
     assert "2 inference engines ended" in message
-    assert "turbofit watch --forget " in message
     assert "retry-after" in replies[0].headers
     assert "retry-after" not in replies[2].headers
     assert "turbofit_gateway_convicted 1\n" in metrics
@@ -218,7 +212,7 @@ async def test_a_client_that_varies_its_request_ends_four_and_is_refused_for_an_
         await fleet.all_up()
         assert (await fleet.ask("beside 0", "good")).status == 200
         await fleet.app.deny_list.close()  # it is written
-        await pardoned(late)
+        Path(file).unlink()  # a person lets all in again
         assert (await fleet.ask("innocent", "bad")).status == 200
     assert replies == [503] * CLIENT_DEATHS + [429]
     assert len(fleet.deaths) == CLIENT_DEATHS
@@ -318,7 +312,7 @@ async def test_an_error_at_the_beginning_of_a_stream_ends_no_turn_well() -> None
         assert fleet.known == (2, 0, 0)
 
 
-async def test_what_is_refused_outlives_the_gateway_and_a_pardon_ends_it(tmp_path) -> None:
+async def test_what_is_refused_outlives_the_gateway_until_its_file_is_removed(tmp_path) -> None:
     file = tmp_path / "turbofit" / "denied" / "one.json"
     async with Fleet(1, denied=str(file)) as fleet:
         for _ in range(2):
@@ -329,8 +323,8 @@ async def test_what_is_refused_outlives_the_gateway_and_a_pardon_ends_it(tmp_pat
     async with Fleet(1, denied=str(file)) as fleet:
         refused = await fleet.ask(KILLS)
         assert code(refused) == CONVICTED
-        assert await pardoned(refused) == 1
-        # It runs, and kills again: a first death after the pardon.
+        file.unlink()  # a person lets all in again
+        # It runs, and kills again: a first death.
         assert code(await fleet.ask(KILLS)) == DIED
         assert len(fleet.deaths) == 1
 

@@ -298,6 +298,19 @@ def test_a_gateway_without_a_network_gives_up_soon() -> None:
     assert sum(not engine.up for engine in app.engines) == 16
 
 
+async def test_what_has_ended_is_not_up() -> None:
+    """Its end is known before anything fails there, and no request is sent meanwhile."""
+    app, _ = gateway()
+    (engine,) = app.engines
+    for up in (1, 0, 1):
+        await asyncio.sleep(1.0)
+        engine.succeeded() if up else app.engine_ended(0, other_cause=False)
+        health = await call(app, "/health")
+        assert (health.status, health.json["up"]) == (200 if up else 503, up)
+        metrics = (await call(app, "/metrics")).body
+        assert b'engine_up{engine="0"} %d' % up in metrics
+
+
 def test_who_finds_no_engine_is_told_when_the_first_one_is_expected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -458,6 +471,11 @@ class Waiting:
 
 def test_an_engine_s_page() -> None:
     assert engine_load(PAGE % (3, 1, 1, 100, 20)) == EngineLoad(running=3, queued=2, tokens=120)
+    # Prometheus' client writes large numbers so, quotes what a label holds, and NaN for nothing.
+    of_two = 'lmdeploy:prompt_tokens_total{model_name="a\\"} b"} 1.23456789e+08\n'
+    unknown = 'lmdeploy:num_requests_running{engine="1"} NaN\n'
+    page = PAGE % (3, 1, -1, 0, 1) + of_two + unknown
+    assert engine_load(page) == EngineLoad(running=3, queued=1, tokens=123_456_790)
     assert engine_load("") is None
     assert engine_load("# nothing of ours\nup 1\n") is None
 
@@ -618,7 +636,8 @@ async def test_what_its_supervisor_doubts_gets_nothing_new_and_clients_hear_when
     async with serving(app):
         silent = asyncio.ensure_future(call(app, body=chat()))
         await asyncio.sleep(5.0)
-        assert (engine.owes, engine.heard_at) == (True, time.monotonic() - 5.0)
+        assert (engine.owes, engine.asked_at) == (True, time.monotonic() - 5.0)
+        assert engine.silent_since == engine.asked_at
         app.doubt(0, time.monotonic() + 20.0)
         told = await call(app, body=chat())
         assert (told.status, told.headers["retry-after"]) == (503, "34")

@@ -65,7 +65,7 @@ def asked(plan: Plan, exam: Any) -> list[ProbeRequest]:
 
 
 def test_a_long_check_asks_for_the_same_memory_with_fewer_encodings() -> None:
-    """Qwen2-VL-2B: 129,600 patches as one image took an H100 55 s, as three images 16 by forecast.
+    """Qwen2-VL-2B: 129,600 patches as one image took an H100 55 s, as several 16 by forecast.
 
     They meet in one forward: the first ends in it and the last begins, whatever the template.
     """
@@ -75,12 +75,12 @@ def test_a_long_check_asks_for_the_same_memory_with_fewer_encodings() -> None:
     assert (small.name, len(small.units)) == ("a small image", 1)
     sizes = image_units(plan, last)
     assert tuple(sizes) == last.units
-    assert len(sizes) == 3
+    assert max(sizes) <= 65_536
     for template in (50, 64, 78):
         assert fullest(plan, sizes, template) >= 0.99 * plan.limits.units_per_forward
     whole = check.whole_check(plan, "m")
     (one,) = whole[-1].units
-    assert fullest(plan, sizes, 64) > one == 129_600
+    assert fullest(plan, sizes, 64) > one == 130_320
     assert check.seconds_of(plan, [last]) < check.LONG
     assert (
         check.check_seconds(plan)

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from tests.support.plans import plausible_plan
 from turbofit.core.engine_end import End
 from turbofit.core.errors import LaunchError, OutOfMemoryError
-from turbofit.launch.engine.engine_log import StartupTracker, end_of, hang, ran_out, silence_words
-from turbofit.observe.log_events import LostLock, NoCache
+from turbofit.launch.engine.engine_log import StartupTracker, silence_words
+from turbofit.observe.death import Exit
 
 LOG = Path("/state/engine-0.log")
 TM = "[TM][INFO][1120.08:30:01.123456][x.cc:1] "
@@ -35,6 +35,10 @@ def tracker(*lines: str, engine: str = "turbomind") -> StartupTracker:
     for number, line in enumerate(lines):
         seen.see(line, 1, number / 100)
     return seen
+
+
+def end_of(code: int | None, seen: StartupTracker, host_kills: int | None = None) -> End:
+    return seen.death(Exit(code, host_kills))
 
 
 def torch(*lines: str) -> StartupTracker:
@@ -63,10 +67,11 @@ def test_phases_come_once_and_figures_with_them() -> None:
         ((*SERVING, CUDA, "  [ 0] LlamaLinear::Forward @ src/x.cc:1"), -6, "text", "LlamaLinear"),
         ((OOM,), 1, "weights", "asking 640 MiB"),
         (("torch.AcceleratorError: CUDA error: out of memory",), 1, "weights",
-         "ran out of GPU memory while it started"),
+         "ran out of GPU memory while it loaded weights"),
         ((START, BUDGET, "RuntimeError: Triton Error [CUDA]: out of memory"), 1, "weights",
-         "when it allocated the cache"),
-        ((*SERVING, "  what():  CUDA error: out of memory"), -6, "text", "while it served"),
+         "while it loaded weights"),
+        ((*SERVING, "  what():  CUDA error: out of memory"), -6, "text",
+         "in a forward of the language model"),
         # A call that a check guards runs out of memory too.
         ((START, BUDGET, WARM,
           CUDA.replace("CUDA error:", "Check failed: status == cudaSuccess")), -6, "warm-up", ""),
@@ -113,7 +118,7 @@ def test_a_hang_is_many_waits_for_memory_in_the_warm_up_and_nothing_else() -> No
     seen.see(wait, 1, 10.5)
     assert not seen.hangs(11.0)
     assert seen.hangs(12.5)
-    error = hang(seen).error
+    error = seen.death().error
     assert error.exit_code == 3
     assert "6,144 tokens, a request of 8,320" in error.message
     seen.see(TM + "16", 1, 13.0)
@@ -129,15 +134,15 @@ def test_the_pretend_account_adds_the_bytes() -> None:
         gpu=2, phase="serving", where="InternVit::Impl::Forward", asked=500 << 20,
         left=300 << 20, missing=202 << 20,
     )  # fmt: skip
-    ended = ran_out(tracker(*SERVING, CUDA), death)
+    ended = tracker(*SERVING, CUDA).death(account=death)
     assert (ended.phase, ended.gpu, ended.missing) == ("vision", 2, 202 << 20)
     assert "it asked 500 MiB where 300 MiB were left on GPU 2" in ended.error.message
     assert "(in InternVit::Impl::Forward)" in ended.error.message
     assert ended.record()["where"] == "InternVit::Impl::Forward"
-    served = ran_out(torch(FAILED, OOM), death)
+    served = torch(FAILED, OOM).death(account=death)
     assert (served.missing, served.left, served.where) == (202 << 20, 300 << 20, death.where)
     meant = replace(death, left=1 << 30, missing=None, simulated=7)
-    ended = ran_out(tracker(START, BUDGET, WARM, CUDA), meant)
+    ended = tracker(START, BUDGET, WARM, CUDA).death(account=meant)
     assert (ended.missing, ended.left) == (None, 1 << 30)
     assert "simulated" in ended.error.message
 
@@ -200,25 +205,23 @@ def test_a_cache_that_finds_no_memory_is_none_of_the_weights() -> None:
     said = f"{OOM} a total capacity of 11.62 GiB of which 512.00 MiB is free. Including"
     seen = torch(loading, "    self.build_cache_engine()", said)
     death = End(gpu=0, where="layout.py:63", asked=100, left=40, missing=60, phase="")
-    for end in (end_of(1, seen), ran_out(seen, death)):
+    for end in (end_of(1, seen), seen.death(account=death)):
         assert (end.phase, end.missing) == ("cache", 128 << 20)
         assert "when it allocated the cache" in end.error.message
         assert "--margin" in end.error.hint
     assert end_of(1, torch(loading, said)).phase == "weights"
     none = torch("RuntimeError: No enough gpu memory for kv cache.")
-    assert none.server_fault == NoCache(what="kv cache")
     assert end_of(1, none).phase == "cache"
+    assert end_of(None, none).kind == "crash"  # its server alone ends for want of a cache
 
 
 def test_processes_that_missed_each_other_are_started_again() -> None:
-    early = torch("EOFError")
-    assert early.server_fault == LostLock()
-    assert torch(UVICORN, "EOFError").server_fault is None
-    end = end_of(1, early)
+    assert end_of(1, torch(UVICORN, "EOFError")).kind == "crash"
+    end = end_of(1, torch("EOFError"))
     assert (end.kind, end.retryable) == ("raced", True)
     assert isinstance(end.error, LaunchError)
     turbomind = tracker(FAILED, "EOFError")
-    assert turbomind.server_fault is None
+    assert end_of(1, turbomind).kind == "crash"
     assert not turbomind.loop_failed(10.0)
 
 

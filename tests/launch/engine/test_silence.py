@@ -16,14 +16,18 @@ TICK = 0.1
 PLAN = plausible_plan(gpus=1, tp=1)
 
 
+def owing(*, owes: bool = True, asked_at: float = 0.0, heard_at: float = 0.0) -> Any:
+    return SimpleNamespace(owes=owes, asked_at=asked_at, heard_at=heard_at)
+
+
 class Engine:
     """One that got ready at 0 s; what it does is set by tests."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, pretend: bool = False) -> None:
         self.now = self.used = 0.0
         self.share, self.gpus_busy = 0.0, False
-        self.clients = SimpleNamespace(owes=False, heard_at=0.0)
-        self.probe = SimpleNamespace(owes=False, heard_at=0.0)
+        self.clients = owing(owes=False)
+        self.probe = owing(owes=False)
         self.silence = Silence(PLAN, Timing(), 1, pretend=pretend)
         monkeypatch.setattr(silence, "processor_seconds", lambda _: self.used)
         monkeypatch.setattr(silence, "any_busy", lambda _: self.gpus_busy)
@@ -52,7 +56,7 @@ def test_who_owes_nothing_is_never_silent(engine: Engine) -> None:
 @pytest.mark.parametrize("who", ["clients", "probe"])
 def test_without_a_sign_it_hangs_within_75_seconds_of_its_last_word(who: str, engine) -> None:
     engine.now = 1000.0
-    setattr(engine, who, SimpleNamespace(owes=True, heard_at=1000.0))
+    setattr(engine, who, owing(asked_at=1000.0))
     assert engine.until("doubtful") == 23
     assert engine.silence.ends_at == 1045.0
     engine.until("hung")
@@ -94,14 +98,35 @@ def test_a_token_to_anybody_and_the_end_of_work_begin_it_anew(engine: Engine) ->
     assert engine.until("doubtful") == 23
     engine.share = 1.0
     assert engine.until("works") < 5
-    engine.now += 100
-    engine.until("works")
+    with pytest.raises(AssertionError):
+        engine.until("hung", most=100.0)
     engine.share = 0.0
     assert 40 <= engine.until("hung") <= 50
 
 
+@pytest.mark.parametrize(("first", "later"), [("clients", "probe"), ("probe", "clients")])
+def test_who_asks_later_does_not_begin_it_anew(first: str, later: str, engine: Engine) -> None:
+    """The supervisor asks once a minute, clients at any time: the last byte to anybody counts."""
+    engine.now = 1000.0
+    setattr(engine, first, owing(asked_at=900.0, heard_at=1000.0))
+    engine.until("doubtful")
+    setattr(engine, later, owing(asked_at=engine.now, heard_at=960.0))
+    engine.until("hung")
+    assert engine.now == pytest.approx(1045.0, abs=2 * TICK)
+
+
+def test_while_nobody_looked_it_was_not_silent(engine: Engine) -> None:
+    """SIGSTOP of the server, and a virtual machine that is paused, say nothing of its engine."""
+    engine.clients.owes = True
+    engine.until("works")
+    for frozen in (47.0, 4000.0):
+        engine.now += frozen
+        assert engine.until("hung", "doubtful") == 23
+    assert engine.until("hung") == pytest.approx(22, abs=1)
+
+
 def test_what_it_owed_before_it_was_ready_is_no_debt(engine: Engine) -> None:
-    engine.clients = SimpleNamespace(owes=True, heard_at=-1000.0)
+    engine.clients = owing(asked_at=-1000.0, heard_at=-1000.0)
     assert engine.until("hung") == 45
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.support.processes import REPO, alive, gone
-from tests.support.waiting import until
+from tests.support.waiting import HANG, until
 from turbofit.launch.engine import standby
 from turbofit.launch.engine.launches import ENTRY, KEY
 from turbofit.launch.engine.standby import LEAST_AVAILABLE, STANDBY_BYTES, StandbyStarter
@@ -59,6 +59,7 @@ def said() -> list[str]:
 def starter(said: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[StandbyStarter]:
     """One that looks whenever it is asked to."""
     monkeypatch.setattr(standby, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(standby, "_ANSWER_SECONDS", HANG)
     kept = StandbyStarter(lambda: 2 * LEAST_AVAILABLE, said.append)
     yield kept
     kept.end()
@@ -207,6 +208,35 @@ def test_one_that_was_killed_is_replaced(
     after = starter.pid
     assert after not in (None, before)
     assert engines.begin("GPU-a")["pid"] == after
+
+
+@pytest.mark.parametrize("importing", [True, False])
+def test_one_that_does_not_run_becomes_no_engine(
+    importing: bool, starter: StandbyStarter, engines: Engines, env: dict[str, str],
+    said: list[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """SIGSTOP, or an import from a file system that does not answer."""
+    monkeypatch.setattr(standby, "_ANSWER_SECONDS", 0.1)
+    never = Path(env["PYTHONPATH"], "never")
+    os.mkfifo(never)
+    lines = f"if BY == '--standby':\n    open({str(never)!r}).read()\n"
+    Path(env["PYTHONPATH"], "imported.py").write_text(IMPORTED + lines, encoding="utf-8")
+    starter.expect((sys.executable, ENTRY, "pretty_engine"), env)
+    starter.look()
+    pid = starter.pid
+    assert pid is not None
+    with never.open("w"):  # once it reads
+        if not importing:
+            os.kill(pid, signal.SIGSTOP)
+        until(lambda: state_of(pid) == ("S" if importing else "T"), "it to stop")
+        facts = engines.begin("GPU-a")
+    assert facts["pid"] != pid
+    assert "the standby does not answer" in said[-1]
+    assert gone(pid)
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_one_that_was_killed_is_replaced_beside_its_engine(

@@ -62,7 +62,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SupervisedEngine:
 
     class Probe:
         error, exam, lived, unanswered = None, None, float("-inf"), False
-        owes, heard_at = False, 0.0
+        owes, asked_at, heard_at = False, 0.0, 0.0
 
         def __init__(self, *_: Any, **__: Any) -> None:
             self.ready = self.healthy = threading.Event()
@@ -103,13 +103,13 @@ def test_a_start_that_listens_and_does_not_answer_is_ended(engine, monkeypatch) 
     """It hangs before it is ready; one that does not listen yet has `Timing.start`."""
     monkeypatch.setattr(silence, "processor_seconds", lambda _: 0.0)
     monkeypatch.setattr(silence, "any_busy", lambda _: False)
-    engine.state, engine._probe.heard_at = "starting", 10.0
+    engine.state, engine._probe.asked_at = "starting", 10.0
     engine._probe.ready.clear()
     assert engine.look(900.0) is None
     engine._probe.owes = True
-    looks = [engine.look(10.0 + after) for after in (5.0, 30.0, 46.0)]
-    assert looks[:2] == [None, None]
-    assert "the engine hangs" in looks[2].message
+    looks = [engine.look(10.0 + after) for after in range(0, 50, 5)]
+    assert looks[:9] == [None] * 9
+    assert "the engine hangs" in looks[9].message
 
 
 def test_what_takes_a_question_and_does_not_answer_owes() -> None:
@@ -131,7 +131,29 @@ def test_what_takes_a_question_and_does_not_answer_owes() -> None:
     probe = Probe(client, Timing(), None, serial=False, clock=lambda: clock.now)
     assert probe._comes_up()
     assert owed == [False, False, True, False, True]
-    assert (probe.owes, probe.heard_at) == (False, 10.0)
+    assert (probe.owes, probe.asked_at, probe.heard_at) == (False, 10.0, float("-inf"))
+
+
+def test_a_question_to_a_ready_engine_is_no_word_of_it() -> None:
+    """Else the minute's question would begin the silence of clients anew that wait longer."""
+    clock, seen = SimpleNamespace(now=100.0), list[tuple[float, ...]]()
+
+    class Client:
+        def completes(self, patience: float) -> bool:
+            seen.append((probe.owes, probe.asked_at, probe.heard_at))
+            clock.now += patience if len(seen) < 3 else 1.0
+            if len(seen) == 4:
+                probe.stop()
+            return len(seen) > 2
+
+    client: Any = Client()
+    timing = Timing(liveness=0.001)
+    probe = Probe(client, timing, None, serial=False, clock=lambda: clock.now)
+    probe._stopped.wait = lambda _: probe._stopped.is_set()  # type: ignore[method-assign]
+    probe._look_after()
+    never = float("-inf")
+    assert seen == [*[(True, 100.0, never)] * 3, (True, 121.0, 121.0)]
+    assert (probe.owes, probe.heard_at) == (False, 122.0)
 
 
 def test_a_lost_loop_is_waited_for_and_asked_for(engine, monkeypatch) -> None:
@@ -264,15 +286,15 @@ def test_a_disk_that_is_full_for_a_while_costs_only_its_lines(tmp_path: Path) ->
     log = LogFile(tmp_path / "log", cap=1000)
     log.feed(b"first\n")
     log.kept.settle(waiting.HANG)
-    real = log.kept._file
-    with Path("/dev/full").open("ab", buffering=0) as log.kept._file:
+    real = log.kept._file.stream
+    with Path("/dev/full").open("ab", buffering=0) as log.kept._file.stream:
         for number in range(100):
             log.feed(b"lost %d\n" % number)
         log.kept.settle(waiting.HANG)
-    log.kept._file = real
+    log.kept._file.stream = real
     log.feed(b"last\n")
     log.close()
-    missing = "    (lines missing here: 100; the disk was full or slow)\n"
+    missing = "\n    (lines are missing here: the disk was full or slow)\n"
     assert (tmp_path / "log").read_text() == f"first\n{missing}last\n"
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 

@@ -98,14 +98,13 @@ class Served:
 
         from turbofit.gateway.config import GatewayConfig
         from turbofit.launch.engine.launches import free_ports
-        from turbofit.launch.fallback.server import FallbackApp, GenerationOptions, make_handlers
+        from turbofit.launch.fallback.server import FallbackApp, load
 
         self.ended: list[str] = []
         placed = placed or tiny_map(["cpu"] * 4)
-        options = GenerationOptions(str(folder), NAME, placed, "float32", 512, 2)
-        self.model, handlers = make_handlers(options)
+        self.model = load(str(folder), placed, "float32", 512, str(folder))
         config = GatewayConfig(api_keys=(KEY,))
-        app = FallbackApp(handlers, self.model, options, config, self.ended.append)
+        app = FallbackApp(self.model, NAME, config, self.ended.append)
         (self.port,) = free_ports(1)
         served = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="error")
         self._server = uvicorn.Server(served)

@@ -18,13 +18,14 @@ from tests.support.processes import Child, pids
 from tests.support.serving import Served, image
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
-from turbofit.launch.engine.engine_log import StartupTracker, end_of
+from turbofit.launch.engine.engine_log import StartupTracker
 from turbofit.launch.engine.launches import free_ports, port_of
 from turbofit.launch.engine.worst_requests import longest_request, worst_request
 from turbofit.machine.source import machine_from
 from turbofit.memory.transformers.account import Transformers
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
+from turbofit.observe.death import Exit
 from turbofit.planning.commands import commands, private_commands, read_map
 from turbofit.tuner.fallback import plan_fallback
 from turbofit.tuner.resolved_request import ResolvedRequest
@@ -64,7 +65,7 @@ def test_endings_of_torch(lines, phase, tmp_path):
     error = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
     for line in ["turbofit-fallback: loading weights", *lines, error]:
         tracker.see(line, 1, 0.0)
-    end = end_of(1, tracker)
+    end = tracker.death(Exit(1))
     assert (end.kind, end.phase, end.asked) == ("out_of_memory", phase, 2 << 30)
     assert "LMDeploy" not in end.error.message + end.error.hint
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.compatibility.checkpoints import CHECKPOINTS
 from tests.launch.images.test_resize import usable_library
+from tests.support.front_ends import CHECKPOINTS
 from tests.support.serving import needs
 from tests.sweep import sweep
 from turbofit.launch.images.preparation import prepare

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
-import os
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from tests.support.serving import needs
-from turbofit.launch.images import pixels, preparation, resize
+from turbofit.core import installation
+from turbofit.launch.images import preparation, resize
 from turbofit.launch.images.pixels import NotUsableError, Pixels, open_library
-from turbofit.launch.images.resize import Resizer, quicken, replace_resize
+from turbofit.launch.images.resize import Resizer, replace_resize
 
 needs("numpy", "PIL")
 
@@ -166,12 +167,6 @@ def said(model: Any, capfd: Any) -> str:
     return line.removeprefix(preparation.SAYS).strip()
 
 
-@pytest.fixture
-def no_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(preparation, "prepare", lambda *_: None)
-
-
 def test_the_start_says_which_way_is_used(library, monkeypatch, capfd):
     monkeypatch.setattr(preparation, "prepare", lambda *_: None)
     tiles, none = SimpleNamespace(transform=None), SimpleNamespace()
@@ -180,28 +175,37 @@ def test_the_start_says_which_way_is_used(library, monkeypatch, capfd):
     assert said(tiles, capfd) == "prepared on 4 threads, resized with AVX2"
 
 
-def test_without_a_compiler_pillow_stays(no_cache, tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CC", raising=False)
+@pytest.fixture
+def copied(library, tmp_path, monkeypatch):
+    """The installed library in a folder of the test; nothing has loaded this copy."""
+    for path in installation._LIBRARY.parent.glob("*pixels.*"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(installation, "_LIBRARY", tmp_path / "libpixels.so")
+    monkeypatch.setattr(preparation, "prepare", lambda *_: None)
+    return installation.image_library()
+
+
+def test_no_start_compiles_the_library(copied, tmp_path, monkeypatch, capfd):
+    copied.unlink()
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     line = said(SimpleNamespace(image_transform=None), capfd)
-    assert line == "prepared on 4 threads, resized by Pillow alone: there is no C compiler"
+    begin = "prepared on 4 threads, resized by Pillow alone: turbofit was installed without a C"
+    assert line.startswith(f"{begin} compiler (apt install gcc libc6-dev")
+    assert "pip install --force-reinstall --no-deps" in line
     assert Image.Image.resize is PILLOW
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    (tmp_path / "file").touch()
-    assert "resized by Pillow alone: NotADirectoryError" in quicken(SimpleNamespace(transform=0))
+    assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_library_that_others_can_write_is_not_loaded(no_cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(pixels, "_compile", lambda folder: (folder / "libpixels.so").touch(0o600))
-    with pytest.raises(NotUsableError, match=r"cannot be loaded: .*too short"):
-        open_library()
-    (path,) = tmp_path.rglob("*.so")
-    for part in (path, path.parent, path.parent.parent):
-        mode = part.stat().st_mode
-        part.chmod(mode | 0o020)
-        with pytest.raises(NotUsableError, match=f"others can write {part}$"):
+def test_a_damaged_library_is_not_loaded(copied, capfd):
+    whole = copied.read_bytes()
+    for spoilt in (whole[:8192], whole[:-1] + b"x", b""):
+        copied.write_bytes(spoilt)
+        line = said(SimpleNamespace(transform=None), capfd)
+        assert f"resized by Pillow alone: {copied} is not what was installed (" in line
+        with pytest.raises(NotUsableError):
             open_library()
-        part.chmod(mode)
-    monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
-    with pytest.raises(NotUsableError, match="others can write"):
+    copied.write_bytes(whole)
+    copied.with_name("pixels.c").write_text("changed")  # in a clone: it is of another source
+    with pytest.raises(NotUsableError, match="is not what was installed"):
         open_library()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,27 +23,48 @@ from PIL import Image
 import turbofit
 
 short = GenerationConfig(max_new_tokens=2)
-with turbofit.pipeline("internvl2-2b", context=8192, images=1, tp=4) as pipe:
-    seen = pipe(("what?", Image.new("RGB", (640, 480))), gen_config=short)
-    print(pipe.plan.machine.gpus[3].name, seen.generate_token_len, seen.input_token_len > 256)
+pipe = turbofit.pipeline("internvl2-2b", context=8192, images=1, tp=4)
+end = pipe.async_engine.close
+pipe.async_engine.close = lambda: (end(), print("closed"))
+seen = pipe(("what?", Image.new("RGB", (640, 480))), gen_config=short)
+print(pipe.plan.machine.gpus[3].name, seen.generate_token_len, seen.input_token_len > 256)
 """
+README = Path(__file__).parents[3] / "README.md"
+
+
+def ran(script: str, model: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("lmdeploy")
+    (folder / "script.py").write_text(script)
+    words = ["--on", "4xrtx3090", "--model", model, "--", sys.executable, "script.py"]
+    return subprocess.run(
+        [sys.executable, "-m", "turbofit", "pretend", *words],
+        cwd=folder, capture_output=True, text=True, timeout=HANG, check=False,
+        env={**os.environ, "TURBOFIT_LEASES": str(folder / "leases")},
+    )  # fmt: skip
 
 
 def test_a_pipeline_opens_a_model_without_its_weights(tmp_path: Path) -> None:
-    """Over four cards without peer access: its engine answers a picture."""
-    pytest.importorskip("lmdeploy")
-    (tmp_path / "script.py").write_text(SCRIPT)
-    words = ["--on", "4xrtx3090", "--model", "InternVL2-2B", "--", sys.executable, "script.py"]
-    leases = tmp_path / "leases"
-    done = subprocess.run(
-        [sys.executable, "-m", "turbofit", "pretend", *words],
-        cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False,
-        env={**os.environ, "TURBOFIT_LEASES": str(leases)},
-    )  # fmt: skip
+    """Over four cards without peer access: its engine answers a picture, and ends with Python."""
+    done = ran(SCRIPT, "InternVL2-2B", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("NVIDIA GeForce RTX 3090 2 True\n")
+    assert done.stdout.endswith("NVIDIA GeForce RTX 3090 2 True\nclosed\n")
     assert "PRETEND GPUs" in done.stderr
-    assert not leases.exists()
+    assert not (tmp_path / "leases").exists()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("closed", [True, False])
+def test_the_example_of_the_readme_ends_well_each_time(closed: bool, tmp_path: Path) -> None:
+    """Ten times: where nobody closed it TurboMind aborted at Python's end, half of the times."""
+    text = README.read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^(with turbofit.pipeline\(.*\n(?:    .*\n)+)", text, re.MULTILINE)
+    if not closed:
+        lines = re.sub(r"with (.*) as pipe:.*", r"pipe = \1", lines).replace("\n    ", "\n")
+    head = "import turbofit\nfrom PIL import Image\nimage = Image.new('RGB', (640, 480))\n"
+    for _ in range(10):
+        done = ran(head + lines, "internvl2-8b", tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "fits: InternVL2-8B" in done.stdout
 
 
 # On LMDeploy's PyTorch engine itself.

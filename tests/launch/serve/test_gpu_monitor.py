@@ -19,7 +19,14 @@ from tests.support.waiting import HANG
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.launch.serve import gpu_monitor as module
-from turbofit.launch.serve.gpu_monitor import GpuMonitor, any_lost, memory_back, used_now, without
+from turbofit.launch.serve.gpu_monitor import (
+    GpuMonitor,
+    any_lost,
+    beyond_forecast,
+    memory_back,
+    used_now,
+    without,
+)
 from turbofit.machine import nvml
 
 ENGINE = 20 * GIB
@@ -41,11 +48,11 @@ class Ground:
         self.warned.append((kind, text))
         self.heard.set()
 
-    def monitor(self, *, fitted: bool = False, every: float = 0.02, **ledger: int) -> GpuMonitor:
+    def monitor(self, *, every: float = 0.02, **ledger: int) -> GpuMonitor:
         """One that looks when it is told to, at a plan with another ledger."""
         gpus = (msgspec.structs.replace(self.ledger, **ledger),)
         plan = msgspec.structs.replace(self.plan, gpus=gpus)
-        return GpuMonitor(plan, lambda: [self.engine], self.warn, every=every, fitted=fitted)
+        return GpuMonitor(plan, lambda: [self.engine], self.warn, every=every)
 
     def grow(self, size: int) -> None:
         """Let somebody else have so much."""
@@ -118,8 +125,8 @@ def test_what_a_plan_leaves_nobody_or_other_models_may_have(ground: Ground) -> N
     assert not full.without_headroom([ground.card.uuid])
     ground.card.used = ENGINE + 2 * GIB
     ground.change()
-    for fitted, warnings in ((True, 0), (False, 1)):  # what a budget withholds
-        ground.monitor(headroom=3 * GIB, margin=3 * GIB, fitted=fitted).look()
+    for withheld, warnings in ((2 * GIB, 0), (0, 1)):  # by a budget
+        ground.monitor(headroom=3 * GIB, margin=3 * GIB, withheld=withheld).look()
         assert len(ground.warned) == warnings
 
 
@@ -130,6 +137,15 @@ def test_what_is_left_of_others_when_ours_is_back() -> None:
     assert without(plan, {ledger.index: held + 5 * GIB}) == {ledger.index: 5 * GIB}
     assert without(plan, {ledger.index: held - GIB}) == {ledger.index: 0}
     assert without(plan, {}) == {}
+
+
+def test_what_engines_hold_beyond_the_forecast(ground: Ground) -> None:
+    """What others took or freed is no part of it; it is unknown where NVML shows none of ours."""
+    ours = ENGINE - (ground.ledger.peak - ground.ledger.used)
+    for size in (0, 3 * GIB):
+        ground.grow(size)
+        assert beyond_forecast(ground.plan, [ground.engine]) == ours
+    assert beyond_forecast(ground.plan, [os.getpid() + 1]) is None
 
 
 def test_a_lost_card_is_said(ground: Ground) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,21 +19,24 @@ from tests.support.plans import plausible_plan
 from tests.support.serving import ask_at
 from tests.support.waiting import until
 from turbofit.core.engine_end import End
-from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
 from turbofit.core.plan import Plan, Rehearsal
 from turbofit.core.rehearsal import RehearsedCache
+from turbofit.core.units import MIB
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.options import Reloader
-from turbofit.launch.serve.planner import Planner
+from turbofit.launch.serve.planner import Planner, leases_for
 from turbofit.launch.serve.supervisor import StopSignal
 from turbofit.machine import source
+from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 from turbofit.rehearse import confirm
 
 REQUEST = PlanRequest(model="internvl2-1b", on="1xrtx3060")
+CONFIG = ServeConfig(request=REQUEST, pretend=True)
 CACHE = RehearsedCache(free=(), region=(), object_size=None, slab_size=None, tokens=None)
 
 
@@ -55,7 +59,9 @@ def planner(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
             return seen
 
         monkeypatch.setattr(confirm, "rehearsed", shown)
-        return Planner(REQUEST, None, said.append, rehearse=True, **given).make({})
+        with leases_for(CONFIG) as leases:
+            one = Planner(REQUEST, leases, said.append, rehearse=True, pretend=True, **given)
+            return one.make({})
 
     return made
 
@@ -74,7 +80,7 @@ def test_what_a_rehearsal_shows_counts(planner: Any) -> None:
 def test_a_plan_is_rehearsed_once(planner: Any) -> None:
     said: list[str] = []
     seen = rehearsed("served", fits=True).rehearsal
-    first = Planner(REQUEST, None, print, rehearse=False).make({})
+    first = best_plan(REQUEST, pretend=True)
     begun: list[Plan] = []  # beside its rehearsal
     for _ in range(2):
         plan = msgspec.structs.replace(first, rehearsal=seen)
@@ -85,11 +91,30 @@ def test_a_plan_is_rehearsed_once(planner: Any) -> None:
     ]  # fmt: skip
 
 
-def test_pretend_plans_are_neither_measured_nor_reserved() -> None:
-    one = Planner(REQUEST, None, print, rehearse=False)
-    plan = one.make({"max_prefill_token_num": 2048})
-    assert plan.settings.max_prefill_token_num == 2048
-    one.take(plan)
+def test_pretend_servers_share_their_card_and_take_nothing_of_another_machine() -> None:
+    halved = REQUEST.changed(budget="45%")
+    with ExitStack() as stack:
+
+        def planner(request: PlanRequest) -> Planner:
+            config = ServeConfig(request=request, pretend=True)
+            leases = stack.enter_context(leases_for(config))
+            return Planner(request, leases, print, rehearse=False, pretend=True)
+
+        first, second, third = (planner(halved) for _ in range(3))
+        plans = [one.make({"max_prefill_token_num": 2048}) for one in (first, second)]
+        assert all(plan.fits and plan.settings.max_prefill_token_num == 2048 for plan in plans)
+        (held,) = plans[1].machine.gpus[0].holders
+        assert held.name == f"turbofit, which reserved it for {plans[0].model.name}"
+        assert plans[1].gpus[0].used == held.bytes
+        assert not third.make({}).fits
+        assert planner(REQUEST.changed(on="1xrtx3090")).make({}).gpus[0].used == 0
+        # A wake takes the same plan again, unless another server has the memory by now.
+        second.leases.close()
+        second.take(plans[1])
+        second.leases.close()
+        assert third.make({}).fits
+        with pytest.raises(DoesNotFitError, match="less free memory"):
+            second.take(plans[1])
 
 
 @pytest.mark.parametrize("look", ["make", "take"])
@@ -98,7 +123,7 @@ def test_engines_of_a_dead_turbofit_are_ended_before_the_machine_is_measured(
 ) -> None:
     """One that still loads takes more than it holds: `calibrate` planned with that memory."""
     machine = msgspec.structs.replace(source.machine_from("1xrtx3060"), source="nvml")
-    plan = Planner(REQUEST.changed(on=machine), None, print, rehearse=False).make({})
+    plan = best_plan(REQUEST.changed(on=machine))
     seen: list[int | None] = []
     said: list[str] = []
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as orphan:
@@ -119,6 +144,37 @@ def test_engines_of_a_dead_turbofit_are_ended_before_the_machine_is_measured(
     assert seen == [-9]
     assert len(said) == 1
     assert f"an engine for {plan.model.name} had left behind" in said[0]
+
+
+def test_a_proved_plan_gets_a_higher_ratio_with_what_its_engines_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = msgspec.structs.replace(source.machine_from("1xrtx3060"), source="nvml")
+    monkeypatch.setattr(source, "machine_from", lambda *_, **__: machine)
+    said: list[str] = []
+
+    def made(over: int | None, **changes: Any) -> Plan:
+        with Leases(tmp_path) as leases:
+            request = REQUEST.changed(on=None, **changes)
+            one = Planner(request, leases, said.append, rehearse=False, over=lambda _plan: over)
+            return one.make({})
+
+    before, raised, less, as_before = (made(over * MIB if over else over) for over in
+                                       (None, -50, 100, 206))  # fmt: skip
+    assert [plan.gpus[0].margin for plan in (before, raised, less, as_before)] == [
+        256 * MIB, 96 * MIB, 196 * MIB, 256 * MIB,
+    ]  # fmt: skip
+    ratios = [plan.settings.cache_max_entry_count for plan in (before, less, raised)]
+    assert ratios == sorted(set(ratios))
+    assert as_before.kv == before.kv
+    assert raised.gpus[0].headroom >= 96 * MIB
+    assert raised.serve == before.serve
+    first = f"from {ratios[0]:.3f} to {ratios[2]:.3f}"
+    assert [text.rpartition("raised ")[2] for text in said] == [
+        first, f"from {ratios[0]:.3f} to {ratios[1]:.3f}"
+    ]  # fmt: skip
+    assert made(-50 * MIB, margin=256 * MIB).gpus[0].margin == 256 * MIB  # as it was given
+    assert len(said) == 2
 
 
 OPTIONS = {"api_key": ("one",), "context": "4096", "port": 0}

@@ -44,6 +44,23 @@ def test_a_plan_is_proved_once_and_until_memory_runs_out(plan: Plan) -> None:
     assert not known(plan)
 
 
+def test_what_engines_held_beyond_the_forecast_is_kept_for_any_ratio(plan: Plan) -> None:
+    """The most of all starts: a ratio that went up and down would be proved at each start."""
+    proof = Proof(plan, CONFIG, "0.18.0")
+    assert proof.over is None
+    proof.keep()
+    assert proof.over is None
+    for over, most in ((-40, -40), (30, 30), (10, 30)):
+        proof.keep(over)
+        assert proof.over == most
+    higher = replace(plan, settings=replace(plan.settings, cache_max_entry_count=0.99))
+    assert Proof(higher, CONFIG, "0.18.0").over == 30
+    assert not known(higher)
+    assert Proof(with_card(plan, "GPU-another"), CONFIG, "0.18.0").over is None
+    proof.forget()
+    assert Proof(plan, CONFIG, "0.18.0").over is None
+
+
 def with_driver(plan: Plan, driver: str) -> Plan:
     return replace(plan, machine=replace(plan.machine, driver=driver))
 

@@ -58,13 +58,20 @@ class Supervised:
         self.front: GatewayThread | None = None
 
     def run(self, look) -> None:
-        """Until ``look`` has returned True."""
-        until = time.monotonic() + HANG
+        """Until ``look`` has returned True, or nothing can happen that it waits for."""
+        until, still = time.monotonic() + HANG, 0
 
         def on_tick() -> None:
+            nonlocal still
             assert time.monotonic() < until, "\n".join(self.said)
+            before = self.now
             if look():
                 self.stop.end()
+            # Engines that rest stay so until the clock moves, and only the test moves it.
+            rest = all(engine.state == "broken" for engine in self.server.engines)
+            still = still + 1 if rest and self.now == before else 0
+            assert still < 100, "\n".join(self.said)
+            assert all(engine.starts < 10 for engine in self.server.engines), "\n".join(self.said)
 
         try:
             assert self.server.run(self.stop, self._open, on_tick) is signal.SIGTERM
@@ -274,7 +281,6 @@ def test_who_ended_as_another_is_given_up_is_told_of_too(tmp_path: Path) -> None
 
 
 def test_an_engine_that_a_second_signal_killed_is_not_started_again(tmp_path: Path) -> None:
-    """Of several models each is followed in a thread, which the signal finds anywhere."""
     stop = StopSignal()
 
     class Struck(Ending):

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 
 from tests.support.plans import plausible_plan
-from turbofit.cli.main import main
 from turbofit.core.errors import LaunchError
 from turbofit.core.machine import Host
 from turbofit.core.model import ModelSource
@@ -69,18 +68,6 @@ def test_torchs_own_files_come_where_there_are_no_safetensors(hub, tmp_path: Pat
     weights._FOLDERS.clear()  # as in another process
     fetched(hub_plan().model, lambda _: None)
     assert asked.read_text() == "True False True "
-
-
-def test_what_only_merge_reads_is_downloaded(hub, tmp_path: Path, capsys) -> None:
-    hub(f"assert name == 'liuhaotian/llava-v1.5-7b'; return {str(tmp_path)!r}")
-    assert main(["download", "llava-v1.5-7b"]) == 0
-    said = capsys.readouterr()
-    assert said.out == f"{tmp_path}\n"
-    assert "its files are fetched for turbofit merge" in said.err
-    # What no hub has is refused as before, with the hub's word.
-    hub("raise OSError('401 for some/lora')")
-    assert main(["download", "some/lora"]) == 2
-    assert "some/lora cannot be downloaded" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

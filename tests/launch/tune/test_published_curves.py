@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from tests.launch.tune.test_search import SEEN
 from tests.sweep import sweep
-from turbofit.launch.tune.search import SearchPoint, TrialSearch
+from turbofit.launch.tune.search import order
 from turbofit.launch.tune.space import MeanRequest, TrialChoice, choices
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
@@ -65,20 +65,19 @@ def between(rows: float, points: list[tuple[int, float]]) -> float:
     return points[0][1] if rows < points[0][0] else points[-1][1]
 
 
-def misled(found: list[TrialChoice], seed: int) -> list[SearchPoint]:
+def misled(found: list[TrialChoice], seed: int) -> list[TrialChoice]:
     """What is searched, with forecasts that are wrong on purpose."""
     draw = random.Random(f"forecast {seed}")
     every, each = draw.gauss(0, 0.5), draw.gauss(0, 0.1)
-    points = []
+    choices = []
     for choice in found:
-        point, forecast = choice.option
         wrong = math.exp(every + each * math.log2(choice.plan.settings.max_batch_size))
-        rate = forecast.requests_per_second * wrong
-        points.append(SearchPoint(point, replace(forecast, requests_per_second=rate)))
-    return points
+        forecast = replace(choice.forecast, requests_per_second=choice.rate * wrong)
+        choices.append(choice._replace(forecast=forecast))
+    return choices
 
 
-def test_twelve_starts_come_near_the_best_of_the_whole_grid() -> None:
+def test_six_starts_come_near_the_best_of_the_whole_grid() -> None:
     assert len(CURVES) == 4
     for curve in sweep(CURVES, 2):
         request = PlanRequest(model="llama-2-7b", on=curve["machine"], engine="turbomind", images=0)
@@ -86,13 +85,8 @@ def test_twelve_starts_come_near_the_best_of_the_whole_grid() -> None:
         found = choices(request, plan(request), mean, at_once, (0, 8, 4))
         shares = []
         for seed in range(20):
-            engine = Engine(curve, seed)
-            search = TrialSearch(misled(found, seed), {}, latency=False, at_once=at_once)
-            for _ in range(12):
-                if (index := search.next()) is None:
-                    break
-                search.tell(index, engine.measured(found[index]))
-            chosen = search.best()
-            assert chosen is not None
-            shares.append(engine.truth(found[chosen]) / max(map(engine.truth, found)))
+            engine, wrong = Engine(curve, seed), misled(found, seed)
+            tried = [wrong[0], *order(wrong[1:], None, {}, at_once)[:5]]
+            best = max(tried, key=lambda one: engine.measured(one).requests_per_second)
+            shares.append(engine.truth(best) / max(map(engine.truth, found)))
         assert median(shares) >= 0.98, curve["name"]

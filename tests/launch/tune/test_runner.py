@@ -39,8 +39,8 @@ def driven(load: _Load, url: str, stop: StopSignal) -> None:
 
 def test_every_option_of_a_load_reaches_it() -> None:
     spec = LoadSpec.of(
-        images=2, image_size=((64, 32), (8, 8)), prompt_spread=0.5, stop_early=True, rate=50.0,
-        evenly=True, requests=2, warm_up=0, seed=7,
+        images=2, image_size=(64, 32), shared_prefix=9, stop_early=True, rate=50.0, requests=2,
+        warm_up=0,
     )  # fmt: skip
     load = _Load(spec, "k", stop := StopSignal())
     with ScriptedServer(key="k") as server:

@@ -3,70 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
-from importlib.util import find_spec
 
 import pytest
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.tuning import SpeedFigures, TrialForecast
+from turbofit.core.tuning import SpeedFigures, TrialForecast, TrialRecord
 from turbofit.launch.tune import search
-from turbofit.launch.tune.search import SearchPoint, Surrogate, TrialSearch
-from turbofit.launch.tune.space import choices, forecast_of, mean_request
+from turbofit.launch.tune.search import order
+from turbofit.launch.tune.space import TrialChoice, choices, forecast_of, mean_request
 from turbofit.load.spec import LoadSpec
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 from turbofit.tuner.throughput import Picture, rate_of_host
-
-pytestmark = pytest.mark.skipif(find_spec("numpy") is None, reason="LMDeploy brings it")
-
-#: Batches of 1, 2, 4, … 128; the forecast says that more is better.
-OPTIONS = [
-    SearchPoint((n / 2,), TrialForecast(requests_per_second=2.0**n, ttft=0.1 * 2**n, tpot=0.01))
-    for n in range(8)
-]
-
-
-def serve(
-    rate, slo=None, starts: int = 12, ttft=lambda _: 0.1, *, latency: bool = False
-) -> tuple[int | None, list[int]]:
-    """The best option and those that were tried, of engines that serve so much."""
-    search = TrialSearch(OPTIONS, slo or {}, latency=latency, at_once=1 if latency else 128)
-    tried: list[int] = []
-    while len(tried) < starts and (index := search.next()) is not None:
-        tried.append(index)
-        served = rate(index)
-        figures = None
-        if served is not None:
-            figures = replace(
-                SEEN, requests_per_second=served, ttft_p90=ttft(index), e2e_p50=1 / served
-            )
-        search.tell(index, figures)
-    return search.best(), tried
-
-
-def test_the_first_option_is_tried_first_and_the_peak_is_found() -> None:
-    best, tried = serve(lambda n: 30 * math.exp(-((n - 5) ** 2) / 2))
-    assert (best, tried[0]) == (5, 0)
-    assert len(tried) < len(OPTIONS)
-    # A forecast that is right up to a factor needs few starts.
-    best, tried = serve(lambda n: 0.3 * 2.0**n)
-    assert (best, tried[1], len(tried)) == (7, 7, 4)
-    # Engines that die are left.
-    best, tried = serve(lambda n: None if n >= 5 else 2.0**n)
-    assert best == 4
-    assert sorted(tried) == sorted(set(tried))
-    assert TrialSearch(OPTIONS, {}, latency=False, at_once=1).best() is None
-    # Latency wants the soonest answer.
-    assert serve(lambda n: 10 - abs(n - 3), latency=True)[0] == 3
-
-
-def test_the_best_keeps_the_slo() -> None:
-    best, tried = serve(lambda n: 2.0**n, {"ttft": 1.0}, ttft=lambda n: 0.15 * 2**n)
-    assert (best, tried.count(2)) == (2, 1)
-    assert serve(lambda n: 2.0**n, {"ttft": 1e-6})[0] is None
-
 
 SEEN = SpeedFigures(
     requests_per_second=1.0, output_tokens_per_second=10.0, ttft_p50=0.1, ttft_p90=0.5,
@@ -93,39 +42,43 @@ def test_nine_of_ten_must_keep_it_and_nearly_all_be_answered() -> None:
     assert not search.meets(replace(SEEN, answered=0), {})
 
 
-def test_one_measurement_tells_of_all_and_most_of_its_neighbours() -> None:
-    """The first one settles by what factor the forecasts are wrong everywhere."""
-    deviation = pytest.approx(math.sqrt(1.0 + 0.3**2))
-    assert Surrogate([], []).predict((0.0,)) == (0, deviation)  # the forecast stands
-    surrogate = Surrogate([(0.0,)], [0.5])
-    means = [surrogate.predict((x,)) for x in (0.0, 1.0, 4.0)]
-    assert [round(mean, 2) for mean, _ in means] == [0.5, 0.48, 0.46]
-    deviations = [deviation for _, deviation in means]
-    assert deviations == sorted(deviations)
-    assert deviations[0] < 0.05
-    twice = Surrogate([(0.0,), (0.0,)], [0.2, 0.4])
-    assert twice.predict((0.0,))[0] == pytest.approx(0.3, abs=0.01)
-
-
-def test_it_goes_through_what_was_measured() -> None:
-    points = [(float(x), float(y)) for x in range(4) for y in range(3)]
-    seen = [math.sin(x) - 0.3 * y for x, y in points]
-    surrogate = Surrogate(points, seen)
-    for point, value in zip(points, seen, strict=True):
-        assert surrogate.predict(point)[0] == pytest.approx(value, abs=0.03)
-
-
-def test_expected_improvement_wants_what_is_good_or_unknown() -> None:
-    assert search.expected_improvement(1.0, 0.1, 0.0) == pytest.approx(1.0)
-    assert search.expected_improvement(0.0, 1.0, 0.0) == pytest.approx(1 / math.sqrt(2 * math.pi))
-    assert search.expected_improvement(-3.0, 0.1, 0.0) < 1e-9
-    assert search.expected_improvement(0.5, 0.0, 0.2) == pytest.approx(0.3)
-    assert search.below(0.0, -1.0, 0.5) == pytest.approx(0.977, abs=1e-3)
-
-
 REQUEST = PlanRequest(model="internvl2-2b", on="1xrtx3090", engine="turbomind")
 USUAL = plan(REQUEST)
-MEAN = mean_request(LoadSpec.of(image_size=((448, 448),)))
+MEAN = mean_request(LoadSpec.of(image_size=(448, 448)))
+
+
+def choice(rate: float, ttft: float = 0.1, tpot: float = 0.01) -> TrialChoice:
+    forecast = TrialForecast(requests_per_second=rate, ttft=ttft, tpot=tpot)
+    return TrialChoice({"max_batch_size": rate}, USUAL, forecast)
+
+
+def measured(rate: float, ttft_p90: float) -> TrialRecord:
+    """Settings with a forecast of 4 requests a second and 0.1 s to the first token."""
+    return TrialRecord(
+        number=1, options={}, engine="turbomind", tp=1, replicas=1, max_batch_size=4,
+        max_prefill_token_num=8192, quant_policy=0, enable_prefix_caching=False, kv_tokens=9,
+        forecast=choice(4).forecast, outcome="measured",
+        measured=replace(SEEN, requests_per_second=rate, ttft_p90=ttft_p90),
+    )  # fmt: skip
+
+
+def rates(*given: TrialChoice, measured: TrialRecord | None = None, **slo: float) -> list[float]:
+    return [one.rate for one in order(given, measured, slo, at_once=8)]
+
+
+def test_the_highest_forecast_that_keeps_the_slo_comes_first() -> None:
+    few, some, many = choice(2, ttft=0.1), choice(4, ttft=0.2), choice(8, ttft=0.4)
+    assert rates(few, some, many) == [8, 4, 2]
+    assert rates(few, some, many, ttft=0.2) == [4, 2, 8]
+    # Where none keeps it, the one that misses it least.
+    assert rates(few, some, many, ttft=0.01) == [2, 4, 8]
+    # Times were twice the forecast, so that they are for the others, too.
+    assert rates(few, some, many, measured=measured(1.0, 0.2), ttft=0.2) == [2, 4, 8]
+    assert rates(few, some, many, measured=measured(1.0, 0.05), ttft=0.2) == [8, 4, 2]
+    # An answer of 8 requests at once takes 8 s at one a second.
+    assert rates(few, some, many, e2e=3.0) == [8, 4, 2]
+    died = replace(measured(1.0, 0.2), measured=None)
+    assert rates(few, some, many, measured=died, ttft=0.2) == [4, 2, 8]
 
 
 def test_all_keep_the_promise_and_fit_and_the_usual_plan_is_first() -> None:
@@ -140,7 +93,9 @@ def test_all_keep_the_promise_and_fit_and_the_usual_plan_is_first() -> None:
         assert one.plan.settings.session_len >= USUAL.settings.session_len
         json.dumps(one.options)
     # Rows that the load cannot fill make no other trial.
-    assert len({one.option.point for one in found}) == len(found)
+    assert len({(one.plan.settings, one.plan.limits) for one in found}) == len(found)
+    rates = [one.rate for one in found[1:]]
+    assert rates == sorted(rates, reverse=True)
 
 
 def test_what_is_given_is_not_changed_and_shapes_use_all_cards() -> None:
@@ -154,16 +109,15 @@ def test_what_is_given_is_not_changed_and_shapes_use_all_cards() -> None:
     assert shapes == {(1, 2), (2, 1)}
 
 
-def test_a_forecast_follows_the_load(tmp_path) -> None:
+def test_a_forecast_follows_the_load() -> None:
     small = forecast_of(USUAL, MEAN, 8)
     long = forecast_of(USUAL, MEAN._replace(output_tokens=1024), 8)
     assert long.requests_per_second < small.requests_per_second / 3
     many = forecast_of(USUAL, MEAN._replace(images=((448, 448),) * 8), 8)
     assert many.requests_per_second < small.requests_per_second
     assert many.ttft > small.ttft
-    trace = tmp_path / "t.jsonl"
-    trace.write_text('{"at":0,"output_tokens":10,"prompt_tokens":4}\n{"at":1,"output_tokens":30}\n')
-    assert mean_request(LoadSpec.of(trace=str(trace))) == (2, 20, ())
+    one = LoadSpec.of(prompt_tokens=2, output_tokens=20, image_size=(64, 32), images=1)
+    assert mean_request(one) == (2, 20, ((64, 32),))
 
 
 def test_a_forecast_knows_the_host_that_prepares_images() -> None:
@@ -184,7 +138,7 @@ def test_a_forecast_knows_the_host_that_prepares_images() -> None:
 def test_images_are_queued_where_the_forecast_gains_by_it() -> None:
     request = PlanRequest(model="qwen2-vl-7b", on="1xrtx3090", engine="turbomind")
     usual = plan(request)
-    large = mean_request(LoadSpec.of(image_size=((1400, 1400),)))
+    large = mean_request(LoadSpec.of(image_size=(1400, 1400)))
     found = choices(request, usual, large, 32)
     queued = [one.plan.limits for one in found if one.options.get("queue_images")]
     assert queued

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.launch.tune.test_search import MEAN, pytestmark  # noqa: F401 - its mark, here too
+from tests.launch.tune.test_search import MEAN
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.progress import listened, under_way
 from turbofit.core.tuning import Tuning
@@ -43,7 +43,7 @@ def result(rate: float, ttft: float = 0.1) -> LoadResult:
 
 
 class Engines:
-    """Serve most with 16 rows and a prefill of 8192; ``ends`` replaces the n-th start's end.
+    """Serve most with most rows and a prefill of 8192; ``ends`` replaces the n-th start's end.
 
     A start takes ``seconds`` of a clock that only it moves.
     """
@@ -52,26 +52,27 @@ class Engines:
         self.ends, self.seconds = ends or {}, seconds
         self.now = 0.0
         self.started: list[tuple[int, int]] = []
+        self.loads: list[LoadSpec] = []
 
     def plan_of(self, options: dict[str, Any]) -> Any:
         return next(one.plan for one in every_choice() if one.options == options)
 
-    def run(self, plan: Any, _load: Any) -> TrialEnd:
+    def run(self, plan: Any, load: LoadSpec) -> TrialEnd:
         settings = plan.settings
+        self.loads.append(load)
         self.started.append((settings.max_batch_size, settings.max_prefill_token_num))
         end = self.ends.get(len(self.started))
         if isinstance(end, BaseException):
             raise end
         if end is not None:
             return end
-        rate = 10.0 - abs(settings.max_batch_size.bit_length() - 5)
-        rate += 0.5 * (settings.max_prefill_token_num == 8192)
+        rate = settings.max_batch_size + 0.5 * (settings.max_prefill_token_num == 8192)
         self.now += self.seconds
         return TrialEnd(figures_of(result(rate)), "measured")
 
 
 def go(engines: Engines, **given: Any) -> Tuning:
-    given = {"slo": {}, "seconds": 1e6, "starts": 12, **given}
+    given = {"slo": {}, "seconds": 1e6, "starts": 6, **given}
     load = given.pop("load", LoadSpec.of(concurrency=64, seconds=30.0))
     blank = Tuning(
         turbofit_version="0", created="", goal="throughput", slo=given.pop("slo"), **FACTS
@@ -82,26 +83,47 @@ def go(engines: Engines, **given: Any) -> Tuning:
     ).tune()  # fmt: skip
 
 
-def test_the_best_is_found() -> None:
+def test_the_plan_as_it_is_then_the_best_forecasts_then_the_best_again() -> None:
     engines = Engines()
     found = go(engines)
+    usual, *rest = every_choice()
+    settings = [one.plan.settings for one in (usual, *rest[:5])]
+    assert engines.started[:6] == [(s.max_batch_size, s.max_prefill_token_num) for s in settings]
+    assert [trial.again for trial in found.trials] == [False] * 6 + [True]
     assert found.winner is not None
-    assert (found.winner.max_batch_size, found.winner.max_prefill_token_num) == (16, 8192)
-    assert len(engines.started) <= 12
-    assert found.seconds == 60.0 * len(engines.started)
+    best = (found.winner.max_batch_size, found.winner.max_prefill_token_num)
+    assert engines.started[6] == best == max(engines.started, key=lambda s: s[0] + (s[1] == 8192))
+    assert found.best == 7
+    assert [load.seconds for load in engines.loads] == [30.0] * 6 + [60.0]
+    assert found.seconds == 60.0 * 7
+    left = len(every_choice()) - 6
+    assert found.stopped == (
+        f"{left} of {left + 6} settings were not tried, whose forecast is {rest[5].rate:.2f}"
+        " requests/s at most: those with the best forecast were tried"
+    )
+
+
+def test_a_best_that_does_not_do_it_again_is_not_the_best() -> None:
+    found = go(Engines({7: TrialEnd(None, "died", "CUDA out of memory")}), starts=6)
+    assert [trial.again for trial in found.trials] == [False] * 6 + [True] * 2
+    assert found.winner is not None
+    assert found.winner.number == 8
+    assert found.trials[7].options != found.trials[6].options
 
 
 def test_starts_and_time_bound_it() -> None:
     few = go(engines := Engines(), starts=3)
-    assert len(engines.started) == len(few.trials) == 3
-    assert few.stopped == "3 settings were tried"
+    assert len(engines.started) == len(few.trials) == 4
+    # Of one there is none to choose.
     assert go(engines := Engines(), starts=1).best == 1
     assert len(engines.started) == 1
     short = go(engines := Engines(), seconds=200.0)
     assert len(engines.started) == 3
-    assert short.stopped == "the time is up"
+    assert short.stopped.endswith(": the time is up")
+    assert short.winner is not None
     assert engines.now <= 200.0
     assert len(go(Engines(), seconds=20.0).trials) == 1
+    assert go(Engines(), starts=1000).stopped == "all settings were tried"
 
 
 def test_what_is_under_way_says_which_trial_it_is_of_and_the_time_left() -> None:
@@ -114,7 +136,7 @@ def test_what_is_under_way_says_which_trial_it_is_of_and_the_time_left() -> None
 
     with listened(lambda step: told.append(step.text if step else "")):
         go(Loading(), seconds=90.0, starts=1)
-    assert "trial 1 of at most 1: loading weights: 1.5 min of --time left" in told
+    assert "trial 1 of 1: loading weights: 1.5 min of --time left" in told
 
 
 def test_a_death_is_a_result_and_the_others_go_on() -> None:
@@ -124,6 +146,8 @@ def test_a_death_is_a_result_and_the_others_go_on() -> None:
     assert ends == [("died", "CUDA out of memory"), ("unserved", "no port"), ("measured", "")]
     assert found.winner is not None
     assert go(Engines(dict.fromkeys(range(1, 9), dead)), starts=4).best is None
+    # Two that were measured are tried again; both die then.
+    assert go(Engines({3: dead, 4: dead}), starts=2).best is None
     kept = go(Engines(), slo={"ttft": 0.05}, starts=5)  # which nothing keeps
     assert kept.best is None
     assert not any(one.meets_slo for one in kept.trials)
@@ -143,7 +167,7 @@ def test_a_signal_leaves_the_best_of_what_was_measured() -> None:
 
 def test_an_interrupted_one_takes_no_longer_ones_place() -> None:
     whole, part = go(Engines(), starts=4), go(Engines({3: STOP}))
-    assert "the tuning before tried 4 settings" in why_not_kept(part, whole)
+    assert "the tuning before tried 5 settings" in why_not_kept(part, whole)
     assert why_not_kept(part, None) == why_not_kept(whole, part) == why_not_kept(whole, whole) == ""
 
 
@@ -152,4 +176,3 @@ def test_a_load_is_described_with_its_length() -> None:
     assert described(closed) == "30 s, 8 at once, after 8 requests of warm-up"
     counted = LoadSpec.of(rate=2.5, requests=40, warm_up=0)
     assert described(counted) == "40 requests, 2.5 a second, after 0 requests of warm-up"
-    assert described(LoadSpec.of(trace="m.jsonl")) == "the trace m.jsonl"

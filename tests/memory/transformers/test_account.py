@@ -17,7 +17,6 @@ from turbofit.core.plan import Settings, Workload
 from turbofit.machine.source import machine_from
 from turbofit.memory.account import EngineLaunch, VisionLoad
 from turbofit.memory.engines import check_options, engine_for, engine_named
-from turbofit.memory.placement import Placement
 from turbofit.memory.transformers.account import Transformers, TransformersAccount
 from turbofit.memory.transformers.activations import vision_bytes
 from turbofit.memory.transformers.components import components, layout_of
@@ -52,20 +51,20 @@ QWEN3_MOE = text_model(
 )  # fmt: skip
 
 
-def account(model, load=(64, 0, 0), placement=None, machine="1xa100-80g", dtype="bfloat16"):
+def account(model, load=(64, 0, 0), placement=(), machine="1xa100-80g", dtype="bfloat16"):
     """``load``: tokens, images and vision units of a request."""
     machine, (tokens, images, units) = machine_from(machine), load
     launch = EngineLaunch(
         model=model, settings=Settings(dtype=dtype, session_len=tokens), gpus=machine.gpus,
-        machine=machine, margins=(0,) * len(machine.gpus),
+        machine=machine, margins=(0,) * len(machine.gpus), placement=placement,
         vision_load=VisionLoad(
             units_per_image=units, images_per_request=images, tokens_per_request=0
         ),
     )  # fmt: skip
-    return TransformersAccount(launch, placement)
+    return TransformersAccount(launch)
 
 
-def forecast(model, load, place=0, placement=None, gpus=1):
+def forecast(model, load, place=0, placement=(), gpus=1):
     """What the process's torch may hold on a card, without what its weights leave out."""
     made = account(model, load, placement, f"{gpus}xa100-80g")
     ledger = made.at(0.5).ledgers[place]
@@ -160,9 +159,8 @@ def test_no_mask_is_charged_below_the_window_or_without_one():
     ],
 )
 def test_layers_on_two_cards_and_in_host_memory(layers, gpus, load, reserved):
-    placement = Placement(devices=gpus, layers=layers)
     for place, seen in enumerate(reserved):
-        peak, _ = forecast(MODEL, load, place, placement, gpus=gpus)
+        peak, _ = forecast(MODEL, load, place, layers, gpus=gpus)
         assert seen <= peak / MIB <= (1.06 if gpus == 2 else 1.07) * seen
 
 
@@ -181,7 +179,7 @@ def test_what_else_is_charged():
     for model, machine, writes in (
         (MODEL, "1xv100-32g", True), (MODEL, "1xrtx3090", False), (LLAVA, "1xv100-32g", False),
     ):  # fmt: skip
-        assert account(model, machine=machine, dtype="float16").copy.writes_matrix(0) == writes
+        assert account(model, machine=machine, dtype="float16").copies.writes_matrix[0] == writes
 
 
 def test_a_tower_with_pixel_masks_is_never_under() -> None:

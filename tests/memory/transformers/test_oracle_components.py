@@ -11,8 +11,8 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model, ModelSource, Quantization, TextDims
 from turbofit.core.units import GIB
-from turbofit.memory.placement import Load, place_all
-from turbofit.memory.transformers.activations import ModelCopy
+from turbofit.memory.account import Load
+from turbofit.memory.placement import ModelCopies, place_all
 from turbofit.memory.transformers.components import _LAYOUTS, components, layout_of
 from turbofit.model.loading import names_here
 from turbofit.model.presets import preset_model
@@ -106,10 +106,10 @@ def described(architecture):
 @pytest.mark.parametrize("architecture", sorted(_LAYOUTS))
 def test_a_map_names_every_parameter_and_buffer_once(architecture):
     card = Gpu(index=0, uuid="GPU-0", name="card", total=24 << 30, reserved=0, used=0, free=0)
-    copy = ModelCopy(described(architecture), "bfloat16", [card], [0])
-    placement = place_all(copy, Load(tokens=64, images=0, units=0))
+    copies = ModelCopies(described(architecture), "bfloat16", [[card]], {0: 0})
+    placement = place_all(copies, Load(tokens=64, images=0, units=0))
     assert placement is not None
-    placed = copy.device_map(placement, None)
+    placed = copies.device_map(placement, None)
     placed = names_here(placed) if "Omni" in architecture else placed
     model = tiny(architecture)
     names = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]

@@ -210,7 +210,7 @@ def test_the_tower_comes_from_the_hub_cache(clip, tmp_path, monkeypatch):
     base = make_original(tmp_path / "base")
     with pytest.raises(UsageError, match="in the local hub cache") as caught:
         merge(str(base), None, str(tmp_path / "out"))
-    assert "turbofit download openai/clip-tiny-patch14-28" in caught.value.hint
+    assert "hf download openai/clip-tiny-patch14-28" in caught.value.hint
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     cached = tmp_path / "hub" / "models--openai--clip-tiny-patch14-28"
     (cached / "refs").mkdir(parents=True)

@@ -247,6 +247,7 @@ LORA_ON_IMAGES = {
                 ("use_qalora", True),
                 ("layer_replication", [[0, 1]]),
                 ("lora_bias", True),
+                ("use_dora", True),
                 ("target_parameters", ["experts.w"]),
                 ("rank_pattern", {"q_proj": 4}),
                 ("alpha_pattern", {"q_proj": 4}),
@@ -292,7 +293,7 @@ def test_a_broken_adapter_is_not_merged(tmp_path):
     more = {
         "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight": torch.full((32, 8), 1e5)
     }
-    with pytest.raises(UsageError, match="F16 too narrow") as caught:
+    with pytest.raises(UsageError, match="float16 too narrow") as caught:
         merged(tmp_path, base, make_adapter(tmp_path / "lora", more=more))
     assert "bfloat16" in caught.value.hint
     assert not (tmp_path / "out").exists()
@@ -318,27 +319,23 @@ def test_incomplete_folders(tmp_path, base, adapter, missing):
 
 def test_where_it_may_be_written(tmp_path, monkeypatch, base, adapter):
 
-    def refused(out, words, **keywords):
+    def refused(out, words):
         with pytest.raises(UsageError, match=words) as caught:
-            merge(str(base), str(adapter), str(out), **keywords)
+            merge(str(base), str(adapter), str(out))
         return caught.value.hint
 
     assert refused(base, "hold, one another") == "name a new folder beside the sources"
-    refused(base / "in", "hold, one another", force=True)
-    refused(tmp_path, "hold, one another", force=True)
+    refused(base / "in", "hold, one another")
+    refused(tmp_path, "hold, one another")
     refused(tmp_path / "no" / "such", "is not a folder")
     refused("/proc", "is a mount point")
     (tmp_path / "file").write_text("")
-    refused(tmp_path / "file", "is a file")
+    refused(tmp_path / "file", "is not an empty folder")
     out = tmp_path / "out"
     out.mkdir()
     merge(str(base), str(adapter), str(out))
-    (out / "mine.txt").write_text("x")
-    refused(out, "is not empty")
-    assert (out / "mine.txt").exists()
-    merge(str(base), str(adapter), str(out), force=True)
-    assert not (out / "mine.txt").exists()
     assert digest(load(out)) == GOLDEN["bf16"]
+    assert refused(out, "is not an empty folder") == "name a new folder, or remove it"
 
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     refused(tmp_path / "new", "has 1000 B left")
@@ -351,20 +348,19 @@ def test_what_breaks_off_leaves_nothing(tmp_path, monkeypatch, error, before, ba
     out = tmp_path / "out"
     if before:
         out.mkdir()
-        (out / "mine.txt").write_text("x")
-    real, calls = files._write, []
+    real, calls = files.Piece.made, []
 
-    def breaks(piece, file):
-        calls.append(piece)
+    def breaks(piece, name):
+        calls.append(name)
         if len(calls) == 15:
             raise error
-        real(piece, file)
+        return real(piece, name)
 
-    monkeypatch.setattr(files, "_write", breaks)
+    monkeypatch.setattr(files.Piece, "made", breaks)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UsageError):
-        merge(str(base), str(adapter), str(out), force=True)
+        merge(str(base), str(adapter), str(out))
     assert {path.name for path in tmp_path.iterdir()} - {"out"} == {"base", "lora"}
-    assert [path.name for path in out.iterdir()] == ["mine.txt"] if before else not out.exists()
+    assert out.exists() == before
 
 
 def test_torch_is_asked_for(tmp_path, monkeypatch, base, adapter):
@@ -384,7 +380,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
 """
 
 
-def test_ram_holds_a_tensor_not_the_checkpoint(tmp_path, base, adapter):
+def test_ram_holds_a_shard_not_the_checkpoint(tmp_path, base, adapter):
     config = {**TINY, "hidden_size": 1024, "intermediate_size": 1024, "num_hidden_layers": 8}
     wide = make_base(tmp_path / "wide", shards=6, config=config)
     modules = {f"model.layers.{i}.self_attn.q_proj": (1024, 1024) for i in range(8)}
@@ -396,8 +392,9 @@ def test_ram_holds_a_tensor_not_the_checkpoint(tmp_path, base, adapter):
         [sys.executable, "-c", _PEAK, *paths],
         capture_output=True, text=True, check=True, timeout=5 * HANG, cwd=root,
     )  # fmt: skip
-    # A tensor is 2 MiB: it, its delta, B·A's and the copy that is written come to about 12.
-    assert int(done.stdout) < 32 << 20
+    largest = max(path.stat().st_size for path in wide.glob("*.safetensors"))
+    # The shard that is written, and what is mapped of the one that is read.
+    assert int(done.stdout) < 2.5 * largest < 64 << 20
 
 
 @pytest.fixture(scope="module")
@@ -424,8 +421,7 @@ def test_every_case_is_bit_identical(peft, transformers, tmp_path, name):
     expected = by_peft(peft, transformers, base, adapter)
     merge(str(base), str(adapter), str(tmp_path / "out"))
     assert digest(load(tmp_path / "out")) == digest(expected)
-    if name in GOLDEN:
-        assert digest(expected) == GOLDEN[name]
+    assert digest(expected) == GOLDEN[name]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

@@ -153,8 +153,8 @@ def test_order_and_more_free_memory_do_not_matter() -> None:
         check_machine(plausible_plan(machine=machine(4, source="preset")), machine(4))
 
 
-def check_machine(plan: Plan, now: Machine, *, fitted: bool = False) -> None:
-    refuse(Scene(Sources(), "lease", machine=now, plan=plan, fitted=fitted))
+def check_machine(plan: Plan, now: Machine) -> None:
+    refuse(Scene(Sources(), "lease", machine=now, plan=plan))
 
 
 def test_another_process_is_named_by_what_it_took_since() -> None:
@@ -176,14 +176,18 @@ def test_less_within_what_the_plan_leaves_over_its_margin_is_accepted() -> None:
     check_machine(plan, changed(1, free=free - spare))
     with pytest.raises(DoesNotFitError):
         check_machine(plan, changed(1, free=free - spare - 1))
-    # What a budget withholds is for other models: where each start fits its cache, they may have
-    # taken it meanwhile.
-    cards = [replace(one, headroom=9000 * MIB, margin=8900 * MIB) for one in plan.gpus]
-    plan = replace(plan, gpus=tuple(cards))
-    check_machine(plan, changed(1, free=free - 8000 * MIB), fitted=True)
-    for fitted, taken in ((False, 8000), (True, 8900)):
+
+    # What a budget withholds is for other servers, which may have taken it meanwhile.
+    def withholding(size: int) -> Plan:
+        cards = [
+            replace(one, headroom=9000 * MIB, margin=8900 * MIB, withheld=size) for one in plan.gpus
+        ]
+        return replace(plan, gpus=tuple(cards))
+
+    check_machine(withholding(8600 * MIB), changed(1, free=free - 8000 * MIB))
+    for size, taken in ((0, 8000), (8600 * MIB, 8900)):
         with pytest.raises(DoesNotFitError):
-            check_machine(plan, changed(1, free=free - taken * MIB), fitted=fitted)
+            check_machine(withholding(size), changed(1, free=free - taken * MIB))
 
 
 def test_a_slice_is_said_and_a_launch_stops_in_a_smaller_one() -> None:

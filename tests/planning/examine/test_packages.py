@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace as replace_fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,12 +16,13 @@ from turbofit import api
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Plan, PlannedEngine
 from turbofit.core.units import MIB
-from turbofit.memory.versions import parse
-from turbofit.model.families.engines import TURBOMIND_VISION
-from turbofit.model.families.registry import VISION_READERS
 from turbofit.model.presets import preset_model
 from turbofit.planning.checks import plan_warnings, refuse
-from turbofit.planning.compatibility import FrontEnd, compatibility
+from turbofit.planning.compatibility import (
+    all_bad_transformers,
+    bad_transformers,
+    newest_tried,
+)
 from turbofit.planning.examine.packages import satisfies
 from turbofit.planning.examine.scene import Scene, Sources
 
@@ -43,6 +45,9 @@ PACKAGES = [
     ("torch_architectures", "stops", lambda s: setattr(s, "built", ["sm_80"])),
     ("torch_architectures", "unreadable", lambda s: setattr(s, "built", None)),
     ("torch_architectures", "unreadable", lambda s: _torch(s, "None")),
+    ("image_library", "ok", lambda s: None),
+    ("image_library", "ok", lambda s: setattr(s, "library", PackageError("other", hint=""))),
+    ("image_library", "warning", lambda s: setattr(s, "library", PackageError("no", hint="pip"))),
 ]
 
 
@@ -63,9 +68,7 @@ def test_packages(find: Find, sources: Make, check: str, state: str, spoil: Any)
         ("llava-1.5-7b", "5.17.0", "stops", ["fails at every image", "'transformers<5'"], []),
         ("llava-1.5-7b", "4.57.6", "ok", [], []),
         ("qwen2-vl-7b", "5.17.0", "ok", [], []),
-        # LMDeploy's metadata exclude it.
-        ("internvl3-8b-hf", "4.53.3", "warning", ["GptOssConfig"], []),
-        (None, compatibility().transformers["0.18"][-1], "ok",
+        (None, newest_tried(), "ok",
          ["Glm4vForConditionalGeneration (<=5.19.0)"], ["Llava", "+"]),
         (None, "4.56.2", "warning",
          ["Qwen3VLForConditionalGeneration", ">=4.57.6"], ["Qwen2VL"]),
@@ -179,81 +182,22 @@ def test_what_lmdeploy_imports_for_one_model_is_looked_for_before_it_loads(
         places.modules.add(module)
 
 
-LLAVA = FrontEnd("0.18", "LlavaForConditionalGeneration", "pytorch")
-QWEN3 = FrontEnd("0.18.0", "Qwen3VLForConditionalGeneration", "pytorch")
-
-
-def test_the_table_covers_what_was_promised() -> None:
-    table = compatibility()
-    assert list(table.transformers) == ["0.16", "0.17", "0.18"]
-    for versions in table.transformers.values():
-        tried = [parse(one) for one in versions]
-        assert tried == sorted(tried)
-        assert len(tried) >= 8
-    assert "bench/compatibility" in table.source
-    remote = {
-        "Phi3VForCausalLM", "ChatGLMForConditionalGeneration", "InternS1ForConditionalGeneration",
-        "InternS1ProForConditionalGeneration", "InternS1_1_ForConditionalGeneration",
-        "InternS2PreviewForConditionalGeneration", "KimiK25ForConditionalGeneration",
-    }  # fmt: skip
-    elsewhere = {
-        "Idefics3ForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
-        "MllamaForConditionalGeneration", "Qwen2_5OmniForConditionalGeneration",
-        "Qwen2_5OmniModel", "Qwen2_5OmniThinkerForConditionalGeneration",
-        "SmolVLMForConditionalGeneration",
-    }  # fmt: skip
-    assert TURBOMIND_VISION - remote <= set(table.families["turbomind"])
-    assert set(VISION_READERS) - elsewhere - remote <= set(table.families["pytorch"])
-
-
-def test_what_fails_fails_between_too_and_between_what_runs_and_what_fails_nobody_knows() -> None:
-    for version in ("5.0.0", "5.17.0", "5.12.9"):
-        failure = LLAVA.failure(version)
-        assert failure.step == "image"
-        assert "size of tensor" in failure.error
-    assert LLAVA.failure("4.99.0") is None  # 4.57.6 runs, 5.0.0 does not
-    assert QWEN3.failure("4.56.2") is not None
-    assert QWEN3.failure("4.57.0") is None  # 4.57.6 runs
-    assert QWEN3.failure("4.57.6") is None
-    assert QWEN3.failure("4.40.0") is not None
-    next_ = FrontEnd("0.18", "LlavaNextForConditionalGeneration", "pytorch")
-    assert next_.failure("4.57.6") is not None
-    assert FrontEnd("0.18", "LlamaForCausalLM", "turbomind").failure("4.50.3") is None
-
-
-def test_requirements_are_what_runs_newest_first() -> None:
-    newer, older = LLAVA.requirements()
-    assert newer.startswith("transformers>=5.2")
-    assert older == "transformers<5"
-    for name, required in (
-        ("Qwen3VLForConditionalGeneration", ("transformers>=4.57.6",)),
-        ("Glm4vForConditionalGeneration", ("transformers<=5.19.0",)),
-        ("LlavaNextForConditionalGeneration", ()),
-        ("LlamaForCausalLM", ()),
-    ):
-        assert FrontEnd("0.18", name, "pytorch").requirements() == required
-
-
-def test_each_requirement_names_versions_that_run_alone() -> None:
-    table = compatibility()
-    fronts = [FrontEnd("0.18", name, engine) for engine in table.families
-              for name in table.families[engine]]  # fmt: skip
-    for front in fronts:
-        newest = max(front.tested_versions(), key=parse)
-        for requirement in front.requirements():
+def test_a_row_says_which_versions_fail_and_which_run() -> None:
+    """Each requirement that helps admits no version with which the row fails."""
+    for row in all_bad_transformers():
+        for requirement in row.install:
             bounds = requirement.removeprefix("transformers")
-            named = [v for v in front.tested_versions() if satisfies(v, bounds)]
-            named = [v for v in named if v not in table.outside]
-            assert named
-            assert not [v for v in named if front.failure(v)], (front, requirement)
-            assert front.failure(newest) is None or "<" in requirement
+            ends = [end for end in (row.first, row.last) if end]
+            assert not any(satisfies(end, bounds) for end in ends), requirement
+            assert "==" not in bounds
+    failing = bad_transformers("LlavaForConditionalGeneration", ["pytorch"], "5.12.9")["pytorch"]
+    assert failing.what == "fails at every image"
+    assert not bad_transformers("LlavaForConditionalGeneration", ["pytorch"], "4.57.6")
+    assert not bad_transformers("LlavaForConditionalGeneration", ["pytorch"], "5.21.1")
+    assert bad_transformers("LlavaNextForConditionalGeneration", ["pytorch"], "4.57.6")
+    assert not bad_transformers("LlamaForCausalLM", ["turbomind"], "4.57.6")
 
 
-def test_nested_configs_that_stay_dicts() -> None:
-    """lmdeploy#3786: a config class that cannot be made without arguments is given up silently."""
-    for engine in ("turbomind", "pytorch"):
-        front = FrontEnd("0.18", "InternVLChatModel+training", engine)
-        error = front.failure("5.17.0").error
-        assert error == "AttributeError: 'dict' object has no attribute 'hidden_size'"
-        assert front.failure("5.23.0") is None
-    assert FrontEnd("0.18", "InternVLChatModel", "turbomind").failure("5.17.0") is None
+def test_the_extras_allow_no_newer_version_than_was_tried() -> None:
+    project = (Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8")
+    assert project.count(f"<={newest_tried()}") == 2

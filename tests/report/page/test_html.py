@@ -161,7 +161,7 @@ def test_a_plan_that_does_not_fit_shows_what_it_lacks() -> None:
     text = page_of("does not fit")
     short = format_bytes(-planned("does not fit").gpus[0].headroom)
     assert f"{short} short" in text
-    assert f"more than the card has <b>{short}</b>" in text
+    assert "more than the card has" in text
     assert text.index("What would fit, cheapest first") < text.index('class="command"')
 
 

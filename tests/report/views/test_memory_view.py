@@ -9,7 +9,7 @@ import turbofit
 from tests.report.documents import KINDS, planned
 from tests.support.plans import ledger
 from turbofit.core.memory_stack import KINDS as PIECES
-from turbofit.core.memory_stack import stack, sums
+from turbofit.core.memory_stack import memory_label, stack, sums
 from turbofit.core.messages import indices
 from turbofit.core.plan import Term
 from turbofit.core.units import GIB, MIB, format_bytes
@@ -78,7 +78,7 @@ def test_a_budget_is_drawn_to_its_end_and_is_no_margin() -> None:
     assert "short of the budget of 16.0 GiB" in short.verdict
     assert "margin" not in short.verdict
     drawn = next(block for block in memory_blocks(short) if isinstance(block, Bar))
-    assert legend(drawn)[-1].endswith(" more than the budget has")
+    assert legend(drawn)[-1].endswith("=more than the budget has")
     (whole,) = turbofit.plan("qwen2-vl-2b", on="1xrtx4090").gpus
     assert whole.budget is None
     assert b"withheld" not in msgspec.json.encode(whole)
@@ -107,9 +107,21 @@ def test_what_the_card_does_not_have_is_behind_its_end() -> None:
     inside, outside = drawn.split(END)
     assert set(outside) == {OVER}
     assert abs(len(inside) - len(outside)) <= 1
-    assert legend(bar(50, 150))[-1] == "!=100 B more than the card has"
+    assert legend(bar(50, 150))[-1] == "!=more than the card has"
 
 
 def test_indices() -> None:
     assert [indices(gpus) for gpus in ((), (3,), (2, 0, 1))] == ["", "3", "0-2"]
     assert indices((0, 2, 3, 5)) == "0,2-3,5"
+
+
+def test_memory_in_use_before_the_cache_is_nobody_s_and_the_verdict_alone_has_a_shortage():
+    """A log's free memory does not tell the engine's own weights from what others hold."""
+    plan = turbofit.predict("internvl2-26b", on="4xrtx4090", tp=4, free_at_cache="6GiB")
+    drawn = memory_bar(plan.gpus[0], memory_label(plan.gpus[0]))
+    names = {part.kind: part.name for part in drawn.parts}
+    assert names["before"] == "in use before the cache"
+    assert "weights" not in names
+    assert "short)" in plan.verdict
+    assert drawn.title.endswith("more than there is")
+    assert "B more" not in " ".join(legend(drawn))

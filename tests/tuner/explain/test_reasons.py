@@ -13,17 +13,13 @@ from turbofit.core.machine import Calibration, Machine
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.calibrated import identity
-from turbofit.planning.joint_plan import joint_plan
 from turbofit.planning.request import PlanRequest
+from turbofit.planning.resolve import resolve
+from turbofit.tuner import resolved_request
+from turbofit.tuner.choose import best_plan
+from turbofit.tuner.resolved_request import Margin
 
 LIMITS_COMPARED = True
-
-
-def test_each_plan_of_several_models_shows_other_image_limits() -> None:
-    names = ("internvl2-2b", "internvl2-1b")
-    first = joint_plan([PlanRequest(model=name, on="1xrtx3090") for name in names]).plans[0]
-    assert first.limit_costs
-    assert first.limit_costs[0].limit == first.limits.image_limit
 
 
 def test_what_a_client_may_ask_beyond_a_plan_is_explained_in_both() -> None:
@@ -134,9 +130,53 @@ def test_what_was_measured_needs_less(engine: str) -> None:
     margins = [plan.gpus[0].margin for plan in (plain, spread, exact)]
     assert margins == [256 * MIB, 114 * MIB, 64 * MIB]
     assert plain.kv.tokens < spread.kv.tokens < exact.kv.tokens
-    assert not [why for why in plain.reasons if why.startswith("margin")]
     (why,) = [why for why in spread.reasons if why.startswith("margin")]
-    assert "64 MiB, and the 50.0 MiB by which what was measured here differed" in why
+    assert "64 MiB, and the 50.0 MiB by which what turbofit calibrate measured here" in why
+
+
+@pytest.mark.parametrize(
+    ("card", "usual", "rehearsed"),
+    [
+        ("rtx3090", 256, 256),  # all of it is for contexts and libraries
+        ("l40s", 460, 256),
+        ("a100-80g", 819, 307),
+        ("h100", 815, 305),
+        ("h200", 1437, 539),
+    ],
+)
+def test_a_rehearsal_takes_nothing_of_the_margin_for_contexts_and_libraries(
+    card: str, usual: int, rehearsed: int
+) -> None:
+    gpu = parse_spec(f"1x{card}").gpus[0]
+    margins = (Margin(), Margin(rehearsed=True))
+    assert [margin.of(gpu) // MIB for margin in margins] == [usual, rehearsed]
+
+
+def test_where_they_were_measured_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a run of bench/gpu on such a card, or by a start that proved the plan on these."""
+    gpu = parse_spec("1xrtx3090").gpus[0]
+    for over, margin in ((-300, 96), (0, 96), (76, 172), (138, 234), (206, 256)):
+        assert Margin(over=over * MIB).of(gpu) == margin * MIB
+        assert Margin(over=over * MIB, bytes=1).of(gpu) == 1
+    monkeypatch.setattr(resolved_request, "is_measured", lambda _gpu: True)
+    assert Margin(rehearsed=True).of(gpu) == 96 * MIB
+    assert Margin().of(gpu) == 256 * MIB
+
+
+@pytest.mark.parametrize(
+    ("card", "margin", "words"),
+    [
+        ("rtx3090", Margin(), "256 MiB: contexts and libraries are estimates on this card"),
+        ("h100", Margin(), "816 MiB: contexts and libraries were measured on such a card"),
+        ("h100", Margin(rehearsed=True), "306 MiB: a rehearsal settled what LMDeploy allocates; "),
+        ("rtx3090", Margin(over=5 * MIB), "101 MiB: a start proved this plan on these cards, and"),
+        ("rtx3090", Margin(bytes=100 * MIB), ""),
+    ],
+)
+def test_a_plan_says_on_what_its_margin_rests(card: str, margin: Margin, words: str) -> None:
+    resolved = replace(resolve(PlanRequest(model=MODEL, on=f"1x{card}")), margin=margin)
+    said = [why for why in best_plan(resolved, "turbomind").reasons if why.startswith("margin")]
+    assert [why.startswith(f"margin {words}") for why in said] == ([True] if words else [])
 
 
 @pytest.mark.parametrize("engine", ["turbomind", "pytorch"])

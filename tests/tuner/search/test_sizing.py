@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from math import ceil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 import turbofit
 from turbofit.core.errors import UsageError
+from turbofit.memory.account import NO_IMAGES
 from turbofit.tuner.search.candidates import evenly, held_shares, share_out
-from turbofit.tuner.search.sizing import CONTEXT_STEP, longest_held
+from turbofit.tuner.search.sizing import CONTEXT_STEP, Sizer, longest_held
 from turbofit.tuner.speed import Speed
 
 
@@ -41,6 +43,18 @@ def test_two_looks_do_where_a_context_costs_little() -> None:
 
     assert longest_held(held, 1024, 32_768) == 19_968
     assert looks == [32_768, 19_968]
+
+
+@pytest.mark.parametrize(
+    ("held", "context"), [(4032, 4032), (19_968, 19_456), (20_480, 20_480), (1500, 1472)]
+)
+def test_a_context_is_rounded_where_that_costs_little(held: int, context: int) -> None:
+    """3,072 of 4,032 tokens would lose a quarter."""
+    sizer = SimpleNamespace(
+        contexts=lambda: (1024, 32_768), state=SimpleNamespace(too_small=False),
+        _tokens_held=lambda _context: held, vision_load=NO_IMAGES,
+    )  # fmt: skip
+    assert Sizer.session_len(sizer) == context
 
 
 @pytest.mark.parametrize("on", ["1xrtx3090", "1xa100-80g", "1xv100-32g"])

@@ -47,7 +47,7 @@ def cluster(
 #: Options that belong to one machine.
 _ONE_MACHINE: Final = (
     "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "lease", "front_key_file",
-    "record_trace", "max_concurrent_requests",
+    "max_concurrent_requests",
 )  # fmt: skip
 _NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
 #: Options of the gateway that nodes apply, not their front.

@@ -51,14 +51,15 @@ _MESSAGE: Final = "[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
     Argument("log", metavar="LOG", type=PATH),
     Option("--model", shell_complete=complete_model),
     spec_option(),
+    Option("--hang", is_flag=True),
     *FORMS,
 )
-def diagnose(log: str, model: str | None, on: str | None, form: Form) -> int:
+def diagnose(log: str, model: str | None, on: str | None, hang: bool, form: Form) -> int:
     """Read, explain and show a log; exit 3 if the log proves no cause."""
     from turbofit.diagnose.explain import diagnose as explain
     from turbofit.report.views.findings_view import diagnosis_view
 
-    diagnosis = explain(_chunks(log), model=model, on=on)
+    diagnosis = explain(_chunks(log), model=model, on=on, hang=hang)
     form.show(diagnosis, diagnosis_view)
     return 0 if diagnosis.known else _NOT_KNOWN
 

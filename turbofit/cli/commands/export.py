@@ -1,96 +1,36 @@
-"""``turbofit export`` and ``init``: manifests of a plan, and a profile from one."""
+"""``turbofit export``: manifests of a plan."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import common_options as common
-from turbofit.cli.options import field_options as fields
-from turbofit.cli.options import profile_option as profiles
-from turbofit.cli.terminal.output import Form, answer
+from turbofit.cli.terminal.output import answer
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT
-from turbofit.core.process.progress import under_way
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
-    from turbofit.planning.request import PlanRequest
 
 _IMAGE: Final = "turbofit:latest"
-_EVERYWHERE: Final = "0.0.0.0"
-#: Other names of each kind.
-_OTHER_NAMES: Final = {
-    "docker-compose": "compose", "docker": "compose", "kubernetes": "k8s", "kube": "k8s",
-    "service": "systemd",
-}  # fmt: skip
-
-
-class _Kind(click.Choice[str]):
-    """A kind of manifest, by any of its names; ``words`` are all of them."""
-
-    words = ("systemd", "compose", "k8s", *_OTHER_NAMES)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return super().convert(_OTHER_NAMES.get(value, value), param, ctx)
 
 
 @command(
-    Argument("kind", metavar="KIND", type=_Kind(("systemd", "compose", "k8s"))),
+    Argument("kind", metavar="KIND", type=click.Choice(("systemd", "compose", "k8s"))),
     Argument("plan", metavar="PLAN", type=PATH),
     common.spec_option(),
     Option("--name"),
     Option("--port", type=common.PORT, default=DEFAULT_PORT, usual=f" (default {DEFAULT_PORT})"),
     Option("--image", default=_IMAGE, usual=f" (default {_IMAGE})"),
-    Option("--claim"),
-    Option("--host"),
-    Option("--executable", metavar="PATH"),
-    common.JSON,
 )
-def export(
-    *,
-    kind: str,
-    plan: str,
-    on: str | None,
-    name: str | None,
-    port: int,
-    image: str,
-    claim: str | None,
-    host: str | None,
-    executable: str | None,
-    form: Form,
-) -> int:
-    from turbofit.core.struct import to_json
-    from turbofit.launch.export import (
-        SYSTEM_USER,
-        exporter,
-        installed_program,
-        manifest,
-        service_of,
-    )
+def export(*, kind: str, plan: str, on: str | None, name: str | None, port: int, image: str) -> int:
+    from turbofit.launch.export import manifest
 
-    of_systemd = kind == "systemd"
-    if not of_systemd and host not in (None, _EVERYWHERE):
-        raise UsageError(
-            f"--host {host} is not for {kind}: the container's network is its own",
-            hint="leave --host out; publish the port where you want it",
-        )
-    host = host or ("127.0.0.1" if of_systemd else _EVERYWHERE)
-    if executable and not os.path.isabs(executable):
-        raise UsageError(
-            f"--executable {executable} is no absolute path, and systemd takes no other",
-            hint=f"write it from the root, as --executable {installed_program()}",
-        )
-    service = service_of(_given(plan, on), port=port, host=host, name=name)
-    if form.as_json:
-        answer(to_json(service))
-    else:
-        path = executable or installed_program()
-        user = exporter() if of_systemd else SYSTEM_USER  # no other manifest has a user
-        answer(manifest(service, kind, image=image, claim=claim, executable=path, user=user))
+    answer(manifest(_given(plan, on), kind, port=port, name=name, image=image))
     return 0
 
 
@@ -104,77 +44,3 @@ def _given(given: str, on: str | None) -> Plan:
             raise UsageError("the plan says its machine", hint="leave --on out, or name a model")
         return read_plan(given)
     return api.plan(given, on=on)
-
-
-_HEAD: Final = """\
-# `turbofit plan` and `serve` read it with `-f {file}`; docs/environment.md has every key.
-# Planned on {created}: {verdict}
-# It chose: {chosen}
-"""
-
-
-@command(
-    *common.model_argument(),
-    *common.machine_options(),
-    Option(
-        "--out",
-        metavar="FILE",
-        type=PATH,
-        default=profiles.PROFILE,
-        help=f"the file (default {profiles.PROFILE}); - for stdout",
-    ),
-    Option("--force", is_flag=True),
-    *common.planning_options(),
-)
-def init(*, out: str, force: bool, **given: Any) -> int:
-    """Plan, and write the options and the promise as a profile."""
-    from turbofit import api
-    from turbofit.core.process.files import write_output
-    from turbofit.planning.plan import refusal
-    from turbofit.planning.request import PlanRequest
-
-    if out != "-" and not force and os.path.exists(out):
-        raise UsageError(f"{out} is there already", hint="add --force, or name another --out")
-    request = fields.filled(PlanRequest, given)
-    with under_way("planning"):
-        plan = api.plan(request)
-    if not plan.fits:
-        raise refusal(plan)
-    text = profile_text(request, plan, file=profiles.PROFILE if out == "-" else out)
-    if out == "-":
-        answer(text)
-    else:
-        write_output(out, text)
-        answer(f"{out}\n")
-    return 0
-
-
-def profile_text(request: PlanRequest, plan: Plan, *, file: str) -> str:
-    """A profile of the request, with the plan's images and context; ``file`` is its name."""
-    kept = request.given()
-    kept["images"] = request.images
-    kept.setdefault("context", None if "session_len" in kept else plan.settings.session_len)
-    shape = {"engine": plan.engine.name, "tp": plan.parallel.tp, "replicas": plan.parallel.replicas}
-    chosen = ", ".join(
-        f"{name} {value}" for name, value in shape.items() if kept.get(name) in (None, "auto")
-    )
-    lines = [
-        _HEAD.format(
-            file=file, created=plan.created[:10], verdict=plan.verdict, chosen=chosen or "nothing"
-        )
-    ]
-    for heading, section in profiles.sections().items():
-        fields = {name: kept[name] for name in section.fields if kept.get(name) is not None}
-        if heading == "model" and len(fields) == 1:
-            lines.append(f"model: {_scalar(fields['model'])}")
-        elif fields:
-            lines.append(f"{heading}:")
-            lines += [f"  {name.rstrip('_')}: {_scalar(value)}" for name, value in fields.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _scalar(value: object) -> str:
-    """A value in YAML, on one line."""
-    import yaml
-
-    return yaml.safe_dump(value, width=10**6, default_flow_style=True).partition("\n")[0]

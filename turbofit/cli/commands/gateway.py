@@ -1,4 +1,4 @@
-"""``turbofit gateway``: holds any LMDeploy to a plan, or distributes requests to nodes."""
+"""``turbofit gateway``: holds any LMDeploy to a plan, or passes requests to other servers."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.asgi_app import AsgiApp
 
-#: Options that a front leaves to its nodes; a front's own clients have other keys.
+#: Options that a front leaves to the servers behind it; its own clients have other keys.
 _OF_NODES: Final = (
-    "front_key_file", "allowed_media_domains", "record_trace", "default_chat_template_kwargs",
+    "front_key_file", "allowed_media_domains", "default_chat_template_kwargs",
     "default_sampling",
 )  # fmt: skip
 
@@ -35,7 +35,8 @@ _OF_NODES: Final = (
 @command(
     Option("--plan", metavar="FILE", type=PATH),
     Option("--upstream", metavar="URL", multiple=True),
-    Option("--upstream-key", metavar="KEY"),
+    Option("--upstream-key", metavar="KEY", multiple=True),
+    Option("--models", metavar="NAME=URL", several=True),
     Option("--nodes", metavar="URL", multiple=True),
     Option("--overlay", is_flag=True),
     Option("--cluster", metavar="RAY"),
@@ -48,7 +49,8 @@ def gateway(
     *,
     plan: str | None,
     upstream: tuple[str, ...],
-    upstream_key: str | None,
+    upstream_key: tuple[str, ...],
+    models: tuple[str, ...],
     nodes: tuple[str, ...],
     overlay: bool,
     cluster: str | None,
@@ -63,10 +65,22 @@ def gateway(
     options = fields.filled(GatewayOptions, given)
     of_one = {"plan": plan, "upstream": upstream, "overlay": overlay}
     of_one |= {name: getattr(options, name) for name in _OF_NODES}
-    key = upstream_key or variables().upstream_key or None
+    known = variables()
+    keys = upstream_key or tuple(filter(None, [known.upstream_key])) or known.upstream_keys
     if cluster is not None:
-        refuse_together({**of_one, "nodes": nodes, "upstream_key": upstream_key}, "--cluster")
+        beside = {"models": models, "nodes": nodes, "upstream_key": upstream_key}
+        refuse_together({**of_one, **beside}, "--cluster")
         return _before_cluster(cluster, name, options, form)
+    if models:
+        from turbofit.gateway.http.accesslog import access_log
+        from turbofit.gateway.models import ModelsGateway, model_servers
+
+        refuse_together({**of_one, "nodes": nodes}, "--models")
+        log = access_log(options.access_log or "-")
+        return _serve(ModelsGateway(model_servers(models, keys), public_side(options), log), form)
+    if len(keys) > 1:
+        raise UsageError("several keys are for --models", hint="give one --upstream-key")
+    key = keys[0] if keys else None
     if nodes:
         from turbofit.gateway.front import node_addresses
 
@@ -81,7 +95,7 @@ def gateway(
             "--upstream URL, an engine's address, as http://127.0.0.1:23334": upstream,
         }
         raise UsageError(
-            "gateway needs --plan and --upstream, or --nodes, or --cluster",
+            "gateway needs --plan and --upstream, or --models, --nodes or --cluster",
             hint=f"add {', and '.join(text for text, value in lacking.items() if not value)}",
         )
     config = public_side(options, upstream_key=key)

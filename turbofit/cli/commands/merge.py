@@ -1,4 +1,4 @@
-"""``turbofit download`` and ``merge``: a checkpoint on disk, merged with a LoRA or converted."""
+"""``turbofit merge``: a checkpoint merged with a LoRA, or converted."""
 
 from __future__ import annotations
 
@@ -7,58 +7,17 @@ import os
 import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
-from turbofit.cli.options.common_options import FORMS, model_argument
-from turbofit.cli.terminal.output import Form, answer, say
-from turbofit.core.errors import LaunchError, UsageError
+from turbofit.cli.options.common_options import FORMS
+from turbofit.cli.terminal.output import Form, say
+from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import ended_like_ctrl_c
-from turbofit.planning.request import PlanRequest
-
-
-@command(*model_argument(), only_linux=True)
-def download(*, model: str, revision: str | None) -> int:
-    from turbofit.launch.serve.weights import fetched
-    from turbofit.planning.resolve import model_of
-
-    try:
-        known = model_of(PlanRequest(model=model, revision=revision))
-        folder = fetched(known, say).source.checkpoint
-    except UsageError as exc:
-        folder = _fetched_for_merge(model, revision, exc)
-    if folder is None:
-        raise UsageError(
-            f"{model} has no repository that is known here",
-            hint="give a hub id: turbofit models lists them",
-        )
-    answer(f"{folder}\n")
-    return 0
-
-
-def _fetched_for_merge(name: str, revision: str | None, refused: UsageError) -> str:
-    """The folder of a repository that is no model here, such as a LoRA or LLaVA's own format.
-
-    Raises:
-        UsageError: the model's refusal, if the name is no hub id or the hub does not have it.
-    """
-    from turbofit.launch.serve.weights import fetched_files
-    from turbofit.model.merge.files import repository_of
-
-    hub_id, named = repository_of(name, revision)
-    if hub_id is None:
-        raise refused
-    say(f"{refused.message}; its files are fetched for turbofit merge")
-    try:
-        return fetched_files(hub_id, named, say)
-    except LaunchError as exc:
-        refused.message += f"; {exc.message}"
-        raise refused from None
 
 
 @command(
     Argument("folders", metavar="BASE [ADAPTER] OUT", nargs=-1, required=True),
     Option("--vision-tower", metavar="FOLDER", type=PATH),
     Option("--dtype", type=click.Choice(("float16", "bfloat16", "float32"))),
-    Option("--force", is_flag=True),
     *FORMS,
 )
 def merge(
@@ -66,7 +25,6 @@ def merge(
     folders: tuple[str, ...],
     vision_tower: str | None,
     dtype: str | None,
-    force: bool,
     form: Form,
 ) -> int:
     from turbofit.model.merge.merge import merge as merge_checkpoint
@@ -85,7 +43,7 @@ def merge(
     with ended_like_ctrl_c(), under_way("reading the checkpoint"):
         merged = merge_checkpoint(
             base, next(iter(adapter), None), out,
-            vision_tower=vision_tower, dtype=dtype, force=force, say=say,
+            vision_tower=vision_tower, dtype=dtype, say=say,
         )  # fmt: skip
     form.show(merged, merged_view)
     return 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS, FULL, machine_options
-from turbofit.cli.terminal.output import Form, answer, note, say, show
+from turbofit.cli.terminal.output import Form, answer, say, show
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import to_json
 
@@ -64,22 +64,14 @@ def gpus(words: tuple[str, ...], form: Form) -> int:
 @command(
     *machine_options(),
     Option("--save", metavar="FILE", type=PATH),
-    Option("--measure", is_flag=True),
     FULL,
     *FORMS,
 )
-def machine(
-    *, on: str | None, gpus: str | None, save: str | None, measure: bool, form: Form
-) -> int:
+def machine(*, on: str | None, gpus: str | None, save: str | None, form: Form) -> int:
     from turbofit.machine.source import machine_from, save_snapshot
-    from turbofit.machine.speed import measured_machine
     from turbofit.report.views.machine_view import machine_view
 
     hardware = machine_from(on, gpus=gpus)
-    if measure and on is not None:
-        raise UsageError("--measure measures this machine", hint="leave --on out")
-    if measure:
-        hardware = measured_machine(hardware, say, note)
     if save:
         save_snapshot(hardware, save)
         say(f"saved to {save}")

@@ -2,47 +2,36 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from turbofit import api
 from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
-from turbofit.cli.options import profile_option as profiles
 from turbofit.cli.terminal.output import Form, answer, say
-from turbofit.core.errors import DoesNotFitError, UsageError
+from turbofit.core.errors import DoesNotFitError
 from turbofit.core.messages import refuse_together
 from turbofit.core.process.progress import under_way
 from turbofit.planning.request import PACE, PlanRequest, PredictRequest, WhichRequest
 
 if TYPE_CHECKING:
-    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
 
 
 @command(
-    *common.model_argument(profile=True, several=True),
+    *common.model_argument(profile=True),
     *common.machine_options(),
     Option("--cluster", metavar="CLUSTER"),
     Option("--rehearse", is_flag=True),
     common.FULL,
     *common.FORMS,
+    *fields.options_of(PlanRequest, ("lmdeploy",)),
     *fields.options_of(PlanRequest, PACE, group="the forecast of speed"),
     *common.planning_options(),
 )
-def plan(
-    *, model: tuple[str, ...], rehearse: bool, cluster: str | None, form: Form, **given: Any
-) -> int:
+def plan(*, rehearse: bool, cluster: str | None, form: Form, **given: Any) -> int:
     """Plan and show; exit 3 if nothing fits."""
-    request = fields.filled(PlanRequest, {**given, "model": model[0]})
-    if len(model) > 1:
-        alone = {"cluster": cluster, "rehearse": rehearse}
-        refuse_together(alone, "several models", ", or plan each model by itself")
-        of_models = profiles.each_model(click.get_current_context(), model)
-        return _plan_together(request, of_models, form)
+    request = fields.filled(PlanRequest, given)
     if cluster is not None:
         of_one = {"on": request.on, "gpus": request.gpus, "rehearse": rehearse}
         refuse_together(of_one, "--cluster", ", or plan for that machine alone")
@@ -50,18 +39,6 @@ def plan(
     with under_way("planning, and rehearsing on pretend GPUs" if rehearse else "planning"):
         best = api.plan(request, rehearse=rehearse)
     return show_plan(best, "plan", form)
-
-
-def _plan_together(request: PlanRequest, of_models: list[Options], form: Form) -> int:
-    """Plan several models on the same cards and show; exit 3 if they do not fit together."""
-    from turbofit.planning.joint_plan import joint_plan, options_of_each
-    from turbofit.report.views.joint_view import joint_view
-
-    requests = [request.changed(**options) for options in options_of_each(request, of_models)]
-    with under_way("planning them together"):
-        together = joint_plan(requests)
-    form.show(together, joint_view)
-    return 0 if together.fits else DoesNotFitError.exit_code
 
 
 def _plan_cluster(request: PlanRequest, cluster: str, form: Form) -> int:
@@ -93,45 +70,16 @@ def show_plan(plan: Plan, command: str, form: Form) -> int:
     *common.model_argument(),
     *common.machine_options(),
     *fields.options_of(PredictRequest, ("lmdeploy", "free_at_cache")),
-    Option("--trace", metavar="FILE", type=PATH),
-    Option("--vs", metavar="SPEC|FILE"),
     common.FULL,
     *common.FORMS,
     *common.planning_options(),
 )
-def predict(*, trace: str | None, vs: str | None, form: Form, **given: Any) -> int:
+def predict(*, form: Form, **given: Any) -> int:
     """Predict and show; exit 3 if the settings would not serve."""
-    if trace is not None:
-        return _predict_trace(trace, vs, given, form)
-    if vs is not None:
-        raise UsageError("--vs is for a trace", hint="add --trace FILE; turbofit compare has plans")
     request = fields.filled(PredictRequest, given)
     with under_way("predicting"):
         predicted = api.predict(request)
     return show_plan(predicted, "predict", form)
-
-
-def _predict_trace(file: str, vs: str | None, given: Options, form: Form) -> int:
-    """Forecast a trace under one plan or two, and show; exit 3 if a plan does not fit."""
-    from turbofit.load.trace import read_trace
-    from turbofit.load.trace_forecast import trace_forecast
-    from turbofit.report.stored_documents import read_plan
-    from turbofit.report.views.measured_view import trace_view
-
-    settings = {name: given[name] for name in ("lmdeploy", "free_at_cache")}
-    refuse_together(settings, "--trace", ": a trace meets turbofit's own plan")
-    request, requests = fields.filled(PlanRequest, given), read_trace(file)
-    with under_way("planning, and sending the trace through the forecast"):
-        plans = [api.plan(request)]
-        if vs is not None:
-            saved = os.path.isfile(vs)
-            plans.append(read_plan(vs) if saved else api.plan(request.changed(on=vs, gpus=None)))
-        short = next((plan for plan in plans if not plan.fits), None)
-        if short is not None:
-            return show_plan(short, "plan", form)
-        forecast = trace_forecast(plans, requests, file)
-    form._replace(full=True).show(forecast, trace_view)
-    return 0
 
 
 @command(

@@ -1,18 +1,15 @@
-"""``turbofit report``, ``compare``, ``share`` and ``page``: documents for people."""
+"""``turbofit report``: documents for people, and a run for others."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import common_options as common
-from turbofit.cli.options import field_options as fields
-from turbofit.cli.terminal.output import Form, answer, note, say, show
+from turbofit.cli.terminal.output import Form, answer, note, show
 from turbofit.core.errors import DoesNotFitError, UsageError
-from turbofit.report.fit_site.choices import SiteRequest
 from turbofit.report.schema import NAMES
 
 _MOST_LISTED: Final = 20
@@ -30,9 +27,25 @@ _MOST_LISTED: Final = 20
         type=click.Choice(NAMES),
         help=f"the JSON Schema of a document instead (default {NAMES[0]})",
     ),
+    Option("--share", is_flag=True),
+    Option("--load", "loads", multiple=True, metavar="FILE", type=PATH),
+    Option("--out", metavar="FILE", type=PATH),
 )
-def report(*, what: str | None, schema: str | None, form: Form) -> int:
+def report(
+    *,
+    what: str | None,
+    schema: str | None,
+    share: bool,
+    loads: tuple[str, ...],
+    out: str | None,
+    form: Form,
+) -> int:
     """Read a document and show it; exit 3 if the plan does not fit."""
+    if share and not schema:
+        return _share(what, loads, out, form)
+    if loads or out is not None:
+        name = "--load" if loads else "--out"
+        raise UsageError(f"{name} is for --share", hint=f"add --share, or leave {name} out")
     if schema:
         from turbofit.report.schema import schema_text
 
@@ -70,28 +83,8 @@ def report(*, what: str | None, schema: str | None, form: Form) -> int:
     return 0 if plan.fits else DoesNotFitError.exit_code
 
 
-@command(
-    Argument("a", metavar="A", type=PATH),
-    Argument("b", metavar="B", type=PATH),
-    common.FULL,
-    *common.FORMS,
-)
-def compare(a: str, b: str, form: Form) -> int:
-    from turbofit.report.compare import compare, compare_view
-    from turbofit.report.stored_documents import read_saved
-
-    form.show(compare(read_saved(a), read_saved(b)), compare_view)
-    return 0
-
-
-@command(
-    common.RUN,
-    Option("--load", "loads", multiple=True, metavar="FILE", type=PATH),
-    Option("--out", metavar="FILE", type=PATH),
-    *common.FORMS,
-)
-def share(*, run: str | None, loads: tuple[str, ...], out: str | None, form: Form) -> int:
-    """Show the document's content and what is left out, then write it."""
+def _share(run: str | None, loads: tuple[str, ...], out: str | None, form: Form) -> int:
+    """Show what others would read of a run, and what is left out; then write it."""
     import msgspec
 
     from turbofit.core.process.files import write_output
@@ -110,17 +103,4 @@ def share(*, run: str | None, loads: tuple[str, ...], out: str | None, form: For
         # An issue takes 65,536 characters: eight cards, indented, are more.
         write_output(out, msgspec.json.encode(document).decode() + "\n")
         note(f"{out} is written: look through it, then paste it into an issue, My card")
-    return 0
-
-
-@command(
-    Option("--out", metavar="DIR", type=PATH, default="turbofit-page"),
-    *fields.options_of(SiteRequest),
-    common.JSON,
-)
-def page(*, out: str, form: Form, **given: Any) -> int:
-    from turbofit.report.fit_site.site import write_site
-
-    document = write_site(fields.filled(SiteRequest, given), Path(out), say=say)
-    form.tell(document, f"{Path(out) / 'index.html'}\n")
     return 0

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 _LAUNCH: Final = (
     "dry_run", "pretend", "pretend_taken", "pretend_fail", "check", "no_check", "no_standby",
-    "no_rehearse", "forget", "no_gateway", "unplanned", "drain", "liveness", "lease",
+    "no_rehearse", "forget", "no_gateway", "unplanned", "drain", "liveness", "idle", "lease",
 )  # fmt: skip
 _CLUSTER: Final = ("cluster", "name", "node_port")
 
 
 @command(
-    *common.model_argument(required=False, profile=True, several=True),
+    *common.model_argument(required=False, profile=True),
     *fields.options_of(launch.ServeOptions, ["plan"]),
     Option("-d", "--detach", is_flag=True),
     *common.machine_options(),
@@ -50,15 +50,14 @@ _CLUSTER: Final = ("cluster", "name", "node_port")
     *fields.options_of(launch.ServeOptions, _LAUNCH, group="launch"),
     *fields.options_of(launch.ServeOptions, ["model_name"], group="gateway"),
     *fields.options_of(GatewayOptions, group="gateway"),
-    *fields.options_of(launch.ModelsOptions, group="sleep, and several models"),
     *fields.options_of(launch.ServeOptions, _CLUSTER, group="cluster"),
     *common.planning_options(),
     takes_rest=True,
     only_linux=True,
-    usage="(MODEL... | -f FILE | --plan FILE) [LMDEPLOY'S OPTIONS TOO] [-- NEWER]",
+    usage="(MODEL | -f FILE | --plan FILE) [LMDEPLOY'S OPTIONS TOO] [-- NEWER]",
 )
 def serve(
-    *, model: tuple[str, ...], detach: bool, form: output.Form, rest: Sequence[str], **given: Any
+    *, model: str | None, detach: bool, form: output.Form, rest: Sequence[str], **given: Any
 ) -> int:
     """Plan or read the plan, check, launch; returns 0 if a signal ended it normally."""
     from turbofit.launch.serve.detached import DETACHED, end_without_lease
@@ -68,16 +67,14 @@ def serve(
         detach = False
     options = fields.filled(launch.ServeOptions, given)
     public = fields.filled(GatewayOptions, given)
-    models = fields.filled(launch.ModelsOptions, given)
     passed = sort_options(rest, unplanned=options.unplanned)
     options = options.named(passed.model_name)
-    request = fields.filled(PlanRequest, {**given, "model": model[0] if model else NO_MODEL})
+    request = fields.filled(PlanRequest, {**given, "model": model or NO_MODEL})
     if not options.dry_run and not options.pretend:
         launch.refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
     options.refuse_alone()
     if options.no_gateway:
         public.refuse_unused()
-    models.check(model, options)
     arguments = Arguments(request, options, public, passed)
     if not model and not options.plan:
         raise _no_model(options.cluster)
@@ -88,12 +85,14 @@ def serve(
 
         return serve_on_cluster(arguments, form)
     if options.dry_run:
+        if not options.no_gateway:
+            arguments.gateway()  # refuses what a start would refuse
         return _show_commands(arguments, form)
     config = _config(arguments)
     if options.lease is not None:
         end_without_lease(Path(options.lease))
-    if models.idle is not None or len(model) > 1:
-        return _models(config, models, model, form)
+    if options.idle is not None:
+        return _with_idle(config, options.idle, form)
     return _one_model(config, arguments, form)
 
 
@@ -127,38 +126,20 @@ def _detached(form: output.Form, cluster: str | None) -> int:
     return 0
 
 
-def _models(
-    config: ServeConfig, options: launch.ModelsOptions, names: Sequence[str], form: output.Form
-) -> int:
-    """Serve several models, or one whose engines end while nobody uses it."""
-    from turbofit.launch import serve_models as several
-    from turbofit.launch.serve.planner import preview
+def _with_idle(config: ServeConfig, idle: float, form: output.Form) -> int:
+    """Serve a model whose engines end while nobody uses it."""
+    from turbofit.launch.serve_idle import Served, serve_idle
 
-    def opened(url: str, models: Sequence[str]) -> None:
-        say_open([url], config, models[0], form)
-        if not form.as_json:
-            output.say(f"models: {', '.join(models)}")
+    def opened(url: str, model: str) -> None:
+        say_open([url], config, model, form)
 
-    def body(stop: StopSignal) -> several.ServedModels:
-        if len(names) < 2:
-            planned = [several.PlannedModel(config, preview(config))]
-            at_once = 1
-        else:
-            of_models = profiles.each_model(click.get_current_context(), names)
-            if options.swap:
-                planned, at_once = several.in_turns(config, of_models, output.say)
-            else:
-                planned = several.side_by_side(config, of_models, output.say)
-                at_once = len(planned)
+    def body(stop: StopSignal) -> Served:
         if config.pretend:
             output.note(PRETEND)
-        policy = several.ModelsPolicy(at_once=at_once, **options.policy_fields())
-        return several.serve_models(
-            planned, policy, stop, output.say, opened, wait=options.wait_seconds
-        )
+        return serve_idle(config, idle, stop, output.say, opened)
 
     served = run_until_signal(body)
-    if not isinstance(served, several.ServedModels):
+    if not isinstance(served, Served):
         return exit_code(served)
     if form.as_json:
         runs = [str(folder) for folder in served.folders]
@@ -195,13 +176,13 @@ def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> 
     from turbofit.launch.engine.standby import standby_of
     from turbofit.launch.follow import follow
     from turbofit.launch.run import Run
-    from turbofit.launch.serve.leases import Leases
+    from turbofit.launch.serve.planner import leases_for
 
     def body(stop: StopSignal) -> signal.Signals:
         def opened(urls: list[str]) -> None:
             say_open(urls, config, config.client_name(plan.model), form)
 
-        with Leases() as leases, standby_of(config, output.say) as standby:
+        with leases_for(config) as leases, standby_of(config, output.say) as standby:
             run = Run(config, leases, output.say, on_open=opened, standby=standby)
             if config.pretend:
                 output.note(PRETEND)

@@ -106,8 +106,7 @@ _PLANNING: Final = tuple(
 def tune(*, model: str, form: Form, **given: Any) -> int:
     """Tune and show; exit 3 if nothing meets the SLO, 130 if a signal ended it."""
     from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.leases import Leases
-    from turbofit.launch.serve.planner import launch_request
+    from turbofit.launch.serve.planner import launch_request, leases_for
     from turbofit.launch.tune.search import parse_slo
     from turbofit.launch.tune.tune import TuneRequest, tune_model
     from turbofit.load.spec import LoadSpec
@@ -136,11 +135,11 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     )  # fmt: skip
 
     def body(_: StopSignal) -> Tuning:
-        with Leases() as leases:
-            if options.pretend:
-                note(_PRETEND_SPEED)
-            here = launch_request(request, pretend=options.pretend)
-            config = ServeConfig.of(request=here, **{**options.config_fields(), "rehearse": False})
+        if options.pretend:
+            note(_PRETEND_SPEED)
+        here = launch_request(request, pretend=options.pretend)
+        config = ServeConfig.of(request=here, **{**options.config_fields(), "rehearse": False})
+        with leases_for(config) as leases:
             return tune_model(wanted, config, leases, say)
 
     tuning = run_until_signal(body)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -71,26 +71,17 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
     return address, api_key or next(iter(variables().keys), None)
 
 
-def model_argument(
-    *, required: bool = True, profile: bool = False, several: bool = False
-) -> list[click.Parameter]:
-    """The model, or several, with its revision; ``profile``: also ``-f FILE``."""
+def model_argument(*, required: bool = True, profile: bool = False) -> list[click.Parameter]:
+    """The model with its revision; ``profile``: also ``-f FILE``."""
     from turbofit.planning.request import PlanRequest
 
     explained = PlanRequest.model_fields["model"].description or ""
     model = Argument(
-        "model", explained=explained, required=required, nargs=-1 if several else 1,
-        metavar="MODEL..." if several else "MODEL", shell_complete=fields.complete_model,
-        callback=_each_once if several else None,
+        "model", explained=explained, required=required, metavar="MODEL",
+        shell_complete=fields.complete_model,
     )  # fmt: skip
     options = [profile_option()] if profile else []
     return [model, *options, *fields.options_of(PlanRequest, ["revision"])]
-
-
-def _each_once(_ctx: click.Context, _param: click.Parameter, names: tuple[str, ...]) -> Any:
-    if len(set(names)) < len(names):
-        raise UsageError("a model is named twice", hint="name each model once")
-    return names
 
 
 def spec_option() -> Option:

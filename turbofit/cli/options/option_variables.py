@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ROOT: Final = PREFIX.rstrip("_")
-#: Commands for people who look for an error; they have no options of their own.
-_ALWAYS_ANSWER: Final = frozenset({"completion", "help", "version"})
 
 
 def variable(prefix: str, option: click.Parameter) -> str:
@@ -55,7 +53,7 @@ def check_names(ctx: click.Context) -> None:
     group, here = ctx.find_root().command, f"{ctx.auto_envvar_prefix}_"
     if ctx.auto_envvar_prefix is None or not isinstance(group, click.Group):
         return
-    if ctx.info_name in _ALWAYS_ANSWER:
+    if ctx.info_name == "completion":  # which has no options
         return
     if ctx.info_name == "serve":
         _say_of_ollama()

@@ -15,39 +15,33 @@ from turbofit.core.json_types import Options
 from turbofit.core.synonyms import meant, near, synonym
 from turbofit.core.validation import Validated
 
-#: The key of the list of models, and the key of a single model.
-_MODELS: Final = "models"
+#: The key whose value may be a name alone.
 _MODEL: Final = "model"
 #: The beginnings of a secret's reference.
 _REFERENCES: Final = ("env:", "file:")
 _LARGEST: Final = 1 << 20
 #: The hint if a file is not a profile.
-_HINT: Final = "turbofit init writes one; docs/environment.md has its form"
+_HINT: Final = "docs/environment.md#a-profile has its form"
 
 
 class ProfileSection(NamedTuple):
     """The content below one heading: fields of a class.
 
-    ``of_model``: each model of a list may have its own. ``secret`` are fields that may only refer
-    to a variable or a file, ``lists`` are fields that take several values.
+    ``secret`` are fields that may only refer to a variable or a file, ``lists`` are fields that
+    take several values.
     """
 
     kind: type[Validated]
     fields: tuple[str, ...]
-    of_model: bool = False
     secret: frozenset[str] = frozenset()
     lists: frozenset[str] = frozenset()
 
 
 class Profile(NamedTuple):
-    """Its models, and the values for all of them, by field."""
+    """Its values, by field."""
 
     path: Path
-    models: tuple[Options, ...]
     values: Options
-
-    def of_model(self, number: int) -> Options:
-        return {**self.values, **self.models[number]}
 
 
 class _Loader(yaml.SafeLoader):
@@ -97,33 +91,12 @@ def _loaded(path: Path) -> dict[str, Any]:
 
 def _read(root: dict[str, Any], path: Path, sections: Mapping[str, ProfileSection]) -> Profile:
     values: Options = {}
-    entries = root.get(_MODELS, [root[_MODEL]] if _MODEL in root else [])
-    if _MODEL in root and _MODELS in root:
-        raise UsageError("model and models are both given", hint="give one of the two")
-    if not isinstance(entries, list) or (_MODELS in root and not entries):
-        raise UsageError("models should be a list", hint="write - model: NAME below it")
     for heading, below in root.items():
-        if heading in sections and heading != _MODEL:
-            values |= _section(heading, below, sections)
-        elif heading not in (_MODEL, _MODELS):
-            raise _unknown(heading, [_MODEL, _MODELS, *sections], "a profile", sections)
-    return Profile(path, tuple(_model(entry, sections) for entry in entries), values)
-
-
-def _model(entry: Any, sections: Mapping[str, ProfileSection]) -> Options:
-    """The values of a model, given by its name or by a mapping with its own sections."""
-    entry = entry if isinstance(entry, dict) else {_MODEL: entry}
-    beside = sections[_MODEL].fields
-    named = {key: value for key, value in entry.items() if _field(key) in beside}
-    values = _section(_MODEL, named, sections)
-    for heading in (key for key in entry if key not in named):
-        if heading not in sections or not sections[heading].of_model:
-            of_models = (name for name, section in sections.items() if section.of_model)
-            raise _unknown(heading, [*beside, *of_models], "a model", sections)
-        values |= _section(heading, entry[heading], sections)
-    if _MODEL not in values:
-        raise UsageError("a model has no name", hint="write model: NAME")
-    return values
+        if heading not in sections:
+            raise _unknown(heading, sections, "a profile", sections)
+        named = heading == _MODEL and not isinstance(below, dict)
+        values |= _section(heading, {_MODEL: below} if named else below, sections)
+    return Profile(path, values)
 
 
 def _section(heading: str, below: Any, sections: Mapping[str, ProfileSection]) -> Options:

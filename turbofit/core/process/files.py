@@ -173,6 +173,51 @@ def state_dir(room: str, *, make: bool = True) -> Path:
     return folder
 
 
+def private_folder(folder: Path, *, make: bool = True) -> Path:
+    """A folder whose content only this user and root can change, its path without links.
+
+    With ``make`` it is made, and folders above it; only this user can read them. Each folder is
+    opened in the one above, so nobody can put another in its place after it was looked at.
+
+    Raises:
+        PermissionError: others can change it, or put another folder in its place.
+        OSError: it cannot be made, or is no folder.
+    """
+    path = Path(os.path.realpath(folder))
+    inside = os.open(path.anchor, os.O_PATH | os.O_CLOEXEC)
+    try:
+        for above in (*reversed(path.parents[:-1]), path):
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(above.name, 0o700, dir_fd=inside)
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
+            opened = os.open(above.name, flags, dir_fd=inside)
+            os.close(inside)
+            inside = opened
+            facts = os.fstat(inside)
+            shared = facts.st_mode & stat.S_IWOTH
+            if facts.st_mode & stat.S_IWGRP:
+                shared = shared or not _is_own_group(facts.st_gid)
+            # Nobody can rename what is another's in a folder such as /tmp.
+            sticky = above != path and facts.st_mode & stat.S_ISVTX
+            if facts.st_uid not in (0, os.geteuid()) or (shared and not sticky):
+                raise PermissionError(1, "others can write it", os.fspath(above))
+    finally:
+        os.close(inside)
+    return path
+
+
+def _is_own_group(group: int) -> bool:
+    """Whether only root or this user is in a group; Debian gives each user one of their name."""
+    import grp
+    import pwd
+
+    with suppress(KeyError):
+        found, user = grp.getgrgid(group), pwd.getpwuid(os.geteuid()).pw_name
+        return group == 0 or (found.gr_name == user and set(found.gr_mem) <= {user})
+    return False
+
+
 def digest_of_parts(*parts: str) -> str:
     """A file name for a document that belongs to all of these texts together."""
     from hashlib import sha256

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 HIDDEN: Final = "***"
 #: Options and variables whose value is a secret; argparse accepts LMDeploy's option shortened, too.
 _NAME: Final = re.compile(r"(?i)(?:token|key|password|secret)s?$|^--api(?:-(?:ke?)?)?$|^bearer$")
+#: Options whose value is what somebody writes for a model.
+_TEXT: Final = re.compile(
+    r"--(?:prompt|system|default-(?:chat-template-kwargs|sampling))", re.IGNORECASE
+)
 #: Characters around names and values in a header or a JSON text, and the ends of a name there.
 _QUOTES: Final = "{}'\",:"
 _BEFORE_SECRET: Final = (":", "Bearer", "bearer")
@@ -37,17 +41,21 @@ _KEY: Final = re.compile(
 )
 
 
-def without_secrets(words: Sequence[str]) -> list[str]:
-    """The words of a command line, with ``***`` in place of each secret."""
-    return [shown for shown, _ in _split(words)]
+def without_secrets(words: Sequence[str], *, texts: bool = False) -> list[str]:
+    """The words of a command line, with ``***`` in place of each secret.
+
+    ``texts``: also in place of what somebody writes for a model.
+    """
+    return [shown for shown, _ in _split(words, texts=texts)]
 
 
 def hide_secrets(text: str, words: Sequence[str], environ: Mapping[str, str]) -> str:
     """A text in which the secrets of a command line and of an environment are hidden.
 
-    It misses secrets of up to three characters, and secrets that were read from a file.
+    So is what the command line has for a model. It misses what has up to three characters, and
+    secrets that were read from a file.
     """
-    secrets = {secret for _, found in _split(words) for secret in found}
+    secrets = {secret for _, found in _split(words, texts=True) for secret in found}
     for name, value in environ.items():
         if _NAME.search(name):
             secrets.update(value.split(","))
@@ -62,7 +70,7 @@ def without_keys(text: str) -> str:
     return _KEY.sub(HIDDEN, text)
 
 
-def _split(words: Sequence[str]) -> Iterator[Shown]:
+def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
     """Yield each word as it may be shown, with the secrets in it.
 
     The value of a secret option stands behind ``=`` or in the next word; an option of several
@@ -77,7 +85,7 @@ def _split(words: Sequence[str]) -> Iterator[Shown]:
             continue
         name, equals, value = _parts(word, is_password=is_password)
         field = name.strip(_QUOTES)
-        is_one = is_password or _is_name(field)
+        is_one = is_password or _is_name(field) or (texts and bool(_TEXT.fullmatch(field)))
         others_are = is_one and field[:1] == "-" and name.endswith("s")
         awaits = field[:1] == "-" or name.endswith(_BEFORE_SECRET)
         next_is_one = is_one and awaits and not equals + value

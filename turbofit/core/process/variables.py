@@ -48,6 +48,7 @@ class EnvironmentVariables(Validated):
 
     api_keys: Annotated[tuple[str, ...], parsed(_keys)] = ()
     api_key: Annotated[str, parsed(_key)] = ""
+    upstream_keys: Annotated[tuple[str, ...], parsed(_keys)] = ()
     upstream_key: Annotated[str, parsed(_key)] = ""
     leases: Annotated[Path | None, parsed(_folder)] = None
     node_spec: str = ""
@@ -65,12 +66,12 @@ def variables(environ: Mapping[str, str] | None = None) -> EnvironmentVariables:
         UsageError: a value is not valid, or a name is a misspelt one.
     """
     environ = os.environ if environ is None else environ
-    known = [name.removeprefix(PREFIX) for name in NAMES]
     for name in environ:
         if not name.startswith(PREFIX) or name in VARIABLES:
             continue
         # A misspelt TURBOFIT_API_KEYS would open a server to everybody.
-        if meant := guess(name.removeprefix(PREFIX).upper(), known, of=PREFIX):
+        misspelt = name.removeprefix(PREFIX).upper()
+        if meant := guess(misspelt, [known.removeprefix(PREFIX) for known in NAMES], of=PREFIX):
             hint = f"{meant}See docs/environment.md"
             raise UsageError(f"{name} is no variable of turbofit", hint=hint)
     given = {

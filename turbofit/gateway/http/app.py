@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.threads import in_thread
 from turbofit.core.struct import NA
-from turbofit.gateway.http.accesslog import TraceRecorder, request_size
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.body import LARGE
 from turbofit.gateway.http.metrics import merge
@@ -88,8 +87,6 @@ class Gateway(AsgiApp):
                 for number, (url, share) in enumerate(zip(upstreams, shares, strict=True))
             ]
         )
-        trace = config.record_trace
-        self._recorder = None if trace is None else TraceRecorder(trace)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
         self._looking = asyncio.Semaphore(_LOOKED_AT)
         self._working = asyncio.Semaphore(_WORKED_ON)
@@ -162,8 +159,6 @@ class Gateway(AsgiApp):
         await self.deny_list.close()
         await self._upstream.close()
         await self._fetcher.close()
-        if self._recorder is not None:
-            self._recorder.close()
         self._close_log()
 
     async def _serve(
@@ -213,8 +208,6 @@ class Gateway(AsgiApp):
         # Eight images that share a request's limit take up to half a second: Llama 4's canvases.
         several = len(prepared.parsed.slots) > 1
         await self._work(large or several, prepared.hold, fetched, clip)
-        if self._recorder is not None and prepared.generates:
-            request.size = request_size(prepared)
         if prepared.generates:
             before = prepared.payload
             await prepared.resize(self._resizing)
@@ -242,7 +235,7 @@ class Gateway(AsgiApp):
         page: Document = {
             "status": "healthy",
             "engines": len(fleet),
-            "up": fleet.open,
+            "up": sum(engine.serves for engine in fleet),
             "draining": self.connections.draining,
             **self.config.about,
         }
@@ -272,7 +265,7 @@ class Gateway(AsgiApp):
                 if engine.gate.units is not None
             ],
             "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in labelled],
-            "engine_up": [(label, int(engine.up)) for label, engine in labelled],
+            "engine_up": [(label, int(engine.serves)) for label, engine in labelled],
             "suspects": [((), self.deny_list.suspected)],
             "convicted": [((), requests)],
             "clients_refused": [((), clients)],
@@ -291,5 +284,3 @@ class Gateway(AsgiApp):
         self.metrics.count("units_total", by=prepared.cost.units)
         if outcome.first_byte is not None and request.method == "POST":
             self.metrics.first_byte(outcome.first_byte - request.read)
-        if self._recorder is not None and request.size is not None:
-            self._recorder(request.t0, request.size, outcome)

@@ -14,7 +14,7 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.gateway.http.accesslog import AccessLog
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Hosts, Keys, Networks, Origins
-from turbofit.gateway.http.metrics import Metrics, logs_text
+from turbofit.gateway.http.metrics import Metrics
 from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.request_context import (
     ForwardOutcome,
@@ -138,7 +138,7 @@ class AsgiApp(ABC):
         elif route.kind == "about":
             body = self._about().to_json()
         elif route.kind == "metrics":
-            body, kind = (await self.metrics_text() + logs_text()).encode(), _METRICS_TYPE
+            body, kind = (await self.metrics_text()).encode(), _METRICS_TYPE
         elif route.kind == "models" and (cards := self._cards()):
             body = msgspec.json.encode(models_document(cards, request.api, route.model))
         elif route.model:  # only the engines know these

@@ -6,8 +6,6 @@ import re
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.process.log_queue import dropped_lines
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -34,10 +32,9 @@ _HELP: Final = {
     "suspects": ("gauge", "Requests and clients that an engine may have died of."),
     "convicted": ("gauge", "Requests that are refused since engines died of them."),
     "clients_refused": ("gauge", "Clients that are refused since engines died of their requests."),
-    "engine_up": ("gauge", "Whether requests go to an engine."),
+    "engine_up": ("gauge", "Whether an engine answers."),
     "first_byte_seconds": ("histogram", "From the request's last byte to the answer's first."),
 }
-_DROPPED: Final = "turbofit_log_lines_dropped_total"
 
 
 class Metrics:
@@ -76,14 +73,6 @@ class Metrics:
             lines.append(_line(f"{name}_bucket", (f"le={bound}",), total))
         lines.append(_line(f"{name}_sum", (), self._first_sum))
         return [*lines, _line(f"{name}_count", (), total)]
-
-
-def logs_text() -> str:
-    """The process's own metric at the end of a page: lost lines of all logs."""
-    return (
-        f"# HELP {_DROPPED} Lines of logs that were not written: nobody read them, or the disk was "
-        f"full or slow.\n# TYPE {_DROPPED} counter\n{_DROPPED} {dropped_lines()}\n"
-    )
 
 
 def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:

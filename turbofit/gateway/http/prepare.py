@@ -132,7 +132,7 @@ class Preparation:
         if self.generates:
             check_request(bounds, self.limited, n=parsed.copies)
             left = bounds.longest_request_tokens - self._media_tokens
-            parsed.lowered += lower_answer(kind, parsed.body, left)
+            lower_answer(kind, parsed.body, left, parsed.lowered)
 
     def _watch(self, clip: Clip, beside: Bounds) -> LimitedImage:
         """The video within bounds; the parameters that limit it are written into the body."""

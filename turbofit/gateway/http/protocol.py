@@ -7,6 +7,7 @@ and a number of connections, beyond which all clients are refused.
 from __future__ import annotations
 
 import select
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,7 @@ from turbofit.gateway.http.routes import api_of
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from turbofit.gateway.config import ConnectionLimits
     from turbofit.gateway.http.connections import Connections
@@ -126,14 +127,25 @@ class LimitedProtocol(HttpToolsProtocol):
         Raises:
             Refusal: such a request, or headers that servers and proxies read differently.
         """
-        if self.parser.should_upgrade() and any(map(_frames, self.headers)):
+        lengths = [value for name, value in self.headers if name == b"content-length"]
+        encodings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        # httptools accepts only digits as a length.
+        if self.parser.should_upgrade() and (encodings or any(map(int, lengths))):
             raise Refusal("upgrade")
-        _check_head(self.headers, self.parser.get_http_version())
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
+            raise Refusal("bad_request:host", count=hosts)
+        # It accepts any encodings that end with ``chunked``, and would pass on a packed body.
+        if [value.strip().lower() for value in encodings] not in ([], [b"chunked"]):
+            raise Refusal("bad_request:encoding")
         self._in_body = True
         self._unclaimed = 0
         self._no_deadline()
         self.all_connections.works(self)
         super().on_headers_complete()
+        if self.parser.get_http_version() == "1.0":
+            cycle: Any = self.cycle
+            cycle.send = partial(_send_unchunked, cycle, cycle.send)
 
     def on_body(self, body: bytes) -> None:
         self._unclaimed = 0
@@ -291,23 +303,15 @@ class LimitedProtocol(HttpToolsProtocol):
             self._stuck = None
 
 
-def _frames(header: tuple[bytes, bytes]) -> bool:
-    """Whether a header announces a body; httptools accepts only digits as its length."""
-    name, value = header
-    return name == b"transfer-encoding" or (name == b"content-length" and int(value) > 0)
-
-
-def _check_head(headers: Sequence[tuple[bytes, bytes]], version: str) -> None:
-    """Refuse heads that servers and proxies read differently: their host, their body's encoding.
-
-    httptools accepts any encodings that end with ``chunked``, and would pass on a packed body.
-    """
-    hosts = sum(name == b"host" for name, _ in headers)
-    if hosts > 1 or (not hosts and version != "1.0"):
-        raise Refusal("bad_request:host", count=hosts)
-    encodings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
-    if encodings not in ([], [b"chunked"]):
-        raise Refusal("bad_request:encoding")
+async def _send_unchunked(cycle: Any, send: Callable[[Any], Any], message: Any) -> None:
+    """Send a part of an answer to HTTP/1.0: a body without a length ends with the connection."""
+    if message["type"] == "http.response.start":
+        names = {name.lower() for name, _ in message.get("headers", ())}
+        if b"content-length" not in names:
+            cycle.chunked_encoding = False
+    elif not cycle.expected_content_length:
+        cycle.expected_content_length = len(message.get("body", b""))
+    await send(message)
 
 
 def _headers_too_big(size: int, limits: ConnectionLimits) -> Refusal:

@@ -32,11 +32,6 @@ _ANTHROPIC_TYPES: Final = {
 _RETRY_ENDING: Final = 10
 
 
-#: LMDeploy's parsers in ``serve/parsers/tool_parser``; a test reads them there.
-TOOL_PARSERS: Final = (
-    "deepseek-v32", "deepseek-v4", "glm47", "intern-s1", "internlm", "interns2-preview", "kimi-k2",
-    "kimi_k2", "llama3", "qwen", "qwen2d5", "qwen3", "qwen3coder",
-)  # fmt: skip
 #: Requests that LMDeploy's server refuses because it lacks an option: words of its message, and the
 #: row of the refusal, whose last word is the field.
 #: Source: lmdeploy chat_completions/validation.py `launch the api_server with --tool-call-parser`
@@ -119,7 +114,7 @@ def of_engine(api: Api, status: int, body: bytes, *, lacks_grammar: bool = False
     """
     for words, key in _NEEDED.items():
         if words in body:
-            return Refusal(key, param=key.partition(":")[2], parsers=", ".join(TOOL_PARSERS))
+            return Refusal(key, param=key.partition(":")[2])
     if lacks_grammar and (_NO_GRAMMAR in body or status == 500):
         return Refusal("option_missing:grammar")
     try:

@@ -49,9 +49,6 @@ class ForwardOutcome:
     started: bool = False
     #: Whether the exchange ended before the answer was complete.
     broken: bool = False
-    #: The number of a stream's events, and the last bytes of an answer, which hold its usage.
-    events: int = 0
-    tail: bytes = b""
 
 
 class RequestContext:
@@ -76,8 +73,6 @@ class RequestContext:
         #: The body as it came, later the body for the engine, then empty.
         self.body = b""
         self.forgotten = False
-        #: If requests are recorded: see `accesslog.request_size`.
-        self.size: Document | None = None
         #: Headers of the answer.
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
 

@@ -8,7 +8,7 @@ final slash is served directly: clients that do not send a body again after a re
 from __future__ import annotations
 
 import time
-from collections import Counter
+from codecs import BOM_UTF8
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from urllib.parse import unquote
@@ -116,6 +116,22 @@ def is_health(raw_path: bytes) -> bool:
     return raw_path.rstrip(b"/") == b"/health"
 
 
+class _Named(msgspec.Struct):
+    model: Any = None
+
+
+def named_model(body: bytes) -> Any:
+    """The value of ``model`` in a request's body; None if it names no model.
+
+    Raises:
+        Refusal: the body is no JSON object.
+    """
+    try:
+        return msgspec.json.decode(body.removeprefix(BOM_UTF8), type=_Named).model
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise Refusal("invalid_json", exc=exc) from None
+
+
 def hold_name(names: Mapping[str, str], body: JsonObject) -> None:
     """Replace the model's name in a body by the engine's name, or refuse it.
 
@@ -132,15 +148,6 @@ def hold_name(names: Mapping[str, str], body: JsonObject) -> None:
 
 def no_such_model(name: Any, known: Collection[str]) -> Refusal:
     return Refusal("model_not_found", name=str(name)[:80], known=", ".join(known), param="model")
-
-
-def unambiguous(models: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """The names of each model that no other model has; no two models share the first name."""
-    models_of = Counter(name for names in models for name in set(names))
-    return [
-        tuple(name for name in dict.fromkeys(names) if name == names[0] or models_of[name] == 1)
-        for names in models
-    ]
 
 
 class ModelCard(NamedTuple):

@@ -220,9 +220,7 @@ DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
         "top_logprobs_num": IntegerRule(most="vocabulary", over="lower"),
     },
     "transformers": {
-        # 1 + this is the repetition penalty:
-        # transformers 5.17.0 serving/chat_completion.py `repetition_penalty`
-        "frequency_penalty": Number(least=-0.99, most=2, clamp=True),
+        "tools": RefusedRule(why="is not taken: Transformers answers in text, and calls no tools"),
         # transformers 5.17.0 generation/stopping_criteria.py::StopStringCriteria #80ebf4
         # compares each string with each token in Python: 0.4 s and 22 ms a character for 150,000
         # tokens; 16 strings of 1,024 took a minute and 10 GB of host memory with a tokenizer of

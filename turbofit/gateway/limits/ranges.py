@@ -67,19 +67,20 @@ def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> 
     return changes
 
 
-def lower_answer(kind: str, body: JsonObject, left: int) -> list[str]:
-    """Lower the answer's length to ``left`` tokens, in place; returns the changes.
+def lower_answer(kind: str, body: JsonObject, left: int, changes: list[str]) -> None:
+    """Lower the answer's length to ``left`` tokens, in place, and say so once in ``changes``.
 
     Over by the tokens of the text, which are not counted yet: the engines themselves lower the
     length by those, silently.
     """
-    changes = []
     for name in ANSWER_LENGTHS.get(kind, ()):
         tokens = body.get(name)
         if isinstance(tokens, int) and tokens > left > 0:
-            body[name] = left
-            changes.append(f"{name}={shown(tokens)}->{left}")
-    return changes
+            body[name], wished = left, f"{name}={shown(tokens)}"
+            for change in [it for it in changes if it.startswith(f"{name}=")]:  # by its range
+                wished = change.partition("->")[0]
+                changes.remove(change)
+            changes.append(f"{wished}->{left}")
 
 
 def _in_range(name: str, value: Any, rule: Rule, scope: Scope) -> Any:

@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from turbofit.gateway.config import ANY_PUBLIC
 from turbofit.gateway.http.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ _SECONDS: Final = 10.0
 _AT_ONCE: Final = 16
 _PORTS: Final = {"http": 80, "https": 443}
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+#: Networks that Python's tables call global: NAT64 for local use (RFC 8215), Azure's host, which
+#: hands out a machine's certificates, and the IETF's own, which has Oracle's metadata.
+_INNER: Final = tuple(
+    map(ipaddress.ip_network, ("64:ff9b:1::/48", "168.63.129.16/32", "192.0.0.0/24"))
+)
 _LONGEST_URL: Final = 4096
 _CHUNK: Final = 1 << 16
 
@@ -43,15 +49,20 @@ def is_public(address: str) -> bool:
             return is_public(str(inner))
         if ip.is_site_local:
             return False
+    if any(ip in network for network in _INNER):
+        return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> bool:
     """Whether a URL's host, in lower case without a final dot, is among the allowed ones.
 
-    ``*.example.com`` is any name below; an entry without a port means the scheme's own.
+    ``*.example.com`` is any name below; an entry without a port means the scheme's own; ``*`` is
+    any host over https.
     """
     for entry in allowed:
+        if entry == ANY_PUBLIC and scheme == "https" and port == _PORTS["https"]:
+            return True
         name, _, wanted = entry.lower().rpartition(":")
         name, wanted = (name, wanted) if wanted.isdigit() and name else (entry.lower(), "")
         if port != (int(wanted) if wanted else _PORTS[scheme]):

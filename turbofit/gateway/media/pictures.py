@@ -39,7 +39,7 @@ _BEGINS: Final = (
     (b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF87a", "GIF"),
     (b"GIF89a", "GIF"), (b"BM", "BMP"),
 )  # fmt: skip
-_TAKEN: Final = "PNG, JPEG, WebP, GIF (not animated) and BMP are taken"
+_TAKEN: Final = "PNG, JPEG, WebP, GIF and BMP are taken"
 #: Measured: 8 for JPEG and PNG while Pillow decodes and converts, 10 for a progressive JPEG, and
 #: two more with four colours. Afterwards 4 stay, and copies of 3 bytes on their way to a tensor.
 BYTES_OF_PIXEL: Final = 12
@@ -125,14 +125,12 @@ def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture
     """The image in these bytes; ``text`` is its base64 if the caller has it.
 
     Raises:
-        Refusal: it is too large, cut short, animated, or of no accepted type.
+        Refusal: it is too large, cut short, or of no accepted type.
     """
     if len(data) > most_bytes:
         raise _too_big(len(data), most_bytes)
-    kind, size, frames = _header(data)
+    kind, size = _header(data)
     width, height = size
-    if frames > 1 and kind != "MPO":
-        raise Refusal("animated_image", taken=_TAKEN)
     if width < 1 or height < 1 or max(size) > LONGEST_SIDE:
         raise Refusal("bad_image_size:sides", width=width, height=height, longest=LONGEST_SIDE)
     most = LARGEST_PIXELS * BYTES_OF_PIXEL // _bytes_of_pixel(_MIMES[kind])
@@ -149,8 +147,8 @@ def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture
     )
 
 
-def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
-    """The type, the size in pixels and the number of frames.
+def _header(data: bytes) -> tuple[str, tuple[int, int]]:
+    """The type, and the size in pixels: of an animation the first frame's, which LMDeploy takes.
 
     The first bytes decide whether Pillow reads at all; then Pillow reads with all its types, as
     LMDeploy's will, so that a file which two parsers read differently is detected.
@@ -166,9 +164,6 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
     try:
         with Image.open(_File(data)) as image:
             kind, size = str(image.format), (int(image.width), int(image.height))
-            # A GIF counts as 1 frame or as 2: counting all frames would read the whole file.
-            gif = kind == "GIF"
-            frames = 1 + image.is_animated if gif else int(getattr(image, "n_frames", 1))
     except Image.DecompressionBombError:
         raise Refusal("too_many_pixels:header", most=LARGEST_PIXELS) from None
     except MemoryError:
@@ -177,7 +172,7 @@ def _header(data: bytes) -> tuple[str, tuple[int, int], int]:
         raise Refusal("broken_image:header") from None
     if kind not in _MIMES or (kind != guess and (kind, guess) != ("MPO", "JPEG")):
         raise Refusal("unknown_image_type", taken=_TAKEN)
-    return kind, size, frames
+    return kind, size
 
 
 class _File(BytesIO):

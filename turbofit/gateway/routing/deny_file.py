@@ -3,7 +3,7 @@
 A file belongs to one model with one version of the engine: another version may well survive what
 killed this one. So may another engine or other cards (over), but a run whose next plan has others
 must not forget. The file is the truth: a writer reads it first, under a lock, adds what is new, and
-adopts the rest; `turbofit watch --forget` removes entries. An unreadable file is put aside.
+adopts the rest; where a person removes it, all are let in. An unreadable file is put aside.
 """
 
 from __future__ import annotations
@@ -197,28 +197,6 @@ def deny_path(plan: Plan, engine_version: str, *, pretend: bool = False) -> str 
     with suppress(OSError):
         return str(state_dir(_ROOM) / f"{digest_of_parts(*facts)[:16]}.json")
     return None
-
-
-def pardon(name: str) -> int:
-    """Let a request or client in again, by its name in the refusal; returns how many files had it.
-
-    Raises:
-        UsageError: a file cannot be written.
-    """
-    path, number = Path(), 0
-    try:
-        for path in sorted(state_dir(_ROOM, make=False).glob("*.json")):
-            path.open("rb").close()  # raises; `DenyFile` would take an unreadable file for empty
-            file = DenyFile(path)
-            if name in file.denied:
-                file.change({name: None})
-                number += 1
-    except OSError as exc:
-        raise UsageError(
-            f"{path} cannot be written: {exc.strerror or exc}",
-            hint="run `turbofit watch --forget` again, as the user who runs the server",
-        ) from None
-    return number
 
 
 def _installation_key() -> bytes:

@@ -85,11 +85,7 @@ class DenyList:
         if denied is not None:
             seconds = denied.seconds_left
             raise Refusal(
-                "too_many_deaths",
-                deaths=denied.deaths,
-                seconds=seconds,
-                client=client,
-                retry_after=seconds,
+                "too_many_deaths", deaths=denied.deaths, seconds=seconds, retry_after=seconds
             )
 
     async def turn(self, request: Present) -> Turn | None:
@@ -106,7 +102,7 @@ class DenyList:
         denied = self.refused(name)
         if denied is not None:
             last, until = _date(denied.since), _date(denied.until)
-            raise Refusal("convicted", deaths=denied.deaths, last=last, until=until, name=name)
+            raise Refusal("convicted", deaths=denied.deaths, last=last, until=until)
         return self._turn_of(name) or self._turn_of(request.client)
 
     def _turn_of(self, name: str) -> Turn | None:

@@ -140,8 +140,9 @@ class RoutedEngine:
         #: Failed probes in a row, and when the first of them failed.
         self.failures, self.failed_at = 0, float("inf")
         self.model: str | None = None
-        #: When a completion last received a byte, and when any answer last did.
-        self.last_success, self.heard_at = float("-inf"), time.monotonic()
+        #: When a completion last received a byte, when any answer last did, and when somebody asked
+        #: to whom it still owes an answer.
+        self.last_success, self.heard_at, self.asked_at = float("-inf"), time.monotonic(), 0.0
         #: When it was last asked for a token.
         self.last_check = float("-inf")
         #: Whether something failed, so that it is probed soon.
@@ -240,6 +241,11 @@ class RoutedEngine:
 
     def heard(self) -> None:
         self.heard_at = time.monotonic()
+
+    @property
+    def silent_since(self) -> float:
+        """When a byte last came, or the first who still waits asked, if that was later."""
+        return max(self.heard_at, self.asked_at)
 
     def note_death(self, sent_at: float = float("-inf")) -> EngineDeath:
         """Note that the engine died or was given up; all requests that were there share one death.

@@ -19,13 +19,14 @@ piece shows no token, so a stuck one beside running requests is found only when 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.gateway.upstream import HEALTH_SECONDS
-from turbofit.observe.live import parse_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -39,6 +40,10 @@ _LOG: Final = LazyLogger(__name__)
 
 _TICK: Final = 0.5
 _FAILURES: Final = 3
+#: A sample of an engine's metrics page, in Prometheus' text format: its name and its finite value.
+_SAMPLE: Final = re.compile(
+    r"^lmdeploy:(\w+)(?:\{.*\})? (-?\d{1,18}(?:\.\d+)?(?:e[+-]?\d{1,2})?)$", re.MULTILINE
+)
 
 
 def healthy(engines: Iterable[RoutedEngine]) -> bool:
@@ -153,14 +158,14 @@ class Monitor:
         now, soon = time.monotonic(), self._config.retry_seconds
         if now - engine.last_check < (soon if engine.failures else min(1.0, soon)):
             return False
-        stalled = engine.outstanding > 0 and now - engine.heard_at > self._config.stall_seconds
+        stalled = engine.outstanding > 0 and now - engine.silent_since > self._config.stall_seconds
         idle = now - engine.last_success > self._config.idle_seconds
         return engine.suspect or stalled or idle or not engine.up
 
     async def _ask(self, engine: RoutedEngine) -> None:
         began = engine.last_check = time.monotonic()
         if not engine.owes:
-            engine.heard()  # its silence counts from now
+            engine.asked_at = began
         engine.check_open, in_time = True, True
         try:
             works = await asyncio.wait_for(self._upstream.probe(engine), self._config.probe_seconds)
@@ -176,7 +181,7 @@ class Monitor:
             return
         engine.failures += 1
         engine.failed_at = min(engine.failed_at, time.monotonic())
-        hung = time.monotonic() - engine.heard_at >= self._config.hung_seconds
+        hung = time.monotonic() - engine.silent_since >= self._config.hung_seconds
         if engine.failures >= _FAILURES and (in_time or hung) and (engine.up or engine.in_flight):
             self._take_out(engine)
 
@@ -212,14 +217,16 @@ class EngineLoad(Struct):
 
 def engine_load(page: str) -> EngineLoad | None:
     """The figures on LMDeploy's metrics page; None if they are missing."""
-    total = parse_page(page).total
-    running = total("lmdeploy:num_requests_running")
-    queued = total("lmdeploy:num_requests_waiting")
-    if running is None or queued is None:
+    totals = defaultdict[str, float](float)
+    for name, value in _SAMPLE.findall(page):
+        totals[name] += float(value)
+    if not {"num_requests_running", "num_requests_waiting"} <= totals.keys():
         return None
-    queued += max(0.0, total("lmdeploy:num_api_requests_waiting") or 0.0)
-    tokens = (total(f"lmdeploy:{what}_tokens_total") or 0.0 for what in ("prompt", "generation"))
-    return EngineLoad(running=int(running), queued=int(queued), tokens=sum(tokens))
+    queued = totals["num_requests_waiting"] + max(0.0, totals["num_api_requests_waiting"])
+    tokens = totals["prompt_tokens_total"] + totals["generation_tokens_total"]
+    return EngineLoad(
+        running=int(totals["num_requests_running"]), queued=int(queued), tokens=tokens
+    )
 
 
 def stuck_requests(

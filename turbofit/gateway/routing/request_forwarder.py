@@ -39,9 +39,6 @@ _LONGEST_EVENT: Final = 1 << 20
 _RETRY_DIED: Final = 5
 #: Seconds that a turn continues after the answer began, if that does not clear the request.
 _LONGER: Final = 10.0
-#: The beginning of a stream's event, and the last bytes of an answer, which may hold its usage.
-_DATA: Final = b"data: {"
-_TAIL: Final = 4096
 #: The beginnings of a stream from an engine that is out of order.
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
 #: The message of LMDeploy's server, with 503 or in an event, after its engine's loop has ended: the
@@ -89,9 +86,9 @@ class Exchange(ForwardOutcome):
         engine, left = self._engine, False
         engine.in_flight[self] = None
         self.present.sent_at, self.present.begun = self.heard_at, False
+        if not engine.owes:
+            engine.asked_at = self.heard_at
         engine.outstanding += 1
-        if engine.outstanding == 1:
-            engine.heard()  # its silence counts from now
         try:
             await self._ask()
             if not self._failed:
@@ -204,9 +201,6 @@ class Exchange(ForwardOutcome):
                 no_buffer = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
                 await self._start(200, kind, no_buffer)
             self.bytes_out += len(events)
-            self.events += events.count(_DATA)
-            if b'"usage"' in events:
-                self.tail = events[-_TAIL:]
             await self._send({"type": "http.response.body", "body": events, "more_body": True})
         if end is not None:
             raise self._loop_ended()
@@ -265,7 +259,6 @@ class Exchange(ForwardOutcome):
                 self._succeeded()
             if self._route.kind == "count_tokens":
                 body = _with_image_tokens(body, self._request.prepared.tokens)
-        self.tail = body[-_TAIL:]
         headers = [(b"content-length", str(len(body)).encode())]
         retry = response.headers.get("Retry-After")
         if retry is not None and retry.isdigit():

@@ -1,10 +1,10 @@
 """The Ray actor of a node: it keeps a `turbofit serve` there, and adopts one that runs already.
 
 The server's lease is a file in the node's state folder, ``lease-…`` with a digest of what it serves
-and of its key. The server's processes hold it locked and write their URL into it; it serves as long as the
-file is there and the controller has it renewed. So no request is lost when the actor dies and Ray
-starts it again, and no server lives on when the controller has gone. A file ``drained`` says that
-nothing may serve there any more.
+and of its key. The server's processes hold it locked and write their URL into it; it serves as long
+as the file is there and the controller has it renewed. So no request is lost when the actor dies
+and Ray starts it again, and no server lives on when the controller has gone. A file ``drained``
+says that nothing may serve there any more.
 """
 
 from __future__ import annotations
@@ -149,6 +149,8 @@ class NodeActor:
         # An engine that finds Ray's variables, or a cluster on this host, would join that cluster
         # and wait there for GPUs: LMDeploy's PyTorch engine must start a Ray of its own instead.
         environ = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+        if plan.machine.source != "nvml":  # another node of this host may pretend to have the cards
+            environ["TURBOFIT_LEASES"] = f"{folder}/leases"
         with (folder / "serve.log").open("wb") as log, self._lease.open("wb") as lease:
             fcntl.flock(lease, fcntl.LOCK_EX)
             self._child = subprocess.Popen(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError
+from turbofit.core.process.http import opened
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.routes import first_model
 from turbofit.launch.engine.launches import HOST
@@ -36,43 +37,33 @@ class EngineClient:
     key: str | None
     model: str | None = None
 
-    def call(
-        self, method: str, path: str, body: Any = None, *, timeout: float
-    ) -> tuple[int, bytes]:
+    def call(self, path: str, body: Any = None, *, timeout: float) -> tuple[int, bytes]:
         """Send one request; returns the status and the body.
 
         Raises:
             OSError: the engine does not answer.
             http.client.HTTPException: the answer is not HTTP.
         """
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout)
-        try:
-            data = None if body is None else json.dumps(body).encode()
-            connection.request(method, path, body=data, headers=headers)
-            response = connection.getresponse()
+        url = f"http://{HOST}:{self.port}{path}"
+        with opened(url, body, self.key, timeout=timeout) as response:
             return response.status, response.read()
-        finally:
-            connection.close()
 
     def is_healthy(self, timeout: float) -> bool:
-        return self._answers("GET", "/health", None, timeout)
+        return self._answers("/health", None, timeout)
 
     def find_model(self, timeout: float) -> tuple[int, str | None]:
         """Return the status of the engine's list of models, and its first, also in ``model``."""
-        status, body = self.call("GET", "/v1/models", timeout=timeout)
+        status, body = self.call("/v1/models", timeout=timeout)
         self.model = first_model(body) if status == http.client.OK else None
         return status, self.model
 
     def completes(self, timeout: float) -> bool:
         body = {"model": self.model, "prompt": "a", "max_tokens": 1, "temperature": 0}
-        return self._answers("POST", "/v1/completions", body, timeout)
+        return self._answers("/v1/completions", body, timeout)
 
-    def _answers(self, method: str, path: str, body: Any, timeout: float) -> bool:
+    def _answers(self, path: str, body: Any, timeout: float) -> bool:
         with suppress(*FAILURES):
-            return self.call(method, path, body, timeout=timeout)[0] == http.client.OK
+            return self.call(path, body, timeout=timeout)[0] == http.client.OK
         return False
 
 
@@ -135,8 +126,8 @@ class Probe(threading.Thread):
         #: The time at which a ready engine was last sent a test that it answered.
         self.lived = float("-inf")
         self.unanswered = False
-        #: Whether the engine owes an answer; and the time since when, or that of its last answer.
-        self.owes, self.heard_at = False, float("-inf")
+        #: Whether the engine owes an answer, since when, and the time of its last answer.
+        self.owes, self.asked_at, self.heard_at = False, float("-inf"), float("-inf")
 
     def stop(self) -> None:
         self._stopped.set()
@@ -175,7 +166,7 @@ class Probe(threading.Thread):
             # An engine that does not listen yet refuses the connection, and owes no answer.
             late = self._clock() - began >= _HEALTH_TIMEOUT
             if late and not self.owes:
-                self.heard_at = self._clock()
+                self.asked_at = self._clock()
             self.owes = late
             if self._stopped.wait(_PAUSE):
                 return False
@@ -188,8 +179,9 @@ class Probe(threading.Thread):
         while not self._stopped.wait(1.0 if self.owes else self._timing.liveness):
             began = self._clock()
             if not self.owes:
-                self.heard_at, self.owes = began, True
+                self.asked_at, self.owes = began, True
             if ask(self._timing.patience):
+                self.heard_at = self._clock()
                 failures, self.lived, self.owes = 0, began, False
             elif self._clock() - began < self._timing.patience:
                 failures += 1
@@ -210,9 +202,7 @@ class Probe(threading.Thread):
         """Send a request; returns the tokens of its prompt, or 0 if the engine does not tell."""
         # A slow engine is not dead: the largest image takes a small card an hour. Only the
         # supervisor ends a start that takes too long.
-        status, answer = self._client.call(
-            "POST", question.path, question.body, timeout=self._timing.start
-        )
+        status, answer = self._client.call(question.path, question.body, timeout=self._timing.start)
         if status != http.client.OK:
             text = answer[:300].decode(errors="replace")
             raise LaunchError(

@@ -4,13 +4,15 @@
 here, since every user can read a command line, but only the owner an environment.
 
 ``python entry.py --standby NAMES…`` imports these names (and calls the function of a name like
-``module:function``), then waits for a line of JSON on its input, with the module, its arguments,
-and environment variables. It ends if its input ends: its server has ended.
+``module:function``), then waits for a line of JSON on its input, a socket, with the module, its
+arguments, and environment variables, and answers with a line. It ends if its input ends: its server
+has ended.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pkgutil
 import runpy
@@ -38,6 +40,13 @@ def forget_urls() -> None:
     parse.urlsplit = lru_cache(maxsize=0)(getattr(parse.urlsplit, "__wrapped__", parse.urlsplit))
 
 
+def without_texts(record: logging.LogRecord) -> bool:
+    """Take clients' stop words, and their tokens, out of LMDeploy's warnings about them."""
+    if record.funcName == "indexes_containing_token":
+        record.msg, record.args = "a stop word has no token of its own, or too many", ()
+    return True
+
+
 def stand_by(names: Sequence[str]) -> list[str]:
     """Import, wait, and set the environment; returns the words of the command line to run."""
     for name in names:
@@ -53,6 +62,8 @@ def stand_by(names: Sequence[str]) -> list[str]:
     line = sys.stdin.buffer.readline()
     if not line:
         sys.exit(0)
+    with suppress(OSError):  # its server heard it import, and waits for no answer
+        os.write(0, b"begun\n")
     told = json.loads(line)
     for name, value in told["environment"].items():
         os.environ.pop(name, None)
@@ -99,6 +110,7 @@ def main() -> None:
     if key:
         arguments += ["--api-keys", key]
     forget_urls()
+    logging.getLogger("lmdeploy").addFilter(without_texts)
     prepare_images()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

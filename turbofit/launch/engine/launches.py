@@ -114,7 +114,7 @@ class Launch:
     that is not in the command is given to the engine in its environment. ``ratio`` returns the
     cache ratio of each start; with None the command's is used. ``images`` are the variables that
     say how the engine's process prepares images. ``begin`` starts the process; None means
-    `process.begin_process`. ``tuning`` keeps the engine's kernels; None keeps nothing.
+    `core.process.child`. ``tuning`` keeps the engine's kernels; None keeps nothing.
     """
 
     command: Command
@@ -234,10 +234,10 @@ def ratio_now(plan: Plan, group: int) -> float:
 
 
 def shared_ratio(plan: Plan, group: int) -> float:
-    """The ratio of a start beside other models of ours; it always gives the planned bytes.
+    """The ratio of a start whose budget leaves memory to others; it always gives the planned bytes.
 
     It is too low if others grow within their parts of the cards during loading. Two engines that
-    start again at the same time do not know of each other.
+    start at the same time do not know of each other.
     """
     from turbofit.launch.serve.gpu_monitor import used_now
 

@@ -19,16 +19,16 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
+from turbofit.core.process.child import child
 from turbofit.core.process.hidden import without_secrets
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.process.log_queue import CappedLog
-from turbofit.launch.engine.guard import guarded
+from turbofit.core.process.log_queue import FileLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    #: Starts an engine's command with an environment, as `begin_process` does.
+    #: Starts an engine's command with an environment, as `child` does.
     Begin = Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen[bytes]]
 
 _LOG: Final = LazyLogger(__name__)
@@ -39,21 +39,11 @@ _PAUSE: Final = 0.02
 _CHUNK: Final = 1 << 20
 
 
-def begin_process(
-    argv: Sequence[str], env: Mapping[str, str], stdin: int = subprocess.DEVNULL
-) -> subprocess.Popen[bytes]:
-    """Start a guarded command in its own process group, output in a pipe; may raise `OSError`."""
-    return subprocess.Popen(
-        guarded(argv), env=dict(env), stdin=stdin, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-
-
 class EngineProcess:
     """A command in its own process group, and its output.
 
     Start it in the main thread: the engine is killed when the thread that started it ends.
-    ``begin`` starts it, or `begin_process` if it is None. ``log_required``: the command starts only
+    ``begin`` starts it, or `child` if it is None. ``log_required``: the command starts only
     if its log can be opened.
 
     Raises:
@@ -78,7 +68,7 @@ class EngineProcess:
                 hint="set XDG_STATE_HOME to a folder that can be written",
             ) from None
         try:
-            self._process = (begin or begin_process)(argv, env)
+            self._process = (begin or child)(argv, env)
         except OSError as exc:
             self._file.close()
             raise LaunchError(
@@ -155,9 +145,9 @@ _TIME: Final = re.compile(
 )
 _CAP: Final = 16 << 20
 _LONGEST_LINE: Final = 1 << 16
-#: Bytes that may wait to be written to disk: a few chunks.
-_ROOM: Final = 4 << 20
-_MISSING: Final = "    (lines missing here: {:,}; the disk was full or slow)\n"
+#: Chunks of up to 64 KiB, as a pipe holds, that may wait to be written to disk.
+_ROOM: Final = 64
+_LOST: Final = "\n    (lines are missing here: the disk was full or slow)\n"
 #: The line that replaces equal lines; tools that print a log may strip some of its spaces.
 _REPEATED: Final = "    (the line above came {} more times)"
 _REPEATED_LINE: Final = re.compile(
@@ -179,9 +169,7 @@ class LogFile:
 
     def __init__(self, path: Path, *, cap: int = _CAP, required: bool = True) -> None:
         #: Writes the lines that are kept.
-        self.kept = CappedLog(
-            path, cap, lambda lines: _MISSING.format(lines).encode(), _ROOM, required=required
-        )
+        self.kept = FileLog(path, cap, _LOST, _ROOM, required=required)
         self._tail = b""
         self._last = b""
         self._repeats = 0
@@ -231,7 +219,8 @@ class LogFile:
 
     def _write(self, lines: list[bytes]) -> None:
         if lines:
-            self.kept.put(b"\n".join(lines) + b"\n")
+            text = b"\n".join(lines) + b"\n"
+            self.kept.put(text.decode(errors="surrogateescape"))
 
 
 def repeats(line: str) -> int | None:

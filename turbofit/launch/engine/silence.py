@@ -1,6 +1,8 @@
 """Decides by an engine's signs of life whether it is slow or hung when it answers nobody.
 
-An engine is *silent* since the last byte of an answer, as long as it owes an answer. A silent
+An engine is *silent* since the last byte of an answer to anybody, or since it was asked if that is
+later, as long as it owes an answer. Where turbofit itself did not run (SIGSTOP, a paused virtual
+machine), silence counts from when it runs again. A silent
 engine is observed: it gives a *sign* while its processes use a processor, or one of its GPUs
 computes. Without a sign for `Timing.silence` seconds it is hung, however long the forecast is:
 nothing works on an answer. With signs it may be slow, and has `Timing.longest_silence` seconds, or
@@ -36,13 +38,16 @@ _FIRST, _EVERY, _DOUBT = 0.25, 0.1, 0.5
 
 
 class Owing(Protocol):
-    """A client of an engine: whether it waits for an answer, and when a byte last came.
+    """A client of an engine: whether and since when it waits, and when a byte last came.
 
-    ``heard_at`` is a time of the supervisor's clock; if nothing was owed, when it asked.
+    Both are times of the supervisor's clock; ``asked_at`` counts only while it waits.
     """
 
     @property
     def owes(self) -> bool: ...
+
+    @property
+    def asked_at(self) -> float: ...
 
     @property
     def heard_at(self) -> float: ...
@@ -61,6 +66,8 @@ class Silence:
         #: then.
         self._worked_at = self._looked_at = float("-inf")
         self._used = 0.0
+        #: The time of the last look, and the last time at which none had come for long.
+        self._seen_at, self._awake_at = float("inf"), float("-inf")
         #: The time at which the engine counts as hung if no sign comes.
         self.ends_at = float("inf")
 
@@ -68,9 +75,14 @@ class Silence:
         self, now: float, ready_at: float, owing: Sequence[Owing]
     ) -> Literal["heard", "works", "doubtful", "hung"]:
         """The engine's state; one that was owed earlier counts as late only from ``ready_at``."""
-        since = max(ready_at, *(each.heard_at for each in owing))
         most = self._timing.silence
-        if not any(each.owes for each in owing) or now - since < _FIRST * most:
+        if now - self._seen_at >= _FIRST * most:
+            self._awake_at = now
+        self._seen_at = now
+        asked = [each.asked_at for each in owing if each.owes]
+        heard = [each.heard_at for each in owing]
+        since = max(ready_at, self._awake_at, min(asked, default=now), *heard)
+        if not asked or now - since < _FIRST * most:
             self._looked_at = float("-inf")
             return "heard"
         if now - self._looked_at >= _EVERY * most and self._works(now):

@@ -2,7 +2,7 @@
 
 Imports take most of a start. While a server runs, one process has done them and holds no memory of
 a card; it becomes the engine at a restart, a wake-up or a turn, of any model. Its process group,
-guard and output are an engine's from the beginning (`launch.engine.guard`: the kernel kills it when
+guard and output are an engine's from the beginning (`core.process.guard`: the kernel kills it when
 turbofit dies); everything else of an engine comes with the message.
 """
 
@@ -11,21 +11,23 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from threading import Lock, current_thread, main_thread
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.installation import installed
+from turbofit.core.process.child import child
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, doubled, format_bytes
 from turbofit.launch.engine.gemm_tuning import VARIABLES
+from turbofit.launch.engine.kernel import processor_seconds
 from turbofit.launch.engine.launches import ENTRY, KEY
-from turbofit.launch.engine.process import begin_process
 from turbofit.launch.images.preparation import CACHE, THREADS
 
 if TYPE_CHECKING:
@@ -60,6 +62,9 @@ _PRELOADED: Final = "LD_PRELOAD"
 LEAST_AVAILABLE: Final = 8 * GIB
 STANDBY_BYTES: Final = 1 * GIB
 _LOOK_SECONDS: Final = 1.0
+#: Seconds in which a standby must answer, or be seen to import, when it is told what it becomes.
+_ANSWER_SECONDS: Final = 2.0
+_POLL_SECONDS: Final = 0.02
 #: The longest pause, in seconds, after a standby that ended by itself.
 _LONGEST_PAUSE: Final = 600.0
 #: Seconds to wait after SIGKILL: a process in a system call may outlive it.
@@ -100,7 +105,9 @@ class Standby:
     def __init__(self, kind: Kind) -> None:
         argv = (sys.executable, ENTRY, "--standby", *_IMPORTS[kind.module])
         self.kind = kind
-        self._process = begin_process(argv, dict(kind.environment), subprocess.PIPE)
+        self._talk, theirs = socket.socketpair()
+        with theirs:
+            self._process = child(argv, dict(kind.environment), stdin=theirs.fileno())
         _LOG.info("process %d stands by", self._process.pid)
 
     @property
@@ -116,13 +123,21 @@ class Standby:
         return self._process.pid
 
     def become(self, words: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Tell the standby which engine it becomes; raises `OSError` if it has ended."""
+        """Tell the standby which engine it becomes; `OSError` if it has ended or does not run."""
         environment = {name: env.get(name) for name in _LATE}
         told = json.dumps({"environment": environment, "words": list(words)})
-        process: Any = self._process
-        stdin, process.stdin = process.stdin, None
-        with stdin:
-            stdin.write(told.encode() + b"\n")
+        before, until = processor_seconds(self.pid), time.monotonic() + _ANSWER_SECONDS
+        self._talk.settimeout(_ANSWER_SECONDS)
+        with self._talk:
+            self._talk.sendall(told.encode() + b"\n")
+            self._talk.settimeout(_POLL_SECONDS)
+            while processor_seconds(self.pid) <= before:  # else it imports, or answers just now
+                if time.monotonic() >= until:
+                    raise TimeoutError
+                with suppress(TimeoutError):
+                    if not self._talk.recv(1):
+                        raise ConnectionError
+                    break
         return self._process
 
     def end(self) -> None:
@@ -130,7 +145,7 @@ class Standby:
             os.killpg(self._process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._talk, self._process.stdout):
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
@@ -172,8 +187,9 @@ class StandbyStarter:
                 self._deaths = 0
                 with suppress(OSError):
                     return standby.become(argv[2:], env)
+                self._say("warning: the standby does not answer: the engine is a new process")
             standby.end()
-        return begin_process(argv, env)
+        return child(argv, env)
 
     def look(self, needed: int = 0) -> None:
         """Start a missing standby, and end one that no current engine could use.

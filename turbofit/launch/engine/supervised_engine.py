@@ -14,16 +14,14 @@ from turbofit.launch.engine import kernel
 from turbofit.launch.engine.engine_client import EngineClient, Probe, Timing
 from turbofit.launch.engine.engine_log import (
     StartupTracker,
-    end_of,
     fallback,
-    hang,
-    ran_out,
     silence_words,
     stalled,
 )
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.process import EngineProcess
 from turbofit.launch.engine.silence import Silence
+from turbofit.observe.death import Exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,7 +175,7 @@ class SupervisedEngine:
     def _given_up(self, probe: Probe, now: float) -> End | None:
         """The reason to end the engine although its process and its loop live; None without one."""
         if self.tracker.hangs(now):
-            return hang(self.tracker)
+            return self.tracker.death()
         # The loop fails its requests as it ends; the reason comes later, in the log.
         if probe.error is not None and not self.tracker.failing:
             hint = f"{probe.error.hint} ({self.log})"
@@ -290,10 +288,10 @@ class SupervisedEngine:
         _LOG.info("%s ended with code %s in phase %s", self.name, code, self.tracker.phase)
         before, after = self._kills[0], kernel.host_kills()
         host_kills = None if before is None or after is None else after - before
-        return end_of(code, self.tracker, host_kills=host_kills)
+        return self.tracker.death(Exit(code, host_kills))
 
     def explained(self, end: End) -> End:
         """The end with the bytes that a pretend GPU refused; reading them may take seconds."""
         if self.pretended is None or end.kind != "out_of_memory":
             return end
-        return ran_out(self.tracker, self.pretended.death())
+        return self.tracker.death(account=self.pretended.death())

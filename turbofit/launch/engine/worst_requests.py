@@ -10,16 +10,14 @@ import copy
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from msgspec.structs import replace
-
 from turbofit.core.images.rule import DummyImage
 from turbofit.load.prompt import png
 from turbofit.memory.engines import engine_of
+from turbofit.memory.worst_images import Meeting, Text, image, pictures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
-    from turbofit.core.images import ImageRule
     from turbofit.core.json_types import JsonObject
     from turbofit.core.plan import Plan
 
@@ -33,8 +31,6 @@ def worst_image(plan: Plan) -> DummyImage | None:
     return DummyImage(size, rule.knobs(limit) if rule.client_knobs else {})
 
 
-#: Prompt tokens beyond the images: a chat template, a question, and the answer.
-_TEXT: Final = 256
 #: Tokens of a short question with its chat template, estimated.
 _SHORT_TEXT: Final = 64
 _ANSWER: Final = 2
@@ -43,6 +39,8 @@ _AFTER: Final = 8
 _AROUND: Final = 2
 #: Tokens by which the estimates above may be wrong.
 _SLACK: Final = 15
+#: The share of a forward's units that must meet with fewer encodings.
+_NEARLY: Final = 0.98
 #: Tokens of a row of a full batch, at least a block of the cache. A row's answer lasts longer than
 #: the arrival of the other rows, each of which takes at most a step of decoding.
 _LEAST_ROW: Final = 64
@@ -146,18 +144,22 @@ def _full_batch(plan: Plan, model: str, _text: int) -> ProbeRequest:
 
 def _images_that_meet(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     """A chat whose images have as many units as the plan lets meet in a forward."""
-    rule, most = plan.model.image_rule, plan.limits.units_per_forward
-    if rule is None or most <= plan.limits.units_per_request:
-        return None
-    room = min(plan.settings.session_len, plan.kv.tokens) - _TEXT - _ANSWER
-    image = rule.image_of(min(most, rule.units_within(room)))
-    if image is None or not engine_of(plan).encodes_again:
-        images = _largest_that_meet(plan, room)
-        if len(images) <= plan.limits.images_per_request:
-            return None
-    else:
-        images = [image] if rule.client_knobs else _images_across(plan, rule, text)
-    return _chat("vision_forward", plan, model, images)
+    met, alone = _meeting(plan, text), plan.limits.units_per_request
+    return _chat("vision_forward", plan, model, met.dummies) if met.units > alone else None
+
+
+def _meeting(plan: Plan, text: int, *, several: bool = False) -> Meeting:
+    """The images of a chat that meet in a forward; ``text``: its tokens beside them."""
+    rule, largest = plan.model.image_rule, worst_image(plan)
+    if rule is None or largest is None:
+        return Meeting(0, [])
+    if not rule.client_knobs and plan.limits.image_limit is not None:
+        rule = rule.with_limit(plan.limits.image_limit)
+    beside = Text(
+        before=max(0, text - _AFTER), around=_AROUND, after=_AFTER + _ANSWER + _SLACK, slack=_SLACK
+    )
+    make = pictures(rule, largest, with_fields=True)
+    return engine_of(plan).worst_images(plan, make, beside, several=several)
 
 
 #: For each term of the ledger, the request that brings it to its planned size.
@@ -166,100 +168,22 @@ _WORST: Final = {
 }  # fmt: skip
 
 
-def _largest_that_meet(plan: Plan, room: int) -> list[DummyImage]:
-    """Images of the planned size, as many as meet in a forward and the sequence has room for."""
-    image, limits = worst_image(plan), plan.limits
-    tokens = worst_image_tokens(plan) // max(1, limits.images_per_request) + _AROUND
-    count = min(limits.units_per_forward // max(1, limits.units_per_image), room // tokens)
-    return [image._replace(knobs={})] * max(1, count) if image else []
-
-
-def _images_across(plan: Plan, rule: ImageRule, text: int) -> list[DummyImage]:
-    """Images across the forwards of one long prompt, for clients that cannot choose image sizes.
-
-    An image is encoded whole in each forward that holds one of its tokens: a forward encodes most
-    if it begins with the last tokens of a full image and ends with the first of another. All sizes
-    of what lies before (``lead``) and between the two are tried; an error of `_SLACK` in the
-    estimated tokens of the template does not matter.
-    """
-    unit_tokens, most = rule.unit_tokens(1), plan.limits.units_per_image
-    before, forward = max(0, text - _AFTER), engine_of(plan).forward_tokens(plan.settings)
-    room = min(plan.settings.session_len, plan.kv.tokens) - text - _ANSWER
-    best: tuple[int, list[int]] = (0, [])
-    for lead in range(forward // unit_tokens + 2):
-        for between in range(forward // unit_tokens + 1):
-            parts = (lead, most, between, most)
-            sizes = [size for part in parts for size in _split(part, most, rule)]
-            while sum(size * unit_tokens + _AROUND for size in sizes) > room:
-                sizes.pop()
-            places = (before - _SLACK, before, before + _SLACK)
-            met = min(_met(sizes, place, unit_tokens, forward) for place in places)
-            best = max(best, (met, sizes), key=lambda pair: pair[0])
-    return _images(rule, best[1])
-
-
-def _images(rule: ImageRule, sizes: Iterable[int]) -> list[DummyImage]:
-    return [image for image in map(rule.image_of, sizes) if image is not None]
-
-
 def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     """The request that fills the pool like `fullest_forward`, with fewer encodings of its images.
 
     In `fullest_forward` one image, larger than clients can send, is encoded whole in each forward
     that holds it, by a tower whose attention grows with the square of an image. Here as many
-    patches meet in the second forward as three images: the first ends in it, the last begins. It
-    fills half a percent of the pool less, for edges that are `_SLACK` tokens off, and whole rows of
-    patches. None if the tower sees one tile at a time, an image is encoded once, or three images
-    have no room.
+    patches meet in the second forward as several images. It fills half a percent of the pool less,
+    for edges that are `_SLACK` tokens off, and whole rows of patches. None if the tower sees one
+    tile at a time, an image is encoded once, or they have no room.
     """
-    rule, most, engine = plan.model.image_rule, plan.limits.units_per_forward, engine_of(plan)
-    if rule is None or not rule.client_knobs or not rule.whole_image or not engine.encodes_again:
+    rule = plan.model.image_rule
+    if rule is None or not rule.whole_image or not engine_of(plan).encodes_again:
         return None
-    forward, before = engine.forward_tokens(plan.settings), max(0, text - _AFTER)
-    room = min(plan.settings.session_len, plan.kv.tokens) - text - _ANSWER - 3 * _AROUND
-    left = min(rule.unit_tokens(most), room)
-    first = _at_least(rule, forward - before + _SLACK)
-    middle = 2 * forward - _SLACK - (before + first + 2 * _AROUND)
-    last = left - first - middle
-    if before >= forward or last <= 0:
+    met = _meeting(plan, text, several=True)
+    if met.units < _NEARLY * _meeting(plan, text).units or len(met.images) < 2:
         return None
-    sizes = [rule.units_within(tokens) for tokens in (first, middle, last)]
-    return _chat("the fullest forward", plan, model, _images(rule, sizes))
-
-
-def _at_least(rule: ImageRule, tokens: int) -> int:
-    """Tokens to ask for so that an image, made of whole rows, takes at least ``tokens``."""
-    for wanted in range(tokens, 2 * tokens):
-        image = rule.image_of(rule.units_within(wanted))
-        if image is not None and rule.unit_tokens(_units(rule, image)) >= tokens:
-            return wanted
-    return tokens
-
-
-def _units(rule: ImageRule, image: DummyImage) -> int:
-    return replace(rule, **image.knobs).units(*image.size)
-
-
-def _met(sizes: list[int], place: int, unit_tokens: int, forward: int) -> int:
-    """Units of the fullest forward, if the first image begins at token ``place``."""
-    met: dict[int, int] = {}
-    for size in sizes:
-        end = place + size * unit_tokens + _AROUND
-        for number in range((place + 1) // forward, (end - 2) // forward + 1):
-            met[number] = met.get(number, 0) + size
-        place = end
-    return max(met.values(), default=0)
-
-
-def _split(total: int, most: int, rule: ImageRule) -> list[int]:
-    """Sizes of images with ``total`` units in all, or one unit less if that is impossible."""
-    sizes = [most] * (total // most) + ([total % most] if total % most else [])
-    if sizes and sizes[-1] == rule.unmade_units:
-        if len(sizes) == 1 or most < 5:
-            sizes[-1] = 1
-        else:
-            sizes[-2:] = [most - 1, 3]
-    return sizes
+    return _chat("the fullest forward", plan, model, met.dummies)
 
 
 def image_part(image: DummyImage) -> JsonObject:
@@ -277,7 +201,7 @@ def _chat(name: str, plan: Plan, model: str, images: Sequence[DummyImage]) -> Pr
         "max_tokens": 1,
         "temperature": 0,
     }
-    units = tuple(_units(rule, image) for image in images)
+    units = tuple(image(rule, dummy).units for dummy in images)
     return ProbeRequest(name, "/v1/chat/completions", body, units)
 
 

@@ -1,1 +1,1 @@
-"""The fallback engine: ``transformers serve``'s own server with a device map, limits and a key."""
+"""The fallback engine: a small server over Transformers, with a device map, limits and a key."""

@@ -1,27 +1,17 @@
 """A compiled library that works on Pillow's pixels in place.
 
-``pixels.c`` is compiled once for each user, when an engine starts whose model needs it. It copies
-no pixels, and releases Python's lock while it runs.
+`turbofit.core.installation` says where the installation put it. It copies no pixels, and releases
+Python's lock while it runs.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import sys
-from pathlib import Path
 from typing import Any, Final
 
-from turbofit.core.process.compiler import cache_folder, compile_c, find_compiler, make_folder
+from turbofit.core.errors import PackageError
+from turbofit.core.installation import image_library
 
-_SOURCE: Final = Path(__file__).with_suffix(".c")
-#: Flags without fused multiplications, which round differently: Pillow's wheels have none.
-_FLAGS: Final = (
-    "-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"
-)  # fmt: skip
-_LIBRARY: Final = "libpixels.so"
 _PIXEL: Final = 4  # bytes
 
 
@@ -30,25 +20,17 @@ class NotUsableError(Exception):
 
 
 def open_library() -> ctypes.CDLL:
-    """The library, compiled if it is missing, from a folder that only this user can write.
+    """The library that the installation compiled.
 
     Raises:
-        NotUsableError: this machine cannot run it, or cannot compile it.
-        OSError: the cache folder cannot be used.
+        NotUsableError: it is missing or damaged, or this machine cannot run it.
     """
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise NotUsableError("this is no Linux on x86-64")
-    text = "\0".join(_FLAGS).encode() + _SOURCE.read_bytes()
-    folder = cache_folder("images")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / hashlib.sha256(text).hexdigest()[:20] / _LIBRARY
-    if not path.exists():
-        make_folder(path.parent, _compile)
-    for part in (folder, path.parent, path):
-        found = part.stat()
-        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-            raise NotUsableError(f"others can write {part}")
-    library = _load(path)
+    try:
+        library = ctypes.CDLL(str(image_library()))
+    except PackageError as exc:
+        raise NotUsableError(f"{exc.message} ({exc.hint})" if exc.hint else exc.message) from None
+    except OSError as exc:
+        raise NotUsableError(f"it cannot be loaded: {exc}") from None
     if not library.usable():
         raise NotUsableError("this processor has no AVX2")
     address, size = ctypes.c_void_p, ctypes.c_int
@@ -56,24 +38,6 @@ def open_library() -> ctypes.CDLL:
     for look_up in (library.look_up_2, library.look_up_4):
         look_up.argtypes = (address, ctypes.c_size_t, address, address)
     return library
-
-
-def _compile(folder: Path) -> None:
-    command = find_compiler()
-    if command is None:
-        raise NotUsableError("there is no C compiler")
-    path = folder / _LIBRARY
-    why = compile_c([*command, *_FLAGS, str(_SOURCE), "-lm", "-o", str(path)])
-    if why is not None:
-        raise NotUsableError(f"the C compiler failed: {why}")
-    path.chmod(0o500)
-
-
-def _load(path: Path) -> ctypes.CDLL:
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as exc:
-        raise NotUsableError(f"{path} cannot be loaded: {exc}") from None
 
 
 class _Array(ctypes.Structure):

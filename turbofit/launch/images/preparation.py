@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final
 
@@ -83,7 +84,7 @@ def install() -> None:
     if _MODULE in sys.modules:  # in a process that was a standby
         watch(sys.modules[_MODULE])
     else:
-        from turbofit.pretend.inside.turbofit_imports import After
+        from turbofit.core.process.imports import After
 
         sys.meta_path.insert(0, After(_MODULE, watch))
 
@@ -210,5 +211,8 @@ def _use_one_core(others: int) -> None:
     torch.get_num_threads()  # torch's first reading of the number would undo it
     torch.set_num_threads(1)
     restore = threading.Thread(target=torch.set_num_threads, args=(others,))
-    restore.start()
-    restore.join()
+    # Where no thread can be started (a limit of pids), later ones have one core until the next
+    # restores it: an error here would end these threads for ever.
+    with suppress(RuntimeError):
+        restore.start()
+        restore.join()

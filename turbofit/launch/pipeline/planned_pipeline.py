@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import warnings
 from asyncio import to_thread
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
-from weakref import finalize
+from weakref import finalize, ref
 
 from lmdeploy import Pipeline
 from lmdeploy.serve.processors import MultimodalProcessor
@@ -141,9 +142,10 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
 class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
     """An `lmdeploy.Pipeline` that keeps its plan and holds images to it.
 
-    Its memory is reserved in ``leases`` until it is closed or collected; ``leases`` is None on GPUs
-    that are not here. Other turbofits overestimate it: while it loads, they count the memory
-    that it holds plus all it needs, later also its possible growth. ``keywords`` are LMDeploy's.
+    It closes itself when Python ends. Its memory is reserved in ``leases`` until it is closed or
+    collected; ``leases`` is None on GPUs that are not here. Other turbofits overestimate it: while
+    it loads, they count the memory that it holds plus all it needs, later also its possible growth.
+    ``keywords`` are LMDeploy's.
     """
 
     def __init__(
@@ -151,7 +153,8 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
     ) -> None:
         self._end_lease = finalize(self, leases.close) if leases is not None else None
         super().__init__(model_path, **keywords)
-        self.plan = plan
+        self.plan, self._open = plan, True
+        atexit.register(_close, ref(self))
         try:
             if leases is not None:
                 leases.note([], ready=True)
@@ -187,11 +190,21 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
 
     def close(self) -> None:
         """Close LMDeploy's pipeline, then release its memory's lease, even if that close fails."""
+        if not self._open:
+            return
+        self._open = False
         try:
             super().close()
         finally:
             if self._end_lease is not None:
                 self._end_lease()
+
+
+def _close(pipeline: ref[PlannedPipeline]) -> None:
+    """Close a pipeline that nobody closed: at Python's end, TurboMind's threads may abort."""
+    left = pipeline()
+    if left is not None:
+        left.close()
 
 
 _IMAGES: Final = ("image", "image_url", "image_data")

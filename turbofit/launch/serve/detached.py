@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from turbofit.core.process.child import child
 from turbofit.launch.serve.runs import state_folder
 
 if TYPE_CHECKING:
@@ -54,25 +54,22 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
     usual = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
     try:
         with log.open("wb") as file:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "turbofit", "serve", *words],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
-                env={**os.environ, DETACHED: "1"}, start_new_session=True,
-            )  # fmt: skip
-        assert child.stdout is not None
+            argv = [sys.executable, "-m", "turbofit", "serve", *words]
+            server = child(argv, {**os.environ, DETACHED: "1"}, stderr=file, outlives=True)
+        assert server.stdout is not None
         try:
             signal.signal(signal.SIGINT, usual)
             if interrupted:
                 raise KeyboardInterrupt
-            with child.stdout:
-                url = child.stdout.readline().decode("utf-8", "replace").strip()
+            with server.stdout:
+                url = server.stdout.readline().decode("utf-8", "replace").strip()
         except BaseException:
-            child.send_signal(signal.SIGTERM)
-            child.wait()
+            server.send_signal(signal.SIGTERM)
+            server.wait()
             raise
     finally:
         signal.signal(signal.SIGINT, usual)
-    return DetachedServer(child.pid, url, log, None if url else child.wait())
+    return DetachedServer(server.pid, url, log, None if url else server.wait())
 
 
 def end_without_lease(

@@ -15,7 +15,7 @@ from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.engine.kernel import group_of
 from turbofit.machine.nvml import ask_driver
-from turbofit.planning.examine.cards import open_margin, who_grew
+from turbofit.planning.examine.cards import kept_margin, who_grew
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,8 +34,7 @@ _NO_ANSWER: Final[tuple[Machine | None, str]] = None, "NVML does not answer"
 class GpuMonitor(threading.Thread):
     """Looks at a plan's GPUs every ten seconds; ``engines`` returns the engines' process ids.
 
-    ``warn`` receives (kind, text), once until the condition has passed. ``fitted``: other processes
-    may have the memory that a budget withholds from the plan.
+    ``warn`` receives (kind, text), once until the condition has passed.
     """
 
     def __init__(
@@ -45,10 +44,8 @@ class GpuMonitor(threading.Thread):
         warn: Callable[[str, str], None],
         *,
         every: float = _EVERY,
-        fitted: bool = False,
     ) -> None:
         super().__init__(name="gpu-monitor", daemon=True)
-        self._fitted = fitted
         self._plan, self._engines, self._warn, self._every = plan, engines, warn, every
         self._stopped = threading.Event()
         self._said: dict[str, int] = {}
@@ -91,7 +88,7 @@ class GpuMonitor(threading.Thread):
             return
         grown = others - ledger.used
         left = ledger.headroom - grown
-        margin = open_margin(ledger) if self._fitted else ledger.margin
+        margin = kept_margin(ledger)
         level = 0
         if grown >= _NOISE and left < margin:
             level = 1 if left > 0 else _DEADLY
@@ -122,6 +119,23 @@ def used_now(plan: Plan) -> dict[int, int]:
         return {}
     used = {gpu.uuid: gpu.used for gpu in machine.gpus if isinstance(gpu.used, int)}
     return {ledger.index: used[ledger.uuid] for ledger in plan.gpus if ledger.uuid in used}
+
+
+def beyond_forecast(plan: Plan, engines: Iterable[int]) -> int | None:
+    """The most bytes that engines hold beyond a plan's peak on one of its GPUs; may be negative.
+
+    None if NVML does not tell on each GPU what the engines hold.
+    """
+    machine, _ = ask_driver(_measured, _NO_ANSWER)
+    ours, beyond = set(engines), []
+    for ledger in plan.gpus:
+        gpus = () if machine is None else machine.gpus
+        gpu = next((gpu for gpu in gpus if gpu.uuid == ledger.uuid), None)
+        others = None if gpu is None else _others(gpu, ours)
+        if gpu is None or others is None or gpu.used == NA:
+            return None
+        beyond.append(gpu.used - others - (ledger.peak - ledger.used))
+    return max(beyond)
 
 
 def without(plan: Plan, used: dict[int, int]) -> dict[int, int]:

@@ -17,7 +17,7 @@ from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
 from turbofit.planning.request import Bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from turbofit.core.json_types import Options
     from turbofit.gateway.config import GatewayConfig
@@ -84,9 +84,13 @@ class ServeOptions(LaunchOptions):
     cluster: Annotated[str | None, Metavar("RAY")] = None
     name: str | None = None
     node_port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = 0
+    idle: Annotated[float | None, Field(gt=0, lt=1e9), SECONDS, Metavar("TIME")] = None
 
     def refuse_alone(self) -> None:
         super().refuse_alone()
+        if self.idle is not None:
+            beside = {"cluster": self.cluster is not None, "no_gateway": self.no_gateway}
+            refuse_together(beside, "--idle")
         if self.no_check:
             refuse_together({"check": self.check != "auto"}, "--no-check")
         for name in ("name", "node_port"):
@@ -132,7 +136,7 @@ class TuneOptions(LaunchOptions):
     """Options of `tune` besides those of a plan and a load."""
 
     time: Annotated[str, Metavar("TIME")] = "20m"
-    starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 12
+    starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 6
     slo: Annotated[str | None, Metavar("LIMITS")] = None
     kv_types: Annotated[str, Metavar("LIST")] = "0,8"
     again: bool = False
@@ -159,64 +163,6 @@ def needs_cluster(name: str) -> UsageError:
         f"{option_of(name)} is for a cluster, and none is named",
         hint=f"leave {option_of(name)} out, or add --cluster ray",
     )
-
-
-#: Seconds that a request waits for its model's start: the deadline of OpenAI's clients.
-_WAIT: Final = 600.0
-Time = Annotated[float, Field(gt=0, lt=1e9), SECONDS, Metavar("TIME")]
-
-
-class ModelsOptions(Validated):
-    """Options that say when the engines of models run; each field is an option."""
-
-    idle: Time | None = None
-    idle_answer: Literal["wait", "503"] = "wait"
-    wait: Time | None = None
-
-    swap: bool = False
-    turn: Time | None = None
-
-    @property
-    def wait_seconds(self) -> float:
-        """Seconds that a request waits; 0 if it is refused immediately."""
-        if self.idle_answer == "503":
-            return 0.0
-        return _WAIT if self.wait is None else self.wait
-
-    def policy_fields(self) -> Options:
-        """The fields of `ModelsPolicy` that these options set."""
-        given = self.given()
-        return {name: given[name] for name in ("idle", "turn") if name in given}
-
-    def check(self, models: Sequence[str], options: ServeOptions) -> None:
-        """Refuse options that contradict each other or the number of models.
-
-        Raises:
-            UsageError: the first such option.
-        """
-        several = len(models) > 1
-        what = "several models" if several else "--idle"
-        if not several and self.swap:
-            raise UsageError("--swap needs two models or more", hint="turbofit serve A B --swap")
-        if self.turn is not None and not self.swap:
-            raise UsageError(
-                "--turn is for models that take turns", hint="add --swap, or leave --turn out"
-            )
-        if not several and self.idle is None:
-            if self.wait is not None or self.idle_answer != "wait":
-                raise UsageError(
-                    "--wait and --idle-answer are for engines that are not ready at times",
-                    hint="add --idle 10m",
-                )
-            return
-        refused = {
-            "cluster": options.cluster is not None,
-            "no_gateway": options.no_gateway,
-            "model_name": several and options.model_name is not None,
-            "plan": several and options.plan is not None,
-            "dry_run": several and options.dry_run,
-        }
-        refuse_together(refused, what, "; turbofit plan A B shows the plans of several models")
 
 
 def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:

@@ -1,6 +1,7 @@
 """Plans for a launch: under the machine's lock it measures, plans and reserves.
 
-Memory that others have reserved counts as used. Pretend GPUs are neither measured nor reserved.
+Memory that others have reserved counts as used. Pretend GPUs are not measured: other pretend
+servers reserve memory of them.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.machine import Machine
-from turbofit.core.process.compiler import find_compiler
+from turbofit.core.process.files import digest_of_parts, state_dir
 from turbofit.core.process.progress import under_way
-from turbofit.launch.serve.leases import counted, end_orphans
+from turbofit.core.process.variables import variables
+from turbofit.launch.serve.leases import Leases, counted, end_orphans
 from turbofit.launch.serve.proved import Rehearsals
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
-from turbofit.planning.plan import doubled_margin, refusal
+from turbofit.planning.plan import doubled_margin, finished, refusal
 from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.tuned import same_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.leases import Leases
     from turbofit.planning.request import PlanRequest
 
 _SHOWN: Final = 200
@@ -37,31 +39,29 @@ _SHOWN: Final = 200
 class Planner:
     """Makes the plans of one run.
 
-    ``request`` is None if a plan was given, which is only reserved; ``leases`` is None on pretend
-    GPUs. ``rehearse``: each plan is rehearsed before it is used. ``doubled``: margins are doubled
-    because the account is of another LMDeploy version. ``fitted``: other models share the cards.
-    ``meanwhile`` is called with each plan that is about to be rehearsed.
+    ``request`` is None if a plan was given, which is only reserved. ``rehearse``: each plan is
+    rehearsed before it is used. ``doubled``: margins are doubled because the account is of another
+    LMDeploy version. ``meanwhile`` is called with each plan that is about to be rehearsed. ``over``
+    returns the bytes beyond the forecast that engines of such a plan held here; None if no start
+    has proved it.
     """
 
     request: PlanRequest | None
-    leases: Leases | None
+    leases: Leases
     say: Callable[[str], None]
     _: KW_ONLY
     rehearse: bool
+    pretend: bool = False
     doubled: bool = False
-    fitted: bool = False
     meanwhile: Callable[[Plan], None] = lambda _plan: None
+    over: Callable[[Plan], int | None] = lambda _plan: None
 
     def make(self, changes: Options) -> Plan:
         """Plan the user's request with changes; the plan is reserved if it fits."""
         assert self.request is not None
         request = self.request.changed(**changes)
-        if self.leases is None:
-            with under_way("planning"):
-                return self._made(request)
         with under_way("planning"), self.leases.locked(self._wait):
-            here = measured(self.leases, request.gpus, self.say)
-            plan = self._made(request.changed(on=here, gpus=None))
+            plan = self._made(request.changed(on=self._machine(request.gpus), gpus=None))
             if plan.fits:
                 self.leases.reserve(plan)
         return plan
@@ -77,31 +77,57 @@ class Planner:
             MachineError: a GPU is missing.
             UsageError: the plan was made for no machine.
         """
-        if self.leases is None:
-            return
         with self.leases.locked(self._wait):
-            here = measured(self.leases, None, self.say)
-            refuse(Scene(Sources(), "lease", machine=here, plan=plan, fitted=self.fitted))
+            here = self._machine(None, plan.machine)
+            refuse(Scene(Sources(), "lease", machine=here, plan=plan, pretend=self.pretend))
             self.leases.reserve(plan)
 
+    def _machine(self, gpus: str | None, planned: Machine | None = None) -> Machine:
+        """The machine as it is now, with the reservations of other turbofits counted as used.
+
+        Engines that dead turbofits left behind are ended first: they may still be loading. A
+        pretend machine is the request's; if a plan was given, the one for which it was ``planned``.
+        """
+        from turbofit.machine.source import machine_from
+
+        for text in end_orphans(self.leases):
+            self.say(f"warning: {text}")
+        pretend = planned if self.request is None else self.request.on
+        here = machine_from(pretend if self.pretend else None, gpus=gpus)
+        return counted(here, self.leases)
+
     def _made(self, request: PlanRequest) -> Plan:
-        """Plan, a second time if the margin must be doubled, and rehearse the choice."""
-        pretend = None if self.leases is not None else True  # which tunings and calibrations count
+        """Plan, twice if the margin must be doubled, rehearse the choice, and raise its ratio."""
+        pretend = self.pretend or None  # which tunings and calibrations count
         plan = best_plan(request, pretend=pretend)
         if self.doubled and request.margin is None and plan.fits:
             request = request.changed(margin=doubled_margin(plan))
             plan = best_plan(request, pretend=pretend)
-        if not self.rehearse or not plan.fits:
+        if self.rehearse and plan.fits:
+            kept = Rehearsals(plan)
+            before = kept.recall(plan.machine)
+            if before is not None:
+                self.say("rehearsed before, with these versions and as much free memory")
+                plan = before
+            else:
+                plan = self._rehearsed(request, plan)
+                if plan.fits and plan.rehearsal is not None and plan.rehearsal.outcome == "served":
+                    kept.keep(plan)
+        return self._raised(request, plan)
+
+    def _raised(self, request: PlanRequest, plan: Plan) -> Plan:
+        """The plan with a higher ratio if a start proved it here: its margin may then be less."""
+        usual = not self.pretend and request.margin is None
+        over = self.over(plan) if usual and plan.fits else None
+        if over is None:
             return plan
-        kept = Rehearsals(plan)
-        before = kept.recall(plan.machine)
-        if before is not None:
-            self.say("rehearsed before, with these versions and as much free memory")
-            return before
-        plan = self._rehearsed(request, plan)
-        if plan.fits and plan.rehearsal is not None and plan.rehearsal.outcome == "served":
-            kept.keep(plan)
-        return plan
+        here = request.changed(model=plan.model, revision=None, on=plan.machine, gpus=None)
+        raised = finished(same_shape(here, plan, {}, over=over), request)
+        if not raised.fits or _ratios(raised) <= _ratios(plan):
+            return plan
+        before, after = _ratios(plan)[0], _ratios(raised)[0]
+        self.say(f"proved here before: its cache ratio is raised from {before:.3f} to {after:.3f}")
+        return raised
 
     def _rehearsed(self, request: PlanRequest, plan: Plan) -> Plan:
         """The plan as its rehearsal corrected it, or unchanged if it cannot be rehearsed."""
@@ -131,21 +157,23 @@ def _ratios(plan: Plan) -> list[float]:
     return [group.settings.cache_max_entry_count for group in plan.group_plans()]
 
 
-def measured(leases: Leases, gpus: str | None, say: Callable[[str], None]) -> Machine:
-    """The machine here, with the reservations of other turbofits counted as used.
-
-    Engines that dead turbofits left behind are ended first: they may still be loading.
-    """
+def leases_for(config: ServeConfig) -> Leases:
+    """The leases of the machine here; those of pretend machines are this user's, one set a SPEC."""
     from turbofit.machine.source import machine_from
 
-    for text in end_orphans(leases):
-        say(f"warning: {text}")
-    return counted(machine_from(None, gpus=gpus), leases)
+    if not config.pretend:
+        return Leases()
+    given = config.plan.machine if config.plan is not None else None
+    machine = machine_from(given if config.request is None else config.request.on)
+    folder = variables().leases or state_dir("pretend") / "leases"
+    return Leases(folder.with_name(f"{folder.name}-pretend-{digest_of_parts(machine.name)}"))
 
 
 def can_rehearse() -> bool:
     """Whether this interpreter has LMDeploy and the machine has a C compiler."""
     from importlib.util import find_spec
+
+    from turbofit.pretend.build import find_compiler
 
     return find_spec("lmdeploy") is not None and find_compiler() is not None
 

@@ -1,6 +1,7 @@
 """Remembers plans that were tested on these cards and need no second test.
 
-A plan is proved once its engines have answered its worst cases. Its memory depends on the model's
+A plan is proved once its engines have answered its worst cases. What they then held beyond the
+forecast is kept for the same plan with any cache ratio. Its memory depends on the model's
 shape, the settings, the cards, the driver, LMDeploy and torch. If any of these differs, it is
 another plan, which is tested again. A rehearsal holds as long as its plan would be made again and
 the memory is free.
@@ -45,6 +46,12 @@ class Proved(Struct, tag_field="schema", tag="turbofit.proved/1"):
     day: str
 
 
+class Held(Struct, tag_field="schema", tag="turbofit.held/1"):
+    """The most bytes beyond the forecast that engines of a plan held on a GPU; may be negative."""
+
+    over: int
+
+
 class Proof:
     """Tells whether the worst cases of a plan were answered here; `keep` records that they were."""
 
@@ -57,8 +64,9 @@ class Proof:
         allocator = [os.environ.get(name, "") for name in _ALLOCATOR]
         pretended = [config.pretend, config.pretend_taken, config.pretend_fail]
         now = to_json(replace(self._now, day="", model=""))
-        key = _digest(plan, (now, *config.options, *allocator, *map(str, pretended)))
-        self._file = StateFile("proved", key, Proved)
+        beside = (now, *config.options, *allocator, *map(str, pretended))
+        self._file = StateFile("proved", _digest(plan, beside), Proved)
+        self._held = StateFile("held", _digest(plan, beside, ratio=False), Held)
 
     @property
     def day(self) -> str:
@@ -66,17 +74,32 @@ class Proof:
         kept = self._file.read()
         return "" if kept is None else kept.day
 
-    def keep(self) -> None:
+    @property
+    def over(self) -> int | None:
+        """Bytes beyond the forecast that such a plan's engines held; None if nobody measured it."""
+        kept = self._held.read()
+        return None if kept is None else kept.over
+
+    def keep(self, over: int | None = None) -> None:
+        """Record the proof, and the bytes beyond the forecast if they were measured."""
         self._file.write(self._now)
+        if over is not None:
+            before = self.over
+            self._held.write(Held(over=over if before is None else max(before, over)))
 
     def forget(self) -> None:
         self._file.forget()
+        self._held.forget()
 
 
-def _digest(plan: Plan, beside: Iterable[str]) -> str:
-    """A hash of everything in a plan that its engines' memory depends on, except free memory."""
+def _digest(plan: Plan, beside: Iterable[str], *, ratio: bool = True) -> str:
+    """A hash of everything in a plan that its engines' memory depends on, except free memory.
+
+    Without ``ratio`` it is that of the plan with any cache ratio.
+    """
     parts: list[Any] = [_shape(plan), plan.engine, plan.parallel.groups, plan.limits]
-    parts += [group.settings for group in plan.group_plans()]
+    settings = [group.settings for group in plan.group_plans()]
+    parts += settings if ratio else [replace(one, cache_max_entry_count=0.0) for one in settings]
     return digest_of_parts(*map(to_json, parts), *beside)
 
 

@@ -67,16 +67,6 @@ class Record:
         )
         self.keep()
 
-    @property
-    def is_there(self) -> bool:
-        """Whether the record is on disk; one that a full disk refused does not count as lost.
-
-        The plan must be there, too: a cleaner that still works soon removes the record again.
-        """
-        if self.unwritten:
-            return self.folder.exists()
-        return self._path.exists() and (self.folder / "plan.json").exists()
-
     def begin(self, **facts: Any) -> None:
         """Begin the record of a new start, with its own settings."""
         attempt = AttemptRecord(started=_now(), **facts)

@@ -88,6 +88,17 @@ class StopSignal:
         """End the run normally, as that signal would."""
         self.signal = self.signal or number
 
+    def resume(self) -> bool:
+        """Forget an end that no signal asked for, and all strikes; returns False after a signal."""
+        # In this order a signal that comes meanwhile is not lost.
+        self.signal = None
+        if self.heard is not None:
+            self.signal = self.heard
+            return False
+        self._strikes.clear()
+        self.abrupt = True
+        return True
+
     def on_second(self, strike: Callable[[], None]) -> None:
         """Register a call for the second signal; it must take no lock."""
         self._strikes.append(strike)
@@ -127,7 +138,8 @@ class Supervisor:
     again. ``explained`` returns how often, within some seconds, requests that are now refused ended
     the engine with this index: these ends do not count. ``clients`` returns such an engine's
     clients, None if no gateway serves; ``doubt`` is called when an engine gives no sign of life,
-    and when it is ended. ``before_start`` makes what a start needs, or raises a `TurbofitError`.
+    and when it is ended. ``before_start`` is called before each start of an engine, and may raise a
+    `TurbofitError`.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -146,7 +158,7 @@ class Supervisor:
         explained: Callable[[int, float], int] = lambda _index, _seconds: 0,
         clients: Callable[[int], Owing | None] = lambda _index: None,
         doubt: Callable[[int, float], None] = lambda _index, _ends_at: None,
-        before_start: Callable[[], None] = lambda: None,
+        before_start: Callable[[], object] = lambda: None,
     ) -> None:
         self._before_start = before_start
         self._explained, self._on_rest, self._clock = explained, on_rest, clock
@@ -221,7 +233,7 @@ class Supervisor:
                 before, ended = engine.state, engine.look(now)
                 if self._opened and before != engine.state == "ready":
                     self._on_back(engine)
-                # A second signal may kill the engines meanwhile, for several models in a thread.
+                # A second signal may have killed the engine meanwhile.
                 if ended is not None and not stop.urgent:
                     self._mend(engine, ended, now)
             self._rest()

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError
+from turbofit.core.process.child import child
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import Step, listening, tell, under_way
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, format_bytes
-from turbofit.launch.engine.guard import guarded
 from turbofit.model.caches import hub_cache, modelscope_cache, uses_modelscope
 from turbofit.planning.examine.scene import Sources
 
@@ -77,18 +77,10 @@ def fetched(model: Model, say: Callable[[str], None]) -> Model:
     where = model.source.checkpoint
     if (where is not None and os.path.isdir(where)) or model.hub_id is None:
         return model
-    folder = fetched_files(model.hub_id, model.revision, say, size=model.weight_bytes)
-    return replace(model, source=replace(model.source, checkpoint=folder))
-
-
-def fetched_files(
-    hub_id: str, revision: str | None, say: Callable[[str], None], *, size: int = 0
-) -> str:
-    """The local folder of any repository, downloaded if needed; raises as `fetched`."""
-    key = hub_id, revision or ""
+    key = model.hub_id, model.revision or ""
     if key not in _FOLDERS:
-        _FOLDERS[key] = _download(*key, size, say)
-    return _FOLDERS[key]
+        _FOLDERS[key] = _download(*key, model.weight_bytes, say)
+    return replace(model, source=replace(model.source, checkpoint=_FOLDERS[key]))
 
 
 def _cache() -> Path:
@@ -123,15 +115,15 @@ def _here(name: str) -> int:
 
 
 def _communicated(
-    child: subprocess.Popen[str], name: str, size: int, say: Callable[[str], None]
-) -> tuple[str, str]:
+    process: subprocess.Popen[bytes], name: str, size: int, say: Callable[[str], None]
+) -> tuple[bytes, bytes]:
     """The child's output, once it ends; until then progress is shown, or printed now and then."""
     said_at = time.monotonic()
     while True:
         step = Step(f"downloading {name}", _here(name), size, "bytes")
         tell(step)
         with suppress(subprocess.TimeoutExpired):
-            return child.communicate(timeout=_LOOK_SECONDS)
+            return process.communicate(timeout=_LOOK_SECONDS)
         if not listening() and time.monotonic() - said_at >= _SAY_SECONDS:
             said_at = time.monotonic()
             say(step.text)
@@ -142,24 +134,21 @@ def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -
     say(f"phase: download ({name}, {format_bytes(size)})")
     package = "modelscope" if uses_modelscope() else "huggingface_hub"
     command = [sys.executable, "-c", _CODE.format(package=package), name, revision]
-    child = subprocess.Popen(
-        guarded(command),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    _LOG.info("%s of %s: process %d, into %s", package, name, child.pid, _cache())
+    process = child(command, stderr=subprocess.PIPE)
+    _LOG.info("%s of %s: process %d, into %s", package, name, process.pid, _cache())
     began = time.monotonic()
     try:
         with under_way(f"downloading {name}"):
-            out, errors = _communicated(child, name, size, say)
+            out, errors = _communicated(process, name, size, say)
     except BaseException:
-        os.killpg(child.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):  # a file system that does not answer may hold it
-            child.wait(_LAST_SECONDS)
+            process.wait(_LAST_SECONDS)
         raise
-    folder = out.strip().rpartition("\n")[2]
-    if child.returncode != 0 or not os.path.isdir(folder):
-        last = errors.strip().rpartition("\n")[2][:300] or f"exit code {child.returncode}"
+    folder = out.decode().strip().rpartition("\n")[2]
+    if process.returncode != 0 or not os.path.isdir(folder):
+        last = errors.decode(errors="replace").strip().rpartition("\n")[2][:300]
+        last = last or f"exit code {process.returncode}"
         raise LaunchError(f"{name} cannot be downloaded: {last}", hint=HINTS[package])
     _LOG.info("%s is in %s after %.0f s", name, folder, time.monotonic() - began)
     return folder

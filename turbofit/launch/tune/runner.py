@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import msgspec
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.process.child import child
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.process.variable_names import without_options
 from turbofit.core.tuning import SpeedFigures
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.engine_client import Timing
-from turbofit.launch.engine.guard import guarded
 from turbofit.launch.engine.launches import HOST, free_ports
 from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
@@ -116,12 +116,9 @@ class _Load:
             return
         tell(Step("the load"))
         try:
-            self._process = subprocess.Popen(
-                guarded([*_BENCH, urls[0], "--json", *self._spec.option_arguments()]),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                env={**without_options(os.environ), "TURBOFIT_API_KEY": self._key},
-                start_new_session=True,  # Ctrl-C reaches turbofit alone, which ends this process
-            )  # fmt: skip
+            words = [*_BENCH, urls[0], "--json", *self._spec.option_arguments()]
+            env = {**without_options(os.environ), "TURBOFIT_API_KEY": self._key}
+            self._process = child(words, env, stderr=subprocess.DEVNULL)
         except OSError as exc:
             self.why = f"no load could be started: {exc}"
             self._stop.end()

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.tuning import TrialForecast
-from turbofit.launch.tune.search import SearchPoint
-from turbofit.load.trace import read_trace
 from turbofit.memory.account import NO_IMAGES, VisionLoad
 from turbofit.memory.engines import engine_of
 from turbofit.planning.plan import plan as best_plan
@@ -23,7 +21,6 @@ from turbofit.tuner.throughput import Picture, rate_of_host, with_host
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.load.spec import LoadSpec
     from turbofit.planning.request import PlanRequest
@@ -39,17 +36,7 @@ class MeanRequest(NamedTuple):
 
 
 def mean_request(spec: LoadSpec) -> MeanRequest:
-    """A load's mean request; of a trace, the middle request's images. `UsageError`: a bad trace."""
-    if spec.trace is None:
-        size = max(spec.image_size, key=lambda pair: pair[0] * pair[1])
-        return MeanRequest(spec.prompt_tokens, spec.output_tokens, (size,) * spec.images)
-    trace = read_trace(spec.trace)
-    by_images = sorted(trace, key=lambda request: sum(w * h for w, h in request.images))
-    return MeanRequest(
-        _mean([request.text_tokens for request in trace]),
-        _mean([request.output_tokens for request in trace]),
-        by_images[len(by_images) // 2].images,
-    )
+    return MeanRequest(spec.prompt_tokens, spec.output_tokens, (spec.image_size,) * spec.images)
 
 
 def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForecast:
@@ -102,30 +89,23 @@ def _vision_load(plan: Plan, request: MeanRequest) -> VisionLoad:
     )
 
 
-def _mean(values: Sequence[int]) -> int:
-    return max(1, round(sum(values) / max(1, len(values))))
-
-
 _BATCHES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _PREFILLS: Final = (1024, 2048, 4096, 8192, 16384)
 #: Images are queued in another way only if its forecast is higher by this factor.
 _QUEUE_GAIN: Final = 1.01
-#: Settings whose forecast is below this share of the best are not tried.
-_HOPELESS: Final = 0.3
-_MOST: Final = 400
-#: The distance, in doublings of a batch and of a prefill, over which an error changes little.
-_BATCH_SCALE: Final = 2.5
-_PREFILL_SCALE: Final = 5.0
-#: The distance of two settings that differ in kind.
-_APART: Final = 0.4
 
 
 class TrialChoice(NamedTuple):
-    """Settings to try: the options that lead to their plan, the plan, and its coordinates."""
+    """Settings to try: the options that lead to their plan, the plan, and its forecast."""
 
     options: dict[str, Any]
     plan: Plan
-    option: SearchPoint
+    forecast: TrialForecast
+
+    @property
+    def rate(self) -> float:
+        """Forecast requests a second."""
+        return self.forecast.requests_per_second
 
 
 def choices(
@@ -137,11 +117,11 @@ def choices(
     *,
     prefix: bool = False,
 ) -> list[TrialChoice]:
-    """All choices that are worth trying; ``usual``, turbofit's plan without tuning, is first.
+    """All choices, the best forecast first, but for ``usual``, turbofit's plan without tuning.
 
     The person's own options are not changed; ``prefix``: prefix caching may help this load.
     """
-    chosen = [_choice({}, usual, mean, at_once)]
+    chosen = [TrialChoice({}, usual, forecast_of(usual, mean, at_once))]
     kinds = {_kind(usual, at_once)}
 
     def added(options: dict[str, Any]) -> TrialChoice | None:
@@ -152,7 +132,7 @@ def choices(
         if not plan.fits or not promises_no_less(plan, usual) or _kind(plan, at_once) in kinds:
             return None
         kinds.add(_kind(plan, at_once))
-        chosen.append(_choice(options, plan, mean, at_once))
+        chosen.append(TrialChoice(options, plan, forecast_of(plan, mean, at_once)))
         return chosen[-1]
 
     queue = usual.limits.vision_unit is not None and request.queue_images is None
@@ -161,36 +141,14 @@ def choices(
         if choice is None or not queue:
             continue
         other = added({**options, "queue_images": not _queues(choice.plan)})
-        if other is not None and _rate(other) < _rate(choice) * _QUEUE_GAIN:
+        if other is not None and other.rate < choice.rate * _QUEUE_GAIN:
             chosen.remove(other)
-    best = max(_rate(choice) for choice in chosen)
-    rest = [choice for choice in chosen[1:] if _rate(choice) >= _HOPELESS * best]
-    rest.sort(key=lambda choice: -_rate(choice))
-    return [chosen[0], *rest[: _MOST - 1]]
-
-
-def _choice(options: Options, plan: Plan, mean: MeanRequest, at_once: float) -> TrialChoice:
-    settings = plan.settings
-    point = (
-        math.log2(_rows(plan, at_once)) / _BATCH_SCALE,
-        math.log2(settings.max_prefill_token_num) / _PREFILL_SCALE,
-        math.log2(settings.tp) * _APART,
-        math.log2(plan.parallel.replicas) * _APART,
-        *(_APART if plan.engine.on_torch == on_torch else 0.0 for on_torch in (False, True)),
-        *(_APART if settings.quant_policy == kind else 0.0 for kind in (0, 8, 4)),
-        _APART if settings.enable_prefix_caching else 0.0,
-        _APART if _queues(plan) else 0.0,
-    )
-    return TrialChoice(options, plan, SearchPoint(point, forecast_of(plan, mean, at_once)))
+    return [chosen[0], *sorted(chosen[1:], key=lambda choice: -choice.rate)]
 
 
 def _queues(plan: Plan) -> bool:
     """Whether the images of only one request run at a time."""
     return plan.limits.units_per_forward <= plan.limits.units_per_request
-
-
-def _rate(choice: TrialChoice) -> float:
-    return choice.option.forecast.requests_per_second
 
 
 def _every(

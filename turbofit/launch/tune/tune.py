@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timezone
@@ -19,7 +20,7 @@ from turbofit.launch.run import Run
 from turbofit.launch.serve.runs import waiting_words
 from turbofit.launch.serve.supervisor import StoppedError
 from turbofit.launch.tune.runner import TrialEnd, run_trial
-from turbofit.launch.tune.search import TrialSearch, meets
+from turbofit.launch.tune.search import meets, order
 from turbofit.launch.tune.space import choices, mean_request
 from turbofit.memory.calibrated import identity
 from turbofit.planning.tuned import (
@@ -143,15 +144,16 @@ def _choices(
 ) -> tuple[list[TrialChoice], int]:  # fmt: skip
     """The choices and the number of requests at once; prints what a person should know."""
     at_once = load.at_once or _at_once(usual)
-    prefix = load.shared_prefix > 0 or load.trace is not None
+    prefix = load.shared_prefix > 0
     mean = mean_request(load)
     candidates = choices(request, usual, mean, at_once, wanted.kv_types, prefix=prefix)
     waiting = waiting_words(wanted.load.concurrency or 0, usual.requests_at_once)
     if waiting:
         say(waiting)
     say(
-        f"{len(candidates)} settings keep the promise of the plan: at most {wanted.starts} starts "
-        f"and {format_duration(wanted.seconds)}, each start for {described(load)}"
+        f"{len(candidates)} settings keep the promise of the plan: those with the best forecast"
+        f" are tried, at most {wanted.starts} and {format_duration(wanted.seconds)}, each for"
+        f" {described(load)}; then the best for twice as long"
     )
     return candidates, at_once
 
@@ -159,17 +161,15 @@ def _choices(
 def _load(load: LoadSpec, usual: Plan) -> LoadSpec:
     """The load with defaults: as many requests at once as a batch may have, 30 s."""
     images = {} if usual.limits.vision_unit is not None else {"images": 0}
-    window = {} if load.requests or load.trace or load.seconds else {"seconds": _SECONDS}
+    window = {} if load.requests or load.seconds else {"seconds": _SECONDS}
     loop = {}
-    if load.rate is None and load.trace is None and load.concurrency is None:
+    if load.rate is None and load.concurrency is None:
         loop = {"concurrency": _at_once(usual)}
     return load.changed(**{**images, **load.given(), **window, **loop})
 
 
 def described(load: LoadSpec) -> str:
     """A load in a few words, with its length in requests or in time."""
-    if load.trace is not None:
-        return f"the trace {load.trace}"
     seconds, requests = load.measured_seconds, load.requests
     length = f"{requests} requests" if seconds is None else format_duration(seconds)
     how = f"{load.at_once} at once" if load.rate is None else f"{load.rate:g} a second"
@@ -183,11 +183,11 @@ def _at_once(usual: Plan) -> int:
 
 @dataclass
 class Tuner:
-    """Tries choices under a load, and finds the best.
+    """Tries the first choice and those with the best forecasts, and then the best again.
 
     ``plan_of`` plans options again, on the machine as it is now; ``run`` starts a plan's engines
-    and drives the load. ``at_once``: requests under way; ``seconds``: the time of all trials.
-    ``blank`` is the result without its trials.
+    and drives the load. ``at_once``: requests under way; ``starts``: how many choices are tried;
+    ``seconds``: the time of all trials. ``blank`` is the result without its trials.
     """
 
     choices: Sequence[TrialChoice]
@@ -212,56 +212,84 @@ class Tuner:
 
     def tune(self) -> Tuning:
         """Return all trials and the best; a `StoppedError` if a signal came before one ended."""
-        search = TrialSearch(
-            [choice.option for choice in self.choices], self.blank.slo,
-            latency=self.blank.goal == "latency", at_once=self.at_once,
-        )  # fmt: skip
+        left, best, stopped = list(self.choices), None, ""
         try:
-            while not (stopped := self._enough()):
-                index = search.next()
-                if index is None:
-                    stopped = "no other settings promise more"
-                    break
-                trial = self._try(self.choices[index])
-                self._trials.append(trial)
-                search.tell(index, trial.measured)
+            while left and len(self._trials) < self.starts and self._has_time():
+                choice = left[0] if not self._trials else self._most_promising(left)
+                left.remove(choice)
+                self._trials.append(self._try(choice, self.load))
+            best = self._best_again()
         except StoppedError as exc:
             if not self._trials:
                 raise
             stopped = exc.signal.name
-        best = search.best()
-        options = None if best is None else self.choices[best].options
-        number = next((trial.number for trial in self._trials if trial.options == options), None)
+        best = best or next(iter(self._good()), None)
         return replace(
             self.blank,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            best=number,
+            best=None if best is None else best.number,
             trials=tuple(self._trials),
-            stopped=stopped,
+            stopped=stopped or self._left_out(left),
             seconds=round(sum(trial.seconds for trial in self._trials), 1),
         )
 
-    def _enough(self) -> str:
-        """The reason to try nothing more; empty while the search goes on."""
-        if len(self._trials) >= self.starts:
-            return f"{len(self._trials)} settings were tried"
-        # A further trial, as long as the longest so far, would end after the allowed time.
-        longest = max((trial.seconds for trial in self._trials), default=0.0)
-        return "the time is up" if self._trials and self.left < longest else ""
+    def _best_again(self) -> TrialRecord | None:
+        """Try the best again, or the next if it fails; None without a choice, or without time."""
+        good = self._good()
+        for trial in good if len(good) > 1 else ():
+            if not self._has_time():
+                break
+            choice = next(one for one in self.choices if one.options == trial.options)
+            self._trials.append(again := self._try(choice, _twice(self.load), again=True))
+            if again.meets_slo:
+                return again
+        return None
 
-    def _try(self, choice: TrialChoice) -> TrialRecord:
+    def _good(self) -> list[TrialRecord]:
+        """Trials that meet the SLO, the best first, without those that failed again."""
+        failed = [trial.options for trial in self._trials if trial.again and not trial.meets_slo]
+        good = [one for one in self._trials if one.meets_slo and one.options not in failed]
+        return sorted(good, key=self._value, reverse=True)
+
+    def _most_promising(self, left: Sequence[TrialChoice]) -> TrialChoice:
+        measured = next((trial for trial in self._trials if trial.measured is not None), None)
+        return order(left, measured, self.blank.slo, self.at_once)[0]
+
+    def _value(self, trial: TrialRecord) -> float:
+        """What a measured trial is worth by the goal."""
+        assert trial.measured is not None
+        if self.blank.goal == "latency":
+            return -trial.measured.e2e_p50
+        return trial.measured.requests_per_second
+
+    def _has_time(self) -> bool:
+        """Whether a further trial, as long as the longest so far, would end in the allowed time."""
+        return self.left >= max((trial.seconds for trial in self._trials), default=-math.inf)
+
+    def _left_out(self, left: Sequence[TrialChoice]) -> str:
+        if not left:
+            return "all settings were tried"
+        why = "those with the best forecast were tried"
+        if len(self.choices) - len(left) < self.starts:
+            why = "the time is up"
+        return (
+            f"{len(left)} of {len(self.choices)} settings were not tried, whose forecast is"
+            f" {max(choice.rate for choice in left):.2f} requests/s at most: {why}"
+        )
+
+    def _try(self, choice: TrialChoice, load: LoadSpec, *, again: bool = False) -> TrialRecord:
         number, begun = len(self._trials) + 1, self.clock()
         plan, settings = choice.plan, choice.plan.settings
-        self.say(f"trial {number}: {_in_words(choice)}")
-        end = self._end_of(choice.options, f"trial {number} of at most {self.starts}")
+        what = f"trial {number}, the best again" if again else f"trial {number} of {self.starts}"
+        self.say(f"trial {number}: {_in_words(choice)}{', again' * again}")
+        end = self._end_of(choice.options, load, what)
         keeps = end.measured is not None and meets(end.measured, self.blank.slo)
         if end.measured is None:
             self.say(f"trial {number}: {end.outcome}: {end.why[:_SHOWN]}")
         else:
             self.say(
                 f"trial {number}: {end.measured.requests_per_second:.2f} requests/s, forecast "
-                f"{choice.option.forecast.requests_per_second:.2f}"
-                f"{'' if keeps else ', which misses the SLO'}"
+                f"{choice.rate:.2f}{'' if keeps else ', which misses the SLO'}"
             )
         return TrialRecord(
             number=number,
@@ -274,15 +302,16 @@ class Tuner:
             quant_policy=settings.quant_policy,
             enable_prefix_caching=settings.enable_prefix_caching,
             kv_tokens=plan.kv.total_tokens,
-            forecast=choice.option.forecast,
+            forecast=choice.forecast,
             outcome=end.outcome,
             why=end.why,
             measured=end.measured,
             meets_slo=keeps,
             seconds=round(self.clock() - begun, 1),
+            again=again,
         )
 
-    def _end_of(self, options: Options, what: str) -> TrialEnd:
+    def _end_of(self, options: Options, load: LoadSpec, what: str) -> TrialEnd:
 
         def whole() -> Step:
             return Step(what, detail=f"{format_duration(max(self.left, 0.0))} of --time left")
@@ -292,9 +321,15 @@ class Tuner:
             if not plan.fits:
                 return TrialEnd(None, "unserved", plan.verdict)
             with part_of(whole):
-                return self.run(plan, self.load)
+                return self.run(plan, load)
         except TurbofitError as exc:
             return TrialEnd(None, "unserved", exc.message)
+
+
+def _twice(load: LoadSpec) -> LoadSpec:
+    """The load for twice as long, where it has a length of its own."""
+    lengths = {name: getattr(load, name) for name in ("seconds", "requests")}
+    return load.changed(**{name: 2 * value for name, value in lengths.items() if value})
 
 
 def _in_words(choice: TrialChoice) -> str:

@@ -18,7 +18,7 @@ from turbofit.core.model import Model, Quantization, VisionDims
 from turbofit.core.presets import load_yaml, merged, preset_path
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
-from turbofit.memory.turbomind.weights import EngineConstants, vision_side, weight_classes
+from turbofit.memory.turbomind.weights import EngineConstants, weight_classes
 from turbofit.memory.versions import FIRST_CURRENT, is_legacy, parse
 from turbofit.model.tensors import elements
 from turbofit.model.towers import vision_tensors
@@ -306,21 +306,23 @@ def tower_bytes(model: Model, tp: int, *, spread: bool) -> tuple[int, ...]:
     return (*(round_up(size, page) for size in sizes), *(0,) * (tp - ranks))
 
 
-def tower_activations(vision: VisionDims, units: int, *, flash: bool) -> int:
+def tower_activations(model: Model, units: int, *, flash: bool) -> int:
     """The peak bytes in a forward of the tower for so many units (tiles or patches).
 
     ``flash``: attention without a score matrix, as the projects' own requirements install it; else
-    both score matrices (before and after softmax) of all units at once: an upper end.
+    both score matrices (before and after softmax) of all units at once: an upper end. 0 without a
+    tower.
     """
-    tiles = vision.image_size is not None
-    tokens = vision_side(vision) ** 2 + 1 if tiles else 1
-    side = vision.image_size or vision.patch_size
-    pixels = vision.channels * vision.temporal_patch * HALF * side**2
+    vision, rule = model.vision, model.image_rule
+    if vision is None or rule is None:
+        return 0
+    tokens = model.unit_tower_tokens
+    pixels = vision.channels * vision.temporal_patch * HALF * rule.unit_side**2
     hidden = tokens * vision.hidden * HALF
     attention = hidden * legacy_constants().vision_attention["flash" if flash else "eager"]
     if not flash:
         # A tile attends to its own tokens, a patch to all patches of the request.
-        attention += 2 * vision.heads * tokens * (tokens if tiles else units) * HALF
+        attention += 2 * vision.heads * tokens * (units if rule.whole_image else tokens) * HALF
     wide = tokens * vision.intermediate * HALF
     mlp = 2 * hidden + (3 if vision.gated_mlp else 2) * wide
     return units * (pixels + max(attention, mlp))

@@ -97,9 +97,9 @@ class LegacyTorchAccount(GroupAccount):
         text, spread = model.text, self.generation.tower == "front_end"
         linked = launch.machine.nvlinked(launch.gpus)
         yield from before_terms(gpu, launch.settings, linked, self.constants)
-        if tp > 1 and (i == 0 or (spread and model.vision is not None)):
-            # Ranks are separate processes. The size is too high if the server does not use a
-            # rank's GPU.
+        if tp > 1:
+            # Ranks are separate processes. The size is too high where the server does not use a
+            # rank's GPU: on two T4 (0.7) both GPUs held as much as GPU 0.
             size, _ = context_bytes(gpu)
             note = "the server's process beside the rank's"
             yield term("server_context", "context", size, "estimate", note)
@@ -134,19 +134,13 @@ class LegacyTorchAccount(GroupAccount):
         routed = routed_elements(moe, moe.intermediate // tp, text.hidden)
         return max(dense, routed, 3 * moe.shared_intermediate // tp)
 
-    def _tower(self, units: int, *, flash: bool) -> int:
-        vision = self._model.vision
-        if vision is None or not units:
-            return 0
-        return tower_activations(vision, units, flash=flash)
-
     def _first(self) -> Term:
         """Memory that the first image, at the checkpoint's own limit, leaves in torch's pool."""
         rule, size, units = self._model.image_rule, 0, 0
         if rule is not None and self._vision_load.units_per_image and self._model.vision:
             units = min(rule.worst_units(), self._vision_load.units_per_image)
             tokens = rule.unit_tokens(units) + _PROMPT
-            size = self._forward(tokens, 1) + self._tower(units, flash=True)
+            size = self._forward(tokens, 1) + tower_activations(self._model, units, flash=True)
         note = f"the first image, {units} units"
         return term(POOL_WARMUP, "buffers", round_up(size, PAGE), "estimate", note)
 
@@ -160,7 +154,7 @@ class LegacyTorchAccount(GroupAccount):
             # In the front end the checkpoint's code decides on flash attention; without it is the
             # upper end.
             flash = self.generation.tower == "engine"
-            request = self._forward(prompt, 1) + self._tower(units, flash=flash)
+            request = self._forward(prompt, 1) + tower_activations(self._model, units, flash=flash)
             cases.append(("vision_request", request, f"{units} units, one request"))
         return transients(
             [(name, round_up(size, PAGE), "estimate", note) for name, size, note in cases]

@@ -404,10 +404,9 @@ class LegacyAccount(GroupAccount):
 
     def _tower(self, units: int, *, flash: bool) -> int:
         """Bytes of torch's pool after a forward of so many units."""
-        vision = self.model.vision
-        if not units or vision is None or self.generation.vision.runs != "torch":
+        if self.generation.vision.runs != "torch":
             return 0
-        return round_up(tower_activations(vision, units, flash=flash), PAGE)
+        return round_up(tower_activations(self.model, units, flash=flash), PAGE)
 
 
 class LegacyTurbomind(Turbomind):

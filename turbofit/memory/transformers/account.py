@@ -13,8 +13,10 @@ from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, GpuLedger, HostMemory, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, format_bytes
+from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import (
     Account,
+    Engine,
     EngineLaunch,
     RankWeights,
     StaticMemory,
@@ -23,14 +25,7 @@ from turbofit.memory.account import (
     transients,
 )
 from turbofit.memory.kv_cache import CacheShape
-from turbofit.memory.placement import (
-    LayeredCopy,
-    LayeredEngine,
-    Placement,
-    best_placement,
-    load_of,
-)
-from turbofit.memory.transformers.activations import ModelCopy, TightestCopy
+from turbofit.memory.placement import ModelCopies, best_placement, offloaded, workspace
 from turbofit.memory.transformers.components import components
 
 _NOTES = {
@@ -50,7 +45,7 @@ _OPTIONS: Final = frozenset({"dtype", "session_len", "max_batch_size", "tp"})
 
 
 class TransformersAccount(Account):
-    """One copy of a model for a request of ``session_len``; ``placement`` is by default the best.
+    """One copy of a model for a request of ``session_len``.
 
     No ratio sizes the cache: it grows with the request, so it is the same at every ratio.
     """
@@ -62,19 +57,25 @@ class TransformersAccount(Account):
     block_tokens = 1
     least_blocks = 0
 
-    def __init__(self, launch: EngineLaunch, placement: Placement | None = None) -> None:
-        settings, gpus = launch.settings, launch.gpus
-        self.copy = ModelCopy(launch.model, settings.dtype, gpus, launch.margins)
-        self.block_bytes = sum(layer.kv_per_token for layer in self.copy.parts.layers)
-        self._load = load_of(launch.vision_load, settings.session_len)
-        self.placement = placement or best_placement(self.copy, self._load)
-        static = [self._static(place) for place in range(len(gpus))]
+    def __init__(self, launch: EngineLaunch) -> None:
+        margins = {gpu.index: size for gpu, size in zip(launch.gpus, launch.margins, strict=True)}
+        self.copies = ModelCopies(launch.model, launch.settings.dtype, [launch.gpus], margins)
+        self.block_bytes = sum(layer.kv_per_token for layer in self.copies.parts.layers)
+        self._load = launch.vision_load.of(launch.settings.session_len)
+        placement = launch.placement or best_placement(self.copies, self._load)
+        self._off = offloaded(placement)
+        #: The numbers of the layers on each GPU.
+        self._on = [
+            [number for number, at in enumerate(placement) if at == place]
+            for place in range(len(launch.gpus))
+        ]
+        static = [self._static(place, gpu) for place, gpu in enumerate(launch.gpus)]
         super().__init__(launch, static, None, (), self._load.units)
 
     def region_at(self, ratio: float) -> int:  # noqa: ARG002 - it grows with the request
         """Bytes of the longest request's cache, on all GPUs together."""
         load = self._load
-        return sum(layer.kv(load.tokens, load.images) for layer in self.copy.parts.layers)
+        return sum(layer.kv(load.tokens, load.images) for layer in self.copies.parts.layers)
 
     def tokens_at(self, ratio: float) -> int:  # noqa: ARG002
         return self._load.tokens
@@ -87,56 +88,51 @@ class TransformersAccount(Account):
         return [term("kv_cache", "cache", self._cached(i), "formula", note)]
 
     def _cached(self, place: int) -> int:
-        layers = self.copy.parts.layers
-        mine = [layers[n] for n, at in enumerate(self.placement.layers) if at == place]
-        guests = [layers[n] for n in self.placement.offloaded] if place == 0 else []
-        return self.copy.cached([*mine, *guests], self._load)
+        guests = self._off if place == 0 else []
+        return self.copies.cached([*self._on[place], *guests], self._load)
 
-    def _static(self, place: int) -> StaticMemory:
-        workspace = self.copy.workspace(place)
+    def _static(self, place: int, gpu: Gpu) -> StaticMemory:
         return StaticMemory(
-            before=tuple(self._before(place)),
-            buffers=(term("workspace", "buffers", workspace, "estimate", "cuBLAS"),),
+            before=tuple(self._before(place, gpu)),
+            buffers=(term("workspace", "buffers", workspace(gpu), "estimate", "cuBLAS"),),
             # Loading may also use cuBLAS.
-            staged=workspace + self.copy.staging(),
+            staged=workspace(gpu) + self.copies.staging(),
             transients=self._transients(place),
         )
 
-    def _before(self, place: int) -> Iterator[Term]:
+    def _before(self, place: int, gpu: Gpu) -> Iterator[Term]:
         """The terms of others, context and weights on one GPU."""
-        copy, parts, last = self.copy, self.copy.parts, self.placement.devices - 1
-        mine = [parts.layers[n] for n, at in enumerate(self.placement.layers) if at == place]
-        context, note = copy.contexts[place]
-        yield term("others", "before", known(copy.gpus[place].used, 0), "measured")
+        copies, parts, mine = self.copies, self.copies.parts, self._on[place]
+        first, last = place == 0, place == copies.devices - 1
+        context, note = context_bytes(gpu)
+        yield term("others", "before", known(gpu.used, 0), "measured")
         yield term("cuda_context", "context", context, "estimate", note)
-        head = 0 if parts.tied else parts.head
-        vision = copy.model.vision
-        sound = ", and an audio tower" if vision and vision.audio else ""
+        sound = ", and an audio tower" if copies.model.vision and copies.model.vision.audio else ""
+        tied = "lm_head is the same tensor" if parts.tied else ""
+        layers = sum(parts.layers[number].weights for number in mine)
         weights = [
-            ("vision_tower", parts.vision if place == 0 else 0, f"with its projector{sound}"),
-            ("embeddings", parts.embeddings if place == 0 else 0,
-             "lm_head is the same tensor" if parts.tied else ""),
-            ("decoder_layers", sum(layer.weights for layer in mine), f"{len(mine)} of them"),
-            ("norm_and_head", parts.norm + head if place == last else 0, ""),
-        ]  # fmt: skip
-        basis = copy.model.source.sizes
+            ("vision_tower", parts.vision * first, f"with its projector{sound}"),
+            ("embeddings", parts.embeddings * first, tied),
+            ("decoder_layers", layers, f"{len(mine)} of them"),
+            ("norm_and_head", (parts.norm + parts.head) * last, ""),
+        ]
+        basis = copies.model.source.sizes
         yield from (term(name, "weights", size, basis, why) for name, size, why in weights if size)
         why = "torch takes memory in steps of up to 20 MiB"
         why += "; holes that joining experts leaves" if parts.experts else ""
-        yield term("allocator_rounding", "weights", copy.rounding, "estimate", why)
+        yield term("allocator_rounding", "weights", copies.rounding, "estimate", why)
 
     def _transients(self, place: int) -> tuple[Term, ...]:
-        copy, load = self.copy, self._load
-        block = copy.block(self.placement.offloaded) if place == 0 else 0
+        copies, load = self.copies, self._load
+        block = copies.block(self._off) if place == 0 else 0
         cases = []
-        vision = copy.vision(place, load)
-        if vision:
+        if vision := copies.vision(place, load):
             note = (
                 f"all images of a request in the tower take {format_bytes(vision)}, fragments"
                 " included; the cache's room is empty then"
             )
             cases.append(("vision", max(0, vision - self._cached(place)), note))
-        for name, size in copy.activations(place, load, block=block).items():
+        for name, size in copies.activations(place, load, block=block).items():
             note = f"{_NOTES[name]}, fragments included"
             if block and name in ("prefill", "sampling"):
                 note += "; an offloaded layer's weights pass through"
@@ -144,7 +140,7 @@ class TransformersAccount(Account):
         return transients([(name, size, "estimate", note) for name, size, note in cases])
 
 
-class Transformers(LayeredEngine):
+class Transformers(Engine):
     """The engine for models that LMDeploy cannot run, with one request at a time."""
 
     name: ClassVar[EngineName] = "transformers"
@@ -169,17 +165,6 @@ class Transformers(LayeredEngine):
 
     def account(self, launch: EngineLaunch) -> Account:
         return TransformersAccount(launch)
-
-    def copy(
-        self, model: Model, dtype: str, gpus: Sequence[Gpu], margins: Sequence[int]
-    ) -> LayeredCopy:
-        return ModelCopy(model, dtype, gpus, margins)
-
-    def tightest(self, copies: Sequence[LayeredCopy]) -> LayeredCopy:
-        return TightestCopy(copies)
-
-    def placed(self, launch: EngineLaunch, placement: Placement) -> Account:
-        return TransformersAccount(launch, placement)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
         return None if tp == 1 else f"Transformers splits {model.name} by layers alone"

@@ -7,9 +7,45 @@ from typing import Final
 from turbofit.core.errors import UsageError
 from turbofit.core.model import DTYPE_BYTES, Model, TextDims
 from turbofit.core.struct import Struct
-from turbofit.memory.placement import Components, Layer
 from turbofit.model.parameters import parameters, text_parameters
 from turbofit.model.tensors import elements, text_tensors
+
+
+class Layer(Struct):
+    """One decoder layer: bytes of its weights, and of its KV cache for one token and one image.
+
+    ``kv_per_image`` is for layers that attend to an image's features instead of tokens
+    (Llama-3.2-Vision: 6404 positions an image, for every prompt).
+    """
+
+    weights: int
+    kv_per_token: int
+    kv_per_image: int = 0
+
+    def kv(self, tokens: int, images: int) -> int:
+        return self.kv_per_token * tokens + self.kv_per_image * images
+
+
+class Components(Struct):
+    """The weight bytes of each component, in the served dtype.
+
+    ``vision`` is tower, projector and bare parameters; ``head`` is 0 if it is ``tied`` to the
+    embeddings. ``experts``, of one layer, are also contained in `layers`.
+    """
+
+    vision: int
+    embeddings: int
+    layers: tuple[Layer, ...]
+    norm: int
+    head: int
+    tied: bool
+    experts: int = 0
+
+    @property
+    def weights(self) -> int:
+        layers = sum(layer.weights for layer in self.layers)
+        return self.vision + self.embeddings + layers + self.norm + self.head
+
 
 _INSIDE: Final = "model.language_model"
 _LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")

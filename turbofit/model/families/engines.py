@@ -71,7 +71,7 @@ _SIXTEEN_BITS: Final = {
     },
 }  # fmt: skip
 
-#: Models that only the checkpoint's own code defines; `transformers serve` cannot load them.
+#: Models that only the checkpoint's own code defines; Transformers cannot load them.
 _REMOTE_CODE: Final = frozenset(
     {
         "InternS1ForConditionalGeneration",

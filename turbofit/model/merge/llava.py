@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
@@ -31,15 +32,16 @@ from turbofit.model.checkpoint import read_section
 from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.files import (
-    DTYPES,
+    Edit,
     Piece,
     Result,
-    StoredTensor,
+    Tensors,
     copied_files,
+    dtype_name,
     json_text,
     located,
     open_weights,
-    torch_library,
+    piece,
     weight_files,
 )
 
@@ -59,6 +61,8 @@ _ROWS: Final = 64
 #: Rows that are added at once: the whole table in float64 would need four times its memory.
 _BLOCK: Final = 1024
 _TOWER: Final = "vision_tower.vision_model."
+_EMBEDDINGS: Final = "language_model.model.embed_tokens.weight"
+_HEAD: Final = "language_model.lm_head.weight"
 #: The projector's layers: their names in the original → in the hf format.
 PROJECTOR: Final = {"0": "linear_1", "2": "linear_2"}
 _PROJECTOR: Final = re.compile(r"model\.mm_projector\.([02])\.(weight|bias)")
@@ -100,10 +104,10 @@ def check_original(config: Section) -> None:
 def converted(
     original: Section,
     folder: str,
-    files: Mapping[str, Sequence[Piece]],
-    projector: Mapping[str, StoredTensor],
+    files: Mapping[str, Mapping[str, Piece]],
+    projector: Tensors,
     given: str | None,
-    dtype: str,
+    dtype: Any,
 ) -> Result:
     """Convert to the hf format: rename tensors, add two tokens and the vision tower.
 
@@ -117,26 +121,30 @@ def converted(
     """
     tokens = add_tokens(folder, original.integer("vocab_size"))
     renamed = [
-        [_with_rows(piece._replace(name=name), tokens) for piece in pieces
-         if (name := hf_name(piece.name))]
+        {new: one for name, one in pieces.items() if (new := hf_name(name))}
         for pieces in files.values()
-    ]  # fmt: skip
-    besides = [tensor.piece(hf_name(name) or name, dtype) for name, tensor in projector.items()]
+    ]
+    besides = {hf_name(name) or name: piece(tensor, dtype) for name, tensor in projector.items()}
     where, tower = None, Section({}, "the vision tower's config.json")
-    if not any(piece.name.startswith(_TOWER) for pieces in renamed for piece in pieces):
+    if not any(name.startswith(_TOWER) for pieces in renamed for name in pieces):
         name = given or original.string("mm_vision_tower", "") or "the vision tower"
         where = located(name, "config.json", "CLIP's folder: --vision-tower FOLDER")
         tower = read_section(FolderFiles(where), "config.json", tower.what) or tower
-        besides += _tower_pieces(where, tower, dtype)
+        besides |= _tower_pieces(where, tower, dtype)
     if besides:
         renamed.append(besides)
-    shapes = {piece.name: piece.shape for pieces in renamed for piece in pieces}
+    shapes = {name: one.tensor.shape for pieces in renamed for name, one in pieces.items()}
     _check_complete(set(shapes), original)
     vision = _vision_config(shapes, tower, original)
+    rows = round_up(max(shapes[_HEAD][0], tokens.image + 1, tokens.pad + 1), _ROWS)
+    for pieces in renamed:
+        for name in pieces.keys() & {_EMBEDDINGS, _HEAD}:
+            grow: Edit = partial(_with_rows, rows)
+            pieces[name] = pieces[name]._replace(edits=(*pieces[name].edits, grow))
     both = {
-        "vocab_size": shapes["language_model.lm_head.weight"][0],
+        "vocab_size": rows,
         "pad_token_id": tokens.pad,
-        "torch_dtype": DTYPES[dtype],
+        "torch_dtype": dtype_name(dtype),
     }
     texts = _small_files(original, vision, tokens, FolderFiles(folder), both)
     skipped = {*texts, *_TOKENIZER_FILES, "chat_template.json"}
@@ -166,33 +174,25 @@ def hf_name(name: str) -> str | None:
     raise UsageError(f"{name[:100]!r} is not a tensor of the original LLaVA-1.5", hint=_OTHERS)
 
 
-def _with_rows(piece: Piece, tokens: _Tokens) -> Piece:
-    """Add rows to embeddings and head for new tokens, up to a multiple of 64 rows."""
-    if not piece.name.endswith(("embed_tokens.weight", "lm_head.weight")):
-        return piece
-    rows = round_up(max(piece.shape[0], tokens.image + 1, tokens.pad + 1), _ROWS)
-
-    def grow(weight: Any) -> Any:
-        """Append rows that are the mean of the existing rows."""
-        total = sum(part.double().sum(dim=0) for part in weight.split(_BLOCK))
-        grown = torch_library().empty((rows, weight.shape[1]), dtype=weight.dtype)
-        grown[: weight.shape[0]] = weight
-        grown[weight.shape[0] :] = (total / weight.shape[0]).to(weight.dtype)
-        return grown
-
-    return piece._replace(shape=(rows, *piece.shape[1:]), edits=(*piece.edits, grow))
+def _with_rows(rows: int, weight: Any) -> Any:
+    """Append rows that are the mean of the existing rows."""
+    total = sum(part.double().sum(dim=0) for part in weight.split(_BLOCK))
+    grown = weight.new_empty((rows, weight.shape[1]))
+    grown[: weight.shape[0]] = weight
+    grown[weight.shape[0] :] = (total / weight.shape[0]).to(weight.dtype)
+    return grown
 
 
-def _tower_pieces(folder: str, config: Section, dtype: str) -> list[Piece]:
+def _tower_pieces(folder: str, config: Section, dtype: Any) -> dict[str, Piece]:
     kind = config.string("model_type", "clip")
     if kind not in ("clip", "clip_vision_model"):
         raise UsageError(f"{folder} is {kind[:30]!r}, not CLIP", hint="name CLIP's folder")
-    pieces = [
-        tensor.piece(f"vision_tower.{key}", dtype)
+    pieces = {
+        f"vision_tower.{key}": piece(tensor, dtype)
         for tensors in open_weights(folder).values()
         for key, tensor in tensors.items()
         if key.startswith("vision_model.") and not key.endswith(".position_ids")
-    ]  # fmt: skip
+    }
     if not pieces:
         raise UsageError(
             f"{folder} holds no vision_model.… tensors", hint="name the folder of CLIP's checkpoint"
@@ -204,7 +204,7 @@ def _check_complete(names: set[str], original: Section) -> None:
     needed = {
         f"multi_modal_projector.linear_{i}.{part}" for i in "12" for part in ("weight", "bias")
     }
-    needed |= {"language_model.model.embed_tokens.weight", "language_model.lm_head.weight"}
+    needed |= {_EMBEDDINGS, _HEAD}
     for i in range(original.integer("num_hidden_layers")):
         needed.add(f"language_model.model.layers.{i}.mlp.up_proj.weight")
     if missing := sorted(needed - names):
@@ -329,83 +329,56 @@ def add_tokens(folder: str, rows: int) -> _Tokens:
     Raises:
         UsageError: the folder's tokenizer cannot be read.
     """
-    stored = _stored_tokenizer(folder)
-    try:
-        ids, size = _known_ids(stored), _vocabulary_size(stored["tokenizer.json"], rows)
-    except (AttributeError, LookupError, TypeError, ValueError):
-        raise UsageError(
-            f"the tokenizer of {folder} cannot be read", hint="download the checkpoint again"
-        ) from None
-    count = max(size, *(1 + number for number in ids.values()), 0)
+    (whole, config, special, added), ids, first = _tokenizer(folder, rows)
     new = [token for token in (_IMAGE, _PAD) if token not in ids]
-    ids |= {token: number for number, token in enumerate(new, count)}
+    ids |= {token: number for number, token in enumerate(new, first)}
     both = {token: ids[token] for token in (_IMAGE, _PAD)}
-    written = {
-        "tokenizer_config.json": _config_with(stored["tokenizer_config.json"], both),
-        "special_tokens_map.json": {**stored["special_tokens_map.json"], "pad_token": _PAD},
-        **_vocabulary_with(stored, both, new),
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    entries = {token: {"content": token, **flags, "special": True} for token in both}
+    decoder = config.get("added_tokens_decoder") or {}
+    written: dict[str, JsonObject] = {
+        # Without its chat template, which is for text only.
+        "tokenizer_config.json": {
+            **{key: value for key, value in config.items() if key != "chat_template"},
+            "added_tokens_decoder": {**decoder, **{str(both[t]): entries[t] for t in both}},
+            "pad_token": _PAD,
+            "processor_class": "LlavaProcessor",
+        },
+        "special_tokens_map.json": {**special, "pad_token": _PAD},
     }
+    if whole:
+        appended = [{"id": both[token], **entries[token]} for token in new]
+        listed = whole.get("added_tokens") or ()
+        written["tokenizer.json"] = {**whole, "added_tokens": [*listed, *appended]}
+    else:
+        written["added_tokens.json"] = {**added, **both}
     texts = {name: json_text(value) for name, value in written.items()}
     return _Tokens(both[_IMAGE], both[_PAD], texts)
 
 
-def _stored_tokenizer(folder: str) -> dict[str, JsonObject]:
-    """The tokenizer's files by name; a missing file is an empty object."""
+def _tokenizer(folder: str, rows: int) -> tuple[list[JsonObject], dict[str, int], int]:
+    """The contents of the tokenizer's files, the ids of added tokens, and the first free id."""
     files = FolderFiles(folder)
-    sections = {name: read_section(files, name) for name in _TOKENIZER_FILES}
-    stored = {name: section.values if section else {} for name, section in sections.items()}
-    if not stored["tokenizer.json"] and files.size("tokenizer.model") is None:
+    sections = [read_section(files, name) for name in _TOKENIZER_FILES]
+    stored = [section.values if section else {} for section in sections]
+    whole, config, _, added = stored
+    if not whole and files.size("tokenizer.model") is None:
         raise UsageError(
             f"{folder} has no tokenizer.json and no tokenizer.model",
             hint="finish the checkpoint's download",
         )
-    return stored
-
-
-def _known_ids(stored: Mapping[str, JsonObject]) -> dict[str, int]:
-    """The ids of all tokens that were added to the vocabulary."""
-    decoder = stored["tokenizer_config.json"].get("added_tokens_decoder") or {}
-    added = stored["tokenizer.json"].get("added_tokens") or ()
-    return {
-        **{token: int(id_) for token, id_ in stored["added_tokens.json"].items()},
-        **{entry["content"]: int(id_) for id_, entry in decoder.items()},
-        **{entry["content"]: int(entry["id"]) for entry in added},
-    }
-
-
-def _vocabulary_size(whole: JsonObject, rows: int) -> int:
-    """The number of tokens in a vocabulary; Unigram has it as a list of pieces and scores."""
-    if not whole:
-        return rows
-    vocabulary = whole["model"]["vocab"]
-    last = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    return int(1 + max(last, default=-1))
-
-
-def _entry(token: str) -> JsonObject:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"content": token, **flags, "special": True}
-
-
-def _config_with(config: JsonObject, both: Mapping[str, int]) -> JsonObject:
-    """The config with both tokens, without its chat template, which is for text only."""
-    decoder = config.get("added_tokens_decoder") or {}
-    return {
-        **{key: value for key, value in config.items() if key != "chat_template"},
-        "added_tokens_decoder": {**decoder, **{str(both[token]): _entry(token) for token in both}},
-        "pad_token": _PAD,
-        "processor_class": "LlavaProcessor",
-    }
-
-
-def _vocabulary_with(
-    stored: Mapping[str, JsonObject], both: Mapping[str, int], new: Iterable[str]
-) -> dict[str, JsonObject]:
-    """The file that lists added tokens, with the new tokens."""
-    whole = stored["tokenizer.json"]
-    if not whole:
-        return {"added_tokens.json": {**stored["added_tokens.json"], **both}}
-    added = [{"id": both[token], **_entry(token)} for token in new]
-    return {
-        "tokenizer.json": {**whole, "added_tokens": [*(whole.get("added_tokens") or ()), *added]}
-    }
+    try:
+        ids = {token: int(id_) for token, id_ in added.items()}
+        for id_, entry in (config.get("added_tokens_decoder") or {}).items():
+            ids[entry["content"]] = int(id_)
+        for entry in whole.get("added_tokens") or ():
+            ids[entry["content"]] = int(entry["id"])
+        if whole:  # Unigram has its vocabulary as a list of pieces and scores
+            vocabulary = whole["model"]["vocab"]
+            last = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+            rows = int(1 + max(last, default=-1))
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise UsageError(
+            f"the tokenizer of {folder} cannot be read", hint="download the checkpoint again"
+        ) from None
+    return stored, ids, max(rows, *(1 + number for number in ids.values()), 0)

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
@@ -24,19 +25,18 @@ from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge import llava
 from turbofit.model.merge.files import (
-    DTYPES,
-    FLOATS,
     Piece,
     Result,
-    StoredTensor,
+    Tensors,
     check_target,
     copied_files,
+    dtype_name,
     json_text,
     located,
     open_tensors,
     open_weights,
+    piece,
     torch_library,
-    torch_tensors,
     weight_files,
     write,
 )
@@ -47,7 +47,7 @@ ADAPTER_CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = ("adapter_model.safetensors", "adapter_model.bin")
 _BESIDES: Final = ("non_lora_trainables.bin", "non_lora_state_dict.bin")
 _LORA: Final = re.compile(
-    r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
+    r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B)"
     r"(?:\.(?!(?:weight|bias)$)[^.]+)?(?:\.(?P<kind>weight|bias))?"
 )
 _WRAPPED: Final = re.compile(r"\.(?:base_layer|modules_to_save(?:\.(?!(?:weight|bias)$)[^.]+)?)\.")
@@ -55,7 +55,7 @@ _WRAPPED: Final = re.compile(r"\.(?:base_layer|modules_to_save(?:\.(?!(?:weight|
 _REFUSED: Final = (
     "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
     "alora_invocation_tokens", "layer_replication", "target_parameters", "trainable_token_indices",
-    "lora_bias", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
+    "lora_bias", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
 )  # fmt: skip
 #: Initialisations that also change the base: W + s·B·A only holds for the changed base.
 _RESIDUAL: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -65,10 +65,9 @@ _HINT: Final = "merge it with peft's own merge_and_unload, where the base fits i
 class Lora(NamedTuple):
     """The change of one module's weight of shape (out, in): it adds ``scaling · B @ A``."""
 
-    a: StoredTensor
-    b: StoredTensor
+    a: Any
+    b: Any
     scaling: float
-    magnitude: StoredTensor | None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,24 +79,19 @@ class Lora(NamedTuple):
 
         The order of operations and their dtypes are those of
         ``PeftModel.from_pretrained(base, adapter).merge_and_unload()`` in peft 0.21 on a CPU, which
-        keeps the adapter in float32: the delta is added in float32 and rounded once. DoRA scales
-        each row of W + delta to the learnt magnitude, and also rounds once.
+        keeps the adapter in float32: the delta is added in float32 and rounded once.
         """
-        delta = self.b.read().float() @ self.a.read().float()
+        delta = self.b.float() @ self.a.float()
         delta *= self.scaling
-        if self.magnitude is None:
-            weight += delta
-            return weight
-        summed = weight + delta
-        norms = torch_library().linalg.norm(summed, dim=1)
-        magnitude = self.magnitude.read().float().reshape(-1)
-        return ((magnitude / norms).view(-1, 1) * summed).to(weight.dtype)
+        weight += delta
+        return weight
 
 
 class Adapter(NamedTuple):
-    """The changes of an adapter: each tensor's name, with a LoRA to add or a new tensor."""
+    """The changes of an adapter, by the names of the tensors: LoRAs to add, and new tensors."""
 
-    changes: tuple[tuple[str, Lora | StoredTensor], ...] = ()
+    loras: Mapping[str, Lora] = MappingProxyType({})
+    whole: Mapping[str, Any] = MappingProxyType({})
     base_name: str = ""
 
 
@@ -120,8 +114,8 @@ def read_adapter(folder: str) -> Adapter:
         raise UsageError(
             f"{folder} has neither {' nor '.join(_WEIGHTS)}", hint="finish the adapter's download"
         )
-    parts: dict[str, dict[str, StoredTensor]] = {}
-    whole: dict[str, StoredTensor] = {}
+    parts: dict[str, Tensors] = {}
+    whole: Tensors = {}
     for key, tensor in open_tensors(folder, weights).items():
         if match := _LORA.fullmatch(key):
             part = "bias" if match["kind"] == "bias" else match["part"]
@@ -131,17 +125,16 @@ def read_adapter(folder: str) -> Adapter:
     for name in _BESIDES:
         if files.size(name) is not None:
             whole |= open_tensors(folder, name)
-    loras = [(f"{module}.weight", _lora(config, module, kinds)) for module, kinds in parts.items()]
-    return Adapter((*loras, *whole.items()), config.string("base_model_name_or_path", ""))
+    loras = {f"{module}.weight": _lora(config, module, kinds) for module, kinds in parts.items()}
+    return Adapter(loras, whole, config.string("base_model_name_or_path", ""))
 
 
 def _check(config: Section) -> None:
     kind = config.string("peft_type", "LORA")
-    if kind.upper() != "LORA":
-        raise UsageError(f"{config.what}: {kind[:30]} is not LoRA", hint=_HINT)
-    for key in _REFUSED:
-        if config.values.get(key):
-            raise UsageError(f"{config.what}: LoRA with {key} is not merged here", hint=_HINT)
+    refused = [] if kind.upper() == "LORA" else [f"{kind[:30]} is not LoRA"]
+    refused += [f"LoRA with {key} is not merged here" for key in _REFUSED if config.values.get(key)]
+    if refused:
+        raise UsageError(f"{config.what}: {refused[0]}", hint=_HINT)
     begun = config.values.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(_RESIDUAL):
         raise UsageError(
@@ -152,40 +145,39 @@ def _check(config: Section) -> None:
         raise config.error("bias", "is not none, all or lora_only")
 
 
-def _lora(config: Section, module: str, kinds: Mapping[str, StoredTensor]) -> Lora:
+def _lora(config: Section, module: str, kinds: Tensors) -> Lora:
     """The pair of matrices of one module, checked against the rank in the config."""
-    plain = module.removeprefix("base_model.model.")
-    if not kinds.keys() <= {"A", "B", "magnitude_vector"}:
+    plain = module.removeprefix("base_model.model.")[:100]
+    if not kinds.keys() <= {"A", "B"}:
         what = "a bias of B" if "bias" in kinds else "LoRA on embeddings"
-        raise UsageError(f"{plain[:100]} has {what}, which is not merged here", hint=_HINT)
+        raise UsageError(f"{plain} has {what}, which is not merged here", hint=_HINT)
     if "A" not in kinds or "B" not in kinds:
         raise UsageError(
-            f"the adapter has one half of the LoRA of {plain[:100]} only",
+            f"the adapter has one half of the LoRA of {plain} only",
             hint="save the adapter again: a tensor is missing",
         )
-    a, b = kinds["A"], kinds["B"]
-    rank, alpha = config.integer("r", 8), config.values.get("lora_alpha", 8)
-    if type(alpha) is not int:  # keep an integer, so that the quotient has the same bits as peft's
-        alpha = config.number("lora_alpha", 8, low=-1e6, high=1e6)
+    a, b, rank = kinds["A"], kinds["B"], config.integer("r", 8)
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise UsageError(
-            f"{plain[:100]} has LoRA matrices of {len(a.shape)} dimensions: convolutions and"
-            " experts are not merged here",
+            f"{plain} has LoRA matrices of {len(a.shape)} dimensions: convolutions and experts are"
+            " not merged here",
             hint=_HINT,
         )
     if a.shape[0] != rank or b.shape[1] != rank:
         raise UsageError(
-            f"{plain[:100]} has LoRA matrices of rank {a.shape[0]} and {b.shape[1]}, the config"
-            f" says {rank}",
+            f"{plain} has LoRA matrices of rank {a.shape[0]} and {b.shape[1]}, the config says"
+            f" {rank}",
             hint="take config and weights of the same run",
         )
+    alpha = config.values.get("lora_alpha", 8)
+    if type(alpha) is not int:  # keep an integer, so that the quotient has the same bits as peft's
+        alpha = config.number("lora_alpha", 8, low=-1e6, high=1e6)
     divisor = math.sqrt(rank) if config.boolean("use_rslora", False) else rank
-    return Lora(a, b, alpha / divisor, kinds.get("magnitude_vector"))
+    return Lora(a, b, alpha / divisor)
 
 
 #: Prefixes of names that differ between releases of peft, Transformers and LLaVA.
 _PREFIXES: Final = ("base_model", "model", "language_model")
-WeightFiles = Mapping[str, Mapping[str, StoredTensor]]
 #: Models whose linear layers are Transformers' ``Conv1D``; a square one would be merged transposed.
 _CONV1D: Final = ("clvp", "clvp_decoder", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
 
@@ -208,27 +200,25 @@ class Merged(Struct):
     warnings: tuple[str, ...]
 
 
-def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be asked
+def merge(
     base: str,
     adapter: str | None,
     out: str,
     *,
     vision_tower: str | None = None,
     dtype: str | None = None,
-    force: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Merged:
     """Merge an adapter into a checkpoint, convert an original LLaVA, or both.
 
-    Each merged tensor has peft's bits (`Lora.merged`); only one tensor at a time is in RAM.
+    Each merged tensor has peft's bits (`Lora.merged`); one file of the result at a time is in RAM.
 
     Args:
         base: folder or hub id (in the local cache) of the checkpoint.
         adapter: folder or hub id of the adapter; None only converts.
-        out: the folder to make.
+        out: the folder to make, new or empty.
         vision_tower: folder or hub id of the CLIP that an original LLaVA leaves out.
         dtype: ``float16``, ``bfloat16`` or ``float32``; None keeps the base's.
-        force: replace ``out`` where it is not empty.
         say: hears of progress, a line at a time.
 
     Raises:
@@ -237,39 +227,35 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     """
     folder = located(base, "config.json", say=say)
     lora_folder = located(adapter, ADAPTER_CONFIG, say=say) if adapter else None
-    target = check_target(out, (folder, *([lora_folder] if lora_folder else [])), force=force)
-    torch_library()
+    target = check_target(out, (folder, *([lora_folder] if lora_folder else [])))
+    torch = torch_library()
     config = read_section(FolderFiles(folder), "config.json")
     if config is None:
         raise UsageError(f"{folder} has no config.json", hint="name a checkpoint's folder")
     _refuse_base(config)
     lora = read_adapter(lora_folder) if lora_folder else Adapter()
     warnings = _base_warnings(base, folder, config, lora)
-    original = _original(config, lora_folder)
-    if original is None:
-        _refuse_useless(base, lora_folder, vision_tower)
-    kind = {DTYPES[key]: key for key in FLOATS}.get(dtype or "")
-    try:
-        files = open_weights(folder)
-        added, replaced, besides = _assigned(lora, files, projector=original is not None)
-        _refuse_tied(config, files, replaced)
-        edits = {name: (lora.merged,) for name, lora in added.items()}
-        pieces = {
-            file: [
-                replaced.get(name, tensor).piece(name, kind or tensor.dtype, *edits.get(name, ()))
-                for name, tensor in tensors.items()
-            ]
-            for file, tensors in files.items()
+    original = _original(base, config, lora_folder, vision_tower)
+    files = open_weights(folder)
+    stored = dict(chain.from_iterable(tensors.items() for tensors in files.values()))
+    added, replaced, besides = _assigned(lora, stored, projector=original is not None)
+    _refuse_tied(config, stored, replaced)
+    wanted = getattr(torch, dtype) if dtype else None
+    edits = {name: (change.merged,) for name, change in added.items()}
+    pieces = {
+        file: {
+            name: piece(replaced.get(name, tensor), wanted or tensor.dtype, *edits.get(name, ()))
+            for name, tensor in tensors.items()
         }
-        kind = kind or _main_dtype(pieces)
-        if original is not None:
-            result = llava.converted(original, folder, pieces, besides, vision_tower, kind)
-            warnings += llava.template_warnings(target)
-        else:
-            result = _plain(config, folder, pieces, dtype)
-        names = write(result, folder, target, say)
-    finally:
-        torch_tensors.cache_clear()
+        for file, tensors in files.items()
+    }
+    kind = wanted or _main_dtype(torch, stored)
+    if original is not None:
+        result = llava.converted(original, folder, pieces, besides, vision_tower, kind)
+        warnings += llava.template_warnings(target)
+    else:
+        result = _plain(config, folder, pieces, dtype)
+    names = write(result, folder, target, say)
     return Merged(
         out=target,
         base=folder,
@@ -277,7 +263,7 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
         architecture=result.architecture,
         converted=original is not None,
         vision_tower=result.tower,
-        dtype=DTYPES[kind],
+        dtype=dtype_name(kind),
         files=names,
         bytes=sum(os.path.getsize(os.path.join(target, name)) for name in result.files),
         tensors=sum(map(len, result.files.values())),
@@ -287,10 +273,12 @@ def merge(  # noqa: PLR0913 - the public entry: its keywords are what can be ask
     )
 
 
-def _original(base: Section, lora_folder: str | None) -> Section | None:
+def _original(
+    base: str, config: Section, lora_folder: str | None, vision_tower: str | None
+) -> Section | None:
     """The config of an original LLaVA: the base's, or the adapter's if the base is plain text."""
-    names = base.strings("architectures")
-    original = base if llava.ORIGINAL in names else None
+    names = config.strings("architectures")
+    original = config if llava.ORIGINAL in names else None
     if lora_folder:
         files = FolderFiles(lora_folder)
         adapter = read_section(files, "config.json", "the adapter's config.json")
@@ -298,19 +286,16 @@ def _original(base: Section, lora_folder: str | None) -> Section | None:
             original = adapter if original or "LlamaForCausalLM" in names else None
     if original:
         llava.check_original(original)
-    return original
-
-
-def _refuse_useless(base: str, lora_folder: str | None, vision_tower: str | None) -> None:
-    if not lora_folder:
+    elif not lora_folder:
         raise UsageError(
             f"nothing to do: {base} is no original LLaVA, and no adapter was named",
             hint="turbofit merge BASE ADAPTER OUT",
         )
-    if vision_tower:
+    elif vision_tower:
         raise UsageError(
             "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
         )
+    return original
 
 
 def _refuse_base(config: Section) -> None:
@@ -343,9 +328,9 @@ def _base_warnings(base: str, folder: str, config: Section, lora: Adapter) -> li
     ]
 
 
-def _refuse_tied(config: Section, files: WeightFiles, replaced: Iterable[str]) -> None:
+def _refuse_tied(config: Section, stored: Iterable[str], replaced: Iterable[str]) -> None:
     text = config.section("text_config") or config.section("llm_config") or config
-    head = any(name.endswith("lm_head.weight") for tensors in files.values() for name in tensors)
+    head = any(name.endswith("lm_head.weight") for name in stored)
     if head or not text.boolean("tie_word_embeddings", False):
         return
     if any(name.endswith("embed_tokens.weight") for name in replaced):
@@ -373,62 +358,45 @@ def _bare(name: str) -> str:
 
 
 def _assigned(
-    adapter: Adapter, files: WeightFiles, *, projector: bool
-) -> tuple[dict[str, Lora], dict[str, StoredTensor], dict[str, StoredTensor]]:
+    adapter: Adapter, stored: Tensors, *, projector: bool
+) -> tuple[dict[str, Lora], Tensors, Tensors]:
     """The tensors to add to, to replace, and to add newly, each by name in the base.
 
     ``projector``: an adapter may bring a projector that the base lacks; its tensors are the third
     mapping, under their names in the original LLaVA.
     """
-    stored = {name: tensor for tensors in files.values() for name, tensor in tensors.items()}
     by_bare: dict[str, list[str]] = {}
     for name in stored:
         by_bare.setdefault(_bare(name), []).append(name)
     added: dict[str, Lora] = {}
-    replaced: dict[str, StoredTensor] = {}
-    besides: dict[str, StoredTensor] = {}
+    replaced: Tensors = {}
+    besides: Tensors = {}
     unplaced: list[str] = []
     other = f"name the base that the adapter was trained on: {adapter.base_name[:100]}".rstrip(": ")
-    for key, change in adapter.changes:
+    for key, change in (*adapter.loras.items(), *adapter.whole.items()):
         plain = key.removeprefix("base_model.").removeprefix("model.")
         names = [name for name in (key, plain, f"model.{plain}") if name in stored]
-        names = names[:1] or by_bare.get(_bare(key), [])
-        if len(names) == 1:
-            _place(change, names[0], stored[names[0]], added, replaced, other)
-        elif projector and isinstance(change, StoredTensor) and ".mm_projector." in key:
+        names, is_lora = names[:1] or by_bare.get(_bare(key), []), isinstance(change, Lora)
+        if len(names) != 1 and not is_lora and projector and ".mm_projector." in key:
             besides["model.mm_projector." + key.rpartition(".mm_projector.")[2]] = change
-        else:
+        elif len(names) != 1:
             unplaced.append(key)
+        elif change.shape != (shape := stored[names[0]].shape):
+            its, here = (" × ".join(map(str, one)) or "one number" for one in (change.shape, shape))
+            raise UsageError(
+                f"the adapter {'changes' if is_lora else 'replaces'} {names[0][:100]} by {its}, the"
+                f" base has {here}",
+                hint=f"{other}; where tokens were added, resize and save the base first",
+            )
+        elif names[0] in (added if is_lora else ()):
+            raise UsageError(
+                f"the adapter has two LoRAs for {names[0][:100]}", hint="save the adapter again"
+            )
+        else:
+            (added if is_lora else replaced)[names[0]] = change
     if unplaced:
         raise _no_tensor_for(unplaced, other)
     return added, replaced, besides
-
-
-def _place(
-    change: Lora | StoredTensor,
-    name: str,
-    tensor: StoredTensor,
-    added: dict[str, Lora],
-    replaced: dict[str, StoredTensor],
-    other: str,
-) -> None:
-    """Assign a change to a tensor of the base; ``other`` is further advice for an error."""
-    if change.shape != tensor.shape:
-        shapes = change.shape, tensor.shape
-        shown = [" × ".join(map(str, shape)) or "one number" for shape in shapes]
-        does = "replaces" if isinstance(change, StoredTensor) else "changes"
-        raise UsageError(
-            f"the adapter {does} {name[:100]} by {shown[0]}, the base has {shown[1]}",
-            hint=f"{other}; where tokens were added, resize and save the base first",
-        )
-    if isinstance(change, StoredTensor):
-        replaced[name] = change
-    elif name in added:
-        raise UsageError(
-            f"the adapter has two LoRAs for {name[:100]}", hint="save the adapter again"
-        )
-    else:
-        added[name] = change
 
 
 def _no_tensor_for(keys: Sequence[str], other: str) -> UsageError:
@@ -441,16 +409,16 @@ def _no_tensor_for(keys: Sequence[str], other: str) -> UsageError:
     )
 
 
-def _main_dtype(files: Mapping[str, list[Piece]]) -> str:
+def _main_dtype(torch: Any, stored: Tensors) -> Any:
     """The floating-point dtype of most bytes."""
-    sizes = Counter({"F16": 0})
-    for piece in chain.from_iterable(files.values()):
-        sizes[piece.dtype] += piece.bytes if piece.dtype in FLOATS else 0
+    sizes = Counter({torch.float16: 0})
+    for tensor in stored.values():
+        sizes[tensor.dtype] += tensor.nbytes if tensor.is_floating_point() else 0
     return sizes.most_common(1)[0][0]
 
 
 def _plain(
-    config: Section, folder: str, pieces: Mapping[str, list[Piece]], dtype: str | None
+    config: Section, folder: str, pieces: Mapping[str, Mapping[str, Piece]], dtype: str | None
 ) -> Result:
     """The base's layout and files with other weights; ``dtype`` is torch's name."""
 

@@ -46,7 +46,7 @@ def same_machine(plan: Plan, scene: Scene) -> Answer | None:
     """
     if scene.machine is None:
         return None
-    if plan.machine.source == "preset":
+    if plan.machine.source == "preset" and not scene.pretend:
         return stops(
             f"the plan was made for {plan.machine.name}, which is a preset and no machine",
             "plan on the machine itself: turbofit serve MODEL, or turbofit plan without --on",
@@ -75,8 +75,7 @@ def same_machine(plan: Plan, scene: Scene) -> Answer | None:
                 "plan again inside the slice: turbofit serve MODEL",
             )
         missing = ledger.free - gpu.free
-        margin = open_margin(ledger) if scene.fitted else ledger.margin
-        if missing > max(0, ledger.headroom - margin):
+        if missing > max(0, ledger.headroom - kept_margin(ledger)):
             return stops(
                 f"GPU {gpu.index} has {format_bytes(missing)} less free memory than the plan "
                 f"counted on: {who_grew(plan.machine.gpu(ledger.index), gpu, missing)}",
@@ -88,6 +87,11 @@ def same_machine(plan: Plan, scene: Scene) -> Answer | None:
 def open_margin(gpu: GpuLedger) -> int:
     """The part of the margin, up to the default, that must stay free; others may use the rest."""
     return min(gpu.margin, max(256 * MIB, gpu.total // 100))
+
+
+def kept_margin(gpu: GpuLedger) -> int:
+    """The part of the margin that other processes must leave: they may use what a budget leaves."""
+    return open_margin(gpu) if gpu.beyond_budget else gpu.margin
 
 
 def who_grew(then: Gpu, now: Gpu, missing: int, ours: Collection[int] = ()) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.errors import PackageError
 from turbofit.core.installation import install_command
 from turbofit.core.struct import NA
 from turbofit.core.version import REFERENCE
 from turbofit.memory.versions import OLDEST_SERVED, release
-from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility, install_line
+from turbofit.planning.compatibility import all_bad_transformers, bad_transformers, newest_tried
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
 
 if TYPE_CHECKING:
@@ -280,62 +281,49 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
         return unreadable("LMDeploy and Transformers are not both installed")
     model, engines = _served(scene)
     if model is None or model.vision is None:
-        return _families(here, transformers)
-    answer = _runs_here(model, engines, here, transformers)
-    if scene.pretend and answer.state == "stops" and model.architecture in _MENDED:
-        return warning(f"{answer.seen}; {_MENDED[model.architecture]}", answer.fix)
-    return answer
+        return _families(f"LMDeploy {here}, Transformers {transformers}", transformers)
+    found = bad_transformers(model.architecture, engines, transformers)
+    text = f"{model.name}, LMDeploy {here}, Transformers {transformers}"
+    if not found:
+        return ok(text)
+    problems = "; ".join(f"{engine} {row.what} ({row.error})" for engine, row in found.items())
+    install = next((row.install for row in found.values() if row.install), ())
+    fix = " or ".join(f"pip install '{one}'" for one in install)
+    fix = fix or "use another model, or --engine transformers"
+    mended = _MENDED.get(model.architecture) if scene.pretend else None
+    if mended:
+        return warning(f"{text}: {problems}; {mended}", fix)
+    state = stops if len(found) == len(engines) else warning  # another engine serves the model
+    return state(f"{text}: {problems}", fix)
 
 
 def _wanted_elsewhere(plan: Plan) -> Answer | None:
-    """A warning about versions of Transformers for a plan launched elsewhere; None if all run."""
-    front = FrontEnd(plan.engine.version, plan.model.architecture, plan.engine.name)
-    failure, wanted = front.newest_failure(), " or ".join(front.requirements()[:2])
-    if failure is None or not wanted:
+    """A warning about versions of Transformers for a plan launched elsewhere; None if all run.
+
+    Versions that are only too old do not count: pip installs newer ones.
+    """
+    found = bad_transformers(plan.model.architecture, [plan.engine.name])
+    row = found.get(plan.engine.name)
+    if row is None or row.first is None or not row.install:
         return None
-    effect = f"LMDeploy {plan.engine.version} {EFFECTS[failure.step]}"
-    return warning(f"install {wanted}: with others {effect}", "")
+    effect = f"LMDeploy {plan.engine.version} {row.what}"
+    return warning(f"install {' or '.join(row.install)}: with others {effect}", "")
 
 
-def _runs_here(model: Model, engines: Sequence[str], here: str, transformers: str) -> Answer:
-    """Whether the installed pair runs a model on its engines, as an answer."""
-    fronts = [FrontEnd(here, model.architecture, engine) for engine in engines]
-    failures = [(front, failure) for front in fronts if (failure := front.failure(transformers))]
-    text = f"{model.name}, LMDeploy {here}, Transformers {transformers}"
-    if not failures:
-        return ok(text)
-    problems = [
-        f"{front.engine} {EFFECTS[failure.step]} ({failure.error})" for front, failure in failures
-    ]
-    runs = next(filter(None, (front.requirements() for front, _ in failures)), ())
-    fix = install_line(runs) or "use another model, or --engine transformers"
-    state = stops if len(problems) == len(engines) else warning  # another engine serves the model
-    return state(f"{text}: {'; '.join(problems)}", fix)
-
-
-def _families(here: str, transformers: str) -> Answer:
-    """Warn only if the newest version runs more families, since no version runs all."""
-    text = f"LMDeploy {here}, Transformers {transformers}"
-    not_run = _families_not_run(here, transformers)
-    if not not_run:
-        return ok(text)
-    newest = FrontEnd(here, "", "").tested_versions()[-1]
-    text += f": not {'; '.join(f'{name} ({wanted})' for name, wanted in not_run.items())}"
-    if len(not_run) <= len(_families_not_run(here, newest)):
-        return ok(text)
-    return warning(text, f"pip install 'transformers=={newest}'")
-
-
-def _families_not_run(here: str, transformers: str) -> dict[str, str]:
-    """Families that do not run, each with versions that run it; without those that never run."""
-    not_run = {}
-    for engine, architectures in compatibility().families.items():
-        for architecture in architectures:
-            front = FrontEnd(here, architecture, engine)
-            wanted = " or ".join(front.requirements()[:2]).replace("transformers", "")
-            if wanted and front.failure(transformers) is not None:
-                not_run[architecture] = wanted
-    return not_run
+def _families(text: str, transformers: str) -> Answer:
+    """The families that the installed Transformers breaks, and how another version mends them."""
+    broken = {
+        name: " or ".join(row.install).replace("transformers", "")
+        for row in all_bad_transformers()
+        if row.install and row.has(transformers)
+        for name in row.architectures
+    }
+    if broken:
+        text += f": not {'; '.join(f'{name} ({wanted})' for name, wanted in broken.items())}"
+        newest = [row for row in all_bad_transformers() if row.install and row.has(newest_tried())]
+        if len(broken) > sum(len(row.architectures) for row in newest):
+            return warning(text, f"pip install 'transformers=={newest_tried()}'")
+    return ok(text)
 
 
 def _served(scene: Scene) -> tuple[Model | None, list[str]]:
@@ -384,6 +372,15 @@ def _missing(sources: Sources, model: Model, engine: str) -> list[str]:
     wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
     return [module for module in wanted if not sources.has_module(module)]
+
+
+def image_library(sources: Sources, _: Scene) -> Answer:
+    """Check the library that resizes images, which turbofit's installation compiled."""
+    try:
+        return ok(sources.image_library().name)
+    except PackageError as exc:
+        state = warning if exc.hint else ok
+        return state(f"Pillow alone resizes images: {exc.message}", exc.hint)
 
 
 def satisfies(version: str, bounds: str) -> bool:

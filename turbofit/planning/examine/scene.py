@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from turbofit.core.installation import installed
+from turbofit.core.installation import image_library, installed
 from turbofit.core.process import ports
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ class Scene(NamedTuple):
 
     ``machine`` is the present machine, ``healths`` the condition of its cards. ``model`` and
     ``port`` are those to serve. For a run, ``plan`` is the plan to launch, ``folder`` the folder of
-    its logs, and ``ports`` those of its engines; ``fitted``: its cache takes the memory that is
-    free, so others may use what a budget withholds.
+    its logs, and ``ports`` those of its engines.
     """
 
     sources: Sources
@@ -75,7 +74,6 @@ class Scene(NamedTuple):
     folder: Path | None = None
     ports: Sequence[int] = ()
     pretend: bool = False
-    fitted: bool = False
 
 
 class Sources:
@@ -87,6 +85,7 @@ class Sources:
     """
 
     version = staticmethod(installed)
+    image_library = staticmethod(image_library)
     port_problem = staticmethod(ports.port_problem)
     open_files = staticmethod(ports.open_files)
 
@@ -136,20 +135,11 @@ class Sources:
 
     def torch_architectures(self) -> list[str] | None:
         """Torch's architectures, from a child process; None if it does not answer."""
-        import subprocess  # no plan needs it
+        from turbofit.core.process.child import output_of  # no plan needs it
 
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", _ARCHITECTURES],
-                capture_output=True,
-                text=True,
-                timeout=CHILD_SECONDS,
-                check=True,
-                env={**self.environ, "CUDA_VISIBLE_DEVICES": ""},
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.split()
+        words, env = [sys.executable, "-c", _ARCHITECTURES], {"CUDA_VISIBLE_DEVICES": ""}
+        output = output_of(words, CHILD_SECONDS, {**self.environ, **env})
+        return None if output is None else output.decode().split()
 
     def host(self) -> Host:
         """The host memory that this process may use, and its cores."""
@@ -174,16 +164,13 @@ class Sources:
 
     def kernel_log(self) -> str | None:
         """The end of the kernel's log; None if it may not be read."""
-        import subprocess
+        from turbofit.core.process.child import output_of
 
-        try:
-            done = subprocess.run(
-                ["dmesg"], capture_output=True, timeout=10, check=True, env=dict(self.environ)
-            )
-            return done.stdout[-_LOG_TAIL:].decode("utf-8", "replace")
-        except (OSError, subprocess.SubprocessError):
-            texts = map(self.text, ("var/log/kern.log", "var/log/messages"))
-            return next((text[-_LOG_TAIL:] for text in texts if text is not None), None)
+        output = output_of(["dmesg"], 10.0, self.environ)
+        if output is not None:
+            return output[-_LOG_TAIL:].decode("utf-8", "replace")
+        texts = map(self.text, ("var/log/kern.log", "var/log/messages"))
+        return next((text[-_LOG_TAIL:] for text in texts if text is not None), None)
 
     def address_space(self) -> int | None:
         """The limit of virtual memory in bytes, None without a limit."""

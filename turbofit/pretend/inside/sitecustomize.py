@@ -14,9 +14,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-#: The files of this folder do not belong to a package.
-_AFTER: Any = importlib.import_module("turbofit_imports").After
 _HERE = str(Path(__file__).resolve().parent)
+
+
+def _load_imports() -> Any:
+    """Load turbofit's module of imports by its path: this Python need not have turbofit."""
+    path = Path(_HERE).parents[1] / "core" / "process" / "imports.py"
+    spec: Any = importlib.util.spec_from_file_location("turbofit_imports", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_AFTER: Any = _load_imports().After
 
 
 def _name_compiler(cache: Any) -> None:

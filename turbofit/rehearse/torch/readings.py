@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from turbofit.core.json_types import Document
+from turbofit.core.struct import Struct
 from turbofit.memory.account import POOL_WARMUP
-from turbofit.observe.engine_end import rehearsed_kind, told_event, told_kind
+from turbofit.observe.death import death
 from turbofit.observe.log_events import NoCache, TorchMemory
 from turbofit.observe.log_reader import read_line
 from turbofit.pretend.report import card_at_peak, newest_refusal
@@ -153,19 +154,22 @@ def end_of(ended: EndedRun) -> Document:
     phase = f"case {dead[0]['name']}" if dead else (error or ended.notes).get("phase", "import")
     message = _words(error, lines)
     where = " < ".join(_where(error, message, lines)) or message[:200]
-    event = told_event(message)
-    kind = rehearsed_kind(told_kind(event))
-    end = {"kind": kind, "phase": phase, "where": where, "message": message}
-    if isinstance(event, TorchMemory):
+    run = _events(message)
+    end = {"kind": death(run).kind, "phase": phase, "where": where, "message": message}
+    if any(isinstance(event, TorchMemory) for event in run):
         refusal = newest_refusal(ended.ran) or {}
         sizes = {name: refusal.get(name) for name in ("gpu", "asked", "left", "simulated")}
         end |= {"missing": refusal.get("short"), **sizes}
     return end
 
 
+def _events(message: str) -> list[Struct]:
+    return [event for event in map(read_line, message.splitlines()) if event is not None]
+
+
 def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
     """The engine's own message: torch's, where there is one."""
-    if error and isinstance(told_event(error["message"]), TorchMemory):
+    if error and any(isinstance(event, TorchMemory) for event in _events(error["message"])):
         return str(error["message"])
     for line in reversed(lines):
         if match := _OOM.search(line):

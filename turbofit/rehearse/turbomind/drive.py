@@ -143,9 +143,8 @@ def _image(engine: Any, unit: Unit, offset: int, number: int) -> dict[str, Any]:
     return image | {"image_tokens": tokens, "pixel_values": _pixels(shape, dtype)}
 
 
+#: Numbers that distinguish images, as LMDeploy's hash of their pixels does.
 _numbers = iter(range(1, 2**31))
-#: The numbers of shared images begin above those of all others.
-_SHARED = 2**32
 
 
 def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
@@ -156,16 +155,13 @@ def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
 
     lead = request.text_tokens // 2 if request.lead is None else request.lead
     images, offset = [], lead
-    for place, unit in enumerate(request.units):
-        # The fingerprint's number distinguishes images, as LMDeploy's hash of pixels does.
-        shared = request.images is not None
-        number = _SHARED * (1 + (request.images or 0)) + place if shared else next(_numbers)
-        images.append(_image(engine, unit, offset, number))
+    for unit in request.units:
+        images.append(_image(engine, unit, offset, next(_numbers)))
         offset += images[-1]["image_tokens"]
     total = offset + request.text_tokens - lead
     pending = Pending(tokens=total)
     ids = torch.ones(total, dtype=torch.int32)
-    ids[offset:] = 2 + session % 999  # no two questions about a shared image are equal
+    ids[offset:] = 2 + session % 999  # no two requests of a case are equal
     inputs = _tm.TensorMap()
     inputs["input_ids"] = _tm.from_dlpack(ids)
     generation = GenerationConfig(

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from msgspec import convert
 
+from turbofit.core.engine_end import End
 from turbofit.core.installation import installed
 from turbofit.core.json_types import Document
 from turbofit.core.plan import Settings
@@ -17,7 +18,9 @@ from turbofit.core.units import round_up
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.engines import engine_named
 from turbofit.memory.kv_cache import LoggedSlab
-from turbofit.observe.engine_end import rehearsed_kind, told_event, told_kind
+from turbofit.observe.death import death
+from turbofit.observe.log_events import Backpressure
+from turbofit.observe.log_reader import read_line
 from turbofit.pretend.elf import Symbols
 from turbofit.pretend.libraries import PretendError
 from turbofit.pretend.usage import KINDS, VMM, read_timeline
@@ -85,21 +88,25 @@ def read_run(ended: EndedRun) -> Readings:
 
 
 def end_of(ended: EndedRun, ledger: Ledger) -> Document:
-    """The end's fields; they are not used if all was served."""
+    """The end's fields, as `death` says them; they are not used if all was served."""
     fatal = [line for line in ended.log if "[FATAL]" in line or line.startswith(_PRETEND)]
     words, error = (fatal or ended.log or [""])[-1], ended.notes.get("error")
     if error and not fatal:
         at = error["frames"][-1].rpartition("/")[2] if error["frames"] else "?"
         words = f"{error['type']}: {error['message']} ({at})"
-    message, waits = words if fatal else "", ended.stopped == "stuck"
-    pinned_call = engine_named("turbomind", installed("lmdeploy")).log.pinned_call
-    told = told_kind(told_event(words), pinned_call)
-    kind = rehearsed_kind(told, refused=bool(ledger.deaths), waits=waits)
-    end = {"kind": kind, "phase": ledger.phases[-1], "where": words, "message": message}
+    waits, phase, where = ended.stopped == "stuck", ledger.phases[-1], words
+    run = [event for event in map(read_line, words.splitlines()) if event is not None]
     if waits:
+        run, phase = [Backpressure(cause="memory")], "warm-up"
         where = "the cache is smaller than one warm-up request: the scheduler waits for ever"
-        return {**end, "phase": "warm-up", "where": where}
-    return {**end, **ledger.deaths[-1]} if ledger.deaths else end
+    elif isinstance(run[-1] if run else None, Backpressure):
+        run = []  # a wait in the last line was not what ended it
+    refused = ledger.deaths[-1] if ledger.deaths and not waits else None
+    account = convert({"phase": phase, "where": where, **refused}, End) if refused else None
+    engine = engine_named("turbomind", installed("lmdeploy"))
+    end = death(run, account=account, known=(engine, Settings()))
+    told = {"kind": end.kind, "phase": phase, "where": where, "message": words if fatal else ""}
+    return {**told, **(refused or {})}
 
 
 def _ledger(ended: EndedRun) -> Ledger:

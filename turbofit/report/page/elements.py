@@ -122,15 +122,14 @@ def _legend(bars: Sequence[Bar]) -> Markup:
     sizes: dict[tuple[str, str, str], list[int]] = {}
     for part in (part for bar in bars for part in bar.parts):
         sizes.setdefault((part.kind, part.mark, part.name), []).append(part.bytes)
-    overs = [max(0, bar.need - bar.room) for bar in bars]
+    overs = [bar.owner for bar in bars if bar.need > bar.room]
     entries = []
     for (kind, mark, name), amounts in sizes.items():
         swatch = tag("span", mark, class_=f"swatch k-{kind}", aria_hidden="true")
         entries.append(tag("li", swatch, f" {name} ", tag("b", _range(amounts))))
-    if any(overs):
+    if overs:
         swatch = tag("span", "!", class_="swatch overs", aria_hidden="true")
-        owners = " or ".join(dict.fromkeys(bar.owner for bar in bars if bar.need > bar.room))
-        entries.append(tag("li", swatch, f" more than the {owners} has ", tag("b", _range(overs))))
+        entries.append(tag("li", swatch, f" more than the {' or '.join(dict.fromkeys(overs))} has"))
     return tag("ul", *entries, class_="legend")
 
 

@@ -49,11 +49,15 @@ def page(blocks: list[Block], document: Any, footer: str) -> str:
         for number, (heading, content) in enumerate(sections, 1)
         if (painted := paint(content))
     ]
-    script = page_file("shared.js") + page_file("page.js")
-    return Template(page_file("page.html")).substitute(
+    script = _read("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return Template(_read("page.html")).substitute(
         title=tag("title", f"{title} - turbofit"),
-        policy=policy(script),
-        style=page_file("page.css"),
+        policy=(
+            f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+            "img-src data:; base-uri 'none'; form-action 'none'"
+        ),
+        style=_read("page.css"),
         script=script,
         head=join(tag("h1", title), paint(head)),
         contents=tag("ul", *(tag("li", tag("a", text, href=f"#{id_}")) for id_, text, _ in named)),
@@ -81,21 +85,7 @@ def frame(blocks: list[Block], document: Any, footer: str) -> str:
     )
 
 
-def policy(script: str, *more: str) -> str:
-    """The Content-Security-Policy of a page that loads nothing and runs only this script.
-
-    ``more`` lists further script sources to allow.
-    """
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    may_run = " ".join((f"'sha256-{digest}'", *more))
-    return (
-        f"default-src 'none'; script-src {may_run}; style-src 'unsafe-inline'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def page_file(name: str) -> str:
-    """The text of a file in this folder; all pages use page.css and shared.js."""
+def _read(name: str) -> str:
     return (_FOLDER / name).read_text(encoding="utf-8")
 
 

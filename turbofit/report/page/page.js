@@ -1,3 +1,20 @@
+'use strict';
+// The clipboard where the browser lends it, else a selection; whether the text was copied.
+const copyText = async (text) => {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch (refused) {
+    const area = document.createElement('textarea');
+    area.value = text;
+    area.className = 'aside';
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand('copy');
+    area.remove();
+    return done;
+  }
+};
 (() => {
   const all = (query, from) => Array.from((from || document).querySelectorAll(query));
   const status = document.getElementById('status');
@@ -5,10 +22,13 @@
 
   // Light, dark, or as the system says.
   const theme = document.getElementById('theme');
-  let chosen = THEMES[0];
+  const themes = ['system', 'light', 'dark'];
+  let chosen = themes[0];
   theme.hidden = false;
   theme.addEventListener('click', () => {
-    chosen = nextTheme(chosen);
+    chosen = themes[(themes.indexOf(chosen) + 1) % themes.length];
+    if (chosen === 'system') delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = chosen;
     theme.textContent = 'Theme: ' + chosen;
   });
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
-from turbofit.core.messages import BESIDE_COMMANDS, HARMLESS, plural
+from turbofit.core.messages import BESIDE_COMMANDS, HARMLESS
 from turbofit.core.struct import Struct
 
 if TYPE_CHECKING:
@@ -214,21 +215,29 @@ def last_events(run: RunReport, most: int, level: int = 2) -> list[Block]:
     return listed("Last events", lines, level=level)
 
 
-def first_warnings(warnings: Sequence[str], assumed: Sequence[str] = ()) -> list[Block]:
-    """The first known fault and the assumptions, or else the first warning; then how many are left.
+#: Warnings in the short answer, and the characters of each: a line of 80 columns.
+_WARNINGS: Final = 2
+_WARNING: Final = 75
 
-    A known fault names its issue thread. Warnings that stand beside commands or are harmless are
-    left out.
+
+def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list[Block]:
+    """The first warnings, a line each, and how many are left; ``aside`` are left to the rest.
+
+    A known fault, which names its issue thread, comes first. Warnings that stand beside commands
+    or are harmless are left out.
     """
     hidden = (*BESIDE_COMMANDS, *HARMLESS)
-    kept = [text for text in warnings if not any(phrase in text for phrase in hidden)]
-    kept.sort(key=lambda text: text not in assumed)
-    shown = [f"assumed: {text}" for text in kept if text in assumed]
-    faults = [text for text in kept if "https://" in text and text not in assumed]
-    shown = faults[:1] + shown or kept[:1]
-    left = len(kept) - len(shown)
-    if left:
-        shown[-1] += f" (and {left} more {plural(left, 'warning')})"
+    kept = [
+        text
+        for text in warnings
+        if text not in aside and not any(phrase in text for phrase in hidden)
+    ]
+    kept.sort(key=lambda text: "https://" not in text)
+    left = len(kept) - _WARNINGS
+    rest = f" (and {left} more: --full)" if left > 0 else ""
+    shown = [shorten(text, _WARNING, placeholder=" …") for text in kept[:_WARNINGS]]
+    if rest:
+        shown[-1] = shorten(kept[_WARNINGS - 1], _WARNING - len(rest), placeholder=" …") + rest
     return [Items(tuple(shown), tone="warn", **ONLY_SHORT)] if shown else []
 
 

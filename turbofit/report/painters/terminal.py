@@ -224,7 +224,7 @@ def legend(bar: Bar) -> list[str]:
     """The letter, name and size of every part."""
     texts = [f"{part.mark}={part.name} {format_bytes(part.bytes)}" for part in bar.parts]
     if bar.need > bar.room:
-        texts.append(f"{OVER}={format_bytes(bar.need - bar.room)} more than the {bar.owner} has")
+        texts.append(f"{OVER}=more than the {bar.owner} has")
     return texts
 
 

@@ -7,8 +7,8 @@ from typing import Final
 
 #: The documents; ``plan`` is also the schema of a prediction and of a rehearsal.
 NAMES: Final = (
-    "plan", "report", "compare", "cluster-plan", "cluster-status", "bench", "tune",
-    "share", "which", "batch", "trace", "page",
+    "plan", "report", "cluster-plan", "cluster-status", "bench", "tune",
+    "share", "which", "batch",
 )  # fmt: skip
 
 

@@ -10,19 +10,17 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import three_digits
 from turbofit.planning.commands import ratio
 from turbofit.report.painters.document import (
-    ONLY_SHORT,
     ONLY_WHOLE,
     Code,
     Heading,
-    Paragraph,
     remark,
     table,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from turbofit.core.plan import Command, Plan
+    from turbofit.core.plan import Plan
     from turbofit.report.painters.document import Block
 
 #: Sizes of the example conversations: tokens of text, prompt and answer together.
@@ -148,15 +146,12 @@ def _column(plan: Plan, numbers: tuple[int, ...], rows: list[str]) -> tuple[str,
 _WIDTH: Final = 76
 #: The longest command on one line: with a terminal's indent it fills 80 columns.
 _ONE_LINE: Final = 78
-_PORT: Final = "--server-port"
-_VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 
 
-def command_blocks(plan: Plan, *, crowded: bool = False) -> list[Block]:
+def command_blocks(plan: Plan) -> list[Block]:
     """The command that serves the plan, first on a page, and the command of each engine.
 
-    The short answer has only the first engine's command, and none if it does not keep the plan or
-    the answer has no room (``crowded``).
+    The short answer has the first alone.
     """
     if not plan.commands:
         return []
@@ -166,28 +161,17 @@ def command_blocks(plan: Plan, *, crowded: bool = False) -> list[Block]:
         if note := serve_note(plan):
             blocks.append(remark(note, **ONLY_WHOLE))
         blocks.append(Code(shell_words(plan.serve.argv), page=False, short=plan.fits))
-    left_out = (crowded and plan.serve is not None) or QUEUED in plan.warnings
-    shown = plan.fits and not left_out
-    if plan.fits and left_out:
-        blocks.append(remark(f"{unheld(plan)} (--full has its command)", **ONLY_SHORT))
-    blocks.append(remark(f"{unheld(plan)}:", short=shown))
+    blocks.append(remark(f"{unheld(plan)}:"))
     if plan.machine.source == "preset":
         text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them"
         blocks.append(remark(text))
-    blocks += _engines_commands(plan, shown=shown)
-    elsewhere = _same_elsewhere(plan)
-    return [*blocks, Paragraph(elsewhere, **ONLY_SHORT)] if elsewhere and shown else blocks
-
-
-def _engines_commands(plan: Plan, *, shown: bool) -> Iterator[Block]:
-    """The command of each engine; ``shown`` puts the first one in the short answer."""
-    for place, command in enumerate(plan.commands):
+    for command in plan.commands:
         if len(plan.commands) > 1:
             heading = f"GPU {groups_of([plan.parallel.groups[command.group]])}"
-            yield Heading(heading, level=3, whole=False)
+            blocks.append(Heading(heading, level=3, whole=False))
         name = f"the command of group {command.group}"
-        text = shell_words(command.argv, command.env)
-        yield Code(text, name=name, short=shown and not place)
+        blocks.append(Code(shell_words(command.argv, command.env), name=name))
+    return blocks
 
 
 def serve_note(plan: Plan) -> str:
@@ -202,29 +186,6 @@ def unheld(plan: Plan) -> str:
     if QUEUED in plan.warnings:
         return "LMDeploy alone does not keep this plan: it queues no images and holds no limits"
     return "LMDeploy alone holds no limits; a client that asks for more can end it"
-
-
-def _same_elsewhere(plan: Plan) -> str:
-    """How the commands of the other groups differ from the first; empty if there is one group."""
-    first, *rest = plan.commands
-    if not rest:
-        return ""
-    gpus = groups_of(plan.parallel.groups[command.group] for command in rest)
-    if any(_apart_from_place(command) != _apart_from_place(first) for command in rest):
-        return f"GPU {gpus}: other settings, see --full"
-    ports = ", ".join(
-        command.argv[command.argv.index(_PORT) + 1] for command in rest if _PORT in command.argv
-    )
-    there = f", {_PORT} {ports}" if ports else ""
-    return f"the same on GPU {gpus}{there}"
-
-
-def _apart_from_place(command: Command) -> tuple[object, ...]:
-    """A command without its GPUs and its port."""
-    words = list(command.argv)
-    if _PORT in words:
-        del words[words.index(_PORT) + 1]
-    return (words, {name: value for name, value in command.env.items() if name != _VISIBLE})
 
 
 def shell_words(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> str:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from turbofit.core.messages import PRETEND_SPEED, plural
-from turbofit.core.units import format_bytes, format_duration, mib, three_digits, two_digits
+from turbofit.core.units import format_bytes, format_duration, mib, three_digits
 from turbofit.report.painters.document import (
-    Column,
     Heading,
     Items,
     Paragraph,
@@ -26,115 +25,41 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.tuning import TrialRecord, Tuning
     from turbofit.load.result import LoadResult, Spread
-    from turbofit.load.trace_forecast import TracedPlan, TraceForecast
     from turbofit.report.painters.document import Block
 
 
 def load_view(result: LoadResult) -> list[Block]:
-    failed = result.begun - result.answered
+    """The rates of a load, one table of its times, and what went wrong."""
+    given, failed = result.load, result.begun - result.answered
     rate = three_digits(result.requests_per_second)
-    answered = f"{result.answered:,} answered in {result.seconds:,.1f} s"
-    figures = {"requests/s": f"{rate}, {answered}, {failed:,} not"}
-    for name, spread in (("first token", result.ttft), ("a token", result.tpot)):
-        if spread.count:
-            figures[f"{name}, median"] = f"{_seconds(spread.p50)}, p99 {_seconds(spread.p99)}"
     tokens = three_digits(result.output_tokens_per_second)
-    figures["tokens/s"] = (
-        f"{tokens}, {result.output_tokens:,.0f} an answer, {result.running:.1f} requests at once"
-    )
-    blocks: list[Block] = [
-        Heading(f"{result.model} at {result.url}"),
-        *([Paragraph(PRETEND_SPEED, tone="bad")] if PRETEND_SPEED in result.warnings else []),
-        known_facts({**figures, "load": _load_text(result)}),
-        Heading("Latency", whole=False),
-        _latency(result),
-    ]
-    unanswered = _unanswered(result)
-    if unanswered:
-        blocks.append(Heading("Requests without an answer, and warnings", whole=False))
-    return [*blocks, *unanswered]
-
-
-def trace_view(result: TraceForecast) -> list[Block]:
-    """The forecasts for a trace, one column per plan."""
-    rate = result.requests / (result.seconds or 1.0)
-    facts = {
-        "trace": f"{result.trace}: {result.requests:,} requests in {result.seconds:,.0f} s, "
-        f"{rate:.3g} a second",
-        "a request": f"{result.text_tokens:,.0f} tokens of text, {result.images:.3g} images, "
-        f"{result.output_tokens:,.0f} answered, on average",
-    }
-    columns = (Column(title=""), *(Column(title=plan.on, right=True) for plan in result.plans))
-    traced = [_traced(plan) for plan in result.plans]
-    rows = tuple((name, *(column[name] for column in traced)) for name in traced[0])
-    return [
-        Heading(f"{result.model} under a trace"),
-        known_facts(facts),
-        Table(columns=columns, rows=rows),
-        Paragraph(result.basis),
-    ]
-
-
-def _traced(plan: TracedPlan) -> dict[str, str]:
-    """The figures of one plan by their names."""
-
-    def times(spread: Spread) -> str:
-        percentiles = (spread.p50, spread.p90, spread.p99) if spread.count else ()
-        return " / ".join(_seconds(time, two_digits) for time in percentiles) or "-"
-
-    reasons = ", ".join(f"{row.count:,} {row.reason}" for row in plan.refused)
-    return {
-        "engines": plan.engine,
-        "first token, p50/p90/p99": times(plan.ttft),
-        "a token after it": times(plan.tpot),
-        "whole answer": times(plan.e2e),
-        "before a prompt is read": times(plan.queue),
-        "waiting at most": f"{plan.most_waiting:,}",
-        "refused": reasons or "none",
-        "made smaller": f"{plan.lowered:,}",
-        "answered": f"{plan.answered:,}, {two_digits(plan.requests_per_second)} a second",
-        "running": f"{plan.running:,.1f} of {plan.at_once:,} on average",
-        "engines compute": f"{plan.busy:.0%} of the time",
-        "KV cache": f"{plan.cache_used:.0%} in use, {plan.cache_most:.0%} at most",
-        "evicted": f"{plan.evicted:,} times",
-    }
-
-
-def _load_text(result: LoadResult) -> str:
-    given = result.load
-    prompt = "" if result.prompt_tokens is None else f"{result.prompt_tokens:,.0f} prompt tokens, "
-    sizes = f"{prompt}{result.output_tokens:,.0f} tokens an answer"
-    if "trace" in given:
-        return f"the trace {given['trace']}; {sizes}"
+    arrivals = f"a closed loop of {given.get('concurrency', 8)}"
     if "rate" in given:
-        return f"{given['rate']} requests arrive a second; {sizes}"
-    return f"a closed loop of {given.get('concurrency', 8)}; {sizes}"
-
-
-def _latency(result: LoadResult) -> Table:
-    """The times of the requests that began in the window."""
+        arrivals = f"{given['rate']} requests arrive a second"
+    prompt = "" if result.prompt_tokens is None else f"{result.prompt_tokens:,.0f} prompt tokens, "
+    figures = {
+        "load": f"{arrivals}; {prompt}{result.output_tokens:,.0f} tokens an answer",
+        "requests/s": f"{rate}, {result.answered:,} answered in {result.seconds:,.1f} s, "
+        f"{failed:,} not",
+        "tokens/s": f"{tokens}, {result.running:.1f} requests at once",
+    }
+    titles = ("", "mean", "p50", "p90", "p99", "most")
     rows = (
         _row("first token (TTFT)", result.ttft),
         _row("token after it (TPOT)", result.tpot),
         _row("whole answer (E2E)", result.e2e),
     )
-    titles = ("", "mean", "p50", "p90", "p99", "most")
-    return table(titles, rows, right=titles[1:])
-
-
-def _unanswered(result: LoadResult) -> list[Block]:
-    """The requests without an answer, the reasons, and the warnings."""
-    blocks: list[Block] = []
-    if result.errors:
-        rows = ((error.kind, f"{error.count:,}", error.example) for error in result.errors)
-        titles = ("not answered", "requests", "for example")
-        blocks.append(table(titles, rows, right=("requests",), wrap=("for example",)))
+    wrong = [f"{one.count:,} x {one.kind}: {one.example}".rstrip(": ") for one in result.errors]
     if result.warm_up_errors:
-        text = f"{result.warm_up_errors:,} requests failed before the window"
-        blocks.append(Paragraph(text, tone="warn"))
-    if result.warnings:
-        blocks.append(Items(result.warnings, tone="warn"))
-    return blocks
+        wrong.append(f"{result.warm_up_errors:,} requests failed before the window")
+    wrong += (text for text in result.warnings if text != PRETEND_SPEED)
+    return [
+        Heading(f"{result.model} at {result.url}"),
+        *([Paragraph(PRETEND_SPEED, tone="bad")] if PRETEND_SPEED in result.warnings else []),
+        known_facts(figures),
+        table(titles, rows, right=titles[1:]),
+        *([Items(tuple(wrong), tone="warn")] if wrong else []),
+    ]
 
 
 def _seconds(value: float, digits: Callable[[float], str] = three_digits) -> str:
@@ -182,7 +107,7 @@ def _notes(result: Tuning) -> list[Block]:
     else:
         first = next((trial for trial in result.trials if not trial.options), None)
         gain = ""
-        if first is not None and first.measured is not None and first is not winner:
+        if first is not None and first.measured is not None and winner.options:
             ratio = winner.measured.requests_per_second / first.measured.requests_per_second
             gain = f", {ratio - 1:+.0%} against the plan without tuning"
         text = f"best: {settings_text(winner)}{gain}"
@@ -209,7 +134,7 @@ def settings_text(trial: TrialRecord) -> str:
     prefix = ", prefix caching" if trial.enable_prefix_caching else ""
     return (
         f"{trial.engine}, tp {trial.tp} x {trial.replicas}, batch {trial.max_batch_size}, prefill "
-        f"{trial.max_prefill_token_num}{kv}{prefix}"
+        f"{trial.max_prefill_token_num}{kv}{prefix}{', again' * trial.again}"
     )
 
 

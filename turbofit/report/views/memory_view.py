@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.memory_stack import KINDS, StackPiece, fold, memory_label, stack, sums
+from turbofit.core.memory_stack import (
+    BEFORE_CACHE,
+    KINDS,
+    StackPiece,
+    fold,
+    memory_label,
+    stack,
+    sums,
+)
 from turbofit.core.messages import indices
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes, mib
@@ -58,10 +66,13 @@ def _holders(machine: Machine, members: list[int]) -> tuple[str, ...]:
 
 def memory_bar(ledger: GpuLedger, title: str) -> Bar:
     pieces = stack(ledger)
+    names = {kind: name for kind, (_, name) in KINDS.items()}
+    if any(piece.name == BEFORE_CACHE for piece in pieces):
+        names["before"] = "in use before the cache"
     parts = tuple(
         BarPiece(
             mark=KINDS[kind][0],
-            name=KINDS[kind][1],
+            name=names[kind],
             bytes=size,
             kind=kind,
             parts=tuple(

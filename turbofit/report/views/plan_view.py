@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.messages import groups_of, plural
 from turbofit.core.units import format_bytes, three_digits, two_digits
+from turbofit.machine.presets import usual_assumptions
 from turbofit.report.painters.document import (
     ONLY_ON_PAGE,
     ONLY_SHORT,
@@ -25,7 +27,6 @@ from turbofit.report.painters.document import (
     remedies_table,
     table,
 )
-from turbofit.report.painters.terminal import paint
 from turbofit.report.views.figures import (
     command_blocks,
     differing,
@@ -38,16 +39,19 @@ from turbofit.report.views.figures import (
     unheld,
     users_of,
 )
-from turbofit.report.views.machine_view import assumed_of, topology_of, ways_text
+from turbofit.report.views.machine_view import topology_of, ways_text
 from turbofit.report.views.memory_view import memory_blocks
+from turbofit.tuner.speed import rates
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import Candidate, HostImages, Plan, Surety, Throughput, UsualImage
+    from turbofit.core.plan import Candidate, HostImages, Plan, Surety, Throughput
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
 
-#: Remedies in the short answer and candidates in the whole text; a page has all.
+#: Remedies in the short answer: those that fit, else those that come closer; the candidates in the
+#: whole text; a page has all.
 _REMEDIES: Final = 3
+_CLOSER: Final = 1
 _CANDIDATES: Final = 8
 #: Settings of a candidate that have a column; a terminal leaves out the columns of `_ASIDE`.
 _SETTINGS: Final = {
@@ -57,18 +61,12 @@ _SETTINGS: Final = {
 _ASIDE: Final = ("context", "image limit", "cache ratio")
 
 
-#: The most lines of the short answer, at 80 columns.
-_MOST_LINES: Final = 30
+#: The characters of a reason in the short answer.
+_REASON: Final = 68
 
 
 def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
     """The whole plan or prediction; for a plan that was launched, the run too."""
-    blocks = _all_blocks(plan, run)
-    crowded = len(paint(blocks, short=True).splitlines()) > _MOST_LINES
-    return _all_blocks(plan, run, crowded=True) if crowded else blocks
-
-
-def _all_blocks(plan: Plan, run: RunReport | None, *, crowded: bool = False) -> list[Block]:
     text = "more: --full, --md or --json; as a page: turbofit report latest --html FILE"
     return [
         *_answer(plan),
@@ -84,7 +82,7 @@ def _all_blocks(plan: Plan, run: RunReport | None, *, crowded: bool = False) -> 
         *per_engine_blocks(plan),
         *_considered(plan),
         *(remedies_table(plan.remedies, "What more would give") if plan.fits else []),
-        *command_blocks(plan, crowded=crowded),
+        *command_blocks(plan),
         remark(text, **ONLY_SHORT),
     ]
 
@@ -102,9 +100,9 @@ def _answer(plan: Plan) -> list[Block]:
     # The warnings of the plan come before those of the machine.
     warnings = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
     blocks: list[Block] = [
-        Heading(f"{plan.model.name} on {plan.machine.name} with {plan.engine.name}", short=True),
+        Heading(plan.title, short=True),
         Verdict(plan.verdict, tone, badge, short=True),
-        *first_warnings(warnings, (*plan.model.warnings, *assumed_of(plan.machine))),
+        *first_warnings(warnings, usual_assumptions()),
     ]
     if plan.serve is not None:
         if note := serve_note(plan):
@@ -115,29 +113,25 @@ def _answer(plan: Plan) -> list[Block]:
             remark(text, **ONLY_ON_PAGE),
         ]
     if not plan.fits:
-        blocks += remedies_table(plan.remedies[:_REMEDIES], **ONLY_SHORT)
+        fitting = [remedy for remedy in plan.remedies if remedy.effect.startswith("fits")]
+        closer = fitting[:_REMEDIES] or plan.remedies[:_CLOSER]
+        blocks += remedies_table(closer, **ONLY_SHORT)
         blocks += remedies_table(plan.remedies, "What would fit, cheapest first")
     return [*blocks, known_facts(_in_short(plan), short=True, whole=False, page=plan.fits)]
 
 
 def _in_short(plan: Plan) -> dict[str, str]:
-    facts, usual = {}, plan.usual_image
-    if speed := plan.throughput:
-        size = "worst size" if usual or plan.limits.vision_unit else "requests"
-        facts[size] = f"{_at_once(plan)}; forecast {speed_in_short(speed)}"
-        first = [_first_token("a request" if size == "requests" else "the worst size", speed)]
-        if usual:
-            size, forecast = "{}x{}".format(*usual.image_size), speed_in_short(speed, usual)
-            facts[size] = f"{usual.requests_at_once:,} at once; forecast {forecast}"
-            first.append(_first_token(size, speed, usual))
-        facts["first"] = f"token of {'; '.join(first)}"
-        facts["host"] = _host_limit(usual.host if usual else speed.host)
-    facts["pace"] = plan.pace.text if plan.pace else ""
+    """The promise, the settings, and what is forecast, a line or two each."""
+    facts = {"promise": _promised(plan), "settings": _few_settings(plan)}
     if plan.considered and plan.kv.longest_request_tokens:
-        facts["KV cache"] = _cache(plan)  # a prediction's verdict says it already
-    facts |= promise_facts(plan)
-    facts["engine"] = _not_usual(plan)
-    if plan.fits and plan.remedies:
+        facts["KV cache"] = _in_cache(plan)  # a prediction's verdict says it already
+    if speed := plan.throughput:
+        facts["forecast"] = _forecast(plan, speed)
+        facts["host"] = _host_limit(plan.usual_image.host if plan.usual_image else speed.host)
+    facts["pace"] = plan.pace.text if plan.pace else ""
+    facts["smaller"] = _trade(plan)
+    facts["engine"] = shorten(plan.why_engine, _REASON, placeholder=" …")
+    if plan.fits and plan.remedies and not facts["smaller"]:
         facts["faster"] = plan.remedies[0].text
     if plan.rehearsal is not None:
         engine = "LMDeploy" if plan.engine.of_lmdeploy else "Transformers"
@@ -146,11 +140,68 @@ def _in_short(plan: Plan) -> dict[str, str]:
     return facts
 
 
-def _not_usual(plan: Plan) -> str:
-    """The reason for an unusual engine, without its figures; empty for the usual engine."""
-    about = f"engine {plan.engine.name}: "
-    why = next((reason for reason in plan.reasons if reason.startswith(about)), "")
-    return why.partition(" (")[0].removeprefix("engine ")
+def _promised(plan: Plan) -> str:
+    """What each request of a client may have."""
+    limits, rule = plan.limits, plan.model.image_rule
+    context, count = f"{plan.settings.session_len:,} tokens", limits.images_per_request
+    if limits.vision_unit is None or rule is None:
+        return f"{context} a request, with its answer"
+    units, tokens = largest_images(plan)
+    size = f"{units:,} {plural(units, limits.vision_unit)}"
+    if limits.max_pixels_per_image is not None:
+        size = f"{three_digits(limits.max_pixels_per_image / 1e6)} MP"
+    return f"{count} {plural(count, 'image')} of up to {size} ({tokens:,} tokens), {context} in all"
+
+
+#: Settings of the first answer beside the image limit, in this order.
+_FEW: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quant_policy")
+
+
+def _few_settings(plan: Plan) -> str:
+    """The settings that decide the memory, by LMDeploy's names."""
+    settings, limits, differ = settings_of(plan), plan.limits, differing(plan)
+    if not plan.engine.of_lmdeploy:
+        return ""
+    few = {"cache_max_entry_count": settings["cache_max_entry_count"]}
+    few["tp"] = f"{plan.parallel.tp} x {plan.parallel.replicas}"
+    rule = plan.model.image_rule
+    if rule is not None and rule.varies_by_limit and limits.image_limit is not None:
+        few[rule.limit_name] = str(limits.image_limit)
+    few |= {name: settings[name] for name in _FEW if settings.get(name) not in (None, "0")}
+    few |= {name: "by GPU (--full)" for name in differ if name in few}
+    return ", ".join(f"{name} {value}" for name, value in few.items())
+
+
+#: A lower image limit is shown if it serves so many times the requests.
+_WORTH: Final = 1.5
+
+
+def _trade(plan: Plan) -> str:
+    """What the largest lower image limit that is worth it would serve; empty if none is."""
+    speed, limit = plan.throughput, plan.limits.image_limit
+    if speed is None or limit is None or not plan.fits:
+        return ""
+    for cost in plan.limit_costs:
+        times = cost.requests_per_second / max(speed.requests_per_second, 1e-9)
+        if cost.limit < limit and times >= _WORTH:
+            return f"{cost.option}: {two_digits(times)} times the requests"
+    return ""
+
+
+def _forecast(plan: Plan, speed: Throughput) -> str:
+    """Requests a second of the largest and of usual images, and how sure in one word."""
+    usual, sure = plan.usual_image, speed.surety
+    figure = two_digits if sure is None else sure.figure
+    said = [f"{figure(speed.requests_per_second)} requests/s"]
+    if plan.limits.vision_unit:
+        said[0] += " of the largest images"
+    if usual:
+        said.append(f"{figure(usual.requests_per_second)} of {'{}x{}'.format(*usual.image_size)}")
+    said.append(f"answers of {rates().output_tokens} tokens")
+    first, alone = speed.seconds_to_first_token_alone, speed.first_token_alone
+    token = (two_digits if alone is None else alone.figure)(first)
+    word = f" ({sure.in_a_word})" if sure else ""
+    return f"{', '.join(said)}; first token in {token} s{word}"
 
 
 def _host_limit(host: HostImages | None) -> str:
@@ -159,8 +210,13 @@ def _host_limit(host: HostImages | None) -> str:
 
 
 def _cache(plan: Plan) -> str:
-    text = f"{plan.kv.total_tokens:,} tokens of {format_bytes(plan.kv.bytes_per_token)}"
-    users = users_of(plan)
+    size = format_bytes(plan.kv.bytes_per_token)
+    return _in_cache(plan).replace(" tokens", f" tokens of {size}", 1)
+
+
+def _in_cache(plan: Plan) -> str:
+    """The tokens of the caches, and the requests that they hold."""
+    text, users = f"{plan.kv.total_tokens:,} tokens", users_of(plan)
     if users:
         first, last = users[0], users[-1]
         text += f": {first.in_cache:,} {plural(first.in_cache, 'request')} of {first.tokens:,}"
@@ -176,9 +232,10 @@ def promise_facts(plan: Plan) -> dict[str, str]:
     facts = {"context": context}
     if limits.vision_unit is not None and rule is not None:
         unit, side, (units, tokens) = limits.vision_unit, rule.unit_side, largest_images(plan)
+        count = limits.images_per_request
         facts["images"] = (
-            f"{limits.images_per_request} a request, at most {units:,} {plural(units, unit)} of"
-            f" {side}x{side} pixels each: {tokens:,} {plural(tokens, 'token')}"
+            f"{count} {plural(count, 'image')} a request, of at most {units:,}"
+            f" {plural(units, unit)} of {side}x{side} ({tokens:,} {plural(tokens, 'token')})"
         )
         if units < limits.units_per_image:
             facts["images"] += f" (larger ones, up to {limits.units_per_image:,}, are refused)"
@@ -188,37 +245,12 @@ def promise_facts(plan: Plan) -> dict[str, str]:
     return facts
 
 
-def _at_once(plan: Plan) -> str:
-    """Requests of the worst size that run at once; the batch too, if the cache limits them."""
-    batch = plan.requests_at_once
-    running = min((users.running for users in users_of(plan)[:1]), default=batch)
-    text = f"{running:,} at once"
-    return text if running == batch else f"{text} (the batch: {batch:,})"
-
-
-def speed_in_short(speed: Throughput, of: Throughput | UsualImage | None = None) -> str:
-    """The forecast of the worst size or of usual images (``of``), and how sure it is.
-
-    A figure that is known only to its order of magnitude is shown so.
-    """
-    rate, sure = (of or speed).requests_per_second, speed.surety
+def speed_in_short(speed: Throughput) -> str:
+    """The forecast of the worst size, and how sure it is; an order of magnitude is shown so."""
+    rate, sure = speed.requests_per_second, speed.surety
     if sure is None:  # a plan of an older version
         return f"{two_digits(rate)} requests/s"
     return f"{sure.figure(rate)} requests/s ({sure.in_short})"
-
-
-def _first_token(size: str, speed: Throughput, of: UsualImage | None = None) -> str:
-    """The seconds to the first token of one size, for a request alone and among others.
-
-    Both are rounded like the less sure one, so that a busy server never looks faster than an idle
-    one.
-    """
-    seconds, alone, among = of or speed, speed.first_token_alone, speed.first_token
-    if alone is None or among is None:
-        return f"{size} in {two_digits(seconds.seconds_to_first_token)} s among others"
-    figure = alone.figure if alone.of_order else among.figure
-    first, rest = seconds.seconds_to_first_token_alone, seconds.seconds_to_first_token
-    return f"{size} in {figure(first)} s alone, {figure(rest)} s among others"
 
 
 def _capacity(plan: Plan) -> list[Block]:

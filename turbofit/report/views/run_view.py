@@ -1,11 +1,11 @@
-"""The views of a plan's rehearsal and run beside its forecast, and of a running server."""
+"""The views of a plan's rehearsal and run beside its forecast, and of running servers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.memory_stack import fold
-from turbofit.core.messages import indices, plural
+from turbofit.core.messages import indices
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, mib
 from turbofit.report.painters.document import (
@@ -17,20 +17,17 @@ from turbofit.report.painters.document import (
     Table,
     known_facts,
     last_events,
-    listed,
     remark,
     table,
 )
-from turbofit.report.views.memory_view import memory_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from turbofit.core.json_types import Document
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.core.rehearsal import Rehearsal, RehearsedCache
     from turbofit.core.run_report import RunReport
-    from turbofit.observe.live import LiveEngine, LiveServer
     from turbofit.report.painters.document import Block, Tone
 
 #: The number of events that are shown.
@@ -376,107 +373,6 @@ def _group(plan: Plan, index: int) -> int:
     """The number of a GPU's group; 0 if it is in no group."""
     members = enumerate(plan.parallel.groups)
     return next((number for number, group in members if index in group), 0)
-
-
-#: The number of events, and of lowered or refused requests by kind, that a watch shows.
-_FEW: Final = 5
-_NONE: Final = "-"
-
-
-def watch_view(
-    plan: Plan,
-    run: RunReport,
-    now: LiveServer | None,
-    before: tuple[LiveServer, float] | None,
-    used: Mapping[int, int],
-) -> list[Block]:
-    """One screen of `turbofit watch`.
-
-    Args:
-        plan: the plan that the run launched.
-        run: the record of the run.
-        now: the figures of the gateway, None if it is not open (yet).
-        before: the figures of an earlier look, and the seconds since then.
-        used: bytes in use on each GPU by all processes; empty if NVML was not asked.
-    """
-    blocks: list[Block] = [Heading(plan.model.name), known_facts(_facts(run, now))]
-    if run.pretend:
-        blocks.append(Paragraph(PRETENDED, tone="warn"))
-    if now is not None:
-        blocks.append(_engines(now, before))
-    blocks += _memory(plan, used)
-    if now is not None:
-        blocks += _held_back(now)
-    return [*blocks, *last_events(run, _FEW)]
-
-
-def _facts(run: RunReport, now: LiveServer | None) -> dict[str, str]:
-    facts = {
-        "state": f"{run.state}, started {run.started}, start {len(run.attempts)}",
-        "at": ", ".join(run.urls),
-        "defaults": "; ".join(run.defaults),
-    }
-    if now is not None:
-        facts["queue"] = f"{now.waiting:,} {plural(now.waiting, 'request')} waiting for room"
-        facts["answered"] = f"{now.requests:,} since the gateway opened"
-        if now.failures:
-            facts["failed"] = f"{now.failures:,} that an engine did not finish"
-        if now.suspects or now.convicted or now.clients_refused:
-            requests = f"{now.convicted:,} {plural(now.convicted, 'request')}"
-            clients = f"{now.clients_refused:,} {plural(now.clients_refused, 'client')}"
-            facts["deaths"] = f"{now.suspects:,} suspected, {requests} and {clients} refused"
-    return facts
-
-
-def _engines(now: LiveServer, before: tuple[LiveServer, float] | None) -> Table:
-    numbers = ("at it", "units", "running", "KV used", "prompt tok/s", "output tok/s")
-    earlier = {engine.index: engine for engine in before[0].engines} if before else {}
-    seconds = before[1] if before else 0.0
-    rows = (_row(engine, earlier.get(engine.index), seconds) for engine in now.engines)
-    return table(("engine", "up", *numbers), rows, right=numbers)
-
-
-def _row(engine: LiveEngine, before: LiveEngine | None, seconds: float) -> tuple[str, ...]:
-    return (
-        str(engine.index),
-        "yes" if engine.up else "no",
-        str(engine.in_flight),
-        f"{engine.units:,}",
-        _NONE if engine.running is None else str(engine.running),
-        _NONE if engine.cache_used is None else f"{engine.cache_used:.0%}",
-        _rate(engine.prompt_tokens, before.prompt_tokens if before else None, seconds),
-        _rate(engine.generated_tokens, before.generated_tokens if before else None, seconds),
-    )
-
-
-def _rate(now: float | None, before: float | None, seconds: float) -> str:
-    """Tokens per second between two looks; the counter of a restarted engine begins at 0."""
-    if now is None or before is None or seconds <= 0:
-        return _NONE
-    return f"{(now - before if now >= before else now) / seconds:,.0f}"
-
-
-def _memory(plan: Plan, used: Mapping[int, int]) -> list[Block]:
-    """The forecast as a bar, and the memory in use now, if NVML reports it."""
-    blocks: list[Block] = [Heading("Memory against the forecast")]
-    ledgers = [([ledger.index], ledger) for ledger in plan.gpus] if used else fold(plan.gpus)
-    for members, ledger in ledgers:
-        rest, most = format_bytes(ledger.steady), format_bytes(ledger.most)
-        usage = f"forecast {rest} at rest, {most} at most"
-        if (now := used.get(ledger.index)) is not None:
-            over = now - ledger.most
-            more = f", {format_bytes(over)} over" if over > 0 else ""
-            usage = f"{format_bytes(now)} in use now{more}; {usage}"
-        blocks.append(memory_bar(ledger, f"GPU {indices(members)}: {usage}"))
-    return blocks
-
-
-def _held_back(now: LiveServer) -> list[Block]:
-    blocks: list[Block] = []
-    for title, counts in (("Lowered to the plan", now.limited), ("Refused", now.refused)):
-        most = sorted(counts.items(), key=lambda item: -item[1])[:_FEW]
-        blocks += listed(title, (f"{count:,} x {what}" for what, count in most))
-    return blocks
 
 
 def servers_view(document: Document) -> list[Block]:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
-from typing import Any
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.messages import indices, plural
 from turbofit.core.plan import (
+    Candidate,
     Footprint,
     GpuLedger,
     GroupPlan,
     Held,
     HostMemory,
     Kv,
+    LimitCost,
+    PaceForecast,
     Parallel,
     Plan,
+    Remedy,
     Settings,
+    Throughput,
+    UsualImage,
 )
 from turbofit.core.units import format_bytes
 from turbofit.core.version import __version__
@@ -43,10 +48,17 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     image_limit: int | None,
     held_requests: int | None = None,
     at_once: Sequence[float] = (),
+    throughput: Throughput | None = None,
+    considered: Iterable[Candidate] = (),
+    reasons: Iterable[str] = (),
     warnings: Iterable[str] = (),
-    **rest: Any,
+    remedies: Iterable[Remedy] = (),
+    limit_costs: Iterable[LimitCost] = (),
+    usual_image: UsualImage | UnsetType = UNSET,
+    pace: PaceForecast | UnsetType = UNSET,
+    device_map: dict[str, int | str] | None = None,
 ) -> Plan:
-    """Make the plan without command lines; ``rest`` are further fields of it.
+    """Make the plan without command lines.
 
     ``settings`` are those of the weakest group; ``image_limit`` is for one image, in tiles or
     pixels. ``held_requests`` is the number of requests that all groups hold at once, or None if no
@@ -87,12 +99,19 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         kv=kv,
         gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
         host=host,
+        throughput=throughput,
+        considered=tuple(considered),
+        reasons=tuple(reasons),
         warnings=(*request.model.warnings, *request.machine.warnings, *warnings),
+        remedies=tuple(remedies),
+        limit_costs=tuple(limit_costs),
+        usual_image=usual_image,
+        device_map=device_map,
         by_group=tuple(map(_group_plan, accounts, caches, at_once)),
         held=UNSET if held_requests is None else Held(requests=held_requests, request_tokens=size),
         options=request.options,
         footprint=footprint,
-        **rest,
+        pace=pace,
     )
 
 

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from turbofit.core.messages import indices, plural
 from turbofit.core.plan import LimitCost, UsualImage
 from turbofit.core.units import format_bytes, three_digits, two_digits
+from turbofit.machine.presets import is_measured
 from turbofit.memory.account import RATIO_STEPS, Account, Engine
 from turbofit.memory.calibrated import calibration_reason, unbelieved
 from turbofit.memory.engines import LMDEPLOY, engine_for
@@ -102,18 +103,24 @@ def _line(fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str 
 
 
 def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
-    """Yield the reason why a margin that no person gave is less than the usual one."""
-    if not request.margin.saved(account.gpus[0]):
+    """Yield what a margin that no person gave rests on."""
+    calibration, margin = account.calibration, request.margin
+    if margin.bytes is not None or margin.share is not None:
         return
-    calibration, size = account.calibration, format_bytes(min(account.margins))
     if calibration is not None:
-        spread = format_bytes(calibration.spread)
-        yield f"margin {size}: 64 MiB, and the {spread} by which what was measured here differed"
-    elif request.margin.rehearsed:
-        yield (
-            f"margin {size}: less than before a rehearsal, which settled what LMDeploy allocates;"
-            " contexts and libraries are estimates still (turbofit calibrate measures them)"
-        )
+        why = f"64 MiB, and the {format_bytes(calibration.spread)} by which what turbofit calibrate"
+        why = f"{why} measured here differed"
+    elif margin.over is not None:
+        more = f"{format_bytes(margin.over)} more than" if margin.over > 0 else "no more than"
+        why = f"a start proved this plan on these cards, and its engines took {more} forecast"
+    else:
+        why = "contexts and libraries were measured on such a card (bench/gpu)"
+        if not all(map(is_measured, account.gpus)):
+            why = "contexts and libraries are estimates on this card (turbofit calibrate, or a"
+            why = f"{why} start of turbofit serve, measures them)"
+        if margin.rehearsed:
+            why = f"a rehearsal settled what LMDeploy allocates; {why}"
+    yield f"margin {format_bytes(min(account.margins))}: {why}"
 
 
 def _ratio(fit: EngineFit) -> str:

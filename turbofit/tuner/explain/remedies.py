@@ -5,9 +5,9 @@ The cheapest come first; changes that keep the wished requests at once precede f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
@@ -26,7 +26,7 @@ from turbofit.tuner.resolved_request import (
     vision_load_of,
 )
 from turbofit.tuner.search.candidates import too_few, worst_outcome
-from turbofit.tuner.search.search import EngineFit, fit_on_host, limit_that_fits, may_fit
+from turbofit.tuner.search.search import EngineFit, fit_on_host, limit_that_fits
 from turbofit.tuner.search.shapes import Evaluation
 from turbofit.tuner.search.sizing import (
     MIN_TEXT_TOKENS,
@@ -38,6 +38,10 @@ from turbofit.tuner.search.sizing import (
 from turbofit.tuner.speed import counted_tokens, link_class, request_tokens
 from turbofit.tuner.verdict import fitting
 
+T = TypeVar("T")
+
+#: So many changes that make it fit are enough.
+_MOST: Final = 3
 #: The name of a hypothetical machine.
 MORE_GPUS: Final = "more of these GPUs"
 #: A change that reduces the gap by less than one percent is not shown.
@@ -64,15 +68,20 @@ class Change(NamedTuple):
 
 
 def remedies(fit: EngineFit) -> Remedies:
-    """The changes that make it fit, cheapest first, then those that reduce the gap."""
-    request, best = fit.request, fit.best
+    """The changes that make it fit, cheapest first, then those that reduce the gap.
+
+    After the third that makes it fit, only the person's own options are looked at, for the causes.
+    """
+    best = fit.best
     helps: list[Remedy] = []
     closer: list[Remedy] = []
     causes: list[str] = []
     enough = best.fits  # no GPU memory is missing
     for change, changed, released in _changes(fit):
         more = changed.machine.name == MORE_GPUS
-        other = None if more and enough else _planned(changed, fit.engine)
+        if (more and enough) or (len(helps) >= _MOST and not released):
+            continue
+        other = _planned(changed, fit.engine)
         if other is None:
             continue
         if other.fits:
@@ -84,23 +93,20 @@ def remedies(fit: EngineFit) -> Remedies:
             closer.append(Remedy(change=change, effect=effect))
     if best.fits:
         helps.append(_more_host_memory(fit))
-    elif not enough:
-        for change, changed, _ in larger(request):  # the smallest cards that are enough
-            other = _planned(changed, fit.engine, of_equals=True)
-            if other is not None and other.best.fits:
-                alone = Remedy(change=change, effect=_on_gpus_alone(other))
-                helps.append(fitting(change, _found(other)) if other.fits else alone)
-                break
+    elif not enough and len(helps) < _MOST:
+        larger = smallest_cards(
+            fit.request, lambda changed: _planned(changed, fit.engine), lambda one: one.best.fits
+        )
+        if larger is not None:
+            (change, *_), other = larger
+            alone = Remedy(change=change, effect=_on_gpus_alone(other))
+            helps.append(fitting(change, _found(other)) if other.fits else alone)
     return Remedies((*helps, *closer), tuple(causes))
 
 
-def _planned(
-    request: ResolvedRequest, engine: Engine, *, of_equals: bool = False
-) -> EngineFit | None:
+def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
     try:
-        if of_equals and not may_fit(request, engine):
-            return None
-        return fit_on_host(request, engine, brief=True)
+        return fit_on_host(request, engine)
     except TurbofitError:
         return None
 
@@ -403,19 +409,37 @@ def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
     return tuple(joined)
 
 
-def larger(request: ResolvedRequest) -> Iterator[Change]:
-    """Yield the same number of larger cards in this host, smallest first."""
+def smallest_cards(
+    request: ResolvedRequest,
+    plan: Callable[[ResolvedRequest], T | None],
+    fits: Callable[[T], bool],
+) -> tuple[Change, T] | None:
+    """As many larger cards in this host, the smallest on which it fits, and the plan; or None.
+
+    It is found by halves, as if whatever fits on a card fits on all larger ones that run it.
+    """
     from turbofit.machine.presets import load_preset, preset_names
     from turbofit.machine.source import machine_from
 
     count, largest = len(request.visible), max(known(card.total, 0) for card in request.visible)
     totals = {name: load_preset(name).total for name in preset_names()}
-    for name in sorted(totals, key=lambda card: (totals[card], card)):
-        if totals[name] > largest:
-            machine = machine_from(f"{count}x{name}")
-            machine = replace(machine, name=MORE_GPUS, host=request.machine.host)
-            change = f"{count} x {machine.gpus[0].name} ({format_bytes(totals[name])})"
-            yield _on_other_gpus(change, request, machine)
+    cards = [name for name in totals if totals[name] > largest]
+    cards.sort(key=lambda card: (totals[card], card))
+    found = None
+    while cards:
+        middle = len(cards) // 2
+        machine = machine_from(f"{count}x{cards[middle]}")
+        machine = replace(machine, name=MORE_GPUS, host=request.machine.host)
+        size = format_bytes(totals[cards[middle]])
+        change = _on_other_gpus(f"{count} x {machine.gpus[0].name} ({size})", request, machine)
+        other = plan(change.request)
+        if other is None:  # it does not run there
+            del cards[middle]
+        elif fits(other):
+            found, cards = (change, other), cards[:middle]
+        else:
+            cards = cards[middle + 1 :]
+    return found
 
 
 def stopped(request: ResolvedRequest) -> Iterator[Change]:

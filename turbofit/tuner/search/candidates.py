@@ -46,13 +46,6 @@ def evaluate(state: SearchState, shape: Shape) -> Evaluation:
     return _with_speeds(sizer, evaluation, wants_cache=wants_cache)
 
 
-def serves_alone(state: SearchState, shape: Shape) -> bool:
-    """Whether each of a shape's equal groups serves one request: with the shortest context."""
-    sizer = Sizer(state, replace(shape, at_once=1.0)).safe()
-    shortest, _ = sizer.contexts()
-    return sizer.evaluation(shortest).fits
-
-
 def with_speeds(state: SearchState, evaluation: Evaluation) -> Evaluation:
     """Add the forecasts and the score for the images in ``state`` to a fitting shape."""
     if not evaluation.parts:
@@ -122,7 +115,7 @@ def _sized(sizer: Sizer) -> tuple[Sizer, int, bool]:
             session_len = session_len if batch is None else sizer.with_batch(batch).session_len()
         return session_len, batch, wants_cache
 
-    session_len, batch, wants_cache = sizer.state.once(size, "size", *sizer.key)
+    session_len, batch, wants_cache = sizer.state.sizes(sizer.key, size)
     return sizer if batch is None else sizer.with_batch(batch), session_len, wants_cache
 
 
@@ -295,7 +288,7 @@ class _Unequal:
             shapes = [replace(alike, max_prefill_token_num=size) for size in part.prefills]
             return max((evaluate(self.state, shape) for shape in shapes), key=worth)
 
-        return self.state.once(best, "best", part)  # many shapes contain the same set
+        return self.state.sets(part, best)  # many shapes contain the same set
 
     def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
         """One group's speed as a function of its requests, with the part's cache."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any, Final, TypeVar, cast
+from typing import Final, Generic, NewType, TypeVar
 
 from msgspec.structs import replace
 
@@ -12,8 +12,8 @@ from turbofit.core.machine import Gpu
 from turbofit.core.plan import Settings
 from turbofit.core.struct import known
 from turbofit.core.units import bisect, round_up
-from turbofit.memory.account import RATIO_STEPS, Account, Engine, VisionLoad
-from turbofit.memory.known_bad import largest_batch
+from turbofit.memory.account import RATIO_STEPS, Account, Engine, EngineLaunch, VisionLoad
+from turbofit.memory.known_bad import KnownProblem, largest_batch
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.shapes import Evaluation, Shape, shape_settings
 from turbofit.tuner.speed import (
@@ -28,7 +28,9 @@ from turbofit.tuner.speed import (
     request_tokens,
 )
 
-T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+Groups = tuple[tuple[int, ...], ...]
 
 #: The contexts that are tried are multiples of this.
 CONTEXT_STEP: Final = 64
@@ -47,8 +49,31 @@ _NEARLY_ALL: Final = 0.99
 _TOKENS_KEPT: Final = 0.99
 
 
+class Once(Generic[K, V]):
+    """Answers by their keys, each computed once."""
+
+    def __init__(self) -> None:
+        self._answers: dict[K, V] = {}
+
+    def __call__(self, key: K, answer: Callable[[], V]) -> V:
+        if key not in self._answers:
+            self._answers[key] = answer()
+        return self._answers[key]
+
+
+#: All of a group that accounts and speeds depend on; no indices if its cards are equal.
+GroupKey = NewType("GroupKey", tuple[object, ...])
+#: All that the forecast of a group depends on: settings, group, KV tokens, requests, vision units
+#: of a forward, and whether the tower's attention takes no time.
+SpeedKey = tuple[Settings, GroupKey, int, float, "int | None", bool]
+#: A shape without its groups, its load, and its distinct groups.
+SizerKey = tuple[Shape, VisionLoad, tuple[GroupKey, ...]]
+#: Asks for the problem of a launch; None if there is none.
+Ask = Callable[[EngineLaunch], "str | KnownProblem | None"]
+
+
 class SearchState:
-    """The state that all shapes of one search share: the request, and cached results."""
+    """The state that all shapes of one search share: the request, and what is computed once."""
 
     def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
         self.request, self.engine = request, engine
@@ -57,60 +82,49 @@ class SearchState:
         #: Whether the last shape's cache could not hold the shortest context; the next is then
         #: tried first.
         self.too_small = False
-        self._answers: dict[tuple[object, ...], Any] = {}
+        self._keys = Once[tuple[int, ...], GroupKey]()
+        self._distinct = Once[Groups, list[tuple[Gpu, ...]]]()
+        self.problems = Once[tuple[Ask, Settings, GroupKey], "str | KnownProblem | None"]()
+        self.accounts = Once[tuple[Settings, VisionLoad, GroupKey], Account]()
+        self.ratios = Once[Account, "float | None"]()
+        self.batches = Once[tuple[int, tuple[GroupKey, ...]], "int | None"]()
+        self.rates = Once[tuple[int, str, tuple[int, ...]], GroupRates]()
+        self.speeds = Once[SpeedKey, Speed]()
+        #: Context, batch and whether more cache is wanted, by a sizer's key.
+        self.sizes = Once[SizerKey, tuple[int, "int | None", bool]]()
+        #: The best of a set of equal groups beside unequal ones.
+        self.sets = Once[Shape, Evaluation]()
+        #: The largest image limit under which a group serves one request.
+        self.limits = Once[tuple[Shape, GroupKey], int]()
 
-    def once(self, answer: Callable[[], T], *key: object) -> T:
-        """Return ``answer()``, computed only once for each key."""
-        if key not in self._answers:
-            self._answers[key] = answer()
-        return cast("T", self._answers[key])
-
-    def gpus_of(self, groups: tuple[tuple[int, ...], ...]) -> list[tuple[Gpu, ...]]:
+    def gpus_of(self, groups: Groups) -> list[tuple[Gpu, ...]]:
         """The GPUs of each group."""
-        gpu = self.request.machine.gpu
-        return self.once(lambda: [tuple(map(gpu, group)) for group in groups], "gpus", groups)
+        return [tuple(map(self.request.machine.gpu, group)) for group in groups]
 
-    def distinct(self, groups: tuple[tuple[int, ...], ...]) -> list[tuple[Gpu, ...]]:
-        """The groups that differ in account or speed; of equal groups the last one."""
+    def distinct(self, groups: Groups) -> list[tuple[Gpu, ...]]:
+        """The groups that differ in account or speed; of equal groups the first one."""
 
         def distinct() -> list[tuple[Gpu, ...]]:
-            return list({self.key_of(gpus): gpus for gpus in self.gpus_of(groups)}.values())
-
-        return self.once(distinct, "distinct", groups)
-
-    def firsts(self, groups: tuple[tuple[int, ...], ...]) -> list[tuple[Gpu, ...]]:
-        """The same as `distinct`, but of equal groups the first one."""
-
-        def firsts() -> list[tuple[Gpu, ...]]:
-            first: dict[object, tuple[Gpu, ...]] = {}
+            first: dict[GroupKey, tuple[Gpu, ...]] = {}
             for gpus in self.gpus_of(groups):
                 first.setdefault(self.key_of(gpus), gpus)
             return list(first.values())
 
-        return self.once(firsts, "firsts", groups)
+        return self._distinct(groups, distinct)
 
-    def key_of(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
-        """The key of all that accounts and speeds depend on; without indices if cards are equal."""
+    def key_of(self, gpus: tuple[Gpu, ...]) -> GroupKey:
         machine, indices = self.request.machine, tuple(gpu.index for gpu in gpus)
 
-        def key() -> tuple[object, ...]:
+        def key() -> GroupKey:
             first, rest = gpus[0], gpus[1:]
             unequal = len({(gpu.name, gpu.total, gpu.limit) for gpu in gpus}) > 1
             fullest = max((known(gpu.reserved, 0) + known(gpu.used, 0) for gpu in rest), default=0)
-            return (
-                first.name,
-                first.total,
-                first.reserved,
-                first.used,
-                first.limit,
-                fullest,
-                group_class(machine, gpus),
-                nvlink_bandwidth(machine, gpus),
-                reduce_class(machine, gpus),
-                indices if unequal else (),
-            )
+            links = group_class(machine, gpus), nvlink_bandwidth(machine, gpus)
+            of_first = first.name, first.total, first.reserved, first.used, first.limit
+            reduces = reduce_class(machine, gpus)
+            return GroupKey((*of_first, fullest, *links, reduces, indices if unequal else ()))
 
-        return self.once(key, "key", indices)
+        return self._keys(indices, key)
 
 
 class Sizer:
@@ -123,7 +137,7 @@ class Sizer:
         self._fixed_ratio = self.request.engine_options.get("cache_max_entry_count")
 
     @property
-    def key(self) -> tuple[object, ...]:
+    def key(self) -> SizerKey:
         """The key of all that the context and the best batch depend on; equal groups count once."""
         at_once = self.shape.requests(self.request.workload.concurrency)
         shape = replace(self.shape, groups=(), at_once=at_once)
@@ -171,12 +185,6 @@ class Sizer:
         tokens = wanted * round_up(size, account.settings.cache_block_seq_len)
         return max(0, tokens - kv_tokens) * account.bytes_per_token
 
-    def most_requests(self, session_len: int) -> int:
-        """The requests that fit into the cache; a longer context or larger batch never has more."""
-        settings = shape_settings(self.request, self.shape, session_len)
-        size = counted_tokens(self.vision_load, session_len)
-        return settings.requests_in(self._tokens_held(session_len), size)
-
     def accounts(self, session_len: int) -> list[Account]:
         """One account for each distinct group; its indices may be those of an equal group."""
         settings = shape_settings(self.request, self.shape, session_len)
@@ -193,8 +201,8 @@ class Sizer:
             limits = [largest_batch(launch, name, version) for launch in launches]
             return min((limit for limit in limits if limit is not None), default=None)
 
-        kinds = map(self.state.key_of, self.distinct)
-        return self.state.once(largest, "largest batch", settings.tp, *kinds)
+        kinds = tuple(map(self.state.key_of, self.distinct))
+        return self.state.batches((settings.tp, kinds), largest)
 
     def speed(
         self,
@@ -219,15 +227,13 @@ class Sizer:
         def forecast() -> Speed:
             # Only the GPUs, `tp` and the type, of all that a search varies, determine the rates.
             indices = tuple(gpu.index for gpu in gpus)
-            group = state.once(rates, "rates", settings.tp, settings.dtype, indices)
+            group = state.rates((settings.tp, settings.dtype, indices), rates)
             images = replace(state.requested_load, units_per_forward=units)
             return group_speed(group.plain if plain else group, settings, images, kv_tokens, load)
 
-        units, key = (
-            self.shape.units_per_forward,
-            (settings, self.state.key_of(gpus), kv_tokens, load),
-        )
-        return state.once(forecast, "speed", *key, units, plain)
+        units = self.shape.units_per_forward
+        key = settings, state.key_of(gpus), kv_tokens, load, units, plain
+        return state.speeds(key, forecast)
 
     def contexts(self) -> tuple[int, int]:
         """The shortest and the longest context to try; both are the user's if it is given."""
@@ -264,7 +270,7 @@ class Sizer:
         """
         if isinstance(self._fixed_ratio, int | float):
             return float(self._fixed_ratio)
-        best = [self.state.once(account.best_ratio, "ratio", account) for account in accounts]
+        best = [self.state.ratios(account, account.best_ratio) for account in accounts]
         ratios = [ratio for ratio in best if ratio is not None]
         if len(ratios) < len(accounts):
             return None
@@ -325,9 +331,8 @@ class Sizer:
         def account() -> Account:
             return self.engine.account(launch_of(self.request, settings, gpus, self.vision_load))
 
-        return self.state.once(
-            account, "account", settings, self.vision_load, self.state.key_of(gpus)
-        )
+        key = settings, self.vision_load, self.state.key_of(gpus)
+        return self.state.accounts(key, account)
 
 
 def shortest_context(vision_load: VisionLoad) -> int:
@@ -456,20 +461,13 @@ def held_by(sized: Evaluation) -> int:
     return min(settings.max_batch_size, held) if sized.fits else 0
 
 
-def is_bounded(request: ResolvedRequest) -> bool:
-    """Whether every cache is at most as large as with one request; a given ratio may break this."""
-    return "cache_max_entry_count" not in request.engine_options
-
-
 def most_held(sizer: Sizer, wanted: int) -> int:
     """The most requests at once, below ``wanted``, that one engine of a shape holds; or 0."""
     shortest, _ = sizer.contexts()
-    bounded = is_bounded(sizer.request)
-    most = sizer.with_batch(1).most_requests(shortest) if bounded else wanted
 
     def holds(batch: int) -> bool:
         some = sizer.with_batch(batch)
-        if bounded and (batch > most or some.most_requests(shortest) < batch):
+        if held_by(some.evaluation(shortest)) < batch:  # nor with a longer context, then
             return False
         return held_by(some.evaluation(some.session_len())) >= batch
 

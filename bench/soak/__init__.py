@@ -1,1 +1,0 @@
-"""Hours of requests and faults: what grows, and what becomes slower."""

@@ -1,0 +1,60 @@
+"""Several machines."""
+
+from __future__ import annotations
+
+from turbofit import api
+from turbofit.core.cluster import ClusterStatus, NodeStatus
+from turbofit.launch.cluster.nodes import cluster_from
+from turbofit.report.painters.document import Table
+from turbofit.report.painters.terminal import paint
+from turbofit.report.views.cluster_view import cluster_view, status_view
+
+
+def test_a_thousand_nodes_read_as_well_as_three() -> None:
+    cluster = cluster_from("sim:4xrtx3090@900/2xrtx4090@90/1xt4@10")
+    many = api.plan_cluster("internvl2-8b", cluster, concurrency=4000)
+    blocks = cluster_view(many)
+    text = paint(blocks, width=100, colour=False)
+    assert len(text.splitlines()) < 120
+    kinds, left = (block for block in blocks if isinstance(block, Table) and block.whole)
+    assert [row[0] for row in kinds.rows] == ["900", "90"]
+    assert [row[0] for row in left.rows] == ["10"]
+    assert kinds.rows[0][1] == "4x NVIDIA GeForce RTX 3090"
+    assert kinds.rows[0][-1] == "sim-1, sim-2, sim-3 and 897 more"
+    assert "runs out of memory" in left.rows[0][2]
+    first = many.nodes[0].plan
+    assert first is not None
+    assert kinds.rows[0][4] == f"{first.kv.total_tokens:,}"
+
+
+def test_what_is_served_node_by_node() -> None:
+    status = ClusterStatus(
+        name="mine", model="InternVL2-8B", source="ray 10.0.0.1:6379", pretend=True, at="now",
+        urls=("http://10.0.0.1:23333",), promise="4,096 tokens a request", change="1 of 2 nodes",
+        nodes=(
+            NodeStatus(
+                id="a" * 56, name="a", address="", state="serving", up=True, outstanding=7,
+                tokens=1000, at_once=12.0,
+            ),
+            NodeStatus(id="b" * 56, name="b", address="", state="unfit", why_not="no room"),
+            NodeStatus(id="c" * 56, name="c", address="", state="serving", tokens=1000),
+        ),
+        events=("12:00:00 node b joined",),
+    )  # fmt: skip
+    text = paint(status_view(status), width=120, colour=False)
+    for part in ("mine: 1 of 3 nodes serve", "PRETEND", "1,000 tokens that serve", "7 requests",
+                 "serving, down", "no room", "1 of 2 nodes", "node b joined"):  # fmt: skip
+        assert part in text
+
+
+def test_eighty_columns_hold_what_a_node_said() -> None:
+    said = "the engine ran out of GPU memory while it loaded weights, asking 2.0 GiB"
+    node = NodeStatus(
+        id="a" * 56, name="gpu-node-7.example", address="", state="starting", said=said,
+        tokens=1_234_567,
+    )  # fmt: skip
+    status = ClusterStatus(
+        name="mine", model="InternVL2-8B", source="ray", pretend=False, at="now", urls=(),
+        promise="x", nodes=(node,),
+    )  # fmt: skip
+    assert max(map(len, paint(status_view(status)).splitlines())) <= 80

@@ -1,0 +1,113 @@
+"""``turbofit batch``: a file or a folder of requests, until each has its line."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.batch.batch_spec import BatchSpec
+from turbofit.cli.command import PATH, Argument, command
+from turbofit.cli.options import common_options as common
+from turbofit.cli.options import field_options as fields
+from turbofit.cli.terminal.interrupts import INTERRUPTED
+from turbofit.cli.terminal.output import Form, answer, complain, say
+from turbofit.core.errors import UnservedError, UsageError
+from turbofit.core.messages import refuse_together
+from turbofit.core.struct import to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.batch.batch_job import BatchJob, BatchResult
+
+#: Files that hold rows in another form than JSONL.
+_TABLES: Final = frozenset({".csv", ".ods", ".parquet", ".tsv", ".xls", ".xlsx"})
+_GROUPS: Final = {
+    "items": ("prompt", "max_tokens"),
+    "sending": ("concurrency", "timeout", "patience"),
+}
+
+
+@command(
+    Argument("source", metavar="INPUT", type=PATH),
+    Argument("output", metavar="OUTPUT", type=PATH),
+    *fields.options_of(BatchSpec, ("url", "model")),
+    common.API_KEY,
+    common.JSON,
+    *fields.grouped_options(BatchSpec, _GROUPS),
+    only_linux=True,
+    takes_rest=True,
+    usage="INPUT OUTPUT (--url URL | --model MODEL [-- OPTIONS OF SERVE]) [OPTIONS]",
+)
+def batch(
+    *,
+    source: str,
+    output: str,
+    api_key: str | None,
+    form: Form,
+    rest: Sequence[str],
+    **given: Any,
+) -> int:
+    """Send a batch and show the result; exit 3 if nothing was answered, 130 after a signal."""
+    from turbofit.batch.batch_job import BatchJob
+
+    for name in (source, output):
+        if (kind := Path(name).suffix.lower()) in _TABLES:
+            hint = f"name {Path(name).with_suffix('.jsonl')}: a line of JSON an item"
+            raise UsageError(f"{name}: a batch reads and writes JSONL, not {kind}", hint=hint)
+    spec = fields.filled(BatchSpec, given)
+    if spec.url is None and spec.model is None:
+        raise UsageError(
+            "nobody is named who answers",
+            hint="add --url http://127.0.0.1:23333 of a server, or --model MODEL to start one",
+        )
+    key = None
+    if spec.url is None:
+        refuse_together({"patience": spec.given().get("patience")}, "--model")
+    else:
+        _, key = common.server_of(spec.url, api_key)
+        if rest:
+            hint = "leave it out, or give --model alone instead of --url"
+            raise UsageError(f"{rest[0]} is for a server that is started", hint=hint)
+    job = BatchJob(
+        (Path(source), Path(output)), spec, key=key, words=(spec.model or "", *rest),
+        say=(lambda _: None) if form.as_json else say,
+    )  # fmt: skip
+    result = asyncio.run(_stoppable(job))
+    _show(result, form)
+    if job.interrupted:
+        return INTERRUPTED
+    if result.items and not result.answered:
+        error = UnservedError(
+            f"no item was answered: {result.failed:,} failed",
+            hint=f"see the error of each line of {result.output}",
+        )
+        complain(error.to_dict(), as_json=False)  # stdout has the document
+        return error.exit_code
+    return 0
+
+
+async def _stoppable(job: BatchJob) -> BatchResult:
+    from turbofit.core.process.signals import stop_signals
+
+    loop, run = asyncio.get_running_loop(), asyncio.ensure_future(job.run())
+    for number in stop_signals():
+        loop.add_signal_handler(number, run.cancel)
+    return await run
+
+
+def _show(result: BatchResult, form: Form) -> None:
+    if form.as_json:
+        answer(to_json(result))
+        return
+    sent = result.answered + result.failed - result.before
+    rate = f"{result.seconds:,.1f} s, {result.items_per_second:,.2f}/s"
+    say(
+        f"{result.output}: {result.answered:,} of {result.items:,} items answered, "
+        f"{result.failed:,} failed; {f'{sent:,} in {rate}' if sent else 'none was sent now'}"
+    )
+    if result.lowered:
+        say(f"{result.lowered:,} answers are to requests that the server lowered")
+    if result.left:
+        say(f"{result.left:,} items are left: the same command goes on from here")

@@ -1,0 +1,93 @@
+"""``turbofit ps``, ``logs``, ``stop``: running servers, their logs, their end."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.options.common_options import FORMS, RUN
+from turbofit.cli.options.field_options import filled, options_of
+from turbofit.cli.terminal.output import Form, answer, note, say
+from turbofit.core.errors import UsageError
+from turbofit.core.process.progress import under_way
+from turbofit.core.validation import SECONDS, Metavar, Validated
+
+
+@command(*FORMS, only_linux=True)
+def ps(*, form: Form) -> int:
+    """Show the running servers of this user on this machine."""
+    from turbofit.launch.serve.runs import live_runs
+    from turbofit.report.views.run_view import servers_view
+
+    rows = [
+        {
+            "run": run.name,
+            "folder": str(run.folder),
+            "model": run.record.model,
+            "state": run.state,
+            "pid": run.record.pid,
+            "started": run.record.started,
+            "urls": run.record.urls,
+            "pretend": run.record.pretend,
+        }
+        for run in live_runs()
+    ]
+    form.show({"schema": "turbofit.ps/1", "servers": rows}, servers_view)
+    return 0
+
+
+_LINES = 100
+
+
+@command(
+    RUN,
+    Option("--lines", type=int, default=_LINES, metavar="N", help=f"the last N of each ({_LINES})"),
+    only_linux=True,
+)
+def logs(*, run: str | None, lines: int) -> int:
+    from turbofit.report.painters.terminal import clean
+    from turbofit.report.stored_documents import read_run
+
+    if lines < 1:
+        raise UsageError(f"--lines {lines} shows nothing", hint="give 1 or more")
+    saved = read_run(run)
+    folder = Path(saved.where)
+    paths = sorted(folder.glob("*.log"))
+    if not paths:
+        note(f"nothing is written in {folder}")
+    for path in paths:
+        note(f"{path}:")
+        with path.open(encoding="utf-8", errors="replace") as file:
+            last = deque(file, maxlen=lines)
+        answer("".join(f"{clean(line.rstrip())}\n" for line in last))
+    return 0
+
+
+class StopOptions(Validated):
+    """How long `stop` waits."""
+
+    wait: Annotated[float, Field(gt=0, le=86400), SECONDS, Metavar("SECONDS")] = 120
+
+
+@command(
+    Argument("run", metavar="RUN", required=False),
+    Option("--all", is_flag=True),
+    *options_of(StopOptions),
+    only_linux=True,
+)
+def stop(*, run: str | None, all: bool, **given: object) -> int:  # noqa: A002 - the option's name
+    from turbofit.launch.serve.runs import chosen_run, live_runs, stop_server
+
+    wait = filled(StopOptions, given).wait
+    if all and run is not None:
+        raise UsageError(f"--all and {run!r} do not go together", hint="give one of them")
+    for server in live_runs() if all else [chosen_run(run)]:
+        say(f"stopping {server.name} …")
+        with under_way(f"waiting for {server.name} to end"):
+            stop_server(server, wait)
+        say(f"{server.name} has ended")
+    return 0

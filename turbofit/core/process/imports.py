@@ -1,0 +1,32 @@
+"""Runs a function after a module's import; it imports nothing of turbofit, and is loaded alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+class After:
+    """An import finder that lets others find a module, and acts after it has been loaded."""
+
+    def __init__(self, name: str, act: Callable[[Any], object]) -> None:
+        self._name, self._act = name, act
+
+    def find_spec(self, name: str, *_: Any) -> Any:
+        """The spec of the module that is waited for, whose loading runs the function."""
+        if name != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        load = spec.loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            load(module)
+            self._act(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

@@ -1,0 +1,272 @@
+"""Answers other than to a lack of GPU memory: rows, kills, hangs, logs in which nothing failed."""
+
+from __future__ import annotations
+
+import re
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.messages import plural
+from turbofit.core.process.hidden import without_keys
+from turbofit.diagnose.answer import Holding, Missing
+from turbofit.diagnose.draft import Draft, evidence, raised_in
+from turbofit.diagnose.facts import LogEvent
+from turbofit.diagnose.figures import explanation_of
+from turbofit.diagnose.memory import lack_of_memory
+from turbofit.observe import log_events as events
+from turbofit.observe.death import IN_DIAGNOSIS, death
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.diagnose.answer import Evidence
+    from turbofit.diagnose.case import LogCase
+
+_WAITS: Final = (
+    "the warm-up sends one request as long as a forward; while the cache has fewer blocks than it"
+    " needs, the scheduler tries again for ever, without an error"
+)
+_PY_SPY: Final = (
+    "py-spy dump --pid PID of the server and of its workers while it stands still: it shows where"
+    " each waits"
+)
+_NO_P2P: Final = "NCCL_P2P_DISABLE=1: NCCL then goes through host memory, whatever the driver says"
+#: Functions that a program runs while it ends; an error in one is not the reason for its end.
+_CLEANS_UP: Final = (
+    "_loop_finally", "release", "__del__", "shutdown", "_exit_function", "atexit", "terminate",
+    "__exit__", "_cleanup", "cleanup",
+)  # fmt: skip
+#: Last lines of a log behind which an engine may stand still, by what it does there.
+_STANDS: Final = {
+    "TurboMind's warm-up": re.compile(r"\[Gemm2\]|Warm-up lengths|UnifiedAttentionLayer::Forward"),
+    "NCCL's first collective": re.compile(r"NCCL INFO (?:comm |Channel|Connected|.*Init COMPLETE)"),
+}
+
+
+def drafts_of(case: LogCase) -> Iterator[Draft]:
+    """Yields all answers to a run, in no order."""
+    facts = case.facts
+    yield from lack_of_memory(case)
+    for mark, kill in facts.every(events.HostKill)[:1]:
+        yield _killed(mark, kill)
+    for mark in facts.fatal:
+        own = isinstance(mark.event, events.TorchMemory | events.NoCache | events.HostKill)
+        if own or getattr(mark.event, "out_of_memory", False):
+            continue
+        if row := explanation_of(mark, case):
+            yield row
+        elif not isinstance(mark.event, events.KnownMessage):
+            yield _unknown_fault(mark)
+    yield from _hangs(case)
+    yield from _quiet(case)
+
+
+def _killed(mark: LogEvent, kill: events.HostKill) -> Draft:
+    end = death([kill])
+    return Draft(
+        kind=IN_DIAGNOSIS["host_memory"],
+        phase="host RAM",
+        what=end.message,
+        line=mark.line,
+        held=(Holding(who=f"{kill.name}[{kill.pid}]", bytes=kill.rss, lines=(mark.line,)),),
+        missing=Missing(bytes=None, basis="unknown", note="the kernel does not say how much"),
+        evidence=(evidence(mark, "the kernel's killer and its victim"),),
+        changes=(end.hint,),
+        planned=True,
+    )
+
+
+def _unknown_fault(mark: LogEvent) -> Draft:
+    """An exception or a fault that no row knows; one of a clean-up follows from another."""
+    text = without_keys(mark.text.strip())
+    if isinstance(mark.event, events.PythonError) and not mark.event.message and mark.stack:
+        text = f"{text}: {without_keys(mark.stack[-1].code)}"
+    why = raised_in(mark)
+    cleans_up = any(frame.function in _CLEANS_UP for frame in mark.stack)
+    if cleans_up:
+        why = (*why, "a program takes itself down there: the first error, of the worker processes"
+               " too, is the cause")  # fmt: skip
+    return Draft(
+        kind="unknown",
+        line=mark.line,
+        rank="consequence" if cleans_up else "refusal",
+        why=why,
+        evidence=(evidence(mark._replace(text=text), "the error itself"),),
+        planned=isinstance(mark.event, events.CheckFailed),
+    )
+
+
+def _hangs(case: LogCase) -> Iterator[Draft]:
+    """Yields a warm-up that waits for ever, and a server that stands still."""
+    facts = case.facts
+    over = (events.WarmupFinished, events.ServerUp, events.CudaError, events.CheckFailed)
+    passed = any(isinstance(mark.event, over) for mark in facts.marks)
+    slab = facts.first(events.Slab)
+    if facts.waiting and not passed:
+        yield _waits_for_ever(case, facts.waiting)
+    elif (
+        slab and not passed and isinstance(facts.marks[-1].event, events.Slab | events.CacheBudget)
+    ):
+        yield Draft(
+            kind=IN_DIAGNOSIS["hang"],
+            line=slab.line,
+            possible=(
+                "LMDeploy hangs there, silently: its cache is smaller than one warm-up request",
+                "it was ended from outside, or the log was taken before the warm-up was over",
+            ),
+            evidence=(evidence(slab, "the last news: the cache was cut into blocks"),),
+            changes=(
+                "whether it still runs, with one core at full load: with TM_LOG_LEVEL=INFO a hang"
+                " repeats `out of memory at 0/1`",
+            ),
+            planned=True,
+        )
+    elif not facts.died:
+        yield from _stands_still(case)
+
+
+def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
+    facts = case.facts
+    run = [mark.event for mark in facts.marks]
+    end = death([*run, events.Backpressure(cause="memory")], known=(case.engine, case.settings))
+    sizes: dict[type[Any], str] = {
+        events.CacheBudget: "the cache's size", events.Slab: "the size of a block",
+        events.WarmupLengths: "the lengths of the warm-up",
+    }  # fmt: skip
+    lines = [evidence(mark, tells) for kind, tells in sizes.items() if (mark := facts.first(kind))]
+    missing = None
+    if end.missing:
+        slab = facts.first_event(events.Slab)
+        note = "of cache, for the blocks of one warm-up request"
+        doubt = slab.slab_size if slab else 0
+        missing = Missing(bytes=end.missing, basis="formula", note=note, doubt=doubt)
+    tells = "nothing can be admitted; so it goes on to the log's end"
+    return Draft(
+        kind=IN_DIAGNOSIS["hang"],
+        phase="start-up hang",
+        what=end.message if missing else "",
+        line=waiting.line,
+        possible=(_WAITS,),
+        why=(_WAITS,) if missing else (),
+        missing=missing,
+        evidence=(evidence(waiting, tells), *lines),
+        changes=(end.hint,),
+        planned=True,
+    )
+
+
+def _stands_still(case: LogCase) -> Iterator[Draft]:
+    """Yields a halt that the user tells of, or that the last lines show."""
+    facts, tp = case.facts, case.tp
+    several = tp > 1 or (case.machine is not None and "tp" not in case.subject.options
+                         and len(case.machine.gpus) > 1)  # fmt: skip
+    last = facts.last or LogEvent(0, "")
+    steps = (_NO_P2P, _PY_SPY) if several or "NCCL" in last.text else (_PY_SPY,)
+    counted = facts.every(events.ServerFigures)
+    counts = (figures for _, figures in reversed(counted))
+    still = sum(1 for _ in takewhile(lambda one: one.running and one.made == 0.0, counts))
+    at = next((name for name, words in _STANDS.items() if words.search(last.text)), "")
+    if still:
+        mark, figures = counted[-1]
+        what = (
+            f"no line of this log tells of an error, and where it ends {figures.running}"
+            f" {plural(figures.running or 0, 'request')} run and no token came for {10 * still}"
+            " seconds: the engine stands still, or reads a long prompt"
+        )
+    elif case.hangs or (at and not _ready(case)):
+        mark = last
+        where = f"in {at}" if at else "at this line"
+        what = f"no line of this log tells of an error; it ends {where}, and if it stands there:"
+    else:
+        return
+    yield Draft(
+        kind=IN_DIAGNOSIS["stalled"],
+        line=mark.line,
+        rank="consequence",
+        what=what,
+        possible=(
+            "NCCL waits for a rank that died, or for peer access that does not work as the driver"
+            " says (IOMMU, ACS)",
+        )
+        if several
+        else ("weights are read, kernels are compiled, or requests wait for one another",),
+        evidence=(evidence(mark, "the last news"),),
+        changes=steps,
+    )
+
+
+def _quiet(case: LogCase) -> Iterator[Draft]:
+    """Yields the answers for a log in which no fault was found."""
+    ready, facts = _ready(case), case.facts
+    if ready:
+        counted, why = facts.every(events.ServerFigures), ""
+        if counted and (failed := counted[-1][1].failed):
+            why = (
+                f"LMDeploy counts {failed} {plural(failed, 'request')} as failed: clients that left"
+                " before their answer are among these, and no line tells of an error"
+            )
+        yield Draft(
+            kind="healthy",
+            phase="none",
+            what="nothing failed in this log: the engine started",
+            line=ready.line,
+            rank="notice",
+            why=(why,) if why else (),
+            evidence=(evidence(ready, "the engine is ready"),),
+        )
+    elif facts.complaint:
+        yield Draft(
+            kind="unknown",
+            line=facts.complaint.line,
+            rank="notice",
+            evidence=(evidence(facts.complaint, "the last line that reports an error"),),
+        )
+    if peers := facts.first(events.PeerMissing):
+        yield Draft(
+            kind="peer_warning",
+            phase="peer access",
+            what="only a warning: these GPUs have no peer access to each other",
+            line=peers.line,
+            rank="notice",
+            why=(PEERS,),
+            evidence=(evidence(peers, "the warning of LMDeploy up to 0.7.3"),),
+            planned=True,
+        )
+
+
+def _ready(case: LogCase) -> LogEvent | None:
+    """The line by which an engine started or a server answers, if no later line complains."""
+    facts = case.facts
+    up = facts.first(events.ServerUp) or facts.first(events.WarmupFinished)
+    counted = facts.every(events.ServerFigures)
+    ready = up or facts.answered or next((mark for mark, one in counted if one.succeeded), None)
+    troubles = (*facts.fatal, *([facts.complaint] if facts.complaint else []))
+    last = max((mark.line for mark in troubles), default=0)
+    calm = ready is not None and not facts.died and last <= ready.line and not case.hangs
+    return ready if calm else None
+
+
+PEERS: Final = (
+    "without peer access NCCL goes through host memory: tensor parallelism works and takes no more"
+    " GPU memory, but is slower, often slower than one card; the communicators cuda-ipc and native"
+    " do not work at all"
+)
+
+
+def nothing_found(case: LogCase) -> Draft:
+    """The answer for a log without any line that is known to report an error."""
+    what, line = "turbofit recognises no error in this log", 0
+    lines: tuple[Evidence, ...] = ()
+    if cut := case.facts.cut:
+        what = (
+            f"this text ends at line {case.facts.lines}, within a traceback and before the error"
+            f" itself; its last call is: {cut[-1].code or cut[-1].function}"
+        )
+    elif in_words := case.facts.in_words:
+        what = "the text says that memory ran out, and no line of a program says where"
+        lines, line = (evidence(in_words, "words"),), in_words.line
+    planned = case.model is not None and case.machine is not None
+    return Draft(
+        kind="unknown", line=line, what=what, evidence=lines, planned=planned,
+        unknown=("what happened",),
+    )  # fmt: skip

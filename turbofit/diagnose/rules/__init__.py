@@ -1,1 +1,0 @@
-"""Rules for each kind of log, and the arithmetic of missing memory."""

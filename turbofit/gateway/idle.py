@@ -1,0 +1,347 @@
+"""An address that stays open while the engines behind it sleep or start.
+
+A request waits here for the engines' start; their gateway does everything else (limits, images,
+retries, suspects). An `IdleGateway` belongs to the event loop of the address; the thread of the
+supervisor reads numbers, and changes its state in that loop only. The supervisor has an
+`AttachedGateway`, which takes the place of a `GatewayThread`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from math import ceil
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+from turbofit.core.errors import LaunchError
+from turbofit.gateway.http.asgi_app import AsgiApp, disconnected
+from turbofit.gateway.http.metrics import merge
+from turbofit.gateway.http.refusals import Refusal, ending
+from turbofit.gateway.http.routes import ModelCard, named_model, no_such_model
+from turbofit.gateway.http.welcome import ModelFacts, facts_of
+from turbofit.gateway.routing.health import healthy, trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.core.json_types import Document
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.http.app import Gateway
+    from turbofit.gateway.http.request_context import Message, Receive, RequestContext, Send
+    from turbofit.gateway.http.routes import Route
+    from turbofit.gateway.limits.request_limits import Bounds
+    from turbofit.gateway.server import GatewayThread
+
+_Answer = TypeVar("_Answer")
+
+#: In ``ending``, running requests may finish, and new ones wait for the next start.
+State = Literal["asleep", "starting", "ready", "ending", "failed"]
+
+#: Seconds that a request waits for a start: the deadline of OpenAI's clients.
+_WAIT: Final = 600.0
+#: Seconds after which a client should try again, if no start was measured yet.
+_RETRY: Final = 10
+_LOOK: Final = 0.05
+#: Seconds for which a loop may be busy: a server that waits longer hears no signal.
+_BUSY_SECONDS: Final = 60.0
+#: Seconds for the requests of engines that have ended: each ends when its connection breaks.
+_BROKEN_OFF: Final = 60.0
+
+
+class IdleGateway(AsgiApp):
+    """The app of the address. ``config.names`` are the names of its model and of its adapters.
+
+    ``bounds`` are the limits of the first plan; only their limit on a body's size is used here.
+    ``wait``: the most seconds that a request waits for a start.
+    """
+
+    def __init__(self, bounds: Bounds, config: GatewayConfig, *, wait: float = _WAIT) -> None:
+        super().__init__(config, bounds.limits.bytes_per_body)
+        self.name = next(iter(config.names.values()))
+        self._bounds, self._wait = bounds, wait
+        self.gateway: Gateway | None = None
+        self.state: State = "asleep"
+        #: Whether the first start was ready.
+        self.opened = False
+        #: The numbers of requests at the gateway, and of those that wait for a start.
+        self.in_flight = self.waiting = 0
+        #: Wakes the waiting requests; each then checks whether it must wait on.
+        self._changed = asyncio.Event()
+        #: Whether the server is ending.
+        self._ended = False
+        #: When it began to start, when it became ready, and when its last request ended.
+        self._began_at = self.ready_at = self.used_at = time.monotonic()
+        #: The number of starts that became ready, and the seconds of the last one.
+        self.starts = 0
+        self.start_seconds: float | None = None
+        #: Why the engines do not start, and the time before which they are not started again.
+        self._trouble, self._again_at = "", 0.0
+
+    @property
+    def idle(self) -> float:
+        """Seconds without a request."""
+        if self.in_flight or self.waiting:
+            return 0.0
+        return time.monotonic() - max(self.used_at, self.ready_at)
+
+    @property
+    def rested(self) -> bool:
+        """Whether the engines may be started, also after a failed start."""
+        return self.state == "asleep" or (
+            self.state == "failed" and time.monotonic() >= self._again_at
+        )
+
+    @property
+    def retry_after(self) -> int:
+        """Whole seconds after which a request is expected to find the engines ready."""
+        if self.state == "failed":
+            return max(1, ceil(self._again_at - time.monotonic()))
+        if self.start_seconds is None:
+            return _RETRY
+        spent = time.monotonic() - self._began_at if self.state == "starting" else 0.0
+        return max(1, ceil(self.start_seconds - spent))
+
+    @property
+    def status(self) -> str:
+        if self.state == "failed":
+            return f"{self.name} does not start: {self._trouble}"
+        known = "" if self.start_seconds is None else f"; ready in about {self.retry_after} s"
+        return f"{self.name} is {self.state}{known}"
+
+    # Steps of the supervisor that starts and ends the engines.
+
+    def begin(self) -> None:
+        self.state, self._began_at, self._trouble = "starting", time.monotonic(), ""
+
+    def open(self, gateway: Gateway) -> None:
+        """Note that the engines are ready behind this gateway."""
+        now = time.monotonic()
+        if self.state == "starting":
+            self.starts, self.start_seconds = self.starts + 1, now - self._began_at
+        self.gateway, self.state, self.ready_at, self.opened = gateway, "ready", now, True
+        self._wake()
+
+    def close_idle(self, seconds: float) -> bool:
+        """Close after ``seconds`` without a request: new requests wait. Returns if it is closed."""
+        if self.state == "ready" and self.idle >= seconds:
+            self.state = "ending"
+        return self.state == "ending"
+
+    def detach(self) -> None:
+        """Note that the gateway takes no more requests."""
+        self.gateway = None
+        if self.state == "ready":
+            self.begin()  # other engines start, unless these were told to end
+
+    def sleep(self) -> None:
+        """Note that the engines have ended and given their memory back."""
+        self.gateway, self.state = None, "asleep"
+
+    def fail(self, trouble: str, seconds: float) -> None:
+        """Note a failed start and tell waiting clients; for ``seconds`` none is tried again."""
+        self.gateway, self.state = None, "failed"
+        self._trouble, self._again_at = trouble, time.monotonic() + seconds
+        self._wake()
+
+    def end(self) -> None:
+        """Let no request wait any longer: the server ends."""
+        self._ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # Requests.
+
+    async def shutdown(self) -> None:
+        gateway = self.gateway
+        if gateway is not None:
+            self.detach()
+            await gateway.shutdown()
+
+    async def _serve(
+        self, request: RequestContext, _: Route, /, receive: Receive, send: Send
+    ) -> None:
+        """Wait until the engines are ready, and let their gateway answer."""
+        await self._bodies.take(request, receive)
+        gone = asyncio.ensure_future(disconnected(receive))
+        try:
+            name = named_model(request.body)
+            if name is not None and (not isinstance(name, str) or name not in self.config.names):
+                raise no_such_model(name, self.config.names)
+            gateway = await self._ready(gone)
+            whole = iter([{"type": "http.request", "body": request.body, "more_body": False}])
+            self._bodies.forget(request)  # its gateway counts it now
+
+            async def replayed() -> Message:
+                message = next(whole, None)
+                return await asyncio.shield(gone) if message is None else message
+
+            self.in_flight += 1
+            try:
+                await gateway(request.scope, replayed, send)
+            finally:
+                self.in_flight -= 1
+                self.used_at = time.monotonic()
+        finally:
+            request.gone = gone.done()
+            gone.cancel()
+            self._bodies.forget(request)
+
+    async def _ready(self, gone: asyncio.Future[Any]) -> Gateway:
+        """Return the gateway once the engines are ready; ``gone`` is done if the client has left.
+
+        Raises:
+            Refusal: too many requests wait, the time is over, the engines cannot start, or the
+                server ends.
+            asyncio.CancelledError: the client has left.
+        """
+        ends = time.monotonic() + self._wait
+        while self.state != "ready" or self.gateway is None:
+            left = ends - time.monotonic()
+            if self._ended:
+                raise ending()
+            if left <= 0 or (self.state == "failed" and not self.rested):
+                reason = "model_unavailable" if self.state == "failed" else "model_starting"
+                raise Refusal(reason, why=self.status, retry_after=self.retry_after)
+            if self.waiting >= self.config.queue_length:
+                most, again = self.config.queue_length, self.retry_after
+                raise Refusal("busy:model", count=most, name=self.name, retry_after=again)
+            self.waiting += 1
+            change: asyncio.Future[Any] = asyncio.ensure_future(self._changed.wait())
+            try:
+                await asyncio.wait((change, gone), timeout=left, return_when="FIRST_COMPLETED")
+            finally:
+                self.waiting -= 1
+                change.cancel()
+            if gone.done():
+                raise asyncio.CancelledError
+        return self.gateway
+
+    def _record(self, request: RequestContext) -> None:
+        """The engines' gateway keeps a record of its own requests."""
+
+    def _cards(self) -> list[ModelCard]:
+        return [
+            ModelCard(*names, {"turbofit": self._facts()}) for names in self.config.names.items()
+        ]
+
+    def _models(self) -> tuple[ModelFacts, ...]:
+        if self.gateway is not None:
+            return self.gateway._models()
+        words = self.config.defaults.words
+        return facts_of([self.name], self._bounds, words, self.config.memory)
+
+    def _waiting(self) -> int:
+        return self.waiting + (0 if self.gateway is None else self.gateway.admission.waiting)
+
+    def _waits(self) -> list[str]:
+        return [] if self.state == "ready" else [self.status]
+
+    def _facts(self) -> Document:
+        """The state of the engines, for clients with a key."""
+        facts: Document = {"state": self.state, "waiting": self.waiting}
+        if self.gateway is not None and not healthy(self.gateway.fleet):
+            facts.update(trouble(self.gateway.fleet.outage, "state"))
+        if self.start_seconds is not None:
+            facts["start_seconds"] = round(self.start_seconds, 1)
+        if self.state not in ("ready", "asleep"):
+            facts.update(message=self.status, retry_after=self.retry_after)
+        return facts
+
+    def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
+        """The page of the engines' gateway; without one ``healthy`` if a request would wake them.
+
+        ``starting`` until the first start is ready. The cause of a failed start is not on it:
+        everybody may read it.
+        """
+        if self.gateway is not None:
+            page, retry = self.gateway._health(request)
+        else:
+            fine = self.opened and (self.state != "failed" or self.rested)
+            down = "unavailable" if self.opened else "starting"
+            page = {"status": "healthy" if fine else down, **self.config.about}
+            retry = None if fine else self.retry_after
+        facts = self._facts()
+        facts.pop("message", None)
+        return {**page, **facts, "draining": self.connections.draining}, retry
+
+    async def metrics_text(self) -> str:
+        """The metrics of the engines' gateway, and those of the address, by the label ``model``."""
+        samples: list[tuple[str, str, str, float | None]] = [
+            ("ready", "gauge", "Whether the engines are ready.", self.state == "ready"),
+            ("waiting", "gauge", "Requests that wait for a start.", self.waiting),
+            ("in_flight", "gauge", "Requests at the engines' gateway.", self.in_flight),
+            ("starts_total", "counter", "Starts that became ready.", self.starts),
+            ("start_seconds", "gauge", "What the last start took.", self.start_seconds),
+        ]
+        ours = "".join(
+            f"# HELP turbofit_model_{name} {explained}\n# TYPE turbofit_model_{name} {kind}\n"
+            + f"turbofit_model_{name} {value:g}\n" * (value is not None)
+            for name, kind, explained, value in samples
+        )
+        page = "" if self.gateway is None else await self.gateway.metrics_text()
+        # An empty label counts as no label: for requests that the address itself refused.
+        return merge({self.name: page + ours, "": self.metrics.text({})}, "model")
+
+
+def insist(address: GatewayThread[IdleGateway], ask: Callable[[IdleGateway], _Answer]) -> _Answer:
+    """Call a function in the address's loop, which may be busy for a minute; see `call`."""
+    return address.call(ask, _BUSY_SECONDS)
+
+
+class AttachedGateway:
+    """The engines' gateway at the address, from the engines' start to their end."""
+
+    def __init__(
+        self, address: GatewayThread[IdleGateway], app: IdleGateway, gateway: Gateway
+    ) -> None:
+        self._address, self._app, self._gateway = address, app, gateway
+        self._task: asyncio.Task[Any] | None = None
+
+    def start(self) -> None:
+        """Pass requests to this gateway from now on."""
+
+        def begin(app: IdleGateway) -> None:
+            self._task = asyncio.ensure_future(self._gateway.startup())
+            app.open(self._gateway)
+
+        insist(self._address, begin)
+
+    @property
+    def url(self) -> str:
+        return self._address.url
+
+    def call(self, ask: Callable[[Gateway], _Answer]) -> _Answer:
+        return self._address.call(lambda _: ask(self._gateway))
+
+    @property
+    def cut(self) -> int:
+        """The number of requests that the address's end has cut off."""
+        return self._address.cut
+
+    def cut_off(self) -> None:
+        self._address.cut_off()
+
+    def stop(self, *, drain: bool = True) -> None:
+        """Send the gateway no more requests and close it; ``drain`` waits for running requests."""
+
+        def detach(app: IdleGateway) -> None:
+            if app.gateway is self._gateway:
+                app.detach()
+                self._task = asyncio.ensure_future(self._close())
+
+        with suppress(LaunchError):  # the address is closed, and its gateway too
+            insist(self._address, detach)
+            deadline = time.monotonic() + (self._gateway.config.drain_seconds if drain else 0)
+            while self._app.in_flight and time.monotonic() < deadline:
+                time.sleep(_LOOK)
+
+    async def _close(self) -> None:
+        """Close the gateway after its requests, which end when its engines end."""
+        deadline = time.monotonic() + self._gateway.config.drain_seconds + _BROKEN_OFF
+        while self._app.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(_LOOK)
+        await self._gateway.shutdown()

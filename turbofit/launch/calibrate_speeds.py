@@ -1,0 +1,126 @@
+"""Measures, as a part of `turbofit calibrate`, what a forecast of speed rests on.
+
+A child process (`calibrate_program.py`) tries one image on a core of the host, and with torch each
+card of the plan, the copies between each pair of them, and NCCL's all-reduces. The results are kept
+for these GPUs (`machine/speed.py`): later plans forecast by them, and give a pair whose copies were
+wrong no peer access.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from contextlib import suppress
+from itertools import permutations
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Machine, Measured
+from turbofit.core.process.progress import under_way
+from turbofit.core.struct import decode, to_json
+from turbofit.machine.speed import keep, with_measured
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+PROGRAM: Final = Path(__file__).with_name("calibrate_program.py")
+#: Seconds after which the program begins no further task.
+_SECONDS: Final = 60.0
+#: More seconds for its imports, its contexts and its last task, and for its end after SIGKILL.
+_GRACE: Final = 60.0
+_LAST: Final = 10.0
+
+
+def is_measured(machine: Machine, gpus: Collection[int]) -> bool:
+    """Whether each of these cards and each copy between two of them was measured."""
+    measured = machine.measured
+    if measured is None or not set(gpus) <= {card.index for card in measured.cards}:
+        return False
+    return {*permutations(gpus, 2)} <= {(pair.source, pair.target) for pair in measured.pairs}
+
+
+def measure_speeds(
+    machine: Machine,
+    gpus: Sequence[int],
+    say: Callable[[str], None],
+    *,
+    command: Sequence[str] = (sys.executable, "-I", str(PROGRAM)),
+) -> bool:
+    """Measure these GPUs and the host; returns whether later plans have something of it.
+
+    The caller has reserved memory on the GPUs: a context and 0.6 GiB. A line says what could not be
+    measured or kept.
+    """
+    measured = _measured(machine, gpus, command)
+    for text in measured.left_out:
+        say(f"not measured: {text}")
+    if not (measured.cards or measured.image_seconds):
+        return False
+    found = with_measured(machine, _beside(machine.measured, measured, {*gpus}))
+    for text in found.warnings:
+        if text not in machine.warnings:
+            say(f"warning: {text}")
+    assert found.measured is not None
+    try:
+        keep(machine, found.measured)
+    except (OSError, UsageError) as exc:
+        say(f"warning: measured speeds are not kept: {exc}")
+        return False
+    say("measured cards, copies between them, and an image on a core: turbofit machine shows them")
+    return True
+
+
+def _measured(machine: Machine, gpus: Sequence[int], command: Sequence[str]) -> Measured:
+    """What the program printed; a process that hangs or crashes in the driver has its results."""
+    env = {
+        **os.environ,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": ",".join(machine.gpu(index).uuid for index in gpus),
+    }
+    words = [*command, str(_SECONDS), *map(str, gpus)]
+    fields = defaultdict[str, list[Any]](list)
+    # Not a pipe: a process that hangs in the driver survives SIGKILL and keeps its end open.
+    with under_way("measuring cards, links and an image"), TemporaryFile() as output:
+        child = subprocess.Popen(
+            words, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL
+        )
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_SECONDS + _GRACE)
+        finally:
+            child.kill()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_LAST)
+        output.seek(0)
+        for line in output:
+            with suppress(msgspec.MsgspecError, UnicodeDecodeError):  # a library's own line
+                for field, value in msgspec.json.decode(line, type=dict[str, Any]).items():
+                    fields[field].append(value)
+    if child.returncode is None:
+        fields["left_out"].append(f"process {child.pid} was killed and hangs in the driver")
+    elif child.returncode:
+        fields["left_out"].append(f"all after it ended with exit code {child.returncode}")
+    whole = {"torch": "", "image_seconds": 0.0}
+    told = {**fields, **{name: next(iter(fields[name]), empty) for name, empty in whole.items()}}
+    return decode(to_json(told), Measured, what="the measurement")
+
+
+def _beside(old: Measured | None, new: Measured, gpus: set[int]) -> Measured:
+    """New results, and of an earlier measurement what was of other GPUs."""
+    if old is None:
+        return new
+    return replace(
+        new,
+        torch=new.torch or old.torch,
+        cards=(*(card for card in old.cards if card.index not in gpus), *new.cards),
+        pairs=(*(pair for pair in old.pairs if not {pair.source, pair.target} <= gpus), *new.pairs),
+        reduces=(*(one for one in old.reduces if not {*one.gpus} <= gpus), *new.reduces),
+        image_seconds=new.image_seconds or old.image_seconds,
+    )

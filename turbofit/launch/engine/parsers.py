@@ -1,0 +1,76 @@
+"""The parsers of tool calls and of thoughts that LMDeploy's server gets by the model's family.
+
+``presets/engines/parsers.yaml`` is the table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from turbofit.core.presets import converted, load_yaml, preset_path
+from turbofit.core.struct import Struct
+
+if TYPE_CHECKING:
+    from turbofit.core.model import Model
+
+Kind = Literal["tool", "reasoning"]
+
+_OPTIONS: Final[dict[Kind, str]] = {
+    "tool": "--tool-call-parser", "reasoning": "--reasoning-parser",
+}  # fmt: skip
+#: The tag that LMDeploy's reasoning parser needs in the tokenizer, or its server does not start.
+_THOUGHT: Final = b"<think>"
+_TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")
+
+
+class _Row(Struct, forbid_unknown_fields=True):
+    """One family: an architecture of None is any; ``name`` is a pattern of the model's name."""
+
+    parser: str
+    architecture: str | None = None
+    name: str = ""
+
+
+@cache
+def _rows() -> dict[Kind, tuple[_Row, ...]]:
+    path = preset_path("engines", "parsers")
+    return converted(load_yaml(path), dict[Kind, tuple[_Row, ...]], path)
+
+
+def parser_of(kind: Kind, model: Model) -> str | None:
+    """LMDeploy's own name of the parser of a model's family; None if it has none."""
+    for row in _rows()[kind]:
+        if row.architecture in (None, model.architecture) and re.search(
+            row.name, model.name, re.IGNORECASE
+        ):
+            return row.parser
+    return None
+
+
+def parser_options(model: Model, folder: Path, given: Sequence[str]) -> Iterable[str]:
+    """Yield the options of LMDeploy's server that set the parsers of a model's family.
+
+    Args:
+        model: the model of the plan.
+        folder: the model folder that the engine loads.
+        given: options that the user passes on; a parser among them is kept.
+    """
+    for kind, option in _OPTIONS.items():
+        parser = parser_of(kind, model)
+        if parser is None or any(word.partition("=")[0] == option for word in given):
+            continue
+        if kind == "tool" or _has_thought_tag(folder):
+            yield from (option, parser)
+
+
+def _has_thought_tag(folder: Path) -> bool:
+    for name in _TOKENIZER_FILES:
+        with suppress(OSError):
+            if _THOUGHT in (folder / name).read_bytes():
+                return True
+    return False

@@ -1,0 +1,131 @@
+"""The images of one prompt that bring the most vision units into one forward.
+
+An engine says how images meet (`Engine.worst_images`), the caller which images it can make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from turbofit.core.images.rule import DummyImage, ImageRule
+from turbofit.core.units import bisect
+
+
+class Image(NamedTuple):
+    """An image by its units and tokens; ``dummy`` is the picture that a request sends, if any."""
+
+    units: int
+    tokens: int
+    dummy: DummyImage = DummyImage((0, 0), {})
+
+
+#: Makes the image with the most units within so many units and tokens; None if there is none.
+Maker = Callable[[int, int], Image | None]
+
+
+class Meeting(NamedTuple):
+    """The images of one prompt, and the units of those that meet in its fullest forward."""
+
+    units: int
+    images: list[Image]
+
+    @property
+    def dummies(self) -> list[DummyImage]:
+        return [image.dummy for image in self.images]
+
+
+class Text(NamedTuple):
+    """Tokens of a prompt before its images, around each and after them; how wrong these may be."""
+
+    before: int
+    around: int = 0
+    after: int = 0
+    slack: int = 0
+
+
+def image(rule: ImageRule, dummy: DummyImage) -> Image:
+    """The image that an engine makes of a picture with its fields of the request."""
+    fields = replace(rule, **dummy.knobs)
+    return Image(fields.units(*dummy.size), fields.tokens(*dummy.size), dummy)
+
+
+def pictures(rule: ImageRule, largest: DummyImage, *, with_fields: bool) -> Maker:
+    """Makes ``largest`` and smaller pictures; ``with_fields``: of any size, limited by fields."""
+
+    def make(units: int, tokens: int) -> Image | None:
+        most = min(units, rule.units_within(max(0, tokens)))
+        if most < rule.least_units:
+            return None
+        dummies = [rule.image_of(most)] if with_fields and rule.client_knobs else []
+        if not any(dummies):
+            limits = rule.lower_limits() if rule.few_limits else [rule.largest_limit(most)]
+            sizes = [rule.worst_size(limit) for limit in limits if limit]
+            dummies = [largest, *(DummyImage(size, {}) for size in sizes)]
+        made = [image(rule, dummy) for dummy in dummies if dummy is not None]
+        fit = [image for image in made if image.units <= units and image.tokens <= tokens]
+        return max(fit, key=lambda image: image.units, default=None)
+
+    return make
+
+
+def side_by_side(make: Maker, units: int, tokens: int, text: Text) -> Meeting:
+    """Whole images of at most so many units and tokens together, the largest first."""
+    images: list[Image] = []
+    while (image := make(units, tokens - text.around)) is not None:
+        images.append(image)
+        units, tokens = units - image.units, tokens - image.tokens - text.around
+    return Meeting(sum(image.units for image in images), images)
+
+
+def over_edges(
+    make: Maker, units: int, room: int, forward: int, text: Text, share: float = 1.0
+) -> Meeting:
+    """Images of a prompt within ``room`` tokens, of which at most so many units meet.
+
+    An image counts whole in each forward that has one of its tokens: the fullest begins with the
+    last tokens of one image, and ends with the first tokens of another. It is the second forward,
+    a later one where images are longer, or the first where the prompt has no room for that. Of
+    prompts with this share of the most units, that with the smallest images is returned.
+    """
+    largest, tried = make(units, room), [Meeting(0, [])]
+    if largest is None:
+        return tried[0]
+    slack = text.around + max(1, text.slack)
+    ends = text.before + largest.tokens + slack
+    for edge in (forward, -(-ends // forward) * forward, 0):
+        before: list[Image] = []
+        place = text.before
+        if edge:
+            before = _until(make, largest, edge + slack - place, text)
+            place += sum(image.tokens + text.around for image in before)
+        met = before[-1:]
+        left = units - sum(image.units for image in met)
+        inside = side_by_side(make, left, min(edge + forward - slack, room) - place, text)
+        place += sum(image.tokens + text.around for image in inside.images)
+        last = make(left - inside.units, room - place - text.around)
+        met = [*met, *inside.images, *([last] if last is not None else ())]
+        if place <= room:
+            tried.append(Meeting(sum(image.units for image in met), [*before[:-1], *met]))
+    most = max(meeting.units for meeting in tried) * share
+    enough = [meeting for meeting in tried if meeting.units >= most]
+    return min(
+        enough, key=lambda meeting: max((image.units for image in meeting.images), default=0)
+    )
+
+
+def _until(make: Maker, largest: Image, tokens: int, text: Text) -> list[Image]:
+    """As few tokens of images as are at least so many, the last of them the largest image."""
+    count, left = divmod(tokens, largest.tokens + text.around)
+    images = [largest] * count
+
+    def too_short(tokens: int) -> bool:
+        image = make(largest.units, tokens)
+        return image is None or image.tokens + text.around < left
+
+    if left > 0:
+        first = make(largest.units, bisect(too_short, 0, largest.tokens)[1])
+        images = [*filter(None, (first,)), *images]
+    return images

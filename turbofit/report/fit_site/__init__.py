@@ -1,1 +1,0 @@
-"""`turbofit page`: a static site that says what fits; all its answers are planned beforehand."""
