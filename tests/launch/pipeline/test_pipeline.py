@@ -229,7 +229,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The folder of leases on a machine that has one RTX 3090."""
     monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
     card = machine_from("1xrtx3090")
-    monkeypatch.setattr(planner, "measured", lambda leases, *_: counted(card, leases))
+    monkeypatch.setattr(planner.Planner, "_machine", lambda self, *_: counted(card, self.leases))
     return tmp_path / "leases"
 
 

@@ -6,7 +6,7 @@ The cheapest come first; changes that keep the wished requests at once precede f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Final, NamedTuple, TypeVar
 
 from msgspec.structs import replace
@@ -149,8 +149,10 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
     request = fit.request
     yield from _released_options(request)
     yield from _least_margin(fit)
-    yield from _smaller_images(fit)
-    yield from smaller_workload(request, "what the cache holds")
+    images, workload = _smaller_images(fit), smaller_workload(request, "what the cache holds")
+    # Pictures of a known size can be sent smaller, before fewer of them.
+    sized = request.workload.image_size is not None
+    yield from chain(*((images, workload) if sized else (workload, images)))
     yield from quantised_cache(request)
     yield from _other_checkpoint(request)
     # Fewer requests at once: as many as are held; one if the caches hold all, but not the host.
