@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from turbofit.core.errors import UsageError
-from turbofit.core.messages import option_of
+from turbofit.core.errors import UsageError, option_of
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.process.variables import variables
 from turbofit.core.validation import FilePath, Metavar, Validated

@@ -230,7 +230,8 @@ def _parse_group(text: str) -> list[_Card]:
     if match := _INDEX.fullmatch(text):
         index = match[1] or text
         hint = f"leave --on out and give --gpus {index} for the machine here; {_EXAMPLE}"
-        _refuse(f"{text} is a GPU's index, and no card's name", hint)
+        cause = f"SPEC: {text} is a GPU's index, and no card's name"
+        raise UsageError(cause, hint=hint, options=["on", "gpus"])
     head, *tail = _SLURM_COUNT.sub(r"\2x\1", text).split(":")
     given = _key_values(tail, _KEYS, "key")
     count, name = _counted(head.strip(), anything="total" in given)

@@ -82,6 +82,7 @@ def read_name(typed: str, revision: str | None = None) -> Name:
         raise UsageError(
             f"{typed[:120]} names the revision {named}, and --revision {revision}",
             hint="leave one of the two out",
+            options=["revision"],
         )
     return name._replace(revision=revision or named)
 

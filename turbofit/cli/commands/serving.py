@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from turbofit.cli.command import CliCommand
 from turbofit.cli.options import common_options as common
 from turbofit.cli.terminal import output
-from turbofit.core.errors import UsageError
-from turbofit.core.messages import option_of
+from turbofit.core.errors import UsageError, option_of
 from turbofit.core.struct import to_builtins
 from turbofit.launch.serve import options as launch
 

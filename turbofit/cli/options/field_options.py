@@ -19,8 +19,7 @@ from typing import (
 import click
 
 from turbofit.cli.command import Option
-from turbofit.core.errors import UsageError
-from turbofit.core.messages import option_of
+from turbofit.core.errors import UsageError, option_of
 from turbofit.core.validation import Metavar
 
 if TYPE_CHECKING:

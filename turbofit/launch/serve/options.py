@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import Field
 
-from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.messages import option_of, refuse_together
+from turbofit.core.errors import TurbofitError, UsageError, option_of
+from turbofit.core.messages import refuse_together
 from turbofit.core.process.ports import LAST_PORT
 from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
 from turbofit.planning.request import Bytes
