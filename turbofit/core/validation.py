@@ -206,10 +206,10 @@ def _field_error(
     if isinstance(cause, UsageError):
         cause.options = cause.options or (field,)
         return cause
-    from turbofit.core.synonyms import guess, meant
+    from turbofit.core.nearest import guess, meant, of_vllm
 
     if first["type"] == "extra_forbidden":
-        hint = meant(field, sorted(kind.model_fields), "{field}={value}", str(first["input"]))
+        hint = of_vllm(field, str) or meant(field, sorted(kind.model_fields))
         wrong = f"{field} is nothing that {kind.__name__} knows"
         return UsageError(wrong, hint=hint, options=[field])
     name = spelled(field)
@@ -220,7 +220,7 @@ def _field_error(
     if should:
         what = f"it should be {should.format_map(first.get('ctx', {}))}"
     choices = re.findall("'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []
-    near = guess(str(first["input"]), choices).rstrip()
+    near = guess(str(first["input"]), choices)
     described = _described(name, kind.model_fields.get(field), optional=bool(should))
     return UsageError(
         f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {what}",

@@ -23,8 +23,8 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Holder, Host, Link, Machine
+from turbofit.core.nearest import plain
 from turbofit.core.struct import NA, NaType, Struct
-from turbofit.core.synonyms import plain
 from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share, three_digits
 from turbofit.machine.nvidia_smi import SmiGpu, listed, read_text
 from turbofit.machine.presets import (

@@ -18,8 +18,8 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, Quantization
+from turbofit.core.nearest import plain
 from turbofit.core.presets import load_yaml, preset_path
-from turbofit.core.synonyms import plain
 from turbofit.core.version import REFERENCE
 from turbofit.model.caches import uses_modelscope
 from turbofit.model.parameters import stored_bytes

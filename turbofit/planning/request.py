@@ -357,7 +357,7 @@ _OF_A_PLACE: Final = frozenset({"model", "on", "gpus", "lmdeploy"})
 #: Options on the speed forecast, which only `plan` and `which` accept.
 PACE: Final = ("rate", "first_token", "per_token")
 
-#: The headings of the fields in help pages and profiles; `ENGINE_OPTIONS` follow.
+#: The headings of the fields in help pages; `ENGINE_OPTIONS` follow.
 GROUPS: Final = {
     "shape": ("tp", "replicas", "engine"),
     "workload": ("images", "image_size", "context", "concurrency", "goal", "queue_images"),

@@ -12,10 +12,9 @@ from turbofit.cli.command import Option, command
 from turbofit.cli.commands.serving import NO_MODEL, PRETEND, Arguments, say_open
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
-from turbofit.cli.options import profile_option as profiles
+from turbofit.cli.options import untyped
 from turbofit.cli.terminal import output
 from turbofit.cli.terminal.interrupts import exit_code, run_until_signal
-from turbofit.cli.usage_errors import WORDS
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import LAST_PORT
 from turbofit.core.process.progress import under_way
@@ -42,7 +41,7 @@ _CLUSTER: Final = ("cluster", "name", "node_port")
 
 
 @command(
-    *common.model_argument(required=False, profile=True),
+    *common.model_argument(required=False, file=True),
     *fields.options_of(launch.ServeOptions, ["plan"]),
     Option("-d", "--detach", is_flag=True),
     *common.machine_options(),
@@ -68,7 +67,6 @@ def serve(
     options = fields.filled(launch.ServeOptions, given)
     public = fields.filled(GatewayOptions, given)
     passed = sort_options(rest, unplanned=options.unplanned)
-    options = options.named(passed.model_name)
     request = fields.filled(PlanRequest, {**given, "model": model or NO_MODEL})
     if not options.dry_run and not options.pretend:
         launch.refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
@@ -106,7 +104,7 @@ def _detached(form: output.Form, cluster: str | None) -> int:
     """Run the same command in the background; returns its exit code if it does not open."""
     from turbofit.launch.serve.detached import serve_detached
 
-    words = click.get_current_context().meta[WORDS]
+    words = click.get_current_context().meta[untyped.WORDS]
     end = words.index("--") if "--" in words else len(words)
     kept = [word for word in words[:end] if word not in ("-d", "--detach", "--json")]
     output.say("starting in the background; Ctrl-C ends it")
@@ -157,7 +155,7 @@ def _config(arguments: Arguments) -> ServeConfig:
     if options.plan:
         plan = arguments.saved_plan()
     else:
-        request = launch_request(arguments.planned(), pretend=options.pretend)
+        request = launch_request(arguments.request, pretend=options.pretend)
     return ServeConfig.of(
         request=request,
         plan=plan,
@@ -200,13 +198,13 @@ def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> 
 
 
 def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
-    """The function for SIGHUP if the options are in a profile; else None: SIGHUP ends the run."""
+    """The function for SIGHUP if the options are in a file; else None: SIGHUP ends the run."""
     ctx = click.get_current_context(silent=True)  # None if a program calls it
-    if ctx is None or profiles.profile_of(ctx) is None:
+    if ctx is None or untyped.file_of(ctx) is None:
         return None
 
     def read() -> tuple[Options, GatewayConfig]:
-        options = profiles.read_again(ctx)
+        options = untyped.read_again(ctx)
         now = arguments._replace(public=fields.filled(GatewayOptions, options))
         return options, now.gateway()
 
@@ -224,7 +222,7 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
     from turbofit.planning.plan import refusal
     from turbofit.report.views.figures import shell_words, unheld
 
-    plan = arguments.saved_plan() if arguments.options.plan else best_plan(arguments.planned())
+    plan = arguments.saved_plan() if arguments.options.plan else best_plan(arguments.request)
     passed, port = without_secrets(arguments.passed.argv), arguments.public.port
     name = arguments.options.model_name
     if port + plan.parallel.replicas - 1 > LAST_PORT:

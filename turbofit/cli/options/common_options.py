@@ -10,7 +10,7 @@ import click
 
 from turbofit.cli.command import PATH, Argument, Option
 from turbofit.cli.options import field_options as fields
-from turbofit.cli.options.profile_option import profile_option
+from turbofit.cli.options.untyped import use_file
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 
@@ -71,8 +71,8 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
     return address, api_key or next(iter(variables().keys), None)
 
 
-def model_argument(*, required: bool = True, profile: bool = False) -> list[click.Parameter]:
-    """The model with its revision; ``profile``: also ``-f FILE``."""
+def model_argument(*, required: bool = True, file: bool = False) -> list[click.Parameter]:
+    """The model with its revision; ``file``: also ``-f FILE``."""
     from turbofit.planning.request import PlanRequest
 
     explained = PlanRequest.model_fields["model"].description or ""
@@ -80,8 +80,11 @@ def model_argument(*, required: bool = True, profile: bool = False) -> list[clic
         "model", explained=explained, required=required, metavar="MODEL",
         shell_complete=fields.complete_model,
     )  # fmt: skip
-    options = [profile_option()] if profile else []
-    return [model, *options, *fields.options_of(PlanRequest, ["revision"])]
+    from_file = Option(
+        "-f", "--file", metavar="FILE", type=PATH, is_eager=True, expose_value=False,
+        callback=use_file, help="a YAML file of options that stand neither here nor in variables",
+    )  # fmt: skip
+    return [model, *([from_file] if file else []), *fields.options_of(PlanRequest, ["revision"])]
 
 
 def spec_option() -> Option:

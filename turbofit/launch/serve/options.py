@@ -97,20 +97,6 @@ class ServeOptions(LaunchOptions):
             if self.cluster is None and name in self.given():
                 raise needs_cluster(name)
 
-    def named(self, model_name: str | None) -> ServeOptions:
-        """These options with LMDeploy's own ``--model-name``, if one follows ``--``.
-
-        Raises:
-            UsageError: two different names are given.
-        """
-        if model_name is None or model_name == self.model_name:
-            return self
-        if self.model_name is not None:
-            raise UsageError(
-                "--model-name is given twice, before and after --", hint="leave one of the two out"
-            )
-        return self.changed(model_name=model_name)
-
     def config_fields(self) -> Options:
         from turbofit.launch.engine.engine_client import Timing
 
@@ -180,6 +166,7 @@ def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
             f"{does} the machine here, so --on does not go with it",
             hint=f"add --pretend to try it on pretend GPUs{beside}; turbofit plan MODEL --on "
             f"{request.on} plans for that machine",
+            options=["on"],
         )
 
 
@@ -222,10 +209,11 @@ class Reloader:
         with self._lock:
             try:
                 options, config = self._read()
-                changed = _changed(before, options)
-                taken = [
-                    name for name in changed if name in LIVE and run.config.gateway is not None
-                ]
+                gateway, names = run.config.gateway, {**before, **options}
+                changed = [name for name in names if before.get(name) != options.get(name)]
+                if gateway and gateway.api_keys != config.api_keys and "api_key" not in changed:
+                    changed.append("api_key")  # the file with the keys has others now
+                taken = [name for name in changed if name in LIVE and gateway is not None]
                 if taken:
                     self._take_over(config)
             except TurbofitError as exc:
@@ -244,7 +232,3 @@ class Reloader:
         if run.public is not None:
             run.public.call(lambda gateway: gateway.take_over(after))
         run.config = run.config.changed(gateway=after)
-
-
-def _changed(before: Options, after: Options) -> list[str]:
-    return [name for name in {**before, **after} if before.get(name) != after.get(name)]
