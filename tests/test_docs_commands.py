@@ -125,7 +125,7 @@ def problem_of(argv: list[str]) -> str:
     if name not in COMMANDS or command is None:
         return f"there is no turbofit {name}"
     try:
-        command.make_context(name, rest).close()
+        command.make_context(name, rest, parent=click.Context(TURBOFIT)).close()
     except UsageError as exc:
         return exc.message
     return ""

@@ -36,7 +36,7 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
         ("--gpu-memory-utilization 0.5", "of vLLM; here: --budget, a share of each card, as 90%"),
         ("--max_model_len 8192", "an option of vLLM; here: --context"),
         ("--port 80", "turbofit serve, gateway, export have it"),
-        ("--model x/y", "MODEL stands without an option"),
+        ("--model x/y", "the model stands without an option"),
         ("--foo 2", "see turbofit plan --help"),
         ("--imags 2", "did you mean --images?"),
         ("--enforce-eager", "here: --eager-mode"),
@@ -53,8 +53,6 @@ def test_options_of_others_at_plan(words: str, hint: str, capsys: Out) -> None:
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        ("bench --url http://x", "URL stands without an option: turbofit bench [OPTIONS] URL"),
-        ("batch --input a --output b", "INPUT stands without an option: turbofit batch"),
         ("tune internvl2-8b --max-model-len 8192", "here: --context"),
         ("gateway --server-port 80", "it is LMDeploy's; here: --port"),
         ("stop --server-port 80", "it is LMDeploy's; here: turbofit serve MODEL --server-port"),

@@ -88,6 +88,8 @@ class CliCommand(click.Command):
     """One command of the command line; ``callback`` takes every option by its name.
 
     ``takes_rest``: words after ``--`` are another program's, and passed on as ``rest``.
+    ``first``: the options of the first section of its help, before those in groups; ``unnamed``:
+    those that it does not name.
     ``only_linux``: it supervises programs or reads /proc, except with ``--dry-run``; it continues
     if nobody reads its standard error. ``usage`` replaces click's first line of the help.
     """
@@ -99,6 +101,8 @@ class CliCommand(click.Command):
         *,
         takes_rest: bool = False,
         only_linux: bool = False,
+        first: Sequence[str] = (),
+        unnamed: Sequence[str] = (),
         usage: str | None = None,
     ) -> None:
         verbose = Option(
@@ -118,6 +122,7 @@ class CliCommand(click.Command):
         )
         self.takes_rest = takes_rest
         self.only_linux = only_linux
+        self.first, self.unnamed = first, unnamed
         self.usage = usage
         #: Whether a command line of LMDeploy's server may follow it.
         self.plans = any("--session-len" in param.opts for param in params)
@@ -214,18 +219,27 @@ class CliCommand(click.Command):
         return super().shell_complete(ctx, incomplete)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from turbofit.cli.manual import group_lines
+
         self.explain(ctx.info_name or "")
         groups: dict[str, list[tuple[str, str]]] = {"arguments": [], "": []}
-        for param in self.params:
+        order = {name: place for place, name in enumerate(self.first)}
+        for param in sorted(self.params, key=lambda it: order.get(str(it.name), len(order))):
             if isinstance(param, Argument):
                 groups["arguments"].append((param.make_metavar(ctx), param.explained))
-            elif isinstance(param, Option) and (record := param.get_help_record(ctx)):
-                groups.setdefault(param.group, []).append(record)
+            elif isinstance(param, Option) and param.name not in self.unnamed:
+                record = param.get_help_record(ctx) or ("", "")
+                group = "" if param.name in order else param.group or "more" * bool(order)
+                groups.setdefault(group, []).append(record)
+        lines = group_lines()
         for group, records in groups.items():
             if records:
                 title = group.capitalize() if group.islower() else group or "Options"
-                with formatter.section(title):
+                with formatter.section(f"{title} ({lines[group]})" if group in lines else title):
                     formatter.write_dl(records, col_max=36)
+        if self.unnamed:
+            with formatter.section("LMDeploy's own options"):
+                formatter.write_text("taken too: lmdeploy serve api_server --help lists them")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from turbofit.cli.manual import manual_text

@@ -83,11 +83,9 @@ def _known_elsewhere(name: str, ctx: click.Context) -> str:
     """A hint on an option that a command lacks: where it is one, or the nearest of its own."""
     from turbofit.launch.serve.passthrough import engine_options
 
-    for param in ctx.command.params:
-        word = param.make_metavar(ctx).strip("[].") if isinstance(param, click.Argument) else ""
-        if name.strip("-").upper() in word.split():
-            return f"{word} stands without an option: {' '.join(ctx.get_usage().split()[1:])}"
     own = [option for param in ctx.command.params for option in param.opts if option[:2] == "--"]
+    if known := of_vllm(name, option_of):
+        return known
     having = [command for command, param in options_by_command(ctx) if name in param.opts]
     if having:
         return f"turbofit {', '.join(having[:3])} {'have' if having[1:] else 'has'} it"
@@ -95,8 +93,7 @@ def _known_elsewhere(name: str, ctx: click.Context) -> str:
         here = next((option for option in row.as_ if option in own), "")
         return f"it is LMDeploy's; here: {here or f'turbofit serve MODEL {name}'}"
     its = [option for option in own if option not in _EVERYWHERE]
-    known = of_vllm(name, option_of) or guess(name, own)
-    return known or (f"its options are {', '.join(its)}" if len(its) <= _LISTED else "")
+    return guess(name, own) or (f"its options are {', '.join(its)}" if len(its) <= _LISTED else "")
 
 
 def unknown_word(word: str) -> str:

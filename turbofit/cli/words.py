@@ -28,8 +28,6 @@ _COMMAND: Final = re.compile(r"(?:.*/)?lmdeploy serve api_server")
 _MODULE: Final = re.compile(r"lmdeploy\.serve\.(?:openai\.)?api_server")
 _VARIABLE: Final = re.compile(r"((?:CUDA|HF|LMDEPLOY|NCCL|TM)_\w+)=([^$]*)")
 _OF_PROGRAM: Final = re.compile(r"python[\d.]*|-m|(?:.*/)?lmdeploy(?:\.\S+)?|serve|api_server")
-#: Said of an option that a plan ignores.
-_NO_PART: Final = "without effect on the plan"
 
 
 class Option(Protocol):
@@ -66,41 +64,81 @@ def read(
         click.BadOptionUsage: an option stands where another one's value should be.
     """
     typed = _pasted(words) if plans else Typed(list(words), [], {}, [], [])
-    left, own, lists = list(typed.words), list[str](), dict[str, list[str]]()
-    said: dict[str, list[str]] = {}
+    reader, left = _Reader(options, typed, serves=serves), list(typed.words)
     while left:
         word = left.pop(0)
         written, equals, value = word.partition("=")
-        name = full_name(written, options) if plans else written
-        option = options.get(name)
-        row = engine_options().get(name) if plans and option is None and is_option(word) else None
-        if option is not None and option.several:
-            lists[name] = [value] if equals else take_values(left, "*", name)
-        elif option is not None:
-            if name == "--on" and name in own:
-                one = "one machine of unequal cards is --on A+B"
-                raise UsageError("--on is given twice", hint=one, options=["on"])
-            own.append(f"{name}{equals}{value}")
-            if not equals and not option.bare and left:
-                if is_option(left[0]):
-                    raise click.BadOptionUsage(name, f"{name} needs a value before {left[0]}")
-                own.append(left.pop(0))
-        elif row is not None:
-            values = [value] if equals else take_values(left, row.values, written)
-            what = _taken(typed, own, name, row, values, options, serves=serves)
-            said.setdefault(what, []).append(name)
+        name, given = full_name(written, options) if plans else written, [value] if equals else []
+        if name in options:
+            reader.take_own(name, given, left)
         elif not is_option(word) or _are_letters(word, options):
-            own.append(word)
+            reader.own.append(word)
+        elif plans and (row := engine_options().get(name)):
+            reader.take_lmdeploys(name, row, given or take_values(left, row.values, written))
         else:
             typed.unknown.append(written)
-    for name, several in lists.items():
-        own += [part for value in several for part in (name, value)] or [name]
     if not serves:
         sort_options(typed.passed)  # refuses options that no plan counts
         typed.passed.clear()
-    parts = [f"{', '.join(names)} {what}" for what, names in said.items() if what]
-    notes = [f"as LMDeploy's: {'; '.join(parts)}"] if parts else []
-    return typed._replace(words=own, notes=[*typed.notes, *notes])
+    return typed._replace(words=reader.words(), notes=[*typed.notes, *reader.notes()])
+
+
+class _Reader:
+    """The words of a command that are read, and what became of LMDeploy's."""
+
+    def __init__(self, options: Mapping[str, Option], typed: Typed, *, serves: bool) -> None:
+        self._options, self._typed, self._serves = options, typed, serves
+        self.own: list[str] = []
+        self._lists: dict[str, list[str]] = {}
+        self._said: dict[str, list[str]] = {}
+
+    def take_own(self, name: str, given: list[str], left: list[str]) -> None:
+        """Take one of turbofit's options; its value was given behind =, or is left behind it."""
+        option = self._options[name]
+        if option.several:
+            self._lists[name] = given or take_values(left, "*", name)
+            return
+        if name == "--on" and name in self.own:
+            hint = "one machine of unequal cards is --on A+B"
+            raise UsageError("--on is given twice", hint=hint, options=["on"])
+        self.own.append("=".join([name, *given]))
+        if left and not given and not option.bare:
+            if is_option(left[0]):
+                raise click.BadOptionUsage(name, f"{name} needs a value before {left[0]}")
+            self.own.append(left.pop(0))
+
+    def take_lmdeploys(self, name: str, row: EngineOption, values: list[str]) -> None:
+        """Give one of LMDeploy's options to whom it is for."""
+        self._said.setdefault(self._taken(name, row, values), []).append(name)
+
+    def _taken(self, name: str, row: EngineOption, values: list[str]) -> str:
+        if row.default is not None and values == [row.default]:
+            return f"{values[0]} left out: LMDeploy's own default"
+        if row.variables:
+            self._typed.variables.update(dict.fromkeys(row.variables, values[0]))
+            return f"as {' and '.join(row.variables)}"
+        targets = [word.partition("=")[0] for word in row.as_]
+        heeded = self._serves if row.is_ == "passed" else set(targets) <= set(self._options)
+        if not heeded:
+            return "without effect on the plan"
+        if row.is_ != "taken":
+            self._typed.passed.extend([name, *values])
+            return "for the engine" if row.is_ == "passed" else ""
+        for word in map(os.path.expandvars, row.as_):
+            self.own += [it for value in values for it in (word, value)] if row.values else [word]
+        return f"as {' and '.join(targets)}" if targets else f"left out: {row.say}"
+
+    def words(self) -> list[str]:
+        """Turbofit's own words in click's form: ``--option a --option b`` for a list."""
+        words = list(self.own)
+        for name, values in self._lists.items():
+            words += [word for value in values for word in (name, value)] or [name]
+        return words
+
+    def notes(self) -> list[str]:
+        """A sentence on LMDeploy's options, if there are any."""
+        parts = [f"{', '.join(names)} {what}" for what, names in self._said.items() if what]
+        return [f"as LMDeploy's: {'; '.join(parts)}"] if parts else []
 
 
 def _pasted(words: Sequence[str]) -> Typed:
@@ -133,34 +171,6 @@ def _cut(before: Sequence[str], words: list[str]) -> Typed:
     left_out = len(found) < sum(not _OF_PROGRAM.fullmatch(word) for word in before)
     notes = ["left out: what else stands before lmdeploy serve api_server"] if left_out else []
     return Typed(words, [], {match[1]: match[2] for match in found}, notes, [])
-
-
-def _taken(
-    typed: Typed,
-    own: list[str],
-    name: str,
-    row: EngineOption,
-    values: list[str],
-    options: Mapping[str, Option],
-    *,
-    serves: bool,
-) -> str:
-    """Give one of LMDeploy's options to whom it is for; returns words on what became of it."""
-    if row.default is not None and values == [row.default]:
-        return f"{values[0]} left out: LMDeploy's own default"
-    if row.variables:
-        typed.variables.update(dict.fromkeys(row.variables, values[0]))
-        return f"as {' and '.join(row.variables)}"
-    if row.is_ != "taken":
-        unheeded = row.is_ == "passed" and not serves
-        typed.passed.extend([] if unheeded else [name, *values])
-        return _NO_PART if unheeded else "for the engine" if row.is_ == "passed" else ""
-    targets = [word.partition("=")[0] for word in row.as_]
-    if not set(targets) <= set(options):
-        return _NO_PART
-    for word in map(os.path.expandvars, row.as_):
-        own += [part for value in values for part in (word, value)] if row.values else [word]
-    return f"as {' and '.join(targets)}" if targets else f"left out: {row.say}"
 
 
 def _are_letters(word: str, options: Mapping[str, Option]) -> bool:

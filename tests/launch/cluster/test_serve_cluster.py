@@ -48,7 +48,7 @@ def serving(cloud: Cloud) -> Iterator[Serving]:
     children: list[Child] = []
     state = Path(cloud.environ["XDG_STATE_HOME"])
     # That the worst requests are answered before a server opens, and standbys, are tested alone.
-    words = ("--api-key", "secret", "--no-check", "--no-standby")
+    words = ("--api-key", "secret", "--check", "none", "--no-standby")
     made = Serving(children, cloud, state, *words, model=MODEL)
     made.wait(2)
     yield made

@@ -21,7 +21,7 @@ from turbofit.core.process.progress import under_way
 from turbofit.core.struct import to_json
 from turbofit.gateway.options import GatewayOptions
 from turbofit.launch.serve import options as launch
-from turbofit.planning.request import PlanRequest
+from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
 
 if TYPE_CHECKING:
     import signal
@@ -34,10 +34,21 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.supervisor import StopSignal
 
 _LAUNCH: Final = (
-    "dry_run", "pretend", "pretend_taken", "pretend_fail", "check", "no_check", "no_standby",
-    "no_rehearse", "forget", "no_gateway", "unplanned", "drain", "liveness", "idle", "lease",
+    "dry_run", "pretend", "check", "no_standby", "no_rehearse", "forget", "no_gateway",
+    "unplanned", "drain", "liveness", "idle", "cluster",
 )  # fmt: skip
-_CLUSTER: Final = ("cluster", "name", "node_port")
+#: The options that most people use, in the order of the help page.
+_FIRST: Final = (
+    "tp", "images", "image_size", "context", "concurrency", "budget", "host", "port", "api_key",
+    "plan", "file", "detach", "pretend", "dry_run",
+)  # fmt: skip
+#: LMDeploy's own options, which its help has, options of `--cluster`, whose line names them, those
+#: of every command, and one that docs/operations.md explains.
+_NOT_IN_HELP: Final = (
+    *ENGINE_OPTIONS, "async", "revision", "model_name", "allow_origins", "allowed_media_domains",
+    "max_concurrent_requests", "name", "node_port", "front_key_file", "quiet", "verbose", "help",
+    "no_standby",
+)  # fmt: skip
 
 
 @command(
@@ -45,21 +56,22 @@ _CLUSTER: Final = ("cluster", "name", "node_port")
     *fields.options_of(launch.ServeOptions, ["plan"]),
     Option("-d", "--detach", is_flag=True),
     *common.machine_options(),
-    *common.FORMS,
+    common.JSON,
     *fields.options_of(launch.ServeOptions, _LAUNCH, group="launch"),
-    *fields.options_of(launch.ServeOptions, ["model_name"], group="gateway"),
     *fields.options_of(GatewayOptions, group="gateway"),
-    *fields.options_of(launch.ServeOptions, _CLUSTER, group="cluster"),
-    *common.planning_options(),
+    *fields.options_of(launch.ServeOptions, ["model_name", "name", "node_port"]),
+    *(it for it in common.planning_options() if it.name != "no_tuned"),
+    first=_FIRST,
+    unnamed=_NOT_IN_HELP,
     takes_rest=True,
     only_linux=True,
-    usage="(MODEL | -f FILE | --plan FILE) [LMDEPLOY'S OPTIONS TOO] [-- NEWER]",
+    usage="(MODEL | -f FILE | --plan FILE) [OPTIONS] [LMDEPLOY'S OPTIONS] [-- NEWER]",
 )
 def serve(
     *, model: str | None, detach: bool, form: output.Form, rest: Sequence[str], **given: Any
 ) -> int:
     """Plan or read the plan, check, launch; returns 0 if a signal ended it normally."""
-    from turbofit.launch.serve.detached import DETACHED, end_without_lease
+    from turbofit.launch.serve.detached import DETACHED, NODE_LEASE, end_without_lease
     from turbofit.launch.serve.passthrough import sort_options
 
     if DETACHED in os.environ:
@@ -87,8 +99,8 @@ def serve(
             arguments.gateway()  # refuses what a start would refuse
         return _show_commands(arguments, form)
     config = _config(arguments)
-    if options.lease is not None:
-        end_without_lease(Path(options.lease))
+    if lease := os.environ.get(NODE_LEASE):
+        end_without_lease(Path(lease))
     if options.idle is not None:
         return _with_idle(config, options.idle, form)
     return _one_model(config, arguments, form)

@@ -112,16 +112,10 @@ def machine_options() -> list[click.Parameter]:
 
 def planning_options() -> list[click.Parameter]:
     """Options of shape, workload, limits and budgets, and LMDeploy's settings to keep."""
-    from turbofit.planning.request import GROUPS, PlanRequest
+    from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 
-    return [*fields.grouped_options(PlanRequest, GROUPS), *setting_options()]
-
-
-def setting_options() -> list[click.Parameter]:
-    """LMDeploy's own options; a value that is set is never changed."""
-    from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
-
-    return [*fields.options_of(PlanRequest, ENGINE_OPTIONS, group=_KEEP)]
+    kept = fields.options_of(PlanRequest, ENGINE_OPTIONS, group=_KEEP)
+    return [*fields.grouped_options(PlanRequest, GROUPS), *kept]
 
 
 def planning_keywords(given: Options) -> Options:

@@ -50,19 +50,23 @@ def check_names(ctx: click.Context) -> None:
     known = {*VARIABLES, *variables_of(ctx.command, prefix)}
     prefixes = {f"{PREFIX}{name.upper()}": name for name in group.list_commands(ctx)}
     others = tuple(f"{other}_" for other in prefixes if other != prefix)
-    for name, value in os.environ.items():
-        read = name in known or name.startswith(others) or is_service_link(name, value)
-        if name.startswith(PREFIX) and not read:
-            bare = name.removeprefix(f"{prefix}_")
-            for other, its in prefixes.items():
-                command = group.get_command(ctx, its)
-                known.update(variables_of(command, other) if command else ())
-            near = of_vllm(bare, lambda it: f"{prefix}_{it.upper()}")
-            near = near or guess(name.upper(), sorted(known))
-            raise UsageError(
-                f"{name} is neither a variable nor an option of turbofit",
-                hint=f"{near or f'options are {PREFIX}COMMAND_OPTION'}; see docs/environment.md",
-            )
+    wrong = [
+        name
+        for name, value in os.environ.items()
+        if name.startswith(PREFIX) and not name.startswith(others) and name not in known
+        if not is_service_link(name, value)
+    ]
+    if wrong:
+        for other, its in prefixes.items():
+            command = group.get_command(ctx, its)
+            known.update(variables_of(command, other) if command else ())
+        bare = wrong[0].removeprefix(f"{prefix}_")
+        near = of_vllm(bare, lambda it: f"{prefix}_{it.upper()}")
+        near = near or guess(wrong[0].upper(), sorted(known))
+        raise UsageError(
+            f"{wrong[0]} is neither a variable nor an option of turbofit",
+            hint=f"{near or f'options are {PREFIX}COMMAND_OPTION'}; see docs/environment.md",
+        )
 
 
 def with_source(exc: UsageError, ctx: click.Context) -> UsageError:
@@ -99,6 +103,32 @@ def read_file(path: Path, ctx: click.Context) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or has a key or a value that is not one of an option.
     """
+    group, values = ctx.find_root().command, dict[str, Any]()
+    commands: list[click.Command | None] = [ctx.command]
+    if isinstance(group, click.Group):
+        commands = [group.get_command(ctx, name) for name in _WITH_FILE]
+    known = {str(param.name): param for it in commands if it for param in it.params}
+    for key, nodes, is_null in _entries(path):
+        name = key.replace("-", "_")
+        if name not in known:
+            near = guess(name, known) or of_vllm(name, str) or _HINT
+            raise UsageError(f"{key} is no option of plan or serve", hint=near)
+        if name.endswith("key"):
+            raise UsageError(
+                f"{key} is a secret, and this is no file for secrets",
+                hint="write api_key_file: FILE, or set TURBOFIT_API_KEY",
+            )
+        texts = [node.value for node in nodes]
+        if name in values or not all(isinstance(text, str) for text in texts):
+            wrong = "stands twice" if name in values else "should be a value, or a list of them"
+            raise UsageError(f"{key} {wrong}", hint=f"write {name}: VALUE")
+        if not is_null:
+            values[name] = texts if known[name].multiple else " ".join(texts)
+    return values
+
+
+def _entries(path: Path) -> Iterator[tuple[str, list[Any], bool]]:
+    """Each key of a YAML file, the nodes of its values, and whether they are null."""
     import yaml
 
     try:
@@ -112,28 +142,9 @@ def read_file(path: Path, ctx: click.Context) -> dict[str, Any]:
         raise UsageError(f"{line}no YAML: {problem or 'no text'}", hint=_HINT) from None
     if not isinstance(root, yaml.MappingNode):
         raise UsageError("it has no options", hint=_HINT)
-    group, known, values = ctx.find_root().command, dict[str, Any](), dict[str, Any]()
-    for name in _WITH_FILE:
-        command = group.get_command(ctx, name) if isinstance(group, click.Group) else ctx.command
-        known |= {str(param.name): param for param in command.params} if command else {}
     for key, value in root.value:
-        name = str(key.value).replace("-", "_")
-        if name not in known:
-            near = guess(name, known) or of_vllm(name, str) or _HINT
-            raise UsageError(f"{key.value} is no option of plan or serve", hint=near)
-        if name.endswith("key"):
-            raise UsageError(
-                f"{key.value} is a secret, and this is no file for secrets",
-                hint="write api_key_file: FILE, or set TURBOFIT_API_KEY",
-            )
-        several = isinstance(value, yaml.SequenceNode)
-        texts = [one.value for one in (value.value if several else [value])]
-        if name in values or not all(isinstance(text, str) for text in texts):
-            wrong = "stands twice" if name in values else "should be a value, or a list of them"
-            raise UsageError(f"{key.value} {wrong}", hint=f"write {name}: VALUE")
-        if value.tag != "tag:yaml.org,2002:null":
-            values[name] = texts if known[name].multiple else " ".join(texts)
-    return values
+        nodes = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        yield str(key.value), nodes, value.tag == "tag:yaml.org,2002:null"
 
 
 def read_again(ctx: click.Context) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pydantic import Field
 from turbofit.core.errors import TurbofitError, UsageError, option_of
 from turbofit.core.messages import refuse_together
 from turbofit.core.process.ports import LAST_PORT
+from turbofit.core.process.variables import variables
 from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
-from turbofit.planning.request import Bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,39 +31,17 @@ class LaunchOptions(Validated):
     """Options that `serve`, `calibrate` and `tune` share; each field is an option."""
 
     pretend: bool = False
-    pretend_taken: Bytes = 0
-    pretend_fail: Annotated[int | None, Field(ge=1), Metavar("N")] = None
     no_rehearse: bool = False
     forget: bool = False
 
-    def refuse_alone(self) -> None:
-        """Refuse an option that needs another one that was not given.
-
-        Raises:
-            UsageError: the first such option.
-        """
-        if self.pretend_taken and not self.pretend:
-            raise UsageError("--pretend-taken takes nothing of real GPUs", hint="add --pretend")
-        if self.pretend_fail and not self.pretend:
-            raise UsageError("--pretend-fail fails nothing of real GPUs", hint="add --pretend")
-
-    def refuse_wrong(self, request: PlanRequest, does: str) -> None:
-        """Refuse options that contradict each other, or a machine that is not here.
-
-        Raises:
-            UsageError: the first such option.
-        """
-        self.refuse_alone()
-        if not self.pretend:
-            refuse_elsewhere(request, does)
-
     def config_fields(self) -> Options:
-        """The fields of `ServeConfig` that these options set."""
+        """The fields of `ServeConfig` that these options, and variables for tests, set."""
+        known = variables()
         return {
             "rehearse": not self.no_rehearse,
             "pretend": self.pretend,
-            "pretend_taken": self.pretend_taken,
-            "pretend_fail": self.pretend_fail,
+            "pretend_taken": known.pretend_taken if self.pretend else 0,
+            "pretend_fail": known.pretend_fail if self.pretend else None,
         }
 
 
@@ -73,26 +51,26 @@ class ServeOptions(LaunchOptions):
     plan: FilePath | None = None
     dry_run: bool = False
     check: Literal["auto", "full", "quick", "none"] = "auto"
-    no_check: bool = False
     no_standby: bool = False
     model_name: Annotated[str | None, Field(min_length=1)] = None
     no_gateway: bool = False
     unplanned: bool = False
     drain: Seconds | None = None
     liveness: Seconds | None = None
-    lease: FilePath | None = None
     cluster: Annotated[str | None, Metavar("RAY")] = None
     name: str | None = None
     node_port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = 0
     idle: Annotated[float | None, Field(gt=0, lt=1e9), SECONDS, Metavar("TIME")] = None
 
     def refuse_alone(self) -> None:
-        super().refuse_alone()
+        """Refuse an option that needs another one, or excludes it.
+
+        Raises:
+            UsageError: the first such option.
+        """
         if self.idle is not None:
             beside = {"cluster": self.cluster is not None, "no_gateway": self.no_gateway}
             refuse_together(beside, "--idle")
-        if self.no_check:
-            refuse_together({"check": self.check != "auto"}, "--no-check")
         for name in ("name", "node_port"):
             if self.cluster is None and name in self.given():
                 raise needs_cluster(name)
@@ -105,7 +83,7 @@ class ServeOptions(LaunchOptions):
         return {
             **super().config_fields(),
             "timing": Timing(**timing),
-            "check": "none" if self.no_check else self.check,
+            "check": self.check,
             "standby": not self.no_standby,
             "model_name": self.model_name,
         }
@@ -209,8 +187,7 @@ class Reloader:
         with self._lock:
             try:
                 options, config = self._read()
-                gateway, names = run.config.gateway, {**before, **options}
-                changed = [name for name in names if before.get(name) != options.get(name)]
+                gateway, changed = run.config.gateway, _changed(before, options)
                 if gateway and gateway.api_keys != config.api_keys and "api_key" not in changed:
                     changed.append("api_key")  # the file with the keys has others now
                 taken = [name for name in changed if name in LIVE and gateway is not None]
@@ -232,3 +209,7 @@ class Reloader:
         if run.public is not None:
             run.public.call(lambda gateway: gateway.take_over(after))
         run.config = run.config.changed(gateway=after)
+
+
+def _changed(before: Options, after: Options) -> list[str]:
+    return [name for name in {**before, **after} if before.get(name) != after.get(name)]
