@@ -15,7 +15,6 @@ from turbofit.cli.main import main
 from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.core.plan import Plan
 from turbofit.machine import nvml_machine
-from turbofit.planning import which
 
 Out = pytest.CaptureFixture[str]
 #: It has no options that a person could mistake.
@@ -262,21 +261,6 @@ def test_a_tilde_in_quotes_is_the_home(tmp_path: Path, monkeypatch, capsys: Out)
     (tmp_path / "plan.json").write_text(capsys.readouterr().out)
     assert main(["report", "~/plan.json"]) == 0
     assert main(["serve", "--plan", "~/plan.json", "--dry-run"]) == 0
-
-
-def test_each_command_says_what_was_assumed_of_a_models_name(monkeypatch, capsys: Out) -> None:
-    monkeypatch.setattr(which, "preset_names", lambda: ["rtx3090"])
-    on = ["--on", "1xrtx3090"]
-    for command, *words in (
-        ["serve", *on, "--dry-run"],
-        ["plan", *on],
-        ["predict", *on],
-        ["which"],
-    ):
-        assert main([command, "gemma3:4b", *words]) in (0, 3)
-        captured = capsys.readouterr()
-        told = " ".join((captured.out + captured.err).split())
-        assert "Ollama's gemma3:4b is GGUF, which LMDeploy does not run" in told
 
 
 @pytest.fixture

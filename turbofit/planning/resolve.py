@@ -75,7 +75,7 @@ def model_of(request: PlanRequest) -> Model:
     """
     model, revision = request.model, request.revision
     if isinstance(model, str):
-        model = resolve_model(model, revision=revision)
+        model = resolve_model(model, revision=revision, model_format=request.model_format)
     return model if revision is None else replace(model, revision=revision)
 
 
