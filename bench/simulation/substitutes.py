@@ -222,7 +222,7 @@ def _modules() -> tuple[types.ModuleType, ...]:
     return tuple(module for name, module in sys.modules.items() if name.startswith("turbofit."))
 
 
-def _call(self: Any, method: str, path: str, body: Any = None, *, timeout: float) -> Any:
+def _call(self: Any, path: str, body: Any = None, *, timeout: float) -> Any:
     """`launch.engine.engine_client.EngineClient.call` over the simulated loopback."""
     one = world()
     engine = one.machine.ports.get(self.port)
@@ -236,7 +236,7 @@ def _call(self: Any, method: str, path: str, body: Any = None, *, timeout: float
             done.set()
 
     data = b"" if body is None else msgspec.json.encode(body)
-    exchange = engine.take(method, path, data, answer)
+    exchange = engine.take("GET" if body is None else "POST", path, data, answer)
     if not done.wait(timeout):
         exchange.left()
         raise TimeoutError("timed out (simulated)")
@@ -430,6 +430,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.cli.terminal.output.answer": lambda _: None,
         # What is remembered, or is for people: a quarter of a day's processor time.
         f"{_SERVE}.planner.best_plan": _remembered(planner.best_plan),
+        f"{_SERVE}.planner.Planner._raised": _told(planner.Planner._raised),
         "turbofit.tuner.choose.remedies": lambda *_: _HELPS,
         "turbofit.tuner.choose.speed_remedies": lambda *_: (),
         "turbofit.tuner.choose.limit_costs": lambda *_: (),
@@ -466,6 +467,18 @@ def _remembered(real: Any) -> Any:
         return plan
 
     return best_plan
+
+
+def _told(real: Any) -> Any:
+    """A plan whose ratio is raised is one that engines may be started by."""
+
+    def raised(self: Any, request: Any, plan: Any) -> Any:
+        made = real(self, request, plan)
+        if made is not plan:
+            world().planned(made)
+        return made
+
+    return raised
 
 
 def _question(request: Any) -> bytes:

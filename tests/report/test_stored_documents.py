@@ -52,7 +52,7 @@ def run_folder(state: Path, name: str = "20261120-100000-m", plan: Plan | None =
 def test_latest_is_the_newest_of_plans_and_runs(state: Path) -> None:
     with pytest.raises(UsageError, match="nothing was planned"):
         read_saved("latest")
-    assert not state.exists()
+    assert not (state / "plans").exists()
     keep(plausible_plan(verdict="first"), "plan")
     keep(plausible_plan(verdict="second"), "rehearse")
     os.utime(state / "plans" / "plan.json", (1, 1))
