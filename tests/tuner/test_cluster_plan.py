@@ -18,6 +18,7 @@ from turbofit.core.machine import Calibration, CardSpeed, Measured
 from turbofit.core.plan import Limits, Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.spec import parse_spec
+from turbofit.model.presets import preset_model
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.report.stored_documents import check_consistent
