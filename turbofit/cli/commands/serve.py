@@ -43,11 +43,11 @@ _FIRST: Final = (
     "plan", "file", "detach", "pretend", "dry_run",
 )  # fmt: skip
 #: LMDeploy's own options, which its help has, options of `--cluster`, whose line names them, those
-#: of every command, and one that docs/operations.md explains.
+#: of every command, and two that docs/operations.md and docs/bench.md explain.
 _NOT_IN_HELP: Final = (
     *ENGINE_OPTIONS, "async", "revision", "model_name", "allow_origins", "allowed_media_domains",
     "max_concurrent_requests", "name", "node_port", "front_key_file", "quiet", "verbose", "help",
-    "no_standby",
+    "no_standby", "no_tuned",
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ _NOT_IN_HELP: Final = (
     *fields.options_of(launch.ServeOptions, _LAUNCH, group="launch"),
     *fields.options_of(GatewayOptions, group="gateway"),
     *fields.options_of(launch.ServeOptions, ["model_name", "name", "node_port"]),
-    *(it for it in common.planning_options() if it.name != "no_tuned"),
+    *common.planning_options(),
     first=_FIRST,
     unnamed=_NOT_IN_HELP,
     takes_rest=True,
