@@ -222,21 +222,23 @@ class CliCommand(click.Command):
         from turbofit.cli.manual import group_lines
 
         self.explain(ctx.info_name or "")
-        groups: dict[str, list[tuple[str, str]]] = {"arguments": [], "": []}
+        arguments = [it for it in self.params if isinstance(it, Argument)]
+        options = [it for it in self.params if isinstance(it, Option)]
+        groups: dict[str, list[tuple[str, str]]] = {}
+        if arguments:
+            groups["arguments"] = [(it.make_metavar(ctx), it.explained) for it in arguments]
         order = {name: place for place, name in enumerate(self.first)}
-        for param in sorted(self.params, key=lambda it: order.get(str(it.name), len(order))):
-            if isinstance(param, Argument):
-                groups["arguments"].append((param.make_metavar(ctx), param.explained))
-            elif isinstance(param, Option) and param.name not in self.unnamed:
-                record = param.get_help_record(ctx) or ("", "")
-                group = "" if param.name in order else param.group or "more" * bool(order)
+        for option in sorted(options, key=lambda it: order.get(str(it.name), len(order))):
+            group = "" if option.name in order else option.group or "more" * bool(order)
+            if option.name not in self.unnamed:
+                record = option.get_help_record(ctx) or ("", "")
                 groups.setdefault(group, []).append(record)
         lines = group_lines()
         for group, records in groups.items():
-            if records:
-                title = group.capitalize() if group.islower() else group or "Options"
-                with formatter.section(f"{title} ({lines[group]})" if group in lines else title):
-                    formatter.write_dl(records, col_max=36)
+            line = f" ({lines[group]})" if group in lines else ""
+            title = group or "options"
+            with formatter.section(f"{title[0].upper()}{title[1:]}{line}"):
+                formatter.write_dl(records, col_max=36)
         if self.unnamed:
             with formatter.section("LMDeploy's own options"):
                 formatter.write_text("taken too: lmdeploy serve api_server --help lists them")
