@@ -19,7 +19,7 @@ COMMANDS: Final[dict[str, str]] = {
     "rehearse": "LMDeploy's real engine on pretend GPUs with the plan's settings",
     "pretend": "any command on pretend GPUs: memory by process, card and phase, peak, death",
     "serve": "measure, plan, launch LMDeploy and watch it",
-    "cluster": "what a Ray cluster serves, another plan for it, a node that leaves",
+    "cluster": "what the nodes of a Ray cluster do, and a node that leaves",
     "chat": "ask a server from the terminal, pictures by their paths",
     "ps": "the servers that run here",
     "logs": "what the engines of a run have printed",

@@ -114,11 +114,7 @@ class NodeActor:
         over, why = self._over or drained, self._status.why_not
         if self._child is not None:
             self._child.poll()  # a dead child is reaped
-        held = [path for path in self._folder.glob("*-*") if is_held(path)]
-        for path in self._folder.glob("*-*"):
-            if over or path != self._lease:  # without a lease its server ends normally
-                ended = path.with_name(path.name.replace("lease", "ended"))
-                path.rename(ended) if path in held else path.unlink()
+        held = self._held(over)
         lines, url = _text(self._folder / "serve.log").splitlines(), ""
         if held and not over and self._lease in held:
             url = _text(self._lease).partition("\n")[0]
@@ -137,6 +133,15 @@ class NodeActor:
         self._status = replace(
             self._status, state=state, url=url, why_not=why, said="".join(lines[-1:])
         )
+
+    def _held(self, over: bool) -> list[Path]:
+        """The leases that servers hold; without its lease a server ends normally."""
+        held = [path for path in self._folder.glob("*-*") if is_held(path)]
+        for path in self._folder.glob("*-*"):
+            if over or path != self._lease:
+                ended = path.with_name(path.name.replace("lease", "ended"))
+                path.rename(ended) if path in held else path.unlink()
+        return held
 
     def _start(self) -> None:
         folder, plan = self._folder, self._planned.plan
