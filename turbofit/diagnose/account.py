@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from msgspec.structs import replace
 
 from turbofit.core.engine_end import End
-from turbofit.core.messages import option_of
+from turbofit.core.errors import option_of
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes

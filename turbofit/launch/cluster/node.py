@@ -27,7 +27,7 @@ from turbofit.core.process.files import state_dir, write_atomic
 from turbofit.gateway.front import NodeAddress
 from turbofit.gateway.server import digest_of
 from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.serve.detached import LEASE_SECONDS
+from turbofit.launch.serve.detached import LEASE_SECONDS, NODE_LEASE
 from turbofit.launch.serve.leases import is_held
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class NodeActor:
         argv = [
             "/bin/sh", "-c", _BETWEEN, "sh", sys.executable, "-m", "turbofit", "serve",
             "--plan", f"{folder}/plan.json", "--host", self._planned.address,
-            "--front-key-file", f"{folder}/key", "--lease", str(self._lease),
+            "--front-key-file", f"{folder}/key",
             *ray_adapter.server_words(os.environ), *self._words,
         ]  # fmt: skip
         # An engine that finds Ray's variables, or a cluster on this host, would join that cluster
@@ -163,7 +163,8 @@ class NodeActor:
             fcntl.flock(lease, fcntl.LOCK_EX)
             self._child = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=lease, stderr=log, cwd=folder,
-                env=environ | {"RAY_ADDRESS": "local"}, start_new_session=True,
+                env=environ | {"RAY_ADDRESS": "local", NODE_LEASE: str(self._lease)},
+                start_new_session=True,
             )  # fmt: skip
 
 
