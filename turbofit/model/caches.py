@@ -67,7 +67,9 @@ def modelscope_folders(hub_id: str, revision: str | None) -> Iterator[str]:
     revision. Since modelscope-hub 0.4 it is ``models/ORG--NAME/snapshots/REVISION``.
     """
     owner, _, name = hub_id.partition("/")
-    if not _is_pair(owner, name) or not _is_branch(revision):
+    if {owner, name} & {"", ".", ".."} or "/" in name or "\0" in hub_id:
+        return
+    if not (revision or "main").isprintable() or {"..", "."} & {*(revision or "").split("/")}:
         return
     root = modelscope_cache()
     snapshots = os.path.join(root, "models", f"{owner}--{name}", "snapshots")
@@ -81,19 +83,6 @@ def modelscope_folders(hub_id: str, revision: str | None) -> Iterator[str]:
             folder = os.path.join(root, above, owner, stored)
             if has_config(folder) and revision in {None, _version(folder)}:
                 yield folder
-
-
-def _is_pair(owner: str, name: str) -> bool:
-    """Whether both parts of a hub id are valid names of folders."""
-    parts = {owner, name}
-    return not parts & {"", ".", ".."} and not any("/" in part or "\0" in part for part in parts)
-
-
-def _is_branch(revision: str | None) -> bool:
-    """Whether a revision is a valid path below a folder."""
-    if revision is None:
-        return True
-    return revision.isprintable() and not {"..", "."} & {*revision.split("/")}
 
 
 def has_config(folder: str) -> bool:

@@ -131,7 +131,10 @@ def read_checkpoint(
     if weights.warning:
         warnings.append(weights.warning)
     tensors = None if weights.tensors is None else _without_unused(weights.tensors)
-    sizes = _by_dtype(tensors or {})
+    by_dtype = Counter[str]()
+    for tensor in (tensors or {}).values():
+        by_dtype[tensor.dtype] += tensor.bytes
+    sizes = dict(sorted(by_dtype.items()))
     dtype = _dtype(config, sizes, warnings)
     if tensors is not None:
         _cross_check(tensors, dims.text, dims.vision)
@@ -205,13 +208,6 @@ def _dtype(config: Section, sizes: Mapping[str, int], warnings: list[str]) -> Dt
     return "bfloat16"
 
 
-def _by_dtype(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    sizes = Counter[str]()
-    for tensor in tensors.values():
-        sizes[tensor.dtype] += tensor.bytes
-    return dict(sorted(sizes.items()))
-
-
 def _remote_code(files: Files, config: Section, architecture: str, images: Section | None) -> bool:
     """Whether LMDeploy needs ``--trust-remote-code``: for a tokenizer, a processor or a config.
 
@@ -243,10 +239,13 @@ def _without_unused(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDims | None) -> None:
     """Refuse tensors whose sizes contradict these dims; the message has both figures."""
     tensors = {name: tensors[name] for name in tensors if not any(p in name for p in _UNCHECKED)}
+    language, tower = _text_sizes(text), _Sizes()
     _count_layers(tensors, "language model", text.layers, vision=False)
     if vision:
         _count_layers(tensors, "vision tower", vision.layers, vision=True)
-    language, tower = _text_sizes(text), _vision_sizes(vision) if vision else []
+        mlp = _MLPS.get(vision.kind, _MLP)
+        tower.append((_PATCH_EMBEDDINGS, 0, vision.hidden, "vision channels"))
+        tower.append((mlp, 0, vision.intermediate, "the vision MLP's width"))
     for name, tensor in tensors.items():
         _check_sizes(name, tensor, tower if _VISION.search(name) else language)
     heads = any(_HEAD.search(name) and not _VISION.search(name) for name in tensors)
@@ -272,13 +271,6 @@ def _check_sizes(name: str, tensor: Tensor, sizes: _Sizes) -> None:
 
 #: Each item: ends of tensors' names, an axis of their shape, its size, and words for the size.
 _Sizes = list[tuple[tuple[str, ...], int, int, str]]
-
-
-def _vision_sizes(vision: VisionDims) -> _Sizes:
-    return [
-        (_PATCH_EMBEDDINGS, 0, vision.hidden, "vision channels"),
-        (_MLPS.get(vision.kind, _MLP), 0, vision.intermediate, "the vision MLP's width"),
-    ]
 
 
 def _text_sizes(text: TextDims) -> _Sizes:

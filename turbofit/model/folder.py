@@ -165,7 +165,12 @@ def is_complete(folder: str) -> bool:
 def no_checkpoint(path: str) -> UsageError:
     """The error that says why a file, or a folder without config.json, is not a checkpoint."""
     if not os.path.isdir(path):
-        return _no_folder(path)
+        folder, name = os.path.split(path)
+        if foreign := _foreign([name]):
+            return UsageError(f"{path} is {foreign}", hint=_HUB)
+        elsewhere = READ_ELSEWHERE.get(os.path.splitext(name)[1], _CHECKPOINT)
+        hint = f"name its folder: {folder}" if has_config(folder) else elsewhere
+        return UsageError(f"{path} is a file, not a checkpoint's folder", hint=hint)
     from glob import glob
 
     names = FolderFiles(path).names()
@@ -186,16 +191,6 @@ def no_checkpoint(path: str) -> UsageError:
         )
     empty = "" if names else ": the folder is empty"
     return UsageError(f"{path} has no config.json{empty}", hint=_CHECKPOINT)
-
-
-def _no_folder(path: str) -> UsageError:
-    """The error for a file in place of a folder."""
-    folder, name = os.path.split(path)
-    if foreign := _foreign([name]):
-        return UsageError(f"{path} is {foreign}", hint=_HUB)
-    elsewhere = READ_ELSEWHERE.get(os.path.splitext(name)[1], _CHECKPOINT)
-    hint = f"name its folder: {folder}" if has_config(folder) else elsewhere
-    return UsageError(f"{path} is a file, not a checkpoint's folder", hint=hint)
 
 
 def _foreign(names: list[str]) -> str | None:

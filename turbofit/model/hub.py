@@ -18,6 +18,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.log import LazyLogger
+from turbofit.core.version import __version__
 from turbofit.model.checkpoint import Weights
 from turbofit.model.config import LARGEST_JSON, parse_json
 from turbofit.model.folder import INDEX, sharded
@@ -40,6 +41,8 @@ _REDIRECTS: Final = 5
 _FIRST_BYTES: Final = 256 << 10
 _TRUE: Final = {"1", "ON", "YES", "TRUE"}
 _BROKEN: Final = "the repository is broken: take another revision"
+#: Request headers: turbofit's name, and no compression, since ranges count stored bytes.
+_IDENTITY: Final = {"User-Agent": f"turbofit/{__version__}", "Accept-Encoding": "identity"}
 _NETWORK_ERRORS: Final = (URLError, HTTPException, OSError, ValueError)
 
 
@@ -191,7 +194,7 @@ class HubFiles:
         """Open one address; None after HTTP 404."""
         self._hurry()
         began = time.monotonic()
-        request = Request(url, headers={**headers, **_identity(), **self._token()})
+        request = Request(url, headers={**headers, **_IDENTITY, **self._token()})
         try:
             answer: HTTPResponse = self._opener.open(request, timeout=_TIMEOUT)
         except HTTPError as exc:
@@ -339,10 +342,3 @@ def _host(endpoint: str, key: str) -> str:
             hint="unset it, or set it to https://HOST",
         )
     return parts.netloc.rpartition("@")[2]
-
-
-def _identity() -> dict[str, str]:
-    """Request headers: turbofit's name, and no compression, since ranges count stored bytes."""
-    from turbofit.core.version import __version__
-
-    return {"User-Agent": f"turbofit/{__version__}", "Accept-Encoding": "identity"}

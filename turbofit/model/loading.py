@@ -35,7 +35,9 @@ def load_model(checkpoint: str, **settings: Any) -> Any:
     if model.generation_config.eos_token_id is None:  # as in the files of Qwen2.5-Omni
         tokenizer = library.AutoTokenizer.from_pretrained(checkpoint)
         model.generation_config.eos_token_id = tokenizer.eos_token_id
-    _only_last_logits(model)
+    head = model.get_output_embeddings()
+    if head is not None and "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, -1:], *inputs[1:]))
     return model.eval()
 
 
@@ -83,14 +85,3 @@ def _config(checkpoint: str) -> Any:
 
 def _sees(config: Any) -> bool:
     return hasattr(config, "vision_config")
-
-
-def _only_last_logits(model: Any) -> None:
-    """Compute the logits of only the last token of a prompt, the only ones that are used.
-
-    Most classes have ``logits_to_keep`` for this. In one that has not (Qwen2.5-Omni's thinker), the
-    logits would be the prompt's length times the vocabulary: 9.3 GiB at 32,764 tokens.
-    """
-    head = model.get_output_embeddings()
-    if head is not None and "logits_to_keep" not in inspect.signature(model.forward).parameters:
-        head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, -1:], *inputs[1:]))

@@ -100,7 +100,17 @@ def _compressed(section: Section) -> Quantization:
         raise _refused(section, f"compressed-tensors as {stored[:40]!r} of type {kind[:20]!r}")
     if len(groups.values) > 1:
         raise _refused(section, f"compressed-tensors with {len(groups.values)} groups of layers")
-    _check_groups(weights, section)
+    size = weights.values.get("group_size")
+    if size not in (None, -1):
+        size = weights.integer("group_size")
+    strategy = weights.string("strategy", "") or _STRATEGIES.get(size, "group")
+    if (strategy in _OF_GROUPS) == (size in _STRATEGIES):
+        raise weights.error("group_size", f"is {size!r} with the strategy {strategy[:20]!r}")
+    if strategy not in _OF_GROUPS:
+        bits = weights.integer("num_bits", 4)
+        raise _refused(
+            section, f"compressed-tensors with {bits} bits and one scale a {strategy[:20]}"
+        )
     quantization = _checked(weights, "compressed-tensors", weights.integer("num_bits", 4), section)
     if not quantization.of_experts and not group.string("format", ""):
         # LMDeploy raises KeyError 'format'; checkpoints of experts only go to the PyTorch engine
@@ -111,24 +121,6 @@ def _compressed(section: Section) -> Quantization:
             hint=f'add "format": "{stored}" to its group_0 in config.json',
         )
     return replace(quantization, asymmetric=not weights.boolean("symmetric", True))
-
-
-def _check_groups(weights: Section, outer: Section) -> None:
-    """Refuse scales that are not for groups, and a group size that contradicts the strategy.
-
-    Source: compressed_tensors/quantization/quant_args.py.
-    """
-    size = weights.values.get("group_size")
-    if size not in (None, -1):
-        size = weights.integer("group_size")
-    strategy = weights.string("strategy", "") or _STRATEGIES.get(size, "group")
-    if (strategy in _OF_GROUPS) == (size in _STRATEGIES):
-        raise weights.error("group_size", f"is {size!r} with the strategy {strategy[:20]!r}")
-    if strategy not in _OF_GROUPS:
-        bits = weights.integer("num_bits", 4)
-        raise _refused(
-            outer, f"compressed-tensors with {bits} bits and one scale a {strategy[:20]}"
-        )
 
 
 def _checked(

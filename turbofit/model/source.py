@@ -94,14 +94,47 @@ def _elsewhere(path: str) -> Model:
 
 
 def _named(name: str, revision: str | None, stored: str | None) -> Model:
-    """The model of a hub id or a preset's name."""
+    """The model of a preset's name, or of a hub id: from the cache, the hub, or other knowledge."""
     preset = find_preset(name)
-    if HUB_ID.fullmatch(name):
-        return _hub(name, revision, preset, stored)
+    if not HUB_ID.fullmatch(name):
+        if preset is None:
+            return _elsewhere(name)
+        cached = _cached(load_preset(preset).hub_id, revision)
+        return cached or preset_model(preset, warnings=_unheeded(revision))
+    if preset and load_preset(preset).hub_id.lower() == name.lower():
+        name = load_preset(preset).hub_id  # with the hub's capital letters
     if preset is None:
-        return _elsewhere(name)
-    cached = _cached(load_preset(preset).hub_id, revision)
-    return cached or preset_model(preset, warnings=_unheeded(revision))
+        from turbofit.model.families.support import purpose_refusal
+
+        if refused := purpose_refusal(name):
+            raise refused
+    cached = _cached(name, revision)
+    if cached:
+        return cached
+    from turbofit.model.hub import (
+        HubFiles,
+        HubUnreachableError,
+        ModelScopeFiles,
+        NotGivenError,
+        is_offline,
+    )
+
+    if is_offline():
+        reason = HubUnreachableError(
+            f"{name} is not in the local hub cache, and the environment forbids the network",
+            hint="download it first, or unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE",
+        )
+        return _without_hub(name, revision, preset, stored, reason)
+    from turbofit.model.checkpoint import read_checkpoint
+
+    try:
+        files = (ModelScopeFiles if uses_modelscope() else HubFiles)(name, revision)
+        if files.read("config.json") is None:
+            raise NotGivenError(f"{files.where} has no config.json", hint=_nearest_hint(name))
+        source = ModelSource(kind="hub", where=files.where, sizes="file")
+        return read_checkpoint(files, source, name)
+    except HubUnreachableError as reason:
+        return _without_hub(name, revision, preset, stored, reason)
 
 
 def _is_path(name: str) -> bool:
@@ -178,44 +211,6 @@ def _snapshot(hub_id: str, folder: str, *, config_only: bool = False) -> Model:
     )
     weights = none if config_only else None
     return read_checkpoint(FolderFiles(folder), source, hub_id, weights=weights)
-
-
-def _hub(hub_id: str, revision: str | None, preset: str | None, stored: str | None) -> Model:
-    """The model of a hub id: from the cache, else from the hub, else from other knowledge."""
-    if preset and load_preset(preset).hub_id.lower() == hub_id.lower():
-        hub_id = load_preset(preset).hub_id  # with the hub's capital letters
-    if preset is None:
-        from turbofit.model.families.support import purpose_refusal
-
-        if refused := purpose_refusal(hub_id):
-            raise refused
-    cached = _cached(hub_id, revision)
-    if cached:
-        return cached
-    from turbofit.model.hub import (
-        HubFiles,
-        HubUnreachableError,
-        ModelScopeFiles,
-        NotGivenError,
-        is_offline,
-    )
-
-    if is_offline():
-        reason = HubUnreachableError(
-            f"{hub_id} is not in the local hub cache, and the environment forbids the network",
-            hint="download it first, or unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE",
-        )
-        return _without_hub(hub_id, revision, preset, stored, reason)
-    from turbofit.model.checkpoint import read_checkpoint
-
-    try:
-        files = (ModelScopeFiles if uses_modelscope() else HubFiles)(hub_id, revision)
-        if files.read("config.json") is None:
-            raise NotGivenError(f"{files.where} has no config.json", hint=_nearest_hint(hub_id))
-        source = ModelSource(kind="hub", where=files.where, sizes="file")
-        return read_checkpoint(files, source, hub_id)
-    except HubUnreachableError as reason:
-        return _without_hub(hub_id, revision, preset, stored, reason)
 
 
 def _without_hub(

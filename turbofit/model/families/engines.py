@@ -124,9 +124,29 @@ def engine_problem(model: Model, engine: str) -> str | None:
 
 def _turbomind(model: Model) -> str | None:
     problem = _turbomind_class(model) or _turbomind_shape(model)
-    if problem or model.quantization is None:
+    text, packed = model.text, model.quantization
+    if problem or packed is None:
         return problem
-    return _turbomind_packed(model.text, model.quantization)
+    if text.mla:
+        # TurboMind multiplies weights of latent attention as stored:
+        # lmdeploy builders/mla.py::fold_kv_b #5bb339
+        return "turbofit has no account of TurboMind's latent attention in quantised checkpoints"
+    if packed.method == "gptq" and (
+        text.delta is not None
+        and not all(
+            packed.exempts(f"linear_attn.{name}", layer)
+            for name in ("in_proj_qkv", "in_proj_z")
+            for layer in range(text.layers)
+        )
+    ):
+        # TurboMind joins packed and unpacked projections, which gptq does not allow:
+        # lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
+        return f"{_TURBOMIND} cannot widen gptq weights, as gated delta nets need it: take awq"
+    if packed.method == "fp8" and _splits_scales(text, packed):
+        return f"{_TURBOMIND} cannot turn fp8 scales of these heads of {text.head_dim} channels"
+    if packed.group_size not in _TURBOMIND_GROUPS.get(packed.method, {packed.group_size}):
+        return f"{_TURBOMIND} does not run {packed.method} groups of {packed.group_size}"
+    return _cut_group(text, packed)
 
 
 def _turbomind_class(model: Model) -> str | None:
@@ -158,23 +178,6 @@ def _turbomind_shape(model: Model) -> str | None:
     return None
 
 
-def _turbomind_packed(text: TextDims, packed: Quantization) -> str | None:
-    """The reason if TurboMind (or the account) does not know the quantised weights, or None."""
-    if text.mla:
-        # TurboMind multiplies weights of latent attention as stored:
-        # lmdeploy builders/mla.py::fold_kv_b #5bb339
-        return "turbofit has no account of TurboMind's latent attention in quantised checkpoints"
-    if packed.method == "gptq" and _packs_delta(text, packed):
-        # TurboMind joins packed and unpacked projections, which gptq does not allow:
-        # lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
-        return f"{_TURBOMIND} cannot widen gptq weights, as gated delta nets need it: take awq"
-    if packed.method == "fp8" and _splits_scales(text, packed):
-        return f"{_TURBOMIND} cannot turn fp8 scales of these heads of {text.head_dim} channels"
-    if packed.group_size not in _TURBOMIND_GROUPS.get(packed.method, {packed.group_size}):
-        return f"{_TURBOMIND} does not run {packed.method} groups of {packed.group_size}"
-    return _cut_group(text, packed)
-
-
 def _cut_group(text: TextDims, packed: Quantization) -> str | None:
     """The reason if some layer's inputs are not whole groups, or None.
 
@@ -198,15 +201,6 @@ def _cut_group(text: TextDims, packed: Quantization) -> str | None:
         ):
             return f"{_TURBOMIND} takes whole groups of {size}: not the {whose} {channels} channels"
     return None
-
-
-def _packs_delta(text: TextDims, packed: Quantization) -> bool:
-    """Whether some input projection of a gated delta net is quantised."""
-    return text.delta is not None and not all(
-        packed.exempts(f"linear_attn.{name}", layer)
-        for name in ("in_proj_qkv", "in_proj_z")
-        for layer in range(text.layers)
-    )
 
 
 def _splits_scales(text: TextDims, packed: Quantization) -> bool:
@@ -239,7 +233,17 @@ def _packed_on_pytorch(model: Model, packed: Quantization) -> str | None:
     if packed.method in {"gptq", "mxfp4"}:
         return f"{_PYTORCH} does not read {packed.method} weights"
     if model.architecture == _KIMI:
-        return _kimi_problem(packed)
+        # lmdeploy pytorch/config.py::_parse_compressed_tensors_config #4dbcec
+        if packed.method != "compressed-tensors":
+            return f"turbofit has no account of Kimi-K2.5 in {packed.method}: take 4 bits or 16"
+        if not packed.of_experts:
+            return f"{_PYTORCH} reads compressed-tensors for experts only"
+        if packed.group_size != _KIMI_GROUP:
+            return (
+                f"{_PYTORCH} reads groups of {_KIMI_GROUP} in"
+                f" compressed-tensors, not of {packed.group_size}"
+            )
+        return None
     if packed.method == "compressed-tensors" and model.text.mla is not None:
         # Layers do not know their names, by which the config exempts some:
         # lmdeploy models/deepseek_v2.py::DeepseekV2Attention.__init__ #a34f86
@@ -257,23 +261,6 @@ def _awq_problem(model: Model) -> str | None:
         return f"{_PYTORCH} looks for the projector in awq too"
     if model.architecture != _KIMI and model.text.moe:
         return f"{_PYTORCH} has no experts in awq"
-    return None
-
-
-def _kimi_problem(quantization: Quantization) -> str | None:
-    """The reason if Kimi's class cannot read the quantised weights, or None.
-
-    Source: lmdeploy pytorch/config.py::_parse_compressed_tensors_config #4dbcec
-    """
-    if quantization.method != "compressed-tensors":
-        return f"turbofit has no account of Kimi-K2.5 in {quantization.method}: take 4 bits or 16"
-    if not quantization.of_experts:
-        return f"{_PYTORCH} reads compressed-tensors for experts only"
-    if quantization.group_size != _KIMI_GROUP:
-        return (
-            f"{_PYTORCH} reads groups of {_KIMI_GROUP} in"
-            f" compressed-tensors, not of {quantization.group_size}"
-        )
     return None
 
 

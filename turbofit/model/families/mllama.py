@@ -36,7 +36,11 @@ def read(parts: CheckpointConfig) -> Dims:
         raise section.error("cross_attention_layers", f"are not some of {text.layers} layers")
     vision = _vision(config)
     size = vision.image_size or 0
-    _check_processor(parts.images, vision)
+    if parts.images.integer("max_image_tiles", vision.max_tiles) != vision.max_tiles:
+        raise parts.images.error("max_image_tiles", f"is not the tower's {vision.max_tiles}")
+    edges = parts.images.part("size")
+    if edges.integer("height", vision.image_size) != vision.image_size:
+        raise edges.error("height", f"is not the tower's {vision.image_size}")
     rule = CrossRule(
         tile_size=size,
         tokens_per_tile=(size // vision.patch_size) ** 2 + 1,
@@ -66,11 +70,3 @@ def _vision(config: Section) -> VisionDims:
     if vision.integer("vision_output_dim", 7680) != outputs * tower.hidden:
         raise vision.error("vision_output_dim", f"is not {outputs} times {tower.hidden} channels")
     return tower
-
-
-def _check_processor(images: Section, vision: VisionDims) -> None:
-    if images.integer("max_image_tiles", vision.max_tiles) != vision.max_tiles:
-        raise images.error("max_image_tiles", f"is not the tower's {vision.max_tiles}")
-    edges = images.part("size")
-    if edges.integer("height", vision.image_size) != vision.image_size:
-        raise edges.error("height", f"is not the tower's {vision.image_size}")

@@ -120,7 +120,10 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
     hidden = config.integer("hidden_size", defaults["hidden_size"], high=1 << 18)
     heads, kv_heads, head_dim = _heads(config, defaults, hidden)
     layers = config.integer("num_hidden_layers", defaults["num_hidden_layers"], high=1 << 10)
-    qkv_bias, output_bias, mlp_bias = _biases(config, architecture)
+    biases = _BIASES.get(architecture, (_ATTENTION_BIAS, _ATTENTION_BIAS, False))
+    qkv_bias, output_bias, mlp_bias = [
+        bias if isinstance(bias, bool) else config.boolean(*bias) for bias in biases
+    ]
     mla = _mla(config) if "latent" in defaults else None
     if "expanded" in defaults:
         mla = _expanded(config, hidden, heads)
@@ -170,12 +173,6 @@ def _heads(config: Section, defaults: dict[str, Any], hidden: int) -> tuple[int,
         raise config.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
     usual = defaults.get("head_dim") or max(1, hidden // heads)
     return heads, kv_heads, config.integer("head_dim", usual, high=1 << 10)
-
-
-def _biases(config: Section, architecture: str) -> list[bool]:
-    """Whether there are biases in queries, keys and values; in outputs; in MLPs."""
-    biases = _BIASES.get(architecture, (_ATTENTION_BIAS, _ATTENTION_BIAS, False))
-    return [bias if isinstance(bias, bool) else config.boolean(*bias) for bias in biases]
 
 
 def _moe(
