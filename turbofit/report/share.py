@@ -189,10 +189,10 @@ def _load(path: str) -> LoadResult:
 
 
 def _nameless(load: LoadResult, model: str) -> LoadResult:
-    given = {name: value for name, value in load.load.items() if name != "trace"}
     errors = tuple(replace(error, example="") for error in load.errors)
     return replace(
-        load, created=_day(load.created), url="", model=model, load=given, errors=errors,
+        load, created=_day(load.created), url="", model=model, errors=errors,
+        load={name: value for name, value in load.load.items() if name != "trace"},
         stopped="", warnings=(),
     )  # fmt: skip
 

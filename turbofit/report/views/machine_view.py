@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.messages import indices, plural
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes, mib
-from turbofit.machine.presets import match_preset
 from turbofit.report.painters.document import (
     MORE,
     ONLY_SHORT,
@@ -42,10 +41,21 @@ _PATHS: Final = {
 
 def machine_view(machine: Machine) -> list[Block]:
     """GPUs, warnings, holders, links and host; the short answer has facts in place of tables."""
+    host = _host(machine).items()
     blocks: list[Block] = [
         Heading(f"{machine.name} ({machine.source})", short=True),
         _gpu_table(machine),
-        known_facts(_short_facts(machine), **ONLY_SHORT),
+        known_facts(
+            {
+                "held by": _holders(machine),
+                "links": ways_text(machine),
+                "measured": _slowest(machine.measured) if machine.measured is not None else "",
+                "host": "; ".join(
+                    f"{name} {text}" for name, text in host if not text.startswith(NA)
+                ),
+            },
+            **ONLY_SHORT,
+        ),
     ]
     if machine.warnings:
         blocks += [Heading("Warnings"), Items(machine.warnings, tone="warn", short=True)]
@@ -65,13 +75,6 @@ def machine_view(machine: Machine) -> list[Block]:
     if machine.measured is not None:
         blocks += _measured(machine.measured)
     return [*blocks, Heading("Host"), known_facts(_host(machine)), MORE]
-
-
-def assumed_of(machine: Machine) -> Sequence[str]:
-    """The assumptions about a machine's name or its cards, on which all figures depend."""
-    gpus = [gpu for gpu in machine.gpus if gpu.index in machine.visible]
-    assumed = machine.source == "preset" or None in map(match_preset, gpus)
-    return machine.warnings if assumed or any(gpu.ours < gpu.usable for gpu in gpus) else ()
 
 
 def _gpu_table(machine: Machine) -> Table:
@@ -104,16 +107,6 @@ def _mib(value: int | NaType) -> str:
 
 def _size(value: int | NaType) -> str:
     return NA if value == NA else format_bytes(value)
-
-
-def _short_facts(machine: Machine) -> dict[str, str]:
-    host = _host(machine).items()
-    return {
-        "held by": _holders(machine),
-        "links": ways_text(machine),
-        "measured": _slowest(machine.measured) if machine.measured is not None else "",
-        "host": "; ".join(f"{name} {text}" for name, text in host if not text.startswith(NA)),
-    }
 
 
 def _host(machine: Machine) -> dict[str, str]:

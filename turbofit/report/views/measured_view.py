@@ -20,7 +20,7 @@ from turbofit.report.painters.document import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from turbofit.core.json_types import Document
     from turbofit.core.tuning import TrialRecord, Tuning
@@ -62,9 +62,9 @@ def load_view(result: LoadResult) -> list[Block]:
     ]
 
 
-def _seconds(value: float, digits: Callable[[float], str] = three_digits) -> str:
+def _seconds(value: float) -> str:
     """A time in seconds or milliseconds: ``1.23 s``, ``45.6 ms``."""
-    return f"{digits(value)} s" if value >= 1 else f"{digits(1000 * value)} ms"
+    return f"{three_digits(value)} s" if value >= 1 else f"{three_digits(1000 * value)} ms"
 
 
 def _row(name: str, spread: Spread) -> tuple[str, ...]:
@@ -284,17 +284,16 @@ def _processes(processes: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
             text = "its timeline is full; phases and calls after that are missing"
             yield Paragraph(f"{process['pid']}: {text}", tone="warn")
     yield from listed("Where the peaks came from", sites)
-    phases = [row for process in processes for row in _phases(process)]
+    phases = [
+        (str(process["pid"]), str(gpu["gpu"]), phase, mib(size))
+        for process in processes
+        for gpu in process["gpus"]
+        if len(gpu["phases"]) > 1
+        for phase, size in gpu["phases"].items()
+    ]
     if phases:
         yield Heading("Most held by phase (MiB)")
         yield _table(("pid", "GPU", "phase", "peak"), phases)
-
-
-def _phases(process: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for gpu in process["gpus"]:
-        if len(gpu["phases"]) > 1:
-            for phase, size in gpu["phases"].items():
-                yield str(process["pid"]), str(gpu["gpu"]), phase, mib(size)
 
 
 def _table(titles: Sequence[str], rows: Iterable[tuple[str, ...]]) -> Table:

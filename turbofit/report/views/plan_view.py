@@ -44,7 +44,7 @@ from turbofit.report.views.memory_view import memory_blocks
 from turbofit.tuner.speed import rates
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import Candidate, HostImages, Plan, Surety, Throughput
+    from turbofit.core.plan import Candidate, Plan, Surety, Throughput
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
 
@@ -68,6 +68,10 @@ _REASON: Final = 68
 def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
     """The whole plan or prediction; for a plan that was launched, the run too."""
     text = "more: --full, --md or --json; as a page: turbofit report latest --html FILE"
+    shared: list[Block] = []
+    if len(plan.machine.gpus) > 1:
+        shared = [Heading("The GPUs and their groups", whole=False)]
+        shared += topology_of(plan.machine, plan.parallel.groups)
     return [
         *_answer(plan),
         *memory_blocks(plan),
@@ -75,7 +79,7 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
         *_capacity(plan),
         *_limits(plan),
         *_became(plan, run),
-        *_topology(plan),
+        *shared,
         Heading("What was asked, and the shape chosen"),
         _facts(plan),
         *_settings(plan),
@@ -127,7 +131,8 @@ def _in_short(plan: Plan) -> dict[str, str]:
         facts["KV cache"] = _in_cache(plan)  # a prediction's verdict says it already
     if speed := plan.throughput:
         facts["forecast"] = _forecast(plan, speed)
-        facts["host"] = _host_limit(plan.usual_image.host if plan.usual_image else speed.host)
+        host = plan.usual_image.host if plan.usual_image else speed.host
+        facts["host"] = host.words if host is not None and host.binds else ""
     facts["pace"] = plan.pace.text if plan.pace else ""
     facts["smaller"] = _trade(plan)
     facts["engine"] = shorten(plan.why_engine, _REASON, placeholder=" …")
@@ -204,16 +209,6 @@ def _forecast(plan: Plan, speed: Throughput) -> str:
     return f"{', '.join(said)}; first token in {token} s{word}"
 
 
-def _host_limit(host: HostImages | None) -> str:
-    """A note if the host is slower than the GPUs; else empty."""
-    return host.words if host is not None and host.binds else ""
-
-
-def _cache(plan: Plan) -> str:
-    size = format_bytes(plan.kv.bytes_per_token)
-    return _in_cache(plan).replace(" tokens", f" tokens of {size}", 1)
-
-
 def _in_cache(plan: Plan) -> str:
     """The tokens of the caches, and the requests that they hold."""
     text, users = f"{plan.kv.total_tokens:,} tokens", users_of(plan)
@@ -245,17 +240,11 @@ def promise_facts(plan: Plan) -> dict[str, str]:
     return facts
 
 
-def speed_in_short(speed: Throughput) -> str:
-    """The forecast of the worst size, and how sure it is; an order of magnitude is shown so."""
-    rate, sure = speed.requests_per_second, speed.surety
-    if sure is None:  # a plan of an older version
-        return f"{two_digits(rate)} requests/s"
-    return f"{sure.figure(rate)} requests/s ({sure.in_short})"
-
-
 def _capacity(plan: Plan) -> list[Block]:
     kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
-    users, facts = users_of(plan), {"KV cache": _cache(plan), **promise_facts(plan)}
+    tokens = f" tokens of {format_bytes(kv.bytes_per_token)}"
+    cache = _in_cache(plan).replace(" tokens", tokens, 1)
+    users, facts = users_of(plan), {"KV cache": cache, **promise_facts(plan)}
     if plan.parallel.replicas > 1:
         least = "at least " if plan.by_group else ""
         facts["each KV cache"] = f"{least}{kv.tokens:,} tokens"
@@ -333,27 +322,6 @@ def _became(plan: Plan, run: RunReport | None) -> list[Block]:
     return became_blocks(plan, run)
 
 
-def _topology(plan: Plan) -> list[Block]:
-    if len(plan.machine.gpus) == 1:
-        return []
-    return [
-        Heading("The GPUs and their groups", whole=False),
-        *topology_of(plan.machine, plan.parallel.groups),
-    ]
-
-
-def _first_tokens(speed: Throughput) -> str:
-    """Both first tokens of the worst size, and how sure they are."""
-    alone, among = speed.first_token_alone, speed.first_token
-    if alone is None or among is None:
-        return ""
-    return (
-        f"{alone.figure(speed.seconds_to_first_token_alone)} s where a request finds the engine "
-        f"idle ({alone.words}); {among.figure(speed.seconds_to_first_token)} s where it comes "
-        f"while {speed.concurrent_requests} are there ({among.words})"
-    )
-
-
 def _facts(plan: Plan) -> FactList:
     model, workload = plan.model, plan.workload
     where = ", ".join(dict.fromkeys((model.source.where, f"sizes by {model.source.sizes}")))
@@ -383,7 +351,13 @@ def _facts(plan: Plan) -> FactList:
             f"{speed.requests_per_second:.2f} requests/s, {speed.concurrent_requests} at once "
             f"({speed.basis})"
         )
-        facts["first token"] = _first_tokens(speed)
+        alone, among = speed.first_token_alone, speed.first_token
+        if alone is not None and among is not None:
+            facts["first token"] = (
+                f"{alone.figure(speed.seconds_to_first_token_alone)} s where a request finds the"
+                f" engine idle ({alone.words}); {among.figure(speed.seconds_to_first_token)} s"
+                f" where it comes while {speed.concurrent_requests} are there ({among.words})"
+            )
         if speed.host is not None:
             facts["host"] = speed.host.words
     facts["pace"] = plan.pace.text if plan.pace else ""
@@ -440,7 +414,9 @@ def _considered(plan: Plan) -> list[Block]:
             *(_value(c, key) for key in known.values()),
             f"{c.kv_tokens:,}" if c.fits else "-",
             three_digits(c.score) if c.fits else "-",
-            _why(plan, c),
+            ("" if c.engine == plan.engine.name else f"{c.engine}: ") + c.why_not
+            if c.why_not
+            else "chosen",
         )
         for c in plan.considered
     ]
@@ -476,10 +452,3 @@ def _value(candidate: Candidate, name: str) -> str:
     if len(texts) > 1:
         return f"{texts[0]}-{texts[-1]}"
     return "-" if values[0] is None else texts[0]
-
-
-def _why(plan: Plan, candidate: Candidate) -> str:
-    if not candidate.why_not:
-        return "chosen"
-    same = candidate.engine == plan.engine.name
-    return candidate.why_not if same else f"{candidate.engine}: {candidate.why_not}"

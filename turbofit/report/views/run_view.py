@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Document
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.core.rehearsal import Rehearsal, RehearsedCache
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block, Tone
 
@@ -314,39 +313,26 @@ def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
 def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
     """The rehearsed figures of a GPU; empty if its group was not rehearsed."""
     group = _group(plan, index)
-    members = plan.parallel.groups[group] if plan.parallel.groups else ()
     rehearsal = plan.of_group(group).rehearsal
     # Of groups with equal settings only the first was rehearsed.
-    if rehearsal is None or index not in members or (group and not plan.by_group):
+    if rehearsal is None or (group and not plan.by_group):
         return {}
-    place = members.index(index)
-    return _in_phases(rehearsal, place) | _in_cache(rehearsal.cache, place)
-
-
-def _in_phases(rehearsal: Rehearsal, place: int) -> dict[str, int | None]:
-    """The bytes in use on the GPU at ``place`` in its group: while loading, at rest, at worst."""
+    place, cache = plan.parallel.groups[group].index(index), rehearsal.cache
     timeline, served = rehearsal.timeline, rehearsal.outcome == "served"
     loading = [moment.peak[place] for moment in timeline if moment.phase in _LOADING]
     cases = [
         moment.peak[place] for moment in timeline if served and moment.phase.startswith("case ")
     ]
     ready = (moment.end[place] for moment in timeline if moment.phase == "ready")
-    return {
+    figures = {
         "in use while loading, at most": max(loading, default=None),
         "in use at rest": next(ready, None),
         "in use in the worst case": max(cases, default=None),
     }
-
-
-def _in_cache(cache: RehearsedCache | None, place: int) -> dict[str, int | None]:
-    if cache is None:
-        return {}
-    free = [size for size in cache.free if size is not None]
-    return {
-        _FREE: min(free, default=None),
-        "KV cache": cache.region[place],
-        _TOKENS: cache.tokens,
-    }
+    if cache is not None:
+        figures[_FREE] = min((size for size in cache.free if size is not None), default=None)
+        figures |= {"KV cache": cache.region[place], _TOKENS: cache.tokens}
+    return figures
 
 
 def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger) -> dict[str, int | None]:
