@@ -93,7 +93,18 @@ def _check(request: PlanRequest, resolved: ResolvedRequest) -> None:
         raise UsageError("least decides by memory, a rate and its seconds by speed", hint=_ONE_OF)
     _check_context(resolved)
     if request.images and "images" in request.given():
-        _check_images(request, resolved.model)
+        if resolved.model.image_rule is None:
+            raise UsageError(
+                f"{resolved.model.name} takes no images",
+                hint="leave --images out",
+                options=["images"],
+            )
+        if request.language_model_only:
+            raise UsageError(
+                f"--images {request.images} asks for images, and --language-model-only serves none",
+                hint=_ONE_OF,
+                options=["images", "language_model_only"],
+            )
     _check_batch(request, resolved)
 
 
@@ -110,19 +121,6 @@ def _check_context(resolved: ResolvedRequest) -> None:
             f"{resolved.model.name} reads {longest} tokens, not {context}",
             hint=f"--context {longest} at most",
             options=["context"],
-        )
-
-
-def _check_images(request: PlanRequest, model: Model) -> None:
-    if model.image_rule is None:
-        raise UsageError(
-            f"{model.name} takes no images", hint="leave --images out", options=["images"]
-        )
-    if request.language_model_only:
-        raise UsageError(
-            f"--images {request.images} asks for images, and --language-model-only serves none",
-            hint=_ONE_OF,
-            options=["images", "language_model_only"],
         )
 
 

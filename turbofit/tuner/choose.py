@@ -174,12 +174,38 @@ def _parallel_reason(fit: EngineFit) -> str:
 
 
 def _warnings(fit: EngineFit) -> Iterator[str]:
-    request, best = fit.request, fit.best
+    """Yield known faults, idle or unequal cards, and limits that only turbofit's gateway holds."""
+    request, best, shape, engine = fit.request, fit.best, fit.best.shape, fit.engine
     if fit.fits:
         yield from unkept(request, best.settings.session_len, fit.tokens)
         yield from beyond_model(request, best.settings.session_len)
     if best.fits:
-        yield from _of_fitting(fit)
+        yield from known_warnings(fit)
+        if idle := idle_words(request, shape.groups):
+            yield idle
+        for group in shape.groups:
+            if len({request.machine.gpu(index).name for index in group}) > 1:
+                yield (
+                    f"{group_words(request, group)} is split over unequal cards, as you asked: the"
+                    " one with the least free memory sizes the cache of all, the slowest one paces"
+                    " them"
+                )
+        if shape.units_per_forward is not None:
+            yield QUEUED
+            if any(may_evict(part.settings, part.kv_tokens) for part in best.sets):
+                yield (
+                    "image requests that state max_tokens run beside each other while the cache"
+                    " holds them all; others wait for the end of the one before"
+                )
+        if fit.requested_load.units_per_image:
+            yield (
+                f"{BEYOND}: turbofit serve and turbofit.pipeline hold them, LMDeploy itself lets"
+                " any client exceed them"
+            )
+        yield from slow_images(fit)
+        yield from dict.fromkeys(
+            text for part in best.sets for text in engine.warnings(part.settings)
+        )
     if request.model.needs_remote_code:
         yield OWN_CODE
 
@@ -193,34 +219,6 @@ def known_warnings(fit: EngineFit) -> tuple[str, ...]:
         problems = known_problems(launch, fit.engine.name, fit.engine.version)
         warnings += [problem.warning for problem in problems]
     return tuple(dict.fromkeys(warnings))
-
-
-def _of_fitting(fit: EngineFit) -> Iterator[str]:
-    """Yield known faults, idle or unequal cards, and limits that only turbofit's gateway holds."""
-    request, best, shape, engine = fit.request, fit.best, fit.best.shape, fit.engine
-    yield from known_warnings(fit)
-    if idle := idle_words(request, shape.groups):
-        yield idle
-    for group in shape.groups:
-        if len({request.machine.gpu(index).name for index in group}) > 1:
-            yield (
-                f"{group_words(request, group)} is split over unequal cards, as you asked: the one"
-                " with the least free memory sizes the cache of all, the slowest one paces them"
-            )
-    if shape.units_per_forward is not None:
-        yield QUEUED
-        if any(may_evict(part.settings, part.kv_tokens) for part in best.sets):
-            yield (
-                "image requests that state max_tokens run beside each other while the cache holds"
-                " them all; others wait for the end of the one before"
-            )
-    if fit.requested_load.units_per_image:
-        yield (
-            f"{BEYOND}: turbofit serve and turbofit.pipeline hold them, LMDeploy itself lets any"
-            " client exceed them"
-        )
-    yield from slow_images(fit)
-    yield from dict.fromkeys(text for part in best.sets for text in engine.warnings(part.settings))
 
 
 _LOG: Final = LazyLogger(__name__)
@@ -245,19 +243,17 @@ def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
     """
     fit = choose(request, engine)
     if isinstance(fit, Planned):
-        return fit if request.pace is None else _without_pace(fit)
+        if request.pace is None:
+            return fit
+        unheeded = "--rate, --first-token and --per-token decide nothing: there is one shape"
+        plan = fit.document
+        return replace(fit, plan=replace(plan, warnings=(*plan.warnings, unheeded)))
     planned = _planned(fit)
     if fit.fits:
         return planned
     if _named(request, engine)[0] == "auto":
         return planned.with_remedies(last=tuple(_other_engines(request, fit.rival)))
     return _with_other_engine(request, planned)
-
-
-def _without_pace(planned: Planned) -> Planned:
-    plan = planned.document
-    unheeded = "--rate, --first-token and --per-token decide nothing: there is one shape"
-    return replace(planned, plan=replace(plan, warnings=(*plan.warnings, unheeded)))
 
 
 def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planned:
@@ -273,7 +269,11 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planne
         return _with_kernels(request, engine, first, exc)
     fit = replace(fit, reasons=(*reasons, *fit.reasons))
     by_memory = request.workload.goal == "context" or request.least
-    if engine != "auto" or (_keeps_all(request, fit) and not by_memory):
+    whole = fit.image_limit is None or fit.image_limit == request.requested_image_limit
+    if engine != "auto" or (
+        (fit.fits and whole and fit.best.settings.session_len >= longest_context(request))
+        and not by_memory
+    ):
         return fit
     return _beside_rivals(request, fit)
 
@@ -370,12 +370,6 @@ def _compiles(request: ResolvedRequest) -> bool:
     return all(capability_of(gpu) >= _LEAST_TRITON for gpu in request.visible)
 
 
-def _keeps_all(request: ResolvedRequest, fit: EngineFit) -> bool:
-    """Whether the plan fits, with images of the wished size and the longest context."""
-    whole = fit.image_limit is None or fit.image_limit == request.requested_image_limit
-    return fit.fits and whole and fit.best.settings.session_len >= longest_context(request)
-
-
 def _worth(request: ResolvedRequest, fit: EngineFit) -> tuple[int, ...]:
     """The promise as a sort key: images, then context; then memory or tokens if they decide."""
     tokens = fit.tokens if request.workload.goal == "context" else 0
@@ -393,27 +387,20 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
     for name in [other for other in ENGINES if other not in LMDEPLOY]:
         try:
             engine = engine_for(request.model, name)
-            taken = _taken_by(engine, request.engine_options)
+            taken: dict[str, object] = {}
+            for option, value in request.engine_options.items():
+                with suppress(TurbofitError):
+                    check_options(engine, {option: value})
+                    taken[option] = value
             plan = _fallback(replace(request, engine_options=taken), engine, "").document
         except TurbofitError:  # it does not run the model, or not with these options
             continue
         if plan.fits:
             out = ", ".join(option_of(key) for key in request.engine_options if key not in taken)
             change = f"--engine {name}, and leave {out} out" if out else f"--engine {name}"
-            yield fitting(change, _serial_words(plan))
-
-
-def _taken_by(engine: Engine, engine_options: dict[str, object]) -> dict[str, object]:
-    """The options that an engine accepts."""
-    taken: dict[str, object] = {}
-    for option, value in engine_options.items():
-        with suppress(TurbofitError):
-            check_options(engine, {option: value})
-            taken[option] = value
-    return taken
-
-
-def _serial_words(plan: Plan) -> str:
-    placed = (plan.device_map or {}).values()
-    off = any(not isinstance(place, int) for place in placed)
-    return f"one request at a time, and slower{', with decoder layers in host memory' * off}"
+            placed = (plan.device_map or {}).values()
+            off = any(not isinstance(place, int) for place in placed)
+            yield fitting(
+                change,
+                f"one request at a time, and slower{', with decoder layers in host memory' * off}",
+            )

@@ -142,7 +142,27 @@ class _Start:
         if not self.serves:
             return None
         load = _accepted(self.request, self.vision_load, self.settings)
-        return _speed(self.alone, self.accounts, load, self.engine, self.at_once)
+        at_once = self.at_once
+        if is_legacy(self.engine.version):  # rates are known only for current versions
+            return None
+        settings, machine = self.accounts[0].settings, self.alone.machine
+        at_once = min(
+            at_once, self.alone.promised_requests or settings.max_batch_size * len(self.accounts)
+        )
+        if not at_once:
+            return None
+        speeds = []
+        for account in self.accounts:
+            rates = group_rates(self.alone.model, settings, machine, account.gpus, self.engine)
+            tokens = account.tokens_at(account.ratio)
+            share = at_once / len(self.accounts)
+            speeds.append(group_speed(rates, settings, load, tokens, share))
+        host = host_rate(self.alone, load, len(self.accounts))
+        images = load.images_per_request
+        forecast = total(speeds, machine.measured, images=images, host=host)
+        gpus = [gpu for account in self.accounts for gpu in account.gpus]
+        has_images = bool(load.units_per_image)
+        return with_surety(forecast, self.alone.model, self.engine.name, gpus, images=has_images)
 
 
 def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> VisionLoad:
@@ -369,34 +389,6 @@ def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) ->
     images = "one image of the smallest size takes" if count == 1 else images
     where = f"a cache of {cache:,}" if short_cache else f"a session of {session:,}"
     return f"{images} {tokens:,} tokens of {where}"
-
-
-def _speed(
-    request: ResolvedRequest,
-    accounts: Sequence[Account],
-    vision_load: VisionLoad,
-    engine: Engine,
-    at_once: int,
-) -> Throughput | None:
-    """The forecast of all engines, each with its share of the requests that they hold."""
-    if is_legacy(engine.version):  # rates are known only for current versions
-        return None
-    settings, machine = accounts[0].settings, request.machine
-    at_once = min(at_once, request.promised_requests or settings.max_batch_size * len(accounts))
-    if not at_once:
-        return None
-    speeds = []
-    for account in accounts:
-        rates = group_rates(request.model, settings, machine, account.gpus, engine)
-        tokens = account.tokens_at(account.ratio)
-        share = at_once / len(accounts)
-        speeds.append(group_speed(rates, settings, vision_load, tokens, share))
-    host = host_rate(request, vision_load, len(accounts))
-    images = vision_load.images_per_request
-    forecast = total(speeds, machine.measured, images=images, host=host)
-    gpus = [gpu for account in accounts for gpu in account.gpus]
-    has_images = bool(vision_load.units_per_image)
-    return with_surety(forecast, request.model, engine.name, gpus, images=has_images)
 
 
 def _story(

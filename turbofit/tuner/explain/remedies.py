@@ -147,7 +147,15 @@ def _more_host_memory(fit: EngineFit) -> Remedy:
 
 def _changes(fit: EngineFit) -> Iterator[Change]:
     request = fit.request
-    yield from _released_options(request)
+    yield from left_to_turbofit(request)
+    yield from _usual_margin(request)
+    if request.workload.queue_images is False:
+        out = "--no-queue-images"
+        yield Change(f"leave {out} out", request.with_workload(queue_images=None), out)
+    if request.replicas is not None and (request.replicas > 1 or request.promised_requests):
+        # Copies need whole models on their cards; one model may be split over them.
+        copies = f"--replicas {request.replicas}"
+        yield Change("leave --replicas to turbofit", replace(request, replicas=None), copies)
     yield from _least_margin(fit)
     images, workload = _smaller_images(fit), smaller_workload(request, "what the cache holds")
     # Pictures of a known size can be sent smaller, before fewer of them.
@@ -208,18 +216,6 @@ def _least_margin(fit: EngineFit) -> Iterator[Change]:
     if worst_outcome(sizer, tightest).kind == "load_margin":
         change = f"--margin {LEAST_MARGIN // MIB}MiB (the usual one is short while it loads)"
         yield Change(change, replace(request, margin=replace(margin, bytes=LEAST_MARGIN)))
-
-
-def _released_options(request: ResolvedRequest) -> Iterator[Change]:
-    yield from left_to_turbofit(request)
-    yield from _usual_margin(request)
-    if request.workload.queue_images is False:
-        out = "--no-queue-images"
-        yield Change(f"leave {out} out", request.with_workload(queue_images=None), out)
-    if request.replicas is not None and (request.replicas > 1 or request.promised_requests):
-        # Copies need whole models on their cards; one model may be split over them.
-        copies = f"--replicas {request.replicas}"
-        yield Change("leave --replicas to turbofit", replace(request, replicas=None), copies)
 
 
 def fewer_at_once(request: ResolvedRequest, count: int) -> Change:

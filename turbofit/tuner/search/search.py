@@ -203,7 +203,15 @@ class _Search:
         request, engine = self.request, self.engine
         running = list(shapes(request, engine))
         if not running:
-            raise _no_shape(request, engine)
+            hint = f"take {_other_weights(request)}"
+            if request.tp or request.replicas:
+                need = (request.tp or 1) * (request.replicas or 1)
+                hint = "let turbofit choose --tp and --replicas"
+                tp_works = engine.tp_problem(request.model, request.tp or 1) is None
+                if tp_works and need > len(request.visible):
+                    hint += f", or name a machine of {need} GPUs, as --on {need}xrtx3090"
+            options = ("tp", "replicas", "on") if request.tp else ("replicas", "tp", "on")
+            raise UsageError(no_shape(request, engine), hint=hint, options=options)
         stages: tuple[tuple[Ask, Callable[[Any], TurbofitError]], ...] = (
             (engine.problem, lambda problem: _refused(request, problem)),
             (self._death, lambda death: UsageError(death.cause, hint=death.instead)),
@@ -363,18 +371,6 @@ def _largest_limit(rule: ImageRule, shape: Shape, good: Callable[[int], bool]) -
     if not good(least):
         return None
     return limits[bisect(lambda place: good(limits[place]), 0, len(limits))[0]]
-
-
-def _no_shape(request: ResolvedRequest, engine: Engine) -> UsageError:
-    hint = f"take {_other_weights(request)}"
-    if request.tp or request.replicas:
-        need = (request.tp or 1) * (request.replicas or 1)
-        hint = "let turbofit choose --tp and --replicas"
-        tp_works = engine.tp_problem(request.model, request.tp or 1) is None
-        if tp_works and need > len(request.visible):
-            hint += f", or name a machine of {need} GPUs, as --on {need}xrtx3090"
-    options = ("tp", "replicas", "on") if request.tp else ("replicas", "tp", "on")
-    return UsageError(no_shape(request, engine), hint=hint, options=options)
 
 
 def _refused(request: ResolvedRequest, problem: str) -> UsageError:
