@@ -256,12 +256,11 @@ def cures(case: LogCase, phase: Phase, others: int) -> tuple[tuple[Remedy, Plan]
     found = []
     for group in tried:
         lived = ((change, plan) for change, changed in group if (plan := lives(**changed)))
-        found += [(_remedy(change, plan), plan) for change, plan in islice(lived, 1)]
+        found += [
+            (Remedy(change=change, effect=f"lives, with {plan.kv.tokens:,} KV tokens"), plan)
+            for change, plan in islice(lived, 1)
+        ]
     return tuple(found)
-
-
-def _remedy(change: str, plan: Plan) -> Remedy:
-    return Remedy(change=change, effect=f"lives, with {plan.kv.tokens:,} KV tokens")
 
 
 def smaller(case: LogCase) -> tuple[Remedy, ...]:

@@ -86,7 +86,24 @@ def _answer(case: LogCase, mark: LogEvent) -> Draft:
     memory = mark.event if isinstance(mark.event, TorchMemory) else None
     end, program, finding = death(course, known=known), _program(case, mark), Finding()
     if end.kind == "host_memory":
-        return _page_locked(case, mark, end.message)
+        certain = case.subject.version is not None and case.engine.doubt is None
+        return Draft(
+            kind=IN_DIAGNOSIS["host_memory"],
+            phase="host RAM",
+            what=f"{end.message}; no GPU was full" if certain else "",
+            line=mark.line,
+            possible=(
+                "RAM, or a container's limit, that was full: the line of the source asks for"
+                f" page-locked host memory in LMDeploy {REFERENCE}",
+                "GPU memory that was full: the same line of another release",
+            ),
+            evidence=(evidence(mark, "the abort, in the allocator of page-locked memory"),),
+            changes=(
+                "free RAM or raise the container's memory limit; fewer replicas: each rank has such"
+                " buffers",
+            ),
+            planned=True,
+        )
     phase: Phase = "quantising" if program == "lmdeploy-lite" else _phase(end)
     if program != "lmdeploy-lite":
         cached = course.stage not in ("starting", "weights")
@@ -123,28 +140,6 @@ def _answer(case: LogCase, mark: LogEvent) -> Draft:
 def _phase(end: End) -> Phase:
     told = cast("Phase", end.phase or "unknown")
     return "unknown" if told in ("starting", "start") else told
-
-
-def _page_locked(case: LogCase, mark: LogEvent, what: str) -> Draft:
-    """The same words as for a GPU, from the call that asks the host; of that release alone."""
-    certain = case.subject.version is not None and case.engine.doubt is None
-    return Draft(
-        kind=IN_DIAGNOSIS["host_memory"],
-        phase="host RAM",
-        what=f"{what}; no GPU was full" if certain else "",
-        line=mark.line,
-        possible=(
-            "RAM, or a container's limit, that was full: the line of the source asks for"
-            f" page-locked host memory in LMDeploy {REFERENCE}",
-            "GPU memory that was full: the same line of another release",
-        ),
-        evidence=(evidence(mark, "the abort, in the allocator of page-locked memory"),),
-        changes=(
-            "free RAM or raise the container's memory limit; fewer replicas: each rank has such"
-            " buffers",
-        ),
-        planned=True,
-    )
 
 
 def _program(case: LogCase, mark: LogEvent) -> str:
