@@ -29,31 +29,6 @@ _HF_TOWER: Final = {
 }  # fmt: skip
 
 
-def _chat_vision(config: Section) -> VisionDims:
-    """The tower of an InternVLChatModel.
-
-    A ``ps_version`` v1 is refused: LMDeploy's PyTorch engine would shuffle its pixels as in v2.
-    """
-    if config.string("ps_version", "v1") != "v2":
-        raise config.error("ps_version", "is not v2, the only one that LMDeploy runs")
-    vision = config.required("vision_config")
-    return replace(
-        _tower(vision, _CHAT_TOWER, _merge(config), vision.string("norm_type", "rms_norm")),
-        qkv_bias=vision.boolean("qkv_bias", False),
-        qk_norm=vision.boolean("qk_normalization", True),
-    )
-
-
-def _hf_vision(config: Section) -> VisionDims:
-    """Read the tower of an InternVLForConditionalGeneration."""
-    vision = config.part("vision_config")
-    return replace(
-        _tower(vision, _HF_TOWER, _merge(config), vision.string("norm_type", "layer_norm")),
-        qkv_bias=vision.boolean("attention_bias", False),
-        qk_norm=vision.boolean("use_qk_norm", False),
-    )
-
-
 def _tower(section: Section, defaults: dict[str, int], merge: int, norm: str) -> VisionDims:
     if norm not in {"layer_norm", "rms_norm"}:
         raise section.error("norm_type", f"{norm[:40]!r} is neither layer_norm nor rms_norm")
@@ -69,33 +44,52 @@ def _merge(config: Section) -> int:
     return round(1 / ratio)
 
 
-def _chat_rule(config: Section, vision: VisionDims, *, preprocessor: bool) -> TileRule:
-    """The image rule of an InternVLChatModel.
+def read_chat(parts: CheckpointConfig) -> Dims:
+    """Read an InternVLChatModel, the format of OpenGVLab's own repositories.
 
-    Without a ``preprocessor`` config, LMDeploy makes tiles even if ``dynamic_image_size`` is false.
+    A ``ps_version`` v1 is refused: LMDeploy's PyTorch engine would shuffle its pixels as in v2.
+    Without a preprocessor config, LMDeploy makes tiles even if ``dynamic_image_size`` is false.
     """
+    config = parts.config
+    text = inner_text(config.required("llm_config"), parts.architecture)
+    if config.string("ps_version", "v1") != "v2":
+        raise config.error("ps_version", "is not v2, the only one that LMDeploy runs")
+    section = config.required("vision_config")
+    vision = replace(
+        _tower(section, _CHAT_TOWER, _merge(config), section.string("norm_type", "rms_norm")),
+        qkv_bias=section.boolean("qkv_bias", False),
+        qk_norm=section.boolean("qk_normalization", True),
+    )
     size = vision.image_size or 0
     forced = config.integer("force_image_size", size, high=1 << 14)
     if forced != size:
         raise config.error(
             "force_image_size", f"{forced} differs from the tower's {size}, which TurboMind takes"
         )
-    smallest = config.integer("min_dynamic_patch", 1, high=LARGEST_PATCH_LIMIT)
-    return TileRule(
+    rule = TileRule(
         tile_size=size,
         tokens_per_tile=(size // vision.patch_size // vision.merge) ** 2,
         max_dynamic_patch=config.integer("max_dynamic_patch", 6, high=LARGEST_PATCH_LIMIT),
-        min_dynamic_patch=smallest,
+        min_dynamic_patch=config.integer("min_dynamic_patch", 1, high=LARGEST_PATCH_LIMIT),
         thumbnail=config.boolean("use_thumbnail", False),
-        dynamic=config.boolean("dynamic_image_size", False) or not preprocessor,
+        dynamic=config.boolean("dynamic_image_size", False) or parts.processor is None,
     )
+    return Dims(text, vision, rule)
 
 
-def _hf_rule(config: Section, values: Section, vision: VisionDims) -> TileRule:
-    """The image rule of the Transformers format.
+def read_hf(parts: CheckpointConfig) -> Dims:
+    """Read an InternVLForConditionalGeneration (the Transformers format) or an Intern-S1.
 
     LMDeploy always makes tiles for it, and no field of a request changes the limit.
     """
+    config, values = parts.config, parts.images
+    text = inner_text(config.required("text_config"), parts.architecture)
+    section = config.part("vision_config")
+    vision = replace(
+        _tower(section, _HF_TOWER, _merge(config), section.string("norm_type", "layer_norm")),
+        qkv_bias=section.boolean("attention_bias", False),
+        qk_norm=section.boolean("use_qk_norm", False),
+    )
     size, tokens = vision.image_size or 0, (vision.image_size or 0) // vision.patch_size
     expected = (tokens // vision.merge) ** 2
     if config.integer("image_seq_length", 256) != expected:
@@ -103,25 +97,11 @@ def _hf_rule(config: Section, values: Section, vision: VisionDims) -> TileRule:
     edges = values.part("size")
     if {edges.integer("height", size), edges.integer("width", size)} != {size}:
         raise edges.error("height", f"and width are not the tower's {size}")
-    return TileRule(
+    rule = TileRule(
         tile_size=size,
         tokens_per_tile=expected,
         max_dynamic_patch=values.integer("max_patches", 12, high=LARGEST_PATCH_LIMIT),
         min_dynamic_patch=values.integer("min_patches", 1, high=LARGEST_PATCH_LIMIT),
         client_knobs=False,
     )
-
-
-def read_chat(parts: CheckpointConfig) -> Dims:
-    """Read an InternVLChatModel, the format of OpenGVLab's own repositories."""
-    text = inner_text(parts.config.required("llm_config"), parts.architecture)
-    vision = _chat_vision(parts.config)
-    rule = _chat_rule(parts.config, vision, preprocessor=parts.processor is not None)
     return Dims(text, vision, rule)
-
-
-def read_hf(parts: CheckpointConfig) -> Dims:
-    """Read an InternVLForConditionalGeneration (the Transformers format) or an Intern-S1."""
-    text = inner_text(parts.config.required("text_config"), parts.architecture)
-    vision = _hf_vision(parts.config)
-    return Dims(text, vision, _hf_rule(parts.config, parts.images, vision))
