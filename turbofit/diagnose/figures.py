@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from string import Formatter
 from typing import TYPE_CHECKING, Any, Final
@@ -96,18 +97,6 @@ def _built(figures: Figures) -> list[int]:
     return list(map(int, re.findall(r"(?:sm|compute)_(\d+)", text)))
 
 
-def _too_new(figures: Figures) -> bool | None:
-    """Whether the card is newer than the build that the log names, or than all up to CUDA 12.6."""
-    arch = _arch(figures)
-    newest = max(_built(figures), default=_FIRST_OF_CUDA_12_8 - 1)
-    return True if arch is not None and arch > newest else None
-
-
-def _too_old(figures: Figures) -> bool | None:
-    arch, built = _arch(figures), _built(figures)
-    return True if built and arch is not None and arch < min(built) else None
-
-
 def _too_old_for(figures: Figures) -> str | None:
     """The log's LMDeploy, where it is older than the first that runs the architecture."""
     since, version = figures.get("listed_since"), figures.case.subject.version
@@ -118,12 +107,6 @@ def _released(figures: Figures, *, dropped: bool) -> str | None:
     """The release of Transformers that brought, or dropped, the name that the line asks for."""
     names = (figures.of_line(field) for field in ("type", "name", "imported"))
     return next((release_of(str(name), dropped=dropped) for name in names if name), None)
-
-
-def _unused_gpus(figures: Figures) -> int | None:
-    """The cards beside the first, where several are visible and no degree was given."""
-    seen, told = figures.case.subject.visible, "tp" in figures.case.subject.options
-    return seen - 1 if seen and seen > 1 and not told else None
 
 
 def _fits(figures: Figures, *, one: bool) -> str | None:
@@ -187,10 +170,20 @@ FIGURES: Final[dict[str, Callable[[Figures], Any]]] = {
     "package": lambda figures: package_of(figures.stack),
     "raised_by": _raised_by,
     "said": lambda figures: figures.hit.said,
-    "too_new": _too_new,
-    "too_old": _too_old,
+    # Newer than the build that the log names, or than all up to CUDA 12.6.
+    "too_new": lambda figures: (
+        (_arch(figures) or 0) > max(_built(figures), default=_FIRST_OF_CUDA_12_8 - 1) or None
+    ),
+    "too_old": lambda figures: (
+        (_arch(figures) or math.inf) < min(_built(figures), default=0) or None
+    ),
     "too_old_for": _too_old_for,
-    "unused_gpus": _unused_gpus,
+    # The cards beside the first, where several are visible and no degree was given.
+    "unused_gpus": lambda figures: (
+        None
+        if "tp" in figures.case.subject.options
+        else max(0, (figures.case.subject.visible or 1) - 1) or None
+    ),
     "visible": lambda figures: figures.case.subject.visible,
 }
 

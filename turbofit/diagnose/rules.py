@@ -48,7 +48,18 @@ def drafts_of(case: LogCase) -> Iterator[Draft]:
     facts = case.facts
     yield from lack_of_memory(case)
     for mark, kill in facts.every(events.HostKill)[:1]:
-        yield _killed(mark, kill)
+        end = death([kill])
+        yield Draft(
+            kind=IN_DIAGNOSIS["host_memory"],
+            phase="host RAM",
+            what=end.message,
+            line=mark.line,
+            held=(Holding(who=f"{kill.name}[{kill.pid}]", bytes=kill.rss, lines=(mark.line,)),),
+            missing=Missing(bytes=None, basis="unknown", note="the kernel does not say how much"),
+            evidence=(evidence(mark, "the kernel's killer and its victim"),),
+            changes=(end.hint,),
+            planned=True,
+        )
     for mark in facts.fatal:
         own = isinstance(mark.event, events.TorchMemory | events.NoCache | events.HostKill)
         if own or getattr(mark.event, "out_of_memory", False):
@@ -59,21 +70,6 @@ def drafts_of(case: LogCase) -> Iterator[Draft]:
             yield _unknown_fault(mark)
     yield from _hangs(case)
     yield from _quiet(case)
-
-
-def _killed(mark: LogEvent, kill: events.HostKill) -> Draft:
-    end = death([kill])
-    return Draft(
-        kind=IN_DIAGNOSIS["host_memory"],
-        phase="host RAM",
-        what=end.message,
-        line=mark.line,
-        held=(Holding(who=f"{kill.name}[{kill.pid}]", bytes=kill.rss, lines=(mark.line,)),),
-        missing=Missing(bytes=None, basis="unknown", note="the kernel does not say how much"),
-        evidence=(evidence(mark, "the kernel's killer and its victim"),),
-        changes=(end.hint,),
-        planned=True,
-    )
 
 
 def _unknown_fault(mark: LogEvent) -> Draft:

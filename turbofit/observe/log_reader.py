@@ -73,18 +73,6 @@ _CUDA_MEMORY: Final = re.compile(
 )
 
 
-def _slab(match: re.Match[str]) -> events.Slab | None:
-    slab, size, count = (int(match[i]) for i in (1, 2, 3))
-    if not all((slab, size, count)):
-        return None
-    return events.Slab(slab_size=slab, object_size=size)
-
-
-def _budget(match: re.Match[str]) -> events.CacheBudget:
-    budget, free = (round(float(match[i]) * MIB) for i in (1, 2))
-    return events.CacheBudget(budget=budget, free=free, ratio=float(match[3]))
-
-
 def _blocks(match: re.Match[str]) -> events.KvBlocks:
     scale = MIB if match[1] == "block_size" else 1
     return events.KvBlocks(field=match[1], value=round(float(match[2]) * scale))
@@ -100,19 +88,6 @@ def _thrown(match: re.Match[str]) -> Struct | None:
     if text.startswith("CUDA out of memory"):
         return torch_memory(text)
     return None
-
-
-def _python(match: re.Match[str]) -> events.PythonError:
-    message = match[2] or ""
-    short = _CUDA_MEMORY.search(message) is not None
-    return events.PythonError(name=match[1], message=message, out_of_memory=short)
-
-
-def _kill(match: re.Match[str]) -> events.HostKill:
-    rss = [int(match[i]) * KIB for i in (3, 4) if match[i]]
-    return events.HostKill(
-        pid=int(match[1]), name=match[2], rss=sum(rss) if rss else None, group="cgroup" in match[0]
-    )
 
 
 #: The parts before and after the request counts in a server's line.
@@ -136,8 +111,11 @@ _TURBOMIND: Final = (
     _row("at ", r"(?:hit resource limit|(out of memory)) at \d+/\d+$",
          lambda m: events.Backpressure(cause="memory" if m[1] else "limit")),
     _row("cache budget", r"Object cache budget: ([\d.]+) MB from free ([\d.]+) MB and ratio"
-         r" ([\d.]+)", _budget),
-    _row("slab_size", r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio", _slab),
+         r" ([\d.]+)", lambda m: events.CacheBudget(
+             budget=round(float(m[1]) * MIB), free=round(float(m[2]) * MIB), ratio=float(m[3]))),
+    _row("slab_size", r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio",
+         lambda m: events.Slab(slab_size=int(m[1]), object_size=int(m[2]))
+         if all(int(m[i]) for i in (1, 2, 3)) else None),
     _row("Warm-up lengths", r"Warm-up lengths: ([\d, ]+)",
          lambda m: events.WarmupLengths(lengths=tuple(map(int, re.findall(r"\d+", m[1]))))),
     _row("Warm-up finished", r"Warm-up finished in [\d.]+ seconds",
@@ -212,14 +190,18 @@ _OTHER: Final = (
          "|double enter to end input", "",
          lambda _: events.ServerUp()),
     _row("Killed process", r".*?(?:(?:Memory cgroup out of memory|[Oo]ut of memory)?:? ?)Killed"
-         r" process (\d+) \(([^)]*)\)(?:.*?anon-rss:(\d+)kB)?(?:.*?file-rss:(\d+)kB)?", _kill),
+         r" process (\d+) \(([^)]*)\)(?:.*?anon-rss:(\d+)kB)?(?:.*?file-rss:(\d+)kB)?",
+         lambda m: events.HostKill(
+             pid=int(m[1]), name=m[2], group="cgroup" in m[0],
+             rss=sum(int(m[i] or 0) * KIB for i in (3, 4)) if m[3] or m[4] else None)),
     _row("GPU |MIG ", r"\s*(?:GPU|MIG) .*", lambda m: listed(m[0])),
     _row(", ", r"(\d+), ([^,]+), (\d+)(?: MiB)?, (\d+)(?: MiB)?\s*$",
          lambda m: SmiGpu(index=int(m[1]), name=m[2].strip(), used=int(m[3]) * MIB,
                                  total=int(m[4]) * MIB)),
     _row("Error|Exception|Exit:",
          r"((?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*(?:Error|Exception|Exit)|Exception))(?:: ?(.*))?$",
-         _python),
+         lambda m: events.PythonError(name=m[1], message=m[2] or "",
+                                      out_of_memory=bool(_CUDA_MEMORY.search(m[2] or "")))),
 )  # fmt: skip
 
 
@@ -313,31 +295,20 @@ def torch_memory(text: str) -> TorchMemory:
     """
     text_match = _TEXT.search(text)
     message = text_match[0] if text_match else text
-    bracket = _BRACKET.search(text)
-    return _bracket_memory(message, bracket) if bracket else _listed_memory(message, text)
-
-
-def _bracket_memory(message: str, match: re.Match[str]) -> TorchMemory:
-    """The figures of torch up to 2.0, all in one pair of brackets."""
-    total, used, free, reserved = (_bytes(match[i]) for i in (2, 3, 4, 5))
-    return TorchMemory(
-        message=message, requested=_figure(_REQUESTED, match.string), gpu=int(match[1]),
-        total=total, free=free, process=reserved, allocated=used,
-        cached=max(0, (reserved or 0) - (used or 0)), context=False,
-    )  # fmt: skip
-
-
-def _listed_memory(message: str, text: str) -> TorchMemory:
-    """The figures of torch from 2.1 on, which lists the card's processes."""
+    if bracket := _BRACKET.search(text):
+        total, used, free, reserved = (_bytes(bracket[i]) for i in (2, 3, 4, 5))
+        return TorchMemory(
+            message=message, requested=_figure(_REQUESTED, text), gpu=int(bracket[1]),
+            total=total, free=free, process=reserved, allocated=used,
+            cached=max(0, (reserved or 0) - (used or 0)), context=False,
+        )  # fmt: skip
+    # Torch from 2.1 on lists the card's processes.
     sizes = ((int(match[1]), _bytes(match[2])) for match in _OTHER_PROCESS.finditer(text))
     others = {pid: size for pid, size in sizes if size is not None}
     capacity, this = _CAPACITY.search(text), _THIS.search(text)
     allocated, cached = _figure(_ALLOCATED, text), _figure(_CACHED, text)
-    gpu, whole, free = (
-        (int(capacity[1]), _bytes(capacity[2]), _bytes(capacity[3]))
-        if capacity
-        else (None, None, None)
-    )
+    gpu = int(capacity[1]) if capacity else None
+    total, free = (_bytes(capacity[i]) if capacity else None for i in (2, 3))
     process = _figure(_THIS, text)
     pid = None if this else _pid_among(others, allocated, cached)
     if pid is not None:
@@ -346,9 +317,9 @@ def _listed_memory(message: str, text: str) -> TorchMemory:
         message=message,
         requested=_figure(_REQUESTED, text),
         gpu=gpu,
-        total=whole,
+        total=total,
         free=free,
-        process=_possible(process, whole),
+        process=_possible(process, total),
         pid=pid,
         allocated=allocated,
         cached=cached,
