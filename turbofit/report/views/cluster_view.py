@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _NAMES: Final = 3
 #: Columns of numbers, and columns whose text may be broken over lines.
 _RIGHT: Final = ("nodes", "tp x n", "KV tokens", "req/s", "at once")
-_WRAPPED: Final = ("cards", "which", "serve nothing, since", "node", "why, or said last")
+_WRAPPED: Final = ("serves", "cards", "which", "serve nothing, since", "node", "why, or said last")
 
 
 def cluster_view(plan: ClusterPlan) -> list[Block]:
