@@ -151,7 +151,7 @@ def test_all_that_stops_a_launch_is_said_at_once(sources: Make) -> None:
     places, llava = sources(), plan_of("llava-1.5-7b")
     places.environ["WORLD_SIZE"] = "2"
     both = replace(llava, parallel=replace(llava.parallel, tp=2))
-    with pytest.raises(PackageError, match="fails at every image.*; WORLD_SIZE=2 is set") as told:
+    with pytest.raises(PackageError, match=r"fails at every image.*; WORLD_SIZE=2 is set") as told:
         check_needs(both, places)
     assert "'transformers<5'; " in told.value.hint
 
