@@ -222,7 +222,7 @@ def _modules() -> tuple[types.ModuleType, ...]:
     return tuple(module for name, module in sys.modules.items() if name.startswith("turbofit."))
 
 
-def _call(self: Any, method: str, path: str, body: Any = None, *, timeout: float) -> Any:
+def _call(self: Any, path: str, body: Any = None, *, timeout: float) -> Any:
     """`launch.engine.engine_client.EngineClient.call` over the simulated loopback."""
     one = world()
     engine = one.machine.ports.get(self.port)
@@ -236,7 +236,7 @@ def _call(self: Any, method: str, path: str, body: Any = None, *, timeout: float
             done.set()
 
     data = b"" if body is None else msgspec.json.encode(body)
-    exchange = engine.take(method, path, data, answer)
+    exchange = engine.take("GET" if body is None else "POST", path, data, answer)
     if not done.wait(timeout):
         exchange.left()
         raise TimeoutError("timed out (simulated)")
@@ -404,9 +404,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.machine.nvml_machine.ask_driver": _ask_driver,
         f"{_ENGINE}.kernel.host_kills": lambda: machine.host_kills,
         "turbofit.core.process.files.time": clock,
-        "turbofit.gateway.routing.deny_file.os": LeaseOs(),
-        "turbofit.gateway.routing.deny_file.secrets": one.secrets,
-        "turbofit.gateway.routing.deny_file.time": clock,
+        "turbofit.gateway.routing.deny_list.secrets": one.secrets,
         f"{_SERVE}.leases.os": LeaseOs(),
         f"{_SERVE}.runs.os": LeaseOs(),
         "turbofit.core.process.files.os": disk,
@@ -430,6 +428,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.cli.terminal.output.answer": lambda _: None,
         # What is remembered, or is for people: a quarter of a day's processor time.
         f"{_SERVE}.planner.best_plan": _remembered(planner.best_plan),
+        f"{_SERVE}.planner.finished": _told(planner.finished),
         "turbofit.tuner.choose.remedies": lambda *_: _HELPS,
         "turbofit.tuner.choose.speed_remedies": lambda *_: (),
         "turbofit.tuner.choose.limit_costs": lambda *_: (),
@@ -466,6 +465,17 @@ def _remembered(real: Any) -> Any:
         return plan
 
     return best_plan
+
+
+def _told(real: Any) -> Any:
+    """A plan whose ratio is raised, as a start proved it, is another plan."""
+
+    def finished(*given: Any) -> Any:
+        plan = real(*given)
+        world().planned(plan)
+        return plan
+
+    return finished
 
 
 def _question(request: Any) -> bytes:
