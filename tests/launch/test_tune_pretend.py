@@ -61,6 +61,10 @@ def test_it_tries_stops_tries_again_keeps_the_best_and_serve_uses_it(children, t
     _, part = tune(children, tmp_path, "--starts", "3", code=130)
     assert ([one["outcome"] for one in part["trials"]], part["best"]) == (["measured"], 1)
     assert part["stopped"] == "SIGINT"
+    shown = start_turbofit(children, tmp_path, "report", "latest", "--json")
+    assert shown.finish() == 0
+    assert shown.process.stdout is not None
+    assert json.load(shown.process.stdout) == part
     _, result = tune(children, tmp_path, "--starts", "2", "--again")
     assert [one["outcome"] for one in result["trials"]] == ["measured", "measured"]
     assert all(one["measured"]["failed"] == 0 for one in result["trials"])

@@ -111,6 +111,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     from turbofit.launch.tune.tune import TuneRequest, tune_model
     from turbofit.load.spec import LoadSpec
     from turbofit.observe.calibrations import pretends
+    from turbofit.report.stored_documents import keep
     from turbofit.report.views.measured_view import made_by, tune_view
 
     began = time.monotonic()
@@ -145,6 +146,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     tuning = run_until_signal(body)
     if isinstance(tuning, signal.Signals):
         return INTERRUPTED
+    keep(tuning, "tune")
     form.show(tuning, tune_view, made_by(tuning))
     if tuning.interrupted:
         return INTERRUPTED
