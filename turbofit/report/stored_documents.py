@@ -1,6 +1,6 @@
 """Readers of the subject of a report: a saved plan, a run's folder, or the newest of these.
 
-The state folder keeps the last plan, prediction, rehearsal or tuning of each command, and every run.
+The state folder keeps each command's last plan, prediction, rehearsal or tuning, and every run.
 """
 
 from __future__ import annotations
