@@ -199,7 +199,7 @@ def moved(path: Path, place: Path) -> Path:
 
 
 def calibration(path: Path) -> None:
-    moved(path, path.parent / "turbofit/calibrations/a.json")
+    moved(path, path.parent / "turbofit/learned/a/calibration-a.json")
     calibrations.with_calibrations(PLAN.machine, pretend=False)
     for one in calibrations.recall(pretend=False):
         with suppress(UsageError):
@@ -207,7 +207,7 @@ def calibration(path: Path) -> None:
 
 
 def learned(path: Path) -> None:
-    moved(path, ladder._learned(PLAN, "0.18.0", False)._path(make=True))
+    moved(path, ladder._learned(PLAN, "0.18.0", False).path)
     assert isinstance(ladder.recall(PLAN, "0.18.0", pretend=False), dict)
 
 

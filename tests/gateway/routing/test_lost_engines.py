@@ -35,7 +35,6 @@ from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits.gate import Cost, Gate
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.routing import request_forwarder
-from turbofit.gateway.routing.admission import Admission, Place
 from turbofit.gateway.routing.engines import (
     Fleet,
     Outage,
@@ -284,11 +283,10 @@ def test_the_engine_that_one_more_request_fills_least_is_next() -> None:
     assert fleet.best(Cost()) is three[1], "the fewest units"
     three[0].up = False
     assert fleet.best(Cost(units=6)) is None, "it has no room"
-    place = Place(Admission(fleet), "client", Cost(), Turn("a", alone=False), ())
-    three[1].turn_of = place
+    turn = three[1].turn_of = Turn("a", alone=False)
     suspects = fleet.best(Cost(), suspect=True)
     assert (suspects, fleet.best(Cost()), fleet.open) == (None, three[1], 1)
-    place.alone = True
+    turn.alone = True
     assert fleet.best(Cost()) is None
 
 

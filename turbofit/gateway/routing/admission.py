@@ -36,10 +36,7 @@ _SUSPECT_RETRY: Final = 10
 
 
 class Place:
-    """A request's place in the queue, then at an engine; a suspect has a ``turn`` there.
-
-    ``alone``: its engine gets no new request before its answer begins.
-    """
+    """A request's place in the queue, then at an engine; a suspect has a ``turn`` there."""
 
     engine: RoutedEngine
     _share: Share
@@ -51,7 +48,6 @@ class Place:
     ) -> None:
         self._admission, self.client, self.cost = admission, client, cost
         self.turn, self.prefixes = turn, prefixes
-        self.alone = turn is not None and turn.alone
         self._host_bytes = 0
 
     def take(self, engine: RoutedEngine) -> None:
@@ -60,7 +56,7 @@ class Place:
         engine.host_bytes += self._host_bytes
         self._share = engine.gate.take(self.cost)
         if self.turn is not None:
-            engine.turn_of = self
+            engine.turn_of = self.turn
 
     def begin(self) -> None:
         """Give back what the request no longer needs once its answer begins; let the next in."""
@@ -76,7 +72,8 @@ class Place:
         and the engine may still die of the request.
         """
         self._give_back_host()
-        self.alone = False
+        if self.turn is not None:
+            self.turn.alone = False
         loop = asyncio.get_running_loop()
         if after and self.engine.gate.units is not None:
             loop.call_later(after, self._end)
@@ -86,7 +83,7 @@ class Place:
 
     def _end_turn(self) -> None:
         """Let the next suspect come to the engine."""
-        if self.engine.turn_of is self:
+        if self.turn is not None and self.engine.turn_of is self.turn:
             self.engine.turn_of = None
             self._admission.given_back()
 

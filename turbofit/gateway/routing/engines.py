@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.gate import Cost
-    from turbofit.gateway.routing.admission import Place
 
 #: Seconds for which an engine is assumed to have a request whose client left: with an answer in one
 #: piece LMDeploy notices that only at the next token, which may take longer if it is the first. A
@@ -41,8 +40,9 @@ _NEVER: Final = float("inf")
 _UNSEEN_PAUSE: Final = 2.0
 
 
-class Turn(NamedTuple):
-    """What a suspect must take: ``alone``, nothing else there has not begun to be answered."""
+@dataclass
+class Turn:
+    """A suspect's turn at an engine; ``alone``: that gets nothing new before its answer begins."""
 
     fingerprint: str
     alone: bool
@@ -132,8 +132,8 @@ class RoutedEngine:
         self.last_examined = float("-inf")
         #: The tokens that it had counted when a probe last failed.
         self.tokens: float | None = None
-        #: The place of the suspect that has its turn here, see `deny_list`.
-        self.turn_of: Place | None = None
+        #: The turn that the engine now serves, see `deny_list`.
+        self.turn_of: Turn | None = None
         #: Its last death, and the time of it: earlier answers do not count.
         self.death: EngineDeath | None = None
         self.died_at = float("-inf")
@@ -151,8 +151,7 @@ class RoutedEngine:
     @property
     def in_turn(self) -> str | None:
         """The fingerprint of the suspect that has its turn here."""
-        turn = None if self.turn_of is None else self.turn_of.turn
-        return None if turn is None else turn.fingerprint
+        return None if self.turn_of is None else self.turn_of.fingerprint
 
     @property
     def owes(self) -> bool:

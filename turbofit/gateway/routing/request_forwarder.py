@@ -358,7 +358,7 @@ class RequestForwarder:
             place = await self.admission.admit(request.who, cost, turn, prefixes)
             same = False
             try:
-                if place.alone:
+                if turn is not None and turn.alone:
                     await _until_others_have_begun(place.engine)
                 # The deny list may have changed during the wait.
                 same = self.deny_list.turn(present) == turn
