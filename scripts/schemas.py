@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from turbofit.batch.batch_job import BatchResult
-from turbofit.core.cluster import ClusterPlan, ClusterStatus
+from turbofit.core.cluster import ClusterPlan, NodeStatus
 from turbofit.core.json_types import Document
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
@@ -52,7 +52,7 @@ _DOCUMENTS: Final = {
         named=False,
     ),
     "cluster-status": _Document(
-        ClusterStatus,
+        NodeStatus,
         "A model that a Ray cluster serves, at one moment",
         "turbofit cluster status --json prints an array of these, one for each model that is "
         "served.",

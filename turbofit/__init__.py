@@ -49,10 +49,10 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps ``turbofit.rehearse`` the function when modules of its room are imported."""
+    """Keeps the functions when modules of the rooms with their names are imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name != "rehearse" or not isinstance(value, ModuleType):
+        if name not in _ROOMS or not isinstance(value, ModuleType):
             super().__setattr__(name, value)
 
 

@@ -190,11 +190,17 @@ def which(model: str | Model | None = None, **options: Unpack[WhichOptions]) -> 
     return which_models(request) if model is None else which_cards(request)
 
 
-def predict(model: str | Model | PredictRequest, **options: Unpack[PredictOptions]) -> Plan:
+def predict(
+    model: str | Model | PredictRequest,
+    *,
+    backend_config: Any = None,
+    **options: Unpack[PredictOptions],
+) -> Plan:
     """The memory that given settings take, with LMDeploy's defaults for the others. No search.
 
     Args:
         model: as for `plan`.
+        backend_config: an LMDeploy engine's config, whose settings are then those given.
         options: as for `plan`, and ``free_at_cache`` (free bytes when the cache was sized, as
             a log said; replaces everything before the cache) and ``lmdeploy`` (the engine's
             version, e.g. ``0.18``).
@@ -203,7 +209,13 @@ def predict(model: str | Model | PredictRequest, **options: Unpack[PredictOption
         TurbofitError: as `plan`.
         PackageError: turbofit has no account of the version.
     """
-    return planning.predict(_request(PredictRequest, model, options))
+    given: dict[str, Any] = {**options}
+    if backend_config is not None:
+        from turbofit.launch.pipeline.pipeline import config_engine, with_config
+
+        engine = config_engine(backend_config, given.pop("engine", "auto"))
+        given = {**with_config(given, backend_config, engine), "engine": engine}
+    return planning.predict(_request(PredictRequest, model, given))
 
 
 def diagnose(

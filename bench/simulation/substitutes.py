@@ -428,7 +428,7 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.cli.terminal.output.answer": lambda _: None,
         # What is remembered, or is for people: a quarter of a day's processor time.
         f"{_SERVE}.planner.best_plan": _remembered(planner.best_plan),
-        f"{_SERVE}.planner.finished": _told(planner.finished),
+        f"{_SERVE}.planner.Planner._raised": _told(planner.Planner._raised),
         "turbofit.tuner.choose.remedies": lambda *_: _HELPS,
         "turbofit.tuner.choose.speed_remedies": lambda *_: (),
         "turbofit.tuner.choose.limit_costs": lambda *_: (),
@@ -468,14 +468,15 @@ def _remembered(real: Any) -> Any:
 
 
 def _told(real: Any) -> Any:
-    """A plan whose ratio is raised, as a start proved it, is another plan."""
+    """A plan whose ratio is raised is one that engines may be started by."""
 
-    def finished(*given: Any) -> Any:
-        plan = real(*given)
-        world().planned(plan)
-        return plan
+    def raised(self: Any, request: Any, plan: Any) -> Any:
+        made = real(self, request, plan)
+        if made is not plan:
+            world().planned(made)
+        return made
 
-    return finished
+    return raised
 
 
 def _question(request: Any) -> bytes:

@@ -307,7 +307,6 @@ def test_pretend_is_said_and_only_where_it_is_true(pretend: bool, tmp_path: Path
     assert not gateway.alive
     (line,) = (tmp_path / "access.log").read_text().splitlines()
     assert json.loads(line)["status"] == 503
-    log.close()
 
 
 def test_without_a_drain_it_ends_at_once_is_quiet_and_leaves_nothing_open(caplog, capfd) -> None:

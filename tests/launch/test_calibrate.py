@@ -283,7 +283,9 @@ def test_speeds_are_measured_before_the_engines_start_and_planned_with(
     monkeypatch.setattr(calibrate, "is_measured", lambda *_: measured)
     asked: list[Any] = []
     monkeypatch.setattr(calibrate, "measure_speeds", lambda _, gpus, __: asked.append(gpus) or True)
-    config: Any = SimpleNamespace(pretend=given.get("pretend", False))
+    config: Any = SimpleNamespace(
+        pretend=given.get("pretend", False), plan=PLAN, request=PlanRequest(model="m", on="1xl4")
+    )
     again, apart = given.get("again", False), given.get("apart", False)
     with pytest.raises(StartedError):
         calibrate.calibrate(config, SimpleNamespace(), print, again=again, apart=apart)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -201,3 +202,6 @@ def test_the_command(tmp_path: Path, capsys) -> None:
     found = yaml.safe_load(told("compose", "internvl2-8b", "--on", "1xrtx3090"))
     assert list(found["services"]) == ["turbofit-internvl2-8b"]
     assert "leave --on out" in told("k8s", str(path), "--on", "1xl4", code=2)
+    words = ("internvl2-8b", "--on", "4xrtx3090", "--tp", "2", "--images", "2")
+    (service,) = yaml.safe_load(told("compose", *words))["services"].values()
+    assert " --tp 2 " in f"{shlex.join(service['entrypoint'])} "

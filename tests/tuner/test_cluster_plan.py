@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import fields, replace
 
@@ -18,6 +18,7 @@ from turbofit.core.machine import Calibration, CardSpeed, Measured
 from turbofit.core.plan import Limits, Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.spec import parse_spec
+from turbofit.model.presets import preset_model
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.report.stored_documents import check_consistent
@@ -54,7 +55,7 @@ def limits(plan: ClusterPlan) -> Limits:
     ("model", "spec", "asked"),
     [
         ("internvl2-8b", "4xrtx3090", {}),
-        ("internvl2-8b", "rtx3090+rtx4090", {"concurrency": 20}),
+        ("internvl2-8b", "rtx3090+rtx4090", {}),
         ("qwen2-vl-7b", "1xl4:free=19GiB", {}),  # images are lowered
         ("gemma-3-12b", "2xrtx3090", {"goal": "context"}),  # the PyTorch engine
         ("internvl2-8b", "2xrtx2080ti", {"session_len": 8192, "max_batch_size": 4}),
@@ -186,14 +187,14 @@ def test_all_limits_that_make_a_refusal_are_equal_on_all_nodes() -> None:
     assert lengths == {plan.longest_request_tokens for plan in plans}
 
 
-def test_a_concurrency_is_of_each_node() -> None:
+def test_a_concurrency_is_of_all_nodes_together() -> None:
     over = api.plan_cluster("internvl2-8b", cluster("1xl4"), concurrency=500)
     assert not over.fits
-    assert "1 node: with --concurrency 500: the cache holds" in over.verdict
-    held = int(over.remedies[0].change.split()[1])
-    more = api.plan_cluster("internvl2-8b", cluster("1xrtx3090", "1xl4"), concurrency=held + 1)
-    assert serving(more) == ["host-1"]
-    assert f"holds {held} of {held + 1} requests" in why(more, "host-2")
+    assert "with --concurrency 500: 1 of 1 node run 12 requests at once" in over.verdict
+    both = cluster("1xrtx3090", "1xl4")
+    at_once = sum(one.plan.requests_at_once for one in api.plan_cluster("internvl2-8b", both).nodes)
+    assert api.plan_cluster("internvl2-8b", both, concurrency=at_once).fits
+    assert not api.plan_cluster("internvl2-8b", both, concurrency=at_once + 1).fits
 
 
 def test_a_like_node_that_joins_gets_the_same_settings() -> None:
@@ -336,6 +337,7 @@ ASKED = st.fixed_dictionaries(
 def test_every_node_fits_its_machine_and_keeps_the_promise(
     model: str, cluster: Cluster, asked: dict[str, Any]
 ) -> None:
+    assume("images" not in asked or preset_model(model).vision is not None)
     plan = api.plan_cluster(model, cluster, **asked)
     assert [one.node for one in plan.nodes] == [one.id for one in cluster.nodes]
     plans = []
@@ -346,7 +348,8 @@ def test_every_node_fits_its_machine_and_keeps_the_promise(
         assert given_node.machine is not None
         assert one.plan.machine == given_node.machine
         plans.append(one.plan)
-    assert plan.fits == bool(plans)
+    at_once = sum(one.requests_at_once for one in plans)
+    assert plan.fits == (bool(plans) and at_once >= asked.get("concurrency", 0))
     for own in plans:
         holds(own, plan)
     assert ClusterPlan.from_json(plan.to_json()) == plan

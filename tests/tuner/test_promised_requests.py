@@ -296,7 +296,6 @@ def test_which_takes_it(
     [
         (["plan", MODEL, "--on", ON, "--least"], "least decides by memory"),
         (["plan", MODEL, "--cluster", "sim:1xrtx3090@2"], "not for a cluster"),
-        (["plan", MODEL, "qwen2-vl-2b", "--on", ON], "are for one model"),
     ],
 )
 def test_what_has_no_pace_refuses_one_or_says_so(words: list[str], said: str, capsys) -> None:

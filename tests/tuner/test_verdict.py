@@ -6,7 +6,6 @@ import turbofit
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Remedy
 from turbofit.tuner.verdict import (
-    JointVerdict,
     Planned,
     Verdict,
     first_fitting,
@@ -22,8 +21,6 @@ def test_a_verdict_says_whether_it_fits_and_why_not_with_its_causes() -> None:
     caused = Verdict(subject="M", why_not="1 GiB short", causes=("--tp 2", "--images 9"))
     assert caused.text == "does not fit: M with --tp 2 and --images 9: 1 GiB short"
     assert caused.reason == "with --tp 2 and --images 9: 1 GiB short"
-    assert JointVerdict(found="both").text == "fit together: both"
-    assert JointVerdict(why_not="they need more").text == "do not fit together: they need more"
 
 
 def test_what_an_error_says_is_why_nothing_was_planned() -> None:

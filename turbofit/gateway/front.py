@@ -91,9 +91,13 @@ class Front(AsgiApp):
         self._following = asyncio.ensure_future(self._follow())
 
     async def shutdown(self) -> None:
-        for task in (self._following, *(node.watch for node in self.nodes.values())):
+        await self._end((self._following, *(node.watch for node in self.nodes.values())))
+
+    async def _end(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        for task in tasks:
             task.cancel()
         await self._upstream.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._close_log()
 
     async def _follow(self) -> None:

@@ -92,10 +92,7 @@ class ModelsGateway(Front):
             node.watch = asyncio.ensure_future(self._watch(node))
 
     async def shutdown(self) -> None:
-        for node in self.servers.values():
-            node.watch.cancel()
-        await self._upstream.close()
-        self._close_log()
+        await self._end([node.watch for node in self.servers.values()])
 
     async def _serve(
         self, request: RequestContext, _: Route, /, receive: Receive, send: Send
@@ -115,8 +112,9 @@ class ModelsGateway(Front):
         node = self.servers.get(next(iter(self.servers)) if name is None else str(name))
         if node is None:
             raise no_such_model(name, self.servers)
-        if not node.up:  # perhaps it serves by now
+        if not node.up:
             await self._look(node)
+            node.up = bool(node.about)  # a server that answers says itself why it does not serve
         known = [facts.name for facts in facts_of(node)]
         if known and name not in known:
             rename = partial(renamed, request.body, known[0])

@@ -53,6 +53,8 @@ _OTHER_FILES: Final = 128
 _REFUSED_FILES: Final = 128
 #: Seconds for clients to read a last message; then for aborted connections to end.
 _AT_ONCE: Final = 2.0
+#: Seconds in which fronts, which read a health page twice a second, hear that a node drains.
+_TOLD: Final = 2.0
 #: Seconds until a gateway's thread must listen, and seconds beyond its drain until it has ended.
 _START_SECONDS, _BEYOND = 30.0, 5.0
 #: glibc's names for `mallopt`. Source: malloc.h.
@@ -171,7 +173,10 @@ class _Serving:
         ending, urgent = (asyncio.ensure_future(e.wait()) for e in (self.ending, self._urgent))
         try:
             await asyncio.wait({serving, ending}, return_when="FIRST_COMPLETED")
-            server.should_exit = gateway.connections.draining = True
+            gateway.connections.draining = True
+            if gateway.config.front_keys:  # fronts read it, and send nothing more
+                await asyncio.wait({serving, urgent}, timeout=_TOLD, return_when="FIRST_COMPLETED")
+            server.should_exit = True
             drain = gateway.config.drain_seconds
             await asyncio.wait({serving, urgent}, timeout=drain, return_when="FIRST_COMPLETED")
         finally:

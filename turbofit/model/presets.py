@@ -6,7 +6,7 @@ Sizes are computed from the dims when they are needed, so that a preset is consi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Final
 
@@ -167,12 +167,17 @@ def four_bits(preset_id: str) -> str | None:
     known = load_preset(preset_id)
     if known.awq or known.quantization is not None:
         return known.awq
+    return _stored(preset_id, lambda packed: packed.bits == 4)
+
+
+def _stored(preset_id: str, wanted: Callable[[Quantization], bool]) -> str | None:
+    """The preset of the same weights in such a quantization, or None."""
     begin = preset_id.removesuffix("-bf16")  # avoids reading all presets
     for other in known_presets():
         if other.startswith(begin) and other != preset_id:
             stored = load_preset(other)
             packed = stored.quantization
-            if stored.base == preset_id and packed is not None and packed.bits == 4:
+            if stored.base == preset_id and packed is not None and wanted(packed):
                 return other
     return None
 
@@ -183,6 +188,13 @@ def four_bit_variant(model: Model) -> Model | None:
         return None
     preset_id = _id_of(model)
     variant = four_bits(preset_id) if preset_id else None
+    return preset_model(variant) if variant else None
+
+
+def fp8_variant(model: Model) -> Model | None:
+    """The published FP8 variant of this model, or None; a folder is identified by its name."""
+    preset_id = None if model.quantization is not None else _id_of(model)
+    variant = _stored(preset_id, lambda packed: packed.method == "fp8") if preset_id else None
     return preset_model(variant) if variant else None
 
 

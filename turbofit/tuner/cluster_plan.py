@@ -44,12 +44,14 @@ def make_cluster_plan(
     """Plan every node as one machine, all with one promise; command lines are not made.
 
     ``promised`` is an earlier plan of the same request whose promise these nodes must keep. The
-    machine of ``base`` is not used.
+    machine of ``base`` is not used. Its requests at once are of all nodes together.
 
     Raises:
         TurbofitError: a part of the request cannot be used on any node.
     """
     base = replace(base, compares_limits=False)
+    at_once = base.workload.concurrency
+    base = base.with_workload(concurrency=None)
     if promised is not None and promised.limits is not None:
         if base.image_limit is None and base.workload.image_size is None:
             base = replace(base, image_limit=promised.limits.image_limit)
@@ -77,7 +79,8 @@ def make_cluster_plan(
             if served is not None and node is not nodes[0]:
                 served = replace(served, considered=())
             found[node.id] = replace(found[node.id], plan=served, why_not=why)
-    return _document(base, cluster, tuple(found.values()), kinds)
+    base = base.with_workload(concurrency=at_once)
+    return _document(base, cluster, tuple(found.values()), kinds, whole=promised is None)
 
 
 def _kinds(base: ResolvedRequest, cluster: Cluster, engine: str, *, raises: bool) -> _Kinds:
@@ -163,13 +166,24 @@ def _on(node: Node, plan: Plan, limits: Limits) -> Plan:
 
 
 def _document(
-    base: ResolvedRequest, cluster: Cluster, nodes: tuple[NodePlan, ...], kinds: _Kinds
+    base: ResolvedRequest,
+    cluster: Cluster,
+    nodes: tuple[NodePlan, ...],
+    kinds: _Kinds,
+    *,
+    whole: bool,
 ) -> ClusterPlan:
+    """The plan; if these nodes are the whole cluster, they must run all requests at once."""
     plans = [node.plan for node in nodes if node.plan is not None]
+    at_once, asked = sum(plan.requests_at_once for plan in plans), base.workload.concurrency or 0
+    fits = bool(plans) and (at_once >= asked or not whole)
     longest = plans[0].kv.longest_request_tokens if plans else 0
     left = Counter(node.why_not for node in nodes if node.why_not).most_common()
     name, every = base.model.name, _count(len(nodes), "node")
-    if plans:
+    if plans and not fits:
+        why = f"{len(plans):,} of {every} run {at_once:,} requests at once"
+        verdict = Verdict(subject=name, why_not=why, causes=(f"--concurrency {asked}",))
+    elif plans:
         gpus = _count(sum(len(plan.gpus) for plan in plans), "GPU")
         tokens = sum(plan.kv.total_tokens for plan in plans)
         found = (
@@ -185,7 +199,7 @@ def _document(
         turbofit_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         source=cluster.source,
-        fits=bool(plans),
+        fits=fits,
         verdict=verdict.text,
         model=base.model,
         workload=replace(base.workload, context=base.workload.context or longest or None),

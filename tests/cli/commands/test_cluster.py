@@ -6,13 +6,14 @@ import json
 import sys
 import threading
 from contextlib import nullcontext
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 
 from turbofit.cli.main import main
 from turbofit.cli.terminal.output import answer
-from turbofit.core.cluster import ClusterPlan
+from turbofit.core.cluster import ClusterPlan, NodeStatus
 from turbofit.gateway import server
-from turbofit.launch.cluster import ray_adapter
+from turbofit.launch.cluster import actors, ray_adapter
 
 
 def test_a_simulated_cluster_is_told_by_kind(capsys) -> None:
@@ -20,14 +21,14 @@ def test_a_simulated_cluster_is_told_by_kind(capsys) -> None:
     words += ["--concurrency", "800"]
     assert main(words) == 0
     text = capsys.readouterr().out
-    assert "simulated: machines of presets or of snapshots" in text
+    assert "109 nodes (simulated: " in text
     assert "on 102 of 109 nodes" in text.replace("\n", " ")
     assert "97 more" in text
     assert len(text.splitlines()) < 120
     assert main([*words, "--json"]) == 0
     plan = ClusterPlan.from_json(capsys.readouterr().out)
     assert [one.name for one in plan.nodes] == [f"sim-{number}" for number in range(1, 110)]
-    assert sum(one.plan is not None and bool(one.plan.commands) for one in plan.nodes) == 102
+    assert sum(one.plan is not None for one in plan.nodes) == 102
 
 
 def test_options_of_one_machine_do_not_go_with_it(capsys) -> None:
@@ -36,15 +37,17 @@ def test_options_of_one_machine_do_not_go_with_it(capsys) -> None:
         assert option[0] in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
-def test_a_front_stays_with_the_run_that_it_began_with(monkeypatch) -> None:
-    runs, fronts = {"first": "board"}, []
+def test_a_front_stays_with_the_run_that_it_began_with(monkeypatch, capsys) -> None:
+    runs, fronts = ["first"], []
     monkeypatch.setattr(ray_adapter, "connected", lambda _: nullcontext())
-    monkeypatch.setattr(ray_adapter, "boards", lambda _: runs)
-    monkeypatch.setattr(ray_adapter, "read", lambda board, _: (None, [board]))
+    monkeypatch.setattr(actors, "statuses", lambda _: [SimpleNamespace(serves=one) for one in runs])
+    monkeypatch.setattr(actors, "address_source", lambda run: lambda: [run])
     monkeypatch.setattr(server, "run_gateway", lambda front, on_ready: fronts.append(front))
     assert main(["gateway", "--cluster", "ray", "--port", "0"]) == 0
-    runs["second"] = "another"
-    assert fronts[0]._source() == ["board"]
+    runs.append("second")
+    assert fronts[0]._source() == ["first"]
+    assert main(["gateway", "--cluster", "ray", "--port", "0"]) == 2
+    assert "2 models are served there\nhint: --name: first, second" in capsys.readouterr().err
 
 
 def test_what_ray_prints_does_not_stand_in_the_answer(capsys, monkeypatch) -> None:
@@ -55,18 +58,22 @@ def test_what_ray_prints_does_not_stand_in_the_answer(capsys, monkeypatch) -> No
         listener.start()
         listener.join()
 
-    board = SimpleNamespace(read=SimpleNamespace(remote=tell))
-    context = SimpleNamespace(gcs_address="10.0.0.1:6379", get_node_id=lambda: "a1")
+    status = NodeStatus(
+        serves="m", id="a1", name="n", address="10.0.0.1", cards="", state="serving"
+    )
+    actor = SimpleNamespace(tell=SimpleNamespace(remote=tell))
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379")
     ray = SimpleNamespace(
-        init=tell, shutdown=tell, get=lambda ref, timeout: (None, ()),
-        get_runtime_context=lambda: context, get_actor=lambda name: board,
-        util=SimpleNamespace(list_named_actors=lambda: ["tiny"]),
+        __spec__=ModuleSpec("ray", None), init=tell, shutdown=tell,
+        get=lambda ref, timeout: status, get_actor=lambda name: actor,
+        get_runtime_context=lambda: context,
+        util=SimpleNamespace(list_named_actors=lambda: ["m/a1/0"]),
         exceptions=SimpleNamespace(AuthenticationError=OSError, RayError=OSError),
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "ray", ray)
     assert main(["cluster", "status", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out) == []
+    assert [one["name"] for one in json.loads(out)] == ["n"]
     assert err.count("(raylet)") == 3
     with ray_adapter.connected(None):
         answer("http://127.0.0.1:8000\n")

@@ -42,10 +42,17 @@ def test_diagnose_as_json_and_markdown(capsys) -> None:
 
 
 def test_diagnose_stdin_and_unknown(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"nothing known\n")))
-    code, out, _ = run(capsys, "diagnose", "-")
-    assert code == 3
-    assert "recognises no error" in out
+    """A pipe needs no word for it."""
+    for words in (("diagnose", "-"), ("diagnose",)):
+        read = SimpleNamespace(buffer=io.BytesIO(b"nothing known\n"), isatty=lambda: False)
+        monkeypatch.setattr(sys, "stdin", read)
+        code, out, _ = run(capsys, *words)
+        assert code == 3
+        assert "recognises no error" in out
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    code, _, err = run(capsys, "diagnose")
+    assert code == 2
+    assert err == "error: LOG is missing\nhint: as turbofit diagnose server.log\n"
 
 
 def test_a_message_that_does_not_tell_its_cause(capsys) -> None:

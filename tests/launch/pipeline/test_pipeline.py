@@ -203,6 +203,16 @@ def test_what_cannot_be_planned_is_refused(pipeline: Any, internvl2: Path) -> No
             pipeline(internvl2, config, **keywords)
 
 
+def test_a_prediction_takes_the_settings_of_a_config() -> None:
+    config = lmdeploy.TurbomindEngineConfig(tp=2, cache_max_entry_count=0.5)
+    found = turbofit.predict("internvl2-8b", on="2xrtx3090", backend_config=config)
+    told = turbofit.predict(
+        "internvl2-8b", on="2xrtx3090", engine="turbomind", tp=2, cache_max_entry_count=0.5
+    )
+    assert found.settings == told.settings
+    assert found.kv == told.kv
+
+
 def test_what_does_not_fit_and_ranks_of_a_launcher_never_start(
     pipeline: Any, internvl2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +229,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The folder of leases on a machine that has one RTX 3090."""
     monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
     card = machine_from("1xrtx3090")
-    monkeypatch.setattr(planner, "measured", lambda leases, *_: counted(card, leases))
+    monkeypatch.setattr(planner.Planner, "_machine", lambda self, *_: counted(card, self.leases))
     return tmp_path / "leases"
 
 

@@ -22,6 +22,7 @@ from tests.support.plans import plausible_plan
 from tests.support.processes import REPO, put_for_python
 from tests.support.waiting import HANG
 from turbofit.cli.main import main
+from turbofit.cli.options.common_options import server_of
 from turbofit.core.errors import UsageError
 from turbofit.core.process.files import state_dir
 from turbofit.core.run_report import RunReport
@@ -217,6 +218,39 @@ def test_the_last_lines_of_a_log_and_how_many_requests_wait(servers, tmp_path, c
     assert main(["bench", "http://127.0.0.1:1", "--concurrency", "64", "--seconds", "1"]) == 3
     said = "64 requests at once are sent; the server runs 42 of them at once, the others wait"
     assert said in capsys.readouterr().err
+
+
+def test_other_commands_know_a_server_that_runs(servers, tmp_path, capsys) -> None:
+    """They said that a port is taken, or that NVML cannot be opened."""
+    first, second = servers
+    served, port = "http://127.0.0.1:1", "1"
+    assert runs.server_on(1).name == first
+    assert runs.server_on(9) is None
+    words = ["internvl2-2b", "--on", "1xrtx3090", "--pretend", "--port", port]
+    assert main(["serve", *words]) == 2
+    told = f"error: port {port} is that of First, which turbofit serves here\nhint: turbofit stop "
+    assert capsys.readouterr().err.startswith(f"{told}{first} ends it")
+    source = tmp_path / "in.jsonl"
+    source.write_text("")
+    main(["batch", str(source), str(tmp_path / "out.jsonl"), "--model", "Second"])
+    assert "Second is served already: --url http://127.0.0.1:2 asks" in capsys.readouterr().err
+    servers[second].kill()
+    servers[second].wait()
+    assert server_of(None, None)[0] == served
+
+
+def test_a_log_is_followed_until_its_server_ends(servers) -> None:
+    first, _ = servers
+    words = [sys.executable, "-m", "turbofit", "logs", first, "--lines", "1", "-f"]
+    with subprocess.Popen(words, cwd=REPO, stdout=subprocess.PIPE, text=True) as following:
+        assert following.stdout is not None
+        assert [following.stdout.readline() for _ in range(2)][1] == "line 299?\n"
+        with (state_dir("runs") / first / "engine-0.log").open("a") as file:
+            file.write("more\n")
+        assert following.stdout.readline() == "more\n"
+        servers[first].kill()
+        servers[first].wait()
+        assert following.wait(60) == 0
 
 
 def test_a_process_of_the_same_number_is_no_server() -> None:

@@ -65,7 +65,6 @@ def test_a_model_without_a_stand_in_is_refused_before_it_is_planned(
     on = ["--on", "2xrtx3090"]
     for words in (
         ["rehearse", name], ["plan", name, "--rehearse"], ["serve", name, "--pretend"],
-        ["serve", "internvl2-1b", name, "--pretend"],
         ["calibrate", name, "--pretend"], ["tune", name, "--pretend"],
     ):  # fmt: skip
         assert main([*words, *on]) == 2, words

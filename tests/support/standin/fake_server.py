@@ -28,6 +28,7 @@ NEVER = threading.Event()
 
 
 class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
     """Health, models and chat."""
 
     def do_GET(self) -> None:
@@ -62,12 +63,14 @@ class Handler(BaseHTTPRequestHandler):
         """One event a token."""
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
+        # As LMDeploy's server: who reads sees whether the answer ended or was cut.
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for _ in range(tokens):
-            time.sleep(PACE)
-            event = json.dumps({"choices": [{"index": 0, "delta": {"content": said}}]})
-            self.wfile.write(f"data: {event}\n\n".encode())
-        self.wfile.write(b"data: [DONE]\n\n")
+        said = json.dumps({"choices": [{"index": 0, "delta": {"content": said}}]})
+        for event in (*[said] * tokens, "[DONE]", ""):
+            time.sleep(PACE * (event == said))
+            data = f"data: {event}\n\n".encode() if event else b""
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
     def answer(self, document: dict) -> None:
         """One JSON document."""

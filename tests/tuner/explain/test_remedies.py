@@ -116,6 +116,28 @@ def test_another_checkpoint_says_which_option_it_does_not_take() -> None:
     assert change in remedies("1xl4", "qwen2.5-14b", dtype="float16", context=4096)
 
 
+def test_fp8_comes_before_more_cards_where_they_compute_it() -> None:
+    """Two RTX 5090 hold it, and four were advised."""
+    said = remedies("2xrtx5090", "qwen3-vl-30b-a3b")
+    fp8, *rest = said
+    assert fp8 == "use Qwen/Qwen3-VL-30B-A3B-Instruct-FP8 (FP8 weights)"
+    assert said[fp8].startswith("fits: ")
+    assert all(" x NVIDIA" in change for change in rest)
+    older = remedies("1xrtx3090", "qwen3-vl-30b-a3b")
+    assert not any("FP8" in change for change in older)
+
+
+def test_a_size_of_pictures_leaves_the_image_limit_among_what_helps() -> None:
+    asked = {"context": 8192, "images": 4, "image_size": (1920, 1080)}
+    change, effect = next(iter(remedies("4xrtx3090", **asked).items()))
+    name, limit = change.split()
+    assert name == "--max-dynamic-patch"
+    lower = turbofit.plan("internvl2-8b", on="4xrtx3090", max_dynamic_patch=int(limit), **asked)
+    assert effect.startswith(f"fits: {lower.kv.tokens:,} KV tokens")
+    higher = {**asked, "max_dynamic_patch": int(limit) + 1}
+    assert not turbofit.plan("internvl2-8b", on="4xrtx3090", **higher).fits
+
+
 def test_a_process_is_stopped_on_all_its_gpus_and_frees_no_more_than_is_used() -> None:
     """Only one GPU's part was freed: under, and no remedy where the model needs both."""
 

@@ -64,6 +64,7 @@ def batch(
         )
     key = None
     if spec.url is None:
+        _say_of_servers(spec.model or "")
         refuse_together({"patience": spec.given().get("patience")}, "--model")
     else:
         _, key = common.server_of(spec.url, api_key)
@@ -86,6 +87,14 @@ def batch(
         complain(error.to_dict(), as_json=False)  # stdout has the document
         return error.exit_code
     return 0
+
+
+def _say_of_servers(model: str) -> None:
+    from turbofit.launch.serve.runs import servers_of
+
+    for server in servers_of(model):
+        for url in server.record.urls:
+            say(f"{server.record.model} is served already: --url {url} asks that server")
 
 
 async def _stoppable(job: BatchJob) -> BatchResult:

@@ -8,11 +8,14 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS, FULL, PORT, spec_option
 from turbofit.cli.options.field_options import complete_model
 from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import UsageError
+from turbofit.core.process.ports import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 )
 def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -> int:
     """Examine and show; exit 3 if something prevents serving, 4 without a readable machine."""
+    from turbofit.launch.serve.runs import server_on
     from turbofit.planning.checks import examine
     from turbofit.report.views.findings_view import doctor_view
 
@@ -37,6 +41,15 @@ def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -
 
         served = resolve_model(model)
     report = examine(on=on, model=served, port=port)
+    if other := server_on(port or DEFAULT_PORT):
+        fix = f"it is a server of turbofit: turbofit stop {other.name}, or choose another --port"
+        report = replace(
+            report,
+            findings=tuple(
+                replace(one, fix=fix) if (one.check, one.state) == ("port", "stops") else one
+                for one in report.findings
+            ),
+        )
     form._replace(full=True).show(report, partial(doctor_view, full=form.full or form.md))
     return report.exit_code
 
@@ -48,17 +61,20 @@ _MESSAGE: Final = "[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
 
 
 @command(
-    Argument("log", metavar="LOG", type=PATH),
+    Argument("log", metavar="LOG", type=PATH, required=False),
     Option("--model", shell_complete=complete_model),
     spec_option(),
     Option("--hang", is_flag=True),
     *FORMS,
 )
-def diagnose(log: str, model: str | None, on: str | None, hang: bool, form: Form) -> int:
+def diagnose(log: str | None, model: str | None, on: str | None, hang: bool, form: Form) -> int:
     """Read, explain and show a log; exit 3 if the log proves no cause."""
     from turbofit.diagnose.explain import diagnose as explain
     from turbofit.report.views.findings_view import diagnosis_view
 
+    if log is None and sys.stdin.isatty():
+        raise UsageError("LOG is missing", hint="as turbofit diagnose server.log")
+    log = log or "-"
     diagnosis = explain(_chunks(log), model=model, on=on, hang=hang)
     form.show(diagnosis, diagnosis_view)
     return 0 if diagnosis.known else _NOT_KNOWN

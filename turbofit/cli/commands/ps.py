@@ -13,6 +13,7 @@ from turbofit.cli.options.common_options import FORMS, RUN
 from turbofit.cli.options.field_options import filled, options_of
 from turbofit.cli.terminal.output import Form, answer, note, say
 from turbofit.core.errors import UsageError
+from turbofit.core.process.child import child
 from turbofit.core.process.progress import under_way
 from turbofit.core.validation import SECONDS, Metavar, Validated
 
@@ -46,9 +47,11 @@ _LINES = 100
 @command(
     RUN,
     Option("--lines", type=int, default=_LINES, metavar="N", help=f"the last N of each ({_LINES})"),
+    Option("--follow", "-f", is_flag=True),
     only_linux=True,
 )
-def logs(*, run: str | None, lines: int) -> int:
+def logs(*, run: str | None, lines: int, follow: bool) -> int:
+    from turbofit.launch.serve.runs import live_runs
     from turbofit.report.painters.terminal import clean
     from turbofit.report.stored_documents import read_run
 
@@ -59,6 +62,13 @@ def logs(*, run: str | None, lines: int) -> int:
     paths = sorted(folder.glob("*.log"))
     if not paths:
         note(f"nothing is written in {folder}")
+    live = [one for one in live_runs() if one.folder == folder] if follow else []
+    if live:
+        until = f"--pid={live[0].record.pid}"  # it ends with the server
+        tail = child(["tail", "-v", "-n", f"{lines}", "-F", until, *map(str, paths)])
+        for line in tail.stdout or ():
+            answer(f"{clean(line.decode(errors='replace').rstrip())}\n")
+        return 0
     for path in paths:
         note(f"{path}:")
         with path.open(encoding="utf-8", errors="replace") as file:

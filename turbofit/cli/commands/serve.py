@@ -89,11 +89,24 @@ def serve(
             arguments.gateway()  # refuses what a start would refuse
         return _show_commands(arguments, form)
     config = _config(arguments)
+    if config.gateway is not None:
+        _refuse_taken(config.gateway.port)
     if options.lease is not None:
         end_without_lease(Path(options.lease))
     if options.idle is not None:
         return _with_idle(config, options.idle, form)
     return _one_model(config, arguments, form)
+
+
+def _refuse_taken(port: int) -> None:
+    """Refuse the port of another server of this user before anything is planned."""
+    from turbofit.launch.serve.runs import server_on
+
+    if port and (other := server_on(port)) is not None:
+        raise UsageError(
+            f"port {port} is that of {other.record.model}, which turbofit serves here",
+            hint=f"turbofit stop {other.name} ends it, or choose another --port",
+        )
 
 
 def _no_model(cluster: str | None) -> UsageError:

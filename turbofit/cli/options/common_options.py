@@ -45,7 +45,10 @@ _SERVER: Final = f"http://127.0.0.1:{DEFAULT_PORT}"
 #: A running server, read by `server_of`, and its model.
 SERVER_OPTIONS: Final = (
     Argument(
-        "url", metavar="URL", required=False, explained=f"the server's address (default {_SERVER})"
+        "url",
+        metavar="URL",
+        required=False,
+        explained=f"its address (default: the only server that turbofit runs, else {_SERVER})",
     ),
     Option("--model", help="the model's name (default: the first that the server lists)"),
     API_KEY,
@@ -55,12 +58,19 @@ SERVER_OPTIONS: Final = (
 def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
     """The address and the key of the server that `SERVER_OPTIONS` name.
 
+    Without an address it is that of the only server of this user, if one runs, else the usual one.
+
     Raises:
         UsageError: the text is no address of a server.
     """
     from turbofit.cli.usage_errors import unknown_word
     from turbofit.core.process.variables import variables
 
+    if url is None and sys.platform == "linux":
+        from turbofit.launch.serve.runs import live_runs
+
+        running = [one for run in live_runs() for one in run.record.urls[:1]]
+        url = running[0] if len(running) == 1 else None
     address = url or _SERVER
     if not re.match(r"https?://[^/]", address):
         host = re.search(r"localhost.*|[\w\[].*[.:].*", address.rpartition("://")[2])

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
@@ -103,6 +104,8 @@ class NodeActor:
                 time.sleep(_TICK)
             self._over = True  # the node has left the cluster
             self._look()
+        except Exception:  # noqa: BLE001 - Ray keeps what it prints
+            traceback.print_exc()
         finally:
             os._exit(1)  # the next actor goes on, if there is one
 
@@ -150,7 +153,7 @@ class NodeActor:
         # and wait there for GPUs: LMDeploy's PyTorch engine must start a Ray of its own instead.
         environ = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
         if plan.machine.source != "nvml":  # another node of this host may pretend to have the cards
-            environ["TURBOFIT_LEASES"] = f"{folder}/leases"
+            environ["TURBOFIT_LEASES"] = f"{folder}/cards/leases"
         with (folder / "serve.log").open("wb") as log, self._lease.open("wb") as lease:
             fcntl.flock(lease, fcntl.LOCK_EX)
             self._child = subprocess.Popen(

@@ -168,8 +168,7 @@ def chosen_run(name: str | None) -> LiveRun:
     """
     servers = live_runs()
     if name is not None:
-        known = _known_as(name)
-        servers = [run for run in servers if known & {run.name, run.record.model.casefold()}]
+        servers = servers_of(name)
         if not servers:
             hint = "turbofit ps lists them; turbofit stop --all ends all"
             raise UsageError(f"no server {name!r} runs here", hint=hint)
@@ -179,6 +178,20 @@ def chosen_run(name: str | None) -> LiveRun:
         names = ", ".join(server.name for server in servers)
         raise UsageError(f"{len(servers)} servers run here", hint=f"name one of them: {names}")
     return servers[0]
+
+
+def servers_of(name: str) -> list[LiveRun]:
+    """The running servers with this name, or of this model by any name that `serve` takes."""
+    known = _known_as(name)
+    return [run for run in live_runs() if known & {run.name, run.record.model.casefold()}]
+
+
+def server_on(port: int) -> LiveRun | None:
+    """The running server of this user that listens on this port."""
+    ends = f":{port}"
+    return next(
+        (run for run in live_runs() if any(u.endswith(ends) for u in run.record.urls)), None
+    )
 
 
 def newest_run_of(name: str) -> Path | None:

@@ -6,7 +6,7 @@ The cheapest come first; changes that keep the wished requests at once precede f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Final, NamedTuple, TypeVar
 
 from msgspec.structs import replace
@@ -17,8 +17,8 @@ from turbofit.core.messages import indices, option_of, plural
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, MIB, format_bytes, round_up, three_digits
-from turbofit.memory.account import Engine
-from turbofit.model.presets import four_bit_variant, preset_of
+from turbofit.memory.account import Engine, capability_of
+from turbofit.model.presets import four_bit_variant, fp8_variant, preset_of
 from turbofit.tuner.resolved_request import (
     LEAST_MARGIN,
     ResolvedRequest,
@@ -149,8 +149,10 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
     request = fit.request
     yield from _released_options(request)
     yield from _least_margin(fit)
-    yield from smaller_workload(request, "what the cache holds")
-    yield from _smaller_images(fit)
+    images, workload = _smaller_images(fit), smaller_workload(request, "what the cache holds")
+    # Pictures of a known size can be sent smaller, before fewer of them.
+    sized = request.workload.image_size is not None
+    yield from chain(*((images, workload) if sized else (workload, images)))
     yield from quantised_cache(request)
     yield from _other_checkpoint(request)
     # Fewer requests at once: as many as are held; one if the caches hold all, but not the host.
@@ -254,7 +256,9 @@ def _smaller_images(fit: EngineFit) -> Iterator[Change]:
             f"leave {rule.limit_option} to turbofit", replace(request, image_limit=None), given
         )
     lower = requested // 2 if given else None
-    if best.held_requests and rule.varies_by_limit:
+    # A search lowers no limit by itself where the images' size is given.
+    sized = request.workload.image_size is not None and not given and not best.serves
+    if (best.held_requests or sized) and rule.varies_by_limit:
         lower = limit_that_fits(request, best.shape, fit.engine)
     if lower is not None:
         yield Change(f"{rule.limit_option} {lower}", replace(request, image_limit=lower), given)
@@ -271,6 +275,7 @@ def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
+    """Yield the published checkpoint in 4 bits, and the one in FP8 for cards that compute it."""
     variant = four_bit_variant(request.model)
     if variant is not None:
         engine_options = dict(request.engine_options)
@@ -279,6 +284,11 @@ def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
             del engine_options["dtype"]
             change += ", and leave --dtype out"
         yield Change(change, replace(request, model=variant, engine_options=engine_options))
+    cards = [capability_of(gpu, (0, 0)) for gpu in request.visible]
+    variant = fp8_variant(request.model) if min(cards) >= (8, 9) else None
+    if variant is not None:
+        change = f"use {variant.hub_id or variant.name} (FP8 weights)"
+        yield Change(change, replace(request, model=variant))
 
 
 def _written(option: str, value: object) -> str:

@@ -463,12 +463,9 @@ def held_by(sized: Evaluation) -> int:
 
 def most_held(sizer: Sizer, wanted: int) -> int:
     """The most requests at once, below ``wanted``, that one engine of a shape holds; or 0."""
-    shortest, _ = sizer.contexts()
 
     def holds(batch: int) -> bool:
         some = sizer.with_batch(batch)
-        if held_by(some.evaluation(shortest)) < batch:  # nor with a longer context, then
-            return False
         return held_by(some.evaluation(some.session_len())) >= batch
 
     return bisect(holds, 1, wanted)[0] if holds(1) else 0
