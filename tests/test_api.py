@@ -15,7 +15,6 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from turbofit.api import in_python
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import to_json
 from turbofit.core.units import MIB
@@ -217,19 +216,24 @@ def test_help_fits_a_screen(door) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sentence", "said"),
+    ("keywords", "option", "message", "hint"),
     [
-        ("give --tp 3, or leave --cache-max-entry-count to turbofit",
-         "give tp=3, or leave cache_max_entry_count to turbofit"),
-        ("add --least; or --no-queue-images", "add least=True; or queue_images=False"),
-        ("name it with --on SPEC (--margin 5%)", "name it with on='SPEC' (margin='5%')"),
-        ("turbofit serve MODEL --tp 2; or --tp 2", "turbofit serve MODEL --tp 2; or tp=2"),
-        ("leave out --server-port", "leave out --server-port"),
-        ("leave --least out; turbofit plan --least", "leave least=True out; turbofit plan --least"),
+        ({"tp": 3}, "tp", "tp 3 is not possible for InternVL2-8B", "choose tp and replicas"),
+        ({"tp": 8}, "tp", "tp 8 needs 8 equal GPUs", "as on 8xrtx3090"),
+        ({"max_pixels": 10**6}, "max_pixels", "max_pixels limits", "or give max_dynamic_patch"),
+        ({"quant_policy": 16, "engine": "turbomind"}, "quant_policy", "quant_policy 16", "leave"),
+        ({"images": -1}, "images", "images -1: it should be 0 or more", "images: images a"),
+        ({"gpus": "9"}, "gpus", "gpus: '9' is not one GPU", "stands in on, as 2xrtx3090"),
+        ({"imags": 1}, "imags", "imags is nothing that", "did you mean images?"),
     ],
 )  # fmt: skip
-def test_a_sentence_names_keywords_where_it_named_options(sentence: str, said: str) -> None:
-    assert in_python(sentence) == said
+def test_an_error_knows_its_option_and_names_the_keyword(keywords, option, message, hint) -> None:
+    with pytest.raises(UsageError) as caught:
+        turbofit.plan("internvl2-8b", on="4xrtx3090", **keywords)
+    assert caught.value.option == option
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+    assert "--" not in caught.value.message
 
 
 def test_an_error_ends_at_the_callers_line_in_pythons_words() -> None:

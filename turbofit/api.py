@@ -12,10 +12,9 @@ neither torch nor lmdeploy nor transformers.
 from __future__ import annotations
 
 import os
-import re
 from functools import cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.plan import Plan
@@ -25,7 +24,6 @@ from turbofit.planning.request import PlanRequest, PredictRequest, WhichRequest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pydantic import BaseModel
     from typing_extensions import ParamSpec, Unpack
 
     from turbofit.core.cluster import Cluster, ClusterPlan
@@ -44,16 +42,6 @@ if TYPE_CHECKING:
 
 _Request = TypeVar("_Request", bound=PlanRequest)
 _Answer = TypeVar("_Answer")
-#: A command line within a sentence, which is not reworded; and an option with its value.
-_COMMAND: Final = re.compile(
-    r"(turbofit (?:batch|bench|calibrate|diagnose|doctor|gpus|machine|merge|models|plan"
-    r"|predict|pretend|rehearse|report|serve|tune|which)\b[^;,]*)"
-)
-_OPTION: Final = re.compile(
-    r"--(no-)?([a-z][a-z0-9-]*)(?:[ =](\d[\w.%*-]*|[A-Z][A-Z|%]+\b|[A-Z]\b|https?://[\w.:/-]*\w))?"
-)
-#: Keywords of functions here that are fields of no request or specification.
-_MORE_KEYWORDS: Final = {"rehearse": bool}
 
 
 @cache
@@ -65,39 +53,10 @@ def at_the_door(function: Callable[_Parameters, _Answer]) -> Callable[_Parameter
         try:
             return function(*args, **keywords)
         except TurbofitError as exc:
-            _reword(exc)
+            exc.name_keywords()
             raise exc.with_traceback(None) from None
 
     return door
-
-
-def _reword(error: TurbofitError) -> None:
-    error.reword(in_python(error.message), in_python(error.hint))
-
-
-def in_python(text: str) -> str:
-    """A sentence with keywords instead of options: ``tp=3`` instead of ``--tp 3``."""
-    parts = _COMMAND.split(text)
-    return "".join(part if i % 2 else _OPTION.sub(_keyword, part) for i, part in enumerate(parts))
-
-
-@cache
-def _keywords() -> dict[str, Any]:
-    """The types of all functions' keywords, by name."""
-    kinds: list[type[BaseModel]] = [PredictRequest, WhichRequest]
-    fields = [item for kind in kinds for item in kind.model_fields.items()]
-    return {**{name: one.annotation for name, one in fields}, **_MORE_KEYWORDS}
-
-
-def _keyword(option: re.Match[str]) -> str:
-    off, name, value = option[1], option[2].replace("-", "_"), option[3]
-    if name not in _keywords():
-        return option[0]
-    if value is None and _keywords()[name] in (bool, bool | None):
-        return f"{name}={not off}"
-    if value is None:
-        return name
-    return f"{name}={value}" if re.fullmatch(r"[\d.]+", value) else f"{name}={value!r}"
 
 
 def _request(kind: type[_Request], model: Any, options: Any) -> _Request:

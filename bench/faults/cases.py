@@ -157,13 +157,13 @@ def _taken(
     **environ: str,
 ) -> Callable[[Ground], Outcome]:
     def run(ground: Ground) -> Outcome:
-        server = ground.pretend(*words, "--pretend-taken", size, **environ)
+        server = ground.pretend(*words, TURBOFIT_PRETEND_TAKEN=size, **environ)
         server.opened(180)
         attempts = server.record["attempts"]
         died = attempts[0]["ended"]
         fine = server.until_answers(image(*picture))
         code = server.end()
-        again = ground.pretend(*words, "--pretend-taken", size, port=server.port, **environ)
+        again = ground.pretend(*words, port=server.port, TURBOFIT_PRETEND_TAKEN=size, **environ)
         again.opened(180)
         remembered = len(again.record["attempts"]) == 1
         again.end()
@@ -219,8 +219,8 @@ def image_no_gateway(ground: Ground) -> Outcome:
     "out of memory while it serves, behind the gateway", "pretend", "503, re-planned, opens again"
 )
 def image_behind_gateway(ground: Ground) -> Outcome:
-    words = ("--images", "4", "--no-check", "--pretend-taken", "700MiB")
-    server = ground.pretend("internvl2-8b", "--on", "1xrtx3090", *words)
+    words = ("internvl2-8b", "--on", "1xrtx3090", "--images", "4", "--check", "none")
+    server = ground.pretend(*words, TURBOFIT_PRETEND_TAKEN="700MiB")
     server.opened()
     four = [image(1792, 1344)] * 4
     began = time.monotonic()
@@ -340,7 +340,7 @@ def _fails(number: int, phase: str) -> Callable[[Ground], Outcome]:
 
     def run(ground: Ground) -> Outcome:
         words = ("internvl2-1b", "--on", "1xrtx3060", "--no-rehearse")
-        server = ground.pretend(*words, "--pretend-fail", str(number))
+        server = ground.pretend(*words, TURBOFIT_PRETEND_FAIL=str(number))
         server.opened(240)
         ended = server.record["attempts"][0]["ended"]
         fine = server.until_answers(image(448, 448))

@@ -108,7 +108,7 @@ def compared(model: str, given: argparse.Namespace) -> list[list[str]]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers = {}
         for way in WAYS:
-            words = (model, "--on", given.on, "--no-gateway", "--no-check", *options[way])
+            words = (model, "--on", given.on, "--no-gateway", "--check", "none", *options[way])
             servers[way] = serve_pretend(children, folder / way, *words)
             stack.callback(children[-1].kill)
         for served in servers.values():

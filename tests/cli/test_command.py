@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from turbofit.cli.command import CliCommand, Option, split_rest
-from turbofit.core.errors import UsageError
-from turbofit.core.messages import option_of
+from turbofit.core.errors import UsageError, option_of
 
 
 def read(*words: str, takes_rest: bool = False) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def test_every_field_of_a_request_has_an_option() -> None:
     for name, kind in (("plan", PlanRequest), ("predict", PredictRequest)):
         command = TURBOFIT.get_command(click.Context(TURBOFIT), name)
         assert command is not None
-        names = {one.name for one in command.params}
+        names = {{"async": "async_"}.get(one.name, one.name) for one in command.params}
         assert names - set(kind.model_fields) <= {
             "cluster", "file", "rehearse", "full", "as_json", "md", "quiet", "verbose",
             "help",
@@ -136,7 +136,8 @@ def test_what_is_no_plan(text: str, cause: str, tmp_path: Path, capsys: Out) -> 
 
 def test_dry_run_prints_what_would_be_launched(capsys: Out) -> None:
     words = ["serve", "internvl2-8b", "--on", "4xrtx3090", "--tp", "4", "--dry-run"]
-    assert main([*words, "--port", "9000", "--", "--max-log-len", "9", "--quant-policy", "8"]) == 0
+    words = [*words, "--quant-policy", "8"]
+    assert main([*words, "--port", "9000", "--", "--max-log-len", "9"]) == 0
     text = capsys.readouterr().out
     assert "CUDA_VISIBLE_DEVICES=0,1,2,3" in text
     for option in ("--server-port 9000", "--quant-policy 8", "--max-log-len 9"):
@@ -149,7 +150,7 @@ def test_dry_run_prints_what_would_be_launched(capsys: Out) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--quant-policy", "4", "--", "--quant-policy", "8"], "given twice"),
+        (["--quant-policy", "4", "--", "--quant-policy", "8"], "is set by turbofit"),
         (["--port", "65535", "--replicas", "2", "--tp", "1"], "beyond 65535"),
         (["--port", "70000"], "65535 or less"),
     ],
@@ -164,11 +165,10 @@ def test_a_saved_plan_takes_nothing_beside_it_and_has_to_fit(tmp_path: Path, cap
     path.write_text(plausible_plan().to_json())
     base = ["serve", "--plan", str(path), "--dry-run"]
     assert main(base) == 0
-    assert main([*base, "--", "--quant-policy", "0"]) == 0
     assert main([*base, "--tp", "2"]) == 2
     assert main(["serve", "model", *base[1:]]) == 2
-    assert main([*base, "--", "--quant-policy", "8"]) == 2
-    assert "plan was made for 0" in capsys.readouterr().err
+    assert main([*base, "--quant-policy", "8"]) == 2
+    assert "--plan and --quant-policy do not go together" in capsys.readouterr().err
     path.write_text(plausible_plan(fits=False).to_json())
     assert main(["serve", "--plan", str(path)]) == 3
     told = capsys.readouterr().err

@@ -15,7 +15,6 @@ from turbofit.cli.main import main
 from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.core.plan import Plan
 from turbofit.machine import nvml_machine
-from turbofit.planning import which
 
 Out = pytest.CaptureFixture[str]
 #: It has no options that a person could mistake.
@@ -31,41 +30,32 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("words", "value", "hint"),
+    ("words", "hint"),
     [
-        ("--gpu-memory-utilization 0.5", " 0.5", "here: --budget 50%"),
-        ("--max-model-len 8192", " 8192", "an option of vLLM; here: --context 8192"),
-        ("--port 80", "", "turbofit serve, gateway, export have it"),
-        ("--model x/y", " x/y", "here: turbofit plan x/y, without an option"),
-        ("--foo 2", "", "see turbofit plan --help"),
-        ("--imags 2", "", "did you mean --images?"),
-        ("--enforce-eager", "", "here: --eager-mode"),
-        ("--hf-token hf_x", " ***", "set HF_TOKEN to it"),
-        ("--max-num-batched-tokens 8k", " 8k", "here: --max-prefill-token-num 8k"),
-        ("--load-in-4bit", "", "name a model in 4 bits"),
-        ("--limit-mm-per-prompt.image 4", " 4", "--images 4"),
-        ("--precision int4", " int4", "as internvl3-8b-awq"),
-        ("--threads 8", " 8", "--image-threads N"),
+        ("--gpu-memory-utilization 0.5", "of vLLM; here: --budget, a share of each card, as 90%"),
+        ("--max_model_len 8192", "an option of vLLM; here: --context"),
+        ("--port 80", "turbofit serve, gateway, export have it"),
+        ("--model x/y", "the model stands without an option"),
+        ("--foo 2", "see turbofit plan --help"),
+        ("--imags 2", "did you mean --images?"),
+        ("--enforce-eager", "here: --eager-mode"),
+        ("--limit-mm-per-prompt=4", "here: --images"),
+        ("-tp 2", "did you mean --tp?"),
     ],
 )
-def test_options_of_others_at_plan(words: str, value: str, hint: str, capsys: Out) -> None:
+def test_options_of_others_at_plan(words: str, hint: str, capsys: Out) -> None:
     said = refused(capsys, "plan", "internvl2-8b", "--on", "2xrtx3090", *words.split())
-    name = words.split(maxsplit=1)[0].partition("=")[0]
-    assert said[0] == f"unknown option {name}{value}"
+    assert said[0] == f"unknown option {re.split('[ =]', words)[0]}"
     assert hint in said[1]
 
 
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        ("bench --url http://x", "URL stands without an option: turbofit bench [OPTIONS] URL"),
-        ("batch --input a --output b", "INPUT stands without an option: turbofit batch"),
-        ("tune internvl2-8b --max-model-len 8192", "here: --context 8192"),
-        ("gateway --server-port 80", "it is LMDeploy's; here: --port; see"),
-        ("stop --server-port 80", "LMDeploy's; here: turbofit serve MODEL --server-port; see"),
-        ("models --on 1xt4", "turbofit which --on SPEC finds the models that a machine serves"),
-        ("gpus --context 8k", "turbofit which MODEL finds the cards that serve a model"),
-        ("stop --max-model-len 8192", "here: turbofit plan MODEL --context 8192"),
+        ("tune internvl2-8b --max-model-len 8192", "here: --context"),
+        ("gateway --server-port 80", "it is LMDeploy's; here: --port"),
+        ("stop --server-port 80", "it is LMDeploy's; here: turbofit serve MODEL --server-port"),
+        ("models --on 1xt4", "turbofit plan, predict, rehearse have it"),
     ],
 )
 def test_what_stands_elsewhere(words: str, hint: str, capsys: Out) -> None:
@@ -75,8 +65,8 @@ def test_what_stands_elsewhere(words: str, hint: str, capsys: Out) -> None:
 def test_all_unknown_options_are_named_at_once(capsys: Out) -> None:
     words = "stop m --tensor-parallel-size=4 --foo --bar"
     error, hint = refused(capsys, *words.split())
-    assert error == "unknown options --tensor-parallel-size 4, --foo, --bar"
-    assert "here: turbofit plan MODEL --tp 4; --foo, --bar: its options are --all, --wait" in hint
+    assert error == "unknown options --tensor-parallel-size, --foo, --bar"
+    assert "here: --tp; --foo, --bar: its options are --all, --wait" in hint
 
 
 @pytest.mark.parametrize(
@@ -97,15 +87,13 @@ def test_an_option_without_its_value_or_with_one_too_many(
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - PLAIN))
 def test_every_command_knows_the_names_of_others(command: str, capsys: Out) -> None:
     error, hint = refused(capsys, command, "--max-model-len", "8192")
-    assert error == "unknown option --max-model-len 8192"
-    assert "--context 8192" in hint
+    assert error == "unknown option --max-model-len"
+    assert "--context" in hint
 
 
 @pytest.mark.parametrize(
     ("words", "note", "field", "value"),
     [
-        ("-tp 2", "-tp of SGLang is taken as --tp", "parallel.tp", 2),
-        ("-c 4096", "-c of llama.cpp is taken as --context", "settings.session_len", 4096),
         ("--backend=pytorch", "LMDeploy's: --backend as --engine", "engine.name", "pytorch"),
         ("--api-keys x --max_batch_size 2", "LMDeploy's: --api-keys without effect on the plan",
          "settings.max_batch_size", 2),
@@ -122,79 +110,37 @@ def test_what_is_equal_is_taken_and_said(words, note: str, field: str, value, ca
 @pytest.mark.parametrize(
     ("line", "options", "note", "gpus"),
     [
-        ("CUDA_VISIBLE_DEVICES=2 lmdeploy serve api_server internvl2-8b > a.log 2>&1 &", "",
-         "CUDA_VISIBLE_DEVICES=2 of the line is taken as --gpus 2\nleft out of the line: > a.log",
-         (2,)),
+        ("CUDA_VISIBLE_DEVICES=2 lmdeploy serve api_server internvl2-8b", "",
+         "CUDA_VISIBLE_DEVICES=2 of the line is taken as --gpus 2", (2,)),
         ("export CUDA_VISIBLE_DEVICES=2; lmdeploy serve api_server internvl2-8b", "--gpus 1",
-         "CUDA_VISIBLE_DEVICES=2 left out: --gpus is given", (1,)),
-        ("docker run --env=A_VARIABLE=abcdef http://me@x lmdeploy serve api_server internvl2-8b",
-         "--gpus=0", "left out of the line: docker run ...", (0,)),
+         "left out: what else stands before lmdeploy serve api_server", (1,)),
+        ("CUDA_VISIBLE_DEVICES=2 lmdeploy serve api_server internvl2-8b", "--gpus 1",
+         "CUDA_VISIBLE_DEVICES=2 of the line is left out: --gpus is given", (1,)),
+        ("docker run --env=A_KEY=abcdef http://me@x lmdeploy serve api_server internvl2-8b",
+         "--gpus=0", "left out: what else stands before", (0,)),
     ],
 )  # fmt: skip
-def test_what_stands_around_a_pasted_line_is_said(
-    line, options, note, gpus, monkeypatch, capsys
-) -> None:
-    monkeypatch.setenv("A_VARIABLE", "")
+def test_what_stands_around_a_pasted_line_is_said(line, options, note, gpus, capsys) -> None:
     assert main(["plan", line, "--on", "3x3090", "--json", *options.split()]) == 0
     captured = capsys.readouterr()
     assert note in captured.err
+    assert "abcdef" not in captured.err
     assert Plan.from_json(captured.out).machine.visible == gpus
 
 
-@pytest.mark.parametrize(
-    ("line", "error", "hint"),
-    [
-        ("vllm serve a/b --tensor-parallel-size 4 --max-model-len 8192 --enforce-eager --port 80"
-         " --gpu-memory-utilization 0.9 --seed 1", "it is a line of vLLM",
-         "the same in turbofit: turbofit plan a/b --tp 4 --context 8192 --eager-mode --budget 90%"),
-        ("python -m sglang.launch_server --model-path a/b --on '2x 3090'", "it is a line of SGLang",
-         "the same in turbofit: turbofit plan a/b --on '2x 3090'"),
-        ("lmdeploy chat --tp 2", "it is a line of lmdeploy chat", "turbofit plan MODEL --tp"),
-        ("vllm serve --trust-remote-code a/b --tensor-parallel-size 2", "it is a line of vLLM",
-         "turbofit plan a/b --tp 2"),
-        ("vllm serve --enforce-eager m --seed 1", "it is a line of vLLM", "plan m --eager-mode"),
-        ("lmdeploy lite smooth_quant a/b", "it is a line of lmdeploy lite", "quantises nothing"),
-    ],
-)  # fmt: skip
-def test_a_line_of_another_program_is_said_in_turbofits_words(line, error, hint, capsys) -> None:
-    said = refused(capsys, "plan", line)
-    assert said[0] == error
-    assert hint in said[1]
-
-
-@pytest.mark.parametrize(
-    ("value", "on", "reason"),
-    [("0", "3090", "--on is a single card"), ("", "2x 3090", "it has no numbers of GPUs"),
-     ("-1", "2x3090", "it has no numbers of GPUs")],
-)  # fmt: skip
-def test_a_lines_gpus_that_choose_none_of_a_described_machine(
-    value: str, on: str, reason: str, capsys: Out
-) -> None:
-    line = f"CUDA_VISIBLE_DEVICES={value} lmdeploy serve api_server internvl2-8b"
-    assert main(["plan", line, "--on", *on.split()]) in (0, 3)
-    assert f"CUDA_VISIBLE_DEVICES={value} left out: {reason}" in capsys.readouterr().err
-
-
-def test_a_lines_variable_without_a_value_is_said(capsys: Out) -> None:
-    assert main(["plan", "lmdeploy serve api_server $HOME/m", "--on", "t4"]) != 0
-    assert "$HOME of the line has no value here: write its value" in capsys.readouterr().err
-
-
-def test_a_lines_gpus_are_of_the_machine_that_a_profile_describes(
+def test_a_lines_gpus_are_of_the_machine_that_a_file_or_a_variable_describes(
     tmp_path, monkeypatch, capsys: Out
 ) -> None:
-    """They were a variable, as of a measured machine, which a described one does not read."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    profile = tmp_path / "turbofit.yaml"
-    profile.write_text("machine: {on: 3x3090}\n")
+    file = tmp_path / "turbofit.yaml"
+    file.write_text("on: 3x3090\n")
     line = "CUDA_VISIBLE_DEVICES=2 lmdeploy serve api_server internvl2-8b"
-    assert main(["plan", line, "-f", str(profile), "--json"]) == 0
+    assert main(["plan", line, "-f", str(file), "--json"]) == 0
     captured = capsys.readouterr()
     assert "CUDA_VISIBLE_DEVICES=2 of the line is taken as --gpus 2" in captured.err
     assert Plan.from_json(captured.out).machine.visible == (2,)
     monkeypatch.setenv("TURBOFIT_PLAN_ON", "3090")
-    assert main(["plan", line, "--json"]) == 0
-    assert "left out: --on is a single card" in capsys.readouterr().err
+    assert "visible are 0" in refused(capsys, "plan", line, "-q")[1]
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
@@ -214,46 +160,31 @@ def test_a_value_is_no_option(capsys: Out) -> None:
     assert refused(capsys, "serve", "--max-model-len", "--tp", "2")[0].endswith("--max-model-len")
     error, hint = refused(capsys, "serve", "m", "--", "--max-model-len", "8192")
     assert "is no option of LMDeploy" in error
-    assert hint == "an option of vLLM; here: --context 8192 before --"
+    assert hint == "an option of vLLM; here: --context before --"
 
 
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        ("run", "turbofit serve MODEL"),
-        ("ask", "turbofit chat"),
-        ("lmdeploy serve api_server internvl2-8b", "turbofit serve lmdeploy serve api_server"),
+        ("lmdeploy serve api_server internvl2-8b", "turbofit --help lists the commands"),
         ("sreve internvl2-8b --tp 2", "did you mean serve?"),
         ("internvl3-8b", "it is a model: turbofit plan internvl3-8b"),
         ("https://huggingface.co/OpenGVLab/InternVL3-8B", "it is a model"),
-        ("qwen2.5vl:7b", "it is a model"),
         ("4xrtx3090", "it is a machine: turbofit plan MODEL --on 4xrtx3090"),
         (__file__, "it is a path"),
         ("qqqqqq", "turbofit --help lists the commands"),
         ("--on t4 plan internvl2-8b", "write turbofit plan OPTIONS"),
         ("A=2 serve internvl2-8b", "a variable stands before turbofit: A=2 turbofit serve"),
-        ("rm internvl2-8b", "hf cache rm ID"),
-        ("help plan", "turbofit COMMAND --help"),
-        ("watch", "turbofit ps"),
-        ("share", "turbofit report --share"),
     ],
 )
 def test_a_first_word_that_is_no_command(words: str, hint: str, capsys: Out) -> None:
     assert hint in refused(capsys, *words.split())[1]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "internvl2-8b --on 2x RTX 3090",
-        "internvl2-8b --on 3090 3090",
-        "--on 2x RTX 3090 --json internvl2-8b",
-        "internvl2-8b \u2014on 2x3090",
-        "\uff29nternvl\uff12\uff0d8b --on \u4e24\u5f203090",
-    ],
-)
-def test_a_machine_of_several_words_and_what_keyboards_leave_is_read(words, capsys: Out) -> None:
-    assert main(["plan", "--json", *words.split()]) == 0
+def test_what_keyboards_leave_is_read(capsys: Out) -> None:
+    assert (
+        main(["plan", "--json", "\uff29nternvl\uff12\uff0d8b", "--on", "\u201c2x 3090\u201d"]) == 0
+    )
     plan = Plan.from_json(capsys.readouterr().out)
     assert plan.model.name == "InternVL2-8B"
     assert [gpu.name for gpu in plan.machine.gpus] == ["NVIDIA GeForce RTX 3090"] * 2
@@ -263,11 +194,11 @@ def test_a_machine_of_several_words_and_what_keyboards_leave_is_read(words, caps
     ("words", "hint"),
     [
         ("plan internvl2-8b --on 3090 --on t4", "--on A+B"),
+        ("plan internvl2-8b --on 2x RTX 3090", "several words stand in quotes"),
         ("chat -", "write it as http://127.0.0.1"),
         ("plan qwen", "`turbofit models qwen`"),
         ("bench http://x --rate abc", "an open loop (Poisson); it may be left out"),
         ("plan internvl2-8b --images 1920x1080", "--image-size is their size"),
-        ("serve api_server internvl2-8b --tp-size 2", "an option of SGLang; here: --tp 2"),
         ("serve internvl2-8b --ep 4", "leave it out, or take the risk with turbofit serve"),
         ("predict internvl2-8b --on t4 --cp 2", "leave it out, or take the risk"),
         ("serve internvl2-8b -- --api-keys x", "give --api-keys before --, or use --no-gateway"),
@@ -285,7 +216,7 @@ def test_a_machine_of_several_words_and_what_keyboards_leave_is_read(words, caps
         ("plan foo-9b --on rtx9090", "for the machine: did you mean"),
         ("plan internvl2-8b --on 4xrtx3090,nvlink", "nvlink=0-1+2-3"),
         ("plan ./plan.json", "turbofit serve --plan FILE"),
-        ("export systemd turbofit.yaml", "a profile is -f FILE"),
+        ("export systemd turbofit.yaml", "is -f FILE"),
         ("pretend --on 1xl4 nvidia-smi", "a command stands behind --: -- nvidia-smi"),
         ("serve internvl2-8b -- --html 3", "leave it out, or take the risk with --unplanned"),
         ("plan internvl2-8b qwen2-vl-7b", "turbofit gateway --models NAME=URL"),
@@ -309,15 +240,15 @@ def test_words_that_are_missing_or_too_many(capsys: Out) -> None:
     )
 
 
-def test_profiles_and_keywords_have_the_same_answer(tmp_path: Path, capsys: Out) -> None:
-    profile = tmp_path / "p.yaml"
-    profile.write_text("model: internvl2-8b\nworkload:\n  max_model_len: 8192\n")
-    error, hint = refused(capsys, "plan", "-f", str(profile))
-    assert error.endswith(": max_model_len is nothing that workload knows")
-    assert hint == "an option of vLLM; here: context, below workload"
+def test_files_and_keywords_have_the_same_answer(tmp_path: Path, capsys: Out) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text("model: internvl2-8b\nmax_model_len: 8192\n")
+    error, hint = refused(capsys, "plan", "-f", str(file))
+    assert error.endswith(": max_model_len is no option of plan or serve")
+    assert hint == "an option of vLLM; here: context"
     with pytest.raises(UsageError) as caught:
         turbofit.plan("internvl2-8b", on="1xrtx3090", tensor_parallel_size=2)
-    assert caught.value.hint == "an option of vLLM and SGLang; here: tp=2"
+    assert caught.value.hint == "an option of vLLM; here: tp"
 
 
 def test_a_tilde_in_quotes_is_the_home(tmp_path: Path, monkeypatch, capsys: Out) -> None:
@@ -330,21 +261,6 @@ def test_a_tilde_in_quotes_is_the_home(tmp_path: Path, monkeypatch, capsys: Out)
     (tmp_path / "plan.json").write_text(capsys.readouterr().out)
     assert main(["report", "~/plan.json"]) == 0
     assert main(["serve", "--plan", "~/plan.json", "--dry-run"]) == 0
-
-
-def test_each_command_says_what_was_assumed_of_a_models_name(monkeypatch, capsys: Out) -> None:
-    monkeypatch.setattr(which, "preset_names", lambda: ["rtx3090"])
-    on = ["--on", "1xrtx3090"]
-    for command, *words in (
-        ["serve", *on, "--dry-run"],
-        ["plan", *on],
-        ["predict", *on],
-        ["which"],
-    ):
-        assert main([command, "gemma3:4b", *words]) in (0, 3)
-        captured = capsys.readouterr()
-        told = " ".join((captured.out + captured.err).split())
-        assert "Ollama's gemma3:4b is GGUF, which LMDeploy does not run" in told
 
 
 @pytest.fixture
@@ -369,11 +285,11 @@ def test_where_no_gpu_is_a_launch_says_what_can_be_done_here(command, no_gpu, ca
 
 
 def test_where_no_gpu_is_others_describe_one(no_gpu: None, tmp_path: Path, capsys: Out) -> None:
-    profile = tmp_path / "p.yaml"
-    profile.write_text("model: internvl2-8b\nmachine: {on: 4xrtx3090}\n")
-    assert main(["serve", "-f", str(profile)]) == 4
-    assert "without a GPU, --pretend tries it" in capsys.readouterr().err
-    assert main(["serve", "-f", str(profile), "--dry-run"]) == 0
+    file = tmp_path / "p.yaml"
+    file.write_text("model: internvl2-8b\non: 4xrtx3090\n")
+    assert main(["serve", "-f", str(file)]) == 2
+    assert f"(--on is from {file})" in capsys.readouterr().err
+    assert main(["serve", "-f", str(file), "--dry-run"]) == 0
     assert main(["plan", "internvl2-8b"]) == 4
     told = capsys.readouterr()
     assert "hint: describe a machine with --on SPEC" in told.err
@@ -387,8 +303,7 @@ def test_where_no_gpu_is_others_describe_one(no_gpu: None, tmp_path: Path, capsy
 
 
 def test_a_secret_before_the_command_is_not_repeated(capsys: Out) -> None:
-    pasted = ["lmdeploy serve api_server m --api-keys hf_x"]
-    for words in (["HF_TOKEN=hf_x", "serve", "internvl2-8b"], ["--api-key=hf_x", "serve"], pasted):
+    for words in (["HF_TOKEN=hf_x", "serve", "internvl2-8b"], ["--api-key=hf_x", "serve"]):
         assert "hf_x" not in "".join(refused(capsys, *words))
 
 

@@ -28,7 +28,7 @@ from tests.support.waiting import HANG
 from turbofit.cli.commands.gateway import gateway as command
 from turbofit.cli.options.field_options import filled
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.gateway.config import ConnectionLimits, GatewayConfig
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.accesslog import AccessLog
 from turbofit.gateway.options import GatewayOptions
 from turbofit.gateway.server import (
@@ -229,9 +229,8 @@ def test_options(monkeypatch, tmp_path) -> None:
     assert (options.api_keys, options.host, options.port) == (("a", "b"), "127.0.0.1", 23333)
     options = parsed("--api-key", "x", "--host", "::", upstream_key="u")
     assert (options.api_keys, options.upstream_key) == (("x",), "u")
-    options = parsed("--trusted-proxies", "10.0.0.7", "fd00::/8", "--connections-per-address", "9")
+    options = parsed("--trusted-proxies", "10.0.0.7", "fd00::/8")
     assert options.trusted_proxies == ("10.0.0.7", "fd00::/8")
-    assert options.connection == ConnectionLimits(connections_per_address=9)
     monkeypatch.delenv("TURBOFIT_API_KEYS")
     file = tmp_path / "keys"
     file.write_text("one\n\ntwo\n")

@@ -74,8 +74,6 @@ def test_it_says_where_keys_cross_the_network_in_clear(config: list[Any], capsys
 def test_what_is_refused(words: str, said: str, config: list[Any], capsys) -> None:
     assert main([*WORDS, *words.split()]) == 2
     assert said in capsys.readouterr().err
-    assert main(["serve", "internvl2-8b", "--pretend-taken", "1GiB"]) == 2
-    assert "add --pretend" in capsys.readouterr().err
     assert config == []
 
 

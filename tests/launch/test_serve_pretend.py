@@ -357,12 +357,12 @@ def test_the_ladder_and_what_is_remembered_though_nobody_reads_what_it_says(
     unread: int, tmp_path: Path
 ) -> None:
     """With a stand-in engine, and that the next start begins with it: `launch/test_run.py`."""
-    words = (*EIGHT, "--pretend", "--pretend-taken", "900MiB", "-vv", "--port", str(free_port()))
+    words = (*EIGHT, "--pretend", "-vv", "--port", str(free_port()))
     process = subprocess.Popen(
         [sys.executable, "-m", "turbofit", "serve", *words],
         stdout=subprocess.PIPE, stderr=unread, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(REPO), "XDG_STATE_HOME": sharing_libraries(tmp_path),
-             "TURBOFIT_LEASES": str(tmp_path / "leases")},
+             "TURBOFIT_LEASES": str(tmp_path / "leases"), "TURBOFIT_PRETEND_TAKEN": "900MiB"},
     )  # fmt: skip
     os.close(unread)
     try:

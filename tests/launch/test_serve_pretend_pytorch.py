@@ -70,7 +70,7 @@ def test_qwen2_vl_is_served_as_planned_and_started_again_when_killed(children, t
 def test_a_dead_loop_behind_a_healthy_page_is_an_ending(children, tmp_path) -> None:
     """Past the gateway an image kills the engine's loop; LMDeploy's page would stay healthy."""
     # So few rows that what sampling takes leaves no room for the picture either.
-    words = (*SMALL, "--no-gateway", "--no-check")
+    words = (*SMALL, "--no-gateway", "--check", "none")
     served = serve(children, tmp_path, *words)
     served.wait()
     # The supervisor may end the server before its 503 is written.

@@ -21,7 +21,7 @@ def test_two_share_a_card_behind_one_address(children, tmp_path, internvl2, qwen
     for name, folder in models.items():
         servers[name] = serve_pretend(
             children, tmp_path, str(folder), "--on", "1xrtx3060", "--budget", "45%",
-            "--context", "4096", "--no-check", TMPDIR=str(tmp_path),
+            "--context", "4096", "--check", "none", TMPDIR=str(tmp_path),
         )  # fmt: skip
         servers[name].wait()
     runs = sorted((tmp_path / "turbofit" / "runs").glob("*/plan.json"))

@@ -101,7 +101,7 @@ class Serving:
         # standbys.
         self._words = [
             "serve", "internvl2-2b", "--pretend", "--port", str(self._own), "--drain", "60",
-            "--no-check", "--no-standby", "--api-key", KEY, *words,
+            "--check", "none", "--no-standby", "--api-key", KEY, *words,
         ]  # fmt: skip
         self.child = self.again()
         self.child.wait_for("fits:")

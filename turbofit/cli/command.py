@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from turbofit.cli import usage_errors
-from turbofit.cli.command_words import for_click, one_machine, take_rest, without_program
-from turbofit.cli.options.option_variables import check_names, variable, with_source
+from turbofit.cli.options.untyped import WORDS, check_names, with_source
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, say, verbose_log
+from turbofit.cli.words import Typed, read
 from turbofit.core.errors import NoGpuError, UsageError
-from turbofit.core.process.variable_names import is_service_link
-from turbofit.launch.serve.passthrough import read_words, sort_options
+from turbofit.core.process.variable_names import is_service_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _WINDOWS: Final = os.name == "nt"
-#: The key of a context's notes about LMDeploy's words and options on the line.
-_OF_LMDEPLOY: Final = "turbofit.lmdeploy"
+#: The key of the words that a context was made of, sorted.
+_TYPED: Final = "turbofit.typed"
+_GPUS: Final = "CUDA_VISIBLE_DEVICES"
 
 
 class _Path(click.Path):
@@ -65,12 +65,9 @@ class Option(click.Option):
         self.bare = self.is_flag or self.count or "flag_value" in attributes
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        """The text of the option's variable; None if it is empty, or set by Kubernetes."""
-        if ctx.auto_envvar_prefix is None or not self.allow_from_autoenv:
-            return None
-        name = variable(ctx.auto_envvar_prefix, self)
-        text = os.environ.get(name, "")
-        return None if not text.strip() or is_service_link(name, text) else text
+        """The text of the option's variable; None if Kubernetes set it for a Service."""
+        text = super().resolve_envvar_value(ctx)
+        return None if text is None or is_service_address(text) else text
 
 
 class Argument(click.Argument):
@@ -91,6 +88,8 @@ class CliCommand(click.Command):
     """One command of the command line; ``callback`` takes every option by its name.
 
     ``takes_rest``: words after ``--`` are another program's, and passed on as ``rest``.
+    ``first``: the options of the first section of its help, before those in groups; ``unnamed``:
+    those that it does not name.
     ``only_linux``: it supervises programs or reads /proc, except with ``--dry-run``; it continues
     if nobody reads its standard error. ``usage`` replaces click's first line of the help.
     """
@@ -102,6 +101,8 @@ class CliCommand(click.Command):
         *,
         takes_rest: bool = False,
         only_linux: bool = False,
+        first: Sequence[str] = (),
+        unnamed: Sequence[str] = (),
         usage: str | None = None,
     ) -> None:
         verbose = Option(
@@ -121,52 +122,38 @@ class CliCommand(click.Command):
         )
         self.takes_rest = takes_rest
         self.only_linux = only_linux
+        self.first, self.unnamed = first, unnamed
         self.usage = usage
         #: Whether a command line of LMDeploy's server may follow it.
         self.plans = any("--session-len" in param.opts for param in params)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the words before ``--``; if the command plans, also those of LMDeploy's server."""
-        ctx.meta.setdefault(usage_errors.WORDS, tuple(args))
-        line = None
-        if self.plans and not ctx.resilient_parsing:
-            args, line = without_program(args, ctx)
-        options, rest = split_rest(args)
-        if rest and not self.takes_rest and not ctx.resilient_parsing:
+        ctx.meta.setdefault(WORDS, tuple(args))
+        words, rest = split_rest(args)
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, words)
+        if rest and not self.takes_rest:
             raise UsageError(
                 f"`{ctx.command_path}` takes nothing after --",
                 hint=f"see {ctx.command_path} --help",
             )
+        options = [param for param in self.params if isinstance(param, Option)]
+        by_name = {name: one for one in options for name in (*one.opts, *one.secondary_opts)}
         try:
-            if not ctx.resilient_parsing:
-                options, engine = self._of_lmdeploy(one_machine(options), ctx)
-                rest = [*engine, *rest]
-                options = for_click(options, self._by_name(), ctx)
-            left = super().parse_args(ctx, options)
+            typed = read(words, by_name, plans=self.plans, serves=self.takes_rest)
+            if typed.unknown:
+                raise usage_errors.unknown_options(typed.unknown, ctx)
+            left = super().parse_args(ctx, typed.words)
         except click.UsageError as exc:
             raise with_source(usage_errors.usage_error(exc, ctx), ctx) from None
         if self.takes_rest:
-            ctx.params["rest"] = rest
-        if line is not None:
-            ctx.meta[_OF_LMDEPLOY] = [*take_rest(line, ctx), *ctx.meta[_OF_LMDEPLOY]]
-        if not ctx.resilient_parsing:
-            check_names(ctx)
-            self._check_forms(ctx)
+            ctx.params["rest"] = [*typed.passed, *rest]
+        _choose_gpus(typed, ctx)
+        ctx.meta[_TYPED] = typed
+        check_names(ctx)
+        self._check_forms(ctx)
         return left
-
-    def _by_name(self) -> dict[str, Option]:
-        options = [param for param in self.params if isinstance(param, Option)]
-        return {name: param for param in options for name in (*param.opts, *param.secondary_opts)}
-
-    def _of_lmdeploy(self, words: list[str], ctx: click.Context) -> tuple[list[str], list[str]]:
-        """Split words into turbofit's and the engine's; what was taken over is reported later."""
-        if not self.plans:
-            return words, []
-        read = read_words(words, self._by_name(), serves=self.takes_rest)
-        ctx.meta[_OF_LMDEPLOY] = [read.line] if read.line else []
-        if not self.takes_rest:
-            sort_options(read.engine)  # refuses options that no plan counts
-        return read.ours, read.engine
 
     def _check_forms(self, ctx: click.Context) -> None:
         forms = [param for param in self.params if isinstance(param, Option) and param.form]
@@ -185,7 +172,7 @@ class CliCommand(click.Command):
                 f"{ctx.command_path} does not run on Windows",
                 hint="run it on Linux, or in WSL 2; plan, predict, machine and report work here",
             )
-        form = ctx.params.get("form", Form())
+        form, typed = ctx.params.get("form", Form()), ctx.meta.get(_TYPED)
         if self.only_linux:
             from turbofit.core.process.log_queue import queued_stderr  # it imports logging
         try:
@@ -194,8 +181,10 @@ class CliCommand(click.Command):
                 progress(quiet=ctx.params.pop("quiet"), as_json=form.as_json),
                 verbose_log(ctx.params.pop("verbose")),
             ):
-                for line in ctx.meta.get(_OF_LMDEPLOY, ()):
-                    say(line)
+                if typed is not None:
+                    os.environ.update(typed.variables)
+                    for line in typed.notes:
+                        say(line)
                 return super().invoke(ctx)
         except UsageError as exc:
             with_source(exc, ctx)
@@ -230,23 +219,44 @@ class CliCommand(click.Command):
         return super().shell_complete(ctx, incomplete)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from turbofit.cli.manual import group_lines
+
         self.explain(ctx.info_name or "")
-        groups: dict[str, list[tuple[str, str]]] = {"arguments": [], "": []}
-        for param in self.params:
-            if isinstance(param, Argument):
-                groups["arguments"].append((param.make_metavar(ctx), param.explained))
-            elif isinstance(param, Option) and (record := param.get_help_record(ctx)):
-                groups.setdefault(param.group, []).append(record)
+        arguments = [it for it in self.params if isinstance(it, Argument)]
+        options = [it for it in self.params if isinstance(it, Option)]
+        groups: dict[str, list[tuple[str, str]]] = {}
+        if arguments:
+            groups["arguments"] = [(it.make_metavar(ctx), it.explained) for it in arguments]
+        order = {name: place for place, name in enumerate(self.first)}
+        for option in sorted(options, key=lambda it: order.get(str(it.name), len(order))):
+            group = "" if option.name in order else option.group or "more" * bool(order)
+            if option.name not in self.unnamed:
+                record = option.get_help_record(ctx) or ("", "")
+                groups.setdefault(group, []).append(record)
+        lines = group_lines()
         for group, records in groups.items():
-            if records:
-                title = group.capitalize() if group.islower() else group or "Options"
-                with formatter.section(title):
-                    formatter.write_dl(records, col_max=36)
+            line = f" ({lines[group]})" if group in lines else ""
+            title = group or "options"
+            with formatter.section(f"{title[0].upper()}{title[1:]}{line}"):
+                formatter.write_dl(records, col_max=36)
+        if self.unnamed:
+            with formatter.section("LMDeploy's own options"):
+                formatter.write_text("taken too: lmdeploy serve api_server --help lists them")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from turbofit.cli.manual import manual_text
 
         formatter.write(manual_text(ctx.info_name or ""))
+
+
+def _choose_gpus(typed: Typed, ctx: click.Context) -> None:
+    """Take a pasted line's CUDA_VISIBLE_DEVICES as ``--gpus`` of a described machine."""
+    if _GPUS in typed.variables and ctx.params.get("on") and "gpus" in ctx.params:
+        value, given = typed.variables.pop(_GPUS), ctx.params["gpus"]
+        if given is None:
+            ctx.params["gpus"] = value
+        what = f"taken as --gpus {value}" if given is None else "left out: --gpus is given"
+        typed.notes.append(f"{_GPUS}={value} of the line is {what}")
 
 
 def command(*params: click.Parameter, **options: Any) -> Callable[[Callable[..., int]], CliCommand]:

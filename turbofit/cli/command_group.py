@@ -19,7 +19,7 @@ COMMANDS: Final[dict[str, str]] = {
     "rehearse": "LMDeploy's real engine on pretend GPUs with the plan's settings",
     "pretend": "any command on pretend GPUs: memory by process, card and phase, peak, death",
     "serve": "measure, plan, launch LMDeploy and watch it",
-    "cluster": "what a Ray cluster serves, another plan for it, a node that leaves",
+    "cluster": "what the nodes of a Ray cluster do, and a node that leaves",
     "chat": "ask a server from the terminal, pictures by their paths",
     "ps": "the servers that run here",
     "logs": "what the engines of a run have printed",
@@ -96,8 +96,8 @@ TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
 def unknown_command(words: list[str]) -> UsageError:
     """The error for a first word that is not a command."""
     from turbofit.cli.usage_errors import unknown_word
+    from turbofit.core.nearest import guess
     from turbofit.core.process.hidden import without_secrets
-    from turbofit.core.synonyms import command_synonym, guess
 
     (name,) = without_secrets(words[:1])
     if name.startswith("-") or "=" in name:
@@ -106,7 +106,7 @@ def unknown_command(words: list[str]) -> UsageError:
         if "=" in name and not name.startswith("-"):
             hint = f"a variable stands before turbofit: {name} turbofit {command} OPTIONS"
         return UsageError(f"{name!r}: {what}", hint=hint)
-    hint = command_synonym(name.partition(" ")[0]) or guess(name, COMMANDS, 3).rstrip()
-    hint = hint or unknown_word(words[0])
-    hint = hint or "turbofit --help lists the commands"
-    return UsageError(f"unknown command {name!r}", hint=hint)
+    hint = guess(name, COMMANDS, 3) or unknown_word(words[0])
+    return UsageError(
+        f"unknown command {name!r}", hint=hint or "turbofit --help lists the commands"
+    )

@@ -14,7 +14,7 @@ import turbofit
 from turbofit.cli.command import split_rest
 from turbofit.cli.command_group import COMMANDS, TURBOFIT, overview, unknown_command
 from turbofit.cli.commands.completion import COMPLETE_VARIABLE, complete
-from turbofit.cli.options.option_variables import ROOT
+from turbofit.cli.options.untyped import ROOT
 from turbofit.cli.terminal.interrupts import INTERRUPTED
 from turbofit.cli.terminal.output import UnwrittenError, answer, complain, note, prepare_streams
 from turbofit.core.errors import PackageError, TurbofitError

@@ -43,6 +43,13 @@ def option_texts(command: str) -> dict[str, str]:
     return {**texts["shared"], **texts.get(command, {})}
 
 
+@cache
+def group_lines() -> dict[str, str]:
+    """What each group of options is for."""
+    lines: dict[str, str] = load_yaml(presets_dir() / "options.yaml")["groups"]
+    return lines
+
+
 def manual_text(name: str) -> str:
     """The lines below the options of a command; empty if it has no manual."""
     if name not in MANUAL:

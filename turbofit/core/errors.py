@@ -8,7 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from turbofit.core.json_types import Document
+
+
+def option_of(setting: str) -> str:
+    """The command-line option of a setting, from the setting's name."""
+    return "--" + setting.rstrip("_").replace("_", "-")
 
 
 class TurbofitError(Exception):
@@ -17,23 +24,34 @@ class TurbofitError(Exception):
     Args:
         message: one line that names the cause.
         hint: one line that says what to do about it.
+        options: the options that both lines name, by their fields, the wrong one first. The lines
+            spell them as the command line does; Python's functions spell them as keywords.
     """
 
     exit_code: ClassVar[int] = 1
     kind: ClassVar[str] = "error"
 
-    def __init__(self, message: str, *, hint: str) -> None:
+    def __init__(self, message: str, *, hint: str, options: Sequence[str] = ()) -> None:
         # White space is folded, since a quoted file or exception must not break the line.
         self.message = " ".join(message.split())
         self.hint = " ".join(hint.split())
+        self.options = tuple(options)
         super().__init__(self.message)
         if hasattr(self, "add_note"):  # from Python 3.11 on, for the traceback
             self.add_note(f"hint: {self.hint}")
 
-    def reword(self, message: str, hint: str) -> None:
-        """Replace the message and the hint of this error."""
+    @property
+    def option(self) -> str | None:
+        """The field of the option that is wrong; None if the error is of no option."""
+        return self.options[0] if self.options else None
+
+    def name_keywords(self) -> None:
+        """Spell this error's options as keywords: ``tp`` instead of ``--tp``."""
+        lines = [self.message, self.hint]
+        for name in sorted(self.options, key=len, reverse=True):
+            lines = [line.replace(option_of(name), name) for line in lines]
         self.__dict__.pop("__notes__", None)
-        TurbofitError.__init__(self, message, hint=hint)
+        TurbofitError.__init__(self, lines[0], hint=lines[1], options=self.options)
 
     def to_dict(self) -> Document:
         """The error as the JSON document that ``--json`` prints."""
@@ -76,6 +94,9 @@ class MachineError(TurbofitError):
 
 class NoGpuError(MachineError):
     """No GPU can be measured here; another machine can be described."""
+
+    def __init__(self, message: str, *, hint: str, options: Sequence[str] = ("on",)) -> None:
+        super().__init__(message, hint=hint, options=options)
 
 
 class LaunchError(TurbofitError):

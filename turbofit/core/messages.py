@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import UsageError, option_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -47,11 +47,6 @@ def groups_of(groups: Iterable[tuple[int, ...]]) -> str:
     return " | ".join(indices(group) for group in groups)
 
 
-def option_of(setting: str) -> str:
-    """The command-line option of a setting, from the setting's name."""
-    return "--" + setting.rstrip("_").replace("_", "-")
-
-
 def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") -> None:
     """Refuse options that exclude ``beside``; ``hint`` is added to the advice to leave them out.
 
@@ -62,7 +57,9 @@ def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") 
         if value or value == "":
             option = option_of(name)
             raise UsageError(
-                f"{option} and {beside} do not go together", hint=f"leave {option} out{hint}"
+                f"{option} and {beside} do not go together",
+                hint=f"leave {option} out{hint}",
+                options=[name],
             )
 
 

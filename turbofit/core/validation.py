@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 from typing_extensions import Self
 
-from turbofit.core.errors import UsageError
-from turbofit.core.messages import option_of
+from turbofit.core.errors import UsageError, option_of
 from turbofit.core.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -192,34 +191,41 @@ def usage_error(
     if len(errors) == 1:
         return errors[0]
     hints = dict.fromkeys(error.hint for error in errors)
-    return UsageError("; ".join(error.message for error in errors), hint="; ".join(hints))
+    return UsageError(
+        "; ".join(error.message for error in errors),
+        hint="; ".join(hints),
+        options=[name for error in errors for name in error.options],
+    )
 
 
 def _field_error(
     first: Mapping[str, Any], kind: type[BaseModel], spelled: Callable[[str], str]
 ) -> UsageError:
     cause = getattr(first.get("ctx", {}).get("error"), "__cause__", None)
-    if isinstance(cause, UsageError):
-        return cause
     field = str(first["loc"][0]) if first["loc"] else ""
-    from turbofit.core.synonyms import guess, meant
+    if isinstance(cause, UsageError):
+        cause.options = cause.options or (field,)
+        return cause
+    from turbofit.core.nearest import guess, meant, of_vllm
 
     if first["type"] == "extra_forbidden":
-        hint = meant(field, sorted(kind.model_fields), "{field}={value}", str(first["input"]))
-        return UsageError(f"{field} is nothing that {kind.__name__} knows", hint=hint)
+        hint = of_vllm(field, str) or meant(field, sorted(kind.model_fields))
+        wrong = f"{field} is nothing that {kind.__name__} knows"
+        return UsageError(wrong, hint=hint, options=[field])
     name = spelled(field)
     if first["type"] == "missing":
-        return UsageError(f"{name} is not given", hint=f"give {name}")
+        return UsageError(f"{name} is not given", hint=f"give {name}", options=[field])
     value, should = repr(first["input"]), _SHOULD.get(first["type"])
     what = first["msg"].replace("Input should", "it should")
     if should:
         what = f"it should be {should.format_map(first.get('ctx', {}))}"
     choices = re.findall("'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []
-    near = guess(str(first["input"]), choices).rstrip()
+    near = guess(str(first["input"]), choices)
     described = _described(name, kind.model_fields.get(field), optional=bool(should))
     return UsageError(
         f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {what}",
         hint=near or described or f"give another {name}, or leave it out",
+        options=[field],
     )
 
 

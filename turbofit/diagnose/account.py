@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from msgspec.structs import replace
 
 from turbofit.core.engine_end import End
-from turbofit.core.messages import option_of
+from turbofit.core.errors import option_of
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
@@ -158,9 +158,10 @@ def _of_torch(
     turbomind: bool,
 ) -> Finding:
     """What is left of the process's bytes beyond weights and contexts, and so the phase."""
-    held, torch = memory.process or 0, (memory.allocated or 0) + (memory.cached or 0)
+    held, allocated = memory.process or 0, memory.allocated or 0
+    torch = allocated + (memory.cached or 0)
     weights, context = _weights(ledger), ledger.bytes_in("context")
-    rest = (memory.allocated or 0) - weights
+    rest = allocated - weights
     torch_tower = turbomind and release(case.engine.version) < _NATIVE
     if turbomind:
         tower = ledger.bytes_of("weights.vision_tower") if torch_tower else 0
@@ -178,22 +179,29 @@ def _of_torch(
         f"of {format_bytes(held)} that this process held, the weights of a rank are {of_weights}"
         f"{f', torch {format_bytes(torch)}' if turbomind else ''}: "
     )
-    region, named = ledger.bytes_in("cache"), "weights"
+    region = ledger.bytes_in("cache")
     if rest > doubt:
-        named = "vision" if torch_tower else "after"
-        if case.model is not None and case.model.vision is None:
-            named = "text"
-        said += (
+        text_alone = case.model is not None and case.model.vision is None
+        named: str = "text" if text_alone else "vision" if torch_tower else "after"
+        what = (
             f"about {format_bytes(rest)} of it were the KV cache with its buffers (the ratio"
             f" {case.ratio:g} gives {format_bytes(region)} by the account), so it died after the"
             " cache was made"
         )
-    elif not turbomind and (memory.requested or 0) > region // 2 > 0:
-        named, said = "cache", f"{said}it asked for the cache itself"
     else:
-        said += "the weights were not yet whole" if rest < -doubt else "nothing is left for a cache"
+        asked = 0 if turbomind else memory.requested or 0
+        named, what = _before_cache(rest, doubt, asked, region)
     end = End(phase=named) if phase == "unknown" else None
-    return Finding(end=end, why=(said,), unknown=(_IMAGE_OR_TEXT,) if named == "after" else ())
+    unknown = (_IMAGE_OR_TEXT,) if named == "after" else ()
+    return Finding(end=end, why=(said + what,), unknown=unknown)
+
+
+def _before_cache(rest: int, doubt: int, asked: int, region: int) -> tuple[str, str]:
+    """The phase of a process that holds no cache: it asked for that, or loaded its weights."""
+    if asked > region // 2 > 0:
+        return "cache", "it asked for the cache itself"
+    words = "the weights were not yet whole" if rest < -doubt else "nothing is left for a cache"
+    return "weights", words
 
 
 def _of_load(ledger: GpuLedger) -> Finding:
@@ -216,8 +224,10 @@ def cures(case: LogCase, phase: Phase, others: int) -> tuple[tuple[Remedy, Plan]
     checkpoint's own, and the smallest larger degree on the log's cards, each with the run then.
     """
     machine, model, cache = case.machine, case.model, logged_cache(case)
-    if machine is None or model is None or not case.has_account:
+    if not case.has_account:
         return ()
+    assert machine is not None
+    assert model is not None
     kept: dict[str, Any] = {"free_at_cache": cache.free} if cache else {}
     kept = {"on": machine.with_used(others)} if others else kept
 

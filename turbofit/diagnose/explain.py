@@ -135,12 +135,15 @@ def _steps(
     What the account lets live goes before what helps in general. A step that the log has done is
     left out; so is a share of the cache where no share helps, and more cards where the cards do.
     """
-    of_lmdeploy, fits = case.subject.of_lmdeploy, worked and worked.fits
     share = any(_SHARE.search(remedy.change) for remedy, _ in ways)
-    vain = fits is False or (draft.short and case.has_account and not share)
+    vain = draft.short and case.has_account and not share
+    if worked is None:
+        return tuple(dict.fromkeys(_general(case, draft, fits=False, vain=vain)))
+    of_lmdeploy, fits = case.subject.of_lmdeploy, worked.fits
+    vain |= fits is False
     steps = _general(case, draft, fits=bool(fits), vain=vain)
-    own = [remedy.change for remedy in worked.remedies] if worked else []
-    if not draft.short or worked is None or fits is None:
+    own = [remedy.change for remedy in worked.remedies]
+    if not draft.short or fits is None:
         return tuple(dict.fromkeys(steps or (own if vain and draft.changes else [])))
     if fits and not ways:
         own = [_as_settings(worked)] if of_lmdeploy else []

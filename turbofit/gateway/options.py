@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from turbofit.core.errors import UsageError
-from turbofit.core.messages import option_of
+from turbofit.core.errors import UsageError, option_of
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.process.variables import variables
 from turbofit.core.validation import FilePath, Metavar, Validated
@@ -31,7 +30,6 @@ class GatewayOptions(Validated):
     allow_origins: tuple[Annotated[str, Metavar("ORIGIN")], ...] = ()
     allowed_hosts: tuple[Annotated[str, Metavar("NAME")], ...] = ()
     trusted_proxies: tuple[Annotated[str, Metavar("ADDRESS")], ...] = ()
-    connections_per_address: Positive | None = None
     max_concurrent_requests: Positive | None = None
     ssl_certfile: FilePath | None = None
     ssl_keyfile: FilePath | None = None
@@ -61,7 +59,7 @@ class GatewayOptions(Validated):
         Raises:
             UsageError: options contradict each other, or a file of keys cannot be read.
         """
-        from turbofit.gateway.config import ConnectionLimits, GatewayConfig
+        from turbofit.gateway.config import GatewayConfig
         from turbofit.gateway.http.connections import Networks
         from turbofit.gateway.server import check_bind
 
@@ -73,7 +71,6 @@ class GatewayOptions(Validated):
             raise UsageError("an --api-key is empty", hint="leave it out, or give a key")
         Networks(self.trusted_proxies)  # it raises for a bad address before anything starts
         keys = (*self.api_key, *_keys_in(self.api_key_file)) or variables().keys
-        most = self.connections_per_address or ConnectionLimits().connections_per_address
         keys = tuple(key.strip() for key in keys if key.strip())
         front_keys = _keys_in(self.front_key_file)
         config = GatewayConfig(
@@ -87,7 +84,6 @@ class GatewayOptions(Validated):
             allowed_media_domains=self._media_domains(bool(keys or front_keys)),
             trusted_proxies=self.trusted_proxies,
             at_once=self.max_concurrent_requests,
-            connection=ConnectionLimits(connections_per_address=most),
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
             defaults=Defaults(

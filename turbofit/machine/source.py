@@ -60,7 +60,8 @@ def machine_from(
 
         if gpus is not None and is_spec(gpus):  # check before this machine is measured
             hint = f"it is a machine: --on {gpus}; --gpus 0,1 chooses GPUs of one"
-            raise UsageError(f"--gpus: {gpus!r} is no GPU of this machine", hint=hint)
+            wrong = f"--gpus: {gpus!r} is no GPU of this machine"
+            raise UsageError(wrong, hint=hint, options=["gpus", "on"])
         machine = recall(measure_in_time(env))
         chosen_by_user = chosen_by_user or env.get("CUDA_VISIBLE_DEVICES") is not None
     elif isinstance(on, Machine):
@@ -74,7 +75,8 @@ def machine_from(
     machine = replace(machine, gpus=tuple(map(_accounted, machine.gpus)))
     if gpus is not None:
         if not gpus.strip():
-            raise UsageError("--gpus is empty", hint="name GPUs as in --gpus 0,1")
+            hint = "name GPUs as in --gpus 0,1"
+            raise UsageError("--gpus is empty", hint=hint, options=["gpus"])
         visible = select(gpus, machine.gpus, machine.visible)
         machine = replace(machine, visible=visible)
     machine = _with_notes(_readable(machine, chosen_by_user=chosen_by_user))
@@ -149,6 +151,7 @@ def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:
             hint=f"leave it out with --gpus {','.join(str(i) for i in rest)}"
             if rest
             else "check nvidia-smi, or describe the machine with --on SPEC",
+            options=["gpus", "on"],
         )
     return replace(machine, visible=rest)
 

@@ -1,4 +1,4 @@
-"""``--on SPEC``: a machine in one line, or what ``nvidia-smi`` and lspci print.
+"""``--on SPEC``: a machine in one line, or what ``nvidia-smi`` prints.
 
 Groups joined by ``+``, commas or lines; what has a ``=`` between commas is a machine option::
 
@@ -23,8 +23,8 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Holder, Host, Link, Machine
+from turbofit.core.nearest import plain
 from turbofit.core.struct import NA, NaType, Struct
-from turbofit.core.synonyms import plain
 from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share, three_digits
 from turbofit.machine.nvidia_smi import SmiGpu, listed, read_text
 from turbofit.machine.presets import (
@@ -66,9 +66,7 @@ _COUNT_BEFORE: Final = re.compile(r"(?P<count>\d{1,3})\s+(?P<name>.+)")
 _COUNT_BEHIND: Final = re.compile(r"(?P<name>.+?)\s*[x×*]\s*(?P<count>\d{1,3})", re.IGNORECASE)
 #: ``0`` and ``cuda:1``: names of CUDA and torch for a GPU of this machine.
 _INDEX: Final = re.compile(r"(?:cuda:|gpu ?)(\d{1,2})|\d", re.IGNORECASE)
-#: Other forms of a count: after a colon, in words; and the words after a name of several cards.
-_SLURM_COUNT: Final = re.compile(r"^([^:]+):\s*(\d{1,3})\s*(?=:|$)")
-_COUNT_WORDS: Final = {"one": 1, "two": 2, "dual": 2, "three": 3, "four": 4, "quad": 4, "eight": 8}
+#: The words after a name of several cards.
 _CARDS: Final = re.compile(r"(?<=\d)s$|(?<!laptop)\s+(?:gpus?|cards?)$", re.IGNORECASE)
 #: A separator between cards; the + of a MIG profile (1g.10gb+me) is not one.
 _JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)|\s+(?:and|&)\s+", re.IGNORECASE)
@@ -81,12 +79,7 @@ _SIZE: Final = re.compile(r"\d+\s*(?:[mg]i?b)", re.IGNORECASE)
 _NO_PARTS: Final = re.compile(
     r"(?<=\d),(?=\d{3}(?:,\d{3})*\s*[KMGT]i?B)|^\s*\d+\s*,(?=.*MiB)", re.IGNORECASE | re.MULTILINE
 )
-#: A size with a decimal comma: ``free=19,5GB``.
-_DECIMAL: Final = re.compile(r"(?<==)(\d+),(?=\d{1,2}\s*[KMGT]i?B)", re.IGNORECASE)
-#: A line of lspci, and a line of nvidia-smi's table.
-_LSPCI: Final = re.compile(
-    r".*NVIDIA Corporation.*?\[([^]:]+?)(?:/[^] ]*| Rev\. \w| Lite Hash Rate)?\].*", re.IGNORECASE
-)
+#: A line of nvidia-smi's table.
 _TABLE_LINE: Final = re.compile(r"^\s*\|.*\|\s*$", re.MULTILINE)
 #: Separators in nvidia-smi's output: before cards and slices of -L; and a name with its memory.
 _SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+[\d,]+:)|(?=\bMIG\s+\S+\s+Device\b)")
@@ -112,8 +105,8 @@ class _Card(Struct):
 
 
 def is_pasted(text: str) -> bool:
-    """Whether a text is output of lspci or nvidia-smi, so that its slash is not of a path."""
-    return bool(_LSPCI.search(text) or _TABLE_LINE.search(text))
+    """Whether a text is a table of nvidia-smi, so that its slash is not of a path."""
+    return bool(_TABLE_LINE.search(text))
 
 
 def is_spec(text: str) -> bool:
@@ -133,8 +126,8 @@ def parse_spec(spec: str) -> Machine:
     """
     spec = plain(spec)
     printed = read_text(spec)
-    if pasted := printed or _LSPCI.findall(spec):
-        spec = "\n".join(pasted)
+    if printed:
+        spec = "\n".join(printed)
     if not spec:
         _refuse("it is empty", _EXAMPLE)
     texts, tail = _cards_and_options(spec)
@@ -188,7 +181,7 @@ def _cards_and_options(spec: str) -> tuple[list[str], list[str]]:
     """Split a SPEC into the texts of its groups and of its machine options."""
     cards: list[str] = []
     options: list[str] = []
-    for line in _lines(_NO_PARTS.sub("", _DECIMAL.sub(r"\1.", spec))):
+    for line in _lines(_NO_PARTS.sub("", spec)):
         alone = False  # whether a size may follow the card before
         for part in map(str.strip, line.split(",")):
             if not part or "=" in part.partition(":")[0] or part.lower() in _OPTIONS:
@@ -230,8 +223,9 @@ def _parse_group(text: str) -> list[_Card]:
     if match := _INDEX.fullmatch(text):
         index = match[1] or text
         hint = f"leave --on out and give --gpus {index} for the machine here; {_EXAMPLE}"
-        _refuse(f"{text} is a GPU's index, and no card's name", hint)
-    head, *tail = _SLURM_COUNT.sub(r"\2x\1", text).split(":")
+        cause = f"SPEC: {text} is a GPU's index, and no card's name"
+        raise UsageError(cause, hint=hint, options=["on", "gpus"])
+    head, *tail = text.split(":")
     given = _key_values(tail, _KEYS, "key")
     count, name = _counted(head.strip(), anything="total" in given)
     if not 1 <= count <= MAX_GPUS:
@@ -244,8 +238,6 @@ def _parse_group(text: str) -> list[_Card]:
 
 def _counted(text: str, *, anything: bool) -> tuple[int, str]:
     """The count and the name in a group's text."""
-    first, space, rest = text.partition(" ")
-    text = f"{_COUNT_WORDS.get(first.lower(), first)}{space}{rest}"
     for pattern in (_COUNT_BEHIND, _COUNT_BEFORE, _COUNT):
         if match := pattern.fullmatch(text):
             name = _known(match["name"])

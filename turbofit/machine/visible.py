@@ -68,11 +68,14 @@ def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tu
             raise UsageError(
                 f"--gpus: {entry!r} is not one GPU of this machine",
                 hint=f"{known}; how many a described machine has stands in --on, as 2xrtx3090",
+                options=["gpus", "on"],
             )
         if index in chosen:
-            raise UsageError(f"--gpus: GPU {index} is there twice", hint="name each GPU once")
+            twice = f"--gpus: GPU {index} is there twice"
+            raise UsageError(twice, hint="name each GPU once", options=["gpus"])
         if index not in visible:
-            raise UsageError(f"--gpus: GPU {index} is hidden by CUDA_VISIBLE_DEVICES", hint=known)
+            hidden = f"--gpus: GPU {index} is hidden by CUDA_VISIBLE_DEVICES"
+            raise UsageError(hidden, hint=known, options=["gpus"])
         chosen.append(index)
     return tuple(chosen)
 

@@ -8,8 +8,7 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import PackageError, UsageError
-from turbofit.core.messages import option_of
+from turbofit.core.errors import PackageError, UsageError, option_of
 from turbofit.core.model import Model
 from turbofit.core.plan import Plan
 from turbofit.core.version import REFERENCE
@@ -64,6 +63,7 @@ def check_options(engine: Engine, engine_options: Mapping[str, object]) -> None:
             raise UsageError(
                 f"{option_of(options[0])} is no option of the {engine.name} engine",
                 hint=f"leave it out, or take --engine {name} where it runs the model",
+                options=[options[0], "engine"],
             )
 
 
@@ -139,7 +139,7 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
     others = (it for it in known if it not in wanted and not _problem(model, it, version))
     other = next(others, None)
     hint = f"--engine {other} does" if other else "see turbofit models for what runs"
-    raise UsageError(str(problems[wanted[0]]), hint=hint)
+    raise UsageError(str(problems[wanted[0]]), hint=hint, options=["engine"])
 
 
 def _check_version(model: Model, version: str) -> None:

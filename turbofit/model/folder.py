@@ -34,7 +34,7 @@ _FOREIGN: Final = {
 #: File types that do not contain weights, and the commands that read them.
 READ_ELSEWHERE: Final = {
     ".json": "turbofit serve --plan FILE starts a plan, report and export read one",
-    ".yaml": "a profile is -f FILE, as turbofit plan -f FILE or turbofit serve -f FILE",
+    ".yaml": "a file of options is -f FILE, as turbofit plan -f FILE or turbofit serve -f FILE",
 }
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt")
 _HUB: Final = "name the safetensors checkpoint that it was made of, as a folder or a hub id"

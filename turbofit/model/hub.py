@@ -233,6 +233,7 @@ class HubFiles:
         return kind(
             f"{self.host} answers {error.code} for {self.hub_id} at {self.revision}",
             hint="check --revision, or try again later",
+            options=["revision"],
         )
 
     def _hurry(self) -> None:

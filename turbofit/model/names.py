@@ -1,8 +1,7 @@
-"""Readers of the names that people type for a model, except folders, hub ids and presets.
+"""Readers of the names that people type for a model, except folders and presets.
 
-These are hub addresses, ``ORG/NAME@REVISION``, Ollama's ``NAME:TAG`` and Windows paths. A hub id
-without a preset is compared with presets and with known suffixes; ``presets/families/names.yaml``
-lists the suffixes and the hosts.
+These are hub ids, ``ORG/NAME@REVISION`` and hub addresses. A hub id without a preset is compared
+with presets and with known suffixes; ``presets/families/names.yaml`` lists the suffixes and hosts.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, Quantization
+from turbofit.core.nearest import plain
 from turbofit.core.presets import load_yaml, preset_path
-from turbofit.core.synonyms import plain
 from turbofit.core.version import REFERENCE
 from turbofit.model.caches import uses_modelscope
 from turbofit.model.parameters import stored_bytes
@@ -36,22 +35,19 @@ from turbofit.model.presets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from turbofit.core.json_types import JsonObject
 
-_OLLAMA: Final = re.compile(r"[A-Za-z0-9][\w.-]{1,95}(:[\w.-]{1,95})?")
-_WINDOWS: Final = re.compile(r"(?:[A-Za-z]:[\\/]|[^/]*\\).*?([^\\/]*)[\\/]*")
 #: The path of a model's page or file on a hub; some first parts of paths never name a model.
 _ADDRESS: Final = re.compile(
     r"(?:(?:api|v1|models|library)/)*"
     r"(?!(?:api|v1|models|library|datasets|spaces|studios|collections|papers|blog|docs)/)"
-    r"(?P<id>[^/@:?#]+/[^/@:?#]+?)(?:\.git)?(?:@(?P<at>[^/:?#]+)|:(?P<tag>[^/?#]+))?"
+    r"(?P<id>[^/@:?#]+/[^/@:?#]+?)(?:\.git)?(?:@(?P<at>[^/:?#]+))?"
     r"(?:/(?:.*?/)?(?:tree|blob|resolve|raw|commits?|view)/(?P<of>refs/\w+/\d+|[^/?#]+))?"
     r"(?:[/?#](?:.*?[?&](?:version|revision)=(?P<asked>[^&#]+))?.*)?",
     re.IGNORECASE,
 )
-_CHINESE: Final = re.compile("[\u4e00-\u9fff]")
 _HUBS: Final = {"hf": "the Hugging Face hub", "modelscope": "ModelScope"}
 
 
@@ -72,37 +68,32 @@ def read_name(typed: str, revision: str | None = None) -> Name:
     """Read a typed name; a name in none of the known forms is returned unchanged.
 
     Raises:
-        UsageError: the name has a revision, and ``--revision`` has another.
+        UsageError: it is an address of no model, or has another revision than ``--revision``.
     """
-    name = _read(text := plain(typed))
-    if _CHINESE.search(typed):
-        name = name._replace(notes=(f"{typed[:120]} was read as {text}", *name.notes))
+    text = plain(typed).rstrip("/")
+    scheme, _, rest = text.rpartition("://")
+    host, _, path = rest.partition("/")
+    hub_id, _, at = text.partition("@")
+    if kind := _data()["schemes"].get(scheme.lower()):
+        name = _address(rest, kind, "")
+    elif host and (kind := _hosts().get(host.lower())):
+        name = _address(path, kind, host)
+    elif scheme:
+        raise UsageError(
+            f"{host or scheme} is no hub of models that is known",
+            hint="name a folder or a hub id (ORG/NAME); for a mirror of the Hugging Face hub set "
+            f"HF_ENDPOINT to its address{near_by_name(path)}",
+        )
+    else:
+        name = Name(hub_id, at) if HUB_ID.fullmatch(hub_id) else Name(text)
     named = None if name.revision in ("", "main", "master") else name.revision
     if revision is not None and named not in {None, revision}:
         raise UsageError(
             f"{typed[:120]} names the revision {named}, and --revision {revision}",
             hint="leave one of the two out",
+            options=["revision"],
         )
     return name._replace(revision=revision or named)
-
-
-def _read(text: str) -> Name:
-    scheme, _, rest = re.sub(r"^git@([^:/]+):", r"https://\1/", text).rpartition("://")
-    host, _, path = rest.partition("/")
-    if known := host and _hosts().get(host.rpartition("@")[2].lower()):
-        return _address(path, known, host)
-    if known := _data()["schemes"].get(scheme.lower()):
-        return _address(rest, known, "")
-    _refuse_elsewhere(scheme, host, path)
-    if os.name != "nt" and (windows := _WINDOWS.fullmatch(text)):
-        return _of_windows(text, windows[1])
-    name = text.rstrip("/")
-    hub_id, _, revision = name.partition("@")
-    if HUB_ID.fullmatch(hub_id):
-        return Name(hub_id, revision)
-    if HUB_ID.fullmatch(text.partition(":")[0]):
-        return _address(text, "", "")
-    return _of_ollama(text) if _OLLAMA.fullmatch(text) and not find_preset(name) else Name(name)
 
 
 def _hosts() -> dict[str, str]:
@@ -114,51 +105,14 @@ def _hosts() -> dict[str, str]:
     return hosts
 
 
-def _refuse_elsewhere(scheme: str, host: str, path: str) -> None:
-    """Refuse an address of another site; a name that is no address passes."""
-    place = scheme.lower() if scheme and "." not in host else host.lower()
-    for kind, what in _data()["elsewhere"].items():
-        if re.fullmatch(kind, place):
-            near = near_by_name(path) or "; `turbofit models` lists what is planned"
-            address = f"{scheme}://{host}" if "." not in host else host
-            raise UsageError(
-                f"{address} is {what}", hint=f"name a folder or a hub id (ORG/NAME){near}"
-            )
-    if scheme:
-        raise UsageError(
-            f"{host or scheme} is no hub of models that is known",
-            hint="name a folder or a hub id (ORG/NAME); for a mirror of the Hugging Face hub set "
-            f"HF_ENDPOINT to its address{near_by_name(path)}",
-        )
-
-
-def _of_windows(text: str, last: str) -> Name:
-    """The preset at the end of a Windows path."""
-    if find_preset(last):
-        note = f"{text} is a path of Windows, which is not here: {last} was taken"
-        return Name(last, None, (note,))
-    raise UsageError(
-        f"{text[:120]!r} is a path of Windows, and this is no Windows",
-        hint="name the folder as it is called here; in WSL C:\\models is /mnt/c/models",
-    )
-
-
 def _address(path: str, kind: str, host: str) -> Name:
     """The model of a hub's address; ``path`` is the part after the host."""
     path = unquote(path)
-    if kind == "ollama":
-        return _of_ollama(path.removeprefix("library/"))
     match = _ADDRESS.fullmatch(path)
     if match is None or not HUB_ID.fullmatch(match["id"]):
         raise UsageError(
             f"{host}/{path[:120]} is the address of no model",
             hint="name the model's page, or its hub id (ORG/NAME)",
-        )
-    hub_id, tag = match["id"], match["tag"]
-    if tag:  # llama.cpp and Ollama name GGUF files this way
-        raise unrunnable(f"{hub_id}-{tag}") or UsageError(
-            f"{hub_id}:{tag[:60]} has a tag, and a hub has revisions",
-            hint=f"name {hub_id}, or {hub_id}@REVISION",
         )
     hub, note = "modelscope" if uses_modelscope() else "hf", ""
     if kind and kind != hub:
@@ -167,45 +121,7 @@ def _address(path: str, kind: str, host: str) -> Name:
     elif "mirror" in host and host not in os.environ.get("HF_ENDPOINT", ""):
         note = f"the address is a mirror's: HF_ENDPOINT=https://{host} downloads from it"
     revision = match["at"] or match["of"] or match["asked"]
-    return Name(hub_id, revision, (note,) if note else ())
-
-
-def _of_ollama(text: str) -> Name:
-    """The model that Ollama has under a name and a tag; a name unknown to Ollama is unchanged."""
-    name, _, tag = text.lower().partition(":")
-    size, bits = _of_tag(tag)
-    sizes = _data()["ollama"].get(name, {})
-    model = sizes.get(size or "latest") or find_preset(f"{name}-{size}" if size else name)
-    if model is None and not tag:
-        return Name(text)
-    if model is None:
-        raise _not_in_ollama(text, name, sizes.values())
-    four = four_bits(model) if find_preset(model) == model else None
-    reason = f"Ollama's {text} is GGUF, which LMDeploy does not run"
-    if four and re.match(r"i?q4|qat", bits):
-        return Name(four, None, (f"{reason}: {four} is what has 4 bits here",))
-    if bits and not re.search("16|32", bits):
-        raise UsageError(reason, hint=_here(model))
-    return Name(model, None, (f"{reason}: planned is what it was made of, {_here(model)}",))
-
-
-def _of_tag(tag: str) -> tuple[str, str]:
-    """The size and the bits in a tag of Ollama's; each is empty if the tag does not have it."""
-    words = [word for word in tag.split("-") if not re.fullmatch(_data()["ollama_forms"], word)]
-    bits = "-".join(word for word in words if re.fullmatch(_data()["ollama_bits"], word))
-    return "-".join(word for word in words if word != bits), bits
-
-
-def _not_in_ollama(text: str, name: str, sizes: Iterable[str]) -> UsageError:
-    """The error for an unknown tag of Ollama's, with similar known names."""
-    from turbofit.model.families.support import named_refusal
-
-    near = ", ".join(dict.fromkeys((*sizes, *nearest_names(text))))
-    made_of = "name the hub id (ORG/NAME) of the checkpoint that it was made of"
-    return named_refusal(name) or UsageError(
-        f"no model is known as {text[:80]!r}",
-        hint=f"near it are {near}" if near else f"Ollama has GGUF: {made_of}",
-    )
+    return Name(match["id"], revision, (note,) if note else ())
 
 
 def near_by_name(path: str) -> str:
@@ -221,8 +137,6 @@ def near_by_name(path: str) -> str:
 
 def names_a_model(word: str) -> bool:
     """Whether a word is a preset's name, or has the form of a hub id or an address."""
-    if re.fullmatch(_data()["images"], word):
-        return False
     name = word
     with suppress(UsageError):
         name = read_name(word).text
@@ -239,8 +153,11 @@ def _here(preset: str | None) -> str:
     return f"{preset} is the checkpoint {known.hub_id} in 16 bits{four}"
 
 
-def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
-    """The 16-bit preset that a name begins with, the known ends in the name, and the rest."""
+def _parts(name: str, stored: str | None = None) -> tuple[str | None, list[JsonObject], str]:
+    """The 16-bit preset that a name begins with, the known ends in the name, and the rest.
+
+    ``stored``: the given ``--model-format``, by which 4bit means that format.
+    """
     owner, _, last = name.lower().rpartition("/")
     owner = owner if HUB_ID.fullmatch(name) else ""
     words = re.split(r"[-_. ]+", last)
@@ -251,7 +168,9 @@ def _parts(name: str) -> tuple[str | None, list[JsonObject], str]:
     for end in _data()["ends"]:
         pattern = rf"(?:^|-)(?:{end['words']})(?=-|$)"
         its = of_owner or not owner or not end.get("of_owner")
-        if (word := re.search(pattern, rest)) and its and end.get("owner", owner) == owner:
+        its = its and owner in end.get("owners", [end.get("owner", owner)])
+        its = its and end.get("format", stored) == stored
+        if (word := re.search(pattern, rest)) and its:
             why = {"why": end["why"].format(word=word[0].strip("-"))} if "why" in end else {}
             ends.append({**end, **why})
             rest = re.sub(pattern, "", rest)
@@ -270,9 +189,9 @@ def _beginnings(last: str, words: list[str]) -> Iterator[tuple[str, int]]:
                 yield key, to
 
 
-def unrunnable(name: str) -> UsageError | None:
+def unrunnable(name: str, stored: str | None = None) -> UsageError | None:
     """The error if the end of a name says that LMDeploy cannot run the model, or None."""
-    preset, ends, _ = _parts(name.replace(":", "-"))
+    preset, ends, _ = _parts(name.replace(":", "-"), stored)
     end = next((end for end in ends if "why" in end), None)
     if end is None:
         return None
@@ -283,7 +202,9 @@ def unrunnable(name: str) -> UsageError | None:
     return UsageError(what, hint=_here(preset))
 
 
-def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
+def by_its_name(
+    hub_id: str, unread: str, *, guess: bool, model_format: str | None = None
+) -> Model | str:
     """The preset that a hub id's name begins with, with weights as the name's end says.
 
     The warning says that this is only assumed.
@@ -292,11 +213,12 @@ def by_its_name(hub_id: str, unread: str, *, guess: bool) -> Model | str:
         hub_id: a hub id without a preset.
         unread: the reason why the checkpoint was not read.
         guess: whether to assume a preset; not if the hub answered, since it knows better.
+        model_format: the given ``--model-format``.
 
     Returns:
         The model; if none is assumed, words about a similar preset, or an empty text.
     """
-    preset, ends, rest = _parts(hub_id)
+    preset, ends, rest = _parts(hub_id, model_format)
     model = preset_model(preset) if preset else None
     runs = next((end["runs"] for end in ends if "runs" in end), None)
     if not guess or model is None or _is_another(rest) or (runs and model.quantization):

@@ -81,7 +81,7 @@ def find_preset(name: str) -> str | None:
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
     """Known names similar to this one, nearest first, without those of another generation."""
-    from turbofit.core.synonyms import near
+    from turbofit.core.nearest import near
 
     known, wanted, last = _aliases(), _plain(name), _plain(name.rpartition("/")[2])
     begins = max((key for key in known if wanted.startswith(key)), key=len, default=None)

@@ -33,18 +33,21 @@ from turbofit.model.presets import (
 _LOG: Final = LazyLogger(__name__)
 
 
-def resolve_model(name: str, *, revision: str | None = None) -> Model:
+def resolve_model(
+    name: str, *, revision: str | None = None, model_format: str | None = None
+) -> Model:
     """The model for a typed name.
 
     Args:
         name: a folder, a hub id (``OpenGVLab/InternVL2-8B``), its address, or a preset
             (``internvl2-8b``).
         revision: branch, tag or commit on the hub.
+        model_format: how the weights are stored, where the name alone leaves it open.
 
     Raises:
         UsageError: no such model, a damaged checkpoint, or one that has no account.
     """
-    model = _resolved(name, revision)
+    model = _resolved(name, revision, model_format)
     _LOG.info(
         "model %s: %s from %s, sizes by %s",
         name, model.architecture, model.source.where, model.source.sizes,
@@ -52,7 +55,7 @@ def resolve_model(name: str, *, revision: str | None = None) -> Model:
     return model
 
 
-def _resolved(name: str, revision: str | None) -> Model:
+def _resolved(name: str, revision: str | None, stored: str | None) -> Model:
     path = os.path.expanduser(name)
     exists = bool(name) and "\0" not in name and os.path.exists(path)
     if exists and (_is_path(name) or has_config(path) or HUB_ID.fullmatch(name)):
@@ -60,9 +63,9 @@ def _resolved(name: str, revision: str | None) -> Model:
     if not name.strip():
         raise UsageError("the model has no name", hint="name a checkpoint's folder or hub id")
     if _is_path(name):
-        raise _unknown(path)
+        return _elsewhere(path)
     if find_preset(name) is not None:
-        return _named(name, revision)
+        return _named(name, revision, stored)
     if exists:
         return _folder(path)
     from msgspec.structs import replace
@@ -70,17 +73,33 @@ def _resolved(name: str, revision: str | None) -> Model:
     from turbofit.model.names import read_name
 
     name, revision, notes = read_name(name, revision)
-    model = _named(name, revision)
+    model = _named(name, revision, stored)
     return replace(model, revision=revision, warnings=(*notes, *model.warnings))
 
 
-def _named(name: str, revision: str | None) -> Model:
+def _elsewhere(path: str) -> Model:
+    """The preset that the last part of a path names, where the path itself is not here."""
+    last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+    preset = find_preset(last)
+    if preset is None:
+        raise _unknown(path)
+    hub_id = load_preset(preset).hub_id
+    return preset_model(
+        preset,
+        warnings=(
+            f"no folder {path[:160]} is here: by its name it is the preset {preset}, of which a"
+            f" server downloads {hub_id}",
+        ),
+    )
+
+
+def _named(name: str, revision: str | None, stored: str | None) -> Model:
     """The model of a hub id or a preset's name."""
     preset = find_preset(name)
     if HUB_ID.fullmatch(name):
-        return _hub(name, revision, preset)
+        return _hub(name, revision, preset, stored)
     if preset is None:
-        raise _unknown(name)
+        return _elsewhere(name)
     cached = _cached(load_preset(preset).hub_id, revision)
     return cached or preset_model(preset, warnings=_unheeded(revision))
 
@@ -88,7 +107,9 @@ def _named(name: str, revision: str | None) -> Model:
 def _is_path(name: str) -> bool:
     """Whether the text can only be a path."""
     begins = ("/", "./", "../", "~", f".{os.sep}")
-    return name.startswith(begins) or name in {".", ".."} or "\0" in name
+    if name.startswith(begins) or name in {".", ".."} or "\0" in name:
+        return True
+    return "\\" in name or bool(re.match(r"[A-Za-z]:/(?!/)", name))
 
 
 def _is_adapter(path: str) -> bool:
@@ -159,7 +180,7 @@ def _snapshot(hub_id: str, folder: str, *, config_only: bool = False) -> Model:
     return read_checkpoint(FolderFiles(folder), source, hub_id, weights=weights)
 
 
-def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
+def _hub(hub_id: str, revision: str | None, preset: str | None, stored: str | None) -> Model:
     """The model of a hub id: from the cache, else from the hub, else from other knowledge."""
     if preset and load_preset(preset).hub_id.lower() == hub_id.lower():
         hub_id = load_preset(preset).hub_id  # with the hub's capital letters
@@ -184,7 +205,7 @@ def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
             f"{hub_id} is not in the local hub cache, and the environment forbids the network",
             hint="download it first, or unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE",
         )
-        return _without_hub(hub_id, revision, preset, reason)
+        return _without_hub(hub_id, revision, preset, stored, reason)
     from turbofit.model.checkpoint import read_checkpoint
 
     try:
@@ -194,11 +215,11 @@ def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
         source = ModelSource(kind="hub", where=files.where, sizes="file")
         return read_checkpoint(files, source, hub_id)
     except HubUnreachableError as reason:
-        return _without_hub(hub_id, revision, preset, reason)
+        return _without_hub(hub_id, revision, preset, stored, reason)
 
 
 def _without_hub(
-    hub_id: str, revision: str | None, preset: str | None, reason: UsageError
+    hub_id: str, revision: str | None, preset: str | None, stored: str | None, reason: UsageError
 ) -> Model:
     """The model of a hub id without the hub; a warning has the reason."""
     from msgspec.structs import replace
@@ -218,10 +239,11 @@ def _without_hub(
     from turbofit.model.hub import NotGivenError
     from turbofit.model.names import by_its_name, unrunnable
 
-    if refused := named_refusal(hub_id) or unrunnable(hub_id):
+    if refused := named_refusal(hub_id) or unrunnable(hub_id, stored):
         raise refused
     unread = f"{reason.message}; no folder {hub_id} is here"
-    guess = by_its_name(hub_id, unread, guess=not isinstance(reason, NotGivenError))
+    answered = isinstance(reason, NotGivenError)
+    guess = by_its_name(hub_id, unread, guess=not answered, model_format=stored)
     if isinstance(guess, str):
         raise type(reason)(unread, hint=reason.hint + guess)
     return replace(guess, warnings=(*guess.warnings, *_unheeded(revision)))

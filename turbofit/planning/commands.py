@@ -12,8 +12,7 @@ import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from turbofit.core.errors import UsageError
-from turbofit.core.messages import option_of
+from turbofit.core.errors import UsageError, option_of
 from turbofit.core.plan import Command, ServeCommand, config_names
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.process.ports import DEFAULT_PORT

@@ -69,7 +69,7 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     if request.margin is None:
         more = max(resolved.margin.of(gpu) for gpu in resolved.visible)
         resolved = replace(resolved, margin=Margin(more=more))
-    exposed = rule.exposed_limit if rule is not None and not held else None
+    exposed, unit = (None, "") if rule is None or held else (rule.exposed_limit, rule.limit_unit)
     wished = [resolved]
     if exposed is not None and resolved.image_limit is None:
         wished = [replace(resolved, image_limit=exposed), resolved]
@@ -96,7 +96,7 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     if best.fits and exposed is not None and limit is not None and limit < exposed:
         warnings.append(
             f"LMDeploy {version} itself lets clients send images of {exposed}"
-            f" {rule.limit_unit if rule else ''}: save this plan (--json), and put `turbofit"
+            f" {unit}: save this plan (--json), and put `turbofit"
             " gateway --plan FILE --upstream URL` in front, which holds them to its limit"
         )
     if is_legacy(version):  # rates are known only for current versions

@@ -75,7 +75,7 @@ def model_of(request: PlanRequest) -> Model:
     """
     model, revision = request.model, request.revision
     if isinstance(model, str):
-        model = resolve_model(model, revision=revision)
+        model = resolve_model(model, revision=revision, model_format=request.model_format)
     return model if revision is None else replace(model, revision=revision)
 
 
@@ -102,21 +102,27 @@ def _check_context(resolved: ResolvedRequest) -> None:
     if context is None:
         return
     if "session_len" in resolved.engine_options:
-        raise UsageError("context and session_len are one setting", hint=_ONE_OF)
+        raise UsageError(
+            "context and session_len are one setting", hint=_ONE_OF, options=["context"]
+        )
     if context > longest:
         raise UsageError(
             f"{resolved.model.name} reads {longest} tokens, not {context}",
             hint=f"--context {longest} at most",
+            options=["context"],
         )
 
 
 def _check_images(request: PlanRequest, model: Model) -> None:
     if model.image_rule is None:
-        raise UsageError(f"{model.name} takes no images", hint="leave --images out")
+        raise UsageError(
+            f"{model.name} takes no images", hint="leave --images out", options=["images"]
+        )
     if request.language_model_only:
         raise UsageError(
             f"--images {request.images} asks for images, and --language-model-only serves none",
             hint=_ONE_OF,
+            options=["images", "language_model_only"],
         )
 
 
@@ -135,4 +141,5 @@ def _check_batch(request: PlanRequest, resolved: ResolvedRequest) -> None:
             f"--max-batch-size {batch} runs {batch * most} requests at once on {most} {engines},"
             f" not --concurrency {requests}",
             hint=hint,
+            options=["max_batch_size", "concurrency"],
         )

@@ -46,6 +46,7 @@ def which_cards(request: WhichRequest) -> Which:
         raise UsageError(
             "which MODEL looks for machines, and --on names one",
             hint="turbofit plan MODEL --on SPEC, or turbofit which --on SPEC without a model",
+            options=["on"],
         )
     model, errors = model_of(request), list[TurbofitError]()
     promise = request.changed(model=model, revision=None)

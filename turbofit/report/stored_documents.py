@@ -141,7 +141,7 @@ def _plan(data: bytes, path: str) -> Plan:
     head = _head(data)
     if path.endswith(".yaml") and head == _Head():
         raise UsageError(
-            f"{path} is by its name a profile, not a plan",
+            f"{path} is by its name a file of options, not a plan",
             hint=f"turbofit plan -f {path} --json > plan.json writes its plan",
         )
     if head.schema not in ("", PLAN_SCHEMA):

@@ -15,8 +15,8 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from turbofit.core.errors import NoKernelError, TurbofitError
-from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED, option_of
+from turbofit.core.errors import NoKernelError, TurbofitError, option_of
+from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
 from turbofit.core.plan import Candidate, PaceForecast, Plan, Remedy, may_evict
 from turbofit.core.process.log import LazyLogger
 from turbofit.memory.account import Engine, capability_of
@@ -330,7 +330,9 @@ def _with_kernels(
         reason = f"engine {fit.engine.name}: it compiles its kernels; {lacking.message}"
         return replace(fit, reasons=(reason, *fit.reasons))
     raise NoKernelError(
-        lacking.message, hint=f"--engine {fit.engine.name} serves: it compiles its kernels"
+        lacking.message,
+        hint=f"--engine {fit.engine.name} serves: it compiles its kernels",
+        options=["engine"],
     )
 
 

@@ -179,22 +179,11 @@ def _document(
     fits = bool(plans) and (at_once >= asked or not whole)
     longest = plans[0].kv.longest_request_tokens if plans else 0
     left = Counter(node.why_not for node in nodes if node.why_not).most_common()
-    name, every = base.model.name, _count(len(nodes), "node")
+    verdict = _verdict(base.model.name, len(nodes), plans, left)
     if plans and not fits:
-        why = f"{len(plans):,} of {every} run {at_once:,} requests at once"
-        verdict = Verdict(subject=name, why_not=why, causes=(f"--concurrency {asked}",))
-    elif plans:
-        gpus = _count(sum(len(plan.gpus) for plan in plans), "GPU")
-        tokens = sum(plan.kv.total_tokens for plan in plans)
-        found = (
-            f"on {len(plans):,} of {every}, {gpus}: {tokens:,} KV tokens; a request of up to"
-            f" {longest:,} tokens may go to any of them"
-        )
-        verdict = Verdict(subject=name, found=found)
-    else:
-        why = "; ".join(f"{_count(n, 'node')}: {text}" for text, n in left[:_MOST_CAUSES])
-        why = why or "the cluster has no nodes"
-        verdict = Verdict(subject=f"{name} on none of {every}", why_not=why)
+        why = f"{len(plans):,} of {_count(len(nodes), 'node')} run {at_once:,} requests at once"
+        causes = (f"--concurrency {asked}",)
+        verdict = Verdict(subject=base.model.name, why_not=why, causes=causes)
     return ClusterPlan(
         turbofit_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -209,6 +198,23 @@ def _document(
         warnings=tuple(_warnings(plans, left)),
         remedies=() if plans else tuple(_remedies(kinds)),
     )
+
+
+def _verdict(
+    name: str, nodes: int, plans: Sequence[Plan], left: Sequence[tuple[str, int]]
+) -> Verdict:
+    every = _count(nodes, "node")
+    if not plans:
+        why = "; ".join(f"{_count(n, 'node')}: {text}" for text, n in left[:_MOST_CAUSES])
+        why = why or "the cluster has no nodes"
+        return Verdict(subject=f"{name} on none of {every}", why_not=why)
+    gpus = _count(sum(len(plan.gpus) for plan in plans), "GPU")
+    tokens = sum(plan.kv.total_tokens for plan in plans)
+    found = (
+        f"on {len(plans):,} of {every}, {gpus}: {tokens:,} KV tokens; a request of up to"
+        f" {plans[0].kv.longest_request_tokens:,} tokens may go to any of them"
+    )
+    return Verdict(subject=name, found=found)
 
 
 def _warnings(plans: Sequence[Plan], left: Sequence[tuple[str, int]]) -> Iterator[str]:

@@ -119,10 +119,12 @@ def search(request: ResolvedRequest) -> Chosen:
         raise UsageError(
             f"{wanted} GPUs are asked for, {len(request.visible)} may be used",
             hint="lower --tp (GPUs that one copy is split over) or --replicas",
+            options=["tp", "replicas"],
         )
     whole = [gpu for gpu in request.visible if not gpu.mig]
     if size > 1 and wanted > len(whole):
-        raise UsageError(split_over_slices(size, len(whole)), hint="leave --tp out")
+        problem = split_over_slices(size, len(whole))
+        raise UsageError(problem, hint="leave --tp out", options=["tp", "replicas"])
     most = min(request.promised_requests or 1, len(request.visible) // size)
     for copies in range(most, 1, -1) if request.replicas is None else ():
         chosen = _search(replace(request, replicas=copies))

@@ -267,17 +267,20 @@ def _groups(request: ResolvedRequest, engine: Engine) -> tuple[tuple[int, ...], 
         raise UsageError(
             f"--tp {tp} is not possible for {request.model.name}: {problem}",
             hint="choose another --tp",
+            options=["tp"],
         )
     if tp * replicas > len(visible):
         raise UsageError(
             f"--tp {tp} x {replicas} replicas needs {tp * replicas} GPUs; {len(visible)} visible",
             hint="lower --tp, or name more GPUs",
+            options=["tp"],
         )
     groups = tuple(visible[k * tp : (k + 1) * tp] for k in range(replicas))
     if tp > 1 and any(request.machine.gpu(index).mig for group in groups for index in group):
         raise UsageError(
             split_over_slices(tp, sum(not gpu.mig for gpu in request.visible)),
             hint="leave --tp out, or name whole GPUs with --gpus",
+            options=["tp", "gpus", "replicas"],
         )
     return groups
 
@@ -294,6 +297,7 @@ def _check_free(
                 f" that CUDA can hand out on GPU {gpu.index} ({gpu.name})",
                 hint="give what the log says is free when the cache is sized, on the card of the"
                 " log: --on SPEC",
+                options=["free_at_cache", "on"],
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import UsageError, option_of
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings, Workload, image_threads
@@ -152,7 +152,11 @@ def vision_load_of(request: ResolvedRequest, image_limit: int | None) -> VisionL
     rule, workload = request.model.image_rule, request.workload
     if rule is None or image_limit is None or request.engine_options.get("language_model_only"):
         if workload.image_size is not None:
-            raise UsageError(f"{request.model.name} takes no images", hint="leave --image-size out")
+            raise UsageError(
+                f"{request.model.name} takes no images",
+                hint="leave --image-size out",
+                options=["image_size"],
+            )
         return NO_IMAGES
     if workload.images == 0:
         return NO_IMAGES
@@ -266,13 +270,13 @@ def with_image_limit(
     taken = rule.limit_option if rule is not None and rule.varies_by_limit else ""
     no_tiles = f"limits tiles, and no image of {name} has more or fewer of them"
     no_sizes = f"limits images that keep their size, and {name} has none of them"
-    for option, given, problem in (
-        ("--max-dynamic-patch", max_dynamic_patch, no_tiles),
-        ("--max-pixels", max_pixels, no_sizes),
+    limits = ("max_dynamic_patch", "max_pixels")
+    for option, given, problem in zip(
+        limits, (max_dynamic_patch, max_pixels), (no_tiles, no_sizes), strict=True
     ):
-        if given is not None and option != taken:
+        if given is not None and option_of(option) != taken:
             hint = f"leave it out, or give {taken}" if taken else "leave it out"
-            raise UsageError(f"{option} {problem}", hint=hint)
+            raise UsageError(f"{option_of(option)} {problem}", hint=hint, options=[option, *limits])
     image_limit = max_pixels if max_dynamic_patch is None else max_dynamic_patch
     if rule is None or image_limit is None:
         return request
@@ -280,11 +284,13 @@ def with_image_limit(
         raise UsageError(
             f"{taken} limits images, and none are served",
             hint=f"leave {taken} out, or serve images",
+            options=limits,
         )
     most = rule.checkpoint_limit
     if image_limit > most and rule.worst_units(image_limit) == rule.worst_units(most):
         raise UsageError(
             f"{taken} {image_limit}: no image of {name} has more than {most:,} {rule.limit_unit}",
             hint=f"leave it out, or give {most} or less",
+            options=limits,
         )
     return replace(request, image_limit=image_limit)

@@ -43,17 +43,3 @@ def test_leases_are_a_folder_that_all_turbofits_find(value: str, what: str) -> N
     with pytest.raises(UsageError, match=f"^TURBOFIT_LEASES '.*{value}' is {what}") as caught:
         variables({"TURBOFIT_LEASES": value})
     assert "/tmp/turbofit-leases" in str(caught.value.hint)
-
-
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [
-        ("TURBOFIT_APIKEY", "TURBOFIT_API_KEY"),
-        ("TURBOFIT_LEASE", "TURBOFIT_LEASES"),
-        ("TURBOFIT_api_keys", "TURBOFIT_API_KEYS"),
-    ],
-)
-def test_a_misspelt_name_is_refused(name: str, meant: str) -> None:
-    with pytest.raises(UsageError, match=f"^{name} is no variable") as caught:
-        variables({name: "x"})
-    assert f"{meant}?" in str(caught.value.hint)

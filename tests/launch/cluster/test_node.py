@@ -26,7 +26,7 @@ from turbofit.launch.engine.kernel import start_time
 #: It serves as long as its lease is there.
 SERVER = """
 echo $$ > pid; echo "$@" > words; env > env; echo http://127.0.0.1:5
-while [ -e $(sed 's/.*--lease //; s/ .*//' words) ]; do sleep 0.05; done
+while [ -e "$TURBOFIT_NODE_LEASE" ]; do sleep 0.05; done
 """
 
 
@@ -104,7 +104,8 @@ def test_it_serves_with_a_lease_and_a_key_and_without_rays_variables(
     folder = Path(told.folder)
     words = (folder / "words").read_text()
     assert f"serve --plan {folder}/plan.json --host 127.0.0.1" in words
-    assert f"--front-key-file {folder}/key --lease {folder}/lease-" in words
+    assert f"--front-key-file {folder}/key " in words
+    assert f"TURBOFIT_NODE_LEASE={folder}/lease-" in (folder / "env").read_text()
     assert words.endswith("--pretend\n")
     assert (folder / "key").read_text() == "secret"
     assert "secret" not in words

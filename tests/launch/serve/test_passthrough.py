@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 
 import click
 import pytest
@@ -25,7 +24,6 @@ from turbofit.launch.serve.passthrough import (
     adapter_names,
     engine_options,
     option_table,
-    read_words,
     sort_options,
     uncounted_fields,
 )
@@ -50,17 +48,12 @@ def test_every_name_that_people_know_it_by() -> None:
     assert ServeConfig(model_name="x").client_names(folder) == ("x", "/m/My-VL", "My-VL")
 
 
-def test_what_passes_and_what_is_planned_with() -> None:
-    passed = sort_options(
-        ["--api-keys", "a", "b", "--max-log-len=5", "--chat-t", "y", "--model-name", "x",
-         "--quant-policy", "8", "--enable-prefix-caching", "--async=0"]
-    )  # fmt: skip
+def test_what_passes() -> None:
+    passed = sort_options(["--api-keys", "a", "b", "--max-log-len=5", "--chat-t", "y"])
     # Abbreviations mean what LMDeploy makes of them.
     assert passed.argv == ["--api-keys", "a", "b", "--max-log-len", "5", "--chat-template", "y"]
     assert passed.api_keys == ["a", "b"]
-    assert passed.modelled == ["--quant-policy", "8", "--enable-prefix-caching", "--async", "0"]
     assert not passed.unplanned
-    assert passed.model_name == "x"  # an option of serve itself
 
 
 @pytest.mark.parametrize(
@@ -79,14 +72,15 @@ def test_what_clients_call_adapters(argv: list[str], names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
-        (["--session-len", "4096"], "set by the plan", "before --"),
+        (["--session-len", "4096"], "set by turbofit", "before --"),
+        (["--quant-policy=8"], "set by turbofit", "give --quant-policy before --"),
         (["--server-name", "0.0.0.0"], "set by turbofit", "before --"),
         (["--adapters", "a=b"], "that no plan counts", "turbofit merge"),
         (["--no-such-option"], "no option of LMDeploy", "--unplanned"),
         (["model"], "not an option", "before --"),
         (["--chat-template"], "needs a value", "VALUE"),
         (["--allow-origins", "--ssl"], "needs a value", "VALUE"),
-        (["--cache-max", "0.5"], "set by the plan", "before --"),
+        (["--cache-max", "0.5"], "set by turbofit", "before --"),
         (["--allow", "x"], "is no option of LMDeploy", "--unplanned"),
     ],
 )
@@ -105,7 +99,7 @@ def test_what_passes_unplanned_is_said() -> None:
     passed = sort_options(words, unplanned=True)
     assert passed.argv == words
     assert passed.unplanned == ["--speculative-algorithm", "--adapters", "--new"]
-    with pytest.raises(UsageError, match="set by the plan"):  # which nothing contradicts
+    with pytest.raises(UsageError, match="set by turbofit"):  # which nothing contradicts
         sort_options(["--cache-max-entry-count", "0.9"], unplanned=True)
 
 
@@ -113,58 +107,6 @@ def test_what_passes_unplanned_is_said() -> None:
 def test_words_of_any_kind(words: list[str]) -> None:
     with contextlib.suppress(UsageError):
         sort_options(words)
-    with contextlib.suppress(UsageError):
-        assert read_words(words, (), serves=True)
-
-
-KNOWN = ("--host", "--port", "--api-key", "--engine", "--tp", "--max-batch-size", "--ssl-certfile",
-         "--ssl-keyfile", "--cache-max-entry-count", "--max-concurrent-requests")  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("words", "ours", "engine"),
-    [
-        ("m --server-name=0.0.0.0 --server-port 80", "m --host 0.0.0.0 --port 80", ""),
-        ("--api-keys A B --tp 2 m", "--api-key A --api-key B --tp 2 m", ""),
-        ("m --api-keys", "m", ""),
-        (
-            "m --max_batch_size 4 --cache-max 0.5",
-            "m --max-batch-size 4 --cache-max-entry-count 0.5",
-            "",
-        ),
-        ("m --log-lev INFO --trust_remote_code", "m", "--log-level INFO --trust-remote-code"),
-        ("m --backend pytorch --device cuda --ep 1", "m --engine pytorch", ""),
-        ("m --device ascend --ep 2", "m", "--device ascend --ep 2"),
-        ("m --vision-max-batch-size 8 --allow-methods GET POST", "m", ""),
-        ("m --max-concurrent-requests 4", "m --max-concurrent-requests 4", ""),
-        ("m --ssl", "m --ssl-certfile=c.pem --ssl-keyfile=k.pem", ""),
-        # Other programs' words, and what is nobody's, stay for whoever answers them.
-        ("m --model x --foo 1 --a=b -tp 2", "m --model x --foo 1 --a=b -tp 2", ""),
-    ],
-)
-def test_a_line_of_lmdeploys_is_read(words, ours, engine, monkeypatch) -> None:
-    monkeypatch.setenv("SSL_CERTFILE", "c.pem")
-    monkeypatch.setenv("SSL_KEYFILE", "k.pem")
-    read = read_words(words.split(), KNOWN, serves=True)
-    assert (" ".join(read.ours), " ".join(read.engine)) == (ours, engine)
-
-
-def test_what_became_of_each_option_is_one_line(monkeypatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", "before")
-    monkeypatch.setenv("MODELSCOPE_CACHE", "before")
-    words = (
-        "m --server-port 1 --log-level INFO --chat-template x --nnodes 1 --tp 2 --download-dir d"
-    )
-    assert read_words(words.split(), KNOWN, serves=True).line == (
-        "as LMDeploy's: --server-port as --port; --log-level, --chat-template for the engine; "
-        "--nnodes 1 left out: LMDeploy's own default; "
-        "--download-dir as HF_HUB_CACHE and MODELSCOPE_CACHE"
-    )
-    assert os.environ["HF_HUB_CACHE"] == "d"
-    planned = read_words(["--server-port", "1", "--log-level", "INFO"], ("--tp",), serves=False)
-    assert planned.line == "as LMDeploy's: --server-port, --log-level without effect on the plan"
-    assert (planned.ours, planned.engine) == ([], [])
-    assert read_words(["m", "--tp", "2"], KNOWN, serves=True).line == ""
 
 
 def test_every_row_says_what_its_meaning_needs() -> None:

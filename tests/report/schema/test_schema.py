@@ -16,7 +16,7 @@ from tests.support.plans import plausible_plan
 from tests.sweep import sweep
 from turbofit import api
 from turbofit.cli.main import main
-from turbofit.core.cluster import ClusterStatus, NodeStatus
+from turbofit.core.cluster import NodeStatus
 from turbofit.core.errors import TurbofitError
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import to_json
@@ -93,14 +93,9 @@ def test_plans(model: str, specs: tuple[str, ...]) -> None:
     check("cluster-plan", api.plan_cluster(model, cluster(*specs)).to_json())
 
 
-def test_what_a_cluster_serves() -> None:
-    nodes = (
-        NodeStatus(id="a", name="a", address="10.0.0.1", state="serving", url="http://x", up=True),
-        NodeStatus(id="b", name="b", address="10.0.0.2", state="unfit", why_not="no GPU"),
+def test_what_a_node_of_a_cluster_does() -> None:
+    status = NodeStatus(
+        serves="m", id="a", name="a", address="10.0.0.1", state="unfit", why_not="no GPU"
     )
-    status = ClusterStatus(
-        name="m", model="m", source="ray", pretend=False, at="2026-11-21T00:00:00+0000",
-        urls=("http://127.0.0.1:23333",), promise="4,096 tokens a request", nodes=nodes,
-    )  # fmt: skip
     check("cluster-status", to_json(status))
     assert schema_path("cluster-status").name == f"{status.schema.replace('/', '-')}.json"

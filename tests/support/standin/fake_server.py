@@ -28,8 +28,9 @@ NEVER = threading.Event()
 
 
 class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
     """Health, models and chat."""
+
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         """Health and models."""

@@ -67,7 +67,7 @@ def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
     instead = "; turbofit plan --cluster shows what would be served"
     refuse_together({name: name in given for name in _ONE_MACHINE}, "--cluster", instead)
     assert options.cluster is not None
-    planned = arguments.planned()
+    planned = arguments.request
     model = model_of(planned)  # read here, so that no node needs to
     words = (
         "--port", str(options.node_port), *options.option_arguments(_NOT_OF_NODES),

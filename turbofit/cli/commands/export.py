@@ -10,8 +10,7 @@ import click
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.terminal.output import answer
-from turbofit.core.errors import UsageError
-from turbofit.core.messages import option_of
+from turbofit.core.errors import UsageError, option_of
 from turbofit.core.process.ports import DEFAULT_PORT
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @command(
-    *common.model_argument(profile=True),
+    *common.model_argument(file=True),
     *common.machine_options(),
     Option("--cluster", metavar="CLUSTER"),
     Option("--rehearse", is_flag=True),

@@ -28,7 +28,7 @@ _MOST_LISTED: Final = 20
         help=f"the JSON Schema of a document instead (default {NAMES[0]})",
     ),
     Option("--share", is_flag=True),
-    Option("--load", "loads", multiple=True, metavar="FILE", type=PATH),
+    Option("--load", multiple=True, metavar="FILE", type=PATH),
     Option("--out", metavar="FILE", type=PATH),
 )
 def report(
@@ -36,15 +36,15 @@ def report(
     what: str | None,
     schema: str | None,
     share: bool,
-    loads: tuple[str, ...],
+    load: tuple[str, ...],
     out: str | None,
     form: Form,
 ) -> int:
     """Read a document and show it; exit 3 if the plan does not fit."""
     if share and not schema:
-        return _share(what, loads, out, form)
-    if loads or out is not None:
-        name = "--load" if loads else "--out"
+        return _share(what, load, out, form)
+    if load or out is not None:
+        name = "--load" if load else "--out"
         raise UsageError(f"{name} is for --share", hint=f"add --share, or leave {name} out")
     if schema:
         from turbofit.report.schema import schema_text

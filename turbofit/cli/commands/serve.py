@@ -12,17 +12,16 @@ from turbofit.cli.command import Option, command
 from turbofit.cli.commands.serving import NO_MODEL, PRETEND, Arguments, say_open
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
-from turbofit.cli.options import profile_option as profiles
+from turbofit.cli.options import untyped
 from turbofit.cli.terminal import output
 from turbofit.cli.terminal.interrupts import exit_code, run_until_signal
-from turbofit.cli.usage_errors import WORDS
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import LAST_PORT
 from turbofit.core.process.progress import under_way
 from turbofit.core.struct import to_json
 from turbofit.gateway.options import GatewayOptions
 from turbofit.launch.serve import options as launch
-from turbofit.planning.request import PlanRequest
+from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
 
 if TYPE_CHECKING:
     import signal
@@ -35,32 +34,44 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.supervisor import StopSignal
 
 _LAUNCH: Final = (
-    "dry_run", "pretend", "pretend_taken", "pretend_fail", "check", "no_check", "no_standby",
-    "no_rehearse", "forget", "no_gateway", "unplanned", "drain", "liveness", "idle", "lease",
+    "dry_run", "pretend", "check", "no_standby", "no_rehearse", "forget", "no_gateway",
+    "unplanned", "drain", "liveness", "idle", "cluster",
 )  # fmt: skip
-_CLUSTER: Final = ("cluster", "name", "node_port")
+#: The options that most people use, in the order of the help page.
+_FIRST: Final = (
+    "tp", "images", "image_size", "context", "concurrency", "budget", "host", "port", "api_key",
+    "plan", "file", "detach", "pretend", "dry_run",
+)  # fmt: skip
+#: LMDeploy's own options, which its help has, options of `--cluster`, whose line names them, those
+#: of every command, and two that docs/operations.md and docs/bench.md explain.
+_NOT_IN_HELP: Final = (
+    *ENGINE_OPTIONS, "async", "revision", "model_name", "allow_origins", "allowed_media_domains",
+    "max_concurrent_requests", "name", "node_port", "front_key_file", "quiet", "verbose", "help",
+    "no_standby", "no_tuned",
+)  # fmt: skip
 
 
 @command(
-    *common.model_argument(required=False, profile=True),
+    *common.model_argument(required=False, file=True),
     *fields.options_of(launch.ServeOptions, ["plan"]),
     Option("-d", "--detach", is_flag=True),
     *common.machine_options(),
-    *common.FORMS,
+    common.JSON,
     *fields.options_of(launch.ServeOptions, _LAUNCH, group="launch"),
-    *fields.options_of(launch.ServeOptions, ["model_name"], group="gateway"),
     *fields.options_of(GatewayOptions, group="gateway"),
-    *fields.options_of(launch.ServeOptions, _CLUSTER, group="cluster"),
+    *fields.options_of(launch.ServeOptions, ["model_name", "name", "node_port"]),
     *common.planning_options(),
+    first=_FIRST,
+    unnamed=_NOT_IN_HELP,
     takes_rest=True,
     only_linux=True,
-    usage="(MODEL | -f FILE | --plan FILE) [LMDEPLOY'S OPTIONS TOO] [-- NEWER]",
+    usage="(MODEL | -f FILE | --plan FILE) [OPTIONS] [LMDEPLOY'S OPTIONS] [-- NEWER]",
 )
 def serve(
     *, model: str | None, detach: bool, form: output.Form, rest: Sequence[str], **given: Any
 ) -> int:
     """Plan or read the plan, check, launch; returns 0 if a signal ended it normally."""
-    from turbofit.launch.serve.detached import DETACHED, end_without_lease
+    from turbofit.launch.serve.detached import DETACHED, NODE_LEASE, end_without_lease
     from turbofit.launch.serve.passthrough import sort_options
 
     if DETACHED in os.environ:
@@ -68,7 +79,6 @@ def serve(
     options = fields.filled(launch.ServeOptions, given)
     public = fields.filled(GatewayOptions, given)
     passed = sort_options(rest, unplanned=options.unplanned)
-    options = options.named(passed.model_name)
     request = fields.filled(PlanRequest, {**given, "model": model or NO_MODEL})
     if not options.dry_run and not options.pretend:
         launch.refuse_elsewhere(request, "serve launches on", ", or --dry-run to see the commands")
@@ -91,8 +101,8 @@ def serve(
     config = _config(arguments)
     if config.gateway is not None:
         _refuse_taken(config.gateway.port)
-    if options.lease is not None:
-        end_without_lease(Path(options.lease))
+    if lease := os.environ.get(NODE_LEASE):
+        end_without_lease(Path(lease))
     if options.idle is not None:
         return _with_idle(config, options.idle, form)
     return _one_model(config, arguments, form)
@@ -119,7 +129,7 @@ def _detached(form: output.Form, cluster: str | None) -> int:
     """Run the same command in the background; returns its exit code if it does not open."""
     from turbofit.launch.serve.detached import serve_detached
 
-    words = click.get_current_context().meta[WORDS]
+    words = click.get_current_context().meta[untyped.WORDS]
     end = words.index("--") if "--" in words else len(words)
     kept = [word for word in words[:end] if word not in ("-d", "--detach", "--json")]
     output.say("starting in the background; Ctrl-C ends it")
@@ -170,10 +180,10 @@ def _config(arguments: Arguments) -> ServeConfig:
     if options.plan:
         plan = arguments.saved_plan()
     if options.forget:
-        model = arguments.planned().model if plan is None else plan.model
+        model = arguments.request.model if plan is None else plan.model
         output.say(f"forgot {forget_learned(model, pretend=options.pretend)} documents")
     if plan is None:
-        request = launch_request(arguments.planned(), pretend=options.pretend)
+        request = launch_request(arguments.request, pretend=options.pretend)
     return ServeConfig.of(
         request=request,
         plan=plan,
@@ -215,13 +225,13 @@ def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> 
 
 
 def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
-    """The function for SIGHUP if the options are in a profile; else None: SIGHUP ends the run."""
+    """The function for SIGHUP if the options are in a file; else None: SIGHUP ends the run."""
     ctx = click.get_current_context(silent=True)  # None if a program calls it
-    if ctx is None or profiles.profile_of(ctx) is None:
+    if ctx is None or untyped.file_of(ctx) is None:
         return None
 
     def read() -> tuple[Options, GatewayConfig]:
-        options = profiles.read_again(ctx)
+        options = untyped.read_again(ctx)
         now = arguments._replace(public=fields.filled(GatewayOptions, options))
         return options, now.gateway()
 
@@ -239,7 +249,7 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
     from turbofit.planning.plan import refusal
     from turbofit.report.views.figures import shell_words, unheld
 
-    plan = arguments.saved_plan() if arguments.options.plan else best_plan(arguments.planned())
+    plan = arguments.saved_plan() if arguments.options.plan else best_plan(arguments.request)
     passed, port = without_secrets(arguments.passed.argv), arguments.public.port
     name = arguments.options.model_name
     if port + plan.parallel.replicas - 1 > LAST_PORT:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from turbofit.cli.command import CliCommand
-from turbofit.cli.options import common_options as common
 from turbofit.cli.terminal import output
-from turbofit.core.errors import UsageError
-from turbofit.core.messages import option_of
-from turbofit.core.struct import to_builtins
+from turbofit.core.errors import UsageError, option_of
 from turbofit.launch.serve import options as launch
 
 if TYPE_CHECKING:
@@ -51,22 +47,6 @@ class Arguments(NamedTuple):
             )
         return public_side(self.public)
 
-    def planned(self) -> PlanRequest:
-        """The request with those options after ``--`` that are planned.
-
-        Raises:
-            UsageError: an option is given twice, before and after ``--``.
-        """
-        request, more = self.request, _modelled(self.passed)
-        given = request.given()
-        for name, value in more.items():
-            if given.get(name, value) != value:
-                raise UsageError(
-                    f"{option_of(name)} is given twice, before and after --",
-                    hint="leave one of the two out",
-                )
-        return request.changed(**more) if more else request
-
     def saved_plan(self) -> Plan:
         """The plan of ``--plan``, which allows no option of planning.
 
@@ -80,17 +60,7 @@ class Arguments(NamedTuple):
         if given.pop("model") != NO_MODEL or given:
             what = option_of(next(iter(given))) if self.request.model == NO_MODEL else "a model"
             raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
-        plan = read_plan(self.options.plan)
-        settings_of_groups = [to_builtins(group.settings) for group in plan.group_plans()]
-        for name, value in _modelled(self.passed).items():
-            planned = list(dict.fromkeys(settings.get(name) for settings in settings_of_groups))
-            if planned != [value]:
-                planned_text = " and ".join(map(str, planned))
-                raise UsageError(
-                    f"{option_of(name)} after -- is {value}, the plan was made for {planned_text}",
-                    hint="plan again with it before --",
-                )
-        return plan
+        return read_plan(self.options.plan)
 
 
 def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> GatewayConfig:
@@ -101,13 +71,6 @@ def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> 
     if not config.ssl_certfile and not is_loopback(config.host):
         output.note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
     return config
-
-
-def _modelled(passed: PassedOptions) -> dict[str, Any]:
-    """Options after ``--`` that are planned, read like turbofit's own."""
-    reader = CliCommand(lambda: 0, common.setting_options())
-    with reader.make_context("turbofit serve", list(passed.modelled)) as ctx:
-        return common.planning_keywords(ctx.params)
 
 
 def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.Form) -> None:

@@ -14,7 +14,7 @@ from turbofit.cli.terminal.interrupts import INTERRUPTED, exit_code, run_until_s
 from turbofit.cli.terminal.output import Form, note, say
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.units import parse_seconds
-from turbofit.launch.serve.options import CalibrateOptions, TuneOptions
+from turbofit.launch.serve.options import CalibrateOptions, TuneOptions, refuse_elsewhere
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
 
     options = fields.filled(CalibrateOptions, given)
     request = fields.filled(PlanRequest, {**given, "model": model})
-    options.refuse_wrong(request, "calibrate measures")
+    if not options.pretend:
+        refuse_elsewhere(request, "calibrate measures")
     apart = options.pretend or pretends()
     if options.forget:
         say(f"forgot {forget_learned(model, pretend=options.pretend)} documents")
@@ -117,7 +118,8 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     options, load = fields.filled(TuneOptions, given), fields.filled(LoadSpec, given)
     load.check()
     request = _request(model, given, load)
-    options.refuse_wrong(request, "tune measures")
+    if not options.pretend:
+        refuse_elsewhere(request, "tune measures")
     if request.goal == "context":
         raise UsageError(
             "a load does not measure context", hint="--goal throughput, or --goal latency"

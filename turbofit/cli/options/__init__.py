@@ -1,1 +1,1 @@
-"""Options: made from the fields that they fill; from commands, variables and profiles."""
+"""Options: made from the fields that they fill; from variables and files."""

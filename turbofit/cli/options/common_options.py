@@ -10,7 +10,7 @@ import click
 
 from turbofit.cli.command import PATH, Argument, Option
 from turbofit.cli.options import field_options as fields
-from turbofit.cli.options.profile_option import profile_option
+from turbofit.cli.options.untyped import use_file
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 
@@ -81,8 +81,8 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
     return address, api_key or next(iter(variables().keys), None)
 
 
-def model_argument(*, required: bool = True, profile: bool = False) -> list[click.Parameter]:
-    """The model with its revision; ``profile``: also ``-f FILE``."""
+def model_argument(*, required: bool = True, file: bool = False) -> list[click.Parameter]:
+    """The model with its revision; ``file``: also ``-f FILE``."""
     from turbofit.planning.request import PlanRequest
 
     explained = PlanRequest.model_fields["model"].description or ""
@@ -90,8 +90,11 @@ def model_argument(*, required: bool = True, profile: bool = False) -> list[clic
         "model", explained=explained, required=required, metavar="MODEL",
         shell_complete=fields.complete_model,
     )  # fmt: skip
-    options = [profile_option()] if profile else []
-    return [model, *options, *fields.options_of(PlanRequest, ["revision"])]
+    from_file = Option(
+        "-f", "--file", metavar="FILE", type=PATH, is_eager=True, expose_value=False,
+        callback=use_file, help="a YAML file of options that stand neither here nor in variables",
+    )  # fmt: skip
+    return [model, *([from_file] if file else []), *fields.options_of(PlanRequest, ["revision"])]
 
 
 def spec_option() -> Option:
@@ -119,16 +122,10 @@ def machine_options() -> list[click.Parameter]:
 
 def planning_options() -> list[click.Parameter]:
     """Options of shape, workload, limits and budgets, and LMDeploy's settings to keep."""
-    from turbofit.planning.request import GROUPS, PlanRequest
+    from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 
-    return [*fields.grouped_options(PlanRequest, GROUPS), *setting_options()]
-
-
-def setting_options() -> list[click.Parameter]:
-    """LMDeploy's own options; a value that is set is never changed."""
-    from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
-
-    return [*fields.options_of(PlanRequest, ENGINE_OPTIONS, group=_KEEP)]
+    kept = fields.options_of(PlanRequest, ENGINE_OPTIONS, group=_KEEP)
+    return [*fields.grouped_options(PlanRequest, GROUPS), *kept]
 
 
 def planning_keywords(given: Options) -> Options:

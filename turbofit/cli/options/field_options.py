@@ -19,8 +19,7 @@ from typing import (
 import click
 
 from turbofit.cli.command import Option
-from turbofit.core.errors import UsageError
-from turbofit.core.messages import option_of
+from turbofit.core.errors import UsageError, option_of
 from turbofit.core.validation import Metavar
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def filled(kind: type[T], given: Options) -> T:
     values = {
         name: value
         for name in kind.model_fields
-        if (value := given.get(name)) is not None and value != ()
+        if (value := given.get(name.rstrip("_"))) is not None and value != ()
     }
     try:
         return kind.of_options(values, option_of)
@@ -124,7 +123,7 @@ def syntax_of(field: FieldInfo) -> _Syntax:
 
 
 def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any]) -> Option:
-    syntax, option = syntax_of(field), option_of(name)
+    syntax, option, name = syntax_of(field), option_of(name), name.rstrip("_")
     attributes = {"default": None, "help": field.description, "group": group, **attributes}
     if field.default not in (None, False, ()) and not field.is_required():
         attributes["usual"] = f" (default {_typed(field.default)})"

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import UsageError, option_of
 from turbofit.core.images.video import Videos
-from turbofit.core.messages import option_of
 from turbofit.core.struct import Struct
 from turbofit.core.units import bisect
 

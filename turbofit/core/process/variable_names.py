@@ -12,12 +12,12 @@ PREFIX: Final = "TURBOFIT_"
 #: The variables that people set; `core.process.variables` reads them.
 NAMES: Final = (
     "TURBOFIT_API_KEYS", "TURBOFIT_API_KEY", "TURBOFIT_UPSTREAM_KEYS", "TURBOFIT_UPSTREAM_KEY",
-    "TURBOFIT_LEASES", "TURBOFIT_NODE_SPEC",
+    "TURBOFIT_LEASES", "TURBOFIT_NODE_SPEC", "TURBOFIT_PRETEND_TAKEN", "TURBOFIT_PRETEND_FAIL",
 )  # fmt: skip
 #: Variables that other code reads, mostly in processes that turbofit starts; tests and benches read
 #: the last one, a folder with a CUDA build of torch.
 _ELSEWHERE: Final = (
-    "TURBOFIT_IMAGE_THREADS", "TURBOFIT_IMAGE_CACHE",
+    "TURBOFIT_NODE_LEASE", "TURBOFIT_IMAGE_THREADS", "TURBOFIT_IMAGE_CACHE",
     "TURBOFIT_ENGINE_KEY", "TURBOFIT_PRETEND_SCENARIO", "TURBOFIT_PRETEND_LIBRARIES",
     "TURBOFIT_PRETEND_MACHINE", "TURBOFIT_PRETEND_TWIN", "TURBOFIT_PRETEND_ENGINE",
     "TURBOFIT_REHEARSAL", "TURBOFIT_TRACE_STUBS", "TURBOFIT_CUDA_PATH",
@@ -26,7 +26,6 @@ _ELSEWHERE: Final = (
 VARIABLES: Final = frozenset({*NAMES, *_ELSEWHERE})
 #: Variables that Kubernetes sets for a service: ``TURBOFIT_X_PORT_80_TCP_ADDR`` and so on.
 _SERVICE_LINK: Final = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
-_SERVICE_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://")
 
 
 def without_options(environ: Mapping[str, str]) -> dict[str, str]:
@@ -38,8 +37,11 @@ def without_options(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def is_service_address(value: str) -> bool:
+    """Whether a variable's value is the address of a Kubernetes Service, as in ``…_PORT``."""
+    return value.startswith(("tcp://", "udp://", "sctp://"))
+
+
 def is_service_link(name: str, value: str) -> bool:
     """Whether Kubernetes set the variable, for a service whose name begins with ``turbofit``."""
-    if _SERVICE_LINK.search(name):
-        return True
-    return name.endswith("_PORT") and _SERVICE_ADDRESS.match(value) is not None
+    return bool(_SERVICE_LINK.search(name)) or is_service_address(value)

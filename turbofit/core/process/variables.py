@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from turbofit.core.errors import UsageError
-from turbofit.core.process.variable_names import NAMES, PREFIX, VARIABLES
-from turbofit.core.synonyms import guess
+from turbofit.core.process.variable_names import NAMES, PREFIX
+from turbofit.core.units import parse_bytes
 from turbofit.core.validation import Validated, parsed
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class EnvironmentVariables(Validated):
     upstream_key: Annotated[str, parsed(_key)] = ""
     leases: Annotated[Path | None, parsed(_folder)] = None
     node_spec: str = ""
+    pretend_taken: Annotated[int, parsed(lambda text, name: parse_bytes(text, what=name))] = 0
+    pretend_fail: int | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -63,17 +65,9 @@ def variables(environ: Mapping[str, str] | None = None) -> EnvironmentVariables:
     """Turbofit's variables in an environment; None means this process's environment.
 
     Raises:
-        UsageError: a value is not valid, or a name is a misspelt one.
+        UsageError: a value is not valid.
     """
     environ = os.environ if environ is None else environ
-    for name in environ:
-        if not name.startswith(PREFIX) or name in VARIABLES:
-            continue
-        # A misspelt TURBOFIT_API_KEYS would open a server to everybody.
-        misspelt = name.removeprefix(PREFIX).upper()
-        if meant := guess(misspelt, [known.removeprefix(PREFIX) for known in NAMES], of=PREFIX):
-            hint = f"{meant}See docs/environment.md"
-            raise UsageError(f"{name} is no variable of turbofit", hint=hint)
     given = {
         name.removeprefix(PREFIX).lower(): value
         for name in NAMES

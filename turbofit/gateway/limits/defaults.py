@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 
 from turbofit.core.errors import UsageError
+from turbofit.core.nearest import meant
 from turbofit.core.struct import Struct
-from turbofit.core.synonyms import meant
 from turbofit.core.validation import Metavar, parsed
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.parameters import ANSWER_LENGTHS, RULES

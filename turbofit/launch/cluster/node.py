@@ -27,7 +27,7 @@ from turbofit.core.process.files import state_dir, write_atomic
 from turbofit.gateway.front import NodeAddress
 from turbofit.gateway.server import digest_of
 from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.serve.detached import LEASE_SECONDS
+from turbofit.launch.serve.detached import LEASE_SECONDS, NODE_LEASE
 from turbofit.launch.serve.leases import is_held
 
 if TYPE_CHECKING:
@@ -114,11 +114,7 @@ class NodeActor:
         over, why = self._over or drained, self._status.why_not
         if self._child is not None:
             self._child.poll()  # a dead child is reaped
-        held = [path for path in self._folder.glob("*-*") if is_held(path)]
-        for path in self._folder.glob("*-*"):
-            if over or path != self._lease:  # without a lease its server ends normally
-                ended = path.with_name(path.name.replace("lease", "ended"))
-                path.rename(ended) if path in held else path.unlink()
+        held = self._held(over)
         lines, url = _text(self._folder / "serve.log").splitlines(), ""
         if held and not over and self._lease in held:
             url = _text(self._lease).partition("\n")[0]
@@ -138,6 +134,15 @@ class NodeActor:
             self._status, state=state, url=url, why_not=why, said="".join(lines[-1:])
         )
 
+    def _held(self, over: bool) -> list[Path]:
+        """The leases that servers hold; without its lease a server ends normally."""
+        held = [path for path in self._folder.glob("*-*") if is_held(path)]
+        for path in self._folder.glob("*-*"):
+            if over or path != self._lease:
+                ended = path.with_name(path.name.replace("lease", "ended"))
+                path.rename(ended) if path in held else path.unlink()
+        return held
+
     def _start(self) -> None:
         folder, plan = self._folder, self._planned.plan
         assert plan is not None
@@ -146,7 +151,7 @@ class NodeActor:
         argv = [
             "/bin/sh", "-c", _BETWEEN, "sh", sys.executable, "-m", "turbofit", "serve",
             "--plan", f"{folder}/plan.json", "--host", self._planned.address,
-            "--front-key-file", f"{folder}/key", "--lease", str(self._lease),
+            "--front-key-file", f"{folder}/key",
             *ray_adapter.server_words(os.environ), *self._words,
         ]  # fmt: skip
         # An engine that finds Ray's variables, or a cluster on this host, would join that cluster
@@ -158,7 +163,8 @@ class NodeActor:
             fcntl.flock(lease, fcntl.LOCK_EX)
             self._child = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=lease, stderr=log, cwd=folder,
-                env=environ | {"RAY_ADDRESS": "local"}, start_new_session=True,
+                env=environ | {"RAY_ADDRESS": "local", NODE_LEASE: str(self._lease)},
+                start_new_session=True,
             )  # fmt: skip
 
 

@@ -207,7 +207,7 @@ class Probe(threading.Thread):
             text = answer[:300].decode(errors="replace")
             raise LaunchError(
                 f"the engine answered {status} to {question.name}: {text}",
-                hint="see its log; --no-check skips this request",
+                hint="see its log; --check none skips this request",
             )
         try:
             return int(json.loads(answer)["usage"]["prompt_tokens"])

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: This variable is set for a server in the background, which must not start another one.
 DETACHED: Final = "_TURBOFIT_DETACHED"
+#: The variable with the file that a cluster's node renews as long as its server shall run.
+NODE_LEASE: Final = "TURBOFIT_NODE_LEASE"
 #: A server with a lease ends normally when its lease file was not touched for this long.
 LEASE_SECONDS: Final = 120.0
 _LOOK_SECONDS: Final = 0.5

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import Field
 
-from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.messages import option_of, refuse_together
+from turbofit.core.errors import TurbofitError, UsageError, option_of
+from turbofit.core.messages import refuse_together
 from turbofit.core.process.ports import LAST_PORT
+from turbofit.core.process.variables import variables
 from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
-from turbofit.planning.request import Bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,39 +31,17 @@ class LaunchOptions(Validated):
     """Options that `serve`, `calibrate` and `tune` share; each field is an option."""
 
     pretend: bool = False
-    pretend_taken: Bytes = 0
-    pretend_fail: Annotated[int | None, Field(ge=1), Metavar("N")] = None
     no_rehearse: bool = False
     forget: bool = False
 
-    def refuse_alone(self) -> None:
-        """Refuse an option that needs another one that was not given.
-
-        Raises:
-            UsageError: the first such option.
-        """
-        if self.pretend_taken and not self.pretend:
-            raise UsageError("--pretend-taken takes nothing of real GPUs", hint="add --pretend")
-        if self.pretend_fail and not self.pretend:
-            raise UsageError("--pretend-fail fails nothing of real GPUs", hint="add --pretend")
-
-    def refuse_wrong(self, request: PlanRequest, does: str) -> None:
-        """Refuse options that contradict each other, or a machine that is not here.
-
-        Raises:
-            UsageError: the first such option.
-        """
-        self.refuse_alone()
-        if not self.pretend:
-            refuse_elsewhere(request, does)
-
     def config_fields(self) -> Options:
-        """The fields of `ServeConfig` that these options set."""
+        """The fields of `ServeConfig` that these options, and variables for tests, set."""
+        known = variables()
         return {
             "rehearse": not self.no_rehearse,
             "pretend": self.pretend,
-            "pretend_taken": self.pretend_taken,
-            "pretend_fail": self.pretend_fail,
+            "pretend_taken": known.pretend_taken if self.pretend else 0,
+            "pretend_fail": known.pretend_fail if self.pretend else None,
         }
 
 
@@ -73,43 +51,29 @@ class ServeOptions(LaunchOptions):
     plan: FilePath | None = None
     dry_run: bool = False
     check: Literal["auto", "full", "quick", "none"] = "auto"
-    no_check: bool = False
     no_standby: bool = False
     model_name: Annotated[str | None, Field(min_length=1)] = None
     no_gateway: bool = False
     unplanned: bool = False
     drain: Seconds | None = None
     liveness: Seconds | None = None
-    lease: FilePath | None = None
     cluster: Annotated[str | None, Metavar("RAY")] = None
     name: str | None = None
     node_port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = 0
     idle: Annotated[float | None, Field(gt=0, lt=1e9), SECONDS, Metavar("TIME")] = None
 
     def refuse_alone(self) -> None:
-        super().refuse_alone()
+        """Refuse an option that needs another one, or excludes it.
+
+        Raises:
+            UsageError: the first such option.
+        """
         if self.idle is not None:
             beside = {"cluster": self.cluster is not None, "no_gateway": self.no_gateway}
             refuse_together(beside, "--idle")
-        if self.no_check:
-            refuse_together({"check": self.check != "auto"}, "--no-check")
         for name in ("name", "node_port"):
             if self.cluster is None and name in self.given():
                 raise needs_cluster(name)
-
-    def named(self, model_name: str | None) -> ServeOptions:
-        """These options with LMDeploy's own ``--model-name``, if one follows ``--``.
-
-        Raises:
-            UsageError: two different names are given.
-        """
-        if model_name is None or model_name == self.model_name:
-            return self
-        if self.model_name is not None:
-            raise UsageError(
-                "--model-name is given twice, before and after --", hint="leave one of the two out"
-            )
-        return self.changed(model_name=model_name)
 
     def config_fields(self) -> Options:
         from turbofit.launch.engine.engine_client import Timing
@@ -119,7 +83,7 @@ class ServeOptions(LaunchOptions):
         return {
             **super().config_fields(),
             "timing": Timing(**timing),
-            "check": "none" if self.no_check else self.check,
+            "check": self.check,
             "standby": not self.no_standby,
             "model_name": self.model_name,
         }
@@ -180,6 +144,7 @@ def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
             f"{does} the machine here, so --on does not go with it",
             hint=f"add --pretend to try it on pretend GPUs{beside}; turbofit plan MODEL --on "
             f"{request.on} plans for that machine",
+            options=["on"],
         )
 
 
@@ -222,10 +187,10 @@ class Reloader:
         with self._lock:
             try:
                 options, config = self._read()
-                changed = _changed(before, options)
-                taken = [
-                    name for name in changed if name in LIVE and run.config.gateway is not None
-                ]
+                gateway, changed = run.config.gateway, _changed(before, options)
+                if gateway and gateway.api_keys != config.api_keys and "api_key" not in changed:
+                    changed.append("api_key")  # the file with the keys has others now
+                taken = [name for name in changed if name in LIVE and gateway is not None]
                 if taken:
                     self._take_over(config)
             except TurbofitError as exc:

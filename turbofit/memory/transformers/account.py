@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Final
 
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import UsageError, option_of
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
-from turbofit.core.messages import option_of
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, GpuLedger, HostMemory, Settings, Term
 from turbofit.core.struct import known
@@ -156,11 +155,13 @@ class Transformers(Engine):
             raise UsageError(
                 f"{option_of(name)} is LMDeploy's, and the fallback engine has no such option",
                 hint="leave it out; --dtype and --session-len are heard",
+                options=[name, "dtype", "session_len"],
             )
         if engine_options.get("max_batch_size", 1) != 1:
             raise UsageError(
                 "the fallback engine serves one request at a time: --max-batch-size is 1",
                 hint="--replicas N serves N at a time, each on GPUs of its own",
+                options=["max_batch_size", "replicas"],
             )
 
     def account(self, launch: EngineLaunch) -> Account:

@@ -194,6 +194,7 @@ def layout_of(model: Model) -> Layout:
         raise UsageError(
             f"the fallback engine runs no {model.quantization.method} checkpoints",
             hint="give the 16-bit checkpoint, or leave --engine to turbofit",
+            options=["engine"],
         )
     layout = _LAYOUTS.get(model.architecture)
     if layout is None:

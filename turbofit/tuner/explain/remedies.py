@@ -11,9 +11,9 @@ from typing import Final, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import TurbofitError
+from turbofit.core.errors import TurbofitError, option_of
 from turbofit.core.machine import Gpu, Link, Machine
-from turbofit.core.messages import indices, option_of, plural
+from turbofit.core.messages import indices, plural
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
 from turbofit.core.units import GIB, MIB, format_bytes, round_up, three_digits

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import NoKernelError, TurbofitError, UsageError
+from turbofit.core.errors import NoKernelError, TurbofitError, UsageError, option_of
 from turbofit.core.images.rule import ImageRule
 from turbofit.core.plan import HostMemory, Throughput
 from turbofit.core.process.log import LazyLogger
@@ -373,14 +373,18 @@ def _no_shape(request: ResolvedRequest, engine: Engine) -> UsageError:
         tp_works = engine.tp_problem(request.model, request.tp or 1) is None
         if tp_works and need > len(request.visible):
             hint += f", or name a machine of {need} GPUs, as --on {need}xrtx3090"
-    return UsageError(no_shape(request, engine), hint=hint)
+    options = ("tp", "replicas", "on") if request.tp else ("replicas", "tp", "on")
+    return UsageError(no_shape(request, engine), hint=hint, options=options)
 
 
 def _refused(request: ResolvedRequest, problem: str) -> UsageError:
     given = "model_format" in request.engine_options
     packed = four_bit_variant(request.model) if given else None
     instead = "change it" if packed is None else f"name {packed.hub_id}, its 4 bits"
-    return UsageError(problem, hint=f"leave the option out, or {instead}")
+    named = [name for name in request.engine_options if option_of(name) in problem.split()]
+    return UsageError(
+        problem, hint=f"leave the option out, or {instead}", options=[*named, "engine"]
+    )
 
 
 def _no_kernels(request: ResolvedRequest, engine: Engine, kernels: str) -> NoKernelError:
@@ -394,6 +398,7 @@ def _no_kernels(request: ResolvedRequest, engine: Engine, kernels: str) -> NoKer
     return NoKernelError(
         f"{model.name} does not run on {engine.name} here: {kernels}",
         hint=f"take {', '.join(instead)} or {_other_weights(request)}",
+        options=["quant_policy"],
     )
 
 

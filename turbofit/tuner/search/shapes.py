@@ -214,6 +214,7 @@ def chosen_dtype(model: Model, fixed: object, gpus: Sequence[Gpu]) -> str:
         raise UsageError(
             f"--dtype bfloat16 cannot run: {why}",
             hint="leave --dtype out: float16 is chosen where it is needed",
+            options=["dtype"],
         )
     return fixed
 
