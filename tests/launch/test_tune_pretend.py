@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.launch.cluster.cloud import STAND_IN
 
+from tests.support.cloud import STAND_IN
 from tests.support.processes import Child, free_port
 from tests.support.serving import needs, start_turbofit
 from tests.support.waiting import until
