@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from tests.support.plans import machine
 from turbofit.core.machine import Calibration, Machine
 from turbofit.core.tuning import Tuning
+from turbofit.machine.learned import forget
 from turbofit.observe import calibrations
-from turbofit.observe.learned import forget
 from turbofit.planning import tuned
 
 

@@ -12,7 +12,7 @@ from turbofit.core.installation import installed
 from turbofit.core.machine import Calibration
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct, to_builtins
-from turbofit.observe.learned import all_learned, learned
+from turbofit.machine.learned import all_learned, learned
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError
 from turbofit.core.installation import installed
 from turbofit.core.tuning import TUNE_SCHEMA, Tuning
+from turbofit.machine.learned import all_learned, learned
 from turbofit.memory.calibrated import identity
 from turbofit.memory.engines import engine_of
 from turbofit.observe.calibrations import pretends
-from turbofit.observe.learned import all_learned, learned
 from turbofit.planning.resolve import resolve
 from turbofit.tuner.choose import best_plan, make_plan
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.messages import plural
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, mib, round_up
+from turbofit.machine.learned import learned
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.calibrated import identity
-from turbofit.observe.learned import learned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

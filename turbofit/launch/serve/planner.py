@@ -18,10 +18,10 @@ from turbofit.core.process.progress import under_way
 from turbofit.core.process.variables import variables
 from turbofit.launch.serve.leases import Leases, counted, end_orphans
 from turbofit.launch.serve.proved import Rehearsals
+from turbofit.machine.learned import forget
 from turbofit.memory.calibrated import identity
 from turbofit.model.source import resolve_model
 from turbofit.observe.calibrations import pretends
-from turbofit.observe.learned import forget
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import doubled_margin, finished, refusal

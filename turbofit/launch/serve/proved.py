@@ -19,8 +19,8 @@ from turbofit.core.installation import installed
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct, known, to_builtins
 from turbofit.core.version import __version__
+from turbofit.machine.learned import learned
 from turbofit.memory.calibrated import identity
-from turbofit.observe.learned import learned
 
 if TYPE_CHECKING:
     from turbofit.core.machine import Machine
