@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.machine import Link, Machine, Measured, PairSpeed
 from turbofit.core.process.files import StateFile, digest_of_parts
-from turbofit.core.process.log import LazyLogger
-
-_LOG: Final = LazyLogger(__name__)
 
 
 def with_measured(machine: Machine, measured: Measured) -> Machine:
@@ -57,13 +53,7 @@ def keep(machine: Machine, measured: Measured) -> Path:
 def recall(machine: Machine) -> Machine:
     """The machine with stored results for exactly these GPUs; unchanged if there are none."""
     measured = _file(machine).read()
-    if measured is None:
-        return machine
-    try:
-        return with_measured(machine, measured)
-    except Exception as exc:  # noqa: BLE001 - a damaged file is as good as none
-        _LOG.debug("no measurement of these GPUs is used: %s", exc)
-        return machine
+    return machine if measured is None else with_measured(machine, measured)
 
 
 def _file(machine: Machine) -> StateFile[Measured]:
