@@ -31,7 +31,7 @@ EVENTS = ("engine", "server", "actor", "controller", "raylet and join", "drain a
 
 def happen(what: str, serving: Serving, name: str) -> None:
     """One event, on the node ``name``; the front has all nodes again when it returns."""
-    cloud, before = serving.cloud, serving.server(name)
+    cloud, before = serving.cloud, until(lambda: serving.server(name), f"the server of {name}")
     node = next(node for node in NODES if node[0] == name)
     if what == "engine":
         engines = until(lambda: serving.engines(name), f"the engines of {name}")

@@ -159,8 +159,8 @@ class Serving:
 
     def server(self, name: str) -> int:
         """The process of the node's `turbofit serve`; 0 while there is none."""
-        lease = f"{self.folder(name)}/lease".encode()
-        return sum(found(lease, lambda pid: b"/bin/sh" not in command(pid)[:8])[:1])
+        plan = f"{self.folder(name)}/plan.json".encode()
+        return sum(found(plan, lambda pid: b"/bin/sh" not in command(pid)[:8])[:1])
 
     def engines(self, name: str) -> list[int]:
         """The processes of the node's engines."""
