@@ -127,6 +127,9 @@ class Run:
         self._say(plan.verdict)
         if plan.why_engine:
             self._say(f"engine {plan.why_engine}")
+        for reason in plan.reasons:
+            if reason.startswith("margin "):  # calibrations and proofs of earlier runs lower it
+                self._say(reason)
         for warning in (*plan.warnings, *self._doubts()):
             if not warning.startswith(BESIDE_COMMANDS):  # a server holds what these ask for
                 self._say(f"warning: {warning}")
