@@ -57,7 +57,7 @@ def test_every_section_has_its_recipe() -> None:
     [
         ("A GPU", ["fits: InternVL2-1B", "NVIDIA GeForce RTX 3060 8GB"]),
         ("A model by name", ["fits: My-InternVL on GPU 0"]),
-        ("An image rule", ["fits: Strips-1B", "up to 5 tiles (1,280"]),
+        ("An image rule", ["fits: Strips-1B", "at most 5 tiles of 448x448"]),
         ("An engine", ["LMDeploy 0.18, toy", "fits: InternVL2-1B", "request *     1,024.0  estim"]),
     ],
 )

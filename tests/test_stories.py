@@ -106,7 +106,7 @@ def test_a_text_names_its_model_and_cards(typed, page: list[Story], number: int)
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("internvl2-8b --on 4张3090 --tp 4", ["fits: InternVL2-8B on GPU 0+1+2+3"]),
+        ("internvl2-8b --on 4xrtx3090 --tp 4", ["fits: InternVL2-8B on GPU 0+1+2+3"]),
         ("internvl2-8b --on 4xrtx3090", ["fits: InternVL2-8B on GPU 0-3"]),
         ("llava-1.5-7b --on 4xrtx3090", ["fits: LLaVA-1.5-7B on GPU 0-3"]),
         ("llava-1.5-7b --on 1xl4:free=19GiB", ["fits: LLaVA-1.5-7B on GPU 0"]),

@@ -31,7 +31,7 @@ EVENTS = ("engine", "server", "actor", "controller", "raylet and join", "drain a
 
 def happen(what: str, serving: Serving, name: str) -> None:
     """One event, on the node ``name``; the front has all nodes again when it returns."""
-    cloud, before = serving.cloud, serving.server(name)
+    cloud, before = serving.cloud, until(lambda: serving.server(name), f"the server of {name}")
     node = next(node for node in NODES if node[0] == name)
     if what == "engine":
         engines = until(lambda: serving.engines(name), f"the engines of {name}")
@@ -53,7 +53,7 @@ def happen(what: str, serving: Serving, name: str) -> None:
     else:
         if what.startswith("drain"):
             assert serving.cli("cluster", "drain", cloud.identity(name))[0] == 0
-            until(lambda: serving.status()[name]["state"] == "drained", f"{name} to be drained")
+            until(lambda: serving.state(name) == "drained", f"{name} to be drained")
         cloud.kill(name)
         until(lambda: name not in serving.up(), f"{name} to be out")
         cloud.add(*node)

@@ -366,7 +366,7 @@ class SimulatedEngine:
         here = [one.request for one in self.exchanges if one.request is not None]
         # Of two that would have ended it nobody knows which one did.
         if {one.text for one in here if one.poison} <= {request.text}:
-            self.world.invariants.ended_by(request, self)
+            self.world.invariants.ended_by(request)
         self.crash()
 
     # -- its service
@@ -452,7 +452,7 @@ class SimulatedEngine:
         """Whether it does nothing more; what was due goes on within a second of the hang's end.
 
         Requests whose clients have left do not go on: the gateway counts them for ten seconds only
-        (`LEFT_SECONDS` of `gateway.routing.deny_list`, which says the sign: under).
+        (`LEFT_SECONDS` of `gateway.routing.engines`, which says the sign: under).
         """
         return self._hung
 

@@ -8,7 +8,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.planning.examine.cards import open_margin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from bench.simulation.clients import Request
     from bench.simulation.engine import SimulatedEngine
@@ -23,14 +23,12 @@ if TYPE_CHECKING:
 _LONGEST = 900.0
 #: Engines that one request may end, and seconds from a death until all that met it are told.
 _MOST_DEATHS, _TOLD = 3, 0.5
-#: How long a request is suspected that does not come again.
+#: How long a request is suspected, or refused.
 _HOUR = 3600.0
 #: Seconds after which nothing is held of an engine for clients that left.
 _FORGOTTEN = 15.0
 #: Seconds after a broken disk within which all leases are written again.
 _WRITTEN = 60.0
-#: Seconds after it within which a gateway has written again what it knows of suspects.
-_AGAIN = 30.0
 #: How a request may end: with a status, because its client left, or with turbofit.
 _ENDS = ("200", "429", "503", "422", "403", "left", "lost")
 #: Seconds for which a request whose client left is accused of its engine's end.
@@ -48,9 +46,8 @@ class Invariants:
         self._world = world
         #: What each turbofit's newest plan will take of each card at most, its margin included.
         self._needs: dict[Process, dict[int, int]] = {}
-        #: When engines ended, by killing request and kind of engine; when a request was refused.
-        self._deaths: dict[tuple[str, str], list[float]] = {}
-        self._refused: dict[str, float] = {}
+        #: When engines ended, by the killing request.
+        self._deaths: dict[str, list[float]] = {}
         #: Texts of requests that were at an engine that ended or hung of itself.
         self.accused_by_chance: set[str] = set()
 
@@ -141,49 +138,29 @@ class Invariants:
         if request.end:
             self._world.violate(f"request {request.number} reached an engine after its end")
 
-    def ended_by(self, request: Request, engine: SimulatedEngine) -> None:
-        """Equal requests end three engines at most, copies apart, while turbofit remembers them.
+    def ended_by(self, request: Request) -> None:
+        """Equal requests end three engines an hour at most, copies apart.
 
         A death counts whose request was sent after the one before.
         """
-        now, kind = self._world.scheduler.now, (request.text, engine.plan.engine.name)
-        deaths = self._deaths.setdefault(kind, [])
-        if request.text not in self._refused:  # suspicions of long ago are over
-            deaths[:] = [at for at in deaths if at + _HOUR > now]
+        now, deaths = self._world.scheduler.now, self._deaths.setdefault(request.text, [])
+        deaths[:] = [at for at in deaths if at + _HOUR > now]
         if not deaths or request.sent > deaths[-1] + _TOLD:
             deaths.append(now)
-        if len(deaths) > _MOST_DEATHS and self._world.machine.disk_error is None:
+        if len(deaths) > _MOST_DEATHS:
             self._world.violate(f"{len(deaths)} engines ended by one request, {request.text}")
 
     def engine_fails(self, engine: SimulatedEngine) -> None:
-        """An engine ends or hangs of itself: who is there may be refused, which explains more."""
+        """An engine ends or hangs of itself: who is there may be refused."""
         there = [one.request for one in engine.exchanges if one.request is not None]
         left = engine.last_left
         if left is not None and left[0] + _LEFT > self._world.scheduler.now:
             there.append(left[1])
         self.accused_by_chance.update(one.text for one in there)
-        if there:
-            self.forget(lambda text: text not in self._refused)
 
-    def forget(self, which: Callable[[str], bool]) -> None:
-        """Requests of which turbofit may not know any more that they end engines."""
-        for text, _ in [one for one in self._deaths if which(one[0])]:
-            self._refused.pop(text, None)
-        self._deaths = {one: at for one, at in self._deaths.items() if one[0] in self._refused}
-
-    def card_lost(self) -> None:
-        """A lost card is taken for the cause of an end that no supervisor has seen before."""
-        self.forget(lambda text: text not in self._refused)
-
-    def forget_unwritten(self, *, killed: bool) -> None:
-        """A turbofit has ended: who was suspected is forgotten, and who it could not write down."""
-        machine, now = self._world.machine, self._world.scheduler.now
-        # A disk that is slow, or was when a write began, may hold up the write before, too.
-        held_up = 2 * machine.disk_slowest if now <= machine.disk_slow_until else 0.0
-        since = now - 1.0 - held_up if killed else now
-        if machine.disk_error is not None or now < machine.disk_bad_until + _AGAIN:
-            since = min(since, machine.disk_bad_since - 1.0)
-        self.forget(lambda text: self._refused.get(text, now) >= since)
+    def forget(self) -> None:
+        """Turbofit ended, or takes a lost card for the cause of an end that it has not seen yet."""
+        self._deaths.clear()
 
     def holds(self, engine: SimulatedEngine) -> None:
         """Units that are being encoded at one engine stay within the plan."""
@@ -219,19 +196,12 @@ class Invariants:
             world.violate(
                 f"the stream of request {number} ended without end or error: {said[-200:]!r}"
             )
-        if b'"convicted"' in said or b'"too_many_deaths"' in said:
-            self._note_refusal(request, said)
+        # Who ends no engine is never refused for one, unless an engine ended of itself.
+        if b'"convicted"' in said and not request.poison and not self.accused_by_chance:
+            world.violate(f"request {number} ends no engine and is refused: {said!r}")
         if world.open_requests == 0:
             sent, gateway = len(world.requests), world.gateway
             world.scheduler.after(_FORGOTTEN, lambda: self._all_given_back(sent, gateway))
-
-    def _note_refusal(self, request: Request, said: bytes) -> None:
-        """Who ends no engine is never refused for one, unless an engine ended of itself."""
-        if request.poison:
-            if b'"convicted"' in said:
-                self._refused.setdefault(request.text, self._world.scheduler.now)
-        elif not self.accused_by_chance:
-            self._world.violate(f"request {request.number} ends no engine and is refused: {said!r}")
 
     def _all_given_back(self, sent: int, gateway: SimulatedGatewayThread | None) -> None:
         """With no request open for a while, nothing is held of any engine."""

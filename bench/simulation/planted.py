@@ -33,7 +33,7 @@ class Bug(NamedTuple):
 
 _ADMISSION, _FORWARDER = "gateway/routing/admission.py", "gateway/routing/request_forwarder.py"
 _HEALTH = "gateway/routing/health.py"
-_DENY_LIST, _DENY_FILE = "gateway/routing/deny_list.py", "gateway/routing/deny_file.py"
+_DENY_LIST = "gateway/routing/deny_list.py"
 _SUPERVISOR, _ENGINE = "launch/serve/supervisor.py", "launch/engine/supervised_engine.py"
 _START, _LEASES = "launch/start.py", "launch/serve/leases.py"
 BUGS = (
@@ -59,21 +59,13 @@ BUGS = (
         "await asyncio.wait_for(self._page(engine, path), seconds)",
         "await self._page(engine, path)"),
     # Who is suspected, and who is refused.
-    Bug("nobody is suspected", _DENY_LIST, "        for present, name, answering in zip(",
-        "        for present, name, answering in () and zip("),
+    Bug("nobody is suspected", _DENY_LIST,
+        "        self._deaths.append(death)\n", ""),
     Bug("who is refused is let through", _DENY_LIST,
-        "        if denied is not None:\n            last, until",
-        "        if False:\n            last, until"),
+        "        if in_turn >= _REFUSED:\n            minutes",
+        "        if False:\n            minutes"),
     Bug("suspects run together", _ADMISSION,
         "        if self.turn is not None:\n            engine.turn_of = self.turn\n", ""),
-    Bug("whoever is beside a suspect does not matter", _DENY_LIST, "and all(others_begun)", ""),
-    Bug("what is refused is not written", _DENY_LIST,
-        "        self.keep()\n\n    def _take_back", "\n    def _take_back"),
-    Bug("what is refused is kept by the number of cards", _DENY_FILE,
-        "folder, engine_version, str(pretend)]",
-        "folder, engine_version, str(len(plan.machine.visible))]"),
-    Bug("a client that varies its request is never refused", _DENY_LIST,
-        "        if len(clients) == 1 and others:", "        if False:"),
     Bug("an engine that somebody killed accuses its requests", _START,
         'end.kind == "killed" or any_lost(uuids)', "any_lost(uuids)"),
     Bug("the next gateway knows no suspect", _START, ", deny_list=run.deny_list)", ")"),

@@ -249,7 +249,7 @@ class World:
         """A turbofit that serves is gone, by itself or not."""
         self.count(f"exit {how}")
         self.end(process)
-        self.invariants.forget_unwritten(killed=how == "killed")
+        self.invariants.forget()
 
     def end(self, process: Process) -> None:
         """A process is gone, and what it had open."""

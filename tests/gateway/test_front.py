@@ -194,7 +194,7 @@ def test_what_a_node_had_goes_to_no_other(world, ends: bool) -> None:
         world.up(front, 2)  # once its health page is read again
     assert len(node.bodies) == 2
     assert not [record for record in world.records["b"] if record["route"] == CHAT]
-    assert front.call(lambda app: app._forwarder.deny_list.suspected) == 0
+    assert front.call(lambda app: app._forwarder.deny_list.numbers) == (0, 0)
 
 
 def test_nodes_come_and_go_while_what_they_have_ends(world) -> None:

@@ -253,7 +253,7 @@ def test_what_was_calibrated_before_is_told_until_it_is_forgotten(tmp_path, monk
     assert "calibrated before" in told.err
     assert json.loads(told.out)["phases"] == result["phases"]
     assert main([*words, "--forget"]) == 0
-    assert "forgot 1 calibrations" in capsys.readouterr().err
+    assert "forgot 1 documents" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

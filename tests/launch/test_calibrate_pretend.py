@@ -98,8 +98,8 @@ def test_under_a_pretend_driver_it_runs_as_on_a_real_one_and_is_kept_apart(tmp_p
     assert done.returncode == 0, done.stderr[-2000:]
     assert "the GPUs' memory is back" in done.stderr
     folder = tmp_path / "turbofit"
-    assert not (folder / "calibrations").exists()
-    (kept,) = (folder / "calibrations-pretend").iterdir()
+    assert not list(folder.glob("learned/*/calibration-*"))
+    (kept,) = folder.glob("learned-pretend/*/calibration-*")
     body = json.loads(kept.read_text())
     # The estimate pays 20 MiB for cuBLAS handles and 101 for torch's kernels: none is here.
     assert body["calibration"]["context"] == -121 << 20

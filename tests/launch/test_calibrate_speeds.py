@@ -108,8 +108,8 @@ def test_a_program_that_dies_has_its_results_and_one_without_any_says_why(tmp_pa
 
 
 def test_a_disk_that_takes_nothing_ends_no_calibration(tmp_path: Path) -> None:
-    state_dir("machines").rmdir()
-    state_dir("").joinpath("machines").write_text("")
+    state_dir("learned/machine").rmdir()
+    state_dir("learned").joinpath("machine").write_text("")
     kept, said = measure(tmp_path, TWO, machine())
     assert not kept
     assert said[-1].startswith("warning: measured speeds are not kept: ")

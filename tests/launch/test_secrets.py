@@ -109,7 +109,7 @@ def test_commands_and_manifests(environ: dict[str, str], tmp_path: Path, monkeyp
     keys = "--no-gateway -- --api-keys secret-1 secret-2"
     dry = ["serve", *MODEL, "--dry-run"]
     texts = []
-    for form in ([], ["--json"], ["--md"]):
+    for form in ([], ["--json"]):
         assert main([*dry, *form, *shlex.split(keys)]) == 0
         said = capsys.readouterr()
         assert "--api-keys" in said.out

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.launch.cluster.cloud import STAND_IN
 
+from tests.support.cloud import STAND_IN
 from tests.support.processes import Child, free_port
 from tests.support.serving import needs, start_turbofit
 from tests.support.waiting import until
@@ -61,11 +61,16 @@ def test_it_tries_stops_tries_again_keeps_the_best_and_serve_uses_it(children, t
     _, part = tune(children, tmp_path, "--starts", "3", code=130)
     assert ([one["outcome"] for one in part["trials"]], part["best"]) == (["measured"], 1)
     assert part["stopped"] == "SIGINT"
+    shown = start_turbofit(children, tmp_path, "report", "latest", "--json")
+    assert shown.finish() == 0
+    assert shown.process.stdout is not None
+    assert json.load(shown.process.stdout) == part
     _, result = tune(children, tmp_path, "--starts", "2", "--again")
-    assert [one["outcome"] for one in result["trials"]] == ["measured", "measured"]
+    # Two settings, and the best of them again.
+    assert [one["outcome"] for one in result["trials"]] == ["measured"] * 3
     assert all(one["measured"]["failed"] == 0 for one in result["trials"])
-    assert result["best"] in (1, 2)
-    assert not (tmp_path / "turbofit" / "tuned").exists()
+    assert result["best"] == 3
+    assert not list((tmp_path / "turbofit").glob("learned/*/tuned-*"))
     third, again = tune(children, tmp_path)
     assert "tuned before" in third.stderr
     assert again == result

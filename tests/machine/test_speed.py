@@ -91,7 +91,7 @@ def test_the_right_pair_is_chosen_where_links_differ() -> None:
 def test_it_is_kept_for_these_gpus_and_this_driver(state: Path) -> None:
     on = machine()
     assert recall(on) == on
-    assert not (state / "machines").exists()
+    assert not (state / "learned").exists()
     found = Measured(torch="2.9", cards=CARDS, pairs=(pair(0, 1), pair(1, 0)))
     path = keep(on, found)
     assert recall(on).measured == found

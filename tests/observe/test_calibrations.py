@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from tests.support.plans import machine
 from turbofit.core.machine import Calibration, Machine
 from turbofit.core.tuning import Tuning
+from turbofit.machine.learned import forget
 from turbofit.observe import calibrations
 from turbofit.planning import tuned
 
@@ -93,24 +94,23 @@ def test_pretend_ones_never_reach_a_real_plan(state: Path) -> None:
     assert calibrations.recall(pretend=False) == ()
     assert calibrations.recall(pretend=True) == (pretend,)
     # Even where somebody moves the file.
-    real = state / "calibrations"
-    real.mkdir()
+    real = state / "learned" / path.parent.name
+    real.mkdir(parents=True)
     (real / path.name).write_bytes(path.read_bytes())
     assert calibrations.recall(pretend=False) == ()
     path = tuned.keep_tuned(replace(TUNED, pretend=True))
     assert tuned.recall_tuned(pretend=False) == ()
-    (state / "tuned").mkdir()
-    path.rename(state / "tuned" / path.name)
+    path.rename(real / path.name)
     assert tuned.recall_tuned(pretend=False) == ()
 
 
 def test_damaged_files_are_as_good_as_none_and_forgotten_ones_are_gone(state: Path) -> None:
-    calibrations.keep(ONE, {})
-    (state / "calibrations" / "x.json").write_text("{")
-    (state / "calibrations" / "y.json").write_text('{"schema": "turbofit.calibration/1"}')
+    folder = calibrations.keep(ONE, {}).parent
+    (folder / "calibration-x.json").write_text("{")
+    (folder / "calibration-y.json").write_text('{"schema": "turbofit.calibration/1"}')
     assert calibrations.recall(pretend=False) == (ONE,)
-    assert calibrations.forget("another", pretend=False) == 0
-    assert calibrations.forget(ONE.model, pretend=False) == 1
+    assert forget("another", pretend=False) == forget(ONE.model, pretend=True) == 0
+    assert forget(ONE.model, pretend=False) == 3
     assert calibrations.recall(pretend=False) == ()
 
 
@@ -129,11 +129,11 @@ def test_the_same_kind_replaces_and_another_stays() -> None:
     other = replace(TUNED, lmdeploy="0.19.0")
     tuned.keep_tuned(other)
     # What cannot be read is left out.
-    (path.parent / "half.json").write_bytes(path.read_bytes()[:40])
-    (path.parent / "other.json").write_text('{"schema": "x"}')
-    (path.parent / "bytes.json").write_bytes(b"\xff\xfe")
+    (path.parent / "tuned-half.json").write_bytes(path.read_bytes()[:40])
+    (path.parent / "tuned-other.json").write_text('{"schema": "x"}')
+    (path.parent / "tuned-bytes.json").write_bytes(b"\xff\xfe")
     assert tuned.recall_tuned(pretend=False) == (newer, other)
-    assert tuned.forget_tuned(TUNED.model, pretend=False) == 2
+    assert forget(TUNED.model, pretend=False) == 5
     assert tuned.recall_tuned(pretend=False) == ()
 
 

@@ -332,7 +332,8 @@ def test_a_prediction_is_served_with_its_settings() -> None:
 
 def test_lmdeploys_options_stay_behind_the_dashes(capsys: Out) -> None:
     words = ["serve", "internvl2-2b", "--on", "1xrtx3090", "--dry-run"]
-    rest = ["--tool-call-parser", "internlm", "--quant-policy", "8", "--model-name", "a b"]
+    words += ["--quant-policy", "8", "--model-name", "a b"]
+    rest = ["--tool-call-parser", "internlm"]
     assert main([*words, "--json", "--", *rest]) == 0
     plan = Plan.from_json(capsys.readouterr().out)
     given = serve_options_of(plan.serve)

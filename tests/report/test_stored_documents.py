@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from tests.hostile import hostile
 from tests.launch.tune.test_tune import result
@@ -67,6 +68,18 @@ def test_latest_is_the_newest_of_plans_and_runs(state: Path) -> None:
     saved = read_saved("latest")
     assert saved.run is not None
     assert saved.where == str(folder)
+
+
+def test_latest_is_a_tuning_that_was_ended_and_not_the_trial_that_was_cut(state, capsys) -> None:
+    folder = run_folder(state)
+    os.utime(folder / "run.json", (1, 1))
+    keep(replace(TUNED, stopped="SIGINT"), "tune")
+    assert main(["report", "latest"]) == 0
+    assert "SIGINT" in capsys.readouterr().out
+    assert main(["report"]) == 0
+    listed = capsys.readouterr().out
+    assert listed.index("a tuning of") < listed.index("run.json")
+    assert read_saved("latest").where == str(folder)
 
 
 def test_a_run_by_its_folder_its_record_its_name_or_its_report(state: Path) -> None:
@@ -186,7 +199,7 @@ def moved(path: Path, place: Path) -> Path:
 
 
 def calibration(path: Path) -> None:
-    moved(path, path.parent / "turbofit/calibrations/a.json")
+    moved(path, path.parent / "turbofit/learned/a/calibration-a.json")
     calibrations.with_calibrations(PLAN.machine, pretend=False)
     for one in calibrations.recall(pretend=False):
         with suppress(UsageError):
@@ -194,7 +207,7 @@ def calibration(path: Path) -> None:
 
 
 def learned(path: Path) -> None:
-    moved(path, ladder._learned(PLAN, "0.18.0", False)._path(make=True))
+    moved(path, ladder._learned(PLAN, "0.18.0", False).path)
     assert isinstance(ladder.recall(PLAN, "0.18.0", pretend=False), dict)
 
 

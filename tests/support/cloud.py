@@ -140,6 +140,10 @@ class Serving:
         ours = {name: self.cloud.identity(name) for name in self.cloud.nodes}
         return {name: nodes[identity] for name, identity in ours.items() if identity in nodes}
 
+    def state(self, name: str) -> str:
+        """What a node does; empty while its actor does not answer."""
+        return str(self.status().get(name, {}).get("state", ""))
+
     def up(self) -> set[str]:
         """The nodes to which the front sends requests, by our names."""
         try:
@@ -159,8 +163,8 @@ class Serving:
 
     def server(self, name: str) -> int:
         """The process of the node's `turbofit serve`; 0 while there is none."""
-        lease = f"{self.folder(name)}/lease".encode()
-        return sum(found(lease, lambda pid: b"/bin/sh" not in command(pid)[:8])[:1])
+        plan = f"{self.folder(name)}/plan.json".encode()
+        return sum(found(plan, lambda pid: b"/bin/sh" not in command(pid)[:8])[:1])
 
     def engines(self, name: str) -> list[int]:
         """The processes of the node's engines."""

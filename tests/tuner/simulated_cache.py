@@ -1,4 +1,4 @@
-"""A full cache, simulated token by token (bench/speed/EVICTIONS.md has a table of it).
+"""A full cache, simulated token by token.
 
 A closed load of requests on a cache that holds fewer than all of them: the oldest go first, a
 request is admitted when what it has so far fits, and the youngest lose their newest tokens to

@@ -45,11 +45,10 @@ class GatewayConfig(Struct):
     request. A body must be complete within ``body_seconds``, and bring ``body_rate`` bytes a second
     in each ``body_window_seconds``. For ``idle_seconds``, ``stall_seconds`` and ``stuck_seconds``,
     which say when an engine is tested, see `health.Monitor`. After ``hung_seconds`` an engine that
-    owes answers and sends nothing is taken out; infinity leaves this to its supervisor. ``denied``
-    is the file of requests that are refused because engines died of them; without a file the
-    gateway forgets them at its end. ``names`` has the engines' name of the model, or of an adapter,
-    by each name that clients may give; if empty, every name is passed on. ``about`` is what
-    `/health` tells of the plan, ``memory`` what the page shows of it.
+    owes answers and sends nothing is taken out; infinity leaves this to its supervisor. ``names``
+    has the engines' name of the model, or of an adapter, by each name that clients may give; if
+    empty, every name is passed on. ``about`` is what `/health` tells of the plan, ``memory`` what
+    the page shows of it.
     """
 
     host: str = "127.0.0.1"
@@ -78,7 +77,6 @@ class GatewayConfig(Struct):
     probe_seconds: float = 10.0
     drain_seconds: float = 30.0
     pretend: bool = False
-    denied: str | None = None
     names: dict[str, str] = field(default_factory=dict)
     defaults: Defaults = Defaults()
     about: dict[str, Any] = field(default_factory=dict)

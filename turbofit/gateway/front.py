@@ -19,7 +19,6 @@ from turbofit.core.process.threads import in_thread
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.routing.admission import Admission
-from turbofit.gateway.routing.deny_file import DenyFile
 from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
@@ -84,7 +83,7 @@ class Front(AsgiApp):
 
     def _forwarder_to(self, fleet: Fleet) -> RequestForwarder:
         return RequestForwarder(
-            fleet, Admission(fleet), self._upstream, self, DenyList(DenyFile(None)), self._bodies,
+            fleet, Admission(fleet), self._upstream, self, DenyList(), self._bodies,
             self.metrics, before_nodes=True,
         )  # fmt: skip
 

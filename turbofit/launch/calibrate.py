@@ -30,8 +30,7 @@ from turbofit.launch.run import Run
 from turbofit.launch.serve.ladder import forget
 from turbofit.launch.serve.planner import leases_for
 from turbofit.memory.account import NO_IMAGES, EngineLaunch
-from turbofit.memory.calibrated import calibration_for, identity
-from turbofit.model.source import resolve_model
+from turbofit.memory.calibrated import calibration_for
 from turbofit.observe import calibrations
 from turbofit.observe.calibration import (
     KERNELS,
@@ -57,7 +56,6 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.worst_requests import ProbeRequest
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.supervisor import StopSignal
-    from turbofit.planning.request import PlanRequest
 
 
 def calibrate(
@@ -131,12 +129,6 @@ def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
         ).kv.total_tokens
         for name, made in (("assumed", ()), ("measured", known))
     }
-
-
-def drop(request: PlanRequest, *, apart: bool) -> int:
-    """Forget a model's calibrations; returns how many there were."""
-    assert isinstance(request.model, str)
-    return calibrations.forget(identity(resolve_model(request.model)), pretend=apart)
 
 
 #: Bytes by which other processes' use may change while a launch is measured.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from turbofit.core.errors import DoesNotFitError, MachineError, UsageError
 from turbofit.core.messages import BESIDE_COMMANDS
 from turbofit.launch.engine.launches import Launch, find_lmdeploy, lmdeploy_if_needed
-from turbofit.launch.serve.ladder import forget, recall
+from turbofit.launch.serve.ladder import recall
 from turbofit.launch.serve.planner import Planner, can_rehearse
 from turbofit.launch.serve.proved import Proof
 from turbofit.launch.serve.runs import Record, run_folder
@@ -95,11 +95,8 @@ class Run:
         self.deny_list: DenyList | None = None
 
     def _over(self, plan: Plan) -> int | None:
-        """Bytes beyond the forecast that a start of such a plan took here; --forget forgets it."""
-        proof = Proof(plan, self.config, self.lmdeploy.version)
-        if self.config.forget:
-            proof.forget()
-        return proof.over
+        """Bytes beyond the forecast that a start of such a plan took here."""
+        return Proof(plan, self.config, self.lmdeploy.version).over
 
     def _import_meanwhile(self, plan: Plan) -> None:
         """Let a standby import the engine's modules while the engine's plan is rehearsed."""
@@ -130,6 +127,9 @@ class Run:
         self._say(plan.verdict)
         if plan.why_engine:
             self._say(f"engine {plan.why_engine}")
+        for reason in plan.reasons:
+            if reason.startswith("margin "):  # calibrations and proofs of earlier runs lower it
+                self._say(reason)
         for warning in (*plan.warnings, *self._doubts()):
             if not warning.startswith(BESIDE_COMMANDS):  # a server holds what these ask for
                 self._say(f"warning: {warning}")
@@ -161,11 +161,6 @@ class Run:
     def _first_plan(self) -> Plan:
         config, version = self.config, self.lmdeploy.version
         plan = self.planner.make({})
-        if config.forget:
-            Proof(plan, config, version).forget()
-            if forget(plan, version, pretend=config.pretend):
-                self._say("forgot what earlier launches had learned")
-            return plan
         learned = recall(plan, version, pretend=config.pretend)
         changes = {name: value for name, value in learned.items() if name not in self.fixed}
         if not changes or not plan.fits:

@@ -133,7 +133,6 @@ class Start:
             exam=exam, timing=config.timing, on_end=self._ended, on_back=self._back,
             on_rest=self._rest,
             # The number of an engine's ends that requests caused which the gateway now refuses.
-            explained=lambda *of: 0 if run.deny_list is None else run.deny_list.explained(*of),
             clients=self._routed.get, doubt=self._doubt, before_start=self._make_overlay,
         )  # fmt: skip
         stop.on_second(self._strike)  # before the engines end: their requests are told why
@@ -269,7 +268,6 @@ class Start:
 
     def _gateway(self, plan: Plan, urls: list[str]) -> PublicSide:
         from turbofit.gateway.http.accesslog import access_log
-        from turbofit.gateway.routing.deny_file import deny_path
         from turbofit.gateway.server import GatewayThread, make_gateway
 
         run, serve_config = self._run, self._run.config
@@ -283,7 +281,6 @@ class Start:
             drain_seconds=serve_config.timing.drain,
             pretend=serve_config.pretend,
             names=serve_config.names(plan),
-            denied=deny_path(self._plan, run.lmdeploy.version, pretend=run.record.run.pretend),
         )
         log = access_log(serve_config.access_log or str(run.folder / "access.log"))
         gateway = make_gateway(plan, urls, config, log=log, deny_list=run.deny_list)

@@ -8,16 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.machine import Link, Machine, Measured, PairSpeed
-from turbofit.core.process.files import digest_of_parts, state_dir, write_atomic
-from turbofit.core.process.log import LazyLogger
-from turbofit.core.struct import decode, to_json
-
-_LOG: Final = LazyLogger(__name__)
+from turbofit.core.process.files import StateFile, digest_of_parts
 
 
 def with_measured(machine: Machine, measured: Measured) -> Machine:
@@ -52,26 +47,19 @@ def keep(machine: Machine, measured: Measured) -> Path:
     Raises:
         OSError, UsageError: the folder or the file cannot be written.
     """
-    path = state_dir("machines") / _name(machine)
-    write_atomic(path, to_json(measured))
-    return path
+    return _file(machine).save(measured)
 
 
 def recall(machine: Machine) -> Machine:
     """The machine with stored results for exactly these GPUs; unchanged if there are none."""
-    try:
-        data = (state_dir("machines", make=False) / _name(machine)).read_bytes()
-        return with_measured(machine, decode(data, Measured, what="the measurement"))
-    except Exception as exc:  # noqa: BLE001 - a damaged file is as good as none
-        _LOG.debug("no measurement of these GPUs is used: %s", exc)
-        return machine
+    measured = _file(machine).read()
+    return machine if measured is None else with_measured(machine, measured)
 
 
-def _name(machine: Machine) -> str:
-    """The file's name, from the driver, which decides on peer access, and the GPUs' UUIDs.
+def _file(machine: Machine) -> StateFile[Measured]:
+    """The file by the driver, which decides on peer access, and the GPUs' UUIDs.
 
     It includes each index, since results name GPUs by index: moved cards are measured again.
     """
     gpus = sorted(f"{gpu.index} {gpu.uuid}" for gpu in machine.gpus)
-    text = "\n".join([*gpus, str(machine.driver)])
-    return f"{digest_of_parts(text)}.json"
+    return StateFile("learned/machine", digest_of_parts(*gpus, str(machine.driver)), Measured)

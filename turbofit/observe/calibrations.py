@@ -1,12 +1,8 @@
-"""Calibrations on disk, in the user's state folder: one file per model, engine and kind of cards.
-
-Those of pretend GPUs have their own folder, which a real plan never reads.
-"""
+"""Calibrations that are kept for later plans: one per model, engine and kind of cards."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -14,15 +10,16 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.installation import installed
 from turbofit.core.machine import Calibration
-from turbofit.core.process.files import digest_of_parts, state_dir, write_atomic
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.struct import to_builtins, to_json
+from turbofit.core.struct import Struct, to_builtins
+from turbofit.machine.learned import all_learned, learned
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.json_types import Document
     from turbofit.core.machine import Machine
+    from turbofit.core.process.files import StateFile
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -31,6 +28,12 @@ _SCHEMA: Final = "turbofit.calibration/1"
 _CUDA: Final = (
     "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu11",
 )  # fmt: skip
+
+
+class _Page(Struct, tag_field="schema", tag=_SCHEMA):
+    """A calibration as it is kept, beside its evidence."""
+
+    calibration: Calibration
 
 
 def pretends() -> bool:
@@ -47,33 +50,23 @@ def keep(calibration: Calibration, beside: Document) -> Path:
         OSError: the state folder cannot be made.
         UsageError: the file cannot be written.
     """
-    path = path_of(calibration, make=True)
     body = {"schema": _SCHEMA, "calibration": to_builtins(calibration), **beside}
-    write_atomic(path, to_json(body), mode=0o600)
-    return path
+    return _file(calibration).save(body)
 
 
 def completed(calibration: Calibration) -> Calibration:
     """Add the versions of torch and CUDA, and the difference in bytes from the one it replaces."""
     torch, cuda = installed("torch"), installed(*_CUDA)
     calibration = msgspec.structs.replace(calibration, torch=torch or "", cuda=cuda or "")
-    before = _kept(path_of(calibration))
-    change = abs(calibration.total - before.total) if before else 0
+    before = _file(calibration).read()
+    change = abs(calibration.total - before.calibration.total) if before else 0
     return msgspec.structs.replace(calibration, spread=max(calibration.spread, change))
 
 
 def recall(*, pretend: bool) -> tuple[Calibration, ...]:
     """All stored calibrations of real GPUs or of pretend ones; unreadable files are left out."""
-    entries = map(_kept, sorted(_folder(pretend=pretend).glob("*.json")))
-    return tuple(entry for entry in entries if entry is not None and entry.pretend == pretend)
-
-
-def _kept(path: Path) -> Calibration | None:
-    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-        body = msgspec.json.decode(path.read_bytes())
-        if body["schema"] == _SCHEMA:
-            return msgspec.convert(body["calibration"], Calibration)
-    return None
+    kept = [page.calibration for page in all_learned("calibration", _Page, pretend=pretend)]
+    return tuple(calibration for calibration in kept if calibration.pretend == pretend)
 
 
 def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
@@ -99,14 +92,17 @@ def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
     return msgspec.structs.replace(machine, calibrations=matching) if matching else machine
 
 
-def path_of(calibration: Calibration, *, make: bool = False) -> Path:
-    """The file of a calibration's model, engine, cards and packages; ``make``: with its folder."""
-    key = (
-        calibration.model, calibration.engine, calibration.engine_version, *calibration.gpus,
-        calibration.driver, calibration.communicator,
+def path_of(calibration: Calibration) -> Path:
+    """The file of a calibration's model, engine, cards and packages."""
+    return _file(calibration).path
+
+
+def _file(calibration: Calibration) -> StateFile[_Page]:
+    facts = (
+        calibration.engine, calibration.engine_version, calibration.gpus, calibration.driver,
+        calibration.communicator, calibration.torch, calibration.cuda,
     )  # fmt: skip
-    key += tuple(filter(None, (calibration.torch, calibration.cuda)))  # older ones have neither
-    return _folder(pretend=calibration.pretend, make=make) / f"{digest_of_parts(*key)}.json"
+    return learned("calibration", _Page, calibration.model, facts, pretend=calibration.pretend)
 
 
 def read(calibration: Calibration) -> Document:
@@ -122,18 +118,3 @@ def read(calibration: Calibration) -> Document:
             f"the calibration cannot be read: {exc}", hint="turbofit calibrate MODEL --again"
         ) from None
     return document
-
-
-def forget(model: str, *, pretend: bool) -> int:
-    """Delete the calibrations of a model (`memory.calibrated.identity`); returns their number."""
-    gone = 0
-    for calibration in recall(pretend=pretend):
-        if calibration.model == model:
-            with suppress(OSError):
-                path_of(calibration).unlink()
-                gone += 1
-    return gone
-
-
-def _folder(*, pretend: bool, make: bool = False) -> Path:
-    return state_dir("calibrations-pretend" if pretend else "calibrations", make=make)

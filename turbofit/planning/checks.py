@@ -174,18 +174,19 @@ def answers(scene: Scene) -> Iterator[tuple[Check, Answer]]:
 
 
 def refuse(scene: Scene) -> list[str]:
-    """Raise the error of the first check that stops a launch; else return the warnings.
+    """Raise one error of all checks that stop a launch; else return the warnings.
 
     Raises:
-        TurbofitError: the error of the check; its hint is the fix.
+        TurbofitError: the first check's kind of error; its hint has all fixes.
     """
-    warnings = []
-    for check, answer in answers(scene):
-        if answer.state == "stops":
-            raise (answer.error or check.error)(answer.seen, hint=answer.fix)
-        if answer.state == "warning":
-            warnings.append(answer.seen)
-    return warnings
+    found = list(answers(scene))
+    stopping = [(check, answer) for check, answer in found if answer.state == "stops"]
+    if not stopping:
+        return [answer.seen for _, answer in found if answer.state == "warning"]
+    check, first = stopping[0]
+    seen = dict.fromkeys(answer.seen for _, answer in stopping)
+    fixes = dict.fromkeys(answer.fix for _, answer in stopping if answer.fix)
+    raise (first.error or check.error)("; ".join(seen), hint="; ".join(fixes))
 
 
 def plan_warnings(plan: Plan, sources: Sources | None = None) -> list[str]:

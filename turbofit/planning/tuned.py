@@ -6,17 +6,14 @@ Those of pretend GPUs are stored separately: a real plan never reads them.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.installation import installed
-from turbofit.core.process.files import digest_of_parts, state_dir, write_atomic
-from turbofit.core.struct import to_json
 from turbofit.core.tuning import TUNE_SCHEMA, Tuning
+from turbofit.machine.learned import all_learned, learned
 from turbofit.memory.calibrated import identity
 from turbofit.memory.engines import engine_of
 from turbofit.observe.calibrations import pretends
@@ -176,40 +173,15 @@ def keep_tuned(tuning: Tuning) -> Path:
         OSError: the state folder cannot be made.
         UsageError: the file cannot be written.
     """
-    path = _folder(pretend=tuning.pretend) / f"{_name(tuning)}.json"
-    write_atomic(path, to_json(tuning), mode=0o600)
-    return path
+    facts = (
+        tuning.gpus, tuning.driver, tuning.lmdeploy, tuning.promise, tuning.load, tuning.goal,
+        tuning.slo,
+    )  # fmt: skip
+    return learned("tuned", Tuning, tuning.model, *facts, pretend=tuning.pretend).save(tuning)
 
 
 def recall_tuned(*, pretend: bool) -> tuple[Tuning, ...]:
     """All stored tunings, newest first; unreadable ones are left out."""
-    tunings = []
-    for path in _folder(pretend=pretend, make=False).glob("*.json"):
-        with suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            tuning = msgspec.json.decode(path.read_bytes(), type=Tuning)
-            if tuning.schema == TUNE_SCHEMA and tuning.pretend == pretend:
-                tunings.append(tuning)
+    kept = all_learned("tuned", Tuning, pretend=pretend)
+    tunings = [one for one in kept if one.schema == TUNE_SCHEMA and one.pretend == pretend]
     return tuple(sorted(tunings, key=lambda tuning: tuning.created, reverse=True))
-
-
-def forget_tuned(model: str, *, pretend: bool) -> int:
-    """Delete all tunings of a model; returns their number."""
-    gone = 0
-    for tuning in recall_tuned(pretend=pretend):
-        if tuning.model == model:
-            with suppress(OSError):
-                (_folder(pretend=pretend, make=False) / f"{_name(tuning)}.json").unlink()
-                gone += 1
-    return gone
-
-
-def _name(tuning: Tuning) -> str:
-    parts = (
-        tuning.model, tuning.gpus, tuning.driver, tuning.lmdeploy, tuning.promise, tuning.load,
-        tuning.goal, tuning.slo,
-    )  # fmt: skip
-    return digest_of_parts(json.dumps(parts, sort_keys=True, default=str))
-
-
-def _folder(*, pretend: bool, make: bool = True) -> Path:
-    return state_dir("tuned-pretend" if pretend else "tuned", make=make)

@@ -1,6 +1,6 @@
 """Readers of the subject of a report: a saved plan, a run's folder, or the newest of these.
 
-The state folder keeps the last plan, prediction or rehearsal of each command, and every run.
+The state folder keeps each command's last plan, prediction, rehearsal or tuning, and every run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import PLAN_SCHEMA, Plan
 from turbofit.core.process.files import state_dir
 from turbofit.core.run_report import RUN_SCHEMA, RunReport
-from turbofit.core.struct import Struct, const, decode
+from turbofit.core.struct import Struct, const, decode, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,6 +34,8 @@ LATEST: Final = "latest"
 _LARGEST: Final = 64 << 20
 _ROOM: Final = "plans"
 _RUNS: Final = "runs"
+#: The file of the last tuning.
+_TUNING: Final = "tune.json"
 
 
 class StoredPlan(NamedTuple):
@@ -64,8 +66,8 @@ class RunDocument(Struct):
     run: RunReport
 
 
-def keep(plan: Plan, command: str) -> None:
-    """Keep a plan as the newest of its command, if the state folder can be written."""
+def keep(document: Plan | Tuning, command: str) -> None:
+    """Keep a document as the newest of its command, if the state folder can be written."""
     with suppress(OSError):
         folder = state_dir(_ROOM)
         # `tempfile` is avoided: its import would slow every plan.
@@ -73,7 +75,7 @@ def keep(plan: Plan, command: str) -> None:
         try:
             descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(plan.to_json())
+                file.write(to_json(document))
             os.replace(half, folder / f"{command}.json")
         finally:
             half.unlink(missing_ok=True)
@@ -91,15 +93,18 @@ def read_saved(path: str) -> StoredPlan:
         UsageError: nothing is there, or it cannot be read.
     """
     if path == LATEST:
-        documents = reportable()
-        if not documents:
-            raise UsageError(
-                "nothing was planned, rehearsed or served yet",
-                hint="turbofit plan MODEL, then turbofit report latest",
-            )
-        path = documents[0]
+        path = _latest(path for path in reportable() if Path(path).name != _TUNING)
     folder = _run_folder(path)
     return _read_run(folder) if folder else _stored(_bytes(path), path)
+
+
+def _latest(documents: Iterable[str]) -> str:
+    for path in documents:
+        return path
+    raise UsageError(
+        "nothing was planned, rehearsed or served yet",
+        hint="turbofit plan MODEL, then turbofit report latest",
+    )
 
 
 def read_reported(path: str) -> StoredPlan | LoadResult | Tuning:
@@ -110,7 +115,8 @@ def read_reported(path: str) -> StoredPlan | LoadResult | Tuning:
     from turbofit.core.tuning import TUNE_SCHEMA, Tuning
     from turbofit.load.result import BENCH_SCHEMA, LoadResult
 
-    if path == LATEST or _run_folder(path):
+    path = _latest(reportable()) if path == LATEST else path
+    if _run_folder(path):
         return read_saved(path)
     data = _bytes(path)
     kinds: dict[str, type[LoadResult | Tuning]] = {BENCH_SCHEMA: LoadResult, TUNE_SCHEMA: Tuning}
@@ -243,10 +249,13 @@ def summaries(most: int) -> list[tuple[str, str, str]]:
 
 def _summary(path: str) -> tuple[str, str, str]:
     try:
-        plan = read_saved(path).plan
+        document = read_reported(path)
     except UsageError as exc:
         return path, exc.message, ""
-    return path, f"{plan.model.name} on {plan.machine.name}", plan.created
+    if isinstance(document, StoredPlan):
+        plan = document.plan
+        return path, f"{plan.model.name} on {plan.machine.name}", plan.created
+    return path, f"a tuning of {document.model}", document.created
 
 
 def _newest_first(paths: Iterable[Path]) -> list[str]:

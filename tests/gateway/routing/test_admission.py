@@ -82,12 +82,12 @@ async def test_a_bound_of_all_engines_lets_the_next_in_once_one_has_ended() -> N
 async def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_engines() -> None:
     engines = [RoutedEngine(n, f"http://e{n}", host_limit=1) for n in range(3)]
     door = Admission(Fleet(engines))
-    turns = [Turn(name, alone=False, longer=False) for name in ("a", "a", "b")]
+    turns = [Turn(name, alone=False) for name in ("a", "a", "b")]
     tasks = [asyncio.ensure_future(door.admit("one", Cost(), turn)) for turn in turns]
     await settled()
     there = [task.done() for task in tasks]
     other = (await door.admit("other", Cost(host_bytes=1))).engine
-    tasks[0].result().end_turn()
+    tasks[0].result().begin()
     await settled()
     assert (there, other.index, tasks[1].done(), door.waiting) == ([True, False, True], 0, True, 0)
 

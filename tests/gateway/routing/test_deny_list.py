@@ -1,4 +1,4 @@
-"""Requests that engines die of, through the whole gateway: suspected, refused, kept.
+"""Requests that engines die of, through the whole gateway: suspected, then refused.
 
 The bars are those of an hour of virtual time.
 """
@@ -9,10 +9,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from hashlib import sha256
 from itertools import product
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -20,32 +17,22 @@ from tests.support.gateway import DONE, EVENT, Answer, Recorder, call, chat, gat
 from tests.support.gateway import stream as streamed
 from tests.support.waiting import auntil
 from tests.sweep import part, sweep
-from turbofit.gateway.routing import deny_file
-from turbofit.gateway.routing.deny_file import DenyFile, fingerprint
-from turbofit.gateway.routing.deny_list import CLIENT_DEATHS, DenyList
-from turbofit.gateway.routing.engines import Accusation, EngineDeath, Present, RoutedEngine
+from turbofit.gateway.routing.deny_list import DenyList
+from turbofit.gateway.routing.engines import EngineDeath
 
 pytestmark = pytest.mark.slow
 
 KILLS = "kills"
-#: What the wall's clock shows when the other one shows 0.
-SINCE = [1e9]
-
-
-@pytest.fixture(autouse=True)
-def wall(tmp_path, monkeypatch) -> None:
-    """The clock of what is kept goes with virtual time."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    clock = SimpleNamespace(time=lambda: SINCE[0] + time.monotonic())
-    monkeypatch.setattr(deny_file, "time", clock)
-    (tmp_path / "turbofit" / "denied").mkdir(parents=True)
 
 
 class Fleet:
     """Engines of which each dies at a killing request, and is started again after a while."""
 
-    def __init__(self, engines: int, restart: float = 20.0, **config) -> None:
+    def __init__(
+        self, engines: int, restart: float = 20.0, *, seconds: float = 0.5, **config
+    ) -> None:
         self.deaths: list[str] = []
+        self.seconds = seconds
         self.restart, self.waiting = restart, {index: set() for index in range(engines)}
         self.app, self.recorder = gateway(
             engines=engines, recorder=Recorder(self._answer), retry_seconds=0.5, **config
@@ -61,7 +48,7 @@ class Fleet:
                 await asyncio.sleep(0.05)
                 if not gone.done():
                     self.kill(engine.index, body.decode())
-            await asyncio.wait((gone,), timeout=0.5)
+            await asyncio.wait((gone,), timeout=self.seconds)
         finally:
             self.waiting[engine.index].discard(gone)
         if gone.done():
@@ -103,9 +90,9 @@ class Fleet:
         await asyncio.gather(pending, return_exceptions=True)
 
     @property
-    def known(self) -> tuple[int, int, int]:
-        """How many are suspected; how many requests and clients are refused."""
-        return (self.app.deny_list.suspected, *self.app.deny_list.file.number)
+    def known(self) -> tuple[int, int]:
+        """How many requests are suspected; how many are refused."""
+        return self.app.deny_list.numbers
 
     async def __aenter__(self):
         await self.app.startup()
@@ -127,22 +114,22 @@ def code(reply) -> tuple[int, str]:
 
 @pytest.mark.parametrize("engines", [1, 8])
 @pytest.mark.parametrize("parts", [(), (image_part(1200, 900),)])
-async def test_the_second_death_of_a_request_is_its_last(engines, parts) -> None:
+async def test_the_third_death_of_a_request_is_its_last(engines, parts) -> None:
     async with Fleet(engines) as fleet:
         replies = []
-        for _ in range(3):
+        for _ in range(4):
             await fleet.all_up()
             replies.append(await fleet.ask(KILLS, parts=parts))
         await fleet.all_up()
         assert (await fleet.ask("another", parts=parts)).status == 200
         metrics = (await call(fleet.app, "/metrics")).body.decode()
-        explained = sum(fleet.app.deny_list.explained(n, 600) for n in range(engines))
-        assert (len(fleet.deaths), explained, fleet.known) == (2, 2, (0, 1, 0))
-    assert [code(reply) for reply in replies] == [DIED, DIED, CONVICTED]
-    message = replies[2].json["error"]["message"]
-    assert "2 inference engines ended" in message
+        assert (len(fleet.deaths), fleet.known) == (3, (0, 1))
+    assert [code(reply) for reply in replies] == [DIED, DIED, DIED, CONVICTED]
+    message = replies[3].json["error"]["message"]
+    assert "3 inference engines ended" in message
+    assert "for 60 minutes" in message
     assert "retry-after" in replies[0].headers
-    assert "retry-after" not in replies[2].headers
+    assert "retry-after" not in replies[3].headers
     assert "turbofit_gateway_convicted 1\n" in metrics
     assert 'turbofit_gateway_engine_deaths_total{engine="0"} ' in metrics
 
@@ -151,10 +138,10 @@ async def test_all_that_an_engine_had_are_suspected_until_they_are_answered() ->
     asked = [(f"innocent {n}", "") for n in range(6)]
     async with Fleet(1) as fleet:
         assert await fleet.accused(*asked) == [DIED] * 6
-        assert fleet.known == (7, 0, 0)  # six requests, and their client
+        assert fleet.known == (6, 0)
         again = await asyncio.gather(*(fleet.ask(*words) for words in asked))
         assert [reply.status for reply in again] == [200] * 6
-        assert fleet.known == (0, 0, 0)
+        assert fleet.known == (0, 0)
 
 
 async def test_what_an_engine_had_when_it_died_is_sent_to_no_other() -> None:
@@ -191,170 +178,78 @@ async def test_suspects_run_one_at_a_time_beside_others() -> None:
         assert [task.status for task in await asyncio.gather(*again, *others)] == [200] * 8
 
 
-@pytest.mark.parametrize("engines", [1, 8])
-async def test_a_client_that_varies_its_request_ends_four_and_is_refused_for_an_hour(
-    engines, tmp_path
-) -> None:
-    file = str(tmp_path / "turbofit" / "denied" / "one.json")
-    async with Fleet(engines, api_keys=("good", "bad"), denied=file) as fleet:
-        replies = []
-        for number in range(CLIENT_DEATHS + 1):
-            await fleet.all_up()
-            beside = fleet.begin(f"beside {number}", "good")
-            await asyncio.sleep(0.1)
-            replies.append((await fleet.ask(f"{KILLS} {number}", "bad")).status)
-            await beside
-        # It sends nothing of a body.
-        headers = {"authorization": "Bearer bad"}
-        late = await call(fleet.app, raw=b"{", headers=headers, method="POST")
-        assert code(late) == (429, "too_many_deaths")
-        assert 3000 < int(late.headers["retry-after"]) <= 3600
-        await fleet.all_up()
-        assert (await fleet.ask("beside 0", "good")).status == 200
-        await fleet.app.deny_list.close()  # it is written
-        Path(file).unlink()  # a person lets all in again
-        assert (await fleet.ask("innocent", "bad")).status == 200
-    assert replies == [503] * CLIENT_DEATHS + [429]
-    assert len(fleet.deaths) == CLIENT_DEATHS
-
-
-async def test_the_only_client_is_not_refused() -> None:
+async def test_who_began_to_answer_is_not_suspected() -> None:
+    """A stream that has begun is told of the death, and asks again beside all others."""
     async with Fleet(1) as fleet:
-        for number in range(CLIENT_DEATHS + 1):
-            await fleet.all_up()
-            await fleet.ask(f"{KILLS} {number}")
+        fleet.recorder.answer = lambda *_: streamed(EVENT, 600.0)
+        begun = fleet.begin("begun", stream=True)
+        await asyncio.sleep(0.1)
+        fleet.app.engines[0].abort_all()
+        assert b'"engine_died"' in (await begun).body
+        assert fleet.known == (0, 0)
+
+
+async def test_a_copy_that_waits_for_its_turn_is_refused_as_the_turns_before_it_demand() -> None:
+    async with Fleet(2) as fleet:
+        await fleet.ask(KILLS)
         await fleet.all_up()
-        assert (await fleet.ask("innocent")).status == 200
+        copies = await asyncio.gather(*(fleet.ask(KILLS) for _ in range(3)))
+        assert sorted(map(code, copies)) == [CONVICTED, DIED, DIED]
+        assert (len(fleet.deaths), fleet.known) == (3, (0, 1))
 
 
 async def test_who_is_beside_an_unknown_one_is_not_refused_but_runs_alone() -> None:
     """A suspect is in its turn when a new request ends the engine beside it."""
-    async with Fleet(1, api_keys=("good", "bad")) as fleet:
-        await fleet.accused(("innocent", "good"))
-        pending = fleet.begin("innocent", "good")
+    async with Fleet(1) as fleet:
+        await fleet.accused(("innocent", ""))
+        pending = fleet.begin("innocent")
         await asyncio.sleep(0.01)
-        await fleet.ask(f"{KILLS} something new", "bad")
+        await fleet.ask(f"{KILLS} something new")
         assert code(await pending) == DIED
         await fleet.all_up()
-        pending = fleet.begin("innocent", "good")
+        pending = fleet.begin("innocent")
         await asyncio.sleep(0.01)
-        new = fleet.begin("new", "good")
+        new = fleet.begin("new")
         await asyncio.sleep(0.1)
         assert fleet.app.engines[0].outstanding == 1
         assert [(await reply).status for reply in (pending, new)] == [200, 200]
-        assert fleet.known[1:] == (0, 0)
+        assert fleet.known == (1, 0)
 
 
-async def test_a_copy_that_waits_for_its_turn_runs_as_the_death_before_it_demands() -> None:
-    """It began to wait as a suspect of one death, and is one of two when its turn comes."""
-    async with Fleet(2, api_keys=("bad", "c0", "c1")) as fleet:
-        await fleet.ask(KILLS, "bad")
-        await fleet.all_up()
-        beside = [fleet.begin(f"new {n}", f"c{n}") for n in range(2)]
+async def test_who_hangs_up_in_a_turn_alone_keeps_nobody_out() -> None:
+    async with Fleet(1) as fleet:
+        for _ in range(2):
+            await fleet.accused(("innocent", ""))
+        await fleet.leave("innocent")
+        assert (await fleet.ask("new")).status == 200
+        assert fleet.app.engines[0].in_turn is not None
+
+
+async def test_only_ends_in_its_own_turns_refuse_a_request() -> None:
+    """Copies of it were at four engines that ended of something else."""
+    async with Fleet(4) as fleet:
+        copies = [fleet.begin("innocent") for _ in range(4)]
         await auntil(lambda: all(fleet.waiting.values()), "one on each engine")
-        await asyncio.gather(*(fleet.ask(KILLS, "bad") for _ in range(2)))
-        assert len(fleet.deaths) == 3
-        assert fleet.known[1:] == (1, 0)
-        assert [(await reply).status for reply in beside] == [503, 200]
-
-
-async def test_who_becomes_a_suspect_while_it_waits_as_its_client_has_a_turn_of_its_own() -> None:
-    async with Fleet(2, api_keys=("bad", "good")) as fleet:
-        await fleet.accused(("first", "bad"))
-        await asyncio.gather(*(fleet.ask(KILLS, "bad") for _ in range(2)))
+        for index in range(4):
+            fleet.kill(index)
+        assert [code(await reply) for reply in copies] == [DIED] * 4
         await fleet.all_up()
-        assert (len(fleet.deaths), code(await fleet.ask(KILLS, "bad"))) == (3, CONVICTED)
-
-
-class AtEngine:
-    """A request that an engine has, of a client of its name."""
-
-    def __init__(self, name: str) -> None:
-        self.present = Present(name, fingerprint(b"k", "/", name.encode()))
-
-
-async def died(known: DenyList, index: int, *requests: AtEngine) -> RoutedEngine:
-    """An engine that died of one of these requests."""
-    engine = RoutedEngine(index, "http://engine")
-    engine.in_flight = dict.fromkeys(requests)  # type: ignore[arg-type]
-    death = known.engine_died(engine)
-    assert death.concluding is not None
-    await death.concluding
-    return engine
-
-
-async def test_a_suspect_of_two_deaths_stays_one_where_the_first_had_another_cause() -> None:
-    known, both = DenyList(DenyFile()), AtEngine("both")
-    first = await died(known, 0, both, AtEngine("first"))
-    await died(known, 1, both, AtEngine("second"))
-    before = known.suspected
-    known.engine_ended(first, other_cause=True)
-    await asyncio.sleep(0)
-    assert (before, known.suspected, await known.turn(both.present) is not None) == (6, 4, True)
-
-
-async def test_the_end_waits_for_deaths_whose_requests_are_still_hashed() -> None:
-    known, engine = DenyList(DenyFile()), RoutedEngine(0, "http://engine")
-    large = AtEngine("large" * 10**6)
-    engine.in_flight = {large: None}  # type: ignore[dict-item]
-    known.engine_died(engine)
-    await known.close()
-    assert known.suspected == 2
+        assert fleet.known == (1, 0)
+        assert ((await fleet.ask("innocent")).status, fleet.known) == (200, (0, 0))
 
 
 async def test_an_error_at_the_beginning_of_a_stream_ends_no_turn_well() -> None:
     error = b'data: {"error": {"message": "out of order"}}\n\n'
     async with Fleet(1) as fleet:
         await fleet.accused(("innocent", ""), stream=True)
-        assert fleet.known == (2, 0, 0)
+        assert fleet.known == (1, 0)
         fleet.recorder.answer = lambda *_: streamed(error, DONE)
         await fleet.ask("innocent", stream=True)
-        assert fleet.known == (2, 0, 0)
-
-
-async def test_what_is_refused_outlives_the_gateway_until_its_file_is_removed(tmp_path) -> None:
-    file = tmp_path / "turbofit" / "denied" / "one.json"
-    async with Fleet(1, denied=str(file)) as fleet:
-        for _ in range(2):
-            await fleet.all_up()
-            assert code(await fleet.ask(KILLS)) == DIED
-    assert KILLS.encode() not in file.read_bytes()
-    SINCE[0] += 3600
-    async with Fleet(1, denied=str(file)) as fleet:
-        refused = await fleet.ask(KILLS)
-        assert code(refused) == CONVICTED
-        file.unlink()  # a person lets all in again
-        # It runs, and kills again: a first death.
-        assert code(await fleet.ask(KILLS)) == DIED
-        assert len(fleet.deaths) == 1
-
-
-@pytest.mark.parametrize("open_again", [True, False])
-async def test_what_a_full_disk_refused_is_written_later(tmp_path, open_again) -> None:
-    """While the gateway serves, or at its end."""
-    file, written = tmp_path / "later" / "one.json", []
-    async with Fleet(1, denied=str(file)) as fleet:
-        write = fleet.app.deny_list.file.write
-
-        async def watched() -> bool:
-            written.append(await write())
-            return written[-1]
-
-        fleet.app.deny_list.file.write = watched
-        for _ in range(2):
-            await fleet.all_up()
-            await fleet.ask(KILLS)
-        await auntil(lambda: written == [False], "a write to fail")
-        file.parent.mkdir()
-        if open_again:
-            await auntil(file.exists, "it to be written")
-    SINCE[0] += 3600
-    async with Fleet(1, denied=str(file)) as fleet:
-        assert code(await fleet.ask(KILLS)) == CONVICTED
+        assert fleet.known == (1, 0)
 
 
 async def test_who_left_shortly_before_a_death_is_suspected_and_refused_too() -> None:
-    for seconds, suspected in ((0, [(2, 0, 0), (0, 1, 0)]), (11, [(0, 0, 0)])):
+    for seconds, suspected in ((0, [(1, 0), (1, 0), (0, 1)]), (11, [(0, 0)])):
         async with Fleet(1) as fleet:
             for known in suspected:
                 await fleet.all_up()
@@ -368,13 +263,13 @@ async def test_who_left_shortly_before_a_death_is_suspected_and_refused_too() ->
 
 async def test_who_finds_nothing_listening_knows_that_the_engine_ended() -> None:
     """Its supervisor sees that a moment later; an equal request would end an engine until then."""
-    async with Fleet(3) as fleet:
+    async with Fleet(4) as fleet:
         await fleet.leave(KILLS)
         fleet.kill()
-        met = await fleet.ask(KILLS)
+        met = [code(await fleet.ask(KILLS))]
         fleet.app.engine_ended(0, other_cause=False)
-        assert (code(met), code(await fleet.ask(KILLS))) == (DIED, CONVICTED)
-        assert len(fleet.deaths) == 2
+        met += [code(await fleet.ask(KILLS)), code(await fleet.ask(KILLS))]
+        assert (met, len(fleet.deaths)) == ([DIED, DIED, CONVICTED], 3)
 
 
 async def test_who_is_still_connecting_to_a_dead_engine_was_not_at_its_death() -> None:
@@ -398,7 +293,7 @@ async def test_who_is_still_connecting_to_a_dead_engine_was_not_at_its_death() -
         goes_on.set()
         replies.append(await suspect)
         assert [code(reply)[1] for reply in replies] == ["engine_unavailable"] * 2
-        assert fleet.known[1:] == (0, 0)
+        assert fleet.known[1] == 0
 
 
 async def test_an_answer_that_comes_after_a_death_is_of_the_process_that_died() -> None:
@@ -413,11 +308,6 @@ async def test_an_answer_that_comes_after_a_death_is_of_the_process_that_died() 
     app.engines[0].succeeded()
     asked = []
     for key in ("a", "b", "c"):
-        if key == "c":
-            client = sha256(b"c").hexdigest()[:8]
-            before = EngineDeath(0, time.monotonic())
-            before.accused[client] = Accusation(in_turn=False, begun=False)
-            app.deny_list._deaths = (*app.deny_list._deaths, before)
         headers = {"authorization": f"Bearer {key}"}
         body = chat({"type": "text", "text": key})
         asked.append(asyncio.ensure_future(call(app, body=body, headers=headers)))
@@ -429,14 +319,14 @@ async def test_an_answer_that_comes_after_a_death_is_of_the_process_that_died() 
         statuses.append((await reply).status)
         await asyncio.sleep(0.001)
     metrics = (await call(app, "/metrics", headers=headers)).body.decode()
-    assert (statuses, app.deny_list.file.number) == ([503, 200, 503], (0, 0))
+    assert (statuses, app.deny_list.numbers) == ([503, 200, 503], (2, 0))
     assert 'engine_deaths_total{engine="0"} 1\n' in metrics
 
 
 async def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
-    """Nor is who it refused told of that, since its supervisor takes it back."""
+    """Its supervisor takes the refusal back."""
     async with Fleet(1, restart=1.0) as fleet:
-        for known in ((2, 0, 0), (0, 1, 0)):
+        for known in ((1, 0), (1, 0), (0, 1)):
             await fleet.all_up()
             pending = fleet.begin("innocent")
             await asyncio.sleep(0.1)
@@ -444,7 +334,7 @@ async def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
             assert (code(await pending), fleet.known) == (DIED, known)
         fleet.app.engine_ended(0, other_cause=True)
         await fleet.all_up()
-        assert ((await fleet.ask("innocent")).status, fleet.known) == (200, (0, 0, 0))
+        assert ((await fleet.ask("innocent")).status, fleet.known) == (200, (0, 0))
 
 
 async def test_a_supervisor_may_be_first_to_see_another_cause_and_tells_of_one_process() -> None:
@@ -453,14 +343,14 @@ async def test_a_supervisor_may_be_first_to_see_another_cause_and_tells_of_one_p
         await asyncio.sleep(0.1)
         fleet.app.engine_ended(0, other_cause=True)
         fleet.kill()
-        assert ((await pending).status, fleet.known) == (503, (0, 0, 0))
+        assert ((await pending).status, fleet.known) == (503, (0, 0))
         await fleet.all_up()
         await fleet.ask(KILLS)
         fleet.app.engine_ended(0, other_cause=False)
         # Its next process is killed while it starts.
         fleet.app.engine_ended(0, other_cause=True)
         await asyncio.sleep(0.01)
-        assert fleet.known == (2, 0, 0)
+        assert fleet.known == (1, 0)
 
 
 async def test_the_next_gateway_goes_on_with_what_is_known() -> None:
@@ -468,8 +358,11 @@ async def test_the_next_gateway_goes_on_with_what_is_known() -> None:
         await fleet.ask(KILLS)
     async with Fleet(1) as other:
         other.app.deny_list = other.app._forwarder.deny_list = fleet.app.deny_list
-        assert [code(await other.ask(KILLS)) for _ in range(2)] == [DIED, CONVICTED]
-        assert len(other.deaths) == 1
+        met = []
+        for _ in range(3):
+            await other.all_up()
+            met.append(code(await other.ask(KILLS)))
+        assert (met, len(other.deaths)) == ([DIED, DIED, CONVICTED], 2)
 
 
 async def test_a_full_line_of_suspects_sends_the_newest_of_whoever_has_most_away() -> None:
@@ -487,18 +380,27 @@ async def test_a_full_line_of_suspects_sends_the_newest_of_whoever_has_most_away
     assert "retry-after" in replies[5].headers
 
 
-def test_each_death_renews_the_hour_of_a_suspect() -> None:
-    """Else a request that had its turn would not be alone in the next, and one more engine ends."""
-    now, known = time.monotonic(), DenyList(DenyFile())
-    known._deaths = tuple(
-        EngineDeath(0, now - minutes * 60, accused={"x": Accusation(in_turn, begun=False)})
-        for minutes, in_turn in ((70, False), (20, True), (10, False))
+@pytest.mark.parametrize(("ago", "suspected", "refused"), [(59, 0, 1), (61, 0, 0)])
+def test_each_end_renews_the_hour_and_none_lasts_longer(ago, suspected, refused) -> None:
+    """Else a request would end one more engine in its third hour."""
+    known = DenyList()
+    known._deaths.extend(
+        EngineDeath(time.monotonic() - (ago + before) * 60, {"x"}, in_turn)
+        for before, in_turn in ((100, None), (50, "x"), (0, "x"))
     )
-    turn = known._turn_of("x")
-    assert turn is not None
-    assert turn.alone
-    known._deaths = known._deaths[:1]
-    assert known._turn_of("x") is None
+    assert known.numbers == (suspected, refused)
+    known._deaths.pop()
+    assert known.numbers == (0, 0)
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])
+async def test_a_fingerprint_is_keyed_and_of_all_that_the_engine_is_given(size: int) -> None:
+    known, other = DenyList(), DenyList()
+    given = [("/a", b"x" * size), ("/a", b"x" * size + b"y"), ("/b", b"x" * size)]
+    names = [await known.fingerprint(*one) for one in given]
+    assert len(set(names)) == 3
+    assert names == [await known.fingerprint(*one) for one in given]
+    assert names[0] != await other.fingerprint(*given[0])
 
 
 #: Seconds that it goes on for: an hour in `--all`.
@@ -507,7 +409,7 @@ _LONG = part(3600, 6)
 
 @pytest.mark.parametrize(
     ("kind", "asks", "engines"),
-    sweep(product(("same", "new"), ("often", "seldom"), (8, 1))),
+    sweep(product(("same", "new"), ("often", "seldom"), (8, 1)), 4),
 )
 async def test_a_client_that_kills_and_others_that_do_not(
     engines: int, kind: str, asks: str
@@ -515,7 +417,8 @@ async def test_a_client_that_kills_and_others_that_do_not(
     """It kills with one request, or with a new variation each time, in a tight loop.
 
     Others ask as the SDKs do, three times at most: 200 of them seldom, or three without a pause.
-    None is ever refused; and one that keeps asking is answered within five minutes.
+    None is ever refused. One that keeps asking is answered within five minutes, or fifteen where
+    each of a thousand variations ends an engine.
     """
     answers: Counter[str] = Counter()
     keys = [f"good {number}" for number in range(200 if asks == "seldom" else 3)]
@@ -550,18 +453,19 @@ async def test_a_client_that_kills_and_others_that_do_not(
             number += kind == "new"
             reply = await fleet.ask(f"{KILLS} {number}.", "bad")
             answers[f"bad {reply.status}"] += 1
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(0.3)
 
-    async with Fleet(engines, api_keys=("bad", "patient", *keys)) as fleet:
+    async with Fleet(engines, seconds=3.0, api_keys=("bad", "patient", *keys)) as fleet:
         ends = time.monotonic() + _LONG
         for engine in fleet.app.engines:  # as whoever started them says
             engine.start_seconds = fleet.restart
         everybody = [good(fleet, key, ends, random.Random(key)) for key in keys]
         await asyncio.gather(*everybody, bad(fleet, ends), keeps_asking(fleet, ends))
         deaths = len(fleet.deaths)
-    assert deaths <= (3 if kind == "same" else CLIENT_DEATHS)
-    assert answers["sent"] > _LONG * 5 / 6
-    assert answers["good"] >= (0.97 if engines == 1 else 0.99) * answers["sent"]
-    assert answers["refused"] == answers["too_many_deaths"] == 0
-    assert answers["longest"] <= 300
-    assert answers["bad 422" if kind == "same" else "bad 429"] > _LONG / 4
+    assert answers["refused"] == 0
+    assert answers["sent"] > _LONG * (1 / 2 if kind == "same" else 1 / 30)
+    if kind == "same":
+        assert deaths <= 3
+        assert answers["good"] >= 0.98 * answers["sent"]
+        assert answers["bad 422"] > _LONG
+    assert answers["longest"] <= (300 if kind == "same" else 900)

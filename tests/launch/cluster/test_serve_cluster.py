@@ -34,7 +34,7 @@ def test_1_a_node_that_cannot_keep_the_promise_says_why(serving: Serving) -> Non
 
 
 def test_2_a_server_is_killed_and_the_node_serves_again(serving: Serving) -> None:
-    before = serving.server("one")
+    before = until(lambda: serving.server("one"), "the server")  # 0 would be our own group
     with Clients(serving.port) as clients:
         clients.more(10)
         os.kill(before, signal.SIGKILL)
@@ -48,7 +48,7 @@ def test_3_a_drained_node_loses_nothing(serving: Serving) -> None:
     with Clients(serving.port) as clients:
         clients.more(10)
         assert serving.cli("cluster", "drain", serving.cloud.identity("one"))[0] == 0
-        until(lambda: serving.status()["one"]["state"] == "drained", "the node to be drained")
+        until(lambda: serving.state("one") == "drained", "the node to be drained")
         serving.wait("large")
         clients.more(10)
     assert set(clients.outcomes) == {"answered"}

@@ -127,7 +127,7 @@ def test_kept_for_the_same_kind_of_start_only(state: Path, monkeypatch) -> None:
     assert known() == {}
     for text in ("", "{", "[]", '{"schema": "x", "changes": {"a": 1}}'):
         learn()
-        (path,) = (state / "learned").iterdir()
+        (path,) = (state / "learned").glob("*/changes-*")
         path.write_text(text)
         assert known() == {}
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/none")  # which cannot be written

@@ -44,7 +44,6 @@ class Supervised:
         self.now = float(round(time.monotonic()))
         self.rests: list[Outage | None] = []
         self.said: list[str] = []
-        self.explained: Any = lambda _engine, _seconds: 0
         self.plan = plausible_plan(gpus=gpus, tp=1)
         runner = (sys.executable, str(STANDIN / "fake_server.py"))
         launches = [Launch(command, runner) for command in commands(self.plan, port=port)]
@@ -52,7 +51,6 @@ class Supervised:
             self.plan, launches, tmp_path, self.said.append,
             timing=Timing(liveness=0.0, tick=0.01, restarts=restarts),
             on_rest=self._rest, clock=lambda: self.now,
-            explained=self._explained,
         )  # fmt: skip
         self.stop = StopSignal()
         self.front: GatewayThread | None = None
@@ -95,9 +93,6 @@ class Supervised:
         self.front = GatewayThread(make_gateway(self.plan, urls, config))
         self.front.start()
         self.ask = partial(ask_at, self.front.url)
-
-    def _explained(self, engine: int, seconds: float) -> int:
-        return self.explained(engine, seconds)
 
     def _rest(self, outage: Outage | None) -> None:
         self.rests.append(outage)
@@ -155,34 +150,6 @@ def test_it_rests_again_as_often_as_it_must(one: Supervised) -> None:
     one.run(look)
     assert [rest is None for rest in one.rests] == [False, True, False]
     assert one.server.engines[0].starts == 4
-
-
-def test_ends_by_requests_that_are_refused_since_do_not_count(one: Supervised) -> None:
-    asked: list[tuple[int, float]] = []
-    one.explained = lambda *given: asked.append(given) or 3
-
-    def look() -> bool:
-        one.ended_again()
-        return one.server.engines[0].starts == 5
-
-    one.run(look)
-    assert one.rests == []
-    assert set(asked) == {(0, 600.0)}
-    assert sum("starting again in 1.0 s" in line for line in one.said) == 4
-
-
-def test_an_engine_that_rests_is_started_once_its_ends_are_explained(one: Supervised) -> None:
-    """The gateway may convict a moment after the supervisor has seen the end."""
-
-    def look() -> bool:
-        (engine,) = one.server.engines
-        if one.ended_again() and one.rests:
-            one.explained = lambda _engine, _seconds: 1
-        return one.rests[1:] == [None] and engine.state in ("starting", "ready")
-
-    one.run(look)
-    assert one.server.engines[0].starts == 3
-    assert any("left alone for 10 minutes" in line for line in one.said)
 
 
 def test_while_one_engine_serves_nothing_rests(tmp_path: Path, port: int) -> None:

@@ -130,7 +130,7 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         check_before(ROOMY, tmp_path)
     (warning,) = check_before(ROOMY, tmp_path, pretend=True)
     assert "open files" in warning
-    setrlimit.assert_called_once_with(resource.RLIMIT_NOFILE, (512, 512))
+    setrlimit.assert_called_with(resource.RLIMIT_NOFILE, (512, 512))
 
 
 def test_little_shared_memory_is_a_warning(tmp_path: Path) -> None:

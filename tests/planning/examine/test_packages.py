@@ -146,6 +146,16 @@ def test_what_fails_at_every_image_is_not_launched(sources: Make) -> None:
     check_needs(llava, places)
 
 
+def test_all_that_stops_a_launch_is_said_at_once(sources: Make) -> None:
+    """One was said after the other, each after another installation."""
+    places, llava = sources(), plan_of("llava-1.5-7b")
+    places.environ["WORLD_SIZE"] = "2"
+    both = replace(llava, parallel=replace(llava.parallel, tp=2))
+    with pytest.raises(PackageError, match=r"fails at every image.*; WORLD_SIZE=2 is set") as told:
+        check_needs(both, places)
+    assert "'transformers<5'; " in told.value.hint
+
+
 def test_a_plan_names_the_versions_where_newer_ones_break() -> None:
     llava = api.plan("llava-1.5-7b", on="1xrtx3090", engine="pytorch")
     said = [text for text in llava.warnings if text.startswith("install transformers>=5.2")]

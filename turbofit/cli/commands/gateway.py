@@ -107,13 +107,9 @@ def _planned(
     planned: Plan, upstream: Sequence[str], config: GatewayConfig, log: str | None, *, overlay: bool
 ) -> Gateway:
     """The gateway of one plan; prints a note on images that it cannot limit."""
-    from msgspec.structs import replace
-
     from turbofit.gateway.http.accesslog import access_log
-    from turbofit.gateway.routing.deny_file import deny_path
     from turbofit.gateway.server import make_gateway
 
-    config = replace(config, denied=deny_path(planned, planned.engine.version))
     if not overlay and planned.limits.vision_unit is not None:
         note(
             "note: images that cannot carry a limit are counted at the model's own default "

@@ -173,13 +173,16 @@ def _with_idle(config: ServeConfig, idle: float, form: output.Form) -> int:
 
 def _config(arguments: Arguments) -> ServeConfig:
     from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.planner import launch_request
+    from turbofit.launch.serve.planner import forget_learned, launch_request
 
     _, options, public, passed = arguments
     request = plan = None
     if options.plan:
         plan = arguments.saved_plan()
-    else:
+    if options.forget:
+        model = arguments.request.model if plan is None else plan.model
+        output.say(f"forgot {forget_learned(model, pretend=options.pretend)} documents")
+    if plan is None:
         request = launch_request(arguments.request, pretend=options.pretend)
     return ServeConfig.of(
         request=request,
@@ -190,7 +193,6 @@ def _config(arguments: Arguments) -> ServeConfig:
         access_log=public.access_log,
         options=tuple(passed.argv),
         unplanned=tuple(passed.unplanned),
-        forget=options.forget,
         **options.config_fields(),
     )
 

@@ -39,10 +39,9 @@ _PRETEND: Final = (
 def calibrate(*, model: str, form: Form, **given: Any) -> int:
     """Calibrate and show; exit 130 if Ctrl-C ended it."""
     from turbofit.launch.calibrate import calibrate as measure
-    from turbofit.launch.calibrate import drop
     from turbofit.launch.engine.engine_client import Timing
     from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.planner import launch_request
+    from turbofit.launch.serve.planner import forget_learned, launch_request
     from turbofit.observe.calibrations import pretends
 
     options = fields.filled(CalibrateOptions, given)
@@ -51,14 +50,14 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
         refuse_elsewhere(request, "calibrate measures")
     apart = options.pretend or pretends()
     if options.forget:
-        say(f"forgot {drop(request, apart=apart)} calibrations")
+        say(f"forgot {forget_learned(model, pretend=options.pretend)} documents")
         return 0
 
     def body(stop: StopSignal) -> Document | signal.Signals:
         if options.pretend:
             note(_PRETEND)
             if options.again:  # a pretend card has what its plan says: that would be learned twice
-                drop(request, apart=apart)
+                forget_learned(model, pretend=True)
         config = ServeConfig.of(
             request=launch_request(request, pretend=options.pretend),
             timing=Timing(start=60 * options.minutes, drain=0.0, liveness=0.0),
@@ -107,11 +106,12 @@ _PLANNING: Final = tuple(
 def tune(*, model: str, form: Form, **given: Any) -> int:
     """Tune and show; exit 3 if nothing meets the SLO, 130 if a signal ended it."""
     from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.planner import launch_request, leases_for
+    from turbofit.launch.serve.planner import forget_learned, launch_request, leases_for
     from turbofit.launch.tune.search import parse_slo
     from turbofit.launch.tune.tune import TuneRequest, tune_model
     from turbofit.load.spec import LoadSpec
     from turbofit.observe.calibrations import pretends
+    from turbofit.report.stored_documents import keep
     from turbofit.report.views.measured_view import made_by, tune_view
 
     began = time.monotonic()
@@ -126,7 +126,8 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
         )
     apart = options.pretend or pretends()
     if options.forget:
-        return _forget(model, request, apart=apart)
+        say(f"forgot {forget_learned(model, pretend=options.pretend)} documents")
+        return 0
     wanted = TuneRequest(
         request, load,
         slo=parse_slo(options.slo) if options.slo else {},
@@ -147,6 +148,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     tuning = run_until_signal(body)
     if isinstance(tuning, signal.Signals):
         return INTERRUPTED
+    keep(tuning, "tune")
     form.show(tuning, tune_view, made_by(tuning))
     if tuning.interrupted:
         return INTERRUPTED
@@ -160,13 +162,3 @@ def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
     if "images" in load.model_fields_set:
         request = request.changed(images=load.images)
     return request
-
-
-def _forget(model: str, request: PlanRequest, *, apart: bool) -> int:
-    from turbofit.memory.calibrated import identity
-    from turbofit.model.source import resolve_model
-    from turbofit.planning.tuned import forget_tuned
-
-    name = identity(resolve_model(model, revision=request.revision))
-    say(f"forgot {forget_tuned(name, pretend=apart)} tunings")
-    return 0

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -267,21 +267,34 @@ class StateFile(Generic[T]):
     def read(self) -> T | None:
         """The document; None if it is missing or cannot be read."""
         with suppress(OSError, ValueError, RecursionError):
-            return msgspec.json.decode(self._path(make=False).read_bytes(), type=self.type)
+            return msgspec.json.decode(self.path.read_bytes(), type=self.type)
         return None
 
     def write(self, document: T) -> None:
         """Write the document; a folder that cannot be written is ignored."""
         with suppress(OSError, UsageError):
-            write_atomic(self._path(make=True), to_json(document), mode=0o600)
+            self.save(document)
+
+    def save(self, document: Any) -> Path:
+        """Write the document, and return its path.
+
+        Raises:
+            OSError: the folder cannot be made.
+            UsageError: the file cannot be written.
+        """
+        path = state_dir(self.room) / self.path.name
+        write_atomic(path, to_json(document), mode=0o600)
+        return path
 
     def forget(self) -> bool:
         """Remove the document; returns whether it existed."""
         try:
-            self._path(make=False).unlink()
+            self.path.unlink()
         except OSError:
             return False
         return True
 
-    def _path(self, *, make: bool) -> Path:
-        return state_dir(self.room, make=make) / f"{self.name}.json"
+    @property
+    def path(self) -> Path:
+        """Where the document is, or would be."""
+        return state_dir(self.room, make=False) / f"{self.name}.json"

@@ -20,7 +20,6 @@ from turbofit.gateway.media.clips import look
 from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.media.pictures import PictureTurns
 from turbofit.gateway.routing.admission import Admission
-from turbofit.gateway.routing.deny_file import DenyFile
 from turbofit.gateway.routing.deny_list import DenyList
 from turbofit.gateway.routing.engines import Fleet, RoutedEngine, prefixes_of
 from turbofit.gateway.routing.health import Monitor, healthy, trouble
@@ -55,8 +54,7 @@ _T = TypeVar("_T")
 class Gateway(AsgiApp):
     """The app; ``bounds`` limit requests, ``upstreams`` are the engines' URLs.
 
-    ``deny_list`` is that of the previous gateway; None opens the configuration's file. Tests pass
-    ``fetcher`` and ``upstream``.
+    ``deny_list`` is that of the previous gateway. Tests pass ``fetcher`` and ``upstream``.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -98,7 +96,7 @@ class Gateway(AsgiApp):
             at_once=config.at_once,
         )  # fmt: skip
         self.monitor = Monitor(self.fleet, self._upstream, config, self.admission.pump)
-        self.deny_list = deny_list or DenyList(DenyFile(config.denied))
+        self.deny_list = deny_list or DenyList()
         self.deny_list.count = self.metrics.count
         self._forwarder = RequestForwarder(
             self.fleet, self.admission, self._upstream, self.monitor, self.deny_list,
@@ -152,11 +150,9 @@ class Gateway(AsgiApp):
 
     async def startup(self) -> None:
         self.monitor.start()
-        self.deny_list.keep()
 
     async def shutdown(self) -> None:
         await self.monitor.stop()
-        await self.deny_list.close()
         await self._upstream.close()
         await self._fetcher.close()
         self._close_log()
@@ -164,8 +160,6 @@ class Gateway(AsgiApp):
     async def _serve(
         self, request: RequestContext, route: Route, /, receive: Receive, send: Send
     ) -> None:
-        if route.method == "POST":
-            self.deny_list.check_client(request.who)
         await self._bodies.take(request, receive)
         with while_connected(receive, request):
             try:
@@ -253,7 +247,7 @@ class Gateway(AsgiApp):
 
     def _gauges(self) -> dict[str, list[tuple[tuple[str, ...], float]]]:
         labelled = [((f"engine={engine.index}",), engine) for engine in self.engines]
-        requests, clients = self.deny_list.file.number
+        suspected, refused = self.deny_list.numbers
         return {
             "connections": [((), len(self.connections))],
             "waiting": [((), self.admission.waiting)],
@@ -266,9 +260,8 @@ class Gateway(AsgiApp):
             ],
             "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in labelled],
             "engine_up": [(label, int(engine.serves)) for label, engine in labelled],
-            "suspects": [((), self.deny_list.suspected)],
-            "convicted": [((), requests)],
-            "clients_refused": [((), clients)],
+            "suspects": [((), suspected)],
+            "convicted": [((), refused)],
         }
 
     def _record(self, request: RequestContext) -> None:

@@ -11,7 +11,7 @@ these reserve delay no image request for ever: at the head of the queue it fits,
 are reserved, once the requests before it have ended.
 
 Suspects (`deny_list`) have a queue of their own, which delays nobody: an engine has one of them at
-a time, and each fingerprint or client has one turn at a time on all engines.
+a time, and each fingerprint has one turn at a time on all engines.
 """
 
 from __future__ import annotations
@@ -33,12 +33,10 @@ if TYPE_CHECKING:
 
 _SUSPECTS: Final = 256
 _SUSPECT_RETRY: Final = 10
-#: Seconds without new requests at an engine after the client of a turn alone there has left.
-_ALONE_AFTER: Final = 1.0
 
 
 class Place:
-    """A request's place in the queue, then at an engine, and a suspect's ``turn`` there."""
+    """A request's place in the queue, then at an engine; a suspect has a ``turn`` there."""
 
     engine: RoutedEngine
     _share: Share
@@ -64,6 +62,7 @@ class Place:
         """Give back what the request no longer needs once its answer begins; let the next in."""
         self._give_back_host()
         self.engine.gate.begin(self._share)
+        self._end_turn()
         self._admission.given_back()
 
     def leave(self, after: float = 0.0, *, left: bool = False) -> None:
@@ -73,24 +72,16 @@ class Place:
         and the engine may still die of the request.
         """
         self._give_back_host()
+        if self.turn is not None:
+            self.turn.alone = False
         loop = asyncio.get_running_loop()
         if after and self.engine.gate.units is not None:
             loop.call_later(after, self._end)
         else:
             self._end()
-        if left and after and self.turn is not None:
-            turn = self.turn
+        loop.call_later(after, self._end_turn) if left and after else self._end_turn()
 
-            def others_may_come() -> None:
-                turn.alone = False
-                self._admission.given_back()
-
-            loop.call_later(_ALONE_AFTER, others_may_come)
-            loop.call_later(after, self.end_turn)
-        else:
-            self.end_turn()
-
-    def end_turn(self) -> None:
+    def _end_turn(self) -> None:
         """Let the next suspect come to the engine."""
         if self.turn is not None and self.engine.turn_of is self.turn:
             self.engine.turn_of = None
@@ -173,7 +164,7 @@ class Admission:
         if turn is None and first and self._take(place):
             return place
         queue = self._queue if turn is None else self._suspects
-        full = self._busy(turn, f"{queue.waiting} such requests wait already")
+        full = self._busy(place, f"{queue.waiting} such requests wait already")
         if not queue.room(client, full):
             raise full
         while True:
@@ -236,7 +227,7 @@ class Admission:
             raise
         if not done:
             self._stop_waiting(queue, place)
-            raise self._busy(place.turn, f"no room within {self._seconds:.0f} s")
+            raise self._busy(place, f"no room within {self._seconds:.0f} s")
         place.given.result()
 
     def _stop_waiting(self, queue: _Queue, place: Place) -> None:
@@ -252,9 +243,10 @@ class Admission:
     def _take(self, place: Place) -> bool:
         if self._at_once is not None and self.under_way >= self._at_once:
             return False
-        if place.turn is not None and place.turn.name in self._fleet.turns:
+        turn = place.turn
+        if turn is not None and turn.fingerprint in self._fleet.suspects:
             return False
-        best = self._fleet.best(place.cost, place.turn, place.prefixes)
+        best = self._fleet.best(place.cost, place.prefixes, suspect=turn is not None)
         if best is not None:
             place.take(best)
         return best is not None
@@ -272,7 +264,7 @@ class Admission:
         most = max(engine.host_limit or 0 for engine in engines)
         return Refusal("images_over_limit", size=cost.host_bytes, most=most)
 
-    def _busy(self, turn: Turn | None, why: str) -> Refusal:
-        if turn is not None:
+    def _busy(self, place: Place, why: str) -> Refusal:
+        if place.turn is not None:
             return Refusal("suspect_waits", why=why, retry_after=_SUSPECT_RETRY)
         return Refusal("busy:engines", why=why, retry_after=max(1, round(self._seconds / 4)))

@@ -15,7 +15,6 @@ from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import Gate
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Iterator, Sequence
 
     from turbofit.core.json_types import JsonObject
@@ -41,30 +40,23 @@ _NEVER: Final = float("inf")
 _UNSEEN_PAUSE: Final = 2.0
 
 
-@dataclass(eq=False)
+@dataclass
 class Turn:
-    """A suspect's turn at an engine.
+    """A suspect's turn at an engine; ``alone``: that gets nothing new before its answer begins."""
 
-    ``name``: the suspected fingerprint or client, which has one turn at a time. ``alone``: the
-    engine gets no new request meanwhile. ``longer``: the turn continues after the answer began.
-    """
-
-    name: str
+    fingerprint: str
     alone: bool
-    longer: bool
 
 
 @dataclass(eq=False)
 class Present:
     """A request at an engine, with the facts that matter at a death.
 
-    ``fingerprint``: see `deny_file`; None without a body, which cannot end an engine. ``begun``:
+    ``fingerprint``: see `deny_list`; None without a body, which cannot end an engine. ``begun``:
     whether a byte of its answer came. ``left_at``: the time at which its client left.
     """
 
-    client: str
-    fingerprint: asyncio.Future[str] | None = None
-    turn: Turn | None = None
+    fingerprint: str | None = None
     begun: bool = False
     sent_at: float = float("-inf")
     left_at: float = float("inf")
@@ -80,38 +72,20 @@ class InFlight(Protocol):
         """End the request: its engine died, or is stuck in it."""
 
 
-class Accusation(NamedTuple):
-    """A death's facts on a request or client: whether it had a turn, and an answer had begun."""
-
-    in_turn: bool
-    begun: bool
-
-
 @dataclass(eq=False)
 class EngineDeath:
-    """The end of one engine's process: the requests that were there, and the conclusions.
+    """The end of one engine's process.
 
-    ``suspects`` are clients by the fingerprints of their requests that may be the cause,
-    ``accused`` all requests and clients that were there, ``refused`` those that were refused for
-    it. ``ended``: a supervisor has seen the process end. ``concluding`` is done once all are
-    suspected.
+    ``accused``: fingerprints of the requests that may be the cause, ``in_turn`` that of the suspect
+    which had its turn. ``noted``: it is known who is accused. ``ended``: a supervisor has seen the
+    process end.
     """
 
-    engine: int | str
     at: float
-    suspects: dict[str, str] = field(default_factory=dict)
-    accused: dict[str, Accusation] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
-    explained: bool = False
+    accused: set[str] = field(default_factory=set)
+    in_turn: str | None = None
+    noted: bool = False
     ended: bool = False
-    concluding: asyncio.Task[None] | None = None
-
-    def accuse(self, who: str, *, in_turn: bool, begun: bool) -> None:
-        """Note a request or client that was there; adds to an earlier note of it."""
-        before = self.accused.get(who, Accusation(in_turn=False, begun=False))
-        self.accused[who] = Accusation(
-            in_turn=in_turn or before.in_turn, begun=begun or before.begun
-        )
 
 
 class RoutedEngine:
@@ -158,7 +132,7 @@ class RoutedEngine:
         self.last_examined = float("-inf")
         #: The tokens that it had counted when a probe last failed.
         self.tokens: float | None = None
-        #: The request's turn that the engine now serves, see `deny_list`.
+        #: The turn that the engine now serves, see `deny_list`.
         self.turn_of: Turn | None = None
         #: Its last death, and the time of it: earlier answers do not count.
         self.death: EngineDeath | None = None
@@ -173,6 +147,11 @@ class RoutedEngine:
     @property
     def units(self) -> int:
         return self.gate.counted
+
+    @property
+    def in_turn(self) -> str | None:
+        """The fingerprint of the suspect that has its turn here."""
+        return None if self.turn_of is None else self.turn_of.fingerprint
 
     @property
     def owes(self) -> bool:
@@ -212,11 +191,11 @@ class RoutedEngine:
         """
         return (self.outstanding + 1) / self.share, self.units / self.share, self.index
 
-    def fits(self, cost: Cost, turn: Turn | None = None) -> bool:
+    def fits(self, cost: Cost, *, suspect: bool = False) -> bool:
         """Whether the engine takes requests, and has room for one more of this cost."""
         if not self.up or not self.gate.fits(cost):
             return False
-        if self.turn_of is not None and (turn is not None or self.turn_of.alone):
+        if self.turn_of is not None and (suspect or self.turn_of.alone):
             return False
         most = self.host_limit
         return not cost.host_bytes or most is None or self.host_bytes + cost.host_bytes <= most
@@ -254,7 +233,7 @@ class RoutedEngine:
         death. ``sent_at`` is when the request began that broke off there.
         """
         if self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at:
-            self.death = EngineDeath(self.index, time.monotonic())
+            self.death = EngineDeath(time.monotonic())
             self.died_at = self.death.at
         return self.death
 
@@ -320,8 +299,9 @@ class Fleet:
         return sum(engine.up for engine in self.engines)
 
     @property
-    def turns(self) -> set[str]:
-        return {engine.turn_of.name for engine in self.engines if engine.turn_of is not None}
+    def suspects(self) -> set[str | None]:
+        """The fingerprints of suspects that have a turn."""
+        return {engine.in_turn for engine in self.engines}
 
     @property
     def turns_left(self) -> bool:
@@ -337,13 +317,13 @@ class Fleet:
         return min(*map(ceil, left), _LONGEST_RETRY) if left else _RETRY
 
     def best(
-        self, cost: Cost, turn: Turn | None = None, prefixes: Sequence[bytes] = ()
+        self, cost: Cost, prefixes: Sequence[bytes] = (), *, suspect: bool = False
     ) -> RoutedEngine | None:
-        """The least busy engine that has room for the cost, and for a turn; None if none has.
+        """The least busy engine that has room for the cost, and a ``suspect``; None if none has.
 
         The engine with the longest known prefix is preferred, if it is not much busier.
         """
-        fitting = [engine for engine in self.engines if engine.fits(cost, turn)]
+        fitting = [engine for engine in self.engines if engine.fits(cost, suspect=suspect)]
         best = min(fitting, key=lambda engine: engine.rank, default=None)
         if best is None or not prefixes:
             return best

@@ -13,7 +13,6 @@ import msgspec
 
 from turbofit.gateway.http.refusals import Refusal, of_engine, refusal_body, refusal_event
 from turbofit.gateway.http.request_context import OF_NODES, ForwardOutcome, sent_headers, uncancel
-from turbofit.gateway.routing.deny_file import fingerprint
 from turbofit.gateway.routing.engines import LEFT_SECONDS, Present
 from turbofit.gateway.upstream import Died, Unreachable
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.request_context import RequestContext, Send
     from turbofit.gateway.routing.admission import Admission, Place
     from turbofit.gateway.routing.deny_list import DenyList
-    from turbofit.gateway.routing.engines import EngineDeath, Fleet, RoutedEngine
+    from turbofit.gateway.routing.engines import Fleet, RoutedEngine
     from turbofit.gateway.upstream import Upstream
 
     HeaderList = list[tuple[bytes, bytes]]
@@ -37,8 +36,6 @@ _LARGEST_ANSWER: Final = 64 << 20
 #: Bytes above which an event is passed on in pieces.
 _LONGEST_EVENT: Final = 1 << 20
 _RETRY_DIED: Final = 5
-#: Seconds that a turn continues after the answer began, if that does not clear the request.
-_LONGER: Final = 10.0
 #: The beginnings of a stream from an engine that is out of order.
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
 #: The message of LMDeploy's server, with 503 or in an event, after its engine's loop has ended: the
@@ -77,7 +74,6 @@ class Exchange(ForwardOutcome):
         self.present, self._place, self._engine = present, place, place.engine
         self._task = asyncio.current_task()
         self.heard_at = time.monotonic()
-        self._death: EngineDeath | None = None
         #: Whether the engine lives but sent nothing; whether it answered that it cannot serve.
         self._stuck = self._failed = False
 
@@ -136,12 +132,10 @@ class Exchange(ForwardOutcome):
         if self.broken:
             return
         self.broken = True
-        if self._by.before_nodes:
-            self._death = None  # a node outlives its engines: no request ends it
-        elif self._stuck:
-            self._death = self._by.deny_list.stuck(self._engine, self.present)
-        else:
-            self._death = self._by.deny_list.engine_died(self._engine, self.present.sent_at)
+        if self._stuck:
+            self._by.deny_list.stuck(self._engine, self.present)
+        elif not self._by.before_nodes:  # a node outlives its engines: no request ends it
+            self._by.deny_list.engine_died(self._engine, self.present.sent_at)
         self._engine.in_flight.pop(self, None)
 
     def _hear(self) -> None:
@@ -225,17 +219,8 @@ class Exchange(ForwardOutcome):
         self._succeeded()
         # All images are encoded by now; with several copies the first byte shows only one of them.
         if self._request.prepared.cost.copies == 1:
-            self._place.begin()
-            if self._place.turn is not None and self._place.turn.longer:
-                asyncio.get_running_loop().call_later(_LONGER, self._end_turn_well)
-            else:
-                self._end_turn_well()
-
-    def _end_turn_well(self) -> None:
-        turn = self._place.turn
-        if turn is not None and self._engine.turn_of is turn:
             self._by.deny_list.answered(self.present)
-            self._place.end_turn()
+            self._place.begin()
 
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
         """Pass on an answer in one piece, which is kept until it is complete."""
@@ -286,11 +271,10 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _end_broken(self) -> None:
-        """End a begun stream with an error event, else raise a refusal once all are suspected."""
+        """End a begun stream with an error event, else raise a refusal."""
         fleet, key = self._by.fleet, "engine_died:stuck" if self._stuck else "engine_died"
         refusal = Refusal(key, retry_after=_RETRY_DIED if fleet.open else fleet.retry_seconds)
         if not self.started:
-            await _concluded(self._death)
             raise refusal
         event = refusal_event(self._route.api, refusal)
         self.bytes_out += len(event)
@@ -347,10 +331,10 @@ class RequestForwarder:
     async def forward(self, request: RequestContext, send: Send) -> None:
         """Wait for room, send the request to an engine, pass the answer on; may raise `Refusal`."""
         assert request.route is not None
-        present = Present(request.who)
+        present = Present()
         if request.body and not self.before_nodes:  # nodes have deny lists of their own
-            key = self.deny_list.file.key
-            present.fingerprint = fingerprint(key, request.route.path, request.body)
+            path = request.route.path
+            present.fingerprint = await self.deny_list.fingerprint(path, request.body)
         for _ in range(_MOST_ENGINES):
             place = await self._take(request, present)
             engine = request.engine = place.engine
@@ -362,36 +346,27 @@ class RequestForwarder:
                 self.monitor.doubt(engine)
                 self.metrics.count("engine_failures_total", f"engine={engine.index}")
                 # The engine may have died of an equal request.
-                await _concluded(self.deny_list.nothing_listens(engine) if exc.ended else None)
+                if exc.ended:
+                    self.deny_list.nothing_listens(engine)
         raise self.fleet.dead()
 
     async def _take(self, request: RequestContext, present: Present) -> Place:
         """A place at an engine, beside other requests, or in a suspect's turn."""
         cost, prefixes = request.prepared.cost, request.prefixes
         while True:
-            turn = await self.deny_list.turn(present)
+            turn = self.deny_list.turn(present)
             place = await self.admission.admit(request.who, cost, turn, prefixes)
+            same = False
             try:
+                if turn is not None and turn.alone:
+                    await _until_others_have_begun(place.engine)
                 # The deny list may have changed during the wait.
-                now = await self.deny_list.turn(present)
-                same = (now and now.name) == (turn and turn.name)
-                if same and turn is not None and now is not None:
-                    turn.alone |= now.alone
-                    turn.longer |= now.longer
-                    if turn.alone:
-                        await _until_others_have_begun(place.engine)
-            except BaseException:
-                place.leave()
-                raise
+                same = self.deny_list.turn(present) == turn
+            finally:
+                if not same:
+                    place.leave()
             if same:
-                present.turn = turn
                 return place
-            place.leave()
-
-
-async def _concluded(death: EngineDeath | None) -> None:
-    if death is not None and death.concluding is not None:
-        await death.concluding
 
 
 async def _until_others_have_begun(engine: RoutedEngine) -> None:

@@ -221,25 +221,17 @@ class SupervisedEngine:
         if self._probe is not None:
             self._probe.stop()
 
-    def wait(self, now: float, explained: int = 0) -> float | None:
-        """Schedule the next start; returns the pause in seconds, or None if the circuit breaks.
-
-        ``explained``: ends within the window that came from requests which are now refused.
-        """
+    def wait(self, now: float) -> float | None:
+        """Schedule the next start; returns the pause in seconds, or None if the circuit breaks."""
         timing = self._timing
         self._ends = [*(end for end in self._ends if now - end < timing.window), now]
-        ends = max(1, len(self._ends) - explained)
+        ends = len(self._ends)
         if ends > timing.restarts:
             self.state, self.again_at = "broken", now + timing.window
             return None
         pause = doubled(timing.backoff, ends - 1, timing.longest_backoff)
         self.state, self.again_at = "waiting", now + pause
         return pause
-
-    def excuse(self, now: float, explained: int) -> None:
-        """Start the engine again immediately if the ends that broke the circuit are explained."""
-        if len(self._ends) - explained <= self._timing.restarts:
-            self.state, self.again_at = "waiting", now
 
     def spent(self) -> dict[str, float]:
         """Seconds that each phase of this start has taken so far."""

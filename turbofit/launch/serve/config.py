@@ -27,7 +27,6 @@ class ServeConfig(Validated):
         description="what to plan for; None where a plan is given",
     )
     plan: Plan | None = Field(default=None, description="what is launched, and may not change")
-    forget: bool = Field(default=False, description="drop what earlier launches learned")
     gateway: GatewayConfig | None = Field(
         default=None, description="the public side; None for engines that clients reach themselves"
     )

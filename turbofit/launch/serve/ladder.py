@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.messages import plural
-from turbofit.core.process.files import StateFile, digest_of_parts
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, mib, round_up
+from turbofit.machine.learned import learned
 from turbofit.memory.account import POOL_WARMUP
+from turbofit.memory.calibrated import identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from turbofit.core.engine_end import End
     from turbofit.core.json_types import Options
     from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.core.process.files import StateFile
 
 #: The most further starts after failures by a lack of memory.
 MOST_RUNGS: Final = 3
@@ -176,14 +178,14 @@ class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):
 
 def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
     """The planner's keywords that failed starts of an equal plan led to; empty if none is known."""
-    learned = _learned(plan, lmdeploy, pretend).read()
-    return {} if learned is None else learned.changes
+    found = _learned(plan, lmdeploy, pretend).read()
+    return {} if found is None else found.changes
 
 
 def remember(plan: Plan, lmdeploy: str, *, pretend: bool, changes: Options, why: str) -> None:
     name = plan.model.hub_id or plan.model.name
-    learned = Learned(model=name, lmdeploy=lmdeploy, changes=changes, why=why)
-    _learned(plan, lmdeploy, pretend).write(learned)
+    found = Learned(model=name, lmdeploy=lmdeploy, changes=changes, why=why)
+    _learned(plan, lmdeploy, pretend).write(found)
 
 
 def forget(plan: Plan, lmdeploy: str, *, pretend: bool) -> bool:
@@ -193,6 +195,5 @@ def forget(plan: Plan, lmdeploy: str, *, pretend: bool) -> bool:
 def _learned(plan: Plan, lmdeploy: str, pretend: bool) -> StateFile[Learned]:
     """The state file for this kind of start, also after a rung whose plan uses fewer cards."""
     model, cards = plan.model, sorted(plan.machine.gpu(i).name for i in plan.machine.visible)
-    checkpoint = model.source.checkpoint or ""
-    key = (model.hub_id or model.name, checkpoint, *cards, lmdeploy, str(pretend))
-    return StateFile("learned", digest_of_parts(*key), Learned)
+    facts = (model.hub_id or model.name, model.source.checkpoint or "", cards, lmdeploy)
+    return learned("changes", Learned, identity(model), *facts, pretend=pretend)

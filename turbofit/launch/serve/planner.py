@@ -18,6 +18,10 @@ from turbofit.core.process.progress import under_way
 from turbofit.core.process.variables import variables
 from turbofit.launch.serve.leases import Leases, counted, end_orphans
 from turbofit.launch.serve.proved import Rehearsals
+from turbofit.machine.learned import forget
+from turbofit.memory.calibrated import identity
+from turbofit.model.source import resolve_model
+from turbofit.observe.calibrations import pretends
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import doubled_margin, finished, refusal
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.core.json_types import Options
+    from turbofit.core.model import Model
     from turbofit.core.plan import Plan
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.planning.request import PlanRequest
@@ -187,6 +192,12 @@ def preview(config: ServeConfig) -> Plan:
     if not plan.fits:
         raise refusal(plan)
     return plan
+
+
+def forget_learned(model: str | Model, *, pretend: bool) -> int:
+    """Forget all that was learned here of a model; returns the number of documents."""
+    found = resolve_model(model) if isinstance(model, str) else model
+    return forget(identity(found), pretend=pretend or pretends())
 
 
 def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:

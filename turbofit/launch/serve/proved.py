@@ -17,13 +17,12 @@ from msgspec.structs import replace
 
 from turbofit.core.installation import installed
 from turbofit.core.plan import Plan
-from turbofit.core.process.files import StateFile, digest_of_parts
-from turbofit.core.struct import Struct, known, to_builtins, to_json
+from turbofit.core.struct import Struct, known, to_builtins
 from turbofit.core.version import __version__
+from turbofit.machine.learned import learned
+from turbofit.memory.calibrated import identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from turbofit.core.machine import Machine
     from turbofit.launch.serve.config import ServeConfig
 
@@ -63,10 +62,10 @@ class Proof:
         )  # fmt: skip
         allocator = [os.environ.get(name, "") for name in _ALLOCATOR]
         pretended = [config.pretend, config.pretend_taken, config.pretend_fail]
-        now = to_json(replace(self._now, day="", model=""))
-        beside = (now, *config.options, *allocator, *map(str, pretended))
-        self._file = StateFile("proved", _digest(plan, beside), Proved)
-        self._held = StateFile("held", _digest(plan, beside, ratio=False), Held)
+        now = replace(self._now, day="", model="")
+        facts, model = (now, config.options, allocator, pretended), identity(plan.model)
+        self._file = learned("proved", Proved, model, _facts(plan), facts)
+        self._held = learned("held", Held, model, _facts(plan, ratio=False), facts)
 
     @property
     def day(self) -> str:
@@ -92,15 +91,14 @@ class Proof:
         self._held.forget()
 
 
-def _digest(plan: Plan, beside: Iterable[str], *, ratio: bool = True) -> str:
-    """A hash of everything in a plan that its engines' memory depends on, except free memory.
+def _facts(plan: Plan, *, ratio: bool = True) -> list[Any]:
+    """Everything in a plan that its engines' memory depends on, except free memory.
 
     Without ``ratio`` it is that of the plan with any cache ratio.
     """
-    parts: list[Any] = [_shape(plan), plan.engine, plan.parallel.groups, plan.limits]
     settings = [group.settings for group in plan.group_plans()]
-    parts += settings if ratio else [replace(one, cache_max_entry_count=0.0) for one in settings]
-    return digest_of_parts(*map(to_json, parts), *beside)
+    settings = settings if ratio else [replace(one, cache_max_entry_count=0.0) for one in settings]
+    return [_shape(plan), plan.engine, plan.parallel.groups, plan.limits, settings]
 
 
 def _shape(plan: Plan) -> dict[str, Any]:
@@ -127,8 +125,8 @@ class Rehearsals:
             + [[term.term, term.bytes] for term in gpu.ledger if term.phase not in _MOVING]
             for gpu in plan.gpus
         ]
-        key = _digest(plan, (*versions, to_json(ledgers), to_json(plan.workload)))
-        self._file = StateFile("rehearsed", key, Rehearsed)
+        facts, model = (versions, ledgers, plan.workload), identity(plan.model)
+        self._file = learned("rehearsed", Rehearsed, model, _facts(plan), facts)
 
     def recall(self, here: Machine) -> Plan | None:
         """The rehearsed plan, if others hold no more of its cards than at the rehearsal."""

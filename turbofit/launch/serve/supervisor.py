@@ -135,11 +135,9 @@ class Supervisor:
     ``on_end`` is called with each end of an engine that had served or is started again; ``on_back``
     when a restarted engine is ready, if others served meanwhile or it had served before;
     ``on_rest`` when all engines are left alone for a while, and with None when one is started
-    again. ``explained`` returns how often, within some seconds, requests that are now refused ended
-    the engine with this index: these ends do not count. ``clients`` returns such an engine's
-    clients, None if no gateway serves; ``doubt`` is called when an engine gives no sign of life,
-    and when it is ended. ``before_start`` is called before each start of an engine, and may raise a
-    `TurbofitError`.
+    again. ``clients`` returns the clients of the engine with this index, None if no gateway serves;
+    ``doubt`` is called when an engine gives no sign of life, and when it is ended. ``before_start``
+    is called before each start of an engine, and may raise a `TurbofitError`.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -155,13 +153,12 @@ class Supervisor:
         on_back: Callable[[SupervisedEngine], None] = lambda _engine: None,
         on_rest: Callable[[Outage | None], None] = lambda _outage: None,
         clock: Callable[[], float] = time.monotonic,
-        explained: Callable[[int, float], int] = lambda _index, _seconds: 0,
         clients: Callable[[int], Owing | None] = lambda _index: None,
         doubt: Callable[[int, float], None] = lambda _index, _ends_at: None,
         before_start: Callable[[], object] = lambda: None,
     ) -> None:
         self._before_start = before_start
-        self._explained, self._on_rest, self._clock = explained, on_rest, clock
+        self._on_rest, self._clock = on_rest, clock
         self._opened = False
         self._outage: Outage | None = None
         self._say, self._timing, self._on_end = say, timing or Timing(), on_end
@@ -224,8 +221,6 @@ class Supervisor:
         while stop.signal is None:
             now = self._clock()
             for engine in self.engines:
-                if engine.state == "broken":
-                    engine.excuse(now, self._refused_since(engine))
                 if engine.state in ("waiting", "broken"):
                     if now >= engine.again_at and engine.end(0.0):
                         self._start(engine)
@@ -258,7 +253,7 @@ class Supervisor:
         if not again:
             self._tell_ends(now)
             raise EndedError(ended)
-        pause = engine.wait(now, self._refused_since(engine))
+        pause = engine.wait(now)
         self._tell(engine.name, ended.error.message, warning=True)
         if pause is not None:
             self._tell(engine.name, f"starting again in {pause:.1f} s")
@@ -280,9 +275,6 @@ class Supervisor:
             ended = engine.look(now, last=True) if engine.process is not None else None
             if ended is not None and engine.was_ready:
                 self._on_end(engine, ended)
-
-    def _refused_since(self, engine: SupervisedEngine) -> int:
-        return self._explained(self.engines.index(engine), self._timing.window)
 
     def _rest(self) -> None:
         broken = all(engine.state == "broken" for engine in self.engines)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _NAMES: Final = 3
 #: Columns of numbers, and columns whose text may be broken over lines.
 _RIGHT: Final = ("nodes", "tp x n", "KV tokens", "req/s", "at once")
-_WRAPPED: Final = ("cards", "which", "serve nothing, since", "node", "why, or said last")
+_WRAPPED: Final = ("serves", "cards", "which", "serve nothing, since", "node", "why, or said last")
 
 
 def cluster_view(plan: ClusterPlan) -> list[Block]:
@@ -85,15 +85,18 @@ def _kinds(names: Sequence[str], kinds: dict[tuple[str, ...], list[NodePlan]]) -
 
 
 def status_view(nodes: Sequence[NodeStatus]) -> list[Block]:
-    """What the nodes of all runs do."""
+    """What the nodes of all runs do; a run has a column if there are several."""
+    runs = list(dict.fromkeys(node.serves for node in nodes))
+    left = int(len(runs) == 1)
     rows = [
         (
             node.serves, node.name, node.cards, node.state, f"{node.at_once:,}",
             f"{node.tokens:,}", shorten(node.why_not or node.said, 300, placeholder=" …"),
-        )
+        )[left:]
         for node in nodes
     ]  # fmt: skip
     up = sum(node.state == "serving" for node in nodes)
     names = ("serves", "node", "cards", "state", "at once", "KV tokens", "why, or said last")
     title = f"{up} of {len(nodes)} {plural(len(nodes), 'node')} serve"
-    return [Heading(title), table(names, rows, right=_RIGHT, wrap=_WRAPPED)]
+    title += f" {runs[0]}" * left
+    return [Heading(title), table(names[left:], rows, right=_RIGHT, wrap=_WRAPPED)]

@@ -153,7 +153,9 @@ def _promised(plan: Plan) -> str:
         return f"{context} a request, with its answer"
     units, tokens = largest_images(plan)
     size = f"{units:,} {plural(units, limits.vision_unit)}"
-    if limits.max_pixels_per_image is not None:
+    if plan.workload.image_size is not None:
+        size = "{}x{}".format(*plan.workload.image_size)
+    elif limits.max_pixels_per_image is not None:
         size = f"{three_digits(limits.max_pixels_per_image / 1e6)} MP"
     return f"{count} {plural(count, 'image')} of up to {size} ({tokens:,} tokens), {context} in all"
 
