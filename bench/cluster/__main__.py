@@ -53,7 +53,7 @@ def happen(what: str, serving: Serving, name: str) -> None:
     else:
         if what.startswith("drain"):
             assert serving.cli("cluster", "drain", cloud.identity(name))[0] == 0
-            until(lambda: serving.state(name) == "drained", f"{name} to be drained")
+            until(lambda: serving.state_of(name) == "drained", f"{name} to be drained")
         cloud.kill(name)
         until(lambda: name not in serving.up(), f"{name} to be out")
         cloud.add(*node)

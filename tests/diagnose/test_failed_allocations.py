@@ -90,11 +90,14 @@ def said(phase: str, site: str, *, pinned: bool, forward: bool) -> tuple[str, ..
 
 
 def drawn(found: list[Allocation], count: int) -> list[Allocation]:
-    """The first and the last of each phase, and others at random."""
+    """The first and the middle one of each phase, and others at random.
+
+    Which allocation is a phase's last depends on threads that race.
+    """
     chance, chosen = random.Random(26), dict[Allocation, None]()
     for phases in dict.fromkeys(one.phases for one in found):
         alike = [one for one in found if one.phases == phases]
-        chosen |= {alike[0]: None, alike[-1]: None}
+        chosen |= {alike[0]: None, alike[len(alike) // 2]: None}
     while len(chosen) < count:
         chosen[chance.choice(found)] = None
     return list(chosen)[:count]

@@ -140,7 +140,7 @@ class Serving:
         ours = {name: self.cloud.identity(name) for name in self.cloud.nodes}
         return {name: nodes[identity] for name, identity in ours.items() if identity in nodes}
 
-    def state(self, name: str) -> str:
+    def state_of(self, name: str) -> str:
         """What a node does; empty while its actor does not answer."""
         return str(self.status().get(name, {}).get("state", ""))
 
