@@ -61,10 +61,12 @@ class Node(RoutedEngine):
         self.up = False
         #: What its page ``/about`` said last.
         self.about = ""
+        #: The most bytes of a body by its plan; 0 until it has said so.
+        self.bytes_per_body = 0
 
 
 class Front(AsgiApp):
-    """The app of a front before the nodes that ``source`` returns; a thread calls it again.
+    """The app of a front before the nodes that ``source`` returns; a thread calls it regularly.
 
     ``tls`` is for nodes at https addresses, ``log`` receives a record of each request.
     """
@@ -91,9 +93,7 @@ class Front(AsgiApp):
         self._following = asyncio.ensure_future(self._follow())
 
     async def shutdown(self) -> None:
-        await self._end((self._following, *(node.watch for node in self.nodes.values())))
-
-    async def _end(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        tasks = (self._following, *(node.watch for node in self.nodes.values()))
         for task in tasks:
             task.cancel()
         await self._upstream.close()
@@ -110,10 +110,14 @@ class Front(AsgiApp):
                 self.nodes.pop(address).watch.cancel()  # a run that begins knows none yet
             for address in addresses:
                 if address not in self.nodes:
-                    node = self.nodes[address] = Node(address)
-                    node.watch = asyncio.ensure_future(self._watch(node))
+                    self._add(address)
             self.fleet.engines = tuple(self.nodes.values())
             await asyncio.sleep(_LOOK_SECONDS)
+
+    def _add(self, address: NodeAddress) -> Node:
+        node = self.nodes[address] = Node(address)
+        node.watch = asyncio.ensure_future(self._watch(node))
+        return node
 
     async def _watch(self, node: Node) -> None:
         """Read a node's pages twice a second."""
@@ -122,7 +126,7 @@ class Front(AsgiApp):
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _look(self, node: Node) -> None:
-        """Read a node's pages; only the first of them asks for the key."""
+        """Read a node's pages: ``/about`` wants the key, which ``/health`` does not."""
         node.about = await self._upstream.page(node, "/about", _HEALTH_SECONDS)
         text = await self._upstream.page(node, "/health", _HEALTH_SECONDS) if node.about else ""
         page: Document = {}
@@ -132,14 +136,16 @@ class Front(AsgiApp):
         share = (page.get("at_once") or 1) * (page.get("up") or 0) / (page.get("engines") or 1)
         node.share = max(1e-3, share)
         if page:
-            self._bodies.limit(page.get("bytes_per_body") or _LARGEST)
+            node.bytes_per_body = page.get("bytes_per_body") or 0
+            sizes = (each.bytes_per_body for each in self.nodes.values())
+            self._bodies.limit(max(sizes, default=0) or _LARGEST)
 
     def doubt(self, engine: RoutedEngine) -> None:
         """Send the node nothing new until its health page says that it serves."""
         engine.up = False
 
     def suspect(self, engine: RoutedEngine) -> None:
-        """Its next health page tells what is to be known."""
+        """Do nothing: the node's next health page says how it is."""
 
     async def _serve(
         self, request: RequestContext, _: Route, /, receive: Receive, send: Send
@@ -147,9 +153,12 @@ class Front(AsgiApp):
         await self._bodies.take(request, receive)
         try:
             with while_connected(receive, request):
-                await self._forwarder.forward(request, send)
+                await self._forward(request, send)
         finally:
             self._bodies.forget(request)
+
+    async def _forward(self, request: RequestContext, send: Send) -> None:
+        await self._forwarder.forward(request, send)
 
     def _health(self, _: RequestContext, /) -> tuple[Document, int | None]:
         up = [node for node in self.nodes.values() if node.up]

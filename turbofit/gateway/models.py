@@ -6,7 +6,6 @@ and a body is not changed but for the model's name.
 
 from __future__ import annotations
 
-import asyncio
 from codecs import BOM_UTF8
 from contextlib import suppress
 from functools import partial
@@ -18,7 +17,6 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.process.threads import in_thread
 from turbofit.gateway.front import Front, Node, NodeAddress
-from turbofit.gateway.http.asgi_app import while_connected
 from turbofit.gateway.http.body import LARGE
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import ModelCard, named_model, no_such_model
@@ -30,8 +28,8 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.request_context import Receive, RequestContext, Send
-    from turbofit.gateway.http.routes import Route
+    from turbofit.gateway.http.request_context import RequestContext, Send
+    from turbofit.gateway.routing.request_forwarder import RequestForwarder
 
 #: Seconds after which a client should try again, while a server does not answer.
 _RETRY: Final = 5
@@ -63,12 +61,8 @@ def model_servers(texts: Sequence[str], keys: Sequence[str]) -> list[NodeAddress
 class _OneServer(Fleet):
     """The server of one model, as a fleet whose refusal names it."""
 
-    def __init__(self, server: Node) -> None:
-        super().__init__((server,))
-        self.server = server
-
     def dead(self) -> Refusal:
-        why = f"the server of {self.server.index} does not answer"
+        why = f"the server of {self.engines[0].index} does not answer"
         return Refusal("model_unavailable", why=why, retry_after=_RETRY)
 
 
@@ -82,36 +76,29 @@ class ModelsGateway(Front):
         log: Callable[[Document], None] | None = None,
     ) -> None:
         super().__init__(lambda: servers, config, log)
-        self.servers = {address.name: Node(address) for address in servers}
-        self._forwarders = {
-            name: self._forwarder_to(_OneServer(node)) for name, node in self.servers.items()
-        }
+        self._addresses = servers
+        self._forwarders: dict[str, RequestForwarder] = {}
+
+    @property
+    def servers(self) -> dict[str, Node]:
+        """The servers by the names of their models."""
+        return {address.name: node for address, node in self.nodes.items()}
 
     async def startup(self) -> None:
-        for node in self.servers.values():
-            node.watch = asyncio.ensure_future(self._watch(node))
+        for address in self._addresses:
+            fleet = _OneServer((self._add(address),))
+            self._forwarders[address.name] = self._forwarder_to(fleet)
+        await super().startup()
 
-    async def shutdown(self) -> None:
-        await self._end([node.watch for node in self.servers.values()])
-
-    async def _serve(
-        self, request: RequestContext, _: Route, /, receive: Receive, send: Send
-    ) -> None:
-        await self._bodies.take(request, receive)
-        try:
-            with while_connected(receive, request):
-                await self._to_server(request, send)
-        finally:
-            self._bodies.forget(request)
-
-    async def _to_server(self, request: RequestContext, send: Send) -> None:
+    async def _forward(self, request: RequestContext, send: Send) -> None:
         """Send a request to the server of its model, by the name that the model has there."""
-        name = named_model(request.body)
-        if name is None and len(self.servers) > 1:
-            raise Refusal("model_missing", known=", ".join(self.servers), param="model")
-        node = self.servers.get(next(iter(self.servers)) if name is None else str(name))
+        name, servers = named_model(request.body), self.servers
+        if name is None and len(servers) > 1:
+            raise Refusal("model_missing", known=", ".join(servers), param="model")
+        ours = next(iter(servers)) if name is None else str(name)
+        node = servers.get(ours)
         if node is None:
-            raise no_such_model(name, self.servers)
+            raise no_such_model(name, servers)
         if not node.up:
             await self._look(node)
             node.up = bool(node.about)  # a server that answers says itself why it does not serve
@@ -120,7 +107,7 @@ class ModelsGateway(Front):
             rename = partial(renamed, request.body, known[0])
             large = request.bytes_in >= LARGE
             request.body = await in_thread(rename) if large else rename()
-        await self._forwarders[str(node.index)].forward(request, send)
+        await self._forwarders[ours].forward(request, send)
 
     def _cards(self) -> list[ModelCard]:
         return [ModelCard(name, name) for name in self.servers]
@@ -134,9 +121,9 @@ class ModelsGateway(Front):
 
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
         """``degraded`` if some servers do not serve; their names are for clients with a key."""
-        up = [node for node in self.servers.values() if node.up]
-        status = "healthy" if len(up) == len(self.servers) else "degraded" if up else "unavailable"
-        models: Any = len(self.servers)
+        up = [node for node in self.nodes.values() if node.up]
+        status = "healthy" if len(up) == len(self.nodes) else "degraded" if up else "unavailable"
+        models: Any = len(self.nodes)
         with suppress(Refusal):
             if not self.config.api_keys or self._keys.check(request.headers)[0]:
                 words = {True: "healthy", False: "it does not answer"}
@@ -146,7 +133,7 @@ class ModelsGateway(Front):
 
 
 def facts_of(node: Node) -> tuple[ModelFacts, ...]:
-    """The models of a server by its page ``/about``, its own first; none of what is no turbofit."""
+    """The models of a server, its own first, by its page ``/about``; empty if it has none."""
     try:
         return msgspec.json.decode(node.about, type=About).models
     except msgspec.MsgspecError:
