@@ -204,6 +204,7 @@ def examine(
     on: str | None = None,
     model: Model | None = None,
     port: int | None = None,
+    server: str = "",
 ) -> DoctorReport:
     """Check this machine and its environment.
 
@@ -212,6 +213,7 @@ def examine(
         on: a SPEC or snapshot instead of this machine's GPUs; the environment is still this one's.
         model: the model whose weights the disk must hold.
         port: the port that a server will use.
+        server: the run of turbofit that listens there; empty if none does.
 
     Raises:
         UsageError: ``on`` is not valid.
@@ -235,8 +237,9 @@ def examine(
     described = machine is not None and machine.host.ram_available != NA
     host = machine.host if machine is not None and described else places.host()
     scene = Scene(
-        places, "install", machine=machine, healths=healths, host=host, model=model, port=port
-    )
+        places, "install", machine=machine, healths=healths, host=host, model=model, port=port,
+        server=server,
+    )  # fmt: skip
     findings = [nvml]
     for check, (state, text, fix, why, _) in answers(scene):
         if healths is None and state == "unreadable" and check.name in _OF_CARDS:

@@ -8,8 +8,6 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from msgspec.structs import replace
-
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS, FULL, PORT, spec_option
 from turbofit.cli.options.field_options import complete_model
@@ -40,16 +38,9 @@ def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -
         from turbofit.model.source import resolve_model
 
         served = resolve_model(model)
-    report = examine(on=on, model=served, port=port)
-    if other := server_on(port or DEFAULT_PORT):
-        fix = f"it is a server of turbofit: turbofit stop {other.name}, or choose another --port"
-        report = replace(
-            report,
-            findings=tuple(
-                replace(one, fix=fix) if (one.check, one.state) == ("port", "stops") else one
-                for one in report.findings
-            ),
-        )
+    holder = server_on(port or DEFAULT_PORT)
+    server = "" if holder is None else holder.name
+    report = examine(on=on, model=served, port=port, server=server)
     form._replace(full=True).show(report, partial(doctor_view, full=form.full or form.md))
     return report.exit_code
 

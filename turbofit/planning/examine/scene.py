@@ -59,8 +59,8 @@ class Scene(NamedTuple):
     """The values that a check may use; a check whose value is None does not apply.
 
     ``machine`` is the present machine, ``healths`` the condition of its cards. ``model`` and
-    ``port`` are those to serve. For a run, ``plan`` is the plan to launch, ``folder`` the folder of
-    its logs, and ``ports`` those of its engines.
+    ``port`` are those to serve, ``server`` names a run that listens there. For a run, ``plan`` is
+    the plan to launch, ``folder`` the folder of its logs, and ``ports`` those of its engines.
     """
 
     sources: Sources
@@ -70,6 +70,7 @@ class Scene(NamedTuple):
     host: Host | None = None
     model: Model | None = None
     port: int | None = None
+    server: str = ""
     plan: Plan | None = None
     folder: Path | None = None
     ports: Sequence[int] = ()
