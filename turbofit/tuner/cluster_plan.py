@@ -179,11 +179,12 @@ def _document(
     fits = bool(plans) and (at_once >= asked or not whole)
     longest = plans[0].kv.longest_request_tokens if plans else 0
     left = Counter(node.why_not for node in nodes if node.why_not).most_common()
-    verdict = _verdict(base.model.name, len(nodes), plans, left)
     if plans and not fits:
         why = f"{len(plans):,} of {_count(len(nodes), 'node')} run {at_once:,} requests at once"
         causes = (f"--concurrency {asked}",)
         verdict = Verdict(subject=base.model.name, why_not=why, causes=causes)
+    else:
+        verdict = _verdict(base.model.name, len(nodes), plans, left)
     return ClusterPlan(
         turbofit_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -88,7 +88,12 @@ def fitting(change: str, found: str) -> Remedy:
     return Remedy(change=change, effect=f"{_FITS}{found}")
 
 
+def all_fitting(plan: Plan | None) -> list[Remedy]:
+    """The remedies of a plan with which it fits, the cheapest first; others only come closer."""
+    remedies = () if plan is None else plan.remedies
+    return [remedy for remedy in remedies if remedy.effect.startswith(_FITS)]
+
+
 def first_fitting(planned: Planned) -> Remedy | None:
     """The cheapest remedy with which it fits; None if the known ones only come closer."""
-    remedies = () if planned.plan is None else planned.plan.remedies
-    return next((remedy for remedy in remedies if remedy.effect.startswith(_FITS)), None)
+    return next(iter(all_fitting(planned.plan)), None)

@@ -51,6 +51,7 @@ def batch(
 ) -> int:
     """Send a batch and show the result; exit 3 if nothing was answered, 130 after a signal."""
     from turbofit.batch.batch_job import BatchJob
+    from turbofit.launch.serve.runs import servers_of
 
     for name in (source, output):
         if (kind := Path(name).suffix.lower()) in _TABLES:
@@ -64,7 +65,9 @@ def batch(
         )
     key = None
     if spec.url is None:
-        _say_of_servers(spec.model or "")
+        for server in servers_of(spec.model or ""):
+            for url in server.record.urls:
+                say(f"{server.record.model} is served already: --url {url} asks that server")
         refuse_together({"patience": spec.given().get("patience")}, "--model")
     else:
         _, key = common.server_of(spec.url, api_key)
@@ -87,14 +90,6 @@ def batch(
         complain(error.to_dict(), as_json=False)  # stdout has the document
         return error.exit_code
     return 0
-
-
-def _say_of_servers(model: str) -> None:
-    from turbofit.launch.serve.runs import servers_of
-
-    for server in servers_of(model):
-        for url in server.record.urls:
-            say(f"{server.record.model} is served already: --url {url} asks that server")
 
 
 async def _stoppable(job: BatchJob) -> BatchResult:

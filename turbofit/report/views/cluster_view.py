@@ -85,18 +85,22 @@ def _kinds(names: Sequence[str], kinds: dict[tuple[str, ...], list[NodePlan]]) -
 
 
 def status_view(nodes: Sequence[NodeStatus]) -> list[Block]:
-    """What the nodes of all runs do; a run has a column if there are several."""
-    runs = list(dict.fromkeys(node.serves for node in nodes))
-    left = int(len(runs) == 1)
+    """What the nodes of all runs do."""
+    up = sum(node.state == "serving" for node in nodes)
+    title = f"{up} of {len(nodes)} {plural(len(nodes), 'node')} serve"
+    names = ["node", "cards", "state", "at once", "KV tokens", "why, or said last"]
     rows = [
-        (
-            node.serves, node.name, node.cards, node.state, f"{node.at_once:,}",
-            f"{node.tokens:,}", shorten(node.why_not or node.said, 300, placeholder=" …"),
-        )[left:]
+        [
+            node.name, node.cards, node.state, f"{node.at_once:,}", f"{node.tokens:,}",
+            shorten(node.why_not or node.said, 300, placeholder=" …"),
+        ]
         for node in nodes
     ]  # fmt: skip
-    up = sum(node.state == "serving" for node in nodes)
-    names = ("serves", "node", "cards", "state", "at once", "KV tokens", "why, or said last")
-    title = f"{up} of {len(nodes)} {plural(len(nodes), 'node')} serve"
-    title += f" {runs[0]}" * left
-    return [Heading(title), table(names[left:], rows, right=_RIGHT, wrap=_WRAPPED)]
+    runs = {node.serves for node in nodes}
+    if len(runs) == 1:
+        title += f" {runs.pop()}"
+    else:
+        names.insert(0, "serves")
+        for node, row in zip(nodes, rows, strict=True):
+            row.insert(0, node.serves)
+    return [Heading(title), table(names, map(tuple, rows), right=_RIGHT, wrap=_WRAPPED)]

@@ -42,6 +42,7 @@ from turbofit.report.views.figures import (
 from turbofit.report.views.machine_view import topology_of, ways_text
 from turbofit.report.views.memory_view import memory_blocks
 from turbofit.tuner.speed import rates
+from turbofit.tuner.verdict import all_fitting
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Candidate, Plan, Surety, Throughput
@@ -117,9 +118,8 @@ def _answer(plan: Plan) -> list[Block]:
             remark(text, **ONLY_ON_PAGE),
         ]
     if not plan.fits:
-        fitting = [remedy for remedy in plan.remedies if remedy.effect.startswith("fits")]
-        closer = fitting[:_REMEDIES] or plan.remedies[:_CLOSER]
-        blocks += remedies_table(closer, **ONLY_SHORT)
+        shown = all_fitting(plan)[:_REMEDIES] or plan.remedies[:_CLOSER]
+        blocks += remedies_table(shown, **ONLY_SHORT)
         blocks += remedies_table(plan.remedies, "What would fit, cheapest first")
     return [*blocks, known_facts(_in_short(plan), short=True, whole=False, page=plan.fits)]
 
@@ -211,9 +211,9 @@ def _forecast(plan: Plan, speed: Throughput) -> str:
     return f"{', '.join(said)}; first token in {token} s{word}"
 
 
-def _in_cache(plan: Plan) -> str:
-    """The tokens of the caches, and the requests that they hold."""
-    text, users = f"{plan.kv.total_tokens:,} tokens", users_of(plan)
+def _in_cache(plan: Plan, of: str = "") -> str:
+    """The tokens of the caches, each ``of`` some bytes, and the requests that they hold."""
+    text, users = f"{plan.kv.total_tokens:,} tokens{of}", users_of(plan)
     if users:
         first, last = users[0], users[-1]
         text += f": {first.in_cache:,} {plural(first.in_cache, 'request')} of {first.tokens:,}"
@@ -244,8 +244,7 @@ def promise_facts(plan: Plan) -> dict[str, str]:
 
 def _capacity(plan: Plan) -> list[Block]:
     kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
-    tokens = f" tokens of {format_bytes(kv.bytes_per_token)}"
-    cache = _in_cache(plan).replace(" tokens", tokens, 1)
+    cache = _in_cache(plan, f" of {format_bytes(kv.bytes_per_token)}")
     users, facts = users_of(plan), {"KV cache": cache, **promise_facts(plan)}
     if plan.parallel.replicas > 1:
         least = "at least " if plan.by_group else ""

@@ -158,7 +158,7 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
         yield Change("leave --replicas to turbofit", replace(request, replicas=None), copies)
     yield from _least_margin(fit)
     images, workload = _smaller_images(fit), smaller_workload(request, "what the cache holds")
-    # Pictures of a known size can be sent smaller, before fewer of them.
+    # If a person gave the images' size, a lower image limit comes before fewer images.
     sized = request.workload.image_size is not None
     yield from chain(*((images, workload) if sized else (workload, images)))
     yield from quantised_cache(request)
@@ -252,7 +252,7 @@ def _smaller_images(fit: EngineFit) -> Iterator[Change]:
             f"leave {rule.limit_option} to turbofit", replace(request, image_limit=None), given
         )
     lower = requested // 2 if given else None
-    # A search lowers no limit by itself where the images' size is given.
+    # The search itself lowers no image limit if the images' size is given.
     sized = request.workload.image_size is not None and not given and not best.serves
     if (best.held_requests or sized) and rule.varies_by_limit:
         lower = limit_that_fits(request, best.shape, fit.engine)
