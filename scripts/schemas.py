@@ -134,11 +134,24 @@ def _published(part: Any, theirs: set[str]) -> Any:
     return found
 
 
+def _laid_out(value: Any, indent: int = 0) -> str:
+    """A part of a schema as JSON: on one line what has at most 160 characters, as most fields."""
+    line = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, (dict, list)) or indent + len(line) <= 160:
+        return line
+    start = "\n" + " " * (indent + 2)
+    if isinstance(value, list):
+        inside = [_laid_out(one, indent + 2) for one in value]
+    else:
+        inside = [f"{json.dumps(key)}: {_laid_out(one, indent + 2)}" for key, one in value.items()]
+    open_, close = "[]" if isinstance(value, list) else "{}"
+    return f"{open_}{start}{(',' + start).join(inside)}{start[:-2]}{close}"
+
+
 def main() -> None:
     """Write all of them."""
     for name in NAMES:
-        text = json.dumps(document(name), indent=2, ensure_ascii=False) + "\n"
-        schema_path(name).write_text(text, encoding="utf-8")
+        schema_path(name).write_text(_laid_out(document(name)) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
