@@ -7,7 +7,6 @@ promises    of a second plan with more memory or cards, or with less asked for: 
 least       of a plan with ``--least``: it fits where the plan without it does, serves images as
             large, holds what was asked for, and takes no more
 registry    of architectures: turbofit's answer to each that LMDeploy lists (needs LMDeploy)
-served      of quantised models of this year: where each fits, or why not
 
 Prints a page, with each request that breaks something; ``--write`` renews the page of the check.
 """
@@ -87,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m bench.plans", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("check", choices=(*CHECKS, "registry", "served"))
+    parser.add_argument("check", choices=(*CHECKS, "registry"))
     parser.add_argument("--count", type=int, help="of plans or pairs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--write", action="store_true", help="renew the page")
@@ -99,10 +98,6 @@ def main(argv: list[str] | None = None) -> int:
         mend_torchvision()
 
         page, broken = registry.table(), False
-    elif args.check == "served":
-        from bench.plans import registry
-
-        page, broken = registry.served(), False
     else:
         page, broken = checked(args)
     print(page, end="")

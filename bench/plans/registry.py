@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 from bench import page
-from turbofit.api import plan
-from turbofit.core.errors import TurbofitError
 from turbofit.core.model import Model
-from turbofit.core.presets import load_yaml
 from turbofit.model.families.engines import TURBOMIND_VISION, engine_problem
 from turbofit.model.families.registry import VISION_READERS
 from turbofit.model.families.support import refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
-from turbofit.model.presets import find_preset, known_presets, load_preset, preset_model
+from turbofit.model.presets import known_presets, load_preset, preset_model
 
 OUT = Path(__file__).with_name("REGISTRY.md")
 ENGINES = {"turbomind": "TurboMind", "pytorch": "PyTorch engine", "transformers": "Transformers"}
@@ -34,19 +30,6 @@ refusal and hint. {planned} of {all} architectures are planned.
 
 | architecture | TurboMind | PyTorch engine | images | presets | turbofit |
 |---|---|---|---|---|---|
-"""
-#: Cards that this year's issues of LMDeploy name, and a large machine.
-MACHINES = ("2xrtx4090", "4xrtx3090", "1xv100-32g", "8xh100")
-
-SERVED = """# Quantised models of 2026
-
-`python -m bench.plans served --write`: what `turbofit plan` answers to the names of
-[served.yaml](served.yaml) on {machines}: where each fits, or why not. Of {all},
-{planned} are planned, {found} of them from a quantization_config or from tensors that were found;
-{refused} are refused by what LMDeploy 0.18 lacks, {others} for want of an account.
-
-| model | stored | source | `turbofit plan` |
-|---|---|---|---|
 """
 
 
@@ -110,39 +93,6 @@ def _with_presets() -> set[str]:
     return {
         preset.architecture for preset in presets if preset.architecture and not preset.unsupported
     }
-
-
-def served() -> str:
-    """The page of the names of `served.yaml`."""
-    rows, ends = [], Counter[str]()
-    names = load_yaml(OUT.with_name("served.yaml"))["models"]
-    for name in names:
-        preset_id = find_preset(name)
-        preset = load_preset(preset_id) if preset_id else None
-        found = preset is not None and "not found" not in preset.source
-        answers = {machine: _fits(name, machine) for machine in MACHINES}
-        fits = [machine for machine, refused in answers.items() if refused == ""]
-        said = "fits " + ", ".join(fits) if fits else next(filter(None, answers.values()), "")
-        lacks = "LMDeploy 0.18 does not run" in said
-        ends["planned" if fits else "refused" if lacks else "others"] += 1
-        ends["found"] += bool(fits and found)
-        method = preset.quantization.method if preset and preset.quantization else ""
-        source = ("found" if found else "not found") if preset else ""
-        rows.append(page.row((f"`{name}`", method, source, said)))
-    head = SERVED.format(
-        machines=", ".join(MACHINES),
-        all=len(names),
-        **{end: ends[end] for end in ("planned", "found", "refused", "others")},
-    )
-    return head + "\n".join(rows) + "\n"
-
-
-def _fits(name: str, machine: str) -> str | None:
-    """Empty where a plan fits, None where it does not; a refusal's words."""
-    try:
-        return "" if plan(name, on=machine).fits else None
-    except TurbofitError as error:
-        return f"{error.message}; {error.hint}"
 
 
 def table() -> str:
