@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -21,43 +20,9 @@ class _Installed:
     """A distribution as importlib.metadata gives it."""
 
     origin: str | None = None
-    requires = (
-        "click>=8.2",
-        'cramjam>=2.9; extra == "lmdeploy"',
-        'lmdeploy<0.19,>=0.16; extra == "lmdeploy"',
-        'turbofit[gateway]; extra == "lmdeploy"',
-        'aiohttp>=3.12; extra == "gateway"',
-        'uvloop>=0.21; (sys_platform != "win32") and extra == "gateway"',
-        'transformers[serving]<6,>=5.17; extra == "fallback"',
-        'turbofit[fallback,lmdeploy]; extra == "all"',
-    )
 
     def read_text(self, name: str) -> str | None:
         return self.origin if name == "direct_url.json" else None
-
-
-def test_the_packages_that_lack_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = {"cramjam", "aiohttp", "uvloop"}
-
-    def version(name: str) -> str:
-        if name in there:
-            return "1"
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(installation, "_distribution", _Installed)
-    monkeypatch.setattr("importlib.metadata.version", version)
-    assert shlex.split(install_command("lmdeploy")) == ["pip", "install", "lmdeploy<0.19,>=0.16"]
-    assert "transformers[serving]<6,>=5.17" in shlex.split(install_command("all"))
-    everything = shlex.split(install_command("lmdeploy", upgrade=True))
-    assert everything[:4] == ["pip", "install", "-U", "cramjam>=2.9"]
-    assert "lmdeploy<0.19,>=0.16" in everything
-    there.clear()
-    assert shlex.split(install_command("gateway"))[2:] == ["aiohttp>=3.12", "uvloop>=0.21"]
-    monkeypatch.setattr("sys.platform", "win32")
-    assert shlex.split(install_command("gateway"))[2:] == ["aiohttp>=3.12"]
-    # Code of a clone that was never installed names the clone.
-    monkeypatch.setattr(installation, "_distribution", lambda: None)
-    assert shlex.split(install_command("ray")) == ["pip", "install", f"{REPO}[ray]"]
 
 
 @pytest.mark.parametrize(
@@ -72,9 +37,9 @@ def test_the_packages_that_lack_are_named(monkeypatch: pytest.MonkeyPatch) -> No
             ["turbofit[ray] @ git+https://h/t@abc"],
         ),
         # What is gone helps nobody.
-        ({"url": "PLACE/gone", "dir_info": {"editable": True}}, ["ray>=2.50"]),
-        ({"url": "PLACE/gone.whl", "archive_info": {}}, ["ray>=2.50"]),
-        ("no document", ["ray>=2.50"]),
+        ({"url": "PLACE/gone", "dir_info": {"editable": True}}, ["CODE[ray]"]),
+        ({"url": "PLACE/gone.whl", "archive_info": {}}, ["CODE[ray]"]),
+        ("no document", ["CODE[ray]"]),
     ],
 )
 def test_what_turbofit_was_installed_from_is_named(
@@ -84,15 +49,17 @@ def test_what_turbofit_was_installed_from_is_named(
     for name in ("clone/pyproject.toml", "a b.whl"):
         (tmp_path / name).touch()
 
-    class Installed(_Installed):
-        requires = ('ray>=2.50; extra == "ray"',)
-
-    Installed.origin = json.dumps(origin).replace("PLACE", tmp_path.as_uri())
-    monkeypatch.setattr(installation, "_distribution", Installed)
-    wanted = [word.replace("HERE", str(tmp_path)) for word in words]
+    monkeypatch.setattr(
+        _Installed, "origin", json.dumps(origin).replace("PLACE", tmp_path.as_uri())
+    )
+    monkeypatch.setattr(installation, "_distribution", _Installed)
+    wanted = [word.replace("HERE", str(tmp_path)).replace("CODE", str(REPO)) for word in words]
     assert shlex.split(install_command("ray")) == ["pip", "install", *wanted]
     upgraded = shlex.split(install_command("ray", upgrade=True))
     assert upgraded == ["pip", "install", "-U", *wanted]
+    monkeypatch.setattr(installation, "_CODE", tmp_path)
+    monkeypatch.setattr(installation, "_distribution", lambda: None)
+    assert install_command("ray") == "pip install 'turbofit[ray]'"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
 """How turbofit was installed, and how pip installs it again or with an extra.
 
-No package index has turbofit yet: pip gets an extra's packages by name.
+pip is given what it was installed from: a clone, a wheel, a repository, an index.
 """
 
 from __future__ import annotations
 
-import re
 import shlex
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -26,9 +24,6 @@ _CODE: Final = Path(__file__).resolve().parents[2]
 _ORIGIN: Final = "direct_url.json"
 #: The library that resizes images, the source that hatch_build.py compiled, and its digest.
 _LIBRARY: Final = _CODE / "turbofit" / "launch" / "images" / "libpixels.so"
-#: A requirement in the metadata; a requirement of several extras has one line for each extra.
-_REQUIREMENT: Final = re.compile(r"""([A-Za-z0-9][\w.-]*)(?:\[([\w,. -]+)\])?([^;]*);(.*)""")
-_EXTRA: Final = re.compile(r"""extra\s*==\s*['"]([\w.-]+)['"]""")
 
 
 class _Commit(msgspec.Struct):
@@ -52,17 +47,12 @@ def install_command(extra: str, *, upgrade: bool = False) -> str:
     """A pip command, ready to paste, that installs the packages of an extra of pyproject.toml.
 
     It names the clone, the wheel or the repository from which pip installed turbofit, as pip noted
-    it. If that is gone it names the packages themselves, and if turbofit was never installed, the
-    clone that contains the code. ``upgrade`` replaces installed versions.
+    it; else the clone that contains the code, or an index's turbofit if that is where it came from.
+    ``upgrade`` replaces installed versions.
     """
     again = ["-U"] if upgrade else []
-    if source := _source(extra):
-        return shlex.join(["pip", "install", *again, *source])
-    wanted = _of_extra(extra)
-    lacking = [text for name, text in wanted.items() if upgrade or installed(name) is None]
-    clone = _CODE
-    words = lacking or list(wanted.values()) or [f"{clone}[{extra}]"]
-    return shlex.join(["pip", "install", *again, *words])
+    here = _CODE if (_CODE / "pyproject.toml").is_file() else _NAME
+    return shlex.join(["pip", "install", *again, *(_source(extra) or [f"{here}[{extra}]"])])
 
 
 def image_library() -> Path:
@@ -150,25 +140,6 @@ def _distribution() -> Distribution | None:
         return distribution(_NAME)
     except PackageNotFoundError:
         return None
-
-
-def _of_extra(extra: str) -> dict[str, str]:
-    """The requirements of an extra, by package, with those of the extras that it includes."""
-    package = _distribution()
-    wanted: dict[str, str] = {}
-    for text in (package.requires or ()) if package else ():
-        parts = _REQUIREMENT.fullmatch(text)
-        if parts is None or extra not in _EXTRA.findall(parts[4]):
-            continue
-        if sys.platform == "win32" and 'sys_platform != "win32"' in parts[4]:
-            continue
-        name, inner, bounds = parts[1], parts[2], parts[3].strip()
-        if name == _NAME:
-            for part in inner.split(","):
-                wanted.update(_of_extra(part.strip()))
-        else:
-            wanted[name] = f"{name}[{inner}]{bounds}" if inner else f"{name}{bounds}"
-    return wanted
 
 
 def installed(*names: str) -> str | None:

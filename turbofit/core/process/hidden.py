@@ -26,8 +26,6 @@ _BEFORE_SECRET: Final = (":", "Bearer", "bearer")
 _COUNT: Final = re.compile(r"(?i)\d[\d.,_]{,11}[km]?i?")
 #: The user name and password in a URL.
 _USER: Final = re.compile(r"(?<=://)[^\s/@]+(?=@)")
-#: An option of sshpass that has a value, and the value if it stands in the same word.
-_SSHPASS: Final = re.compile(r"(?s)-[ehvV]*([dfpP])(.*)")
 #: The shortest secret, in characters, that is searched for in a text.
 _SHORTEST: Final = 4
 
@@ -78,38 +76,19 @@ def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
     a header or a JSON text is one word that contains several.
     """
     next_is_one = others_are = False
-    for word, is_password in zip(words, _password_options(words), strict=True):
+    for word in words:
         if next_is_one or (others_are and not word.startswith("-")):
             next_is_one = False
             yield _secret(word, several=others_are)
             continue
-        name, equals, value = _parts(word, is_password=is_password)
+        name, equals, value = word.partition("=")
         field = name.strip(_QUOTES)
-        is_one = is_password or _is_name(field) or (texts and bool(_TEXT.fullmatch(field)))
+        is_one = _is_name(field) or (texts and bool(_TEXT.fullmatch(field)))
         others_are = is_one and field[:1] == "-" and name.endswith("s")
         awaits = field[:1] == "-" or name.endswith(_BEFORE_SECRET)
         next_is_one = is_one and awaits and not equals + value
         has_one = is_one and bool(equals + value)
         yield _named(name + equals, value, word) if has_one else _plain(word)
-
-
-def _password_options(words: Sequence[str]) -> Iterator[bool]:
-    """Yield for each word whether it is sshpass's ``-p``, not that of the command that it runs."""
-    before = awaits = False  # before: among the options of sshpass, and no password came
-    for word in words:
-        option = _SSHPASS.fullmatch(word) if before and not awaits else None
-        is_password = option is not None and option[1] == "p"
-        yield is_password
-        goes_on = before and not is_password and (awaits or word.startswith(("-", "\\")))
-        before = goes_on or word.endswith("sshpass")
-        awaits = option is not None and not option[2]
-
-
-def _parts(word: str, *, is_password: bool) -> tuple[str, str, str]:
-    """A word's name, the sign after it, and its value; sshpass's option has no sign."""
-    if is_password and (option := _SSHPASS.fullmatch(word)):
-        return word[: option.start(2)], "", option[2]
-    return word.partition("=")
 
 
 def _is_name(field: str) -> bool:
