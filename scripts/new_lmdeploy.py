@@ -583,7 +583,7 @@ def page(old: str, new: str, found: list[Difference], ran: list[Ran]) -> str:
     return "\n".join([
         f"# LMDeploy {new} against {old}\n", "## A person must decide\n", *_rows(decide),
         *(f"- {', '.join(names)} on {new}: {problem}" for problem, names in failed.items()),
-        f"- No wheel tells these; rehearsals, tests/diagnose and bench/gpu do: {', '.join(measured)}",
+        f"- No wheel tells these; rehearsals, tests and bench/gpu do: {', '.join(measured)}",
         "\n## Differs, and turbofit has it\n", *_rows(known),
         "\n## Equal\n", f"- {cited - changed} of {cited} cited places",
         *(f"- {one.name}: {one.seconds:.0f} s" for one in ran if not one.problem), "",

@@ -282,9 +282,9 @@ from msgspec.structs import replace
 from turbofit.cli.main import main
 from turbofit.launch import start
 
-usual = start.Supervisor
-start.Supervisor = lambda *args, timing, **given: usual(
-    *args, timing=replace(timing, silence=2.0), **given
+usual = start.Supervision
+start.Supervision = lambda say, exam, timing, **given: usual(
+    say, exam, replace(timing, silence=2.0), **given
 )
 sys.exit(main(sys.argv[1:]))
 """

@@ -331,7 +331,7 @@ def test_without_the_gateway_the_same_request_kills(children: list[Child], tmp_p
     with pytest.raises((OSError, http.client.HTTPException)):
         served.chat(image(4480, 4480, max_dynamic_patch=120))
     # It dies of memory, so that the ladder plans again: more of a margin cannot save it for ever.
-    served.child.wait_for("ladder 1/3: the engine ran out of GPU memory while it served")
+    served.child.wait_for("ladder 1/3: the engine ran out of GPU memory when it encoded images")
     died = served.record["attempts"][0]["ended"]
     assert died["kind"] == "out_of_memory"
     assert died["phase"] == "vision"

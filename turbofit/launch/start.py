@@ -26,6 +26,7 @@ from turbofit.launch.engine.launches import (
     shared_ratio,
 )
 from turbofit.launch.engine.parsers import parser_options
+from turbofit.launch.engine.supervised_engine import Supervision
 from turbofit.launch.images.preparation import image_environment
 from turbofit.launch.serve.gpu_monitor import (
     GpuMonitor,
@@ -128,13 +129,12 @@ class Start:
         if run.examiner is None and not config.pretend:
             version = run.lmdeploy.version
             give_tuning(launches, self._plan, version, run.say, imports=not self._proves)
-        self._supervisor = Supervisor(
-            self._plan, launches, run.folder, run.say,
-            exam=exam, timing=config.timing, on_end=self._ended, on_back=self._back,
-            on_rest=self._rest,
-            # The number of an engine's ends that requests caused which the gateway now refuses.
-            clients=self._routed.get, doubt=self._doubt, before_start=self._make_overlay,
+        supervision = Supervision(
+            run.say, exam, config.timing, before_start=self._make_overlay,
+            clients=self._routed.get, on_end=self._ended, on_back=self._back,
+            on_doubt=self._doubt, on_rest=self._rest,
         )  # fmt: skip
+        self._supervisor = Supervisor(self._plan, launches, run.folder, supervision)
         stop.on_second(self._strike)  # before the engines end: their requests are told why
         try:
             return self._supervisor.run(stop, self._open, self._tick, self._drain)

@@ -20,7 +20,7 @@ from turbofit.launch.engine import kernel, process, silence, supervised_engine
 from turbofit.launch.engine.engine_client import Probe, Timing
 from turbofit.launch.engine.launches import Launch
 from turbofit.launch.engine.process import _TIME, EngineProcess, LogFile, repeats
-from turbofit.launch.engine.supervised_engine import SupervisedEngine
+from turbofit.launch.engine.supervised_engine import SupervisedEngine, Supervision
 
 #: Torch's, of a request; the server before the engine lives on.
 NO_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -78,7 +78,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SupervisedEngine:
     command = Command(argv=("lmdeploy", "--server-port", "1"), env={}, group=0)
     made = SupervisedEngine(
         plausible_plan(gpus=1, tp=1), Launch(command, ("true",)), tmp_path, lambda _: None,
-        exam=None, timing=Timing(), name="engine", clock=lambda: 0.0,
+        Supervision(lambda _: None, clock=lambda: 0.0),
     )  # fmt: skip
     made.start()
     assert made.look(0.0) is None
@@ -94,6 +94,7 @@ def test_a_process_that_outlives_its_kill_is_not_forgotten(engine: SupervisedEng
     assert engine.end(0.0)
     assert engine.process is None
     assert engine.end(0.0)
+    engine.wait(0.0)
     engine.start()
     again: Any = engine.process
     assert (process.log_required, again.log_required) == (True, False)  # a first start needs it

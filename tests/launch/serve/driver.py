@@ -12,6 +12,7 @@ from turbofit.launch.engine.check import ask_worst
 from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.launches import Launch
+from turbofit.launch.engine.supervised_engine import Supervision
 from turbofit.launch.serve.supervisor import StopSignal, Supervisor
 from turbofit.planning.commands import commands
 
@@ -28,10 +29,11 @@ def tell_open(urls: list[str]) -> None:
 plan_file, folder, port, check, timing, *runner = sys.argv[1:]
 plan = Plan.from_json(Path(plan_file).read_bytes())
 launches = [Launch(command, runner) for command in commands(plan, port=int(port))]
-server = Supervisor(
-    plan, launches, Path(folder), say, exam=ask_worst if check == "check" else None,
-    timing=Timing(**{"liveness": 0.0, **json.loads(timing)}),
+supervision = Supervision(
+    say, ask_worst if check == "check" else None,
+    Timing(**{"liveness": 0.0, **json.loads(timing)}),
 )  # fmt: skip
+server = Supervisor(plan, launches, Path(folder), supervision)
 try:
     with StopSignal() as stop:
         ended = server.run(stop, tell_open)

@@ -19,6 +19,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.gateway.server import digest_of
 from turbofit.launch.engine.launches import Launch
+from turbofit.launch.engine.supervised_engine import Supervision
 from turbofit.launch.follow import _step_down
 from turbofit.launch.serve.ladder import forget, recall, remember, rungs
 from turbofit.launch.serve.supervisor import Supervisor
@@ -149,7 +150,7 @@ def pair() -> Plan:
 
 def test_each_engine_is_watched_with_its_own_forecast(pair: Plan, tmp_path: Path) -> None:
     launches = [Launch(command, ("true",)) for command in pair.commands]
-    server = Supervisor(pair, launches, tmp_path, lambda _: None)
+    server = Supervisor(pair, launches, tmp_path, Supervision(lambda _: None))
     for engine, group_plan in zip(server.engines, pair.by_group, strict=True):
         assert engine.plan.settings == group_plan.settings
         assert engine.plan.kv == group_plan.kv

@@ -26,6 +26,7 @@ from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.launches import Launch
+from turbofit.launch.engine.supervised_engine import Supervision
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal, Supervisor
 from turbofit.planning.commands import commands
 
@@ -47,11 +48,11 @@ class Supervised:
         self.plan = plausible_plan(gpus=gpus, tp=1)
         runner = (sys.executable, str(STANDIN / "fake_server.py"))
         launches = [Launch(command, runner) for command in commands(self.plan, port=port)]
-        self.server = Supervisor(
-            self.plan, launches, tmp_path, self.said.append,
-            timing=Timing(liveness=0.0, tick=0.01, restarts=restarts),
+        supervision = Supervision(
+            self.said.append, timing=Timing(liveness=0.0, tick=0.01, restarts=restarts),
             on_rest=self._rest, clock=lambda: self.now,
         )  # fmt: skip
+        self.server = Supervisor(self.plan, launches, tmp_path, supervision)
         self.stop = StopSignal()
         self.front: GatewayThread | None = None
 
@@ -179,10 +180,10 @@ def test_what_never_served_does_not_rest(one: Supervised) -> None:
 def test_a_death_is_told_before_a_pretend_timeline_is_read() -> None:
     """Reading it may take seconds, for which the gateway would not know."""
     order: list[str] = []
-    supervisor = Supervisor(
-        plausible_plan(gpus=1), [], Path(), lambda _: None,
-        on_end=lambda _engine, ended: order.append(f"told {ended.kind}"),
-    )  # fmt: skip
+    supervision = Supervision(
+        lambda _: None, on_end=lambda _engine, ended: order.append(f"told {ended.kind}")
+    )
+    supervisor = Supervisor(plausible_plan(gpus=1), [], Path(), supervision)
     engine = MagicMock(was_ready=True, group=0)
     supervisor.engines = [engine]
     engine.end.return_value, engine.wait.return_value, engine.look.return_value = True, 1.0, None
@@ -225,10 +226,8 @@ def supervised(tmp_path: Path, *engines: Ending) -> tuple[Supervisor, list[int],
     """A server of these engines, the groups that it tells the end of, and what it says."""
     told: list[int] = []
     said: list[str] = []
-    server = Supervisor(
-        plausible_plan(gpus=1), (), tmp_path, said.append,
-        on_end=lambda engine, _: told.append(engine.group),
-    )  # fmt: skip
+    supervision = Supervision(said.append, on_end=lambda engine, _: told.append(engine.group))
+    server = Supervisor(plausible_plan(gpus=1), (), tmp_path, supervision)
     server.engines = [*engines]  # type: ignore[list-item]
     return server, told, said
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
+    from turbofit.gateway.routing.engines import Outage
     from turbofit.launch.engine.launches import Launch
     from turbofit.launch.engine.pretended import PretendReader
     from turbofit.launch.engine.silence import Owing
@@ -57,12 +59,49 @@ _COUNT_SECONDS: Final = 30.0
 _CONFIRM_SECONDS: Final = 2.0
 
 
-class SupervisedEngine:
-    """One group's engine, whose log goes into a folder.
+EngineState = Literal["waiting", "starting", "ready", "broken"]
+#: The states of an engine: which may follow each, and who moves the engine there. A ready engine
+#: that gives no sign of life stays ready, and clients are sent elsewhere (`Supervision.on_doubt`).
+#: A server with `--idle` whose engines sleep has no supervisor (`gateway.idle.State`).
+NEXT_STATES: Final[dict[EngineState, dict[EngineState, str]]] = {
+    "waiting": {"starting": "the supervisor, at `again_at`, once no process is left"},
+    "starting": {
+        "ready": "the engine's own look, once its probe was answered",
+        "waiting": "the supervisor, after an end that another start may mend",
+        "broken": "the supervisor, after more than `Timing.restarts` ends in `Timing.window`",
+    },
+    "ready": {"waiting": "as from starting", "broken": "as from starting"},
+    "broken": {"starting": "the supervisor, at `again_at`, once no process is left"},
+}
 
-    ``clients`` returns the gateway's clients of the engine; ``doubt`` is called when the engine
-    gives no sign of life, with the time at which it will be ended if none comes.
+
+@dataclass(frozen=True)
+class Supervision:
+    """What a supervisor of engines is given by who launches them, and what it tells them.
+
+    ``exam`` asks an engine before it is ready. ``before_start`` is called before each start of an
+    engine, and may raise a `TurbofitError`. ``clients`` returns the gateway's clients of the engine
+    with this index, None if no gateway serves. ``on_end`` is called with each end of an engine that
+    had served or is started again; ``on_back`` when a restarted engine is ready, if others served
+    meanwhile or it had served before; ``on_doubt`` when the engine with this index gives no sign
+    of life, with the time at which it will be ended if none comes; ``on_rest`` when all engines
+    are left alone for a while, and with None when one is started again.
     """
+
+    say: Callable[[str], None]
+    exam: EngineExam | None = None
+    timing: Timing = field(default_factory=Timing)
+    clock: Callable[[], float] = time.monotonic
+    before_start: Callable[[], object] = lambda: None
+    clients: Callable[[int], Owing | None] = lambda _index: None
+    on_end: Callable[[SupervisedEngine, End], None] = lambda _engine, _end: None
+    on_back: Callable[[SupervisedEngine], None] = lambda _engine: None
+    on_doubt: Callable[[int, float], None] = lambda _index, _ends_at: None
+    on_rest: Callable[[Outage | None], None] = lambda _outage: None
+
+
+class SupervisedEngine:
+    """One group's engine, the one with this index of a supervision; its log goes into a folder."""
 
     def __init__(  # noqa: PLR0913 - a constructor
         self,
@@ -70,20 +109,17 @@ class SupervisedEngine:
         launch: Launch,
         folder: Path,
         tell: Callable[[str], None],
+        supervision: Supervision,
         *,
-        exam: EngineExam | None,
-        timing: Timing,
-        name: str,
-        clock: Callable[[], float] = time.monotonic,
-        clients: Callable[[], Owing | None] = lambda: None,
-        doubt: Callable[[float], None] = lambda _ends_at: None,
+        index: int = 0,
+        name: str = "engine",
     ) -> None:
-        self.plan, self.launch, self._tell = plan, launch, tell
-        self._exam, self._timing, self.name, self._clock = exam, timing, name, clock
-        self._clients, self._doubt = clients, doubt
+        self.plan, self.launch, self._tell, self.name = plan, launch, tell, name
+        self._supervision, self._index = supervision, index
+        self._timing, self._clock = supervision.timing, supervision.clock
         self.log = folder / f"engine-{launch.group}.log"
         self.url = f"http://{HOST}:{launch.port}"
-        self.state: Literal["starting", "ready", "waiting", "broken"] = "waiting"
+        self.state: EngineState = "waiting"
         self.starts = 0
         self.again_at = 0.0
         self.was_ready = False
@@ -124,16 +160,17 @@ class SupervisedEngine:
             start_command.argv, start_command.env, self.log, self.launch.begin,
             log_required=self.starts == 1,
         )  # fmt: skip
-        self.state = "starting"
+        self._move("starting")
         error = self.process.log_error
         log = f"no log, {self.log}: {error}" if error else f"log {self.log}"
         self._tell(f"phase: starting (process {self.process.pid}, {log})")
         # If it has served, a worst case together with clients' requests would exceed the plan.
-        exam = None if self._exam is None or self.was_ready else partial(self._exam, self)
+        exam = self._supervision.exam
+        asks = None if exam is None or self.was_ready else partial(exam, self)
         serial = self.plan.engine.serial
         pretend = self.pretended is not None
         self.silence = Silence(self.plan, self._timing, self.process.pid, pretend=pretend)
-        self._probe = Probe(self.client, self._timing, exam, serial=serial, clock=self._clock)
+        self._probe = Probe(self.client, self._timing, asks, serial=serial, clock=self._clock)
         self._probe.start()
 
     def look(self, now: float, *, last: bool = False) -> End | None:
@@ -190,7 +227,7 @@ class SupervisedEngine:
 
     def _hung(self, probe: Probe, now: float) -> End | None:
         """The end of an engine that hangs and is not only slow; None otherwise; see `silence`."""
-        silence, clients = self.silence, self._clients()
+        silence, clients = self.silence, self._supervision.clients(self._index)
         if silence is None or not self._timing.liveness:
             return None
         if self.state != "ready":
@@ -201,7 +238,7 @@ class SupervisedEngine:
         found = silence.look(now, self._ready_at, [probe, clients] if clients else [probe])
         if found == "doubtful" and clients and self._doubted != silence.ends_at:
             self._doubted = silence.ends_at
-            self._doubt(silence.ends_at)
+            self._supervision.on_doubt(self._index, silence.ends_at)
         if found == "hung":
             return stalled("the engine hangs: it owes answers and gives no sign of life", self.log)
         return None
@@ -227,11 +264,17 @@ class SupervisedEngine:
         self._ends = [*(end for end in self._ends if now - end < timing.window), now]
         ends = len(self._ends)
         if ends > timing.restarts:
-            self.state, self.again_at = "broken", now + timing.window
+            self._move("broken")
+            self.again_at = now + timing.window
             return None
         pause = doubled(timing.backoff, ends - 1, timing.longest_backoff)
-        self.state, self.again_at = "waiting", now + pause
+        self._move("waiting")
+        self.again_at = now + pause
         return pause
+
+    def _move(self, state: EngineState) -> None:
+        assert state in NEXT_STATES[self.state], (self.state, state)
+        self.state = state
 
     def spent(self) -> dict[str, float]:
         """Seconds that each phase of this start has taken so far."""
@@ -253,7 +296,8 @@ class SupervisedEngine:
             return
         lines: list[str] = []
         if probe.ready.is_set():
-            self.state, self.was_ready, self._ready_at = "ready", True, now
+            self._move("ready")
+            self.was_ready, self._ready_at = True, now
             lines = self.tracker.enter("ready", now)
         elif probe.exam is not None and probe.healthy.is_set():
             lines = self.tracker.enter("check", now)

@@ -12,7 +12,6 @@ from msgspec.structs import replace
 
 from turbofit.core.process.signals import raised_again, stop_signals, unblock
 from turbofit.gateway.routing.engines import Outage
-from turbofit.launch.engine.engine_client import Timing
 from turbofit.launch.engine.engine_log import EndedError
 from turbofit.launch.engine.supervised_engine import SupervisedEngine
 
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from turbofit.core.engine_end import End
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.launches import Launch
-    from turbofit.launch.engine.silence import Owing
-    from turbofit.launch.engine.supervised_engine import EngineExam
+    from turbofit.launch.engine.supervised_engine import Supervision
 
 #: Seconds beyond the drain until an engine that was told to end is killed.
 _LAST_SECONDS: Final = 10.0
@@ -130,48 +128,23 @@ class StopSignal:
 
 
 class Supervisor:
-    """All engines of one plan, one for each launch.
+    """All engines of one plan, one for each launch; see `NEXT_STATES` for the life of an engine."""
 
-    ``on_end`` is called with each end of an engine that had served or is started again; ``on_back``
-    when a restarted engine is ready, if others served meanwhile or it had served before;
-    ``on_rest`` when all engines are left alone for a while, and with None when one is started
-    again. ``clients`` returns the clients of the engine with this index, None if no gateway serves;
-    ``doubt`` is called when an engine gives no sign of life, and when it is ended. ``before_start``
-    is called before each start of an engine, and may raise a `TurbofitError`.
-    """
-
-    def __init__(  # noqa: PLR0913 - a constructor
-        self,
-        plan: Plan,
-        launches: Sequence[Launch],
-        folder: Path,
-        say: Callable[[str], None],
-        *,
-        exam: EngineExam | None = None,
-        timing: Timing | None = None,
-        on_end: Callable[[SupervisedEngine, End], None] = lambda _engine, _ending: None,
-        on_back: Callable[[SupervisedEngine], None] = lambda _engine: None,
-        on_rest: Callable[[Outage | None], None] = lambda _outage: None,
-        clock: Callable[[], float] = time.monotonic,
-        clients: Callable[[int], Owing | None] = lambda _index: None,
-        doubt: Callable[[int, float], None] = lambda _index, _ends_at: None,
-        before_start: Callable[[], object] = lambda: None,
+    def __init__(
+        self, plan: Plan, launches: Sequence[Launch], folder: Path, supervision: Supervision
     ) -> None:
-        self._before_start = before_start
-        self._on_rest, self._clock = on_rest, clock
+        self._supervision = supervision
+        self._timing, self._clock = supervision.timing, supervision.clock
         self._opened = False
         self._outage: Outage | None = None
-        self._say, self._timing, self._on_end = say, timing or Timing(), on_end
-        self._on_back = on_back
         self._minutes = f"{self._timing.window / 60:.2g}"
-        self._began = clock()
+        self._began = self._clock()
         self.engines: list[SupervisedEngine] = []
         for index, launch in enumerate(launches):
             name = f"engine {launch.group}" if len(launches) > 1 else "engine"
             engine = SupervisedEngine(
                 plan.of_group(launch.group), launch, folder, partial(self._tell, name),
-                exam=exam, timing=self._timing, name=name, clock=clock,
-                clients=partial(clients, index), doubt=partial(doubt, index),
+                supervision, index=index, name=name,
             )  # fmt: skip
             self.engines.append(engine)
 
@@ -227,7 +200,7 @@ class Supervisor:
                     continue
                 before, ended = engine.state, engine.look(now)
                 if self._opened and before != engine.state == "ready":
-                    self._on_back(engine)
+                    self._supervision.on_back(engine)
                 # A second signal may have killed the engine meanwhile.
                 if ended is not None and not stop.urgent:
                     self._mend(engine, ended, now)
@@ -240,7 +213,7 @@ class Supervisor:
         return stop.signal
 
     def _start(self, engine: SupervisedEngine) -> None:
-        self._before_start()
+        self._supervision.before_start()
         engine.start()
 
     def _mend(self, engine: SupervisedEngine, ended: End, now: float) -> None:
@@ -248,7 +221,7 @@ class Supervisor:
         self._end(engine)
         again = ended.retryable and (engine.was_ready or ended.kind in ("killed", "raced"))
         if again or engine.was_ready:
-            self._on_end(engine, ended)  # before the pause
+            self._supervision.on_end(engine, ended)  # before the pause
         ended = replace(engine.explained(ended), group=engine.group)
         if not again:
             self._tell_ends(now)
@@ -274,7 +247,7 @@ class Supervisor:
         for engine in self.engines:
             ended = engine.look(now, last=True) if engine.process is not None else None
             if ended is not None and engine.was_ready:
-                self._on_end(engine, ended)
+                self._supervision.on_end(engine, ended)
 
     def _rest(self) -> None:
         broken = all(engine.state == "broken" for engine in self.engines)
@@ -288,7 +261,7 @@ class Supervisor:
             )
             until = min(engine.again_at for engine in self.engines)
             self._outage = Outage(reason, until, self._clock)
-        self._on_rest(self._outage)
+        self._supervision.on_rest(self._outage)
 
     def _stop(self, stop: StopSignal) -> None:
         """Pass the signal on, wait, kill the rest; all engines share one deadline.
@@ -299,7 +272,7 @@ class Supervisor:
         for engine, _ in running:
             engine.quiet()
         if stop.signal is not None:
-            self._say(f"stopping: {stop.signal.name}")
+            self._supervision.say(f"stopping: {stop.signal.name}")
             deadline = time.monotonic() + self._timing.drain + _LAST_SECONDS
             for engine, process in running:
                 serving = engine.tracker.phase in ("serving", "check", "ready")
@@ -328,4 +301,4 @@ class Supervisor:
     def _tell(self, name: str, text: str, *, warning: bool = False) -> None:
         """Print a line with its time; with --quiet only warnings are shown."""
         sign = "warning: " if warning else ""
-        self._say(f"{sign}[{self._clock() - self._began:7.1f} s] {name}: {text}")
+        self._supervision.say(f"{sign}[{self._clock() - self._began:7.1f} s] {name}: {text}")
