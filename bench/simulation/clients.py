@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from turbofit.load.prompt import png
+from turbofit.core.png import png
 
 if TYPE_CHECKING:
     from bench.simulation.world import World

@@ -32,13 +32,13 @@ from bench.simulation.machine import SimulatedNvml
 from bench.simulation.scheduler import Event
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
+from turbofit.core.png import png
 from turbofit.core.process import files
 from turbofit.launch.engine.launches import Lmdeploy
 from turbofit.launch.engine.supervised_engine import SupervisedEngine
 from turbofit.launch.serve import planner
 from turbofit.launch.serve.gpu_monitor import GpuMonitor
 from turbofit.launch.serve.supervisor import StopSignal, Supervisor
-from turbofit.load.prompt import png
 from turbofit.tuner.explain.remedies import Remedies
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from turbofit.batch.batch_job import BatchJob, BatchResult, run_together, send_a
 from turbofit.batch.batch_spec import BatchSpec
 from turbofit.batch.output_file import BatchItem, BatchLine, OutputFile, Survey
 from turbofit.core.errors import UnservedError, UsageError
+from turbofit.core.png import png
 from turbofit.core.process.progress import Step, listened
 from turbofit.core.process.threads import in_thread
-from turbofit.load.prompt import png
 
 
 def run(source, output, url: str, **spec):

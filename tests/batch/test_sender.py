@@ -17,7 +17,8 @@ from turbofit.batch import sender as sending
 from turbofit.batch.output_file import BatchItem, BatchLine, ItemError
 from turbofit.batch.sender import Sender
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.load.prompt import png, user_message
+from turbofit.core.png import png
+from turbofit.load.prompt import user_message
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from tests.support.waiting import auntil, until
 from turbofit.batch import server_process
 from turbofit.batch.server_process import serving
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.load.prompt import png
+from turbofit.core.png import png
 
 #: What stands for ``turbofit serve``: opens, and lives until a signal.
 OPENS = """

@@ -22,11 +22,12 @@ from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER, PRETEND_SPEED
+from turbofit.core.png import png
 from turbofit.load.bench import bench
 from turbofit.load.client import Answer, StreamReader
 from turbofit.load.driver import LoadRun
 from turbofit.load.events import StreamError
-from turbofit.load.prompt import PromptWriter, png
+from turbofit.load.prompt import PromptWriter
 from turbofit.load.result import spread, summary
 from turbofit.load.spec import LoadSpec
 from turbofit.report.painters.document import Paragraph

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.open_clients import OpenClient
 from tests.support.processes import HANG, Child, free_port
-from turbofit.load.prompt import png
+from turbofit.core.png import png
 
 #: Tokens of an answer that goes on for minutes.
 LONG: Final = 8000

@@ -7,11 +7,10 @@ part that they must share, so that a cache of prompts finds nothing else.
 from __future__ import annotations
 
 import random
-import struct
-import zlib
 from base64 import b64encode
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
+
+from turbofit.core.png import png
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,26 +58,6 @@ def user_message(text: str, images: Iterable[str]) -> JsonObject:
     """A user's message; its images come first, so that no shared prefix reaches into them."""
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
-
-
-def png(width: int, height: int, colour: int = 0) -> bytes:
-    """An image of one colour as a PNG with a palette: a few kilobytes, whatever its size.
-
-    A server decodes it faster than a photograph.
-    """
-    palette = _chunk(b"PLTE", struct.pack(">I", colour)[1:] * 2)
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 3, 0, 0, 0))
-    end = _chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + header + palette + _pixels(width, height) + end
-
-
-@lru_cache(maxsize=64)
-def _pixels(width: int, height: int) -> bytes:
-    return _chunk(b"IDAT", zlib.compress(bytes(1 + -(-width // 8)) * height, 9))
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def _text(words: int) -> str:

@@ -11,7 +11,7 @@ from base64 import b64encode
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.core.images.rule import DummyImage
-from turbofit.load.prompt import png
+from turbofit.core.png import png
 from turbofit.memory.engines import engine_of
 from turbofit.memory.worst_images import Meeting, Text, image, pictures
 
