@@ -80,7 +80,7 @@ BUGS = (
         "        for engine, _ in running:\n"
         "            self._end(engine, max(0.5, deadline - time.monotonic()))\n", ""),
     Bug("a broken circuit never closes", _ENGINE,
-        '"broken", now + timing.window', '"broken", now + 1e9'),
+        'self.again_at = now + timing.window', 'self.again_at = now + 1e9'),
     Bug("a hung engine is never given up", "launch/engine/engine_client.py",
         "            if failures >= _LIVENESS_FAILURES:", "            if failures >= 10**9:"),
     Bug("an ended engine's lease counts as settled", _LEASES,
