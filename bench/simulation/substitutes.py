@@ -35,7 +35,7 @@ from turbofit.core.plan import Remedy
 from turbofit.core.png import png
 from turbofit.core.process import files
 from turbofit.launch.engine.launches import Lmdeploy
-from turbofit.launch.engine.supervised_engine import SupervisedEngine
+from turbofit.launch.engine.supervised_engine import Supervision
 from turbofit.launch.serve import planner
 from turbofit.launch.serve.gpu_monitor import GpuMonitor
 from turbofit.launch.serve.supervisor import StopSignal, Supervisor
@@ -534,8 +534,7 @@ def in_place(one: World) -> Iterator[None]:
         for path, value in _replacements(one).items():
             _put(stack, *_place(path), value)
         for made, defaults in (
-            (Supervisor, {"clock": clock.monotonic}),
-            (SupervisedEngine, {"clock": clock.monotonic}),
+            (Supervision, {"clock": clock.monotonic}),
             (GpuMonitor, {"every": 1800.0}),
         ):
             stack.enter_context(patch.dict(made.__init__.__kwdefaults__, defaults))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -91,6 +91,7 @@ class Supervision:
     say: Callable[[str], None]
     exam: EngineExam | None = None
     timing: Timing = field(default_factory=Timing)
+    _: KW_ONLY
     clock: Callable[[], float] = time.monotonic
     before_start: Callable[[], object] = lambda: None
     clients: Callable[[int], Owing | None] = lambda _index: None
