@@ -233,7 +233,7 @@ class World:
         """Seconds until a supervisor has something to do by the time alone."""
         states = {one.state for one in process.engines}
         pause = _IDLE if states == {"ready"} else _BUSY
-        clients = (client for one in process.engines for client in (one._probe, one._clients()))
+        clients = (client for one in process.engines for client in (one._probe, one.clients))
         if any(client is not None and client.owes for client in clients):
             pause = _OWING
         again = [one.again_at for one in process.engines if one.state in ("waiting", "broken")]

@@ -145,6 +145,11 @@ class SupervisedEngine:
     def group(self) -> int:
         return self.launch.group
 
+    @property
+    def clients(self) -> Owing | None:
+        """The gateway's clients of this engine; None if no gateway serves."""
+        return self._supervision.clients(self._index)
+
     def start(self) -> None:
         """Start the engine, in the main thread; raises `LaunchError` if that fails."""
         start_command = self.launch.start_command(self.starts)
@@ -228,7 +233,7 @@ class SupervisedEngine:
 
     def _hung(self, probe: Probe, now: float) -> End | None:
         """The end of an engine that hangs and is not only slow; None otherwise; see `silence`."""
-        silence, clients = self.silence, self._supervision.clients(self._index)
+        silence, clients = self.silence, self.clients
         if silence is None or not self._timing.liveness:
             return None
         if self.state != "ready":
