@@ -110,12 +110,11 @@ def _word(text: str) -> str:
     text = text.replace("%", "%%")
     if _PLAIN.fullmatch(text):
         return text
-    signs = (_ESCAPED.get(sign) or (sign if sign.isprintable() else _code(sign)) for sign in text)
+    signs = []
+    for sign in text:
+        code = "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", "surrogateescape"))
+        signs.append(_ESCAPED.get(sign) or (sign if sign.isprintable() else code))
     return f'"{"".join(signs)}"'
-
-
-def _code(sign: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", "surrogateescape"))
 
 
 def installed_program() -> str:

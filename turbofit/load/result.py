@@ -121,10 +121,11 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
     good = [answer for answer in counted if answer.answered]
     every = [answer for answer in run.answers if answer.answered]
     pieces_only = any(answer.output_tokens is None for answer in good)
+    split = urlsplit(url)
     return LoadResult(
         turbofit_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        url=_without_key(url),
+        url=split._replace(netloc=split.netloc.rpartition("@")[2]).geturl(),  # without a password
         model=model,
         load=to_builtins(run.spec.given()),
         seconds=round(window.seconds, 3),
@@ -132,7 +133,10 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
         begun=len(counted),
         answered=len(good),
         errors=_errors(counted),
-        warm_up_errors=sum(_failed_before(window, answer) for answer in run.answers),
+        warm_up_errors=sum(
+            bool(answer.kind) and not answer.counts and answer.begun <= window.begin
+            for answer in run.answers
+        ),
         requests_per_second=window.per_second(window.share, every),
         output_tokens_per_second=window.per_second(window.tokens, every),
         running=window.per_second(window.overlap, every),
@@ -145,17 +149,6 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
         client=ClientShare(busy=round(busy, 3), late=round(run.late, 3)),
         warnings=tuple(_warnings(run, busy, pieces_only=pieces_only)),
     )
-
-
-def _without_key(url: str) -> str:
-    """A URL without a user name and a password."""
-    split = urlsplit(url)
-    return split._replace(netloc=split.netloc.rpartition("@")[2]).geturl()
-
-
-def _failed_before(window: Window, answer: Answer) -> bool:
-    """Whether a request of the warm-up failed."""
-    return bool(answer.kind) and not answer.counts and answer.begun <= window.begin
 
 
 def _mean(values: Iterable[int | None]) -> float | None:

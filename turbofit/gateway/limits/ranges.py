@@ -59,7 +59,10 @@ def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> 
     """Hold values to their rules, in place; returns the changes."""
     changes = []
     for name, value in fields.items():
-        in_range = _in_range(name, value, rules[name], scope)
+        in_range = rules[name].hold(name, value, scope)
+        of_engine = DIFFERENT.get(scope.engine, {}).get(name)
+        if of_engine is not None and in_range is not None:
+            in_range = of_engine.hold(name, in_range, scope)
         if in_range is not value:
             fields[name] = in_range
             if isinstance(in_range, int | float) and _differs(value, in_range):
@@ -81,14 +84,6 @@ def lower_answer(kind: str, body: JsonObject, left: int, changes: list[str]) -> 
                 wished = change.partition("->")[0]
                 changes.remove(change)
             changes.append(f"{wished}->{left}")
-
-
-def _in_range(name: str, value: Any, rule: Rule, scope: Scope) -> Any:
-    in_range = rule.hold(name, value, scope)
-    of_engine = DIFFERENT.get(scope.engine, {}).get(name)
-    if of_engine is not None and in_range is not None:
-        in_range = of_engine.hold(name, in_range, scope)
-    return in_range
 
 
 def _differs(value: Any, in_range: float) -> bool:

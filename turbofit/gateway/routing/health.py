@@ -183,7 +183,10 @@ class Monitor:
         engine.failed_at = min(engine.failed_at, time.monotonic())
         hung = time.monotonic() - engine.silent_since >= self._config.hung_seconds
         if engine.failures >= _FAILURES and (in_time or hung) and (engine.up or engine.in_flight):
-            self._take_out(engine)
+            engine.up = False
+            _LOG.info("engine %s is taken out after %d failures", engine.index, engine.failures)
+            engine.abort_all()
+            self._changed()
 
     async def _moves(self, engine: RoutedEngine) -> bool:
         """Whether the engine has counted more tokens than when a probe last failed."""
@@ -199,12 +202,6 @@ class Monitor:
             _LOG.info("engine %s answers: it gets requests", engine.index)
         if awaited:
             self._changed()
-
-    def _take_out(self, engine: RoutedEngine) -> None:
-        engine.up = False
-        _LOG.info("engine %s is taken out after %d failures", engine.index, engine.failures)
-        engine.abort_all()
-        self._changed()
 
 
 class EngineLoad(Struct):

@@ -53,8 +53,8 @@ def ask_worst(engine: Examined, model: str, ask: Callable[[ProbeRequest], int]) 
     """
     plan = engine.plan
     if cheaper_check(plan, model):
-        small = small_requests(plan, model)[0]
-        text = max(0, ask(small) - _small_tokens(plan))
+        small, rule = small_requests(plan, model)[0], plan.model.image_rule
+        text = max(0, ask(small) - (0 if rule is None else rule.tokens(*rule.small_image.size)))
         last = cheaper_forward(plan, model, text)
     else:
         worst = worst_request(plan, model)
@@ -97,11 +97,6 @@ def whole_check(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
     """The worst cases that `ask_worst` sends if they do not take long, with estimated sizes."""
     requests = worst_request(plan, model), fullest_forward(plan, model, _TEXT)
     return tuple(filter(None, requests))
-
-
-def _small_tokens(plan: Plan) -> int:
-    rule = plan.model.image_rule
-    return 0 if rule is None else rule.tokens(*rule.small_image.size)
 
 
 def seconds_of(plan: Plan, questions: Iterable[ProbeRequest]) -> float:

@@ -213,16 +213,12 @@ class StandbyStarter:
             died = not standby.alive
             standby.end()
             if died:
-                self._wait_longer(now)
+                pause = doubled(_LOOK_SECONDS, self._deaths, _LONGEST_PAUSE)
+                self._again, self._deaths = now + pause, self._deaths + 1
+                self._say(f"warning: a standby ended by itself: another begins in {pause:.0f} s")
                 return
         if kind is not None:
             self._start(kind, available, least)
-
-    def _wait_longer(self, now: float) -> None:
-        """Let the next standby begin after a pause, which doubles: the last one ended by itself."""
-        pause = doubled(_LOOK_SECONDS, self._deaths, _LONGEST_PAUSE)
-        self._again, self._deaths = now + pause, self._deaths + 1
-        self._say(f"warning: a standby ended by itself: another begins in {pause:.0f} s")
 
     def _start(self, kind: Kind, available: int, least: int) -> None:
         if available < least:

@@ -63,16 +63,11 @@ def cast_early(model: Any) -> None:
     if dtype is None or casts is None:
         return
     files, cast, of_another_dtype = casts
-    if _quantisation(model) in of_another_dtype or not _each_has(files, cast):
+    method = (getattr(model.hf_config, "quantization_config", None) or {}).get("quant_method")
+    if method in of_another_dtype or not _each_has(files, cast):
         return
     processor = model.processor.image_processor
     processor.preprocess = _with_dtype(processor.preprocess, dtype)
-
-
-def _quantisation(model: Any) -> str | None:
-    config = getattr(model.hf_config, "quantization_config", None) or {}
-    method: str | None = config.get("quant_method")
-    return method
 
 
 def _each_has(files: Sequence[str], cast: str) -> bool:

@@ -140,15 +140,12 @@ def choices(
         choice = added(options)
         if choice is None or not queue:
             continue
-        other = added({**options, "queue_images": not _queues(choice.plan)})
+        limits = choice.plan.limits  # queued: the images of only one request run at a time
+        queued = limits.units_per_forward <= limits.units_per_request
+        other = added({**options, "queue_images": not queued})
         if other is not None and other.rate < choice.rate * _QUEUE_GAIN:
             chosen.remove(other)
     return [chosen[0], *sorted(chosen[1:], key=lambda choice: -choice.rate)]
-
-
-def _queues(plan: Plan) -> bool:
-    """Whether the images of only one request run at a time."""
-    return plan.limits.units_per_forward <= plan.limits.units_per_request
 
 
 def _every(
