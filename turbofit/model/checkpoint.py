@@ -176,8 +176,7 @@ def _architecture(config: Section) -> str:
     if names:
         return names[0]
     model = config.part("auto_map").string("AutoModelForCausalLM", "")
-    if not model:
-        raise config.error("architectures", "is missing")
+    config.refuse_if(not model, "architectures", "is missing")
     return model.rpartition(".")[2]
 
 
