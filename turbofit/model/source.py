@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Final
 
 from turbofit.core.errors import UsageError
@@ -140,9 +141,8 @@ def _named(name: str, revision: str | None, stored: str | None) -> Model:
 def _is_path(name: str) -> bool:
     """Whether the text can only be a path."""
     begins = ("/", "./", "../", "~", f".{os.sep}")
-    if name.startswith(begins) or name in {".", ".."} or "\0" in name:
-        return True
-    return "\\" in name or bool(re.match(r"[A-Za-z]:/(?!/)", name))
+    is_path = name.startswith(begins) or name in {".", ".."} or "\0" in name or "\\" in name
+    return is_path or bool(re.match(r"[A-Za-z]:/(?!/)", name))
 
 
 def _is_adapter(path: str) -> bool:
@@ -178,13 +178,8 @@ def _folder(path: str) -> Model:
 def _folders(hub_id: str, revision: str | None) -> Iterator[str]:
     """Yield the folders of a hub id in the local caches, complete or not, the used hub's first."""
     snapshot = cached_snapshot(hub_id, revision)
-    snapshots = [snapshot] if snapshot else []
-    if uses_modelscope():
-        yield from modelscope_folders(hub_id, revision)
-        yield from snapshots
-    else:
-        yield from snapshots
-        yield from modelscope_folders(hub_id, revision)
+    stored = [[snapshot] if snapshot else [], modelscope_folders(hub_id, revision)]
+    yield from chain(*(reversed(stored) if uses_modelscope() else stored))
 
 
 def _cached(hub_id: str, revision: str | None) -> Model | None:

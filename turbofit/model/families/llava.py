@@ -29,6 +29,11 @@ _SIGLIP_SO400M: Final = {
     "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
 }  # fmt: skip
 _SIGLIP: Final = {**_CLIP, "patch_size": 16}
+#: By the kind of the tower, and whether the config has a part for it.
+_DEFAULTS: Final = {
+    ("clip", True): _CLIP, ("clip", False): _CLIP_LARGE, ("siglip", True): _SIGLIP,
+    ("siglip", False): _SIGLIP_SO400M,
+}  # fmt: skip
 _TOWERS: Final[dict[str, Literal["clip", "siglip"]]] = {
     "clip_vision_model": "clip",
     "siglip_vision_model": "siglip",
@@ -84,26 +89,15 @@ def _pinpoints(section: Section, vision: VisionDims) -> tuple[Grid, ...]:
     values, side = section.values.get("image_grid_pinpoints"), vision.image_size or 1
     if values is None:
         return ()
-    section.refuse_if(
-        not isinstance(values, list) or not 0 < len(values) <= _MOST_GRIDS,
-        "image_grid_pinpoints",
-        "is not a list of sizes",
-    )
-    grids = []
-    for value in values:
-        sizes = value if isinstance(value, list) and len(value) == 2 else [0, 0]
-        section.refuse_if(
-            not all(type(size) is int and 0 < size <= 1 << 16 for size in sizes),
-            "image_grid_pinpoints",
-            "is not a list of pairs of pixels",
-        )
-        section.refuse_if(
-            sizes[0] % side or sizes[1] % side,
-            "image_grid_pinpoints",
-            f"are not whole tiles of {side} pixels",
-        )
-        grids.append((sizes[0], sizes[1]))
-    return tuple(grids)
+    pairs = values if isinstance(values, list) else [values]
+    whole = all(
+        isinstance(pair, list) and len(pair) == 2
+        and all(type(size) is int and 0 < size <= 1 << 16 and size % side == 0 for size in pair)
+        for pair in pairs
+    )  # fmt: skip
+    what = f"is no list of pairs of pixels, whole tiles of {side}"
+    section.refuse_if(not whole or not 0 < len(pairs) <= _MOST_GRIDS, "image_grid_pinpoints", what)
+    return tuple((height, width) for height, width in pairs)
 
 
 def _anyres(
@@ -147,16 +141,12 @@ def _vision(config: Section, default: str, *, newline: bool) -> VisionDims:
     )
     layer = config.values.get("vision_feature_layer", -1)
     config.refuse_if(type(layer) is not int, "vision_feature_layer", "is not one layer")
-    if section:
-        defaults = _CLIP if kind == "clip" else _SIGLIP
-    else:
-        defaults = _CLIP_LARGE if kind == "clip" else _SIGLIP_SO400M
     config.refuse_if(
         not config.boolean("multimodal_projector_bias", True),
         "multimodal_projector_bias",
         "is false, which LMDeploy does not read",
     )
-    keys = {**defaults, "num_channels": 3}
+    keys = {**_DEFAULTS[kind or "clip", section is not None], "num_channels": 3}
     return read_tower(values, keys, kind=kind, merge=1, newline=newline)
 
 
