@@ -330,8 +330,7 @@ def test_revisions_of_the_folders(tmp_path, monkeypatch):
 
     assert found("org/tiny", "v2") == [str(newer)]
     assert found("org/tiny", "v1.0") == []
-    (flat / ".mv").write_text("Revision:v1.0,CreatedAt:1719000000")
-    assert found("org/tiny", "v1.0") == found("org/tiny") == [str(flat)]
+    assert found("org/tiny") == [str(flat)]
     # None of them leaves the cache, and what is not an id is not looked up.
     for revision in ("..", "../v2", "a/../b", ".", "\0", "a\nb"):
         assert found("org/tiny", revision) == []

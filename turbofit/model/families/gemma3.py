@@ -12,8 +12,6 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.images import TileRule
-from turbofit.core.model import VisionDims
-from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
 
 _TOWER: Final = {
@@ -31,7 +29,13 @@ def read(parts: CheckpointConfig) -> Dims:
         "do_pan_and_scan",
         "is true, which LMDeploy's front end is not",
     )
-    vision = _vision(config)
+    section = config.part("vision_config")
+    section.refuse_if(
+        section.boolean("vision_use_head", False),
+        "vision_use_head",
+        "is true: a pooling head is not accounted for",
+    )
+    vision = read_tower(section, _TOWER, kind="gemma3")
     tokens = config.integer("mm_tokens_per_image", 256)
     side = (vision.image_size or 0) // vision.patch_size
     config.refuse_if(
@@ -41,13 +45,3 @@ def read(parts: CheckpointConfig) -> Dims:
     )
     rule = TileRule.square(vision.image_size or 0, tokens)
     return Dims(text, replace(vision, merge=side // isqrt(tokens)), rule)
-
-
-def _vision(config: Section) -> VisionDims:
-    vision = config.part("vision_config")
-    vision.refuse_if(
-        vision.boolean("vision_use_head", False),
-        "vision_use_head",
-        "is true: a pooling head is not accounted for",
-    )
-    return read_tower(vision, _TOWER, kind="gemma3")

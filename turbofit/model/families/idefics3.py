@@ -32,13 +32,7 @@ def read(parts: CheckpointConfig) -> Dims:
         raise inner_refusal(parts.architecture, kind)
     # The outer config ties embeddings and head; the inner one is not used for it.
     text = tied_text(config, "LlamaForCausalLM")
-    vision = _vision(config)
-    return Dims(text, vision, _rule(parts.images, vision))
-
-
-def _vision(config: Section) -> VisionDims:
-    section = config.part("vision_config")
-    merge = config.integer("scale_factor", _MERGE, high=64)
+    section, merge = config.part("vision_config"), config.integer("scale_factor", _MERGE, high=64)
     vision = read_tower(section, _TOWER, kind="idefics3", merge=merge)
     size, patch = vision.image_size or 0, vision.patch_size
     section.refuse_if(
@@ -46,7 +40,7 @@ def _vision(config: Section) -> VisionDims:
         "image_size",
         f"{size} is not whole squares of {merge} patches",
     )
-    return vision
+    return Dims(text, vision, _rule(parts.images, vision))
 
 
 def _rule(values: Section, vision: VisionDims) -> LongestEdgeRule | TileRule:
