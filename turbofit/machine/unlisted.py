@@ -190,7 +190,7 @@ def _refitted(name: str) -> UsageError | None:
     """The error for a known card with a size that no card of this name has."""
     bare, gigabytes = split_size(name)
     key = find_preset(bare)
-    if key is None:
+    if key is None or not gigabytes:
         return None
     return UsageError(
         f"{name}: {key} has {nominal_gigabytes(key)} GB, and none with {gigabytes} GB is known",
