@@ -257,10 +257,7 @@ def _unknown(name: str) -> UsageError:
     if elsewhere := READ_ELSEWHERE.get(os.path.splitext(name)[1]):
         return UsageError(f"{name[:160]!r} is no model", hint=elsewhere + near_by_name(name))
     if _is_path(name) or ("/" in name and " " not in name):
-        also = near_by_name(name)
-        if cached := re.search(r"models--(.+?)--([^/]+)", name):  # a folder of the hub's cache
-            also = f"; the hub calls it {cached[1]}/{cached[2]}"
-        hint = f"name a checkpoint's folder or hub id{also}"
+        hint = f"name a checkpoint's folder or hub id{near_by_name(name)}"
         return UsageError(f"no folder {name[:160]!r} is here", hint=hint)
     hint = f"it is a machine: --on {name}" if is_spec(name) else _nearest_hint(name)
     return UsageError(f"no model is known as {name[:80]!r}", hint=hint)
