@@ -148,14 +148,11 @@ def read_text(text: str) -> list[str]:
         return [gpu.spec() for gpu in _read_csv(lines[head:])]
     if any(map(_ROW.fullmatch, lines)):
         _refuse("a size without a first line may be used, free or the total")
-    return _read_table(lines) or _read_list(lines)
-
-
-def _read_table(lines: list[str]) -> list[str]:
     table = SmiTable()
     found = [*map(table.line, lines), table.unfinished()]
     gpus = [event for event in found if isinstance(event, SmiGpu)]
-    return groups(gpus, [event for event in found if isinstance(event, MigSlice)])
+    slices = [event for event in found if isinstance(event, MigSlice)]
+    return groups(gpus, slices) or _read_list(lines)
 
 
 def _read_list(lines: list[str]) -> list[str]:

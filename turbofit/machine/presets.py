@@ -147,8 +147,9 @@ def find_preset(name: str) -> str | None:
     key = index.get(bare_name(name))
     if key is not None or not gigabytes:
         return key
-    known = index.get(bare_name(f"{rest}{gigabytes}g"))
-    return known or _of_size(index.get(bare_name(rest)), gigabytes)
+    known, like = (index.get(bare_name(f"{rest}{size}")) for size in (f"{gigabytes}g", ""))
+    namesakes = () if like is None else (like, *_names().twins.get(like, ()))
+    return known or next((it for it in namesakes if nominal_gigabytes(it) == gigabytes), None)
 
 
 def split_size(name: str) -> tuple[str, int]:

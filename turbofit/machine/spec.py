@@ -179,11 +179,8 @@ def _card(name: str, count: int, given: dict[str, str]) -> _Card:
     if "sm" in given:
         _refuse(f"sm={given['sm']} of {name}, whose preset has it", "leave sm out")
     note = assumed_note(name, count, sized="total" in given)
-    return _Card(gpu=_of_preset(preset), preset=preset, note=note)
-
-
-def _of_preset(preset: GpuPreset) -> Gpu:
-    return fill(_unused(preset.name, preset.total, preset.reserved), preset)
+    gpu = fill(_unused(preset.name, preset.total, preset.reserved), preset)
+    return _Card(gpu=gpu, preset=preset, note=note)
 
 
 def _unused(name: str, total: int, reserved: int = 0) -> Gpu:

@@ -145,22 +145,15 @@ def _is_path(name: str) -> bool:
     return is_path or bool(re.match(r"[A-Za-z]:/(?!/)", name))
 
 
-def _is_adapter(path: str) -> bool:
-    """Whether a folder contains only an adapter; LLaVA's adapters also have a config.json."""
-    if not os.path.isfile(os.path.join(path, "adapter_config.json")):
-        return False
-    return not any(
-        name.startswith(("model", "pytorch_model")) and name.endswith((".safetensors", ".bin"))
-        for name in os.listdir(path)
-    )
-
-
 def _folder(path: str) -> Model:
     from turbofit.model.checkpoint import read_checkpoint
     from turbofit.model.folder import FolderFiles, no_checkpoint
 
     full = os.path.abspath(path)
-    if _is_adapter(path):
+    weights = ("model", "pytorch_model"), (".safetensors", ".bin")
+    if os.path.isfile(os.path.join(path, "adapter_config.json")) and not any(
+        name.startswith(weights[0]) and name.endswith(weights[1]) for name in os.listdir(path)
+    ):  # LLaVA's adapters have a config.json too
         raise UsageError(
             f"{full} holds a LoRA adapter, not a model",
             hint="merge it: turbofit merge BASE ADAPTER OUT",
