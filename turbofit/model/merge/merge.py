@@ -207,7 +207,7 @@ def merge(
     Args:
         base: folder or hub id (in the local cache) of the checkpoint.
         adapter: folder or hub id of the adapter; None only converts.
-        out: the folder to make, new or empty.
+        out: the folder to make.
         vision_tower: folder or hub id of the CLIP that an original LLaVA leaves out.
         dtype: ``float16``, ``bfloat16`` or ``float32``; None keeps the base's.
         say: hears of progress, a line at a time.
