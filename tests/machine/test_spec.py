@@ -34,10 +34,9 @@ def test_plain_group():
 @pytest.mark.parametrize(
     ("spec", "count", "name"),
     [
-        ("4 3090", 4, "3090"), ("RTX 3090 x 4", 4, "3090"), ("rtx3090*2", 2, "3090"),
-        ("2 a100 80gb sxm", 2, "80GB"), ("l4x2:free=19GiB", 2, "L4"), ("2 3090s", 2, "3090"),
-        ("2x4070s", 2, "4070 SUPER"),
-        ("8 H100 cards", 8, "80GB HBM3"), ("2xl40s", 2, "L40S"), ("geforce3090", 1, "3090"),
+        ("4x 3090", 4, "3090"), ("2*a100 80gb sxm", 2, "80GB"), ("2xl4:free=19GiB", 2, "L4"),
+        ("2x4070s", 2, "4070 SUPER"), ("2xl40s", 2, "L40S"), ("geforce3090", 1, "3090"),
+        ("RTX 4090 (24GB)", 1, "4090"), ("NVIDIA L4 23034 MiB", 1, "L4"),
     ],
 )  # fmt: skip
 def test_a_count_as_people_write_it(spec, count, name):
@@ -46,28 +45,12 @@ def test_a_count_as_people_write_it(spec, count, name):
     assert gpus[0].name.endswith(name)
 
 
-@pytest.mark.parametrize(
-    ("spec", "names"),
-    [
-        ("2xl4:free=9GiB,RTX 4090,ram=64GiB", ["L4", "L4", "4090"]),
-        ("RTX 4090 (24GB), RTX 3060 12GB", ["4090", "3060"]),
-        ("RTX 4090, 24GB", ["4090"]),
-        ("2 rtx3090 and rtx4090", ["3090", "3090", "4090"]),
-        ("2xrtx3090\n1xl4", ["3090", "3090", "L4"]),
-        ("index, name, memory.total [MiB]\n0, NVIDIA L4, 23034 MiB\n1, NVIDIA L4, 23034 MiB",
-         ["L4"] * 2),
-    ],
-)  # fmt: skip
-def test_cards_in_a_list(spec: str, names: list[str]):
-    assert [gpu.name.split()[-1] for gpu in parse_spec(spec).gpus] == names
-
-
 def test_shares_and_separators():
     usable = 23034 * MIB - 475 * MIB
     assert parse_spec("l4:free=80%").gpus[0].free == int(usable * 0.8)
     # Of used more counts: a share of the whole card.
     assert parse_spec("l4:used=20%").gpus[0].free == usable - int(23034 * MIB * 0.2)
-    machine = parse_spec("2xl4:free=19,456MiB,ram=65,536 MiB")
+    machine = parse_spec("2xl4:free=19456MiB,ram=65536 MiB")
     assert (machine.gpus[1].free, machine.host.ram_total) == (19456 * MIB, 64 * GIB)
 
 
@@ -102,11 +85,11 @@ def test_a_slice_has_its_own_memory_and_its_share_of_the_card():
     ("spec", "total", "capability"),
     [
         ("24GB", int(24 * 0.9 * 1024) * MIB, NA), ("2x24g:sm=86", 22118 * MIB, (8, 6)),
-        ("80 GB:sm=sm_90a", 73728 * MIB, (9, 0)), ("any 24GB", 22118 * MIB, NA),
+        ("80 GB:sm=sm_90a", 73728 * MIB, (9, 0)), ("24.0GB", 22118 * MIB, NA),
         ("titanrtx:total=23GiB", 23 * GIB, (7, 5)), ("fooboard:total=24GiB", 24 * GIB, NA),
-        ("24GB:total=23GiB", 23 * GIB, NA), ("2 fooboard:total=24GiB:sm=12.0", 24 * GIB, (12, 0)),
+        ("24GB:total=23GiB", 23 * GIB, NA), ("2xfooboard:total=24GiB:sm=12.0", 24 * GIB, (12, 0)),
         ("rtx4090 Laptop GPU:total=15GiB", 15 * GIB, (8, 9)),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU, 16376 MiB", int(16376 * 0.9) * MIB, (8, 9)),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU 16376 MiB", int(16376 * 0.9) * MIB, (8, 9)),
     ],
 )  # fmt: skip
 def test_any_card_is_its_memory_alone_and_says_so(spec: str, total: int, capability):
@@ -148,36 +131,36 @@ def test_links_and_ram_and_cores():
 @pytest.mark.parametrize(
     ("spec", "cause", "hint"),
     [
-        ("", "empty", "4xrtx3090"),
-        ("4x", "no GPU preset is called '4x'", "is written"),
+        ("", "no name of a card", "4xrtx3090"),
+        ("4x", "no GPU preset is called '4x'", "2xNAME"),
         ("☃", "no GPU preset", "`turbofit gpus` lists"),
-        ("cuda:1", "cuda:1 is a GPU's index", "--gpus 1"),
+        ("1", "no card's name", "--gpus 0,1"),
         ("4xrtx3900", "rtx3900", "rtx3090"),
-        ("rtx3090+", "no GPU name", "4xrtx3090"),
+        ("rtx3090+", "no name of a card", "4xrtx3090"),
         ("0xl4", "0xl4: no such group", "1 to 64"),
         ("9999999999999xl4", "xl4", "`turbofit gpus` lists"),
         ("64xl4+l4", "65 GPUs", "64"),
-        ("l4:free=", "not key=value", "free=19GiB"),
-        ("l4:memory=2GiB", "unknown key 'memory'", "total"),
-        ("2xl4:free=18GB,10GB", "10GB alone", "l4:used=2GiB+l4:used=9GiB"),
-        ("24GB,24GB", "24GB alone", "give each card its size"),
+        ("l4:free=", "'free=' is no key", "free=19GiB"),
+        ("l4:memory=2GiB", "'memory=2GiB' is no key", "total"),
+        ("2xl4:free=18GB,10GB", "'10GB' is no machine option", "their keys by :"),
+        ("rtx3090,4090", "'4090' is no machine option", "cards are joined by +"),
         ("l4:free=19", "free of l4: 19 bytes?", "for 19 GiB write 19GiB"),
         ("l4,ram=64", "ram: 64 bytes?", "64GiB"),
-        ("rtx3090,16GB", "rtx3090 has 24 GB", "rtx3090:total="),
+        ("rtx3090 16GB", "rtx3090 has 24 GB", "rtx3090:total="),
         ("l4:free=120%", "free of l4 '120%' is no share", "2%"),
         ("rtx3090:sm=8.6", "whose preset has it", "leave sm out"),
         ("24GB:sm=6.1", "no code below compute capability 7.0", "another"),
         ("24GB:sm=new", "no compute capability", "sm=8.6"),
-        ("a100-80g:mig=3g", "no profile", "mig=3g.40gb"),
+        ("a100-80g:mig=5g.40gb", "no MIG profile 5g.40gb", "3g.40gb"),
         ("2xa100-80g:mig=3g.40gb,p2p=all", "MIG slices have no peers", "leave p2p out"),
         ("2xa100-80g:mig=3g.40gb,nvlink=0-1", "no NVLink", "leave the pair out"),
-        ("100 rtx3090", "100xrtx3090", "1 to 64"),
+        ("4 3090", "no GPU preset is called", "2xNAME"),
         ("l4:free=99GiB", "more than the", "total"),
         ("l4:used=1GiB:free=1GiB", "do not add up", "only one"),
         ("2xrtx3090,nvlink=0", "not a pair", "0-1+2-3"),
         ("2xrtx3090,nvlink=0-1,p2p=none", "contradicts", "leave out"),
-        ("2xrtx3090,ecc=on", "unknown machine option", "nvlink, p2p, ram, cores"),
-        ("2xrtx3090:total=24GiB,used=4GiB", "used belongs to a card", "write :used=4GiB behind"),
+        ("2xrtx3090,ecc=on", "'ecc=on' is no machine option", "cores=16"),
+        ("2xrtx3090:total=24GiB,used=4GiB", "'used=4GiB' is no", "their keys by :"),
         ("rtx3090,cores=0", "cores=0", "cores=16"),
         ("rtx3090,cores=2.5", "cores=2.5", "cores=16"),
     ],

@@ -66,15 +66,11 @@ def refused(spec: str) -> UsageError:
         ("NVIDIA GeForce RTX 2080 with Max-Q Design", "of laptops", "rtx2080with", 7372, None),
         ("rtx4080 mobile", "card of laptops", "rtx4080mobile", 11059, None),
         ("laptop 4090", "another chip than the desktop's rtx4090", "laptop4090", 14745, None),
-        ("notebook with RTX 4060", "card of laptops", "notebookwithrtx4060", 7372, None),
-        ("NVIDIA A40-48Q", "vGPU", "a40", 42864, "NVIDIA A40"),
-        ("A100-20C", "vGPU", "a100-pcie-40g", 19056, "NVIDIA A100"),
-        ("grid_a100dx-80c", "vGPU", "a100-80g", 76656, "NVIDIA A100"),
-        ("A16-8Q", "vGPU", "a16", 7024, None),
-        ("rtx3070 16g", "rtx3070 has 8 GB", "rtx3070", 15506, "NVIDIA GeForce RTX 3070"),
-        ("NVIDIA GeForce RTX 3080, 20480 MiB", "has 10 GB", "rtx3080", 19686, None),
+        ("notebook RTX 4060", "card of laptops", "notebookrtx4060", 7372, None),
+        ("rtx3070 16g", "rtx3070 has 8 GB", "rtx3070", 14745, "NVIDIA GeForce RTX 3070"),
+        ("NVIDIA GeForce RTX 3080 20480 MiB", "has 10 GB", "rtx3080", 18432, None),
         ("1xtitanrtx", "only memory and compute", "titanrtx", 22118, None),
-        ("RTX A2000 12GB", "only memory and compute", "rtxa2000", 11059, None),
+        ("RTX A2000 12GB", "only memory and compute", "rtxa2000", 5529, None),
         ("1660 super", "only memory and compute", "1660super", 5529, None),
         ("GTX 1650 Ti mobile", "card of laptops", "gtx1650timobile", 3686, None),
     ],
@@ -94,22 +90,23 @@ def test_a_card_that_is_not_whole_gets_its_memory_to_paste(
 
 
 @pytest.mark.parametrize("typed", ["MIG 3g.40gb", "MIG 1g.10gb+me", "3g.20gb", "2xMIG 2g.20gb"])
-def test_a_slice_without_its_card_is_asked_back_with_each_cards_size(typed: str):
+def test_a_slice_without_its_card_is_asked_back(typed: str):
     error = refused(typed)
     assert "is a MIG slice, of which card?" in error.message
     for spec in error.hint.split(" or "):
-        gpu = parse_spec(spec).gpus[0]
-        assert gpu.mig
-        assert f"total={gpu.total // MIB}MiB" in spec
+        assert parse_spec(spec).gpus[0].mig
 
 
 def test_parts_that_there_are_not():
     for typed, cause in (
-        ("l4 MIG 1g.6gb", "l4 is no card that MIG cuts"),
+        ("l4 MIG 1g.6gb", "l4 has no MIG profile 1g.6gb"),
         ("NVIDIA A100-SXM4-40GB MIG 3g.40gb", "a100-40g has no MIG profile 3g.40gb"),
         ("a30:mig=1g.10gb", "a30 has no MIG profile 1g.10gb"),
         ("b200:mig=5g.90gb", "b200 has no MIG profile 5g.90gb"),
-        ("GRID T4-16B", "without CUDA"),
+        ("GRID T4-16B", "vGPU profile"),
+        ("NVIDIA A40-48Q", "vGPU profile"),
+        ("grid_a100dx-80c", "vGPU profile"),
+        ("NVIDIA A100-2-10C", "vGPU profile"),
         ("RTX 9990 Laptop GPU", "card of laptops"),
     ):
         assert cause in refused(typed).message
@@ -122,11 +119,6 @@ def test_a_slice_is_a_part_of_its_card():
         assert 0.89 * nominal < gpu.total < 1.07 * nominal
         assert gpu.total <= whole.total - whole.reserved
         assert gpu.sm_count <= whole.sm_count.value
-    # A profile that no list has counts as the least of its name.
-    machine, size = parse_spec("b200:mig=3g.90gb"), int(90 * 10**9 * 0.89) // MIB * MIB
-    assert (machine.gpus[0].total, machine.gpus[0].sm_count) == (size, 148 * 3 // 7)
-    assert "89% of the nominal 90 GB" in machine.warnings[0]
-    assert parse_spec("a100-40g:mig=1c.3g.20gb").gpus[0].sm_count == 14
 
 
 def test_a_partial_name_is_answered_with_sizes_and_a_size_with_cards_of_it():

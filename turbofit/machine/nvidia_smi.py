@@ -129,12 +129,9 @@ def groups(gpus: list[SmiGpu], slices: list[MigSlice]) -> list[str]:
     return [f"{gpus[0].name} MIG {slices[0].profile}"]
 
 
-#: The first line of ``--query-gpu --format=csv``, and the other lines if that one is missing.
+#: The first line of ``--query-gpu --format=csv``, and a line of it.
 _HEAD: Final = re.compile(r"(?:[^=]*,)?\s*name\s*(?:,[^=]*)?", re.IGNORECASE)
-_ROW: Final = re.compile(
-    r"(?:\d+\s*,)?[^,=]+(?:,\s*\d{1,7} MiB){2,}|\d+\s*,[^,=]*[A-Za-z][^,=]*(?:,\s*\d{1,7}){2,}",
-    re.IGNORECASE,
-)
+_ROW: Final = re.compile(r"[^=]+,\s*\d{1,7} MiB", re.IGNORECASE)
 _CELL: Final = re.compile(r"(\d{1,7})(?: MiB)?", re.IGNORECASE)
 _QUERY: Final = "nvidia-smi --query-gpu=index,name,memory.total,memory.used --format=csv"
 
@@ -150,15 +147,29 @@ def read_text(text: str) -> list[str]:
     if head is not None:  # the command may be pasted with it
         return [gpu.spec() for gpu in _read_csv(lines[head:])]
     if any(map(_ROW.fullmatch, lines)):
-        _refuse("of two sizes without a first line, one may be used, free or the total")
-    return _read_table(lines)
-
-
-def _read_table(lines: list[str]) -> list[str]:
+        _refuse("a size without a first line may be used, free or the total")
     table = SmiTable()
     found = [*map(table.line, lines), table.unfinished()]
     gpus = [event for event in found if isinstance(event, SmiGpu)]
-    return groups(gpus, [event for event in found if isinstance(event, MigSlice)])
+    slices = [event for event in found if isinstance(event, MigSlice)]
+    return groups(gpus, slices) or _read_list(lines)
+
+
+def _read_list(lines: list[str]) -> list[str]:
+    """The GPUs of ``nvidia-smi -L``; a card that MIG cuts stands for its slices."""
+    texts: list[str] = []
+    found: list[SmiGpu | MigSlice | None] = [listed(line) for line in lines]
+    whole = ""
+    if None in found and any(found):
+        _refuse(f"line {found.index(None) + 1} is of no GPU")
+    for told in found:
+        if isinstance(told, SmiGpu):
+            whole = told.spec()
+            texts.append(whole)
+        elif told is not None:
+            texts = texts[:-1] if texts[-1:] == [whole] else texts
+            texts.append(f"{whole} MIG {told.profile}".strip())
+    return texts
 
 
 def _read_csv(lines: list[str]) -> list[SmiGpu]:

@@ -24,7 +24,7 @@ _BRAND: Final = re.compile("nvidia|geforce|tesla|quadro")
 _GIGABYTES: Final = re.compile(r"(\d)gi?b")
 #: The gigabytes in a typed name: ``3080 20GB``, ``a100-80``.
 _TYPED_SIZE: Final = re.compile(r"(\d+)\s*gi?b?\b|-(\d{2,3})$", re.IGNORECASE)
-_SIZE_WITHIN: Final = re.compile(r"(\b(?P<gb>\d+)\s*gi?b?\b)(.*)", re.IGNORECASE)
+_SIZE_WITHIN: Final = re.compile(r"[\s_(-]*\b(\d+)\s*gi?b?\b\)?", re.IGNORECASE)
 _SIZED_NAME: Final = re.compile(r".*-(\d+)gb?")
 #: Files of `presets/gpus/` that do not describe one card.
 _NO_CARDS: Final = frozenset({"aliases", "context", "unlisted", "unsupported"})
@@ -143,13 +143,19 @@ def load_preset(key: str) -> GpuPreset:
 
 def find_preset(name: str) -> str | None:
     """The preset for a name as typed or as in NVML; the card's size may stand anywhere in it."""
-    index, sized = _index(), _SIZE_WITHIN.search(name)
+    index, (rest, gigabytes) = _index(), split_size(name)
     key = index.get(bare_name(name))
-    if key is not None or sized is None:
+    if key is not None or not gigabytes:
         return key
-    before = name[: sized.start()]
-    known = index.get(bare_name(f"{before}{sized[3]}{sized[1]}"))
-    return known or _of_size(index.get(bare_name(f"{before}{sized[3]}")), int(sized["gb"]))
+    known, like = (index.get(bare_name(f"{rest}{size}")) for size in (f"{gigabytes}g", ""))
+    namesakes = () if like is None else (like, *_names().twins.get(like, ()))
+    return known or next((it for it in namesakes if nominal_gigabytes(it) == gigabytes), None)
+
+
+def split_size(name: str) -> tuple[str, int]:
+    """A name without the gigabytes in it, and these; 0 if it has none."""
+    sized = _SIZE_WITHIN.search(name)
+    return (_SIZE_WITHIN.sub("", name, count=1), int(sized[1])) if sized else (name, 0)
 
 
 def _of_size(key: str | None, gigabytes: int) -> str | None:

@@ -17,7 +17,7 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import NA, NaType, Struct, decode, known, to_json
 from turbofit.core.units import MIB
 from turbofit.machine.presets import match_key, match_preset
-from turbofit.machine.unlisted import slow_card, vgpu_of
+from turbofit.machine.unlisted import is_vgpu, slow_card
 from turbofit.machine.visible import select
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ def machine_from(
         visible = on.visible or tuple(gpu.index for gpu in on.gpus)
         machine = replace(on, visible=visible)
     else:
-        from turbofit.machine.spec import is_pasted, parse_spec
+        from turbofit.machine.spec import parse_spec
 
-        is_path = on.endswith(".json") or ("/" in on and not is_pasted(on))
+        is_path = on.endswith(".json") or ("/" in on and "|" not in on)  # a table has both
         machine = load_snapshot(on) if is_path else parse_spec(on)
     machine = replace(machine, gpus=tuple(map(_accounted, machine.gpus)))
     if gpus is not None:
@@ -126,7 +126,7 @@ def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
         what += f"{'; it ' if what else ''}{slow.note}"
     if gpu.mig:
         what = f"is a MIG slice with {gpu.sm_count} SMs, on which one engine runs"
-    elif vgpu_of(gpu.name):
+    elif is_vgpu(gpu.name):
         what = "is a vGPU, which shares its card's time with others"
     if lacking:
         what += (

@@ -1,10 +1,10 @@
 """``--on SPEC``: a machine in one line, or what ``nvidia-smi`` prints.
 
-Groups joined by ``+``, commas or lines; what has a ``=`` between commas is a machine option::
+Groups joined by ``+``, then machine options behind commas::
 
     [Nx]NAME[:key=value]…   total, used, free (of used and free one is enough; sizes or shares);
                             mig=3g.40gb (a part of the card); sm=8.6 (of a card without a preset);
-                            NAMExN and N NAME mean the same; 24GB is any card of that size
+                            24GB is any card of that size
     ,nvlink=0-1+2-3         the pairs that NVLink joins (none: no pair)
     ,p2p=none|all           peer access between all pairs
     ,ram=64GiB              host memory
@@ -26,7 +26,7 @@ from turbofit.core.machine import Gpu, Holder, Host, Link, Machine
 from turbofit.core.nearest import plain
 from turbofit.core.struct import NA, NaType, Struct
 from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share, three_digits
-from turbofit.machine.nvidia_smi import SmiGpu, listed, read_text
+from turbofit.machine.nvidia_smi import read_text
 from turbofit.machine.presets import (
     GpuPreset,
     assumed_note,
@@ -39,7 +39,6 @@ from turbofit.machine.presets import (
 )
 from turbofit.machine.unlisted import (
     MIG_NAME,
-    cut_card,
     least_usable,
     mig_slice,
     no_preset,
@@ -60,29 +59,11 @@ _MOST_CORES: Final = 4096
 #: The most characters of a group; names of cards have up to 60.
 _LONGEST: Final = 200
 _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=0-1+2-3"
-#: The forms of a count: ``4xrtx3090``; with the name of a card also ``4 RTX 3090`` and ``3090x4``.
-_COUNT: Final = re.compile(r"(?P<count>\d{1,3})\s*[x×*]\s*(?P<name>.+)", re.IGNORECASE)
-_COUNT_BEFORE: Final = re.compile(r"(?P<count>\d{1,3})\s+(?P<name>.+)")
-_COUNT_BEHIND: Final = re.compile(r"(?P<name>.+?)\s*[x×*]\s*(?P<count>\d{1,3})", re.IGNORECASE)
-#: ``0`` and ``cuda:1``: names of CUDA and torch for a GPU of this machine.
-_INDEX: Final = re.compile(r"(?:cuda:|gpu ?)(\d{1,2})|\d", re.IGNORECASE)
-#: The words after a name of several cards.
-_CARDS: Final = re.compile(r"(?<=\d)s$|(?<!laptop)\s+(?:gpus?|cards?)$", re.IGNORECASE)
+_COUNT: Final = re.compile(r"(\d{1,3})\s*[x×*]\s*(.+)", re.IGNORECASE)
 #: A separator between cards; the + of a MIG profile (1g.10gb+me) is not one.
-_JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)|\s+(?:and|&)\s+", re.IGNORECASE)
-#: Any card of a size, in its maker's gigabytes; and a size that follows its card's name.
-_ANY: Final = re.compile(
-    r"(?:any\s+|gpu\s+)?(\d{1,4}(?:\.\d)?)\s*gi?b?(?:\s+(?:gpus?|cards?|vram))?", re.IGNORECASE
-)
-_SIZE: Final = re.compile(r"\d+\s*(?:[mg]i?b)", re.IGNORECASE)
-#: Commas that do not separate cards: in 23,034 MiB, and after the first column of nvidia-smi's CSV.
-_NO_PARTS: Final = re.compile(
-    r"(?<=\d),(?=\d{3}(?:,\d{3})*\s*[KMGT]i?B)|^\s*\d+\s*,(?=.*MiB)", re.IGNORECASE | re.MULTILINE
-)
-#: A line of nvidia-smi's table.
-_TABLE_LINE: Final = re.compile(r"^\s*\|.*\|\s*$", re.MULTILINE)
-#: Separators in nvidia-smi's output: before cards and slices of -L; and a name with its memory.
-_SMI_LINES: Final = re.compile(r"[\n;]|(?=\bGPU\s+[\d,]+:)|(?=\bMIG\s+\S+\s+Device\b)")
+_JOINT: Final = re.compile(r"\+(?!(?:me|gfx)\b)", re.IGNORECASE)
+#: Any card of a size, in its maker's gigabytes; and a name with the memory that nvidia-smi prints.
+_ANY: Final = re.compile(r"(\d{1,4}(?:\.\d)?)\s*gi?b?", re.IGNORECASE)
 _SMI_NAME: Final = re.compile(r"(?P<name>.+?)\s+(?P<mib>\d{3,7})\s*MiB", re.IGNORECASE)
 _CAPABILITY: Final = re.compile(r"(?:sm|cc)?[_ ]?(\d{1,2})\.?(\d)[a-z]?", re.IGNORECASE)
 #: The lowest compute capability for which LMDeploy has code.
@@ -104,11 +85,6 @@ class _Card(Struct):
     note: str | None
 
 
-def is_pasted(text: str) -> bool:
-    """Whether a text is a table of nvidia-smi, so that its slash is not of a path."""
-    return bool(_TABLE_LINE.search(text))
-
-
 def is_spec(text: str) -> bool:
     """Whether a text is a valid SPEC; used where another kind of word is expected."""
     try:
@@ -126,21 +102,17 @@ def parse_spec(spec: str) -> Machine:
     """
     spec = plain(spec)
     printed = read_text(spec)
-    if printed:
-        spec = "\n".join(printed)
-    if not spec:
-        _refuse("it is empty", _EXAMPLE)
-    texts, tail = _cards_and_options(spec)
-    cards = [card for text in texts for card in _parse_group(text)]
+    head, *tail = spec.split(",")
+    cards = [card for text in printed or _JOINT.split(head) for card in _parse_group(text.strip())]
     if len(cards) > MAX_GPUS:
         _refuse(f"{len(cards)} GPUs", f"one machine has at most {MAX_GPUS}")
-    options = _key_values(tail, _OPTIONS, "machine option")
+    options = _key_values([] if printed else tail, _OPTIONS, "machine option")
     gpus = tuple(
         replace(card.gpu, index=index, uuid=f"preset-{index}") for index, card in enumerate(cards)
     )
     notes = dict.fromkeys(card.note for card in cards if card.note)
     return Machine(
-        name=_name(spec, gpus),
+        name=_kinds(gpus) if printed else " ".join(spec.split()),
         source="preset",
         gpus=gpus,
         links=_links(cards, options),
@@ -161,13 +133,14 @@ def _links(cards: list[_Card], options: Mapping[str, str]) -> tuple[Link, ...]:
 def _host(options: Mapping[str, str]) -> Host:
     """The described host: its memory counts as available; all but memory and cores is unknown."""
     ram: int | NaType = parse_bytes(options["ram"], what="ram") if "ram" in options else NA
-    return Host(ram_total=ram, ram_available=ram, cpus=_cores(options.get("cores")))
+    cores = options.get("cores", "1")
+    if not cores.isdecimal() or not 1 <= int(cores) <= _MOST_CORES:
+        _refuse(f"cores={cores}", f"write 1 to {_MOST_CORES:,}, as in cores=16")
+    cpus: int | NaType = int(cores) if "cores" in options else NA
+    return Host(ram_total=ram, ram_available=ram, cpus=cpus)
 
 
-def _name(spec: str, gpus: Sequence[Gpu]) -> str:
-    """The name of the machine: the SPEC, or its cards if the SPEC has UUIDs or several lines."""
-    if "\n" not in spec and "UUID:" not in spec:
-        return " ".join(spec.split())
+def _kinds(gpus: Sequence[Gpu]) -> str:
     kinds = [(name, len(list(equal))) for name, equal in groupby(gpu.name for gpu in gpus)]
     return " + ".join(f"{count}x {name}" if count > 1 else name for name, count in kinds)
 
@@ -177,85 +150,17 @@ def _held_note(gpu: Gpu) -> str:
     return f"GPU {gpu.index}: {held} are held by others, as the pasted nvidia-smi says"
 
 
-def _cards_and_options(spec: str) -> tuple[list[str], list[str]]:
-    """Split a SPEC into the texts of its groups and of its machine options."""
-    cards: list[str] = []
-    options: list[str] = []
-    for line in _lines(_NO_PARTS.sub("", spec)):
-        alone = False  # whether a size may follow the card before
-        for part in map(str.strip, line.split(",")):
-            if not part or "=" in part.partition(":")[0] or part.lower() in _OPTIONS:
-                options.append(part)
-            elif alone and _SIZE.fullmatch(part):
-                cards[-1], alone = f"{cards[-1]} {part}", False
-            elif cards and _SIZE.fullmatch(part):
-                _refuse(
-                    f"{part} alone, behind a comma, is no card",
-                    "give each card its size: l4:used=2GiB+l4:used=9GiB",
-                )
-            else:
-                cards += map(str.strip, _JOINT.split(part))
-                alone = not _ANY.fullmatch(cards[-1]) and ":" not in cards[-1]
-    return cards, options
-
-
-def _lines(spec: str) -> list[str]:
-    """The lines of a SPEC; those of nvidia-smi become names of cards, or of slices of cut cards."""
-    lines: list[str] = []
-    whole = ""
-    for line in map(str.strip, _SMI_LINES.split(spec)):
-        told = listed(line)
-        if isinstance(told, SmiGpu):
-            whole = told.name
-            lines.append(told.spec())
-        elif told is not None:
-            if lines[-1:] == [whole]:
-                lines.pop()
-            lines.append(f"{whole} MIG {told.profile}".strip())
-        elif line:
-            lines.append(line)
-    return lines
-
-
 def _parse_group(text: str) -> list[_Card]:
-    if len(text) > _LONGEST:
-        _refuse(f"{text[:40]}… is no card", _EXAMPLE)
-    if match := _INDEX.fullmatch(text):
-        index = match[1] or text
-        hint = f"leave --on out and give --gpus {index} for the machine here; {_EXAMPLE}"
-        cause = f"SPEC: {text} is a GPU's index, and no card's name"
-        raise UsageError(cause, hint=hint, options=["on", "gpus"])
     head, *tail = text.split(":")
-    given = _key_values(tail, _KEYS, "key")
-    count, name = _counted(head.strip(), anything="total" in given)
+    counted = _COUNT.fullmatch(head.strip())
+    count, name = (int(counted[1]), counted[2]) if counted else (1, head.strip())
+    if not 0 < len(name) <= _LONGEST:
+        _refuse(f"{name[:40]!r} is no name of a card", _EXAMPLE)
     if not 1 <= count <= MAX_GPUS:
         _refuse(f"{count}x{name[:40]}: no such group", f"a group has 1 to {MAX_GPUS} GPUs")
-    if not name:
-        _refuse("a group has no GPU name", _EXAMPLE)
+    given = _key_values(tail, _KEYS, "key")
     card = _card(name, count, given)
     return [replace(card, gpu=_sized(card.gpu, name, given))] * count
-
-
-def _counted(text: str, *, anything: bool) -> tuple[int, str]:
-    """The count and the name in a group's text."""
-    for pattern in (_COUNT_BEHIND, _COUNT_BEFORE, _COUNT):
-        if match := pattern.fullmatch(text):
-            name = _known(match["name"])
-            if name is None and (pattern is _COUNT or (anything and pattern is _COUNT_BEFORE)):
-                name = match["name"]
-            if name is not None:
-                return int(match["count"]), name
-    return 1, _known(text) or text
-
-
-def _known(name: str) -> str | None:
-    """The name of a card, without a plural; None if the name is of no card."""
-    for candidate in dict.fromkeys((name, _CARDS.sub("", name))):
-        if find_preset(candidate) or _ANY.fullmatch(candidate) or MIG_NAME.fullmatch(candidate):
-            return candidate
-        if other_card(candidate) or unsupported_card(candidate):
-            return candidate
-    return None
 
 
 def _card(name: str, count: int, given: dict[str, str]) -> _Card:
@@ -264,33 +169,18 @@ def _card(name: str, count: int, given: dict[str, str]) -> _Card:
         name += f" MIG {given['mig']}"
     if profile := MIG_NAME.fullmatch(name):
         return _slice(profile, name, given)
-    if "mig" in given:
-        _refuse(f"mig={given['mig']} is no profile", "write it as nvidia-smi does: mig=3g.40gb")
-    printed = _SMI_NAME.fullmatch(name)
-    if printed and (preset := match_preset(_unused(printed["name"], int(printed["mib"]) * MIB))):
-        return _Card(gpu=_of_preset(preset), preset=preset, note=None)
-    key, bare = find_preset(name), printed["name"] if printed else name
-    if key is None and unsupported_card(bare):
-        raise no_preset(bare)
-    if key is None:
+    if printed := _SMI_NAME.fullmatch(name):
+        preset = match_preset(_unused(printed["name"], int(printed["mib"]) * MIB))
+    else:
+        key = find_preset(name)
+        preset = load_preset(key) if key else None
+    if preset is None:
         return _any_card(name, given)
-    _refuse_capability(name, given)
-    preset = load_preset(key)
-    return _Card(
-        gpu=_of_preset(preset),
-        preset=preset,
-        note=assumed_note(name, count, sized="total" in given),
-    )
-
-
-def _refuse_capability(name: str, given: dict[str, str]) -> None:
-    """Refuse the key ``sm`` for a card whose preset has it."""
     if "sm" in given:
         _refuse(f"sm={given['sm']} of {name}, whose preset has it", "leave sm out")
-
-
-def _of_preset(preset: GpuPreset) -> Gpu:
-    return fill(_unused(preset.name, preset.total, preset.reserved), preset)
+    note = assumed_note(name, count, sized="total" in given)
+    gpu = fill(_unused(preset.name, preset.total, preset.reserved), preset)
+    return _Card(gpu=gpu, preset=preset, note=note)
 
 
 def _unused(name: str, total: int, reserved: int = 0) -> Gpu:
@@ -303,10 +193,7 @@ def _slice(profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:
     key = find_preset(profile["card"])
     if key is None:
         raise no_preset(name)
-    if assumed_note(profile["card"], 1):
-        key = cut_card(key, f"{profile['slices']}g.{profile['gb']}gb")
-    _refuse_capability(name, given)
-    whole, (total, sms, basis) = load_preset(key), mig_slice(key, profile)
+    whole, (total, sms) = load_preset(key), mig_slice(key, profile["profile"])
     gpu = replace(
         _unused(f"{whole.name} MIG {profile['profile'].lower()}", total),
         mig=True,
@@ -316,8 +203,8 @@ def _slice(profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:
     size = given.get("total", f"{total // MIB}MiB")
     note = (
         f"{name} was read as a MIG slice, {key}:total={size} with {sms} of"
-        f" {whole.sm_count.value} SMs, {basis}; its speed is that share of the card's, and an"
-        " engine runs on one slice"
+        f" {whole.sm_count.value} SMs, as `nvidia-smi mig -lgip` lists it; its speed is that share"
+        " of the card's, and an engine runs on one slice"
     )
     part = share_of(whole, gpu, whole.total - whole.reserved)
     return _Card(gpu=part, preset=None, note=note)
@@ -328,8 +215,13 @@ def _any_card(text: str, given: dict[str, str]) -> _Card:
 
     Unknown figures count at their upper end in memory, and as those of a slow card in speed.
     """
-    name, shown, gigabytes = _named_size(text, given)
+    size, printed = _ANY.fullmatch(text), _SMI_NAME.fullmatch(text)
+    name = printed["name"] if printed else text
+    gigabytes = float(size[1]) if size else int(printed["mib"]) / 1024 if printed else 0.0
+    if not (gigabytes or "total" in given) or unsupported_card(name) or find_preset(name):
+        raise no_preset(f"{name} {gigabytes:.0f}GB" if printed else text)
     capability = _capability(name, given.get("sm"))
+    shown = f"{size[1]} GB card" if size else name
     gpu = replace(_unused(shown, least_usable(gigabytes)), compute_capability=capability or NA)
     total = f" of {format_bytes(int(gpu.total))} (nine tenths of {three_digits(gigabytes)} GB),"
     known = "{}.{}".format(*capability) if capability else "8.0 to 9.0 (of another write sm=12.0)"
@@ -341,28 +233,6 @@ def _any_card(text: str, given: dict[str, str]) -> _Card:
     if slow := slow_card(name):
         gpu, note = replace(gpu, dense_flops=slow.flops), f"{note}; it {slow.note}"
     return _Card(gpu=gpu, preset=None, note=note)
-
-
-def _named_size(text: str, given: dict[str, str]) -> tuple[str, str, float]:
-    """The typed name of a card without a preset, its name in the plan, and its gigabytes.
-
-    The gigabytes are 0 if only ``total`` says the size.
-
-    Raises:
-        UsageError: no size is given, or cards of this name have other sizes.
-    """
-    size, printed = _ANY.fullmatch(text), _SMI_NAME.fullmatch(text)
-    name, shown, gigabytes, wanted = text, text, 0.0, text
-    if size:
-        shown, gigabytes = f"{size[1]} GB card", float(size[1])
-    elif printed:
-        name = shown = printed["name"]
-        gigabytes = int(printed["mib"]) / 1024
-        wanted = f"{name} {gigabytes:.0f}GB"
-    unsized = gigabytes == 0 and "total" not in given
-    if unsized or (printed and find_preset(name)):
-        raise no_preset(wanted)
-    return name, shown, gigabytes
 
 
 def _capability(name: str, given: str | None) -> tuple[int, int] | None:
@@ -424,20 +294,15 @@ def _key_values(parts: list[str], known: Mapping[str, str], what: str) -> dict[s
     """Parse ``key=value`` parts into a dict; repeated or unknown keys are errors."""
     values: dict[str, str] = {}
     for part in parts:
-        key, equals, value = part.partition("=")
-        key = key.strip().lower()
-        if not equals or not value.strip():
-            examples = ", ".join(f"{key}={value}" for key, value in known.items())
-            _refuse(f"{part.strip()!r} is not key=value", f"{what}s are written {examples}")
-        if key not in known and key in _KEYS:
-            _refuse(
-                f"{key} belongs to a card, not to the machine", f"write :{part.strip()} behind it"
-            )
-        if key not in known:
-            _refuse(f"unknown {what} {key!r}", f"known are {', '.join(known)}")
+        key, _, value = (word.strip() for word in part.partition("="))
+        key = key.lower()
         if key in values:
             _refuse(f"{key} is given twice", f"give {key} once")
-        values[key] = value.strip()
+        if key not in known or not value:
+            examples = ", ".join(f"{key}={value}" for key, value in known.items())
+            join = "" if known is _KEYS else "; cards are joined by +, and their keys by :"
+            _refuse(f"{part.strip()[:40]!r} is no {what}", f"{what}s are {examples}{join}")
+        values[key] = value
     return values
 
 
@@ -474,14 +339,6 @@ def _parse_p2p(text: str, cards: list[_Card]) -> Literal["none", "all"]:
     if any(card.gpu.mig for card in cards):
         _refuse("p2p=all, but MIG slices have no peers", "leave p2p out")
     return "all"
-
-
-def _cores(text: str | None) -> int | NaType:
-    if text is None:
-        return NA
-    if not text.isdecimal() or not 1 <= int(text) <= _MOST_CORES:
-        _refuse(f"cores={text}", f"write 1 to {_MOST_CORES:,}, as in cores=16")
-    return int(text)
 
 
 def _refuse(cause: str, hint: str) -> NoReturn:

@@ -17,40 +17,23 @@ from turbofit.machine.presets import (
     nominal_gigabytes,
     preset_names,
     read_table,
+    split_size,
 )
 
-#: NVML's name of a MIG slice: ``NVIDIA A100-SXM4-80GB MIG 3g.40gb``; ``1c.3g.40gb`` is one of the
-#: three compute slices in it.
+#: NVML's name of a MIG slice: ``NVIDIA A100-SXM4-80GB MIG 3g.40gb``.
 MIG_NAME: Final = re.compile(
-    r"(?P<card>.*?)\W*(?:\bMIG\W+)?"
-    r"\b(?P<profile>(?:(?P<compute>\d)c\.)?(?P<slices>\d)g\.(?P<gb>\d{1,4})gb)"
-    r"[+-]?[a-z.]*",
-    re.IGNORECASE,
+    r"(?P<card>.*?)\W*(?:\bMIG\W+)?(?<![\w.])(?P<profile>\dg\.\d{1,4}gb)[+-]?[a-z.]*", re.IGNORECASE
 )
+#: A vGPU profile: GRID V100D-32C, NVIDIA A100-2-10C; the size of a model (qwen2-vl-2b) is none.
 _VGPU: Final = re.compile(
-    r"(?:nvidia\s+|grid\s+)*(?P<board>[a-z][\w -]*?)-(?:(?P<slices>\d)-)?(?P<gb>\d+)"
-    r"(?P<series>[abcq])(?:me)?",
+    r"(?:nvidia |grid |tesla |quadro )*(?:[a-z]{0,2}\d|rtx)[\w -]*?-(?:\d-)?\d+[abcq](?:me)?",
     re.IGNORECASE,
 )
 #: Words that mark a laptop card, anywhere in its bare name.
-_LAPTOP: Final = re.compile(
-    r"(?:with)?(?:laptop|mobile|notebook|maxq(?:design)?)(?:gpu)?(?:with)?|(?<=\d)m$"
-)
-_SIZED: Final = re.compile(
-    r"(?P<card>.*?)[\s_(-]*\b(?P<gb>\d+)\s*gi?b?\b\)?(?P<more>.*)", re.IGNORECASE
-)
+_LAPTOP: Final = re.compile(r"(?:with)?(?:laptop|mobile|notebook|maxq(?:design)?)(?:gpu)?")
 #: The least share of a card's nominal gigabytes that CUDA can allocate: 0.91 on the T4 and the A2,
 #: whose ECC takes a sixteenth, 0.98 on most. It is low, so a plan by it errs on the small side.
 _LEAST_OF_NOMINAL: Final = 0.9
-#: The share of a MIG profile's nominal gigabytes, if no driver's list is known (unlisted.yaml).
-#: Low.
-_SLICE_OF_NOMINAL: Final = 0.89
-#: The most eighths of a card's memory for a number of compute slices, of a card with seven or four
-#: of them. A profile whose name says more than that times this rounding does not exist.
-_EIGHTHS: Final = {7: {1: 2, 2: 2, 3: 4, 4: 4, 7: 8}, 4: {1: 2, 2: 4, 4: 8}}
-_ROUNDING: Final = 1.1
-#: Compute capabilities whose cards have HBM, which loses no sixteenth to ECC.
-_HBM: Final = frozenset({(7, 0), (8, 0), (9, 0), (10, 0), (10, 3)})
 
 
 class UnsupportedCard(Struct, forbid_unknown_fields=True):
@@ -69,7 +52,6 @@ class _MigCards(Struct, forbid_unknown_fields=True):
     """The MIG profiles of these presets' cards: MiB and SMs of each profile."""
 
     cards: tuple[str, ...]
-    slices: int
     profiles: dict[str, tuple[int, int]]
     source: str
 
@@ -87,7 +69,6 @@ class _Unlisted(Struct, forbid_unknown_fields=True):
     """`presets/gpus/unlisted.yaml`: gigabytes of each card, by its compute capability."""
 
     mig: tuple[_MigCards, ...]
-    vgpu: dict[str, str]
     cards: dict[str, dict[str, tuple[int, ...]]]
     laptops: dict[str, dict[str, tuple[int, ...]]]
     slow: SlowCards
@@ -114,15 +95,13 @@ def unsupported_card(name: str) -> UnsupportedCard | None:
 
 def other_card(name: str) -> OtherCard | None:
     """The facts known by name about a card without a preset; None if there are none."""
-    sized = _SIZED.fullmatch(name)
-    wanted = bare_name(f"{sized['card']}{sized['more']}" if sized else name)
+    wanted = bare_name(split_size(name)[0])
     card, laptop = _LAPTOP.subn("", wanted)
     for capability, cards in (_table().laptops if laptop else _table().cards).items():
         for known, gigabytes in cards.items():
             if bare_name(known) in (card, f"rtx{card}", f"gtx{card}"):
                 major, minor = map(int, capability.split("."))
-                sizes = (int(sized["gb"]),) if sized else gigabytes
-                return OtherCard(wanted, bool(laptop), known, (major, minor), sizes)
+                return OtherCard(wanted, bool(laptop), known, (major, minor), gigabytes)
     return None
 
 
@@ -132,45 +111,34 @@ def slow_card(name: str) -> SlowCards | None:
     return slow if re.fullmatch(slow.cards, _LAPTOP.sub("", bare_name(name))) else None
 
 
-def cut_card(key: str, profile: str) -> str:
-    """The preset with this MIG profile, if the typed name leaves the card's memory open."""
-    kind, dash, _ = key.rpartition("-")
-    cards = [card for row in _table().mig if profile in row.profiles for card in row.cards]
-    alike = (card for card in cards if dash and card.rpartition("-")[0] == kind)
-    return key if key in cards else next(alike, key)
-
-
-def mig_slice(key: str, profile: re.Match[str]) -> tuple[int, int, str]:
-    """Bytes that CUDA can allocate in a MIG slice, its SMs, and the source of both.
+def mig_slice(key: str, profile: str) -> tuple[int, int]:
+    """Bytes that CUDA can allocate in a MIG slice, and its SMs.
 
     Raises:
-        UsageError: the card has no such profile, or MIG does not exist on it.
+        UsageError: no list that is known has this profile of the card.
     """
-    row = next((row for row in _table().mig if key in row.cards), None)
-    slices, gigabytes = int(profile["slices"]), int(profile["gb"])
-    name, whole = f"{slices}g.{gigabytes}gb", load_preset(key)
-    if row is None:
-        cut = ", ".join(row.cards[0] for row in _table().mig)
-        raise UsageError(f"{key} is no card that MIG cuts", hint=f"cut are {cut}")
-    most = nominal_gigabytes(key) * _EIGHTHS[row.slices].get(slices, 0) / 8 * _ROUNDING
-    if name in row.profiles:
-        size, sms = row.profiles[name]
-        basis = "as `nvidia-smi mig -lgip` lists it"
-    elif gigabytes > most:
-        known = ", ".join(row.profiles) or "of 1, 2 and 4 slices"
-        raise UsageError(f"{key} has no MIG profile {name}", hint=f"known are {known}")
-    else:
-        size = int(gigabytes * 10**9 * _SLICE_OF_NOMINAL) // MIB
-        sms = whole.sm_count.value * slices // row.slices
-        basis = f"89% of the nominal {gigabytes} GB, as no list of this card has it"
-    if profile["compute"]:
-        sms = sms * min(int(profile["compute"]), slices) // slices
-    return min(size * MIB, whole.total - whole.reserved), sms, basis
+    whole, known = load_preset(key), dict[str, tuple[int, int]]()
+    for row in _table().mig:
+        known |= row.profiles if key in row.cards else {}
+    if profile.lower() not in known:
+        part = f"; any part of it is {key}:total=NGiB, with the whole card's speed"
+        hint = f"known are {', '.join(known)}{part}" if known else _cards_with(profile)
+        raise UsageError(f"{key} has no MIG profile {profile} that is known", hint=hint)
+    size, sms = known[profile.lower()]
+    return min(size * MIB, whole.total - whole.reserved), sms
 
 
-def vgpu_of(name: str) -> re.Match[str] | None:
-    """The parts of a vGPU profile's name, such as GRID V100D-32C, or None."""
-    return None if find_preset(name) else _VGPU.fullmatch(name.replace("_", " "))
+def _cards_with(profile: str) -> str:
+    """The cards that MIG cuts into such parts, as SPECs."""
+    rows = [row for row in _table().mig if profile.lower() in row.profiles]
+    return (
+        " or ".join(f"{row.cards[0]}:mig={profile.lower()}" for row in rows) or "CARD:mig=3g.40gb"
+    )
+
+
+def is_vgpu(name: str) -> bool:
+    """Whether a name is of a vGPU profile, such as GRID V100D-32C."""
+    return bool(_VGPU.fullmatch(name.replace("_", " "))) and not find_preset(name)
 
 
 def least_usable(gigabytes: float) -> int:
@@ -184,53 +152,16 @@ def no_preset(name: str) -> UsageError:
     row = unsupported_card(name)
     if row is not None:
         return UsageError(f"{name} is {row.card}: {row.why}", hint=row.instead)
-    return _slice(name) or _vgpu(name) or _other(name) or _refitted(name) or _unknown(name)
-
-
-def _slice(name: str) -> UsageError | None:
-    """The error for a MIG profile without its card; None for another name."""
-    profile = MIG_NAME.fullmatch(name)
-    if profile is None:
-        return None
-    wanted = f"{profile['slices']}g.{profile['gb']}gb".lower()
-    rows = [row for row in _table().mig if wanted in row.profiles]
-    hints = [f"{row.cards[0]}:total={row.profiles[wanted][0]}MiB:mig={wanted}" for row in rows[:5]]
-    return UsageError(
-        f"{name} is a MIG slice, of which card?", hint=" or ".join(hints) or f"CARD:mig={wanted}"
-    )
-
-
-def _vgpu(name: str) -> UsageError | None:
-    """The error for a vGPU profile; its hint has the least memory that a guest gets.
-
-    The estimate is low: it subtracts all 128 MB of page retirement. Source: NVIDIA, Virtual GPU
-    Software User Guide, max-reserved-fb = profile / 16 + 16 + ECC's sixteenth + page retirement.
-    """
-    profile = vgpu_of(name)
-    if profile is None:
-        return None
-    board, nominal = profile["board"], int(profile["gb"]) * 1024
-    if not re.match("[a-z]{0,2}\\d|quadro|rtx|tesla|dc", bare_name(board)):
-        return None  # the size of a model: qwen2-vl-2b
-    if profile["series"].lower() in "ab":
+    if profile := MIG_NAME.fullmatch(name):
+        cause = f"{name} is a MIG slice, of which card?"
+        return UsageError(cause, hint=_cards_with(profile["profile"]))
+    if is_vgpu(name):
         return UsageError(
-            f"{name} is a vGPU profile without CUDA",
-            hint=f"its C and Q profiles have it: {board}-{profile['gb']}C",
+            f"{name} is a vGPU profile: a part of a card's memory, and of its time",
+            hint="write its card with the memory that CUDA has in the guest, as a40:total=42GiB,"
+            " which has the card's speed; A and B profiles have no CUDA",
         )
-    key = _table().vgpu.get(bare_name(board)) or find_preset(board)
-    whole = load_preset(key) if key else None
-    sixteenths = 1 if whole and whole.compute_capability.value in _HBM else 2
-    size = nominal - nominal * sixteenths // 16 - 144
-    if whole is not None:
-        size = min(size, (whole.total - whole.reserved) // MIB)
-    written = f"{key or bare_name(board)}:total={size}MiB"
-    if key and profile["slices"]:
-        written += f":mig={profile['slices']}g.{profile['gb']}gb"
-    return UsageError(
-        f"{name} is a vGPU profile: a part of a card's memory, and of its time",
-        hint=f"{written} has its memory, the least by NVIDIA's formula, and the card's speed, as"
-        " where no other vGPU works",
-    )
+    return _other(name) or _refitted(name) or _unknown(name)
 
 
 def _other(name: str) -> UsageError | None:
@@ -257,15 +188,13 @@ def _other(name: str) -> UsageError | None:
 
 def _refitted(name: str) -> UsageError | None:
     """The error for a known card with a size that no card of this name has."""
-    sized = _SIZED.fullmatch(name)
-    key = find_preset(f"{sized['card']}{sized['more']}") if sized else None
-    if sized is None or key is None:
+    bare, gigabytes = split_size(name)
+    key = find_preset(bare)
+    if key is None or not gigabytes:
         return None
-    preset, gigabytes = load_preset(key), int(sized["gb"])
-    size = gigabytes * 1024 * (preset.total - preset.reserved) // preset.total
     return UsageError(
         f"{name}: {key} has {nominal_gigabytes(key)} GB, and none with {gigabytes} GB is known",
-        hint=f"{key}:total={size}MiB has its memory, and the speed of {key}",
+        hint=f"{key}:total={least_usable(gigabytes) // MIB}MiB has its memory, and {key}'s speed",
     )
 
 
@@ -275,8 +204,8 @@ def _unknown(name: str) -> UsageError:
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     return UsageError(
         f"no GPU preset is called {name!r}",
-        hint=f"{guess}A card without a preset is written NAME:total=24GiB, or 24GB;"
-        f" `turbofit gpus` lists {len(preset_names())}",
+        hint=f"{guess}A card without a preset is NAME:total=24GiB, or 24GB; two are"
+        f" 2xNAME; `turbofit gpus` lists {len(preset_names())}",
     )
 
 

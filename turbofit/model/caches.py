@@ -62,9 +62,9 @@ def modelscope_cache() -> str:
 def modelscope_folders(hub_id: str, revision: str | None) -> Iterator[str]:
     """Yield the folders that may hold a model, newest layout first; each has a config.json.
 
-    Up to modelscope 1.37 a model has one folder, ``ORG/NAME``, in the root, in its ``hub``, or in
-    ``models`` of either; some versions write ``___`` for a dot of the name; ``.mv`` contains the
-    revision. Since modelscope-hub 0.4 it is ``models/ORG--NAME/snapshots/REVISION``.
+    Up to modelscope 1.37 a model's main branch has one folder, ``ORG/NAME``, in the root, in its
+    ``hub``, or in ``models`` of either; some versions write ``___`` for a dot of the name. Since
+    modelscope-hub 0.4 it is ``models/ORG--NAME/snapshots/REVISION``.
     """
     owner, _, name = hub_id.partition("/")
     if {owner, name} & {"", ".", ".."} or "/" in name or "\0" in hub_id:
@@ -81,19 +81,9 @@ def modelscope_folders(hub_id: str, revision: str | None) -> Iterator[str]:
     for above in ("models", os.path.join("hub", "models"), "hub", ""):
         for stored in dict.fromkeys((masked, name)):
             folder = os.path.join(root, above, owner, stored)
-            if has_config(folder) and revision in {None, _version(folder)}:
+            if has_config(folder) and revision is None:
                 yield folder
 
 
 def has_config(folder: str) -> bool:
     return os.path.isfile(os.path.join(folder, "config.json"))
-
-
-def _version(folder: str) -> str | None:
-    """The revision of a download in the flat layout, None if the folder does not say it."""
-    try:
-        with open(os.path.join(folder, ".mv"), encoding="utf-8") as file:
-            text = file.read(512)
-    except (OSError, ValueError):
-        return None
-    return text.partition(",")[0].removeprefix("Revision:").strip() or None

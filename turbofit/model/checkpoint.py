@@ -76,6 +76,8 @@ _SPEECH: Final = ("talker.", "code2wav.", "token2wav.")
 #: Intern-S2's encoder and head for time series; no engine of LMDeploy loads them.
 _TIME_SERIES: Final = ("model.time_series.", "time_series_forecaster.")
 _DRAFT_LAYER: Final = ".eh_proj.weight"
+#: Ends of tensors' names, an axis of their shape, its size, and words for the size.
+_Size = tuple[tuple[str, ...], int, int, str]
 
 
 class Weights(NamedTuple):
@@ -176,8 +178,7 @@ def _architecture(config: Section) -> str:
     if names:
         return names[0]
     model = config.part("auto_map").string("AutoModelForCausalLM", "")
-    if not model:
-        raise config.error("architectures", "is missing")
+    config.refuse_if(not model, "architectures", "is missing")
     return model.rpartition(".")[2]
 
 
@@ -239,15 +240,21 @@ def _without_unused(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDims | None) -> None:
     """Refuse tensors whose sizes contradict these dims; the message has both figures."""
     tensors = {name: tensors[name] for name in tensors if not any(p in name for p in _UNCHECKED)}
-    language, tower = _text_sizes(text), _Sizes()
+    language, tower = _text_sizes(text), list[_Size]()
     _count_layers(tensors, "language model", text.layers, vision=False)
     if vision:
         _count_layers(tensors, "vision tower", vision.layers, vision=True)
-        mlp = _MLPS.get(vision.kind, _MLP)
-        tower.append((_PATCH_EMBEDDINGS, 0, vision.hidden, "vision channels"))
-        tower.append((mlp, 0, vision.intermediate, "the vision MLP's width"))
+        mlp = (_MLPS.get(vision.kind, _MLP), 0, vision.intermediate, "the vision MLP's width")
+        tower = [(_PATCH_EMBEDDINGS, 0, vision.hidden, "vision channels"), mlp]
     for name, tensor in tensors.items():
-        _check_sizes(name, tensor, tower if _VISION.search(name) else language)
+        plain = _NUMBER.sub(".N.", name)
+        for ends, axis, size, what in tower if _VISION.search(name) else language:
+            if plain.endswith(ends) and tensor.shape[axis : axis + 1] != (size,):
+                raise UsageError(
+                    f"config.json says {what} {size}, but {name} is "
+                    f"{'x'.join(map(str, tensor.shape)) or 'a scalar'}",
+                    hint=_DIFFER,
+                )
     heads = any(_HEAD.search(name) and not _VISION.search(name) for name in tensors)
     if not heads and not text.tie_word_embeddings:
         raise UsageError(
@@ -257,43 +264,23 @@ def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDi
         )
 
 
-def _check_sizes(name: str, tensor: Tensor, sizes: _Sizes) -> None:
-    """Refuse a tensor if its name determines one of its sizes and the size differs."""
-    plain = _NUMBER.sub(".N.", name)
-    for ends, axis, size, what in sizes:
-        if plain.endswith(ends) and tensor.shape[axis : axis + 1] != (size,):
-            raise UsageError(
-                f"config.json says {what} {size}, but {name} is "
-                f"{'x'.join(map(str, tensor.shape)) or 'a scalar'}",
-                hint=_DIFFER,
-            )
-
-
-#: Each item: ends of tensors' names, an axis of their shape, its size, and words for the size.
-_Sizes = list[tuple[tuple[str, ...], int, int, str]]
-
-
-def _text_sizes(text: TextDims) -> _Sizes:
-    query, key, mla = text.heads * text.head_dim, text.kv_heads * text.head_dim, text.mla
-    if mla:
-        query = text.heads * (mla.nope_dim + mla.rope_dim)
+def _text_sizes(text: TextDims) -> list[_Size]:
+    mla, moe, key = text.mla, text.moe, text.kv_heads * text.head_dim
+    query = text.heads * (mla.nope_dim + mla.rope_dim if mla else text.head_dim)
+    latents = mla.kv_rank + mla.rope_dim if mla else 0
     vocabulary = "vocab_size and its extra rows" if text.cross_layers else "vocab_size"
     more = CROSS_EMBEDDINGS if text.cross_layers else 0
     gates, of_gates = (2, "2 x ") if text.output_gate else (1, "")
-    sizes: _Sizes = [
+    return [
         (_EMBEDDINGS, 0, text.vocab + more, vocabulary),
         (_EMBEDDINGS, 1, text.hidden, "hidden_size"),
         (_QUERIES, 0, gates * query, f"{of_gates}heads x head_dim"),
         (_KEYS, 0, key, "kv heads x head_dim"),
         (("attention.wqkv.weight",), 0, query + 2 * key, "(heads + 2 kv heads) x head_dim"),
         (_GATES, 0, text.intermediate, "intermediate_size"),
+        *([(_LATENTS, 0, latents, "kv_lora_rank + qk_rope_head_dim")] if mla else []),
+        *([(_EXPERTS, 0, moe.intermediate, "the experts' width")] if moe else []),
     ]
-    if mla:
-        latents = mla.kv_rank + mla.rope_dim
-        sizes.append((_LATENTS, 0, latents, "kv_lora_rank + qk_rope_head_dim"))
-    if text.moe:
-        sizes.append((_EXPERTS, 0, text.moe.intermediate, "the experts' width"))
-    return sizes
 
 
 def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vision: bool) -> None:

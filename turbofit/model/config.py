@@ -88,6 +88,14 @@ class Section:
             raise self.error(key, f"is {_show(value)}, not within {low}..{high}")
         return value
 
+    def divisor(
+        self, key: str, whole: int, what: str, default: int | None = None, *, high: int = 1 << 12
+    ) -> int:
+        """An integer that divides ``whole`` things of this name evenly."""
+        value = self.integer(key, default, high=high)
+        self.refuse_if(whole % value, key, f"{value} does not divide {whole} {what}")
+        return value
+
     def number(self, key: str, default: float, *, low: float, high: float) -> float:
         """A number within bounds; ``default`` if it is missing or null.
 
@@ -148,6 +156,15 @@ class Section:
         if section is None:
             raise self.error(key, "is missing")
         return section
+
+    def refuse_if(self, wrong: object, key: str, problem: str) -> None:
+        """Refuse the file because of this key.
+
+        Raises:
+            UsageError: ``wrong`` is true.
+        """
+        if wrong:
+            raise self.error(key, problem)
 
     def error(self, key: str, problem: str) -> UsageError:
         """Make an error that names this object, the key and the problem."""

@@ -71,12 +71,17 @@ def read_name(typed: str, revision: str | None = None) -> Name:
         UsageError: it is an address of no model, or has another revision than ``--revision``.
     """
     text = plain(typed).rstrip("/")
+    named = (("HF_ENDPOINT", "hf"), ("MODELSCOPE_ENDPOINT", "modelscope"))
+    hosts = {
+        os.environ.get(key, "").rpartition("://")[2].partition("/")[0].lower(): kind
+        for key, kind in named
+    } | _data()["hosts"]
     scheme, _, rest = text.rpartition("://")
     host, _, path = rest.partition("/")
     hub_id, _, at = text.partition("@")
     if kind := _data()["schemes"].get(scheme.lower()):
         name = _address(rest, kind, "")
-    elif host and (kind := _hosts().get(host.lower())):
+    elif host and (kind := hosts.get(host.lower())):
         name = _address(path, kind, host)
     elif scheme:
         raise UsageError(
@@ -86,23 +91,14 @@ def read_name(typed: str, revision: str | None = None) -> Name:
         )
     else:
         name = Name(hub_id, at) if HUB_ID.fullmatch(hub_id) else Name(text)
-    named = None if name.revision in ("", "main", "master") else name.revision
-    if revision is not None and named not in {None, revision}:
+    its = None if name.revision in ("", "main", "master") else name.revision
+    if revision is not None and its not in {None, revision}:
         raise UsageError(
-            f"{typed[:120]} names the revision {named}, and --revision {revision}",
+            f"{typed[:120]} names the revision {its}, and --revision {revision}",
             hint="leave one of the two out",
             options=["revision"],
         )
-    return name._replace(revision=revision or named)
-
-
-def _hosts() -> dict[str, str]:
-    """The hosts of hubs, with those that the environment sets, and the kind of each."""
-    named = (("HF_ENDPOINT", "hf"), ("MODELSCOPE_ENDPOINT", "modelscope"))
-    hosts: dict[str, str] = dict(_data()["hosts"])
-    for key, kind in named:
-        hosts[os.environ.get(key, "").rpartition("://")[2].partition("/")[0].lower()] = kind
-    return hosts
+    return name._replace(revision=revision or its)
 
 
 def _address(path: str, kind: str, host: str) -> Name:
@@ -222,7 +218,8 @@ def by_its_name(
     model = preset_model(preset) if preset else None
     runs = next((end["runs"] for end in ends if "runs" in end), None)
     if not guess or model is None or _is_another(rest) or (runs and model.quantization):
-        return _near(hub_id, preset, rest) if preset else ""
+        nearest = nearest_names(hub_id)[:1] if sizes_of(rest) else []
+        return f"; the preset {(*nearest, preset)[0]} is near by its name" if preset else ""
     warning = f"{unread}: its shapes are assumed to be those of the preset {preset}"
     if runs and runs["method"] == "gptq" and model.text.delta is not None:
         # TurboMind's support depends on which layers stay in 16 bits, which a name does not say.
@@ -240,12 +237,6 @@ def by_its_name(
     return msgspec.structs.replace(
         model, name=name, hub_id=hub_id, source=source, warnings=(warning,)
     )
-
-
-def _near(hub_id: str, preset: str, rest: str) -> str:
-    """Words about the preset that a name begins with, or one of the size in the rest of it."""
-    nearest = nearest_names(hub_id) if sizes_of(rest) else []
-    return f"; the preset {next(iter(nearest), preset)} is near by its name"
 
 
 def _is_another(rest: str) -> bool:

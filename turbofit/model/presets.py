@@ -184,17 +184,17 @@ def _stored(preset_id: str, wanted: Callable[[Quantization], bool]) -> str | Non
 
 def four_bit_variant(model: Model) -> Model | None:
     """The published 4-bit variant of this model, or None; a folder is identified by its name."""
-    if model.quantization is not None:
-        return None
-    preset_id = _id_of(model)
-    variant = four_bits(preset_id) if preset_id else None
-    return preset_model(variant) if variant else None
+    return _variant(model, four_bits)
 
 
 def fp8_variant(model: Model) -> Model | None:
     """The published FP8 variant of this model, or None; a folder is identified by its name."""
+    return _variant(model, lambda preset: _stored(preset, lambda packed: packed.method == "fp8"))
+
+
+def _variant(model: Model, find: Callable[[str], str | None]) -> Model | None:
     preset_id = None if model.quantization is not None else _id_of(model)
-    variant = _stored(preset_id, lambda packed: packed.method == "fp8") if preset_id else None
+    variant = find(preset_id) if preset_id else None
     return preset_model(variant) if variant else None
 
 

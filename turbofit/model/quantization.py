@@ -104,8 +104,11 @@ def _compressed(section: Section) -> Quantization:
     if size not in (None, -1):
         size = weights.integer("group_size")
     strategy = weights.string("strategy", "") or _STRATEGIES.get(size, "group")
-    if (strategy in _OF_GROUPS) == (size in _STRATEGIES):
-        raise weights.error("group_size", f"is {size!r} with the strategy {strategy[:20]!r}")
+    weights.refuse_if(
+        (strategy in _OF_GROUPS) == (size in _STRATEGIES),
+        "group_size",
+        f"is {size!r} with the strategy {strategy[:20]!r}",
+    )
     if strategy not in _OF_GROUPS:
         bits = weights.integer("num_bits", 4)
         raise _refused(

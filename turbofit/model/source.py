@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Final
 
 from turbofit.core.errors import UsageError
@@ -140,19 +141,8 @@ def _named(name: str, revision: str | None, stored: str | None) -> Model:
 def _is_path(name: str) -> bool:
     """Whether the text can only be a path."""
     begins = ("/", "./", "../", "~", f".{os.sep}")
-    if name.startswith(begins) or name in {".", ".."} or "\0" in name:
-        return True
-    return "\\" in name or bool(re.match(r"[A-Za-z]:/(?!/)", name))
-
-
-def _is_adapter(path: str) -> bool:
-    """Whether a folder contains only an adapter; LLaVA's adapters also have a config.json."""
-    if not os.path.isfile(os.path.join(path, "adapter_config.json")):
-        return False
-    return not any(
-        name.startswith(("model", "pytorch_model")) and name.endswith((".safetensors", ".bin"))
-        for name in os.listdir(path)
-    )
+    is_path = name.startswith(begins) or name in {".", ".."} or "\0" in name or "\\" in name
+    return is_path or bool(re.match(r"[A-Za-z]:/(?!/)", name))
 
 
 def _folder(path: str) -> Model:
@@ -160,7 +150,10 @@ def _folder(path: str) -> Model:
     from turbofit.model.folder import FolderFiles, no_checkpoint
 
     full = os.path.abspath(path)
-    if _is_adapter(path):
+    weights = ("model", "pytorch_model"), (".safetensors", ".bin")
+    if os.path.isfile(os.path.join(path, "adapter_config.json")) and not any(
+        name.startswith(weights[0]) and name.endswith(weights[1]) for name in os.listdir(path)
+    ):  # LLaVA's adapters have a config.json too
         raise UsageError(
             f"{full} holds a LoRA adapter, not a model",
             hint="merge it: turbofit merge BASE ADAPTER OUT",
@@ -178,13 +171,8 @@ def _folder(path: str) -> Model:
 def _folders(hub_id: str, revision: str | None) -> Iterator[str]:
     """Yield the folders of a hub id in the local caches, complete or not, the used hub's first."""
     snapshot = cached_snapshot(hub_id, revision)
-    snapshots = [snapshot] if snapshot else []
-    if uses_modelscope():
-        yield from modelscope_folders(hub_id, revision)
-        yield from snapshots
-    else:
-        yield from snapshots
-        yield from modelscope_folders(hub_id, revision)
+    stored = [[snapshot] if snapshot else [], modelscope_folders(hub_id, revision)]
+    yield from chain(*(reversed(stored) if uses_modelscope() else stored))
 
 
 def _cached(hub_id: str, revision: str | None) -> Model | None:
@@ -262,10 +250,7 @@ def _unknown(name: str) -> UsageError:
     if elsewhere := READ_ELSEWHERE.get(os.path.splitext(name)[1]):
         return UsageError(f"{name[:160]!r} is no model", hint=elsewhere + near_by_name(name))
     if _is_path(name) or ("/" in name and " " not in name):
-        also = near_by_name(name)
-        if cached := re.search(r"models--(.+?)--([^/]+)", name):  # a folder of the hub's cache
-            also = f"; the hub calls it {cached[1]}/{cached[2]}"
-        hint = f"name a checkpoint's folder or hub id{also}"
+        hint = f"name a checkpoint's folder or hub id{near_by_name(name)}"
         return UsageError(f"no folder {name[:160]!r} is here", hint=hint)
     hint = f"it is a machine: --on {name}" if is_spec(name) else _nearest_hint(name)
     return UsageError(f"no model is known as {name[:80]!r}", hint=hint)

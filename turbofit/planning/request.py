@@ -24,9 +24,7 @@ _LARGEST: Final = 1 << 40
 _MOST_AT_ONCE: Final = 1 << 20
 _DTYPES: Final = {"fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 _THOUSANDS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20}
-_COUNTED: Final = re.compile(
-    r"(\d{1,9}|\d{1,6}\.\d{1,3}(?=\s*[km]))\s*([km]?)(?:\s*tokens?)?", re.IGNORECASE
-)
+_COUNTED: Final = re.compile(r"(\d{1,9})\s*([km]?)", re.IGNORECASE)
 _SIDES: Final = re.compile(r"([\d,]{1,11})\s*[x×*]\s*([\d,]{1,11})|(\d{3,5})", re.IGNORECASE)
 _PRODUCT: Final = re.compile(r"\d{1,7}(?: ?[x×*] ?\d{1,7}){1,2}", re.IGNORECASE)
 _MEGAPIXELS: Final = re.compile(r"(\d{1,4}(?:\.\d{1,3})?) ?(?:m|mp|megapixels?)", re.IGNORECASE)
@@ -60,7 +58,7 @@ def _ratio(text: str, name: str) -> float | str:
 def _size(text: str, name: str) -> tuple[int, int]:
     if named := _NAMED_SIZES.get(text.strip().lower()):
         return named
-    sides = _SIDES.fullmatch(re.sub(r"\s*(?:px|pixels?)?\s*$", "", text, flags=re.IGNORECASE))
+    sides = _SIDES.fullmatch(text.strip())
     pixels = [plain_number(side) for side in sides.groups() if side] if sides else []
     if not pixels or not all(map(str.isdigit, pixels)):
         hint = "write it as 1920x1080 in pixels"
@@ -81,21 +79,19 @@ def _whole(text: str, name: str) -> str | int:
 
 
 def _pixels(text: str, name: str) -> str | int:
-    """Parse ``1280*28*28`` as on models' pages, ``12.8 MP`` as in `models`, or a size's name."""
+    """Parse ``1280*28*28`` as on models' pages, and ``12.8 MP`` as in `models`."""
     plain = plain_number(text.strip())
     if _PRODUCT.fullmatch(plain):
         return prod(map(int, re.findall(r"\d+", plain)))
     if megapixels := _MEGAPIXELS.fullmatch(plain):
         return round(float(megapixels[1]) * 1_000_000)
-    size = _NAMED_SIZES.get(plain.lower())
-    return prod(size) if size else _whole(text, name)
+    return _whole(text, name)
 
 
 def _tokens(text: str, name: str) -> str | int:
     """Parse ``32k`` as 32,768, as in models' names; the rest is as for other whole numbers."""
     counted = _COUNTED.fullmatch(plain_number(text.strip()))
-    tokens = float(counted[1]) * _THOUSANDS[counted[2].lower()] if counted else 0.5
-    return int(tokens) if tokens.is_integer() else _whole(text, name)
+    return int(counted[1]) * _THOUSANDS[counted[2].lower()] if counted else _whole(text, name)
 
 
 def _context(text: str, name: str) -> str | int:

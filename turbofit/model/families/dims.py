@@ -63,8 +63,7 @@ def inner_text(config: Section, outer: str) -> TextDims:
         UsageError: the config names no architecture, or one that LMDeploy does not serve there.
     """
     names = config.strings("architectures")
-    if not names:
-        raise config.error("architectures", "is missing, and LMDeploy does not guess it")
+    config.refuse_if(not names, "architectures", "is missing, and LMDeploy does not guess it")
     if names[0] not in TEXT_ARCHITECTURES:
         raise inner_refusal(outer, names[0])
     return read_text(config, names[0])
@@ -98,7 +97,7 @@ def read_tower(section: Section, keys: Mapping[str, int | None], **others: Any) 
         fields[field] = section.integer(key, default, high=high)
     vision = VisionDims(**fields, **others)
     heads = next(key for key in keys if _TOWER_KEYS[key][0] == "heads")
-    attention_heads(section, heads, vision.hidden, keys[heads])
+    section.divisor(heads, vision.hidden, "channels", keys[heads])
     return vision
 
 
@@ -109,8 +108,9 @@ def whole_windows(section: Section, vision: VisionDims) -> VisionDims:
         UsageError: the image does not consist of whole windows.
     """
     size, window = vision.image_size or 0, vision.patch_size * vision.merge
-    if size % window:
-        raise section.error("image_size", f"{size} is not whole windows of {window} pixels")
+    section.refuse_if(
+        size % window, "image_size", f"{size} is not whole windows of {window} pixels"
+    )
     return vision
 
 
@@ -118,18 +118,6 @@ def tied_text(config: Section, architecture: str, *, default: bool = False) -> T
     """The language model in ``text_config``; the outer config says whether the head is tied."""
     tied = config.boolean("tie_word_embeddings", default)
     return replace(read_text(config.part("text_config"), architecture), tie_word_embeddings=tied)
-
-
-def attention_heads(section: Section, key: str, hidden: int, default: int | None = None) -> int:
-    """Read a number of heads, which must divide ``hidden`` channels evenly.
-
-    Raises:
-        UsageError: the heads do not divide the channels.
-    """
-    heads = section.integer(key, default, high=1 << 12)
-    if hidden % heads:
-        raise section.error(key, f"{heads} does not divide {hidden} channels")
-    return heads
 
 
 def nested_text(parts: CheckpointConfig, default: str) -> TextDims:

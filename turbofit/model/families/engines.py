@@ -6,6 +6,7 @@ the rest, it fails at load instead of falling back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from turbofit.core.model import Model, Quantization, TextDims
@@ -122,60 +123,58 @@ def engine_problem(model: Model, engine: str) -> str | None:
     return checks[engine](model)
 
 
+def _first(reasons: Mapping[str, object]) -> str | None:
+    """The first reason that applies, or None."""
+    return next((reason for reason, applies in reasons.items() if applies), None)
+
+
 def _turbomind(model: Model) -> str | None:
-    problem = _turbomind_class(model) or _turbomind_shape(model)
-    text, packed = model.text, model.quantization
-    if problem or packed is None:
-        return problem
-    if text.mla:
-        # TurboMind multiplies weights of latent attention as stored:
-        # lmdeploy builders/mla.py::fold_kv_b #5bb339
-        return "turbofit has no account of TurboMind's latent attention in quantised checkpoints"
-    if packed.method == "gptq" and (
-        text.delta is not None
-        and not all(
-            packed.exempts(f"linear_attn.{name}", layer)
-            for name in ("in_proj_qkv", "in_proj_z")
-            for layer in range(text.layers)
-        )
-    ):
-        # TurboMind joins packed and unpacked projections, which gptq does not allow:
-        # lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
-        return f"{_TURBOMIND} cannot widen gptq weights, as gated delta nets need it: take awq"
-    if packed.method == "fp8" and _splits_scales(text, packed):
-        return f"{_TURBOMIND} cannot turn fp8 scales of these heads of {text.head_dim} channels"
-    if packed.group_size not in _TURBOMIND_GROUPS.get(packed.method, {packed.group_size}):
-        return f"{_TURBOMIND} does not run {packed.method} groups of {packed.group_size}"
-    return _cut_group(text, packed)
-
-
-def _turbomind_class(model: Model) -> str | None:
-    """The reason if TurboMind lacks code for a model's class or its language model's, or None."""
-    text, vision = model.text, model.vision
+    """The reason if TurboMind lacks code for a class, a shape, or a way of packing, or None."""
+    text, vision, moe, packed = model.text, model.vision, model.text.moe, model.quantization
     if model.architecture not in TEXT_ARCHITECTURES | TURBOMIND_VISION:
-        if vision is None:
-            return f"{_TURBOMIND} does not run {model.architecture}"
-        return f"{_TURBOMIND} has no encoder for {model.name}'s vision tower"
-    if text.architecture not in TURBOMIND_TEXT | TURBOMIND_INNER:
-        inside = " inside; LMDeploy would not fall back" if vision else ""
-        return f"{_TURBOMIND} does not run {text.architecture}{inside}"
-    return None
-
-
-def _turbomind_shape(model: Model) -> str | None:
-    """The reason if TurboMind's code cannot run some layers or heads of a model, or None."""
-    text, vision, moe = model.text, model.vision, model.text.moe
-    if moe and (
-        moe.step != 1 or (text.architecture == "Qwen2MoeForCausalLM" and moe.layers < text.layers)
-    ):
-        return f"{_TURBOMIND} takes every layer as sparse, this model has dense ones"
+        tower = f"has no encoder for {model.name}'s vision tower"
+        return f"{_TURBOMIND} {tower if vision else f'does not run {model.architecture}'}"
     heads = _TURBOMIND_HEADS.get(vision.kind) if vision else None
-    if vision and heads and vision.head_dim not in heads:
-        known = " or ".join(map(str, sorted(heads)))
-        return f"{_TURBOMIND} runs vision heads of {known} channels, not {vision.head_dim}"
-    if text.delta and (text.delta.key_dim, text.delta.value_dim) != (128, 128):
-        return f"{_TURBOMIND} runs gated delta nets with heads of 128 channels only"
-    return None
+    channels = " or ".join(map(str, sorted(heads or ())))
+    inside = " inside; LMDeploy would not fall back" if vision else ""
+    sparse = text.architecture == "Qwen2MoeForCausalLM"
+    problem = _first(
+        {
+            f"{_TURBOMIND} does not run {text.architecture}{inside}":
+                text.architecture not in TURBOMIND_TEXT | TURBOMIND_INNER,
+            f"{_TURBOMIND} takes every layer as sparse, this model has dense ones":
+                moe and (moe.step != 1 or (sparse and moe.layers < text.layers)),
+            f"{_TURBOMIND} runs vision heads of {channels} channels,"
+            f" not {vision.head_dim if vision else 0}":
+                vision and heads and vision.head_dim not in heads,
+            f"{_TURBOMIND} runs gated delta nets with heads of 128 channels only":
+                text.delta and (text.delta.key_dim, text.delta.value_dim) != (128, 128),
+        }
+    )  # fmt: skip
+    return problem or (_packed_on_turbomind(text, packed) if packed else None)
+
+
+def _packed_on_turbomind(text: TextDims, packed: Quantization) -> str | None:
+    inner = ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z")
+    groups = _TURBOMIND_GROUPS.get(packed.method, {packed.group_size})
+    problem = _first(
+        {
+            # TurboMind multiplies weights of latent attention as stored:
+            # lmdeploy builders/mla.py::fold_kv_b #5bb339
+            "turbofit has no account of TurboMind's latent attention in quantised checkpoints":
+                text.mla,
+            # TurboMind joins packed and unpacked projections, which gptq does not allow:
+            # lmdeploy builders/deltanet.py::fuse_gdn #e0a1b5
+            f"{_TURBOMIND} cannot widen gptq weights, as gated delta nets need it: take awq":
+                packed.method == "gptq" and text.delta is not None
+                and not all(packed.exempts(it, n) for it in inner for n in range(text.layers)),
+            f"{_TURBOMIND} cannot turn fp8 scales of these heads of {text.head_dim} channels":
+                packed.method == "fp8" and _splits_scales(text, packed),
+            f"{_TURBOMIND} does not run {packed.method} groups of {packed.group_size}":
+                packed.group_size not in groups,
+        }
+    )  # fmt: skip
+    return problem or _cut_group(text, packed)
 
 
 def _cut_group(text: TextDims, packed: Quantization) -> str | None:
@@ -226,42 +225,31 @@ def _pytorch(model: Model) -> str | None:
 
 def _packed_on_pytorch(model: Model, packed: Quantization) -> str | None:
     """The reason why LMDeploy's PyTorch engine cannot run a model's quantised weights, or None."""
-    if model.architecture in _SIXTEEN_BITS:
-        return _SIXTEEN_BITS[model.architecture].format(method=packed.method)
-    if packed.method == "awq" and (problem := _awq_problem(model)):
-        return problem
-    if packed.method in {"gptq", "mxfp4"}:
-        return f"{_PYTORCH} does not read {packed.method} weights"
-    if model.architecture == _KIMI:
-        # lmdeploy pytorch/config.py::_parse_compressed_tensors_config #4dbcec
-        if packed.method != "compressed-tensors":
-            return f"turbofit has no account of Kimi-K2.5 in {packed.method}: take 4 bits or 16"
-        if not packed.of_experts:
-            return f"{_PYTORCH} reads compressed-tensors for experts only"
-        if packed.group_size != _KIMI_GROUP:
-            return (
-                f"{_PYTORCH} reads groups of {_KIMI_GROUP} in"
-                f" compressed-tensors, not of {packed.group_size}"
-            )
-        return None
-    if packed.method == "compressed-tensors" and model.text.mla is not None:
-        # Layers do not know their names, by which the config exempts some:
-        # lmdeploy models/deepseek_v2.py::DeepseekV2Attention.__init__ #a34f86
-        return f"LMDeploy {REFERENCE}'s {model.architecture} does not start with compressed-tensors"
-    if packed.method == "compressed-tensors":
-        return f"{_PYTORCH} reads compressed-tensors for experts only"
-    return None
-
-
-def _awq_problem(model: Model) -> str | None:
-    if model.text.delta is not None:
-        # lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.__init__ #021893
-        return "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits"
-    if model.architecture in PROJECTOR_AS_TEXT:
-        return f"{_PYTORCH} looks for the projector in awq too"
-    if model.architecture != _KIMI and model.text.moe:
-        return f"{_PYTORCH} has no experts in awq"
-    return None
+    kind, method, size = model.architecture, packed.method, packed.group_size
+    if kind in _SIXTEEN_BITS:
+        return _SIXTEEN_BITS[kind].format(method=method)
+    awq, kimi, compressed = method == "awq", kind == _KIMI, method == "compressed-tensors"
+    return _first(
+        {
+            # lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.__init__ #021893
+            "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits":
+                awq and model.text.delta is not None,
+            f"{_PYTORCH} looks for the projector in awq too": awq and kind in PROJECTOR_AS_TEXT,
+            f"{_PYTORCH} has no experts in awq": awq and not kimi and model.text.moe,
+            f"{_PYTORCH} does not read {method} weights": method in {"gptq", "mxfp4"},
+            # lmdeploy pytorch/config.py::_parse_compressed_tensors_config #4dbcec
+            f"turbofit has no account of Kimi-K2.5 in {method}: take 4 bits or 16":
+                kimi and not compressed,
+            # Layers do not know their names, by which the config exempts some:
+            # lmdeploy models/deepseek_v2.py::DeepseekV2Attention.__init__ #a34f86
+            f"LMDeploy {REFERENCE}'s {kind} does not start with compressed-tensors":
+                compressed and not kimi and model.text.mla is not None,
+            f"{_PYTORCH} reads compressed-tensors for experts only":
+                compressed and not (kimi and packed.of_experts),
+            f"{_PYTORCH} reads groups of {_KIMI_GROUP} in compressed-tensors, not of {size}":
+                compressed and size != _KIMI_GROUP,
+        }
+    )  # fmt: skip
 
 
 def _transformers(model: Model) -> str | None:

@@ -39,8 +39,11 @@ def read_eva_clip(
     tower = read_tower(section, _TOWER, kind=kind, merge=merge, projector=projector)
     vision = whole_windows(section, tower)
     positions = ((vision.image_size or 0) // vision.patch_size) ** 2 + 1
-    if section.integer("num_positions") != positions:
-        raise section.error("num_positions", f"is not the {positions} of the image's patches")
+    section.refuse_if(
+        section.integer("num_positions") != positions,
+        "num_positions",
+        f"is not the {positions} of the image's patches",
+    )
     return vision
 
 
@@ -55,9 +58,7 @@ def read_cogvlm(parts: CheckpointConfig) -> Dims:
     config = parts.config
     text = read_text(config, "CogVLMForCausalLM")
     groups = "num_multi_query_heads"
-    kv_heads = config.integer(groups, text.heads, high=1 << 12)
-    if text.heads % kv_heads:
-        raise config.error(groups, f"{kv_heads} does not divide {text.heads} heads")
+    kv_heads = config.divisor(groups, text.heads, "heads", text.heads)
     text = replace(
         text, kv_heads=kv_heads, vision_experts=True, vision_expert_bias=groups in config
     )

@@ -12,8 +12,6 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.images import TileRule
-from turbofit.core.model import VisionDims
-from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
 
 _TOWER: Final = {
@@ -26,19 +24,24 @@ def read(parts: CheckpointConfig) -> Dims:
     """Read a Gemma3ForConditionalGeneration; missing keys take Transformers' defaults."""
     config = parts.config
     text = tied_text(config, "Gemma3ForCausalLM", default=True)
-    if parts.images.boolean("do_pan_and_scan", False):
-        raise parts.images.error("do_pan_and_scan", "is true, which LMDeploy's front end is not")
-    vision = _vision(config)
+    parts.images.refuse_if(
+        parts.images.boolean("do_pan_and_scan", False),
+        "do_pan_and_scan",
+        "is true, which LMDeploy's front end is not",
+    )
+    section = config.part("vision_config")
+    section.refuse_if(
+        section.boolean("vision_use_head", False),
+        "vision_use_head",
+        "is true: a pooling head is not accounted for",
+    )
+    vision = read_tower(section, _TOWER, kind="gemma3")
     tokens = config.integer("mm_tokens_per_image", 256)
     side = (vision.image_size or 0) // vision.patch_size
-    if not side or isqrt(tokens) ** 2 != tokens or side % isqrt(tokens):
-        raise config.error("mm_tokens_per_image", f"{tokens} does not pool {side} x {side} patches")
+    config.refuse_if(
+        not side or isqrt(tokens) ** 2 != tokens or side % isqrt(tokens),
+        "mm_tokens_per_image",
+        f"{tokens} does not pool {side} x {side} patches",
+    )
     rule = TileRule.square(vision.image_size or 0, tokens)
     return Dims(text, replace(vision, merge=side // isqrt(tokens)), rule)
-
-
-def _vision(config: Section) -> VisionDims:
-    vision = config.part("vision_config")
-    if vision.boolean("vision_use_head", False):
-        raise vision.error("vision_use_head", "is true: a pooling head is not accounted for")
-    return read_tower(vision, _TOWER, kind="gemma3")

@@ -14,7 +14,7 @@ from turbofit.core.images import PatchRule
 from turbofit.core.model import TextDims, VisionDims
 from turbofit.core.version import REFERENCE
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads, read_tower
+from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower
 from turbofit.model.families.eva_clip import read_eva_clip, square_rule
 from turbofit.model.families.qwen_vl import check_settings
 from turbofit.model.families.text import read_text
@@ -41,22 +41,25 @@ def read_chatglm(parts: CheckpointConfig) -> Dims:
 
 def _text(config: Section) -> TextDims:
     hidden = config.integer("hidden_size", 4096, high=1 << 18)
-    heads = attention_heads(config, "num_attention_heads", hidden, 32)
-    if config.integer("kv_channels", 128, high=1 << 10) != hidden // heads:
-        raise config.error("kv_channels", f"is not {hidden} / {heads}, as LMDeploy takes it")
-    if not config.boolean("rmsnorm", True) or not config.boolean("post_layer_norm", True):
-        raise config.error("rmsnorm", "or post_layer_norm is false, which LMDeploy does not run")
-    grouped = config.boolean("multi_query_attention", False)
-    kv_heads = config.integer("multi_query_group_num", 1, high=1 << 12) if grouped else heads
-    if heads % kv_heads:
-        raise config.error("multi_query_group_num", f"{kv_heads} does not divide {heads} heads")
+    heads = config.divisor("num_attention_heads", hidden, "channels", 32)
+    config.refuse_if(
+        config.integer("kv_channels", 128, high=1 << 10) != hidden // heads,
+        "kv_channels",
+        f"is not {hidden} / {heads}, as LMDeploy takes it",
+    )
+    config.refuse_if(
+        not config.boolean("rmsnorm", True) or not config.boolean("post_layer_norm", True),
+        "rmsnorm",
+        "or post_layer_norm is false, which LMDeploy does not run",
+    )
+    groups = config.divisor("multi_query_group_num", heads, "heads", 1)
     bias = config.boolean("add_bias_linear", False)
     return TextDims(
         architecture="ChatGLMModel",
         layers=config.integer("num_layers", 28, high=1 << 10),
         hidden=hidden,
         heads=heads,
-        kv_heads=kv_heads,
+        kv_heads=groups if config.boolean("multi_query_attention", False) else heads,
         head_dim=hidden // heads,
         intermediate=config.integer("ffn_hidden_size", 13696, high=1 << 20),
         vocab=config.integer("padded_vocab_size", 65024),
@@ -89,8 +92,11 @@ def read_glm4v(parts: CheckpointConfig) -> Dims:
 
 def _vision(config: Section, text_hidden: int) -> VisionDims:
     vision = config.part("vision_config")
-    if vision.integer("out_hidden_size", 4096, high=1 << 18) != text_hidden:
-        raise vision.error("out_hidden_size", f"is not the language model's {text_hidden}")
+    vision.refuse_if(
+        vision.integer("out_hidden_size", 4096, high=1 << 18) != text_hidden,
+        "out_hidden_size",
+        f"is not the language model's {text_hidden}",
+    )
     return read_tower(
         vision,
         _TOWER,

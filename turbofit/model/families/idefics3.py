@@ -32,18 +32,15 @@ def read(parts: CheckpointConfig) -> Dims:
         raise inner_refusal(parts.architecture, kind)
     # The outer config ties embeddings and head; the inner one is not used for it.
     text = tied_text(config, "LlamaForCausalLM")
-    vision = _vision(config)
-    return Dims(text, vision, _rule(parts.images, vision))
-
-
-def _vision(config: Section) -> VisionDims:
-    section = config.part("vision_config")
-    merge = config.integer("scale_factor", _MERGE, high=64)
+    section, merge = config.part("vision_config"), config.integer("scale_factor", _MERGE, high=64)
     vision = read_tower(section, _TOWER, kind="idefics3", merge=merge)
     size, patch = vision.image_size or 0, vision.patch_size
-    if size % 2 or size // patch < 1 or size // patch % merge:
-        raise section.error("image_size", f"{size} is not whole squares of {merge} patches")
-    return vision
+    section.refuse_if(
+        size % 2 or size // patch < 1 or size // patch % merge,
+        "image_size",
+        f"{size} is not whole squares of {merge} patches",
+    )
+    return Dims(text, vision, _rule(parts.images, vision))
 
 
 def _rule(values: Section, vision: VisionDims) -> LongestEdgeRule | TileRule:
@@ -52,11 +49,15 @@ def _rule(values: Section, vision: VisionDims) -> LongestEdgeRule | TileRule:
     if not values.boolean("do_image_splitting", True):
         return TileRule.square(tile, tokens + 3)  # the tile and the tokens around it
     tiles = values.part("max_image_size")
-    if tiles.integer("longest_edge", tile) != tile:
-        raise tiles.error("longest_edge", f"is not the tower's {tile}")
+    tiles.refuse_if(
+        tiles.integer("longest_edge", tile) != tile, "longest_edge", f"is not the tower's {tile}"
+    )
     longest = values.part("size").integer("longest_edge", _TILES * tile)
-    if longest % tile or longest > LARGEST_EDGE:
-        raise values.error("size", f"{longest} is not whole tiles of {tile} up to {LARGEST_EDGE}")
+    values.refuse_if(
+        longest % tile or longest > LARGEST_EDGE,
+        "size",
+        f"{longest} is not whole tiles of {tile} up to {LARGEST_EDGE}",
+    )
     return LongestEdgeRule(
         tile_size=tile, tokens_per_tile=tokens, max_dynamic_patch=(longest // tile) ** 2
     )

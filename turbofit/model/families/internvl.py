@@ -30,8 +30,11 @@ _HF_TOWER: Final = {
 
 
 def _tower(section: Section, defaults: dict[str, int], merge: int, norm: str) -> VisionDims:
-    if norm not in {"layer_norm", "rms_norm"}:
-        raise section.error("norm_type", f"{norm[:40]!r} is neither layer_norm nor rms_norm")
+    section.refuse_if(
+        norm not in {"layer_norm", "rms_norm"},
+        "norm_type",
+        f"{norm[:40]!r} is neither layer_norm nor rms_norm",
+    )
     tower = read_tower(section, defaults, kind="internvit", merge=merge, norm=norm)
     return whole_windows(section, tower)
 
@@ -39,8 +42,11 @@ def _tower(section: Section, defaults: dict[str, int], merge: int, norm: str) ->
 def _merge(config: Section) -> int:
     """The patches along a side that become one token: 1 / ``downsample_ratio``."""
     ratio = config.number("downsample_ratio", 0.5, low=0.05, high=1.0)
-    if abs(round(1 / ratio) * ratio - 1) > 1e-6:
-        raise config.error("downsample_ratio", f"{ratio} is not one over a whole number")
+    config.refuse_if(
+        abs(round(1 / ratio) * ratio - 1) > 1e-6,
+        "downsample_ratio",
+        f"{ratio} is not one over a whole number",
+    )
     return round(1 / ratio)
 
 
@@ -52,8 +58,11 @@ def read_chat(parts: CheckpointConfig) -> Dims:
     """
     config = parts.config
     text = inner_text(config.required("llm_config"), parts.architecture)
-    if config.string("ps_version", "v1") != "v2":
-        raise config.error("ps_version", "is not v2, the only one that LMDeploy runs")
+    config.refuse_if(
+        config.string("ps_version", "v1") != "v2",
+        "ps_version",
+        "is not v2, the only one that LMDeploy runs",
+    )
     section = config.required("vision_config")
     vision = replace(
         _tower(section, _CHAT_TOWER, _merge(config), section.string("norm_type", "rms_norm")),
@@ -62,10 +71,11 @@ def read_chat(parts: CheckpointConfig) -> Dims:
     )
     size = vision.image_size or 0
     forced = config.integer("force_image_size", size, high=1 << 14)
-    if forced != size:
-        raise config.error(
-            "force_image_size", f"{forced} differs from the tower's {size}, which TurboMind takes"
-        )
+    config.refuse_if(
+        forced != size,
+        "force_image_size",
+        f"{forced} differs from the tower's {size}, which TurboMind takes",
+    )
     rule = TileRule(
         tile_size=size,
         tokens_per_tile=(size // vision.patch_size // vision.merge) ** 2,
@@ -92,11 +102,17 @@ def read_hf(parts: CheckpointConfig) -> Dims:
     )
     size, tokens = vision.image_size or 0, (vision.image_size or 0) // vision.patch_size
     expected = (tokens // vision.merge) ** 2
-    if config.integer("image_seq_length", 256) != expected:
-        raise config.error("image_seq_length", f"is not the {expected} tokens of a tile")
+    config.refuse_if(
+        config.integer("image_seq_length", 256) != expected,
+        "image_seq_length",
+        f"is not the {expected} tokens of a tile",
+    )
     edges = values.part("size")
-    if {edges.integer("height", size), edges.integer("width", size)} != {size}:
-        raise edges.error("height", f"and width are not the tower's {size}")
+    edges.refuse_if(
+        {edges.integer("height", size), edges.integer("width", size)} != {size},
+        "height",
+        f"and width are not the tower's {size}",
+    )
     rule = TileRule(
         tile_size=size,
         tokens_per_tile=expected,

@@ -13,7 +13,7 @@ from turbofit.core.images.navit import LARGEST_SIDE
 from turbofit.core.model import VisionDims
 from turbofit.core.version import REFERENCE
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads
+from turbofit.model.families.dims import CheckpointConfig, Dims
 from turbofit.model.families.text import read_text
 
 #: The settings of MoonViT that LMDeploy runs; it refuses others. Source:
@@ -42,23 +42,28 @@ def _vision(config: Section, text_hidden: int) -> VisionDims:
         return config.integer(key if key in config else f"vt_{key}", high=high)
 
     for key, known in _KNOWN.items():
-        if config.string(key, "") != known:
-            raise config.error(key, f"is not {known}, which alone LMDeploy {REFERENCE} runs")
-    if config.integer("patch_size") != _PATCH or config.integers("merge_kernel_size") != (2, 2):
-        raise config.error("patch_size", "is not 14, or merge_kernel_size not 2 x 2")
+        config.refuse_if(
+            config.string(key, "") != known,
+            key,
+            f"is not {known}, which alone LMDeploy {REFERENCE} runs",
+        )
+    config.refuse_if(
+        config.integer("patch_size") != _PATCH or config.integers("merge_kernel_size") != (2, 2),
+        "patch_size",
+        "is not 14, or merge_kernel_size not 2 x 2",
+    )
     hidden, height = dim("hidden_size", 1 << 16), config.integer("init_pos_emb_height", high=1024)
     for key, same in (
         ("text_hidden_size", text_hidden), ("mm_hidden_size", hidden),
         ("init_pos_emb_width", height),
     ):  # fmt: skip
-        if config.integer(key, same, high=1 << 18) != same:
-            raise config.error(key, f"is not {same}")
+        config.refuse_if(config.integer(key, same, high=1 << 18) != same, key, f"is not {same}")
     heads = "num_attention_heads"
     return VisionDims(
         kind="moonvit",
         layers=dim("num_hidden_layers", 1 << 10),
         hidden=hidden,
-        heads=attention_heads(config, heads if heads in config else f"vt_{heads}", hidden),
+        heads=config.divisor(heads if heads in config else f"vt_{heads}", hidden, "channels"),
         intermediate=dim("intermediate_size", 1 << 20),
         patch_size=_PATCH,
         image_size=height * _PATCH,
@@ -74,8 +79,9 @@ def read_rule(images: Section) -> NavitRule:
     """
     media = images.part("media_proc_cfg")
     for key, expected in (("patch_size", _PATCH), ("merge_kernel_size", _MERGE)):
-        if media.integer(key, expected) != expected:
-            raise media.error(key, f"is not the tower's {expected}")
+        media.refuse_if(
+            media.integer(key, expected) != expected, key, f"is not the tower's {expected}"
+        )
     return NavitRule(
         patch_size=_PATCH,
         merge=_MERGE,

@@ -33,10 +33,16 @@ def read(parts: CheckpointConfig) -> Dims:
     size = vision.image_size or 0
     images = parts.images
     # The default size of the processor is 336 pixels.
-    if images.part("size").integer("height", 336 if parts.processor else size) != size:
-        raise images.error("size", f"is not the tower's {size}")
-    if images.boolean("resize_to_max_canvas", False):
-        raise images.error("resize_to_max_canvas", "is true, which no account is of")
+    images.refuse_if(
+        images.part("size").integer("height", 336 if parts.processor else size) != size,
+        "size",
+        f"is not the tower's {size}",
+    )
+    images.refuse_if(
+        images.boolean("resize_to_max_canvas", False),
+        "resize_to_max_canvas",
+        "is true, which no account is of",
+    )
     rule = CanvasRule(
         tile_size=size,
         tokens_per_tile=(size // vision.patch_size // vision.merge) ** 2 + 1,
@@ -73,10 +79,16 @@ def _vision(config: Section) -> VisionDims:
     merge = round(1 / ratio)
     adapter = vision.integer("projector_output_dim", 4096, high=1 << 18)
     for key, default in (("projector_input_dim", 4096), ("vision_output_dim", 7680)):
-        if vision.integer(key, default, high=1 << 18) != adapter:
-            raise vision.error(key, f"is not projector_output_dim's {adapter}")
+        vision.refuse_if(
+            vision.integer(key, default, high=1 << 18) != adapter,
+            key,
+            f"is not projector_output_dim's {adapter}",
+        )
     tower = read_tower(vision, _TOWER, kind="llama4", merge=merge, projector=adapter)
     hidden, inter = tower.hidden, tower.intermediate
-    if merge * ratio != 1 or hidden * merge**2 != inter:
-        raise vision.error("pixel_shuffle_ratio", f"does not make {inter} channels of {hidden}")
+    vision.refuse_if(
+        merge * ratio != 1 or hidden * merge**2 != inter,
+        "pixel_shuffle_ratio",
+        f"does not make {inter} channels of {hidden}",
+    )
     return whole_windows(vision, tower)

@@ -29,6 +29,11 @@ _SIGLIP_SO400M: Final = {
     "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
 }  # fmt: skip
 _SIGLIP: Final = {**_CLIP, "patch_size": 16}
+#: By the kind of the tower, and whether the config has a part for it.
+_DEFAULTS: Final = {
+    ("clip", True): _CLIP, ("clip", False): _CLIP_LARGE, ("siglip", True): _SIGLIP,
+    ("siglip", False): _SIGLIP_SO400M,
+}  # fmt: skip
 _TOWERS: Final[dict[str, Literal["clip", "siglip"]]] = {
     "clip_vision_model": "clip",
     "siglip_vision_model": "siglip",
@@ -63,18 +68,20 @@ def read_onevision(parts: CheckpointConfig) -> Dims:
     grids = _read_grids(config, parts.images, vision) or _OV_GRIDS
     aspect = config.string("vision_aspect_ratio", "anyres_max_9")
     most = aspect.removeprefix("anyres_max_")
-    if not most.isdigit() or not 0 < int(most) < 1 << 10:
-        raise config.error(
-            "vision_aspect_ratio", f"{aspect[:40]!r} is not anyres_max_ and a number"
-        )
+    config.refuse_if(
+        not most.isdigit() or not 0 < int(most) < 1 << 10,
+        "vision_aspect_ratio",
+        f"{aspect[:40]!r} is not anyres_max_ and a number",
+    )
     return Dims(text, vision, _anyres(config, vision, grids, int(most)))
 
 
 def _read_grids(config: Section, images: Section, vision: VisionDims) -> tuple[Grid, ...]:
     """Read ``image_grid_pinpoints``; the model's and the processor's must be equal."""
     grids, others = _pinpoints(config, vision), _pinpoints(images, vision)
-    if grids and others and others != grids:
-        raise images.error("image_grid_pinpoints", "differ from config.json's")
+    images.refuse_if(
+        grids and others and others != grids, "image_grid_pinpoints", "differ from config.json's"
+    )
     return grids or others
 
 
@@ -82,27 +89,31 @@ def _pinpoints(section: Section, vision: VisionDims) -> tuple[Grid, ...]:
     values, side = section.values.get("image_grid_pinpoints"), vision.image_size or 1
     if values is None:
         return ()
-    if not isinstance(values, list) or not 0 < len(values) <= _MOST_GRIDS:
-        raise section.error("image_grid_pinpoints", "is not a list of sizes")
-    grids = []
-    for value in values:
-        sizes = value if isinstance(value, list) and len(value) == 2 else [0, 0]
-        if not all(type(size) is int and 0 < size <= 1 << 16 for size in sizes):
-            raise section.error("image_grid_pinpoints", "is not a list of pairs of pixels")
-        if sizes[0] % side or sizes[1] % side:
-            raise section.error("image_grid_pinpoints", f"are not whole tiles of {side} pixels")
-        grids.append((sizes[0], sizes[1]))
-    return tuple(grids)
+    pairs = values if isinstance(values, list) else [values]
+    whole = all(
+        isinstance(pair, list) and len(pair) == 2
+        and all(type(size) is int and 0 < size <= 1 << 16 and size % side == 0 for size in pair)
+        for pair in pairs
+    )  # fmt: skip
+    what = f"is no list of pairs of pixels, whole tiles of {side}"
+    section.refuse_if(not whole or not 0 < len(pairs) <= _MOST_GRIDS, "image_grid_pinpoints", what)
+    return tuple((height, width) for height, width in pairs)
 
 
 def _anyres(
     config: Section, vision: VisionDims, grids: tuple[Grid, ...], most: int | None
 ) -> AnyresRule:
     tokens, side = _tile_tokens(config, vision), vision.image_size or 1
-    if tokens != (side // vision.patch_size) ** 2:
-        raise config.error("vision_feature_select_strategy", "leaves a tile no square of tokens")
-    if any(height % side or width % side for height, width in grids):
-        raise config.error("image_grid_pinpoints", f"are missing, and not whole tiles of {side}")
+    config.refuse_if(
+        tokens != (side // vision.patch_size) ** 2,
+        "vision_feature_select_strategy",
+        "leaves a tile no square of tokens",
+    )
+    config.refuse_if(
+        any(height % side or width % side for height, width in grids),
+        "image_grid_pinpoints",
+        f"are missing, and not whole tiles of {side}",
+    )
     return AnyresRule(
         tile_size=side,
         tokens_per_tile=tokens,
@@ -120,20 +131,22 @@ def _vision(config: Section, default: str, *, newline: bool) -> VisionDims:
     kind = _TOWERS.get(named)
     if named == "pixtral":
         raise refusal("PixtralForConditionalGeneration")
-    if kind is None:
-        raise values.error("model_type", f"{named[:40]!r} is a tower that turbofit does not know")
-    if kind == "siglip" and values.boolean("vision_use_head", True) and section:
-        raise values.error("vision_use_head", "is not false: a pooling head is not accounted for")
+    values.refuse_if(
+        kind is None, "model_type", f"{named[:40]!r} is a tower that turbofit does not know"
+    )
+    values.refuse_if(
+        kind == "siglip" and values.boolean("vision_use_head", True) and section,
+        "vision_use_head",
+        "is not false: a pooling head is not accounted for",
+    )
     layer = config.values.get("vision_feature_layer", -1)
-    if type(layer) is not int:
-        raise config.error("vision_feature_layer", "is not one layer")
-    if section:
-        defaults = _CLIP if kind == "clip" else _SIGLIP
-    else:
-        defaults = _CLIP_LARGE if kind == "clip" else _SIGLIP_SO400M
-    if not config.boolean("multimodal_projector_bias", True):
-        raise config.error("multimodal_projector_bias", "is false, which LMDeploy does not read")
-    keys = {**defaults, "num_channels": 3}
+    config.refuse_if(type(layer) is not int, "vision_feature_layer", "is not one layer")
+    config.refuse_if(
+        not config.boolean("multimodal_projector_bias", True),
+        "multimodal_projector_bias",
+        "is false, which LMDeploy does not read",
+    )
+    keys = {**_DEFAULTS[kind or "clip", section is not None], "num_channels": 3}
     return read_tower(values, keys, kind=kind, merge=1, newline=newline)
 
 
@@ -142,8 +155,10 @@ def _tile_tokens(config: Section, vision: VisionDims) -> int:
     patches = ((vision.image_size or 0) // vision.patch_size) ** 2
     default = "default" if vision.kind == "clip" else "full"
     strategy = config.string("vision_feature_select_strategy", default)
-    if strategy not in {"default", "full"} or (vision.kind == "siglip" and strategy != "full"):
-        raise config.error("vision_feature_select_strategy", f"is {strategy[:40]!r}")
-    if not patches:
-        raise config.error("vision_config", "has patches that are larger than the image")
+    config.refuse_if(
+        strategy not in {"default", "full"} or (vision.kind == "siglip" and strategy != "full"),
+        "vision_feature_select_strategy",
+        f"is {strategy[:40]!r}",
+    )
+    config.refuse_if(not patches, "vision_config", "has patches that are larger than the image")
     return patches + (1 if vision.kind == "clip" and strategy == "full" else 0)

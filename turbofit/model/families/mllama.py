@@ -32,15 +32,24 @@ def read(parts: CheckpointConfig) -> Dims:
     section = config.part("text_config")
     text = read_text(section, "MllamaForCausalLM")
     cross = section.integers("cross_attention_layers") or _CROSS
-    if len(set(cross)) != len(cross) or not all(0 <= layer < text.layers for layer in cross):
-        raise section.error("cross_attention_layers", f"are not some of {text.layers} layers")
+    section.refuse_if(
+        len(set(cross)) != len(cross) or not all(0 <= layer < text.layers for layer in cross),
+        "cross_attention_layers",
+        f"are not some of {text.layers} layers",
+    )
     vision = _vision(config)
     size = vision.image_size or 0
-    if parts.images.integer("max_image_tiles", vision.max_tiles) != vision.max_tiles:
-        raise parts.images.error("max_image_tiles", f"is not the tower's {vision.max_tiles}")
+    parts.images.refuse_if(
+        parts.images.integer("max_image_tiles", vision.max_tiles) != vision.max_tiles,
+        "max_image_tiles",
+        f"is not the tower's {vision.max_tiles}",
+    )
     edges = parts.images.part("size")
-    if edges.integer("height", vision.image_size) != vision.image_size:
-        raise edges.error("height", f"is not the tower's {vision.image_size}")
+    edges.refuse_if(
+        edges.integer("height", vision.image_size) != vision.image_size,
+        "height",
+        f"is not the tower's {vision.image_size}",
+    )
     rule = CrossRule(
         tile_size=size,
         tokens_per_tile=(size // vision.patch_size) ** 2 + 1,
@@ -67,6 +76,9 @@ def _vision(config: Section) -> VisionDims:
         shapes=len(shapes) if isinstance(shapes, list) else _SHAPES,
         max_tiles=vision.integer("max_num_tiles", 4, high=1 << 8),
     )
-    if vision.integer("vision_output_dim", 7680) != outputs * tower.hidden:
-        raise vision.error("vision_output_dim", f"is not {outputs} times {tower.hidden} channels")
+    vision.refuse_if(
+        vision.integer("vision_output_dim", 7680) != outputs * tower.hidden,
+        "vision_output_dim",
+        f"is not {outputs} times {tower.hidden} channels",
+    )
     return tower

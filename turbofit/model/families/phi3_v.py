@@ -21,12 +21,16 @@ def read(parts: CheckpointConfig) -> Dims:
     """Read a Phi3VForCausalLM; its tower is fixed in the code of LMDeploy and of the checkpoint."""
     config = parts.config
     text = read_text(config, "Phi3ForCausalLM")
-    if config.required("img_processor").string("model_name", "") != _TOWER:
-        raise config.error("img_processor", f"is not {_TOWER}, the only one that LMDeploy runs")
+    config.refuse_if(
+        config.required("img_processor").string("model_name", "") != _TOWER,
+        "img_processor",
+        f"is not {_TOWER}, the only one that LMDeploy runs",
+    )
     layer = config.required("embd_layer")
     for key, value in _EMBEDDING.items():
-        if layer.values.get(key) != value:
-            raise layer.error(key, f"is not {value!r}, which LMDeploy runs alone")
+        layer.refuse_if(
+            layer.values.get(key) != value, key, f"is not {value!r}, which LMDeploy runs alone"
+        )
     vision = VisionDims(
         kind="phi3v", layers=24, hidden=1024, heads=16, intermediate=4096, patch_size=14,
         image_size=336,

@@ -62,11 +62,17 @@ def read_vision(config: Section, text_hidden: int) -> VisionDims:
         UsageError: sizes in the tower are contradictory, or do not fit the language model.
     """
     vision = config.part("vision_config")
-    if vision.integer("out_hidden_size", 3584, high=1 << 18) != text_hidden:
-        raise vision.error("out_hidden_size", f"is not the language model's {text_hidden}")
+    vision.refuse_if(
+        vision.integer("out_hidden_size", 3584, high=1 << 18) != text_hidden,
+        "out_hidden_size",
+        f"is not the language model's {text_hidden}",
+    )
     positions = vision.integer("num_position_embeddings", 2304)
-    if isqrt(positions) ** 2 != positions:
-        raise vision.error("num_position_embeddings", f"{positions} is not a square")
+    vision.refuse_if(
+        isqrt(positions) ** 2 != positions,
+        "num_position_embeddings",
+        f"{positions} is not a square",
+    )
     deepstack = vision.integers("deepstack_visual_indexes")
     tower = read_tower(
         vision, _TOWER, kind="qwen3vit",
@@ -84,8 +90,11 @@ def read_qwen3_5(parts: CheckpointConfig) -> Dims:
     dense = parts.architecture == "Qwen3_5ForConditionalGeneration"
     inner = "Qwen3_5TextModel" if dense else "Qwen3_5MoeTextModel"
     section = config.part("text_config")
-    if not section.boolean("attn_output_gate", True):
-        raise section.error("attn_output_gate", "is false, which no published Qwen3.5 has")
+    section.refuse_if(
+        not section.boolean("attn_output_gate", True),
+        "attn_output_gate",
+        "is false, which no published Qwen3.5 has",
+    )
     text = tied_text(config, inner)
     if "attn_output_gate" not in section:
         parts.warnings.append(
@@ -102,14 +111,18 @@ def read_intern_s1_pro(parts: CheckpointConfig) -> Dims:
     A checkpoint with a tower for time series (``ts_config``) is refused.
     """
     config = parts.config
-    if "ts_config" in config:
-        raise config.error("ts_config", "is a tower for time series, which no account is of")
+    config.refuse_if(
+        "ts_config" in config, "ts_config", "is a tower for time series, which no account is of"
+    )
     section = config.part("text_config")
     text = tied_text(config, "Qwen3VLMoeTextModel")
     text = replace(text, fourier=_frequencies(section, text.head_dim))
-    inner = config.section("vision_config")
-    if inner and inner.integers("deepstack_visual_indexes"):
-        raise inner.error("deepstack_visual_indexes", "is given, and LMDeploy drops its features")
+    inner = config.part("vision_config")
+    inner.refuse_if(
+        inner.integers("deepstack_visual_indexes"),
+        "deepstack_visual_indexes",
+        "is given, and LMDeploy drops its features",
+    )
     vision = replace(read_vision(config, text.hidden), deepstack=0)
     return Dims(text, vision, replace(read_rule(parts.images, vision), client_knobs=False))
 

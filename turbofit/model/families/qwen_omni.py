@@ -14,7 +14,7 @@ from turbofit.core.images import PatchRule
 from turbofit.core.model import AudioDims, VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families import qwen3_vl, qwen_vl
-from turbofit.model.families.dims import CheckpointConfig, Dims, attention_heads, tied_text
+from turbofit.model.families.dims import CheckpointConfig, Dims, tied_text
 from turbofit.model.families.text import read_text
 
 #: A checkpoint of only the thinker; its config.json equals ``thinker_config`` of the others.
@@ -24,8 +24,11 @@ _ALONE: Final = "Qwen2_5OmniThinkerForConditionalGeneration"
 def read(parts: CheckpointConfig) -> Dims:
     """Read a Qwen3OmniMoeForConditionalGeneration; missing keys take Transformers' defaults."""
     thinker = parts.config.part("thinker_config")
-    if thinker.boolean("tie_word_embeddings", False):
-        raise thinker.error("tie_word_embeddings", "is true, which LMDeploy does not read")
+    thinker.refuse_if(
+        thinker.boolean("tie_word_embeddings", False),
+        "tie_word_embeddings",
+        "is true, which LMDeploy does not read",
+    )
     text = read_text(thinker.part("text_config"), "Qwen3OmniMoeTextModel", tied=False)
     section = thinker.part("audio_config")
     channels = section.integer("downsample_hidden_size", 480, high=1 << 16)
@@ -53,12 +56,15 @@ def _rule(parts: CheckpointConfig, vision: VisionDims) -> PatchRule:
 
 def _audio(audio: Section, text_hidden: int) -> AudioDims:
     hidden = audio.integer("d_model", 1280, high=1 << 16)
-    if audio.integer("output_dim", 3584, high=1 << 18) != text_hidden:
-        raise audio.error("output_dim", f"is not the language model's {text_hidden}")
+    audio.refuse_if(
+        audio.integer("output_dim", 3584, high=1 << 18) != text_hidden,
+        "output_dim",
+        f"is not the language model's {text_hidden}",
+    )
     return AudioDims(
         layers=audio.integer("encoder_layers", 32, high=1 << 10),
         hidden=hidden,
-        heads=attention_heads(audio, "encoder_attention_heads", hidden, 20),
+        heads=audio.divisor("encoder_attention_heads", hidden, "channels", 20),
         intermediate=audio.integer("encoder_ffn_dim", 5120, high=1 << 20),
         mel_bins=audio.integer("num_mel_bins", 128, high=1 << 12),
         positions=audio.integer("max_source_positions", 1500, high=1 << 20),

@@ -29,8 +29,11 @@ def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDim
     """
     vision = config.part("vision_config")
     out = "out_hidden_size" if second else "hidden_size"
-    if (width := vision.integer(out, 3584, high=1 << 18)) != text_hidden:
-        raise vision.error(out, f"{width} is not the language model's {text_hidden}")
+    vision.refuse_if(
+        (width := vision.integer(out, 3584, high=1 << 18)) != text_hidden,
+        out,
+        f"{width} is not the language model's {text_hidden}",
+    )
     if second:
         keys = {**_TOWER, "hidden_size": 3584, "intermediate_size": 3420}
         return read_tower(vision, keys, kind="qwen2_5vit", norm="rms_norm", gated_mlp=True)
@@ -46,8 +49,9 @@ def check_settings(values: Section, vision: VisionDims) -> None:
         UsageError: a setting contradicts the tower.
     """
     for key, expected in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
-        if values.integer(key, expected) != expected:
-            raise values.error(key, f"is not the tower's {expected}")
+        values.refuse_if(
+            values.integer(key, expected) != expected, key, f"is not the tower's {expected}"
+        )
 
 
 def read_rule(values: Section, vision: VisionDims) -> PatchRule:

@@ -165,12 +165,13 @@ def _heads(config: Section, defaults: dict[str, Any], hidden: int) -> tuple[int,
     """Query heads, KV heads and channels of a head; checks that these numbers divide evenly."""
     heads = config.integer("num_attention_heads", defaults["num_attention_heads"], high=1 << 12)
     kv_default = defaults["num_key_value_heads"] or heads
-    kv_heads = config.integer("num_key_value_heads", kv_default, high=1 << 12)
-    if heads % kv_heads:
-        raise config.error("num_key_value_heads", f"{kv_heads} does not divide {heads} heads")
+    kv_heads = config.divisor("num_key_value_heads", heads, "heads", kv_default)
     divided = not {"head_dim", "latent"} & defaults.keys()
-    if "head_dim" not in config and divided and hidden % heads:
-        raise config.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+    config.refuse_if(
+        "head_dim" not in config and divided and hidden % heads,
+        "num_attention_heads",
+        f"{heads} does not divide {hidden} channels",
+    )
     usual = defaults.get("head_dim") or max(1, hidden // heads)
     return heads, kv_heads, config.integer("head_dim", usual, high=1 << 10)
 
@@ -206,8 +207,7 @@ def _sparse_layers(config: Section, layers: int, step: int) -> int:
     """The number of layers with experts: every ``step``-th, except those in ``mlp_only_layers``."""
     dense = set(config.integers("mlp_only_layers"))
     sparse = sum(1 for layer in range(layers) if layer not in dense and (layer + 1) % step == 0)
-    if not sparse:
-        raise config.error("mlp_only_layers", "leaves no layer with experts")
+    config.refuse_if(not sparse, "mlp_only_layers", "leaves no layer with experts")
     return sparse
 
 
@@ -258,10 +258,14 @@ def _expanded(config: Section, hidden: int, heads: int) -> MlaDims:
     """
     values = hidden // heads
     for key, only in (("v_head_dim", values), ("num_key_value_heads", heads)):
-        if config.integer(key, only) != only:
-            raise config.error(key, f"is not {only}, as LMDeploy takes it")
-    if "q_lora_rank" in config.values and config.values["q_lora_rank"] is None:
-        raise config.error("q_lora_rank", "is null, which LMDeploy does not run")
+        config.refuse_if(
+            config.integer(key, only) != only, key, f"is not {only}, as LMDeploy takes it"
+        )
+    config.refuse_if(
+        "q_lora_rank" in config.values and config.values["q_lora_rank"] is None,
+        "q_lora_rank",
+        "is null, which LMDeploy does not run",
+    )
     return MlaDims(
         kv_rank=config.integer("kv_lora_rank", 256, high=1 << 16),
         nope_dim=config.integer("qk_nope_head_dim", 64, high=1 << 12),
@@ -290,8 +294,11 @@ def _routed_experts(
     kinds = config.strings("mlp_layer_types")
     if kinds:
         dense = len(kinds) - kinds.count("sparse")
-    if number("moe_layer_freq", 1) != 1 or "sparse" in kinds[:dense]:
-        raise config.error("moe_layer_freq", "has dense layers behind the first, of no account")
+    config.refuse_if(
+        number("moe_layer_freq", 1) != 1 or "sparse" in kinds[:dense],
+        "moe_layer_freq",
+        "has dense layers behind the first, of no account",
+    )
     if dense >= layers:
         return None
     per_token = number("num_experts_per_tok", None)
@@ -310,10 +317,8 @@ def _routed_experts(
 
 def _delta(config: Section, layers: int) -> DeltaDims | None:
     """The delta nets of a Qwen3.5; None if every layer has attention."""
-    keys = config.integer("linear_num_key_heads", 16, high=1 << 12)
     values = config.integer("linear_num_value_heads", 32, high=1 << 12)
-    if values % keys:
-        raise config.error("linear_num_key_heads", f"{keys} does not divide {values} value heads")
+    keys = config.divisor("linear_num_key_heads", values, "value heads", 16)
     linear = _linear_layers(config, layers)
     if not linear:
         return None
@@ -332,11 +337,9 @@ def _linear_layers(config: Section, layers: int) -> int:
         interval = config.integer("full_attention_interval", _INTERVAL, high=1 << 10)
         return layers - layers // interval
     kinds = config.strings("layer_types")
-    if len(kinds) != layers:
-        raise config.error("layer_types", f"names {len(kinds)} layers of {layers}")
+    config.refuse_if(len(kinds) != layers, "layer_types", f"names {len(kinds)} layers of {layers}")
     if other := set(kinds) - {_LINEAR, _FULL}:
         raise config.error("layer_types", f"has an unknown kind: {min(other)[:40]!r}")
     linear = kinds.count(_LINEAR)
-    if linear == layers:
-        raise config.error("layer_types", "leaves no layer with attention")
+    config.refuse_if(linear == layers, "layer_types", "leaves no layer with attention")
     return linear

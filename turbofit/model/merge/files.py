@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final, NamedTuple
@@ -20,7 +19,6 @@ from typing import Any, Final, NamedTuple
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.installation import install_command
 from turbofit.core.json_types import JsonObject
-from turbofit.core.process.files import sync_folder
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.units import format_bytes
 from turbofit.model.caches import cached_snapshot
@@ -199,25 +197,16 @@ def copied_files(folder: str, written: Container[str], ends: tuple[str, ...] = (
 
 
 def check_target(out: str, sources: tuple[str, ...]) -> str:
-    """The real path of the output folder, which must be new or empty, and not in a source.
+    """The real path of the output folder, which must be new, and not in a source.
 
     Raises:
-        UsageError: it is not, or its parent folder does not exist.
+        UsageError: it exists, or is in a source.
     """
     target = os.path.realpath(os.path.expanduser(out))
-    for source in map(os.path.realpath, sources):
-        if os.path.commonpath([target, source]) in (target, source):
-            hint = "name a new folder beside the sources"
-            raise UsageError(f"{out} and {source} are, or hold, one another", hint=hint)
-    if os.path.ismount(target):
-        what = f"{out} is a mount point, which cannot be replaced"
-        raise UsageError(what, hint="name a folder inside it")
-    if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
-        raise UsageError(
-            f"{out} exists, and is not an empty folder", hint="name a new folder, or remove it"
-        )
-    if not os.path.isdir(os.path.dirname(target)):
-        raise UsageError(f"{os.path.dirname(target)} is not a folder", hint="make it first")
+    inside = any(os.path.commonpath([target, it]) == it for it in map(os.path.realpath, sources))
+    if inside or os.path.lexists(target):
+        what = "is in a source" if inside else "exists"
+        raise UsageError(f"{out} {what}", hint="name a new folder beside the sources")
     return target
 
 
@@ -241,7 +230,7 @@ def write(result: Result, folder: str, target: str, say: Callable[[str], None]) 
     total, written = sum(sizes.values()), 0
     needed = total + sum(source.size(name) or 0 for name in result.copies) + _SLACK
     parent, name = os.path.split(target)
-    if needed > (free := shutil.disk_usage(parent).free):
+    if os.path.isdir(parent) and needed > (free := shutil.disk_usage(parent).free):
         raise UsageError(
             f"the result needs {format_bytes(needed)}, {parent} has {format_bytes(free)} left",
             hint="free some space, or write to another disk",
@@ -268,14 +257,7 @@ def write(result: Result, folder: str, target: str, say: Callable[[str], None]) 
             texts[INDEX] = json_text(index)
         for name, text in texts.items():
             Path(temporary, name).write_text(text, encoding="utf-8")
-        for entry in os.scandir(temporary):
-            with open(entry.path, "rb") as stored:
-                os.fsync(stored.fileno())
-        sync_folder(temporary)
-        with suppress(FileNotFoundError):
-            os.rmdir(target)
         os.rename(temporary, target)
-        sync_folder(parent)
     except (OSError, SafetensorError) as exc:
         raise UsageError(
             f"{target} cannot be written: {getattr(exc, 'strerror', None) or exc}",

@@ -141,33 +141,22 @@ def _check(config: Section) -> None:
             f"{config.what}: init_lora_weights is {begun[:30]!r}, which had changed the base too",
             hint="save it with path_initial_model_for_weight_conversion, as peft's guide says",
         )
-    if config.string("bias", "none") not in ("none", "all", "lora_only"):
-        raise config.error("bias", "is not none, all or lora_only")
 
 
 def _lora(config: Section, module: str, kinds: Tensors) -> Lora:
     """The pair of matrices of one module, checked against the rank in the config."""
     plain = module.removeprefix("base_model.model.")[:100]
-    if not kinds.keys() <= {"A", "B"}:
-        what = "a bias of B" if "bias" in kinds else "LoRA on embeddings"
+    if kinds.keys() != {"A", "B"}:
+        halves = kinds.keys() < {"A", "B"}
+        what = "one half of a LoRA" if halves else "a bias of B, or LoRA on embeddings"
         raise UsageError(f"{plain} has {what}, which is not merged here", hint=_HINT)
-    if "A" not in kinds or "B" not in kinds:
-        raise UsageError(
-            f"the adapter has one half of the LoRA of {plain} only",
-            hint="save the adapter again: a tensor is missing",
-        )
     a, b, rank = kinds["A"], kinds["B"], config.integer("r", 8)
-    if len(a.shape) != 2 or len(b.shape) != 2:
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:
+        shapes = " and ".join("x".join(map(str, one.shape)) for one in (a, b))
         raise UsageError(
-            f"{plain} has LoRA matrices of {len(a.shape)} dimensions: convolutions and experts are"
-            " not merged here",
+            f"{plain} has LoRA matrices of {shapes}, not of two dimensions and of the config's"
+            f" rank {rank}",
             hint=_HINT,
-        )
-    if a.shape[0] != rank or b.shape[1] != rank:
-        raise UsageError(
-            f"{plain} has LoRA matrices of rank {a.shape[0]} and {b.shape[1]}, the config says"
-            f" {rank}",
-            hint="take config and weights of the same run",
         )
     alpha = config.values.get("lora_alpha", 8)
     if type(alpha) is not int:  # keep an integer, so that the quotient has the same bits as peft's
@@ -179,7 +168,9 @@ def _lora(config: Section, module: str, kinds: Tensors) -> Lora:
 #: Prefixes of names that differ between releases of peft, Transformers and LLaVA.
 _PREFIXES: Final = ("base_model", "model", "language_model")
 #: Models whose linear layers are Transformers' ``Conv1D``; a square one would be merged transposed.
-_CONV1D: Final = ("clvp", "clvp_decoder", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
+_CONV1D: Final = {
+    "clvp", "clvp_decoder", "decision_transformer", "gpt2", "imagegpt", "openai-gpt"
+}  # fmt: skip
 
 
 class Merged(Struct):
@@ -216,7 +207,7 @@ def merge(
     Args:
         base: folder or hub id (in the local cache) of the checkpoint.
         adapter: folder or hub id of the adapter; None only converts.
-        out: the folder to make, new or empty.
+        out: the folder to make.
         vision_tower: folder or hub id of the CLIP that an original LLaVA leaves out.
         dtype: ``float16``, ``bfloat16`` or ``float32``; None keeps the base's.
         say: hears of progress, a line at a time.
@@ -300,21 +291,14 @@ def _original(
 
 def _refuse_base(config: Section) -> None:
     """Refuse a base that is quantised, or whose weights are not matrices of (out, in)."""
-    for part in (config.values, *config.values.values()):
-        if not isinstance(part, dict):
-            continue
-        if part.get("model_type") in _CONV1D:
-            raise UsageError(
-                f"layers of {part['model_type']} keep their weights as (in, out)",
-                hint="merge it with peft's own merge_and_unload",
-            )
-        stored = part.get("quantization_config")
-        if stored and isinstance(stored, dict):
-            method = str(stored.get("quant_method", "quantised"))[:30]
-            raise UsageError(
-                f"the base is quantised ({method}): a LoRA cannot be merged into it bit for bit",
-                hint="merge into the 16-bit checkpoint it was made from, and quantise the result",
-            )
+    parts = [part for part in (config.values, *config.values.values()) if isinstance(part, dict)]
+    if kinds := {str(part.get("model_type")) for part in parts} & _CONV1D:
+        raise UsageError(f"layers of {min(kinds)} keep their weights as (in, out)", hint=_HINT)
+    if any(part.get("quantization_config") for part in parts):
+        raise UsageError(
+            "the base is quantised: a LoRA cannot be merged into it bit for bit",
+            hint="merge into the 16-bit checkpoint it was made from, and quantise the result",
+        )
 
 
 def _base_warnings(base: str, folder: str, config: Section, lora: Adapter) -> list[str]:
