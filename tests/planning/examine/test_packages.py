@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.support.checkup import Find, Healthy, Make, card, remove, two
-from tests.support.nvml import Scenario
+from tests.support.checkup import Find, Healthy, Make, remove, two
+from tests.support.nvml import Scenario, gpu_3090
 from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.core.errors import PackageError
@@ -88,7 +88,7 @@ def test_a_pair_that_does_not_run_a_model_or_families(
     assert [word for word in others if word in said] == []
 
 
-V100 = Scenario([card(name="Tesla V100-SXM2-32GB", cc=70, total=32768 * MIB)])
+V100 = Scenario([gpu_3090(name="Tesla V100-SXM2-32GB", cc=70, total=32768 * MIB)])
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ V100 = Scenario([card(name="Tesla V100-SXM2-32GB", cc=70, total=32768 * MIB)])
         ("driver_cuda", "stops", replace_fields(two(), cuda=12000, driver="520.61.05"), ""),
         ("driver_cuda", "unreadable", replace_fields(two(), driver=None), ""),
         ("torch_architectures", "stops", V100, "CUDA 12"),
-        ("torch_architectures", "unreadable", Scenario([card(name="Nobody", cc=None)]), ""),
-        ("kernels", "stops", Scenario([card(name="Tesla P100", cc=60)]),
+        ("torch_architectures", "unreadable", Scenario([gpu_3090(name="Nobody", cc=None)]), ""),
+        ("kernels", "stops", Scenario([gpu_3090(name="Tesla P100", cc=60)]),
          "no code for Tesla P100, only for sm_70"),
     ],
 )  # fmt: skip
