@@ -30,8 +30,7 @@ from turbofit.tuner.resolved_request import (
 from turbofit.tuner.search.search import fit_on_host
 from turbofit.tuner.search.shapes import Shape, dtype_for, shape_settings, split_over_slices
 from turbofit.tuner.speed import LinkClass, group_class, group_rates, group_speed
-from turbofit.tuner.surety import with_surety
-from turbofit.tuner.throughput import host_rate, total
+from turbofit.tuner.throughput import forecast
 
 
 def make_prediction(
@@ -157,12 +156,8 @@ class _Start:
             tokens = account.tokens_at(account.ratio)
             share = at_once / len(self.accounts)
             speeds.append(group_speed(rates, settings, load, tokens, share))
-        host = host_rate(self.alone, load, len(self.accounts))
-        images = load.images_per_request
-        forecast = total(speeds, machine.measured, images=images, host=host)
         gpus = [gpu for account in self.accounts for gpu in account.gpus]
-        has_images = bool(load.units_per_image)
-        return with_surety(forecast, self.alone.model, self.engine.name, gpus, images=has_images)
+        return forecast(self.alone, speeds, load, engine=self.engine.name, gpus=gpus)
 
 
 def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> VisionLoad:
