@@ -98,7 +98,7 @@ CHECKS: Final = (
           "on a card that torch has no code for its first kernel fails: no kernel image is"
           " available", of="machine"),
     Check("kernels", "packages", ("install",),
-          "a model whose weights have no kernel aborts at its first request", of="machine"),
+          "on a card without code TurboMind fails at its first kernel", of="machine"),
     Check("front_ends", "packages", ("install", "plan", "launch"),
           "LMDeploy reads configs and images through Transformers, and some versions break that",
           error=PackageError),
