@@ -116,9 +116,7 @@ def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: 
     Raises:
         TurbofitError: as `plan`, if it holds for every node.
     """
-    from turbofit.planning.plan_cluster import plan_cluster as plan_nodes
-
-    return plan_nodes(_request(PlanRequest, model, options), cluster)
+    return planning.plan_cluster(_request(PlanRequest, model, options), cluster)
 
 
 def which(model: str | Model | None = None, **options: Any) -> Which:

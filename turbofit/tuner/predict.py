@@ -100,8 +100,8 @@ class _Start:
         outcomes = [outcome_at(account, self.ratio) for account in self.accounts]
         # The first engine without enough GPU memory decides; without such an engine, the first.
         self.outcome = next((each for each in outcomes if not each.serves), outcomes[0])
-        smallest = self._smallest_cache()
-        self.end = self._end(smallest)
+        smallest = min(account.tokens_at(self.ratio) for account in self.accounts)
+        self.end = self._end(smallest if self.outcome.serves else None)
         #: Whether nothing ends it; the margin may still be missed.
         self.serves = self.outcome.serves and self.end is None
         self.cache = smallest if self.serves else None
@@ -111,12 +111,6 @@ class _Start:
     def _accounts(self, load: VisionLoad, free_at_cache: int | None) -> tuple[Account, ...]:
         same = [self.settings] * len(self.groups)
         return accounts_of(self.request, same, self.groups, load, self.engine, free_at_cache)
-
-    def _smallest_cache(self) -> int | None:
-        """The KV tokens of the smallest cache; None if there is not enough GPU memory."""
-        if not self.outcome.serves:
-            return None
-        return min(account.tokens_at(self.ratio) for account in self.accounts)
 
     def _end(self, smallest: int | None) -> str | None:
         """The cause that ends the start, in words; None if it serves."""

@@ -242,7 +242,8 @@ def _no_peers(machine: Machine, pairs: Sequence[Link], none: Sequence[Link]) -> 
         "tensor parallelism then goes through host memory: it works and takes no more GPU"
         " memory, but is slower, often slower than one card; cuda-ipc and native do not work"
     )
-    if any(_consumer(machine.gpu(index)) for index in machine.visible):
+    names_of_cards = [machine.gpu(index).name for index in machine.visible]
+    if any(word in name for name in names_of_cards for word in _CONSUMER if "Quadro" not in name):
         why += ". NVIDIA's driver offers GeForce cards peer access over NVLink only"
     fix = "replicas where the model fits on one card; `turbofit plan` prefers them"
     if joined := _pairs(link for link in pairs if link.nvlinked):
@@ -250,14 +251,11 @@ def _no_peers(machine: Machine, pairs: Sequence[Link], none: Sequence[Link]) -> 
     return warning(f"no peer access: {names}", fix, why)
 
 
-def _consumer(gpu: Gpu) -> bool:
-    return any(word in gpu.name for word in _CONSUMER) and "Quadro" not in gpu.name
-
-
 def iommu(machine: Machine, scene: Scene) -> Answer:
     """Report an IOMMU that translates addresses: it breaks peer access that the driver reports."""
     sources = scene.sources
-    if not _peers_over_pcie(machine):
+    links = [machine.link(a, b) for a, b in combinations(machine.visible, 2)]
+    if not any(link.peers and not link.nvlinked for link in links):
         return ok("no peer access over PCIe that it could disturb")
     groups, line = sources.names("sys/kernel/iommu_groups"), sources.text("proc/cmdline")
     if groups is None:
@@ -268,11 +266,6 @@ def iommu(machine: Machine, scene: Scene) -> Answer:
         return ok("the IOMMU passes through (iommu=pt)")
     fix = "boot with iommu=pt; if tp > 1 hangs, switch ACS off, too, or set NCCL_P2P_DISABLE=1"
     return warning(f"an IOMMU is active ({len(groups)} groups)", fix)
-
-
-def _peers_over_pcie(machine: Machine) -> bool:
-    links = [machine.link(a, b) for a, b in combinations(machine.visible, 2)]
-    return any(link.peers and not link.nvlinked for link in links)
 
 
 def _pairs(links: Iterable[Link]) -> str:
