@@ -217,12 +217,11 @@ def _way(link: Link) -> str:
     return "no peer access, through host memory"
 
 
-def _way_and_path(link: Link) -> str:
-    path = None if link.nvlinked else _PATHS.get(link.ancestor)
-    return f"{_way(link)} ({path})" if path else _way(link)
-
-
 def _links(machine: Machine) -> Iterator[str]:
-    for way, pairs in _ways(machine, _way_and_path).items():
+    def way_and_path(link: Link) -> str:
+        path = None if link.nvlinked else _PATHS.get(link.ancestor)
+        return f"{_way(link)} ({path})" if path else _way(link)
+
+    for way, pairs in _ways(machine, way_and_path).items():
         named = f" ({', '.join(pairs)})" if len(pairs) <= _PAIRS else ""
         yield f"{len(pairs)} {plural(len(pairs), 'pair')}{named}: {way}"

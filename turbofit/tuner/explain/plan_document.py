@@ -113,15 +113,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         limit_costs=tuple(limit_costs),
         usual_image=usual_image,
         device_map=device_map,
-        by_group=tuple(
-            GroupPlan(
-                settings=account.settings,
-                kv=cache,
-                units_per_forward=account.units_per_forward,
-                at_once=round(requests, 3),
-            )
-            for account, cache, requests in zip(accounts, caches, at_once, strict=False)
-        ),
+        by_group=tuple(map(_group_plan, accounts, caches, at_once)),
         held=UNSET if held_requests is None else Held(requests=held_requests, request_tokens=size),
         options=request.options,
         footprint=footprint,
@@ -153,6 +145,15 @@ def _limits(
     if rule is None or not vision_load.units_per_image:
         return limits
     return replace(limits, vision_unit=rule.unit_name, **{rule.plan_limit_name: image_limit})
+
+
+def _group_plan(account: Account, cache: Kv, at_once: float) -> GroupPlan:
+    return GroupPlan(
+        settings=account.settings,
+        kv=cache,
+        units_per_forward=account.units_per_forward,
+        at_once=round(at_once, 3),
+    )
 
 
 def _cache(account: Account, outcome: GroupOutcome, total: int) -> Kv:
