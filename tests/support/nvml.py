@@ -73,12 +73,7 @@ class Mig:
 
 @dataclass
 class Gpu:
-    """One GPU. ``links``: for each NVLink lane the other end's bus, ``"switch"`` or None (off).
-
-    ``condition``: pcie_generation_now, pcie_width_now, pstate, persistence, temperature, ecc,
-    ecc_errors, rows_pending, rows_failed, slow (clock event reasons); what is not there is not
-    supported, and ``KEY_error`` makes a question fail with that code.
-    """
+    """One GPU. ``links``: for each NVLink lane the other end's bus, ``"switch"`` or None (off)."""
 
     name: str
     uuid: str
@@ -97,7 +92,6 @@ class Gpu:
     migs: list[Mig] = field(default_factory=list)
     error: int | None = None
     no_handle: int | None = None
-    condition: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -256,8 +250,6 @@ def _gpu_lines(lines: list[str], index: int, gpu: Gpu) -> None:
     ):  # fmt: skip
         _put(lines, f"{key}.{attribute}", getattr(gpu, attribute))
     _put(lines, f"{key}.mig", None if gpu.mig is None else int(gpu.mig))
-    for name, value in gpu.condition.items():
-        lines.append(f"{key}.{name} {value}")
     if gpu.links is not None:
         lines.append(f"{key}.nvlinks {len(gpu.links)}")
         for lane, end in enumerate(gpu.links):

@@ -35,7 +35,11 @@ def rate_of(model: str, on: str, *, measured: float = 0.0, engines: int = 1, **a
     if measured:
         found = Measured(torch="", image_seconds=measured)
         request = replace(request, machine=replace(request.machine, measured=found))
-    rate = host_rate(request, vision_load_of(request, request.requested_image_limit), engines)
+    rate = host_rate(
+        request.machine, request.model.image_rule,
+        vision_load_of(request, request.requested_image_limit), engines,
+        size=request.workload.image_size, threads=request.image_threads,
+    )  # fmt: skip
     assert rate is not None
     return rate
 

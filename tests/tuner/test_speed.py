@@ -23,6 +23,8 @@ from turbofit.machine.spec import parse_spec
 from turbofit.memory.account import NO_IMAGES, VisionLoad
 from turbofit.memory.engines import engine_for, engine_named
 from turbofit.model.source import resolve_model
+from turbofit.planning.request import PlanRequest
+from turbofit.planning.resolve import resolve
 from turbofit.tuner.speed import (
     AllReduce,
     ClosedLoad,
@@ -38,7 +40,7 @@ from turbofit.tuner.speed import (
     speed_of,
     work_of,
 )
-from turbofit.tuner.throughput import total
+from turbofit.tuner.throughput import forecast as forecast_of_all
 
 ENGINE = engine_named("turbomind")
 IMAGE = VisionLoad(units_per_image=13, images_per_request=1, tokens_per_request=13 * 256)
@@ -139,7 +141,8 @@ def test_unknown_cards_are_slow_ones() -> None:
 
 def test_the_sum_over_replicas() -> None:
     two = [speed(), speed(kv=1)]
-    found = total(two)
+    request = resolve(PlanRequest(model="llama-3.1-8b", on="2xl4", images=0))
+    found = forecast_of_all(request, two, NO_IMAGES)
     assert found.requests_per_second == round(sum(s.requests_per_second for s in two), 4)
     assert found.concurrent_requests == 9
     assert found.seconds_to_first_token == round(two[1].seconds_to_first_token, 3)

@@ -11,7 +11,7 @@ from turbofit.core.units import order
 from turbofit.memory.account import vision_load_within
 from turbofit.memory.engines import engine_of
 from turbofit.tuner.speed import GroupRates, group_rates, group_speed
-from turbofit.tuner.throughput import image_seconds, rate_with_host
+from turbofit.tuner.throughput import HostRate, image_seconds, with_host
 from turbofit.tuner.tower import BEFORE, Tower, whole_image_prefill
 
 
@@ -115,9 +115,10 @@ def test_plain_lmdeploy_prepares_tiles_its_by_float() -> None:
 
 
 def test_a_lone_request_waits_for_the_host_and_many_do_not() -> None:
-    assert rate_with_host(2.0, 1.0, 10.0, 0.5) == 1.0
-    assert rate_with_host(2.0, 8.0, 10.0, 0.5) == 2.0
-    assert rate_with_host(20.0, 8.0, 10.0, 0.5) == 10.0
+    slow, fast = (HostRate(cores=cores, seconds=0.5) for cores in (5, 50))
+    assert with_host(2.0, 1.0, slow, 1)[0] == 1.0
+    assert with_host(2.0, 8.0, slow, 1)[0] == 2.0
+    assert with_host(20.0, 8.0, slow, 1)[0] == 10.0 < with_host(20.0, 8.0, fast, 1)[0]
 
 
 @pytest.mark.parametrize(

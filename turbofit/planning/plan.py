@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from turbofit.core.errors import DoesNotFitError, TurbofitError, UsageError
+from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
 from turbofit.memory.versions import OLDEST_SERVED, is_legacy, release
 from turbofit.model.presets import find_preset, load_preset
 from turbofit.planning.checks import plan_warnings
-from turbofit.planning.commands import commands, left_out, serve_command
+from turbofit.planning.commands import cluster_serve_command, commands, left_out, serve_command
 from turbofit.planning.resolve import resolve
 from turbofit.tuner.choose import best_plan
 from turbofit.tuner.resolved_request import Margin
 
 if TYPE_CHECKING:
-    from turbofit.core.cluster import ClusterPlan
+    from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.planning.request import PlanRequest, PredictRequest
     from turbofit.tuner.resolved_request import ResolvedRequest
 
@@ -122,6 +123,30 @@ def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
     exc.message += (
         f"; merged, with its LoRA or without, it is {weights} of weights and {merged.verdict}"
     )
+
+
+def plan_cluster(
+    request: PlanRequest, cluster: Cluster, promised: ClusterPlan | None = None
+) -> ClusterPlan:
+    """One promise over several machines, and the best plan for each of them.
+
+    The request names no machine; its ``tp``, ``replicas`` and ``concurrency`` are for each node.
+    ``promised`` is an earlier plan of it, whose promise nodes that join must keep.
+
+    Raises:
+        As :func:`plan`, if every node raises an error.
+    """
+    from turbofit.tuner.cluster_plan import make_cluster_plan
+
+    if request.paced:
+        raise UsageError(
+            "a rate and its seconds are for one machine, not for a cluster",
+            hint="plan one kind of node with --on, and its part of the rate",
+        )
+    nowhere = Machine(name="cluster", source="cluster", gpus=())
+    resolved = resolve(request.changed(on=nowhere, gpus=None))
+    cluster_plan = make_cluster_plan(resolved, cluster, request.engine, promised)
+    return replace(cluster_plan, serve=cluster_serve_command(cluster_plan, request))
 
 
 def predict(request: PredictRequest) -> Plan:

@@ -30,8 +30,7 @@ from turbofit.tuner.resolved_request import (
 from turbofit.tuner.search.search import fit_on_host
 from turbofit.tuner.search.shapes import Shape, dtype_for, shape_settings, split_over_slices
 from turbofit.tuner.speed import LinkClass, group_class, group_rates, group_speed
-from turbofit.tuner.surety import with_surety
-from turbofit.tuner.throughput import host_rate, total
+from turbofit.tuner.throughput import forecast
 
 
 def make_prediction(
@@ -101,8 +100,8 @@ class _Start:
         outcomes = [outcome_at(account, self.ratio) for account in self.accounts]
         # The first engine without enough GPU memory decides; without such an engine, the first.
         self.outcome = next((each for each in outcomes if not each.serves), outcomes[0])
-        smallest = self._smallest_cache()
-        self.end = self._end(smallest)
+        smallest = min(account.tokens_at(self.ratio) for account in self.accounts)
+        self.end = self._end(smallest if self.outcome.serves else None)
         #: Whether nothing ends it; the margin may still be missed.
         self.serves = self.outcome.serves and self.end is None
         self.cache = smallest if self.serves else None
@@ -112,12 +111,6 @@ class _Start:
     def _accounts(self, load: VisionLoad, free_at_cache: int | None) -> tuple[Account, ...]:
         same = [self.settings] * len(self.groups)
         return accounts_of(self.request, same, self.groups, load, self.engine, free_at_cache)
-
-    def _smallest_cache(self) -> int | None:
-        """The KV tokens of the smallest cache; None if there is not enough GPU memory."""
-        if not self.outcome.serves:
-            return None
-        return min(account.tokens_at(self.ratio) for account in self.accounts)
 
     def _end(self, smallest: int | None) -> str | None:
         """The cause that ends the start, in words; None if it serves."""
@@ -157,12 +150,8 @@ class _Start:
             tokens = account.tokens_at(account.ratio)
             share = at_once / len(self.accounts)
             speeds.append(group_speed(rates, settings, load, tokens, share))
-        host = host_rate(self.alone, load, len(self.accounts))
-        images = load.images_per_request
-        forecast = total(speeds, machine.measured, images=images, host=host)
         gpus = [gpu for account in self.accounts for gpu in account.gpus]
-        has_images = bool(load.units_per_image)
-        return with_surety(forecast, self.alone.model, self.engine.name, gpus, images=has_images)
+        return forecast(self.alone, speeds, load, engine=self.engine.name, gpus=gpus)
 
 
 def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> VisionLoad:

@@ -13,9 +13,10 @@ from turbofit.launch.tune import search
 from turbofit.launch.tune.search import order
 from turbofit.launch.tune.space import TrialChoice, choices, forecast_of, mean_request
 from turbofit.load.spec import LoadSpec
+from turbofit.memory.account import VisionLoad
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
-from turbofit.tuner.throughput import Picture, rate_of_host
+from turbofit.tuner.throughput import host_rate
 
 SEEN = SpeedFigures(
     requests_per_second=1.0, output_tokens_per_second=10.0, ttft_p50=0.1, ttft_p90=0.5,
@@ -125,8 +126,12 @@ def test_a_forecast_knows_the_host_that_prepares_images() -> None:
     alone = replace(USUAL, machine=machine)
     photos = MEAN._replace(images=((8160, 6120),))
     known, unknown = (forecast_of(one, photos, 8) for one in (alone, USUAL))
-    picture = Picture(USUAL.model.image_rule, USUAL.limits.units_per_image, (8160, 6120))
-    host = rate_of_host(machine, picture, USUAL.parallel.replicas)
+    load = VisionLoad(
+        units_per_image=USUAL.limits.units_per_image, images_per_request=1, tokens_per_request=0
+    )
+    rule, engines = USUAL.model.image_rule, USUAL.parallel.replicas
+    host = host_rate(machine, rule, load, engines, size=(8160, 6120))
+    assert host is not None
     assert known.requests_per_second == min(unknown.requests_per_second, host.images_per_second)
     assert known.requests_per_second < unknown.requests_per_second
     assert known.ttft > unknown.ttft + host.seconds

@@ -3,46 +3,17 @@
 from __future__ import annotations
 
 import json
-from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import turbofit
 from turbofit.core.errors import UsageError
 from turbofit.memory.account import NO_IMAGES
-from turbofit.tuner.search.candidates import evenly, held_shares, share_out
-from turbofit.tuner.search.sizing import CONTEXT_STEP, Sizer, longest_held
+from turbofit.tuner.search.candidates import evenly, share_out
+from turbofit.tuner.search.sizing import Sizer
 from turbofit.tuner.speed import Speed
-
-
-@given(
-    room=st.integers(0, 200_000), cost=st.floats(0, 2), step=st.integers(1, 500),
-    starts_to=st.integers(1024, 140_000), high=st.integers(1024, 131_072).map(lambda n: n & ~63),
-)  # fmt: skip
-def test_the_longest_context_is_the_last_that_is_held(room, cost, step, starts_to, high) -> None:
-    def held(context: int) -> int:
-        """Fewer tokens in steps the longer the context is; none where the engine does not start."""
-        tokens = max(0, int(room - cost * context)) // step * step
-        return tokens if context <= starts_to else 0
-
-    fits = [context for context in range(1024, high + 1, CONTEXT_STEP) if held(context) >= context]
-    if fits and fits[-1] < high:
-        assert longest_held(held, 1024, high) == fits[-1]
-
-
-def test_two_looks_do_where_a_context_costs_little() -> None:
-    looks = []
-
-    def held(context: int) -> int:
-        looks.append(context)
-        return 20_000 - context // 1000
-
-    assert longest_held(held, 1024, 32_768) == 19_968
-    assert looks == [32_768, 19_968]
 
 
 @pytest.mark.parametrize(
@@ -205,17 +176,3 @@ def test_no_engine_gets_more_than_it_holds_and_the_others_get_the_rest(
     ):
         assert sum(shares) == pytest.approx(requests)
         assert all(0 < share <= one for share, one in zip(shares, most, strict=True))
-
-
-def test_what_is_held_is_found_out_share_by_share() -> None:
-    holds = (5, 2, 30)
-
-    def held(number: int, share: float) -> float:
-        return min(ceil(share), holds[number])
-
-    sets = [(2, 1.0), (1, 1.0), (1, 1.0)]
-    shares = held_shares(lambda most: evenly(sets, 40, most), held, len(sets))
-    assert shares == [5, 2, 28]
-    few = held_shares(lambda most: evenly(sets, 100, most), held, len(sets))
-    assert few == [5, 2, 30]  # together fewer than 100
-    assert held_shares(lambda most: evenly(sets, 4, most), held, len(sets)) == [1, 1, 1]

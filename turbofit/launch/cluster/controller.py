@@ -28,8 +28,7 @@ from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.actors import address_source, node_actors, told
 from turbofit.launch.cluster.node import NodeActor, served_digest
 from turbofit.launch.cluster.nodes import measured
-from turbofit.planning.plan import refusal
-from turbofit.planning.plan_cluster import plan_cluster
+from turbofit.planning.plan import plan_cluster, refusal
 
 if TYPE_CHECKING:
     import signal

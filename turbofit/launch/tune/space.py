@@ -16,7 +16,7 @@ from turbofit.memory.engines import engine_of
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.tuned import promises_no_less
 from turbofit.tuner.speed import ClosedLoad, group_rates, rates, speed_of
-from turbofit.tuner.throughput import Picture, rate_of_host, with_host
+from turbofit.tuner.throughput import host_rate, with_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.load.spec import LoadSpec
     from turbofit.planning.request import PlanRequest
-    from turbofit.tuner.throughput import HostRate
 
 
 class MeanRequest(NamedTuple):
@@ -42,7 +41,7 @@ def mean_request(spec: LoadSpec) -> MeanRequest:
 def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForecast:
     """The forecast of all engines of a plan together, with ``at_once`` requests in all.
 
-    The host prepares images meanwhile, as in a plan's own forecast (`throughput.total`).
+    The host prepares images meanwhile, as in a plan's own forecast (`throughput.forecast`).
     """
     engine, images = engine_of(plan), _vision_load(plan, request)
     load = ClosedLoad(
@@ -61,20 +60,13 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
         # Between its steps a row waits for the prefills of other rows.
         taken = speed.running / max(speed.requests_per_second, 1e-9) - speed.prefill
         tpot = max(tpot, taken / request.output_tokens, speed.step)
-    if (host := _host(plan, request, images)) is not None:
+    largest = max(request.images, key=lambda size: size[0] * size[1], default=None)
+    rule, threads, engines = plan.model.image_rule, plan.host.image_threads, plan.parallel.replicas
+    host = host_rate(plan.machine, rule, images, engines, size=largest, threads=threads)
+    if host is not None:
         rate, waits = with_host(max(rate, 1e-9), at_once, host, len(request.images))
         ttft += waits
     return TrialForecast(requests_per_second=rate, ttft=ttft, tpot=tpot)
-
-
-def _host(plan: Plan, request: MeanRequest, load: VisionLoad) -> HostRate | None:
-    """The rate at which the host prepares the request's largest image; None without images."""
-    rule = plan.model.image_rule
-    if rule is None or not load.units_per_image:
-        return None
-    largest = max(request.images, key=lambda size: size[0] * size[1])
-    picture = Picture(rule, load.units_per_image, largest)
-    return rate_of_host(plan.machine, picture, plan.parallel.replicas, plan.host.image_threads)
 
 
 def _vision_load(plan: Plan, request: MeanRequest) -> VisionLoad:

@@ -173,56 +173,22 @@ API nvmlDeviceGetNumGpuCores(device d, u32 *out) { return nvml_number(d, "cores"
 API nvmlDeviceGetMaxPcieLinkGeneration(device d, u32 *out) { return nvml_number(d, "pcie_generation", out); }
 API nvmlDeviceGetMaxPcieLinkWidth(device d, u32 *out) { return nvml_number(d, "pcie_width", out); }
 
-/* The same for what only `turbofit doctor` asks: KEY_error answers with that code instead. */
-static int condition(device d, const char *key, u32 *out)
-{
-    char n[64];
-    CHECK(d);
-    if (HAS("%s.%s_error", nvml_name(d, n), key))
-        return (int)NUMBER(UNKNOWN, "%s.%s_error", n, key);
-    return nvml_number(d, key, out);
-}
-static int condition_64(device d, const char *key, u64 *out)
-{
-    u32 value = 0;
-    int error = condition(d, key, &value);
-    *out = value;
-    return error;
-}
-API nvmlDeviceGetCurrPcieLinkGeneration(device d, u32 *out) { return condition(d, "pcie_generation_now", out); }
-API nvmlDeviceGetCurrPcieLinkWidth(device d, u32 *out) { return condition(d, "pcie_width_now", out); }
-API nvmlDeviceGetPerformanceState(device d, u32 *out) { return condition(d, "pstate", out); }
-API nvmlDeviceGetPersistenceMode(device d, u32 *out) { return condition(d, "persistence", out); }
-API nvmlDeviceGetTemperature(device d, u32 sensor, u32 *out)
-{
-    (void)sensor;
-    return condition(d, "temperature", out);
-}
-API nvmlDeviceGetEccMode(device d, u32 *current, u32 *pending)
-{
-    int error = condition(d, "ecc", current);
-    *pending = *current;
-    return error;
-}
-API nvmlDeviceGetTotalEccErrors(device d, u32 type, u32 counter, u64 *out)
-{
-    (void)type, (void)counter;
-    return condition_64(d, "ecc_errors", out);
-}
-API nvmlDeviceGetRemappedRows(device d, u32 *corrected, u32 *uncorrected, u32 *pending, u32 *failed)
-{
-    *corrected = *uncorrected = *failed = 0;
-    condition(d, "rows_failed", failed);
-    return condition(d, "rows_pending", pending);
-}
-API nvmlDeviceGetCurrentClocksEventReasons(device d, u64 *out) { return condition_64(d, "slow", out); }
-API nvmlDeviceGetCurrentClocksThrottleReasons(device d, u64 *out) { return condition_64(d, "slow", out); }
 API nvmlDeviceGetGpuInstanceId(device d, u32 *out) { return nvml_number(d, "gi", out); }
 API nvmlDeviceGetComputeInstanceId(device d, u32 *out) { return nvml_number(d, "ci", out); }
 
-/* What neither machine has: speed, power, load. */
+/* What neither machine has: speed, power, load, errors. */
 #define NOTHING(name) \
     API name(void) { return NOT_SUPPORTED; }
+NOTHING(nvmlDeviceGetCurrPcieLinkGeneration)
+NOTHING(nvmlDeviceGetCurrPcieLinkWidth)
+NOTHING(nvmlDeviceGetPerformanceState)
+NOTHING(nvmlDeviceGetPersistenceMode)
+NOTHING(nvmlDeviceGetTemperature)
+NOTHING(nvmlDeviceGetEccMode)
+NOTHING(nvmlDeviceGetTotalEccErrors)
+NOTHING(nvmlDeviceGetRemappedRows)
+NOTHING(nvmlDeviceGetCurrentClocksEventReasons)
+NOTHING(nvmlDeviceGetCurrentClocksThrottleReasons)
 NOTHING(nvmlDeviceGetUtilizationRates)
 NOTHING(nvmlDeviceGetPowerUsage)
 NOTHING(nvmlDeviceGetEnforcedPowerLimit)

@@ -177,22 +177,6 @@ class Bar(Block):
         return sum(part.bytes for part in self.parts)
 
 
-class TopologyCard(Struct):
-    index: int
-    name: str
-    uuid: str
-    size: str
-
-
-class Topology(Block):
-    """A picture on a page: GPUs, the groups of a plan, and in words how the GPUs are connected."""
-
-    whole: bool = False
-    cards: tuple[TopologyCard, ...]
-    groups: tuple[tuple[int, ...], ...]
-    ways: tuple[str, ...]
-
-
 def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Block]:
     """The blocks of the short answer or of the whole text."""
     for block in blocks:

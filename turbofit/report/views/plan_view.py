@@ -39,7 +39,7 @@ from turbofit.report.views.figures import (
     unheld,
     users_of,
 )
-from turbofit.report.views.machine_view import topology_of, ways_text
+from turbofit.report.views.machine_view import ways_text
 from turbofit.report.views.memory_view import memory_blocks
 from turbofit.tuner.speed import rates
 from turbofit.tuner.verdict import all_fitting
@@ -69,10 +69,6 @@ _REASON: Final = 68
 def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
     """The whole plan or prediction; for a plan that was launched, the run too."""
     text = "more: --full, --md or --json; as a page: turbofit report latest --html FILE"
-    shared: list[Block] = []
-    if len(plan.machine.gpus) > 1:
-        shared = [Heading("The GPUs and their groups", whole=False)]
-        shared += topology_of(plan.machine, plan.parallel.groups)
     return [
         *_answer(plan),
         *memory_blocks(plan),
@@ -80,7 +76,6 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
         *_capacity(plan),
         *_limits(plan),
         *_became(plan, run),
-        *shared,
         Heading("What was asked, and the shape chosen"),
         _facts(plan),
         *_settings(plan),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
+from typing import Final
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
@@ -18,6 +19,7 @@ from turbofit.core.plan import (
     HostMemory,
     Kv,
     LimitCost,
+    Limits,
     PaceForecast,
     Parallel,
     Plan,
@@ -26,12 +28,16 @@ from turbofit.core.plan import (
     Throughput,
     UsualImage,
 )
-from turbofit.core.units import format_bytes
+from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
 from turbofit.memory.account import Account, Engine, GroupOutcome, VisionLoad
-from turbofit.tuner.limits import limits_of
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.speed import counted_tokens, group_class
+
+#: Encoded bytes that one image and one request body may have.
+_BYTES_PER_IMAGE: Final = 32 * MIB
+_BODY_BESIDE_IMAGES: Final = 4 * MIB
+_BASE64: Final = 4 / 3
 
 
 def document(  # noqa: PLR0913 - what a plan says beside its accounts
@@ -95,7 +101,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
             reason=parallel_reason,
         ),
         settings=settings,
-        limits=limits_of(request, vision_load, image_limit, accounts),
+        limits=_limits(request, vision_load, image_limit, accounts),
         kv=kv,
         gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
         host=host,
@@ -113,6 +119,32 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         footprint=footprint,
         pace=pace,
     )
+
+
+def _limits(
+    request: ResolvedRequest,
+    vision_load: VisionLoad,
+    image_limit: int | None,
+    accounts: Sequence[Account],
+) -> Limits:
+    """The limits that the peak pays for; the gateway holds requests to them (`gateway.limits`)."""
+    rule, images = request.model.image_rule, vision_load.images_per_request
+    limits = Limits(
+        vision_unit=None,
+        max_dynamic_patch=None,
+        max_pixels_per_image=None,
+        images_per_request=images,
+        units_per_image=vision_load.units_per_image,
+        units_per_request=vision_load.units_per_request,
+        units_per_forward=max(account.units_per_forward for account in accounts),
+        image_tokens_per_request=vision_load.tokens_per_request,
+        n=min(account.settings.max_batch_size for account in accounts),
+        bytes_per_image=_BYTES_PER_IMAGE if images else 0,
+        bytes_per_body=int(images * _BYTES_PER_IMAGE * _BASE64) + _BODY_BESIDE_IMAGES,
+    )
+    if rule is None or not vision_load.units_per_image:
+        return limits
+    return replace(limits, vision_unit=rule.unit_name, **{rule.plan_limit_name: image_limit})
 
 
 def _group_plan(account: Account, cache: Kv, at_once: float) -> GroupPlan:

@@ -23,8 +23,7 @@ from turbofit.tuner.search.search import EngineFit, at_limit
 from turbofit.tuner.search.shapes import Evaluation, dtype_for
 from turbofit.tuner.search.sizing import excess_tokens, longest_context
 from turbofit.tuner.speed import Speed, counted_tokens, group_class, group_rates, group_speed
-from turbofit.tuner.surety import kind_of, surety_of
-from turbofit.tuner.throughput import host_rate, total
+from turbofit.tuner.throughput import forecast, kind_of, surety_of
 
 #: Width and height of the usual picture: a screen.
 _USUAL_SIZE: Final = (1920, 1080)
@@ -365,8 +364,7 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
         if not evaluation.fits:
             continue
         images, speeds = vision_load_of(request, other), evaluation.speeds
-        host = host_rate(request, images, len(speeds))
-        forecast = total(speeds, images=images.images_per_request, host=host)
+        found = forecast(request, speeds, images)
         parts = map(evaluation.of_group, evaluation.shape.groups)
         yield LimitCost(
             limit=other,
@@ -374,8 +372,8 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
             image_tokens=images.tokens_per_request // images.images_per_request,
             kv_tokens=sum(part.kv_tokens for part in parts),
             requests_at_once=round(sum(speed.running for speed in speeds)),
-            requests_per_second=forecast.requests_per_second,
-            seconds_to_first_token=forecast.seconds_to_first_token,
+            requests_per_second=found.requests_per_second,
+            seconds_to_first_token=found.seconds_to_first_token,
         )
 
 
@@ -400,14 +398,13 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
         at_once = min(part.shape.requests(request.workload.concurrency), max(1, held))
         here = group_rates(request.model, part.settings, request.machine, gpus, fit.engine)
         speeds.append(group_speed(here, part.settings, load, part.kv_tokens, at_once))
-    host = host_rate(request, load, len(speeds), _USUAL_SIZE)
-    forecast = total(speeds, images=load.images_per_request, host=host)
+    found = forecast(request, speeds, load, size=_USUAL_SIZE)
     return UsualImage(
         image_size=_USUAL_SIZE,
         image_tokens=image_tokens,
         requests_at_once=requests_held(fit.accounts, caches, load),
-        requests_per_second=forecast.requests_per_second,
-        seconds_to_first_token=forecast.seconds_to_first_token,
-        host=forecast.host,
-        seconds_to_first_token_alone=forecast.seconds_to_first_token_alone,
+        requests_per_second=found.requests_per_second,
+        seconds_to_first_token=found.seconds_to_first_token,
+        host=found.host,
+        seconds_to_first_token_alone=found.seconds_to_first_token_alone,
     )

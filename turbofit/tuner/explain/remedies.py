@@ -179,7 +179,9 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
     for name in request.engine_options:
         rest = {key: value for key, value in request.engine_options.items() if key != name}
         option, changed = option_of(name), replace(request, engine_options=rest)
-        written = _written(option, request.engine_options[name])
+        value = request.engine_options[name]
+        values = [] if value is True else value if isinstance(value, list | tuple) else [value]
+        written = " ".join((option, *map(str, values)))
         yield Change(f"leave {option} to turbofit", changed, written)
     if request.budget is not None:
         given = request.budget
@@ -285,13 +287,6 @@ def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
     if variant is not None:
         change = f"use {variant.hub_id or variant.name} (FP8 weights)"
         yield Change(change, replace(request, model=variant))
-
-
-def _written(option: str, value: object) -> str:
-    if value is True:
-        return option
-    values = value if isinstance(value, list | tuple) else (value,)
-    return " ".join((option, *map(str, values)))
 
 
 def _found(fit: EngineFit) -> str:

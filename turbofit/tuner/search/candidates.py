@@ -218,7 +218,10 @@ def _pace(wish: Pace, engines: Sequence[tuple[Callable[[float], Speed], float]])
 def _prepared(request: ResolvedRequest, evaluation: Evaluation, pace: Pace) -> Pace:
     """Limit the pace's rate to the requests for which the host prepares images."""
     load = vision_load_of(request, request.requested_image_limit)
-    host = host_rate(request, load, len(evaluation.speeds) or 1)
+    host = host_rate(
+        request.machine, request.model.image_rule, load, len(evaluation.speeds) or 1,
+        size=request.workload.image_size, threads=request.image_threads,
+    )  # fmt: skip
     if host is None or pace.rate is None:
         return pace
     return replace(pace, rate=min(pace.rate, host.images_per_second / load.images_per_request))
@@ -251,15 +254,21 @@ class _Unequal:
         return max(wholes, key=lambda whole: (whole.fits, whole.rank))
 
     def _held_shares(self, shared: Callable[[Sequence[float]], list[float]]) -> list[float]:
-        """The shares of the requests; promised requests are divided as the caches allow."""
+        """The requests of each engine of each set; of promised ones no more than its cache holds.
 
-        def capacity(number: int, share: float) -> float:
-            part = self._best(self.sets[number], share, None)
-            return part.held_requests / len(part.shape.groups)
-
-        if self.request.promised_requests is None:
-            return shared(())
-        return held_shares(shared, capacity, len(self.sets))
+        ``shared`` divides the requests, given the most for an engine of each set. The sum is less
+        than the requests if all caches together hold no more.
+        """
+        shares, most = shared(()), [inf] * len(self.sets)
+        while self.request.promised_requests is not None:
+            parts = [self._best(*pair, None) for pair in zip(self.sets, shares, strict=True)]
+            counts = [part.held_requests / len(part.shape.groups) for part in parts]
+            rows = list(zip(counts, shares, most, strict=True))
+            if all(count >= share for count, share, _ in rows):
+                break
+            most = [count if count < share else before for count, share, before in rows]
+            shares = shared(most)
+        return shares
 
     def _agreed(self, shares: Sequence[float | None], promised: int) -> list[Evaluation]:
         """The sets with these shares, and with the longest context that all of them hold."""
@@ -363,29 +372,6 @@ _GROWS = 1e-9
 
 #: A set of equal engines: their number, and one's speed as a function of its requests.
 Set = tuple[int, Callable[[float], Speed]]
-
-
-def held_shares(
-    shared: Callable[[Sequence[float]], list[float]],
-    capacity: Callable[[int, float], float],
-    sets: int,
-) -> list[float]:
-    """The requests for each engine of each set, all of which its cache holds.
-
-    Their sum is less than the requests to share if all caches together hold no more. ``shared``
-    divides the requests, given the most for an engine of each set; ``capacity`` is the part of a
-    share, in whole requests, that an engine of a set holds.
-    """
-    most = [inf] * sets
-    while True:
-        shares = shared(most)
-        counts = [capacity(number, share) for number, share in enumerate(shares)]
-        if all(count >= share for count, share in zip(counts, shares, strict=True)):
-            return shares
-        most = [
-            count if count < share else before
-            for count, share, before in zip(counts, shares, most, strict=True)
-        ]
 
 
 def evenly(

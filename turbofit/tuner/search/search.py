@@ -41,8 +41,7 @@ from turbofit.tuner.search.shapes import (
     shapes,
 )
 from turbofit.tuner.search.sizing import Ask, SearchState, Sizer, longest_context, most_context
-from turbofit.tuner.surety import with_surety
-from turbofit.tuner.throughput import host_rate, total
+from turbofit.tuner.throughput import forecast
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -91,12 +90,8 @@ class EngineFit(Struct):
         speeds, load = self.best.speeds, self.best.vision_load
         if not speeds:
             return None
-        host = host_rate(self.request, load, len(speeds))
-        measured = self.request.machine.measured
-        forecast = total(speeds, measured, images=load.images_per_request, host=host)
         gpus = [self.request.machine.gpu(i) for group in self.best.shape.groups for i in group]
-        images = bool(load.units_per_image)
-        return with_surety(forecast, self.request.model, self.engine.name, gpus, images=images)
+        return forecast(self.request, speeds, load, engine=self.engine.name, gpus=gpus)
 
 
 def search(request: ResolvedRequest, engine: Engine) -> EngineFit:

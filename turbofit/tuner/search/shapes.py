@@ -22,7 +22,7 @@ from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB
 from turbofit.memory.account import AMPERE, HOPPER, Engine, VisionLoad, capability_of
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
-from turbofit.tuner.speed import LinkClass, Pace, Speed, group_class, link_class, reduce_class
+from turbofit.tuner.speed import LinkClass, Pace, Speed, group_class, reduce_class
 from turbofit.tuner.tower import whole_image_prefill
 
 
@@ -367,7 +367,6 @@ class Groupings:
 
     def __init__(self, machine: Machine, gpus: Sequence[Gpu]) -> None:
         self._machine, self._gpus = machine, tuple(gpus)
-        self._uniform = _uniform(machine, gpus)
         self._signatures: dict[Group, GroupSignature] = {}
 
     def ways(self, tp: int, replicas: int) -> list[tuple[Group, ...]]:
@@ -380,8 +379,6 @@ class Groupings:
         ]
 
     def _distinct(self, tp: int, replicas: int) -> Iterable[tuple[tuple[Gpu, ...], ...]]:
-        if self._uniform:
-            return [tuple(self._gpus[k * tp : (k + 1) * tp] for k in range(replicas))]
         if len(self._gpus) > _EXHAUSTIVE:
             return [_in_order(self._machine, self._gpus, tp, replicas)]
         distinct: dict[tuple[GroupSignature, ...], tuple[tuple[Gpu, ...], ...]] = {}
@@ -499,11 +496,3 @@ def _in_order(
             group.append(best)
         groups.append(tuple(group))
     return tuple(groups)
-
-
-def _uniform(machine: Machine, gpus: Sequence[Gpu]) -> bool:
-    """Whether all ways to group these GPUs are equal: equal cards with equal links."""
-    cards = {(gpu.total, gpu.reserved, gpu.used, gpu.limit) for gpu in gpus}
-    if len(cards) > 1 or machine.measured is not None:
-        return False
-    return len({link_class(machine.link(a.index, b.index)) for a, b in combinations(gpus, 2)}) <= 1

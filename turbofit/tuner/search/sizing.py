@@ -251,13 +251,19 @@ class Sizer:
             return low
         if self.state.too_small and self._tokens_held(low) < low:
             return low
-        if self._tokens_held(longest) >= longest:
-            self.state.too_small = False
-            return longest
-        self.state.too_small = self._tokens_held(low) < low
-        if self.state.too_small:
-            return low
-        low = longest_held(self._tokens_held, low, longest)
+        held = self._tokens_held(longest)
+        self.state.too_small = held < low and self._tokens_held(low) < low
+        if held >= longest or self.state.too_small:
+            return min(longest, max(low, held))
+        # A shorter context leaves no fewer tokens, so each look bounds the longest on both sides.
+        low = max(low, held // CONTEXT_STEP * CONTEXT_STEP)
+        longest = min(longest, self._tokens_held(low) + 1)
+        steps = low // CONTEXT_STEP, -(-longest // CONTEXT_STEP)
+
+        def holds(steps: int) -> bool:
+            return self._tokens_held(CONTEXT_STEP * steps) >= CONTEXT_STEP * steps
+
+        low = CONTEXT_STEP * bisect(holds, *steps)[0]
         rounded = low // ROUND_CONTEXT * ROUND_CONTEXT
         # Rounding must cost little: 3,072 of 4,032 would lose a quarter.
         cheap = rounded >= low * _ROUND_KEEPS and rounded >= shortest_context(self.vision_load)
@@ -366,28 +372,6 @@ def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
     context = most_context(request)
     text = min(MIN_TEXT_TOKENS, context // _TEXT_SHARE)
     return max(0, vision_load.tokens_per_request + text - context)
-
-
-def longest_held(tokens_at: Callable[[int], int], low: int, high: int) -> int:
-    """The longest context that the cache holds: a multiple of 64, or ``low``; below ``high``.
-
-    ``tokens_at`` returns the KV tokens in the cache for a context, 0 if the engine does not start.
-    A longer context never leaves more tokens, so each result bounds the answer on both sides: two
-    or three calls suffice, where bisection needs ten.
-    """
-    guess = tokens_at(high) // CONTEXT_STEP * CONTEXT_STEP
-    while high - low > CONTEXT_STEP:
-        half = (low + high) // 2 // CONTEXT_STEP * CONTEXT_STEP
-        middle = guess if low < guess < high else half
-        if middle <= low:
-            break
-        tokens = tokens_at(middle)
-        if tokens >= middle:
-            low, high = middle, min(high, round_up(tokens + 1, CONTEXT_STEP))
-        else:
-            high = middle
-        guess = tokens // CONTEXT_STEP * CONTEXT_STEP
-    return low
 
 
 def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
