@@ -147,17 +147,9 @@ def _in_short(plan: Plan) -> dict[str, str]:
 
 def _promised(plan: Plan) -> str:
     """What each request of a client may have."""
-    limits, rule = plan.limits, plan.model.image_rule
-    context, count = f"{plan.settings.session_len:,} tokens", limits.images_per_request
-    if limits.vision_unit is None or rule is None:
-        return f"{context} a request, with its answer"
-    units, tokens = largest_images(plan)
-    size = f"{units:,} {plural(units, limits.vision_unit)}"
-    if plan.workload.image_size is not None:
-        size = "{}x{}".format(*plan.workload.image_size)
-    elif limits.max_pixels_per_image is not None:
-        size = f"{three_digits(limits.max_pixels_per_image / 1e6)} MP"
-    return f"{count} {plural(count, 'image')} of up to {size} ({tokens:,} tokens), {context} in all"
+    sides = plan.workload.image_size
+    size = "{}x{}".format(*sides) if sides is not None else ""
+    return plan.limits.promise(plan.settings.session_len, *largest_images(plan), size)
 
 
 #: Settings of the first answer beside the image limit, in this order.
