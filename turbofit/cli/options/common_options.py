@@ -11,7 +11,7 @@ import click
 from turbofit.cli.command import PATH, Argument, Option
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.options.untyped import use_file
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
     Without an address it is that of the only server of this user, if one runs, else the usual one.
 
     Raises:
+        UnservedError: the only server is still starting.
         UsageError: the text is no address of a server.
     """
     from turbofit.cli.usage_errors import unknown_word
@@ -69,8 +70,15 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
     if url is None and sys.platform == "linux":
         from turbofit.launch.serve.runs import live_runs
 
-        running = [one for run in live_runs() for one in run.record.urls[:1]]
+        runs = live_runs()
+        running = [one for run in runs for one in run.record.urls[:1]]
         url = running[0] if len(running) == 1 else None
+        starting = [run.name for run in runs if run.record.state == "starting"]
+        if starting and not running:
+            raise UnservedError(
+                f"{starting[0]} is still starting",
+                hint='it says "ready at" when it answers; turbofit logs shows how far it is',
+            )
     address = url or _SERVER
     if not re.match(r"https?://[^/]", address):
         host = re.search(r"localhost.*|[\w\[].*[.:].*", address.rpartition("://")[2])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -21,6 +20,7 @@ from turbofit.report.painters.document import (
     Items,
     Verdict,
     first_warnings,
+    in_brief,
     known_facts,
     listed,
     remark,
@@ -135,9 +135,11 @@ def _in_short(plan: Plan) -> dict[str, str]:
         facts["host"] = host.words if host is not None and host.binds else ""
     facts["pace"] = plan.pace.text if plan.pace else ""
     facts["smaller"] = _trade(plan)
-    facts["engine"] = shorten(plan.why_engine, _REASON, placeholder=" …")
+    facts["engine"] = in_brief(plan.why_engine, _REASON)
     if plan.fits and plan.remedies and not facts["smaller"]:
         facts["faster"] = plan.remedies[0].text
+    if plan.fits and not plan.considered and plan.rehearsal is None:
+        facts["died?"] = "turbofit diagnose LOG tells why an engine died with these settings"
     if plan.rehearsal is not None:
         engine = "LMDeploy" if plan.engine.of_lmdeploy else "Transformers"
         rehearsed = f"{plan.rehearsal.outcome} with {engine} {plan.rehearsal.engine_version}"
