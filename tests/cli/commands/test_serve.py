@@ -115,7 +115,7 @@ def test_unplanned_passes_what_no_plan_counts(capsys: Out) -> None:
 
 def test_one_word_changes_in_a_service(capsys: Out) -> None:
     """The page's Compose file, as it is after the change."""
-    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "drop-in.md").read_text(encoding="utf-8")
     block = page.partition("# compose.yaml: before")[2].partition("```")[0]
     lines = [line[48:] for line in block.splitlines()[1:]]
     before = [line[:48].rstrip() for line in block.splitlines()[1:]]

@@ -138,8 +138,7 @@ def _in_short(plan: Plan) -> dict[str, str]:
     facts["engine"] = in_brief(plan.why_engine, _REASON)
     if plan.fits and plan.remedies and not facts["smaller"]:
         facts["faster"] = plan.remedies[0].text
-    if plan.fits and not plan.considered and plan.rehearsal is None:
-        facts["died?"] = "turbofit diagnose LOG tells why an engine died with these settings"
+    facts["died?"] = _DIED * (plan.fits and not plan.considered)
     if plan.rehearsal is not None:
         engine = "LMDeploy" if plan.engine.of_lmdeploy else "Transformers"
         rehearsed = f"{plan.rehearsal.outcome} with {engine} {plan.rehearsal.engine_version}"
@@ -154,6 +153,8 @@ def _promised(plan: Plan) -> str:
     return plan.limits.promise(plan.settings.session_len, *largest_images(plan), size)
 
 
+#: What a prediction that serves says to somebody whose engine died with these settings.
+_DIED: Final = "turbofit diagnose LOG tells why an engine died with these settings"
 #: Settings of the first answer beside the image limit, in this order.
 _FEW: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quant_policy")
 
