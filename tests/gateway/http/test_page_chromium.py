@@ -253,8 +253,7 @@ def test_the_server_now_stands_beside_the_chat(
 ) -> None:
     """What `/health` and `/metrics` say is asked again while the page is seen."""
     page = served()
-    card = page.address.call(lambda app: app.config.memory[0])
-    driver = next(piece.bytes for piece in card.pieces if piece.kind == "reserved")
+    driver = page.address.call(lambda app: app.config.memory[0].pieces[0].bytes)
     page.show()
     page.sees("0 running · 0 waiting")
     page.recorder.pages = 'lmdeploy:num_requests_waiting{model_name="a }b"} 2.0\n'
@@ -328,8 +327,9 @@ def test_a_long_answer_does_not_make_the_tab_busy(
     page.write("x" + ENTER)
     page.sees("7 tokens")
     metrics = browser.driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
-    (seconds,) = (one["value"] for one in metrics if one["name"] == "TaskDuration")
-    assert seconds < 10  # one, where this was written
+    assert {one["name"]: one["value"] for one in metrics}[
+        "TaskDuration"
+    ] < 10  # one, where this was written
 
 
 def test_pictures_go_as_far_as_the_server_takes_them_and_a_reload_keeps_the_chat(
@@ -338,7 +338,6 @@ def test_pictures_go_as_far_as_the_server_takes_them_and_a_reload_keeps_the_chat
     page = served(lambda *_: stream(event("seen"), DONE), plan_for(TILES, limit=2, images=1))
     page.show()
     most = browser.run("return model().images")
-    assert most > 2
     for number in range(most + 1):
         browser.run(PASTE, data_url(picture(8, 8 + number)), "paste")
         until(lambda: browser.all("#pictures img"), "a picture")
@@ -374,12 +373,10 @@ def test_an_error_stands_where_one_looks_and_the_message_comes_back(
     page.sees("tokens")
     browser.run("pictures = Array(90).fill(arguments[0]); showPictures()", data_url(picture(9, 9)))
     page.write("Again" + ENTER)
-    until(lambda: browser.all("#log [role='alert']"), "an error")
-    page.ended()
+    until(lambda: browser.run("return at('text').value") == "Again", "the error")
     where = (
-        "const r = arguments[0].getBoundingClientRect(); const seen = document.elementFromPoint("
+        "const r = arguments[0].getBoundingClientRect(); return arguments[0].contains("
+        "document.elementFromPoint(r.left + r.width / 2, r.top + r.height / 2))"
     )
-    seen = where + "r.left + r.width / 2, r.top + r.height / 2); return arguments[0].contains(seen)"
-    assert browser.run(seen, browser.one("#log [role='alert']"))
-    assert browser.one("#text").get_attribute("value") == "Again"
+    assert browser.run(where, browser.one("#log [role='alert']"))
     assert browser.run("return messages.length") == 2
