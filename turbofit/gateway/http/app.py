@@ -242,7 +242,9 @@ class Gateway(AsgiApp):
             *(self._upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in self.engines)
         )
         pages: dict[int | str, str] = dict(enumerate(texts))
-        in_use = await in_thread(self.in_use)  # a driver may take its time
+        asked = asyncio.ensure_future(asyncio.to_thread(self.in_use))
+        await asyncio.wait({asked}, timeout=_PAGE_SECONDS)  # a driver may hang
+        in_use = asked.result() if asked.done() else {}
         gauges = self._gauges()
         gauges["gpu_bytes_in_use"] = [((f"gpu={index}",), size) for index, size in in_use.items()]
         return merge(pages) + self.metrics.text(gauges)
