@@ -42,6 +42,7 @@ _UNFINISHED = re.compile(r"is missing|needs a value|requires an argument")
 _OF_OTHERS = {
     "LMDeploy": set(engine_options()),
     "nvidia-smi": {"--query-gpu"},
+    "VLMEvalKit": {"--api-nproc"},
     "bench.simulation": {"--seed"},
     "scripts/check, pytest": {"--quick", "--all", "--hypothesis-profile"},
     "scripts/citations.py, scripts/new-lmdeploy": {"--renew", "--source", "--write"},

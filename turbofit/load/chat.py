@@ -101,7 +101,8 @@ class Server:
             response = opened(self.url + path, body, self._key, timeout=_SILENCE)
         except (OSError, HTTPException) as exc:
             raise UnservedError(
-                f"{self.url} does not answer: {exc}", hint="turbofit serve MODEL starts a server"
+                f"{self.url} does not answer: {exc}",
+                hint='turbofit serve MODEL starts a server, which says "ready at" when it answers',
             ) from None
         if response.status != 200:
             hints = {401: "give its key with --api-key", 503: "ask again once its engine is up"}

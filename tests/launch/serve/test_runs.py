@@ -23,7 +23,7 @@ from tests.support.processes import REPO, put_for_python
 from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.cli.options.common_options import server_of
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.files import state_dir
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode
@@ -237,6 +237,11 @@ def test_other_commands_know_a_server_that_runs(servers, tmp_path, capsys) -> No
     servers[second].kill()
     servers[second].wait()
     assert server_of(None, None)[0] == served
+    for path in state_dir("runs").glob("*/run.json"):
+        record = json.loads(path.read_bytes())
+        path.write_text(json.dumps({**record, "state": "starting", "urls": []}))
+    with pytest.raises(UnservedError, match=f"{first} is still starting"):
+        server_of(None, None)
 
 
 def test_a_log_is_followed_until_its_server_ends(servers) -> None:

@@ -143,9 +143,9 @@ def _detached(form: output.Form, cluster: str | None) -> int:
     how = "turbofit ps, logs and stop"
     if cluster is not None:
         how = f"turbofit cluster status --cluster {cluster} shows it, kill {server.pid} ends it"
-    output.say(f"process {server.pid} serves; {how}; what it says is in {server.log}")
     document = {"url": server.url, "pid": server.pid, "log": str(server.log)}
     form.tell(document, f"{server.url}\n")
+    output.say(f"ready at {server.url}: process {server.pid} serves, log {server.log}; {how}")
     return 0
 
 
@@ -270,7 +270,8 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
         raise refusal(plan)
     for text in plan.model.warnings:
         output.say(f"warning: {text}")
-    behind = "turbofit serve starts this behind its gateway: "
+    host = f"[{arguments.public.host}]" if ":" in arguments.public.host else arguments.public.host
+    behind = f"turbofit serve starts this behind its gateway at {host}:{port}: "
     head = f"# {'' if arguments.options.no_gateway else behind}{unheld(plan)}\n"
     texts = [shell_words(command.argv, command.env) + "\n" for command in shown_commands]
     output.answer(head + "\n".join(texts))

@@ -87,5 +87,5 @@ def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.
     for line in client_lines(urls[0], model, key=key):
         output.say(f"to ask: {line}")
     output.say(f"to chat: turbofit chat {urls[0]}")
-    if gateway is not None:
-        output.say(f"to chat in a browser, with limits and examples: {urls[0]}")
+    page = "" if gateway is None else ", which is a page to chat in a browser"
+    output.say(f"ready at {urls[0]}{page}")

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from functools import cached_property
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -126,6 +127,8 @@ class PretendReader:
     def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
         self.timeline = timeline
         self._plan, self._group = plan, group
+        #: The supervisor's thread and the gateway's read.
+        self._reading = Lock()
         self._ledger: Ledger | None = None
         self._events: TimelineReader | None = None
 
@@ -135,7 +138,8 @@ class PretendReader:
 
     def usages(self) -> tuple[PretendUsage, ...]:
         """The use of each of the group's pretend GPUs so far; empty if it cannot be read."""
-        sizes = self._torch_held() if self._plan.engine.on_torch else self._turbomind_held()
+        with self._reading:
+            sizes = self._torch_held() if self._plan.engine.on_torch else self._turbomind_held()
         indices = self._plan.parallel.groups[self._group]
         others = [gpu.used + gpu.late for gpu in self._machine.gpus]
         return tuple(
@@ -146,7 +150,8 @@ class PretendReader:
     def death(self) -> End | None:
         """The last refused allocation; None if none was refused, or nothing can be read."""
         torch = self._plan.engine.on_torch
-        death = self._torch_death() if torch else self._turbomind_death()
+        with self._reading:
+            death = self._torch_death() if torch else self._turbomind_death()
         if death is None:
             return None
         gpu = self._plan.parallel.groups[self._group][death["gpu"]]

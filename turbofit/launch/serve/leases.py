@@ -333,10 +333,15 @@ def counted(machine: Machine, leases: Leases) -> Machine:
 
 
 def _gpu(gpu: Gpu, others: list[Lease]) -> Gpu:
+    from turbofit.launch.serve.runs import live_runs
+
+    servers = {run.record.pid for run in live_runs()}
     for lease in others:
         pending = _pending(gpu, lease)
         if pending and isinstance(gpu.used, int) and isinstance(gpu.free, int):
             name = f"turbofit, which reserved it for {lease.model}"
+            if lease.pid in servers:
+                name = f"turbofit serve {lease.model} (turbofit stop {lease.model})"
             gpu = replace(
                 gpu,
                 used=gpu.used + min(pending, gpu.free),

@@ -97,7 +97,7 @@ class StartProgress:
         """
         moment = self._clock()
         if moment - self._looked >= _EVERY:
-            self._looked, used = moment, self._used(engines)
+            self._looked, used = moment, self.used(engines)
             self._loaded = 0
             for card in self._plan.gpus:
                 # The card's use with an engine that has loaded nothing yet.
@@ -106,7 +106,8 @@ class StartProgress:
                 self._loaded += min(loaded, card.bytes_in("weights"))
         return self._loaded, sum(card.bytes_in("weights") for card in self._plan.gpus)
 
-    def _used(self, engines: Sequence[SupervisedEngine]) -> dict[int, int]:
+    def used(self, engines: Sequence[SupervisedEngine]) -> dict[int, int]:
+        """Bytes in use on each GPU, pretend ones too; empty if they cannot be read."""
         readers = [engine.pretended for engine in engines if engine.pretended is not None]
         if not readers:
             return used_now(self._plan)
