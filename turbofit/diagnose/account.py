@@ -18,10 +18,8 @@ from turbofit.core.errors import option_of
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
-from turbofit.core.version import REFERENCE
 from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.versions import release
-from turbofit.model.presets import four_bit_variant
 from turbofit.observe.log_events import CacheBudget, KvBlocks
 
 if TYPE_CHECKING:
@@ -56,7 +54,8 @@ class Finding(Struct):
     """What the account says: a refused piece for `death`, sentences, and what is not known.
 
     ``others``: bytes of each card that somebody else held. ``short``: what the run lacked in all.
-    ``weights``: those of a rank, if the log has the cache's size.
+    ``weights``: those of a rank, if the log has the cache's size. ``occupied``: more was missing
+    than the account explains, and nothing in the log tells who held it.
     """
 
     end: End | None = None
@@ -65,6 +64,7 @@ class Finding(Struct):
     others: int = 0
     short: int = 0
     weights: int = 0
+    occupied: bool = False
 
 
 def logged_cache(case: LogCase) -> Cache | None:
@@ -105,20 +105,31 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
         finding = _of_torch(case, phase, memory, ledger, cached=cached, turbomind=turbomind)
     elif phase == "unknown":
         finding = _of_load(ledger)
-    if case.version is None:
-        finding = replace(finding, unknown=(*finding.unknown, f"assumed LMDeploy {REFERENCE}"))
-    loading = (finding.end.phase if finding.end else phase) == "weights"
-    if finding.others or (cache is None and not loading):
+    if case.assumption:
+        said = f"the release of LMDeploy: {forecast.engine.version} is {case.assumption}"
+        finding = replace(finding, unknown=(*finding.unknown, said))
+    at = finding.end.phase if finding.end else phase
+    if finding.others:
         return finding
-    short = max((gpu.load_peak if loading else gpu.peak) - gpu.usable for gpu in forecast.gpus)
-    if short <= 0:
+    short = most(forecast, at) - min(gpu.usable for gpu in forecast.gpus)
+    lacked = memory.missing if memory else None
+    whole = memory is not None and memory.process is not None and memory.named
+    if short <= 0 if lacked is None else lacked > max(short, 0):
+        leave = f"lack at most {format_bytes(short)}" if short > 0 else "leave room"
         said = (
-            "what took the rest: by the account these settings leave room on such cards (other"
+            f"what took the rest: by the account these settings {leave} on such cards (other"
             " programs, other settings, another LMDeploy)"
         )
-        return replace(finding, unknown=(*finding.unknown, said))
+        return replace(finding, occupied=not whole, unknown=(*finding.unknown, said))
+    if short <= 0 or (cache is None and at != "weights"):
+        return finding
     says = forecast.verdict.partition(": ")[2] or forecast.verdict
     return replace(finding, short=short, why=(*finding.why, f"by the account: {says}"))
+
+
+def most(plan: Plan, phase: str) -> int:
+    """The most bytes of a GPU that a plan takes up to a phase."""
+    return max(gpu.load_peak if phase == "weights" else gpu.peak for gpu in plan.gpus)
 
 
 def _weights(ledger: GpuLedger) -> int:
@@ -217,11 +228,15 @@ def _of_load(ledger: GpuLedger) -> Finding:
     return Finding(unknown=(said,))
 
 
-def cures(case: LogCase, phase: Phase, others: int) -> tuple[tuple[Remedy, Plan], ...]:
+def cures(
+    case: LogCase, phase: Phase, others: int, lacked: int | None
+) -> tuple[tuple[Remedy, Plan], ...]:
     """Changes of the log's run that the release's account lets live, the cheapest first.
 
-    They are the largest lower ratio in hundredths, the largest common image limit below the
-    checkpoint's own, and the smallest larger degree on the log's cards, each with the run then.
+    Each takes at least ``lacked`` bytes less of a GPU than the log's run, if the log says how many
+    these were; else there is none where the account lets the log's own run live. They are the
+    largest lower ratio in hundredths, the largest common image limit below the checkpoint's own,
+    and the smallest larger degree on the log's cards, each with the run then.
     """
     machine, model, cache = case.machine, case.model, logged_cache(case)
     if not case.has_account:
@@ -230,11 +245,16 @@ def cures(case: LogCase, phase: Phase, others: int) -> tuple[tuple[Remedy, Plan]
     assert model is not None
     kept: dict[str, Any] = {"free_at_cache": cache.free} if cache else {}
     kept = {"on": machine.with_used(others)} if others else kept
+    before = case.forecast(**kept)
+    if before is None or (before.fits and lacked is None):
+        return ()
+    enough = most(before, phase) - (lacked or 0)
 
     def lives(**changed: Any) -> Plan | None:
         # What was free for the cache holds for the log's own degree alone.
         plan = case.forecast(**({"on": machine} if "tp" in changed and cache else kept), **changed)
-        return plan if plan is not None and plan.fits else None
+        lives = plan is not None and plan.fits and most(plan, phase) <= enough
+        return plan if lives else None
 
     tried: list[list[tuple[str, dict[str, Any]]]] = []
     if phase in _WITH_RATIO and case.ratio < 1:
@@ -261,13 +281,3 @@ def cures(case: LogCase, phase: Phase, others: int) -> tuple[tuple[Remedy, Plan]
             for change, plan in islice(lived, 1)
         ]
     return tuple(found)
-
-
-def smaller(case: LogCase) -> tuple[Remedy, ...]:
-    """A remedy that names the model's published 4-bit variant; empty if there is none."""
-    variant = four_bit_variant(case.model) if case.model else None
-    if variant is None or case.model is None:
-        return ()
-    saved = format_bytes(case.model.weight_bytes - variant.weight_bytes)
-    change = f"{variant.hub_id or variant.name} instead"
-    return (Remedy(change=change, effect=f"{saved} less of weights, which the cache gets"),)

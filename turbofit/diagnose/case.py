@@ -85,14 +85,26 @@ class LogCase:
     @cached_property
     def version(self) -> str | None:
         """The log's release; where it prints none, one whose lines these are; else None."""
-        if self.subject.version:
-            return self.subject.version
+        return self.subject.version or self._guess[0]
+
+    @property
+    def assumption(self) -> str:
+        """What the release rests on where the log does not name it; else empty."""
+        return "" if self.subject.version else self._guess[1]
+
+    @cached_property
+    def _guess(self) -> tuple[str | None, str]:
+        """A release by lines that some releases print, and these lines."""
         facts = self.facts
         if facts.first(PeerMissing):
-            return "0.7"
-        old = facts.first(KvBlocks) or facts.first(LegacyCuda) or self._tower_is_torch_s()
-        newer = facts.first(CacheBudget) or facts.first(Slab)
-        return "0.12" if old and not newer else None
+            return "0.7", "a guess: LMDeploy prints its warning of peer access up to 0.7.3"
+        if facts.first(CacheBudget) or facts.first(Slab):
+            return None, "assumed: TurboMind prints such lines of its cache since 0.15"
+        if facts.first(KvBlocks) or facts.first(LegacyCuda):
+            return "0.12", "a guess: TurboMind prints such lines up to 0.14"
+        if self._tower_is_torch_s():
+            return "0.12", "a guess: torch holds much beside TurboMind, as it does up to 0.15"
+        return None, "assumed: no line tells the release"
 
     def _tower_is_torch_s(self) -> bool:
         """Whether torch holds a vision tower beside TurboMind, which ran none before 0.15."""

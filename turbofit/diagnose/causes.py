@@ -6,15 +6,13 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from msgspec import field
-
 from turbofit.core.presets import converted, load_yaml, presets_dir
 from turbofit.core.struct import Struct
 from turbofit.observe.death import Phase
 from turbofit.observe.log_reader import zeros
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from turbofit.observe.log_reader import Form
 
@@ -36,24 +34,13 @@ END: Final = re.compile(
 _SAID: Final = 160
 
 
-class When(Struct):
-    """A row's only condition, on a fact or figure of the log.
-
-    The fact is known, and one of ``values``, or below a number, where these are given.
-    """
-
-    fact: str
-    values: tuple[str | int, ...] = field(default=(), name="is")
-    below: int | None = None
-
-
 class Row(Struct):
     """One row, as the head of `presets/causes.yaml` says. Without ``what`` it proves no cause."""
 
     kind: str
     says: tuple[str, ...]
     pattern: str = ""
-    when: When | None = None
+    when: str = ""
     what: Sentence = ""
     why: tuple[Sentence, ...] = ()
     possible: tuple[Sentence, ...] = ()
@@ -65,21 +52,10 @@ class Row(Struct):
 
 
 class Kind(Struct):
-    """What rows of a kind share: the phase of a proven cause, and whether a plan belongs to it.
-
-    The words of ``common`` kinds are many programs', and asked only of a log about inference.
-    """
+    """What rows of a kind share: the phase of a proven cause, and whether a plan belongs to it."""
 
     phase: Phase = "unknown"
     plan: bool = False
-    common: bool = False
-
-
-class _Fact(Struct):
-    """A line whose named groups are facts."""
-
-    says: tuple[str, ...]
-    pattern: str
 
 
 class _Table(Struct):
@@ -87,7 +63,6 @@ class _Table(Struct):
     #: Names of Transformers by the release that brought or dropped them.
     brought: dict[str, tuple[str, ...]]
     dropped: dict[str, tuple[str, ...]]
-    facts: tuple[_Fact, ...]
     #: What would tell more of an error that no row knows, and words of its line.
     send: dict[str, tuple[str, ...]]
     out_of_memory: dict[str, dict[str, tuple[str, ...]]]
@@ -128,13 +103,10 @@ def less_memory(program: str, phase: str) -> tuple[str, ...]:
     return rows.get(phase, rows["any"])
 
 
-def what_to_send(error: str, marks: Sequence[str]) -> tuple[str, ...]:
-    """What would tell more, by the words of the quoted line, and by marks in brackets."""
-    return tuple(
-        text
-        for text, words in _table().send.items()
-        if any(word in marks if word[0] == "(" else word in error for word in words)
-    )
+def what_to_send(about: str) -> tuple[str, ...]:
+    """What would tell more, by the words of the quoted line, and marks in brackets behind it."""
+    send = _table().send.items()
+    return tuple(text for text, words in send if any(word in about for word in words))
 
 
 @cache
@@ -180,22 +152,3 @@ def hits_of(text: str, form: Form | None = None) -> tuple[Hit, ...]:
         elif not row.pattern:
             hits.append(Hit(row, {}, text.strip()[:_SAID]))
     return tuple(hits)
-
-
-def caught(text: str) -> dict[str, str]:
-    """Facts of a line by their names."""
-    found: dict[str, str] = {}
-    for row in facts_in(zeros(text)):
-        if match := pattern_of(row.pattern).search(text):
-            found |= {name: value for name, value in match.groupdict().items() if value}
-    return found
-
-
-@cache
-def _fact_words() -> list[tuple[str, _Fact]]:
-    return [(zeros(word), row) for row in _table().facts for word in row.says]
-
-
-def facts_in(form: str) -> list[_Fact]:
-    """The rows of facts of which a line may have a word."""
-    return [row for word, row in _fact_words() if word in form]

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 from msgspec.structs import replace
 
 from turbofit.core.struct import Struct
-from turbofit.diagnose.causes import END, caught, facts_in, hits_of, may_be_known
-from turbofit.diagnose.subject import Subject, readers
+from turbofit.diagnose.causes import END, hits_of, may_be_known
+from turbofit.diagnose.subject import Subject, may_be_fact, readers
 from turbofit.machine.nvidia_smi import SmiTable
 from turbofit.observe import log_events as events
 from turbofit.observe.log_events import (
@@ -130,10 +130,9 @@ _ASKED: Final = (*OF_LAUNCH, *FATAL)
 _WEAK: Final = (*OF_LAUNCH, PythonError)
 #: Events that may be the reason of an end.
 _RAISES: Final = (*FATAL, KnownMessage, events.NoCache)
-#: The most further lines of a message, rows of a traceback behind its last frame, runs at each end
-#: of a log, forms that are remembered, and events of one kind: a living engine prints some for each
-#: request.
-_WRAPPED, _FRAGMENT, _RUNS, _FORMS, _ENOUGH = 6, 3, 16, 4096, 50_000
+#: The most further lines of a message, runs at each end of a log, forms that are remembered, and
+#: events of one kind: a living engine prints some for each request.
+_WRAPPED, _RUNS, _FORMS, _ENOUGH = 6, 16, 4096, 50_000
 
 
 class LogEvent(NamedTuple):
@@ -164,7 +163,7 @@ class LogFacts:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self.lines = self.rows = 0
+        self.lines = 0
         self.marks: list[LogEvent] = []
         self.state: State = "log"
         #: The line in which an engine begins.
@@ -180,7 +179,6 @@ class LogFacts:
         #: The lines of progress: a program survived the errors before the last but one.
         self._progress: list[int] = []
         self._stack: tuple[PythonFrame, ...] = ()
-        self._last_frame = 0
         self._table = SmiTable()
         #: The ways to join the lines of torch's text, and the row before, if this one ends it.
         self._message: list[str] = []
@@ -190,7 +188,7 @@ class LogFacts:
 
     def take(self, line: int, text: str, form: Form) -> None:
         """Read a row; the second one of a form that tells nothing is only counted."""
-        self.lines, self.rows = max(self.lines, line), self.rows + 1
+        self.lines = max(self.lines, line)
         self.last = LogEvent(line, text)
         if self._is_seen(self.last, form):
             return
@@ -211,8 +209,8 @@ class LogFacts:
         self.state = STATES[self.state].get(part, self.state)
         if part != "frame":
             self.subject.read(line, text, form)
-        elif form.ask(facts_in):
-            self.subject.facts.update(caught(text))
+        elif form.ask(may_be_fact):
+            self.subject.read_facts(text)
 
     def _is_seen(self, row: LogEvent, form: Form) -> bool:
         """Whether a row outside of a message has a form that told nothing before."""
@@ -264,12 +262,6 @@ class LogFacts:
     def died(self) -> bool:
         return not all(mark.is_notice for mark in self.fatal)
 
-    @property
-    def cut(self) -> tuple[PythonFrame, ...]:
-        """The frames of a traceback that ends the log before its error; else none."""
-        near = self.lines - self._last_frame <= _FRAGMENT
-        return self._stack if self.state in _OPEN and near else ()
-
     def first(self, kind: type[_T]) -> LogEvent | None:
         return next((mark for mark in self.marks if isinstance(mark.event, kind)), None)
 
@@ -310,7 +302,6 @@ class LogFacts:
     def _part(self, mark: LogEvent, form: Form) -> Part:
         """What a row is; keeps what it tells."""
         if isinstance(mark.event, PythonFrame):
-            self._last_frame = mark.line
             if self.state == "below":
                 self.marks[-1] = self.marks[-1]._replace(stack=(*self.marks[-1].stack, mark.event))
             else:

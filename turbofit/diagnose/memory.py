@@ -48,6 +48,11 @@ _MOVES: Final = re.compile(r"\.(?:to|cuda)\(")
 _MODULE: Final = re.compile(r"[/\\]torch[/\\]nn[/\\]modules[/\\]module\.py$")
 #: Words of training, which holds more memory than an answer needs.
 _TRAINS: Final = re.compile(r"\bbackward\(|optimizer|[/\\](?:trainer|autograd)\b")
+_FREE: Final = "free the cards first: `turbofit doctor` and nvidia-smi name what holds them"
+_LOOK: Final = (
+    "see with nvidia-smi or `turbofit doctor` what else holds the cards: by the account these"
+    " settings alone do not explain it"
+)
 _START_ONCE: Final = (
     "start the engine once (plain python, or --nproc_per_node=1), not under torchrun"
 )
@@ -128,9 +133,10 @@ def _answer(case: LogCase, mark: LogEvent) -> Draft:
         unknown=finding.unknown,
         evidence=(evidence(mark, "torch's own figures" if memory else "the engine's own error"),),
         changes=less_memory(program, phase),
-        planned=True,
+        planned=program != "lmdeploy-lite",
         by_others=finding.others,
         short=True,
+        free=_FREE if finding.others else _LOOK if finding.occupied else "",
     )
     if memory is not None:
         draft = _with_torch(case, mark, memory, draft, program)
@@ -187,6 +193,7 @@ def _with_ranks(case: LogCase, draft: Draft) -> Draft:
         changes=(_START_ONCE, *draft.changes),
         by_others=0,
         short=False,
+        free="",
     )
 
 
@@ -209,6 +216,13 @@ def _with_torch(
     signs = [*_copies(case, mark), *_beyond(case, mark, memory, draft, own=own)]
     signs += [*_matrix(mark, memory, draft, own=own), *_of_the_card(case, memory)]
     others = sum(size for _, size in memory.others) + memory.unexplained
+    free = _FREE if memory.unexplained > GIB else draft.free
+    if sum(size for _, size in memory.others) > _SMALL:
+        pids = ", ".join(str(pid) for pid, _ in memory.others)
+        free = (
+            f"end what else holds the card (process {pids}) if it is no part of this server, or"
+            " plan for what is free"
+        )
     bare = not mark.stack and (memory.requested is None or case.model is None)
     return replace(
         draft,
@@ -219,6 +233,7 @@ def _with_torch(
         changes=_in_order([sign.step for sign in signs], memory, draft, program),
         send=(_SEND,) if bare else (),
         by_others=max(draft.by_others, others if memory.named and others > _SMALL else 0),
+        free=free,
     )
 
 
@@ -258,11 +273,7 @@ def _matrix(mark: LogEvent, memory: TorchMemory, draft: Draft, *, own: bool) -> 
 
 
 def _of_the_card(case: LogCase, memory: TorchMemory) -> Iterator[_Sign]:
-    """Yields who else holds the card, and what torch holds without use."""
-    if sum(size for _, size in memory.others) > _SMALL:
-        pids = ", ".join(str(pid) for pid, _ in memory.others)
-        step = f"end what else holds the card (process {pids}) if it is no part of this server, or"
-        yield _Sign("", f"{step} plan for what is free")
+    """Yields what torch holds without use, and what nobody in its text holds."""
     if memory.requested and (memory.cached or 0) >= memory.requested:
         # Not under WSL and Windows, which tell no process: there it is said to fail.
         able = memory.process is not None and "expandable" not in case.subject.facts

@@ -253,12 +253,7 @@ def nothing_found(case: LogCase) -> Draft:
     """The answer for a log without any line that is known to report an error."""
     what, line = "turbofit recognises no error in this log", 0
     lines: tuple[Evidence, ...] = ()
-    if cut := case.facts.cut:
-        what = (
-            f"this text ends at line {case.facts.lines}, within a traceback and before the error"
-            f" itself; its last call is: {cut[-1].code or cut[-1].function}"
-        )
-    elif in_words := case.facts.in_words:
+    if in_words := case.facts.in_words:
         what = "the text says that memory ran out, and no line of a program says where"
         lines, line = (evidence(in_words, "words"),), in_words.line
     planned = case.model is not None and case.machine is not None

@@ -138,13 +138,11 @@ Traceback (most recent call last):
 
 
 def test_a_quantisation_is_no_server() -> None:
-    """It computes on one card: a shorter calibration helps, or what is quantised already."""
+    """It computes on one card: a shorter calibration helps."""
     found = explain(QUANTISED + SAID)
     assert (found.kind, found.phase) == ("out_of_memory", "quantising")
     assert "--calib-seqlen" in found.changes[0]
-    advice = some(found.would_work)
-    assert (advice.fits, advice.command) == (None, "")
-    assert "AWQ" in advice.remedies[0].change
+    assert found.would_work is None
 
 
 CARD = "GPU 0 has a total capacity of 23.69 GiB of which 80.00 MiB is free. "
