@@ -131,7 +131,7 @@ def test_what_every_run_says_of_the_machine_is_not_multiplied_by_the_runs() -> N
     run[2] += "available"
     found = read_runs(starmap(Row, enumerate(run * 200, 1)))
     assert sum(len(one.marks) for one in found) < 200 * 40
-    assert found[-1].lines == 600
+    assert found[-1].subject.lines == 600
 
 
 @given(st.binary(max_size=400), st.integers(2, 50))

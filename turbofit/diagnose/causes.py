@@ -30,8 +30,8 @@ END: Final = re.compile(
     r"|\b(?:[Ff]ailed|Aborted|Killed|OOMKilled|Exited|SIG[A-Z]+|[Tt]imeout|timed out|Xid|dumped)\b"
     r"|status=|finish_reason|[Ee]xit ?[Cc]ode|\[TM\]|NCCL WARN"
 )
-#: Characters of a line that a sentence quotes whole.
-_SAID: Final = 160
+#: The part of a line that a row without a pattern quotes.
+_WHOLE: Final = r"\S.{0,159}"
 
 
 class Row(Struct):
@@ -119,11 +119,6 @@ def _rows_in(form: str) -> tuple[Row, ...]:
     return tuple(dict.fromkeys([row for word, row in _words() if word in form]))
 
 
-def may_be_known(form: str) -> bool:
-    """Whether a line of this form may match a row."""
-    return bool(_rows_in(form))
-
-
 #: A repeat of figures, words or other text without spaces, which has no bound as it is written.
 _NAME: Final = re.compile(r"(\\[Swd]|\[(?!\^)[^\]]*\])([+*])")
 #: Characters of the longest name, path or figure that a message has.
@@ -143,12 +138,8 @@ def hits_of(text: str, form: Form | None = None) -> tuple[Hit, ...]:
     if not rows or (_SETTINGS.search(text) and not END.search(text)):
         return ()
     for row in rows:
-        if not any(word in text for word in row.says):
-            continue  # it had another digit
-        match = pattern_of(row.pattern).search(text) if row.pattern else None
-        if match is not None:
+        match = pattern_of(row.pattern or _WHOLE).search(text)
+        if match is not None and any(word in text for word in row.says):  # not with another digit
             caught = {name: value for name, value in match.groupdict().items() if value}
-            hits.append(Hit(row, caught, caught.get("said", match[0])))
-        elif not row.pattern:
-            hits.append(Hit(row, {}, text.strip()[:_SAID]))
+            hits.append(Hit(row, caught, caught.get("said", match[0].strip())))
     return tuple(hits)

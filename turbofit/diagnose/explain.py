@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from itertools import product
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
-from turbofit.core.version import REFERENCE
 from turbofit.diagnose.account import cures
 from turbofit.diagnose.answer import Advice, Diagnosis, Others, Read
 from turbofit.diagnose.case import LogCase
@@ -18,7 +17,7 @@ from turbofit.diagnose.causes import what_to_send
 from turbofit.diagnose.draft import Draft, evidence
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.rows import rows
-from turbofit.diagnose.rules import PEERS, drafts_of, nothing_found
+from turbofit.diagnose.rules import PEERS, drafts_of
 from turbofit.memory.versions import is_legacy
 from turbofit.observe import log_events as events
 from turbofit.observe.death import IN_DIAGNOSIS
@@ -26,7 +25,7 @@ from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
@@ -46,6 +45,7 @@ _TOGETHER: Final = ("tp", "cache_max_entry_count", "max_batch_size", "session_le
 _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
 _VARIABLE: Final = re.compile(r"\b([A-Z][A-Z0-9_]+)=(\S+?)[:;,]?(?=\s|$)")
 _SHARE: Final = re.compile(r"cache[-_]max[-_]entry[-_]count")
+_NO_ADVICE: Final = Advice(model="", on="", fits=None, verdict="")
 _NO_CAUSE: Final = "turbofit does not know the cause from this log"
 _LOADED_HERE: Final = (
     "this log ran out of memory while it loaded there: where nothing else was on the cards, the"
@@ -76,7 +76,14 @@ def diagnose(
         return _foreign(last, [draft for draft, _ in drafts])
     reasons = _REASONS.get(drafts[0][0].kind, ()) if drafts else ()
     drafts.sort(key=lambda pair: pair[0].kind not in reasons)
-    best, case = drafts[0] if drafts else (nothing_found(last), last)
+    nothing = Draft(
+        kind="unknown",
+        line=0,
+        what="turbofit recognises no error in this log",
+        planned=last.has_all,
+        unknown=("what happened",),
+    )
+    best, case = drafts[0] if drafts else (nothing, last)
     also = {
         draft.kind: f"line {draft.line}: {draft.what or draft.quoted}"
         for draft, _ in reversed(drafts)
@@ -92,22 +99,15 @@ def _order(draft: Draft) -> tuple[int, int]:
 
 
 def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
-    still = draft.kind == IN_DIAGNOSIS["stalled"]
-    known = bool(draft.what) and draft.kind != "unknown" and not still
+    known = bool(draft.what) and draft.kind not in ("unknown", IN_DIAGNOSIS["stalled"])
     lacked = draft.missing.bytes if draft.missing else None
     ways = cures(case, draft.phase, draft.by_others, lacked) if draft.short else ()
     would_work, lacks = _worked(case, draft, ways)
-    changes = _steps(case, draft, would_work, ways)
+    changes = _steps(case, draft, would_work or _NO_ADVICE, ways)
     send, what = draft.send, draft.what
     unknown = draft.unknown or (() if known else ("what caused it",))
     if not known:
-        what = what or f"{_NO_CAUSE}: {draft.quoted}"
-        marks = {
-            draft.quoted: True, "lmdeploy": case.subject.of_lmdeploy, "(still)": still,
-            "(nothing)": not draft.evidence, "(error)": bool(draft.evidence) and not still,
-            "(no command)": case.facts.begun_at is None,
-        }  # fmt: skip
-        send = (*send, *what_to_send(" ".join(word for word, holds in marks.items() if holds)))
+        what, send = what or f"{_NO_CAUSE}: {draft.quoted}", (*send, *_to_send(case, draft))
     first = (*send, *changes) if known else (*changes, *send)
     why, lines, peers = draft.why, draft.evidence, case.facts.first(events.PeerMissing)
     if peers and known and draft.kind != "peer_warning":
@@ -135,8 +135,18 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
     )
 
 
+def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
+    still, found = draft.kind == IN_DIAGNOSIS["stalled"], bool(draft.evidence)
+    marks = {
+        draft.quoted: True, "lmdeploy": case.subject.of_lmdeploy, "(still)": still,
+        "(nothing)": not found, "(error)": found and not still,
+        "(no command)": case.facts.begun_at is None,
+    }  # fmt: skip
+    return what_to_send(" ".join(word for word, holds in marks.items() if holds))
+
+
 def _steps(
-    case: LogCase, draft: Draft, worked: Advice | None, ways: Sequence[tuple[Remedy, Plan]]
+    case: LogCase, draft: Draft, worked: Advice, ways: Sequence[tuple[Remedy, Plan]]
 ) -> tuple[str, ...]:
     """The steps, the first one first, none of which goes against the plan or the log beside it.
 
@@ -144,25 +154,30 @@ def _steps(
     general. A step that the log has done is left out, and so is a share of the cache where no share
     helps.
     """
-    fits, of_lmdeploy = worked.fits if worked else None, case.subject.of_lmdeploy
-    own = [remedy.change for remedy in worked.remedies] if worked else []
+    fits, of_lmdeploy = worked.fits, case.subject.of_lmdeploy
     share = any(_SHARE.search(remedy.change) for remedy, _ in ways)
     vain = fits is False or (draft.short and case.has_account and not share)
-    set_ = case.subject.variables
-    steps = [
-        step
-        for step in draft.changes
-        if not any(set_.get(name) == value for name, value in _VARIABLE.findall(step))
-        and not (vain and _SHARE.search(step))
-    ]
-    if draft.short and worked and fits is not None:
+    steps = [step for step in draft.changes if not _idle(case, step, vain=vain)]
+    own = [remedy.change for remedy in worked.remedies]
+    if draft.short and fits is not None:
         if fits and not ways:
-            told = (f"--{name.replace('_', '-')} {worked.settings[name]}" for name in _TOGETHER)
-            own = [f"these settings together: {' '.join(told)}"] if of_lmdeploy else []
-        steps = [*own, *([] if own and of_lmdeploy else steps)]
+            own = _together(worked) if of_lmdeploy else []
+        steps = own if own and of_lmdeploy else [*own, *steps]
     elif vain and draft.changes:
         steps = steps or own
     return tuple(filter(None, dict.fromkeys((draft.free, *steps))))
+
+
+def _together(advice: Advice) -> list[str]:
+    told = (f"--{name.replace('_', '-')} {advice.settings[name]}" for name in _TOGETHER)
+    return [f"these settings together: {' '.join(told)}"]
+
+
+def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
+    """Whether the log has done a step, or the step changes a share of the cache in vain."""
+    set_ = case.subject.variables
+    did = any(set_.get(name) == value for name, value in _VARIABLE.findall(step))
+    return did or (vain and _SHARE.search(step) is not None)
 
 
 def _worked(
@@ -190,35 +205,40 @@ def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Adv
 
     It keeps the log's degree, and leaves to others what they hold of the cards, where it can.
     """
-    of_lmdeploy, legacy = case.subject.of_lmdeploy, is_legacy(case.version or REFERENCE)
-    asked = {"model": model, "lmdeploy": case.version if of_lmdeploy and legacy else None}
-    given = case.subject.options.get("tp") if of_lmdeploy else None
-    places = [machine.with_used(draft.by_others), machine][: 2 if draft.by_others else 1]
+    degree = case.told_tp or (case.tp if case.tp > 1 else None)
+    version, given = (case.version, degree) if case.subject.of_lmdeploy else (None, None)
+    asked = {"model": model, "lmdeploy": version if version and is_legacy(version) else None}
+    places = dict.fromkeys((machine.with_used(draft.by_others), machine))
     refused = ""
     for tp, on in product(dict.fromkeys((given, None)), places):
-        plan, verdict = None, ""
-        try:
-            plan = best_plan(PlanRequest.of(**asked, on=on, tp=tp), compares_limits=False)
-            verdict = plan.verdict
-        except TurbofitError as exc:
-            verdict = f"{exc.message} ({exc.hint})"
+        plan, verdict = _tried(**asked, on=on, tp=tp)
         if plan is not None and plan.fits:
             break
-        refused = refused or (f"without --tp {tp}: {verdict}" if tp else "")
-    verdict = f"once the cards are free: {verdict}" if on is not places[0] else verdict
+        refused = refused or (f"--tp {tp} is not kept: {verdict}" if tp else "")
+    if on is not next(iter(places)):
+        verdict = f"once the cards are free: {verdict}"
     if plan is None:
         return Advice(model=model.name, on=case.named(on), fits=None, verdict=verdict)
-    advice = replace(_of_plan(case, plan, on, plan.remedies), verdict=verdict)
-    if refused and tp is None:
-        advice = replace(advice, note="; ".join(filter(None, (advice.note, refused))))
-    loading = draft.short and draft.phase == "weights" and of_lmdeploy and not draft.by_others
-    if plan.fits and loading and plan.parallel.tp <= case.tp:
+    advice = _of_plan(case, plan, on, plan.remedies, "" if tp else refused)
+    loading = draft.short and draft.phase == "weights" and not draft.by_others
+    if plan.fits and loading and version and plan.parallel.tp <= case.tp:
         verdict = f"by turbofit's account it {plan.verdict}"
         return replace(advice, fits=None, verdict=verdict, note=_LOADED_HERE)
-    return advice
+    return replace(advice, verdict=verdict)
 
 
-def _of_plan(case: LogCase, plan: Plan, machine: Machine, remedies: tuple[Remedy, ...]) -> Advice:
+def _tried(**asked: Any) -> tuple[Plan | None, str]:
+    """The plan of a request and its verdict; None and the reason if it is refused."""
+    try:
+        plan = best_plan(PlanRequest.of(**asked), compares_limits=False)
+    except TurbofitError as exc:
+        return None, f"{exc.message} ({exc.hint})"
+    return plan, plan.verdict
+
+
+def _of_plan(
+    case: LogCase, plan: Plan, machine: Machine, remedies: tuple[Remedy, ...], note: str = ""
+) -> Advice:
     values: dict[str, object] = {"engine": plan.engine.name}
     for name in _SHOWN if plan.engine.on_torch else (*_SHOWN, "communicator"):
         each = [getattr(group.settings, name) for group in plan.group_plans()]
@@ -229,17 +249,6 @@ def _of_plan(case: LogCase, plan: Plan, machine: Machine, remedies: tuple[Remedy
     command = shlex.join(plan.serve.argv) if plan.serve else ""
     if plan.engine.of_lmdeploy and (is_legacy(plan.engine.version) or plan.serve is None):
         command = shlex.join(plan.commands[0].argv) if plan.fits else ""
-    notes = []
-    if plan.engine.of_lmdeploy and case.subject.of_lmdeploy:
-        assumed = f", {case.assumption}" if case.assumption else ""
-        notes.append(f"for LMDeploy {plan.engine.version}{assumed}")
-    if plan.parallel.replicas > 1 and command.startswith("lmdeploy"):
-        notes.append(
-            f"{plan.parallel.replicas} such processes, each with GPUs of its own"
-            " (CUDA_VISIBLE_DEVICES) and a --server-port of its own"
-        )
-    if case.unseen:
-        notes.append(f"the machine has {case.unseen} more such cards, which the run did not see")
     return Advice(
         model=plan.model.name,
         on=case.named(machine),
@@ -247,9 +256,21 @@ def _of_plan(case: LogCase, plan: Plan, machine: Machine, remedies: tuple[Remedy
         verdict=plan.verdict,
         settings=values if plan.fits else {},
         command=command,
-        note="; ".join(notes),
+        note="; ".join(filter(None, (*_notes(case, plan, command), note))),
         remedies=remedies,
     )
+
+
+def _notes(case: LogCase, plan: Plan, command: str) -> Iterator[str]:
+    """Yields what to know before the settings are used."""
+    if plan.engine.of_lmdeploy and case.subject.of_lmdeploy:
+        assumed = f", {case.assumption}" if case.assumption else ""
+        yield f"for LMDeploy {plan.engine.version}{assumed}"
+    if (copies := plan.parallel.replicas) > 1 and command.startswith("lmdeploy"):
+        own = "its own CUDA_VISIBLE_DEVICES and --server-port"
+        yield f"one process for each group of GPUs: {copies} of these, each with {own}"
+    if case.unseen:
+        yield f"the machine has {case.unseen} more such cards, which the run did not see"
 
 
 def _foreign(case: LogCase, drafts: Sequence[Draft]) -> Diagnosis:
@@ -273,10 +294,10 @@ def _read(case: LogCase) -> Read:
     turbomind = (events.CacheBudget, events.Slab, events.KvBlocks, events.LegacyCuda,
                  events.CudaError, events.PeerMissing)  # fmt: skip
     engine = subject.foreign.lower() or ("pytorch" if subject.on_pytorch else None)
-    if any(isinstance(mark.event, turbomind) for mark in facts.marks):
+    if any(facts.first(kind) for kind in turbomind):
         engine = "turbomind"
     return Read(
-        lines=facts.lines,
+        lines=subject.lines,
         engine=engine,
         version=subject.version,
         model=case.model.name if case.model else None,

@@ -101,6 +101,7 @@ class Subject:
         self.names: dict[str, int] = {}
         self.of_lmdeploy = self.quantises = self.on_pytorch = False
         self._other = ""
+        self.lines = 0
 
     def notice(self, form: Form) -> None:
         """Read any text of the log, also a frame's path, for its topic and its program."""
@@ -187,14 +188,8 @@ def may_be_fact(form: str) -> bool:
 
 def _value(name: str, text: str) -> object:
     """An option's value; None for a text that is no possible value."""
-    text = text.rstrip(".")
-    if name in _WORDS:
-        return text if text in _WORDS[name] else None
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    if name == "cache_max_entry_count":
-        return number
-    whole = number.is_integer() and (0 < number < 1 << 30 or name == "quant_policy")
-    return int(number) if whole else None
+    text, share = text.rstrip("."), name == "cache_max_entry_count"
+    if name in _WORDS or not re.fullmatch(r"\d*\.?\d+" if share else r"\d{1,9}", text):
+        return text if text in _WORDS.get(name, ()) else None
+    number = float(text) if share else int(text)
+    return number if number or name == "quant_policy" else None

@@ -13,11 +13,11 @@ from tests.diagnose.conftest import explain, message, some, tried
 from turbofit.diagnose import figures
 from turbofit.diagnose.answer import Diagnosis
 from turbofit.diagnose.case import LogCase
-from turbofit.diagnose.causes import Hit, Row, causes, hits_of
-from turbofit.diagnose.facts import LogEvent, is_plain, read_runs
+from turbofit.diagnose.causes import Hit, Row, causes
+from turbofit.diagnose.facts import LogEvent, read_runs
 from turbofit.diagnose.rows import rows
 from turbofit.diagnose.subject import _FACTS, Subject, may_be_fact
-from turbofit.observe.log_reader import form_of, read_line
+from turbofit.observe.log_reader import form_of
 
 ARCHES = "The current PyTorch install supports CUDA capabilities {}.\n"
 CARD = "{} with CUDA capability {} is not compatible with the current PyTorch installation.\n"
@@ -152,14 +152,6 @@ def aloud() -> Aloud:
 def test_kinds_that_people_report(aloud: Aloud) -> None:
     found = [(log, kind, message(aloud.answers[log])) for kind, log in EXAMPLES]
     assert [(log, kind, said) for log, kind, said in found if said != kind] == []
-
-
-def test_no_line_that_tells_is_only_counted() -> None:
-    """A form stands for all digits: what one of its lines tells, none may hide."""
-    lines = [line for _, log in EXAMPLES for line in log.splitlines()]
-    telling = [line for line in lines if hits_of(line) or read_line(line)]
-    assert len(telling) > len(causes())
-    assert [line for line in telling if is_plain(form_of(line).text)] == []
 
 
 def test_each_row_is_read_aloud(aloud: Aloud) -> None:
