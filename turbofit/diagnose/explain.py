@@ -215,6 +215,8 @@ def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Adv
         if plan is not None and plan.fits:
             break
         refused = refused or (f"--tp {tp} is not kept: {verdict}" if tp else "")
+    else:
+        refused = ""  # nothing fits, whatever the degree
     if on is not next(iter(places)):
         verdict = f"once the cards are free: {verdict}"
     if plan is None:
