@@ -158,9 +158,8 @@ class LogCase:
     def ratio(self) -> float:
         told = self.facts.first_event(CacheBudget)
         value = told.ratio if told else self.subject.options.get("cache_max_entry_count")
-        if isinstance(value, float) and value > 0:
-            return value
-        return float(str(self.engine.defaults("").get("cache_max_entry_count", 0.8)))
+        default = self.engine.defaults("").get("cache_max_entry_count", 0.8)
+        return value if isinstance(value, float) and value > 0 else float(str(default))
 
     @cached_property
     def settings(self) -> Settings:

@@ -78,34 +78,30 @@ class Hit(NamedTuple):
 
 
 @cache
-def _table() -> _Table:
+def table() -> _Table:
     path = presets_dir() / "causes.yaml"
     return converted(load_yaml(path), _Table, path)
 
 
 def causes() -> tuple[Row, ...]:
-    return _table().rows
-
-
-def kind_of(row: Row) -> Kind:
-    return _table().kinds.get(row.kind, Kind())
+    return table().rows
 
 
 def release_of(name: str, *, dropped: bool) -> str | None:
     """The release of Transformers that brought a name, or dropped it; None where none is known."""
-    names = _table().dropped if dropped else _table().brought
+    names = table().dropped if dropped else table().brought
     return next((release for release, listed in names.items() if name in listed), None)
 
 
 def less_memory(program: str, phase: str) -> tuple[str, ...]:
     """What takes less memory in a phase of a program, in its own options."""
-    rows = _table().out_of_memory[program]
+    rows = table().out_of_memory[program]
     return rows.get(phase, rows["any"])
 
 
 def what_to_send(about: str) -> tuple[str, ...]:
     """What would tell more, by the words of the quoted line, and marks in brackets behind it."""
-    send = _table().send.items()
+    send = table().send.items()
     return tuple(text for text, words in send if any(word in about for word in words))
 
 

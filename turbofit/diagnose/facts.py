@@ -207,7 +207,7 @@ class LogFacts:
             return
         part = self._part(mark, form)
         self.state = STATES[self.state].get(part, self.state)
-        if part != "frame":
+        if part != "frame" and not isinstance(mark.event, events.ServerFigures):
             self.subject.read(line, text, form)
         elif form.ask(may_be_fact):
             self.subject.read_facts(text)

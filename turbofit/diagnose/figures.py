@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.process.hidden import without_keys
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
-from turbofit.diagnose.causes import kind_of, release_of
+from turbofit.diagnose.causes import Kind, release_of, table
 from turbofit.diagnose.draft import Draft, evidence, raised_in
 from turbofit.memory.versions import listed_since, written
 from turbofit.planning.commands import option_since
@@ -122,7 +122,7 @@ def explanation_of(mark: LogEvent, case: LogCase) -> Draft | None:
     def said(texts: Iterable[Sentence]) -> tuple[str, ...]:
         return tuple(filter(None, (sentence(text, known) for text in texts)))
 
-    kind, what = kind_of(row), sentence(row.what, known)
+    kind, what = table().kinds.get(row.kind, Kind()), sentence(row.what, known)
     return Draft(
         kind=row.kind,
         line=mark.line,

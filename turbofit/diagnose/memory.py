@@ -333,12 +333,11 @@ def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -
 
 def _missing(memory: TorchMemory | None) -> Missing:
     """Requested minus free bytes; torch rounds both to hundredths of their unit."""
-    if memory is None:
-        note = "TurboMind does not print what it asked"
-        return Missing(bytes=None, basis="unknown", note=note)
+    silent = "the text has no figures" if memory else "TurboMind does not print what it asked"
+    memory = memory or TorchMemory()
     figures = {"asked": memory.requested, "free": memory.free}
     known = (f"{name} {format_bytes(size)}" for name, size in figures.items() if size is not None)
-    note = ", ".join(known) or "the text has no figures"
+    note = ", ".join(known) or silent
     if memory.requested is not None and (memory.free or 0) >= memory.requested:
         note += ", more than was asked: a limit of the process, or others gave memory back"
     basis: Literal["log", "unknown"] = "unknown" if memory.missing is None else "log"
