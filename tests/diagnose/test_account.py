@@ -116,3 +116,55 @@ def test_only_the_cards_that_the_run_saw_are_counted() -> None:
     found = explain(f"{log}4x RTX 3090\n")
     assert found.read.machine == "1xrtx3090"
     assert "3 more such cards" in some(found.would_work).note
+
+
+#: A death of which torch names what it asked and what was free, and not who held the card.
+BARE = (
+    "$ lmdeploy serve api_server OpenGVLab/InternVL2-8B --tp 4  # 4x RTX 3090, lmdeploy==0.6.4\n"
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {asked} GiB. GPU 0 has a total"
+    " capacity of 23.69 GiB of which 556.00 MiB is free.\n"
+)
+
+
+@pytest.mark.parametrize("asked", ["1.20", "3.50"])
+def test_a_change_frees_what_was_missing_by_the_same_account(asked: str) -> None:
+    """Else one hundredth less of a ratio that lives by the account would be advised."""
+    found = explain(BARE.format(asked=asked))
+    assert "nvidia-smi" in found.first
+    assert any("these settings leave room" in one for one in found.unknown)
+    step = next(one for one in found.changes if one.startswith("--cache-max-entry-count"))
+    asks = {"model": "internvl2-8b", "on": "4xrtx3090", "tp": 4, "lmdeploy": "0.6.4"}
+    peaks = [
+        max(gpu.peak for gpu in predict(PredictRequest.of(**asks, cache_max_entry_count=n)).gpus)
+        for n in (0.8, float(step.split()[1]))
+    ]
+    assert peaks[0] - peaks[1] >= (some(found.missing).bytes or 0) > 600 * MIB
+
+
+OCCUPIED = (
+    "GPU 0,1,2,3: NVIDIA GeForce RTX 3090\n"
+    "[TM][INFO] [BlockManager] block_size = 2 MB\n"
+    "[TM][INFO] [BlockManager] max_block_count = 1112\n"
+    "[TM][ERROR] CUDA runtime error: out of memory /t/utils/allocator.h:231\n"
+)
+
+
+@pytest.mark.parametrize("degree", [" --tp 4", ""])
+def test_cards_that_others_hold_are_freed_first_and_the_degree_is_kept(degree: str) -> None:
+    command = f"$ lmdeploy serve api_server OpenGVLab/InternVL2-8B{degree}\n"
+    found = explain(command + OCCUPIED)
+    assert found.first.startswith("free the cards first: `turbofit doctor`")
+    assert any("the cards were not empty" in why for why in found.why)
+    advice = some(found.would_work)
+    assert advice.settings["tp"] == 4
+    assert "for LMDeploy 0.12, a guess: " in advice.note
+    assert any("0.12 is a guess" in one for one in found.unknown)
+
+
+def test_a_degree_that_is_not_kept_is_said_and_so_are_several_processes() -> None:
+    check = "[TM][FATAL][1120.09:18:10.597172][x.cc:49] Check failed: x == y\n"
+    command = "$ lmdeploy serve api_server {}  # {} RTX 3090, lmdeploy=={}\n"
+    found = explain(command.format("OpenGVLab/InternVL2-8B --tp 3", "4x", "0.18.0") + check)
+    assert "--tp 3 is not kept: " in some(found.would_work).note
+    found = explain(command.format("OpenGVLab/InternVL2-8B", "4x", "0.9.2") + check)
+    assert "one process for each group of GPUs: 4 of these" in some(found.would_work).note

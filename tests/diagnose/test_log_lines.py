@@ -131,7 +131,7 @@ def test_what_every_run_says_of_the_machine_is_not_multiplied_by_the_runs() -> N
     run[2] += "available"
     found = read_runs(starmap(Row, enumerate(run * 200, 1)))
     assert sum(len(one.marks) for one in found) < 200 * 40
-    assert found[-1].lines == 600
+    assert found[-1].subject.lines == 600
 
 
 @given(st.binary(max_size=400), st.integers(2, 50))
@@ -210,8 +210,8 @@ def test_questions_about_a_line_s_form_name_no_figure() -> None:
 
 
 _ASKED = (
-    "_BEGINS_AGAIN", "_LOADS", "_COMPLAINT", "_PROGRESS", "_GOES_ON",
-    "_INFERENCE", "_LMDEPLOY", "_OTHERS", "_QUANTISES", "_PYTORCH", "_OPTION", "_AUTO_MAP",
+    "_BEGINS_AGAIN", "_LOADS", "_COMPLAINT", "_PROGRESS", "_GOES_ON", "_COMMENT", "_IN_WORDS",
+    "_OF_FACTS", "_LMDEPLOY", "_OTHERS", "_QUANTISES", "_PYTORCH", "_OPTION", "_AUTO_MAP",
     "_VERSION", "_VARIABLE", "MAY_BE_CARD",
 )  # fmt: skip
 

@@ -47,7 +47,6 @@ def test_1_internvl_on_four_3090_under_torchrun() -> None:
     assert advice.fits
     assert advice.on == "4xrtx3090,p2p=none"
     assert advice.settings["communicator"] == "nccl"
-    assert any("InternVL2-8B-AWQ" in one.change for one in advice.remedies)
     assert (found.read.model, found.read.tp, found.read.version) == ("InternVL2-8B", 4, None)
 
 
@@ -63,7 +62,8 @@ def test_1_the_same_where_torch_says_what_was_asked() -> None:
 def test_1_the_plan_is_of_the_release_whose_lines_these_are() -> None:
     advice = some(explain_file("case1_internvl_torchrun").would_work)
     assert advice.command.startswith("lmdeploy serve api_server OpenGVLab/InternVL2-8B ")
-    assert "for LMDeploy 0.7, which the log does not name" in advice.note
+    guess = "for LMDeploy 0.7, a guess: LMDeploy prints its warning of peer access up to 0.7.3"
+    assert guess in advice.note
 
 
 def test_2_llava_lora_with_an_offload_error() -> None:

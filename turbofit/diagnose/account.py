@@ -8,7 +8,6 @@ with one thing changed, which the same account lets live, the cheapest first.
 from __future__ import annotations
 
 from bisect import bisect_left
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec.structs import replace
@@ -18,13 +17,14 @@ from turbofit.core.errors import option_of
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
-from turbofit.core.version import REFERENCE
+from turbofit.diagnose.answer import Missing
 from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.versions import release
-from turbofit.model.presets import four_bit_variant
 from turbofit.observe.log_events import CacheBudget, KvBlocks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.diagnose.case import LogCase
     from turbofit.observe.death import Phase
@@ -43,6 +43,14 @@ _IMAGE_OR_TEXT: Final = (
 )
 
 
+_LOOK: Final = (
+    "see with nvidia-smi or `turbofit doctor` what else holds the cards: by the account these"
+    " settings alone do not explain it"
+)
+#: A change in words, and the options that it sets.
+_Change = tuple[str, dict[str, Any]]
+
+
 class Cache(NamedTuple):
     """TurboMind's cache as a log has it: its bytes a card, what was free for it, its blocks."""
 
@@ -56,15 +64,17 @@ class Finding(Struct):
     """What the account says: a refused piece for `death`, sentences, and what is not known.
 
     ``others``: bytes of each card that somebody else held. ``short``: what the run lacked in all.
-    ``weights``: those of a rank, if the log has the cache's size.
+    ``weights``: those of a rank, if the log has the cache's size. ``look``: the step where more was
+    missing than the account explains, and nothing in the log tells who held it.
     """
 
     end: End | None = None
     why: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     others: int = 0
-    short: int = 0
+    short: Missing | None = None
     weights: int = 0
+    look: str = ""
 
 
 def logged_cache(case: LogCase) -> Cache | None:
@@ -105,20 +115,38 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
         finding = _of_torch(case, phase, memory, ledger, cached=cached, turbomind=turbomind)
     elif phase == "unknown":
         finding = _of_load(ledger)
-    if case.version is None:
-        finding = replace(finding, unknown=(*finding.unknown, f"assumed LMDeploy {REFERENCE}"))
-    loading = (finding.end.phase if finding.end else phase) == "weights"
-    if finding.others or (cache is None and not loading):
-        return finding
-    short = max((gpu.load_peak if loading else gpu.peak) - gpu.usable for gpu in forecast.gpus)
-    if short <= 0:
+    if case.assumption:
+        said = f"the release of LMDeploy: {forecast.engine.version} is {case.assumption}"
+        finding = replace(finding, unknown=(*finding.unknown, said))
+    return finding if finding.others else _against(finding, forecast, phase, memory, bool(cache))
+
+
+def _against(
+    finding: Finding, forecast: Plan, phase: Phase, memory: TorchMemory | None, cached: bool
+) -> Finding:
+    """The finding with what the run lacked by the account, which may not explain its death."""
+    at = finding.end.phase if finding.end else phase
+    short = most(forecast, at) - min(gpu.usable for gpu in forecast.gpus)
+    lacked = memory.missing if memory else None
+    if short <= 0 if lacked is None else lacked > max(short, 0):
+        leave = f"lack at most {format_bytes(short)}" if short > 0 else "leave room"
         said = (
-            "what took the rest: by the account these settings leave room on such cards (other"
+            f"what took the rest: by the account these settings {leave} on such cards (other"
             " programs, other settings, another LMDeploy)"
         )
-        return replace(finding, unknown=(*finding.unknown, said))
+        whole = memory is not None and memory.process is not None and memory.named
+        return replace(finding, look="" if whole else _LOOK, unknown=(*finding.unknown, said))
+    if short <= 0 or not (cached or at == "weights"):
+        return finding
     says = forecast.verdict.partition(": ")[2] or forecast.verdict
-    return replace(finding, short=short, why=(*finding.why, f"by the account: {says}"))
+    note = "for all that these settings let in, by the account"
+    in_all = Missing(bytes=short, basis="formula", note=note)
+    return replace(finding, short=in_all, why=(*finding.why, f"by the account: {says}"))
+
+
+def most(plan: Plan, phase: str) -> int:
+    """The most bytes of a GPU that a plan takes up to a phase."""
+    return max(gpu.load_peak if phase == "weights" else gpu.peak for gpu in plan.gpus)
 
 
 def _weights(ledger: GpuLedger) -> int:
@@ -200,8 +228,9 @@ def _before_cache(rest: int, doubt: int, asked: int, region: int) -> tuple[str, 
     """The phase of a process that holds no cache: it asked for that, or loaded its weights."""
     if asked > region // 2 > 0:
         return "cache", "it asked for the cache itself"
-    words = "the weights were not yet whole" if rest < -doubt else "nothing is left for a cache"
-    return "weights", words
+    return "weights", (
+        "the weights were not yet whole" if rest < -doubt else "nothing is left for a cache"
+    )
 
 
 def _of_load(ledger: GpuLedger) -> Finding:
@@ -217,11 +246,15 @@ def _of_load(ledger: GpuLedger) -> Finding:
     return Finding(unknown=(said,))
 
 
-def cures(case: LogCase, phase: Phase, others: int) -> tuple[tuple[Remedy, Plan], ...]:
+def cures(
+    case: LogCase, phase: Phase, others: int, lacked: int | None
+) -> tuple[tuple[Remedy, Plan], ...]:
     """Changes of the log's run that the release's account lets live, the cheapest first.
 
-    They are the largest lower ratio in hundredths, the largest common image limit below the
-    checkpoint's own, and the smallest larger degree on the log's cards, each with the run then.
+    Each takes at least ``lacked`` bytes less of a GPU than the log's run, if the log says how many
+    these were; else there is none where the account lets the log's own run live. They are the
+    largest lower ratio in hundredths, the largest common image limit below the checkpoint's own,
+    and the smallest larger degree on the log's cards, each with the run then.
     """
     machine, model, cache = case.machine, case.model, logged_cache(case)
     if not case.has_account:
@@ -230,44 +263,38 @@ def cures(case: LogCase, phase: Phase, others: int) -> tuple[tuple[Remedy, Plan]
     assert model is not None
     kept: dict[str, Any] = {"free_at_cache": cache.free} if cache else {}
     kept = {"on": machine.with_used(others)} if others else kept
+    before = case.forecast(**kept)
+    if before is None or (lacked is None and before.fits):
+        return ()
+    enough = most(before, phase) - (lacked or 0)
 
     def lives(**changed: Any) -> Plan | None:
         # What was free for the cache holds for the log's own degree alone.
         plan = case.forecast(**({"on": machine} if "tp" in changed and cache else kept), **changed)
-        return plan if plan is not None and plan.fits else None
+        return plan if plan and plan.fits and most(plan, phase) <= enough else None
 
-    tried: list[list[tuple[str, dict[str, Any]]]] = []
-    if phase in _WITH_RATIO and case.ratio < 1:
-        lower = range(round(case.ratio * 100) - 1, 0, -1)
-        at = bisect_left(lower, 1, key=lambda n: lives(cache_max_entry_count=n / 100) is not None)
-        tried.append(
-            [(f"--cache-max-entry-count {n / 100:g}", {"cache_max_entry_count": n / 100})
-             for n in lower[at : at + 1]]
-        )  # fmt: skip
+    groups = _ratio(case, lives) if phase in _WITH_RATIO else []
     rule = model.image_rule
     if rule is not None and phase in _WITH_LIMIT and rule.varies_by_limit:
         option, limits = option_of(rule.limit_name), rule.common_limits
-        tried.append(
-            [(f"{option} {n} for every image", {rule.limit_name: n})
-             for n in limits if n < rule.checkpoint_limit]
-        )  # fmt: skip
-    degrees = (n for n in (2, 4, 8) if case.tp < n <= len(machine.gpus))
-    tried.append([(f"--tp {n}", {"tp": n}) for n in degrees])
-    found = []
-    for group in tried:
-        lived = ((change, plan) for change, changed in group if (plan := lives(**changed)))
-        found += [
-            (Remedy(change=change, effect=f"lives, with {plan.kv.tokens:,} KV tokens"), plan)
-            for change, plan in islice(lived, 1)
-        ]
-    return tuple(found)
+        groups.append([(f"{option} {n} for every image", {rule.limit_name: n})
+                       for n in limits if n < rule.checkpoint_limit])  # fmt: skip
+    groups.append([(f"--tp {n}", {"tp": n}) for n in (2, 4, 8) if case.tp < n <= len(machine.gpus)])
+    lived = (
+        next(((change, plan) for change, changed in group if (plan := lives(**changed))), None)
+        for group in groups
+    )
+    return tuple(
+        (Remedy(change=change, effect=f"lives, with {plan.kv.tokens:,} KV tokens"), plan)
+        for change, plan in filter(None, lived)
+    )
 
 
-def smaller(case: LogCase) -> tuple[Remedy, ...]:
-    """A remedy that names the model's published 4-bit variant; empty if there is none."""
-    variant = four_bit_variant(case.model) if case.model else None
-    if variant is None or case.model is None:
-        return ()
-    saved = format_bytes(case.model.weight_bytes - variant.weight_bytes)
-    change = f"{variant.hub_id or variant.name} instead"
-    return (Remedy(change=change, effect=f"{saved} less of weights, which the cache gets"),)
+def _ratio(case: LogCase, lives: Callable[..., Plan | None]) -> list[list[_Change]]:
+    """The largest ratio below the log's that lives, in hundredths."""
+    lower = range(round(case.ratio * 100) - 1 if case.ratio < 1 else 0, 0, -1)
+    at = bisect_left(lower, 1, key=lambda n: lives(cache_max_entry_count=n / 100) is not None)
+    best = lower[at : at + 1]
+    return [
+        [(f"--cache-max-entry-count {n / 100:g}", {"cache_max_entry_count": n / 100}) for n in best]
+    ]

@@ -78,31 +78,47 @@ class LogCase:
         return self.machine.gpu(self.machine.visible[0]) if self.machine else None
 
     @property
+    def has_all(self) -> bool:
+        """Whether model and cards are known."""
+        return self.model is not None and self.machine is not None
+
+    @property
     def has_account(self) -> bool:
         """Whether the log is LMDeploy's, of a model and cards that are known."""
-        return self.subject.of_lmdeploy and self.model is not None and self.machine is not None
+        return self.subject.of_lmdeploy and self.has_all
 
     @cached_property
     def version(self) -> str | None:
         """The log's release; where it prints none, one whose lines these are; else None."""
-        if self.subject.version:
-            return self.subject.version
+        return self.subject.version or self._guess[0]
+
+    @property
+    def assumption(self) -> str:
+        """What the release rests on where the log does not name it; else empty."""
+        return "" if self.subject.version else self._guess[1]
+
+    @cached_property
+    def _guess(self) -> tuple[str | None, str]:
+        """A release by lines that some releases print, and these lines."""
         facts = self.facts
         if facts.first(PeerMissing):
-            return "0.7"
-        old = facts.first(KvBlocks) or facts.first(LegacyCuda) or self._tower_is_torch_s()
-        newer = facts.first(CacheBudget) or facts.first(Slab)
-        return "0.12" if old and not newer else None
+            return "0.7", "a guess: LMDeploy prints its warning of peer access up to 0.7.3"
+        if facts.first(CacheBudget) or facts.first(Slab):
+            return None, "assumed: TurboMind prints such lines of its cache since 0.15"
+        if facts.first(KvBlocks) or facts.first(LegacyCuda):
+            return "0.12", "a guess: TurboMind prints such lines up to 0.14"
+        if self._tower_is_torch_s():
+            return "0.12", "a guess: torch holds much beside TurboMind, as it does up to 0.15"
+        return None, "assumed: no line tells the release"
 
     def _tower_is_torch_s(self) -> bool:
-        """Whether torch holds a vision tower beside TurboMind, which ran none before 0.15."""
+        """Whether torch holds a vision tower beside TurboMind, which runs it itself since 0.16."""
         held = [event.allocated or 0 for _, event in self.facts.every(TorchMemory)]
-        if self.model is None or self.subject.on_pytorch or max(held, default=0) < GIB:
-            return False
         with suppress(TurbofitError):
-            engine = engine_for(self.model, "auto", None)
-            planned = PlannedEngine(name=engine.name, version=engine.version)
-            return self.subject.of_lmdeploy and not planned.is_pytorch
+            if self.model is not None and max(held, default=0) >= GIB:
+                engine = engine_for(self.model, "auto", None)
+                pytorch = PlannedEngine(name=engine.name, version=engine.version).is_pytorch
+                return self.subject.of_lmdeploy and not (pytorch or self.subject.on_pytorch)
         return False
 
     @cached_property
@@ -118,12 +134,16 @@ class LogCase:
                 return engine_named(name.replace("auto", "turbomind"), version)
         return engine_named("turbomind")
 
+    @property
+    def told_tp(self) -> int | None:
+        value = self.subject.options.get("tp")
+        return value if isinstance(value, int) else None
+
     @cached_property
     def tp(self) -> int:
         """The degree that the log names, or that the size of a KV block proves; else 1."""
-        value = self.subject.options.get("tp")
-        if isinstance(value, int):
-            return value
+        if self.told_tp:
+            return self.told_tp
         sizes = [
             event.value for _, event in self.facts.every(KvBlocks) if event.field == "block_size"
         ]
@@ -138,9 +158,8 @@ class LogCase:
     def ratio(self) -> float:
         told = self.facts.first_event(CacheBudget)
         value = told.ratio if told else self.subject.options.get("cache_max_entry_count")
-        if isinstance(value, float) and value > 0:
-            return value
-        return float(str(self.engine.defaults("").get("cache_max_entry_count", 0.8)))
+        default = self.engine.defaults("").get("cache_max_entry_count", 0.8)
+        return value if isinstance(value, float) and value > 0 else float(str(default))
 
     @cached_property
     def settings(self) -> Settings:
@@ -171,22 +190,19 @@ class LogCase:
         return spec_of(machine) + self._peers(len(machine.gpus))
 
     def _model(self, name: str | None) -> Model | None:
-        if name is not None:
-            preset = preset_of(name)
-            return preset_model(preset) if preset else resolve_model(name)
-        if (found := self.subject.model) is None:
+        if (found := name or self.subject.model) is None:
             return None
         if preset := preset_of(found):
             return preset_model(preset)
+        if name is not None:
+            return resolve_model(name)
         hub_id = "/".join(found.split("/")[-2:])
         read = by_its_name(hub_id, "", guess=True) if HUB_ID.fullmatch(hub_id) else ""
         return None if isinstance(read, str) else replace(read, warnings=())
 
     def _take_machine_of_log(self) -> None:
         """The cards that the log names, where they make a machine; else why they make none."""
-        torch = [event for _, event in self.facts.every(TorchMemory)]
-        total = next((event.total for event in reversed(torch) if event.total), 0)
-        if not (cards := self._of_table(torch) or self._listed(torch, total)):
+        if not (cards := self._cards()):
             return
         slices = [event for _, event in self.facts.every(MigSlice)]
         spec = "+".join(groups(cards, slices)) + self._peers(sum(gpu.count for gpu in cards))
@@ -201,49 +217,46 @@ class LogCase:
             machine = machine_from(self.named(replace(machine, gpus=machine.gpus[:seen])))
         self.machine, self.on = machine, None if self.guessed else self.named(machine)
 
-    def _listed(self, torch: list[TorchMemory], total: int) -> list[SmiGpu]:
-        """The cards of a list, or that the text names, or one of the memory that torch prints."""
-        listed = {gpu.index: gpu for _, gpu in self.facts.every(SmiGpu)}
-        cards = [gpu for _, gpu in sorted(listed.items())] or self._named(torch, total)
-        self.guessed = bool(total) and not cards and not self.no_machine
-        if self.guessed:
-            return [SmiGpu(index=0, name=nearest_in_memory(total), count=self._count(torch))]
-        if len({gpu.name for gpu in cards}) == 1:
-            return [replace(gpu, name=spec_name(gpu.name, total)) for gpu in cards]
-        return cards
+    def _cards(self) -> list[SmiGpu]:
+        """The cards of nvidia-smi's table or a list, of the text, or of the memory torch prints.
 
-    def _of_table(self, torch: list[TorchMemory]) -> list[SmiGpu]:
-        """The cards of nvidia-smi's table.
-
-        What is in use counts before the engine began; torch's text is nearer to the death.
+        What a table has in use counts before the engine began; torch's text is nearer to the death.
         """
-        table = {gpu.index: (mark, gpu) for mark, gpu in self.facts.every(SmiGpu) if gpu.total}
-        before = 0 if torch else self.facts.begun_at or 0
-        return [
-            replace(gpu, used=used if mark.line < before and used >= _IN_USE else 0)
-            for _, (mark, gpu) in sorted(table.items())
-            for used in (gpu.used or 0,)
-        ]
+        torch = [event for _, event in self.facts.every(TorchMemory)]
+        total = next((event.total for event in reversed(torch) if event.total), 0)
+        every, before = self.facts.every(SmiGpu), 0 if torch else self.facts.begun_at or 0
+        table = {gpu.index: (mark.line, gpu, gpu.used or 0) for mark, gpu in every if gpu.total}
+        if table:
+            return [
+                replace(gpu, used=used if line < before and used >= _IN_USE else 0)
+                for _, (line, gpu, used) in sorted(table.items())
+            ]
+        cards = {gpu.index: gpu for _, gpu in every}
+        found = [gpu for _, gpu in sorted(cards.items())] or self._named(total, self._least(torch))
+        if self.guessed or len({gpu.name for gpu in found}) != 1:
+            return found
+        return [replace(gpu, name=spec_name(gpu.name, total)) for gpu in found]
 
-    def _named(self, torch: list[TorchMemory], total: int) -> list[SmiGpu]:
-        """Cards that the text names, where they are of one kind."""
-        found = list(self.subject.cards.values())
-        if len(found) > 1:
-            kinds = ", ".join(f"{max(1, cards.number)}x {cards.name}" for cards in found)
+    def _named(self, total: int, least: int) -> list[SmiGpu]:
+        """Cards of one kind that the text names, or one of the memory that torch prints."""
+        named = list(self.subject.cards.values())
+        if len(named) > 1:
+            kinds = ", ".join(f"{max(1, one.number)}x {one.name}" for one in named)
             self.no_machine = f"the log names {kinds}; name the one that is meant with --on"
-        if len(found) != 1:
             return []
-        chip, name, number, sized = found[0]
-        if not total and not sized and name != chip:
-            self.assumed = assumed_note(chip, 1) or ""
-        return [SmiGpu(index=0, name=name, count=number or self._count(torch))]
+        if named:
+            chip, name, number, sized = named[0]
+            if not total and not sized and name != chip:
+                self.assumed = assumed_note(chip, 1) or ""
+            return [SmiGpu(index=0, name=name, count=number or least)]
+        self.guessed = bool(total)
+        return [SmiGpu(index=0, name=nearest_in_memory(total), count=least)] if total else []
 
-    def _count(self, torch: list[TorchMemory]) -> int:
+    def _least(self, torch: list[TorchMemory]) -> int:
         """The fewest cards that the log speaks of."""
-        told = self.subject.options.get("tp", 1)
         counts = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
         counts += [event.gpu + 1 for event in torch if event.gpu]
-        return max([*counts, told if isinstance(told, int) else 1, self.subject.visible or 1])
+        return max([*counts, self.told_tp or 1, self.subject.visible or 1])
 
     def _peers(self, number: int) -> str:
         return ",p2p=none" if number > 1 and self.facts.first(PeerMissing) else ""

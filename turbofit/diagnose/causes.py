@@ -6,15 +6,13 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from msgspec import field
-
 from turbofit.core.presets import converted, load_yaml, presets_dir
 from turbofit.core.struct import Struct
 from turbofit.observe.death import Phase
 from turbofit.observe.log_reader import zeros
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from turbofit.observe.log_reader import Form
 
@@ -32,19 +30,8 @@ END: Final = re.compile(
     r"|\b(?:[Ff]ailed|Aborted|Killed|OOMKilled|Exited|SIG[A-Z]+|[Tt]imeout|timed out|Xid|dumped)\b"
     r"|status=|finish_reason|[Ee]xit ?[Cc]ode|\[TM\]|NCCL WARN"
 )
-#: Characters of a line that a sentence quotes whole.
-_SAID: Final = 160
-
-
-class When(Struct):
-    """A row's only condition, on a fact or figure of the log.
-
-    The fact is known, and one of ``values``, or below a number, where these are given.
-    """
-
-    fact: str
-    values: tuple[str | int, ...] = field(default=(), name="is")
-    below: int | None = None
+#: The part of a line that a row without a pattern quotes.
+_WHOLE: Final = r"\S.{0,159}"
 
 
 class Row(Struct):
@@ -53,7 +40,7 @@ class Row(Struct):
     kind: str
     says: tuple[str, ...]
     pattern: str = ""
-    when: When | None = None
+    when: str = ""
     what: Sentence = ""
     why: tuple[Sentence, ...] = ()
     possible: tuple[Sentence, ...] = ()
@@ -65,21 +52,10 @@ class Row(Struct):
 
 
 class Kind(Struct):
-    """What rows of a kind share: the phase of a proven cause, and whether a plan belongs to it.
-
-    The words of ``common`` kinds are many programs', and asked only of a log about inference.
-    """
+    """What rows of a kind share: the phase of a proven cause, and whether a plan belongs to it."""
 
     phase: Phase = "unknown"
     plan: bool = False
-    common: bool = False
-
-
-class _Fact(Struct):
-    """A line whose named groups are facts."""
-
-    says: tuple[str, ...]
-    pattern: str
 
 
 class _Table(Struct):
@@ -87,7 +63,6 @@ class _Table(Struct):
     #: Names of Transformers by the release that brought or dropped them.
     brought: dict[str, tuple[str, ...]]
     dropped: dict[str, tuple[str, ...]]
-    facts: tuple[_Fact, ...]
     #: What would tell more of an error that no row knows, and words of its line.
     send: dict[str, tuple[str, ...]]
     out_of_memory: dict[str, dict[str, tuple[str, ...]]]
@@ -103,38 +78,31 @@ class Hit(NamedTuple):
 
 
 @cache
-def _table() -> _Table:
+def table() -> _Table:
     path = presets_dir() / "causes.yaml"
     return converted(load_yaml(path), _Table, path)
 
 
 def causes() -> tuple[Row, ...]:
-    return _table().rows
-
-
-def kind_of(row: Row) -> Kind:
-    return _table().kinds.get(row.kind, Kind())
+    return table().rows
 
 
 def release_of(name: str, *, dropped: bool) -> str | None:
     """The release of Transformers that brought a name, or dropped it; None where none is known."""
-    names = _table().dropped if dropped else _table().brought
+    names = table().dropped if dropped else table().brought
     return next((release for release, listed in names.items() if name in listed), None)
 
 
 def less_memory(program: str, phase: str) -> tuple[str, ...]:
     """What takes less memory in a phase of a program, in its own options."""
-    rows = _table().out_of_memory[program]
+    rows = table().out_of_memory[program]
     return rows.get(phase, rows["any"])
 
 
-def what_to_send(error: str, marks: Sequence[str]) -> tuple[str, ...]:
-    """What would tell more, by the words of the quoted line, and by marks in brackets."""
-    return tuple(
-        text
-        for text, words in _table().send.items()
-        if any(word in marks if word[0] == "(" else word in error for word in words)
-    )
+def what_to_send(about: str) -> tuple[str, ...]:
+    """What would tell more, by the words of the quoted line, and marks in brackets behind it."""
+    send = table().send.items()
+    return tuple(text for text, words in send if any(word in about for word in words))
 
 
 @cache
@@ -145,11 +113,6 @@ def _words() -> list[tuple[str, Row]]:
 def _rows_in(form: str) -> tuple[Row, ...]:
     """The rows of which a line of this form has a word, in their order."""
     return tuple(dict.fromkeys([row for word, row in _words() if word in form]))
-
-
-def may_be_known(form: str) -> bool:
-    """Whether a line of this form may match a row."""
-    return bool(_rows_in(form))
 
 
 #: A repeat of figures, words or other text without spaces, which has no bound as it is written.
@@ -171,31 +134,8 @@ def hits_of(text: str, form: Form | None = None) -> tuple[Hit, ...]:
     if not rows or (_SETTINGS.search(text) and not END.search(text)):
         return ()
     for row in rows:
-        if not any(word in text for word in row.says):
-            continue  # it had another digit
-        match = pattern_of(row.pattern).search(text) if row.pattern else None
-        if match is not None:
+        match = pattern_of(row.pattern or _WHOLE).search(text)
+        if match is not None and any(word in text for word in row.says):  # not with another digit
             caught = {name: value for name, value in match.groupdict().items() if value}
-            hits.append(Hit(row, caught, caught.get("said", match[0])))
-        elif not row.pattern:
-            hits.append(Hit(row, {}, text.strip()[:_SAID]))
+            hits.append(Hit(row, caught, caught.get("said", match[0].strip())))
     return tuple(hits)
-
-
-def caught(text: str) -> dict[str, str]:
-    """Facts of a line by their names."""
-    found: dict[str, str] = {}
-    for row in facts_in(zeros(text)):
-        if match := pattern_of(row.pattern).search(text):
-            found |= {name: value for name, value in match.groupdict().items() if value}
-    return found
-
-
-@cache
-def _fact_words() -> list[tuple[str, _Fact]]:
-    return [(zeros(word), row) for row in _table().facts for word in row.says]
-
-
-def facts_in(form: str) -> list[_Fact]:
-    """The rows of facts of which a line may have a word."""
-    return [row for word, row in _fact_words() if word in form]

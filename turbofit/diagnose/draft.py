@@ -23,7 +23,8 @@ class Draft(Diagnosis):
     If ``what`` is empty, the log proves no cause: ``possible`` and ``changes`` are then causes that
     other people had and changes that they tried. ``planned``: the answer needs a plan.
     ``by_others``: bytes per card that other processes held, which the plan must leave to them.
-    ``short``: the run lacked memory, so that its own account may have cures.
+    ``short``: the run lacked memory, so that its own account may have cures. ``free``: the step
+    that frees cards which others hold, or seem to; it goes before all others.
     """
 
     line: int
@@ -34,6 +35,7 @@ class Draft(Diagnosis):
     planned: bool = False
     by_others: int = 0
     short: bool = False
+    free: str = ""
     read: Read = Read(lines=0)
 
     @property

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 import shlex
-from functools import reduce
-from typing import TYPE_CHECKING, Final
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
-from turbofit.diagnose.account import cures, smaller
+from turbofit.diagnose.account import cures
 from turbofit.diagnose.answer import Advice, Diagnosis, Others, Read
 from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.causes import what_to_send
 from turbofit.diagnose.draft import Draft, evidence
 from turbofit.diagnose.facts import read_runs
 from turbofit.diagnose.rows import rows
-from turbofit.diagnose.rules import PEERS, drafts_of, nothing_found
+from turbofit.diagnose.rules import PEERS, drafts_of
 from turbofit.memory.versions import is_legacy
 from turbofit.observe import log_events as events
 from turbofit.observe.death import IN_DIAGNOSIS
@@ -25,7 +25,7 @@ from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
@@ -41,9 +41,11 @@ _REASONS: Final = {
 _RANKS: Final = {"cause": 0, "refusal": 1, "consequence": 2, "notice": 3}
 _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
                  "session_len", "dtype", "quant_policy")  # fmt: skip
+_TOGETHER: Final = ("tp", "cache_max_entry_count", "max_batch_size", "session_len")
 _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
 _VARIABLE: Final = re.compile(r"\b([A-Z][A-Z0-9_]+)=(\S+?)[:;,]?(?=\s|$)")
 _SHARE: Final = re.compile(r"cache[-_]max[-_]entry[-_]count")
+_NO_ADVICE: Final = Advice(model="", on="", fits=None, verdict="")
 _NO_CAUSE: Final = "turbofit does not know the cause from this log"
 _LOADED_HERE: Final = (
     "this log ran out of memory while it loaded there: where nothing else was on the cards, the"
@@ -74,7 +76,14 @@ def diagnose(
         return _foreign(last, [draft for draft, _ in drafts])
     reasons = _REASONS.get(drafts[0][0].kind, ()) if drafts else ()
     drafts.sort(key=lambda pair: pair[0].kind not in reasons)
-    best, case = drafts[0] if drafts else (nothing_found(last), last)
+    nothing = Draft(
+        kind="unknown",
+        line=0,
+        what="turbofit recognises no error in this log",
+        planned=last.has_all,
+        unknown=("what happened",),
+    )
+    best, case = drafts[0] if drafts else (nothing, last)
     also = {
         draft.kind: f"line {draft.line}: {draft.what or draft.quoted}"
         for draft, _ in reversed(drafts)
@@ -91,15 +100,14 @@ def _order(draft: Draft) -> tuple[int, int]:
 
 def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
     known = bool(draft.what) and draft.kind not in ("unknown", IN_DIAGNOSIS["stalled"])
-    ways = cures(case, draft.phase, draft.by_others) if draft.short else ()
+    lacked = draft.missing.bytes if draft.missing else None
+    ways = cures(case, draft.phase, draft.by_others, lacked) if draft.short else ()
     would_work, lacks = _worked(case, draft, ways)
-    changes = _steps(case, draft, would_work, ways)
+    changes = _steps(case, draft, would_work or _NO_ADVICE, ways)
     send, what = draft.send, draft.what
     unknown = draft.unknown or (() if known else ("what caused it",))
     if not known:
-        what = what or f"{_NO_CAUSE}: {draft.quoted}"
-        about = f"{draft.quoted} {'lmdeploy' if case.subject.of_lmdeploy else ''}"
-        send = (*send, *what_to_send(about, _marks(case, draft)))
+        what, send = what or f"{_NO_CAUSE}: {draft.quoted}", (*send, *_to_send(case, draft))
     first = (*send, *changes) if known else (*changes, *send)
     why, lines, peers = draft.why, draft.evidence, case.facts.first(events.PeerMissing)
     if peers and known and draft.kind != "peer_warning":
@@ -127,47 +135,49 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
     )
 
 
+def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
+    still, found = draft.kind == IN_DIAGNOSIS["stalled"], bool(draft.evidence)
+    marks = {
+        draft.quoted: True, "lmdeploy": case.subject.of_lmdeploy, "(still)": still,
+        "(nothing)": not found, "(error)": found and not still,
+        "(no command)": case.facts.begun_at is None,
+    }  # fmt: skip
+    return what_to_send(" ".join(word for word, holds in marks.items() if holds))
+
+
 def _steps(
-    case: LogCase, draft: Draft, worked: Advice | None, ways: Sequence[tuple[Remedy, Plan]]
+    case: LogCase, draft: Draft, worked: Advice, ways: Sequence[tuple[Remedy, Plan]]
 ) -> tuple[str, ...]:
     """The steps, the first one first, none of which goes against the plan or the log beside it.
 
-    What the account lets live goes before what helps in general. A step that the log has done is
-    left out; so is a share of the cache where no share helps, and more cards where the cards do.
+    The step that frees the cards is first, and what the account lets live goes before what helps in
+    general. A step that the log has done is left out, and so is a share of the cache where no share
+    helps.
     """
+    fits, of_lmdeploy = worked.fits, case.subject.of_lmdeploy
     share = any(_SHARE.search(remedy.change) for remedy, _ in ways)
-    vain = draft.short and case.has_account and not share
-    if worked is None:
-        return tuple(dict.fromkeys(_general(case, draft, fits=False, vain=vain)))
-    of_lmdeploy, fits = case.subject.of_lmdeploy, worked.fits
-    vain |= fits is False
-    steps = _general(case, draft, fits=bool(fits), vain=vain)
+    vain = fits is False or (draft.short and case.has_account and not share)
+    steps = [step for step in draft.changes if not _idle(case, step, vain=vain)]
     own = [remedy.change for remedy in worked.remedies]
-    if not draft.short or fits is None:
-        return tuple(dict.fromkeys(steps or (own if vain and draft.changes else [])))
-    if fits and not ways:
-        own = [_as_settings(worked)] if of_lmdeploy else []
-    ends = [step for step in steps if "holds the card" in step]
-    return tuple(dict.fromkeys((*ends, *own, *([] if own and of_lmdeploy else steps))))
+    if draft.short and fits is not None:
+        if fits and not ways:
+            own = _together(worked) if of_lmdeploy else []
+        steps = own if own and of_lmdeploy else [*own, *steps]
+    elif vain and draft.changes:
+        steps = steps or own
+    return tuple(filter(None, dict.fromkeys((draft.free, *steps))))
 
 
-def _general(case: LogCase, draft: Draft, *, fits: bool, vain: bool) -> list[str]:
-    """The steps that help in general, and are neither done, nor in vain, nor impossible."""
-    words = {", or more cards": ""} if fits else {}
-    if case.model is not None and case.model.quantization is not None:
-        words["a quantised variant"] = "a smaller model"
-    set_, steps = case.subject.variables, []
-    for step in draft.changes:
-        did = any(set_.get(name) == value for name, value in _VARIABLE.findall(step))
-        if not did and not (vain and _SHARE.search(step)):
-            steps.append(reduce(lambda text, pair: text.replace(*pair), words.items(), step))
-    return steps
+def _together(advice: Advice) -> list[str]:
+    told = (f"--{name.replace('_', '-')} {advice.settings[name]}" for name in _TOGETHER)
+    return [f"these settings together: {' '.join(told)}"]
 
 
-def _as_settings(advice: Advice) -> str:
-    names = ("tp", "cache_max_entry_count", "max_batch_size", "session_len")
-    words = (f"--{name.replace('_', '-')} {advice.settings[name]}" for name in names)
-    return f"these settings together: {' '.join(words)}"
+def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
+    """Whether the log has done a step, or the step changes a share of the cache in vain."""
+    set_ = case.subject.variables
+    did = any(set_.get(name) == value for name, value in _VARIABLE.findall(step))
+    return did or (vain and _SHARE.search(step) is not None)
 
 
 def _worked(
@@ -187,58 +197,60 @@ def _worked(
         return None, tuple(lacks)
     if ways:
         return _of_plan(case, ways[0][1], machine, tuple(remedy for remedy, _ in ways)), ()
-    if case.subject.quantises:
-        verdict = "a checkpoint that is quantised already needs no calibration"
-        advice = Advice(model=model.name, on=case.on or "", fits=None, verdict=verdict)
-        return replace(advice, remedies=smaller(case)), ()
     return _planned(case, draft, model, machine), ()
 
 
 def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Advice:
-    """The best plan for the log's release on its cards, beside what others hold of them."""
-    of_lmdeploy, kept = case.subject.of_lmdeploy, machine.with_used(draft.by_others)
-    version = case.version if of_lmdeploy else None
-    again = case.subject.ranks and not draft.short and case.tp > 1
-    try:
-        request = PlanRequest.of(
-            model=model, on=kept, tp=case.tp if again else None,
-            lmdeploy=version if version and is_legacy(version) else None,
-        )  # fmt: skip
-        plan = best_plan(request, compares_limits=False)
-        if not plan.fits and draft.by_others:
-            alone = best_plan(request.changed(on=machine), compares_limits=False)
-            if alone.fits:
-                free = _of_plan(case, alone, machine, alone.remedies)
-                return replace(free, verdict=f"once the cards are free: {alone.verdict}")
-    except TurbofitError as exc:
-        verdict = f"{exc.message} ({exc.hint})"
-        return Advice(model=model.name, on=case.named(kept), fits=None, verdict=verdict)
-    advice = _of_plan(case, plan, kept, plan.remedies or smaller(case))
-    loading = draft.short and draft.phase == "weights" and of_lmdeploy and not draft.by_others
-    if plan.fits and loading and plan.parallel.tp <= case.tp:
+    """The best plan for the log's release on its cards: the first that fits.
+
+    It keeps the log's degree, and leaves to others what they hold of the cards, where it can.
+    """
+    degree = case.told_tp or (case.tp if case.tp > 1 else None)
+    version, given = (case.version, degree) if case.subject.of_lmdeploy else (None, None)
+    asked = {"model": model, "lmdeploy": version if version and is_legacy(version) else None}
+    places = dict.fromkeys((machine.with_used(draft.by_others), machine))
+    refused = ""
+    for tp, on in product(dict.fromkeys((given, None)), places):
+        plan, verdict = _tried(**asked, on=on, tp=tp)
+        if plan is not None and plan.fits:
+            break
+        refused = refused or (f"--tp {tp} is not kept: {verdict}" if tp else "")
+    else:
+        refused = ""  # nothing fits, whatever the degree
+    if on is not next(iter(places)):
+        verdict = f"once the cards are free: {verdict}"
+    if plan is None:
+        return Advice(model=model.name, on=case.named(on), fits=None, verdict=verdict)
+    advice = _of_plan(case, plan, on, plan.remedies, "" if tp else refused)
+    loading = draft.short and draft.phase == "weights" and not draft.by_others
+    if plan.fits and loading and version and plan.parallel.tp <= case.tp:
         verdict = f"by turbofit's account it {plan.verdict}"
         return replace(advice, fits=None, verdict=verdict, note=_LOADED_HERE)
-    return advice
+    return replace(advice, verdict=verdict)
 
 
-def _of_plan(case: LogCase, plan: Plan, machine: Machine, remedies: tuple[Remedy, ...]) -> Advice:
+def _tried(**asked: Any) -> tuple[Plan | None, str]:
+    """The plan of a request and its verdict; None and the reason if it is refused."""
+    try:
+        plan = best_plan(PlanRequest.of(**asked), compares_limits=False)
+    except TurbofitError as exc:
+        return None, f"{exc.message} ({exc.hint})"
+    return plan, plan.verdict
+
+
+def _of_plan(
+    case: LogCase, plan: Plan, machine: Machine, remedies: tuple[Remedy, ...], note: str = ""
+) -> Advice:
     values: dict[str, object] = {"engine": plan.engine.name}
     for name in _SHOWN if plan.engine.on_torch else (*_SHOWN, "communicator"):
-        of_groups = {str(getattr(group.settings, name)) for group in plan.group_plans()}
-        one = getattr(plan.group_plans()[0].settings, name)
-        values[name] = one if len(of_groups) == 1 else " | ".join(sorted(of_groups))
-    values["replicas"] = plan.parallel.replicas
+        each = [getattr(group.settings, name) for group in plan.group_plans()]
+        values[name] = each[0] if len(set(each)) == 1 else " | ".join(sorted(set(map(str, each))))
     limits = {name: getattr(plan.limits, name) for name in _LIMITS}
+    limits = {"replicas": plan.parallel.replicas, **limits}
     values |= {name: limit for name, limit in limits.items() if limit is not None}
     command = shlex.join(plan.serve.argv) if plan.serve else ""
     if plan.engine.of_lmdeploy and (is_legacy(plan.engine.version) or plan.serve is None):
         command = shlex.join(plan.commands[0].argv) if plan.fits else ""
-    notes = []
-    if plan.engine.of_lmdeploy and case.subject.of_lmdeploy:
-        assumed = "" if case.subject.version else ", which the log does not name"
-        notes.append(f"for LMDeploy {plan.engine.version}{assumed}")
-    if case.unseen:
-        notes.append(f"the machine has {case.unseen} more such cards, which the run did not see")
     return Advice(
         model=plan.model.name,
         on=case.named(machine),
@@ -246,9 +258,21 @@ def _of_plan(case: LogCase, plan: Plan, machine: Machine, remedies: tuple[Remedy
         verdict=plan.verdict,
         settings=values if plan.fits else {},
         command=command,
-        note="; ".join(notes),
+        note="; ".join(filter(None, (*_notes(case, plan, command), note))),
         remedies=remedies,
     )
+
+
+def _notes(case: LogCase, plan: Plan, command: str) -> Iterator[str]:
+    """Yields what to know before the settings are used."""
+    if plan.engine.of_lmdeploy and case.subject.of_lmdeploy:
+        assumed = f", {case.assumption}" if case.assumption else ""
+        yield f"for LMDeploy {plan.engine.version}{assumed}"
+    if (copies := plan.parallel.replicas) > 1 and command.startswith("lmdeploy"):
+        own = "its own CUDA_VISIBLE_DEVICES and --server-port"
+        yield f"one process for each group of GPUs: {copies} of these, each with {own}"
+    if case.unseen:
+        yield f"the machine has {case.unseen} more such cards, which the run did not see"
 
 
 def _foreign(case: LogCase, drafts: Sequence[Draft]) -> Diagnosis:
@@ -267,25 +291,15 @@ def _foreign(case: LogCase, drafts: Sequence[Draft]) -> Diagnosis:
     )
 
 
-def _marks(case: LogCase, draft: Draft) -> list[str]:
-    """What is known beside the error's line, for what to send."""
-    still, cut = draft.kind == IN_DIAGNOSIS["stalled"], bool(case.facts.cut)
-    marks = {
-        "(nothing)": not draft.evidence and not cut, "(cut)": cut, "(still)": still,
-        "(error)": bool(draft.evidence) and not still, "(no command)": case.facts.begun_at is None,
-    }  # fmt: skip
-    return [word for word, holds in marks.items() if holds]
-
-
 def _read(case: LogCase) -> Read:
     facts, subject = case.facts, case.subject
     turbomind = (events.CacheBudget, events.Slab, events.KvBlocks, events.LegacyCuda,
                  events.CudaError, events.PeerMissing)  # fmt: skip
     engine = subject.foreign.lower() or ("pytorch" if subject.on_pytorch else None)
-    if any(isinstance(mark.event, turbomind) for mark in facts.marks):
+    if any(facts.first(kind) for kind in turbomind):
         engine = "turbomind"
     return Read(
-        lines=facts.lines,
+        lines=subject.lines,
         engine=engine,
         version=subject.version,
         model=case.model.name if case.model else None,

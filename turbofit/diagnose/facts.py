@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections import Counter
 from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
 from msgspec.structs import replace
 
 from turbofit.core.struct import Struct
-from turbofit.diagnose.causes import END, caught, facts_in, hits_of, may_be_known
-from turbofit.diagnose.subject import Subject, readers
+from turbofit.diagnose.causes import END, hits_of
+from turbofit.diagnose.subject import Subject, may_be_fact
 from turbofit.machine.nvidia_smi import SmiTable
 from turbofit.observe import log_events as events
 from turbofit.observe.log_events import (
@@ -30,7 +29,7 @@ from turbofit.observe.log_events import (
     PythonFrame,
     TorchMemory,
 )
-from turbofit.observe.log_reader import event_in, form_of, may_be_event, torch_memory
+from turbofit.observe.log_reader import event_in, form_of, torch_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -130,10 +129,8 @@ _ASKED: Final = (*OF_LAUNCH, *FATAL)
 _WEAK: Final = (*OF_LAUNCH, PythonError)
 #: Events that may be the reason of an end.
 _RAISES: Final = (*FATAL, KnownMessage, events.NoCache)
-#: The most further lines of a message, rows of a traceback behind its last frame, runs at each end
-#: of a log, forms that are remembered, and events of one kind: a living engine prints some for each
-#: request.
-_WRAPPED, _FRAGMENT, _RUNS, _FORMS, _ENOUGH = 6, 3, 16, 4096, 50_000
+#: The most further lines of a message, and runs at each end of a log.
+_WRAPPED, _RUNS = 6, 16
 
 
 class LogEvent(NamedTuple):
@@ -154,17 +151,22 @@ class LogEvent(NamedTuple):
         return self.hits[0].row.kind if self.hits else ""
 
     @property
+    def short(self) -> bool:
+        """Whether the line tells of a lack of GPU memory."""
+        of_memory = isinstance(self.event, TorchMemory | events.NoCache)
+        return of_memory or getattr(self.event, "out_of_memory", False)
+
+    @property
     def is_notice(self) -> bool:
         """Whether the line harms nobody, as its row says."""
         return isinstance(self.event, KnownMessage) and self.hits[0].row.rank == "notice"
 
 
 class LogFacts:
-    """The facts of one run; ``lines`` and ``subject`` are those of the whole log."""
+    """The facts of one run; ``subject`` and ``machine`` are of the whole log."""
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        self.lines = self.rows = 0
+    def __init__(self, subject: Subject, machine: list[LogEvent]) -> None:
+        self.subject, self.machine = subject, machine
         self.marks: list[LogEvent] = []
         self.state: State = "log"
         #: The line in which an engine begins.
@@ -180,20 +182,16 @@ class LogFacts:
         #: The lines of progress: a program survived the errors before the last but one.
         self._progress: list[int] = []
         self._stack: tuple[PythonFrame, ...] = ()
-        self._last_frame = 0
         self._table = SmiTable()
         #: The ways to join the lines of torch's text, and the row before, if this one ends it.
         self._message: list[str] = []
         self._before = ""
-        self._counts = Counter[type]()
-        self._plain: set[str] = set()
 
     def take(self, line: int, text: str, form: Form) -> None:
-        """Read a row; the second one of a form that tells nothing is only counted."""
-        self.lines, self.rows = max(self.lines, line), self.rows + 1
-        self.last = LogEvent(line, text)
-        if self._is_seen(self.last, form):
-            return
+        """Read a row."""
+        self.subject.lines, self.last = line, LogEvent(line, text)
+        if self.state == "message" and line - self.marks[-1].line > _WRAPPED:
+            self.state = "log"
         self.subject.notice(form)
         if self.begun_at is None and form.ask(_LOADS):
             self.begun_at = line
@@ -209,24 +207,10 @@ class LogFacts:
             return
         part = self._part(mark, form)
         self.state = STATES[self.state].get(part, self.state)
-        if part != "frame":
+        if part != "frame" and not isinstance(mark.event, events.ServerFigures):
             self.subject.read(line, text, form)
-        elif form.ask(facts_in):
-            self.subject.facts.update(caught(text))
-
-    def _is_seen(self, row: LogEvent, form: Form) -> bool:
-        """Whether a row outside of a message has a form that told nothing before."""
-        if self.state == "message" and row.line - self.marks[-1].line > _WRAPPED:
-            self.state = "log"
-        if self.state != "log" or self._before:
-            return False
-        if form.text in self._plain:
-            answered = '"POST /' in row.text and self._answer(row)
-            self._progress += [row.line] if not answered and form.ask(_PROGRESS) else []
-            return True
-        if len(self._plain) < _FORMS and form.ask(is_plain):
-            self._plain.add(form.text)
-        return False
+        elif form.ask(may_be_fact):
+            self.subject.read_facts(text)
 
     def ended_by(self, text: str, form: Form) -> bool:
         """Whether a row begins a second run: the engine had reached its cache, or was dying."""
@@ -235,7 +219,7 @@ class LogFacts:
                 events.CheckFailed)  # fmt: skip
         # In a form 0% stands for any percentage of one digit, so the text is asked, too.
         begins = form.ask(_BEGINS_AGAIN) is not None and _BEGINS_AGAIN(text) is not None
-        return begins and any(self._counts[kind] for kind in past)
+        return begins and any(isinstance(mark.event, past) for mark in self.marks)
 
     @cached_property
     def fatal(self) -> list[LogEvent]:
@@ -264,20 +248,15 @@ class LogFacts:
     def died(self) -> bool:
         return not all(mark.is_notice for mark in self.fatal)
 
-    @property
-    def cut(self) -> tuple[PythonFrame, ...]:
-        """The frames of a traceback that ends the log before its error; else none."""
-        near = self.lines - self._last_frame <= _FRAGMENT
-        return self._stack if self.state in _OPEN and near else ()
-
     def first(self, kind: type[_T]) -> LogEvent | None:
-        return next((mark for mark in self.marks if isinstance(mark.event, kind)), None)
+        return next((mark for mark, _ in self.every(kind)), None)
 
     def first_event(self, kind: type[_T]) -> _T | None:
         return next((event for _, event in self.every(kind)), None)
 
     def every(self, kind: type[_T]) -> list[tuple[LogEvent, _T]]:
-        return [(mark, mark.event) for mark in self.marks if isinstance(mark.event, kind)]
+        marks = (*self.marks, *self.machine)
+        return [(mark, mark.event) for mark in marks if isinstance(mark.event, kind)]
 
     def until(self, last: LogEvent) -> list[Struct]:
         """The events of the run for `death`, the frames of ``last`` before it.
@@ -296,7 +275,7 @@ class LogFacts:
 
     def _mark(self, line: int, text: str, form: Form) -> LogEvent:
         """A row with its event and hits; a comment and a heading have none."""
-        if _COMMENT.match(text):
+        if form.ask(_COMMENT.match):
             return LogEvent(line, text)
         event = event_in(text, form)
         known = event is None or isinstance(event, _ASKED)
@@ -310,7 +289,6 @@ class LogFacts:
     def _part(self, mark: LogEvent, form: Form) -> Part:
         """What a row is; keeps what it tells."""
         if isinstance(mark.event, PythonFrame):
-            self._last_frame = mark.line
             if self.state == "below":
                 self.marks[-1] = self.marks[-1]._replace(stack=(*self.marks[-1].stack, mark.event))
             else:
@@ -331,6 +309,9 @@ class LogFacts:
         if isinstance(mark.event, NoEvent):
             self._words(mark, form)
             return "words"
+        if isinstance(mark.event, OF_MACHINE):
+            self.machine.append(mark)
+            return "words"
         if self.state == "ignored":
             self._stack = ()
         else:
@@ -346,9 +327,9 @@ class LogFacts:
             memory = max(map(torch_memory, self._message), key=lambda one: one.figures)
             if isinstance(last.event, TorchMemory) and memory.figures > last.event.figures:
                 self.marks[-1] = last._replace(event=memory)
-        if '"POST /' in mark.text and self._answer(mark):
+        if self._answer(mark):
             return
-        if _IN_WORDS.search(mark.text):
+        if form.ask(_IN_WORDS.search):
             self.in_words = self.in_words or mark
         elif form.ask(_COMPLAINT) and _COMPLAINT(_NONE_OF_THEM.sub("", mark.text)):
             self.complaint = mark
@@ -357,7 +338,8 @@ class LogFacts:
 
     def _answer(self, mark: LogEvent) -> bool:
         """Whether a row is a server's answer to a request; keeps the first good and bad one."""
-        if (answer := _POST.search(mark.text)) is None:
+        answer = _POST.search(mark.text) if '"POST /' in mark.text else None
+        if answer is None:
             return False
         refused = answer[2].startswith(("4", "5")) and answer[2] not in _ANYBODYS
         self.complaint = self.complaint or (mark if refused else None)
@@ -367,9 +349,6 @@ class LogFacts:
 
     def _keep(self, mark: LogEvent) -> None:
         """Keep an event; it ends a traceback, and the lines of the last message."""
-        self._counts[type(mark.event)] += 1
-        if self._counts[type(mark.event)] > _ENOUGH:
-            return
         if not mark.text.startswith(" "):
             self._stack = ()
         self._message = [mark.text] if isinstance(mark.event, TorchMemory) else []
@@ -388,30 +367,16 @@ class LogFacts:
         return never or not survived or not (words or isinstance(one.event, PythonError))
 
 
-def is_plain(form: str) -> bool:
-    """Whether a second row of this form tells nothing new, as most rows of a server."""
-    of_block = form[:1].isspace() or form.startswith(
-        ("|", "#", "During", "The above", "Exception ")
-    )
-    asks = (may_be_event, may_be_known, readers, _COMPLAINT, _GOES_ON.match, _IN_WORDS.search)
-    telling = of_block or "Traceback" in form
-    return not (telling or any(question(form) for question in asks))
-
-
 def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
     """Return the facts of each run of an engine in a whole log, in order.
 
     If an engine restarts again and again, only the first and the last runs are kept.
     """
-    runs = [LogFacts(Subject())]
+    runs = [LogFacts(Subject(), [])]
     for row in rows:
         form = form_of(row.text)
         if runs[-1].ended_by(row.text, form):
-            runs.append(LogFacts(runs[-1].subject))
+            runs.append(LogFacts(runs[-1].subject, runs[-1].machine))
+            del runs[_RUNS:-_RUNS]
         runs[-1].take(row.line, row.text, form)
-    machine = [mark for run in runs for mark in run.marks if isinstance(mark.event, OF_MACHINE)]
-    for run in runs if len(runs) > 1 else ():  # what one says of the machine holds for all
-        others = [mark for mark in run.marks if not isinstance(mark.event, OF_MACHINE)]
-        run.marks = sorted((*others, *machine), key=lambda mark: mark.line)
-        run.lines = runs[-1].lines
-    return runs if len(runs) <= 2 * _RUNS else [*runs[:_RUNS], *runs[-_RUNS:]]
+    return runs

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 from msgspec.structs import replace
 
@@ -20,7 +21,6 @@ from turbofit.observe.death import IN_DIAGNOSIS, Course, Phase, death
 from turbofit.observe.log_events import (
     CudaError,
     ModelLoaded,
-    NoCache,
     PythonError,
     TorchMemory,
 )
@@ -48,6 +48,7 @@ _MOVES: Final = re.compile(r"\.(?:to|cuda)\(")
 _MODULE: Final = re.compile(r"[/\\]torch[/\\]nn[/\\]modules[/\\]module\.py$")
 #: Words of training, which holds more memory than an answer needs.
 _TRAINS: Final = re.compile(r"\bbackward\(|optimizer|[/\\](?:trainer|autograd)\b")
+_FREE: Final = "free the cards first: `turbofit doctor` and nvidia-smi name what holds them"
 _START_ONCE: Final = (
     "start the engine once (plain python, or --nproc_per_node=1), not under torchrun"
 )
@@ -72,19 +73,11 @@ _SEND: Final = (
 )
 
 
-def lack_of_memory(case: LogCase) -> Iterator[Draft]:
-    """Yields the answer to the first line that tells of a lack of GPU memory."""
-    for mark in case.facts.fatal:
-        event = mark.event
-        if isinstance(event, TorchMemory | NoCache) or getattr(event, "out_of_memory", False):
-            yield _answer(case, mark)
-            return
-
-
-def _answer(case: LogCase, mark: LogEvent) -> Draft:
+def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
+    """The answer to a line that tells of a lack of GPU memory."""
     course, known = Course(case.facts.until(mark)), (case.engine, case.settings)
     memory = mark.event if isinstance(mark.event, TorchMemory) else None
-    end, program, finding = death(course, known=known), _program(case, mark), Finding()
+    end, finding = death(course, known=known), Finding()
     if end.kind == "host_memory":
         certain = case.subject.version is not None and case.engine.doubt is None
         return Draft(
@@ -104,17 +97,21 @@ def _answer(case: LogCase, mark: LogEvent) -> Draft:
             ),
             planned=True,
         )
-    phase: Phase = "quantising" if program == "lmdeploy-lite" else _phase(end)
-    if program != "lmdeploy-lite":
-        cached = course.stage not in ("starting", "weights")
-        finding = found(case, phase, memory, cached=cached)
+    # TurboMind computes without torch, so torch's allocations belong to LMDeploy's front end.
+    program = "lmdeploy-pytorch" if case.subject.on_pytorch else "lmdeploy"
+    if memory is not None and not case.subject.of_lmdeploy:
+        program = "other"
+    phase = _phase(end)
+    if case.subject.quantises:
+        program, phase = "lmdeploy-lite", "quantising"
+    else:
+        finding = found(case, phase, memory, cached=course.stage not in ("starting", "weights"))
     if finding.end is not None:
         end = death(course, account=finding.end, known=known)
         phase = _phase(end)
     what = end.message
     if isinstance(mark.event, CudaError | PythonError) and "Triton" not in what:
         what = what.replace("the program", "the engine")
-    note = "for all that these settings let in, by the account"
     draft = Draft(
         kind="out_of_memory",
         phase=phase,
@@ -122,15 +119,14 @@ def _answer(case: LogCase, mark: LogEvent) -> Draft:
         line=mark.line,
         why=finding.why,
         missing=_missing(memory),
-        missing_in_all=Missing(bytes=finding.short, basis="formula", note=note)
-        if finding.short
-        else None,
+        missing_in_all=finding.short,
         unknown=finding.unknown,
         evidence=(evidence(mark, "torch's own figures" if memory else "the engine's own error"),),
         changes=less_memory(program, phase),
-        planned=True,
+        planned=not case.subject.quantises,
         by_others=finding.others,
         short=True,
+        free=_FREE if finding.others else finding.look,
     )
     if memory is not None:
         draft = _with_torch(case, mark, memory, draft, program)
@@ -138,18 +134,8 @@ def _answer(case: LogCase, mark: LogEvent) -> Draft:
 
 
 def _phase(end: End) -> Phase:
-    told = cast("Phase", end.phase or "unknown")
-    return "unknown" if told in ("starting", "start") else told
-
-
-def _program(case: LogCase, mark: LogEvent) -> str:
-    """The program that ran out of memory, by its name in the table of less memory."""
-    if case.subject.quantises:
-        return "lmdeploy-lite"
-    if isinstance(mark.event, TorchMemory) and not case.subject.of_lmdeploy:
-        return "other"
-    # TurboMind computes without torch, so torch's allocations belong to LMDeploy's front end.
-    return "lmdeploy-pytorch" if case.subject.on_pytorch else "lmdeploy"
+    told = end.phase in ("", "starting", "start")
+    return "unknown" if told else cast("Phase", end.phase)
 
 
 def _with_cache(case: LogCase, draft: Draft, weights: int) -> Draft:
@@ -187,15 +173,12 @@ def _with_ranks(case: LogCase, draft: Draft) -> Draft:
         changes=(_START_ONCE, *draft.changes),
         by_others=0,
         short=False,
+        free="",
     )
 
 
-class _Sign(NamedTuple):
-    """What figures and frames show: why, the first step against it, and its line."""
-
-    why: str
-    step: str = ""
-    line: Evidence | None = None
+#: What figures and frames show: why, the first step against it, and its line.
+_Sign = tuple[str, str, "Evidence | None"]
 
 
 def _with_torch(
@@ -206,31 +189,39 @@ def _with_torch(
     if memory.pid and not own and any(size > (memory.process or 0) for _, size in memory.others):
         # LMDeploy also allocates outside torch: torch's figures do not tell it from a larger one.
         memory = replace(memory, named=False)
-    signs = [*_copies(case, mark), *_beyond(case, mark, memory, draft, own=own)]
-    signs += [*_matrix(mark, memory, draft, own=own), *_of_the_card(case, memory)]
-    others = sum(size for _, size in memory.others) + memory.unexplained
+    model = case.model if own else None
+    split = model is not None and _splits(model, memory, draft)
+    signs = [*_copies(case, mark, split=split), *_of_use(case, mark, memory, draft, own)]
+    if model is not None:
+        signs += _beyond(model, mark, memory, split=split)
+    others = sum(size for _, size in memory.others)
+    by_others = others + memory.unexplained
     bare = not mark.stack and (memory.requested is None or case.model is None)
     return replace(
         draft,
-        why=(*draft.why, *(sign.why for sign in signs if sign.why)),
+        why=(*draft.why, *(why for why, _, _ in signs)),
         held=(*_holders(mark, memory), *draft.held),
         unknown=(*draft.unknown, *_open(mark, memory, draft)),
-        evidence=(*draft.evidence, *(sign.line for sign in signs if sign.line)),
-        changes=_in_order([sign.step for sign in signs], memory, draft, program),
+        evidence=(*draft.evidence, *(line for _, _, line in signs if line)),
+        changes=_in_order([step for _, step, _ in signs], memory, draft, program),
         send=(_SEND,) if bare else (),
-        by_others=max(draft.by_others, others if memory.named and others > _SMALL else 0),
+        by_others=max(draft.by_others, by_others if memory.named and by_others > _SMALL else 0),
+        free=_freed(memory, others) or draft.free,
     )
 
 
 def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str) -> tuple[str, ...]:
     """The steps of signs before those that help in general, and fragmentation's last."""
-    general, last = draft.changes, [step for step in steps if step is _SEGMENTS]
-    if _SPLIT in steps:  # no card holds a copy
-        steps = [step for step in steps if step is not _ONCE]
     if draft.phase != "weights" and (memory.requested or 0) > (memory.total or math.inf):
-        steps, last = [step for step in steps if step is _FUSED], []
-        general = less_memory(program, "oversized")
-    return (*(step for step in steps if step and step is not _SEGMENTS), *general, *last)
+        return (*(step for step in steps if step is _FUSED), *less_memory(program, "oversized"))
+    steps = [*filter(None, steps), *draft.changes]
+    return tuple(sorted(steps, key=lambda step: step is _SEGMENTS))
+
+
+def _splits(model: Model, memory: TorchMemory, draft: Draft) -> bool:
+    """Whether no card holds a copy of the model, which may be what the program tried."""
+    loading = draft.phase in ("weights", "unknown")
+    return loading and memory.total is not None and model.weight_bytes > memory.total
 
 
 def _open(mark: LogEvent, memory: TorchMemory, draft: Draft) -> Iterator[str]:
@@ -243,50 +234,58 @@ def _open(mark: LogEvent, memory: TorchMemory, draft: Draft) -> Iterator[str]:
         yield "which of these processes is this server: torch lists them by their pid on the host"
 
 
-def _matrix(mark: LogEvent, memory: TorchMemory, draft: Draft, *, own: bool) -> Iterator[_Sign]:
-    """Yields the sign of attention's whole matrix, by the call or by the size."""
+def _freed(memory: TorchMemory, others: int) -> str:
+    """The step that frees the card of what else holds it; empty if torch tells of nobody."""
+    if others <= _SMALL:
+        return _FREE if memory.unexplained > GIB else ""
+    pids = ", ".join(str(pid) for pid, _ in memory.others)
+    step = f"end what else holds the card (process {pids}) if it is no part of this server, or"
+    return f"{step} plan for what is free"
+
+
+def _of_use(
+    case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, own: bool
+) -> Iterator[_Sign]:
+    """Yields the signs of attention's whole matrix, of fragmentation, and of nobody's memory."""
     eager = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
     large = (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR)
     if (large and draft.phase not in _NO_ATTENTION) or (draft.phase == "vision" and eager):
-        sdpa = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
-        yield _Sign(
+        fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
+        yield (
             "it asked for attention's whole matrix, by the call or by the size, which grows with"
             " the square of the tokens or patches"
             f"{'; a fused attn_implementation has none' if own else ''}",
-            _FUSED if own and not sdpa else "",
+            _FUSED if own and not fused else "",
+            None,
         )
-
-
-def _of_the_card(case: LogCase, memory: TorchMemory) -> Iterator[_Sign]:
-    """Yields who else holds the card, and what torch holds without use."""
-    if sum(size for _, size in memory.others) > _SMALL:
-        pids = ", ".join(str(pid) for pid, _ in memory.others)
-        step = f"end what else holds the card (process {pids}) if it is no part of this server, or"
-        yield _Sign("", f"{step} plan for what is free")
     if memory.requested and (memory.cached or 0) >= memory.requested:
         # Not under WSL and Windows, which tell no process: there it is said to fail.
         able = memory.process is not None and "expandable" not in case.subject.facts
-        yield _Sign(
+        yield (
             f"{format_bytes(memory.cached or 0)} lay unused in torch's own cache, in pieces too"
             " small or of another size: fragmentation",
             _SEGMENTS if able else "",
+            None,
         )
     if memory.unexplained > GIB:
-        yield _Sign(
+        yield (
             f"at least {format_bytes(memory.unexplained)} of the card are explained by nobody in"
-            " this text: another process or container, or the driver"
+            " this text: another process or container, or the driver",
+            "",
+            None,
         )
 
 
-def _copies(case: LogCase, mark: LogEvent) -> Iterator[_Sign]:
+def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:
     """Yields the signs that a program holds a model more than once: its loads and its calls."""
     placed, ranks = case.subject.auto_map, case.subject.ranks
+    once = _SPLIT if split else _ONCE
     moves = [frame.code for frame in mark.stack if _MOVES.search(frame.code)]
     if placed and moves and any(_MODULE.search(frame.path) for frame in mark.stack):
-        yield _Sign(
+        yield (
             f'device_map="auto" had placed the model over the cards, and `{moves[0].strip()}` moves'
             " the whole of it onto one",
-            _ONCE,
+            once,
             evidence_at(placed, "the model is placed"),
         )
     # A progress bar that is drawn again in the next line belongs to the same load.
@@ -294,76 +293,65 @@ def _copies(case: LogCase, mark: LogEvent) -> Iterator[_Sign]:
     again = [now for before, now in pairwise(loads) if now.line - before.line > 1]
     if again and len(again) + 1 > (ranks[0] if ranks else 1):
         shards = ", and `device_map=auto` shards each over the same cards" if placed else ""
-        yield _Sign(
+        yield (
             f"the program loaded the whole model {len(again) + 1} times{shards}: replicas, or"
             " replicas and shards at once, so every copy after the first meets cards that are"
             " already full",
-            _ONCE,
+            once,
             evidence(again[0], "the model is loaded again"),
         )
 
 
-def _beyond(
-    case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, *, own: bool
-) -> Iterator[_Sign]:
+def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -> Iterator[_Sign]:
     """Yields what figures show of copies: turbofit knows the most that one with a request takes."""
-    if case.model is None or not own:
-        return
-    name, weights = case.model.name, case.model.weight_bytes
-    if memory.total and weights > memory.total and draft.phase in ("weights", "unknown"):
-        yield _Sign(
-            f"a whole copy of {name} is {format_bytes(weights)} of weights as published, and GPU"
-            f" {memory.gpu} has {format_bytes(memory.total)}: a copy on each card cannot be, one"
-            " that is split over the cards can",
+    if split:
+        yield (
+            f"a whole copy of {model.name} is {format_bytes(model.weight_bytes)} of weights as"
+            f" published, and GPU {memory.gpu} has {format_bytes(memory.total or 0)}: a copy on"
+            " each card cannot be, one that is split over the cards can",
             _SPLIT,
+            None,
         )
-    held = memory.allocated or memory.process or 0
+    held, weights = memory.allocated or memory.process or 0, model.weight_bytes
     trains = any(_TRAINS.search(f"{frame.path} {frame.code}") for frame in mark.stack)
-    most = _most(case.model) if held >= weights and not trains else None
-    if most is not None and held - most >= _BEYOND:
-        yield _Sign(
-            f"{name} has {format_bytes(weights)} of weights, and with its longest request it takes"
-            f" at most {format_bytes(most)}: {format_bytes(held - most)} of what this process held"
-            " are beyond that. Either the model is in this process a second time, whole or in part,"
-            " as after a notebook cell that ran twice, or its weights were loaded in 32 bits (no"
-            " torch_dtype), or requests were computed together",
-            _RESTART,
-        )
-
-
-def _most(model: Model) -> int | None:
-    """An upper bound in bytes of one copy under Transformers with its longest request."""
-    try:
-        told = plan(PlanRequest.of(model=model, on=_LARGE_CARD, engine="transformers"))
-    except TurbofitError:
-        return None
-    return max(gpu.peak for gpu in told.gpus)
+    if held < weights or trains:
+        return
+    with suppress(TurbofitError):
+        alone = plan(PlanRequest.of(model=model, on=_LARGE_CARD, engine="transformers"))
+        most = max(gpu.peak for gpu in alone.gpus)
+        if held - most >= _BEYOND:
+            yield (
+                f"{model.name} has {format_bytes(weights)} of weights, and with its longest request"
+                f" it takes at most {format_bytes(most)}: {format_bytes(held - most)} of what this"
+                " process held are beyond that. Either the model is in this process a second time,"
+                " whole or in part, as after a notebook cell that ran twice, or its weights were"
+                " loaded in 32 bits (no torch_dtype), or requests were computed together",
+                _RESTART,
+                None,
+            )
 
 
 def _missing(memory: TorchMemory | None) -> Missing:
     """Requested minus free bytes; torch rounds both to hundredths of their unit."""
-    note = "TurboMind does not print what it asked"
-    if memory is not None:
-        figures = {"asked": memory.requested, "free": memory.free}
-        known = (
-            f"{name} {format_bytes(size)}" for name, size in figures.items() if size is not None
-        )
-        note = ", ".join(known) or "the text has no figures"
-        if memory.requested is not None and (memory.free or 0) >= memory.requested:
-            note += ", more than was asked: a limit of the process, or others gave memory back"
-    missing = memory.missing if memory else None
-    return Missing(bytes=missing, basis="unknown" if missing is None else "log", note=note)
+    silent = "the text has no figures" if memory else "TurboMind does not print what it asked"
+    memory = memory or TorchMemory()
+    figures = {"asked": memory.requested, "free": memory.free}
+    known = (f"{name} {format_bytes(size)}" for name, size in figures.items() if size is not None)
+    note = ", ".join(known) or silent
+    if memory.requested is not None and (memory.free or 0) >= memory.requested:
+        note += ", more than was asked: a limit of the process, or others gave memory back"
+    basis: Literal["log", "unknown"] = "unknown" if memory.missing is None else "log"
+    return Missing(bytes=memory.missing, basis=basis, note=note)
 
 
 def _holders(mark: LogEvent, memory: TorchMemory) -> Iterator[Holding]:
     """Yields each process with its bytes, as certain as the text is."""
     this, held = "this process", memory.process
     if memory.pid is not None:
-        one = f"process {memory.pid}"
-        this = f"this process ({one} of the text)" if memory.named else one
+        this = f"process {memory.pid}"
+        this = f"this process ({this} of the text)" if memory.named else this
     elif held is None and memory.named:
         this, held = "this process's tensors", memory.allocated
-    sizes = {this: held} | {f"process {pid}": size for pid, size in memory.others}
-    for who, size in sizes.items():
+    for who, size in ((this, held), *((f"process {pid}", size) for pid, size in memory.others)):
         if size is not None:
             yield Holding(who=who, bytes=size, gpu=memory.gpu, lines=(mark.line,))

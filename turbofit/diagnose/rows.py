@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from codecs import getincrementaldecoder
+from codecs import iterdecode
+from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -77,15 +78,13 @@ def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    rest, decoder = "", None
-    for chunk in chunks:
-        if decoder is None:
-            wide = chunk[:2] in (b"\xff\xfe", b"\xfe\xff")
-            decoder = getincrementaldecoder("utf-16" if wide else "utf-8")("replace")
-        lines = (rest + decoder.decode(chunk)).split("\n")
-        rest = lines.pop()
+    pieces, rest = iter(chunks), ""
+    first = next(pieces, b"")
+    code = "utf-16" if first[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    for text in iterdecode(chain([first], pieces), code, "replace"):
+        *lines, rest = (rest + text).split("\n")
         yield from lines
-    yield from (rest + (decoder.decode(b"", final=True) if decoder else "")).split("\n")
+    yield from rest.split("\n")
 
 
 def _parts(line: str) -> list[str]:

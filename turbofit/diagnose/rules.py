@@ -19,7 +19,6 @@ from turbofit.observe.death import IN_DIAGNOSIS, death
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.diagnose.answer import Evidence
     from turbofit.diagnose.case import LogCase
 
 _WAITS: Final = (
@@ -30,6 +29,7 @@ _PY_SPY: Final = (
     "py-spy dump --pid PID of the server and of its workers while it stands still: it shows where"
     " each waits"
 )
+_READS: Final = "weights are read, kernels are compiled, or requests wait for one another"
 _NO_P2P: Final = "NCCL_P2P_DISABLE=1: NCCL then goes through host memory, whatever the driver says"
 #: Functions that a program runs while it ends; an error in one is not the reason for its end.
 _CLEANS_UP: Final = (
@@ -38,7 +38,9 @@ _CLEANS_UP: Final = (
 )  # fmt: skip
 #: Last lines of a log behind which an engine may stand still, by what it does there.
 _STANDS: Final = {
-    "TurboMind's warm-up": re.compile(r"\[Gemm2\]|Warm-up lengths|UnifiedAttentionLayer::Forward"),
+    "TurboMind's cache or warm-up": re.compile(
+        r"Object cache budget|slab_size|\[Gemm2\]|Warm-up lengths|UnifiedAttentionLayer::Forward"
+    ),
     "NCCL's first collective": re.compile(r"NCCL INFO (?:comm |Channel|Connected|.*Init COMPLETE)"),
 }
 
@@ -46,7 +48,8 @@ _STANDS: Final = {
 def drafts_of(case: LogCase) -> Iterator[Draft]:
     """Yields all answers to a run, in no order."""
     facts = case.facts
-    yield from lack_of_memory(case)
+    if short := next((mark for mark in facts.fatal if mark.short), None):
+        yield lack_of_memory(case, short)
     for mark, kill in facts.every(events.HostKill)[:1]:
         end = death([kill])
         yield Draft(
@@ -61,8 +64,7 @@ def drafts_of(case: LogCase) -> Iterator[Draft]:
             planned=True,
         )
     for mark in facts.fatal:
-        own = isinstance(mark.event, events.TorchMemory | events.NoCache | events.HostKill)
-        if own or getattr(mark.event, "out_of_memory", False):
+        if mark.short or isinstance(mark.event, events.HostKill):
             continue
         if row := explanation_of(mark, case):
             yield row
@@ -93,58 +95,39 @@ def _unknown_fault(mark: LogEvent) -> Draft:
 
 
 def _hangs(case: LogCase) -> Iterator[Draft]:
-    """Yields a warm-up that waits for ever, and a server that stands still."""
+    """Yields a warm-up that waits for ever, or a server that stands still."""
     facts = case.facts
     over = (events.WarmupFinished, events.ServerUp, events.CudaError, events.CheckFailed)
-    passed = any(isinstance(mark.event, over) for mark in facts.marks)
-    slab = facts.first(events.Slab)
-    if facts.waiting and not passed:
+    if facts.waiting and not any(isinstance(mark.event, over) for mark in facts.marks):
         yield _waits_for_ever(case, facts.waiting)
-    elif (
-        slab and not passed and isinstance(facts.marks[-1].event, events.Slab | events.CacheBudget)
-    ):
-        yield Draft(
-            kind=IN_DIAGNOSIS["hang"],
-            line=slab.line,
-            possible=(
-                "LMDeploy hangs there, silently: its cache is smaller than one warm-up request",
-                "it was ended from outside, or the log was taken before the warm-up was over",
-            ),
-            evidence=(evidence(slab, "the last news: the cache was cut into blocks"),),
-            changes=(
-                "whether it still runs, with one core at full load: with TM_LOG_LEVEL=INFO a hang"
-                " repeats `out of memory at 0/1`",
-            ),
-            planned=True,
-        )
     elif not facts.died:
         yield from _stands_still(case)
 
 
 def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
     facts = case.facts
-    run = [mark.event for mark in facts.marks]
-    end = death([*run, events.Backpressure(cause="memory")], known=(case.engine, case.settings))
+    run = [*(mark.event for mark in facts.marks), events.Backpressure(cause="memory")]
+    end = death(run, known=(case.engine, case.settings))
     sizes: dict[type[Any], str] = {
         events.CacheBudget: "the cache's size", events.Slab: "the size of a block",
         events.WarmupLengths: "the lengths of the warm-up",
     }  # fmt: skip
     lines = [evidence(mark, tells) for kind, tells in sizes.items() if (mark := facts.first(kind))]
-    missing = None
-    if end.missing:
-        slab = facts.first_event(events.Slab)
-        note = "of cache, for the blocks of one warm-up request"
-        doubt = slab.slab_size if slab else 0
-        missing = Missing(bytes=end.missing, basis="formula", note=note, doubt=doubt)
     tells = "nothing can be admitted; so it goes on to the log's end"
+    missing = Missing(
+        bytes=end.missing,
+        basis="formula",
+        note="of cache, for the blocks of one warm-up request",
+        doubt=getattr(facts.first_event(events.Slab), "slab_size", 0),
+    )
     return Draft(
         kind=IN_DIAGNOSIS["hang"],
         phase="start-up hang",
-        what=end.message if missing else "",
+        what=end.message if end.missing else "",
         line=waiting.line,
         possible=(_WAITS,),
-        why=(_WAITS,) if missing else (),
-        missing=missing,
+        why=(_WAITS,) if end.missing else (),
+        missing=missing if end.missing else None,
         evidence=(evidence(waiting, tells), *lines),
         changes=(end.hint,),
         planned=True,
@@ -153,15 +136,16 @@ def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
 
 def _stands_still(case: LogCase) -> Iterator[Draft]:
     """Yields a halt that the user tells of, or that the last lines show."""
-    facts, tp = case.facts, case.tp
-    several = tp > 1 or (case.machine is not None and "tp" not in case.subject.options
-                         and len(case.machine.gpus) > 1)  # fmt: skip
-    last = facts.last or LogEvent(0, "")
-    steps = (_NO_P2P, _PY_SPY) if several or "NCCL" in last.text else (_PY_SPY,)
+    facts, mark = case.facts, case.facts.last or LogEvent(0, "")
+    several = case.tp > 1 or (case.told_tp is None and case.machine is not None
+                              and len(case.machine.gpus) > 1)  # fmt: skip
+    steps = (_NO_P2P, _PY_SPY) if several or "NCCL" in mark.text else (_PY_SPY,)
     counted = facts.every(events.ServerFigures)
     counts = (figures for _, figures in reversed(counted))
     still = sum(1 for _ in takewhile(lambda one: one.running and one.made == 0.0, counts))
-    at = next((name for name, words in _STANDS.items() if words.search(last.text)), "")
+    at = next((name for name, words in _STANDS.items() if words.search(mark.text)), "")
+    what = f"it ends in {at}" if at else "it ends at this line"
+    what = f"no line of this log tells of an error; {what}, and if it stands there:"
     if still:
         mark, figures = counted[-1]
         what = (
@@ -169,23 +153,18 @@ def _stands_still(case: LogCase) -> Iterator[Draft]:
             f" {plural(figures.running or 0, 'request')} run and no token came for {10 * still}"
             " seconds: the engine stands still, or reads a long prompt"
         )
-    elif case.hangs or (at and not _ready(case)):
-        mark = last
-        where = f"in {at}" if at else "at this line"
-        what = f"no line of this log tells of an error; it ends {where}, and if it stands there:"
-    else:
+    elif not case.hangs and (not at or _ready(case)):
         return
+    waits = (
+        "NCCL waits for a rank that died, or for peer access that does not work as the driver says"
+        " (IOMMU, ACS)"
+    )
     yield Draft(
         kind=IN_DIAGNOSIS["stalled"],
         line=mark.line,
         rank="consequence",
         what=what,
-        possible=(
-            "NCCL waits for a rank that died, or for peer access that does not work as the driver"
-            " says (IOMMU, ACS)",
-        )
-        if several
-        else ("weights are read, kernels are compiled, or requests wait for one another",),
+        possible=(waits if several else _READS, *((_WAITS,) if "cache" in at else ())),
         evidence=(evidence(mark, "the last news"),),
         changes=steps,
     )
@@ -217,6 +196,16 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
             rank="notice",
             evidence=(evidence(facts.complaint, "the last line that reports an error"),),
         )
+    elif facts.in_words:
+        yield Draft(
+            kind="unknown",
+            line=facts.in_words.line,
+            rank="notice",
+            what="the text says that memory ran out, and no line of a program says where",
+            evidence=(evidence(facts.in_words, "words"),),
+            planned=case.has_all,
+            unknown=("what happened",),
+        )
     if peers := facts.first(events.PeerMissing):
         yield Draft(
             kind="peer_warning",
@@ -247,22 +236,3 @@ PEERS: Final = (
     " GPU memory, but is slower, often slower than one card; the communicators cuda-ipc and native"
     " do not work at all"
 )
-
-
-def nothing_found(case: LogCase) -> Draft:
-    """The answer for a log without any line that is known to report an error."""
-    what, line = "turbofit recognises no error in this log", 0
-    lines: tuple[Evidence, ...] = ()
-    if cut := case.facts.cut:
-        what = (
-            f"this text ends at line {case.facts.lines}, within a traceback and before the error"
-            f" itself; its last call is: {cut[-1].code or cut[-1].function}"
-        )
-    elif in_words := case.facts.in_words:
-        what = "the text says that memory ran out, and no line of a program says where"
-        lines, line = (evidence(in_words, "words"),), in_words.line
-    planned = case.model is not None and case.machine is not None
-    return Draft(
-        kind="unknown", line=line, what=what, evidence=lines, planned=planned,
-        unknown=("what happened",),
-    )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from turbofit.diagnose.causes import caught, facts_in
 from turbofit.machine.card_words import MAY_BE_CARD, NamedCards, cards_in
 from turbofit.model.model_words import families, names_in, preset_of
 
@@ -27,15 +26,6 @@ _MODEL: Final = tuple(
         r"lmdeploy serve api_server [^|;]*?\s(/[\w./-]+|[\w-]+/[\w.-]+)\s*$",
     )
 )
-#: Words in logs of inference on GPUs that other programs' logs do not have.
-_INFERENCE: Final = re.compile(
-    r"(?i:lmdeploy|turbomind|turbofit|vllm|sglang|transformers|torch|cuda|nvidia|nccl|nvml|nvrm|ptxas|xformers"
-    r"|triton|flash[-_]?(?:attn|attention|infer)|huggingface|hf[-_]mirror|modelscope|safetensors"
-    r"|bitsandbytes|\[tm\]|raylet|\bray\b|\bgpu|\bllms?\b|tokenizer|api_server"
-    r"|attempting to bind on address|server socket has failed|\.(?:h|cc):\d+ warn "
-    r"|trust[-_]remote|inference engine"
-    r"|intern(?:vl|vit|lm)|qwen|llava|cogvlm|llama|mixtral|minicpm|chatglm|deepseek|mistral)"
-).search
 #: Lines, commands and frames of LMDeploy itself: a log with one of these is LMDeploy's.
 _LMDEPLOY: Final = re.compile(
     r" - lmdeploy - |\[TM\]|[/\\]lmdeploy[/\\\"]"
@@ -72,6 +62,20 @@ _AUTO_MAP: Final = re.compile(r"device_map\s*[=:]\s*['\"]auto")
 _VARIABLE: Final = re.compile(
     r"(?<!with )\b([A-Z][A-Z\d]*_[A-Z\d_]+)['\"]?\]?\s?=\s?['\"]?([^\s'\";&]+)"
 )
+#: Facts that rows of `presets/causes.yaml` name: the last frame of Python's faulthandler, in a
+#: linear layer; an allocator's option (torch itself advises it, too); the card and the build in
+#: torch's warning; an AWQ or GPTQ checkpoint's group.
+_FACTS: Final = re.compile(
+    r"[/\\](?P<linear>linear\.py)\"?,? line \d+,? in forward"
+    r"|(?i:alloc_conf)\S*[= \"]+\S*(?P<expandable>expandable_segments:True)(?:\s*$| [^t])"
+    r"|with CUDA capability sm_(?P<arch>\d+) is not compatible"
+    r"|supports CUDA capabilities (?P<built>(?:(?:sm|compute)_\d+\S* ?){1,30})"
+    r"|(?:AWQ|awq|GPTQ|gptq|[Ii]nt4)[\w.]{0,99}-(?:[Gg]s?|group)-?(?P<group_size>16|32|64)\b"
+)
+#: Words of lines with such a fact, with 0 for each digit.
+_OF_FACTS: Final = re.compile(
+    r"linear\.py|expandable_segments:True|CUDA capabilit|AWQ|awq|GPTQ|gptq|nt0"
+).search
 _WORDS: Final = {
     "communicator": ("nccl", "native", "cuda-ipc"),
     "dtype": ("float16", "bfloat16"),
@@ -91,16 +95,16 @@ class Subject:
         self.version: str | None = None
         self.ranks: tuple[int, Place] | None = None
         self.auto_map: Place | None = None
-        #: The text that each row of `facts` in `presets/causes.yaml` matched last.
+        #: What `_FACTS` matched last, by name.
         self.facts: dict[str, str] = {}
         #: Names of models: the order of the surest kind of place, and whether a preset has it.
         self.names: dict[str, int] = {}
-        self.of_lmdeploy = self.of_inference = self.quantises = self.on_pytorch = False
+        self.of_lmdeploy = self.quantises = self.on_pytorch = False
         self._other = ""
+        self.lines = 0
 
     def notice(self, form: Form) -> None:
         """Read any text of the log, also a frame's path, for its topic and its program."""
-        self.of_inference = self.of_inference or form.ask(_INFERENCE) is not None
         self.of_lmdeploy = self.of_lmdeploy or form.ask(_LMDEPLOY) is not None
         self.quantises = self.quantises or form.ask(_QUANTISES) is not None
         self.on_pytorch = self.on_pytorch or form.ask(_PYTORCH) is not None
@@ -142,9 +146,13 @@ class Subject:
         if "words" in asks:
             version = _VERSION.search(text.lower())
             self.version = self.version or (version and (version[1] or version[2]))
-            self.facts.update(caught(text))
+            self.read_facts(text)
             if (started := _TORCHRUN.search(text)) and (ranks := _RANKS.search(started[1])):
                 self.ranks = (int(ranks[1]), (line, text)) if int(ranks[1]) > 1 else self.ranks
+
+    def read_facts(self, text: str) -> None:
+        for match in _FACTS.finditer(text):
+            self.facts |= {name: value for name, value in match.groupdict().items() if value}
 
     def _read_names(self, text: str) -> None:
         found = [
@@ -169,21 +177,19 @@ def readers(form: str) -> tuple[str, ...]:
         "cards": MAY_BE_CARD(form),
         "options": ("=" in form or "--" in form)
         and any(pattern.search(form) for pattern in (_OPTION, _AUTO_MAP, _VARIABLE)),
-        "words": _VERSION.search(lower) or _TORCHRUN.search(form) or facts_in(form),
+        "words": _VERSION.search(lower) or _TORCHRUN.search(form) or may_be_fact(form),
     }
     return tuple(name for name, may in tells.items() if may)
 
 
+def may_be_fact(form: str) -> bool:
+    return _OF_FACTS(form) is not None
+
+
 def _value(name: str, text: str) -> object:
     """An option's value; None for a text that is no possible value."""
-    text = text.rstrip(".")
-    if name in _WORDS:
-        return text if text in _WORDS[name] else None
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    if name == "cache_max_entry_count":
-        return number
-    whole = number.is_integer() and (0 < number < 1 << 30 or name == "quant_policy")
-    return int(number) if whole else None
+    text, share = text.rstrip("."), name == "cache_max_entry_count"
+    if name in _WORDS or not re.fullmatch(r"\d*\.?\d+" if share else r"\d{1,9}", text):
+        return text if text in _WORDS.get(name, ()) else None
+    number = float(text) if share else int(text)
+    return number if number or name == "quant_policy" else None

@@ -263,15 +263,14 @@ def _kind(told: EndKind, seen: Exit | None) -> EndKind:
 
     An engine without memory aborts or exits with an error.
     """
+    number = signal_of(seen.code) if seen else None
     if seen is None:
         return told
-    number = signal_of(seen.code)
     if told in ("out_of_memory", "host_memory"):
         agrees = seen.code is None or number == signal.SIGABRT or (seen.code != 0 and not number)
         return told if agrees else "unknown"
-    if number == signal.SIGKILL:
-        return "killed" if seen.host_kills == 0 else "host_memory"
-    return told
+    killed: EndKind = "killed" if seen.host_kills == 0 else "host_memory"
+    return killed if number == signal.SIGKILL else told
 
 
 def death(
@@ -318,15 +317,18 @@ def death(
 
 
 def _crashed(course: Course, seen: Exit | None, kind: EndKind, at: str) -> End:
-    words, call = last_words(course.fault or course.last(events.PythonError)), course.calls[:1]
-    parts = [f"the engine ended {at}{f' with {exit_words(seen.code)}' if seen else ''}"]
-    if seen is not None and seen.code is None:
-        parts = [f"the engine's loop ended {at}", "its server would answer 503 for ever"]
-    if kind == "unknown":
-        parts.append("its log tells of a lack of memory, of which no process ends like that")
-    parts[0] += f": {words}" if words else ""
+    words = last_words(course.fault or course.last(events.PythonError))
+    loop = seen is not None and seen.code is None
+    who = "the engine's loop" if loop else "the engine"
+    exits = f" with {exit_words(seen.code)}" if seen and not loop else ""
+    parts = {
+        f"{who} ended {at}{exits}{f': {words}' if words else ''}": True,
+        "its server would answer 503 for ever": loop,
+        "its log tells of a lack of memory, of which no process ends like that": kind == "unknown",
+    }
+    message = "; ".join(part for part, holds in parts.items() if holds)
     hint = "turbofit doctor reads the kernel's log for errors of a card"
-    return End(kind=kind, message="; ".join(parts), hint=hint, where="".join(call))
+    return End(kind=kind, message=message, hint=hint, where=next(iter(course.calls), ""))
 
 
 def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
@@ -403,23 +405,19 @@ def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> E
 
     It is the kernel's if it counts a kill, or if no count is known.
     """
-    hint, fault, phase = (
-        "more RAM or a higher limit of the container; fewer replicas",
-        course.fault,
-        "host",
-    )
-    pinned = format_bytes(plan.host.pinned) if plan else ""
-    if plan is not None:
-        pageable = format_bytes(plan.host.pageable)
-        hint = f"free host memory; the plan counts {pageable} pageable and {pinned} pinned"
-    if isinstance(fault, events.CudaError):
-        message = f"the engine got no page-locked host memory {at}: {last_words(fault)}"
-        return End(
-            kind="host_memory", phase=phase, where=next(iter(course.calls), ""), message=message,
-            hint=f"free host memory{f'; the plan counts {pinned} pinned' if plan else ''}",
-        )  # fmt: skip
+    fault, kill = course.fault, course.last(events.HostKill)
+    pinned = f"; the plan counts {format_bytes(plan.host.pinned)} pinned" if plan else ""
+    hint = "more RAM or a higher limit of the container; fewer replicas"
     message = f"the engine was killed {at}: the kernel does so when host memory runs out"
-    if kill := course.last(events.HostKill):
+    if plan is not None:
+        counted = (
+            f"{format_bytes(plan.host.pageable)} pageable and {format_bytes(plan.host.pinned)}"
+        )
+        hint = f"free host memory; the plan counts {counted} pinned"
+    if isinstance(fault, events.CudaError):
+        hint = f"free host memory{pinned}"
+        message = f"the engine got no page-locked host memory {at}: {last_words(fault)}"
+    elif kill is not None:
         size = f" of {format_bytes(kill.rss)}" if kill.rss is not None else ""
         limit = "its container's or service's memory limit was reached"
         limit = limit if kill.group else "the machine's RAM ran out"
@@ -430,7 +428,8 @@ def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> E
             " memory, so somebody did it"
         )
         return End(kind="killed", message=message)
-    return End(kind="host_memory", phase=phase, message=message, hint=hint)
+    where = next(iter(course.calls), "") if isinstance(fault, events.CudaError) else ""
+    return End(kind="host_memory", phase="host", where=where, message=message, hint=hint)
 
 
 def _hang(course: Course, engine: Engine | None, settings: Settings) -> End:

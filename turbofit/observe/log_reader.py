@@ -271,13 +271,6 @@ def _rows_in(form: str) -> list[_Row]:
     return [row for word, row in words if word in form]
 
 
-def may_be_event(form: str) -> bool:
-    """Whether a line of this form may have an event: no pattern asks for a certain digit."""
-    prefix = _PREFIX.match(form)
-    message = prefix[2] if prefix else form
-    return message.isdecimal() or any(row.pattern.match(message) for row in _rows_in(form))
-
-
 def _first(rows: list[_Row], text: str) -> Struct | None:
     for row in rows:
         match = row.pattern.match(text)
@@ -307,8 +300,11 @@ def torch_memory(text: str) -> TorchMemory:
     others = {pid: size for pid, size in sizes if size is not None}
     capacity, this = _CAPACITY.search(text), _THIS.search(text)
     allocated, cached = _figure(_ALLOCATED, text), _figure(_CACHED, text)
-    gpu = int(capacity[1]) if capacity else None
-    total, free = (_bytes(capacity[i]) if capacity else None for i in (2, 3))
+    gpu, total, free = (
+        (int(capacity[1]), _bytes(capacity[2]), _bytes(capacity[3]))
+        if capacity
+        else (None, None, None)
+    )
     process = _figure(_THIS, text)
     pid = None if this else _pid_among(others, allocated, cached)
     if pid is not None:
@@ -319,22 +315,14 @@ def torch_memory(text: str) -> TorchMemory:
         gpu=gpu,
         total=total,
         free=free,
-        process=_possible(process, total),
+        # The driver did not tell it where torch prints 0, or 2^64 under WDDM.
+        process=process if process and (total is None or process <= total) else None,
         pid=pid,
         allocated=allocated,
         cached=cached,
         others=tuple(others.items()),
         named=this is not None or pid is not None or not others,
     )
-
-
-def _possible(process: int | None, whole: int | None) -> int | None:
-    """The bytes that a process holds; None if the driver did not tell them.
-
-    Torch then prints 0, or 2^64 under WDDM.
-    """
-    told = process is not None and (whole is None or process <= whole)
-    return process or None if told else None
 
 
 def _pid_among(processes: dict[int, int], allocated: int | None, cached: int | None) -> int | None:

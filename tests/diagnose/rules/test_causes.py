@@ -10,13 +10,14 @@ import pytest
 import yaml
 
 from tests.diagnose.conftest import explain, message, some, tried
-from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.diagnose import figures
 from turbofit.diagnose.answer import Diagnosis
-from turbofit.diagnose.causes import Row, caught, causes, hits_of
-from turbofit.diagnose.facts import is_plain
-from turbofit.diagnose.figures import FIGURES
-from turbofit.observe.log_reader import form_of, read_line
+from turbofit.diagnose.case import LogCase
+from turbofit.diagnose.causes import Hit, Row, causes
+from turbofit.diagnose.facts import LogEvent, read_runs
+from turbofit.diagnose.rows import rows
+from turbofit.diagnose.subject import _FACTS, Subject, may_be_fact
+from turbofit.observe.log_reader import form_of
 
 ARCHES = "The current PyTorch install supports CUDA capabilities {}.\n"
 CARD = "{} with CUDA capability {} is not compatible with the current PyTorch installation.\n"
@@ -25,7 +26,10 @@ NO_KERNEL = "RuntimeError: CUDA error: no kernel image is available for executio
 
 def test_a_fact_is_found_by_a_word_with_a_digit() -> None:
     """Lines are asked with zeros for their digits; the pattern is asked with the line."""
-    assert caught("load InternVL-Int4-g32 now") == {"group_size": "32"}
+    subject, line = Subject(), "load InternVL-Int4-g32 now"
+    assert may_be_fact(form_of(line).text)
+    subject.read_facts(line)
+    assert subject.facts == {"group_size": "32"}
 
 
 @pytest.mark.parametrize(
@@ -125,15 +129,21 @@ class Aloud(NamedTuple):
 def aloud() -> Aloud:
     answers, told = dict[str, Diagnosis](), dict[int, set[str]]()
     places = {id(row): place for place, row in enumerate(causes())}
-    sentence = figures.Figures.sentence
+    sentence, figures_of = figures.sentence, figures.figures_of
+    asked: list[Row] = []
 
-    def heard(self: figures.Figures, text: Any) -> str:
-        said = sentence(self, text)
-        told.setdefault(places[id(self.hit.row)], set()).add(said)
+    def known(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
+        asked.append(hit.row)
+        return figures_of(case, mark, hit)
+
+    def heard(text: Any, figures: Any) -> str:
+        said = sentence(text, figures)
+        told.setdefault(places[id(asked[-1])], set()).add(said)
         return said
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures.Figures, "sentence", heard)
+        patch.setattr(figures, "sentence", heard)
+        patch.setattr(figures, "figures_of", known)
         for _, log in EXAMPLES:
             answers[log] = explain(f"INFO: a GPU server starts\n{log}\n")
     return Aloud(answers, told)
@@ -142,14 +152,6 @@ def aloud() -> Aloud:
 def test_kinds_that_people_report(aloud: Aloud) -> None:
     found = [(log, kind, message(aloud.answers[log])) for kind, log in EXAMPLES]
     assert [(log, kind, said) for log, kind, said in found if said != kind] == []
-
-
-def test_no_line_that_tells_is_only_counted() -> None:
-    """A form stands for all digits: what one of its lines tells, none may hide."""
-    lines = [line for _, log in EXAMPLES for line in log.splitlines()]
-    telling = [line for line in lines if hits_of(line) or read_line(line)]
-    assert len(telling) > len(causes())
-    assert [line for line in telling if is_plain(form_of(line).text)] == []
 
 
 def test_each_row_is_read_aloud(aloud: Aloud) -> None:
@@ -253,14 +255,15 @@ def test_a_warning_of_python_of_two_lines_is_no_cause() -> None:
 
 def test_rows_use_figures_and_groups_that_exist() -> None:
     """A group that a way through the pattern leaves out stands in the first form of a pair only."""
-    rows: Any = load_yaml(presets_dir() / "causes.yaml")
-    facts = {name for row in rows["facts"] for name in re.compile(row["pattern"]).groupindex}
+    run = read_runs(rows([b"x"]))[0]
+    case, mark = LogCase(run, model=None, on=None), LogEvent(1, "x")
+    known = set(figures.figures_of(case, mark, Hit(causes()[0], {}, "x")))
+    facts = set(_FACTS.groupindex)
     for row in causes():
         groups = set(re.compile(row.pattern).groupindex)
-        assert not (groups & set(FIGURES)) - {"arch", "said"}, row.what
-        for text in texts_of(row):
-            assert figures.names_of(text) <= {*groups, *FIGURES, *facts}, text
-        assert row.when is None or row.when.fact in {*groups, *FIGURES, *facts, "communicator"}, row
+        assert not (groups & known) - {"arch", "said"}, row.what
+        for text in (*texts_of(row), f"{{{row.when}}}" if row.when else ""):
+            assert figures.names_of(text) <= {*groups, *known, *facts, "communicator"}, text
 
 
 @pytest.mark.parametrize(

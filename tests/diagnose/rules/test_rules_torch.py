@@ -120,10 +120,6 @@ def test_what_is_in_use_already_is_not_advised() -> None:
     assert any("expandable_segments" in one for one in explain(torch).changes)
     used = explain(f"PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True python demo.py\n{torch}")
     assert not any("expandable_segments" in one for one in used.changes)
-    loading = "RuntimeError: [TM][ERROR] CUDA runtime error: out of memory /utils/memory_utils.cu:3"
-    for model, smaller in (("InternVL2-8B-AWQ", "a smaller model"), ("InternVL2-8B", "quantised")):
-        found = explain(f"lmdeploy serve api_server OpenGVLab/{model}\n{loading}\n")
-        assert smaller in found.changes[0]
 
 
 QUANTISED = """\
@@ -138,13 +134,11 @@ Traceback (most recent call last):
 
 
 def test_a_quantisation_is_no_server() -> None:
-    """It computes on one card: a shorter calibration helps, or what is quantised already."""
+    """It computes on one card: a shorter calibration helps."""
     found = explain(QUANTISED + SAID)
     assert (found.kind, found.phase) == ("out_of_memory", "quantising")
     assert "--calib-seqlen" in found.changes[0]
-    advice = some(found.would_work)
-    assert (advice.fits, advice.command) == (None, "")
-    assert "AWQ" in advice.remedies[0].change
+    assert found.would_work is None
 
 
 CARD = "GPU 0 has a total capacity of 23.69 GiB of which 80.00 MiB is free. "
