@@ -110,6 +110,10 @@ class Window(NamedTuple):
         came = bisect_left(answer.pieces, self.end) - bisect_left(answer.pieces, self.begin)
         return answer.tokens * came / len(answer.pieces)
 
+    def failed_before(self, answer: Answer) -> bool:
+        """Whether a request of the warm-up failed."""
+        return bool(answer.kind) and not answer.counts and answer.begun <= self.begin
+
     def per_second(self, amount: Callable[[Answer], float], answers: Sequence[Answer]) -> float:
         return sum(map(amount, answers)) / self.seconds if self.seconds else 0.0
 
@@ -133,10 +137,7 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
         begun=len(counted),
         answered=len(good),
         errors=_errors(counted),
-        warm_up_errors=sum(
-            bool(answer.kind) and not answer.counts and answer.begun <= window.begin
-            for answer in run.answers
-        ),
+        warm_up_errors=sum(map(window.failed_before, run.answers)),
         requests_per_second=window.per_second(window.share, every),
         output_tokens_per_second=window.per_second(window.tokens, every),
         running=window.per_second(window.overlap, every),
