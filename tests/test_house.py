@@ -27,7 +27,7 @@ BUDGETS = {
 #: The rooms that today's folders become; the first prefix that matches counts.
 BECOMES = {
     "launch/calibrate": "measure", "launch/tune": "measure", "launch/export": "cli",
-    "load": "measure", "observe/calibrations": "planning", "observe/calibration": "measure",
+    "load": "measure", "planning/calibrations": "planning", "observe/calibration": "measure",
     "observe/sampler": "measure", "observe/live": "gateway", "observe": "logs", "diagnose": "logs",
     "tuner": "planning", "kernels": "machine", "rehearse": "rehearsal", "pretend": "rehearsal",
     "launch": "serving", "batch": "batch_jobs",

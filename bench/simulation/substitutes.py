@@ -39,7 +39,7 @@ from turbofit.launch.engine.supervised_engine import Supervision
 from turbofit.launch.serve import planner
 from turbofit.launch.serve.gpu_monitor import GpuMonitor
 from turbofit.launch.serve.supervisor import StopSignal, Supervisor
-from turbofit.tuner.explain.remedies import Remedies
+from turbofit.planning.explain.remedies import Remedies
 
 if TYPE_CHECKING:
     from bench.simulation.scheduler import Scheduler
@@ -429,9 +429,9 @@ def _replacements(one: World) -> dict[str, Any]:
         # What is remembered, or is for people: a quarter of a day's processor time.
         f"{_SERVE}.planner.best_plan": _remembered(planner.best_plan),
         f"{_SERVE}.planner.Planner._raised": _told(planner.Planner._raised),
-        "turbofit.tuner.choose.remedies": lambda *_: _HELPS,
-        "turbofit.tuner.choose.speed_remedies": lambda *_: (),
-        "turbofit.tuner.choose.limit_costs": lambda *_: (),
+        "turbofit.planning.choose.remedies": lambda *_: _HELPS,
+        "turbofit.planning.choose.speed_remedies": lambda *_: (),
+        "turbofit.planning.choose.limit_costs": lambda *_: (),
         f"{_ENGINE}.worst_requests.png": _drawn,
     }
 

@@ -25,9 +25,9 @@ from turbofit.launch.calibrate import Calibrator
 from turbofit.launch.engine.pretended import PretendReader, pretend_machine
 from turbofit.launch.serve import ladder
 from turbofit.memory.calibrated import identity
-from turbofit.observe import calibrations
 from turbofit.observe.log_events import CacheBudget
 from turbofit.observe.sampler import Memory, SampledRange
+from turbofit.planning import calibrations
 from turbofit.planning.request import PlanRequest
 from turbofit.pretend import usage as pretend_usage
 from turbofit.report.views.measured_view import calibration_view

@@ -38,8 +38,8 @@ from turbofit.observe.calibration import (
     tokens_beside,
 )
 from turbofit.observe.log_events import CacheBudget, Slab
+from turbofit.planning.speed import group_rates, group_speed
 from turbofit.rehearse.engines import ADAPTERS
-from turbofit.tuner.speed import group_rates, group_speed
 
 NEWER = "0.19"
 MANY = 200

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from tests.hostile import hostile
 from tests.launch.tune.test_tune import result
-from tests.observe.test_calibrations import TUNED
+from tests.planning.test_calibrations import TUNED
 from tests.report.documents import plan_page, planned, served_run
 from tests.support.plans import plausible_plan
 from tests.sweep import sweep
@@ -30,7 +30,7 @@ from turbofit.kernels.census import Census
 from turbofit.launch.serve import ladder
 from turbofit.launch.serve.leases import Leases
 from turbofit.machine.source import load_snapshot
-from turbofit.observe import calibrations
+from turbofit.planning import calibrations
 from turbofit.report.painters.terminal import paint
 from turbofit.report.stored_documents import StoredPlan, keep, read_plan, read_saved, saved_document
 from turbofit.report.views.plan_view import plan_view

@@ -27,9 +27,9 @@ from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.ladder import recall
 from turbofit.launch.serve.leases import Leases, end_orphans
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
+from turbofit.planning import choose
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
-from turbofit.tuner import choose
 
 #: In the folder ``standin``, which is on the path.
 SERVER = "fake_server"

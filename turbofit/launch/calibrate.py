@@ -31,7 +31,6 @@ from turbofit.launch.serve.ladder import forget
 from turbofit.launch.serve.planner import leases_for
 from turbofit.memory.account import NO_IMAGES, EngineLaunch
 from turbofit.memory.calibrated import calibration_for
-from turbofit.observe import calibrations
 from turbofit.observe.calibration import (
     KERNELS,
     SEEN_FILE,
@@ -42,8 +41,9 @@ from turbofit.observe.calibration import (
     learn,
 )
 from turbofit.observe.sampler import SampledRange, Sampler, memory_now
+from turbofit.planning import calibrations
+from turbofit.planning.choose import best_plan
 from turbofit.planning.resolve import resolve
-from turbofit.tuner.choose import best_plan
 
 if TYPE_CHECKING:
     import signal

@@ -17,8 +17,8 @@ from turbofit.launch.serve.ladder import recall
 from turbofit.launch.serve.planner import Planner, can_rehearse
 from turbofit.launch.serve.proved import Proof
 from turbofit.launch.serve.runs import Record, run_folder
-from turbofit.observe.calibrations import pretends
 from turbofit.planning import checks
+from turbofit.planning.calibrations import pretends
 from turbofit.planning.commands import commands
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import refusal

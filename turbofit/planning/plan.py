@@ -14,15 +14,15 @@ from turbofit.core.units import format_bytes
 from turbofit.memory.versions import OLDEST_SERVED, is_legacy, release
 from turbofit.model.presets import find_preset, load_preset
 from turbofit.planning.checks import plan_warnings
+from turbofit.planning.choose import best_plan
 from turbofit.planning.commands import cluster_serve_command, commands, left_out, serve_command
 from turbofit.planning.resolve import resolve
-from turbofit.tuner.choose import best_plan
-from turbofit.tuner.resolved_request import Margin
+from turbofit.planning.resolved_request import Margin
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.planning.request import PlanRequest, PredictRequest
-    from turbofit.tuner.resolved_request import ResolvedRequest
+    from turbofit.planning.resolved_request import ResolvedRequest
 
 
 def plan(
@@ -63,8 +63,8 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     which gateway holds it.
     """
     from turbofit.memory.engines import LMDEPLOY, check_options, engine_for, engine_of
-    from turbofit.tuner.choose import make_plan
-    from turbofit.tuner.predict import usual_settings
+    from turbofit.planning.choose import make_plan
+    from turbofit.planning.predict import usual_settings
 
     rule, held = resolved.model.image_rule, release(version) >= OLDEST_SERVED
     if request.margin is None:
@@ -136,7 +136,7 @@ def plan_cluster(
     Raises:
         As :func:`plan`, if every node raises an error.
     """
-    from turbofit.tuner.cluster_plan import make_cluster_plan
+    from turbofit.planning.cluster_plan import make_cluster_plan
 
     if request.paced:
         raise UsageError(
@@ -156,7 +156,7 @@ def predict(request: PredictRequest) -> Plan:
         As :func:`plan`; PackageError for a generation without an account.
     """
     from turbofit.memory.engines import check_options, engine_for
-    from turbofit.tuner.predict import make_prediction, usual_settings
+    from turbofit.planning.predict import make_prediction, usual_settings
 
     if request.least:
         raise UsageError(

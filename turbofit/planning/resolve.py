@@ -12,10 +12,10 @@ from turbofit.core.model import Model
 from turbofit.machine.source import machine_from
 from turbofit.memory.known_bad import survived_batch
 from turbofit.model.source import resolve_model
-from turbofit.observe.calibrations import pretends, with_calibrations
+from turbofit.planning.calibrations import pretends, with_calibrations
 from turbofit.planning.request import PACE, PlanRequest
-from turbofit.tuner.resolved_request import ResolvedRequest, with_image_limit
-from turbofit.tuner.speed import Pace
+from turbofit.planning.resolved_request import ResolvedRequest, with_image_limit
+from turbofit.planning.speed import Pace
 
 
 def resolve(request: PlanRequest) -> ResolvedRequest:

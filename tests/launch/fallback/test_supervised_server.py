@@ -27,8 +27,8 @@ from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.observe.death import Exit
 from turbofit.planning.commands import commands, private_commands, read_map
-from turbofit.tuner.fallback import plan_fallback
-from turbofit.tuner.resolved_request import ResolvedRequest
+from turbofit.planning.fallback import plan_fallback
+from turbofit.planning.resolved_request import ResolvedRequest
 
 DRIVER = Path(__file__).with_name("driver.py")
 

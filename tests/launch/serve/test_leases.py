@@ -35,7 +35,7 @@ import json, sys
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
 from turbofit.planning.request import PlanRequest
-from turbofit.tuner import choose
+from turbofit.planning import choose
 choose.limit_costs = lambda *_: ()  # half of a plan's time, which nobody reads here
 with Leases() as leases:
     request = PlanRequest(model=sys.argv[1], **json.loads(sys.argv[2]))

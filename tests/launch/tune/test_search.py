@@ -16,7 +16,7 @@ from turbofit.load.spec import LoadSpec
 from turbofit.memory.account import VisionLoad
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
-from turbofit.tuner.throughput import host_rate
+from turbofit.planning.throughput import host_rate
 
 SEEN = SpeedFigures(
     requests_per_second=1.0, output_tokens_per_second=10.0, ttft_p50=0.1, ttft_p90=0.5,

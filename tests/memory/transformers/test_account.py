@@ -22,9 +22,9 @@ from turbofit.memory.transformers.activations import vision_bytes
 from turbofit.memory.transformers.components import components, layout_of
 from turbofit.model.parameters import text_parameters
 from turbofit.model.presets import preset_model
-from turbofit.tuner.choose import best_plan
-from turbofit.tuner.fallback import plan_fallback
-from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
+from turbofit.planning.choose import best_plan
+from turbofit.planning.fallback import plan_fallback
+from turbofit.planning.resolved_request import ResolvedRequest, launch_of, vision_load_of
 
 MIB = 1 << 20
 

@@ -42,7 +42,7 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
     from turbofit.launch.engine.engine_client import Timing
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.planner import forget_learned, launch_request
-    from turbofit.observe.calibrations import pretends
+    from turbofit.planning.calibrations import pretends
 
     options = fields.filled(CalibrateOptions, given)
     request = fields.filled(PlanRequest, {**given, "model": model})
@@ -110,7 +110,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     from turbofit.launch.tune.search import parse_slo
     from turbofit.launch.tune.tune import TuneRequest, tune_model
     from turbofit.load.spec import LoadSpec
-    from turbofit.observe.calibrations import pretends
+    from turbofit.planning.calibrations import pretends
     from turbofit.report.stored_documents import keep
     from turbofit.report.views.measured_view import made_by, tune_view
 

@@ -49,7 +49,7 @@ def measure_here(version: str) -> Node:
     turbofit that plans.
     """
     from turbofit.launch.engine.launches import find_lmdeploy
-    from turbofit.observe.calibrations import pretends, with_calibrations
+    from turbofit.planning.calibrations import pretends, with_calibrations
 
     node = Node(id="", name="", address="")
     if version != __version__:

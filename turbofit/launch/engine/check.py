@@ -18,8 +18,8 @@ from turbofit.launch.engine.worst_requests import (
     worst_request,
 )
 from turbofit.memory.engines import engine_of
-from turbofit.tuner.speed import GroupRates, group_rates, rates
-from turbofit.tuner.tower import BEFORE
+from turbofit.planning.speed import GroupRates, group_rates, rates
+from turbofit.planning.tower import BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

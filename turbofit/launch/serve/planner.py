@@ -21,7 +21,7 @@ from turbofit.launch.serve.proved import Rehearsals
 from turbofit.machine.learned import forget
 from turbofit.memory.calibrated import identity
 from turbofit.model.source import resolve_model
-from turbofit.observe.calibrations import pretends
+from turbofit.planning.calibrations import pretends
 from turbofit.planning.checks import refuse
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import doubled_margin, finished, refusal
@@ -207,7 +207,7 @@ def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
     machine here has those of the real cards. `UsageError`: the model has no stand-in.
     """
     from turbofit.machine.source import machine_from
-    from turbofit.observe.calibrations import with_calibrations
+    from turbofit.planning.calibrations import with_calibrations
 
     if not pretend:
         return request

@@ -14,9 +14,9 @@ from turbofit.core.tuning import TrialForecast
 from turbofit.memory.account import NO_IMAGES, VisionLoad
 from turbofit.memory.engines import engine_of
 from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.speed import ClosedLoad, group_rates, rates, speed_of
+from turbofit.planning.throughput import host_rate, with_host
 from turbofit.planning.tuned import promises_no_less
-from turbofit.tuner.speed import ClosedLoad, group_rates, rates, speed_of
-from turbofit.tuner.throughput import host_rate, with_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

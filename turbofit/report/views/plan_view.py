@@ -10,6 +10,8 @@ from msgspec.structs import replace
 from turbofit.core.messages import groups_of, plural
 from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.machine.presets import usual_assumptions
+from turbofit.planning.speed import rates
+from turbofit.planning.verdict import all_fitting
 from turbofit.report.painters.document import (
     ONLY_ON_PAGE,
     ONLY_SHORT,
@@ -41,8 +43,6 @@ from turbofit.report.views.figures import (
 )
 from turbofit.report.views.machine_view import ways_text
 from turbofit.report.views.memory_view import memory_blocks
-from turbofit.tuner.speed import rates
-from turbofit.tuner.verdict import all_fitting
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Candidate, Plan, Surety, Throughput
