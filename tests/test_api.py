@@ -160,7 +160,7 @@ def test_a_tab_finds_what_the_package_is_for() -> None:
 
 
 def test_a_log_is_explained_as_the_command_explains_it(tmp_path: Path) -> None:
-    from turbofit.diagnose.explain import diagnose  # the room's modules leave the function alone
+    from turbofit.logs.explain import diagnose  # the room's modules leave the function alone
 
     text = "$ lmdeploy serve api_server internvl2-8b\n[Errno 98] address already in use\n"
     path = tmp_path / "serve.log"

@@ -27,8 +27,8 @@ BUDGETS = {
 #: The rooms that today's folders become; the first prefix that matches counts.
 BECOMES = {
     "launch/calibrate": "measure", "launch/tune": "measure", "launch/export": "cli",
-    "load": "measure", "planning/calibrations": "planning", "observe/calibration": "measure",
-    "observe/sampler": "measure", "observe/live": "gateway", "observe": "logs", "diagnose": "logs",
+    "load": "measure", "planning/calibrations": "planning", "serving/calibration": "measure",
+    "measure/sampler": "measure", "observe/live": "gateway", "observe": "logs", "diagnose": "logs",
     "tuner": "planning", "kernels": "machine", "rehearse": "rehearsal", "pretend": "rehearsal",
     "launch": "serving", "batch": "batch_jobs",
 }  # fmt: skip

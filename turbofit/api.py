@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.core.model import Model
-    from turbofit.diagnose.answer import Diagnosis
     from turbofit.launch.pipeline.planned_pipeline import PlannedPipeline
+    from turbofit.logs.answer import Diagnosis
     from turbofit.planning.which import Which
 
     _Parameters = ParamSpec("_Parameters")
@@ -183,7 +183,7 @@ def diagnose(
     Raises:
         UsageError: the file cannot be read, or ``model`` or ``on`` has no possible meaning.
     """
-    from turbofit.diagnose.explain import diagnose as explain
+    from turbofit.logs.explain import diagnose as explain
 
     if isinstance(log, str) and any(sign.isspace() for sign in log.strip()):
         return explain([log.encode()], model=model, on=on, hang=hang)

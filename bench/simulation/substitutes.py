@@ -49,7 +49,7 @@ _LMDEPLOY = Lmdeploy("0.18.0", ("python",))
 _HELPS = Remedies((Remedy(change="more memory", effect="fits (not searched for here)"),), ())
 _ROOMS = (
     "turbofit.core", "turbofit.gateway", "turbofit.launch.serve", "turbofit.launch.engine",
-    "turbofit.cli", "turbofit.planning", "turbofit.machine", "turbofit.observe",
+    "turbofit.cli", "turbofit.planning", "turbofit.machine", "turbofit.logs",
 )  # fmt: skip
 
 

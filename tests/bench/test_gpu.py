@@ -22,9 +22,9 @@ from turbofit.core.struct import decode, to_builtins, to_json
 from turbofit.load.result import LoadResult
 from turbofit.machine.source import machine_from
 from turbofit.model.source import resolve_model
-from turbofit.observe.calibration import Observation
 from turbofit.planning.speed import rates
 from turbofit.report.share import SharedRun, shared_run
+from turbofit.serving.calibration import Observation
 
 MIB = 1 << 20
 STAGES = sorted(

@@ -24,9 +24,9 @@ from turbofit.launch import calibrate
 from turbofit.launch.calibrate import Calibrator
 from turbofit.launch.engine.pretended import PretendReader, pretend_machine
 from turbofit.launch.serve import ladder
+from turbofit.logs.log_events import CacheBudget
+from turbofit.measure.sampler import Memory, SampledRange
 from turbofit.memory.calibrated import identity
-from turbofit.observe.log_events import CacheBudget
-from turbofit.observe.sampler import Memory, SampledRange
 from turbofit.planning import calibrations
 from turbofit.planning.request import PlanRequest
 from turbofit.pretend import usage as pretend_usage

@@ -19,13 +19,13 @@ from tests.support.serving import needs, start_turbofit
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import decode
 from turbofit.model.source import resolve_model
-from turbofit.observe.calibration import SEEN_FILE, Observation
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.report.share import shared
 from turbofit.report.stored_documents import StoredPlan, read_saved
+from turbofit.serving.calibration import SEEN_FILE, Observation
 
 #: What each step reads, what plans learn of it, and how it is forgotten: `test_calibrate`,
-#: `observe/test_calibration`; that the engine takes what is forecast: `test_serve_pretend`.
+#: `serving/test_calibration`; that the engine takes what is forecast: `test_serve_pretend`.
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
 needs("lmdeploy", "fastapi", "torchvision")
 

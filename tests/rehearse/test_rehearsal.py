@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.rehearse.conftest import Rehearse, mib, tiles
-from turbofit.diagnose.answer import Diagnosis
-from turbofit.diagnose.explain import diagnose
+from turbofit.logs.answer import Diagnosis
+from turbofit.logs.explain import diagnose
 from turbofit.pretend.scenario import MIB
 from turbofit.pretend.usage import read_timeline
 

@@ -29,9 +29,13 @@ from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
 from turbofit.launch.serve.ladder import forget
 from turbofit.launch.serve.planner import leases_for
+from turbofit.measure.sampler import SampledRange, Sampler, memory_now
 from turbofit.memory.account import NO_IMAGES, EngineLaunch
 from turbofit.memory.calibrated import calibration_for
-from turbofit.observe.calibration import (
+from turbofit.planning import calibrations
+from turbofit.planning.choose import best_plan
+from turbofit.planning.resolve import resolve
+from turbofit.serving.calibration import (
     KERNELS,
     SEEN_FILE,
     STEADY,
@@ -40,10 +44,6 @@ from turbofit.observe.calibration import (
     document,
     learn,
 )
-from turbofit.observe.sampler import SampledRange, Sampler, memory_now
-from turbofit.planning import calibrations
-from turbofit.planning.choose import best_plan
-from turbofit.planning.resolve import resolve
 
 if TYPE_CHECKING:
     import signal

@@ -40,10 +40,10 @@ from turbofit.launch.serve.proved import Proof
 from turbofit.launch.serve.start_progress import StartProgress, as_launched, beside
 from turbofit.launch.serve.supervisor import Supervisor
 from turbofit.launch.serve.weights import fetched, read_ahead
-from turbofit.observe.calibration import in_words
 from turbofit.planning import checks
 from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.planning.examine.scene import Scene, Sources
+from turbofit.serving.calibration import in_words
 
 if TYPE_CHECKING:
     import signal

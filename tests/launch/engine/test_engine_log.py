@@ -11,7 +11,7 @@ from tests.support.plans import plausible_plan
 from turbofit.core.engine_end import End
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.launch.engine.engine_log import StartupTracker, silence_words
-from turbofit.observe.death import Exit
+from turbofit.logs.death import Exit
 
 LOG = Path("/state/engine-0.log")
 TM = "[TM][INFO][1120.08:30:01.123456][x.cc:1] "

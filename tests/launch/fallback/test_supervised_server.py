@@ -21,11 +21,11 @@ from turbofit.core.plan import Workload
 from turbofit.launch.engine.engine_log import StartupTracker
 from turbofit.launch.engine.launches import free_ports, port_of
 from turbofit.launch.engine.worst_requests import longest_request, worst_request
+from turbofit.logs.death import Exit
 from turbofit.machine.source import machine_from
 from turbofit.memory.transformers.account import Transformers
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.observe.death import Exit
 from turbofit.planning.commands import commands, private_commands, read_map
 from turbofit.planning.fallback import plan_fallback
 from turbofit.planning.resolved_request import ResolvedRequest

@@ -9,9 +9,8 @@ from msgspec.structs import replace
 
 from turbofit.core.engine_end import End
 from turbofit.core.units import MIB
-from turbofit.observe.calibration import cache_beside, in_words, tokens_beside
-from turbofit.observe.death import Course, after, death
-from turbofit.observe.log_events import (
+from turbofit.logs.death import Course, after, death
+from turbofit.logs.log_events import (
     Backpressure,
     CacheBudget,
     CacheFrame,
@@ -34,7 +33,8 @@ from turbofit.observe.log_events import (
     WarmupLength,
     WarmupLengths,
 )
-from turbofit.observe.log_reader import read_line
+from turbofit.logs.log_reader import read_line
+from turbofit.serving.calibration import cache_beside, in_words, tokens_beside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.core.run_report import RunFigure
     from turbofit.core.struct import Struct
-    from turbofit.observe.death import Exit, Stage
+    from turbofit.logs.death import Exit, Stage
 
 #: A hang prints tens of thousands of lines a second; a healthy warm-up never waits for memory,
 #: since its requests come one at a time.

@@ -22,7 +22,7 @@ from turbofit.launch.engine.engine_log import (
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.process import EngineProcess
 from turbofit.launch.engine.silence import Silence
-from turbofit.observe.death import Exit
+from turbofit.logs.death import Exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

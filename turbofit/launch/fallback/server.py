@@ -396,7 +396,7 @@ def _end(reason: str) -> None:
 
 
 def _say(text: str) -> None:
-    """Print progress, which the supervisor reads: see ``observe.log_reader``."""
+    """Print progress, which the supervisor reads: see ``logs.log_reader``."""
     print(f"turbofit-fallback: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Kv, Plan
     from turbofit.launch.engine.pretended import PretendReader
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
-    from turbofit.observe.death import Stage
+    from turbofit.logs.death import Stage
 
 _DOING: Final[dict[Stage, str]] = {
     "starting": "starting the engine",

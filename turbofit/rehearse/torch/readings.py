@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from turbofit.core.json_types import Document
 from turbofit.core.struct import Struct
+from turbofit.logs.death import death
+from turbofit.logs.log_events import NoCache, TorchMemory
+from turbofit.logs.log_reader import read_line
 from turbofit.memory.account import POOL_WARMUP
-from turbofit.observe.death import death
-from turbofit.observe.log_events import NoCache, TorchMemory
-from turbofit.observe.log_reader import read_line
 from turbofit.pretend.report import card_at_peak, newest_refusal
 from turbofit.pretend.usage import BEFORE, Usage
 from turbofit.rehearse.notes import DEAD

@@ -15,12 +15,12 @@ from turbofit.core.installation import installed
 from turbofit.core.json_types import Document
 from turbofit.core.plan import Settings
 from turbofit.core.units import round_up
+from turbofit.logs.death import death
+from turbofit.logs.log_events import Backpressure
+from turbofit.logs.log_reader import read_line
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.engines import engine_named
 from turbofit.memory.kv_cache import LoggedSlab
-from turbofit.observe.death import death
-from turbofit.observe.log_events import Backpressure
-from turbofit.observe.log_reader import read_line
 from turbofit.pretend.elf import Symbols
 from turbofit.pretend.libraries import PretendError
 from turbofit.pretend.usage import KINDS, VMM, read_timeline
