@@ -16,7 +16,7 @@ from turbofit.core.json_types import Document
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.core.tuning import Tuning
-from turbofit.load.result import LoadResult
+from turbofit.measure.load.result import LoadResult
 from turbofit.planning.which import Which
 from turbofit.report.schema import NAMES, schema_path, version_of
 from turbofit.report.share import SharedRun

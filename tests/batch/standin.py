@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.load.scripted import ThreadedServer
+from tests.measure.load.scripted import ThreadedServer
 from tests.support.waiting import until
 from turbofit.batch.output_file import BatchItem
 

@@ -18,7 +18,7 @@ from turbofit.batch.output_file import BatchItem, BatchLine, ItemError
 from turbofit.batch.sender import Sender
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.png import png
-from turbofit.load.prompt import user_message
+from turbofit.measure.load.prompt import user_message
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ from turbofit.core.machine import Pcie
 from turbofit.core.plan import Plan
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode, to_builtins, to_json
-from turbofit.load.result import LoadResult
 from turbofit.machine.source import machine_from
+from turbofit.measure.load.result import LoadResult
 from turbofit.model.source import resolve_model
 from turbofit.planning.speed import rates
 from turbofit.report.share import SharedRun, shared_run

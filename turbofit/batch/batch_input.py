@@ -16,7 +16,7 @@ import msgspec
 from turbofit.batch.batch_spec import ANSWER_TOKENS
 from turbofit.batch.output_file import CHAT, BatchItem, ItemError
 from turbofit.core.errors import UsageError
-from turbofit.load.prompt import user_message
+from turbofit.measure.load.prompt import user_message
 
 if TYPE_CHECKING:
     from turbofit.batch.batch_spec import BatchSpec

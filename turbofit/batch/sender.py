@@ -25,8 +25,8 @@ from turbofit.core.units import MIB, doubled
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import first_model
 from turbofit.gateway.media.pictures import from_bytes, from_url
-from turbofit.load.client import ServerClient, body_of, stated_pause
-from turbofit.load.events import NO_JSON
+from turbofit.measure.load.client import ServerClient, body_of, stated_pause
+from turbofit.measure.load.events import NO_JSON
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import GroupPlan
     from turbofit.core.tuning import Tuning
-    from turbofit.load.result import LoadResult
+    from turbofit.measure.load.result import LoadResult
 
 _RUN_WITH_PLAN: Final = "turbofit.report/1"
 
@@ -113,7 +113,7 @@ def read_reported(path: str) -> StoredPlan | LoadResult | Tuning:
     The data are read once: stdin and a shell's ``<(turbofit bench …)`` cannot be read twice.
     """
     from turbofit.core.tuning import TUNE_SCHEMA, Tuning
-    from turbofit.load.result import BENCH_SCHEMA, LoadResult
+    from turbofit.measure.load.result import BENCH_SCHEMA, LoadResult
 
     path = _latest(reportable()) if path == LATEST else path
     if _run_folder(path):

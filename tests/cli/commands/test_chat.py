@@ -13,10 +13,10 @@ import pytest
 from aiohttp import web
 
 from tests.cli.screen import Terminal
-from tests.load.scripted import ThreadedServer
+from tests.measure.load.scripted import ThreadedServer
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
-from turbofit.load.chat import question_of
+from turbofit.measure.load.chat import question_of
 
 PNG = b"\x89PNG picture"
 

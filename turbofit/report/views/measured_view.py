@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Document
     from turbofit.core.tuning import TrialRecord, Tuning
-    from turbofit.load.result import LoadResult, Spread
+    from turbofit.measure.load.result import LoadResult, Spread
     from turbofit.report.painters.document import Block
 
 

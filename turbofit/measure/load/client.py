@@ -15,7 +15,7 @@ from typing_extensions import Self
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER
 from turbofit.gateway.http.routes import first_model
-from turbofit.load.events import LARGEST_ERROR, StreamError, event_of
+from turbofit.measure.load.events import LARGEST_ERROR, StreamError, event_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

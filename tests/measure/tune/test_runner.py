@@ -9,14 +9,14 @@ from typing import Any, cast
 
 import pytest
 
-from tests.load.scripted import ScriptedServer
+from tests.measure.load.scripted import ScriptedServer
 from tests.support.waiting import HANG, until
 from turbofit.core.errors import LaunchError
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
-from turbofit.launch.tune import runner
-from turbofit.launch.tune.runner import TrialEnd, _Load, run_trial
-from turbofit.load.spec import LoadSpec
+from turbofit.measure.load.spec import LoadSpec
+from turbofit.measure.tune import runner
+from turbofit.measure.tune.runner import TrialEnd, _Load, run_trial
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.tuned import plain

@@ -17,19 +17,19 @@ import pytest
 from aiohttp import web
 from PIL import Image
 
-from tests.load.scripted import ScriptedServer, ThreadedServer
+from tests.measure.load.scripted import ScriptedServer, ThreadedServer
 from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER, PRETEND_SPEED
 from turbofit.core.png import png
-from turbofit.load.bench import bench
-from turbofit.load.client import Answer, StreamReader
-from turbofit.load.driver import LoadRun
-from turbofit.load.events import StreamError
-from turbofit.load.prompt import PromptWriter
-from turbofit.load.result import spread, summary
-from turbofit.load.spec import LoadSpec
+from turbofit.measure.load.bench import bench
+from turbofit.measure.load.client import Answer, StreamReader
+from turbofit.measure.load.driver import LoadRun
+from turbofit.measure.load.events import StreamError
+from turbofit.measure.load.prompt import PromptWriter
+from turbofit.measure.load.result import spread, summary
+from turbofit.measure.load.spec import LoadSpec
 from turbofit.report.painters.document import Paragraph
 from turbofit.report.views.measured_view import load_view
 
@@ -78,7 +78,9 @@ def test_a_load_says_what_it_does_and_how_much_of_it_is_done(spec, facts, text: 
 
 def test_arrivals_of_an_open_loop_are_random_and_wait_for_no_answer(monkeypatch) -> None:
     clock, begun = [0.0], []
-    monkeypatch.setattr("turbofit.load.driver.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(
+        "turbofit.measure.load.driver.time", SimpleNamespace(perf_counter=lambda: clock[0])
+    )
 
     async def sleep(seconds: float) -> None:
         clock[0] += seconds
@@ -93,7 +95,7 @@ def test_arrivals_of_an_open_loop_are_random_and_wait_for_no_answer(monkeypatch)
                 raise asyncio.CancelledError
 
         monkeypatch.setattr(run, "_spawn", spawn)
-        monkeypatch.setattr("turbofit.load.driver.asyncio.sleep", sleep)
+        monkeypatch.setattr("turbofit.measure.load.driver.asyncio.sleep", sleep)
         with pytest.raises(asyncio.CancelledError):
             await run._arrivals(4.0)
         assert run.late == 0
@@ -180,7 +182,7 @@ def test_speed_of_pretend_gpus_is_said_to_be_none(pretend: bool) -> None:
 
 def test_each_failure_is_counted_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     script = ["500", "garbage", "cut", "reset", "ok", "error", "empty", "plain", "busy", "stall"]
-    monkeypatch.setattr("turbofit.load.bench._SILENCE", 0.3)
+    monkeypatch.setattr("turbofit.measure.load.bench._SILENCE", 0.3)
     with ScriptedServer("ok", "ok", "ok", *script) as server:
         result = bench(server.url, LoadSpec.of(**{**FEW, "concurrency": 1}))
     kinds = {one.kind: one.count for one in result.errors}

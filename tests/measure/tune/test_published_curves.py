@@ -13,10 +13,10 @@ import pytest
 import yaml
 from msgspec.structs import replace
 
-from tests.launch.tune.test_search import SEEN
+from tests.measure.tune.test_search import SEEN
 from tests.sweep import sweep
-from turbofit.launch.tune.search import order
-from turbofit.launch.tune.space import MeanRequest, TrialChoice, choices
+from turbofit.measure.tune.search import order
+from turbofit.measure.tune.space import MeanRequest, TrialChoice, choices
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 

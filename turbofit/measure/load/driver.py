@@ -18,8 +18,8 @@ from turbofit.core.units import doubled
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from turbofit.load.client import Answer
-    from turbofit.load.spec import LoadSpec
+    from turbofit.measure.load.client import Answer
+    from turbofit.measure.load.spec import LoadSpec
 
 #: Seconds from a failure to the next request in its place: doubled by each further failure.
 _PAUSE: Final = 0.05

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.core.json_types import JsonObject
-    from turbofit.load.spec import LoadSpec
+    from turbofit.measure.load.spec import LoadSpec
 
 #: English words that are one token, with the space before them, in most tokenizers.
 _WORDS: Final = [

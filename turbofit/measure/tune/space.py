@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from turbofit.core.plan import Plan
-    from turbofit.load.spec import LoadSpec
+    from turbofit.measure.load.spec import LoadSpec
     from turbofit.planning.request import PlanRequest
 
 

@@ -18,7 +18,6 @@ from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.struct import to_builtins, to_json
 from turbofit.core.units import MIB, format_bytes
-from turbofit.launch.calibrate_speeds import is_measured, measure_speeds
 from turbofit.launch.engine.worst_requests import (
     every_worst,
     small_requests,
@@ -29,6 +28,7 @@ from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
 from turbofit.launch.serve.ladder import forget
 from turbofit.launch.serve.planner import leases_for
+from turbofit.measure.calibrate_speeds import is_measured, measure_speeds
 from turbofit.measure.sampler import SampledRange, Sampler, memory_now
 from turbofit.memory.account import NO_IMAGES, EngineLaunch
 from turbofit.memory.calibrated import calibration_for

@@ -19,9 +19,9 @@ from turbofit.core.version import __version__
 from turbofit.launch.run import Run
 from turbofit.launch.serve.runs import waiting_words
 from turbofit.launch.serve.supervisor import StoppedError
-from turbofit.launch.tune.runner import TrialEnd, run_trial
-from turbofit.launch.tune.search import meets, order
-from turbofit.launch.tune.space import choices, mean_request
+from turbofit.measure.tune.runner import TrialEnd, run_trial
+from turbofit.measure.tune.search import meets, order
+from turbofit.measure.tune.space import choices, mean_request
 from turbofit.memory.calibrated import identity
 from turbofit.planning.tuned import (
     cards_of,
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
-    from turbofit.launch.tune.space import TrialChoice
-    from turbofit.load.spec import LoadSpec
+    from turbofit.measure.load.spec import LoadSpec
+    from turbofit.measure.tune.space import TrialChoice
     from turbofit.planning.request import PlanRequest
 
 #: Seconds that a trial measures by default.

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from tests.launch.tune.test_search import MEAN
+from tests.measure.tune.test_search import MEAN
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.progress import listened, under_way
 from turbofit.core.tuning import Tuning
 from turbofit.launch.serve.supervisor import StoppedError
-from turbofit.launch.tune.runner import TrialEnd, figures_of
-from turbofit.launch.tune.space import choices
-from turbofit.launch.tune.tune import Tuner, described, why_not_kept
-from turbofit.load.result import LoadResult, Spread
-from turbofit.load.spec import LoadSpec
+from turbofit.measure.load.result import LoadResult, Spread
+from turbofit.measure.load.spec import LoadSpec
+from turbofit.measure.tune.runner import TrialEnd, figures_of
+from turbofit.measure.tune.space import choices
+from turbofit.measure.tune.tune import Tuner, described, why_not_kept
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 

@@ -20,11 +20,11 @@ from turbofit.cli.main import main
 from turbofit.core.errors import LaunchError, MachineError
 from turbofit.core.machine import Calibration
 from turbofit.core.units import MIB
-from turbofit.launch import calibrate
-from turbofit.launch.calibrate import Calibrator
 from turbofit.launch.engine.pretended import PretendReader, pretend_machine
 from turbofit.launch.serve import ladder
 from turbofit.logs.log_events import CacheBudget
+from turbofit.measure import calibrate
+from turbofit.measure.calibrate import Calibrator
 from turbofit.measure.sampler import Memory, SampledRange
 from turbofit.memory.calibrated import identity
 from turbofit.planning import calibrations
@@ -316,7 +316,7 @@ def test_what_was_measured_is_told_where_nothing_is_learned(monkeypatch) -> None
 
     for place, answer, before, told in (
         ("turbofit.core.process.files._created", full, {}, "cannot be written: No space left"),
-        ("turbofit.launch.calibrate.memory_now", moved, {0: 0}, "200 MiB more in use than before"),
+        ("turbofit.measure.calibrate.memory_now", moved, {0: 0}, "200 MiB more in use than before"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, answer)

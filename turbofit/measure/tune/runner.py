@@ -27,11 +27,11 @@ from turbofit.launch.engine.launches import HOST, free_ports
 from turbofit.launch.follow import follow
 from turbofit.launch.run import Run
 from turbofit.launch.serve.supervisor import StoppedError, StopSignal
-from turbofit.load.result import LoadResult
+from turbofit.measure.load.result import LoadResult
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
-    from turbofit.load.spec import LoadSpec
+    from turbofit.measure.load.spec import LoadSpec
 
 #: The gateway's queue holds more requests than a load may have under way.
 _QUEUE: Final = 4096

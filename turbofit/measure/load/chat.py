@@ -12,8 +12,8 @@ from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER, PRETEND_WORDS
 from turbofit.core.process.http import opened
 from turbofit.gateway.http.routes import first_model
-from turbofit.load.events import LARGEST_ERROR, StreamError, event_of
-from turbofit.load.prompt import user_message
+from turbofit.measure.load.events import LARGEST_ERROR, StreamError, event_of
+from turbofit.measure.load.prompt import user_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,10 +15,10 @@ from tests.pretend.cuda_torch import CUDA_PATH, run
 from tests.support.waiting import HANG, until
 from turbofit.core.machine import Machine
 from turbofit.core.process.files import state_dir
-from turbofit.launch import calibrate_speeds
-from turbofit.launch.calibrate_speeds import PROGRAM, is_measured, measure_speeds
 from turbofit.machine.spec import parse_spec
 from turbofit.machine.speed import recall
+from turbofit.measure import calibrate_speeds
+from turbofit.measure.calibrate_speeds import PROGRAM, is_measured, measure_speeds
 
 pytestmark = pytest.mark.usefixtures("state")
 

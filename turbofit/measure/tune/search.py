@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from turbofit.core.tuning import SpeedFigures, TrialForecast, TrialRecord
-    from turbofit.launch.tune.space import TrialChoice
+    from turbofit.measure.tune.space import TrialChoice
 
 
 #: The times that an SLO can limit, and the measured figure that must stay below each limit.

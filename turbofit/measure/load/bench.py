@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.ports import open_files
 from turbofit.core.process.signals import stop_signals
-from turbofit.load.client import LoadClient
-from turbofit.load.driver import LoadRun
-from turbofit.load.prompt import PromptWriter
-from turbofit.load.result import summary
+from turbofit.measure.load.client import LoadClient
+from turbofit.measure.load.driver import LoadRun
+from turbofit.measure.load.prompt import PromptWriter
+from turbofit.measure.load.result import summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.load.result import LoadResult
-    from turbofit.load.spec import LoadSpec
+    from turbofit.measure.load.result import LoadResult
+    from turbofit.measure.load.spec import LoadSpec
 
 _FILES: Final = 65536
 #: A request without a byte for so many seconds has stalled.

@@ -16,8 +16,8 @@ from turbofit.core.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from turbofit.load.client import Answer
-    from turbofit.load.driver import LoadRun
+    from turbofit.measure.load.client import Answer
+    from turbofit.measure.load.driver import LoadRun
 
 BENCH_SCHEMA: Final = "turbofit.bench/1"
 

@@ -9,10 +9,10 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.tuning import SpeedFigures, TrialForecast, TrialRecord
-from turbofit.launch.tune import search
-from turbofit.launch.tune.search import order
-from turbofit.launch.tune.space import TrialChoice, choices, forecast_of, mean_request
-from turbofit.load.spec import LoadSpec
+from turbofit.measure.load.spec import LoadSpec
+from turbofit.measure.tune import search
+from turbofit.measure.tune.search import order
+from turbofit.measure.tune.space import TrialChoice, choices, forecast_of, mean_request
 from turbofit.memory.account import VisionLoad
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
