@@ -40,7 +40,6 @@ from turbofit.core.version import REFERENCE
 from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
 from turbofit.gateway.limits.parameters import GENERATION, RULES
 from turbofit.kernels.census import take_census
-from turbofit.launch.serve.passthrough import engine_options
 from turbofit.memory.account import PAGE
 from turbofit.memory.known_bad import all_problems
 from turbofit.memory.legacy.generations import generation_of
@@ -49,6 +48,7 @@ from turbofit.model.families.support import unplanned
 from turbofit.pretend.build import build
 from turbofit.pretend.command import cuda_site
 from turbofit.pretend.libraries import check_surface
+from turbofit.serving.passthrough import engine_options
 
 #: Of unlike kinds: towers, text, experts, delta nets, packed weights, both engines, three cards.
 REHEARSED: Final = {
@@ -68,7 +68,7 @@ _PROGRAMS: Final = {
     ),
     "rest": (
         ["-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider",
-         "tests/gateway/test_oracle_lmdeploy.py", "tests/launch/serve/test_passthrough.py"],
+         "tests/gateway/test_oracle_lmdeploy.py", "tests/serving/test_passthrough.py"],
         r"^(?:FAILED|ERROR) .*",
     ),
 }  # fmt: skip
@@ -446,7 +446,10 @@ def _of_setting(name: str, _: Path) -> tuple[str, str]:
         return "gateway/limits/parameters.py", "has a rule" if field in GENERATION else ""
     wanted = field.replace("_", "-")
     known = [option for option in engine_options() if option.endswith(f"-{wanted}")]
-    return "launch/pipeline/pipeline.py", f"as {known[0]} in lmdeploy-options.yaml" if known else ""
+    return (
+        "serving/pipeline/pipeline.py",
+        f"as {known[0]} in lmdeploy-options.yaml" if known else "",
+    )
 
 
 def _of_architecture(name: str, new: Path) -> tuple[str, str]:

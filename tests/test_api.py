@@ -17,10 +17,10 @@ import turbofit
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import to_json
 from turbofit.core.units import MIB
-from turbofit.launch.pipeline.pipeline import open_pipeline
 from turbofit.machine.source import machine_from
 from turbofit.planning.serving import Serving
 from turbofit.planning.which import Which
+from turbofit.serving.pipeline.pipeline import open_pipeline
 
 
 class TestStories:

@@ -25,7 +25,7 @@ from turbofit.cli.manual import MANUAL
 from turbofit.cli.usage_errors import options_by_command
 from turbofit.core.errors import UsageError
 from turbofit.core.nearest import of_vllm
-from turbofit.launch.serve.passthrough import engine_options
+from turbofit.serving.passthrough import engine_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", ".github/CONTRIBUTING.md",

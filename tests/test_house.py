@@ -26,7 +26,7 @@ BUDGETS = {
 }  # fmt: skip
 #: The rooms that today's folders become; the first prefix that matches counts.
 BECOMES = {
-    "measure/calibrate": "measure", "measure/tune": "measure", "launch/export": "cli",
+    "measure/calibrate": "measure", "measure/tune": "measure", "cli/export": "cli",
     "load": "measure", "planning/calibrations": "planning", "serving/calibration": "measure",
     "measure/sampler": "measure", "observe/live": "gateway", "observe": "logs", "diagnose": "logs",
     "tuner": "planning", "kernels": "machine", "rehearse": "rehearsal", "pretend": "rehearsal",

@@ -90,7 +90,7 @@ def test_a_measured_machine_is_saved_and_planned_for(
 
 
 def test_the_simulation_takes_away_what_engines_need() -> None:
-    code = "import tests.without_posix as w; w.take_away(); import turbofit.launch.serve.leases"
+    code = "import tests.without_posix as w; w.take_away(); import turbofit.serving.leases"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
     assert b"import of fcntl halted" in done.stderr
 

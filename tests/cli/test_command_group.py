@@ -26,10 +26,10 @@ from turbofit.cli.options.common_options import (
 )
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
-from turbofit.launch.engine import launches
-from turbofit.launch.serve import planner
 from turbofit.planning.request import PACE, PlanRequest, PredictRequest
 from turbofit.report.stored_documents import keep
+from turbofit.serving import planner
+from turbofit.serving.engine import launches
 
 Out = pytest.CaptureFixture[str]
 

@@ -18,7 +18,7 @@ from tests.support.waiting import HANG, until
 from turbofit.gateway.front import Front, NodeAddress
 from turbofit.gateway.http.prepare import PreparedBody
 from turbofit.gateway.server import GatewayThread, make_gateway
-from turbofit.launch.cluster.ray_adapter import client_context
+from turbofit.serving.cluster.ray_adapter import client_context
 
 KEY = "run-key"
 

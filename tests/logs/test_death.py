@@ -10,13 +10,13 @@ from msgspec import yaml
 from tests.support.plans import plausible_plan
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
-from turbofit.launch.engine.engine_log import StartupTracker
 from turbofit.logs import log_events as events
 from turbofit.logs.death import IN_DIAGNOSIS, STATES, Course, Exit, after, death
 from turbofit.logs.explain import diagnose
 from turbofit.logs.log_reader import read_line
 from turbofit.memory.engines import engine_named
 from turbofit.rehearse.torch.readings import _events
+from turbofit.serving.engine.engine_log import StartupTracker
 
 DEATHS: dict[str, list[str]] = yaml.decode(
     (Path(__file__).parents[1] / "diagnose" / "deaths.yaml").read_bytes()

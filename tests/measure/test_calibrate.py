@@ -20,8 +20,6 @@ from turbofit.cli.main import main
 from turbofit.core.errors import LaunchError, MachineError
 from turbofit.core.machine import Calibration
 from turbofit.core.units import MIB
-from turbofit.launch.engine.pretended import PretendReader, pretend_machine
-from turbofit.launch.serve import ladder
 from turbofit.logs.log_events import CacheBudget
 from turbofit.measure import calibrate
 from turbofit.measure.calibrate import Calibrator
@@ -31,6 +29,8 @@ from turbofit.planning import calibrations
 from turbofit.planning.request import PlanRequest
 from turbofit.pretend import usage as pretend_usage
 from turbofit.report.views.measured_view import calibration_view
+from turbofit.serving import ladder
+from turbofit.serving.engine.pretended import PretendReader, pretend_machine
 
 pytestmark = pytest.mark.usefixtures("state")
 PLAN = api.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")

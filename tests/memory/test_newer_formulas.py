@@ -16,9 +16,6 @@ import turbofit
 from turbofit.core.plan import Plan, Settings
 from turbofit.core.units import GIB, MIB, round_up
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.launch.engine.check import check_seconds
-from turbofit.launch.engine.engine_log import StartupTracker
-from turbofit.launch.engine.worst_requests import cheaper_forward, every_worst
 from turbofit.logs.explain import diagnose
 from turbofit.logs.log_events import CacheBudget, Slab
 from turbofit.memory import engines, versions
@@ -40,6 +37,9 @@ from turbofit.serving.calibration import (
     phase_rows,
     tokens_beside,
 )
+from turbofit.serving.engine.check import check_seconds
+from turbofit.serving.engine.engine_log import StartupTracker
+from turbofit.serving.engine.worst_requests import cheaper_forward, every_worst
 
 NEWER = "0.19"
 MANY = 200

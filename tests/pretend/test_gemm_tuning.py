@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.pretend.cuda_torch import run
-from turbofit.launch.engine.gemm_tuning import records_of
+from turbofit.serving.engine.gemm_tuning import records_of
 
-#: What turbofit does with such a file: `launch/engine/test_gemm_tuning`.
+#: What turbofit does with such a file: `serving/engine/test_gemm_tuning`.
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
 
 PROGRAM = """

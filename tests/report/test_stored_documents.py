@@ -27,13 +27,13 @@ from turbofit.core.plan import Plan
 from turbofit.core.presets import load_yaml
 from turbofit.core.struct import decode, to_json
 from turbofit.kernels.census import Census
-from turbofit.launch.serve import ladder
-from turbofit.launch.serve.leases import Leases
 from turbofit.machine.source import load_snapshot
 from turbofit.planning import calibrations
 from turbofit.report.painters.terminal import paint
 from turbofit.report.stored_documents import StoredPlan, keep, read_plan, read_saved, saved_document
 from turbofit.report.views.plan_view import plan_view
+from turbofit.serving import ladder
+from turbofit.serving.leases import Leases
 
 Patch = pytest.MonkeyPatch
 

@@ -28,7 +28,7 @@ from turbofit.core.process.progress import Step, tell
 from turbofit.core.process.threads import in_thread
 from turbofit.core.struct import Struct, const, doc
 from turbofit.core.version import __version__
-from turbofit.launch.serve.runs import requests_at, waiting_words
+from turbofit.serving.runs import requests_at, waiting_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -18,16 +18,6 @@ from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import Step, tell
 from turbofit.core.struct import to_builtins, to_json
 from turbofit.core.units import MIB, format_bytes
-from turbofit.launch.engine.worst_requests import (
-    every_worst,
-    small_requests,
-    worst_image_tokens,
-    worst_request,
-)
-from turbofit.launch.follow import follow
-from turbofit.launch.run import Run
-from turbofit.launch.serve.ladder import forget
-from turbofit.launch.serve.planner import leases_for
 from turbofit.measure.calibrate_speeds import is_measured, measure_speeds
 from turbofit.measure.sampler import SampledRange, Sampler, memory_now
 from turbofit.memory.account import NO_IMAGES, EngineLaunch
@@ -44,6 +34,16 @@ from turbofit.serving.calibration import (
     document,
     learn,
 )
+from turbofit.serving.engine.worst_requests import (
+    every_worst,
+    small_requests,
+    worst_image_tokens,
+    worst_request,
+)
+from turbofit.serving.follow import follow
+from turbofit.serving.ladder import forget
+from turbofit.serving.planner import leases_for
+from turbofit.serving.run import Run
 
 if TYPE_CHECKING:
     import signal
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.machine import Calibration
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine.supervised_engine import SupervisedEngine
-    from turbofit.launch.engine.worst_requests import ProbeRequest
-    from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.supervisor import StopSignal
+    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.engine.supervised_engine import SupervisedEngine
+    from turbofit.serving.engine.worst_requests import ProbeRequest
+    from turbofit.serving.supervisor import StopSignal
 
 
 def calibrate(

@@ -42,7 +42,7 @@ _WHERE_SET: Final = frozenset({
     "cudagraph_capture_batch_sizes", "distributed_executor_backend",
 })  # fmt: skip
 #: The server for Transformers, run with ``python -m``.
-_FALLBACK_MODULE: Final = "turbofit.launch.fallback.server"
+_FALLBACK_MODULE: Final = "turbofit.serving.fallback.server"
 
 #: Words of a command: one option with its values, or the whole command.
 Words = tuple[str, ...]

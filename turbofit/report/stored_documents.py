@@ -224,7 +224,7 @@ def read_run(run: str | None) -> StoredPlan:
     Raises:
         UsageError: no run has this name, or it names a plan.
     """
-    from turbofit.launch.serve.runs import newest_run_of
+    from turbofit.serving.runs import newest_run_of
 
     newest = newest_run_of(run) if run else newest_run()
     there = run is not None and (run in (LATEST, "-") or _run_folder(run) or os.path.exists(run))

@@ -13,7 +13,7 @@ from turbofit.cli.main import main
 from turbofit.cli.terminal.output import Form
 from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.run import Run
+from turbofit.serving.run import Run
 
 Out = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[3]

@@ -41,7 +41,7 @@ from turbofit.gateway.limits.request_limits import (
 )
 from turbofit.gateway.limits.sharing import hold_clip, hold_frames, hold_images
 from turbofit.gateway.media.clips import Clip
-from turbofit.launch.engine.worst_requests import worst_image, worst_image_tokens, worst_request
+from turbofit.serving.engine.worst_requests import worst_image, worst_image_tokens, worst_request
 
 pytestmark = pytest.mark.slow
 

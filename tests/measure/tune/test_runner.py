@@ -12,14 +12,14 @@ import pytest
 from tests.measure.load.scripted import ScriptedServer
 from tests.support.waiting import HANG, until
 from turbofit.core.errors import LaunchError
-from turbofit.launch.serve.config import ServeConfig
-from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure.tune import runner
 from turbofit.measure.tune.runner import TrialEnd, _Load, run_trial
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.tuned import plain
+from turbofit.serving.config import ServeConfig
+from turbofit.serving.supervisor import StoppedError, StopSignal
 
 PLAN = plan(PlanRequest(model="internvl2-1b", on="1xrtx3090", engine="turbomind"))
 

@@ -12,7 +12,6 @@ from tests.measure.tune.test_search import MEAN
 from turbofit.core.errors import LaunchError
 from turbofit.core.process.progress import listened, under_way
 from turbofit.core.tuning import Tuning
-from turbofit.launch.serve.supervisor import StoppedError
 from turbofit.measure.load.result import LoadResult, Spread
 from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure.tune.runner import TrialEnd, figures_of
@@ -20,6 +19,7 @@ from turbofit.measure.tune.space import choices
 from turbofit.measure.tune.tune import Tuner, described, why_not_kept
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
+from turbofit.serving.supervisor import StoppedError
 
 REQUEST = PlanRequest(model="internvl2-2b", on="1xrtx3090", engine="turbomind")
 FACTS: dict[str, Any] = {

@@ -259,7 +259,7 @@ print(json.dumps(plan_document(Plan.from_json(sys.stdin.read()))))
 
 
 @pytest.mark.lmdeploy
-@pytest.mark.exhaustive  # a server on one card: `launch/test_stories_pretend`
+@pytest.mark.exhaustive  # a server on one card: `serving/test_stories_pretend`
 @pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
 # One card; two cards, whose cut the real hooks carry tensors across; layers in host memory.
 @pytest.mark.parametrize(

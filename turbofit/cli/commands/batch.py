@@ -51,7 +51,7 @@ def batch(
 ) -> int:
     """Send a batch and show the result; exit 3 if nothing was answered, 130 after a signal."""
     from turbofit.batch.batch_job import BatchJob
-    from turbofit.launch.serve.runs import servers_of
+    from turbofit.serving.runs import servers_of
 
     for name in (source, output):
         if (kind := Path(name).suffix.lower()) in _TABLES:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 )
 def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -> int:
     """Examine and show; exit 3 if something prevents serving, 4 without a readable machine."""
-    from turbofit.launch.serve.runs import server_on
     from turbofit.planning.checks import examine
     from turbofit.report.views.findings_view import doctor_view
+    from turbofit.serving.runs import server_on
 
     served = None
     if model:

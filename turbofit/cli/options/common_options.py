@@ -81,7 +81,7 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
 
 def _own_server() -> str | None:
     """The address of the only server of this user; raises if it is still starting."""
-    from turbofit.launch.serve.runs import live_runs
+    from turbofit.serving.runs import live_runs
 
     runs = live_runs()
     running = [one for run in runs for one in run.record.urls[:1]]

@@ -22,12 +22,12 @@ from turbofit.core.process.progress import Step, tell
 from turbofit.core.process.variable_names import without_options
 from turbofit.core.tuning import SpeedFigures
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.engine.engine_client import Timing
-from turbofit.launch.engine.launches import HOST, free_ports
-from turbofit.launch.follow import follow
-from turbofit.launch.run import Run
-from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.measure.load.result import LoadResult
+from turbofit.serving.engine.engine_client import Timing
+from turbofit.serving.engine.launches import HOST, free_ports
+from turbofit.serving.follow import follow
+from turbofit.serving.run import Run
+from turbofit.serving.supervisor import StoppedError, StopSignal
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan

@@ -16,9 +16,6 @@ from turbofit.core.process.progress import Step, part_of
 from turbofit.core.tuning import TrialRecord, Tuning
 from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
-from turbofit.launch.run import Run
-from turbofit.launch.serve.runs import waiting_words
-from turbofit.launch.serve.supervisor import StoppedError
 from turbofit.measure.tune.runner import TrialEnd, run_trial
 from turbofit.measure.tune.search import meets, order
 from turbofit.measure.tune.space import choices, mean_request
@@ -30,17 +27,20 @@ from turbofit.planning.tuned import (
     promise_of,
     recall_tuned,
 )
+from turbofit.serving.run import Run
+from turbofit.serving.runs import waiting_words
+from turbofit.serving.supervisor import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
-    from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.leases import Leases
     from turbofit.measure.load.spec import LoadSpec
     from turbofit.measure.tune.space import TrialChoice
     from turbofit.planning.request import PlanRequest
+    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.leases import Leases
 
 #: Seconds that a trial measures by default.
 _SECONDS: Final = 30.0
