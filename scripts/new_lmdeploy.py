@@ -45,9 +45,9 @@ from turbofit.memory.known_bad import all_problems
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.versions import is_legacy, listed_since
 from turbofit.model.families.support import unplanned
-from turbofit.pretend.build import build
-from turbofit.pretend.command import cuda_site
-from turbofit.pretend.libraries import check_surface
+from turbofit.rehearsal.pretend.build import build
+from turbofit.rehearsal.pretend.command import cuda_site
+from turbofit.rehearsal.pretend.libraries import check_surface
 from turbofit.serving.passthrough import engine_options
 
 #: Of unlike kinds: towers, text, experts, delta nets, packed weights, both engines, three cards.
@@ -493,7 +493,9 @@ def _missing_functions(old: Path, new: Path) -> Iterator[Difference]:
     for wheel in (old, new):
         called = _missing(wheel)
         if called:
-            yield Difference("rehearsal", f"{wheel.name}: {called}", "turbofit/pretend/csrc")
+            yield Difference(
+                "rehearsal", f"{wheel.name}: {called}", "turbofit/rehearsal/pretend/csrc"
+            )
 
 
 def _missing(wheel: Path) -> str:

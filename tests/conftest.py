@@ -45,9 +45,9 @@ pytest_plugins = ["tests.support.nvml", "tests.support.leftovers", "tests.suppor
 #: Files that take longest, by minutes of a worker; a file is one worker's.
 LONGEST = (
     "serving/cluster/test_serve_cluster.py", "serving/test_run.py", "serving/test_serve_pretend.py",
-    "rehearse/test_torch_engines.py", "serving/test_serve_lmdeploy.py",
-    "serving/test_supervised_processes.py", "rehearse/test_planned.py",
-    "pretend/test_torch.py", "gateway/test_gateway_ends.py", "test_adding.py",
+    "rehearsal/test_torch_engines.py", "serving/test_serve_lmdeploy.py",
+    "serving/test_supervised_processes.py", "rehearsal/test_planned.py",
+    "rehearsal/pretend/test_torch.py", "gateway/test_gateway_ends.py", "test_adding.py",
 )  # fmt: skip
 #: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.
 TOGETHER = (

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from turbofit.pretend.elf import needed_versions
+from turbofit.rehearsal.pretend.elf import needed_versions
 
 pytestmark = pytest.mark.slow
 
@@ -184,7 +184,7 @@ def test_the_wheel_knows_all_that_the_checkout_knows(installed: Path, tmp_path: 
     program = (
         "import json; from turbofit.machine.presets import preset_names;"
         "from turbofit.model.presets import known_presets, find_preset;"
-        "from turbofit.rehearse.checkpoint.kinds import kinds;"
+        "from turbofit.rehearsal.checkpoint.kinds import kinds;"
         "print(json.dumps([sorted(preset_names()), sorted(known_presets()), sorted(kinds()),"
         "find_preset('qwen2-vl-7b'), find_preset('nothing')]))"
     )

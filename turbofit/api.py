@@ -98,7 +98,7 @@ def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options:
     request = _request(PlanRequest, model, options)
     if not rehearse:
         return planning.plan(request)
-    from turbofit.rehearse.confirm import refuse_untwinned, rehearsed
+    from turbofit.rehearsal.confirm import refuse_untwinned, rehearsed
 
     refuse_untwinned(request)
     return rehearsed(request, planning.plan(request))
@@ -269,7 +269,7 @@ def rehearse(
         TurbofitError: as `plan`.
         PackageError: LMDeploy, another package that the engine runs, or a C compiler is missing.
     """
-    from turbofit.rehearse.confirm import refuse_untwinned, rehearse_plan
+    from turbofit.rehearsal.confirm import refuse_untwinned, rehearse_plan
 
     request = _request(PredictRequest if defaults else PlanRequest, model, options)
     refuse_untwinned(request)

@@ -15,7 +15,7 @@ from tests.kernels.device_code import CODE, EMPTY, cubin, elf, fatbin, library
 from turbofit.core.errors import PackageError
 from turbofit.kernels.census import take_census
 from turbofit.kernels.device_code import entries, functions, sections
-from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
+from turbofit.rehearsal.pretend.elf import dynamic_symbols, needed, needed_versions
 
 CUBIN = cubin({"kernel": CODE})
 

@@ -15,7 +15,7 @@ from turbofit.logs.death import IN_DIAGNOSIS, STATES, Course, Exit, after, death
 from turbofit.logs.explain import diagnose
 from turbofit.logs.log_reader import read_line
 from turbofit.memory.engines import engine_named
-from turbofit.rehearse.torch.readings import _events
+from turbofit.rehearsal.torch.readings import _events
 from turbofit.serving.engine.engine_log import StartupTracker
 
 DEATHS: dict[str, list[str]] = yaml.decode(

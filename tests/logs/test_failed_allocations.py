@@ -18,16 +18,16 @@ import pytest
 
 from turbofit.core.units import MIB
 from turbofit.logs.explain import diagnose
-from turbofit.pretend.elf import Symbols
-from turbofit.pretend.scenario import PretendGpu, Scenario
-from turbofit.pretend.usage import PINNED, read_timeline
-from turbofit.rehearse.checkpoint.twin import write_checkpoint
-from turbofit.rehearse.engines import ADAPTERS
-from turbofit.rehearse.notes import NOT_FINISHED
-from turbofit.rehearse.packages import engine_library
-from turbofit.rehearse.run import EndedRun, run_child
-from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest, Spec
-from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
+from turbofit.rehearsal.checkpoint.twin import write_checkpoint
+from turbofit.rehearsal.engines import ADAPTERS
+from turbofit.rehearsal.notes import NOT_FINISHED
+from turbofit.rehearsal.packages import engine_library
+from turbofit.rehearsal.pretend.elf import Symbols
+from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
+from turbofit.rehearsal.pretend.usage import PINNED, read_timeline
+from turbofit.rehearsal.run import EndedRun, run_child
+from turbofit.rehearsal.spec import RehearsalCase, RehearsalRequest, Spec
+from turbofit.rehearsal.turbomind.ledger import CallSites, Ledger
 
 pytestmark = [
     pytest.mark.lmdeploy,

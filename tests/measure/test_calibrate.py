@@ -27,7 +27,7 @@ from turbofit.measure.sampler import Memory, SampledRange
 from turbofit.memory.calibrated import identity
 from turbofit.planning import calibrations
 from turbofit.planning.request import PlanRequest
-from turbofit.pretend import usage as pretend_usage
+from turbofit.rehearsal.pretend import usage as pretend_usage
 from turbofit.report.views.measured_view import calibration_view
 from turbofit.serving import ladder
 from turbofit.serving.engine.pretended import PretendReader, pretend_machine
@@ -48,7 +48,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(pretend_usage, "_event", lambda line: found.append(line) or event(line))
     # Any library will do: these events have no traces.
     library = Path(sys.executable).resolve()
-    packages = import_module("turbofit.rehearse.packages")
+    packages = import_module("turbofit.rehearsal.packages")
     monkeypatch.setattr(packages, "engine_library", lambda: library)
     return found
 

@@ -13,13 +13,13 @@ import pytest
 from msgspec.structs import replace
 
 from bench.gpu.check import impossible
-from tests.pretend.cuda_torch import CUDA_PATH, ROOT
+from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.support.processes import sharing_libraries
 from tests.support.serving import needs, start_turbofit
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import decode
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.report.share import shared
 from turbofit.report.stored_documents import StoredPlan, read_saved
 from turbofit.serving.calibration import SEEN_FILE, Observation

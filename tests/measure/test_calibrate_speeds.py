@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.pretend.cuda_torch import CUDA_PATH, run
+from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, run
 from tests.support.waiting import HANG, until
 from turbofit.core.machine import Machine
 from turbofit.core.process.files import state_dir

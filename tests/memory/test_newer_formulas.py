@@ -28,7 +28,7 @@ from turbofit.memory.turbomind import account
 from turbofit.memory.turbomind.account import Turbomind
 from turbofit.memory.turbomind.pool import PoolModel, engine_bound
 from turbofit.planning.speed import group_rates, group_speed
-from turbofit.rehearse.engines import ADAPTERS
+from turbofit.rehearsal.engines import ADAPTERS
 from turbofit.serving.calibration import (
     CalibratedGpu,
     Observation,

@@ -12,7 +12,7 @@ from turbofit.memory.turbomind import weights as turbomind
 from turbofit.model import parameters, towers
 from turbofit.model.tensors import Tensor, text_tensors
 from turbofit.model.towers import vision_tensors
-from turbofit.rehearse.checkpoint import twin
+from turbofit.rehearsal.checkpoint import twin
 
 TEXT = TextDims(
     architecture="Qwen3MoeForCausalLM", layers=2, hidden=256, heads=8, kv_heads=2, head_dim=64,

@@ -28,7 +28,7 @@ from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.machine import source
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
-from turbofit.rehearse import confirm
+from turbofit.rehearsal import confirm
 from turbofit.serving.config import ServeConfig
 from turbofit.serving.leases import Leases
 from turbofit.serving.options import Reloader

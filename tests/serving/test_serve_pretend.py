@@ -27,7 +27,7 @@ from tests.support.serving import LONG, MESSAGES, Served, image, needs, serve_pr
 from tests.support.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.rehearse.no_answer import SENTENCE
+from turbofit.rehearsal.no_answer import SENTENCE
 from turbofit.serving.engine.pretended import PretendReader
 
 pytestmark = [pytest.mark.lmdeploy]

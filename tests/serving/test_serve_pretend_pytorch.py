@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pretend.cuda_torch import CUDA_PATH, ROOT
+from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.support.processes import Child, gone, pids
 from tests.support.serving import Served, image, needs, serve_pretend
 from tests.support.waiting import until

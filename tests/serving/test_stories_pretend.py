@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.pretend.cuda_torch import CUDA_PATH, ROOT
+from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.support.processes import Child
 from tests.support.serving import Served, image, needs, serve_pretend
 from turbofit.model.presets import preset_model
-from turbofit.rehearse.checkpoint.twin import twin_of, write_model
+from turbofit.rehearsal.checkpoint.twin import twin_of, write_model
 
 pytestmark = [pytest.mark.lmdeploy]
 needs("lmdeploy", "fastapi", "torchvision")

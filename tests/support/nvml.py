@@ -35,8 +35,8 @@ from unittest import mock
 import pytest
 
 from turbofit.core.units import MIB
-from turbofit.pretend.build import build as libraries_in
-from turbofit.pretend.libraries import ACCOUNT, PretendError
+from turbofit.rehearsal.pretend.build import build as libraries_in
+from turbofit.rehearsal.pretend.libraries import ACCOUNT, PretendError
 
 LIBRARY = "libnvidia-ml.so.1"
 LOST = 15
@@ -177,7 +177,7 @@ def four_3090(nvlinks: Sequence[tuple[int, int]] = (), count: int = 4) -> Scenar
 def build(folder: Path) -> Path:
     """The stand-in, alone in a folder which is then fit for `LD_LIBRARY_PATH`.
 
-    It is the pretend machine's own NVML (turbofit/pretend/csrc/nvml*.c), told to play a script.
+    It is the pretend machine's own NVML (turbofit/rehearsal/pretend/csrc/nvml*.c), told to play a script.
     """
     try:
         libraries = libraries_in()

@@ -136,7 +136,7 @@ class Planner:
 
     def _rehearsed(self, request: PlanRequest, plan: Plan) -> Plan:
         """The plan as its rehearsal corrected it, or unchanged if it cannot be rehearsed."""
-        from turbofit.rehearse.confirm import rehearsed
+        from turbofit.rehearsal.confirm import rehearsed
 
         self.meanwhile(plan)
         self.say("rehearsing: LMDeploy's own engine on pretend GPUs, some seconds")
@@ -178,7 +178,7 @@ def can_rehearse() -> bool:
     """Whether this interpreter has LMDeploy and the machine has a C compiler."""
     from importlib.util import find_spec
 
-    from turbofit.pretend.build import find_compiler
+    from turbofit.rehearsal.pretend.build import find_compiler
 
     return find_spec("lmdeploy") is not None and find_compiler() is not None
 
@@ -211,7 +211,7 @@ def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
 
     if not pretend:
         return request
-    from turbofit.rehearse.confirm import refuse_untwinned
+    from turbofit.rehearsal.confirm import refuse_untwinned
 
     refuse_untwinned(request)
     assert not isinstance(request.on, Machine)  # the command line names it by a text

@@ -10,7 +10,7 @@ import pytest
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from tests.pretend.cuda_torch import CUDA_PATH, cuda_json
+from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, cuda_json
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.model import Model, ModelSource, MoeDims, TextDims
 from turbofit.core.plan import Settings, Workload
@@ -253,7 +253,7 @@ def test_what_a_token_reads():
 PROGRAM = """
 import json, sys
 from turbofit.core.plan import Plan
-from turbofit.rehearse.planned import plan_document
+from turbofit.rehearsal.planned import plan_document
 print(json.dumps(plan_document(Plan.from_json(sys.stdin.read()))))
 """
 

@@ -20,7 +20,7 @@ from turbofit.core.installation import install_command, without_gpu
 from turbofit.core.plan import Command, Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.planning.commands import private_commands
-from turbofit.pretend.command import SCENARIO
+from turbofit.rehearsal.pretend.command import SCENARIO
 from turbofit.serving.engine import kernel, launches
 from turbofit.serving.engine.launches import KEY, Launch
 from turbofit.serving.engine.pretended import PretendLaunch, pretend_machine, pretend_runner

@@ -13,7 +13,7 @@ from tests.support.checkpoints import make_qwen2_vl
 from tests.support.waiting import HANG, until
 from turbofit.core.model import AudioDims
 from turbofit.model.presets import preset_model
-from turbofit.rehearse.checkpoint.twin import twin_of, write_model
+from turbofit.rehearsal.checkpoint.twin import twin_of, write_model
 
 NAME = "tiny/Qwen2-VL"
 KEY = "a-key"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.pretend.cuda_torch import CUDA_PATH, run
+from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, run
 from tests.support.waiting import HANG
-from turbofit.rehearse.checkpoint.twin import write_checkpoint
+from turbofit.rehearsal.checkpoint.twin import write_checkpoint
 
 pytestmark = pytest.mark.lmdeploy
 

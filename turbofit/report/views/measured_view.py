@@ -195,7 +195,7 @@ def calibration_view(result: Document) -> list[Block]:
 
 
 def pretend_view(document: Document) -> Iterator[Block]:
-    """The view of a document of `pretend.report`."""
+    """The view of a document of `rehearsal.pretend.report`."""
     yield Heading(f"PRETEND GPUs: {' '.join(document['command'])}")
     yield from _end(document)
     yield Heading("Cards at the peak of all processes together (MiB)")

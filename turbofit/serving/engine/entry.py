@@ -31,7 +31,7 @@ _IMAGES = "TURBOFIT_IMAGE_THREADS"
 _CARD = "/dev/nvidia"
 #: First words of processes that import LMDeploy. Transformers' own engine is not among them: it
 #: relies on freed tensors, which would stay until the first collection.
-_WITH_LMDEPLOY = ("lmdeploy", "turbofit.rehearse.turbomind.server", "--standby")
+_WITH_LMDEPLOY = ("lmdeploy", "turbofit.rehearsal.turbomind.server", "--standby")
 
 
 def forget_urls() -> None:

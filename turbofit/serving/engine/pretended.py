@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
-    from turbofit.pretend.scenario import Scenario
-    from turbofit.pretend.usage import TimelineReader
-    from turbofit.rehearse.turbomind.ledger import CallSites, Ledger
+    from turbofit.rehearsal.pretend.scenario import Scenario
+    from turbofit.rehearsal.pretend.usage import TimelineReader
+    from turbofit.rehearsal.turbomind.ledger import CallSites, Ledger
 
 
 def localised(plan: Plan, folder: Path) -> Plan:
@@ -35,7 +35,7 @@ def localised(plan: Plan, folder: Path) -> Plan:
     Raises:
         UsageError: the model's own checkpoint is needed, and it is not on disk.
     """
-    from turbofit.rehearse.checkpoint.twin import checkpoint_for
+    from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 
     name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
     torch = plan.engine.on_torch
@@ -47,7 +47,7 @@ def localised(plan: Plan, folder: Path) -> Plan:
 
 def pretend_runner(plan: Plan) -> tuple[str, ...]:
     torch = plan.engine.on_torch
-    return module_runner(module_of(plan.engine) if torch else "turbofit.rehearse.turbomind.server")
+    return module_runner(module_of(plan.engine) if torch else "turbofit.rehearsal.turbomind.server")
 
 
 def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
@@ -55,7 +55,7 @@ def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
 
     Terms of the ledger that exist only on a real card are charged to it, as in a rehearsal.
     """
-    from turbofit.rehearse.planned import charged
+    from turbofit.rehearsal.planned import charged
 
     machine = charged(plan, group)
     return changed(machine, gpus=tuple(changed(g, late=g.late + taken) for g in machine.gpus))
@@ -76,7 +76,7 @@ class PretendLaunch(Launch):
     fail_at: int | None = None
 
     def start_command(self, number: int) -> StartCommand:
-        from turbofit.rehearse.turbomind.server import server_environment
+        from turbofit.rehearsal.turbomind.server import server_environment
 
         folder, argv = self.folder / f"{self.group}-{number}", self.argv()
         shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
@@ -92,9 +92,9 @@ class PretendLaunch(Launch):
         self, machine: Scenario, folder: Path, base: Mapping[str, str]
     ) -> dict[str, str]:
         """The environment in which LMDeploy's server finds the pretend cards; makes ``folder``."""
-        from turbofit.pretend.command import cuda_site, find_turbofit, put_first
-        from turbofit.pretend.run import prepare
-        from turbofit.rehearse.packages import SERVED, need_packages
+        from turbofit.rehearsal.packages import SERVED, need_packages
+        from turbofit.rehearsal.pretend.command import cuda_site, find_turbofit, put_first
+        from turbofit.rehearsal.pretend.run import prepare
 
         plan, path = self.plan, dict(base)
         need_packages(plan.engine.name, ray=plan.settings.tp > 1)
@@ -158,8 +158,8 @@ class PretendReader:
         return msgspec.convert({**death, "kind": "out_of_memory", "gpu": gpu}, End)
 
     def _turbomind_death(self) -> dict[str, Any] | None:
-        from turbofit.pretend.usage import last_refused
-        from turbofit.rehearse.turbomind.ledger import refused
+        from turbofit.rehearsal.pretend.usage import last_refused
+        from turbofit.rehearsal.turbomind.ledger import refused
 
         try:
             last = last_refused(self.timeline)
@@ -187,8 +187,8 @@ class PretendReader:
         return sizes
 
     def _torch_held(self) -> list[tuple[int, int, int | None]]:
-        from turbofit.pretend.run import PreparedRun
-        from turbofit.pretend.usage import read_shared
+        from turbofit.rehearsal.pretend.run import PreparedRun
+        from turbofit.rehearsal.pretend.usage import read_shared
 
         try:
             shared = read_shared(PreparedRun(self.timeline).shared)
@@ -201,8 +201,8 @@ class PretendReader:
         return [(peak, size, None) for peak, size in zip(shared.peak, sizes, strict=False)]
 
     def _torch_death(self) -> dict[str, Any] | None:
-        from turbofit.pretend.run import PreparedRun
-        from turbofit.pretend.usage import read_shared
+        from turbofit.rehearsal.pretend.run import PreparedRun
+        from turbofit.rehearsal.pretend.usage import read_shared
 
         try:
             files = PreparedRun(self.timeline)
@@ -221,16 +221,16 @@ class PretendReader:
 
     @cached_property
     def _sites(self) -> CallSites:
-        from turbofit.pretend.elf import Symbols
-        from turbofit.rehearse.packages import engine_library
-        from turbofit.rehearse.turbomind.ledger import CallSites
+        from turbofit.rehearsal.packages import engine_library
+        from turbofit.rehearsal.pretend.elf import Symbols
+        from turbofit.rehearsal.turbomind.ledger import CallSites
 
         return CallSites(Symbols(engine_library()).name)
 
     def _read(self) -> Ledger | None:
         """TurboMind's ledger so far; None if the timeline cannot be read."""
-        from turbofit.pretend.usage import TimelineReader
-        from turbofit.rehearse.turbomind.ledger import Ledger
+        from turbofit.rehearsal.pretend.usage import TimelineReader
+        from turbofit.rehearsal.turbomind.ledger import Ledger
 
         if self._ledger is None or self._events is None:
             cards, step = len(self._machine.gpus), self._machine.pool_step

@@ -47,8 +47,8 @@ _LMDEPLOY: Final = (
 #: Imports of each module that runs an engine.
 _IMPORTS: Final = {
     "lmdeploy": _LMDEPLOY,
-    "turbofit.rehearse.turbomind.server": (
-        "turbofit.rehearse.turbomind.server:preload", *_LMDEPLOY,
+    "turbofit.rehearsal.turbomind.server": (
+        "turbofit.rehearsal.turbomind.server:preload", *_LMDEPLOY,
     ),
 }  # fmt: skip
 #: Variables that are read only once an engine runs. An import may read any other.

@@ -73,7 +73,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
             )
             raise NoGpuError(exc.message, hint=hint) from None
         if _TWIN in os.environ and not plan.engine.on_torch:
-            from turbofit.rehearse.turbomind.server import pretend_here
+            from turbofit.rehearsal.turbomind.server import pretend_here
 
             pretend_here()  # the PyTorch engine runs on pretend GPUs without this
         config = planned_config(plan, backend_config)
