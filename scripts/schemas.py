@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from turbofit.batch.batch_job import BatchResult
+from turbofit.batch_jobs.batch_job import BatchResult
 from turbofit.core.cluster import ClusterPlan, NodeStatus
 from turbofit.core.json_types import Document
 from turbofit.core.plan import Plan

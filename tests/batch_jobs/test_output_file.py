@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.batch.standin import items_of
-from turbofit.batch import output_file
-from turbofit.batch.output_file import (
+from tests.batch_jobs.standin import items_of
+from turbofit.batch_jobs import output_file
+from turbofit.batch_jobs.output_file import (
     LINE_START,
     BatchItem,
     BatchLine,
@@ -96,7 +96,7 @@ def test_another_file_stays_as_it_is(data, message, path) -> None:
 
 def test_the_lock_ends_with_the_process(path) -> None:
     code = (
-        "import sys, pathlib; from turbofit.batch.output_file import OutputFile\n"
+        "import sys, pathlib; from turbofit.batch_jobs.output_file import OutputFile\n"
         "f = OutputFile(pathlib.Path(sys.argv[1])); print('locked', flush=True); input()"
     )
     with subprocess.Popen(

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
-from turbofit.batch.batch_input import open_input
-from turbofit.batch.output_file import OutputFile, Survey
-from turbofit.batch.sender import Sender, request_body
-from turbofit.batch.server_process import serving
+from turbofit.batch_jobs.batch_input import open_input
+from turbofit.batch_jobs.output_file import OutputFile, Survey
+from turbofit.batch_jobs.sender import Sender, request_body
+from turbofit.batch_jobs.server_process import serving
 from turbofit.core.errors import UsageError
 from turbofit.core.process.ports import open_files
 from turbofit.core.process.progress import Step, tell
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from turbofit.batch.batch_spec import BatchSpec
-    from turbofit.batch.output_file import BatchItem, BatchLine
+    from turbofit.batch_jobs.batch_spec import BatchSpec
+    from turbofit.batch_jobs.output_file import BatchItem, BatchLine
 
 #: Seconds between two syncs of all lines to the disk, with a report of the progress.
 _SECONDS: Final = 1.0

@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from tests.batch.standin import request
-from turbofit.batch.batch_input import open_input
-from turbofit.batch.batch_spec import BatchSpec
+from tests.batch_jobs.standin import request
+from turbofit.batch_jobs.batch_input import open_input
+from turbofit.batch_jobs.batch_spec import BatchSpec
 from turbofit.core.errors import UsageError
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.batch.standin import lines
+from tests.batch_jobs.standin import lines
 from tests.support.processes import Child, gone
 from tests.support.waiting import auntil, until
-from turbofit.batch import server_process
-from turbofit.batch.server_process import serving
+from turbofit.batch_jobs import server_process
+from turbofit.batch_jobs.server_process import serving
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.png import png
 
@@ -31,7 +31,7 @@ signal.sigwait({signal.SIGTERM})
 STARTS = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
-from turbofit.batch import server_process
+from turbofit.batch_jobs import server_process
 server_process.SERVE = (sys.executable, sys.argv[2])
 async def main():
     async with server_process.serving([], lambda line: print(line.split()[0], flush=True)):

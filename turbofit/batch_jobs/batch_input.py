@@ -13,13 +13,13 @@ from zlib import crc32
 
 import msgspec
 
-from turbofit.batch.batch_spec import ANSWER_TOKENS
-from turbofit.batch.output_file import CHAT, BatchItem, ItemError
+from turbofit.batch_jobs.batch_spec import ANSWER_TOKENS
+from turbofit.batch_jobs.output_file import CHAT, BatchItem, ItemError
 from turbofit.core.errors import UsageError
 from turbofit.measure.load.prompt import user_message
 
 if TYPE_CHECKING:
-    from turbofit.batch.batch_spec import BatchSpec
+    from turbofit.batch_jobs.batch_spec import BatchSpec
 
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 #: ``{{word}}`` means a literal ``{word}``; other braces stay, so a prompt may contain JSON.

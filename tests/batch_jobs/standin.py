@@ -12,7 +12,7 @@ from aiohttp import web
 
 from tests.measure.load.scripted import ThreadedServer
 from tests.support.waiting import until
-from turbofit.batch.output_file import BatchItem
+from turbofit.batch_jobs.output_file import BatchItem
 
 
 def request(name: str, text: str, **body: Any) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.batch.standin import StandIn, items_of, lines, write_requests
+from tests.batch_jobs.standin import StandIn, items_of, lines, write_requests
 from tests.support.processes import free_port
 from tests.support.waiting import HANG, until
-from turbofit.batch import batch_job
-from turbofit.batch.batch_job import BatchJob, BatchResult, run_together, send_all
-from turbofit.batch.batch_spec import BatchSpec
-from turbofit.batch.output_file import BatchItem, BatchLine, OutputFile, Survey
+from turbofit.batch_jobs import batch_job
+from turbofit.batch_jobs.batch_job import BatchJob, BatchResult, run_together, send_all
+from turbofit.batch_jobs.batch_spec import BatchSpec
+from turbofit.batch_jobs.output_file import BatchItem, BatchLine, OutputFile, Survey
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.png import png
 from turbofit.core.process.progress import Step, listened

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 import msgspec
 
-from turbofit.batch.output_file import BatchLine, ItemError
+from turbofit.batch_jobs.output_file import BatchLine, ItemError
 from turbofit.core.errors import UnservedError
 from turbofit.core.units import MIB, doubled
 from turbofit.gateway.http.refusals import Refusal
@@ -31,7 +31,7 @@ from turbofit.measure.load.events import NO_JSON
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.batch.output_file import BatchItem
+    from turbofit.batch_jobs.output_file import BatchItem
     from turbofit.core.json_types import JsonObject
 
 #: The most bytes of an image's file, as many as a plan allows (`planning/explain/plan_document.py`).

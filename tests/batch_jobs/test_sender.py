@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.batch.standin import StandIn, request
+from tests.batch_jobs.standin import StandIn, request
 from tests.support.processes import free_port
-from turbofit.batch import sender as sending
-from turbofit.batch.output_file import BatchItem, BatchLine, ItemError
-from turbofit.batch.sender import Sender
+from turbofit.batch_jobs import sender as sending
+from turbofit.batch_jobs.output_file import BatchItem, BatchLine, ItemError
+from turbofit.batch_jobs.sender import Sender
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.png import png
 from turbofit.measure.load.prompt import user_message
