@@ -39,7 +39,7 @@ from turbofit.core.units import MIB
 from turbofit.core.version import REFERENCE
 from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
 from turbofit.gateway.limits.parameters import GENERATION, RULES
-from turbofit.kernels.census import take_census
+from turbofit.machine.kernels.census import take_census
 from turbofit.memory.account import PAGE
 from turbofit.memory.known_bad import all_problems
 from turbofit.memory.legacy.generations import generation_of
@@ -483,7 +483,7 @@ _TABLES: Final[tuple[tuple[str, _Reader, _Holder], ...]] = (
     ("requirement", _requirements, _of_requirement),
     ("kernels", _kernels, _of_kernels),
     ("library", lambda w: {"TurboMind's library": str(_library(w).relative_to(w).parent)},
-     lambda *_: ("kernels/installed.py", "")),
+     lambda *_: ("machine/kernels/installed.py", "")),
     ("known to us", _known, lambda *_: ("", "not from the wheel")),
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ from scripts.citations import ROOT, Citation, citations, digest, state
 from scripts.new_lmdeploy import Difference, Ran, compared, page, write_kernels
 from turbofit.core.presets import load_yaml
 from turbofit.core.version import REFERENCE
-from turbofit.kernels.census import Census, Count
+from turbofit.machine.kernels.census import Census, Count
 
 Patch = pytest.MonkeyPatch
 

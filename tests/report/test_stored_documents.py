@@ -26,7 +26,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.core.presets import load_yaml
 from turbofit.core.struct import decode, to_json
-from turbofit.kernels.census import Census
+from turbofit.machine.kernels.census import Census
 from turbofit.machine.source import load_snapshot
 from turbofit.planning import calibrations
 from turbofit.report.painters.terminal import paint

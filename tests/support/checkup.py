@@ -21,8 +21,8 @@ from tests.support.nvml import (
 from turbofit.core.errors import PackageError
 from turbofit.core.machine import Host, Machine
 from turbofit.core.units import GIB
-from turbofit.kernels.census import Census, released
 from turbofit.machine import nvml_machine
+from turbofit.machine.kernels.census import Census, released
 from turbofit.planning.checks import DoctorReport, Finding, examine
 from turbofit.planning.examine.scene import Sources
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import MachineError
 from turbofit.core.machine import Link
 from turbofit.core.struct import NA, decode, to_json
-from turbofit.kernels.families import demangle
+from turbofit.machine.kernels.families import demangle
 from turbofit.machine.source import machine_from
 from turbofit.rehearsal.packages import engine_library
 from turbofit.rehearsal.pretend.build import compiler

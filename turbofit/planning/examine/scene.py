@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
     from turbofit.core.struct import NaType
-    from turbofit.kernels.census import Census
+    from turbofit.machine.kernels.census import Census
 
 State = Literal["ok", "warning", "stops", "unreadable"]
 #: The occasions: `doctor`; a plan's warnings; before a run takes resources; under the lock of the
@@ -157,7 +157,7 @@ class Sources:
 
     def kernels(self) -> Census | None:
         """The kernels of the installed TurboMind; None if they cannot be read."""
-        from turbofit.kernels.installed import installed as installed_kernels
+        from turbofit.machine.kernels.installed import installed as installed_kernels
 
         return installed_kernels()
 

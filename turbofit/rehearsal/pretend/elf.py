@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from turbofit.kernels.device_code import mapped, sections
-from turbofit.kernels.families import demangle
+from turbofit.machine.kernels.device_code import mapped, sections
+from turbofit.machine.kernels.families import demangle
 
 #: Beginnings of functions that only allocate memory, and do not tell its purpose.
 PLUMBING = ("core::", "std::", "Allocator", "{anonymous}", "__", "Buffer", "?")

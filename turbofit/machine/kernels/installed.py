@@ -12,7 +12,7 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.process.files import state_dir, write_atomic
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import decode, to_json
-from turbofit.kernels.census import Census, Version, is_released, released, take_census
+from turbofit.machine.kernels.census import Census, Version, is_released, released, take_census
 
 _LOG: Final = LazyLogger(__name__)
 _LIBRARY: Final = re.compile(r"_turbomind\.[\w.-]*so$")

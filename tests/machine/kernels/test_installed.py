@@ -12,13 +12,13 @@ from unittest.mock import Mock
 
 import pytest
 
-from tests.kernels.device_code import CODE, EMPTY, cubin, fatbin, library
+from tests.machine.kernels.device_code import CODE, EMPTY, cubin, fatbin, library
 from turbofit.core.errors import UsageError
 from turbofit.core.process.files import state_dir
-from turbofit.kernels import installed as module
-from turbofit.kernels.census import Census, Count, is_released, released, take_census
-from turbofit.kernels.families import decode, demangle, experts, family, gemm, prefill
-from turbofit.kernels.installed import census_of, installed, turbomind_library
+from turbofit.machine.kernels import installed as module
+from turbofit.machine.kernels.census import Census, Count, is_released, released, take_census
+from turbofit.machine.kernels.families import decode, demangle, experts, family, gemm, prefill
+from turbofit.machine.kernels.installed import census_of, installed, turbomind_library
 
 NAME = "lmdeploy/turbomind/_turbomind.cpython-311-x86_64-linux-gnu.so"
 MOE, OTHER = "_ZN9turbomind15MoeGatherKernelEv", "_ZN9turbomind9transposeEv"

@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.hostile import hostile
-from tests.kernels import device_code
-from tests.kernels.device_code import CODE, EMPTY, cubin, elf, fatbin, library
+from tests.machine.kernels import device_code
+from tests.machine.kernels.device_code import CODE, EMPTY, cubin, elf, fatbin, library
 from turbofit.core.errors import PackageError
-from turbofit.kernels.census import take_census
-from turbofit.kernels.device_code import entries, functions, sections
+from turbofit.machine.kernels.census import take_census
+from turbofit.machine.kernels.device_code import entries, functions, sections
 from turbofit.rehearsal.pretend.elf import dynamic_symbols, needed, needed_versions
 
 CUBIN = cubin({"kernel": CODE})

@@ -83,8 +83,8 @@ def take_census(library: Path) -> Census:
         ValueError: the file is not a library, or its device code is broken.
         PackageError: cramjam is missing.
     """
-    from turbofit.kernels.device_code import entries, functions
-    from turbofit.kernels.families import demangle, family
+    from turbofit.machine.kernels.device_code import entries, functions
+    from turbofit.machine.kernels.families import demangle, family
 
     built, ptx = set[str](), set[str]()
     functions_of = Counter[tuple[str, str, bool]]()
