@@ -218,7 +218,8 @@ def _modules() -> tuple[types.ModuleType, ...]:
     for room in _ROOMS:
         package = importlib.import_module(room)
         for found in pkgutil.walk_packages(package.__path__, f"{room}."):
-            importlib.import_module(found.name)
+            if not found.name.endswith(".libpixels"):  # a library for ctypes
+                importlib.import_module(found.name)
     return tuple(module for name, module in sys.modules.items() if name.startswith("turbofit."))
 
 

@@ -19,7 +19,7 @@ from turbofit.rehearsal.torch.readings import _events
 from turbofit.serving.engine.engine_log import StartupTracker
 
 DEATHS: dict[str, list[str]] = yaml.decode(
-    (Path(__file__).parents[1] / "diagnose" / "deaths.yaml").read_bytes()
+    (Path(__file__).parents[1] / "logs" / "deaths.yaml").read_bytes()
 )
 
 

@@ -43,7 +43,8 @@ def rehearsed(
     spec = Spec(machine, str(checkpoint), "pytorch", settings, cases)
     program = (
         "import json, sys; from turbofit.core.struct import decode; "
-        "from turbofit.rehearsal.document import rehearse; from turbofit.rehearsal.spec import Spec; "
+        "from turbofit.rehearsal.document import rehearse; "
+        "from turbofit.rehearsal.spec import Spec; "
         "print(json.dumps(rehearse(decode(sys.argv[1], Spec, what='spec'))))"
     )
     document: dict[str, Any] = cuda_json("-c", program, to_json(spec))

@@ -177,7 +177,7 @@ def four_3090(nvlinks: Sequence[tuple[int, int]] = (), count: int = 4) -> Scenar
 def build(folder: Path) -> Path:
     """The stand-in, alone in a folder which is then fit for `LD_LIBRARY_PATH`.
 
-    It is the pretend machine's own NVML (turbofit/rehearsal/pretend/csrc/nvml*.c), told to play a script.
+    It is the pretend machine's own NVML (rehearsal/pretend/csrc/nvml*.c), told to play a script.
     """
     try:
         libraries = libraries_in()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from turbofit.batch_jobs.output_file import BatchItem
     from turbofit.core.json_types import JsonObject
 
-#: The most bytes of an image's file, as many as a plan allows (`planning/explain/plan_document.py`).
+#: The most bytes of an image's file: a plan's limit (`planning/explain/plan_document.py`).
 LARGEST_IMAGE: Final = 32 * MIB
 #: A body of another form, or with text or numbers that JSON does not hold.
 _NO_BODY: Final = (

@@ -1,1 +1,1 @@
-"""Explains why an engine died (`read_log`, `explain`)."""
+"""Lines of a log become events, events a death; `explain` says its cause and a first step."""

@@ -1,1 +1,1 @@
-"""Commands, processes and their supervision."""
+"""Runs of a server: processes, their supervision, the pipeline, the cluster."""

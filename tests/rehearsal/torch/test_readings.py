@@ -221,7 +221,7 @@ def test_a_new_process_reads_stand_ins_of_families_with_code_of_their_own(tmp_pa
     env = dict(os.environ, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
     put_first(env, "PYTHONPATH", str(SERVED))
     find_turbofit(env)
-    put_first(env, "PYTHONPATH", str(Path(turbofit.pretend.__file__).parent / "inside"))
+    put_first(env, "PYTHONPATH", str(Path(turbofit.rehearsal.pretend.__file__).parent / "inside"))
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, *map(str, folders)],
         env=env, capture_output=True, text=True, check=False,

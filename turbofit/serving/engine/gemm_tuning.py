@@ -2,8 +2,8 @@
 
 The warm-up runs forwards of some twenty lengths and measures every kernel of every product. With
 ``TM_GEMM_EXPORT`` TurboMind writes its choices; with ``TM_GEMM_IMPORT`` it reads them and runs no
-warm-up (tests/rehearsal/pretend/test_gemm_tuning.py has the engine do both). Its pool then grows only at the
-first requests, so a start whose peak is measured never imports.
+warm-up (tests/rehearsal/pretend/test_gemm_tuning.py has the engine do both). Its pool then grows
+only at the first requests, so a start whose peak is measured never imports.
 """
 
 from __future__ import annotations
