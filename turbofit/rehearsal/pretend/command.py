@@ -202,7 +202,7 @@ def pretend_environment(
 
 def find_turbofit(env: dict[str, str]) -> None:
     """Let a child import this turbofit; its own path comes first."""
-    package = str(Path(__file__).resolve().parents[2])
+    package = str(Path(__file__).resolve().parents[3])
     before = env.get("PYTHONPATH")
     env["PYTHONPATH"] = f"{before}:{package}" if before else package
 

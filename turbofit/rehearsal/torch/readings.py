@@ -34,7 +34,6 @@ _OOM: Final = re.compile(r"OutOfMemoryError: (CUDA out of memory\..*)")
 _FRAME: Final = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 _NOT_THEIRS: Final = (
     "/torch/",
-    "/turbofit/rehearsal/pretend/",
     "/turbofit/rehearsal/",
     "turbofit_values",
 )

@@ -19,7 +19,7 @@ _HERE = str(Path(__file__).resolve().parent)
 
 def _load_imports() -> Any:
     """Load turbofit's module of imports by its path: this Python need not have turbofit."""
-    path = Path(_HERE).parents[1] / "core" / "process" / "imports.py"
+    path = Path(_HERE).parents[2] / "core" / "process" / "imports.py"
     spec: Any = importlib.util.spec_from_file_location("turbofit_imports", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
