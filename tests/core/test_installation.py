@@ -93,6 +93,10 @@ def test_a_library_that_is_missing_has_the_line_that_makes_it(
     assert caught.value.hint == ""
 
 
+#: A line that says of an index what is not there yet.
+_LATER = re.compile("not yet|in no package index yet|没有")
+
+
 def test_nothing_that_is_said_needs_an_index() -> None:
     named = re.compile(r"turbofit\[|pip install -?-?\w* ?turbofit\b")
     pages = [
@@ -107,7 +111,7 @@ def test_nothing_that_is_said_needs_an_index() -> None:
         f"{path.relative_to(REPO)}: {line.strip()}"
         for path in pages
         for line in path.read_text(encoding="utf-8").splitlines()
-        if named.search(line) and "/turbofit[" not in line
+        if named.search(line) and "/turbofit[" not in line and not _LATER.search(line)
     ]
     assert not needing
 

@@ -1,4 +1,4 @@
-"""Cards that a log names, with their number and their size."""
+"""Cards that a text names, in English or Chinese, with their number and their size."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from turbofit.machine.presets import find_preset, nominal_gigabytes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_COUNTS: Final = {"一": 1, "单": 1, "two": 2, "两": 2, "二": 2, "双": 2, "三": 3, "four": 4,
+                  "四": 4, "eight": 8, "八": 8}  # fmt: skip
 #: A card by name, with its count before or behind it, and its size. A bare number needs a count.
 _CARD: Final = re.compile(
-    r"(?:(?<![A-Za-z0-9_.:])(?<!GPU )(?<!evice )(?<!ank )(?P<count>\d{1,2})\s*[x×*]\s*)?"
+    r"(?:(?<![A-Za-z0-9_.:])(?<!GPU )(?<!evice )(?<!ank )(?P<count>\d{1,2})"
+    r"(?:\s*[x×*]\s*|\s*[张块片卡颗]\s*|(?<=[248]) )"
+    rf"|(?P<word>{'|'.join(_COUNTS)})\s?[张块片卡颗]?\s*)?"
     r"(?P<name>(?<![A-Za-z0-9_])"
     r"(?:(?:NVIDIA |GeForce |Tesla )*(?:RTX|GTX|TITAN|Quadro) ?[A-Z]?\d{3,4}"
     r"(?: ?D\b)?(?: ?Ti)?(?: ?SUPER)?(?: Ada)?(?: Laptop)?"
     r"|(?:NVIDIA |Tesla )*[ABHLPTV]\d{1,4}S?(?![A-Za-z0-9])(?:-(?:SXM\d?|PCI[Ee]))?)"
-    r"|(?<=[x×* ])\d0[5-9]0(?: ?Ti)?(?: ?SUPER)?(?![\w.-]))"
+    r"|(?<=[x×*张块片卡颗 ])\d0[5-9]0(?: ?Ti)?(?: ?SUPER)?(?![\w.-]))"
     r"(?:(?:[ -]{0,2}\(?| of )(?P<size>\d{2,3} ?(?:G|GB|GiB)|\d{4,6} ?MiB)\b\)?"
     r"(?! *(?:of |system |host |CPU )?"
     r"(?:RAM|DDR|free|used|swap|disk|SSD|together|in (?:all|total))))?"
@@ -25,7 +29,7 @@ _CARD: Final = re.compile(
 )
 _BRAND: Final = re.compile("NVIDIA|GeForce|Tesla|RTX|GTX|TITAN|Quadro")
 MAY_BE_CARD: Final = re.compile(
-    r"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d|(?<=[x×* ])\d0\d0(?![\w.-])"
+    r"RTX|GTX|TITAN|Tesla|NVIDIA|(?<![a-z])[ABHLPTV]\d|(?<=[x×*张块片卡颗 ])\d0\d0(?![\w.-])"
 ).search
 
 
@@ -41,15 +45,16 @@ class NamedCards(NamedTuple):
 def cards_in(text: str) -> Iterator[NamedCards]:
     """Yields the cards that a line names, which a SPEC can name too."""
     for match in _CARD.finditer(text):
-        name, number = match["name"].removesuffix(" Laptop"), match["count"] or match["times"] or 0
+        name, number = match["name"].removesuffix(" Laptop"), _COUNTS.get(match["word"] or "", 0)
+        number = int(match["count"] or match["times"] or number)
         key = find_preset(match["name"]) or (match["name"] if _BRAND.match(name) else None)
         if key is None:
             continue
         chip = key.partition("-")[0]
-        said = match["size"] or ""
-        size = round(int(re.sub(r"\D", "", said) or 0) / (1024 if "MiB" in said else 1))
+        size = int(re.sub(r"\D", "", match["size"] or "") or 0)
+        size = round(size / 1024) if "MiB" in (match["size"] or "") else size
         if size and find_preset(f"{name} {size}GB"):
             key = str(find_preset(f"{name} {size}GB"))
         elif size and find_preset(key) and abs(size - nominal_gigabytes(key)) > size / 10:
             key = f"{name} {size}GB"
-        yield NamedCards(chip, key, int(number), size > 0)
+        yield NamedCards(chip, key, number, size > 0)
