@@ -38,22 +38,11 @@ class Unsupported(Struct):
     merged: str = ""
 
 
-class Page(Struct, forbid_unknown_fields=True):
-    """The images that a document reader's tool sends: pixels of the largest page, and tokens."""
-
-    tool: str
-    width: int
-    height: int
-    context: int
-    source: str
-
-
 class Preset(Struct, forbid_unknown_fields=True):
     """One file of `presets/models/`.
 
     ``base`` names the preset of the same model in another storage format. ``source`` says where the
-    figures were published. ``awq`` is the preset of the published AWQ variant. ``page`` is only
-    shown, never a default: larger images are served, too.
+    figures were published. ``awq`` is the preset of the published AWQ variant.
     """
 
     name: str
@@ -68,7 +57,6 @@ class Preset(Struct, forbid_unknown_fields=True):
     image_rule: AnyImageRule | None = None
     quantization: Quantization | None = None
     awq: str | None = None
-    page: Page | None = None
     unsupported: Unsupported | None = None
 
 

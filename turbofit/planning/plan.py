@@ -138,11 +138,6 @@ def plan_cluster(
     """
     from turbofit.planning.cluster_plan import make_cluster_plan
 
-    if request.paced:
-        raise UsageError(
-            "a rate and its seconds are for one machine, not for a cluster",
-            hint="plan one kind of node with --on, and its part of the rate",
-        )
     nowhere = Machine(name="cluster", source="cluster", gpus=())
     resolved = resolve(request.changed(on=nowhere, gpus=None))
     cluster_plan = make_cluster_plan(resolved, cluster, request.engine, promised)
@@ -164,11 +159,6 @@ def predict(request: PredictRequest) -> Plan:
             hint="turbofit plan --least chooses them",
         )
     resolved = resolve(request)
-    if resolved.pace is not None:
-        raise UsageError(
-            "predict tells what given settings do, and a rate and its seconds choose a shape",
-            hint="turbofit plan chooses by them",
-        )
     engine = engine_for(resolved.model, request.engine, request.lmdeploy)
     if not engine.planned.of_lmdeploy:
         raise UsageError(

@@ -22,7 +22,7 @@ from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB
 from turbofit.memory.account import AMPERE, HOPPER, Engine, VisionLoad, capability_of
 from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
-from turbofit.planning.speed import LinkClass, Pace, Speed, group_class, reduce_class
+from turbofit.planning.speed import LinkClass, Speed, group_class, reduce_class
 from turbofit.planning.tower import whole_image_prefill
 
 
@@ -80,11 +80,10 @@ class Evaluation(Struct):
     ``seconds_per_answer`` is that of the slowest (latency goal). ``wants_cache``: more cache would
     run more requests at once. ``footprint``: bytes on all GPUs, if the least is wished.
     ``held_requests``: requests that all engines hold at once, if a number is promised; with too
-    few, ``settings`` have the largest batch that is held. ``pace`` is the forecast for the wished
-    pace, ``slow`` the share by which it misses the wish. ``ranked`` is the part of the score that
-    ranks shapes: requests a second with a plain tower, since a worst image's attention would
-    outweigh the cache's gain for smaller images and texts; it is not rounded, since a whole's is
-    the sum of its parts'.
+    few, ``settings`` have the largest batch that is held. ``ranked`` is the part of the
+    score that ranks shapes: requests a second with a plain tower, since a worst image's attention
+    would outweigh the cache's gain for smaller images and texts; it is not rounded, since a whole's
+    is the sum of its parts'.
     """
 
     engine: str
@@ -103,8 +102,6 @@ class Evaluation(Struct):
     footprint: int = 0
     held_requests: int = 0
     parts: tuple[Evaluation, ...] = ()
-    pace: Pace | None = None
-    slow: float = 0.0
     ranked: float = 0.0
 
     def of_group(self, group: tuple[int, ...]) -> Evaluation:
@@ -127,7 +124,7 @@ class Evaluation(Struct):
         Promises precede speed, so that more memory never makes a promise smaller.
         """
         context = self.settings.session_len
-        return (self.served, context, -self.footprint, -self.slow, rounded(self.ranked))
+        return (self.served, context, -self.footprint, rounded(self.ranked))
 
     @property
     def rank(self) -> tuple[float, ...]:

@@ -81,7 +81,6 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
         *_settings(plan),
         *per_engine_blocks(plan),
         *_considered(plan),
-        *(remedies_table(plan.remedies, "What more would give") if plan.fits else []),
         *command_blocks(plan),
         remark(text, **ONLY_SHORT),
     ]
@@ -128,11 +127,8 @@ def _in_short(plan: Plan) -> dict[str, str]:
         facts["forecast"] = _forecast(plan, speed)
         host = plan.usual_image.host if plan.usual_image else speed.host
         facts["host"] = host.words if host is not None and host.binds else ""
-    facts["pace"] = plan.pace.text if plan.pace else ""
     facts["smaller"] = _trade(plan)
     facts["engine"] = in_brief(plan.why_engine, _REASON)
-    if plan.fits and plan.remedies and not facts["smaller"]:
-        facts["faster"] = plan.remedies[0].text
     facts["died?"] = _DIED * (plan.fits and not plan.considered)
     if plan.rehearsal is not None:
         engine = "LMDeploy" if plan.engine.of_lmdeploy else "Transformers"
@@ -351,7 +347,6 @@ def _facts(plan: Plan) -> FactList:
             )
         if speed.host is not None:
             facts["host"] = speed.host.words
-    facts["pace"] = plan.pace.text if plan.pace else ""
     if usual := plan.usual_image:
         size = "{}x{}".format(*usual.image_size)
         facts["a usual image"] = (
