@@ -28,14 +28,10 @@ _SIZE: Final = re.compile(r"[-_ :]?\d+(?:\.\d+)?b\b")
 
 
 class Unsupported(Struct):
-    """The reason why turbofit has no account of a model that people ask for by name.
-
-    ``merged`` is the preset of the checkpoint that `turbofit merge` makes; it has the same size.
-    """
+    """The reason why turbofit has no account of a model that people ask for by name."""
 
     message: str
     hint: str
-    merged: str = ""
 
 
 class Preset(Struct, forbid_unknown_fields=True):

@@ -103,10 +103,6 @@ def _dtype(text: str, _name: str) -> str | None:
     return None if text == "auto" else _DTYPES.get(text.lower(), text)  # LMDeploy chooses on "auto"
 
 
-def _quant_policy(text: str, _name: str) -> int | str:
-    return _QUANT_POLICIES.get(text.lower(), text)
-
-
 Positive = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_whole), Metavar("N")]
 #: Requests at once; limited, since lists of a batch's length are made.
 AtOnce = Annotated[int, Field(ge=1, le=_MOST_AT_ONCE), parsed(_whole), Metavar("N")]
@@ -237,7 +233,9 @@ class PlanRequest(Validated):
         Literal["float16", "bfloat16"] | None, parsed(_dtype), Metavar("auto|float16|bfloat16")
     ] = Field(default=None, description="of weights and activations (default: the checkpoint's)")
     quant_policy: Annotated[
-        Literal[0, 4, 8, 16, 17, 42] | None, parsed(_quant_policy), Metavar("0|4|8")
+        Literal[0, 4, 8, 16, 17, 42] | None,
+        parsed(lambda text, _: _QUANT_POLICIES.get(text.lower(), text)),
+        Metavar("0|4|8"),
     ] = Field(
         default=None,
         description="bits of the KV cache: 0, 4 or 8 (none, int4, int8); PyTorch engine: 16, 17 or "

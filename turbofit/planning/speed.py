@@ -253,7 +253,11 @@ def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllR
     measured = _measured(machine, gpus)
     if measured is not None:
         return measured
-    slot = figures.pcie_bandwidth * min(_pcie_scale(gpu) for gpu in gpus)
+    # The links relative to 3.0 x16, which is also assumed where they are unknown or 0.
+    slot = figures.pcie_bandwidth * min(
+        2.0 ** ((known(gpu.pcie.generation, 0) or 3) - 3) * (known(gpu.pcie.width, 0) or 16) / 16
+        for gpu in gpus
+    )
     host = min(figures.host_bandwidth, slot * figures.host_factor)
     if kind == LinkClass.NVLINK:
         bandwidth = max(nvlink_bandwidth(machine, gpus) * figures.nvlink_efficiency, host)
@@ -301,12 +305,6 @@ def _line(times: dict[int, float], measured: int, ranks: int) -> AllReduce:
     slope = max((times[large] - times[small]) / (large - small), 1e-15)
     latency = max(times[small] - slope * small, 0.0) / ((1 + log2(measured)) / 2)
     return AllReduce(ranks=ranks, latency=latency, bandwidth=2 * (measured - 1) / measured / slope)
-
-
-def _pcie_scale(gpu: Gpu) -> float:
-    """The card's PCIe link relative to 3.0 x16; that is also assumed if it is unknown or 0."""
-    generation, width = known(gpu.pcie.generation, 0) or 3, known(gpu.pcie.width, 0) or 16
-    return float(2.0 ** (generation - 3) * width / 16)
 
 
 #: With answers of equal length, more requests fit than could all end; the more lengths differ, the

@@ -300,15 +300,11 @@ class _Unequal:
             parts=tuple(parts),
         )
         if not evaluation.fits:
-            return replace(evaluation, short=evaluation.short or self._lacking(parts, evaluation))
+            tokens = sum(part.kv_tokens * part.shape.replicas for part in parts)
+            sizer = Sizer(self.state, parts[0].shape)
+            short = evaluation.short or sizer.lacking(tokens, settings.session_len, wanted)
+            return replace(evaluation, short=short)
         return self.with_speeds(parts, evaluation)
-
-    def _lacking(self, parts: Sequence[Evaluation], whole: Evaluation) -> int:
-        """Bytes that all caches together lack for the promised requests."""
-        tokens = sum(part.kv_tokens * part.shape.replicas for part in parts)
-        wanted = self.request.promised_requests or 0
-        sizer = Sizer(self.state, parts[0].shape)
-        return sizer.lacking(tokens, whole.settings.session_len, wanted)
 
     def with_speeds(self, parts: Sequence[Evaluation], whole: Evaluation) -> Evaluation:
         """Add each group's forecast, in the shape's order, and the score to the whole."""

@@ -423,8 +423,12 @@ def mixed_groupings(
     most = max(2, _MOST_MIXED // max(1, len(together)))
     mixed: list[tuple[Group, ...]] = []
     for some in together:
-        fitting = (way for way in _side_by_side(some) if replicas in (None, len(way)))
-        mixed += islice(fitting, most)
+        places = product(*(range(len(ways)) for ways in some))
+        ways = (
+            tuple(chain(*(ways[place] for ways, place in zip(some, chosen, strict=True))))
+            for chosen in sorted(places, key=sum)  # combinations of early ways come first
+        )
+        mixed += islice((way for way in ways if replicas in (None, len(way))), most)
     return mixed[: 2 * _MOST_MIXED]
 
 
@@ -455,13 +459,6 @@ def like_groups(machine: Machine, groups: Sequence[Group]) -> tuple[tuple[Group,
             sets.append(members := [])
         members.append(group)
     return tuple(tuple(sorted(members)) for members in sets)
-
-
-def _side_by_side(kinds: Sequence[Sequence[tuple[Group, ...]]]) -> Iterator[tuple[Group, ...]]:
-    """Combine one way of each kind; combinations of early ways come first."""
-    places = product(*(range(len(ways)) for ways in kinds))
-    for chosen in sorted(places, key=sum):
-        yield tuple(chain(*(ways[place] for ways, place in zip(kinds, chosen, strict=True))))
 
 
 def _partitions(

@@ -334,26 +334,16 @@ def _facts(plan: Plan) -> FactList:
     }
     if speed := plan.throughput:
         facts["forecast"] = (
-            f"{speed.output_tokens_per_second:,.0f} output tokens/s, "
-            f"{speed.requests_per_second:.2f} requests/s, {speed.concurrent_requests} at once "
-            f"({speed.basis})"
+            f"{_forecast(plan, speed)}; {speed.output_tokens_per_second:,.0f} output tokens/s,"
+            f" {speed.concurrent_requests} at once; {speed.basis}"
         )
-        alone, among = speed.first_token_alone, speed.first_token
-        if alone is not None and among is not None:
+        among, figure = speed.first_token, speed.seconds_to_first_token
+        if among is not None:
             facts["first token"] = (
-                f"{alone.figure(speed.seconds_to_first_token_alone)} s where a request finds the"
-                f" engine idle ({alone.words}); {among.figure(speed.seconds_to_first_token)} s"
-                f" where it comes while {speed.concurrent_requests} are there ({among.words})"
+                f"{among.figure(figure)} s while {speed.concurrent_requests} are there"
+                f" ({among.words})"
             )
-        if speed.host is not None:
-            facts["host"] = speed.host.words
-    if usual := plan.usual_image:
-        size = "{}x{}".format(*usual.image_size)
-        facts["a usual image"] = (
-            f"of {size} takes {usual.image_tokens:,} tokens: "
-            f"{usual.requests_per_second:.2f} requests/s, {usual.requests_at_once:,} at once; "
-            f"--image-size {size} plans for these alone"
-        )
+        facts["host"] = speed.host.words if speed.host is not None else ""
     return known_facts(facts)
 
 
