@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import product
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -70,18 +71,17 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     first = engine_for(resolved.model, request.engine, version)
     names = [first.name, *LMDEPLOY] if request.engine == "auto" else [first.name]
     plans = []
-    for wish in wished:
-        for name in dict.fromkeys(names):
-            with suppress(TurbofitError):
-                engine = engine_for(wish.model, name, version)
-                check_options(engine, wish.engine_options)
-                plans.append(make_plan(wish, engine))
-                if plans[-1].fits:
-                    break
+    for wish, name in product(wished, dict.fromkeys(names)):
+        with suppress(TurbofitError):
+            engine = engine_for(wish.model, name, version)
+            check_options(engine, wish.engine_options)
+            plans.append(make_plan(wish, engine))
+            if plans[-1].fits:
+                break
     if not plans:  # the first engine's refusal
         check_options(first, resolved.engine_options)
         return make_plan(wished[-1], first)
-    best = next((each for each in plans if each.fits), plans[-1])
+    best = plans[-1]
     warnings = [
         f"this account of LMDeploy {version} was compared with public figures alone: margins are"
         " doubled"

@@ -74,12 +74,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     footprint: Footprint | UnsetType = UNSET
     if request.least and fits:
         footprint = _footprint(request, accounts, host)
-        count, left = footprint.servers, format_bytes(footprint.left)
-        holds = "GPU holds" if len(footprint.taken) == 1 else "GPUs hold"
-        verdict += (
-            f", {left} {'of the card' if request.budget else 'of it'} beyond the margin, for"
-            f" others; the {holds} {count:,} such {plural(count, 'engine')} in all"
-        )
+        verdict += f", {_footprint_words(request, footprint)}"
     total = sum(outcome.tokens for outcome in outcomes)
     caches = [_cache(*pair, total) for pair in zip(accounts, outcomes, strict=True)]
     kv = min(caches, key=lambda cache: cache.tokens)
@@ -116,15 +111,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         limit_costs=tuple(limit_costs),
         usual_image=usual_image,
         device_map=device_map,
-        by_group=tuple(
-            GroupPlan(
-                settings=account.settings,
-                kv=cache,
-                units_per_forward=account.units_per_forward,
-                at_once=round(requests, 3),
-            )
-            for account, cache, requests in zip(accounts, caches, at_once, strict=False)
-        ),
+        by_group=tuple(map(_group_plan, accounts, caches, at_once)),
         held=UNSET if held_requests is None else Held(requests=held_requests, request_tokens=size),
         options=request.options,
         footprint=footprint,
@@ -155,6 +142,15 @@ def _limits(
     if rule is None or not vision_load.units_per_image:
         return limits
     return replace(limits, vision_unit=rule.unit_name, **{rule.plan_limit_name: image_limit})
+
+
+def _group_plan(account: Account, cache: Kv, at_once: float) -> GroupPlan:
+    return GroupPlan(
+        settings=account.settings,
+        kv=cache,
+        units_per_forward=account.units_per_forward,
+        at_once=round(at_once, 3),
+    )
 
 
 def _cache(account: Account, outcome: GroupOutcome, total: int) -> Kv:
@@ -268,3 +264,12 @@ def _footprint(
         servers = min(servers, int(host.available / need))
     sizes = tuple(taken[index] for index in sorted(taken))
     return Footprint(taken=sizes, left=min(left), servers=servers)
+
+
+def _footprint_words(request: ResolvedRequest, footprint: Footprint) -> str:
+    count, left = footprint.servers, format_bytes(footprint.left)
+    where = plural(len(footprint.taken), "GPU")
+    holds = "holds" if where == "GPU" else "hold"
+    engines = f"{count:,} such {plural(count, 'engine')}"
+    of = "of the card" if request.budget else "of it"
+    return f"{left} {of} beyond the margin, for others; the {where} {holds} {engines} in all"

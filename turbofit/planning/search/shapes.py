@@ -371,7 +371,15 @@ class Groupings:
         if tp * replicas > len(self._gpus):
             return []
         return [
-            tuple(tuple(gpu.index for gpu in sorted(group, key=_fullness)) for group in way)
+            tuple(
+                tuple(
+                    gpu.index
+                    for gpu in sorted(
+                        group, key=lambda gpu: (known(gpu.used, 0) - gpu.usable, gpu.index)
+                    )
+                )
+                for group in way
+            )
             for way in self._distinct(tp, replicas)
         ]
 
@@ -392,10 +400,6 @@ class Groupings:
             links = group_class(self._machine, group), reduce_class(self._machine, group)
             self._signatures[indices] = (tuple(cards), *links)
         return self._signatures[indices]
-
-
-def _fullness(gpu: Gpu) -> tuple[int, int]:
-    return known(gpu.used, 0) - gpu.usable, gpu.index
 
 
 def mixed_groupings(
