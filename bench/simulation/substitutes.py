@@ -431,7 +431,6 @@ def _replacements(one: World) -> dict[str, Any]:
         f"{_SERVE}.planner.best_plan": _remembered(planner.best_plan),
         f"{_SERVE}.planner.Planner._raised": _told(planner.Planner._raised),
         "turbofit.planning.choose.remedies": lambda *_: _HELPS,
-        "turbofit.planning.choose.speed_remedies": lambda *_: (),
         "turbofit.planning.choose.limit_costs": lambda *_: (),
         f"{_ENGINE}.worst_requests.png": _drawn,
     }

@@ -26,7 +26,7 @@ from turbofit.cli.options.common_options import (
 )
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
-from turbofit.planning.request import PACE, PlanRequest, PredictRequest
+from turbofit.planning.request import PlanRequest, PredictRequest
 from turbofit.report.stored_documents import keep
 from turbofit.serving import planner
 from turbofit.serving.engine import launches
@@ -112,9 +112,7 @@ def test_every_field_of_a_request_has_an_option() -> None:
             "cluster", "file", "rehearse", "full", "as_json", "md", "quiet", "verbose",
             "help",
         }  # fmt: skip
-        # A prediction makes no choice that a pace could decide.
-        left = {*PACE} if name == "predict" else set()
-        assert set(kind.model_fields) - left <= names
+        assert set(kind.model_fields) <= names
 
 
 @pytest.mark.parametrize(

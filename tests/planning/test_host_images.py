@@ -118,13 +118,6 @@ def test_a_prediction_counts_lmdeploys_one_thread() -> None:
     assert more.host.cores == 4
 
 
-def test_a_wished_rate_counts_the_host() -> None:
-    kept = planned("internvl2-2b", "1xh100,cores=16", rate=10)
-    missed = planned("internvl2-2b", "1xh100,cores=1", rate=10)
-    assert kept.pace.kept
-    assert not missed.pace.kept
-
-
 def test_limits_and_the_usual_image_count_the_host() -> None:
     alone, few = (planned("internvl2-2b", f"1xh100{c}") for c in ("", ",cores=1"))
     assert few.usual_image.requests_per_second < alone.usual_image.requests_per_second

@@ -1,22 +1,17 @@
-"""A concurrency that is asked for is promised; a pace is kept by the forecast, or not and told."""
+"""A concurrency that is asked for is promised."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import Any
 
 import pytest
-from msgspec import UNSET
 
 import turbofit
-from tests.support.plans import few_presets
 from tests.sweep import sweep
 from turbofit import api
-from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
-from turbofit.core.struct import to_builtins
 from turbofit.core.units import round_up
 
 pytestmark = pytest.mark.slow
@@ -212,96 +207,3 @@ MODEL, ON = "internvl2-8b", "4xrtx3090"
 
 def plan(**asked: Any) -> Plan:
     return api.plan(MODEL, on=ON, **asked)
-
-
-def said(made: Plan) -> str:
-    """What the plan says of the pace; it stands nowhere else."""
-    told = made.pace.text if made.pace else ""
-    assert not [one for one in (*made.reasons, *made.warnings) if "by the forecast: " in one]
-    return told
-
-
-def test_without_a_pace_nothing_is_said_and_with_an_easy_one_nothing_moves() -> None:
-    plain, easy = plan(), plan(rate=0.1, first_token=60.0)
-    assert plain.pace is UNSET
-    assert (easy.settings, easy.parallel) == (plain.settings, plain.parallel)
-    assert easy.pace.kept
-    assert said(easy) == (
-        "kept by the forecast: 0.1 of 0.1 requests a second (images of tile, turbomind: median "
-        "error 22.8%, p90 35.5%, worst 1.4 times over 7 figures of other cards); 1.52 of 60 s to "
-        "the first token (first token among others, images of tile, turbomind: no figure is known)"
-    )
-    text = api.plan("qwen3-8b", on="1xrtx4090", rate=1.0, per_token=1.0)
-    assert "1 of 1 requests a second (text, turbomind, other cards: median error" in said(text)
-    assert said(text).endswith("s a token (no error is known)")
-
-
-def test_the_shape_that_keeps_it_wins() -> None:
-    """A token comes soonest where all cards share the weights; copies serve the most requests."""
-    assert plan().parallel.tp == 1
-    quick = plan(rate=0.05, per_token=0.018)
-    assert quick.parallel.tp > 1
-    assert said(quick).startswith("kept")
-    assert any("missed by" in one.why_not for one in quick.considered)
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [{"rate": 0.05, "per_token": 0.018}, {"first_token": 2.0, "goal": "latency", "context": 8192}],
-)
-def test_what_serve_is_told_gives_the_same_settings(asked: dict[str, Any], capsys) -> None:
-    made = plan(**asked)
-    words = made.serve.argv[2:]
-    assert "--rate" not in words
-    assert main(["plan", *words, "--on", ON, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["settings"] == to_builtins(made.settings)
-
-
-@pytest.mark.parametrize(
-    ("asked", "missed"),
-    [({"rate": 100.0}, "1.93 of 100 requests"), ({"rate": 1.0, "first_token": 0.1}, "of 0.1 s")],
-)
-def test_what_no_shape_keeps_is_told_with_by_how_much(asked, missed) -> None:
-    made = plan(**asked)
-    assert made.fits
-    assert not made.pace.kept
-    assert missed in said(made)
-    assert said(made).endswith("; no shape that promises as much does better")
-
-
-def test_a_higher_rate_never_has_a_sooner_first_token() -> None:
-    told = [said(plan(rate=rate, first_token=1e3)) for rate in (0.1, 1.0, 1.8)]
-    found = [float(why.partition(" of 1000 s")[0].rpartition(" ")[2]) for why in told]
-    assert found == sorted(found)
-    assert found[0] < found[-1]
-
-
-def test_which_takes_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    models = ("internvl2-1b", "internvl2-8b", "qwen2.5-7b", "llava-onevision-7b")
-    few_presets(monkeypatch, models=models)
-    assert main(["which", "--on", "1xl4", "--rate", "2", "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    slow = [one for one in document["others"] if "missed by" in one["why_not"]]
-    assert slow
-    assert all(one["requests_per_second"] < 2.001 for one in slow)
-    assert all(one["requests_per_second"] > 1.999 for one in document["keep"])
-    assert document["request"]["rate"] == 2.0
-    assert any(one["why_not"] == "has no forecast of speed" for one in document["others"])
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["plan", MODEL, "--on", ON, "--least"], "least decides by memory"),
-        (["plan", MODEL, "--cluster", "sim:1xrtx3090@2"], "not for a cluster"),
-    ],
-)
-def test_what_has_no_pace_refuses_one_or_says_so(words: list[str], said: str, capsys) -> None:
-    assert main([*words, "--rate", "1"]) == 2
-    assert said in capsys.readouterr().err
-    with pytest.raises(UsageError, match="choose a shape"):
-        api.predict(MODEL, on=ON, rate=1.0)
-    made = api.plan("llava-onevision-7b", on="1xrtx3090", rate=1.0)
-    assert any("decide nothing" in one for one in made.warnings)

@@ -33,7 +33,6 @@ from turbofit.planning.resolved_request import Margin
         ({"max_pixels": "1280*28*28"}, {"max_pixels": 1_003_520}),
         ({"max_pixels": "12.8 MP"}, {"max_pixels": 12_800_000}),
         ({"cache_max_entry_count": "80%"}, {"cache_max_entry_count": 0.8}),
-        ({"first_token": "500ms"}, {"first_token": 0.5}),
         ({"quant_policy": "8-bit"}, {"quant_policy": 8}),
         ({"margin": 1}, {"margin": 1}),  # a whole number of Python is bytes
         ({"dtype": "auto"}, {}),  # LMDeploy's word for "choose"

@@ -369,13 +369,6 @@ class Throughput(Struct):
     ] = None
 
 
-class PaceForecast(Struct):
-    """What the forecast says of the pace that was asked for."""
-
-    kept: bool
-    text: Annotated[str, doc("For people: each wish beside its forecast, and the known error.")]
-
-
 class UsualImage(Struct):
     """A forecast for requests whose images have a usual size, under the plan's own settings."""
 
@@ -587,9 +580,6 @@ class Plan(JsonDocument):
         doc("Where cards are unequal; settings and kv are then of the smallest cache's group."),
     ] = ()
     held: Annotated[Held | UnsetType, doc("Only where a concurrency was given.")] = UNSET
-    pace: Annotated[
-        PaceForecast | UnsetType, doc("Only where a rate or seconds were asked for.")
-    ] = UNSET
     footprint: Annotated[
         Footprint | UnsetType, doc("Only where the least footprint was asked for.")
     ] = UNSET

@@ -70,7 +70,11 @@ def drafts_of(case: LogCase) -> Iterator[Draft]:
             yield row
         elif not isinstance(mark.event, events.KnownMessage):
             yield _unknown_fault(mark)
-    yield from _hangs(case)
+    over = (events.WarmupFinished, events.ServerUp, events.CudaError, events.CheckFailed)
+    if facts.waiting and not any(isinstance(mark.event, over) for mark in facts.marks):
+        yield _waits_for_ever(case, facts.waiting)
+    elif not facts.died:
+        yield from _stands_still(case)
     yield from _quiet(case)
 
 
@@ -92,16 +96,6 @@ def _unknown_fault(mark: LogEvent) -> Draft:
         evidence=(evidence(mark._replace(text=text), "the error itself"),),
         planned=isinstance(mark.event, events.CheckFailed),
     )
-
-
-def _hangs(case: LogCase) -> Iterator[Draft]:
-    """Yields a warm-up that waits for ever, or a server that stands still."""
-    facts = case.facts
-    over = (events.WarmupFinished, events.ServerUp, events.CudaError, events.CheckFailed)
-    if facts.waiting and not any(isinstance(mark.event, over) for mark in facts.marks):
-        yield _waits_for_ever(case, facts.waiting)
-    elif not facts.died:
-        yield from _stands_still(case)
 
 
 def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:

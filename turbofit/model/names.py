@@ -217,7 +217,8 @@ def by_its_name(
     preset, ends, rest = _parts(hub_id, model_format)
     model = preset_model(preset) if preset else None
     runs = next((end["runs"] for end in ends if "runs" in end), None)
-    if not guess or model is None or _is_another(rest) or (runs and model.quantization):
+    another = any(re.fullmatch(_data()["others"], word) for word in rest.split("-"))
+    if not guess or model is None or another or (runs and model.quantization):
         nearest = nearest_names(hub_id)[:1] if sizes_of(rest) else []
         return f"; the preset {(*nearest, preset)[0]} is near by its name" if preset else ""
     warning = f"{unread}: its shapes are assumed to be those of the preset {preset}"
@@ -237,11 +238,6 @@ def by_its_name(
     return msgspec.structs.replace(
         model, name=name, hub_id=hub_id, source=source, warnings=(warning,)
     )
-
-
-def _is_another(rest: str) -> bool:
-    """Whether the rest of a name says that it is another model."""
-    return any(re.fullmatch(_data()["others"], word) for word in rest.split("-"))
 
 
 def _packed(model: Model, stored: Quantization) -> Model:

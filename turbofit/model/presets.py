@@ -28,32 +28,17 @@ _SIZE: Final = re.compile(r"[-_ :]?\d+(?:\.\d+)?b\b")
 
 
 class Unsupported(Struct):
-    """The reason why turbofit has no account of a model that people ask for by name.
-
-    ``merged`` is the preset of the checkpoint that `turbofit merge` makes; it has the same size.
-    """
+    """The reason why turbofit has no account of a model that people ask for by name."""
 
     message: str
     hint: str
-    merged: str = ""
-
-
-class Page(Struct, forbid_unknown_fields=True):
-    """The images that a document reader's tool sends: pixels of the largest page, and tokens."""
-
-    tool: str
-    width: int
-    height: int
-    context: int
-    source: str
 
 
 class Preset(Struct, forbid_unknown_fields=True):
     """One file of `presets/models/`.
 
     ``base`` names the preset of the same model in another storage format. ``source`` says where the
-    figures were published. ``awq`` is the preset of the published AWQ variant. ``page`` is only
-    shown, never a default: larger images are served, too.
+    figures were published. ``awq`` is the preset of the published AWQ variant.
     """
 
     name: str
@@ -68,7 +53,6 @@ class Preset(Struct, forbid_unknown_fields=True):
     image_rule: AnyImageRule | None = None
     quantization: Quantization | None = None
     awq: str | None = None
-    page: Page | None = None
     unsupported: Unsupported | None = None
 
 

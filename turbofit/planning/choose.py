@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError, option_of
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
-from turbofit.core.plan import Candidate, PaceForecast, Plan, Remedy, may_evict
+from turbofit.core.plan import Candidate, Plan, Remedy, may_evict
 from turbofit.core.process.log import LazyLogger
 from turbofit.memory.account import Engine, capability_of
 from turbofit.memory.engines import (
@@ -38,18 +38,16 @@ from turbofit.planning.explain.plan_document import (
 from turbofit.planning.explain.reasons import (
     beyond_model,
     limit_costs,
-    pace_words,
     reasons,
     slow_images,
     unkept,
     usual_image,
     why_rejected,
 )
-from turbofit.planning.explain.remedies import remedies, speed_remedies
+from turbofit.planning.explain.remedies import Remedies, remedies
 from turbofit.planning.resolved_request import ResolvedRequest, launch_of
 from turbofit.planning.search.candidates import explain
 from turbofit.planning.search.search import EngineFit, fit_on_host, search
-from turbofit.planning.search.shapes import Evaluation
 from turbofit.planning.search.sizing import longest_context
 from turbofit.planning.verdict import Planned, Verdict, fitting
 
@@ -65,7 +63,7 @@ def _planned(fit: EngineFit) -> Planned:
     """Make the plan from a search's result, with all its words."""
     request, best, accounts, fits = fit.request, fit.best, fit.accounts, fit.fits
     over_rival = [_over(fit, fit.rival)[1]] if fits and fit.rival is not None else []
-    helps, causes = (speed_remedies(fit), ()) if fits else remedies(fit)
+    helps, causes = Remedies() if fits else remedies(fit)
     verdict = _verdict(fit, causes)
     requests = request.workload.concurrency
     at_once = [part.shape.requests(requests) for part in map(best.of_group, best.shape.groups)]
@@ -90,7 +88,6 @@ def _planned(fit: EngineFit) -> Planned:
         remedies=helps,
         limit_costs=limit_costs(request, best, fit.engine) if fits else (),
         usual_image=usual_image(fit) if fits else UNSET,
-        pace=_pace(request, best),
     )
     return Planned(plan=plan, verdict=verdict)
 
@@ -105,14 +102,6 @@ def _verdict(fit: EngineFit, causes: tuple[str, ...]) -> Verdict:
     shown = fit.accounts if best.parts else fit.accounts[:1]
     found = found_words(request, groups, shown, tokens, best.vision_load)
     return Verdict(subject=name, found=found)
-
-
-def _pace(request: ResolvedRequest, best: Evaluation) -> PaceForecast | UnsetType:
-    """The forecast of the pace in words; if it is missed, that no shape is faster."""
-    text = pace_words(request, best)
-    if best.slow:
-        text += "; no shape that promises as much does better"
-    return PaceForecast(kept=not best.slow, text=text) if text else UNSET
 
 
 def why_not(fit: EngineFit) -> str:
@@ -150,7 +139,6 @@ def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
         rows.append(fit.rival.best.candidate(_over(fit, fit.rival)[0]))
     for other in (rest[place] for place in shown):
         why = explain(request, other, engine) or why_rejected(request, chosen, other)
-        why = pace_words(request, other) if other.slow > chosen.slow else why
         rows.append(other.candidate(why))
     return tuple(rows)
 
@@ -243,11 +231,7 @@ def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
     """
     fit = choose(request, engine)
     if isinstance(fit, Planned):
-        if request.pace is None:
-            return fit
-        unheeded = "--rate, --first-token and --per-token decide nothing: there is one shape"
-        plan = fit.document
-        return replace(fit, plan=replace(plan, warnings=(*plan.warnings, unheeded)))
+        return fit
     planned = _planned(fit)
     if fit.fits:
         return planned

@@ -299,11 +299,6 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
         return None
     model = _model_word(plan.model, request.model)
     served = request_of(plan, model).changed(revision=plan.model.revision, gpus=request.gpus)
-    if request.paced and plan.engine.of_lmdeploy and not plan.by_group:
-        # `serve` has no options for a pace, so the settings that keep it are named.
-        sizes = ("max_batch_size", "max_prefill_token_num")
-        named = {name: getattr(plan.settings, name) for name in sizes}
-        served = served.changed(tp=plan.parallel.tp, replicas=plan.parallel.replicas, **named)
     if not is_prediction(plan) and plan.machine.source != _MEASURED:
         context = plan.kv.longest_request_tokens or plan.settings.session_len
         served = _with_limits(served, plan.model, plan.limits, context)

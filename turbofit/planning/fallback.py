@@ -18,7 +18,7 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import BEYOND, groups_of, indices
-from turbofit.core.plan import HostMemory, Remedy, Settings
+from turbofit.core.plan import HostMemory, Settings
 from turbofit.core.struct import known
 from turbofit.core.units import bisect, format_bytes
 from turbofit.memory.account import Account, Engine, Placement, VisionLoad
@@ -426,7 +426,7 @@ def _warnings(
 
 def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
     """Single changes with which it fits, cheapest first; ``closest`` is the result without any."""
-    helps, causes = list[Remedy](), list[str]()
+    found: list[tuple[Change, Chosen]] = []
 
     def planned(changed: ResolvedRequest) -> Chosen | None:
         try:
@@ -434,23 +434,20 @@ def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
         except TurbofitError:
             return None
 
-    def helped(change: Change, chosen: Chosen) -> None:
-        off = chosen.off
-        slow = f", {len(off)} decoder layers in host memory (slow)" if off else ""
-        helps.append(fitting(change.change, f"{chosen.words}{slow}"))
-        causes.extend([change.released] if change.released else [])
-
     for change in _changes(request, closest):
-        if helps and change.request.machine.name == MORE_GPUS:
+        if found and change.request.machine.name == MORE_GPUS:
             continue  # fewer such cards, or a free change, are already enough
         chosen = planned(change.request)
         if chosen is not None and chosen.keeps(change.request):
-            helped(change, chosen)
-    if not helps and not closest.fits:
+            found.append((change, chosen))
+    if not found and not closest.fits:
         larger = smallest_cards(request, planned, lambda chosen: chosen.keeps(request))
-        if larger is not None:
-            helped(*larger)
-    return Remedies(tuple(helps), tuple(causes))
+        found += [larger] if larger is not None else []
+    helps = []
+    for change, chosen in found:
+        slow = f", {len(chosen.off)} decoder layers in host memory (slow)" * bool(chosen.off)
+        helps.append(fitting(change.change, f"{chosen.words}{slow}"))
+    return Remedies(tuple(helps), tuple(change.released for change, _ in found if change.released))
 
 
 def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:

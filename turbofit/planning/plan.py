@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import product
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -10,9 +11,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import DoesNotFitError, TurbofitError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
-from turbofit.core.units import format_bytes
 from turbofit.memory.versions import OLDEST_SERVED, is_legacy, release
-from turbofit.model.presets import find_preset, load_preset
 from turbofit.planning.checks import plan_warnings
 from turbofit.planning.choose import best_plan
 from turbofit.planning.commands import cluster_serve_command, commands, left_out, serve_command
@@ -39,12 +38,7 @@ def plan(
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: no engine that turbofit accounts for runs the model.
     """
-    try:
-        resolved = resolve(request)
-    except UsageError as exc:
-        _say_of_merged(exc, request)
-        raise
-    resolved = replace(resolved, compares_limits=compares_limits)
+    resolved = replace(resolve(request), compares_limits=compares_limits)
     if request.lmdeploy is not None:
         return finished(_for_version(resolved, request, request.lmdeploy), request)
     best = best_plan(resolved, request.engine)
@@ -77,18 +71,17 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     first = engine_for(resolved.model, request.engine, version)
     names = [first.name, *LMDEPLOY] if request.engine == "auto" else [first.name]
     plans = []
-    for wish in wished:
-        for name in dict.fromkeys(names):
-            with suppress(TurbofitError):
-                engine = engine_for(wish.model, name, version)
-                check_options(engine, wish.engine_options)
-                plans.append(make_plan(wish, engine))
-                if plans[-1].fits:
-                    break
+    for wish, name in product(wished, dict.fromkeys(names)):
+        with suppress(TurbofitError):
+            engine = engine_for(wish.model, name, version)
+            check_options(engine, wish.engine_options)
+            plans.append(make_plan(wish, engine))
+            if plans[-1].fits:
+                break
     if not plans:  # the first engine's refusal
         check_options(first, resolved.engine_options)
         return make_plan(wished[-1], first)
-    best = next((each for each in plans if each.fits), plans[-1])
+    best = plans[-1]
     warnings = [
         f"this account of LMDeploy {version} was compared with public figures alone: margins are"
         " doubled"
@@ -106,25 +99,6 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     return replace(best, warnings=(*warnings, *filter(None, (missing,)), *best.warnings))
 
 
-def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
-    """Add to a refusal of a format the plan of the checkpoint that `turbofit merge` would make.
-
-    Merging a LoRA does not change sizes.
-    """
-    preset = find_preset(request.model) if isinstance(request.model, str) else None
-    refused = load_preset(preset).unsupported if preset else None
-    if refused is None or not refused.merged:
-        return
-    try:
-        merged = plan(request.changed(model=refused.merged))
-    except TurbofitError:
-        return
-    weights = format_bytes(merged.model.weight_bytes)
-    exc.message += (
-        f"; merged, with its LoRA or without, it is {weights} of weights and {merged.verdict}"
-    )
-
-
 def plan_cluster(
     request: PlanRequest, cluster: Cluster, promised: ClusterPlan | None = None
 ) -> ClusterPlan:
@@ -138,11 +112,6 @@ def plan_cluster(
     """
     from turbofit.planning.cluster_plan import make_cluster_plan
 
-    if request.paced:
-        raise UsageError(
-            "a rate and its seconds are for one machine, not for a cluster",
-            hint="plan one kind of node with --on, and its part of the rate",
-        )
     nowhere = Machine(name="cluster", source="cluster", gpus=())
     resolved = resolve(request.changed(on=nowhere, gpus=None))
     cluster_plan = make_cluster_plan(resolved, cluster, request.engine, promised)
@@ -164,11 +133,6 @@ def predict(request: PredictRequest) -> Plan:
             hint="turbofit plan --least chooses them",
         )
     resolved = resolve(request)
-    if resolved.pace is not None:
-        raise UsageError(
-            "predict tells what given settings do, and a rate and its seconds choose a shape",
-            hint="turbofit plan chooses by them",
-        )
     engine = engine_for(resolved.model, request.engine, request.lmdeploy)
     if not engine.planned.of_lmdeploy:
         raise UsageError(

@@ -13,7 +13,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, Goal, Workload
 from turbofit.core.units import parse_bytes, parse_share, plain_number
-from turbofit.core.validation import SECONDS, Metavar, Validated, parsed
+from turbofit.core.validation import Metavar, Validated, parsed
 from turbofit.core.version import REFERENCE
 from turbofit.planning.resolved_request import Margin
 
@@ -103,10 +103,6 @@ def _dtype(text: str, _name: str) -> str | None:
     return None if text == "auto" else _DTYPES.get(text.lower(), text)  # LMDeploy chooses on "auto"
 
 
-def _quant_policy(text: str, _name: str) -> int | str:
-    return _QUANT_POLICIES.get(text.lower(), text)
-
-
 Positive = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_whole), Metavar("N")]
 #: Requests at once; limited, since lists of a batch's length are made.
 AtOnce = Annotated[int, Field(ge=1, le=_MOST_AT_ONCE), parsed(_whole), Metavar("N")]
@@ -118,8 +114,6 @@ Context = Annotated[
     parsed(_context),
     Metavar("TOKENS|max"),
 ]
-PositiveNumber = Annotated[float | None, Field(gt=0, lt=1e6), Metavar("NUMBER")]
-PositiveSeconds = Annotated[float | None, Field(gt=0, lt=1e6), SECONDS, Metavar("SECONDS")]
 #: Accepts a list or a tuple; each item must have its type.
 Batches = Annotated[tuple[Positive, ...], Field(strict=False)]
 Size = Annotated[tuple[Positive, Positive], Field(strict=False), parsed(_size), Metavar("WxH")]
@@ -182,18 +176,6 @@ class PlanRequest(Validated):
         "pays for one of them and the cache gets the rest (default: where that serves more)",
     )
 
-    rate: PositiveNumber = Field(
-        default=None,
-        description="requests that come a second, of the workload's kind: shapes that the forecast "
-        "says to bring these come first",
-    )
-    first_token: PositiveSeconds = Field(
-        default=None, description="seconds to a first token by the forecast, with --rate's load"
-    )
-    per_token: PositiveSeconds = Field(
-        default=None, description="seconds of a token after it by the forecast"
-    )
-
     max_dynamic_patch: Positive | None = Field(
         default=None, description="tiles an image, for InternVL"
     )
@@ -251,7 +233,9 @@ class PlanRequest(Validated):
         Literal["float16", "bfloat16"] | None, parsed(_dtype), Metavar("auto|float16|bfloat16")
     ] = Field(default=None, description="of weights and activations (default: the checkpoint's)")
     quant_policy: Annotated[
-        Literal[0, 4, 8, 16, 17, 42] | None, parsed(_quant_policy), Metavar("0|4|8")
+        Literal[0, 4, 8, 16, 17, 42] | None,
+        parsed(lambda text, _: _QUANT_POLICIES.get(text.lower(), text)),
+        Metavar("0|4|8"),
     ] = Field(
         default=None,
         description="bits of the KV cache: 0, 4 or 8 (none, int4, int8); PyTorch engine: 16, 17 or "
@@ -287,11 +271,6 @@ class PlanRequest(Validated):
         return self.changed(**dict.fromkeys(names, tokens)) if names else self
 
     @property
-    def paced(self) -> bool:
-        """Whether the request wishes a pace for the forecast."""
-        return any(getattr(self, name) for name in PACE)
-
-    @property
     def workload(self) -> Workload:
         """What is promised to clients."""
         return Workload(
@@ -323,14 +302,12 @@ class PlanRequest(Validated):
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self.given().items()
-            if name in fields and name not in _OF_A_PLACE and name not in PACE
+            if name in fields and name not in _OF_A_PLACE
         }
 
 
 #: Options that a plan states elsewhere: its model, its machine, its GPUs and its engine.
 _OF_A_PLACE: Final = frozenset({"model", "on", "gpus", "lmdeploy"})
-#: Options on the speed forecast, which only `plan` and `which` accept.
-PACE: Final = ("rate", "first_token", "per_token")
 
 #: The headings of the fields in help pages; `ENGINE_OPTIONS` follow.
 GROUPS: Final = {

@@ -13,9 +13,8 @@ from turbofit.machine.source import machine_from
 from turbofit.memory.known_bad import survived_batch
 from turbofit.model.source import resolve_model
 from turbofit.planning.calibrations import pretends, with_calibrations
-from turbofit.planning.request import PACE, PlanRequest
+from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolved_request import ResolvedRequest, with_image_limit
-from turbofit.planning.speed import Pace
 
 
 def resolve(request: PlanRequest) -> ResolvedRequest:
@@ -44,7 +43,6 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         options=request.options,
         image_threads=request.image_threads,
         image_cache=request.image_cache,
-        pace=Pace(**{name: getattr(request, name) for name in PACE}) if request.paced else None,
     )
     resolved = with_image_limit(resolved, request.max_dynamic_patch, request.max_pixels)
     _check(request, resolved)
@@ -74,8 +72,6 @@ def _check(request: PlanRequest, resolved: ResolvedRequest) -> None:
         raise UsageError(
             f"least decides by memory, goal {request.goal} by something else", hint=_ONE_OF
         )
-    if request.least and request.paced:
-        raise UsageError("least decides by memory, a rate and its seconds by speed", hint=_ONE_OF)
     _check_context(resolved)
     if request.images and "images" in request.given():
         if resolved.model.image_rule is None:

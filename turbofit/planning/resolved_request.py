@@ -17,7 +17,6 @@ from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.machine.presets import is_measured
 from turbofit.memory.account import NO_IMAGES, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.engines import LMDEPLOY
-from turbofit.planning.speed import Pace
 
 #: The part of a margin for contexts and libraries, which are estimates on cards that nobody
 #: measured: of seven real plans three took 76, 138 and 206 MiB more than forecast.
@@ -75,7 +74,7 @@ class ResolvedRequest(Struct):
     limits peak plus margin of this turbofit on each GPU, as in `budget_on`. ``least``: the smallest
     footprint that keeps the promise is best. ``groups`` is the only grouping to try, if given;
     ``ratio_caps`` are the largest ratios after rehearsals, by GPU index. ``options`` are the
-    person's own options, for the plan. ``pace`` is the wished speed. ``image_threads`` and
+    person's own options, for the plan. ``image_threads`` and
     ``image_cache`` are for each engine of LMDeploy; None: turbofit chooses. ``compares_limits``:
     the plan says what other image limits would give, which takes more than half of its time.
     """
@@ -93,7 +92,6 @@ class ResolvedRequest(Struct):
     groups: tuple[tuple[int, ...], ...] | None = None
     ratio_caps: dict[int, float] = msgspec.field(default_factory=dict)
     options: dict[str, object] = msgspec.field(default_factory=dict)
-    pace: Pace | None = None
     image_threads: int | None = None
     image_cache: int | None = None
     compares_limits: bool = True

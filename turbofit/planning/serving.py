@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 from msgspec.structs import replace
 
@@ -12,7 +12,7 @@ from turbofit.core.units import three_digits
 from turbofit.memory.engines import LMDEPLOY
 from turbofit.planning.choose import choose, known_warnings, why_not
 from turbofit.planning.explain.plan_document import requests_held
-from turbofit.planning.explain.reasons import pace_words, unkept
+from turbofit.planning.explain.reasons import unkept
 from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.planning.search.search import EngineFit
 from turbofit.planning.search.sizing import excess_tokens
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.planning.request import WhichRequest
     from turbofit.planning.verdict import Planned
-
-_NO_FORECAST: Final = "has no forecast of speed"
 
 
 class Serving(Struct):
@@ -84,11 +82,6 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
             seconds_to_first_token=speed.seconds_to_first_token,
         )
     why_not = next(_lacks(request, resolved, row, tokens), "")
-    if not why_not and resolved.pace is not None:
-        if not isinstance(chosen, EngineFit):
-            why_not = _NO_FORECAST
-        elif chosen.best.slow:
-            why_not = pace_words(resolved, chosen.best)
     return replace(row, keeps=not why_not, why_not=why_not)
 
 
@@ -149,6 +142,6 @@ def _lacks(
     if wanted is None:
         return
     if speed is None:
-        yield _NO_FORECAST
+        yield "has no forecast of speed"
     elif speed * request.images < wanted:
         yield f"{three_digits(speed * request.images)} images/s by the forecast, not {wanted:g}"

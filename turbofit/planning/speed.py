@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import cache
-from math import exp, inf, log2
+from math import exp, log2
 
 import msgspec
-from msgspec.structs import astuple, replace
+from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu, Link, Machine, Measured
 from turbofit.core.model import Model
@@ -253,7 +253,11 @@ def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllR
     measured = _measured(machine, gpus)
     if measured is not None:
         return measured
-    slot = figures.pcie_bandwidth * min(_pcie_scale(gpu) for gpu in gpus)
+    # The links relative to 3.0 x16, which is also assumed where they are unknown or 0.
+    slot = figures.pcie_bandwidth * min(
+        2.0 ** ((known(gpu.pcie.generation, 0) or 3) - 3) * (known(gpu.pcie.width, 0) or 16) / 16
+        for gpu in gpus
+    )
     host = min(figures.host_bandwidth, slot * figures.host_factor)
     if kind == LinkClass.NVLINK:
         bandwidth = max(nvlink_bandwidth(machine, gpus) * figures.nvlink_efficiency, host)
@@ -303,17 +307,9 @@ def _line(times: dict[int, float], measured: int, ranks: int) -> AllReduce:
     return AllReduce(ranks=ranks, latency=latency, bandwidth=2 * (measured - 1) / measured / slope)
 
 
-def _pcie_scale(gpu: Gpu) -> float:
-    """The card's PCIe link relative to 3.0 x16; that is also assumed if it is unknown or 0."""
-    generation, width = known(gpu.pcie.generation, 0) or 3, known(gpu.pcie.width, 0) or 16
-    return float(2.0 ** (generation - 3) * width / 16)
-
-
 #: With answers of equal length, more requests fit than could all end; the more lengths differ, the
 #: sooner evictions begin. Below this value there is no difference.
 _LEAST_ROOM = 0.1
-#: Steps of the bisection for a number of requests: to a thousandth of a batch of 256.
-_HALVINGS = 18
 
 
 class Speed(Struct):
@@ -358,38 +354,6 @@ def request_tokens(vision_load: VisionLoad) -> int:
 def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
     """The tokens of the request that verdicts count: the workload's, at most ``session_len``."""
     return min(request_tokens(vision_load), session_len)
-
-
-class Pace(Struct):
-    """A wish: requests a second, seconds to the first token and to a later one; None: no wish."""
-
-    rate: float | None = None
-    first_token: float | None = None
-    per_token: float | None = None
-
-    def forecast(self, speed_at: Callable[[float], Speed], share: float, most: float) -> Pace:
-        """The pace with the fewest requests that reach ``share`` of the rate, or with ``most``."""
-        low, high = 0.0, most
-        wanted = inf if self.rate is None else self.rate * share
-        speed = speed_at(most)
-        for _ in range(_HALVINGS if speed.requests_per_second > wanted else 0):
-            middle = (low + high) / 2
-            tried = speed_at(middle)
-            if tried.requests_per_second < wanted:
-                low = middle
-            else:
-                high, speed = middle, tried
-        first, whole = speed.seconds_to_first_token, speed.seconds_per_request
-        per_token = max(speed.step, (whole - first) / rates().output_tokens)
-        return Pace(rate=speed.requests_per_second, first_token=first, per_token=per_token)
-
-    def excess(self, forecast: Pace) -> float:
-        """The share by which the worst missed wish is missed; 0 if all are kept."""
-        both = zip(astuple(self), astuple(forecast), (-1, 1, 1), strict=True)
-        missed: list[float] = [
-            ((now or 1e-9) / wish) ** sign - 1 for wish, now, sign in both if wish
-        ]
-        return max(0.0, *missed)
 
 
 class ClosedLoad(Struct):

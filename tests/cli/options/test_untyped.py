@@ -138,7 +138,7 @@ queue_images: no
 max-prefill-token-num: 4096
 async: 0
 cudagraph_capture_batch_sizes: [1, 2]
-rate: 2
+lmdeploy: 0.18
 port: 8000
 api_key_file: keys
 drain:
@@ -158,10 +158,10 @@ def given(tmp_path: Path, text: str) -> dict[str, Any]:
 
 
 def test_values_of_a_file_are_as_a_command_line_has_them(tmp_path: Path) -> None:
-    """The file may have options of `plan`, too, such as ``rate``."""
+    """The file may have options of `plan`, too, such as ``lmdeploy``."""
     assert given(tmp_path, GOOD) == {
         "model": "internvl2-8b", "on": "4xrtx3090", "images": "2", "context": "8k",
-        "queue_images": "no", "max_prefill_token_num": "4096", "async": "0", "rate": "2",
+        "queue_images": "no", "max_prefill_token_num": "4096", "async": "0", "lmdeploy": "0.18",
         "cudagraph_capture_batch_sizes": ["1", "2"], "port": "8000", "api_key_file": "keys",
         "allowed_media_domains": ["example.com"],
     }  # fmt: skip
@@ -179,7 +179,7 @@ def test_values_of_a_file_are_as_a_command_line_has_them(tmp_path: Path) -> None
         ("context: 8k", "max_model_len: 8k", "max_model_len is no option", "here: context"),
         ("images: 2", "images: {a: 1}", "images should be a value", "images: VALUE"),
         ("api_key_file: keys", "api-key: s3cret", "api-key is a secret", "api_key_file: FILE"),
-        ("rate: 2", "images: 3", "images stands twice", "images: VALUE"),
+        ("lmdeploy: 0.18", "images: 3", "images stands twice", "images: VALUE"),
         ("on: 4xrtx3090", "on: [", "line 4: no YAML", "docs/environment.md"),
     ],
 )

@@ -7,7 +7,6 @@ from msgspec.structs import replace
 
 import turbofit
 from turbofit.core.machine import Holder, Machine
-from turbofit.core.plan import Plan
 from turbofit.machine.source import machine_from
 
 pytestmark = pytest.mark.slow
@@ -157,56 +156,6 @@ def test_a_process_is_stopped_on_all_its_gpus_and_frees_no_more_than_is_used() -
     assert said[change] == f"fits: {freed.kv.tokens:,} KV tokens a group, tp 2"
     said = remedies(with_holders("1xrtx3090:used=10GiB", (large,)), "qwen2.5-14b")
     assert said["stop x[7] on GPU 0 (20.0 GiB)"].startswith("not enough alone: ")
-
-
-def rate(plan: Plan) -> float:
-    return plan.throughput.requests_per_second
-
-
-def test_a_shorter_context_is_offered_with_its_figure() -> None:
-    on = "4xrtx3090:free=20GiB"
-    plan = turbofit.plan("internvl2-8b", on=on)
-    assert plan.settings.session_len == 32_768  # the promise comes before speed
-    (remedy,) = plan.remedies
-    assert remedy.change == "--context 16384"
-    gained, had = rate(turbofit.plan("internvl2-8b", on=on, context=16_384)), rate(plan)
-    assert gained > 1.1 * had
-    assert remedy.effect == f"{gained:.3g} requests/s by the forecast, not {had:.3g}"
-    single = turbofit.plan("internvl2-2b", on="1xl4:free=8GiB", queue_images=False)
-    assert single.settings.max_batch_size == 1
-    assert [one.change for one in single.remedies] == ["--context 16384"]
-    # Not where nothing is gained, or where the context was asked for.
-    assert not turbofit.plan("internvl2-8b", on="4xrtx3090").remedies
-    assert not turbofit.plan("internvl2-8b", on=on, context=32_768).remedies
-
-
-def test_pages_as_its_tool_sends_them_are_offered_with_options_that_hold() -> None:
-    plan = turbofit.plan("olmocr-2-7b", on="1xl4")
-    assert plan.limits.units_per_image == 65_536  # what clients may send stays theirs to lower
-    remedy = plan.remedies[0]
-    assert remedy.change == "--image-size 1288x1288 --context 16384"
-    assert remedy.effect.endswith("for pages as olmOCR sends them")
-    pages = turbofit.plan("olmocr-2-7b", on="1xl4", image_size=(1288, 1288), context=16_384)
-    assert remedy.effect.startswith(f"{rate(pages):.3g} requests/s")
-    rule = pages.model.image_rule
-    for width, height in ((1288, 1288), (995, 1288), (1288, 724)):
-        assert rule.units(width, height, rule.checkpoint_limit) <= pages.limits.units_per_image
-    longer = turbofit.plan("olmocr-2-7b", on="1xl4", context=20_000)
-    assert longer.remedies[0].change == "--image-size 1288x1288"
-    # Not where images are settled, or the model reads no documents.
-    settled = [{"image_size": (2000, 2000)}, {"max_pixels": 4_000_000}, {"images": 0}]
-    others = [turbofit.plan("olmocr-2-7b", on="1xl4", **asked) for asked in settled]
-    for other in (*others, turbofit.plan("qwen2.5-vl-7b", on="1xl4")):
-        assert not [one for one in other.remedies if "--image-size" in one.change]
-
-
-def test_a_gain_that_host_memory_does_not_hold_is_not_offered() -> None:
-    """Engines of a shorter context would be four, for which this host has no memory."""
-    on = "4xrtx3090:free=20GiB,ram=12GiB"
-    plan = turbofit.plan("internvl2-8b", on=on)
-    assert plan.fits
-    assert not plan.remedies
-    assert rate(turbofit.plan("internvl2-8b", on=on, context=16_384)) <= rate(plan)
 
 
 @pytest.mark.parametrize(

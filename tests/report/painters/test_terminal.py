@@ -109,10 +109,12 @@ def test_names_neither_turn_the_text_nor_end_its_line() -> None:
 
 def test_markdown_tables_are_whole_and_names_cannot_break_them() -> None:
     evil = plausible_plan(
-        warnings=("a | b\n# c <script>",), remedies=(Remedy(change="x|y", effect="`z`"),)
+        fits=False,
+        warnings=("a | b\n# c <script>",),
+        remedies=(Remedy(change="x|y", effect="`z`"),),
     )
     text = markdown.paint(plan_view(evil))
-    assert text.startswith("# internvl2-8b on 4xrtx3090 with turbomind\n\n**fits**")
+    assert text.startswith("# internvl2-8b on 4xrtx3090 with turbomind\n\n**does not fit: ")
     assert "<script>" not in text
     assert "| x\\|y | \\`z\\` |" in text
     tables = [block for block in plan_view(evil) if isinstance(block, Table) and block.whole]

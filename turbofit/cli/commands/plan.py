@@ -12,7 +12,7 @@ from turbofit.cli.terminal.output import Form, answer, say
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.messages import refuse_together
 from turbofit.core.process.progress import under_way
-from turbofit.planning.request import PACE, PlanRequest, PredictRequest, WhichRequest
+from turbofit.planning.request import PlanRequest, PredictRequest, WhichRequest
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     common.FULL,
     *common.FORMS,
     *fields.options_of(PlanRequest, ("lmdeploy",)),
-    *fields.options_of(PlanRequest, PACE, group="the forecast of speed"),
     *common.planning_options(),
 )
 def plan(*, rehearse: bool, cluster: str | None, form: Form, **given: Any) -> int:
@@ -105,7 +104,7 @@ def rehearse(*, model: str, defaults: bool, keep: str | None, form: Form, **give
 @command(
     *common.model_argument(required=False),
     *common.machine_options(),
-    *fields.options_of(WhichRequest, ("images_per_second", *PACE, "all_counts")),
+    *fields.options_of(WhichRequest, ("images_per_second", "all_counts")),
     common.HTML,
     common.FULL,
     *common.FORMS,

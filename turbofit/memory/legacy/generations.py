@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError
 from turbofit.core.json_types import JsonObject
-from turbofit.core.model import Model, Quantization, VisionDims
+from turbofit.core.model import Model, Quantization
 from turbofit.core.presets import load_yaml, merged, preset_path
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
@@ -297,7 +297,10 @@ def tower_bytes(model: Model, tp: int, *, spread: bool) -> tuple[int, ...]:
     vision, page = model.vision, legacy_constants().torch_block["page"]
     if vision is None:
         return (0,) * tp
-    layer = [size * HALF for size in _layer(vision)]
+    hidden, inter = vision.hidden, vision.intermediate
+    mlp = [hidden * inter] * (3 if vision.gated_mlp else 2)
+    small = 8 * hidden + inter  # norms, biases, layer scales
+    layer = [size * HALF for size in (3 * hidden * hidden, hidden * hidden, *mlp, small)]
     total = elements(vision_tensors(vision, model.text.hidden)) * HALF
     ranks = tp if spread else 1
     shares = [vision.layers // ranks + (i < vision.layers % ranks) for i in range(ranks)]
@@ -326,16 +329,6 @@ def tower_activations(model: Model, units: int, *, flash: bool) -> int:
     wide = tokens * vision.intermediate * HALF
     mlp = 2 * hidden + (3 if vision.gated_mlp else 2) * wide
     return units * (pixels + max(attention, mlp))
-
-
-def _layer(vision: VisionDims) -> Iterator[int]:
-    """The elements of each large tensor in one block of the tower."""
-    hidden, inter = vision.hidden, vision.intermediate
-    yield 3 * hidden * hidden
-    yield hidden * hidden
-    for _ in range(3 if vision.gated_mlp else 2):
-        yield hidden * inter
-    yield 8 * hidden + inter  # norms, biases, layer scales
 
 
 def _held(sizes: Sequence[int]) -> int:

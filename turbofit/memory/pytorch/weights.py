@@ -188,7 +188,9 @@ def _width(text: TextDims, tensor: Tensor) -> int:
 def _tower_classes(model: Model, vision: VisionDims, tp: int) -> dict[str, int]:
     """The bytes of the towers on one rank, by class."""
     tensors = vision_tensors(vision, model.text.hidden)
-    sharded, mergers = _sharded(tensors, vision), _sharded_projector(tensors, model, vision)
+    split = () if vision.kind in WHOLE_TOWERS else tensors
+    sharded = sum(tensor.weights for tensor in split if tensor.split != "whole")
+    mergers = _sharded_projector(tensors, model, vision)
     classes = {
         "vision": int(sharded * _heads_share(vision.heads, tp) + mergers / tp) * HALF,
         "vision.whole": (elements(tensors) - sharded - mergers) * HALF,
@@ -256,13 +258,6 @@ def _absorbed(text: TextDims) -> int:
     if text.cached_latent is None or text.architecture == _KIMI:
         return 0
     return sum(linear.weights for linear in linears(text) if linear.role == "kv_b") * HALF
-
-
-def _sharded(tensors: Iterable[Tensor], vision: VisionDims) -> int:
-    """Elements of the tower's attention and MLP weights that are sharded."""
-    if vision.kind in WHOLE_TOWERS:
-        return 0
-    return sum(tensor.weights for tensor in tensors if tensor.split != "whole")
 
 
 def _sharded_projector(tensors: Iterable[Tensor], model: Model, vision: VisionDims) -> int:

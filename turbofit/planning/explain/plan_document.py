@@ -20,7 +20,6 @@ from turbofit.core.plan import (
     Kv,
     LimitCost,
     Limits,
-    PaceForecast,
     Parallel,
     Plan,
     Remedy,
@@ -61,7 +60,6 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     remedies: Iterable[Remedy] = (),
     limit_costs: Iterable[LimitCost] = (),
     usual_image: UsualImage | UnsetType = UNSET,
-    pace: PaceForecast | UnsetType = UNSET,
     device_map: dict[str, int | str] | None = None,
 ) -> Plan:
     """Make the plan without command lines.
@@ -117,7 +115,6 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         held=UNSET if held_requests is None else Held(requests=held_requests, request_tokens=size),
         options=request.options,
         footprint=footprint,
-        pace=pace,
     )
 
 

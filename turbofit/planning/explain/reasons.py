@@ -23,7 +23,7 @@ from turbofit.planning.search.search import EngineFit, at_limit
 from turbofit.planning.search.shapes import Evaluation, dtype_for
 from turbofit.planning.search.sizing import excess_tokens, longest_context
 from turbofit.planning.speed import Speed, counted_tokens, group_class, group_rates, group_speed
-from turbofit.planning.throughput import forecast, kind_of, surety_of
+from turbofit.planning.throughput import forecast
 
 #: Width and height of the usual picture: a screen.
 _USUAL_SIZE: Final = (1920, 1080)
@@ -309,28 +309,6 @@ def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterat
             f"the cache holds {kv_tokens:,} tokens, a session may have {session_len:,}: no longer"
             " request is served than the cache holds"
         )
-
-
-def pace_words(request: ResolvedRequest, evaluation: Evaluation) -> str:
-    """The forecast against the wished pace in words; empty if there is no wish."""
-    wish, forecast = request.pace, evaluation.pace
-    if wish is None or forecast is None:
-        return ""
-    images = bool(vision_load_of(request, request.requested_image_limit).units_per_image)
-    kind = kind_of(request.model, evaluation.engine, images=images)
-    sure = surety_of(kind, request.visible)
-    first = surety_of(f"first token among others, {kind}", request.visible)
-    rows = (
-        (wish.rate, forecast.rate, "requests a second", sure.words),
-        (wish.first_token, forecast.first_token, "s to the first token", first.words),
-        (wish.per_token, forecast.per_token, "s a token", "no error is known"),
-    )
-    figures = "; ".join(
-        f"{three_digits(now)} of {wished:g} {what} ({doubt})"
-        for wished, now, what, doubt in rows
-        if wished and now
-    )
-    return f"{'missed' if evaluation.slow else 'kept'} by the forecast: {figures}"
 
 
 def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Remedies: changes with which a plan fits, or is faster; each is computed by a new search.
+"""Remedies: changes with which a plan fits; each is computed by a new search.
 
 The cheapest come first; changes that keep the wished requests at once precede fewer of them.
 """
@@ -16,9 +16,9 @@ from turbofit.core.machine import Gpu, Link, Machine
 from turbofit.core.messages import indices, plural
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
-from turbofit.core.units import GIB, MIB, format_bytes, round_up, three_digits
+from turbofit.core.units import GIB, MIB, format_bytes, round_up
 from turbofit.memory.account import Engine, capability_of
-from turbofit.model.presets import four_bit_variant, fp8_variant, preset_of
+from turbofit.model.presets import four_bit_variant, fp8_variant
 from turbofit.planning.resolved_request import (
     LEAST_MARGIN,
     ResolvedRequest,
@@ -27,15 +27,13 @@ from turbofit.planning.resolved_request import (
 )
 from turbofit.planning.search.candidates import too_few, worst_outcome
 from turbofit.planning.search.search import EngineFit, fit_on_host, limit_that_fits
-from turbofit.planning.search.shapes import Evaluation
 from turbofit.planning.search.sizing import (
     MIN_TEXT_TOKENS,
     SearchState,
     Sizer,
     excess_tokens,
-    shortest_context,
 )
-from turbofit.planning.speed import counted_tokens, link_class, request_tokens
+from turbofit.planning.speed import counted_tokens, link_class
 from turbofit.planning.verdict import fitting
 
 T = TypeVar("T")
@@ -46,10 +44,6 @@ _MOST: Final = 3
 MORE_GPUS: Final = "more of these GPUs"
 #: A change that reduces the gap by less than one percent is not shown.
 _CLOSER: Final = 0.99
-#: A gain of speed below this factor is within the forecast's error.
-_FASTER: Final = 1.1
-#: Contexts that are tried for speed, longest first.
-_SHORTER: Final = (16384, 8192, 4096)
 
 
 class Remedies(NamedTuple):
@@ -306,62 +300,6 @@ def _found(fit: EngineFit) -> str:
 
 def _on_gpus_alone(fit: EngineFit) -> str:
     return f"not enough alone: the GPUs hold it then, and {fit.host_problem}"
-
-
-def speed_remedies(fit: EngineFit) -> Iterator[Remedy]:
-    """Yield smaller promises that would be clearly faster, each computed by a new search."""
-    request = fit.request
-    if not fit.best.fits or request.workload.goal == "context" or request.least:
-        return
-    yield from _pages(fit)
-    if not request.context_given:
-        yield from _shorter(fit)
-
-
-def _pages(fit: EngineFit) -> Iterator[Remedy]:
-    """Yield the images that the tool of a document model sends."""
-    request, workload = fit.request, fit.request.workload
-    limited = workload.image_size is not None or request.image_limit is not None
-    images = not limited and fit.best.vision_load.units_per_image
-    preset = preset_of(request.model) if images else None
-    page = None if preset is None else preset.page
-    if page is None:
-        return
-    change = f"--image-size {page.width}x{page.height}"
-    pages = request.with_workload(image_size=(page.width, page.height))
-    if not request.context_given:
-        change += f" --context {page.context}"
-        pages = pages.with_workload(context=page.context)
-    other = _planned(pages, fit.engine)
-    if other is not None and other.fits and other.best.score >= fit.best.score * _FASTER:
-        effect = f"{_gain(fit, other.best)}, for pages as {page.tool} sends them"
-        yield Remedy(change=change, effect=effect)
-
-
-def _shorter(fit: EngineFit) -> Iterator[Remedy]:
-    request, best = fit.request, fit.best
-    rivals = [rival for rival in fit.evaluations if rival.fits and rival.served == best.served]
-    left_out = any(rival.settings.session_len < best.settings.session_len for rival in rivals)
-    requests = best.settings.requests_in(best.kv_tokens, request_tokens(fit.requested_load))
-    if not left_out and requests <= best.settings.max_batch_size:
-        return  # the context excluded no shape and no requests
-    for context in _SHORTER:
-        if not shortest_context(best.vision_load) <= context < best.settings.session_len:
-            continue
-        other = _planned(request.with_workload(context=context), fit.engine)
-        if other is None:
-            return
-        whole = other.fits and other.best.served == best.served
-        if whole and other.best.score >= best.score * _FASTER:
-            yield Remedy(change=f"--context {context}", effect=_gain(fit, other.best))
-            return
-
-
-def _gain(fit: EngineFit, other: Evaluation) -> str:
-    then, now = other.score, fit.best.score
-    if fit.request.workload.goal == "latency":
-        return f"an answer in {1 / then:.1f} s by the forecast, not {1 / now:.1f}"
-    return f"{three_digits(then)} requests/s by the forecast, not {three_digits(now)}"
 
 
 def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:

@@ -18,7 +18,7 @@ from turbofit.core.plan import Goal
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import Engine, VisionLoad
 from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcome_without_cache
-from turbofit.planning.resolved_request import ResolvedRequest, accounts_of, vision_load_of
+from turbofit.planning.resolved_request import ResolvedRequest, accounts_of
 from turbofit.planning.search.shapes import Evaluation, Shape, like_groups, rounded
 from turbofit.planning.search.sizing import (
     SearchState,
@@ -29,8 +29,7 @@ from turbofit.planning.search.sizing import (
     most_context,
     most_held,
 )
-from turbofit.planning.speed import Pace, Speed, counted_tokens, request_tokens
-from turbofit.planning.throughput import host_rate
+from turbofit.planning.speed import Speed, counted_tokens, request_tokens
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -92,9 +91,7 @@ def _with_speeds(sizer: Sizer, evaluation: Evaluation, *, wants_cache: bool) -> 
         slowest = max(speed.seconds_per_request for speed in alone)
         evaluation = replace(evaluation, seconds_per_answer=slowest)
     plain = sum(speed(at_once, plain=True).requests_per_second for speed in curves)
-    evaluation = replace(evaluation, ranked=plain)
-    most = max(at_once, settings.max_batch_size)
-    return _scored(request, evaluation, [(speed, most) for speed in curves])
+    return _scored(request, replace(evaluation, ranked=plain))
 
 
 def _sized(sizer: Sizer) -> tuple[Sizer, int, bool]:
@@ -179,19 +176,9 @@ def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
     )
 
 
-def _scored(
-    request: ResolvedRequest,
-    evaluation: Evaluation,
-    engines: Sequence[tuple[Callable[[float], Speed], float]],
-) -> Evaluation:
-    """Add the goal's score, the pace, and whether images queue, to an evaluation.
-
-    ``engines`` has for each: its speed by the number of requests, and the most requests it runs.
-    """
+def _scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:
+    """Add the goal's score, and whether images queue, to an evaluation."""
     goal, speeds = request.workload.goal, evaluation.speeds
-    if request.pace is not None:
-        pace = _prepared(request, evaluation, _pace(request.pace, engines))
-        evaluation = replace(evaluation, pace=pace, slow=round(request.pace.excess(pace), 3))
     score, ranked = float(evaluation.kv_tokens), float(evaluation.kv_tokens)
     if goal == "throughput":
         score, ranked = sum(speed.requests_per_second for speed in speeds), evaluation.ranked
@@ -203,28 +190,6 @@ def _scored(
         ranked=ranked,
         queues=evaluation.shape.units_per_forward is not None and not request.workload.queue_images,
     )
-
-
-def _pace(wish: Pace, engines: Sequence[tuple[Callable[[float], Speed], float]]) -> Pace:
-    """The pace of all engines: summed rates, the slowest's seconds; too high if shares differ."""
-    paces = [wish.forecast(speed, 1 / len(engines), most) for speed, most in engines]
-    return Pace(
-        rate=sum(engine.rate or 0 for engine in paces),
-        first_token=max(engine.first_token or 0 for engine in paces),
-        per_token=max(engine.per_token or 0 for engine in paces),
-    )
-
-
-def _prepared(request: ResolvedRequest, evaluation: Evaluation, pace: Pace) -> Pace:
-    """Limit the pace's rate to the requests for which the host prepares images."""
-    load = vision_load_of(request, request.requested_image_limit)
-    host = host_rate(
-        request.machine, request.model.image_rule, load, len(evaluation.speeds) or 1,
-        size=request.workload.image_size, threads=request.image_threads,
-    )  # fmt: skip
-    if host is None or pace.rate is None:
-        return pace
-    return replace(pace, rate=min(pace.rate, host.images_per_second / load.images_per_request))
 
 
 class _Unequal:
@@ -335,15 +300,11 @@ class _Unequal:
             parts=tuple(parts),
         )
         if not evaluation.fits:
-            return replace(evaluation, short=evaluation.short or self._lacking(parts, evaluation))
+            tokens = sum(part.kv_tokens * part.shape.replicas for part in parts)
+            sizer = Sizer(self.state, parts[0].shape)
+            short = evaluation.short or sizer.lacking(tokens, settings.session_len, wanted)
+            return replace(evaluation, short=short)
         return self.with_speeds(parts, evaluation)
-
-    def _lacking(self, parts: Sequence[Evaluation], whole: Evaluation) -> int:
-        """Bytes that all caches together lack for the promised requests."""
-        tokens = sum(part.kv_tokens * part.shape.replicas for part in parts)
-        wanted = self.request.promised_requests or 0
-        sizer = Sizer(self.state, parts[0].shape)
-        return sizer.lacking(tokens, whole.settings.session_len, wanted)
 
     def with_speeds(self, parts: Sequence[Evaluation], whole: Evaluation) -> Evaluation:
         """Add each group's forecast, in the shape's order, and the score to the whole."""
@@ -358,10 +319,7 @@ class _Unequal:
             seconds_per_answer=max(part.seconds_per_answer for part in parts),
             ranked=sum(part.ranked for part in parts),
         )
-        curves = [(self._curve(part), part.settings.max_batch_size) for part in parts]
-        counts = [part.shape.replicas for part in parts]
-        engines = [curve for curve, n in zip(curves, counts, strict=True) for _ in range(n)]
-        return _scored(self.request, whole, engines)
+        return _scored(self.request, whole)
 
 
 #: The least number of parts into which the workload is divided, in all and for each engine.

@@ -257,22 +257,18 @@ class _Search:
 
     def queued(self, shape: Shape, whole: Evaluation) -> Iterator[Evaluation]:
         """Yield the wished limit with one request's units in the peak, unlike ``whole``."""
+        request, units = self.request, self.state.requested_load.units_per_request
         # With `queue_images` every shape already has one request's units.
-        free = self.request.workload.queue_images is None
-        units = self.state.requested_load.units_per_request
-        if not units or not free or not self._wants_cache(whole):
+        if not units or request.workload.queue_images is not None:
+            return
+        # More cache would improve no promise, and the least memory is not wished.
+        enough = whole.fits and whole.settings.session_len >= longest_context(request)
+        enough = enough and not any(part.wants_cache for part in whole.sets)
+        if enough and request.workload.goal != "context" and not request.least:
             return
         queued = self.evaluate(replace(shape, units_per_forward=units))
         if not (queued.fits and whole.fits and queued.worth <= whole.worth):
             yield queued
-
-    def _wants_cache(self, whole: Evaluation) -> bool:
-        """Whether more cache would improve a promise, or the least memory is wished."""
-        if not whole.fits or self.request.workload.goal == "context" or self.request.least:
-            return True
-        if whole.settings.session_len < longest_context(self.request):
-            return True
-        return any(part.wants_cache for part in whole.sets)
 
     def widened(self, queued: Evaluation) -> Evaluation:
         """The same shape with the most units per forward that cost no promise and no speed."""

@@ -22,7 +22,7 @@ from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB
 from turbofit.memory.account import AMPERE, HOPPER, Engine, VisionLoad, capability_of
 from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
-from turbofit.planning.speed import LinkClass, Pace, Speed, group_class, reduce_class
+from turbofit.planning.speed import LinkClass, Speed, group_class, reduce_class
 from turbofit.planning.tower import whole_image_prefill
 
 
@@ -80,11 +80,10 @@ class Evaluation(Struct):
     ``seconds_per_answer`` is that of the slowest (latency goal). ``wants_cache``: more cache would
     run more requests at once. ``footprint``: bytes on all GPUs, if the least is wished.
     ``held_requests``: requests that all engines hold at once, if a number is promised; with too
-    few, ``settings`` have the largest batch that is held. ``pace`` is the forecast for the wished
-    pace, ``slow`` the share by which it misses the wish. ``ranked`` is the part of the score that
-    ranks shapes: requests a second with a plain tower, since a worst image's attention would
-    outweigh the cache's gain for smaller images and texts; it is not rounded, since a whole's is
-    the sum of its parts'.
+    few, ``settings`` have the largest batch that is held. ``ranked`` is the part of the
+    score that ranks shapes: requests a second with a plain tower, since a worst image's attention
+    would outweigh the cache's gain for smaller images and texts; it is not rounded, since a whole's
+    is the sum of its parts'.
     """
 
     engine: str
@@ -103,8 +102,6 @@ class Evaluation(Struct):
     footprint: int = 0
     held_requests: int = 0
     parts: tuple[Evaluation, ...] = ()
-    pace: Pace | None = None
-    slow: float = 0.0
     ranked: float = 0.0
 
     def of_group(self, group: tuple[int, ...]) -> Evaluation:
@@ -127,7 +124,7 @@ class Evaluation(Struct):
         Promises precede speed, so that more memory never makes a promise smaller.
         """
         context = self.settings.session_len
-        return (self.served, context, -self.footprint, -self.slow, rounded(self.ranked))
+        return (self.served, context, -self.footprint, rounded(self.ranked))
 
     @property
     def rank(self) -> tuple[float, ...]:
@@ -374,7 +371,15 @@ class Groupings:
         if tp * replicas > len(self._gpus):
             return []
         return [
-            tuple(tuple(gpu.index for gpu in sorted(group, key=_fullness)) for group in way)
+            tuple(
+                tuple(
+                    gpu.index
+                    for gpu in sorted(
+                        group, key=lambda gpu: (known(gpu.used, 0) - gpu.usable, gpu.index)
+                    )
+                )
+                for group in way
+            )
             for way in self._distinct(tp, replicas)
         ]
 
@@ -395,10 +400,6 @@ class Groupings:
             links = group_class(self._machine, group), reduce_class(self._machine, group)
             self._signatures[indices] = (tuple(cards), *links)
         return self._signatures[indices]
-
-
-def _fullness(gpu: Gpu) -> tuple[int, int]:
-    return known(gpu.used, 0) - gpu.usable, gpu.index
 
 
 def mixed_groupings(
@@ -426,8 +427,12 @@ def mixed_groupings(
     most = max(2, _MOST_MIXED // max(1, len(together)))
     mixed: list[tuple[Group, ...]] = []
     for some in together:
-        fitting = (way for way in _side_by_side(some) if replicas in (None, len(way)))
-        mixed += islice(fitting, most)
+        places = product(*(range(len(ways)) for ways in some))
+        ways = (
+            tuple(chain(*(ways[place] for ways, place in zip(some, chosen, strict=True))))
+            for chosen in sorted(places, key=sum)  # combinations of early ways come first
+        )
+        mixed += islice((way for way in ways if replicas in (None, len(way))), most)
     return mixed[: 2 * _MOST_MIXED]
 
 
@@ -458,13 +463,6 @@ def like_groups(machine: Machine, groups: Sequence[Group]) -> tuple[tuple[Group,
             sets.append(members := [])
         members.append(group)
     return tuple(tuple(sorted(members)) for members in sets)
-
-
-def _side_by_side(kinds: Sequence[Sequence[tuple[Group, ...]]]) -> Iterator[tuple[Group, ...]]:
-    """Combine one way of each kind; combinations of early ways come first."""
-    places = product(*(range(len(ways)) for ways in kinds))
-    for chosen in sorted(places, key=sum):
-        yield tuple(chain(*(ways[place] for ways, place in zip(kinds, chosen, strict=True))))
 
 
 def _partitions(

@@ -151,21 +151,9 @@ def _table(block: Table) -> Markup:
 def _cells(block: Table, row: tuple[str, ...]) -> list[Markup]:
     cells = []
     for column, text in zip(block.columns, row, strict=True):
-        if column.drawn:
-            cells.append(tag("td", _drawn(text)))
-            continue
         cls = "n" if column.right else None if column.wrap else "t"
         if column.wrap and len(text) > _LONG:
             cls = "w"
         value = text.replace(",", "") if block.sortable and _NUMBER.fullmatch(text) else None
         cells.append(tag("td", text, class_=cls, data_v=value))
     return cells
-
-
-def _drawn(text: str) -> Markup:
-    """Draw a bar of letters: ``#`` is memory that stays in use, ``+`` memory in use for a time."""
-    parts = [
-        tag("i", class_=kind, style=f"width:{100 * text.count(mark) / (len(text) - 2):g}%")
-        for mark, kind in (("#", "stays"), ("+", "beyond"))
-    ]
-    return tag("div", *parts, class_="drawn")

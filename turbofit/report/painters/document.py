@@ -90,14 +90,13 @@ class Column(Struct):
     """A column of a table.
 
     The text of a ``wrap`` column may be broken over lines; a terminal leaves out an ``aside``
-    column; a page draws a bar for a ``drawn`` cell, which is in letters: ``[##+.]``.
+    column.
     """
 
     title: str
     right: bool = False
     wrap: bool = False
     aside: bool = False
-    drawn: bool = False
 
 
 class Table(Block):

@@ -46,18 +46,14 @@ def doctor_view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
     yield Paragraph(counts, tone=tone)
     for state in _STATES:
         findings = [finding for finding in report.findings if finding.state == state]
-        if findings:
-            blocks = _in_order(findings, full=full) if state == "ok" else _wrong(state, findings)
-            yield from blocks
-
-
-def _wrong(state: State, findings: Sequence[Finding]) -> Iterator[Block]:
-    """Findings that are not in order, each with its reason and its fix."""
-    yield Heading(_STATES[state][0])
-    for finding in findings:
-        tone: Tone = "bad" if state == "stops" else "warn"
-        yield Paragraph(f"{finding.check}: {finding.seen}", tone=tone)
-        yield known_facts({"why": finding.why, "fix": finding.fix})
+        if findings and state == "ok":
+            yield from _in_order(findings, full=full)
+        elif findings:
+            yield Heading(_STATES[state][0])
+            for finding in findings:
+                text = f"{finding.check}: {finding.seen}"
+                yield Paragraph(text, tone="bad" if state == "stops" else "warn")
+                yield known_facts({"why": finding.why, "fix": finding.fix})
 
 
 def _in_order(findings: Sequence[Finding], *, full: bool) -> Iterator[Block]:

@@ -39,7 +39,11 @@ _PATHS: Final = {
 
 def machine_view(machine: Machine) -> list[Block]:
     """GPUs, warnings, holders, links and host; the short answer has facts in place of tables."""
-    host = _host(machine).items()
+    host, measured = _host(machine).items(), ""
+    if machine.measured is not None:
+        wrong = sum(not pair.right for pair in machine.measured.pairs)
+        measured = f"with torch {machine.measured.torch}: --full has it"
+        measured += f"; {wrong} pairs copy wrong data" if wrong else ""
     blocks: list[Block] = [
         Heading(f"{machine.name} ({machine.source})", short=True),
         _gpu_table(machine),
@@ -47,7 +51,7 @@ def machine_view(machine: Machine) -> list[Block]:
             {
                 "held by": _holders(machine),
                 "links": ways_text(machine),
-                "measured": _slowest(machine.measured) if machine.measured is not None else "",
+                "measured": measured,
                 "host": "; ".join(
                     f"{name} {text}" for name, text in host if not text.startswith(NA)
                 ),
@@ -131,23 +135,6 @@ def _holders(machine: Machine) -> str:
         texts.append(f"{who} {_size(holder.bytes)} {of} GPU {indices(gpus[holder])}")
     left = len(holders) - len(texts)
     return "; ".join([*texts, *([f"{left} more"] if left else [])]) or "nobody that can be seen"
-
-
-def _slowest(measured: Measured) -> str:
-    texts = []
-    if measured.cards:
-        bandwidth = min(card.bandwidth for card in measured.cards)
-        flops = min(card.flops for card in measured.cards)
-        texts.append(f"a card at least {bandwidth / 1e9:,.0f} GB/s, {flops / 1e12:,.1f} TFLOP/s")
-    if measured.pairs:
-        slowest = min(pair.bandwidth for pair in measured.pairs)
-        texts.append(f"a pair at least {slowest / 1e9:,.1f} GB/s")
-    if measured.image_seconds:
-        texts.append(f"a core {measured.image_seconds * 1e3:.0f} ms for an image of 1920x1080")
-    wrong = sum(not pair.right for pair in measured.pairs)
-    if wrong:
-        texts.append(f"{wrong} pairs copy wrong data")
-    return "; ".join(texts)
 
 
 def _measured(measured: Measured) -> list[Block]:

@@ -81,7 +81,6 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
         *_settings(plan),
         *per_engine_blocks(plan),
         *_considered(plan),
-        *(remedies_table(plan.remedies, "What more would give") if plan.fits else []),
         *command_blocks(plan),
         remark(text, **ONLY_SHORT),
     ]
@@ -128,11 +127,8 @@ def _in_short(plan: Plan) -> dict[str, str]:
         facts["forecast"] = _forecast(plan, speed)
         host = plan.usual_image.host if plan.usual_image else speed.host
         facts["host"] = host.words if host is not None and host.binds else ""
-    facts["pace"] = plan.pace.text if plan.pace else ""
     facts["smaller"] = _trade(plan)
     facts["engine"] = in_brief(plan.why_engine, _REASON)
-    if plan.fits and plan.remedies and not facts["smaller"]:
-        facts["faster"] = plan.remedies[0].text
     facts["died?"] = _DIED * (plan.fits and not plan.considered)
     if plan.rehearsal is not None:
         engine = "LMDeploy" if plan.engine.of_lmdeploy else "Transformers"
@@ -338,27 +334,16 @@ def _facts(plan: Plan) -> FactList:
     }
     if speed := plan.throughput:
         facts["forecast"] = (
-            f"{speed.output_tokens_per_second:,.0f} output tokens/s, "
-            f"{speed.requests_per_second:.2f} requests/s, {speed.concurrent_requests} at once "
-            f"({speed.basis})"
+            f"{_forecast(plan, speed)}; {speed.output_tokens_per_second:,.0f} output tokens/s,"
+            f" {speed.concurrent_requests} at once; {speed.basis}"
         )
-        alone, among = speed.first_token_alone, speed.first_token
-        if alone is not None and among is not None:
+        among, figure = speed.first_token, speed.seconds_to_first_token
+        if among is not None:
             facts["first token"] = (
-                f"{alone.figure(speed.seconds_to_first_token_alone)} s where a request finds the"
-                f" engine idle ({alone.words}); {among.figure(speed.seconds_to_first_token)} s"
-                f" where it comes while {speed.concurrent_requests} are there ({among.words})"
+                f"{among.figure(figure)} s while {speed.concurrent_requests} are there"
+                f" ({among.words})"
             )
-        if speed.host is not None:
-            facts["host"] = speed.host.words
-    facts["pace"] = plan.pace.text if plan.pace else ""
-    if usual := plan.usual_image:
-        size = "{}x{}".format(*usual.image_size)
-        facts["a usual image"] = (
-            f"of {size} takes {usual.image_tokens:,} tokens: "
-            f"{usual.requests_per_second:.2f} requests/s, {usual.requests_at_once:,} at once; "
-            f"--image-size {size} plans for these alone"
-        )
+        facts["host"] = speed.host.words if speed.host is not None else ""
     return known_facts(facts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.memory_stack import fold
 from turbofit.core.messages import indices
@@ -10,11 +10,9 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, mib
 from turbofit.report.painters.document import (
     PRETENDED,
-    Column,
     Heading,
     Items,
     Paragraph,
-    Table,
     known_facts,
     last_events,
     remark,
@@ -27,12 +25,10 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.core.run_report import RunReport
-    from turbofit.report.painters.document import Block, Tone
+    from turbofit.report.painters.document import Block, Table, Tone
 
 #: The number of events that are shown.
 _EVENTS: Final = 10
-#: The width of a bar beside a phase, in characters.
-_CELLS: Final = 20
 #: The phases of a rehearsal that belong to loading, before the cache is allocated.
 _LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
 #: The prefix of figures whose largest value is the worst; other figures' least value is.
@@ -98,111 +94,51 @@ def _run(run: RunReport) -> list[Block]:
     return [*blocks, *last_events(run, _EVENTS, level=3)]
 
 
-#: Bytes in use: the peak, and at the end of a phase; None if unknown.
-_Spans = tuple[tuple[int, int] | None, ...]
-
-
-class _Phase(NamedTuple):
-    """A phase, and the bytes in use on each GPU."""
-
-    name: str
-    spans: _Spans
-    seconds: float | None = None
-
-
 def _timelines(plan: Plan, run: RunReport | None) -> list[Block]:
     """The memory in use in each phase, measured in the run or else rehearsed."""
-    measured = _measured(plan, run)
-    if measured:
+    members = [gpu.index for gpu in plan.gpus]
+    moments = run.last.moments if run is not None and run.last is not None else ()
+    phases = [
+        (
+            moment.phase if after is None else f"{moment.phase}, {after.at - moment.at:,.1f} s",
+            [moment.used.get(str(index)) for index in members],
+        )
+        for moment, after in zip(moments, (*moments[1:], None), strict=False)
+    ]
+    if any(size is not None for _, sizes in phases for size in sizes):
         text = "Measured by NVML when each phase began, with what others hold."
-        members = [gpu.index for gpu in plan.gpus]
-        return [remark(text, whole=False), _phase_table(plan, members, measured)]
-    text = (
-        "On pretend GPUs: memory is the engine's own, with what is charged from the forecast; time "
-        "is not real. The bar is what stays, and beyond it what a phase took at most."
-    )
+        return [remark(text, whole=False), _phase_table(members, phases)]
     tables: list[Block] = []
     for numbers in plan.unlike_groups():
-        group_rehearsal = plan.of_group(numbers[0]).rehearsal
-        if group_rehearsal is not None and group_rehearsal.timeline:
-            phases = [
-                _Phase(
-                    f"{moment.phase}{' (images)' if moment.image else ''}",
-                    tuple(zip(moment.peak, moment.end, strict=True)),
-                )
-                for moment in group_rehearsal.timeline
-            ]
-            tables.append(_phase_table(plan, plan.parallel.groups[numbers[0]], phases))
+        rehearsal = plan.of_group(numbers[0]).rehearsal
+        if rehearsal is not None and rehearsal.timeline:
+            peaks = [(moment.phase, moment.peak) for moment in rehearsal.timeline]
+            tables.append(_phase_table(plan.parallel.groups[numbers[0]], peaks))
+    text = (
+        "The most in each phase on pretend GPUs: memory is the engine's own, with what is charged"
+        " from the forecast."
+    )
     return [remark(text, whole=False), *tables] if tables else []
 
 
-def _measured(plan: Plan, run: RunReport | None) -> list[_Phase]:
-    keys = [str(gpu.index) for gpu in plan.gpus]
-    moments = run.last.moments if run is not None and run.last is not None else ()
-    if not any(key in moment.used for moment in moments for key in keys):
-        return []
-    phases = []
-    for moment, after in zip(moments, (*moments[1:], None), strict=True):
-        image = "check" in moment.phase and plan.limits.vision_unit is not None
-        spans = (
-            (moment.used[key], moment.used[key]) if key in moment.used else None for key in keys
-        )
-        seconds = None if after is None else after.at - moment.at
-        phases.append(
-            _Phase(f"{moment.phase}{' (images)' if image else ''}", tuple(spans), seconds)
-        )
-    return phases
+def _phase_table(
+    members: Sequence[int], phases: Sequence[tuple[str, Sequence[int | None]]]
+) -> Table:
+    """The bytes in use on each GPU in each phase; GPUs with equal figures share a column.
 
-
-def _phase_table(plan: Plan, members: Sequence[int], phases: Sequence[_Phase]) -> Table:
-    """Equal GPUs share columns; a terminal shows only the fullest GPUs, with a bar."""
-    lanes: dict[_Spans, list[int]] = {}
+    A terminal shows the fullest alone.
+    """
+    columns: dict[tuple[int | None, ...], list[int]] = {}
     for place, index in enumerate(members):
-        lanes.setdefault(tuple(phase.spans[place] for phase in phases), []).append(index)
-    fullest = max(lanes, key=_most_in_use)
-    room = min(gpu.usable for gpu in plan.gpus if gpu.index in lanes[fullest])
-    timed = any(phase.seconds is not None for phase in phases)
-    # A measurement is of one moment of each phase.
-    titles = ("{} in use, MiB",) if timed else ("{} at most, MiB", "at the end, MiB")
-    card = "the card" if len(lanes) == 1 else f"GPU {indices(lanes[fullest])}"
-    columns = (
-        Column(title="phase", wrap=True),
-        *([Column(title="seconds", right=True)] if timed else []),
-        *(
-            Column(title=title.format(f"GPU {indices(gpus)}"), right=True, aside=spans != fullest)
-            for spans, gpus in lanes.items()
-            for title in titles
-        ),
-        Column(title=f"of {card}", drawn=True),
+        columns.setdefault(tuple(sizes[place] for _, sizes in phases), []).append(index)
+    titles = [f"GPU {indices(gpus)}, MiB" for gpus in columns.values()]
+    fullest = max(columns, key=lambda sizes: max(size or 0 for size in sizes))
+    aside = [title for title, sizes in zip(titles, columns, strict=True) if sizes is not fullest]
+    rows = (
+        (name, *("-" if size is None else mib(size) for size in sizes))
+        for (name, _), *sizes in zip(phases, *columns, strict=True)
     )
-    rows = [
-        (
-            phase.name,
-            *([_seconds(phase)] if timed else []),
-            *(cell for spans in lanes for cell in _sizes(spans[number], len(titles))),
-            _drawn(fullest[number], room),
-        )
-        for number, phase in enumerate(phases)
-    ]
-    return Table(columns=columns, rows=tuple(rows))
-
-
-def _most_in_use(spans: _Spans) -> int:
-    return max((span[0] for span in spans if span), default=0)
-
-
-def _seconds(phase: _Phase) -> str:
-    return "" if phase.seconds is None else f"{phase.seconds:,.1f}"
-
-
-def _sizes(span: tuple[int, int] | None, count: int) -> list[str]:
-    """The last ``count`` figures of a span, one per column."""
-    return ["-"] * count if span is None else list(map(mib, span[-count:]))
-
-
-def _drawn(span: tuple[int, int] | None, room: int) -> str:
-    peak, stays = (min(_CELLS, round(_CELLS * size / room)) for size in span or (0, 0))
-    return f"[{'#' * stays}{'+' * (peak - stays)}{'.' * (_CELLS - peak)}]"
+    return table(("phase", *titles), rows, right=titles, wrap=("phase",), aside=aside)
 
 
 def _sides(plan: Plan, run: RunReport | None) -> list[Block]:
