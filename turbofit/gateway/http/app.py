@@ -21,7 +21,7 @@ from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.media.pictures import PictureTurns
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_list import DenyList
-from turbofit.gateway.routing.engines import Fleet, RoutedEngine, prefixes_of
+from turbofit.gateway.routing.engines import Fleet, RoutedEngine
 from turbofit.gateway.routing.health import Monitor, healthy, trouble
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.upstream import Upstream
@@ -206,8 +206,6 @@ class Gateway(AsgiApp):
             await prepared.resize(self._resizing)
             self._keep_more(request, prepared.payload - before)
         request.body, request.prepared = await self._work(large, prepared.finish)
-        if self.bounds.keeps_prefixes and len(self.fleet) > 1:
-            request.prefixes = await self._work(large, prefixes_of, prepared.parsed.body)
 
     async def _work(self, long: bool, act: Callable[..., _T], *arguments: Any) -> _T:
         """Return what ``act`` returns; if it takes long, from a thread beside the loop."""

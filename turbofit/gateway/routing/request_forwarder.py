@@ -352,10 +352,9 @@ class RequestForwarder:
 
     async def _take(self, request: RequestContext, present: Present) -> Place:
         """A place at an engine, beside other requests, or in a suspect's turn."""
-        cost, prefixes = request.prepared.cost, request.prefixes
         while True:
             turn = self.deny_list.turn(present)
-            place = await self.admission.admit(request.who, cost, turn, prefixes)
+            place = await self.admission.admit(request.who, request.prepared.cost, turn)
             same = False
             try:
                 if turn is not None and turn.alone:
