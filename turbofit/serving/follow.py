@@ -79,7 +79,7 @@ def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
         run.say(f"{place}: {end.error.message}")
         run.say(f"{place}: {why}")
         version, pretend = run.lmdeploy.version, run.config.pretend
-        remember(plan, version, pretend=pretend, changes=run.changes, why=why)
+        remember(plan, version, pretend=pretend, changes=run.changes)
         with suppress(TurbofitError):  # on a full disk the file is missing
             path = run.folder / f"plan-{failed}.json"
             write_atomic(path, plan.to_json(), mode=0o600)

@@ -147,15 +147,9 @@ def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | N
 
 
 class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):
-    """All changes after failed starts, for the next start of this model, cards and LMDeploy.
+    """All changes after failed starts, for the next start of this model, cards and LMDeploy."""
 
-    ``why`` is the reason of the last change.
-    """
-
-    model: str
-    lmdeploy: str
     changes: dict[str, Any]
-    why: str
 
 
 def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
@@ -164,10 +158,8 @@ def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
     return {} if found is None else found.changes
 
 
-def remember(plan: Plan, lmdeploy: str, *, pretend: bool, changes: Options, why: str) -> None:
-    name = plan.model.hub_id or plan.model.name
-    found = Learned(model=name, lmdeploy=lmdeploy, changes=changes, why=why)
-    _learned(plan, lmdeploy, pretend).write(found)
+def remember(plan: Plan, lmdeploy: str, *, pretend: bool, changes: Options) -> None:
+    _learned(plan, lmdeploy, pretend).write(Learned(changes=changes))
 
 
 def forget(plan: Plan, lmdeploy: str, *, pretend: bool) -> bool:

@@ -21,7 +21,7 @@ from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.serving.calibration import in_words
 from turbofit.serving.engine.check import LONG, ask_small, ask_worst, check_seconds
-from turbofit.serving.engine.gemm_tuning import give_tuning, kept_words
+from turbofit.serving.engine.gemm_tuning import give_tuning
 from turbofit.serving.engine.launches import (
     Launch,
     free_ports,
@@ -131,8 +131,9 @@ class Start:
             give_tuning(launches, self._plan, version, run.say, imports=not self._proves)
         supervision = Supervision(
             run.say, exam, config.timing, before_start=self._make_overlay,
-            clients=self._routed.get, on_end=self._ended, on_back=self._back,
-            on_doubt=self._doubt, on_rest=self._rest,
+            clients=self._routed.get, on_end=self._ended, on_rest=self._rest,
+            on_back=lambda engine: self._have_gateway(lambda it: it.engine_ready(engine.index)),
+            on_doubt=lambda index, at: self._have_gateway(lambda it: it.doubt(index, at)),
         )  # fmt: skip
         self._supervisor = Supervisor(self._plan, launches, run.folder, supervision)
         stop.on_second(self._strike)  # before the engines end: their requests are told why
@@ -249,7 +250,8 @@ class Start:
                     run.say(f"{engine.name}: {in_words(row)}")
             spent = engine.spent()
             if engine.launch.tuning is not None and engine.launch.tuning.keep():
-                run.say(f"{engine.name}: {kept_words(spent)}")
+                saved = f"the next start saves a warm-up of {spent.get('warm-up', 0):.0f} s"
+                run.say(f"{engine.name}: its kernels are kept: {saved}")
             engines.append(EngineRecord(group=engine.group, seconds=spent, beside=tuple(rows)))
         cached = {engine.group: engine.tracker.cached_tokens() for engine in supervisor.engines}
         launched = as_launched(plan, cached)
@@ -370,18 +372,8 @@ class Start:
         self._run.record.event("ended", died)
         self._run.on_death(died)
         if self._run.public is not None:
-            index = self._supervisor.engines.index(engine)
             other = self._other_cause(engine, end)
-            self._have_gateway(lambda gateway: gateway.engine_ended(index, other_cause=other))
-
-    def _back(self, engine: SupervisedEngine) -> None:
-        """Tell the gateway that an engine is ready again, for the requests that wait."""
-        index = self._supervisor.engines.index(engine)
-        self._have_gateway(lambda gateway: gateway.engine_ready(index))
-
-    def _doubt(self, index: int, ends_at: float) -> None:
-        """Tell the gateway to send requests elsewhere: the engine gives no sign of life."""
-        self._have_gateway(lambda gateway: gateway.doubt(index, ends_at))
+            self._have_gateway(lambda it: it.engine_ended(engine.index, other_cause=other))
 
     def _have_gateway(self, act: Callable[[Gateway], None]) -> None:
         """Call ``act`` in the gateway's event loop, if it serves and is not too busy."""

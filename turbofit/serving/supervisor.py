@@ -212,7 +212,10 @@ class Supervisor:
             self._supervision.on_end(engine, ended)  # before the pause
         ended = replace(engine.explained(ended), group=engine.group)
         if not again:
-            self._tell_ends(now)
+            for other in self.engines:  # those that have ended meanwhile: there is no later look
+                end = other.look(now, last=True) if other.process is not None else None
+                if end is not None and other.was_ready:
+                    self._supervision.on_end(other, end)
             raise EndedError(ended)
         pause = engine.wait(now)
         self._tell(engine.name, ended.error.message, warning=True)
@@ -229,13 +232,6 @@ class Supervisor:
             f"{meanwhile}",
             warning=True,
         )
-
-    def _tell_ends(self, now: float) -> None:
-        """Report engines that have ended meanwhile to the deny list: there is no later look."""
-        for engine in self.engines:
-            ended = engine.look(now, last=True) if engine.process is not None else None
-            if ended is not None and engine.was_ready:
-                self._supervision.on_end(engine, ended)
 
     def _rest(self) -> None:
         broken = all(engine.state == "broken" for engine in self.engines)
