@@ -10,7 +10,7 @@ from turbofit.core.errors import OutOfMemoryError, TurbofitError
 from turbofit.core.process.files import write_atomic
 from turbofit.gateway.server import digest_of, keep_large_blocks
 from turbofit.serving.engine.engine_log import EndedError
-from turbofit.serving.ladder import MOST_RUNGS, remember, rungs
+from turbofit.serving.ladder import MOST_RUNGS, Learned, learned_file, rungs
 from turbofit.serving.start import Start
 from turbofit.serving.supervisor import StoppedError
 
@@ -38,9 +38,9 @@ def follow(run: Run, stop: StopSignal) -> signal.Signals:
         run.record.change(state="ended", ended=exc.signal.name)
         raise
     finally:
-        if run.config.pretend:
-            # The twin can be made again; a timeline looks larger than the disk space that it takes.
-            for room in (run.folder / "model", *run.folder.glob("pretend-*")):
+        # A twin and an overlay can be made again; a timeline looks larger than it is on the disk.
+        for name in ("model", "overlay-*", "pretend-*"):
+            for room in run.folder.glob(name):
                 shutil.rmtree(room, ignore_errors=True)
     run.record.change(state="ended", ended=ended.name)
     return ended
@@ -79,7 +79,7 @@ def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
         run.say(f"{place}: {end.error.message}")
         run.say(f"{place}: {why}")
         version, pretend = run.lmdeploy.version, run.config.pretend
-        remember(plan, version, pretend=pretend, changes=run.changes)
+        learned_file(plan, version, pretend=pretend).write(Learned(changes=run.changes))
         with suppress(TurbofitError):  # on a full disk the file is missing
             path = run.folder / f"plan-{failed}.json"
             write_atomic(path, plan.to_json(), mode=0o600)

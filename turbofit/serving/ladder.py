@@ -154,19 +154,11 @@ class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):
 
 def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
     """The planner's keywords that failed starts of an equal plan led to; empty if none is known."""
-    found = _learned(plan, lmdeploy, pretend).read()
+    found = learned_file(plan, lmdeploy, pretend=pretend).read()
     return {} if found is None else found.changes
 
 
-def remember(plan: Plan, lmdeploy: str, *, pretend: bool, changes: Options) -> None:
-    _learned(plan, lmdeploy, pretend).write(Learned(changes=changes))
-
-
-def forget(plan: Plan, lmdeploy: str, *, pretend: bool) -> bool:
-    return _learned(plan, lmdeploy, pretend).forget()
-
-
-def _learned(plan: Plan, lmdeploy: str, pretend: bool) -> StateFile[Learned]:
+def learned_file(plan: Plan, lmdeploy: str, *, pretend: bool) -> StateFile[Learned]:
     """The state file for this kind of start, also after a rung whose plan uses fewer cards."""
     model, cards = plan.model, sorted(plan.machine.gpu(i).name for i in plan.machine.visible)
     facts = (model.hub_id or model.name, model.source.checkpoint or "", cards, lmdeploy)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import secrets
 import shlex
-import shutil
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final
 
@@ -91,10 +90,6 @@ class Start:
             EndedError: an engine ended, and starting it again would not help.
             TurbofitError: something else has failed.
         """
-        with ExitStack() as stack:
-            return self._launch(stop, stack)
-
-    def _launch(self, stop: StopSignal, stack: ExitStack) -> signal.Signals:
         from turbofit.machine.host import read_host
         from turbofit.serving.engine.pretended import localised
 
@@ -110,7 +105,7 @@ class Start:
 
             # Fail before minutes of loading; the port is bound for good once engines are ready.
             bind(config.gateway).close()
-        launches = self._launches(stack)
+        launches = self._launches()
         ports = [launch.port for launch in launches]
         scene = Scene(
             Sources(), "start", host=read_host(), plan=self._plan, folder=run.folder, ports=ports,
@@ -178,7 +173,7 @@ class Start:
         if end.is_oom:
             self._proof.forget()
 
-    def _launches(self, stack: ExitStack) -> list[Launch]:
+    def _launches(self) -> list[Launch]:
         run, config, plan = self._run, self._run.config, self._plan
         name, key = config.client_name(plan.model), None
         if config.gateway is None and run.examiner is None:
@@ -187,7 +182,6 @@ class Start:
             from turbofit.gateway.overlay import make_overlay
 
             root = run.folder / f"overlay-{self._number}"
-            stack.callback(shutil.rmtree, root, ignore_errors=True)
             folder = make_overlay(plan, root)
             self._make_overlay = partial(make_overlay, plan, root)
             # The gateway listens once all engines are ready.
@@ -299,7 +293,7 @@ class Start:
         return run.public
 
     def _tick(self) -> None:
-        """Update the lease and the record; write again what a full disk refused before."""
+        """Update the lease and the record."""
         run, engines = self._run, self._supervisor.engines
         if not run.config.pretend:  # others need not know of pretend GPUs
             run.leases.note(
@@ -307,8 +301,6 @@ class Start:
                 self._pids(), ready=self._supervisor.ready,
                 larger=any(engine.tracker.cache_is_larger for engine in engines),
             )  # fmt: skip
-        if run.record.unwritten:
-            run.record.keep()
         self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
         self._tell_progress()
         if run.standby is not None and not self._supervisor.starting:
