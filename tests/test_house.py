@@ -20,8 +20,8 @@ PACKAGE = sorted((ROOT / "turbofit").rglob("*.py"))
 #: Statements of each room, of tests and of benches: a statement is no docstring and no import. A
 #: budget goes down only; a feature that is added pays for itself in its room.
 BUDGETS = {
-    "core": 2_660, "machine": 1_564, "model": 2_640, "memory": 3_249, "planning": 4_382,
-    "logs": 1_663, "rehearsal": 2_840, "gateway": 4_200, "serving": 4_490, "measure": 1_250,
+    "core": 2_559, "machine": 1_564, "model": 2_640, "memory": 3_249, "planning": 4_382,
+    "logs": 1_663, "rehearsal": 2_840, "gateway": 4_127, "serving": 4_414, "measure": 1_250,
     "report": 1_739, "cli": 1_720, "batch_jobs": 448, "tests": 30_000, "bench": 5_640,
 }  # fmt: skip
 MOST_LINES = 800
