@@ -222,36 +222,15 @@ def test_an_error_ends_at_the_callers_line_in_pythons_words() -> None:
     assert getattr(caught.value, "__notes__", [])[1:] == []
 
 
-def test_a_wrong_attribute_names_where_the_value_lives() -> None:
-    plan = turbofit.plan("internvl2-8b", on="1xrtx3090")
-    for name, said in (
-        ("cache_max_entry_count", "it is plan.settings.cache_max_entry_count"),
-        ("tp", "it is plan.parallel.tp or plan.settings.tp"),
-        ("headroom", "it is plan.gpus[0].headroom"),
-        ("verdit", "did you mean verdict?"),
-        ("_repr_png_", "has no attribute '_repr_png_'"),
-    ):
-        with pytest.raises(AttributeError) as caught:
-            getattr(plan, name)
-        assert str(caught.value).endswith(said)
-    assert not hasattr(plan, "_repr_png_")
-    assert copy.deepcopy(plan) == plan == pickle.loads(pickle.dumps(plan))
-
-
 def test_what_is_found_shows_itself() -> None:
     plan = turbofit.plan("internvl2-8b", on="1xrtx3090")
     assert plan.to_dict() == json.loads(plan.to_json())
+    assert copy.deepcopy(plan) == plan == pickle.loads(pickle.dumps(plan))
     predicted = turbofit.predict("internvl2-8b", on="1xrtx3090")
     assert repr(predicted).startswith("<Plan: InternVL2-8B on 1xrtx3090, turbomind, tp 1 x 1, ")
-    assert "<iframe" in (predicted._repr_html_() or "")
     found = Which.from_json(WHICH)
     assert repr(found) == "<Which: 1 of 2 for InternVL2-8B: 1xrtx3090>"
-    with pytest.raises(UsageError):  # it has the page's way of showing all the same
-        turbofit.which("internvl2-8b", on="1xrtx3090")
-    assert "InternVL2-8B" in (found._repr_html_() or "")
     assert found.to_dict() == json.loads(WHICH)
-    with pytest.raises(AttributeError, match=r"it is which.keep\[0\].on"):
-        found.on  # noqa: B018 - it raises
 
 
 WHICH = to_json(

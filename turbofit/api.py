@@ -60,23 +60,6 @@ def _request(kind: type[_Request], model: Any, options: Any) -> _Request:
     return kind.of(model=model, **options)
 
 
-def _framed(plan: Plan) -> str:
-    from turbofit.report.page.html import frame
-    from turbofit.report.views.plan_view import plan_footer, plan_view
-
-    return frame(plan_view(plan), plan, plan_footer(plan))
-
-
-def _framed_which(found: Which) -> str:
-    from turbofit.report.page.html import frame
-    from turbofit.report.views.preset_view import which_footer, which_view
-
-    return frame(which_view(found), found, which_footer(found))
-
-
-Plan.notebook_html = _framed
-
-
 def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options: Any) -> Plan:
     """The best plan for a model on a machine.
 
@@ -130,9 +113,8 @@ def which(model: str | Model | None = None, **options: Any) -> Which:
     Raises:
         TurbofitError: as `plan`, if it holds for every card or model.
     """
-    from turbofit.planning.which import Which, which_cards, which_models
+    from turbofit.planning.which import which_cards, which_models
 
-    Which.notebook_html = _framed_which
     request = _request(WhichRequest, "-" if model is None else model, options)
     return which_models(request) if model is None else which_cards(request)
 

@@ -52,13 +52,13 @@ def test_what_turbofit_was_installed_from_is_named(
     monkeypatch.setattr(
         _Installed, "origin", json.dumps(origin).replace("PLACE", tmp_path.as_uri())
     )
-    monkeypatch.setattr(installation, "_distribution", _Installed)
+    monkeypatch.setattr("importlib.metadata.distribution", lambda _: _Installed())
     wanted = [word.replace("HERE", str(tmp_path)).replace("CODE", str(REPO)) for word in words]
     assert shlex.split(install_command("ray")) == ["pip", "install", *wanted]
     upgraded = shlex.split(install_command("ray", upgrade=True))
     assert upgraded == ["pip", "install", "-U", *wanted]
     monkeypatch.setattr(installation, "_CODE", tmp_path)
-    monkeypatch.setattr(installation, "_distribution", lambda: None)
+    monkeypatch.setattr(_Installed, "origin", None)
     assert install_command("ray") == "pip install 'turbofit[ray]'"
 
 
@@ -78,7 +78,7 @@ def test_a_library_that_is_missing_has_the_line_that_makes_it(
     (tmp_path / "pixels.c").touch()
     (tmp_path / "pyproject.toml").touch()
     monkeypatch.setattr(installation, "_CODE", tmp_path / "site-packages")
-    monkeypatch.setattr(installation, "_distribution", _Installed)
+    monkeypatch.setattr("importlib.metadata.distribution", lambda _: _Installed())
     monkeypatch.setattr(
         _Installed, "origin", json.dumps(origin).replace("PLACE", tmp_path.as_uri())
     )
@@ -119,7 +119,7 @@ def test_nothing_that_is_said_needs_an_index() -> None:
 def test_a_clone_is_found_and_names_what_pretend_gpus_need(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(installation, "_distribution", _Installed)
+    monkeypatch.setattr("importlib.metadata.distribution", lambda _: _Installed())
     monkeypatch.setattr(_Installed, "origin", None)
     assert installation.clone_folder() == REPO
     assert str(REPO / "scripts" / "without-gpu") in installation.without_gpu()

@@ -207,7 +207,7 @@ def calibration(path: Path) -> None:
 
 
 def learned(path: Path) -> None:
-    moved(path, ladder._learned(PLAN, "0.18.0", False).path)
+    moved(path, ladder.learned_file(PLAN, "0.18.0", pretend=False).path)
     assert isinstance(ladder.recall(PLAN, "0.18.0", pretend=False), dict)
 
 

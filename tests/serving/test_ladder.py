@@ -21,7 +21,7 @@ from turbofit.gateway.server import digest_of
 from turbofit.serving.engine.launches import Launch
 from turbofit.serving.engine.supervised_engine import Supervision
 from turbofit.serving.follow import _step_down
-from turbofit.serving.ladder import forget, recall, remember, rungs
+from turbofit.serving.ladder import Learned, learned_file, recall, rungs
 from turbofit.serving.supervisor import Supervisor
 
 pytestmark = pytest.mark.usefixtures("state")
@@ -109,12 +109,13 @@ def test_a_load_that_should_have_fitted_is_tried_again(plan: Plan) -> None:
 
 def test_kept_for_the_same_kind_of_start_only(state: Path, monkeypatch) -> None:
     plan = plausible_plan(gpus=1, tp=1)
+    file = learned_file(plan, "0.18.0", pretend=False)
 
     def known(plan: Plan = plan, lmdeploy: str = "0.18.0", *, pretend: bool = False) -> Any:
         return recall(plan, lmdeploy, pretend=pretend)
 
     def learn() -> None:
-        remember(plan, "0.18.0", pretend=False, changes={"margin": 5}, why="w")
+        file.write(Learned(changes={"margin": 5}))
 
     assert known() == {}
     learn()
@@ -123,8 +124,8 @@ def test_kept_for_the_same_kind_of_start_only(state: Path, monkeypatch) -> None:
     assert known(lmdeploy="0.18.1") == known(pretend=True) == {}
     assert known(plausible_plan(gpus=2, tp=1)) == {}
     assert known(msgspec.structs.replace(plan, model=other)) == {}
-    assert forget(plan, "0.18.0", pretend=False)
-    assert not forget(plan, "0.18.0", pretend=False)
+    assert file.forget()
+    assert not file.forget()
     assert known() == {}
     for text in ("", "{", "[]", '{"schema": "x", "changes": {"a": 1}}'):
         learn()
@@ -134,7 +135,7 @@ def test_kept_for_the_same_kind_of_start_only(state: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/none")  # which cannot be written
     learn()
     assert known() == {}
-    assert not forget(plan, "0.18.0", pretend=False)
+    assert not file.forget()
 
 
 # Engines on unequal cards: each is launched, watched and mended with its own settings.

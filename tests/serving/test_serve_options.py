@@ -113,5 +113,5 @@ def test_from_the_command_to_the_child(words: list[str], stack: list[str]) -> No
     assert stack[-1] == "core/process/child.py"
     assert len(set(stack)) <= MOST_FILES, stack
     rooms = [file.partition("/")[0] for file in stack]
-    first = rooms.index("launch")
+    first = rooms.index("serving")
     assert "cli" not in rooms[first:], stack

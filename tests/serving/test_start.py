@@ -68,7 +68,7 @@ def start_of(engines: list[Any], *, pretend: bool = True, **given: Any) -> Any:
         config=SimpleNamespace(pretend=pretend, gateway=None), on_tick=lambda: None, examiner=None,
         standby=None, folder=MagicMock(),
         leases=SimpleNamespace(note=given.get("note")), on_open=given.get("on_open"),
-        record=MagicMock(unwritten=False),
+        record=MagicMock(),
     )  # fmt: skip
     start: Any = Start(cast("Any", run), PLAN, 0)
     start._supervisor = SimpleNamespace(engines=engines, ready=True)

@@ -14,7 +14,6 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from tests.core.process.test_signals import signalled_in_a_finalizer
 from tests.support.plans import plausible_plan
 from tests.support.processes import REPO, STANDIN
 from tests.support.serving import ask_at
@@ -28,7 +27,7 @@ from turbofit.serving.engine.engine_client import Timing
 from turbofit.serving.engine.engine_log import EndedError
 from turbofit.serving.engine.launches import Launch
 from turbofit.serving.engine.supervised_engine import Supervision
-from turbofit.serving.supervisor import StoppedError, StopSignal, Supervisor
+from turbofit.serving.supervisor import StopSignal, Supervisor
 
 
 @pytest.fixture(autouse=True)
@@ -259,10 +258,3 @@ def test_an_engine_that_a_second_signal_killed_is_not_started_again(tmp_path: Pa
     server, told, said = supervised(tmp_path, struck)
     assert server.run(stop, lambda _: None) is signal.SIGTERM
     assert (told, said) == ([], ["stopping: SIGTERM"])
-
-
-def test_a_signal_inside_a_finalizer_ends_what_runs_nothing_yet() -> None:
-    with pytest.raises(StoppedError) as stopped, StopSignal() as stop:
-        signalled_in_a_finalizer(signal.SIGTERM)
-    assert stopped.value.signal is signal.SIGTERM
-    assert not stop.urgent, "one signal, not two"

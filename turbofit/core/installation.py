@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from turbofit.core.errors import PackageError
 
 if TYPE_CHECKING:
-    from importlib.metadata import Distribution
+    from turbofit.core.json_types import JsonObject
 
 _NAME: Final = "turbofit"
 #: The folder with the code: in a clone, or in an environment.
@@ -24,23 +24,6 @@ _CODE: Final = Path(__file__).resolve().parents[2]
 _ORIGIN: Final = "direct_url.json"
 #: The library that resizes images, the source that hatch_build.py compiled, and its digest.
 _LIBRARY: Final = _CODE / "turbofit" / "serving" / "images" / "libpixels.so"
-
-
-class _Commit(msgspec.Struct):
-    vcs: str
-    commit_id: str
-
-
-class _Folder(msgspec.Struct):
-    editable: bool = False
-
-
-class _Origin(msgspec.Struct):
-    """Where a package is from; ``dir_info`` is set for a folder, ``vcs_info`` for a repository."""
-
-    url: str
-    dir_info: _Folder | None = None
-    vcs_info: _Commit | None = None
 
 
 def install_command(extra: str, *, upgrade: bool = False) -> str:
@@ -83,8 +66,7 @@ def image_library() -> Path:
 
 def clone_folder() -> Path | None:
     """The clone that turbofit was installed from, or that contains its code; None if neither is."""
-    read = _origin()
-    split = urlsplit(read.url if read is not None else "")
+    split = urlsplit(_origin().get("url", ""))
     installed_from = [_local_path(split.path)] if split.scheme == "file" else []
     for folder in (*installed_from, _CODE):
         if (folder / "README.md").is_file() and (folder / "pyproject.toml").is_file():
@@ -107,39 +89,29 @@ def _local_path(path: str) -> Path:
     return Path(url2pathname(path))
 
 
-def _origin() -> _Origin | None:
-    """The origin of turbofit as pip noted it in ``direct_url.json`` (PEP 610)."""
-    package = _distribution()
-    try:
-        return msgspec.json.decode((package and package.read_text(_ORIGIN)) or "", type=_Origin)
-    except msgspec.MsgspecError:
-        return None
+def _origin() -> JsonObject:
+    """The origin of turbofit as pip noted it in ``direct_url.json`` (PEP 610); empty if unknown."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    with suppress(PackageNotFoundError, msgspec.MsgspecError):
+        text = distribution(_NAME).read_text(_ORIGIN) or ""
+        return msgspec.json.decode(text, type=dict[str, Any])
+    return {}
 
 
 def _source(extra: str) -> list[str]:
     """The words by which pip installs turbofit with an extra; empty if its origin is gone."""
-    read = _origin()
-    if read is None:
-        return []
-    extra = extra and f"[{extra}]"
-    if read.vcs_info is not None:
-        return [f"{_NAME}{extra} @ {read.vcs_info.vcs}+{read.url}@{read.vcs_info.commit_id}"]
-    split = urlsplit(read.url)
+    origin, extra = _origin(), extra and f"[{extra}]"
+    url, vcs, folder = origin.get("url", ""), origin.get("vcs_info"), origin.get("dir_info")
+    if vcs is not None:
+        return [f"{_NAME}{extra} @ {vcs['vcs']}+{url}@{vcs['commit_id']}"]
+    split = urlsplit(url)
     if split.scheme != "file":
-        return [f"{_NAME}{extra} @ {read.url}"]
+        return [f"{_NAME}{extra} @ {url}"] if url else []
     path = _local_path(split.path)
-    there = (path / "pyproject.toml").is_file() if read.dir_info is not None else path.is_file()
-    editable = ["-e"] if read.dir_info is not None and read.dir_info.editable else []
+    there = path.is_file() if folder is None else (path / "pyproject.toml").is_file()
+    editable = ["-e"] if folder is not None and folder.get("editable") else []
     return [*editable, f"{path}{extra}"] if there else []
-
-
-def _distribution() -> Distribution | None:
-    from importlib.metadata import PackageNotFoundError, distribution
-
-    try:
-        return distribution(_NAME)
-    except PackageNotFoundError:
-        return None
 
 
 def installed(*names: str) -> str | None:

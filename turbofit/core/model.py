@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import cache
 from typing import Final, Literal
 
@@ -272,28 +273,18 @@ def _exempted(
             begin = of_layer[2].rstrip(".")
             single.setdefault(int(of_layer[1]), set()).add(f"{begin}." if begin else "")
         elif name.startswith("re:"):
-            patterns += _expression(name[3:])
+            text = name[3:]
+            if re.search(r"\)[*+{]", text) or len(re.findall(r"[*+{]", text)) > _MOST_REPEATS:
+                raise UsageError(  # it repeats a group, or repeats too often
+                    f"quantization_config exempts layers by the expression {text[:80]!r}, which may"
+                    " take for ever",
+                    hint="name the layers in the checkpoint's config.json",
+                )
+            with suppress(re.error):
+                patterns.append(re.compile(text))
         else:
             parts.append(name)
     return single, patterns, parts
-
-
-def _expression(text: str) -> list[re.Pattern[str]]:
-    """Compile an expression from a checkpoint; an empty list if it is not an expression.
-
-    Raises:
-        UsageError: it repeats a group, or repeats too often: a search could take for ever.
-    """
-    if re.search(r"\)[*+{]", text) or len(re.findall(r"[*+{]", text)) > _MOST_REPEATS:
-        raise UsageError(
-            f"quantization_config exempts layers by the expression {text[:80]!r}, which may take"
-            " for ever",
-            hint="name the layers in the checkpoint's config.json",
-        )
-    try:
-        return [re.compile(text)]
-    except re.error:
-        return []
 
 
 class ModelSource(Struct):

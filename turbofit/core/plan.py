@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from msgspec import UNSET, UnsetType
@@ -535,9 +535,6 @@ class Plan(JsonDocument):
     """
 
     what: ClassVar[str] = "plan"
-    #: A function that makes a plan's HTML for notebooks; `turbofit.api` sets it, since this room
-    #: must not import reports.
-    notebook_html: ClassVar[Callable[[Plan], str] | None] = None
 
     schema: Annotated[str, const(PLAN_SCHEMA)] = PLAN_SCHEMA
     turbofit_version: Annotated[str, doc("The version that planned.")]
@@ -630,11 +627,6 @@ class Plan(JsonDocument):
         shape = f"{self.engine.name}, tp {self.parallel.tp} x {self.parallel.replicas}"
         cache = f"{self.kv.total_tokens:,} KV tokens: {'fits' if self.fits else 'does not fit'}"
         return f"<Plan: {self.model.name} on {self.machine.name}, {shape}, {cache}>"
-
-    def _repr_html_(self) -> str | None:
-        """The HTML for a notebook; None if `turbofit.api` has not been imported."""
-        make = type(self).notebook_html
-        return None if make is None else make(self)
 
     @property
     def title(self) -> str:

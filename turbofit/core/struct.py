@@ -9,8 +9,6 @@ import msgspec
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from typing_extensions import Self, dataclass_transform
 
     from turbofit.core.json_types import Document
@@ -70,12 +68,6 @@ class JsonDocument(Struct):
 
     what: ClassVar[str]
 
-    if not TYPE_CHECKING:  # type checkers would accept every attribute
-
-        def __getattr__(self, name: str) -> Any:
-            """Refuse an unknown name; the error says which part has it, or a similar name."""
-            raise AttributeError(_no_attribute(self, name), name=name, obj=self)
-
     def to_dict(self) -> Document:
         """The document as dicts, lists and scalars, as :meth:`to_json` writes them."""
         document: Document = msgspec.json.decode(self.to_json())
@@ -93,32 +85,6 @@ class JsonDocument(Struct):
             UsageError: not a document of this schema.
         """
         return decode(data, cls, what=what or cls.what)
-
-
-def _no_attribute(document: Struct, name: str) -> str:
-    what = type(document).__name__
-    said = f"{what!r} object has no attribute {name!r}"
-    if name.startswith("_"):
-        return said
-    places = [f"{what.lower()}.{place}" for place in _places(document, name)]
-    places = [place for place in places if "[" not in place] or places
-    if places:
-        return f"{said}; it is {' or '.join(places)}"
-    from difflib import get_close_matches  # heavy, and only a mistake needs it
-
-    public = [one for one in dir(document) if not one.startswith("_")]
-    near = get_close_matches(name, public, n=1)
-    return f"{said}; did you mean {near[0]}?" if near else said
-
-
-def _places(document: Struct, name: str) -> Iterator[str]:
-    """Paths of the document's parts that have an attribute of this name; a list's first item."""
-    for field in document.__struct_fields__:
-        part, place = getattr(document, field), field
-        if isinstance(part, tuple) and part:
-            part, place = part[0], f"{field}[0]"
-        if isinstance(part, Struct) and name in dir(part):
-            yield f"{place}.{name}"
 
 
 def doc(text: str) -> msgspec.Meta:

@@ -46,12 +46,6 @@ def make_overlay(plan: Plan, root: Path) -> Path:
         UsageError: the checkpoint is not on this machine.
         LaunchError: the folder cannot be made.
     """
-    folder, changed = _changed(plan)
-    return _build(folder, root / _kept_name(folder), changed) if changed else folder
-
-
-def _changed(plan: Plan) -> tuple[Path, dict[str, JsonObject]]:
-    """The checkpoint's folder, and its files that must change with their content."""
     where = plan.model.source.checkpoint
     if where is None or not os.path.isdir(where):
         raise UsageError(
@@ -59,13 +53,11 @@ def _changed(plan: Plan) -> tuple[Path, dict[str, JsonObject]]:
             hint="download it first (hf download ID), and plan with its folder",
         )
     folder, rule = Path(where), plan.model.image_rule
-    return folder, edits(folder, rule, plan.limits) if rule and plan.limits.vision_unit else {}
-
-
-def _kept_name(folder: Path) -> Path:
-    """The last part of the path; in a hub cache the last three, which end with a commit."""
+    changed = edits(folder, rule, plan.limits) if rule and plan.limits.vision_unit else {}
     parts = folder.absolute().parts
-    return Path(*(parts[-3:] if len(parts) > 3 and parts[-2] == "snapshots" else parts[-1:]))
+    # The path's last part is kept; of a hub cache three, which end with a commit.
+    kept = parts[-3:] if len(parts) > 3 and parts[-2] == "snapshots" else parts[-1:]
+    return _build(folder, root / Path(*kept), changed) if changed else folder
 
 
 def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Path:
@@ -81,7 +73,10 @@ def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Pa
             text = json.dumps(changed[name], indent=2, ensure_ascii=False)
             (target / name).write_text(text + "\n", encoding="utf-8")
     except OSError as exc:
-        raise _cannot(exc) from None
+        raise LaunchError(
+            f"the overlay of the model folder cannot be made: {exc.strerror or exc}",
+            hint="set XDG_STATE_HOME to a folder that can be written and holds links",
+        ) from None
     return target
 
 
@@ -116,10 +111,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{path} is no JSON object", hint="download the checkpoint again")
     return content
-
-
-def _cannot(exc: OSError) -> LaunchError:
-    return LaunchError(
-        f"the overlay of the model folder cannot be made: {exc.strerror or exc}",
-        hint="set XDG_STATE_HOME to a folder that can be written and holds links",
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import msgspec
@@ -35,13 +35,6 @@ _TCP_KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPC
 _UNHEARD_MS: Final = 5000
 
 
-class Endpoint(Protocol):
-    """A target of requests: a URL and its key."""
-
-    url: str
-    key: str | None
-
-
 class Unreachable(Exception):  # noqa: N818
     """The request was never sent. ``ended``: the machine answers, but nothing listens there."""
 
@@ -68,7 +61,7 @@ class Upstream:
 
     async def open(
         self,
-        engine: Endpoint,
+        engine: RoutedEngine,
         method: str,
         path: str,
         body: bytes | None,

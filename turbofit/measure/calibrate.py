@@ -41,7 +41,7 @@ from turbofit.serving.engine.worst_requests import (
     worst_request,
 )
 from turbofit.serving.follow import follow
-from turbofit.serving.ladder import forget
+from turbofit.serving.ladder import learned_file
 from turbofit.serving.planner import leases_for
 from turbofit.serving.run import Run
 
@@ -175,7 +175,8 @@ def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bo
     measurement found no shortfall, what helped the start is kept.
     """
     more = any(row["context"] + row["buffers"] > 0 for row in result["calibrations"])
-    return bool(result["kept"]) and more and forget(plan, lmdeploy, pretend=pretend)
+    kept = bool(result["kept"])
+    return kept and more and learned_file(plan, lmdeploy, pretend=pretend).forget()
 
 
 def calibration_of(plan: Plan) -> Calibration | None:

@@ -6,7 +6,7 @@ pairs), so only the smallest count of each card is searched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime, timezone
 from typing import Annotated, ClassVar, Final, TypeVar
 
@@ -157,8 +157,6 @@ class Which(JsonDocument):
     """
 
     what: ClassVar[str] = "answer of which"
-    #: A function that makes its HTML for notebooks, as in `Plan`.
-    notebook_html: ClassVar[Callable[[Which], str] | None] = None
 
     schema: Annotated[str, const(WHICH_SCHEMA)] = WHICH_SCHEMA
     turbofit_version: Annotated[str, doc("The version that planned.")]
@@ -176,8 +174,3 @@ class Which(JsonDocument):
         first = f": {', '.join(names[:_SHOWN])}{', …' if names[_SHOWN:] else ''}" if names else ""
         what, kept = self.model or self.machine, len(names)
         return f"<Which: {kept} of {kept + len(self.others)} for {what}{first}>"
-
-    def _repr_html_(self) -> str | None:
-        """The HTML for a notebook; None if `turbofit.api` has not been imported."""
-        make = type(self).notebook_html
-        return None if make is None else make(self)

@@ -10,7 +10,7 @@ from turbofit.core.errors import OutOfMemoryError, TurbofitError
 from turbofit.core.process.files import write_atomic
 from turbofit.gateway.server import digest_of, keep_large_blocks
 from turbofit.serving.engine.engine_log import EndedError
-from turbofit.serving.ladder import MOST_RUNGS, remember, rungs, table
+from turbofit.serving.ladder import MOST_RUNGS, Learned, learned_file, rungs
 from turbofit.serving.start import Start
 from turbofit.serving.supervisor import StoppedError
 
@@ -38,21 +38,20 @@ def follow(run: Run, stop: StopSignal) -> signal.Signals:
         run.record.change(state="ended", ended=exc.signal.name)
         raise
     finally:
-        if run.config.pretend:
-            # The twin can be made again; a timeline looks larger than the disk space that it takes.
-            for room in (run.folder / "model", *run.folder.glob("pretend-*")):
+        # A twin and an overlay can be made again; a timeline looks larger than it is on the disk.
+        for name in ("model", "overlay-*", "pretend-*"):
+            for room in run.folder.glob(name):
                 shutil.rmtree(room, ignore_errors=True)
     run.record.change(state="ended", ended=ended.name)
     return ended
 
 
 def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
-    failed: list[tuple[Plan, End, str]] = []
-    why = ""
+    failed, why = 0, ""
     while True:
-        start = Start(run, plan, len(failed))
+        start = Start(run, plan, failed)
         run.record.begin(
-            number=len(failed), changes=run.changes, why=why, settings=plan.settings,
+            number=failed, changes=run.changes, why=why, settings=plan.settings,
             requests_at_once=plan.requests_at_once,
         )  # fmt: skip
         try:
@@ -64,20 +63,25 @@ def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
             run.record.change(state="failed", ended=exc.to_dict()["error"])
             raise
         run.record.attempt(ended=end.record())
-        failed.append((plan, end, why))
-        step = _step_down(run, plan, end, len(failed))
+        failed += 1
+        step = _step_down(run, plan, end, failed)
         if step is None:
             run.record.change(state="failed", ended=end.record())
-            raise _final(run, failed)
+            if failed == 1 or not end.is_oom:
+                raise end.error
+            raise OutOfMemoryError(
+                f"out of memory after {failed} starts, the last: {end.error.message}",
+                hint=f"see each start in {run.folder}; report it with turbofit diagnose",
+            )
         plan, rung = step
         run.changes, why = {**run.changes, **rung.changes}, rung.why
-        place = f"warning: ladder {len(failed)}/{MOST_RUNGS}"
+        place = f"warning: ladder {failed}/{MOST_RUNGS}"
         run.say(f"{place}: {end.error.message}")
         run.say(f"{place}: {why}")
         version, pretend = run.lmdeploy.version, run.config.pretend
-        remember(plan, version, pretend=pretend, changes=run.changes, why=why)
+        learned_file(plan, version, pretend=pretend).write(Learned(changes=run.changes))
         with suppress(TurbofitError):  # on a full disk the file is missing
-            path = run.folder / f"plan-{len(failed)}.json"
+            path = run.folder / f"plan-{failed}.json"
             write_atomic(path, plan.to_json(), mode=0o600)
 
 
@@ -98,18 +102,3 @@ def _step_down(run: Run, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung]
         elif digest_of(planned) != digest_of(plan):
             return planned, rung
     return None
-
-
-def _final(run: Run, failed: list[tuple[Plan, End, str]]) -> TurbofitError:
-    """The last error; if memory ran out, the table of all starts is printed before."""
-    end = failed[-1][1]
-    if not end.is_oom or (len(failed) == 1 and end.kind == "hang"):
-        return end.error
-    for row in table(failed):
-        run.say(row)
-    if len(failed) == 1:
-        return end.error
-    return OutOfMemoryError(
-        f"out of memory after {len(failed)} starts, the last: {end.error.message}",
-        hint=f"see the table above, and {run.folder}; report it with turbofit diagnose",
-    )

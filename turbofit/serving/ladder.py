@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.messages import plural
 from turbofit.core.struct import Struct
-from turbofit.core.units import MIB, format_bytes, mib, round_up
+from turbofit.core.units import MIB, format_bytes, round_up
 from turbofit.machine.learned import learned
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.calibrated import identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from turbofit.core.engine_end import End
     from turbofit.core.json_types import Options
@@ -60,24 +60,6 @@ def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
         rung = step(ended, plan, fixed)
         if rung is not None:
             yield rung
-
-
-def table(failed: Sequence[tuple[Plan, End, str]]) -> list[str]:
-    """Lines of a table: forecast and measured figures of each start that ran out of memory."""
-    lines = ["start  ratio  prefill  forecast peak (headroom)       ended: asked / left"]
-    for number, (plan, end, why) in enumerate(failed):
-        started = plan if end.group is None else plan.of_group(end.group)
-        gpu = min(started.gpus, key=lambda ledger: ledger.headroom)
-        settings = started.settings
-        requested = "?" if end.asked is None else mib(end.asked)
-        left = "?" if end.left is None else mib(end.left)
-        lines.append(
-            f"{number:5}  {settings.cache_max_entry_count:.3f}  "
-            f"{settings.max_prefill_token_num:7}  {mib(gpu.peak):>9} MiB "
-            f"({format_bytes(gpu.headroom)})   {end.phase or end.kind}: {requested} / {left} MiB"
-            f"{f'  [{why}]' if why else ''}"
-        )
-    return lines
 
 
 def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
@@ -165,34 +147,18 @@ def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | N
 
 
 class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):
-    """All changes after failed starts, for the next start of this model, cards and LMDeploy.
+    """All changes after failed starts, for the next start of this model, cards and LMDeploy."""
 
-    ``why`` is the reason of the last change.
-    """
-
-    model: str
-    lmdeploy: str
     changes: dict[str, Any]
-    why: str
 
 
 def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
     """The planner's keywords that failed starts of an equal plan led to; empty if none is known."""
-    found = _learned(plan, lmdeploy, pretend).read()
+    found = learned_file(plan, lmdeploy, pretend=pretend).read()
     return {} if found is None else found.changes
 
 
-def remember(plan: Plan, lmdeploy: str, *, pretend: bool, changes: Options, why: str) -> None:
-    name = plan.model.hub_id or plan.model.name
-    found = Learned(model=name, lmdeploy=lmdeploy, changes=changes, why=why)
-    _learned(plan, lmdeploy, pretend).write(found)
-
-
-def forget(plan: Plan, lmdeploy: str, *, pretend: bool) -> bool:
-    return _learned(plan, lmdeploy, pretend).forget()
-
-
-def _learned(plan: Plan, lmdeploy: str, pretend: bool) -> StateFile[Learned]:
+def learned_file(plan: Plan, lmdeploy: str, *, pretend: bool) -> StateFile[Learned]:
     """The state file for this kind of start, also after a rung whose plan uses fewer cards."""
     model, cards = plan.model, sorted(plan.machine.gpu(i).name for i in plan.machine.visible)
     facts = (model.hub_id or model.name, model.source.checkpoint or "", cards, lmdeploy)

@@ -35,13 +35,8 @@ _MOVING: Final = ("before", "cache")
 
 
 class Proved(Struct, tag_field="schema", tag="turbofit.proved/1"):
-    """Worst cases that were answered: the model, the versions, and the day."""
+    """The day when the worst cases were answered; all that they rest on is in the file's name."""
 
-    model: str
-    lmdeploy: str
-    torch: str
-    driver: str
-    cards: tuple[str, ...]
     day: str
 
 
@@ -55,15 +50,11 @@ class Proof:
     """Tells whether the worst cases of a plan were answered here; `keep` records that they were."""
 
     def __init__(self, plan: Plan, config: ServeConfig, lmdeploy: str) -> None:
-        uuids = tuple(gpu.uuid for gpu in plan.gpus)
-        self._now = Proved(
-            model=plan.model.name, lmdeploy=lmdeploy, torch=installed("torch") or "",
-            driver=plan.machine.driver, cards=uuids, day=time.strftime("%Y-%m-%d"),
-        )  # fmt: skip
+        uuids = [gpu.uuid for gpu in plan.gpus]
+        here = (lmdeploy, installed("torch") or "", plan.machine.driver, uuids)
         allocator = [os.environ.get(name, "") for name in _ALLOCATOR]
         pretended = [config.pretend, config.pretend_taken, config.pretend_fail]
-        now = replace(self._now, day="", model="")
-        facts, model = (now, config.options, allocator, pretended), identity(plan.model)
+        facts, model = (here, config.options, allocator, pretended), identity(plan.model)
         self._file = learned("proved", Proved, model, _facts(plan), facts)
         self._held = learned("held", Held, model, _facts(plan, ratio=False), facts)
 
@@ -81,7 +72,7 @@ class Proof:
 
     def keep(self, over: int | None = None) -> None:
         """Record the proof, and the bytes beyond the forecast if they were measured."""
-        self._file.write(self._now)
+        self._file.write(Proved(day=time.strftime("%Y-%m-%d")))
         if over is not None:
             before = self.over
             self._held.write(Held(over=over if before is None else max(before, over)))

@@ -54,8 +54,6 @@ class Record:
         self.folder, self._path = folder, folder / "run.json"
         #: Two threads write: the supervisor's and the one that watches the GPUs.
         self._lock = threading.RLock()
-        #: Whether the disk has refused the current record: `keep` writes it again.
-        self.unwritten = False
         self.run = RunRecord(
             schema=RUN_SCHEMA,
             turbofit_version=__version__,
@@ -65,7 +63,7 @@ class Record:
             state="starting",
             **facts,
         )
-        self.keep()
+        self.change()
 
     def begin(self, **facts: Any) -> None:
         """Begin the record of a new start, with its own settings."""
@@ -88,17 +86,8 @@ class Record:
     def change(self, **facts: Any) -> None:
         with self._lock:
             self.run = replace(self.run, **facts)
-            self.keep()
-
-    def keep(self) -> None:
-        """Write the record; a full disk loses the record, never the server."""
-        with self._lock:
-            try:
+            with suppress(UsageError, OSError):  # a full disk loses the record, never the server
                 write_atomic(self._path, to_json(self.run), mode=0o600)
-            except (UsageError, OSError):
-                self.unwritten = True
-            else:
-                self.unwritten = False
 
 
 def state_folder(room: str, name: str) -> Path:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import secrets
 import shlex
-import shutil
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +20,7 @@ from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.serving.calibration import in_words
 from turbofit.serving.engine.check import LONG, ask_small, ask_worst, check_seconds
-from turbofit.serving.engine.gemm_tuning import give_tuning, kept_words
+from turbofit.serving.engine.gemm_tuning import give_tuning
 from turbofit.serving.engine.launches import (
     Launch,
     free_ports,
@@ -91,10 +90,6 @@ class Start:
             EndedError: an engine ended, and starting it again would not help.
             TurbofitError: something else has failed.
         """
-        with ExitStack() as stack:
-            return self._launch(stop, stack)
-
-    def _launch(self, stop: StopSignal, stack: ExitStack) -> signal.Signals:
         from turbofit.machine.host import read_host
         from turbofit.serving.engine.pretended import localised
 
@@ -110,7 +105,7 @@ class Start:
 
             # Fail before minutes of loading; the port is bound for good once engines are ready.
             bind(config.gateway).close()
-        launches = self._launches(stack)
+        launches = self._launches()
         ports = [launch.port for launch in launches]
         scene = Scene(
             Sources(), "start", host=read_host(), plan=self._plan, folder=run.folder, ports=ports,
@@ -131,8 +126,9 @@ class Start:
             give_tuning(launches, self._plan, version, run.say, imports=not self._proves)
         supervision = Supervision(
             run.say, exam, config.timing, before_start=self._make_overlay,
-            clients=self._routed.get, on_end=self._ended, on_back=self._back,
-            on_doubt=self._doubt, on_rest=self._rest,
+            clients=self._routed.get, on_end=self._ended, on_rest=self._rest,
+            on_back=lambda engine: self._have_gateway(lambda it: it.engine_ready(engine.index)),
+            on_doubt=lambda index, at: self._have_gateway(lambda it: it.doubt(index, at)),
         )  # fmt: skip
         self._supervisor = Supervisor(self._plan, launches, run.folder, supervision)
         stop.on_second(self._strike)  # before the engines end: their requests are told why
@@ -177,7 +173,7 @@ class Start:
         if end.is_oom:
             self._proof.forget()
 
-    def _launches(self, stack: ExitStack) -> list[Launch]:
+    def _launches(self) -> list[Launch]:
         run, config, plan = self._run, self._run.config, self._plan
         name, key = config.client_name(plan.model), None
         if config.gateway is None and run.examiner is None:
@@ -186,7 +182,6 @@ class Start:
             from turbofit.gateway.overlay import make_overlay
 
             root = run.folder / f"overlay-{self._number}"
-            stack.callback(shutil.rmtree, root, ignore_errors=True)
             folder = make_overlay(plan, root)
             self._make_overlay = partial(make_overlay, plan, root)
             # The gateway listens once all engines are ready.
@@ -249,7 +244,8 @@ class Start:
                     run.say(f"{engine.name}: {in_words(row)}")
             spent = engine.spent()
             if engine.launch.tuning is not None and engine.launch.tuning.keep():
-                run.say(f"{engine.name}: {kept_words(spent)}")
+                saved = f"the next start saves a warm-up of {spent.get('warm-up', 0):.0f} s"
+                run.say(f"{engine.name}: its kernels are kept: {saved}")
             engines.append(EngineRecord(group=engine.group, seconds=spent, beside=tuple(rows)))
         cached = {engine.group: engine.tracker.cached_tokens() for engine in supervisor.engines}
         launched = as_launched(plan, cached)
@@ -297,7 +293,7 @@ class Start:
         return run.public
 
     def _tick(self) -> None:
-        """Update the lease and the record; write again what a full disk refused before."""
+        """Update the lease and the record."""
         run, engines = self._run, self._supervisor.engines
         if not run.config.pretend:  # others need not know of pretend GPUs
             run.leases.note(
@@ -305,8 +301,6 @@ class Start:
                 self._pids(), ready=self._supervisor.ready,
                 larger=any(engine.tracker.cache_is_larger for engine in engines),
             )  # fmt: skip
-        if run.record.unwritten:
-            run.record.keep()
         self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
         self._tell_progress()
         if run.standby is not None and not self._supervisor.starting:
@@ -370,18 +364,8 @@ class Start:
         self._run.record.event("ended", died)
         self._run.on_death(died)
         if self._run.public is not None:
-            index = self._supervisor.engines.index(engine)
             other = self._other_cause(engine, end)
-            self._have_gateway(lambda gateway: gateway.engine_ended(index, other_cause=other))
-
-    def _back(self, engine: SupervisedEngine) -> None:
-        """Tell the gateway that an engine is ready again, for the requests that wait."""
-        index = self._supervisor.engines.index(engine)
-        self._have_gateway(lambda gateway: gateway.engine_ready(index))
-
-    def _doubt(self, index: int, ends_at: float) -> None:
-        """Tell the gateway to send requests elsewhere: the engine gives no sign of life."""
-        self._have_gateway(lambda gateway: gateway.doubt(index, ends_at))
+            self._have_gateway(lambda it: it.engine_ended(engine.index, other_cause=other))
 
     def _have_gateway(self, act: Callable[[Gateway], None]) -> None:
         """Call ``act`` in the gateway's event loop, if it serves and is not too busy."""

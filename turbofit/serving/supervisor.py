@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.process.signals import raised_again, stop_signals, unblock
+from turbofit.core.process.signals import stop_signals, unblock
 from turbofit.gateway.routing.engines import Outage
 from turbofit.serving.engine.engine_log import EndedError
 from turbofit.serving.engine.supervised_engine import SupervisedEngine
@@ -53,9 +53,6 @@ class StopSignal:
         self._before: dict[signal.Signals, Any] = {}
         self._terminals: tuple[int, ...] = ()
         self._strikes: list[Callable[[], None]] = []
-        #: Whether a library swallowed a signal's exception; the next signal repeats that one.
-        self._swallowed = False
-        self._raised_again = raised_again(StoppedError, self._again)
         #: SIGHUP calls it instead of ending the run, unless a terminal closed; it takes no lock.
         self.on_hangup: Callable[[], None] | None = None
 
@@ -68,12 +65,10 @@ class StopSignal:
             self._handlers[signal.SIGCHLD] = signal.SIG_DFL
         self._before = {number: signal.getsignal(number) for number in self._handlers}
         self.rearm()
-        self._raised_again.__enter__()
         unblock(heard)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._raised_again.__exit__(None, None, None)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -113,18 +108,11 @@ class StopSignal:
         if number == signal.SIGHUP and self.on_hangup is not None and not closed:
             self.on_hangup()
             return
-        if self.signal is not None and not self._swallowed:
+        if self.signal is not None:
             self.strike()
-        self._swallowed = False
         self.signal = self.heard = signal.Signals(number)
         if self.abrupt:
             raise StoppedError(self.signal)
-
-    def _again(self) -> None:
-        """Send the signal again whose exception was lost."""
-        if self.signal is not None:
-            self._swallowed = True
-            signal.raise_signal(self.signal)
 
 
 class Supervisor:
@@ -224,7 +212,10 @@ class Supervisor:
             self._supervision.on_end(engine, ended)  # before the pause
         ended = replace(engine.explained(ended), group=engine.group)
         if not again:
-            self._tell_ends(now)
+            for other in self.engines:  # those that have ended meanwhile: there is no later look
+                end = other.look(now, last=True) if other.process is not None else None
+                if end is not None and other.was_ready:
+                    self._supervision.on_end(other, end)
             raise EndedError(ended)
         pause = engine.wait(now)
         self._tell(engine.name, ended.error.message, warning=True)
@@ -241,13 +232,6 @@ class Supervisor:
             f"{meanwhile}",
             warning=True,
         )
-
-    def _tell_ends(self, now: float) -> None:
-        """Report engines that have ended meanwhile to the deny list: there is no later look."""
-        for engine in self.engines:
-            ended = engine.look(now, last=True) if engine.process is not None else None
-            if ended is not None and engine.was_ready:
-                self._supervision.on_end(engine, ended)
 
     def _rest(self) -> None:
         broken = all(engine.state == "broken" for engine in self.engines)

@@ -27,7 +27,7 @@ from turbofit.model.caches import hub_cache, modelscope_cache, uses_modelscope
 from turbofit.planning.examine.scene import Sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from turbofit.core.machine import Host
     from turbofit.core.model import Model
@@ -87,18 +87,6 @@ def _cache() -> Path:
     return Path(modelscope_cache() if uses_modelscope() else hub_cache())
 
 
-def _check_disk(name: str, size: int) -> None:
-    """Refuse a full disk; other revisions in the cache are taken for downloaded files."""
-    disk, need = Sources().disk_free(str(_cache())), max(0, size - _here(name))
-    if disk is not None and disk[0] < need + _SPARE:
-        raise LaunchError(
-            f"{_cache()} has {format_bytes(disk[0])} free, what is left of the weights takes "
-            f"{format_bytes(need)}",
-            hint="free disk space, or set "
-            f"{'MODELSCOPE_CACHE' if uses_modelscope() else 'HF_HOME'} to a folder on another disk",
-        )
-
-
 def _here(name: str) -> int:
     """Bytes of a model in its hub's cache, with other revisions and formats.
 
@@ -130,7 +118,14 @@ def _communicated(
 
 
 def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -> str:
-    _check_disk(name, size)
+    disk, need = Sources().disk_free(str(_cache())), max(0, size - _here(name))
+    if disk is not None and disk[0] < need + _SPARE:  # other revisions there count as downloaded
+        raise LaunchError(
+            f"{_cache()} has {format_bytes(disk[0])} free, what is left of the weights takes "
+            f"{format_bytes(need)}",
+            hint="free disk space, or set "
+            f"{'MODELSCOPE_CACHE' if uses_modelscope() else 'HF_HOME'} to a folder on another disk",
+        )
     say(f"phase: download ({name}, {format_bytes(size)})")
     package = "modelscope" if uses_modelscope() else "huggingface_hub"
     command = [sys.executable, "-c", _CODE.format(package=package), name, revision]
@@ -161,29 +156,23 @@ def read_ahead(plan: Plan, host: Host) -> Thread | None:
     kernel drops these pages before memory runs out, and reads no file that it has cached.
     """
     room = known(host.ram_available, 0) - plan.host.pinned - plan.host.pageable
-    files = _weight_files(plan.model.source.checkpoint or "", room)
-    if not files or not hasattr(os, "posix_fadvise"):
-        return None
-    # A thread, because the kernel's call waits while the disk's queue is full.
-    thread = Thread(target=_advise, args=(files,), name="read-ahead", daemon=True)
-    thread.start()
-    return thread
-
-
-def _weight_files(folder: str, room: int) -> list[Path]:
-    """The weight files of a folder that fit into ``room`` bytes, in the order of their names."""
-    files: list[Path] = []
+    folder, files = plan.model.source.checkpoint, list[Path]()
     for path in sorted(Path(folder).glob("*.safetensors")) if folder else ():
         with suppress(OSError):
             room -= path.stat().st_size
             if room < 0:
                 break
             files.append(path)
-    return files
+    if not files or not hasattr(os, "posix_fadvise"):
+        return None
 
+    def advise() -> None:
+        for path in files:
+            with suppress(OSError), path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+                _LOG.debug("%s is read ahead", path.name)
 
-def _advise(files: Iterable[Path]) -> None:
-    for path in files:
-        with suppress(OSError), path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-            _LOG.debug("%s is read ahead", path.name)
+    # A thread, because the kernel's call waits while the disk's queue is full.
+    thread = Thread(target=advise, name="read-ahead", daemon=True)
+    thread.start()
+    return thread

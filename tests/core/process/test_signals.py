@@ -6,13 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from tests.support.waiting import until
 from turbofit.core.process.signals import ended_like_ctrl_c
 
 PROGRAM = """
@@ -72,37 +69,3 @@ def test_what_would_end_a_process_at_once_lets_it_clear_away(by_default: None) -
     with ended_like_ctrl_c():  # who handles a signal goes on doing so
         os.kill(os.getpid(), signal.SIGTERM)
     assert heard == [signal.SIGTERM]
-
-
-def signalled_in_a_finalizer(number: signal.Signals) -> None:
-    """A signal comes where Python swallows exceptions; then wait for it."""
-
-    class Ending:
-        def __del__(self) -> None:
-            signal.raise_signal(number)
-
-    Ending()
-    until(lambda: False, "the signal", 30)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_a_finalizer_swallows_is_raised_behind_it(
-    number: signal.Signals, by_default: None
-) -> None:
-    with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
-        signalled_in_a_finalizer(number)
-
-
-def test_a_signal_is_not_raised_again_while_the_hook_runs(
-    by_default: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hook lingers: a signal that came now would be swallowed, too."""
-
-    def start_and_linger(function: Callable[..., object], args: tuple[Any, ...]) -> None:
-        thread = threading.Thread(target=function, args=args)
-        thread.start()
-        thread.join(0.1)
-
-    monkeypatch.setattr("_thread.start_new_thread", start_and_linger)
-    with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
-        signalled_in_a_finalizer(signal.SIGTERM)

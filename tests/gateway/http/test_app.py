@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 from PIL import Image
 
 from tests.support.gateway import (
@@ -39,7 +38,6 @@ from tests.support.gateway import (
 from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import PRETEND_WORDS
-from turbofit.gateway.http import app as app_module
 from turbofit.gateway.http import body as body_module
 from turbofit.gateway.http import prepare
 from turbofit.gateway.http.accesslog import AccessLog, access_log
@@ -476,7 +474,7 @@ def test_images_that_share_a_request_hold_up_nobody(images, beside, monkeypatch)
 @pytest.mark.parametrize(("side", "beside"), [(40, False), (400, True)])
 def test_no_step_over_a_large_picture_runs_in_the_loop(side, beside, monkeypatch) -> None:
     """JSON and base64 of megabytes take milliseconds, for each of a hundred that come at once."""
-    in_loop = dict.fromkeys(("whole", "__init__", "hold", "finish", "prefixes_of"), True)
+    in_loop = dict.fromkeys(("whole", "__init__", "hold", "finish"), True)
 
     def note(place: Any, name: str) -> None:
         act = getattr(place, name)
@@ -488,14 +486,12 @@ def test_no_step_over_a_large_picture_runs_in_the_loop(side, beside, monkeypatch
         monkeypatch.setattr(place, name, noted)
 
     note(body_module._Arrival, "whole")
-    note(app_module, "prefixes_of")
     for name in ("__init__", "hold", "finish"):
         note(Preparation, name)
     file = BytesIO()
     Image.effect_noise((side, 2 * side), 90).save(file, "PNG")
     part = {"type": "image_url", "image_url": {"url": data_url(file.getvalue())}}
     app, recorder = gateway(engines=2)
-    app.bounds = replace(app.bounds, keeps_prefixes=True)
     assert ask(app, body=chat(part)).status == 200
     assert recorder.bodies[0]["messages"][0]["content"][1]["image_url"]["url"].startswith("data:")
     assert set(in_loop.values()) == {not beside}

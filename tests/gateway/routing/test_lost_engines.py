@@ -41,7 +41,6 @@ from turbofit.gateway.routing.engines import (
     Present,
     RoutedEngine,
     Turn,
-    prefixes_of,
 )
 from turbofit.gateway.routing.health import (
     EngineLoad,
@@ -390,23 +389,6 @@ def test_requests_are_held_to_the_poorest_card(plan: Plan) -> None:
     first, second = plan.by_group
     poorer = replace(second, units_per_forward=20, at_once=3)
     assert bounds_of(replace(plan, by_group=(first, poorer))).gate == 20
-
-
-def test_long_beginnings_stay_together_until_that_costs_too_much() -> None:
-    all_engines, long = [RoutedEngine(n, "http://x") for n in range(3)], "x" * 3000
-    fleet = Fleet(all_engines)
-    all_engines[0].outstanding = 1
-
-    def chosen(*texts: str) -> int:
-        messages = [{"role": "user", "content": text} for text in texts]
-        return fleet.best(Cost(), prefixes=prefixes_of({"messages": messages})).index
-
-    assert chosen(long) == 1
-    all_engines[1].outstanding = 3
-    assert chosen(long, "and then?") == 1
-    all_engines[1].outstanding = 9
-    assert chosen(long, "and then?") == 2
-    assert chosen("hi") == 2
 
 
 async def test_who_is_still_connecting_to_an_engine_that_has_ended_goes_to_another() -> None:

@@ -83,7 +83,8 @@ def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
             continue
         name, equals, value = word.partition("=")
         field = name.strip(_QUOTES)
-        is_one = _is_name(field) or (texts and bool(_TEXT.fullmatch(field)))
+        secret = _NAME.search(field) is not None and len(field.split()) < 2
+        is_one = secret or (texts and bool(_TEXT.fullmatch(field)))
         others_are = is_one and field[:1] == "-" and name.endswith("s")
         awaits = field[:1] == "-" or name.endswith(_BEFORE_SECRET)
         next_is_one = is_one and awaits and not equals + value
@@ -91,9 +92,11 @@ def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
         yield _named(name + equals, value, word) if has_one else _plain(word)
 
 
-def _is_name(field: str) -> bool:
-    """Whether the value of this name is a secret."""
-    return _NAME.search(field) is not None and len(field.split()) < 2
+def _secret(word: str, *, several: bool) -> Shown:
+    """Hide a word in a secret's place; an option of several values may have a count of tokens."""
+    if several and _COUNT.fullmatch(word):
+        return word, []
+    return HIDDEN, [word, word.strip(_QUOTES), *_secrets(word)]
 
 
 def _inside(word: str) -> list[Shown]:
@@ -104,13 +107,6 @@ def _inside(word: str) -> list[Shown]:
 
 def _secrets(word: str) -> list[str]:
     return [secret for _, found in _inside(word) for secret in found]
-
-
-def _secret(word: str, *, several: bool) -> Shown:
-    """Hide a word in a secret's place; an option of several values may have a count of tokens."""
-    if several and _COUNT.fullmatch(word):
-        return word, []
-    return HIDDEN, [word, word.strip(_QUOTES), *_secrets(word)]
 
 
 def _named(name: str, value: str, word: str) -> Shown:

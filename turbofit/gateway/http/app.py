@@ -13,7 +13,7 @@ from turbofit.gateway.http.body import LARGE
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.http.request_context import RequestContext
-from turbofit.gateway.http.routes import ModelCard, hold_name
+from turbofit.gateway.http.routes import hold_name
 from turbofit.gateway.http.welcome import ModelFacts, facts_of
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.media.clips import look
@@ -21,7 +21,7 @@ from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.media.pictures import PictureTurns
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.deny_list import DenyList
-from turbofit.gateway.routing.engines import Fleet, RoutedEngine, prefixes_of
+from turbofit.gateway.routing.engines import Fleet, RoutedEngine
 from turbofit.gateway.routing.health import Monitor, healthy, trouble
 from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.upstream import Upstream
@@ -175,9 +175,6 @@ class Gateway(AsgiApp):
             finally:
                 self._bodies.forget(request)
 
-    def _cards(self) -> list[ModelCard]:
-        return [ModelCard(*names) for names in self.config.names.items()]
-
     def _models(self) -> tuple[ModelFacts, ...]:
         """The facts of its model and of each adapter, by their first names."""
         config, first = self.config, dict[str, str]()
@@ -206,8 +203,6 @@ class Gateway(AsgiApp):
             await prepared.resize(self._resizing)
             self._keep_more(request, prepared.payload - before)
         request.body, request.prepared = await self._work(large, prepared.finish)
-        if self.bounds.keeps_prefixes and len(self.fleet) > 1:
-            request.prefixes = await self._work(large, prefixes_of, prepared.parsed.body)
 
     async def _work(self, long: bool, act: Callable[..., _T], *arguments: Any) -> _T:
         """Return what ``act`` returns; if it takes long, from a thread beside the loop."""
@@ -245,14 +240,9 @@ class Gateway(AsgiApp):
         asked = asyncio.ensure_future(asyncio.to_thread(self.in_use))
         await asyncio.wait({asked}, timeout=_PAGE_SECONDS)  # a driver may hang
         in_use = asked.result() if asked.done() else {}
-        gauges = self._gauges()
-        gauges["gpu_bytes_in_use"] = [((f"gpu={index}",), size) for index, size in in_use.items()]
-        return merge(pages) + self.metrics.text(gauges)
-
-    def _gauges(self) -> dict[str, list[tuple[tuple[str, ...], float]]]:
         labelled = [((f"engine={engine.index}",), engine) for engine in self.engines]
         suspected, refused = self.deny_list.numbers
-        return {
+        gauges: dict[str, list[tuple[tuple[str, ...], float]]] = {
             "connections": [((), len(self.connections))],
             "waiting": [((), self.admission.waiting)],
             "in_flight": [(label, engine.outstanding) for label, engine in labelled],
@@ -266,7 +256,9 @@ class Gateway(AsgiApp):
             "engine_up": [(label, int(engine.serves)) for label, engine in labelled],
             "suspects": [((), suspected)],
             "convicted": [((), refused)],
+            "gpu_bytes_in_use": [((f"gpu={index}",), size) for index, size in in_use.items()],
         }
+        return merge(pages) + self.metrics.text(gauges)
 
     def _record(self, request: RequestContext) -> None:
         prepared, outcome = request.prepared, request.outcome

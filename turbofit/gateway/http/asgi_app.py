@@ -90,7 +90,7 @@ class AsgiApp(ABC):
 
     def _cards(self) -> list[ModelCard]:
         """The models' names; empty if the engines' own list is passed on."""
-        return []
+        return [ModelCard(*names) for names in self.config.names.items()]
 
     def _record(self, request: RequestContext) -> None:
         outcome = request.outcome or ForwardOutcome()
@@ -113,14 +113,6 @@ class AsgiApp(ABC):
         """Sentences on what requests wait for now, and for how long by earlier starts."""
         return []
 
-    def _about(self) -> About:
-        return About(
-            pretend=self.config.pretend,
-            key=bool(self.config.api_keys),
-            notices=(*[PRETEND_WORDS] * self.config.pretend, *self._waits()),
-            models=tuple(self._models()),
-        )
-
     async def _page(self, request: RequestContext, route: Route, send: Send) -> bool:
         """Answer a route that is the app's own; returns whether it is."""
         status, kind = 200, "application/json"
@@ -131,7 +123,13 @@ class AsgiApp(ABC):
                 request.out.append((b"retry-after", str(retry).encode()))
             body = msgspec.json.encode({**page, "pretend": True} if self.config.pretend else page)
         elif route.kind == "about":
-            body = self._about().to_json()
+            about = About(
+                pretend=self.config.pretend,
+                key=bool(self.config.api_keys),
+                notices=(*[PRETEND_WORDS] * self.config.pretend, *self._waits()),
+                models=tuple(self._models()),
+            )
+            body = msgspec.json.encode(about)
         elif route.kind == "metrics":
             body, kind = (await self.metrics_text()).encode(), _METRICS_TYPE
         elif route.kind == "models" and (cards := self._cards()):

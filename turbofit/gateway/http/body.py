@@ -164,21 +164,16 @@ class Bodies:
                 raise Refusal("body_too_big", size=arrival.size, most=most)
             self.check_room(arrival.client)
             if more and arrival.size >= LARGE:
-                await self._let_others()
+                # All other due work runs first. The connection is read on only then: otherwise a
+                # pass of the loop would copy a part of every large body that arrives, and a short
+                # text would wait for that at each of its own steps.
+                async with self._turn:
+                    await asyncio.sleep(0)
         arrival.timer.cancel()  # complete: its client is not late while it waits for a thread
         if arrival.size < LARGE:
             return arrival.whole()
         async with self._turn:  # the copy holds Python's lock: the loop waits for one at most
             return await in_thread(arrival.whole)
-
-    async def _let_others(self) -> None:
-        """Let all other due work run first; large bodies do so one after another.
-
-        The connection is read on only then. Otherwise a pass of the loop would copy a part of every
-        large body that arrives, and a short text would wait for that at each of its own steps.
-        """
-        async with self._turn:
-            await asyncio.sleep(0)
 
     def check_room(self, client: str) -> None:
         """Refuse the bytes that `keep` counted if there is no memory for them; they stay counted.

@@ -59,20 +59,19 @@ class Metrics:
         for name, (kind, help_) in _HELP.items():
             lines += [f"# HELP {_PREFIX}{name} {help_}", f"# TYPE {_PREFIX}{name} {kind}"]
             if kind == "histogram":
-                lines += self._histogram(name)
+                total = 0
+                for bound, number in zip((*map(str, _BUCKETS), "+Inf"), self._first, strict=True):
+                    total += number
+                    lines.append(_line(f"{name}_bucket", (f"le={bound}",), total))
+                lines += [
+                    _line(f"{name}_sum", (), self._first_sum),
+                    _line(f"{name}_count", (), total),
+                ]
             else:
                 counts = self._counts.get(name, {}).items()
                 series = gauges.get(name, ()) if kind == "gauge" else counts
                 lines += [_line(name, labels, value) for labels, value in series]
         return "\n".join(lines) + "\n"
-
-    def _histogram(self, name: str) -> list[str]:
-        lines, total = [], 0
-        for bound, number in zip((*map(str, _BUCKETS), "+Inf"), self._first, strict=True):
-            total += number
-            lines.append(_line(f"{name}_bucket", (f"le={bound}",), total))
-        lines.append(_line(f"{name}_sum", (), self._first_sum))
-        return [*lines, _line(f"{name}_count", (), total)]
 
 
 def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:

@@ -155,7 +155,10 @@ class Preparation:
                 slot.fill(medium, limited.knobs)
             else:
                 slot.show(medium.url)
-        body = _encode(parsed.body)
+        try:
+            body = msgspec.json.encode(parsed.body)
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
+            raise Refusal("bad_json:numbers") from None
         beside = self._beside_images(len(body))
         kv_tokens = UNSTATED if self.generates else 0
         if bounds.gate is not None and self.generates:
@@ -242,10 +245,3 @@ def decode(raw: bytes) -> Any:
         raise Refusal("bad_json:range") from None
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise Refusal("bad_json:text") from None
-
-
-def _encode(body: dict[str, Any]) -> bytes:
-    try:
-        return msgspec.json.encode(body)
-    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
-        raise Refusal("bad_json:numbers") from None

@@ -13,8 +13,6 @@ from turbofit.gateway.http.connections import address_of, request_id
 from turbofit.gateway.http.prepare import PreparedBody
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from turbofit.core.json_types import Document
     from turbofit.gateway.http.refusals import Api
     from turbofit.gateway.http.routes import Route
@@ -64,8 +62,6 @@ class RequestContext:
         self.api: Api = "openai"
         self.route: Route | None = None
         self.prepared = _EMPTY
-        #: Hashes of its prefixes, if engines keep these in their caches.
-        self.prefixes: Sequence[bytes] = ()
         self.engine: RoutedEngine | None = None
         self.outcome: ForwardOutcome | None = None
         self.status, self.reason, self.bytes_in = 0, "", 0

@@ -16,8 +16,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
 from turbofit.core.memory_stack import KINDS, fold, memory_label, stack, sums
 from turbofit.core.messages import indices, plural
 from turbofit.core.struct import Struct
@@ -51,7 +49,12 @@ class Page(NamedTuple):
 @cache
 def chat_page() -> Page:
     """The page, which is read once."""
-    text = _PAGE.read_text(encoding="utf-8").replace(_ROUTES, _routes())
+    rows = []
+    for path, route in ROUTES.items():
+        shown = escape(path)
+        link = f'<a href="{shown}">{shown}</a>' if route.method == "GET" else shown
+        rows.append(f"<tr><td>{route.method}</td><td>{link}</td></tr>")
+    text = _PAGE.read_text(encoding="utf-8").replace(_ROUTES, "".join(rows))
     policy = (
         f"default-src 'none'; script-src {_digest(text, 'script')}; style-src"
         f" {_digest(text, 'style')}; img-src data:; connect-src 'self'; base-uri 'none';"
@@ -70,15 +73,6 @@ def _digest(text: str, name: str) -> str:
     """The hash of an element's content, by which a policy names it; the element is unique."""
     (content,) = re.findall(f"<{name}>(.*?)</{name}>", text, re.DOTALL)
     return f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"
-
-
-def _routes() -> str:
-    rows = []
-    for path, route in ROUTES.items():
-        shown = escape(path)
-        link = f'<a href="{shown}">{shown}</a>' if route.method == "GET" else shown
-        rows.append(f"<tr><td>{route.method}</td><td>{link}</td></tr>")
-    return "".join(rows)
 
 
 class MemoryPart(Struct):
@@ -117,9 +111,6 @@ class About(Struct):
     key: bool
     notices: tuple[str, ...]
     models: tuple[ModelFacts, ...]
-
-    def to_json(self) -> bytes:
-        return msgspec.json.encode(self)
 
 
 def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:

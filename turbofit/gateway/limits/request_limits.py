@@ -61,7 +61,7 @@ class Bounds(Struct):
     image. ``serial``: engines answer one request after another, and read no parameters of images.
     ``vocabulary``: rows of the embedding, 0 if unknown. ``host_bytes``: host memory for the images
     that are in flight to one engine. ``shares``: the requests that the plan expects at each of its
-    unequal engines. ``keeps_prefixes``: engines keep the prefixes of requests in their caches.
+    unequal engines.
     """
 
     rule: AnyImageRule | None
@@ -77,7 +77,6 @@ class Bounds(Struct):
     serial: bool = False
     host_bytes: int = _UNKNOWN_HOST
     shares: tuple[float, ...] = ()
-    keeps_prefixes: bool = False
 
     @property
     def text_bytes(self) -> int:
@@ -143,7 +142,6 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
         serial=plan.engine.serial,
         host_bytes=images_in_flight(plan, bytes_per_unit),
         shares=tuple(group.at_once for group in plan.by_group),
-        keeps_prefixes=plan.settings.enable_prefix_caching,
     )
 
 

@@ -24,12 +24,8 @@ from typing import TYPE_CHECKING, Final
 from turbofit.gateway.http.refusals import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from turbofit.gateway.limits.gate import Cost, Share
     from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
-
-    _Prefixes = Sequence[bytes]
 
 _SUSPECTS: Final = 256
 _SUSPECT_RETRY: Final = 10
@@ -43,11 +39,8 @@ class Place:
     #: Is done when the place is given, or refused.
     given: asyncio.Future[None]
 
-    def __init__(
-        self, admission: Admission, client: str, cost: Cost, turn: Turn | None, prefixes: _Prefixes
-    ) -> None:
-        self._admission, self.client, self.cost = admission, client, cost
-        self.turn, self.prefixes = turn, prefixes
+    def __init__(self, admission: Admission, client: str, cost: Cost, turn: Turn | None) -> None:
+        self._admission, self.client, self.cost, self.turn = admission, client, cost, turn
         self._host_bytes = 0
 
     def take(self, engine: RoutedEngine) -> None:
@@ -147,16 +140,14 @@ class Admission:
     def waiting(self) -> int:
         return self._queue.waiting + self._suspects.waiting
 
-    async def admit(
-        self, client: str, cost: Cost, turn: Turn | None = None, prefixes: _Prefixes = ()
-    ) -> Place:
+    async def admit(self, client: str, cost: Cost, turn: Turn | None = None) -> Place:
         """Wait for a place at an engine, and take it.
 
         Raises:
             Refusal: 503 if no engine is up, 429 if the queue or the wait is too long, 503 for
               suspects, 400 if no engine could ever hold the request.
         """
-        place = Place(self, client, cost, turn, prefixes)
+        place = Place(self, client, cost, turn)
         refusal = self._hopeless(cost)
         if refusal is not None:
             raise refusal
@@ -246,7 +237,7 @@ class Admission:
         turn = place.turn
         if turn is not None and turn.fingerprint in self._fleet.suspects:
             return False
-        best = self._fleet.best(place.cost, place.prefixes, suspect=turn is not None)
+        best = self._fleet.best(place.cost, suspect=turn is not None)
         if best is not None:
             place.take(best)
         return best is not None

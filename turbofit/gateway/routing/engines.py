@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from math import ceil
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
-
-import msgspec
 
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import Gate
@@ -17,7 +14,6 @@ from turbofit.gateway.limits.gate import Gate
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.gate import Cost
 
 #: Seconds for which an engine is assumed to have a request whose client left: with an answer in one
@@ -25,10 +21,6 @@ if TYPE_CHECKING:
 #: stream that has begun ends at once. lmdeploy core/chat_runner.py::ChatRunner.collect #ea0f84
 LEFT_SECONDS: Final = 10.0
 
-#: Bytes of JSON of the shortest prefix that is worth a detour, and the number of prefixes kept.
-_SHORTEST_PREFIX, _REMEMBERED = 2048, 8192
-#: The engine that caches a prefix may have up to this many requests more than the least busy one.
-_DETOUR: Final = 4
 #: Seconds within which a process that died cannot yet run again and take requests.
 _PAUSE: Final = 1.0
 #: How many requests whose clients left an engine remembers.
@@ -284,8 +276,6 @@ class Fleet:
         self.gated = any(engine.gate.units is not None for engine in engines)
         #: Why no engine will be up for a while, if that is known.
         self.outage: Outage | None = None
-        #: The engine whose cache has a prefix, by the prefix's hash; the newest last.
-        self._homes: OrderedDict[bytes, RoutedEngine] = OrderedDict()
 
     def __iter__(self) -> Iterator[RoutedEngine]:
         return iter(self.engines)
@@ -316,46 +306,13 @@ class Fleet:
         left = [engine.back_at - now for engine in self.engines if now < engine.back_at < _NEVER]
         return min(*map(ceil, left), _LONGEST_RETRY) if left else _RETRY
 
-    def best(
-        self, cost: Cost, prefixes: Sequence[bytes] = (), *, suspect: bool = False
-    ) -> RoutedEngine | None:
-        """The least busy engine that has room for the cost, and a ``suspect``; None if none has.
-
-        The engine with the longest known prefix is preferred, if it is not much busier.
-        """
+    def best(self, cost: Cost, *, suspect: bool = False) -> RoutedEngine | None:
+        """The least busy engine that has room for the cost, and a ``suspect``; None if none has."""
         fitting = [engine for engine in self.engines if engine.fits(cost, suspect=suspect)]
-        best = min(fitting, key=lambda engine: engine.rank, default=None)
-        if best is None or not prefixes:
-            return best
-        for prefix in reversed(prefixes):
-            home = self._homes.get(prefix)
-            if home in fitting and home.outstanding <= best.outstanding + _DETOUR:
-                best = home
-                break
-        for prefix in prefixes:
-            self._homes[prefix] = best
-            self._homes.move_to_end(prefix)
-        while len(self._homes) > _REMEMBERED:
-            self._homes.popitem(last=False)
-        return best
+        return min(fitting, key=lambda engine: engine.rank, default=None)
 
     def dead(self) -> Refusal:
         """The refusal for clients while no engine is up."""
         if self.outage is None:
             return Refusal("engine_unavailable", retry_after=self.retry_seconds)
         return Refusal("engine_resting", why=self.outage.message, retry_after=self.retry_seconds)
-
-
-def prefixes_of(body: JsonObject) -> list[bytes]:
-    """Hashes of a request's prefixes, one up to each message; short prefixes are left out."""
-    state = blake2b(digest_size=16)
-    hashes, length = [], 0
-    messages = body.get("messages")
-    parts = messages if isinstance(messages, list) else [body.get("prompt")]
-    for part in (body.get("system"), body.get("tools"), *parts):
-        data = msgspec.json.encode(part)
-        state.update(data)
-        length += len(data)
-        if length >= _SHORTEST_PREFIX:
-            hashes.append(state.copy().digest())
-    return hashes

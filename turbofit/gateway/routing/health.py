@@ -131,7 +131,13 @@ class Monitor:
             tick.cancel()
 
     async def _check(self, engine: RoutedEngine) -> None:
-        if self._due(engine):
+        now, soon = time.monotonic(), self._config.retry_seconds
+        stalled = engine.outstanding > 0 and now - engine.silent_since > self._config.stall_seconds
+        idle = now - engine.last_success > self._config.idle_seconds
+        pause = soon if engine.failures else min(1.0, soon)
+        if now - engine.last_check >= pause and (
+            engine.suspect or stalled or idle or not engine.up
+        ):
             await self._ask(engine)
         await self._examine(engine)
 
@@ -153,14 +159,6 @@ class Monitor:
 
     async def _load(self, engine: RoutedEngine) -> EngineLoad | None:
         return engine_load(await self._upstream.page(engine, "/metrics", HEALTH_SECONDS))
-
-    def _due(self, engine: RoutedEngine) -> bool:
-        now, soon = time.monotonic(), self._config.retry_seconds
-        if now - engine.last_check < (soon if engine.failures else min(1.0, soon)):
-            return False
-        stalled = engine.outstanding > 0 and now - engine.silent_since > self._config.stall_seconds
-        idle = now - engine.last_success > self._config.idle_seconds
-        return engine.suspect or stalled or idle or not engine.up
 
     async def _ask(self, engine: RoutedEngine) -> None:
         began = engine.last_check = time.monotonic()

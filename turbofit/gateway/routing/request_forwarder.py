@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -243,7 +244,10 @@ class Exchange(ForwardOutcome):
             if self._route.kind not in ("count_tokens", "models"):
                 self._succeeded()
             if self._route.kind == "count_tokens":
-                body = _with_image_tokens(body, self._request.prepared.tokens)
+                with suppress(msgspec.MsgspecError, LookupError, TypeError):
+                    document = msgspec.json.decode(body)
+                    document["input_tokens"] += self._request.prepared.tokens
+                    body = msgspec.json.encode(document)
         headers = [(b"content-length", str(len(body)).encode())]
         retry = response.headers.get("Retry-After")
         if retry is not None and retry.isdigit():
@@ -287,16 +291,6 @@ def _events(data: bytes) -> tuple[bytes, bytes]:
     if at < 0:
         return (data, b"") if len(data) > _LONGEST_EVENT else (b"", data)
     return data[: at + 2], data[at + 2 :]
-
-
-def _with_image_tokens(body: bytes, tokens: int) -> bytes:
-    """The engine's count of text tokens, with the tokens of images added."""
-    try:
-        document = msgspec.json.decode(body)
-        document["input_tokens"] += tokens
-    except (msgspec.MsgspecError, LookupError, TypeError):
-        return body
-    return msgspec.json.encode(document)
 
 
 class Doubts(Protocol):
@@ -352,14 +346,16 @@ class RequestForwarder:
 
     async def _take(self, request: RequestContext, present: Present) -> Place:
         """A place at an engine, beside other requests, or in a suspect's turn."""
-        cost, prefixes = request.prepared.cost, request.prefixes
         while True:
             turn = self.deny_list.turn(present)
-            place = await self.admission.admit(request.who, cost, turn, prefixes)
+            place = await self.admission.admit(request.who, request.prepared.cost, turn)
             same = False
             try:
                 if turn is not None and turn.alone:
-                    await _until_others_have_begun(place.engine)
+                    until = time.monotonic() + _LONGEST_WAIT
+                    others = place.engine.in_flight
+                    while time.monotonic() < until and not all(it.present.begun for it in others):
+                        await asyncio.sleep(_LOOK)
                 # The deny list may have changed during the wait.
                 same = self.deny_list.turn(present) == turn
             finally:
@@ -367,11 +363,3 @@ class RequestForwarder:
                     place.leave()
             if same:
                 return place
-
-
-async def _until_others_have_begun(engine: RoutedEngine) -> None:
-    until = time.monotonic() + _LONGEST_WAIT
-    while time.monotonic() < until and any(
-        not exchange.present.begun for exchange in engine.in_flight
-    ):
-        await asyncio.sleep(_LOOK)

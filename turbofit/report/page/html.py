@@ -72,18 +72,6 @@ def page(blocks: list[Block], document: Any, footer: str) -> str:
     )  # fmt: skip
 
 
-def frame(blocks: list[Block], document: Any, footer: str) -> str:
-    """Return the page as a frame for a notebook; the page's script and styles do not reach it."""
-    title = next(block.text for block in blocks if isinstance(block, Heading))
-    return tag(
-        "iframe",
-        srcdoc=page(blocks, document, footer),
-        sandbox="allow-scripts",
-        style="width:100%;height:640px;border:0",
-        title=f"turbofit: {title}",
-    )
-
-
 def _read(name: str) -> str:
     return (_FOLDER / name).read_text(encoding="utf-8")
 

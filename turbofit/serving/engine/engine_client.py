@@ -140,7 +140,13 @@ class Probe(threading.Thread):
             return
         self.healthy.set()
         try:
-            self._ask_all()
+            status, name = self._client.find_model(60.0)
+            if name is None:
+                raise LaunchError(
+                    f"the engine answered {status} when asked for its models", hint="see its log"
+                )
+            if self.exam is not None:
+                self.exam(name, self._ask)
         except LaunchError as exc:
             self.error = exc
         except FAILURES as exc:
@@ -188,15 +194,6 @@ class Probe(threading.Thread):
             if failures >= _LIVENESS_FAILURES:
                 self.unanswered = True
                 return
-
-    def _ask_all(self) -> None:
-        status, name = self._client.find_model(60.0)
-        if name is None:
-            raise LaunchError(
-                f"the engine answered {status} when asked for its models", hint="see its log"
-            )
-        if self.exam is not None:
-            self.exam(name, self._ask)
 
     def _ask(self, question: ProbeRequest) -> int:
         """Send a request; returns the tokens of its prompt, or 0 if the engine does not tell."""

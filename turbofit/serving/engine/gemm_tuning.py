@@ -17,7 +17,7 @@ from turbofit.core.process.files import digest_of_parts, state_dir
 from turbofit.memory.engines import engine_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from turbofit.core.plan import Plan
 
@@ -115,10 +115,3 @@ def give_tuning(
         launch.tuning = GemmTuning(plan, launch.group, lmdeploy, imports=imports)
     if any(launch.tuning and _IMPORT in launch.tuning.environment() for launch in launches):
         say("kernels are those that an earlier start chose: no warm-up")
-
-
-def kept_words(spent: Mapping[str, float]) -> str:
-    """A message on the time that the next start saves; ``spent``: seconds by phase."""
-    return (
-        f"its kernels are kept: the next start saves a warm-up of {spent.get('warm-up', 0):.0f} s"
-    )

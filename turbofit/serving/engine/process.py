@@ -74,7 +74,7 @@ class EngineProcess:
             raise LaunchError(
                 f"{argv[0]} cannot be started: {exc.strerror or exc}", hint="see turbofit machine"
             ) from None
-        _LOG.info("process %d: %s", self.pid, command_text(argv))
+        _LOG.info("process %d: %s", self.pid, shlex.join(without_secrets(argv)))
         self._reader = threading.Thread(target=self._read, name=f"log-{self.pid}", daemon=True)
         self._reader.start()
 
@@ -131,11 +131,6 @@ class EngineProcess:
                 if len(chunk) > 4096:
                     time.sleep(_PAUSE)
         self.runs.extend(self._file.close())
-
-
-def command_text(argv: Sequence[str]) -> str:
-    """A command as a shell reads it, without API keys."""
-    return shlex.join(without_secrets(argv))
 
 
 #: TurboMind's ``[MMDD.HH:MM:SS.uuuuuu]`` and Python's ``YYYY-MM-DD HH:MM:SS,mmm``.

@@ -85,21 +85,17 @@ class Silence:
         if not asked or now - since < _FIRST * most:
             self._looked_at = float("-inf")
             return "heard"
-        if now - self._looked_at >= _EVERY * most and self._works(now):
-            self._worked_at = now
+        if now - self._looked_at >= _EVERY * most:
+            used = processor_seconds(self._group)
+            works = used - self._used > _SHARE * (now - self._looked_at)
+            self._looked_at, self._used = now, used
+            if works or (self._uuids and any_busy(self._uuids) is not False):
+                self._worked_at = now
         idle_since = max(since, self._worked_at)
         self.ends_at = idle_since + most
         if now >= self.ends_at or now - since >= self._longest:
             return "hung"
         return "doubtful" if now - idle_since >= _DOUBT * most else "works"
-
-    def _works(self, now: float) -> bool:
-        """Whether the engine used a processor since the last look, or its GPUs work now."""
-        before, used = (self._looked_at, self._used), processor_seconds(self._group)
-        self._looked_at, self._used = now, used
-        if used - before[1] > _SHARE * (now - before[0]):
-            return True
-        return bool(self._uuids) and any_busy(self._uuids) is not False
 
     @cached_property
     def _longest(self) -> float:

@@ -116,7 +116,7 @@ class SupervisedEngine:
         name: str = "engine",
     ) -> None:
         self.plan, self.launch, self._tell, self.name = plan, launch, tell, name
-        self._supervision, self._index = supervision, index
+        self._supervision, self.index = supervision, index
         self._timing, self._clock = supervision.timing, supervision.clock
         self.log = folder / f"engine-{launch.group}.log"
         self.url = f"http://{HOST}:{launch.port}"
@@ -148,7 +148,7 @@ class SupervisedEngine:
     @property
     def clients(self) -> Owing | None:
         """The gateway's clients of this engine; None if no gateway serves."""
-        return self._supervision.clients(self._index)
+        return self._supervision.clients(self.index)
 
     def start(self) -> None:
         """Start the engine, in the main thread; raises `LaunchError` if that fails."""
@@ -202,7 +202,12 @@ class SupervisedEngine:
         """Read the engine's new output, and update its phase."""
         lines = process.take() if code is None else process.finish()
         if code is None:
-            self._forget_earlier(now)
+            # Evidence that the engine has survived cannot explain a later end. The last reading of
+            # kills is too recent: the kernel may report a kill seconds later.
+            if self._probe is not None:
+                self.tracker.survived(self._probe.lived)
+            if now - self._counted >= _COUNT_SECONDS:
+                self._kills, self._counted = (self._kills[1], kernel.host_kills()), now
         self._listen(bool(lines), now)
         for text, count in lines:
             for line in self.tracker.see(text, count, now):
@@ -244,7 +249,7 @@ class SupervisedEngine:
         found = silence.look(now, self._ready_at, [probe, clients] if clients else [probe])
         if found == "doubtful" and clients and self._doubted != silence.ends_at:
             self._doubted = silence.ends_at
-            self._supervision.on_doubt(self._index, silence.ends_at)
+            self._supervision.on_doubt(self.index, silence.ends_at)
         if found == "hung":
             return stalled("the engine hangs: it owes answers and gives no sign of life", self.log)
         return None
@@ -309,14 +314,6 @@ class SupervisedEngine:
             lines = self.tracker.enter("check", now)
         for line in lines:
             self._tell(line)
-
-    def _forget_earlier(self, now: float) -> None:
-        """Forget evidence that the engine has survived: it cannot explain a later end."""
-        # The last reading of kills is too recent: the kernel may report a kill seconds later.
-        if self._probe is not None:
-            self.tracker.survived(self._probe.lived)
-        if now - self._counted >= _COUNT_SECONDS:
-            self._kills, self._counted = (self._kills[1], kernel.host_kills()), now
 
     def _listen(self, printed: bool, now: float) -> None:
         """Say once for each long silence of a starting engine what it may mean."""

@@ -23,6 +23,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, PackageError, TurbofitError
 from turbofit.core.installation import install_command
@@ -32,7 +33,7 @@ from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.prepare import decode
 from turbofit.gateway.http.refusals import Refusal, refusal_event
 from turbofit.gateway.http.request_context import RequestContext, answer
-from turbofit.gateway.http.routes import ModelCard, hold_name
+from turbofit.gateway.http.routes import hold_name
 from turbofit.gateway.limits.parameters import ANSWER_LENGTHS
 from turbofit.gateway.limits.ranges import hold_parameters
 from turbofit.gateway.limits.request_body import read_body
@@ -243,7 +244,7 @@ class FallbackApp(AsgiApp):
         config: GatewayConfig,
         on_fatal: Callable[[str], None],
     ) -> None:
-        super().__init__(config, _LARGEST)
+        super().__init__(replace(config, names={name: name}), _LARGEST)
         self._model, self._name, self._on_fatal = model, name, on_fatal
         self._one_at_a_time = ThreadPoolExecutor(1, "generate")
 
@@ -259,9 +260,6 @@ class FallbackApp(AsgiApp):
             Refusal: Transformers has no metrics.
         """
         raise Refusal("not_found:transformers", path="/metrics")
-
-    def _cards(self) -> list[ModelCard]:
-        return [ModelCard(self._name, self._name)]
 
     def _record(self, request: RequestContext) -> None:  # noqa: ARG002 - see `AsgiApp`
         if self._model.fatal:
@@ -290,7 +288,7 @@ class FallbackApp(AsgiApp):
     def _held(self, kind: Kind, raw: bytes) -> JsonObject:
         """The body within the gateway's rules, with its images inline; a `Refusal` of any other."""
         parsed = read_body(kind, decode(raw))
-        hold_name({self._name: self._name}, parsed.body)
+        hold_name(self.config.names, parsed.body)
         scope = Scope(engine="transformers", session=self._model.session_len)
         hold_parameters(kind, parsed.body, scope)
         if parsed.copies > 1:
@@ -380,8 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="turbofit-offload-") as scratch:
             placed, offload = read_map(given.device_map), given.offload_folder or scratch
             model = load(given.model, placed, given.dtype, given.session_len, offload)
-            name = given.served_name or given.model
-            app = FallbackApp(model, name, config, _end)
+            app = FallbackApp(model, given.served_name or given.model, config, _end)
             run_gateway(app, on_ready=lambda url: _say(f"Uvicorn running on {url}"))
     except TurbofitError as exc:
         print(f"turbofit-fallback: {exc.message}\nhint: {exc.hint}", file=sys.stderr)  # noqa: T201

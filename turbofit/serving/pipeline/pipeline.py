@@ -63,7 +63,10 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         leases = Leases() if planning.get("on") is None else None
         if leases is not None:
             failed.callback(leases.close)
-        request = _request(_pretended(model_path), backend_config, planning)
+        twin = os.environ.get(_TWIN)  # `turbofit pretend --model` made one, of this model?
+        if twin is not None and find_preset(model_path) == find_preset(Path(twin).name):
+            model_path = twin
+        request = _request(model_path, backend_config, planning)
         try:
             plan = _planned(request, leases)
         except NoGpuError as exc:
@@ -72,7 +75,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
                 "opens it on pretend GPUs, and turbofit.plan(MODEL, on=SPEC) plans without one"
             )
             raise NoGpuError(exc.message, hint=hint) from None
-        if _TWIN in os.environ and not plan.engine.on_torch:
+        if twin is not None and not plan.engine.on_torch:
             from turbofit.rehearsal.turbomind.server import pretend_here
 
             pretend_here()  # the PyTorch engine runs on pretend GPUs without this
@@ -130,14 +133,6 @@ def _check_known(keywords: Options) -> None:
                 hint="an engine's settings are in backend_config, an answer's in gen_config of a "
                 f"call; those of a plan are {', '.join(PLANNING)}",
             )
-
-
-def _pretended(model_path: str) -> str:
-    """The twin's folder if ``turbofit pretend --model`` made one of this model, else the path."""
-    twin = os.environ.get(_TWIN)
-    if twin is None or find_preset(model_path) != find_preset(Path(twin).name):
-        return model_path
-    return twin
 
 
 def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> PlanRequest:

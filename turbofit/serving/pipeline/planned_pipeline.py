@@ -176,7 +176,10 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
                 hint=f"install a known one with {install_command('lmdeploy', upgrade=True)}",
             )
         bounds = _hold_processor(processor.vl_encoder.model, bounds, bounds.rule)
-        _prepare_images(processor.vl_encoder, plan)
+        # As under `serve`, but Pillow still resizes: the process belongs to the user.
+        threads, encoder = threads_here(plan), processor.vl_encoder
+        if threads > 1 and (why := prepare(encoder, threads, plan.host.image_cache)):
+            warnings.warn(f"images are prepared in LMDeploy's own way: {why}", stacklevel=2)
         self.async_engine.prompt_processor = PlannedProcessor(processor, bounds)
         if bounds.gate is not None:
             gate = Gate(bounds.gate, bounds.kv)
@@ -221,16 +224,6 @@ def _count(messages: Any, kinds: tuple[str, ...]) -> int:
         for item in message["content"]
         if isinstance(item, dict) and item.get("type") in kinds
     )
-
-
-def _prepare_images(encoder: Any, plan: Plan) -> None:
-    """Have images prepared as under `serve`; warns if LMDeploy's own way must stay.
-
-    Pillow still resizes them: the process belongs to the user, so Pillow is not replaced.
-    """
-    threads = threads_here(plan)
-    if threads > 1 and (why := prepare(encoder, threads, plan.host.image_cache)):
-        warnings.warn(f"images are prepared in LMDeploy's own way: {why}", stacklevel=2)
 
 
 def _hold_processor(model: Any, bounds: Bounds, rule: ImageRule) -> Bounds:
