@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 import tracemalloc
 from typing import Any
@@ -101,19 +100,6 @@ async def test_a_body_below_the_least_rate_is_given_up(sizes, after) -> None:
     assert "the least is 1 a second" in refusal.message
 
 
-async def test_a_body_that_is_here_is_not_late_while_it_waits_for_a_thread(monkeypatch) -> None:
-    async def busy(act):
-        await asyncio.sleep(100)
-        return act()
-
-    monkeypatch.setattr("turbofit.gateway.http.body.in_thread", busy)
-    bodies = make(10 * LARGE)
-    bodies._most = LARGE
-    upload = await begun(bodies, "a")
-    await upload.send(LARGE, more=False)
-    assert len(await upload.task) == LARGE
-
-
 async def test_a_body_has_a_deadline_however_it_comes() -> None:
     upload = await begun(make(body_seconds=25.0, body_rate=0), "a", 10)
     await asyncio.sleep(24)
@@ -158,23 +144,6 @@ async def test_a_client_that_leaves_gives_its_room_back() -> None:
     ended.task.cancel()
     await asyncio.wait((ended.task,))
     assert (ended.task.cancelled(), bodies.in_memory, bodies._held_bytes) == (True, 0, {})
-
-
-def test_what_was_read_is_let_go_of_without_the_garbage_collector() -> None:
-    # Thousands of requests a minute would leave their tasks and contexts to its next full run.
-    async def read() -> None:
-        upload = Upload(Bodies(100, GatewayConfig()), "a")
-        await upload.send(10, more=False)
-        assert await upload.task == b" " * 10
-
-    gc.collect()
-    gc.disable()
-    try:
-        asyncio.run(read())
-        left = [thing for thing in gc.get_objects() if type(thing).__name__ == "_Arrival"]
-    finally:
-        gc.enable()
-    assert not left
 
 
 class Fetched(MediaFetcher):

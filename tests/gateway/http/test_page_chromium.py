@@ -256,17 +256,3 @@ def test_nothing_is_cut_and_everything_has_a_name(
     browser.one("#tab-chat").click()
     assert "in use in the worst case" in browser.one("#memory").text
     assert browser.said() == []
-
-
-def test_docs_shows_the_routes(served: Callable[..., Page], browser: Browser) -> None:
-    page = served()
-    page.show("/docs")
-    assert "/v1/chat/completions" in browser.one("#routes").text
-    assert not browser.one("#chat").is_displayed()
-
-
-def test_who_waits_is_told(served: Callable[..., Page], browser: Browser) -> None:
-    page = served()
-    page.show()
-    browser.run("about.waiting = 2; showBusy()")
-    assert browser.one("#waiting").text == "2 requests in the queue"

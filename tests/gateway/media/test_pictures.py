@@ -299,23 +299,3 @@ async def test_as_many_at_once_as_threads_and_memory_allow(threads, size, at_onc
     await settle()
     assert sum(one.begun.is_set() for one in waiting) == at_once + 1
     await finish(waiting)
-
-
-async def test_a_large_picture_is_not_overtaken_by_small_ones() -> None:
-    turns = PictureTurns(15)
-    first, large, second = await started(turns, [SMALL, (LARGEST[0] * 2, LARGEST[1]), SMALL])
-    assert [one.begun.is_set() for one in (first, large, second)] == [True, False, False]
-    await first.end()
-    await settle()
-    assert (large.begun.is_set(), second.begun.is_set()) == (True, False)
-    await finish([large, second])
-
-
-async def test_whoever_leaves_while_it_waits_gives_its_part_back() -> None:
-    turns = PictureTurns(15)
-    first, large = await started(turns, [SMALL, (LARGEST[0] * 2, LARGEST[1])])
-    large.task.cancel()
-    await settle()
-    waiting = await started(turns, [SMALL] * 15)
-    assert [one.begun.is_set() for one in waiting] == [True] * 14 + [False]
-    await finish([first, *waiting])

@@ -29,7 +29,6 @@ from tests.support.gateway import (
     stream,
 )
 from tests.support.waiting import auntil
-from tests.virtual_time import settled
 from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits.gate import Cost, Gate
@@ -51,7 +50,6 @@ from turbofit.gateway.routing.health import (
     stuck_requests,
 )
 from turbofit.gateway.server import make_gateway
-from turbofit.gateway.upstream import Unreachable
 
 #: LMDeploy's answer where its PyTorch engine's loop has ended.
 UNAVAILABLE = (
@@ -83,14 +81,6 @@ def test_engines_that_are_not_reached_do_not_count() -> None:
     app, _ = gateway(engines=6, recorder=recorder)
     assert ask(app, body=chat()).body == EVENT
     assert [engine.up for engine in app.engines] == [False] * 5 + [True]
-
-
-async def test_a_body_is_forgotten_once_an_engine_begins_to_answer() -> None:
-    app, _ = gateway(engines=2, recorder=Recorder(lambda *_: stream(0.05, EVENT, DONE)))
-    pending = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
-    await settled()
-    assert (app.engines[0].outstanding, app._bodies.in_memory) == (1, 0)
-    await pending
 
 
 async def test_an_engine_that_breaks_off_gets_nothing_new_until_it_answers() -> None:
@@ -231,33 +221,6 @@ def test_an_engine_that_lives_is_accused_of_nothing(status, part) -> None:
     assert app.engines[0].up
 
 
-@pytest.mark.parametrize("leaves", [False, True])
-async def test_a_client_that_reads_slowly_is_told_of_a_death(leaves) -> None:
-    """Whatever is said of its engine meanwhile; and though it leaves before it has read that."""
-    recorder = Recorder(lambda *_: stream(EVENT, OSError("reset")))
-    app, _ = gateway(engines=2, recorder=recorder)
-    telling, reads, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    async def slowly(scope, receive, send):
-        async def wait(message):
-            if b'"engine_died"' in message.get("body", b""):
-                telling.set()
-                await reads.wait()
-            await send(message)
-
-        await app(scope, receive, wait)
-
-    pending = asyncio.ensure_future(call(slowly, body=chat(stream=True), leave=gone))
-    await telling.wait()
-    app.engines[0].abort_all()
-    (gone if leaves else reads).set()
-    await asyncio.wait((pending,))
-    assert app.deny_list.numbers == (0, 0)  # its answer had begun
-    assert not app.engines[0].left
-    assert [(engine.outstanding, len(engine.in_flight)) for engine in app.engines] == [(0, 0)] * 2
-    assert leaves or (b'"engine_died"' in (await pending).body and (await pending).done)
-
-
 def test_an_answer_that_is_too_large_is_no_death(monkeypatch) -> None:
     monkeypatch.setattr(request_forwarder, "_LARGEST_ANSWER", 1000)
     app, recorder = gateway(engines=2, recorder=Recorder(lambda *_: Answer(*[b"x" * 500] * 5)))
@@ -296,19 +259,6 @@ def test_a_gateway_without_a_network_gives_up_soon() -> None:
     reply = ask(app, body=chat())
     assert (reply.status, reply.json["error"]["code"]) == (503, "engine_unavailable")
     assert sum(not engine.up for engine in app.engines) == 16
-
-
-async def test_what_has_ended_is_not_up() -> None:
-    """Its end is known before anything fails there, and no request is sent meanwhile."""
-    app, _ = gateway()
-    (engine,) = app.engines
-    for up in (1, 0, 1):
-        await asyncio.sleep(1.0)
-        engine.succeeded() if up else app.engine_ended(0, other_cause=False)
-        health = await call(app, "/health")
-        assert (health.status, health.json["up"]) == (200 if up else 503, up)
-        metrics = (await call(app, "/metrics")).body
-        assert b'engine_up{engine="0"} %d' % up in metrics
 
 
 def test_who_finds_no_engine_is_told_when_the_first_one_is_expected(
@@ -407,33 +357,6 @@ def test_long_beginnings_stay_together_until_that_costs_too_much() -> None:
     all_engines[1].outstanding = 9
     assert chosen(long, "and then?") == 2
     assert chosen("hi") == 2
-
-
-async def test_who_is_still_connecting_to_an_engine_that_has_ended_goes_to_another() -> None:
-    """It was never sent: no engine died of it, though the connections fail one by one."""
-    refused = [asyncio.Event(), asyncio.Event()]
-    connecting = iter(refused)
-
-    async def answer(engine, path, body):
-        if engine.index == 0:
-            await next(connecting).wait()
-            raise Unreachable("refused")
-        return Answer(b"{}")
-
-    app, _ = gateway(engines=3, recorder=Recorder(answer))
-    for engine in app.engines:
-        engine.succeeded()
-    app.engines[0].share = 1000.0  # the least busy one, whatever it has
-    texts = ({"type": "text", "text": text} for text in ("one", "two"))
-    both = [asyncio.ensure_future(call(app, body=chat(text))) for text in texts]
-    await auntil(lambda: app.engines[0].outstanding == 2, "both to connect")
-    for request, event in zip(both, refused, strict=True):
-        event.set()
-        assert (await request).status == 200
-    assert app.deny_list.numbers == (0, 0)
-    assert [(engine.up, engine.outstanding) for engine in app.engines] == [
-        (False, 0), (True, 0), (True, 0),
-    ]  # fmt: skip
 
 
 async def test_an_answer_of_the_process_that_died_meanwhile_brings_nothing_back() -> None:
@@ -588,21 +511,6 @@ async def test_a_probe_that_never_ends_counts_as_failed() -> None:
 
     async with watching([engine], probe):
         await auntil(lambda: not engine.up, "the engine to be given up")
-
-
-async def test_recent_traffic_is_proof_enough() -> None:
-    all_engines, probed = [RoutedEngine(0, "http://engine")], []
-
-    async def probe(engine):
-        probed.append(engine)
-        return True
-
-    all_engines[0].succeeded()
-    async with watching(all_engines, probe):
-        await asyncio.sleep(59)
-        assert (healthy(all_engines), probed) == (True, [])
-        await asyncio.sleep(2)
-    assert len(probed) == 1
 
 
 async def test_an_engine_that_owes_answers_but_is_silent_is_given_up() -> None:
