@@ -21,7 +21,6 @@ from turbofit.core.version import REFERENCE
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 URL = "https://example.com/owner/turbofit"
 RELATIVE = re.compile(r"\]\((?!https?:|#)")
 
@@ -60,21 +59,6 @@ def test_every_python_that_the_metadata_names_is_checked_and_the_citation_is_rea
     named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text)
     assert checked["strategy"]["matrix"]["python"] == named
     assert f'requires-python = ">={named[0]}"' in text
-
-
-@pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
-def test_a_form_asks_for_something(path: Path) -> None:
-    form = read(path)
-    if path.stem == "config":
-        assert form == {"blank_issues_enabled": False}
-        return
-    fields = [part for part in form["body"] if part["type"] != "markdown"]
-    assert {"name", "description", "labels"} <= set(form)
-    assert {part["type"] for part in fields} <= {"input", "textarea"}
-    assert all(part["attributes"]["label"] for part in fields)
-    assert len({part["id"] for part in fields}) == len(fields)
-    releasing = (ROOT / "RELEASING.md").read_text(encoding="utf-8")
-    assert all(f"`{label}`" in releasing for label in form["labels"])
 
 
 def hook() -> Any:
@@ -174,22 +158,3 @@ def test_the_image_is_lmdeploys_and_what_the_manifests_say() -> None:
     assert {f"HF_HOME={hub}", f"XDG_STATE_HOME={state}"} <= set(last("ENV").split())
     compose = (presets_dir() / "export" / "compose.template").read_text(encoding="utf-8")
     assert f"HF_HOME: {hub}\n      XDG_STATE_HOME: {state}\n" in compose
-
-
-@pytest.mark.exhaustive
-def test_what_docker_copies_is_enough(tmp_path: Path) -> None:
-    pytest.importorskip("hatchling")
-    named = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    for name in (line[1:] for line in named if line.startswith("!")):
-        source, ignored = ROOT / name, shutil.ignore_patterns("__pycache__")
-        if source.is_dir():
-            shutil.copytree(source, tmp_path / name, ignore=ignored)
-        else:
-            shutil.copy(source, tmp_path / name)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps"]
-    done = subprocess.run(
-        [*pip, "--wheel-dir", str(tmp_path / "dist"), str(tmp_path)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "dist").glob("turbofit-*.whl"))

@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from turbofit.core.plan import Plan, Settings
+from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB, round_up
 from turbofit.diagnose.explain import diagnose
 from turbofit.gateway.limits.request_limits import bounds_of
@@ -21,7 +21,7 @@ from turbofit.launch.engine.check import check_seconds
 from turbofit.launch.engine.engine_log import StartupTracker
 from turbofit.launch.engine.worst_requests import cheaper_forward, every_worst
 from turbofit.memory import engines, versions
-from turbofit.memory.account import Engine, VisionLoad
+from turbofit.memory.account import VisionLoad
 from turbofit.memory.engines import engine_of
 from turbofit.memory.pytorch.account import Pytorch
 from turbofit.memory.pytorch.activations import Activations, Prefill
@@ -171,10 +171,6 @@ def _other_blocks(*given: Any) -> Any:
 def _other_torch_cut(*given: Any) -> Any:
     shape = Pytorch.account_class.cache_shape(*given)
     return replace(shape, step=GIB)
-
-
-def _long_forward(_: Engine, settings: Settings) -> int:
-    return 2 * settings.max_prefill_token_num
 
 
 def worst(name: str) -> Asker:

@@ -6,9 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
@@ -91,18 +89,3 @@ def test_what_a_finalizer_swallows_is_raised_behind_it(
 ) -> None:
     with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
         signalled_in_a_finalizer(number)
-
-
-def test_a_signal_is_not_raised_again_while_the_hook_runs(
-    by_default: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hook lingers: a signal that came now would be swallowed, too."""
-
-    def start_and_linger(function: Callable[..., object], args: tuple[Any, ...]) -> None:
-        thread = threading.Thread(target=function, args=args)
-        thread.start()
-        thread.join(0.1)
-
-    monkeypatch.setattr("_thread.start_new_thread", start_and_linger)
-    with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
-        signalled_in_a_finalizer(signal.SIGTERM)

@@ -34,7 +34,6 @@ from turbofit.memory.turbomind.weights import (
     lm_head_rows,
     load_constants,
     loading_extra,
-    packed_elements,
     temporary_bytes,
     weight_classes,
 )
@@ -395,29 +394,6 @@ def test_weights_are_the_checkpoints_and_the_tied_head_again() -> None:
     one, four = (weight_classes(SMALL, tp, CONSTANTS)["delta"] for tp in (1, 4))
     whole = SMALL.text.delta.layers * 3 * 512
     assert (four - whole) * 4 == one - whole
-
-
-@pytest.mark.parametrize(
-    ("method", "qkv"),
-    [("fp8", 2.0), ("awq", 0.53125)],  # fp8's blocks do not turn with heads of 256
-)
-def test_what_is_joined_with_gates_is_widened(method: str, qkv: float) -> None:
-    bits = 8 if method == "fp8" else 4
-    packing = Quantization(method=method, bits=bits, group_size=128)
-    packed = replace(SMALL, quantization=packing)
-    text, delta = SMALL.text, SMALL.text.delta
-    held = 0.53125 if method == "awq" else 1 + 2 / 128
-    rows = (2 * text.heads + 2 * text.kv_heads) * text.head_dim
-    attention = text.hidden * rows * qkv + text.hidden * text.heads * text.head_dim * held
-    classes = weight_classes(packed, 1, CONSTANTS)
-    assert classes["attention"] == int(attention * text.attention_layers)
-    out = delta.layers * delta.values * text.hidden
-    plain = weight_classes(SMALL, 1, CONSTANTS)["delta"]
-    assert classes["delta"] == plain - int(out * (2 - held))
-    mlp = weight_classes(SMALL, 1, CONSTANTS)["mlp"] // 2
-    attended = text.attention_layers * text.hidden * text.heads * text.head_dim
-    attended += text.attention_layers * text.hidden * rows if method == "awq" else 0
-    assert packed_elements(packed, 1, CONSTANTS) == mlp + attended + out
 
 
 def test_a_running_sequence_has_a_state_in_the_cache() -> None:

@@ -79,30 +79,6 @@ def test_equal_cards_show_the_worst_that_any_of_them_measured() -> None:
     assert measured == {"KV tokens": 700, "in use in the worst case": ledger.peak + 900 * MIB}
 
 
-def test_equal_cards_show_the_worst_that_any_of_them_rehearsed() -> None:
-    plan = api.plan("internvl2-8b", on="2xrtx3090", tp=2)
-    first = plan.gpus[0]
-    second = replace(first, index=1)
-    terms = tuple(replace(term, rehearsed=term.bytes) for term in first.ledger)
-    more = tuple(replace(term, rehearsed=term.bytes + MIB) for term in first.ledger)
-    kept = RehearsedCache(free=(9, 8), region=(7, 6), object_size=None, slab_size=None, tokens=5)
-    peak = first.peak
-    seen = rehearsal(
-        kept,
-        Moment(phase="ready", peak=(4, 4), end=(3, 5)),
-        Moment(phase="case vision_request", peak=(peak - MIB, peak + 900 * MIB), end=(3, 5)),
-    )
-    gpus = (replace(first, ledger=terms), replace(second, ledger=more))
-    ((title, rows),) = sides(replace(plan, gpus=gpus, rehearsal=seen))
-    assert title == "GPU 0-1, the worst of them"
-    found = {row.what: row for row in rows}
-    assert found["in use in the worst case"].rehearsed == peak + 900 * MIB
-    assert found["in use at rest"].rehearsed == 5
-    assert found["KV cache"].rehearsed == 6
-    weights = next(row for row in rows if row.what.startswith("weights"))
-    assert (weights.rehearsed or 0) - (weights.forecast or 0) == MIB
-
-
 def test_a_group_that_was_rehearsed_is_told_whichever_its_cards_are() -> None:
     plan = planned("served")
     gpus = tuple(replace(plan.gpus[0], index=index) for index in (0, 1))
