@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 import turbofit
-from scripts.release import missing
 from turbofit.core.presets import presets_dir
 from turbofit.core.version import REFERENCE
 
@@ -83,39 +82,6 @@ def test_readme_is_whole_on_an_index_page() -> None:
         "Repository", "Documentation", "Changelog", "Issues",
     }  # fmt: skip
     assert hook().project_urls("", "0.1.0") == {}
-
-
-def copied(folder: Path, **changes: tuple[str, str]) -> Path:
-    """What `missing` reads; a text of files by their stems is replaced by another one."""
-    for name in ("turbofit/core/version.py", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        if Path(name).stem in changes:
-            before, after = changes[Path(name).stem]
-            assert before in text
-            text = text.replace(before, after)
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
-    return folder
-
-
-def test_a_tag_that_is_not_ready_is_refused(tmp_path: Path) -> None:
-    version = turbofit.__version__
-    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    # As RELEASING.md has it: what is below Unreleased goes into the version's section.
-    text = re.sub(r"(?ms)(^## Unreleased\n).*?(?=^## )", r"\1\n", text, count=1)
-    root = copied(tmp_path, pyproject=('url = ""', f'url = "{URL}"'))
-    (root / "CHANGELOG.md").write_text(text)
-    assert missing(f"v{version}", root) == []
-    for above in ("", "### Added\n\n"):
-        more = f"## Unreleased\n\n{above}- A thing.\n"
-        (root / "CHANGELOG.md").write_text(text.replace("## Unreleased\n", more))
-        assert missing(f"v{version}", root) == ["CHANGELOG.md has unreleased changes"]
-    assert missing("v9.9", root)[0] == f"the tag is v9.9, the version {version}"
-    (root / "CHANGELOG.md").write_text(text.replace(f"## {version}", "## 0.0.1"))
-    assert f"CHANGELOG.md has no section {version}" in missing(f"v{version}", root)
-    root = copied(tmp_path, CITATION=(version, "0.0.1"))
-    assert "CITATION.cff is of 0.0.1" in missing(f"v{version}", root)
-    assert any("no address of the repository" in line for line in missing(f"v{version}", root))
 
 
 def test_the_extras_are_those_of_the_wheel() -> None:

@@ -199,17 +199,6 @@ def succeeded(folder: Path, *words: str, **environ: str) -> str:
         pytest.fail(exc.stderr[-2000:])
 
 
-@pytest.mark.exhaustive
-def test_the_first_line_of_the_readme_plans(clone: Path) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (line,) = re.findall(r"^    (python3 -m venv .*turbofit plan .*)$", text, re.MULTILINE)
-    env = {"XDG_STATE_HOME": str(clone / "state"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    line = line.replace("python3", shlex.quote(sys.executable), 1)
-    assert "fits: InternVL2-8B" in succeeded(clone, "bash", "-c", line, **env)
-    (site,) = (clone / ".venv").glob("lib/python*/site-packages")
-    assert not list(site.glob("torch*"))
-
-
 @pytest.mark.parametrize("tool", ["uvx", "pipx"])
 def test_it_runs_without_an_environment(tool: str, clone: Path) -> None:
     if shutil.which(tool) is None:

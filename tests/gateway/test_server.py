@@ -277,21 +277,6 @@ def test_what_is_in_the_way_is_raised_where_it_was_started(tmp_path: Path) -> No
         thread(ssl_certfile=nothing, ssl_keyfile=nothing).start()
 
 
-#: Page faults of a large block that is made again and again, and what the settings are.
-CODE = """
-import resource, sys
-from turbofit.gateway.server import keep_large_blocks
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(50):
-        bytearray(4 << 20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-plain = faults()
-print(keep_large_blocks(), plain, faults())
-"""
-
 #: What a process holds after each of eight threads held 16 MiB, one after another.
 THREADS = """
 from concurrent.futures import ThreadPoolExecutor
@@ -315,13 +300,6 @@ GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C 
 
 def printed(code: str) -> str:
     return subprocess.check_output([sys.executable, "-c", code], text=True)
-
-
-@GLIBC
-def test_a_block_that_was_freed_is_there_for_the_next_one() -> None:
-    knows, plain, kept = printed(CODE).split()
-    assert knows == "True"
-    assert int(kept) * 10 < int(plain)
 
 
 @GLIBC

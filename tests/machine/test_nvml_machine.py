@@ -13,7 +13,6 @@ from tests.support.nvml import (
     LOST,
     P2P_ALL,
     P2P_NVLINK,
-    UNKNOWN_ERROR,
     Gpu,
     Mig,
     Process,
@@ -267,24 +266,6 @@ def test_mig_instances_are_gpus_of_their_own(read):
     device = read(gpu_h100(mig=True, migs=parts))
     assert (len(device.gpus), device.default) == (2, [1])
     assert "share one memory" in device.warnings[0]
-
-
-def test_answers_and_na(nvml_library: Path, tmp_path: Path):
-    scenario = Scenario([gpu_3090(links=None), gpu_3090(1, error=UNKNOWN_ERROR)])
-    with in_process(nvml_library, scenario, tmp_path), Nvml() as nvml:
-        handle, broken = (nvml.query("nvmlDeviceGetHandleByIndex", index) for index in range(2))
-        assert nvml.query("nvmlDeviceGetName", handle) == "NVIDIA GeForce RTX 3090"
-        for question, *of in (
-            ("nvmlDeviceGetMigMode", handle),
-            ("nvmlDeviceNoSuchThing", handle),
-            ("nvmlDeviceGetTemperatureV", handle, 0),
-            ("nvmlDeviceGetHandleByIndex", 9),
-        ):
-            assert nvml.query(question, *of) == NA
-        assert "Invalid Argument" in nvml.reason("nvmlDeviceGetHandleByIndex", 9)
-        # That something is certainly not there is no missing answer.
-        assert nvml.supported("nvmlDeviceGetNvLinkState", handle, 0) == (NA, True)
-        assert nvml.supported("nvmlDeviceGetNvLinkState", broken, 0) == (NA, False)
 
 
 def test_a_driver_that_hangs_is_asked_no_more_until_it_answers(

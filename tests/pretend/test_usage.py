@@ -16,7 +16,7 @@ from turbofit.kernels.families import demangle
 from turbofit.machine.source import machine_from
 from turbofit.pretend.build import compiler
 from turbofit.pretend.command import cuda_site, pretend_environment
-from turbofit.pretend.elf import Symbols, dynamic_symbols, short_name
+from turbofit.pretend.elf import dynamic_symbols, short_name
 from turbofit.pretend.libraries import ACCOUNT, PretendError, check_surface
 from turbofit.pretend.scenario import PretendGpu, Scenario, pretend_twin
 from turbofit.pretend.usage import (
@@ -169,19 +169,6 @@ def test_names_are_short() -> None:
     assert short_name(name) == "InternVit::Impl::Forward"
     assert short_name("void turbomind::gemm::Tune<int, A<B> >(int (*)(long)) const") == "gemm::Tune"
     assert demangle("cudaMalloc") == "cudaMalloc"
-
-
-def test_symbols_of_our_own_library_and_of_none(libraries: Path, tmp_path: Path) -> None:
-    library = libraries / ACCOUNT
-    found = {s.name: s for s in dynamic_symbols(library)}
-    assert found["pretend_pool_malloc"].defined
-    assert found["pretend_pool_malloc"].function
-    assert not found["mmap"].defined
-    assert Symbols(library).name(1) == "?"
-    path = tmp_path / "x.so"
-    path.write_bytes(b"MZ" + bytes(100))
-    with pytest.raises(ValueError, match="ELF"):
-        list(dynamic_symbols(path))
 
 
 def test_a_new_entry_point_is_named(libraries: Path, tmp_path: Path) -> None:

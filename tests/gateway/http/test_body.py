@@ -24,7 +24,7 @@ from tests.support.gateway import (
 )
 from tests.support.waiting import auntil
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.http.body import LARGE, Bodies
+from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media.fetch import MediaFetcher
 
@@ -233,28 +233,3 @@ def test_a_body_in_tiny_pieces_takes_no_more_memory_than_its_bytes() -> None:
     body, peak = asyncio.run(run())
     assert body == b"".join(bytes((n & 127, 1)) for n in reversed(range(pieces)))
     assert peak < 4 * len(body)
-
-
-async def test_a_large_body_is_read_on_once_others_were_heard() -> None:
-    """A part of each large body in one pass of the loop is a pass that lasts for all of them."""
-    bodies = Bodies(10 * LARGE, GatewayConfig())
-    asked: list[str] = []
-
-    def upload(name: str, *sizes: int) -> asyncio.Task[bytes]:
-        parts = iter(sizes)
-
-        async def receive() -> dict[str, Any]:
-            asked.append(name)
-            size = next(parts)
-            last = size == sizes[-1]
-            return {"type": "http.request", "body": b" " * size, "more_body": not last}
-
-        return asyncio.ensure_future(bodies.read(JSON, receive, name))
-
-    large = [upload(name, LARGE, LARGE, LARGE, 1) for name in "abc"]
-    small = upload("small", 10, 10, 10, 1)
-    assert [len(body) for body in await asyncio.gather(*large, small)] == [3 * LARGE + 1] * 3 + [31]
-    # The first parts came together; then text is read whole before any large body is read on.
-    assert "".join(asked[:3]) == "abc"
-    assert asked[3:7] == ["small"] * 4
-    assert sorted(asked[7:]) == [*"aaabbbccc"]

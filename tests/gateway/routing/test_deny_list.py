@@ -198,24 +198,6 @@ async def test_a_copy_that_waits_for_its_turn_is_refused_as_the_turns_before_it_
         assert (len(fleet.deaths), fleet.known) == (3, (0, 1))
 
 
-async def test_who_is_beside_an_unknown_one_is_not_refused_but_runs_alone() -> None:
-    """A suspect is in its turn when a new request ends the engine beside it."""
-    async with Fleet(1) as fleet:
-        await fleet.accused(("innocent", ""))
-        pending = fleet.begin("innocent")
-        await asyncio.sleep(0.01)
-        await fleet.ask(f"{KILLS} something new")
-        assert code(await pending) == DIED
-        await fleet.all_up()
-        pending = fleet.begin("innocent")
-        await asyncio.sleep(0.01)
-        new = fleet.begin("new")
-        await asyncio.sleep(0.1)
-        assert fleet.app.engines[0].outstanding == 1
-        assert [(await reply).status for reply in (pending, new)] == [200, 200]
-        assert fleet.known == (1, 0)
-
-
 async def test_who_hangs_up_in_a_turn_alone_keeps_nobody_out() -> None:
     async with Fleet(1) as fleet:
         for _ in range(2):

@@ -295,28 +295,6 @@ def test_a_cache_is_a_count_of_blocks_or_of_sessions_or_a_ratio_of_what_is_free(
     assert new.region_at(0.5) < new.free / 2
 
 
-def test_where_parts_of_the_weights_were():
-    # Embeddings were whole on every rank until 0.6.
-    old, new = account("internvl2-8b", "0.5.3", tp=4), account("internvl2-8b", "0.6.0", tp=4)
-    whole = 92556 * 4096 * 2  # 92553 rows padded to a multiple of 4
-    assert terms(old, 0.2)["weights.embedding"] == whole
-    assert terms(new, 0.2)["weights.embedding"] < whole // 3
-    # The tower is before the cache since 0.4, on the first GPU at first and then spread.
-    late, early = account("internvl2-8b", "0.3.0"), account("internvl2-8b", "0.4.0")
-    tower = terms(early, 0.5)["weights.vision_tower"]
-    assert early.free < late.free
-    assert abs(late.free - early.free - tower) < 2 * MIB
-    first, spread = account("internvl2-26b", "0.4.1", tp=4), account("internvl2-26b", "0.4.2", tp=4)
-    shares, whole = (
-        [terms(made, 0.2, rank)["weights.vision_tower"] for rank in range(4)]
-        for made in (spread, first)
-    )
-    assert whole[1:] == [0, 0, 0]
-    assert max(shares) < 0.3 * whole[0]
-    assert abs(sum(shares) - whole[0]) < 0.01 * whole[0]
-    assert spread.free > first.free + GIB
-
-
 def test_what_torch_kept_of_loading_made_the_cache_smaller_from_0_6_2_to_0_8():
     frees = {v: account("internvl2-8b", v).free for v in ("0.6.0", "0.7.2", "0.9.0")}
     kept = terms(account("internvl2-8b", "0.7.2"), 0.5)["torch_cache"]

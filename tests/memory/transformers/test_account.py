@@ -10,7 +10,7 @@ import pytest
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, ModelSource, MoeDims, TextDims
 from turbofit.core.plan import Settings, Workload
 from turbofit.machine.source import machine_from
@@ -186,18 +186,6 @@ def test_a_tower_with_pixel_masks_is_never_under() -> None:
     # Fragments, as the account of a copy adds them.
     forecast = 1.1 * vision_bytes(model, layout_of(model), 17, 2)
     assert 488 * MIB <= forecast <= 1.1 * 488 * MIB
-
-
-def test_it_is_found_as_the_others_are():
-    assert engine_for(MODEL).name == "turbomind"
-    assert engine_for(MODEL, "transformers").name == "transformers"
-    only = preset_model("llama-3.2-11b-vision")
-    assert engine_for(only).name == "transformers"
-    with pytest.raises(UsageError, match="only the checkpoint's own code"):
-        engine_for(preset_model("internvl2-8b"), "transformers")
-    for version in ("0.18", "0.6.3"):
-        with pytest.raises(PackageError, match="transformers engine of LMDeploy"):
-            engine_named("transformers", version)
 
 
 def test_options_of_the_others_are_refused():

@@ -19,7 +19,7 @@ from turbofit.core.errors import NoKernelError
 from turbofit.core.model import Model, Quantization
 from turbofit.core.plan import GpuLedger, Settings
 from turbofit.core.units import MIB
-from turbofit.memory.account import PAGE, Forward
+from turbofit.memory.account import Forward
 from turbofit.memory.turbomind.cache import block_bytes, cache_shape
 from turbofit.memory.turbomind.pool import (
     PoolModel,
@@ -461,10 +461,3 @@ def test_cards_without_a_kernel(on: str, options: dict[str, str]) -> None:
         turbofit.plan("qwen3.5-4b", on=on, engine="turbomind", **options)
     if not options:  # torch runs it
         assert turbofit.plan("qwen3.5-4b", on=on).engine.name == "pytorch"
-
-
-def test_gates_of_outputs_are_in_the_matrix_that_is_repacked() -> None:
-    model = preset_model("qwen3.5-35b-a3b-awq")
-    text, settings = model.text, replace(_settings(1), dtype="float16")
-    qkv = text.hidden * (2 * text.heads + 2 * text.kv_heads) * text.head_dim
-    assert temporary_bytes(model, settings, CONSTANTS) == 2 * qkv + PAGE

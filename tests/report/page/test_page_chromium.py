@@ -10,7 +10,6 @@ from tests.report.documents import plan_page, planned
 from tests.report.page.test_html import ALL, EVIL, evil_plan, page_of
 from tests.support.browser import ADD_A_SCRIPT, Browser
 from tests.support.waiting import until
-from turbofit.core.plan import Plan
 from turbofit.report.stored_documents import StoredPlan
 from turbofit.report.views.figures import shell_words
 
@@ -51,30 +50,6 @@ def scrolls(browser: Browser) -> int:
     return int(browser.run("return document.documentElement.scrollWidth"))
 
 
-def test_arrow_keys_go_through_a_bar(browser: Browser) -> None:
-    browser.open(page_of("fits"))
-    bar, readout = browser.one(".bar"), browser.one(".readout")
-    idle = readout.text
-    browser.run("arguments[0].focus()", bar)
-    bar.send_keys("\ue014")  # right
-    assert readout.text.startswith("GPU 0: driver: 450.0 MiB, 1.8 % of the card")
-    bar.send_keys("\ue014")
-    assert "cuda_context" in readout.text
-    assert len(browser.all(".on")) == 1
-    bar.send_keys("\ue010")  # end
-    assert "margin" in readout.text
-    bar.send_keys("\ue012")  # left
-    assert "free: " in readout.text
-    bar.send_keys("\ue00c")  # escape
-    assert readout.text == idle
-    assert browser.all(".on") == []
-    second = browser.all(".gpuset")[1]
-    bars = second.find_elements("css selector", ".bar")
-    browser.run("arguments[0].focus()", bars[2])
-    bars[2].send_keys("\ue011")  # home; what it is was told by the first of its set
-    assert second.find_element("css selector", ".readout").text.startswith("GPU 3: driver")
-
-
 def test_a_command_is_copied_as_it_is(browser: Browser) -> None:
     browser.open(page_of("fits"))
     button = browser.one(".copy")
@@ -85,17 +60,6 @@ def test_a_command_is_copied_as_it_is(browser: Browser) -> None:
     serve = planned("fits").serve
     assert serve is not None
     assert copied == shell_words(serve.argv)
-    assert browser.said() == []
-
-
-def test_the_json_is_copied_and_saved(browser: Browser) -> None:
-    browser.open(page_of("served"))
-    browser.one("#copy-json").click()
-    shown(browser, "return document.getElementById('status').textContent.startsWith('Copied')")
-    copied = browser.copied()
-    assert Plan.from_json(copied) == planned("served")
-    browser.one("#save-json").click()
-    assert browser.one("#status").text == "Saved as turbofit.json."
     assert browser.said() == []
 
 
