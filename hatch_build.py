@@ -22,8 +22,8 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 #: Rooms of presets that are one file in a wheel (`turbofit.core.presets` reads both).
 PACKED = ("checkpoints", "gpus", "models")
-#: What resizes images (`turbofit.launch.images`), and the file with its digest and the source's.
-SOURCE, LIBRARY = "turbofit/launch/images/pixels.c", "libpixels.so"
+#: What resizes images (`turbofit.serving.images`), and the file with its digest and the source's.
+SOURCE, LIBRARY = "turbofit/serving/images/pixels.c", "libpixels.so"
 DIGEST = f"{LIBRARY}.sha256"
 #: Without fused multiplications, which round differently: Pillow's wheels have none.
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")

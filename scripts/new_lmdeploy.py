@@ -39,16 +39,16 @@ from turbofit.core.units import MIB
 from turbofit.core.version import REFERENCE
 from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
 from turbofit.gateway.limits.parameters import GENERATION, RULES
-from turbofit.kernels.census import take_census
-from turbofit.launch.serve.passthrough import engine_options
+from turbofit.machine.kernels.census import take_census
 from turbofit.memory.account import PAGE
 from turbofit.memory.known_bad import all_problems
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.versions import is_legacy, listed_since
 from turbofit.model.families.support import unplanned
-from turbofit.pretend.build import build
-from turbofit.pretend.command import cuda_site
-from turbofit.pretend.libraries import check_surface
+from turbofit.rehearsal.pretend.build import build
+from turbofit.rehearsal.pretend.command import cuda_site
+from turbofit.rehearsal.pretend.libraries import check_surface
+from turbofit.serving.passthrough import engine_options
 
 #: Of unlike kinds: towers, text, experts, delta nets, packed weights, both engines, three cards.
 REHEARSED: Final = {
@@ -68,7 +68,7 @@ _PROGRAMS: Final = {
     ),
     "rest": (
         ["-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider",
-         "tests/gateway/test_oracle_lmdeploy.py", "tests/launch/serve/test_passthrough.py"],
+         "tests/gateway/test_oracle_lmdeploy.py", "tests/serving/test_passthrough.py"],
         r"^(?:FAILED|ERROR) .*",
     ),
 }  # fmt: skip
@@ -446,7 +446,10 @@ def _of_setting(name: str, _: Path) -> tuple[str, str]:
         return "gateway/limits/parameters.py", "has a rule" if field in GENERATION else ""
     wanted = field.replace("_", "-")
     known = [option for option in engine_options() if option.endswith(f"-{wanted}")]
-    return "launch/pipeline/pipeline.py", f"as {known[0]} in lmdeploy-options.yaml" if known else ""
+    return (
+        "serving/pipeline/pipeline.py",
+        f"as {known[0]} in lmdeploy-options.yaml" if known else "",
+    )
 
 
 def _of_architecture(name: str, new: Path) -> tuple[str, str]:
@@ -480,7 +483,7 @@ _TABLES: Final[tuple[tuple[str, _Reader, _Holder], ...]] = (
     ("requirement", _requirements, _of_requirement),
     ("kernels", _kernels, _of_kernels),
     ("library", lambda w: {"TurboMind's library": str(_library(w).relative_to(w).parent)},
-     lambda *_: ("kernels/installed.py", "")),
+     lambda *_: ("machine/kernels/installed.py", "")),
     ("known to us", _known, lambda *_: ("", "not from the wheel")),
 )  # fmt: skip
 
@@ -490,7 +493,9 @@ def _missing_functions(old: Path, new: Path) -> Iterator[Difference]:
     for wheel in (old, new):
         called = _missing(wheel)
         if called:
-            yield Difference("rehearsal", f"{wheel.name}: {called}", "turbofit/pretend/csrc")
+            yield Difference(
+                "rehearsal", f"{wheel.name}: {called}", "turbofit/rehearsal/pretend/csrc"
+            )
 
 
 def _missing(wheel: Path) -> str:

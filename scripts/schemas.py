@@ -10,13 +10,13 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from turbofit.batch.batch_job import BatchResult
+from turbofit.batch_jobs.batch_job import BatchResult
 from turbofit.core.cluster import ClusterPlan, NodeStatus
 from turbofit.core.json_types import Document
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.core.tuning import Tuning
-from turbofit.load.result import LoadResult
+from turbofit.measure.load.result import LoadResult
 from turbofit.planning.which import Which
 from turbofit.report.schema import NAMES, schema_path, version_of
 from turbofit.report.share import SharedRun

@@ -15,7 +15,7 @@ import pytest
 from tests.support.checkpoints import make_internvl_hf
 from turbofit.core.errors import UsageError
 from turbofit.model.presets import preset_model
-from turbofit.rehearse.checkpoint.twin import twin_of
+from turbofit.rehearsal.checkpoint.twin import twin_of
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -98,7 +98,7 @@ import json, sys
 from math import prod
 from turbofit.memory.engines import engine_named
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.twin import tensors, twin_of
+from turbofit.rehearsal.checkpoint.twin import tensors, twin_of
 model = resolve_model(sys.argv[1])
 ranks = lambda name: [engine_named(name).weights(model, tp).total for tp in (1, 2)]
 print(json.dumps({

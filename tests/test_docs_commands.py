@@ -24,7 +24,7 @@ from turbofit.cli.manual import MANUAL
 from turbofit.cli.usage_errors import options_by_command
 from turbofit.core.errors import UsageError
 from turbofit.core.nearest import of_vllm
-from turbofit.launch.serve.passthrough import engine_options
+from turbofit.serving.passthrough import engine_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", ".github/CONTRIBUTING.md",
@@ -41,6 +41,7 @@ _UNFINISHED = re.compile(r"is missing|needs a value|requires an argument")
 _OF_OTHERS = {
     "LMDeploy": set(engine_options()),
     "nvidia-smi": {"--query-gpu"},
+    "VLMEvalKit": {"--api-nproc"},
     "bench.simulation": {"--seed"},
     "scripts/check, pytest": {"--quick", "--all", "--hypothesis-profile"},
     "scripts/citations.py, scripts/new-lmdeploy": {"--renew", "--source", "--write"},

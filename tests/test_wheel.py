@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from turbofit.pretend.elf import needed_versions
+from turbofit.rehearsal.pretend.elf import needed_versions
 
 pytestmark = pytest.mark.slow
 
@@ -89,7 +89,7 @@ def clone(tmp_path: Path) -> Path:
 HAS_COMPILER = sysconfig.get_platform() == "linux-x86_64" and any(
     map(shutil.which, ("cc", "gcc", "clang"))
 )
-LIBRARY = "turbofit/launch/images/libpixels.so"
+LIBRARY = "turbofit/serving/images/libpixels.so"
 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler, or no Linux on x86-64")

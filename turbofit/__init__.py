@@ -9,8 +9,6 @@ Importing this package imports next to nothing; each name below is loaded when i
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from turbofit.core.version import __version__
@@ -24,8 +22,6 @@ __all__ = [
     "Plan", "PlanRequest", "__version__", "diagnose", "pipeline", "plan", "predict",
     "rehearse", "which",
 ]  # fmt: skip
-#: Functions that share their names with rooms.
-_ROOMS = ("diagnose", "rehearse")
 
 
 def __getattr__(name: str) -> Any:
@@ -46,14 +42,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(ModuleType):
-    """Keeps the functions when modules of the rooms with their names are imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _ROOMS or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -4,9 +4,9 @@
     >>> plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
     >>> plan.fits, plan.settings.cache_max_entry_count
 
-The keywords of `plan` are the fields of `turbofit.planning.request.PlanRequest`, as
-`turbofit.planning.options` lists them for editors and type checkers. `plan` and `predict` import
-neither torch nor lmdeploy nor transformers.
+The keywords of `plan` are the fields of `turbofit.PlanRequest`, which editors and type checkers
+read: `turbofit.plan(turbofit.PlanRequest(model=…, tp=2))`. `plan` and `predict` import neither
+torch nor lmdeploy nor transformers.
 """
 
 from __future__ import annotations
@@ -24,19 +24,13 @@ from turbofit.planning.request import PlanRequest, PredictRequest, WhichRequest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from typing_extensions import ParamSpec, Unpack
+    from typing_extensions import ParamSpec
 
     from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.core.model import Model
-    from turbofit.diagnose.answer import Diagnosis
-    from turbofit.launch.pipeline.planned_pipeline import PlannedPipeline
-    from turbofit.planning.options import (
-        PlanOptions,
-        PredictOptions,
-        PromiseOptions,
-        WhichOptions,
-    )
+    from turbofit.logs.answer import Diagnosis
     from turbofit.planning.which import Which
+    from turbofit.serving.pipeline.planned_pipeline import PlannedPipeline
 
     _Parameters = ParamSpec("_Parameters")
 
@@ -83,9 +77,7 @@ def _framed_which(found: Which) -> str:
 Plan.notebook_html = _framed
 
 
-def plan(
-    model: str | Model | PlanRequest, *, rehearse: bool = False, **options: Unpack[PlanOptions]
-) -> Plan:
+def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options: Any) -> Plan:
     """The best plan for a model on a machine.
 
     Args:
@@ -106,15 +98,13 @@ def plan(
     request = _request(PlanRequest, model, options)
     if not rehearse:
         return planning.plan(request)
-    from turbofit.rehearse.confirm import refuse_untwinned, rehearsed
+    from turbofit.rehearsal.confirm import refuse_untwinned, rehearsed
 
     refuse_untwinned(request)
     return rehearsed(request, planning.plan(request))
 
 
-def plan_cluster(
-    model: str | Model | PlanRequest, cluster: Cluster, **options: Unpack[PlanOptions]
-) -> ClusterPlan:
+def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: Any) -> ClusterPlan:
     """One promise for several machines, and the best plan of each machine that keeps it.
 
     Args:
@@ -126,12 +116,10 @@ def plan_cluster(
     Raises:
         TurbofitError: as `plan`, if it holds for every node.
     """
-    from turbofit.planning.plan_cluster import plan_cluster as plan_nodes
-
-    return plan_nodes(_request(PlanRequest, model, options), cluster)
+    return planning.plan_cluster(_request(PlanRequest, model, options), cluster)
 
 
-def which(model: str | Model | None = None, **options: Unpack[WhichOptions]) -> Which:
+def which(model: str | Model | None = None, **options: Any) -> Which:
     """The preset cards that keep a promise, or, without a model, the models that a machine serves.
 
     Args:
@@ -153,7 +141,7 @@ def predict(
     model: str | Model | PredictRequest,
     *,
     backend_config: Any = None,
-    **options: Unpack[PredictOptions],
+    **options: Any,
 ) -> Plan:
     """The memory that given settings take, with LMDeploy's defaults for the others. No search.
 
@@ -170,7 +158,7 @@ def predict(
     """
     given: dict[str, Any] = {**options}
     if backend_config is not None:
-        from turbofit.launch.pipeline.pipeline import config_engine, with_config
+        from turbofit.serving.pipeline.pipeline import config_engine, with_config
 
         engine = config_engine(backend_config, given.pop("engine", "auto"))
         given = {**with_config(given, backend_config, engine), "engine": engine}
@@ -195,7 +183,7 @@ def diagnose(
     Raises:
         UsageError: the file cannot be read, or ``model`` or ``on`` has no possible meaning.
     """
-    from turbofit.diagnose.explain import diagnose as explain
+    from turbofit.logs.explain import diagnose as explain
 
     if isinstance(log, str) and any(sign.isspace() for sign in log.strip()):
         return explain([log.encode()], model=model, on=on, hang=hang)
@@ -218,7 +206,7 @@ def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
     *,
     model_name: str | None = None,
     vision_config: Any = None,
-    **options: Unpack[PromiseOptions],
+    **options: Any,
 ) -> PlannedPipeline:
     """``lmdeploy.pipeline`` with a plan: the same call, with settings and images that fit.
 
@@ -239,7 +227,7 @@ def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
         LaunchError: started by a rank launcher with tp > 1, another turbofit plans for minutes, or
             the hub does not give the model.
     """
-    from turbofit.launch.pipeline.pipeline import open_pipeline
+    from turbofit.serving.pipeline.pipeline import open_pipeline
 
     more = {"model_name": model_name, "vision_config": vision_config}
     named = {name: value for name, value in more.items() if value is not None}
@@ -263,7 +251,7 @@ def rehearse(
     *,
     defaults: bool = False,
     keep: str | os.PathLike[str] | None = None,
-    **options: Unpack[PredictOptions],
+    **options: Any,
 ) -> Plan:
     """Run the real engine with a plan's settings and worst cases on pretend GPUs.
 
@@ -281,7 +269,7 @@ def rehearse(
         TurbofitError: as `plan`.
         PackageError: LMDeploy, another package that the engine runs, or a C compiler is missing.
     """
-    from turbofit.rehearse.confirm import refuse_untwinned, rehearse_plan
+    from turbofit.rehearsal.confirm import refuse_untwinned, rehearse_plan
 
     request = _request(PredictRequest if defaults else PlanRequest, model, options)
     refuse_untwinned(request)

@@ -12,7 +12,7 @@ from bench.gpu.implied import Implied, implied, memory_readings, sums
 from bench.gpu.results import Results, engine_log
 from bench.gpu.speeds import beside, ceilings, speed_readings
 from bench.gpu.terms import cache_of, cases
-from turbofit.diagnose.explain import diagnose
+from turbofit.logs.explain import diagnose
 
 MIB = 1 << 20
 

@@ -21,7 +21,7 @@ from turbofit.core.machine import Gpu
 from turbofit.core.plan import Plan
 from turbofit.memory.engines import engine_named
 from turbofit.model.source import resolve_model
-from turbofit.tuner.speed import GpuRates, StepWork, rates, work_of
+from turbofit.planning.speed import GpuRates, StepWork, rates, work_of
 
 _PRESET = "engines/throughput.yaml"
 #: By how much of itself a constant of speed must be off before it changes.

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 
 
 def main(words: list[str] | None = None) -> int:

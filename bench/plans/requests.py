@@ -13,7 +13,7 @@ from turbofit.machine.presets import preset_names
 from turbofit.machine.spec import parse_spec
 from turbofit.model.presets import known_presets
 from turbofit.model.source import resolve_model
-from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS
+from turbofit.planning.search.sizing import MIN_TEXT_TOKENS
 
 _MODELS: Final = (
     "internvl2-2b", "internvl2-8b", "internvl2-26b-awq", "internvl3-8b-hf", "llava-1.5-7b",

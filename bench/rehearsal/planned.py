@@ -26,8 +26,8 @@ from turbofit.core.units import MIB
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.memory.pytorch.weights import segments
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.twin import checkpoint_for
-from turbofit.rehearse.planned import beside, charged, plan_document
+from turbofit.rehearsal.checkpoint.twin import checkpoint_for
+from turbofit.rehearsal.planned import beside, charged, plan_document
 
 #: What a term or a peak may be over, as a share of the card. Under is never allowed.
 SHARE = 0.02

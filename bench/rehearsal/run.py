@@ -25,10 +25,10 @@ from turbofit.memory.turbomind.account import FUSES_NOTHING, TurbomindAccount, w
 from turbofit.memory.turbomind.pool import PoolModel
 from turbofit.memory.turbomind.weights import load_constants
 from turbofit.model.presets import find_preset, preset_model
-from turbofit.rehearse.checkpoint.twin import checkpoint_for, twin_of, write_model
-from turbofit.rehearse.document import rehearse
-from turbofit.rehearse.planned import plan_spec
-from turbofit.rehearse.spec import RehearsalCase, RehearsalRequest
+from turbofit.rehearsal.checkpoint.twin import checkpoint_for, twin_of, write_model
+from turbofit.rehearsal.document import rehearse
+from turbofit.rehearsal.planned import plan_spec
+from turbofit.rehearsal.spec import RehearsalCase, RehearsalRequest
 
 TEXT = 32
 EXACT = 0.0005

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bench.simulation.scheduler import Process
     from bench.simulation.world import World
     from turbofit.core.plan import Plan
-    from turbofit.launch.serve.runs import RunRecord
+    from turbofit.serving.runs import RunRecord
 
 #: Seconds that a request may take at most: the wait for a place, an engine that is silent until it
 #: is given up, another one, its restarts.
@@ -244,7 +244,7 @@ class Invariants:
     def _records(self) -> Iterator[RunRecord]:
         """Those that can be read."""
         from turbofit.core.struct import decode
-        from turbofit.launch.serve.runs import RunRecord
+        from turbofit.serving.runs import RunRecord
 
         for path in sorted((self._world.folder / "turbofit" / "runs").glob("*/run.json")):
             try:

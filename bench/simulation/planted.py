@@ -34,8 +34,8 @@ class Bug(NamedTuple):
 _ADMISSION, _FORWARDER = "gateway/routing/admission.py", "gateway/routing/request_forwarder.py"
 _HEALTH = "gateway/routing/health.py"
 _DENY_LIST = "gateway/routing/deny_list.py"
-_SUPERVISOR, _ENGINE = "launch/serve/supervisor.py", "launch/engine/supervised_engine.py"
-_START, _LEASES = "launch/start.py", "launch/serve/leases.py"
+_SUPERVISOR, _ENGINE = "serving/supervisor.py", "serving/engine/supervised_engine.py"
+_START, _LEASES = "serving/start.py", "serving/leases.py"
 BUGS = (
     # Who is let in, and what is held of engines.
     Bug("units are never given back", _ADMISSION,
@@ -53,7 +53,7 @@ BUGS = (
         "        event = refusal_event(self._route.api, refusal)\n",
         "        return\n        event = refusal_event(self._route.api, refusal)\n"),
     Bug("an engine that answers again stays out", _HEALTH, "            engine.up = True\n", ""),
-    Bug("an engine that hangs is left", "launch/engine/silence.py",
+    Bug("an engine that hangs is left", "serving/engine/silence.py",
         'return "hung"', 'return "works"'),
     Bug("an engine's page is waited for without end", "gateway/upstream.py",
         "await asyncio.wait_for(self._page(engine, path), seconds)",
@@ -81,14 +81,14 @@ BUGS = (
         "            self._end(engine, max(0.5, deadline - time.monotonic()))\n", ""),
     Bug("a broken circuit never closes", _ENGINE,
         'self.again_at = now + timing.window', 'self.again_at = now + 1e9'),
-    Bug("a hung engine is never given up", "launch/engine/engine_client.py",
+    Bug("a hung engine is never given up", "serving/engine/engine_client.py",
         "            if failures >= _LIVENESS_FAILURES:", "            if failures >= 10**9:"),
     Bug("an ended engine's lease counts as settled", _LEASES,
         "        return all(start_time(pid) == began for pid, began in self.engines)\n",
         "        return self.ready\n"),
-    Bug("what dead turbofits left behind goes on", "launch/serve/planner.py",
+    Bug("what dead turbofits left behind goes on", "serving/planner.py",
         "        for text in end_orphans(self.leases):\n", "        for text in ():\n"),
-    Bug("a plan is not reserved", "launch/serve/planner.py",
+    Bug("a plan is not reserved", "serving/planner.py",
         "                self.leases.reserve(plan)\n        return plan\n",
         "                pass\n        return plan\n"),
     Bug("a lease is left at the end", _LEASES,
@@ -99,7 +99,7 @@ BUGS = (
         "    descriptor, temporary = open_beside(target) if mode is None"),
     Bug("the gateway is left open under another plan", _START,
         "                self._run.public.stop(drain=not urgent)\n", "                pass\n"),
-    Bug("an error of the driver ends the watch", "launch/serve/gpu_monitor.py",
+    Bug("an error of the driver ends the watch", "serving/gpu_monitor.py",
         "    except TurbofitError as exc:\n        return None, exc.message\n"
         "    except Exception as exc:  # noqa: BLE001 - whatever the error is, "
         "the engines still serve\n",

@@ -16,7 +16,7 @@ from turbofit.core.errors import TurbofitError
 
 if TYPE_CHECKING:
     from bench.simulation.scheduler import Process
-    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.serving.config import ServeConfig
 
 DAY = 86_400.0
 #: The last two hours are without faults: turbofit must serve at their end.
@@ -85,7 +85,7 @@ class Turbofit:
 
     def signal(self, number: signal.Signals) -> None:
         """As `kill` sends it."""
-        from turbofit.launch.serve.supervisor import StoppedError
+        from turbofit.serving.supervisor import StoppedError
 
         world, process = self._day.world, self.process
         if process is None or not process.alive or self._stop is None:
@@ -103,10 +103,10 @@ class Turbofit:
     def _run(self) -> int:
         from turbofit.cli.terminal.interrupts import exit_code
         from turbofit.cli.terminal.output import say
-        from turbofit.launch.follow import follow
-        from turbofit.launch.run import Run
-        from turbofit.launch.serve.leases import Leases
-        from turbofit.launch.serve.supervisor import StoppedError, StopSignal
+        from turbofit.serving.follow import follow
+        from turbofit.serving.leases import Leases
+        from turbofit.serving.run import Run
+        from turbofit.serving.supervisor import StoppedError, StopSignal
 
         self._stop = StopSignal()
         config = serve_question(self._model, tuple(self._fixed.items()), "m")
@@ -133,9 +133,9 @@ def serve_question(
 ) -> ServeConfig:
     """What `serve` is asked for; ``name`` is what clients call the model."""
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.launch.engine.engine_client import Timing
-    from turbofit.launch.serve.config import ServeConfig
     from turbofit.planning.request import PlanRequest
+    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.engine.engine_client import Timing
 
     return ServeConfig.of(
         request=PlanRequest(model=model, **dict(fixed)),

@@ -34,12 +34,12 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
 from turbofit.core.png import png
 from turbofit.core.process import files
-from turbofit.launch.engine.launches import Lmdeploy
-from turbofit.launch.engine.supervised_engine import Supervision
-from turbofit.launch.serve import planner
-from turbofit.launch.serve.gpu_monitor import GpuMonitor
-from turbofit.launch.serve.supervisor import StopSignal, Supervisor
-from turbofit.tuner.explain.remedies import Remedies
+from turbofit.planning.explain.remedies import Remedies
+from turbofit.serving import planner
+from turbofit.serving.engine.launches import Lmdeploy
+from turbofit.serving.engine.supervised_engine import Supervision
+from turbofit.serving.gpu_monitor import GpuMonitor
+from turbofit.serving.supervisor import StopSignal, Supervisor
 
 if TYPE_CHECKING:
     from bench.simulation.scheduler import Scheduler
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 _LMDEPLOY = Lmdeploy("0.18.0", ("python",))
 _HELPS = Remedies((Remedy(change="more memory", effect="fits (not searched for here)"),), ())
 _ROOMS = (
-    "turbofit.core", "turbofit.gateway", "turbofit.launch.serve", "turbofit.launch.engine",
-    "turbofit.cli", "turbofit.planning", "turbofit.machine", "turbofit.observe",
+    "turbofit.core", "turbofit.gateway", "turbofit.serving", "turbofit.serving.engine",
+    "turbofit.cli", "turbofit.planning", "turbofit.machine", "turbofit.logs",
 )  # fmt: skip
 
 
@@ -218,12 +218,13 @@ def _modules() -> tuple[types.ModuleType, ...]:
     for room in _ROOMS:
         package = importlib.import_module(room)
         for found in pkgutil.walk_packages(package.__path__, f"{room}."):
-            importlib.import_module(found.name)
+            if not found.name.endswith(".libpixels"):  # a library for ctypes
+                importlib.import_module(found.name)
     return tuple(module for name, module in sys.modules.items() if name.startswith("turbofit."))
 
 
 def _call(self: Any, path: str, body: Any = None, *, timeout: float) -> Any:
-    """`launch.engine.engine_client.EngineClient.call` over the simulated loopback."""
+    """`serving.engine.engine_client.EngineClient.call` over the simulated loopback."""
     one = world()
     engine = one.machine.ports.get(self.port)
     if engine is None or not engine.listening:
@@ -320,7 +321,7 @@ def _version(name: str) -> str:
 
 
 def _live(pid: int) -> int:
-    """`launch.engine.kernel.start_time` of a simulated process."""
+    """`serving.engine.kernel.start_time` of a simulated process."""
     return pid * 100 if pid in world().machine.engines else 0
 
 
@@ -329,13 +330,13 @@ def _ask_driver(question: Any, _: Any, **_given: Any) -> Any:
 
 
 def _processor_seconds(group: int) -> float:
-    """`launch.engine.kernel.processor_seconds`: an engine that hangs uses none."""
+    """`serving.engine.kernel.processor_seconds`: an engine that hangs uses none."""
     engine = world().machine.engines.get(group)
     return 0.0 if engine is None or engine.hung else world().scheduler.now
 
 
 def _members(group: int, started: int) -> list[int]:
-    """`launch.engine.kernel.members` of a simulated engine."""
+    """`serving.engine.kernel.members` of a simulated engine."""
     return [group] if started and _live(group) == started else []
 
 
@@ -369,7 +370,7 @@ def _start(self: Any) -> None:
     world().scheduler.thread(body)
 
 
-_ENGINE, _SERVE = "turbofit.launch.engine", "turbofit.launch.serve"
+_ENGINE, _SERVE = "turbofit.serving.engine", "turbofit.serving"
 
 
 def _replacements(one: World) -> dict[str, Any]:
@@ -388,7 +389,7 @@ def _replacements(one: World) -> dict[str, Any]:
         f"{_ENGINE}.supervised_engine.EngineProcess": partial(SimulatedEngineProcess, one),
         f"{_ENGINE}.engine_client.EngineClient.call": _call,
         "turbofit.planning.examine.scene.Sources.port_problem": staticmethod(_port_problem),
-        "turbofit.launch.start.free_ports": _free_ports,
+        "turbofit.serving.start.free_ports": _free_ports,
         f"{_SERVE}.leases.start_time": _live,
         f"{_SERVE}.runs.start_time": lambda pid: pid,
         f"{_SERVE}.leases.group_of": lambda pid: pid,
@@ -420,8 +421,8 @@ def _replacements(one: World) -> dict[str, Any]:
         "turbofit.gateway.routing.health._TICK": 600.0,
         f"{_ENGINE}.engine_client._PAUSE": 300.0,
         # What is installed, and what people are told.
-        "turbofit.launch.run.lmdeploy_if_needed": lambda _: _LMDEPLOY,
-        "turbofit.launch.start.fetched": lambda model, _: model,
+        "turbofit.serving.run.lmdeploy_if_needed": lambda _: _LMDEPLOY,
+        "turbofit.serving.start.fetched": lambda model, _: model,
         "importlib.metadata.version": _version,
         "importlib.util.find_spec": _found_module,
         "turbofit.cli.terminal.output.note": lambda text: one.trace(f"says {text}"),
@@ -429,9 +430,9 @@ def _replacements(one: World) -> dict[str, Any]:
         # What is remembered, or is for people: a quarter of a day's processor time.
         f"{_SERVE}.planner.best_plan": _remembered(planner.best_plan),
         f"{_SERVE}.planner.Planner._raised": _told(planner.Planner._raised),
-        "turbofit.tuner.choose.remedies": lambda *_: _HELPS,
-        "turbofit.tuner.choose.speed_remedies": lambda *_: (),
-        "turbofit.tuner.choose.limit_costs": lambda *_: (),
+        "turbofit.planning.choose.remedies": lambda *_: _HELPS,
+        "turbofit.planning.choose.speed_remedies": lambda *_: (),
+        "turbofit.planning.choose.limit_costs": lambda *_: (),
         f"{_ENGINE}.worst_requests.png": _drawn,
     }
 

@@ -147,7 +147,7 @@ class World:
 
     def plan_of(self, gpus: list[int], ratio: float) -> tuple[float, Plan]:
         """The plan that an engine was started by, and when it was made: the newest with these
-        cards, whose ratio a start may lower (`launch.engine.launches`)."""
+        cards, whose ratio a start may lower (`serving.engine.launches`)."""
         process = self.scheduler.process
         plans = self.plans.get(process.pid, []) if process is not None else []
         for made, plan in reversed(plans):

@@ -13,7 +13,7 @@ from bench.speed.rows import HERE, Row, read_rows
 from bench.speed.score import score
 from bench.speed.sureties import surety_file
 from turbofit.core.presets import preset_path
-from turbofit.tuner.speed import rates
+from turbofit.planning.speed import rates
 
 
 def results_of(rows: list[Row]) -> Results:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from bench.speed.forecast import Setup
 from bench.speed.score import Score, loss, score
-from turbofit.tuner.speed import Rates
+from turbofit.planning.speed import Rates
 
 #: What published speeds say something of; constants of links: bench/topology.
 FITTED: Final = ("memory_efficiency", "compute_efficiency", "layer_seconds")

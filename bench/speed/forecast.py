@@ -15,7 +15,7 @@ from turbofit.core.struct import Struct, known
 from turbofit.memory.account import VisionLoad, default_batch_size
 from turbofit.memory.engines import engine_named
 from turbofit.model.source import resolve_model as model_of_name
-from turbofit.tuner.speed import (
+from turbofit.planning.speed import (
     ClosedLoad,
     GroupRates,
     Rates,
@@ -26,7 +26,7 @@ from turbofit.tuner.speed import (
     speed_of,
     work_of,
 )
-from turbofit.tuner.throughput import image_seconds, rate_with_host
+from turbofit.planning.throughput import HostRate, image_seconds, with_host
 
 #: Share of a card that vLLM and SGLang take, and what of it is neither weights nor cache.
 _SHARE, _BESIDE = 0.9, 3 << 29
@@ -99,7 +99,7 @@ def images_forecast(setup: Setup, figures: Rates) -> float:
         if row.threads:
             sent = (0, 0) if row.decoded else size
             one = image_seconds(rule, units, sent, by_float=row.by_float)
-            rate = rate_with_host(rate, setup.at_once, row.threads / one, one)
+            rate, _ = with_host(rate, setup.at_once, HostRate(cores=row.threads, seconds=one), 1)
         seconds += 1 / rate
     return len(row.sizes) / seconds
 

@@ -13,8 +13,8 @@ from bench.speed.forecast import Setup
 from bench.speed.rows import Row
 from bench.speed.score import Score, curves, median_of, order, p90_of
 from bench.speed.sureties import kinds
-from turbofit.tuner.speed import rates
-from turbofit.tuner.surety import Errors
+from turbofit.planning.speed import rates
+from turbofit.planning.throughput import Errors
 
 #: The bars of the issue: median, nine of ten, curves within a factor of two, pairs in order.
 _MEDIAN, _P90, _PAIRS = 0.25, 0.6, 0.9

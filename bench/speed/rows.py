@@ -8,7 +8,7 @@ import msgspec
 
 from turbofit.core.struct import Struct
 from turbofit.model.source import resolve_model as model_of_name
-from turbofit.tuner.surety import kind_of
+from turbofit.planning.throughput import kind_of
 
 HERE = Path(__file__).resolve().parent
 

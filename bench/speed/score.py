@@ -10,7 +10,7 @@ from statistics import fmean, median
 
 from bench.speed.forecast import Setup, forecast, images_forecast
 from turbofit.core.struct import Struct
-from turbofit.tuner.speed import Rates
+from turbofit.planning.speed import Rates
 
 #: Figures that are closer than this are a tie, which no forecast has to order.
 _TIE = 0.02

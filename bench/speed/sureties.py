@@ -13,7 +13,7 @@ from math import ceil
 from msgspec.structs import replace
 
 from bench.speed.score import Score, median_of, p90_of
-from turbofit.tuner.surety import UNSEEN, Errors
+from turbofit.planning.throughput import UNSEEN, Errors
 
 _HEAD = """\
 # How far forecasts of speed were off, by kind: the share by which half and nine of ten of the

@@ -19,9 +19,9 @@ from turbofit.core.machine import Pcie
 from turbofit.core.plan import Plan
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode, to_json
-from turbofit.load.result import LoadResult
-from turbofit.observe.calibration import Observation
+from turbofit.measure.load.result import LoadResult
 from turbofit.report.share import SharedRun, shared_run
+from turbofit.serving.calibration import Observation
 
 MIB = 1 << 20
 STAGES = sorted(

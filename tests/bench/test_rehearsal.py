@@ -15,7 +15,7 @@ if shutil.which("cc") is None:
 from bench.rehearsal.grid import ROWS
 from bench.rehearsal.run import check_row
 from turbofit.model.presets import preset_model
-from turbofit.pretend.run import NOTICE
+from turbofit.rehearsal.pretend.run import NOTICE
 
 pytestmark = pytest.mark.lmdeploy
 GRID = [pytest.param(row, id=row.name) for row in ROWS]
@@ -25,7 +25,7 @@ def test_the_grid_has_models_of_experts():
     assert sum(preset_model(row.model).text.moe is not None for row in ROWS) >= 8
 
 
-@pytest.mark.exhaustive  # the check rehearses in `tests/rehearse`, and serves with tp in `launch`
+@pytest.mark.exhaustive  # the check rehearses in `tests/rehearsal`, and serves with tp in `launch`
 @pytest.mark.parametrize("row", GRID)
 def test_forecast_and_engine_agree(row, tmp_path):
     checks, seen = check_row(row, tmp_path)

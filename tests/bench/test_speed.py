@@ -18,8 +18,8 @@ from bench.speed.rows import HERE, Row, read_rows
 from bench.speed.score import median_of, p90_of, score
 from bench.speed.sureties import surety_file
 from turbofit.api import plan
-from turbofit.tuner.speed import rates
-from turbofit.tuner.surety import Errors, errors_of
+from turbofit.planning.speed import rates
+from turbofit.planning.throughput import Errors, errors_of
 
 PLANTED = replace(
     rates(FITTED), memory_efficiency=0.7, compute_efficiency=0.6, layer_seconds=60e-6

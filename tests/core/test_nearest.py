@@ -6,9 +6,9 @@ import pytest
 
 from turbofit.core.errors import option_of
 from turbofit.core.nearest import _vllm, guess, meant, near, of_vllm, plain
-from turbofit.launch.serve.options import ServeOptions
-from turbofit.launch.serve.passthrough import engine_options
 from turbofit.planning.request import PlanRequest
+from turbofit.serving.options import ServeOptions
+from turbofit.serving.passthrough import engine_options
 
 
 def test_every_option_that_the_table_names_is_one() -> None:

@@ -12,13 +12,13 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from tests.gateway.test_server import Engine, asked, certificate, config, streamed
-from tests.load.scripted import ThreadedServer
+from tests.measure.load.scripted import ThreadedServer
 from tests.support.gateway import CHAT, chat, plan_for
 from tests.support.waiting import HANG, until
 from turbofit.gateway.front import Front, NodeAddress
 from turbofit.gateway.http.prepare import PreparedBody
 from turbofit.gateway.server import GatewayThread, make_gateway
-from turbofit.launch.cluster.ray_adapter import client_context
+from turbofit.serving.cluster.ray_adapter import client_context
 
 KEY = "run-key"
 

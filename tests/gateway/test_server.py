@@ -20,7 +20,7 @@ import pytest
 from aiohttp import web
 from msgspec.structs import replace
 
-from tests.load.scripted import ThreadedServer
+from tests.measure.load.scripted import ThreadedServer
 from tests.support.gateway import CHAT, chat, image_part, plan_for
 from tests.support.waiting import HANG
 from turbofit.cli.commands.gateway import gateway as command

@@ -15,11 +15,9 @@ from msgspec.structs import replace
 import turbofit
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB, round_up
-from turbofit.diagnose.explain import diagnose
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.launch.engine.check import check_seconds
-from turbofit.launch.engine.engine_log import StartupTracker
-from turbofit.launch.engine.worst_requests import cheaper_forward, every_worst
+from turbofit.logs.explain import diagnose
+from turbofit.logs.log_events import CacheBudget, Slab
 from turbofit.memory import engines, versions
 from turbofit.memory.account import VisionLoad
 from turbofit.memory.engines import engine_of
@@ -29,7 +27,9 @@ from turbofit.memory.pytorch.cache import engine_bound as torch_bound
 from turbofit.memory.turbomind import account
 from turbofit.memory.turbomind.account import Turbomind
 from turbofit.memory.turbomind.pool import PoolModel, engine_bound
-from turbofit.observe.calibration import (
+from turbofit.planning.speed import group_rates, group_speed
+from turbofit.rehearsal.engines import ADAPTERS
+from turbofit.serving.calibration import (
     CalibratedGpu,
     Observation,
     cache_beside,
@@ -37,9 +37,9 @@ from turbofit.observe.calibration import (
     phase_rows,
     tokens_beside,
 )
-from turbofit.observe.log_events import CacheBudget, Slab
-from turbofit.rehearse.engines import ADAPTERS
-from turbofit.tuner.speed import group_rates, group_speed
+from turbofit.serving.engine.check import check_seconds
+from turbofit.serving.engine.engine_log import StartupTracker
+from turbofit.serving.engine.worst_requests import cheaper_forward, every_worst
 
 NEWER = "0.19"
 MANY = 200

@@ -27,7 +27,7 @@ from turbofit.model.safetensors import (
     parse_index,
 )
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.twin import config_of, twin_of
+from turbofit.rehearsal.checkpoint.twin import config_of, twin_of
 
 
 def test_exact_bytes_and_type_from_headers(tmp_path):

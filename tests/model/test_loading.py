@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.launch.fallback.support import OMNI_MAP, tiny_omni, tiny_qwen2_vl
+from tests.serving.fallback.support import OMNI_MAP, tiny_omni, tiny_qwen2_vl
 from turbofit.model import loading
 from turbofit.model.loading import load_model, load_processor, names_here
 

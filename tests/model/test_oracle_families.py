@@ -37,7 +37,7 @@ from turbofit.core.model import Model
 from turbofit.model.parameters import text_parameters
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.twin import twin_of, write_model
+from turbofit.rehearsal.checkpoint.twin import twin_of, write_model
 
 
 def llama_of(transformers, rng):

@@ -22,7 +22,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyresRule, LongestEdgeRule, PatchRule, TileRule, VideoRule
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.source import resolve_model
-from turbofit.planning.compatibility import bad_transformers
+from turbofit.planning.examine.packages import bad_transformers
 
 
 class Picture:

@@ -36,7 +36,7 @@ from turbofit.core.images import PatchRule
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 
 pytestmark = pytest.mark.lmdeploy
 

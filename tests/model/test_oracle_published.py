@@ -20,8 +20,8 @@ from turbofit.core.images import NavitRule, PatchRule
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.twin import tensors, twin_of, write_model
-from turbofit.rehearse.turbomind.hfconfig import register_intern_s1_pro, register_kimi
+from turbofit.rehearsal.checkpoint.twin import tensors, twin_of, write_model
+from turbofit.rehearsal.turbomind.hfconfig import register_intern_s1_pro, register_kimi
 
 NAME = "InternS1ProForConditionalGeneration"
 #: The keys of the published config.json that say a dim.

@@ -31,7 +31,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.twin import config_of, twin_of, write_model
+from turbofit.rehearsal.checkpoint.twin import config_of, twin_of, write_model
 
 THINKER = "Qwen2_5OmniThinkerForConditionalGeneration"
 QWEN3 = "Qwen3OmniMoeForConditionalGeneration"

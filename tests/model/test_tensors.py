@@ -8,7 +8,7 @@ from turbofit.core.model import Model, ModelSource, MoeDims, TextDims, VisionDim
 from turbofit.memory.pytorch import weights as pytorch
 from turbofit.memory.turbomind import weights as turbomind
 from turbofit.model import parameters
-from turbofit.rehearse.checkpoint import twin
+from turbofit.rehearsal.checkpoint import twin
 
 TEXT = TextDims(
     architecture="Qwen3MoeForCausalLM", layers=2, hidden=256, heads=8, kv_heads=2, head_dim=64,

@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from tests.launch.fallback.support import tiny_map, tiny_qwen2_vl
+from tests.serving.fallback.support import tiny_map, tiny_qwen2_vl
 from tests.support.checkpoints import make_internvl2
 from tests.support.plans import gpu, machine, model, plausible_plan
 from turbofit import api
@@ -23,7 +23,6 @@ from turbofit.cli.options.field_options import filled
 from turbofit.core.errors import UsageError
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan, ServeCommand, Settings
-from turbofit.launch.cluster.nodes import cluster_from
 from turbofit.memory.versions import parse as version_tuple
 from turbofit.planning.commands import (
     _releases,
@@ -37,6 +36,7 @@ from turbofit.planning.commands import (
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 from turbofit.report.views.figures import shell_words
+from turbofit.serving.cluster.nodes import cluster_from
 
 pytestmark = pytest.mark.slow
 

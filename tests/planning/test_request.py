@@ -16,7 +16,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec
 from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest, PredictRequest
-from turbofit.tuner.resolved_request import Margin
+from turbofit.planning.resolved_request import Margin
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from turbofit.cli.main import main
 from turbofit.core.machine import Holder, Host
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_json
-from turbofit.load.result import ErrorCount, LoadResult
-from turbofit.observe.calibration import SEEN_FILE, CalibratedGpu, Observation
+from turbofit.measure.load.result import ErrorCount, LoadResult
 from turbofit.report.schema import NAMES, schema_text
+from turbofit.serving.calibration import SEEN_FILE, CalibratedGpu, Observation
 
 Out = pytest.CaptureFixture[str]
 

@@ -15,8 +15,8 @@ import pytest
 from msgspec.structs import replace
 
 from tests.hostile import hostile
-from tests.launch.tune.test_tune import result
-from tests.observe.test_calibrations import TUNED
+from tests.measure.tune.test_tune import result
+from tests.planning.test_calibrations import TUNED
 from tests.report.documents import plan_page, planned, served_run
 from tests.support.plans import plausible_plan
 from turbofit.cli.main import main
@@ -25,14 +25,14 @@ from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.core.presets import load_yaml
 from turbofit.core.struct import decode, to_json
-from turbofit.kernels.census import Census
-from turbofit.launch.serve import ladder
-from turbofit.launch.serve.leases import Leases
+from turbofit.machine.kernels.census import Census
 from turbofit.machine.source import load_snapshot
-from turbofit.observe import calibrations
+from turbofit.planning import calibrations
 from turbofit.report.painters.terminal import paint
 from turbofit.report.stored_documents import keep, read_saved, saved_document
 from turbofit.report.views.plan_view import plan_view
+from turbofit.serving import ladder
+from turbofit.serving.leases import Leases
 
 Patch = pytest.MonkeyPatch
 

@@ -43,10 +43,12 @@ class Browser:
         path.write_text(text, encoding="utf-8")
         self.visit(path.as_uri(), dark=dark, width=width)
 
-    def visit(self, address: str, *, dark: bool = False, width: int = 1100) -> None:
+    def visit(
+        self, address: str, *, dark: bool = False, width: int = 1100, height: int = 900
+    ) -> None:
         """Show what is at an address, loaded anew."""
         self.media(dark=dark)
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.driver.get("about:blank")  # another fragment alone would load nothing
         self.driver.get_log("browser")

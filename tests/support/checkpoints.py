@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from turbofit.rehearse.checkpoint.tokenizer import byte_alphabet, byte_level
+from turbofit.rehearsal.checkpoint.tokenizer import byte_alphabet, byte_level
 
 _BITS = {"BF16": 16, "F16": 16, "F32": 32, "I32": 32, "I64": 64, "F8_E4M3": 8, "U8": 8}
 _CHATML = (

@@ -14,27 +14,19 @@ import pytest
 
 from tests.support.nvml import (
     P2P_NVLINK,
-    Gpu,
     Scenario,
-    gpu_3090,
     gpu_h100,
     in_process,
 )
 from turbofit.core.errors import PackageError
 from turbofit.core.machine import Host, Machine
 from turbofit.core.units import GIB
-from turbofit.kernels.census import Census, released
 from turbofit.machine import nvml_machine
+from turbofit.machine.kernels.census import Census, released
 from turbofit.planning.checks import DoctorReport, Finding, examine
 from turbofit.planning.examine.scene import Sources
 
-__all__ = ["HEALTHY", "Find", "Healthy", "Make"]
-
-#: What a card in order says of itself.
-HEALTHY = {
-    "pcie_generation_now": 4, "pcie_width_now": 16, "pstate": 0, "ecc": 1,
-    "ecc_errors": 0, "rows_pending": 0, "rows_failed": 0, "slow": 0, "temperature": 50,
-}  # fmt: skip
+__all__ = ["Find", "Healthy", "Make"]
 
 
 class Healthy(Sources):
@@ -132,21 +124,9 @@ def find(checkup: Callable[..., DoctorReport]) -> Callable[..., Finding]:
     return run
 
 
-def card(index: int = 0, **changes: Any) -> Gpu:
-    """A 3090 in order."""
-    condition = HEALTHY | changes.pop("condition", {})
-    return gpu_3090(index, condition=condition, **changes)
-
-
-def server_card(index: int = 0, **changes: Any) -> Gpu:
-    """An H100 in order."""
-    condition = HEALTHY | {"pcie_generation_now": 5} | changes.pop("condition", {})
-    return gpu_h100(index, condition=condition, **changes)
-
-
 def two(**changes: Any) -> Scenario:
     """Two server cards that reach each other over NVLink."""
-    return Scenario([server_card(0, **changes), server_card(1, **changes)], p2p=P2P_NVLINK)
+    return Scenario([gpu_h100(0, **changes), gpu_h100(1, **changes)], p2p=P2P_NVLINK)
 
 
 def remove(places: Healthy, folder: str) -> None:

@@ -35,8 +35,8 @@ from unittest import mock
 import pytest
 
 from turbofit.core.units import MIB
-from turbofit.pretend.build import build as libraries_in
-from turbofit.pretend.libraries import ACCOUNT, PretendError
+from turbofit.rehearsal.pretend.build import build as libraries_in
+from turbofit.rehearsal.pretend.libraries import ACCOUNT, PretendError
 
 LIBRARY = "libnvidia-ml.so.1"
 LOST = 15
@@ -73,12 +73,7 @@ class Mig:
 
 @dataclass
 class Gpu:
-    """One GPU. ``links``: for each NVLink lane the other end's bus, ``"switch"`` or None (off).
-
-    ``condition``: pcie_generation_now, pcie_width_now, pstate, persistence, temperature, ecc,
-    ecc_errors, rows_pending, rows_failed, slow (clock event reasons); what is not there is not
-    supported, and ``KEY_error`` makes a question fail with that code.
-    """
+    """One GPU. ``links``: for each NVLink lane the other end's bus, ``"switch"`` or None (off)."""
 
     name: str
     uuid: str
@@ -97,7 +92,6 @@ class Gpu:
     migs: list[Mig] = field(default_factory=list)
     error: int | None = None
     no_handle: int | None = None
-    condition: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -183,7 +177,7 @@ def four_3090(nvlinks: Sequence[tuple[int, int]] = (), count: int = 4) -> Scenar
 def build(folder: Path) -> Path:
     """The stand-in, alone in a folder which is then fit for `LD_LIBRARY_PATH`.
 
-    It is the pretend machine's own NVML (turbofit/pretend/csrc/nvml*.c), told to play a script.
+    It is the pretend machine's own NVML (rehearsal/pretend/csrc/nvml*.c), told to play a script.
     """
     try:
         libraries = libraries_in()
@@ -256,8 +250,6 @@ def _gpu_lines(lines: list[str], index: int, gpu: Gpu) -> None:
     ):  # fmt: skip
         _put(lines, f"{key}.{attribute}", getattr(gpu, attribute))
     _put(lines, f"{key}.mig", None if gpu.mig is None else int(gpu.mig))
-    for name, value in gpu.condition.items():
-        lines.append(f"{key}.{name} {value}")
     if gpu.links is not None:
         lines.append(f"{key}.nvlinks {len(gpu.links)}")
         for lane, end in enumerate(gpu.links):

@@ -16,20 +16,20 @@ from typing import Any
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch import start as start_module
-from turbofit.launch.engine import standby
-from turbofit.launch.engine.engine_client import Timing
-from turbofit.launch.engine.launches import Lmdeploy, module_runner
-from turbofit.launch.engine.standby import standby_of
-from turbofit.launch.follow import follow
-from turbofit.launch.run import Run
-from turbofit.launch.serve.config import ServeConfig
-from turbofit.launch.serve.ladder import recall
-from turbofit.launch.serve.leases import Leases, end_orphans
-from turbofit.launch.serve.supervisor import StoppedError, StopSignal
+from turbofit.planning import choose
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
-from turbofit.tuner import choose
+from turbofit.serving import start as start_module
+from turbofit.serving.config import ServeConfig
+from turbofit.serving.engine import standby
+from turbofit.serving.engine.engine_client import Timing
+from turbofit.serving.engine.launches import Lmdeploy, module_runner
+from turbofit.serving.engine.standby import standby_of
+from turbofit.serving.follow import follow
+from turbofit.serving.ladder import recall
+from turbofit.serving.leases import Leases, end_orphans
+from turbofit.serving.run import Run
+from turbofit.serving.supervisor import StoppedError, StopSignal
 
 #: In the folder ``standin``, which is on the path.
 SERVER = "fake_server"

@@ -81,7 +81,7 @@ def unknown_options(names: Sequence[str], ctx: click.Context) -> UsageError:
 
 def _known_elsewhere(name: str, ctx: click.Context) -> str:
     """A hint on an option that a command lacks: where it is one, or the nearest of its own."""
-    from turbofit.launch.serve.passthrough import engine_options
+    from turbofit.serving.passthrough import engine_options
 
     own = [option for param in ctx.command.params for option in param.opts if option[:2] == "--"]
     if known := of_vllm(name, option_of):

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Protocol
 import click
 
 from turbofit.core.errors import UsageError
-from turbofit.launch.serve.passthrough import (
+from turbofit.serving.passthrough import (
     EngineOption,
     engine_options,
     full_name,

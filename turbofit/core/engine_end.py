@@ -1,6 +1,6 @@
 """How an engine ended, as a launch, a rehearsal and their documents say it.
 
-`observe.death` decides the kind of a death, by the log and the exit.
+`logs.death` decides the kind of a death, by the log and the exit.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _NAME: Final = "turbofit"
 _CODE: Final = Path(__file__).resolve().parents[2]
 _ORIGIN: Final = "direct_url.json"
 #: The library that resizes images, the source that hatch_build.py compiled, and its digest.
-_LIBRARY: Final = _CODE / "turbofit" / "launch" / "images" / "libpixels.so"
+_LIBRARY: Final = _CODE / "turbofit" / "serving" / "images" / "libpixels.so"
 
 
 class _Commit(msgspec.Struct):

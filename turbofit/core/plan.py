@@ -15,7 +15,7 @@ from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.rehearsal import Rehearsal
 from turbofit.core.struct import JsonDocument, Struct, const, doc, to_builtins, to_json
-from turbofit.core.units import order, round_up, two_digits
+from turbofit.core.units import order, round_up, three_digits, two_digits
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Options
@@ -438,6 +438,19 @@ class Limits(Struct):
         Answers beyond an engine's batch wait in the engine, as requests do, and take no memory.
         """
         return self.n if images else max(self.n, _TEXT_COPIES)
+
+    def promise(self, context: int, units: int, tokens: int, size: str = "") -> str:
+        """What each request may have; an image of so many units has this size, if one is named."""
+        if self.vision_unit is None:
+            return f"{context:,} tokens a request, with its answer"
+        count, largest = (
+            self.images_per_request,
+            size or f"{units:,} {plural(units, self.vision_unit)}",
+        )
+        if not size and self.max_pixels_per_image is not None:
+            largest = f"{three_digits(self.max_pixels_per_image / 1e6)} MP"
+        images = f"{count} {plural(count, 'image')} of up to {largest} ({tokens:,} tokens)"
+        return f"{images}, {context:,} tokens in all"
 
     def most_images(self, rule: ImageRule | None) -> int:
         """The most images of a request: as many as its units allow, if each is small."""

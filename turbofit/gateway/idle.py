@@ -234,9 +234,6 @@ class IdleGateway(AsgiApp):
         words = self.config.defaults.words
         return facts_of([self.name], self._bounds, words, self.config.memory)
 
-    def _waiting(self) -> int:
-        return self.waiting + (0 if self.gateway is None else self.gateway.admission.waiting)
-
     def _waits(self) -> list[str]:
         return [] if self.state == "ready" else [self.status]
 

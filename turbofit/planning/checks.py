@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from turbofit.core.errors import DoesNotFitError, LaunchError, MachineError, PackageError
 from turbofit.core.struct import NA, Struct
 from turbofit.core.version import REFERENCE
-from turbofit.planning.examine.scene import Answer, Scene, Sources, State, When, unreadable
+from turbofit.planning.examine.scene import Answer, Scene, Sources, State, When
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from turbofit.core.errors import TurbofitError
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
-    from turbofit.planning.examine.health import Health
 
 DOCTOR_SCHEMA: Final = "turbofit.doctor/1"
 _STOPS: Final = 3
@@ -78,8 +77,6 @@ class Check(NamedTuple):
         subject = getattr(scene, self.of)
         if subject is None:
             return None
-        if self.of == "healths" and not subject:
-            return unreadable("not measured on this machine")
         body = getattr(import_module(f"turbofit.planning.examine.{self.module}"), self.name)
         answer: Answer | None = body(subject, scene)
         return answer
@@ -101,7 +98,7 @@ CHECKS: Final = (
           "on a card that torch has no code for its first kernel fails: no kernel image is"
           " available", of="machine"),
     Check("kernels", "packages", ("install",),
-          "a model whose weights have no kernel aborts at its first request", of="machine"),
+          "on a card without code TurboMind fails at its first kernel", of="machine"),
     Check("front_ends", "packages", ("install", "plan", "launch"),
           "LMDeploy reads configs and images through Transformers, and some versions break that",
           error=PackageError),
@@ -126,13 +123,6 @@ CHECKS: Final = (
     Check("slices", "cards", ("install",),
           "TurboMind sees the whole card, whatever a slice of HAMi or Volcano allows: its share of"
           " free memory would be one of everybody's", of="machine"),
-    Check("pcie", "cards", ("install",),
-          "a link with fewer lanes slows loading and, without NVLink, every all-reduce of tp",
-          of="healths"),
-    Check("ecc", "cards", ("install",),
-          "uncorrectable memory errors end the programs on the card", of="healths"),
-    Check("thermal", "cards", ("install",),
-          "a card that is too hot or short of power lowers its clocks: slower", of="healths"),
     Check("peer_access", "cards", ("install",),
           "without peer access tensor parallelism is slower, and cuda-ipc does not work",
           of="machine"),
@@ -220,9 +210,8 @@ def examine(
     """
     places = sources or Sources()
     machine: Machine | None = None
-    healths: Sequence[Health] | None = None
     try:
-        machine, healths = _machine(places, on)
+        machine = _machine(places, on)
         text = f"driver {machine.driver}, CUDA {machine.cuda} ({machine.source})"
         nvml = Finding(check="nvml", state="ok", seen=text)
     except (MachineError, PackageError) as exc:
@@ -230,19 +219,17 @@ def examine(
             check="nvml",
             state="stops",
             seen=exc.message,
-            why="no GPU here can be planned for; driver, kernels and the cards' condition were not "
-            "looked at",
+            why="no GPU here can be planned for; driver and kernels were not looked at",
             fix=f"{exc.hint}; turbofit serve MODEL --pretend --on SPEC tries it without a GPU",
         )
     described = machine is not None and machine.host.ram_available != NA
     host = machine.host if machine is not None and described else places.host()
     scene = Scene(
-        places, "install", machine=machine, healths=healths, host=host, model=model, port=port,
-        server=server,
-    )  # fmt: skip
-    findings = [nvml]
+        places, "install", machine=machine, host=host, model=model, port=port, server=server
+    )
+    findings, here = [nvml], machine is not None and on is None
     for check, (state, text, fix, why, _) in answers(scene):
-        if healths is None and state == "unreadable" and check.name in _OF_CARDS:
+        if not here and state == "unreadable" and check.name in _OF_CARDS:
             continue
         matters = "" if state == "ok" else why or check.why
         findings.append(Finding(check=check.name, state=state, seen=text, why=matters, fix=fix))
@@ -253,22 +240,20 @@ def examine(
     )
 
 
-def _machine(places: Sources, on: str | None) -> tuple[Machine, Sequence[Health] | None]:
-    """The machine, even if CUDA shows none of its GPUs; and its cards' condition if it is here."""
+def _machine(places: Sources, on: str | None) -> Machine:
+    """The machine, even if CUDA shows none of its GPUs."""
     from msgspec.structs import replace
 
     from turbofit.machine.nvml_machine import measure_in_time
     from turbofit.machine.source import machine_from
-    from turbofit.planning.examine.health import read_health
 
     if on is not None:
-        return machine_from(on), None
+        return machine_from(on)
     try:
-        machine = measure_in_time(places.environ)
+        return measure_in_time(places.environ)
     except MachineError as hidden:
         if "CUDA_VISIBLE_DEVICES" not in hidden.message:
             raise
         rest = {k: v for k, v in places.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
         whole = measure_in_time(rest)
-        machine = replace(whole, visible=(), warnings=(*whole.warnings, hidden.message))
-    return machine, read_health([gpu for gpu in machine.gpus if not gpu.mig])
+        return replace(whole, visible=(), warnings=(*whole.warnings, hidden.message))

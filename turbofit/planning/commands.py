@@ -42,7 +42,7 @@ _WHERE_SET: Final = frozenset({
     "cudagraph_capture_batch_sizes", "distributed_executor_backend",
 })  # fmt: skip
 #: The server for Transformers, run with ``python -m``.
-_FALLBACK_MODULE: Final = "turbofit.launch.fallback.server"
+_FALLBACK_MODULE: Final = "turbofit.serving.fallback.server"
 
 #: Words of a command: one option with its values, or the whole command.
 Words = tuple[str, ...]
@@ -304,15 +304,10 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
         sizes = ("max_batch_size", "max_prefill_token_num")
         named = {name: getattr(plan.settings, name) for name in sizes}
         served = served.changed(tp=plan.parallel.tp, replicas=plan.parallel.replicas, **named)
-    return _serving(model, with_limits(served, plan))
-
-
-def with_limits(request: PlanRequest, plan: Plan) -> PlanRequest:
-    """The request with the plan's limits, if the plan is for another machine."""
-    if is_prediction(plan) or plan.machine.source == _MEASURED:
-        return request
-    context = plan.kv.longest_request_tokens or plan.settings.session_len
-    return _with_limits(request, plan.model, plan.limits, context)
+    if not is_prediction(plan) and plan.machine.source != _MEASURED:
+        context = plan.kv.longest_request_tokens or plan.settings.session_len
+        served = _with_limits(served, plan.model, plan.limits, context)
+    return _serving(model, served)
 
 
 def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeCommand | None:

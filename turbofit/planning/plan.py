@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from turbofit.core.errors import DoesNotFitError, TurbofitError, UsageError
+from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
 from turbofit.memory.versions import OLDEST_SERVED, is_legacy, release
 from turbofit.model.presets import find_preset, load_preset
 from turbofit.planning.checks import plan_warnings
-from turbofit.planning.commands import commands, left_out, serve_command
+from turbofit.planning.choose import best_plan
+from turbofit.planning.commands import cluster_serve_command, commands, left_out, serve_command
 from turbofit.planning.resolve import resolve
-from turbofit.tuner.choose import best_plan
-from turbofit.tuner.resolved_request import Margin
+from turbofit.planning.resolved_request import Margin
 
 if TYPE_CHECKING:
-    from turbofit.core.cluster import ClusterPlan
+    from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.planning.request import PlanRequest, PredictRequest
-    from turbofit.tuner.resolved_request import ResolvedRequest
+    from turbofit.planning.resolved_request import ResolvedRequest
 
 
 def plan(
@@ -62,8 +63,8 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     which gateway holds it.
     """
     from turbofit.memory.engines import LMDEPLOY, check_options, engine_for, engine_of
-    from turbofit.tuner.choose import make_plan
-    from turbofit.tuner.predict import usual_settings
+    from turbofit.planning.choose import make_plan
+    from turbofit.planning.predict import usual_settings
 
     rule, held = resolved.model.image_rule, release(version) >= OLDEST_SERVED
     if request.margin is None:
@@ -124,6 +125,30 @@ def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
     )
 
 
+def plan_cluster(
+    request: PlanRequest, cluster: Cluster, promised: ClusterPlan | None = None
+) -> ClusterPlan:
+    """One promise over several machines, and the best plan for each of them.
+
+    The request names no machine; its ``tp``, ``replicas`` and ``concurrency`` are for each node.
+    ``promised`` is an earlier plan of it, whose promise nodes that join must keep.
+
+    Raises:
+        As :func:`plan`, if every node raises an error.
+    """
+    from turbofit.planning.cluster_plan import make_cluster_plan
+
+    if request.paced:
+        raise UsageError(
+            "a rate and its seconds are for one machine, not for a cluster",
+            hint="plan one kind of node with --on, and its part of the rate",
+        )
+    nowhere = Machine(name="cluster", source="cluster", gpus=())
+    resolved = resolve(request.changed(on=nowhere, gpus=None))
+    cluster_plan = make_cluster_plan(resolved, cluster, request.engine, promised)
+    return replace(cluster_plan, serve=cluster_serve_command(cluster_plan, request))
+
+
 def predict(request: PredictRequest) -> Plan:
     """Predict the outcome of given settings, with LMDeploy's defaults for others; no search.
 
@@ -131,7 +156,7 @@ def predict(request: PredictRequest) -> Plan:
         As :func:`plan`; PackageError for a generation without an account.
     """
     from turbofit.memory.engines import check_options, engine_for
-    from turbofit.tuner.predict import make_prediction, usual_settings
+    from turbofit.planning.predict import make_prediction, usual_settings
 
     if request.least:
         raise UsageError(

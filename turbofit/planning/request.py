@@ -15,7 +15,7 @@ from turbofit.core.plan import EngineName, Goal, Workload
 from turbofit.core.units import parse_bytes, parse_share, plain_number
 from turbofit.core.validation import SECONDS, Metavar, Validated, parsed
 from turbofit.core.version import REFERENCE
-from turbofit.tuner.resolved_request import Margin
+from turbofit.planning.resolved_request import Margin
 
 EngineChoice = Literal["auto", EngineName]
 

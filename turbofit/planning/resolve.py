@@ -6,16 +6,16 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import MachineError, UsageError
+from turbofit.core.errors import UsageError
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.machine.source import machine_from
 from turbofit.memory.known_bad import survived_batch
 from turbofit.model.source import resolve_model
-from turbofit.observe.calibrations import pretends, with_calibrations
+from turbofit.planning.calibrations import pretends, with_calibrations
 from turbofit.planning.request import PACE, PlanRequest
-from turbofit.tuner.resolved_request import ResolvedRequest, with_image_limit
-from turbofit.tuner.speed import Pace
+from turbofit.planning.resolved_request import ResolvedRequest, with_image_limit
+from turbofit.planning.speed import Pace
 
 
 def resolve(request: PlanRequest) -> ResolvedRequest:
@@ -26,11 +26,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: a package that reads the model is missing.
     """
-    try:
-        model = model_of(request)
-    except UsageError as exc:
-        _say_of_machine(exc, request)
-        raise
+    model = model_of(request)
     request = request.with_maximum(model.text.max_position_embeddings)
     machine = machine_from(request.on, gpus=request.gpus)
     if machine.source == "nvml":
@@ -53,17 +49,6 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
     resolved = with_image_limit(resolved, request.max_dynamic_patch, request.max_pixels)
     _check(request, resolved)
     return resolved
-
-
-def _say_of_machine(exc: UsageError, request: PlanRequest) -> None:
-    """Add to an error about the model the error about the machine, if there is one."""
-    if request.on is None:
-        return
-    try:
-        machine_from(request.on, gpus=request.gpus)
-    except (UsageError, MachineError) as other:
-        exc.message += f"; {other.message}"
-        exc.hint += f"; for the machine: {other.hint}"
 
 
 def model_of(request: PlanRequest) -> Model:

@@ -10,19 +10,19 @@ from turbofit.core.messages import plural
 from turbofit.core.struct import Struct, doc, known
 from turbofit.core.units import three_digits
 from turbofit.memory.engines import LMDEPLOY
-from turbofit.tuner.choose import choose, known_warnings, why_not
-from turbofit.tuner.explain.plan_document import requests_held
-from turbofit.tuner.explain.reasons import pace_words, unkept
-from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
-from turbofit.tuner.search.search import EngineFit
-from turbofit.tuner.search.sizing import excess_tokens
+from turbofit.planning.choose import choose, known_warnings, why_not
+from turbofit.planning.explain.plan_document import requests_held
+from turbofit.planning.explain.reasons import pace_words, unkept
+from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
+from turbofit.planning.search.search import EngineFit
+from turbofit.planning.search.sizing import excess_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.core.machine import Machine
     from turbofit.planning.request import WhichRequest
-    from turbofit.tuner.verdict import Planned
+    from turbofit.planning.verdict import Planned
 
 _NO_FORECAST: Final = "has no forecast of speed"
 

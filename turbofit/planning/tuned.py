@@ -16,9 +16,9 @@ from turbofit.core.tuning import TUNE_SCHEMA, Tuning
 from turbofit.machine.learned import all_learned, learned
 from turbofit.memory.calibrated import identity
 from turbofit.memory.engines import engine_of
-from turbofit.observe.calibrations import pretends
+from turbofit.planning.calibrations import pretends
+from turbofit.planning.choose import best_plan, make_plan
 from turbofit.planning.resolve import resolve
-from turbofit.tuner.choose import best_plan, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.core.plan import Plan
     from turbofit.planning.request import PlanRequest
-    from turbofit.tuner.resolved_request import ResolvedRequest
+    from turbofit.planning.resolved_request import ResolvedRequest
 
 #: The begin of a reason in a tuned plan.
 _REASON: Final = "tuned: "

@@ -18,10 +18,10 @@ from turbofit.core.plan import GpuLedger, Plan
 from turbofit.core.run_report import RunAttempt, RunReport
 from turbofit.core.struct import Struct, const, decode, doc
 from turbofit.core.units import format_bytes, mib
-from turbofit.load.result import BENCH_SCHEMA, LoadResult
-from turbofit.observe.calibration import SEEN_FILE, Observation, phase_rows
+from turbofit.measure.load.result import BENCH_SCHEMA, LoadResult
 from turbofit.report.painters.document import FactList, Heading, Items, Paragraph, table
 from turbofit.report.stored_documents import StoredPlan, read_reported
+from turbofit.serving.calibration import SEEN_FILE, Observation, phase_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

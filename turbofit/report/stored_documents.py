@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import GroupPlan
     from turbofit.core.tuning import Tuning
-    from turbofit.load.result import LoadResult
+    from turbofit.measure.load.result import LoadResult
 
 _RUN_WITH_PLAN: Final = "turbofit.report/1"
 
@@ -113,7 +113,7 @@ def read_reported(path: str) -> StoredPlan | LoadResult | Tuning:
     The data are read once: stdin and a shell's ``<(turbofit bench …)`` cannot be read twice.
     """
     from turbofit.core.tuning import TUNE_SCHEMA, Tuning
-    from turbofit.load.result import BENCH_SCHEMA, LoadResult
+    from turbofit.measure.load.result import BENCH_SCHEMA, LoadResult
 
     path = _latest(reportable()) if path == LATEST else path
     if _run_folder(path):
@@ -224,7 +224,7 @@ def read_run(run: str | None) -> StoredPlan:
     Raises:
         UsageError: no run has this name, or it names a plan.
     """
-    from turbofit.launch.serve.runs import newest_run_of
+    from turbofit.serving.runs import newest_run_of
 
     newest = newest_run_of(run) if run else newest_run()
     there = run is not None and (run in (LATEST, "-") or _run_folder(run) or os.path.exists(run))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.batch.standin import StandIn, lines, write_requests
+from tests.batch_jobs.standin import StandIn, lines, write_requests
 from turbofit.cli.main import main
 
 

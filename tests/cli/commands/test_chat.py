@@ -13,10 +13,10 @@ import pytest
 from aiohttp import web
 
 from tests.cli.screen import Terminal
-from tests.load.scripted import ThreadedServer
+from tests.measure.load.scripted import ThreadedServer
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
-from turbofit.load.chat import question_of
+from turbofit.measure.load.chat import question_of
 
 PNG = b"\x89PNG picture"
 
@@ -162,4 +162,4 @@ def test_wrong_addresses_are_said(capsys) -> None:
     assert main(["chat", "127.0.0.1:23333"]) == 2
     assert "write it as http://127.0.0.1:23333" in capsys.readouterr().err
     assert main(["chat", "http://127.0.0.1:9"]) == 3
-    assert "turbofit serve MODEL starts a server" in capsys.readouterr().err
+    assert 'says "ready at" when it answers' in capsys.readouterr().err

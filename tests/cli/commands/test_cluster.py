@@ -13,7 +13,7 @@ from turbofit.cli.main import main
 from turbofit.cli.terminal.output import answer
 from turbofit.core.cluster import ClusterPlan, NodeStatus
 from turbofit.gateway import server
-from turbofit.launch.cluster import actors, ray_adapter
+from turbofit.serving.cluster import actors, ray_adapter
 
 
 def test_a_simulated_cluster_is_told_by_kind(capsys) -> None:

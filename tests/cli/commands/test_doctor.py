@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.diagnose.conftest import LOGS
+from tests.logs.conftest import LOGS
 from turbofit.cli.main import main
 
 

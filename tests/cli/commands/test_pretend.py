@@ -189,7 +189,7 @@ def test_a_killed_turbofit_leaves_no_command_behind(program: Any) -> None:
 
 
 def test_a_command_finds_a_model_without_its_weights() -> None:
-    """A folder of its name; that `turbofit.pipeline` opens it: `launch/pipeline`, in --all."""
+    """A folder of its name; that `turbofit.pipeline` opens it: `serving/pipeline`, in --all."""
     code = (
         "import os, pathlib; folder = pathlib.Path(os.environ['TURBOFIT_PRETEND_TWIN']);"
         "print(folder.name, 'InternVLChatModel' in (folder / 'config.json').read_text(),"

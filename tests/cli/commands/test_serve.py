@@ -13,7 +13,7 @@ from turbofit.cli.main import main
 from turbofit.cli.terminal.output import Form
 from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.run import Run
+from turbofit.serving.run import Run
 
 Out = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[3]
@@ -115,7 +115,7 @@ def test_unplanned_passes_what_no_plan_counts(capsys: Out) -> None:
 
 def test_one_word_changes_in_a_service(capsys: Out) -> None:
     """The page's Compose file, as it is after the change."""
-    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "drop-in.md").read_text(encoding="utf-8")
     block = page.partition("# compose.yaml: before")[2].partition("```")[0]
     lines = [line[48:] for line in block.splitlines()[1:]]
     before = [line[:48].rstrip() for line in block.splitlines()[1:]]
@@ -134,10 +134,13 @@ def test_one_word_changes_in_a_service(capsys: Out) -> None:
     [
         (
             {},
-            ["to ask: curl", "to ask: import openai", "to chat: ", "to chat in a browser, "],
+            ["to ask: curl", "to ask: import openai", "to chat: ", "ready at http://127.0.0.1:1, "],
         ),
         ({"front_keys": ("k",)}, []),  # a node: no client's key is taken
-        ({"front_keys": ("k",), "api_keys": ("c",)}, ["to ask: ", "to ask: ", "to chat: ", "to c"]),
+        (
+            {"front_keys": ("k",), "api_keys": ("c",)},
+            ["to ask: ", "to ask: ", "to chat: ", "ready at "],
+        ),
     ],
 )
 def test_it_says_how_to_ask_where_clients_may(keys, words, capsys: Out) -> None:

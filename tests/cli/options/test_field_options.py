@@ -15,7 +15,7 @@ from turbofit.cli.main import main
 from turbofit.cli.options.field_options import filled, options_of
 from turbofit.core.errors import UsageError
 from turbofit.core.validation import Metavar, Validated
-from turbofit.launch.serve.options import ServeOptions
+from turbofit.serving.options import ServeOptions
 
 
 class Asked(Validated):

@@ -17,7 +17,7 @@ from turbofit.cli.terminal import screen
 from turbofit.cli.terminal.interrupts import exit_code, run_until_signal
 from turbofit.cli.terminal.output import verbose_log
 from turbofit.core.process.log import LazyLogger
-from turbofit.launch.serve.supervisor import StopSignal
+from turbofit.serving.supervisor import StopSignal
 
 PLAN = ["plan", "internvl2-8b", "--on", "1xrtx3090", "--json"]
 Out = pytest.CaptureFixture[str]

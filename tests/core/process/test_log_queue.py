@@ -148,7 +148,7 @@ def test_a_program_that_sets_a_handler_hears_a_plan_and_no_other_is_set() -> Non
         "print(len(loggers) > 2, [one.handlers for one in loggers if one.handlers])"
     )
     *names, last = fresh(code).splitlines()
-    assert {"turbofit.machine.source", "turbofit.tuner.search.search"} <= {*names}
+    assert {"turbofit.machine.source", "turbofit.planning.search.search"} <= {*names}
     assert last == "True []"
 
 

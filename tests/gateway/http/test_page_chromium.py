@@ -14,7 +14,6 @@ from tests.support.browser import ADD_A_SCRIPT, Browser
 from tests.support.gateway import (
     DONE,
     TILES,
-    Answer,
     Recorder,
     data_url,
     gateway,
@@ -30,7 +29,7 @@ from turbofit.gateway.server import GatewayThread
 pytestmark = pytest.mark.slow
 
 HOSTILE = "<img src=x onerror=\"document.title='hit'\"><script>document.title='hit'</script>"
-ENTER, TAB, ESCAPE, RIGHT = "\ue007", "\ue004", "\ue00c", "\ue014"
+ENTER, TAB, ESCAPE = "\ue007", "\ue004", "\ue00c"
 
 
 def event(text: str) -> bytes:
@@ -58,7 +57,7 @@ class Page:
 
     def sees(self, words: str) -> None:
         """Wait until the page shows these words."""
-        until(lambda: words in self.browser.one("body").text, words)
+        until(lambda: words in self.browser.run("return document.body.innerText"), words)
 
     def go(self, held: asyncio.Event) -> None:
         """Let an answer go on."""
@@ -122,7 +121,7 @@ def test_a_picture_goes_and_an_answer_streams(
     page.ended()
     page.sees("It is a square.")
     page.sees("7 tokens")
-    page.sees("The server held this request to its plan: tiles of a picture from 12 to 1.")
+    page.sees("The server held this request to its plan: tiles of an image from 12 to 1.")
     (body,) = page.recorder.bodies
     first, second, text = body["messages"][0]["content"]
     assert first["image_url"]["url"].startswith("data:image/png;base64,")
@@ -167,13 +166,16 @@ def test_a_key_is_asked_for_and_kept_in_the_page_alone(
     page.show()
     assert "secret" not in browser.driver.page_source
     assert not browser.one("#chat").is_displayed()
-    for key in ("wrong", "k"):
-        browser.one("#key").send_keys(key + ENTER)
+    browser.one("#key").send_keys("wrong" + ENTER)
+    page.sees("The server does not take this key.")
+    browser.one("#key").send_keys("k" + ENTER)
     until(lambda: browser.one("#chat").is_displayed(), "the chat")
     page.write("x" + ENTER)
     page.sees("yes")
-    kept = "return [localStorage.length, sessionStorage.length, document.cookie, location.href]"
-    assert browser.run(kept) == [0, 0, "", page.address.url + "/"]
+    kept = (
+        "return [localStorage.length, Object.keys(sessionStorage), document.cookie, location.href]"
+    )
+    assert browser.run(kept) == [0, ["messages"], "", page.address.url + "/"]
     assert "k" not in browser.one("#key").get_attribute("value")
     browser.one("#tab-limits").click()
     assert "$API_KEY" in browser.one("#limits").text
@@ -207,21 +209,143 @@ def test_the_keyboard_alone_asks_stops_and_changes_tabs(
     browser.run("at('model').focus()")
     press("b")
     assert browser.run("return model().name") == "b"
-    browser.run("at('tab-chat').focus()")
-    press(RIGHT)
+    browser.run("at('tab-limits').focus()")
+    press(ENTER)
     assert browser.one("#limits").is_displayed()
-    press(RIGHT)
-    assert "/metrics" in browser.one("#routes").text
     page.go(held)
+    page.show("/docs")
+    assert "/metrics" in browser.one("#routes").text
 
 
-def test_an_error_is_said_and_the_message_comes_back(
+def test_the_server_now_stands_beside_the_chat(
     served: Callable[..., Page], browser: Browser
 ) -> None:
-    page = served(lambda *_: Answer(b'{"error":{"message":"no <b>room</b>"}}', status=400))
+    """What `/health` and `/metrics` say is asked again while the page is seen."""
+    page = served()
+    driver = page.address.call(lambda app: app.config.memory[0].pieces[0].bytes)
     page.show()
-    page.write("Hello" + ENTER)
-    page.sees("no <b>room</b>")
+    page.sees("0 running · 0 waiting")
+    page.recorder.pages = 'lmdeploy:num_requests_waiting{model_name="a }b"} 2.0\n'
+    page.address.call(lambda app: setattr(app, "in_use", lambda: {0: (8 << 30) - driver, 9: 1}))
+    page.sees("GPU 0: 8.0 GiB in use; 21.6 GiB at most by the plan, 256 MiB margin, of 24.0 GiB")
+    page.sees("2 waiting")
+    assert browser.run("return at('used-0').style.width + at('used-1').style.width")[:4] == "33.3"
+    hide = (
+        "window.before = seen;"
+        "Object.defineProperty(document, 'hidden', { value: %s, configurable: true })"
+    )
+    browser.run(hide % "true")
+    page.address.call(lambda app: setattr(app, "in_use", lambda: {0: (9 << 30) - driver}))
+    browser.run("look(); return look()")  # these two looks ask nothing
+    assert browser.run("return seen === window.before")
+    page.address.stop(drain=False)
+    browser.run(hide % "false")
+    page.sees("The server does not answer.")
+
+
+MARKDOWN = """# Two *pictures*
+Text with `code`, **bold** and 2*3*4:
+- one
+  goes on
+- two
+
+3. three
+
+| a | b |
+|---|--:|
+| 1 | <b>2</b> |
+
+```python
+- no list
+
+print(1)
+```
+end"""
+
+
+def test_markdown_is_drawn_once_and_as_text(served: Callable[..., Page], browser: Browser) -> None:
+    held = asyncio.Event()
+    parts = [event(MARKDOWN[i : i + 7]) for i in range(0, len(MARKDOWN), 7)]
+    page = served(lambda *_: stream(*parts, held, event("!"), DONE))
+    page.show()
+    page.write("x" + ENTER)
+    page.sees("print(1)\nend")
+    drawn = "return [...document.querySelector('.turn:last-child .text').children].map(%s)"
+    names = "(one) => one.tagName + (one.start || '') + ' ' + one.innerText"
+    before = browser.run(drawn % names)
+    assert before == [
+        "H3 Two pictures", "P Text with code, bold and 2*3*4:", "UL one\ngoes on\ntwo", "OL3 three",
+        "DIV a\tb\n1\t<b>2</b>", "PRE - no list\n\nprint(1)", "DIV end",
+    ]  # fmt: skip
+    browser.run("window.first = document.querySelector('.turn:last-child .text').firstChild")
+    page.go(held)
     page.ended()
-    assert browser.one("#text").get_attribute("value") == "Hello"
-    assert browser.run("return messages.length") == 0
+    assert browser.run(drawn % names) == [*before[:-1], "P end!"]
+    assert browser.run("return window.first.isConnected")
+    assert browser.run("return messages[1].content") == MARKDOWN + "!"
+
+
+def test_a_long_answer_does_not_make_the_tab_busy(
+    served: Callable[..., Page], browser: Browser
+) -> None:
+    """An answer of 20,000 lines in one block takes a second of a processor."""
+    lines = [event("word " * 9 + "\n") for _ in range(200)]
+    page = served(lambda *_: stream(*[b"".join(lines)] * 100, USAGE, DONE))
+    page.show()
+    browser.driver.execute_cdp_cmd("Performance.enable", {})
+    page.write("x" + ENTER)
+    page.sees("7 tokens")
+    metrics = browser.driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    assert {one["name"]: one["value"] for one in metrics}[
+        "TaskDuration"
+    ] < 10  # one, where this was written
+
+
+def test_pictures_go_as_far_as_the_server_takes_them_and_a_reload_keeps_the_chat(
+    served: Callable[..., Page], browser: Browser
+) -> None:
+    page = served(lambda *_: stream(event("seen"), DONE), plan_for(TILES, limit=2, images=1))
+    page.show()
+    most = browser.run("return model().images")
+    for number in range(most + 1):
+        browser.run(PASTE, data_url(picture(8, 8 + number)), "paste")
+        until(lambda: browser.all("#pictures img"), "a picture")
+        page.write("What is it?" + ENTER)
+        until(lambda count=number + 1: len(page.recorder.bodies) == count, "a request")
+        page.ended()
+    page.sees(f"1 earlier picture left out: a request may have {most} images.")
+    sent = [
+        sum(isinstance(message["content"], list) and len(message["content"]) == 2
+            for message in body["messages"])
+        for body in page.recorder.bodies
+    ]  # fmt: skip
+    assert sent == [*range(1, most + 1), most]
+    page.show()
+    assert len(browser.all("#log .mine img")) == most + 1
+    assert len(browser.all("#log .turn")) == 2 * (most + 1)
+    page.write("And all?" + ENTER)
+    until(lambda: len(page.recorder.bodies) == most + 2, "a request")
+    page.ended()
+    assert len(page.recorder.bodies[-1]["messages"]) == 2 * (most + 1) + 1
+    browser.one("#clear").click()
+    page.show()
+    assert browser.all("#log .turn") == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_an_error_stands_where_one_looks_and_the_message_comes_back(
+    served: Callable[..., Page], browser: Browser, width: int, height: int
+) -> None:
+    page = served(lambda *_: stream(event("line\n\n" * 60), DONE))
+    page.show(width=width, height=height)
+    page.write("Hello" + ENTER)
+    page.sees("tokens")
+    browser.run("pictures = Array(90).fill(arguments[0]); showPictures()", data_url(picture(9, 9)))
+    page.write("Again" + ENTER)
+    until(lambda: browser.run("return at('text').value") == "Again", "the error")
+    where = (
+        "const r = arguments[0].getBoundingClientRect(); return arguments[0].contains("
+        "document.elementFromPoint(r.left + r.width / 2, r.top + r.height / 2))"
+    )
+    assert browser.run(where, browser.one("#log [role='alert']"))
+    assert browser.run("return messages.length") == 2

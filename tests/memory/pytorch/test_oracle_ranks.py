@@ -16,7 +16,7 @@ from turbofit.memory.pytorch.weights import weight_classes
 from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.twin import twin_of, write_model
+from turbofit.rehearsal.checkpoint.twin import twin_of, write_model
 
 pytestmark = pytest.mark.lmdeploy
 

@@ -21,8 +21,8 @@ from turbofit.memory.transformers.activations import vision_bytes
 from turbofit.memory.transformers.components import layout_of
 from turbofit.model.parameters import text_parameters
 from turbofit.model.presets import preset_model
-from turbofit.tuner.choose import best_plan
-from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
+from turbofit.planning.choose import best_plan
+from turbofit.planning.resolved_request import ResolvedRequest, launch_of, vision_load_of
 
 MIB = 1 << 20
 

@@ -12,7 +12,7 @@ from tests.memory.conftest import Case, card, check_ledger, launch_on, machine_o
 from tests.sweep import part
 from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.units import MIB
-from turbofit.kernels.census import Census, released
+from turbofit.machine.kernels.census import Census, released
 from turbofit.memory.account import EngineLaunch, Forward
 from turbofit.memory.turbomind.account import Turbomind, missing_kernels
 from turbofit.memory.turbomind.pool import PoolModel

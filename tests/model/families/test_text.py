@@ -27,7 +27,7 @@ from turbofit.model.families.registry import VISION_READERS, read_dims
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
 from turbofit.model.presets import known_presets, preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.checkpoint.twin import (
+from turbofit.rehearsal.checkpoint.twin import (
     config_of,
     tensors,
     twin_of,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from msgspec.structs import replace
 
-from tests.support.checkup import Find, Make, card, remove, server_card, two
-from tests.support.nvml import LOST, P2P_ALL, P2P_NVLINK, UNKNOWN_ERROR, Mig, Process, Scenario
+from tests.support.checkup import Find, Make, remove, two
+from tests.support.nvml import LOST, P2P_ALL, P2P_NVLINK, Mig, Process, Scenario, gpu_3090, gpu_h100
 from tests.support.plans import gpu, machine, plausible_plan
 from tests.support.pods import pod
 from turbofit.core.errors import DoesNotFitError, MachineError, UsageError
@@ -29,17 +27,17 @@ from turbofit.planning.request import PlanRequest
         ("cuda_visible_devices", "warning", two(), "1", "GPU 0"),
         # Cards numbered by their speed.
         ("cuda_visible_devices", "warning",
-         Scenario([card(0), card(1, name="NVIDIA GeForce RTX 4090", cc=89, cores=16384)]), "0,1",
-         "PCI_BUS_ID"),
-        ("gpus", "stops", Scenario([server_card(0), server_card(1, error=LOST)], p2p=P2P_NVLINK),
+         Scenario([gpu_3090(0), gpu_3090(1, name="NVIDIA GeForce RTX 4090", cc=89, cores=16384)]),
+         "0,1", "PCI_BUS_ID"),
+        ("gpus", "stops", Scenario([gpu_h100(0), gpu_h100(1, error=LOST)], p2p=P2P_NVLINK),
          "", "GPU 1"),
         ("free_memory", "stops", two(used=80 * 1024 * MIB - GIB), "", ""),
         ("free_memory", "warning",
-         Scenario([server_card(0), server_card(1, used=79 * GIB)], p2p=P2P_NVLINK), "", ""),
-        ("free_memory", "unreadable", Scenario([server_card(0, total=None)]), "", ""),
+         Scenario([gpu_h100(0), gpu_h100(1, used=79 * GIB)], p2p=P2P_NVLINK), "", ""),
+        ("free_memory", "unreadable", Scenario([gpu_h100(0, total=None)]), "", ""),
         ("mig", "warning",
-         Scenario([server_card(0, mig=True, migs=[Mig(uuid="MIG-1", total=20 * GIB)])]), "", ""),
-        ("mig", "stops", Scenario([server_card(0, mig=True), server_card(1)], p2p=P2P_NVLINK), "",
+         Scenario([gpu_h100(0, mig=True, migs=[Mig(uuid="MIG-1", total=20 * GIB)])]), "", ""),
+        ("mig", "stops", Scenario([gpu_h100(0, mig=True), gpu_h100(1)], p2p=P2P_NVLINK), "",
          ""),
     ],
 )  # fmt: skip
@@ -63,36 +61,6 @@ def test_others_on_the_card(find: Find, sources: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("check", "state", "condition"),
-    [
-        ("pcie", "warning", {"pcie_width_now": 8}),
-        ("pcie", "warning", {"pcie_generation_now": 3}),
-        ("pcie", "ok", {"pcie_generation_now": 1, "pstate": 8}),
-        ("pcie", "unreadable", {"pcie_width_now_error": UNKNOWN_ERROR}),
-        ("ecc", "warning", {"ecc_errors": 2}),
-        ("ecc", "stops", {"rows_failed": 1}),
-        ("ecc", "warning", {"rows_pending": 1}),
-        ("ecc", "unreadable", {"ecc_errors_error": UNKNOWN_ERROR}),
-        ("ecc", "unreadable", {"ecc_error": UNKNOWN_ERROR}),
-        ("thermal", "warning", {"slow": 0x40, "temperature": 96}),
-        ("thermal", "ok", {"slow": 0x04}),
-        ("thermal", "unreadable", {"slow_error": UNKNOWN_ERROR}),
-    ],
-)
-def test_conditions(find: Find, sources: Make, check: str, state: str, condition: Any) -> None:
-    scenario = Scenario([server_card(0), server_card(1, condition=condition)], p2p=P2P_NVLINK)
-    assert find(check, scenario, sources()).state == state
-
-
-def test_cards_without_ecc_are_in_order(find: Find, sources: Make) -> None:
-    scenario = Scenario([card(0)])
-    for name in ("ecc", "ecc_errors", "rows_pending", "rows_failed"):
-        del scenario.gpus[0].condition[name]
-    found = find("ecc", scenario, sources())
-    assert (found.state, found.seen) == ("ok", "these cards have no ECC")
-
-
-@pytest.mark.parametrize(
     ("log", "state", "seen", "why"),
     [
         ("79, GPU has fallen off the bus.", "warning", "79", "hardware"),
@@ -108,7 +76,7 @@ def test_xid(find: Find, sources: Make, log: str | None, state: str, seen: str, 
 
 
 def test_peers_of_consumer_cards(find: Find, sources: Make) -> None:
-    scenario = Scenario([card(index) for index in range(4)])
+    scenario = Scenario([gpu_3090(index) for index in range(4)])
     scenario.pairs[0, 2] = P2P_NVLINK
     for one, other in ((0, 2), (2, 0)):
         scenario.gpus[one].links = [scenario.gpus[other].bus] * 4
@@ -119,12 +87,12 @@ def test_peers_of_consumer_cards(find: Find, sources: Make) -> None:
     assert "NVLink joins 0-2" in found.fix
     assert "GeForce" in found.why
     scenario.p2p, scenario.pairs = None, {}
-    for other, state in ((scenario, "unreadable"), (Scenario([card(0)]), "ok")):
+    for other, state in ((scenario, "unreadable"), (Scenario([gpu_3090(0)]), "ok")):
         assert find("peer_access", other, sources()).state == state
 
 
 def test_iommu(find: Find, sources: Make) -> None:
-    pair, peers = [card(0), card(1)], Scenario([card(0), card(1)], p2p=P2P_ALL)
+    pair, peers = [gpu_3090(0), gpu_3090(1)], Scenario([gpu_3090(0), gpu_3090(1)], p2p=P2P_ALL)
     places = sources()
     states = [find("iommu", peers, places).state]
     (places.root / "sys/kernel/iommu_groups/0").mkdir()

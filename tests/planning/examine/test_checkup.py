@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.checkup import Make, card, two
-from tests.support.nvml import Scenario
+from tests.support.checkup import Make, two
+from tests.support.nvml import Scenario, gpu_3090
 from tests.support.waiting import HANG
 from turbofit.core.units import GIB, MIB
 from turbofit.planning.checks import examine
@@ -26,7 +26,7 @@ def test_a_machine_in_order(checkup: Any, sources: Make) -> None:
 def test_every_finding_but_ok_has_a_reason_and_a_fix(checkup: Any, sources: Make) -> None:
     places = sources(WORLD_SIZE="4")
     places.packages.clear()
-    report = checkup(Scenario([card(0, used=23 * GIB, total=24576 * MIB), card(1)]), places)
+    report = checkup(Scenario([gpu_3090(0, used=23 * GIB, total=24576 * MIB), gpu_3090(1)]), places)
     bad = [one for one in report.findings if one.state in ("warning", "stops")]
     assert len(bad) > 4
     assert all(one.why and one.fix for one in bad)

@@ -12,8 +12,8 @@ import pytest
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from tests.support.checkup import Find, Make, card, two
-from tests.support.nvml import Scenario
+from tests.support.checkup import Find, Make, two
+from tests.support.nvml import Scenario, gpu_3090
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import DoesNotFitError, LaunchError
 from turbofit.core.machine import Host
@@ -42,7 +42,7 @@ def test_memory(
     find: Find, sources: Make, roomy_host: dict[str, Any], check: str, available: Any, state: str
 ) -> None:
     roomy_host["ram_available" if check == "host_memory" else "shm_available"] = available
-    assert find(check, Scenario([card(0), card(1)]), sources()).state == state
+    assert find(check, Scenario([gpu_3090(0), gpu_3090(1)]), sources()).state == state
 
 
 FULL = {"disk": (5 * GIB, True)}
@@ -52,7 +52,7 @@ USED = "port 23333 cannot be used: {}"
 def test_what_one_card_does_not_need(find: Find, sources: Make, roomy_host: dict[str, Any]) -> None:
     roomy_host["shm_available"] = 64 * MIB
     for check in ("shared_memory", "rank_launcher"):
-        assert find(check, Scenario([card(0)]), sources(WORLD_SIZE="4")).state == "ok"
+        assert find(check, Scenario([gpu_3090(0)]), sources(WORLD_SIZE="4")).state == "ok"
 
 
 @pytest.mark.parametrize(

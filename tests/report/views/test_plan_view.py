@@ -121,14 +121,13 @@ def test_what_is_always_so_and_the_usual_size_of_a_card_are_for_the_whole_text()
 
 
 def test_warnings_take_a_line_each_the_known_faults_first() -> None:
-    long = "of the plan " + "that is long " * 20
+    long = "of the plan, and it is so; of all its own: " + "that is long " * 20
     fault = "known (https://github.com/InternLM/lmdeploy/issues/1)"
     plan = replace(plausible_plan(), warnings=(long, "of it too", "a third", fault))
     said = paint(plan_view(plan), short=True).splitlines()
     lines = [line for line in said if line.startswith("  - ")]
     assert lines[0] == f"  - {fault}"
-    assert lines[1].startswith("  - of the plan that")
-    assert lines[1].endswith("(and 2 more: --full)")
+    assert lines[1] == "  - of the plan, and it is so; of all its own (and 2 more: --full)"
     assert len(lines) == 2
     assert all(len(line) <= 80 for line in lines)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import standin_engine
 
 # The words after Python: the file that runs a module, and the module.
-if sys.orig_argv[2:3] == ["turbofit.rehearse.turbomind.server"]:
+if sys.orig_argv[2:3] == ["turbofit.rehearsal.turbomind.server"]:
     server = str(Path(__file__).with_name("fake_server.py"))
     os.execv(sys.executable, [sys.executable, server, *sys.orig_argv[3:]])
 standin_engine.install_hook()

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.batch.batch_spec import BatchSpec
+from turbofit.batch_jobs.batch_spec import BatchSpec
 from turbofit.cli.command import PATH, Argument, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
@@ -19,7 +19,7 @@ from turbofit.core.struct import to_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turbofit.batch.batch_job import BatchJob, BatchResult
+    from turbofit.batch_jobs.batch_job import BatchJob, BatchResult
 
 #: Files that hold rows in another form than JSONL.
 _TABLES: Final = frozenset({".csv", ".ods", ".parquet", ".tsv", ".xls", ".xlsx"})
@@ -50,8 +50,8 @@ def batch(
     **given: Any,
 ) -> int:
     """Send a batch and show the result; exit 3 if nothing was answered, 130 after a signal."""
-    from turbofit.batch.batch_job import BatchJob
-    from turbofit.launch.serve.runs import servers_of
+    from turbofit.batch_jobs.batch_job import BatchJob
+    from turbofit.serving.runs import servers_of
 
     for name in (source, output):
         if (kind := Path(name).suffix.lower()) in _TABLES:

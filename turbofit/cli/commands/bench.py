@@ -11,7 +11,7 @@ from turbofit.cli.terminal.interrupts import INTERRUPTED
 from turbofit.cli.terminal.output import Form, complain, say
 from turbofit.core.errors import UnservedError
 from turbofit.core.process.progress import tell
-from turbofit.load.spec import LoadSpec
+from turbofit.measure.load.spec import LoadSpec
 
 _LOAD_GROUPS: Final = {
     "requests": (
@@ -34,9 +34,9 @@ def bench(
     *, url: str | None, model: str | None, api_key: str | None, form: Form, **given: Any
 ) -> int:
     """Drive a load and show it; exit 3 if nothing was answered, 130 if a signal ended it."""
-    from turbofit.launch.serve.runs import requests_at, waiting_words
-    from turbofit.load.bench import bench as measure
+    from turbofit.measure.load.bench import bench as measure
     from turbofit.report.views.measured_view import load_view
+    from turbofit.serving.runs import requests_at, waiting_words
 
     spec = fields.filled(LoadSpec, given)
     address, key = common.server_of(url, api_key)

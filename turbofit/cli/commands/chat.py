@@ -10,7 +10,7 @@ from turbofit.cli.command import Option, command
 from turbofit.cli.options.common_options import SERVER_OPTIONS, server_of
 from turbofit.cli.terminal.output import answer, note
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.load.chat import Piece, Server, question_of
+from turbofit.measure.load.chat import Piece, Server, question_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

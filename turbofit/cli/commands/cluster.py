@@ -14,7 +14,7 @@ from turbofit.cli.terminal.interrupts import exit_code, run_until_signal
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import refuse_together
 from turbofit.core.struct import to_json
-from turbofit.launch.serve import options as launch
+from turbofit.serving import options as launch
 
 
 @command(
@@ -29,9 +29,9 @@ from turbofit.launch.serve import options as launch
 def cluster(
     *, action: str, node: str | None, cluster: str, name: str | None, form: output.Form
 ) -> int:
-    from turbofit.launch.cluster.actors import drain, statuses
-    from turbofit.launch.cluster.ray_adapter import connected
     from turbofit.report.views.cluster_view import status_view
+    from turbofit.serving.cluster.actors import drain, statuses
+    from turbofit.serving.cluster.ray_adapter import connected
 
     if (node is not None) != (action == "drain"):
         raise UsageError("drain takes a node, status none", hint="turbofit cluster drain NODE")
@@ -56,9 +56,9 @@ _OF_NODES: Final = ("allowed_media_domains", "default_chat_template_kwargs", "de
 
 def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
     """Serve on a cluster until a signal; returns 0 if one ended it normally."""
-    from turbofit.launch.cluster.controller import serve_cluster
-    from turbofit.launch.serve.config import ClusterServeConfig
     from turbofit.planning.resolve import model_of
+    from turbofit.serving.cluster.controller import serve_cluster
+    from turbofit.serving.config import ClusterServeConfig
 
     request, options, public, passed = arguments
     if options.pretend:

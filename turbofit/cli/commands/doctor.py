@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 )
 def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -> int:
     """Examine and show; exit 3 if something prevents serving, 4 without a readable machine."""
-    from turbofit.launch.serve.runs import server_on
     from turbofit.planning.checks import examine
     from turbofit.report.views.findings_view import doctor_view
+    from turbofit.serving.runs import server_on
 
     served = None
     if model:
@@ -60,7 +60,7 @@ _MESSAGE: Final = "[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
 )
 def diagnose(log: str | None, model: str | None, on: str | None, hang: bool, form: Form) -> int:
     """Read, explain and show a log; exit 3 if the log proves no cause."""
-    from turbofit.diagnose.explain import diagnose as explain
+    from turbofit.logs.explain import diagnose as explain
     from turbofit.report.views.findings_view import diagnosis_view
 
     if log is None and sys.stdin.isatty():
@@ -72,7 +72,7 @@ def diagnose(log: str | None, model: str | None, on: str | None, hang: bool, for
 
 
 def _chunks(path: str) -> Iterator[bytes]:
-    from turbofit.diagnose.rows import chunks_of
+    from turbofit.logs.rows import chunks_of
 
     several = any(sign.isspace() for sign in path.strip())
     if path.lower().endswith(_NO_TEXT) and (os.path.exists(path) or not several):

@@ -32,7 +32,7 @@ _IMAGE: Final = "turbofit:latest"
 def export(
     *, kind: str, plan: str, name: str | None, port: int, image: str, **given: object
 ) -> int:
-    from turbofit.launch.export import manifest
+    from turbofit.cli.export import manifest
 
     planned = _planned(plan, common.planning_keywords(given))
     answer(manifest(planned, kind, port=port, name=name, image=image))

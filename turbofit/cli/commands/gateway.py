@@ -13,7 +13,7 @@ from turbofit.cli.terminal.output import Form, answer, note, say_cut
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import refuse_together
 from turbofit.gateway.options import GatewayOptions
-from turbofit.launch.serve.options import needs_cluster, ray_address
+from turbofit.serving.options import needs_cluster, ray_address
 
 if TYPE_CHECKING:
     import ssl
@@ -143,8 +143,8 @@ def _front(
 
 def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, form: Form) -> int:
     """Serve in front of all nodes of a run on a Ray cluster; returns 0 after a drain."""
-    from turbofit.launch.cluster.actors import address_source, statuses
-    from turbofit.launch.cluster.ray_adapter import client_context, connected
+    from turbofit.serving.cluster.actors import address_source, statuses
+    from turbofit.serving.cluster.ray_adapter import client_context, connected
 
     with connected(ray_address(cluster)):
         runs = {status.serves for status in statuses(name)}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from turbofit.pretend.scenario import Scenario
+    from turbofit.rehearsal.pretend.scenario import Scenario
     from turbofit.report.painters.document import Block
 
 _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
@@ -48,8 +48,8 @@ def pretend(
 
     from turbofit.machine.presets import context_bytes
     from turbofit.machine.source import machine_from
-    from turbofit.pretend.report import report
-    from turbofit.pretend.run import NOTICE, run_pretend, scenario_of
+    from turbofit.rehearsal.pretend.report import report
+    from turbofit.rehearsal.pretend.run import NOTICE, run_pretend, scenario_of
     from turbofit.report.views.measured_view import pretend_view
 
     taken = None if context is None else parse_bytes(context, what="--context")
@@ -85,7 +85,7 @@ def pretend(
 
 def _with_model(name: str, scenario: Scenario, folder: Path) -> dict[str, str]:
     from turbofit.model.source import resolve_model
-    from turbofit.rehearse.turbomind.server import program_environment
+    from turbofit.rehearsal.turbomind.server import program_environment
 
     return program_environment(resolve_model(name), scenario, folder)
 

@@ -21,8 +21,8 @@ from turbofit.core.validation import SECONDS, Metavar, Validated
 @command(*FORMS, only_linux=True)
 def ps(*, form: Form) -> int:
     """Show the running servers of this user on this machine."""
-    from turbofit.launch.serve.runs import live_runs
     from turbofit.report.views.run_view import servers_view
+    from turbofit.serving.runs import live_runs
 
     rows = [
         {
@@ -51,9 +51,9 @@ _LINES = 100
     only_linux=True,
 )
 def logs(*, run: str | None, lines: int, follow: bool) -> int:
-    from turbofit.launch.serve.runs import live_runs
     from turbofit.report.painters.terminal import clean
     from turbofit.report.stored_documents import read_run
+    from turbofit.serving.runs import live_runs
 
     if lines < 1:
         raise UsageError(f"--lines {lines} shows nothing", hint="give 1 or more")
@@ -90,7 +90,7 @@ class StopOptions(Validated):
     only_linux=True,
 )
 def stop(*, run: str | None, all: bool, **given: object) -> int:  # noqa: A002 - the option's name
-    from turbofit.launch.serve.runs import chosen_run, live_runs, stop_server
+    from turbofit.serving.runs import chosen_run, live_runs, stop_server
 
     wait = filled(StopOptions, given).wait
     if all and run is not None:

@@ -20,8 +20,8 @@ from turbofit.core.process.ports import LAST_PORT
 from turbofit.core.process.progress import under_way
 from turbofit.core.struct import to_json
 from turbofit.gateway.options import GatewayOptions
-from turbofit.launch.serve import options as launch
 from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
+from turbofit.serving import options as launch
 
 if TYPE_CHECKING:
     import signal
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.launch.run import Run
-    from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.supervisor import StopSignal
+    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.run import Run
+    from turbofit.serving.supervisor import StopSignal
 
 _LAUNCH: Final = (
     "dry_run", "pretend", "check", "no_standby", "no_rehearse", "forget", "no_gateway",
@@ -71,8 +71,8 @@ def serve(
     *, model: str | None, detach: bool, form: output.Form, rest: Sequence[str], **given: Any
 ) -> int:
     """Plan or read the plan, check, launch; returns 0 if a signal ended it normally."""
-    from turbofit.launch.serve.detached import DETACHED, NODE_LEASE, end_without_lease
-    from turbofit.launch.serve.passthrough import sort_options
+    from turbofit.serving.detached import DETACHED, NODE_LEASE, end_without_lease
+    from turbofit.serving.passthrough import sort_options
 
     if DETACHED in os.environ:
         detach = False
@@ -110,7 +110,7 @@ def serve(
 
 def _refuse_taken(port: int) -> None:
     """Refuse the port of another server of this user before anything is planned."""
-    from turbofit.launch.serve.runs import server_on
+    from turbofit.serving.runs import server_on
 
     if port and (other := server_on(port)) is not None:
         raise UsageError(
@@ -127,7 +127,7 @@ def _no_model(cluster: str | None) -> UsageError:
 
 def _detached(form: output.Form, cluster: str | None) -> int:
     """Run the same command in the background; returns its exit code if it does not open."""
-    from turbofit.launch.serve.detached import serve_detached
+    from turbofit.serving.detached import serve_detached
 
     words = click.get_current_context().meta[untyped.WORDS]
     end = words.index("--") if "--" in words else len(words)
@@ -143,15 +143,15 @@ def _detached(form: output.Form, cluster: str | None) -> int:
     how = "turbofit ps, logs and stop"
     if cluster is not None:
         how = f"turbofit cluster status --cluster {cluster} shows it, kill {server.pid} ends it"
-    output.say(f"process {server.pid} serves; {how}; what it says is in {server.log}")
     document = {"url": server.url, "pid": server.pid, "log": str(server.log)}
     form.tell(document, f"{server.url}\n")
+    output.say(f"ready at {server.url}: process {server.pid} serves, log {server.log}; {how}")
     return 0
 
 
 def _with_idle(config: ServeConfig, idle: float, form: output.Form) -> int:
     """Serve a model whose engines end while nobody uses it."""
-    from turbofit.launch.serve_idle import Served, serve_idle
+    from turbofit.serving.serve_idle import Served, serve_idle
 
     def opened(url: str, model: str) -> None:
         say_open([url], config, model, form)
@@ -172,8 +172,8 @@ def _with_idle(config: ServeConfig, idle: float, form: output.Form) -> int:
 
 
 def _config(arguments: Arguments) -> ServeConfig:
-    from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.planner import forget_learned, launch_request
+    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.planner import forget_learned, launch_request
 
     _, options, public, passed = arguments
     request = plan = None
@@ -198,10 +198,10 @@ def _config(arguments: Arguments) -> ServeConfig:
 
 
 def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> int:
-    from turbofit.launch.engine.standby import standby_of
-    from turbofit.launch.follow import follow
-    from turbofit.launch.run import Run
-    from turbofit.launch.serve.planner import leases_for
+    from turbofit.serving.engine.standby import standby_of
+    from turbofit.serving.follow import follow
+    from turbofit.serving.planner import leases_for
+    from turbofit.serving.run import Run
 
     def body(stop: StopSignal) -> signal.Signals:
         def opened(urls: list[str]) -> None:
@@ -270,7 +270,8 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
         raise refusal(plan)
     for text in plan.model.warnings:
         output.say(f"warning: {text}")
-    behind = "turbofit serve starts this behind its gateway: "
+    host = f"[{arguments.public.host}]" if ":" in arguments.public.host else arguments.public.host
+    behind = f"turbofit serve starts this behind its gateway at {host}:{port}: "
     head = f"# {'' if arguments.options.no_gateway else behind}{unheld(plan)}\n"
     texts = [shell_words(command.argv, command.env) + "\n" for command in shown_commands]
     output.answer(head + "\n".join(texts))

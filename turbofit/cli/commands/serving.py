@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.cli.terminal import output
 from turbofit.core.errors import UsageError, option_of
-from turbofit.launch.serve import options as launch
+from turbofit.serving import options as launch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.options import GatewayOptions
-    from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.planning.request import PlanRequest
+    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.passthrough import PassedOptions
 
 
 PRETEND: Final = (
@@ -87,5 +87,5 @@ def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.
     for line in client_lines(urls[0], model, key=key):
         output.say(f"to ask: {line}")
     output.say(f"to chat: turbofit chat {urls[0]}")
-    if gateway is not None:
-        output.say(f"to chat in a browser, with limits and examples: {urls[0]}")
+    page = "" if gateway is None else ", which is a page to chat in a browser"
+    output.say(f"ready at {urls[0]}{page}")

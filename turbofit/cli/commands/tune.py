@@ -14,14 +14,14 @@ from turbofit.cli.terminal.interrupts import INTERRUPTED, exit_code, run_until_s
 from turbofit.cli.terminal.output import Form, note, say
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.units import parse_seconds
-from turbofit.launch.serve.options import CalibrateOptions, TuneOptions, refuse_elsewhere
 from turbofit.planning.request import PlanRequest
+from turbofit.serving.options import CalibrateOptions, TuneOptions, refuse_elsewhere
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.tuning import Tuning
-    from turbofit.launch.serve.supervisor import StopSignal
-    from turbofit.load.spec import LoadSpec
+    from turbofit.measure.load.spec import LoadSpec
+    from turbofit.serving.supervisor import StopSignal
 
 _PRETEND: Final = (
     "PRETEND GPUs: this tries the calibration itself; what it learns is kept for pretend GPUs only"
@@ -38,11 +38,11 @@ _PRETEND: Final = (
 )
 def calibrate(*, model: str, form: Form, **given: Any) -> int:
     """Calibrate and show; exit 130 if Ctrl-C ended it."""
-    from turbofit.launch.calibrate import calibrate as measure
-    from turbofit.launch.engine.engine_client import Timing
-    from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.planner import forget_learned, launch_request
-    from turbofit.observe.calibrations import pretends
+    from turbofit.measure.calibrate import calibrate as measure
+    from turbofit.planning.calibrations import pretends
+    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.engine.engine_client import Timing
+    from turbofit.serving.planner import forget_learned, launch_request
 
     options = fields.filled(CalibrateOptions, given)
     request = fields.filled(PlanRequest, {**given, "model": model})
@@ -105,14 +105,14 @@ _PLANNING: Final = tuple(
 )
 def tune(*, model: str, form: Form, **given: Any) -> int:
     """Tune and show; exit 3 if nothing meets the SLO, 130 if a signal ended it."""
-    from turbofit.launch.serve.config import ServeConfig
-    from turbofit.launch.serve.planner import forget_learned, launch_request, leases_for
-    from turbofit.launch.tune.search import parse_slo
-    from turbofit.launch.tune.tune import TuneRequest, tune_model
-    from turbofit.load.spec import LoadSpec
-    from turbofit.observe.calibrations import pretends
+    from turbofit.measure.load.spec import LoadSpec
+    from turbofit.measure.tune.search import parse_slo
+    from turbofit.measure.tune.tune import TuneRequest, tune_model
+    from turbofit.planning.calibrations import pretends
     from turbofit.report.stored_documents import keep
     from turbofit.report.views.measured_view import made_by, tune_view
+    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.planner import forget_learned, launch_request, leases_for
 
     began = time.monotonic()
     options, load = fields.filled(TuneOptions, given), fields.filled(LoadSpec, given)

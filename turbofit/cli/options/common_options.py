@@ -11,7 +11,7 @@ import click
 from turbofit.cli.command import PATH, Argument, Option
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.options.untyped import use_file
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 
 if TYPE_CHECKING:
@@ -61,16 +61,14 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
     Without an address it is that of the only server of this user, if one runs, else the usual one.
 
     Raises:
+        UnservedError: the only server is still starting.
         UsageError: the text is no address of a server.
     """
     from turbofit.cli.usage_errors import unknown_word
     from turbofit.core.process.variables import variables
 
     if url is None and sys.platform == "linux":
-        from turbofit.launch.serve.runs import live_runs
-
-        running = [one for run in live_runs() for one in run.record.urls[:1]]
-        url = running[0] if len(running) == 1 else None
+        url = _own_server()
     address = url or _SERVER
     if not re.match(r"https?://[^/]", address):
         host = re.search(r"localhost.*|[\w\[].*[.:].*", address.rpartition("://")[2])
@@ -79,6 +77,20 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
             hint = f"write one as {_SERVER}; questions are typed, or come by stdin, once it answers"
         raise UsageError(f"{address} is no address of a server", hint=hint)
     return address, api_key or next(iter(variables().keys), None)
+
+
+def _own_server() -> str | None:
+    """The address of the only server of this user; raises if it is still starting."""
+    from turbofit.serving.runs import live_runs
+
+    runs = live_runs()
+    running = [one for run in runs for one in run.record.urls[:1]]
+    if not running and (starting := [r.name for r in runs if r.record.state == "starting"]):
+        raise UnservedError(
+            f"{starting[0]} is still starting",
+            hint='it says "ready at" when it answers; turbofit logs shows how far it is',
+        )
+    return running[0] if len(running) == 1 else None
 
 
 def model_argument(*, required: bool = True, file: bool = False) -> list[click.Parameter]:

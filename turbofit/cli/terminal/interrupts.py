@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
 
-    from turbofit.launch.serve.supervisor import StopSignal
+    from turbofit.serving.supervisor import StopSignal
 
 T = TypeVar("T")
 
@@ -17,7 +17,7 @@ INTERRUPTED: Final = 130
 
 def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
     """Call a body with the stop that signals set; returns its result, or the signal that came."""
-    from turbofit.launch.serve.supervisor import StoppedError, StopSignal
+    from turbofit.serving.supervisor import StoppedError, StopSignal
 
     with StopSignal() as stop:
         try:

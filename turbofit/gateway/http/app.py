@@ -98,6 +98,8 @@ class Gateway(AsgiApp):
         self.monitor = Monitor(self.fleet, self._upstream, config, self.admission.pump)
         self.deny_list = deny_list or DenyList()
         self.deny_list.count = self.metrics.count
+        #: Tells the bytes in use on each GPU, by index; whoever started the engines can.
+        self.in_use: Callable[[], dict[int, int]] = dict
         self._forwarder = RequestForwarder(
             self.fleet, self.admission, self._upstream, self.monitor, self.deny_list,
             self._bodies, self.metrics,
@@ -183,9 +185,6 @@ class Gateway(AsgiApp):
             first.setdefault(of_engine, name)
         return facts_of(first.values(), self.bounds, config.defaults.words, config.memory)
 
-    def _waiting(self) -> int:
-        return self.admission.waiting
-
     async def _prepare(self, request: RequestContext, route: Route) -> None:
         given = (self.bounds, route.kind, request.body, self.config.defaults)
         large = len(request.body) >= LARGE
@@ -243,7 +242,12 @@ class Gateway(AsgiApp):
             *(self._upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in self.engines)
         )
         pages: dict[int | str, str] = dict(enumerate(texts))
-        return merge(pages) + self.metrics.text(self._gauges())
+        asked = asyncio.ensure_future(asyncio.to_thread(self.in_use))
+        await asyncio.wait({asked}, timeout=_PAGE_SECONDS)  # a driver may hang
+        in_use = asked.result() if asked.done() else {}
+        gauges = self._gauges()
+        gauges["gpu_bytes_in_use"] = [((f"gpu={index}",), size) for index, size in in_use.items()]
+        return merge(pages) + self.metrics.text(gauges)
 
     def _gauges(self) -> dict[str, list[tuple[tuple[str, ...], float]]]:
         labelled = [((f"engine={engine.index}",), engine) for engine in self.engines]

@@ -38,7 +38,7 @@ _LOG: Final = LazyLogger(__name__)
 
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 #: Routes that are called again and again: the log contains only their failures.
-_POLLED: Final = ("/health", "/about")
+_POLLED: Final = ("/health", "/about", "/metrics")
 
 
 class AsgiApp(ABC):
@@ -113,16 +113,11 @@ class AsgiApp(ABC):
         """Sentences on what requests wait for now, and for how long by earlier starts."""
         return []
 
-    def _waiting(self) -> int:
-        """The number of requests that wait for a place or for a start."""
-        return 0
-
     def _about(self) -> About:
         return About(
             pretend=self.config.pretend,
             key=bool(self.config.api_keys),
             notices=(*[PRETEND_WORDS] * self.config.pretend, *self._waits()),
-            waiting=self._waiting(),
             models=tuple(self._models()),
         )
 

@@ -31,6 +31,7 @@ _HELP: Final = {
     "host_bytes_in_flight": ("gauge", "Host memory of images at an engine, as estimated."),
     "suspects": ("gauge", "Requests that an engine may have died of."),
     "convicted": ("gauge", "Requests that are refused since engines died of them."),
+    "gpu_bytes_in_use": ("gauge", "Bytes in use on a GPU, by all processes."),
     "engine_up": ("gauge", "Whether an engine answers."),
     "first_byte_seconds": ("histogram", "From the request's last byte to the answer's first."),
 }

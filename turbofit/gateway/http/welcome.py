@@ -93,6 +93,7 @@ class MemoryPart(Struct):
 class MemoryBar(Struct):
     """The planned memory of equal GPUs, as a bar from empty to full."""
 
+    gpus: tuple[int, ...]
     label: str
     pieces: tuple[MemoryPart, ...]
 
@@ -100,7 +101,7 @@ class MemoryBar(Struct):
 class ModelFacts(Struct):
     """The page's facts on one model.
 
-    ``limits`` are sentences; ``images`` is how many a request may have at their largest size.
+    ``limits`` are sentences; ``images`` is how many a request may have, if they are small.
     """
 
     name: str
@@ -110,12 +111,11 @@ class ModelFacts(Struct):
 
 
 class About(Struct):
-    """The answer of `/about`. ``waiting`` is the number of requests that wait to run."""
+    """The answer of `/about`."""
 
     pretend: bool
     key: bool
     notices: tuple[str, ...]
-    waiting: int
     models: tuple[ModelFacts, ...]
 
     def to_json(self) -> bytes:
@@ -126,6 +126,7 @@ def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:
     """The bars of a plan, one for each set of equal GPUs."""
     return tuple(
         MemoryBar(
+            gpus=tuple(members),
             label=f"GPU {indices(members)}, {ledger.name}: {memory_label(ledger)}",
             pieces=tuple(
                 MemoryPart(kind=kind, name=KINDS[kind][1], bytes=size, size=format_bytes(size))
@@ -162,7 +163,7 @@ def facts_of(
         ModelFacts(
             name=name,
             limits=(*limits_in_words(bounds), *more),
-            images=0 if limits.vision_unit is None else limits.images_per_request,
+            images=limits.most_images(bounds.rule),
             memory=memory,
         )
         for name in names
@@ -171,15 +172,12 @@ def facts_of(
 
 def limits_in_words(bounds: Bounds) -> list[str]:
     limits, rule = bounds.limits, bounds.rule
-    words = [f"{bounds.longest_request_tokens:,} tokens: prompt, images and answer together"]
-    if rule is None or limits.vision_unit is None:
-        words.append("no images")
-    else:
-        count, most = limits.images_per_request, limits.most_images(rule)
-        size = "" if limits.image_limit is None else f" of {limits.image_limit:,} {rule.limit_unit}"
-        fewer = f", or {most} smaller ones" if most > count else ""
-        larger = "; a larger image is made smaller" if size else ""
-        words.append(f"{count} {plural(count, 'image')}{size}{fewer}{larger}")
+    units, tokens = limits.units_per_image, limits.image_tokens_per_request
+    words = [limits.promise(bounds.longest_request_tokens, units, tokens)]
+    if (most := limits.most_images(rule)) > limits.images_per_request:
+        words.append(f"or {most} smaller images")
+    if limits.image_limit is not None and most:
+        words.append("a larger image is made smaller")
     copies, beside = limits.copies(images=False), limits.copies(images=True)
     fewer = f", {beside} with images" if beside < copies and limits.vision_unit else ""
     words.append(f"{copies} {plural(copies, 'answer')} at once (n){fewer}")

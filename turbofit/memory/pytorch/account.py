@@ -537,12 +537,8 @@ class PytorchAccount(Account):
             return 0
         return self.least_blocks * self.block_bytes - int(self.ratio_base * ratio)
 
-    def _blocks_held(self, ratio: float) -> int:
-        """The blocks of the cache: ``num_gpu_blocks`` if it is set, else those from the ratio."""
-        return self.settings.num_gpu_blocks or self.blocks_at(ratio)
-
     def region_at(self, ratio: float) -> int:
-        return self._blocks_held(ratio) * self.block_bytes
+        return (self.settings.num_gpu_blocks or self.blocks_at(ratio)) * self.block_bytes
 
     def tokens_at(self, ratio: float) -> int:
         """The KV tokens for requests; the engine keeps two blocks for itself."""

@@ -17,8 +17,8 @@ from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, GpuLedger, HostMemory, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import format_bytes, round_up
-from turbofit.kernels import families
-from turbofit.kernels.census import Census, released
+from turbofit.machine.kernels import families
+from turbofit.machine.kernels.census import Census, released
 from turbofit.machine.presets import context_bytes
 from turbofit.memory import versions
 from turbofit.memory.account import (
@@ -558,7 +558,7 @@ class Turbomind(Engine):
     def _census(self, launch: EngineLaunch) -> Census | None:
         """The kernels of the installed engine, or of its version's wheel; None if unknown."""
         if launch.machine.source == "nvml" and not versions.is_legacy(self.version):
-            from turbofit.kernels.installed import installed
+            from turbofit.machine.kernels.installed import installed
 
             census = installed()
             if census is not None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from turbofit.core.images import ImageRule
-from turbofit.core.model import DeltaDims, Model, MoeDims, TextDims, VisionDims
+from turbofit.core.model import DeltaDims, Model, TextDims, VisionDims
 from turbofit.core.plan import Settings
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.account import PAGE, Forward, VisionLoad
@@ -372,7 +372,11 @@ def device_buffers(
         yield "gemm_workspace", sum(constants.gemm_workspace), "barriers, partials, tensor maps"
     yield "l2_flush", l2, "the GEMM tuner's cache flush, never freed"
     if text.moe is not None:
-        yield "expert_routing", _routing(text.moe, forward), "which token goes to which expert"
+        # MoeFfnDefaultImpl::Init: masks of experts, arrays of routed tokens, counters.
+        moe = text.moe
+        routed = (moe.experts + 4 * moe.experts_per_token) * forward
+        size = (routed + moe.experts * (_ROUTING_TILES + 1) + 1) * _INT
+        yield "expert_routing", size, "which token goes to which expert"
     small = batch * (_CURAND_STATE + phases * (6 * _INT + _POINTER + _WORDS * _INT))
     small += forward * (1 + phases * 2 * _INT)
     if text.delta is not None:
@@ -380,12 +384,6 @@ def device_buffers(
     if model.mrope:
         small += phases * forward * 3 * _INT  # M-RoPE positions
     yield "small_buffers", small, "token ids, lengths, stop words, masks, positions"
-
-
-def _routing(moe: MoeDims, tokens: int) -> int:
-    """Bytes of MoeFfnDefaultImpl::Init: masks of experts, arrays of routed tokens, counters."""
-    counters = moe.experts * (_ROUTING_TILES + 1) + 1
-    return (moe.experts * tokens + 4 * moe.experts_per_token * tokens + counters) * _INT
 
 
 def pinned_buffers(model: Model, settings: Settings) -> int:

@@ -1,4 +1,4 @@
-"""Checks of the cards: visibility, use of memory, condition and links."""
+"""Checks of the cards: visibility, use of memory, errors and links."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.messages import indices, plural
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, format_bytes
-from turbofit.planning.examine.health import ABSENT, Health
 from turbofit.planning.examine.scene import (
     Answer,
     Scene,
@@ -22,7 +21,7 @@ from turbofit.planning.examine.scene import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from turbofit.core.machine import Gpu, Link, Machine
     from turbofit.core.plan import GpuLedger, Plan
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
 #: With less free memory nothing can be served: a context and the smallest vision model's weights.
 _LEAST: Final = 2 * GIB
 _HELD: Final = GIB // 2
-#: NVML's clock event reasons that indicate heat or power problems: HW slow-down, software thermal,
-#: hardware thermal, power brake.
-_HOT: Final = 0x08 | 0x20 | 0x40 | 0x80
 _XID: Final = re.compile(r"Xid \(([^)]*)\): (\d+)")
 #: Xids of hardware, link and memory (NVIDIA's Xid catalogue); programs cause the others.
 _HARD_XIDS: Final = frozenset((48, 62, 63, 64, 74, 79, 92, 94, 95, 109, 110, 119, 120))
@@ -203,74 +199,6 @@ def slices(machine: Machine, _: Scene) -> Answer | None:
     return ok(f"slices: {sizes}; plans stay below them")
 
 
-def pcie(healths: Sequence[Health], scene: Scene) -> Answer:
-    """Report links narrower than their slot; slow links only if the card is not idle."""
-    narrow, slow, unread = [], [], []
-    assert scene.machine is not None
-    for health in healths:
-        gpu = scene.machine.gpu(health.index)
-        width, generation = health.pcie_width, health.pcie_generation
-        if NA in (width, generation, gpu.pcie.width, gpu.pcie.generation):
-            unread.append(gpu.index)
-        elif width < gpu.pcie.width:  # type: ignore[operator]
-            narrow.append(f"GPU {gpu.index} x{width} of x{gpu.pcie.width}")
-        elif generation < gpu.pcie.generation and health.idle is False:  # type: ignore[operator]
-            slow.append(f"GPU {gpu.index} generation {generation} of {gpu.pcie.generation}")
-    if narrow or slow:
-        return warning(
-            "; ".join(narrow + slow),
-            "reseat the card, or use the slot with all lanes; look for a riser or an M.2 disk that"
-            " shares its lanes",
-        )
-    if unread:
-        return unreadable(f"the link of GPU {indices(unread)}")
-    idle = any(health.idle is not False for health in healths)
-    note = " (idle cards lower their generation, not their width)" if idle else ""
-    return ok(f"all lanes in use{note}")
-
-
-def ecc(healths: Sequence[Health], _: Scene) -> Answer:
-    """Report memory errors, the gravest first."""
-
-    def where(sign: Callable[[Health], bool]) -> list[int]:
-        return [health.index for health in healths if sign(health)]
-
-    if faulty := where(lambda health: health.rows_failed is True):
-        text = f"GPU {indices(faulty)} could not remap faulty memory rows"
-        return stops(text, "take the card out of service: it is faulty")
-    if bad := where(lambda health: health.uncorrected not in (0, NA, ABSENT)):
-        return warning(
-            f"uncorrected memory errors on GPU {indices(bad)} since the driver was loaded",
-            "restart the machine; if they come again, the card is faulty",
-        )
-    if pending := where(lambda health: health.rows_pending is True):
-        return warning(
-            f"GPU {indices(pending)} waits to remap faulty memory rows",
-            "reset the card or restart the machine, so that the rows are replaced",
-        )
-    if unread := where(lambda health: NA in (health.ecc, health.uncorrected)):
-        return unreadable(f"the error counts of GPU {indices(unread)}")
-    if len(where(lambda health: health.ecc == ABSENT)) == len(healths):
-        return ok("these cards have no ECC")
-    off = where(lambda health: health.ecc is False)
-    return ok(f"no uncorrected errors{f'; ECC off on GPU {indices(off)}' if off else ''}")
-
-
-def thermal(healths: Sequence[Health], _: Scene) -> Answer:
-    """Report cards that lower their clocks."""
-    hot = [
-        f"GPU {health.index}" + ("" if health.temperature == NA else f" at {health.temperature} °C")
-        for health in healths
-        if isinstance(health.slow, int) and health.slow & _HOT
-    ]
-    if hot:
-        return warning(f"slowed down now: {', '.join(hot)}", "check fans, dust and power cables")
-    unread = [health.index for health in healths if health.slow == NA]
-    if unread:
-        return unreadable(f"why GPU {indices(unread)} lowers its clocks")
-    return ok("no card is slowed down by heat or power")
-
-
 def xid(sources: Sources, _: Scene) -> Answer:
     """Report Xid errors in the kernel's log."""
     text = sources.kernel_log()
@@ -314,7 +242,8 @@ def _no_peers(machine: Machine, pairs: Sequence[Link], none: Sequence[Link]) -> 
         "tensor parallelism then goes through host memory: it works and takes no more GPU"
         " memory, but is slower, often slower than one card; cuda-ipc and native do not work"
     )
-    if any(_consumer(machine.gpu(index)) for index in machine.visible):
+    names_of_cards = [machine.gpu(index).name for index in machine.visible]
+    if any(word in name for name in names_of_cards for word in _CONSUMER if "Quadro" not in name):
         why += ". NVIDIA's driver offers GeForce cards peer access over NVLink only"
     fix = "replicas where the model fits on one card; `turbofit plan` prefers them"
     if joined := _pairs(link for link in pairs if link.nvlinked):
@@ -322,14 +251,11 @@ def _no_peers(machine: Machine, pairs: Sequence[Link], none: Sequence[Link]) -> 
     return warning(f"no peer access: {names}", fix, why)
 
 
-def _consumer(gpu: Gpu) -> bool:
-    return any(word in gpu.name for word in _CONSUMER) and "Quadro" not in gpu.name
-
-
 def iommu(machine: Machine, scene: Scene) -> Answer:
     """Report an IOMMU that translates addresses: it breaks peer access that the driver reports."""
     sources = scene.sources
-    if not _peers_over_pcie(machine):
+    links = [machine.link(a, b) for a, b in combinations(machine.visible, 2)]
+    if not any(link.peers and not link.nvlinked for link in links):
         return ok("no peer access over PCIe that it could disturb")
     groups, line = sources.names("sys/kernel/iommu_groups"), sources.text("proc/cmdline")
     if groups is None:
@@ -340,11 +266,6 @@ def iommu(machine: Machine, scene: Scene) -> Answer:
         return ok("the IOMMU passes through (iommu=pt)")
     fix = "boot with iommu=pt; if tp > 1 hangs, switch ACS off, too, or set NCCL_P2P_DISABLE=1"
     return warning(f"an IOMMU is active ({len(groups)} groups)", fix)
-
-
-def _peers_over_pcie(machine: Machine) -> bool:
-    links = [machine.link(a, b) for a, b in combinations(machine.visible, 2)]
-    return any(link.peers and not link.nvlinked for link in links)
 
 
 def _pairs(links: Iterable[Link]) -> str:

@@ -6,34 +6,31 @@ They only read files and import no package, except for torch, which a child proc
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import PackageError
 from turbofit.core.installation import install_command
-from turbofit.core.struct import NA
+from turbofit.core.presets import converted, load_yaml, preset_path
+from turbofit.core.struct import NA, Struct
 from turbofit.core.version import REFERENCE
-from turbofit.memory.versions import OLDEST_SERVED, release
-from turbofit.planning.compatibility import all_bad_transformers, bad_transformers, newest_tried
+from turbofit.memory.versions import OLDEST_SERVED, parse, release
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
-    from turbofit.kernels.census import Census
 
 #: The oldest driver for each CUDA generation (CUDA release notes, minor version compatibility).
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
 _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)", re.MULTILINE)
-_16_BITS: Final = ("float16", "bfloat16")
 #: Replacements, on pretend GPUs, for a front end that fails, by architecture.
 _MENDED: Final = {
     "LlavaForConditionalGeneration": "pretend GPUs read its images as Transformers 5.21 does",
 }
-#: Formats of quantised weights, with names that people know.
-_PACKED: Final = {"int4": "int4 (AWQ, GPTQ)", "fp8": "fp8", "mxfp4": "mxfp4"}
 
 
 def lmdeploy(sources: Sources, _: Scene) -> Answer:
@@ -220,7 +217,7 @@ def _capabilities(machine: Machine) -> dict[str, tuple[int, int]]:
 
 
 def kernels(machine: Machine, scene: Scene) -> Answer | None:
-    """Check for cards and weights for which TurboMind has no code."""
+    """Check for cards for which TurboMind has no code; a plan says which weights it lacks."""
     cards = _capabilities(machine)
     if not cards:
         return None
@@ -236,37 +233,64 @@ def kernels(machine: Machine, scene: Scene) -> Answer | None:
             " for them",
             "it fails at its first kernel there",
         )
-    lacking = [
-        f"{name}: {', '.join(missing)}"
-        for name, version in cards.items()
-        if (missing := list(_lacking(census, version)))
-    ]
-    if lacking:
-        return warning(
-            f"no TurboMind kernel for {'; '.join(lacking)}",
-            "nothing: turbofit plans such models on another engine, and says why",
-        )
     return ok(f"TurboMind has code for {', '.join(cards)}")
 
 
-def _lacking(census: Census, capability: tuple[int, int]) -> Iterator[str]:
-    """Yield quantised formats that no kernel multiplies on this card with any activations."""
-    from turbofit.kernels import families
+class BadTransformers(Struct, forbid_unknown_fields=True):
+    """Families that fail with some versions, both ends included; no end: all versions there.
 
-    architecture = census.architecture(capability)
-    if architecture is None:
-        return  # families of PTX are not read
-    for weights, name in _PACKED.items():
-        ways = [families.gemm(weights, dtype) for dtype in _16_BITS]
-        ways += [families.experts(weights, dtype) for dtype in _16_BITS]
-        if not census.count(ways, architecture).code:
-            yield name
-    if not census.count([families.experts(dtype, dtype) for dtype in _16_BITS], architecture).code:
-        yield "experts in 16 bits"
+    ``what`` is the effect, ``error`` LMDeploy's message, ``install`` the requirements of pip that
+    help, the newest first.
+    """
+
+    architectures: tuple[str, ...]
+    engines: tuple[str, ...]
+    what: str
+    error: str
+    sources: tuple[str, ...]
+    first: str | None = None
+    last: str | None = None
+    install: tuple[str, ...] = ()
+
+    def has(self, transformers: str) -> bool:
+        """Whether a version is between the ends; one that cannot be read is not."""
+        wanted = parse(transformers)
+        if wanted is None:
+            return False
+        first, last = parse(self.first or "0.0"), parse(self.last or transformers)
+        return first is not None and last is not None and first <= wanted <= last
+
+
+class TriedTransformers(Struct, forbid_unknown_fields=True):
+    """The newest version that LMDeploy's front ends were run with, and those that fail."""
+
+    newest: str
+    rows: tuple[BadTransformers, ...]
+
+
+@cache
+def tried_transformers() -> TriedTransformers:
+    """The table of `presets/engines/known-bad.yaml`."""
+    path = preset_path("engines", "known-bad")
+    return converted(load_yaml(path)["transformers"], TriedTransformers, path)
+
+
+def bad_transformers(
+    architecture: str, engines: Iterable[str], transformers: str | None = None
+) -> dict[str, BadTransformers]:
+    """The row of each engine that fails with a version, or with any if that is None."""
+    return {
+        engine: row
+        for engine in engines
+        for row in tried_transformers().rows
+        if engine in row.engines
+        and architecture in row.architectures
+        and (transformers is None or row.has(transformers))
+    }
 
 
 def front_ends(sources: Sources, scene: Scene) -> Answer | None:
-    """Check which families the installed LMDeploy and Transformers run together.
+    """Check that the installed LMDeploy and Transformers run the model together.
 
     For a plan that may be launched elsewhere, it says which version to install, if newer ones fail.
     """
@@ -276,12 +300,12 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
             return None
         if scene.when == "plan":
             return _wanted_elsewhere(plan)
+    model, engines = _served(scene)
+    if model is None or model.vision is None:
+        return None
     here, transformers = sources.version("lmdeploy"), sources.version("transformers")
     if here is None or transformers is None:
         return unreadable("LMDeploy and Transformers are not both installed")
-    model, engines = _served(scene)
-    if model is None or model.vision is None:
-        return _families(f"LMDeploy {here}, Transformers {transformers}", transformers)
     found = bad_transformers(model.architecture, engines, transformers)
     text = f"{model.name}, LMDeploy {here}, Transformers {transformers}"
     if not found:
@@ -308,22 +332,6 @@ def _wanted_elsewhere(plan: Plan) -> Answer | None:
         return None
     effect = f"LMDeploy {plan.engine.version} {row.what}"
     return warning(f"install {' or '.join(row.install)}: with others {effect}", "")
-
-
-def _families(text: str, transformers: str) -> Answer:
-    """The families that the installed Transformers breaks, and how another version mends them."""
-    broken = {
-        name: " or ".join(row.install).replace("transformers", "")
-        for row in all_bad_transformers()
-        if row.install and row.has(transformers)
-        for name in row.architectures
-    }
-    if broken:
-        text += f": not {'; '.join(f'{name} ({wanted})' for name, wanted in broken.items())}"
-        newest = [row for row in all_bad_transformers() if row.install and row.has(newest_tried())]
-        if len(broken) > sum(len(row.architectures) for row in newest):
-            return warning(text, f"pip install 'transformers=={newest_tried()}'")
-    return ok(text)
 
 
 def _served(scene: Scene) -> tuple[Model | None, list[str]]:

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
     from turbofit.core.struct import NaType
-    from turbofit.kernels.census import Census
-    from turbofit.planning.examine.health import Health
+    from turbofit.machine.kernels.census import Census
 
 State = Literal["ok", "warning", "stops", "unreadable"]
 #: The occasions: `doctor`; a plan's warnings; before a run takes resources; under the lock of the
@@ -58,15 +57,14 @@ unreadable: Final = partial(Answer, "unreadable")
 class Scene(NamedTuple):
     """The values that a check may use; a check whose value is None does not apply.
 
-    ``machine`` is the present machine, ``healths`` the condition of its cards. ``model`` and
-    ``port`` are those to serve, ``server`` names a run that listens there. For a run, ``plan`` is
-    the plan to launch, ``folder`` the folder of its logs, and ``ports`` those of its engines.
+    ``machine`` is the present machine. ``model`` and ``port`` are those to serve, ``server`` names
+    a run that listens there. For a run, ``plan`` is the plan to launch, ``folder`` the folder of
+    its logs, and ``ports`` those of its engines.
     """
 
     sources: Sources
     when: When
     machine: Machine | None = None
-    healths: Sequence[Health] | None = None
     host: Host | None = None
     model: Model | None = None
     port: int | None = None
@@ -159,7 +157,7 @@ class Sources:
 
     def kernels(self) -> Census | None:
         """The kernels of the installed TurboMind; None if they cannot be read."""
-        from turbofit.kernels.installed import installed as installed_kernels
+        from turbofit.machine.kernels.installed import installed as installed_kernels
 
         return installed_kernels()
 

@@ -1,4 +1,4 @@
-"""The elements of a page: tags, JSON in a script, bars of memory, GPUs with their links."""
+"""The elements of a page: tags, JSON in a script, bars of memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from turbofit.report.painters.terminal import clean_lines
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turbofit.report.painters.document import Bar, BarPiece, Topology, TopologyCard
+    from turbofit.report.painters.document import Bar, BarPiece
 
 #: Characters that could end a script element or a line of JavaScript, with their escapes.
 _IN_SCRIPT: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
@@ -144,28 +144,3 @@ def _ticks(scale: int) -> Markup:
     marks = [tag("span", f"{n} GiB", style=f"left:{100 * n * GIB / scale:.3f}%") for n in whole]
     marks.append(tag("span", format_bytes(scale), style="left:100%"))
     return tag("div", tag("div", *marks, class_="ticks"), class_="row axis", aria_hidden="true")
-
-
-def topology(block: Topology) -> Markup:
-    """Draw each group as a frame around its GPUs, and list how the pairs of GPUs are connected."""
-    cards = {card.index: card for card in block.cards}
-    idle = cards.keys() - {index for group in block.groups for index in group}
-    frames = []
-    for number, group in enumerate(block.groups):
-        engine = f": one engine, tp {len(group)}" if len(group) > 1 else ""
-        frames.append(_frame(f"group {number}{engine}", [cards[index] for index in group]))
-    if idle:
-        frames.append(_frame("not used", [cards[index] for index in sorted(idle)], "group idle"))
-    ways = tag("ul", *(tag("li", text) for text in block.ways), class_="dim")
-    return join(tag("div", *frames, class_="topology"), ways)
-
-
-def _frame(title: str, cards: Sequence[TopologyCard], kind: str = "group") -> Markup:
-    boxes = [
-        tag(
-            "div", tag("b", f"GPU {card.index}"), tag("span", card.name), tag("span", card.size),
-            class_="card", title=card.uuid,
-        )
-        for card in cards
-    ]  # fmt: skip
-    return tag("fieldset", tag("legend", title), *boxes, class_=kind)

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
-from turbofit.report.page.elements import Markup, join, json_text, memory_bars, tag, topology
+from turbofit.report.page.elements import Markup, join, json_text, memory_bars, tag
 from turbofit.report.painters.document import (
     Bar,
     Block,
@@ -21,7 +21,6 @@ from turbofit.report.painters.document import (
     Items,
     Paragraph,
     Table,
-    Topology,
     Verdict,
 )
 
@@ -115,14 +114,12 @@ def _one(block: Block) -> Markup:
         return _table(block)
     if isinstance(block, Fold):
         return tag("details", tag("summary", block.title), paint(block.blocks))
-    if isinstance(block, Code):
-        # The script shows the button, because it does nothing without the script.
-        label = f"Copy {block.name}"
-        button = tag("button", "Copy", type="button", class_="copy", aria_label=label, hidden=True)
-        code = tag("pre", tag("code", block.text), tabindex="0")
-        return tag("div", code, button, class_="command")
-    assert isinstance(block, Topology)
-    return topology(block)
+    assert isinstance(block, Code)
+    # The script shows the button, because it does nothing without the script.
+    label = f"Copy {block.name}"
+    button = tag("button", "Copy", type="button", class_="copy", aria_label=label, hidden=True)
+    code = tag("pre", tag("code", block.text), tabindex="0")
+    return tag("div", code, button, class_="command")
 
 
 def _verdict(block: Verdict) -> Markup:

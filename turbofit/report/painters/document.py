@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from textwrap import shorten
+import re
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from turbofit.core.messages import BESIDE_COMMANDS, HARMLESS
@@ -177,22 +177,6 @@ class Bar(Block):
         return sum(part.bytes for part in self.parts)
 
 
-class TopologyCard(Struct):
-    index: int
-    name: str
-    uuid: str
-    size: str
-
-
-class Topology(Block):
-    """A picture on a page: GPUs, the groups of a plan, and in words how the GPUs are connected."""
-
-    whole: bool = False
-    cards: tuple[TopologyCard, ...]
-    groups: tuple[tuple[int, ...], ...]
-    ways: tuple[str, ...]
-
-
 def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Block]:
     """The blocks of the short answer or of the whole text."""
     for block in blocks:
@@ -215,13 +199,13 @@ def last_events(run: RunReport, most: int, level: int = 2) -> list[Block]:
     return listed("Last events", lines, level=level)
 
 
-#: Warnings in the short answer, and the characters of each: a line of 80 columns.
+#: Warnings in the short answer, and the characters of a line of 80 columns.
 _WARNINGS: Final = 2
 _WARNING: Final = 75
 
 
 def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list[Block]:
-    """The first warnings, a line each, and how many are left; ``aside`` are left to the rest.
+    """The first warnings in brief, and how many are left; ``aside`` are left to the rest.
 
     A known fault, which names its issue thread, comes first. Warnings that stand beside commands
     or are harmless are left out.
@@ -235,10 +219,16 @@ def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list
     kept.sort(key=lambda text: "https://" not in text)
     left = len(kept) - _WARNINGS
     rest = f" (and {left} more: --full)" if left > 0 else ""
-    shown = [shorten(text, _WARNING, placeholder=" …") for text in kept[:_WARNINGS]]
+    shown = [in_brief(text, _WARNING) for text in kept[:_WARNINGS]]
     if rest:
-        shown[-1] = shorten(kept[_WARNINGS - 1], _WARNING - len(rest), placeholder=" …") + rest
+        shown[-1] += rest
     return [Items(tuple(shown), tone="warn", **ONLY_SHORT)] if shown else []
+
+
+def in_brief(text: str, width: int) -> str:
+    """The clauses of a text that fill a line; the whole text if none ends there."""
+    ends = [found.start() for found in re.finditer(r"[:;.] ", text[: width + 2])]
+    return text[: ends[-1]] if len(text) > width and ends and 2 * ends[-1] > width else text
 
 
 def remedies_table(remedies: Sequence[Remedy], title: str = "", **places: Any) -> list[Block]:

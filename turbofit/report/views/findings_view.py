@@ -22,7 +22,7 @@ from turbofit.report.views.figures import shell_words
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from turbofit.diagnose.answer import Advice, Diagnosis, Missing
+    from turbofit.logs.answer import Advice, Diagnosis, Missing
     from turbofit.planning.checks import DoctorReport, Finding
     from turbofit.planning.examine.scene import State
     from turbofit.report.painters.document import Block, Tone

@@ -14,15 +14,13 @@ from turbofit.report.painters.document import (
     Heading,
     Items,
     Table,
-    Topology,
-    TopologyCard,
     known_facts,
     remark,
     table,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from turbofit.core.machine import Holder, Link, Machine, Measured
     from turbofit.core.struct import NaType
@@ -71,7 +69,7 @@ def machine_view(machine: Machine) -> list[Block]:
     else:
         blocks.append(remark("nobody that can be seen"))
     if len(machine.gpus) > 1:
-        blocks += [Heading("Links"), *topology_of(machine)]
+        blocks += [Heading("Links"), Items(tuple(_links(machine)))]
     if machine.measured is not None:
         blocks += _measured(machine.measured)
     return [*blocks, Heading("Host"), known_facts(_host(machine)), MORE]
@@ -219,22 +217,11 @@ def _way(link: Link) -> str:
     return "no peer access, through host memory"
 
 
-def _way_and_path(link: Link) -> str:
-    path = None if link.nvlinked else _PATHS.get(link.ancestor)
-    return f"{_way(link)} ({path})" if path else _way(link)
+def _links(machine: Machine) -> Iterator[str]:
+    def way_and_path(link: Link) -> str:
+        path = None if link.nvlinked else _PATHS.get(link.ancestor)
+        return f"{_way(link)} ({path})" if path else _way(link)
 
-
-def topology_of(machine: Machine, groups: tuple[tuple[int, ...], ...] = ()) -> list[Block]:
-    """The GPUs, the groups of a plan and the links; only a page shows them for a plan."""
-    ways = []
-    for way, pairs in _ways(machine, _way_and_path).items():
+    for way, pairs in _ways(machine, way_and_path).items():
         named = f" ({', '.join(pairs)})" if len(pairs) <= _PAIRS else ""
-        ways.append(f"{len(pairs)} {plural(len(pairs), 'pair')}{named}: {way}")
-    cards = tuple(
-        TopologyCard(index=gpu.index, name=gpu.name, uuid=gpu.uuid, size=_size(gpu.total))
-        for gpu in machine.gpus
-    )
-    return [
-        Topology(cards=cards, groups=groups, ways=tuple(ways)),
-        Items(tuple(ways), whole=not groups, page=False),
-    ]
+        yield f"{len(pairs)} {plural(len(pairs), 'pair')}{named}: {way}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Document
     from turbofit.core.tuning import TrialRecord, Tuning
-    from turbofit.load.result import LoadResult, Spread
+    from turbofit.measure.load.result import LoadResult, Spread
     from turbofit.report.painters.document import Block
 
 
@@ -141,37 +141,17 @@ def settings_text(trial: TrialRecord) -> str:
 def _trials(result: Tuning) -> Table:
     right = ("", "forecast", "requests/s", "TTFT p90", "TPOT p90")
     titles = ("", "settings", *right[1:], "how it went")
-    front = pareto(result)
-    rows = (_trial_row(trial, result, front) for trial in result.trials)
+    rows = (_trial_row(trial, result) for trial in result.trials)
     return table(titles, rows, right=right, wrap=("settings", "how it went"))
 
 
-def pareto(result: Tuning) -> set[int]:
-    """The numbers of the trials that no trial beats in both requests per second and TTFT."""
-    goods = {
-        trial.number: (trial.measured.requests_per_second, -trial.measured.ttft_p90)
-        for trial in result.trials
-        if trial.measured is not None
-    }
-
-    return {
-        number
-        for number, good in goods.items()
-        if not any(
-            other != good and other[0] >= good[0] and other[1] >= good[1]
-            for other in goods.values()
-        )
-    }
-
-
-def _trial_row(trial: TrialRecord, result: Tuning, front: set[int]) -> tuple[str, ...]:
+def _trial_row(trial: TrialRecord, result: Tuning) -> tuple[str, ...]:
     forecast = f"{trial.forecast.requests_per_second:.2f}"
     if trial.measured is None:
         return (str(trial.number), settings_text(trial), forecast, "-", "-", "-",
                 f"{trial.outcome}: {trial.why}")  # fmt: skip
     measured = trial.measured
     marks = ["best"] if trial.number == result.best else []
-    marks += ["Pareto"] if trial.number in front else []
     marks += [] if trial.meets_slo else ["misses the SLO" if result.slo else "not all answered"]
     return (
         str(trial.number), settings_text(trial), forecast, f"{measured.requests_per_second:.2f}",
@@ -215,7 +195,7 @@ def calibration_view(result: Document) -> list[Block]:
 
 
 def pretend_view(document: Document) -> Iterator[Block]:
-    """The view of a document of `pretend.report`."""
+    """The view of a document of `rehearsal.pretend.report`."""
     yield Heading(f"PRETEND GPUs: {' '.join(document['command'])}")
     yield from _end(document)
     yield Heading("Cards at the peak of all processes together (MiB)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -11,6 +10,8 @@ from msgspec.structs import replace
 from turbofit.core.messages import groups_of, plural
 from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.machine.presets import usual_assumptions
+from turbofit.planning.speed import rates
+from turbofit.planning.verdict import all_fitting
 from turbofit.report.painters.document import (
     ONLY_ON_PAGE,
     ONLY_SHORT,
@@ -21,6 +22,7 @@ from turbofit.report.painters.document import (
     Items,
     Verdict,
     first_warnings,
+    in_brief,
     known_facts,
     listed,
     remark,
@@ -39,10 +41,8 @@ from turbofit.report.views.figures import (
     unheld,
     users_of,
 )
-from turbofit.report.views.machine_view import topology_of, ways_text
+from turbofit.report.views.machine_view import ways_text
 from turbofit.report.views.memory_view import memory_blocks
-from turbofit.tuner.speed import rates
-from turbofit.tuner.verdict import all_fitting
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Candidate, Plan, Surety, Throughput
@@ -69,10 +69,6 @@ _REASON: Final = 68
 def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
     """The whole plan or prediction; for a plan that was launched, the run too."""
     text = "more: --full, --md or --json; as a page: turbofit report latest --html FILE"
-    shared: list[Block] = []
-    if len(plan.machine.gpus) > 1:
-        shared = [Heading("The GPUs and their groups", whole=False)]
-        shared += topology_of(plan.machine, plan.parallel.groups)
     return [
         *_answer(plan),
         *memory_blocks(plan),
@@ -80,7 +76,6 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
         *_capacity(plan),
         *_limits(plan),
         *_became(plan, run),
-        *shared,
         Heading("What was asked, and the shape chosen"),
         _facts(plan),
         *_settings(plan),
@@ -135,9 +130,10 @@ def _in_short(plan: Plan) -> dict[str, str]:
         facts["host"] = host.words if host is not None and host.binds else ""
     facts["pace"] = plan.pace.text if plan.pace else ""
     facts["smaller"] = _trade(plan)
-    facts["engine"] = shorten(plan.why_engine, _REASON, placeholder=" …")
+    facts["engine"] = in_brief(plan.why_engine, _REASON)
     if plan.fits and plan.remedies and not facts["smaller"]:
         facts["faster"] = plan.remedies[0].text
+    facts["died?"] = _DIED * (plan.fits and not plan.considered)
     if plan.rehearsal is not None:
         engine = "LMDeploy" if plan.engine.of_lmdeploy else "Transformers"
         rehearsed = f"{plan.rehearsal.outcome} with {engine} {plan.rehearsal.engine_version}"
@@ -147,19 +143,13 @@ def _in_short(plan: Plan) -> dict[str, str]:
 
 def _promised(plan: Plan) -> str:
     """What each request of a client may have."""
-    limits, rule = plan.limits, plan.model.image_rule
-    context, count = f"{plan.settings.session_len:,} tokens", limits.images_per_request
-    if limits.vision_unit is None or rule is None:
-        return f"{context} a request, with its answer"
-    units, tokens = largest_images(plan)
-    size = f"{units:,} {plural(units, limits.vision_unit)}"
-    if plan.workload.image_size is not None:
-        size = "{}x{}".format(*plan.workload.image_size)
-    elif limits.max_pixels_per_image is not None:
-        size = f"{three_digits(limits.max_pixels_per_image / 1e6)} MP"
-    return f"{count} {plural(count, 'image')} of up to {size} ({tokens:,} tokens), {context} in all"
+    sides = plan.workload.image_size
+    size = "{}x{}".format(*sides) if sides is not None else ""
+    return plan.limits.promise(plan.settings.session_len, *largest_images(plan), size)
 
 
+#: What a prediction that serves says to somebody whose engine died with these settings.
+_DIED: Final = "turbofit diagnose LOG tells why an engine died with these settings"
 #: Settings of the first answer beside the image limit, in this order.
 _FEW: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quant_policy")
 

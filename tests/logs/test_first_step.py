@@ -1,0 +1,92 @@
+"""No first step goes against the plan, the list or the log beside it."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import pytest
+
+from tests.logs.conftest import LOGS, explain, message
+from tests.logs.rules.test_causes import EXAMPLES
+from tests.logs.test_account import DEATHS, torch_log
+from turbofit.logs.answer import Diagnosis
+
+#: Runs whose account is held: on some of these cards the model fits, on some it does not.
+HELD: Final = [
+    ("internvl2-8b", "4xrtx3090"), ("internvl2-8b", "1xrtx3060"), ("qwen2-vl-7b", "1xv100-32g"),
+    ("internvl2-26b-awq", "1xrtx3090"), ("llava-1.5-7b", "1xl4:used=15GiB"),
+    ("cogvlm-17b", "2xrtx3090"), ("qwen3-30b-a3b-awq", "1xrtx4080"),
+]  # fmt: skip
+SHORT: Final = [
+    "[TM][FATAL][1120.09:18:10.597172][allocator.cc:49] CUDA error: out of memory",
+    "[TM][ERROR] CUDA runtime error: out of memory /lmdeploy/src/turbomind/utils/allocator.h:231",
+    "[TM][INFO] [BlockManager] block_size = 2 MB\n"
+    "[TM][INFO] [BlockManager] max_block_count = 1112\n"
+    "[TM][ERROR] CUDA runtime error: out of memory /lmdeploy/src/turbomind/utils/allocator.h:231",
+    "terminate called after throwing an instance of 'std::runtime_error'\n"
+    "  what():  [TM][ERROR] CUDA runtime error: out of memory /lmdeploy/core/allocator.cc:49",
+    "RuntimeError: No enough gpu memory for kv cache.",
+    torch_log().partition("\n")[2],
+]  # fmt: skip
+
+
+def against(found: Diagnosis, log: str) -> str:
+    """What the first step goes against; empty if nothing."""
+    first, advice = found.first, found.would_work
+    listed = (*found.changes, *(found.others.tried if found.others else ()), *found.send)
+    if first and first not in listed:
+        return "the list"
+    for name, value in re.findall(r"\b([A-Z][A-Z0-9_]+)=([\w.:]+)", first):
+        if re.search(rf"(?<!with )\b{name}=['\"]?{re.escape(value)}\b", log):
+            return "the log, which has the variable"
+    if "PYTHONFAULTHANDLER" in first and "Fatal Python error" in log:
+        return "the log, which has the stack"
+    if advice is None:
+        return ""
+    if advice.fits is False and re.search("cache[-_]max[-_]entry[-_]count", first):
+        return "the plan, which no share helps"
+    if advice.fits and re.match("more (GPUs|cards)", first):
+        return "the plan, which fits these cards"
+    for option, value in re.findall(r"(--[a-z-]+) ([\d.]+)", first):
+        name = option.removeprefix("--").replace("-", "_")
+        held = advice.settings.get(name, value)
+        if advice.fits and str(held) != value:
+            return f"the plan, whose {name} is {held}"
+    return ""
+
+
+@pytest.mark.parametrize("text", [text for _, text in EXAMPLES])
+def test_of_a_row(text: str) -> None:
+    assert against(explain(f"$ lmdeploy serve api_server internvl2-8b\n{text}\n"), text) == ""
+
+
+@pytest.mark.parametrize(("model", "on"), HELD, ids=str)
+def test_of_every_row_beside_an_account(model: str, on: str) -> None:
+    """Once for a kind of message: its first example, under a model on cards."""
+    kinds = dict(reversed(EXAMPLES))
+    for kind, text in kinds.items():
+        log = f"$ lmdeploy serve api_server {model}\n{text}\n"
+        assert (kind, against(explain(log, on=on), log)) == (kind, "")
+
+
+@pytest.mark.parametrize(("model", "on"), HELD, ids=str)
+@pytest.mark.parametrize("text", SHORT)
+def test_of_a_lack_of_memory(model: str, on: str, text: str) -> None:
+    for options in ("", " --tp 2", " --cache-max-entry-count 0.3", " --backend pytorch"):
+        log = f"$ lmdeploy serve api_server {model}{options}\n{text}\n"
+        found = explain(log, on=on)
+        assert against(found, log) == ""
+        assert message(found) in ("out_of_memory", "no_kv_memory")
+
+
+@pytest.mark.parametrize("name", DEATHS)
+def test_of_a_death(name: str) -> None:
+    on, _, log = DEATHS[name]
+    assert against(explain(log, on=on or None), log) == ""
+
+
+@pytest.mark.parametrize("path", sorted(LOGS.glob("*.log")), ids=lambda path: path.stem)
+def test_of_a_story(path) -> None:
+    text = path.read_text()
+    assert against(explain(text), text) == ""

@@ -1,0 +1,330 @@
+"""What a load sends and when, and how far it is as people read it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+from array import array
+from base64 import b64decode
+from io import BytesIO
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from tests.measure.load.scripted import ScriptedServer
+from tests.support.waiting import HANG
+from turbofit.cli.main import main
+from turbofit.core.errors import UnservedError, UsageError
+from turbofit.core.messages import PRETEND_HEADER, PRETEND_SPEED
+from turbofit.core.png import png
+from turbofit.measure.load.bench import bench
+from turbofit.measure.load.client import Answer, StreamReader
+from turbofit.measure.load.driver import LoadRun
+from turbofit.measure.load.events import StreamError
+from turbofit.measure.load.prompt import PromptWriter
+from turbofit.measure.load.result import spread, summary
+from turbofit.measure.load.spec import LoadSpec
+from turbofit.report.painters.document import Paragraph
+from turbofit.report.views.measured_view import load_view
+
+
+def answer(begun: float, ended: float, tokens: int = 4, kind: str = "") -> Answer:
+    one = Answer(begun)
+    one.ended, one.kind, one.output_tokens = ended, kind, tokens
+    step = (ended - begun) / tokens
+    one.pieces = array("d", [begun + step * (n + 1) for n in range(tokens)])
+    return one
+
+
+def run_of(answers, opened: float, closed: float, spec=None) -> LoadRun:
+    async def never(_):
+        raise AssertionError
+
+    run = LoadRun(spec or LoadSpec.of(concurrency=4), never)
+    run.answers, run.opened, run.closed = list(answers), opened, closed
+    for one in run.answers:
+        one.counts = opened <= one.begun < closed
+    return run
+
+
+def at(spec: LoadSpec, *, opened: bool = True, closed: bool = False, begun: int = 0) -> str:
+    run = run_of([answer(0, 1), answer(0, 1, kind="stalled")], 0, 0, spec)
+    run._open, run._begun, run.opened = opened, begun, time.perf_counter() - 3.2
+    run.closed = run.opened if closed else None
+    return run.step().text
+
+
+CLOSED = LoadSpec.of(concurrency=8, seconds=30.0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "facts", "text"),
+    [
+        (CLOSED, {"opened": False}, "warm-up of the load: 2 of 8 requests, "),
+        (CLOSED, {}, "measuring: 3 of 30 s, "),
+        (CLOSED, {"closed": True}, "last answers: "),
+        (LoadSpec.of(requests=40, warm_up=0), {"begun": 2}, "measuring: 2 of 40 requests, "),
+    ],
+)
+def test_a_load_says_what_it_does_and_how_much_of_it_is_done(spec, facts, text: str) -> None:
+    assert at(spec, **facts) == text + "1 answered, 1 failed"
+
+
+def test_arrivals_of_an_open_loop_are_random_and_wait_for_no_answer(monkeypatch) -> None:
+    clock, begun = [0.0], []
+    monkeypatch.setattr(
+        "turbofit.measure.load.driver.time", SimpleNamespace(perf_counter=lambda: clock[0])
+    )
+
+    async def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    async def drive() -> None:
+        run = LoadRun(LoadSpec.of(rate=4.0), None)
+
+        def spawn(work) -> None:
+            work.close()
+            begun.append(clock[0])
+            if len(begun) == 4001:
+                raise asyncio.CancelledError
+
+        monkeypatch.setattr(run, "_spawn", spawn)
+        monkeypatch.setattr("turbofit.measure.load.driver.asyncio.sleep", sleep)
+        with pytest.raises(asyncio.CancelledError):
+            await run._arrivals(4.0)
+        assert run.late == 0
+
+    asyncio.run(drive())
+    assert begun == sorted(begun)
+    assert abs(begun[-1] - 1000) < 80  # five standard deviations of 4,000 arrivals at 4/s
+
+
+def test_contradictions_are_named() -> None:
+    for given, says in (
+        ({"concurrency": 4, "rate": 2.0}, "--concurrency and --rate"),
+        ({"shared_prefix": 300}, "--shared-prefix 300"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            LoadSpec.of(**given).check()
+
+
+def test_a_window_has_an_end_and_a_warm_up_before_it() -> None:
+    for given, window in (
+        ({}, (60, 8)),
+        ({"requests": 5, "seconds": 2.0}, (2, 8)),
+        ({"rate": 2.0, "warm_up": 3}, (60, 3)),
+        ({"requests": 5, "concurrency": 32}, (None, 32)),
+        ({"rate": 2.0}, (60, 8)),
+    ):
+        spec = LoadSpec.of(**given)
+        assert (spec.measured_seconds, spec.warm_up_requests) == window, given
+
+
+def test_percentiles_are_the_least_that_so_many_are_not_above() -> None:
+    one = spread([float(n) for n in range(1, 101)])
+    assert (one.p50, one.p90, one.p99, one.most, one.mean) == (50, 90, 99, 100, 50.5)
+    assert spread([7.0]).p50 == spread([7.0]).p99 == 7
+    assert spread([]).count == 0
+
+
+def test_in_step_answers_are_counted_by_their_share_of_the_window() -> None:
+    """Four rows in step, three seconds each: 4/3 a second, wherever the window begins."""
+    answers = [answer(3.0 * turn, 3.0 * turn + 3) for turn in range(10) for _ in range(4)]
+    for opened, closed in ((3.0, 27.0), (4.0, 24.5), (5.9, 9.0)):
+        found = summary(run_of(answers, opened, closed), url="http://u:p@h", model="m", busy=0.0)
+        assert found.requests_per_second == pytest.approx(4 / 3)
+        assert found.running == pytest.approx(4)
+    assert found.url == "http://h"
+
+
+def test_only_what_began_in_the_window_has_times() -> None:
+    answers = [answer(0, 2), answer(1, 5), answer(3, 4), answer(3.5, 9, kind="stalled")]
+    found = summary(run_of(answers, 1.0, 4.0), url="http://h", model="m", busy=0.9)
+    assert (found.begun, found.answered) == (3, 2)
+    assert found.e2e.most == 4
+    assert [(one.kind, one.count) for one in found.errors] == [("stalled", 1)]
+    assert found.output_tokens_per_second == pytest.approx((3 + 2 + 3) / 3)
+    assert any("90% of a CPU" in text for text in found.warnings)
+
+
+FEW = {"images": 0, "requests": 12, "concurrency": 3, "warm_up": 3}
+
+
+def test_a_closed_loop_counts_what_it_sent() -> None:
+    with ScriptedServer() as server:
+        result = bench(server.url + "/v1/", LoadSpec.of(**FEW))
+    assert (result.model, result.begun, result.answered) == ("m", 12, 12)
+    assert (result.counted, result.prompt_tokens, result.output_tokens) == ("usage", 30, 3)
+    assert result.e2e.count == result.ttft.count == result.tpot.count == 12
+    assert 0 < result.ttft.p50 <= result.e2e.p50 <= result.e2e.p99 <= result.e2e.most
+    assert result.requests_per_second > 0
+    assert 0.5 < result.output_tokens_per_second / result.requests_per_second / 3 < 2
+    assert result.running == pytest.approx(3, rel=0.4)
+    assert {len(body["messages"][0]["content"].split()) for body in server.bodies} == {256}
+
+
+@pytest.mark.parametrize("pretend", [True, False])
+def test_speed_of_pretend_gpus_is_said_to_be_none(pretend: bool) -> None:
+    """People quote these figures: above them, and in the document."""
+    marked = {PRETEND_HEADER: "1"} if pretend else {}
+    with ScriptedServer(headers=marked) as server:
+        result = bench(server.url, LoadSpec.of(**FEW))
+    assert (PRETEND_SPEED in result.warnings) == pretend
+    said = [block.text for block in load_view(result) if isinstance(block, Paragraph)]
+    assert (PRETEND_SPEED in said) == pretend
+
+
+def test_each_failure_is_counted_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = ["500", "garbage", "cut", "reset", "ok", "error", "empty", "plain", "busy", "stall"]
+    monkeypatch.setattr("turbofit.measure.load.bench._SILENCE", 0.3)
+    with ScriptedServer("ok", "ok", "ok", *script) as server:
+        result = bench(server.url, LoadSpec.of(**{**FEW, "concurrency": 1}))
+    kinds = {one.kind: one.count for one in result.errors}
+    assert (result.begun, result.answered, sum(kinds.values())) == (12, 3, 9)
+    assert kinds.pop("cut short", 0) + kinds.pop("connection broken", 0) == 2
+    assert kinds == dict.fromkeys(
+        ("status 500", "garbage", "error event", "empty answer", "no stream", "status 503",
+         "stalled"), 1,
+    )  # fmt: skip
+
+
+def test_a_server_that_is_none_is_said() -> None:
+    with pytest.raises(UnservedError, match="does not answer: no connection"):
+        bench("http://127.0.0.1:9", LoadSpec.of())
+    with pytest.raises(UsageError, match="is no address"):
+        bench("http://[", LoadSpec.of())
+    with ScriptedServer(models=500) as server, pytest.raises(UnservedError, match="answers 500"):
+        bench(server.url, LoadSpec.of())
+    with ScriptedServer(key="k") as server, pytest.raises(UsageError, match="the key"):
+        bench(server.url, LoadSpec.of())
+
+
+def test_the_command_shows_and_ends_with_its_code(capsys, tmp_path, monkeypatch) -> None:
+    words = ["--images", "0", "--requests", "6", "--concurrency", "2"]
+    monkeypatch.setenv("TURBOFIT_API_KEY", "k")
+    with ScriptedServer(key="k") as server:
+        assert main(["bench", server.url, *words, "--quiet"]) == 0
+        assert "requests/s" in capsys.readouterr().out
+        assert main(["bench", server.url, *words, "--json"]) == 0
+        told = capsys.readouterr()
+        assert json.loads(told.out)["schema"] == "turbofit.bench/1"
+        assert not told.err
+        document = tmp_path / "load.json"
+        document.write_text(told.out)
+        assert main(["report", str(document), "--html", "-"]) == 0
+        assert "first token" in capsys.readouterr().out
+    with ScriptedServer(*["500"] * 500) as server:
+        capsys.readouterr()
+        assert main(["bench", server.url, *words, "--json"]) == 3
+        told = capsys.readouterr()
+        assert json.loads(told.out)["answered"] == 0
+        assert "no request was answered" in told.err
+    assert main(["bench", "nowhere"]) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_what_was_measured(number) -> None:
+    words = ["--images", "0", "--json", "--concurrency", "1", "--warm-up", "1"]
+    with ScriptedServer("ok", "ok", "stall") as server:
+        command = [sys.executable, "-m", "turbofit", "bench", server.url, *words]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert server.stalled.wait(HANG)
+            child.send_signal(number)
+            said = json.loads(child.communicate(timeout=HANG)[0])
+    assert child.returncode == 130
+    assert (said["stopped"], said["answered"]) == (number.name, 1)
+
+
+TEXT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+THOUGHT = b'data: {"choices":[{"delta":{"reasoning_content":"x"}}]}\n\n'
+STOP = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def read(*pieces: bytes) -> Answer:
+    answer = Answer(0.0)
+    reader = StreamReader(answer)
+    for at, piece in enumerate(pieces, 1):
+        reader.feed(piece, float(at))
+    reader.end()
+    return answer
+
+
+def test_text_is_timed_and_usage_counts() -> None:
+    answer = read(b": ping\n\n", ROLE, TEXT, THOUGHT + TEXT, STOP, USAGE, DONE)
+    assert list(answer.pieces) == [3, 4, 4]
+    assert (answer.tokens, answer.prompt_tokens) == (4, 9)
+    # Without any text the events are.
+    assert list(read(ROLE, ROLE, STOP, USAGE, DONE).pieces) == [1, 2, 3]
+
+
+def test_events_may_come_in_any_pieces() -> None:
+    whole = ROLE + TEXT + STOP + DONE
+    for cut in range(1, len(whole)):
+        assert len(read(whole[:cut], whole[cut:]).pieces) == 1
+
+
+@pytest.mark.parametrize(
+    ("pieces", "kind"),
+    [
+        ([b"<html>\n"], "garbage"),
+        ([b"data: {\n\n"], "garbage"),
+        ([b'data: {"a": 1}\n\n'], "garbage"),
+        ([b"x" * (1 << 20), b"x"], "garbage"),
+        ([b"data: " + b"[" * 5000 + b"\n\n"], "garbage"),
+        ([b'data: {"error": {"message": "no"}}\n\n'], "error event"),
+        ([TEXT], "cut short"),
+        ([DONE], "empty answer"),
+        ([STOP, b'data: {"choices":[],"usage":{"completion_tokens":0}}\n\n', DONE], "empty answer"),
+    ],
+)
+def test_what_is_no_answer_has_a_name(pieces, kind) -> None:
+    with pytest.raises(StreamError) as caught:
+        read(*pieces)
+    assert caught.value.kind == kind
+
+
+def test_odd_events_count_for_nothing() -> None:
+    for event in (
+        b'{"choices": 5}', b'{"choices": [5, null]}', b'{"choices": [{"delta": 7}]}',
+        b'{"choices": [], "usage": []}', b'{"choices": [], "usage": {"completion_tokens": true}}',
+    ):  # fmt: skip
+        answer = read(TEXT, b"data: " + event + b"\n\n", DONE)
+        assert (len(answer.pieces), answer.output_tokens) == (1, None), event
+
+
+def test_an_image_is_what_its_header_says_and_small() -> None:
+    data = png(1000, 700, 0x123456)
+    image = Image.open(BytesIO(data)).convert("RGB")
+    assert image.size == (1000, 700)
+    assert image.getpixel((999, 699)) == (0x12, 0x34, 0x56)
+    assert len(data) < 2000
+
+
+def test_bodies_have_their_sizes_and_share_only_what_they_should() -> None:
+    spec = LoadSpec.of(
+        prompt_tokens=50, output_tokens=7, images=2, image_size=(64, 32), shared_prefix=20
+    )
+    writer = PromptWriter("m", spec)
+    first, second = writer.body(), writer.body()
+    assert (first["max_tokens"], first["ignore_eos"]) == (7, True)
+    assert first["stream_options"] == {"include_usage": True}
+    one, other = first["messages"][0]["content"], second["messages"][0]["content"]
+    assert [part["type"] for part in one] == ["image_url", "image_url", "text"]
+    assert one[0] != other[0]
+    words, others = one[2]["text"].split(), other[2]["text"].split()
+    assert len(words) == len(others) == 50
+    assert words[:20] == others[:20]
+    assert words != others
+    data = b64decode(one[0]["image_url"]["url"].partition(",")[2])
+    assert Image.open(BytesIO(data)).size == (64, 32)
+    body = PromptWriter("m", LoadSpec.of(images=0, stop_early=True)).body()
+    assert "ignore_eos" not in body
+    assert len(body["messages"][0]["content"].split()) == 256

@@ -1,0 +1,178 @@
+"""The longest context, what an evaluation is worth, and the shares of unequal engines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import turbofit
+from turbofit.core.errors import UsageError
+from turbofit.memory.account import NO_IMAGES
+from turbofit.planning.search.candidates import evenly, share_out
+from turbofit.planning.search.sizing import Sizer
+from turbofit.planning.speed import Speed
+
+
+@pytest.mark.parametrize(
+    ("held", "context"), [(4032, 4032), (19_968, 19_456), (20_480, 20_480), (1500, 1472)]
+)
+def test_a_context_is_rounded_where_that_costs_little(held: int, context: int) -> None:
+    """3,072 of 4,032 tokens would lose a quarter."""
+    sizer = SimpleNamespace(
+        contexts=lambda: (1024, 32_768), state=SimpleNamespace(too_small=False),
+        _tokens_held=lambda _context: held, vision_load=NO_IMAGES,
+    )  # fmt: skip
+    assert Sizer.session_len(sizer) == context
+
+
+@pytest.mark.parametrize("on", ["1xrtx3090", "1xa100-80g", "1xv100-32g"])
+def test_a_context_that_few_requests_miss_is_enough(on: str) -> None:
+    plan = turbofit.plan("qwen2.5-vl-7b", on=on)
+    assert plan.settings.session_len == 32_768
+    said = next(reason for reason in plan.reasons if reason.startswith("session_len"))
+    assert "more images can meet in a forward" in said
+    assert "--context asks for more" in said
+    longer = turbofit.plan("qwen2.5-vl-7b", on=on, context=44_032)
+    assert (longer.fits, longer.settings.session_len) == (True, 44_032)
+
+
+def test_a_longer_context_costs_requests_and_images_that_need_more_get_what_they_need() -> None:
+    held = []
+    for context in (None, 44_032):
+        plan = turbofit.plan("qwen2.5-vl-7b", on="1xrtx4090", context=context, queue_images=False)
+        held.append(plan.throughput.concurrent_requests)
+    assert held == [2, 1]
+    plan = turbofit.plan("qwen2.5-vl-7b", on="1xa100-80g", images=3)
+    tokens = plan.limits.image_tokens_per_request
+    assert 32_768 < tokens < plan.settings.session_len < 2 * tokens
+    whole = turbofit.plan("qwen2.5-vl-7b", on="1xrtx3090", goal="context")
+    assert whole.settings.session_len > 32_768
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen3-8b"])
+def test_no_batch_takes_memory_that_the_context_needs(model: str) -> None:
+    plan = turbofit.plan(model, on="1xa10", goal="context")
+    assert plan.settings.session_len <= plan.kv.tokens
+
+
+@pytest.mark.parametrize("goal", ["throughput", "latency", "context"])
+def test_the_score_is_the_goals_value_where_images_queue_or_are_lowered(goal: str) -> None:
+    """The order of candidates was once carried by the same number: -3.28e+11 requests/s."""
+    asked = {"on": "1xrtx3060:free=7GiB", "engine": "turbomind", "goal": goal}
+    plan = turbofit.plan("qwen2-vl-2b", **asked)
+    fitting = [one for one in plan.considered if one.fits]
+    assert len(fitting) > 1
+    assert all(0 < one.score < 1e6 for one in fitting)
+    assert all(one.score == 0 for one in plan.considered if not one.fits)
+    assert not any("e+" in one.why_not for one in plan.considered)
+    chosen = plan.considered[0]
+    assert chosen.score == max(one.score for one in fitting)
+    if goal == "throughput":
+        assert chosen.score == pytest.approx(plan.throughput.requests_per_second, abs=1e-4)
+        # Larger images come before speed.
+        half = plan.limits.max_pixels_per_image // 2
+        smaller = turbofit.plan("qwen2-vl-2b", max_pixels=half, **asked)
+        assert smaller.considered[0].score > chosen.score
+    elif goal == "context":
+        assert chosen.score == chosen.kv_tokens
+
+
+def test_a_lowered_plan_forecasts_the_images_that_it_takes() -> None:
+    """It told the speed of the size that was asked for, which it does not take."""
+    asked = {"on": "1xrtx4090", "images": 24, "first_token": 10, "engine": "turbomind"}
+    lowered = turbofit.plan("internvl2-8b", **asked)
+    limit = lowered.limits.max_dynamic_patch
+    alone = turbofit.plan("internvl2-8b", max_dynamic_patch=limit, **asked)
+    assert lowered.settings == alone.settings
+    assert lowered.throughput == alone.throughput
+    assert lowered.pace == alone.pace
+    assert lowered.considered[0].score == alone.considered[0].score
+
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1024,
+    "intermediate_size": 2624, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "num_hidden_layers": 4, "vocab_size": 32000, "torch_dtype": "float16",
+    "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
+}  # fmt: skip
+
+
+def test_what_no_degree_suits_is_said_by_its_reason(tmp_path: Path) -> None:
+    """It was "no tensor-parallel degree suits … on 1 GPUs", with a hint to leave --tp out."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    with pytest.raises(UsageError, match="2624 channels are no whole groups of 128") as told:
+        turbofit.plan(str(tmp_path), on="1xrtx3090")
+    assert told.value.hint == "take other weights"
+
+
+def engine(prefill: float, step: float, holds: float):
+    """An engine that runs so many at once; seconds of a prompt, and of all steps of an answer."""
+
+    def speed(there: float) -> Speed:
+        together = min(there, holds)
+        batch = max(1.0, together)
+        rate = min(1.0, together) * batch / (batch * prefill + step)
+        return Speed(
+            requests_per_second=rate, seconds_per_request=there / rate, seconds_to_first_token=0,
+            alone=0, running=together, prefill=prefill, step=step, reduce=0,
+        )  # fmt: skip
+
+    return speed
+
+
+FAST, SLOW, SMALL = engine(0.1, 4, 40), engine(0.3, 9, 40), engine(0.1, 4, 2)
+
+
+@pytest.mark.parametrize("pair", [(FAST, SLOW), (FAST, SMALL), (SLOW, SMALL), (FAST, FAST)])
+@pytest.mark.parametrize("requests", [1, 2, 8, 32])
+def test_no_other_cut_gives_more_requests_a_second(pair, requests: int) -> None:
+    shares = share_out([(1, pair[0]), (1, pair[1])], requests, "throughput")
+    assert sum(shares) == pytest.approx(requests)
+    assert min(shares) > 0
+    value = sum(speed(n).requests_per_second for speed, n in zip(pair, shares, strict=True))
+    cut = requests / 32
+    for mine in range(1, 32):
+        other = pair[0](mine * cut), pair[1](requests - mine * cut)
+        assert value >= sum(one.requests_per_second for one in other) - 1e-9
+
+
+@pytest.mark.parametrize("requests", [2, 8, 32])
+def test_for_latency_the_longest_answer_is_the_shortest_possible(requests: int) -> None:
+    def worst(mine: float) -> float:
+        speeds = FAST(mine), SLOW(requests - mine)
+        return max(speed.seconds_per_request for speed in speeds)
+
+    fast, _ = share_out([(1, FAST), (1, SLOW)], requests, "latency")
+    assert worst(fast) <= min(worst(part * requests / 32) for part in range(1, 32)) + 1e-9
+
+
+def test_like_engines_get_the_same_and_the_faster_ones_more() -> None:
+    for goal in ("throughput", "latency", "context"):
+        fast, slow = share_out([(3, FAST), (1, SLOW)], 64, goal)
+        assert 3 * fast + slow == pytest.approx(64)
+        assert fast > slow
+
+
+def test_what_no_engine_runs_waits_where_it_is_answered_soonest() -> None:
+    shares = share_out([(1, SMALL), (1, engine(0.1, 8, 2))], 64, "throughput")
+    waits = [SMALL(shares[0]), engine(0.1, 8, 2)(shares[1])]
+    assert waits[0].seconds_per_request == pytest.approx(waits[1].seconds_per_request, rel=0.1)
+
+
+@pytest.mark.parametrize("goal", ["throughput", "latency", "context"])
+@pytest.mark.parametrize(
+    ("most", "requests"), [((7, 3), 10), ((7, 3), 9), ((1, 40), 30), ((40, 2), 41), ((9, 1), 4)]
+)
+def test_no_engine_gets_more_than_it_holds_and_the_others_get_the_rest(
+    goal, most: tuple[int, int], requests: int
+) -> None:
+    """To the last request, where all caches together hold just as many."""
+    for shares in (
+        share_out([(1, FAST), (1, SLOW)], requests, goal, most),
+        evenly([(1, 1.0), (1, 3.0)], requests, most),
+    ):
+        assert sum(shares) == pytest.approx(requests)
+        assert all(0 < share <= one for share, one in zip(shares, most, strict=True))

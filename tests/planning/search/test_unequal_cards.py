@@ -1,0 +1,293 @@
+"""Engines on unequal cards, and machines of several kinds of card."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from msgspec.structs import replace
+
+import turbofit
+from tests.planning.conftest import keeps_promises, random_request, with_used
+from tests.sweep import sweep
+from turbofit.core.errors import UsageError
+from turbofit.core.units import GIB, MIB
+from turbofit.machine.source import machine_from
+from turbofit.machine.spec import parse_spec
+from turbofit.memory.engines import LMDEPLOY, engine_named
+from turbofit.planning.choose import make_plan
+from turbofit.planning.resolved_request import ResolvedRequest
+from turbofit.planning.search.candidates import evaluate
+from turbofit.planning.search.search import search
+from turbofit.planning.search.shapes import (
+    PREFILL_SIZES,
+    Shape,
+    dtype_for,
+    kinds,
+    like_groups,
+    mixed_groupings,
+)
+from turbofit.planning.search.sizing import SearchState
+
+pytestmark = pytest.mark.slow
+
+#: A machine, a model, and KV tokens of all engines when all ran the settings of the tightest card.
+GROWN = [
+    ("rtx3090+rtx4080", "internvl2-8b-awq", 190_976),
+    ("2xrtx3090+1xl4:free=12GiB", "internvl2-2b", 415_296),
+    ("a100-80g+rtx3090+l4", "qwen2-vl-7b", 437_760),
+    ("rtx3090:free=23GiB+rtx3090:free=18GiB", "internvl2-8b", 47_616),
+]
+
+
+def test_a_faster_card_gets_no_batch_that_ends_its_engine() -> None:
+    """CogVLM's engine ends where two prompts meet, so that each card has one request."""
+    plan = turbofit.plan("cogvlm-17b", on="a100-80g+l40s", concurrency=2)
+    assert plan.fits
+    assert [own.settings.max_batch_size for own in plan.by_group] in ([], [1, 1])
+    assert plan.settings.max_batch_size == 1
+
+
+@pytest.mark.parametrize(("on", "model", "before"), GROWN)
+def test_each_card_holds_more_than_under_common_settings_and_one_promise_stands(
+    on: str, model: str, before: int
+) -> None:
+    plan = turbofit.plan(model, on=on, tp=1, concurrency=8, context=8192)
+    assert plan.fits
+    assert plan.kv.total_tokens > before
+    assert plan.kv.total_tokens == sum(own.kv.tokens for own in plan.by_group)
+    weakest = min(plan.by_group, key=lambda own: own.kv.tokens)
+    assert (plan.settings, plan.kv) == (weakest.settings, weakest.kv)
+    for own in plan.by_group:
+        same = replace(
+            own.settings,
+            cache_max_entry_count=plan.settings.cache_max_entry_count,
+            max_prefill_token_num=plan.settings.max_prefill_token_num,
+            max_batch_size=plan.settings.max_batch_size,
+        )
+        assert same == plan.settings
+        assert own.kv.tokens >= plan.settings.session_len
+        assert own.settings.max_batch_size >= max(plan.limits.n, own.at_once)
+    assert plan.limits.n == min(own.settings.max_batch_size for own in plan.by_group)
+    assert plan.limits.units_per_forward == max(own.units_per_forward for own in plan.by_group)
+    assert sum(own.at_once for own in plan.by_group) == pytest.approx(8, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("cache_max_entry_count", 0.5), ("max_prefill_token_num", 2048), ("max_batch_size", 12),
+     ("session_len", 9000), ("quant_policy", 8)],
+)  # fmt: skip
+def test_what_the_user_sets_holds_for_every_engine(name: str, value: object) -> None:
+    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080", **{name: value})
+    assert plan.fits
+    assert [getattr(own.settings, name) for own in plan.by_group] == [value, value]
+
+
+def test_equal_cards_have_something_of_their_own_where_one_is_fuller() -> None:
+    plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
+    assert plan.by_group == ()
+    assert plan.of_group(3) is plan
+    assert plan.unlike_groups() == ((0, 1, 2, 3),)
+    fuller = turbofit.plan("internvl2-8b", on="2xrtx3090+rtx3090:used=4GiB", context=8192)
+    assert len(fuller.by_group) == 3
+    assert fuller.unlike_groups() == ((0, 1), (2,))
+    assert fuller.by_group[0].kv.tokens > fuller.by_group[2].kv.tokens
+
+
+def test_a_group_sees_its_own_plan_and_counts_by_its_own_share() -> None:
+    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
+    for number, own in enumerate(plan.by_group):
+        view = plan.of_group(number)
+        assert (view.settings, view.kv) == (own.settings, own.kv)
+        assert [gpu.index for gpu in view.gpus] == list(plan.parallel.groups[number])
+        assert view.limits.units_per_forward == own.units_per_forward
+        assert view.of_group(number) == view
+        command = plan.commands[number]
+        assert command.env["CUDA_VISIBLE_DEVICES"] == str(number)
+        ratio = command.argv[command.argv.index("--cache-max-entry-count") + 1]
+        assert ratio == f"{own.settings.cache_max_entry_count:.3f}"
+    row = plan.considered[0]
+    assert row.why_not == ""
+    batches = [own.settings.max_batch_size for own in plan.by_group]
+    assert [one["max_batch_size"] for one in row.settings["by_group"]] == batches
+
+
+def test_a_slow_card_beside_a_fast_one_is_left_out_with_a_reason() -> None:
+    plan = turbofit.plan("qwen2-vl-2b", on="h100+t4", concurrency=1, dtype="float16")
+    assert plan.parallel.groups == ((0,),)
+    both = [one.why_not for one in plan.considered if len(one.groups) == 2]
+    assert both
+    assert all(both)
+
+
+def test_host_memory_is_that_of_all_engines() -> None:
+    asked = {"model": "internvl2-8b-awq", "on": "rtx3090+rtx4080"}
+    both = turbofit.plan(**asked)
+    alone = [
+        turbofit.plan(**asked, gpus=str(number), concurrency=own.settings.max_batch_size)
+        for number, own in enumerate(both.by_group)
+    ]
+    for one, own in zip(alone, both.by_group, strict=True):
+        assert one.settings.max_prefill_token_num == own.settings.max_prefill_token_num
+    assert both.host.pageable == sum(one.host.pageable for one in alone)
+    assert both.host.pinned == pytest.approx(sum(one.host.pinned for one in alone), rel=0.01)
+
+
+def random_mixed(seed: int) -> ResolvedRequest:
+    """Two or three kinds of card, partly full."""
+    rng = random.Random(seed)
+    known = ["rtx3090", "rtx4090", "l4", "a100-40g", "rtx4080", "l40s"]
+    cards = rng.sample(known, rng.choice([2, 3]))
+    machine = machine_from("+".join(f"{rng.choice([1, 1, 2])}x{card}" for card in cards))
+    used = [rng.choice([0, 0, 300, 1500, 4000]) * MIB for _ in machine.gpus]
+    context = rng.random() < 0.75
+    request = random_request(rng, context=context, machine=with_used(machine, used))
+    return replace(request, workload=replace(request.workload, queue_images=None))
+
+
+CASES = sweep(((name, seed) for name in LMDEPLOY for seed in range(40)), 32)
+
+
+@pytest.mark.parametrize(("name", "seed"), CASES)
+def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> None:
+    request, engine = random_mixed(seed), engine_named(name)
+    if request.workload.context is None:  # the longest that each shape holds is no one context
+        request = replace(request, workload=replace(request.workload, context=4096))
+    try:
+        found = search(request, engine)
+    except UsageError:
+        return
+    for one in found.evaluations:
+        if not one.parts or not one.fits or one.shape.units_per_forward is not None:
+            continue
+        groups = one.shape.groups
+        if (
+            one.shape.image_limit != request.requested_image_limit
+            or len({len(g) for g in groups}) > 1
+        ):
+            continue
+        gpus = [request.machine.gpu(index) for group in groups for index in group]
+        for prefill in PREFILL_SIZES:
+            shape = Shape(
+                tp=one.shape.tp, groups=groups, max_prefill_token_num=prefill,
+                image_limit=request.requested_image_limit, dtype=dtype_for(request.model, gpus)[0],
+            )  # fmt: skip
+            common = evaluate(SearchState(request, engine), shape)
+            assert not common.fits or one.rank >= (*common.worth[:-1], common.score * (1 - 1e-8))
+
+
+@pytest.mark.parametrize(("name", "seed"), CASES)
+def test_every_engine_keeps_every_promise(name: str, seed: int) -> None:
+    request = random_mixed(1000 + seed)
+    try:
+        plan = make_plan(request, engine_named(name))
+    except UsageError:
+        return
+    if not plan.fits or not plan.by_group:
+        return
+    keeps_promises(plan)
+    for own, group in zip(plan.by_group, plan.parallel.groups, strict=True):
+        assert own.settings.tp == len(group)
+        assert plan.settings.session_len == own.settings.session_len <= own.kv.tokens
+        assert own.units_per_forward <= plan.limits.units_per_forward
+    there = sum(own.at_once for own in plan.by_group)
+    assert there == pytest.approx(request.workload.concurrency, abs=0.01)
+
+
+def test_equal_cards_of_which_drivers_keep_unequal_parts_leave_their_margins() -> None:
+    machine = machine_from("4xrtx3090")
+    last = machine.gpus[3]
+    kept = replace(last, reserved=last.reserved + 3 * GIB, free=last.free - 3 * GIB)
+    machine = replace(machine, gpus=(*machine.gpus[:3], kept))
+    plan = turbofit.plan("internvl2-8b", on=machine, tp=2, replicas=2)
+    assert plan.fits
+    assert all(gpu.headroom >= gpu.margin for gpu in plan.gpus)
+
+
+@pytest.mark.parametrize("on", ["rtx3090+rtx4090", "2xrtx3090+2xrtx4090", "rtx3090+l4"])
+def test_all_cards_serve_where_that_is_faster(on: str) -> None:
+    plan = turbofit.plan("internvl2-8b", on=on)
+    names = {gpu.index: gpu.name for gpu in plan.machine.gpus}
+    groups = plan.parallel.groups
+    assert sorted(index for group in groups for index in group) == sorted(names)
+    assert all(len({names[index] for index in group}) == 1 for group in groups)
+    assert plan.fits
+    assert len(plan.by_group) == len(groups)
+    assert all(ledger.headroom >= ledger.margin for ledger in plan.gpus)
+    for card in set(names.values()):
+        own = ",".join(str(index) for index, name in names.items() if name == card)
+        alone = turbofit.plan("internvl2-8b", on=on, gpus=own).throughput
+        assert plan.throughput.requests_per_second > alone.requests_per_second
+
+
+def test_cards_too_small_are_left_out_and_types_are_not_mixed() -> None:
+    plan = turbofit.plan("internvl2-8b", on="rtx3060+rtx3090+rtx4080+rtx4090")
+    assert plan.parallel.groups == ((1,), (3,))
+    old = turbofit.plan("internvl2-8b", on="rtx3090+v100-32g")
+    assert len(old.parallel.groups) == 1  # bfloat16 and float16 are no one setting
+
+
+def test_what_was_asked_is_kept() -> None:
+    on = "2xrtx3090+2xrtx4090"
+    for replicas in (1, 2, 4):
+        plan = turbofit.plan("internvl2-8b", on=on, tp=1, replicas=replicas)
+        assert len(plan.parallel.groups) == replicas
+    pairs = turbofit.plan("internvl2-8b", on=on, tp=2, replicas=2)
+    assert pairs.parallel.groups == ((0, 1), (2, 3))
+
+
+def test_ways_to_mix_kinds() -> None:
+    def ways(spec: str, *degrees: list[int]) -> list[tuple[tuple[int, ...], ...]]:
+        machine = parse_spec(spec)
+        return mixed_groupings(machine, kinds(machine.gpus), list(degrees))
+
+    assert ways("4xrtx3090", [1]) == []
+    assert ways("2xrtx3090+rtx4090", [2], []) == []
+    assert ways("2xrtx3090+rtx4090", [1], [1]) == [((0,), (1,), (2,))]
+    assert ways("2xrtx3090+rtx4090", [1, 2], [1])[1] == ((0, 1), (2,))
+    three = ways("rtx3090+rtx4090+l4", [1], [1], [1])
+    assert three[0] == ((0,), (1,), (2,))
+    assert set(three[1:]) == {((0,), (1,)), ((0,), (2,)), ((1,), (2,))}
+
+
+def test_kinds_are_split_by_degrees_of_their_own() -> None:
+    plan = turbofit.plan("internvl2-8b", on="2xrtx4080+rtx3090")
+    assert plan.parallel.groups == ((0, 1), (2,))
+    assert plan.parallel.tp == 2
+    for own, command, tp in zip(plan.by_group, plan.commands, (2, 1), strict=True):
+        assert own.settings.tp == tp
+        assert command.argv[command.argv.index("--tp") + 1] == str(tp)
+    assert plan.parallel.reason.startswith("1 x one GPU each and 1 x tp 2")
+
+
+def test_unequal_cards_are_split_over_only_where_that_was_asked() -> None:
+    on = "rtx3090+rtx4090"
+    free = turbofit.plan("internvl2-8b", on=on)
+    assert all(len(group) == 1 for one in free.considered for group in one.groups)
+    asked = turbofit.plan("internvl2-8b", on=on, tp=2)
+    assert asked.fits
+    assert sorted(asked.parallel.groups[0]) == [0, 1]
+    assert any("split over unequal cards, as you asked" in text for text in asked.warnings)
+    twice = turbofit.plan("internvl2-8b", on="3xrtx3090+rtx4090", tp=2, replicas=2)
+    names = [{twice.machine.gpu(i).name for i in group} for group in twice.parallel.groups]
+    assert sorted(map(len, names)) == [1, 2]
+    equal = turbofit.plan("internvl2-8b", on="2xrtx3090+rtx4090", tp=2)
+    assert equal.parallel.groups == ((0, 1),)
+    with pytest.raises(UsageError, match="4-bit weights"):
+        turbofit.plan("internvl2-8b-awq", on=on, tp=2)
+
+
+@pytest.mark.parametrize(
+    ("on", "sets"),
+    [
+        ("2xrtx3090", [[(0,), (1,)]]),
+        ("rtx3090+rtx3090:used=40MiB", [[(0,), (1,)]]),
+        ("rtx3090:used=900MiB+rtx3090+rtx3090", [[(1,), (2,)], [(0,)]]),
+        ("rtx3090+rtx4090", [[(0,)], [(1,)]]),
+    ],
+)
+def test_groups_are_alike_by_their_cards_and_what_they_have_free(on: str, sets) -> None:
+    machine = parse_spec(on)
+    found = like_groups(machine, [(gpu.index,) for gpu in machine.gpus])
+    assert [list(members) for members in found] == sets

@@ -1,0 +1,134 @@
+"""How many images a second the host prepares, held against what was measured."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from turbofit import plan, predict
+from turbofit.core.machine import Measured
+from turbofit.core.plan import Plan
+from turbofit.planning.request import PlanRequest
+from turbofit.planning.resolve import resolve
+from turbofit.planning.resolved_request import vision_load_of
+from turbofit.planning.throughput import HostRate, host_rate
+
+LIMITS_COMPARED = True
+#: Processor milliseconds of an image on two cores of a virtual machine: tiles of InternVL2 by a
+#: table (27 November 2026), and Transformers' image processor of Qwen2-VL with Pillow's decoding
+#: before it (28 November 2026).
+SEEN = [
+    ("internvl2-2b", (1920, 1080), 99), ("internvl2-2b", (2600, 1950), 125),
+    ("internvl2-2b", (4000, 3000), 261), ("qwen2-vl-2b", (448, 448), 8),
+    ("qwen2-vl-2b", (1920, 1080), 106), ("qwen2-vl-2b", (4000, 3000), 629),
+]  # fmt: skip
+#: By which these differ, at most: the first row -17 %, the second +25 %.
+WITHIN = 0.3
+
+
+def planned(model: str, on: str, **asked) -> Plan:
+    return plan(model, on=on, **asked)
+
+
+def rate_of(model: str, on: str, *, measured: float = 0.0, engines: int = 1, **asked) -> HostRate:
+    request = resolve(PlanRequest(model=model, on=on, **asked))
+    if measured:
+        found = Measured(torch="", image_seconds=measured)
+        request = replace(request, machine=replace(request.machine, measured=found))
+    rate = host_rate(
+        request.machine, request.model.image_rule,
+        vision_load_of(request, request.requested_image_limit), engines,
+        size=request.workload.image_size, threads=request.image_threads,
+    )  # fmt: skip
+    assert rate is not None
+    return rate
+
+
+@pytest.mark.parametrize(("model", "size", "seen"), SEEN)
+def test_an_image_takes_what_was_seen(model: str, size: tuple[int, int], seen: int) -> None:
+    forecast = rate_of(model, "1xh100,cores=2", image_size="{}x{}".format(*size)).seconds
+    assert forecast == pytest.approx(seen / 1e3, rel=WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("cores", "engines", "busy"),
+    [(1, 1, 1), (2, 1, 2), (8, 1, 7), (16, 1, 15), (64, 1, 16), (64, 4, 60), (4, 4, 4)],
+)
+def test_the_cores_that_prepare_images(cores: int, engines: int, busy: int) -> None:
+    assert rate_of("internvl2-2b", f"4xh100,cores={cores}", engines=engines).cores == busy
+
+
+def test_threads_that_were_asked_for_bound_the_cores() -> None:
+    assert rate_of("internvl2-2b", "1xh100,cores=16", image_threads=4).cores == 4
+
+
+def test_a_measured_host_scales_every_rule() -> None:
+    for model in ("internvl2-2b", "qwen2-vl-2b"):
+        usual = rate_of(model, "1xh100,cores=2")
+        half = rate_of(model, "1xh100,cores=2", measured=0.0409)
+        assert half.seconds == pytest.approx(usual.seconds / 2, rel=0.01)
+        assert (usual.measured, half.measured) == (False, True)
+
+
+def test_requests_a_second_are_the_lesser_of_host_and_cards() -> None:
+    """The settings stay what the cards make them."""
+    hosts = ("", ",cores=1", ",cores=16")
+    alone, few, many = (planned("internvl2-2b", f"1xh100{host}") for host in hosts)
+    assert few.settings == many.settings == alone.settings
+    assert alone.throughput.host is None
+    assert "the host is not counted: its cores are not known" in alone.throughput.basis
+    assert many.throughput.requests_per_second == alone.throughput.requests_per_second
+    host = few.throughput.host
+    assert host is not None
+    assert host.binds
+    assert few.throughput.requests_per_second == pytest.approx(host.images_per_second, rel=0.01)
+    assert host.gpu_images_per_second == pytest.approx(
+        alone.throughput.requests_per_second, rel=0.01
+    )
+    # The requests that are there wait for the host, before their first token.
+    assert few.throughput.seconds_to_first_token > alone.throughput.seconds_to_first_token + 1
+    assert many.throughput.host is not None
+    assert not many.throughput.host.binds
+
+
+def test_two_images_a_request_are_half_the_requests() -> None:
+    speed = planned("internvl2-2b", "1xh100,cores=1", images=2).throughput
+    assert speed
+    assert speed.host
+    assert speed.requests_per_second == pytest.approx(speed.host.images_per_second / 2, rel=0.01)
+
+
+def test_text_asks_nothing_of_the_host() -> None:
+    for asked in ({"model": "qwen2.5-7b"}, {"model": "internvl2-2b", "images": 0}):
+        speed = planned(on="1xh100,cores=1", **asked).throughput
+        assert speed
+        assert speed.host is None
+        assert "the host" not in speed.basis
+
+
+def test_a_prediction_counts_lmdeploys_one_thread() -> None:
+    alone = predict("internvl2-2b", on="1xh100,cores=16").throughput
+    assert alone
+    assert alone.host
+    assert (alone.host.cores, alone.host.binds) == (1, True)
+    assert alone.requests_per_second == pytest.approx(alone.host.images_per_second, rel=0.01)
+    more = predict("internvl2-2b", on="1xh100,cores=16", image_threads=4).throughput
+    assert more
+    assert more.host
+    assert more.host.cores == 4
+
+
+def test_a_wished_rate_counts_the_host() -> None:
+    kept = planned("internvl2-2b", "1xh100,cores=16", rate=10)
+    missed = planned("internvl2-2b", "1xh100,cores=1", rate=10)
+    assert kept.pace.kept
+    assert not missed.pace.kept
+
+
+def test_limits_and_the_usual_image_count_the_host() -> None:
+    alone, few = (planned("internvl2-2b", f"1xh100{c}") for c in ("", ",cores=1"))
+    assert few.usual_image.requests_per_second < alone.usual_image.requests_per_second
+    assert few.usual_image.host.binds
+    for cost, before in zip(few.limit_costs, alone.limit_costs, strict=True):
+        assert cost.requests_per_second <= before.requests_per_second
+        assert cost.kv_tokens == before.kv_tokens

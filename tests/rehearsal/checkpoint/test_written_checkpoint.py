@@ -1,0 +1,72 @@
+"""Checkpoints without weights: whole headers, the parameters of a preset, and what has none."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+
+import pytest
+
+from tests.sweep import sweep
+from turbofit.core.errors import UsageError
+from turbofit.model.folder import FolderFiles
+from turbofit.model.presets import known_presets, load_preset, preset_model
+from turbofit.rehearsal.checkpoint.kinds import kinds
+from turbofit.rehearsal.checkpoint.twin import main, tensors, twin_of, write_checkpoint
+
+pytestmark = pytest.mark.slow
+
+#: Counted in `tests/model/test_parameters.py`; of each kind see `test_twin.py`.
+COUNTED = (
+    "internvl2-8b", "internvl2-26b", "internvl3.5-8b", "qwen2-vl-72b", "qwen2.5-vl-7b",
+    "qwen3-vl-8b", "mixtral-8x7b", "qwen3-vl-30b-a3b", "qwen2.5-omni-7b", "qwen3-omni-30b-a3b",
+)  # fmt: skip
+
+
+#: Those of 200,000 tensors and more.
+LARGEST = [name for name in known_presets() if name.startswith(("kimi-k2", "intern-s1-pro"))]
+PRESETS = [
+    *sweep((name for name in known_presets() if name not in LARGEST), 16),
+    *(pytest.param(name, marks=pytest.mark.exhaustive) for name in LARGEST),
+]
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_parameters_are_those_of_the_preset(name: str) -> None:
+    preset = preset_model(name)
+    assert sum(prod(shape) for _, _, shape in tensors(twin_of(preset))) == preset.parameters
+
+
+def test_a_header_only_checkpoint(tmp_path: Path) -> None:
+    folder = write_checkpoint("Qwen2-VL-2B", tmp_path / "m")
+    (path,) = folder.glob("*.safetensors")
+    assert path.stat().st_blocks * 512 < 200_000
+    header = FolderFiles(str(folder)).header(path.name)
+    assert header["visual.patch_embed.proj.weight"].shape == (1280, 3, 2, 14, 14)
+    total = sum(tensor.bytes for tensor in header.values())
+    assert total == 2 * 2_208_985_600
+    assert total < path.stat().st_size < total + 200_000
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["Qwen2VLForConditionalGeneration"]
+    assert (folder / "preprocessor_config.json").exists()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_a_twin_or_a_reason(name: str, tmp_path: Path) -> None:
+    preset = load_preset(name)
+    whole = preset.vision is None or kinds().get(preset.architecture or "") is not None
+    text = preset.text is not None and kinds().get(preset.text.architecture) is not None
+    mla = preset.text is not None and preset.text.mla is not None
+    packings = {"awq", "mxfp4", "compressed-tensors" if mla else "fp8"}
+    other = preset.quantization is not None and preset.quantization.method not in packings
+    if preset.unsupported or other or not whole or not text:
+        with pytest.raises(UsageError):
+            write_checkpoint(name, tmp_path)
+        return
+    assert any(write_checkpoint(name, tmp_path).glob("*.safetensors"))
+
+
+def test_unknown_names_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["internvl2-9b", str(tmp_path)]) == 2
+    assert "internvl2-8b" in capsys.readouterr().err

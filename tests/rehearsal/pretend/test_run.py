@@ -1,0 +1,131 @@
+"""How `turbofit pretend` runs a command: its Python, its process group, its end."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+
+from turbofit.core.errors import UsageError
+from turbofit.machine.source import machine_from
+from turbofit.rehearsal.pretend import run
+from turbofit.rehearsal.pretend.report import report
+from turbofit.rehearsal.pretend.run import FinishedRun, run_pretend, scenario_of, site_of
+from turbofit.rehearsal.pretend.scenario import MIB, PretendGpu, Scenario
+from turbofit.rehearsal.pretend.usage import (
+    Peak,
+    Process,
+    RefusedAllocation,
+    SharedRecord,
+    Usage,
+    read_shared,
+)
+from turbofit.report.painters.terminal import paint
+from turbofit.report.views.measured_view import pretend_view
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """A Python whose torch is a CUDA build, as far as its files say."""
+    library = tmp_path / "site" / "torch" / "lib"
+    library.mkdir(parents=True)
+    (library / "libtorch_cuda.so").touch()
+    (tmp_path / "site" / "torch" / "__init__.py").touch()
+    script = tmp_path / "bin" / "python3"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "site"} exec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
+def test_the_site_of_a_python_or_of_a_scripts_python(python: Path) -> None:
+    site = python.parents[1] / "site"
+    assert site_of([str(python), "train.py"]) == site
+    for first in (f"#!{python}\n", f"#!/usr/bin/env {python}\n"):
+        script = python.with_name("lmdeploy")
+        script.write_text(f"{first}pass\n")
+        script.chmod(0o755)
+        assert site_of([str(script), "serve"]) == site
+    (site / "torch" / "lib" / "libtorch_cuda.so").unlink()
+    assert site_of([str(python)]) is None  # a CPU torch wants nothing
+
+
+def test_of_anything_else_it_is_this_one(
+    python: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "cuda_site", lambda: tmp_path)
+    assert site_of(["sh", "-c", "true"]) == tmp_path
+    assert site_of(["no-such-command"]) == tmp_path
+    assert site_of(["sh", "-c", "true"], str(python)) == python.parents[1] / "site"
+    with pytest.raises(UsageError, match="no Python"):
+        site_of(["sh"], "/no/python")
+
+
+ROW = (0,) * 15
+
+
+def process(pid: int, peak: int, refused_at: int = 0) -> Process:
+    return Process(
+        pid=pid, refused_at=refused_at, alive=False, allocated=(peak, *ROW), context=(0, *ROW),
+        late=(0, *ROW), peak=(peak, *ROW), at_peak=(peak, *ROW), pinned_peak=0,
+    )  # fmt: skip
+
+
+def refusal(asked: int) -> RefusedAllocation:
+    return RefusedAllocation(0, "cudaMalloc", asked, 5 * MIB, asked - 5 * MIB, "start", None)
+
+
+def test_the_newest_refusal_and_a_process_that_called_exec() -> None:
+    usages = (
+        Usage(9, 1, "old", {0: Peak(1 * MIB, "start", "a.py:1")}, refused=[refusal(7 * MIB)]),
+        Usage(9, 1, "new", {0: Peak(2 * MIB, "start", "b.py:2")}, complete=False),
+        Usage(8, 1, "other", refused=[refusal(8 * MIB), refusal(9 * MIB)]),
+    )
+    shared = SharedRecord(
+        (process(9, 1 * MIB, refused_at=50), process(9, 2 * MIB), process(8, 0, refused_at=40)),
+        (3 * MIB, *ROW), 4 * MIB,
+    )  # fmt: skip
+    scenario = Scenario((PretendGpu("Card", total=10 * MIB, used=MIB),))
+    document = report(FinishedRun(("prog", "x"), -9, 1.0, scenario, shared, usages))
+    assert (document["exit_code"], document["signal"]) == (137, "SIGKILL")
+    assert [p["command"] for p in document["processes"]] == ["old", "new"]
+    assert document["gpus"][0]["left_at_peak"] == 6 * MIB
+    refused = document["refused"]
+    assert (refused["count"], refused["command"], refused["asked"]) == (3, "old", 7 * MIB)
+    text = " ".join(paint(pretend_view(document), width=100).split())
+    assert "killed by SIGKILL" in text
+    assert "3 were refused in all" in text
+    assert "9 on GPU 0: b.py:2" in text
+    assert "9: its timeline is full" in text
+    assert "page-locked host memory: at most 4.0 MiB" in text
+    assert "values and speed are not real" in text
+
+
+def test_the_machine_of_a_spec() -> None:
+    scenario = scenario_of(machine_from("2xrtx3090+1xl4"), lambda gpu: gpu.index * MIB)
+    assert [g.name for g in scenario.gpus] == ["NVIDIA GeForce RTX 3090"] * 2 + ["NVIDIA L4"]
+    assert all(g.reserved > 0 for g in scenario.gpus)
+    assert scenario.context == 2 * MIB  # the largest
+    text = scenario.text("/t/", "/s")
+    assert {"timeline /t/", "shared /s", f"context {2 * MIB}"} <= set(text.splitlines())
+    assert f"reserved 0 {scenario.gpus[0].reserved}" in text
+    assert "shared" not in scenario.text("/t")
+
+
+def test_a_folder_that_cannot_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UsageError):
+            run_pretend(["true"], Scenario(()), keep=folder)
+
+
+def test_shared_files_of_nobody_and_of_another_turbofit(tmp_path: Path) -> None:
+    path = tmp_path / "shared"
+    assert read_shared(path).processes == ()
+    path.write_bytes(bytes(1 << 20))
+    assert read_shared(path).peak == (0,) * 16
+    path.write_bytes(struct.pack("<Q", 7) + bytes(1 << 20))
+    with pytest.raises(ValueError, match="not a shared account"):
+        read_shared(path)

@@ -1,0 +1,214 @@
+"""The environment of a pretend machine, its libraries and timelines, what its processes used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from turbofit.core.errors import MachineError
+from turbofit.core.machine import Link
+from turbofit.core.struct import NA, decode, to_json
+from turbofit.machine.kernels.families import demangle
+from turbofit.machine.source import machine_from
+from turbofit.rehearsal.packages import engine_library
+from turbofit.rehearsal.pretend.build import compiler
+from turbofit.rehearsal.pretend.command import cuda_site, pretend_environment
+from turbofit.rehearsal.pretend.elf import dynamic_symbols, short_name
+from turbofit.rehearsal.pretend.libraries import ACCOUNT, PretendError, check_surface
+from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario, pretend_twin
+from turbofit.rehearsal.pretend.usage import (
+    Event,
+    TimelineReader,
+    Usage,
+    last_refused,
+    read_timeline,
+    read_usage,
+)
+
+
+def test_only_the_child_is_changed() -> None:
+    base = {"PATH": "/bin", "LD_LIBRARY_PATH": "/opt", "CUDA_VISIBLE_DEVICES": "1", "TM_X": "1"}
+    env = pretend_environment(Path("/lib"), Path("/scenario"), base)
+    assert env["LD_LIBRARY_PATH"] == "/lib:/opt"
+    assert env["TURBOFIT_PRETEND_SCENARIO"] == "/scenario"
+    assert env["PATH"] == "/bin"
+    assert not {"CUDA_VISIBLE_DEVICES", "TM_X", "LD_PRELOAD"} & env.keys()
+    assert "CUDA_VISIBLE_DEVICES" in base
+    # A user's own command keeps what changes memory.
+    env = pretend_environment(Path("/lib"), Path("/s"), base, keep=True)
+    assert env["TM_X"] == "1"
+    assert "CUDA_VISIBLE_DEVICES" not in env
+
+
+def test_beside_a_cuda_build_of_torch_they_come_first(libraries: Path, tmp_path: Path) -> None:
+    base = {"LD_PRELOAD": "/x.so", "PYTHONPATH": "/mine"}
+    env = pretend_environment(libraries, Path("/s"), base, site=tmp_path)
+    names = [Path(p).name for p in env["LD_PRELOAD"].split()]
+    assert names[0] == "libturbofit_pretend.so"
+    assert {"libcuda.so.1", "libcudart.so.12", "libnccl.so.2"} < set(names)
+    assert names[-1] == "x.so"
+    first, second = env["PYTHONPATH"].split(":")
+    assert (Path(first) / "sitecustomize.py").exists()
+    assert second == "/mine"
+
+
+def test_cpu_torch_is_no_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    library = tmp_path / "torch" / "lib"
+    library.mkdir(parents=True)
+    (tmp_path / "torch" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert cuda_site() is None
+    (library / "libtorch_cuda.so").touch()
+    assert cuda_site() == tmp_path
+
+
+def test_the_twin_of_a_machine_that_is_known() -> None:
+    links = (Link(a=1, b=3, p2p_read=True, p2p_write=True), Link(a=0, b=1, p2p_read=True))
+    four = replace(machine_from("4xl4:used=100MiB"), links=links)
+    scenario = pretend_twin(four, [3, 1, 0])
+    first, gpu = scenario.gpus[0], four.gpus[3]
+    assert (first.total, first.used) == (int(gpu.total) - int(gpu.reserved), gpu.used)
+    assert scenario.peers == frozenset({(0, 1), (1, 0)})
+    unread = replace(four, gpus=(replace(four.gpus[0], l2=NA),))
+    with pytest.raises(MachineError, match="l2 is not known"):
+        pretend_twin(unread, [0])
+    with pytest.raises(MachineError, match="no GPU 5"):
+        pretend_twin(unread, [5])
+
+
+def usage(tmp_path: Path, *lines: str) -> Usage:
+    path = tmp_path / "1.timeline"
+    path.write_text("\n".join(lines) + "\n")
+    return read_usage(read_timeline(path))
+
+
+def test_peaks_phases_and_sites(tmp_path: Path) -> None:
+    seen = usage(
+        tmp_path,
+        "I 7 3 1,0",
+        "N python  train.py --x",
+        "K 1 100 900 @",
+        "P load weights",
+        "A 1 0 -1 512 512 9c @",
+        "A 1 3 -1 4096 4096 aa @",
+        "S before.py:1",
+        "P step",
+        "A 1 1 0 1024 1536 9d @",
+        "F 9c 1024",
+        "S step.py:2 forward",
+        "A 1 0 -1 200 1224 9f @",
+        "S later.py:3",
+        "R 1 0 0 200",
+        "P end",
+        "O 1 0 -1 9000 500 8500 @",
+        "S big.py:9",
+    )
+    assert (seen.pid, seen.parent, seen.command) == (7, 3, "python  train.py --x")
+    peak = seen.peaks[1]
+    assert (peak.size, peak.phase, peak.site) == (1536, "step", "step.py:2 forward")
+    assert seen.phases == {1: {"load weights": 512, "step": 1536, "end": 200}}
+    assert seen.ends == {1: {"load weights": 512, "step": 200, "end": 200}}
+    assert seen.contexts == {1: 100}
+    empty = usage(tmp_path)
+    assert (empty.pid, empty.peaks, empty.refused) == (0, {}, [])
+    (refusal,) = seen.refused
+    assert (refusal.requested, refusal.left, refusal.short) == (9000, 500, 8000)
+    assert (refusal.phase, refusal.site, refusal.kind) == ("end", "big.py:9", "cudaMalloc")
+
+
+def test_a_native_trace_names_the_call(libraries: Path, tmp_path: Path) -> None:
+    library = libraries / ACCOUNT
+    at = next(s.offset for s in dynamic_symbols(library) if s.name == "pretend_pool_malloc")
+    seen = usage(
+        tmp_path, "I 7 3 0", f"L {library}", f"A 0 0 -1 512 512 9c @{at + 1:x}", "L nowhere.so",
+        f"O 0 0 -1 9 5 9 @{at + 1:x}",
+    )  # fmt: skip
+    assert seen.peaks[0].site == "pretend_pool_malloc"
+    assert seen.refused[0].site is None
+
+
+def test_a_timeline_is_read_to_where_it_ends_and_on_from_there(tmp_path: Path) -> None:
+    path = tmp_path / "timeline"
+    reader = TimelineReader(path)
+    # Zero bytes, or a line that is not finished, end it.
+    path.write_bytes(b"P case one image\nA 0 1 2 512 1024 9c @1f,2e\nP con" + bytes(4096))
+    first = [
+        Event("P", ("case one image",), ()),
+        Event("A", ("0", "1", "2", "512", "1024", "9c"), (0x1F, 0x2E)),
+    ]
+    assert list(read_timeline(path)) == list(reader.new_events()) == first
+    # What was read is not read again: it could be anything now.
+    path.write_bytes(b"X" * 44 + b"P context\nF 1f 0\n" + bytes(4096))
+    assert list(reader.new_events()) == [Event("P", ("context",), ()), Event("F", ("1f", "0"), ())]
+    assert list(reader.new_events()) == []
+
+
+def test_the_last_refusal_is_found_from_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "timeline"
+    lines = ["P engine", "O 0 0 -1 1 5 9 @a", "P serving", *["A 0 0 1 2 3 4"] * 9, "F 1f 0"]
+    path.write_bytes("\n".join([*lines, "E 1 0 -1 9 5 7 @1,2", "F 1f 0\n"]).encode() + bytes(99))
+    found = Event("E", ("1", "0", "-1", "9", "5", "7"), (1, 2))
+    assert last_refused(path) == (found, "serving")
+    path.write_bytes("\n".join([*lines, ""]).encode())  # as long as it may be
+    assert last_refused(path) == (Event("O", ("0", "0", "-1", "1", "5", "9"), (10,)), "engine")
+    path.write_bytes(b"P engine\n" + bytes(99))
+    assert last_refused(path) is None
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="empty"):
+        last_refused(path)
+
+
+def test_names_are_short() -> None:
+    name = demangle("_ZN9turbomind9InternVit4Impl7ForwardEiRNS_4core9TensorMapE")
+    assert name.startswith("turbomind::InternVit::Impl::Forward(")
+    assert short_name(name) == "InternVit::Impl::Forward"
+    assert short_name("void turbomind::gemm::Tune<int, A<B> >(int (*)(long)) const") == "gemm::Tune"
+    assert demangle("cudaMalloc") == "cudaMalloc"
+
+
+def test_a_new_entry_point_is_named(libraries: Path, tmp_path: Path) -> None:
+    source, engine = tmp_path / "e.c", tmp_path / "_engine.so"
+    source.write_text(
+        "int cudaMalloc(void **, long); int cudaFromTheFuture(void); int cuNew(void);"
+        "int f(void) { return cudaMalloc(0, 1) + cudaFromTheFuture() + cuNew(); }"
+    )
+    subprocess.run([*compiler(), "-shared", "-fPIC", source, "-o", engine], check=True)
+    with pytest.raises(PretendError, match="cuNew, cudaFromTheFuture"):
+        check_surface(engine, libraries)
+
+
+@pytest.mark.lmdeploy
+def test_the_wheel_imports_nothing_that_we_lack(libraries: Path) -> None:
+    check_surface(engine_library(), libraries)
+    asked = {symbol.name for symbol in dynamic_symbols(engine_library()) if not symbol.defined}
+    assert {"cudaMallocFromPoolAsync", "cuMemCreate", "cublasGemmEx", "ncclMemAlloc"} <= asked
+
+
+def test_what_older_wheels_import_is_there(libraries: Path) -> None:
+    """Of 0.16 and 0.17, which `scripts/new-lmdeploy` compares with."""
+    for library, name in (
+        ("libcublas.so.12", "cublasGemmGroupedBatchedEx"),
+        ("libcublas.so.12", "cublasSetMathMode"),
+        ("libcudart.so.12", "cudaOccupancyMaxPotentialClusterSize"),
+    ):
+        symbols = dynamic_symbols(libraries / library)
+        assert name in {symbol.name for symbol in symbols if symbol.defined}
+
+
+def test_scenario_text_has_everything() -> None:
+    card = PretendGpu(
+        "NVIDIA  GeForce\nRTX 3090", total=1000, used=10, sm=(8, 6), sm_count=82, l2=6291456
+    )
+    scenario = Scenario((card, card), peers=frozenset({(0, 1)}), extra=512)
+    assert decode(to_json(scenario), Scenario, what="scenario") == scenario
+    lines = scenario.text("/t").splitlines()
+    named = "device 1000 10 0 8 6 82 6291456 102400 101376 NVIDIA GeForce RTX 3090"
+    assert {named, "peer 0 1", "extra 512", "timeline /t"} <= set(lines)
+    assert "peer 1 0" not in lines
+    with pytest.raises(PretendError, match=r"compute capability 6\.1"):
+        Scenario((PretendGpu("GTX 1080", total=1, sm=(6, 1)),)).text("/t")

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+import turbofit.api
+from tests.rehearsal.conftest import Rehearse, forward_pool
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import Plan
+from turbofit.model.folder import FolderFiles
+from turbofit.model.source import resolve_model
+from turbofit.rehearsal import planned as module
+from turbofit.rehearsal.cases import turbomind_cases
+from turbofit.rehearsal.checkpoint.twin import checkpoint_for, twin_of, write_model
+from turbofit.rehearsal.confirm import rehearse_plan
+from turbofit.rehearsal.document import rehearse
+from turbofit.rehearsal.planned import _lines, plan_spec, unanswered
+from turbofit.rehearsal.pretend.scenario import MIB
+from turbofit.rehearsal.spec import Spec
+
+TRANSIENT = ("vision_request", "vision_forward", "text_prefill", "sampling")
+
+
+def differences(plan: Plan, document: dict[str, Any]) -> dict[str, int]:
+    """Bytes that the engine took above the forecast, where its counters tell a line apart."""
+    ledgers = {gpu.index: gpu.ledger for gpu in plan.gpus}
+    return {
+        name: counters[name] - sum(term.bytes for term in terms)
+        for index, counters in zip(plan.parallel.groups[0], document["terms"], strict=True)
+        for name, terms in _lines(ledgers[index], counters).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def planned() -> Plan:
+    return turbofit.api.plan("internvl2-8b", on="1xrtx3090")
+
+
+def test_worst_cases_are_named_as_the_ledgers_transients(planned: Plan) -> None:
+    cases = {case.name: case.requests for case in turbomind_cases(planned)}
+    assert set(cases) == {t.term for t in planned.gpus[0].ledger if t.phase == "transient"}
+    assert cases["vision_request"][0].units == (planned.limits.units_per_image,)
+    assert cases["vision_forward"][0].units == (planned.limits.units_per_forward,)
+    assert len(cases["sampling"]) == planned.settings.max_batch_size
+    assert cases["sampling"][0].top_k == 0
+    longest = cases["text_prefill"][0]
+    assert longest.text_tokens + longest.max_new_tokens <= planned.settings.session_len
+
+
+def test_what_a_rehearsal_cannot_see_is_charged_to_the_card(planned: Plan, tmp_path: Path) -> None:
+    spec = plan_spec(planned, tmp_path)
+    terms = {t.term: t.bytes for t in planned.gpus[0].ledger}
+    (gpu,) = spec.machine.gpus
+    context = terms["cuda_context"] + terms["cublas"] + terms["torch_kernels"]
+    assert gpu.used == planned.gpus[0].used + context
+    assert gpu.late == terms["kernel_modules"] + terms["pool_growth"]
+    assert spec.settings["max_batch_size"] == planned.settings.max_batch_size
+    assert "model_format" not in spec.settings
+
+
+def test_a_promised_request_that_the_engine_refuses_is_not_served(planned: Plan) -> None:
+    longest = planned.kv.longest_request_tokens
+
+    def told(name: str, tokens: list[int], **statuses: int) -> dict[str, Any]:
+        return {"name": name, "tokens": tokens, "statuses": statuses}
+
+    answered = told("vision_request", [3330], finished=1)
+    refused = told("text_prefill", [longest - 2], out_of_memory=1)
+    assert unanswered(planned, {"cache": {}, "cases": [answered]}) is None
+    death = unanswered(planned, {"cache": {}, "cases": [answered, refused]})
+    assert death is not None
+    assert death.phase == "case text_prefill"
+    assert death.where.endswith("1 out_of_memory")
+    # The plan says itself that a longer one is refused, of which two came here.
+    beyond = told("vision_forward", [longest + 1, longest + 1, 20], finished=1, too_long=2)
+    assert unanswered(planned, {"cache": {}, "cases": [beyond]}) is None
+    beyond["statuses"] = {"too_long": 3}
+    assert unanswered(planned, {"cache": {}, "cases": [beyond]}) is not None
+    # An engine that takes shorter requests breaks the promise, too.
+    death = unanswered(planned, {"cache": {"session_len": longest - 1}, "cases": []})
+    assert death is not None
+    assert death.where.startswith("the engine takes ")
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.exhaustive
+def test_a_cache_that_holds_less_than_promised_is_found(run: Rehearse) -> None:
+    """The engine refuses the longest prompt, lives on, and nothing runs out of memory."""
+    plan = turbofit.api.plan(
+        "internvl2-2b", on="1xl4:free=9GiB", engine="turbomind", cache_max_entry_count=0.2
+    )
+    assert plan.fits
+    more = replace(plan.kv, tokens=65_536, longest_request_tokens=32_768)
+    settings = replace(plan.settings, session_len=32_768)
+    seen = rehearse_plan(replace(plan, kv=more, settings=settings))
+    assert not seen.fits
+    assert seen.rehearsal is not None
+    assert seen.rehearsal.outcome == "failed"
+    assert "the engine refused requests that the plan promises: 1 out_of_memory" in seen.verdict
+
+
+def test_no_twin_of_what_is_not_known(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no stand-in checkpoint"):
+        checkpoint_for(resolve_model("gemma-3-4b"), tmp_path)
+    delta = "gated delta nets run kernels of fla and TileLang"
+    for name, why, torch, hint in (
+        ("llama-4-scout", "would load 2.5 GiB", False, "give the folder of its checkpoint"),
+        ("qwen3.5-35b-a3b", delta, True, "turbofit rehearse --engine pytorch"),
+        ("qwen3-next-80b-a3b", delta, True, "turbofit rehearse --engine pytorch"),
+    ):
+        with pytest.raises(UsageError, match=why) as refused:
+            checkpoint_for(resolve_model(name), tmp_path, torch=torch)
+        assert refused.value.hint.startswith(hint)
+    folder = checkpoint_for(resolve_model("qwen3-8b"), tmp_path / "q")
+    first, *_ = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert "model.layers.0.self_attn.q_norm.weight" in FolderFiles(str(folder)).header(first)
+
+
+@pytest.mark.lmdeploy
+def test_the_plan_holds_on_the_pretend_card(
+    run: Rehearse, planned: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents: list[tuple[Spec, dict[str, Any]]] = []
+
+    def kept(spec: Spec, keep: Path | None) -> dict[str, Any]:
+        documents.append((spec, rehearse(spec, keep)))
+        return documents[-1][1]
+
+    monkeypatch.setattr(module, "rehearse", kept)
+    plan = turbofit.api.rehearse("internvl2-8b", on="1xrtx3090")
+    ((spec, document),) = documents
+    assert document["outcome"] == "served"
+    assert plan.fits
+    assert plan.kv == planned.kv
+    assert plan.rehearsal is not None
+    assert plan.rehearsal.cache.tokens is not None
+    assert planned.kv.tokens <= plan.rehearsal.cache.tokens <= planned.kv.tokens * 1.01
+    assert Plan.from_json(plan.to_json()) == plan
+    over = differences(planned, document)
+    for exact in ("weights", "kv_cache", "pool_warmup"):
+        assert over[exact] == 0
+    for close in ("attention", "token_ids", "guided_decoding", "gemm_workspace", "l2_flush"):
+        assert abs(over[close]) < 32 * 1024
+    for term in TRANSIENT:
+        assert over[term] <= 0
+    (ledger,) = plan.gpus
+    terms = {term.term: term for term in ledger.ledger}
+    assert terms["kv_cache"].rehearsed == terms["kv_cache"].bytes
+    assert terms["cuda_context"].rehearsed is None
+    gpu = spec.machine.gpus[0]
+    peak = max(case["peak"][0] for case in document["cases"]) + gpu.used + gpu.late
+    assert 0 <= planned.gpus[0].peak - peak < 256 * MIB
+    taken, paid = forward_pool(planned, document)
+    assert 0.96 * paid <= taken <= paid
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.exhaustive
+def test_another_name_of_qwen3_5_is_run_as_one(run: Rehearse, tmp_path: Path) -> None:
+    """TurboMind and its front end by Intern-S2's architecture: four layers of eight experts."""
+    model = resolve_model("qwen3.5-35b-a3b")
+    moe, delta = model.text.moe, model.text.delta
+    assert moe is not None
+    assert delta is not None
+    text = replace(
+        model.text, layers=4, moe=replace(moe, layers=4, experts=8), delta=replace(delta, layers=3)
+    )
+    named = "InternS2PreviewForConditionalGeneration"
+    twin = twin_of(replace(model, text=text, name="Intern-S2-Preview", architecture=named))
+    folder = write_model(twin, tmp_path / "Intern-S2-Preview")
+    plan = turbofit.api.predict(
+        str(folder), on="1xrtx3090", session_len=8192, max_batch_size=16, max_pixels=1 << 20
+    )
+    document = rehearse(plan_spec(plan, folder))
+    assert document["outcome"] == "served"
+    over = differences(plan, document)
+    assert over["weights"] == over["kv_cache"] == 0
+    assert all(over.get(term, 0) <= 0 for term in TRANSIENT), over

@@ -1,0 +1,116 @@
+"""LMDeploy's PyTorch engine itself, on pretend GPUs under a CUDA torch.
+
+Figures: shared/facts/rehearsal-torch.md, measured with another prototype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, PATH, ROOT, cuda_json
+from turbofit.core.struct import to_json
+from turbofit.rehearsal.checkpoint.twin import write_checkpoint
+from turbofit.rehearsal.pretend.scenario import MIB, PretendGpu, Scenario
+from turbofit.rehearsal.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
+
+pytestmark = [
+    pytest.mark.lmdeploy,
+    pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch"),
+]
+#: The prototype's card: 24268 - 300 MiB are left when a process has its context of 360.
+CARD = PretendGpu("NVIDIA GeForce RTX 3090", total=24328 * MIB, sm=(8, 6), sm_count=82)
+#: Of the card once the cache is cut.
+GONE = 3 << 30
+PICTURE = RehearsalCase("vision_request", (RehearsalRequest(32, sizes=((1344, 1568),)),))
+LONG = RehearsalCase("text_prefill", (RehearsalRequest(LONGEST),))
+FULL = RehearsalCase("sampling", (RehearsalRequest(16, top_k=0),) * 16)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint("qwen2-vl-2b", tmp_path_factory.mktemp("twin") / "Qwen2-VL-2B-Instruct")
+
+
+def rehearsed(
+    checkpoint: Path, *cases: RehearsalCase, cards: int = 1, late: int = 0, **settings: Any
+) -> dict[str, Any]:
+    """The document of LMDeploy's defaults, but for the settings given."""
+    machine = Scenario((replace(CARD, late=late),) * cards, context=360 * MIB)
+    spec = Spec(machine, str(checkpoint), "pytorch", settings, cases)
+    program = (
+        "import json, sys; from turbofit.core.struct import decode; "
+        "from turbofit.rehearsal.document import rehearse; "
+        "from turbofit.rehearsal.spec import Spec; "
+        "print(json.dumps(rehearse(decode(sys.argv[1], Spec, what='spec'))))"
+    )
+    document: dict[str, Any] = cuda_json("-c", program, to_json(spec))
+    return document
+
+
+def test_qwen2_vl_2b_at_lmdeploys_defaults_until_a_picture_kills_it(checkpoint: Path) -> None:
+    huge = RehearsalCase("huge", (RehearsalRequest(32, sizes=((3584, 3584),)),))
+    document = rehearsed(checkpoint, PICTURE, huge, late=GONE)
+    assert document["schema"] == "turbofit.rehearsal/1"
+    cache, (card,) = document["cache"], document["gpus"]
+    assert cache["free"] == [19492 * MIB]
+    assert cache["num_gpu_blocks"] == 7791
+    assert cache["tokens"] == 7791 * 64
+    after = card["phases"]["warm-up"]
+    # To the MiB with torch 2.12.1; other torches allocate a little otherwise.
+    assert after["allocated"] / MIB == pytest.approx(17868.6, rel=0.001)
+    assert after["reserved"] == pytest.approx(18158 * MIB, rel=0.002)
+    served, dead = document["cases"]
+    assert set(served["statuses"]) == {"finished"}
+    assert dead["statuses"] == {"unavailable": 1}
+    picture = card["phases"]["case vision_request"]
+    assert picture["allocated_peak"] == pytest.approx(18332.7 * MIB, rel=0.001)
+    assert picture["reserved_peak"] == pytest.approx(18838 * MIB, rel=0.002)
+    assert picture["peak"] == picture["reserved_peak"] + card["contexts"]
+    # Torch's own word and the account's agree in every phase.
+    for phase in card["phases"].values():
+        assert phase["reserved"] + card["contexts"] == phase["held"]
+    peaks = [phase["peak"] for phase in card["phases"].values()]
+    assert card["left_at_peak"] == CARD.total - GONE - max(peaks)
+    assert document["outcome"] == "out_of_memory"
+    death = document["death"]
+    assert death["phase"] == "case huge"
+    assert death["message"].startswith("CUDA out of memory. Tried to allocate")
+    assert death["asked"] > death["left"] >= 0
+    assert "qwen2_vl.py" in death["where"]
+
+
+@pytest.mark.exhaustive
+def test_each_rank_keeps_its_own_books(checkpoint: Path) -> None:
+    small = RehearsalCase("vision_request", (RehearsalRequest(32, sizes=((448, 448),)),))
+    document = rehearsed(
+        checkpoint, small, LONG, FULL, cards=2, tp=2, distributed_executor_backend="mp"
+    )
+    assert document["outcome"] == "served"
+    for card in document["gpus"]:
+        weights = card["phases"]["sizing"]["allocated"]
+        assert weights == pytest.approx(2366.6 * MIB, rel=0.01)
+        assert {"build", "sizing", "cache", "warm-up", "case sampling"} <= set(card["phases"])
+    assert document["cache"]["num_gpu_blocks"] > 2 * 7791
+
+
+def loaded(model: str, *words: str, path: str = PATH) -> Any:
+    """As TurboMind loads it: with the CUDA build of torch, or as its loading is modelled."""
+    return cuda_json("-m", "turbofit", "rehearse", model, *words, "--json", path=path)
+
+
+@pytest.mark.exhaustive
+def test_the_model_of_staging_is_what_torch_stages() -> None:
+    words = ("internvl2-2b", "--on", "2xrtx3090")
+    modelled, real = (loaded(*words, path=path) for path in (str(ROOT), PATH))
+    assert real["rehearsal"]["outcome"] == modelled["rehearsal"]["outcome"] == "served"
+    for ours, theirs in zip(modelled["gpus"], real["gpus"], strict=True):
+        pairs = zip(ours["ledger"], theirs["ledger"], strict=True)
+        assert all(one["rehearsed"] == other["rehearsed"] for one, other in pairs)
+    # Qwen2-VL-7B on 16 GB: what torch stages is what is too much.
+    rehearsal = loaded("qwen2-vl-7b", "--on", "1xv100-16g", "--defaults")["rehearsal"]
+    assert rehearsal["outcome"] == "out_of_memory"
+    assert rehearsal["death"]["phase"] in ("weights", "prepare")

@@ -1,0 +1,354 @@
+"""A torch engine's cases, records and document, and what stands in for gated delta nets."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+import turbofit.rehearsal.pretend
+from turbofit.cli.main import main
+from turbofit.core.errors import PackageError
+from turbofit.model.presets import preset_model
+from turbofit.model.source import resolve_model
+from turbofit.rehearsal import packages
+from turbofit.rehearsal.checkpoint.twin import checkpoint_for
+from turbofit.rehearsal.document import report
+from turbofit.rehearsal.packages import SERVED
+from turbofit.rehearsal.pretend.command import find_turbofit, put_first
+from turbofit.rehearsal.pretend.scenario import MIB, PretendGpu, Scenario
+from turbofit.rehearsal.pretend.usage import read_timeline, read_usage
+from turbofit.rehearsal.run import EndedRun
+from turbofit.rehearsal.spec import Spec
+from turbofit.rehearsal.torch import delta_nets
+from turbofit.rehearsal.torch.delta_nets import most_chunks
+from turbofit.rehearsal.torch.phase_recorder import Phases, read_records
+from turbofit.rehearsal.torch.readings import end_of, read_run, span
+
+Patch = pytest.MonkeyPatch
+INSIDE = Path(delta_nets.__file__).parent / "torch_inside"
+
+
+def test_no_prompts_make_more_chunks() -> None:
+    rng = random.Random(3)
+    for _ in range(2000):
+        lengths = [rng.randrange(1, 300) for _ in range(rng.randrange(1, 9))]
+        chunks = sum(-(-length // 64) for length in lengths)
+        assert chunks <= most_chunks(sum(lengths), len(lengths))
+    # To the chunk where they are all as long as one, or one has all.
+    assert most_chunks(7, 7) == 7
+    for tokens in (1, 63, 64, 65, 8192):
+        assert most_chunks(tokens, 1) == -(-tokens // 64)
+
+
+def test_kernels_that_are_missing_are_named(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(PackageError, match=r"Qwen3NextForCausalLM runs its kernels") as error:
+        packages.need_kernels(preset_model("qwen3-next-80b-a3b").text)
+    assert error.value.hint == "pip install flash-linear-attention"
+    packages.need_kernels(preset_model("qwen3-8b").text)
+
+
+def test_a_process_finds_kernels_that_do_nothing(monkeypatch: Patch) -> None:
+    """In TileLang's place; chunks are those of the step's own tokens, made once a step."""
+    torch = pytest.importorskip("torch")
+    rule: Any = ModuleType("lmdeploy.pytorch.backends.cuda.gated_delta_rule")
+    seen: list[object] = []
+
+    class Updater:
+        def update(self, step_context: Any, _: Any) -> None:
+            seen.append(step_context)
+
+    rule.GatedDeltaStepMetaUpdater = Updater
+    cuda: Any = ModuleType("lmdeploy.pytorch.backends.cuda")
+    cuda.gated_delta_rule = rule
+    fla: Any = ModuleType("fla.ops.chunk")
+    fla.kernel = SimpleNamespace(fn=SimpleNamespace(configs=[1, 2, 3, 4], fn=None))
+    other: Any = ModuleType("torch.ops.chunk")
+    fla.prepare_chunk_indices = other.prepare_chunk_indices = None
+    parents = ("lmdeploy", "lmdeploy.pytorch", "lmdeploy.pytorch.backends")
+    for module in (*map(ModuleType, parents), cuda, rule, fla, other):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    spec = importlib.util.spec_from_file_location("tilelang", INSIDE / "tilelang" / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tilelang: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tilelang)
+
+    @tilelang.jit(pass_configs={tilelang.PassConfigKey.TL_ENABLE_FAST_MATH: True})
+    def kernel(*_: Any) -> None:
+        raise AssertionError
+
+    assert kernel(1, dtype="x")(torch.zeros(1)) is None
+    step = SimpleNamespace(input_ids=torch.zeros(1, 100))
+    Updater().update(step, None)
+    assert seen == [step]
+    lengths = torch.tensor([0, 70, 100])
+    rule.prepare_chunked_gated_delta_rule(lengths)
+    made = fla.prepare_chunk_indices(lengths, 64)
+    assert made.shape == (3, 2)
+    assert fla.prepare_chunk_indices(lengths, 64, cu_seqlens_cpu=None) is made
+    assert other.prepare_chunk_indices is None  # of fla alone
+    assert fla.kernel.fn.configs == [1, 2]  # fewer variants are tried, however it is wrapped
+
+
+ORDER = (
+    "import", "build", "sizing", "graph runner", "cache", "warm-up", "ready", "case a", "case b",
+)  # fmt: skip
+
+
+def row(phase: str, allocated: int, reserved: int, peak: int) -> dict[str, Any]:
+    """What torch counted in a phase; it reserved most at its end."""
+    sizes = {
+        "requested": allocated - 1, "allocated": allocated, "reserved": reserved,
+        "allocated_peak": peak, "reserved_peak": reserved,
+    }  # fmt: skip
+    mib = {name: size * MIB for name, size in sizes.items()}
+    return {"phase": phase, "gpu": 0, "retries": 0, **mib}
+
+
+def document(folder: Path, *, dies: bool = False) -> dict[str, Any]:
+    held, lines = 0, [f"I 7 1 0\nN python child\nK 0 {300 * MIB} 0"]
+    for number, (phase, size) in enumerate(
+        {"build": 4000, "cache": 9000, "warm-up": 9100, "case a": 9900, "case b": 9950}.items()
+    ):
+        more, held = size * MIB - held, size * MIB
+        lines.append(f"P {phase}\nA 0 0 0 {more} {held} {number:x}")
+    (folder / "7.timeline").write_text("\n".join(lines) + "\n")
+    rows = [
+        row("build", 3900, 4000, 3950),
+        row("sizing", 3900, 4000, 3900),
+        row("graph runner", 3900, 4000, 3900),
+        row("cache", 8900, 9000, 8900),
+        row("warm-up", 8920, 9100, 8990),
+        row("ready", 8920, 9100, 8920),
+        row("case a", 8930, 9900, 9800),
+        row("case b", 8930, 9950, 9500),
+    ]
+    cases = [
+        {"name": "a", "tokens": [500], "statuses": {"finished": 1}},
+        {"name": "b", "tokens": [16] * 4, "statuses": {"finished": 4}},
+    ]
+    told: dict[str, Any] = {
+        "seconds": dict.fromkeys(ORDER, 1.0),
+        "cases": cases,
+        "done": True,
+        "cache": {
+            "num_gpu_blocks": 100, "block_size": 64, "cache_max_entry_count": 0.5,
+            "max_prefill_token_num": 8192, "max_batches": 128,
+        },
+        "free_at_sizing": [8000 * MIB],
+        "block_bytes": [50 * MIB],
+    }  # fmt: skip
+    log = ""
+    if dies:
+        cases[1]["statuses"] = {"unavailable": 4}
+        log = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 640.00 MiB."
+    shared = SimpleNamespace(
+        processes=(), peak=(10250 * MIB,), pinned_peak=0, allocations=0, pinned_allocations=0
+    )
+    scenario = Scenario((PretendGpu("Some card", total=12000 * MIB, used=100 * MIB),))
+    usages = [read_usage(read_timeline(path)) for path in folder.glob("*.timeline")]
+    ran: Any = SimpleNamespace(
+        code=0, exit_code=0, seconds=9.0, command=(), shared=shared, scenario=scenario,
+        usages=usages,
+    )  # fmt: skip
+    (folder / "records").mkdir()
+    record = {"pid": 7, "number": 9, "rows": rows}
+    (folder / "records" / "7.json").write_text(json.dumps(record))
+    ended = EndedRun(Spec(scenario, "x", "pytorch"), ran, told, log.splitlines(), "", folder)
+    return report(ended, read_run(ended), {"torch": "2.12.1", "lmdeploy": "0.18.0"})
+
+
+def test_a_start_in_parts_its_cases_and_a_death_in_one(tmp_path: Path) -> None:
+    made = document(tmp_path)
+    assert (made["outcome"], made["death"]) == ("served", None)
+    (card,), (terms,) = made["gpus"], made["terms"]
+    assert card["contexts"] == 300 * MIB
+    assert card["left_at_peak"] == (12000 - 100 - 10250) * MIB
+    assert card["phases"]["cache"]["allocated"] == 8900 * MIB
+    # Of the account, contexts included.
+    assert card["phases"]["case a"]["peak"] == 10200 * MIB
+    assert made["cases"][0]["peak"] == [10200 * MIB]
+    assert made["cache"]["tokens"] == 6400
+    assert made["cache"]["region"] == [5000 * MIB]
+    assert terms == {
+        "weights": 3899 * MIB,
+        "load_fragmentation": 101 * MIB,
+        "kv_cache": 5000 * MIB,
+        "pool_warmup": 80 * MIB,  # what it keeps idle beyond the cache's
+        "a": (9800 - 8930) * MIB,  # above what the first request left for good
+        "b": (9500 - 8930) * MIB,
+    }
+    assert [case["transient"] for case in made["cases"]] == [[870 * MIB], [570 * MIB]]
+    dead = tmp_path / "dead"
+    dead.mkdir()
+    made = document(dead, dies=True)
+    assert (made["outcome"], made["death"]["phase"]) == ("out_of_memory", "case b")
+    assert made["death"]["message"] == "CUDA out of memory. Tried to allocate 640.00 MiB."
+
+
+_PROGRAM = """
+import sys
+from lmdeploy import tokenizer
+from lmdeploy.hf_configs import config_from_pretrained
+from lmdeploy.serve.parsers import ResponseParserManager
+from lmdeploy.utils import get_hf_gen_cfg
+
+internvl, intern_s1_pro = sys.argv[1:]
+assert config_from_pretrained(internvl, trust_remote_code=True).llm_config.hidden_size == 1024
+assert get_hf_gen_cfg(intern_s1_pro, trust_remote_code=True)["eos_token_id"] == 2
+assert tokenizer.GptOssTokenizer is tokenizer.HuggingFaceTokenizer
+assert ResponseParserManager.get("gpt-oss") is ResponseParserManager.get("default")
+"""
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.exhaustive
+def test_a_new_process_reads_stand_ins_of_families_with_code_of_their_own(tmp_path: Path) -> None:
+    folders = [
+        checkpoint_for(resolve_model(name), tmp_path / name)
+        for name in ("internvl3.5-1b", "intern-s1-pro")
+    ]
+    env = dict(os.environ, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    put_first(env, "PYTHONPATH", str(SERVED))
+    find_turbofit(env)
+    put_first(env, "PYTHONPATH", str(Path(turbofit.rehearsal.pretend.__file__).parent / "inside"))
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, *map(str, folders)],
+        env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_phase_waits_for_living_processes_only(tmp_path: Path) -> None:
+    phases = Phases(tmp_path)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    record = {"pid": gone.pid, "number": 0, "rows": [{"phase": "build", "gpu": 0}]}
+    (tmp_path / "records" / "1.json").write_text(json.dumps(record))
+    phases.enter("build  model")
+    assert (tmp_path / "phase").read_text() == "1 build model"
+    assert read_records(tmp_path) == [record]
+
+
+def timeline(folder: Path, pid: int, *lines: str) -> None:
+    head = [f"I {pid} 1 0", f"N python worker{pid}"]
+    (folder / f"{pid}.timeline").write_text("\n".join([*head, *lines]) + "\n")
+
+
+def test_what_processes_hold_together(tmp_path: Path) -> None:
+    timeline(
+        tmp_path, 10,
+        "K 0 300 900",
+        "A 0 0 0 5 5 aa", "P build", "A 0 0 0 20 25 bb", "F bb 5", "P ready", "A 0 3 0 99 5 cc",
+        "P case x", "A 0 0 0 7 12 dd", "F dd 5",
+    )  # fmt: skip
+    timeline(tmp_path, 11, "K 0 200 600")  # never marked: a context and no more
+    held = [read_usage(read_timeline(path)) for path in sorted(tmp_path.glob("*.timeline"))]
+
+    def together(phase: str) -> tuple[int, int]:
+        spans = [span(usage, 0, phase, order) for usage in held]
+        return sum(peak for peak, _ in spans), sum(end for _, end in spans)
+
+    order = ["import", "build", "ready", "case x"]
+    assert [span(held[0], 0, name, order)[0] - 300 for name in order] == [0, 25, 5, 12]
+    assert together("build") == (525, 505)
+    assert together("case x")[0] == 512
+    # A phase in which a process was not marked: what it held after the one before.
+    assert span(held[0], 0, "later", [*order, "later"])[1] == 305
+
+
+OOM = "CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has a total capacity of 23.70 GiB"
+
+
+def death(log: str, **told: Any) -> dict[str, Any]:
+    ran = SimpleNamespace(usages=(), shared=SimpleNamespace(processes=()))
+    ended: Any = SimpleNamespace(ran=ran, notes=told, log=log.splitlines())
+    return end_of(ended)
+
+
+def test_a_death_in_a_request_is_told_in_torchs_words() -> None:
+    log = f"""Traceback (most recent call last):
+  File "/x/site-packages/torch/nn/modules/module.py", line 1, in _call_impl
+  File "/x/site-packages/lmdeploy/pytorch/models/qwen2_vl.py", line 483, in forward
+  File "/x/site-packages/lmdeploy/pytorch/models/qwen2_vl.py", line 449, in forward
+  File "/x/site-packages/torch/_ops.py", line 871, in __call__
+torch.OutOfMemoryError: {OOM}
+later lines"""
+    found = death(log, cases=[{"name": "vision", "statuses": {"unavailable": 1}}])
+    assert (found["kind"], found["phase"]) == ("out_of_memory", "case vision")
+    assert found["message"] == OOM
+    assert found["where"] == (
+        "lmdeploy/pytorch/models/qwen2_vl.py:449 forward"
+        " < lmdeploy/pytorch/models/qwen2_vl.py:483 forward"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "phase", "refused"),
+    [
+        ("OutOfMemoryError", OOM, "build", True),
+        ("RuntimeError", "No enough gpu memory for kv cache.", "sizing", True),
+        ("AssertionError", "num_key_value_heads % tp", "build", False),
+        ("ValueError", "no such thing", "case x", False),
+    ],
+)
+def test_a_death_before_any_request(kind: str, message: str, phase: str, refused: bool) -> None:
+    error = {"type": kind, "message": message, "phase": phase, "frames": ["a.py:1 f"]}
+    found = death(f"{kind}: {message}", error=error, phase="end")
+    assert (found["kind"] == "out_of_memory") == refused
+    assert found["phase"] == phase
+    assert message in found["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "sized"),
+    [
+        ("AcceleratorError", "CUDA error: out of memory\nCUDA kernel errors might be late", False),
+        ("RuntimeError", f"Caught in worker\n{OOM}", True),
+    ],
+)
+def test_a_message_of_several_lines_is_read_by_line(kind: str, message: str, sized: bool) -> None:
+    error = {"type": kind, "message": message, "phase": "build", "frames": ["a.py:1 f"]}
+    found = death("", error=error)
+    assert (found["kind"], "missing" in found) == ("out_of_memory", sized)
+    assert message in found["message"]
+
+
+def test_torch_without_cuda_is_said_in_one_line(
+    monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(packages, "cuda_site", lambda: None)
+    there = SimpleNamespace(origin=None)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda _: there)
+    words = ["rehearse", "qwen2-vl-2b", "--engine", "pytorch", "--on", "1xrtx3090"]
+    assert main(words) == 7
+    cause, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert cause == "error: this Python's torch is no CUDA build, which rehearsing pytorch runs"
+    assert hint.startswith("hint: install torch")
+    # A package that is missing is named.
+    monkeypatch.setattr(
+        packages.importlib.util, "find_spec", lambda name: None if name == "ray" else there
+    )
+    with pytest.raises(PackageError, match="ray is not installed"):
+        packages.need_packages("pytorch", ray=True)
+
+
+def test_the_parent_imports_neither_torch_nor_lmdeploy() -> None:
+    code = (
+        "import sys; import turbofit.rehearsal.confirm; "
+        "print(sorted({'torch', 'lmdeploy', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout.strip() == "[]"

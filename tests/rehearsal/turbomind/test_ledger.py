@@ -1,0 +1,93 @@
+"""The ledger of a rehearsal: what a list of allocations comes to, by place and by phase."""
+
+from __future__ import annotations
+
+import pytest
+
+from turbofit.rehearsal.pretend.usage import Event
+from turbofit.rehearsal.turbomind.ledger import LOADER, STAGING, CallSites, Ledger
+from turbofit.rehearsal.turbomind.readings import card_terms, load_peak
+
+_NAMES = {
+    1: "core::CudaMemPoolAllocator::allocate",
+    2: "?",
+    3: "LlamaLinear::Forward",
+    4: "InternVit::Impl::Attn",
+    5: "ModelExecutor::Impl::InternalThreadEntry",
+    6: "TurboMind::Impl::CreateEngine",
+}
+
+
+@pytest.fixture
+def sites() -> CallSites:
+    return CallSites(_NAMES.__getitem__)
+
+
+def test_sites(sites: CallSites) -> None:
+    assert sites.site((1, 2, 3, 4, 5)) == "linear output in InternVit::Impl::Attn"
+    assert sites.site((1, 4, 5)) == "InternVit::Impl::Attn"
+    assert sites.site((1, 2)) == LOADER
+    assert sites.site(()) == STAGING
+    assert sites.owner((1, 5)) == "executor"
+    assert sites.owner((1, 6)) == "rank context"
+
+
+def _events(text: str) -> list[Event]:
+    events = []
+    for line in text.strip().splitlines():
+        tag, *words = line.split()
+        trace: tuple[int, ...] = ()
+        if words and words[-1].startswith("@"):
+            trace = tuple(int(c) for c in words.pop()[1:].split(",") if c)
+        events.append(Event(tag, tuple(words), trace))
+    return events
+
+
+_RUN = """
+P context
+A 0 2 -1 18 18 v1 @6
+P weights
+A 0 1 0 100 118 a1 @1,2
+P prepare
+A 0 1 0 50 168 a2 @1,2
+F a2 168
+P engine
+G 0 500 1000 @6
+C 0 1 @6
+A 0 1 1 400 568 b1 @1,6
+R 0 0 100 518
+A 0 1 1 20 538 b2 @1,6
+C 0 2 @5
+A 0 1 2 30 568 c1 @1,4,5
+F c1 568
+P ready
+P case_x
+A 0 1 2 70 608 c2 @1,4,5
+O 0 1 2 999 392 929 @1,4,5
+"""
+
+
+def test_ledger_and_terms(sites: CallSites) -> None:
+    events = _events(_RUN)
+    ledger = Ledger(1, sites, pool_step=10).read(events)
+    card = ledger.cards[0]
+    assert card.free_at_cache == 500
+    assert card.cache_region == 400
+    assert card_terms(ledger, 0) == {
+        "weights": 100, "load_temporaries": 50, "kv_cache": 400, "buffers": 20, "pool_warmup": 30,
+    }  # fmt: skip
+    assert load_peak(ledger, 0) == 168
+    # Of what was not reached there are no terms.
+    died = Ledger(1, sites, pool_step=10).read(_events("P context\nO 0 0 -1 5 1 5 @6"))
+    assert card_terms(died, 0) == {}
+    assert ledger.pools[2].live_peak["case_x"] == 70
+    (death,) = ledger.deaths
+    assert death["phase"] == "case_x"
+    assert (death["asked"], death["left"], death["missing"]) == (999, 392, 537)
+    assert death["where"] == "InternVit::Impl::Attn"
+    # Read in parts it is the same.
+    for cut in range(len(events)):
+        parts = Ledger(1, sites, pool_step=10).read(events[:cut]).read(events[cut:])
+        assert parts.cards == ledger.cards
+        assert parts.pools == ledger.pools
+        assert (parts.phases, parts.deaths) == (ledger.phases, ledger.deaths)

@@ -1,0 +1,418 @@
+"""The controller of nodes whose actors are plain objects, in a cluster without Ray."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from tests.fixtures.clusters import node
+from turbofit.core.cluster import Node, NodePlan, NodeStatus
+from turbofit.core.errors import DoesNotFitError, LaunchError
+from turbofit.gateway.config import GatewayConfig
+from turbofit.planning.request import PlanRequest
+from turbofit.serving.cluster import actors, ray_adapter
+from turbofit.serving.cluster import controller as module
+from turbofit.serving.cluster.controller import Controller, serve_cluster
+from turbofit.serving.cluster.node import served_digest
+from turbofit.serving.config import ClusterServeConfig
+
+RUN = "mine"
+
+
+class Method:
+    """A method of an actor, whose result is there at once."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.remote = function
+
+
+class Actor:
+    """A node's actor: its server opens at once, unless ``fails`` says why it does not."""
+
+    def __init__(self, world: World, planned: NodePlan, words: Sequence[str], gpus: int) -> None:
+        self.world, self.planned, self.gpus, self.renewed = world, planned, gpus, -60.0
+        self.made = Method(lambda: (planned, served_digest(planned, words)))
+        self.tell, self.end = Method(self._tell), Method(self._end)
+        why = world.fails.get(planned.name, planned.why_not)
+        serves = planned.plan is not None and not why
+        state = "serving" if serves else "unfit"
+        if planned.node in world.drained:
+            state = "drained"
+        self.status = NodeStatus(
+            serves=RUN, id=planned.node, name=planned.name, address="", why_not=why,
+            state=state,  # type: ignore[arg-type]
+            at_once=8 if planned.plan is not None else 0, url="http://x" if serves else "",
+        )  # fmt: skip
+
+    def _tell(self, renew: bool = False) -> NodeStatus:
+        silent = self.world.now - self.renewed
+        if renew:
+            self.renewed = self.world.now
+        return replace(self.status, silent=silent)
+
+    def _end(self, drained: bool = False) -> None:
+        self.world.log.append(f"end {self.planned.name}")
+        if drained:
+            self.world.drained.add(self.planned.node)
+        self.status = replace(self.status, state="drained", url="")
+
+
+class World:
+    """Nodes that come and go, and the time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.machines: dict[str, Node] = {}
+        self.alive: dict[str, Node] = {}
+        self.actors: dict[str, Actor] = {}
+        self.fails: dict[str, str] = {}
+        self.drained: set[str] = set()
+        self.log: list[str] = []
+        self.said: list[str] = []
+        self.now, self.stop = 1000.0, SimpleNamespace(signal=None, urgent=False)
+        for name in ("start_actor", "kill_actor", "nodes", "outcome", "outcomes"):
+            monkeypatch.setattr(ray_adapter, name, getattr(self, name))
+        monkeypatch.setattr(ray_adapter, "actors", lambda: dict(self.actors))
+        monkeypatch.setattr(module, "measured", self.measured)
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(module.time, "sleep", self.sleep)
+
+    def nodes(self, _: str) -> dict[str, Node]:
+        """Each with what its actor holds."""
+        held = {actor.planned.node: actor.gpus for actor in self.actors.values()}
+        why = "jobs of Ray hold its GPUs"
+        return {
+            key: replace(one, why_not=one.why_not or why * bool(held.get(key)))
+            for key, one in self.alive.items()
+        }
+
+    def measured(self, nodes: Iterable[Node], _: float) -> tuple[Node, ...]:
+        self.log += [f"measure {one.name}" for one in nodes if not (one.machine or one.why_not)]
+        return tuple(
+            one if one.machine or one.why_not else replace(self.machines[one.id], gpus=one.gpus)
+            for one in nodes
+        )
+
+    def outcome(self, answer: Any, _: float) -> Any:
+        return answer
+
+    def outcomes(self, answers: Sequence[Any], _: float) -> list[Any]:
+        return list(answers)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def start_actor(self, _: type, *args: Any, node: str, gpus: int, name: str) -> Actor:
+        run, planned, words, _key = args
+        assert name.startswith(f"{run}/{node}/")
+        self.log.append(f"start {planned.name} {gpus}")
+        self.actors[name] = Actor(self, planned, words, gpus)
+        return self.actors[name]
+
+    def kill_actor(self, actor: Actor) -> None:
+        self.log.append(f"kill {actor.planned.name}")
+        self.actors = {name: one for name, one in self.actors.items() if one is not actor}
+
+    def add(self, number: int, spec: str) -> str:
+        found = node(number, spec)
+        self.machines[found.id] = found
+        assert found.machine is not None
+        self.alive[found.id] = replace(found, machine=None, gpus=len(found.machine.gpus))
+        return found.id
+
+    def controller(self, **asked: Any) -> Controller:
+        """One after its first looks; what it did until then is not in the log."""
+        request = PlanRequest(model="internvl2-1b", **asked)
+        config = ClusterServeConfig(request=request, gateway=GatewayConfig(), name=RUN)
+        stop: Any = self.stop
+        made = Controller("10.0.0.1:6379", config, stop, self.said.append)
+        made.adopt()
+        ticks(made)
+        return made
+
+    @property
+    def states(self) -> dict[str, str]:
+        return {one.planned.name: one.status.state for one in self.actors.values()}
+
+    def actor(self, name: str) -> Actor:
+        return next(one for one in self.actors.values() if one.planned.name == name)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def ticks(made: Controller, count: int = 3) -> None:
+    for _ in range(count):
+        made.tick()
+
+
+def test_nodes_serve_and_one_that_does_not_keep_the_promise_says_why(world: World) -> None:
+    world.add(1, "2xrtx3090")
+    world.add(2, "1xt4:free=1GiB")
+    world.controller()
+    assert world.states == {"host-1": "serving", "host-2": "unfit"}
+    assert "runs out of memory" in world.actor("host-2").status.why_not
+    started = [line for line in world.log if line.startswith("start")]
+    assert started == ["start host-1 2", "start host-2 0"]
+    assert world.said[0].startswith("fits: InternVL2-1B on 1 of 2 nodes")
+    assert "\nwarning: 1 node left out: runs out" in world.said[0]
+    assert "node host-1: serving http://x" in world.said
+
+
+def test_a_node_that_joins_serves_under_the_promise_and_one_that_leaves_is_forgotten(
+    world: World,
+) -> None:
+    world.add(1, "1xl4")
+    made = world.controller()
+    promise = made.plan
+    late = world.add(2, "2xrtx3090")
+    world.log.clear()
+    ticks(made)
+    assert world.log == ["measure host-2", "start host-2 2"]
+    assert made.plan is promise
+    assert promise is not None
+    joined = world.actor("host-2").planned.plan
+    assert joined is not None
+    assert joined.limits.n == promise.plans[0].limits.n
+    del world.alive[late]
+    ticks(made, 1)
+    assert list(made.nodes) == ["0001"]
+    assert world.said[-1] == "node host-2 has left the cluster"
+
+
+def test_an_unfit_node_is_tried_again_after_a_while(world: World) -> None:
+    """Its actor changes only where something has changed."""
+    world.add(1, "1xl4")
+    world.alive["0001"] = replace(world.alive["0001"], why_not="jobs of Ray hold 1 of its 1 GPUs")
+    world.add(2, "1xl4")
+    made = world.controller()
+    world.log.clear()
+    world.now += 15
+    ticks(made)
+    assert world.log == []
+    world.alive["0001"] = replace(world.alive["0001"], why_not="")
+    ticks(made)
+    assert world.log == []  # the next try
+    world.now += 15
+    ticks(made)
+    assert world.log == ["measure host-1", "kill host-1", "start host-1 1"]
+    assert world.states == {"host-1": "serving", "host-2": "serving"}
+
+
+def test_a_node_whose_server_has_ended_is_measured_and_joins_again(world: World) -> None:
+    world.add(1, "1xl4")
+    made = world.controller()
+    actor = world.actor("host-1")
+    actor.status = replace(actor.status, state="unfit", url="", why_not="killed")
+    world.log.clear()
+    ticks(made)
+    assert world.log == []
+    world.now += 15
+    ticks(made)
+    assert world.log == ["measure host-1", "kill host-1", "start host-1 1"]
+    assert world.states == {"host-1": "serving"}
+    assert "node host-1: unfit killed" in world.said
+
+
+def test_a_node_whose_actor_has_gone_joins_again(world: World) -> None:
+    world.add(1, "1xl4")
+    made = world.controller()
+    world.actors.clear()
+    world.now += 15
+    ticks(made)
+    assert world.states == {"host-1": "serving"}
+
+
+def test_a_silent_actor_is_left_alone(world: World) -> None:
+    """It starts again, or waits for GPUs."""
+    world.add(1, "1xl4")
+    made = world.controller()
+    world.actor("host-1").tell = Method(lambda **_: TimeoutError())
+    world.log.clear()
+    world.now += 100
+    ticks(made)
+    assert world.log == []
+
+
+@pytest.mark.parametrize("by_ray", [False, True])
+def test_a_drained_node_gives_its_gpus_back_and_stays_empty(world: World, by_ray: bool) -> None:
+    world.add(1, "1xl4")
+    world.add(2, "1xl4")
+    made = world.controller()
+    world.log.clear()
+    if by_ray:
+        world.alive["0002"] = replace(world.alive["0002"], leaving=True)
+    else:
+        world.actor("host-2").end.remote(drained=True)
+    ticks(made)
+    told = list(dict.fromkeys(world.log))  # it is told at each look, while it leaves
+    assert told[:3] == ["end host-2", "kill host-2", "start host-2 0"]
+    world.now += 1000
+    ticks(made)
+    assert world.states == {"host-1": "serving", "host-2": "drained"}
+    assert not [line for line in world.log if line.startswith("measure")]
+
+
+def test_the_next_controller_leaves_nodes_alone_whose_plan_is_the_same(world: World) -> None:
+    """Though their servers hold the memory by now, and others are drained or unfit."""
+    for number, spec in enumerate(("2xrtx3090", "1xl4", "1xt4:free=1GiB"), 1):
+        world.add(number, spec)
+    first = world.controller()
+    world.actor("host-2").end.remote(drained=True)
+    ticks(first)
+    world.log.clear()
+    world.controller()
+    assert [line for line in world.log if "host-1" in line or "host-3" in line] == [
+        "measure host-3"
+    ]
+    assert world.states == {"host-1": "serving", "host-2": "drained", "host-3": "unfit"}
+    world.log.clear()
+    made = world.controller(context=4096)
+    assert "kill host-1" in world.log
+    assert "start host-1 2" in world.log
+    assert made.plan is not None
+    assert made.plan.longest_request_tokens == 4096
+
+
+def test_two_controllers_do_not_serve_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add(1, "1xl4")
+    first = world.controller()
+    monkeypatch.setattr(module.time, "sleep", lambda _: ticks(first, 1))  # it serves on
+    with pytest.raises(LaunchError, match="is served on this cluster already"):
+        world.controller()
+
+
+def test_the_end_waits_for_servers_and_kills_all_actors(world: World) -> None:
+    world.add(1, "1xl4")
+    world.add(2, "1xt4:free=1GiB")
+    made = world.controller()
+    actor, waits = world.actor("host-1"), [5]
+
+    def tell(renew: bool) -> NodeStatus:
+        assert renew  # its lease lasts as long as it drains
+        waits[0] -= 1
+        return replace(actor.status, state="draining" if waits[0] else "drained")
+
+    actor.tell = Method(tell)
+    world.log.clear()
+    made.end()
+    assert waits == [0]
+    assert world.log == ["end host-1", "end host-2", "kill host-1", "kill host-2"]
+
+
+def test_an_urgent_end_still_lets_the_actors_pass_it_on(world: World) -> None:
+    world.add(1, "1xl4")
+    made = world.controller()
+    world.stop.urgent = True
+    world.log.clear()
+    made.end()
+    assert world.log == ["end host-1", "kill host-1"]
+
+
+def test_the_end_does_not_wait_for_ever(world: World) -> None:
+    world.add(1, "1xl4")
+    made = world.controller()
+    actor = world.actor("host-1")
+    actor.tell = Method(lambda renew: replace(actor.status, state="draining"))
+    began = world.now
+    made.end()
+    assert world.now - began == pytest.approx(30 + 20, abs=1)
+
+
+class Front:
+    """A front in a thread: ``open`` once a node serves."""
+
+    def __init__(self, world: World, source: Any) -> None:
+        self.world, self.source, self.url, self.alive = world, source, "http://front", True
+
+    def start(self) -> None:
+        self.world.log.append("front")
+
+    def call(self, ask: Callable[[Any], Any]) -> Any:
+        states = self.world.states.values()
+        return ask(SimpleNamespace(fleet=SimpleNamespace(open="serving" in states)))
+
+    def cut_off(self) -> None: ...
+
+    def stop(self, *, drain: bool) -> None:
+        self.world.log.append("front drains" if drain else "front is cut off")
+
+
+@pytest.fixture
+def serve(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """`serve_cluster` without a front's sockets; it gets SIGTERM once it is open."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(ray_adapter, "connected", lambda _: nullcontext("10.0.0.1:6379"))
+    monkeypatch.setattr(module, "Front", lambda source, *_: source)
+    monkeypatch.setattr(module, "GatewayThread", lambda source: Front(world, source))
+    world.stop.rearm = lambda: None
+    world.stop.on_second = lambda _: None
+
+    def serve(model: str = "internvl2-1b") -> signal.Signals:
+        def opened(urls: list[str]) -> None:
+            assert urls == ["http://front"]
+            world.stop.signal = signal.SIGTERM
+
+        request = PlanRequest(model=model)
+        config = ClusterServeConfig(request=request, gateway=GatewayConfig(), name=RUN)
+        stop: Any = world.stop
+        return serve_cluster(config, stop, say=world.said.append, on_open=opened)
+
+    return serve
+
+
+def test_it_opens_once_a_node_serves_and_leaves_nothing(world: World, serve: Any) -> None:
+    world.add(1, "1xl4")
+    assert serve() == signal.SIGTERM
+    assert world.log == [
+        "front", "measure host-1", "start host-1 1", "front drains", "end host-1", "kill host-1",
+    ]  # fmt: skip
+    assert world.actors == {}
+    assert "draining: what is under way may end" in world.said
+
+
+def test_without_a_node_that_fits_it_says_what_would(world: World, serve: Any) -> None:
+    world.add(1, "1xrtx2080ti")
+    with pytest.raises(DoesNotFitError, match="on none of 1 node") as caught:
+        serve("internvl2-8b")
+    assert "AWQ" in caught.value.hint
+    assert world.stop.abrupt
+
+
+def test_where_no_node_serves_from_the_beginning_it_ends(world: World, serve: Any) -> None:
+    world.add(1, "1xl4")
+    world.fails["host-1"] = "the weights are not there"
+    with pytest.raises(LaunchError, match="no node serves"):
+        serve()
+    assert "node host-1: unfit the weights are not there" in world.said
+    assert world.actors == {}
+
+
+def test_an_address_stays_while_its_actor_is_silent(world: World) -> None:
+    class Told:
+        def __init__(self, answer: Any) -> None:
+            self.address = Method(lambda: answer)
+
+    address = actors.NodeAddress(name="a", url="http://a", key="k")
+    closed = actors.NodeAddress(name="b", url="", key="k")
+    told: Any = {f"{RUN}/a/1": Told(address), f"{RUN}/b/1": Told(closed), "another/a/1": Told(None)}
+    world.actors = told
+    find = actors.address_source(RUN)
+    assert find() == [address]
+    told[f"{RUN}/a/1"] = Told(TimeoutError())
+    assert find() == [address]
+    told[f"{RUN}/a/2"] = Told(replace(address, url="http://newer"))
+    assert [one.url for one in find()] == ["http://newer"]
+    for name in [name for name in told if name.startswith(f"{RUN}/a")]:
+        del told[name]
+    assert find() == []

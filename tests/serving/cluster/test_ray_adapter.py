@@ -1,0 +1,105 @@
+"""What Ray is asked, and how its errors are told; `test_serve_cluster` asks Ray itself."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from turbofit.core.errors import MachineError, PackageError, UsageError
+from turbofit.core.installation import install_command
+from turbofit.serving.cluster import ray_adapter
+from turbofit.serving.options import ray_address
+
+
+def connect(address: str | None = None) -> None:
+    with ray_adapter.connected(address):
+        pass
+
+
+def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the connection needs the package, and says so."""
+    monkeypatch.setattr(ray_adapter, "find_spec", lambda _: None)
+    monkeypatch.setenv("RAY_ENABLE_AUTO_CONNECT", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(PackageError, match="not installed") as info:
+        connect()
+    assert install_command("ray") in info.value.hint
+
+
+def test_ray_client_is_refused() -> None:
+    """It is no node: engines could not be reached from it."""
+    pytest.importorskip("ray")
+    with pytest.raises(UsageError, match="Ray Client"):
+        connect("ray://10.0.0.1:10001")
+
+
+def test_addresses() -> None:
+    assert ray_address("ray") is None
+    assert ray_address("ray:10.0.0.1:6379") == "10.0.0.1:6379"
+    with pytest.raises(UsageError, match="no Ray cluster"):
+        ray_address("slurm")
+
+
+def ray_node(number: int, gpus: int, alive: bool = True) -> dict[str, Any]:
+    return {
+        "NodeID": f"{number}" * 56, "NodeManagerHostname": "box", "Alive": alive,
+        "NodeManagerAddress": f"10.0.0.{number}", "Resources": {"GPU": gpus} if gpus else {},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What Ray's public call tells; its status tells what is held, and who is drained."""
+    told = [ray_node(1, 4), ray_node(2, 2), ray_node(3, 0), ray_node(4, 8, alive=False)]
+    states = [
+        SimpleNamespace(
+            node_id=f"{number}" * 56, node_status=state, used_resources=lambda held=held: held
+        )
+        for number, state, held in ((1, "DRAINING", {}), (2, "RUNNING", {"GPU": 1.0}))
+    ]
+    status = SimpleNamespace(active_nodes=states, idle_nodes=[])
+    sdk = SimpleNamespace(get_cluster_status=lambda _: status)
+    for name in ("ray.autoscaler", "ray.autoscaler.v2"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(__path__=[]))
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(nodes=lambda: told, __path__=[]))
+    monkeypatch.setitem(sys.modules, "ray.autoscaler.v2.sdk", sdk)
+    return told
+
+
+def test_nodes_with_held_gpus_and_drained_ones_are_told(nodes: list[dict[str, Any]]) -> None:
+    one, two, three = ray_adapter.nodes("10.0.0.1:6379").values()
+    assert (one.name, one.address, one.gpus, one.leaving) == ("box-111111", "10.0.0.1", 4, True)
+    assert (two.leaving, two.why_not) == (False, "jobs of Ray hold 1 of its 2 GPUs")
+    assert three.why_not == "Ray counts no GPU there"
+    assert not one.why_not
+
+
+def test_without_rays_inner_modules_each_gpu_counts_as_free(
+    nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray moves them between versions: no node must seem to have no GPU for it."""
+    for name in ("ray._private", "ray._private.state", "ray.autoscaler.v2.sdk"):
+        monkeypatch.setitem(sys.modules, name, None)
+    found = ray_adapter.nodes("10.0.0.1:6379").values()
+    assert [(node.gpus, node.leaving) for node in found] == [(4, False), (2, False), (0, False)]
+    assert [node.why_not for node in found] == ["", "", "Ray counts no GPU there"]
+
+
+def test_a_silent_head_is_said(
+    nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = Mock(side_effect=RuntimeError("Timed out while\nwaiting for GCS"))
+    monkeypatch.setattr(sys.modules["ray.autoscaler.v2.sdk"], "get_cluster_status", silent)
+    with pytest.raises(MachineError, match="does not answer: Timed out while waiting for GCS"):
+        ray_adapter.nodes("10.0.0.1:6379")
+
+
+def test_what_fails_or_does_not_come_in_time_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    late, dead = ray.exceptions.GetTimeoutError("late"), ray.exceptions.ActorDiedError()
+    monkeypatch.setattr(ray, "get", Mock(side_effect=[late, 7, dead]))
+    assert ray_adapter.outcomes(["a", "b", "c"], 0.5) == [late, 7, dead]

@@ -1,0 +1,44 @@
+"""Runs `Supervisor` in a process of its own: ``PLAN FOLDER PORT CHECK TIMING RUNNER…``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from turbofit.core.errors import TurbofitError
+from turbofit.core.plan import Plan
+from turbofit.planning.commands import commands
+from turbofit.serving.engine.check import ask_worst
+from turbofit.serving.engine.engine_client import Timing
+from turbofit.serving.engine.engine_log import EndedError
+from turbofit.serving.engine.launches import Launch
+from turbofit.serving.engine.supervised_engine import Supervision
+from turbofit.serving.supervisor import StopSignal, Supervisor
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def tell_open(urls: list[str]) -> None:
+    say("READY " + " ".join(urls))
+
+
+plan_file, folder, port, check, timing, *runner = sys.argv[1:]
+plan = Plan.from_json(Path(plan_file).read_bytes())
+launches = [Launch(command, runner) for command in commands(plan, port=int(port))]
+supervision = Supervision(
+    say, ask_worst if check == "check" else None,
+    Timing(**{"liveness": 0.0, **json.loads(timing)}),
+)  # fmt: skip
+server = Supervisor(plan, launches, Path(folder), supervision)
+try:
+    with StopSignal() as stop:
+        ended = server.run(stop, tell_open)
+except (EndedError, TurbofitError) as exc:
+    error = exc.end.error if isinstance(exc, EndedError) else exc
+    say(f"error: {error.message} | {error.hint}")
+    sys.exit(error.exit_code)
+say(f"ended {ended.name}")

@@ -1,0 +1,102 @@
+"""What an engine is asked before it is ready: how long that takes, and what costs less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from msgspec.structs import replace
+
+from tests.serving.engine.test_worst_requests import fullest, image_units
+from turbofit import api
+from turbofit.core.plan import Plan
+from turbofit.serving.engine import check
+from turbofit.serving.engine.worst_requests import (
+    ProbeRequest,
+    cheaper_forward,
+    every_worst,
+    small_requests,
+    worst_request,
+)
+
+SEEN = yaml.safe_load(Path(__file__).with_name("checks_seen.yaml").read_text(encoding="utf-8"))
+#: Seconds that a calibration waits before each of its readings: of the start, the kernels, and each
+#: worst case.
+READINGS = 0.3 * 6
+
+
+def seen_plan(row: dict[str, Any]) -> Plan:
+    """The plan of a start that was seen, as far as its check's time rests on it."""
+    plan = api.plan(
+        row["model"], on=row["card"], engine=row["engine"], max_prefill_token_num=row["prefill"],
+        max_batch_size=row["batch"],
+    )  # fmt: skip
+    return replace(plan, limits=replace(plan.limits, units_per_forward=row["units"]))
+
+
+def calibration(plan: Plan) -> list[ProbeRequest]:
+    """What a calibration asks of an engine, with a text of 64 tokens beside its images."""
+    worst = worst_request(plan, "m")
+    questions = [*small_requests(plan, "m"), worst, *every_worst(plan, "m", 64)]
+    return list(filter(None, questions))
+
+
+@pytest.mark.parametrize("row", SEEN, ids=lambda row: "{card} {model} {engine}".format(**row))
+def test_the_forecast_is_within_one_and_a_half_of_what_was_seen(row: dict[str, Any]) -> None:
+    plan, calibrated = seen_plan(row), row.get("calibrated", False)
+    questions = calibration(plan) if calibrated else check.whole_check(plan, "m")
+    forecast = check.seconds_of(plan, questions) + (READINGS if calibrated else 0.0)
+    assert 1 / 1.5 < forecast / row["seconds"] < 1.5
+
+
+def asked(plan: Plan, exam: Any) -> list[ProbeRequest]:
+    questions: list[ProbeRequest] = []
+
+    def ask(question: ProbeRequest) -> int:
+        questions.append(question)
+        rule = plan.model.image_rule
+        return 64 + (0 if rule is None else sum(map(rule.unit_tokens, question.units)))
+
+    exam(SimpleNamespace(plan=plan), "m", ask)
+    return questions
+
+
+def test_a_long_check_asks_for_the_same_memory_with_fewer_encodings() -> None:
+    """Qwen2-VL-2B: 129,600 patches as one image took an H100 55 s, as several 16 by forecast.
+
+    They meet in one forward: the first ends in it and the last begins, whatever the template.
+    """
+    (row,) = (row for row in SEEN if row["seconds"] == 68.682)
+    plan = seen_plan(row)
+    small, last = asked(plan, check.ask_worst)
+    assert (small.name, len(small.units)) == ("a small image", 1)
+    sizes = image_units(plan, last)
+    assert tuple(sizes) == last.units
+    assert max(sizes) <= 65_536
+    for template in (50, 64, 78):
+        assert fullest(plan, sizes, template) >= 0.99 * plan.limits.units_per_forward
+    whole = check.whole_check(plan, "m")
+    (one,) = whole[-1].units
+    assert fullest(plan, sizes, 64) > one == 130_320
+    assert check.seconds_of(plan, [last]) < check.LONG
+    assert (
+        check.check_seconds(plan)
+        < check.LONG
+        < check.seconds_of(plan, check.whole_check(plan, "m"))
+    )
+
+
+def test_a_short_check_asks_a_clients_worst_request_and_the_fullest_forward() -> None:
+    plan = seen_plan(SEEN[0])
+    assert [question.units for question in asked(plan, check.ask_worst)] == [(13,), (42,)]
+    assert [question.name for question in asked(plan, check.ask_small)] == ["a small image"]
+    assert cheaper_forward(plan, "m", 64) is None  # tiles: no attention over a whole image
+
+
+def test_a_text_model_is_asked_a_small_text() -> None:
+    plan = api.plan("qwen2.5-7b", on="1xrtx3090", concurrency=8)
+    assert [question.name for question in asked(plan, check.ask_small)] == ["a small text"]
+    assert check.check_seconds(plan) > 0

@@ -1,0 +1,327 @@
+"""One engine over days: its log, and what it has survived does not tell why it ends."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support import waiting
+from tests.support.plans import plausible_plan
+from turbofit.core.errors import LaunchError
+from turbofit.core.plan import Command
+from turbofit.serving.engine import kernel, process, silence, supervised_engine
+from turbofit.serving.engine.engine_client import Probe, Timing
+from turbofit.serving.engine.launches import Launch
+from turbofit.serving.engine.process import _TIME, EngineProcess, LogFile, repeats
+from turbofit.serving.engine.supervised_engine import SupervisedEngine, Supervision
+
+#: Torch's, of a request; the server before the engine lives on.
+NO_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+class Process:
+    """An engine's process, as far as it is looked at."""
+
+    pid, log_error = 7, ""
+    code: int | None = None
+
+    def __init__(self, *_: Any, log_required: bool) -> None:
+        self.log_required, self.said = log_required, list[tuple[str, int]]()
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def kill(self, seconds: float) -> bool:
+        return self.code is not None
+
+    def take(self, seconds: float = 0.0) -> list[tuple[str, int]]:
+        said, self.said = self.said, []
+        return said
+
+    finish = take
+
+
+@pytest.fixture
+def kills(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What the kernel counts."""
+    count = SimpleNamespace(so_far=3)
+    monkeypatch.setattr(kernel, "host_kills", lambda: count.so_far)
+    return count
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SupervisedEngine:
+    """One that serves since a time of 0 s."""
+
+    class Probe:
+        error, exam, lived, unanswered = None, None, float("-inf"), False
+        owes, asked_at, heard_at = False, 0.0, 0.0
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.ready = self.healthy = threading.Event()
+            self.ready.set()
+
+        def start(self) -> None:
+            pass
+
+        stop = start
+
+    monkeypatch.setattr(supervised_engine, "EngineProcess", Process)
+    monkeypatch.setattr(supervised_engine, "Probe", Probe)
+    command = Command(argv=("lmdeploy", "--server-port", "1"), env={}, group=0)
+    made = SupervisedEngine(
+        plausible_plan(gpus=1, tp=1), Launch(command, ("true",)), tmp_path, lambda _: None,
+        Supervision(lambda _: None, clock=lambda: 0.0),
+    )  # fmt: skip
+    made.start()
+    assert made.look(0.0) is None
+    assert made.state == "ready"
+    return made
+
+
+def test_a_process_that_outlives_its_kill_is_not_forgotten(engine: SupervisedEngine) -> None:
+    process: Any = engine.process
+    assert not engine.end(0.0)
+    assert engine.process is process
+    process.code = -9
+    assert engine.end(0.0)
+    assert engine.process is None
+    assert engine.end(0.0)
+    engine.wait(0.0)
+    engine.start()
+    again: Any = engine.process
+    assert (process.log_required, again.log_required) == (True, False)  # a first start needs it
+
+
+def test_a_start_that_listens_and_does_not_answer_is_ended(engine, monkeypatch) -> None:
+    """It hangs before it is ready; one that does not listen yet has `Timing.start`."""
+    monkeypatch.setattr(silence, "processor_seconds", lambda _: 0.0)
+    monkeypatch.setattr(silence, "any_busy", lambda _: False)
+    engine.state, engine._probe.asked_at = "starting", 10.0
+    engine._probe.ready.clear()
+    assert engine.look(900.0) is None
+    engine._probe.owes = True
+    looks = [engine.look(10.0 + after) for after in range(0, 50, 5)]
+    assert looks[:9] == [None] * 9
+    assert "the engine hangs" in looks[9].message
+
+
+def test_what_takes_a_question_and_does_not_answer_owes() -> None:
+    """A port that is not open yet refuses at once."""
+    clock, answers = (
+        SimpleNamespace(now=0.0),
+        iter([(0.0, False), (5.0, False), (0.0, False), (5.0, False), (0.1, True)]),
+    )
+    owed = list[bool]()
+
+    class Client:
+        def is_healthy(self, _: float) -> bool:
+            owed.append(probe.owes)
+            seconds, answer = next(answers)
+            clock.now += seconds
+            return answer
+
+    client: Any = Client()
+    probe = Probe(client, Timing(), None, serial=False, clock=lambda: clock.now)
+    assert probe._comes_up()
+    assert owed == [False, False, True, False, True]
+    assert (probe.owes, probe.asked_at, probe.heard_at) == (False, 10.0, float("-inf"))
+
+
+def test_a_question_to_a_ready_engine_is_no_word_of_it() -> None:
+    """Else the minute's question would begin the silence of clients anew that wait longer."""
+    clock, seen = SimpleNamespace(now=100.0), list[tuple[float, ...]]()
+
+    class Client:
+        def completes(self, patience: float) -> bool:
+            seen.append((probe.owes, probe.asked_at, probe.heard_at))
+            clock.now += patience if len(seen) < 3 else 1.0
+            if len(seen) == 4:
+                probe.stop()
+            return len(seen) > 2
+
+    client: Any = Client()
+    timing = Timing(liveness=0.001)
+    probe = Probe(client, timing, None, serial=False, clock=lambda: clock.now)
+    probe._stopped.wait = lambda _: probe._stopped.is_set()  # type: ignore[method-assign]
+    probe._look_after()
+    never = float("-inf")
+    assert seen == [*[(True, 100.0, never)] * 3, (True, 121.0, 121.0)]
+    assert (probe.owes, probe.heard_at) == (False, 122.0)
+
+
+def test_a_lost_loop_is_waited_for_and_asked_for(engine, monkeypatch) -> None:
+    engine.tracker._loop_failed = 1.0
+    assert engine.look(1.0) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.client, "completes", lambda _seconds: True)
+        assert engine.look(9.0) is None  # an engine that answers has not lost it
+        assert not engine.tracker.failing
+    engine.tracker._loop_failed = 1.0
+    ended = engine.look(1.0, last=True)  # the last look waits for no words
+    assert ended is not None
+    assert ended.kind == "crash"
+
+
+def killed(engine: SupervisedEngine, *looks: float) -> str:
+    """What turbofit takes its end by SIGKILL for, a second after these looks at the living one."""
+    for now in looks:
+        assert engine.look(now) is None
+    process: Any = engine.process
+    process.code = -9
+    ended = engine.look(looks[-1] + 1.0)
+    assert ended is not None
+    return ended.kind
+
+
+@pytest.mark.parametrize(
+    ("looks", "kind"), [(range(10, 100, 10), "killed"), ((29, 31, 59), "host_memory")]
+)
+def test_a_kill_for_memory_may_take_seconds_and_no_minute(looks, kind, kills, engine) -> None:
+    kills.so_far += 1
+    assert killed(engine, *looks) == kind
+
+
+@pytest.mark.parametrize(("answered", "kind"), [(51.0, "killed"), (49.0, "unknown")])
+def test_an_error_that_it_survived_is_not_its_end(answered, kind, kills, engine) -> None:
+    engine.process.said = [(NO_MEMORY, 1)]
+    assert engine.look(50.0) is None
+    engine._probe.lived = answered
+    assert killed(engine, 55.0) == kind
+    assert kills.so_far == 3
+
+
+WAITS = b"[TM][INFO][1120.08:30:00.%06d][scheduler.cc:1186] out of memory at 0/1\n"
+
+
+def test_the_size_is_capped(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log", cap=1000)
+    for i in range(200):
+        log.feed(b"line %04d of different text\n" % i)
+        log.kept.settle(waiting.HANG)
+    log.close()
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert set(sizes) == {"log", "log.1"}
+    assert max(sizes.values()) <= 1000
+    assert "line 0199" in (tmp_path / "log").read_text()
+
+
+def test_repeats_become_a_count_whatever_their_time(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log")
+    runs = log.feed(b"first\n" + b"".join(WAITS % i for i in range(500)))
+    runs += log.feed(b"".join(WAITS % i for i in range(500)) + b"last\n")
+    log.close()
+    text = "[TM][INFO][scheduler.cc:1186] out of memory at 0/1"
+    assert runs == [("first", 1), (text, 500), (text, 500), ("last", 1)]
+    lines = (tmp_path / "log").read_text().splitlines()
+    count = "    (the line above came 999 more times)"
+    assert lines == ["first", (WAITS % 0).decode().rstrip(), count, "last"]
+    assert [repeats(line) for line in (*lines, f" {count.lstrip()}")] == [
+        None,
+        None,
+        999,
+        None,
+        999,
+    ]
+
+
+def test_a_flood_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the engine prints in one second: a pass and a run for each chunk, hardly a write."""
+    log = LogFile(tmp_path / "log")
+    flood = b"".join(WAITS % i for i in range(36_000))
+    passes: list[int] = []
+    writes: list[bytes] = []
+    keep = log.kept.put
+
+    def passed(new: bytes, text: bytes) -> bytes:
+        passes.append(len(text))
+        return _TIME.sub(new, text)
+
+    monkeypatch.setattr(process, "_TIME", SimpleNamespace(sub=passed))
+    monkeypatch.setattr(log.kept, "put", lambda data: writes.append(data) or keep(data))
+    chunks = range(0, len(flood), 1 << 16)
+    runs = [log.feed(flood[at : at + (1 << 16)]) for at in chunks]
+    log.close()
+    assert len(passes) == len(chunks)
+    assert all(len(run) == 1 for run in runs)
+    assert len(writes) == 2  # the first line, and how often it came
+    assert (tmp_path / "log").stat().st_size < 300
+
+
+@pytest.mark.parametrize(
+    ("chunks", "lines"),
+    [
+        ((b"ab", b"c\nd"), [("abc", 1), ("d", 1)]),
+        ((b"x" * 70_000,), [("x" * 70_000, 1)]),
+        # Of a progress bar the last state counts.
+        ((b"Loading:  1%\rLoading: 50%\rdone\n",), [("done", 1)]),
+        ((b"windows\r\n",), [("windows", 1)]),
+        (
+            (b"".join(b"2026-11-20 08:00:0%d,123 - lmdeploy - WARNING - x\n" % i for i in (1, 2)),),
+            [(" - lmdeploy - WARNING - x", 2)],
+        ),
+    ],
+)
+def test_what_is_a_line(chunks, lines, tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log")
+    assert [run for chunk in chunks for run in log.feed(chunk)] + log.close() == lines
+
+
+@given(st.lists(st.binary(max_size=80), max_size=30))
+def test_any_bytes_in_any_cuts(chunks: list[bytes]) -> None:
+    with TemporaryDirectory() as folder:
+        log = LogFile(Path(folder) / "log")
+        runs = [run for chunk in chunks for run in log.feed(chunk)] + log.close()
+    lines = b"".join(chunks).split(b"\n")
+    assert sum(count for _, count in runs) == len(lines) - (lines[-1] == b"")
+
+
+def test_a_disk_that_is_full_for_a_while_costs_only_its_lines(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log", cap=1000)
+    log.feed(b"first\n")
+    log.kept.settle(waiting.HANG)
+    real = log.kept._file.stream
+    with Path("/dev/full").open("ab", buffering=0) as log.kept._file.stream:
+        for number in range(100):
+            log.feed(b"lost %d\n" % number)
+        log.kept.settle(waiting.HANG)
+    log.kept._file.stream = real
+    log.feed(b"last\n")
+    log.close()
+    missing = "\n    (lines are missing here: the disk was full or slow)\n"
+    assert (tmp_path / "log").read_text() == f"first\n{missing}last\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_what_cannot_be_opened_is_opened_once_it_can(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "log"
+    with pytest.raises(FileNotFoundError):
+        LogFile(path)
+    log = LogFile(path, required=False)
+    assert log.kept.error == "No such file or directory"
+    assert log.feed(b"lost\n") == [("lost", 1)]
+    log.kept.settle(waiting.HANG)
+    path.parent.mkdir()
+    assert log.feed(b"kept\n") == [("kept", 1)]
+    log.close()
+    assert path.read_text().endswith(")\nkept\n")
+
+
+def test_a_first_start_needs_its_log_and_a_restart_goes_on_without(tmp_path: Path) -> None:
+    begun, log = tmp_path / "begun", tmp_path / "nothing" / "engine-0.log"
+    with pytest.raises(LaunchError, match="log cannot be written"):
+        EngineProcess(["touch", str(begun)], {}, log)
+    assert not begun.exists()
+    process = EngineProcess(["echo", "hello"], {}, log, log_required=False)
+    process.wait(waiting.HANG)
+    assert process.poll() == 0
+    assert process.finish(waiting.HANG) == [("hello", 1)]
+    assert process.log_error == "No such file or directory"
+    assert not log.parent.exists()

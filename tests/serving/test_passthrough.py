@@ -1,0 +1,177 @@
+"""What clients may ask of LMDeploy through turbofit: names of a model, and its own options."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+import turbofit
+from scripts.new_lmdeploy import ParserOption, parser_options, with_options
+from tests.support.plans import model
+from turbofit.cli.command_group import TURBOFIT
+from turbofit.core.errors import UsageError
+from turbofit.core.model import ModelSource
+from turbofit.core.plan import config_names
+from turbofit.core.presets import preset_path
+from turbofit.serving.config import ServeConfig
+from turbofit.serving.passthrough import (
+    adapter_names,
+    engine_options,
+    option_table,
+    sort_options,
+    uncounted_fields,
+)
+
+
+def test_every_name_that_people_know_it_by() -> None:
+    plan = turbofit.plan("internvl2-2b", on="1xrtx3090")
+    hub, last = "OpenGVLab/InternVL2-2B", "InternVL2-2B"
+    assert ServeConfig().client_names(plan) == (hub, "internvl2-2b", last)
+    mine = ServeConfig(model_name="mine").client_names(plan)
+    assert mine == ("mine", "internvl2-2b", hub, last)
+    names = ServeConfig(options=("--adapters", "sql=/lora")).names(plan)
+    assert {*names.values()} == {hub, "sql"}
+    assert (names["sql"], names["internvl2-2b"]) == ("sql", hub)
+    # As a plan of an older turbofit has it, or one that a program made of a model.
+    assert ServeConfig().client_names(replace(plan, serve=None)) == (hub, last, "internvl2-2b")
+    aliased = turbofit.plan("internvl2 2b", on="1xrtx3090")
+    assert "internvl2 2b" in ServeConfig().client_names(aliased)
+    source = ModelSource(kind="folder", where="/m/My-VL", sizes="file", checkpoint="/m/My-VL")
+    folder = turbofit.plan(model(name="My-VL", hub_id=None, source=source), on="1xa100-80g")
+    assert ServeConfig().client_names(folder) == ("My-VL", "/m/My-VL")
+    assert ServeConfig(model_name="x").client_names(folder) == ("x", "/m/My-VL", "My-VL")
+
+
+def test_what_passes() -> None:
+    passed = sort_options(["--api-keys", "a", "b", "--max-log-len=5", "--chat-t", "y"])
+    # Abbreviations mean what LMDeploy makes of them.
+    assert passed.argv == ["--api-keys", "a", "b", "--max-log-len", "5", "--chat-template", "y"]
+    assert passed.api_keys == ["a", "b"]
+    assert not passed.unplanned
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        ([], []),
+        (["--adapters", "a=/x", "b=/y", "--log-level", "INFO"], ["a", "b"]),
+        (["--adapters", "/x"], ["default"]),
+    ],
+)
+def test_what_clients_call_adapters(argv: list[str], names: list[str]) -> None:
+    """As LMDeploy 0.18 reads them: cli/utils.py, get_lora_adapters."""
+    assert adapter_names(argv) == names
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["--session-len", "4096"], "set by turbofit", "before --"),
+        (["--quant-policy=8"], "set by turbofit", "give --quant-policy before --"),
+        (["--server-name", "0.0.0.0"], "set by turbofit", "before --"),
+        (["--adapters", "a=b"], "that no plan counts", "turbofit merge"),
+        (["--no-such-option"], "no option of LMDeploy", "--unplanned"),
+        (["model"], "not an option", "before --"),
+        (["--chat-template"], "needs a value", "VALUE"),
+        (["--allow-origins", "--ssl"], "needs a value", "VALUE"),
+        (["--cache-max", "0.5"], "set by turbofit", "before --"),
+        (["--allow", "x"], "is no option of LMDeploy", "--unplanned"),
+    ],
+)
+def test_refusals(words: list[str], message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        sort_options(words)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_what_passes_unplanned_is_said() -> None:
+    words = ["--speculative-algorithm", "dflash", "--adapters", "a=b", "c=d"]
+    with pytest.raises(UsageError, match="dflash: speculative decoding takes memory"):
+        sort_options(words)
+    words += ["--new", "1"]
+    passed = sort_options(words, unplanned=True)
+    assert passed.argv == words
+    assert passed.unplanned == ["--speculative-algorithm", "--adapters", "--new"]
+    with pytest.raises(UsageError, match="set by turbofit"):  # which nothing contradicts
+        sort_options(["--cache-max-entry-count", "0.9"], unplanned=True)
+
+
+@given(st.lists(st.text(alphabet="-abcdept=0 ", max_size=8), max_size=5))
+def test_words_of_any_kind(words: list[str]) -> None:
+    with contextlib.suppress(UsageError):
+        sort_options(words)
+
+
+def test_every_row_says_what_its_meaning_needs() -> None:
+    ctx = click.Context(TURBOFIT)
+    serve = TURBOFIT.get_command(ctx, "serve")
+    ours = {name for param in serve.params for name in param.opts}
+    for name, option in engine_options().items():
+        assert option.is_ != "undecided", f"{name}: say what it means to turbofit"
+        assert {word.partition("=")[0] for word in option.as_} <= ours, name
+        assert option.is_ != "planned" or name in ours, name
+        assert option.is_ != "taken" or option.as_ or option.variables or option.say, name
+
+
+@pytest.mark.lmdeploy
+def test_the_table_has_every_option_of_the_installed_lmdeploy() -> None:
+    """Those of 0.16 and 0.17 were read off their wheels; what is new is `undecided`."""
+    lmdeploy = pytest.importorskip("lmdeploy")
+    found = parser_options()
+    table, version = option_table(), ".".join(lmdeploy.__version__.split(".")[:2])
+    here = {
+        name: option
+        for name, option in table.options.items()
+        if option.until is None and name not in table.lacks[version]
+    }
+    theirs = {name: one.values for name, one in found.items()}
+    assert {name: option.values for name, option in here.items()} == theirs
+    for name, option in here.items():
+        default = found[name].default
+        told = option.is_ == "refused" and default not in ("None", "False", "[]")
+        assert not told or option.default == default, name
+
+
+def test_what_a_newer_parser_has_is_added_and_must_be_decided() -> None:
+    text = preset_path("engines", "lmdeploy-options").read_text()
+    found = {name: ParserOption(1, "None", None) for name in [*engine_options(), "--new"]}
+    written = with_options(text, "0.19", found)
+    assert written.endswith("  --new: {is: undecided, values: 1}\n")
+    assert '\n  "0.19": []\noptions:\n' in written
+    assert with_options(written, "0.19", found).count('"0.19"') == 1
+
+
+#: Fields that say how the engine runs, and not how much memory it takes.
+FREE_FIELDS = {
+    "devices", "async_", "cache_checkpoint_interval", "cache_prompt", "cache_prompt_boundary_skip",
+    "cache_generation", "prefill_interval", "thread_safe", "enable_mp_engine", "mp_engine_backend",
+    "enable_transfer_obj_ref",
+}  # fmt: skip
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.parametrize("engine", ["turbomind", "pytorch"])
+def test_every_field_of_an_engine_config_has_a_meaning(engine: str) -> None:
+    """`turbofit.pipeline` plans with it, warns of it, or hands it on."""
+    lmdeploy = pytest.importorskip("lmdeploy")
+    config = {"turbomind": "TurbomindEngineConfig", "pytorch": "PytorchEngineConfig"}[engine]
+    fields = {field.name for field in dataclasses.fields(getattr(lmdeploy, config))}
+    planned = {name for _, name in config_names(engine)}
+    handed_on = {name.lstrip("-").replace("-", "_") for name in engine_options()}
+    assert fields - planned - uncounted_fields() - handed_on <= FREE_FIELDS
+    assert not planned & uncounted_fields()
+
+
+def test_the_lists_of_older_versions_are_kept() -> None:
+    table = option_table()
+    assert list(table.lacks) == ["0.16", "0.17", "0.18"]
+    assert all(set(names) <= set(table.options) for names in table.lacks.values())
+    sizes = [len(table.options) - len(names) for names in table.lacks.values()]
+    assert sizes == sorted(sizes)

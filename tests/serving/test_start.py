@@ -1,0 +1,172 @@
+"""What a start is launched with: cache ratios, and how far it has come."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import MagicMock
+
+import pytest
+from msgspec.structs import replace
+
+from tests.support.plans import plausible_plan
+from turbofit.core.engine_end import End
+from turbofit.core.plan import GroupPlan
+from turbofit.core.process.progress import Step, listened, tell, under_way
+from turbofit.core.units import GIB
+from turbofit.serving import start_progress
+from turbofit.serving.engine.launches import ratio_now, shared_ratio
+from turbofit.serving.start import Start
+from turbofit.serving.start_progress import StartProgress, as_launched
+
+PLAN = plausible_plan(gpus=1, tp=1)
+#: With a budget that leaves a gibibyte of the card to others.
+HALF = replace(PLAN, gpus=tuple(replace(gpu, withheld=GIB) for gpu in PLAN.gpus))
+
+
+@pytest.mark.parametrize(
+    ("plan", "run", "expected"),
+    [
+        (PLAN, {}, ratio_now),
+        (HALF, {}, shared_ratio),
+        (PLAN, {"fixed": {"cache_max_entry_count": 0.5}}, None),
+        (HALF, {"config": SimpleNamespace(pretend=True)}, None),
+    ],
+)
+def test_a_start_gets_a_ratio_where_others_may_be_on_its_cards(plan, run, expected: Any) -> None:
+    beside = {"fixed": {}, "config": SimpleNamespace(pretend=False), **run}
+    ratio = Start(SimpleNamespace(**beside), plan, 0)._ratio(0)
+    assert (ratio and ratio.func) is expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "taken", "expected"),
+    [
+        ("killed", False, True),
+        ("out_of_memory", True, True),
+        ("out_of_memory", False, False),
+        ("crash", True, False),
+    ],
+)
+def test_a_lack_of_memory_that_others_took_is_no_fault_of_a_request(kind, taken, expected) -> None:
+    start: Any = Start(SimpleNamespace(), PLAN, 0)
+    start._gpu_monitor = SimpleNamespace(without_headroom=lambda uuids: taken)
+    end = End(kind=kind, message=kind, hint="none")
+    assert start._other_cause(SimpleNamespace(group=0), end) is expected
+
+
+@pytest.mark.parametrize(("pretend", "noted"), [(False, 1), (True, 0)])
+def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, noted: int) -> None:
+    told: list[dict[str, Any]] = []
+    start_of([], pretend=pretend, note=lambda *_, **facts: told.append(facts))._tick()
+    assert len(told) == noted
+
+
+def start_of(engines: list[Any], *, pretend: bool = True, **given: Any) -> Any:
+    """A start whose engines are these."""
+    run = SimpleNamespace(
+        config=SimpleNamespace(pretend=pretend, gateway=None), on_tick=lambda: None, examiner=None,
+        standby=None, folder=MagicMock(),
+        leases=SimpleNamespace(note=given.get("note")), on_open=given.get("on_open"),
+        record=MagicMock(unwritten=False),
+    )  # fmt: skip
+    start: Any = Start(cast("Any", run), PLAN, 0)
+    start._supervisor = SimpleNamespace(engines=engines, ready=True)
+    start._start_progress = StartProgress(PLAN, {})
+    start._used = dict  # no GPU is read
+    return start
+
+
+def test_what_is_told_at_the_opening_stays() -> None:
+    """A tuning's load, which begins there."""
+    one, heard = engine("check"), []
+    start = start_of([one], on_open=lambda _: tell(Step("the load")))
+    with listened(heard.append):
+        start._tick()
+        one.state = one.tracker.phase = "ready"
+        start._open(["http://127.0.0.1:1"])
+        start._tick()
+    assert heard == [Step("answering worst-case requests"), None, Step("the load")]
+
+
+PAIR = plausible_plan(gpus=2, tp=2)
+WEIGHTS, CONTEXT = (
+    [sum(term.bytes for term in one.ledger if term.phase == phase) for one in PAIR.gpus]
+    for phase in ("weights", "context")
+)
+
+
+def engine(phase: str, group: int = 0, warming: int | None = None) -> Any:
+    state = "ready" if phase == "ready" else "starting"
+    tracker = MagicMock(phase=phase, warming=warming, figures=[])
+    tracker.cached_tokens.return_value = None
+    launch = MagicMock(tuning=None)
+    return MagicMock(
+        state=state, tracker=tracker, group=group, pretended=None, launch=launch
+    )  # fmt: skip
+
+
+def test_weights_are_what_came_onto_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, now = {0: 7 << 20, 1: 0}, [0.0]
+    used: dict[int, int] = {}
+    looks: list[object] = []
+    monkeypatch.setattr(start_progress, "used_now", lambda plan: looks.append(plan) or dict(used))
+    progress, heard = StartProgress(PAIR, before, clock=lambda: now[-1]), []
+    progress.look([engine("weights")])
+    assert looks == []  # nobody looks at GPUs for nobody
+    with listened(heard.append):
+        progress.look([engine("weights")])
+        used |= {0: before[0] + CONTEXT[0] + 1000, 1: CONTEXT[1] - 5}
+        progress.look([engine("weights")])  # not a second later: nobody looks
+        now.append(1.0)
+        progress.look([engine("weights")])
+        used[0] += WEIGHTS[0] + 1  # more than the plan's is something else
+        now.append(2.0)
+        progress.look([engine("weights")])
+    total = sum(WEIGHTS)
+    assert heard == [
+        Step("loading weights", done, total, "bytes") for done in (0, 0, 1000, WEIGHTS[0])
+    ]
+
+
+def test_the_slowest_engines_are_told_of() -> None:
+    progress, heard = StartProgress(PAIR, {}), []
+    with listened(heard.append), under_way("trial 1"):
+        progress.look([engine("warm-up", warming=4096)])
+        progress.look([engine("warm-up"), engine("check", 1)])
+        progress.look([engine("check"), engine("check", 1)])
+        progress.look([engine("ready"), engine("check", 1)])
+        for _ in range(2):
+            progress.look([engine("ready"), engine("ready", 1)])
+    assert heard == [
+        Step("trial 1"),
+        Step("warming up", detail="4,096 tokens"),
+        Step("warming up", detail="1 of 2 engines"),
+        Step("answering worst-case requests", detail="2 of 2 engines"),
+        Step("answering worst-case requests", detail="1 of 2 engines"),
+        Step("trial 1"),
+        None,
+    ]
+
+
+def test_an_examiner_tells_itself_what_it_measures() -> None:
+    heard: list[Step | None] = []
+    progress = StartProgress(PAIR, {})
+    with listened(heard.append):
+        progress.look([engine("warm-up")], examined=True)
+        tell(Step("measuring sampling"))
+        for phase in ("serving", "check"):
+            progress.look([engine(phase)], examined=True)
+    assert heard == [Step("warming up"), Step("measuring sampling")]
+
+
+def test_the_gateway_counts_on_no_more_cache_than_the_engines_say_they_have() -> None:
+    plan = plausible_plan()
+    more = plan.kv.tokens + 64
+    assert as_launched(plan, {0: more}) == as_launched(plan, {0: None}) == plan
+    assert as_launched(plan, {0: 4096, 1: 8192}).kv.tokens == 4096
+    part = GroupPlan(settings=plan.settings, kv=plan.kv, units_per_forward=13, at_once=1)
+    roomy = replace(part, kv=replace(plan.kv, tokens=2 * plan.kv.tokens))
+    told = as_launched(replace(plan, by_group=(part, roomy)), {0: None, 1: more})
+    assert [one.kv.tokens for one in told.by_group] == [plan.kv.tokens, more]
+    assert told.kv.tokens == plan.kv.tokens

@@ -1,0 +1,143 @@
+"""Reads an input as items: lines of JSONL, or images of a folder, each with a prompt."""
+
+from __future__ import annotations
+
+import os
+import re
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
+from zlib import crc32
+
+import msgspec
+
+from turbofit.batch_jobs.batch_spec import ANSWER_TOKENS
+from turbofit.batch_jobs.output_file import CHAT, BatchItem, ItemError
+from turbofit.core.errors import UsageError
+from turbofit.measure.load.prompt import user_message
+
+if TYPE_CHECKING:
+    from turbofit.batch_jobs.batch_spec import BatchSpec
+
+_IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+#: ``{{word}}`` means a literal ``{word}``; other braces stay, so a prompt may contain JSON.
+_PLACEHOLDER: Final = re.compile(r"\{(\{\w+\})\}|\{(\w+)\}")
+
+
+class BatchInput(NamedTuple):
+    """An input: each call of ``items`` reads it from the beginning, in the same order.
+
+    Relative paths of images begin in ``base``; ``max_tokens`` limits answers to items that state no
+    limit; None leaves that to the server.
+    """
+
+    base: str
+    max_tokens: int | None
+    items: Callable[[], Iterator[BatchItem]]
+
+
+def open_input(path: Path, spec: BatchSpec) -> BatchInput:
+    """Open the input at this path.
+
+    Raises:
+        UsageError: it is missing or unreadable, or ``--prompt`` does not fit it.
+    """
+    is_folder = os.path.isdir(path)
+    # `Path.exists` raises for another user's folder and for a name that is too long; this does not.
+    if os.path.exists(path) and not is_folder and not os.path.isfile(path):
+        raise UsageError(f"{path} is no file that can be read twice", hint="write it into a file")
+    try:
+        next(path.iterdir(), None) if is_folder else path.open("rb").close()
+    except OSError as exc:
+        raise UsageError(
+            f"{path} cannot be read: {exc.strerror or exc}",
+            hint="name a JSONL file, or a folder of images",
+        ) from None
+    if is_folder:
+        tokens = spec.max_tokens or ANSWER_TOKENS
+        return BatchInput(str(path), tokens, partial(_images, path, _template(path, spec), tokens))
+    if spec.prompt is not None:
+        raise UsageError(
+            "--prompt does not fit this input: a JSONL file has whole requests",
+            hint="leave --prompt out",
+        )
+    return BatchInput(str(path.parent), spec.max_tokens, partial(_lines, path, spec.max_tokens))
+
+
+class _Line(msgspec.Struct):
+    """A request in the form of OpenAI's batches."""
+
+    custom_id: str
+    body: dict[str, Any]
+    method: Literal["POST"] = "POST"
+    url: Annotated[str, msgspec.Meta(pattern="^/v1/")] = CHAT
+
+
+def _lines(path: Path, tokens: int | None) -> Iterator[BatchItem]:
+    """Each line that is not empty, as an item with the line's number.
+
+    ``tokens`` is part of the digests: with another --max-tokens the requests are others.
+    """
+    with path.open("rb", buffering=1 << 20) as file:
+        for number, line in enumerate(file, 1):
+            raw = line.removeprefix(BOM_UTF8) if number == 1 else line
+            if raw := raw.strip():
+                digest = crc32(raw, tokens or 0) or 1
+                try:
+                    found = msgspec.json.decode(raw, type=_Line)
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+                    fault = ItemError("bad_line", f"line {number} is no request of a batch: {exc}")
+                    yield BatchItem(number=number, digest=digest, fault=fault)
+                else:
+                    yield BatchItem(
+                        number=number, digest=digest, custom_id=found.custom_id, url=found.url,
+                        body=found.body,
+                    )  # fmt: skip
+
+
+def _template(path: Path, spec: BatchSpec) -> str:
+    """The prompt of a folder's images, once it is sure that there are some."""
+    if next(_paths(str(path), ""), None) is None:
+        raise UsageError(
+            f"{path} holds no image ({', '.join(_IMAGES)})", hint="name another folder"
+        )
+    if spec.prompt is None:
+        raise UsageError("no --prompt says what to ask of the images", hint='add --prompt "…"')
+    for match in _PLACEHOLDER.finditer(spec.prompt):
+        if match[2] and match[2] not in ("name", "stem", "path"):
+            raise UsageError(
+                f"{match[0]} in the prompt is no placeholder",
+                hint=f"there are {{name}}, {{stem}}, {{path}}; write {{{match[0]}}} for itself",
+            )
+    return spec.prompt
+
+
+def _images(folder: Path, template: str, tokens: int) -> Iterator[BatchItem]:
+    """The images of a folder and its subfolders, each named by its path within the folder."""
+    for number, below in enumerate(_paths(str(folder), ""), 1):
+        shown = Path(below.encode(errors="surrogateescape").decode(errors="backslashreplace"))
+        words = {"name": shown.name, "stem": shown.stem, "path": str(shown)}
+        prompt = _PLACEHOLDER.sub(lambda match: match[1] or words[match[2]], template)  # noqa: B023
+        body = {"messages": [user_message(prompt, [f"./{below}"])]}
+        # A name that is not UTF-8 has a digest, too.
+        digest = crc32(repr((str(shown), body)).encode(), tokens) or 1
+        yield BatchItem(number=number, digest=digest, custom_id=str(shown), body=body)
+
+
+def _paths(folder: str, below: str) -> Iterator[str]:
+    """Paths of images below the folder, sorted by name, without hidden ones."""
+    try:
+        with os.scandir(os.path.join(folder, below)) as entries:
+            names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    except OSError as exc:
+        raise UsageError(
+            f"{os.path.join(folder, below)} cannot be read: {exc.strerror or exc}",
+            hint="allow it, or move it away",
+        ) from None
+    for name, is_folder in names:
+        if is_folder and not name.startswith("."):
+            yield from _paths(folder, f"{below}{name}/")
+        elif name.lower().endswith(_IMAGES) and not name.startswith("."):
+            yield f"{below}{name}"

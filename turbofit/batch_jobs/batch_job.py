@@ -1,0 +1,210 @@
+"""Runs a batch: sends the items that have no line in the output yet, many of them at once.
+
+Only the items under way are in memory: the next ones are read when there is room, and each line is
+written as soon as it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack, closing
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+
+from turbofit.batch_jobs.batch_input import open_input
+from turbofit.batch_jobs.output_file import OutputFile, Survey
+from turbofit.batch_jobs.sender import Sender, request_body
+from turbofit.batch_jobs.server_process import serving
+from turbofit.core.errors import UsageError
+from turbofit.core.process.ports import open_files
+from turbofit.core.process.progress import Step, tell
+from turbofit.core.process.threads import in_thread
+from turbofit.core.struct import Struct, const, doc
+from turbofit.core.version import __version__
+from turbofit.serving.runs import requests_at, waiting_words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from turbofit.batch_jobs.batch_spec import BatchSpec
+    from turbofit.batch_jobs.output_file import BatchItem, BatchLine
+
+#: Seconds between two syncs of all lines to the disk, with a report of the progress.
+_SECONDS: Final = 1.0
+#: Per this many running requests one more waits at the gateway, to take a free place immediately.
+_WAITING: Final = 8
+#: Requests at once to a server whose capacity is unknown.
+_AT_ONCE: Final = 64
+
+BATCH_SCHEMA: Final = "turbofit.batch/1"
+
+
+class BatchResult(Struct):
+    """A batch at its end. ``seconds`` and the rate are of this run alone."""
+
+    schema: Annotated[str, const(BATCH_SCHEMA)] = BATCH_SCHEMA
+    turbofit_version: str
+    input: str
+    output: str
+    items: int
+    answered: int
+    failed: int
+    left: Annotated[int, doc("Items without a line, where a signal ended the run.")]
+    before: Annotated[int, doc("Items that had their line before this run.")]
+    lowered: Annotated[int, doc("Answers to requests that the server says it lowered.")] = 0
+    seconds: float
+    items_per_second: float
+
+
+class BatchJob:
+    """One run of a batch, from an input to an output.
+
+    ``key`` is that of the server at the URL; ``words`` follow ``turbofit serve`` where there is
+    none. ``say`` receives each important line.
+
+    Raises:
+        UsageError: the input or the options are wrong.
+    """
+
+    def __init__(
+        self,
+        paths: tuple[Path, Path],
+        spec: BatchSpec,
+        *,
+        key: str | None = None,
+        words: Sequence[str] = (),
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._paths, self._spec, self._say = paths, spec, say
+        self._key, self._words = key, words
+        self._input = open_input(paths[0], spec)
+        if os.path.exists(paths[1]) and paths[1].samefile(paths[0]):
+            raise UsageError("input and output are one file", hint="name another output")
+        #: Whether the run was cancelled; it then ends in order, and all lines so far are kept.
+        self.interrupted = False
+        #: The number of items, and how many of them had a line before this run.
+        self._total = self._before = 0
+        #: When the first item was sent.
+        self._began: float | None = None
+        self._sender: Sender | None = None
+
+    async def run(self) -> BatchResult:
+        """Send the items without a line; after an error the same batch can be run again."""
+        open_files(1 << 16)  # a socket for each request; shells often allow 1,024
+        with closing(OutputFile(self._paths[1])) as output:
+            try:
+                await self._work(output)
+            except asyncio.CancelledError:
+                self.interrupted = True
+            finally:
+                output.sync()
+            seconds = 0.0 if self._began is None else time.monotonic() - self._began
+            rate = (output.lines - self._before) / seconds if seconds else 0.0
+            return BatchResult(
+                turbofit_version=__version__,
+                input=str(self._paths[0]),
+                output=str(self._paths[1]),
+                items=self._total,
+                answered=output.answered,
+                failed=output.failed,
+                left=self._total - output.lines,
+                before=self._before,
+                lowered=self._sender.lowered if self._sender else 0,
+                seconds=round(seconds, 3),
+                items_per_second=round(rate, 3),
+            )
+
+    async def _work(self, output: OutputFile) -> None:
+        survey = await in_thread(Survey, self._input.items())
+        await in_thread(output.resume, survey)
+        self._total, self._before = survey.total, output.lines
+        before = f", {self._before:,} of which have their line" if self._before else ""
+        self._say(f"{self._total:,} items{before}")
+        if self._total > self._before:
+            async with AsyncExitStack() as stack:
+                await self._send(survey, output, stack)
+
+    async def _send(self, survey: Survey, output: OutputFile, stack: AsyncExitStack) -> None:
+        spec, left = self._spec, self._total - self._before
+        url, key, model, beside = spec.url or "", self._key, spec.model, list[Awaitable[None]]()
+        if not url:
+            server = serving(self._words, self._say)
+            url, key, ended = await stack.enter_async_context(server)
+            beside, model = [ended], None  # the server's own name
+        places = await in_thread(requests_at, url)
+        usual = places + max(2, places // _WAITING) if places else _AT_ONCE
+        if text := waiting_words(min(spec.concurrency or 0, left), places):
+            self._say(text)
+        patience = None if beside else spec.patience
+        sender = Sender(url, key, timeout=spec.timeout, patience=patience)
+        self._sender = await stack.enter_async_context(sender)
+
+        async def send() -> None:
+            make_body = partial(
+                request_body, model=model or await sender.model(), replace=bool(model or beside),
+                base=self._input.base, max_tokens=self._input.max_tokens,
+            )  # fmt: skip
+            self._began = time.monotonic()
+            pending = survey.pending(self._input.items())
+            at_once = min(spec.concurrency or usual, left)
+            await send_all(
+                pending, output, lambda item: sender.line(item, make_body), at_once=at_once
+            )
+
+        await run_together((send(), self._ticks(output, sender), *beside), asyncio.FIRST_COMPLETED)
+
+    async def _ticks(self, output: OutputFile, sender: Sender) -> None:
+        """Sync all lines to the disk each second, and report the progress."""
+        while True:
+            await asyncio.sleep(_SECONDS)
+            await in_thread(output.sync)
+            detail = ", ".join(filter(None, (f"{output.failed:,} failed", sender.waits)))
+            tell(Step("sending", output.lines, self._total, detail=detail))
+
+
+async def send_all(
+    items: Iterator[BatchItem],
+    output: OutputFile,
+    ask: Callable[[BatchItem], Awaitable[BatchLine]],
+    *,
+    at_once: int,
+) -> None:
+    """Send ``at_once`` items at a time and write lines, until all are sent or ``ask`` raises."""
+    reading = asyncio.Lock()
+    ready: deque[BatchItem] = deque()
+
+    async def work() -> None:
+        while True:
+            async with reading:
+                ready.extend([] if ready else await in_thread(list, islice(items, 16)))
+                if not ready:
+                    return
+                item = ready.popleft()
+            line = await ask(item)
+            output.append(msgspec.json.encode(line) + b"\n", failed=line.error is not None)
+
+    await run_together((work() for _ in range(at_once)), asyncio.FIRST_EXCEPTION)
+
+
+async def run_together(work: Iterable[Awaitable[None]], until: str) -> None:
+    """Wait until the first ends, or until all end or one fails (``until`` is `asyncio.wait`'s).
+
+    Then all that still run are cancelled, and the first error is raised.
+    """
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=until)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

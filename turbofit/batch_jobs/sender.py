@@ -1,0 +1,245 @@
+"""Sends one item until it is answered, or fails for a reason of its own.
+
+Its body is complete, with its model, without a stream, and with its images inline. A server that is
+away, busy or starting fails no item: the item waits and is sent again. The batch's own server is
+waited for as long as it restarts; another server for ``patience`` seconds, after which the batch
+ends and can be continued later. An item whose connection to another server breaks `_MOST_BREAKS`
+times may be the cause, and fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
+
+import aiohttp
+import msgspec
+
+from turbofit.batch_jobs.output_file import BatchLine, ItemError
+from turbofit.core.errors import UnservedError
+from turbofit.core.units import MIB, doubled
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.http.routes import first_model
+from turbofit.gateway.media.pictures import from_bytes, from_url
+from turbofit.measure.load.client import ServerClient, body_of, stated_pause
+from turbofit.measure.load.events import NO_JSON
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.batch_jobs.output_file import BatchItem
+    from turbofit.core.json_types import JsonObject
+
+#: The most bytes of an image's file: a plan's limit (`planning/explain/plan_document.py`).
+LARGEST_IMAGE: Final = 32 * MIB
+#: A body of another form, or with text or numbers that JSON does not hold.
+_NO_BODY: Final = (
+    msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError, AttributeError, LookupError,
+    TypeError,
+)  # fmt: skip
+
+
+def request_body(
+    item: BatchItem, model: str, *, replace: bool, base: str, max_tokens: int | None
+) -> bytes:
+    """The body to send for an item; reads the item's files.
+
+    ``model`` is for items that name none, or with ``replace`` for all; paths of images begin in
+    ``base``; ``max_tokens`` limits answers to items that state no limit.
+
+    Raises:
+        ItemError: the item cannot be sent.
+    """
+    try:
+        body = msgspec.json.decode(msgspec.json.encode(item.body))  # its item stays as it is
+        if body.get("stream"):
+            raise ItemError("bad_stream", "a batch has no streams: leave stream out")
+        if replace or body.get("model") is None:
+            body["model"] = model
+        if max_tokens and not (body.get("max_tokens") or body.get("max_completion_tokens")):
+            body["max_tokens"] = max_tokens
+        for message in body.get("messages", ()):
+            content = message.get("content")
+            for part in content if isinstance(content, list) else ():
+                if part.get("type") == "image_url":
+                    source = part["image_url"]
+                    source = {"url": source} if isinstance(source, str) else source
+                    part["image_url"] = {**source, "url": _inline(source["url"], base)}
+        return msgspec.json.encode(body)
+    except _NO_BODY as exc:
+        raise ItemError("bad_line", f"the body cannot be sent: {exc}") from None
+
+
+def _inline(url: str, base: str) -> str:
+    """The image at a URL, or in a file below ``base``, inline; the server fetches web addresses."""
+    kind, what = url.partition(":")[0].lower(), "an image"
+    if kind in ("http", "https"):
+        return url
+    try:
+        if kind == "data":
+            return from_url(url, LARGEST_IMAGE).inline
+        what = unquote(urlsplit(url).path) if kind == "file" else os.path.join(base, url)
+        if not os.path.isfile(what):  # a pipe would block
+            raise ItemError("image_missing", f"{what} is no file that is there")
+        with open(what, "rb") as file:
+            return from_bytes(file.read(LARGEST_IMAGE + 1), LARGEST_IMAGE).inline
+    except Refusal as exc:
+        raise ItemError(exc.reason, f"{what}: {exc.message}") from None
+    except (OSError, ValueError) as exc:
+        raise ItemError("image_unreadable", f"{what}: {exc}") from None
+
+
+_LARGEST_ANSWER: Final = 64 << 20
+_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 5.0
+_LONGEST_RETRY_AFTER: Final = 60.0
+#: Failures more seconds apart than this, which is longer than any pause, are not one outage.
+_SILENCE: Final = 90.0
+#: Broken connections of one item, to a server that is not ours, after which it fails.
+_MOST_BREAKS: Final = 8
+#: Answers like 500, and answers that took too long, after which the item fails.
+_MOST_ERRORS: Final = 3
+#: Why a request has no answer, if the reason counts against its item.
+_NO_ANSWER: Final = "no answer in time"
+_BROKE: Final = "the connection broke"
+#: Such reasons by exception; the first that matches counts.
+_REASONS: Final = (
+    ((aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError), "no connection"),
+    (asyncio.TimeoutError, _NO_ANSWER),
+    (Exception, _BROKE),
+)
+_AWAY: Final = frozenset({408, 425, 429, 502, 503, 504})
+
+
+class Sender(ServerClient):
+    """Asks one server for the lines of items.
+
+    An answer may take ``timeout`` seconds; the server may be away for ``patience`` seconds; None
+    waits for ever, for a server that is our own.
+    """
+
+    def __init__(
+        self, url: str, key: str | None, *, timeout: float, patience: float | None
+    ) -> None:
+        super().__init__(url, key, timeout=timeout)
+        self._patience = patience
+        #: Why no item makes progress now; empty if items do.
+        self.waits = ""
+        self._away_since: float | None = None
+        self._failed_at = 0.0
+        #: The number of answers whose requests the server has lowered, by its header.
+        self.lowered = 0
+
+    async def model(self) -> str:
+        """The first model of the server.
+
+        Raises:
+            UnservedError: the server does not answer, or lists no model.
+        """
+        try:
+            status, _, raw = await self._answer("GET", "/v1/models", None)
+        except (aiohttp.InvalidURL, ValueError):
+            raise self._no_address() from None
+        if status == 200 and (name := first_model(raw)):
+            return name
+        raise UnservedError(
+            f"{self._url}/v1/models answers {status} and names no model",
+            hint="name an OpenAI-compatible server, or its model with --model",
+        )
+
+    async def line(self, item: BatchItem, make_body: Callable[[BatchItem], bytes]) -> BatchLine:
+        """The line of an item; ``make_body`` makes its body, and may read files.
+
+        Raises:
+            UnservedError: the server is away for more than ``patience`` seconds.
+            UsageError: the server does not know the key.
+        """
+        response = error = None
+        try:
+            if item.fault is not None:
+                raise item.fault
+            body = await asyncio.to_thread(make_body, item)
+            status, headers, raw = await self._answer("POST", item.url, body)
+            response, error = _read(status, headers, raw)
+            self.lowered += error is None and "x-turbofit-limited" in headers
+        except ItemError as exc:
+            error = _failed(exc.code, exc.message)
+        except (aiohttp.InvalidURL, ValueError) as exc:
+            error = _failed("bad_url", f"{item.url!r} is no path: {exc}")
+        return BatchLine(id=item.line_id, custom_id=item.custom_id, response=response, error=error)
+
+    async def _answer(self, method: str, path: str, body: bytes | None) -> tuple[int, Any, bytes]:
+        """The status, headers and body of an answer, after as many tries as it takes."""
+        tries = breaks = errors = 0
+        while True:
+            headers: Any = {}
+            try:
+                status, headers, raw = await self._exchange(method, path, body)
+                why = f"status {status}" if status in _AWAY else ""
+                errors += status >= 500 and not why
+                if not why and (status < 500 or errors >= _MOST_ERRORS):
+                    self._away_since, self.waits = None, ""
+                    return status, headers, raw
+            except aiohttp.InvalidURL:
+                raise
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
+                why = next(why for kinds, why in _REASONS if isinstance(exc, kinds))
+                errors += why == _NO_ANSWER
+                breaks += why == _BROKE and self._patience is not None
+                if body is not None and (breaks >= _MOST_BREAKS or errors >= _MOST_ERRORS):
+                    times = max(breaks, errors)
+                    raise ItemError("connection_lost", f"{times} times: {why}") from None
+            if why:
+                self._away(why)
+            # The pause grows with each try, and has a random part, so that items spread out.
+            pause = doubled(_PAUSE, tries, _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+            tries += 1
+            await asyncio.sleep(max(pause, stated_pause(headers, _LONGEST_RETRY_AFTER)))
+
+    async def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, Any, bytes]:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        async with self._session.request(
+            method, self._url + path, data=body, headers=headers, allow_redirects=False
+        ) as response:
+            if response.status == 401:  # not the item's failure
+                raise self._unknown_key(401)
+            return response.status, response.headers, await body_of(response, _LARGEST_ANSWER)
+
+    def _away(self, why: str) -> None:
+        """Note that the server is away or busy; an `UnservedError` after ``patience`` seconds."""
+        now = time.monotonic()
+        if self._away_since is None or now > self._failed_at + _SILENCE:
+            self._away_since = now
+        self._failed_at, self.waits = now, f"waiting for the server: {why}"
+        away = now - self._away_since
+        if self._patience is not None and away > self._patience:
+            raise UnservedError(
+                f"{self._url} has not answered for {away:.0f} s: {why}",
+                hint="start it again and give the same command: all lines of the output count",
+            )
+
+
+def _read(status: int, headers: Any, raw: bytes) -> tuple[JsonObject, JsonObject | None]:
+    """The response and the error of an item's line, from a server's answer."""
+    error = None
+    try:
+        answer = msgspec.json.decode(raw)  # `format` is more lenient
+        body: Any = msgspec.Raw(msgspec.json.format(raw, indent=-1) if b"\n" in raw else raw)
+        if not 200 <= status < 300:
+            words = answer.get("error", answer) if isinstance(answer, dict) else {}
+            words = words if isinstance(words, dict) else {}
+            code, message = words.get("code"), words.get("message")
+            error = _failed(code or f"status_{status}", message or f"the server answered {status}")
+    except NO_JSON:
+        body = raw[:4096].decode(errors="replace")
+        error = _failed("bad_answer", f"status {status} without JSON")
+    request_id = headers.get("x-request-id", "")
+    return {"status_code": status, "request_id": request_id, "body": body}, error
+
+
+def _failed(code: Any, message: Any) -> JsonObject:
+    return {"code": str(code), "message": str(message)}

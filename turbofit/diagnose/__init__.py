@@ -1,1 +1,0 @@
-"""Explains why an engine died (`read_log`, `explain`)."""

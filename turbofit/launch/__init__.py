@@ -1,1 +1,0 @@
-"""Commands, processes and their supervision."""

@@ -1,0 +1,300 @@
+"""What the account of a log's release says of a death: the phase by the bytes, and what would live.
+
+turbofit knows what each byte of a GPU is for: of what a process held, the weights of a rank and its
+contexts are taken off; what is left tells whether the cache existed. A cure is the log's own run
+with one thing changed, which the same account lets live, the cheapest first.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from msgspec.structs import replace
+
+from turbofit.core.engine_end import End
+from turbofit.core.errors import option_of
+from turbofit.core.plan import Remedy
+from turbofit.core.struct import Struct
+from turbofit.core.units import GIB, format_bytes
+from turbofit.logs.answer import Missing
+from turbofit.logs.log_events import CacheBudget, KvBlocks
+from turbofit.memory.account import TEMPORARIES
+from turbofit.memory.versions import release
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.logs.case import LogCase
+    from turbofit.logs.death import Phase
+    from turbofit.logs.log_events import TorchMemory
+
+#: The part of what a process held below which figures agree.
+_TENTH: Final = 10
+#: The first release whose TurboMind runs the vision tower itself; before, torch runs it.
+_NATIVE: Final = (0, 16)
+#: Fewer bytes of other processes are the account's own doubt.
+_OTHERS: Final = 2 * GIB
+_WITH_RATIO: Final = ("cache", "warm-up", "vision", "text", "serving", "unknown")
+_WITH_LIMIT: Final = ("vision", "serving", "unknown")
+_IMAGE_OR_TEXT: Final = (
+    "whether an image or a long prompt asked for it: the traceback before the error tells"
+)
+
+
+_LOOK: Final = (
+    "see with nvidia-smi or `turbofit doctor` what else holds the cards: by the account these"
+    " settings alone do not explain it"
+)
+#: A change in words, and the options that it sets.
+_Change = tuple[str, dict[str, Any]]
+
+
+class Cache(NamedTuple):
+    """TurboMind's cache as a log has it: its bytes a card, what was free for it, its blocks."""
+
+    size: int
+    free: int
+    lines: tuple[tuple[int, str], ...]
+    blocks: str = ""
+
+
+class Finding(Struct):
+    """What the account says: a refused piece for `death`, sentences, and what is not known.
+
+    ``others``: bytes of each card that somebody else held. ``short``: what the run lacked in all.
+    ``weights``: those of a rank, if the log has the cache's size. ``look``: the step where more was
+    missing than the account explains, and nothing in the log tells who held it.
+    """
+
+    end: End | None = None
+    why: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    others: int = 0
+    short: Missing | None = None
+    weights: int = 0
+    look: str = ""
+
+
+def logged_cache(case: LogCase) -> Cache | None:
+    """The cache by its first line, or by the lines of its blocks."""
+    for mark, budget in case.facts.every(CacheBudget):
+        return Cache(budget.budget, budget.free, ((mark.line, mark.text),))
+    fields = {event.field: (mark, event) for mark, event in reversed(case.facts.every(KvBlocks))}
+    sized, counted = fields.get("block_size"), fields.get("max_block_count")
+    if sized is None or counted is None or not 0 < case.ratio < 1:
+        return None
+    size, count = sized[1].value, counted[1].value
+    lines = tuple((mark.line, mark.text) for mark, _ in (sized, counted))
+    blocks = f"{count} blocks of {format_bytes(size)}, "
+    total = size * count
+    return Cache(total, round(total / case.ratio), lines, blocks) if total else None
+
+
+def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bool) -> Finding:
+    """What the account says of a lack of memory.
+
+    Args:
+        case: the log.
+        phase: what its lines say of the phase.
+        memory: torch's figures, if torch told of it.
+        cached: whether a line before the death shows that the cache was made.
+    """
+    forecast = case.forecast() if case.has_account else None
+    if forecast is None:
+        return Finding()
+    place = memory.gpu if memory and memory.gpu else 0
+    ledger = forecast.gpus[min(place, len(forecast.gpus) - 1)]
+    finding = Finding()
+    if (cache := logged_cache(case)) is not None:
+        finding = _of_cache(case, cache, ledger)
+        forecast = case.forecast(free_at_cache=cache.free) or forecast
+    elif memory and memory.process is not None and memory.allocated is not None:
+        turbomind = not forecast.engine.is_pytorch
+        finding = _of_torch(case, phase, memory, ledger, cached=cached, turbomind=turbomind)
+    elif phase == "unknown":
+        finding = _of_load(ledger)
+    if case.assumption:
+        said = f"the release of LMDeploy: {forecast.engine.version} is {case.assumption}"
+        finding = replace(finding, unknown=(*finding.unknown, said))
+    return finding if finding.others else _against(finding, forecast, phase, memory, bool(cache))
+
+
+def _against(
+    finding: Finding, forecast: Plan, phase: Phase, memory: TorchMemory | None, cached: bool
+) -> Finding:
+    """The finding with what the run lacked by the account, which may not explain its death."""
+    at = finding.end.phase if finding.end else phase
+    short = most(forecast, at) - min(gpu.usable for gpu in forecast.gpus)
+    lacked = memory.missing if memory else None
+    if short <= 0 if lacked is None else lacked > max(short, 0):
+        leave = f"lack at most {format_bytes(short)}" if short > 0 else "leave room"
+        said = (
+            f"what took the rest: by the account these settings {leave} on such cards (other"
+            " programs, other settings, another LMDeploy)"
+        )
+        whole = memory is not None and memory.process is not None and memory.named
+        return replace(finding, look="" if whole else _LOOK, unknown=(*finding.unknown, said))
+    if short <= 0 or not (cached or at == "weights"):
+        return finding
+    says = forecast.verdict.partition(": ")[2] or forecast.verdict
+    note = "for all that these settings let in, by the account"
+    in_all = Missing(bytes=short, basis="formula", note=note)
+    return replace(finding, short=in_all, why=(*finding.why, f"by the account: {says}"))
+
+
+def most(plan: Plan, phase: str) -> int:
+    """The most bytes of a GPU that a plan takes up to a phase."""
+    return max(gpu.load_peak if phase == "weights" else gpu.peak for gpu in plan.gpus)
+
+
+def _weights(ledger: GpuLedger) -> int:
+    return ledger.bytes_in("weights") - ledger.bytes_of(TEMPORARIES)
+
+
+def _of_cache(case: LogCase, cache: Cache, ledger: GpuLedger) -> Finding:
+    """What a line about the cache tells: its share, what stayed, and whether others held memory."""
+    weights = _weights(ledger)
+    others = ledger.usable - cache.free - weights
+    given = "cache_max_entry_count" in case.subject.options or not cache.blocks
+    ratio = f"ratio {case.ratio if cache.blocks else cache.size / cache.free:.3g}"
+    ratio += "" if given else ", if nobody set another"
+    why = (
+        f"the cache took {cache.blocks}{format_bytes(cache.size)} of {format_bytes(cache.free)}"
+        f" that were free ({ratio}): {format_bytes(cache.free - cache.size)} stayed for buffers,"
+        " the warm-up and every request, images included"
+    )
+    # A newer engine's rest includes memory of loading.
+    if not cache.blocks or others <= _OTHERS:
+        return Finding(why=(why,), weights=weights)
+    held = (
+        f"the cards were not empty: only {format_bytes(cache.free)} were free when the cache was"
+        f" sized, though the weights of a rank take {format_bytes(weights)} at tp {case.tp}: about"
+        f" {format_bytes(others)} were held by somebody else, or by other copies of this engine"
+    )
+    return Finding(why=(why, held), others=others, weights=weights)
+
+
+def _of_torch(
+    case: LogCase,
+    phase: Phase,
+    memory: TorchMemory,
+    ledger: GpuLedger,
+    *,
+    cached: bool,
+    turbomind: bool,
+) -> Finding:
+    """What is left of the process's bytes beyond weights and contexts, and so the phase."""
+    held, allocated = memory.process or 0, memory.allocated or 0
+    torch = allocated + (memory.cached or 0)
+    weights, context = _weights(ledger), ledger.bytes_in("context")
+    rest = allocated - weights
+    torch_tower = turbomind and release(case.engine.version) < _NATIVE
+    if turbomind:
+        tower = ledger.bytes_of("weights.vision_tower") if torch_tower else 0
+        rest = held - torch - context - (weights - tower)
+    doubt, past = held // _TENTH, cached or phase not in ("weights", "unknown")
+    of_weights = f"{format_bytes(weights)} and CUDA's context about {format_bytes(context)}"
+    if memory.beyond > doubt or (rest < -doubt and past):
+        said = (
+            f"the phase: the figures contradict each other (this process held {format_bytes(held)},"
+            f" and the weights of a rank at tp {case.tp} alone are {of_weights}): other settings or"
+            " another model ran"
+        )
+        return Finding(unknown=(said,))
+    said = (
+        f"of {format_bytes(held)} that this process held, the weights of a rank are {of_weights}"
+        f"{f', torch {format_bytes(torch)}' if turbomind else ''}: "
+    )
+    region = ledger.bytes_in("cache")
+    if rest > doubt:
+        text_alone = case.model is not None and case.model.vision is None
+        named: str = "text" if text_alone else "vision" if torch_tower else "after"
+        what = (
+            f"about {format_bytes(rest)} of it were the KV cache with its buffers (the ratio"
+            f" {case.ratio:g} gives {format_bytes(region)} by the account), so it died after the"
+            " cache was made"
+        )
+    else:
+        asked = 0 if turbomind else memory.requested or 0
+        named, what = _before_cache(rest, doubt, asked, region)
+    end = End(phase=named) if phase == "unknown" else None
+    unknown = (_IMAGE_OR_TEXT,) if named == "after" else ()
+    return Finding(end=end, why=(said + what,), unknown=unknown)
+
+
+def _before_cache(rest: int, doubt: int, asked: int, region: int) -> tuple[str, str]:
+    """The phase of a process that holds no cache: it asked for that, or loaded its weights."""
+    if asked > region // 2 > 0:
+        return "cache", "it asked for the cache itself"
+    return "weights", (
+        "the weights were not yet whole" if rest < -doubt else "nothing is left for a cache"
+    )
+
+
+def _of_load(ledger: GpuLedger) -> Finding:
+    """Whether loading needs more than the card has; else nothing tells the phase."""
+    peak, usable = format_bytes(ledger.load_peak), format_bytes(ledger.usable)
+    if ledger.load_peak > ledger.usable:
+        why = f"loading needs {peak} of a card that has {usable}, by the account of this release"
+        return Finding(end=End(phase="weights"), why=(why,))
+    said = (
+        f"the phase: loading needs {peak} of {usable} by the account, so an empty card had its"
+        " weights; TM_LOG_LEVEL=INFO prints the cache's size before what comes after it"
+    )
+    return Finding(unknown=(said,))
+
+
+def cures(
+    case: LogCase, phase: Phase, others: int, lacked: int | None
+) -> tuple[tuple[Remedy, Plan], ...]:
+    """Changes of the log's run that the release's account lets live, the cheapest first.
+
+    Each takes at least ``lacked`` bytes less of a GPU than the log's run, if the log says how many
+    these were; else there is none where the account lets the log's own run live. They are the
+    largest lower ratio in hundredths, the largest common image limit below the checkpoint's own,
+    and the smallest larger degree on the log's cards, each with the run then.
+    """
+    machine, model, cache = case.machine, case.model, logged_cache(case)
+    if not case.has_account:
+        return ()
+    assert machine is not None
+    assert model is not None
+    kept: dict[str, Any] = {"free_at_cache": cache.free} if cache else {}
+    kept = {"on": machine.with_used(others)} if others else kept
+    before = case.forecast(**kept)
+    if before is None or (lacked is None and before.fits):
+        return ()
+    enough = most(before, phase) - (lacked or 0)
+
+    def lives(**changed: Any) -> Plan | None:
+        # What was free for the cache holds for the log's own degree alone.
+        plan = case.forecast(**({"on": machine} if "tp" in changed and cache else kept), **changed)
+        return plan if plan and plan.fits and most(plan, phase) <= enough else None
+
+    groups = _ratio(case, lives) if phase in _WITH_RATIO else []
+    rule = model.image_rule
+    if rule is not None and phase in _WITH_LIMIT and rule.varies_by_limit:
+        option, limits = option_of(rule.limit_name), rule.common_limits
+        groups.append([(f"{option} {n} for every image", {rule.limit_name: n})
+                       for n in limits if n < rule.checkpoint_limit])  # fmt: skip
+    groups.append([(f"--tp {n}", {"tp": n}) for n in (2, 4, 8) if case.tp < n <= len(machine.gpus)])
+    lived = (
+        next(((change, plan) for change, changed in group if (plan := lives(**changed))), None)
+        for group in groups
+    )
+    return tuple(
+        (Remedy(change=change, effect=f"lives, with {plan.kv.tokens:,} KV tokens"), plan)
+        for change, plan in filter(None, lived)
+    )
+
+
+def _ratio(case: LogCase, lives: Callable[..., Plan | None]) -> list[list[_Change]]:
+    """The largest ratio below the log's that lives, in hundredths."""
+    lower = range(round(case.ratio * 100) - 1 if case.ratio < 1 else 0, 0, -1)
+    at = bisect_left(lower, 1, key=lambda n: lives(cache_max_entry_count=n / 100) is not None)
+    best = lower[at : at + 1]
+    return [
+        [(f"--cache-max-entry-count {n / 100:g}", {"cache_max_entry_count": n / 100}) for n in best]
+    ]

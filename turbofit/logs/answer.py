@@ -1,0 +1,119 @@
+"""The answer of `turbofit diagnose`: one struct, from which text and JSON are made."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from msgspec import field
+
+from turbofit.core.plan import Remedy
+from turbofit.core.struct import Struct
+from turbofit.logs.death import Phase
+
+DIAGNOSIS_SCHEMA: Final = "turbofit.diagnosis/1"
+
+
+class Evidence(Struct):
+    """A line of the log, counted from 1, and its meaning."""
+
+    line: int
+    text: str
+    tells: str
+
+
+class Holding(Struct):
+    """A holder of memory on a GPU, with its bytes; a field is None if the log does not say it."""
+
+    who: str
+    bytes: int | None
+    gpu: int | None = None
+    lines: tuple[int, ...] = ()
+
+
+class Missing(Struct):
+    """The bytes that were missing, and the source of that number.
+
+    ``basis``: ``log`` (the log's own figures, which torch rounds to hundredths of their unit),
+    ``formula`` (the log's figures and turbofit's account of the engine) or ``unknown``. A formula's
+    number may be too low by up to ``doubt`` bytes.
+    """
+
+    bytes: int | None
+    basis: Literal["log", "formula", "unknown"]
+    note: str
+    doubt: int = 0
+
+
+class Others(Struct):
+    """Causes that others had with the same message, which alone does not prove its cause.
+
+    ``message`` identifies the message, for scripts. ``had`` are causes, the likeliest first, and
+    never all of them; ``tried`` are steps that told them apart or helped. This log proves no cause.
+    """
+
+    message: str
+    had: tuple[str, ...]
+    tried: tuple[str, ...]
+
+
+class Advice(Struct):
+    """A run that would have worked for the model and machine, or the reason why there is none.
+
+    It contains the first step of the diagnosis. ``fits`` is None if no plan could be made, or if
+    the log itself contradicts the plan. ``settings`` are LMDeploy's important options; ``command``
+    starts it, without the environment; ``note`` says what to know before they are used.
+    """
+
+    model: str
+    on: str
+    fits: bool | None
+    verdict: str
+    settings: dict[str, object] = field(default_factory=dict)
+    command: str = ""
+    note: str = ""
+    remedies: tuple[Remedy, ...] = ()
+
+
+class Read(Struct):
+    """The log's facts about the run; a field is None or empty if the log does not say it."""
+
+    lines: int
+    engine: str | None = None
+    version: str | None = None
+    model: str | None = None
+    machine: str | None = None
+    tp: int | None = None
+    settings: dict[str, object] = field(default_factory=dict)
+
+
+class Diagnosis(Struct):
+    """The answer; ``kind`` is the cause, stable for scripts, if the log or the account proves it.
+
+    Otherwise ``kind`` is ``unknown``: ``what`` quotes the error, ``send`` says what would tell
+    more, and ``others`` has the causes that others had with the same message. ``first`` is the one
+    step to take first; it is empty if there is none, as for a healthy log. ``changes`` are all
+    steps, the first of them first.
+    """
+
+    schema: str = DIAGNOSIS_SCHEMA
+    kind: str
+    phase: Phase
+    what: str
+    why: tuple[str, ...] = ()
+    others: Others | None = None
+    held: tuple[Holding, ...] = ()
+    missing: Missing | None = None
+    missing_in_all: Missing | None = None
+    changes: tuple[str, ...] = ()
+    would_work: Advice | None = None
+    send: tuple[str, ...] = ()
+    first: str = ""
+    unknown: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+    read: Read
+
+    @property
+    def known(self) -> bool:
+        """Whether the log proves a cause, or that nothing failed."""
+        return self.kind != "unknown"

@@ -1,0 +1,262 @@
+"""A log with its model, machine, engine and settings, as it or the user names them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import convert
+from msgspec.structs import replace
+
+from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.plan import PlannedEngine, Settings
+from turbofit.core.units import GIB, MIB
+from turbofit.core.version import REFERENCE
+from turbofit.logs.log_events import (
+    CacheBudget,
+    KvBlocks,
+    LegacyCuda,
+    PeerMissing,
+    Slab,
+    Starting,
+    TorchMemory,
+)
+from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
+from turbofit.machine.presets import assumed_note, nearest_in_memory, spec_name
+from turbofit.machine.source import machine_from, spec_of
+from turbofit.memory.engines import engine_for, engine_named
+from turbofit.model.model_words import preset_of
+from turbofit.model.names import by_its_name
+from turbofit.model.presets import HUB_ID, preset_model
+from turbofit.model.source import resolve_model
+from turbofit.planning.plan import predict
+from turbofit.planning.request import PredictRequest
+
+if TYPE_CHECKING:
+    from turbofit.core.machine import Gpu, Machine
+    from turbofit.core.model import Model
+    from turbofit.core.plan import Plan
+    from turbofit.logs.facts import LogFacts
+    from turbofit.memory.account import Engine
+
+#: Less than so much of a table is a display's, or the driver's own.
+_IN_USE: Final = 256 * MIB
+_SIZING: Final = ("cache_block_seq_len", "max_batch_size", "session_len", "quant_policy")
+
+
+class LogCase:
+    """What the answer looks at.
+
+    Args:
+        facts: the log.
+        model: the user's name of the model; it goes before the log's.
+        on: the user's SPEC or snapshot; it goes before the log's.
+        hangs: whether the user says that the program stands still.
+    """
+
+    def __init__(
+        self, facts: LogFacts, *, model: str | None, on: str | None, hangs: bool = False
+    ) -> None:
+        self.facts, self.subject, self.hangs = facts, facts.subject, hangs
+        self.model = self._model(model)
+        self.on = on
+        self.machine = machine_from(on) if on else None
+        #: Why the cards that the log names make no machine.
+        self.no_machine = ""
+        #: What was assumed of a card whose size the log leaves open.
+        self.assumed = ""
+        #: Whether the log names no card, and one of the memory that torch prints stands for it.
+        self.guessed = False
+        #: How many cards the machine has beside those that the run saw.
+        self.unseen = 0
+        if on is None:
+            self._take_machine_of_log()
+
+    @property
+    def gpu(self) -> Gpu | None:
+        return self.machine.gpu(self.machine.visible[0]) if self.machine else None
+
+    @property
+    def has_all(self) -> bool:
+        """Whether model and cards are known."""
+        return self.model is not None and self.machine is not None
+
+    @property
+    def has_account(self) -> bool:
+        """Whether the log is LMDeploy's, of a model and cards that are known."""
+        return self.subject.of_lmdeploy and self.has_all
+
+    @cached_property
+    def version(self) -> str | None:
+        """The log's release; where it prints none, one whose lines these are; else None."""
+        return self.subject.version or self._guess[0]
+
+    @property
+    def assumption(self) -> str:
+        """What the release rests on where the log does not name it; else empty."""
+        return "" if self.subject.version else self._guess[1]
+
+    @cached_property
+    def _guess(self) -> tuple[str | None, str]:
+        """A release by lines that some releases print, and these lines."""
+        facts = self.facts
+        if facts.first(PeerMissing):
+            return "0.7", "a guess: LMDeploy prints its warning of peer access up to 0.7.3"
+        if facts.first(CacheBudget) or facts.first(Slab):
+            return None, "assumed: TurboMind prints such lines of its cache since 0.15"
+        if facts.first(KvBlocks) or facts.first(LegacyCuda):
+            return "0.12", "a guess: TurboMind prints such lines up to 0.14"
+        if self._tower_is_torch_s():
+            return "0.12", "a guess: torch holds much beside TurboMind, as it does up to 0.15"
+        return None, "assumed: no line tells the release"
+
+    def _tower_is_torch_s(self) -> bool:
+        """Whether torch holds a vision tower beside TurboMind, which runs it itself since 0.16."""
+        held = [event.allocated or 0 for _, event in self.facts.every(TorchMemory)]
+        with suppress(TurbofitError):
+            if self.model is not None and max(held, default=0) >= GIB:
+                engine = engine_for(self.model, "auto", None)
+                pytorch = PlannedEngine(name=engine.name, version=engine.version).is_pytorch
+                return self.subject.of_lmdeploy and not (pytorch or self.subject.on_pytorch)
+        return False
+
+    @cached_property
+    def engine(self) -> Engine:
+        """LMDeploy's engine of the log, in its release; the reference's if that is not known."""
+        name = "pytorch" if self.subject.on_pytorch else "auto"
+        if self.facts.first(CacheBudget) or self.facts.first(KvBlocks):
+            name = "turbomind"
+        for version in (self.version, None):
+            with suppress(TurbofitError):
+                if self.model is not None:
+                    return engine_for(self.model, name, version)
+                return engine_named(name.replace("auto", "turbomind"), version)
+        return engine_named("turbomind")
+
+    @property
+    def told_tp(self) -> int | None:
+        value = self.subject.options.get("tp")
+        return value if isinstance(value, int) else None
+
+    @cached_property
+    def tp(self) -> int:
+        """The degree that the log names, or that the size of a KV block proves; else 1."""
+        if self.told_tp:
+            return self.told_tp
+        sizes = [
+            event.value for _, event in self.facts.every(KvBlocks) if event.field == "block_size"
+        ]
+        if sizes and self.model is not None:
+            for tp in (1, 2, 4, 8):
+                shape = self.engine.cache(self.model, replace(self.settings, tp=tp))
+                if abs(shape.block_bytes - sizes[0]) <= MIB // 2:
+                    return tp
+        return max(1, len(self.facts.every(CacheBudget)))
+
+    @cached_property
+    def ratio(self) -> float:
+        told = self.facts.first_event(CacheBudget)
+        value = told.ratio if told else self.subject.options.get("cache_max_entry_count")
+        default = self.engine.defaults("").get("cache_max_entry_count", 0.8)
+        return value if isinstance(value, float) and value > 0 else float(str(default))
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings that size the cache: the engine's defaults, and what the log names."""
+        options = self.engine.defaults(self.gpu.name if self.gpu else "") | self.subject.options
+        return convert({name: options[name] for name in _SIZING if name in options}, Settings)
+
+    def forecast(self, **changed: Any) -> Plan | None:
+        """What that release's account says of the log's run with something changed.
+
+        None where the log does not name model and cards, or the release does not take it.
+        """
+        if self.model is None or self.machine is None:
+            return None
+        starting = self.facts.first_event(Starting)
+        told: dict[str, Any] = {"cache_max_entry_count": self.ratio}
+        told |= {"session_len": starting.session} if starting and starting.session else {}
+        version = self.version if self.engine.version != REFERENCE else self.subject.version
+        given = self.subject.options | told | {"lmdeploy": version, "tp": self.tp} | changed
+        try:
+            request = {"model": self.model, "on": self.machine, "engine": self.engine.name}
+            return predict(PredictRequest.of(**(request | given)))
+        except TurbofitError:
+            return None
+
+    def named(self, machine: Machine) -> str:
+        """A machine as a SPEC that a user can type."""
+        return spec_of(machine) + self._peers(len(machine.gpus))
+
+    def _model(self, name: str | None) -> Model | None:
+        if (found := name or self.subject.model) is None:
+            return None
+        if preset := preset_of(found):
+            return preset_model(preset)
+        if name is not None:
+            return resolve_model(name)
+        hub_id = "/".join(found.split("/")[-2:])
+        read = by_its_name(hub_id, "", guess=True) if HUB_ID.fullmatch(hub_id) else ""
+        return None if isinstance(read, str) else replace(read, warnings=())
+
+    def _take_machine_of_log(self) -> None:
+        """The cards that the log names, where they make a machine; else why they make none."""
+        if not (cards := self._cards()):
+            return
+        slices = [event for _, event in self.facts.every(MigSlice)]
+        spec = "+".join(groups(cards, slices)) + self._peers(sum(gpu.count for gpu in cards))
+        try:
+            machine = machine_from(spec)
+        except UsageError as exc:
+            self.no_machine = f"{exc.message} ({exc.hint})"
+            return
+        seen = self.subject.visible or len(machine.gpus)
+        if (unseen := len(machine.gpus) - seen) > 0:
+            self.unseen = unseen
+            machine = machine_from(self.named(replace(machine, gpus=machine.gpus[:seen])))
+        self.machine, self.on = machine, None if self.guessed else self.named(machine)
+
+    def _cards(self) -> list[SmiGpu]:
+        """The cards of nvidia-smi's table or a list, of the text, or of the memory torch prints.
+
+        What a table has in use counts before the engine began; torch's text is nearer to the death.
+        """
+        torch = [event for _, event in self.facts.every(TorchMemory)]
+        total = next((event.total for event in reversed(torch) if event.total), 0)
+        every, before = self.facts.every(SmiGpu), 0 if torch else self.facts.begun_at or 0
+        table = {gpu.index: (mark.line, gpu, gpu.used or 0) for mark, gpu in every if gpu.total}
+        if table:
+            return [
+                replace(gpu, used=used if line < before and used >= _IN_USE else 0)
+                for _, (line, gpu, used) in sorted(table.items())
+            ]
+        cards = {gpu.index: gpu for _, gpu in every}
+        found = [gpu for _, gpu in sorted(cards.items())] or self._named(total, self._least(torch))
+        if self.guessed or len({gpu.name for gpu in found}) != 1:
+            return found
+        return [replace(gpu, name=spec_name(gpu.name, total)) for gpu in found]
+
+    def _named(self, total: int, least: int) -> list[SmiGpu]:
+        """Cards of one kind that the text names, or one of the memory that torch prints."""
+        named = list(self.subject.cards.values())
+        if len(named) > 1:
+            kinds = ", ".join(f"{max(1, one.number)}x {one.name}" for one in named)
+            self.no_machine = f"the log names {kinds}; name the one that is meant with --on"
+            return []
+        if named:
+            chip, name, number, sized = named[0]
+            if not total and not sized and name != chip:
+                self.assumed = assumed_note(chip, 1) or ""
+            return [SmiGpu(index=0, name=name, count=number or least)]
+        self.guessed = bool(total)
+        return [SmiGpu(index=0, name=nearest_in_memory(total), count=least)] if total else []
+
+    def _least(self, torch: list[TorchMemory]) -> int:
+        """The fewest cards that the log speaks of."""
+        counts = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
+        counts += [event.gpu + 1 for event in torch if event.gpu]
+        return max([*counts, self.told_tp or 1, self.subject.visible or 1])
+
+    def _peers(self, number: int) -> str:
+        return ",p2p=none" if number > 1 and self.facts.first(PeerMissing) else ""

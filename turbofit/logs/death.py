@@ -1,0 +1,463 @@
+"""How far an engine came and why it died, by the events of its log: one table and one function.
+
+`serve` asks `death` of a living engine's events, a rehearsal of its child's, and `diagnose` of a
+file's. The kind follows from the events, the exit and the kernel's counts, which must agree. A
+probe or a plan decides what no log contains: a stall, a refusal (`core.engine_end.EndKind`).
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar, get_args
+
+from msgspec.structs import replace
+
+from turbofit.core.engine_end import End, exit_words, signal_of
+from turbofit.core.plan import Settings
+from turbofit.core.units import format_bytes
+from turbofit.logs import log_events as events
+from turbofit.memory.engines import engine_of
+from turbofit.memory.kv_cache import LoggedSlab
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from turbofit.core.engine_end import EndKind
+    from turbofit.core.plan import Plan
+    from turbofit.core.struct import Struct
+    from turbofit.memory.account import Engine
+
+_T = TypeVar("_T")
+#: ``starting`` is before any engine exists; ``check`` and ``ready`` are a server's own stages.
+Stage = Literal["starting", "weights", "cache", "warm-up", "serving", "check", "ready"]
+#: What an engine was doing when it died, or what it needed the memory for.
+Phase = Literal[
+    "starting", "start", "weights", "cache", "warm-up", "vision", "text", "quantising", "serving",
+    "check", "ready", "host", "host RAM", "start-up hang", "configuration", "peer access",
+    "communication", "none", "unknown",
+]  # fmt: skip
+#: What may end an engine by itself.
+Fault = (
+    events.CudaError | events.LegacyCuda | events.CheckFailed | events.NcclError
+    | events.TorchMemory
+)  # fmt: skip
+_FAULTS: Final = get_args(Fault)
+
+#: The states of a run in their order, and the events that begin each. An event of an earlier state
+#: changes nothing: a later rank prints it again. After the first fault nothing changes the state.
+STATES: Final[dict[Stage, tuple[type[Struct], ...]]] = {
+    "starting": (),
+    "weights": (events.Starting, events.LoadingWeights),
+    "cache": (events.CacheBudget, events.Slab, events.KvBlocks, events.CacheFrame),
+    "warm-up": (events.WarmingUp, events.WarmupLengths),
+    "serving": (events.WarmupFinished, events.ServerUp),
+    "check": (),
+    "ready": (),
+}
+_BEGINS: Final = {kind: stage for stage, kinds in STATES.items() for kind in kinds}
+_ORDER: Final = tuple(STATES)
+#: What `turbofit.diagnosis/1` calls a kind, where it has another word. A crash is called by its
+#: cause, a row of `presets/causes.yaml`; this is the word for one whose cause no line tells.
+IN_DIAGNOSIS: Final[dict[EndKind, str]] = {
+    "host_memory": "host_out_of_memory",
+    "hang": "start_hang",
+    "stalled": "stands_still",
+    "crash": "crashed",
+}
+_WHEN: Final[dict[str, str]] = {
+    "starting": "while it started",
+    "start": "while it started",
+    "weights": "while it loaded weights",
+    "cache": "when it allocated the cache",
+    "warm-up": "in its warm-up",
+    "vision": "when it encoded images",
+    "text": "in a forward of the language model",
+    "quantising": "while it quantised",
+    "serving": "while it served",
+    "check": "at a worst-case request",
+    "ready": "while it served",
+    "unknown": "(the log does not say where)",
+}
+#: Phases of a pretend card's account; all others are serving.
+_PRETEND: Final[dict[str, Phase]] = {
+    "import": "start", "context": "start", "weights": "weights", "prepare": "weights",
+    "engine": "cache", "cache": "cache", "buffers": "cache", "warm-up": "warm-up",
+    "after": "serving",
+}  # fmt: skip
+_VISION: Final = ("Vit", "vit", "Vision", "vision", "visual")
+#: Words in a Python frame's file name, function or source. Phases are searched in this order,
+#: because a load computes nothing, and a vision tower does not call the language model.
+_FRAMES: Final[tuple[tuple[Phase, tuple[str, ...]], ...]] = (
+    ("quantising", ("lmdeploy/lite/",)),
+    # LMDeploy's PyTorch engine makes its cache and warms up inside its own from_pretrained.
+    ("cache", ("cache_engine", "build_cache", "allocate_kv_cache")),
+    ("warm-up", ("agent.py warmup", "agent.py _warmup")),
+    ("weights", ("from_pretrained", "load_state_dict", "load_pretrained", "load_checkpoint",
+                 "load_model", "set_module_tensor", "model_loader", "load_file", "process_weight",
+                 "module.py convert", "module.py _apply", "load_weight", "load_vl_model",
+                 "build_model")),
+    ("warm-up", ("warmup", "warm_up", "graph_runner", "cudagraph")),
+    ("vision", ("vision", "intern_vit", "visual", "clip_", "_clip", "clip.py", "siglip", "eva_clip",
+                "moonvit", "patch_embed", "image_encoder", "encode_images", "extract_feature",
+                "get_image_features", "lmdeploy/vl/",
+                # Qwen's towers pack the patches of all images into one sequence without a batch.
+                "cu_seqlens", "= blk(", "k.transpose(1, 2)", "attention(q, k, v", "attention(q_i")),
+    ("unknown", ("eager_attention_forward",)),
+    ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn")),
+)  # fmt: skip
+#: Folders of LMDeploy whose name alone determines a phase.
+_PARTS: Final = ("lmdeploy/vl/", "lmdeploy/lite/")
+
+
+class Exit(NamedTuple):
+    """How a process ended.
+
+    ``code``: negative for a signal, or 128 + the signal; None: the process lives, but its engine's
+    loop has ended, and it answers no request. ``host_kills``: processes that the kernel killed for
+    memory meanwhile; None: not readable.
+    """
+
+    code: int | None
+    host_kills: int | None = None
+
+
+def after(stage: Stage, event: Struct) -> Stage:
+    """The state after an event."""
+    new = _BEGINS.get(type(event), stage)
+    return new if _ORDER.index(new) > _ORDER.index(stage) else stage
+
+
+class Course:
+    """What a run's events come to: the state that it reached, and the evidence of its end."""
+
+    def __init__(self, run: Iterable[Struct], stage: Stage = "starting") -> None:
+        self.run = tuple(run)
+        self.stage: Stage = stage
+        self.fault: Fault | None = None
+        #: The Python frames before the fault, and whether a forward with images was running.
+        self.stack: list[events.PythonFrame] = []
+        self.images = False
+        for event in self.run:
+            if (fault := _fault(event)) is not None:
+                self.fault = fault
+                break
+            self.stage = after(self.stage, event)
+            self.images |= isinstance(event, events.VisionFrame | events.VisionSetup)
+            if isinstance(event, events.PythonError):
+                self.stack = []  # of an exception that ended nothing
+            self.stack += [event] if isinstance(event, events.PythonFrame) else []
+        frames = (event.name for event in self.run if isinstance(event, events.Frame))
+        #: The aborting thread's calls, innermost first.
+        self.calls = [name for name in frames if not name.startswith("TM_")]
+
+    def last(self, kind: type[_T]) -> _T | None:
+        """The last event of a kind; None if there is none."""
+        return next((event for event in reversed(self.run) if isinstance(event, kind)), None)
+
+    def phase(self, plan: Plan | None, account: End | None) -> Phase:
+        """By an account that refused the allocation, else by the calls, else by the state."""
+        fault, pytorch = self.fault, plan is not None and plan.engine.is_pytorch
+        if _stages(plan, fault):
+            return "weights"
+        if account is not None and account.phase and not pytorch:
+            seen = _is_vision(account.where) or account.phase == "vision"
+            return _PRETEND.get(account.phase, "vision" if seen else "text")
+        if plan is not None and self.stage == "starting":
+            return "weights" if pytorch else "start"
+        named: Phase = "unknown"
+        if isinstance(fault, events.TorchMemory | events.LegacyCuda):
+            named = phase_of(self.stack)
+        if named not in ("unknown", "text") or (named == "text" and plan is None):
+            return named
+        if isinstance(fault, events.LegacyCuda):
+            # Weights are allocated in memory_utils.cu, all else through the allocator.
+            early: Phase = "weights" if "memory_utils" in fault.where else "unknown"
+            return early if self.stage in ("starting", "weights") else "serving"
+        return self._by_state(plan)
+
+    def _by_state(self, plan: Plan | None) -> Phase:
+        """The phase by the aborting thread's calls and the state that was reached."""
+        stage, calls, seen = self.stage, self.calls, any(map(_is_vision, self.calls))
+        torch = isinstance(self.fault, events.TorchMemory) and stage in ("weights", "cache")
+        if plan is None and (stage == "starting" or torch):
+            # A line of the start does not tell how far torch had come since.
+            return "unknown"
+        if stage in ("serving", "check", "ready"):
+            return "vision" if seen or (self.images and not calls) else "text"
+        if stage == "warm-up" and seen:
+            return "vision"
+        # The log may announce the first request while a thread still allocates its workspaces.
+        if stage == "warm-up" and calls and all("InternalThreadEntry" in name for name in calls):
+            return "cache"
+        # LMDeploy's own log level hides the warm-up's line, but a forward pass is on the stack.
+        forward = any("orward" in name for name in calls)
+        return "warm-up" if stage == "cache" and forward else stage
+
+
+def _fault(event: Struct) -> Fault | None:
+    """What may end an engine by itself; None for other events."""
+    if isinstance(event, events.PythonError):
+        return events.TorchMemory(message=event.message) if event.out_of_memory else None
+    return event if isinstance(event, _FAULTS) else None
+
+
+def _is_vision(name: str) -> bool:
+    return any(word in name for word in _VISION)
+
+
+def phase_of(stack: Sequence[events.PythonFrame]) -> Phase:
+    """The phase in which the stack's frames are; the program's own file name is ignored."""
+    program = {frame.path for frame in stack if frame.function == "<module>"}
+    frames, of_models = [], []
+    for frame in stack:
+        path = frame.path.replace("\\", "/")
+        name = "" if frame.path in program else path.rpartition("/")[2]
+        folder = next((part for part in _PARTS if part in path), "")
+        frames.append(f"{folder} {name} {frame.function} {frame.code}".lower())
+        # All models use torch's layers: a forward in one does not tell the part of a model.
+        of_models += [] if "/torch/" in path else frames[-1:]
+    found = (
+        phase
+        for phase, text in _FRAMES
+        for frame in (of_models if phase == "text" else frames)
+        if any(word in frame for word in text)
+    )
+    return next(found, "unknown")
+
+
+def last_words(fault: Struct | None, most: int = 300) -> str:
+    """A fault's own message; other programs' messages are cut, as some list many things."""
+    match fault:
+        case events.CudaError():
+            return f"CUDA {'driver ' if fault.driver else ''}error: {fault.message}"
+        case events.LegacyCuda():
+            return f"CUDA runtime error: {fault.message}"
+        case events.CheckFailed():
+            return f"check failed: {fault.message}"
+        case events.NcclError() | events.TorchMemory():
+            return fault.message[:most]
+        case events.PythonError():
+            return f"{fault.name}: {fault.message[:most]}"
+    return ""
+
+
+def _told(event: Struct | None, pinned_call: str) -> EndKind:
+    """The kind that an event tells by itself: ``crash`` if it names no other.
+
+    ``pinned_call`` is the line of the engine's source that asks for page-locked host memory.
+    """
+    match event:
+        case events.LostLock():
+            return "raced"
+        case events.CudaError(out_of_memory=True, call=call) if call and call == pinned_call:
+            return "host_memory"
+        case events.NoCache() | events.TorchMemory():
+            return "out_of_memory"
+        case events.CudaError(out_of_memory=True) | events.LegacyCuda(out_of_memory=True):
+            return "out_of_memory"
+    return "host_memory" if isinstance(event, events.HostKill) else "crash"
+
+
+def _kind(told: EndKind, seen: Exit | None) -> EndKind:
+    """The kind by the log and the exit; ``unknown`` if they disagree.
+
+    An engine without memory aborts or exits with an error.
+    """
+    number = signal_of(seen.code) if seen else None
+    if seen is None:
+        return told
+    if told in ("out_of_memory", "host_memory"):
+        agrees = seen.code is None or number == signal.SIGABRT or (seen.code != 0 and not number)
+        return told if agrees else "unknown"
+    killed: EndKind = "killed" if seen.host_kills == 0 else "host_memory"
+    return killed if number == signal.SIGKILL else told
+
+
+def death(
+    run: Iterable[Struct] | Course,
+    plan: Plan | None = None,
+    account: End | None = None,
+    *,
+    seen: Exit | None = None,
+    known: tuple[Engine, Settings] | None = None,
+) -> End:
+    """Why an engine died, with its phase, its call and its bytes, in words for people.
+
+    Args:
+        run: the events of its log.
+        plan: the plan that it ran, if there is one.
+        account: what the card's account says of the allocation that was refused: its phase, its
+          call and its bytes.
+        seen: the exit of its process; None if nobody looked.
+        known: the engine and the settings that a log names, without a plan.
+    """
+    course = run if isinstance(run, Course) else Course(run)
+    engine, settings = (engine_of(plan), plan.settings) if plan else known or (None, Settings())
+    # The PyTorch engine's server alone ends for want of a cache, or of the engine.
+    raced = course.last(events.LostLock) if course.stage == "starting" else None
+    alone = None if seen and seen.code is None else course.last(events.NoCache) or raced
+    fatal = course.fault or course.last(events.HostKill) or alone
+    last = course.run[-1] if course.run else None
+    if fatal is None and seen is None and last == events.Backpressure(cause="memory"):
+        return _hang(course, engine, settings)
+    told = _told(fatal, engine.log.pinned_call if engine else "")
+    kind: EndKind = "out_of_memory" if account is not None else _kind(told, seen)
+    call = next(iter(course.calls), "")
+    at = _WHEN[course.stage] + (f" (in {call})" if call else "")
+    if kind == "out_of_memory":
+        return _ran_out(course, plan, account)
+    if kind in ("killed", "host_memory"):
+        return _of_host(course, plan, seen, at)
+    if kind == "raced":
+        # The server closes the lock under which the engine has told its port, sometimes before the
+        # engine has let go of it. lmdeploy zmq_engine.py::ZMQMPEngine._start_mp_proc #bf32c0
+        message = "LMDeploy's server and its engine lost each other while they started (EOFError)"
+        return End(kind=kind, message=message)
+    return _crashed(course, seen, kind, at)
+
+
+def _crashed(course: Course, seen: Exit | None, kind: EndKind, at: str) -> End:
+    words = last_words(course.fault or course.last(events.PythonError))
+    loop = seen is not None and seen.code is None
+    who = "the engine's loop" if loop else "the engine"
+    exits = f" with {exit_words(seen.code)}" if seen and not loop else ""
+    parts = {
+        f"{who} ended {at}{exits}{f': {words}' if words else ''}": True,
+        "its server would answer 503 for ever": loop,
+        "its log tells of a lack of memory, of which no process ends like that": kind == "unknown",
+    }
+    message = "; ".join(part for part, holds in parts.items() if holds)
+    hint = "turbofit doctor reads the kernel's log for errors of a card"
+    return End(kind=kind, message=message, hint=hint, where=next(iter(course.calls), ""))
+
+
+def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
+    """The end by a lack of memory; the account of a card adds the bytes of the refused piece."""
+    fault, no_cache = course.fault, course.last(events.NoCache)
+    hint = _hint(course, plan)
+    if fault is None and no_cache is not None:
+        message = (
+            f"the engine found no memory for its {no_cache.what} when it had loaded the weights"
+        )
+        return End(kind="out_of_memory", phase="cache", message=message, hint=hint)
+    torch = fault if isinstance(fault, events.TorchMemory) else None
+    if _stages(plan, fault):
+        account = None  # the account is TurboMind's, and torch's memory is not in it
+    refused, told = account or End(), torch or events.TorchMemory()
+    asked, left, gpu = (
+        known if known is not None else by_torch
+        for known, by_torch in (
+            (refused.asked, told.requested), (refused.left, told.free), (refused.gpu, told.gpu),
+        )
+    )  # fmt: skip
+    lacks = (refused.missing, None if refused.simulated else told.missing)
+    phase = course.phase(plan, account)
+    call = refused.where or ("" if torch else next(iter(course.calls), ""))
+    at = _WHEN[phase]
+    if isinstance(fault, events.LegacyCuda):
+        call, at = call or fault.where, at.replace(_WHEN["serving"], "after its cache was made")
+    who = "the program" if torch is not None and plan is None else "the engine"
+    message = f"{who} ran out of GPU memory {at}{f' (in {call})' if call else ''}"
+    end = End(
+        kind="out_of_memory", phase=phase, where=call, asked=asked, left=left, gpu=gpu,
+        missing=max((size for size in lacks if size is not None), default=None),
+        simulated=refused.simulated, hint=hint,
+    )  # fmt: skip
+    known = account is not None or plan is None
+    message += _of_piece(end, fault, known=known, staged=_stages(plan, fault))
+    return replace(end, message=message, simulated=None)
+
+
+def _of_piece(end: End, fault: Fault | None, *, known: bool, staged: bool) -> str:
+    """What the refused piece was: its bytes where the account is known, or the fault's words."""
+    if known and end.asked and end.left is not None and end.gpu is not None:
+        doing = ", and the pretend GPU refused (simulated)" if end.simulated else ""
+        asked, left = format_bytes(end.asked), format_bytes(end.left)
+        return f": it asked {asked} where {left} were left on GPU {end.gpu}{doing}"
+    if fault is None or isinstance(fault, events.TorchMemory):
+        staging = ": torch stages the weights on the first GPU" if staged else ""
+        return f", asking {format_bytes(end.asked)}{staging}" if end.asked else ""
+    return f": {last_words(fault)}"
+
+
+def _stages(plan: Plan | None, fault: Struct | None) -> bool:
+    """Whether torch ran out of memory in TurboMind's process, which uses torch to load weights."""
+    turbomind = plan is not None and plan.engine.of_lmdeploy and not plan.engine.is_pytorch
+    return turbomind and isinstance(fault, events.TorchMemory)
+
+
+def _hint(course: Course, plan: Plan | None) -> str:
+    if plan is None:
+        return ""
+    if course.stage in ("starting", "weights"):
+        if not plan.engine.of_lmdeploy:
+            return "split it over more GPUs (--tp) or free them"
+        return "more --tp, an AWQ variant or freer GPUs"
+    margin = max(gpu.margin for gpu in plan.gpus)
+    return (
+        "somebody else may have taken memory, or the plan counted too little: plan with a --margin "
+        f"above {format_bytes(margin)}"
+    )
+
+
+def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> End:
+    """The end for want of host memory, or by SIGKILL: the kernel's, or another's.
+
+    It is the kernel's if it counts a kill, or if no count is known.
+    """
+    fault, kill = course.fault, course.last(events.HostKill)
+    pinned = f"; the plan counts {format_bytes(plan.host.pinned)} pinned" if plan else ""
+    hint = "more RAM or a higher limit of the container; fewer replicas"
+    message = f"the engine was killed {at}: the kernel does so when host memory runs out"
+    if plan is not None:
+        counted = (
+            f"{format_bytes(plan.host.pageable)} pageable and {format_bytes(plan.host.pinned)}"
+        )
+        hint = f"free host memory; the plan counts {counted} pinned"
+    if isinstance(fault, events.CudaError):
+        hint = f"free host memory{pinned}"
+        message = f"the engine got no page-locked host memory {at}: {last_words(fault)}"
+    elif kill is not None:
+        size = f" of {format_bytes(kill.rss)}" if kill.rss is not None else ""
+        limit = "its container's or service's memory limit was reached"
+        limit = limit if kill.group else "the machine's RAM ran out"
+        message = f"the kernel killed {kill.name or 'a process'}[{kill.pid}]{size}: {limit}"
+    elif seen is not None and seen.host_kills == 0:
+        message = (
+            f"the engine was killed {at} by SIGKILL; the kernel counts no such kill for want of"
+            " memory, so somebody did it"
+        )
+        return End(kind="killed", message=message)
+    where = next(iter(course.calls), "") if isinstance(fault, events.CudaError) else ""
+    return End(kind="host_memory", phase="host", where=where, message=message, hint=hint)
+
+
+def _hang(course: Course, engine: Engine | None, settings: Settings) -> End:
+    """The end of a warm-up that waits for ever: the cache cannot hold one of its requests.
+
+    ``missing`` are the bytes of the blocks that lack, if the log has the cache's figures.
+    """
+    budget, slab = course.last(events.CacheBudget), course.last(events.Slab)
+    started, length = course.last(events.Starting), course.last(events.WarmupLength)
+    announced = course.last(events.WarmupLengths) or events.WarmupLengths(lengths=())
+    most = (started and started.session) or max(announced.lengths, default=0)
+    wanted = max((size for size in announced.lengths if size <= most), default=0)
+    wanted = length.tokens if length else wanted
+    wanted = wanted or (engine.forward_tokens(settings) if engine else 0)
+    holds, missing, ratio = "too few tokens", None, "raise --cache-max-entry-count"
+    if engine is not None and slab is not None and budget is not None:
+        shape = engine.logged_cache([LoggedSlab(slab.slab_size, slab.object_size)], settings)
+        block = shape.block_tokens if shape else 0
+        if shape is not None and block:
+            tokens = shape.tokens(budget.budget)
+            holds = f"{tokens:,} tokens"
+            missing = max(0, -(-wanted // block) - tokens // block) * slab.object_size
+            ratios = (n for n in range(1, 1000) if shape.tokens(budget.free * n // 1000) >= wanted)
+            least = next(ratios, None) if missing else None
+            ratio += f" to {least / 1000:.3f} at least" if least else ""
+    message = (
+        f"LMDeploy hangs in its warm-up: its cache holds {holds}, a request of {wanted:,} waits for"
+        " room in it, and it would wait for ever without an error"
+    )
+    hint = f"{ratio}, lower --max-prefill-token-num or free GPU memory"
+    return End(kind="hang", phase="warm-up", missing=missing, message=message, hint=hint)

@@ -1,0 +1,382 @@
+"""Reads a log once: each row moves one automaton, and the events of each run are kept.
+
+An engine that becomes ready has survived the errors before; so has a program that makes progress
+after them. A line about trouble is therefore a candidate until a later line rules it out.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from functools import cached_property
+from itertools import takewhile
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeVar
+
+from msgspec.structs import replace
+
+from turbofit.core.struct import Struct
+from turbofit.logs import log_events as events
+from turbofit.logs.causes import END, hits_of
+from turbofit.logs.log_events import (
+    FATAL,
+    OF_LAUNCH,
+    OF_MACHINE,
+    KnownMessage,
+    NoEvent,
+    PythonError,
+    PythonFrame,
+    TorchMemory,
+)
+from turbofit.logs.log_reader import event_in, form_of, torch_memory
+from turbofit.logs.subject import Subject, may_be_fact
+from turbofit.machine.nvidia_smi import SmiTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turbofit.logs.causes import Hit
+    from turbofit.logs.log_reader import Form
+    from turbofit.logs.rows import Row
+
+_T = TypeVar("_T", bound=Struct)
+#: What a row is: a traceback's head, also behind torch's text without one; the sentence between
+#: two exceptions of a chain; a frame, and its source line; a line of an event; the name of a
+#: destructor that failed; other words.
+Part = Literal[
+    "head", "late head", "chain", "frame", "code", "event", "destructor", "words",
+]  # fmt: skip
+#: ``log``: outside of tracebacks. ``traceback``: between its frames. ``frame``: behind a frame,
+#: whose source line may come. ``message``: behind an error, whose line a terminal may have broken.
+#: ``below``: in a traceback that follows its error. ``ignored``: in one that ends nothing.
+State = Literal["log", "traceback", "frame", "message", "below", "ignored"]
+#: The automaton: the state after a row, by the state before it. What is not named stays.
+STATES: Final[dict[State, dict[Part, State]]] = {
+    "log": {"head": "traceback", "late head": "traceback", "frame": "frame", "event": "message",
+            "destructor": "ignored"},
+    "traceback": {"frame": "frame", "event": "message"},
+    "frame": {"code": "traceback", "words": "traceback", "head": "traceback",
+              "late head": "traceback", "event": "message"},
+    "message": {"head": "traceback", "late head": "below", "frame": "frame", "chain": "log",
+                "destructor": "ignored"},
+    "below": {"event": "message"},
+    "ignored": {"event": "log"},
+}  # fmt: skip
+_OPEN: Final = ("traceback", "frame", "below")
+#: How rows that are no event begin, by what they are.
+_BEGINNINGS: Final[tuple[tuple[Part, re.Pattern[str]], ...]] = (
+    ("head", re.compile(r".*Traceback \(m")),
+    ("chain", re.compile("During handling of the above exc|The above exception was the direct")),
+    ("destructor", re.compile(r"Exception ignored (?:in|on)\b.{0,240}?(?:__del__|atexit|callb)")),
+)
+_RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
+#: The source line of a frame: indented or, in a notebook, after an arrow.
+_CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
+#: Lines that only an engine which is started again prints again.
+_BEGINS_AGAIN: Final = re.compile(
+    r"\blmdeploy (?:serve|chat) |\bturbofit serve |\bLoading[\w ]*: +0%|max_context_token_num"
+).search
+#: The beginning of an engine: its command, or its progress bars.
+_LOADS: Final = re.compile(
+    r"lmdeploy (?:serve|chat)|api_server|turbofit |pipeline\(|Loading|max_context_token_num"
+).search
+#: A comment in code, and a whole line of one or a heading: no step of Docker (#12), no exception.
+_REMARK: Final = "  # "
+_COMMENT: Final = re.compile(
+    r"\s*#+ *(?!(?:\w+\.)*\w*(?:Error|Exception)\b)(?:[^\W\d]|\[|\W{1,4}$)"
+)
+#: A Python warning whose text is missing or ends with a colon; NCCL's reason is in the next line.
+_GOES_ON: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$|\s*Last error:\s*$")
+_WARNS: Final = re.compile(
+    r"\S*\.py:\d+: \w*Warning: |\W*(?:INFO|DEBUG|WARN(?:ING)?)\b"
+    r"|.{0,240}?(?:\bWARNING\b|[a-z]Warning: |\b[Ff]all(?:s|ing)?[ -]?back|\b[Rr]etrying\b)"
+)
+#: A line of unknown words that reports an error by its form, and one of a program that continues.
+_COMPLAINT: Final = re.compile(
+    r"(?!#|- \[|.{0,60}?\b(?:INFO|DEBUG|WARN(?:ING)?|NOTICE|info|debug|warn(?:ing)?|notice)\b"
+    r"|.{0,240}?Warning:|.*\blog[-_]level|.*following error\W*$|.*operation scheduled before its"
+    r"|.*exception caught:(?: GeneratorExit| CancelledError)? *$)"
+    r".*(?:\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL|[Ff]ailed|Aborted|Killed|denied|refused"
+    r"|Segmentation)\b(?!.*:$)|NCCL WARN|NVRM:.{0,240}?(?:failed|error|Xid|mismatch))"
+).match
+_PROGRESS: Final = re.compile(
+    r"(?i:(?!.*(?:shut|exit|terminat|kill|clean|stop|retry|http/|nccl info|throughput)))"
+    r"(?:.{0,60}?\bINFO\b|.{0,200}?\d%\|)"
+).match
+#: A lack of memory in words alone.
+_IN_WORDS: Final = re.compile(
+    r"(?i:out of (?:gpu |cuda )?memory|\bOOM\b)|显存(?:不足|不够|溢出)|爆显存"
+)
+#: A word for failures with the value 0 or none: a count, not a failure.
+_NONE_OF_THEM: Final = re.compile(
+    r"(?i:\b(?:\w+ )?(?:failed|failures?|errors?|refused|rejected)(?: requests?)?"
+    r"\W{1,12}0(?:\.0+)?\b"
+    r"|\b(?:0|no) (?:\w+ )?(?:failed|failures?|errors?|refused))(?![\w.])"
+)
+#: A request to a server, and the status of its answer; anybody may send some without a key.
+_POST: Final = re.compile(r'(INFO: .{0,200})?"POST /\S{0,240} HTTP/[\d.]+" (\d{3})\b')
+_ANYBODYS: Final = ("401", "403", "404", "405")
+#: Words of faults after which a process has no CUDA context or no communicator, so that it ends.
+_NEVER_OUTLIVED: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NCCL")
+#: Kinds that concern the machine: a warning of one is an answer in itself, from any program.
+_MACHINE: Final = (
+    "no_gpu", "driver_too_old", "driver_mismatch", "gpu_too_new", "gpu_too_old", "no_kernel_image",
+    "gpu_lost", "shared_memory", "disk_full", "ray_waits",
+)  # fmt: skip
+_TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
+#: Events whose lines are compared with the rows, as are lines without an event.
+_ASKED: Final = (*OF_LAUNCH, *FATAL)
+#: Events that words of a row may replace.
+_WEAK: Final = (*OF_LAUNCH, PythonError)
+#: Events that may be the reason of an end.
+_RAISES: Final = (*FATAL, KnownMessage, events.NoCache)
+#: The most further lines of a message, and runs at each end of a log.
+_WRAPPED, _RUNS = 6, 16
+
+
+class LogEvent(NamedTuple):
+    """An event and the line that contains it.
+
+    ``stack`` has the Python frames before it, the innermost last. ``hits`` are the rows of
+    `presets/causes.yaml` that match the line.
+    """
+
+    line: int
+    text: str
+    event: Struct = NoEvent()
+    stack: tuple[PythonFrame, ...] = ()
+    hits: tuple[Hit, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        return self.hits[0].row.kind if self.hits else ""
+
+    @property
+    def short(self) -> bool:
+        """Whether the line tells of a lack of GPU memory."""
+        of_memory = isinstance(self.event, TorchMemory | events.NoCache)
+        return of_memory or getattr(self.event, "out_of_memory", False)
+
+    @property
+    def is_notice(self) -> bool:
+        """Whether the line harms nobody, as its row says."""
+        return isinstance(self.event, KnownMessage) and self.hits[0].row.rank == "notice"
+
+
+class LogFacts:
+    """The facts of one run; ``subject`` and ``machine`` are of the whole log."""
+
+    def __init__(self, subject: Subject, machine: list[LogEvent]) -> None:
+        self.subject, self.machine = subject, machine
+        self.marks: list[LogEvent] = []
+        self.state: State = "log"
+        #: The line in which an engine begins.
+        self.begun_at: int | None = None
+        #: The first "out of memory at" line since the last event.
+        self.waiting: LogEvent | None = None
+        #: The last line that reports an error by its form; the first that says a server answered.
+        self.complaint: LogEvent | None = None
+        self.last: LogEvent | None = None
+        self.answered: LogEvent | None = None
+        #: The first words of a lack of memory that no program printed.
+        self.in_words: LogEvent | None = None
+        #: The lines of progress: a program survived the errors before the last but one.
+        self._progress: list[int] = []
+        self._stack: tuple[PythonFrame, ...] = ()
+        self._table = SmiTable()
+        #: The ways to join the lines of torch's text, and the row before, if this one ends it.
+        self._message: list[str] = []
+        self._before = ""
+
+    def take(self, line: int, text: str, form: Form) -> None:
+        """Read a row."""
+        self.subject.lines, self.last = line, LogEvent(line, text)
+        if self.state == "message" and line - self.marks[-1].line > _WRAPPED:
+            self.state = "log"
+        self.subject.notice(form)
+        if self.begun_at is None and form.ask(_LOADS):
+            self.begun_at = line
+            self.marks.append(LogEvent(line, text, events.Starting()))
+        before, self._before = self._before, text if form.ask(_GOES_ON.match) else ""
+        if before and event_in(text, form) is None:
+            text = f"{before} {text}"
+            form = form_of(text)
+        mark = self._mark(line, text, form)
+        if isinstance(mark.event, events.Backpressure):
+            if mark.event.cause == "memory":
+                self.waiting = self.waiting or mark
+            return
+        part = self._part(mark, form)
+        self.state = STATES[self.state].get(part, self.state)
+        if part != "frame" and not isinstance(mark.event, events.ServerFigures):
+            self.subject.read(line, text, form)
+        elif form.ask(may_be_fact):
+            self.subject.read_facts(text)
+
+    def ended_by(self, text: str, form: Form) -> bool:
+        """Whether a row begins a second run: the engine had reached its cache, or was dying."""
+        past = (events.CacheBudget, events.Slab, events.KvBlocks, events.WarmingUp,
+                events.WarmupFinished, events.ServerUp, events.CudaError, events.LegacyCuda,
+                events.CheckFailed)  # fmt: skip
+        # In a form 0% stands for any percentage of one digit, so the text is asked, too.
+        begins = form.ask(_BEGINS_AGAIN) is not None and _BEGINS_AGAIN(text) is not None
+        return begins and any(isinstance(mark.event, past) for mark in self.marks)
+
+    @cached_property
+    def fatal(self) -> list[LogEvent]:
+        """The lines that may have ended the run, or refused something, in the log's order.
+
+        Torch warns of the driver and later says that it has no GPU: the warning is the reason. A
+        warning alone counts only if it concerns the machine; others are survived.
+        """
+        fatal: list[LogEvent] = []
+        warned: list[LogEvent] = []
+        for mark in self.marks:
+            if isinstance(mark.event, events.ServerUp | events.WarmupFinished):
+                fatal, warned = [], []
+            elif isinstance(mark.event, _RAISES) and not mark.is_notice:
+                if isinstance(mark.event, PythonError) or _RAISED.match(mark.text):
+                    fatal = [one for one in fatal if self._counts_until(one, mark.line)]
+                words = isinstance(mark.event, KnownMessage | PythonError)
+                warns = _WARNS.match(mark.text) and (words or ".py:" in mark.text)
+                (warned if warns else fatal).append(mark)
+        if all(mark.kind == "no_gpu" for mark in fatal):
+            fatal += [mark for mark in warned if fatal or mark.kind in _MACHINE]
+        notices = (mark for mark in self.marks if mark.is_notice)
+        return sorted((*fatal, *notices), key=lambda mark: mark.line)
+
+    @property
+    def died(self) -> bool:
+        return not all(mark.is_notice for mark in self.fatal)
+
+    def first(self, kind: type[_T]) -> LogEvent | None:
+        return next((mark for mark, _ in self.every(kind)), None)
+
+    def first_event(self, kind: type[_T]) -> _T | None:
+        return next((event for _, event in self.every(kind)), None)
+
+    def every(self, kind: type[_T]) -> list[tuple[LogEvent, _T]]:
+        marks = (*self.marks, *self.machine)
+        return [(mark, mark.event) for mark in marks if isinstance(mark.event, kind)]
+
+    def until(self, last: LogEvent) -> list[Struct]:
+        """The events of the run for `death`, the frames of ``last`` before it.
+
+        TurboMind's fatal line may stand before older ones: by their times they come first.
+        """
+        at, died = self.marks.index(last), _TIME.match(last.text)
+        before = [mark.event for mark in self.marks[:at] if not isinstance(mark.event, FATAL)]
+        for mark in self.marks[at + 1 :]:
+            time = _TIME.match(mark.text)
+            if died and time and time[1] <= died[1]:
+                before.append(mark.event)
+        behind = (mark.event for mark in self.marks[at + 1 :])
+        calls = takewhile(lambda event: isinstance(event, events.Frame), behind)
+        return [*before, *last.stack, last.event, *calls]
+
+    def _mark(self, line: int, text: str, form: Form) -> LogEvent:
+        """A row with its event and hits; a comment and a heading have none."""
+        if form.ask(_COMMENT.match):
+            return LogEvent(line, text)
+        event = event_in(text, form)
+        known = event is None or isinstance(event, _ASKED)
+        hits = hits_of(text.partition(_REMARK)[0], form) if known else ()
+        short = getattr(event, "out_of_memory", False) or isinstance(event, events.NoCache)
+        if event is None or (isinstance(event, _WEAK) and not short):
+            other = event if isinstance(event, PythonError) else NoEvent()
+            event = self._table.line(text) or (KnownMessage() if hits else other)
+        return LogEvent(line, text, event, self._stack, hits)
+
+    def _part(self, mark: LogEvent, form: Form) -> Part:
+        """What a row is; keeps what it tells."""
+        if isinstance(mark.event, PythonFrame):
+            if self.state == "below":
+                self.marks[-1] = self.marks[-1]._replace(stack=(*self.marks[-1].stack, mark.event))
+            else:
+                self._stack += (mark.event,)
+            return "frame"
+        for part, begins in _BEGINNINGS:
+            if form.ask(begins.match):
+                self._stack, last = (), self.marks[-1] if self.marks else mark
+                # Many frameworks print torch's message first, and its traceback behind it.
+                bare = isinstance(last.event, TorchMemory) and not last.stack
+                return "late head" if part == "head" and bare else part
+        silent = isinstance(mark.event, NoEvent | KnownMessage)
+        if self.state in _OPEN and self._stack and silent and not self._stack[-1].code:
+            call = _CALL.match(mark.text)
+            if call and call[1][0] not in "^~0123456789":
+                self._stack = (*self._stack[:-1], replace(self._stack[-1], code=call[1]))
+                return "code"
+        if isinstance(mark.event, NoEvent):
+            self._words(mark, form)
+            return "words"
+        if isinstance(mark.event, OF_MACHINE):
+            self.machine.append(mark)
+            return "words"
+        if self.state == "ignored":
+            self._stack = ()
+        else:
+            self._keep(mark)
+        return "event"
+
+    def _words(self, mark: LogEvent, form: Form) -> None:
+        """Read a row without an event: more of torch's text, or what the program reports."""
+        last = self.marks[-1] if self.marks else mark
+        if self.state == "message" and self._message and mark.line - last.line <= _WRAPPED:
+            more = mark.text.strip()  # a terminal broke it inside of a word or in place of a space
+            self._message = [one + between + more for one in self._message for between in (" ", "")]
+            memory = max(map(torch_memory, self._message), key=lambda one: one.figures)
+            if isinstance(last.event, TorchMemory) and memory.figures > last.event.figures:
+                self.marks[-1] = last._replace(event=memory)
+        if self._answer(mark):
+            return
+        if form.ask(_IN_WORDS.search):
+            self.in_words = self.in_words or mark
+        elif form.ask(_COMPLAINT) and _COMPLAINT(_NONE_OF_THEM.sub("", mark.text)):
+            self.complaint = mark
+        elif form.ask(_PROGRESS):
+            self._progress.append(mark.line)
+
+    def _answer(self, mark: LogEvent) -> bool:
+        """Whether a row is a server's answer to a request; keeps the first good and bad one."""
+        answer = _POST.search(mark.text) if '"POST /' in mark.text else None
+        if answer is None:
+            return False
+        refused = answer[2].startswith(("4", "5")) and answer[2] not in _ANYBODYS
+        self.complaint = self.complaint or (mark if refused else None)
+        good = answer[1] and answer[2] == "200"
+        self.answered = self.answered or (mark if good else None)
+        return True
+
+    def _keep(self, mark: LogEvent) -> None:
+        """Keep an event; it ends a traceback, and the lines of the last message."""
+        if not mark.text.startswith(" "):
+            self._stack = ()
+        self._message = [mark.text] if isinstance(mark.event, TorchMemory) else []
+        if not isinstance(mark.event, events.ServerFigures):
+            self.waiting = None
+        self.marks.append(mark if isinstance(mark.event, _RAISES) else mark._replace(stack=()))
+
+    def _counts_until(self, one: LogEvent, line: int) -> bool:
+        """Whether a line still counts at a later exception: it ended something, not survived."""
+        words = isinstance(one.event, KnownMessage)
+        if words and one.kind not in _MACHINE and not END.search(one.text):
+            return False
+        at = bisect_left(self._progress, line) - 2
+        survived = at >= 0 and one.line < self._progress[at]
+        never = any(word in one.text for word in _NEVER_OUTLIVED)
+        return never or not survived or not (words or isinstance(one.event, PythonError))
+
+
+def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
+    """Return the facts of each run of an engine in a whole log, in order.
+
+    If an engine restarts again and again, only the first and the last runs are kept.
+    """
+    runs = [LogFacts(Subject(), [])]
+    for row in rows:
+        form = form_of(row.text)
+        if runs[-1].ended_by(row.text, form):
+            runs.append(LogFacts(runs[-1].subject, runs[-1].machine))
+            del runs[_RUNS:-_RUNS]
+        runs[-1].take(row.line, row.text, form)
+    return runs

@@ -1,0 +1,276 @@
+"""What logs tell, as types: events of engines, torch, Python, the host and nvidia-smi.
+
+`logs.log_reader` makes them, one of a line; `logs.death` says which kind of death one
+tells of. Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from turbofit.core.struct import Struct
+from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, SmiProcess
+
+#: The CUDA context and the libraries of one process take fewer bytes than this.
+CONTEXT: Final = 3 << 29
+
+
+class Starting(Struct):
+    """The engine object was made; contexts and weights come next. ``session``: its token limit."""
+
+    session: int | None = None
+
+
+class EngineFallback(Struct):
+    """LMDeploy would run its PyTorch engine instead of TurboMind."""
+
+    message: str
+
+
+class ImagesPrepared(Struct):
+    """How this engine's process prepares images; turbofit itself prints the line."""
+
+    how: str
+
+
+class CacheBudget(Struct):
+    """The KV region, printed just before its allocation; ``free`` is the minimum of the tp group.
+
+    The log rounds both to hundredths of a MiB.
+    """
+
+    budget: int
+    free: int
+    ratio: float
+
+
+class Slab(Struct):
+    """How the region is divided; a rank's first line describes the KV block of all layers."""
+
+    slab_size: int
+    object_size: int
+
+
+class KvBlocks(Struct):
+    """A BlockManager line (LMDeploy 0.2.2 to 0.14): ``block_size`` in bytes, others are counts."""
+
+    field: str
+    value: int
+
+
+class WarmupLengths(Struct):
+    """The warm-up begins; requests with these numbers of tokens will follow."""
+
+    lengths: tuple[int, ...]
+
+
+class WarmupLength(Struct):
+    """The warm-up request with this number of tokens begins."""
+
+    tokens: int
+
+
+class WarmupFinished(Struct):
+    """The engine is ready for requests."""
+
+
+class LoadingWeights(Struct):
+    """The progress bar of the PyTorch engine's weight loader."""
+
+
+class WarmingUp(Struct):
+    """The progress bar of the PyTorch engine's warm-up; its cache is already allocated."""
+
+
+class ServerUp(Struct):
+    """The HTTP server listens."""
+
+
+class Backpressure(Struct):
+    """A request waits: normal in service; if it repeats in the warm-up, the engine hangs."""
+
+    cause: str
+
+
+class VisionSetup(Struct):
+    """Images were put into one forward pass."""
+
+
+class _CudaFault(Struct):
+    message: str
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether memory was missing, on the device or pinned in the host."""
+        return "out of memory" in self.message
+
+
+class CudaError(_CudaFault):
+    """A CUDA call failed and the process aborts; ``driver``: it was a call of the driver's API.
+
+    ``call`` is the line in the engine's source that made the call, if the log has it.
+    """
+
+    driver: bool = False
+    call: str = ""
+
+
+class LegacyCuda(_CudaFault):
+    """A CUDA error as TurboMind before 0.14 prints it: ``CUDA runtime error: … FILE:LINE``."""
+
+    where: str
+
+
+class CheckFailed(Struct):
+    message: str
+
+
+class NcclError(Struct):
+    message: str
+
+
+class PeerMissing(Struct):
+    """TurboMind up to 0.7.3 found no peer access between two GPUs."""
+
+    a: int
+    b: int
+
+
+class Frame(Struct):
+    """One frame of an aborting thread's stack; the log prints the innermost frame first."""
+
+    name: str
+
+
+class NoCache(Struct):
+    """The PyTorch engine found too little free memory for ``what``: ``kv cache`` or ``runtime``."""
+
+    what: str
+
+
+class LoopFailed(Struct):
+    """The PyTorch engine's loop ended; its error follows. Its server then always answers 503."""
+
+
+class LostLock(Struct):
+    """The engine's process lost the lock that it shares with the server while both start."""
+
+
+class VisionFrame(Struct):
+    """A line of a traceback lies in the vision tower."""
+
+
+class CacheFrame(Struct):
+    """A line of a traceback lies in the allocation of the cache."""
+
+
+class PythonFrame(Struct):
+    """A frame of a Python traceback; ``code`` is its source line, if the log has it."""
+
+    path: str
+    function: str
+    code: str = ""
+
+
+class PythonError(Struct):
+    """The last line of a Python traceback.
+
+    ``out_of_memory``: CUDA itself, not torch's allocator, lacked memory, on the device or pinned.
+    """
+
+    name: str
+    message: str
+    out_of_memory: bool = False
+
+
+class TorchMemory(Struct):
+    """Torch's out-of-memory text; all figures are bytes, rounded as torch prints them.
+
+    ``process`` is the memory that torch's own process holds on the GPU; ``others`` has that of
+    other processes by pid. ``cached`` is reserved by torch's allocator but not allocated. ``pid``
+    is this process's number in the text. ``named`` False: this process may be one of the
+    ``others``. ``context`` False: ``process`` does not include the CUDA context.
+    """
+
+    message: str = ""
+    requested: int | None = None
+    gpu: int | None = None
+    total: int | None = None
+    free: int | None = None
+    process: int | None = None
+    allocated: int | None = None
+    cached: int | None = None
+    pid: int | None = None
+    others: tuple[tuple[int, int], ...] = ()
+    named: bool = True
+    context: bool = True
+
+    @property
+    def missing(self) -> int | None:
+        """The fewest bytes that were missing; None if torch does not say."""
+        if self.requested is None or self.free is None or self.free >= self.requested:
+            return None
+        return self.requested - self.free
+
+    @property
+    def beyond(self) -> int:
+        """Bytes of all figures beyond the card's: more than 0 where they contradict each other."""
+        parts = (self.process, self.free, *(size for _, size in self.others))
+        return 0 if self.total is None else sum(part or 0 for part in parts) - self.total
+
+    @property
+    def unexplained(self) -> int:
+        """Bytes of the card of no process in the text, without one context of this process."""
+        if self.total is None or self.process is None or self.free is None:
+            return 0
+        return max(0, -self.beyond if self.context else -self.beyond - CONTEXT)
+
+    @property
+    def figures(self) -> int:
+        values = (self.requested, self.total, self.free, self.process, self.allocated, self.cached)
+        return sum(value is not None for value in values) + len(self.others)
+
+
+class ModelLoaded(Struct):
+    """A progress bar of checkpoint shards reached its end."""
+
+
+class HostKill(Struct):
+    """The kernel killed a process for memory; ``rss`` is in bytes, ``group``: a cgroup's limit."""
+
+    pid: int | None = None
+    name: str = ""
+    rss: int | None = None
+    group: bool = False
+
+
+class NoEvent(Struct):
+    """A line of which only its words are known."""
+
+
+class KnownMessage(Struct):
+    """A line that matches a row of `presets/causes.yaml`."""
+
+
+class ServerFigures(Struct):
+    """The counts that LMDeploy's server logs every ten seconds: requests since its start, and now.
+
+    ``made`` is tokens per second; ``running`` and ``waiting`` are None if not in the line.
+    """
+
+    succeeded: int
+    failed: int
+    made: float | None = None
+    running: int | None = None
+    waiting: int | None = None
+
+
+#: Events that only a launch needs, and frames whose code a stack contains anyway.
+OF_LAUNCH: Final = (
+    CacheFrame, EngineFallback, ImagesPrepared, LoadingWeights, LoopFailed, LostLock, NoCache,
+    VisionFrame, WarmingUp,
+)  # fmt: skip
+#: Events about the machine, which hold for every run in a log.
+OF_MACHINE: Final = (MigSlice, PeerMissing, SmiGpu, SmiProcess)
+#: Events that end a process, each by itself.
+FATAL: Final = (CheckFailed, CudaError, HostKill, LegacyCuda, NcclError, PythonError, TorchMemory)

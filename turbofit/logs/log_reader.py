@@ -1,0 +1,355 @@
+"""The only reader of logs: a table of (words, pattern, event), applied once to each line.
+
+`launch` follows its engine with it, and `diagnose` reads the logs that people paste. It knows the
+lines of LMDeploy from 0.2 on (since 0.15, ``[TM][LEVEL][MMDD.HH:MM:SS.uuuuuu][file.cc:line]``
+stands before TurboMind's messages), torch, Transformers, Accelerate, the kernel, nvidia-smi,
+LMDeploy's check_env and torch's collect_env. An unknown line gives None, and so does a line with
+a damaged figure. Each pattern takes time linear in its line. Torch's out-of-memory text is read in
+all its forms: it lists processes, and the reader finds the one that wrote the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, TypeVar
+
+from turbofit.core.errors import UsageError
+from turbofit.core.struct import Struct
+from turbofit.core.units import GIB, KIB, MIB, parse_bytes
+from turbofit.logs import log_events as events
+from turbofit.logs.log_events import CONTEXT, TorchMemory
+from turbofit.machine.nvidia_smi import SmiGpu, listed
+
+_T = TypeVar("_T")
+_ZEROS: Final = bytes.maketrans(b"123456789", b"0" * 9)
+#: The forms of lines that are kept, and the longest form: a server prints some hundred forms.
+_FORMS, LONGEST_FORM = 4096, 400
+
+_SIZE = r"(\d+(?:\.\d+)? ?(?:bytes|[KMGT]i?B))"
+_REQUESTED: Final = re.compile(rf"Tried to allocate {_SIZE}")
+#: Torch up to 2.0: all figures in one pair of brackets, free memory after allocated memory.
+_BRACKET: Final = re.compile(
+    rf"\(GPU (\d+); {_SIZE} total capacity; {_SIZE} already allocated; {_SIZE} free; "
+    rf"{_SIZE} (?:reserved in total by PyTorch|cached)"
+)
+#: Torch from 2.1 on, whose first version wrote "capacty".
+_CAPACITY: Final = re.compile(
+    rf"GPU (\d+) has a total capaci?ty of {_SIZE} of which {_SIZE} is free"
+)
+_THIS: Final = re.compile(rf"this process has {_SIZE} memory in use")
+_OTHER_PROCESS: Final = re.compile(rf"Process (\d+) has {_SIZE} memory in use")
+_ALLOCATED: Final = re.compile(rf"allocated memory {_SIZE} is allocated by PyTorch")
+_CACHED: Final = re.compile(rf"and {_SIZE} is reserved by PyTorch but unallocated")
+#: The text itself, after the exception's name.
+_TEXT: Final = re.compile(
+    r"(?:CUDA|HIP) out of memory.*|Tried to allocate.*|Allocation on device.*"
+)
+#: Torch rounds to hundredths of a GiB.
+_ROUNDED: Final = GIB // 100
+
+
+class _Row(NamedTuple):
+    """A row of the table: a line with one of the words, matching from its start, gives an event."""
+
+    words: tuple[str, ...]
+    pattern: re.Pattern[str]
+    make: Callable[[re.Match[str]], Struct | None]
+
+
+def _row(words: str, pattern: str, make: Callable[[re.Match[str]], Struct | None]) -> _Row:
+    return _Row(tuple(words.split("|")), re.compile(pattern), make)
+
+
+_ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
+#: A progress bar, in whose line an engine prints.
+_BAR: Final = re.compile(r".*?\d%\|.*?(?=\[TM\]\[)")
+_PREFIX: Final = re.compile(r"\[TM\]\[[A-Z]+\](?:\[[^\]]*\])?\[([^\]]*)\] (.*)")
+#: The messages of torch, its cuBLAS and Triton if CUDA itself has no memory.
+_CUDA_MEMORY: Final = re.compile(
+    r"CUDA (?:driver )?error: ?(?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
+    r"|Triton Error \[CUDA\]: out of memory"
+)
+
+
+def _blocks(match: re.Match[str]) -> events.KvBlocks:
+    scale = MIB if match[1] == "block_size" else 1
+    return events.KvBlocks(field=match[1], value=round(float(match[2]) * scale))
+
+
+def _thrown(match: re.Match[str]) -> Struct | None:
+    """The exception that ended a process, as libstdc++ prints it; CUB and Thrust name the code."""
+    text = match[1]
+    if cuda := re.match(r"CUDA ([Dd]river )?error: (.+)", text):
+        return events.CudaError(message=cuda[2], driver=bool(cuda[1]))
+    if "cudaErrorMemoryAllocation" in text:
+        return events.CudaError(message="out of memory")
+    if text.startswith("CUDA out of memory"):
+        return torch_memory(text)
+    return None
+
+
+#: The parts before and after the request counts in a server's line.
+_MADE: Final = r".{0,120}?(?:/ ([\d.]+) tokens/s, )?"
+_RUNNING: Final = r" / -?\d+ / -?\d+,?(?: Engine \(running/waiting\): (-?\d+) / (-?\d+))?"
+
+
+def _counted(match: re.Match[str]) -> events.ServerFigures:
+    failed, running, waiting = (int(match[i]) if match[i] else None for i in (3, 4, 5))
+    made = float(match[1]) if match[1] else None
+    return events.ServerFigures(
+        succeeded=int(match[2]), failed=failed or 0, made=made, running=running, waiting=waiting
+    )
+
+
+#: Messages of TurboMind since 0.15, after their prefix; "MB" means MiB.
+#: Source: lmdeploy _turbomind.*.so `slab_size {}, object_size {}, object_count {}, ratio {}`
+#: lmdeploy _turbomind.*.so `Object cache budget: {`, lmdeploy _turbomind.*.so `Warm-up finished in`
+#: lmdeploy _turbomind.*.so `hit resource limit at {}`, lmdeploy _turbomind.*.so `setup: mm_seqs=`
+_TURBOMIND: Final = (
+    _row("at ", r"(?:hit resource limit|(out of memory)) at \d+/\d+$",
+         lambda m: events.Backpressure(cause="memory" if m[1] else "limit")),
+    _row("cache budget", r"Object cache budget: ([\d.]+) MB from free ([\d.]+) MB and ratio"
+         r" ([\d.]+)", lambda m: events.CacheBudget(
+             budget=round(float(m[1]) * MIB), free=round(float(m[2]) * MIB), ratio=float(m[3]))),
+    _row("slab_size", r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio",
+         lambda m: events.Slab(slab_size=int(m[1]), object_size=int(m[2]))
+         if all(int(m[i]) for i in (1, 2, 3)) else None),
+    _row("Warm-up lengths", r"Warm-up lengths: ([\d, ]+)",
+         lambda m: events.WarmupLengths(lengths=tuple(map(int, re.findall(r"\d+", m[1]))))),
+    _row("Warm-up finished", r"Warm-up finished in [\d.]+ seconds",
+         lambda _: events.WarmupFinished()),
+    _row("error: ", r"CUDA ([Dd]river )?error: (.+)",
+         lambda m: events.CudaError(message=m[2], driver=bool(m[1]))),
+    _row("setup: mm_seqs", r"\S+(?: \S+)? setup: mm_seqs=\d+ images_batched=\d+",
+         lambda _: events.VisionSetup()),
+    # The line of a guarded CUDA call that failed.
+    _row("cudaSuccess out of memory", r"Check failed: .*cudaSuccess out of memory$",
+         lambda _: events.CudaError(message="out of memory")),
+    _row("Check failed: ", r"Check failed: (.*)", lambda m: events.CheckFailed(message=m[1])),
+)  # fmt: skip
+#: All other lines: of older engines, Python, the server, an aborting thread, the host.
+_OTHER: Final = (
+    _row("max_context_token_num", r".*?`max_context_token_num` is not set, default to (\d+)",
+         lambda m: events.Starting(session=int(m[1]))),
+    _row("turbofit-fallback: loading", r"turbofit-fallback: loading weights",
+         lambda _: events.Starting()),
+    _row("CUDA runtime error",
+         r".*?CUDA runtime error: (\S*(?:\s+\S+)*?)(?:\s+(\S*\.(?:h|cc|cu|cpp|cuh):\d+))?\s*$",
+         lambda m: events.LegacyCuda(message=m[1], where=m[2] or "")),
+    _row("Tried to allocate|CUDA out of memory|OutOfMemoryError: Allocation on device",
+         r"(?=.*(?:out of memory|Allocation on device)).*", lambda m: torch_memory(m[0])),
+    _row("block_size = |max_block_count = |chunk_size = ",
+         r".*?\b(block_size|max_block_count|chunk_size) = (\d+(?:\.\d+)?)(?: MB)?\s*$", _blocks),
+    _row("peer access", r".*?Devicl?e (\d+) peer access Device (\d+) is not available",
+         lambda m: events.PeerMissing(a=int(m[1]), b=int(m[2]))),
+    # lmdeploy metrics/loggers.py `Server (succeeded/failed/routed/waiting): `, whose last count may
+    # be below 0; in 0.12 `API server (completed/routed/waiting): `.
+    _row("Server (succeeded/failed", rf"{_MADE}Server \(succeeded/failed/routed/waiting\):"
+         rf" (-?\d+) / (-?\d+){_RUNNING}", _counted),
+    _row("API server (completed", rf"{_MADE}API server \(completed/routed/waiting\):"
+         rf" (-?\d+)(){_RUNNING}", _counted),
+    _row(" @ ", r"\s+\[ ?\d+\] (.+) @ \S+:\d+\s*$", lambda m: events.Frame(name=m[1])),
+    _row("what():", r"\s*what\(\):\s+(.+)", _thrown),
+    # Python's traceback, and that of its faulthandler, which has no comma.
+    _row('File "', r'\s*File "([^"]+)", line \d+,? in (\S+)',
+         lambda m: events.PythonFrame(path=m[1], function=m[2])),
+    # IPython's forms, a newer of which has a link to the path in a notebook, and rich's form.
+    _row(".py in ", r"((?:[A-Za-z]:|/)[^\s:]+\.py) in ([\w.<>]+)(?:\(.*)?$",
+         lambda m: events.PythonFrame(path=m[1], function=m[2])),
+    _row(".py:", r"(?:File \[?|│ )((?:[A-Za-z]:)?[^\s:\[\]]+\.py):\d+(?:\]\([^)]*\))?,?"
+         r" in ([\w.<>]+)", lambda m: events.PythonFrame(path=m[1], function=m[2])),
+    _row("checkpoint shards", r".*?Loading checkpoint shards:\s+(\d+)%.*?(\d+)/(\d+)\b",
+         lambda m: events.ModelLoaded() if m[1] == "100" and m[2] == m[3] else None),
+    _row("Fallback to pytorch", r".*?(Fallback to pytorch engine because .*)",
+         lambda m: events.EngineFallback(message=m[1])),
+    _row("turbofit: images: ", r"turbofit: images: (.*)",
+         lambda m: events.ImagesPrepared(how=m[1])),
+    _row("NCCL error", r".*?(NCCL error.*)", lambda m: events.NcclError(message=m[1])),
+    _row("Loading weights from", "", lambda _: events.LoadingWeights()),
+    _row("Warming up ", "", lambda _: events.WarmingUp()),
+    # The whole line of the engine's own record, because turbofit kills an engine for it, and an
+    # error message may quote a client's text. lmdeploy engine/engine.py `'Engine main loop
+    # failed.'`
+    _row(" failed.", r"[^']* - ERROR - (?:\[pid=[^\]]*\] - )?engine(?:_loop)?\.py:\d+"
+         r" - (?:Engine main loop|EngineLoop wait_tasks) failed\.\s*$",
+         lambda _: events.LoopFailed()),
+    _row("No enough gpu memory", r".*No enough gpu memory for (kv cache|runtime)\.",
+         lambda m: events.NoCache(what=m[1])),
+    _row("EOFError", r"\s*EOFError\s*$", lambda _: events.LostLock()),
+    # A traceback line that every executor of the ranks prints.
+    # lmdeploy executor/base.py::ExecutorBase.init `self.build_cache_engine()`
+    _row("self.build_cache_engine()", r"\s*self\.build_cache_engine\(\)\s*$",
+         lambda _: events.CacheFrame()),
+    # A traceback line inside a vision tower, as the source of the models reads.
+    _row("self.vis|self.extract_feature|self.get_image_features|self.multi_modal_proj|pixel_values",
+         r"\s.*(?:self\.(?:visual|vision\w*|extract_feature\w*|get_image_features"
+         r"|multi_modal_projector)\(|pixel_values)", lambda _: events.VisionFrame()),
+    _row("Uvicorn running on |Application startup complete|Available routes are:"
+         "|double enter to end input", "",
+         lambda _: events.ServerUp()),
+    _row("Killed process", r".*?(?:(?:Memory cgroup out of memory|[Oo]ut of memory)?:? ?)Killed"
+         r" process (\d+) \(([^)]*)\)(?:.*?anon-rss:(\d+)kB)?(?:.*?file-rss:(\d+)kB)?",
+         lambda m: events.HostKill(
+             pid=int(m[1]), name=m[2], group="cgroup" in m[0],
+             rss=sum(int(m[i] or 0) * KIB for i in (3, 4)) if m[3] or m[4] else None)),
+    _row("GPU |MIG ", r"\s*(?:GPU|MIG) .*", lambda m: listed(m[0])),
+    _row(", ", r"(\d+), ([^,]+), (\d+)(?: MiB)?, (\d+)(?: MiB)?\s*$",
+         lambda m: SmiGpu(index=int(m[1]), name=m[2].strip(), used=int(m[3]) * MIB,
+                                 total=int(m[4]) * MIB)),
+    _row("Error|Exception|Exit:",
+         r"((?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*(?:Error|Exception|Exit)|Exception))(?:: ?(.*))?$",
+         lambda m: events.PythonError(name=m[1], message=m[2] or "",
+                                      out_of_memory=bool(_CUDA_MEMORY.search(m[2] or "")))),
+)  # fmt: skip
+
+
+class Form:
+    """The form of a line: its text with 0 for each digit, and the answers to questions about it.
+
+    A pattern without digits gives the same answer as on the line itself; a word with digits must
+    have zeros, too.
+    """
+
+    __slots__ = ("_answers", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._answers: dict[Callable[[str], Any], Any] = {}
+
+    def ask(self, question: Callable[[str], _T]) -> _T:
+        """The answer to a question, which is asked once for all lines of this form."""
+        if question not in self._answers:
+            self._answers[question] = question(self.text)
+        answer: _T = self._answers[question]
+        return answer
+
+
+def zeros(text: str) -> str:
+    """The text with each digit replaced by 0."""
+    return text.encode(errors="surrogatepass").translate(_ZEROS).decode(errors="surrogatepass")
+
+
+_kept_form: Final = lru_cache(_FORMS)(Form)
+
+
+def form_of(line: str) -> Form:
+    form = zeros(line)
+    return _kept_form(form) if len(form) <= LONGEST_FORM else Form(form)
+
+
+def read_line(line: str) -> Struct | None:
+    text = _ANSI.sub("", line).rstrip() if "\x1b" in line else line.rstrip()
+    text = _BAR.sub("", text) if "%|" in text else text
+    return event_in(text, form_of(text))
+
+
+def event_in(text: str, form: Form) -> Struct | None:
+    """The event of a line without colours and spaces at its end; None if it has none."""
+    prefix = _PREFIX.match(text) if text.startswith("[TM]") else None
+    call, message = prefix.groups() if prefix else ("", text)
+    try:
+        if prefix and message.isdecimal():
+            return events.WarmupLength(tokens=int(message))
+        event = _first(form.ask(_rows_in), message)
+    except ValueError:  # a figure that a torn line damaged
+        return None
+    if call and isinstance(event, events.CudaError):
+        return events.CudaError(message=event.message, driver=event.driver, call=call)
+    return event
+
+
+#: Pairs of a word and its row.
+_OTHER_WORDS: Final = [(word, row) for row in _OTHER for word in row.words]
+_TURBOMIND_WORDS: Final = [(word, row) for row in _TURBOMIND for word in row.words] + _OTHER_WORDS
+
+
+def _rows_in(form: str) -> list[_Row]:
+    """The rows that share a word with a line; for most lines an empty list."""
+    words = _TURBOMIND_WORDS if form.startswith("[TM]") else _OTHER_WORDS
+    return [row for word, row in words if word in form]
+
+
+def _first(rows: list[_Row], text: str) -> Struct | None:
+    for row in rows:
+        match = row.pattern.match(text)
+        event = row.make(match) if match else None
+        if event is not None:
+            return event
+    return None
+
+
+def torch_memory(text: str) -> TorchMemory:
+    """Read all figures of an out-of-memory text, whose lines a terminal may have wrapped.
+
+    In the form up to torch 2.0, ``process`` is the memory that torch reserved, without the context
+    and libraries. An impossible figure, as under Windows, is None.
+    """
+    text_match = _TEXT.search(text)
+    message = text_match[0] if text_match else text
+    if bracket := _BRACKET.search(text):
+        total, used, free, reserved = (_bytes(bracket[i]) for i in (2, 3, 4, 5))
+        return TorchMemory(
+            message=message, requested=_figure(_REQUESTED, text), gpu=int(bracket[1]),
+            total=total, free=free, process=reserved, allocated=used,
+            cached=max(0, (reserved or 0) - (used or 0)), context=False,
+        )  # fmt: skip
+    # Torch from 2.1 on lists the card's processes.
+    sizes = ((int(match[1]), _bytes(match[2])) for match in _OTHER_PROCESS.finditer(text))
+    others = {pid: size for pid, size in sizes if size is not None}
+    capacity, this = _CAPACITY.search(text), _THIS.search(text)
+    allocated, cached = _figure(_ALLOCATED, text), _figure(_CACHED, text)
+    gpu, total, free = (
+        (int(capacity[1]), _bytes(capacity[2]), _bytes(capacity[3]))
+        if capacity
+        else (None, None, None)
+    )
+    process = _figure(_THIS, text)
+    pid = None if this else _pid_among(others, allocated, cached)
+    if pid is not None:
+        process = others.pop(pid)
+    return TorchMemory(
+        message=message,
+        requested=_figure(_REQUESTED, text),
+        gpu=gpu,
+        total=total,
+        free=free,
+        # The driver did not tell it where torch prints 0, or 2^64 under WDDM.
+        process=process if process and (total is None or process <= total) else None,
+        pid=pid,
+        allocated=allocated,
+        cached=cached,
+        others=tuple(others.items()),
+        named=this is not None or pid is not None or not others,
+    )
+
+
+def _pid_among(processes: dict[int, int], allocated: int | None, cached: int | None) -> int | None:
+    """The pid under which torch lists this process; None if the figures do not determine it.
+
+    Torch lists every process on the card and writes "this process" for the one with its own pid.
+    Torch 2.1 does not, nor does torch in a container, where pids differ from the driver's. Then
+    this process is the only listed one; or the one that holds the memory torch allocated plus a
+    context; or the only one that holds at least as much, if an engine allocates outside torch.
+    """
+    least = (allocated or 0) + (cached or 0) - _ROUNDED
+    if allocated is None and len(processes) > 1:
+        return None
+    able = {pid: size for pid, size in processes.items() if size >= least}
+    alike = [pid for pid, size in able.items() if size - least <= CONTEXT]
+    if alike:
+        return min(alike, key=lambda pid: able[pid])
+    return next(iter(able)) if len(able) == 1 else None
+
+
+def _figure(pattern: re.Pattern[str], text: str) -> int | None:
+    match = pattern.search(text)
+    return _bytes(match[1]) if match else None
+
+
+def _bytes(text: str) -> int | None:
+    try:
+        return parse_bytes(text.replace("bytes", "B"))
+    except UsageError:
+        return None

@@ -1,0 +1,357 @@
+"""The answer to a lack of memory: `death` of the log's events, with what the account says of it."""
+
+from __future__ import annotations
+
+import math
+import re
+from contextlib import suppress
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import TurbofitError
+from turbofit.core.units import GIB, format_bytes
+from turbofit.core.version import REFERENCE
+from turbofit.logs.account import Finding, found, logged_cache
+from turbofit.logs.answer import Evidence, Holding, Missing
+from turbofit.logs.causes import less_memory
+from turbofit.logs.death import IN_DIAGNOSIS, Course, Phase, death
+from turbofit.logs.draft import Draft, evidence, evidence_at
+from turbofit.logs.log_events import (
+    CudaError,
+    ModelLoaded,
+    PythonError,
+    TorchMemory,
+)
+from turbofit.planning.plan import plan
+from turbofit.planning.request import PlanRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.core.engine_end import End
+    from turbofit.core.model import Model
+    from turbofit.logs.case import LogCase
+    from turbofit.logs.facts import LogEvent
+
+#: Fewer bytes of other processes are not reported; a tensor of a forward rarely has more; bytes
+#: beyond one copy of a model that are more than rounding and torch's own cache.
+_SMALL, _ONE_TENSOR, _BEYOND = GIB // 4, 4 * GIB, GIB
+#: Calls that store the whole attention matrix; torch's own call does so without a fused kernel.
+_EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
+#: Phases that compute no attention over a long sequence.
+_NO_ATTENTION: Final = ("cache", "quantising")
+#: A card that is large enough for any such model; it serves only to compute one copy's bytes.
+_LARGE_CARD: Final = "1xh200:total=1000GiB"
+_MOVES: Final = re.compile(r"\.(?:to|cuda)\(")
+_MODULE: Final = re.compile(r"[/\\]torch[/\\]nn[/\\]modules[/\\]module\.py$")
+#: Words of training, which holds more memory than an answer needs.
+_TRAINS: Final = re.compile(r"\bbackward\(|optimizer|[/\\](?:trainer|autograd)\b")
+_FREE: Final = "free the cards first: `turbofit doctor` and nvidia-smi name what holds them"
+_START_ONCE: Final = (
+    "start the engine once (plain python, or --nproc_per_node=1), not under torchrun"
+)
+_ONCE: Final = (
+    "load the model once; over several cards choose one: a whole model on each card, or one model"
+    " sharded over them"
+)
+_SPLIT: Final = (
+    'load the model once, and let it be split over the cards: device_map="auto" without .to() or'
+    " .cuda() behind it; no card holds a copy"
+)
+_RESTART: Final = (
+    "restart the notebook's kernel (or the program) and load the model once: a first copy, if there"
+    " is one, ends with it; nvidia-smi shows what is left on the card"
+)
+_FUSED: Final = 'attn_implementation="sdpa" (or "flash_attention_2"): it stores no such matrix'
+_SEGMENTS: Final = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation"
+#: What to send if the log is only an error text.
+_SEND: Final = (
+    'the line "CUDA out of memory. Tried to allocate …" as a whole, whose figures say who held the'
+    ' card, with the lines before it from "Traceback (most recent call last)" on'
+)
+
+
+def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
+    """The answer to a line that tells of a lack of GPU memory."""
+    course, known = Course(case.facts.until(mark)), (case.engine, case.settings)
+    memory = mark.event if isinstance(mark.event, TorchMemory) else None
+    end, finding = death(course, known=known), Finding()
+    if end.kind == "host_memory":
+        certain = case.subject.version is not None and case.engine.doubt is None
+        return Draft(
+            kind=IN_DIAGNOSIS["host_memory"],
+            phase="host RAM",
+            what=f"{end.message}; no GPU was full" if certain else "",
+            line=mark.line,
+            possible=(
+                "RAM, or a container's limit, that was full: the line of the source asks for"
+                f" page-locked host memory in LMDeploy {REFERENCE}",
+                "GPU memory that was full: the same line of another release",
+            ),
+            evidence=(evidence(mark, "the abort, in the allocator of page-locked memory"),),
+            changes=(
+                "free RAM or raise the container's memory limit; fewer replicas: each rank has such"
+                " buffers",
+            ),
+            planned=True,
+        )
+    # TurboMind computes without torch, so torch's allocations belong to LMDeploy's front end.
+    program = "lmdeploy-pytorch" if case.subject.on_pytorch else "lmdeploy"
+    if memory is not None and not case.subject.of_lmdeploy:
+        program = "other"
+    phase = _phase(end)
+    if case.subject.quantises:
+        program, phase = "lmdeploy-lite", "quantising"
+    else:
+        finding = found(case, phase, memory, cached=course.stage not in ("starting", "weights"))
+    if finding.end is not None:
+        end = death(course, account=finding.end, known=known)
+        phase = _phase(end)
+    what = end.message
+    if isinstance(mark.event, CudaError | PythonError) and "Triton" not in what:
+        what = what.replace("the program", "the engine")
+    draft = Draft(
+        kind="out_of_memory",
+        phase=phase,
+        what=what,
+        line=mark.line,
+        why=finding.why,
+        missing=_missing(memory),
+        missing_in_all=finding.short,
+        unknown=finding.unknown,
+        evidence=(evidence(mark, "torch's own figures" if memory else "the engine's own error"),),
+        changes=less_memory(program, phase),
+        planned=not case.subject.quantises,
+        by_others=finding.others,
+        short=True,
+        free=_FREE if finding.others else finding.look,
+    )
+    if memory is not None:
+        draft = _with_torch(case, mark, memory, draft, program)
+    return _with_ranks(case, _with_cache(case, draft, finding.weights))
+
+
+def _phase(end: End) -> Phase:
+    told = end.phase in ("", "starting", "start")
+    return "unknown" if told else cast("Phase", end.phase)
+
+
+def _with_cache(case: LogCase, draft: Draft, weights: int) -> Draft:
+    """The answer with the lines about the cache, and who held the card when it was sized."""
+    if (cache := logged_cache(case)) is None:
+        return draft
+    tells: tuple[str, ...] = ("free memory, and what the cache took of it",)
+    if cache.blocks:
+        tokens = case.engine.defaults("").get("cache_block_seq_len", 64)
+        tells = (f"bytes of one KV block ({tokens} tokens, all layers)", "how many the cache has")
+    lines = tuple(evidence_at(*pair) for pair in zip(cache.lines, tells, strict=True))
+    held = (
+        Holding(who="the KV cache", bytes=cache.size, lines=tuple(one.line for one in lines)),
+        Holding(who="this model's weights, on each card", bytes=weights),
+        Holding(who="others, or copies of this engine", bytes=draft.by_others),
+    )
+    known = tuple(one for one in held if one.bytes)
+    return replace(draft, evidence=(*draft.evidence, *lines), held=(*draft.held, *known))
+
+
+def _with_ranks(case: LogCase, draft: Draft) -> Draft:
+    """The answer where a launcher started an engine for each rank."""
+    ranks = case.subject.ranks
+    if ranks is None or case.tp < 2 or not case.subject.of_lmdeploy:
+        return draft
+    count, place = ranks
+    why = (
+        f"a rank launcher started the program {count} times, and each start builds a whole engine"
+        f" with tp {case.tp} on the same cards: {count} models in the place of one"
+    )
+    return replace(
+        draft,
+        why=(why, *draft.why),
+        evidence=(*draft.evidence, evidence_at(place, f"{count} processes of one program")),
+        changes=(_START_ONCE, *draft.changes),
+        by_others=0,
+        short=False,
+        free="",
+    )
+
+
+#: What figures and frames show: why, the first step against it, and its line.
+_Sign = tuple[str, str, "Evidence | None"]
+
+
+def _with_torch(
+    case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, program: str
+) -> Draft:
+    """The answer with torch's own figures: who held the card, and what a first step does of it."""
+    own = program == "other"
+    if memory.pid and not own and any(size > (memory.process or 0) for _, size in memory.others):
+        # LMDeploy also allocates outside torch: torch's figures do not tell it from a larger one.
+        memory = replace(memory, named=False)
+    model = case.model if own else None
+    split = model is not None and _splits(model, memory, draft)
+    signs = [*_copies(case, mark, split=split), *_of_use(case, mark, memory, draft, own)]
+    if model is not None:
+        signs += _beyond(model, mark, memory, split=split)
+    others = sum(size for _, size in memory.others)
+    by_others = others + memory.unexplained
+    bare = not mark.stack and (memory.requested is None or case.model is None)
+    return replace(
+        draft,
+        why=(*draft.why, *(why for why, _, _ in signs)),
+        held=(*_holders(mark, memory), *draft.held),
+        unknown=(*draft.unknown, *_open(mark, memory, draft)),
+        evidence=(*draft.evidence, *(line for _, _, line in signs if line)),
+        changes=_in_order([step for _, step, _ in signs], memory, draft, program),
+        send=(_SEND,) if bare else (),
+        by_others=max(draft.by_others, by_others if memory.named and by_others > _SMALL else 0),
+        free=_freed(memory, others) or draft.free,
+    )
+
+
+def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str) -> tuple[str, ...]:
+    """The steps of signs before those that help in general, and fragmentation's last."""
+    if draft.phase != "weights" and (memory.requested or 0) > (memory.total or math.inf):
+        return (*(step for step in steps if step is _FUSED), *less_memory(program, "oversized"))
+    steps = [*filter(None, steps), *draft.changes]
+    return tuple(sorted(steps, key=lambda step: step is _SEGMENTS))
+
+
+def _splits(model: Model, memory: TorchMemory, draft: Draft) -> bool:
+    """Whether no card holds a copy of the model, which may be what the program tried."""
+    loading = draft.phase in ("weights", "unknown")
+    return loading and memory.total is not None and model.weight_bytes > memory.total
+
+
+def _open(mark: LogEvent, memory: TorchMemory, draft: Draft) -> Iterator[str]:
+    """Yields what torch's text leaves open."""
+    if not mark.stack and draft.phase == "unknown" and not draft.unknown:
+        yield "where: the log has no traceback before the error"
+    if any("eager_attention_forward" in frame.function for frame in mark.stack):
+        yield "whether the attention is the vision tower's or the language model's"
+    if not memory.named:
+        yield "which of these processes is this server: torch lists them by their pid on the host"
+
+
+def _freed(memory: TorchMemory, others: int) -> str:
+    """The step that frees the card of what else holds it; empty if torch tells of nobody."""
+    if others <= _SMALL:
+        return _FREE if memory.unexplained > GIB else ""
+    pids = ", ".join(str(pid) for pid, _ in memory.others)
+    step = f"end what else holds the card (process {pids}) if it is no part of this server, or"
+    return f"{step} plan for what is free"
+
+
+def _of_use(
+    case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, own: bool
+) -> Iterator[_Sign]:
+    """Yields the signs of attention's whole matrix, of fragmentation, and of nobody's memory."""
+    eager = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
+    large = (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR)
+    if (large and draft.phase not in _NO_ATTENTION) or (draft.phase == "vision" and eager):
+        fused = any("scaled_dot_product_attention" in frame.code for frame in mark.stack)
+        yield (
+            "it asked for attention's whole matrix, by the call or by the size, which grows with"
+            " the square of the tokens or patches"
+            f"{'; a fused attn_implementation has none' if own else ''}",
+            _FUSED if own and not fused else "",
+            None,
+        )
+    if memory.requested and (memory.cached or 0) >= memory.requested:
+        # Not under WSL and Windows, which tell no process: there it is said to fail.
+        able = memory.process is not None and "expandable" not in case.subject.facts
+        yield (
+            f"{format_bytes(memory.cached or 0)} lay unused in torch's own cache, in pieces too"
+            " small or of another size: fragmentation",
+            _SEGMENTS if able else "",
+            None,
+        )
+    if memory.unexplained > GIB:
+        yield (
+            f"at least {format_bytes(memory.unexplained)} of the card are explained by nobody in"
+            " this text: another process or container, or the driver",
+            "",
+            None,
+        )
+
+
+def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:
+    """Yields the signs that a program holds a model more than once: its loads and its calls."""
+    placed, ranks = case.subject.auto_map, case.subject.ranks
+    once = _SPLIT if split else _ONCE
+    moves = [frame.code for frame in mark.stack if _MOVES.search(frame.code)]
+    if placed and moves and any(_MODULE.search(frame.path) for frame in mark.stack):
+        yield (
+            f'device_map="auto" had placed the model over the cards, and `{moves[0].strip()}` moves'
+            " the whole of it onto one",
+            once,
+            evidence_at(placed, "the model is placed"),
+        )
+    # A progress bar that is drawn again in the next line belongs to the same load.
+    loads = [made for made, _ in case.facts.every(ModelLoaded)]
+    again = [now for before, now in pairwise(loads) if now.line - before.line > 1]
+    if again and len(again) + 1 > (ranks[0] if ranks else 1):
+        shards = ", and `device_map=auto` shards each over the same cards" if placed else ""
+        yield (
+            f"the program loaded the whole model {len(again) + 1} times{shards}: replicas, or"
+            " replicas and shards at once, so every copy after the first meets cards that are"
+            " already full",
+            once,
+            evidence(again[0], "the model is loaded again"),
+        )
+
+
+def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -> Iterator[_Sign]:
+    """Yields what figures show of copies: turbofit knows the most that one with a request takes."""
+    if split:
+        yield (
+            f"a whole copy of {model.name} is {format_bytes(model.weight_bytes)} of weights as"
+            f" published, and GPU {memory.gpu} has {format_bytes(memory.total or 0)}: a copy on"
+            " each card cannot be, one that is split over the cards can",
+            _SPLIT,
+            None,
+        )
+    held, weights = memory.allocated or memory.process or 0, model.weight_bytes
+    trains = any(_TRAINS.search(f"{frame.path} {frame.code}") for frame in mark.stack)
+    if held < weights or trains:
+        return
+    with suppress(TurbofitError):
+        alone = plan(PlanRequest.of(model=model, on=_LARGE_CARD, engine="transformers"))
+        most = max(gpu.peak for gpu in alone.gpus)
+        if held - most >= _BEYOND:
+            yield (
+                f"{model.name} has {format_bytes(weights)} of weights, and with its longest request"
+                f" it takes at most {format_bytes(most)}: {format_bytes(held - most)} of what this"
+                " process held are beyond that. Either the model is in this process a second time,"
+                " whole or in part, as after a notebook cell that ran twice, or its weights were"
+                " loaded in 32 bits (no torch_dtype), or requests were computed together",
+                _RESTART,
+                None,
+            )
+
+
+def _missing(memory: TorchMemory | None) -> Missing:
+    """Requested minus free bytes; torch rounds both to hundredths of their unit."""
+    silent = "the text has no figures" if memory else "TurboMind does not print what it asked"
+    memory = memory or TorchMemory()
+    figures = {"asked": memory.requested, "free": memory.free}
+    known = (f"{name} {format_bytes(size)}" for name, size in figures.items() if size is not None)
+    note = ", ".join(known) or silent
+    if memory.requested is not None and (memory.free or 0) >= memory.requested:
+        note += ", more than was asked: a limit of the process, or others gave memory back"
+    basis: Literal["log", "unknown"] = "unknown" if memory.missing is None else "log"
+    return Missing(bytes=memory.missing, basis=basis, note=note)
+
+
+def _holders(mark: LogEvent, memory: TorchMemory) -> Iterator[Holding]:
+    """Yields each process with its bytes, as certain as the text is."""
+    this, held = "this process", memory.process
+    if memory.pid is not None:
+        this = f"process {memory.pid}"
+        this = f"this process ({this} of the text)" if memory.named else this
+    elif held is None and memory.named:
+        this, held = "this process's tensors", memory.allocated
+    for who, size in ((this, held), *((f"process {pid}", size) for pid, size in memory.others)):
+        if size is not None:
+            yield Holding(who=who, bytes=size, gpu=memory.gpu, lines=(mark.line,))

@@ -1,0 +1,238 @@
+"""Answers other than to a lack of GPU memory: rows, kills, hangs, logs in which nothing failed."""
+
+from __future__ import annotations
+
+import re
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.messages import plural
+from turbofit.core.process.hidden import without_keys
+from turbofit.logs import log_events as events
+from turbofit.logs.answer import Holding, Missing
+from turbofit.logs.death import IN_DIAGNOSIS, death
+from turbofit.logs.draft import Draft, evidence, raised_in
+from turbofit.logs.facts import LogEvent
+from turbofit.logs.figures import explanation_of
+from turbofit.logs.memory import lack_of_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.logs.case import LogCase
+
+_WAITS: Final = (
+    "the warm-up sends one request as long as a forward; while the cache has fewer blocks than it"
+    " needs, the scheduler tries again for ever, without an error"
+)
+_PY_SPY: Final = (
+    "py-spy dump --pid PID of the server and of its workers while it stands still: it shows where"
+    " each waits"
+)
+_READS: Final = "weights are read, kernels are compiled, or requests wait for one another"
+_NO_P2P: Final = "NCCL_P2P_DISABLE=1: NCCL then goes through host memory, whatever the driver says"
+#: Functions that a program runs while it ends; an error in one is not the reason for its end.
+_CLEANS_UP: Final = (
+    "_loop_finally", "release", "__del__", "shutdown", "_exit_function", "atexit", "terminate",
+    "__exit__", "_cleanup", "cleanup",
+)  # fmt: skip
+#: Last lines of a log behind which an engine may stand still, by what it does there.
+_STANDS: Final = {
+    "TurboMind's cache or warm-up": re.compile(
+        r"Object cache budget|slab_size|\[Gemm2\]|Warm-up lengths|UnifiedAttentionLayer::Forward"
+    ),
+    "NCCL's first collective": re.compile(r"NCCL INFO (?:comm |Channel|Connected|.*Init COMPLETE)"),
+}
+
+
+def drafts_of(case: LogCase) -> Iterator[Draft]:
+    """Yields all answers to a run, in no order."""
+    facts = case.facts
+    if short := next((mark for mark in facts.fatal if mark.short), None):
+        yield lack_of_memory(case, short)
+    for mark, kill in facts.every(events.HostKill)[:1]:
+        end = death([kill])
+        yield Draft(
+            kind=IN_DIAGNOSIS["host_memory"],
+            phase="host RAM",
+            what=end.message,
+            line=mark.line,
+            held=(Holding(who=f"{kill.name}[{kill.pid}]", bytes=kill.rss, lines=(mark.line,)),),
+            missing=Missing(bytes=None, basis="unknown", note="the kernel does not say how much"),
+            evidence=(evidence(mark, "the kernel's killer and its victim"),),
+            changes=(end.hint,),
+            planned=True,
+        )
+    for mark in facts.fatal:
+        if mark.short or isinstance(mark.event, events.HostKill):
+            continue
+        if row := explanation_of(mark, case):
+            yield row
+        elif not isinstance(mark.event, events.KnownMessage):
+            yield _unknown_fault(mark)
+    yield from _hangs(case)
+    yield from _quiet(case)
+
+
+def _unknown_fault(mark: LogEvent) -> Draft:
+    """An exception or a fault that no row knows; one of a clean-up follows from another."""
+    text = without_keys(mark.text.strip())
+    if isinstance(mark.event, events.PythonError) and not mark.event.message and mark.stack:
+        text = f"{text}: {without_keys(mark.stack[-1].code)}"
+    why = raised_in(mark)
+    cleans_up = any(frame.function in _CLEANS_UP for frame in mark.stack)
+    if cleans_up:
+        why = (*why, "a program takes itself down there: the first error, of the worker processes"
+               " too, is the cause")  # fmt: skip
+    return Draft(
+        kind="unknown",
+        line=mark.line,
+        rank="consequence" if cleans_up else "refusal",
+        why=why,
+        evidence=(evidence(mark._replace(text=text), "the error itself"),),
+        planned=isinstance(mark.event, events.CheckFailed),
+    )
+
+
+def _hangs(case: LogCase) -> Iterator[Draft]:
+    """Yields a warm-up that waits for ever, or a server that stands still."""
+    facts = case.facts
+    over = (events.WarmupFinished, events.ServerUp, events.CudaError, events.CheckFailed)
+    if facts.waiting and not any(isinstance(mark.event, over) for mark in facts.marks):
+        yield _waits_for_ever(case, facts.waiting)
+    elif not facts.died:
+        yield from _stands_still(case)
+
+
+def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
+    facts = case.facts
+    run = [*(mark.event for mark in facts.marks), events.Backpressure(cause="memory")]
+    end = death(run, known=(case.engine, case.settings))
+    sizes: dict[type[Any], str] = {
+        events.CacheBudget: "the cache's size", events.Slab: "the size of a block",
+        events.WarmupLengths: "the lengths of the warm-up",
+    }  # fmt: skip
+    lines = [evidence(mark, tells) for kind, tells in sizes.items() if (mark := facts.first(kind))]
+    tells = "nothing can be admitted; so it goes on to the log's end"
+    missing = Missing(
+        bytes=end.missing,
+        basis="formula",
+        note="of cache, for the blocks of one warm-up request",
+        doubt=getattr(facts.first_event(events.Slab), "slab_size", 0),
+    )
+    return Draft(
+        kind=IN_DIAGNOSIS["hang"],
+        phase="start-up hang",
+        what=end.message if end.missing else "",
+        line=waiting.line,
+        possible=(_WAITS,),
+        why=(_WAITS,) if end.missing else (),
+        missing=missing if end.missing else None,
+        evidence=(evidence(waiting, tells), *lines),
+        changes=(end.hint,),
+        planned=True,
+    )
+
+
+def _stands_still(case: LogCase) -> Iterator[Draft]:
+    """Yields a halt that the user tells of, or that the last lines show."""
+    facts, mark = case.facts, case.facts.last or LogEvent(0, "")
+    several = case.tp > 1 or (case.told_tp is None and case.machine is not None
+                              and len(case.machine.gpus) > 1)  # fmt: skip
+    steps = (_NO_P2P, _PY_SPY) if several or "NCCL" in mark.text else (_PY_SPY,)
+    counted = facts.every(events.ServerFigures)
+    counts = (figures for _, figures in reversed(counted))
+    still = sum(1 for _ in takewhile(lambda one: one.running and one.made == 0.0, counts))
+    at = next((name for name, words in _STANDS.items() if words.search(mark.text)), "")
+    what = f"it ends in {at}" if at else "it ends at this line"
+    what = f"no line of this log tells of an error; {what}, and if it stands there:"
+    if still:
+        mark, figures = counted[-1]
+        what = (
+            f"no line of this log tells of an error, and where it ends {figures.running}"
+            f" {plural(figures.running or 0, 'request')} run and no token came for {10 * still}"
+            " seconds: the engine stands still, or reads a long prompt"
+        )
+    elif not case.hangs and (not at or _ready(case)):
+        return
+    waits = (
+        "NCCL waits for a rank that died, or for peer access that does not work as the driver says"
+        " (IOMMU, ACS)"
+    )
+    yield Draft(
+        kind=IN_DIAGNOSIS["stalled"],
+        line=mark.line,
+        rank="consequence",
+        what=what,
+        possible=(waits if several else _READS, *((_WAITS,) if "cache" in at else ())),
+        evidence=(evidence(mark, "the last news"),),
+        changes=steps,
+    )
+
+
+def _quiet(case: LogCase) -> Iterator[Draft]:
+    """Yields the answers for a log in which no fault was found."""
+    ready, facts = _ready(case), case.facts
+    if ready:
+        counted, why = facts.every(events.ServerFigures), ""
+        if counted and (failed := counted[-1][1].failed):
+            why = (
+                f"LMDeploy counts {failed} {plural(failed, 'request')} as failed: clients that left"
+                " before their answer are among these, and no line tells of an error"
+            )
+        yield Draft(
+            kind="healthy",
+            phase="none",
+            what="nothing failed in this log: the engine started",
+            line=ready.line,
+            rank="notice",
+            why=(why,) if why else (),
+            evidence=(evidence(ready, "the engine is ready"),),
+        )
+    elif facts.complaint:
+        yield Draft(
+            kind="unknown",
+            line=facts.complaint.line,
+            rank="notice",
+            evidence=(evidence(facts.complaint, "the last line that reports an error"),),
+        )
+    elif facts.in_words:
+        yield Draft(
+            kind="unknown",
+            line=facts.in_words.line,
+            rank="notice",
+            what="the text says that memory ran out, and no line of a program says where",
+            evidence=(evidence(facts.in_words, "words"),),
+            planned=case.has_all,
+            unknown=("what happened",),
+        )
+    if peers := facts.first(events.PeerMissing):
+        yield Draft(
+            kind="peer_warning",
+            phase="peer access",
+            what="only a warning: these GPUs have no peer access to each other",
+            line=peers.line,
+            rank="notice",
+            why=(PEERS,),
+            evidence=(evidence(peers, "the warning of LMDeploy up to 0.7.3"),),
+            planned=True,
+        )
+
+
+def _ready(case: LogCase) -> LogEvent | None:
+    """The line by which an engine started or a server answers, if no later line complains."""
+    facts = case.facts
+    up = facts.first(events.ServerUp) or facts.first(events.WarmupFinished)
+    counted = facts.every(events.ServerFigures)
+    ready = up or facts.answered or next((mark for mark, one in counted if one.succeeded), None)
+    troubles = (*facts.fatal, *([facts.complaint] if facts.complaint else []))
+    last = max((mark.line for mark in troubles), default=0)
+    calm = ready is not None and not facts.died and last <= ready.line and not case.hangs
+    return ready if calm else None
+
+
+PEERS: Final = (
+    "without peer access NCCL goes through host memory: tensor parallelism works and takes no more"
+    " GPU memory, but is slower, often slower than one card; the communicators cuda-ipc and native"
+    " do not work at all"
+)

@@ -1,0 +1,195 @@
+"""Finds what a log says of the run itself: model, cards, options, variables, version, program."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from turbofit.machine.card_words import MAY_BE_CARD, NamedCards, cards_in
+from turbofit.model.model_words import families, names_in, preset_of
+
+if TYPE_CHECKING:
+    from turbofit.logs.log_reader import Form
+
+_NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
+#: Places where commands and code name a model; the surest place is first.
+_MODEL: Final = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"\b(?:api_server|lmdeploy\s+(?:chat|serve\s+\w+)|turbofit (?:serve|plan|predict))\s+"
+        rf"{_NAME}",
+        r"--(?:model(?:[-_]path|[-_]name[-_]or[-_]path|[-_]dir|[-_]base|s)?|checkpoint)"
+        rf"[ =]{_NAME}",
+        rf"\b(?:pipeline|from_pretrained|resolve_model)\(\s*{_NAME}",
+        rf"\b(?:model_path|model_name_or_path|pretrained_model_name_or_path|model)\s*[=:]\s*{_NAME}",
+        rf"['\"]model(?:_tag)?['\"]: {_NAME}",
+        r"lmdeploy serve api_server [^|;]*?\s(/[\w./-]+|[\w-]+/[\w.-]+)\s*$",
+    )
+)
+#: Lines, commands and frames of LMDeploy itself: a log with one of these is LMDeploy's.
+_LMDEPLOY: Final = re.compile(
+    r" - lmdeploy - |\[TM\]|[/\\]lmdeploy[/\\\"]"
+    r"|\blmdeploy(?: (?:serve|chat|lite|convert|check_env)|=)"
+    r"|(?:import|from) lmdeploy|[Tt]urbo[Mm]ind|TURBOMIND|PytorchEngineConfig|turbofit|Avg thr \(in"
+).search
+#: Line forms of the other engines that are named, and not explained.
+_OTHERS: Final = re.compile(
+    r"(?P<vLLM>[/\\]vllm[/\\][\w/\\]+\.py|\bvllm serve |vLLM API server version"
+    r"|\bvllm\.entrypoints)"
+    r"|(?P<SGLang>[/\\]sglang[/\\][\w/\\]+\.py|\bsglang\.launch_server|server_args=ServerArgs)"
+).search
+#: `lmdeploy lite`, by its command or by its frames: advice and plans are for serving.
+_QUANTISES: Final = re.compile(r"\blmdeploy lite \w|[/\\]lmdeploy[/\\]lite[/\\]").search
+#: LMDeploy's PyTorch engine, by an option, its configuration or its own words.
+_PYTORCH: Final = re.compile(
+    r"--backend[ =]pytorch|PytorchEngineConfig\(|[Ff]allback to pytorch engine"
+    r"|Try to run with pytorch engine|[/\\]lmdeploy[/\\]pytorch[/\\]"
+).search
+_OPTION: Final = re.compile(
+    r"(?:--|\b)(cache[-_]max[-_]entry[-_]count|max[-_]prefill[-_]token[-_]num|max[-_]batch[-_]size"
+    r"|session[-_]len|quant[-_]policy|cache[-_]block[-_]seq[-_]len|communicator|dtype"
+    r"|model[-_]format|tp)(?:\s*=\s*|\s+)['\"]?([\w.-]+)"
+)
+#: The release, in a text of small letters.
+_VERSION: Final = re.compile(
+    r"lmdeploy(?:(?:[=:~ <>]+|\S* version:? )v?(\d+\.\d+(?:\.\w+)*)"
+    r"|[-_](\d+\.\d+\.\d+)\S*\.whl)",
+    re.ASCII,
+)
+_TORCHRUN: Final = re.compile(r"(?:torchrun|torch\.distributed\.run|accelerate launch)\b(.*)")
+_RANKS: Final = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[ =](\d+)")
+_AUTO_MAP: Final = re.compile(r"device_map\s*[=:]\s*['\"]auto")
+_VARIABLE: Final = re.compile(
+    r"(?<!with )\b([A-Z][A-Z\d]*_[A-Z\d_]+)['\"]?\]?\s?=\s?['\"]?([^\s'\";&]+)"
+)
+#: Facts that rows of `presets/causes.yaml` name: the last frame of Python's faulthandler, in a
+#: linear layer; an allocator's option (torch itself advises it, too); the card and the build in
+#: torch's warning; an AWQ or GPTQ checkpoint's group.
+_FACTS: Final = re.compile(
+    r"[/\\](?P<linear>linear\.py)\"?,? line \d+,? in forward"
+    r"|(?i:alloc_conf)\S*[= \"]+\S*(?P<expandable>expandable_segments:True)(?:\s*$| [^t])"
+    r"|with CUDA capability sm_(?P<arch>\d+) is not compatible"
+    r"|supports CUDA capabilities (?P<built>(?:(?:sm|compute)_\d+\S* ?){1,30})"
+    r"|(?:AWQ|awq|GPTQ|gptq|[Ii]nt4)[\w.]{0,99}-(?:[Gg]s?|group)-?(?P<group_size>16|32|64)\b"
+)
+#: Words of lines with such a fact, with 0 for each digit.
+_OF_FACTS: Final = re.compile(
+    r"linear\.py|expandable_segments:True|CUDA capabilit|AWQ|awq|GPTQ|gptq|nt0"
+).search
+_WORDS: Final = {
+    "communicator": ("nccl", "native", "cuda-ipc"),
+    "dtype": ("float16", "bfloat16"),
+    "model_format": ("hf", "awq", "gptq", "compressed-tensors", "fp8", "mxfp4"),
+}
+Place = tuple[int, str]
+
+
+class Subject:
+    """Collects facts row by row; each fact keeps the line from which it was read."""
+
+    def __init__(self) -> None:
+        #: By chip: a name with a size replaces the same chip without one.
+        self.cards: dict[str, NamedCards] = {}
+        self.options: dict[str, object] = {}
+        self.variables: dict[str, str] = {}
+        self.version: str | None = None
+        self.ranks: tuple[int, Place] | None = None
+        self.auto_map: Place | None = None
+        #: What `_FACTS` matched last, by name.
+        self.facts: dict[str, str] = {}
+        #: Names of models: the order of the surest kind of place, and whether a preset has it.
+        self.names: dict[str, int] = {}
+        self.of_lmdeploy = self.quantises = self.on_pytorch = False
+        self._other = ""
+        self.lines = 0
+
+    def notice(self, form: Form) -> None:
+        """Read any text of the log, also a frame's path, for its topic and its program."""
+        self.of_lmdeploy = self.of_lmdeploy or form.ask(_LMDEPLOY) is not None
+        self.quantises = self.quantises or form.ask(_QUANTISES) is not None
+        self.on_pytorch = self.on_pytorch or form.ask(_PYTORCH) is not None
+        if not self._other and (match := form.ask(_OTHERS)):
+            self._other = str(match.lastgroup)
+
+    @property
+    def foreign(self) -> str:
+        """The other engine that wrote the log; empty if LMDeploy did, or if no line names one."""
+        return "" if self.of_lmdeploy else self._other
+
+    @property
+    def model(self) -> str | None:
+        """The name in the surest kind of place: of several, the first."""
+        return min(self.names, key=lambda name: self.names[name], default=None)
+
+    @property
+    def visible(self) -> int | None:
+        """How many cards CUDA_VISIBLE_DEVICES names; None if the log does not set it."""
+        told = self.variables.get("CUDA_VISIBLE_DEVICES", "")
+        return len(told.split(",")) if told.strip(",") else None
+
+    def read(self, line: int, text: str, form: Form) -> None:
+        asks = form.ask(readers)
+        if "names" in asks:
+            self._read_names(text)
+        for cards in cards_in(text) if "cards" in asks else ():
+            before = self.cards.get(cards.chip, cards)
+            named = before if before.sized and not cards.sized else cards
+            self.cards[cards.chip] = named._replace(number=cards.number or before.number)
+        if "options" in asks:
+            for option in _OPTION.finditer(text):
+                name = option[1].replace("-", "_")
+                if (value := _value(name, option[2])) is not None:
+                    self.options[name] = value
+            if _AUTO_MAP.search(text):
+                self.auto_map = self.auto_map or (line, text)
+            self.variables |= dict(_VARIABLE.findall(text))
+        if "words" in asks:
+            version = _VERSION.search(text.lower())
+            self.version = self.version or (version and (version[1] or version[2]))
+            self.read_facts(text)
+            if (started := _TORCHRUN.search(text)) and (ranks := _RANKS.search(started[1])):
+                self.ranks = (int(ranks[1]), (line, text)) if int(ranks[1]) > 1 else self.ranks
+
+    def read_facts(self, text: str) -> None:
+        for match in _FACTS.finditer(text):
+            self.facts |= {name: value for name, value in match.groupdict().items() if value}
+
+    def _read_names(self, text: str) -> None:
+        found = [
+            (match[1].rstrip("/"), order)
+            for order, pattern in enumerate(_MODEL)
+            for match in pattern.finditer(text)
+        ]
+        found = [one for one in found if "/" in one[0] or preset_of(one[0])]
+        found += [(name, len(_MODEL)) for name in names_in(text) if preset_of(name)]
+        for name, order in found:
+            key = preset_of(name) or name
+            # A hub id that no preset has is surer than a mention of another model.
+            self.names[key] = min(order, self.names.get(key, order))
+
+
+def readers(form: str) -> tuple[str, ...]:
+    """What a line of this form may tell; for most lines nothing."""
+    lower = form.lower()
+    tells = {
+        "names": any(pattern.search(form) for pattern in _MODEL)
+        or any(map(lower.__contains__, families())),
+        "cards": MAY_BE_CARD(form),
+        "options": ("=" in form or "--" in form)
+        and any(pattern.search(form) for pattern in (_OPTION, _AUTO_MAP, _VARIABLE)),
+        "words": _VERSION.search(lower) or _TORCHRUN.search(form) or may_be_fact(form),
+    }
+    return tuple(name for name, may in tells.items() if may)
+
+
+def may_be_fact(form: str) -> bool:
+    return _OF_FACTS(form) is not None
+
+
+def _value(name: str, text: str) -> object:
+    """An option's value; None for a text that is no possible value."""
+    text, share = text.rstrip("."), name == "cache_max_entry_count"
+    if name in _WORDS or not re.fullmatch(r"\d*\.?\d+" if share else r"\d{1,9}", text):
+        return text if text in _WORDS.get(name, ()) else None
+    number = float(text) if share else int(text)
+    return number if number or name == "quant_policy" else None

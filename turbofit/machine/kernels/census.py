@@ -1,0 +1,162 @@
+"""The kernels in a library for each architecture: with code, or empty.
+
+The censuses of LMDeploy's releases are data in `presets/engines/kernels/`: one for each release
+whose kernels differ from the release before. `scripts/new-lmdeploy --write` adds a new one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from turbofit.core.presets import load_yaml, presets_dir
+from turbofit.core.struct import Struct
+
+#: Jetson by compute capability (developer.nvidia.com/cuda-gpus): Nano, TX2, Xavier, Orin and Thor.
+_TEGRA: Final = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)})
+Version = tuple[int, int, int]
+
+_ROOM: Final = "engines/kernels"
+
+
+class Count(Struct):
+    """The numbers of kernels in one family for one architecture: with code, and empty."""
+
+    code: int = 0
+    empty: int = 0
+
+
+class Census(Struct):
+    """The device code of one library.
+
+    ``architectures`` are those of its cubins, as CUDA names them without ``sm_``: ``86`` runs on
+    compute capability 8.6 and newer ones of 8.x, ``90a`` only on 9.0. ``ptx`` are those of its PTX,
+    which the driver compiles for newer cards. ``families``: counts by family and architecture.
+    """
+
+    library: str
+    architectures: tuple[str, ...]
+    ptx: tuple[str, ...]
+    families: dict[str, dict[str, Count]]
+
+    def architecture(self, capability: tuple[int, int]) -> str | None:
+        """The architecture whose cubins run on this compute capability; None if there is none.
+
+        Source: CUDA C++ Programming Guide, "Feature Availability", "Binary Compatibility": code for
+        an older architecture is guaranteed to run on desktop cards, but not on Tegra.
+        """
+        major, minor = capability
+        exact = (f"{major}{minor}a", f"{major}{minor}")
+        older = (f"{major}{k}" for k in range(minor - 1, -1, -1))
+        wanted = exact if capability in _TEGRA else (*exact, *older)
+        return next((name for name in wanted if name in self.architectures), None)
+
+    def has_ptx(self, capability: tuple[int, int]) -> bool:
+        """Whether the driver can compile a part of the PTX for this compute capability."""
+        number = capability[0] * 10 + capability[1]
+        return any(name.isdigit() and int(name) <= number for name in self.ptx)
+
+    def runs(self, capability: tuple[int, int]) -> bool:
+        """Whether a card of this compute capability can run any of the code."""
+        return self.architecture(capability) is not None or self.has_ptx(capability)
+
+    def architecture_names(self) -> str:
+        """The architectures in words for a message: ``sm_70, sm_75``."""
+        return ", ".join(f"sm_{name}" for name in self.architectures)
+
+    def count(self, names: Iterable[str], architecture: str) -> Count:
+        """The numbers of kernels in these families, together, for one architecture."""
+        counts = [self.families.get(name, {}).get(architecture, Count()) for name in names]
+        return Count(
+            code=sum(count.code for count in counts), empty=sum(count.empty for count in counts)
+        )
+
+
+def take_census(library: Path) -> Census:
+    """Read the kernels of TurboMind from its library; it takes a second for 0.4 GB.
+
+    Raises:
+        OSError: the library, or C++'s own, cannot be read.
+        ValueError: the file is not a library, or its device code is broken.
+        PackageError: cramjam is missing.
+    """
+    from turbofit.machine.kernels.device_code import entries, functions
+    from turbofit.machine.kernels.families import demangle, family
+
+    built, ptx = set[str](), set[str]()
+    functions_of = Counter[tuple[str, str, bool]]()
+    for architecture, cubin in entries(library):
+        (ptx if cubin is None else built).add(architecture)
+        for name, empty in functions(cubin) if cubin is not None else ():
+            functions_of[name, architecture, empty] += 1
+    names = {name: family(demangle(name)) for name in {name for name, _, _ in functions_of}}
+    counts: dict[str, dict[str, list[int]]] = {}
+    for (name, architecture, empty), count in functions_of.items():
+        if kernel_family := names[name]:
+            counts.setdefault(kernel_family, {}).setdefault(architecture, [0, 0])[empty] += count
+    return Census(
+        library=library.name,
+        architectures=tuple(sorted(built, key=lambda name: (len(name.rstrip("af")), name))),
+        ptx=tuple(sorted(ptx, key=lambda name: (len(name.rstrip("af")), name))),
+        families={
+            name: {
+                key: Count(code=code, empty=empty) for key, (code, empty) in by_architecture.items()
+            }
+            for name, by_architecture in sorted(counts.items())
+        },
+    )
+
+
+def released(version: Version) -> Census | None:
+    """The census for a release: its own, or the newest one before it; None before 0.6.0."""
+    first = _first(version)
+    return None if first is None else _census(first)
+
+
+def is_released(version: Version, digest: str) -> bool:
+    """Whether a library is from a release's wheel, by its SHA-256 as in the wheel's ``RECORD``."""
+    first = _first(version)
+    known = {} if first is None else _file(first).get("libraries", {})
+    return digest in known.get(".".join(map(str, version)), ())
+
+
+def _first(version: Version) -> Version | None:
+    """The release whose census file applies to a version; None if the version is older."""
+    return max((first for first in _firsts() if first <= version), default=None)
+
+
+@cache
+def _firsts() -> dict[Version, str]:
+    names = [path.stem for path in (presets_dir() / _ROOM).glob("turbomind-*.yaml")]
+    numbers = (map(int, name.partition("-")[2].split(".")) for name in names)
+    return {(a, b, c): name for (a, b, c), name in zip(numbers, names, strict=True)}
+
+
+@cache
+def _file(first: Version) -> dict[str, Any]:
+    return load_yaml(presets_dir() / _ROOM / f"{_firsts()[first]}.yaml")
+
+
+@cache
+def _census(first: Version) -> Census:
+    data = _file(first)
+    architectures = tuple(data["architectures"].split())
+    return Census(
+        library=data["library"],
+        architectures=architectures,
+        ptx=tuple(data["ptx"].split()),
+        families={
+            name: dict(zip(architectures, _counts(row), strict=True))
+            for name, row in data["families"].items()
+        },
+    )
+
+
+def _counts(row: str) -> Iterator[Count]:
+    """Parse a row such as ``3 0+15``: three kernels with code; none with code and 15 empty."""
+    for cell in str(row).split():
+        code, _, empty = cell.partition("+")
+        yield Count(code=int(code), empty=int(empty or 0))

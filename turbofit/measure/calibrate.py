@@ -1,0 +1,368 @@
+"""A calibration: a run that drives its engines through every load that their plan pays for.
+
+Its examiner, the `Calibrator`, reads the GPUs' memory after the warm-up, after one small request of
+each kind (for kernels) and after each worst case. Later plans use these readings.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import LaunchError, MachineError, TurbofitError, UsageError
+from turbofit.core.process.files import write_atomic
+from turbofit.core.process.progress import Step, tell
+from turbofit.core.struct import to_builtins, to_json
+from turbofit.core.units import MIB, format_bytes
+from turbofit.measure.calibrate_speeds import is_measured, measure_speeds
+from turbofit.measure.sampler import SampledRange, Sampler, memory_now
+from turbofit.memory.account import NO_IMAGES, EngineLaunch
+from turbofit.memory.calibrated import calibration_for
+from turbofit.planning import calibrations
+from turbofit.planning.choose import best_plan
+from turbofit.planning.resolve import resolve
+from turbofit.serving.calibration import (
+    KERNELS,
+    SEEN_FILE,
+    STEADY,
+    CalibratedGpu,
+    Observation,
+    document,
+    learn,
+)
+from turbofit.serving.engine.worst_requests import (
+    every_worst,
+    small_requests,
+    worst_image_tokens,
+    worst_request,
+)
+from turbofit.serving.follow import follow
+from turbofit.serving.ladder import forget
+from turbofit.serving.planner import leases_for
+from turbofit.serving.run import Run
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Mapping, Sequence
+
+    from turbofit.core.json_types import Document
+    from turbofit.core.machine import Calibration
+    from turbofit.core.plan import Plan
+    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.engine.supervised_engine import SupervisedEngine
+    from turbofit.serving.engine.worst_requests import ProbeRequest
+    from turbofit.serving.supervisor import StopSignal
+
+
+def calibrate(
+    config: ServeConfig,
+    stop: StopSignal,
+    say: Callable[[str], None],
+    *,
+    again: bool,
+    apart: bool,
+) -> Document | signal.Signals:
+    """Measure a launch and learn from it; returns the document, or the signal that ended it early.
+
+    ``config`` is that of a `serve` without a gateway. ``again`` measures again what was calibrated
+    before; with ``apart`` the learned values hold for pretend GPUs only.
+
+    Raises:
+        UsageError: the model is planned for Transformers, which has nothing to learn.
+    """
+    calibrator = Calibrator(PretendUsageReader if config.pretend else NvmlUsageReader, say)
+    with leases_for(config) as leases:
+        run = Run(config, leases, say, on_open=lambda _: stop.end(), examiner=calibrator)
+        plan = run.choose()
+        if not plan.engine.of_lmdeploy:
+            raise UsageError(
+                f"{plan.model.name} is planned for Transformers: calibrate measures LMDeploy",
+                hint="turbofit serve checks its plan with a worst-case request",
+            )
+        if calibration_of(plan) is not None and not again:
+            say("calibrated before: --again measures again, --forget drops it")
+            return stored(plan) | {"tokens": _tokens(run, plan, apart=apart)}
+        machine = run.refuse().machine
+        gpus = sorted(index for group in plan.parallel.groups for index in group)
+        unknown = again or not is_measured(machine, gpus)
+        # It takes memory that the plan has reserved.
+        if unknown and not (config.pretend or apart) and measure_speeds(machine, gpus, say):
+            run.choose()
+        say(run.refuse().verdict)
+        run.begin()
+        try:
+            ended = follow(run, stop)
+        finally:
+            calibrator.end()
+        if not calibrator.complete:
+            say("stopped: nothing was learned")
+            return ended
+        assert calibrator.usage is not None
+        plan, before = calibrator.usage.plan, {} if config.pretend else calibrator.usage.before
+        with suppress(TurbofitError):  # on a full disk `turbofit report --share` has less to tell
+            write_atomic(run.folder / SEEN_FILE, to_json(calibrator.observations), mode=0o600)
+        lmdeploy = run.lmdeploy.version
+        result = learned(plan, calibrator.observations, before, lmdeploy=lmdeploy, pretend=apart)
+        if result["kept"]:
+            result["tokens"] = _tokens(run, plan, apart=apart)
+        else:
+            say(f"warning: nothing was learned: {result['why_not']}")
+        if relieve(plan, result, lmdeploy, pretend=config.pretend):
+            say("what restarts had learned is dropped: this measurement says what was missing")
+        return result
+
+
+def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
+    """KV tokens of the plan's model on these cards, with assumed and with measured figures."""
+    assert run.config.request is not None
+    request = run.config.request.changed(on=plan.machine, gpus=None)
+    known = calibrations.with_calibrations(plan.machine, pretend=apart).calibrations
+    # `resolve` adds the calibrations of the cards here: each of these plans replaces them.
+    resolved = resolve(request)
+    return {
+        name: best_plan(
+            replace(resolved, machine=replace(resolved.machine, calibrations=made)), request.engine
+        ).kv.total_tokens
+        for name, made in (("assumed", ()), ("measured", known))
+    }
+
+
+#: Bytes by which other processes' use may change while a launch is measured.
+_MOVED: Final = 32 * MIB
+
+
+def learned(
+    plan: Plan,
+    observations: Sequence[Observation],
+    before: Mapping[int, int],
+    *,
+    lmdeploy: str,
+    pretend: bool,
+) -> Document:
+    """Learn and store calibrations; returns the document of `turbofit calibrate --json`.
+
+    ``before``: bytes in use on each GPU before the last start; empty if no other process uses them.
+    """
+    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    corrections = learn(plan, observations, lmdeploy=lmdeploy, when=when, pretend=pretend)
+    completed = tuple(calibrations.completed(correction) for correction in corrections)
+    beside = {**document(plan, observations), "pretend": pretend}
+    why_not, kept = _moved(plan, before), []
+    if why_not is None:
+        try:
+            kept = [str(calibrations.keep(calibration, beside)) for calibration in completed]
+        except OSError as exc:
+            why_not = f"the state folder cannot be written: {exc.strerror or exc}"
+        except UsageError as exc:
+            why_not = exc.message
+    return {
+        "schema": "turbofit.calibration/1",
+        "calibrations": to_builtins(completed),
+        "kept": kept,
+        "why_not": why_not,
+        **beside,
+    }
+
+
+def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bool:
+    """Drop what restarts learned about this launch; returns whether there was anything.
+
+    Otherwise the ladder's larger margin would be added to the measured shortfall. If the
+    measurement found no shortfall, what helped the start is kept.
+    """
+    more = any(row["context"] + row["buffers"] > 0 for row in result["calibrations"])
+    return bool(result["kept"]) and more and forget(plan, lmdeploy, pretend=pretend)
+
+
+def calibration_of(plan: Plan) -> Calibration | None:
+    launch = EngineLaunch(
+        model=plan.model,
+        settings=plan.of_group(0).settings,
+        gpus=tuple(plan.machine.gpu(index) for index in plan.parallel.groups[0]),
+        machine=plan.machine,
+        vision_load=NO_IMAGES,
+    )
+    return calibration_for(launch, plan.engine.name, plan.engine.version)
+
+
+def stored(plan: Plan) -> Document:
+    """The stored document of the calibration that a plan uses, as far as it can be read."""
+    calibration = calibration_of(plan)
+    assert calibration is not None
+    body = calibrations.read(calibration)
+    return {
+        "schema": "turbofit.calibration/1", **body, "calibrations": [to_builtins(calibration)],
+        "kept": [str(calibrations.path_of(calibration))], "why_not": None,
+    }  # fmt: skip
+
+
+def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
+    """Say which GPU's use another process has changed meanwhile: it would be counted as ours."""
+    for gpu in plan.gpus:
+        if gpu.index in before:
+            more = memory_now(gpu.uuid).used - before[gpu.index]
+            if abs(more) > _MOVED:
+                change = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} in use"
+                return f"GPU {gpu.index} has {change} than before: somebody else's memory moved"
+    return None
+
+
+_REQUEST: Final = "vision_request"
+#: Seconds for which a card is sampled before a reading, whose last sample is then recent.
+_SETTLE: Final = 0.3
+
+
+class NvmlUsageReader:
+    """Reads the bytes in use on each GPU of a plan, of all processes together.
+
+    ``before``: bytes in use before the engines start, by the machine's index.
+
+    Raises:
+        MachineError: a GPU cannot be read.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self._uuids = plan, {gpu.index: gpu.uuid for gpu in plan.gpus}
+        self.before = {index: memory_now(uuid).used for index, uuid in self._uuids.items()}
+        self._sampler = Sampler(list(self._uuids.values()))
+        self._sampler.__enter__()
+        self._since = dict.fromkeys(self._uuids, time.monotonic())
+
+    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
+        """The highest use since this engine's last reading and the use now, in bytes by GPU.
+
+        Raises:
+            MachineError: a GPU did not answer during the reading.
+        """
+        time.sleep(_SETTLE)
+        now, spans = time.monotonic(), {}
+        for index in self.plan.parallel.groups[engine.group]:
+            uuid = self._uuids[index]
+            span = self._sampler.between(uuid, self._since[index], now)
+            if span is None or self._sampler.between(uuid, now - _SETTLE, now) is None:
+                raise MachineError(
+                    f"GPU {index} did not answer NVML", hint="turbofit doctor says more"
+                )
+            spans[index], self._since[index] = span, now
+        return spans
+
+    def end(self) -> None:
+        self._sampler.__exit__()
+
+
+class PretendUsageReader:
+    """Reads the bytes that pretend GPUs hold. A peak counts if it is higher than those before."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.before = {gpu.index: gpu.used for gpu in plan.gpus}
+        self._highest: dict[int, int] = {}
+
+    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
+        """Bytes that each pretend GPU holds now, and a new peak.
+
+        Raises:
+            MachineError: the account of the pretend GPUs cannot be read.
+        """
+        spans = {}
+        for usage in engine.pretended.usages() if engine.pretended is not None else ():
+            # Before the first reading the peak is that of loading.
+            new, used = usage.peak > self._highest.get(usage.gpu, usage.peak), usage.in_use
+            spans[usage.gpu] = SampledRange(peak=usage.peak if new else used, last=used)
+            self._highest[usage.gpu] = usage.peak
+        if not spans:
+            raise MachineError("the pretend GPUs' account cannot be read", hint="see the log")
+        return spans
+
+    def end(self) -> None:
+        """See `NvmlUsageReader`."""
+
+
+if TYPE_CHECKING:
+    GpuUsage = NvmlUsageReader | PretendUsageReader
+
+
+class Calibrator:
+    """The `Examiner` of a calibration; it drops the observations of an earlier plan's engines."""
+
+    def __init__(self, usage_of: Callable[[Plan], GpuUsage], say: Callable[[str], None]) -> None:
+        self._usage_of, self._say = usage_of, say
+        self.usage: GpuUsage | None = None
+        self._observations: dict[int, Observation] = {}
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        """Observations of the engines that were measured completely, by group."""
+        return tuple(self._observations[group] for group in sorted(self._observations))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every group of the plan was measured completely."""
+        groups = None if self.usage is None else len(self.usage.plan.parallel.groups)
+        return len(self._observations) == groups
+
+    def begin(self, plan: Plan) -> None:
+        self.end()
+        self.usage, self._observations = self._usage_of(plan), {}
+
+    def end(self) -> None:
+        if self.usage is not None:
+            self.usage.end()
+
+    def examine(
+        self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
+    ) -> None:
+        usage, observations = self.usage, self._observations  # of the engine's own plan
+        assert usage is not None
+        observations.pop(engine.group, None)  # an engine that starts again is measured again
+        try:
+            observations[engine.group] = self._observe(usage, engine, model, ask)
+        except LaunchError:
+            raise
+        except TurbofitError as exc:
+            raise LaunchError(exc.message, hint=exc.hint) from None
+
+    def _observe(
+        self, usage: GpuUsage, engine: SupervisedEngine, model: str,
+        ask: Callable[[ProbeRequest], int],
+    ) -> Observation:  # fmt: skip
+        plan = usage.plan.of_group(engine.group)
+        used: dict[int, dict[str, int]] = {}
+
+        def take(name: str) -> None:
+            sizes: dict[int, int] = {}
+            for index, span in usage.read(engine).items():
+                # Memory in use after a worst case also belongs to it: pools keep their largest
+                # size.
+                sizes[index] = span.last if name in (STEADY, KERNELS) else max(span)
+                used.setdefault(index, {})[name] = sizes[index]
+            most = max(sizes, key=lambda index: sizes[index])
+            self._say(f"{engine.name}: {name}: GPU {most} has {format_bytes(sizes[most])} in use")
+
+        def drive(question: ProbeRequest, name: str) -> int:
+            tell(Step(f"{engine.name}: measuring {name}"))
+            tokens = ask(question)
+            take(name)
+            return tokens
+
+        tell(Step(f"{engine.name}: measuring"))
+        take(STEADY)
+        for small in small_requests(plan, model):
+            ask(small)
+        take(KERNELS)
+        text, worst = 0, worst_request(plan, model)
+        if worst is not None:
+            text = max(0, drive(worst, _REQUEST) - worst_image_tokens(plan))
+        for question in every_worst(plan, model, text):
+            drive(question, question.name)
+        budget = engine.tracker.budget
+        free, region = (None, None) if budget is None else (budget.free, budget.budget)
+        cards = tuple(
+            CalibratedGpu(index=index, before=usage.before[index], used=sizes)
+            for index, sizes in used.items()
+        )
+        return Observation(group=engine.group, free=free, region=region, cards=cards)

@@ -1,0 +1,265 @@
+"""Sends a request to a server, reads its streamed answer, and names each kind of error."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import msgspec
+from typing_extensions import Self
+
+from turbofit.core.errors import UnservedError, UsageError
+from turbofit.core.messages import PRETEND_HEADER
+from turbofit.gateway.http.routes import first_model
+from turbofit.measure.load.events import LARGEST_ERROR, StreamError, event_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from turbofit.core.json_types import JsonObject
+
+#: The most bytes of a line in a stream: no server of text sends a longer one.
+_LONGEST_LINE: Final = 1 << 20
+_TEXTS: Final = ("content", "reasoning_content", "reasoning")
+_SHOWN: Final = 200
+
+
+@dataclass(slots=True)
+class Answer:
+    """The answer to one request; times are by the load's clock.
+
+    ``counts``: the request began in the window. ``kind``: why it is no answer, else empty.
+    ``pieces``: the times at which pieces of text came. ``pretend``: its server has pretend GPUs.
+    """
+
+    begun: float
+    counts: bool = False
+    ended: float | None = None
+    kind: str = ""
+    example: str = ""
+    pieces: array[float] = field(default_factory=lambda: array("d"))
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    retry_after: float = 0.0
+    pretend: bool = False
+
+    @property
+    def answered(self) -> bool:
+        return self.ended is not None and not self.kind
+
+    @property
+    def tokens(self) -> int:
+        """Tokens by the server's count, else pieces (too few: one may hold several tokens)."""
+        return len(self.pieces) if self.output_tokens is None else self.output_tokens
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds to the first piece; None if there is none."""
+        return self.pieces[0] - self.begun if self.pieces else None
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds a token after the first one; None if there is only one."""
+        if not self.pieces or self.tokens <= 1:
+            return None
+        return (self.pieces[-1] - self.pieces[0]) / (self.tokens - 1)
+
+    @property
+    def e2e(self) -> float | None:
+        """Seconds to the end; None before it."""
+        return None if self.ended is None else self.ended - self.begun
+
+
+class StreamReader:
+    """Reads the events of a chat completion into an answer."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer, self._rest = answer, b""
+        #: When events came, with or without text: an answer without any text is timed by them.
+        self._events: array[float] = array("d")
+        self._done = self._finished = False
+
+    def feed(self, data: bytes, at: float) -> None:
+        """Take bytes of the body; a `StreamError` if they are no events of an answer."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _LONGEST_LINE:
+            raise StreamError("garbage", self._rest)
+        for line in lines:
+            event = event_of(line.strip())
+            if event:
+                self._event(event, at)
+            self._done |= event == {}
+
+    def end(self) -> None:
+        """End the stream; a `StreamError` if it was cut short, or had no content."""
+        if not self._events:
+            raise StreamError("empty answer")
+        if not (self._done or self._finished):
+            raise StreamError("cut short")
+        if not self._answer.pieces:
+            self._answer.pieces = self._events
+        if self._answer.output_tokens == 0:
+            raise StreamError("empty answer")
+
+    def _event(self, event: JsonObject, at: float) -> None:
+        """Take the text, the end and the usage of an event."""
+        choices = event["choices"] if isinstance(event["choices"], list) else []
+        choices = [choice for choice in choices if isinstance(choice, dict)]
+        if choices:
+            self._events.append(at)
+        if any(_has_text(choice.get("delta")) for choice in choices):
+            self._answer.pieces.append(at)
+        if any(choice.get("finish_reason") for choice in choices):
+            self._finished = True
+        usage = event.get("usage")
+        if isinstance(usage, dict):
+            self._answer.prompt_tokens = _count(usage.get("prompt_tokens"))
+            self._answer.output_tokens = _count(usage.get("completion_tokens"))
+
+
+def _has_text(delta: Any) -> bool:
+    if not isinstance(delta, dict):
+        return False
+    texts = (delta.get(name) for name in _TEXTS)
+    return any(isinstance(text, str) and text for text in texts) or bool(delta.get("tool_calls"))
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+_CONNECT_SECONDS: Final = 10.0
+#: Below uvicorn's 5 s, so that no request uses a connection which the server is closing.
+_KEEP_ALIVE: Final = 3.0
+_LONGEST_PAUSE: Final = 30.0
+_READ_BUFFER: Final = 1 << 18
+_CHAT: Final = "/v1/chat/completions"
+
+
+class ServerClient:
+    """Connections to one OpenAI-compatible server; a context manager.
+
+    ``url`` is its address, with or without ``/v1``; an answer may take ``timeout`` seconds, and
+    ``silence`` seconds without a byte.
+    """
+
+    def __init__(
+        self, url: str, key: str | None, *, timeout: float, silence: float | None = None
+    ) -> None:
+        self._url = url.rstrip("/").removesuffix("/v1")
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
+            timeout=aiohttp.ClientTimeout(
+                total=timeout, sock_connect=_CONNECT_SECONDS, sock_read=silence
+            ),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            trust_env=False,
+            read_bufsize=_READ_BUFFER,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    def _no_address(self) -> UsageError:
+        return UsageError(
+            f"{self._url} is no address of a server", hint="write it as http://127.0.0.1:23333"
+        )
+
+    def _unknown_key(self, status: int) -> UsageError:
+        return UsageError(
+            f"{self._url} answers {status}: it does not know the key",
+            hint="give its key with --api-key, or in TURBOFIT_API_KEY",
+        )
+
+
+def stated_pause(headers: Mapping[str, str], most: float) -> float:
+    """Seconds of ``Retry-After``, at most ``most``; 0 without one, or in another form."""
+    stated = headers.get("Retry-After", "")
+    return min(float(stated), most) if stated.isdecimal() else 0.0
+
+
+async def body_of(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """A body's first bytes, at most ``most``, in however many packets they come."""
+    pieces = []
+    while data := await response.content.read(most):
+        pieces.append(data)
+        most -= len(data)
+    return b"".join(pieces)
+
+
+class LoadClient(ServerClient):
+    """Sends the requests of a load, and times their answers."""
+
+    async def model(self) -> str:
+        """The first model of the server.
+
+        Raises:
+            UnservedError: the server does not answer, or not like an OpenAI-compatible one.
+            UsageError: it refuses this client.
+        """
+        try:
+            async with self._session.request("GET", f"{self._url}/v1/models") as response:
+                raw = await body_of(response, LARGEST_ERROR)
+        except (aiohttp.InvalidURL, ValueError):
+            raise self._no_address() from None
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
+            raise UnservedError(
+                f"{self._url} does not answer: {_kind(exc)}",
+                hint="start a server first (turbofit serve MODEL), or name another address",
+            ) from None
+        if response.status == 200 and (name := first_model(raw)):
+            return name
+        if response.status in (401, 403):
+            raise self._unknown_key(response.status)
+        raise UnservedError(
+            f"{self._url}/v1/models answers {response.status}", hint="name its model with --model"
+        )
+
+    async def ask(self, body: JsonObject) -> Answer:
+        """Send one request and read its answer, in which any error is noted."""
+        data = msgspec.json.encode(body)
+        answer = Answer(time.perf_counter())
+        try:
+            async with self._session.post(
+                self._url + _CHAT, data=data, headers={"Content-Type": "application/json"}
+            ) as response:
+                answer.pretend = PRETEND_HEADER in response.headers
+                await self._read(response, answer)
+        except (StreamError, aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
+            answer.ended, answer.kind = time.perf_counter(), _kind(exc)
+            answer.example = " ".join(str(exc).split())[:_SHOWN]
+        return answer
+
+    async def _read(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
+        if response.status != 200:
+            answer.retry_after = stated_pause(response.headers, _LONGEST_PAUSE)
+            raise StreamError(f"status {response.status}", await body_of(response, LARGEST_ERROR))
+        if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+            raise StreamError("no stream", await body_of(response, LARGEST_ERROR))
+        reader = StreamReader(answer)
+        while data := await response.content.readany():
+            reader.feed(data, time.perf_counter())
+        reader.end()
+        answer.ended = time.perf_counter()
+
+
+#: The name of a failed exchange: that of the first type that fits.
+_KINDS: Final = (
+    (aiohttp.ClientConnectorError, "no connection"),
+    (aiohttp.SocketTimeoutError, "stalled"),
+    (asyncio.TimeoutError, "timeout"),
+    (aiohttp.ClientPayloadError, "cut short"),
+)
+
+
+def _kind(exc: Exception) -> str:
+    if isinstance(exc, StreamError):
+        return exc.kind
+    return next((kind for type_, kind in _KINDS if isinstance(exc, type_)), "connection broken")

@@ -1,0 +1,64 @@
+"""Makes the bodies of requests: text of about a given number of tokens, and images.
+
+No tokenizer is needed: a prompt has as many words as it should have tokens. Requests share only the
+part that they must share, so that a cache of prompts finds nothing else.
+"""
+
+from __future__ import annotations
+
+import random
+from base64 import b64encode
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.png import png
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turbofit.core.json_types import JsonObject
+    from turbofit.measure.load.spec import LoadSpec
+
+#: English words that are one token, with the space before them, in most tokenizers.
+_WORDS: Final = [
+    "the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by",
+    "on", "not", "he", "his", "but", "at", "are", "this", "have", "from", "or", "had", "an",
+    "they", "which", "one", "you", "were", "all", "her", "she", "there", "would", "their", "we",
+    "him", "been", "has", "when", "who", "will", "no", "more", "if", "out", "so", "said",
+    "what", "up", "its", "about", "into", "than", "them", "can", "only", "other", "time", "new",
+    "some", "could", "these", "two", "may", "first", "then", "do", "any",
+]  # fmt: skip
+
+
+class PromptWriter:
+    """Makes bodies for chat completions, alike in all but their words and the images' colours."""
+
+    def __init__(self, model: str, spec: LoadSpec) -> None:
+        self._model, self._spec = model, spec
+        self._common = _text(spec.shared_prefix)
+
+    def body(self) -> JsonObject:
+        """The body of one request, streamed, with the usage at the end."""
+        spec = self._spec
+        width, height = spec.image_size
+        pictures = [png(width, height, random.getrandbits(24)) for _ in range(spec.images)]
+        images = [f"data:image/png;base64,{b64encode(data).decode()}" for data in pictures]
+        prompt = f"{self._common} {_text(spec.prompt_tokens - spec.shared_prefix)}".lstrip()
+        return {
+            "model": self._model,
+            "messages": [user_message(prompt, images)],
+            "max_tokens": spec.output_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **({} if spec.stop_early else {"ignore_eos": True}),
+        }
+
+
+def user_message(text: str, images: Iterable[str]) -> JsonObject:
+    """A user's message; its images come first, so that no shared prefix reaches into them."""
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
+
+
+def _text(words: int) -> str:
+    return " ".join(random.choices(_WORDS, k=words))

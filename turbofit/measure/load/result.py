@@ -1,0 +1,201 @@
+"""What a load measured: the document of `turbofit bench --json`, from its answers."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from datetime import datetime, timezone
+from operator import attrgetter
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from turbofit.core.messages import PRETEND_SPEED
+from turbofit.core.struct import Struct, const, doc, to_builtins
+from turbofit.core.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from turbofit.measure.load.client import Answer
+    from turbofit.measure.load.driver import LoadRun
+
+BENCH_SCHEMA: Final = "turbofit.bench/1"
+
+#: Above this share of a CPU the client may limit the server.
+_BUSY: Final = 0.8
+_LATE: Final = 0.1
+
+
+class Spread(Struct):
+    """A time in seconds over requests; 0 of each where ``count`` is 0."""
+
+    count: Annotated[int, doc("Requests that have this time.")] = 0
+    mean: float = 0.0
+    p50: float = 0.0
+    p90: float = 0.0
+    p99: float = 0.0
+    most: float = 0.0
+
+
+class ErrorCount(Struct):
+    """Requests that ended without an answer, by the reason."""
+
+    kind: Annotated[str, doc("no connection, status 503, stalled, garbage, cut short, …")]
+    count: int
+    example: Annotated[str, doc("What the server said once.")] = ""
+
+
+class ClientShare(Struct):
+    """What the load itself took: where it was busy, its figures are below the server's."""
+
+    busy: Annotated[float, doc("CPU seconds a second of the process that sent the load.")] = 0.0
+    late: Annotated[float, doc("Seconds by which an arrival was late at most.")] = 0.0
+
+
+class LoadResult(Struct):
+    """A load on a server. Times are seconds, rates are of the window."""
+
+    schema: Annotated[str, const(BENCH_SCHEMA)] = BENCH_SCHEMA
+    turbofit_version: str
+    created: str
+    url: str
+    model: str
+    load: Annotated[dict[str, object], doc("The options of the load that were given.")]
+    seconds: Annotated[float, doc("Of the window: after the warm-up, before the end.")]
+    stopped: Annotated[str, doc("Why it ended before its time; empty where it did not.")] = ""
+    begun: Annotated[int, doc("Requests that began in the window.")]
+    answered: Annotated[int, doc("Those of them that were answered.")]
+    errors: tuple[ErrorCount, ...] = ()
+    warm_up_errors: Annotated[int, doc("Requests that failed before the window.")] = 0
+    requests_per_second: Annotated[
+        float,
+        doc("Each answered request counts by the share of its time that lies in the window."),
+    ]
+    output_tokens_per_second: Annotated[float, doc("Tokens that came in the window.")]
+    running: Annotated[float, doc("Requests under way, on average.")]
+    prompt_tokens: Annotated[float | None, doc("Of a request on average, by the server.")] = None
+    output_tokens: Annotated[float, doc("Of an answer on average.")] = 0.0
+    counted: Annotated[
+        str, doc("usage: the server counts tokens; pieces: pieces of the stream (too few).")
+    ] = "usage"
+    ttft: Annotated[Spread, doc("To the first token.")] = Spread()
+    tpot: Annotated[Spread, doc("A token after the first.")] = Spread()
+    e2e: Annotated[Spread, doc("To the end of the answer.")] = Spread()
+    client: ClientShare = ClientShare()
+    warnings: tuple[str, ...] = ()
+
+
+class Window(NamedTuple):
+    """The time that is measured."""
+
+    begin: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.end - self.begin, 0.0)
+
+    def overlap(self, answer: Answer) -> float:
+        assert answer.ended is not None
+        return max(0.0, min(answer.ended, self.end) - max(answer.begun, self.begin))
+
+    def share(self, answer: Answer) -> float:
+        assert answer.ended is not None
+        return self.overlap(answer) / max(answer.ended - answer.begun, 1e-9)
+
+    def tokens(self, answer: Answer) -> float:
+        """Tokens of an answer that came within the window; all its pieces count as equally long."""
+        if not answer.pieces:
+            return 0.0
+        came = bisect_left(answer.pieces, self.end) - bisect_left(answer.pieces, self.begin)
+        return answer.tokens * came / len(answer.pieces)
+
+    def failed_before(self, answer: Answer) -> bool:
+        """Whether a request of the warm-up failed."""
+        return bool(answer.kind) and not answer.counts and answer.begun <= self.begin
+
+    def per_second(self, amount: Callable[[Answer], float], answers: Sequence[Answer]) -> float:
+        return sum(map(amount, answers)) / self.seconds if self.seconds else 0.0
+
+
+def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
+    """The figures of a load that has ended; ``busy`` is CPU seconds a second of this process."""
+    window = Window(run.opened, run.opened if run.closed is None else run.closed)
+    counted = [answer for answer in run.answers if answer.counts]
+    good = [answer for answer in counted if answer.answered]
+    every = [answer for answer in run.answers if answer.answered]
+    pieces_only = any(answer.output_tokens is None for answer in good)
+    split = urlsplit(url)
+    return LoadResult(
+        turbofit_version=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        url=split._replace(netloc=split.netloc.rpartition("@")[2]).geturl(),  # without a password
+        model=model,
+        load=to_builtins(run.spec.given()),
+        seconds=round(window.seconds, 3),
+        stopped=run.stopped,
+        begun=len(counted),
+        answered=len(good),
+        errors=_errors(counted),
+        warm_up_errors=sum(map(window.failed_before, run.answers)),
+        requests_per_second=window.per_second(window.share, every),
+        output_tokens_per_second=window.per_second(window.tokens, every),
+        running=window.per_second(window.overlap, every),
+        prompt_tokens=_mean([answer.prompt_tokens for answer in good]),
+        output_tokens=_mean([answer.tokens for answer in good]) or 0.0,
+        counted="pieces" if pieces_only else "usage",
+        ttft=spread(map(attrgetter("ttft"), good)),
+        tpot=spread(map(attrgetter("tpot"), good)),
+        e2e=spread(map(attrgetter("e2e"), good)),
+        client=ClientShare(busy=round(busy, 3), late=round(run.late, 3)),
+        warnings=tuple(_warnings(run, busy, pieces_only=pieces_only)),
+    )
+
+
+def _mean(values: Iterable[int | None]) -> float | None:
+    """The mean of the known values; None if no value is known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def spread(values: Iterable[float | None]) -> Spread:
+    """Mean and percentiles; a percentile is the least value that this share does not exceed.
+
+    Values that are None do not count.
+    """
+    rising = sorted(value for value in values if value is not None)
+    if not rising:
+        return Spread()
+
+    def at(share: float) -> float:
+        return rising[min(len(rising) - 1, max(0, -int(-share * len(rising) // 1) - 1))]
+
+    return Spread(
+        count=len(rising), mean=sum(rising) / len(rising), p50=at(0.5), p90=at(0.9), p99=at(0.99),
+        most=rising[-1],
+    )  # fmt: skip
+
+
+def _errors(counted: Sequence[Answer]) -> tuple[ErrorCount, ...]:
+    kinds = Counter(answer.kind for answer in counted if answer.kind)
+    examples = {answer.kind: answer.example for answer in reversed(counted)}
+    return tuple(
+        ErrorCount(kind=kind, count=count, example=examples[kind])
+        for kind, count in kinds.most_common()
+    )
+
+
+def _warnings(run: LoadRun, busy: float, *, pieces_only: bool) -> Iterator[str]:
+    if any(answer.pretend for answer in run.answers):
+        yield PRETEND_SPEED
+    if run.stopped:
+        yield (
+            f"it ended before its time: {run.stopped}; what was under way then is left out, so "
+            "that rates are too low"
+        )
+    if busy > _BUSY:
+        yield f"the load took {busy:.0%} of a CPU: the server may do more than these figures say"
+    if run.late > _LATE:
+        yield f"a request was sent {run.late:.1f} s after its time: the load is too slow"
+    if pieces_only:
+        yield "the server counts no tokens: pieces of its stream are counted, too few"

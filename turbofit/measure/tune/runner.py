@@ -1,0 +1,154 @@
+"""One trial: the engines of a plan, started as `serve` starts them, under a load.
+
+When a trial ends, for whatever reason, its engines, gateway and load have ended too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+import msgspec
+
+from turbofit.core.errors import TurbofitError
+from turbofit.core.process.child import child
+from turbofit.core.process.progress import Step, tell
+from turbofit.core.process.variable_names import without_options
+from turbofit.core.tuning import SpeedFigures
+from turbofit.gateway.config import GatewayConfig
+from turbofit.measure.load.result import LoadResult
+from turbofit.serving.engine.engine_client import Timing
+from turbofit.serving.engine.launches import HOST, free_ports
+from turbofit.serving.follow import follow
+from turbofit.serving.run import Run
+from turbofit.serving.supervisor import StoppedError, StopSignal
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import Plan
+    from turbofit.measure.load.spec import LoadSpec
+
+#: The gateway's queue holds more requests than a load may have under way.
+_QUEUE: Final = 4096
+_BENCH: Final = (sys.executable, "-m", "turbofit", "bench")
+#: Seconds that a load has to end normally.
+_PATIENCE: Final = 10.0
+_TIMING: Final = Timing(start=3600.0, drain=1.0, liveness=0.0, restarts=0)
+
+
+Outcome = Literal["measured", "died", "unserved"]
+
+
+class TrialEnd(NamedTuple):
+    """How a trial ended: the figures of its load, or why there are none."""
+
+    measured: SpeedFigures | None
+    outcome: Outcome
+    why: str = ""
+
+
+def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
+    """Start the plan's engines, drive the load, end the engines.
+
+    ``common`` provides what all trials share, except the gateway.
+
+    Raises:
+        StoppedError: a person's signal ended it.
+    """
+    key, stop = secrets.token_hex(16), StopSignal()
+    drive = _Load(load, key, stop)
+    gateway = GatewayConfig(
+        host=HOST, port=free_ports(1)[0], api_keys=(key,), queue_length=_QUEUE,
+        queue_seconds=3600.0,
+    )  # fmt: skip
+    run = Run(
+        common.config.changed(plan=plan, gateway=gateway, timing=_TIMING, access_log="none"),
+        common.leases, common.say,
+        on_open=drive.begin, on_tick=drive.look, on_death=drive.died, lmdeploy=common.lmdeploy,
+    )  # fmt: skip
+    run.plan = plan  # it is reserved already
+    run.begin()
+    with stop:
+        try:
+            follow(run, stop)
+        except TurbofitError as exc:
+            drive.died(exc.message)
+        finally:
+            drive.end()
+    if stop.heard is not None:
+        raise StoppedError(stop.heard)
+    if drive.death:
+        return TrialEnd(None, "died", drive.death)
+    if drive.result is not None and drive.result.answered:
+        return TrialEnd(figures_of(drive.result), "measured")
+    return TrialEnd(None, "unserved", drive.why)
+
+
+class _Load:
+    """The load of a trial, a `turbofit bench` that runs while the engines are supervised.
+
+    It is a process of its own: in this one it would wait for the gateway's interpreter lock.
+    """
+
+    def __init__(self, spec: LoadSpec, key: str, stop: StopSignal) -> None:
+        self._spec, self._key, self._stop = spec, key, stop
+        self._process: subprocess.Popen[bytes] | None = None
+        self.why = self.death = ""
+        self.result: LoadResult | None = None
+
+    def died(self, why: str) -> None:
+        """Note that an engine ended, or that none started: nothing is left to measure."""
+        self.death = self.death or why
+        self._stop.end()
+
+    def look(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            self._stop.end()
+
+    def begin(self, urls: list[str]) -> None:
+        """Start the load, once the gateway is open."""
+        if self.death:
+            return
+        tell(Step("the load"))
+        try:
+            words = [*_BENCH, urls[0], "--json", *self._spec.option_arguments()]
+            env = {**without_options(os.environ), "TURBOFIT_API_KEY": self._key}
+            self._process = child(words, env, stderr=subprocess.DEVNULL)
+        except OSError as exc:
+            self.why = f"no load could be started: {exc}"
+            self._stop.end()
+
+    def end(self) -> None:
+        """Stop the load if it runs, and read its measurements."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGINT)
+        try:
+            answer, _ = self._process.communicate(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            answer, _ = self._process.communicate()
+        self.why = f"the load ended with {self._process.returncode}"
+        with suppress(ValueError):
+            document = json.loads(answer)
+            if "error" in document:
+                self.why = document["error"]["message"]
+            else:
+                self.result = msgspec.convert(document, LoadResult)
+                self.why = self.result.stopped or "no request was answered"
+
+
+def figures_of(result: LoadResult) -> SpeedFigures:
+    return SpeedFigures(
+        requests_per_second=result.requests_per_second,
+        output_tokens_per_second=result.output_tokens_per_second,
+        ttft_p50=result.ttft.p50, ttft_p90=result.ttft.p90,
+        tpot_p50=result.tpot.p50, tpot_p90=result.tpot.p90,
+        e2e_p50=result.e2e.p50, e2e_p90=result.e2e.p90,
+        answered=result.answered, failed=result.begun - result.answered,
+    )  # fmt: skip

@@ -1,0 +1,179 @@
+"""All settings that a tuning may try: each is a plan that fits and keeps the promise.
+
+The promise is the image limit and the context of the plan that turbofit makes without tuning.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from turbofit.core.errors import TurbofitError
+from turbofit.core.tuning import TrialForecast
+from turbofit.memory.account import NO_IMAGES, VisionLoad
+from turbofit.memory.engines import engine_of
+from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.speed import ClosedLoad, group_rates, rates, speed_of
+from turbofit.planning.throughput import host_rate, with_host
+from turbofit.planning.tuned import promises_no_less
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from turbofit.core.plan import Plan
+    from turbofit.measure.load.spec import LoadSpec
+    from turbofit.planning.request import PlanRequest
+
+
+class MeanRequest(NamedTuple):
+    """A load's request on average; ``images`` are the sizes of its images, in pixels."""
+
+    text_tokens: int
+    output_tokens: int
+    images: tuple[tuple[int, int], ...]
+
+
+def mean_request(spec: LoadSpec) -> MeanRequest:
+    return MeanRequest(spec.prompt_tokens, spec.output_tokens, (spec.image_size,) * spec.images)
+
+
+def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForecast:
+    """The forecast of all engines of a plan together, with ``at_once`` requests in all.
+
+    The host prepares images meanwhile, as in a plan's own forecast (`throughput.forecast`).
+    """
+    engine, images = engine_of(plan), _vision_load(plan, request)
+    load = ClosedLoad(
+        prompt=request.text_tokens + images.tokens_per_request,
+        output=request.output_tokens,
+        at_once=at_once / len(plan.parallel.groups),
+        images=images,
+    )
+    rate, ttft, tpot = 0.0, 0.0, 0.0
+    for group, group_plan in zip(plan.parallel.groups, plan.group_plans(), strict=True):
+        settings, gpus = group_plan.settings, [plan.machine.gpu(index) for index in group]
+        here = group_rates(plan.model, settings, plan.machine, gpus, engine)
+        speed = speed_of(here, rates(), load, settings, group_plan.kv.tokens)
+        rate += speed.requests_per_second
+        ttft = max(ttft, speed.seconds_to_first_token)
+        # Between its steps a row waits for the prefills of other rows.
+        taken = speed.running / max(speed.requests_per_second, 1e-9) - speed.prefill
+        tpot = max(tpot, taken / request.output_tokens, speed.step)
+    largest = max(request.images, key=lambda size: size[0] * size[1], default=None)
+    rule, threads, engines = plan.model.image_rule, plan.host.image_threads, plan.parallel.replicas
+    host = host_rate(plan.machine, rule, images, engines, size=largest, threads=threads)
+    if host is not None:
+        rate, waits = with_host(max(rate, 1e-9), at_once, host, len(request.images))
+        ttft += waits
+    return TrialForecast(requests_per_second=rate, ttft=ttft, tpot=tpot)
+
+
+def _vision_load(plan: Plan, request: MeanRequest) -> VisionLoad:
+    rule, limit = plan.model.image_rule, plan.limits.image_limit
+    if rule is None or not request.images:
+        return NO_IMAGES
+    units = [rule.units(width, height, limit) for width, height in request.images]
+    return VisionLoad(
+        units_per_image=max(units),
+        images_per_request=len(units),
+        tokens_per_request=sum(rule.unit_tokens(count) for count in units),
+    )
+
+
+_BATCHES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_PREFILLS: Final = (1024, 2048, 4096, 8192, 16384)
+#: Images are queued in another way only if its forecast is higher by this factor.
+_QUEUE_GAIN: Final = 1.01
+
+
+class TrialChoice(NamedTuple):
+    """Settings to try: the options that lead to their plan, the plan, and its forecast."""
+
+    options: dict[str, Any]
+    plan: Plan
+    forecast: TrialForecast
+
+    @property
+    def rate(self) -> float:
+        """Forecast requests a second."""
+        return self.forecast.requests_per_second
+
+
+def choices(
+    request: PlanRequest,
+    usual: Plan,
+    mean: MeanRequest,
+    at_once: float,
+    kv_types: Sequence[int] = (0,),
+    *,
+    prefix: bool = False,
+) -> list[TrialChoice]:
+    """All choices, the best forecast first, but for ``usual``, turbofit's plan without tuning.
+
+    The person's own options are not changed; ``prefix``: prefix caching may help this load.
+    """
+    chosen = [TrialChoice({}, usual, forecast_of(usual, mean, at_once))]
+    kinds = {_kind(usual, at_once)}
+
+    def added(options: dict[str, Any]) -> TrialChoice | None:
+        try:
+            plan = best_plan(request.changed(**options))
+        except TurbofitError:
+            return None
+        if not plan.fits or not promises_no_less(plan, usual) or _kind(plan, at_once) in kinds:
+            return None
+        kinds.add(_kind(plan, at_once))
+        chosen.append(TrialChoice(options, plan, forecast_of(plan, mean, at_once)))
+        return chosen[-1]
+
+    queue = usual.limits.vision_unit is not None and request.queue_images is None
+    for options in _every(request, usual, kv_types, prefix=prefix):
+        choice = added(options)
+        if choice is None or not queue:
+            continue
+        limits = choice.plan.limits  # queued: the images of only one request run at a time
+        queued = limits.units_per_forward <= limits.units_per_request
+        other = added({**options, "queue_images": not queued})
+        if other is not None and other.rate < choice.rate * _QUEUE_GAIN:
+            chosen.remove(other)
+    return [chosen[0], *sorted(chosen[1:], key=lambda choice: -choice.rate)]
+
+
+def _every(
+    request: PlanRequest, usual: Plan, kv_types: Sequence[int], *, prefix: bool
+) -> Iterator[dict[str, Any]]:
+    given = request.given()
+    planned: tuple[str, int, int] = (usual.engine.name, usual.parallel.tp, usual.parallel.replicas)
+    shapes = {planned}
+    shapes |= {(row.engine, row.tp, row.replicas) for row in usual.considered if row.fits}
+    gpus = len(usual.machine.visible)
+    # Idle cards serve nothing; with unequal cards the plan's own shape stays.
+    whole = {shape for shape in shapes if shape[1] * shape[2] == gpus} or shapes
+    axes: dict[str, Sequence[Any]] = {
+        "max_prefill_token_num": _PREFILLS,
+        "max_batch_size": _BATCHES,
+        "quant_policy": kv_types,
+        "enable_prefix_caching": (False, True) if prefix else (False,),
+    }
+    free = {name: values for name, values in axes.items() if name not in given}
+    for engine, tp, replicas in sorted({planned, *whole}):
+        shape = {"engine": engine, "tp": tp, "replicas": replicas}
+        base = {name: value for name, value in shape.items() if given.get(name, "auto") == "auto"}
+        for values in product(*free.values()):
+            yield {**base, **dict(zip(free, values, strict=True))}
+
+
+def _rows(plan: Plan, at_once: float) -> int:
+    """The number of rows of a batch that the load can fill."""
+    return min(plan.settings.max_batch_size, math.ceil(at_once / plan.parallel.replicas))
+
+
+def _kind(plan: Plan, at_once: float) -> tuple[object, ...]:
+    """The settings that make a difference under the load: equal ones are the same trial."""
+    settings = plan.settings
+    return (
+        plan.engine.name, plan.parallel.tp, plan.parallel.replicas, _rows(plan, at_once),
+        settings.max_prefill_token_num, settings.quant_policy, settings.enable_prefix_caching,
+        plan.limits.units_per_forward,
+    )  # fmt: skip

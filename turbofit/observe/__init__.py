@@ -1,1 +1,0 @@
-"""Parsers for the output of engines; compares forecasts with measured values."""

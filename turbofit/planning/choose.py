@@ -1,0 +1,406 @@
+"""Chooses the engine: TurboMind, unless the PyTorch engine serves more of the request.
+
+TurboMind decodes faster, but needs more memory while loading, and different memory for images: on
+some cards only the other engine starts, admits whole images, or holds the context. If the least
+memory is wished, the engine that takes less is chosen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
+from turbofit.core.errors import NoKernelError, TurbofitError, option_of
+from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
+from turbofit.core.plan import Candidate, PaceForecast, Plan, Remedy, may_evict
+from turbofit.core.process.log import LazyLogger
+from turbofit.memory.account import Engine, capability_of
+from turbofit.memory.engines import (
+    ENGINES,
+    LMDEPLOY,
+    check_options,
+    engine_for,
+    option_owner,
+)
+from turbofit.memory.known_bad import known_problems
+from turbofit.model.families.engines import engine_problem
+from turbofit.planning.explain.plan_document import (
+    document,
+    found_words,
+    group_words,
+    idle_words,
+)
+from turbofit.planning.explain.reasons import (
+    beyond_model,
+    limit_costs,
+    pace_words,
+    reasons,
+    slow_images,
+    unkept,
+    usual_image,
+    why_rejected,
+)
+from turbofit.planning.explain.remedies import remedies, speed_remedies
+from turbofit.planning.resolved_request import ResolvedRequest, launch_of
+from turbofit.planning.search.candidates import explain
+from turbofit.planning.search.search import EngineFit, fit_on_host, search
+from turbofit.planning.search.shapes import Evaluation
+from turbofit.planning.search.sizing import longest_context
+from turbofit.planning.verdict import Planned, Verdict, fitting
+
+#: The most rows of ``considered``; the first row is the chosen shape.
+_MOST_CANDIDATES = 24
+
+
+def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
+    return _planned(search(request, engine)).document
+
+
+def _planned(fit: EngineFit) -> Planned:
+    """Make the plan from a search's result, with all its words."""
+    request, best, accounts, fits = fit.request, fit.best, fit.accounts, fit.fits
+    over_rival = [_over(fit, fit.rival)[1]] if fits and fit.rival is not None else []
+    helps, causes = (speed_remedies(fit), ()) if fits else remedies(fit)
+    verdict = _verdict(fit, causes)
+    requests = request.workload.concurrency
+    at_once = [part.shape.requests(requests) for part in map(best.of_group, best.shape.groups)]
+    largest = max(accounts, key=lambda account: account.units_per_forward)
+    plan = document(
+        request,
+        fit.engine,
+        accounts,
+        fits=fits,
+        verdict=verdict.text,
+        parallel_reason=_parallel_reason(fit),
+        host=fit.host,
+        settings=best.settings,
+        vision_load=best.vision_load,
+        image_limit=best.shape.image_limit,
+        held_requests=None if request.promised_requests is None else best.held_requests,
+        at_once=at_once if best.parts else (),
+        throughput=fit.throughput if fits else None,
+        considered=_considered(fit),
+        reasons=(*over_rival, *fit.reasons, *reasons(fit, largest)),
+        warnings=_warnings(fit),
+        remedies=helps,
+        limit_costs=limit_costs(request, best, fit.engine) if fits else (),
+        usual_image=usual_image(fit) if fits else UNSET,
+        pace=_pace(request, best),
+    )
+    return Planned(plan=plan, verdict=verdict)
+
+
+def _verdict(fit: EngineFit, causes: tuple[str, ...]) -> Verdict:
+    """What fits, or why not, with the options without which it would fit."""
+    request, best, name = fit.request, fit.best, fit.request.model.name
+    if not fit.fits:
+        return Verdict(subject=name, why_not=why_not(fit), causes=causes)
+    groups = best.shape.groups
+    tokens = [best.of_group(group).kv_tokens for group in groups]
+    shown = fit.accounts if best.parts else fit.accounts[:1]
+    found = found_words(request, groups, shown, tokens, best.vision_load)
+    return Verdict(subject=name, found=found)
+
+
+def _pace(request: ResolvedRequest, best: Evaluation) -> PaceForecast | UnsetType:
+    """The forecast of the pace in words; if it is missed, that no shape is faster."""
+    text = pace_words(request, best)
+    if best.slow:
+        text += "; no shape that promises as much does better"
+    return PaceForecast(kept=not best.slow, text=text) if text else UNSET
+
+
+def why_not(fit: EngineFit) -> str:
+    if fit.best.fits and fit.host_problem:
+        return fit.host_problem
+    return explain(fit.request, fit.best, fit.engine)
+
+
+def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
+    """The reason to reject LMDeploy's other engine, for its row and for the plan's reasons."""
+    given = " and ".join(
+        f"{option_of(name)} {value}" for name, value in fit.request.engine_options.items()
+    )
+    what = f"{f'with {given} ' if given else ''}{rival.engine.name} does not fit"
+    why = why_not(rival)
+    if rival.fits:
+        why, what = why_rejected(fit.request, fit.best, rival.best), rival.engine.name
+    return why, f"engine {fit.engine.name}: {what}: {why}"
+
+
+def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
+    """The rows: the chosen shape, then the best others, each with the reason for its rejection."""
+    request, chosen, engine = fit.request, fit.best, fit.engine
+    rest = [other for other in fit.evaluations if other is not chosen]
+    rest.sort(
+        key=lambda other: (other.fits, other.rank if other.fits else (-other.short,)), reverse=True
+    )
+    first: dict[tuple[int, int], int] = {}
+    for place, other in enumerate(rest):  # show each degree and number of replicas at least once
+        first.setdefault((other.shape.tp, other.shape.replicas), place)
+    others = set(range(len(rest))) - set(first.values())
+    shown = sorted([*first.values(), *sorted(others)][: _MOST_CANDIDATES - 1])
+    rows = [chosen.candidate(explain(request, chosen, engine))]
+    if fit.fits and fit.rival is not None:
+        rows.append(fit.rival.best.candidate(_over(fit, fit.rival)[0]))
+    for other in (rest[place] for place in shown):
+        why = explain(request, other, engine) or why_rejected(request, chosen, other)
+        why = pace_words(request, other) if other.slow > chosen.slow else why
+        rows.append(other.candidate(why))
+    return tuple(rows)
+
+
+def _parallel_reason(fit: EngineFit) -> str:
+    request, best = fit.request, fit.best
+    if request.tp is not None and request.replicas is not None:
+        return "as asked"
+    if not best.fits:
+        return "the closest to fitting"
+    goal = {
+        "throughput": "the most requests per second by the forecast",
+        "latency": "the shortest answer by the forecast",
+        "context": "the most KV tokens for one request",
+    }[request.workload.goal]
+    if request.least:
+        goal = "the least memory"
+    sizes = sorted(Counter(map(len, best.shape.groups)).items())
+    engines = " and ".join(f"{n} x {f'tp {tp}' if tp > 1 else 'one GPU each'}" for tp, n in sizes)
+    return f"{engines}: {goal} of {len(fit.evaluations)} shapes, the promises kept first"
+
+
+def _warnings(fit: EngineFit) -> Iterator[str]:
+    """Yield known faults, idle or unequal cards, and limits that only turbofit's gateway holds."""
+    request, best, shape, engine = fit.request, fit.best, fit.best.shape, fit.engine
+    if fit.fits:
+        yield from unkept(request, best.settings.session_len, fit.tokens)
+        yield from beyond_model(request, best.settings.session_len)
+    if best.fits:
+        yield from known_warnings(fit)
+        if idle := idle_words(request, shape.groups):
+            yield idle
+        for group in shape.groups:
+            if len({request.machine.gpu(index).name for index in group}) > 1:
+                yield (
+                    f"{group_words(request, group)} is split over unequal cards, as you asked: the"
+                    " one with the least free memory sizes the cache of all, the slowest one paces"
+                    " them"
+                )
+        if shape.units_per_forward is not None:
+            yield QUEUED
+            if any(may_evict(part.settings, part.kv_tokens) for part in best.sets):
+                yield (
+                    "image requests that state max_tokens run beside each other while the cache"
+                    " holds them all; others wait for the end of the one before"
+                )
+        if fit.requested_load.units_per_image:
+            yield (
+                f"{BEYOND}: turbofit serve and turbofit.pipeline hold them, LMDeploy itself lets"
+                " any client exceed them"
+            )
+        yield from slow_images(fit)
+        yield from dict.fromkeys(
+            text for part in best.sets for text in engine.warnings(part.settings)
+        )
+    if request.model.needs_remote_code:
+        yield OWN_CODE
+
+
+def known_warnings(fit: EngineFit) -> tuple[str, ...]:
+    """The known faults of the plan's engines, other than memory."""
+    warnings: list[str] = []
+    for group in fit.best.shape.groups:
+        gpus, part = [fit.request.machine.gpu(index) for index in group], fit.best.of_group(group)
+        launch = launch_of(fit.request, part.settings, gpus, part.vision_load)
+        problems = known_problems(launch, fit.engine.name, fit.engine.version)
+        warnings += [problem.warning for problem in problems]
+    return tuple(dict.fromkeys(warnings))
+
+
+_LOG: Final = LazyLogger(__name__)
+
+#: The lowest capability that Triton surely supports; on older cards, engines that need Triton are
+#: not chosen.
+_LEAST_TRITON: Final = (7, 5)
+
+
+def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
+    """The plan of `plan_best`, without its verdict."""
+    return plan_best(request, engine).document
+
+
+def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
+    """The best plan on the wished engine; without a wish, on the engine that serves more.
+
+    Raises:
+        UsageError: a part of the request cannot be used here at all.
+        PackageError: turbofit has no account for the engine.
+        NoKernelError: no engine that runs the model has code for these cards.
+    """
+    fit = choose(request, engine)
+    if isinstance(fit, Planned):
+        if request.pace is None:
+            return fit
+        unheeded = "--rate, --first-token and --per-token decide nothing: there is one shape"
+        plan = fit.document
+        return replace(fit, plan=replace(plan, warnings=(*plan.warnings, unheeded)))
+    planned = _planned(fit)
+    if fit.fits:
+        return planned
+    if _named(request, engine)[0] == "auto":
+        return planned.with_remedies(last=tuple(_other_engines(request, fit.rival)))
+    return _with_other_engine(request, planned)
+
+
+def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planned:
+    """The search's result for `plan_best`; for engines without a search, the plan itself."""
+    engine, reasons = _named(request, engine)
+    first = engine_for(request.model, engine)
+    check_options(first, request.engine_options)
+    if first.planned.serial:
+        return _serial(request, first, named=engine != "auto")
+    try:
+        fit = fit_on_host(request, first)
+    except NoKernelError as exc:
+        return _with_kernels(request, engine, first, exc)
+    fit = replace(fit, reasons=(*reasons, *fit.reasons))
+    by_memory = request.workload.goal == "context" or request.least
+    whole = fit.image_limit is None or fit.image_limit == request.requested_image_limit
+    if engine != "auto" or (
+        (fit.fits and whole and fit.best.settings.session_len >= longest_context(request))
+        and not by_memory
+    ):
+        return fit
+    return _beside_rivals(request, fit)
+
+
+def _serial(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned:
+    """The plan on an engine that processes one request at a time."""
+    reason = "as asked" if named else str(engine_problem(request.model, LMDEPLOY[0]))
+    _LOG.info("engine %s: %s", engine.name, reason)
+    planned = _fallback(request, engine, reason)
+    too_few = request.promised_requests is not None and not planned.document.fits
+    return _with_other_engine(request, planned) if too_few and named else planned
+
+
+def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
+    """The first engine's result, or that of LMDeploy's other engine if it serves more."""
+    rivals = list(_others(request, fit.engine.name))
+    rival = next((other for other in rivals if other.fits), None)
+    _LOG.info(
+        "engine %s: fits %s; LMDeploy's other one: %s",
+        fit.engine.name, fit.fits, "does not fit" if rival is None else rival.engine.name,
+    )  # fmt: skip
+    compiles = _compiles(request)
+    if rival is not None and compiles and _worth(request, rival) > _worth(request, fit):
+        return replace(rival, rival=fit)
+    if fit.fits:
+        return fit
+    if rival is None and compiles and fit.best.held_requests:
+        return max((fit, *rivals), key=lambda other: other.best.held_requests)
+    return replace(fit, rival=rival)
+
+
+def _named(request: ResolvedRequest, engine: str) -> tuple[str, tuple[str, ...]]:
+    """The wished engine, or the only one that accepts a given option, with the reason."""
+    owner = option_owner(request.engine_options) if engine == "auto" else None
+    if owner is None or owner[0] == LMDEPLOY[0] or engine_problem(request.model, owner[0]):
+        return engine, ()
+    name, option = owner
+    return name, (f"engine {name}: it alone takes {option}",)
+
+
+def _with_kernels(
+    request: ResolvedRequest, engine: str, first: Engine, lacking: NoKernelError
+) -> EngineFit:
+    """The engine that compiles its kernels, if TurboMind has none for the cards.
+
+    It is the result even if it does not fit: then only more or larger cards help.
+    """
+    compiles = first.name == LMDEPLOY[0] and _compiles(request)
+    rivals = _others(request, first.name) if compiles else ()
+    fit = next((rival for rival in rivals if rival.fits or engine == "auto"), None)
+    if fit is None:
+        raise lacking
+    if engine == "auto":
+        reason = f"engine {fit.engine.name}: it compiles its kernels; {lacking.message}"
+        return replace(fit, reasons=(reason, *fit.reasons))
+    raise NoKernelError(
+        lacking.message,
+        hint=f"--engine {fit.engine.name} serves: it compiles its kernels",
+        options=["engine"],
+    )
+
+
+def _fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
+    from turbofit.planning.fallback import plan_fallback
+
+    return plan_fallback(request, engine, reason)
+
+
+def _with_other_engine(request: ResolvedRequest, planned: Planned) -> Planned:
+    """Add, to a plan that does not fit on the named engine, an engine on which it fits."""
+    name = planned.document.engine.name
+    fit = next((other for other in _others(request, name) if other.fits), None)
+    if fit is None:
+        return planned
+    remedy = fitting(f"--engine {fit.engine.name}", f"{fit.tokens:,} KV tokens")
+    return planned.with_remedies(first=(remedy,))
+
+
+def _others(request: ResolvedRequest, but: str) -> Iterator[EngineFit]:
+    """The search results of LMDeploy's other engines that run the model, fitting or not."""
+    for name in LMDEPLOY:
+        if name == but:
+            continue
+        try:
+            engine = engine_for(request.model, name)
+            check_options(engine, request.engine_options)
+            yield fit_on_host(request, engine)
+        except TurbofitError as exc:
+            _LOG.debug("engine %s: %s", name, exc.message)
+
+
+def _compiles(request: ResolvedRequest) -> bool:
+    """Whether Triton surely compiles for every card."""
+    return all(capability_of(gpu) >= _LEAST_TRITON for gpu in request.visible)
+
+
+def _worth(request: ResolvedRequest, fit: EngineFit) -> tuple[int, ...]:
+    """The promise as a sort key: images, then context; then memory or tokens if they decide."""
+    tokens = fit.tokens if request.workload.goal == "context" else 0
+    units, context = fit.best.vision_load.units_per_image, fit.best.settings.session_len
+    return fit.fits, units, context, -fit.best.footprint, tokens
+
+
+def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterator[Remedy]:
+    """Remedies with other engines that can serve it."""
+    if rival is not None:
+        yield fitting(
+            f"--engine {rival.engine.name}",
+            f"{rival.tokens:,} KV tokens, if its Triton still compiles for a card as old as this",
+        )
+    for name in [other for other in ENGINES if other not in LMDEPLOY]:
+        try:
+            engine = engine_for(request.model, name)
+            taken: dict[str, object] = {}
+            for option, value in request.engine_options.items():
+                with suppress(TurbofitError):
+                    check_options(engine, {option: value})
+                    taken[option] = value
+            plan = _fallback(replace(request, engine_options=taken), engine, "").document
+        except TurbofitError:  # it does not run the model, or not with these options
+            continue
+        if plan.fits:
+            out = ", ".join(option_of(key) for key in request.engine_options if key not in taken)
+            change = f"--engine {name}, and leave {out} out" if out else f"--engine {name}"
+            placed = (plan.device_map or {}).values()
+            off = any(not isinstance(place, int) for place in placed)
+            yield fitting(
+                change,
+                f"one request at a time, and slower{', with decoder layers in host memory' * off}",
+            )

@@ -1,0 +1,240 @@
+"""Plans a cluster: each kind of node as one machine, and one promise that all of them keep.
+
+The promise is the image limit, then the context: what a person gives, else the largest that any
+kind of node keeps in its own plan. So a weak node never makes it smaller. A node that does not keep
+it is left out, with the reason and what it would hold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from datetime import datetime, timezone
+from sys import maxsize
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
+from turbofit.core.errors import TurbofitError
+from turbofit.core.machine import Host, Machine
+from turbofit.core.messages import plural
+from turbofit.core.plan import Limits, Plan, Remedy
+from turbofit.core.struct import NA, known
+from turbofit.core.units import GIB
+from turbofit.core.version import __version__
+from turbofit.planning.choose import plan_best
+from turbofit.planning.resolved_request import ResolvedRequest
+from turbofit.planning.verdict import Planned, Verdict, first_fitting, not_planned
+
+#: Nodes of a kind may differ by this much free host memory; the least is planned for.
+_HOST_STEP: Final = 8 * GIB
+#: The most causes in a verdict.
+_MOST_CAUSES: Final = 3
+#: Nodes that are equal for planning, and their plan.
+_Kinds = Sequence[tuple[Sequence[Node], Planned]]
+
+
+def make_cluster_plan(
+    base: ResolvedRequest,
+    cluster: Cluster,
+    engine: str = "auto",
+    promised: ClusterPlan | None = None,
+) -> ClusterPlan:
+    """Plan every node as one machine, all with one promise; command lines are not made.
+
+    ``promised`` is an earlier plan of the same request whose promise these nodes must keep. The
+    machine of ``base`` is not used. Its requests at once are of all nodes together.
+
+    Raises:
+        TurbofitError: a part of the request cannot be used on any node.
+    """
+    base = replace(base, compares_limits=False)
+    at_once = base.workload.concurrency
+    base = base.with_workload(concurrency=None)
+    if promised is not None and promised.limits is not None:
+        if base.image_limit is None and base.workload.image_size is None:
+            base = replace(base, image_limit=promised.limits.image_limit)
+        if not base.context_given:
+            base = base.with_workload(context=promised.longest_request_tokens)
+    kinds = _kinds(base, cluster, engine, raises=promised is None)
+    # The promise is that of the best plan; nodes that do not keep it are left out. Of equal ones it
+    # is that with the least answers of a request, so that it is the same in any order of nodes.
+    plans = [planned.document for _, planned in kinds if planned.fits]
+    plans = sorted(plans if promised is None else promised.plans, key=lambda plan: plan.limits.n)
+    best = max(plans, key=_promise, default=None)
+    found = {
+        node.id: NodePlan(
+            node=node.id, name=node.name, address=node.address, cards=_cards(node.machine),
+            why_not=node.why_not or "it has no GPU that may be used",
+        )
+        for node in cluster.nodes
+    }  # fmt: skip
+    for nodes, planned in kinds:
+        why, plan = planned.why_not, None
+        if best is not None and not why:
+            why, plan = _why_broken(planned.document, best), planned.document
+        for node in nodes:
+            served = None if plan is None or best is None or why else _on(node, plan, best.limits)
+            if served is not None and node is not nodes[0]:
+                served = replace(served, considered=())
+            found[node.id] = replace(found[node.id], plan=served, why_not=why)
+    base = base.with_workload(concurrency=at_once)
+    return _document(base, cluster, tuple(found.values()), kinds, whole=promised is None)
+
+
+def _kinds(base: ResolvedRequest, cluster: Cluster, engine: str, *, raises: bool) -> _Kinds:
+    """The nodes that can be planned for, by kind; each kind is planned once.
+
+    Raises:
+        TurbofitError: that of the first kind, if it ``raises`` and none can be planned.
+    """
+    alike: dict[Hashable, list[tuple[Machine, Node]]] = {}
+    for node in cluster.nodes:
+        if node.machine is not None and node.machine.visible and not node.why_not:
+            alike.setdefault(_equal(node.machine), []).append((node.machine, node))
+    kinds, errors = [], []
+    for members in alike.values():
+        machine = min((machine for machine, _ in members), key=_host_room)
+        try:
+            planned = plan_best(replace(base, machine=machine), engine)
+        except TurbofitError as error:
+            errors.append(error)
+            planned = not_planned(error.message)
+        kinds.append(([node for _, node in members], planned))
+    if raises and errors and len(errors) == len(kinds):
+        raise errors[0]
+    return kinds
+
+
+def _equal(machine: Machine) -> Hashable:
+    """All that planning reads of a machine; it is equal for machines that are planned once."""
+    learned = tuple(replace(calibration, when="") for calibration in machine.calibrations)
+    alike = replace(
+        machine, name="", source="", host=Host(), warnings=(), cuda=NA, calibrations=learned,
+        gpus=tuple(replace(gpu, uuid="", holders=()) for gpu in machine.gpus),
+        driver=machine.driver if learned else NA,
+    )  # fmt: skip
+    return alike, _host_room(machine) // _HOST_STEP
+
+
+def _host_room(machine: Machine) -> int:
+    return known(machine.host.ram_available, maxsize)
+
+
+def _cards(machine: Machine | None) -> str:
+    """The visible cards in words; empty if nothing was measured."""
+    visible = () if machine is None else machine.visible
+    names = Counter(machine.gpu(index).name for index in visible if machine is not None)
+    return " + ".join(f"{n}x {name}" for name, n in names.items())
+
+
+def _promise(plan: Plan) -> tuple[bool, int, int]:
+    """A plan's promise, larger if it is better; LMDeploy's engines are better than another."""
+    image_limit = plan.limits.image_limit or 0
+    return plan.engine.of_lmdeploy, image_limit, plan.kv.longest_request_tokens
+
+
+def _why_broken(plan: Plan, best: Plan) -> str:
+    """The reason why a plan does not keep the promise of the best plan; empty if it does."""
+    (lmdeploy, image_limit, held), (wanted, wide, long) = _promise(plan), _promise(best)
+    rule = plan.model.image_rule
+    if lmdeploy != wanted:
+        return f"only {plan.engine.name} serves on it, which is not mixed with {best.engine.name}"
+    if rule is not None and image_limit < wide:
+        unit = rule.limit_unit
+        return f"serves images of {image_limit:,} {unit} at most, {wide:,} are promised"
+    if held < long:
+        return f"holds {held:,} tokens under the promised images, {long:,} are promised"
+    return ""
+
+
+def _on(node: Node, plan: Plan, limits: Limits) -> Plan:
+    """A kind's plan with one node's machine and GPU ids, and with the promised limits.
+
+    Its own gateway queues by the units of a forward pass. Answers of a request (``n``) beyond an
+    engine's batch wait in the engine, and take no memory.
+    """
+    machine = node.machine
+    assert machine is not None
+    return replace(
+        plan,
+        machine=machine,
+        gpus=tuple(replace(ledger, uuid=machine.gpu(ledger.index).uuid) for ledger in plan.gpus),
+        limits=replace(limits, units_per_forward=plan.limits.units_per_forward),
+    )
+
+
+def _document(
+    base: ResolvedRequest,
+    cluster: Cluster,
+    nodes: tuple[NodePlan, ...],
+    kinds: _Kinds,
+    *,
+    whole: bool,
+) -> ClusterPlan:
+    """The plan; if these nodes are the whole cluster, they must run all requests at once."""
+    plans = [node.plan for node in nodes if node.plan is not None]
+    at_once, asked = sum(plan.requests_at_once for plan in plans), base.workload.concurrency or 0
+    fits = bool(plans) and (at_once >= asked or not whole)
+    longest = plans[0].kv.longest_request_tokens if plans else 0
+    left = Counter(node.why_not for node in nodes if node.why_not).most_common()
+    if plans and not fits:
+        why = f"{len(plans):,} of {_count(len(nodes), 'node')} run {at_once:,} requests at once"
+        causes = (f"--concurrency {asked}",)
+        verdict = Verdict(subject=base.model.name, why_not=why, causes=causes)
+    else:
+        verdict = _verdict(base.model.name, len(nodes), plans, left)
+    return ClusterPlan(
+        turbofit_version=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        source=cluster.source,
+        fits=fits,
+        verdict=verdict.text,
+        model=base.model,
+        workload=replace(base.workload, context=base.workload.context or longest or None),
+        limits=plans[0].limits if plans else None,
+        longest_request_tokens=longest,
+        nodes=nodes,
+        warnings=tuple(_warnings(plans, left)),
+        remedies=() if plans else tuple(_remedies(kinds)),
+    )
+
+
+def _verdict(
+    name: str, nodes: int, plans: Sequence[Plan], left: Sequence[tuple[str, int]]
+) -> Verdict:
+    every = _count(nodes, "node")
+    if not plans:
+        why = "; ".join(f"{_count(n, 'node')}: {text}" for text, n in left[:_MOST_CAUSES])
+        why = why or "the cluster has no nodes"
+        return Verdict(subject=f"{name} on none of {every}", why_not=why)
+    gpus = _count(sum(len(plan.gpus) for plan in plans), "GPU")
+    tokens = sum(plan.kv.total_tokens for plan in plans)
+    found = (
+        f"on {len(plans):,} of {every}, {gpus}: {tokens:,} KV tokens; a request of up to"
+        f" {plans[0].kv.longest_request_tokens:,} tokens may go to any of them"
+    )
+    return Verdict(subject=name, found=found)
+
+
+def _warnings(plans: Sequence[Plan], left: Sequence[tuple[str, int]]) -> Iterator[str]:
+    for why, n in left if plans else ():
+        yield f"{_count(n, 'node')} left out: {why}"
+    runs = sorted({f"{plan.engine.name} in {plan.settings.dtype}" for plan in plans})
+    if len(runs) > 1:
+        yield f"nodes run {' and '.join(runs)}: the same request may be answered differently"
+    texts = dict.fromkeys(text for plan in plans for text in plan.warnings)
+    yield from (text for text in texts if not text.startswith("not used: "))
+
+
+def _remedies(kinds: _Kinds) -> Iterator[Remedy]:
+    """Yield for each kind of node the cheapest change with which it would serve."""
+    for nodes, planned in kinds:
+        if (remedy := first_fitting(planned)) is not None:
+            where = f"{_count(len(nodes), 'node')} of {_cards(nodes[0].machine)}"
+            yield replace(remedy, effect=f"{where}: {remedy.effect}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {plural(number, noun)}"

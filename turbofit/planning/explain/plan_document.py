@@ -1,0 +1,278 @@
+"""Makes the plan as the contract's document: verdict, limits, ledgers and footprint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from typing import Final
+
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
+from turbofit.core.messages import indices, plural
+from turbofit.core.plan import (
+    Candidate,
+    Footprint,
+    GpuLedger,
+    GroupPlan,
+    Held,
+    HostMemory,
+    Kv,
+    LimitCost,
+    Limits,
+    PaceForecast,
+    Parallel,
+    Plan,
+    Remedy,
+    Settings,
+    Throughput,
+    UsualImage,
+)
+from turbofit.core.units import MIB, format_bytes
+from turbofit.core.version import __version__
+from turbofit.memory.account import Account, Engine, GroupOutcome, VisionLoad
+from turbofit.planning.resolved_request import ResolvedRequest
+from turbofit.planning.speed import counted_tokens, group_class
+
+#: Encoded bytes that one image and one request body may have.
+_BYTES_PER_IMAGE: Final = 32 * MIB
+_BODY_BESIDE_IMAGES: Final = 4 * MIB
+_BASE64: Final = 4 / 3
+
+
+def document(  # noqa: PLR0913 - what a plan says beside its accounts
+    request: ResolvedRequest,
+    engine: Engine,
+    accounts: Sequence[Account],
+    *,
+    fits: bool,
+    verdict: str,
+    parallel_reason: str,
+    host: HostMemory,
+    settings: Settings,
+    vision_load: VisionLoad,
+    image_limit: int | None,
+    held_requests: int | None = None,
+    at_once: Sequence[float] = (),
+    throughput: Throughput | None = None,
+    considered: Iterable[Candidate] = (),
+    reasons: Iterable[str] = (),
+    warnings: Iterable[str] = (),
+    remedies: Iterable[Remedy] = (),
+    limit_costs: Iterable[LimitCost] = (),
+    usual_image: UsualImage | UnsetType = UNSET,
+    pace: PaceForecast | UnsetType = UNSET,
+    device_map: dict[str, int | str] | None = None,
+) -> Plan:
+    """Make the plan without command lines.
+
+    ``settings`` are those of the weakest group; ``image_limit`` is for one image, in tiles or
+    pixels. ``held_requests`` is the number of requests that all groups hold at once, or None if no
+    number was given. ``at_once`` are the requests of each group if cards are unequal; else it is
+    empty.
+    """
+    outcomes = [account.at(account.ratio) for account in accounts]
+    ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
+    footprint: Footprint | UnsetType = UNSET
+    if request.least and fits:
+        footprint = _footprint(request, accounts, host)
+        verdict += f", {_footprint_words(request, footprint)}"
+    total = sum(outcome.tokens for outcome in outcomes)
+    caches = [_cache(*pair, total) for pair in zip(accounts, outcomes, strict=True)]
+    kv = min(caches, key=lambda cache: cache.tokens)
+    if not at_once:
+        kv = replace(kv, region_bytes=min(cache.region_bytes for cache in caches))
+    size = counted_tokens(vision_load, settings.session_len)
+    context = request.workload.context or settings.session_len
+    return Plan(
+        turbofit_version=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        fits=fits,
+        verdict=verdict,
+        model=request.model,
+        machine=request.machine,
+        workload=replace(request.workload, context=context),
+        engine=engine.planned,
+        parallel=Parallel(
+            tp=max(account.settings.tp for account in accounts),
+            replicas=len(accounts),
+            groups=tuple(tuple(gpu.index for gpu in account.gpus) for account in accounts),
+            communicator=engine.communicator(settings),
+            reason=parallel_reason,
+        ),
+        settings=settings,
+        limits=_limits(request, vision_load, image_limit, accounts),
+        kv=kv,
+        gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
+        host=host,
+        throughput=throughput,
+        considered=tuple(considered),
+        reasons=tuple(reasons),
+        warnings=(*request.model.warnings, *request.machine.warnings, *warnings),
+        remedies=tuple(remedies),
+        limit_costs=tuple(limit_costs),
+        usual_image=usual_image,
+        device_map=device_map,
+        by_group=tuple(map(_group_plan, accounts, caches, at_once)),
+        held=UNSET if held_requests is None else Held(requests=held_requests, request_tokens=size),
+        options=request.options,
+        footprint=footprint,
+        pace=pace,
+    )
+
+
+def _limits(
+    request: ResolvedRequest,
+    vision_load: VisionLoad,
+    image_limit: int | None,
+    accounts: Sequence[Account],
+) -> Limits:
+    """The limits that the peak pays for; the gateway holds requests to them (`gateway.limits`)."""
+    rule, images = request.model.image_rule, vision_load.images_per_request
+    limits = Limits(
+        vision_unit=None,
+        max_dynamic_patch=None,
+        max_pixels_per_image=None,
+        images_per_request=images,
+        units_per_image=vision_load.units_per_image,
+        units_per_request=vision_load.units_per_request,
+        units_per_forward=max(account.units_per_forward for account in accounts),
+        image_tokens_per_request=vision_load.tokens_per_request,
+        n=min(account.settings.max_batch_size for account in accounts),
+        bytes_per_image=_BYTES_PER_IMAGE if images else 0,
+        bytes_per_body=int(images * _BYTES_PER_IMAGE * _BASE64) + _BODY_BESIDE_IMAGES,
+    )
+    if rule is None or not vision_load.units_per_image:
+        return limits
+    return replace(limits, vision_unit=rule.unit_name, **{rule.plan_limit_name: image_limit})
+
+
+def _group_plan(account: Account, cache: Kv, at_once: float) -> GroupPlan:
+    return GroupPlan(
+        settings=account.settings,
+        kv=cache,
+        units_per_forward=account.units_per_forward,
+        at_once=round(at_once, 3),
+    )
+
+
+def _cache(account: Account, outcome: GroupOutcome, total: int) -> Kv:
+    return Kv(
+        bytes_per_token=account.bytes_per_token,
+        tokens=outcome.tokens,
+        total_tokens=total,
+        region_bytes=outcome.region,
+        longest_request_tokens=min(account.settings.session_len, outcome.tokens),
+    )
+
+
+def found_words(
+    request: ResolvedRequest,
+    groups: Sequence[Sequence[int]],
+    accounts: Sequence[Account],
+    tokens: Sequence[int],
+    vision_load: VisionLoad,
+) -> str:
+    """Words for a plan that fits: its GPUs, its requests at once, and the memory that stays free.
+
+    ``accounts`` are those of all engines, or of one if all are alike; ``tokens`` are those in each
+    engine's cache; ``vision_load`` belongs to the request that is counted.
+    """
+    outcomes = [account.at(account.ratio) for account in accounts]
+    ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
+    alike = len(groups) // len(accounts)  # engines that share one account
+    running = sum(account.settings.max_batch_size for account in accounts) * alike
+    count = requests_held(accounts, tokens[: len(accounts)], vision_load) * alike
+    running_words = f"{count:,} {plural(count, 'request')} at once"
+    if running > count:  # the batch was given
+        running_words += f", as the cache holds no more of a batch of {running:,}"
+    where = " and ".join(group_words(request, group) for group in groups)
+    if all(len(group) == 1 for group in groups):
+        where = f"GPU {indices(group[0] for group in groups)}"
+    free = free_words(request, ledgers, groups)
+    return f"on {where}: {running_words}; {free}"
+
+
+def free_words(
+    request: ResolvedRequest, ledgers: Sequence[GpuLedger], groups: Sequence[Sequence[int]]
+) -> str:
+    """The memory that stays free on the tightest GPU, as a clause of a verdict."""
+    tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.beyond_budget)
+    spare, of = tightest.headroom - tightest.beyond_budget, ""
+    if request.budget:
+        of = " of the budget" if tightest.beyond_budget else " of the card"
+    each = " on each" if sum(map(len, groups)) > 1 else ""
+    return f"{format_bytes(spare)}{of} stay free{each}"
+
+
+def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str:
+    """The GPUs without an engine, in words; empty if the least memory was wished."""
+    used = {index for group in groups for index in group}
+    idle = [f"GPU {gpu.index} ({gpu.name})" for gpu in request.visible if gpu.index not in used]
+    return f"not used: {', '.join(idle)}" if idle and not request.least else ""
+
+
+def cache_words(tokens: Sequence[int], vision_load: VisionLoad, settings: Settings) -> str:
+    """Words for the requests that caches of so many tokens hold; each request is in one cache."""
+    context = settings.session_len
+    size = counted_tokens(vision_load, context)
+    requests, longest = (
+        sum(settings.requests_in(cache, length) for cache in tokens) for length in (size, context)
+    )
+    whole = "" if size == context else f" or {longest:,} of {context:,}"
+    return (
+        f"the cache holds {sum(tokens):,} KV tokens, {requests:,} {plural(requests, 'request')} of"
+        f" {size:,} tokens{whole}"
+    )
+
+
+def requests_held(
+    accounts: Sequence[Account], tokens: Sequence[int], vision_load: VisionLoad
+) -> int:
+    """The requests that all engines run at once, with all their tokens in the caches."""
+    sizes = [counted_tokens(vision_load, account.settings.session_len) for account in accounts]
+    return sum(
+        min(account.settings.max_batch_size, account.settings.requests_in(cache, size))
+        for account, cache, size in zip(accounts, tokens, sizes, strict=True)
+    )
+
+
+def group_words(request: ResolvedRequest, group: Sequence[int]) -> str:
+    """A group's GPUs in words: ``GPU 0+2 (NVLink)``."""
+    gpus = [request.machine.gpu(index) for index in group]
+    names = "+".join(str(index) for index in group)
+    link = f" ({group_class(request.machine, gpus).words})" if len(gpus) > 1 else ""
+    return f"GPU {names}{link}"
+
+
+def _footprint(
+    request: ResolvedRequest, accounts: Sequence[Account], host: HostMemory
+) -> Footprint:
+    """The engines' memory on each GPU, the rest, and how many such sets of engines would fit."""
+    taken: dict[int, int] = {}
+    left: list[int] = []
+    servers = 0
+    for account in accounts:
+        ratio, more = account.ratio, []
+        cards = zip(account.gpus, account.taken_at(ratio), account.at(ratio).ledgers, strict=True)
+        for gpu, size, ledger in cards:
+            taken[gpu.index] = size
+            # A budget limits only this turbofit, not others.
+            margin = min(ledger.margin, request.margin.of(gpu))
+            left.append(ledger.headroom - margin)
+            more.append(left[-1] // (ledger.peak - ledger.used))  # after it has loaded
+        servers += 1 + min(more)
+    need = host.total / len(accounts)
+    if host.available is not None and need:
+        servers = min(servers, int(host.available / need))
+    sizes = tuple(taken[index] for index in sorted(taken))
+    return Footprint(taken=sizes, left=min(left), servers=servers)
+
+
+def _footprint_words(request: ResolvedRequest, footprint: Footprint) -> str:
+    count, left = footprint.servers, format_bytes(footprint.left)
+    where = plural(len(footprint.taken), "GPU")
+    holds = "holds" if where == "GPU" else "hold"
+    engines = f"{count:,} such {plural(count, 'engine')}"
+    of = "of the card" if request.budget else "of it"
+    return f"{left} {of} beyond the margin, for others; the {where} {holds} {engines} in all"

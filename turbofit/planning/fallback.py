@@ -1,0 +1,473 @@
+"""Plans the fallback engine: number of GPUs, image limit, context, and the plan's words.
+
+A copy answers one request after the other: each of several requests at once needs its own copy, if
+the GPUs hold so many. The checkpoint's own image limit on the fewest GPUs is preferred, then lower
+limits; decoder layers are taken off the GPUs only if no other plan serves a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.images import ImageRule
+from turbofit.core.machine import Gpu
+from turbofit.core.messages import BEYOND, groups_of, indices
+from turbofit.core.plan import HostMemory, Remedy, Settings
+from turbofit.core.struct import known
+from turbofit.core.units import bisect, format_bytes
+from turbofit.memory.account import Account, Engine, Placement, VisionLoad
+from turbofit.memory.placement import (
+    ModelCopies,
+    fewest_offloaded,
+    filled,
+    offloaded,
+    place_all,
+)
+from turbofit.planning.explain.plan_document import (
+    document,
+    free_words,
+    idle_words,
+)
+from turbofit.planning.explain.reasons import context_reason
+from turbofit.planning.explain.remedies import (
+    MORE_GPUS,
+    Change,
+    Remedies,
+    fewer_at_once,
+    left_to_turbofit,
+    smaller_workload,
+    smallest_cards,
+    stopped,
+    with_more_gpus,
+)
+from turbofit.planning.resolved_request import (
+    ResolvedRequest,
+    host_of,
+    host_problem,
+    launch_of,
+    vision_load_of,
+)
+from turbofit.planning.search.candidates import too_long
+from turbofit.planning.search.shapes import (
+    Shape,
+    chosen_dtype,
+    dtype_for,
+    shape_settings,
+    split_over_slices,
+)
+from turbofit.planning.search.sizing import (
+    CONTEXT_STEP,
+    ROUND_CONTEXT,
+    excess_tokens,
+    most_context,
+    shortest_context,
+)
+from turbofit.planning.verdict import Planned, Verdict, fitting
+
+#: How often pixels are halved before decoder layers are taken off the GPUs instead.
+_HALVES = 4
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The copies, their placement and their promise; ``fits`` is False for the closest misfit."""
+
+    copies: ModelCopies
+    placement: Placement
+    vision_load: VisionLoad
+    image_limit: int | None
+    session_len: int
+    fits: bool = True
+
+    @property
+    def count(self) -> int:
+        return len(self.copies.groups)
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(gpu.index for gpu in group) for group in self.copies.groups)
+
+    @property
+    def off(self) -> list[int]:
+        """The weights of each offloaded layer of a copy, in bytes."""
+        layers = self.copies.parts.layers
+        return [layers[number].weights for number in offloaded(self.placement)]
+
+    @property
+    def words(self) -> str:
+        each = "one request of" if self.count == 1 else f"{self.count} requests, one a copy, of"
+        return f"{each} {self.session_len:,} tokens at a time"
+
+    def keeps(self, request: ResolvedRequest) -> bool:
+        """Whether it fits, with one copy for each request that must run at once."""
+        return self.fits and self.count >= (request.promised_requests or 1)
+
+
+def search(request: ResolvedRequest) -> Chosen:
+    """The most copies that fit, up to one for each request at once; else the closest to one."""
+    if not request.visible:
+        raise UsageError("there is no GPU to plan for", hint="see turbofit machine")
+    size = request.tp or 1
+    wanted = size * (request.replicas or 1)
+    if wanted > len(request.visible):
+        raise UsageError(
+            f"{wanted} GPUs are asked for, {len(request.visible)} may be used",
+            hint="lower --tp (GPUs that one copy is split over) or --replicas",
+            options=["tp", "replicas"],
+        )
+    whole = [gpu for gpu in request.visible if not gpu.mig]
+    if size > 1 and wanted > len(whole):
+        problem = split_over_slices(size, len(whole))
+        raise UsageError(problem, hint="leave --tp out", options=["tp", "replicas"])
+    most = min(request.promised_requests or 1, len(request.visible) // size)
+    for copies in range(most, 1, -1) if request.replicas is None else ():
+        chosen = _search(replace(request, replicas=copies))
+        if chosen.fits:
+            return chosen
+    return _search(request)
+
+
+def _search(request: ResolvedRequest) -> Chosen:
+    request = _held(request)
+    every = [(limit, vision_load_of(request, limit)) for limit in _limits(request)]
+    possible = [pair for pair in every if not excess_tokens(request, pair[1])]
+    groupings = list(_groupings(request))
+    for (limit, load), copies in product(possible, groupings):
+        tokens = _longest(request, copies, load)
+        placement = place_all(copies, load.of(tokens)) if tokens else None
+        if placement is not None:
+            return Chosen(copies, placement, load, limit, tokens)
+    copies = groupings[-1]
+    for limit, load in possible:
+        # The shortest context, so that as few layers as possible are off the GPUs.
+        tokens = _shortest(request, load)
+        placement = fewest_offloaded(copies, load.of(tokens))
+        if placement is not None:
+            return Chosen(copies, placement, load, limit, tokens)
+    # All layers off the GPUs, so that the rest shows what is too large.
+    limit, load = every[-1]
+    nowhere = (None,) * len(copies.parts.layers)
+    return Chosen(copies, nowhere, load, limit, _shortest(request, load), fits=False)
+
+
+def _held(request: ResolvedRequest) -> ResolvedRequest:
+    """Convert a given image size to an image limit, which is not lowered.
+
+    The limit in the model folder lowers larger images, so the plan counts the worst under it.
+    """
+    rule, requested = request.model.image_rule, request.requested_image_limit
+    if rule is None or request.workload.image_size is None or requested is None:
+        return request
+    promised = vision_load_of(request, requested).units_per_image
+    whole = request.with_workload(image_size=None)
+    image_limit = rule.largest_limit(promised) if rule.varies_by_limit and promised else None
+    return whole if image_limit is None else replace(whole, image_limit=min(image_limit, requested))
+
+
+def _limits(request: ResolvedRequest) -> Sequence[int | None]:
+    """Image limits worth trying, the largest first; a limit that the user gave is the only one."""
+    rule, requested = request.model.image_rule, request.requested_image_limit
+    if rule is None or requested is None or vision_load_of(request, requested).units_per_image == 0:
+        return [None]
+    if request.image_limit is not None or not rule.varies_by_limit:
+        return [requested]
+    limits = sorted({*rule.lower_limits(_HALVES), *_within_context(request, rule, requested)})
+    by_units = {
+        vision_load_of(request, image_limit).units_per_image: image_limit for image_limit in limits
+    }
+    return sorted(by_units.values(), reverse=True)
+
+
+def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -> tuple[int, ...]:
+    """The largest image limit for a short context, and its halves; empty for a long context."""
+    vision_load = vision_load_of(request, requested)
+    excess = excess_tokens(request, vision_load)
+    if not excess:
+        return ()
+    tokens = max(0, vision_load.tokens_per_request - excess) // vision_load.images_per_request
+    image_limit = rule.largest_limit(rule.units_within(tokens))
+    return () if image_limit is None else rule.with_limit(image_limit).lower_limits(_HALVES)
+
+
+def _groupings(request: ResolvedRequest) -> Iterator[ModelCopies]:
+    """Yield copies on groups of equal size, the fewest GPUs first, with the freest cards first.
+
+    Each of several copies spans several GPUs only if both numbers are given.
+    """
+
+    def taken(gpu: Gpu) -> int:
+        return known(gpu.used, 0) + request.margin_of(gpu) - gpu.usable
+
+    freest = sorted(request.visible, key=lambda gpu: (taken(gpu), gpu.index))
+    margins = {gpu.index: request.margin_of(gpu) for gpu in freest}
+    replicas = request.replicas or 1
+    most = 1 if replicas > 1 else len(freest)
+    for size in range(1, most + 1) if request.tp is None else (request.tp,):
+        cards = freest if size == 1 else [gpu for gpu in freest if not gpu.mig]
+        chosen = cards[: size * replicas]
+        if len(chosen) < size * replicas:
+            return
+        dtype = chosen_dtype(request.model, request.engine_options.get("dtype"), chosen)
+        groups = [chosen[number::replicas] for number in range(replicas)]
+        yield ModelCopies(request.model, dtype, groups, margins)
+
+
+def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
+    most = most_context(request)
+    return most if request.context_given else min(shortest_context(vision_load), most)
+
+
+def _longest(request: ResolvedRequest, copies: ModelCopies, vision_load: VisionLoad) -> int:
+    """The longest context that all copies can hold on their GPUs; 0 if they hold none."""
+
+    def fits(tokens: int) -> bool:
+        return filled(copies, vision_load.of(tokens)) is not None
+
+    shortest, longest = _shortest(request, vision_load), request.model.text.max_position_embeddings
+    if not fits(shortest):
+        return 0
+    if request.context_given or request.least:
+        return shortest
+    if fits(longest):
+        return longest
+    tokens = bisect(fits, shortest, longest, CONTEXT_STEP)[0]
+    rounded = tokens // ROUND_CONTEXT * ROUND_CONTEXT
+    return rounded if rounded >= shortest else max(shortest, tokens // CONTEXT_STEP * CONTEXT_STEP)
+
+
+def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
+    """The best plan on Hugging Face Transformers; command lines are not made.
+
+    ``tp`` of the request is the number of GPUs for one copy's layers (None: the fewest that hold
+    one), ``replicas`` the number of copies (None: one). ``reason`` is a clause that says why no
+    engine of LMDeploy is used.
+
+    Raises:
+        UsageError: a part of the request cannot be used with this engine.
+    """
+    chosen = search(request)
+    copies, limit, context = chosen.copies, chosen.image_limit, chosen.session_len
+    shape = Shape(
+        tp=1,
+        groups=chosen.groups,
+        max_prefill_token_num=context,
+        image_limit=limit,
+        dtype=copies.dtype,
+        at_once=1,
+    )
+    settings = shape_settings(request, shape, context)
+    accounts = []
+    for gpus in copies.groups:
+        launch = launch_of(request, settings, gpus, chosen.vision_load)
+        accounts.append(engine.account(replace(launch, placement=chosen.placement)))
+    host, kept = _host(chosen, host_of(request, accounts, engine))
+    placed = copies.device_map(chosen.placement, kept)
+    helps = Remedies() if chosen.keeps(request) else _remedies(request, chosen)
+    verdict = _verdict(request, chosen, accounts, host, helps.causes)
+    held = None if request.promised_requests is None else chosen.count * chosen.fits
+    many = "one copy" if chosen.count == 1 else f"{chosen.count} copies"
+    each = "one GPU each" if copies.devices == 1 else f"layers split over {copies.devices} GPUs"
+    asked = request.tp is not None or request.replicas is not None
+    plan = document(
+        request,
+        engine,
+        accounts,
+        fits=verdict.fits,
+        verdict=verdict.text,
+        parallel_reason=f"{many}, {each}{': as asked' * asked}",
+        host=host,
+        settings=settings,
+        vision_load=chosen.vision_load,
+        image_limit=limit,
+        held_requests=held,
+        reasons=tuple(_reasons(request, chosen, settings, reason)),
+        warnings=_warnings(request, chosen, placed),
+        remedies=helps.remedies,
+        device_map=placed,
+    )
+    return Planned(plan=plan, verdict=verdict)
+
+
+def _host(chosen: Chosen, host: HostMemory) -> tuple[HostMemory, int | None]:
+    """Host memory of all copies, and the part of it for one copy's offloaded layers.
+
+    Layers that do not fit into host memory stay on disk, and only the largest is in memory.
+    """
+    taken, kept = sum(chosen.off), None
+    if host.available is not None:
+        taken = max(chosen.off, default=0)
+        kept = left = max(0, (host.available - host.pageable) // chosen.count - taken)
+        for size in chosen.off:
+            left -= size
+            taken += size if left >= 0 else 0
+    return replace(host, pageable=host.pageable + taken * chosen.count), kept
+
+
+def _reasons(
+    request: ResolvedRequest, chosen: Chosen, settings: Settings, reason: str
+) -> Iterator[str]:
+    yield f"engine transformers: {reason}"
+    yield "max_batch_size 1: this engine answers one request after the other"
+    context = settings.session_len
+    yield f"session_len {context}: {context_reason(request, context, 'fits')}"
+    gpus = [gpu for group in chosen.copies.groups for gpu in group]
+    given = "as set by you" if request.engine_options.get("dtype") else ""
+    yield f"dtype {settings.dtype}: {given or dtype_for(request.model, gpus)[1]}"
+    if any(chosen.copies.writes_matrix):
+        yield (
+            "attention is charged with the matrix of all pairs of tokens: torch has no other "
+            "kernel for grouped heads on cards before Ampere"
+        )
+    limit, requested = chosen.image_limit, request.requested_image_limit
+    if limit is not None and chosen.vision_load.units_per_image:
+        size, why = request.workload.image_size, f"lowered from {requested} to what fits"
+        if limit == requested:
+            why = "the model's own" if request.image_limit is None else "as set by you"
+        elif size is not None:
+            why = f"what images of {size[0]}x{size[1]} take; larger ones are lowered to it"
+        yield f"image limit {limit}: {why}"
+    yield _device_map_words(chosen)
+
+
+def _device_map_words(chosen: Chosen) -> str:
+    """The devices of each part of one copy, in words."""
+    parts, placement = chosen.copies.parts, chosen.placement
+    cuts = []
+    for place in (*range(chosen.copies.devices), None):
+        if mine := [number for number, at in enumerate(placement) if at == place]:
+            on = "none" if place is None else f"device {place}"
+            cuts.append(f"layers {indices(mine)} on {on}")
+    tower = f"vision tower ({format_bytes(parts.vision)}) and " if parts.vision else ""
+    return (
+        f"device map on GPU {groups_of(chosen.groups)}: {tower}embeddings"
+        f" ({format_bytes(parts.embeddings)}) first; {', '.join(cuts)}; the last norm and lm_head "
+        f"{'with the embeddings, whose tensor it is' if parts.tied else 'last'}"
+    )
+
+
+#: Bytes/s of one PCIe lane in one direction by generation, before protocol overhead.
+_LANE: Final = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
+
+
+def _verdict(
+    request: ResolvedRequest,
+    chosen: Chosen,
+    accounts: Sequence[Account],
+    host: HostMemory,
+    causes: tuple[str, ...],
+) -> Verdict:
+    """The verdict: the GPUs and the free memory, or what is missing and how much."""
+    name = request.model.name
+    ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
+    if chosen.keeps(request):
+        if problem := host_problem(host):
+            return Verdict(subject=name, why_not=problem)
+        off = len(chosen.off)
+        how = f", {off} decoder layers in host memory or on disk" if off else ""
+        found = (
+            f"on GPU {groups_of(chosen.groups)} with Transformers{how}: {chosen.words};"
+            f" {free_words(request, ledgers, chosen.groups)}"
+        )
+        return Verdict(subject=name, found=found)
+    if chosen.fits:
+        wanted = request.promised_requests
+        why_not = f"it answers {chosen.count:,} of {wanted:,} requests at once, one a copy"
+    elif excess_tokens(request, chosen.vision_load):
+        why_not = too_long(request, chosen.vision_load)
+    else:
+        tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.margin)
+        term = max(tightest.ledger, key=lambda term: term.bytes)
+        why_not = (
+            f"GPU {tightest.index} is {format_bytes(tightest.margin - tightest.headroom)} short"
+            " even with all decoder layers elsewhere, most of it"
+            f" {term.term} ({format_bytes(term.bytes)})"
+        )
+        if (request.replicas or 1) > 1 and request.tp is None:
+            why_not += "; copies are split over GPUs only where --tp asks for it too"
+    return Verdict(subject=f"{name} on Transformers", why_not=why_not, causes=causes)
+
+
+def _warnings(
+    request: ResolvedRequest, chosen: Chosen, placed: Mapping[str, int | str]
+) -> Iterator[str]:
+    yield (
+        "the fallback engine is serial and slower than LMDeploy: each copy answers one request at "
+        "a time, without batching, paged cache or CUDA graphs"
+    )
+    if chosen.copies.devices > 1:
+        yield (
+            f"splitting over {chosen.copies.devices} GPUs adds memory, not speed: their layers "
+            "work one after the other"
+        )
+    if not chosen.fits:
+        return
+    if off := chosen.off:
+        size, first = sum(off), chosen.copies.groups[0][0]
+        text = (
+            f"{len(off)} of {len(chosen.placement)} decoder layers ({format_bytes(size)}) do not"
+            f" fit on the GPUs and pass through GPU {first.index} at every token"
+        )
+        if rate := known(first.pcie.width, 0) * _LANE.get(known(first.pcie.generation, 0), 0.0):
+            text += f": {size / rate:.2g} s a token at the best that its PCIe link can do"
+        if disk := list(placed.values()).count("disk"):
+            text += f"; {disk} of them are read from disk each time, which is slower still"
+        yield text
+    if idle := idle_words(request, chosen.groups):
+        yield f"{idle}; --replicas serves on them beside it, --tp splits over them"
+    if chosen.vision_load.units_per_image:
+        yield f"{BEYOND}: turbofit serve holds them, Transformers itself would not"
+
+
+def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
+    """Single changes with which it fits, cheapest first; ``closest`` is the result without any."""
+    helps, causes = list[Remedy](), list[str]()
+
+    def planned(changed: ResolvedRequest) -> Chosen | None:
+        try:
+            return search(changed)
+        except TurbofitError:
+            return None
+
+    def helped(change: Change, chosen: Chosen) -> None:
+        off = chosen.off
+        slow = f", {len(off)} decoder layers in host memory (slow)" if off else ""
+        helps.append(fitting(change.change, f"{chosen.words}{slow}"))
+        causes.extend([change.released] if change.released else [])
+
+    for change in _changes(request, closest):
+        if helps and change.request.machine.name == MORE_GPUS:
+            continue  # fewer such cards, or a free change, are already enough
+        chosen = planned(change.request)
+        if chosen is not None and chosen.keeps(change.request):
+            helped(change, chosen)
+    if not helps and not closest.fits:
+        larger = smallest_cards(request, planned, lambda chosen: chosen.keeps(request))
+        if larger is not None:
+            helped(*larger)
+    return Remedies(tuple(helps), tuple(causes))
+
+
+def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:
+    yield from left_to_turbofit(request)
+    yield from smaller_workload(request, "what fits")
+    rule, image_limit = request.model.image_rule, request.image_limit
+    if rule is not None and image_limit is not None and image_limit > 1:
+        option, half = rule.limit_option, image_limit // 2
+        yield Change(
+            f"{option} {half}", replace(request, image_limit=half), f"{option} {image_limit}"
+        )
+    if request.replicas is not None and (request.replicas > 1 or closest.fits):
+        change = "leave --replicas to turbofit" if closest.fits else "--replicas 1"
+        yield Change(change, replace(request, replicas=None), f"--replicas {request.replicas}")
+    if request.tp is not None:
+        yield Change("leave --tp to turbofit", replace(request, tp=None), f"--tp {request.tp}")
+    yield from stopped(request)
+    yield from with_more_gpus(request)
+    if closest.fits:  # it only answers fewer requests at once than wished
+        yield fewer_at_once(request, closest.count)

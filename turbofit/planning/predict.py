@@ -1,0 +1,443 @@
+"""Predicts the outcome of given settings: without search, in the order of LMDeploy's start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import NoKernelError, UsageError
+from turbofit.core.messages import QUEUED, plural
+from turbofit.core.plan import Plan, Remedy, Settings, Throughput
+from turbofit.core.units import MIB, format_bytes
+from turbofit.memory.account import POOL_WARMUP, Account, Engine, EngineLaunch, VisionLoad
+from turbofit.memory.calibrated import calibration_reason
+from turbofit.memory.known_bad import known_problems
+from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcomes_at
+from turbofit.memory.versions import is_legacy
+from turbofit.planning.explain.plan_document import cache_words, document, requests_held
+from turbofit.planning.explain.reasons import beyond_model, unkept
+from turbofit.planning.explain.remedies import remedies
+from turbofit.planning.resolved_request import (
+    ResolvedRequest,
+    accounts_of,
+    host_of,
+    host_problem,
+    launch_of,
+    vision_load_of,
+)
+from turbofit.planning.search.search import fit_on_host
+from turbofit.planning.search.shapes import Shape, dtype_for, shape_settings, split_over_slices
+from turbofit.planning.speed import LinkClass, group_class, group_rates, group_speed
+from turbofit.planning.throughput import forecast
+
+
+def make_prediction(
+    request: ResolvedRequest, engine: Engine, free_at_cache: int | None = None
+) -> Plan:
+    """The account with LMDeploy's defaults, or with the user's settings, on the first GPUs.
+
+    These are the first ``tp`` in CUDA's order. Images are those that an ordinary OpenAI client can
+    send, including ``detail: high``, unless a limit or a size is given.
+
+    Raises:
+        UsageError: the settings are refused before memory is allocated, or the given free memory
+          is more than there is.
+    """
+    start = _Start(request, engine, free_at_cache)
+    version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
+    helps = not start.serves and free_at_cache is None
+    return document(
+        request,
+        engine,
+        start.accounts,
+        fits=start.serves and start.outcome.kind == "serves",  # the margin is kept, too
+        verdict=f"{request.model.name}{version}: {start.text}",
+        parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
+        host=start.host,
+        settings=start.settings,
+        vision_load=start.vision_load,
+        image_limit=start.image_limit,
+        held_requests=None if request.promised_requests is None else start.at_once,
+        reasons=(
+            *_exposure(request, start.image_limit, start.vision_load),
+            *_story(start.accounts[0], start.ratio, start.outcome, free_at_cache),
+        ),
+        warnings=_warnings(request, start.launch, engine, start.cache),
+        throughput=start.throughput(),
+        remedies=_remedies(request, engine) if helps else (),
+    )
+
+
+class _Start:
+    """A start of LMDeploy with given settings, without turbofit, and its outcome.
+
+    Raises:
+        UsageError: the settings are refused before memory is allocated, or the given free memory
+          is more than there is.
+    """
+
+    def __init__(self, request: ResolvedRequest, engine: Engine, free_at_cache: int | None) -> None:
+        self.request, self.engine, self.free_at_cache = request, engine, free_at_cache
+        self.groups = _groups(request, engine)
+        _check_free(request, self.groups, free_at_cache)
+        gpus = [request.machine.gpu(index) for index in self.groups[0]]
+        self.image_limit, self.vision_load = _exposed_load(request)
+        self.settings = _settings(request, self.groups, engine)
+        self.launch = launch_of(request, self.settings, gpus, self.vision_load)
+        if problem := engine.problem(self.launch):
+            raise UsageError(problem, hint="change the option")
+        # The cache limits the images of a forward, and these limit the cache.
+        accounts = self._accounts(self.vision_load, free_at_cache)
+        self.ratio = accounts[0].ratio
+        self.load = _held(request, self.vision_load, accounts, self.ratio)
+        changed = self.load != self.vision_load
+        self.accounts = self._accounts(self.load, free_at_cache) if changed else accounts
+        # The prediction is for LMDeploy without turbofit, unless threads are given.
+        self.alone = replace(request, image_threads=request.image_threads or 1)
+        self.host = host_of(self.alone, self.accounts, engine)
+        outcomes = [outcome_at(account, self.ratio) for account in self.accounts]
+        # The first engine without enough GPU memory decides; without such an engine, the first.
+        self.outcome = next((each for each in outcomes if not each.serves), outcomes[0])
+        smallest = min(account.tokens_at(self.ratio) for account in self.accounts)
+        self.end = self._end(smallest if self.outcome.serves else None)
+        #: Whether nothing ends it; the margin may still be missed.
+        self.serves = self.outcome.serves and self.end is None
+        self.cache = smallest if self.serves else None
+        self.tokens = [self.cache or 0] * len(self.groups)
+        self.at_once = requests_held(self.accounts, self.tokens, self.vision_load)
+
+    def _accounts(self, load: VisionLoad, free_at_cache: int | None) -> tuple[Account, ...]:
+        same = [self.settings] * len(self.groups)
+        return accounts_of(self.request, same, self.groups, load, self.engine, free_at_cache)
+
+    def _end(self, smallest: int | None) -> str | None:
+        """The cause that ends the start, in words; None if it serves."""
+        never = _never_runs(self.request, self.accounts, self.load, self.engine)
+        never = never or _no_room(self.request, self.settings, smallest)
+        return never or (host_problem(self.host) if self.outcome.serves else self.outcome.text)
+
+    @property
+    def text(self) -> str:
+        promised = _promised(self.request.promised_requests, self.at_once)
+        words = cache_words(self.tokens, self.vision_load, self.settings) + promised
+        refused = _refused(self.request, self.vision_load, self.settings)
+        text = self.end or f"{self.outcome.text}; {refused}{words}"
+        with_free = partial(self._accounts, self.load)
+        if self.free_at_cache is not None:
+            return _sized(with_free(None)[0], self.accounts[0], self.ratio) + text
+        if self.serves:
+            return text + _least_free(self.engine, self.accounts, with_free, self.ratio)
+        return text
+
+    def throughput(self) -> Throughput | None:
+        if not self.serves:
+            return None
+        load = _accepted(self.request, self.vision_load, self.settings)
+        at_once = self.at_once
+        if is_legacy(self.engine.version):  # rates are known only for current versions
+            return None
+        settings, machine = self.accounts[0].settings, self.alone.machine
+        at_once = min(
+            at_once, self.alone.promised_requests or settings.max_batch_size * len(self.accounts)
+        )
+        if not at_once:
+            return None
+        speeds = []
+        for account in self.accounts:
+            rates = group_rates(self.alone.model, settings, machine, account.gpus, self.engine)
+            tokens = account.tokens_at(account.ratio)
+            share = at_once / len(self.accounts)
+            speeds.append(group_speed(rates, settings, load, tokens, share))
+        gpus = [gpu for account in self.accounts for gpu in account.gpus]
+        return forecast(self.alone, speeds, load, engine=self.engine.name, gpus=gpus)
+
+
+def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> VisionLoad:
+    """The largest images that fit into a session with a token of text; LMDeploy refuses larger.
+
+    The tower processes larger ones before their tokens are counted, so the memory counts them.
+    """
+    rule, room = request.model.image_rule, settings.session_len - 1
+    if rule is None or load.tokens_per_request <= room:
+        return load
+    units, total = rule.images_in(load.images_per_request, room, load.units_per_image)
+    return replace(load, units_per_image=units, tokens_per_request=total)
+
+
+def _refused(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> str:
+    """Words if LMDeploy refuses the largest images that clients can send; else empty."""
+    accepted, rule = _accepted(request, load, settings), request.model.image_rule
+    if rule is None or accepted == load:
+        return ""
+    units = accepted.units_per_image
+    return (
+        f"LMDeploy refuses the largest images, whose {load.tokens_per_request:,} tokens exceed a"
+        f" session of {settings.session_len:,}: at most {units:,}"
+        f" {plural(units, rule.unit_name)} an image; "
+    )
+
+
+def _promised(promised: int | None, at_once: int) -> str:
+    if promised is None:
+        return ""
+    others = ": the others wait" if at_once < promised else ""
+    return f"; it holds {min(at_once, promised):,} of {promised:,} at once{others}"
+
+
+def _sized(forecast: Account, account: Account, ratio: float) -> str:
+    """The cache's share of the free memory in a log, in MiB as in logs."""
+    free, region = account.free, account.at(ratio).region
+    left = (free - region) // MIB
+    by_ratio = f" at the ratio {ratio:g}" if ratio < 1 else ""
+    return (
+        f"of {free // MIB:,} MiB free when the cache is sized ({forecast.free // MIB:,} are"
+        f" forecast), the cache takes {region // MIB:,}{by_ratio} and {left:,} stay free: "
+    )
+
+
+def _least_free(
+    engine: Engine,
+    accounts: Sequence[Account],
+    with_free: Callable[[int | None], Sequence[Account]],
+    ratio: float,
+) -> str:
+    """The least free memory, in MiB, with which an old engine survives, and how it dies below it.
+
+    Less may be free if others hold memory; images need the memory that the cache leaves.
+    """
+    if not (is_legacy(engine.version) and accounts[0].launch.vision_load.units_per_image):
+        return ""
+    dies, serves, end = 0, min(account.free for account in accounts) // MIB, ""
+    while serves - dies > 1:
+        free = (dies + serves) // 2
+        outcomes = [outcome_at(account, ratio) for account in with_free(free * MIB)]
+        worst = next((outcome for outcome in outcomes if not outcome.serves), None)
+        if worst is None:
+            serves = free
+        else:
+            dies, end = free, worst.text.partition(" (")[0].partition(":")[0]
+    return f"; with less than {serves:,} MiB free when the cache is sized it {end}" if end else ""
+
+
+def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
+    """The image limit that ordinary clients can reach, and the largest images under it."""
+    rule, image_limit = request.model.image_rule, request.requested_image_limit
+    if rule is not None and request.image_limit is None:
+        image_limit = rule.exposed_limit
+    vision_load = vision_load_of(request, image_limit)
+    if not request.workload.queue_images:
+        return image_limit, vision_load
+    return image_limit, replace(vision_load, units_per_forward=vision_load.units_per_request)
+
+
+def _held(
+    request: ResolvedRequest, vision_load: VisionLoad, accounts: Sequence[Account], ratio: float
+) -> VisionLoad:
+    """The units of one forward if the cache is smaller than the context; an upper bound."""
+    rule = request.model.image_rule
+    if rule is None or not vision_load.units_per_image or not accounts[0].admits_prompts:
+        return vision_load
+    if accounts[0].settings.enable_prefix_caching:
+        return vision_load  # prompts share the blocks of one picture
+    blocks = max(account.region_at(ratio) // account.block_bytes for account in accounts)
+    tokens = blocks * accounts[0].block_tokens
+    if tokens <= 0 or tokens >= accounts[0].settings.session_len:
+        return vision_load
+    most = vision_load.budgeted_units(max(vision_load.units_per_request, rule.units_within(tokens)))
+    return replace(vision_load, units_per_forward=most)
+
+
+def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
+    """The alternatives: turbofit's own plan, or else changes that make a plan possible."""
+    try:
+        fit = fit_on_host(replace(request, engine_options={}), engine)
+    except (UsageError, NoKernelError):
+        return ()
+    if not fit.fits:
+        return remedies(fit).remedies
+    best, settings = fit.best, fit.best.settings
+    plan = (
+        f"--tp {settings.tp} --cache-max-entry-count {settings.cache_max_entry_count:.3f}"
+        f" --max-prefill-token-num {settings.max_prefill_token_num}"
+        f" --max-batch-size {settings.max_batch_size} --session-len {settings.session_len}"
+    )
+    if best.parts:
+        plan = f"{best.shape.replicas} engines, each with its card's own settings"
+    effect = f"lives, with {best.kv_tokens:,} KV tokens"
+    return (Remedy(change=f"turbofit's plan: {plan}", effect=effect),)
+
+
+def _groups(request: ResolvedRequest, engine: Engine) -> tuple[tuple[int, ...], ...]:
+    visible, tp, replicas = request.machine.visible, request.tp or 1, request.replicas or 1
+    problem = engine.tp_problem(request.model, tp)
+    if problem:
+        raise UsageError(
+            f"--tp {tp} is not possible for {request.model.name}: {problem}",
+            hint="choose another --tp",
+            options=["tp"],
+        )
+    if tp * replicas > len(visible):
+        raise UsageError(
+            f"--tp {tp} x {replicas} replicas needs {tp * replicas} GPUs; {len(visible)} visible",
+            hint="lower --tp, or name more GPUs",
+            options=["tp"],
+        )
+    groups = tuple(visible[k * tp : (k + 1) * tp] for k in range(replicas))
+    if tp > 1 and any(request.machine.gpu(index).mig for group in groups for index in group):
+        raise UsageError(
+            split_over_slices(tp, sum(not gpu.mig for gpu in request.visible)),
+            hint="leave --tp out, or name whole GPUs with --gpus",
+            options=["tp", "gpus", "replicas"],
+        )
+    return groups
+
+
+def _check_free(
+    request: ResolvedRequest, groups: tuple[tuple[int, ...], ...], free: int | None
+) -> None:
+    if free is None:
+        return
+    for gpu in (request.machine.gpu(index) for group in groups for index in group):
+        if free > gpu.usable:
+            raise UsageError(
+                f"--free-at-cache {format_bytes(free)} is more than the {format_bytes(gpu.usable)}"
+                f" that CUDA can hand out on GPU {gpu.index} ({gpu.name})",
+                hint="give what the log says is free when the cache is sized, on the card of the"
+                " log: --on SPEC",
+                options=["free_at_cache", "on"],
+            )
+
+
+def _exposure(
+    request: ResolvedRequest, image_limit: int | None, vision_load: VisionLoad
+) -> Iterator[str]:
+    rule = request.model.image_rule
+    if rule is None or image_limit is None or not vision_load.units_per_image:
+        return
+    usual = rule.checkpoint_limit
+    if request.image_limit is None and request.workload.image_size is None and image_limit > usual:
+        yield (
+            f"images have up to {image_limit} {rule.limit_unit}: a client's detail: high asks for"
+            f" so many, and LMDeploy obeys; the checkpoint's own {rule.limit_name} is {usual}, to"
+            " which a plan and turbofit serve hold every image"
+        )
+
+
+def usual_settings(request: ResolvedRequest, engine: Engine) -> Settings:
+    """LMDeploy's settings for a request if it only gets the option ``tp``."""
+    bare = replace(request, engine_options={}).with_workload(context=None)
+    return _settings(bare, _groups(request, engine), engine)
+
+
+def _settings(
+    request: ResolvedRequest, groups: tuple[tuple[int, ...], ...], engine: Engine
+) -> Settings:
+    """LMDeploy's defaults, overridden by the user's settings."""
+    gpus = [request.machine.gpu(index) for index in groups[0]]
+    defaults = engine.defaults(gpus[0].name)
+    context = request.workload.context or request.model.text.max_position_embeddings
+    prefill = request.engine_options.get("max_prefill_token_num", defaults["max_prefill_token_num"])
+    shape = Shape(
+        tp=len(groups[0]),
+        groups=groups,
+        max_prefill_token_num=prefill if isinstance(prefill, int) else 0,
+        image_limit=None,
+        dtype=dtype_for(request.model, gpus)[0],
+    )
+    with_defaults = replace(request, engine_options={**defaults, **request.engine_options})
+    return shape_settings(with_defaults, shape, context)
+
+
+def _never_runs(
+    request: ResolvedRequest, accounts: Sequence[Account], vision_load: VisionLoad, engine: Engine
+) -> str | None:
+    """The reason if the engine lacks code, or always ends or hangs with such a launch; or None."""
+    for account in accounts:
+        launch = launch_of(request, account.settings, account.gpus, vision_load)
+        kernels = engine.missing_kernels(launch)
+        problems = known_problems(launch, engine.name, engine.version)
+        cause = kernels or next((problem.warning for problem in problems if problem.fatal), None)
+        if cause is not None:
+            return f"does not run: {cause}"
+    return None
+
+
+def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) -> str | None:
+    """The reason if no request can have the wished images, even the smallest; or None."""
+    rule = request.model.image_rule
+    if rule is None or settings.language_model_only:
+        return None
+    count, session = request.workload.images, settings.session_len
+    tokens = count * rule.unit_tokens(rule.least_units)
+    short_cache = cache is not None and cache < min(session, tokens)
+    if tokens < session and not short_cache:
+        return None
+    images = f"{count:,} images of the smallest size take"
+    images = "one image of the smallest size takes" if count == 1 else images
+    where = f"a cache of {cache:,}" if short_cache else f"a session of {session:,}"
+    return f"{images} {tokens:,} tokens of {where}"
+
+
+def _story(
+    account: Account, ratio: float, start: StartOutcome, free_at_cache: int | None
+) -> Iterator[str]:
+    """Yield the steps of the start with their numbers."""
+    outcome = account.at(ratio)
+    free, region = account.free, outcome.region
+    source = "as the log said" if free_at_cache is not None else "forecast"
+    if free <= 0:
+        yield f"nothing is free when the cache is sized: {format_bytes(-free)} short"
+        return
+    yield f"free when the cache is sized: {format_bytes(free)} on the fullest GPU ({source})"
+    left = format_bytes(free - region)
+    if account.calibration is not None:
+        yield calibration_reason(account.calibration)
+    yield f"the cache takes {ratio:g} of it, {format_bytes(region)}, and {left} stay"
+    ledger = outcome.ledgers[0]
+    buffers = sum(t.bytes for t in ledger.ledger if t.phase == "buffers" and t.term != POOL_WARMUP)
+    yield f"buffers that live as long as the engine need {format_bytes(buffers)} of what stays"
+    for term in ledger.ledger:
+        if term.phase == "transient" or term.term == POOL_WARMUP:
+            total = buffers + term.bytes
+            spare = free - region - total
+            verdict = "lives" if spare >= 0 else f"{format_bytes(-spare)} short"
+            yield f"{term.term} ({term.note}): {format_bytes(total)} with the buffers: {verdict}"
+    for later in outcomes_at(account, ratio)[1:]:
+        if later.kind != "margin":
+            yield f"and if that were mended: {later.text}"
+    if start.kind == "hang":
+        yield "at the server's default log level nothing is printed; the port never opens"
+
+
+def _warnings(
+    request: ResolvedRequest,
+    launch: EngineLaunch,
+    engine: Engine,
+    cache: int | None,
+) -> Iterator[str]:
+    """Yield warnings other than memory; ``cache``: tokens of the smallest, None without start."""
+    if request.workload.queue_images and launch.vision_load.units_per_image:
+        yield QUEUED
+    gpus, settings = launch.gpus, launch.settings
+    tokens, room = launch.vision_load.tokens_per_request, settings.session_len
+    if cache is not None:
+        yield from unkept(request, room, cache)
+    yield from beyond_model(request, room)
+    if cache is not None and cache < tokens < room:
+        yield (
+            f"the largest images of a request take {tokens:,} tokens, and the cache holds"
+            f" {cache:,}: such a request is not served"
+        )
+    for problem in known_problems(launch, engine.name, engine.version):
+        if not problem.fatal:  # a fatal one is the verdict
+            yield problem.warning
+    if settings.tp > 1 and group_class(request.machine, gpus) < LinkClass.PCIE_PEER:
+        yield (
+            "these GPUs do not reach each other: NCCL goes through host memory; slower, but it"
+            " takes no more GPU memory"
+        )
+    possible, why = dtype_for(request.model, gpus)
+    if request.engine_options.get("dtype") == "bfloat16" and possible == "float16":
+        yield f"LMDeploy would run in float16 without a word: {why}"

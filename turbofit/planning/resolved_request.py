@@ -1,0 +1,296 @@
+"""The normalised request of a person, and its launches, accounts and host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError, option_of
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.model import Model
+from turbofit.core.plan import HostMemory, Settings, Workload, image_threads
+from turbofit.core.struct import Struct, known
+from turbofit.core.units import GIB, MIB, format_bytes
+from turbofit.machine.presets import is_measured
+from turbofit.memory.account import NO_IMAGES, Account, Engine, EngineLaunch, VisionLoad
+from turbofit.memory.engines import LMDEPLOY
+from turbofit.planning.speed import Pace
+
+#: The part of a margin for contexts and libraries, which are estimates on cards that nobody
+#: measured: of seven real plans three took 76, 138 and 206 MiB more than forecast.
+CONTEXTS_MARGIN = 256 * MIB
+_DEFAULT_SHARE = 0.01
+_CHECKED_SHARE = 3 / 8
+#: The least margin, even with a calibration.
+LEAST_MARGIN = 64 * MIB
+#: An engine keeps prepared images up to the first number of bytes (as in vLLM), or to the host
+#: memory that engines leave, divided by the second; the third is that memory if it is unknown.
+_MOST_KEPT, _SHARE_KEPT, _UNKNOWN_LEFT = 4 * GIB, 8, 8 * GIB
+
+
+class Margin(Struct):
+    """The memory to keep free on each GPU: bytes, a share of the total, or the default.
+
+    The default is the larger of 256 MiB and 1 % of the total. It is three eighths of that if this
+    plan was ``rehearsed``, but not below 256 MiB where contexts and libraries, which no rehearsal
+    has, were not measured; and with ``over`` if a start proved this plan on these cards, whose
+    engines took so many bytes more than forecast. ``more`` bytes are added in each case.
+    """
+
+    bytes: int | None = None
+    share: float | None = None
+    more: int = 0
+    rehearsed: bool = False
+    over: int | None = None
+
+    def of(self, gpu: Gpu) -> int:
+        total = known(gpu.total, 0)
+        margin = max(CONTEXTS_MARGIN, int(total * _DEFAULT_SHARE))
+        checked = int(margin * _CHECKED_SHARE)
+        if self.bytes is not None:
+            margin = self.bytes
+        elif self.share is not None:
+            margin = int(total * self.share)
+        elif self.over is not None:
+            margin = min(margin, checked + max(0, self.over))
+        elif self.rehearsed:
+            margin = checked if is_measured(gpu) else max(checked, CONTEXTS_MARGIN)
+        return margin + self.more
+
+    def saved(self, gpu: Gpu) -> int:
+        """Bytes of the default that a calibration makes unnecessary: all but 64 MiB."""
+        if self.bytes is not None or self.share is not None:
+            return 0
+        return max(0, self.of(gpu) - self.more - LEAST_MARGIN)
+
+
+class ResolvedRequest(Struct):
+    """A model on a machine for a workload, and the options that the user has given.
+
+    ``engine_options`` has LMDeploy's own options by name; they are never changed. ``tp``,
+    ``replicas`` and ``image_limit`` (tiles or pixels) are None if the search chooses. ``budget``
+    limits peak plus margin of this turbofit on each GPU, as in `budget_on`. ``least``: the smallest
+    footprint that keeps the promise is best. ``groups`` is the only grouping to try, if given;
+    ``ratio_caps`` are the largest ratios after rehearsals, by GPU index. ``options`` are the
+    person's own options, for the plan. ``pace`` is the wished speed. ``image_threads`` and
+    ``image_cache`` are for each engine of LMDeploy; None: turbofit chooses. ``compares_limits``:
+    the plan says what other image limits would give, which takes more than half of its time.
+    """
+
+    model: Model
+    machine: Machine
+    workload: Workload
+    engine_options: dict[str, object] = msgspec.field(default_factory=dict)
+    tp: int | None = None
+    replicas: int | None = None
+    image_limit: int | None = None
+    margin: Margin = Margin()
+    budget: int | str | None = None
+    least: bool = False
+    groups: tuple[tuple[int, ...], ...] | None = None
+    ratio_caps: dict[int, float] = msgspec.field(default_factory=dict)
+    options: dict[str, object] = msgspec.field(default_factory=dict)
+    pace: Pace | None = None
+    image_threads: int | None = None
+    image_cache: int | None = None
+    compares_limits: bool = True
+
+    @property
+    def visible(self) -> tuple[Gpu, ...]:
+        return tuple(self.machine.gpu(index) for index in self.machine.visible)
+
+    def margin_of(self, gpu: Gpu) -> int:
+        """Bytes to leave free on one GPU, with those that a budget withholds."""
+        return self.margin.of(gpu) + self.withheld_of(gpu)
+
+    def withheld_of(self, gpu: Gpu) -> int:
+        """Bytes of one GPU that a budget or a slice withholds from this turbofit."""
+        return max(0, gpu.usable - known(gpu.used, 0) - budget_on(gpu, self.budget))
+
+    @property
+    def promised_requests(self) -> int | None:
+        """The requests at once that all caches together must hold; None if none were asked for."""
+        return self.workload.concurrency
+
+    @property
+    def context_given(self) -> bool:
+        return self.workload.context is not None or "session_len" in self.engine_options
+
+    @property
+    def requested_image_limit(self) -> int | None:
+        """The image limit of the user or the checkpoint; None for a model without images."""
+        rule = self.model.image_rule
+        return (
+            self.image_limit
+            if rule is None or self.image_limit is not None
+            else rule.checkpoint_limit
+        )
+
+    def with_workload(self, **fields: Any) -> ResolvedRequest:
+        return replace(self, workload=replace(self.workload, **fields))
+
+
+def budget_on(gpu: Gpu, budget: int | str | None) -> int:
+    """The budget on a GPU in bytes, at most its slice; it is bytes, or a share such as ``80%``."""
+    if isinstance(budget, str):
+        budget = int(known(gpu.total, 0) * float(budget.rstrip("%")) / 100)
+    return gpu.ours if budget is None else min(gpu.ours, budget)
+
+
+def vision_load_of(request: ResolvedRequest, image_limit: int | None) -> VisionLoad:
+    """The load that clients can put on the vision tower under an image limit.
+
+    If a given image size has fewer units than the limit's worst image, it is the promise: larger
+    images are refused or lowered.
+
+    Raises:
+        UsageError: images are requested of a model that takes none.
+    """
+    rule, workload = request.model.image_rule, request.workload
+    if rule is None or image_limit is None or request.engine_options.get("language_model_only"):
+        if workload.image_size is not None:
+            raise UsageError(
+                f"{request.model.name} takes no images",
+                hint="leave --image-size out",
+                options=["image_size"],
+            )
+        return NO_IMAGES
+    if workload.images == 0:
+        return NO_IMAGES
+    units = rule.worst_units(image_limit)
+    if workload.image_size is not None:
+        units = min(units, rule.units(*workload.image_size, image_limit))
+    return VisionLoad(
+        units_per_image=units,
+        images_per_request=workload.images,
+        tokens_per_request=rule.unit_tokens(units) * workload.images,
+    )
+
+
+def launch_of(
+    request: ResolvedRequest,
+    settings: Settings,
+    gpus: Sequence[Gpu],
+    vision_load: VisionLoad,
+    free_at_cache: int | None = None,
+) -> EngineLaunch:
+    """Make the launch of one engine on some of the machine's GPUs, with the margins."""
+    return EngineLaunch(
+        model=request.model,
+        settings=settings,
+        gpus=tuple(gpus),
+        machine=request.machine,
+        vision_load=vision_load,
+        margins=tuple(request.margin_of(gpu) for gpu in gpus),
+        saved=tuple(request.margin.saved(gpu) for gpu in gpus),
+        withheld=tuple(request.withheld_of(gpu) for gpu in gpus),
+        free_at_cache=free_at_cache,
+    )
+
+
+def accounts_of(
+    request: ResolvedRequest,
+    settings: Sequence[Settings],
+    groups: Sequence[Sequence[int]],
+    vision_load: VisionLoad,
+    engine: Engine,
+    free_at_cache: int | None = None,
+) -> tuple[Account, ...]:
+    groups_gpus = [[request.machine.gpu(index) for index in group] for group in groups]
+    return tuple(
+        engine.account(launch_of(request, options, gpus, vision_load, free_at_cache))
+        for options, gpus in zip(settings, groups_gpus, strict=True)
+    )
+
+
+def host_of(request: ResolvedRequest, accounts: Sequence[Account], engine: Engine) -> HostMemory:
+    """Host memory of all groups, and the machine's available memory."""
+    available = request.machine.host.ram_available
+    memories = [
+        engine.host_memory(
+            request.model, account.settings, units_per_forward=account.units_per_forward
+        )
+        for account in accounts
+    ]
+    host = HostMemory(
+        pinned=sum(memory.pinned for memory in memories),
+        pageable=sum(memory.pageable for memory in memories),
+        available=None if available == "NA" else available,
+    )
+    prepares = request.model.image_rule is not None and engine.name in LMDEPLOY
+    return _with_prepared(request, host, len(accounts)) if prepares else host
+
+
+def _with_prepared(request: ResolvedRequest, host: HostMemory, engines: int) -> HostMemory:
+    """Add the prepared images that each engine of LMDeploy keeps to the host memory.
+
+    Unless a person gives a size, they are a part of the remaining memory, so every plan still fits.
+    """
+    threads, cores = request.image_threads, request.machine.host.cpus
+    if threads is None and cores != "NA":
+        threads = image_threads(cores, engines)
+    cache = request.image_cache
+    if cache is None:
+        left = _UNKNOWN_LEFT
+        if host.available is not None:
+            left = max(0, host.available - host.pinned - host.pageable) // engines
+        cache = min(_MOST_KEPT, left // _SHARE_KEPT)
+    if threads == 1:
+        cache = 0
+    pageable = host.pageable + cache * engines
+    return replace(host, pageable=pageable, image_threads=threads, image_cache=cache)
+
+
+def host_short(host: HostMemory) -> int:
+    """The missing bytes of host memory; 0 if it is unknown."""
+    return 0 if host.available is None else max(0, host.total - host.available)
+
+
+def host_problem(host: HostMemory) -> str | None:
+    if host.available is None or not (short := host_short(host)):
+        return None
+    return (
+        f"host RAM is {format_bytes(short)} short: {format_bytes(host.pinned)}"
+        f" pinned and {format_bytes(host.pageable)} pageable of {format_bytes(host.available)}"
+    )
+
+
+def with_image_limit(
+    request: ResolvedRequest, max_dynamic_patch: int | None, max_pixels: int | None
+) -> ResolvedRequest:
+    """The request with a person's limit for one image, in tiles or in pixels.
+
+    Raises:
+        UsageError: the limit has no effect on this model's images.
+    """
+    name, rule = request.model.name, request.model.image_rule
+    taken = rule.limit_option if rule is not None and rule.varies_by_limit else ""
+    no_tiles = f"limits tiles, and no image of {name} has more or fewer of them"
+    no_sizes = f"limits images that keep their size, and {name} has none of them"
+    limits = ("max_dynamic_patch", "max_pixels")
+    for option, given, problem in zip(
+        limits, (max_dynamic_patch, max_pixels), (no_tiles, no_sizes), strict=True
+    ):
+        if given is not None and option_of(option) != taken:
+            hint = f"leave it out, or give {taken}" if taken else "leave it out"
+            raise UsageError(f"{option_of(option)} {problem}", hint=hint, options=[option, *limits])
+    image_limit = max_pixels if max_dynamic_patch is None else max_dynamic_patch
+    if rule is None or image_limit is None:
+        return request
+    if not request.workload.images or request.engine_options.get("language_model_only"):
+        raise UsageError(
+            f"{taken} limits images, and none are served",
+            hint=f"leave {taken} out, or serve images",
+            options=limits,
+        )
+    most = rule.checkpoint_limit
+    if image_limit > most and rule.worst_units(image_limit) == rule.worst_units(most):
+        raise UsageError(
+            f"{taken} {image_limit}: no image of {name} has more than {most:,} {rule.limit_unit}",
+            hint=f"leave it out, or give {most} or less",
+            options=limits,
+        )
+    return replace(request, image_limit=image_limit)

@@ -1,0 +1,435 @@
+"""Evaluates one shape: whether it fits, the tokens that it holds, and its rank.
+
+Engines on unequal cards form sets of equal groups behind one gateway: clients get one image limit
+and one context, which the weakest set determines. Each set has its own cache ratio, prefill, batch
+and share of the requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from math import ceil, inf
+
+from msgspec.structs import replace
+
+from turbofit.core.messages import on_each_gpu
+from turbofit.core.plan import Goal
+from turbofit.core.units import format_bytes
+from turbofit.memory.account import Engine, VisionLoad
+from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcome_without_cache
+from turbofit.planning.resolved_request import ResolvedRequest, accounts_of, vision_load_of
+from turbofit.planning.search.shapes import Evaluation, Shape, like_groups, rounded
+from turbofit.planning.search.sizing import (
+    SearchState,
+    Sizer,
+    best_batch,
+    excess_tokens,
+    held_by,
+    most_context,
+    most_held,
+)
+from turbofit.planning.speed import Pace, Speed, counted_tokens, request_tokens
+from turbofit.planning.throughput import host_rate
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+def evaluate(state: SearchState, shape: Shape) -> Evaluation:
+    if shape.prefills:
+        return _Unequal(state, shape).evaluate()
+    wanted = ceil(shape.requests(state.request.promised_requests))
+    sizer, session_len, wants_cache = _sized(Sizer(state, shape).safe())
+    evaluation = _held(sizer, session_len, wanted)
+    if not evaluation.fits:
+        return evaluation
+    return _with_speeds(sizer, evaluation, wants_cache=wants_cache)
+
+
+def with_speeds(state: SearchState, evaluation: Evaluation) -> Evaluation:
+    """Add the forecasts and the score for the images in ``state`` to a fitting shape."""
+    if not evaluation.parts:
+        sizer = Sizer(state, evaluation.shape)
+        return _with_speeds(sizer, evaluation, wants_cache=evaluation.wants_cache)
+    parts = tuple(with_speeds(state, part) for part in evaluation.parts)
+    unequal = _Unequal(state, evaluation.shape)
+    return unequal.with_speeds(parts, replace(evaluation, parts=parts))
+
+
+def _held(sizer: Sizer, session_len: int, wanted: int) -> Evaluation:
+    """The evaluation of what all groups' caches hold; each should hold ``wanted`` requests."""
+    request, sized = sizer.request, sizer.evaluation(session_len)
+    units = sizer.state.requested_load.units_per_request
+    evaluation = replace(
+        sized,
+        served=sized.vision_load.units_per_request / units if units else 1.0,
+        footprint=sizer.footprint(sized.settings) if request.least else 0,
+    )
+    if request.promised_requests is None:
+        return evaluation
+    held_requests, limit = held_by(sized), sizer.largest_batch(sized.settings)
+    # If a fault of the engine limits the batch, no memory is missing for more requests.
+    kept = wanted if limit is None else min(wanted, limit)
+    return replace(
+        evaluation,
+        fits=sized.fits and held_requests >= wanted,
+        short=sized.short or sizer.lacking(sized.kv_tokens, session_len, kept),
+        held_requests=held_requests * sizer.shape.replicas,
+    )
+
+
+def _with_speeds(sizer: Sizer, evaluation: Evaluation, *, wants_cache: bool) -> Evaluation:
+    """Add the forecast of each group, and the score, to a fitting shape."""
+    request, tokens, settings = sizer.request, evaluation.kv_tokens, evaluation.settings
+    at_once = sizer.shape.requests(request.workload.concurrency)
+    wants_cache |= tokens < at_once * request_tokens(sizer.state.requested_load)
+    at_once = min(at_once, max(1, held_by(evaluation)))  # with a larger batch the others wait
+    curves = [partial(sizer.speed, settings, gpus, tokens) for gpus in sizer.groups]
+    speeds = tuple(speed(at_once) for speed in curves)
+    evaluation = replace(evaluation, speeds=speeds, wants_cache=wants_cache)
+    if request.workload.goal == "latency":
+        alone = speeds if request.workload.concurrency else [speed(1.0) for speed in curves]
+        slowest = max(speed.seconds_per_request for speed in alone)
+        evaluation = replace(evaluation, seconds_per_answer=slowest)
+    plain = sum(speed(at_once, plain=True).requests_per_second for speed in curves)
+    evaluation = replace(evaluation, ranked=plain)
+    most = max(at_once, settings.max_batch_size)
+    return _scored(request, evaluation, [(speed, most) for speed in curves])
+
+
+def _sized(sizer: Sizer) -> tuple[Sizer, int, bool]:
+    """The shape with the batch that it holds, its context, and whether it needs more cache."""
+    request = sizer.request
+    wanted = ceil(sizer.shape.requests(request.workload.concurrency))
+
+    def size() -> tuple[int, int | None, bool]:
+        session_len, batch, wants_cache = sizer.session_len(), None, False
+        given = request.workload.concurrency is not None or sizer.shape.at_once is not None
+        if not given and not request.least:
+            batch, wants_cache = best_batch(sizer, session_len)
+        elif (
+            request.promised_requests is not None and "max_batch_size" not in request.engine_options
+        ):
+            held_requests = held_by(sizer.evaluation(session_len))
+            batch = most_held(sizer, wanted) or None if held_requests < wanted else None
+            session_len = session_len if batch is None else sizer.with_batch(batch).session_len()
+        return session_len, batch, wants_cache
+
+    session_len, batch, wants_cache = sizer.state.sizes(sizer.key, size)
+    return sizer if batch is None else sizer.with_batch(batch), session_len, wants_cache
+
+
+def explain(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) -> str:
+    """The reason why a shape does not serve, in words; empty if it serves."""
+    if evaluation.fits:
+        return ""
+    if evaluation.serves:
+        return too_few(request, evaluation)
+    if evaluation.parts:
+        worst = max(evaluation.parts, key=lambda part: part.short)
+        return explain(request, worst, engine)
+    sizer = Sizer(SearchState(request, engine), evaluation.shape)
+    outcome = worst_outcome(sizer, evaluation)
+    starts = outcome.kind in ("serves", "request", "margin")  # else smaller images do not help
+    if starts and excess_tokens(request, evaluation.vision_load):
+        return too_long(request, evaluation.vision_load)
+    if outcome.kind != "serves":
+        return outcome.text
+    return (
+        f"the cache holds {evaluation.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
+    )
+
+
+def worst_outcome(sizer: Sizer, evaluation: Evaluation) -> StartOutcome:
+    """The outcome of the start of the group that lacks the most memory."""
+    groups = evaluation.shape.groups
+    settings = [evaluation.settings] * len(groups)
+    accounts = accounts_of(sizer.request, settings, groups, sizer.vision_load, sizer.engine)
+    ratio = sizer.ratio(accounts)
+    outcomes = [
+        outcome_without_cache(account) if ratio is None else outcome_at(account, ratio)
+        for account in accounts
+    ]
+    return max(outcomes, key=lambda outcome: (outcome.kind != "serves", outcome.missing))
+
+
+def too_few(request: ResolvedRequest, evaluation: Evaluation) -> str:
+    wanted, count = request.promised_requests, evaluation.held_requests
+    settings = evaluation.settings
+    size = counted_tokens(evaluation.vision_load, settings.session_len)
+    if not evaluation.short:
+        given = "max_batch_size" in request.engine_options
+        most = "" if given else ", the most that LMDeploy survives,"
+        batch = settings.max_batch_size
+        return f"max_batch_size {batch}{most} runs {count:,} of {wanted:,} at once"
+    per_gpu = "" if evaluation.parts else on_each_gpu(sum(map(len, evaluation.shape.groups)))
+    return (
+        f"the cache holds {count:,} of {wanted:,} requests of {size:,} tokens,"
+        f" {format_bytes(evaluation.short)} short{per_gpu}"
+    )
+
+
+def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
+    count = vision_load.images_per_request
+    images = "one image of the largest size is" if count == 1 else ""
+    images = images or f"{count:,} images of the largest size are"
+    return (
+        f"{images} {vision_load.tokens_per_request:,} tokens, which do not"
+        f" fit a context of {most_context(request):,} with text beside them"
+    )
+
+
+def _scored(
+    request: ResolvedRequest,
+    evaluation: Evaluation,
+    engines: Sequence[tuple[Callable[[float], Speed], float]],
+) -> Evaluation:
+    """Add the goal's score, the pace, and whether images queue, to an evaluation.
+
+    ``engines`` has for each: its speed by the number of requests, and the most requests it runs.
+    """
+    goal, speeds = request.workload.goal, evaluation.speeds
+    if request.pace is not None:
+        pace = _prepared(request, evaluation, _pace(request.pace, engines))
+        evaluation = replace(evaluation, pace=pace, slow=round(request.pace.excess(pace), 3))
+    score, ranked = float(evaluation.kv_tokens), float(evaluation.kv_tokens)
+    if goal == "throughput":
+        score, ranked = sum(speed.requests_per_second for speed in speeds), evaluation.ranked
+    elif goal == "latency":
+        score = ranked = 1 / evaluation.seconds_per_answer
+    return replace(
+        evaluation,
+        score=rounded(score),
+        ranked=ranked,
+        queues=evaluation.shape.units_per_forward is not None and not request.workload.queue_images,
+    )
+
+
+def _pace(wish: Pace, engines: Sequence[tuple[Callable[[float], Speed], float]]) -> Pace:
+    """The pace of all engines: summed rates, the slowest's seconds; too high if shares differ."""
+    paces = [wish.forecast(speed, 1 / len(engines), most) for speed, most in engines]
+    return Pace(
+        rate=sum(engine.rate or 0 for engine in paces),
+        first_token=max(engine.first_token or 0 for engine in paces),
+        per_token=max(engine.per_token or 0 for engine in paces),
+    )
+
+
+def _prepared(request: ResolvedRequest, evaluation: Evaluation, pace: Pace) -> Pace:
+    """Limit the pace's rate to the requests for which the host prepares images."""
+    load = vision_load_of(request, request.requested_image_limit)
+    host = host_rate(
+        request.machine, request.model.image_rule, load, len(evaluation.speeds) or 1,
+        size=request.workload.image_size, threads=request.image_threads,
+    )  # fmt: skip
+    if host is None or pace.rate is None:
+        return pace
+    return replace(pace, rate=min(pace.rate, host.images_per_second / load.images_per_request))
+
+
+class _Unequal:
+    """Evaluates a shape of unequal groups: each set of equal groups, then all with one context."""
+
+    def __init__(self, state: SearchState, shape: Shape) -> None:
+        self.state, self.request, self.shape = state, state.request, shape
+        self.sets: tuple[Groups, ...] = like_groups(state.request.machine, shape.groups)
+
+    def evaluate(self) -> Evaluation:
+        """The better result of equal shares and of the goal's own shares."""
+        requests, goal = self.request.workload.concurrency, self.request.workload.goal
+        counts = [len(groups) for groups in self.sets]
+        even: Sequence[float | None] = [None] * len(counts)
+        if requests is not None:
+            alike = [(count, 1.0) for count in counts]
+            even = self._held_shares(lambda most: evenly(alike, requests, most))
+        alone = [self._best(*pair, None) for pair in zip(self.sets, even, strict=True)]
+        if not all(part.fits for part in alone):
+            return self._whole(alone)
+        promised = min(part.settings.session_len for part in alone)
+        if requests is None:  # each engine has the best batch for its card
+            return self._whole(self._agreed(even, promised))
+        curves = list(zip(counts, map(self._curve, alone), strict=True))
+        weighed = self._held_shares(lambda most: share_out(curves, requests, goal, most))
+        wholes = [self._whole(self._agreed(shares, promised)) for shares in (even, weighed)]
+        return max(wholes, key=lambda whole: (whole.fits, whole.rank))
+
+    def _held_shares(self, shared: Callable[[Sequence[float]], list[float]]) -> list[float]:
+        """The requests of each engine of each set; of promised ones no more than its cache holds.
+
+        ``shared`` divides the requests, given the most for an engine of each set. The sum is less
+        than the requests if all caches together hold no more.
+        """
+        shares, most = shared(()), [inf] * len(self.sets)
+        while self.request.promised_requests is not None:
+            parts = [self._best(*pair, None) for pair in zip(self.sets, shares, strict=True)]
+            counts = [part.held_requests / len(part.shape.groups) for part in parts]
+            rows = list(zip(counts, shares, most, strict=True))
+            if all(count >= share for count, share, _ in rows):
+                break
+            most = [count if count < share else before for count, share, before in rows]
+            shares = shared(most)
+        return shares
+
+    def _agreed(self, shares: Sequence[float | None], promised: int) -> list[Evaluation]:
+        """The sets with these shares, and with the longest context that all of them hold."""
+        while True:
+            pairs = zip(self.sets, shares, strict=True)
+            parts = [self._best(groups, share, promised) for groups, share in pairs]
+            least = min(part.settings.session_len for part in parts)
+            if least >= promised:
+                return parts
+            promised = least
+
+    def _best(self, groups: Groups, share: float | None, promised: int | None) -> Evaluation:
+        """One set with the best prefill among those with which it holds the promised context."""
+
+        def worth(part: Evaluation) -> tuple[object, ...]:
+            if part.fits:
+                return (1, part.settings.session_len >= (promised or 0), *part.rank)
+            return (0, part.held_requests, -part.short, part.shape.max_prefill_token_num)
+
+        part = replace(
+            self.shape, tp=len(groups[0]), groups=groups, at_once=share, promised=promised
+        )
+
+        def best() -> Evaluation:
+            alike = replace(part, prefills=())
+            shapes = [replace(alike, max_prefill_token_num=size) for size in part.prefills]
+            return max((evaluate(self.state, shape) for shape in shapes), key=worth)
+
+        return self.state.sets(part, best)  # many shapes contain the same set
+
+    def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
+        """One group's speed as a function of its requests, with the part's cache."""
+        sizer = Sizer(self.state, part.shape)
+
+        def speed(in_flight: float) -> Speed:
+            settings = part.settings
+            if "max_batch_size" not in self.request.engine_options:
+                settings = replace(settings, max_batch_size=max(1, ceil(in_flight)))
+            return sizer.speed(settings, sizer.groups[0], part.kv_tokens, in_flight)
+
+        return speed
+
+    def _whole(self, parts: Sequence[Evaluation]) -> Evaluation:
+        """The sets as one shape: the weakest set's settings and tokens, and summed rates."""
+        wanted = self.request.promised_requests or 0
+        held_requests = sum(part.held_requests for part in parts)
+        weakest = min(parts, key=lambda part: (part.fits, -part.short, part.kv_tokens))
+        settings = weakest.settings
+        evaluation = Evaluation(
+            engine=weakest.engine,
+            shape=replace(
+                self.shape,
+                tp=max(part.shape.tp for part in parts),
+                max_prefill_token_num=settings.max_prefill_token_num,
+            ),
+            settings=settings,
+            vision_load=weakest.vision_load,
+            kv_tokens=weakest.kv_tokens,
+            fits=all(part.fits for part in parts) and held_requests >= wanted,
+            served=weakest.served,
+            short=max(part.short for part in parts),
+            footprint=sum(part.footprint for part in parts),
+            held_requests=held_requests if all(part.serves for part in parts) else 0,
+            parts=tuple(parts),
+        )
+        if not evaluation.fits:
+            return replace(evaluation, short=evaluation.short or self._lacking(parts, evaluation))
+        return self.with_speeds(parts, evaluation)
+
+    def _lacking(self, parts: Sequence[Evaluation], whole: Evaluation) -> int:
+        """Bytes that all caches together lack for the promised requests."""
+        tokens = sum(part.kv_tokens * part.shape.replicas for part in parts)
+        wanted = self.request.promised_requests or 0
+        sizer = Sizer(self.state, parts[0].shape)
+        return sizer.lacking(tokens, whole.settings.session_len, wanted)
+
+    def with_speeds(self, parts: Sequence[Evaluation], whole: Evaluation) -> Evaluation:
+        """Add each group's forecast, in the shape's order, and the score to the whole."""
+        by_group = {
+            group: speed
+            for part in parts
+            for group, speed in zip(part.shape.groups, part.speeds, strict=True)
+        }
+        whole = replace(
+            whole,
+            speeds=tuple(by_group[group] for group in self.shape.groups),
+            seconds_per_answer=max(part.seconds_per_answer for part in parts),
+            ranked=sum(part.ranked for part in parts),
+        )
+        curves = [(self._curve(part), part.settings.max_batch_size) for part in parts]
+        counts = [part.shape.replicas for part in parts]
+        engines = [curve for curve, n in zip(curves, counts, strict=True) for _ in range(n)]
+        return _scored(self.request, whole, engines)
+
+
+#: The least number of parts into which the workload is divided, in all and for each engine.
+_SHARES = 32
+_EACH = 4
+#: A rate that grows by a smaller share counts as constant.
+_GROWS = 1e-9
+
+#: A set of equal engines: their number, and one's speed as a function of its requests.
+Set = tuple[int, Callable[[float], Speed]]
+
+
+def evenly(
+    sets: Sequence[tuple[int, float]], requests: float, most: Sequence[float] = ()
+) -> list[float]:
+    """The requests for each engine of each set: in proportion to its weight, up to its bound.
+
+    ``sets`` has the number of engines and the weight for each set; without ``most`` there are no
+    bounds.
+    """
+    bounds = list(most or [inf] * len(sets))
+    open_, left = dict(enumerate(sets)), requests
+    while open_:
+        weights = sum(count * weight for count, weight in open_.values())
+        level = {i: left * weight / weights for i, (_, weight) in open_.items()}
+        full = [i for i in open_ if bounds[i] < level[i]]
+        if not full:
+            return [level.get(i, bound) for i, bound in enumerate(bounds)]
+        left -= sum(open_.pop(i)[0] * bounds[i] for i in full)
+    return bounds
+
+
+def share_out(
+    sets: Sequence[Set], concurrency: int, goal: Goal, most: Sequence[float] = ()
+) -> list[float]:
+    """The average requests in flight for each engine of each set; every engine gets some.
+
+    Each part goes to the set for which the goal gains most (``context`` counts as ``throughput``);
+    with equal gains, to the earlier set. ``most`` is as in :func:`evenly`.
+    """
+    counts = [count for count, _ in sets]
+    engines = sum(counts)
+    cuts = max(_SHARES, _EACH * engines)
+    bounds, part = most or [inf] * len(sets), concurrency / cuts
+    shares, speeds = [min(part, bound) for bound in bounds], [cache(speed) for _, speed in sets]
+    steps = [part / count for count in counts]
+
+    def has_room(place: int) -> bool:
+        return shares[place] + steps[place] <= bounds[place]
+
+    def worth(place: int) -> tuple[float, float]:
+        """The requests a second that the next part adds, and the negative time of an answer."""
+        share, speed = shares[place], speeds[place]
+        now, more = speed(share), speed(share + steps[place])
+        before, after = now.requests_per_second, more.requests_per_second
+        grows = goal != "latency" and after > before * (1 + _GROWS)
+        gain = (after - before) * sets[place][0] if grows else 0.0
+        return gain, -more.seconds_per_request
+
+    for _ in range(cuts - engines):
+        open_ = list(filter(has_room, range(len(sets))))
+        if not open_:
+            break
+        best = max(open_, key=worth)
+        shares[best] += steps[best]
+    if all(map(has_room, range(len(sets)))):
+        return shares
+    left = concurrency - sum(count * share for count, share in zip(counts, shares, strict=True))
+    room = [bound - share for bound, share in zip(bounds, shares, strict=True)]
+    more = evenly([(count, 1.0) for count in counts], left, room)
+    return [share + added for share, added in zip(shares, more, strict=True)]

@@ -1,0 +1,414 @@
+"""The search over all legal shapes: promises count first, then the goal.
+
+The wished image limit is tried on every shape: with the engine's own bound in the peak, and with a
+lower one, so that the gateway queues image requests and the cache gets the rest. Smaller limits are
+tried if no shape can serve the wished limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import NoKernelError, TurbofitError, UsageError, option_of
+from turbofit.core.images.rule import ImageRule
+from turbofit.core.plan import HostMemory, Throughput
+from turbofit.core.process.log import LazyLogger
+from turbofit.core.struct import Struct
+from turbofit.core.units import bisect
+from turbofit.memory.account import Account, Engine, EngineLaunch, VisionLoad
+from turbofit.memory.engines import LMDEPLOY, option_owner
+from turbofit.memory.known_bad import KnownProblem, known_problems
+from turbofit.model.families.engines import engine_problem
+from turbofit.model.presets import four_bit_variant, unpacked_variant
+from turbofit.planning.resolved_request import (
+    ResolvedRequest,
+    accounts_of,
+    host_of,
+    host_problem,
+    launch_of,
+    vision_load_of,
+)
+from turbofit.planning.search.candidates import evaluate, with_speeds
+from turbofit.planning.search.shapes import (
+    Evaluation,
+    Shape,
+    no_shape,
+    shape_settings,
+    shapes,
+)
+from turbofit.planning.search.sizing import Ask, SearchState, Sizer, longest_context, most_context
+from turbofit.planning.throughput import forecast
+
+_LOG: Final = LazyLogger(__name__)
+
+
+class EngineFit(Struct):
+    """The search's result for one engine: the best shape, its accounts and its host memory.
+
+    ``evaluations`` are all tried shapes; even the best may not fit. ``reasons`` say why this engine
+    was preferred to another, and why fewer engines run than the GPUs could hold. ``rival`` is
+    LMDeploy's other engine, if it serves less, or if it would serve and this one does not.
+    """
+
+    request: ResolvedRequest
+    engine: Engine
+    best: Evaluation
+    evaluations: tuple[Evaluation, ...]
+    accounts: tuple[Account, ...]
+    host: HostMemory
+    reasons: tuple[str, ...] = ()
+    rival: EngineFit | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.best.fits and self.host_problem is None
+
+    @property
+    def host_problem(self) -> str | None:
+        return host_problem(self.host)
+
+    @property
+    def requested_load(self) -> VisionLoad:
+        """The load of the workload's images, before a limit was lowered."""
+        return vision_load_of(self.request, self.request.requested_image_limit)
+
+    @property
+    def image_limit(self) -> int | None:
+        """The promised image limit; None without images."""
+        return self.best.shape.image_limit if self.best.vision_load.units_per_image else None
+
+    @property
+    def tokens(self) -> int:
+        return min(account.tokens_at(account.ratio) for account in self.accounts)
+
+    @property
+    def throughput(self) -> Throughput | None:
+        speeds, load = self.best.speeds, self.best.vision_load
+        if not speeds:
+            return None
+        gpus = [self.request.machine.gpu(i) for group in self.best.shape.groups for i in group]
+        return forecast(self.request, speeds, load, engine=self.engine.name, gpus=gpus)
+
+
+def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
+    """The best shape for a request.
+
+    Raises:
+        UsageError: an option of the user cannot be used on this machine or with this model.
+    """
+    best, evaluations = _Search(request, engine).best()
+    _LOG.info(
+        "%s on %s: %d shapes looked at, %d fit; the best: tp %d x %d, prefill %d, limit %s, %s",
+        engine.name, request.machine.name, len(evaluations),
+        sum(evaluation.fits for evaluation in evaluations),
+        best.shape.tp, best.shape.replicas, best.shape.max_prefill_token_num,
+        best.shape.image_limit,
+        f"{best.kv_tokens} KV tokens" if best.fits else f"{best.short} bytes short",
+    )  # fmt: skip
+    groups = best.shape.groups
+    settings = [best.of_group(group).settings for group in groups]
+    accounts = accounts_of(request, settings, groups, best.vision_load, engine)
+    host = host_of(request, accounts, engine)
+    return EngineFit(
+        request=request,
+        engine=engine,
+        best=best,
+        evaluations=tuple(evaluations),
+        accounts=accounts,
+        host=host,
+    )
+
+
+def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
+    """The result for the engine, with fewer replicas if host memory is not enough for all.
+
+    If no number of replicas fits, the one that holds the most requests at once. Errors are those of
+    :func:`search`.
+    """
+    fit = search(request, engine)
+    if fit.host_problem is None or request.replicas is not None or request.groups is not None:
+        return fit
+    planned, most = fit.best.shape.replicas, fit
+    for replicas in range(planned - 1, 0, -1):
+        try:
+            fewer = search(replace(request, replicas=replicas), engine)
+        except TurbofitError:
+            continue
+        if fewer.host_problem is not None or not fewer.best.serves:
+            continue
+        reason = f"replicas {replicas}: host memory does not do for {planned}"
+        fewer = replace(fewer, reasons=(reason,))
+        if fewer.fits:
+            return fewer
+        if most is fit or fewer.best.held_requests > most.best.held_requests:
+            most = fewer
+    return most
+
+
+def at_limit(
+    request: ResolvedRequest, shape: Shape, image_limit: int, engine: Engine
+) -> Evaluation:
+    """The best evaluation on a shape's groups if another image limit is wished and served."""
+    limited = replace(request, image_limit=image_limit, groups=shape.groups)
+    return _Search(limited, engine).best()[0]
+
+
+def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
+    """The largest lower image limit with which a shape keeps all else; None if there is none."""
+    rule, here = request.model.image_rule, _Search(request, engine)
+    if rule is None or shape.image_limit is None:
+        return None
+    whole = replace(shape, at_once=None, units_per_forward=None)
+    return _largest_limit(rule, shape, lambda limit: here.evaluate(here.limited(whole, limit)).fits)
+
+
+class _Search:
+    def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
+        self.request, self.engine = request, engine
+        self.state = SearchState(request, engine)
+
+    def best(self) -> tuple[Evaluation, list[Evaluation]]:
+        """The best shape, and all tried shapes; if none serves, the best one as wished."""
+        request, space = self.request, self.shapes()
+        whole = [self.evaluate(shape) for shape in space]
+        every = [*whole]
+        for shape, evaluation in zip(space, whole, strict=True):
+            every += self.queued(shape, evaluation)
+        rule, given = request.model.image_rule, request.image_limit is not None
+        lowers = rule is not None and not given and request.workload.image_size is None
+        if lowers and not any(one.serves for one in every):
+            every += [self.lowered(shape) for shape in space if shape.image_limit is not None]
+        best = max([one for one in every if one.serves] or whole, key=_order)
+        if best.serves and best.queues:
+            every[every.index(best)] = best = self.widened(best)
+        place = every.index(best)
+        every = self._as_taken(every)
+        return every[place], every
+
+    def shapes(self) -> list[Shape]:
+        """The shapes that LMDeploy accepts with the user's options, at least one.
+
+        Raises:
+            TurbofitError: there are none; the error says why.
+        """
+        request, engine = self.request, self.engine
+        running = list(shapes(request, engine))
+        if not running:
+            hint = f"take {_other_weights(request)}"
+            if request.tp or request.replicas:
+                need = (request.tp or 1) * (request.replicas or 1)
+                hint = "let turbofit choose --tp and --replicas"
+                tp_works = engine.tp_problem(request.model, request.tp or 1) is None
+                if tp_works and need > len(request.visible):
+                    hint += f", or name a machine of {need} GPUs, as --on {need}xrtx3090"
+            options = ("tp", "replicas", "on") if request.tp else ("replicas", "tp", "on")
+            raise UsageError(no_shape(request, engine), hint=hint, options=options)
+        stages: tuple[tuple[Ask, Callable[[Any], TurbofitError]], ...] = (
+            (engine.problem, lambda problem: _refused(request, problem)),
+            (self._death, lambda death: UsageError(death.cause, hint=death.instead)),
+            (engine.missing_kernels, lambda kernels: _no_kernels(request, engine, kernels)),
+        )
+        for ask, error in stages:
+            problems = [self._problem(shape, ask) for shape in running]
+            if all(problems):
+                raise error(problems[0])
+            running = [s for s, problem in zip(running, problems, strict=True) if problem is None]
+        return running
+
+    def _death(self, launch: EngineLaunch) -> KnownProblem | None:
+        known = known_problems(launch, self.engine.name, self.engine.version)
+        return next((problem for problem in known if problem.fatal), None)
+
+    def _problem(self, shape: Shape, ask: Ask) -> object:
+        """The problem of a shape's first engine that has one; None if all can run.
+
+        Each is asked with its longest possible context, and with one request if no batch is given,
+        since the search never chooses a batch that ends it.
+        """
+        request, state = self.request, self.state
+        # With images, the longest context is used: a context too short for them is the better
+        # message.
+        images = state.requested_load.units_per_image
+        longest = request.model.text.max_position_embeddings if images else most_context(request)
+        for gpus in state.distinct(shape.groups):
+            settings = shape_settings(request, replace(shape, tp=len(gpus), at_once=1.0), longest)
+            launch = launch_of(request, settings, gpus, state.requested_load)
+            key = ask, settings, state.key_of(gpus)
+            problem = state.problems(key, partial(ask, launch))
+            if problem is not None:
+                return problem
+        return None
+
+    def evaluate(self, shape: Shape) -> Evaluation:
+        vision_load = vision_load_of(self.request, shape.image_limit)
+        if self.request.workload.queue_images and vision_load.units_per_image:
+            shape = replace(shape, units_per_forward=vision_load.units_per_request)
+        evaluation = evaluate(self.state, shape)
+        _LOG.debug(
+            "groups %s, prefill %d, limit %s, units %s: fits %s, %d tokens, score %.3g, %d short",
+            shape.groups, shape.max_prefill_token_num, shape.image_limit, shape.units_per_forward,
+            evaluation.fits, evaluation.kv_tokens, evaluation.score, evaluation.short,
+        )  # fmt: skip
+        return evaluation
+
+    def queued(self, shape: Shape, whole: Evaluation) -> Iterator[Evaluation]:
+        """Yield the wished limit with one request's units in the peak, unlike ``whole``."""
+        # With `queue_images` every shape already has one request's units.
+        free = self.request.workload.queue_images is None
+        units = self.state.requested_load.units_per_request
+        if not units or not free or not self._wants_cache(whole):
+            return
+        queued = self.evaluate(replace(shape, units_per_forward=units))
+        if not (queued.fits and whole.fits and queued.worth <= whole.worth):
+            yield queued
+
+    def _wants_cache(self, whole: Evaluation) -> bool:
+        """Whether more cache would improve a promise, or the least memory is wished."""
+        if not whole.fits or self.request.workload.goal == "context" or self.request.least:
+            return True
+        if whole.settings.session_len < longest_context(self.request):
+            return True
+        return any(part.wants_cache for part in whole.sets)
+
+    def widened(self, queued: Evaluation) -> Evaluation:
+        """The same shape with the most units per forward that cost no promise and no speed."""
+        rule, low = self.request.model.image_rule, queued.shape
+        least = low.units_per_forward
+        assert rule is not None
+        assert least is not None
+        vision_load = vision_load_of(self.request, low.image_limit)
+        bounds = [self.engine.units_bound(rule, vision_load, part.settings) for part in queued.sets]
+        at_once = None if self.request.workload.concurrency is None else low.at_once
+        tried, step = {0: queued}, rule.unit_step
+
+        def costs_nothing(steps: int) -> bool:
+            units = least + steps * step
+            tried[steps] = self.evaluate(replace(low, at_once=at_once, units_per_forward=units))
+            return tried[steps].fits and tried[steps].worth >= queued.worth
+
+        steps = (max(least, *bounds) - least) // step + 1
+        return tried[bisect(costs_nothing, 0, steps)[0]]
+
+    def lowered(self, shape: Shape) -> Evaluation:
+        """The shape with the largest lower limit under which it serves, or the least.
+
+        If it also fits with the engine's bound of units, it has this bound.
+        """
+        limit = self._served_limit(shape)
+        found = self.evaluate(self.limited(shape, limit))
+        if not found.serves:
+            return found
+        return max(found, self.evaluate(replace(shape, image_limit=limit)), key=_order)
+
+    def limited(self, shape: Shape, image_limit: int) -> Shape:
+        """The shape under another limit; images queue for each other unless that is refused."""
+        lower = replace(shape, image_limit=image_limit)
+        if self.request.workload.queue_images is False:
+            return lower
+        units = vision_load_of(self.request, image_limit).units_per_request
+        return replace(lower, units_per_forward=units)
+
+    def _served_limit(self, shape: Shape) -> int:
+        """The largest lower limit under which a shape serves; the least if there is none.
+
+        Where one request never takes more than several, one request of each group is enough to
+        know; groups are in many shapes, and each kind is looked at once.
+        """
+        rule = self.request.model.image_rule
+        assert rule is not None
+        if not self.engine.grows_with_requests:
+
+            def serves(limit: int) -> bool:
+                return self.evaluate(self.limited(shape, limit)).serves
+
+            return _largest_limit(rule, shape, serves) or rule.least_limit
+        prefill, limits = min(shape.prefills, default=shape.max_prefill_token_num), list[int]()
+        for gpus in self.state.distinct(shape.groups):
+            group = (tuple(gpu.index for gpu in gpus),)
+            alone = replace(shape, tp=len(gpus), groups=group, prefills=(), at_once=1.0)
+            alone = replace(alone, max_prefill_token_num=prefill)
+
+            def serves_one(limit: int, alone: Shape = alone) -> bool:
+                sizer = Sizer(self.state, self.limited(alone, limit))
+                return sizer.evaluation(sizer.contexts()[0]).fits
+
+            def largest(alone: Shape = alone) -> int:
+                return _largest_limit(rule, alone, serves_one) or rule.least_limit
+
+            limits.append(
+                self.state.limits((replace(alone, groups=()), self.state.key_of(gpus)), largest)
+            )
+        return min(limits)
+
+    def _as_taken(self, evaluations: list[Evaluation]) -> list[Evaluation]:
+        """Replace the forecasts by those for served images; shapes are compared by wished ones."""
+        states: dict[int | None, SearchState] = {}
+
+        def taken(evaluation: Evaluation) -> Evaluation:
+            limit = evaluation.shape.image_limit
+            if not evaluation.fits or limit == self.request.requested_image_limit:
+                return evaluation
+            if limit not in states:
+                states[limit] = SearchState(replace(self.request, image_limit=limit), self.engine)
+            return with_speeds(states[limit], evaluation)
+
+        return list(map(taken, evaluations))
+
+
+def _largest_limit(rule: ImageRule, shape: Shape, good: Callable[[int], bool]) -> int | None:
+    """The largest limit below a shape's own that is good; None if not even the least is."""
+    step, least = rule.limit_step, rule.least_limit
+    limits = range(least, max(least, (shape.image_limit or 0) - step) + 1, step)
+    if not good(least):
+        return None
+    return limits[bisect(lambda place: good(limits[place]), 0, len(limits))[0]]
+
+
+def _refused(request: ResolvedRequest, problem: str) -> UsageError:
+    given = "model_format" in request.engine_options
+    packed = four_bit_variant(request.model) if given else None
+    instead = "change it" if packed is None else f"name {packed.hub_id}, its 4 bits"
+    named = [name for name in request.engine_options if option_of(name) in problem.split()]
+    return UsageError(
+        problem, hint=f"leave the option out, or {instead}", options=[*named, "engine"]
+    )
+
+
+def _no_kernels(request: ResolvedRequest, engine: Engine, kernels: str) -> NoKernelError:
+    model, engine_options = request.model, request.engine_options
+    others = [name for name in LMDEPLOY if name != engine.name]
+    instead = ["cards of another generation"]
+    if option_owner(engine_options) is None and not all(engine_problem(model, n) for n in others):
+        instead.insert(0, "another engine")
+    if "quant_policy" in engine_options:
+        instead.append("another --quant-policy")
+    return NoKernelError(
+        f"{model.name} does not run on {engine.name} here: {kernels}",
+        hint=f"take {', '.join(instead)} or {_other_weights(request)}",
+        options=["quant_policy"],
+    )
+
+
+def _other_weights(request: ResolvedRequest) -> str:
+    variant = unpacked_variant(request.model)
+    return "other weights" if variant is None else f"{variant.hub_id}, its 16 bits"
+
+
+def _order(evaluation: Evaluation) -> tuple[object, ...]:
+    """The sort key: fitting shapes by rank; others by requests held, then by missing bytes."""
+    indices = tuple(-index for group in evaluation.shape.groups for index in group)
+    if evaluation.fits:
+        return (1, *evaluation.rank, indices)
+    return (
+        0,
+        evaluation.held_requests,
+        evaluation.served if evaluation.held_requests else 0.0,
+        -evaluation.short,
+        -evaluation.shape.tp,
+        evaluation.shape.max_prefill_token_num,
+        indices,
+    )

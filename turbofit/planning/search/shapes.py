@@ -1,0 +1,498 @@
+"""The shapes that LMDeploy could run on the visible GPUs: their groups and settings.
+
+Groupings whose cards are equally full with equal links are equal for every forecast, so only the
+one with the smallest indices is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, combinations, islice, product
+from math import ceil
+from typing import Any, Final, Literal
+
+import msgspec
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.messages import plural
+from turbofit.core.model import Model
+from turbofit.core.plan import Candidate, Settings
+from turbofit.core.struct import Struct, known
+from turbofit.core.units import MIB
+from turbofit.memory.account import AMPERE, HOPPER, Engine, VisionLoad, capability_of
+from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
+from turbofit.planning.speed import LinkClass, Pace, Speed, group_class, reduce_class
+from turbofit.planning.tower import whole_image_prefill
+
+
+class Shape(Struct):
+    """A point of the search space.
+
+    With ``units_per_forward`` None, the peak has the engine's own bound. ``promised`` is the
+    context that engines on other cards hold. ``at_once`` are the requests in each group at any
+    time; None: an equal share of the workload's, or the best batch. ``prefills`` are the values
+    from which each group on unequal cards chooses; empty if all groups have the same settings.
+    """
+
+    tp: int
+    groups: tuple[tuple[int, ...], ...]
+    max_prefill_token_num: int
+    image_limit: int | None
+    dtype: str
+    units_per_forward: int | None = None
+    promised: int | None = None
+    at_once: float | None = None
+    prefills: tuple[int, ...] = ()
+
+    @property
+    def replicas(self) -> int:
+        return len(self.groups)
+
+    def requests(self, concurrency: int | None) -> float:
+        """The requests in each group at any time, for ``concurrency`` over all; 1 if None."""
+        if self.at_once is not None:
+            return self.at_once
+        return 1.0 if concurrency is None else concurrency / self.replicas
+
+
+#: The digits of a value that ranks shapes.
+_DIGITS: Final = 9
+
+
+def rounded(value: float) -> float:
+    """Round a value so that sums of the same speeds in another order are equal."""
+    return float(f"{value:.{_DIGITS}g}")
+
+
+_CANDIDATE_SETTINGS: Final = (
+    "max_prefill_token_num", "max_batch_size", "session_len", "cache_max_entry_count"
+)  # fmt: skip
+
+
+class Evaluation(Struct):
+    """A shape with its settings, and whether it can serve.
+
+    ``short``: missing bytes on the tightest GPU, 0 if it serves. ``score`` is the goal's value,
+    ``served`` the share of the wished vision units, ``queues`` whether image requests wait although
+    nobody asked for it. ``parts`` are the sets of equal groups if cards are unequal; ``settings``
+    and ``kv_tokens`` are then those of the weakest. ``speeds`` are in the order of the groups;
+    ``seconds_per_answer`` is that of the slowest (latency goal). ``wants_cache``: more cache would
+    run more requests at once. ``footprint``: bytes on all GPUs, if the least is wished.
+    ``held_requests``: requests that all engines hold at once, if a number is promised; with too
+    few, ``settings`` have the largest batch that is held. ``pace`` is the forecast for the wished
+    pace, ``slow`` the share by which it misses the wish. ``ranked`` is the part of the score that
+    ranks shapes: requests a second with a plain tower, since a worst image's attention would
+    outweigh the cache's gain for smaller images and texts; it is not rounded, since a whole's is
+    the sum of its parts'.
+    """
+
+    engine: str
+    shape: Shape
+    settings: Settings
+    vision_load: VisionLoad
+    kv_tokens: int
+    fits: bool
+    score: float = 0.0
+    served: float = 1.0
+    queues: bool = False
+    short: int = 0
+    speeds: tuple[Speed, ...] = ()
+    seconds_per_answer: float = 0.0
+    wants_cache: bool = False
+    footprint: int = 0
+    held_requests: int = 0
+    parts: tuple[Evaluation, ...] = ()
+    pace: Pace | None = None
+    slow: float = 0.0
+    ranked: float = 0.0
+
+    def of_group(self, group: tuple[int, ...]) -> Evaluation:
+        return next((part for part in self.parts if group in part.shape.groups), self)
+
+    @property
+    def sets(self) -> tuple[Evaluation, ...]:
+        """The sets of equal groups; only the shape itself if all have the same settings."""
+        return self.parts or (self,)
+
+    @property
+    def serves(self) -> bool:
+        """Whether it serves, perhaps with fewer requests at once than wished."""
+        return self.fits or self.held_requests > 0
+
+    @property
+    def worth(self) -> tuple[float, ...]:
+        """The sort key of what clients get: image size, context, then the goal's value.
+
+        Promises precede speed, so that more memory never makes a promise smaller.
+        """
+        context = self.settings.session_len
+        return (self.served, context, -self.footprint, -self.slow, rounded(self.ranked))
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        prefill, tp = self.shape.max_prefill_token_num, self.shape.tp
+        return (*self.worth, not self.queues, self.kv_tokens, prefill, -tp)
+
+    def candidate(self, why_not: str) -> Candidate:
+
+        def kept(settings: Settings) -> dict[str, Any]:
+            return {name: getattr(settings, name) for name in _CANDIDATE_SETTINGS}
+
+        settings = kept(self.settings)
+        if self.parts:
+            groups = self.shape.groups
+            settings["by_group"] = [kept(self.of_group(group).settings) for group in groups]
+        if self.shape.image_limit is not None:
+            settings["limit"] = self.shape.image_limit
+        return Candidate(
+            engine=self.engine,
+            tp=self.shape.tp,
+            replicas=self.shape.replicas,
+            groups=self.shape.groups,
+            settings=settings,
+            fits=self.fits,
+            kv_tokens=self.kv_tokens,
+            score=self.score,
+            why_not=why_not,
+        )
+
+
+def shape_settings(request: ResolvedRequest, shape: Shape, session_len: int) -> Settings:
+    """The engine's settings for a shape; options that the user gave are kept.
+
+    Raises:
+        UsageError: a given option has a value that LMDeploy does not accept.
+    """
+    quantization = request.model.quantization
+    chosen: dict[str, object] = {
+        "dtype": shape.dtype,
+        "max_batch_size": max(1, ceil(shape.requests(request.workload.concurrency))),
+        "session_len": session_len,
+        "model_format": quantization.method if quantization else None,
+    }
+    chosen.update(request.engine_options)
+    chosen.update(tp=shape.tp, max_prefill_token_num=shape.max_prefill_token_num)
+    try:
+        return msgspec.convert(chosen, Settings)
+    except msgspec.ValidationError as exc:
+        raise UsageError(
+            f"an engine option cannot be used: {exc}", hint="see turbofit plan --help"
+        ) from None
+
+
+def dtype_for(model: Model, gpus: Sequence[Gpu]) -> tuple[Literal["float16", "bfloat16"], str]:
+    """The dtype that ``auto`` means on these GPUs, and the reason.
+
+    AWQ, GPTQ and packed int4 need float16. Cards before Ampere have no bfloat16; a card of unknown
+    capability counts as having it. On Hopper, int4 also runs in bfloat16, and gated delta nets need
+    it.
+    """
+    packed = model.quantization
+    cards = [capability_of(gpu, unknown=AMPERE) for gpu in gpus]
+    if packed is not None and packed.bits == 4 and not packed.of_experts:
+        if model.text.delta is not None and all(card == HOPPER for card in cards):
+            return "bfloat16", "gated delta nets run in bfloat16 on Hopper"
+        return "float16", f"{packed.method} runs in float16"
+    if any(card < AMPERE for card in cards):
+        return "float16", "these GPUs have no bfloat16"
+    if model.dtype == "float16":
+        return "float16", "the checkpoint's own"
+    return "bfloat16", "the checkpoint's own" if model.dtype == "bfloat16" else "of float32"
+
+
+def chosen_dtype(model: Model, fixed: object, gpus: Sequence[Gpu]) -> str:
+    """The dtype that the user gave, or that ``auto`` means on these GPUs.
+
+    Raises:
+        UsageError: the GPUs cannot run the given dtype, and LMDeploy would silently change it.
+    """
+    possible, why = dtype_for(model, gpus)
+    if not isinstance(fixed, str) or fixed == "auto":
+        return possible
+    if fixed == "bfloat16" and possible == "float16" and why != "the checkpoint's own":
+        raise UsageError(
+            f"--dtype bfloat16 cannot run: {why}",
+            hint="leave --dtype out: float16 is chosen where it is needed",
+            options=["dtype"],
+        )
+    return fixed
+
+
+PREFILL_SIZES = (8192, 4096, 2048, 1024)
+_LARGEST_TP = 8
+#: With more equal GPUs than this, not every grouping is tried: they are split in the order of
+#: links.
+_EXHAUSTIVE = 8
+#: The most groupings of one kind of card and degree to combine with those of others; and in all.
+_MIXED = 4
+_MOST_MIXED = 48
+#: Cards whose used memory differs by less get the same settings.
+_ALIKE = 64 * MIB
+
+Group = tuple[int, ...]
+GroupSignature = tuple[tuple[tuple[int, int, int, int], ...], LinkClass, int]
+
+
+def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
+    prefills = prefill_sizes(request, engine)
+    for groups in _groupings(request, engine):
+        gpus = [request.machine.gpu(index) for group in groups for index in group]
+        dtype = chosen_dtype(request.model, request.engine_options.get("dtype"), gpus)
+        mixed_cards = len(like_groups(request.machine, groups)) > 1
+        for prefill in prefills[:1] if mixed_cards else prefills:
+            yield Shape(
+                tp=max(map(len, groups)),
+                groups=groups,
+                max_prefill_token_num=prefill,
+                image_limit=request.requested_image_limit,
+                dtype=dtype,
+                prefills=prefills if mixed_cards else (),
+            )
+
+
+def prefill_sizes(request: ResolvedRequest, engine: Engine) -> tuple[int, ...]:
+    """The given prefill size, or the sizes to try; one of them holds the worst image uncut."""
+    fixed = request.engine_options.get("max_prefill_token_num")
+    if isinstance(fixed, int):
+        return (fixed,)
+    rule, images = request.model.image_rule, vision_load_of(request, request.requested_image_limit)
+    if rule is None or not engine.encodes_again or not images.units_per_image:
+        return PREFILL_SIZES
+    whole = whole_image_prefill(rule.unit_tokens(images.units_per_image))
+    fits = PREFILL_SIZES[0] < whole <= request.model.text.max_position_embeddings
+    return (whole, *PREFILL_SIZES) if fits else PREFILL_SIZES
+
+
+def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group, ...]]:
+    """The ways to divide the visible GPUs into groups; of unequal cards only if no other works."""
+    if request.groups is not None:
+        return [request.groups]
+    ways = _mixed(request, engine)
+    for gpus in kinds(request.visible):
+        groupings = Groupings(request.machine, gpus)
+        for tp in _tps(request, gpus, engine):
+            for replicas in _replicas(request, len(gpus) // tp):
+                ways += groupings.ways(tp, replicas)
+    ways = ways or list(_requested_shape(request, engine))
+    # With fewer engines, the given batch could not run the given number of requests.
+    batch, requests = request.engine_options.get("max_batch_size"), request.workload.concurrency
+    least = ceil(requests / batch) if isinstance(batch, int) and requests is not None else 1
+    return [groups for groups in ways if len(groups) >= least] or ways
+
+
+def _mixed(request: ResolvedRequest, engine: Engine) -> list[tuple[Group, ...]]:
+    """Groupings with engines on different kinds of cards, each on equal ones, with one dtype."""
+    parts = [gpus for gpus in kinds(request.visible) if not gpus[0].mig]
+    if len(parts) < 2:
+        return []
+    if "dtype" not in request.engine_options:
+        first = dtype_for(request.model, parts[0])[0]
+        parts = [gpus for gpus in parts if dtype_for(request.model, gpus)[0] == first]
+    tps = [_tps(request, gpus, engine) for gpus in parts]
+    return mixed_groupings(request.machine, parts, tps, request.replicas)
+
+
+def _requested_shape(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[Group, ...]]:
+    """Yield groups of unequal cards, if the degree was given.
+
+    Quantised weights have different formats on some cards, but an account knows one per group.
+    """
+    gpus, tp = [gpu for gpu in request.visible if not gpu.mig], request.tp
+    if tp is None or engine.tp_problem(request.model, tp):
+        return
+    if request.model.quantization is not None and len({gpu.compute_capability for gpu in gpus}) > 1:
+        return
+    groupings = Groupings(request.machine, gpus)
+    for replicas in _replicas(request, len(gpus) // tp):
+        yield from groupings.ways(tp, replicas)
+
+
+def _tps(request: ResolvedRequest, gpus: Sequence[Gpu], engine: Engine) -> list[int]:
+    """The degrees that cards of one kind can run; NCCL cannot connect MIG instances."""
+    most = 1 if gpus[0].mig else len(gpus)
+    degrees = range(1, min(most, _LARGEST_TP) + 1) if request.tp is None else (request.tp,)
+    return [tp for tp in degrees if tp <= most and not engine.tp_problem(request.model, tp)]
+
+
+def _replicas(request: ResolvedRequest, most: int) -> Sequence[int]:
+    return [n for n in range(1, most + 1) if request.replicas in (None, n)]
+
+
+def no_shape(request: ResolvedRequest, engine: Engine) -> str:
+    count = len(request.visible)
+    if request.tp is not None:
+        problem = engine.tp_problem(request.model, request.tp)
+        if problem:
+            return f"--tp {request.tp} is not possible for {request.model.name}: {problem}"
+        need = request.tp * (request.replicas or 1)
+        largest = max((len(kind) for kind in kinds(request.visible)), default=0)
+        whole = sum(not gpu.mig for gpu in request.visible)
+        if whole < need <= count:
+            return split_over_slices(request.tp, whole)
+        if need <= count:
+            return (
+                f"--tp {request.tp} would split over unequal GPUs, which 4-bit weights on several"
+                " generations of cards do not allow"
+            )
+        return f"--tp {request.tp} needs {need} equal GPUs; there are {largest} of {count} visible"
+    if request.replicas is not None and request.replicas > count:
+        return f"--replicas {request.replicas} needs as many GPUs, not {count}"
+    gpus, problem = f"{count} {plural(count, 'GPU')}", engine.tp_problem(request.model, 1)
+    if problem:
+        return f"{request.model.name} cannot run on the {engine.name} engine: {problem}"
+    return f"no tensor-parallel degree suits {request.model.name} on {gpus}"
+
+
+def split_over_slices(tp: int, whole: int) -> str:
+    return (
+        f"--tp {tp} would split over MIG slices, of which a CUDA process sees one and NCCL joins"
+        f" none; of the GPUs {whole} are whole. --replicas runs an engine on each slice"
+    )
+
+
+def kinds(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
+    """The GPUs by kind; a tensor-parallel group needs equal cards."""
+    alike: dict[tuple[object, ...], list[Gpu]] = {}
+    for gpu in gpus:
+        alike.setdefault((gpu.name, gpu.total, gpu.compute_capability, gpu.limit), []).append(gpu)
+    return [tuple(group) for group in alike.values()]
+
+
+class Groupings:
+    """The distinct ways to form groups of equal GPUs.
+
+    In each group, the card with the most free memory comes first: it stages the weights.
+    """
+
+    def __init__(self, machine: Machine, gpus: Sequence[Gpu]) -> None:
+        self._machine, self._gpus = machine, tuple(gpus)
+        self._signatures: dict[Group, GroupSignature] = {}
+
+    def ways(self, tp: int, replicas: int) -> list[tuple[Group, ...]]:
+        """All ways to form ``replicas`` groups of ``tp`` GPUs that differ in memory or links."""
+        if tp * replicas > len(self._gpus):
+            return []
+        return [
+            tuple(tuple(gpu.index for gpu in sorted(group, key=_fullness)) for group in way)
+            for way in self._distinct(tp, replicas)
+        ]
+
+    def _distinct(self, tp: int, replicas: int) -> Iterable[tuple[tuple[Gpu, ...], ...]]:
+        if len(self._gpus) > _EXHAUSTIVE:
+            return [_in_order(self._machine, self._gpus, tp, replicas)]
+        distinct: dict[tuple[GroupSignature, ...], tuple[tuple[Gpu, ...], ...]] = {}
+        for way in _partitions(self._gpus, tp, replicas):
+            distinct.setdefault(tuple(sorted(map(self._signature, way))), way)
+        return distinct.values()
+
+    def _signature(self, group: Sequence[Gpu]) -> GroupSignature:
+        indices = tuple(gpu.index for gpu in group)
+        if indices not in self._signatures:
+            cards = sorted(
+                (known(g.total, 0), known(g.reserved, 0), known(g.used, 0), g.ours) for g in group
+            )
+            links = group_class(self._machine, group), reduce_class(self._machine, group)
+            self._signatures[indices] = (tuple(cards), *links)
+        return self._signatures[indices]
+
+
+def _fullness(gpu: Gpu) -> tuple[int, int]:
+    return known(gpu.used, 0) - gpu.usable, gpu.index
+
+
+def mixed_groupings(
+    machine: Machine,
+    parts: Sequence[Sequence[Gpu]],
+    tps: Sequence[Sequence[int]],
+    replicas: int | None = None,
+) -> list[tuple[Group, ...]]:
+    """Groupings of two or more kinds of card; each group has one kind, each kind all its groups.
+
+    ``tps`` are the degrees of each kind, which may differ. Groupings with all kinds and small
+    degrees come first; their number is limited. ``replicas``: the number of groups, None for any.
+    """
+    kinds_and_degrees = [
+        (Groupings(machine, gpus), len(gpus), degrees)
+        for gpus, degrees in zip(parts, tps, strict=True)
+    ]
+    by_kind = [
+        [way for tp in degrees for way in groupings.ways(tp, count // tp)[:_MIXED]]
+        for groupings, count, degrees in kinds_and_degrees
+    ]
+    by_kind = [ways for ways in by_kind if ways]
+    sets = (some for k in range(len(by_kind), 1, -1) for some in combinations(by_kind, k))
+    together = list(islice(sets, _MOST_MIXED))
+    most = max(2, _MOST_MIXED // max(1, len(together)))
+    mixed: list[tuple[Group, ...]] = []
+    for some in together:
+        fitting = (way for way in _side_by_side(some) if replicas in (None, len(way)))
+        mixed += islice(fitting, most)
+    return mixed[: 2 * _MOST_MIXED]
+
+
+def like_groups(machine: Machine, groups: Sequence[Group]) -> tuple[tuple[Group, ...], ...]:
+    """The groups in sets of equal ones, by free memory, the freest first; links are ignored.
+
+    The cards of a set's groups are equal at each place, except for a little used memory.
+    """
+
+    def cards(group: Group) -> list[tuple[int, str, int, int, int]]:
+        gpus = [machine.gpu(index) for index in group]
+        return [
+            (known(g.used, 0), g.name, known(g.total, 0), known(g.reserved, 0), g.ours)
+            for g in gpus
+        ]
+
+    by_group = {group: cards(group) for group in groups}
+
+    def alike(group: Group, other: Group) -> bool:
+        pairs = list(zip(by_group[group], by_group[other], strict=False))
+        equal = all(a[1:] == b[1:] and abs(a[0] - b[0]) < _ALIKE for a, b in pairs)
+        return len(group) == len(other) and equal
+
+    sets: list[list[Group]] = []
+    for group in sorted(groups, key=lambda group: (*by_group[group], group)):
+        members = next((members for members in sets if alike(members[0], group)), None)
+        if members is None:
+            sets.append(members := [])
+        members.append(group)
+    return tuple(tuple(sorted(members)) for members in sets)
+
+
+def _side_by_side(kinds: Sequence[Sequence[tuple[Group, ...]]]) -> Iterator[tuple[Group, ...]]:
+    """Combine one way of each kind; combinations of early ways come first."""
+    places = product(*(range(len(ways)) for ways in kinds))
+    for chosen in sorted(places, key=sum):
+        yield tuple(chain(*(ways[place] for ways, place in zip(kinds, chosen, strict=True))))
+
+
+def _partitions(
+    gpus: tuple[Gpu, ...], tp: int, replicas: int
+) -> Iterator[tuple[tuple[Gpu, ...], ...]]:
+    """Yield all unordered choices of groups, those with the smallest indices first."""
+    if replicas == 0:
+        yield ()
+        return
+    for start in range(len(gpus) - tp * replicas + 1):
+        first, rest = gpus[start], gpus[start + 1 :]
+        for others in combinations(rest, tp - 1):
+            left = tuple(gpu for gpu in rest if gpu not in others)
+            for more in _partitions(left, tp, replicas - 1):
+                yield ((first, *others), *more)
+
+
+def _in_order(
+    machine: Machine, gpus: Sequence[Gpu], tp: int, replicas: int
+) -> tuple[tuple[Gpu, ...], ...]:
+    """Form groups one by one: start with the freest card, and add the card with the best link."""
+    left = sorted(gpus, key=lambda gpu: (known(gpu.used, 0), gpu.index))
+    groups = []
+    for _ in range(replicas):
+        group = [left.pop(0)]
+        while len(group) < tp:
+            best = max(left, key=lambda gpu: group_class(machine, [*group, gpu]))
+            left.remove(best)
+            group.append(best)
+        groups.append(tuple(group))
+    return tuple(groups)

@@ -1,0 +1,455 @@
+"""Sizes one shape: the context, the batch and the cache ratio that its cache allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Final, Generic, NewType, TypeVar
+
+from msgspec.structs import replace
+
+from turbofit.core.machine import Gpu
+from turbofit.core.plan import Settings
+from turbofit.core.struct import known
+from turbofit.core.units import bisect, round_up
+from turbofit.memory.account import RATIO_STEPS, Account, Engine, EngineLaunch, VisionLoad
+from turbofit.memory.known_bad import KnownProblem, largest_batch
+from turbofit.planning.resolved_request import ResolvedRequest, launch_of, vision_load_of
+from turbofit.planning.search.shapes import Evaluation, Shape, shape_settings
+from turbofit.planning.speed import (
+    GroupRates,
+    Speed,
+    counted_tokens,
+    group_class,
+    group_rates,
+    group_speed,
+    nvlink_bandwidth,
+    reduce_class,
+    request_tokens,
+)
+
+K = TypeVar("K")
+V = TypeVar("V")
+Groups = tuple[tuple[int, ...], ...]
+
+#: The contexts that are tried are multiples of this.
+CONTEXT_STEP: Final = 64
+#: A context is rounded down to a multiple of this if it keeps this share of its length.
+ROUND_CONTEXT: Final = 1024
+_ROUND_KEEPS: Final = 0.95
+#: The tokens of text and answer that a context must hold in addition to the images.
+MIN_TEXT_TOKENS: Final = 1024
+#: A context too short for these reserves one of so many parts for text.
+_TEXT_SHARE: Final = 8
+#: A context, in tokens, that is enough for most requests.
+_ENOUGH_CONTEXT: Final = 32768
+#: The share of the best requests a second that is enough; more need not be worth its memory.
+_NEARLY_ALL: Final = 0.99
+#: With the goal of context, a batch must keep this share of the tokens.
+_TOKENS_KEPT: Final = 0.99
+
+
+class Once(Generic[K, V]):
+    """Answers by their keys, each computed once."""
+
+    def __init__(self) -> None:
+        self._answers: dict[K, V] = {}
+
+    def __call__(self, key: K, answer: Callable[[], V]) -> V:
+        if key not in self._answers:
+            self._answers[key] = answer()
+        return self._answers[key]
+
+
+#: All of a group that accounts and speeds depend on; no indices if its cards are equal.
+GroupKey = NewType("GroupKey", tuple[object, ...])
+#: All that the forecast of a group depends on: settings, group, KV tokens, requests, vision units
+#: of a forward, and whether the tower's attention takes no time.
+SpeedKey = tuple[Settings, GroupKey, int, float, "int | None", bool]
+#: A shape without its groups, its load, and its distinct groups.
+SizerKey = tuple[Shape, VisionLoad, tuple[GroupKey, ...]]
+#: Asks for the problem of a launch; None if there is none.
+Ask = Callable[[EngineLaunch], "str | KnownProblem | None"]
+
+
+class SearchState:
+    """The state that all shapes of one search share: the request, and what is computed once."""
+
+    def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
+        self.request, self.engine = request, engine
+        #: The load of the workload's images, before a limit is lowered.
+        self.requested_load = vision_load_of(request, request.requested_image_limit)
+        #: Whether the last shape's cache could not hold the shortest context; the next is then
+        #: tried first.
+        self.too_small = False
+        self._keys = Once[tuple[int, ...], GroupKey]()
+        self._distinct = Once[Groups, list[tuple[Gpu, ...]]]()
+        self.problems = Once[tuple[Ask, Settings, GroupKey], "str | KnownProblem | None"]()
+        self.accounts = Once[tuple[Settings, VisionLoad, GroupKey], Account]()
+        self.ratios = Once[Account, "float | None"]()
+        self.batches = Once[tuple[int, tuple[GroupKey, ...]], "int | None"]()
+        self.rates = Once[tuple[int, str, tuple[int, ...]], GroupRates]()
+        self.speeds = Once[SpeedKey, Speed]()
+        #: Context, batch and whether more cache is wanted, by a sizer's key.
+        self.sizes = Once[SizerKey, tuple[int, "int | None", bool]]()
+        #: The best of a set of equal groups beside unequal ones.
+        self.sets = Once[Shape, Evaluation]()
+        #: The largest image limit under which a group serves one request.
+        self.limits = Once[tuple[Shape, GroupKey], int]()
+
+    def gpus_of(self, groups: Groups) -> list[tuple[Gpu, ...]]:
+        """The GPUs of each group."""
+        return [tuple(map(self.request.machine.gpu, group)) for group in groups]
+
+    def distinct(self, groups: Groups) -> list[tuple[Gpu, ...]]:
+        """The groups that differ in account or speed; of equal groups the first one."""
+
+        def distinct() -> list[tuple[Gpu, ...]]:
+            first: dict[GroupKey, tuple[Gpu, ...]] = {}
+            for gpus in self.gpus_of(groups):
+                first.setdefault(self.key_of(gpus), gpus)
+            return list(first.values())
+
+        return self._distinct(groups, distinct)
+
+    def key_of(self, gpus: tuple[Gpu, ...]) -> GroupKey:
+        machine, indices = self.request.machine, tuple(gpu.index for gpu in gpus)
+
+        def key() -> GroupKey:
+            first, rest = gpus[0], gpus[1:]
+            unequal = len({(gpu.name, gpu.total, gpu.limit) for gpu in gpus}) > 1
+            fullest = max((known(gpu.reserved, 0) + known(gpu.used, 0) for gpu in rest), default=0)
+            links = group_class(machine, gpus), nvlink_bandwidth(machine, gpus)
+            of_first = first.name, first.total, first.reserved, first.used, first.limit
+            reduces = reduce_class(machine, gpus)
+            return GroupKey((*of_first, fullest, *links, reduces, indices if unequal else ()))
+
+        return self._keys(indices, key)
+
+
+class Sizer:
+    def __init__(self, state: SearchState, shape: Shape) -> None:
+        self.state, self.request, self.engine = state, state.request, state.engine
+        self.shape = shape
+        vision_load = vision_load_of(self.request, shape.image_limit)
+        self.vision_load = replace(vision_load, units_per_forward=shape.units_per_forward)
+        self.groups, self.distinct = state.gpus_of(shape.groups), state.distinct(shape.groups)
+        self._fixed_ratio = self.request.engine_options.get("cache_max_entry_count")
+
+    @property
+    def key(self) -> SizerKey:
+        """The key of all that the context and the best batch depend on; equal groups count once."""
+        at_once = self.shape.requests(self.request.workload.concurrency)
+        shape = replace(self.shape, groups=(), at_once=at_once)
+        return (shape, self.vision_load, tuple(map(self.state.key_of, self.distinct)))
+
+    def with_batch(self, batch: int) -> Sizer:
+        other = copy(self)
+        other.shape = replace(self.shape, at_once=float(batch))
+        return other
+
+    def safe(self) -> Sizer:
+        """The sizer with the largest batch that the engine survives, unless a batch is given."""
+        if "max_batch_size" in self.request.engine_options:
+            return self
+        batch = self.shape.requests(self.request.workload.concurrency)
+        limit = self.largest_batch(
+            shape_settings(self.request, self.shape, most_context(self.request))
+        )
+        return self if limit is None or batch <= limit else self.with_batch(limit)
+
+    def evaluation(self, session_len: int) -> Evaluation:
+        """The shape with this context: its ratio and its cache's tokens, without speeds."""
+        accounts = self.accounts(session_len)
+        settings = shape_settings(self.request, self.shape, session_len)
+        ratio = self.ratio(accounts)
+        if ratio is not None and self.request.least:
+            ratio = self._least_ratio(accounts, ratio)
+        kv_tokens = 0 if ratio is None else min(account.tokens_at(ratio) for account in accounts)
+        short = self._short(accounts, ratio, kv_tokens)
+        if ratio is not None:
+            settings = replace(settings, cache_max_entry_count=ratio)
+        return Evaluation(
+            engine=self.engine.name,
+            shape=self.shape,
+            settings=settings,
+            vision_load=self.vision_load,
+            kv_tokens=kv_tokens,
+            fits=not short,
+            short=short,
+        )
+
+    def lacking(self, kv_tokens: int, session_len: int, wanted: int) -> int:
+        """Bytes that a cache of so many tokens lacks for ``wanted`` requests of that context."""
+        account, size = self.accounts(session_len)[0], counted_tokens(self.vision_load, session_len)
+        tokens = wanted * round_up(size, account.settings.cache_block_seq_len)
+        return max(0, tokens - kv_tokens) * account.bytes_per_token
+
+    def accounts(self, session_len: int) -> list[Account]:
+        """One account for each distinct group; its indices may be those of an equal group."""
+        settings = shape_settings(self.request, self.shape, session_len)
+        return [self._account(settings, gpus) for gpus in self.distinct]
+
+    def largest_batch(self, settings: Settings) -> int | None:
+        """The largest batch that ends no group's engine; None if there is no limit."""
+        name, version = self.engine.name, self.engine.version
+
+        def largest() -> int | None:
+            launches = (
+                launch_of(self.request, settings, g, self.vision_load) for g in self.distinct
+            )
+            limits = [largest_batch(launch, name, version) for launch in launches]
+            return min((limit for limit in limits if limit is not None), default=None)
+
+        kinds = tuple(map(self.state.key_of, self.distinct))
+        return self.state.batches((settings.tp, kinds), largest)
+
+    def speed(
+        self,
+        settings: Settings,
+        gpus: tuple[Gpu, ...],
+        kv_tokens: int,
+        at_once: float | None = None,
+        *,
+        plain: bool = False,
+    ) -> Speed:
+        """The forecast of one group; ``at_once`` None means the shape's own requests.
+
+        ``plain``: as if the vision tower's attention took no time.
+        """
+        request, state, load = self.request, self.state, at_once
+        if load is None:
+            load = self.shape.requests(request.workload.concurrency)
+
+        def rates() -> GroupRates:
+            return group_rates(request.model, settings, request.machine, gpus, self.engine)
+
+        def forecast() -> Speed:
+            # Only the GPUs, `tp` and the type, of all that a search varies, determine the rates.
+            indices = tuple(gpu.index for gpu in gpus)
+            group = state.rates((settings.tp, settings.dtype, indices), rates)
+            images = replace(state.requested_load, units_per_forward=units)
+            return group_speed(group.plain if plain else group, settings, images, kv_tokens, load)
+
+        units = self.shape.units_per_forward
+        key = settings, state.key_of(gpus), kv_tokens, load, units, plain
+        return state.speeds(key, forecast)
+
+    def contexts(self) -> tuple[int, int]:
+        """The shortest and the longest context to try; both are the user's if it is given."""
+        longest = longest_context(self.request)
+        if self.request.context_given:
+            return longest, longest
+        if self.shape.promised is not None:
+            longest = min(longest, self.shape.promised)
+        return min(shortest_context(self.vision_load), longest), longest
+
+    def session_len(self) -> int:
+        """The context in tokens: the user's, or the model's own, at most what the cache holds."""
+        low, longest = self.contexts()
+        if low == longest:
+            return low
+        if self.state.too_small and self._tokens_held(low) < low:
+            return low
+        held = self._tokens_held(longest)
+        self.state.too_small = held < low and self._tokens_held(low) < low
+        if held >= longest or self.state.too_small:
+            return min(longest, max(low, held))
+        # A shorter context leaves no fewer tokens, so each look bounds the longest on both sides.
+        low = max(low, held // CONTEXT_STEP * CONTEXT_STEP)
+        longest = min(longest, self._tokens_held(low) + 1)
+        steps = low // CONTEXT_STEP, -(-longest // CONTEXT_STEP)
+
+        def holds(steps: int) -> bool:
+            return self._tokens_held(CONTEXT_STEP * steps) >= CONTEXT_STEP * steps
+
+        low = CONTEXT_STEP * bisect(holds, *steps)[0]
+        rounded = low // ROUND_CONTEXT * ROUND_CONTEXT
+        # Rounding must cost little: 3,072 of 4,032 would lose a quarter.
+        cheap = rounded >= low * _ROUND_KEEPS and rounded >= shortest_context(self.vision_load)
+        return rounded if cheap else low
+
+    def ratio(self, accounts: Sequence[Account]) -> float | None:
+        """The largest ratio that fits every group and the rehearsals' caps, or the user's own.
+
+        None if no ratio fits one of the groups.
+        """
+        if isinstance(self._fixed_ratio, int | float):
+            return float(self._fixed_ratio)
+        best = [self.state.ratios(account, account.best_ratio) for account in accounts]
+        ratios = [ratio for ratio in best if ratio is not None]
+        if len(ratios) < len(accounts):
+            return None
+        caps = self.request.ratio_caps
+        left = (caps[gpu.index] for gpus in self.groups for gpu in gpus if gpu.index in caps)
+        return min(1.0, *ratios, *left)
+
+    def _least_ratio(self, accounts: Sequence[Account], most: float) -> float:
+        """The smallest ratio with a whole context for each request of a batch, else ``most``."""
+        if self._fixed_ratio is not None:
+            return most
+        settings = accounts[0].settings
+        wanted = max(settings.max_batch_size * settings.session_len, self.needed_tokens())
+
+        def too_small(step: int) -> bool:
+            ratio = step / RATIO_STEPS
+            return any(
+                account.tokens_at(ratio) < wanted or account.cache_shortfall_at(ratio)
+                for account in accounts
+            )
+
+        return bisect(too_small, 0, round(most * RATIO_STEPS))[1] / RATIO_STEPS
+
+    def footprint(self, settings: Settings) -> int:
+        """The most bytes in use by the engines of all groups, on all of their GPUs."""
+        accounts = [self._account(settings, gpus) for gpus in self.groups]
+        return sum(sum(account.taken_at(account.ratio)) for account in accounts)
+
+    def _short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
+        """The missing bytes on the tightest GPU; 0 if the shape serves."""
+        missing = max(account.missing_at(ratio or 0.0) for account in accounts)
+        if missing or ratio is None:
+            return max(1, missing)
+        cache_shortfall = max(account.cache_shortfall_at(ratio) for account in accounts)
+        if cache_shortfall:
+            return cache_shortfall
+        tokens = max(
+            0, self.needed_tokens() - kv_tokens, excess_tokens(self.request, self.vision_load)
+        )
+        return tokens * accounts[0].bytes_per_token
+
+    def needed_tokens(self) -> int:
+        """The tokens that the cache must hold: a promised context, or the workload's request."""
+        if self.request.workload.context is not None:
+            return self.request.workload.context
+        longest = self.request.model.text.max_position_embeddings
+        return min(shortest_context(self.vision_load), longest, most_context(self.request))
+
+    def _tokens_held(self, session_len: int) -> int:
+        """The tokens of the cache with this context; 0 if the engine does not start."""
+        accounts = self.accounts(session_len)
+        ratio = self.ratio(accounts)
+        if ratio is None or any(account.cache_shortfall_at(ratio) for account in accounts):
+            return 0
+        return min(account.tokens_at(ratio) for account in accounts)
+
+    def _account(self, settings: Settings, gpus: tuple[Gpu, ...]) -> Account:
+        def account() -> Account:
+            return self.engine.account(launch_of(self.request, settings, gpus, self.vision_load))
+
+        key = settings, self.vision_load, self.state.key_of(gpus)
+        return self.state.accounts(key, account)
+
+
+def shortest_context(vision_load: VisionLoad) -> int:
+    """The least ``session_len``, in tokens, with which the workload's request can be served."""
+    return round_up(vision_load.tokens_per_request + MIN_TEXT_TOKENS, CONTEXT_STEP)
+
+
+def most_context(request: ResolvedRequest) -> int:
+    fixed = request.engine_options.get("session_len", request.workload.context)
+    return fixed if isinstance(fixed, int) else request.model.text.max_position_embeddings
+
+
+def longest_context(request: ResolvedRequest) -> int:
+    """The longest context to promise: the user's, or the model's own up to 32,768.
+
+    Few requests are longer, and longer contexts let more images share TurboMind's forward. If
+    images need a longer context, they get it. With the goal of context it is the model's own; for
+    the least footprint it is that of one request.
+    """
+    most = most_context(request)
+    if request.workload.goal == "context" or request.context_given:
+        return most
+    need = shortest_context(vision_load_of(request, request.requested_image_limit))
+    return min(most, need if request.least else max(_ENOUGH_CONTEXT, need))
+
+
+def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
+    """Tokens of images and some text beyond the longest context; LMDeploy refuses such prompts."""
+    if not vision_load.units_per_image:
+        return 0
+    context = most_context(request)
+    text = min(MIN_TEXT_TOKENS, context // _TEXT_SHARE)
+    return max(0, vision_load.tokens_per_request + text - context)
+
+
+def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
+    """The batch of one engine, and whether more memory would allow a larger one.
+
+    It is the user's own; else the smallest batch with nearly the best forecast, since more rows
+    cost memory, or the largest that memory allows. No batch shortens ``session_len``. The forecast
+    is for images that are small for the tower: if the tower needs seconds for a worst image, a
+    batch gains little, and smaller images and texts would wait in vain.
+    """
+    fixed = sizer.request.engine_options.get("max_batch_size")
+    if isinstance(fixed, int):
+        return fixed, False
+    alone = sizer.evaluation(session_len)
+    if not alone.fits:
+        return 1, True
+    need = request_tokens(sizer.state.requested_load)
+    # LMDeploy's default on these cards; a larger batch is never chosen.
+    sizes = [sizer.engine.defaults(gpus[0].name)["max_batch_size"] for gpus in sizer.groups]
+    default = min(size for size in sizes if isinstance(size, int))
+    default = min(default, sizer.largest_batch(alone.settings) or default)
+    most = min(default, max(1, alone.settings.requests_in(alone.kv_tokens, need)))
+    batches = _Batches(sizer, alone, session_len)
+    wanted = batches.fastest(most)
+    chosen = wanted if wanted == 1 or batches.held(wanted) else bisect(batches.held, 1, wanted)[0]
+    bound = most < default and wanted == most
+    return chosen, bound or chosen < wanted
+
+
+class _Batches:
+    """Batches of a shape beside a batch of one, which fits: their rates and tokens."""
+
+    def __init__(self, sizer: Sizer, alone: Evaluation, session_len: int) -> None:
+        self.sizer, self.alone, self.session_len = sizer, alone, session_len
+        self.need = request_tokens(sizer.state.requested_load)
+        by_tokens = sizer.request.workload.goal == "context"
+        kept = alone.kv_tokens * _TOKENS_KEPT if by_tokens else 0
+        #: The KV tokens that must remain with a batch.
+        self.least = max(kept, min(session_len, alone.kv_tokens))
+
+    def rate(self, batch: int) -> float:
+        some = self.sizer.with_batch(batch)
+        settings = shape_settings(self.sizer.request, some.shape, self.session_len)
+        tokens = self.alone.kv_tokens
+        speeds = [some.speed(settings, gpus, tokens, plain=True) for gpus in some.distinct]
+        return sum(speed.requests_per_second for speed in speeds)
+
+    def held(self, batch: int) -> bool:
+        sized = self.sizer.with_batch(batch).evaluation(self.session_len)
+        held = sized.settings.requests_in(sized.kv_tokens, self.need)
+        return sized.fits and held >= batch and sized.kv_tokens >= self.least
+
+    def fastest(self, most: int) -> int:
+        """The smallest batch, up to ``most``, with nearly the best rate.
+
+        The rate grows up to a single maximum; powers of two and ``most`` are tried.
+        """
+        tried = [1 << k for k in range(most.bit_length()) if 1 << k < most] + [most]
+        rates = [self.rate(batch) for batch in tried]
+        enough = max(rates) * _NEARLY_ALL
+        first = next(i for i, value in enumerate(rates) if value >= enough)
+        low = tried[first - 1] if first else 0
+        return bisect(lambda batch: self.rate(batch) < enough, low, tried[first])[1]
+
+
+def held_by(sized: Evaluation) -> int:
+    """How many requests of `counted_tokens` one engine runs at once; 0 if the plan does not fit."""
+    settings = sized.settings
+    size = counted_tokens(sized.vision_load, settings.session_len)
+    held = settings.requests_in(sized.kv_tokens, size)
+    return min(settings.max_batch_size, held) if sized.fits else 0
+
+
+def most_held(sizer: Sizer, wanted: int) -> int:
+    """The most requests at once, below ``wanted``, that one engine of a shape holds; or 0."""
+
+    def holds(batch: int) -> bool:
+        some = sizer.with_batch(batch)
+        return held_by(some.evaluation(some.session_len())) >= batch
+
+    return bisect(holds, 1, wanted)[0] if holds(1) else 0

@@ -1,0 +1,566 @@
+"""The forecast of speed that ranks shapes; plans call it an estimate.
+
+A decode step reads the weights or computes, whichever is slower, and reads the keys and values of
+all running requests. Prefill and vision are counted in FLOPs; every layer has two all-reduces over
+the group's slowest link. Prefills and steps take turns on the card. If the cache cannot hold all
+requests, some are evicted and start again. `bench/speed` compares it with published figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from functools import cache
+from math import exp, inf, log2
+
+import msgspec
+from msgspec.structs import astuple, replace
+
+from turbofit.core.machine import Gpu, Link, Machine, Measured
+from turbofit.core.model import Model
+from turbofit.core.plan import Settings
+from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.struct import Struct, known
+from turbofit.memory.account import NO_IMAGES, Engine, VisionLoad
+from turbofit.planning.tower import BEFORE, Tower, tower_of
+
+#: The rates of a card that neither NVML nor a preset knows: those of a slow card, so a low
+#: forecast.
+_UNKNOWN_BANDWIDTH = 200 * 10**9
+_UNKNOWN_FLOPS = 20 * 10**12
+
+
+class Rates(Struct):
+    """The constants in `presets/engines/throughput.yaml`: seconds, bytes/s, tokens and shares."""
+
+    memory_efficiency: float
+    compute_efficiency: float
+    vision_efficiency: float
+    vision_attention_efficiency: float
+    pixel_seconds: float
+    kernel_seconds: float
+    layer_seconds: float
+    step_seconds: float
+    request_seconds: float
+    recomputed_share: float
+    host_bandwidth: float
+    host_factor: float
+    host_latency: float
+    across_factor: float
+    bridge_ranks: int
+    pcie_bandwidth: float
+    pcie_latency: float
+    nvlink_efficiency: float
+    nvlink_latency: float
+    text_tokens: int
+    output_tokens: int
+    tile_source_seconds: float
+    tile_prepared_seconds: float
+    tile_float_seconds: float
+    processor_source_seconds: float
+    processor_prepared_seconds: float
+    queued_share: float
+
+
+#: The share of a card's peak that a large copy or product reaches. A measured card's figures are
+#: such rates, while the efficiencies are shares of the peak.
+_COPY_SHARE = 0.9
+_PRODUCT_SHARE = 0.75
+
+
+class GpuRates(Struct):
+    """The sustained rates of a group's slowest card: bytes/s of memory, 16-bit FLOP/s.
+
+    The products of a vision tower and its attention have separate rates.
+    """
+
+    bandwidth: float
+    flops: float
+    vision_flops: float
+    vision_attention_flops: float
+
+
+@cache
+def rates(priors: tuple[str, ...] = ()) -> Rates:
+    """The constants of the presets; those in ``priors`` have their values before a bench's fit."""
+    entries = load_yaml(preset_path("engines", "throughput"))
+    values = {
+        name: entry.get("prior" if name in priors else "value", entry["value"])
+        for name, entry in entries.items()
+    }
+    return msgspec.convert(values, Rates)
+
+
+def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = None) -> GpuRates:
+    """The rates of the slowest of these cards; measured figures of a card count first."""
+    measured_cards = {card.index: card for card in measured.cards} if measured else {}
+
+    def peak(gpu: Gpu) -> tuple[float, float]:
+        if (card := measured_cards.get(gpu.index)) is not None:
+            return card.bandwidth / _COPY_SHARE, card.flops / _PRODUCT_SHARE
+        bandwidth = known(gpu.memory_bandwidth, _UNKNOWN_BANDWIDTH)
+        return bandwidth, known(gpu.dense_flops, _UNKNOWN_FLOPS)
+
+    peaks = [peak(gpu) for gpu in gpus]
+    flops = min(flops for _, flops in peaks)
+    return GpuRates(
+        bandwidth=min(bandwidth for bandwidth, _ in peaks) * figures.memory_efficiency,
+        flops=flops * figures.compute_efficiency,
+        vision_flops=flops * figures.vision_efficiency,
+        vision_attention_flops=flops * figures.vision_attention_efficiency,
+    )
+
+
+class StepWork(Struct):
+    """The work of one model in one shape, for one rank unless the name says otherwise.
+
+    ``weights`` are bytes that every decode step reads; ``experts`` are those of routed experts, of
+    which one token needs the share ``routed``. ``token_flops`` are for one token through all
+    layers, ``pair_flops`` for the attention of one token to another. ``prompt_tokens`` are those
+    that one forward reads under given settings.
+    """
+
+    layers: int
+    hidden_bytes: int
+    weights: float
+    experts: float
+    routed: float
+    token_flops: float
+    pair_flops: float
+    kv_bytes: float
+    prompt_tokens: Callable[[Settings], int]
+    tower: Tower = Tower()
+
+    def read_bytes(self, batch: float) -> float:
+        """The bytes of weights that one step reads; more tokens need more experts."""
+        return self.weights + self.experts * float(1 - (1 - self.routed) ** batch)
+
+
+def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
+    """The work of a model; of the settings, ``tp`` and those for the cache's tokens matter."""
+    text, tp, moe = model.text, settings.tp, model.text.moe
+    held, cache = engine.weights(model, tp), engine.cache(model, settings)
+    routed = share = 0.0
+    if moe is not None:
+        routed = moe.experts_per_token / moe.experts
+        of_experts = 3.0 * text.hidden * moe.intermediate * moe.experts * moe.layers
+        share = of_experts / (of_experts + _dense_parameters(model, with_experts=False))
+    shards = engine.weights(model, 1).vision / held.vision if held.vision else 1.0
+    return StepWork(
+        layers=text.layers,
+        hidden_bytes=text.hidden * 2,
+        weights=held.decode * (1 - share),
+        experts=held.decode * share,
+        routed=routed,
+        token_flops=2 * _dense_parameters(model) / tp,
+        pair_flops=4.0 * text.heads * text.head_dim * text.attention_layers / tp,
+        kv_bytes=cache.block_bytes / cache.block_tokens,
+        prompt_tokens=engine.prompt_tokens,
+        tower=tower_of(model, held.vision, shards, encodes_again=engine.encodes_again),
+    )
+
+
+def _dense_parameters(model: Model, *, with_experts: bool = True) -> float:
+    """The parameters that one token passes through, without the embedding."""
+    text, moe, delta = model.text, model.text.moe, model.text.delta
+    gate = text.heads if text.output_gate else 0
+    attention = text.hidden * text.head_dim * (2 * text.heads + gate + 2 * text.kv_heads)
+    attention *= text.attention_layers
+    if delta is not None:
+        attention += delta.layers * text.hidden * (delta.channels + 2 * delta.values)
+    mlp = 3.0 * text.hidden * text.intermediate * text.layers
+    if moe is not None:
+        routed = moe.experts_per_token * moe.intermediate if with_experts else 0
+        mlp *= 1 - moe.layers / text.layers
+        mlp += 3.0 * text.hidden * (routed + moe.shared_intermediate) * moe.layers
+    return float(attention + mlp + text.vocab * text.hidden)
+
+
+class LinkClass(IntEnum):
+    """The kinds of link from slow to fast; unread links count as the slowest."""
+
+    ACROSS_HOST = 0
+    HOST = 1
+    PCIE_PEER = 2
+    NVLINK = 3
+    ALONE = 4
+
+    @property
+    def words(self) -> str:
+        return (
+            "through host memory across NUMA nodes",
+            "through host memory, no peer access",
+            "PCIe peer access",
+            "NVLink",
+            "one GPU",
+        )[self]
+
+
+def group_class(machine: Machine, gpus: Sequence[Gpu]) -> LinkClass:
+    return min(map(link_class, _links(machine, gpus)), default=LinkClass.ALONE)
+
+
+def nvlink_bandwidth(machine: Machine, gpus: Sequence[Gpu]) -> int:
+    """Bytes/s in one direction of the slowest NVLink in the group, 0 without NVLink."""
+    return min((known(link.nvlink_bandwidth, 0) for link in _links(machine, gpus)), default=0)
+
+
+def _links(machine: Machine, gpus: Sequence[Gpu]) -> list[Link]:
+    return [machine.link(a.index, b.index) for k, a in enumerate(gpus) for b in gpus[:k]]
+
+
+def link_class(link: Link) -> LinkClass:
+    if link.nvlinked:
+        return LinkClass.NVLINK
+    if link.peers:
+        return LinkClass.PCIE_PEER
+    return LinkClass.ACROSS_HOST if link.ancestor == "system" else LinkClass.HOST
+
+
+class AllReduce(Struct):
+    """An all-reduce over ``ranks`` GPUs.
+
+    ``latency`` is that of two ranks in seconds; ``bandwidth`` is what one of two GPUs sends, in
+    bytes/s. ``shared_by`` ranks use one host bridge and share the bandwidth of two of them.
+    """
+
+    ranks: int
+    latency: float = 0.0
+    bandwidth: float = 1.0
+    shared_by: int = 2
+
+    @property
+    def launch(self) -> float:
+        """The seconds for any number of bytes: the latency, half of it times the tree's depth."""
+        return 0.0 if self.ranks == 1 else self.latency * (1 + log2(self.ranks)) / 2
+
+    @property
+    def seconds_per_byte(self) -> float:
+        if self.ranks == 1:
+            return 0.0
+        traffic = 2 * (self.ranks - 1) / self.ranks * max(2, min(self.ranks, self.shared_by)) / 2
+        return traffic / self.bandwidth
+
+    def seconds(self, size: float) -> float:
+        return self.launch + size * self.seconds_per_byte
+
+
+def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllReduce:
+    """The all-reduce of a group; unread links count as the slowest, so the forecast is low."""
+    kind, ranks = group_class(machine, gpus), len(gpus)
+    if kind == LinkClass.ALONE:
+        return AllReduce(ranks=1)
+    measured = _measured(machine, gpus)
+    if measured is not None:
+        return measured
+    slot = figures.pcie_bandwidth * min(_pcie_scale(gpu) for gpu in gpus)
+    host = min(figures.host_bandwidth, slot * figures.host_factor)
+    if kind == LinkClass.NVLINK:
+        bandwidth = max(nvlink_bandwidth(machine, gpus) * figures.nvlink_efficiency, host)
+        return AllReduce(ranks=ranks, latency=figures.nvlink_latency, bandwidth=bandwidth)
+    latency, bandwidth = figures.host_latency, host
+    if kind == LinkClass.PCIE_PEER:
+        latency, bandwidth = figures.pcie_latency, slot
+    elif kind == LinkClass.ACROSS_HOST:
+        bandwidth *= figures.across_factor
+    shared = figures.bridge_ranks
+    return AllReduce(ranks=ranks, latency=latency, bandwidth=bandwidth, shared_by=shared)
+
+
+def reduce_class(machine: Machine, gpus: Sequence[Gpu]) -> int:
+    """A number that differs if the measured all-reduces of two groups differ by two fifths."""
+    if machine.measured is None or len(gpus) == 1:
+        return 0
+    return round(2 * log2(all_reduce_of(machine, gpus, rates()).seconds(1 << 20)))
+
+
+def _measured(machine: Machine, gpus: Sequence[Gpu]) -> AllReduce | None:
+    """The group's measured all-reduce, or one from its slowest pair over a host bridge (low)."""
+    if machine.measured is None:
+        return None
+    indices = frozenset(gpu.index for gpu in gpus)
+    by_group: dict[frozenset[int], dict[int, float]] = {}
+    for reduce in machine.measured.reduces:
+        if reduce.right:
+            by_group.setdefault(frozenset(reduce.gpus), {})[reduce.size] = reduce.seconds
+    curve = by_group.get(indices)
+    if curve is not None and len(curve) > 1:
+        return _line(curve, len(gpus), len(gpus))
+    pairs = [times for group, times in by_group.items() if group <= indices and len(group) == 2]
+    wanted = len(indices) * (len(indices) - 1) // 2
+    if len(pairs) < wanted or any(len(times) < 2 for times in pairs):
+        return None
+    lines = [_line(times, 2, len(gpus)) for times in pairs]
+    slowest = max(lines, key=lambda line: line.seconds(1 << 20))
+    return replace(slowest, shared_by=len(gpus))
+
+
+def _line(times: dict[int, float], measured: int, ranks: int) -> AllReduce:
+    """An all-reduce of ``ranks``, from the times for two sizes that ``measured`` ranks needed."""
+    small, large = min(times), max(times)
+    slope = max((times[large] - times[small]) / (large - small), 1e-15)
+    latency = max(times[small] - slope * small, 0.0) / ((1 + log2(measured)) / 2)
+    return AllReduce(ranks=ranks, latency=latency, bandwidth=2 * (measured - 1) / measured / slope)
+
+
+def _pcie_scale(gpu: Gpu) -> float:
+    """The card's PCIe link relative to 3.0 x16; that is also assumed if it is unknown or 0."""
+    generation, width = known(gpu.pcie.generation, 0) or 3, known(gpu.pcie.width, 0) or 16
+    return float(2.0 ** (generation - 3) * width / 16)
+
+
+#: With answers of equal length, more requests fit than could all end; the more lengths differ, the
+#: sooner evictions begin. Below this value there is no difference.
+_LEAST_ROOM = 0.1
+#: Steps of the bisection for a number of requests: to a thousandth of a batch of 256.
+_HALVINGS = 18
+
+
+class Speed(Struct):
+    """The forecast of one group.
+
+    ``seconds_to_first_token`` is for a request that comes at a random time while all others run: it
+    waits for the prompt in progress (no answer ends meanwhile, so few others wait). ``alone`` is
+    for a request that finds the engine idle. ``running`` is the average number of requests in the
+    batch; ``prefill`` is the time of one request's prompt, ``step`` that of one token of all
+    running requests, ``reduce`` the part of it on links, each in seconds. ``encodings`` is how
+    often the images of a single request are encoded. A larger cache never gives fewer requests a
+    second.
+    """
+
+    requests_per_second: float
+    seconds_per_request: float
+    seconds_to_first_token: float
+    alone: float
+    running: float
+    prefill: float
+    step: float
+    reduce: float
+    encodings: int = 0
+
+    def queued(self) -> Speed:
+        """The forecast if image requests wait in the gateway for the prefill of others."""
+        kept = rates().queued_share
+        return replace(
+            self,
+            requests_per_second=self.requests_per_second * kept,
+            seconds_per_request=self.seconds_per_request / kept,
+            seconds_to_first_token=self.seconds_to_first_token / kept,
+        )
+
+
+def request_tokens(vision_load: VisionLoad) -> int:
+    """The tokens of the workload's request: its images, and the assumed text and answer."""
+    figures = rates()
+    return vision_load.tokens_per_request + figures.text_tokens + figures.output_tokens
+
+
+def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
+    """The tokens of the request that verdicts count: the workload's, at most ``session_len``."""
+    return min(request_tokens(vision_load), session_len)
+
+
+class Pace(Struct):
+    """A wish: requests a second, seconds to the first token and to a later one; None: no wish."""
+
+    rate: float | None = None
+    first_token: float | None = None
+    per_token: float | None = None
+
+    def forecast(self, speed_at: Callable[[float], Speed], share: float, most: float) -> Pace:
+        """The pace with the fewest requests that reach ``share`` of the rate, or with ``most``."""
+        low, high = 0.0, most
+        wanted = inf if self.rate is None else self.rate * share
+        speed = speed_at(most)
+        for _ in range(_HALVINGS if speed.requests_per_second > wanted else 0):
+            middle = (low + high) / 2
+            tried = speed_at(middle)
+            if tried.requests_per_second < wanted:
+                low = middle
+            else:
+                high, speed = middle, tried
+        first, whole = speed.seconds_to_first_token, speed.seconds_per_request
+        per_token = max(speed.step, (whole - first) / rates().output_tokens)
+        return Pace(rate=speed.requests_per_second, first_token=first, per_token=per_token)
+
+    def excess(self, forecast: Pace) -> float:
+        """The share by which the worst missed wish is missed; 0 if all are kept."""
+        both = zip(astuple(self), astuple(forecast), (-1, 1, 1), strict=True)
+        missed: list[float] = [
+            ((now or 1e-9) / wish) ** sign - 1 for wish, now, sign in both if wish
+        ]
+        return max(0.0, *missed)
+
+
+class ClosedLoad(Struct):
+    """A closed load: always the same number of equal requests.
+
+    ``prompt`` and ``output`` are the tokens of one request, with images in the prompt. ``at_once``
+    may be a fraction (8 requests over 7 replicas: 8/7); below one, the engine is idle in between.
+    ``spread`` is the squared coefficient of variation of an answer's length: 0 for equal lengths, 1
+    for an exponential distribution.
+    """
+
+    prompt: float
+    output: float
+    at_once: float
+    images: VisionLoad = NO_IMAGES
+    spread: float = 0.0
+
+
+class GroupRates(Struct):
+    """The rates of a group's cards and links, and a model's work on one rank."""
+
+    work: StepWork
+    card: GpuRates
+    reduce: AllReduce
+
+    def seconds(
+        self, figures: Rates, tokens: float, *, pairs: float = 0.0, cached: float = 0.0
+    ) -> float:
+        """The seconds of one forward of so many tokens; it reads weights while it computes.
+
+        ``pairs``: pairs of a prompt's token and one it attends to; ``cached``: tokens whose KV is
+        read.
+        """
+        work, card = self.work, self.card
+        products = max(
+            work.read_bytes(tokens) / card.bandwidth, tokens * work.token_flops / card.flops
+        )
+        attention = pairs * work.pair_flops / card.flops + cached * work.kv_bytes / card.bandwidth
+        launches = work.layers * figures.layer_seconds + figures.step_seconds
+        return products + attention + self.reduces(tokens) + launches
+
+    @property
+    def plain(self) -> GroupRates:
+        """The same rates with a plain tower, used to choose a batch."""
+        return replace(self, work=replace(self.work, tower=self.work.tower.plain))
+
+    def tower_seconds(self, units: float) -> float:
+        """The seconds in which an image of so many units is encoded once."""
+        tower, card = self.work.tower, self.card
+        products = tower.unit_flops * units / card.vision_flops
+        return products + tower.attention_flops(units) / card.vision_attention_flops
+
+    def reduces(self, tokens: float) -> float:
+        """The seconds on links in a forward of so many tokens; every layer reduces twice."""
+        times, reduce = 2 * self.work.layers, self.reduce
+        token_reduces = times * reduce.seconds_per_byte * self.work.hidden_bytes
+        return times * reduce.launch + tokens * token_reduces
+
+
+def group_rates(
+    model: Model, settings: Settings, machine: Machine, gpus: Sequence[Gpu], engine: Engine
+) -> GroupRates:
+    return GroupRates(
+        work=work_of(model, settings, engine),
+        card=card_of(gpus, rates(), machine.measured),
+        reduce=all_reduce_of(machine, gpus, rates()),
+    )
+
+
+def group_speed(
+    group: GroupRates,
+    settings: Settings,
+    requested_load: VisionLoad,
+    kv_tokens: int,
+    at_once: float,
+) -> Speed:
+    """The forecast of one group for the workload's request, without lowered limits.
+
+    If the group's forwards hold fewer units than the engine's bound, image requests wait for
+    others. A request longer than a session gets a shorter prompt.
+    """
+    figures = rates()
+    longest = max(1, settings.session_len - figures.output_tokens)
+    load = ClosedLoad(
+        prompt=min(requested_load.tokens_per_request + figures.text_tokens, longest),
+        output=figures.output_tokens,
+        at_once=float(at_once),
+        images=requested_load,
+    )
+    speed = speed_of(group, figures, load, settings, kv_tokens)
+    return speed if requested_load.units_per_forward is None else speed.queued()
+
+
+def speed_of(
+    group: GroupRates, figures: Rates, load: ClosedLoad, settings: Settings, kv_tokens: float
+) -> Speed:
+    """The speed of one engine under a closed load, forecast; ``kv_tokens`` fit into its cache."""
+    work, card, at_once = group.work, group.card, load.at_once
+    whole, context = load.prompt + load.output, load.prompt + load.output * (1 + load.spread) / 2
+    admitted = min(at_once, settings.max_batch_size)
+    room, fitting = max(0.0, whole / context - 1), max(1.0, kv_tokens // whole)
+    mean, repeated = crowd_of(admitted, fitting, room, load.output, figures.recomputed_share)
+    running = max(1.0, mean)
+
+    # All is counted as one pass, so the forecast is slightly high: the launches of more passes, a
+    # percent at most, must not outweigh the cache that a smaller prefill leaves.
+    text = group.seconds(figures, load.prompt, pairs=load.prompt**2 / 2)
+    step = group.seconds(figures, running, cached=running * context)
+    encoding = group.tower_seconds(load.images.units_per_image)
+    encodings, cut = _encodings(work, load, settings)
+    alone = text + encodings * encoding
+    # Answers that end in the same step admit prompts that are then read back to back.
+    together = (running - 1) / load.output
+    behind = 1 - (1 - exp(-together)) / together if together else 0.0
+    images = encoding * (encodings + cut * behind)
+    prefill = text + images
+    # An evicted request starts again, with its images.
+    again = repeated * load.output
+    again = again * work.token_flops / card.flops + images * again / whole
+
+    cycle = running * (prefill + again) + load.output * step
+    # LMDeploy's event loop runs beside the GPU.
+    rate = min(min(1.0, admitted) * running / cycle, 1 / figures.request_seconds)
+    others = (running - 1) * (prefill + again) / cycle
+    first = prefill + others * (prefill / 2 + prefill * together / 2) + step
+    return Speed(
+        requests_per_second=rate,
+        seconds_per_request=at_once / rate,
+        seconds_to_first_token=first + (at_once - mean) / rate,
+        alone=alone + group.seconds(figures, 1.0, cached=load.prompt),
+        running=mean,
+        prefill=prefill,
+        step=step,
+        reduce=group.reduces(running),
+        encodings=encodings,
+    )
+
+
+def _encodings(work: StepWork, load: ClosedLoad, settings: Settings) -> tuple[int, float]:
+    """How often a single request's images are encoded, and how many more times in a queue.
+
+    Waiting prompts are read back to back, so the edge of a forward cuts an image more often. Two
+    prompts are not read together if they are longer than a context, or if their images queue. A
+    plain tower has no additional encodings.
+    """
+    sent, forward, tower = load.images, work.prompt_tokens(settings), work.tower
+    images, tokens = sent.images_per_request, sent.tokens_per_request
+    alone, context = tower.encodings(BEFORE, tokens, forward, images), settings.session_len
+    together = forward < context and 2 * load.prompt <= context and sent.units_per_forward is None
+    if not images or not tower.encodes_again or not tower.pair_flops or not together:
+        return alone, 0.0
+    return alone, max(0.0, images + tokens / forward - alone)
+
+
+def crowd_of(
+    admitted: float, fitting: float, room: float, output: float, recomputed_share: float
+) -> tuple[float, float]:
+    """The average number of running requests, and the share of its answer that each recomputes.
+
+    It was fitted to `tests/planning/simulated_cache.py`.
+
+    Args:
+        admitted: requests that the batch admits.
+        fitting: requests whose prompt and whole answer fit into the cache, at least one.
+        room: the share by which more requests fit at their mean length than at their full length.
+        output: tokens of an answer; the shorter they are, the more end in a step, and the fewer
+          are evicted.
+        recomputed_share: the largest share of an answer that is recomputed.
+    """
+    if admitted <= fitting:
+        return admitted, 0.0
+    evicting = 1 - exp((1 - admitted / fitting) / max(room, _LEAST_ROOM))
+    running = min(admitted, fitting * (1 + room * evicting))
+    return running, evicting * recomputed_share / (1 + fitting / output)

@@ -1,0 +1,237 @@
+"""The forecast over all engines, limited by the host that prepares their images, and its certainty.
+
+LMDeploy decodes and resizes images, and converts them to numbers, on processor cores, in each
+engine's process, with the threads that turbofit gives it. If these are slower than the cards, the
+cards wait. `presets/engines/surety.yaml` has the errors of each kind of forecast on published and
+measured rows; `python -m bench.speed --write` writes it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+
+from turbofit.core.plan import HostImages, Surety, Throughput, image_threads
+from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.struct import NA, Struct
+from turbofit.core.units import three_digits
+from turbofit.planning.speed import Speed, rates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from turbofit.core.images.rule import ImageRule, Size
+    from turbofit.core.machine import Gpu, Machine
+    from turbofit.core.model import Model
+    from turbofit.memory.account import VisionLoad
+    from turbofit.planning.resolved_request import ResolvedRequest
+
+Word = Literal["good", "fair", "rough", "order"]
+
+#: The image that `turbofit calibrate` measures: pixels of a photograph, and of its nine tiles.
+_REFERENCE: Final = (1920 * 1080, 9 * 448 * 448)
+
+
+class HostRate(Struct):
+    """The host's rate: ``cores`` prepare images, each in ``seconds`` of one core.
+
+    ``measured``: the figures were measured on this host.
+    """
+
+    cores: int
+    seconds: float
+    measured: bool = False
+
+    @property
+    def images_per_second(self) -> float:
+        return self.cores / self.seconds
+
+    @property
+    def words(self) -> str:
+        """The basis of the host's rate in words."""
+        how = "as measured here" if self.measured else "as on a usual core"
+        return f"an image takes {three_digits(self.seconds)} s of one core of the host, {how}"
+
+    def beside(self, of_cards: float) -> HostImages:
+        """The rates of the host and of the cards (``of_cards``, images a second), for the plan."""
+        return HostImages(
+            cores=self.cores,
+            seconds_per_image=round(self.seconds, 4),
+            images_per_second=round(self.images_per_second, 2),
+            gpu_images_per_second=round(of_cards, 2),
+            measured=self.measured,
+        )
+
+
+def host_rate(
+    machine: Machine,
+    rule: ImageRule | None,
+    load: VisionLoad,
+    engines: int,
+    *,
+    size: Size | None = None,
+    threads: int | None = None,
+) -> HostRate | None:
+    """The host's rate for a load's images, for so many engines of LMDeploy.
+
+    Pictures of unknown ``size`` have as many pixels as their units (too high for larger pictures).
+    ``threads`` of each engine prepare them; None means turbofit's choice. None without images, or
+    if the host's cores are unknown. The rate is too high if other processes use the cores, too low
+    if images come twice.
+    """
+    cores = machine.host.cpus
+    if rule is None or not load.units_per_image or cores == NA:
+        return None
+    threads = threads or image_threads(int(cores), engines)
+    seconds = image_seconds(rule, load.units_per_image, size, by_float=threads == 1)
+    measured = machine.measured.image_seconds if machine.measured is not None else 0.0
+    if measured:
+        photograph, tiles = _REFERENCE
+        figures = rates()
+        usual = photograph * figures.tile_source_seconds + tiles * figures.tile_prepared_seconds
+        seconds *= measured / usual
+    busy = min(int(cores), threads * engines)
+    return HostRate(cores=busy, seconds=seconds, measured=bool(measured))
+
+
+def image_seconds(
+    rule: ImageRule, units: int, size: Size | None = None, *, by_float: bool = False
+) -> float:
+    """Seconds of one core for an image of so many units; ``by_float``: LMDeploy's own way.
+
+    A picture without ``size`` has as many pixels as its units.
+    """
+    prepared, figures = units * rule.unit_side**2, rates()
+    pixels = prepared if size is None else size[0] * size[1]
+    if not rule.by_table:
+        return (
+            pixels * figures.processor_source_seconds
+            + prepared * figures.processor_prepared_seconds
+        )
+    each = figures.tile_float_seconds if by_float else figures.tile_prepared_seconds
+    return pixels * figures.tile_source_seconds + prepared * each
+
+
+def with_host(of_cards: float, at_once: float, host: HostRate, images: int) -> tuple[float, float]:
+    """The rate with a host that prepares images, and the seconds added to a first token.
+
+    ``of_cards`` is the rate of the cards only, with ``at_once`` requests at any time. While the
+    host works on one request's images, the cards work for others, if there are any.
+    """
+    prepared, seconds = host.images_per_second / images, host.seconds * images
+    waits = at_once * max(0.0, 1 / prepared - 1 / of_cards)  # if the host is slower than the cards
+    rate = min(prepared, of_cards if at_once > 1 else 1 / (1 / of_cards + seconds))
+    return rate, seconds + waits
+
+
+def forecast(
+    request: ResolvedRequest,
+    speeds: Sequence[Speed],
+    load: VisionLoad,
+    *,
+    engine: str = "",
+    gpus: Sequence[Gpu] = (),
+    size: Size | None = None,
+) -> Throughput:
+    """The forecast over all engines, with how certain each figure is for an ``engine`` on ``gpus``.
+
+    The host prepares the images of a request, of this ``size`` or that of the workload; a host of
+    unknown cores is not counted.
+    """
+    figures, images, machine = rates(), load.images_per_request, request.machine
+    rule, size = request.model.image_rule, size or request.workload.image_size
+    threads, measured = request.image_threads, machine.measured
+    host = host_rate(machine, rule, load, len(speeds), size=size, threads=threads)
+    rests = "rates assumed, not measured"
+    if measured is not None and (measured.cards or measured.reduces):
+        rests = f"cards and links as measured here with torch {measured.torch}, the rest assumed"
+    if images:
+        rests += f"; {host.words if host else 'the host is not counted: its cores are not known'}"
+    of_cards = rate = sum(speed.requests_per_second for speed in speeds)
+    there = sum(speed.requests_per_second * speed.seconds_per_request for speed in speeds)
+    seconds = max(speed.seconds_to_first_token for speed in speeds)
+    alone = max(speed.alone for speed in speeds)
+    prepares = None
+    if host is not None and images:
+        prepares = host.beside(images * of_cards)
+        rate, waits = with_host(of_cards, there, host, images)
+        seconds, alone = seconds + waits, alone + host.seconds * images
+    kind = kind_of(request.model, engine, images=bool(load.units_per_image))
+    surety = surety_of(kind, gpus)
+    return Throughput(
+        basis=(
+            f"estimate: {figures.text_tokens} text tokens beside the workload's images, "
+            f"{figures.output_tokens} answered; {rests}; {surety.words}"
+        ),
+        requests_per_second=round(rate, 4),
+        output_tokens_per_second=round(rate * figures.output_tokens, 1),
+        concurrent_requests=round(sum(speed.running for speed in speeds)),
+        seconds_to_first_token=round(seconds, 3),
+        seconds_to_first_token_alone=round(alone, 3),
+        host=prepares,
+        median_error=surety.median,
+        surety=surety,
+        first_token=surety_of(f"first token among others, {kind}", gpus),
+        first_token_alone=surety_of(f"first token alone, {kind}", gpus),
+    )
+
+
+#: Nine of ten forecasts of a kind must be within these factors to be good, fair or rough; of worse
+#: kinds only the order of magnitude is told.
+_TIMES: Final = (1.25, 1.5, 2.0)
+_WORDS: Final[tuple[Word, ...]] = ("good", "fair", "rough", "order")
+#: The suffix of kinds whose rows were not used in the fit, and whose cards were not either.
+UNSEEN: Final = "other cards"
+
+
+class Errors(Struct):
+    """The errors of one kind: all shares, and the factors of nine in ten and of the worst."""
+
+    figures: int
+    median: float
+    p90: float
+    times: float
+    worst: float
+    cards: tuple[str, ...]
+
+
+@cache
+def errors_of() -> dict[str, Errors]:
+    """The errors of all kinds with at least one figure."""
+    return msgspec.convert(load_yaml(preset_path("engines", "surety")), dict[str, Errors])
+
+
+def kind_of(model: Model, engine: str, *, images: bool) -> str:
+    """The kind of a forecast: for texts or for the model's images, on an engine."""
+    rule = model.image_rule
+    what = f"images of {rule.unit_name}" if rule is not None and images else "text"
+    return f"{what}, {engine}"
+
+
+def surety_of(kind: str, gpus: Iterable[Gpu]) -> Surety:
+    """The certainty of a kind of forecast on these cards.
+
+    If some of these cards have no figures, those of other cards count. If there are none of other
+    cards either, the word is one step less certain.
+    """
+    known, cards = errors_of(), {gpu.name for gpu in gpus}
+    found, other = known.get(kind), known.get(f"{kind}, {UNSEEN}")
+    if found is None:
+        return Surety(kind=kind, word="unknown")
+    seen, sure = cards <= set(found.cards), 0
+    if not seen and other is not None:
+        kind, found = f"{kind}, {UNSEEN}", other
+    elif not seen:
+        sure = 1
+    sure += sum(found.times > most for most in _TIMES)
+    return Surety(
+        kind=kind,
+        word=_WORDS[min(sure, len(_WORDS) - 1)],
+        figures=found.figures,
+        median=found.median,
+        p90=found.p90,
+        worst=found.worst,
+        seen=seen,
+    )

@@ -1,0 +1,119 @@
+"""The worst cases of a plan, named like the ledger's transient terms, for each engine.
+
+``vision_request``: one request with as many images as it may have. ``vision_forward``: images that
+bring as many units into one forward as the plan pays for. ``text_prefill``: one prompt as long as
+the plan promises. ``sampling``: a full batch with ``top_k=0``. An engine that serves one request at
+a time has the first and the third case.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import convert
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.images import ImageRule
+from turbofit.core.images.rule import DummyImage
+from turbofit.core.model import Model
+from turbofit.core.plan import Plan
+from turbofit.memory.account import vision_load_within
+from turbofit.memory.engines import engine_of
+from turbofit.memory.worst_images import Image, Text, pictures
+from turbofit.rehearsal.spec import LONGEST, RehearsalCase, RehearsalRequest, Unit
+
+_NEW: Final = 2  # tokens to generate: one forward of prefill, one of decoding
+_NEW_ON_TORCH: Final = 4
+_TEXT: Final = 32  # tokens of text beside images, about those of a chat template
+#: The most tokens that a chat template adds to a prompt and to each picture, and after them.
+_CHAT: Final = Text(before=33, around=8, after=_NEW_ON_TORCH + 1)
+
+
+def turbomind_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
+    """The cases of an engine that takes images as units, of which one may have any number."""
+    rule, limits = plan.model.image_rule, plan.limits
+    longest = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _NEW
+    if rule is None or limits.vision_unit is None:
+        return _cases(plan, [], [], max(1, longest), _NEW)
+
+    def make(units: int, tokens: int) -> Image | None:
+        units = min(units, rule.units_within(tokens)) // rule.unit_step * rule.unit_step
+        return Image(units, rule.unit_tokens(units)) if units > 0 else None
+
+    def request(units: list[int], text: int) -> RehearsalRequest:
+        grids = convert([rule.grid(count) for count in units], tuple[Unit, ...])
+        return RehearsalRequest(text, grids, max_new_tokens=_NEW, lead=1)
+
+    one = request([limits.units_per_image] * limits.images_per_request, _TEXT)
+    met = engine_of(plan).worst_images(plan, make, Text(before=1, after=1 + _NEW))
+    images = [image.units for image in met.images]
+    return _cases(plan, [one], [request(images, 2)] if images else [], max(1, longest), _NEW)
+
+
+def torch_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
+    """The cases of an engine on torch, which takes pictures; UsageError: see `rehearsed_size`."""
+    limits, settings, rule = plan.limits, plan.settings, limited(plan).image_rule
+    several, one, forward = plan.engine.of_lmdeploy, [], []
+    if rule is not None and limits.vision_unit is not None and limits.images_per_request:
+        size = plan.workload.image_size or rehearsed_size(rule, limits.image_limit)
+        one = [_pictures(_TEXT, [size] * limits.images_per_request)]
+        if several:
+            engine, make = engine_of(plan), pictures(rule, DummyImage(size, {}), with_fields=False)
+            sizes = [dummy.size for dummy in engine.worst_images(plan, make, _CHAT).dummies]
+            bound = engine.units_bound(rule, vision_load_within(limits), settings)
+            # The pixels of another request come while a forward runs, unless a gateway makes it
+            # wait, or a whole batch meets in one forward.
+            batch = settings.max_batch_size * limits.units_per_request
+            count = 2 if bound <= limits.units_per_forward < batch else 1
+            # A prefix cache would save the encoding of pictures that it has seen.
+            numbers = range(1, count + 1) if settings.enable_prefix_caching else [None] * count
+            forward = [_pictures(1, sizes, number) for number in numbers] if sizes else []
+    longest = LONGEST if several else settings.session_len - _NEW_ON_TORCH
+    return _cases(plan, one, forward, longest, _NEW_ON_TORCH)
+
+
+def limited(plan: Plan) -> Model:
+    """The model with the planned limit as its own, if its stand-in is written with the limit."""
+    model, limit = plan.model, plan.limits.image_limit
+    carries = model.vision is not None and model.vision.kind in ("internvit", "moonvit")
+    if model.image_rule is None or limit is None or not carries:
+        return model
+    return replace(model, image_rule=model.image_rule.with_limit(limit))
+
+
+def rehearsed_size(rule: ImageRule, limit: int | None) -> tuple[int, int]:
+    """The (width, height) of a picture with the most units under the limit, as square as possible.
+
+    Raises:
+        UsageError: the limit is above the checkpoint's own, which a picture's size cannot raise.
+    """
+    if limit is not None and limit > rule.checkpoint_limit:
+        raise UsageError(
+            f"{rule.limit_option} {limit} is above the checkpoint's own {rule.checkpoint_limit}",
+            hint="the rehearsal sends pictures under the checkpoint's own limit; lower it",
+        )
+    return rule.worst_size(limit)
+
+
+def _pictures(
+    letters: int, sizes: list[tuple[int, int]], number: int | None = None
+) -> RehearsalRequest:
+    return RehearsalRequest(
+        letters, sizes=tuple(sizes), max_new_tokens=_NEW_ON_TORCH, images=number
+    )
+
+
+def _cases(
+    plan: Plan,
+    one: list[RehearsalRequest],
+    forward: list[RehearsalRequest],
+    longest: int,
+    new: int,
+) -> tuple[RehearsalCase, ...]:
+    cases = {"vision_request": one, "vision_forward": forward}
+    cases["text_prefill"] = [RehearsalRequest(longest, max_new_tokens=new)]
+    if plan.engine.of_lmdeploy:
+        row = RehearsalRequest(16, max_new_tokens=new, top_k=0)
+        cases["sampling"] = [row] * plan.settings.max_batch_size
+    return tuple(RehearsalCase(name, tuple(some)) for name, some in cases.items() if some)

@@ -1,0 +1,329 @@
+"""The header-only twin of a model that turbofit knows, from a preset or a hub's headers.
+
+Its files are as long as real ones and sparse: a loader that maps them reads zeros.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import struct
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.json_types import JsonObject
+from turbofit.core.model import Model
+from turbofit.core.presets import merged
+from turbofit.model.presets import find_preset, nearest_names, preset_model
+from turbofit.model.tensors import Tensor, text_tensors
+from turbofit.model.towers import tower_tensors
+from turbofit.rehearsal.checkpoint.kinds import (
+    Decoder,
+    Kind,
+    Values,
+    config_from,
+    kinds,
+    values_of,
+)
+from turbofit.rehearsal.checkpoint.naming import Entry, Writer, need_names
+from turbofit.rehearsal.checkpoint.tokenizer import (
+    Tokenizer,
+    common,
+    special_tokens,
+    write_tokenizer,
+)
+
+#: Why some families have no twin, although LMDeploy runs them. Even the smallest Llama 4, Scout,
+#: has 202 GiB of weights; each rank loads a layer's experts as one tensor of 16 x 5120 x 16384
+#: values of 16 bits.
+_WHY_NONE: Final = {
+    "Llama4ForCausalLM": (
+        "each of at least four processes would load 2.5 GiB of experts at once, more host memory"
+        " than a rehearsal may take"
+    ),
+}
+#: Packings that can be written: method, and size of a group. awq has 4 bits, fp8 blocks of 128 x
+#: 128; mxfp4 packs only the experts of gpt-oss, compressed-tensors only experts.
+_PACKED: Final = {("awq", 128), ("fp8", 128), ("mxfp4", 32), ("compressed-tensors", 32)}
+_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}
+_SHARD = 8 << 30
+#: The tensor with a packed tensor's shape: LMDeploy compares its two numbers with the model's.
+_WEIGHT_SHAPE, _PACKED_WEIGHT = ".weight_shape", ".weight_packed"
+_IN_A_WORD = 8
+_NONE: Mapping[str, tuple[int, int]] = MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True)
+class Twin:
+    """The model and the kinds from which a header-only checkpoint is written.
+
+    Attributes:
+        decoder: the kind of its decoder.
+        whole: the kind of the model around the decoder; None if there is only the decoder.
+    """
+
+    model: Model
+    decoder: Kind
+    whole: Kind | None = None
+
+    @property
+    def packing(self) -> str:
+        """The method by which the twin's tensors are packed; empty if they are not packed."""
+        return "" if self.model.quantization is None else self.model.quantization.method
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return None if self.whole is None else self.whole.tokenizer
+
+    @property
+    def ids(self) -> dict[str, int]:
+        return special_tokens(self.model.text.vocab, self.tokenizer)
+
+    @property
+    def values(self) -> Values:
+        values = values_of(self.model, self.ids)
+        return {**values, **(self.whole.names if self.whole else {}), **self.decoder.names}
+
+
+def twin_of(model: Model) -> Twin:
+    """The twin of a model.
+
+    Raises:
+        UsageError: no twin can stand for it, and its own checkpoint is needed.
+    """
+    _refuse_packing(model)
+    decoder = kinds().get(model.text.architecture)
+    if decoder is None or decoder.decoder is not None:
+        why = _WHY_NONE.get(model.text.architecture)
+        known = (name for name, kind in kinds().items() if kind.decoder is None and "For" in name)
+        made = f"stand-ins are made for {', '.join(known)}"
+        raise _no_twin(f"{model.text.architecture}{f': {why}' if why else ''}", made)
+    if model.vision is None:
+        return Twin(model, decoder)
+    whole = kinds().get(model.architecture)
+    if whole is None or (whole.decoder is None and whole is not decoder):
+        raise _no_twin(f"a vision tower of {model.architecture}")
+    return Twin(model, decoder, whole)
+
+
+def _refuse_packing(model: Model) -> None:
+    """Refuse a model with a packing in which tensors cannot be written.
+
+    Raises:
+        UsageError: the packing cannot be written.
+    """
+    packed = model.quantization
+    if packed is None:
+        return
+    way = (packed.method, packed.group_size)
+    every = not packed.of_experts
+    unmade = every and (model.text.mla is not None or way == ("compressed-tensors", 32))
+    if unmade or way not in _PACKED:
+        raise _no_twin(f"{packed.method} weights")
+
+
+def _no_twin(what: str, made: str = "") -> UsageError:
+    hint = "give the folder of its checkpoint"
+    return UsageError(
+        f"no stand-in checkpoint is made for {what}", hint=f"{hint}; {made}" if made else hint
+    )
+
+
+def config_of(twin: Twin) -> JsonObject:
+    model, quantized, whole = twin.model, "", twin.whole
+    template = {"architectures": [model.text.architecture], **twin.decoder.config}
+    if whole is not None and whole.decoder is not None:
+        around = {"architectures": [model.architecture], **whole.config}
+        template = merged(_nested(whole.decoder.config, template), around)
+        quantized = whole.decoder.quantized
+    quantization = model.quantization
+    if quantization is not None:
+        packing = dict(common()["packings"][twin.packing])
+        if quantization.method == "awq" and quantization.unconverted:
+            packing["modules_to_not_convert"] = list(quantization.unconverted)
+        template = merged(_nested(quantized, {"quantization_config": packing}), template)
+    config: JsonObject = config_from(template, twin.values)
+    if quantization is None:
+        config.pop("quantization_config", None)
+    return config
+
+
+def _nested(path: str, data: JsonObject) -> JsonObject:
+    """A mapping nested under the keys of a dotted path."""
+    for key in reversed(path.split(".") if path else []):
+        data = {key: data}
+    return data
+
+
+def tensors(twin: Twin) -> Iterator[Entry]:
+    """All tensors of a twin, in the order of the names in its checkpoint files (`Kind`).
+
+    Raises:
+        UsageError: a tensor has no name in these files.
+    """
+    whole, names = twin.whole, twin.decoder.tensors
+    names = names if whole is None else merged(names, whole.tensors)
+    for name, dtype, shape in _named(twin.model, names, text_tensors(twin.model.text)):
+        yield _placed(name, whole), dtype, shape
+    if whole is not None and (vision := twin.model.vision) is not None:
+        towers = tower_tensors(vision, twin.model.text.hidden)
+        yield from _named(twin.model, whole.tower, towers, whole.at)
+
+
+def _named(
+    model: Model, names: JsonObject, tensors: Iterable[Tensor], at: str = ""
+) -> Iterator[Entry]:
+    by_role = {tensor.role: tensor for tensor in tensors}
+    need_names(names, by_role)
+    dtype = "F16" if model.dtype == "float16" else "BF16"
+    return Writer(by_role, dtype, model.quantization).entries(names, at)
+
+
+def _placed(name: str, whole: Kind | None) -> str:
+    """The name of a decoder's tensor in the model around it."""
+    place = (whole and whole.decoder) or Decoder()
+    inside = name.removeprefix("model.")
+    return f"{place.model}{inside}" if inside != name else f"{place.head}{name}"
+
+
+def write_header(
+    path: Path, entries: Iterable[Entry], stored: Mapping[str, tuple[int, int]] = _NONE
+) -> int:
+    """Writes a safetensors file whose data is a hole; returns the bytes of the data.
+
+    ``stored``: the two numbers of each tensor that holds a shape.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "turbofit": "pretend: no data"}}
+    at, shapes = 0, b""
+    ordered = sorted(entries, key=lambda entry: entry[0].endswith(_WEIGHT_SHAPE))
+    for name, dtype, shape in ordered:
+        if name.endswith(_WEIGHT_SHAPE):
+            shapes += struct.pack("<2i", *stored[name])
+        size = _BYTES[dtype] * prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + at)
+    if shapes:
+        with path.open("r+b") as file:
+            file.seek(-len(shapes), os.SEEK_END)
+            file.write(shapes)
+    return at
+
+
+def write_weights(entries: Iterable[Entry], folder: Path) -> None:
+    """Writes one file, or several and an index: Linux cannot map a file larger than its memory."""
+    shards: list[list[Entry]] = []
+    room = 0
+    shapes: dict[str, tuple[int, int]] = {}
+    for entry in entries:
+        if entry[0].endswith(_PACKED_WEIGHT):
+            outs, words = entry[2]
+            shapes[entry[0].removesuffix(_PACKED_WEIGHT) + _WEIGHT_SHAPE] = outs, words * _IN_A_WORD
+        size = _BYTES[entry[1]] * prod(entry[2])
+        if size > room:
+            shards.append([])
+            room = _SHARD
+        shards[-1].append(entry)
+        room -= size
+    count, names = len(shards), ["model.safetensors"]
+    if count > 1:
+        names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+        pairs = zip(names, shards, strict=True)
+        weight_map = {entry[0]: name for name, shard in pairs for entry in shard}
+        index = json.dumps({"metadata": {}, "weight_map": weight_map})
+        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    for name, shard in zip(names, shards, strict=True):
+        write_header(folder / name, shard, shapes)
+
+
+def write_model(twin: Twin, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"config.json": config_of(twin)}
+    if twin.whole is not None:
+        preprocessor = config_from(twin.whole.preprocessor, twin.values)
+        files |= {"preprocessor_config.json": preprocessor}
+        if twin.whole.processor:
+            files["processor_config.json"] = twin.whole.processor
+        if twin.whole.video_processor:
+            video = {k: v for k, v in preprocessor.items() if k != "image_processor_type"}
+            video["video_processor_type"] = twin.whole.video_processor
+            files["video_preprocessor_config.json"] = video
+    for name, data in files.items():
+        (folder / name).write_text(json.dumps(data, indent=1), encoding="utf-8")
+    write_weights(tensors(twin), folder)
+    positions = twin.model.text.max_position_embeddings
+    write_tokenizer(folder, twin.ids, positions, twin.tokenizer)
+    return folder
+
+
+def need_stand_in(model: Model) -> None:
+    """Raises UsageError for a model that has neither a twin nor weights on disk."""
+    if _on_disk(model) is None:
+        twin_of(model)
+
+
+def _on_disk(model: Model) -> Path | None:
+    checkpoint = Path(model.source.checkpoint or model.source.where)
+    whole = model.source.kind in ("folder", "hub_cache") and any(checkpoint.glob("*.safetensors"))
+    return checkpoint if whole else None
+
+
+def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
+    """The model's own folder if its weights are on disk, else a twin made in ``folder``.
+
+    ``torch``: the engine runs on torch, for which the kernels of delta nets have no stand-in.
+
+    Raises:
+        UsageError: there is no twin, or none for that engine.
+    """
+    checkpoint = _on_disk(model)
+    if checkpoint is not None:
+        return checkpoint
+    if torch and model.text.delta is not None:
+        # Source: lmdeploy nn/gated_delta.py `from fla.modules import`
+        raise UsageError(
+            f"no stand-in checkpoint is made for {model.text.architecture}: its gated delta nets"
+            " run kernels of fla and TileLang under torch, compiled and tuned on the card",
+            hint="turbofit rehearse --engine pytorch tries a plan of it, with"
+            " flash-linear-attention; --engine turbomind, where it runs the model, needs no such"
+            " kernels",
+        )
+    return write_model(twin_of(model), folder)
+
+
+def write_checkpoint(name: str, folder: Path) -> Path:
+    """Writes the twin of the preset named ``name``; returns the folder.
+
+    Raises:
+        UsageError: no preset has this name, or it has no stand-in.
+    """
+    preset = find_preset(name)
+    if preset is None:
+        near = ", ".join(nearest_names(name)) or "listed by turbofit models"
+        raise UsageError(f"no preset is named {name}", hint=f"names that are known: {near}")
+    return write_model(twin_of(preset_model(preset)), folder)
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2:
+        sys.stderr.write("usage: python -m turbofit.rehearsal.checkpoint.twin NAME FOLDER\n")
+        return 2
+    try:
+        sys.stdout.write(f"{write_checkpoint(arguments[0], Path(arguments[1]))}\n")
+    except UsageError as error:
+        sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

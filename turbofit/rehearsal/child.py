@@ -1,0 +1,52 @@
+"""The child process that `run_child` starts: it drives an engine on pretend GPUs."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import resource
+import signal
+import sys
+import traceback
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+from turbofit.core.process.collector import collect_after
+from turbofit.core.struct import decode
+from turbofit.rehearsal.engines import ADAPTERS
+from turbofit.rehearsal.notes import Notes
+from turbofit.rehearsal.spec import Spec
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """Runs a rehearsal in the folder that has its ``spec.json``; ends the process."""
+    collect_after(600_000)  # importing LMDeploy makes 520,000 objects, which stay
+    folder = Path(arguments[0])
+    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.enable()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # an engine's C++ does not let Python wake
+    spec = decode((folder / "spec.json").read_bytes(), Spec, what="spec.json")
+    notes, close = Notes(folder), None
+    code = 0
+    try:
+        close = import_module(ADAPTERS[spec.engine].driver).drive(spec, notes)
+        notes.write(done=True)  # all cases were driven
+    except BaseException as error:  # noqa: BLE001 - the parent decides what it means
+        traceback.print_exc()
+        notes.error(error)
+        code = 1
+    notes.enter("end")
+    if close is not None:
+        close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # the engine's threads are not joined
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

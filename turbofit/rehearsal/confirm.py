@@ -1,0 +1,207 @@
+"""Rehearses a plan with the real engine on pretend GPUs, and corrects it by the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import GpuLedger, Plan, Term
+from turbofit.core.process.log import LazyLogger
+from turbofit.core.process.progress import under_way
+from turbofit.core.process.signals import ended_like_ctrl_c
+from turbofit.core.rehearsal import Rehearsal
+from turbofit.core.units import format_bytes
+from turbofit.memory.account import POOL_WARMUP, RATIO_STEPS
+from turbofit.planning.plan import finished
+from turbofit.planning.request import PlanRequest
+from turbofit.planning.resolve import model_of
+from turbofit.planning.tuned import same_shape
+from turbofit.rehearsal.checkpoint.twin import need_stand_in
+from turbofit.rehearsal.planned import rehearsed_group
+
+_LOG: Final = LazyLogger(__name__)
+
+#: The most rehearsals of one plan: the first, and two after a correction.
+_REHEARSALS: Final = 3
+_UNSETTLED: Final = (
+    f"not rehearsed: each of {_REHEARSALS} rehearsals left less than the margin; the ratio is below"
+    " the last one's"
+)
+#: Outcomes from the gravest, which decides for a plan, to the best.
+_GRAVE = ("out_of_memory", "hang", "failed", "served")
+
+
+def refuse_untwinned(request: PlanRequest) -> None:
+    """Refuse a model without a stand-in, before it is planned.
+
+    Raises:
+        UsageError: no stand-in of the model can be made.
+    """
+    need_stand_in(model_of(request))
+
+
+def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
+    """The plan after its rehearsal, with lower ratios if the engine left less than the margin.
+
+    If nobody asked for a margin a smaller one may be used (`Margin`). If even
+    the last rehearsal leaves less, the result is a plan with the whole margin, which warns that it
+    was not rehearsed. A plan that does not fit is returned unchanged.
+
+    Raises:
+        UsageError: the plan is for Transformers.
+        PackageError: LMDeploy or a C compiler is missing.
+    """
+    if not plan.engine.of_lmdeploy:
+        raise UsageError(
+            f"{plan.model.name} is planned for Transformers: it has no ratio to correct",
+            hint="turbofit rehearse MODEL --engine transformers shows what it takes",
+        )
+    if not plan.fits:
+        return plan
+    given = request
+    request = request.changed(model=plan.model, revision=None, on=plan.machine, gpus=None)
+    ratios: dict[int, float] = {}
+    cautious = plan
+    if request.margin is None:
+        wider = same_shape(request, plan, {}, rehearsed=True)
+        plan = wider if wider.fits else plan
+    for _ in range(_REHEARSALS):
+        result = rehearse_plan(plan)
+        if not ratios and result.rehearsal is not None and result.rehearsal.outcome == "failed":
+            # The rehearsal itself failed, and so decides nothing.
+            why = result.rehearsal
+            return finished(
+                replace(cautious, fits=False, verdict=result.verdict, rehearsal=why), given
+            )
+        lower = corrected_ratios(result)
+        if not lower:
+            return finished(confirmed(result), given)
+        ratios |= lower
+        _LOG.info("the rehearsal leaves less than the margin: ratios by GPU become %s", lower)
+        plan = same_shape(request, plan, ratios, rehearsed=True)
+        if not plan.fits:
+            return finished(plan, given)
+    if not result.fits:
+        return finished(result, given)
+    last = same_shape(request, plan, ratios)  # no rehearsal has seen this plan
+    if last.fits:
+        last = replace(last, warnings=(*last.warnings, _UNSETTLED))
+    return finished(last, given)
+
+
+def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
+    """The plan with the results of the engine in its worst cases.
+
+    Only the first group of GPUs is rehearsed; if groups have different settings, the first of each
+    kind. If the rehearsal contradicts the forecast, ``fits`` and ``verdict`` are the rehearsal's.
+    ``keep``: a folder for timelines, notes and log, with a subfolder for each group if they differ.
+
+    Raises:
+        PackageError: LMDeploy or a C compiler is missing.
+        UsageError: the model's own checkpoint is needed, and it is not on disk.
+    """
+    rehearsed = {}
+    for numbers in plan.unlike_groups():
+        first = numbers[0]
+        folder = keep / f"group-{first}" if keep and plan.by_group else keep
+        with ended_like_ctrl_c(), under_way("rehearsing on pretend GPUs"):
+            rehearsed[numbers] = rehearsed_group(plan.of_group(first), first, folder)
+    whole = _joined(plan, rehearsed)
+    worst = whole.rehearsal
+    if worst is None:
+        return whole
+    _LOG.info("%s rehearsed: %s, %s", plan.model.name, worst.outcome, worst.death)
+    if worst.outcome == "served" or not plan.fits:
+        return whole
+    verdict = _contradiction(plan, worst)
+    return replace(whole, gpus=plan.gpus, fits=False, verdict=verdict, serve=None)
+
+
+def _joined(plan: Plan, rehearsed: Mapping[tuple[int, ...], Plan]) -> Plan:
+    """The plan with the rehearsed groups' ledgers and outcomes, and the gravest outcome for all."""
+    ledgers = {ledger.index: ledger for result in rehearsed.values() for ledger in result.gpus}
+    ends = {number: result.rehearsal for numbers, result in rehearsed.items() for number in numbers}
+    rehearsals = [rehearsal for rehearsal in ends.values() if rehearsal is not None]
+    worst = min(rehearsals, key=lambda rehearsal: _GRAVE.index(rehearsal.outcome), default=None)
+    by_group = (
+        replace(group_plan, rehearsal=ends[number])
+        for number, group_plan in enumerate(plan.by_group)
+    )
+    gpus = tuple(ledgers.get(gpu.index, gpu) for gpu in plan.gpus)
+    return replace(plan, gpus=gpus, rehearsal=worst, by_group=tuple(by_group))
+
+
+def corrected_ratios(rehearsed: Plan) -> dict[int, float]:
+    """The ratios that must be lowered, by GPU index, also for groups equal to a rehearsed one."""
+    ratios: dict[int, float] = {}
+    for numbers in rehearsed.unlike_groups():
+        ratio = corrected_ratio(rehearsed.of_group(numbers[0]))
+        if ratio is None:
+            continue
+        for number in numbers:
+            ratios |= dict.fromkeys(rehearsed.parallel.groups[number], ratio)
+    return ratios
+
+
+def corrected_ratio(rehearsed: Plan) -> float | None:
+    """The largest ratio at which the rehearsal's figures leave the margin; None for no change.
+
+    The engine's own figures count if they are known; for the worst cases, whose worst the engine
+    may not have reached, the larger of forecast and rehearsal.
+    """
+    rehearsal = rehearsed.rehearsal
+    if rehearsal is None or rehearsal.outcome not in ("served", "out_of_memory"):
+        return None
+    missing = max(_shortfall(ledger) for ledger in rehearsed.gpus)
+    if rehearsal.death is not None:
+        missing = max(1, (rehearsal.death.asked or 0) - (rehearsal.death.left or 0))
+    if missing <= 0:
+        return None
+    free = min((f for f in rehearsal.cache.free if f is not None), default=0)
+    steps = -(-missing * RATIO_STEPS // free) if free > 0 else 1
+    ratio = round(rehearsed.settings.cache_max_entry_count * RATIO_STEPS)
+    return max(1, ratio - steps) / RATIO_STEPS
+
+
+def _shortfall(ledger: GpuLedger) -> int:
+    """Bytes by which a rehearsed GPU misses its margin; 0 or negative if it keeps the margin."""
+    steady, pool, worst = 0, 0, 0
+    for term in ledger.ledger:
+        size = term.bytes if term.rehearsed is None else term.rehearsed
+        if term.phase == "transient":
+            worst = max(worst, term.bytes, size)
+        elif term.term == POOL_WARMUP:
+            pool = size
+        else:
+            steady += size
+    return steady + max(pool, worst) - (ledger.usable - ledger.margin)
+
+
+def confirmed(plan: Plan) -> Plan:
+    """The plan with those terms marked as rehearsed with which the rehearsal agrees."""
+
+    def based(term: Term) -> Term:
+        if term.rehearsed is None or term.phase == "transient":
+            return term
+        return replace(term, basis="rehearsed")
+
+    gpus = tuple(replace(gpu, ledger=tuple(map(based, gpu.ledger))) for gpu in plan.gpus)
+    return replace(plan, gpus=gpus)
+
+
+def _contradiction(plan: Plan, rehearsal: Rehearsal) -> str:
+    death, allocation = rehearsal.death, ""
+    if death is None:
+        return f"{plan.model.name}: the rehearsal ended in {rehearsal.outcome}"
+    if death.asked is not None and death.left is not None:
+        allocation = (
+            f", asking {format_bytes(death.asked)} where {format_bytes(death.left)} were left"
+        )
+    return (
+        f"{plan.model.name}: the forecast fits, but the engine on pretend GPUs did not serve:"
+        f" {rehearsal.outcome} in {death.phase} ({death.where}){allocation}"
+    )

@@ -1,0 +1,77 @@
+"""The engines that can be rehearsed: how each is driven, read, and given its worst cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from turbofit.core.plan import Plan
+from turbofit.memory.calibrated import BUFFERS, CONTEXT
+from turbofit.rehearsal import packages
+from turbofit.rehearsal.cases import torch_cases, turbomind_cases
+from turbofit.rehearsal.run import EndedRun, Readings
+from turbofit.rehearsal.spec import RehearsalCase
+from turbofit.rehearsal.torch import readings as torch_readings
+from turbofit.rehearsal.turbomind import readings as turbomind_readings
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How one engine is rehearsed.
+
+    Attributes:
+        driver: the module whose ``drive(spec, notes)`` starts it in the child and drives the cases;
+          it returns a function that closes the engine, or None.
+        read: reads the engine's own counters of an ended run, by term of the ledger.
+        not_known: memory that its rehearsal cannot see.
+        before, after: terms of the ledger that only a real card has: they are charged to the
+          pretend card before free memory is read, and after.
+        process_context: the pretend machine charges each process for its CUDA context.
+        environ: variables of its processes, which find modules first in ``path``.
+    """
+
+    driver: str
+    read: Callable[[EndedRun], Readings]
+    worst: Callable[[Plan], tuple[RehearsalCase, ...]]
+    not_known: Sequence[str]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    process_context: bool = False
+    environ: Mapping[str, str] = field(default_factory=dict)
+    path: tuple[Path, ...] = ()
+
+
+def _on_torch(driver: str) -> Adapter:
+    return Adapter(
+        driver=f"turbofit.rehearsal.torch.{driver}",
+        read=torch_readings.read_run,
+        worst=torch_cases,
+        not_known=torch_readings.NOT_KNOWN,
+        before=(),
+        after=("kernel_modules", BUFFERS),
+        process_context=True,
+        environ={
+            "LMDEPLOY_ENABLE_CHECK_ENV": "0",  # it computes on the card, and compares values
+            "RAY_ADDRESS": "local",  # never a cluster of this host: its workers have real GPUs
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DEDUP_LOGS": "0",
+        },
+        path=(packages.INSIDE,),
+    )
+
+
+ADAPTERS: Final[Mapping[str, Adapter]] = {
+    "turbomind": Adapter(
+        driver="turbofit.rehearsal.turbomind.drive",
+        read=turbomind_readings.read_run,
+        worst=turbomind_cases,
+        not_known=turbomind_readings.NOT_KNOWN,
+        before=("cuda_context", "cublas", "torch_kernels", CONTEXT),
+        after=("kernel_modules", "pool_growth", BUFFERS),
+        environ={"TM_LOG_LEVEL": "INFO", "OMP_NUM_THREADS": "1"},
+    ),
+    "pytorch": _on_torch("torch_engine"),
+    "transformers": _on_torch("torch_generate"),
+}

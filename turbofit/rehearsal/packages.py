@@ -1,0 +1,82 @@
+"""The packages that engines need, and the folders where their processes find stand-ins."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Final
+
+from turbofit.core.errors import PackageError
+from turbofit.core.installation import installed, without_gpu
+from turbofit.core.model import TextDims
+from turbofit.core.version import REFERENCE
+from turbofit.machine.kernels.installed import turbomind_library
+from turbofit.rehearsal.pretend.build import build
+from turbofit.rehearsal.pretend.command import cuda_site
+from turbofit.rehearsal.pretend.libraries import check_surface
+from turbofit.rehearsal.spec import Spec
+
+_HERE: Final = Path(__file__).parent / "torch"
+#: The folder for each process of a rehearsal.
+INSIDE: Final = _HERE / "torch_inside"
+#: The folder for each process of a server.
+SERVED: Final = _HERE / "served_inside"
+_LMDEPLOY: Final = f"lmdeploy=={REFERENCE}.0"
+_PACKAGES: Final = {
+    "turbomind": ("lmdeploy",),
+    "pytorch": ("torch", "triton", "lmdeploy", "transformers"),
+    "transformers": ("torch", "transformers", "accelerate"),
+}
+
+
+def needs(spec: Spec) -> dict[str, str]:
+    """The versions of the packages that a rehearsal runs.
+
+    Raises:
+        PackageError: a package or a C compiler is missing, or TurboMind's library calls a function
+        that has no stand-in.
+    """
+    on_torch = "torch" in _PACKAGES[spec.engine]
+    if not on_torch:
+        check_surface(engine_library(), build(site=cuda_site()))
+    several = on_torch and int(spec.settings.get("tp") or 1) > 1
+    backend = spec.settings.get("distributed_executor_backend")
+    return need_packages(spec.engine, ray=several and backend in (None, "ray"))
+
+
+def engine_library() -> Path:
+    """TurboMind's shared library in the installed wheel; PackageError if there is none."""
+    library = turbomind_library()
+    if library is None:
+        raise PackageError(
+            "LMDeploy's TurboMind library is not installed",
+            hint=f"install it beside turbofit: pip install {_LMDEPLOY}{without_gpu()}",
+        )
+    return library
+
+
+def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
+    """Versions of an engine's packages; PackageError if one or torch's CUDA build is missing."""
+    names = (*_PACKAGES[engine], *(["ray"] if ray else []))
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise PackageError(
+                f"{name} is not installed beside turbofit: rehearsing {engine} runs it",
+                hint=f"pip install {_LMDEPLOY if name == 'lmdeploy' else name}",
+            )
+    if "torch" in names and cuda_site() is None:
+        raise PackageError(
+            f"this Python's torch is no CUDA build, which rehearsing {engine} runs",
+            hint="install torch from PyPI (pip install torch==2.12.1); no GPU and no driver needed",
+        )
+    return {name: version for name in names if (version := installed(name)) is not None}
+
+
+def need_kernels(text: TextDims) -> None:
+    """Raises PackageError if kernels are missing that LMDeploy imports for gated delta nets."""
+    if text.delta is not None and importlib.util.find_spec("fla") is None:
+        raise PackageError(
+            f"fla is not installed beside turbofit: rehearsing {text.architecture} runs its"
+            " kernels",
+            hint="pip install flash-linear-attention",
+        )

@@ -1,0 +1,172 @@
+"""Makes a rehearsal's specification from a plan, and puts its results into the plan's ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from msgspec import convert
+from msgspec.structs import replace
+
+from turbofit.core.engine_end import End
+from turbofit.core.json_types import Document
+from turbofit.core.plan import GpuLedger, Plan, Term
+from turbofit.core.rehearsal import Rehearsal, RehearsedTogether
+from turbofit.memory.account import POOL_WARMUP
+from turbofit.memory.engines import engine_of
+from turbofit.rehearsal.cases import limited
+from turbofit.rehearsal.checkpoint.twin import checkpoint_for
+from turbofit.rehearsal.document import rehearse
+from turbofit.rehearsal.engines import ADAPTERS
+from turbofit.rehearsal.packages import need_kernels
+from turbofit.rehearsal.pretend.scenario import Scenario, pretend_twin
+from turbofit.rehearsal.spec import Spec
+
+#: The fewest tokens that a worst case generates.
+_NEW = 2
+#: Terms that one call of the engine allocates together, with the name of their common line.
+_TOGETHER = {"attention_workspace": "attention", "block_pointers": "attention"}
+
+
+def rehearsed_group(plan: Plan, group: int = 0, keep: Path | None = None) -> Plan:
+    """The plan with the engine's results in its worst cases, on one group of GPUs."""
+    document = plan_document(plan, group, keep)
+    versions = document["versions"]
+    version = versions.get("lmdeploy") or versions.get(plan.engine.name, "")
+    rehearsal = convert(document | {"engine_version": version}, Rehearsal)
+    if rehearsal.outcome != "served":
+        return replace(plan, rehearsal=rehearsal)
+    refused = unanswered(plan, document)
+    if refused is not None:
+        return replace(plan, rehearsal=replace(rehearsal, outcome="failed", death=refused))
+    rehearsal = replace(rehearsal, together=_together(plan, document, group))
+    return replace(plan, gpus=beside(plan, document, group), rehearsal=rehearsal)
+
+
+def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Document:
+    """The document of a rehearsal of one of a plan's groups in its worst cases.
+
+    Raises:
+        PackageError: LMDeploy, a C compiler or another package is missing.
+        UsageError: the model's own checkpoint is needed, and it is not on disk.
+    """
+    if plan.engine.on_torch:
+        need_kernels(plan.model.text)
+    with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
+        # LMDeploy chooses chat templates by the folder's name, so the twin has the model's name.
+        folder = Path(scratch) / plan.model.name
+        folder = checkpoint_for(limited(plan), folder, torch=not plan.engine.of_lmdeploy)
+        return rehearse(plan_spec(plan, folder, group), keep)
+
+
+def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
+    settings: dict[str, object] = {"dtype": plan.settings.dtype, "device_map": plan.device_map}
+    if plan.engine.of_lmdeploy:
+        settings = dict(plan.lmdeploy_settings())
+    return Spec(
+        machine=charged(plan, group),
+        model_dir=str(checkpoint.absolute()),
+        engine=plan.engine.name,
+        settings={name: value for name, value in settings.items() if value is not None},
+        cases=ADAPTERS[plan.engine.name].worst(plan),
+        environ=engine_of(plan).environment(
+            plan.model, plan.settings, plan.ledgers_of(plan.parallel.groups[group])
+        ),
+    )
+
+
+def charged(plan: Plan, group: int = 0) -> Scenario:
+    """The pretend machine of one group, charged with the terms that a rehearsal cannot see."""
+    adapter, indices = ADAPTERS[plan.engine.name], plan.parallel.groups[group]
+    twin = pretend_twin(plan.machine, indices)
+    before = adapter.before
+    if adapter.process_context or plan.settings.communicator == "nccl":
+        before = (*before, "communicator")
+    ledgers = [ledger.ledger for ledger in plan.ledgers_of(indices)]
+    # A calibration's correction may subtract more than these terms: then the rest is ignored.
+    gpus = tuple(
+        dataclasses.replace(
+            gpu,
+            used=gpu.used + max(0, _sum(ledger, before)),
+            late=max(0, _sum(ledger, adapter.after)),
+        )
+        for gpu, ledger in zip(twin.gpus, ledgers, strict=True)
+    )
+    context = 0
+    if adapter.process_context:
+        context = max(_sum(ledger, ("cuda_context",)) for ledger in ledgers)
+    return dataclasses.replace(twin, gpus=gpus, context=context)
+
+
+def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
+    return sum(term.bytes for term in terms if term.term in names)
+
+
+def unanswered(plan: Plan, document: Document) -> End | None:
+    """A promise of the plan that the engine, which served, did not keep; None if it kept all.
+
+    The plan does not promise prompts that are longer than its longest request.
+    """
+    longest = min(plan.settings.session_len, plan.kv.longest_request_tokens)
+    taken = document["cache"].get("session_len")
+    if taken is not None and taken < longest:
+        why = f"the engine takes {taken:,} tokens of the {longest:,} that the plan promises"
+        return End(kind="refused", phase="case text_prefill", where=why)
+    room = longest - _NEW
+    for case in document["cases"]:
+        refused = {name: n for name, n in case["statuses"].items() if name != "finished"}
+        if sum(refused.values()) > sum(tokens > room for tokens in case["tokens"]):
+            refusals = ", ".join(f"{count} {name}" for name, count in refused.items())
+            why = f"the engine refused requests that the plan promises: {refusals}"
+            return End(kind="refused", phase=f"case {case['name']}", where=why)
+    return None
+
+
+def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, ...]:
+    """The plan's ledgers, with ``rehearsed`` beside ``bytes`` for terms that a counter shows.
+
+    Terms that share a counter (``Rehearsal.together``), or that only a real card has, stay without.
+    """
+    counters = dict(zip(plan.parallel.groups[group], document["terms"], strict=True))
+
+    def compared(gpu: GpuLedger) -> GpuLedger:
+        sizes = counters.get(gpu.index, {})
+        terms = (replace(term, rehearsed=sizes.get(term.term)) for term in gpu.ledger)
+        return replace(gpu, ledger=tuple(terms))
+
+    return tuple(map(compared, plan.gpus))
+
+
+def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, list[Term]]:
+    """The terms of a ledger by the line of the counters that shows them."""
+    lines: dict[str, list[Term]] = {}
+    for term in ledger:
+        line = _TOGETHER.get(term.term, term.term)
+        if line not in counters and term.phase == "weights" and term.basis != "estimate":
+            line = "weights"
+        if line in counters and not term.term.endswith(".returned"):
+            lines.setdefault(line, []).append(term)
+        stays = term.phase == "buffers" and term.basis != "estimate" and term.term != POOL_WARMUP
+        if stays and "buffers" in counters:
+            # All buffers beside the cache, also those with a line of their own.
+            lines.setdefault("buffers", []).append(term)
+    return lines
+
+
+def _together(plan: Plan, document: Document, group: int) -> tuple[RehearsedTogether, ...]:
+    """The lines that stand for several terms; all GPUs of the group have the same lines."""
+    ledgers = {gpu.index: gpu.ledger for gpu in plan.gpus}
+    by_gpu = list(zip(plan.parallel.groups[group], document["terms"], strict=True))
+    lines = [_lines(ledgers[index], counters) for index, counters in by_gpu]
+    return tuple(
+        RehearsedTogether(
+            line=name,
+            terms=tuple(term.term for term in terms),
+            bytes=tuple(sum(term.bytes for term in gpu_lines.get(name, ())) for gpu_lines in lines),
+            rehearsed=tuple(counters.get(name) for _, counters in by_gpu),
+        )
+        for name, terms in lines[0].items()
+        if [term.term for term in terms] != [name]
+    )

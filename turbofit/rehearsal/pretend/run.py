@@ -1,0 +1,206 @@
+"""Runs any command on a pretend machine, and reads what it and its children did there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.process.child import output_of
+from turbofit.core.process.log import LazyLogger
+from turbofit.rehearsal.pretend.build import build
+from turbofit.rehearsal.pretend.command import (
+    cuda_site,
+    pretend_environment,
+    run_command,
+    site_with,
+)
+from turbofit.rehearsal.pretend.scenario import MIB, Scenario, pretend_twin, write_scenario
+from turbofit.rehearsal.pretend.usage import (
+    SharedRecord,
+    TimelineReader,
+    Usage,
+    read_shared,
+    read_timeline,
+    read_usage,
+    timeline_is_full,
+)
+
+_LOG: Final = LazyLogger(__name__)
+
+NOTICE: Final = "PRETEND GPUs: values and speed are not real"
+_TIMELINE_LIMIT: Final = 64 * MIB
+_PYTHON: Final = re.compile(r"(python|pypy)[\d.]*$")
+_ASK: Final = "from importlib.util import find_spec as f; print((f('torch') or f('os')).origin)"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished command, after ``seconds`` of wall time; ``code`` is negative after a signal.
+
+    ``usages`` has one item for each timeline; a process that called exec has several.
+    """
+
+    command: tuple[str, ...]
+    code: int
+    seconds: float
+    scenario: Scenario
+    shared: SharedRecord
+    usages: tuple[Usage, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code as in a shell: 128 plus the signal's number after a signal."""
+        return 128 - self.code if self.code < 0 else self.code
+
+
+def scenario_of(machine: Machine, context: Callable[[Gpu], int]) -> Scenario:
+    """The pretend twin of a machine, in which each process also pays for its CUDA contexts.
+
+    ``context`` returns the bytes of a context on a card; the largest is used for all cards.
+    """
+    indices = machine.visible or tuple(gpu.index for gpu in machine.gpus)
+    largest = max((context(machine.gpu(index)) for index in indices), default=0)
+    return replace(pretend_twin(machine, indices), context=largest, timeline_limit=_TIMELINE_LIMIT)
+
+
+def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can be asked
+    command: Sequence[str],
+    scenario: Scenario,
+    *,
+    keep: Path | None = None,
+    stdout: int | IO[bytes] | None = None,
+    on_poll: Callable[[Scenario, SharedRecord], None] | None = None,
+    every: float = 3600.0,
+    base: Mapping[str, str] | None = None,
+    python: str | None = None,
+) -> FinishedRun:
+    """Run a command on a pretend machine until it and all processes that it started have ended.
+
+    ``keep`` is a new or empty folder for scenario, shared file and timelines. ``on_poll`` is called
+    with the machine's processes every ``every`` seconds. ``python`` is the Python whose packages
+    the command loads, if the command itself does not show it.
+
+    Raises:
+        UsageError: the command cannot be run, or the folder cannot be used.
+        PretendError: the pretend libraries cannot be built.
+    """
+    site = site_of(command, python)
+    with tempfile.TemporaryDirectory(prefix="turbofit-pretend-") as temporary:
+        folder = _kept(keep) if keep else Path(temporary)
+        prepared = prepare(scenario, folder, base, site=site)
+
+        def tick() -> None:
+            if on_poll is not None:
+                on_poll(scenario, read_shared(prepared.shared))
+
+        _LOG.info("on pretend GPUs: %s in %s", command[0], folder)
+        begun = time.monotonic()
+        code = run_command(
+            command,
+            prepared.env,
+            stdout=stdout,
+            every=every,
+            tick=tick,
+        )
+        seconds = round(time.monotonic() - begun, 3)
+        _LOG.info("on pretend GPUs: %s ended with code %d after %s s", command[0], code, seconds)
+        usages = []
+        for path in prepared.timelines():
+            reader = TimelineReader(path)
+            usages.append(read_usage(reader.new_events()))
+            usages[-1].complete = not timeline_is_full(path)
+            os.truncate(path, reader.read_bytes)  # zero bytes follow the last event
+        shared = read_shared(prepared.shared)
+        return FinishedRun(tuple(command), code, seconds, scenario, shared, tuple(usages))
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A pretend machine in its folder, with the environment for its processes."""
+
+    folder: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> Path:
+        return self.folder / "shared"
+
+    def timelines(self) -> list[Path]:
+        """The timelines; ``PID.timeline`` precedes ``PID-1.timeline``, which follows an exec."""
+        files = (self.folder / "timelines").iterdir()
+        return sorted(files, key=lambda file: [int(part) for part in file.stem.split("-")])
+
+    def usages(self) -> tuple[Usage, ...]:
+        """The content of the timelines so far; processes may still write them."""
+        return tuple(read_usage(read_timeline(file)) for file in self.timelines())
+
+
+def prepare(
+    scenario: Scenario,
+    folder: Path,
+    base: Mapping[str, str] | None = None,
+    *,
+    site: Path | None = None,
+) -> PreparedRun:
+    """Write a pretend machine's files to a new or empty folder; ``site``: its CUDA packages."""
+    libraries = build(site=site)
+    path, timelines = folder / "scenario", folder / "timelines"
+    timelines.mkdir(parents=True)
+    prepared = PreparedRun(folder, pretend_environment(libraries, path, base, site=site, keep=True))
+    write_scenario(path, scenario, f"{timelines}/", str(prepared.shared))
+    return prepared
+
+
+def _kept(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        used = any(folder.iterdir())
+    except OSError as exc:
+        raise UsageError(
+            f"{folder} cannot be used: {exc.strerror or exc}", hint="name a folder for --keep"
+        ) from None
+    if used:
+        raise UsageError(f"{folder} is not empty", hint="name a new folder for --keep")
+    return folder.resolve()
+
+
+def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
+    """The folder of the packages whose CUDA libraries a command will load; None without any.
+
+    It comes from the command if that is a Python, or from the Python in a script's first line; any
+    other command (a shell script, a compiled program) counts as using this Python's packages.
+    ``python`` replaces all of these.
+
+    Raises:
+        UsageError: there is no Python at this path.
+    """
+    if python is not None and shutil.which(python) is None:
+        raise UsageError(f"no Python at {python}", hint="--python takes a Python's path or name")
+    python = python or _interpreter(command[0])
+    if python is None:
+        return cuda_site()
+    answer = output_of([python, "-c", _ASK], 30.0)
+    return cuda_site() if answer is None else site_with(answer.decode().strip() or "/nonexistent")
+
+
+def _interpreter(program: str) -> str | None:
+    path = shutil.which(program)
+    if path is None or _PYTHON.match(Path(path).name):
+        return path
+    try:
+        with open(path, "rb") as file:
+            first = file.readline(512)
+    except OSError:
+        return None
+    pieces = first[2:].decode("utf-8", "replace").split() if first.startswith(b"#!") else []
+    named = next((word for word in pieces if _PYTHON.match(Path(word).name)), None)
+    return shutil.which(named) if named else None

@@ -1,0 +1,175 @@
+"""The description of a pretend machine, and its text for the C side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+from turbofit.core.errors import MachineError
+from turbofit.core.machine import Gpu, Machine
+from turbofit.rehearsal.pretend.libraries import PretendError
+
+MIB = 1024 * 1024
+
+# Shared memory in KiB of one multiprocessor, and the most that one block can use, by compute
+# capability: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+_SHARED_KIB = {
+    (7, 0): (96, 96),
+    (7, 2): (96, 96),
+    (7, 5): (64, 64),
+    (8, 0): (164, 163),
+    (8, 6): (100, 99),
+    (8, 7): (164, 163),
+    (8, 9): (100, 99),
+    (9, 0): (228, 227),
+    (10, 0): (228, 227),
+    (10, 3): (228, 227),
+    (12, 0): (100, 99),
+    (12, 1): (100, 99),
+}
+
+
+@dataclass(frozen=True)
+class PretendGpu:
+    """One pretend card.
+
+    Attributes:
+        total: bytes that CUDA calls total memory.
+        used: bytes held by others and by this process's CUDA context.
+        late: bytes that are in use after free memory was read (kernel modules and the like).
+        sm: compute capability.
+        l2: bytes of L2 cache (the engine's tuner allocates a buffer of this size).
+        reserved: bytes that the driver keeps in addition to ``total``; only NVML shows them.
+    """
+
+    name: str
+    total: int
+    used: int = 0
+    late: int = 0
+    sm: tuple[int, int] = (8, 6)
+    sm_count: int = 82
+    l2: int = 6 * MIB
+    reserved: int = 0
+
+    def shared_memory(self) -> tuple[int, int]:
+        """The bytes of shared memory of one multiprocessor, and the most for one block.
+
+        Raises:
+            PretendError: this compute capability is unknown.
+        """
+        if self.sm not in _SHARED_KIB:
+            known = ", ".join(f"{a}.{b}" for a, b in sorted(_SHARED_KIB))
+            raise PretendError(
+                f"compute capability {self.sm[0]}.{self.sm[1]} is not known to the pretend machine",
+                hint=f"known are {known}",
+            )
+        multiprocessor, block = _SHARED_KIB[self.sm]
+        return multiprocessor * 1024, block * 1024
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A pretend machine and the settings of its account.
+
+    Attributes:
+        gpus: the cards, in CUDA's order.
+        peers: pairs (from, to) that can reach each other's memory; None is all of them.
+        pool_step: bytes by which a stream-ordered pool grows (32 MiB, as on an H200).
+        extra: bytes added to each device allocation: a test of the account itself.
+        skew: bytes by which large addresses miss 32 MiB alignment (0 is the best case for the
+            engine's page allocator, 2 MiB the worst: one page of 32 MiB less).
+        pinned_limit: bytes of page-locked host memory at most; None is no limit.
+        timeline_limit: bytes of one process's timeline at most.
+        fail_at: the number, from 1, of the device allocation that fails as if its card were full;
+            counted over all processes that share the machine. None: none fails.
+        fail_pinned_at: the same of page-locked host memory.
+        fail_times: how many in a row fail from there.
+        context: bytes that each process's first use of a card takes of it (CUDA's context).
+    """
+
+    gpus: tuple[PretendGpu, ...]
+    peers: frozenset[tuple[int, int]] | None = None
+    pool_step: int = 32 * MIB
+    extra: int = 0
+    skew: int = 0
+    pinned_limit: int | None = None
+    timeline_limit: int = 256 * MIB
+    context: int = 0
+    fail_at: int | None = None
+    fail_pinned_at: int | None = None
+    fail_times: int = 1
+
+    def text(self, timeline: str, shared: str = "") -> str:
+        """The content of the scenario file for the C side.
+
+        ``timeline`` is a file, or, if it ends with ``/``, a folder with a file for each process.
+        ``shared`` is the file through which processes share the machine; if it is empty, each
+        process has its own machine.
+        """
+        lines = [f"timeline {timeline}"]
+        lines += [f"shared {shared}"] if shared else []
+        for gpu in self.gpus:
+            multiprocessor, block = gpu.shared_memory()
+            lines.append(
+                f"device {gpu.total} {gpu.used} {gpu.late} {gpu.sm[0]} {gpu.sm[1]} "
+                f"{gpu.sm_count} {gpu.l2} {multiprocessor} {block} {' '.join(gpu.name.split())}"
+            )
+        for index, gpu in enumerate(self.gpus):
+            lines += [f"reserved {index} {gpu.reserved}"] if gpu.reserved else []
+        peers = permutations(range(len(self.gpus)), 2) if self.peers is None else self.peers
+        lines += [f"peer {a} {b}" for a, b in sorted(peers)]
+        knobs = {field.name: getattr(self, field.name) for field in fields(self)}
+        del knobs["gpus"], knobs["peers"]
+        lines += [f"{name} {value}" for name, value in knobs.items() if value is not None]
+        return "\n".join(lines) + "\n"
+
+
+def write_scenario(path: Path, scenario: Scenario, timeline: str, shared: str = "") -> None:
+    path.write_text(scenario.text(timeline, shared), encoding="utf-8")
+
+
+def pretend_twin(machine: Machine, indices: Sequence[int]) -> Scenario:
+    """A pretend copy of some GPUs of a machine, in CUDA's order, without own processes.
+
+    Raises:
+        MachineError: the machine lacks one of these GPUs.
+    """
+    gpus = {gpu.index: gpu for gpu in machine.gpus}
+    missing = [i for i in indices if i not in gpus]
+    if missing:
+        raise MachineError(f"the machine has no GPU {missing[0]}", hint=f"it has {sorted(gpus)}")
+    place = {index: position for position, index in enumerate(indices)}
+    links = [link for link in machine.links if link.peers and {link.a, link.b} <= place.keys()]
+    pairs = {(place[link.a], place[link.b]) for link in links}
+    return Scenario(
+        gpus=tuple(_gpu(gpus[i]) for i in indices),
+        peers=frozenset(pairs | {(b, a) for a, b in pairs}),
+    )
+
+
+def _gpu(gpu: Gpu) -> PretendGpu:
+    total, capability = _known(gpu, "total"), _known(gpu, "compute_capability")
+    # CUDA's total excludes the driver's part; if that cannot be read, the total is used whole.
+    reserved = gpu.reserved if isinstance(gpu.reserved, int) else 0
+    return PretendGpu(
+        name=gpu.name,
+        total=total - reserved,
+        used=_known(gpu, "used"),
+        sm=capability,
+        sm_count=_known(gpu, "sm_count"),
+        l2=_known(gpu, "l2"),
+        reserved=reserved,
+    )
+
+
+def _known(gpu: Gpu, field: str) -> Any:
+    value = getattr(gpu, field)
+    if not isinstance(value, (int, tuple)):
+        raise MachineError(
+            f"GPU {gpu.index} ({gpu.name}): its {field} is not known",
+            hint="a pretend machine needs it: name the card as turbofit gpus lists it",
+        )
+    return value

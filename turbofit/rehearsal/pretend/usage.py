@@ -1,0 +1,333 @@
+"""Reads what the processes of a pretend machine used, from the files of the account.
+
+Sizes are bytes, times nanoseconds of CLOCK_MONOTONIC, devices the machine's own indices.
+csrc/timeline.c and csrc/shared.h define the formats. The shared file is not locked: each number is
+consistent, but numbers that change together may be from different moments.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
+from turbofit.rehearsal.pretend.elf import PLUMBING, Symbols
+
+#: The phase before the first mark.
+BEFORE = "start"
+_MOST_NAMES = 3
+KINDS = ("cudaMalloc", "pool", "VMM", "pinned host", "CUDA context")
+MALLOC, POOL, VMM, PINNED, CONTEXT = range(5)
+_LONGEST_LINE = 1024  # bytes; csrc/timeline.c writes no longer line
+_MAGIC = 0x3230454D46425254
+_ROWS = 17  # 16 devices, and page-locked host memory
+_PINNED = _ROWS - 1
+_HEAD = struct.Struct(f"<QII{_ROWS}Q{_ROWS}Q{_ROWS}Q64x2Q")
+_SLOT = struct.Struct(f"<IiQQQ{5 * _ROWS}Q")
+_LIVE = 1
+
+
+@dataclass(eq=False)
+class Peak:
+    """The peak on a device: its size, its phase, and the call that raised it."""
+
+    size: int = 0
+    phase: str = BEFORE
+    site: str | None = None
+
+
+@dataclass(eq=False)
+class RefusedAllocation:
+    """An allocation that did not fit: its size, the free bytes, and the missing bytes.
+
+    ``simulated`` is its number if the scenario made it fail (``fail_at``); no bytes were missing
+    then.
+    """
+
+    gpu: int
+    kind: str
+    requested: int
+    left: int
+    short: int
+    phase: str
+    site: str | None
+    simulated: int | None = None
+
+
+@dataclass
+class Usage:
+    """One process: its parent, its command, its memory and its refused allocations.
+
+    By device: ``contexts``, ``peaks``, and for each phase, in order, the most that was held
+    (``phases``) and what was held last (``ends``), both without contexts. ``complete`` is False if
+    the timeline was full before the process ended.
+    """
+
+    pid: int = 0
+    parent: int = 0
+    command: str = ""
+    peaks: dict[int, Peak] = field(default_factory=dict)
+    phases: dict[int, dict[str, int]] = field(default_factory=dict)
+    refused: list[RefusedAllocation] = field(default_factory=list)
+    complete: bool = True
+    ends: dict[int, dict[str, int]] = field(default_factory=dict)
+    contexts: dict[int, int] = field(default_factory=dict)
+
+
+def read_usage(events: Iterable[Event]) -> Usage:
+    """Read a timeline; one that ends in the middle of a line is valid, too."""
+    reader = _Reader()
+    for event in events:
+        reader.take(event)
+    return reader.usage
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.usage = Usage()
+        self._phase = BEFORE
+        self._library = ""
+        self._held: dict[int, int] = {}
+        self._where: dict[str, int] = {}
+        # Peaks and refusals that wait for their site, since their call has not returned yet.
+        self._waiting: list[Peak | RefusedAllocation] = []
+
+    def take(self, event: Event) -> None:
+        usage, number = self.usage, event.number
+        match event.tag:
+            case "I":
+                usage.pid, usage.parent = number(0), number(1)
+            case "N":
+                usage.command = event.fields[0]
+            case "L":
+                self._library = event.fields[0]
+            case "K":
+                usage.contexts[number(0)] = number(1)
+            case "P":
+                self._phase = event.fields[0]
+                for device, size in self._held.items():
+                    self._hold(device, size)
+            case "S":
+                for waiting in self._waiting:
+                    waiting.site = event.fields[0]
+                self._waiting.clear()
+            case "A" if number(1) != PINNED:
+                self._where[event.fields[5]] = number(0)
+                self._hold(number(0), number(4), event)
+            case "F" if event.fields[0] in self._where:
+                self._hold(self._where.pop(event.fields[0]), number(1))
+            case "R":
+                self._hold(number(0), number(3))
+            case "O":
+                self._refuse(event, number(5) - number(4))
+            case "E":
+                self._refuse(event, 0, simulated=number(5))
+
+    def _hold(self, device: int, size: int, event: Event | None = None) -> None:
+        self._held[device] = size
+        phases = self.usage.phases.setdefault(device, {})
+        phases[self._phase] = max(phases.get(self._phase, 0), size)
+        self.usage.ends.setdefault(device, {})[self._phase] = size
+        peak = self.usage.peaks.setdefault(device, Peak())
+        if size > peak.size and event is not None:
+            peak.size, peak.phase, peak.site = size, self._phase, self._native(event)
+            if peak not in self._waiting:
+                self._waiting.append(peak)
+
+    def _refuse(self, event: Event, short: int, *, simulated: int | None = None) -> None:
+        gpu, kind, _, size, left = (event.number(i) for i in range(5))
+        site = self._native(event)
+        refusal = RefusedAllocation(
+            gpu, KINDS[kind], size, left, short, self._phase, site, simulated
+        )
+        self.usage.refused.append(refusal)
+        self._waiting.append(refusal)
+
+    def _native(self, event: Event) -> str | None:
+        """The engine's own functions, innermost first, without those that only allocate."""
+        symbols = _symbols(self._library) if event.trace and self._library else None
+        if symbols is None:
+            return None
+        names = [symbols.name(offset) for offset in event.trace]
+        useful = [n for n in names if not n.startswith(PLUMBING)] or names
+        return " < ".join(useful[:_MOST_NAMES])
+
+
+@lru_cache(maxsize=4)
+def _symbols(library: str) -> Symbols | None:
+    try:
+        return Symbols(Path(library))
+    except (OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a timeline.
+
+    Attributes:
+        tag: I whose it is, N its command, L the library of its traces, P mark, S where the newest
+            peak came from, K context made, C pool made, A given, F given back, R pool resized, G
+            free memory asked, O out of memory, E failed because the scenario says so, X peer access
+            refused.
+        fields: the rest of the line, by position.
+        trace: offsets into the engine's library, innermost first.
+    """
+
+    tag: str
+    fields: tuple[str, ...]
+    trace: tuple[int, ...]
+
+    def number(self, index: int) -> int:
+        return int(self.fields[index])
+
+
+class TimelineReader:
+    """Reads a timeline while it is written; ``read_bytes`` is the number of bytes read so far."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.read_bytes = path, 0
+
+    def new_events(self) -> Iterator[Event]:
+        """Yield the events since the last call, without an unfinished last line."""
+        with self._path.open("rb") as file:
+            file.seek(self.read_bytes)
+            rest = b""
+            while True:
+                chunk = file.read(1 << 20)
+                end = chunk.find(b"\0")
+                text = rest + (chunk if end < 0 else chunk[:end])
+                lines = text.split(b"\n")
+                rest = lines.pop()
+                for line in lines:
+                    self.read_bytes += len(line) + 1
+                    if line:
+                        yield _event(line.decode("utf-8", "replace"))
+                if not chunk or end >= 0:
+                    return
+
+
+def read_timeline(path: Path) -> Iterator[Event]:
+    return TimelineReader(path).new_events()
+
+
+def last_refused(path: Path) -> tuple[Event, str] | None:
+    """The last refused allocation and the mark before it; None if none was refused.
+
+    It reads nothing else of the timeline, which has gigabytes after some hours.
+
+    Raises:
+        OSError, ValueError: the timeline is missing or empty.
+    """
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as text:
+        end = text.find(b"\0") if text[-1:] == b"\0" else len(text)
+        at = max(text.rfind(b"\nO ", 0, end), text.rfind(b"\nE ", 0, end)) + 1
+        if not at:
+            return None
+        line = text[at:end].partition(b"\n")[0]
+        mark = text[text.rfind(b"\nP ", 0, at) + 1 : at].partition(b"\n")[0]
+    return _event(line.decode("utf-8", "replace")), mark[2:].decode("utf-8", "replace")
+
+
+def timeline_is_full(path: Path) -> bool:
+    """Whether events are missing because the file reached its length limit (``timeline_limit``)."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _LONGEST_LINE))
+        return bool(file.read(_LONGEST_LINE).strip(b"\0"))
+
+
+def _event(line: str) -> Event:
+    tag, _, rest = line.partition(" ")
+    if tag in ("P", "S", "N", "L"):
+        return Event(tag, (rest,), ())
+    head, _, frames = rest.partition(" @")
+    return Event(tag, tuple(head.split()), tuple(int(f, 16) for f in frames.split(",") if f))
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of the machine, alive or ended; tuples are by device.
+
+    Attributes:
+        refused_at: when an allocation was last refused, 0 for never.
+        allocated: bytes held (at its end, if it is dead), without its context.
+        late: bytes in use after it had read the free memory.
+        peak: the most bytes held.
+        at_peak: all bytes held when the machine's processes together had the most.
+        pinned_peak: the most page-locked host memory.
+    """
+
+    pid: int
+    refused_at: int
+    alive: bool
+    allocated: tuple[int, ...]
+    context: tuple[int, ...]
+    late: tuple[int, ...]
+    peak: tuple[int, ...]
+    at_peak: tuple[int, ...]
+    pinned_peak: int
+
+    @property
+    def used(self) -> bool:
+        return any(self.context) or any(self.peak) or self.pinned_peak > 0
+
+
+@dataclass(frozen=True)
+class SharedRecord:
+    """The processes of a machine, their combined peaks, and the number of their allocations."""
+
+    processes: tuple[Process, ...]
+    peak: tuple[int, ...]
+    pinned_peak: int
+    allocations: int = 0
+    pinned_allocations: int = 0
+
+    def holders(self, device: int) -> list[tuple[Process, int]]:
+        """The living processes with memory on a device, and their bytes, contexts included."""
+        holders = [(p, p.allocated[device] + p.context[device]) for p in self.processes if p.alive]
+        return [(process, size) for process, size in holders if size]
+
+
+def read_shared(path: Path) -> SharedRecord:
+    """The state of a machine's processes; ValueError if the file is not this turbofit's."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    if len(data) < _HEAD.size or not any(data[:8]):
+        return SharedRecord((), (0,) * _PINNED, 0)
+    magic, used, _, *numbers = _HEAD.unpack_from(data)
+    if magic != _MAGIC:
+        raise ValueError(f"{path} is not a shared account of this turbofit")
+    slots = (_SLOT.unpack_from(data, _HEAD.size + i * _SLOT.size) for i in range(used))
+    peak = numbers[_ROWS : 2 * _ROWS]
+    return SharedRecord(
+        tuple(_process(slot) for slot in slots if slot[0]),
+        tuple(peak[:_PINNED]),
+        peak[_PINNED],
+        *numbers[3 * _ROWS :],
+    )
+
+
+def _process(slot: tuple[int, ...]) -> Process:
+    state, pid, started, _, refused_at, *rows = slot
+    alive = state == _LIVE and lives(pid, started)
+    # Each row ends with the page-locked host memory.
+    allocated, context, late, peak, at_peak = (
+        tuple(rows[i * _ROWS : i * _ROWS + _PINNED]) for i in range(5)
+    )
+    pinned = rows[3 * _ROWS + _PINNED]
+    return Process(pid, refused_at, alive, allocated, context, late, peak, at_peak, pinned)
+
+
+def lives(pid: int, started: int | None = None) -> bool:
+    """Whether a process is alive; ``started`` is its start in ticks after boot."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    fields = text.rpartition(")")[2].split()
+    return fields[0] not in "ZX" and started in (None, int(fields[19]))

@@ -1,0 +1,222 @@
+"""Runs a rehearsal's child on pretend GPUs to its end, and gathers its results."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from turbofit.core.json_types import Document
+from turbofit.core.process.progress import Step, listening, tell
+from turbofit.core.struct import to_json
+from turbofit.rehearsal.notes import read_notes
+from turbofit.rehearsal.pretend.command import CHANGING, find_turbofit, put_first
+from turbofit.rehearsal.pretend.run import FinishedRun, run_pretend
+from turbofit.rehearsal.pretend.scenario import Scenario
+from turbofit.rehearsal.pretend.usage import SharedRecord
+from turbofit.rehearsal.spec import Spec
+
+#: Variables, also Ray's, that change what an engine allocates: only the settings may decide that.
+_DROPPED: Final = (*CHANGING, "RAY_")
+#: Exceptions: people also serve with these variables; the document states their values.
+KEPT: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+_LOOK: Final = 0.5  # seconds
+#: A case may take this many times its limit while the engine works on it.
+LIMITS_WHILE_ACTIVE: Final = 5
+# TurboMind's line when it can admit nothing; in a warm-up without enough cache it repeats for ever:
+# 36,000 times a second from one rank, slowly from many ranks on few cores.
+_STUCK: Final = "out of memory at 0/"
+_STUCK_LINES: Final = 60
+_STUCK_LOOKS: Final = 2
+_FIRST_LINES: Final = 2000
+_LAST_LINES: Final = 4000
+_LONGEST_LINE: Final = 4000
+#: Signals from a person or a service that also end the child.
+_STOPPED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class EndedRun:
+    """A rehearsal that has ended.
+
+    Attributes:
+        log: the first and the last lines of its output and of the engine's log.
+        stopped: why the parent ended it: ``stuck`` (TurboMind's silent hang at start-up), ``idle``
+          (nothing happened any more), or empty.
+        folder: the folder of timelines and records.
+    """
+
+    spec: Spec
+    ran: FinishedRun
+    notes: Document
+    log: list[str]
+    stopped: str
+    folder: Path
+
+
+@dataclass
+class Readings:
+    """An engine adapter's readings of an ended run; lists are by card, sizes in bytes.
+
+    Attributes:
+        phases: in order, the memory in each phase: ``peak``, ``held`` (at its end), and the
+          engine's own counters.
+        terms: the engine's own counters by line of the ledger; each case is a line.
+        cache: the cache as the engine divided it: ``free``, ``region``, ``object_size``,
+          ``slab_size``, ``tokens``.
+        end: fields of an `End`, used if not all was served: ``out_of_memory`` if an allocation was
+          refused.
+        pinned: the most page-locked host memory, by phase; empty without a counter.
+    """
+
+    phases: list[dict[str, dict[str, Any]]]
+    terms: list[dict[str, int]]
+    cache: dict[str, Any]
+    cards: list[dict[str, Any]]
+    end: dict[str, Any]
+    pinned: Mapping[str, int] = field(default_factory=dict)
+
+
+def run_child(
+    spec: Spec, folder: Path, environ: Mapping[str, str], path: tuple[Path, ...]
+) -> EndedRun:
+    """Runs a rehearsal's child, and all that it starts, to the end, in a new folder.
+
+    Raises:
+        KeyboardInterrupt: the child was told to end, and so was this process.
+        PretendError: the pretend libraries cannot be built.
+    """
+    (folder / "spec.json").write_text(to_json(spec), encoding="utf-8")
+    watch = _Watch(spec, folder)
+    ran = run_pretend(
+        [sys.executable, "-m", "turbofit.rehearsal.child", str(folder)],
+        spec.machine,
+        keep=folder / "pretend",
+        stdout=2,
+        on_poll=watch,
+        every=_LOOK,
+        base=_environment(folder, {**environ, **spec.environ}, path),
+    )
+    if -ran.code in _STOPPED:
+        raise KeyboardInterrupt
+    return EndedRun(spec, ran, read_notes(folder), read_log(folder / "log"), watch.stopped, folder)
+
+
+def _environment(
+    folder: Path, variables: Mapping[str, str], path: tuple[Path, ...]
+) -> dict[str, str]:
+    env = {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(_DROPPED)}
+    env |= variables
+    for place in path:
+        put_first(env, "PYTHONPATH", str(place))
+    find_turbofit(env)
+    offline = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return env | {"TURBOFIT_REHEARSAL": str(folder), **dict.fromkeys(offline, "1")}
+
+
+class InactivityTimer:
+    """Measures the seconds since a value, such as a count of calls, last changed.
+
+    So a slow engine on a busy machine does not count as hanging.
+    """
+
+    def __init__(
+        self, look: Callable[[], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._look, self._clock = look, clock
+        self._value = look()
+        self._started = self._changed = clock()
+
+    def inactive(self) -> float:
+        now, value = self._clock(), self._look()
+        if value != self._value:
+            self._value, self._changed = value, now
+        return now - self._changed
+
+    def elapsed(self) -> float:
+        return self._clock() - self._started
+
+
+class _Watch:
+    """Ends the machine's processes, and says why: nothing is allocated or noted, or `_STUCK`."""
+
+    def __init__(self, spec: Spec, folder: Path) -> None:
+        self.stopped = ""
+        self._spec, self._folder = spec, folder
+        self._timer = InactivityTimer(lambda: _progress(folder))
+        self._stuck = 0
+
+    def __call__(self, _: Scenario, shared: SharedRecord) -> None:
+        notes = read_notes(self._folder)
+        _tell(self._spec, notes)
+        ready = "ready" in notes.get("seconds", {})
+        self._stuck = self._stuck + 1 if not ready and _is_stuck(self._folder / "log") else 0
+        case = self._spec.case_seconds * LIMITS_WHILE_ACTIVE + 10
+        if self._stuck >= _STUCK_LOOKS:
+            self.stopped = "stuck"
+        elif self._timer.inactive() > (case if ready else self._spec.start_seconds):
+            self.stopped = "idle"
+        if not self.stopped:
+            return
+        pids = {process.pid for process in shared.processes if process.alive}
+        if "pid" in notes:
+            pids.add(notes["pid"])
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _progress(folder: Path) -> tuple[int, ...]:
+    """Values that change while a child works: the timelines' sizes on disk, and its notes."""
+    figures = []
+    for path in (folder / "report.json", *(folder / "pretend" / "timelines").glob("*")):
+        with contextlib.suppress(OSError):
+            stat = path.stat()
+            figures += [stat.st_blocks, stat.st_mtime_ns if path.suffix == ".json" else 0]
+    return tuple(figures)
+
+
+def _is_stuck(log: Path) -> bool:
+    """Whether the log's last lines are all the scheduler's line `_STUCK`."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - (1 << 15)))
+            lines = file.read().decode("utf-8", "replace").splitlines()[-_STUCK_LINES - 1 : -1]
+    except OSError:
+        return False
+    return len(lines) == _STUCK_LINES and all("out of memory at" in line for line in lines)
+
+
+def _tell(spec: Spec, notes: Document) -> None:
+    if not listening():
+        return
+    if str(notes.get("phase", "")).startswith("case "):
+        done = len(notes.get("cases", ()))
+        tell(Step("rehearsing worst cases on pretend GPUs", done, len(spec.cases)))
+    else:
+        tell(Step("starting the engine on pretend GPUs"))
+
+
+def read_log(path: Path) -> list[str]:
+    """The first and last lines of a log, without progress bars and the repeats of a hang."""
+    first: list[str] = []
+    last = deque[str](maxlen=_LAST_LINES)
+    stuck = 0
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                text = re.sub(r".*\r(?!$)", "", line.decode("utf-8", "replace").rstrip("\r\n"))
+                stuck = stuck + 1 if _STUCK in text else 0
+                if stuck <= 20:
+                    (first if len(first) < _FIRST_LINES else last).append(text[:_LONGEST_LINE])
+    except OSError:
+        return []
+    return [*first, *last]

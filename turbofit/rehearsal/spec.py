@@ -1,0 +1,68 @@
+"""The specification of a rehearsal: engine, pretend machine, model, settings and cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from turbofit.rehearsal.pretend.scenario import Scenario
+
+Unit = int | tuple[int, int, int]
+#: A value of ``text_tokens``: the prompt is as long as the engine allows.
+LONGEST: Final = -1
+
+
+@dataclass(frozen=True)
+class RehearsalRequest:
+    """One request.
+
+    Attributes:
+        text_tokens: prompt tokens that are not an image's (with ``sizes``: letters, each of which
+          is a token of a twin's tokenizer); ``LONGEST`` for as many as the engine takes.
+        units: for TurboMind, the units of each image: tiles, or the grid t, h, w in patches.
+        sizes: for an engine on torch, (width, height) of each image in pixels.
+        top_k: 0 samples over the whole vocabulary.
+        lead: how many of ``text_tokens`` come before the images; None is half of them (TurboMind).
+        images: with ``sizes``, pictures of another number have another colour, so that no prefix
+          cache finds them.
+    """
+
+    text_tokens: int = 20
+    units: tuple[Unit, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+    max_new_tokens: int = 4
+    top_k: int = 1
+    lead: int | None = None
+    images: int | None = None
+
+
+@dataclass(frozen=True)
+class RehearsalCase:
+    """Requests that are all queued before the engine's next step."""
+
+    name: str
+    requests: tuple[RehearsalRequest, ...]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A rehearsal.
+
+    Attributes:
+        machine: the pretend machine, with the bytes that are charged to it beforehand.
+        engine: a key of `turbofit.rehearsal.engines.ADAPTERS`.
+        settings: fields of LMDeploy's engine configuration; for Transformers ``dtype`` and
+          ``device_map``.
+        cases: run in this order, each after the requests of the previous one have ended.
+        start_seconds, case_seconds: how long the engine may do nothing before it counts as hanging.
+    """
+
+    machine: Scenario
+    model_dir: str
+    engine: str = "turbomind"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    cases: tuple[RehearsalCase, ...] = ()
+    start_seconds: float = 300.0
+    case_seconds: float = 120.0
+    environ: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,129 @@
+"""Records the phases of each process of a rehearsal, and the figures of torch's allocator.
+
+The child writes a phase's name into a file. Each process with a CUDA context (also workers of Ray
+or ``mp``) has a thread that reads the name, marks the phase in the account, and notes torch's
+figures of the phase that ended. The child waits up to five seconds for these threads. Torch is told
+not to use cuDNN's attention, its choice on Hopper: cuDNN finds no plan on a pretend GPU. So memory
+that cuDNN takes for itself is not seen. Sizes are in bytes, devices are the machine's own numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from turbofit.core.json_types import Document
+from turbofit.rehearsal.notes import replaced
+from turbofit.rehearsal.pretend.usage import lives
+
+_LOOK: Final = 0.01  # seconds
+_PATIENCE: Final = 5.0  # seconds that a phase waits for the processes
+_PHASE, _RECORDS = "phase", "records"
+
+
+def start(folder: str) -> None:
+    threading.Thread(target=_keep, args=(Path(folder),), daemon=True, name="turbofit").start()
+
+
+class Phases:
+    """The child's side: names phases, and waits until all processes have begun them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._number = 0
+        (folder / _RECORDS).mkdir(exist_ok=True)
+        self._write("import")
+
+    def enter(self, name: str) -> None:
+        self._number += 1
+        self._write(" ".join(name.split()))
+        until = time.monotonic() + _PATIENCE
+        while time.monotonic() < until and self._behind():
+            time.sleep(_LOOK / 4)
+
+    def _behind(self) -> bool:
+        records = read_records(self._folder)
+        return any(record["number"] < self._number and lives(record["pid"]) for record in records)
+
+    def _write(self, name: str) -> None:
+        replaced(self._folder / _PHASE, f"{self._number} {name}")
+
+
+def read_records(folder: Path) -> list[Document]:
+    """The records so far: ``pid``, ``number`` of the open phase, ``rows``, one by phase and card.
+
+    A row has ``phase``, ``gpu``, and at the phase's end ``requested`` (only the tensors),
+    ``allocated`` (whole blocks) and ``reserved``, and the peaks of the latter two.
+    """
+    records = []
+    for path in sorted((folder / _RECORDS).glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            records.append(json.loads(path.read_text(encoding="utf-8")))
+    return records
+
+
+def _keep(folder: Path) -> None:
+    while not _has_context():
+        time.sleep(_LOOK)
+        if not folder.exists():
+            return
+    sys.modules["torch"].backends.cuda.enable_cudnn_sdp(False)
+    record = _ProcessRecord(folder)
+    with contextlib.suppress(OSError):  # the folder is removed when the rehearsal ends
+        while True:
+            record.follow()
+            time.sleep(_LOOK)
+
+
+def _has_context() -> bool:
+    torch = sys.modules.get("torch")
+    is_initialized = getattr(getattr(torch, "cuda", None), "is_initialized", None)
+    try:
+        return bool(is_initialized and is_initialized())
+    except Exception:  # noqa: BLE001 - another thread is importing torch
+        return False
+
+
+class _ProcessRecord:
+    def __init__(self, folder: Path) -> None:
+        from turbofit.rehearsal.pretend.libraries import LibraryAccount
+
+        self._account = LibraryAccount(Path(os.environ["TURBOFIT_PRETEND_LIBRARIES"]))
+        self._folder = folder
+        self._path = folder / _RECORDS / f"{os.getpid()}.json"
+        self._rows: list[dict[str, Any]] = []
+        self._open: tuple[int, str] | None = None
+
+    def follow(self) -> None:
+        number, _, name = (self._folder / _PHASE).read_text(encoding="utf-8").partition(" ")
+        now = (int(number), name)
+        if now == self._open:
+            return
+        if self._open is not None:
+            self._close(self._open[1])
+        self._account.mark(name)
+        self._open = now
+        text = json.dumps({"pid": os.getpid(), "number": now[0], "rows": self._rows})
+        replaced(self._path, text)
+
+    def _close(self, phase: str) -> None:
+        import torch
+
+        for device in range(torch.cuda.device_count()):
+            stats = torch.cuda.memory_stats(device)
+            if not stats.get("reserved_bytes.all.peak"):
+                continue
+            row: dict[str, Any] = {"phase": phase, "gpu": self._account.physical(device)}
+            for kind in ("allocated", "reserved"):
+                row[kind] = stats.get(f"{kind}_bytes.all.current", 0)
+                row[f"{kind}_peak"] = stats.get(f"{kind}_bytes.all.peak", 0)
+            row["requested"] = stats.get("requested_bytes.all.current", 0)
+            row["retries"] = stats.get("num_alloc_retries", 0)
+            self._rows.append(row)
+            torch.cuda.reset_peak_memory_stats(device)

@@ -1,0 +1,207 @@
+"""Reads torch's records and the account of an ended rehearsal. Sizes are in bytes.
+
+A card's peak in a phase is the sum of its processes' peaks: exact if only one of them allocates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from turbofit.core.json_types import Document
+from turbofit.core.struct import Struct
+from turbofit.logs.death import death
+from turbofit.logs.log_events import NoCache, TorchMemory
+from turbofit.logs.log_reader import read_line
+from turbofit.memory.account import POOL_WARMUP
+from turbofit.rehearsal.notes import DEAD
+from turbofit.rehearsal.pretend.report import card_at_peak, newest_refusal
+from turbofit.rehearsal.pretend.usage import BEFORE, Usage
+from turbofit.rehearsal.run import EndedRun, Readings
+from turbofit.rehearsal.torch.phase_recorder import read_records
+
+NOT_KNOWN: Final = (
+    "private workspaces inside cuBLAS, cuDNN and NCCL",
+    "kernel modules, loaded lazily",
+    "what hangs on large float values: tokens, sampling, expert routing",
+    "the CUDA context's size is the card's preset, charged to each process",
+)
+_COUNTERS: Final = (
+    "requested", "allocated", "reserved", "allocated_peak", "reserved_peak", "retries",
+)  # fmt: skip
+_OOM: Final = re.compile(r"OutOfMemoryError: (CUDA out of memory\..*)")
+_FRAME: Final = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+_NOT_THEIRS: Final = (
+    "/torch/",
+    "/turbofit/rehearsal/pretend/",
+    "/turbofit/rehearsal/",
+    "turbofit_values",
+)
+_MOST_FRAMES: Final = 4
+
+
+def span(usage: Usage, gpu: int, phase: str, order: Sequence[str]) -> tuple[int, int]:
+    """Bytes that a process held on a card in a phase, with its context: at most, and at its end.
+
+    Allocations before its first mark count in its first phase; in a phase without a mark it held
+    what it held before.
+    """
+    context, ends = usage.contexts.get(gpu, 0), usage.ends.get(gpu, {})
+    peaks = usage.phases.get(gpu, {})
+    first = next((name for name in peaks if name != BEFORE), phase)
+    if BEFORE in peaks and phase == first:
+        return context + max(peaks[BEFORE], peaks.get(phase, 0)), context + ends.get(
+            phase, ends[BEFORE]
+        )
+    if phase in peaks:
+        return context + peaks[phase], context + ends[phase]
+    earlier = order[: order.index(phase)] if phase in order else ()
+    end = next((ends[name] for name in reversed(earlier) if name in ends), 0)
+    return context + end, context + end
+
+
+def read_run(ended: EndedRun) -> Readings:
+    """The readings from the allocator's figures and the account, and the end in torch's words."""
+    notes, cards = ended.notes, range(len(ended.spec.machine.gpus))
+    usages, records = ended.ran.usages, read_records(ended.folder)
+    order = [name for name in notes.get("seconds", {}) if name not in ("import", "end")]
+    phases: list[dict[str, dict[str, Any]]] = [{} for _ in cards]
+    for gpu in cards:
+        for name in order:
+            spans = [span(usage, gpu, name, order) for usage in usages]
+            row = {"peak": sum(peak for peak, _ in spans), "held": sum(end for _, end in spans)}
+            phases[gpu][name] = row | _counters(records, gpu, name)
+    cache = _cache(notes, len(cards))
+    return Readings(
+        phases=phases,
+        terms=[_terms(notes, phases[gpu], cache["region"][gpu]) for gpu in cards],
+        cache=cache,
+        cards=[
+            card_at_peak(ended.ran, gpu)
+            | {"contexts": sum(usage.contexts.get(gpu, 0) for usage in usages)}
+            for gpu in cards
+        ],
+        end=end_of(ended),
+    )
+
+
+def _counters(records: list[Any], gpu: int, phase: str) -> dict[str, int]:
+    """The allocator's own figures, summed over all processes; empty if none were read."""
+    rows = [
+        row
+        for record in records
+        for row in record["rows"]
+        if row["gpu"] == gpu and row["phase"] == phase
+    ]
+    return {name: sum(row[name] for row in rows) for name in _COUNTERS} if rows else {}
+
+
+def _cache(notes: Mapping[str, Any], cards: int) -> dict[str, Any]:
+    """LMDeploy's own CacheConfig; without figures if there is none."""
+    cache, sizes = notes.get("cache") or {}, notes.get("block_bytes") or []
+    blocks = cache.get("num_gpu_blocks") or 0
+    return {
+        **cache,
+        "free": notes.get("free_at_sizing") or [None] * cards,
+        "region": [blocks * size for size in sizes] or [None] * cards,
+        "object_size": next(iter(sizes), None),
+        "slab_size": None,
+        "tokens": blocks * cache["block_size"] if cache else None,
+        "session_len": notes.get("session_len"),
+    }
+
+
+def _terms(
+    notes: Mapping[str, Any], phases: Mapping[str, Mapping[str, Any]], region: int | None
+) -> dict[str, int]:
+    """The bytes by line of the ledger, for the lines that the allocator's figures show."""
+    terms = {} if region is None else {"kv_cache": region}
+    loaded = phases.get("sizing") or phases.get("load") or {}
+    if "requested" in loaded:
+        terms["weights"] = loaded["requested"]
+        terms["load_fragmentation"] = loaded["reserved"] - loaded["requested"]
+    before, ready = phases.get("cache", {}), phases.get("ready", {})
+    if "reserved" in before and "reserved" in ready:
+        # Only idle memory: memory that the warm-up left allocated is cuBLAS's and the graphs'.
+        terms[POOL_WARMUP] = (ready["reserved"] - ready["allocated"]) - (
+            before["reserved"] - before["allocated"]
+        )
+    return terms | _case_terms(notes.get("cases", ()), phases)
+
+
+def _case_terms(
+    cases: Sequence[Mapping[str, Any]], phases: Mapping[str, Mapping[str, Any]]
+) -> dict[str, int]:
+    """The most that each case took above what stays, in bytes.
+
+    What stays includes a cuBLAS workspace from the first request, which has its own term. It is the
+    least that a served case left, so that a leak in one case does not count.
+    """
+    ready = phases.get("ready", {})
+    if "allocated" not in ready:
+        return {}
+    seen = {case["name"]: phases.get(f"case {case['name']}", {}) for case in cases}
+    served = [seen[case["name"]] for case in cases if set(case["statuses"]) == {"finished"}]
+    ends = [phase["allocated"] for phase in served if "allocated" in phase]
+    steady = max(ready["allocated"], min(ends, default=0))
+    return {
+        name: phase["allocated_peak"] - steady
+        for name, phase in seen.items()
+        if phase.get("allocated_peak") is not None
+    }
+
+
+def end_of(ended: EndedRun) -> Document:
+    """The end's fields; they are not used if all was served."""
+    error, lines = ended.notes.get("error"), ended.log
+    dead = [case for case in ended.notes.get("cases", []) if DEAD & set(case["statuses"])]
+    phase = f"case {dead[0]['name']}" if dead else (error or ended.notes).get("phase", "import")
+    message = _words(error, lines)
+    where = " < ".join(_where(error, message, lines)) or message[:200]
+    run = _events(message)
+    end = {"kind": death(run).kind, "phase": phase, "where": where, "message": message}
+    if any(isinstance(event, TorchMemory) for event in run):
+        refusal = newest_refusal(ended.ran) or {}
+        sizes = {name: refusal.get(name) for name in ("gpu", "asked", "left", "simulated")}
+        end |= {"missing": refusal.get("short"), **sizes}
+    return end
+
+
+def _events(message: str) -> list[Struct]:
+    return [event for event in map(read_line, message.splitlines()) if event is not None]
+
+
+def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
+    """The engine's own message: torch's, where there is one."""
+    if error and any(isinstance(event, TorchMemory) for event in _events(error["message"])):
+        return str(error["message"])
+    for line in reversed(lines):
+        if match := _OOM.search(line):
+            return match[1]
+        if isinstance(event := read_line(line), NoCache):
+            return f"No enough gpu memory for {event.what}."
+    if error:
+        return f"{error['type']}: {error['message']}"
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _where(error: dict[str, Any] | None, message: str, lines: Sequence[str]) -> list[str]:
+    """The innermost Python frames that are neither torch's nor ours, innermost first."""
+    frames = list(reversed(error["frames"])) if error and message in error["message"] else []
+    frames = frames or _frames_before(message, lines)
+    theirs = [frame for frame in frames if not any(part in frame for part in _NOT_THEIRS)]
+    short = (frame.rpartition("site-packages/")[2] or frame for frame in theirs or frames)
+    return [*short][:_MOST_FRAMES]
+
+
+def _frames_before(message: str, lines: Sequence[str]) -> list[str]:
+    """The frames of the last traceback before a message in a log, innermost first."""
+    said = [i for i, line in enumerate(lines) if message and message[:60] in line]
+    at, frames = said[-1] if said else 0, list[str]()
+    for line in reversed(lines[max(0, at - 200) : at]):
+        if "Traceback (most recent call last)" in line and frames:
+            break
+        if match := _FRAME.search(line):
+            frames.append(f"{match[1]}:{match[2]} {match[3]}")
+    return frames

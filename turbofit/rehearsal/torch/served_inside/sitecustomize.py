@@ -1,0 +1,31 @@
+"""Runs in each process of a PyTorch engine's server, since each reads the stand-in checkpoint."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+#: A module of the pretend machine, whose folder is on every process's path.
+_AFTER: Any = importlib.import_module("turbofit_imports").After
+
+
+def _stand_in(module: Any) -> None:
+    from turbofit.rehearsal.no_answer import say_no_answer
+    from turbofit.rehearsal.turbomind import hfconfig
+
+    acts: dict[str, Callable[[], None]] = {
+        "lmdeploy.hf_configs": hfconfig.register_for_pytorch,
+        "lmdeploy.tokenizer": hfconfig.plain_gpt_oss_tokenizer,
+        "lmdeploy.serve.parsers": hfconfig.plain_gpt_oss_parser,
+        "lmdeploy.vl.model.llava_hf": hfconfig.infer_channels_of_llava,
+        "lmdeploy.serve.core.async_engine": partial(say_no_answer, module),
+    }
+    acts[module.__name__]()
+
+
+for _name in (
+    "lmdeploy.hf_configs", "lmdeploy.tokenizer", "lmdeploy.serve.parsers",
+    "lmdeploy.vl.model.llava_hf", "lmdeploy.serve.core.async_engine",
+):  # fmt: skip
+    sys.meta_path.insert(0, _AFTER(_name, _stand_in))

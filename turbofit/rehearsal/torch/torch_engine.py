@@ -1,0 +1,194 @@
+"""Drives LMDeploy's PyTorch engine in a rehearsal's child: marks its start, runs the cases."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from turbofit.rehearsal.notes import NOT_FINISHED, Notes, engine_config
+from turbofit.rehearsal.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
+from turbofit.rehearsal.torch.phase_recorder import Phases
+
+#: Steps of ExecutorBase.init, and the phase that each begins.
+_STEPS: Final = {
+    "build_model": "build",
+    "update_configs": "sizing",
+    "build_graph_runner": "graph runner",
+    "build_cache_engine": "cache",
+    "warmup": "warm-up",
+}
+_CACHE: Final = (
+    "num_gpu_blocks", "block_size", "max_prefill_token_num", "max_batches",
+    "cache_max_entry_count", "num_state_caches", "num_cpu_blocks", "quant_policy",
+)  # fmt: skip
+_TOKEN: Final = 5  # an ordinary token of every vocabulary
+
+
+def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
+    """Starts the engine, drives all cases, and returns a function that closes it."""
+    notes.begin = Phases(notes.folder).enter
+    from lmdeploy import PytorchEngineConfig, pipeline
+
+    from turbofit.rehearsal.turbomind import hfconfig
+
+    hfconfig.register_for_pytorch()
+    hfconfig.stand_in_for_kimi()
+    hfconfig.plain_gpt_oss_tokenizer()
+    config = engine_config(PytorchEngineConfig, dict(spec.settings))
+    _mark_start(notes)
+    pipe: Any = pipeline(spec.model_dir, backend_config=config, log_level="INFO")
+    engine = pipe.async_engine
+    notes.started(engine.backend_config, session_len=_longest(engine))
+    for case in spec.cases:
+        work = _case(engine, case, notes, spec.case_seconds)
+        running = asyncio.run_coroutine_threadsafe(work, pipe.internal_thread.loop)
+        if not running.result(spec.case_seconds + 60):
+            break
+    closing: Callable[[], None] = pipe.close
+    return closing
+
+
+def _mark_start(notes: Notes) -> None:
+    """Marks the beginning of each step of the executor's start, and notes its figures."""
+    from lmdeploy.pytorch.engine.executor.base import ExecutorBase
+
+    base: Any = ExecutorBase
+    init = base.init
+
+    def marked(call: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            notes.enter(phase)
+            return call(*args, **kwargs)
+
+        return step
+
+    def noted(call: Callable[..., Any], name: str, value: Callable[[Any], Any]) -> Any:
+        def ask(*args: Any, **kwargs: Any) -> Any:
+            answer = call(*args, **kwargs)
+            notes.write(**{name: value(answer)})
+            return answer
+
+        return ask
+
+    def started(self: Any) -> None:
+        for name, phase in _STEPS.items():
+            setattr(self, name, marked(getattr(self, name), phase))
+        self.gather_free_mem = noted(self.gather_free_mem, "free_at_sizing", list)
+        # The sizes of all ranks: lmdeploy engine/executor/base.py
+        # `self._get_rank_cache_block_sizes(`
+        sizes = self._get_rank_cache_block_sizes
+        self._get_rank_cache_block_sizes = noted(sizes, "block_bytes", list)
+        try:
+            init(self)
+        finally:
+            cache = {name: getattr(self.cache_config, name, None) for name in _CACHE}
+            cache["quant_policy"] = int(cache["quant_policy"] or 0)
+            notes.write(cache=cache)
+
+    base.init = started
+
+
+def _longest(engine: Any) -> int:
+    """The most tokens of prompt and answer that the server's limit and the cache allow."""
+    return int(min(engine.session_len, engine.engine.max_session_len))
+
+
+_numbers = iter(range(1, 1 << 31))
+
+
+async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) -> bool:
+    """Prepares all requests, then submits them in one turn of the engine's own event loop."""
+    from lmdeploy.serve.core.exceptions import RequestError
+
+    refused: Any = RequestError
+    prepared: dict[RehearsalRequest, Any] = {}
+    ready: list[Any] = []
+    try:
+        for request in case.requests:
+            again = request in prepared
+            ready.append(
+                await (_again(engine, prepared[request]) if again else _prepared(engine, request))
+            )
+            prepared.setdefault(request, ready[-1])
+    except refused as error:
+        # No request reached the engine.
+        notes.enter(f"case {case.name}")
+        refusals = ["refused"] * len(case.requests)
+        return notes.case(case.name, [], time.monotonic(), refusals, str(error))
+    notes.enter(f"case {case.name}")
+    begun = time.monotonic()
+    tasks = [asyncio.create_task(_answer(engine, prompt)) for prompt in ready]
+    _, late = await asyncio.wait(tasks, timeout=seconds)
+    statuses = [NOT_FINISHED if task in late else task.result()[0] for task in tasks]
+    words = next((task.result()[1] for task in tasks if task not in late and task.result()[1]), "")
+    for task in late:
+        task.cancel()
+    await asyncio.sleep(0.05)
+    tokens = [request.input_token_len for request in ready]
+    return notes.case(case.name, tokens, begun, statuses, words)
+
+
+async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
+    """A request as LMDeploy's own front end prepares it."""
+    from lmdeploy import GenerationConfig
+
+    config_class: Any = GenerationConfig
+    config = config_class(
+        max_new_tokens=request.max_new_tokens,
+        ignore_eos=True,
+        do_sample=True,
+        top_k=request.top_k,
+        top_p=0.8,
+    )
+    if not request.sizes:
+        wanted = request.text_tokens
+        length = _longest(engine) - request.max_new_tokens - 1 if wanted == LONGEST else wanted
+        ids = [_TOKEN] * max(1, length)
+        return await engine.preprocess(None, next(_numbers), gen_config=config, input_ids=ids)
+    from PIL import Image
+
+    content: list[dict[str, Any]] = [{"type": "text", "text": "a" * request.text_tokens}]
+    for size in request.sizes:
+        picture = Image.new("RGB", size, (120, 80, 40 + (request.images or 0)))
+        content.append({"type": "image_data", "image_data": {"data": picture}})
+    messages = [{"role": "user", "content": content}]
+    return await engine.preprocess(messages, next(_numbers), gen_config=config)
+
+
+async def _again(engine: Any, first: Any) -> Any:
+    """The same prepared request once more; the shared pixels are never written."""
+    from lmdeploy.serve.core.async_engine import PreprocessedRequest
+    from torch.utils._pytree import tree_map
+
+    request: Any = PreprocessedRequest
+    return request(
+        session=engine.session_mgr.get(next(_numbers)),
+        inputs=tree_map(lambda leaf: leaf, first.inputs),
+        input_token_len=first.input_token_len,
+        gen_config=first.gen_config,
+        adapter_name=None,
+    )
+
+
+async def _answer(engine: Any, request: Any) -> tuple[str, str]:
+    """The status of a request at its end, and an error's message."""
+    from lmdeploy.serve.core.exceptions import ErrorCode, RequestError
+
+    refused: Any = RequestError
+    codes: Any = ErrorCode
+    named = {
+        codes.ENGINE_UNAVAILABLE: "unavailable",
+        codes.CONTEXT_LENGTH_EXCEEDED: "too_long",
+        codes.INTERNAL_ERROR: "internal_error",
+    }
+    last: Any = None
+    try:
+        async for out in engine.generate(request):
+            last = out
+    except refused as error:
+        code = getattr(error, "code", None)
+        return named.get(code, "refused"), str(error)
+    reason = getattr(last, "finish_reason", None) or "none"
+    return ("finished" if reason in ("stop", "length") else str(reason)), ""

@@ -1,0 +1,8 @@
+"""Python imports this in every process of a torch engine's rehearsal; see ``phase_recorder``."""
+
+import os
+
+if os.environ.get("TURBOFIT_REHEARSAL"):
+    from turbofit.rehearsal.torch.phase_recorder import start
+
+    start(os.environ["TURBOFIT_REHEARSAL"])

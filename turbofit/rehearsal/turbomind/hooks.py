@@ -1,0 +1,200 @@
+"""Makes LMDeploy's own loader and engine run on the pretend machine of this process.
+
+A CUDA build of torch runs unchanged; only marks are added. With CPU torch a copy on the GPU is a
+``meta`` tensor: it has no data, and since the loader itself runs, its lifetime is real. Memory that
+torch's caching allocator would keep is kept until ``torch.cuda.empty_cache``; fragmentation between
+its segments is not modelled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from turbofit.rehearsal.pretend.libraries import LibraryAccount
+from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
+
+_ROUND: Final = 512  # bytes; torch's caching allocator rounds each block up to this
+_SEGMENT: Final = 2 << 20  # the step of that allocator's segments, unlike that of a driver's pool
+_KEPT: Final[list[Any]] = []
+
+
+class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
+    """Charges the first card with the ``meta`` tensors that are made while it is active."""
+
+    def __init__(self, account: LibraryAccount, device: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
+        self._account, self._pool = account, account.pool(device, _SEGMENT)
+        self._seen: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor) and leaf.is_meta:
+                self._charge(leaf)
+        return out
+
+    def _charge(self, tensor: Any) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, -(-storage.nbytes() // _ROUND) * _ROUND
+        known = self._seen.get(key)
+        if not size or (known is not None and known() is not None):
+            return
+        address = self._account.allocate(self._pool, size)
+        if address is None:
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB "
+                "(turbofit pretend: staging of weights on the first GPU)"
+            )
+
+        def gone(_: Any) -> None:
+            self._seen.pop(key, None)
+            self._account.free(address)
+
+        self._seen[key] = weakref.ref(storage, gone)
+
+    def empty_cache(self) -> None:
+        self._account.trim(self._pool)
+
+
+def patch_torch(scenario: Scenario, staging: Staging) -> None:
+    """Lets ``torch.cuda`` describe the pretend machine, and makes copies to it without data."""
+    declare_torchvision()
+    gpus, current = scenario.gpus, 0
+    cuda: Any = torch.cuda
+    version: Any = torch.version
+    tensor: Any = torch.Tensor
+
+    @contextlib.contextmanager
+    def device(chosen: Any) -> Iterator[None]:
+        nonlocal current
+        before, current = current, int(getattr(chosen, "index", chosen) or 0)
+        try:
+            yield
+        finally:
+            current = before
+
+    def gpu(number: Any = 0) -> PretendGpu:
+        return gpus[int(number or 0)]
+
+    def properties(number: Any = 0) -> SimpleNamespace:
+        card = gpu(number)
+        major, minor = card.sm
+        return SimpleNamespace(
+            name=card.name, major=major, minor=minor, total_memory=card.total,
+            multi_processor_count=card.sm_count,
+        )  # fmt: skip
+
+    cuda.device = device
+    cuda.current_device = lambda: current
+    cuda.device_count = lambda: len(gpus)
+    cuda.is_available = lambda: True
+    cuda.get_device_name = lambda number=0: gpu(number).name
+    cuda.get_device_properties = properties
+    cuda.get_device_capability = lambda number=0: gpu(number).sm
+    cuda.mem_get_info = lambda number=0: (gpu(number).total - gpu(number).used, gpu(number).total)
+    version.cuda = version.cuda or "12.8"  # LMDeploy reads it before it uses bfloat16
+    cuda.is_bf16_supported = lambda *_: gpus[0].sm >= (8, 0)
+    cuda.empty_cache = staging.empty_cache
+    cuda.synchronize = lambda *_: None
+    tensor.cuda = lambda self, *_, **__: torch.empty_like(self, device="meta")
+
+
+def declare_torchvision() -> None:
+    """Declares operators with which torchvision's CUDA build can be imported with CPU torch."""
+    if torch.version.cuda is not None or _KEPT:
+        return
+    spec = importlib.util.find_spec("torchvision")
+    libraries = list(Path(spec.origin).parent.glob("_C*.so")) if spec and spec.origin else []
+    if not libraries:
+        return
+    operators: Any = torch.ops
+    try:
+        operators.load_library(str(libraries[0]))
+    except OSError:
+        make: Any = torch.library.Library
+        library = make("torchvision", "DEF")
+        boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        library.define(f"nms{boxes}")
+        library.define(f"qnms{boxes}")
+        _KEPT.append(library)
+
+
+def install(
+    scenario: Scenario,
+    account: LibraryAccount,
+    *,
+    first_device: int = 0,
+    tokenizer: bool = False,
+    ready: Callable[[Any], None] = lambda _engine: None,
+) -> None:
+    """Installs the marks of a start's phases, and what CPU torch needs.
+
+    ``first_device``: the card on which loading stages tensors. ``tokenizer``: keep the model's own,
+    which a server needs. ``ready`` is called with the TurboMind object after its start.
+    """
+    staging: Any = None
+    if torch.version.cuda is None:
+        staging = Staging(account, first_device)
+        patch_torch(scenario, staging)
+    from lmdeploy.turbomind import turbomind
+    from lmdeploy.turbomind.model_loader import ModelLoader
+    from lmdeploy.turbomind.turbomind import _tm
+
+    from turbofit.rehearsal.turbomind.hfconfig import plain_gpt_oss_tokenizer, register_internvl
+
+    register_internvl()
+    plain_gpt_oss_tokenizer()
+    module: Any = turbomind
+    if not tokenizer:
+        module.Tokenizer = _NoTokenizer
+    engine: Any = module.TurboMind
+    loader: Any = ModelLoader
+    for method, phase in (
+        ("_create_weight", "context"),
+        ("_process_weights", "prepare"),
+        ("_create_engine", "engine"),
+    ):
+        setattr(engine, method, _marked(getattr(engine, method), phase, account))
+    export, start, copy_from = loader.export, engine.__init__, _tm.Tensor.copy_from
+
+    def exported(self: Any) -> Any:
+        account.mark("weights")
+        with staging or contextlib.nullcontext():
+            return export(self)
+
+    def copy(self: Any, source: Any, *stream: Any) -> None:
+        if not getattr(source, "is_meta", False):
+            copy_from(self, source, *stream)
+
+    def started(self: Any, *args: Any, **kwargs: Any) -> None:
+        start(self, *args, **kwargs)
+        account.mark("ready")
+        ready(self)
+
+    loader.export, engine.__init__, _tm.Tensor.copy_from = exported, started, copy
+
+
+def _marked(function: Any, phase: str, account: LibraryAccount) -> Any:
+    def call(*args: Any) -> Any:
+        account.mark(phase)
+        return function(*args)
+
+    return call
+
+
+class _NoTokenizer:
+    """Replaces the model's tokenizer: a rehearsal passes token ids."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.model = None
+        self.bos_token_id = self.eos_token_id = None

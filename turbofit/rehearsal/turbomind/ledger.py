@@ -1,0 +1,230 @@
+"""Reduces a timeline to the memory of each card, by phase and by call of the engine.
+
+Phases are the child's marks (import, context, weights, prepare, engine, ready, ``case …``, ``after
+…``). Within ``engine`` each card has three phases of its own: ``cache`` begins when the engine
+reads free memory, ``buffers`` after the cache's region is allocated, and ``warm-up`` with the first
+allocation of the executor's pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
+
+from turbofit.core.json_types import Document
+from turbofit.rehearsal.pretend.elf import PLUMBING
+from turbofit.rehearsal.pretend.usage import KINDS, PINNED, POOL, Event
+
+LOADER = "LMDeploy's weight loader"
+STAGING = "torch staging"
+
+_LINEAR = "LlamaLinear"
+#: Owners of a pool by the prefix of a function in its trace; the first prefix that fits counts.
+_OWNERS = {"ModelExecutor": "executor", "Engine": "engine thread", "TurboMind": "rank context"}
+
+
+class CallSites:
+    """Names traces, innermost call first; ``name`` returns the function at an offset, or ``?``."""
+
+    def __init__(self, name: Callable[[int], str]) -> None:
+        self._name = cache(name)
+        self.site = cache(self._site)
+
+    def _site(self, trace: tuple[int, ...]) -> str:
+        """The engine's call in a trace; a linear layer's output is named after its owner."""
+        if not trace:
+            return STAGING
+        useful = [n for n in map(self._name, trace) if not n.startswith(PLUMBING)]
+        if not useful:
+            return LOADER
+        owner = next((n for n in useful if not n.startswith(_LINEAR)), useful[0])
+        return f"linear output in {owner}" if useful[0].startswith(_LINEAR) else useful[0]
+
+    def owner(self, trace: tuple[int, ...]) -> str:
+        """The owner of a pool made at a trace: ``executor``, ``engine thread`` or a call's name."""
+        names = [self._name(offset) for offset in trace]
+        for prefix, owner in _OWNERS.items():
+            if any(name.startswith(prefix) for name in names):
+                return owner
+        return self.site(trace)
+
+
+@dataclass
+class Pool:
+    """A stream-ordered memory pool: its card and owner, its live and held bytes by card phase."""
+
+    device: int
+    owner: str
+    live: int = 0
+    held: int = 0
+    live_peak: dict[str, int] = field(default_factory=dict)
+    live_end: dict[str, int] = field(default_factory=dict)
+    held_end: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class RehearsedGpu:
+    """One card: the bytes held at the end and at the peak of each phase; the cache's sizing.
+
+    ``late``: bytes allocated after the cache that live, by kind and by call of the engine.
+    ``pinned`` host memory counts for the card that was current when it was allocated: a process's
+    peak depends on the timing of its ranks' threads, a rank's does not.
+    """
+
+    in_use: int = 0
+    phase: str = "import"
+    end: dict[str, int] = field(default_factory=dict)
+    peak: dict[str, int] = field(default_factory=dict)
+    late: dict[str, int] = field(default_factory=dict)
+    pinned: int = 0
+    pinned_peak: dict[str, int] = field(default_factory=dict)
+    free_at_cache: int | None = None
+    cache_region: int | None = None
+    cache_address: int = 0
+
+
+class _Block(NamedTuple):
+    device: int
+    kind: int
+    pool: int
+    size: int
+    late: tuple[str, ...]
+
+
+class Ledger:
+    """Built from a timeline's events, in order; sizes and ``pool_step``, of pools, are bytes."""
+
+    def __init__(self, cards: int, sites: CallSites, pool_step: int) -> None:
+        self.cards = [RehearsedGpu() for _ in range(cards)]
+        self.pools: dict[int, Pool] = {}
+        self.phases = ["import"]
+        self.deaths: list[Document] = []
+        self._sites = sites
+        self.pool_step = pool_step
+        self._blocks: dict[str, _Block] = {}
+
+    def read(self, events: Iterable[Event]) -> Ledger:
+        """Reads the next events, and closes the last phase so far."""
+        for event in events:
+            self._take(event)
+        for index in range(len(self.cards)):
+            self._leave(index)
+        return self
+
+    def _take(self, event: Event) -> None:
+        number = event.number
+        match event.tag:
+            case "P":
+                self.phases.append(event.fields[0])
+                for index in range(len(self.cards)):
+                    self._enter(index, event.fields[0])
+            case "C":
+                self.pools[number(1)] = Pool(number(0), self._sites.owner(event.trace))
+            case "A":
+                self._given(event)
+            case "F" if event.fields[0] in self._blocks:
+                self._freed(self._blocks.pop(event.fields[0]), number(1))
+            case "R":
+                self._pool(number(0), number(1)).held = number(2)
+                self._hold(number(0), number(3))
+            case "G" if self.phases[-1] == "engine":
+                if self.cards[number(0)].free_at_cache is None:
+                    self.cards[number(0)].free_at_cache = number(1)
+                    self._enter(number(0), "cache")
+            case "O" | "E":
+                phase = self.cards[number(0)].phase
+                self.deaths.append(refused(event, phase, self._sites))
+
+    def executor_pool(self, index: int) -> Pool | None:
+        """The pool of a card's activations; None before its engine has started."""
+        return next((pool for pool in self.of_card(index) if pool.owner == "executor"), None)
+
+    def of_card(self, index: int) -> list[Pool]:
+        """A card's pools, in the order of their creation."""
+        return [pool for pool in self.pools.values() if pool.device == index]
+
+    def pinned(self) -> dict[str, int]:
+        """Page-locked host memory in bytes by phase: the sum of the ranks' peaks."""
+        total: dict[str, int] = {}
+        for card in self.cards:
+            for phase, size in card.pinned_peak.items():
+                total[phase] = total.get(phase, 0) + size
+        return total
+
+    def _leave(self, index: int) -> None:
+        card = self.cards[index]
+        card.end[card.phase] = card.in_use
+        for pool in self.of_card(index):
+            pool.live_end[card.phase] = pool.live
+            pool.held_end[card.phase] = pool.held
+
+    def _enter(self, index: int, phase: str) -> None:
+        self._leave(index)
+        card = self.cards[index]
+        card.phase = phase
+        card.peak[phase] = card.in_use
+        card.pinned_peak[phase] = card.pinned
+        for pool in self.of_card(index):
+            pool.live_peak[phase] = pool.live
+
+    def _pool(self, device: int, number: int) -> Pool:
+        return self.pools.setdefault(number, Pool(device, "default"))
+
+    def _hold(self, device: int, value: int) -> None:
+        card = self.cards[device]
+        card.in_use = value
+        card.peak[card.phase] = max(card.peak.get(card.phase, 0), value)
+
+    def _given(self, event: Event) -> None:
+        device, kind, number, size, in_use = (event.number(i) for i in range(5))
+        card, address = self.cards[device], event.fields[5]
+        if kind == PINNED:
+            card.pinned += size
+            card.pinned_peak[card.phase] = max(card.pinned_peak.get(card.phase, 0), card.pinned)
+            self._blocks[address] = _Block(device, kind, number, size, ())
+            return
+        if kind == POOL:
+            pool = self._pool(device, number)
+            if card.phase == "buffers" and pool.owner == "executor":
+                self._enter(device, "warm-up")
+            pool.live += size
+            pool.held = max(pool.held, -(-pool.live // self.pool_step) * self.pool_step)
+            pool.live_peak[card.phase] = max(pool.live_peak.get(card.phase, 0), pool.live)
+        self._hold(device, in_use)
+        late: tuple[str, ...] = ()
+        if card.phase in ("buffers", "warm-up"):
+            late = KINDS[kind], self._sites.site(event.trace)
+        for name in late:
+            card.late[name] = card.late.get(name, 0) + size
+        self._blocks[address] = _Block(device, kind, number, size, late)
+        if card.phase == "cache":
+            card.cache_region, card.cache_address = size, int(address, 16)
+            self._enter(device, "buffers")
+
+    def _freed(self, block: _Block, in_use: int) -> None:
+        card = self.cards[block.device]
+        if block.kind == PINNED:
+            card.pinned -= block.size
+            return
+        for name in block.late:
+            card.late[name] -= block.size
+        self._hold(block.device, in_use)
+        if block.pool in self.pools:
+            self.pools[block.pool].live -= block.size
+
+
+def refused(event: Event, phase: str, sites: CallSites) -> Document:
+    """A refused allocation as fields of an `End`; ``simulated``: the scenario made it fail."""
+    device, _, _, size, left, last = (event.number(i) for i in range(6))
+    simulated = last if event.tag == "E" else None
+    return {
+        "gpu": device,
+        "phase": phase,
+        "where": sites.site(event.trace),
+        "asked": size,
+        "left": left,
+        "missing": None if event.tag == "E" else last - left,
+        "simulated": simulated,
+    }

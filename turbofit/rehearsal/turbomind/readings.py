@@ -1,0 +1,190 @@
+"""Reads TurboMind's own calls of an ended rehearsal; all sizes are bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any, Final
+
+from msgspec import convert
+
+from turbofit.core.engine_end import End
+from turbofit.core.installation import installed
+from turbofit.core.json_types import Document
+from turbofit.core.plan import Settings
+from turbofit.core.units import round_up
+from turbofit.logs.death import death
+from turbofit.logs.log_events import Backpressure
+from turbofit.logs.log_reader import read_line
+from turbofit.memory.account import POOL_WARMUP
+from turbofit.memory.engines import engine_named
+from turbofit.memory.kv_cache import LoggedSlab
+from turbofit.rehearsal.packages import engine_library
+from turbofit.rehearsal.pretend.elf import Symbols
+from turbofit.rehearsal.pretend.libraries import PretendError
+from turbofit.rehearsal.pretend.usage import KINDS, VMM, read_timeline
+from turbofit.rehearsal.run import EndedRun, Readings
+from turbofit.rehearsal.turbomind.ledger import CallSites, Ledger
+
+NOT_KNOWN: Final = (
+    "CUDA context",
+    "kernel modules, loaded lazily",
+    "NCCL's own buffers",
+    "workspaces inside cuBLAS",
+    "the driver's rounding of pools",
+    "fragmentation of torch's allocator while loading",
+)
+#: Terms of the ledger, and the call of the engine (or the kind of memory) that allocates each one
+#: after the cache.
+_SITES: Final = {
+    "attention": "UnifiedAttentionLayer::UnifiedAttentionLayer",
+    "token_ids": "Generation::Impl::Impl",
+    "sampling_buffers": "Sampling::Sampling",
+    "guided_decoding": "GuidedDecoding::GuidedDecoding",
+    "expert_routing": "MoeFfnDefaultImpl::Init",
+    "gemm_workspace": "gemm::Workspace::Workspace",
+    "l2_flush": "gemm::CacheFlushing::CacheFlushing",
+    "symmetric_buffer": KINDS[VMM],
+}
+#: Words of the log lines about the cache: its budget, its slabs, a sequence's state.
+_CACHE_WORDS: Final = ("Object cache budget", "slab_size", "[GDN]")
+#: Settings that size the cache, and their values for an engine without them.
+_LIMITS: Final = {"cache_block_seq_len": 64, "max_batch_size": 1, "session_len": 1}
+#: The beginning of the pretend libraries' lines, for instance of why they end a process.
+_PRETEND: Final = "turbofit pretend:"
+_SLAB: Final = re.compile(
+    r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio ([0-9.]+)"
+)
+_STATE: Final = re.compile(r"num_blocks=(\d+) block_bytes=(\d+)")
+
+
+def read_run(ended: EndedRun) -> Readings:
+    """The readings from a timeline and a log; PretendError if the timeline is full."""
+    ledger, cards = _ledger(ended), range(len(ended.spec.machine.gpus))
+    settings = ended.notes.get("settings") or dict(ended.spec.settings)
+    names = [case["name"] for case in ended.notes.get("cases", [])]
+    return Readings(
+        phases=[
+            {
+                name: {"peak": card.peak.get(name, end), "held": end}
+                for name, end in card.end.items()
+            }
+            for card in ledger.cards
+        ],
+        terms=[_terms(ledger, i, names) for i in cards],
+        cache=_cache(ledger, [x for x in ended.log if any(w in x for w in _CACHE_WORDS)], settings),
+        cards=[
+            {
+                "pools": {pool.owner: asdict(pool) for pool in ledger.of_card(i)},
+                "load_peak": load_peak(ledger, i),
+            }
+            for i in cards
+        ],
+        end=end_of(ended, ledger),
+        pinned=ledger.pinned(),
+    )
+
+
+def end_of(ended: EndedRun, ledger: Ledger) -> Document:
+    """The end's fields, as `death` says them; they are not used if all was served."""
+    fatal = [line for line in ended.log if "[FATAL]" in line or line.startswith(_PRETEND)]
+    words, error = (fatal or ended.log or [""])[-1], ended.notes.get("error")
+    if error and not fatal:
+        at = error["frames"][-1].rpartition("/")[2] if error["frames"] else "?"
+        words = f"{error['type']}: {error['message']} ({at})"
+    waits, phase, where = ended.stopped == "stuck", ledger.phases[-1], words
+    run = [event for event in map(read_line, words.splitlines()) if event is not None]
+    if waits:
+        run, phase = [Backpressure(cause="memory")], "warm-up"
+        where = "the cache is smaller than one warm-up request: the scheduler waits for ever"
+    elif isinstance(run[-1] if run else None, Backpressure):
+        run = []  # a wait in the last line was not what ended it
+    refused = ledger.deaths[-1] if ledger.deaths and not waits else None
+    account = convert({"phase": phase, "where": where, **refused}, End) if refused else None
+    engine = engine_named("turbomind", installed("lmdeploy"))
+    end = death(run, account=account, known=(engine, Settings()))
+    told = {"kind": end.kind, "phase": phase, "where": where, "message": words if fatal else ""}
+    return {**told, **(refused or {})}
+
+
+def _ledger(ended: EndedRun) -> Ledger:
+    machine, pid = ended.spec.machine, ended.notes.get("pid")
+    ledger = Ledger(len(machine.gpus), CallSites(Symbols(engine_library()).name), machine.pool_step)
+    if any(usage.pid == pid and not usage.complete for usage in ended.ran.usages):
+        raise PretendError(
+            f"the timeline of {machine.timeline_limit} bytes is full",
+            hint="rehearse fewer requests at once, or give the machine a timeline_limit",
+        )
+    timeline = ended.folder / "pretend" / "timelines" / f"{pid}.timeline"
+    return ledger.read(read_timeline(timeline) if timeline.exists() else ())
+
+
+def _terms(ledger: Ledger, index: int, cases: Sequence[str]) -> dict[str, int]:
+    """The bytes that a card held by line of the ledger, and each case's executor pool peak."""
+    pool, late = ledger.executor_pool(index), ledger.cards[index].late
+    terms = card_terms(ledger, index)
+    terms |= {name: late[site] for name, site in _SITES.items() if site in late}
+    if pool is not None:
+        terms |= {case: pool.live_peak.get(f"case {case}", 0) for case in cases}
+    return terms
+
+
+def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The cache's sizing; tokens are computed by the engine's page and slab allocators.
+
+    For a hybrid model the states of a full batch are subtracted first, as in a plan.
+    """
+    # Each rank prints the same line.
+    slabs = [LoggedSlab(int(m[1]), int(m[2])) for line in lines if (m := _SLAB.search(line))]
+    slabs = list(dict.fromkeys(slabs))
+    first, tokens = ledger.cards[0], None
+    if slabs and first.cache_region is not None:
+        told = {name: int(settings.get(name) or least) for name, least in _LIMITS.items()}
+        engine = engine_named("turbomind", installed("lmdeploy"))
+        shape = engine.logged_cache([slabs[0], *_states(slabs, lines)], convert(told, Settings))
+        if shape is not None:
+            # The formula charges one page for a start that is not aligned; this start is known.
+            region = first.cache_region - -first.cache_address % shape.page + shape.page
+            tokens = shape.tokens(region)
+    return {
+        "free": [card.free_at_cache for card in ledger.cards],
+        "region": [card.cache_region for card in ledger.cards],
+        "object_size": slabs[0].object_bytes if slabs else None,
+        "slab_size": slabs[0].slab_bytes if slabs else None,
+        "tokens": tokens,
+    }
+
+
+def _states(slabs: Sequence[LoggedSlab], lines: Sequence[str]) -> Iterator[LoggedSlab]:
+    """A sequence's state as the engine registered it: one part once, another for each layer."""
+    match = next((m for line in lines if (m := _STATE.search(line))), None)
+    if match is None:
+        return
+    layers, size = int(match[1]), int(match[2])
+    for slab in slabs if slabs[0].object_bytes == size else slabs[1:]:
+        yield slab._replace(each=layers if slab.object_bytes == size else 1)
+
+
+def card_terms(ledger: Ledger, index: int) -> dict[str, int]:
+    """Bytes that a card held when the engine was ready, by line of the ledger, if it got there."""
+    end = ledger.cards[index].end
+    pools = {pool.owner: pool for pool in reversed(ledger.of_card(index))}  # each owner's first
+    terms = {}
+    with suppress(KeyError):
+        default = pools["default"]  # the pool of the weights
+        before = end["context"] - default.held_end.get("context", 0)
+        terms["weights"] = round_up(default.live_end["prepare"], ledger.pool_step)
+        terms["load_temporaries"] = end["prepare"] - before - terms["weights"]
+        terms["kv_cache"] = end["cache"] - end["engine"]
+        terms[POOL_WARMUP] = pools["executor"].held_end["ready"]
+        rest = end["ready"] - before - terms["weights"]
+        terms["buffers"] = rest - terms["kv_cache"] - terms[POOL_WARMUP]
+    return terms
+
+
+def load_peak(ledger: Ledger, index: int) -> int:
+    """The most bytes that a card held until its weights were ready, without other processes'."""
+    peak = ledger.cards[index].peak
+    return max((peak.get(k, 0) for k in ("import", "context", "weights", "prepare")), default=0)

@@ -1,0 +1,134 @@
+"""LMDeploy's own HTTP server on a pretend machine, run with the ``lmdeploy`` command's arguments.
+
+Preprocessing, scheduling, memory, errors and death are real; the text of the answers is not.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.model import Model
+from turbofit.core.struct import decode, to_json
+from turbofit.rehearsal.checkpoint.twin import checkpoint_for
+from turbofit.rehearsal.no_answer import say_no_answer
+from turbofit.rehearsal.packages import SERVED, engine_library
+from turbofit.rehearsal.pretend.build import build
+from turbofit.rehearsal.pretend.command import (
+    cuda_site,
+    find_turbofit,
+    pretend_environment,
+    put_first,
+)
+from turbofit.rehearsal.pretend.libraries import LibraryAccount, check_surface
+from turbofit.rehearsal.pretend.scenario import Scenario, write_scenario
+
+_MACHINE = "TURBOFIT_PRETEND_MACHINE"
+#: This variable names the folder that `turbofit.pipeline` opens instead of a model.
+MODEL = "TURBOFIT_PRETEND_TWIN"
+NOTICE = (
+    "turbofit: PRETEND GPUs: memory, admission, errors and death are real; "
+    "the words that this server generates mean nothing"
+)
+
+
+def server_environment(machine: Scenario, folder: Path) -> dict[str, str]:
+    """Writes a pretend machine's files; returns the environment in which this module runs on it."""
+    site = cuda_site()
+    libraries = build(site=site)
+    check_surface(engine_library(), libraries)
+    folder.mkdir(parents=True, exist_ok=True)
+    scenario = folder / "scenario"
+    write_scenario(scenario, machine, str(folder / "timeline"))
+    (folder / "machine.json").write_text(to_json(machine), encoding="utf-8")
+    env = pretend_environment(libraries, scenario, site=site)
+    env[_MACHINE] = str(folder / "machine.json")
+    env["HF_HUB_OFFLINE"] = env["TRANSFORMERS_OFFLINE"] = "1"
+    env["TM_LOG_LEVEL"] = "INFO"
+    find_turbofit(env)
+    return env
+
+
+def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[str, str]:
+    """The environment of a program on a pretend machine, where `turbofit.pipeline` opens a model.
+
+    A twin replaces weights that are not on disk; keep the folder while the program runs.
+
+    Raises:
+        UsageError: the model's own checkpoint is needed, and it is not on disk.
+    """
+    (folder / "machine.json").write_text(to_json(machine), encoding="utf-8")
+    name = (model.hub_id or model.name).rpartition("/")[2]  # LMDeploy chooses chat templates by it
+    env = {
+        **os.environ,
+        _MACHINE: str(folder / "machine.json"),
+        MODEL: str(checkpoint_for(model, folder / name)),
+        "TURBOFIT_LEASES": str(folder / "leases"),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    if cuda_site() is not None:  # workers of the PyTorch engine read the twin themselves
+        put_first(env, "PYTHONPATH", str(SERVED))
+    find_turbofit(env)
+    return env
+
+
+def preload() -> None:
+    """Prepare for LMDeploy's imports, as far as that needs no pretend machine."""
+    from turbofit.rehearsal.turbomind import hfconfig  # noqa: F401 - what it imports
+    from turbofit.rehearsal.turbomind.hooks import declare_torchvision
+
+    declare_torchvision()
+
+
+def pretend_here() -> None:
+    """Lets TurboMind run on the pretend machine in whose environment this process began.
+
+    Raises:
+        UsageError: the environment is not one that turbofit makes.
+    """
+    path, libraries = os.environ.get(_MACHINE), os.environ.get("TURBOFIT_PRETEND_LIBRARIES")
+    if not path or not libraries:
+        raise UsageError(
+            "this command is started by turbofit, in an environment of its own",
+            hint="use turbofit serve --pretend",
+        )
+    from turbofit.rehearsal.turbomind.hfconfig import plain_gpt_oss_parser
+    from turbofit.rehearsal.turbomind.hooks import install
+
+    account = LibraryAccount(Path(libraries))
+    account.mark("import")
+    install(
+        decode(Path(path).read_bytes(), Scenario, what=path),
+        account,
+        tokenizer=True,
+        ready=lambda _engine: account.mark("serving"),
+    )
+    plain_gpt_oss_parser()
+    from lmdeploy.serve.core import async_engine
+
+    say_no_answer(async_engine)
+
+
+def main(arguments: list[str]) -> int:
+    """Installs the pretend machine in this process, and runs LMDeploy's command line."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        pretend_here()
+    except TurbofitError as error:
+        sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
+        return error.exit_code
+    sys.stderr.write(f"{NOTICE}\n")
+    sys.stderr.flush()
+    from lmdeploy.cli.entrypoint import run
+
+    sys.argv = ["lmdeploy", *arguments]
+    run()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,8 +1,0 @@
-"""Python imports this in every process of a torch engine's rehearsal; see ``phase_recorder``."""
-
-import os
-
-if os.environ.get("TURBOFIT_REHEARSAL"):
-    from turbofit.rehearse.torch.phase_recorder import start
-
-    start(os.environ["TURBOFIT_REHEARSAL"])

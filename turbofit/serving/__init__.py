@@ -1,0 +1,1 @@
+"""Runs of a server: processes, their supervision, the pipeline, the cluster."""

@@ -1,0 +1,281 @@
+"""Compares what a launch took of each GPU with its plan, and corrects the next plan by it.
+
+There are two corrections, in bytes per GPU (`turbofit.memory.calibrated` adds them to ledgers):
+
+- ``context``: the bytes that were in use when the engine sized its cache, by its own log, minus
+  the forecast.
+- ``buffers``: the largest excess over the forecast after that, with the first correction added:
+  after the warm-up, after one small request of each kind (which loads the kernels that only images
+  or sampling need), and under each worst case.
+
+The corrections count too much rather than too little. A correction never removes more than the
+estimates that it corrects, so formulas and worst cases keep their size. A corrected forecast of the
+measured launch is never below a value measured in it. The margin is added to that.
+The engine's own figures are shown beside the plan's as soon as its log contains them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.machine import Calibration
+from turbofit.core.plan import BEFORE_CACHE
+from turbofit.core.run_report import RunFigure
+from turbofit.core.struct import Struct, to_builtins
+from turbofit.core.units import MIB, mib, round_up
+from turbofit.memory.account import POOL_WARMUP, TEMPORARIES
+from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
+from turbofit.memory.engines import engine_of
+from turbofit.memory.kv_cache import LoggedSlab
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.core.json_types import Document
+    from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.logs.log_events import CacheBudget, Slab
+    from turbofit.memory.kv_cache import CacheShape
+
+#: Names of the two readings before the worst cases.
+STEADY: Final = "steady"
+KERNELS: Final = "kernels"
+#: The log shows three decimals of the ratio.
+_ROUNDED: Final = 0.001
+#: The file in a run's folder that holds the readings of `calibrate`.
+SEEN_FILE: Final = "seen.json"
+
+
+class CalibratedGpu(Struct):
+    """Bytes in use on one GPU, everybody's: before the launch, and at most in each part of it."""
+
+    index: int
+    before: int
+    used: dict[str, int]
+
+
+class Observation(Struct):
+    """What one group showed. ``free`` and ``region`` are the engine's own figures for its cache.
+
+    ``free`` is the free memory of its fullest GPU, in bytes. They are None if not logged.
+    """
+
+    group: int
+    free: int | None
+    region: int | None
+    cards: tuple[CalibratedGpu, ...]
+
+
+def learn(
+    plan: Plan, observations: Sequence[Observation], *, lmdeploy: str, when: str, pretend: bool
+) -> tuple[Calibration, ...]:
+    """Return the corrections for later plans: one per kind of group, the larger of equal groups.
+
+    ``lmdeploy`` is the version that ran, ``when`` is now as ISO 8601.
+    """
+    calibrations: dict[tuple[str, ...], Calibration] = {}
+    for observation in observations:
+        ledgers = _ledgers(plan, observation)
+        names = tuple(sorted(ledger.name for ledger in ledgers))
+        context = _context(observation, ledgers)
+        buffers = _buffers(plan.of_group(observation.group), observation, ledgers, context)
+        if plan.model.image_rule is not None and plan.limits.vision_unit is None:
+            # Without images the tower's kernels were not loaded: no correction may remove bytes.
+            context, buffers = max(0, context), max(0, buffers)
+        calibration = Calibration(
+            model=identity(plan.model),
+            engine=plan.engine.name,
+            engine_version=plan.engine.version,
+            lmdeploy=lmdeploy,
+            gpus=names,
+            driver=str(plan.machine.driver),
+            communicator=plan.settings.communicator,
+            when=when,
+            context=context + ledgers[0].bytes_of(CONTEXT),
+            buffers=buffers + ledgers[0].bytes_of(BUFFERS),
+            pretend=pretend,
+            free=min(
+                ledger.usable - card.before
+                for card, ledger in zip(observation.cards, ledgers, strict=True)
+            ),
+        )
+        calibrations[names] = _larger(calibrations.get(names, calibration), calibration)
+    return tuple(calibrations.values())
+
+
+def _larger(calibration: Calibration, other: Calibration) -> Calibration:
+    """The calibration that suffices for two groups of equal cards; ``spread``: their difference."""
+    return replace(
+        calibration,
+        context=max(calibration.context, other.context),
+        buffers=max(calibration.buffers, other.buffers),
+        spread=max(calibration.spread, abs(calibration.total - other.total)),
+        free=max(calibration.free, other.free),
+    )
+
+
+def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document]:
+    """Forecast and measured bytes, one row per phase and GPU.
+
+    A row is ``{group, gpu, phase, forecast, measured, over}``, in bytes in use on the card. A
+    positive ``over`` is memory that the plan counted and the launch did not take.
+    """
+    rows: list[dict[str, Any]] = []
+    for observation in observations:
+        ledgers = _ledgers(plan, observation)
+        if observation.free is not None:
+            tightest = _tightest(observation, ledgers)
+            rows.append(
+                _row(observation, tightest.index, "context and weights",
+                     tightest.bytes_in(*BEFORE_CACHE),
+                     tightest.usable - observation.free - _drift(observation, tightest))
+            )  # fmt: skip
+        if observation.region is not None:
+            ledger = ledgers[0]
+            rows.append(
+                _row(
+                    observation, ledger.index, "cache", ledger.bytes_of("kv_cache"),
+                    _shape(plan).held(observation.region),
+                )
+            )  # fmt: skip
+        for card, ledger in zip(observation.cards, ledgers, strict=True):
+            forecast = most = 0
+            for name, used in card.used.items():
+                # Memory pools keep their largest size, so a case includes those before it. A
+                # restart empties the pools, but the largest size of an earlier run still counts.
+                forecast = max(forecast, _forecast(ledger, name))
+                most = max(most, _ours(card, ledger, used))
+                rows.append(_row(observation, card.index, name, forecast, most))
+    return rows
+
+
+def document(plan: Plan, observations: Sequence[Observation]) -> Document:
+    return {
+        "model": identity(plan.model),
+        "settings": to_builtins(plan.settings),
+        "limits": to_builtins(plan.limits),
+        "groups": plan.parallel.groups,
+        "seen": to_builtins(tuple(observations)),
+        "phases": phase_rows(plan, observations),
+    }
+
+
+def _ledgers(plan: Plan, observation: Observation) -> tuple[GpuLedger, ...]:
+    return plan.ledgers_of([card.index for card in observation.cards])
+
+
+def _row(
+    observation: Observation, gpu: int, phase: str, forecast: int, measured: int
+) -> dict[str, Any]:
+    return {
+        "group": observation.group, "gpu": gpu, "phase": phase, "forecast": forecast,
+        "measured": measured, "over": forecast - measured,
+    }  # fmt: skip
+
+
+def _context(observation: Observation, ledgers: Sequence[GpuLedger]) -> int:
+    """Bytes in use beyond the forecast before the cache was allocated, on the fullest GPU."""
+    if observation.free is None:
+        return 0
+    tightest = _tightest(observation, ledgers)
+    more = tightest.free_for_cache - (observation.free + _drift(observation, tightest))
+    # The log rounds its figures; rounding up to a whole MiB costs less than the next ratio would.
+    return max(
+        round_up(more, MIB), -_estimated(tightest, BEFORE_CACHE) - tightest.bytes_of(TEMPORARIES)
+    )
+
+
+def _buffers(
+    plan: Plan, observation: Observation, ledgers: Sequence[GpuLedger], context: int
+) -> int:
+    """The largest excess over the forecast after the cache, in bytes, with ``context`` added."""
+    more, least, shape = [], [], _shape(plan)
+    # At the same ratio, the next start may allocate one step more of the pool than this one.
+    held, step = None, 0
+    if observation.region is not None:
+        held, step = shape.held(observation.region), shape.step
+    for card, ledger in zip(observation.cards, ledgers, strict=True):
+        grown = 0 if held is None else held - ledger.bytes_of("kv_cache")
+        for name, used in card.used.items():
+            whole = ledger.steady if name in (STEADY, KERNELS) else ledger.peak
+            more.append(_ours(card, ledger, used) - (whole + context + grown))
+        least.append(-_estimated(ledger, ("cache", "buffers")))
+        if observation.free is None:
+            # Without a reading before the cache, only the share that the cache left is measured.
+            left = 1 - plan.settings.cache_max_entry_count
+            least[-1] -= int(left * _estimated(ledger, BEFORE_CACHE))
+    return max(round_up(max(more) + step, MIB), *least) if more else 0
+
+
+def _ours(card: CalibratedGpu, ledger: GpuLedger, used: int) -> int:
+    """Bytes in use, minus the growth of other processes since the plan."""
+    return used - card.before + ledger.used
+
+
+def _tightest(observation: Observation, ledgers: Sequence[GpuLedger]) -> GpuLedger:
+    """The GPU that was fullest at the launch: the log describes it, even if another one is now."""
+    return min(ledgers, key=lambda ledger: ledger.free_for_cache - _drift(observation, ledger))
+
+
+def _drift(observation: Observation, ledger: GpuLedger) -> int:
+    """Bytes that other processes held before the launch beyond those that the plan counted."""
+    card = next(card for card in observation.cards if card.index == ledger.index)
+    return card.before - ledger.used
+
+
+def _forecast(ledger: GpuLedger, name: str) -> int:
+    """Forecast bytes in use after the warm-up, or under the worst case with that term's name."""
+    if name in (STEADY, KERNELS):
+        return ledger.steady
+    pool = ledger.bytes_of(POOL_WARMUP)
+    case = next((term for term in ledger.ledger if term.term == name), None)
+    return ledger.peak if case is None else ledger.steady - pool + max(pool, case.bytes)
+
+
+def _shape(plan: Plan) -> CacheShape:
+    """How the plan's engine divides its cache."""
+    return engine_of(plan).cache(plan.model, plan.settings)
+
+
+def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
+    """Bytes of the estimated terms in these phases; a correction never removes more."""
+    return sum(
+        term.bytes
+        for term in ledger.ledger
+        if term.phase in phases and (term.basis == "estimate" or term.term in (CONTEXT, BUFFERS))
+    )
+
+
+def in_words(figure: RunFigure) -> str:
+    """A figure as text for people, with the relative error of the forecast."""
+    forecast, actual = figure.forecast, figure.actual
+    off = f", {(actual - forecast) / forecast:+.1%}" if forecast else ""
+    what = figure.what if figure.gpu is None else f"GPU {figure.gpu}: {figure.what}"
+    if figure.unit == "tokens":
+        return f"{what}: {actual:,} (forecast {forecast:,}{off})"
+    return f"{what}: {mib(actual)} MiB (forecast {mib(forecast)}{off})"
+
+
+def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
+    """The free memory when the cache was sized, and the cache size, both in bytes per GPU."""
+    free = min(ledger.free_for_cache for ledger in plan.gpus)
+    # With other engines on the GPU, a start changes the ratio, so that the cache keeps its size.
+    if abs(plan.settings.cache_max_entry_count - budget.ratio) >= _ROUNDED and budget.ratio:
+        free = round(plan.kv.region_bytes / budget.ratio)
+    return (
+        RunFigure(what="free when the cache was sized", forecast=free, actual=budget.free),
+        RunFigure(what="KV cache", forecast=plan.kv.region_bytes, actual=budget.budget),
+    )
+
+
+def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> RunFigure:
+    """The number of tokens that fit in the cache, by the block sizes in the log.
+
+    A hybrid model's log lines also cover its sequences' states: its planned blocks are used.
+    """
+    logged, shape = LoggedSlab(slab.slab_size, slab.object_size), None
+    if plan.model.text.delta is None:
+        shape = engine_of(plan).logged_cache([logged], plan.settings)
+    tokens = (shape or _shape(plan)).tokens(budget.budget)
+    return RunFigure(what="KV tokens", forecast=plan.kv.tokens, actual=tokens, unit="tokens")

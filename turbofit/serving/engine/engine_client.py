@@ -1,0 +1,215 @@
+"""Sends an engine on loopback blocking HTTP requests: whether it is ready, and still lives."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import json
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import LaunchError
+from turbofit.core.process.http import opened
+from turbofit.core.struct import Struct
+from turbofit.gateway.http.routes import first_model
+from turbofit.serving.engine.launches import HOST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.serving.engine.worst_requests import ProbeRequest
+
+    #: Takes the model's name, and a function that sends a request and returns its prompt's tokens.
+    Exam = Callable[[str, Callable[[ProbeRequest], int]], None]
+
+#: Errors of a call to an engine that does not answer.
+FAILURES = (OSError, http.client.HTTPException)
+
+
+@dataclass
+class EngineClient:
+    """Asks one engine, with its API key if any; ``model`` is the engine's name for its model."""
+
+    port: int
+    key: str | None
+    model: str | None = None
+
+    def call(self, path: str, body: Any = None, *, timeout: float) -> tuple[int, bytes]:
+        """Send one request; returns the status and the body.
+
+        Raises:
+            OSError: the engine does not answer.
+            http.client.HTTPException: the answer is not HTTP.
+        """
+        url = f"http://{HOST}:{self.port}{path}"
+        with opened(url, body, self.key, timeout=timeout) as response:
+            return response.status, response.read()
+
+    def is_healthy(self, timeout: float) -> bool:
+        return self._answers("/health", None, timeout)
+
+    def find_model(self, timeout: float) -> tuple[int, str | None]:
+        """Return the status of the engine's list of models, and its first, also in ``model``."""
+        status, body = self.call("/v1/models", timeout=timeout)
+        self.model = first_model(body) if status == http.client.OK else None
+        return status, self.model
+
+    def completes(self, timeout: float) -> bool:
+        body = {"model": self.model, "prompt": "a", "max_tokens": 1, "temperature": 0}
+        return self._answers("/v1/completions", body, timeout)
+
+    def _answers(self, path: str, body: Any, timeout: float) -> bool:
+        with suppress(*FAILURES):
+            return self.call(path, body, timeout=timeout)[0] == http.client.OK
+        return False
+
+
+class Timing(Struct):
+    """Deadlines and pauses, in seconds.
+
+    ``restarts`` within ``window`` break the circuit: the engine is left alone for ``window``.
+    ``liveness`` is the time between two test completions, each of which may take ``patience``; see
+    `serving.engine.silence` for ``silence`` and ``longest_silence``. After ``quiet`` without a line
+    from a starting engine, a message says what that may mean.
+    """
+
+    tick: float = 0.1
+    start: float = 2 * 3600.0
+    drain: float = 30.0
+    liveness: float = 60.0
+    patience: float = 10.0
+    silence: float = 45.0
+    longest_silence: float = 300.0
+    quiet: float = 180.0
+    backoff: float = 1.0
+    longest_backoff: float = 60.0
+    restarts: int = 5
+    window: float = 600.0
+
+
+_PAUSE: Final = 0.2
+_HEALTH_TIMEOUT: Final = 5.0
+#: The supervisor, which watches the process, learns of its death within this time.
+_DEATH_SECONDS: Final = 2.0
+_LIVENESS_FAILURES: Final = 3
+
+
+class Probe(threading.Thread):
+    """Asks one start of an engine until it is ready, and then now and then whether it lives.
+
+    ``ready`` is set once it is, or ``error`` says why it is not; ``unanswered`` is set after three
+    test completions in a row that failed with an error. A test that gets no answer in time is sent
+    again, and ``owes`` is then True, as it is for a start that listens but does not answer its
+    first question. ``exam`` sends what must be answered before the engine is ready. ``serial``: it
+    answers one request at a time.
+    """
+
+    def __init__(
+        self,
+        client: EngineClient,
+        timing: Timing,
+        exam: Exam | None,
+        *,
+        serial: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(name="probe", daemon=True)
+        self._client, self._timing, self.exam = client, timing, exam
+        self._serial, self._clock = serial, clock
+        self._stopped = threading.Event()
+        self.healthy = threading.Event()
+        self.ready = threading.Event()
+        self.error: LaunchError | None = None
+        #: The time at which a ready engine was last sent a test that it answered.
+        self.lived = float("-inf")
+        self.unanswered = False
+        #: Whether the engine owes an answer, since when, and the time of its last answer.
+        self.owes, self.asked_at, self.heard_at = False, float("-inf"), float("-inf")
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Wait for health, run the exam, then test now and then whether the engine lives."""
+        if not self._comes_up():
+            return
+        if self._stopped.is_set():  # a worst case would delay an engine's end
+            return
+        self.healthy.set()
+        try:
+            self._ask_all()
+        except LaunchError as exc:
+            self.error = exc
+        except FAILURES as exc:
+            # The engine may have died of the request: the supervisor then says why.
+            time.sleep(_DEATH_SECONDS)
+            no_socket = isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE)
+            self.error = LaunchError(
+                f"a worst-case request got no answer: {exc}",
+                hint="raise ulimit -n" if no_socket else "see its log",
+            )
+        else:
+            self.ready.set()
+            if self._timing.liveness:
+                self._look_after()
+
+    def _comes_up(self) -> bool:
+        """Ask until the engine is healthy; False if this probe is stopped before."""
+        while True:
+            began = self._clock()
+            if self._client.is_healthy(_HEALTH_TIMEOUT):
+                self.owes = False
+                return True
+            # An engine that does not listen yet refuses the connection, and owes no answer.
+            late = self._clock() - began >= _HEALTH_TIMEOUT
+            if late and not self.owes:
+                self.asked_at = self._clock()
+            self.owes = late
+            if self._stopped.wait(_PAUSE):
+                return False
+
+    def _look_after(self) -> None:
+        """Ask a ready engine for one token from time to time."""
+        # A serial engine would queue the token; its /health tells whether tokens still come.
+        ask = self._client.is_healthy if self._serial else self._client.completes
+        failures = 0
+        while not self._stopped.wait(1.0 if self.owes else self._timing.liveness):
+            began = self._clock()
+            if not self.owes:
+                self.asked_at, self.owes = began, True
+            if ask(self._timing.patience):
+                self.heard_at = self._clock()
+                failures, self.lived, self.owes = 0, began, False
+            elif self._clock() - began < self._timing.patience:
+                failures += 1
+            if failures >= _LIVENESS_FAILURES:
+                self.unanswered = True
+                return
+
+    def _ask_all(self) -> None:
+        status, name = self._client.find_model(60.0)
+        if name is None:
+            raise LaunchError(
+                f"the engine answered {status} when asked for its models", hint="see its log"
+            )
+        if self.exam is not None:
+            self.exam(name, self._ask)
+
+    def _ask(self, question: ProbeRequest) -> int:
+        """Send a request; returns the tokens of its prompt, or 0 if the engine does not tell."""
+        # A slow engine is not dead: the largest image takes a small card an hour. Only the
+        # supervisor ends a start that takes too long.
+        status, answer = self._client.call(question.path, question.body, timeout=self._timing.start)
+        if status != http.client.OK:
+            text = answer[:300].decode(errors="replace")
+            raise LaunchError(
+                f"the engine answered {status} to {question.name}: {text}",
+                hint="see its log; --check none skips this request",
+            )
+        try:
+            return int(json.loads(answer)["usage"]["prompt_tokens"])
+        except (ValueError, LookupError, TypeError):
+            return 0

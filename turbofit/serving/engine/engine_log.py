@@ -1,0 +1,232 @@
+"""Follows an engine's log: how far it has come, and the events by which its end is told."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.engine_end import End
+from turbofit.core.units import MIB
+from turbofit.logs.death import Course, after, death
+from turbofit.logs.log_events import (
+    Backpressure,
+    CacheBudget,
+    CacheFrame,
+    CheckFailed,
+    CudaError,
+    EngineFallback,
+    Frame,
+    ImagesPrepared,
+    LoadingWeights,
+    LoopFailed,
+    LostLock,
+    NcclError,
+    NoCache,
+    PythonError,
+    PythonFrame,
+    Slab,
+    TorchMemory,
+    VisionFrame,
+    WarmingUp,
+    WarmupLength,
+    WarmupLengths,
+)
+from turbofit.logs.log_reader import read_line
+from turbofit.serving.calibration import cache_beside, in_words, tokens_beside
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from turbofit.core.plan import Plan
+    from turbofit.core.run_report import RunFigure
+    from turbofit.core.struct import Struct
+    from turbofit.logs.death import Exit, Stage
+
+#: A hang prints tens of thousands of lines a second; a healthy warm-up never waits for memory,
+#: since its requests come one at a time.
+_HANG_LINES: Final = 1000
+_HANG_SECONDS: Final = 2.0
+#: Seconds within which the PyTorch engine prints the reason after the line that its loop ended.
+_WORDS_SECONDS: Final = 2.0
+#: Events of LMDeploy's PyTorch engine alone; its own figures are INFO, which would print prompts.
+_OF_PYTORCH: Final = (
+    LoadingWeights, WarmingUp, LoopFailed, NoCache, LostLock, CacheFrame, VisionFrame,
+)  # fmt: skip
+#: Torch's exception itself, raised in Python or through C++.
+_RAISED: Final = re.compile(r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: |\s*what\(\): ")
+#: What may explain an end; the most that are kept of a run, whose first fault counts.
+_EVIDENCE: Final = (
+    CheckFailed, CudaError, Frame, LostLock, NcclError, NoCache, PythonError, PythonFrame,
+    TorchMemory, VisionFrame,
+)  # fmt: skip
+_MOST: Final = 1000
+#: Figures by which a hang is told; each is kept once.
+_OF_CACHE: Final = (CacheBudget, Slab, WarmupLengths, WarmupLength)
+
+
+class StartupTracker:
+    """Follows one engine's log, which is kept in a file; call ``see`` with each run of lines."""
+
+    def __init__(self, plan: Plan, log: Path, began: float = 0.0) -> None:
+        self.plan, self.log = plan, log
+        #: Its phases so far, and the time when each began.
+        self.phases: list[tuple[Stage, float]] = [("starting", began)]
+        self.budget: CacheBudget | None = None
+        #: The engine's figures so far, with the plan's for comparison.
+        self.figures: list[RunFigure] = []
+        self.warming: int | None = None
+        #: Why LMDeploy runs its PyTorch engine instead of TurboMind; empty if it does not.
+        self.fallback = ""
+        self._waits = 0
+        self._waiting_since: float | None = None
+        self._of_cache: dict[type, Struct] = {}
+        self._loop_failed: float | None = None
+        self._begin_evidence()
+
+    def see(self, text: str, count: int, now: float) -> list[str]:
+        """Process a line that came ``count`` times in a row; returns lines for people."""
+        event = read_line(text)
+        if event is None or (isinstance(event, _OF_PYTORCH) and not self.plan.engine.is_pytorch):
+            return []
+        if isinstance(event, TorchMemory) and not _RAISED.match(text):
+            return []  # another message quotes the words
+        if isinstance(event, Backpressure):
+            if self.phase == "warm-up" and event.cause == "memory":
+                self._waits += count
+                self._waiting_since = now if self._waiting_since is None else self._waiting_since
+            return []
+        self._waits, self._waiting_since = 0, None
+        if isinstance(event, LoopFailed):
+            self._loop_failed = now if self._loop_failed is None else self._loop_failed
+        elif isinstance(event, _EVIDENCE):
+            if len(self._evidence) < _MOST:
+                self._evidence.append(event)
+        else:
+            return self._progress(event, now)
+        self._evidence_at = now
+        return []
+
+    @property
+    def phase(self) -> Stage:
+        return self.phases[-1][0]
+
+    def enter(self, phase: Stage, now: float) -> list[str]:
+        """Enter a phase once: with several ranks, the first line that shows it counts."""
+        if self.phase == phase:
+            return []
+        self.phases.append((phase, now))
+        return [f"phase: {phase}"]
+
+    def survived(self, until: float) -> None:
+        """Forget evidence from before ``until``, a time at which the engine answered a request."""
+        if self._evidence_at < until:
+            self._begin_evidence()
+
+    def hangs(self, now: float) -> bool:
+        """Whether the warm-up waits for room in the cache that can never become free."""
+        since = self._waiting_since
+        return since is not None and self._waits >= _HANG_LINES and now - since >= _HANG_SECONDS
+
+    def loop_failed(self, now: float) -> bool:
+        """Whether the PyTorch engine's loop has ended, and its reason was read or is overdue."""
+        if self._loop_failed is None:
+            return False
+        told = Course(self._evidence).fault is not None
+        return told or now - self._loop_failed >= _WORDS_SECONDS
+
+    @property
+    def failing(self) -> bool:
+        """Whether the loop has ended and the reason may still be printed."""
+        return self._loop_failed is not None
+
+    @property
+    def cache_is_larger(self) -> bool:
+        """Whether the cache may exceed the plan; the PyTorch engine does not report its size."""
+        if self.budget is None:
+            return self.plan.engine.is_pytorch
+        return self.budget.budget - self.plan.kv.region_bytes > MIB
+
+    def cached_tokens(self) -> int | None:
+        """Tokens that the cache holds, by the engine's own figures; None if it gave none."""
+        return next((figure.actual for figure in self.figures if figure.unit == "tokens"), None)
+
+    def death(self, seen: Exit | None = None, account: End | None = None) -> End:
+        """Why the engine ended, as `death` says it of these events; the hint names the log."""
+        run = [*self._of_cache.values(), *self._evidence]
+        if self._waits and not self._evidence:
+            run.append(Backpressure(cause="memory"))
+        end = death(Course(run, self.phase), self.plan, account, seen=seen)
+        return replace(end, hint="; ".join(filter(None, (end.hint, f"its log is {self.log}"))))
+
+    def _begin_evidence(self) -> None:
+        self._evidence: list[Struct] = []
+        self._evidence_at = float("-inf")
+        self._loop_failed = None
+
+    def _progress(self, event: Struct, now: float) -> list[str]:
+        """Lines for people on an event that is no evidence; enters the event's stage."""
+        if isinstance(event, _OF_CACHE):
+            self._of_cache[type(event)] = event
+        match event:
+            case EngineFallback():
+                self.fallback = event.message
+            case ImagesPrepared():
+                return [f"images: {event.how}"]
+            case WarmupLength():
+                self.warming = event.tokens
+        said = self.enter(after(self.phase, event), now)
+        # The PyTorch engine prints no line when it allocates its cache; a traceback shows it.
+        return [] if isinstance(event, CacheFrame) else [*said, *self._figures(event)]
+
+    def _figures(self, event: Struct) -> list[str]:
+        """Lines that compare the engine's figures with the plan's, at each kind's first event."""
+        match event:
+            case CacheBudget() if self.budget is None:
+                self.budget = event
+                found = list(cache_beside(self.plan, event))
+            case Slab() if self.budget is not None and self.cached_tokens() is None:
+                found = [tokens_beside(self.plan, self.budget, event)]
+            case _:
+                return []
+        self.figures += found
+        return list(map(in_words, found))
+
+
+class EndedError(Exception):
+    """An engine ended, and restarting it would not help."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__(end.message)
+        self.end = end
+
+
+def stalled(what: str, log: Path) -> End:
+    return End(kind="stalled", message=what, hint=f"its log is {log}")
+
+
+def silence_words(plan: Plan, phase: str, seconds: float) -> str:
+    """A message on why a starting engine may print nothing for ``seconds``."""
+    text = f"silent for {seconds:.0f} s in phase {phase}"
+    text += "; weights may come from a slow disk" if phase == "weights" else ""
+    if plan.settings.tp > 1 and plan.engine.is_pytorch:
+        return f"{text}; Ray waits like this, up to half an hour, for GPUs that somebody has"
+    if plan.settings.tp > 1 and plan.settings.communicator == "nccl":
+        return (
+            f"{text}; NCCL waits like this where GPUs do not reach each other as the driver says "
+            "(IOMMU, ACS): where no more memory is taken, try NCCL_P2P_DISABLE=1, and see turbofit"
+            " doctor"
+        )
+    return text
+
+
+def fallback(tracker: StartupTracker) -> End:
+    """The end of a start in which LMDeploy chose another engine than the plan's."""
+    return End(
+        kind="refused",
+        message="LMDeploy would run its PyTorch engine, which the plan is not for: "
+        f"{tracker.fallback}",
+        hint="TurboMind needs NVIDIA's driver and LMDeploy's own CUDA libraries; "
+        f"the log is {tracker.log}",
+    )

@@ -1,0 +1,120 @@
+"""Runs a Python module as LMDeploy's command line, immediately or when it is told to.
+
+``python entry.py MODULE ARGUMENTS…``: the key comes in ``TURBOFIT_ENGINE_KEY`` and is appended
+here, since every user can read a command line, but only the owner an environment.
+
+``python entry.py --standby NAMES…`` imports these names (and calls the function of a name like
+``module:function``), then waits for a line of JSON on its input, a socket, with the module, its
+arguments, and environment variables, and answers with a line. It ends if its input ends: its server
+has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pkgutil
+import runpy
+import select
+import sys
+import urllib.parse
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+#: The process of a model with images has this variable: `serving.images.preparation.THREADS`.
+_IMAGES = "TURBOFIT_IMAGE_THREADS"
+#: A process that has opened a file with this prefix has begun to use a card.
+_CARD = "/dev/nvidia"
+#: First words of processes that import LMDeploy. Transformers' own engine is not among them: it
+#: relies on freed tensors, which would stay until the first collection.
+_WITH_LMDEPLOY = ("lmdeploy", "turbofit.rehearsal.turbomind.server", "--standby")
+
+
+def forget_urls() -> None:
+    """Let `urllib.parse` cache no URLs: its last 128 may be images, uncounted gigabytes."""
+    parse: Any = urllib.parse
+    parse.urlsplit = lru_cache(maxsize=0)(getattr(parse.urlsplit, "__wrapped__", parse.urlsplit))
+
+
+def without_texts(record: logging.LogRecord) -> bool:
+    """Take clients' stop words, and their tokens, out of LMDeploy's warnings about them."""
+    if record.funcName == "indexes_containing_token":
+        record.msg, record.args = "a stop word has no token of its own, or too many", ()
+    return True
+
+
+def stand_by(names: Sequence[str]) -> list[str]:
+    """Import, wait, and set the environment; returns the words of the command line to run."""
+    for name in names:
+        # Another LMDeploy has it elsewhere, or it fails here: then the engine's own start says so.
+        with suppress(Exception):
+            found = pkgutil.resolve_name(name)
+            if ":" in name:
+                found()
+    # An open card means that CUDA has chosen its cards, which need not be the engine's.
+    opened = any(map(_of_card, os.listdir("/proc/self/fd")))
+    if opened and not select.select([0], [], [], 0)[0]:
+        sys.exit("turbofit: importing has opened a GPU: no standby")
+    line = sys.stdin.buffer.readline()
+    if not line:
+        sys.exit(0)
+    with suppress(OSError):  # its server heard it import, and waits for no answer
+        os.write(0, b"begun\n")
+    told = json.loads(line)
+    for name, value in told["environment"].items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    words: list[str] = told["words"]
+    if opened:  # told while it imported: as an engine's process, it starts again
+        os.execv(sys.executable, [sys.executable, os.path.abspath(__file__), *words])
+    return words
+
+
+def _of_card(descriptor: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}").startswith(_CARD)
+    except OSError:  # the descriptor of the listing itself
+        return False
+
+
+def prepare_images() -> None:
+    """Have LMDeploy prepare images on several threads, as `serving.images` describes."""
+    if _IMAGES not in os.environ:
+        return
+    from turbofit.serving.images.preparation import install
+
+    install()
+
+
+def main() -> None:
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
+    sys.path.append(str(Path(__file__).parents[3]))  # for a checkout that is not installed
+    words = sys.argv[1:]
+    if words[0] in _WITH_LMDEPLOY:
+        from turbofit.core.process.collector import collect_after
+
+        collect_after(600_000)  # importing LMDeploy makes 520,000 objects, which stay
+    if words[0] == "--standby":
+        words = stand_by(words[1:])
+    module, *arguments = words
+    key = os.environ.pop("TURBOFIT_ENGINE_KEY", "")
+    if key:
+        arguments += ["--api-keys", key]
+    forget_urls()
+    logging.getLogger("lmdeploy").addFilter(without_texts)
+    prepare_images()
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Keeps TurboMind's GEMM tuning from one start to the next.
+
+The warm-up runs forwards of some twenty lengths and measures every kernel of every product. With
+``TM_GEMM_EXPORT`` TurboMind writes its choices; with ``TM_GEMM_IMPORT`` it reads them and runs no
+warm-up (tests/rehearsal/pretend/test_gemm_tuning.py has the engine do both). Its pool then grows
+only at the first requests, so a start whose peak is measured never imports.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from turbofit.core.process.files import digest_of_parts, state_dir
+from turbofit.memory.engines import engine_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from turbofit.core.plan import Plan
+
+_ROOM: Final = "gemm-tuning"
+_MOST_FILES: Final = 32
+_IMPORT, _EXPORT = "TM_GEMM_IMPORT", "TM_GEMM_EXPORT"
+#: Environment variables that an engine reads late in its start.
+VARIABLES: Final = (_IMPORT, _EXPORT)
+#: The file's head: a magic word, the format's number, bytes of a record, number of records. The
+#: engine reads a file with another format or an incomplete file as empty, and chooses unmeasured
+#: kernels.
+_HEAD: Final = struct.Struct("<8sIIQ")
+_WORD: Final = b"TMGEMM2\0"
+
+
+class GemmTuning:
+    """The tuning file of one group's model on its cards, for one version of LMDeploy.
+
+    ``imports``: whether starts may read it; they may once the plan's peak was measured.
+    """
+
+    def __init__(self, plan: Plan, group: int, lmdeploy: str, *, imports: bool) -> None:
+        cards, settings = plan.of_group(group).gpus, plan.of_group(group).settings
+        gpus = [plan.machine.gpu(card.index) for card in cards]
+        name = digest_of_parts(
+            lmdeploy, plan.model.name, str(plan.model.weight_bytes), settings.dtype,
+            str(settings.tp), str(settings.max_prefill_token_num),
+            *(f"{gpu.name} {gpu.compute_capability}" for gpu in gpus),
+        )  # fmt: skip
+        self.imports = imports
+        self._name, self._part = name, f"{name}.{os.getpid()}-{group}"
+
+    def environment(self) -> dict[str, str]:
+        """Variables for the next start; empty if the user set them, or no folder can be made."""
+        if any(variable in os.environ for variable in VARIABLES):
+            return {}
+        try:
+            folder = state_dir(_ROOM)
+            if self.imports and records_of(folder / self._name):
+                os.utime(folder / self._name)
+                return {_IMPORT: str(folder / self._name)}
+        except OSError:
+            return {}
+        return {_EXPORT: str(folder / self._part)}
+
+    def keep(self) -> int:
+        """Keep a start's export for the next starts; returns the number of products in it."""
+        self.imports = True
+        try:
+            folder = state_dir(_ROOM)
+            if records := records_of(folder / self._part):
+                (folder / self._part).replace(folder / self._name)
+            files = sorted(folder.iterdir(), key=lambda file: -file.stat().st_mtime)
+            for file in files[_MOST_FILES:]:
+                file.unlink(missing_ok=True)
+        except OSError:
+            return 0
+        return records
+
+
+def records_of(file: Path) -> int:
+    """The number of records in a complete file; 0 if it is missing or incomplete."""
+    try:
+        with file.open("rb") as opened:
+            head, size = opened.read(_HEAD.size), file.stat().st_size
+    except OSError:
+        return 0
+    if len(head) < _HEAD.size:
+        return 0
+    word, _, record, records = _HEAD.unpack(head)
+    return int(records) if word == _WORD and size == _HEAD.size + record * records else 0
+
+
+class Tunable(Protocol):
+    """A launch of one engine that may have a `GemmTuning`."""
+
+    tuning: GemmTuning | None
+
+    @property
+    def group(self) -> int: ...
+
+
+def give_tuning(
+    launches: Sequence[Tunable],
+    plan: Plan,
+    lmdeploy: str,
+    say: Callable[[str], None],
+    *,
+    imports: bool,
+) -> None:
+    """Let engines that measure kernels export their choices, or import them, which is reported."""
+    if not engine_of(plan).tunes_kernels:
+        return
+    for launch in launches:
+        launch.tuning = GemmTuning(plan, launch.group, lmdeploy, imports=imports)
+    if any(launch.tuning and _IMPORT in launch.tuning.environment() for launch in launches):
+        say("kernels are those that an earlier start chose: no warm-up")
+
+
+def kept_words(spent: Mapping[str, float]) -> str:
+    """A message on the time that the next start saves; ``spent``: seconds by phase."""
+    return (
+        f"its kernels are kept: the next start saves a warm-up of {spent.get('warm-up', 0):.0f} s"
+    )

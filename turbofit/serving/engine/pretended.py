@@ -1,0 +1,243 @@
+"""Launches on pretend GPUs, and the memory that an engine used on them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec.structs import replace
+
+from turbofit.core.engine_end import End
+from turbofit.core.struct import Struct
+from turbofit.core.units import round_up
+from turbofit.planning.commands import module_of
+from turbofit.serving.engine.launches import Launch, StartCommand, module_runner
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from turbofit.core.plan import Plan
+    from turbofit.rehearsal.pretend.scenario import Scenario
+    from turbofit.rehearsal.pretend.usage import TimelineReader
+    from turbofit.rehearsal.turbomind.ledger import CallSites, Ledger
+
+
+def localised(plan: Plan, folder: Path) -> Plan:
+    """The plan with a checkpoint on disk: the model's, or a header-only twin of the same name.
+
+    Raises:
+        UsageError: the model's own checkpoint is needed, and it is not on disk.
+    """
+    from turbofit.rehearsal.checkpoint.twin import checkpoint_for
+
+    name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
+    torch = plan.engine.on_torch
+    # LMDeploy chooses chat templates by the folder's name.
+    checkpoint = checkpoint_for(plan.model, folder / name, torch=torch)
+    source = replace(plan.model.source, checkpoint=str(checkpoint))
+    return replace(plan, model=replace(plan.model, source=source))
+
+
+def pretend_runner(plan: Plan) -> tuple[str, ...]:
+    torch = plan.engine.on_torch
+    return module_runner(module_of(plan.engine) if torch else "turbofit.rehearsal.turbomind.server")
+
+
+def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
+    """The pretend machine of one group's GPUs; ``taken`` bytes of each are used after the cache.
+
+    Terms of the ledger that exist only on a real card are charged to it, as in a rehearsal.
+    """
+    from turbofit.rehearsal.planned import charged
+
+    machine = charged(plan, group)
+    return changed(machine, gpus=tuple(changed(g, late=g.late + taken) for g in machine.gpus))
+
+
+@dataclass(kw_only=True)
+class PretendLaunch(Launch):
+    """An engine on pretend GPUs: LMDeploy's own server and engine, which compute nothing.
+
+    Each start has a machine of its own, whose scenario and timeline go into ``folder``. ``taken``:
+    bytes that another process takes of each card after the cache is sized. In the first start, the
+    device allocation with the number ``fail_at`` fails.
+    """
+
+    plan: Plan
+    folder: Path
+    taken: int = 0
+    fail_at: int | None = None
+
+    def start_command(self, number: int) -> StartCommand:
+        from turbofit.rehearsal.turbomind.server import server_environment
+
+        folder, argv = self.folder / f"{self.group}-{number}", self.argv()
+        shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
+        machine = pretend_machine(self.plan, self.group, self.taken)
+        machine = changed(machine, fail_at=None if number else self.fail_at)
+        if self.plan.engine.on_torch:
+            env = self._torch_environment(machine, folder, {**os.environ, **self.command.env})
+            return StartCommand(argv, self.environment(env), folder)
+        env = server_environment(machine, folder)
+        return StartCommand(argv, self.environment(env), folder / "timeline")
+
+    def _torch_environment(
+        self, machine: Scenario, folder: Path, base: Mapping[str, str]
+    ) -> dict[str, str]:
+        """The environment in which LMDeploy's server finds the pretend cards; makes ``folder``."""
+        from turbofit.rehearsal.packages import SERVED, need_packages
+        from turbofit.rehearsal.pretend.command import cuda_site, find_turbofit, put_first
+        from turbofit.rehearsal.pretend.run import prepare
+
+        plan, path = self.plan, dict(base)
+        need_packages(plan.engine.name, ray=plan.settings.tp > 1)
+        if plan.engine.of_lmdeploy:
+            put_first(path, "PYTHONPATH", str(SERVED))
+            find_turbofit(path)
+        prepared = prepare(machine, folder, path, site=cuda_site())
+        alone = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "RAY_ADDRESS": "local"}
+        return {**prepared.env, **alone}
+
+
+class PretendUsage(Struct):
+    """Bytes in use on one pretend GPU: the peak, the use now, and the executor pool's peak.
+
+    ``pool`` is rounded up to the pool's steps, as in the plan; None for an engine without one.
+    """
+
+    gpu: int
+    peak: int
+    in_use: int
+    pool: int | None
+
+
+class PretendReader:
+    """Reads what one start of a group's engine does on its pretend GPUs.
+
+    ``timeline`` is that of `StartCommand`; a reading of TurboMind's continues after the last one.
+    """
+
+    def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
+        self.timeline = timeline
+        self._plan, self._group = plan, group
+        #: The supervisor's thread and the gateway's read.
+        self._reading = Lock()
+        self._ledger: Ledger | None = None
+        self._events: TimelineReader | None = None
+
+    @cached_property
+    def _machine(self) -> Scenario:
+        return pretend_machine(self._plan, self._group)
+
+    def usages(self) -> tuple[PretendUsage, ...]:
+        """The use of each of the group's pretend GPUs so far; empty if it cannot be read."""
+        with self._reading:
+            sizes = self._torch_held() if self._plan.engine.on_torch else self._turbomind_held()
+        indices = self._plan.parallel.groups[self._group]
+        others = [gpu.used + gpu.late for gpu in self._machine.gpus]
+        return tuple(
+            PretendUsage(gpu=index, peak=before + peak, in_use=before + now, pool=pool)
+            for index, before, (peak, now, pool) in zip(indices, others, sizes, strict=False)
+        )
+
+    def death(self) -> End | None:
+        """The last refused allocation; None if none was refused, or nothing can be read."""
+        torch = self._plan.engine.on_torch
+        with self._reading:
+            death = self._torch_death() if torch else self._turbomind_death()
+        if death is None:
+            return None
+        gpu = self._plan.parallel.groups[self._group][death["gpu"]]
+        return msgspec.convert({**death, "kind": "out_of_memory", "gpu": gpu}, End)
+
+    def _turbomind_death(self) -> dict[str, Any] | None:
+        from turbofit.rehearsal.pretend.usage import last_refused
+        from turbofit.rehearsal.turbomind.ledger import refused
+
+        try:
+            last = last_refused(self.timeline)
+        except (OSError, ValueError):
+            return None
+        if last is None:
+            return None
+        event, phase = last
+        if phase != "engine":
+            return refused(event, phase, self._sites)
+        ledger = self._read()  # only the account tells the parts of a start
+        return ledger.deaths[-1] if ledger is not None and ledger.deaths else None
+
+    def _turbomind_held(self) -> list[tuple[int, int, int | None]]:
+        """By place in the group: the peak, the use now, and the executor pool's peak, in bytes."""
+        ledger = self._read()
+        sizes: list[tuple[int, int, int | None]] = []
+        if ledger is None:
+            return sizes
+        for place, card in enumerate(ledger.cards):
+            pool = ledger.executor_pool(place)
+            most = max(pool.live_peak.values(), default=0) if pool else 0
+            most = round_up(most, self._machine.pool_step)
+            sizes.append((max(card.peak.values(), default=0), card.in_use, most))
+        return sizes
+
+    def _torch_held(self) -> list[tuple[int, int, int | None]]:
+        from turbofit.rehearsal.pretend.run import PreparedRun
+        from turbofit.rehearsal.pretend.usage import read_shared
+
+        try:
+            shared = read_shared(PreparedRun(self.timeline).shared)
+        except (OSError, ValueError):
+            return []
+        sizes = (
+            sum(size for _, size in shared.holders(place))
+            for place in range(len(self._machine.gpus))
+        )
+        return [(peak, size, None) for peak, size in zip(shared.peak, sizes, strict=False)]
+
+    def _torch_death(self) -> dict[str, Any] | None:
+        from turbofit.rehearsal.pretend.run import PreparedRun
+        from turbofit.rehearsal.pretend.usage import read_shared
+
+        try:
+            files = PreparedRun(self.timeline)
+            usages = {usage.pid: usage for usage in files.usages() if usage.refused}
+            processes = [p for p in read_shared(files.shared).processes if p.pid in usages]
+        except (OSError, ValueError, LookupError):
+            return None
+        if not processes:
+            return None
+        last = usages[max(processes, key=lambda process: process.refused_at).pid].refused[-1]
+        return {
+            "gpu": last.gpu, "phase": last.phase, "where": (last.site or "").partition(" < ")[0],
+            "asked": last.requested, "left": last.left, "simulated": last.simulated,
+            "missing": None if last.simulated else last.short,
+        }  # fmt: skip
+
+    @cached_property
+    def _sites(self) -> CallSites:
+        from turbofit.rehearsal.packages import engine_library
+        from turbofit.rehearsal.pretend.elf import Symbols
+        from turbofit.rehearsal.turbomind.ledger import CallSites
+
+        return CallSites(Symbols(engine_library()).name)
+
+    def _read(self) -> Ledger | None:
+        """TurboMind's ledger so far; None if the timeline cannot be read."""
+        from turbofit.rehearsal.pretend.usage import TimelineReader
+        from turbofit.rehearsal.turbomind.ledger import Ledger
+
+        if self._ledger is None or self._events is None:
+            cards, step = len(self._machine.gpus), self._machine.pool_step
+            self._ledger = Ledger(cards, self._sites, step)
+            self._events = TimelineReader(self.timeline)
+        try:
+            return self._ledger.read(self._events.new_events())
+        except (OSError, ValueError, LookupError):
+            self._ledger = None  # an event may be half read: the next reading begins anew
+            return None

@@ -1,0 +1,259 @@
+"""A process that has imported what an engine needs, and becomes one when it is told to.
+
+Imports take most of a start. While a server runs, one process has done them and holds no memory of
+a card; it becomes the engine at a restart, a wake-up or a turn, of any model. Its process group,
+guard and output are an engine's from the beginning (`core.process.guard`: the kernel kills it when
+turbofit dies); everything else of an engine comes with the message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from threading import Lock, current_thread, main_thread
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from turbofit.core.installation import installed
+from turbofit.core.process.child import child
+from turbofit.core.process.log import LazyLogger
+from turbofit.core.struct import known
+from turbofit.core.units import GIB, doubled, format_bytes
+from turbofit.serving.engine.gemm_tuning import VARIABLES
+from turbofit.serving.engine.kernel import processor_seconds
+from turbofit.serving.engine.launches import ENTRY, KEY
+from turbofit.serving.images.preparation import CACHE, THREADS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from turbofit.serving.config import ServeConfig
+
+_LOG: Final = LazyLogger(__name__)
+
+#: Modules that LMDeploy's server loads before it reads a model's folder.
+_LMDEPLOY: Final = (
+    "lmdeploy.cli.entrypoint", "lmdeploy.serve.openai.api_server", "lmdeploy.vl.engine",
+    "lmdeploy.vl.model.builder", "lmdeploy.turbomind.turbomind", "lmdeploy.turbomind.converter",
+    "lmdeploy.serve.parsers.tool_parser", "lmdeploy.serve.parsers.reasoning_parser",
+    "lmdeploy.hf_configs", "prometheus_client", "uvicorn.protocols.websockets.wsproto_impl",
+)  # fmt: skip
+#: Imports of each module that runs an engine.
+_IMPORTS: Final = {
+    "lmdeploy": _LMDEPLOY,
+    "turbofit.rehearsal.turbomind.server": (
+        "turbofit.rehearsal.turbomind.server:preload", *_LMDEPLOY,
+    ),
+}  # fmt: skip
+#: Variables that are read only once an engine runs. An import may read any other.
+_LATE: Final = (
+    KEY, THREADS, CACHE, "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "TURBOFIT_PRETEND_SCENARIO",
+    "TURBOFIT_PRETEND_MACHINE", *VARIABLES,
+)  # fmt: skip
+#: Libraries of this variable read a pretend machine while torch is imported.
+_PRELOADED: Final = "LD_PRELOAD"
+#: Bytes of host memory that must be available for a standby process; it takes about as many.
+LEAST_AVAILABLE: Final = 8 * GIB
+STANDBY_BYTES: Final = 1 * GIB
+_LOOK_SECONDS: Final = 1.0
+#: Seconds in which a standby must answer, or be seen to import, when it is told what it becomes.
+_ANSWER_SECONDS: Final = 2.0
+_POLL_SECONDS: Final = 0.02
+#: The longest pause, in seconds, after a standby that ended by itself.
+_LONGEST_PAUSE: Final = 600.0
+#: Seconds to wait after SIGKILL: a process in a system call may outlive it.
+_END_SECONDS: Final = 10.0
+
+
+class Kind(NamedTuple):
+    """The common properties of all engines that one standby can become."""
+
+    module: str
+    environment: tuple[tuple[str, str], ...]
+    #: The installed LMDeploy: its version, and its file's inode and time.
+    lmdeploy: tuple[object, ...]
+
+
+def kind_of(argv: Sequence[str], env: Mapping[str, str]) -> Kind | None:
+    """The kind of an engine's command; None if no standby can become such an engine."""
+    words = tuple(argv[:3])
+    if words[:2] != (sys.executable, ENTRY) or words[2] not in _IMPORTS or _PRELOADED in env:
+        return None
+    early = {name: value for name, value in env.items() if name not in _LATE}
+    return Kind(words[2], tuple(sorted(early.items())), _lmdeploy())
+
+
+def _lmdeploy() -> tuple[object, ...]:
+    spec = find_spec("lmdeploy")
+    if spec is None or spec.origin is None:
+        return ()
+    with suppress(OSError):
+        stat = os.stat(spec.origin)
+        return installed("lmdeploy"), stat.st_ino, stat.st_mtime_ns
+    return ()
+
+
+class Standby:
+    """A standby process; start it in the main thread, because it ends with its thread."""
+
+    def __init__(self, kind: Kind) -> None:
+        argv = (sys.executable, ENTRY, "--standby", *_IMPORTS[kind.module])
+        self.kind = kind
+        self._talk, theirs = socket.socketpair()
+        with theirs:
+            self._process = child(argv, dict(kind.environment), stdin=theirs.fileno())
+        _LOG.info("process %d stands by", self._process.pid)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def fits(self, kind: Kind | None) -> bool:
+        """Whether the standby can become an engine of this kind."""
+        return self.kind == kind and self.alive
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def become(self, words: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """Tell the standby which engine it becomes; `OSError` if it has ended or does not run."""
+        environment = {name: env.get(name) for name in _LATE}
+        told = json.dumps({"environment": environment, "words": list(words)})
+        before, until = processor_seconds(self.pid), time.monotonic() + _ANSWER_SECONDS
+        self._talk.settimeout(_ANSWER_SECONDS)
+        with self._talk:
+            self._talk.sendall(told.encode() + b"\n")
+            self._talk.settimeout(_POLL_SECONDS)
+            while processor_seconds(self.pid) <= before:  # else it imports, or answers just now
+                if time.monotonic() >= until:
+                    raise TimeoutError
+                with suppress(TimeoutError):
+                    if not self._talk.recv(1):
+                        raise ConnectionError
+                    break
+        return self._process
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+        for pipe in (self._talk, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+
+class StandbyStarter:
+    """Keeps a standby process for the engines of one server, for the kind of engine begun last.
+
+    ``available`` returns bytes of host memory. Any thread may call `begin`; only the main thread
+    may call the rest.
+    """
+
+    def __init__(self, available: Callable[[], int], say: Callable[[str], None]) -> None:
+        self._available, self._say = available, say
+        self._lock = Lock()
+        self._kind: Kind | None = None
+        self._standby: Standby | None = None
+        self._again, self._deaths = 0.0, 0
+        self._told: set[str] = set()
+
+    @property
+    def pid(self) -> int | None:
+        standby = self._standby
+        return None if standby is None else standby.pid
+
+    def expect(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """Expect an engine with this command: `look` starts a standby for it."""
+        with self._lock:
+            self._kind = kind_of(argv, env)
+
+    def begin(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """Start an engine: the standby becomes it, or a new process if the standby does not fit."""
+        kind = kind_of(argv, env)
+        with self._lock:
+            # A standby that has ended or is of another kind is dropped; `look` starts the next.
+            self._kind, standby, self._standby = kind, self._standby, None
+        if standby is not None:
+            if standby.fits(kind):
+                self._deaths = 0
+                with suppress(OSError):
+                    return standby.become(argv[2:], env)
+                self._say("warning: the standby does not answer: the engine is a new process")
+            standby.end()
+        return child(argv, env)
+
+    def look(self, needed: int = 0) -> None:
+        """Start a missing standby, and end one that no current engine could use.
+
+        ``needed``: bytes of host memory that engines may take which do not run now. Only the main
+        thread starts one: the kernel ends it with the thread that started it.
+        """
+        now = time.monotonic()
+        if current_thread() is not main_thread() or now < self._again:
+            return
+        self._again = now + _LOOK_SECONDS
+        available, least = self._available(), max(LEAST_AVAILABLE, needed + STANDBY_BYTES)
+        with self._lock:
+            self._kind = kind = self._kind and self._kind._replace(lmdeploy=_lmdeploy())
+            standby = self._standby
+            # A running standby stays until much less is available, or it would come and go.
+            if standby is not None and standby.fits(kind) and available >= least // 2:
+                return
+            self._standby = None
+        if standby is not None:
+            died = not standby.alive
+            standby.end()
+            if died:
+                pause = doubled(_LOOK_SECONDS, self._deaths, _LONGEST_PAUSE)
+                self._again, self._deaths = now + pause, self._deaths + 1
+                self._say(f"warning: a standby ended by itself: another begins in {pause:.0f} s")
+                return
+        if kind is not None:
+            self._start(kind, available, least)
+
+    def _start(self, kind: Kind, available: int, least: int) -> None:
+        if available < least:
+            room = f"{format_bytes(available)} of host memory are available"
+            self._say_once("room", f"no standby: {room}, it needs {format_bytes(least)}")
+            return
+        with suppress(OSError):
+            begun = Standby(kind)
+            with self._lock:
+                self._standby = begun
+            text = "a standby imports what the next start needs (--no-standby: none)"
+            self._say_once("standby", text)
+
+    def _say_once(self, subject: str, text: str) -> None:
+        if subject not in self._told:
+            self._told.add(subject)
+            self._say(text)
+
+    def end(self) -> None:
+        with self._lock:
+            standby, self._standby, self._kind = self._standby, None, None
+        if standby is not None:
+            standby.end()
+
+
+@contextmanager
+def standby_of(config: ServeConfig, say: Callable[[str], None]) -> Iterator[StandbyStarter | None]:
+    """Keep a standby for a server until the server ends; yields None if none is wanted."""
+    if not config.standby:
+        yield None
+        return
+    from turbofit.machine.host import read_host
+
+    starter = StandbyStarter(lambda: known(read_host().ram_available, 0), say)
+    try:
+        yield starter
+    finally:
+        starter.end()

@@ -1,0 +1,339 @@
+"""One engine through all its starts: process, log, readiness, liveness, restarts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+from turbofit.core.engine_end import End, EndKind
+from turbofit.core.process.log import LazyLogger
+from turbofit.core.units import doubled
+from turbofit.logs.death import Exit
+from turbofit.serving.engine import kernel
+from turbofit.serving.engine.engine_client import EngineClient, Probe, Timing
+from turbofit.serving.engine.engine_log import (
+    StartupTracker,
+    fallback,
+    silence_words,
+    stalled,
+)
+from turbofit.serving.engine.launches import HOST
+from turbofit.serving.engine.process import EngineProcess
+from turbofit.serving.engine.silence import Silence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from turbofit.core.plan import Plan
+    from turbofit.gateway.routing.engines import Outage
+    from turbofit.serving.engine.launches import Launch
+    from turbofit.serving.engine.pretended import PretendReader
+    from turbofit.serving.engine.silence import Owing
+    from turbofit.serving.engine.worst_requests import ProbeRequest
+
+    #: Sends an engine, by its model's name, the requests it must answer before it is ready.
+    EngineExam = Callable[["SupervisedEngine", str, Callable[[ProbeRequest], int]], None]
+
+
+class Examiner(Protocol):
+    """Sends engines more requests than their readiness needs."""
+
+    def begin(self, plan: Plan) -> None:
+        """Prepare for the engines of this plan, which are about to start."""
+
+    def examine(
+        self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
+    ) -> None:
+        """Examine an engine in its own thread before it is ready; may raise `LaunchError`."""
+
+
+_LOG: Final = LazyLogger(__name__)
+
+#: Seconds between two readings of how many processes the kernel killed for lack of memory.
+_COUNT_SECONDS: Final = 30.0
+#: Seconds for one completion: a server whose engine is dead refuses it immediately.
+_CONFIRM_SECONDS: Final = 2.0
+
+
+EngineState = Literal["waiting", "starting", "ready", "broken"]
+#: The states of an engine: which may follow each, and who moves the engine there. A ready engine
+#: that gives no sign of life stays ready, and clients are sent elsewhere (`Supervision.on_doubt`).
+#: A server with `--idle` whose engines sleep has no supervisor (`gateway.idle.State`).
+NEXT_STATES: Final[dict[EngineState, dict[EngineState, str]]] = {
+    "waiting": {"starting": "the supervisor, at `again_at`, once no process is left"},
+    "starting": {
+        "ready": "the engine's own look, once its probe was answered",
+        "waiting": "the supervisor, after an end that another start may mend",
+        "broken": "the supervisor, after more than `Timing.restarts` ends in `Timing.window`",
+    },
+    "ready": {"waiting": "as from starting", "broken": "as from starting"},
+    "broken": {"starting": "the supervisor, at `again_at`, once no process is left"},
+}
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What a supervisor of engines is given by who launches them, and what it tells them.
+
+    ``exam`` asks an engine before it is ready. ``before_start`` is called before each start of an
+    engine, and may raise a `TurbofitError`. ``clients`` returns the gateway's clients of the engine
+    with this index, None if no gateway serves. ``on_end`` is called with each end of an engine that
+    had served or is started again; ``on_back`` when a restarted engine is ready, if others served
+    meanwhile or it had served before; ``on_doubt`` when the engine with this index gives no sign
+    of life, with the time at which it will be ended if none comes; ``on_rest`` when all engines
+    are left alone for a while, and with None when one is started again.
+    """
+
+    say: Callable[[str], None]
+    exam: EngineExam | None = None
+    timing: Timing = field(default_factory=Timing)
+    _: KW_ONLY
+    clock: Callable[[], float] = time.monotonic
+    before_start: Callable[[], object] = lambda: None
+    clients: Callable[[int], Owing | None] = lambda _index: None
+    on_end: Callable[[SupervisedEngine, End], None] = lambda _engine, _end: None
+    on_back: Callable[[SupervisedEngine], None] = lambda _engine: None
+    on_doubt: Callable[[int, float], None] = lambda _index, _ends_at: None
+    on_rest: Callable[[Outage | None], None] = lambda _outage: None
+
+
+class SupervisedEngine:
+    """One group's engine, the one with this index of a supervision; its log goes into a folder."""
+
+    def __init__(  # noqa: PLR0913 - a constructor
+        self,
+        plan: Plan,
+        launch: Launch,
+        folder: Path,
+        tell: Callable[[str], None],
+        supervision: Supervision,
+        *,
+        index: int = 0,
+        name: str = "engine",
+    ) -> None:
+        self.plan, self.launch, self._tell, self.name = plan, launch, tell, name
+        self._supervision, self._index = supervision, index
+        self._timing, self._clock = supervision.timing, supervision.clock
+        self.log = folder / f"engine-{launch.group}.log"
+        self.url = f"http://{HOST}:{launch.port}"
+        self.state: EngineState = "waiting"
+        self.starts = 0
+        self.again_at = 0.0
+        self.was_ready = False
+        self.process: EngineProcess | None = None
+        #: Reads from the log what the start does on pretend GPUs; None on real ones.
+        self.pretended: PretendReader | None = None
+        self.tracker = StartupTracker(plan, self.log)
+        self.client = EngineClient(launch.port, launch.key)
+        self._probe: Probe | None = None
+        #: This start's watch for silence, and the time when the engine became ready.
+        self.silence: Silence | None = None
+        self._ready_at = 0.0
+        #: The time at which clients were told that the engine will end.
+        self._doubted = float("inf")
+        self._ends: list[float] = []
+        self._began = self._counted = self._heard = 0.0
+        #: The number of processes that the kernel had killed, at the last two readings.
+        self._kills: tuple[int | None, int | None] = (None, None)
+        self._silence_told = False
+
+    @property
+    def group(self) -> int:
+        return self.launch.group
+
+    @property
+    def clients(self) -> Owing | None:
+        """The gateway's clients of this engine; None if no gateway serves."""
+        return self._supervision.clients(self._index)
+
+    def start(self) -> None:
+        """Start the engine, in the main thread; raises `LaunchError` if that fails."""
+        start_command = self.launch.start_command(self.starts)
+        self.starts += 1
+        if start_command.timeline is not None:
+            from turbofit.serving.engine.pretended import PretendReader
+
+            self.pretended = PretendReader(self.plan, self.group, start_command.timeline)
+        self._began = self._counted = self._heard = self._clock()
+        self._kills = (kernel.host_kills(),) * 2
+        self.tracker = StartupTracker(self.plan, self.log, self._began)
+        # If the disk is not writable, a restart has no log, but the engine still starts.
+        self.process = EngineProcess(
+            start_command.argv, start_command.env, self.log, self.launch.begin,
+            log_required=self.starts == 1,
+        )  # fmt: skip
+        self._move("starting")
+        error = self.process.log_error
+        log = f"no log, {self.log}: {error}" if error else f"log {self.log}"
+        self._tell(f"phase: starting (process {self.process.pid}, {log})")
+        # If it has served, a worst case together with clients' requests would exceed the plan.
+        exam = self._supervision.exam
+        asks = None if exam is None or self.was_ready else partial(exam, self)
+        serial = self.plan.engine.serial
+        pretend = self.pretended is not None
+        self.silence = Silence(self.plan, self._timing, self.process.pid, pretend=pretend)
+        self._probe = Probe(self.client, self._timing, asks, serial=serial, clock=self._clock)
+        self._probe.start()
+
+    def look(self, now: float, *, last: bool = False) -> End | None:
+        """Read the engine's log on; returns its end if it has ended or must be ended, else None.
+
+        ``last``: there is no later look that could wait for the words of a loop that has ended.
+        """
+        process, probe = self.process, self._probe
+        if process is None or probe is None:
+            return None
+        code = process.poll()
+        self._read(process, code, now)
+        # If the engine's loop has ended, the signal that kills the rest is not the cause.
+        if code is not None and not self.tracker.failing:
+            return self._ended(code)
+        if self.tracker.fallback:
+            return fallback(self.tracker)
+        if code is not None or self.tracker.loop_failed(now) or (last and self.tracker.failing):
+            return self._loop_ended(code)
+        return self._given_up(probe, now)
+
+    def _read(self, process: EngineProcess, code: int | None, now: float) -> None:
+        """Read the engine's new output, and update its phase."""
+        lines = process.take() if code is None else process.finish()
+        if code is None:
+            self._forget_earlier(now)
+        self._listen(bool(lines), now)
+        for text, count in lines:
+            for line in self.tracker.see(text, count, now):
+                self._tell(line)
+        self._follow(now)
+
+    def _loop_ended(self, code: int | None) -> End | None:
+        if code is None and self.state == "ready" and self.client.completes(_CONFIRM_SECONDS):
+            self.tracker.survived(float("inf"))  # the line only looked like the engine's own
+            return None
+        return self._ended(None)
+
+    def _given_up(self, probe: Probe, now: float) -> End | None:
+        """The reason to end the engine although its process and its loop live; None without one."""
+        if self.tracker.hangs(now):
+            return self.tracker.death()
+        # The loop fails its requests as it ends; the reason comes later, in the log.
+        if probe.error is not None and not self.tracker.failing:
+            hint = f"{probe.error.hint} ({self.log})"
+            kind: EndKind = "crash" if self.was_ready else "refused"
+            return End(kind=kind, message=probe.error.message, hint=hint)
+        if self.state == "starting" and now - self._began > self._timing.start:
+            hours = self._timing.start / 3600
+            return stalled(f"the engine was not ready after {hours:.2g} hours", self.log)
+        if probe.unanswered:
+            return stalled("the engine lives but answers no completion", self.log)
+        return self._hung(probe, now)
+
+    def _hung(self, probe: Probe, now: float) -> End | None:
+        """The end of an engine that hangs and is not only slow; None otherwise; see `silence`."""
+        silence, clients = self.silence, self.clients
+        if silence is None or not self._timing.liveness:
+            return None
+        if self.state != "ready":
+            # It does not listen yet, answers the worst cases, or was ended and waits.
+            if self.state != "starting" or not probe.owes:
+                return None
+            clients = None
+        found = silence.look(now, self._ready_at, [probe, clients] if clients else [probe])
+        if found == "doubtful" and clients and self._doubted != silence.ends_at:
+            self._doubted = silence.ends_at
+            self._supervision.on_doubt(self._index, silence.ends_at)
+        if found == "hung":
+            return stalled("the engine hangs: it owes answers and gives no sign of life", self.log)
+        return None
+
+    def end(self, seconds: float) -> bool:
+        """Kill the engine's remaining processes; returns whether they ended within ``seconds``.
+
+        If they did not, `process` and its memory stay.
+        """
+        self.quiet()
+        if self.process is not None and self.process.kill(seconds):
+            self.process.finish(0.5)
+            self.process = None
+        return self.process is None
+
+    def quiet(self) -> None:
+        if self._probe is not None:
+            self._probe.stop()
+
+    def wait(self, now: float) -> float | None:
+        """Schedule the next start; returns the pause in seconds, or None if the circuit breaks."""
+        timing = self._timing
+        self._ends = [*(end for end in self._ends if now - end < timing.window), now]
+        ends = len(self._ends)
+        if ends > timing.restarts:
+            self._move("broken")
+            self.again_at = now + timing.window
+            return None
+        pause = doubled(timing.backoff, ends - 1, timing.longest_backoff)
+        self._move("waiting")
+        self.again_at = now + pause
+        return pause
+
+    def _move(self, state: EngineState) -> None:
+        assert state in NEXT_STATES[self.state], (self.state, state)
+        self.state = state
+
+    def spent(self) -> dict[str, float]:
+        """Seconds that each phase of this start has taken so far."""
+        times = [*self.tracker.phases, ("", self._clock())]
+        return {
+            name: round(after - at, 3)
+            for (name, at), (_, after) in pairwise(times)
+            if name != "ready"
+        }
+
+    @property
+    def start_seconds(self) -> float:
+        """Seconds that this start has taken so far, without the worst-case requests."""
+        return sum(seconds for phase, seconds in self.spent().items() if phase != "check")
+
+    def _follow(self, now: float) -> None:
+        probe = self._probe
+        if self.state != "starting" or probe is None:
+            return
+        lines: list[str] = []
+        if probe.ready.is_set():
+            self._move("ready")
+            self.was_ready, self._ready_at = True, now
+            lines = self.tracker.enter("ready", now)
+        elif probe.exam is not None and probe.healthy.is_set():
+            lines = self.tracker.enter("check", now)
+        for line in lines:
+            self._tell(line)
+
+    def _forget_earlier(self, now: float) -> None:
+        """Forget evidence that the engine has survived: it cannot explain a later end."""
+        # The last reading of kills is too recent: the kernel may report a kill seconds later.
+        if self._probe is not None:
+            self.tracker.survived(self._probe.lived)
+        if now - self._counted >= _COUNT_SECONDS:
+            self._kills, self._counted = (self._kills[1], kernel.host_kills()), now
+
+    def _listen(self, printed: bool, now: float) -> None:
+        """Say once for each long silence of a starting engine what it may mean."""
+        if printed or self.state != "starting" or self.tracker.phase in ("serving", "check"):
+            self._heard, self._silence_told = now, False
+        elif not self._silence_told and now - self._heard >= self._timing.quiet:
+            self._silence_told = True
+            self._tell(silence_words(self.plan, self.tracker.phase, self._timing.quiet))
+
+    def _ended(self, code: int | None) -> End:
+        _LOG.info("%s ended with code %s in phase %s", self.name, code, self.tracker.phase)
+        before, after = self._kills[0], kernel.host_kills()
+        host_kills = None if before is None or after is None else after - before
+        return self.tracker.death(Exit(code, host_kills))
+
+    def explained(self, end: End) -> End:
+        """The end with the bytes that a pretend GPU refused; reading them may take seconds."""
+        if self.pretended is None or end.kind != "out_of_memory":
+            return end
+        return self.tracker.death(account=self.pretended.death())

@@ -1,0 +1,231 @@
+"""Watches the GPUs while engines run: other processes that grow, and cards that are lost.
+
+It only warns: it never stops a server that still answers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import TurbofitError
+from turbofit.core.struct import NA
+from turbofit.core.units import MIB, format_bytes
+from turbofit.machine.nvml import ask_driver
+from turbofit.planning.examine.cards import kept_margin, who_grew
+from turbofit.serving.engine.kernel import group_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from turbofit.core.machine import Gpu, Machine
+    from turbofit.core.plan import GpuLedger, Plan
+
+_EVERY: Final = 10.0
+#: Growth below this many bytes is noise of drivers and displays.
+_NOISE: Final = 64 * MIB
+#: The level at which others leave no room for the worst request; at level 1 they use the margin.
+_DEADLY: Final = 2
+_NO_ANSWER: Final[tuple[Machine | None, str]] = None, "NVML does not answer"
+
+
+class GpuMonitor(threading.Thread):
+    """Looks at a plan's GPUs every ten seconds; ``engines`` returns the engines' process ids.
+
+    ``warn`` receives (kind, text), once until the condition has passed.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        engines: Callable[[], Iterable[int]],
+        warn: Callable[[str, str], None],
+        *,
+        every: float = _EVERY,
+    ) -> None:
+        super().__init__(name="gpu-monitor", daemon=True)
+        self._plan, self._engines, self._warn, self._every = plan, engines, warn, every
+        self._stopped = threading.Event()
+        self._said: dict[str, int] = {}
+        #: UUIDs of GPUs whose headroom others had taken at the last look.
+        self._without_headroom: set[str] = set()
+
+    def without_headroom(self, uuids: Iterable[str]) -> bool:
+        """Whether others took all headroom of a GPU by the last look; later growth is not seen."""
+        return not self._without_headroom.isdisjoint(uuids)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def run(self) -> None:
+        while not self._stopped.wait(self._every):
+            self.look()
+
+    def look(self) -> None:
+        machine, why = _measured()
+        if machine is None:
+            self._say("machine", 1, f"the GPUs cannot be read any more: {why}")
+            return
+        self._said.pop("machine", None)
+        for ledger in self._plan.gpus:
+            self._look(ledger, machine)
+
+    def _look(self, ledger: GpuLedger, machine: Machine) -> None:
+        gpu = next((gpu for gpu in machine.gpus if gpu.uuid == ledger.uuid), None)
+        if gpu is None or gpu.used == NA:
+            notes = "; ".join(machine.warnings)
+            detail = f": {notes}" if notes else ""
+            self._say(
+                f"lost {ledger.uuid}", 1,
+                f"GPU {ledger.index} ({ledger.name}) does not answer NVML any more{detail}",
+            )  # fmt: skip
+            return
+        self._said.pop(f"lost {ledger.uuid}", None)
+        others = _others(gpu, self._engines())
+        if others is None:
+            return
+        grown = others - ledger.used
+        left = ledger.headroom - grown
+        margin = kept_margin(ledger)
+        level = 0
+        if grown >= _NOISE and left < margin:
+            level = 1 if left > 0 else _DEADLY
+        if level == _DEADLY:
+            self._without_headroom.add(ledger.uuid)
+        else:
+            self._without_headroom.discard(ledger.uuid)
+        name = f"grown {ledger.uuid}"
+        if not level:
+            self._said.pop(name, None)
+            return
+        who = who_grew(self._plan.machine.gpu(ledger.index), gpu, grown, set(self._engines()))
+        worst = "a worst-case request would now kill the engine"
+        if left > 0:
+            worst = f"{format_bytes(left)} of the margin are left for the worst request"
+        self._say(name, level, f"somebody grows into the margin: {who}; {worst}")
+
+    def _say(self, name: str, level: int, text: str) -> None:
+        if self._said.get(name, 0) < level:
+            self._said[name] = level
+            self._warn(name.partition(" ")[0], text)
+
+
+def used_now(plan: Plan) -> dict[int, int]:
+    """Bytes in use, by all processes, on each of the plan's GPUs that can be read."""
+    machine, _ = ask_driver(_measured, _NO_ANSWER)
+    if machine is None:
+        return {}
+    used = {gpu.uuid: gpu.used for gpu in machine.gpus if isinstance(gpu.used, int)}
+    return {ledger.index: used[ledger.uuid] for ledger in plan.gpus if ledger.uuid in used}
+
+
+def beyond_forecast(plan: Plan, engines: Iterable[int]) -> int | None:
+    """The most bytes that engines hold beyond a plan's peak on one of its GPUs; may be negative.
+
+    None if NVML does not tell on each GPU what the engines hold.
+    """
+    machine, _ = ask_driver(_measured, _NO_ANSWER)
+    ours, beyond = set(engines), []
+    for ledger in plan.gpus:
+        gpus = () if machine is None else machine.gpus
+        gpu = next((gpu for gpu in gpus if gpu.uuid == ledger.uuid), None)
+        others = None if gpu is None else _others(gpu, ours)
+        if gpu is None or others is None or gpu.used == NA:
+            return None
+        beyond.append(gpu.used - others - (ledger.peak - ledger.used))
+    return max(beyond)
+
+
+def without(plan: Plan, used: dict[int, int]) -> dict[int, int]:
+    """Bytes that the GPUs have in use once a plan's engines have given back their memory.
+
+    It is too low: engines count with the bytes that they held before the first image; others may
+    grow.
+    """
+    held_bytes = {ledger.index: ledger.steady - ledger.used for ledger in plan.gpus}
+    return {index: max(0, size - held_bytes[index]) for index, size in used.items()}
+
+
+def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> list[str]:
+    """Wait until the GPUs hold no more than before; returns words on those that still do."""
+    deadline = time.monotonic() + seconds
+    while True:
+        now = used_now(plan)
+        more = {index: now[index] - before[index] for index in now if index in before}
+        late = {index: size for index, size in more.items() if size > _NOISE}
+        if not late or time.monotonic() > deadline:
+            return [
+                f"GPU {index} still has {format_bytes(size)} more in use than before the launch"
+                for index, size in late.items()
+            ]
+        time.sleep(0.2)
+
+
+def any_lost(uuids: Iterable[str]) -> bool:
+    """Whether NVML calls a GPU lost or in need of a reset; False if the driver does not answer."""
+    return ask_driver(partial(_any_lost, tuple(uuids)), False)
+
+
+def _any_lost(uuids: tuple[str, ...]) -> bool:
+    from turbofit.machine.nvml import GpuLostError, Nvml, answered
+
+    try:
+        with Nvml() as nvml:
+            for uuid in uuids:
+                handle: Any = nvml.query("nvmlDeviceGetHandleByUUID", uuid)
+                if answered(handle):
+                    nvml.memory(handle)
+    except GpuLostError:
+        return True
+    except Exception:  # noqa: BLE001 - as in `_measured`
+        pass
+    return False
+
+
+def any_busy(uuids: Iterable[str], seconds: float = 2.0) -> bool | None:
+    """Whether a GPU has computed within the last second; None if a GPU does not report it."""
+    return ask_driver(partial(_any_busy, tuple(uuids)), None, seconds=seconds)
+
+
+def _any_busy(uuids: tuple[str, ...]) -> bool | None:
+    from turbofit.machine.nvml import Nvml, answered
+
+    try:
+        with Nvml() as nvml:
+            handles = [nvml.query("nvmlDeviceGetHandleByUUID", uuid) for uuid in uuids]
+            shares = [nvml.query("nvmlDeviceGetUtilizationRates", one) for one in handles]
+    except Exception:  # noqa: BLE001 - as in `_measured`
+        return None
+    if any(answered(share) and share.gpu for share in shares):
+        return True
+    return False if all(map(answered, shares)) else None
+
+
+def _others(gpu: Gpu, engines: Iterable[int]) -> int | None:
+    """Bytes that processes other than our engines hold, also those that NVML does not name.
+
+    None if NVML shows none of our engines, as after their end: the owners are unknown then.
+    """
+    ours = set(engines)
+    mine = [
+        holder
+        for holder in gpu.holders
+        if isinstance(holder.pid, int) and (holder.pid in ours or group_of(holder.pid) in ours)
+    ]
+    if not mine or any(holder.bytes == NA for holder in mine) or gpu.used == NA:
+        return None
+    return gpu.used - sum(int(holder.bytes) for holder in mine)
+
+
+def _measured() -> tuple[Machine | None, str]:
+    """The machine, or why it cannot be read; catches every error, since no server may end by it."""
+    from turbofit.machine.nvml_machine import measure
+
+    try:
+        return measure({}), ""  # every GPU, whatever CUDA_VISIBLE_DEVICES shows
+    except TurbofitError as exc:
+        return None, exc.message
+    except Exception as exc:  # noqa: BLE001 - whatever the error is, the engines still serve
+        return None, f"{type(exc).__name__}: {exc}"

@@ -1,0 +1,218 @@
+"""Has LMDeploy prepare images on several threads, faster, once each, and bit for bit as before.
+
+LMDeploy prepares all images of all clients on one thread (``ThreadPoolExecutor(max_workers=1)`` in
+its ``vl/engine.py``), while torch's own threads spin beside it: the GPU waits for one core. The
+settings are in the environment of the engine's process, where `Launch` puts them. No module is
+imported before LMDeploy imports it, so the start of a model without images does not change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.core.plan import Plan
+
+#: The number of threads that prepare images, and the bytes of prepared images that are kept.
+THREADS: Final = "TURBOFIT_IMAGE_THREADS"
+CACHE: Final = "TURBOFIT_IMAGE_CACHE"
+#: The beginning of a line in the engine's log that is for the person who started it.
+SAYS: Final = "turbofit: images: "
+
+_MODULE: Final = "lmdeploy.vl.engine"
+#: LMDeploy's functions that run on these threads, and the first digits of their sources' SHA-256:
+#: the same in 0.16.0, 0.17.0 and 0.18.0. They were read: they change nothing that another call
+#: reads.
+_KNOWN: Final = {
+    "ImageEncoder.__init__": "40144cf72212",
+    "ImageEncoder.preprocess": "8fe21f773a29",
+    "VisionModel.preprocess": "f0ad836c0fdc",
+    "CogVLMVisionModel.preprocess": "25260c28dde1",
+    "GLM4VisionModel.preprocess": "8120aa378341",
+    "Gemma3VisionModel.preprocess": "e5ec94994ca9",
+    "InternVL3VisionModel.preprocess": "e7b2b6e2e5ea",
+    "InternVLVisionModel.preprocess": "9f7141341afd",
+    "LLama4VisionModel.preprocess": "dcbce35f7765",
+    "LlavaHfVisionModel.preprocess": "0b856eff816c",
+    "LlavaNextVisionModel.preprocess": "1a498e5a6b27",
+    "Qwen2VLModel.preprocess": "231a75361fd8",
+}
+#: Seconds that a thread keeps Python's lock while another waits for it: LMDeploy's event loop waits
+#: for these threads at each step, by Python's default 5 ms.
+_SWITCH_SECONDS: Final = 0.0005
+#: LMDeploy's backends that recognise an image by a hash of its pixels.
+_HASHING: Final = frozenset(("turbomind",))
+#: Parts of a processor that run on these threads without a lock.
+_PARTS: Final = ("image_processor", "video_processor", "feature_extractor")
+
+
+def image_environment(plan: Plan) -> dict[str, str]:
+    """Variables that tell an engine's process how to prepare images; empty without images."""
+    if plan.limits.vision_unit is None or not plan.engine.of_lmdeploy:
+        return {}
+    return {THREADS: str(threads_here(plan)), CACHE: str(plan.host.image_cache)}
+
+
+def threads_here(plan: Plan) -> int:
+    """The plan's threads for images; a plan without them takes them from this host's cores."""
+    from turbofit.core.plan import image_threads
+    from turbofit.core.struct import known
+    from turbofit.machine.host import read_host
+
+    if plan.host.image_threads is not None:
+        return plan.host.image_threads
+    return image_threads(known(read_host().cpus, 1), plan.parallel.replicas)
+
+
+def install() -> None:
+    """Prepare the images of every model that this process opens, as its environment says."""
+    threads = int(os.environ.pop(THREADS, "1"))
+    cache_bytes = int(os.environ.pop(CACHE, "0"))
+    if threads <= 1:
+        return
+    watch = partial(_watch_encoders, threads, cache_bytes)
+    if _MODULE in sys.modules:  # in a process that was a standby
+        watch(sys.modules[_MODULE])
+    else:
+        from turbofit.core.process.imports import After
+
+        sys.meta_path.insert(0, After(_MODULE, watch))
+
+
+def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
+    """Prepare each ``ImageEncoder`` of LMDeploy's module, and say how in the engine's log."""
+    make = module.ImageEncoder.__init__
+
+    from turbofit.serving.images.resize import quicken
+
+    @wraps(make)  # its source is read later
+    def made(encoder: Any, *arguments: Any, **keywords: Any) -> None:
+        make(encoder, *arguments, **keywords)
+        why = prepare(encoder, threads, cache_bytes)
+        done = f"prepared on {threads} threads" if why is None else f"LMDeploy's own way: {why}"
+        if why is None:
+            done = ", ".join(filter(None, (done, quicken(encoder.model))))
+        sys.stderr.write(f"{SAYS}{done}\n")
+
+    module.ImageEncoder.__init__ = made
+
+
+def prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
+    """Have an ``ImageEncoder`` prepare images on ``threads`` threads; returns why it must not.
+
+    Prepared images are kept up to ``cache_bytes``; 0 keeps none. After an error LMDeploy keeps its
+    one thread.
+    """
+    try:
+        return _prepare(encoder, threads, cache_bytes)
+    except Exception as exc:  # noqa: BLE001 - a server must not fail for being slower
+        return f"{type(exc).__name__}: {exc}"
+
+
+def _prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
+    import torch
+
+    why = _unknown(type(encoder).__init__) or _unknown(type(encoder).preprocess)
+    if why is not None:
+        return why
+    model = encoder.model
+    if model is None:
+        return "the model has no images"
+    why = _unknown(type(model).preprocess) or _foreign(model)
+    if why is not None:
+        return why
+    from turbofit.serving.images.sources import name_images, with_fingerprints
+    from turbofit.serving.images.values import cast_early, look_values_up
+
+    look_values_up(model)
+    cast_early(model)
+    _lock_tokenizer(model)
+    name_images()
+    if getattr(model, "backend", None) in _HASHING:
+        model.preprocess = with_fingerprints(model)
+    if cache_bytes:
+        from turbofit.serving.images.cache import ImageCache, keep_prepared
+
+        keep_prepared(model, ImageCache(cache_bytes))
+    others = torch.get_num_threads()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    encoder.executor = ThreadPoolExecutor(
+        threads, "image", initializer=_use_one_core, initargs=(others,)
+    )
+    encoder.preprocess = _with_one_core(encoder.preprocess, others)
+    return None
+
+
+def _unknown(function: Any) -> str | None:
+    """Why a function of LMDeploy may not run on several threads; None if its source is known."""
+    digest = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+    known = _KNOWN.get(function.__qualname__, "?")
+    if digest.startswith(known):
+        return None
+    return f"its {function.__qualname__} is not as known"
+
+
+def _foreign(model: Any) -> str | None:
+    """Why a model's processor may not run on several threads: its own code may keep any state."""
+    processor = getattr(model, "processor", None)
+    parts = [processor, *(getattr(processor, part, None) for part in _PARTS)]
+    if any(type(part).__module__.startswith("transformers_modules") for part in parts):
+        return "the processor is code of the checkpoint's repository"
+    return None
+
+
+def _lock_tokenizer(model: Any) -> None:
+    """Let one thread at a time use a processor's tokenizer: Transformers' change at each call."""
+    tokenizer = getattr(getattr(model, "processor", None), "tokenizer", None)
+    lock = threading.RLock()
+    for name in ("_encode_plus", "_batch_encode_plus"):
+        if hasattr(tokenizer, name):
+            setattr(tokenizer, name, _locked(getattr(tokenizer, name), lock))
+
+
+def _locked(function: Callable[..., Any], lock: Any) -> Callable[..., Any]:
+    def alone(*arguments: Any, **keywords: Any) -> Any:
+        with lock:
+            return function(*arguments, **keywords)
+
+    return alone
+
+
+def _with_one_core(preprocess: Callable[..., Any], others: int) -> Callable[..., Any]:
+    """Use one core in the event loop's thread, too: torch's helper threads would spin there."""
+    set_up = threading.local()
+
+    async def preprocess_here(*arguments: Any, **keywords: Any) -> Any:
+        if not hasattr(set_up, "done"):
+            set_up.done = True
+            _use_one_core(others)
+        return await preprocess(*arguments, **keywords)
+
+    return preprocess_here
+
+
+def _use_one_core(others: int) -> None:
+    """Let torch use one core in this thread, and ``others`` in threads that begin later.
+
+    `torch.set_num_threads` sets both at once, so another thread restores the number for later ones.
+    """
+    import torch
+
+    torch.get_num_threads()  # torch's first reading of the number would undo it
+    torch.set_num_threads(1)
+    restore = threading.Thread(target=torch.set_num_threads, args=(others,))
+    # Where no thread can be started (a limit of pids), later ones have one core until the next
+    # restores it: an error here would end these threads for ever.
+    with suppress(RuntimeError):
+        restore.start()
+        restore.join()

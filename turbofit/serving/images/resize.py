@@ -1,0 +1,139 @@
+"""Resizes like Pillow and looks values up in a table, by vector instructions: the same bits.
+
+LMDeploy resizes the images of models with tiles by Pillow, which took half of the processor time of
+such an image. ``pixels.c`` computes the same bytes in a fifth of the time. It is used only if its
+results for trial images equal those of the installed Pillow, to the byte.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.serving.images.pixels import NotUsableError, Pixels, open_library
+from turbofit.serving.images.values import TableTransform
+
+if TYPE_CHECKING:
+    import ctypes
+    from collections.abc import Callable
+
+#: Models that resize by Pillow have transforms of torchvision; Transformers' processors use torch.
+_TRANSFORMS: Final = ("transform", "image_transform")
+_OURS: Final = "turbofit_resizes"
+#: Releases of Pillow: the first that gives the address of its pixels; the first that resizes a
+#: picture along its columns first if it loses much height; and the first whose code was not read.
+#: Source: Pillow 13.0.0 libImaging/Resample.c::ImagingResampleInner `int horizontal_first =`
+_FIRST, _COLUMNS_FIRST, _UNREAD = (11, 3), (13, 0), (13, 1)
+#: Trial images are enlarged and reduced, also in one side only; some are resized columns first.
+_TRIED: Final = (
+    ((61, 47), (448, 96)), ((131, 53), (61, 97)), ((97, 61), (97, 40)), ((40, 90), (33, 90)),
+    ((64, 300), (56, 284)), ((64, 300), (56, 283)), ((37, 211), (90, 16)), ((300, 41), (16, 33)),
+)  # fmt: skip
+
+
+def quicken(model: Any) -> str | None:
+    """Have the compiled library resize a model's images and look their values up.
+
+    Returns words for the engine's log; None if Pillow does not resize the model's images.
+    """
+    transforms = [getattr(model, name) for name in _TRANSFORMS if hasattr(model, name)]
+    if not transforms:
+        return None
+    try:
+        library = open_library()
+        replace_resize(library)
+    except Exception as exc:  # noqa: BLE001 - no server stays down because it would be slower
+        named = "" if isinstance(exc, NotUsableError) else f"{type(exc).__name__}: "
+        return " ".join(f"resized by Pillow alone: {named}{exc}".split())
+    for transform in transforms:
+        if isinstance(transform, TableTransform):
+            transform.quicken(library)
+    return "resized with AVX2"
+
+
+def replace_resize(library: ctypes.CDLL) -> None:
+    """Have the library resize all pictures of this process that it can.
+
+    Raises:
+        NotUsableError: this Pillow is unknown, or gives other bytes.
+    """
+    pillow: Any = import_module("PIL.Image")
+    original = pillow.Image.resize
+    if hasattr(original, _OURS):
+        return
+    resizer = Resizer(library, pillow.__version__)
+    resizer.check(original)
+    # Pillow then keeps the pixels of large pictures in one piece, too.
+    pillow.core.set_use_block_allocator(1)
+    pillow.Image.resize = resizer.instead_of(original)
+
+
+class Resizer:
+    """Resizes RGB pictures like Pillow's bicubic filter.
+
+    Raises:
+        NotUsableError: the code of this version of Pillow was not read.
+    """
+
+    def __init__(self, library: ctypes.CDLL, version: str) -> None:
+        release = tuple(map(int, version.split(".")[:2]))
+        if not _FIRST <= release < _UNREAD:
+            raise NotUsableError(f"Pillow {version} is not as known")
+        self._library, self._columns_first = library, release >= _COLUMNS_FIRST
+
+    def check(self, original: Callable[..., Any]) -> None:
+        """Resize trial images in both ways.
+
+        Raises:
+            NotUsableError: the results differ.
+        """
+        import numpy as np
+        from PIL import Image
+
+        rng = np.random.default_rng(0)
+        for (width, height), size in _TRIED:
+            noise = rng.integers(-128, 384, (height, width, 3)).clip(0, 255)
+            image = Image.fromarray(noise.astype(np.uint8))
+            made = self.resized(image, size)
+            if made is None or made.tobytes() != original(image, size).tobytes():
+                raise NotUsableError("it makes other bytes than Pillow")
+
+    def instead_of(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A replacement for Pillow's method, which it calls if the library cannot resize."""
+        from PIL import Image
+
+        bicubic = (None, Image.Resampling.BICUBIC)
+
+        @wraps(original)
+        def resize(
+            image: Any, size: Any, resample: Any = None, box: Any = None, reducing_gap: Any = None
+        ) -> Any:
+            made = None
+            if resample in bicubic and box is None and reducing_gap is None:
+                made = self.resized(image, size)
+            return original(image, size, resample, box, reducing_gap) if made is None else made
+
+        setattr(resize, _OURS, True)
+        return resize
+
+    def resized(self, image: Any, size: Any) -> Any:
+        """The picture in another size; None if the library cannot resize it."""
+        pillow: Any = import_module("PIL.Image")
+        if image.mode != "RGB" or not _is_size(size) or size == image.size:
+            return None
+        image.load()
+        (width, height), (new_width, new_height) = image.size, size
+        made = pillow.core.new("RGB", size)
+        source, target = Pixels(image.im), Pixels(made)
+        if source.address is None or target.address is None:
+            return None
+        lost = height - new_height
+        columns = self._columns_first and lost > max(0, 2 * (width - new_width))
+        sizes = (source.address, width, height, target.address, new_width, new_height)
+        return image._new(made) if self._library.resize(*sizes, columns) else None
+
+
+def _is_size(size: Any) -> bool:
+    two = isinstance(size, tuple) and len(size) == 2
+    return two and all(type(side) is int and side > 0 for side in size)

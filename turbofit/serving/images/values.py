@@ -1,0 +1,182 @@
+"""Makes pixel values in fewer steps, and casts them to the engine's dtype before they are sent.
+
+torchvision's last steps (``ToTensor``, ``Normalize``) and the cast to the engine's dtype map each
+byte to one of 256 numbers for each channel. The table is the result of these very steps for all
+bytes. If an engine casts pixel values first of all, the thread that prepared them casts them
+instead.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.serving.images.pixels import Pixels
+
+if TYPE_CHECKING:
+    import ctypes
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+_BYTES: Final = 256
+#: The size of a picture on which a table is tested before it is used.
+_TRIED: Final = (61, 47)
+#: LMDeploy's models whose pixel values stay float32, and for each backend: the files that read
+#: them; the cast to the engine's dtype, found at only one place in each file, before its tower; and
+#: the quantisations for which that dtype is not the checkpoint's.
+#: Source: lmdeploy pytorch/config.py::_update_torch_dtype `quant_method == 'awq'`
+_CASTS: Final = {
+    "Qwen2VLModel": {
+        "pytorch": (
+            ("pytorch/models/qwen2_vl.py", "pytorch/models/qwen2_5_vl.py"),
+            "pixel_values = pixel_values.to(dtype)",
+            ("awq",),
+        ),
+        "turbomind": (
+            ("turbomind/models/qwen2_vl.py",),
+            "to_tm_tensor(\n                input_mm['pixel_values'], dtype=self._ctx.dtype)",
+            (),
+        ),
+    },
+}
+
+
+def look_values_up(model: Any) -> None:
+    """Have a model of LMDeploy look up its images' values, if it has a transform for them."""
+    casts = getattr(model, "mm_feature_dtype", None)
+    for name, dtype in (("transform", casts), ("image_transform", None)):
+        steps = getattr(getattr(model, name, None), "transforms", None)
+        if steps is not None:
+            setattr(model, name, quickened(getattr(model, name), steps, dtype))
+
+
+def cast_early(model: Any) -> None:
+    """Have a model of LMDeploy cast its pixel values to the dtype to which its engine casts them.
+
+    The engine casts in its event loop, or after they were sent to its process, where all wait.
+    """
+    dtype = getattr(model, "mm_feature_dtype", None)
+    casts = _CASTS.get(type(model).__name__, {}).get(getattr(model, "backend", ""))
+    if dtype is None or casts is None:
+        return
+    files, cast, of_another_dtype = casts
+    method = (getattr(model.hf_config, "quantization_config", None) or {}).get("quant_method")
+    if method in of_another_dtype or not _each_has(files, cast):
+        return
+    processor = model.processor.image_processor
+    processor.preprocess = _with_dtype(processor.preprocess, dtype)
+
+
+def _each_has(files: Sequence[str], cast: str) -> bool:
+    """Whether each of these files of LMDeploy contains the cast exactly once."""
+    spec = find_spec("lmdeploy")
+    if spec is None or spec.origin is None:
+        return False
+    paths = [Path(spec.origin).parent / file for file in files]
+    return all(path.is_file() and path.read_text("utf-8").count(cast) == 1 for path in paths)
+
+
+def _with_dtype(prepare: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    @wraps(prepare)
+    def cast(*arguments: Any, **options: Any) -> Any:
+        prepared = prepare(*arguments, **options)
+        prepared["pixel_values"] = prepared["pixel_values"].to(dtype)
+        return prepared
+
+    return cast
+
+
+def quickened(transform: Any, steps: Sequence[Any], dtype: torch.dtype | None) -> Any:
+    """A transform with a table for its last steps; unchanged if the table gives other bits.
+
+    Its tensors have ``dtype``, to which they would be cast later; None is the transform's own.
+    """
+    import torch
+
+    cut = next((at for at, s in enumerate(steps) if type(s).__name__ == "ToTensor"), None)
+    if cut is None:
+        return transform
+    tried = _trial_picture()
+    try:
+        table = TableTransform(steps[:cut], steps[cut:], dtype)
+        alike = torch.equal(table(tried), transform(tried).to(table.dtype))
+    except (RuntimeError, ValueError, TypeError, KeyError):  # steps of another kind
+        return transform
+    return table if alike else transform
+
+
+def _trial_picture() -> Any:
+    import numpy as np
+    from PIL import Image
+
+    width, height = _TRIED
+    pixels = np.random.default_rng(0).integers(0, _BYTES, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+class TableTransform:
+    """Steps that give an image its shape, and a table for the steps that compute its values."""
+
+    def __init__(
+        self, shaping: Sequence[Any], numbering: Sequence[Any], dtype: torch.dtype | None
+    ) -> None:
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        self._shaping, self._numbering = shaping, numbering
+        ramp: Any = np.arange(_BYTES, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+        values = self._numbers(Image.fromarray(ramp))
+        self.dtype = dtype or values.dtype
+        values = values.reshape(3, _BYTES).to(self.dtype)
+        # Integers with the bits of floats: numpy lacks some types of floats.
+        bits = {2: torch.int16, 4: torch.int32}[values.element_size()]
+        self._tables = values.view(bits).numpy()
+        self._look_up: Callable[..., None] | None = None
+
+    def quicken(self, library: ctypes.CDLL) -> None:
+        """Have a compiled library look values up, if its results are equal."""
+        import torch
+
+        tried = _trial_picture()
+        known = self(tried)
+        self._look_up = {2: library.look_up_2, 4: library.look_up_4}[known.element_size()]
+        if not torch.equal(self(tried), known):
+            self._look_up = None
+
+    def __call__(self, image: Any) -> torch.Tensor:
+        """The image's values, of shape (3, height, width)."""
+        import numpy as np
+        import torch
+
+        for step in self._shaping:
+            image = step(image)
+        if image.mode != "RGB":
+            return self._numbers(image).to(self.dtype)
+        width, height = image.size
+        bits = np.empty((3, height, width), self._tables.dtype)
+        self._fill(bits, image)
+        return torch.from_numpy(bits).view(self.dtype)
+
+    def _fill(self, bits: Any, image: Any) -> None:
+        import numpy as np
+
+        if self._look_up is not None:
+            image.load()
+            source = Pixels(image.im)
+            if source.address is not None:
+                count = image.width * image.height
+                tables = self._tables.ctypes.data
+                self._look_up(source.address, count, tables, bits.ctypes.data)
+                return
+        pixels = np.asarray(image)
+        for channel, table in enumerate(self._tables):
+            np.take(table, pixels[:, :, channel], out=bits[channel], mode="clip")
+
+    def _numbers(self, image: Any) -> Any:
+        for step in self._numbering:
+            image = step(image)
+        return image

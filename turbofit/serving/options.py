@@ -1,0 +1,215 @@
+"""Options of a launch, as `serve`, `calibrate` and `tune` take them; each field is an option.
+
+A `Reloader` reads a server's options again at SIGHUP.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+from pydantic import Field
+
+from turbofit.core.errors import TurbofitError, UsageError, option_of
+from turbofit.core.messages import refuse_together
+from turbofit.core.process.ports import LAST_PORT
+from turbofit.core.process.variables import variables
+from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.core.json_types import Options
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.planning.request import PlanRequest
+    from turbofit.serving.run import Run
+
+Seconds = Annotated[float, Field(ge=0, lt=1e6), SECONDS, Metavar("SECONDS")]
+
+
+class LaunchOptions(Validated):
+    """Options that `serve`, `calibrate` and `tune` share; each field is an option."""
+
+    pretend: bool = False
+    no_rehearse: bool = False
+    forget: bool = False
+
+    def config_fields(self) -> Options:
+        """The fields of `ServeConfig` that these options, and variables for tests, set."""
+        known = variables()
+        return {
+            "rehearse": not self.no_rehearse,
+            "pretend": self.pretend,
+            "pretend_taken": known.pretend_taken if self.pretend else 0,
+            "pretend_fail": known.pretend_fail if self.pretend else None,
+        }
+
+
+class ServeOptions(LaunchOptions):
+    """Further options of `serve`."""
+
+    plan: FilePath | None = None
+    dry_run: bool = False
+    check: Literal["auto", "full", "quick", "none"] = "auto"
+    no_standby: bool = False
+    model_name: Annotated[str | None, Field(min_length=1)] = None
+    no_gateway: bool = False
+    unplanned: bool = False
+    drain: Seconds | None = None
+    liveness: Seconds | None = None
+    cluster: Annotated[str | None, Metavar("RAY")] = None
+    name: str | None = None
+    node_port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = 0
+    idle: Annotated[float | None, Field(gt=0, lt=1e9), SECONDS, Metavar("TIME")] = None
+
+    def refuse_alone(self) -> None:
+        """Refuse an option that needs another one, or excludes it.
+
+        Raises:
+            UsageError: the first such option.
+        """
+        if self.idle is not None:
+            beside = {"cluster": self.cluster is not None, "no_gateway": self.no_gateway}
+            refuse_together(beside, "--idle")
+        for name in ("name", "node_port"):
+            if self.cluster is None and name in self.given():
+                raise needs_cluster(name)
+
+    def config_fields(self) -> Options:
+        from turbofit.serving.engine.engine_client import Timing
+
+        given = self.given()
+        timing = {name: given[name] for name in ("drain", "liveness") if name in given}
+        return {
+            **super().config_fields(),
+            "timing": Timing(**timing),
+            "check": self.check,
+            "standby": not self.no_standby,
+            "model_name": self.model_name,
+        }
+
+
+class CalibrateOptions(LaunchOptions):
+    """Further options of `calibrate`."""
+
+    again: bool = False
+    minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = 60.0
+
+
+class TuneOptions(LaunchOptions):
+    """Options of `tune` besides those of a plan and a load."""
+
+    time: Annotated[str, Metavar("TIME")] = "20m"
+    starts: Annotated[int, Field(ge=1, le=1000), Metavar("N")] = 6
+    slo: Annotated[str | None, Metavar("LIMITS")] = None
+    kv_types: Annotated[str, Metavar("LIST")] = "0,8"
+    again: bool = False
+
+    @property
+    def kv_policies(self) -> tuple[int, ...]:
+        """The values of ``--quant-policy`` to try, without repeats.
+
+        Raises:
+            UsageError: a word of the list is no KV type.
+        """
+        types = [part.strip() for part in self.kv_types.split(",")]
+        if not {*types} <= {"0", "4", "8", "16", "17"}:
+            raise UsageError(
+                f"--kv-types {self.kv_types!r} is no list of KV types",
+                hint="write it as 0,8 or 0,8,4",
+            )
+        return tuple(map(int, dict.fromkeys(types)))
+
+
+def needs_cluster(name: str) -> UsageError:
+    """The error for an option that needs a cluster, when no cluster is named."""
+    return UsageError(
+        f"{option_of(name)} is for a cluster, and none is named",
+        hint=f"leave {option_of(name)} out, or add --cluster ray",
+    )
+
+
+def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
+    """Refuse a described machine for a command that works on the GPUs here.
+
+    Raises:
+        UsageError: a machine is named.
+    """
+    if request.on is not None:
+        if isinstance(request.on, str):
+            from turbofit.machine.source import machine_from
+
+            machine_from(request.on)  # raises if the text is no machine
+        raise UsageError(
+            f"{does} the machine here, so --on does not go with it",
+            hint=f"add --pretend to try it on pretend GPUs{beside}; turbofit plan MODEL --on "
+            f"{request.on} plans for that machine",
+            options=["on"],
+        )
+
+
+def ray_address(text: str) -> str | None:
+    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host.
+
+    Raises:
+        UsageError: the text names no Ray cluster.
+    """
+    kind, _, address = text.partition(":")
+    if kind != "ray":
+        raise UsageError(f"--cluster {text[:60]!r} is no Ray cluster", hint="ray, or ray:HOST:6379")
+    return address or None
+
+
+#: Options of a gateway that can change while it serves.
+LIVE: Final = ("api_key", "allow_origins", "allowed_hosts", "allowed_media_domains")
+
+
+class Reloader:
+    """Reads a server's options again, and gives the gateway those that can change.
+
+    ``options`` are those of the start, by name; ``read`` returns the current ones and their gateway
+    configuration, and raises a UsageError if one is wrong.
+    """
+
+    def __init__(
+        self, run: Run, options: Options, read: Callable[[], tuple[Options, GatewayConfig]]
+    ) -> None:
+        self._run, self._options, self._read = run, dict(options), read
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Reload in a thread of its own: a signal handler must not take a lock."""
+        threading.Thread(target=self.reload, name="reload", daemon=True).start()
+
+    def reload(self) -> None:
+        """Reload, and say which options changed and which did not; an error changes nothing."""
+        run, before = self._run, self._options
+        with self._lock:
+            try:
+                options, config = self._read()
+                gateway, changed = run.config.gateway, _changed(before, options)
+                if gateway and gateway.api_keys != config.api_keys and "api_key" not in changed:
+                    changed.append("api_key")  # the file with the keys has others now
+                taken = [name for name in changed if name in LIVE and gateway is not None]
+                if taken:
+                    self._take_over(config)
+            except TurbofitError as exc:
+                run.say(f"not reloaded: {exc.message} ({exc.hint})")
+                return
+            before |= {name: options.get(name) for name in taken}
+            if left := [name for name in changed if name not in taken]:
+                run.say(f"needs a restart: {', '.join(left)}")
+            run.say(f"reloaded: {', '.join(taken) or 'nothing'}")
+
+    def _take_over(self, config: GatewayConfig) -> None:
+        """Apply this configuration to the gateway that serves now, and to the next one."""
+        run = self._run
+        assert run.config.gateway is not None
+        after = run.config.gateway.taking_over(config)
+        if run.public is not None:
+            run.public.call(lambda gateway: gateway.take_over(after))
+        run.config = run.config.changed(gateway=after)
+
+
+def _changed(before: Options, after: Options) -> list[str]:
+    return [name for name in {**before, **after} if before.get(name) != after.get(name)]

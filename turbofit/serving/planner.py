@@ -1,0 +1,221 @@
+"""Plans for a launch: under the machine's lock it measures, plans and reserves.
+
+Memory that others have reserved counts as used. Pretend GPUs are not measured: other pretend
+servers reserve memory of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.machine import Machine
+from turbofit.core.process.files import digest_of_parts, state_dir
+from turbofit.core.process.progress import under_way
+from turbofit.core.process.variables import variables
+from turbofit.machine.learned import forget
+from turbofit.memory.calibrated import identity
+from turbofit.model.source import resolve_model
+from turbofit.planning.calibrations import pretends
+from turbofit.planning.checks import refuse
+from turbofit.planning.examine.scene import Scene, Sources
+from turbofit.planning.plan import doubled_margin, finished, refusal
+from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.tuned import same_shape
+from turbofit.serving.leases import Leases, counted, end_orphans
+from turbofit.serving.proved import Rehearsals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.core.json_types import Options
+    from turbofit.core.model import Model
+    from turbofit.core.plan import Plan
+    from turbofit.planning.request import PlanRequest
+    from turbofit.serving.config import ServeConfig
+
+_SHOWN: Final = 200
+
+
+@dataclass
+class Planner:
+    """Makes the plans of one run.
+
+    ``request`` is None if a plan was given, which is only reserved. ``rehearse``: each plan is
+    rehearsed before it is used. ``doubled``: margins are doubled because the account is of another
+    LMDeploy version. ``meanwhile`` is called with each plan that is about to be rehearsed. ``over``
+    returns the bytes beyond the forecast that engines of such a plan held here; None if no start
+    has proved it.
+    """
+
+    request: PlanRequest | None
+    leases: Leases
+    say: Callable[[str], None]
+    _: KW_ONLY
+    rehearse: bool
+    pretend: bool = False
+    doubled: bool = False
+    meanwhile: Callable[[Plan], None] = lambda _plan: None
+    over: Callable[[Plan], int | None] = lambda _plan: None
+
+    def make(self, changes: Options) -> Plan:
+        """Plan the user's request with changes; the plan is reserved if it fits."""
+        assert self.request is not None
+        request = self.request.changed(**changes)
+        with under_way("planning"), self.leases.locked(self._wait):
+            plan = self._made(request.changed(on=self._machine(request.gpus), gpus=None))
+            if plan.fits:
+                self.leases.reserve(plan)
+        return plan
+
+    def _wait(self) -> None:
+        self.say("waiting: another turbofit is planning")
+
+    def take(self, plan: Plan) -> None:
+        """Reserve what a given plan needs, if the machine has not changed.
+
+        Raises:
+            DoesNotFitError: the memory that it counted on is in use.
+            MachineError: a GPU is missing.
+            UsageError: the plan was made for no machine.
+        """
+        with self.leases.locked(self._wait):
+            here = self._machine(None, plan.machine)
+            refuse(Scene(Sources(), "lease", machine=here, plan=plan, pretend=self.pretend))
+            self.leases.reserve(plan)
+
+    def _machine(self, gpus: str | None, planned: Machine | None = None) -> Machine:
+        """The machine as it is now, with the reservations of other turbofits counted as used.
+
+        Engines that dead turbofits left behind are ended first: they may still be loading. A
+        pretend machine is the request's; if a plan was given, the one for which it was ``planned``.
+        """
+        from turbofit.machine.source import machine_from
+
+        for text in end_orphans(self.leases):
+            self.say(f"warning: {text}")
+        pretend = planned if self.request is None else self.request.on
+        here = machine_from(pretend if self.pretend else None, gpus=gpus)
+        return counted(here, self.leases)
+
+    def _made(self, request: PlanRequest) -> Plan:
+        """Plan, twice if the margin must be doubled, rehearse the choice, and raise its ratio."""
+        pretend = self.pretend or None  # which tunings and calibrations count
+        plan = best_plan(request, pretend=pretend)
+        if self.doubled and request.margin is None and plan.fits:
+            request = request.changed(margin=doubled_margin(plan))
+            plan = best_plan(request, pretend=pretend)
+        if self.rehearse and plan.fits:
+            kept = Rehearsals(plan)
+            before = kept.recall(plan.machine)
+            if before is not None:
+                self.say("rehearsed before, with these versions and as much free memory")
+                plan = before
+            else:
+                plan = self._rehearsed(request, plan)
+                if plan.fits and plan.rehearsal is not None and plan.rehearsal.outcome == "served":
+                    kept.keep(plan)
+        return self._raised(request, plan)
+
+    def _raised(self, request: PlanRequest, plan: Plan) -> Plan:
+        """The plan with a higher ratio if a start proved it here: its margin may then be less."""
+        usual = not self.pretend and request.margin is None
+        over = self.over(plan) if usual and plan.fits else None
+        if over is None:
+            return plan
+        here = request.changed(model=plan.model, revision=None, on=plan.machine, gpus=None)
+        raised = finished(same_shape(here, plan, {}, over=over), request)
+        if not raised.fits or _ratios(raised) <= _ratios(plan):
+            return plan
+        before, after = _ratios(plan)[0], _ratios(raised)[0]
+        self.say(f"proved here before: its cache ratio is raised from {before:.3f} to {after:.3f}")
+        return raised
+
+    def _rehearsed(self, request: PlanRequest, plan: Plan) -> Plan:
+        """The plan as its rehearsal corrected it, or unchanged if it cannot be rehearsed."""
+        from turbofit.rehearsal.confirm import rehearsed
+
+        self.meanwhile(plan)
+        self.say("rehearsing: LMDeploy's own engine on pretend GPUs, some seconds")
+        try:
+            checked = rehearsed(request, plan)
+        except (PackageError, UsageError) as exc:
+            self.say(f"not rehearsed: {exc.message}")
+            return plan
+        rehearsal = checked.rehearsal
+        if rehearsal is None or rehearsal.outcome != "failed":
+            return checked
+        # The failure says nothing about memory: the rehearsal itself did not run.
+        why = rehearsal.death.where if rehearsal.death is not None else "no reason given"
+        self.say(f"not rehearsed: it failed: {why[:_SHOWN]}")
+        if _ratios(checked) == _ratios(plan):
+            return plan
+        # An earlier rehearsal had lowered a ratio before this one failed: that ratio holds.
+        text = f"fits: {checked.kv.total_tokens:,} KV tokens, at a ratio that a rehearsal lowered"
+        return replace(checked, fits=True, verdict=text, serve=plan.serve)
+
+
+def _ratios(plan: Plan) -> list[float]:
+    return [group.settings.cache_max_entry_count for group in plan.group_plans()]
+
+
+def leases_for(config: ServeConfig) -> Leases:
+    """The leases of the machine here; those of pretend machines are this user's, one set a SPEC."""
+    from turbofit.machine.source import machine_from
+
+    if not config.pretend:
+        return Leases()
+    given = config.plan.machine if config.plan is not None else None
+    machine = machine_from(given if config.request is None else config.request.on)
+    folder = variables().leases or state_dir("pretend") / "leases"
+    return Leases(folder.with_name(f"{folder.name}-pretend-{digest_of_parts(machine.name)}"))
+
+
+def can_rehearse() -> bool:
+    """Whether this interpreter has LMDeploy and the machine has a C compiler."""
+    from importlib.util import find_spec
+
+    from turbofit.rehearsal.pretend.build import find_compiler
+
+    return find_spec("lmdeploy") is not None and find_compiler() is not None
+
+
+def preview(config: ServeConfig) -> Plan:
+    """The plan to launch, neither reserved nor rehearsed; a `DoesNotFitError` if none fits."""
+    plan = config.plan
+    if plan is None:
+        assert config.request is not None
+        plan = best_plan(config.request, pretend=config.pretend or None)
+    if not plan.fits:
+        raise refusal(plan)
+    return plan
+
+
+def forget_learned(model: str | Model, *, pretend: bool) -> int:
+    """Forget all that was learned here of a model; returns the number of documents."""
+    found = resolve_model(model) if isinstance(model, str) else model
+    return forget(identity(found), pretend=pretend or pretends())
+
+
+def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
+    """The request that a launch plans, with the calibrations that hold for it.
+
+    On pretend GPUs, a described machine has the calibrations of pretend runs, and a copy of the
+    machine here has those of the real cards. `UsageError`: the model has no stand-in.
+    """
+    from turbofit.machine.source import machine_from
+    from turbofit.planning.calibrations import with_calibrations
+
+    if not pretend:
+        return request
+    from turbofit.rehearsal.confirm import refuse_untwinned
+
+    refuse_untwinned(request)
+    assert not isinstance(request.on, Machine)  # the command line names it by a text
+    machine = machine_from(request.on, gpus=request.gpus)
+    if machine.source != "nvml":
+        machine = with_calibrations(machine, pretend=True)
+    return request.changed(on=machine, gpus=None)

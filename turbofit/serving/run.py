@@ -1,0 +1,206 @@
+"""One run: a request, or a plan that was given, becomes a reserved plan and a folder.
+
+`Run.prepare` measures under the machine's lock, plans, rehearses and reserves, or refuses.
+`Run.begin` makes the run's folder. `follow` starts the engines and follows them (`follow.py`); one
+start is a `Start` (`start.py`).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from turbofit.core.errors import DoesNotFitError, MachineError, UsageError
+from turbofit.core.messages import BESIDE_COMMANDS
+from turbofit.planning import checks
+from turbofit.planning.calibrations import pretends
+from turbofit.planning.commands import commands
+from turbofit.planning.examine.scene import Scene, Sources
+from turbofit.planning.plan import refusal
+from turbofit.serving.engine.launches import Launch, find_lmdeploy, lmdeploy_if_needed
+from turbofit.serving.ladder import recall
+from turbofit.serving.planner import Planner, can_rehearse
+from turbofit.serving.proved import Proof
+from turbofit.serving.runs import Record, run_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from turbofit.core.json_types import Options
+    from turbofit.core.plan import Plan
+    from turbofit.gateway.http.app import Gateway
+    from turbofit.gateway.idle import AttachedGateway
+    from turbofit.gateway.routing.deny_list import DenyList
+    from turbofit.gateway.server import GatewayThread
+    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.engine.launches import Lmdeploy
+    from turbofit.serving.engine.standby import StandbyStarter
+    from turbofit.serving.engine.supervised_engine import Examiner
+    from turbofit.serving.leases import Leases
+
+    #: A gateway with an address of its own, or a part of a shared address.
+    PublicSide = GatewayThread[Gateway] | AttachedGateway
+
+
+class Run:
+    """A run, from a person's request to its end. It may be followed again, in a new folder.
+
+    ``on_open`` receives the public addresses each time they open, ``on_death`` the reason why an
+    engine ended that had served; ``on_tick`` is called at each look at the engines. If ``lmdeploy``
+    is None, it is looked for. An ``examiner`` asks the engines, which then have private ports and
+    no gateway. ``publish`` makes a gateway public; None gives it an address of its own. ``standby``
+    starts its engines.
+
+    Raises:
+        PackageError: LMDeploy is asked for and missing.
+    """
+
+    def __init__(  # noqa: PLR0913 - a constructor
+        self,
+        config: ServeConfig,
+        leases: Leases,
+        say: Callable[[str], None],
+        *,
+        on_open: Callable[[list[str]], None] = lambda _: None,
+        on_tick: Callable[[], None] = lambda: None,
+        on_death: Callable[[str], None] = lambda _: None,
+        lmdeploy: Lmdeploy | None = None,
+        examiner: Examiner | None = None,
+        publish: Callable[[Gateway], PublicSide] | None = None,
+        standby: StandbyStarter | None = None,
+    ) -> None:
+        self.config, self.leases, self._say = config, leases, say
+        self.on_open, self.on_tick, self.on_death = on_open, on_tick, on_death
+        self.examiner, self.publish, self.standby = examiner, publish, standby
+        #: Options that the user gave, by the planner's keywords.
+        self.fixed: Options = {} if config.request is None else config.request.given()
+        self.lmdeploy = lmdeploy or lmdeploy_if_needed(self.fixed.get("engine"))
+        self.planner = Planner(
+            config.request, leases, say, pretend=config.pretend,
+            # A run on pretend GPUs is its own rehearsal.
+            rehearse=config.rehearse and not config.pretend and can_rehearse(),
+            doubled=self.lmdeploy.warning is not None,
+            meanwhile=self._import_meanwhile, over=self._over,
+        )  # fmt: skip
+        #: The plan that is launched, and the changes of the request that led to it.
+        self.plan: Plan | None = None
+        self.changes: Options = {}
+        #: The folder and the record of the last time that the run was followed.
+        self.folder: Path
+        self.record: Record
+        #: Where clients reach the gateway that serves now.
+        self.public: PublicSide | None = None
+        #: Requests that are suspected or refused; the next gateway goes on with this list.
+        self.deny_list: DenyList | None = None
+
+    def _over(self, plan: Plan) -> int | None:
+        """Bytes beyond the forecast that a start of such a plan took here."""
+        return Proof(plan, self.config, self.lmdeploy.version).over
+
+    def _import_meanwhile(self, plan: Plan) -> None:
+        """Let a standby import the engine's modules while the engine's plan is rehearsed."""
+        if self.standby is not None and plan.engine.of_lmdeploy and self.lmdeploy.argv:
+            start = Launch(commands(plan)[0], self.lmdeploy.argv).start_command(0)
+            self.standby.expect(start.argv, start.env)
+            self.standby.look(plan.host.total)
+
+    def say(self, text: str) -> None:
+        """Print progress; if the terminal or the disk fails, the line is lost, never the server."""
+        with suppress(OSError, ValueError):
+            self._say(text)
+
+    def prepare(self) -> Plan:
+        """Plan and reserve, or refuse; the last plan is reserved again if its memory is free."""
+        if self.leases.alone:
+            self._say(f"warning: {self.leases.alone}")
+        if self.plan is not None:
+            try:
+                self.planner.take(self.plan)
+            except (DoesNotFitError, MachineError, UsageError) as exc:
+                self._say(f"the machine changed: {exc.message}; planning again")
+            else:
+                return self.plan
+        self.choose()
+        plan = self.refuse()
+        self._say(plan.title)
+        self._say(plan.verdict)
+        if plan.why_engine:
+            self._say(f"engine {plan.why_engine}")
+        for reason in plan.reasons:
+            if reason.startswith("margin "):  # calibrations and proofs of earlier runs lower it
+                self._say(reason)
+        for warning in (*plan.warnings, *self._doubts()):
+            if not warning.startswith(BESIDE_COMMANDS):  # a server holds what these ask for
+                self._say(f"warning: {warning}")
+        return plan
+
+    def choose(self) -> Plan:
+        """Plan with what earlier starts learned, or reserve the plan that was given."""
+        plan, self.changes = self.config.plan, {}
+        if plan is None:
+            plan = self._first_plan()
+        elif plan.fits:
+            self.planner.take(plan)
+        self.plan = plan
+        return plan
+
+    def refuse(self) -> Plan:
+        """Return the plan, or raise a `TurbofitError` if it would not serve."""
+        assert self.plan is not None
+        if not self.plan.fits:
+            raise refusal(self.plan)
+        if self.plan.engine.of_lmdeploy and not self.lmdeploy.argv:
+            self.lmdeploy = find_lmdeploy()  # or raises an error that says what is missing
+        scene = Scene(Sources(), "launch", plan=self.plan, pretend=self.config.pretend)
+        for warning in checks.refuse(scene):
+            if warning not in self.plan.warnings:  # the caller says those
+                self._say(f"warning: {warning}")
+        return self.plan
+
+    def _first_plan(self) -> Plan:
+        config, version = self.config, self.lmdeploy.version
+        plan = self.planner.make({})
+        learned = recall(plan, version, pretend=config.pretend)
+        changes = {name: value for name, value in learned.items() if name not in self.fixed}
+        if not changes or not plan.fits:
+            return plan
+        text = ", ".join(f"{name} {value}" for name, value in changes.items())
+        again = self.planner.make(changes)
+        if not again.fits:
+            self._say(f"an earlier launch learned {text}, but nothing fits with it now")
+            return self.planner.make({})
+        self._say(f"beginning with what an earlier launch learned: {text} (--forget drops it)")
+        self.changes = changes
+        return again
+
+    def _doubts(self) -> list[str]:
+        """Warnings about what the launch cannot promise."""
+        doubts = [self.lmdeploy.warning] if self.lmdeploy.warning else []
+        if self.config.unplanned:
+            names = ", ".join(self.config.unplanned)
+            doubts.append(f"{names} may change memory: the plan does not count it")
+        int4 = self.plan is not None and self.plan.settings.quant_policy == 4
+        if int4 and "--tool-call-parser" in self.config.options:
+            doubts.append(
+                "a cache in 4 bits can spoil calls of tools: of Qwen3-Coder-30B-A3B none of 6 "
+                "chains succeeded where 5 did with --quant-policy 8 (lmdeploy#4743); try yours"
+            )
+        if self.config.gateway is None:
+            doubts.append(
+                "--no-gateway: the plan holds only while no client asks for more than it; any "
+                "client can, and the engine then aborts"
+            )
+        return doubts
+
+    def begin(self) -> Path:
+        """Make the run's folder and record in the state folder; a `LaunchError` if that fails."""
+        assert self.plan is not None
+        self.folder = run_folder(self.plan)
+        self.public = self.deny_list = None
+        self.record = Record(
+            self.folder, model=self.plan.model.name, pretend=self.config.pretend or pretends(),
+            lmdeploy=self.lmdeploy.version,
+            defaults=() if self.config.gateway is None else self.config.gateway.defaults.words,
+        )  # fmt: skip
+        return self.folder

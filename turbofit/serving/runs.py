@@ -1,0 +1,252 @@
+"""The files that a run keeps in the state folder, and the servers that these show to run."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from turbofit.core.errors import LaunchError, UsageError
+from turbofit.core.messages import HOW_TO_SERVE
+from turbofit.core.plan import Settings
+from turbofit.core.process.files import new_path, state_dir, write_atomic
+from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
+from turbofit.core.struct import to_json
+from turbofit.core.version import __version__
+from turbofit.serving.engine.kernel import start_time
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from turbofit.core.plan import Plan
+
+_MOST_EVENTS = 1000
+_HINT = "set XDG_STATE_HOME to a folder that can be written"
+
+
+class AttemptRecord(RunAttempt):
+    """One start; its plan is in a file beside the record. ``requests_at_once`` 0 is unknown."""
+
+    settings: Settings | None = None
+    requests_at_once: int = 0
+
+
+class RunRecord(RunReport):
+    """The content of ``run.json``; ``pid_started`` is a time as of `kernel.start_time`."""
+
+    pid: int
+    pid_started: int = 0
+    attempts: tuple[AttemptRecord, ...] = ()
+
+
+class Record:
+    """Keeps a document of what happens in a run; ``facts`` are fields of `RunRecord`."""
+
+    def __init__(self, folder: Path, **facts: Any) -> None:
+        self.folder, self._path = folder, folder / "run.json"
+        #: Two threads write: the supervisor's and the one that watches the GPUs.
+        self._lock = threading.RLock()
+        #: Whether the disk has refused the current record: `keep` writes it again.
+        self.unwritten = False
+        self.run = RunRecord(
+            schema=RUN_SCHEMA,
+            turbofit_version=__version__,
+            pid=os.getpid(),
+            pid_started=start_time(os.getpid()),
+            started=_now(),
+            state="starting",
+            **facts,
+        )
+        self.keep()
+
+    def begin(self, **facts: Any) -> None:
+        """Begin the record of a new start, with its own settings."""
+        attempt = AttemptRecord(started=_now(), **facts)
+        with self._lock:
+            self.change(attempts=(*self.run.attempts, attempt))
+
+    def attempt(self, **facts: Any) -> None:
+        """Add facts to the current start; does nothing before the first."""
+        with self._lock:
+            if self.run.attempts:
+                *before, last = self.run.attempts
+                self.change(attempts=(*before, replace(last, **facts)))
+
+    def event(self, kind: str, text: str) -> None:
+        with self._lock:
+            events = (*self.run.events, RunEvent(at=_now(), kind=kind, text=text))
+            self.change(events=events[-_MOST_EVENTS:])
+
+    def change(self, **facts: Any) -> None:
+        with self._lock:
+            self.run = replace(self.run, **facts)
+            self.keep()
+
+    def keep(self) -> None:
+        """Write the record; a full disk loses the record, never the server."""
+        with self._lock:
+            try:
+                write_atomic(self._path, to_json(self.run), mode=0o600)
+            except (UsageError, OSError):
+                self.unwritten = True
+            else:
+                self.unwritten = False
+
+
+def state_folder(room: str, name: str) -> Path:
+    """A new folder in a room of the state folder, named after a model. Raises `LaunchError`."""
+    try:
+        return new_path(room, "".join(c if c.isalnum() else "-" for c in name))
+    except OSError as exc:
+        raise LaunchError(
+            f"the state folder cannot be written: {exc.strerror or exc}", hint=_HINT
+        ) from None
+
+
+def run_folder(plan: Plan) -> Path:
+    """A new folder for this run in the state folder, with its plan. Raises `LaunchError`."""
+    folder = state_folder("runs", plan.model.name)
+    try:
+        write_atomic(folder / "plan.json", plan.to_json())
+    except UsageError as exc:
+        raise LaunchError(exc.message, hint=_HINT) from None
+    return folder
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+class LiveRun(NamedTuple):
+    folder: Path
+    record: RunRecord
+
+    @property
+    def name(self) -> str:
+        """The name that `watch`, `logs`, `stop` and `report` accept for it."""
+        return self.folder.name
+
+    @property
+    def state(self) -> str:
+        """The server's state; a run that ended while its process lives is a sleeping model."""
+        return "asleep" if self.record.state == "ended" else self.record.state
+
+
+def live_runs() -> list[LiveRun]:
+    """All running servers of this user, the oldest first; unreadable records are left out.
+
+    A process has a run for each start of a model; only the newest one counts.
+    """
+    newest: dict[tuple[int, str], LiveRun] = {}
+    for run in reversed(list(recorded_runs())):
+        record = run.record
+        if record.pid_started and start_time(record.pid) == record.pid_started:
+            newest[record.pid, record.model] = run
+    return list(newest.values())
+
+
+def recorded_runs() -> Iterator[LiveRun]:
+    """Runs of this user with a readable record, the newest first."""
+    for path in sorted(state_dir("runs", make=False).glob("*/run.json"), reverse=True):
+        with suppress(OSError, msgspec.MsgspecError):
+            yield LiveRun(path.parent, msgspec.json.decode(path.read_bytes(), type=RunRecord))
+
+
+def chosen_run(name: str | None) -> LiveRun:
+    """The running server with this name or model; without a name, the only one that runs.
+
+    Raises:
+        UsageError: none runs, or several run and none is named.
+    """
+    servers = live_runs()
+    if name is not None:
+        servers = servers_of(name)
+        if not servers:
+            hint = "turbofit ps lists them; turbofit stop --all ends all"
+            raise UsageError(f"no server {name!r} runs here", hint=hint)
+    if not servers:
+        raise UsageError("no server of this user runs here", hint=HOW_TO_SERVE)
+    if len({server.record.pid for server in servers}) > 1:
+        names = ", ".join(server.name for server in servers)
+        raise UsageError(f"{len(servers)} servers run here", hint=f"name one of them: {names}")
+    return servers[0]
+
+
+def servers_of(name: str) -> list[LiveRun]:
+    """The running servers with this name, or of this model by any name that `serve` takes."""
+    known = _known_as(name)
+    return [run for run in live_runs() if known & {run.name, run.record.model.casefold()}]
+
+
+def server_on(port: int) -> LiveRun | None:
+    """The running server of this user that listens on this port."""
+    ends = f":{port}"
+    return next(
+        (run for run in live_runs() if any(u.endswith(ends) for u in run.record.urls)), None
+    )
+
+
+def newest_run_of(name: str) -> Path | None:
+    """The folder of a model's newest run, by any name that `serve` takes; None if there is none."""
+    known = _known_as(name)
+    runs = (folder for folder, record in recorded_runs() if record.model.casefold() in known)
+    return next(runs, None)
+
+
+def _known_as(name: str) -> set[str]:
+    """Names to compare: the typed name, also in lower case, and the preset's model name."""
+    from turbofit.model.presets import find_preset, load_preset
+
+    given = name.rstrip("/").rpartition("/")[2]
+    preset = find_preset(name)
+    called = set() if preset is None else {load_preset(preset).name.casefold()}
+    return {given, given.casefold()} | called
+
+
+def requests_at(url: str) -> int:
+    """How many requests the server at a URL runs at once; 0 if no server of this user is there."""
+    here = url.rstrip("/").replace("//localhost", "//127.0.0.1")
+    attempts = [run.record.attempts for run in live_runs() if here in run.record.urls]
+    return attempts[0][-1].requests_at_once if len(attempts) == 1 and attempts[0] else 0
+
+
+def waiting_words(requests: int, running: int) -> str:
+    """Words on requests that must wait if all are sent at once; empty if none must, or unknown."""
+    if not 0 < running < requests:
+        return ""
+    return (
+        f"{requests:,} requests at once are sent; the server runs {running:,} of them at once,"
+        " the others wait"
+    )
+
+
+def stop_server(server: LiveRun, seconds: float) -> None:
+    """End a server as Ctrl-C does, and wait until it has ended. Raises `LaunchError`."""
+    pid = server.record.pid
+    try:
+        watched = os.pidfd_open(pid)
+        try:
+            if start_time(pid) != server.record.pid_started:
+                return  # another process has its number by now
+            signal.pidfd_send_signal(watched, signal.SIGTERM)
+            # A process's descriptor becomes readable when the process has ended.
+            ended, _, _ = select.select([watched], [], [], seconds)
+        finally:
+            os.close(watched)
+        why = "" if ended else f"it has not ended after {seconds:.0f} s"
+    except ProcessLookupError:
+        return
+    except OSError as exc:
+        why = exc.strerror or str(exc)
+    if why:
+        raise LaunchError(
+            f"{server.name} is not stopped: {why}", hint=f"turbofit logs {server.name} says more"
+        )

@@ -1,0 +1,158 @@
+"""Serves a model whose engines end while nobody uses it: one address, and one run after another."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import LaunchError, TurbofitError
+from turbofit.core.units import format_duration
+from turbofit.gateway.idle import AttachedGateway, IdleGateway, insist
+from turbofit.gateway.limits.request_limits import bounds_of
+from turbofit.gateway.server import GatewayThread, about_plan, keep_large_blocks
+from turbofit.serving.engine.standby import standby_of
+from turbofit.serving.follow import follow
+from turbofit.serving.planner import leases_for, preview
+from turbofit.serving.run import Run
+from turbofit.serving.supervisor import StoppedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.supervisor import StopSignal
+
+#: How many run folders are kept; each start makes one.
+_KEPT_RUNS: Final = 50
+#: Seconds for which engines that failed to start are not started again.
+_AGAIN: Final = 60.0
+_TICK: Final = 0.1
+
+
+class Served(NamedTuple):
+    """The end of serving: the signal, the last runs' folders, the number of requests cut off."""
+
+    ended: signal.Signals
+    folders: list[Path]
+    cut: int
+
+
+def serve_idle(
+    config: ServeConfig,
+    idle: float,
+    stop: StopSignal,
+    say: Callable[[str], None],
+    on_open: Callable[[str, str], None],
+) -> Served:
+    """Serve until a signal; engines end after ``idle`` seconds without a request.
+
+    The next request starts them again. ``on_open`` receives the address and the model's name once
+    the first start is ready. Call it in the main thread.
+
+    Raises:
+        TurbofitError: the address cannot be bound, or the first start fails.
+    """
+    keep_large_blocks()  # before the first thread, which would have a heap of its own
+    assert config.gateway is not None
+    plan = preview(config)
+    public = replace(
+        config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend,
+        names=config.names(plan), about=about_plan(plan),
+    )  # fmt: skip
+    with leases_for(config) as leases, standby_of(config, say) as standby:
+        app = IdleGateway(bounds_of(plan), public)
+        address = GatewayThread(app)
+        publish = partial(AttachedGateway, address, app)
+        run = Run(config, leases, say, publish=publish, standby=standby)
+        server = IdleServer(run, app, address, idle)
+        ended = server.serve(stop, lambda url: on_open(url, app.name))
+    return Served(ended, list(server.folders), address.cut)
+
+
+class IdleServer:
+    """The address, which is started and stopped here, and the run behind it."""
+
+    def __init__(
+        self, run: Run, app: IdleGateway, address: GatewayThread[IdleGateway], idle: float
+    ) -> None:
+        self._run, self._app, self._address, self._idle = run, app, address, idle
+        self.folders: deque[Path] = deque()
+
+    def serve(self, stop: StopSignal, on_open: Callable[[str], None]) -> signal.Signals:
+        """Serve until a signal, which is returned."""
+        run, app, address = self._run, self._app, self._address
+        address.start()
+        run.say(f"{address.url} is open: a request waits until its model is ready; it starts now")
+
+        def opened(_: list[str]) -> None:
+            run.on_open = lambda _: None
+            on_open(address.url)
+
+        run.on_open, run.on_tick = opened, partial(self._rest_idle, stop)
+        try:
+            self._start(stop)
+            while stop.resume():
+                while stop.signal is None and not (app.waiting and app.rested):
+                    if run.standby is not None:
+                        run.standby.look(0 if run.plan is None else run.plan.host.total)
+                    time.sleep(_TICK)
+                if stop.signal is None:
+                    self._start(stop)
+        except StoppedError as exc:
+            stop.end(exc.signal)
+        finally:
+            stop.abrupt = False
+            stop.on_second(address.cut_off)
+            with suppress(LaunchError):
+                address.call(IdleGateway.end)
+            address.stop(drain=not stop.urgent and stop.signal is not None)
+        assert stop.signal is not None
+        return stop.signal
+
+    def _start(self, stop: StopSignal) -> None:
+        """Plan with the free memory, launch, and follow until the end; clients learn of failures.
+
+        Raises:
+            TurbofitError: the first start failed.
+        """
+        run, app = self._run, self._app
+        stop.on_second(self._address.cut_off)
+        insist(self._address, IdleGateway.begin)
+        try:
+            with run.leases:
+                run.prepare()
+                if len(self.folders) == _KEPT_RUNS:
+                    shutil.rmtree(self.folders.popleft(), ignore_errors=True)
+                self.folders.append(run.begin())
+                follow(run, stop)
+        except TurbofitError as exc:
+            if not app.opened:
+                raise
+            message = exc.message
+            run.say(f"warning: {message}; the next start is in {format_duration(_AGAIN)} at least")
+            insist(self._address, lambda app: app.fail(message, _AGAIN))
+        else:
+            insist(self._address, IdleGateway.sleep)
+
+    def _rest_idle(self, stop: StopSignal) -> None:
+        """End the engines once nobody has used them for long."""
+        app = self._app
+        if stop.signal is not None:
+            return
+        if app.state == "ready" and app.idle >= self._idle:
+            unused = app.idle
+            if insist(self._address, lambda app: app.close_idle(self._idle)):
+                self._run.say(
+                    f"nobody asked for {format_duration(unused)}: the engines end and give their "
+                    "memory back"
+                )
+        if app.state == "ending" and not app.in_flight:
+            stop.end()

@@ -1,0 +1,412 @@
+"""One start of a run: its overlay, engines, gateway and GPU watch, from the launch to their end."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import shlex
+import shutil
+import time
+from contextlib import ExitStack, suppress
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import LaunchError
+from turbofit.core.process.progress import under_way
+from turbofit.core.run_report import EngineRecord, RunMoment
+from turbofit.planning import checks
+from turbofit.planning.commands import commands, module_of, private_commands
+from turbofit.planning.examine.scene import Scene, Sources
+from turbofit.serving.calibration import in_words
+from turbofit.serving.engine.check import LONG, ask_small, ask_worst, check_seconds
+from turbofit.serving.engine.gemm_tuning import give_tuning, kept_words
+from turbofit.serving.engine.launches import (
+    Launch,
+    free_ports,
+    module_runner,
+    ratio_now,
+    shared_ratio,
+)
+from turbofit.serving.engine.parsers import parser_options
+from turbofit.serving.engine.supervised_engine import Supervision
+from turbofit.serving.gpu_monitor import (
+    GpuMonitor,
+    any_lost,
+    beyond_forecast,
+    memory_back,
+    used_now,
+    without,
+)
+from turbofit.serving.images.preparation import image_environment
+from turbofit.serving.proved import Proof
+from turbofit.serving.start_progress import StartProgress, as_launched, beside
+from turbofit.serving.supervisor import Supervisor
+from turbofit.serving.weights import fetched, read_ahead
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from turbofit.core.engine_end import End
+    from turbofit.core.plan import Plan
+    from turbofit.gateway.http.app import Gateway
+    from turbofit.gateway.routing.engines import Outage, RoutedEngine
+    from turbofit.serving.engine.supervised_engine import EngineExam, SupervisedEngine
+    from turbofit.serving.run import PublicSide, Run
+    from turbofit.serving.supervisor import StopSignal
+
+
+#: The number of a start's last phases that are kept; a restart adds its own.
+_MOMENTS: Final = 100
+
+
+class Start:
+    """Start ``number`` of a run, from 0: overlay, engines, gateway, GPU watch, and their end."""
+
+    def __init__(self, run: Run, plan: Plan, number: int) -> None:
+        self._run, self._plan, self._number = run, plan, number
+        #: Whether a budget leaves memory of a GPU to other servers.
+        self._shares_cards = any(gpu.beyond_budget for gpu in plan.gpus)
+        #: Makes the folder that engines open in the checkpoint's place, before each start of one.
+        self._make_overlay: Callable[[], object] = lambda: None
+        #: `run` sets these.
+        self._supervisor: Supervisor
+        self._proves = False
+        self._start_progress: StartProgress
+        self._gpu_monitor: GpuMonitor | None = None
+        self._began = time.monotonic()
+        self._moments: list[RunMoment] = []
+        #: Bytes in use on each GPU without our engines.
+        self._before: dict[int, int] = {}
+        #: The engines as the gateway knows them, by index; empty until the gateway opens.
+        self._routed: dict[int, RoutedEngine] = {}
+
+    def run(self, stop: StopSignal) -> signal.Signals:
+        """Launch and serve; returns the signal that ended it.
+
+        Raises:
+            EndedError: an engine ended, and starting it again would not help.
+            TurbofitError: something else has failed.
+        """
+        with ExitStack() as stack:
+            return self._launch(stop, stack)
+
+    def _launch(self, stop: StopSignal, stack: ExitStack) -> signal.Signals:
+        from turbofit.machine.host import read_host
+        from turbofit.serving.engine.pretended import localised
+
+        run, config = self._run, self._run.config
+        run.public = None
+        if config.pretend:
+            self._plan = localised(self._plan, run.folder / "model")
+        else:
+            self._plan = replace(self._plan, model=fetched(self._plan.model, run.say))
+            read_ahead(self._plan, read_host())
+        if config.gateway is not None and run.publish is None:
+            from turbofit.gateway.server import bind
+
+            # Fail before minutes of loading; the port is bound for good once engines are ready.
+            bind(config.gateway).close()
+        launches = self._launches(stack)
+        ports = [launch.port for launch in launches]
+        scene = Scene(
+            Sources(), "start", host=read_host(), plan=self._plan, folder=run.folder, ports=ports,
+            pretend=config.pretend,
+        )  # fmt: skip
+        for warning in checks.refuse(scene):
+            run.say(f"warning: {warning}")
+        self._before = self._used()
+        self._start_progress = StartProgress(self._plan, self._before)
+        if run.examiner is None:
+            exam = self._exam()
+        else:
+            run.examiner.begin(self._plan)
+            exam = run.examiner.examine
+        self._proves = exam is ask_worst
+        if run.examiner is None and not config.pretend:
+            version = run.lmdeploy.version
+            give_tuning(launches, self._plan, version, run.say, imports=not self._proves)
+        supervision = Supervision(
+            run.say, exam, config.timing, before_start=self._make_overlay,
+            clients=self._routed.get, on_end=self._ended, on_back=self._back,
+            on_doubt=self._doubt, on_rest=self._rest,
+        )  # fmt: skip
+        self._supervisor = Supervisor(self._plan, launches, run.folder, supervision)
+        stop.on_second(self._strike)  # before the engines end: their requests are told why
+        try:
+            return self._supervisor.run(stop, self._open, self._tick, self._drain)
+        finally:
+            self._gone()
+
+    def _exam(self) -> EngineExam | None:
+        """The check that each engine must pass; it is announced before the start."""
+        run, check = self._run, self._run.config.check
+        day = self._proof.day if check == "auto" else ""
+        if day:
+            run.say(f"checked before, {day}: the worst cases of this plan were answered here")
+        if day or check == "quick":
+            self._start_progress.doing["check"] = "answering a small request"
+            return ask_small
+        if check == "none":
+            return None
+        seconds = check_seconds(self._plan)
+        self._start_progress.check_seconds = seconds
+        if not run.config.pretend:
+            choice = "; --check quick asks one small request instead" if seconds > LONG else ""
+            run.say(f"the worst cases will take the cards about {seconds:.0f} s{choice}")
+        return ask_worst
+
+    def _parsers(self, folder: Path) -> list[str]:
+        """Options for the parsers of the model's family, which the first start announces."""
+        if not self._plan.engine.of_lmdeploy:
+            return []
+        found = list(parser_options(self._plan.model, folder, self._run.config.options))
+        if found and not self._number:
+            self._run.say(f"by the model's family: {shlex.join(found)}; your own is taken instead")
+        return found
+
+    @cached_property
+    def _proof(self) -> Proof:
+        return Proof(self._plan, self._run.config, self._run.lmdeploy.version)
+
+    def doubt(self, end: End) -> None:
+        """Forget the proof of a plan that ran out of memory: its earlier check no longer counts."""
+        if end.is_oom:
+            self._proof.forget()
+
+    def _launches(self, stack: ExitStack) -> list[Launch]:
+        run, config, plan = self._run, self._run.config, self._plan
+        name, key = config.client_name(plan.model), None
+        if config.gateway is None and run.examiner is None:
+            engine_commands = commands(plan, port=config.port, name=name, options=config.options)
+        else:
+            from turbofit.gateway.overlay import make_overlay
+
+            root = run.folder / f"overlay-{self._number}"
+            stack.callback(shutil.rmtree, root, ignore_errors=True)
+            folder = make_overlay(plan, root)
+            self._make_overlay = partial(make_overlay, plan, root)
+            # The gateway listens once all engines are ready.
+            public = None if config.gateway is None else config.gateway.port
+            ports = free_ports(len(plan.parallel.groups), besides=public)
+            # Options that the plan does not count take memory of the margin, too.
+            options = [*config.options, *self._parsers(folder)]
+            engine_commands = private_commands(
+                plan, ports, str(folder), name, options, held=not config.unplanned
+            )
+            key = secrets.token_hex(32)  # hexadecimal: none begins with a dash, as an option does
+        self._key = key
+        key = key or config.api_key  # the user's own is on the command line already
+        begin = None if run.standby is None else run.standby.begin
+        images = image_environment(plan)
+        if config.pretend:
+            from turbofit.serving.engine.pretended import PretendLaunch, pretend_runner
+
+            fail_at = None if self._number else config.pretend_fail
+            folder = run.folder / f"pretend-{self._number}"
+            return [
+                PretendLaunch(
+                    command, pretend_runner(plan), key,
+                    ratio=self._ratio(command.group), plan=plan.of_group(command.group),
+                    folder=folder, taken=config.pretend_taken, fail_at=fail_at, begin=begin,
+                    images=images,
+                )
+                for command in engine_commands
+            ]  # fmt: skip
+        ours = module_runner(module_of(plan.engine))
+        runner = run.lmdeploy.argv if plan.engine.of_lmdeploy else ours
+        return [
+            Launch(
+                command, runner, key, ratio=self._ratio(command.group), images=images, begin=begin
+            )
+            for command in engine_commands
+        ]
+
+    def _ratio(self, group: int) -> Callable[[], float] | None:
+        """A function that returns the cache ratio of an engine's start; None means the plan's."""
+        run, plan = self._run, self._plan
+        if run.config.pretend:
+            return None
+        if self._shares_cards:
+            return partial(shared_ratio, plan, group)
+        return None if "cache_max_entry_count" in run.fixed else partial(ratio_now, plan, group)
+
+    def _open(self, urls: list[str]) -> None:
+        """Say that all engines are ready, compare them with the plan, and open the gateway."""
+        run, plan, supervisor = self._run, self._plan, self._supervisor
+        self._tell_progress()  # the start is over, before `on_open` tells what begins
+        used = self._used()
+        engines = []
+        for engine in supervisor.engines:
+            rows = engine.tracker.figures
+            if self._proves or run.examiner is not None:  # else it has not been at its peak
+                rows = beside(plan.of_group(engine.group), engine, used)
+            for row in rows:
+                if row.gpu is not None:
+                    run.say(f"{engine.name}: {in_words(row)}")
+            spent = engine.spent()
+            if engine.launch.tuning is not None and engine.launch.tuning.keep():
+                run.say(f"{engine.name}: {kept_words(spent)}")
+            engines.append(EngineRecord(group=engine.group, seconds=spent, beside=tuple(rows)))
+        cached = {engine.group: engine.tracker.cached_tokens() for engine in supervisor.engines}
+        launched = as_launched(plan, cached)
+        if run.config.gateway is not None:
+            urls = [self._gateway(launched, urls).url]
+        if not run.config.pretend:
+            self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn)
+            self._gpu_monitor.start()
+        if self._proves:
+            # Torch grows until memory is refused: what it holds tells nothing.
+            told = not run.config.pretend and not plan.engine.on_torch
+            self._proof.keep(beyond_forecast(plan, self._pids()) if told else None)
+        run.record.attempt(engines=tuple(engines))
+        run.record.change(state="ready", urls=tuple(urls))
+        run.on_open(urls)
+
+    def _gateway(self, plan: Plan, urls: list[str]) -> PublicSide:
+        from turbofit.gateway.http.accesslog import access_log
+        from turbofit.gateway.server import GatewayThread, make_gateway
+
+        run, serve_config = self._run, self._run.config
+        assert serve_config.gateway is not None
+        # The supervisor ends a hanging engine if it watches for signs of life.
+        hung = math.inf if serve_config.timing.liveness else serve_config.gateway.hung_seconds
+        config = replace(
+            serve_config.gateway,
+            upstream_key=self._key,
+            hung_seconds=hung,
+            drain_seconds=serve_config.timing.drain,
+            pretend=serve_config.pretend,
+            names=serve_config.names(plan),
+        )
+        log = access_log(serve_config.access_log or str(run.folder / "access.log"))
+        gateway = make_gateway(plan, urls, config, log=log, deny_list=run.deny_list)
+        run.deny_list = gateway.deny_list
+        gateway.in_use = partial(self._start_progress.used, self._supervisor.engines)
+        supervised = zip(gateway.engines, self._supervisor.engines, strict=True)
+        for index, (engine, started) in enumerate(supervised):
+            self._routed[index] = engine
+            engine.start_seconds = started.start_seconds
+            if serve_config.check != "none":
+                engine.succeeded()  # it has just answered: /health need not wait for a probe
+        run.public = (run.publish or GatewayThread)(gateway)
+        run.public.start()
+        return run.public
+
+    def _tick(self) -> None:
+        """Update the lease and the record; write again what a full disk refused before."""
+        run, engines = self._run, self._supervisor.engines
+        if not run.config.pretend:  # others need not know of pretend GPUs
+            run.leases.note(
+                # Not ready if an engine restarts or rests: it will take its memory again.
+                self._pids(), ready=self._supervisor.ready,
+                larger=any(engine.tracker.cache_is_larger for engine in engines),
+            )  # fmt: skip
+        if run.record.unwritten:
+            run.record.keep()
+        self._enter(", ".join(dict.fromkeys(engine.tracker.phase for engine in engines)))
+        self._tell_progress()
+        if run.standby is not None and not self._supervisor.starting:
+            run.standby.look()
+        run.on_tick()
+
+    def _tell_progress(self) -> None:
+        examined = self._run.examiner is not None
+        self._start_progress.look(self._supervisor.engines, examined=examined)
+
+    def _used(self) -> dict[int, int]:
+        """Bytes in use on each GPU; empty on pretend GPUs, which no other process uses."""
+        return {} if self._run.config.pretend else used_now(self._plan)
+
+    def _enter(self, phase: str) -> None:
+        """Note when a phase was first seen, and how many bytes the GPUs had in use then."""
+        if self._moments and self._moments[-1].phase == phase:
+            return
+        at = round(time.monotonic() - self._began, 3)
+        by_index = {str(index): size for index, size in self._used().items()}
+        self._moments.append(RunMoment(phase=phase, at=at, used=by_index))
+        del self._moments[:-_MOMENTS]
+        self._run.record.attempt(moments=tuple(self._moments))
+
+    def _strike(self) -> None:
+        if self._run.public is not None:
+            self._run.public.cut_off()
+
+    def _drain(self, urgent: bool) -> None:
+        if self._gpu_monitor is not None:
+            self._gpu_monitor.stop()
+        if self._run.public is not None:
+            if not urgent:
+                self._run.say("draining: what is under way may end")
+            with under_way("draining"):
+                self._run.public.stop(drain=not urgent)
+        if self._shares_cards:
+            # Others came and went since the launch: the end is compared with today's use.
+            used = self._used() if self._supervisor.ready else {}
+            self._before = without(self._plan, used)
+
+    def _gone(self) -> None:
+        """Check that the memory of the ended engines is free again."""
+        before = self._before
+        late = memory_back(self._plan, before) if before else []
+        for text in late:
+            self._run.say(f"warning: {text}")
+        if before and not late:
+            self._run.say("the GPUs' memory is back")
+        restarts = sum(max(0, engine.starts - 1) for engine in self._supervisor.engines)
+        self._run.record.attempt(memory_back=not late, restarts=restarts)
+
+    def _pids(self) -> list[int]:
+        return [
+            engine.process.pid for engine in self._supervisor.engines if engine.process is not None
+        ]
+
+    def _ended(self, engine: SupervisedEngine, end: End) -> None:
+        self.doubt(end)
+        died = f"{engine.name}: {end.error.message}"
+        self._run.record.event("ended", died)
+        self._run.on_death(died)
+        if self._run.public is not None:
+            index = self._supervisor.engines.index(engine)
+            other = self._other_cause(engine, end)
+            self._have_gateway(lambda gateway: gateway.engine_ended(index, other_cause=other))
+
+    def _back(self, engine: SupervisedEngine) -> None:
+        """Tell the gateway that an engine is ready again, for the requests that wait."""
+        index = self._supervisor.engines.index(engine)
+        self._have_gateway(lambda gateway: gateway.engine_ready(index))
+
+    def _doubt(self, index: int, ends_at: float) -> None:
+        """Tell the gateway to send requests elsewhere: the engine gives no sign of life."""
+        self._have_gateway(lambda gateway: gateway.doubt(index, ends_at))
+
+    def _have_gateway(self, act: Callable[[Gateway], None]) -> None:
+        """Call ``act`` in the gateway's event loop, if it serves and is not too busy."""
+        if self._run.public is not None:
+            with suppress(LaunchError):
+                self._run.public.call(act)
+
+    def _other_cause(self, engine: SupervisedEngine, end: End) -> bool:
+        """Whether an engine ended for a reason that no request can have caused."""
+        members, monitor = self._plan.parallel.groups[engine.group], self._gpu_monitor
+        uuids = [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
+        if end.kind == "out_of_memory" and monitor is not None and monitor.without_headroom(uuids):
+            return True
+        return end.kind == "killed" or any_lost(uuids)
+
+    def _rest(self, outage: Outage | None) -> None:
+        """Tell clients that no engine runs for a while, or that one is started again."""
+        if outage is not None:
+            self._run.record.event("resting", outage.message)
+        if self._run.public is not None:
+            try:
+                self._run.public.call(lambda gateway: gateway.rest(outage))
+            except LaunchError as exc:  # clients are told that none is up, not for how long
+                self._warn("gateway", exc.message)
+
+    def _warn(self, kind: str, text: str) -> None:
+        self._run.say(f"warning: {text}")
+        self._run.record.event(kind, text)

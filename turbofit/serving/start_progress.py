@@ -1,0 +1,160 @@
+"""Shows engines that start: their progress, and at its end forecast and actual figures."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.process.progress import Step, listening, now, tell
+from turbofit.core.run_report import RunFigure
+from turbofit.memory.account import POOL_WARMUP
+from turbofit.serving.gpu_monitor import used_now
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from turbofit.core.plan import Kv, Plan
+    from turbofit.logs.death import Stage
+    from turbofit.serving.engine.pretended import PretendReader
+    from turbofit.serving.engine.supervised_engine import SupervisedEngine
+
+_DOING: Final[dict[Stage, str]] = {
+    "starting": "starting the engine",
+    "weights": "loading weights",
+    "cache": "allocating the KV cache",
+    "warm-up": "warming up",
+    "serving": "waiting for the first answer",
+    "check": "answering worst-case requests",
+}
+#: Seconds between two looks at the GPUs.
+_EVERY: Final = 1.0
+
+
+class StartProgress:
+    """Shows what the slowest engines of a plan do, until all are ready.
+
+    ``before``: bytes in use on each GPU before the launch.
+    """
+
+    def __init__(
+        self, plan: Plan, before: Mapping[int, int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._plan, self._before, self._clock = plan, before, clock
+        self._looked, self._loaded = float("-inf"), 0
+        self._told = False
+        #: The words for each phase.
+        self.doing = dict(_DOING)
+        #: The forecast seconds of the check, and when it began; 0 if unknown.
+        self.check_seconds = self._check_began = 0.0
+        #: The progress that was shown when the engines were started.
+        self._around: Step | None = None
+
+    def look(self, engines: Sequence[SupervisedEngine], *, examined: bool = False) -> None:
+        """Show what the engines do now; ``examined``: an examiner shows the requests instead."""
+        if not listening():
+            return
+        starting = [engine for engine in engines if engine.state == "starting"]
+        if not starting:
+            if self._told:
+                self._told = False
+                tell(self._around)
+            return
+        if not self._told:
+            self._told, self._around = True, now()
+        phases = list(self.doing)
+        phase = min((engine.tracker.phase for engine in starting), key=phases.index)
+        if examined and phase in ("serving", "check"):
+            return
+        here = [engine for engine in starting if engine.tracker.phase == phase]
+        tell(self._step(phase, here, engines))
+
+    def _step(
+        self,
+        phase: Stage,
+        here: Sequence[SupervisedEngine],
+        engines: Sequence[SupervisedEngine],
+    ) -> Step:
+        """The progress of the engines ``here``, which are in this phase."""
+        doing = self.doing[phase]
+        detail = f"{len(here)} of {len(engines)} engines" if len(engines) > 1 else ""
+        if phase == "weights":
+            return Step(doing, *self._weights(engines), "bytes", detail)
+        if phase == "check" and self.check_seconds:
+            self._check_began = self._check_began or self._clock()
+            done = self._clock() - self._check_began
+            return Step(doing, done, self.check_seconds, "s", detail)
+        if phase == "warm-up" and here[0].tracker.warming is not None:
+            detail = f"{here[0].tracker.warming:,} tokens{', ' * bool(detail)}{detail}"
+        return Step(doing, detail=detail)
+
+    def _weights(self, engines: Sequence[SupervisedEngine]) -> tuple[int, int]:
+        """Bytes of weights on the GPUs now, and when all are loaded.
+
+        Over if another process grows, or if the CUDA context is larger than planned; under while
+        weights that were read are still in host memory.
+        """
+        moment = self._clock()
+        if moment - self._looked >= _EVERY:
+            self._looked, used = moment, self.used(engines)
+            self._loaded = 0
+            for card in self._plan.gpus:
+                # The card's use with an engine that has loaded nothing yet.
+                empty = self._before.get(card.index, card.used) + card.bytes_in("context")
+                loaded = max(used.get(card.index, 0) - empty, 0)
+                self._loaded += min(loaded, card.bytes_in("weights"))
+        return self._loaded, sum(card.bytes_in("weights") for card in self._plan.gpus)
+
+    def used(self, engines: Sequence[SupervisedEngine]) -> dict[int, int]:
+        """Bytes in use on each GPU, pretend ones too; empty if they cannot be read."""
+        readers = [engine.pretended for engine in engines if engine.pretended is not None]
+        if not readers:
+            return used_now(self._plan)
+        return {usage.gpu: usage.in_use for reader in readers for usage in reader.usages()}
+
+
+def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> list[RunFigure]:
+    """Figures of an engine that is ready; ``in_use``: bytes on each real GPU, by index."""
+    rows = list(engine.tracker.figures)
+    if engine.pretended is not None:
+        return [*rows, *_pretend_rows(plan, engine.pretended)]
+    for index in plan.parallel.groups[engine.group]:
+        ledger = next(gpu for gpu in plan.gpus if gpu.index == index)
+        if index in in_use:
+            # The pool keeps its largest size, so the use after the check is the peak.
+            what, used = "in use after the check", in_use[index]
+            rows.append(RunFigure(what=what, forecast=ledger.peak, actual=used, gpu=index))
+    return rows
+
+
+def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
+    """The plan with the KV tokens that its engines really have, if they have fewer than planned.
+
+    Requests may not reserve more; an engine that restarts may have fewer tokens than that.
+    ``cached``: tokens by group, None if an engine does not tell.
+    """
+
+    def of(kv: Kv, groups: Iterable[int]) -> Kv:
+        known = [tokens for group in groups if (tokens := cached.get(group)) is not None]
+        return replace(kv, tokens=min([kv.tokens, *known]))
+
+    parts = tuple(
+        replace(part, kv=of(part.kv, [group])) for group, part in enumerate(plan.by_group)
+    )
+    return replace(plan, kv=of(plan.kv, cached), by_group=parts)
+
+
+def _pretend_rows(plan: Plan, reader: PretendReader) -> list[RunFigure]:
+    rows = []
+    for usage in reader.usages():
+        gpu = usage.gpu
+        ledger = next(card for card in plan.gpus if card.index == gpu)
+        if usage.pool is not None:
+            pools = [t.bytes for t in ledger.ledger if t.phase == "transient"]
+            pools += [t.bytes for t in ledger.ledger if t.term == POOL_WARMUP]
+            what, most = "executor pool at most", max(pools, default=0)
+            rows.append(RunFigure(what=what, forecast=most, actual=usage.pool, gpu=gpu))
+        what = "in use at most"
+        rows.append(RunFigure(what=what, forecast=ledger.most, actual=usage.peak, gpu=gpu))
+    return rows

@@ -1,0 +1,304 @@
+"""Supervises the engines of one plan: to readiness, through restarts, to their end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.process.signals import raised_again, stop_signals, unblock
+from turbofit.gateway.routing.engines import Outage
+from turbofit.serving.engine.engine_log import EndedError
+from turbofit.serving.engine.supervised_engine import SupervisedEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from turbofit.core.engine_end import End
+    from turbofit.core.plan import Plan
+    from turbofit.serving.engine.launches import Launch
+    from turbofit.serving.engine.supervised_engine import Supervision
+
+#: Seconds beyond the drain until an engine that was told to end is killed.
+_LAST_SECONDS: Final = 10.0
+
+
+class StoppedError(BaseException):
+    """A signal that came while nothing was running yet."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.signal = number
+
+
+class StopSignal:
+    """The signal that ends a run; a second signal makes the end urgent. A context manager.
+
+    `stop_signals` says which signals these are. Use it in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        #: The last signal that came; `end` and `strike` do not set it.
+        self.heard: signal.Signals | None = None
+        self.urgent = False
+        #: If True, nothing must be stopped in order, so a signal raises `StoppedError`.
+        self.abrupt = True
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._before: dict[signal.Signals, Any] = {}
+        self._terminals: tuple[int, ...] = ()
+        self._strikes: list[Callable[[], None]] = []
+        #: Whether a library swallowed a signal's exception; the next signal repeats that one.
+        self._swallowed = False
+        self._raised_again = raised_again(StoppedError, self._again)
+        #: SIGHUP calls it instead of ending the run, unless a terminal closed; it takes no lock.
+        self.on_hangup: Callable[[], None] | None = None
+
+    def __enter__(self) -> StopSignal:
+        self._terminals = tuple(filter(os.isatty, range(3)))
+        heard = stop_signals()
+        self._handlers = dict.fromkeys(heard, self._caught)
+        if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+            # If SIGCHLD is ignored the kernel reaps engines, and their exit status is lost.
+            self._handlers[signal.SIGCHLD] = signal.SIG_DFL
+        self._before = {number: signal.getsignal(number) for number in self._handlers}
+        self.rearm()
+        self._raised_again.__enter__()
+        unblock(heard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._raised_again.__exit__(None, None, None)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def rearm(self) -> None:
+        """Install the signal handlers again, in case a library has replaced them."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End the run normally, as that signal would."""
+        self.signal = self.signal or number
+
+    def resume(self) -> bool:
+        """Forget an end that no signal asked for, and all strikes; returns False after a signal."""
+        # In this order a signal that comes meanwhile is not lost.
+        self.signal = None
+        if self.heard is not None:
+            self.signal = self.heard
+            return False
+        self._strikes.clear()
+        self.abrupt = True
+        return True
+
+    def on_second(self, strike: Callable[[], None]) -> None:
+        """Register a call for the second signal; it must take no lock."""
+        self._strikes.append(strike)
+
+    def strike(self) -> None:
+        """End the run immediately, as a second signal would; takes no lock."""
+        self.signal = self.signal or signal.SIGTERM
+        self.urgent = True
+        for strike in self._strikes:
+            strike()
+
+    def _caught(self, number: int, _frame: Any) -> None:
+        closed = not all(map(os.isatty, self._terminals))
+        if number == signal.SIGHUP and self.on_hangup is not None and not closed:
+            self.on_hangup()
+            return
+        if self.signal is not None and not self._swallowed:
+            self.strike()
+        self._swallowed = False
+        self.signal = self.heard = signal.Signals(number)
+        if self.abrupt:
+            raise StoppedError(self.signal)
+
+    def _again(self) -> None:
+        """Send the signal again whose exception was lost."""
+        if self.signal is not None:
+            self._swallowed = True
+            signal.raise_signal(self.signal)
+
+
+class Supervisor:
+    """All engines of one plan, one for each launch; see `NEXT_STATES` for the life of an engine."""
+
+    def __init__(
+        self, plan: Plan, launches: Sequence[Launch], folder: Path, supervision: Supervision
+    ) -> None:
+        self._supervision = supervision
+        self._timing, self._clock = supervision.timing, supervision.clock
+        self._opened = False
+        self._outage: Outage | None = None
+        self._minutes = f"{self._timing.window / 60:.2g}"
+        self._began = self._clock()
+        self.engines: list[SupervisedEngine] = []
+        for index, launch in enumerate(launches):
+            name = f"engine {launch.group}" if len(launches) > 1 else "engine"
+            engine = SupervisedEngine(
+                plan.of_group(launch.group), launch, folder, partial(self._tell, name),
+                supervision, index=index, name=name,
+            )  # fmt: skip
+            self.engines.append(engine)
+
+    def run(
+        self,
+        stop: StopSignal,
+        on_ready: Callable[[list[str]], None],
+        on_tick: Callable[[], None] = lambda: None,
+        on_drain: Callable[[bool], None] = lambda _urgent: None,
+    ) -> signal.Signals:
+        """Launch, wait until ready, serve until a signal. Call it in the main thread.
+
+        ``on_ready`` is called once with the engines' addresses, when all are ready; ``on_tick`` at
+        each look; ``on_drain`` before the engines are stopped, with True if there is no time to
+        drain.
+
+        Raises:
+            LaunchError: an engine could not be started.
+            EndedError: an engine ended, and a restart would not help, or did not.
+        """
+        self._began = self._clock()
+        stop.on_second(self._strike)
+        stop.abrupt = False
+        try:
+            for engine in self.engines:
+                self._start(engine)
+            return self._follow(stop, on_ready, on_tick)
+        finally:
+            try:
+                on_drain(stop.urgent or stop.signal is None)
+            finally:
+                self._stop(stop)
+                stop.abrupt = stop.signal is None
+
+    @property
+    def ready(self) -> bool:
+        return all(engine.state == "ready" for engine in self.engines)
+
+    @property
+    def starting(self) -> bool:
+        """Whether an engine starts now; one that waits for its start, or rests, does not count."""
+        return any(engine.state == "starting" for engine in self.engines)
+
+    def _follow(
+        self, stop: StopSignal, on_ready: Callable[[list[str]], None], on_tick: Callable[[], None]
+    ) -> signal.Signals:
+        while stop.signal is None:
+            now = self._clock()
+            for engine in self.engines:
+                if engine.state in ("waiting", "broken"):
+                    if now >= engine.again_at and engine.end(0.0):
+                        self._start(engine)
+                    continue
+                before, ended = engine.state, engine.look(now)
+                if self._opened and before != engine.state == "ready":
+                    self._supervision.on_back(engine)
+                # A second signal may have killed the engine meanwhile.
+                if ended is not None and not stop.urgent:
+                    self._mend(engine, ended, now)
+            self._rest()
+            if not self._opened and self.ready:
+                self._opened = True
+                on_ready([engine.url for engine in self.engines])
+            on_tick()
+            time.sleep(self._timing.tick)
+        return stop.signal
+
+    def _start(self, engine: SupervisedEngine) -> None:
+        self._supervision.before_start()
+        engine.start()
+
+    def _mend(self, engine: SupervisedEngine, ended: End, now: float) -> None:
+        """Schedule an engine's restart, or raise an `EndedError` if a restart would not help."""
+        self._end(engine)
+        again = ended.retryable and (engine.was_ready or ended.kind in ("killed", "raced"))
+        if again or engine.was_ready:
+            self._supervision.on_end(engine, ended)  # before the pause
+        ended = replace(engine.explained(ended), group=engine.group)
+        if not again:
+            self._tell_ends(now)
+            raise EndedError(ended)
+        pause = engine.wait(now)
+        self._tell(engine.name, ended.error.message, warning=True)
+        if pause is not None:
+            self._tell(engine.name, f"starting again in {pause:.1f} s")
+            return
+        serves = any(other.state == "ready" for other in self.engines)
+        if not serves and not self._opened:
+            raise EndedError(ended)
+        meanwhile = "while the others serve" if serves else "no engine serves until another starts"
+        self._tell(
+            engine.name,
+            f"ended {self._timing.restarts + 1} times: left alone for {self._minutes} minutes, "
+            f"{meanwhile}",
+            warning=True,
+        )
+
+    def _tell_ends(self, now: float) -> None:
+        """Report engines that have ended meanwhile to the deny list: there is no later look."""
+        for engine in self.engines:
+            ended = engine.look(now, last=True) if engine.process is not None else None
+            if ended is not None and engine.was_ready:
+                self._supervision.on_end(engine, ended)
+
+    def _rest(self) -> None:
+        broken = all(engine.state == "broken" for engine in self.engines)
+        if broken == (self._outage is not None):
+            return
+        self._outage = None
+        if broken:
+            reason = (
+                f"the inference engine ended {self._timing.restarts + 1} times within "
+                f"{self._minutes} minutes and rests"
+            )
+            until = min(engine.again_at for engine in self.engines)
+            self._outage = Outage(reason, until, self._clock)
+        self._supervision.on_rest(self._outage)
+
+    def _stop(self, stop: StopSignal) -> None:
+        """Pass the signal on, wait, kill the rest; all engines share one deadline.
+
+        An engine that does not serve yet is in C++, where SIGINT has no effect: SIGTERM ends it.
+        """
+        running = [(engine, engine.process) for engine in self.engines if engine.process]
+        for engine, _ in running:
+            engine.quiet()
+        if stop.signal is not None:
+            self._supervision.say(f"stopping: {stop.signal.name}")
+            deadline = time.monotonic() + self._timing.drain + _LAST_SECONDS
+            for engine, process in running:
+                serving = engine.tracker.phase in ("serving", "check", "ready")
+                process.send(stop.signal if serving else signal.SIGTERM)
+            for _, process in running:
+                process.wait(deadline - time.monotonic())
+        self._strike()
+        deadline = time.monotonic() + _LAST_SECONDS
+        for engine, _ in running:
+            self._end(engine, max(0.5, deadline - time.monotonic()))
+
+    def _end(self, engine: SupervisedEngine, seconds: float = _LAST_SECONDS) -> None:
+        if not engine.end(seconds) and engine.process is not None:
+            self._tell(
+                engine.name,
+                f"process {engine.process.pid} was killed and has not ended: the driver or a "
+                "debugger holds it, and it may still have its GPU memory",
+                warning=True,
+            )
+
+    def _strike(self) -> None:
+        for engine in self.engines:
+            if engine.process is not None:
+                engine.process.strike()
+
+    def _tell(self, name: str, text: str, *, warning: bool = False) -> None:
+        """Print a line with its time; with --quiet only warnings are shown."""
+        sign = "warning: " if warning else ""
+        self._supervision.say(f"{sign}[{self._clock() - self._began:7.1f} s] {name}: {text}")
