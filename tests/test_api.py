@@ -59,11 +59,6 @@ class TestPlan:
             assert ledger.margin == (expected or int(ledger.total * 0.05))
             assert ledger.headroom >= ledger.margin
 
-    def test_what_cannot_be_meant_is_refused(self):
-        for plans in (turbofit.plan, turbofit.predict):
-            with pytest.raises(UsageError, match="images -1: it should be 0 or more"):
-                plans("internvl2-8b", on="4xrtx3090", images=-1)
-
     @pytest.mark.parametrize(
         ("model", "keywords", "hint"),
         [

@@ -11,7 +11,7 @@ import pytest
 
 from bench.golden import __main__ as program
 from bench.golden.cases import Case, all_cases
-from bench.golden.compare import differences, digest, read_folder, read_hashes, shown, write_folder
+from bench.golden.compare import digest, read_hashes
 from bench.golden.figures import moved
 from bench.golden.render import Workplace, workplace
 
@@ -126,27 +126,6 @@ def test_the_environment_of_the_caller_is_kept_out(place, monkeypatch):
     monkeypatch.setenv("HF_HOME", "hf")
     assert place.document(Case("plan", line)) == alone
     assert "WORLD_SIZE=2" in place.document(Case("plan", line, env=(("WORLD_SIZE", "2"),)))
-
-
-def test_files_are_read_back_and_differences_shown_once(tmp_path):
-    cases = [Case("plan", f"plan {name}") for name in "abcd"]
-    before = {case.name: f"$ {case.name}\nexit code: 0\n--- stdout\nx\n" for case in cases}
-    write_folder(tmp_path, cases, before)
-    assert read_folder(tmp_path) == before
-    assert read_folder(tmp_path, ["predict"]) == {}
-    [ending] = differences({"plan": "x\n"}, {"plan": "x"})
-    assert ending.diff[-1] == "-"
-    assert list(differences(before, before)) == []
-    now = {name: text.replace("x\n", "y\r\n") for name, text in before.items()}
-    now["plan a"] = before["plan a"].replace("0", "3")
-    del now["plan d"]
-    found = list(differences(before, now))
-    assert [one.name for one in found] == ["plan a", "plan b", "plan c", "plan d"]
-    told = list(shown(found, diffs=9, lines=9))
-    assert told.count("-x") == 1
-    assert "(the same in 1 others: plan c)" in told
-    assert told[-2:] == ["plan d", "only one side has it"]
-    assert "… and 2 other changes" in list(shown(found, diffs=1, lines=9))
 
 
 def document(out: object, err: str = "", code: int = 0) -> str:

@@ -350,10 +350,6 @@ def test_a_stream_to_http_1_0_has_no_chunks(version: str) -> None:
         assert response.read(9) == b"data: 1\n\n"
         assert response.read() == b"data: [DONE]\n\n"
         assert response.will_close == (version == "1.0")
-        with closing(connected(gateway)) as old:
-            old.sendall(HEALTH.replace(b"1.1", version.encode()))
-            assert answered(old)[0] == 200
-            assert version == "1.1" or ended(old)
 
 
 def test_trailers_are_no_headers() -> None:

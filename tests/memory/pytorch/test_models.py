@@ -244,14 +244,7 @@ def test_states_come_off_what_is_free_before_the_ratio() -> None:
     assert 0 <= found["state_cache"] - 10 * (WINDOW + STATE) < CONSTANTS.page
     assert list(found).index("state_cache") == list(found).index("kv_cache") + 1
     assert "state_cache" not in ledger(account("qwen2-vl-7b"))
-    # More sequences leave less for keys.
-    few, many, most = (account("qwen3.5-27b", on="1xh100", max_batch_size=n) for n in (8, 64, 512))
-    assert many.ratio_base < few.ratio_base - 56 * (WINDOW + STATE)
-    assert ledger(many)["state_cache"] > 6 * ledger(few)["state_cache"]
-    # Short prompts of all of them can meet in one forward, each with its state.
-    first, second = (max(t.bytes for t in one.transients if t.term == "text_prefill")
-                     for one in (few, many))  # fmt: skip
-    assert second - first >= 56 * 48 * 128 * 128 * 8
+    most = account("qwen3.5-27b", on="1xh100", max_batch_size=512)
     assert most.best_ratio() is None
     fate = outcome_at(most, 0.8)
     assert (fate.kind, "state_cache 38.0 GiB" in fate.text) == ("buffers", True), fate.text

@@ -77,22 +77,3 @@ def test_equal_cards_show_the_worst_that_any_of_them_measured() -> None:
     assert title == "GPU 0-3, the worst of them"
     measured = {row.what: row.measured for row in rows}
     assert measured == {"KV tokens": 700, "in use in the worst case": ledger.peak + 900 * MIB}
-
-
-def test_a_group_that_was_rehearsed_is_told_whichever_its_cards_are() -> None:
-    plan = planned("served")
-    gpus = tuple(replace(plan.gpus[0], index=index) for index in (0, 1))
-    shape = replace(plan.parallel, replicas=2, groups=((1,), (0,)))
-    ((title, rows),) = sides(replace(plan, gpus=gpus, parallel=shape))
-    assert title == "GPU 0-1"
-    assert any(row.rehearsed is not None for row in rows)
-
-
-def test_the_most_of_a_run_stands_beside_that_of_loading_where_loading_needs_most() -> None:
-    plan = api.predict("internvl2-8b", on="1xrtx4090", cache_max_entry_count=0.1)
-    ledger = plan.gpus[0]
-    assert ledger.load_peak > ledger.peak
-    seen = RunFigure(what="in use at most", forecast=ledger.most, actual=ledger.most, gpu=0)
-    ((_, (row,)),) = sides(plan, run_of(EngineRecord(group=0, beside=(seen,)), pretend=True))
-    assert row.what == "in use at most, loading included"
-    assert row.forecast == row.measured == ledger.most
