@@ -15,8 +15,10 @@ from tests.gateway.test_server import Engine, asked, config
 from tests.support.gateway import chat, plan_for
 from tests.support.waiting import until
 from turbofit.core.errors import UsageError
+from turbofit.gateway.front import Front, Node, NodeAddress
 from turbofit.gateway.models import ModelsGateway, model_servers, renamed
 from turbofit.gateway.server import GatewayThread, make_gateway
+from turbofit.gateway.upstream import Upstream
 
 
 class World:
@@ -111,6 +113,25 @@ def test_what_a_server_refuses_its_client_hears_in_its_words(world) -> None:
         with GatewayThread(app) as front:
             status, _, raw = asked(front.url, chat())  # the only one needs no name
     assert (status, json.loads(raw)["error"]["message"]) == (429, "full")
+
+
+def test_a_body_may_be_as_large_as_the_largest_plan_allows(monkeypatch) -> None:
+    """It was what the server allows whose page came last."""
+    limits = {"a": 5 << 20, "b": 1 << 20}
+
+    async def page(_: object, node: Node, path: str, __: float) -> str:
+        return json.dumps({"bytes_per_body": limits[str(node.index)]}) if path == "/health" else "x"
+
+    async def looked() -> int:
+        front = Front(lambda: (), config())
+        nodes = [front._add(NodeAddress(name=name, url="http://x")) for name in limits]
+        for node in nodes:
+            await front._look(node)
+            node.watch.cancel()
+        return front._bodies._most
+
+    monkeypatch.setattr(Upstream, "page", page)
+    assert asyncio.run(looked()) == 5 << 20
 
 
 def test_a_server_that_was_not_heard_yet_is_asked_for_its_names_first(world, monkeypatch) -> None:

@@ -34,3 +34,18 @@ def test_what_was_under_way_before_comes_back_and_a_part_names_its_whole_in_ever
         None,
         "the end",
     ]
+
+
+def test_another_threads_step_does_not_come_back() -> None:
+    heard: list[str | None] = []
+
+    def drain() -> None:
+        with under_way("draining"):
+            pass
+
+    with listened(lambda step: heard.append(step and step.text)):
+        tell(Step("loading weights"))
+        other = threading.Thread(target=drain)
+        other.start()
+        other.join()
+    assert heard == ["loading weights", "draining", None]

@@ -24,7 +24,7 @@ from tests.support.gateway import (
 )
 from tests.support.waiting import auntil
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.http.body import Bodies
+from turbofit.gateway.http.body import LARGE, Bodies
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media.fetch import MediaFetcher
 
@@ -98,6 +98,19 @@ async def test_a_body_below_the_least_rate_is_given_up(sizes, after) -> None:
     assert (refusal.status, refusal.reason, bodies.in_memory) == (408, "slow_body", 0)
     assert time.monotonic() - began <= after + 0.5
     assert "the least is 1 a second" in refusal.message
+
+
+async def test_a_body_that_is_here_is_not_late_while_it_waits_for_a_thread(monkeypatch) -> None:
+    async def busy(act):
+        await asyncio.sleep(100)
+        return act()
+
+    monkeypatch.setattr("turbofit.gateway.http.body.in_thread", busy)
+    bodies = make(10 * LARGE)
+    bodies._most = LARGE
+    upload = await begun(bodies, "a")
+    await upload.send(LARGE, more=False)
+    assert len(await upload.task) == LARGE
 
 
 async def test_a_body_has_a_deadline_however_it_comes() -> None:

@@ -50,6 +50,7 @@ from turbofit.gateway.routing.health import (
     stuck_requests,
 )
 from turbofit.gateway.server import make_gateway
+from turbofit.gateway.upstream import Unreachable
 
 #: LMDeploy's answer where its PyTorch engine's loop has ended.
 UNAVAILABLE = (
@@ -354,6 +355,33 @@ def test_long_beginnings_stay_together_until_that_costs_too_much() -> None:
     all_engines[1].outstanding = 9
     assert chosen(long, "and then?") == 2
     assert chosen("hi") == 2
+
+
+async def test_who_is_still_connecting_to_an_engine_that_has_ended_goes_to_another() -> None:
+    """It was never sent: no engine died of it, though the connections fail one by one."""
+    refused = [asyncio.Event(), asyncio.Event()]
+    connecting = iter(refused)
+
+    async def answer(engine, path, body):
+        if engine.index == 0:
+            await next(connecting).wait()
+            raise Unreachable("refused")
+        return Answer(b"{}")
+
+    app, _ = gateway(engines=3, recorder=Recorder(answer))
+    for engine in app.engines:
+        engine.succeeded()
+    app.engines[0].share = 1000.0  # the least busy one, whatever it has
+    texts = ({"type": "text", "text": text} for text in ("one", "two"))
+    both = [asyncio.ensure_future(call(app, body=chat(text))) for text in texts]
+    await auntil(lambda: app.engines[0].outstanding == 2, "both to connect")
+    for request, event in zip(both, refused, strict=True):
+        event.set()
+        assert (await request).status == 200
+    assert app.deny_list.numbers == (0, 0)
+    assert [(engine.up, engine.outstanding) for engine in app.engines] == [
+        (False, 0), (True, 0), (True, 0),
+    ]  # fmt: skip
 
 
 async def test_an_answer_of_the_process_that_died_meanwhile_brings_nothing_back() -> None:

@@ -20,7 +20,7 @@ from tests.model.merge.cases import (
     projector,
 )
 from turbofit.core.errors import UsageError
-from turbofit.model.merge.llava import template_warnings
+from turbofit.model.merge.llava import hf_name, template_warnings
 from turbofit.model.merge.merge import merge
 
 pytestmark = pytest.mark.slow
@@ -193,6 +193,12 @@ def test_what_the_hf_format_cannot_say(clip, tmp_path, config, words):
         merge(str(base), None, str(tmp_path / "out"), vision_tower=str(clip))
     assert words in caught.value.message
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tensor_that_has_no_place_is_refused_and_not_dropped():
+    assert hf_name("model.layers.0.self_attn.rotary_emb.inv_freq") is None
+    with pytest.raises(UsageError, match=r"model\.vision_resampler"):
+        hf_name("model.vision_resampler.query")
 
 
 def test_towers_that_are_none(clip, tmp_path):
