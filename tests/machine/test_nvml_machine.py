@@ -28,7 +28,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
 from turbofit.machine import nvml, nvml_machine
-from turbofit.machine.nvml import Nvml, ask_driver
+from turbofit.machine.nvml import Nvml
 from turbofit.machine.nvml_machine import UNKNOWN_HOLDER, Device, read_devices
 from turbofit.machine.presets import load_preset
 from turbofit.machine.source import machine_from
@@ -266,22 +266,3 @@ def test_mig_instances_are_gpus_of_their_own(read):
     device = read(gpu_h100(mig=True, migs=parts))
     assert (len(device.gpus), device.default) == (2, [1])
     assert "share one memory" in device.warnings[0]
-
-
-def test_a_driver_that_hangs_is_asked_no_more_until_it_answers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(nvml, "_SECONDS", 0.01)
-    answers, asking = threading.Event(), []
-
-    def hung() -> int:
-        asking.append(threading.current_thread())
-        answers.wait(HANG)
-        return 7
-
-    assert [ask_driver(hung, 0), ask_driver(hung, 0)] == [0, 0]
-    assert len(asking) == 1
-    answers.set()
-    asking[0].join(HANG)
-    monkeypatch.setattr(nvml, "_SECONDS", HANG)
-    assert ask_driver(hung, 0) == 7
