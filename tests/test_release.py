@@ -15,13 +15,11 @@ import pytest
 import yaml
 
 import turbofit
-from scripts.release import missing
 from turbofit.core.presets import presets_dir
 from turbofit.core.version import REFERENCE
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 URL = "https://example.com/owner/turbofit"
 RELATIVE = re.compile(r"\]\((?!https?:|#)")
 
@@ -62,21 +60,6 @@ def test_every_python_that_the_metadata_names_is_checked_and_the_citation_is_rea
     assert f'requires-python = ">={named[0]}"' in text
 
 
-@pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
-def test_a_form_asks_for_something(path: Path) -> None:
-    form = read(path)
-    if path.stem == "config":
-        assert form == {"blank_issues_enabled": False}
-        return
-    fields = [part for part in form["body"] if part["type"] != "markdown"]
-    assert {"name", "description", "labels"} <= set(form)
-    assert {part["type"] for part in fields} <= {"input", "textarea"}
-    assert all(part["attributes"]["label"] for part in fields)
-    assert len({part["id"] for part in fields}) == len(fields)
-    releasing = (ROOT / "RELEASING.md").read_text(encoding="utf-8")
-    assert all(f"`{label}`" in releasing for label in form["labels"])
-
-
 def hook() -> Any:
     pytest.importorskip("hatchling")
     spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
@@ -99,39 +82,6 @@ def test_readme_is_whole_on_an_index_page() -> None:
         "Repository", "Documentation", "Changelog", "Issues",
     }  # fmt: skip
     assert hook().project_urls("", "0.1.0") == {}
-
-
-def copied(folder: Path, **changes: tuple[str, str]) -> Path:
-    """What `missing` reads; a text of files by their stems is replaced by another one."""
-    for name in ("turbofit/core/version.py", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        if Path(name).stem in changes:
-            before, after = changes[Path(name).stem]
-            assert before in text
-            text = text.replace(before, after)
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
-    return folder
-
-
-def test_a_tag_that_is_not_ready_is_refused(tmp_path: Path) -> None:
-    version = turbofit.__version__
-    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    # As RELEASING.md has it: what is below Unreleased goes into the version's section.
-    text = re.sub(r"(?ms)(^## Unreleased\n).*?(?=^## )", r"\1\n", text, count=1)
-    root = copied(tmp_path, pyproject=('url = ""', f'url = "{URL}"'))
-    (root / "CHANGELOG.md").write_text(text)
-    assert missing(f"v{version}", root) == []
-    for above in ("", "### Added\n\n"):
-        more = f"## Unreleased\n\n{above}- A thing.\n"
-        (root / "CHANGELOG.md").write_text(text.replace("## Unreleased\n", more))
-        assert missing(f"v{version}", root) == ["CHANGELOG.md has unreleased changes"]
-    assert missing("v9.9", root)[0] == f"the tag is v9.9, the version {version}"
-    (root / "CHANGELOG.md").write_text(text.replace(f"## {version}", "## 0.0.1"))
-    assert f"CHANGELOG.md has no section {version}" in missing(f"v{version}", root)
-    root = copied(tmp_path, CITATION=(version, "0.0.1"))
-    assert "CITATION.cff is of 0.0.1" in missing(f"v{version}", root)
-    assert any("no address of the repository" in line for line in missing(f"v{version}", root))
 
 
 def test_the_extras_are_those_of_the_wheel() -> None:
@@ -174,22 +124,3 @@ def test_the_image_is_lmdeploys_and_what_the_manifests_say() -> None:
     assert {f"HF_HOME={hub}", f"XDG_STATE_HOME={state}"} <= set(last("ENV").split())
     compose = (presets_dir() / "export" / "compose.template").read_text(encoding="utf-8")
     assert f"HF_HOME: {hub}\n      XDG_STATE_HOME: {state}\n" in compose
-
-
-@pytest.mark.exhaustive
-def test_what_docker_copies_is_enough(tmp_path: Path) -> None:
-    pytest.importorskip("hatchling")
-    named = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    for name in (line[1:] for line in named if line.startswith("!")):
-        source, ignored = ROOT / name, shutil.ignore_patterns("__pycache__")
-        if source.is_dir():
-            shutil.copytree(source, tmp_path / name, ignore=ignored)
-        else:
-            shutil.copy(source, tmp_path / name)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps"]
-    done = subprocess.run(
-        [*pip, "--wheel-dir", str(tmp_path / "dist"), str(tmp_path)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "dist").glob("turbofit-*.whl"))

@@ -103,25 +103,6 @@ def test_a_text_names_its_model_and_cards(typed, page: list[Story], number: int)
     assert cards[number] in plain(said)
 
 
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("internvl2-8b --on 4xrtx3090 --tp 4", ["fits: InternVL2-8B on GPU 0+1+2+3"]),
-        ("internvl2-8b --on 4xrtx3090", ["fits: InternVL2-8B on GPU 0-3"]),
-        ("llava-1.5-7b --on 4xrtx3090", ["fits: LLaVA-1.5-7B on GPU 0-3"]),
-        ("llava-1.5-7b --on 1xl4:free=19GiB", ["fits: LLaVA-1.5-7B on GPU 0"]),
-        ("qwen2-vl-7b --on 1xv100-32g", ["fits: Qwen2-VL-7B-Instruct on GPU 0"]),
-        ("qwen2-vl-7b --on 2xrtx4090", ["fits: Qwen2-VL-7B-Instruct on GPU 0-1"]),
-        ("llava-onevision-7b --on 2xrtx4090", ["on GPU 0 with Transformers"]),
-        ("llama-3.2-11b-vision --on 1xv100-32g", ["on GPU 0 with Transformers"]),
-        ("cogvlm-17b --on 2xrtx3090", ["fits: CogVLM-17B on GPU 0+1"]),
-    ],
-)
-def test_a_plan_says_first_that_it_fits_and_where(typed, command: str, words: list[str]) -> None:
-    said = first_lines(typed("plan", *command.split()))
-    assert [word for word in words if word not in said] == []
-
-
 def test_an_older_lmdeploy_is_told_below_which_free_memory_it_dies(typed) -> None:
     words = "internvl2-8b --on 4xrtx3090 --tp 4 --lmdeploy 0.5.0"
     said = first_lines(typed("predict", *words.split()))

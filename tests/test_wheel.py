@@ -23,7 +23,6 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 #: Without what would lead an interpreter to this checkout.
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 
 
 def said(folder: Path, *words: str, **environ: str) -> str:
@@ -180,71 +179,6 @@ def test_every_preset_is_in_the_wheel_which_is_small(installed: Path, wheel: Pat
     assert (installed / "turbofit" / "py.typed").exists()
 
 
-def test_the_wheel_knows_all_that_the_checkout_knows(installed: Path, tmp_path: Path) -> None:
-    program = (
-        "import json; from turbofit.machine.presets import preset_names;"
-        "from turbofit.model.presets import known_presets, find_preset;"
-        "from turbofit.rehearsal.checkpoint.kinds import kinds;"
-        "print(json.dumps([sorted(preset_names()), sorted(known_presets()), sorted(kinds()),"
-        "find_preset('qwen2-vl-7b'), find_preset('nothing')]))"
-    )
-    there, here = (
-        said(tmp_path, sys.executable, "-c", program, PYTHONPATH=str(path))
-        for path in (installed, ROOT)
-    )
-    assert there == here
-
-
-@pytest.mark.exhaustive
-def test_a_type_checker_takes_the_wheels_types(installed: Path, tmp_path: Path) -> None:
-    """Only with `py.typed` does it; all would be `Any` else (PEP 561)."""
-    (tmp_path / "use.py").write_text(
-        "import turbofit\n"
-        'plan = turbofit.plan("internvl2-8b", on="4xrtx3090")\n'
-        "reveal_type(plan.gpus[0].headroom)\n"
-        "turbofit.plan(3)\n"
-        'turbofit.PlanRequest(model="m", tp=2)\n'
-        'turbofit.PlanRequest(model="m", tp="two")\n'
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", os.devnull, "use.py"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    found = done.stdout.splitlines()
-    assert found[0] == 'use.py:3: note: Revealed type is "int"', done.stdout
-    assert 'use.py:4: error: Argument 1 to "plan" has incompatible type' in found[1]
-    assert 'use.py:6: error: Argument "tp" to "PlanRequest" has incompatible type' in found[2]
-
-
-def _interpreters() -> list[str]:
-    """Every Python from 3.10 on that is at hand beside this one, one a minor version."""
-    found = []
-    for minor in range(10, 15):
-        if minor == sys.version_info.minor:
-            continue
-        places = sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"))
-        on_path = shutil.which(f"python3.{minor}")
-        for place in [*map(str, places), *([on_path] if on_path else [])]:
-            if subprocess.run([place, "--version"], capture_output=True, check=False).returncode:
-                continue  # a shim of a version that is not installed
-            found.append(place)
-            break
-    return found
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("python", _interpreters())
-def test_other_interpreters_install_it_and_run(python: str, wheel: Path, tmp_path: Path) -> None:
-    own = tmp_path / "venv" / "bin"
-    said(tmp_path, python, "-m", "venv", "--without-pip", str(own.parent))
-    said(tmp_path, *PIP, "--python", str(own / "python"), "install", str(wheel))
-    assert not list(own.parent.glob("lib/python*/site-packages/torch*"))
-    command = str(own / "turbofit")
-    plans_and_reports(tmp_path, command)
-    assert "_TURBOFIT_COMPLETE=bash_complete" in said(tmp_path, command, "completion", "bash")
-
-
 _PAGES = (ROOT / "README.md", ROOT / "docs" / "installation.md")
 _PIP = re.compile(r'^    pip install "?\.(?:\[([a-z,]+)\])?"?(?:\s|$)', re.MULTILINE)
 EXTRAS = sorted({found for page in _PAGES for found in _PIP.findall(page.read_text("utf-8"))})
@@ -263,17 +197,6 @@ def succeeded(folder: Path, *words: str, **environ: str) -> str:
         if why := _NO_REGISTRY.search(exc.stderr):
             pytest.skip(f"the registry does not have everything: {why[0]}")
         pytest.fail(exc.stderr[-2000:])
-
-
-@pytest.mark.exhaustive
-def test_the_first_line_of_the_readme_plans(clone: Path) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (line,) = re.findall(r"^    (python3 -m venv .*turbofit plan .*)$", text, re.MULTILINE)
-    env = {"XDG_STATE_HOME": str(clone / "state"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    line = line.replace("python3", shlex.quote(sys.executable), 1)
-    assert "fits: InternVL2-8B" in succeeded(clone, "bash", "-c", line, **env)
-    (site,) = (clone / ".venv").glob("lib/python*/site-packages")
-    assert not list(site.glob("torch*"))
 
 
 @pytest.mark.parametrize("tool", ["uvx", "pipx"])

@@ -89,12 +89,6 @@ def test_a_measured_machine_is_saved_and_planned_for(
     assert plan["machine"]["host"]["shm_available"] == "NA"
 
 
-def test_the_simulation_takes_away_what_engines_need() -> None:
-    code = "import tests.without_posix as w; w.take_away(); import turbofit.serving.leases"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
-    assert b"import of fcntl halted" in done.stderr
-
-
 def test_the_page_names_what_needs_linux() -> None:
     page = (ROOT / "docs" / "installation.md").read_text()
     named = page.partition("## Windows")[2].partition("need Linux")[0]

@@ -8,11 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,12 @@ from tests.batch_jobs.standin import StandIn, items_of, lines, write_requests
 from tests.support.processes import free_port
 from tests.support.waiting import HANG, until
 from turbofit.batch_jobs import batch_job
-from turbofit.batch_jobs.batch_job import BatchJob, BatchResult, run_together, send_all
+from turbofit.batch_jobs.batch_job import BatchJob, BatchResult, send_all
 from turbofit.batch_jobs.batch_spec import BatchSpec
 from turbofit.batch_jobs.output_file import BatchItem, BatchLine, OutputFile, Survey
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.png import png
 from turbofit.core.process.progress import Step, listened
-from turbofit.core.process.threads import in_thread
 
 
 def run(source, output, url: str, **spec):
@@ -235,52 +233,6 @@ def test_so_many_are_under_way_and_no_more_are_read(tmp_path) -> None:
     assert sorted(names(tmp_path / "out.jsonl")) == sorted(f"i{n}" for n in range(1, 501))
     assert most["running"] == 7
     assert most["ahead"] <= 7 + 2 * 16
-
-
-@pytest.mark.parametrize("until", ["FIRST_COMPLETED", "FIRST_EXCEPTION"])
-@pytest.mark.parametrize("failing", [True, False])
-def test_the_end_of_the_work_and_the_first_error_end_the_rest(until, failing) -> None:
-    ended = []
-
-    async def work() -> None:
-        await asyncio.sleep(0)
-        if failing:
-            raise KeyError("work")
-        ended.append("work")
-
-    async def for_ever() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append("rest")
-
-    beside = [for_ever()] if failing or until == "FIRST_COMPLETED" else []
-    with pytest.raises(KeyError) if failing else nullcontext():
-        asyncio.run(run_together([work(), *beside], until))
-    assert ended == ["work"] * (not failing) + ["rest"] * len(beside)
-
-
-def test_who_is_cancelled_waits_for_its_thread() -> None:
-    began, goes_on, ended = threading.Event(), threading.Event(), []
-
-    def work() -> None:
-        began.set()
-        goes_on.wait()
-        ended.append("thread")
-
-    async def main() -> None:
-        task = asyncio.ensure_future(in_thread(work))
-        await asyncio.to_thread(began.wait)
-        task.cancel()
-        await asyncio.sleep(0)
-        goes_on.set()
-        await asyncio.wait((task,))
-        ended.append("task")
-        assert task.cancelled()
-
-    asyncio.run(main())
-    assert ended == ["thread", "task"]
-    assert asyncio.run(in_thread(int, "7")) == 7
 
 
 def test_what_is_no_output_is_said(tmp_path) -> None:

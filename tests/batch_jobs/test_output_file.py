@@ -130,26 +130,6 @@ def test_a_full_disk_leaves_whole_lines(path, monkeypatch) -> None:
     assert resumed(path)[2] == [1]
 
 
-def test_a_line_that_comes_while_the_disk_is_synced_is_no_loss(path, monkeypatch) -> None:
-    with closing(OutputFile(path)) as output:
-        output.resume(Survey(items_of(DIGESTS)))
-        output.append(line(1), failed=False)
-        real = os.fstat
-
-        def fstat(fd: int) -> os.stat_result:
-            found = real(fd)
-            output.append(line(2), failed=False)
-            return found
-
-        with monkeypatch.context() as patch:
-            patch.setattr(output_file.os, "fstat", fstat)
-            output.sync()
-        assert path.read_bytes() == line(1) + line(2)
-        os.truncate(path, len(line(1)))
-        with pytest.raises(UsageError, match="was removed, replaced or cut"):
-            output.sync()
-
-
 def test_what_can_be_no_output_is_said(tmp_path) -> None:
     outputs = {".": "Is a directory", "none/out": "No such file", os.devnull: "no file"}
     for name, words in outputs.items():

@@ -5,7 +5,6 @@ import base64
 import json
 import os
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -100,21 +99,6 @@ def test_a_server_that_is_ours_is_not_given_up_and_lowered_requests_are_counted(
     one = item(request("a", text)["body"])
     found, lowered = asked(server.url, one, patience=None)
     assert (found.error, lowered, server.seen[text]) == (None, 1, 13)
-
-
-def test_a_server_that_fails_seldom_is_not_away(monkeypatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(sending, "time", SimpleNamespace(monotonic=lambda: now[0]))
-
-    async def fail(step: float) -> None:
-        async with Sender("http://127.0.0.1:9", None, timeout=1, patience=100) as sender:
-            for _ in range(20):
-                now[0] += step
-                sender._away("the connection broke")
-
-    asyncio.run(fail(91.0))
-    with pytest.raises(UnservedError):
-        asyncio.run(fail(60.0))
 
 
 def model(url: str, key: str | None = None) -> str:

@@ -11,13 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.batch_jobs.standin import lines
-from tests.support.processes import Child, gone
-from tests.support.waiting import auntil, until
+from tests.support.processes import gone
+from tests.support.waiting import auntil
 from turbofit.batch_jobs import server_process
 from turbofit.batch_jobs.server_process import serving
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.core.png import png
 
 #: What stands for ``turbofit serve``: opens, and lives until a signal.
 OPENS = """
@@ -96,38 +94,3 @@ def test_it_ends_with_us_however_we_end(opens) -> None:
         pid = int(child.stdout.readline())
         child.kill()
     assert gone(pid)
-
-
-def photos(tmp_path, count: int = 3):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(count):
-        (folder / f"{number:03}.png").write_bytes(png(448, 448 + 8 * number))
-    return folder
-
-
-@pytest.mark.lmdeploy
-@pytest.mark.exhaustive
-def test_lmdeploys_engine_may_die(tmp_path) -> None:
-    output = tmp_path / "out.jsonl"
-    words = [
-        "--model", "internvl2-2b", "--prompt", "?", "--max-tokens", "8",
-        "--", "--on", "1xrtx3090", "--pretend",
-    ]  # fmt: skip
-    named = ["batch", str(photos(tmp_path, 40)), str(output)]
-    child = Child(
-        [sys.executable, "-m", "turbofit", *named, *words], standin=False,
-        XDG_STATE_HOME=str(tmp_path / "state"), TURBOFIT_LEASES=str(tmp_path / "leases"),
-    )  # fmt: skip
-    try:
-        engine = int(child.wait_for("(process ").partition("(process ")[2].partition(",")[0])
-        child.wait_for("phase: ready")
-        until(lambda: output.read_bytes().count(b"\n") >= 3, "three answers")
-        os.kill(engine, signal.SIGKILL)
-        child.wait_for("(process ", count=2)
-        assert child.finish() == 0, child.stderr
-    finally:
-        child.kill()
-    found = lines(output)
-    assert len({one["custom_id"] for one in found}) == len(found) == 40
-    assert not [one for one in found if one["error"]]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from bench.golden import __main__ as program
-from bench.golden.cases import Case, all_cases, groups
-from bench.golden.compare import differences, digest, read_folder, read_hashes, shown, write_folder
-from bench.golden.figures import moved, summarised
+from bench.golden.cases import Case, all_cases
+from bench.golden.compare import digest, read_hashes
+from bench.golden.figures import moved
 from bench.golden.render import Workplace, workplace
 
 pytestmark = pytest.mark.slow
@@ -129,27 +128,6 @@ def test_the_environment_of_the_caller_is_kept_out(place, monkeypatch):
     assert "WORLD_SIZE=2" in place.document(Case("plan", line, env=(("WORLD_SIZE", "2"),)))
 
 
-def test_files_are_read_back_and_differences_shown_once(tmp_path):
-    cases = [Case("plan", f"plan {name}") for name in "abcd"]
-    before = {case.name: f"$ {case.name}\nexit code: 0\n--- stdout\nx\n" for case in cases}
-    write_folder(tmp_path, cases, before)
-    assert read_folder(tmp_path) == before
-    assert read_folder(tmp_path, ["predict"]) == {}
-    [ending] = differences({"plan": "x\n"}, {"plan": "x"})
-    assert ending.diff[-1] == "-"
-    assert list(differences(before, before)) == []
-    now = {name: text.replace("x\n", "y\r\n") for name, text in before.items()}
-    now["plan a"] = before["plan a"].replace("0", "3")
-    del now["plan d"]
-    found = list(differences(before, now))
-    assert [one.name for one in found] == ["plan a", "plan b", "plan c", "plan d"]
-    told = list(shown(found, diffs=9, lines=9))
-    assert told.count("-x") == 1
-    assert "(the same in 1 others: plan c)" in told
-    assert told[-2:] == ["plan d", "only one side has it"]
-    assert "… and 2 other changes" in list(shown(found, diffs=1, lines=9))
-
-
 def document(out: object, err: str = "", code: int = 0) -> str:
     said = out if isinstance(out, str) else json.dumps(out)
     return f"$ plan\nexit code: {code}\n--- stdout\n{said}\n--- stderr\n{err}"
@@ -189,26 +167,6 @@ def test_new_keys_are_no_changed_figures():
     assert told(document({"a": [1, 2]}), document({"a": [2, 1]})) == ["changed a: 1 2 -> 2 1"]
 
 
-def test_figures_are_listed_by_case_and_counted_by_kind():
-    def plan(number: int, **more: int) -> str:
-        return document({"gpus": [{"bytes": number}], **more})
-
-    cases = {
-        "plan a": plan(2),
-        "plan b": plan(1, new=1),
-        "plan c": plan(3),
-        "plan d": plan(1, new=2),
-    }
-    found = {name: moved(plan(1), text) for name, text in cases.items()}
-    assert list(summarised(found, diffs=9, lines=9)) == [
-        "\nplan a", "  changed gpus[0].bytes: 1 -> 2",
-        "\nplan c", "  changed gpus[0].bytes: 1 -> 3",
-        "\nplan b", "  added new: 1", "(1 more documents of this kind)", "",
-        "2 documents: changed gpus[].bytes", "2 documents: added new",
-    ]  # fmt: skip
-    assert "plan c" not in "".join(summarised(found, diffs=1, lines=1))
-
-
 def test_a_difference_ends_with_1(tmp_path, monkeypatch, capsys):
     cases = all_cases(["presets"])
     documents = {case.name: f"$ {case.name}\n--- stdout\n" for case in cases}
@@ -231,29 +189,3 @@ def test_a_difference_ends_with_1(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "\nmodels\n  said in words: (none) -> 7 GiB\n" in said
     assert said.endswith("differ, 0 have new keys alone; 0 are new, 0 gone\n")
-
-
-def test_wrong_use_has_a_hint(capsys, tmp_path):
-    assert program.main(["--only", "plna"]) == 2
-    assert "hint: groups: plan, predict" in capsys.readouterr().err
-    assert program.main(["--figures"]) == 2
-    assert program.main(["--only", "help", "--list"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == sum(c.group == "help" for c in CASES)
-    assert groups()[:2] == ["plan", "predict"]
-
-
-@pytest.mark.exhaustive
-@pytest.mark.skipif(not (program.ROOT / ".git").exists(), reason="no git here: an sdist")
-def test_another_checkout_or_commit_makes_its_own_documents(capfd):
-    def worktrees() -> list[str]:
-        words = ["git", "-C", str(program.ROOT), "worktree", "list", "--porcelain"]
-        told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-        return [line for line in told.splitlines() if line.startswith("worktree ")]
-
-    before = worktrees()
-    for where in (str(program.ROOT), "HEAD"):
-        assert program.main(["--only", "completion", "--figures", "--against", where]) == 0
-        assert "3 documents compared: figures of 0 differ" in capfd.readouterr().out
-    assert program.main(["--only", "completion", "--against", "no-such-commit"]) == 2
-    assert "error: no-such-commit made no documents" in capfd.readouterr().err
-    assert worktrees() == before

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from bench.gpu import ballast, held, implied, results, speeds, table
+from bench.gpu import implied, results, speeds, table
 from bench.gpu.__main__ import main
 from bench.gpu.check import impossible
 from bench.gpu.implied import Implied
@@ -18,11 +18,8 @@ from bench.gpu.results import RESULTS, kept, observed
 from turbofit.core.machine import Pcie
 from turbofit.core.plan import Plan
 from turbofit.core.run_report import RunReport
-from turbofit.core.struct import decode, to_builtins, to_json
-from turbofit.machine.source import machine_from
+from turbofit.core.struct import decode, to_json
 from turbofit.measure.load.result import LoadResult
-from turbofit.model.source import resolve_model
-from turbofit.planning.speed import rates
 from turbofit.report.share import SharedRun, shared_run
 from turbofit.serving.calibration import Observation
 
@@ -161,57 +158,11 @@ def test_the_page_has_the_table_of_what_is_kept() -> None:
     assert text == table.page(table.every()), "run python -m bench.gpu table"
 
 
-def test_less_than_two_mib_more_is_left() -> None:
-    taken: list[int] = []
-    held = ballast.hold(1000 * MIB, 3001 * MIB, taken.append)
-    assert held == sum(taken) == 2000 * MIB
-    assert max(taken) <= 256 * MIB
-
-
-def test_a_twin_is_a_checkpoint_of_its_shapes(tmp_path: Path) -> None:
-    from bench.gpu.twin import main as write_twin
-
-    assert write_twin(["qwen2-vl-2b", str(tmp_path / "twin")]) == 0
-    model, preset = resolve_model(str(tmp_path / "twin")), resolve_model("qwen2-vl-2b")
-    assert model.parameters == preset.parameters
-
-
-#: Of prompts, batches, and tokens of an answer that were timed.
-LENGTHS, BATCHES, TOKENS = (512, 2048, 8192, 30000), (1, 4, 16, 64), 128
-
-
-def machine(folder: Path) -> Path:
-    """A folder of results of one card, without any stage."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = dict(to_builtins(machine_from("1xh200")))
-    for gpu in found["gpus"]:
-        del gpu["uuid"]
-    write(folder, "machine", machine=found, packages={"torch": "2.12.1", "lmdeploy": None})
-    return folder
-
-
-def write(folder: Path, name: str, **document: Any) -> None:
-    (folder / f"{name}.json").write_text(json.dumps({"code": 0, **document}))
-
-
 def found(folder: Path) -> dict[str, Implied]:
     """Constants by their keys."""
     one = results.load(folder)[0]
     every = implied.implied([*implied.memory_readings(one), *speeds.speed_readings(one)])
     return {one.key: one for one in every}
-
-
-def marks(**figures: int) -> dict[str, Any]:
-    return {"code": 0, "marks": [{"mark": name, "used": used} for name, used in figures.items()]}
-
-
-def handles(each: int) -> dict[str, Any]:
-    """cuBLAS: so much for each handle."""
-    made = [
-        {"mark": f"made_{n}", "handles": n, "took": n * each, "used": 0} for n in (1, 2, 5, 10, 15)
-    ]
-    done = [{"mark": f"used_{n}", "handles": n, "took": 15 * each, "used": 0} for n in (1, 15)]
-    return {"code": 0, "marks": [{"mark": "base", "handles": 0, "took": 0}, *made, *done]}
 
 
 def test_what_a_real_card_implies_of_memory() -> None:
@@ -228,95 +179,3 @@ def test_what_a_real_card_implies_of_memory() -> None:
     share = seen["pool_growth.value.share"]
     assert share.value == pytest.approx(0.2443, abs=1e-4)
     assert share.meaning == "over: cache is wasted"
-
-
-def test_a_planted_context_is_found(tmp_path: Path) -> None:
-    folder = machine(tmp_path / "h200")
-    plain, turbomind = marks(context=530 * MIB), marks(context=530 * MIB, first=612 * MIB)
-    write(folder, "a-context", plain=plain, turbomind=turbomind)
-    context = found(folder)["context_mib.high"]
-    assert (context.now, context.value) == (527, 610)  # a page of the first piece is not its own
-    assert context.meaning == "under: memory is not paid for"
-
-
-def speed_document(model: str, memory: float, compute: float, layer: float) -> dict[str, Any]:
-    """What an engine with these constants would show on an H200."""
-    _, work = speeds._work(model)
-    bandwidth, peak = 4.8e12, 989.4e12
-    step = rates().step_seconds
-    timed: list[dict[str, Any]] = []
-    for length in LENGTHS:
-        passes = -(-length // speeds.PREFILL)
-        spent = speeds._prefill_flops(work, length) / peak / compute + passes * work.layers * layer
-        timed.append({"mark": f"prefill_{length}", "rows": 1, "tokens": 1, "prompt": length,
-                      "seconds": spent + step})  # fmt: skip
-    for rows in BATCHES:
-        prompt = 10
-        read = work.read_bytes(rows) + rows * (prompt + (TOKENS - 1) / 2) * work.kv_bytes
-        one = read / bandwidth / memory + work.layers * layer + step
-        facts = {"rows": rows, "prompt": prompt}
-        timed.append({"mark": f"first_{rows}", "tokens": 1, "seconds": 0.5, **facts})
-        whole = 0.5 + (TOKENS - 1) * one
-        timed.append({"mark": f"decode_{rows}", "tokens": TOKENS, "seconds": whole, **facts})
-    return {"model": model, "marks": timed}
-
-
-def test_each_planted_constant_of_speed_is_found(tmp_path: Path) -> None:
-    folder = machine(tmp_path / "h200")
-    for model in ("internvl2-8b", "qwen2-vl-2b"):
-        write(folder, f"s-{model}-turbomind", **speed_document(model, 0.61, 0.83, 70e-6))
-    seen = found(folder)
-    assert seen["memory_efficiency.value"].value == pytest.approx(0.61, rel=1e-3)
-    assert seen["memory_efficiency.value"].meaning == "forecast too fast"
-    assert seen["compute_efficiency.value"].value == pytest.approx(0.83, rel=1e-3)
-    assert seen["compute_efficiency.value"].meaning == "forecast too slow"
-    assert seen["layer_seconds.value"].value == pytest.approx(70e-6, rel=1e-3)
-    assert seen["layer_seconds.value"].meaning == "forecast too fast"
-    # As the presets have it, nothing changes; one model alone does not tell layers from bytes.
-    now = rates()
-    (folder / "s-qwen2-vl-2b-turbomind.json").unlink()
-    as_it_is = (now.memory_efficiency, now.compute_efficiency, now.layer_seconds)
-    write(folder, "s-internvl2-8b-turbomind", **speed_document("internvl2-8b", *as_it_is))
-    seen = found(folder)
-    assert not any(one.changes for one in seen.values())
-    assert "layer_seconds.value" not in seen
-    rows = {part: (forecast, measured) for _, part, forecast, measured in speeds.beside(
-        results.load(folder)[0])}  # fmt: skip
-    for part in ("prefill_8192", "decode_4"):
-        assert rows[part][0] == pytest.approx(rows[part][1], rel=1e-6)
-    write(folder, "s-internvl2-8b-turbomind", **speed_document("internvl2-8b", 3.0, 0.5, 4e-5))
-    too_fast = found(folder)["memory_efficiency.value"]
-    assert too_fast.impossible
-    assert too_fast.meaning.startswith("impossible")
-
-
-def test_the_report_tells_what_real_cards_showed(tmp_path: Path, capsys) -> None:
-    out = tmp_path / "out"
-    assert main(["held", str(RESULTS), "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert said == (out / "HELD.md").read_text() + "\n"
-    assert said.count("## NVIDIA H200") == 2
-    assert "What is freed is free when its stream was waited for" in said
-    lived, died = (f"| b-internvl2-8b-turbomind-{name} |" for name in ("plan-23g", "defaults-23g"))
-    assert f"{lived} lives | survived | yes |" in said
-    assert f"{died} dies | died | yes | out_of_memory | out_of_memory |" in said
-    document = json.loads((out / "held.json").read_text())
-    for card in document["cards"]:
-        before = card["Terms that only a card shows"][0]
-        assert before["over"] == before["charged"] - before["measured"]
-    # Memory that one of two cards did not pay for would kill there: the larger counts.
-    for name, each in (("one", 8 * MIB), ("two", 12 * MIB)):
-        write(machine(tmp_path / "results" / name), "a-handles", handles=handles(each))
-    assert main(["held", str(tmp_path / "results"), "--out", str(out)]) == 0
-    constants = json.loads((out / "held.json").read_text())["constants"]
-    found = {one["key"]: one["value"] for one in constants}
-    assert found["cublas_handle.value.hopper"] == 12 * MIB
-    assert main(["held", str(tmp_path)]) == 2
-    assert "has no machine.json" in capsys.readouterr().err
-    # A card that no preset knows is described.
-    folder = machine(tmp_path / "new")
-    text = (folder / "machine.json").read_text().replace("NVIDIA H200", "NVIDIA B9000")
-    (folder / "machine.json").write_text(text)
-    said = held.hold(results.load(folder))
-    assert "No preset knows this card" in said
-    assert "132 SMs" in said

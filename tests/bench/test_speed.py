@@ -11,11 +11,11 @@ import yaml
 from msgspec.structs import replace
 
 from bench.speed.__main__ import main, results_of
-from bench.speed.fit import FITTED, fit, left_out_scores
+from bench.speed.fit import FITTED, fit
 from bench.speed.forecast import setup_of
 from bench.speed.report import report
 from bench.speed.rows import HERE, Row, read_rows
-from bench.speed.score import curves, loss, median_of, order, p90_of, score
+from bench.speed.score import median_of, p90_of, score
 from bench.speed.sureties import surety_file
 from turbofit.api import plan
 from turbofit.planning.speed import rates
@@ -60,76 +60,12 @@ def test_planted_constants_are_found() -> None:
     assert all(getattr(found, name) == getattr(rates(), name) for name in others)
 
 
-def test_a_source_has_no_part_in_its_own_forecast() -> None:
-    setups = [setup_of(one) for one in [*planted("one"), *planted("two")]]
-    scores = left_out_scores(setups, rates(FITTED))
-    alone = fit([one for one in setups if one.row.source == "two"], rates(FITTED))
-    assert [one.forecast for one in scores[: len(setups) // 2]] == [
-        score(one, alone).forecast for one in setups if one.row.source == "one"
-    ]
-    assert loss(setups, alone) < loss(setups, rates(FITTED))
-
-
-def test_engines_of_others_are_shown_and_fitted_to_nothing() -> None:
-    other = replace(row(99), engine="vllm")
-    results = results_of([*planted("one"), *planted("two"), other])
-    assert len(results.judged) == len(results.left_out) - 1
-    assert other in [one.row for one in results.setups]
-    text = report(results, date(2026, 1, 2))
-    assert "one, vllm" in text
-    assert f"{len(results.judged)} figures of LMDeploy, 2 sources, 1 cards" in text
-
-
-def test_cards_that_no_fit_has_seen_judge_and_fit_nothing() -> None:
-    unseen = [replace(one, id=f"u-{one.id}", unseen=True) for one in planted("three")]
-    alone = results_of([*planted("one"), *planted("two")])
-    both = results_of([*planted("one"), *planted("two"), *unseen])
-    assert [one.forecast for one in both.left_out] == [one.forecast for one in alone.left_out]
-    assert {one.setup.row.id for one in both.unseen} == {one.id for one in unseen}
-    found = both.kinds["text, turbomind, other cards"]
-    assert found.figures == len(unseen)
-    assert found.median == round(median_of(both.unseen), 3) > 0
-    assert both.kinds["text"].figures == len(both.judged) == len(alone.judged)
-
-
 def test_the_error_of_cards_never_seen_stands_beside_the_other() -> None:
     kinds = errors_of()
     seen, unseen = (kinds[kind].median for kind in ("text", "text, turbomind, other cards"))
     text = (HERE.parents[1] / "docs" / "accuracy.md").read_text()
     assert f"{seen:.1%}".replace("%", " %") in text
     assert f"{unseen:.1%}".replace("%", " %") in text
-
-
-def test_a_score_is_of_the_figure_that_the_source_gives() -> None:
-    tokens = row()
-    requests = replace(tokens, requests_per_second=1.0, output_tokens_per_second=256.0)
-    assert score(setup_of(tokens), rates()).forecast == pytest.approx(
-        256 * score(setup_of(requests), rates()).forecast
-    )
-    assert score(setup_of(requests), rates()).published == 1.0
-
-
-def test_errors_pairs_and_curves() -> None:
-    rows = [row(n, concurrency=batch) for n, batch in enumerate((1, 8, 64))]
-    true = [score(setup_of(one), rates()).forecast for one in rows]
-    figures = [true[0] * 2, true[1] / 2, true[2]]  # -50 %, +100 %, none
-    scores = [
-        score(setup_of(replace(one, output_tokens_per_second=value)), rates())
-        for one, value in zip(rows, figures, strict=True)
-    ]
-    assert [one.error for one in scores] == pytest.approx([-0.5, 1, 0])
-    assert median_of(scores) == pytest.approx(0.5)
-    assert p90_of(scores) == pytest.approx(1)
-    assert order(scores) == (3, 3)
-    assert [(one.forecast, one.published, one.held) for one in curves(scores)] == [(64, 64, True)]
-    falling = [
-        replace(one, published=value)
-        for one, value in zip(scores, (300.0, 200.0, 100.0), strict=True)
-    ]
-    assert order(falling) == (0, 3)
-    assert [(one.published, one.held) for one in curves(falling)] == [(1, False)]
-    tied = [replace(one, published=100.0 + n) for n, one in enumerate(scores)]
-    assert order(tied) == (0, 0)
 
 
 def test_turbo_quant_is_six_bits_a_pair_and_its_scales() -> None:

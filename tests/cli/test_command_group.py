@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import turbofit
-from tests.support.plans import machine, plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.cli.command import CliCommand
 from turbofit.cli.command_group import TURBOFIT
@@ -28,8 +27,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.planning.request import PlanRequest, PredictRequest
 from turbofit.report.stored_documents import keep
-from turbofit.serving import planner
-from turbofit.serving.engine import launches
 
 Out = pytest.CaptureFixture[str]
 
@@ -191,25 +188,3 @@ def test_any_words_are_options_or_wrong_use(given_words: list[str]) -> None:
     except click.exceptions.Exit:
         hint = "help"
     assert hint
-
-
-@pytest.mark.parametrize(("warning", "doubled"), [(None, False), ("newer", True)])
-def test_another_lmdeploy_doubles_the_margin(warning, doubled, monkeypatch, tmp_path) -> None:
-    lmdeploy = SimpleNamespace(warning=warning, argv=("x",), version="0.18.0")
-    monkeypatch.setattr(launches, "find_lmdeploy", lambda: lmdeploy)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
-    margins: list[Any] = []
-
-    def plan(request: PlanRequest, *, pretend: bool | None) -> Plan:
-        margins.append(request.margin)
-        # A plan that does not fit is refused before the launch, which is all that this needs.
-        return replace(plausible_plan(machine=machine(4)), fits=doubled and request.margin is None)
-
-    monkeypatch.setattr(planner, "best_plan", plan)
-    monkeypatch.setattr("turbofit.machine.source.machine_from", lambda *_, **__: machine(4))
-    assert main(["serve", "m", "--no-rehearse"]) == 3
-    assert margins == ([None, 512 << 20] if doubled else [None])
-    margins.clear()
-    assert main(["serve", "m", "--margin", "1GiB", "--no-rehearse"]) == 3
-    assert margins == [1 << 30]

@@ -16,7 +16,7 @@ from tests.cli.screen import Screen
 from tests.support.processes import REPO
 from turbofit.cli.command import CliCommand, Option
 from turbofit.cli.command_group import COMMANDS
-from turbofit.cli.main import main, tell_of_manual
+from turbofit.cli.main import main
 from turbofit.cli.manual import EXIT_CODES, MANUAL, manual_text
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.installation import install_command
@@ -271,17 +271,3 @@ def test_help_and_planning_stay_light() -> None:
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert done.stderr.strip() == "[]"
-
-
-def test_people_whose_language_is_chinese_learn_once_where_their_manual_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    for environ in ({}, {"LANG": "en_US.UTF-8"}, {"LC_ALL": "C", "LANG": "zh_CN.UTF-8"}):
-        tell_of_manual(environ)
-    assert capsys.readouterr().err == ""
-    for _ in range(2):
-        tell_of_manual({"LANG": "zh_CN.UTF-8"})
-    said = capsys.readouterr().err
-    assert said.count("README.zh-CN.md") == 1
-    assert said.endswith(" 和 docs/zh\n")

@@ -304,10 +304,3 @@ def test_where_no_gpu_is_others_describe_one(no_gpu: None, tmp_path: Path, capsy
 def test_a_secret_before_the_command_is_not_repeated(capsys: Out) -> None:
     for words in (["HF_TOKEN=hf_x", "serve", "internvl2-8b"], ["--api-key=hf_x", "serve"]):
         assert "hf_x" not in "".join(refused(capsys, *words))
-
-
-def test_a_line_of_many_words_is_answered_soon(monkeypatch, capsys: Out) -> None:
-    looked: list[str] = []
-    monkeypatch.setattr("turbofit.machine.spec.is_spec", lambda text: bool(looked.append(text)))
-    refused(capsys, "what", *["word"] * 5000)
-    assert len(looked) < 1000

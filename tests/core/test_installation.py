@@ -114,21 +114,3 @@ def test_nothing_that_is_said_needs_an_index() -> None:
         if named.search(line) and "/turbofit[" not in line and not _LATER.search(line)
     ]
     assert not needing
-
-
-def test_a_clone_is_found_and_names_what_pretend_gpus_need(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("importlib.metadata.distribution", lambda _: _Installed())
-    monkeypatch.setattr(_Installed, "origin", None)
-    assert installation.clone_folder() == REPO
-    assert str(REPO / "scripts" / "without-gpu") in installation.without_gpu()
-    for name in ("README.md", "pyproject.toml"):
-        (tmp_path / name).touch()
-    origin = {"url": tmp_path.as_uri(), "dir_info": {}}
-    monkeypatch.setattr(_Installed, "origin", json.dumps(origin))
-    assert installation.clone_folder() == tmp_path
-    assert installation.without_gpu() == ""  # of an sdist: it has no scripts
-    monkeypatch.setattr(_Installed, "origin", None)
-    monkeypatch.setattr(installation, "_CODE", tmp_path / "site-packages")
-    assert installation.clone_folder() is None

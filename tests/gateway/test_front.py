@@ -224,11 +224,3 @@ def test_nodes_come_and_go_while_what_they_have_ends(world) -> None:
         engine.permit()
         assert long.result()[2] == b"data: {}\n\n" * 4 + b"data: [DONE]\n\n"
     assert not [e for e in world.records["a"] if e["route"] == CHAT and e["status"] != 200]
-
-
-def test_without_a_node_it_says_so(world) -> None:
-    _, front = world.front()
-    status, headers, body = asked(front.url, chat())
-    assert (status, json.loads(body)["error"]["code"]) == (503, "engine_unavailable")
-    assert headers["retry-after"] == "5"
-    assert asked(front.url, path="/health")[0] == 503

@@ -207,8 +207,6 @@ async def test_pages_say_where_it_stands() -> None:
     assert asleep.json["start_seconds"] == 12.3
     card = (await site.page("/v1/models")).json["data"][0]
     assert card["turbofit"] == {"state": "asleep", "waiting": 0, "start_seconds": 12.3}
-    other = (await site.page("/anthropic/v1/models")).json
-    assert (other["first_id"], other["last_id"]) == ("org/a", "a-2b")
     assert 'turbofit_model_ready{model="org/a"} 0\n' in (await site.page("/metrics")).body.decode()
     inner = site.ready()
     engine: RoutedEngine = inner.engines[0]
@@ -218,7 +216,6 @@ async def test_pages_say_where_it_stands() -> None:
         'turbofit_gateway_engine_up{model="org/a",engine="0"} 1',
     ):
         assert line in text
-    assert text.count("# TYPE turbofit_gateway_requests_total counter") == 1
     ready = (await site.page("/health")).json
     assert (ready["status"], ready["state"], ready["up"]) == ("healthy", "ready", 1)
     engine.up = False  # it does not answer

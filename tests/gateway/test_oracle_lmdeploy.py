@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from bench.gateway.edge_values import edges
 from tests.gateway.lmdeploy_front import as_lmdeploy_reads, drive, make, plan_of
 from tests.model.conftest import transformers  # noqa: F401 - a fixture
 from tests.support.gateway import (
@@ -33,7 +32,6 @@ from tests.support.plans import plausible_plan
 from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
 from turbofit.gateway.limits.parameters import RULES, passed
 from turbofit.gateway.limits.request_limits import Bounds, RequestedImage
-from turbofit.gateway.limits.rules import IntegerRule, Scope
 from turbofit.gateway.limits.sharing import hold_images
 from turbofit.gateway.overlay import make_overlay
 from turbofit.model.source import resolve_model
@@ -253,11 +251,6 @@ def test_pixel_bounds_of_a_request_are_what_lmdeploy_makes(
             limited.tokens == rule.tokens(*size, limit if overlaid else None)
             for size, limited in zip(sizes, shared.images, strict=True)
         )
-
-
-def test_the_bench_tries_both_sides_of_a_range() -> None:
-    tried = dict(edges(IntegerRule(least=1, most="session"), Scope(session=256)))
-    assert [tried[name] for name in ("least", "least-1", "most", "most+1")] == [1, 0, 256, 257]
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
 import http.client
 import json
 import platform
@@ -36,7 +34,6 @@ from turbofit.gateway.server import (
     bind,
     check_bind,
     digest_of,
-    keep_large_blocks,
     make_gateway,
 )
 
@@ -127,17 +124,6 @@ def test_requests_pass_and_health_follows(engine) -> None:
     assert not gateway.alive
 
 
-def test_head_is_answered_without_a_body(served) -> None:
-    assert asked(served.url, chat())[0] == 200
-    with closing(connected(served.url)) as client:
-        for path in ("/health", "/v1/models", "/health/"):
-            # One connection: a body that came nevertheless would be read as the next answer.
-            client.request("HEAD", path)
-            response = client.getresponse()
-            assert (response.status, response.read()) == (200, b"")
-            assert int(response.headers["content-length"]) > 0
-
-
 def streamed(url: str) -> http.client.HTTPResponse:
     """The answer to a request for eight events, of which the engine sends three by itself."""
     connection, body = connected(url), json.dumps(chat(stream=True, max_tokens=8))
@@ -153,20 +139,6 @@ def test_chunks_arrive_as_they_are_sent(engine, served) -> None:
             assert response.readline() == b"data: {}\n"
             assert response.readline() == b"\n"
         assert response.readline() == b"data: [DONE]\n"
-
-
-def test_an_urgent_end_is_told_before_the_engines_end_is_seen(served) -> None:
-    """Engines are killed right after it: whoever reads their end first must not answer."""
-
-    def strike(app) -> int:
-        served._serving.end(urgent=True)
-        return app.connections.cut
-
-    with streamed(served.url) as response:
-        assert response.readline() == b"data: {}\n"
-        assert served.call(strike) == 1
-        assert b'"code":"ending"' in response.read()
-    assert served.cut == 1
 
 
 def test_path_tricks_reach_nothing(engine, served) -> None:
@@ -264,25 +236,6 @@ def test_a_front_has_no_options_of_its_nodes(front, tmp_path) -> None:
         command.main(words, standalone_mode=False)
 
 
-class Dying(Engine):
-    async def chat(self, request: web.Request) -> web.StreamResponse:
-        assert request.transport is not None
-        request.transport.abort()
-        return web.Response()
-
-
-def test_who_was_at_a_death_is_answered_by_another_engine_when_it_asks_again(engine) -> None:
-    with Dying() as dying:
-        app = make_gateway(plan_for(), [dying.url, engine.url], config(idle_seconds=1000.0))
-        app.engines[0].share = 1000.0  # the least busy one, whatever it has
-        for routed in app.engines:
-            routed.succeeded()
-            routed.suspect = False
-        with GatewayThread(app) as gateway:
-            body = chat(image_part(640, 480), stream=True)
-            assert [asked(gateway.url, body)[0] for _ in range(2)] == [503, 200]
-
-
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that is slow to end has not failed to."""
@@ -308,25 +261,6 @@ def test_pretend_is_said_and_only_where_it_is_true(pretend: bool, tmp_path: Path
     assert json.loads(line)["status"] == 503
 
 
-def test_without_a_drain_it_ends_at_once_is_quiet_and_leaves_nothing_open(caplog, capfd) -> None:
-    """A second Ctrl-C used to end with uvicorn's traceback and aiohttp's open sessions."""
-    gc.collect()  # what other tests left
-    caplog.clear()
-    capfd.readouterr()
-    gateway_thread = thread(drain_seconds=100 * HANG)
-    gateway_thread.start()
-    asked(gateway_thread.url, path="/metrics")  # the gateway looks for its engine
-    with closing(connected(gateway_thread.url)) as client:
-        client.putrequest("POST", "/v1/completions")
-        client.putheader("content-length", "9")
-        client.endheaders()
-        gateway_thread.stop(drain=False)
-    assert not gateway_thread.alive
-    gc.collect()
-    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
-    assert "Traceback" not in capfd.readouterr().err
-
-
 def test_what_is_in_the_way_is_raised_where_it_was_started(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -342,41 +276,6 @@ def test_what_is_in_the_way_is_raised_where_it_was_started(tmp_path: Path) -> No
     with pytest.raises(UsageError, match="certificate"):
         thread(ssl_certfile=nothing, ssl_keyfile=nothing).start()
 
-
-def test_it_is_told_of_engines_from_another_thread() -> None:
-    thread().stop()  # without a start
-    assert "gateway" not in {t.name for t in threading.enumerate()}
-    gateway_thread = thread()
-    with pytest.raises(LaunchError, match="does not serve"):
-        gateway_thread.call(lambda gateway: gateway.engines)
-    gateway_thread.start()
-    try:
-        assert gateway_thread.call(lambda gateway: len(gateway.fleet)) == 1
-        assert gateway_thread.call(lambda _: threading.current_thread().name) == "gateway"
-        with pytest.raises(ZeroDivisionError):
-            gateway_thread.call(lambda _: 1 // 0)
-        with pytest.raises(LaunchError, match="did not answer"):
-            gateway_thread.call(lambda _: gateway_thread.call(lambda _: None, 0.0))
-    finally:
-        gateway_thread.stop(drain=False)
-    with pytest.raises(LaunchError, match="does not serve"):
-        gateway_thread.call(lambda gateway: gateway.engines)
-
-
-#: Page faults of a large block that is made again and again, and what the settings are.
-CODE = """
-import resource, sys
-from turbofit.gateway.server import keep_large_blocks
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(50):
-        bytearray(4 << 20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-plain = faults()
-print(keep_large_blocks(), plain, faults())
-"""
 
 #: What a process holds after each of eight threads held 16 MiB, one after another.
 THREADS = """
@@ -404,17 +303,5 @@ def printed(code: str) -> str:
 
 
 @GLIBC
-def test_a_block_that_was_freed_is_there_for_the_next_one() -> None:
-    knows, plain, kept = printed(CODE).split()
-    assert knows == "True"
-    assert int(kept) * 10 < int(plain)
-
-
-@GLIBC
 def test_threads_keep_the_largest_block_once() -> None:
     assert int(printed(THREADS)) < 40 << 20
-
-
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    assert not keep_large_blocks()

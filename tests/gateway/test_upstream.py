@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
-import os
-import shutil
 import socket
-import subprocess
 import sys
-import termios
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -21,12 +15,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from tests.support.gateway import CHAT, call, chat, plan_for
-from tests.support.waiting import HANG, auntil, until
-from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.refusals import UNREACHED
 from turbofit.gateway.routing.engines import RoutedEngine
-from turbofit.gateway.server import make_gateway
 from turbofit.gateway.upstream import Unreachable, Upstream, engine_socket
 
 
@@ -137,20 +127,6 @@ async def test_a_connection_that_brought_an_error_is_not_used_again() -> None:
     assert len(connections) == 3
 
 
-#: An engine in a namespace of its own, which has nothing but Python there; it never answers.
-SILENT = """
-import asyncio
-async def one(reader, writer):
-    while await reader.read(1 << 16):
-        print("read", flush=True)
-async def main():
-    server = await asyncio.start_server(one, "10.213.77.2", 8000)
-    print("ready", flush=True)
-    await server.serve_forever()
-asyncio.run(main())
-"""
-
-
 async def whole(request: web.Request) -> web.Response:
     return web.Response(body=b'{"choices":[{}]}')
 
@@ -185,80 +161,3 @@ async def test_aiohttp_connects_with_them() -> None:
         (pooled,) = upstream._session.connector._conns.values()
         read = options(pooled[0][0].transport.get_extra_info("socket"))
     assert read == (1, 2, 1, 3, 0)
-
-
-def acknowledged(upstream: Upstream) -> bool:
-    """Whether the one request under way has arrived: nothing of it is sent again and again."""
-    (protocol,) = upstream._session.connector._acquired
-    under_way = protocol.transport.get_extra_info("socket")
-    unsent = fcntl.ioctl(under_way.fileno(), termios.TIOCOUTQ, bytes(4))
-    return int.from_bytes(unsent, sys.byteorder) == 0
-
-
-def ip(words: str) -> None:
-    subprocess.run(["ip", *words.split()], check=True, capture_output=True)
-
-
-@pytest.fixture
-def namespace():
-    """A network namespace behind a pair of virtual cards: its name, and that of the far card."""
-    if sys.platform != "linux" or shutil.which("ip") is None:
-        pytest.skip("needs ip netns")
-    name = f"tf{os.getpid()}"
-    near, far = f"{name}a", f"{name}b"
-    try:
-        for words in (
-            f"netns add {name}", f"link add {near} type veth peer name {far} netns {name}",
-            f"addr add 10.213.77.1/24 dev {near}", f"link set {near} up",
-            f"-n {name} addr add 10.213.77.2/24 dev {far}", f"-n {name} link set {far} up",
-        ):  # fmt: skip
-            ip(words)
-    except (subprocess.CalledProcessError, OSError):
-        _remove(name, near)
-        pytest.skip("network namespaces cannot be made here")
-    state = Path(f"/sys/class/net/{near}/operstate")
-    until(lambda: state.read_text() == "up\n", "the cards to carry something")
-    yield name, far
-    _remove(name, near)
-
-
-def _remove(name: str, near: str) -> None:
-    # The card first: sockets that still end keep a namespace, and with it the route there.
-    for words in (f"link del {near}", f"netns del {name}"):
-        with suppress(subprocess.CalledProcessError, OSError):
-            ip(words)
-
-
-@pytest.mark.slow
-@linux
-def test_a_request_that_waits_there_is_told_soon(namespace) -> None:
-    name, far = namespace
-    command = ["ip", "netns", "exec", name, sys.executable, "-c", SILENT]
-
-    async def run():
-        app = web.Application()
-        app.router.add_post(CHAT, whole)
-        server = TestServer(app)
-        await server.start_server()
-        near = str(server.make_url("")).rstrip("/")
-        silent = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-        assert await asyncio.wait_for(silent.stdout.readline(), HANG) == b"ready\n"
-        gateway = make_gateway(plan_for(), ["http://10.213.77.2:8000", near], GatewayConfig())
-        gateway.engines[0].share = 2.0
-        try:
-            pending = asyncio.ensure_future(call(gateway, body=chat()))
-            assert await asyncio.wait_for(silent.stdout.readline(), HANG) == b"read\n"
-            assert [engine.outstanding for engine in gateway.engines] == [1, 0]
-            await auntil(lambda: acknowledged(gateway._upstream), "the request to arrive")
-            ip(f"-n {name} link set {far} down")
-            # Without the options it would wait as long as it takes.
-            return await asyncio.wait_for(pending, HANG), [engine.up for engine in gateway.engines]
-        finally:
-            silent.kill()
-            await silent.wait()
-            await gateway.shutdown()
-            await server.close()
-
-    reply, up = asyncio.run(run())
-    assert (reply.status, reply.json["error"]["code"]) == (503, "engine_died")
-    assert up == [False, True]

@@ -13,7 +13,6 @@ from tests.support.nvml import (
     LOST,
     P2P_ALL,
     P2P_NVLINK,
-    UNKNOWN_ERROR,
     Gpu,
     Mig,
     Process,
@@ -29,7 +28,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
 from turbofit.machine import nvml, nvml_machine
-from turbofit.machine.nvml import Nvml, ask_driver
+from turbofit.machine.nvml import Nvml
 from turbofit.machine.nvml_machine import UNKNOWN_HOLDER, Device, read_devices
 from turbofit.machine.presets import load_preset
 from turbofit.machine.source import machine_from
@@ -267,40 +266,3 @@ def test_mig_instances_are_gpus_of_their_own(read):
     device = read(gpu_h100(mig=True, migs=parts))
     assert (len(device.gpus), device.default) == (2, [1])
     assert "share one memory" in device.warnings[0]
-
-
-def test_answers_and_na(nvml_library: Path, tmp_path: Path):
-    scenario = Scenario([gpu_3090(links=None), gpu_3090(1, error=UNKNOWN_ERROR)])
-    with in_process(nvml_library, scenario, tmp_path), Nvml() as nvml:
-        handle, broken = (nvml.query("nvmlDeviceGetHandleByIndex", index) for index in range(2))
-        assert nvml.query("nvmlDeviceGetName", handle) == "NVIDIA GeForce RTX 3090"
-        for question, *of in (
-            ("nvmlDeviceGetMigMode", handle),
-            ("nvmlDeviceNoSuchThing", handle),
-            ("nvmlDeviceGetTemperatureV", handle, 0),
-            ("nvmlDeviceGetHandleByIndex", 9),
-        ):
-            assert nvml.query(question, *of) == NA
-        assert "Invalid Argument" in nvml.reason("nvmlDeviceGetHandleByIndex", 9)
-        # That something is certainly not there is no missing answer.
-        assert nvml.supported("nvmlDeviceGetNvLinkState", handle, 0) == (NA, True)
-        assert nvml.supported("nvmlDeviceGetNvLinkState", broken, 0) == (NA, False)
-
-
-def test_a_driver_that_hangs_is_asked_no_more_until_it_answers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(nvml, "_SECONDS", 0.01)
-    answers, asking = threading.Event(), []
-
-    def hung() -> int:
-        asking.append(threading.current_thread())
-        answers.wait(HANG)
-        return 7
-
-    assert [ask_driver(hung, 0), ask_driver(hung, 0)] == [0, 0]
-    assert len(asking) == 1
-    answers.set()
-    asking[0].join(HANG)
-    monkeypatch.setattr(nvml, "_SECONDS", HANG)
-    assert ask_driver(hung, 0) == 7

@@ -13,13 +13,13 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from turbofit.core.plan import Plan, Settings
-from turbofit.core.units import GIB, MIB, round_up
+from turbofit.core.plan import Plan
+from turbofit.core.units import MIB
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.logs.explain import diagnose
 from turbofit.logs.log_events import CacheBudget, Slab
 from turbofit.memory import engines, versions
-from turbofit.memory.account import Engine, VisionLoad
+from turbofit.memory.account import VisionLoad
 from turbofit.memory.engines import engine_of
 from turbofit.memory.pytorch.account import Pytorch
 from turbofit.memory.pytorch.activations import Activations, Prefill
@@ -33,7 +33,6 @@ from turbofit.serving.calibration import (
     CalibratedGpu,
     Observation,
     cache_beside,
-    learn,
     phase_rows,
     tokens_beside,
 )
@@ -168,20 +167,6 @@ def _other_blocks(*given: Any) -> Any:
     return replace(shape, block_tokens=shape.block_tokens // 2)
 
 
-def _other_torch_cut(*given: Any) -> Any:
-    shape = Pytorch.account_class.cache_shape(*given)
-    return replace(shape, step=GIB)
-
-
-def _long_forward(_: Engine, settings: Settings) -> int:
-    return 2 * settings.max_prefill_token_num
-
-
-def worst(name: str) -> Asker:
-    """The requests of a rehearsal's case."""
-    return lambda p: [case for case in ADAPTERS[p.engine.name].worst(p) if case.name == name]
-
-
 def hanging(plan: Plan) -> object:
     """What `diagnose` says that a cache lacks."""
     log = HANG.replace("VERSION", plan.engine.version)
@@ -202,12 +187,6 @@ def encoded(plan: Plan) -> float:
     rates = group_rates(plan.model, plan.settings, plan.machine, group, engine_of(plan))
     images = VisionLoad(units_per_image=65536, images_per_request=1, tokens_per_request=16384)
     return group_speed(rates, plan.settings, images, 10**9, 1.0).encodings
-
-
-def relearned(plan: Plan) -> object:
-    """What a calibration makes of a region that two cuts round otherwise."""
-    seen = replace(launched(plan), region=round_up(plan.kv.region_bytes, GIB) - MIB)
-    return learn(plan, [seen], lmdeploy="0.19.0", when="", pretend=True)[0].buffers
 
 
 def beside(plan: Plan) -> object:
@@ -239,7 +218,6 @@ _LARGE = {"model": "qwen2-vl-2b", "max_prefill_token_num": 4096}
 FORMULAS: list[tuple[str, str, dict[str, Any], dict[str, Any], Asker]] = [
     ("limits", "turbomind", {}, {"units_bound": _twice(engine_bound)}, lambda p: bounds_of(p).gate),
     ("limits", "turbomind", {}, {"blocks_ahead": 3}, let_in),
-    ("rehearse", "turbomind", {}, _ONCE, worst("vision_forward")),
     ("start", "turbomind", _LARGE, {"forward_tokens": _FORWARD}, cheaper),
     ("start", "turbomind", _LARGE, {"forward_tokens": _FORWARD}, check_seconds),
     ("start", "turbomind", _LARGE, _ONCE, cheaper),
@@ -248,8 +226,6 @@ FORMULAS: list[tuple[str, str, dict[str, Any], dict[str, Any], Asker]] = [
     ("launch", "turbomind", {}, {"forward_tokens": _FORWARD}, waiting),
     ("speed", "turbomind", _LARGE, {"forward_tokens": _FORWARD}, encoded),
     ("speed", "turbomind", _LARGE, _ONCE, encoded),
-    ("calibrate", "turbomind", {"model": "qwen3.5-9b"},
-     {"cache_shape": staticmethod(_other_cut)}, relearned),
     ("live comparison", "turbomind", {"model": "qwen3.5-9b"},
      {"cache_shape": staticmethod(_other_cut)}, beside),
     ("live comparison", "turbomind", {}, {"shape_of": staticmethod(_other_blocks)}, beside),
@@ -260,7 +236,6 @@ FORMULAS: list[tuple[str, str, dict[str, Any], dict[str, Any], Asker]] = [
     ("limits", "pytorch", {}, {"units_bound": _twice(torch_bound)}, lambda p: bounds_of(p).gate),
     ("start", "pytorch", _LARGE, {"encodes_again": True}, check_seconds),
     ("speed", "pytorch", _LARGE, {"encodes_again": True}, encoded),
-    ("calibrate", "pytorch", {}, {"cache_shape": staticmethod(_other_torch_cut)}, relearned),
     ("weights", "pytorch", {}, {"weight_classes": staticmethod(lambda *_: {"embedding": MIB})},
      lambda p: engine_of(p).weights(p.model, 1)),
 ]  # fmt: skip

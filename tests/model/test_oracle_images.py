@@ -319,16 +319,6 @@ def test_tokens_and_tiles_are_transformers(transformers, rule):
     assert rule.largest_limit(1) is None
 
 
-def test_published_worst_cases():
-    plain, many = RULES[:2]
-    assert (plain.worst_units(), plain.unit_tokens(5)) == (5, 576 * 5 + 48)
-    assert plain.tokens(672, 672) == 2928
-    # 9 tiles' worth at most, or up to 1.1 times as many a side.
-    assert many.worst_units() == 37
-    assert many.tokens(2304, 2304) == 729 + 81 * 81 + 81
-    assert many.unit_tokens(37) < 729 + 1.21 * 81 * 81 + 6 * 27
-
-
 @pytest.mark.lmdeploy
 def test_lmdeploy_counts_the_same_tokens(transformers, tmp_path):
     """It tells the processor that PIL images have channels last, which Transformers 5 believes."""

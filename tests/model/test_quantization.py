@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 
 from tests.support.tiny_checkpoints import LLAMA, llama_tensors, make, read
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Quantization
 from turbofit.core.units import GIB
-from turbofit.model.parameters import exempt_bytes, stored_bytes, unpacked_bytes
+from turbofit.model.parameters import stored_bytes
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 
@@ -87,19 +86,6 @@ def test_a_zero_point_of_each_group_is_stored_where_it_is_asymmetric() -> None:
         stored = packed("group", 32, symmetric=symmetric)
         model = read(config=LLAMA | {"quantization_config": stored})
         assert model.quantization.asymmetric is not symmetric
-
-
-def test_what_a_config_exempts_is_counted_at_16_bits() -> None:
-    model = preset_model("qwen3.6-27b-awq")
-    whole = msgspec.structs.replace(model.quantization, unconverted=())
-    packed_size = stored_bytes(model.text, model.vision, model.dtype, whole)
-    assert unpacked_bytes(model) == model.weight_bytes - packed_size > 0
-    q, layer = 5120 * 2 * 24 * 256, 3 * 5120 * 17408  # of one layer: queries with gates, the MLP
-    more = exempt_bytes(model.text, model.dtype, model.quantization)
-    assert more["q"] == int(16 * q * (2 - (0.5 + 2.5 / 128)))
-    assert more["o"] == 0  # the first layer has no attention
-    mlp = sum(more[f"mlp.{name}"] for name in ("gate", "up", "down"))
-    assert mlp == int(layer * (2 - (0.5 + 2.5 / 128)))
 
 
 def test_gptq_says_in_dynamic_what_it_leaves() -> None:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from math import prod
 
-import pytest
-
 from turbofit.core.model import Model, ModelSource, MoeDims, TextDims, VisionDims
 from turbofit.memory.pytorch import weights as pytorch
 from turbofit.memory.turbomind import weights as turbomind
-from turbofit.model import parameters, towers
-from turbofit.model.tensors import Tensor, text_tensors
-from turbofit.model.towers import vision_tensors
+from turbofit.model import parameters
 from turbofit.rehearsal.checkpoint import twin
 
 TEXT = TextDims(
@@ -123,27 +119,3 @@ def written() -> dict[str, object]:
 def test_counts_bytes_and_stand_in_are_those_of_one_checkpoint() -> None:
     """A tensor that the list leaves out is named by the header; count and bytes differ too."""
     assert figures() == written()
-
-
-ROLES = [tensor.role for tensor in (*text_tensors(TEXT), *vision_tensors(VISION, TEXT.hidden))]
-
-
-@pytest.mark.parametrize("role", ROLES)
-def test_a_tensor_that_is_left_out_is_missing_everywhere(
-    role: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def without(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(tensor for tensor in tensors if tensor.role != role)
-
-    for module in (parameters, turbomind, pytorch, twin):
-        monkeypatch.setattr(module, "text_tensors", lambda text: without(text_tensors(text)))
-    for module in (towers, turbomind, pytorch):
-        monkeypatch.setattr(
-            module, "vision_tensors", lambda vision, width: without(vision_tensors(vision, width))
-        )
-    found, expected = figures(), written()
-    monkeypatch.undo()
-    forget()
-    same = {name for name in expected if found[name] == expected[name]}
-    # A tied head is none of the checkpoint's, and TurboMind has a copy all the same.
-    assert same == ({"t1", "t2"} if role == "head" else set())

@@ -101,19 +101,6 @@ def test_it_has_the_figures_and_no_names(tmp_path: Path, capsys: Out) -> None:
     assert json.loads(capsys.readouterr().out)["schema"] == "turbofit.share/1"
 
 
-def test_eight_cards_go_into_an_issue(tmp_path: Path) -> None:
-    plan = planned("nvlink")
-    plan = replace(plan, machine=replace(plan.machine, source="nvml"))
-    folder = run_folder(tmp_path / "run", plan)
-    used = dict.fromkeys(("context and weights", "cache", "steady", "sampling", "vision"), 1 << 36)
-    cards = tuple(CalibratedGpu(index=gpu.index, before=0, used=used) for gpu in plan.gpus)
-    seen = (Observation(group=0, free=None, region=None, cards=cards),)
-    (folder / SEEN_FILE).write_text(to_json(seen))
-    assert main(["report", str(folder), "--share", "--out", str(tmp_path / "out.json")]) == 0
-    assert len(plan.gpus) == 8
-    assert len((tmp_path / "out.json").read_text()) < 65536
-
-
 @pytest.mark.parametrize("source", ["nvml", "preset"])
 def test_pretend_gpus_are_refused(tmp_path: Path, capsys: Out, source: str) -> None:
     plan = measured()

@@ -209,14 +209,18 @@ def _qwen2(prefix: str, head: str) -> dict[str, list[int]]:
     for i in range(2):
         layer = f"{prefix}layers.{i}."
         for name, width in (("q", hidden), ("k", key_value), ("v", key_value)):
-            shapes[f"{layer}self_attn.{name}_proj.weight"] = [width, hidden]
-            shapes[f"{layer}self_attn.{name}_proj.bias"] = [width]
-        shapes[f"{layer}self_attn.o_proj.weight"] = [hidden, hidden]
-        shapes[f"{layer}mlp.gate_proj.weight"] = [inner, hidden]
-        shapes[f"{layer}mlp.up_proj.weight"] = [inner, hidden]
-        shapes[f"{layer}mlp.down_proj.weight"] = [hidden, inner]
-        shapes[f"{layer}input_layernorm.weight"] = [hidden]
-        shapes[f"{layer}post_attention_layernorm.weight"] = [hidden]
+            shapes |= {
+                f"{layer}self_attn.{name}_proj.weight": [width, hidden],
+                f"{layer}self_attn.{name}_proj.bias": [width],
+            }
+        shapes |= {
+            f"{layer}self_attn.o_proj.weight": [hidden, hidden],
+            f"{layer}mlp.gate_proj.weight": [inner, hidden],
+            f"{layer}mlp.up_proj.weight": [inner, hidden],
+            f"{layer}mlp.down_proj.weight": [hidden, inner],
+            f"{layer}input_layernorm.weight": [hidden],
+            f"{layer}post_attention_layernorm.weight": [hidden],
+        }
     return shapes
 
 
@@ -235,14 +239,16 @@ def _internvit(hidden: int, inner: int, layers: int, *, text_hidden: int) -> dic
     }
     for i in range(layers):
         layer = f"vision_model.encoder.layers.{i}."
-        shapes[f"{layer}attn.qkv.weight"] = [3 * hidden, hidden]
-        shapes[f"{layer}attn.qkv.bias"] = [3 * hidden]
-        shapes[f"{layer}attn.proj.weight"] = [hidden, hidden]
-        shapes[f"{layer}attn.proj.bias"] = [hidden]
-        shapes[f"{layer}mlp.fc1.weight"] = [inner, hidden]
-        shapes[f"{layer}mlp.fc1.bias"] = [inner]
-        shapes[f"{layer}mlp.fc2.weight"] = [hidden, inner]
-        shapes[f"{layer}mlp.fc2.bias"] = [hidden]
+        shapes |= {
+            f"{layer}attn.qkv.weight": [3 * hidden, hidden],
+            f"{layer}attn.qkv.bias": [3 * hidden],
+            f"{layer}attn.proj.weight": [hidden, hidden],
+            f"{layer}attn.proj.bias": [hidden],
+            f"{layer}mlp.fc1.weight": [inner, hidden],
+            f"{layer}mlp.fc1.bias": [inner],
+            f"{layer}mlp.fc2.weight": [hidden, inner],
+            f"{layer}mlp.fc2.bias": [hidden],
+        }
         for name in ("ls1", "ls2", "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
             shapes[f"{layer}{name}"] = [hidden]
     return shapes
@@ -265,17 +271,25 @@ def _internvl_hf() -> dict[str, list[int]]:
     for i in range(2):
         layer = f"vision_tower.encoder.layer.{i}."
         for name in ("q_proj", "k_proj", "v_proj", "projection_layer"):
-            shapes[f"{layer}attention.{name}.weight"] = [hidden, hidden]
-            shapes[f"{layer}attention.{name}.bias"] = [hidden]
-        shapes[f"{layer}mlp.fc1.weight"] = [inner, hidden]
-        shapes[f"{layer}mlp.fc1.bias"] = [inner]
-        shapes[f"{layer}mlp.fc2.weight"] = [hidden, inner]
-        shapes[f"{layer}mlp.fc2.bias"] = [hidden]
+            shapes |= {
+                f"{layer}attention.{name}.weight": [hidden, hidden],
+                f"{layer}attention.{name}.bias": [hidden],
+            }
+        shapes |= {
+            f"{layer}mlp.fc1.weight": [inner, hidden],
+            f"{layer}mlp.fc1.bias": [inner],
+            f"{layer}mlp.fc2.weight": [hidden, inner],
+            f"{layer}mlp.fc2.bias": [hidden],
+        }
         for side in ("before", "after"):
-            shapes[f"{layer}layernorm_{side}.weight"] = [hidden]
-            shapes[f"{layer}layernorm_{side}.bias"] = [hidden]
-        shapes[f"{layer}lambda_1"] = [hidden]
-        shapes[f"{layer}lambda_2"] = [hidden]
+            shapes |= {
+                f"{layer}layernorm_{side}.weight": [hidden],
+                f"{layer}layernorm_{side}.bias": [hidden],
+            }
+        shapes |= {
+            f"{layer}lambda_1": [hidden],
+            f"{layer}lambda_2": [hidden],
+        }
     return shapes
 
 
@@ -292,14 +306,16 @@ def _qwen2_vit() -> dict[str, list[int]]:
     }
     for i in range(2):
         block = f"visual.blocks.{i}."
-        shapes[f"{block}attn.qkv.weight"] = [3 * hidden, hidden]
-        shapes[f"{block}attn.qkv.bias"] = [3 * hidden]
-        shapes[f"{block}attn.proj.weight"] = [hidden, hidden]
-        shapes[f"{block}attn.proj.bias"] = [hidden]
-        shapes[f"{block}mlp.fc1.weight"] = [inner, hidden]
-        shapes[f"{block}mlp.fc1.bias"] = [inner]
-        shapes[f"{block}mlp.fc2.weight"] = [hidden, inner]
-        shapes[f"{block}mlp.fc2.bias"] = [hidden]
+        shapes |= {
+            f"{block}attn.qkv.weight": [3 * hidden, hidden],
+            f"{block}attn.qkv.bias": [3 * hidden],
+            f"{block}attn.proj.weight": [hidden, hidden],
+            f"{block}attn.proj.bias": [hidden],
+            f"{block}mlp.fc1.weight": [inner, hidden],
+            f"{block}mlp.fc1.bias": [inner],
+            f"{block}mlp.fc2.weight": [hidden, inner],
+            f"{block}mlp.fc2.bias": [hidden],
+        }
         for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
             shapes[f"{block}{name}"] = [hidden]
     return shapes

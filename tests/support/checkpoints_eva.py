@@ -49,15 +49,19 @@ def make_cogvlm(folder: Path, *, second: bool = False) -> Path:
     for i in range(2):
         layer = f"model.layers.{i}."
         for side in ("vision", "language"):
-            shapes[f"{layer}self_attn.{side}_expert_query_key_value.weight"] = [width, _HIDDEN]
-            shapes[f"{layer}self_attn.{side}_expert_dense.weight"] = [_HIDDEN, _HIDDEN]
+            shapes |= {
+                f"{layer}self_attn.{side}_expert_query_key_value.weight": [width, _HIDDEN],
+                f"{layer}self_attn.{side}_expert_dense.weight": [_HIDDEN, _HIDDEN],
+            }
             for name in ("gate_proj", "up_proj"):
                 shapes[f"{layer}mlp.{side}_mlp.{name}.weight"] = [_INNER, _HIDDEN]
             shapes[f"{layer}mlp.{side}_mlp.down_proj.weight"] = [_HIDDEN, _INNER]
         if second:
             shapes[f"{layer}self_attn.vision_expert_query_key_value.bias"] = [width]
-        shapes[f"{layer}input_layernorm.weight"] = [_HIDDEN]
-        shapes[f"{layer}post_attention_layernorm.weight"] = [_HIDDEN]
+        shapes |= {
+            f"{layer}input_layernorm.weight": [_HIDDEN],
+            f"{layer}post_attention_layernorm.weight": [_HIDDEN],
+        }
     return _write(folder, config, shapes)
 
 
@@ -106,13 +110,15 @@ def make_glm4v(folder: Path) -> Path:
     }
     for i in range(2):
         layer = f"transformer.encoder.layers.{i}."
-        shapes[f"{layer}self_attention.query_key_value.weight"] = [2 * _HIDDEN, _HIDDEN]
-        shapes[f"{layer}self_attention.query_key_value.bias"] = [2 * _HIDDEN]
-        shapes[f"{layer}self_attention.dense.weight"] = [_HIDDEN, _HIDDEN]
-        shapes[f"{layer}mlp.dense_h_to_4h.weight"] = [2 * _INNER, _HIDDEN]
-        shapes[f"{layer}mlp.dense_4h_to_h.weight"] = [_HIDDEN, _INNER]
-        shapes[f"{layer}input_layernorm.weight"] = [_HIDDEN]
-        shapes[f"{layer}post_attention_layernorm.weight"] = [_HIDDEN]
+        shapes |= {
+            f"{layer}self_attention.query_key_value.weight": [2 * _HIDDEN, _HIDDEN],
+            f"{layer}self_attention.query_key_value.bias": [2 * _HIDDEN],
+            f"{layer}self_attention.dense.weight": [_HIDDEN, _HIDDEN],
+            f"{layer}mlp.dense_h_to_4h.weight": [2 * _INNER, _HIDDEN],
+            f"{layer}mlp.dense_4h_to_h.weight": [_HIDDEN, _INNER],
+            f"{layer}input_layernorm.weight": [_HIDDEN],
+            f"{layer}post_attention_layernorm.weight": [_HIDDEN],
+        }
     made = _write(folder, config, shapes)
     path = made / "tokenizer_config.json"
     tokenizer = json.loads(path.read_text())
@@ -154,8 +160,10 @@ def _tower(prefix: str, positions: int, joined: int | None, inputs: int) -> dict
         f"{prefix}linear_proj.dense_4h_to_h.weight": [_HIDDEN, _INNER],
     }
     if joined:
-        shapes[f"{prefix}conv.weight"] = [joined, _VISION, 2, 2]
-        shapes[f"{prefix}conv.bias"] = [joined]
+        shapes |= {
+            f"{prefix}conv.weight": [joined, _VISION, 2, 2],
+            f"{prefix}conv.bias": [joined],
+        }
     for i in range(2):
         layer = f"{prefix}transformer.layers.{i}."
         for name, outputs, inner in (
@@ -164,9 +172,13 @@ def _tower(prefix: str, positions: int, joined: int | None, inputs: int) -> dict
             ("mlp.fc1", _WIDE, _VISION),
             ("mlp.fc2", _VISION, _WIDE),
         ):
-            shapes[f"{layer}{name}.weight"] = [outputs, inner]
-            shapes[f"{layer}{name}.bias"] = [outputs]
+            shapes |= {
+                f"{layer}{name}.weight": [outputs, inner],
+                f"{layer}{name}.bias": [outputs],
+            }
         for name in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"{layer}{name}.weight"] = [_VISION]
-            shapes[f"{layer}{name}.bias"] = [_VISION]
+            shapes |= {
+                f"{layer}{name}.weight": [_VISION],
+                f"{layer}{name}.bias": [_VISION],
+            }
     return shapes

@@ -110,19 +110,27 @@ def _clip(*, siglip: bool) -> dict[str, list[int]]:
     if siglip:
         shapes[f"{tower}embeddings.patch_embedding.bias"] = [hidden]
     else:
-        shapes[f"{tower}embeddings.class_embedding"] = [hidden]
-        shapes[f"{tower}pre_layrnorm.weight"] = [hidden]
-        shapes[f"{tower}pre_layrnorm.bias"] = [hidden]
+        shapes |= {
+            f"{tower}embeddings.class_embedding": [hidden],
+            f"{tower}pre_layrnorm.weight": [hidden],
+            f"{tower}pre_layrnorm.bias": [hidden],
+        }
     for i in range(2):
         layer = f"{tower}encoder.layers.{i}."
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes[f"{layer}self_attn.{name}.weight"] = [hidden, hidden]
-            shapes[f"{layer}self_attn.{name}.bias"] = [hidden]
-        shapes[f"{layer}mlp.fc1.weight"] = [inner, hidden]
-        shapes[f"{layer}mlp.fc1.bias"] = [inner]
-        shapes[f"{layer}mlp.fc2.weight"] = [hidden, inner]
-        shapes[f"{layer}mlp.fc2.bias"] = [hidden]
+            shapes |= {
+                f"{layer}self_attn.{name}.weight": [hidden, hidden],
+                f"{layer}self_attn.{name}.bias": [hidden],
+            }
+        shapes |= {
+            f"{layer}mlp.fc1.weight": [inner, hidden],
+            f"{layer}mlp.fc1.bias": [inner],
+            f"{layer}mlp.fc2.weight": [hidden, inner],
+            f"{layer}mlp.fc2.bias": [hidden],
+        }
         for number in (1, 2):
-            shapes[f"{layer}layer_norm{number}.weight"] = [hidden]
-            shapes[f"{layer}layer_norm{number}.bias"] = [hidden]
+            shapes |= {
+                f"{layer}layer_norm{number}.weight": [hidden],
+                f"{layer}layer_norm{number}.bias": [hidden],
+            }
     return shapes

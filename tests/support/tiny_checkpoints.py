@@ -45,9 +45,11 @@ def llama_tensors(config=LLAMA, *, awq=False, dtype="F16"):
             tensors[f"{prefix}{norm}.weight"] = (dtype, (hidden,))
         for name, (out, inn) in linears.items():
             if awq:
-                tensors[f"{prefix}{name}.qweight"] = ("I32", (inn, out // 8))
-                tensors[f"{prefix}{name}.qzeros"] = ("I32", (inn // 128, out // 8))
-                tensors[f"{prefix}{name}.scales"] = ("F16", (inn // 128, out))
+                tensors |= {
+                    f"{prefix}{name}.qweight": ("I32", (inn, out // 8)),
+                    f"{prefix}{name}.qzeros": ("I32", (inn // 128, out // 8)),
+                    f"{prefix}{name}.scales": ("F16", (inn // 128, out)),
+                }
             else:
                 tensors[f"{prefix}{name}.weight"] = (dtype, (out, inn))
     return tensors

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -115,36 +113,6 @@ def test_death_by_a_refused_allocation(program: Any) -> None:
     assert "prog.py:9 image" in text
 
 
-def test_children_by_fork_spawn_and_with_their_own_devices(program: Any) -> None:
-    command = program(
-        """
-        if words:
-            malloc(2000); print(free()); sys.exit()
-        malloc(1000)
-        child = os.fork()
-        if not child:
-            malloc(500); os._exit(0)
-        os.waitpid(child, 0)
-        for shown in ("0", "1"):
-            env = {**os.environ, "CUDA_VISIBLE_DEVICES": shown}
-            subprocess.run(again("child"), env=env, check=True)
-        """
-    )
-    done = pretend("--json", "--on", "2xrtx3090", "--context", "100MiB", "--", *command)
-    seen = json.loads(done.stdout)
-    total = seen["gpus"][0]["total"] // MIB
-    # with --json the command's own words go to stderr
-    assert [int(w) for w in done.stderr.split() if w.isdigit()] == [total - 3200, total - 2100]
-    assert [g["peak"] // MIB for g in seen["gpus"]] == [3200, 2100]
-    rows = [[(g["gpu"], g["peak"] // MIB) for g in p["gpus"]] for p in seen["processes"]]
-    assert rows == [[(0, 1000)], [(0, 500)], [(0, 2000)], [(1, 2000)]]
-    first, forked, one, _ = seen["processes"]
-    assert forked["parent"] == first["pid"] == one["parent"]
-    at_once = [p["gpus"][0]["at_combined_peak"] // MIB for p in (first, forked, one)]
-    assert at_once == [1100, 0, 2100]
-    assert one["command"].endswith("prog.py child")
-
-
 def test_nothing_is_left_behind(program: Any, tmp_path: Path) -> None:
     """Orphans, even in sessions of their own and deaf to SIGTERM."""
     command = program(
@@ -218,35 +186,6 @@ def test_a_killed_turbofit_leaves_no_command_behind(program: Any) -> None:
         pid = int(process.stdout.readline())
         process.kill()
     assert gone(pid)
-
-
-def test_a_shell_with_job_control_stops_and_ends_it(program: Any) -> None:
-    """It may read, Ctrl-Z stops all and `fg` goes on, Ctrl-C is the command's, once."""
-    code = "print('got', input(), flush=True); print('then', input(), flush=True); rest()"
-    words = words_of("--on", "1xl4", "--", *program(code))
-    shell = 'set -m; "$@"; echo stopped; fg; echo "code $?"'
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execvp("bash", ["bash", "-c", shell, "bash", *words])
-    seen = b""
-
-    def until(text: bytes) -> None:
-        nonlocal seen
-        while text not in seen:
-            assert select.select([terminal], [], [], HANG)[0], seen
-            seen += os.read(terminal, 65536)
-
-    os.write(terminal, b"hello\n")
-    until(b"got hello")
-    os.write(terminal, b"\x1a")
-    until(b"stopped\r\n")
-    os.write(terminal, b"again\n")
-    until(b"then again")
-    os.write(terminal, b"\x03")
-    until(b"killed by SIGINT")
-    until(b"code 130")
-    assert os.waitpid(pid, 0)[1] == 0
-    os.close(terminal)
 
 
 def test_a_command_finds_a_model_without_its_weights() -> None:

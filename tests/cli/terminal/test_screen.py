@@ -6,17 +6,13 @@ import io
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from typing import Final
 
 import pytest
 
 from tests.cli.screen import Screen, screen_of
-from tests.support.waiting import HANG
 from turbofit.cli.terminal import output, screen
-from turbofit.cli.terminal.screen import TERMINAL, ProgressDisplay
+from turbofit.cli.terminal.screen import ProgressDisplay
 from turbofit.core.process.progress import Step
 
 #: `turbofit` whose planning takes until a line comes on stdin; progress is shown from the start.
@@ -183,58 +179,3 @@ def test_warnings_are_said_to_the_quiet(capsys: pytest.CaptureFixture[str]) -> N
         output.say("engine 1: warning: the disk is full")
     output.say("phase: ready")
     assert capsys.readouterr().err == "engine 1: warning: the disk is full\nphase: ready\n"
-
-
-def interrupted(moment: int, work: Callable[[], object]) -> bool:
-    """Do it with Ctrl-C at one of the moments at which Python looks for signals.
-
-    Python looks where a function in Python begins, and where one in C has returned. False: it was
-    over before that moment.
-    """
-    moments = count()
-
-    def profile(_frame: object, event: str, _what: object) -> None:
-        if event in ("call", "c_return") and next(moments) >= moment:
-            signal.raise_signal(signal.SIGINT)
-
-    sys.setprofile(profile)
-    try:
-        work()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.setprofile(None)
-    return False
-
-
-def others_can_write() -> bool:
-    """Whether another thread than this one gets the terminal."""
-
-    def take() -> bool:
-        taken = TERMINAL.acquire(timeout=HANG)
-        if taken:
-            TERMINAL.release()
-        return taken
-
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(take).result()
-
-
-@pytest.mark.parametrize("step", [Step("planning"), None])
-def test_a_signal_at_any_moment_leaves_the_terminal_to_others(step: Step | None, capsys) -> None:
-    """While it is shown what is under way, and while a line is written."""
-    for moment in count():
-        display = ProgressDisplay(io.StringIO(), in_place=True)
-        came = interrupted(moment, lambda display=display: display.hear(step))
-        assert others_can_write(), moment
-        display.end()
-        if not came:
-            assert moment > 2
-            break
-    with output.progress(quiet=False, as_json=False):
-        for moment in count():
-            came = interrupted(moment, lambda: output.note("a line"))
-            assert others_can_write(), moment
-            if not came:
-                break
-    assert capsys.readouterr().err.endswith("a line\n")

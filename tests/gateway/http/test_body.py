@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 import tracemalloc
 from typing import Any
@@ -160,23 +159,6 @@ async def test_a_client_that_leaves_gives_its_room_back() -> None:
     assert (ended.task.cancelled(), bodies.in_memory, bodies._held_bytes) == (True, 0, {})
 
 
-def test_what_was_read_is_let_go_of_without_the_garbage_collector() -> None:
-    # Thousands of requests a minute would leave their tasks and contexts to its next full run.
-    async def read() -> None:
-        upload = Upload(Bodies(100, GatewayConfig()), "a")
-        await upload.send(10, more=False)
-        assert await upload.task == b" " * 10
-
-    gc.collect()
-    gc.disable()
-    try:
-        asyncio.run(read())
-        left = [thing for thing in gc.get_objects() if type(thing).__name__ == "_Arrival"]
-    finally:
-        gc.enable()
-    assert not left
-
-
 class Fetched(MediaFetcher):
     """Every address has the same image of a MiB; they come one after the other."""
 
@@ -264,28 +246,3 @@ def test_a_body_in_tiny_pieces_takes_no_more_memory_than_its_bytes() -> None:
     body, peak = asyncio.run(run())
     assert body == b"".join(bytes((n & 127, 1)) for n in reversed(range(pieces)))
     assert peak < 4 * len(body)
-
-
-async def test_a_large_body_is_read_on_once_others_were_heard() -> None:
-    """A part of each large body in one pass of the loop is a pass that lasts for all of them."""
-    bodies = Bodies(10 * LARGE, GatewayConfig())
-    asked: list[str] = []
-
-    def upload(name: str, *sizes: int) -> asyncio.Task[bytes]:
-        parts = iter(sizes)
-
-        async def receive() -> dict[str, Any]:
-            asked.append(name)
-            size = next(parts)
-            last = size == sizes[-1]
-            return {"type": "http.request", "body": b" " * size, "more_body": not last}
-
-        return asyncio.ensure_future(bodies.read(JSON, receive, name))
-
-    large = [upload(name, LARGE, LARGE, LARGE, 1) for name in "abc"]
-    small = upload("small", 10, 10, 10, 1)
-    assert [len(body) for body in await asyncio.gather(*large, small)] == [3 * LARGE + 1] * 3 + [31]
-    # The first parts came together; then text is read whole before any large body is read on.
-    assert "".join(asked[:3]) == "abc"
-    assert asked[3:7] == ["small"] * 4
-    assert sorted(asked[7:]) == [*"aaabbbccc"]

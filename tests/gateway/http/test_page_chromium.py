@@ -217,37 +217,6 @@ def test_the_keyboard_alone_asks_stops_and_changes_tabs(
     assert "/metrics" in browser.one("#routes").text
 
 
-@pytest.mark.parametrize(
-    ("width", "dark"),
-    [
-        (390, True),
-        (1280, False),
-        pytest.param(390, False, marks=pytest.mark.exhaustive),
-        pytest.param(1280, True, marks=pytest.mark.exhaustive),
-    ],
-)
-def test_nothing_is_cut_and_everything_has_a_name(
-    served: Callable[..., Page], browser: Browser, width: int, dark: bool
-) -> None:
-    page = served(lambda *_: stream(event("word " * 400), DONE), names={"org/a-model-" * 6: "m"})
-    page.show(dark=dark, width=width)
-    browser.run(PASTE, data_url(picture(64, 64)), "paste")
-    until(lambda: browser.all("#pictures img"), "a picture")
-    page.write("wide" * 100 + ENTER)
-    page.sees("word word")
-    page.ended()
-    browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-    for tab in ("chat", "limits", "routes"):
-        browser.one(f"#tab-{tab}").click()
-        assert browser.run("return document.documentElement.scrollWidth") <= width
-        for one in browser.all("button, select, textarea, input, summary, [role='img']"):
-            if one.is_displayed():
-                assert one.accessible_name, one.get_attribute("outerHTML")[:80]
-    browser.one("#tab-chat").click()
-    assert "in use in the worst case" in browser.one("#memory").text
-    assert browser.said() == []
-
-
 def test_the_server_now_stands_beside_the_chat(
     served: Callable[..., Page], browser: Browser
 ) -> None:

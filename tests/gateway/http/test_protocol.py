@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import hmac
-import inspect
 import json
 import select
 import socket
@@ -14,13 +12,10 @@ import threading
 from contextlib import closing, contextmanager, nullcontext, suppress
 from copy import copy
 from http.client import HTTPConnection, HTTPResponse
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import uvicorn
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from tests.hostile import hostile
@@ -355,10 +350,6 @@ def test_a_stream_to_http_1_0_has_no_chunks(version: str) -> None:
         assert response.read(9) == b"data: 1\n\n"
         assert response.read() == b"data: [DONE]\n\n"
         assert response.will_close == (version == "1.0")
-        with closing(connected(gateway)) as old:
-            old.sendall(HEALTH.replace(b"1.1", version.encode()))
-            assert answered(old)[0] == 200
-            assert version == "1.1" or ended(old)
 
 
 def test_trailers_are_no_headers() -> None:
@@ -437,40 +428,6 @@ async def spoken(data: bytes, bugs: list[dict[str, Any]]) -> None:
     assert app._bodies.in_memory == 0
     assert all(engine.units == engine.host_bytes == 0 for engine in app.engines)
     assert not len(app.connections)
-
-
-#: What uvicorn calls or reads, and the limits override or set.
-SHARED = (
-    "on_response_complete", "pause_writing", "resume_writing", "timeout_keep_alive",
-    "timeout_keep_alive_handler", "timeout_keep_alive_task",
-)  # fmt: skip
-
-
-def test_uvicorn_still_has_what_the_limits_rest_on() -> None:
-    """Its protocol is not documented: this says at once what a new release has moved."""
-    tree = ast.parse(inspect.getsource(LimitedProtocol))
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    own |= {node.attr for node in names if isinstance(node.ctx, ast.Store)}
-
-    async def app(scope: Any, receive: Any, send: Any) -> None: ...
-
-    async def moved() -> set[str]:
-        base = HttpToolsProtocol(uvicorn.Config(app, ws="none"), ServerState(), {})
-        base.connection_made(Wire())
-        base.data_received(HEALTH)
-        await settled()
-        theirs = {"self": base, "super()": base, "cycle": base.cycle, "self.cycle": base.cycle}
-        used = {(ast.unparse(node.value), node.attr) for node in names}
-        used = {(of, name) for of, name in used if of != "self" or name not in own}
-        used |= {("self", name) for name in SHARED}
-        return {
-            f"{of}.{name}" for of, name in used if of in theirs and not hasattr(theirs[of], name)
-        }
-
-    assert asyncio.run(moved()) == set()
-    assert list(inspect.signature(uvicorn.Server.startup).parameters) == ["self", "sockets"]
-    assert hasattr(uvicorn.Server, "capture_signals")
 
 
 async def settled() -> None:
@@ -563,17 +520,6 @@ def test_a_tls_handshake_that_never_ends_makes_room(monkeypatch) -> None:
         asyncio.run(drive())
 
 
-@pytest.mark.parametrize("lost", [None, socket.socket()])
-def test_a_connection_that_is_lost_has_nothing_unread(lost: socket.socket | None) -> None:
-    """With TLS it hears so one pass of the loop after its socket was closed."""
-    if lost is not None:
-        lost.close()
-    protocol = LimitedProtocol.__new__(LimitedProtocol)
-    protocol._deaf = False
-    protocol.transport = SimpleNamespace(get_extra_info=lambda _: lost)  # type: ignore[assignment]
-    assert not protocol.has_unread()
-
-
 def test_where_all_are_at_work_a_new_one_is_refused_and_counted_until_it_ends() -> None:
     all_, _ = make(most=2, of_one=99)
     first, second, third, fourth = (One() for _ in range(4))
@@ -606,17 +552,6 @@ def test_an_address_makes_room_for_itself_only() -> None:
     assert (refusal.status, refusal.reason) == (429, "too_many_connections")
     assert "2 connections of this address, the limit is 2" in refusal.message
     assert not other.closed
-
-
-@pytest.mark.parametrize(("of_one", "lower"), [(1, ()), (99, (1, 50))])
-def test_an_address_or_what_the_system_gives_lowers_the_number(of_one, lower) -> None:
-    all_, _ = make(most=100, of_one=of_one)
-    for most in lower:
-        all_.lower(most)
-    first = One()
-    assert all_.opened(first, "2001:db8::1") is None
-    assert all_.opened(One(), "2001:db8::2") is None
-    assert first.closed
 
 
 def test_networks_and_that_an_ipv6_client_is_its_64() -> None:

@@ -41,7 +41,6 @@ from turbofit.gateway.limits.request_limits import (
 )
 from turbofit.gateway.limits.sharing import hold_clip, hold_frames, hold_images
 from turbofit.gateway.media.clips import Clip
-from turbofit.serving.engine.worst_requests import worst_image, worst_image_tokens, worst_request
 
 pytestmark = pytest.mark.slow
 
@@ -134,18 +133,6 @@ def test_what_is_asked_of_images_that_carry_nothing_is_not_sent(rule, overlay) -
         assert fit.knobs == {}
         check_request(b, [fit])
         assert "max_pixels=1000000000->default" in fit.lowered
-
-
-@pytest.mark.parametrize("rule", WITHOUT_KNOBS, ids=lambda rule: type(rule).__name__)
-def test_the_worst_request_reaches_the_plan(rule) -> None:
-    for limit in rule.lower_limits(2):
-        plan = plan_for(rule, limit=limit)
-        image = worst_image(plan)
-        assert image.knobs == {}
-        assert rule.units(*image.size, limit) == plan.limits.units_per_image
-        assert worst_image_tokens(plan) == plan.limits.image_tokens_per_request
-        parts = worst_request(plan, "m").body["messages"][0]["content"]
-        assert sum(part["type"] == "image_url" for part in parts) == 2
 
 
 @pytest.mark.parametrize(

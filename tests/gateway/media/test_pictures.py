@@ -16,6 +16,7 @@ import pytest
 from PIL import Image, ImageChops, ImageFile
 
 from tests.support.gateway import data_url, picture
+from tests.virtual_time import settled
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media import pictures
 from turbofit.gateway.media.pictures import (
@@ -254,68 +255,25 @@ def test_what_cannot_be_decoded_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 SMALL, PHOTO, LARGEST = (1000, 1000), (4000, 3000), (LARGEST_PIXELS // 9000, 9000)
 
 
-class Resizing:
-    """A picture that is being resized until `end`."""
-
-    def __init__(self, turns: PictureTurns, size: tuple[int, int]) -> None:
-        self.begun, self._end = asyncio.Event(), asyncio.Event()
-        self.task = asyncio.ensure_future(self._run(turns, size))
-
-    async def _run(self, turns: PictureTurns, size: tuple[int, int]) -> None:
-        async with turns.of(size):
-            self.begun.set()
-            await self._end.wait()
-
-    async def end(self) -> None:
-        self._end.set()
-        await self.task
-
-
-async def settle() -> None:
-    """Until all that can go on has done so."""
-    for _ in range(100):
-        await asyncio.sleep(0)
-
-
-async def started(turns: PictureTurns, sizes) -> list[Resizing]:
-    waiting = [Resizing(turns, size) for size in sizes]
-    await settle()
-    return waiting
-
-
-async def finish(waiting: list[Resizing]) -> None:
-    for one in waiting:
-        await one.end()
-
-
 @pytest.mark.parametrize(
     ("threads", "size", "at_once"),
     [(0, SMALL, 2), (1, PHOTO, 2), (15, SMALL, 15), (15, PHOTO, 7), (15, LARGEST, 1)],
 )
 async def test_as_many_at_once_as_threads_and_memory_allow(threads, size, at_once) -> None:
-    waiting = await started(PictureTurns(threads), [size] * 20)
-    assert [one.begun.is_set() for one in waiting] == [True] * at_once + [False] * (20 - at_once)
-    await waiting[0].end()
-    await settle()
-    assert sum(one.begun.is_set() for one in waiting) == at_once + 1
-    await finish(waiting)
+    turns, begun = PictureTurns(threads), list[int]()
+    ends = [asyncio.Event() for _ in range(20)]
 
+    async def resize(number: int) -> None:
+        async with turns.of(size):
+            begun.append(number)
+            await ends[number].wait()
 
-async def test_a_large_picture_is_not_overtaken_by_small_ones() -> None:
-    turns = PictureTurns(15)
-    first, large, second = await started(turns, [SMALL, (LARGEST[0] * 2, LARGEST[1]), SMALL])
-    assert [one.begun.is_set() for one in (first, large, second)] == [True, False, False]
-    await first.end()
-    await settle()
-    assert (large.begun.is_set(), second.begun.is_set()) == (True, False)
-    await finish([large, second])
-
-
-async def test_whoever_leaves_while_it_waits_gives_its_part_back() -> None:
-    turns = PictureTurns(15)
-    first, large = await started(turns, [SMALL, (LARGEST[0] * 2, LARGEST[1])])
-    large.task.cancel()
-    await settle()
-    waiting = await started(turns, [SMALL] * 15)
-    assert [one.begun.is_set() for one in waiting] == [True] * 14 + [False]
-    await finish([first, *waiting])
+    resizing = asyncio.gather(*map(resize, range(20)))
+    await settled()
+    assert begun == list(range(at_once))
+    ends[0].set()
+    await settled()
+    assert len(begun) == at_once + 1
+    for end in ends:
+        end.set()
+    await resizing

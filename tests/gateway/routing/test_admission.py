@@ -17,12 +17,10 @@ from tests.support.gateway import (
     EVENT,
     Answer,
     Recorder,
-    anthropic,
     call,
     chat,
     gateway,
     image_part,
-    picture,
     plan_for,
     stream,
 )
@@ -32,7 +30,7 @@ from turbofit.core.plan import Plan
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED, Cost, Gate, KvCache, Share
 from turbofit.gateway.routing.admission import Admission
-from turbofit.gateway.routing.engines import Fleet, RoutedEngine, Turn
+from turbofit.gateway.routing.engines import Fleet, RoutedEngine
 
 
 async def test_one_client_may_fill_the_queue_and_makes_room_for_the_others() -> None:
@@ -77,19 +75,6 @@ async def test_a_bound_of_all_engines_lets_the_next_in_once_one_has_ended() -> N
         task.result().leave()
     tasks[3].result().leave()
     assert (door.under_way, door.waiting) == (0, 0)
-
-
-async def test_a_suspect_that_must_wait_holds_nobody_up_and_has_one_turn_on_all_engines() -> None:
-    engines = [RoutedEngine(n, f"http://e{n}", host_limit=1) for n in range(3)]
-    door = Admission(Fleet(engines))
-    turns = [Turn(name, alone=False) for name in ("a", "a", "b")]
-    tasks = [asyncio.ensure_future(door.admit("one", Cost(), turn)) for turn in turns]
-    await settled()
-    there = [task.done() for task in tasks]
-    other = (await door.admit("other", Cost(host_bytes=1))).engine
-    tasks[0].result().begin()
-    await settled()
-    assert (there, other.index, tasks[1].done(), door.waiting) == ([True, False, True], 0, True, 0)
 
 
 def engines(count: int = 1, gate=10, host_limit=10**9) -> list[RoutedEngine]:
@@ -163,42 +148,6 @@ def test_no_engine_ever_holds_more_than_its_gate(requests, count) -> None:
     assert waiting == 0
 
 
-async def test_a_text_passes_images_that_wait_but_no_text_that_does() -> None:
-    """The tokens that texts reserve hold up an image at the head of the line, and not for good."""
-    kv = KvCache(tokens=640 + 20 * 64, longest=16 * 64, block=64, ahead=2)
-    engine = RoutedEngine(0, "http://e", gate=Gate(13, kv))
-    door, order, places = Admission(Fleet([engine])), [], {}
-
-    def ask(name: str, units: int, tokens: int) -> asyncio.Task[None]:
-        async def ask_for() -> None:
-            places[name] = await door.admit(name, Cost(units=units, tokens=tokens))
-            order.append(name)
-
-        return asyncio.ensure_future(ask_for())
-
-    async def then(*names: str) -> None:
-        for name in names:
-            places[name].leave()
-        await virtual_time.settled()
-
-    tasks = [ask("image", 13, 64), ask("image that waits", 13, 64), ask("text", 0, 64)]
-    await virtual_time.settled()
-    assert order == ["image", "text"]
-    places["image"].begin()
-    await virtual_time.settled()
-    assert order[2:] == ["image that waits"]
-    places["image that waits"].begin()
-    tasks += [ask("long text", 0, UNSTATED), ask("short text", 0, 64)]
-    await virtual_time.settled()
-    assert order[3:] == []  # the long one could evict, and the short one stays behind it
-    await then("image")
-    assert order[3:] == ["long text", "short text"]
-    await then("image that waits", "text", "long text", "short text")
-    assert (engine.units, engine.gate.reserved) == (0, 0)
-    await asyncio.gather(*tasks)
-    assert len(order) == 5
-
-
 BIG = image_part(448, 5376)
 SHORT, LONG = chat(BIG, stream=True, max_tokens=64), chat(BIG, stream=True)
 TEXT, STATED = chat(stream=True), chat(stream=True, max_tokens=64)
@@ -256,26 +205,6 @@ async def test_where_no_engine_may_evict_the_next_image_goes_on_at_the_first_tok
 )
 async def test_where_an_engine_may_evict_the_cache_decides_too(tokens, bodies, early) -> None:
     assert await begun(queued_plan(tokens=tokens), *bodies) == early
-
-
-@pytest.mark.parametrize(("tokens", "early"), [(64, 2), (20_000, 1)])
-async def test_the_name_of_the_answer_s_length_is_the_route_s(tokens, early) -> None:
-    body = anthropic(picture(448, 5376), model="m", stream=True, max_tokens=tokens)
-    assert await begun(queued_plan(), body, body, path="/v1/messages") == early
-
-
-async def test_the_metrics_page_says_what_is_reserved() -> None:
-    app, _ = gateway(queued_plan(), recorder=Recorder(lambda *_: Answer(0.3, b"{}")))
-    waiting = asyncio.ensure_future(call(app, body=chat(BIG, max_tokens=64)))
-    await settled()
-    during = (await call(app, "/metrics")).body.decode()
-    await waiting
-    after = (await call(app, "/metrics")).body.decode()
-    name = 'turbofit_gateway_kv_tokens_reserved{engine="0"} '
-    (reserved,) = (line.removeprefix(name) for line in during.splitlines() if name in line)
-    # 13 tiles, the answer, 640 for the template, and a text of less than 600 bytes.
-    assert 13 * 256 + 64 + 640 < int(reserved) < 13 * 256 + 64 + 640 + 600 + 3 * 64
-    assert f"{name}0\n" in after
 
 
 @pytest.mark.parametrize(("streamed", "seconds"), [(True, 0.2), (False, 10.0)])
@@ -337,24 +266,6 @@ def test_a_reservation_is_whole_blocks_and_no_more_than_the_session() -> None:
         (Cost(tokens=UNSTATED), 1024 + 2 * 64), (Cost(tokens=64, copies=3), 3 * least),
     ):  # fmt: skip
         assert KV.reservation(cost) == reserved
-
-
-def test_where_something_can_be_evicted_units_count_to_the_end() -> None:
-    door = gate()
-    first = taken(door, 7, 64)
-    door.begin(first)
-    long = taken(door, 0, UNSTATED)
-    longer = taken(door, 6, UNSTATED)
-    door.begin(longer)
-    assert door.counted == 13  # the first's as well: it may be encoded again
-    assert not door.fits(Cost(units=1, tokens=64))
-    door.end(long)
-    assert door.reserved < KV.room
-    # It may have been evicted meanwhile, and not have come back yet.
-    assert not door.fits(Cost(units=1, tokens=64))
-    door.end(first)
-    assert door.fits(Cost(units=7, tokens=64))
-    assert not door.fits(Cost(units=8, tokens=64))
 
 
 def test_what_is_alone_or_holds_nothing_always_fits() -> None:

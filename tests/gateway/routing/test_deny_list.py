@@ -198,24 +198,6 @@ async def test_a_copy_that_waits_for_its_turn_is_refused_as_the_turns_before_it_
         assert (len(fleet.deaths), fleet.known) == (3, (0, 1))
 
 
-async def test_who_is_beside_an_unknown_one_is_not_refused_but_runs_alone() -> None:
-    """A suspect is in its turn when a new request ends the engine beside it."""
-    async with Fleet(1) as fleet:
-        await fleet.accused(("innocent", ""))
-        pending = fleet.begin("innocent")
-        await asyncio.sleep(0.01)
-        await fleet.ask(f"{KILLS} something new")
-        assert code(await pending) == DIED
-        await fleet.all_up()
-        pending = fleet.begin("innocent")
-        await asyncio.sleep(0.01)
-        new = fleet.begin("new")
-        await asyncio.sleep(0.1)
-        assert fleet.app.engines[0].outstanding == 1
-        assert [(await reply).status for reply in (pending, new)] == [200, 200]
-        assert fleet.known == (1, 0)
-
-
 async def test_who_hangs_up_in_a_turn_alone_keeps_nobody_out() -> None:
     async with Fleet(1) as fleet:
         for _ in range(2):
@@ -272,57 +254,6 @@ async def test_who_finds_nothing_listening_knows_that_the_engine_ended() -> None
         assert (met, len(fleet.deaths)) == ([DIED, DIED, CONVICTED], 3)
 
 
-async def test_who_is_still_connecting_to_a_dead_engine_was_not_at_its_death() -> None:
-    """Two find that nothing listens at once, and one of them is a suspect in its turn."""
-    async with Fleet(1, restart=1.0, api_keys=("a", "b", "c")) as fleet:
-        await asyncio.gather(fleet.ask("innocent", "b"), fleet.ask(KILLS, "a"))
-        await fleet.all_up()
-        opened, connecting, goes_on = fleet.recorder.open, asyncio.Event(), asyncio.Event()
-
-        async def connect(engine, method, path, body, headers):
-            if b"innocent" in body:
-                connecting.set()
-                await goes_on.wait()
-            return await opened(engine, method, path, body, headers)
-
-        fleet.recorder.open = connect
-        fleet.kill()
-        suspect = fleet.begin("innocent", "b")
-        await connecting.wait()
-        replies = [await fleet.ask("new", "c")]
-        goes_on.set()
-        replies.append(await suspect)
-        assert [code(reply)[1] for reply in replies] == ["engine_unavailable"] * 2
-        assert fleet.known[1] == 0
-
-
-async def test_an_answer_that_comes_after_a_death_is_of_the_process_that_died() -> None:
-    """It lay in its socket: who breaks off after it was at the same death."""
-    answers: dict[str, asyncio.Future] = {}
-
-    async def answer(engine, path, body):
-        answers[body.decode()] = pending = asyncio.get_running_loop().create_future()
-        return await pending
-
-    app, _ = gateway(recorder=Recorder(answer), api_keys=("a", "b", "c"))
-    app.engines[0].succeeded()
-    asked = []
-    for key in ("a", "b", "c"):
-        headers = {"authorization": f"Bearer {key}"}
-        body = chat({"type": "text", "text": key})
-        asked.append(asyncio.ensure_future(call(app, body=body, headers=headers)))
-        await auntil(lambda: len(answers) == len(asked), "it to be sent")
-    came = (OSError("reset"), Answer(b"{}"), OSError("reset"))
-    statuses = []
-    for pending, event, reply in zip(answers.values(), came, asked, strict=True):
-        pending.set_result(event)
-        statuses.append((await reply).status)
-        await asyncio.sleep(0.001)
-    metrics = (await call(app, "/metrics", headers=headers)).body.decode()
-    assert (statuses, app.deny_list.numbers) == ([503, 200, 503], (2, 0))
-    assert 'engine_deaths_total{engine="0"} 1\n' in metrics
-
-
 async def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
     """Its supervisor takes the refusal back."""
     async with Fleet(1, restart=1.0) as fleet:
@@ -351,33 +282,6 @@ async def test_a_supervisor_may_be_first_to_see_another_cause_and_tells_of_one_p
         fleet.app.engine_ended(0, other_cause=True)
         await asyncio.sleep(0.01)
         assert fleet.known == (1, 0)
-
-
-async def test_the_next_gateway_goes_on_with_what_is_known() -> None:
-    async with Fleet(1) as fleet:
-        await fleet.ask(KILLS)
-    async with Fleet(1) as other:
-        other.app.deny_list = other.app._forwarder.deny_list = fleet.app.deny_list
-        met = []
-        for _ in range(3):
-            await other.all_up()
-            met.append(code(await other.ask(KILLS)))
-        assert (met, len(other.deaths)) == ([DIED, DIED, CONVICTED], 2)
-
-
-async def test_a_full_line_of_suspects_sends_the_newest_of_whoever_has_most_away() -> None:
-    asked = [(f"{n}", key) for n, key in enumerate(["many"] * 6 + ["one"])]
-    async with Fleet(1, api_keys=("many", "one")) as fleet:
-        fleet.app.admission._suspects.longest = 4
-        await fleet.accused(*asked)
-        again = []
-        for words in asked:
-            again.append(fleet.begin(*words))
-            await asyncio.sleep(0.01)
-        replies = await asyncio.gather(*again)
-    assert [reply.status for reply in replies] == [200, 200, 200, 200, 503, 503, 200]
-    assert code(replies[5]) == (503, "suspect_waits")
-    assert "retry-after" in replies[5].headers
 
 
 @pytest.mark.parametrize(("ago", "suspected", "refused"), [(59, 0, 1), (61, 0, 0)])

@@ -14,10 +14,9 @@ from io import BytesIO
 from types import SimpleNamespace
 
 import pytest
-from aiohttp import web
 from PIL import Image
 
-from tests.measure.load.scripted import ScriptedServer, ThreadedServer
+from tests.measure.load.scripted import ScriptedServer
 from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
@@ -299,34 +298,6 @@ def test_odd_events_count_for_nothing() -> None:
     ):  # fmt: skip
         answer = read(TEXT, b"data: " + event + b"\n\n", DONE)
         assert (len(answer.pieces), answer.output_tokens) == (1, None), event
-
-
-class Endless(ThreadedServer):
-    """Its page comes in packets, and its errors never end."""
-
-    async def _write(self, incoming: web.Request, *parts: bytes, status: int) -> web.StreamResponse:
-        response = web.StreamResponse(status=status)
-        await response.prepare(incoming)
-        for part in parts:
-            await response.write(part)
-            await asyncio.sleep(0.01)
-        return response
-
-    async def page(self, incoming: web.Request) -> web.StreamResponse:
-        return await self._write(incoming, b'{"data": [{"', b'id": "m', b'"}]}', status=200)
-
-    async def chat(self, incoming: web.Request) -> web.StreamResponse:
-        return await self._write(incoming, b"out of ", *[b"memory" * 4096] * 10**6, status=500)
-
-
-def test_a_page_in_packets_is_read_whole_and_of_an_endless_error_only_the_beginning() -> None:
-    hopeless = LoadSpec.of(images=0, concurrency=2, seconds=3600.0, warm_up=0)
-    with Endless() as server:
-        result = bench(server.url, hopeless)
-    assert (result.answered, result.stopped) == (0, "8 requests in a row failed")
-    (error,) = result.errors
-    assert (result.model, error.kind) == ("m", "status 500")
-    assert error.example == ("out of " + "memory" * 40)[:200]
 
 
 def test_an_image_is_what_its_header_says_and_small() -> None:

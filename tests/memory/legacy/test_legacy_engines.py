@@ -23,20 +23,15 @@ from turbofit.memory.legacy.generations import (
     legacy_weight_classes,
     torch_generation_of,
     torch_generations,
-    tower_activations,
-    tower_bytes,
     unread,
 )
 from turbofit.memory.legacy.pytorch import LegacyPytorch, LegacyTorchAccount
 from turbofit.memory.legacy.turbomind import LegacyAccount, LegacyTurbomind, _Forward
 from turbofit.memory.start_outcome import outcome_at
-from turbofit.memory.turbomind.account import TurbomindAccount
-from turbofit.memory.turbomind.weights import load_constants, weight_classes
+from turbofit.memory.turbomind.weights import load_constants
 from turbofit.memory.versions import is_legacy
 from turbofit.model.presets import known_presets
 from turbofit.model.source import resolve_model
-from turbofit.model.tensors import elements
-from turbofit.model.towers import vision_tensors
 
 
 def test_a_version_chooses_the_account():
@@ -302,28 +297,6 @@ def test_a_cache_is_a_count_of_blocks_or_of_sessions_or_a_ratio_of_what_is_free(
     assert new.region_at(0.5) < new.free / 2
 
 
-def test_where_parts_of_the_weights_were():
-    # Embeddings were whole on every rank until 0.6.
-    old, new = account("internvl2-8b", "0.5.3", tp=4), account("internvl2-8b", "0.6.0", tp=4)
-    whole = 92556 * 4096 * 2  # 92553 rows padded to a multiple of 4
-    assert terms(old, 0.2)["weights.embedding"] == whole
-    assert terms(new, 0.2)["weights.embedding"] < whole // 3
-    # The tower is before the cache since 0.4, on the first GPU at first and then spread.
-    late, early = account("internvl2-8b", "0.3.0"), account("internvl2-8b", "0.4.0")
-    tower = terms(early, 0.5)["weights.vision_tower"]
-    assert early.free < late.free
-    assert abs(late.free - early.free - tower) < 2 * MIB
-    first, spread = account("internvl2-26b", "0.4.1", tp=4), account("internvl2-26b", "0.4.2", tp=4)
-    shares, whole = (
-        [terms(made, 0.2, rank)["weights.vision_tower"] for rank in range(4)]
-        for made in (spread, first)
-    )
-    assert whole[1:] == [0, 0, 0]
-    assert max(shares) < 0.3 * whole[0]
-    assert abs(sum(shares) - whole[0]) < 0.01 * whole[0]
-    assert spread.free > first.free + GIB
-
-
 def test_what_torch_kept_of_loading_made_the_cache_smaller_from_0_6_2_to_0_8():
     frees = {v: account("internvl2-8b", v).free for v in ("0.6.0", "0.7.2", "0.9.0")}
     kept = terms(account("internvl2-8b", "0.7.2"), 0.5)["torch_cache"]
@@ -412,32 +385,6 @@ def test_0_15_waits_for_blocks_that_its_cache_has_not():
     assert outcome_at(account("internlm2.5-7b", "0.14.0", on="rtx3090"), 0.05).kind != "hang"
 
 
-def test_buffers_are_cut_with_the_session_and_since_0_12_come_before_the_cache():
-    made = account("internvl2-26b", "0.5.2")
-    small, large = terms(made, 0.05), terms(made, 0.5)
-    assert small["token_ids"] < large["token_ids"]
-    assert large["token_ids"] == 6 * 128 * 32768 * 4
-    assert terms(account("internvl2-26b", "0.12.0"), 0.05)["token_ids"] == 128 * 3 * 32768 * 4
-    # A log's free memory of 0.12 is without them.
-    before, since = (
-        account("internvl2-8b", version, on="rtx3090", free=6 * GIB)
-        for version in ("0.11.1", "0.12.0")
-    )
-    assert since.free == 6 * GIB
-    assert "token_ids" in terms(before, 0.5)
-    assert "token_ids" not in terms(since, 0.5)
-
-
-def test_native_towers_use_the_reference_account_with_older_figures():
-    rules = generation_of("0.16.0")
-    launch = launch_of("internvl2-8b", rules, 1, "a100-80g")
-    made = LegacyTurbomind("0.16.0").account(launch)
-    assert isinstance(made, TurbomindAccount)
-    assert made.constants.ffn_align_16bit == 32
-    assert made.constants.packed["int4"]["90"].of is None  # Hopper's own layout is 0.18's
-    assert sum(weight_classes(launch.model, 1, made.constants).values()) > 0
-
-
 @pytest.mark.parametrize(
     ("model", "card", "ratio", "free"),
     [
@@ -469,38 +416,7 @@ def test_free_memory_of_0_17_is_the_engines(monkeypatch, model, card, ratio, fre
     assert 0 <= free - (gpu.total - gpu.reserved - before) <= 2 * MIB
 
 
-def test_layers_that_are_built_before_the_cache_are_no_staging():
-    """Their workspace was told as torch's staging of tensors, of which 0.6.2 had none apart."""
-    made = account("internvl2-8b", "0.6.2", on="rtx3060")
-    workspace = next(t for t in made.at(0.8).ledgers[0].ledger if t.term == "attention_workspace")
-    assert workspace.phase == "context"
-    outcome = outcome_at(made, 0.8)
-    assert outcome.kind == "load"
-    assert "staging" not in outcome.text
-
-
 # The vision tower under torch.
-
-
-@pytest.mark.parametrize("name", ["internvl2-8b", "internvl2-26b", "qwen2-vl-7b"])
-def test_a_tower_holds_its_weights_and_a_little_rounding(name):
-    model = resolve_model(name)
-    plain = elements(vision_tensors(model.vision, model.text.hidden)) * 2
-    (held,) = tower_bytes(model, 1, spread=True)
-    assert plain <= held <= plain * 1.08
-    text = replace(model, vision=None)
-    assert tower_bytes(text, 2, spread=True) == (0, 0)
-
-
-def test_scores_of_attention_are_what_flash_attention_saves():
-    def activations(name, units, *, flash=False):
-        return tower_activations(resolve_model(name), units, flash=flash)
-
-    scores = 2 * 13 * 16 * 1025**2 * 2
-    assert scores < activations("internvl2-8b", 13) < scores * 1.4
-    assert 250 * MIB < activations("internvl2-8b", 13, flash=True) < 350 * MIB
-    # Patches attend to all patches of the request.
-    assert activations("qwen2-vl-7b", 2000) > 3 * activations("qwen2-vl-7b", 1000)
 
 
 @pytest.mark.parametrize("version", ["0.6", "0.10", "0.17"])
@@ -574,13 +490,3 @@ def test_images_of_a_request_meet_in_one_forward_since_0_7():
     )
     assert three == 3 * alone
     assert before == alone
-
-
-@pytest.mark.parametrize("name", ["mixtral-8x7b", "qwen3-30b-a3b"])
-def test_a_prefill_holds_what_all_chosen_experts_make(name):
-    made = torch_account(name, "0.11.0", tp=2, session_len=4096)
-    text, tokens = resolve_model(name).text, made.settings.max_prefill_token_num
-    moe = text.moe
-    each = moe.experts_per_token * (3 * moe.intermediate // 2 + text.hidden)
-    prefill = next(t.bytes for t in made.transients if t.term == "text_prefill")
-    assert prefill >= tokens * (each + 4 * text.hidden) * 2

@@ -219,19 +219,6 @@ def test_layers_left_unpacked_are_counted_from_the_files():
         assert "unpacked" not in classes(exact, 4)
 
 
-def test_cogvlms_second_set_of_layers_is_attention_and_mlp_as_the_first_is():
-    model = resolve_model("cogvlm2-19b")
-    one = replace(model, text=replace(model.text, vision_experts=False))
-    both, first = weight_classes(model, 2), weight_classes(one, 2)
-    assert both["mlp"] == 2 * first["mlp"]
-    assert 2 * first["attention"] <= both["attention"] < 2.01 * first["attention"]
-    # Tokens of each set of layers are gathered.
-    settings = Settings(max_batch_size=8, session_len=4096)
-    forward = Prefill(tokens=100, context=100)
-    more, less = (Activations(each, settings, CONSTANTS).prefill(forward) for each in (model, one))
-    assert more - less == 100 * 2 * 2 * model.text.hidden
-
-
 @pytest.mark.parametrize(
     ("tp", "backend", "kind"),
     [

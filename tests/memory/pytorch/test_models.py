@@ -83,20 +83,6 @@ def prefill(model: Model, tokens: int = 8192, *, tp: int = 1, **forward: int) ->
     return work.prefill(Prefill(**{"tokens": tokens, "context": tokens, **forward}))
 
 
-def test_picking_a_kernel_is_paid_once_in_a_prefill_of_any_length() -> None:
-    model = cut("glm-4.5-air", 3)
-    assert 2 * prefill(model, 2048) - prefill(model, 4096) == pytest.approx(
-        CONSTANTS.kernel_tuning, abs=2 * MIB
-    )
-    phi = Activations(cut("phi-3.5-moe", 2), Settings(), CONSTANTS)
-    assert phi.further_pool() == CONSTANTS.page
-    # 71.2 MiB of 374 rows were seen in its graphs: partial outputs of many heads outweigh experts.
-    partial = 374 * 96 * 4 * 130 * 4
-    assert partial / MIB == pytest.approx(71.2, abs=0.1)
-    work = Activations(model, Settings(), CONSTANTS)
-    assert work.decode(374) > partial + 374 * (5 * 4096 + 4 * 96 * 128) / 2 * 2
-
-
 @pytest.mark.parametrize("name", ["deepseek-v2-lite", "glm-4.5-air", "qwen3.5-35b-a3b"])
 def test_a_layer_s_experts_are_laid_out_anew_on_each_rank(name: str) -> None:
     model = resolve_model(name)
@@ -180,26 +166,6 @@ def test_wide_heads_have_short_blocks(asked: int, held: int) -> None:
     assert block_tokens(resolve_model("qwen3-8b").text, settings) == asked
 
 
-def test_a_long_context_is_flattened_once_and_parts_of_a_step_are_kept() -> None:
-    work = Activations(resolve_model("deepseek-v2-lite"), Settings(max_batch_size=1), CONSTANTS)
-    long, longer = (work.prefill(Prefill(tokens=64, context=n)) for n in (1 << 20, 1 << 21))
-    assert longer - long == (1 << 20) * 576 * 2
-    model = resolve_model("deepseek-v3")
-    whole, eight = (Activations(model, Settings(tp=tp), CONSTANTS).decode(256) for tp in (1, 8))
-    assert eight >= 256 * (128 // 8) * 4 * (512 + 2) * 4
-    assert whole > 4 * eight
-
-
-def test_graphs_end_in_logits() -> None:
-    model = resolve_model("minicpm3-4b")
-    assert model.text.cached_latent is None
-    assert "lm_head" not in weight_classes(model, 1)
-    assert largest_loaded(model, 1) == 73448 * 2560 * 2
-    work = activations_of(cut("minicpm3-4b", 2), Settings(max_batch_size=64), CONSTANTS)
-    assert work.graph_buffers([1, 2, 4, 8]) == 7 * 73448 * 2
-    assert work.decode(64) >= 64 * 73448 * 2
-
-
 def test_ranks_keep_whole_groups() -> None:
     model = resolve_model("kimi-k2.5")
     narrow = replace(model, text=replace(model.text, moe=replace(model.text.moe, intermediate=96)))
@@ -212,23 +178,6 @@ def test_the_first_image_leaves_tables_and_experts_in_four_bits_are_not_tuned() 
     assert Activations(model, Settings(tp=8), CONSTANTS).tables() == 72 * MIB
     assert prefill(model, tp=8, units=4) - prefill(model, tp=8) > 72 * MIB
     assert prefill(replace(model, quantization=None), 64) - prefill(model, 64) > 200 * MIB
-
-
-@pytest.mark.parametrize("tp", [1, 8])
-def test_experts_and_rotation_are_paid_for(tp: int) -> None:
-    model = resolve_model("llama-4-scout")
-    # Routed and shared gate and up, the weighed inputs and both outputs, at 16 bits.
-    assert prefill(model, tp=tp) > 8192 * 2 * (2 * 2 * 8192 // tp + 3 * 5120)
-    heads, kv = 5120 // tp, 1024 // tp
-    least = 2 * (8192 * (5 * heads + 5 * kv + 5 * 5120) + 2 * kv * 10_000_000)
-    assert prefill(model, tp=tp, context=10_000_000) > least
-
-
-@pytest.mark.parametrize(("tp", "heads"), [(1, 4), (2, 2), (8, 1)])
-def test_each_kv_head_has_rotary_tables(tp: int, heads: int) -> None:
-    model = resolve_model("intern-s1-pro")
-    plain = replace(model, text=replace(model.text, fourier=0))
-    assert prefill(model, tp=tp) - prefill(plain, tp=tp) == 8192 * 2 * (heads - 1) * 128 * 2
 
 
 def test_the_tower_for_sound_is_held_and_not_read() -> None:
@@ -253,7 +202,6 @@ def test_the_worst_image_of_qwen3_omni_is_never_under() -> None:
     assert not plan.takes_videos
 
 
-SIZES = ["qwen3.5-4b", "qwen3.5-27b", "qwen3.5-35b-a3b"]
 #: Of the 27B: 48 layers of 10,240 channels and 48 heads of 128 x 128.
 WINDOW, STATE = 48 * 10_240 * 4 * 2, 48 * 48 * 128 * 128 * 2
 
@@ -282,47 +230,7 @@ def test_states_come_off_what_is_free_before_the_ratio() -> None:
     assert 0 <= found["state_cache"] - 10 * (WINDOW + STATE) < CONSTANTS.page
     assert list(found).index("state_cache") == list(found).index("kv_cache") + 1
     assert "state_cache" not in ledger(account("qwen2-vl-7b"))
-    # More sequences leave less for keys.
-    few, many, most = (account("qwen3.5-27b", on="1xh100", max_batch_size=n) for n in (8, 64, 512))
-    assert many.ratio_base < few.ratio_base - 56 * (WINDOW + STATE)
-    assert ledger(many)["state_cache"] > 6 * ledger(few)["state_cache"]
-    # Short prompts of all of them can meet in one forward, each with its state.
-    first, second = (max(t.bytes for t in one.transients if t.term == "text_prefill")
-                     for one in (few, many))  # fmt: skip
-    assert second - first >= 56 * 48 * 128 * 128 * 8
+    most = account("qwen3.5-27b", on="1xh100", max_batch_size=512)
     assert most.best_ratio() is None
     fate = outcome_at(most, 0.8)
     assert (fate.kind, "state_cache 38.0 GiB" in fate.text) == ("buffers", True), fate.text
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_ranks_share_all_but_the_norms(name: str) -> None:
-    model = resolve_model(name)
-    delta = model.text.delta
-    assert delta is not None
-    whole, half = (weight_classes(model, tp)["delta"] for tp in (1, 2))
-    norms = delta.layers * delta.value_dim * 2
-    assert half - norms == (whole - norms) // 2
-    # At 16 bits, but for what is at 32: two biases, and the decay that is kept besides.
-    total = sum(weight_classes(model, 1).values())
-    assert total == 2 * model.parameters + delta.layers * delta.value_heads * (2 * 2 + 4)
-    if model.text.moe is None:
-        down = model.text.hidden * max(model.text.intermediate, delta.values) * 2
-        assert largest_loaded(model, 2) - largest_loaded(model, 1) == down
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_a_delta_net_holds_more_than_its_tensors(name: str) -> None:
-    """No less than what fla's own chunked forward returns and keeps, in a layer of its own."""
-    model = resolve_model(name)
-    delta = model.text.delta
-    tokens, sequences = 8192, 4
-    work = Activations(model, Settings(max_batch_size=sequences), CONSTANTS)
-    found = work.prefill(Prefill(tokens=tokens, context=tokens, sequences=sequences))
-    heads = delta.value_heads
-    state = heads * delta.key_dim * delta.value_dim
-    projected = tokens * (2 * delta.channels + delta.values)
-    rule = tokens * (3 * heads * delta.key_dim + 4 * delta.values + 64 * heads)
-    chunks = (tokens // 64 + sequences) * state
-    left = sequences * state * 2 * 2
-    assert found > 2 * (projected + rule + chunks) + left + CONSTANTS.kernel_tuning

@@ -10,20 +10,18 @@ import pytest
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, cuda_json
-from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, ModelSource, MoeDims, TextDims
 from turbofit.core.plan import Settings, Workload
 from turbofit.machine.source import machine_from
 from turbofit.memory.account import EngineLaunch, VisionLoad
 from turbofit.memory.engines import check_options, engine_for, engine_named
-from turbofit.memory.transformers.account import Transformers, TransformersAccount
+from turbofit.memory.transformers.account import TransformersAccount
 from turbofit.memory.transformers.activations import vision_bytes
-from turbofit.memory.transformers.components import components, layout_of
+from turbofit.memory.transformers.components import layout_of
 from turbofit.model.parameters import text_parameters
 from turbofit.model.presets import preset_model
 from turbofit.planning.choose import best_plan
-from turbofit.planning.fallback import plan_fallback
 from turbofit.planning.resolved_request import ResolvedRequest, launch_of, vision_load_of
 
 MIB = 1 << 20
@@ -190,18 +188,6 @@ def test_a_tower_with_pixel_masks_is_never_under() -> None:
     assert 488 * MIB <= forecast <= 1.1 * 488 * MIB
 
 
-def test_it_is_found_as_the_others_are():
-    assert engine_for(MODEL).name == "turbomind"
-    assert engine_for(MODEL, "transformers").name == "transformers"
-    only = preset_model("llama-3.2-11b-vision")
-    assert engine_for(only).name == "transformers"
-    with pytest.raises(UsageError, match="only the checkpoint's own code"):
-        engine_for(preset_model("internvl2-8b"), "transformers")
-    for version in ("0.18", "0.6.3"):
-        with pytest.raises(PackageError, match="transformers engine of LMDeploy"):
-            engine_named("transformers", version)
-
-
 def test_options_of_the_others_are_refused():
     engine = engine_named("transformers")
     check_options(engine, {"dtype": "float16", "session_len": 4096, "max_batch_size": 1})
@@ -235,58 +221,4 @@ def test_its_account_of_a_launch_is_the_plan_s(on):
     assert engine.problem(launch) is None
 
 
-def test_what_a_token_reads():
-    engine, parts = engine_named("transformers"), components(MODEL, MODEL.dtype)
-    held = engine.weights(MODEL, 1)
-    assert held.vision == parts.vision
-    assert held.decode == parts.weights - parts.vision - parts.embeddings
-    tied = preset_model("qwen2-vl-2b")
-    read = components(tied, tied.dtype)
-    # A tied embedding is read as the head.
-    assert engine.weights(tied, 1).decode == read.weights - read.vision
-    assert engine.host_memory(MODEL, Settings(), units_per_forward=0).pageable == 4 << 30
-
-
 # Beside the real model code on pretend GPUs: never under, and not far over.
-
-
-PROGRAM = """
-import json, sys
-from turbofit.core.plan import Plan
-from turbofit.rehearsal.planned import plan_document
-print(json.dumps(plan_document(Plan.from_json(sys.stdin.read()))))
-"""
-
-
-@pytest.mark.lmdeploy
-@pytest.mark.exhaustive  # a server on one card: `serving/test_stories_pretend`
-@pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
-# One card; two cards, whose cut the real hooks carry tensors across; layers in host memory.
-@pytest.mark.parametrize(
-    ("on", "more"),
-    [
-        ("1xrtx3090", {}),
-        ("2xrtx3060", {"tp": 2}),
-        ("1xrtx3060:used=8600MiB", {}),
-    ],
-)
-def test_qwen2_vl_2b(on, more):
-    request = ResolvedRequest(
-        model=preset_model("qwen2-vl-2b"), machine=machine_from(f"{on},ram=64GiB"),
-        workload=Workload(), image_limit=1003520, **more,
-    )  # fmt: skip
-    plan = plan_fallback(request, Transformers(), "as asked").document
-    assert plan.fits
-    assert ("cpu" in (plan.device_map or {}).values()) == ("used" in on)
-    document = cuda_json("-c", PROGRAM, given=plan.to_json())
-    assert document["outcome"] == "served"
-    for phases, terms, gpu in zip(
-        (gpu["phases"] for gpu in document["gpus"]), document["terms"], plan.gpus, strict=True
-    ):
-        outside = sum(t.bytes for t in gpu.ledger if t.phase in ("before", "context"))
-        forecast = gpu.peak - outside
-        held = max(phases[f"case {case['name']}"]["reserved_peak"] for case in document["cases"])
-        assert held <= forecast, (gpu, document["cases"])
-        assert forecast <= 1.15 * held
-        weights = sum(t.bytes for t in gpu.ledger if t.phase == "weights")
-        assert terms["weights"] <= phases["load"]["reserved"] <= weights

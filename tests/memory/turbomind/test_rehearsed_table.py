@@ -19,7 +19,7 @@ from turbofit.core.errors import NoKernelError
 from turbofit.core.model import Model, Quantization
 from turbofit.core.plan import GpuLedger, Settings
 from turbofit.core.units import MIB
-from turbofit.memory.account import PAGE, Forward
+from turbofit.memory.account import Forward
 from turbofit.memory.turbomind.cache import block_bytes, cache_shape
 from turbofit.memory.turbomind.pool import (
     PoolModel,
@@ -34,7 +34,6 @@ from turbofit.memory.turbomind.weights import (
     lm_head_rows,
     load_constants,
     loading_extra,
-    packed_elements,
     temporary_bytes,
     weight_classes,
 )
@@ -397,29 +396,6 @@ def test_weights_are_the_checkpoints_and_the_tied_head_again() -> None:
     assert (four - whole) * 4 == one - whole
 
 
-@pytest.mark.parametrize(
-    ("method", "qkv"),
-    [("fp8", 2.0), ("awq", 0.53125)],  # fp8's blocks do not turn with heads of 256
-)
-def test_what_is_joined_with_gates_is_widened(method: str, qkv: float) -> None:
-    bits = 8 if method == "fp8" else 4
-    packing = Quantization(method=method, bits=bits, group_size=128)
-    packed = replace(SMALL, quantization=packing)
-    text, delta = SMALL.text, SMALL.text.delta
-    held = 0.53125 if method == "awq" else 1 + 2 / 128
-    rows = (2 * text.heads + 2 * text.kv_heads) * text.head_dim
-    attention = text.hidden * rows * qkv + text.hidden * text.heads * text.head_dim * held
-    classes = weight_classes(packed, 1, CONSTANTS)
-    assert classes["attention"] == int(attention * text.attention_layers)
-    out = delta.layers * delta.values * text.hidden
-    plain = weight_classes(SMALL, 1, CONSTANTS)["delta"]
-    assert classes["delta"] == plain - int(out * (2 - held))
-    mlp = weight_classes(SMALL, 1, CONSTANTS)["mlp"] // 2
-    attended = text.attention_layers * text.hidden * text.heads * text.head_dim
-    attended += text.attention_layers * text.hidden * rows if method == "awq" else 0
-    assert packed_elements(packed, 1, CONSTANTS) == mlp + attended + out
-
-
 def test_a_running_sequence_has_a_state_in_the_cache() -> None:
     """A MiB of state for each of 24 layers, and 1.5 MiB of the convolutions' inputs."""
     shape = cache_shape(SMALL.text, SETTINGS, CONSTANTS)
@@ -485,10 +461,3 @@ def test_cards_without_a_kernel(on: str, options: dict[str, str]) -> None:
         turbofit.plan("qwen3.5-4b", on=on, engine="turbomind", **options)
     if not options:  # torch runs it
         assert turbofit.plan("qwen3.5-4b", on=on).engine.name == "pytorch"
-
-
-def test_gates_of_outputs_are_in_the_matrix_that_is_repacked() -> None:
-    model = preset_model("qwen3.5-35b-a3b-awq")
-    text, settings = model.text, replace(_settings(1), dtype="float16")
-    qkv = text.hidden * (2 * text.heads + 2 * text.kv_heads) * text.head_dim
-    assert temporary_bytes(model, settings, CONSTANTS) == 2 * qkv + PAGE

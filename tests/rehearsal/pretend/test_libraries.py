@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from turbofit.rehearsal.pretend import build as build_module
-from turbofit.rehearsal.pretend.build import build, compiler, find_compiler
+from turbofit.rehearsal.pretend.build import build, compiler
 from turbofit.rehearsal.pretend.elf import dynamic_symbols, needed, needed_versions
 from turbofit.rehearsal.pretend.libraries import (
     LIBRARIES,
@@ -36,21 +36,6 @@ def test_builds_once_and_by_content(libraries: Path, monkeypatch: Patch) -> None
     monkeypatch.setattr(build_module, "compiler", no_compiler)
     assert build(libraries.parent) == libraries
     assert {p.name for p in libraries.iterdir()} >= LIBRARIES.keys()
-
-
-def test_changed_source_builds_anew(libraries: Path, tmp_path: Path, monkeypatch: Patch) -> None:
-    sources = shutil.copytree(build_module.SOURCES, tmp_path / "csrc")
-    (sources / "cublas.c").open("a").write("\n/* changed */\n")
-    monkeypatch.setattr(build_module, "SOURCES", sources)
-    compiled: list[str] = []
-
-    def compile_one(name: str, _: object, folder: Path, *__: object) -> None:
-        compiled.append(name)
-        (folder / name).touch()
-
-    monkeypatch.setattr(build_module, "_compile", compile_one)
-    assert build(tmp_path).name != libraries.name
-    assert compiled == list(LIBRARIES)
 
 
 def test_no_compiler_and_its_error_are_one_line(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -99,23 +84,6 @@ def test_libraries_that_others_can_write_are_refused(copy: Path) -> None:
     assert "XDG_STATE_HOME" in caught.value.hint
 
 
-def test_libraries_that_another_process_made_meanwhile_stay(
-    libraries: Path, tmp_path: Path, monkeypatch: Patch
-) -> None:
-    target = tmp_path / libraries.name
-
-    def compile_and_be_late(name: str, _: object, folder: Path, *__: object) -> None:
-        shutil.copy(libraries / name, folder)
-        if not target.exists():
-            shutil.copytree(libraries, target, symlinks=True)
-        (target / "theirs").touch()
-
-    monkeypatch.setattr(build_module, "_compile", compile_and_be_late)
-    assert build(tmp_path) == target
-    assert (target / "theirs").exists()
-    assert list(tmp_path.iterdir()) == [target]
-
-
 def test_a_compiler_that_hangs_is_ended(tmp_path: Path, monkeypatch: Patch) -> None:
     compiler = tmp_path / "cc"
     compiler.write_text("#!/bin/sh\nexec sleep 3000\n")
@@ -124,19 +92,6 @@ def test_a_compiler_that_hangs_is_ended(tmp_path: Path, monkeypatch: Patch) -> N
     monkeypatch.setattr(build_module, "_COMPILER_SECONDS", 0.1)
     with pytest.raises(PretendError, match="cc did not end in 0 s"):
         build(tmp_path)
-
-
-def test_cc_is_a_command_with_words_where_it_is_there(tmp_path: Path, monkeypatch: Patch) -> None:
-    for name in ("mine", "gcc"):
-        (tmp_path / name).write_text("#!/bin/sh\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("CC", "mine -pipe")
-    assert find_compiler() == ["mine", "-pipe"]
-    monkeypatch.setenv("CC", "gone -pipe")
-    assert find_compiler() == [str(tmp_path / "gcc")]
-    (tmp_path / "gcc").unlink()
-    assert find_compiler() is None
 
 
 @pytest.fixture(scope="module")
@@ -197,29 +152,6 @@ def test_names_and_versions_are_read(site: Path) -> None:
         ),
         "libcurand.so.10": LibraryInterface(),
     }
-
-
-def test_functions_of_a_library_that_another_links_count(site: Path, tmp_path: Path) -> None:
-    shutil.copytree(site / "torch", tmp_path / "torch")
-    package = tmp_path / "vllm"
-    package.mkdir()
-    (package / "c.c").write_text(
-        "int cufftLater(void); int curandLater(void); int cublasHgemm(void);"
-        "int all(void) { return cufftLater() + curandLater() + cublasHgemm(); }"
-    )
-    (package / "rand.c").write_text("int curandLater(void) { return 1; }")
-    name = "libcurand.so.10"
-    cc("-shared", "-fPIC", f"-Wl,-soname,{name}", "rand.c", "-o", name, at=package)
-    cc("-shared", "-fPIC", "c.c", name, "-o", "_C.abi3.so", at=package)
-    (package / name).unlink()
-    wanted = wanted_from(tmp_path)
-    assert wanted["libcufft.so.12"].names == {"cufftExecC2C", "cufftNew", "cufftLater"}
-    assert wanted["libcurand.so.10"].names == {"curandLater"}
-    assert not [name for name in wanted if "cublas" in name]  # nobody links it
-    nothing = tmp_path / "nothing" / "torch" / "lib"
-    nothing.mkdir(parents=True)
-    (nothing / "libc10.so").write_text("no library")
-    assert wanted_from(tmp_path / "nothing") == {}
 
 
 def test_the_program_runs_on_what_is_built(site: Path, built: Path) -> None:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
-from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.machine.source import machine_from
 from turbofit.rehearsal.pretend import run
-from turbofit.rehearsal.pretend.command import SCENARIO, run_command
 from turbofit.rehearsal.pretend.report import report
 from turbofit.rehearsal.pretend.run import FinishedRun, run_pretend, scenario_of, site_of
 from turbofit.rehearsal.pretend.scenario import MIB, PretendGpu, Scenario
@@ -29,31 +24,6 @@ from turbofit.rehearsal.pretend.usage import (
 )
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.measured_view import pretend_view
-
-_COMMAND = """
-import pathlib, subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"],
-                         start_new_session=True)
-pathlib.Path("left").write_text(str(child.pid))
-open("go").read()  # a pipe: until the test has started its own child
-"""
-
-
-def test_what_another_thread_started_is_left_alone(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "go")
-    command = [sys.executable, "-c", f"import os; os.chdir({str(tmp_path)!r}){_COMMAND}"]
-    env, codes = {**os.environ, SCENARIO: "this one"}, list[int]()
-    thread = threading.Thread(target=lambda: codes.append(run_command(command, env)))
-    thread.start()
-    with (tmp_path / "go").open("w"):  # the command is there now, and has left a child
-        other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
-        thread.join(HANG)
-        assert codes == [0]
-        assert other.poll() is None
-        assert not Path("/proc", (tmp_path / "left").read_text()).exists()
-    finally:
-        other.communicate(b"\n", HANG)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from turbofit.core.struct import NA, decode, to_json
 from turbofit.machine.kernels.families import demangle
 from turbofit.machine.source import machine_from
 from turbofit.rehearsal.packages import engine_library
-from turbofit.rehearsal.pretend.build import compiler
 from turbofit.rehearsal.pretend.command import cuda_site, pretend_environment
-from turbofit.rehearsal.pretend.elf import Symbols, dynamic_symbols, short_name
+from turbofit.rehearsal.pretend.elf import dynamic_symbols, short_name
 from turbofit.rehearsal.pretend.libraries import ACCOUNT, PretendError, check_surface
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario, pretend_twin
 from turbofit.rehearsal.pretend.usage import (
@@ -169,30 +167,6 @@ def test_names_are_short() -> None:
     assert short_name(name) == "InternVit::Impl::Forward"
     assert short_name("void turbomind::gemm::Tune<int, A<B> >(int (*)(long)) const") == "gemm::Tune"
     assert demangle("cudaMalloc") == "cudaMalloc"
-
-
-def test_symbols_of_our_own_library_and_of_none(libraries: Path, tmp_path: Path) -> None:
-    library = libraries / ACCOUNT
-    found = {s.name: s for s in dynamic_symbols(library)}
-    assert found["pretend_pool_malloc"].defined
-    assert found["pretend_pool_malloc"].function
-    assert not found["mmap"].defined
-    assert Symbols(library).name(1) == "?"
-    path = tmp_path / "x.so"
-    path.write_bytes(b"MZ" + bytes(100))
-    with pytest.raises(ValueError, match="ELF"):
-        list(dynamic_symbols(path))
-
-
-def test_a_new_entry_point_is_named(libraries: Path, tmp_path: Path) -> None:
-    source, engine = tmp_path / "e.c", tmp_path / "_engine.so"
-    source.write_text(
-        "int cudaMalloc(void **, long); int cudaFromTheFuture(void); int cuNew(void);"
-        "int f(void) { return cudaMalloc(0, 1) + cudaFromTheFuture() + cuNew(); }"
-    )
-    subprocess.run([*compiler(), "-shared", "-fPIC", source, "-o", engine], check=True)
-    with pytest.raises(PretendError, match="cuNew, cudaFromTheFuture"):
-        check_surface(engine, libraries)
 
 
 @pytest.mark.lmdeploy

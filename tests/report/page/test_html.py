@@ -8,7 +8,6 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -19,8 +18,6 @@ from turbofit.cli.main import main
 from turbofit.core.machine import Holder
 from turbofit.core.plan import Command, Plan, Remedy
 from turbofit.core.units import format_bytes
-from turbofit.report.page import html as html_page
-from turbofit.report.page.elements import Markup, join, json_text, tag
 from turbofit.report.stored_documents import StoredPlan
 
 EVIL = (
@@ -163,42 +160,6 @@ def test_a_plan_that_does_not_fit_shows_what_it_lacks() -> None:
     assert text.index("What would fit, cheapest first") < text.index('class="command"')
 
 
-def test_markup() -> None:
-    assert tag("a", "<&>", title='"') == '<a title="&quot;">&lt;&amp;&gt;</a>'
-    assert tag("b", tag("i", "x"), hidden=True, id=None) == "<b hidden><i>x</i></b>"
-    assert tag("i", min=1, class_="c", aria_label="a b") == (
-        '<i min="1" class="c" aria-label="a b"></i>'
-    )
-    assert join("<", Markup("<hr>"), "a\x00\u202eb") == "&lt;<hr>a??b"
-    assert json.loads(json_text({"a": "</script>&\u2028"})) == {"a": "</script>&\u2028"}
-    assert "<" not in json_text("</script>")
-
-
-def luminance(colour: str) -> float:
-    """As WCAG 2 defines it."""
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    red, green, blue = (
-        part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
-    )
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def test_text_can_be_read_in_both_themes() -> None:
-    style = (Path(html_page.__file__).parent / "page.css").read_text()
-    blocks = re.findall(r"--paper: (#\w{6}).*?--focus", style, re.DOTALL)
-    assert len(blocks) == 3
-    for found in re.finditer(r"--paper: #\w{6}[^}]*", style):
-        colours: dict[str, Any] = dict(re.findall(r"--(\w+): (#\w{6})", found[0]))
-        for ground in ("paper", "raised"):
-            for ink in ("ink", "dim", "good", "bad", "warn", "link"):
-                if ink not in colours:
-                    continue
-                light, dark = sorted(
-                    (luminance(colours[ground]), luminance(colours[ink])), reverse=True
-                )
-                assert (light + 0.05) / (dark + 0.05) >= 4.5, (ground, ink, colours)
-
-
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved, out = tmp_path / "plan.json", tmp_path / "report.html"
     saved.write_text(planned("does not fit").to_json())
@@ -209,13 +170,3 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == out.read_text()
     assert main(["report", str(saved), "--html", str(tmp_path / "no" / "x.html")]) == 2
     assert main(["report", str(saved), "--html", str(out), "--json"]) == 2
-
-
-def test_a_run_that_looked_at_other_cards_alone_has_no_timeline_of_its_own() -> None:
-    plan = planned("fits")
-    run = served_run(plan)
-    (attempt,) = run.attempts
-    moments = tuple(replace(one, used={"9": 5}) for one in attempt.moments)
-    run = replace(run, attempts=(replace(attempt, moments=moments),))
-    assert "Measured by NVML" in page_of("run")
-    assert "Measured by NVML" not in plan_page(StoredPlan(plan, run, "run"))

@@ -8,11 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
 import turbofit
 from tests.report.documents import planned
-from tests.support.plans import plausible_plan
 from turbofit.core.errors import TurbofitError
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
 from turbofit.core.plan import Command, Plan
@@ -118,18 +116,6 @@ def test_what_is_always_so_and_the_usual_size_of_a_card_are_for_the_whole_text()
     own_code = turbofit.plan("internvl2-2b", on="1xV100")
     assert OWN_CODE in own_code.warnings
     assert OWN_CODE not in told(own_code)
-
-
-def test_warnings_take_a_line_each_the_known_faults_first() -> None:
-    long = "of the plan, and it is so; of all its own: " + "that is long " * 20
-    fault = "known (https://github.com/InternLM/lmdeploy/issues/1)"
-    plan = replace(plausible_plan(), warnings=(long, "of it too", "a third", fault))
-    said = paint(plan_view(plan), short=True).splitlines()
-    lines = [line for line in said if line.startswith("  - ")]
-    assert lines[0] == f"  - {fault}"
-    assert lines[1] == "  - of the plan, and it is so; of all its own (and 2 more: --full)"
-    assert len(lines) == 2
-    assert all(len(line) <= 80 for line in lines)
 
 
 @pytest.mark.parametrize(
