@@ -51,8 +51,8 @@ def cards_in(text: str) -> Iterator[NamedCards]:
         if key is None:
             continue
         chip = key.partition("-")[0]
-        size = int(re.sub(r"\D", "", match["size"] or "") or 0)
-        size = round(size / 1024) if "MiB" in (match["size"] or "") else size
+        said = match["size"] or "0"
+        size = round(int(re.sub(r"\D", "", said)) / (1024 if "MiB" in said else 1))
         if size and find_preset(f"{name} {size}GB"):
             key = str(find_preset(f"{name} {size}GB"))
         elif size and find_preset(key) and abs(size - nominal_gigabytes(key)) > size / 10:
