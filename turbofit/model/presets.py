@@ -28,10 +28,14 @@ _SIZE: Final = re.compile(r"[-_ :]?\d+(?:\.\d+)?b\b")
 
 
 class Unsupported(Struct):
-    """The reason why turbofit has no account of a model that people ask for by name."""
+    """The reason why turbofit has no account of a model that people ask for by name.
+
+    ``merged`` is the preset of the checkpoint that `turbofit merge` makes; it has the same size.
+    """
 
     message: str
     hint: str
+    merged: str = ""
 
 
 class Preset(Struct, forbid_unknown_fields=True):

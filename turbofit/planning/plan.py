@@ -11,7 +11,9 @@ from msgspec.structs import replace
 from turbofit.core.errors import DoesNotFitError, TurbofitError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
+from turbofit.core.units import format_bytes
 from turbofit.memory.versions import OLDEST_SERVED, is_legacy, release
+from turbofit.model.presets import find_preset, load_preset
 from turbofit.planning.checks import plan_warnings
 from turbofit.planning.choose import best_plan
 from turbofit.planning.commands import cluster_serve_command, commands, left_out, serve_command
@@ -38,7 +40,12 @@ def plan(
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: no engine that turbofit accounts for runs the model.
     """
-    resolved = replace(resolve(request), compares_limits=compares_limits)
+    try:
+        resolved = resolve(request)
+    except UsageError as exc:
+        _say_of_merged(exc, request)
+        raise
+    resolved = replace(resolved, compares_limits=compares_limits)
     if request.lmdeploy is not None:
         return finished(_for_version(resolved, request, request.lmdeploy), request)
     best = best_plan(resolved, request.engine)
@@ -97,6 +104,25 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
         best = replace(best, throughput=None, usual_image=None)
     missing = left_out(best, usual_settings(resolved, engine_of(best)))
     return replace(best, warnings=(*warnings, *filter(None, (missing,)), *best.warnings))
+
+
+def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
+    """Add to a refusal of a format the plan of the checkpoint that `turbofit merge` would make.
+
+    Merging a LoRA does not change sizes.
+    """
+    preset = find_preset(request.model) if isinstance(request.model, str) else None
+    refused = load_preset(preset).unsupported if preset else None
+    if refused is None or not refused.merged:
+        return
+    try:
+        merged = plan(request.changed(model=refused.merged))
+    except TurbofitError:
+        return
+    weights = format_bytes(merged.model.weight_bytes)
+    exc.message += (
+        f"; merged, with its LoRA or without, it is {weights} of weights and {merged.verdict}"
+    )
 
 
 def plan_cluster(
