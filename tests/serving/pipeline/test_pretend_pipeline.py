@@ -64,7 +64,7 @@ def test_the_example_of_the_readme_ends_well_each_time(closed: bool, tmp_path: P
     for _ in range(10):
         done = ran(head + lines, "internvl2-8b", tmp_path)
         assert done.returncode == 0, done.stderr
-        assert "fits: InternVL2-8B" in done.stdout
+        assert "generate_token_len=" in done.stdout or "text=" in done.stdout, done.stdout
 
 
 # On LMDeploy's PyTorch engine itself.
