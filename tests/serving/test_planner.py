@@ -91,7 +91,10 @@ def test_a_plan_is_rehearsed_once(planner: Any) -> None:
     ]  # fmt: skip
 
 
-def test_pretend_servers_share_their_card_and_take_nothing_of_another_machine() -> None:
+def test_pretend_servers_share_their_card_and_take_nothing_of_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # without runs of other tests
     halved = REQUEST.changed(budget="45%")
     with ExitStack() as stack:
 
