@@ -326,16 +326,17 @@ def counted(machine: Machine, leases: Leases) -> Machine:
 
     Over if NVML does not show who holds memory: a lease then counts whole until it is ready.
     """
+    from turbofit.serving.runs import live_runs
+
     others = leases.others()
     if not others:
         return machine
-    return replace(machine, gpus=tuple(_gpu(gpu, others) for gpu in machine.gpus))
-
-
-def _gpu(gpu: Gpu, others: list[Lease]) -> Gpu:
-    from turbofit.serving.runs import live_runs
-
     servers = {run.record.pid for run in live_runs()}
+    return replace(machine, gpus=tuple(_gpu(gpu, others, servers) for gpu in machine.gpus))
+
+
+def _gpu(gpu: Gpu, others: list[Lease], servers: set[int]) -> Gpu:
+    """The GPU with the memory that other turbofits will take; ``servers`` are pids of runs."""
     for lease in others:
         pending = _pending(gpu, lease)
         if pending and isinstance(gpu.used, int) and isinstance(gpu.free, int):

@@ -127,7 +127,7 @@ class PretendReader:
     def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
         self.timeline = timeline
         self._plan, self._group = plan, group
-        #: The supervisor's thread and the gateway's read.
+        #: The supervisor's thread and the gateway's both read the timeline.
         self._reading = Lock()
         self._ledger: Ledger | None = None
         self._events: TimelineReader | None = None
