@@ -100,6 +100,7 @@ class Gateway(AsgiApp):
         self.deny_list.count = self.metrics.count
         #: Tells the bytes in use on each GPU, by index; whoever started the engines can.
         self.in_use: Callable[[], dict[int, int]] = dict
+        self._asked: asyncio.Future[dict[int, int]] | None = None
         self._forwarder = RequestForwarder(
             self.fleet, self.admission, self._upstream, self.monitor, self.deny_list,
             self._bodies, self.metrics,
@@ -237,9 +238,10 @@ class Gateway(AsgiApp):
             *(self._upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in self.engines)
         )
         pages: dict[int | str, str] = dict(enumerate(texts))
-        asked = asyncio.ensure_future(asyncio.to_thread(self.in_use))
-        await asyncio.wait({asked}, timeout=_PAGE_SECONDS)  # a driver may hang
-        in_use = asked.result() if asked.done() else {}
+        # A driver may hang: one question at a time, or they would take all threads of the pool.
+        if self._asked is None or self._asked.done():
+            self._asked = asyncio.ensure_future(asyncio.to_thread(self.in_use))
+        await asyncio.wait({self._asked}, timeout=_PAGE_SECONDS)
         labelled = [((f"engine={engine.index}",), engine) for engine in self.engines]
         suspected, refused = self.deny_list.numbers
         gauges: dict[str, list[tuple[tuple[str, ...], float]]] = {
@@ -256,7 +258,10 @@ class Gateway(AsgiApp):
             "engine_up": [(label, int(engine.serves)) for label, engine in labelled],
             "suspects": [((), suspected)],
             "convicted": [((), refused)],
-            "gpu_bytes_in_use": [((f"gpu={index}",), size) for index, size in in_use.items()],
+            "gpu_bytes_in_use": [
+                ((f"gpu={index}",), size)
+                for index, size in (self._asked.result() if self._asked.done() else {}).items()
+            ],
         }
         return merge(pages) + self.metrics.text(gauges)
 

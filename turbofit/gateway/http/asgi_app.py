@@ -123,13 +123,14 @@ class AsgiApp(ABC):
                 request.out.append((b"retry-after", str(retry).encode()))
             body = msgspec.json.encode({**page, "pretend": True} if self.config.pretend else page)
         elif route.kind == "about":
-            about = About(
-                pretend=self.config.pretend,
-                key=bool(self.config.api_keys),
-                notices=(*[PRETEND_WORDS] * self.config.pretend, *self._waits()),
-                models=tuple(self._models()),
+            body = msgspec.json.encode(
+                About(
+                    pretend=self.config.pretend,
+                    key=bool(self.config.api_keys),
+                    notices=(*[PRETEND_WORDS] * self.config.pretend, *self._waits()),
+                    models=tuple(self._models()),
+                )
             )
-            body = msgspec.json.encode(about)
         elif route.kind == "metrics":
             body, kind = (await self.metrics_text()).encode(), _METRICS_TYPE
         elif route.kind == "models" and (cards := self._cards()):
