@@ -7,12 +7,17 @@ from functools import cached_property
 from itertools import combinations
 from typing import Annotated, Final
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.struct import NA, NaType, Struct, const, doc, known
 
 MACHINE_SCHEMA: Final = "turbofit.machine/1"
+#: Figures of a machine from a file are in these bounds: bytes, what is above 0, and PCIe's numbers.
+Size = Annotated[int, Meta(ge=0, le=1 << 50)]
+Rate = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+_Pcie = Annotated[int, Meta(ge=0, le=64)]
 
 
 class Holder(Struct):
@@ -26,8 +31,8 @@ class Holder(Struct):
 class Pcie(Struct):
     """A PCIe link as it can be at best on this slot (``generation`` 4, ``width`` 16)."""
 
-    generation: int | NaType = NA
-    width: int | NaType = NA
+    generation: _Pcie | NaType = NA
+    width: _Pcie | NaType = NA
 
 
 class Gpu(Struct):
@@ -38,18 +43,18 @@ class Gpu(Struct):
     32-bit accumulation. ``limit`` is what a slice of HAMi or Volcano leaves this container of it.
     """
 
-    index: int
+    index: Annotated[int, Meta(ge=0)]
     uuid: str
     name: str
-    total: int | NaType
-    reserved: int | NaType
-    used: int | NaType
-    free: int | NaType
+    total: Size | NaType
+    reserved: Size | NaType
+    used: Size | NaType
+    free: Size | NaType
     compute_capability: tuple[int, int] | NaType = NA
-    sm_count: int | NaType = NA
-    l2: int | NaType = NA
-    memory_bandwidth: int | NaType = NA
-    dense_flops: int | NaType = NA
+    sm_count: Count | NaType = NA
+    l2: Size | NaType = NA
+    memory_bandwidth: Count | NaType = NA
+    dense_flops: Count | NaType = NA
     pcie: Pcie = Pcie()
     mig: bool = False
     holders: tuple[Holder, ...] = ()
@@ -99,8 +104,8 @@ class CardSpeed(Struct):
     """What a card reached: bytes/s of a copy inside it, FLOP/s of 16-bit matrix products."""
 
     index: int
-    bandwidth: float
-    flops: float
+    bandwidth: Rate
+    flops: Rate
 
 
 class PairSpeed(Struct):
@@ -123,8 +128,8 @@ class ReduceSpeed(Struct):
     """NCCL's all-reduce of ``size`` bytes over these GPUs, in seconds; ``right``: its sums were."""
 
     gpus: tuple[int, ...]
-    size: int
-    seconds: float
+    size: Count
+    seconds: Rate
     right: bool
 
 
@@ -179,9 +184,9 @@ class Host(Struct):
     ``cpus`` are the cores whose time this process may use, by its affinity and a cgroup's quota.
     """
 
-    ram_total: int | NaType = NA
-    ram_available: int | NaType = NA
-    shm_available: int | NaType = NA
+    ram_total: Size | NaType = NA
+    ram_available: Size | NaType = NA
+    shm_available: Size | NaType = NA
     cpus: int | NaType = NA
 
 

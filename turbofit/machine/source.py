@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import MachineError, UsageError
-from turbofit.core.machine import MACHINE_SCHEMA, Gpu, Machine, Measured
+from turbofit.core.machine import MACHINE_SCHEMA, Gpu, Machine
 from turbofit.core.process.files import write_output
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.struct import NA, NaType, Struct, decode, known, to_json
+from turbofit.core.struct import NA, Struct, decode, known, to_json
 from turbofit.core.units import MIB
 from turbofit.machine.presets import match_key, match_preset
 from turbofit.machine.unlisted import is_vgpu, slow_card
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 _LOG: Final = LazyLogger(__name__)
 #: The most bytes of a snapshot: 64 GPUs with all their links need less than 1 MiB.
 _LARGEST: Final = 16 << 20
-_LARGEST_SIZE: Final = 1 << 50
-#: A number above the lanes of every PCIe link, and above its generations.
-_MOST_PCIE: Final = 64
 _HINT: Final = "write one with turbofit machine --save FILE"
 
 
@@ -55,13 +52,8 @@ def machine_from(
     chosen_by_user = gpus is not None
     if on is None:
         from turbofit.machine.nvml_machine import measure_in_time
-        from turbofit.machine.spec import is_spec
         from turbofit.machine.speed import recall
 
-        if gpus is not None and is_spec(gpus):  # check before this machine is measured
-            hint = f"it is a machine: --on {gpus}; --gpus 0,1 chooses GPUs of one"
-            wrong = f"--gpus: {gpus!r} is no GPU of this machine"
-            raise UsageError(wrong, hint=hint, options=["gpus", "on"])
         machine = recall(measure_in_time(env))
         chosen_by_user = chosen_by_user or env.get("CUDA_VISIBLE_DEVICES") is not None
     elif isinstance(on, Machine):
@@ -212,56 +204,27 @@ def _bytes(name: str) -> bytes:
 def _impossible(machine: Machine) -> str | None:
     """The reason why the machine is impossible; None if it is possible."""
     indices = {gpu.index for gpu in machine.gpus}
-    if not indices:
-        return "it has no GPU"
-    if len(indices) != len(machine.gpus):
-        return "two GPUs have one index"
-    if len(set(machine.visible)) != len(machine.visible) or not indices.issuperset(machine.visible):
-        return "visible names GPUs that it does not have"
-    for gpu in machine.gpus:
-        if cause := _impossible_gpu(gpu):
-            return f"GPU {gpu.index} {cause}"
-    if not _joins_its_gpus(machine, indices):
-        return "its links do not join its GPUs"
-    if any(rate <= 0 for rate in _measured_rates(machine.measured or Measured(torch=""))):
-        return "its measured speeds are not possible"
-    host = (machine.host.ram_total, machine.host.ram_available, machine.host.shm_available)
-    if not all(map(_is_size, host)):
-        return "its host memory has no possible size"
-    texts = (machine.name, machine.driver, machine.cuda, *machine.warnings)
-    return None if all(map(str.isprintable, texts)) else "it has unprintable text"
-
-
-def _joins_its_gpus(machine: Machine, indices: set[int]) -> bool:
     pairs = {(link.a, link.b) for link in machine.links}
-    return len(pairs) == len(machine.links) and all(a < b and {a, b} <= indices for a, b in pairs)
+    visible = set(machine.visible)
+    names = [name for gpu in machine.gpus for name in (gpu.name, gpu.uuid)]
+    names += [holder.name for gpu in machine.gpus for holder in gpu.holders]
+    texts = (machine.name, machine.driver, machine.cuda, *machine.warnings, *names)
+    reasons = {
+        "it has no GPU": not indices,
+        "two GPUs have one index": len(indices) != len(machine.gpus),
+        "visible names GPUs that it does not have": len(visible) != len(machine.visible)
+        or not visible <= indices,
+        "its links do not join its GPUs": len(pairs) != len(machine.links)
+        or not all(a < b and {a, b} <= indices for a, b in pairs),
+        "a GPU holds more than it has": any(map(_is_overfull, machine.gpus)),
+        "it has unprintable text": not all(map(str.isprintable, texts)),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def _measured_rates(measured: Measured) -> list[float]:
-    cards = [rate for card in measured.cards for rate in (card.bandwidth, card.flops)]
-    return cards + [rate for it in measured.reduces for rate in (it.seconds, it.size)]
-
-
-def _is_size(size: int | NaType) -> bool:
-    return size == NA or 0 <= size <= _LARGEST_SIZE
-
-
-def _impossible_gpu(gpu: Gpu) -> str | None:
-    sizes = (gpu.total, gpu.reserved, gpu.used, gpu.free, gpu.l2)
-    if gpu.index < 0 or not all(map(_is_size, sizes)):
-        return "has no possible size"
-    if not (gpu.total == NA or gpu.free == NA):  # noqa: PLR1714 - mypy narrows by these
-        parts = gpu.free + known(gpu.reserved, 0) + known(gpu.used, 0)
-        if gpu.total == 0 or parts > gpu.total:
-            return "holds more than it has"
-    rates = (gpu.sm_count, gpu.memory_bandwidth, gpu.dense_flops)
-    pcie = (gpu.pcie.generation, gpu.pcie.width)
-    if any(known(rate, 1) <= 0 for rate in rates) or not all(
-        0 <= known(value, 0) <= _MOST_PCIE for value in pcie
-    ):
-        return "has no possible speed"
-    texts = (gpu.name, gpu.uuid, *(holder.name for holder in gpu.holders))
-    return None if all(map(str.isprintable, texts)) else "has an unprintable name"
+def _is_overfull(gpu: Gpu) -> bool:
+    parts = known(gpu.free, 0) + known(gpu.reserved, 0) + known(gpu.used, 0)
+    return gpu.total == 0 or parts > known(gpu.total, parts)
 
 
 def spec_of(machine: Machine) -> str:
