@@ -115,7 +115,6 @@ def test_only_the_cards_that_the_run_saw_are_counted() -> None:
     log = torch_log().replace("--tp 4", "--tp 1").replace("$ ", "$ CUDA_VISIBLE_DEVICES=0 ")
     found = explain(f"{log}4x RTX 3090\n")
     assert found.read.machine == "1xrtx3090"
-    assert "3 more such cards" in some(found.would_work).note
 
 
 #: A death of which torch names what it asked and what was free, and not who held the card.
@@ -130,7 +129,6 @@ BARE = (
 def test_a_change_frees_what_was_missing_by_the_same_account(asked: str) -> None:
     """Else one hundredth less of a ratio that lives by the account would be advised."""
     found = explain(BARE.format(asked=asked))
-    assert "nvidia-smi" in found.first
     assert any("these settings leave room" in one for one in found.unknown)
     step = next(one for one in found.changes if one.startswith("--cache-max-entry-count"))
     asks = {"model": "internvl2-8b", "on": "4xrtx3090", "tp": 4, "lmdeploy": "0.6.4"}

@@ -224,14 +224,13 @@ def test_a_model_that_is_loaded_twice(log: str, twice: bool) -> None:
     assert any(one.startswith("load the model once") for one in found.changes) == twice
 
 
-def test_more_free_than_asked_is_said_to_be_odd() -> None:
+def test_of_more_free_than_asked_nothing_is_said_to_be_missing() -> None:
     found = explain(
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 38.00 MiB. GPU 0 \nhas a "
         "total capacity of 23.65 GiB of which 39.44 MiB is \nfree. Process 11 has 1.81 GiB memory "
         "in use.\n"
     )
     assert some(found.missing).bytes is None
-    assert "more than" in some(found.missing).note
 
 
 HEAD = "[1120.10:13:27.30"
@@ -444,7 +443,6 @@ def test_each_version_has_its_own_account() -> None:
         asked = PredictRequest.of(model="internvl2-8b", on="4xrtx3090", tp=4, lmdeploy=version)
         card = predict(asked).gpus[0]
         assert held(version) == card.bytes_in("weights") - card.bytes_of(TEMPORARIES)
-    assert any("64 tokens" in row.tells for row in explain(LOG.format(version="0.7.3")).evidence)
 
 
 def _run(*news: str) -> str:

@@ -10,6 +10,7 @@ from turbofit.core.units import MIB
 from turbofit.logs import log_events as log
 from turbofit.logs.log_reader import form_of, read_line
 from turbofit.machine.nvidia_smi import SmiTable
+from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.engines import engine_named
 from turbofit.memory.kv_cache import LoggedSlab
 
@@ -77,7 +78,7 @@ SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
         ),
         (
             "torch.cuda.OutOfMemoryError: CUDA out of memory.",
-            log.TorchMemory(message="CUDA out of memory."),
+            TorchMemory(message="CUDA out of memory."),
         ),
         (
             "RuntimeError: NCCL error /x/nccl.cu:24 'unhandled system error'",
@@ -92,7 +93,7 @@ SERVER = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - "
         ("  what():  std::bad_alloc: cudaErrorMemoryAllocation: out of memory", OUT_OF_MEMORY),
         (
             "  what():  CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0",
-            log.TorchMemory(
+            TorchMemory(
                 message="CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0", requested=2 * MIB
             ),
         ),

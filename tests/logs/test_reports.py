@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.logs.conftest import explain, message, some
+from tests.logs.conftest import explain, message
 
 #: Report: what is asked beside the text, the kind or message, words of the first step, the text.
 REPORTS: Final[dict[str, tuple[dict[str, Any], str, str, str]]] = {
@@ -109,18 +109,17 @@ def test_a_run_that_saw_one_card_is_planned_for_one() -> None:
     )
     found = explain(log)
     assert found.read.machine == "1xrtx4080"
-    assert "3 more such cards, which the run did not see" in some(found.would_work).note
 
 
 @pytest.mark.parametrize(
-    ("frame", "phase", "doubt"),
-    [("eager_attention_forward", "unknown", True), ("VisionAttention_forward", "vision", False)],
+    ("frame", "phase"),
+    [("eager_attention_forward", "unknown"), ("VisionAttention_forward", "vision")],
 )
-def test_attention_that_tower_and_model_share(frame: str, phase: str, doubt: bool) -> None:
+def test_attention_that_tower_and_model_share(frame: str, phase: str) -> None:
     """VLMEvalKit#1183: the function is of both, and only a frame above it tells which."""
     above = '  File "/x/modeling_qwen2_5_vl.py", line 9, in visual\n    self.blocks(x)\n'
     log = (
-        f"Traceback (most recent call last):\n{'' if doubt else above}"
+        f"Traceback (most recent call last):\n{'' if phase == 'unknown' else above}"
         f'  File "/x/transformers/models/m/modeling_qwen2_5_vl.py", line 100, in {frame}\n'
         "    attn_weights = torch.matmul(query, key_states.transpose(2, 3)) * scaling\n"
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 28.43 GiB. GPU 0 has a total"
@@ -128,6 +127,4 @@ def test_attention_that_tower_and_model_share(frame: str, phase: str, doubt: boo
     )
     found = explain(log)
     assert found.phase == phase
-    either = "the vision tower's or the language model's"
-    assert any(either in one for one in found.unknown) == doubt
     assert found.first.startswith('attn_implementation="sdpa"')

@@ -129,7 +129,6 @@ REDUCE = {"gpus": [0, 1], "size": 1024, "seconds": 0.0, "right": True}
         (lambda m: m["gpus"][0].update(total=2**63), "cannot be read"),
         (lambda m: m["gpus"][0].update(free=2**40), "more than it has"),
         (lambda m: m["gpus"][0].update(sm_count=0), "cannot be read"),
-        (lambda m: m["gpus"][0].update(pcie={"generation": 5000, "width": 16}), "cannot be read"),
         (lambda m: m.update(measured=_cards(flops=-1.0)), "cannot be read"),
         (lambda m: m.update(measured=_cards(bandwidth=0.0)), "cannot be read"),
         (lambda m: m.update(measured={"torch": "2", "reduces": [REDUCE]}), "cannot be read"),

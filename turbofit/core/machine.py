@@ -13,11 +13,10 @@ from msgspec.structs import replace
 from turbofit.core.struct import NA, NaType, Struct, const, doc, known
 
 MACHINE_SCHEMA: Final = "turbofit.machine/1"
-#: Figures of a machine from a file are in these bounds: bytes, what is above 0, and PCIe's numbers.
+#: Figures of a machine from a file are in these bounds: sizes, and what is above 0.
 Size = Annotated[int, Meta(ge=0, le=1 << 50)]
 Rate = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
-_Pcie = Annotated[int, Meta(ge=0, le=64)]
 
 
 class Holder(Struct):
@@ -31,8 +30,8 @@ class Holder(Struct):
 class Pcie(Struct):
     """A PCIe link as it can be at best on this slot (``generation`` 4, ``width`` 16)."""
 
-    generation: _Pcie | NaType = NA
-    width: _Pcie | NaType = NA
+    generation: Size | NaType = NA
+    width: Size | NaType = NA
 
 
 class Gpu(Struct):

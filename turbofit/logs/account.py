@@ -19,6 +19,7 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
 from turbofit.logs.answer import Missing
 from turbofit.logs.log_events import CacheBudget, KvBlocks
+from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.versions import release
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.logs.case import LogCase
     from turbofit.logs.death import Phase
-    from turbofit.logs.log_events import TorchMemory
+
 
 #: The part of what a process held below which figures agree.
 _TENTH: Final = 10
@@ -42,11 +43,6 @@ _IMAGE_OR_TEXT: Final = (
     "whether an image or a long prompt asked for it: the traceback before the error tells"
 )
 
-
-_LOOK: Final = (
-    "see with nvidia-smi or `turbofit doctor` what else holds the cards: by the account these"
-    " settings alone do not explain it"
-)
 #: A change in words, and the options that it sets.
 _Change = tuple[str, dict[str, Any]]
 
@@ -64,8 +60,7 @@ class Finding(Struct):
     """What the account says: a refused piece for `death`, sentences, and what is not known.
 
     ``others``: bytes of each card that somebody else held. ``short``: what the run lacked in all.
-    ``weights``: those of a rank, if the log has the cache's size. ``look``: the step where more was
-    missing than the account explains, and nothing in the log tells who held it.
+    ``weights``: those of a rank, if the log has the cache's size.
     """
 
     end: End | None = None
@@ -74,7 +69,6 @@ class Finding(Struct):
     others: int = 0
     short: Missing | None = None
     weights: int = 0
-    look: str = ""
 
 
 def logged_cache(case: LogCase) -> Cache | None:
@@ -134,8 +128,7 @@ def _against(
             f"what took the rest: by the account these settings {leave} on such cards (other"
             " programs, other settings, another LMDeploy)"
         )
-        whole = memory is not None and memory.process is not None and memory.named
-        return replace(finding, look="" if whole else _LOOK, unknown=(*finding.unknown, said))
+        return replace(finding, unknown=(*finding.unknown, said))
     if short <= 0 or not (cached or at == "weights"):
         return finding
     says = forecast.verdict.partition(": ")[2] or forecast.verdict

@@ -10,7 +10,7 @@ from msgspec import convert
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.plan import PlannedEngine, Settings
+from turbofit.core.plan import Settings
 from turbofit.core.units import GIB, MIB
 from turbofit.core.version import REFERENCE
 from turbofit.logs.log_events import (
@@ -20,11 +20,11 @@ from turbofit.logs.log_events import (
     PeerMissing,
     Slab,
     Starting,
-    TorchMemory,
 )
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, groups
 from turbofit.machine.presets import assumed_note, nearest_in_memory, spec_name
 from turbofit.machine.source import machine_from, spec_of
+from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.engines import engine_for, engine_named
 from turbofit.model.model_words import preset_of
 from turbofit.model.names import by_its_name
@@ -68,8 +68,6 @@ class LogCase:
         self.assumed = ""
         #: Whether the log names no card, and one of the memory that torch prints stands for it.
         self.guessed = False
-        #: How many cards the machine has beside those that the run saw.
-        self.unseen = 0
         if on is None:
             self._take_machine_of_log()
 
@@ -107,19 +105,10 @@ class LogCase:
             return None, "assumed: TurboMind prints such lines of its cache since 0.15"
         if facts.first(KvBlocks) or facts.first(LegacyCuda):
             return "0.12", "a guess: TurboMind prints such lines up to 0.14"
-        if self._tower_is_torch_s():
+        torch = max((event.allocated or 0 for _, event in facts.every(TorchMemory)), default=0)
+        if torch >= GIB and self.subject.of_lmdeploy and not self.subject.on_pytorch:
             return "0.12", "a guess: torch holds much beside TurboMind, as it does up to 0.15"
         return None, "assumed: no line tells the release"
-
-    def _tower_is_torch_s(self) -> bool:
-        """Whether torch holds a vision tower beside TurboMind, which runs it itself since 0.16."""
-        held = [event.allocated or 0 for _, event in self.facts.every(TorchMemory)]
-        with suppress(TurbofitError):
-            if self.model is not None and max(held, default=0) >= GIB:
-                engine = engine_for(self.model, "auto", None)
-                pytorch = PlannedEngine(name=engine.name, version=engine.version).is_pytorch
-                return self.subject.of_lmdeploy and not (pytorch or self.subject.on_pytorch)
-        return False
 
     @cached_property
     def engine(self) -> Engine:
@@ -129,9 +118,12 @@ class LogCase:
             name = "turbomind"
         for version in (self.version, None):
             with suppress(TurbofitError):
-                if self.model is not None:
-                    return engine_for(self.model, name, version)
-                return engine_named(name.replace("auto", "turbomind"), version)
+                alone = name.replace("auto", "turbomind")
+                return (
+                    engine_for(self.model, name, version)
+                    if self.model
+                    else engine_named(alone, version)
+                )
         return engine_named("turbomind")
 
     @property
@@ -212,8 +204,7 @@ class LogCase:
             self.no_machine = f"{exc.message} ({exc.hint})"
             return
         seen = self.subject.visible or len(machine.gpus)
-        if (unseen := len(machine.gpus) - seen) > 0:
-            self.unseen = unseen
+        if len(machine.gpus) > seen:
             machine = machine_from(self.named(replace(machine, gpus=machine.gpus[:seen])))
         self.machine, self.on = machine, None if self.guessed else self.named(machine)
 

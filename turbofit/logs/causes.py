@@ -83,10 +83,6 @@ def table() -> _Table:
     return converted(load_yaml(path), _Table, path)
 
 
-def causes() -> tuple[Row, ...]:
-    return table().rows
-
-
 def release_of(name: str, *, dropped: bool) -> str | None:
     """The release of Transformers that brought a name, or dropped it; None where none is known."""
     names = table().dropped if dropped else table().brought
@@ -107,7 +103,7 @@ def what_to_send(about: str) -> tuple[str, ...]:
 
 @cache
 def _words() -> list[tuple[str, Row]]:
-    return [(zeros(word), row) for row in causes() for word in row.says]
+    return [(zeros(word), row) for row in table().rows for word in row.says]
 
 
 def _rows_in(form: str) -> tuple[Row, ...]:

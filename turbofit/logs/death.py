@@ -16,6 +16,7 @@ from turbofit.core.engine_end import End, exit_words, signal_of
 from turbofit.core.plan import Settings
 from turbofit.core.units import format_bytes
 from turbofit.logs import log_events as events
+from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.engines import engine_of
 from turbofit.memory.kv_cache import LoggedSlab
 
@@ -39,7 +40,7 @@ Phase = Literal[
 #: What may end an engine by itself.
 Fault = (
     events.CudaError | events.LegacyCuda | events.CheckFailed | events.NcclError
-    | events.TorchMemory
+    | TorchMemory
 )  # fmt: skip
 _FAULTS: Final = get_args(Fault)
 
@@ -165,7 +166,7 @@ class Course:
         if plan is not None and self.stage == "starting":
             return "weights" if pytorch else "start"
         named: Phase = "unknown"
-        if isinstance(fault, events.TorchMemory | events.LegacyCuda):
+        if isinstance(fault, TorchMemory | events.LegacyCuda):
             named = phase_of(self.stack)
         if named not in ("unknown", "text") or (named == "text" and plan is None):
             return named
@@ -178,7 +179,7 @@ class Course:
     def _by_state(self, plan: Plan | None) -> Phase:
         """The phase by the aborting thread's calls and the state that was reached."""
         stage, calls, seen = self.stage, self.calls, any(map(_is_vision, self.calls))
-        torch = isinstance(self.fault, events.TorchMemory) and stage in ("weights", "cache")
+        torch = isinstance(self.fault, TorchMemory) and stage in ("weights", "cache")
         if plan is None and (stage == "starting" or torch):
             # A line of the start does not tell how far torch had come since.
             return "unknown"
@@ -197,7 +198,7 @@ class Course:
 def _fault(event: Struct) -> Fault | None:
     """What may end an engine by itself; None for other events."""
     if isinstance(event, events.PythonError):
-        return events.TorchMemory(message=event.message) if event.out_of_memory else None
+        return TorchMemory(message=event.message) if event.out_of_memory else None
     return event if isinstance(event, _FAULTS) else None
 
 
@@ -234,7 +235,7 @@ def last_words(fault: Struct | None, most: int = 300) -> str:
             return f"CUDA runtime error: {fault.message}"
         case events.CheckFailed():
             return f"check failed: {fault.message}"
-        case events.NcclError() | events.TorchMemory():
+        case events.NcclError() | TorchMemory():
             return fault.message[:most]
         case events.PythonError():
             return f"{fault.name}: {fault.message[:most]}"
@@ -251,7 +252,7 @@ def _told(event: Struct | None, pinned_call: str) -> EndKind:
             return "raced"
         case events.CudaError(out_of_memory=True, call=call) if call and call == pinned_call:
             return "host_memory"
-        case events.NoCache() | events.TorchMemory():
+        case events.NoCache() | TorchMemory():
             return "out_of_memory"
         case events.CudaError(out_of_memory=True) | events.LegacyCuda(out_of_memory=True):
             return "out_of_memory"
@@ -340,10 +341,10 @@ def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
             f"the engine found no memory for its {no_cache.what} when it had loaded the weights"
         )
         return End(kind="out_of_memory", phase="cache", message=message, hint=hint)
-    torch = fault if isinstance(fault, events.TorchMemory) else None
+    torch = fault if isinstance(fault, TorchMemory) else None
     if _stages(plan, fault):
         account = None  # the account is TurboMind's, and torch's memory is not in it
-    refused, told = account or End(), torch or events.TorchMemory()
+    refused, told = account or End(), torch or TorchMemory()
     asked, left, gpu = (
         known if known is not None else by_torch
         for known, by_torch in (
@@ -374,7 +375,7 @@ def _of_piece(end: End, fault: Fault | None, *, known: bool, staged: bool) -> st
         doing = ", and the pretend GPU refused (simulated)" if end.simulated else ""
         asked, left = format_bytes(end.asked), format_bytes(end.left)
         return f": it asked {asked} where {left} were left on GPU {end.gpu}{doing}"
-    if fault is None or isinstance(fault, events.TorchMemory):
+    if fault is None or isinstance(fault, TorchMemory):
         staging = ": torch stages the weights on the first GPU" if staged else ""
         return f", asking {format_bytes(end.asked)}{staging}" if end.asked else ""
     return f": {last_words(fault)}"
@@ -383,15 +384,13 @@ def _of_piece(end: End, fault: Fault | None, *, known: bool, staged: bool) -> st
 def _stages(plan: Plan | None, fault: Struct | None) -> bool:
     """Whether torch ran out of memory in TurboMind's process, which uses torch to load weights."""
     turbomind = plan is not None and plan.engine.of_lmdeploy and not plan.engine.is_pytorch
-    return turbomind and isinstance(fault, events.TorchMemory)
+    return turbomind and isinstance(fault, TorchMemory)
 
 
 def _hint(course: Course, plan: Plan | None) -> str:
     if plan is None:
         return ""
     if course.stage in ("starting", "weights"):
-        if not plan.engine.of_lmdeploy:
-            return "split it over more GPUs (--tp) or free them"
         return "more --tp, an AWQ variant or freer GPUs"
     margin = max(gpu.margin for gpu in plan.gpus)
     return (
@@ -406,7 +405,6 @@ def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> E
     It is the kernel's if it counts a kill, or if no count is known.
     """
     fault, kill = course.fault, course.last(events.HostKill)
-    pinned = f"; the plan counts {format_bytes(plan.host.pinned)} pinned" if plan else ""
     hint = "more RAM or a higher limit of the container; fewer replicas"
     message = f"the engine was killed {at}: the kernel does so when host memory runs out"
     if plan is not None:
@@ -415,12 +413,11 @@ def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> E
         )
         hint = f"free host memory; the plan counts {counted} pinned"
     if isinstance(fault, events.CudaError):
-        hint = f"free host memory{pinned}"
         message = f"the engine got no page-locked host memory {at}: {last_words(fault)}"
     elif kill is not None:
         size = f" of {format_bytes(kill.rss)}" if kill.rss is not None else ""
-        limit = "its container's or service's memory limit was reached"
-        limit = limit if kill.group else "the machine's RAM ran out"
+        reached = "its container's or service's memory limit was reached"
+        limit = reached if kill.group else "the machine's RAM ran out"
         message = f"the kernel killed {kill.name or 'a process'}[{kill.pid}]{size}: {limit}"
     elif seen is not None and seen.host_kills == 0:
         message = (
@@ -438,12 +435,8 @@ def _hang(course: Course, engine: Engine | None, settings: Settings) -> End:
     ``missing`` are the bytes of the blocks that lack, if the log has the cache's figures.
     """
     budget, slab = course.last(events.CacheBudget), course.last(events.Slab)
-    started, length = course.last(events.Starting), course.last(events.WarmupLength)
-    announced = course.last(events.WarmupLengths) or events.WarmupLengths(lengths=())
-    most = (started and started.session) or max(announced.lengths, default=0)
-    wanted = max((size for size in announced.lengths if size <= most), default=0)
-    wanted = length.tokens if length else wanted
-    wanted = wanted or (engine.forward_tokens(settings) if engine else 0)
+    length = course.last(events.WarmupLength)
+    wanted = length.tokens if length else engine.forward_tokens(settings) if engine else 0
     holds, missing, ratio = "too few tokens", None, "raise --cache-max-entry-count"
     if engine is not None and slab is not None and budget is not None:
         shape = engine.logged_cache([LoggedSlab(slab.slab_size, slab.object_size)], settings)

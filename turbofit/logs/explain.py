@@ -46,7 +46,6 @@ _LIMITS: Final = ("max_dynamic_patch", "max_pixels_per_image")
 _VARIABLE: Final = re.compile(r"\b([A-Z][A-Z0-9_]+)=(\S+?)[:;,]?(?=\s|$)")
 _SHARE: Final = re.compile(r"cache[-_]max[-_]entry[-_]count")
 _NO_ADVICE: Final = Advice(model="", on="", fits=None, verdict="")
-_NO_CAUSE: Final = "turbofit does not know the cause from this log"
 _LOADED_HERE: Final = (
     "this log ran out of memory while it loaded there: where nothing else was on the cards, the"
     " account is too low, and a quantised variant or more GPUs are what helps"
@@ -107,7 +106,10 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
     send, what = draft.send, draft.what
     unknown = draft.unknown or (() if known else ("what caused it",))
     if not known:
-        what, send = what or f"{_NO_CAUSE}: {draft.quoted}", (*send, *_to_send(case, draft))
+        what, send = (
+            what or f"turbofit does not know the cause from this log: {draft.quoted}",
+            (*send, *_to_send(case, draft)),
+        )
     first = (*send, *changes) if known else (*changes, *send)
     why, lines, peers = draft.why, draft.evidence, case.facts.first(events.PeerMissing)
     if peers and known and draft.kind != "peer_warning":
@@ -161,16 +163,12 @@ def _steps(
     own = [remedy.change for remedy in worked.remedies]
     if draft.short and fits is not None:
         if fits and not ways:
-            own = _together(worked) if of_lmdeploy else []
+            told = (f"--{name.replace('_', '-')} {worked.settings[name]}" for name in _TOGETHER)
+            own = [f"these settings together: {' '.join(told)}"] if of_lmdeploy else []
         steps = own if own and of_lmdeploy else [*own, *steps]
     elif vain and draft.changes:
         steps = steps or own
     return tuple(filter(None, dict.fromkeys((draft.free, *steps))))
-
-
-def _together(advice: Advice) -> list[str]:
-    told = (f"--{name.replace('_', '-')} {advice.settings[name]}" for name in _TOGETHER)
-    return [f"these settings together: {' '.join(told)}"]
 
 
 def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
@@ -271,20 +269,17 @@ def _notes(case: LogCase, plan: Plan, command: str) -> Iterator[str]:
     if (copies := plan.parallel.replicas) > 1 and command.startswith("lmdeploy"):
         own = "its own CUDA_VISIBLE_DEVICES and --server-port"
         yield f"one process for each group of GPUs: {copies} of these, each with {own}"
-    if case.unseen:
-        yield f"the machine has {case.unseen} more such cards, which the run did not see"
 
 
 def _foreign(case: LogCase, drafts: Sequence[Draft]) -> Diagnosis:
     """One line on another engine's log: its last error and the missing bytes, without a cause."""
-    memory = next((draft for draft in drafts if draft.short), None)
-    last = memory or max(drafts, key=lambda draft: (-_RANKS[draft.rank], draft.line), default=None)
+    last = max(drafts, key=lambda draft: (draft.short, -_RANKS[draft.rank]), default=None)
     said = f"its last error: {last.quoted}" if last and last.quoted else "no line tells of an error"
     return Diagnosis(
         kind="unknown",
         phase="unknown",
         what=f"a log of {case.subject.foreign}, which turbofit does not explain; {said}",
-        missing=memory.missing if memory else None,
+        missing=last.missing if last else None,
         unknown=("what caused it",),
         evidence=last.evidence[:1] if last else (),
         read=_read(case),

@@ -25,11 +25,11 @@ from turbofit.logs.log_events import (
     NoEvent,
     PythonError,
     PythonFrame,
-    TorchMemory,
 )
-from turbofit.logs.log_reader import event_in, form_of, torch_memory
+from turbofit.logs.log_reader import event_in, form_of
 from turbofit.logs.subject import Subject, may_be_fact
 from turbofit.machine.nvidia_smi import SmiTable
+from turbofit.machine.torch_memory import TorchMemory, torch_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -103,18 +103,19 @@ _PROGRESS: Final = re.compile(
     r"(?:.{0,60}?\bINFO\b|.{0,200}?\d%\|)"
 ).match
 #: A lack of memory in words alone.
-_IN_WORDS: Final = re.compile(
+IN_WORDS: Final = re.compile(
     r"(?i:out of (?:gpu |cuda )?memory|\bOOM\b)|显存(?:不足|不够|溢出)|爆显存"
-)
+).search
 #: A word for failures with the value 0 or none: a count, not a failure.
 _NONE_OF_THEM: Final = re.compile(
     r"(?i:\b(?:\w+ )?(?:failed|failures?|errors?|refused|rejected)(?: requests?)?"
     r"\W{1,12}0(?:\.0+)?\b"
     r"|\b(?:0|no) (?:\w+ )?(?:failed|failures?|errors?|refused))(?![\w.])"
 )
-#: A request to a server, and the status of its answer; anybody may send some without a key.
-_POST: Final = re.compile(r'(INFO: .{0,200})?"POST /\S{0,240} HTTP/[\d.]+" (\d{3})\b')
-_ANYBODYS: Final = ("401", "403", "404", "405")
+#: A request that a server refused; anybody may send some without a key or to a wrong route.
+_REFUSED: Final = re.compile(r'"POST /\S{0,240} HTTP/[\d.]+" (?:4(?!0[1345])|5)\d\d\b').search
+#: TurboMind's time; its fatal line may stand before older ones.
+_TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 #: Words of faults after which a process has no CUDA context or no communicator, so that it ends.
 _NEVER_OUTLIVED: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NCCL")
 #: Kinds that concern the machine: a warning of one is an answer in itself, from any program.
@@ -122,7 +123,6 @@ _MACHINE: Final = (
     "no_gpu", "driver_too_old", "driver_mismatch", "gpu_too_new", "gpu_too_old", "no_kernel_image",
     "gpu_lost", "shared_memory", "disk_full", "ray_waits",
 )  # fmt: skip
-_TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 #: Events whose lines are compared with the rows, as are lines without an event.
 _ASKED: Final = (*OF_LAUNCH, *FATAL)
 #: Events that words of a row may replace.
@@ -173,12 +173,9 @@ class LogFacts:
         self.begun_at: int | None = None
         #: The first "out of memory at" line since the last event.
         self.waiting: LogEvent | None = None
-        #: The last line that reports an error by its form; the first that says a server answered.
+        #: The last line that reports an error by its form, or in words; the last line.
         self.complaint: LogEvent | None = None
         self.last: LogEvent | None = None
-        self.answered: LogEvent | None = None
-        #: The first words of a lack of memory that no program printed.
-        self.in_words: LogEvent | None = None
         #: The lines of progress: a program survived the errors before the last but one.
         self._progress: list[int] = []
         self._stack: tuple[PythonFrame, ...] = ()
@@ -259,10 +256,7 @@ class LogFacts:
         return [(mark, mark.event) for mark in marks if isinstance(mark.event, kind)]
 
     def until(self, last: LogEvent) -> list[Struct]:
-        """The events of the run for `death`, the frames of ``last`` before it.
-
-        TurboMind's fatal line may stand before older ones: by their times they come first.
-        """
+        """The events of the run for `death`, the frames of ``last`` before it."""
         at, died = self.marks.index(last), _TIME.match(last.text)
         before = [mark.event for mark in self.marks[:at] if not isinstance(mark.event, FATAL)]
         for mark in self.marks[at + 1 :]:
@@ -327,25 +321,13 @@ class LogFacts:
             memory = max(map(torch_memory, self._message), key=lambda one: one.figures)
             if isinstance(last.event, TorchMemory) and memory.figures > last.event.figures:
                 self.marks[-1] = last._replace(event=memory)
-        if self._answer(mark):
-            return
-        if form.ask(_IN_WORDS.search):
-            self.in_words = self.in_words or mark
-        elif form.ask(_COMPLAINT) and _COMPLAINT(_NONE_OF_THEM.sub("", mark.text)):
+        complains = form.ask(_COMPLAINT) and _COMPLAINT(_NONE_OF_THEM.sub("", mark.text))
+        if complains or form.ask(IN_WORDS):
             self.complaint = mark
+        elif '"POST /' in mark.text:
+            self.complaint = self.complaint or (mark if _REFUSED(mark.text) else None)
         elif form.ask(_PROGRESS):
             self._progress.append(mark.line)
-
-    def _answer(self, mark: LogEvent) -> bool:
-        """Whether a row is a server's answer to a request; keeps the first good and bad one."""
-        answer = _POST.search(mark.text) if '"POST /' in mark.text else None
-        if answer is None:
-            return False
-        refused = answer[2].startswith(("4", "5")) and answer[2] not in _ANYBODYS
-        self.complaint = self.complaint or (mark if refused else None)
-        good = answer[1] and answer[2] == "200"
-        self.answered = self.answered or (mark if good else None)
-        return True
 
     def _keep(self, mark: LogEvent) -> None:
         """Keep an event; it ends a traceback, and the lines of the last message."""

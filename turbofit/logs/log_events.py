@@ -10,9 +10,7 @@ from typing import Final
 
 from turbofit.core.struct import Struct
 from turbofit.machine.nvidia_smi import MigSlice, SmiGpu, SmiProcess
-
-#: The CUDA context and the libraries of one process take fewer bytes than this.
-CONTEXT: Final = 3 << 29
+from turbofit.machine.torch_memory import TorchMemory
 
 
 class Starting(Struct):
@@ -181,54 +179,6 @@ class PythonError(Struct):
     name: str
     message: str
     out_of_memory: bool = False
-
-
-class TorchMemory(Struct):
-    """Torch's out-of-memory text; all figures are bytes, rounded as torch prints them.
-
-    ``process`` is the memory that torch's own process holds on the GPU; ``others`` has that of
-    other processes by pid. ``cached`` is reserved by torch's allocator but not allocated. ``pid``
-    is this process's number in the text. ``named`` False: this process may be one of the
-    ``others``. ``context`` False: ``process`` does not include the CUDA context.
-    """
-
-    message: str = ""
-    requested: int | None = None
-    gpu: int | None = None
-    total: int | None = None
-    free: int | None = None
-    process: int | None = None
-    allocated: int | None = None
-    cached: int | None = None
-    pid: int | None = None
-    others: tuple[tuple[int, int], ...] = ()
-    named: bool = True
-    context: bool = True
-
-    @property
-    def missing(self) -> int | None:
-        """The fewest bytes that were missing; None if torch does not say."""
-        if self.requested is None or self.free is None or self.free >= self.requested:
-            return None
-        return self.requested - self.free
-
-    @property
-    def beyond(self) -> int:
-        """Bytes of all figures beyond the card's: more than 0 where they contradict each other."""
-        parts = (self.process, self.free, *(size for _, size in self.others))
-        return 0 if self.total is None else sum(part or 0 for part in parts) - self.total
-
-    @property
-    def unexplained(self) -> int:
-        """Bytes of the card of no process in the text, without one context of this process."""
-        if self.total is None or self.process is None or self.free is None:
-            return 0
-        return max(0, -self.beyond if self.context else -self.beyond - CONTEXT)
-
-    @property
-    def figures(self) -> int:
-        values = (self.requested, self.total, self.free, self.process, self.allocated, self.cached)
-        return sum(value is not None for value in values) + len(self.others)
 
 
 class ModelLoaded(Struct):

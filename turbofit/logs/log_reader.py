@@ -4,8 +4,7 @@
 lines of LMDeploy from 0.2 on (since 0.15, ``[TM][LEVEL][MMDD.HH:MM:SS.uuuuuu][file.cc:line]``
 stands before TurboMind's messages), torch, Transformers, Accelerate, the kernel, nvidia-smi,
 LMDeploy's check_env and torch's collect_env. An unknown line gives None, and so does a line with
-a damaged figure. Each pattern takes time linear in its line. Torch's out-of-memory text is read in
-all its forms: it lists processes, and the reader finds the one that wrote the text.
+a damaged figure. Each pattern takes time linear in its line.
 """
 
 from __future__ import annotations
@@ -15,39 +14,16 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeVar
 
-from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
-from turbofit.core.units import GIB, KIB, MIB, parse_bytes
+from turbofit.core.units import KIB, MIB
 from turbofit.logs import log_events as events
-from turbofit.logs.log_events import CONTEXT, TorchMemory
 from turbofit.machine.nvidia_smi import SmiGpu, listed
+from turbofit.machine.torch_memory import torch_memory
 
 _T = TypeVar("_T")
 _ZEROS: Final = bytes.maketrans(b"123456789", b"0" * 9)
 #: The forms of lines that are kept, and the longest form: a server prints some hundred forms.
 _FORMS, LONGEST_FORM = 4096, 400
-
-_SIZE = r"(\d+(?:\.\d+)? ?(?:bytes|[KMGT]i?B))"
-_REQUESTED: Final = re.compile(rf"Tried to allocate {_SIZE}")
-#: Torch up to 2.0: all figures in one pair of brackets, free memory after allocated memory.
-_BRACKET: Final = re.compile(
-    rf"\(GPU (\d+); {_SIZE} total capacity; {_SIZE} already allocated; {_SIZE} free; "
-    rf"{_SIZE} (?:reserved in total by PyTorch|cached)"
-)
-#: Torch from 2.1 on, whose first version wrote "capacty".
-_CAPACITY: Final = re.compile(
-    rf"GPU (\d+) has a total capaci?ty of {_SIZE} of which {_SIZE} is free"
-)
-_THIS: Final = re.compile(rf"this process has {_SIZE} memory in use")
-_OTHER_PROCESS: Final = re.compile(rf"Process (\d+) has {_SIZE} memory in use")
-_ALLOCATED: Final = re.compile(rf"allocated memory {_SIZE} is allocated by PyTorch")
-_CACHED: Final = re.compile(rf"and {_SIZE} is reserved by PyTorch but unallocated")
-#: The text itself, after the exception's name.
-_TEXT: Final = re.compile(
-    r"(?:CUDA|HIP) out of memory.*|Tried to allocate.*|Allocation on device.*"
-)
-#: Torch rounds to hundredths of a GiB.
-_ROUNDED: Final = GIB // 100
 
 
 class _Row(NamedTuple):
@@ -71,23 +47,6 @@ _CUDA_MEMORY: Final = re.compile(
     r"CUDA (?:driver )?error: ?(?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
     r"|Triton Error \[CUDA\]: out of memory"
 )
-
-
-def _blocks(match: re.Match[str]) -> events.KvBlocks:
-    scale = MIB if match[1] == "block_size" else 1
-    return events.KvBlocks(field=match[1], value=round(float(match[2]) * scale))
-
-
-def _thrown(match: re.Match[str]) -> Struct | None:
-    """The exception that ended a process, as libstdc++ prints it; CUB and Thrust name the code."""
-    text = match[1]
-    if cuda := re.match(r"CUDA ([Dd]river )?error: (.+)", text):
-        return events.CudaError(message=cuda[2], driver=bool(cuda[1]))
-    if "cudaErrorMemoryAllocation" in text:
-        return events.CudaError(message="out of memory")
-    if text.startswith("CUDA out of memory"):
-        return torch_memory(text)
-    return None
 
 
 #: The parts before and after the request counts in a server's line.
@@ -141,7 +100,9 @@ _OTHER: Final = (
     _row("Tried to allocate|CUDA out of memory|OutOfMemoryError: Allocation on device",
          r"(?=.*(?:out of memory|Allocation on device)).*", lambda m: torch_memory(m[0])),
     _row("block_size = |max_block_count = |chunk_size = ",
-         r".*?\b(block_size|max_block_count|chunk_size) = (\d+(?:\.\d+)?)(?: MB)?\s*$", _blocks),
+         r".*?\b(block_size|max_block_count|chunk_size) = (\d+(?:\.\d+)?)(?: MB)?\s*$",
+         lambda m: events.KvBlocks(field=m[1], value=round(
+             float(m[2]) * (MIB if m[1] == "block_size" else 1)))),
     _row("peer access", r".*?Devicl?e (\d+) peer access Device (\d+) is not available",
          lambda m: events.PeerMissing(a=int(m[1]), b=int(m[2]))),
     # lmdeploy metrics/loggers.py `Server (succeeded/failed/routed/waiting): `, whose last count may
@@ -151,7 +112,11 @@ _OTHER: Final = (
     _row("API server (completed", rf"{_MADE}API server \(completed/routed/waiting\):"
          rf" (-?\d+)(){_RUNNING}", _counted),
     _row(" @ ", r"\s+\[ ?\d+\] (.+) @ \S+:\d+\s*$", lambda m: events.Frame(name=m[1])),
-    _row("what():", r"\s*what\(\):\s+(.+)", _thrown),
+    # The exception that ended a process, as libstdc++ prints it; CUB and Thrust name the code.
+    _row("what():", r"\s*what\(\):\s+CUDA ([Dd]river )?error: (.+)",
+         lambda m: events.CudaError(message=m[2], driver=bool(m[1]))),
+    _row("what():", r"\s*what\(\):\s.*cudaErrorMemoryAllocation",
+         lambda _: events.CudaError(message="out of memory")),
     # Python's traceback, and that of its faulthandler, which has no comma.
     _row('File "', r'\s*File "([^"]+)", line \d+,? in (\S+)',
          lambda m: events.PythonFrame(path=m[1], function=m[2])),
@@ -252,7 +217,9 @@ def event_in(text: str, form: Form) -> Struct | None:
     try:
         if prefix and message.isdecimal():
             return events.WarmupLength(tokens=int(message))
-        event = _first(form.ask(_rows_in), message)
+        matches = ((row, row.pattern.match(message)) for row in form.ask(_rows_in))
+        made = (row.make(match) for row, match in matches if match)
+        event = next((event for event in made if event is not None), None)
     except ValueError:  # a figure that a torn line damaged
         return None
     if call and isinstance(event, events.CudaError):
@@ -269,87 +236,3 @@ def _rows_in(form: str) -> list[_Row]:
     """The rows that share a word with a line; for most lines an empty list."""
     words = _TURBOMIND_WORDS if form.startswith("[TM]") else _OTHER_WORDS
     return [row for word, row in words if word in form]
-
-
-def _first(rows: list[_Row], text: str) -> Struct | None:
-    for row in rows:
-        match = row.pattern.match(text)
-        event = row.make(match) if match else None
-        if event is not None:
-            return event
-    return None
-
-
-def torch_memory(text: str) -> TorchMemory:
-    """Read all figures of an out-of-memory text, whose lines a terminal may have wrapped.
-
-    In the form up to torch 2.0, ``process`` is the memory that torch reserved, without the context
-    and libraries. An impossible figure, as under Windows, is None.
-    """
-    text_match = _TEXT.search(text)
-    message = text_match[0] if text_match else text
-    if bracket := _BRACKET.search(text):
-        total, used, free, reserved = (_bytes(bracket[i]) for i in (2, 3, 4, 5))
-        return TorchMemory(
-            message=message, requested=_figure(_REQUESTED, text), gpu=int(bracket[1]),
-            total=total, free=free, process=reserved, allocated=used,
-            cached=max(0, (reserved or 0) - (used or 0)), context=False,
-        )  # fmt: skip
-    # Torch from 2.1 on lists the card's processes.
-    sizes = ((int(match[1]), _bytes(match[2])) for match in _OTHER_PROCESS.finditer(text))
-    others = {pid: size for pid, size in sizes if size is not None}
-    capacity, this = _CAPACITY.search(text), _THIS.search(text)
-    allocated, cached = _figure(_ALLOCATED, text), _figure(_CACHED, text)
-    gpu, total, free = (
-        (int(capacity[1]), _bytes(capacity[2]), _bytes(capacity[3]))
-        if capacity
-        else (None, None, None)
-    )
-    process = _figure(_THIS, text)
-    pid = None if this else _pid_among(others, allocated, cached)
-    if pid is not None:
-        process = others.pop(pid)
-    return TorchMemory(
-        message=message,
-        requested=_figure(_REQUESTED, text),
-        gpu=gpu,
-        total=total,
-        free=free,
-        # The driver did not tell it where torch prints 0, or 2^64 under WDDM.
-        process=process if process and (total is None or process <= total) else None,
-        pid=pid,
-        allocated=allocated,
-        cached=cached,
-        others=tuple(others.items()),
-        named=this is not None or pid is not None or not others,
-    )
-
-
-def _pid_among(processes: dict[int, int], allocated: int | None, cached: int | None) -> int | None:
-    """The pid under which torch lists this process; None if the figures do not determine it.
-
-    Torch lists every process on the card and writes "this process" for the one with its own pid.
-    Torch 2.1 does not, nor does torch in a container, where pids differ from the driver's. Then
-    this process is the only listed one; or the one that holds the memory torch allocated plus a
-    context; or the only one that holds at least as much, if an engine allocates outside torch.
-    """
-    least = (allocated or 0) + (cached or 0) - _ROUNDED
-    if allocated is None and len(processes) > 1:
-        return None
-    able = {pid: size for pid, size in processes.items() if size >= least}
-    alike = [pid for pid, size in able.items() if size - least <= CONTEXT]
-    if alike:
-        return min(alike, key=lambda pid: able[pid])
-    return next(iter(able)) if len(able) == 1 else None
-
-
-def _figure(pattern: re.Pattern[str], text: str) -> int | None:
-    match = pattern.search(text)
-    return _bytes(match[1]) if match else None
-
-
-def _bytes(text: str) -> int | None:
-    try:
-        return parse_bytes(text.replace("bytes", "B"))
-    except UsageError:
-        return None

@@ -6,7 +6,7 @@ import math
 import re
 from contextlib import suppress
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from msgspec.structs import replace
 
@@ -19,11 +19,9 @@ from turbofit.logs.causes import less_memory
 from turbofit.logs.death import IN_DIAGNOSIS, Course, Phase, death
 from turbofit.logs.draft import Draft, evidence, evidence_at
 from turbofit.logs.log_events import (
-    CudaError,
     ModelLoaded,
-    PythonError,
-    TorchMemory,
 )
+from turbofit.machine.torch_memory import TorchMemory
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 
@@ -65,6 +63,7 @@ _RESTART: Final = (
     " is one, ends with it; nvidia-smi shows what is left on the card"
 )
 _FUSED: Final = 'attn_implementation="sdpa" (or "flash_attention_2"): it stores no such matrix'
+_WHICH: Final = "which of these processes is this server: torch lists them by their pid on the host"
 _SEGMENTS: Final = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation"
 #: What to send if the log is only an error text.
 _SEND: Final = (
@@ -109,13 +108,10 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     if finding.end is not None:
         end = death(course, account=finding.end, known=known)
         phase = _phase(end)
-    what = end.message
-    if isinstance(mark.event, CudaError | PythonError) and "Triton" not in what:
-        what = what.replace("the program", "the engine")
     draft = Draft(
         kind="out_of_memory",
         phase=phase,
-        what=what,
+        what=end.message,
         line=mark.line,
         why=finding.why,
         missing=_missing(memory),
@@ -126,7 +122,7 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
         planned=not case.subject.quantises,
         by_others=finding.others,
         short=True,
-        free=_FREE if finding.others else finding.look,
+        free=_FREE if finding.others else "",
     )
     if memory is not None:
         draft = _with_torch(case, mark, memory, draft, program)
@@ -142,11 +138,7 @@ def _with_cache(case: LogCase, draft: Draft, weights: int) -> Draft:
     """The answer with the lines about the cache, and who held the card when it was sized."""
     if (cache := logged_cache(case)) is None:
         return draft
-    tells: tuple[str, ...] = ("free memory, and what the cache took of it",)
-    if cache.blocks:
-        tokens = case.engine.defaults("").get("cache_block_seq_len", 64)
-        tells = (f"bytes of one KV block ({tokens} tokens, all layers)", "how many the cache has")
-    lines = tuple(evidence_at(*pair) for pair in zip(cache.lines, tells, strict=True))
+    lines = tuple(evidence_at(place, "what the cache took") for place in cache.lines)
     held = (
         Holding(who="the KV cache", bytes=cache.size, lines=tuple(one.line for one in lines)),
         Holding(who="this model's weights, on each card", bytes=weights),
@@ -201,7 +193,7 @@ def _with_torch(
         draft,
         why=(*draft.why, *(why for why, _, _ in signs)),
         held=(*_holders(mark, memory), *draft.held),
-        unknown=(*draft.unknown, *_open(mark, memory, draft)),
+        unknown=(*draft.unknown, *(_WHICH,) * (not memory.named)),
         evidence=(*draft.evidence, *(line for _, _, line in signs if line)),
         changes=_in_order([step for _, step, _ in signs], memory, draft, program),
         send=(_SEND,) if bare else (),
@@ -221,17 +213,7 @@ def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str)
 def _splits(model: Model, memory: TorchMemory, draft: Draft) -> bool:
     """Whether no card holds a copy of the model, which may be what the program tried."""
     loading = draft.phase in ("weights", "unknown")
-    return loading and memory.total is not None and model.weight_bytes > memory.total
-
-
-def _open(mark: LogEvent, memory: TorchMemory, draft: Draft) -> Iterator[str]:
-    """Yields what torch's text leaves open."""
-    if not mark.stack and draft.phase == "unknown" and not draft.unknown:
-        yield "where: the log has no traceback before the error"
-    if any("eager_attention_forward" in frame.function for frame in mark.stack):
-        yield "whether the attention is the vision tower's or the language model's"
-    if not memory.named:
-        yield "which of these processes is this server: torch lists them by their pid on the host"
+    return loading and model.weight_bytes > (memory.total or math.inf)
 
 
 def _freed(memory: TorchMemory, others: int) -> str:
@@ -265,13 +247,6 @@ def _of_use(
             f"{format_bytes(memory.cached or 0)} lay unused in torch's own cache, in pieces too"
             " small or of another size: fragmentation",
             _SEGMENTS if able else "",
-            None,
-        )
-    if memory.unexplained > GIB:
-        yield (
-            f"at least {format_bytes(memory.unexplained)} of the card are explained by nobody in"
-            " this text: another process or container, or the driver",
-            "",
             None,
         )
 
@@ -333,25 +308,22 @@ def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -
 
 def _missing(memory: TorchMemory | None) -> Missing:
     """Requested minus free bytes; torch rounds both to hundredths of their unit."""
-    silent = "the text has no figures" if memory else "TurboMind does not print what it asked"
-    memory = memory or TorchMemory()
-    figures = {"asked": memory.requested, "free": memory.free}
-    known = (f"{name} {format_bytes(size)}" for name, size in figures.items() if size is not None)
-    note = ", ".join(known) or silent
-    if memory.requested is not None and (memory.free or 0) >= memory.requested:
-        note += ", more than was asked: a limit of the process, or others gave memory back"
-    basis: Literal["log", "unknown"] = "unknown" if memory.missing is None else "log"
-    return Missing(bytes=memory.missing, basis=basis, note=note)
+    if memory is None or memory.missing is None:
+        silent = "the text does not say it" if memory else "TurboMind does not print what it asked"
+        return Missing(bytes=None, basis="unknown", note=silent)
+    asked, free = memory.requested or 0, memory.free or 0
+    note = f"asked {format_bytes(asked)}, free {format_bytes(free)}"
+    return Missing(bytes=memory.missing, basis="log", note=note)
 
 
 def _holders(mark: LogEvent, memory: TorchMemory) -> Iterator[Holding]:
     """Yields each process with its bytes, as certain as the text is."""
-    this, held = "this process", memory.process
-    if memory.pid is not None:
-        this = f"process {memory.pid}"
-        this = f"this process ({this} of the text)" if memory.named else this
-    elif held is None and memory.named:
-        this, held = "this process's tensors", memory.allocated
-    for who, size in ((this, held), *((f"process {pid}", size) for pid, size in memory.others)):
+    this = "this process" if memory.pid is None else f"process {memory.pid}"
+    if memory.pid is not None and memory.named:
+        this = f"this process ({this} of the text)"
+    for who, size in (
+        (this, memory.process),
+        *((f"process {pid}", size) for pid, size in memory.others),
+    ):
         if size is not None:
             yield Holding(who=who, bytes=size, gpu=memory.gpu, lines=(mark.line,))

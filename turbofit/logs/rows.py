@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from codecs import iterdecode
 from itertools import chain
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -55,7 +55,6 @@ _REQUEST: Final = re.compile(
     r".{0,240}?(?: - logger\.py:\d+ - session=[^,]*, |\bReceived request \S+: )"
 )
 _LONGEST: Final = 8192
-_CHUNK: Final = 1 << 20
 
 
 def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
@@ -104,8 +103,3 @@ def _bare(text: str) -> str:
     if ("session=" in text or "Received" in text) and (request := _REQUEST.match(text)):
         return request[0].rstrip()
     return "" if text.isspace() else text
-
-
-def chunks_of(file: BinaryIO) -> Iterator[bytes]:
-    while data := file.read(_CHUNK):
-        yield data

@@ -12,7 +12,7 @@ from turbofit.logs import log_events as events
 from turbofit.logs.answer import Holding, Missing
 from turbofit.logs.death import IN_DIAGNOSIS, death
 from turbofit.logs.draft import Draft, evidence, raised_in
-from turbofit.logs.facts import LogEvent
+from turbofit.logs.facts import IN_WORDS, LogEvent
 from turbofit.logs.figures import explanation_of
 from turbofit.logs.memory import lack_of_memory
 
@@ -107,7 +107,6 @@ def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
         events.WarmupLengths: "the lengths of the warm-up",
     }  # fmt: skip
     lines = [evidence(mark, tells) for kind, tells in sizes.items() if (mark := facts.first(kind))]
-    tells = "nothing can be admitted; so it goes on to the log's end"
     missing = Missing(
         bytes=end.missing,
         basis="formula",
@@ -122,7 +121,7 @@ def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
         possible=(_WAITS,),
         why=(_WAITS,) if end.missing else (),
         missing=missing if end.missing else None,
-        evidence=(evidence(waiting, tells), *lines),
+        evidence=(evidence(waiting, "nothing can be admitted, to the log's end"), *lines),
         changes=(end.hint,),
         planned=True,
     )
@@ -168,19 +167,12 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
     """Yields the answers for a log in which no fault was found."""
     ready, facts = _ready(case), case.facts
     if ready:
-        counted, why = facts.every(events.ServerFigures), ""
-        if counted and (failed := counted[-1][1].failed):
-            why = (
-                f"LMDeploy counts {failed} {plural(failed, 'request')} as failed: clients that left"
-                " before their answer are among these, and no line tells of an error"
-            )
         yield Draft(
             kind="healthy",
             phase="none",
             what="nothing failed in this log: the engine started",
             line=ready.line,
             rank="notice",
-            why=(why,) if why else (),
             evidence=(evidence(ready, "the engine is ready"),),
         )
     elif facts.complaint:
@@ -189,16 +181,7 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
             line=facts.complaint.line,
             rank="notice",
             evidence=(evidence(facts.complaint, "the last line that reports an error"),),
-        )
-    elif facts.in_words:
-        yield Draft(
-            kind="unknown",
-            line=facts.in_words.line,
-            rank="notice",
-            what="the text says that memory ran out, and no line of a program says where",
-            evidence=(evidence(facts.in_words, "words"),),
-            planned=case.has_all,
-            unknown=("what happened",),
+            planned=case.has_all and IN_WORDS(facts.complaint.text) is not None,
         )
     if peers := facts.first(events.PeerMissing):
         yield Draft(
@@ -218,7 +201,7 @@ def _ready(case: LogCase) -> LogEvent | None:
     facts = case.facts
     up = facts.first(events.ServerUp) or facts.first(events.WarmupFinished)
     counted = facts.every(events.ServerFigures)
-    ready = up or facts.answered or next((mark for mark, one in counted if one.succeeded), None)
+    ready = up or next((mark for mark, one in counted if one.succeeded), None)
     troubles = (*facts.fatal, *([facts.complaint] if facts.complaint else []))
     last = max((mark.line for mark in troubles), default=0)
     calm = ready is not None and not facts.died and last <= ready.line and not case.hangs

@@ -13,7 +13,7 @@ from tests.logs.conftest import explain, message, some, tried
 from turbofit.logs import figures
 from turbofit.logs.answer import Diagnosis
 from turbofit.logs.case import LogCase
-from turbofit.logs.causes import Hit, Row, causes
+from turbofit.logs.causes import Hit, Row, table
 from turbofit.logs.facts import LogEvent, read_runs
 from turbofit.logs.log_reader import form_of
 from turbofit.logs.rows import rows
@@ -83,7 +83,7 @@ def texts_of(row: Row) -> list[str]:
 
 
 def test_a_row_proves_a_cause_or_lists_what_others_had() -> None:
-    for row in causes():
+    for row in table().rows:
         assert bool(row.what) != bool(row.possible), row
         assert not row.possible or (row.change and not row.why and not row.unknown)
         proof = [
@@ -128,7 +128,7 @@ class Aloud(NamedTuple):
 @pytest.fixture(scope="module")
 def aloud() -> Aloud:
     answers, told = dict[str, Diagnosis](), dict[int, set[str]]()
-    places = {id(row): place for place, row in enumerate(causes())}
+    places = {id(row): place for place, row in enumerate(table().rows)}
     sentence, figures_of = figures.sentence, figures.figures_of
     asked: list[Row] = []
 
@@ -156,7 +156,7 @@ def test_kinds_that_people_report(aloud: Aloud) -> None:
 
 def test_each_row_is_read_aloud(aloud: Aloud) -> None:
     """Each row answers an example with whole sentences: no figure of one is missing."""
-    silent = [row.says for place, row in enumerate(causes()) if place not in aloud.told]
+    silent = [row.says for place, row in enumerate(table().rows) if place not in aloud.told]
     assert silent == []
     broken = [said for sentences in aloud.told.values() for said in sentences if "?" in said]
     assert broken == []
@@ -257,9 +257,9 @@ def test_rows_use_figures_and_groups_that_exist() -> None:
     """A group that a way through the pattern leaves out stands in the first form of a pair only."""
     run = read_runs(rows([b"x"]))[0]
     case, mark = LogCase(run, model=None, on=None), LogEvent(1, "x")
-    known = set(figures.figures_of(case, mark, Hit(causes()[0], {}, "x")))
+    known = set(figures.figures_of(case, mark, Hit(table().rows[0], {}, "x")))
     facts = set(_FACTS.groupindex)
-    for row in causes():
+    for row in table().rows:
         groups = set(re.compile(row.pattern).groupindex)
         assert not (groups & known) - {"arch", "said"}, row.what
         for text in (*texts_of(row), f"{{{row.when}}}" if row.when else ""):

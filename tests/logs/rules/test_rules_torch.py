@@ -39,7 +39,7 @@ WSL = (
 
 def test_a_figure_that_cannot_be_is_unknown() -> None:
     found = explain(WSL)
-    assert [one.who for one in found.held] == ["this process's tensors"]
+    assert found.held == ()
     assert not any("outside torch" in one for one in found.why)
     assert not any("expandable_segments" in one for one in found.changes)
 
@@ -218,18 +218,14 @@ def test_lmdeploy_s_figures_do_not_tell_which() -> None:
     ]
 
 
-@pytest.mark.parametrize(("reserved", "others"), [("22.90 GiB", 0), ("12.00 GiB", 11 * 1024)])
-def test_a_context_of_torch_2_0_is_charged_once(reserved: str, others: int) -> None:
+def test_a_context_of_torch_2_0_is_charged_once() -> None:
     found = explain(
         "RuntimeError: CUDA out of memory. Tried to allocate 136.00 MiB (GPU 1; 23.69 GiB total"
-        f" capacity; 11.90 GiB already allocated; 43.69 MiB free; {reserved} reserved in total by"
+        " capacity; 11.90 GiB already allocated; 43.69 MiB free; 22.90 GiB reserved in total by"
         " PyTorch)\n",
         model="cogvlm-17b",
         on="2xrtx3090",
     )
-    if others:
-        assert "explained by nobody" in told(found)
-        return
     assert some(found.would_work).on == "2xrtx3090"
     alone = plan(PlanRequest.of(model="cogvlm-17b", on=machine_from("2xrtx3090")))
     assert some(found.would_work).verdict == alone.verdict

@@ -72,18 +72,16 @@ def diagnose(log: str | None, model: str | None, on: str | None, hang: bool, for
 
 
 def _chunks(path: str) -> Iterator[bytes]:
-    from turbofit.logs.rows import chunks_of
-
     several = any(sign.isspace() for sign in path.strip())
     if path.lower().endswith(_NO_TEXT) and (os.path.exists(path) or not several):
         hint = "paste the message in quotes, or name the log: turbofit diagnose serve.log"
         raise UsageError(f"{path} is by its name no text, which diagnose reads", hint=hint)
     try:
         if path == "-":
-            yield from chunks_of(sys.stdin.buffer)
+            yield from sys.stdin.buffer
             return
         with open(path, "rb") as file:
-            yield from chunks_of(file)
+            yield from file
     except OSError as exc:
         if several or re.fullmatch(_MESSAGE, path):
             yield path.encode()

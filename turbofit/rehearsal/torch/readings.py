@@ -12,8 +12,9 @@ from typing import Any, Final
 from turbofit.core.json_types import Document
 from turbofit.core.struct import Struct
 from turbofit.logs.death import death
-from turbofit.logs.log_events import NoCache, TorchMemory
+from turbofit.logs.log_events import NoCache
 from turbofit.logs.log_reader import read_line
+from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.rehearsal.notes import DEAD
 from turbofit.rehearsal.pretend.report import card_at_peak, newest_refusal

@@ -27,13 +27,13 @@ from turbofit.logs.log_events import (
     PythonError,
     PythonFrame,
     Slab,
-    TorchMemory,
     VisionFrame,
     WarmingUp,
     WarmupLength,
     WarmupLengths,
 )
 from turbofit.logs.log_reader import read_line
+from turbofit.machine.torch_memory import TorchMemory
 from turbofit.serving.calibration import cache_beside, in_words, tokens_beside
 
 if TYPE_CHECKING:
