@@ -483,7 +483,7 @@ _TABLES: Final[tuple[tuple[str, _Reader, _Holder], ...]] = (
     ("requirement", _requirements, _of_requirement),
     ("kernels", _kernels, _of_kernels),
     ("library", lambda w: {"TurboMind's library": str(_library(w).relative_to(w).parent)},
-     lambda *_: ("machine/kernels/installed.py", "")),
+     lambda *_: ("machine/kernels/census.py", "")),
     ("known to us", _known, lambda *_: ("", "not from the wheel")),
 )  # fmt: skip
 

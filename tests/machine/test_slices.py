@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from tests.support.pods import pod
 from turbofit.core.machine import Machine
 from turbofit.core.units import GIB, MIB
-from turbofit.machine.slices import held_to_slices, slice_limits
 from turbofit.machine.spec import parse_spec
+from turbofit.machine.visible import held_to_slices, slice_limits
 
 LIMIT = "CUDA_DEVICE_MEMORY_LIMIT"
 

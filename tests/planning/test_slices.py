@@ -6,7 +6,7 @@ from tests.support.pods import pod
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB
-from turbofit.machine.slices import held_to_slices
+from turbofit.machine.visible import held_to_slices
 from turbofit.planning.plan import plan as plan_of
 from turbofit.planning.request import PlanRequest
 

@@ -12,11 +12,10 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError
 from turbofit.logs import log_events as events
 from turbofit.logs.account import cures
-from turbofit.logs.answer import Advice, Diagnosis, Others, Read
+from turbofit.logs.answer import Advice, Diagnosis, Draft, Others, Read, evidence
 from turbofit.logs.case import LogCase
 from turbofit.logs.causes import what_to_send
 from turbofit.logs.death import IN_DIAGNOSIS
-from turbofit.logs.draft import Draft, evidence
 from turbofit.logs.facts import read_runs
 from turbofit.logs.rows import rows
 from turbofit.logs.rules import PEERS, drafts_of

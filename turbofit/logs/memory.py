@@ -14,10 +14,9 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.units import GIB, format_bytes
 from turbofit.core.version import REFERENCE
 from turbofit.logs.account import Finding, found, logged_cache
-from turbofit.logs.answer import Evidence, Holding, Missing
+from turbofit.logs.answer import Draft, Evidence, Holding, Missing, evidence, evidence_at
 from turbofit.logs.causes import less_memory
 from turbofit.logs.death import IN_DIAGNOSIS, Course, Phase, death
-from turbofit.logs.draft import Draft, evidence, evidence_at
 from turbofit.logs.log_events import (
     ModelLoaded,
 )

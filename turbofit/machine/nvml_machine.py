@@ -17,8 +17,7 @@ from turbofit.core.struct import NA, NaType, known
 from turbofit.machine.host import read_host
 from turbofit.machine.nvml import GpuLostError, Nvml, answered, ask_driver
 from turbofit.machine.presets import fill, match_preset, share_of
-from turbofit.machine.slices import held_to_slices
-from turbofit.machine.visible import cuda_visible
+from turbofit.machine.visible import cuda_visible, held_to_slices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

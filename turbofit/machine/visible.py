@@ -1,4 +1,4 @@
-"""Which GPUs a CUDA program would see, and which of those the user wants.
+"""Which GPUs a CUDA program would see, what slices leave of them, and which the user wants.
 
 ``CUDA_VISIBLE_DEVICES`` is read as CUDA reads it: indices, unique prefixes of UUIDs, or ids of MIG
 instances, one kind at a time; an invalid entry hides itself and all after it; an entry given twice
@@ -8,14 +8,16 @@ hides everything; an empty value hides everything.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from turbofit.core.machine import Gpu
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.struct import NA, known
+from turbofit.core.units import GIB, KIB, MIB, format_bytes
+from turbofit.machine.presets import find_preset, load_preset
 
 _NUMBER = re.compile(r"[+-]?\d{1,9}")
 
@@ -104,3 +106,92 @@ def _named(entry: str, gpus: Sequence[Gpu]) -> int | None:
     if len(entry) < 5:
         return None
     return _by_prefix(entry, {gpu.uuid: gpu.index for gpu in gpus})
+
+
+_LIMIT: Final = "CUDA_DEVICE_MEMORY_LIMIT"
+#: ``0:GPU-5c1f… 1:GPU-77ab…``: the UUID for each limit's number, if the device plugin sets it.
+_DEVICE_MAP: Final = "NVIDIA_DEVICE_MAP"
+#: A limit as HAMi-core reads it: bytes, or a number with a letter for its unit.
+_SIZE: Final = re.compile(r"(\d+)([kmg]?)b?", re.IGNORECASE)
+_UNITS: Final = {"": 1, "k": KIB, "m": MIB, "g": GIB}
+#: NVML reports the slice, not the card, if its total exceeds the limit by at most this rounding.
+_ROUNDING: Final = 16 * MIB
+
+
+def held_to_slices(machine: Machine, environ: Mapping[str, str]) -> Machine:
+    """The machine with the limits of its environment, and a warning for each limited card.
+
+    The library of HAMi and Volcano (HAMi-core) is preloaded into a pod's processes and makes NVML
+    and CUDA report the slice. TurboMind's C++ code bypasses it and sees the whole card
+    (HAMi-core#74), so its share of free memory would include the memory of other pods. The plan
+    therefore treats the limit as a budget of the card, and computes the share from the whole card.
+    """
+    limits = slice_limits(machine.gpus, machine.visible, environ)
+    if not limits:
+        return machine
+    gpus = tuple(_limited(gpu, limits.get(gpu.index)) for gpu in machine.gpus)
+    notes = [
+        _note(machine.gpu(gpu.index), gpu, limits[gpu.index]) for gpu in gpus if gpu.index in limits
+    ]
+    return replace(machine, gpus=gpus, warnings=(*machine.warnings, *dict.fromkeys(notes)))
+
+
+def slice_limits(
+    gpus: Sequence[Gpu], visible: Sequence[int], environ: Mapping[str, str]
+) -> dict[int, int]:
+    """The limit in bytes that the environment sets for each GPU index; 0 means no limit.
+
+    A limit's number is the card's place among the visible ones, unless a map gives its UUID.
+    """
+    uuids = dict(re.findall(r"(\d+):(\S+)", environ.get(_DEVICE_MAP, "")))
+    by_uuid, found = {gpu.uuid: gpu.index for gpu in gpus}, {}
+    for place, index in enumerate(visible):
+        if size := _size(environ.get(_LIMIT, "")):
+            found[index] = size
+        if (of_card := _size(environ.get(f"{_LIMIT}_{place}", ""))) and str(place) not in uuids:
+            found[index] = of_card
+    for place, uuid in uuids.items():
+        if (of_card := _size(environ.get(f"{_LIMIT}_{place}", ""))) and uuid in by_uuid:
+            found[by_uuid[uuid]] = of_card
+    return found
+
+
+def _size(text: str) -> int:
+    size = _SIZE.fullmatch(text.strip())
+    return int(size[1]) * _UNITS[size[2].lower()] if size else 0
+
+
+def _limited(gpu: Gpu, limit: int | None) -> Gpu:
+    """The GPU with its limit, and with its whole memory if NVML reports only the slice.
+
+    The memory that other pods hold is then unknown, and counts as free: the share of free memory is
+    too small, and the engine never takes more than the slice.
+    """
+    if limit is None or gpu.total == NA:
+        return gpu
+    key = find_preset(gpu.name)
+    if key is not None and known(gpu.total, 0) <= limit + _ROUNDING < load_preset(key).total:
+        whole = load_preset(key)
+        free = whole.total - whole.reserved - known(gpu.used, 0)
+        gpu = replace(gpu, total=whole.total, reserved=whole.reserved, free=free)
+    return replace(gpu, limit=limit)
+
+
+def _note(read: Gpu, gpu: Gpu, limit: int) -> str:
+    """The warning about a limited card, which says where its total is from."""
+    text = (
+        f"GPU {gpu.index} is a slice of {format_bytes(limit)} (HAMi, Volcano): the plan stays below"
+        " it, which TurboMind by itself does not (HAMi-core#74)"
+    )
+    if read.total != gpu.total:
+        return (
+            f"{text}; NVML says the slice, so that the whole card of {format_bytes(gpu.usable)} is"
+            " by its name, and what other pods hold is not known: their memory makes the cache"
+            " smaller than planned"
+        )
+    if known(gpu.total, 0) <= limit + _ROUNDING:
+        return (
+            f"{text}; NVML says no more than the slice, and no preset says how large the card is:"
+            f" name it with --on NAME:total=SIZE and --budget {limit // MIB}MiB"
+        )
+    return text

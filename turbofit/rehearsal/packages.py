@@ -10,7 +10,7 @@ from turbofit.core.errors import PackageError
 from turbofit.core.installation import installed, without_gpu
 from turbofit.core.model import TextDims
 from turbofit.core.version import REFERENCE
-from turbofit.machine.kernels.installed import turbomind_library
+from turbofit.machine.kernels.census import turbomind_library
 from turbofit.rehearsal.pretend.build import build
 from turbofit.rehearsal.pretend.command import cuda_site
 from turbofit.rehearsal.pretend.libraries import check_surface

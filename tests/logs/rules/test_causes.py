@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.logs.conftest import explain, message, some, tried
-from turbofit.logs import figures
+from turbofit.logs import rules
 from turbofit.logs.answer import Diagnosis
 from turbofit.logs.case import LogCase
 from turbofit.logs.causes import Hit, Row, table
@@ -129,7 +129,7 @@ class Aloud(NamedTuple):
 def aloud() -> Aloud:
     answers, told = dict[str, Diagnosis](), dict[int, set[str]]()
     places = {id(row): place for place, row in enumerate(table().rows)}
-    sentence, figures_of = figures.sentence, figures.figures_of
+    sentence, figures_of = rules.sentence, rules.figures_of
     asked: list[Row] = []
 
     def known(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
@@ -142,8 +142,8 @@ def aloud() -> Aloud:
         return said
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "sentence", heard)
-        patch.setattr(figures, "figures_of", known)
+        patch.setattr(rules, "sentence", heard)
+        patch.setattr(rules, "figures_of", known)
         for _, log in EXAMPLES:
             answers[log] = explain(f"INFO: a GPU server starts\n{log}\n")
     return Aloud(answers, told)
@@ -257,13 +257,13 @@ def test_rows_use_figures_and_groups_that_exist() -> None:
     """A group that a way through the pattern leaves out stands in the first form of a pair only."""
     run = read_runs(rows([b"x"]))[0]
     case, mark = LogCase(run, model=None, on=None), LogEvent(1, "x")
-    known = set(figures.figures_of(case, mark, Hit(table().rows[0], {}, "x")))
+    known = set(rules.figures_of(case, mark, Hit(table().rows[0], {}, "x")))
     facts = set(_FACTS.groupindex)
     for row in table().rows:
         groups = set(re.compile(row.pattern).groupindex)
         assert not (groups & known) - {"arch", "said"}, row.what
         for text in (*texts_of(row), f"{{{row.when}}}" if row.when else ""):
-            assert figures.names_of(text) <= {*groups, *known, *facts, "communicator"}, text
+            assert rules.names_of(text) <= {*groups, *known, *facts, "communicator"}, text
 
 
 @pytest.mark.parametrize(

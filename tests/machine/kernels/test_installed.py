@@ -15,10 +15,18 @@ import pytest
 from tests.machine.kernels.device_code import CODE, EMPTY, cubin, fatbin, library
 from turbofit.core.errors import UsageError
 from turbofit.core.process.files import state_dir
-from turbofit.machine.kernels import installed as module
-from turbofit.machine.kernels.census import Census, Count, is_released, released, take_census
+from turbofit.machine.kernels import census as module
+from turbofit.machine.kernels.census import (
+    Census,
+    Count,
+    census_of,
+    installed,
+    is_released,
+    released,
+    take_census,
+    turbomind_library,
+)
 from turbofit.machine.kernels.families import decode, demangle, experts, family, gemm, prefill
-from turbofit.machine.kernels.installed import census_of, installed, turbomind_library
 
 NAME = "lmdeploy/turbomind/_turbomind.cpython-311-x86_64-linux-gnu.so"
 MOE, OTHER = "_ZN9turbomind15MoeGatherKernelEv", "_ZN9turbomind9transposeEv"

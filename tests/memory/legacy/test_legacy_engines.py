@@ -83,9 +83,7 @@ def test_predict_from_a_log_s_free_memory_says_what_the_user_saw():
 
 
 def test_the_kernels_of_a_version_are_its_release_s_whatever_is_installed(monkeypatch):
-    monkeypatch.setattr(
-        "turbofit.machine.kernels.installed.installed", lambda: released((0, 18, 0))
-    )
+    monkeypatch.setattr("turbofit.machine.kernels.census.installed", lambda: released((0, 18, 0)))
     launch = launch_on("1xrtx5090", "internvl2-8b", session_len=4096)
     here = replace(launch, machine=replace(launch.machine, source="nvml"))
     assert engine_named("turbomind").missing_kernels(here) is None

@@ -14,7 +14,7 @@ from turbofit.core.machine import Holder, Machine
 from turbofit.core.plan import Plan
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
-from turbofit.machine.slices import held_to_slices
+from turbofit.machine.visible import held_to_slices
 from turbofit.planning.checks import CHECKS, refuse
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import plan as plan_of

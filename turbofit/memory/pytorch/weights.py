@@ -20,7 +20,7 @@ from turbofit.core.plan import GpuLedger, Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, MIB, round_up
 from turbofit.core.version import REFERENCE
-from turbofit.machine.kernels.installed import torch_takes_a_share
+from turbofit.machine.kernels.census import torch_takes_a_share
 from turbofit.memory.calibrated import BUFFERS
 from turbofit.memory.versions import figures
 from turbofit.model.families.engines import PROJECTOR_AS_TEXT

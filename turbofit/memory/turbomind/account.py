@@ -558,7 +558,7 @@ class Turbomind(Engine):
     def _census(self, launch: EngineLaunch) -> Census | None:
         """The kernels of the installed engine, or of its version's wheel; None if unknown."""
         if launch.machine.source == "nvml" and not versions.is_legacy(self.version):
-            from turbofit.machine.kernels.installed import installed
+            from turbofit.machine.kernels.census import installed
 
             census = installed()
             if census is not None:

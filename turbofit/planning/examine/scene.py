@@ -157,7 +157,7 @@ class Sources:
 
     def kernels(self) -> Census | None:
         """The kernels of the installed TurboMind; None if they cannot be read."""
-        from turbofit.machine.kernels.installed import installed as installed_kernels
+        from turbofit.machine.kernels.census import installed as installed_kernels
 
         return installed_kernels()
 
