@@ -42,11 +42,7 @@ class Healthy(Sources):
             "xgrammar": "0.2.8",
         }  # fmt: skip
         self.modules: set[str] = set()
-        self.demands: list[str] | None = [
-            "torch<=2.12.1,>=2.0.0", "transformers!=5.0.*,>=4.56.0", "torch>=9; extra == 'all'",
-        ]  # fmt: skip
         self.built: list[str] | None = ["sm_75", "sm_80", "sm_86", "sm_90", "compute_120"]
-        self.log: str | None = "nothing of note"
         self.disk: tuple[int, bool] | None = (500 * GIB, True)
         self.port: str | None = None
         self.library: PackageError | None = None
@@ -70,18 +66,12 @@ class Healthy(Sources):
     def has_module(self, name: str) -> bool:
         return name in self.modules
 
-    def requires(self, package: str) -> list[str] | None:
-        return self.demands
-
     def package_folder(self, package: str) -> Path | None:
         folder = self.root / package
         return folder if folder.is_dir() else None
 
     def torch_architectures(self) -> list[str] | None:
         return self.built
-
-    def kernel_log(self) -> str | None:
-        return self.log
 
     def disk_free(self, path: str) -> tuple[int, bool] | None:
         return self.disk

@@ -86,8 +86,6 @@ class Check(NamedTuple):
 CHECKS: Final = (
     Check("lmdeploy", "packages", ("install",),
           f"plans rest on an account of LMDeploy {REFERENCE}"),
-    Check("pairing", "packages", ("install",),
-          "LMDeploy's wheels are built and tested against the versions that they demand"),
     Check("turbomind", "packages", ("install",),
           "without its native engine LMDeploy falls back to PyTorch, which turbofit does not plan"),
     Check("xgrammar", "packages", ("install", "start"),
@@ -129,8 +127,6 @@ CHECKS: Final = (
     Check("iommu", "cards", ("install",),
           "with an IOMMU that translates, peer copies over PCIe may hang or deliver wrong data"
           " though the driver reports peer access", of="machine"),
-    Check("xid", "cards", ("install",),
-          "the driver reports a failing card, link or memory there before programs feel it"),
     Check("host_memory", "host", ("install", "start"),
           "a server process takes about 4 GiB, pinned buffers and images come on top; when it runs"
           " out, the kernel kills the engine (exit code 137)", of="host", error=DoesNotFitError),
@@ -145,7 +141,6 @@ CHECKS: Final = (
     Check("port", "host", ("install", "start"),
           "often by an earlier server, which still holds its GPU memory too"),
     Check("run_disk", "host", ("start",), "logs and the run's record go there", of="folder"),
-    Check("address_space", "host", ("start",), "CUDA would not start"),
     Check("open_files", "host", ("start",), "connections are refused", of="plan"),
     Check("rank_launcher", "host", ("install", "plan", "launch"),
           "TurboMind drives all GPUs of a group from one process"),

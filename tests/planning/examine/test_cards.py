@@ -60,21 +60,6 @@ def test_others_on_the_card(find: Find, sources: Make) -> None:
     assert find("holders", scenario, sources()).state == "unreadable"
 
 
-@pytest.mark.parametrize(
-    ("log", "state", "seen", "why"),
-    [
-        ("79, GPU has fallen off the bus.", "warning", "79", "hardware"),
-        ("13, Graphics Exception", "warning", "13", "programs"),
-        (None, "unreadable", "", ""),
-    ],
-)
-def test_xid(find: Find, sources: Make, log: str | None, state: str, seen: str, why: str) -> None:
-    places = sources()
-    places.log = log and f"NVRM: Xid (PCI:0000:41:00): {log}"
-    found = find("xid", two(), places)
-    assert (found.state, seen in found.seen, why in found.why) == (state, True, True)
-
-
 def test_peers_of_consumer_cards(find: Find, sources: Make) -> None:
     scenario = Scenario([gpu_3090(index) for index in range(4)])
     scenario.pairs[0, 2] = P2P_NVLINK

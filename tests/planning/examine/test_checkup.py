@@ -20,7 +20,7 @@ def test_a_machine_in_order(checkup: Any, sources: Make) -> None:
     report = checkup(two(), sources())
     assert [one for one in report.findings if one.state != "ok"] == []
     assert report.exit_code == 0
-    assert len({one.check for one in report.findings}) == len(report.findings) >= 24
+    assert len({one.check for one in report.findings}) == len(report.findings) >= 22
 
 
 def test_every_finding_but_ok_has_a_reason_and_a_fix(checkup: Any, sources: Make) -> None:
@@ -57,14 +57,8 @@ def test_no_driver_is_exit_4_with_the_rest_still_checked(checkup: Any, sources: 
 def test_real_sources_never_fail(tmp_path: Path) -> None:
     places, nothing = Sources({"PATH": "/nowhere"}, str(tmp_path)), "no-such-package-at-all"
     assert places.disk_free(str(tmp_path / "a/b")) is not None
-    for answer in (
-        places.text("proc/cmdline"), places.names("sys"), places.version(nothing),
-        places.requires(nothing), places.package_folder(nothing), places.kernel_log(),
-    ):  # fmt: skip
-        assert answer is None
-    (tmp_path / "var/log").mkdir(parents=True)
-    (tmp_path / "var/log/kern.log").write_text("NVRM: Xid (PCI:0000:01:00): 31")
-    assert "Xid" in places.kernel_log()
+    unread = (places.text("proc/cmdline"), places.names("sys"), places.version(nothing))
+    assert (*unread, places.package_folder(nothing)) == (None,) * 4
 
 
 @pytest.mark.parametrize(

@@ -133,14 +133,10 @@ def test_a_port_that_a_server_of_ours_has_is_told_with_its_run(port: int) -> Non
 
 
 def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = {resource.RLIMIT_AS: (GIB, GIB), resource.RLIMIT_NOFILE: (256, 512)}
-    none = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     setrlimit = Mock()
-    monkeypatch.setattr(resource, "getrlimit", lambda what: limits.get(what, none))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 512))
     monkeypatch.setattr(resource, "setrlimit", setrlimit)
-    with pytest.raises(LaunchError, match="address space"):
-        check_before(ROOMY, tmp_path)
-    (warning,) = check_before(ROOMY, tmp_path, pretend=True)
+    (warning,) = check_before(ROOMY, tmp_path)
     assert "open files" in warning
     setrlimit.assert_called_with(resource.RLIMIT_NOFILE, (512, 512))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +12,6 @@ from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.planning.examine.scene import (
     Answer,
     Scene,
-    Sources,
     ok,
     stops,
     unreadable,
@@ -29,9 +27,6 @@ if TYPE_CHECKING:
 #: With less free memory nothing can be served: a context and the smallest vision model's weights.
 _LEAST: Final = 2 * GIB
 _HELD: Final = GIB // 2
-_XID: Final = re.compile(r"Xid \(([^)]*)\): (\d+)")
-#: Xids of hardware, link and memory (NVIDIA's Xid catalogue); programs cause the others.
-_HARD_XIDS: Final = frozenset((48, 62, 63, 64, 74, 79, 92, 94, 95, 109, 110, 119, 120))
 _CONSUMER: Final = ("GeForce", "RTX")
 
 
@@ -197,26 +192,6 @@ def slices(machine: Machine, _: Scene) -> Answer | None:
         fix = "name the whole card: --on NAME:total=SIZE --budget SLICE (docs/operations.md)"
         return warning(f"slices: {sizes}; how large GPU {indices(unseen)} is cannot be read", fix)
     return ok(f"slices: {sizes}; plans stay below them")
-
-
-def xid(sources: Sources, _: Scene) -> Answer:
-    """Report Xid errors in the kernel's log."""
-    text = sources.kernel_log()
-    if text is None:
-        return unreadable("the kernel's log", "sudo dmesg | grep -i xid (it needs root here)")
-    xids: dict[str, set[int]] = {}
-    for match in _XID.finditer(text):
-        xids.setdefault(match[1], set()).add(int(match[2]))
-    if not xids:
-        return ok("no Xid in the kernel's log")
-    summary = "; ".join(f"{bus}: Xid {', '.join(map(str, sorted(n)))}" for bus, n in xids.items())
-    hard = any(number in _HARD_XIDS for numbers in xids.values() for number in numbers)
-    why = (
-        "the driver reports a failing card, link or memory there before programs feel it; these are"
-        f" {'of the hardware' if hard else 'mostly of programs'}"
-    )
-    fix = "check power, cooling and seating of the card; restart" if hard else "none, if rare"
-    return warning(summary, fix, why)
 
 
 def peer_access(machine: Machine, _: Scene) -> Answer:

@@ -160,18 +160,6 @@ def port(sources: Sources, scene: Scene) -> Answer | None:
     return stops(f"port {wanted} is taken", fix)
 
 
-def address_space(sources: Sources, scene: Scene) -> Answer | None:
-    """Check the limit of virtual memory, which an engine inherits."""
-    limit = sources.address_space()
-    if limit is None or scene.pretend:
-        return None
-    return stops(
-        f"the address space is limited to {format_bytes(limit)}: CUDA maps hundreds of GiB of "
-        "it and would not start",
-        "ulimit -v unlimited",
-    )
-
-
 def open_files(plan: Plan, scene: Scene) -> Answer | None:
     """Raise the limit of open files as far as allowed; engines inherit it. Warn if it is low."""
     need = _FILES + 4 * sum(group_plan.settings.max_batch_size for group_plan in plan.group_plans())
