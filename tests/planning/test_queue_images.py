@@ -123,12 +123,10 @@ def test_images_fit_the_context_or_are_refused_by_name(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_limit_is_lowered_as_far_as_the_context_asks_and_said() -> None:
+def test_the_limit_is_lowered_as_far_as_the_context_asks() -> None:
     plan = turbofit.plan("qwen2-vl-2b", on="1xrtx3090", images=4)
     assert plan.settings.session_len == 32_768
     assert 31_000 < plan.limits.image_tokens_per_request <= 32_768 - 1024
-    said = next(reason for reason in plan.reasons if reason.startswith("max_pixels"))
-    assert "4 images fit the context: at the model's own limit they take 65,536 tokens" in said
 
 
 @pytest.mark.slow

@@ -72,8 +72,6 @@ def test_the_largest_image_is_encoded_once_where_memory_allows() -> None:
     """Of Qwen2-VL-2B on an H100: three times with the prefill of before."""
     found = plan("qwen2-vl-2b", on="1xh100")
     assert found.settings.max_prefill_token_num == whole_image_prefill(16384) == 16448
-    others = {c.settings["max_prefill_token_num"]: c.why_not for c in found.considered}
-    assert "images are encoded 3 times, not 1" in others[8192]
     assert not any("encoded" in reason for reason in found.reasons)
     asked = plan("qwen2-vl-2b", on="1xh100", max_prefill_token_num=8192)
     (reason,) = (text for text in asked.reasons if text.startswith("max_prefill_token_num"))

@@ -34,9 +34,6 @@ class Healthy(Sources):
 
     def __init__(self, root: Path, **environ: str) -> None:
         super().__init__({"HOME": "/users/one", **environ}, str(root))
-        (root / "proc").mkdir(parents=True)
-        (root / "proc/cmdline").write_text("quiet")
-        (root / "sys/kernel/iommu_groups").mkdir(parents=True)
         self.packages: dict[str, str] = {
             "lmdeploy": "0.18.0", "torch": "2.12.1", "transformers": "5.17.0", "triton": "3.7.0",
             "xgrammar": "0.2.8",
@@ -47,7 +44,7 @@ class Healthy(Sources):
         self.port: str | None = None
         self.library: PackageError | None = None
         self.census: Census | None = released((0, 18, 0))
-        (root / "torch").mkdir()
+        (root / "torch").mkdir(parents=True)
         (root / "torch/version.py").write_text("cuda: Optional[str] = '12.8'\n")
         (root / "lmdeploy/turbomind").mkdir(parents=True)
         (root / "lmdeploy/turbomind/_turbomind.cpython-311-x86_64-linux-gnu.so").write_text("")

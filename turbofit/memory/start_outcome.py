@@ -39,14 +39,6 @@ def outcome_at(account: Account, ratio: float) -> StartOutcome:
     return next(_outcomes(account, ratio), StartOutcome("serves", 0, "serves"))
 
 
-def outcomes_at(account: Account, ratio: float) -> list[StartOutcome]:
-    """All that would fail, the first of each kind, in the order of the start."""
-    first: dict[str, StartOutcome] = {}
-    for outcome in _outcomes(account, ratio):
-        first.setdefault(outcome.kind, outcome)
-    return list(first.values())
-
-
 def outcome_without_cache(account: Account) -> StartOutcome:
     """The reason why no ratio fits: loading, or the memory that is needed beside the cache.
 

@@ -7,7 +7,6 @@ memory is wished, the engine that takes less is chosen.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
@@ -156,9 +155,7 @@ def _parallel_reason(fit: EngineFit) -> str:
     }[request.workload.goal]
     if request.least:
         goal = "the least memory"
-    sizes = sorted(Counter(map(len, best.shape.groups)).items())
-    engines = " and ".join(f"{n} x {f'tp {tp}' if tp > 1 else 'one GPU each'}" for tp, n in sizes)
-    return f"{engines}: {goal} of {len(fit.evaluations)} shapes, the promises kept first"
+    return f"{goal} of {len(fit.evaluations)} shapes, the promises kept first"
 
 
 def _warnings(fit: EngineFit) -> Iterator[str]:
@@ -369,22 +366,12 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
             f"{rival.tokens:,} KV tokens, if its Triton still compiles for a card as old as this",
         )
     for name in [other for other in ENGINES if other not in LMDEPLOY]:
-        try:
+        with suppress(TurbofitError):  # it does not run the model, or not with these options
             engine = engine_for(request.model, name)
-            taken: dict[str, object] = {}
-            for option, value in request.engine_options.items():
-                with suppress(TurbofitError):
-                    check_options(engine, {option: value})
-                    taken[option] = value
-            plan = _fallback(replace(request, engine_options=taken), engine, "").document
-        except TurbofitError:  # it does not run the model, or not with these options
-            continue
-        if plan.fits:
-            out = ", ".join(option_of(key) for key in request.engine_options if key not in taken)
-            change = f"--engine {name}, and leave {out} out" if out else f"--engine {name}"
-            placed = (plan.device_map or {}).values()
-            off = any(not isinstance(place, int) for place in placed)
-            yield fitting(
-                change,
-                f"one request at a time, and slower{', with decoder layers in host memory' * off}",
-            )
+            check_options(engine, request.engine_options)
+            plan = _fallback(request, engine, "").document
+            off = any(not isinstance(place, int) for place in (plan.device_map or {}).values())
+            slow = "one request at a time, and slower"
+            slow += ", with decoder layers in host memory" * off
+            if plan.fits:
+                yield fitting(f"--engine {name}", slow)

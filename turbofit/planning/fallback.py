@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
-from turbofit.core.messages import BEYOND, groups_of, indices
+from turbofit.core.messages import BEYOND, groups_of
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.core.struct import known
 from turbofit.core.units import bisect, format_bytes
@@ -37,12 +37,12 @@ from turbofit.planning.explain.plan_document import (
 from turbofit.planning.explain.reasons import context_reason
 from turbofit.planning.explain.remedies import (
     MORE_GPUS,
+    OTHER_CARDS,
     Change,
     Remedies,
     fewer_at_once,
     left_to_turbofit,
     smaller_workload,
-    smallest_cards,
     stopped,
     with_more_gpus,
 )
@@ -332,23 +332,6 @@ def _reasons(
         elif size is not None:
             why = f"what images of {size[0]}x{size[1]} take; larger ones are lowered to it"
         yield f"image limit {limit}: {why}"
-    yield _device_map_words(chosen)
-
-
-def _device_map_words(chosen: Chosen) -> str:
-    """The devices of each part of one copy, in words."""
-    parts, placement = chosen.copies.parts, chosen.placement
-    cuts = []
-    for place in (*range(chosen.copies.devices), None):
-        if mine := [number for number, at in enumerate(placement) if at == place]:
-            on = "none" if place is None else f"device {place}"
-            cuts.append(f"layers {indices(mine)} on {on}")
-    tower = f"vision tower ({format_bytes(parts.vision)}) and " if parts.vision else ""
-    return (
-        f"device map on GPU {groups_of(chosen.groups)}: {tower}embeddings"
-        f" ({format_bytes(parts.embeddings)}) first; {', '.join(cuts)}; the last norm and lm_head "
-        f"{'with the embeddings, whose tensor it is' if parts.tied else 'last'}"
-    )
 
 
 #: Bytes/s of one PCIe lane in one direction by generation, before protocol overhead.
@@ -440,10 +423,7 @@ def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
         chosen = planned(change.request)
         if chosen is not None and chosen.keeps(change.request):
             found.append((change, chosen))
-    if not found and not closest.fits:
-        larger = smallest_cards(request, planned, lambda chosen: chosen.keeps(request))
-        found += [larger] if larger is not None else []
-    helps = []
+    helps = [] if found or closest.fits else [OTHER_CARDS]
     for change, chosen in found:
         slow = f", {len(chosen.off)} decoder layers in host memory (slow)" * bool(chosen.off)
         helps.append(fitting(change.change, f"{chosen.words}{slow}"))

@@ -14,7 +14,7 @@ from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.account import POOL_WARMUP, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.known_bad import known_problems
-from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcomes_at
+from turbofit.memory.start_outcome import StartOutcome, outcome_at
 from turbofit.memory.versions import is_legacy
 from turbofit.planning.explain.plan_document import cache_words, document, requests_held
 from turbofit.planning.explain.reasons import beyond_model, unkept
@@ -404,9 +404,6 @@ def _story(
             spare = free - region - total
             verdict = "lives" if spare >= 0 else f"{format_bytes(-spare)} short"
             yield f"{term.term} ({term.note}): {format_bytes(total)} with the buffers: {verdict}"
-    for later in outcomes_at(account, ratio)[1:]:
-        if later.kind != "margin":
-            yield f"and if that were mended: {later.text}"
     if start.kind == "hang":
         yield "at the server's default log level nothing is printed; the port never opens"
 

@@ -94,18 +94,12 @@ def _shared_memory_of(plan: Plan, available: int | NaType, *, pretend: bool) -> 
 
 def image_cores(host: Host, scene: Scene) -> Answer | None:
     """Check a container's quota of cores, if it limits the images a second, and not the cards."""
-    whole, plan = known(scene.sources.cores(), 0), scene.plan
-    cores = known(host.cpus, 0)
-    fix = "give the container more cores (--cpus, limits.cpu)"
-    if plan is None:
-        if not cores:
-            return unreadable("the cores of this host")
-        text = f"a quota of {cores} of {whole} cores"
-        return warning(text, fix) if cores < whole else ok(f"{cores} cores")
-    usual, speed = plan.usual_image or None, plan.throughput
-    prepared = usual.host if usual else speed.host if speed else None
-    if cores >= whole or prepared is None or not prepared.binds:
+    cores, whole, plan = known(host.cpus, 0), known(scene.sources.cores(), 0), scene.plan
+    host_images = plan and ((plan.usual_image or plan.throughput) or None)
+    prepared = host_images and host_images.host
+    if cores >= whole or not prepared or not prepared.binds:
         return None
+    fix = "give the container more cores (--cpus, limits.cpu)"
     return warning(f"a quota of {cores} of {whole} cores: {prepared.words} ({fix})", fix)
 
 

@@ -147,20 +147,16 @@ def torch_architectures(machine: Machine, scene: Scene) -> Answer:
 
 
 def _runs(card: tuple[int, int], built: Sequence[str]) -> bool:
-    """Whether a card runs native code of its major version up to its minor, or any older PTX."""
-    for name in built:
-        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", name)
-        if not match:
-            continue
-        version = (int(match[2]), int(match[3]))
-        if match[1] == "compute" and version <= card:
-            return True
-        if match[4]:
-            if version == card:
-                return True
-        elif version[0] == card[0] and version <= card:
-            return True
-    return False
+    """Whether a card runs native code of its major version up to its minor, or any older PTX.
+
+    Code whose name ends in a letter is for one card, and stands beside the plain one.
+    """
+    plain = (re.fullmatch(r"(sm|compute)_(\d+)(\d)", name) for name in built)
+    versions = [(match[1], (int(match[2]), int(match[3]))) for match in plain if match]
+    return any(
+        version <= card and (kind == "compute" or version[0] == card[0])
+        for kind, version in versions
+    )
 
 
 def _capabilities(machine: Machine) -> dict[str, tuple[int, int]]:

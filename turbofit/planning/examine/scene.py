@@ -91,20 +91,6 @@ class Sources:
         self.environ: Mapping[str, str] = os.environ if environ is None else environ
         self.root = Path(root)
 
-    def text(self, path: str) -> str | None:
-        """The text of a small file below the root; None if it cannot be read."""
-        try:
-            return (self.root / path).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return None
-
-    def names(self, path: str) -> list[str] | None:
-        """The entries of a folder below the root; None if it cannot be read."""
-        try:
-            return sorted(os.listdir(self.root / path))
-        except OSError:
-            return None
-
     def package_folder(self, package: str) -> Path | None:
         """The folder of a package's modules, found without an import; None if it is missing."""
         from importlib.util import find_spec

@@ -238,7 +238,7 @@ class _Search:
             settings = shape_settings(request, replace(shape, tp=len(gpus), at_once=1.0), longest)
             launch = launch_of(request, settings, gpus, state.requested_load)
             key = ask, settings, state.key_of(gpus)
-            problem = state.problems(key, partial(ask, launch))
+            problem = state.once(key, partial(ask, launch))
             if problem is not None:
                 return problem
         return None
@@ -335,9 +335,8 @@ class _Search:
             def largest(alone: Shape = alone) -> int:
                 return _largest_limit(rule, alone, serves_one) or rule.least_limit
 
-            limits.append(
-                self.state.limits((replace(alone, groups=()), self.state.key_of(gpus)), largest)
-            )
+            key = "limit", replace(alone, groups=()), self.state.key_of(gpus)
+            limits.append(self.state.once(key, largest))
         return min(limits)
 
     def _as_taken(self, evaluations: list[Evaluation]) -> list[Evaluation]:

@@ -15,7 +15,6 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Machine
-from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.plan import Candidate, Settings
 from turbofit.core.struct import Struct, known
@@ -317,28 +316,24 @@ def _replicas(request: ResolvedRequest, most: int) -> Sequence[int]:
 
 
 def no_shape(request: ResolvedRequest, engine: Engine) -> str:
-    count = len(request.visible)
-    if request.tp is not None:
-        problem = engine.tp_problem(request.model, request.tp)
-        if problem:
-            return f"--tp {request.tp} is not possible for {request.model.name}: {problem}"
-        need = request.tp * (request.replicas or 1)
-        largest = max((len(kind) for kind in kinds(request.visible)), default=0)
-        whole = sum(not gpu.mig for gpu in request.visible)
-        if whole < need <= count:
-            return split_over_slices(request.tp, whole)
-        if need <= count:
-            return (
-                f"--tp {request.tp} would split over unequal GPUs, which 4-bit weights on several"
-                " generations of cards do not allow"
-            )
-        return f"--tp {request.tp} needs {need} equal GPUs; there are {largest} of {count} visible"
-    if request.replicas is not None and request.replicas > count:
-        return f"--replicas {request.replicas} needs as many GPUs, not {count}"
-    gpus, problem = f"{count} {plural(count, 'GPU')}", engine.tp_problem(request.model, 1)
-    if problem:
-        return f"{request.model.name} cannot run on the {engine.name} engine: {problem}"
-    return f"no tensor-parallel degree suits {request.model.name} on {gpus}"
+    """The reason why no shape of the visible GPUs can be tried."""
+    count, tp, name = len(request.visible), request.tp, request.model.name
+    if problem := engine.tp_problem(request.model, tp or 1):
+        if tp is None:
+            return f"{name} cannot run on the {engine.name} engine: {problem}"
+        return f"--tp {tp} is not possible for {name}: {problem}"
+    if tp is None:
+        return f"--replicas {request.replicas or 1} needs as many GPUs, not {count}"
+    need, whole = tp * (request.replicas or 1), sum(not gpu.mig for gpu in request.visible)
+    if whole < need <= count:
+        return split_over_slices(tp, whole)
+    if need <= count:
+        return (
+            f"--tp {tp} would split over unequal GPUs, which 4-bit weights on several generations"
+            " of cards do not allow"
+        )
+    largest = max((len(kind) for kind in kinds(request.visible)), default=0)
+    return f"--tp {tp} needs {need} equal GPUs; there are {largest} of {count} visible"
 
 
 def split_over_slices(tp: int, whole: int) -> str:
