@@ -233,7 +233,7 @@ def test_who_cannot_join_is_told_why() -> None:
     told = joining(large, node(2, "1xl4:free=19GiB"), context=17408).why_not
     assert "runs out of memory while loading" in told  # under the promised images
     plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090"), tp=2)
-    assert "--tp 2 needs 2" in joining(plan, node(2, "1xrtx3090"), tp=2).why_not
+    assert "2 GPUs are needed" in joining(plan, node(2, "1xrtx3090"), tp=2).why_not
     assert "runs out of memory" in joining(plan, node(2, "1xt4")).why_not
     gone = replace(node(2, "2xrtx3090"), machine=None, why_not="no GPU")
     assert joining(plan, gone).why_not == "no GPU"

@@ -17,7 +17,6 @@ from msgspec.structs import replace
 from turbofit.core.errors import NoKernelError, TurbofitError, option_of
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
 from turbofit.core.plan import Candidate, Plan, Remedy, may_evict
-from turbofit.core.process.log import LazyLogger
 from turbofit.memory.account import Engine, capability_of
 from turbofit.memory.engines import (
     ENGINES,
@@ -98,8 +97,7 @@ def _verdict(fit: EngineFit, causes: tuple[str, ...]) -> Verdict:
         return Verdict(subject=name, why_not=why_not(fit), causes=causes)
     groups = best.shape.groups
     tokens = [best.of_group(group).kv_tokens for group in groups]
-    shown = fit.accounts if best.parts else fit.accounts[:1]
-    found = found_words(request, groups, shown, tokens, best.vision_load)
+    found = found_words(request, groups, fit.accounts, tokens, best.vision_load)
     return Verdict(subject=name, found=found)
 
 
@@ -206,8 +204,6 @@ def known_warnings(fit: EngineFit) -> tuple[str, ...]:
     return tuple(dict.fromkeys(warnings))
 
 
-_LOG: Final = LazyLogger(__name__)
-
 #: The lowest capability that Triton surely supports; on older cards, engines that need Triton are
 #: not chosen.
 _LEAST_TRITON: Final = (7, 5)
@@ -262,7 +258,6 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planne
 def _serial(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned:
     """The plan on an engine that processes one request at a time."""
     reason = "as asked" if named else str(engine_problem(request.model, LMDEPLOY[0]))
-    _LOG.info("engine %s: %s", engine.name, reason)
     planned = _fallback(request, engine, reason)
     too_few = request.promised_requests is not None and not planned.document.fits
     return _with_other_engine(request, planned) if too_few and named else planned
@@ -272,10 +267,6 @@ def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
     """The first engine's result, or that of LMDeploy's other engine if it serves more."""
     rivals = list(_others(request, fit.engine.name))
     rival = next((other for other in rivals if other.fits), None)
-    _LOG.info(
-        "engine %s: fits %s; LMDeploy's other one: %s",
-        fit.engine.name, fit.fits, "does not fit" if rival is None else rival.engine.name,
-    )  # fmt: skip
     compiles = _compiles(request)
     if rival is not None and compiles and _worth(request, rival) > _worth(request, fit):
         return replace(rival, rival=fit)
@@ -335,15 +326,11 @@ def _with_other_engine(request: ResolvedRequest, planned: Planned) -> Planned:
 
 def _others(request: ResolvedRequest, but: str) -> Iterator[EngineFit]:
     """The search results of LMDeploy's other engines that run the model, fitting or not."""
-    for name in LMDEPLOY:
-        if name == but:
-            continue
-        try:
+    for name in [other for other in LMDEPLOY if other != but]:
+        with suppress(TurbofitError):
             engine = engine_for(request.model, name)
             check_options(engine, request.engine_options)
             yield fit_on_host(request, engine)
-        except TurbofitError as exc:
-            _LOG.debug("engine %s: %s", name, exc.message)
 
 
 def _compiles(request: ResolvedRequest) -> bool:

@@ -66,18 +66,12 @@ def shared_memory(host: Host, scene: Scene) -> Answer | None:
         return _shared_memory_of(scene.plan, available, pretend=scene.pretend)
     if available == NA:
         return unreadable("/dev/shm")
-    text, fix = (
-        f"/dev/shm has {format_bytes(available)} free",
-        "docker run --shm-size 8g, or --ipc host",
-    )
-    if machine is None:
-        return ok(text)
-    apart = any(not machine.link(a, b).peers for a, b in combinations(sorted(machine.visible), 2))
-    if apart and available < _LEAST_SHM:
+    text = f"/dev/shm has {format_bytes(available)} free"
+    fix, visible = "docker run --shm-size 8g, or --ipc host", machine.visible if machine else ()
+    pairs = combinations(sorted(visible), 2)
+    if available < _LEAST_SHM and machine and not all(machine.link(*p).peers for p in pairs):
         return stops(text, fix, "NCCL between GPUs without peer access fails at start: no tp > 1")
-    if len(machine.visible) > 1 and available < _GOOD_SHM:
-        return warning(text, fix)
-    return ok(text)
+    return warning(text, fix) if len(visible) > 1 and available < _GOOD_SHM else ok(text)
 
 
 def _shared_memory_of(plan: Plan, available: int | NaType, *, pretend: bool) -> Answer | None:

@@ -107,18 +107,19 @@ def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
     if margin.bytes is not None or margin.share is not None:
         return
     if calibration is not None:
-        why = f"64 MiB, and the {format_bytes(calibration.spread)} by which what turbofit calibrate"
-        why = f"{why} measured here differed"
+        spread = format_bytes(calibration.spread)
+        why = f"64 MiB, and the {spread} by which what turbofit calibrate measured here differed"
     elif margin.over is not None:
         more = f"{format_bytes(margin.over)} more than" if margin.over > 0 else "no more than"
         why = f"a start proved this plan on these cards, and its engines took {more} forecast"
     else:
-        why = "contexts and libraries were measured on such a card (bench/gpu)"
-        if not all(map(is_measured, account.gpus)):
-            why = "contexts and libraries are estimates on this card (turbofit calibrate, or a"
-            why = f"{why} start of turbofit serve, measures them)"
-        if margin.rehearsed:
-            why = f"a rehearsal settled what LMDeploy allocates; {why}"
+        why = "a rehearsal settled what LMDeploy allocates; " if margin.rehearsed else ""
+        why += "contexts and libraries " + (
+            "were measured on such a card (bench/gpu)"
+            if all(map(is_measured, account.gpus))
+            else "are estimates on this card (turbofit calibrate, or a start of turbofit serve,"
+            " measures them)"
+        )
     yield f"margin {format_bytes(min(account.margins))}: {why}"
 
 
@@ -152,14 +153,11 @@ def _batch(fit: EngineFit, account: Account) -> str:
 
 
 def _requested_batch(fit: EngineFit, requests: int) -> str:
-    best = fit.best
-    why = f"{requests} concurrent {plural(requests, 'request')}"
-    if best.parts:
-        return f"{why} are shared by the forecast of each card"
-    replicas = best.shape.replicas
+    best, replicas = fit.best, fit.best.shape.replicas
+    why = f"{requests} concurrent {plural(requests, 'request')} over"
     if best.held_requests and not best.fits:
         why = f"the most that the cache holds of {why}"
-    return f"{why} over {replicas} {plural(replicas, 'replica')}"
+    return f"{why} {replicas} {plural(replicas, 'replica')}{', by their cards' * bool(best.parts)}"
 
 
 def _context(fit: EngineFit) -> str:
@@ -199,8 +197,8 @@ def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
     elif image_limit == request.requested_image_limit:
         why, more = "the model's own", rule.exposed_limit
         if more > rule.checkpoint_limit:
-            why += f"; images for which a client asks more (detail: high is {more}) are lowered"
-            why += " to it"
+            asks = f"a client asks more (detail: high is {more})"
+            why += f"; images for which {asks} are lowered to it"
     yield f"{rule.limit_name} {image_limit}: {why}"
 
 

@@ -5,7 +5,7 @@ The cheapest come first; changes that keep the wished requests at once precede f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, combinations
 from typing import Final, NamedTuple
 
@@ -65,31 +65,52 @@ def remedies(fit: EngineFit) -> Remedies:
     After the third that makes it fit, only the person's own options are looked at, for the causes.
     """
     best = fit.best
+
+    def told(changed: ResolvedRequest) -> tuple[bool, str]:
+        other = _planned(changed, fit.engine)
+        if other is None or other.fits:
+            return other is not None, "" if other is None else _found(other)
+        if not 0 < other.best.short < best.short * _CLOSER or any(map(_too_long, (fit, other))):
+            return False, ""
+        short, before = map(format_bytes, (other.best.short, best.short))
+        return False, f"not enough alone: {short} short instead of {before}, the margin included"
+
+    # Free changes precede new cards, unless they hold fewer requests.
+    helps, causes = helpful(_changes(fit), told, enough=best.fits, cheap=not best.held_requests)
+    if best.fits:  # no GPU memory is missing
+        return Remedies((*helps, _more_host_memory(fit)), causes)
+    return Remedies(helps, causes)
+
+
+def helpful(
+    changes: Iterator[Change],
+    told: Callable[[ResolvedRequest], tuple[bool, str]],
+    *,
+    enough: bool,
+    cheap: bool,
+) -> Remedies:
+    """The changes that help: those that make it fit, then those that only come closer.
+
+    ``told`` says of a changed request whether it fits, with the words of the effect, which are
+    empty if it does not help. No cards are added once it is ``enough``; with ``cheap``, a change
+    that costs nothing is.
+    """
     helps: list[Remedy] = []
     closer: list[Remedy] = []
     causes: list[str] = []
-    enough = best.fits  # no GPU memory is missing
-    for change, changed, released in _changes(fit):
+    for change, changed, released in changes:
         more = changed.machine.name == MORE_GPUS
         if (more and enough) or (len(helps) >= _MOST and not released):
             continue
-        other = _planned(changed, fit.engine)
-        if other is None:
-            continue
-        if other.fits:
-            helps.append(fitting(change, _found(other)))
+        fits, words = told(changed)
+        if fits:
+            helps.append(fitting(change, words))
             causes += [released] if released else []
-            # Free changes precede new cards, unless they hold fewer requests.
-            enough |= more or not best.held_requests
-        elif 0 < other.best.short < best.short * _CLOSER and not any(map(_too_long, (fit, other))):
-            short, before = map(format_bytes, (other.best.short, best.short))
-            effect = f"not enough alone: {short} short instead of {before}, the margin included"
-            closer.append(Remedy(change=change, effect=effect))
-    if best.fits:
-        helps.append(_more_host_memory(fit))
-    elif not helps:
-        closer.insert(0, OTHER_CARDS)
-    return Remedies((*helps, *closer), tuple(causes))
+            enough |= more or cheap
+        elif words:
+            closer.append(Remedy(change=change, effect=words))
+    others = () if helps or enough else (OTHER_CARDS,)
+    return Remedies((*helps, *others, *closer), tuple(causes))
 
 
 def _too_long(fit: EngineFit) -> int:

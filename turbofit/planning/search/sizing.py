@@ -369,47 +369,37 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     default = min(size for size in sizes if isinstance(size, int))
     default = min(default, sizer.largest_batch(alone.settings) or default)
     most = min(default, max(1, alone.settings.requests_in(alone.kv_tokens, need)))
-    batches = _Batches(sizer, alone, session_len)
-    wanted = batches.fastest(most)
-    chosen = wanted if wanted == 1 or batches.held(wanted) else bisect(batches.held, 1, wanted)[0]
+    kept = alone.kv_tokens * _TOKENS_KEPT if sizer.request.workload.goal == "context" else 0
+    least = max(kept, min(session_len, alone.kv_tokens))  # tokens that must remain
+
+    def rate(batch: int) -> float:
+        some = sizer.with_batch(batch)
+        settings = shape_settings(sizer.request, some.shape, session_len)
+        speeds = [some.speed(settings, gpus, alone.kv_tokens, plain=True) for gpus in some.distinct]
+        return sum(speed.requests_per_second for speed in speeds)
+
+    def holds(batch: int) -> bool:
+        sized = sizer.with_batch(batch).evaluation(session_len)
+        held = sized.settings.requests_in(sized.kv_tokens, need)
+        return sized.fits and held >= batch and sized.kv_tokens >= least
+
+    wanted = _fastest(rate, most)
+    chosen = wanted if wanted == 1 or holds(wanted) else bisect(holds, 1, wanted)[0]
     bound = most < default and wanted == most
     return chosen, bound or chosen < wanted
 
 
-class _Batches:
-    """Batches of a shape beside a batch of one, which fits: their rates and tokens."""
+def _fastest(rate: Callable[[int], float], most: int) -> int:
+    """The smallest batch, up to ``most``, with nearly the best rate.
 
-    def __init__(self, sizer: Sizer, alone: Evaluation, session_len: int) -> None:
-        self.sizer, self.alone, self.session_len = sizer, alone, session_len
-        self.need = request_tokens(sizer.state.requested_load)
-        by_tokens = sizer.request.workload.goal == "context"
-        kept = alone.kv_tokens * _TOKENS_KEPT if by_tokens else 0
-        #: The KV tokens that must remain with a batch.
-        self.least = max(kept, min(session_len, alone.kv_tokens))
-
-    def rate(self, batch: int) -> float:
-        some = self.sizer.with_batch(batch)
-        settings = shape_settings(self.sizer.request, some.shape, self.session_len)
-        tokens = self.alone.kv_tokens
-        speeds = [some.speed(settings, gpus, tokens, plain=True) for gpus in some.distinct]
-        return sum(speed.requests_per_second for speed in speeds)
-
-    def held(self, batch: int) -> bool:
-        sized = self.sizer.with_batch(batch).evaluation(self.session_len)
-        held = sized.settings.requests_in(sized.kv_tokens, self.need)
-        return sized.fits and held >= batch and sized.kv_tokens >= self.least
-
-    def fastest(self, most: int) -> int:
-        """The smallest batch, up to ``most``, with nearly the best rate.
-
-        The rate grows up to a single maximum; powers of two and ``most`` are tried.
-        """
-        tried = [1 << k for k in range(most.bit_length()) if 1 << k < most] + [most]
-        rates = [self.rate(batch) for batch in tried]
-        enough = max(rates) * _NEARLY_ALL
-        first = next(i for i, value in enumerate(rates) if value >= enough)
-        low = tried[first - 1] if first else 0
-        return bisect(lambda batch: self.rate(batch) < enough, low, tried[first])[1]
+    The rate grows up to a single maximum; powers of two and ``most`` are tried.
+    """
+    tried = [1 << k for k in range(most.bit_length()) if 1 << k < most] + [most]
+    rates = list(map(rate, tried))
+    enough = max(rates) * _NEARLY_ALL
+    first = next(i for i, value in enumerate(rates) if value >= enough)
+    low = tried[first - 1] if first else 0
+    return bisect(lambda batch: rate(batch) < enough, low, tried[first])[1]
 
 
 def held_by(sized: Evaluation) -> int:
