@@ -45,12 +45,9 @@ def outcome_without_cache(account: Account) -> StartOutcome:
     The kind is ``load_margin`` if only loading misses the margin: a smaller margin would do.
     """
     ledgers = account.at(0.0).ledgers
-    outcome = next(_loading(ledgers), None)
-    return outcome or _without_room(min(ledgers, key=lambda one: one.headroom - one.margin))
-
-
-def _without_room(tightest: GpuLedger) -> StartOutcome:
-    """The outcome that the tightest GPU misses its margin without any cache."""
+    for outcome in _loading(ledgers):
+        return outcome
+    tightest = min(ledgers, key=lambda one: one.headroom - one.margin)
     missing = max(1, tightest.margin - tightest.headroom)
     if tightest.load_peak > tightest.peak:
         text = (
@@ -76,12 +73,9 @@ def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
     for ledger in ledgers:
         if not ledger.fits:
             missing = ledger.margin - ledger.headroom
-            short = f"{format_bytes(missing)} less than the margin"
-            if ledger.budget is not None:
-                short = f"{format_bytes(missing)} more than {_kept(ledger)}"
             text = (
                 f"GPU {ledger.index} keeps {format_bytes(ledger.headroom)} free in the worst case,"
-                f" {short}"
+                f" {format_bytes(missing)} short of {_kept(ledger)}"
             )
             yield StartOutcome("margin", missing, text)
 

@@ -120,10 +120,9 @@ class _Entry(Struct, forbid_unknown_fields=True):
             return None
         if rule == "multiples":
             return f"repeats {kv_heads} KV heads only over a multiple of them, not over {tp} ranks"
-        ends = "a floating point exception" if rule == "divided" else "an assertion"
         return (
             f"repeats no KV heads, as 0.6.5 and newer do: with {kv_heads} of them over {tp} ranks"
-            f" it ends in {ends}"
+            f" it ends in {'a floating point exception' if rule == 'divided' else 'an assertion'}"
         )
 
 

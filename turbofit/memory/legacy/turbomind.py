@@ -445,18 +445,15 @@ class LegacyTurbomind(Turbomind):
         """The reason why the loaders cannot divide the model; torch does not divide its tower."""
         if self.generation.vision.runs != "native":
             model = replace(model, vision=None)
-        return next(self._tp_problems(model, tp), None) or super().tp_problem(model, tp)
-
-    def _tp_problems(self, model: Model, tp: int) -> Iterator[str]:
         rules, text = self.generation, model.text
-        if rules.power_of_two and tp & (tp - 1):
-            yield f"LMDeploy {self.version} takes powers of two"
-        problem = rules.undealt(text.kv_heads, tp)
-        if problem:
-            yield f"LMDeploy {self.version} {problem}"
         group = model.quantization.group_size if model.quantization else 1
+        if rules.power_of_two and tp & (tp - 1):
+            return f"LMDeploy {self.version} takes powers of two"
+        if problem := rules.undealt(text.kv_heads, tp):
+            return f"LMDeploy {self.version} {problem}"
         if rules.ffn_align is None and text.intermediate // group % tp:
-            yield f"the MLP's {text.intermediate} channels do not divide by {tp}"
+            return f"the MLP's {text.intermediate} channels do not divide by {tp}"
+        return super().tp_problem(model, tp)
 
     def problem(self, launch: EngineLaunch) -> str | None:
         """The reason for a refusal; old caches of blocks accept a number of blocks as ratio."""
@@ -497,6 +494,3 @@ class LegacyTurbomind(Turbomind):
         tokens = settings.max_prefill_token_num + settings.max_batch_size
         pixels = 2 * model.pixel_bytes(tokens)
         return replace(memory, pinned=memory.pinned + pixels * settings.tp)
-
-    def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
-        return f"as LMDeploy {self.version} takes it"

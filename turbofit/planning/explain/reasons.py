@@ -42,7 +42,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
         yield doubt
     yield from _margin(request, account)
     rank = "least memory" if request.least else "best rank"
-    prefill = f"{rank} of the sizes tried; {engine.prefill_words(best.settings)}{_cut(fit)}"
+    prefill = f"{rank} of the sizes tried{_cut(fit)}"
     by_card = f"on each card the {rank} of the sizes tried"
     yield _line(fit, "max_prefill_token_num", prefill, by_card=by_card)
     batch = _batch(fit, account)
