@@ -100,9 +100,3 @@ def test_a_margin_that_only_loading_misses_is_said_so():
     assert fate.text.startswith("while it loads, GPU 0 is ")
     assert "torch's staging" in fate.text
     assert "no room for a cache" not in fate.text
-
-
-def test_a_card_that_has_no_room_beside_the_weights_is_said_so(constants):
-    fate = outcome_without_cache(account_on(20000, 13, constants, max_batch_size=4000))
-    assert fate.kind == "request"
-    assert "before the first KV block" in fate.text

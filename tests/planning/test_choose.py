@@ -117,25 +117,6 @@ def test_where_turbomind_has_no_kernels_the_answer_is_of_the_engine_that_compile
     assert "another engine" in caught.value.hint
 
 
-def test_hints_where_no_engine_has_kernels_name_what_helps() -> None:
-    with pytest.raises(NoKernelError) as caught:
-        turbofit.plan("gpt-oss-20b", on="1xb200")
-    assert "unsloth/gpt-oss-20b-BF16, its 16 bits" in caught.value.hint
-    assert "engine" not in caught.value.hint
-    assert turbofit.plan("unsloth/gpt-oss-20b-BF16", on="1xb200").fits
-
-
-THREAD = "github.com/InternLM/lmdeploy/issues/2822"
-
-
-def test_what_is_known_to_go_wrong_is_a_warning_that_names_the_thread():
-    plan = turbofit.plan("qwen2.5-7b", on="2xrtx3090", quant_policy=4)
-    assert plan.fits
-    (warning,) = [text for text in plan.warnings if THREAD in text]
-    assert "4 bits" in warning
-    assert not any(THREAD in text for text in turbofit.plan("qwen2.5-7b", on="l4").warnings)
-
-
 def test_what_always_dies_is_refused_with_what_to_do():
     request = resolve(PlanRequest(model="qwen2.5-7b", on="1xrtx3090"))
     weights = Quantization(method="fp8", bits=8, group_size=128)

@@ -549,12 +549,9 @@ class Engine(ABC):
         """The layout of the cache from lines of the engine's log; None if they do not show it."""
         return None
 
+    @abstractmethod
     def weights(self, model: Model, tp: int) -> RankWeights:
-        """The permanent weights of one rank, without effects of a card's type: of LMDeploy alone.
-
-        The forecast of speed reads them.
-        """
-        raise NotImplementedError
+        """The permanent weights of one rank, without effects of a card's type."""
 
     def environment(
         self,

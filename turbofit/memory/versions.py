@@ -122,9 +122,6 @@ def _formulas(engine: str) -> tuple[str, ...]:
     return tuple(path.stem[1:].replace("_", ".") for path in paths)
 
 
-_LAST: Final = 1_000_000  # a third number above that of every release
-
-
 class _Changes(Struct, forbid_unknown_fields=True):
     """The architectures that a release's list gained, and those that it lost."""
 
@@ -159,7 +156,9 @@ def not_listed(model: Model, engine: str, version: str) -> str | None:
     if not wanted:
         return None
     oldest = wanted if len(wanted) > 2 else (*wanted, 0)
-    newest = wanted if len(wanted) > 2 else (*wanted, _LAST)
+    newest = (
+        wanted if len(wanted) > 2 else (*wanted, 1_000_000)
+    )  # above every release's third number
     for architecture in dict.fromkeys((model.architecture, model.text.architecture)):
         spans = listings(engine).get(architecture, ())
         if not spans and architecture != model.architecture:

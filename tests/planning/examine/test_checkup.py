@@ -54,12 +54,6 @@ def test_no_driver_is_exit_4_with_the_rest_still_checked(checkup: Any, sources: 
     assert (states["cuda_visible_devices"], states["gpus"]) == ("stops", "ok")
 
 
-def test_real_sources_never_fail(tmp_path: Path) -> None:
-    places, nothing = Sources({"PATH": "/nowhere"}, str(tmp_path)), "no-such-package-at-all"
-    assert places.disk_free(str(tmp_path / "a/b")) is not None
-    assert (places.version(nothing), places.package_folder(nothing)) == (None, None)
-
-
 @pytest.mark.parametrize(
     ("script", "answer"),
     [("echo sm_80 sm_90", ["sm_80", "sm_90"]), ("kill -STOP $$", None), ("exit 1", None)],

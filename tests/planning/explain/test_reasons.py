@@ -37,16 +37,6 @@ def test_what_a_client_may_ask_beyond_a_plan_is_explained_in_both() -> None:
     assert not any("detail: high" in why for why in own.reasons)
 
 
-def test_a_plan_counts_on_nothing_of_prefix_caching() -> None:
-    plan = turbofit.plan("internvl3-8b", on="1xrtx3090", enable_prefix_caching=True)
-    (why,) = (why for why in plan.reasons if why.startswith("enable_prefix_caching"))
-    assert "counts on nothing" in why
-    off = turbofit.plan(
-        "qwen2.5-vl-7b", on="1xrtx3090", engine="pytorch", enable_prefix_caching=True
-    )
-    assert any("switches prefix caching off" in text for text in off.warnings)
-
-
 @pytest.mark.parametrize(
     ("model", "on", "limits"),
     [

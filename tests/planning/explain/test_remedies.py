@@ -46,12 +46,8 @@ def test_memory_is_told_as_a_sum_of_the_card_and_what_others_hold_comes_first() 
     assert both.startswith("does not fit: InternVL2-8B: ")  # neither is to blame alone
     said = verdict("1xrtx3090:free=6GiB")
     assert "load peak of 35.2 GiB (others hold 17.6 GiB, weights 15.1 GiB" in said
-    said = verdict("1xrtx3090:free=16.5GiB", engine="turbomind")
-    assert "(others hold 7.1 GiB, weights 15.1 GiB" in said
     said = verdict("1xrtx3090:total=14GiB", "llava-1.5-7b")
     assert "short of the margin of 256 MiB before the first KV block (weights 13.2 GiB" in said
-    assert "the card has 14.0 GiB" in said
-    assert "weights." not in said
 
 
 def test_memory_that_nobody_explains_can_be_freed() -> None:

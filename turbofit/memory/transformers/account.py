@@ -17,11 +17,13 @@ from turbofit.memory.account import (
     Account,
     Engine,
     EngineLaunch,
+    RankWeights,
     StaticMemory,
     VisionLoad,
     term,
     transients,
 )
+from turbofit.memory.kv_cache import CacheShape
 from turbofit.memory.placement import (
     ModelCopies,
     fewest_offloaded,
@@ -29,6 +31,7 @@ from turbofit.memory.placement import (
     place_all,
     workspace,
 )
+from turbofit.memory.transformers.components import components
 
 _NOTES = {
     "prefill": "a whole prompt in one layer",
@@ -176,6 +179,11 @@ class Transformers(Engine):
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:  # noqa: ARG002
         return vision_load.units_per_request
 
+    def cache(self, model: Model, settings: Settings) -> CacheShape:
+        """The cache's layout: a block is one token, its bytes are those on all GPUs together."""
+        size = sum(layer.kv_per_token for layer in components(model, settings.dtype).layers)
+        return CacheShape(block_bytes=size, block_tokens=1, step=1)
+
     def environment(
         self,
         model: Model,  # noqa: ARG002
@@ -187,6 +195,11 @@ class Transformers(Engine):
         Otherwise the loader and the cache, which grows by one token at a time, leave holes.
         """
         return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+    def weights(self, model: Model, tp: int) -> RankWeights:  # noqa: ARG002 - layers take turns
+        parts = components(model, model.dtype)
+        decode = parts.weights - parts.vision - (0 if parts.tied else parts.embeddings)
+        return RankWeights(total=parts.weights, decode=decode, vision=parts.vision)
 
     def host_memory(
         self,
