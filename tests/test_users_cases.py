@@ -176,7 +176,7 @@ def test_what_does_not_serve_and_what_would(typed, command: str, cause: str, rem
             ],
         ),
         ("plan qwen2-vl-7b --on 1xv100-32g --dtype bfloat16", ["no bfloat16"]),
-        ("plan cogvlm-17b --on 2xrtx3090 --replicas 2 --tp 2", ["needs 4 equal GPUs"]),
+        ("plan cogvlm-17b --on 2xrtx3090 --replicas 2 --tp 2", ["4 GPUs are needed"]),
         ("plan cogvlm-17b --on 2xrtx3090 --max-batch-size 2", ["two prompts", "more replicas"]),
         ("predict llava-onevision-7b --on 2xrtx4090", ["turbofit plan"]),
         ("predict llama-3.2-11b-vision --on 2xrtx4090", ["turbofit plan"]),

@@ -12,7 +12,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct, known
-from turbofit.memory.account import VisionLoad, default_batch_size
+from turbofit.memory.account import VisionLoad
 from turbofit.memory.engines import engine_named
 from turbofit.model.source import resolve_model as model_of_name
 from turbofit.planning.speed import (
@@ -56,7 +56,7 @@ def setup_of(row: Row) -> Setup:
         quant_policy=0 if row.quant_policy == _TURBO_QUANT else row.quant_policy,
     )  # fmt: skip
     model, machine = model_of(memory_row), machine_of(memory_row)
-    batch = row.batch or default_batch_size(machine.gpus[0].name)
+    batch = row.batch or engine_named("turbomind").defaults(machine.gpus[0].name)["max_batch_size"]
     return Setup(
         row=row, machine=machine, work=_work(row, model), batch=batch,
         at_once=row.concurrency or batch,

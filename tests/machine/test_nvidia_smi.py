@@ -45,12 +45,6 @@ def test_of_a_csv_the_first_line_says_what_a_column_is(text: str):
     assert machine.gpus == parse_spec("v100-32g:used=3114MiB+v100-32g").gpus
 
 
-def test_a_size_that_nvidia_smi_cannot_read_is_left_out():
-    text = "name, memory.used [MiB], memory.free [MiB]\nNVIDIA L4, [N/A], 19456 MiB\n"
-    assert parse_spec(text).gpus == parse_spec("l4:free=19456MiB").gpus
-    assert parse_spec("name, memory.free [MiB]\nNVIDIA L4, [N/A]").gpus == parse_spec("l4").gpus
-
-
 @pytest.mark.parametrize(
     "text",
     [

@@ -43,18 +43,6 @@ def measured(nvml_library: Path, tmp_path: Path):
     return measured
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_counts(measured, count: int):
-    machine = measured(four_3090(count=count))
-    assert [gpu.index for gpu in machine.gpus] == list(range(count)) == list(machine.visible)
-    assert len(machine.links) == count * (count - 1) // 2
-    assert machine.source == "nvml"
-    assert machine.name == f"{count}x NVIDIA GeForce RTX 3090"[0 if count > 1 else 3 :]
-    assert (machine.driver, machine.cuda) == ("570.124.06", "12.8")
-    assert machine.host.ram_total > 0
-    assert machine.warnings == ()
-
-
 def test_slices_of_the_environment_are_budgets(measured):
     machine = measured(four_3090(count=2), CUDA_DEVICE_MEMORY_LIMIT_1="8g")
     assert [gpu.ours == gpu.usable for gpu in machine.gpus] == [True, False]

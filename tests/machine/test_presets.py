@@ -1,18 +1,15 @@
 from __future__ import annotations
 
-import re
-
 import msgspec
 import pytest
 
 from turbofit.core.machine import Gpu
-from turbofit.core.presets import load_yaml, presets_dir
+from turbofit.core.presets import presets_dir
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.presets import (
     assumed_note,
     context_bytes,
-    fill,
     find_preset,
     load_preset,
     match_preset,
@@ -144,29 +141,6 @@ def test_a_name_of_two_cards_says_which_one_it_took(typed: str, taken: str, othe
     assert taken in note
     assert other in note
     assert parse_spec(typed).warnings == (note,)
-
-
-def test_what_a_note_says_to_write_can_be_written():
-    names = load_yaml(presets_dir() / "gpus" / "aliases.yaml")
-    specs = {
-        word.rstrip(",.")
-        for entry in names["assumed"].values()
-        for word in re.findall(r"(?:write|card) ([a-z0-9:=-]+\S*)", entry["note"])
-    }
-    known = {spec for spec in specs if spec.partition(":")[0] in preset_names()}
-    assert len(known) > 20
-    assert all(parse_spec(spec).gpus[0].total > 0 for spec in known)
-    told = {spec for spec in specs if any(c.isdigit() for c in spec)} - {"modified"}
-    assert told == known
-
-
-def test_fill_keeps_what_was_measured():
-    gpu = fill(measured("NVIDIA L4", 23034 * MIB, sm_count=57))
-    assert (gpu.sm_count, gpu.l2, gpu.compute_capability) == (57, 48 * MIB, (8, 9))
-    assert gpu.memory_bandwidth == 300 * 10**9
-    assert (gpu.pcie.generation, gpu.pcie.width) == (4, 16)
-    unknown = measured("NVIDIA GB300", 284208 * MIB)
-    assert fill(unknown) == unknown
 
 
 @pytest.mark.parametrize(("sms", "plain"), [(132, 518), (32, 146), (188, 555), (NA, 700)])

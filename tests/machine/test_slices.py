@@ -49,11 +49,6 @@ def test_a_number_counts_visible_cards() -> None:
     assert [gpu.limit for gpu in held.gpus] == [UNSET, UNSET, 8 * GIB]
 
 
-def test_a_machine_without_slices_is_what_it_was() -> None:
-    machine = pod()
-    assert held_to_slices(machine, {"PATH": "/bin"}) is machine
-
-
 def test_nvml_that_says_the_slice_is_not_believed() -> None:
     held = held_to_slices(told(pod()), {LIMIT: "12000m"})
     card = parse_spec("rtx3090").gpus[0]

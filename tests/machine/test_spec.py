@@ -54,19 +54,6 @@ def test_shares_and_separators():
     assert (machine.gpus[1].free, machine.host.ram_total) == (19456 * MIB, 64 * GIB)
 
 
-def test_what_nvidia_smi_lists():
-    machine = parse_spec(
-        "GPU 0: NVIDIA GeForce RTX 3090 (UUID: GPU-7f31)\n"
-        "GPU 1: NVIDIA GeForce RTX 3090 (UUID: GPU-8a02)\n"
-        "GPU 2: NVIDIA A100-SXM4-80GB (UUID: GPU-9c55)\n"
-        "  MIG 3g.40gb     Device  0: (UUID: MIG-11)\n"
-        "  MIG 1g.10gb+me  Device  1: (UUID: MIG-22)\n"
-    )
-    slices = [f"NVIDIA A100-SXM4-80GB MIG {name}" for name in ("3g.40gb", "1g.10gb")]
-    assert machine.name == " + ".join(["2x NVIDIA GeForce RTX 3090", *slices])
-    assert [gpu.mig for gpu in machine.gpus] == [False, False, True, True]
-
-
 def test_a_slice_has_its_own_memory_and_its_share_of_the_card():
     whole = load_preset("a100-80g")
     machine = parse_spec("NVIDIA A100-SXM4-80GB MIG 3g.40gb+2xa100-80g:mig=1g.10gb:free=50%")
@@ -223,9 +210,3 @@ def test_a_text_is_refused_or_what_it_means_is_possible(data: bytes) -> None:
     assert refused.message
     assert refused.hint
     assert "\n" not in refused.message
-
-
-def test_a_given_size_leaves_nothing_to_assume_of_it():
-    assert parse_spec("v100").warnings
-    assert parse_spec("v100:total=32GiB").warnings == ()
-    assert parse_spec("2xa100-80g:total=80GiB").warnings  # NVLink is assumed still

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import combinations
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-import turbofit
 from turbofit.core.machine import CardSpeed, Machine, Measured, PairSpeed, ReduceSpeed
 from turbofit.machine.spec import parse_spec
 from turbofit.machine.speed import keep, recall, with_measured
@@ -68,24 +66,6 @@ def test_measured_rates_take_the_place_of_assumed_ones() -> None:
     assert card.flops == pytest.approx(5.6e13 / 0.75 * rates().compute_efficiency)
     unbelieved = measured(right=False)
     assert all_reduce_of(unbelieved, on.gpus, rates()) == all_reduce_of(on, on.gpus, rates())
-
-
-def test_the_right_pair_is_chosen_where_links_differ() -> None:
-    on = machine("4xrtx3090")
-    fast = {(0, 2), (1, 3)}
-    reduces = tuple(
-        ReduceSpeed(
-            gpus=two, size=size, seconds=1e-5 + size * (5e-11 if two in fast else 2e-9), right=True
-        )
-        for two in combinations(range(4), 2)
-        for size in (8192, 1 << 20)
-    )
-    found = with_measured(on, Measured(torch="2.9", reduces=reduces))
-    asked = {"model": "qwen2.5-14b", "tp": 2, "replicas": 2}
-    plan = turbofit.plan(on=found, **asked)
-    assert "as measured here with torch" in plan.throughput.basis
-    assert {tuple(sorted(group)) for group in plan.parallel.groups} == fast
-    assert turbofit.plan(on=on, **asked).parallel.groups == ((0, 1), (2, 3))
 
 
 def test_it_is_kept_for_these_gpus_and_this_driver(state: Path) -> None:

@@ -6,9 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.memory.conftest import launch_on, machine_of
-from turbofit.core.errors import UsageError
 from turbofit.core.model import Quantization
-from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import NA
 from turbofit.memory import known_bad
 from turbofit.memory.known_bad import KnownProblem, known_problems, largest_batch
@@ -194,27 +192,7 @@ def test_the_fatal_comes_first_and_an_unreadable_version_has_what_is_not_mended(
     assert ids(*known_problems(both, "turbomind", "main")) == ["kv-int4-qwen2"]
 
 
-def test_text_models_have_the_faults_of_text():
-    asked = launch("gemma-3-4b", dtype="float16")
-    text = replace(asked.model, architecture="Gemma3ForCausalLM", vision=None)
-    found = known_problems(replace(asked, model=text), "pytorch", "0.18")
-    assert "gemma3-float16" in ids(*found)
-
-
 def test_the_largest_batch_is_below_the_one_that_ends_an_engine():
     assert largest_batch(launch("cogvlm-17b", max_batch_size=1), "pytorch", "0.18") == 1
     assert largest_batch(launch("cogvlm-17b"), "pytorch", "0.6.4") is None
     assert largest_batch(launch("qwen2-vl-7b"), "pytorch", "0.18") is None
-
-
-def test_a_damaged_table_is_a_plain_refusal(monkeypatch):
-    data = load_yaml(preset_path("engines", "known-bad"))
-    data["problems"][0]["when"]["card"] = "p40"
-    monkeypatch.setattr(known_bad, "load_yaml", lambda path: data)
-    caches = (known_bad.all_problems, known_bad._rows_of)
-    for cache in caches:
-        cache.cache_clear()
-    with pytest.raises(UsageError, match=r"known-bad\.yaml is damaged"):
-        known_problems(launch("qwen2.5-7b"), "turbomind", "0.18")
-    for cache in caches:
-        cache.cache_clear()

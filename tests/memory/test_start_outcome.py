@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from tests.memory.conftest import card, launch_on, machine_of
 from turbofit.core.units import MIB
-from turbofit.memory.start_outcome import outcome_at, outcome_without_cache, outcomes_at
+from turbofit.memory.start_outcome import outcome_at, outcome_without_cache
 from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.weights import EngineConstants, load_constants
 
@@ -61,16 +61,6 @@ def test_a_start_ends_as_the_binary_s_did(bare, total, units, ratio, kind):
         assert "waits without a word" in fate.text
 
 
-def test_everything_that_follows_is_told_in_order(bare):
-    """InternVL2-26B-AWQ on one 24 GB card: the load peak comes first, the hang would follow."""
-    account = account_on(24268, 25, bare, "internvl2-26b-awq", dtype="float16")
-    assert [fate.kind for fate in outcomes_at(account, 0.8)][:2] == ["load", "hang"]
-    # A request after a warm-up without room finds no less than nothing.
-    first, request = outcomes_at(account_on(24576, 40, bare), 0.95)[:2]
-    assert (first.kind, request.kind) == ("warmup", "request")
-    assert "-" not in request.text.partition("where")[2]
-
-
 @pytest.mark.parametrize(("total", "kind"), [(15800, "load"), (18200, "request")])
 def test_no_ratio_fits_says_how_much_is_missing(constants, total, kind):
     account = account_on(total, 13, constants, max_batch_size=1000)
@@ -110,9 +100,3 @@ def test_a_margin_that_only_loading_misses_is_said_so():
     assert fate.text.startswith("while it loads, GPU 0 is ")
     assert "torch's staging" in fate.text
     assert "no room for a cache" not in fate.text
-
-
-def test_a_card_that_has_no_room_beside_the_weights_is_said_so(constants):
-    fate = outcome_without_cache(account_on(20000, 13, constants, max_batch_size=4000))
-    assert fate.kind == "request"
-    assert "before the first KV block" in fate.text

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from turbofit import api
-from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.images.rule import DummyImage
 from turbofit.core.plan import Plan
 from turbofit.memory.engines import engine_of
@@ -20,8 +19,6 @@ from turbofit.memory.worst_images import (
     side_by_side,
 )
 
-TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
-PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
 TEXT = Text(before=40, around=2, after=10)
 
 
@@ -90,22 +87,6 @@ def test_at_the_edges_of_a_forward_two_images_are_cut(make, forward, room, slack
 def test_a_prompt_without_room_has_no_image() -> None:
     assert over_edges(small_image, 13, 100, 8192, TEXT) == Meeting(0, [])
     assert side_by_side(small_image, 13, 100, TEXT) == Meeting(0, [])
-
-
-@pytest.mark.parametrize(("units", "made"), [(13, 13), (12, 12), (2, 1), (0, None)])
-def test_a_picture_needs_no_field_of_a_request(units: int, made: int | None) -> None:
-    image = pictures(TILES, DummyImage(TILES.worst_size(), {}), with_fields=False)(units, 1 << 20)
-    assert (None if image is None else TILES.units(*image.dummy.size)) == made
-
-
-def test_with_fields_a_picture_may_be_larger_than_the_limit() -> None:
-    largest = DummyImage(PATCHES.worst_size(), {})
-    made = pictures(PATCHES, largest, with_fields=True)(131072, 1 << 20)
-    plain = pictures(PATCHES, largest, with_fields=False)(131072, 1 << 20)
-    assert made is not None
-    assert plain is not None
-    assert plain.units == 65536
-    assert 131072 * 0.99 < made.units <= 131072
 
 
 def whole(plan: Plan, units: int, tokens: int) -> Image | None:

@@ -127,16 +127,4 @@ def test_the_same_kind_replaces_and_another_stays() -> None:
     assert tuned.recall_tuned(pretend=False) == (newer,)
     other = replace(TUNED, lmdeploy="0.19.0")
     tuned.keep_tuned(other)
-    # What cannot be read is left out.
-    (path.parent / "tuned-half.json").write_bytes(path.read_bytes()[:40])
-    (path.parent / "tuned-other.json").write_text('{"schema": "x"}')
-    (path.parent / "tuned-bytes.json").write_bytes(b"\xff\xfe")
     assert tuned.recall_tuned(pretend=False) == (newer, other)
-    assert forget(TUNED.model, pretend=False) == 5
-    assert tuned.recall_tuned(pretend=False) == ()
-
-
-def test_a_promise_is_what_settings_depend_on() -> None:
-    given = {"model": "m", "on": "x", "engine": "auto", "image_size": (4, 5), "margin": 7}
-    assert tuned.promise_of(given) == {"image_size": [4, 5]}
-    assert tuned.cards_of(machine(2)) == tuple(gpu.name for gpu in machine(2).gpus)

@@ -67,27 +67,22 @@ def test_old_cards_are_told_of_the_engine_and_not_given_it() -> None:
     assert "if its Triton still compiles" in effect
 
 
-ON_4090 = {"on": "1xrtx4090", "dtype": "float16", "session_len": 8192}
-
-
 @pytest.mark.parametrize(
-    ("model", "asked", "lost", "change"),
+    ("model", "asked", "helps"),
     [
-        ("qwen3-30b-a3b", {"on": "1xrtx4090"}, {}, "--engine transformers"),
-        ("qwen3-30b-a3b", ON_4090, {"quant_policy": 0},
-         "--engine transformers, and leave --quant-policy out"),
-        ("qwen2-vl-72b", {"on": "4xa10", "session_len": 40_000, "goal": "context"}, {}, ""),
+        ("qwen3-30b-a3b", {"on": "1xrtx4090"}, True),
+        ("qwen2-vl-72b", {"on": "4xa10", "session_len": 40_000, "goal": "context"}, False),
     ],
-)  # fmt: skip
-def test_transformers_is_a_remedy_where_it_fits_with_what_it_takes(model, asked, lost, change):
-    remedies = turbofit.plan(model, **asked, **lost).remedies
-    effects = {one.change: one.effect for one in remedies if "transformers" in one.change}
+)
+def test_transformers_is_a_remedy_where_it_fits(model, asked, helps):
+    remedies = turbofit.plan(model, **asked).remedies
+    effects = [one.effect for one in remedies if one.change == "--engine transformers"]
     there = turbofit.plan(model, engine="transformers", **asked)
-    assert there.fits is bool(change)
-    assert list(effects) == [change] * bool(change)
-    if there.fits:
+    assert there.fits is helps
+    assert len(effects) == helps
+    if helps:
         assert "cpu" in there.device_map.values()
-        assert effects[change].endswith("with decoder layers in host memory")
+        assert effects[0].endswith("with decoder layers in host memory")
 
 
 @pytest.mark.parametrize(
@@ -120,25 +115,6 @@ def test_where_turbomind_has_no_kernels_the_answer_is_of_the_engine_that_compile
     with pytest.raises(NoKernelError, match="no GEMM kernel") as caught:
         turbofit.plan("mixtral-8x7b", on="1xrtx5090", engine="turbomind")
     assert "another engine" in caught.value.hint
-
-
-def test_hints_where_no_engine_has_kernels_name_what_helps() -> None:
-    with pytest.raises(NoKernelError) as caught:
-        turbofit.plan("gpt-oss-20b", on="1xb200")
-    assert "unsloth/gpt-oss-20b-BF16, its 16 bits" in caught.value.hint
-    assert "engine" not in caught.value.hint
-    assert turbofit.plan("unsloth/gpt-oss-20b-BF16", on="1xb200").fits
-
-
-THREAD = "github.com/InternLM/lmdeploy/issues/2822"
-
-
-def test_what_is_known_to_go_wrong_is_a_warning_that_names_the_thread():
-    plan = turbofit.plan("qwen2.5-7b", on="2xrtx3090", quant_policy=4)
-    assert plan.fits
-    (warning,) = [text for text in plan.warnings if THREAD in text]
-    assert "4 bits" in warning
-    assert not any(THREAD in text for text in turbofit.plan("qwen2.5-7b", on="l4").warnings)
 
 
 def test_what_always_dies_is_refused_with_what_to_do():

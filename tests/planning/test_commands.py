@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from tests.serving.fallback.support import tiny_map, tiny_qwen2_vl
+from tests.serving.fallback.support import tiny_map
 from tests.support.checkpoints import make_internvl2
 from tests.support.plans import gpu, machine, model, plausible_plan
 from turbofit import api
@@ -23,14 +23,11 @@ from turbofit.cli.options.field_options import filled
 from turbofit.core.errors import UsageError
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan, ServeCommand, Settings
-from turbofit.memory.versions import parse as version_tuple
 from turbofit.planning.commands import (
-    _releases,
     came_later,
     commands,
     folded,
     model_path,
-    ratio,
     read_map,
 )
 from turbofit.planning.plan import plan as best_plan
@@ -72,11 +69,6 @@ def test_a_local_checkpoint_keeps_its_name_and_a_revision_is_passed_where_lmdepl
     argv = plausible_plan(model=model(revision="v1")).commands[0].argv
     assert argv[argv.index("--revision") + 1] == "v1"
     assert "--revision" not in plausible_plan().commands[0].argv
-
-
-def test_a_ratio_is_never_rounded() -> None:
-    for value, text in ((0.873, "0.873"), (0.8, "0.800"), (0.8125001, "0.8125001")):
-        assert ratio(value) == text
 
 
 @pytest.mark.lmdeploy
@@ -131,43 +123,6 @@ def test_runs_of_layers_are_folded_and_what_is_no_map_is_refused():
             read_map(wrong)
 
 
-@pytest.mark.lmdeploy
-def test_layers_off_the_device_give_the_same_tokens(tmp_path):
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("accelerate")
-    folder = tiny_qwen2_vl(tmp_path / "Qwen2-VL")
-    from transformers import Qwen2VLForConditionalGeneration as Model
-
-    ids = torch.arange(5, 45).reshape(1, -1)
-
-    def tokens(placed):
-        scratch = tmp_path / "scratch"
-        model = Model.from_pretrained(
-            str(folder), device_map=placed, dtype=torch.float32, attn_implementation="sdpa",
-            offload_folder=str(scratch),
-        ).eval()  # fmt: skip
-        assert not list(scratch.glob("*.dat"))  # safetensors are read where they lie
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12,
-                             min_new_tokens=12, do_sample=False)  # fmt: skip
-        return out[0, 40:].tolist(), model
-
-    whole, _ = tokens({"": "cpu"})
-    split, model = tokens(read_map(folded(tiny_map(["cpu", "disk", "disk", "cpu"]))))
-    assert split == whole
-    assert len(set(whole)) > 1
-    assert model.model.language_model.layers[1].mlp.up_proj.weight.device.type == "meta"
-    assert model.device.type == "cpu"
-    assert json.loads(folded(tiny_map(["cpu"] * 4)))["model.language_model.layers.0-3"] == "cpu"
-
-
-#: Every option that a command of ours can have, with values that nothing is without.
-ALL = Settings(
-    communicator="cuda-ipc", enable_prefix_caching=True, model_format="awq",
-    language_model_only=True, num_gpu_blocks=100, eager_mode=True,
-    cudagraph_capture_batch_sizes=(1, 2), distributed_executor_backend="mp",
-)  # fmt: skip
-
-
 def predicted(version: str, engine: str = "turbomind", **options: object) -> Plan:
     return turbofit.predict(
         "internvl2-8b", on="2xa100-80g", lmdeploy=version, engine=engine, tp=2, **options
@@ -176,21 +131,6 @@ def predicted(version: str, engine: str = "turbomind", **options: object) -> Pla
 
 def options_of(plan: Plan) -> set[str]:
     return {word for word in plan.commands[0].argv if word.startswith("--")}
-
-
-@pytest.mark.parametrize("engine", ["turbomind", "pytorch"])
-def test_every_option_of_a_command_has_the_release_that_brought_it(engine):
-    plan = predicted("0.18.0", engine)
-    releases = _releases()
-    for checkpoint in (None, "/models/a"):
-        source = replace(plan.model.source, checkpoint=checkpoint)
-        model = replace(plan.model, revision="abc", hub_id="a/b", source=source)
-        with_all = replace(plan, settings=ALL, model=model)
-        assert options_of(replace(plan, commands=commands(with_all))) <= set(releases.options)
-    assert {value.split()[0] for value in releases.values} <= set(releases.options)
-    # None is newer than the parser that the list was read from.
-    for release in releases.options.values():
-        assert (0, 0, 14) <= version_tuple(release) <= (0, 18, 0)
 
 
 @pytest.mark.parametrize(

@@ -146,24 +146,12 @@ def test_copies_and_splits_are_never_mixed_by_accident():
     assert sorted(index for group in both.parallel.groups for index in group) == [0, 1, 2, 3]
     assert all(len(group) == 2 for group in both.parallel.groups)
     assert plan(on="2xrtx3090", tp=2).parallel.groups == ((0, 1),)
-    with pytest.raises(UsageError, match="4 GPUs are asked for"):
+    with pytest.raises(UsageError, match="4 GPUs are needed, 2 are visible"):
         plan(on="2xrtx3090", replicas=2, tp=2)
     slices = machine_from("4xa100-80g:mig=1g.10gb")
     assert all(len(group) == 1 for group in plan(on=slices).parallel.groups)
     with pytest.raises(UsageError, match="would split over MIG slices"):
         plan(on=slices, tp=2)
-
-
-def test_an_unequal_pair_is_filled_by_what_is_free():
-    made = plan(on="rtx3060+rtx3090:free=9GiB", tp=2)
-    consistent(made)
-    assert made.fits
-    assert made.parallel.groups == ((0, 1),)
-    on = layers_on(made)
-    assert on[0] + on[1] == list(range(28))
-    placed = plan("qwen2-vl-2b", "2xrtx3060", tp=2).device_map or {}
-    assert placed["lm_head"] == placed["model.language_model.embed_tokens"] == 0  # tied
-    assert placed["model.language_model.norm"] == 1
 
 
 def test_v100_gets_float16_and_pays_for_the_matrix():
@@ -175,16 +163,6 @@ def test_v100_gets_float16_and_pays_for_the_matrix():
     assert any("before Ampere" in text for text in made.reasons)
     with pytest.raises(UsageError, match="bfloat16"):
         plan("qwen2-vl-7b", "1xv100-32g", engine_options={"dtype": "bfloat16"})
-
-
-@pytest.mark.parametrize("older", ["v100-32g", "v100-16g"])
-def test_copies_pay_for_the_matrix_that_one_of_them_writes(older):
-    """The older card has more room, or less: neither copy may be promised what one cannot keep."""
-    made = plan("qwen2.5-1.5b", on=f"1xrtx3090+1x{older}", replicas=2)
-    consistent(made)
-    assert made.fits
-    assert any("matrix" in text for text in made.reasons)
-    assert "dtype float16: these GPUs have no bfloat16" in made.reasons
 
 
 def test_what_the_user_sets_stays_and_is_named():
@@ -201,7 +179,7 @@ def test_what_the_user_sets_stays_and_is_named():
     )
     assert short.settings.session_len == 32768
     below = plan("qwen2-vl-7b", image_size=(200, 200), image_limit=1_000_000)
-    assert any("what images of 200x200 take" in text for text in below.reasons)
+    assert any("what images of the given size take" in text for text in below.reasons)
 
 
 @pytest.mark.parametrize(
@@ -237,12 +215,6 @@ def test_images_are_lowered_to_what_a_short_context_holds(more, most):
     smaller = plan("qwen2-vl-7b", **more)  # before layers leave the card
     assert smaller.fits
     assert "cpu" not in (smaller.device_map or {}).values()
-
-
-def test_a_model_without_a_tower_is_told_of_none():
-    (placed,) = (text for text in plan("qwen2.5-1.5b").reasons if "device map" in text)
-    assert "tower" not in placed
-    assert "embeddings (" in placed
 
 
 def test_less_free_memory_means_less_context_and_never_more():

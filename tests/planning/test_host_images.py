@@ -13,7 +13,6 @@ from turbofit.planning.resolve import resolve
 from turbofit.planning.resolved_request import vision_load_of
 from turbofit.planning.throughput import HostRate, host_rate
 
-LIMITS_COMPARED = True
 #: Processor milliseconds of an image on two cores of a virtual machine: tiles of InternVL2 by a
 #: table (27 November 2026), and Transformers' image processor of Qwen2-VL with Pillow's decoding
 #: before it (28 November 2026).
@@ -58,10 +57,6 @@ def test_the_cores_that_prepare_images(cores: int, engines: int, busy: int) -> N
     assert rate_of("internvl2-2b", f"4xh100,cores={cores}", engines=engines).cores == busy
 
 
-def test_threads_that_were_asked_for_bound_the_cores() -> None:
-    assert rate_of("internvl2-2b", "1xh100,cores=16", image_threads=4).cores == 4
-
-
 def test_a_measured_host_scales_every_rule() -> None:
     for model in ("internvl2-2b", "qwen2-vl-2b"):
         usual = rate_of(model, "1xh100,cores=2")
@@ -91,21 +86,6 @@ def test_requests_a_second_are_the_lesser_of_host_and_cards() -> None:
     assert not many.throughput.host.binds
 
 
-def test_two_images_a_request_are_half_the_requests() -> None:
-    speed = planned("internvl2-2b", "1xh100,cores=1", images=2).throughput
-    assert speed
-    assert speed.host
-    assert speed.requests_per_second == pytest.approx(speed.host.images_per_second / 2, rel=0.01)
-
-
-def test_text_asks_nothing_of_the_host() -> None:
-    for asked in ({"model": "qwen2.5-7b"}, {"model": "internvl2-2b", "images": 0}):
-        speed = planned(on="1xh100,cores=1", **asked).throughput
-        assert speed
-        assert speed.host is None
-        assert "the host" not in speed.basis
-
-
 def test_a_prediction_counts_lmdeploys_one_thread() -> None:
     alone = predict("internvl2-2b", on="1xh100,cores=16").throughput
     assert alone
@@ -116,12 +96,3 @@ def test_a_prediction_counts_lmdeploys_one_thread() -> None:
     assert more
     assert more.host
     assert more.host.cores == 4
-
-
-def test_limits_and_the_usual_image_count_the_host() -> None:
-    alone, few = (planned("internvl2-2b", f"1xh100{c}") for c in ("", ",cores=1"))
-    assert few.usual_image.requests_per_second < alone.usual_image.requests_per_second
-    assert few.usual_image.host.binds
-    for cost, before in zip(few.limit_costs, alone.limit_costs, strict=True):
-        assert cost.requests_per_second <= before.requests_per_second
-        assert cost.kv_tokens == before.kv_tokens

@@ -36,15 +36,6 @@ def test_what_one_replica_is_known_to_die_of_ends_a_prediction():
     assert turbofit.predict("internvl3-8b", on="2xa100", **settings).fits
 
 
-def test_wrong_answers_stay_a_warning_and_a_plan_instead_fits_the_host():
-    settings = {"quant_policy": 4, "cache_max_entry_count": 0.5}
-    told = turbofit.predict("qwen2.5-vl-7b", on="1xa100", **settings)
-    assert told.fits
-    assert any("github.com/InternLM/lmdeploy" in text for text in told.warnings)
-    poor = turbofit.predict("internvl2-8b", on="1xrtx3090,ram=2GiB")
-    assert [one.change for one in poor.remedies] == ["free 3.0 GiB of host RAM"]
-
-
 def test_images_that_no_session_has_room_for_are_refused_with_the_arithmetic():
     told = turbofit.predict("internvl2-8b", on="1xrtx3090", images=1_000_000)
     assert not told.fits
@@ -66,9 +57,6 @@ def test_images_that_no_session_has_room_for_are_refused_with_the_arithmetic():
     small = turbofit.predict("internvl2-8b", on="1xa100", session_len=1000)
     of_three = turbofit.predict("internvl2-8b", on="1xa100", session_len=1000, max_dynamic_patch=2)
     assert small.throughput.requests_per_second == of_three.throughput.requests_per_second
-    assert small.limits.units_per_image == 25
-    patches = turbofit.predict("qwen2.5-vl-7b", on="1xa100-80g", session_len=4096)
-    assert "at most 16,380 patches an image" in patches.verdict  # whole windows of 4
 
 
 @pytest.mark.parametrize("settings", [{}, {"engine": "pytorch"}, {"lmdeploy": "0.6.4"}])
@@ -137,11 +125,3 @@ def test_no_engine_is_split_over_mig_instances():
             told("internvl2-2b", on=cut, tp=2)
     assert turbofit.predict("internvl2-2b", on=cut, replicas=2).fits
     assert turbofit.predict("internvl2-2b", on=whole, tp=2).fits
-
-
-def test_what_serves_has_the_figures_of_a_plan_beside_its_tokens() -> None:
-    found = turbofit.predict("internvl3-8b", on="1xrtx3090", session_len=8192)
-    assert 0 < found.throughput.concurrent_requests < found.settings.max_batch_size
-    assert found.throughput.requests_per_second > 0
-    dead = turbofit.predict("qwen2-vl-7b", on="1xrtx4090")
-    assert (dead.fits, dead.throughput) == (False, None)

@@ -47,11 +47,6 @@ def test_what_nobody_asked_for_makes_no_plan_too_large():
     assert "host RAM" in asked.verdict
 
 
-def test_threads_are_the_hosts_or_what_was_asked():
-    assert host().image_threads is None  # the host decides when it starts
-    assert host(image_threads=5).image_threads == 5
-
-
 def test_a_prediction_is_of_lmdeploy_by_itself():
     alone = predict("internvl2-2b", on=ONE).host
     assert (alone.image_threads, alone.image_cache) == (1, 0)

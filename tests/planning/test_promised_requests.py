@@ -9,7 +9,6 @@ import pytest
 
 import turbofit
 from tests.sweep import sweep
-from turbofit import api
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.core.units import round_up
@@ -56,16 +55,6 @@ def test_all_that_is_held_fits_and_one_more_does_not(
     one_more = turbofit.plan(model, on=on, concurrency=held + 1, **asked)
     assert not one_more.fits
     assert one_more.held.requests == held
-
-
-def test_a_given_ratio_holds_what_it_holds() -> None:
-    """Its cache may have more tokens beside a longer context: no bound of fewer holds there."""
-    asked = {"engine": "turbomind", "cache_max_entry_count": 0.1, "max_pixels": 65536}
-    asked |= {"on": "1xrtx3090", "max_prefill_token_num": 16448}
-    over = turbofit.plan("qwen3.5-4b", concurrency=300, **asked)
-    assert not over.fits
-    assert turbofit.plan("qwen3.5-4b", concurrency=over.held.requests, **asked).fits
-    assert not turbofit.plan("qwen3.5-4b", concurrency=over.held.requests + 1, **asked).fits
 
 
 def test_no_batch_is_planned_that_ends_an_engine() -> None:
@@ -203,7 +192,3 @@ def test_a_prediction_says_how_many_are_held_and_goes_by_what_lives() -> None:
 
 
 MODEL, ON = "internvl2-8b", "4xrtx3090"
-
-
-def plan(**asked: Any) -> Plan:
-    return api.plan(MODEL, on=ON, **asked)

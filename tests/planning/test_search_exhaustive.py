@@ -22,7 +22,6 @@ from turbofit.memory.engines import engine_named
 from turbofit.planning.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.planning.search.search import EngineFit, search
 from turbofit.planning.search.shapes import Shape, dtype_for, prefill_sizes, shape_settings
-from turbofit.planning.search.sizing import longest_context, shortest_context
 from turbofit.planning.speed import counted_tokens, group_rates, group_speed
 
 pytestmark = pytest.mark.slow
@@ -168,34 +167,3 @@ def test_the_choice_equals_exhaustive_search(engine, seed):
     assert best is None or value >= best[0] * (1 - 1e-8)
     if best is not None and value == pytest.approx(best[0]):
         assert (tokens, prefill, shards) >= best[2:]
-
-
-@pytest.mark.parametrize(("engine", "seed"), sweep(ASKED[::4], 32))
-def test_a_queue_is_never_worse_than_none(engine, seed):
-    request = random_request(random.Random(seed), most=2)
-    free = replace(request, workload=replace(request.workload, queue_images=None))
-    try:
-        without, found = search(request, engine).best, search(free, engine).best
-    except UsageError:
-        return
-    assert found.fits or not without.fits
-    if without.fits:
-        assert found.worth >= without.worth
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_the_context_is_the_longest_that_the_cache_holds(seed):
-    """Without a promised context: stepping down by 1024 from the model's own finds the same."""
-    request = random_request(random.Random(1000 + seed), context=False, most=1)
-    found = search(request, TURBOMIND).best
-    shape = found.shape
-    lowered = (
-        shape.units_per_forward is not None or shape.image_limit != request.requested_image_limit
-    )
-    if not found.fits or lowered:
-        return
-    longest, prefill = longest_context(request), shape.max_prefill_token_num
-    shortest = shortest_context(vision_load_of(request, shape.image_limit))
-    contexts = (longest, *range(longest // 1024 * 1024, shortest - 1, -1024))
-    held = [c for c in contexts if value_of(request, TURBOMIND, shape.groups, prefill, c)]
-    assert not held or found.settings.session_len == held[0]

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 import turbofit
 from tests.planning.simulated_cache import CASES, Case, formula, simulated
-from turbofit.core.machine import Machine, Pcie
+from turbofit.core.machine import Machine
 from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.account import NO_IMAGES, VisionLoad
@@ -26,7 +26,6 @@ from turbofit.model.source import resolve_model
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.speed import (
-    AllReduce,
     ClosedLoad,
     GroupRates,
     Speed,
@@ -100,43 +99,12 @@ def test_shards_halve_a_step_and_pay_for_links() -> None:
     assert shards.requests_per_second < 2 * many.requests_per_second
 
 
-def test_images_cost_their_tokens_and_the_tower() -> None:
-    text, image = speed("internvl2-8b"), speed("internvl2-8b", requested_load=IMAGE)
-    assert image.prefill > 5 * text.prefill
-    two = replace(IMAGE, images_per_request=2, tokens_per_request=2 * 13 * 256)
-    assert speed("internvl2-8b", requested_load=two).prefill > 1.8 * image.prefill
-    # TurboMind encodes an image again in each chunk that cuts it.
-    chunks = speed("internvl2-8b", requested_load=IMAGE, max_prefill_token_num=1024)
-    assert chunks.prefill > 1.3 * image.prefill
-    plain = speed("llama-3.1-8b", max_prefill_token_num=128)
-    assert plain.prefill == speed("llama-3.1-8b").prefill
-
-
 def test_a_cached_token_is_read_as_the_account_counts_it() -> None:
     """The PyTorch engine's blocks hold half of the tokens where heads are wide."""
     model, engine, settings = resolve_model("deepseek-v2-lite"), engine_named("pytorch"), Settings()
     shape = engine.cache(model, settings)
     assert shape.block_tokens < settings.cache_block_seq_len
     assert work_of(model, settings, engine).kv_bytes == shape.block_bytes / shape.block_tokens
-
-
-def test_few_tokens_meet_few_experts() -> None:
-    work = work_of(resolve_model("mixtral-8x7b"), Settings(tp=4), ENGINE)
-    assert work.routed == 2 / 8
-    assert work.experts > 5 * work.weights
-    one, some, all_ = (work.read_bytes(batch) for batch in (1, 8, 10**6))
-    assert one == pytest.approx(work.weights + work.experts / 4)
-    assert one < some < all_ == pytest.approx(work.weights + work.experts)
-    dense = work_of(resolve_model("llama-3.1-8b"), Settings(), ENGINE)
-    assert (dense.experts, dense.read_bytes(1)) == (0, dense.read_bytes(100))
-
-
-def test_unknown_cards_are_slow_ones() -> None:
-    machine = parse_spec("1xrtx4090")
-    blind = [replace(machine.gpus[0], memory_bandwidth="NA", dense_flops="NA")]
-    known, unknown = card_of(machine.gpus, rates()), card_of(blind, rates())
-    assert unknown.bandwidth < known.bandwidth
-    assert unknown.flops < known.flops
 
 
 def test_the_sum_over_replicas() -> None:
@@ -148,23 +116,6 @@ def test_the_sum_over_replicas() -> None:
     assert found.seconds_to_first_token == round(two[1].seconds_to_first_token, 3)
     assert "not measured" in found.basis
     assert found.seconds_to_first_token_alone == round(two[0].alone, 3) < two[0].step + 1
-
-
-def test_the_parts_make_the_whole() -> None:
-    load = ClosedLoad(prompt=1000, output=100, at_once=4)
-    settings = Settings(max_batch_size=4, max_prefill_token_num=8192)
-    found = speed_of(group(on="2xrtx4090"), rates(), load, settings, 4400)
-    cycle = 4 * found.prefill + 100 * found.step
-    assert found.requests_per_second == pytest.approx(4 / cycle)
-    # It finds a prompt being read, at its middle, or waits with those that begin with that one.
-    others, together = 3 * found.prefill / cycle, 3 / 100
-    waited = found.seconds_to_first_token - found.step - found.prefill
-    assert waited == pytest.approx(others * found.prefill * (1 + together) / 2)
-    assert found.alone < found.prefill + found.step
-    # Answers of unequal lengths hold more of the cache.
-    unequal = speed_of(group(on="2xrtx4090"), rates(), replace(load, spread=1.0), settings, 10**6)
-    assert unequal.step > found.step
-    assert unequal.requests_per_second < found.requests_per_second
 
 
 def test_more_replicas_than_requests_are_idle_in_between() -> None:
@@ -233,30 +184,6 @@ def test_a_card_bound_by_products_falls_where_its_cache_is_full() -> None:
     assert over.running > full.running == 64
 
 
-def test_few_tokens_are_bound_by_memory_many_by_products_and_attention_hides_behind_neither():
-    engine, figures = group(on="1xa100-80g"), rates()
-    launches = engine.work.layers * figures.layer_seconds + figures.step_seconds
-    read = engine.work.weights / engine.card.bandwidth
-    assert engine.seconds(figures, 1) == engine.seconds(figures, 64)
-    assert engine.seconds(figures, 1) == pytest.approx(read + launches)
-    assert engine.seconds(figures, 4096) - launches == pytest.approx(
-        2 * (engine.seconds(figures, 2048) - launches)
-    )
-    for tokens in (1, 4096):
-        alone = engine.seconds(figures, tokens)
-        cached = engine.seconds(figures, tokens, cached=10**5) - alone
-        assert cached == pytest.approx(10**5 * engine.work.kv_bytes / engine.card.bandwidth)
-        pairs = engine.seconds(figures, tokens, pairs=10**7) - alone
-        assert pairs == pytest.approx(10**7 * engine.work.pair_flops / engine.card.flops)
-
-
-def test_quantised_weights_and_keys_are_read_faster() -> None:
-    plain, packed = (group(f"qwen2.5-14b{kind}", "1xa100-80g") for kind in ("", "-awq"))
-    assert packed.seconds(rates(), 1) < 0.5 * plain.seconds(rates(), 1)
-    steps = [group(quant_policy=q).seconds(rates(), 64, cached=10**6) for q in (0, 8, 4)]
-    assert steps == sorted(steps, reverse=True)
-
-
 def seconds(spec: str, size: float, ancestor: str | None = None, width: int = 16) -> float:
     machine = parse_spec(spec)
     gpus = tuple(replace(g, pcie=replace(g.pcie, width=width)) for g in machine.gpus)
@@ -288,25 +215,6 @@ def test_links_are_ordered_as_their_classes(size: int) -> None:
     assert two < four < eight < 2 * four
     linked = [seconds(f"{n}xa100-80g", size) for n in (2, 4)]
     assert linked[1] / linked[0] < four / two
-
-
-def test_half_a_latency_grows_with_the_tree_and_a_ring_sends_all_but_its_own() -> None:
-    two, four = (AllReduce(ranks=n, latency=1e-5, bandwidth=1e9) for n in (2, 4))
-    assert [two.seconds(0), two.seconds(1e9)] == pytest.approx([1e-5, 1 + 1e-5])
-    assert [four.seconds(0), four.seconds(1e9)] == pytest.approx([1.5e-5, 1.5 + 1.5e-5])
-    # What is not known of a slot counts as the older; a slot of no lanes is not known either.
-    machine = parse_spec("2xrtx4090,p2p=all")
-    known = all_reduce_of(machine, machine.gpus, rates()).bandwidth
-    for pcie in (Pcie(), Pcie(generation=0, width=0)):
-        gpus = tuple(replace(gpu, pcie=pcie) for gpu in machine.gpus)
-        assert all_reduce_of(replace(machine, gpus=gpus), gpus, rates()).bandwidth == known / 2
-
-
-def test_more_requests_run_than_could_all_end_and_some_begin_again() -> None:
-    few, many = (crowd_of(there, 8, 0.33, 256, 0.75) for there in (10, 1000))
-    assert 8 < few[0] < 10
-    assert few[0] < many[0] == pytest.approx(8 * 1.33)
-    assert 0 < few[1] < many[1] == pytest.approx(0.75 / (1 + 8 / 256))
 
 
 @pytest.mark.parametrize("room", [0.0, 0.03, 0.33, 0.9])

@@ -15,9 +15,7 @@ from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.serving import Serving, blank_line, serving
-from turbofit.planning.which import COUNTS, Which
-from turbofit.report.painters.terminal import paint
-from turbofit.report.views.preset_view import which_view
+from turbofit.planning.which import COUNTS
 
 pytestmark = pytest.mark.slow
 
@@ -86,29 +84,3 @@ def test_cards_hold_the_requests_that_were_asked_for(monkeypatch: pytest.MonkeyP
         assert turbofit.plan("internvl2-8b", on=row.on, **asked).fits is row.keeps
     models = turbofit.which(on="1xl4", **asked)
     assert any(" of 200 requests of " in row.why_not for row in models.others)
-
-
-def test_images_that_the_context_itself_makes_smaller_are_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """No card serves larger ones, and `plan` fits with them."""
-    few_presets(monkeypatch)
-    asked = {"images": 2, "context": 16384}
-    row = turbofit.which("qwen2.5-vl-7b", **asked).keep[0]
-    plan = turbofit.plan("qwen2.5-vl-7b", on=row.on, **asked)
-    assert row.image_limit == plan.limits.image_limit
-    assert plan.fits
-
-
-def test_what_a_plan_warns_of_is_told_in_short() -> None:
-    row = line("gemma-3-4b", "1xt4")
-    assert row.keeps
-    assert row.warnings
-    assert set(row.warnings) <= set(turbofit.plan("gemma-3-4b", on="1xt4").warnings)
-    which = Which(
-        turbofit_version="1", created="now", model=None, machine="1xt4", request={}, counts=(),
-        keep=(row, line("internvl2-2b", "1xt4")), others=(),
-    )  # fmt: skip
-    short, whole = (paint(which_view(which), short=short) for short in (True, False))
-    assert "warned of: gemma-3-4b (turbofit plan says why)" in short
-    assert "Gemma 3 in float16 is known to answer with nothing" in whole

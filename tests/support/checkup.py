@@ -34,24 +34,17 @@ class Healthy(Sources):
 
     def __init__(self, root: Path, **environ: str) -> None:
         super().__init__({"HOME": "/users/one", **environ}, str(root))
-        (root / "proc").mkdir(parents=True)
-        (root / "proc/cmdline").write_text("quiet")
-        (root / "sys/kernel/iommu_groups").mkdir(parents=True)
         self.packages: dict[str, str] = {
             "lmdeploy": "0.18.0", "torch": "2.12.1", "transformers": "5.17.0", "triton": "3.7.0",
             "xgrammar": "0.2.8",
         }  # fmt: skip
         self.modules: set[str] = set()
-        self.demands: list[str] | None = [
-            "torch<=2.12.1,>=2.0.0", "transformers!=5.0.*,>=4.56.0", "torch>=9; extra == 'all'",
-        ]  # fmt: skip
         self.built: list[str] | None = ["sm_75", "sm_80", "sm_86", "sm_90", "compute_120"]
-        self.log: str | None = "nothing of note"
         self.disk: tuple[int, bool] | None = (500 * GIB, True)
         self.port: str | None = None
         self.library: PackageError | None = None
         self.census: Census | None = released((0, 18, 0))
-        (root / "torch").mkdir()
+        (root / "torch").mkdir(parents=True)
         (root / "torch/version.py").write_text("cuda: Optional[str] = '12.8'\n")
         (root / "lmdeploy/turbomind").mkdir(parents=True)
         (root / "lmdeploy/turbomind/_turbomind.cpython-311-x86_64-linux-gnu.so").write_text("")
@@ -70,18 +63,12 @@ class Healthy(Sources):
     def has_module(self, name: str) -> bool:
         return name in self.modules
 
-    def requires(self, package: str) -> list[str] | None:
-        return self.demands
-
     def package_folder(self, package: str) -> Path | None:
         folder = self.root / package
         return folder if folder.is_dir() else None
 
     def torch_architectures(self) -> list[str] | None:
         return self.built
-
-    def kernel_log(self) -> str | None:
-        return self.log
 
     def disk_free(self, path: str) -> tuple[int, bool] | None:
         return self.disk

@@ -8,8 +8,8 @@ becomes the cache. Later allocations must fit into the rest. An account gives al
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final, NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from msgspec import UNSET
 
@@ -167,6 +167,13 @@ def transients(cases: Sequence[tuple[str, int, Basis, str]], step: int = 1) -> t
 def capability_of(gpu: Gpu, unknown: tuple[int, int] = HOPPER) -> tuple[int, int]:
     """The compute capability; if unknown, Hopper's, which takes the most memory."""
     return unknown if gpu.compute_capability == "NA" else gpu.compute_capability
+
+
+def uneven(dealt: Iterable[tuple[int, str]], tp: int) -> Iterator[str]:
+    """Yield a problem for each number that does not divide by ``tp``, with its words."""
+    for number, what in dealt:
+        if number % tp:
+            yield f"{what} do not divide by {tp}"
 
 
 #: The number of steps from 0 to 1 for a plan's ratio.
@@ -391,9 +398,8 @@ class Account(ABC):
 
 def given(gpu: Gpu, free: int) -> Term:
     """All memory in use before the cache as one term, from the free bytes in a log."""
-    before = gpu.usable - free
     note = "all that is not free when the cache is sized"
-    return term(BEFORE_CACHE, "before", before, "measured", note)
+    return term(BEFORE_CACHE, "before", gpu.usable - free, "measured", note)
 
 
 def total_bytes(terms: Sequence[Term]) -> int:
@@ -413,12 +419,6 @@ _BATCH_BY_NAME: Final = {
 _BATCH: Final = 128
 _PREFILL: Final = 8192  # lmdeploy cli/utils.py::ArgumentHelper.max_prefill_token_num `default=8192`
 _RATIO: Final = 0.8  # lmdeploy cli/utils.py::ArgumentHelper.cache_max_entry_count `default=0.8`
-
-
-def default_batch_size(gpu_name: str) -> int:
-    """LMDeploy's default ``max_batch_size`` on a GPU of this name."""
-    name = gpu_name.lower()
-    return next((size for key, size in _BATCH_BY_NAME.items() if key in name), _BATCH)
 
 
 class RankWeights(Struct):
@@ -459,6 +459,9 @@ class Engine(ABC):
     #: Why its account may be wrong for the wished version; None if it is made for it.
     doubt: str | None = None
     log: LogFigures = LogFigures()
+    #: The class of its accounts, made with its constants.
+    account_class: ClassVar[Any]
+    constants: Any
 
     def __init__(self, version: str) -> None:
         self.version = version
@@ -477,31 +480,33 @@ class Engine(ABC):
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
         """Default settings of LMDeploy, on a GPU of this name."""
+        sizes = (size for part, size in _BATCH_BY_NAME.items() if part in gpu_name.lower())
         return {
             "cache_max_entry_count": _RATIO,
-            "max_batch_size": default_batch_size(gpu_name),
+            "max_batch_size": next(sizes, _BATCH),
             "max_prefill_token_num": _PREFILL,
         }
 
-    @abstractmethod
     def account(self, launch: EngineLaunch) -> Account:
         """Make the account of one engine on its group."""
+        account: Account = self.account_class(launch, self.constants)
+        return account
 
-    @abstractmethod
-    def tp_problem(self, model: Model, tp: int) -> str | None:
+    def tp_problem(self, model: Model, tp: int) -> str | None:  # noqa: ARG002
         """The reason why the engine refuses this tensor-parallel degree, or None."""
+        return None
 
-    @abstractmethod
-    def problem(self, launch: EngineLaunch) -> str | None:
+    def problem(self, launch: EngineLaunch) -> str | None:  # noqa: ARG002
         """The reason why the engine refuses these options, or dies of them; or None."""
+        return None
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:  # noqa: ARG002
         """A sentence about code that the engine lacks for these cards; None if it lacks none."""
         return None
 
-    @abstractmethod
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """The most vision units in one forward; an upper bound."""
+        return int(self.account_class.units_bound(rule, vision_load, settings))
 
     def worst_images(
         self, plan: Plan, make: Maker, text: Text, *, several: bool = False
@@ -531,9 +536,10 @@ class Engine(ABC):
         """Tokens of prompts that one forward reads at least, while a whole batch decodes."""
         return self.forward_tokens(settings)
 
-    @abstractmethod
     def cache(self, model: Model, settings: Settings) -> CacheShape:
         """The layout of one rank's cache."""
+        shape: CacheShape = self.account_class.cache_shape(model.text, settings, self.constants)
+        return shape
 
     def logged_cache(
         self,
@@ -569,7 +575,3 @@ class Engine(ABC):
     def communicator(self, settings: Settings) -> str:
         """The library or method by which the GPUs of a group communicate."""
         return settings.communicator
-
-    @abstractmethod
-    def prefill_words(self, settings: Settings) -> str:
-        """Words for people about the effect of ``max_prefill_token_num`` in this engine."""

@@ -107,9 +107,9 @@ def corrected(memory: StaticMemory, calibration: Calibration | None) -> StaticMe
 
 def calibration_reason(calibration: Calibration) -> str:
     """A sentence why a plan counts more or fewer bytes than its estimates."""
-    less = -calibration.total
-    size = format_bytes(abs(less))
-    amount = f"{size} {'less' if less >= 0 else 'more'} than estimated" if less else "as estimated"
+    more = calibration.total
+    size = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} than"
+    amount = f"{size if more else 'as'} estimated"
     where = "on PRETEND GPUs" if calibration.pretend else "here"
     return (
         f"contexts, libraries and kernels took {amount} on each GPU, as measured {where} on"

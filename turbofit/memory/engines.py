@@ -132,9 +132,8 @@ def engine_for(model: Model, engine: str = "auto", version: str | None = None) -
         if problem is None:
             return engine_named(name, version)
     if not version and wanted[-1] not in LMDEPLOY:
-        hint = "see docs/models.md for what runs where"
-        if model.quantization is not None:
-            hint = f"take a checkpoint that is not quantised; {hint}"
+        instead = "take a checkpoint that is not quantised; " if model.quantization else ""
+        hint = f"{instead}see docs/models.md for what runs where"
         raise UsageError("; ".join(map(str, problems.values())), hint=hint)
     others = (it for it in known if it not in wanted and not _problem(model, it, version))
     other = next(others, None)
@@ -184,13 +183,12 @@ def without_account(model: Model, version: str) -> str | None:
     TurboMind 0.12 cached a latent for each head: 42,880 tokens of GLM-4.7-Flash, where one latent
     for each token would give 20 times as many (lmdeploy#4367).
     """
-    if not versions.is_legacy(version):
-        return None
-    text = model.text
-    if model.vision is not None and model.vision.audio is not None:
-        return "an audio tower"
-    if text.delta is not None:
-        return "gated delta nets"
-    if text.mla is not None:
-        return "multi-head latent attention"
-    return "attention sinks" if text.sinks else None
+    text, audio = model.text, model.vision and model.vision.audio
+    parts = {
+        "an audio tower": audio,
+        "gated delta nets": text.delta,
+        "multi-head latent attention": text.mla,
+        "attention sinks": text.sinks,
+    }
+    older = versions.is_legacy(version)
+    return next((name for name, part in parts.items() if part and older), None)

@@ -147,12 +147,6 @@ def offloaded(placement: Placement) -> list[int]:
     return [number for number, place in enumerate(placement) if place is None]
 
 
-def best_placement(copies: ModelCopies, load: Load) -> Placement:
-    """All layers on GPUs, else as many as fit; all are offloaded if even that does not fit."""
-    layers = copies.parts.layers
-    return place_all(copies, load) or fewest_offloaded(copies, load) or (None,) * len(layers)
-
-
 def place_all(copies: ModelCopies, load: Load) -> Placement | None:
     """The placement that leaves the most memory on every device; None if it does not fit.
 

@@ -39,26 +39,15 @@ def outcome_at(account: Account, ratio: float) -> StartOutcome:
     return next(_outcomes(account, ratio), StartOutcome("serves", 0, "serves"))
 
 
-def outcomes_at(account: Account, ratio: float) -> list[StartOutcome]:
-    """All that would fail, the first of each kind, in the order of the start."""
-    first: dict[str, StartOutcome] = {}
-    for outcome in _outcomes(account, ratio):
-        first.setdefault(outcome.kind, outcome)
-    return list(first.values())
-
-
 def outcome_without_cache(account: Account) -> StartOutcome:
     """The reason why no ratio fits: loading, or the memory that is needed beside the cache.
 
     The kind is ``load_margin`` if only loading misses the margin: a smaller margin would do.
     """
     ledgers = account.at(0.0).ledgers
-    outcome = next(_loading(ledgers), None)
-    return outcome or _without_room(min(ledgers, key=lambda one: one.headroom - one.margin))
-
-
-def _without_room(tightest: GpuLedger) -> StartOutcome:
-    """The outcome that the tightest GPU misses its margin without any cache."""
+    for outcome in _loading(ledgers):
+        return outcome
+    tightest = min(ledgers, key=lambda one: one.headroom - one.margin)
     missing = max(1, tightest.margin - tightest.headroom)
     if tightest.load_peak > tightest.peak:
         text = (
@@ -84,12 +73,9 @@ def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
     for ledger in ledgers:
         if not ledger.fits:
             missing = ledger.margin - ledger.headroom
-            short = f"{format_bytes(missing)} less than the margin"
-            if ledger.budget is not None:
-                short = f"{format_bytes(missing)} more than {_kept(ledger)}"
             text = (
                 f"GPU {ledger.index} keeps {format_bytes(ledger.headroom)} free in the worst case,"
-                f" {short}"
+                f" {format_bytes(missing)} short of {_kept(ledger)}"
             )
             yield StartOutcome("margin", missing, text)
 

@@ -122,9 +122,6 @@ def _formulas(engine: str) -> tuple[str, ...]:
     return tuple(path.stem[1:].replace("_", ".") for path in paths)
 
 
-_LAST: Final = 1_000_000  # a third number above that of every release
-
-
 class _Changes(Struct, forbid_unknown_fields=True):
     """The architectures that a release's list gained, and those that it lost."""
 
@@ -158,13 +155,21 @@ def not_listed(model: Model, engine: str, version: str) -> str | None:
     wanted = written(version)
     if not wanted:
         return None
+    oldest = wanted if len(wanted) > 2 else (*wanted, 0)
+    newest = (
+        wanted if len(wanted) > 2 else (*wanted, 1_000_000)
+    )  # above every release's third number
     for architecture in dict.fromkeys((model.architecture, model.text.architecture)):
-        spans = listings(engine).get(architecture)
-        if spans is None and architecture != model.architecture:
+        spans = listings(engine).get(architecture, ())
+        if not spans and architecture != model.architecture:
             continue
-        if not any(_covers(span, wanted) for span in spans or ()):
+        if not any(
+            written(span.came) <= newest and (span.left is None or oldest < written(span.left))
+            for span in spans
+        ):
             reason = f"the {engine} engine of LMDeploy {version} does not run {architecture}"
-            return reason + _when(spans or (), wanted)
+            came = [span.came for span in spans if written(span.came) > wanted]
+            return f"{reason}, which {came[0]} does" if came else reason
     return None
 
 
@@ -177,26 +182,6 @@ def listed_since(architecture: str) -> str | None:
         if span.left is None
     ]
     return min(since, key=written, default=None)
-
-
-def _covers(span: _Span, wanted: tuple[int, ...]) -> bool:
-    """Whether a span contains some release that begins with these numbers."""
-    oldest = wanted if len(wanted) > 2 else (*wanted, 0)
-    newest = wanted if len(wanted) > 2 else (*wanted, _LAST)
-    return written(span.came) <= newest and (span.left is None or oldest < written(span.left))
-
-
-def _when(spans: tuple[_Span, ...], wanted: tuple[int, ...]) -> str:
-    """A clause that says when the architecture left the list or came (back) to it."""
-    left = [
-        span.left for span in spans if span.left and written(span.left)[: len(wanted)] <= wanted
-    ]
-    came = [span.came for span in spans if written(span.came) > wanted]
-    if left and came:
-        return f", which left with {left[-1]} and came back with {came[0]}"
-    if left:
-        return f", which left with {left[-1]}"
-    return f", which came with {came[0]}" if came else ""
 
 
 @cache

@@ -10,7 +10,6 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.installation import installed
 from turbofit.core.machine import Calibration
-from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Struct, to_builtins
 from turbofit.machine.learned import all_learned, learned
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.machine import Machine
     from turbofit.core.process.files import StateFile
-
-_LOG: Final = LazyLogger(__name__)
 
 _SCHEMA: Final = "turbofit.calibration/1"
 #: Packages of CUDA's runtime that torch requires; since CUDA 13 the name has no version.
@@ -85,10 +82,6 @@ def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
         and torch in (None, calibration.torch)
         and cuda in (None, calibration.cuda)
     )
-    _LOG.info(
-        "%d of %d calibrations are of such cards, driver %s, LMDeploy %s, torch %s and CUDA %s",
-        len(matching), len(kept), machine.driver, lmdeploy, torch, cuda,
-    )  # fmt: skip
     return msgspec.structs.replace(machine, calibrations=matching) if matching else machine
 
 

@@ -7,7 +7,6 @@ memory is wished, the engine that takes less is chosen.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
@@ -18,7 +17,6 @@ from msgspec.structs import replace
 from turbofit.core.errors import NoKernelError, TurbofitError, option_of
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
 from turbofit.core.plan import Candidate, Plan, Remedy, may_evict
-from turbofit.core.process.log import LazyLogger
 from turbofit.memory.account import Engine, capability_of
 from turbofit.memory.engines import (
     ENGINES,
@@ -99,8 +97,7 @@ def _verdict(fit: EngineFit, causes: tuple[str, ...]) -> Verdict:
         return Verdict(subject=name, why_not=why_not(fit), causes=causes)
     groups = best.shape.groups
     tokens = [best.of_group(group).kv_tokens for group in groups]
-    shown = fit.accounts if best.parts else fit.accounts[:1]
-    found = found_words(request, groups, shown, tokens, best.vision_load)
+    found = found_words(request, groups, fit.accounts, tokens, best.vision_load)
     return Verdict(subject=name, found=found)
 
 
@@ -156,9 +153,7 @@ def _parallel_reason(fit: EngineFit) -> str:
     }[request.workload.goal]
     if request.least:
         goal = "the least memory"
-    sizes = sorted(Counter(map(len, best.shape.groups)).items())
-    engines = " and ".join(f"{n} x {f'tp {tp}' if tp > 1 else 'one GPU each'}" for tp, n in sizes)
-    return f"{engines}: {goal} of {len(fit.evaluations)} shapes, the promises kept first"
+    return f"{goal} of {len(fit.evaluations)} shapes, the promises kept first"
 
 
 def _warnings(fit: EngineFit) -> Iterator[str]:
@@ -208,8 +203,6 @@ def known_warnings(fit: EngineFit) -> tuple[str, ...]:
         warnings += [problem.warning for problem in problems]
     return tuple(dict.fromkeys(warnings))
 
-
-_LOG: Final = LazyLogger(__name__)
 
 #: The lowest capability that Triton surely supports; on older cards, engines that need Triton are
 #: not chosen.
@@ -265,7 +258,6 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planne
 def _serial(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned:
     """The plan on an engine that processes one request at a time."""
     reason = "as asked" if named else str(engine_problem(request.model, LMDEPLOY[0]))
-    _LOG.info("engine %s: %s", engine.name, reason)
     planned = _fallback(request, engine, reason)
     too_few = request.promised_requests is not None and not planned.document.fits
     return _with_other_engine(request, planned) if too_few and named else planned
@@ -275,10 +267,6 @@ def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
     """The first engine's result, or that of LMDeploy's other engine if it serves more."""
     rivals = list(_others(request, fit.engine.name))
     rival = next((other for other in rivals if other.fits), None)
-    _LOG.info(
-        "engine %s: fits %s; LMDeploy's other one: %s",
-        fit.engine.name, fit.fits, "does not fit" if rival is None else rival.engine.name,
-    )  # fmt: skip
     compiles = _compiles(request)
     if rival is not None and compiles and _worth(request, rival) > _worth(request, fit):
         return replace(rival, rival=fit)
@@ -338,15 +326,11 @@ def _with_other_engine(request: ResolvedRequest, planned: Planned) -> Planned:
 
 def _others(request: ResolvedRequest, but: str) -> Iterator[EngineFit]:
     """The search results of LMDeploy's other engines that run the model, fitting or not."""
-    for name in LMDEPLOY:
-        if name == but:
-            continue
-        try:
+    for name in [other for other in LMDEPLOY if other != but]:
+        with suppress(TurbofitError):
             engine = engine_for(request.model, name)
             check_options(engine, request.engine_options)
             yield fit_on_host(request, engine)
-        except TurbofitError as exc:
-            _LOG.debug("engine %s: %s", name, exc.message)
 
 
 def _compiles(request: ResolvedRequest) -> bool:
@@ -369,22 +353,12 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
             f"{rival.tokens:,} KV tokens, if its Triton still compiles for a card as old as this",
         )
     for name in [other for other in ENGINES if other not in LMDEPLOY]:
-        try:
+        with suppress(TurbofitError):  # it does not run the model, or not with these options
             engine = engine_for(request.model, name)
-            taken: dict[str, object] = {}
-            for option, value in request.engine_options.items():
-                with suppress(TurbofitError):
-                    check_options(engine, {option: value})
-                    taken[option] = value
-            plan = _fallback(replace(request, engine_options=taken), engine, "").document
-        except TurbofitError:  # it does not run the model, or not with these options
-            continue
-        if plan.fits:
-            out = ", ".join(option_of(key) for key in request.engine_options if key not in taken)
-            change = f"--engine {name}, and leave {out} out" if out else f"--engine {name}"
-            placed = (plan.device_map or {}).values()
-            off = any(not isinstance(place, int) for place in placed)
-            yield fitting(
-                change,
-                f"one request at a time, and slower{', with decoder layers in host memory' * off}",
-            )
+            check_options(engine, request.engine_options)
+            plan = _fallback(request, engine, "").document
+            off = any(not isinstance(place, int) for place in (plan.device_map or {}).values())
+            slow = "one request at a time, and slower"
+            slow += ", with decoder layers in host memory" * off
+            if plan.fits:
+                yield fitting(f"--engine {name}", slow)

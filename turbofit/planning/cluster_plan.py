@@ -25,7 +25,7 @@ from turbofit.core.units import GIB
 from turbofit.core.version import __version__
 from turbofit.planning.choose import plan_best
 from turbofit.planning.resolved_request import ResolvedRequest
-from turbofit.planning.verdict import Planned, Verdict, first_fitting, not_planned
+from turbofit.planning.verdict import Planned, Verdict, all_fitting
 
 #: Nodes of a kind may differ by this much free host memory; the least is planned for.
 _HOST_STEP: Final = 8 * GIB
@@ -71,7 +71,7 @@ def make_cluster_plan(
         for node in cluster.nodes
     }  # fmt: skip
     for nodes, planned in kinds:
-        why, plan = planned.why_not, None
+        why, plan = planned.verdict.reason, None
         if best is not None and not why:
             why, plan = _why_broken(planned.document, best), planned.document
         for node in nodes:
@@ -100,7 +100,7 @@ def _kinds(base: ResolvedRequest, cluster: Cluster, engine: str, *, raises: bool
             planned = plan_best(replace(base, machine=machine), engine)
         except TurbofitError as error:
             errors.append(error)
-            planned = not_planned(error.message)
+            planned = Planned(plan=None, verdict=Verdict(why_not=error.message))
         kinds.append(([node for _, node in members], planned))
     if raises and errors and len(errors) == len(kinds):
         raise errors[0]
@@ -231,7 +231,7 @@ def _warnings(plans: Sequence[Plan], left: Sequence[tuple[str, int]]) -> Iterato
 def _remedies(kinds: _Kinds) -> Iterator[Remedy]:
     """Yield for each kind of node the cheapest change with which it would serve."""
     for nodes, planned in kinds:
-        if (remedy := first_fitting(planned)) is not None:
+        for remedy in all_fitting(planned.plan)[:1]:
             where = f"{_count(len(nodes), 'node')} of {_cards(nodes[0].machine)}"
             yield replace(remedy, effect=f"{where}: {remedy.effect}")
 

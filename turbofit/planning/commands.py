@@ -198,10 +198,8 @@ def left_out(plan: Plan, usual: Settings) -> str | None:
 
 def option_since(option: Sequence[str]) -> str | None:
     """The release that introduced an option, or the value that follows it; None if not known."""
-    known = _releases()
-    if len(option) > 1:
-        return known.values.get(" ".join(option))
-    return known.options.get(option[0]) if option else None
+    known, words = _releases(), " ".join(option)
+    return known.values.get(words) if len(option) > 1 else known.options.get(words)
 
 
 class _Releases(Struct, forbid_unknown_fields=True):

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
-from turbofit.core.messages import BEYOND, groups_of, indices
+from turbofit.core.messages import BEYOND, groups_of
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.core.struct import known
 from turbofit.core.units import bisect, format_bytes
@@ -36,13 +36,12 @@ from turbofit.planning.explain.plan_document import (
 )
 from turbofit.planning.explain.reasons import context_reason
 from turbofit.planning.explain.remedies import (
-    MORE_GPUS,
     Change,
     Remedies,
     fewer_at_once,
+    helpful,
     left_to_turbofit,
     smaller_workload,
-    smallest_cards,
     stopped,
     with_more_gpus,
 )
@@ -56,10 +55,10 @@ from turbofit.planning.resolved_request import (
 from turbofit.planning.search.candidates import too_long
 from turbofit.planning.search.shapes import (
     Shape,
+    check_gpus,
     chosen_dtype,
     dtype_for,
     shape_settings,
-    split_over_slices,
 )
 from turbofit.planning.search.sizing import (
     CONTEXT_STEP,
@@ -68,7 +67,7 @@ from turbofit.planning.search.sizing import (
     most_context,
     shortest_context,
 )
-from turbofit.planning.verdict import Planned, Verdict, fitting
+from turbofit.planning.verdict import Planned, Verdict
 
 #: How often pixels are halved before decoder layers are taken off the GPUs instead.
 _HALVES = 4
@@ -113,19 +112,8 @@ def search(request: ResolvedRequest) -> Chosen:
     """The most copies that fit, up to one for each request at once; else the closest to one."""
     if not request.visible:
         raise UsageError("there is no GPU to plan for", hint="see turbofit machine")
-    size = request.tp or 1
-    wanted = size * (request.replicas or 1)
-    if wanted > len(request.visible):
-        raise UsageError(
-            f"{wanted} GPUs are asked for, {len(request.visible)} may be used",
-            hint="lower --tp (GPUs that one copy is split over) or --replicas",
-            options=["tp", "replicas"],
-        )
-    whole = [gpu for gpu in request.visible if not gpu.mig]
-    if size > 1 and wanted > len(whole):
-        problem = split_over_slices(size, len(whole))
-        raise UsageError(problem, hint="leave --tp out", options=["tp", "replicas"])
-    most = min(request.promised_requests or 1, len(request.visible) // size)
+    check_gpus(request)
+    most = min(request.promised_requests or 1, len(request.visible) // (request.tp or 1))
     for copies in range(most, 1, -1) if request.replicas is None else ():
         chosen = _search(replace(request, replicas=copies))
         if chosen.fits:
@@ -326,29 +314,10 @@ def _reasons(
         )
     limit, requested = chosen.image_limit, request.requested_image_limit
     if limit is not None and chosen.vision_load.units_per_image:
-        size, why = request.workload.image_size, f"lowered from {requested} to what fits"
+        why = f"lowered from {requested} to what fits, or to what images of the given size take"
         if limit == requested:
             why = "the model's own" if request.image_limit is None else "as set by you"
-        elif size is not None:
-            why = f"what images of {size[0]}x{size[1]} take; larger ones are lowered to it"
         yield f"image limit {limit}: {why}"
-    yield _device_map_words(chosen)
-
-
-def _device_map_words(chosen: Chosen) -> str:
-    """The devices of each part of one copy, in words."""
-    parts, placement = chosen.copies.parts, chosen.placement
-    cuts = []
-    for place in (*range(chosen.copies.devices), None):
-        if mine := [number for number, at in enumerate(placement) if at == place]:
-            on = "none" if place is None else f"device {place}"
-            cuts.append(f"layers {indices(mine)} on {on}")
-    tower = f"vision tower ({format_bytes(parts.vision)}) and " if parts.vision else ""
-    return (
-        f"device map on GPU {groups_of(chosen.groups)}: {tower}embeddings"
-        f" ({format_bytes(parts.embeddings)}) first; {', '.join(cuts)}; the last norm and lm_head "
-        f"{'with the embeddings, whose tensor it is' if parts.tied else 'last'}"
-    )
 
 
 #: Bytes/s of one PCIe lane in one direction by generation, before protocol overhead.
@@ -426,28 +395,17 @@ def _warnings(
 
 def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
     """Single changes with which it fits, cheapest first; ``closest`` is the result without any."""
-    found: list[tuple[Change, Chosen]] = []
 
-    def planned(changed: ResolvedRequest) -> Chosen | None:
+    def told(changed: ResolvedRequest) -> tuple[bool, str]:
         try:
-            return search(changed)
+            chosen = search(changed)
         except TurbofitError:
-            return None
-
-    for change in _changes(request, closest):
-        if found and change.request.machine.name == MORE_GPUS:
-            continue  # fewer such cards, or a free change, are already enough
-        chosen = planned(change.request)
-        if chosen is not None and chosen.keeps(change.request):
-            found.append((change, chosen))
-    if not found and not closest.fits:
-        larger = smallest_cards(request, planned, lambda chosen: chosen.keeps(request))
-        found += [larger] if larger is not None else []
-    helps = []
-    for change, chosen in found:
+            return False, ""
         slow = f", {len(chosen.off)} decoder layers in host memory (slow)" * bool(chosen.off)
-        helps.append(fitting(change.change, f"{chosen.words}{slow}"))
-    return Remedies(tuple(helps), tuple(change.released for change, _ in found if change.released))
+        keeps = chosen.keeps(changed)
+        return keeps, f"{chosen.words}{slow}" if keeps else ""
+
+    return helpful(_changes(request, closest), told, enough=False, cheap=True)
 
 
 def _changes(request: ResolvedRequest, closest: Chosen) -> Iterator[Change]:

@@ -17,6 +17,7 @@ from turbofit.model.presets import find_preset, load_preset
 from turbofit.planning.checks import plan_warnings
 from turbofit.planning.choose import best_plan
 from turbofit.planning.commands import cluster_serve_command, commands, left_out, serve_command
+from turbofit.planning.explain.remedies import OTHER_CARDS
 from turbofit.planning.resolve import resolve
 from turbofit.planning.resolved_request import Margin
 
@@ -193,8 +194,5 @@ def finished(plan: Plan, request: PlanRequest) -> Plan:
 
 def refusal(plan: Plan | ClusterPlan) -> DoesNotFitError:
     """The error for a plan that does not fit; its hint is the cheapest remedy."""
-    where = "" if isinstance(plan, Plan) else " --cluster CLUSTER"
-    hint = f"see turbofit plan MODEL{where} for what would fit"
-    if plan.remedies:
-        hint = plan.remedies[0].text
+    hint = plan.remedies[0].text if plan.remedies else OTHER_CARDS.text
     return DoesNotFitError(plan.verdict, hint=hint)

@@ -14,7 +14,7 @@ from turbofit.core.units import MIB, format_bytes
 from turbofit.memory.account import POOL_WARMUP, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.known_bad import known_problems
-from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcomes_at
+from turbofit.memory.start_outcome import StartOutcome, outcome_at
 from turbofit.memory.versions import is_legacy
 from turbofit.planning.explain.plan_document import cache_words, document, requests_held
 from turbofit.planning.explain.reasons import beyond_model, unkept
@@ -28,8 +28,14 @@ from turbofit.planning.resolved_request import (
     vision_load_of,
 )
 from turbofit.planning.search.search import fit_on_host
-from turbofit.planning.search.shapes import Shape, dtype_for, shape_settings, split_over_slices
-from turbofit.planning.speed import LinkClass, group_class, group_rates, group_speed
+from turbofit.planning.search.shapes import (
+    Shape,
+    check_gpus,
+    check_tp,
+    dtype_for,
+    shape_settings,
+)
+from turbofit.planning.speed import group_rates, group_speed
 from turbofit.planning.throughput import forecast
 
 
@@ -270,24 +276,13 @@ def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
 
 
 def _groups(request: ResolvedRequest, engine: Engine) -> tuple[tuple[int, ...], ...]:
-    visible, tp, replicas = request.machine.visible, request.tp or 1, request.replicas or 1
-    problem = engine.tp_problem(request.model, tp)
-    if problem:
-        raise UsageError(
-            f"--tp {tp} is not possible for {request.model.name}: {problem}",
-            hint="choose another --tp",
-            options=["tp"],
-        )
-    if tp * replicas > len(visible):
-        raise UsageError(
-            f"--tp {tp} x {replicas} replicas needs {tp * replicas} GPUs; {len(visible)} visible",
-            hint="lower --tp, or name more GPUs",
-            options=["tp"],
-        )
-    groups = tuple(visible[k * tp : (k + 1) * tp] for k in range(replicas))
+    check_tp(request, engine)
+    check_gpus(request)
+    visible, tp = request.machine.visible, request.tp or 1
+    groups = tuple(visible[k * tp : (k + 1) * tp] for k in range(request.replicas or 1))
     if tp > 1 and any(request.machine.gpu(index).mig for group in groups for index in group):
         raise UsageError(
-            split_over_slices(tp, sum(not gpu.mig for gpu in request.visible)),
+            "LMDeploy takes the first GPUs, of which a slice by MIG cannot be split over",
             hint="leave --tp out, or name whole GPUs with --gpus",
             options=["tp", "gpus", "replicas"],
         )
@@ -404,9 +399,6 @@ def _story(
             spare = free - region - total
             verdict = "lives" if spare >= 0 else f"{format_bytes(-spare)} short"
             yield f"{term.term} ({term.note}): {format_bytes(total)} with the buffers: {verdict}"
-    for later in outcomes_at(account, ratio)[1:]:
-        if later.kind != "margin":
-            yield f"and if that were mended: {later.text}"
     if start.kind == "hang":
         yield "at the server's default log level nothing is printed; the port never opens"
 
@@ -433,11 +425,6 @@ def _warnings(
     for problem in known_problems(launch, engine.name, engine.version):
         if not problem.fatal:  # a fatal one is the verdict
             yield problem.warning
-    if settings.tp > 1 and group_class(request.machine, gpus) < LinkClass.PCIE_PEER:
-        yield (
-            "these GPUs do not reach each other: NCCL goes through host memory; slower, but it"
-            " takes no more GPU memory"
-        )
     possible, why = dtype_for(request.model, gpus)
     if request.engine_options.get("dtype") == "bfloat16" and possible == "float16":
         yield f"LMDeploy would run in float16 without a word: {why}"

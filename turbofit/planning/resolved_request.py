@@ -266,15 +266,14 @@ def with_image_limit(
     """
     name, rule = request.model.name, request.model.image_rule
     taken = rule.limit_option if rule is not None and rule.varies_by_limit else ""
-    no_tiles = f"limits tiles, and no image of {name} has more or fewer of them"
-    no_sizes = f"limits images that keep their size, and {name} has none of them"
     limits = ("max_dynamic_patch", "max_pixels")
-    for option, given, problem in zip(
-        limits, (max_dynamic_patch, max_pixels), (no_tiles, no_sizes), strict=True
+    for option, given, of in zip(
+        limits, (max_dynamic_patch, max_pixels), ("tiles", "pixels"), strict=True
     ):
         if given is not None and option_of(option) != taken:
             hint = f"leave it out, or give {taken}" if taken else "leave it out"
-            raise UsageError(f"{option_of(option)} {problem}", hint=hint, options=[option, *limits])
+            problem = f"{option_of(option)} limits {of}, and no image of {name} keeps such a limit"
+            raise UsageError(problem, hint=hint, options=[option, *limits])
     image_limit = max_pixels if max_dynamic_patch is None else max_dynamic_patch
     if rule is None or image_limit is None:
         return request

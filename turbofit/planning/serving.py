@@ -109,7 +109,7 @@ def _of_planned(blank: Serving, planned: Planned) -> Serving:
         engine=plan.engine.name,
         tp=max(map(len, plan.parallel.groups)),
         replicas=plan.parallel.replicas,
-        why_not=planned.why_not,
+        why_not=planned.verdict.reason,
         missing=max(0, *(gpu.margin - gpu.headroom for gpu in plan.gpus)),
     )
     if not planned.fits:

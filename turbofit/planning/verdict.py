@@ -61,11 +61,6 @@ class Planned(Struct):
         return self.verdict.fits
 
     @property
-    def why_not(self) -> str:
-        """The reason why it does not fit, for a known model; empty if it fits."""
-        return self.verdict.reason
-
-    @property
     def document(self) -> Plan:
         """The plan, which must exist."""
         assert self.plan is not None
@@ -78,11 +73,6 @@ class Planned(Struct):
         return replace(self, plan=replace(plan, remedies=(*first, *plan.remedies, *last)))
 
 
-def not_planned(why_not: str) -> Planned:
-    """The result without any plan, with the words of an error."""
-    return Planned(plan=None, verdict=Verdict(why_not=why_not))
-
-
 def fitting(change: str, found: str) -> Remedy:
     """A remedy with which it fits, and the result."""
     return Remedy(change=change, effect=f"{_FITS}{found}")
@@ -92,8 +82,3 @@ def all_fitting(plan: Plan | None) -> list[Remedy]:
     """The remedies of a plan with which it fits, the cheapest first; others only come closer."""
     remedies = () if plan is None else plan.remedies
     return [remedy for remedy in remedies if remedy.effect.startswith(_FITS)]
-
-
-def first_fitting(planned: Planned) -> Remedy | None:
-    """The cheapest remedy with which it fits; None if the known ones only come closer."""
-    return next(iter(all_fitting(planned.plan)), None)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
 from tests.machine.kernels.device_code import CODE, EMPTY, cubin, fatbin, library
-from turbofit.core.errors import UsageError
 from turbofit.core.process.files import state_dir
 from turbofit.machine.kernels import census as module
 from turbofit.machine.kernels.census import (
@@ -21,7 +18,6 @@ from turbofit.machine.kernels.census import (
     Count,
     census_of,
     installed,
-    is_released,
     released,
     take_census,
     turbomind_library,
@@ -86,28 +82,6 @@ def test_what_cannot_be_read_counts_as_the_release(install: Callable[..., Path])
     assert installed() == released((0, 16, 0))
 
 
-def test_a_state_folder_that_cannot_be_written_costs_only_the_kept_file(
-    install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = install()
-    full = Mock(side_effect=UsageError("no space", hint="none"))
-    monkeypatch.setattr(module, "write_atomic", full)
-    assert census_of(path).families == {"routing of experts": {"80": Count(code=1)}}
-    assert not list(state_dir("kernels").iterdir())
-
-
-def test_a_kept_census_that_is_of_no_use_is_taken_anew(
-    install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = install()
-    found = census_of(path)
-    next(state_dir("kernels").iterdir()).write_text("{}")
-    assert census_of(path) == found
-    error = OSError(errno.EIO, "Input/output error")
-    monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=error))
-    assert census_of(path) == found
-
-
 def test_the_reference_has_no_int4_for_blackwell() -> None:
     """The figures of shared knowledge: 80 int4 kernels, all empty on sm_120, and none for rows."""
     census = released((0, 18, 0))
@@ -118,13 +92,6 @@ def test_the_reference_has_no_int4_for_blackwell() -> None:
     for version in ((0, 6, 0), (0, 9, 1), (0, 12, 3)):  # before 0.13: no code for it at all
         older = released(version)
         assert (older.architecture((12, 0)), older.architecture((8, 6))) == (None, "86")
-
-
-def test_releases_without_a_file_of_their_own() -> None:
-    assert released((0, 18, 9)) == released((1, 0, 0)) == released((0, 18, 0))
-    assert released((0, 5, 3)) is None
-    for version in ((0, 18, 0), (0, 5, 0)):
-        assert not is_released(version, "x")
 
 
 def test_kernels_are_counted_by_family_and_architecture(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 import turbofit
 import turbofit.api
 from tests.memory.conftest import check_ledger, launch_on
-from turbofit.core.errors import PackageError, TurbofitError, UsageError
+from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.model import Quantization
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.kernels.census import released
@@ -19,10 +19,8 @@ from turbofit.memory.legacy.generations import (
     Generation,
     TorchGeneration,
     generation_of,
-    generations,
     legacy_weight_classes,
     torch_generation_of,
-    torch_generations,
     unread,
 )
 from turbofit.memory.legacy.pytorch import LegacyPytorch, LegacyTorchAccount
@@ -30,7 +28,6 @@ from turbofit.memory.legacy.turbomind import LegacyAccount, LegacyTurbomind, _Fo
 from turbofit.memory.start_outcome import outcome_at
 from turbofit.memory.turbomind.weights import load_constants
 from turbofit.memory.versions import is_legacy
-from turbofit.model.presets import known_presets
 from turbofit.model.source import resolve_model
 
 
@@ -42,15 +39,6 @@ def test_a_version_chooses_the_account():
         engine_named("turbomind", "the newest")
     with pytest.raises(PackageError):  # LMDeploy has no such engine
         engine_for(resolve_model("gemma-3-4b"), "transformers", "0.7")
-
-
-def test_older_turbominds_ran_any_tower_under_torch_and_the_oldest_none():
-    model = resolve_model("llava-1.5-7b")
-    assert isinstance(engine_for(model, version="0.6.0"), LegacyTurbomind)
-    assert engine_for(model).name == "pytorch"
-    with pytest.raises(UsageError):
-        engine_for(model, version="0.2.5")
-    assert isinstance(engine_for(resolve_model("llama-2-7b"), version="0.2.5"), LegacyTurbomind)
 
 
 @pytest.mark.parametrize(
@@ -67,19 +55,6 @@ def test_predict_with_the_defaults_of_the_version(model, version, defaults):
     assert defaults == (
         settings.max_batch_size, settings.cache_max_entry_count, settings.cache_block_seq_len
     )  # fmt: skip
-
-
-def test_predict_from_a_log_s_free_memory_says_what_the_user_saw():
-    made = turbofit.predict(
-        "internvl2-8b",
-        on="4xrtx3090",
-        tp=4,
-        max_dynamic_patch=6,
-        lmdeploy="0.6.4",
-        free_at_cache=2780 * MIB,
-    )
-    assert made.kv.region_bytes == 1112 * 2 * MIB
-    assert not made.fits
 
 
 def test_the_kernels_of_a_version_are_its_release_s_whatever_is_installed(monkeypatch):
@@ -135,20 +110,6 @@ def test_heads_and_widths_were_dealt_to_ranks_otherwise(name, tp, version, said)
     assert found is None if said is None else said in str(found)
 
 
-def test_widths_that_do_not_divide_were_an_assertion_before_0_6():
-    model = resolve_model("internvl2-8b")  # 14,336 channels
-    odd = replace(model, text=replace(model.text, intermediate=14_338))
-    assert "14338 channels" in str(LegacyTurbomind("0.5.3").tp_problem(odd, 4))
-    assert LegacyTurbomind("0.6.0").tp_problem(odd, 4) is None
-    model = resolve_model("qwen2-vl-7b")  # a tower under torch is not divided
-    odd = replace(model, vision=replace(model.vision, hidden=1281, merge=1))
-    assert LegacyTurbomind("0.9.2").tp_problem(odd, 2) is None
-    assert "merger" in str(LegacyTurbomind("0.16.0").tp_problem(odd, 2))
-    model = resolve_model("qwen2.5-1.5b")  # the PyTorch engine repeats KV heads since 0.6.5 too
-    assert LegacyPytorch("0.6.4").tp_problem(model, 4)
-    assert LegacyPytorch("0.6.5").tp_problem(model, 4) is None
-
-
 @pytest.mark.parametrize(
     ("engine", "method", "group", "last_without", "first_with"),
     [
@@ -171,13 +132,6 @@ def test_weights_are_read_since_the_release_that_brought_it(
     model = replace(resolve_model("llama-2-7b"), quantization=packed)
     with pytest.raises(UsageError, match=f"does not read {method}"):
         engine_for(model, engine, last_without)
-
-
-def test_pixels_were_pinned_in_0_16():
-    old = turbofit.predict("internvl2-8b", on="a100-80g", lmdeploy="0.16.0")
-    new = turbofit.predict("internvl2-8b", on="a100-80g")
-    tokens = old.settings.max_prefill_token_num + old.settings.max_batch_size
-    assert old.host.pinned - new.host.pinned == pytest.approx(2 * tokens * 3 * 448**2 * 2, rel=0.05)
 
 
 @pytest.mark.parametrize("version", ["0.2.0", "0.5.3", "0.12.0"])
@@ -206,18 +160,6 @@ def test_versions_with_an_account_of_their_own_or_none_are_refused(version):
     assert not is_legacy(version)
     with pytest.raises(PackageError):
         generation_of(version)
-
-
-def test_every_entry_is_complete_ordered_and_names_its_sources():
-    for known in (generations(), torch_generations()):
-        firsts = [tuple(int(n) for n in one.first.split(".")) for one in known]
-        assert firsts == sorted(firsts)
-        assert all(one.source for one in known)
-    # What an entry does not say, the one before does.
-    old, new = generation_of("0.5.2"), generation_of("0.5.3")
-    assert (old.forward, new.forward) == ("session", "prefill")
-    assert (new.cache, new.buffers) == (old.cache, old.buffers)
-    assert new.source != old.source
 
 
 def launch_of(
@@ -293,15 +235,6 @@ def test_a_cache_is_a_count_of_blocks_or_of_sessions_or_a_ratio_of_what_is_free(
     usable = old.gpus[0].total - old.gpus[0].reserved
     assert old.region_at(0.5) == usable // 2 // old.block_bytes * old.block_bytes
     assert new.region_at(0.5) < new.free / 2
-
-
-def test_what_torch_kept_of_loading_made_the_cache_smaller_from_0_6_2_to_0_8():
-    frees = {v: account("internvl2-8b", v).free for v in ("0.6.0", "0.7.2", "0.9.0")}
-    kept = terms(account("internvl2-8b", "0.7.2"), 0.5)["torch_cache"]
-    assert frees["0.6.0"] - frees["0.7.2"] == kept
-    assert frees["0.9.0"] > frees["0.7.2"]
-    # lmdeploy#3411: 6214 blocks on an A100-80G at 0.8.
-    assert account("internvl2-8b", "0.7.3").blocks_at(0.8) == pytest.approx(6214, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -417,25 +350,6 @@ def test_free_memory_of_0_17_is_the_engines(monkeypatch, model, card, ratio, fre
 # The vision tower under torch.
 
 
-@pytest.mark.parametrize("version", ["0.6", "0.10", "0.17"])
-@pytest.mark.parametrize("engine", ["turbomind", "pytorch"])
-def test_no_figure_of_one_image_takes_a_patch_for_a_tile(engine, version):
-    """With the version's defaults the first image of no model takes a card of 80 GB.
-
-    Scores of eager attention may, in releases before: those of 65,536 patches take 256 GiB.
-    """
-    seen, machine = 0, machine_from("1xa100-80g")
-    for name in known_presets():
-        try:
-            plan = turbofit.predict(name, on="a100-80g", lmdeploy=version, engine=engine)
-        except TurbofitError:  # the version does not run it
-            continue
-        seen += 1
-        terms = [it for it in plan.gpus[0].ledger if it.term == "pool_warmup"]
-        assert all(it.bytes < machine.gpus[0].total for it in terms), (name, terms)
-    assert seen > 10
-
-
 def torch_account(name, version, *, tp=1, on="a100-80g", **changes):
     rules = torch_generation_of(version)
     launch = launch_of(name, rules, tp, on, **changes)
@@ -465,26 +379,3 @@ def test_a_block_is_as_large_as_its_quantisation_makes_it(policy, bits):
     """fp8 has no scales; TurboQuant 4 bits a key and 2 a value, and three scales a head."""
     made = torch_account("qwen2-vl-7b", "0.17", free=20000 * MIB, quant_policy=policy)
     assert made.block_bytes == 64 * 28 * 4 * bits // 8
-
-
-def test_ranks_that_are_processes_have_a_server_s_context_and_since_0_7_whole_towers():
-    alone, old, new = (
-        torch_account("qwen2-vl-7b", version, tp=tp)
-        for version, tp in (("0.5.2", 1), ("0.5.2", 2), ("0.7.0", 2))
-    )
-    assert "server_context" not in terms(alone, 0.5)
-    for ranks in (old, new):  # InternLM/lmdeploy#3440: both T4 held 11,037 MiB
-        assert terms(ranks, 0.5, 0)["server_context"] == terms(ranks, 0.5, 1)["server_context"]
-    spread, whole = (
-        [terms(ranks, 0.5, rank)["weights.vision_tower"] for rank in (0, 1)] for ranks in (old, new)
-    )
-    assert whole[0] == whole[1] > max(spread)
-
-
-def test_images_of_a_request_meet_in_one_forward_since_0_7():
-    alone, three, before = (
-        torch_account("qwen2-vl-7b", version, images=images).units_per_forward
-        for version, images in (("0.7.2", 1), ("0.7.2", 3), ("0.5.2", 3))
-    )
-    assert three == 3 * alone
-    assert before == alone

@@ -14,10 +14,9 @@ from turbofit import api
 from turbofit.core.model import Model, Quantization
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
-from turbofit.memory.engines import engine_for
 from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill, activations_of
-from turbofit.memory.pytorch.cache import block_bytes, block_tokens, state_bytes
+from turbofit.memory.pytorch.cache import block_bytes, state_bytes
 from turbofit.memory.pytorch.weights import expert_channels, largest_loaded, weight_classes
 from turbofit.memory.start_outcome import outcome_at
 from turbofit.model.parameters import parameters
@@ -95,30 +94,6 @@ def test_a_layer_s_experts_are_laid_out_anew_on_each_rank(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fused"),
-    [
-        ("gpt-oss-20b-bf16", 32 * 2880 * 2 * 2880 * 2), ("llama-4-scout", 16 * 5120 * 2 * 8192 * 2),
-        ("llama-4-maverick", 128 * 5120 * 2 * 8192 * 2),
-    ],
-)  # fmt: skip
-def test_a_layer_s_experts_go_to_every_card_as_one(name: str, fused: int) -> None:
-    model = resolve_model(name)
-    assert largest_loaded(model, 8) == fused
-    # One card alone would lay all of them out anew, down as well.
-    assert largest_loaded(model, 1) == fused * 3 // 2
-
-
-def test_what_torch_does_not_compile_is_three_products_more() -> None:
-    model = cut("gpt-oss-20b-bf16", 2)
-    text = replace(model.text, architecture="MixtralForCausalLM")
-    rows, fused = (
-        Activations(one, Settings(), CONSTANTS).decode(100)
-        for one in (model, replace(model, text=text))
-    )
-    assert rows - fused == 100 * 3 * 4 * 2880 * 2
-
-
-@pytest.mark.parametrize(
     ("name", "layers", "mib"),
     [
         ("qwen3-vl-30b-a3b", 4, 4892.65), ("qwen3-vl-30b-a3b", 6, 6189.67),
@@ -159,37 +134,11 @@ def test_what_a_block_holds(name: str, tp: int, size: int) -> None:
     assert block_bytes(resolve_model(name).text, Settings(tp=tp)) == size
 
 
-@pytest.mark.parametrize(("asked", "held"), [(64, 32), (16, 16)])
-def test_wide_heads_have_short_blocks(asked: int, held: int) -> None:
-    settings = Settings(cache_block_seq_len=asked)
-    assert block_tokens(resolve_model("deepseek-v2-lite").text, settings) == held
-    assert block_tokens(resolve_model("qwen3-8b").text, settings) == asked
-
-
 def test_ranks_keep_whole_groups() -> None:
     model = resolve_model("kimi-k2.5")
     narrow = replace(model, text=replace(model.text, moe=replace(model.text.moe, intermediate=96)))
     assert "groups of 32" in str(tp_problem(narrow, 2))
     assert tp_problem(replace(narrow, quantization=None), 2) is None
-
-
-def test_the_first_image_leaves_tables_and_experts_in_four_bits_are_not_tuned() -> None:
-    model = resolve_model("kimi-k2.5")
-    assert Activations(model, Settings(tp=8), CONSTANTS).tables() == 72 * MIB
-    assert prefill(model, tp=8, units=4) - prefill(model, tp=8) > 72 * MIB
-    assert prefill(replace(model, quantization=None), 64) - prefill(model, 64) > 200 * MIB
-
-
-def test_the_tower_for_sound_is_held_and_not_read() -> None:
-    model = resolve_model("qwen3-omni-30b-a3b")
-    deaf = replace(model, vision=replace(model.vision, audio=None))
-    positions = 1500 * 1280 * 4
-    more = model.parameters - resolve_model("qwen3-vl-30b-a3b").parameters
-    assert weight_classes(model, 1)["audio"] == 2 * (more - 2 * 128 * 2048) + positions
-    engine = engine_for(model)
-    heard, unheard = engine.weights(model, 1), engine.weights(deaf, 1)
-    assert (heard.decode, heard.vision) == (unheard.decode, unheard.vision)
-    assert heard.total > unheard.total
 
 
 def test_the_worst_image_of_qwen3_omni_is_never_under() -> None:

@@ -10,12 +10,11 @@ from msgspec.structs import replace
 import turbofit
 from tests.memory.conftest import Case, card, check_ledger, launch_on, machine_of
 from tests.sweep import part
-from turbofit.core.errors import NoKernelError, UsageError
+from turbofit.core.errors import UsageError
 from turbofit.core.units import MIB
 from turbofit.machine.kernels.census import Census, released
-from turbofit.memory.account import EngineLaunch, Forward
+from turbofit.memory.account import EngineLaunch
 from turbofit.memory.turbomind.account import Turbomind, missing_kernels
-from turbofit.memory.turbomind.pool import PoolModel
 from turbofit.memory.turbomind.weights import load_constants, temporary_bytes
 from turbofit.model.source import resolve_model
 
@@ -68,26 +67,6 @@ def test_no_forecast_is_under_what_an_h100_held(model, units, seen, options):
     launch = launch_on("1xh100", model, units=units, session_len=32768, **options)
     (ledger,) = Turbomind("0.18").account(launch).at(options["cache_max_entry_count"]).ledgers
     assert seen < ledger.peak / MIB < seen + 400
-
-
-def test_the_pool_of_m_rope_positions_is_no_estimate():
-    """A pretend card is charged for estimates; this pool the engine makes there, too."""
-    (ledger,) = Case("qwen2-vl-7b").account(units=65536).at(0.5).ledgers
-    pools = {t.term: t for t in ledger.ledger if t.term in ("mrope_pool", "pool_growth")}
-    assert pools["mrope_pool"].bytes == load_constants().pool_granularity
-    assert (pools["mrope_pool"].basis, pools["pool_growth"].basis) == ("formula", "estimate")
-    (tiles,) = Case("internvl2-8b").account(units=13).at(0.5).ledgers
-    assert all(t.term != "mrope_pool" for t in tiles.ledger)
-
-
-def test_hopper_fuses_the_product_of_packed_gates():
-    model, case = "internvl2-8b-awq", Case("internvl2-8b-awq", 1)
-    pools = [
-        PoolModel(resolve_model(model), case.settings(), load_constants(), capability)
-        for capability in ((8, 0), (9, 0))
-    ]
-    wide, fused = (pool.peak(Forward(tokens=16384, context=16384)) for pool in pools)
-    assert wide - fused == 16384 * 14336 * 2
 
 
 @pytest.mark.parametrize(
@@ -220,23 +199,3 @@ def test_a_card_of_a_generation_without_code_or_of_an_unknown_one(census: Census
     assert "24 GB card (compute capability 12.0)" in str(told)
     older = replace(census, architectures=("80", "86", "89"))
     assert "24 GB card (compute capability 9.0)" in str(missing(older, "internvl2-8b", "24GB"))
-
-
-def test_of_a_card_without_code_the_engine_that_compiles_is_taken() -> None:
-    plan = turbofit.plan("internvl2-8b-awq", on="1xrtx5090")
-    assert (plan.fits, plan.engine.name) == (True, "pytorch")
-    assert plan.reasons[0].startswith("engine pytorch: it compiles its kernels; ")
-    with pytest.raises(NoKernelError) as caught:
-        turbofit.plan("internvl2-8b-awq", on="1xrtx5090", engine="turbomind")
-    assert caught.value.exit_code == 3
-    assert caught.value.hint.startswith("engine pytorch serves")
-    beside = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx5090", engine="turbomind")
-    assert (beside.fits, beside.parallel.groups) == (True, ((0,),))
-
-
-def test_predict_says_that_it_does_not_run() -> None:
-    prediction = turbofit.predict("internvl2-8b-awq", on="1xrtx5090")
-    assert not prediction.fits
-    assert "does not run: TurboMind of LMDeploy 0.18 has no GEMM kernel" in prediction.verdict
-    old = turbofit.predict("internvl2-8b", on="1xrtx5090", lmdeploy="0.10.0")
-    assert "LMDeploy 0.10.0 has no code at all" in old.verdict

@@ -25,7 +25,6 @@ from turbofit.memory.turbomind.pool import (
     PoolModel,
     device_buffers,
     meeting_workspace,
-    token_bytes,
     workspace,
 )
 from turbofit.memory.turbomind.weights import (
@@ -218,15 +217,6 @@ def test_experts_are_padded_to_their_kernels_blocks(tp, capability, width):
     assert expert_width(768, 4, AWQ, CONSTANTS, (9, 0)) == 768
 
 
-def test_mxfp4_packs_experts_alone():
-    packed, whole = (resolve_model(f"gpt-oss-20b{kind}") for kind in ("", "-bf16"))
-    held, full = (weight_classes(model, 1, CONSTANTS) for model in (packed, whole))
-    elements = 24 * 32 * 3 * 2880 * 2880
-    saved = elements * 2 - elements * 17 // 32
-    assert full.pop("mlp") - held.pop("mlp") == pytest.approx(saved, rel=1e-4)
-    assert held == full
-
-
 def test_hopper_repeats_the_scales_of_large_groups():
     """Seen on a pretend H100: groups of 32 and of 128 take the same there, not so on an A100."""
     model = resolve_model("llama-3.1-8b")
@@ -262,16 +252,6 @@ def test_hopper_repeats_the_scales_of_large_groups():
 def test_block_bytes_as_the_engine_logged_them(model, tp, policy, block):
     settings = Case(model, tp).settings(quant_policy=policy)
     assert block_bytes(resolve_model(model).text, settings) == block
-
-
-def test_slab_grows_until_it_wastes_little():
-    """InternVL2-26B at tp 2: blocks of 6 MiB in slabs of 128 MiB, 21 each, as the engine logged."""
-    case = Case("internvl2-26b", 2)
-    shape = cache_shape(resolve_model(case.model).text, case.settings(), CONSTANTS)
-    assert (shape.block_bytes, shape.slab_bytes) == (6291456, 134217728)
-    assert shape.blocks_per_slab == 21
-    assert shape.tokens_beside(CONSTANTS.page_size, 1) == 0
-    assert shape.tokens_beside(0, 1) == 0
 
 
 @pytest.mark.parametrize(
@@ -447,12 +427,6 @@ def test_prompts_that_meet_take_no_more_than_the_most(batch: int, tokens: int, s
     kernel = CONSTANTS.delta_kernel((9, 0))
     settings = replace(SETTINGS, tp=4, max_batch_size=batch)
     assert seen <= meeting_workspace(SMALL.text.delta, settings, kernel, 132, tokens) < 1.3 * seen
-
-
-def test_a_tokens_projections() -> None:
-    """A prompt of 8,000 tokens took 478,208,512 bytes with its two streams of 2,560 channels."""
-    seen = 478_208_512 - 8000 * 2 * 2560 * 2
-    assert 0 <= seen - token_bytes(SMALL.text.delta, 1) * 8000 < 1024
 
 
 @pytest.mark.parametrize(("on", "options"), [("1xb200", {}), ("1xh100", {"dtype": "float16"})])

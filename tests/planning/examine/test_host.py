@@ -21,7 +21,6 @@ from turbofit.core.plan import HostImages, Plan
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
 from turbofit.planning.checks import examine, plan_warnings, refuse
-from turbofit.planning.examine.host import image_cores
 from turbofit.planning.examine.scene import Scene, Sources
 
 
@@ -133,14 +132,10 @@ def test_a_port_that_a_server_of_ours_has_is_told_with_its_run(port: int) -> Non
 
 
 def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = {resource.RLIMIT_AS: (GIB, GIB), resource.RLIMIT_NOFILE: (256, 512)}
-    none = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     setrlimit = Mock()
-    monkeypatch.setattr(resource, "getrlimit", lambda what: limits.get(what, none))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 512))
     monkeypatch.setattr(resource, "setrlimit", setrlimit)
-    with pytest.raises(LaunchError, match="address space"):
-        check_before(ROOMY, tmp_path)
-    (warning,) = check_before(ROOMY, tmp_path, pretend=True)
+    (warning,) = check_before(ROOMY, tmp_path)
     assert "open files" in warning
     setrlimit.assert_called_with(resource.RLIMIT_NOFILE, (512, 512))
 
@@ -196,16 +191,3 @@ def test_a_quota_that_makes_the_cards_wait_is_a_warning(
     # It is no quota that makes the host slow.
     monkeypatch.setattr(Sources, "cores", lambda _: 2)
     assert check_before(few, tmp_path, plan=prepared(11.0)) == []
-
-
-@pytest.mark.parametrize(
-    ("cores", "state", "words"),
-    [(2, "warning", "a quota of 2 of 16 cores"), (16, "ok", "16 cores"), (NA, "unreadable", "")],
-)
-def test_doctor_tells_of_a_quota(
-    monkeypatch: pytest.MonkeyPatch, cores: int, state: str, words: str
-) -> None:
-    monkeypatch.setattr(Sources, "cores", lambda _: 16)
-    host = replace(ROOMY, cpus=cores)
-    found = image_cores(host, Scene(Sources(), "install", host=host))
-    assert (found.state, words in found.seen) == (state, True)

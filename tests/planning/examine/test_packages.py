@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from packaging.specifiers import SpecifierSet
 
 from tests.support.checkup import Find, Healthy, Make, remove, two
 from tests.support.nvml import Scenario, gpu_3090
@@ -18,7 +19,7 @@ from turbofit.core.plan import Plan, PlannedEngine
 from turbofit.core.units import MIB
 from turbofit.model.presets import preset_model
 from turbofit.planning.checks import plan_warnings, refuse
-from turbofit.planning.examine.packages import bad_transformers, satisfies, tried_transformers
+from turbofit.planning.examine.packages import bad_transformers, tried_transformers
 from turbofit.planning.examine.scene import Scene, Sources
 
 PACKAGES = [
@@ -26,10 +27,6 @@ PACKAGES = [
     ("lmdeploy", "stops", lambda s: s.packages.update(lmdeploy="0.9.2")),
     ("lmdeploy", "warning", lambda s: s.packages.update(lmdeploy="0.19.0")),
     ("lmdeploy", "warning", lambda s: s.packages.update(lmdeploy="0.17.1")),
-    ("pairing", "warning", lambda s: s.packages.update(torch="2.13.0+cpu")),
-    ("pairing", "warning", lambda s: s.packages.update(transformers="5.0.2")),
-    ("pairing", "unreadable", lambda s: setattr(s, "demands", None)),
-    ("pairing", "unreadable", lambda s: setattr(s, "demands", ["numpy"])),
     ("turbomind", "stops", lambda s: remove(s, "lmdeploy/turbomind")),
     ("turbomind", "unreadable", lambda s: remove(s, "lmdeploy")),
     ("xgrammar", "warning", lambda s: s.packages.pop("xgrammar")),
@@ -86,7 +83,6 @@ V100 = Scenario([gpu_3090(name="Tesla V100-SXM2-32GB", cc=70, total=32768 * MIB)
     ("check", "state", "scenario", "words"),
     [
         ("driver_cuda", "stops", replace_fields(two(), cuda=11080), "12.8"),
-        ("driver_cuda", "stops", replace_fields(two(), cuda=12000, driver="520.61.05"), ""),
         ("driver_cuda", "unreadable", replace_fields(two(), driver=None), ""),
         ("torch_architectures", "stops", V100, "CUDA 12"),
         ("torch_architectures", "unreadable", Scenario([gpu_3090(name="Nobody", cc=None)]), ""),
@@ -101,18 +97,6 @@ def test_cards(
     places.built = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "compute_120"]
     found = find(check, scenario, places)
     assert (found.state, words in found.seen + found.fix) == (state, True)
-
-
-@pytest.mark.parametrize(
-    ("version", "bounds", "fits"),
-    [
-        ("2.12.1", "<=2.12.1,>=2.0.0", True), ("2.13.0+cpu", "<=2.12.1", False),
-        ("5.0.3", "!=5.0.*", False), ("5.1", "!=5.0.*,>=4.56.0", True), ("2", ">=2.0.0", True),
-        ("3.1", "~=3.0", True), ("4.0", "~=3.0", False), ("1.0", "", True), ("1.0", "==1.0", True),
-    ],
-)  # fmt: skip
-def test_bounds(version: str, bounds: str, fits: bool) -> None:
-    assert satisfies(version, bounds) is fits
 
 
 def plan_of(preset: str, engine: str = "pytorch") -> Plan:
@@ -189,7 +173,7 @@ def test_a_row_says_which_versions_fail_and_which_run() -> None:
         for requirement in row.install:
             bounds = requirement.removeprefix("transformers")
             ends = [end for end in (row.first, row.last) if end]
-            assert not any(satisfies(end, bounds) for end in ends), requirement
+            assert not any(end in SpecifierSet(bounds) for end in ends), requirement
             assert "==" not in bounds
     failing = bad_transformers("LlavaForConditionalGeneration", ["pytorch"], "5.12.9")["pytorch"]
     assert failing.what == "fails at every image"

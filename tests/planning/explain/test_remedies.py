@@ -46,12 +46,8 @@ def test_memory_is_told_as_a_sum_of_the_card_and_what_others_hold_comes_first() 
     assert both.startswith("does not fit: InternVL2-8B: ")  # neither is to blame alone
     said = verdict("1xrtx3090:free=6GiB")
     assert "load peak of 35.2 GiB (others hold 17.6 GiB, weights 15.1 GiB" in said
-    said = verdict("1xrtx3090:free=16.5GiB", engine="turbomind")
-    assert "(others hold 7.1 GiB, weights 15.1 GiB" in said
     said = verdict("1xrtx3090:total=14GiB", "llava-1.5-7b")
     assert "short of the margin of 256 MiB before the first KV block (weights 13.2 GiB" in said
-    assert "the card has 14.0 GiB" in said
-    assert "weights." not in said
 
 
 def test_memory_that_nobody_explains_can_be_freed() -> None:
@@ -76,19 +72,11 @@ def remedies(on: str | Machine, model: str = "internvl2-8b", **asked: object) ->
     return {one.change: one.effect for one in plan.remedies}
 
 
-def test_a_remedy_that_the_host_does_not_hold_does_not_fit() -> None:
-    asked = {"context": 2048, "concurrency": 4}
-    said = remedies("2xrtx3090,ram=16GiB", "qwen3-vl-30b-a3b", **asked)
-    more = verdict("4xrtx3090,ram=16GiB", "qwen3-vl-30b-a3b", **asked)
-    why = more.removeprefix("does not fit: Qwen3-VL-30B-A3B-Instruct: ")
-    assert why.startswith("host RAM is")
-    held = f"not enough alone: the GPUs hold it then, and {why}"
-    assert said["4 x NVIDIA GeForce RTX 3090"] == held
-
-
-def test_larger_cards_are_in_the_same_host() -> None:
-    said = remedies("1xrtx3090,ram=4GiB", "internvl2.5-78b", language_model_only=True)
-    assert not any(effect.startswith("fits") for change, effect in said.items() if " x " in change)
+def test_where_no_single_change_helps_which_names_other_cards() -> None:
+    said = remedies("1xrtx3060", "internvl2-76b")
+    assert next(iter(said.items())) == (
+        "other cards", "turbofit which MODEL names the fewest that keep the promise"
+    )  # fmt: skip
 
 
 def test_host_memory_that_is_short_has_remedies_too() -> None:
@@ -174,22 +162,3 @@ def test_more_of_a_card_promise_what_a_plan_on_them_does(on: str, more: str, mod
     change = f"{more[0]} x {plan.machine.gpus[0].name}"
     effects = {one.change: one.effect for one in turbofit.plan(model, on=on).remedies}
     assert effects[change].startswith(f"fits: {plan.kv.tokens:,} KV tokens")
-
-
-def test_a_margin_that_only_loading_misses_can_be_less() -> None:
-    """lmdeploy's loader stages tensors through torch; what serves then is planned as with it."""
-    options = {"images": 0, "context": 8192, "engine": "turbomind"}
-    on = "1xrtx4090:total=20040MiB"
-    plan = turbofit.plan("qwen3-8b", on=on, **options)
-    assert not plan.fits
-    changes = [remedy.change for remedy in plan.remedies]
-    (place,) = [i for i, change in enumerate(changes) if change.startswith("--margin 64MiB")]
-    assert plan.remedies[place].effect.startswith("fits: ")
-    assert turbofit.plan("qwen3-8b", on=on, margin="64MiB", **options).fits
-    cards = [i for i, change in enumerate(changes) if " x " in change]
-    assert all(place < i for i in cards)
-    # Where the cache has no room, less margin is no cure; and a margin of one's own is kept.
-    for more in ({"on": "1xrtx4090:total=18GiB"}, {"on": on, "margin": "256MiB"}):
-        other = turbofit.plan("qwen3-8b", **options, **more)
-        assert not other.fits
-        assert not [r for r in other.remedies if r.change.startswith("--margin")]

@@ -68,16 +68,7 @@ def test_the_score_is_the_goals_value_where_images_queue_or_are_lowered(goal: st
     assert all(0 < one.score < 1e6 for one in fitting)
     assert all(one.score == 0 for one in plan.considered if not one.fits)
     assert not any("e+" in one.why_not for one in plan.considered)
-    chosen = plan.considered[0]
-    assert chosen.score == max(one.score for one in fitting)
-    if goal == "throughput":
-        assert chosen.score == pytest.approx(plan.throughput.requests_per_second, abs=1e-4)
-        # Larger images come before speed.
-        half = plan.limits.max_pixels_per_image // 2
-        smaller = turbofit.plan("qwen2-vl-2b", max_pixels=half, **asked)
-        assert smaller.considered[0].score > chosen.score
-    elif goal == "context":
-        assert chosen.score == chosen.kv_tokens
+    assert plan.considered[0].score == max(one.score for one in fitting)
 
 
 def test_a_lowered_plan_forecasts_the_images_that_it_takes() -> None:
@@ -146,19 +137,6 @@ def test_for_latency_the_longest_answer_is_the_shortest_possible(requests: int) 
 
     fast, _ = share_out([(1, FAST), (1, SLOW)], requests, "latency")
     assert worst(fast) <= min(worst(part * requests / 32) for part in range(1, 32)) + 1e-9
-
-
-def test_like_engines_get_the_same_and_the_faster_ones_more() -> None:
-    for goal in ("throughput", "latency", "context"):
-        fast, slow = share_out([(3, FAST), (1, SLOW)], 64, goal)
-        assert 3 * fast + slow == pytest.approx(64)
-        assert fast > slow
-
-
-def test_what_no_engine_runs_waits_where_it_is_answered_soonest() -> None:
-    shares = share_out([(1, SMALL), (1, engine(0.1, 8, 2))], 64, "throughput")
-    waits = [SMALL(shares[0]), engine(0.1, 8, 2)(shares[1])]
-    assert waits[0].seconds_per_request == pytest.approx(waits[1].seconds_per_request, rel=0.1)
 
 
 @pytest.mark.parametrize("goal", ["throughput", "latency", "context"])

@@ -11,9 +11,8 @@ import turbofit
 from tests.planning.conftest import keeps_promises, random_request, with_used
 from tests.sweep import sweep
 from turbofit.core.errors import UsageError
-from turbofit.core.units import GIB, MIB
+from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
-from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.planning.choose import make_plan
 from turbofit.planning.resolved_request import ResolvedRequest
@@ -23,9 +22,6 @@ from turbofit.planning.search.shapes import (
     PREFILL_SIZES,
     Shape,
     dtype_for,
-    kinds,
-    like_groups,
-    mixed_groupings,
 )
 from turbofit.planning.search.sizing import SearchState
 
@@ -38,14 +34,6 @@ GROWN = [
     ("a100-80g+rtx3090+l4", "qwen2-vl-7b", 437_760),
     ("rtx3090:free=23GiB+rtx3090:free=18GiB", "internvl2-8b", 47_616),
 ]
-
-
-def test_a_faster_card_gets_no_batch_that_ends_its_engine() -> None:
-    """CogVLM's engine ends where two prompts meet, so that each card has one request."""
-    plan = turbofit.plan("cogvlm-17b", on="a100-80g+l40s", concurrency=2)
-    assert plan.fits
-    assert [own.settings.max_batch_size for own in plan.by_group] in ([], [1, 1])
-    assert plan.settings.max_batch_size == 1
 
 
 @pytest.mark.parametrize(("on", "model", "before"), GROWN)
@@ -84,17 +72,6 @@ def test_what_the_user_sets_holds_for_every_engine(name: str, value: object) -> 
     assert [getattr(own.settings, name) for own in plan.by_group] == [value, value]
 
 
-def test_equal_cards_have_something_of_their_own_where_one_is_fuller() -> None:
-    plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
-    assert plan.by_group == ()
-    assert plan.of_group(3) is plan
-    assert plan.unlike_groups() == ((0, 1, 2, 3),)
-    fuller = turbofit.plan("internvl2-8b", on="2xrtx3090+rtx3090:used=4GiB", context=8192)
-    assert len(fuller.by_group) == 3
-    assert fuller.unlike_groups() == ((0, 1), (2,))
-    assert fuller.by_group[0].kv.tokens > fuller.by_group[2].kv.tokens
-
-
 def test_a_group_sees_its_own_plan_and_counts_by_its_own_share() -> None:
     plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
     for number, own in enumerate(plan.by_group):
@@ -111,27 +88,6 @@ def test_a_group_sees_its_own_plan_and_counts_by_its_own_share() -> None:
     assert row.why_not == ""
     batches = [own.settings.max_batch_size for own in plan.by_group]
     assert [one["max_batch_size"] for one in row.settings["by_group"]] == batches
-
-
-def test_a_slow_card_beside_a_fast_one_is_left_out_with_a_reason() -> None:
-    plan = turbofit.plan("qwen2-vl-2b", on="h100+t4", concurrency=1, dtype="float16")
-    assert plan.parallel.groups == ((0,),)
-    both = [one.why_not for one in plan.considered if len(one.groups) == 2]
-    assert both
-    assert all(both)
-
-
-def test_host_memory_is_that_of_all_engines() -> None:
-    asked = {"model": "internvl2-8b-awq", "on": "rtx3090+rtx4080"}
-    both = turbofit.plan(**asked)
-    alone = [
-        turbofit.plan(**asked, gpus=str(number), concurrency=own.settings.max_batch_size)
-        for number, own in enumerate(both.by_group)
-    ]
-    for one, own in zip(alone, both.by_group, strict=True):
-        assert one.settings.max_prefill_token_num == own.settings.max_prefill_token_num
-    assert both.host.pageable == sum(one.host.pageable for one in alone)
-    assert both.host.pinned == pytest.approx(sum(one.host.pinned for one in alone), rel=0.01)
 
 
 def random_mixed(seed: int) -> ResolvedRequest:
@@ -195,16 +151,6 @@ def test_every_engine_keeps_every_promise(name: str, seed: int) -> None:
     assert there == pytest.approx(request.workload.concurrency, abs=0.01)
 
 
-def test_equal_cards_of_which_drivers_keep_unequal_parts_leave_their_margins() -> None:
-    machine = machine_from("4xrtx3090")
-    last = machine.gpus[3]
-    kept = replace(last, reserved=last.reserved + 3 * GIB, free=last.free - 3 * GIB)
-    machine = replace(machine, gpus=(*machine.gpus[:3], kept))
-    plan = turbofit.plan("internvl2-8b", on=machine, tp=2, replicas=2)
-    assert plan.fits
-    assert all(gpu.headroom >= gpu.margin for gpu in plan.gpus)
-
-
 @pytest.mark.parametrize("on", ["rtx3090+rtx4090", "2xrtx3090+2xrtx4090", "rtx3090+l4"])
 def test_all_cards_serve_where_that_is_faster(on: str) -> None:
     plan = turbofit.plan("internvl2-8b", on=on)
@@ -237,20 +183,6 @@ def test_what_was_asked_is_kept() -> None:
     assert pairs.parallel.groups == ((0, 1), (2, 3))
 
 
-def test_ways_to_mix_kinds() -> None:
-    def ways(spec: str, *degrees: list[int]) -> list[tuple[tuple[int, ...], ...]]:
-        machine = parse_spec(spec)
-        return mixed_groupings(machine, kinds(machine.gpus), list(degrees))
-
-    assert ways("4xrtx3090", [1]) == []
-    assert ways("2xrtx3090+rtx4090", [2], []) == []
-    assert ways("2xrtx3090+rtx4090", [1], [1]) == [((0,), (1,), (2,))]
-    assert ways("2xrtx3090+rtx4090", [1, 2], [1])[1] == ((0, 1), (2,))
-    three = ways("rtx3090+rtx4090+l4", [1], [1], [1])
-    assert three[0] == ((0,), (1,), (2,))
-    assert set(three[1:]) == {((0,), (1,)), ((0,), (2,)), ((1,), (2,))}
-
-
 def test_kinds_are_split_by_degrees_of_their_own() -> None:
     plan = turbofit.plan("internvl2-8b", on="2xrtx4080+rtx3090")
     assert plan.parallel.groups == ((0, 1), (2,))
@@ -258,7 +190,6 @@ def test_kinds_are_split_by_degrees_of_their_own() -> None:
     for own, command, tp in zip(plan.by_group, plan.commands, (2, 1), strict=True):
         assert own.settings.tp == tp
         assert command.argv[command.argv.index("--tp") + 1] == str(tp)
-    assert plan.parallel.reason.startswith("1 x one GPU each and 1 x tp 2")
 
 
 def test_unequal_cards_are_split_over_only_where_that_was_asked() -> None:
@@ -276,18 +207,3 @@ def test_unequal_cards_are_split_over_only_where_that_was_asked() -> None:
     assert equal.parallel.groups == ((0, 1),)
     with pytest.raises(UsageError, match="4-bit weights"):
         turbofit.plan("internvl2-8b-awq", on=on, tp=2)
-
-
-@pytest.mark.parametrize(
-    ("on", "sets"),
-    [
-        ("2xrtx3090", [[(0,), (1,)]]),
-        ("rtx3090+rtx3090:used=40MiB", [[(0,), (1,)]]),
-        ("rtx3090:used=900MiB+rtx3090+rtx3090", [[(1,), (2,)], [(0,)]]),
-        ("rtx3090+rtx4090", [[(0,)], [(1,)]]),
-    ],
-)
-def test_groups_are_alike_by_their_cards_and_what_they_have_free(on: str, sets) -> None:
-    machine = parse_spec(on)
-    found = like_groups(machine, [(gpu.index,) for gpu in machine.gpus])
-    assert [list(members) for members in found] == sets

@@ -120,10 +120,9 @@ class _Entry(Struct, forbid_unknown_fields=True):
             return None
         if rule == "multiples":
             return f"repeats {kv_heads} KV heads only over a multiple of them, not over {tp} ranks"
-        ends = "a floating point exception" if rule == "divided" else "an assertion"
         return (
             f"repeats no KV heads, as 0.6.5 and newer do: with {kv_heads} of them over {tp} ranks"
-            f" it ends in {ends}"
+            f" it ends in {'a floating point exception' if rule == 'divided' else 'an assertion'}"
         )
 
 
@@ -234,20 +233,16 @@ def torch_generations() -> tuple[TorchGeneration, ...]:
 
 def _read(key: str, type_: type[_Either]) -> Iterator[_Either]:
     whole: JsonObject = {}
-    for entry in _file()[key]:
+    for entry in load_yaml(preset_path("engines", "generations"))[key]:
         whole = merged({**whole, "source": {}}, entry)
         yield msgspec.convert(whole, type_, strict=False)
 
 
 @cache
 def legacy_constants() -> LegacyConstants:
-    values = {key: entry["value"] for key, entry in _file()["constants"].items()}
+    entries = load_yaml(preset_path("engines", "generations"))["constants"].items()
+    values = {key: entry["value"] for key, entry in entries}
     return msgspec.convert(values, LegacyConstants, strict=False)
-
-
-@cache
-def _file() -> JsonObject:
-    return load_yaml(preset_path("engines", "generations"))
 
 
 def older_layouts(constants: EngineConstants, generation: Generation) -> EngineConstants:

@@ -29,7 +29,7 @@ from turbofit.memory.legacy.generations import (
     tower_activations,
     tower_bytes,
 )
-from turbofit.memory.legacy.turbomind import GroupAccount
+from turbofit.memory.legacy.turbomind import PROMPT, RATIO, GroupAccount
 from turbofit.memory.pytorch.account import Pytorch
 from turbofit.memory.pytorch.activations import routed_elements
 from turbofit.memory.pytorch.cache import block_bytes
@@ -38,10 +38,8 @@ from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held, lo
 from turbofit.memory.versions import FIRST_CURRENT
 from turbofit.model.parameters import stored_bytes
 
-_PROMPT: Final = 64
 #: With fewer blocks the engine raises "No enough gpu memory for kv cache".
 _LEAST_BLOCKS: Final = 3
-_RATIO = 0.8
 
 
 class LegacyTorchAccount(GroupAccount):
@@ -139,7 +137,7 @@ class LegacyTorchAccount(GroupAccount):
         rule, size, units = self._model.image_rule, 0, 0
         if rule is not None and self._vision_load.units_per_image and self._model.vision:
             units = min(rule.worst_units(), self._vision_load.units_per_image)
-            tokens = rule.unit_tokens(units) + _PROMPT
+            tokens = rule.unit_tokens(units) + PROMPT
             size = self._forward(tokens, 1) + tower_activations(self._model, units, flash=True)
         note = f"the first image, {units} units"
         return term(POOL_WARMUP, "buffers", round_up(size, PAGE), "estimate", note)
@@ -150,7 +148,7 @@ class LegacyTorchAccount(GroupAccount):
         text = self._forward(settings.max_prefill_token_num, settings.max_batch_size)
         cases = [("text_prefill", text, "longest prompts fill a forward")]
         if units:
-            prompt = vision_load.tokens_per_request + _PROMPT
+            prompt = vision_load.tokens_per_request + PROMPT
             # In the front end the checkpoint's code decides on flash attention; without it is the
             # upper end.
             flash = self.generation.tower == "engine"
@@ -173,7 +171,7 @@ class LegacyPytorch(Pytorch):
     def defaults(self, gpu_name: str) -> dict[str, object]:
         rules = self.generation
         return {
-            "cache_max_entry_count": _RATIO,
+            "cache_max_entry_count": RATIO,
             "max_batch_size": rules.batch_size(gpu_name),
             "max_prefill_token_num": rules.prefill,
             "cache_block_seq_len": rules.block_tokens,

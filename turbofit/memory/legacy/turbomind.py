@@ -64,8 +64,8 @@ _CURAND_STATE = 48
 _KEPT = "torch_cache"
 _FOUR_BIT = frozenset({"awq", "gptq"})
 #: Text tokens of a request in addition to its images.
-_PROMPT: Final = 64
-_RATIO = 0.8
+PROMPT: Final = 64
+RATIO = 0.8
 _INT8 = 8
 
 
@@ -374,7 +374,7 @@ class LegacyAccount(GroupAccount):
         note = f"warm-up with {tokens} tokens" if tokens else "no warm-up of its own"
         if rule is not None and self._units:
             units = min(rule.worst_units(), self._units)
-            prompt = min(rule.unit_tokens(units) + _PROMPT, forward.tokens)
+            prompt = min(rule.unit_tokens(units) + PROMPT, forward.tokens)
             tokens = max(tokens, prompt)
             note += f"; the first image, {units} units"
         size = forward.pool(tokens, tokens) + self._tower(units, flash=True)
@@ -391,7 +391,7 @@ class LegacyAccount(GroupAccount):
             ("sampling", batch, f"{rows} rows with top_k=0"),
         ]
         if self._units:
-            prompt = min(self.vision_load.tokens_per_request + _PROMPT, forward.context)
+            prompt = min(self.vision_load.tokens_per_request + PROMPT, forward.context)
             request = forward.pool(min(forward.tokens, prompt), prompt) + image
             cases.append(("vision_request", request, f"{self._units} units, one image"))
             cases.append(("vision_forward", batch + image, "an image beside the longest prompts"))
@@ -445,18 +445,15 @@ class LegacyTurbomind(Turbomind):
         """The reason why the loaders cannot divide the model; torch does not divide its tower."""
         if self.generation.vision.runs != "native":
             model = replace(model, vision=None)
-        return next(self._tp_problems(model, tp), None) or super().tp_problem(model, tp)
-
-    def _tp_problems(self, model: Model, tp: int) -> Iterator[str]:
         rules, text = self.generation, model.text
-        if rules.power_of_two and tp & (tp - 1):
-            yield f"LMDeploy {self.version} takes powers of two"
-        problem = rules.undealt(text.kv_heads, tp)
-        if problem:
-            yield f"LMDeploy {self.version} {problem}"
         group = model.quantization.group_size if model.quantization else 1
+        if rules.power_of_two and tp & (tp - 1):
+            return f"LMDeploy {self.version} takes powers of two"
+        if problem := rules.undealt(text.kv_heads, tp):
+            return f"LMDeploy {self.version} {problem}"
         if rules.ffn_align is None and text.intermediate // group % tp:
-            yield f"the MLP's {text.intermediate} channels do not divide by {tp}"
+            return f"the MLP's {text.intermediate} channels do not divide by {tp}"
+        return super().tp_problem(model, tp)
 
     def problem(self, launch: EngineLaunch) -> str | None:
         """The reason for a refusal; old caches of blocks accept a number of blocks as ratio."""
@@ -468,7 +465,7 @@ class LegacyTurbomind(Turbomind):
                 f" is {four}"
             )
         if settings.cache_max_entry_count >= 1 and not self.generation.cache.objects:
-            settings = replace(settings, cache_max_entry_count=_RATIO)
+            settings = replace(settings, cache_max_entry_count=RATIO)
         return super().problem(replace(launch, settings=settings))
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
@@ -497,6 +494,3 @@ class LegacyTurbomind(Turbomind):
         tokens = settings.max_prefill_token_num + settings.max_batch_size
         pixels = 2 * model.pixel_bytes(tokens)
         return replace(memory, pinned=memory.pinned + pixels * settings.tp)
-
-    def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
-        return f"as LMDeploy {self.version} takes it"

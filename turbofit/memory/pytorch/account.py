@@ -5,13 +5,12 @@ The terms of a ledger are in the order in which the engine allocates the memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
 from turbofit.core.messages import RESERVED, plural
-from turbofit.core.model import Model, TextDims, VisionDims
+from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, GpuLedger, HostMemory, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import MIB, round_up
@@ -31,9 +30,9 @@ from turbofit.memory.account import (
     given,
     term,
     transients,
+    uneven,
 )
 from turbofit.memory.calibrated import calibration_for, corrected
-from turbofit.memory.kv_cache import CacheShape
 from turbofit.memory.pytorch.activations import Activations, Prefill, activations_of
 from turbofit.memory.pytorch.cache import (
     KV_TYPES,
@@ -260,26 +259,16 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
             f"LMDeploy {REFERENCE}'s class of {model.name} fails at its first forward on"
             " several ranks"
         )
-    if text.heads % tp:
-        yield f"{text.heads} attention heads do not divide by {tp}"
+    yield from uneven(_dealt(model), tp)
     if text.kv_heads % tp and (tp % text.kv_heads or model.architecture in _NO_REPEAT):
         yield f"{text.kv_heads} KV heads cannot be dealt to {tp} ranks"
-    yield from _uneven(_dealt_text(text), tp)
-    yield from _cut_experts(model, tp)
     yield from _cut_groups(model, tp)
-    if model.vision is not None:
-        yield from _uneven(_dealt_tower(model.vision), tp)
 
 
-def _uneven(dealt: Iterable[tuple[int, str]], tp: int) -> Iterator[str]:
-    """Yield a problem for each number that does not divide by ``tp``."""
-    for number, what in dealt:
-        if number % tp:
-            yield f"{what} do not divide by {tp}"
-
-
-def _dealt_text(text: TextDims) -> Iterator[tuple[int, str]]:
-    """The numbers in a language model that are divided in equal shares, each with words."""
+def _dealt(model: Model) -> Iterator[tuple[int, str]]:
+    """The numbers that are divided in equal shares, each with words."""
+    text, vision = model.text, model.vision
+    yield text.heads, f"{text.heads} attention heads"
     yield text.intermediate, f"the MLP's {text.intermediate} channels"
     if text.moe is not None:
         shared, expert = text.moe.shared_intermediate, text.moe.intermediate
@@ -289,25 +278,11 @@ def _dealt_text(text: TextDims) -> Iterator[tuple[int, str]]:
         yield round_up(text.vocab, VOCAB_ROWS), f"the vocabulary's {text.vocab} rows"
     if text.delta is not None:
         yield text.delta.key_heads, f"the delta nets' {text.delta.key_heads} key heads"
-
-
-def _dealt_tower(vision: VisionDims) -> Iterator[tuple[int, str]]:
-    """The numbers in a vision tower that are divided in equal shares, each with words."""
-    if vision.kind in WHOLE_TOWERS:
+    if vision is None or vision.kind in WHOLE_TOWERS:
         return
     if vision.kind != _UNEQUAL_HEADS:
         yield vision.heads, f"the vision tower's {vision.heads} heads"
     yield vision.intermediate, f"the vision tower's {vision.intermediate} channels"
-
-
-def _cut_experts(model: Model, tp: int) -> Iterator[str]:
-    """Yield a problem if a rank's part of a quantised expert is not a number of whole groups."""
-    moe, packed = model.text.moe, model.quantization
-    if moe is None or packed is None or not packed.of_experts:
-        return
-    channels, group = moe.intermediate // tp, packed.group_size
-    if channels % group:
-        yield f"{channels} channels of an expert on each rank are no groups of {group}"
 
 
 def _cut_groups(model: Model, tp: int) -> Iterator[str]:
@@ -318,6 +293,9 @@ def _cut_groups(model: Model, tp: int) -> Iterator[str]:
     lmdeploy linear/blocked_fp8.py::BlockedF8Linear._get_io_features #72d3c8
     """
     text, moe, packed = model.text, model.text.moe, model.quantization
+    channels = moe.intermediate // tp if moe is not None else 0
+    if packed is not None and packed.of_experts and channels % packed.group_size:
+        yield f"{channels} channels of an expert on each rank are no groups of {packed.group_size}"
     if packed is None or packed.method not in _CUT_METHODS:
         return
     layers = []
@@ -385,13 +363,8 @@ def _refused_format(model: Model, given: str | None) -> Iterator[str]:
     stored = model.quantization and model.quantization.method
     if given is None or given == stored:
         return
-    why = (
-        f"the weights of {model.name} are stored in {model.dtype},"
-        " and the PyTorch engine takes no such word for them"
-    )
-    if stored:
-        why = f"the weights of {model.name} are {stored}"
-    elif given == "fp8":
+    why = f"the weights of {model.name} are stored in {stored or model.dtype}, as the config says"
+    if given == "fp8" and not stored:
         why = "turbofit has no account of weights that are quantised at load"
     yield f"--model-format {given}: {why}"
 
@@ -417,29 +390,6 @@ def _refused_cache_type(model: Model, policy: int) -> Iterator[str]:
 def _card_before(launch: EngineLaunch, capability: tuple[int, int]) -> str | None:
     """The name of the first card with a lower compute capability; None if there is none."""
     return next((gpu.name for gpu in launch.gpus if capability_of(gpu) < capability), None)
-
-
-def missing_kernels(launch: EngineLaunch) -> str | None:
-    """A sentence about what Triton or a card lacks for this launch; None if they lack nothing.
-
-    Source: triton.compile of Triton 3.7.1 for each architecture: ``fp8e4nv`` from sm_89 on
-    (bench/census/TRITON.md). LMDeploy's fp8 kernels load weights of that type, and store
-    keys and values of it with ``quant_policy 16``; ``fp8e5``, with 17, is compiled for all.
-    """
-    quantization = launch.model.quantization
-    bfloat_states = launch.model.text.architecture == _BFLOAT_STATES
-    if bfloat_states and (card := _card_before(launch, AMPERE)):
-        return f"LMDeploy {REFERENCE} keeps its states in bfloat16, which {card} does not have"
-    weights = quantization is not None and quantization.method == "fp8"
-    older = _card_before(launch, _FP8)
-    if older is None or not (weights or launch.settings.quant_policy == _FP8_CACHE):
-        return None
-    what = "kernel" if weights else "KV cache"
-    otherwise = "" if weights else "; --quant-policy 17 (fp8_e5m2) runs"
-    return (
-        f"Triton compiles no fp8 {what} for {older}: it takes compute capability"
-        f" {_FP8[0]}.{_FP8[1]} or newer{otherwise}"
-    )
 
 
 class PytorchAccount(Account):
@@ -563,9 +513,6 @@ class Pytorch(Engine):
         super().__init__(version)
         self.constants = load_constants(version)
 
-    def account(self, launch: EngineLaunch) -> Account:
-        return self.account_class(launch, self.constants)
-
     def tp_problem(self, model: Model, tp: int) -> str | None:
         return next(_problems(model, tp), None)
 
@@ -573,13 +520,26 @@ class Pytorch(Engine):
         return next(_refused(launch), None)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
-        return missing_kernels(launch)
+        """A sentence about what Triton or a card lacks for this launch; None if they lack nothing.
 
-    def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-        return self.account_class.units_bound(rule, vision_load, settings)
-
-    def cache(self, model: Model, settings: Settings) -> CacheShape:
-        return self.account_class.cache_shape(model.text, settings, self.constants)
+        Source: triton.compile of Triton 3.7.1 for each architecture: ``fp8e4nv`` from sm_89 on
+        (bench/census/TRITON.md). LMDeploy's fp8 kernels load weights of that type, and store
+        keys and values of it with ``quant_policy 16``; ``fp8e5``, with 17, is compiled for all.
+        """
+        quantization = launch.model.quantization
+        bfloat_states = launch.model.text.architecture == _BFLOAT_STATES
+        if bfloat_states and (card := _card_before(launch, AMPERE)):
+            return f"LMDeploy {REFERENCE} keeps its states in bfloat16, which {card} does not have"
+        weights = quantization is not None and quantization.method == "fp8"
+        older = _card_before(launch, _FP8)
+        if older is None or not (weights or launch.settings.quant_policy == _FP8_CACHE):
+            return None
+        what = "kernel" if weights else "KV cache"
+        otherwise = "" if weights else "; --quant-policy 17 (fp8_e5m2) runs"
+        return (
+            f"Triton compiles no fp8 {what} for {older}: it takes compute capability"
+            f" {_FP8[0]}.{_FP8[1]} or newer{otherwise}"
+        )
 
     def environment(
         self, model: Model, settings: Settings, ledgers: Sequence[GpuLedger] = ()
@@ -614,11 +574,8 @@ class Pytorch(Engine):
     def warnings(self, settings: Settings) -> tuple[str, ...]:
         if settings.tp == 1 or settings.distributed_executor_backend not in (None, "ray"):
             return (RESERVED,)
-        on_ray = (
+        return (
+            RESERVED,
             "its ranks run on Ray, which keeps objects in /dev/shm (up to 30 % of host RAM as it"
-            " fills) and waits half an hour without a word where GPUs are taken"
+            " fills) and waits half an hour without a word where GPUs are taken",
         )
-        return RESERVED, on_ray
-
-    def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
-        return "it bounds activations and the images that meet; LMDeploy never warms up with it"

@@ -144,14 +144,12 @@ class Activations:
     def decode(self, rows: int) -> int:
         """The bytes of one decoding step with so many rows."""
         mlp = max(self._mlp_elements(), self._moe_elements() + self._unfused_elements())
-        return rows * max(mlp, self._decode_attention(), self._delta_elements()) * HALF
-
-    def _decode_attention(self) -> int:
-        """Elements of a row in a decoding step's attention, with the outputs of its parts."""
-        per_head = _SPLITS * 2 * (self.text.head_dim + 2)
+        per_head = _SPLITS * 2 * (self.text.head_dim + 2)  # the outputs of attention's parts
         if (mla := self.text.cached_latent) is not None:
-            return self._latent_elements(mla, per_head)
-        return self._attention_elements() + int(self.text.heads / self.tp * per_head)
+            attention = self._latent_elements(mla, per_head)
+        else:
+            attention = self._attention_elements() + int(self.text.heads / self.tp * per_head)
+        return rows * max(mlp, attention, self._delta_elements()) * HALF
 
     def delta_warmup(self, rows: int) -> int:
         """Bytes that delta nets add to the warm-up: a prefill of one token for each row."""
@@ -161,8 +159,11 @@ class Activations:
         return self._delta(one_each) + self.constants.kernel_tuning
 
     def _decoder(self, forward: Prefill) -> int:
-        base = self._features(forward) + self.constants.prefill_base
-        base += self.tables() if forward.units else 0
+        base, units = self.constants.prefill_base, forward.units
+        if units:  # pixels and image features live until the forward ends
+            features = self.model.features(units) * self.text.hidden * HALF
+            pixels = _AS_SENT * self.model.pixel_bytes(units + forward.next_units)
+            base += pixels + features + self._deepstack(units) + self.tables()
         base += self.constants.kernel_tuning if self.text.delta is not None else 0
         mlp, moe = forward.tokens * self._mlp_elements() * HALF, self._moe(forward.tokens)
         deep = 0
@@ -306,15 +307,6 @@ class Activations:
             wide += values
         # Two gates, beta, the decay and its 32-bit sum, and three matrices of a chunk.
         return alive + wide + heads * (7 + 3 * _CHUNK)
-
-    def _features(self, forward: Prefill) -> int:
-        """The bytes of pixels and image features, which live until the forward ends."""
-        units = forward.units
-        if not units:
-            return 0
-        embeddings = self.model.features(units) * self.text.hidden * HALF
-        pixels = _AS_SENT * self.model.pixel_bytes(units + forward.next_units)
-        return pixels + embeddings + self._deepstack(units)
 
     def _deepstack(self, units: int) -> int:
         """The bytes that the tower passes to the first layers; they live to the forward's end."""

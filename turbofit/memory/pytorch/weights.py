@@ -9,7 +9,7 @@ lmdeploy nn/embedding.py::ParallelEmbedding.__init__ `is_tp: bool = False`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Final
 
@@ -143,7 +143,11 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     for tensor in text_tensors(model.text):
         linear = tensor.packs or tensor.part in ("embedding", "head", "delta")
         classes[_CLASSES[tensor.part] if linear else "norms"] += _held(model, tensor, tp)
-    classes["attention"] += _absorbed(model.text) // tp
+    if model.text.cached_latent is not None and model.text.architecture != _KIMI:
+        # The second copy of ``kv_b``, for queries and outputs, has 16 bits however it is stored.
+        # lmdeploy models/deepseek_v2.py::DeepseekV2BMM.create_weight #1e5d85
+        absorbed = sum(one.weights for one in linears(model.text) if one.role == "kv_b") * HALF
+        classes["attention"] += absorbed // tp
     classes["unpacked"] = -(-unpacked_bytes(model) // tp)
     classes["forgotten"] = _forgotten(model, tp)
     if model.vision is not None:
@@ -168,7 +172,13 @@ def _held(model: Model, tensor: Tensor, tp: int) -> int:
         share = _share(model, tensor, tp)
         # The bias of a row-wise layer is whole on every rank.
         spread = 1.0 if tensor.split == "rows" else share
-        return int(_linear_bytes(model, tensor) * share) + int(tensor.biases * spread) * HALF
+        packed = model.quantization
+        weights = (
+            tensor.weights * min(HALF, DTYPE_BYTES[model.dtype])
+            if packed is None or not is_packed(tensor, packed)
+            else packed_bytes(tensor, packed)
+        )
+        return int(weights * share) + int(tensor.biases * spread) * HALF
     size = tensor.elements * _width(text, tensor)
     return size // tp if tensor.part == "delta" and tensor.split == "columns" else size
 
@@ -190,7 +200,12 @@ def _tower_classes(model: Model, vision: VisionDims, tp: int) -> dict[str, int]:
     tensors = vision_tensors(vision, model.text.hidden)
     split = () if vision.kind in WHOLE_TOWERS else tensors
     sharded = sum(tensor.weights for tensor in split if tensor.split != "whole")
-    mergers = _sharded_projector(tensors, model, vision)
+    mergers = 0
+    # lmdeploy models/qwen3_vl.py::Qwen3VLVisionPatchMerger.__init__ #d99d15
+    # lmdeploy models/internvl3_hf.py::InternVLMultiModalProjector.__init__ #302d9e
+    if vision.kind == "qwen3vit" or model.architecture in PROJECTOR_AS_TEXT:
+        linear = (t for t in tensors if t.part == "projector" and len(t.shape) > 1)
+        mergers = sum(tensor.weights for tensor in linear)
     classes = {
         "vision": int(sharded * _heads_share(vision.heads, tp) + mergers / tp) * HALF,
         "vision.whole": (elements(tensors) - sharded - mergers) * HALF,
@@ -249,29 +264,6 @@ def rows_held(text: TextDims, tp: int) -> int:
     return round_up(text.vocab, VOCAB_ROWS) // tp if text.cached_latent and tp > 1 else text.vocab
 
 
-def _absorbed(text: TextDims) -> int:
-    """Bytes on all ranks of the second copy of ``kv_b``, used for queries and outputs.
-
-    It has 16 bits, even if ``kv_b`` is stored otherwise; ``kv_b`` itself also stays, except in
-    Kimi-K2. Source: lmdeploy models/deepseek_v2.py::DeepseekV2BMM.create_weight #1e5d85
-    """
-    if text.cached_latent is None or text.architecture == _KIMI:
-        return 0
-    return sum(linear.weights for linear in linears(text) if linear.role == "kv_b") * HALF
-
-
-def _sharded_projector(tensors: Iterable[Tensor], model: Model, vision: VisionDims) -> int:
-    """Elements of the projector's weights that are sharded.
-
-    Source: lmdeploy models/qwen3_vl.py::Qwen3VLVisionPatchMerger.__init__ #d99d15
-    lmdeploy models/internvl3_hf.py::InternVLMultiModalProjector.__init__ #302d9e
-    """
-    if vision.kind != "qwen3vit" and model.architecture not in PROJECTOR_AS_TEXT:
-        return 0
-    linear = (t for t in tensors if t.part == "projector" and len(t.shape) > 1)
-    return sum(tensor.weights for tensor in linear)
-
-
 def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
     """Bytes of the audio tower on one rank: its attention is sharded, the rest is whole.
 
@@ -297,12 +289,17 @@ def largest_loaded(model: Model, tp: int) -> int:
 
     At tp 1, tensors are copied directly to their places; a tied head is made, then dropped. With
     more ranks, a row-wise layer arrives whole on each. 16-bit experts are copied to a new layout,
-    one layer at a time. Seen on pretend GPUs. Source:
+    one layer at a time, and the old one is freed later. Seen on pretend GPUs. Source:
     lmdeploy linear/default.py::BaseLinear._weight_loader_tp_rowwise #76002c
+    lmdeploy cuda/moe/default.py::TritonFusedMoEImpl.update_weights #1fab2a
+    lmdeploy pytorch/models/gpt_oss.py::GptOssForCausalLM._load_weight_experts #f4ee8a
     """
-    text = model.text
+    text, moe, experts = model.text, model.text.moe, 0
     tied = text.vocab * text.hidden * HALF if text.tie_word_embeddings else 0
-    experts = max(_fused_experts(text), _turned_experts(model) // tp)
+    if moe is not None and text.architecture in _ONE_TENSOR:  # gate and up, before ranks split them
+        experts = moe.experts * text.hidden * 2 * moe.intermediate * HALF
+    if moe is not None and model.quantization is None:  # a layer's, on all ranks
+        experts = max(experts, moe.experts * 3 * text.hidden * moe.intermediate * HALF // tp)
     if tp == 1:
         return max(tied, experts)
     delta = text.delta.values if text.delta else 0
@@ -310,28 +307,6 @@ def largest_loaded(model: Model, tp: int) -> int:
     down = text.hidden * max(text.intermediate, inner, delta) * HALF
     rows = rows_held(text, tp) * text.hidden * HALF if text.cached_latent else 0
     return max(tied + down, rows, experts)
-
-
-def _turned_experts(model: Model) -> int:
-    """Bytes of a layer's experts on all ranks; 0 if they are not of 16 bits.
-
-    The old layout is freed after the new one is made. Source:
-    lmdeploy cuda/moe/default.py::TritonFusedMoEImpl.update_weights #1fab2a
-    """
-    moe = model.text.moe
-    if moe is None or model.quantization is not None:
-        return 0
-    return moe.experts * 3 * model.text.hidden * moe.intermediate * HALF
-
-
-def _fused_experts(text: TextDims) -> int:
-    """Bytes of a layer's experts (gate and up) that go to the card whole before ranks split them.
-
-    Source: lmdeploy pytorch/models/gpt_oss.py::GptOssForCausalLM._load_weight_experts #f4ee8a
-    """
-    if text.moe is None or text.architecture not in _ONE_TENSOR:
-        return 0
-    return text.moe.experts * text.hidden * 2 * text.moe.intermediate * HALF
 
 
 def is_copied(model: Model, capability: tuple[int, int]) -> bool:
@@ -365,10 +340,3 @@ def staged_copy(
         return 0
     widest = 2 * model.text.hidden * model.text.intermediate // tp
     return int(widest * constants.packed_copy["staged"])
-
-
-def _linear_bytes(model: Model, linear: Tensor) -> int:
-    """Bytes of these layers' weights on all ranks: packed as stored, else with 16 bits."""
-    if model.quantization is None or not is_packed(linear, model.quantization):
-        return linear.weights * min(HALF, DTYPE_BYTES[model.dtype])
-    return packed_bytes(linear, model.quantization)

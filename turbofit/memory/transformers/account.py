@@ -24,7 +24,13 @@ from turbofit.memory.account import (
     transients,
 )
 from turbofit.memory.kv_cache import CacheShape
-from turbofit.memory.placement import ModelCopies, best_placement, offloaded, workspace
+from turbofit.memory.placement import (
+    ModelCopies,
+    fewest_offloaded,
+    offloaded,
+    place_all,
+    workspace,
+)
 from turbofit.memory.transformers.components import components
 
 _NOTES = {
@@ -61,14 +67,26 @@ class TransformersAccount(Account):
         self.copies = ModelCopies(launch.model, launch.settings.dtype, [launch.gpus], margins)
         self.block_bytes = sum(layer.kv_per_token for layer in self.copies.parts.layers)
         self._load = launch.vision_load.of(launch.settings.session_len)
-        placement = launch.placement or best_placement(self.copies, self._load)
+        copies, load = self.copies, self._load
+        placement = launch.placement or place_all(copies, load) or fewest_offloaded(copies, load)
+        # All layers are offloaded if even the fewest do not fit.
+        placement = placement or (None,) * len(copies.parts.layers)
         self._off = offloaded(placement)
         #: The numbers of the layers on each GPU.
         self._on = [
             [number for number, at in enumerate(placement) if at == place]
             for place in range(len(launch.gpus))
         ]
-        static = [self._static(place, gpu) for place, gpu in enumerate(launch.gpus)]
+        static = [
+            StaticMemory(
+                before=tuple(self._before(place, gpu)),
+                buffers=(term("workspace", "buffers", workspace(gpu), "estimate", "cuBLAS"),),
+                # Loading may also use cuBLAS.
+                staged=workspace(gpu) + self.copies.staging(),
+                transients=self._transients(place),
+            )
+            for place, gpu in enumerate(launch.gpus)
+        ]
         super().__init__(launch, static, None, (), self._load.units)
 
     def region_at(self, ratio: float) -> int:  # noqa: ARG002 - it grows with the request
@@ -89,15 +107,6 @@ class TransformersAccount(Account):
     def _cached(self, place: int) -> int:
         guests = self._off if place == 0 else []
         return self.copies.cached([*self._on[place], *guests], self._load)
-
-    def _static(self, place: int, gpu: Gpu) -> StaticMemory:
-        return StaticMemory(
-            before=tuple(self._before(place, gpu)),
-            buffers=(term("workspace", "buffers", workspace(gpu), "estimate", "cuBLAS"),),
-            # Loading may also use cuBLAS.
-            staged=workspace(gpu) + self.copies.staging(),
-            transients=self._transients(place),
-        )
 
     def _before(self, place: int, gpu: Gpu) -> Iterator[Term]:
         """The terms of others, context and weights on one GPU."""
@@ -167,19 +176,12 @@ class Transformers(Engine):
     def account(self, launch: EngineLaunch) -> Account:
         return TransformersAccount(launch)
 
-    def tp_problem(self, model: Model, tp: int) -> str | None:
-        return None if tp == 1 else f"Transformers splits {model.name} by layers alone"
-
-    def problem(self, launch: EngineLaunch) -> str | None:
-        return self.tp_problem(launch.model, launch.settings.tp)
-
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:  # noqa: ARG002
         return vision_load.units_per_request
 
     def cache(self, model: Model, settings: Settings) -> CacheShape:
         """The cache's layout: a block is one token, its bytes are those on all GPUs together."""
-        layers = components(model, settings.dtype).layers
-        size = sum(layer.kv_per_token for layer in layers)
+        size = sum(layer.kv_per_token for layer in components(model, settings.dtype).layers)
         return CacheShape(block_bytes=size, block_tokens=1, step=1)
 
     def environment(
@@ -208,9 +210,6 @@ class Transformers(Engine):
     ) -> HostMemory:
         """The host memory of one copy with all layers on GPUs."""
         return HostMemory(pinned=0, pageable=_HOST_PROCESS, available=None)
-
-    def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
-        return "a whole prompt is one forward"
 
     def communicator(self, settings: Settings) -> str:  # noqa: ARG002
         return "none"

@@ -6,6 +6,7 @@ The terms of a ledger are in the order in which TurboMind allocates the memory.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import ClassVar, Final
 
 from msgspec.structs import replace
@@ -40,6 +41,7 @@ from turbofit.memory.account import (
     term,
     total_bytes,
     transients,
+    uneven,
 )
 from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.kv_cache import CacheShape, LoggedSlab
@@ -268,24 +270,24 @@ def _tp_problems(model: Model, tp: int) -> Iterator[str]:
     # lmdeploy builders/_base.py::_shard #8dce8b
     # lmdeploy builders/attention.py::_repeat_kv_heads #d96cf2
     text, vision = model.text, model.vision
-    if text.heads % tp:
-        yield f"{text.heads} attention heads do not divide by {tp}"
-    if text.hidden % tp:
-        yield f"hidden size {text.hidden} does not divide by {tp}"
-    if text.delta is not None and text.delta.key_heads % tp:
-        yield f"the delta nets' {text.delta.key_heads} key heads do not divide by {tp}"
+    group = model.quantization.group_size if model.quantization else 1
+    groups = text.heads * text.head_dim // group
+    dealt = [
+        (text.heads, f"{text.heads} attention heads"),
+        (text.hidden, f"{text.hidden} hidden channels"),
+        (groups, f"the output projection's groups of {group}"),
+    ]
+    if text.delta is not None:
+        dealt.append((text.delta.key_heads, f"the delta nets' {text.delta.key_heads} key heads"))
+    if vision is not None:
+        width = vision_mlp_width(vision, tp)
+        dealt.append((width, f"the vision tower's {vision.intermediate} channels"))
+    if vision is not None and vision.kind != "internvit":
+        dealt.append((vision.hidden * vision.merge**2, "the vision merger's channels"))
+    yield from uneven(dealt, tp)
     kv_heads = kv_heads_held(text.kv_heads, tp)
     if kv_heads % text.kv_heads or text.heads % kv_heads:
         yield f"{text.kv_heads} KV heads cannot be repeated over {tp} ranks"
-    group = model.quantization.group_size if model.quantization else 1
-    if text.heads * text.head_dim // group % tp:
-        yield f"the output projection's groups of {group} do not divide by {tp}"
-    if vision is None:
-        return
-    if vision_mlp_width(vision, tp) % tp:
-        yield f"the vision tower's intermediate size {vision.intermediate} does not divide by {tp}"
-    if vision.kind != "internvit" and vision.hidden * vision.merge**2 % tp:
-        yield f"the vision merger's width does not divide by {tp}"
 
 
 def _refused(launch: EngineLaunch, constants: EngineConstants) -> Iterator[str]:
@@ -329,11 +331,10 @@ def _communicator_problems(launch: EngineLaunch) -> Iterator[str]:
     name = settings.communicator
     if settings.tp > _IPC_RANKS:
         yield f"--communicator {name} takes at most {_IPC_RANKS} GPUs"
-    for k, a in enumerate(gpus):
-        for b in gpus[:k]:
-            if not launch.machine.link(a.index, b.index).peers:
-                pair = f"GPUs {b.index} and {a.index}"
-                yield f"--communicator {name} needs peer access, which {pair} lack"
+    for a, b in combinations(gpus, 2):
+        if not launch.machine.link(a.index, b.index).peers:
+            pair = f"GPUs {a.index} and {b.index}"
+            yield f"--communicator {name} needs peer access, which {pair} lack"
     if vision is not None and vision.kind != "internvit":
         needed = launch.vision_load.units_per_image * vision.hidden * 2
         size = symmetric_buffer(launch.model.text, settings)
@@ -541,9 +542,6 @@ class Turbomind(Engine):
         self.constants = constants = load_constants(version)
         self.log = LogFigures(constants.pinned_call, constants.warmup_lengths)
 
-    def account(self, launch: EngineLaunch) -> Account:
-        return self.account_class(launch, self.constants)
-
     def tp_problem(self, model: Model, tp: int) -> str | None:
         return next(_tp_problems(model, tp), None)
 
@@ -566,9 +564,6 @@ class Turbomind(Engine):
         version = versions.parse(self.version)
         return released(version) if version else None
 
-    def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-        return self.account_class.units_bound(rule, vision_load, settings)
-
     def forward_tokens(self, settings: Settings) -> int:
         return self.account_class.forward_tokens(settings)
 
@@ -576,9 +571,6 @@ class Turbomind(Engine):
         """A row that decodes takes a token of the same forward. Under: by less than ``tp``."""
         left = self.forward_tokens(settings) - settings.max_batch_size
         return left // settings.tp * settings.tp
-
-    def cache(self, model: Model, settings: Settings) -> CacheShape:
-        return self.account_class.cache_shape(model.text, settings, self.constants)
 
     def logged_cache(self, slabs: Sequence[LoggedSlab], settings: Settings) -> CacheShape | None:
         blocks, *others = slabs
@@ -615,7 +607,3 @@ class Turbomind(Engine):
         pinned = (pinned_buffers(model, settings) + pixels * phases_of(settings)) * settings.tp
         pageable = self.constants.host_process + pixels * 3
         return HostMemory(pinned=pinned, pageable=pageable, available=None)
-
-    def prefill_words(self, settings: Settings) -> str:
-        tokens = self.account_class.warmup_tokens(settings, self.constants)
-        return f"LMDeploy warms up with {tokens} tokens"

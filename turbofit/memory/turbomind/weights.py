@@ -499,26 +499,16 @@ def temporary_bytes(
         repack = int(text.hidden * 2 * width // settings.tp * temporary)
     if quantization is not None and not quantization.of_experts:
         packed = constants.packed_format(quantization, capability)
-        dense = _widest_dense(model, settings.tp, constants, capability)
-        repack = max(repack, int(dense * packed.temporary))
+        # Queries, keys, values and the outputs' gates form one matrix: the widest outside experts.
+        # lmdeploy builders/attention.py::fuse_qkv #92dc38
+        rank = _rank(model, settings.tp, constants, capability)
+        built = [one for one in _as_built(text, quantization) if one.packing]
+        dense = [rank.elements(one) for one in built if one.tensors[0].part != "expert"]
+        repack = max(repack, int(max(dense, default=0) * packed.temporary))
         # One page more than the tensor: its scales share a page with memory freed beside them.
         repack += PAGE
         repack += loading_extra(model, settings, constants, capability)
     return max(cast, repack)
-
-
-def _widest_dense(
-    model: Model, tp: int, constants: EngineConstants, capability: tuple[int, int]
-) -> int:
-    """Elements of one rank's widest quantised matrix outside the experts, as the engine joins it.
-
-    Queries, keys, values and the outputs' gates form one matrix. Source:
-    lmdeploy builders/attention.py::fuse_qkv #92dc38
-    """
-    rank = _rank(model, tp, constants, capability)
-    built = _as_built(model.text, model.quantization)
-    dense = [one for one in built if one.packing and one.tensors[0].part != "expert"]
-    return max(map(rank.elements, dense), default=0)
 
 
 def loading_extra(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.messages import indices, plural
-from turbofit.core.struct import NA
+from turbofit.core.struct import NA, known
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.planning.examine.scene import (
     Answer,
     Scene,
-    Sources,
     ok,
     stops,
     unreadable,
@@ -23,15 +21,12 @@ from turbofit.planning.examine.scene import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from turbofit.core.machine import Gpu, Link, Machine
+    from turbofit.core.machine import Gpu, Holder, Link, Machine
     from turbofit.core.plan import GpuLedger, Plan
 
 #: With less free memory nothing can be served: a context and the smallest vision model's weights.
 _LEAST: Final = 2 * GIB
 _HELD: Final = GIB // 2
-_XID: Final = re.compile(r"Xid \(([^)]*)\): (\d+)")
-#: Xids of hardware, link and memory (NVIDIA's Xid catalogue); programs cause the others.
-_HARD_XIDS: Final = frozenset((48, 62, 63, 64, 74, 79, 92, 94, 95, 109, 110, 119, 120))
 _CONSUMER: Final = ("GeForce", "RTX")
 
 
@@ -100,11 +95,14 @@ def who_grew(then: Gpu, now: Gpu, missing: int, ours: Collection[int] = ()) -> s
         had = before.get(holder.pid, 0)
         more = holder.bytes - (0 if had == NA else had)
         if more > 0:
-            who = holder.name if holder.pid == NA else f"{holder.name}[{holder.pid}]"
-            grown.append((more, f"{who} took {format_bytes(more)} on GPU {now.index}"))
+            grown.append((more, f"{_name(holder)} took {format_bytes(more)} on GPU {now.index}"))
     if not grown:
         return f"nobody visible took {format_bytes(missing)} on GPU {now.index}"
     return ", ".join(text for _, text in sorted(grown, reverse=True)[:3])
+
+
+def _name(holder: Holder) -> str:
+    return holder.name if holder.pid == NA else f"{holder.name}[{holder.pid}]"
 
 
 def gpus(machine: Machine, _: Scene) -> Answer:
@@ -137,86 +135,36 @@ def cuda_visible_devices(machine: Machine, scene: Scene) -> Answer:
     return ok(f"{visible} visible to CUDA")
 
 
-def holders(machine: Machine, _: Scene) -> Answer:
-    """Report the holders of memory, which no plan can use."""
+def free_memory(machine: Machine, _: Scene) -> Answer:
+    """Report the free memory of each card, and who holds the rest, which no plan can use."""
     cards = [machine.gpu(index) for index in machine.visible]
-    unread = [gpu.index for gpu in cards if gpu.used == NA]
+    unread = [gpu.index for gpu in cards if NA in (gpu.free, gpu.used)]
     if unread or not cards:
-        return unreadable(f"who holds GPU {indices(unread)}")
-    lines = [
-        f"GPU {gpu.index}: {holder.name}"
-        + (f"[{holder.pid}]" if holder.pid != NA else "")
-        + f" {'an unknown amount' if holder.bytes == NA else format_bytes(holder.bytes)}"
+        return unreadable(f"the free memory of GPU {indices(unread)}")
+    free = ", ".join(f"GPU {gpu.index} {format_bytes(known(gpu.free, 0))}" for gpu in cards)
+    held = [
+        f"GPU {gpu.index}: {_name(holder)}"
+        f" {'an unknown amount' if holder.bytes == NA else format_bytes(holder.bytes)}"
         for gpu in cards
         for holder in gpu.holders
         if holder.bytes == NA or holder.bytes >= _HELD
     ]
-    if lines:
-        fix = "end what is not needed (kill PID, or the notebook's kernel); see `turbofit machine`"
-        return warning("; ".join(lines), fix)
-    return ok("nobody holds half a GiB or more")
-
-
-def free_memory(machine: Machine, _: Scene) -> Answer:
-    """Report the free memory of each card."""
-    cards = [machine.gpu(index) for index in machine.visible]
-    sizes = {gpu.index: gpu.free for gpu in cards if gpu.free != NA}
-    if not sizes:
-        return unreadable("free memory", why="nothing can be planned without it")
-    text = ", ".join(f"GPU {index} {format_bytes(size)}" for index, size in sizes.items())
-    small = [index for index, size in sizes.items() if size < _LEAST]
-    if len(small) == len(sizes):
-        return stops(f"free: {text}", "end what holds the cards, see the finding `holders`")
-    if small:
-        why = "a group of cards can use only what its fullest card has"
-        return warning(f"free: {text}", "leave full cards out with --gpus", why)
-    return ok(f"free: {text}")
-
-
-def mig(machine: Machine, _: Scene) -> Answer:
-    """Report MIG instances."""
-    empty = [line for line in machine.warnings if "MIG mode and has no instance" in line]
-    if empty:
-        why = "CUDA cannot use such a GPU at all"
-        return stops("; ".join(empty), "nvidia-smi mig -cgi …, or nvidia-smi -mig 0", why)
-    parts = [gpu.index for gpu in machine.gpus if gpu.mig]
-    if parts:
-        fix = "one replica an instance; nvidia-smi -mig 0 for whole cards"
-        return warning(f"GPU {indices(parts)} are MIG instances", fix)
-    return ok("no GPU is cut into instances")
+    text = "; ".join((f"free: {free}", *held))
+    fix = "end what is not needed (kill PID, or the notebook's kernel), or choose cards by --gpus"
+    if all(known(gpu.free, 0) < _LEAST for gpu in cards):
+        why = "no vision-language model fits into that beside its CUDA context"
+        return stops(text, fix, why)
+    return warning(text, fix) if held else ok(text)
 
 
 def slices(machine: Machine, _: Scene) -> Answer | None:
-    """Report slices of cards by HAMi or Volcano; None without slices."""
-    cut = [gpu for gpu in map(machine.gpu, machine.visible) if gpu.limit]
-    if not cut:
-        return None
-    sizes = ", ".join(f"GPU {gpu.index} {format_bytes(gpu.ours)}" for gpu in cut)
-    unseen = [gpu.index for gpu in cut if gpu.usable <= gpu.ours]
-    if unseen:
-        fix = "name the whole card: --on NAME:total=SIZE --budget SLICE (docs/operations.md)"
-        return warning(f"slices: {sizes}; how large GPU {indices(unseen)} is cannot be read", fix)
-    return ok(f"slices: {sizes}; plans stay below them")
-
-
-def xid(sources: Sources, _: Scene) -> Answer:
-    """Report Xid errors in the kernel's log."""
-    text = sources.kernel_log()
-    if text is None:
-        return unreadable("the kernel's log", "sudo dmesg | grep -i xid (it needs root here)")
-    xids: dict[str, set[int]] = {}
-    for match in _XID.finditer(text):
-        xids.setdefault(match[1], set()).add(int(match[2]))
-    if not xids:
-        return ok("no Xid in the kernel's log")
-    summary = "; ".join(f"{bus}: Xid {', '.join(map(str, sorted(n)))}" for bus, n in xids.items())
-    hard = any(number in _HARD_XIDS for numbers in xids.values() for number in numbers)
-    why = (
-        "the driver reports a failing card, link or memory there before programs feel it; these are"
-        f" {'of the hardware' if hard else 'mostly of programs'}"
-    )
-    fix = "check power, cooling and seating of the card; restart" if hard else "none, if rare"
-    return warning(summary, fix, why)
+    """Report slices of cards: by HAMi or Volcano, and MIG's; None without slices."""
+    notes = [line for line in machine.warnings if "is a slice of" in line or "MIG mode" in line]
+    parts = [gpu.index for gpu in machine.gpus if gpu.mig]
+    if parts:
+        notes.append(f"GPU {indices(parts)} are MIG instances: an engine runs on one of them alone")
+    fix = "one replica an instance or slice; nvidia-smi -mig 0 makes whole cards"
+    return warning("; ".join(notes), fix) if notes else None
 
 
 def peer_access(machine: Machine, _: Scene) -> Answer:
@@ -249,23 +197,6 @@ def _no_peers(machine: Machine, pairs: Sequence[Link], none: Sequence[Link]) -> 
     if joined := _pairs(link for link in pairs if link.nvlinked):
         fix += f"; NVLink joins {joined}: group those for tp"
     return warning(f"no peer access: {names}", fix, why)
-
-
-def iommu(machine: Machine, scene: Scene) -> Answer:
-    """Report an IOMMU that translates addresses: it breaks peer access that the driver reports."""
-    sources = scene.sources
-    links = [machine.link(a, b) for a, b in combinations(machine.visible, 2)]
-    if not any(link.peers and not link.nvlinked for link in links):
-        return ok("no peer access over PCIe that it could disturb")
-    groups, line = sources.names("sys/kernel/iommu_groups"), sources.text("proc/cmdline")
-    if groups is None:
-        return unreadable("/sys/kernel/iommu_groups")
-    if not groups:
-        return ok("no IOMMU is active")
-    if line is not None and ("iommu=pt" in line or "iommu.passthrough=1" in line):
-        return ok("the IOMMU passes through (iommu=pt)")
-    fix = "boot with iommu=pt; if tp > 1 hangs, switch ACS off, too, or set NCCL_P2P_DISABLE=1"
-    return warning(f"an IOMMU is active ({len(groups)} groups)", fix)
 
 
 def _pairs(links: Iterable[Link]) -> str:

@@ -66,18 +66,12 @@ def shared_memory(host: Host, scene: Scene) -> Answer | None:
         return _shared_memory_of(scene.plan, available, pretend=scene.pretend)
     if available == NA:
         return unreadable("/dev/shm")
-    text, fix = (
-        f"/dev/shm has {format_bytes(available)} free",
-        "docker run --shm-size 8g, or --ipc host",
-    )
-    if machine is None:
-        return ok(text)
-    apart = any(not machine.link(a, b).peers for a, b in combinations(sorted(machine.visible), 2))
-    if apart and available < _LEAST_SHM:
+    text = f"/dev/shm has {format_bytes(available)} free"
+    fix, visible = "docker run --shm-size 8g, or --ipc host", machine.visible if machine else ()
+    pairs = combinations(sorted(visible), 2)
+    if available < _LEAST_SHM and machine and not all(machine.link(*p).peers for p in pairs):
         return stops(text, fix, "NCCL between GPUs without peer access fails at start: no tp > 1")
-    if len(machine.visible) > 1 and available < _GOOD_SHM:
-        return warning(text, fix)
-    return ok(text)
+    return warning(text, fix) if len(visible) > 1 and available < _GOOD_SHM else ok(text)
 
 
 def _shared_memory_of(plan: Plan, available: int | NaType, *, pretend: bool) -> Answer | None:
@@ -94,18 +88,12 @@ def _shared_memory_of(plan: Plan, available: int | NaType, *, pretend: bool) -> 
 
 def image_cores(host: Host, scene: Scene) -> Answer | None:
     """Check a container's quota of cores, if it limits the images a second, and not the cards."""
-    whole, plan = known(scene.sources.cores(), 0), scene.plan
-    cores = known(host.cpus, 0)
-    fix = "give the container more cores (--cpus, limits.cpu)"
-    if plan is None:
-        if not cores:
-            return unreadable("the cores of this host")
-        text = f"a quota of {cores} of {whole} cores"
-        return warning(text, fix) if cores < whole else ok(f"{cores} cores")
-    usual, speed = plan.usual_image or None, plan.throughput
-    prepared = usual.host if usual else speed.host if speed else None
-    if cores >= whole or prepared is None or not prepared.binds:
+    cores, whole, plan = known(host.cpus, 0), known(scene.sources.cores(), 0), scene.plan
+    host_images = plan and ((plan.usual_image or plan.throughput) or None)
+    prepared = host_images and host_images.host
+    if cores >= whole or not prepared or not prepared.binds:
         return None
+    fix = "give the container more cores (--cpus, limits.cpu)"
     return warning(f"a quota of {cores} of {whole} cores: {prepared.words} ({fix})", fix)
 
 
@@ -158,18 +146,6 @@ def port(sources: Sources, scene: Scene) -> Answer | None:
         end = f"it is a server of turbofit: turbofit stop {scene.server}"
     fix = f"{end}, or choose another --port"
     return stops(f"port {wanted} is taken", fix)
-
-
-def address_space(sources: Sources, scene: Scene) -> Answer | None:
-    """Check the limit of virtual memory, which an engine inherits."""
-    limit = sources.address_space()
-    if limit is None or scene.pretend:
-        return None
-    return stops(
-        f"the address space is limited to {format_bytes(limit)}: CUDA maps hundreds of GiB of "
-        "it and would not start",
-        "ulimit -v unlimited",
-    )
 
 
 def open_files(plan: Plan, scene: Scene) -> Answer | None:

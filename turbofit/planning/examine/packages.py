@@ -55,47 +55,6 @@ def lmdeploy(sources: Sources, _: Scene) -> Answer:
     return ok(text)
 
 
-def pairing(sources: Sources, _: Scene) -> Answer:
-    """Check that the installed torch and transformers meet the demands of LMDeploy's metadata."""
-    demands = sources.requires("lmdeploy")
-    if demands is None:
-        return unreadable("LMDeploy's metadata")
-    wrong, versions = [], []
-    try:
-        for name, bounds in _demands_here(demands):
-            version = sources.version(name)
-            if version is not None:
-                versions.append(f"{name} {version}")
-                if not satisfies(version, bounds):
-                    wrong.append(f"{name} {version} instead of {bounds}")
-            elif name != "triton":
-                wrong.append(f"{name} is not installed")
-    except (ImportError, ValueError) as exc:
-        return unreadable(f"a version: {exc}")
-    if wrong:
-        fix = "install LMDeploy in an environment of its own and let pip choose"
-        return warning("; ".join(wrong), fix)
-    if not versions:
-        return unreadable("no demand on torch")
-    return ok(f"{', '.join(versions)}, as LMDeploy demands")
-
-
-def _demands_here(demands: Sequence[str]) -> list[tuple[str, str]]:
-    """Packages that must match, each with the versions that this platform demands.
-
-    `packaging` is a dependency of LMDeploy, so it is installed.
-    """
-    from packaging.requirements import Requirement
-
-    requirements = [Requirement(demand) for demand in demands]
-    return [
-        (requirement.name.lower(), str(requirement.specifier))
-        for requirement in requirements
-        if requirement.name.lower() in ("torch", "transformers", "triton")
-        and (requirement.marker is None or requirement.marker.evaluate({"extra": ""}))
-    ]
-
-
 def turbomind(sources: Sources, _: Scene) -> Answer:
     """Check that the native engine's library is installed."""
     folder = sources.package_folder("lmdeploy")
@@ -140,19 +99,13 @@ def driver_cuda(machine: Machine, scene: Scene) -> Answer:
             "LMDeploy loads weights through torch on the GPU",
         )
     major, here = release(cuda)[0], release(machine.cuda)[0]
-    need = _OLDEST_DRIVER.get(major)
     if here < major:
+        need = _OLDEST_DRIVER.get(major)
         return stops(
             f"torch is built for CUDA {cuda}, the {driver} stops at {machine.cuda}",
             f"update the driver{f' to {need} or newer' if need else ''}, or install torch for CUDA"
             f" {here}",
             "torch sees no GPU with a driver of an older CUDA generation",
-        )
-    if need and release(machine.driver)[0] < need:
-        return stops(
-            f"torch is built for CUDA {cuda}, {driver}",
-            f"update the driver to {need} or newer",
-            f"CUDA {major} needs a driver from {need} on",
         )
     return ok(f"torch for CUDA {cuda}, {driver}")
 
@@ -194,20 +147,16 @@ def torch_architectures(machine: Machine, scene: Scene) -> Answer:
 
 
 def _runs(card: tuple[int, int], built: Sequence[str]) -> bool:
-    """Whether a card runs native code of its major version up to its minor, or any older PTX."""
-    for name in built:
-        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", name)
-        if not match:
-            continue
-        version = (int(match[2]), int(match[3]))
-        if match[1] == "compute" and version <= card:
-            return True
-        if match[4]:
-            if version == card:
-                return True
-        elif version[0] == card[0] and version <= card:
-            return True
-    return False
+    """Whether a card runs native code of its major version up to its minor, or any older PTX.
+
+    Code whose name ends in a letter is for one card, and stands beside the plain one.
+    """
+    plain = (re.fullmatch(r"(sm|compute)_(\d+)(\d)", name) for name in built)
+    versions = [(match[1], (int(match[2]), int(match[3]))) for match in plain if match]
+    return any(
+        version <= card and (kind == "compute" or version[0] == card[0])
+        for kind, version in versions
+    )
 
 
 def _capabilities(machine: Machine) -> dict[str, tuple[int, int]]:
@@ -389,11 +338,3 @@ def image_library(sources: Sources, _: Scene) -> Answer:
     except PackageError as exc:
         state = warning if exc.hint else ok
         return state(f"Pillow alone resizes images: {exc.message}", exc.hint)
-
-
-def satisfies(version: str, bounds: str) -> bool:
-    """Whether a version meets bounds such as ``<=2.10.0,>=2.0.0``; 2.1rc1 and 2.1+cu128 are 2.1."""
-    from packaging.specifiers import SpecifierSet
-    from packaging.version import Version
-
-    return Version(version).base_version in SpecifierSet(bounds)

@@ -31,7 +31,6 @@ CHILD_SECONDS: Final = 60.0
 _ARCHITECTURES: Final = (
     "import torch; f = getattr(torch._C, '_cuda_getArchFlags', None); print(f() if f else '')"
 )
-_LOG_TAIL: Final = 4 << 20
 
 
 class Answer(NamedTuple):
@@ -92,29 +91,6 @@ class Sources:
         self.environ: Mapping[str, str] = os.environ if environ is None else environ
         self.root = Path(root)
 
-    def text(self, path: str) -> str | None:
-        """The text of a small file below the root; None if it cannot be read."""
-        try:
-            return (self.root / path).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return None
-
-    def names(self, path: str) -> list[str] | None:
-        """The entries of a folder below the root; None if it cannot be read."""
-        try:
-            return sorted(os.listdir(self.root / path))
-        except OSError:
-            return None
-
-    def requires(self, package: str) -> list[str] | None:
-        """The requirements in a package's metadata; None if they cannot be read."""
-        from importlib.metadata import PackageNotFoundError, requires
-
-        try:
-            return requires(package) or []
-        except PackageNotFoundError:
-            return None
-
     def package_folder(self, package: str) -> Path | None:
         """The folder of a package's modules, found without an import; None if it is missing."""
         from importlib.util import find_spec
@@ -160,23 +136,6 @@ class Sources:
         from turbofit.machine.kernels.census import installed as installed_kernels
 
         return installed_kernels()
-
-    def kernel_log(self) -> str | None:
-        """The end of the kernel's log; None if it may not be read."""
-        from turbofit.core.process.child import output_of
-
-        output = output_of(["dmesg"], 10.0, self.environ)
-        if output is not None:
-            return output[-_LOG_TAIL:].decode("utf-8", "replace")
-        texts = map(self.text, ("var/log/kern.log", "var/log/messages"))
-        return next((text[-_LOG_TAIL:] for text in texts if text is not None), None)
-
-    def address_space(self) -> int | None:
-        """The limit of virtual memory in bytes, None without a limit."""
-        import resource  # Windows has no such module
-
-        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-        return None if soft == resource.RLIM_INFINITY else soft
 
     def disk_free(self, path: str) -> tuple[int, bool] | None:
         """A folder's free disk bytes, and whether it is writable; None if unknown."""

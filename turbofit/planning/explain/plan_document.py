@@ -172,14 +172,13 @@ def found_words(
 ) -> str:
     """Words for a plan that fits: its GPUs, its requests at once, and the memory that stays free.
 
-    ``accounts`` are those of all engines, or of one if all are alike; ``tokens`` are those in each
-    engine's cache; ``vision_load`` belongs to the request that is counted.
+    ``tokens`` are those in each engine's cache; ``vision_load`` belongs to the request that is
+    counted.
     """
     outcomes = [account.at(account.ratio) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
-    alike = len(groups) // len(accounts)  # engines that share one account
-    running = sum(account.settings.max_batch_size for account in accounts) * alike
-    count = requests_held(accounts, tokens[: len(accounts)], vision_load) * alike
+    running = sum(account.settings.max_batch_size for account in accounts)
+    count = requests_held(accounts, tokens, vision_load)
     running_words = f"{count:,} {plural(count, 'request')} at once"
     if running > count:  # the batch was given
         running_words += f", as the cache holds no more of a batch of {running:,}"
@@ -268,8 +267,7 @@ def _footprint(
 
 def _footprint_words(request: ResolvedRequest, footprint: Footprint) -> str:
     count, left = footprint.servers, format_bytes(footprint.left)
-    where = plural(len(footprint.taken), "GPU")
-    holds = "holds" if where == "GPU" else "hold"
-    engines = f"{count:,} such {plural(count, 'engine')}"
+    where = "the GPU holds" if len(footprint.taken) == 1 else "the GPUs hold"
     of = "of the card" if request.budget else "of it"
-    return f"{left} {of} beyond the margin, for others; the {where} {holds} {engines} in all"
+    engines = f"{where} {count:,} such {plural(count, 'engine')} in all"
+    return f"{left} {of} beyond the margin, for others; {engines}"

@@ -8,9 +8,9 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from turbofit.core.messages import indices, plural
+from turbofit.core.messages import plural
 from turbofit.core.plan import LimitCost, UsualImage
-from turbofit.core.units import format_bytes, three_digits, two_digits
+from turbofit.core.units import format_bytes, three_digits
 from turbofit.machine.presets import is_measured
 from turbofit.memory.account import RATIO_STEPS, Account, Engine
 from turbofit.memory.calibrated import calibration_reason, unbelieved
@@ -21,7 +21,7 @@ from turbofit.planning.explain.plan_document import requests_held
 from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.planning.search.search import EngineFit, at_limit
 from turbofit.planning.search.shapes import Evaluation, dtype_for
-from turbofit.planning.search.sizing import excess_tokens, longest_context
+from turbofit.planning.search.sizing import longest_context
 from turbofit.planning.speed import Speed, counted_tokens, group_class, group_rates, group_speed
 from turbofit.planning.throughput import forecast
 
@@ -42,7 +42,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
         yield doubt
     yield from _margin(request, account)
     rank = "least memory" if request.least else "best rank"
-    prefill = f"{rank} of the sizes tried; {engine.prefill_words(best.settings)}{_cut(fit)}"
+    prefill = f"{rank} of the sizes tried{_cut(fit)}"
     by_card = f"on each card the {rank} of the sizes tried"
     yield _line(fit, "max_prefill_token_num", prefill, by_card=by_card)
     batch = _batch(fit, account)
@@ -107,18 +107,19 @@ def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
     if margin.bytes is not None or margin.share is not None:
         return
     if calibration is not None:
-        why = f"64 MiB, and the {format_bytes(calibration.spread)} by which what turbofit calibrate"
-        why = f"{why} measured here differed"
+        spread = format_bytes(calibration.spread)
+        why = f"64 MiB, and the {spread} by which what turbofit calibrate measured here differed"
     elif margin.over is not None:
         more = f"{format_bytes(margin.over)} more than" if margin.over > 0 else "no more than"
         why = f"a start proved this plan on these cards, and its engines took {more} forecast"
     else:
-        why = "contexts and libraries were measured on such a card (bench/gpu)"
-        if not all(map(is_measured, account.gpus)):
-            why = "contexts and libraries are estimates on this card (turbofit calibrate, or a"
-            why = f"{why} start of turbofit serve, measures them)"
-        if margin.rehearsed:
-            why = f"a rehearsal settled what LMDeploy allocates; {why}"
+        why = "a rehearsal settled what LMDeploy allocates; " if margin.rehearsed else ""
+        why += "contexts and libraries " + (
+            "were measured on such a card (bench/gpu)"
+            if all(map(is_measured, account.gpus))
+            else "are estimates on this card (turbofit calibrate, or a start of turbofit serve,"
+            " measures them)"
+        )
     yield f"margin {format_bytes(min(account.margins))}: {why}"
 
 
@@ -143,37 +144,20 @@ def _batch(fit: EngineFit, account: Account) -> str:
     more = requests is None or requests > best.shape.replicas * (limit or requests)
     if limit == best.settings.max_batch_size and more and not request.least:
         return "with more at once a fault of LMDeploy ends the engine"
-    return _chosen_batch(fit) if requests is None else _requested_batch(fit, requests)
-
-
-def _chosen_batch(fit: EngineFit) -> str:
-    request, best = fit.request, fit.best
+    if requests is not None:
+        return _requested_batch(fit, requests)
     if request.least:
         return "the least that serves"
-    why = "the fewest that give 99% of the most requests a second by the forecast"
-    if request.workload.goal == "context":
-        why += ", and cost at most 1% of the KV tokens"
-    if len({part.settings.max_batch_size for part in best.parts}) > 1:
-        batches = [(part.settings.max_batch_size, part.shape.groups) for part in best.parts]
-        sizes = [f"{size} on GPU {indices(on)}" for size, groups in batches for on in groups]
-        why = f"{', '.join(sizes)}: {why}"
-    return why
+    kept = ", and cost at most 1% of the KV tokens" * (request.workload.goal == "context")
+    return f"the fewest that give 99% of the most requests a second by the forecast{kept}"
 
 
 def _requested_batch(fit: EngineFit, requests: int) -> str:
-    best = fit.best
-    if best.parts:
-        shares = ", ".join(
-            f"{three_digits(part.shape.requests(requests))} on GPU {indices(on)}"
-            for part in best.parts
-            for on in part.shape.groups
-        )
-        return f"{requests} concurrent requests are shared: {shares}"
-    replicas = best.shape.replicas
-    why = f"{requests} concurrent {plural(requests, 'request')}"
+    best, replicas = fit.best, fit.best.shape.replicas
+    why = f"{requests} concurrent {plural(requests, 'request')} over"
     if best.held_requests and not best.fits:
         why = f"the most that the cache holds of {why}"
-    return f"{why} over {replicas} {plural(replicas, 'replica')}"
+    return f"{why} {replicas} {plural(replicas, 'replica')}{', by their cards' * bool(best.parts)}"
 
 
 def _context(fit: EngineFit) -> str:
@@ -185,12 +169,8 @@ def _context(fit: EngineFit) -> str:
             f"enough for most requests; the model reads {longest}: --context asks for more, and"
             " takes cache where more images can meet in a forward"
         )
-    if bounded and fit.best.parts:
-        return (
-            f"the model's {longest} lowered to what the smallest cache holds; --context asks"
-            " for more, without the cards that cannot hold it"
-        )
-    return context_reason(request, session_len, "the cache holds")
+    held = "the smallest cache holds" if bounded and fit.best.parts else "the cache holds"
+    return context_reason(request, session_len, held)
 
 
 def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str:
@@ -208,27 +188,18 @@ def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str
 
 
 def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
-    rule = request.model.image_rule
-    assert rule is not None
-    name, image_limit = rule.limit_name, best.shape.image_limit
-    if not rule.varies_by_limit:
+    rule, image_limit = request.model.image_rule, best.shape.image_limit
+    if rule is None or not rule.varies_by_limit:
         return
     why = f"the largest that can be served; the model's own is {request.requested_image_limit}"
-    requested_load = vision_load_of(request, request.requested_image_limit)
     if request.image_limit is not None:
         why = "as set by you"
     elif image_limit == request.requested_image_limit:
         why, more = "the model's own", rule.exposed_limit
         if more > rule.checkpoint_limit:
-            why += f"; images for which a client asks more (detail: high is {more}) are lowered"
-            why += " to it"
-    elif excess_tokens(request, requested_load):
-        count = request.workload.images
-        images = "an image fits" if count == 1 else f"{count} images fit"
-        why = f"the largest with which {images} the context: at the model's own limit they"
-        why += f" take {requested_load.tokens_per_request:,} tokens; the model's own is"
-        why += f" {request.requested_image_limit}"
-    yield f"{name} {image_limit}: {why}"
+            asks = f"a client asks more (detail: high is {more})"
+            why += f"; images for which {asks} are lowered to it"
+    yield f"{rule.limit_name} {image_limit}: {why}"
 
 
 def why_rejected(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
@@ -265,41 +236,21 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
 
 
 def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
-    """The reason why the other shape is slower; empty if there is no single cause."""
+    """The links for which the other shape waits longer; empty if they are not the cause."""
     if not other.speeds or not best.speeds or request.workload.goal == "context":
         return ""
-    worst = max(range(len(other.speeds)), key=lambda place: _on_links(other.speeds[place]))
-    share = _on_links(other.speeds[worst])
-    if share > max(_MUCH, *map(_on_links, best.speeds)):
-        gpus = [request.machine.gpu(index) for index in other.shape.groups[worst]]
-        return (
-            f": {share:.0%} of a step waits for links ({group_class(request.machine, gpus).words})"
-        )
-    return _by_work(best, other)
 
+    def waits(speed: Speed) -> float:
+        return speed.reduce / speed.step
 
-def _on_links(speed: Speed) -> float:
-    """The share of a step that is spent on links."""
-    return speed.reduce / speed.step
-
-
-def _by_work(best: Evaluation, other: Evaluation) -> str:
-    """The difference in the cards' work as a reason: one shape computes more, or more slowly."""
-    again, least = (max(speed.encodings for speed in shape.speeds) for shape in (other, best))
-    if again > least:
-        return f": a request's images are encoded {again} times, not {least}"
-    together, chosen = (sum(speed.running for speed in shape.speeds) for shape in (other, best))
-    if together < chosen - 0.5:
-        return f": its cache holds {together:.0f} requests at once, not {chosen:.0f}"
-    if sum(map(len, other.shape.groups)) < sum(map(len, best.shape.groups)):
-        return ": GPUs stay idle"
-    slow, fast = (max(speed.prefill for speed in shape.speeds) for shape in (other, best))
-    if slow > fast * (1 + _MUCH):
-        return f": a prompt takes {two_digits(slow)} s, not {two_digits(fast)}"
-    slow, fast = (max(speed.step for speed in shape.speeds) for shape in (other, best))
-    if slow > fast * (1 + _MUCH):
-        return f": a token takes {two_digits(slow * 1000)} ms, not {two_digits(fast * 1000)}"
-    return ""
+    worst, group = max(
+        zip(other.speeds, other.shape.groups, strict=True), key=lambda p: waits(p[0])
+    )
+    share = waits(worst)
+    if share <= max(_MUCH, *map(waits, best.speeds)):
+        return ""
+    links = group_class(request.machine, [request.machine.gpu(index) for index in group])
+    return f": {share:.0%} of a step waits for links ({links.words})"
 
 
 def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterator[str]:

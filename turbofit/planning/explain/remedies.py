@@ -7,36 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import chain, combinations
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, option_of
-from turbofit.core.machine import Gpu, Link, Machine
+from turbofit.core.machine import Gpu, Link
 from turbofit.core.messages import indices, plural
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
-from turbofit.core.units import GIB, MIB, format_bytes, round_up
+from turbofit.core.units import GIB, format_bytes, round_up
 from turbofit.memory.account import Engine, capability_of
 from turbofit.model.presets import four_bit_variant, fp8_variant
 from turbofit.planning.resolved_request import (
-    LEAST_MARGIN,
     ResolvedRequest,
     host_short,
     vision_load_of,
 )
-from turbofit.planning.search.candidates import too_few, worst_outcome
 from turbofit.planning.search.search import EngineFit, fit_on_host, limit_that_fits
 from turbofit.planning.search.sizing import (
     MIN_TEXT_TOKENS,
-    SearchState,
-    Sizer,
     excess_tokens,
 )
 from turbofit.planning.speed import counted_tokens, link_class
 from turbofit.planning.verdict import fitting
-
-T = TypeVar("T")
 
 #: So many changes that make it fit are enough.
 _MOST: Final = 3
@@ -44,6 +38,10 @@ _MOST: Final = 3
 MORE_GPUS: Final = "more of these GPUs"
 #: A change that reduces the gap by less than one percent is not shown.
 _CLOSER: Final = 0.99
+#: Where no single change that is looked at makes it fit.
+OTHER_CARDS: Final = Remedy(
+    change="other cards", effect="turbofit which MODEL names the fewest that keep the promise"
+)
 
 
 class Remedies(NamedTuple):
@@ -62,40 +60,62 @@ class Change(NamedTuple):
 
 
 def remedies(fit: EngineFit) -> Remedies:
-    """The changes that make it fit, cheapest first, then those that reduce the gap.
+    """The changes that make it fit, cheapest first, then those with which less memory is missing.
 
     After the third that makes it fit, only the person's own options are looked at, for the causes.
     """
     best = fit.best
+
+    def told(changed: ResolvedRequest) -> tuple[bool, str]:
+        other = _planned(changed, fit.engine)
+        if other is None or other.fits:
+            return other is not None, "" if other is None else _found(other)
+        if not 0 < other.best.short < best.short * _CLOSER or any(map(_too_long, (fit, other))):
+            return False, ""
+        short, before = map(format_bytes, (other.best.short, best.short))
+        return False, f"not enough alone: {short} short instead of {before}, the margin included"
+
+    # Free changes precede new cards, unless they hold fewer requests.
+    helps, causes = helpful(_changes(fit), told, enough=best.fits, cheap=not best.held_requests)
+    if best.fits:  # no GPU memory is missing
+        return Remedies((*helps, _more_host_memory(fit)), causes)
+    return Remedies(helps, causes)
+
+
+def helpful(
+    changes: Iterator[Change],
+    told: Callable[[ResolvedRequest], tuple[bool, str]],
+    *,
+    enough: bool,
+    cheap: bool,
+) -> Remedies:
+    """The changes that help: those that make it fit, then those that only come closer.
+
+    ``told`` says of a changed request whether it fits, with the words of the effect, which are
+    empty if it does not help. No cards are added once it is ``enough``; with ``cheap``, a change
+    that costs nothing is.
+    """
     helps: list[Remedy] = []
     closer: list[Remedy] = []
     causes: list[str] = []
-    enough = best.fits  # no GPU memory is missing
-    for change, changed, released in _changes(fit):
+    for change, changed, released in changes:
         more = changed.machine.name == MORE_GPUS
         if (more and enough) or (len(helps) >= _MOST and not released):
             continue
-        other = _planned(changed, fit.engine)
-        if other is None:
-            continue
-        if other.fits:
-            helps.append(fitting(change, _found(other)))
+        fits, words = told(changed)
+        if fits:
+            helps.append(fitting(change, words))
             causes += [released] if released else []
-            # Free changes precede new cards, unless they hold fewer requests.
-            enough |= more or not best.held_requests
-        elif effect := _closer(fit, other):
-            closer.append(Remedy(change=change, effect=effect))
-    if best.fits:
-        helps.append(_more_host_memory(fit))
-    elif not enough and len(helps) < _MOST:
-        larger = smallest_cards(
-            fit.request, lambda changed: _planned(changed, fit.engine), lambda one: one.best.fits
-        )
-        if larger is not None:
-            (change, *_), other = larger
-            alone = Remedy(change=change, effect=_on_gpus_alone(other))
-            helps.append(fitting(change, _found(other)) if other.fits else alone)
-    return Remedies((*helps, *closer), tuple(causes))
+            enough |= more or cheap
+        elif words:
+            closer.append(Remedy(change=change, effect=words))
+    others = () if helps or enough else (OTHER_CARDS,)
+    return Remedies((*helps, *others, *closer), tuple(causes))
+
+
+def _too_long(fit: EngineFit) -> int:
+    """Tokens of images beyond the context: then not only memory is missing."""
+    return excess_tokens(fit.request, fit.best.vision_load)
 
 
 def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
@@ -103,30 +123,6 @@ def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
         return fit_on_host(request, engine)
     except TurbofitError:
         return None
-
-
-def _closer(fit: EngineFit, other: EngineFit) -> str:
-    """Words for a change that is not enough alone; empty if it does not help."""
-    best, result = fit.best, other.best
-    if result.fits:
-        if not best.fits:
-            return _on_gpus_alone(other)
-        less = host_short(other.host) < host_short(fit.host) * _CLOSER
-        return f"not enough alone: {other.host_problem}" if less else ""
-    if excess_tokens(other.request, result.vision_load):
-        return ""  # no memory is missing: the images are longer than the context
-    if excess_tokens(fit.request, best.vision_load):
-        short = format_bytes(result.short)
-        return f"the images fit the context then, and {short} are short, the margin included"
-    if best.held_requests:
-        more = result.held_requests > best.held_requests
-        return f"not enough alone: {too_few(other.request, result)}" if more else ""
-    if result.short < best.short * _CLOSER:
-        return (
-            f"not enough alone: {format_bytes(result.short)} short"
-            f" instead of {format_bytes(best.short)}, the margin included"
-        )
-    return ""
 
 
 def _more_host_memory(fit: EngineFit) -> Remedy:
@@ -150,7 +146,6 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
         # Copies need whole models on their cards; one model may be split over them.
         copies = f"--replicas {request.replicas}"
         yield Change("leave --replicas to turbofit", replace(request, replicas=None), copies)
-    yield from _least_margin(fit)
     images, workload = _smaller_images(fit), smaller_workload(request, "what the cache holds")
     # If a person gave the images' size, a lower image limit comes before fewer images.
     sized = request.workload.image_size is not None
@@ -198,20 +193,6 @@ def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
     share = f"{(margin.share or 0) * 100:.6g}%"
     option = f"--margin {share if margin.bytes is None else format_bytes(margin.bytes)}"
     yield Change("leave --margin to turbofit", replace(request, margin=usual), option)
-
-
-def _least_margin(fit: EngineFit) -> Iterator[Change]:
-    """Yield a margin below the default if it is missed only while weights are loaded."""
-    request = fit.request
-    margin = request.margin
-    given = (margin.bytes, margin.share, request.budget) != (None, None, None)
-    if given or fit.best.serves or excess_tokens(request, fit.best.vision_load):
-        return
-    tightest = max(fit.best.sets, key=lambda part: part.short)
-    sizer = Sizer(SearchState(request, fit.engine), tightest.shape)
-    if worst_outcome(sizer, tightest).kind == "load_margin":
-        change = f"--margin {LEAST_MARGIN // MIB}MiB (the usual one is short while it loads)"
-        yield Change(change, replace(request, margin=replace(margin, bytes=LEAST_MARGIN)))
 
 
 def fewer_at_once(request: ResolvedRequest, count: int) -> Change:
@@ -298,10 +279,6 @@ def _found(fit: EngineFit) -> str:
     return effect
 
 
-def _on_gpus_alone(fit: EngineFit) -> str:
-    return f"not enough alone: the GPUs hold it then, and {fit.host_problem}"
-
-
 def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
     """Yield 2, 4 and 8 of the freest GPU, linked like the visible GPUs (NVLink takes memory)."""
     gpu = max(request.visible, key=lambda card: known(card.free, 0))
@@ -315,14 +292,11 @@ def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
             links=_links(request, gpu, count),
             visible=tuple(range(count)),
         )
-        yield _on_other_gpus(f"{count} x {gpu.name}", request, machine)
-
-
-def _on_other_gpus(cards: str, request: ResolvedRequest, machine: Machine) -> Change:
-    """The same on other cards, whose shape is turbofit's to choose: the change says so."""
-    given = [name for name in ("tp", "replicas") if getattr(request, name) is not None]
-    left_out = f", and leave {' and '.join(map(option_of, given))} out" if given else ""
-    return Change(cards + left_out, replace(request, machine=machine, tp=None, replicas=None))
+        # Their shape is turbofit's to choose, and the change says so.
+        given = [name for name in ("tp", "replicas") if getattr(request, name) is not None]
+        left_out = f", and leave {' and '.join(map(option_of, given))} out" if given else ""
+        changed = replace(request, machine=machine, tp=None, replicas=None)
+        yield Change(f"{count} x {gpu.name}{left_out}", changed)
 
 
 def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
@@ -348,39 +322,6 @@ def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
     return tuple(joined)
 
 
-def smallest_cards(
-    request: ResolvedRequest,
-    plan: Callable[[ResolvedRequest], T | None],
-    fits: Callable[[T], bool],
-) -> tuple[Change, T] | None:
-    """As many larger cards in this host, the smallest on which it fits, and the plan; or None.
-
-    It is found by halves, as if whatever fits on a card fits on all larger ones that run it.
-    """
-    from turbofit.machine.presets import load_preset, preset_names
-    from turbofit.machine.source import machine_from
-
-    count, largest = len(request.visible), max(known(card.total, 0) for card in request.visible)
-    totals = {name: load_preset(name).total for name in preset_names()}
-    cards = [name for name in totals if totals[name] > largest]
-    cards.sort(key=lambda card: (totals[card], card))
-    found = None
-    while cards:
-        middle = len(cards) // 2
-        machine = machine_from(f"{count}x{cards[middle]}")
-        machine = replace(machine, name=MORE_GPUS, host=request.machine.host)
-        size = format_bytes(totals[cards[middle]])
-        change = _on_other_gpus(f"{count} x {machine.gpus[0].name} ({size})", request, machine)
-        other = plan(change.request)
-        if other is None:  # it does not run there
-            del cards[middle]
-        elif fits(other):
-            found, cards = (change, other), cards[:middle]
-        else:
-            cards = cards[middle + 1 :]
-    return found
-
-
 def stopped(request: ResolvedRequest) -> Iterator[Change]:
     """Yield the GPUs without their largest process; without all holders if none is known."""
     by_process: dict[tuple[int, str], dict[int, int]] = {}
@@ -389,18 +330,14 @@ def stopped(request: ResolvedRequest) -> Iterator[Change]:
             size = known(holder.bytes, 0)
             if holder.pid != "NA" and size > 0:
                 by_process.setdefault((holder.pid, holder.name), {})[gpu.index] = size
-    freed = {gpu.index: known(gpu.used, 0) for gpu in request.visible}
-    used = [index for index, size in freed.items() if size]
+    freed = {gpu.index: known(gpu.used, 0) for gpu in request.visible if known(gpu.used, 0)}
+    if not freed:
+        return
+    change = f"free what others hold of GPU {indices(freed)}"
     if by_process:
         (pid, name), freed = max(by_process.items(), key=lambda item: sum(item[1].values()))
         where = f"GPU{'s' if len(freed) > 1 else ''} {indices(freed)}"
-        change = f"stop {name}[{pid}] on {where} ({format_bytes(sum(freed.values()))})"
-    elif used:
-        most = format_bytes(max(freed.values()))
-        where = f"GPU {used[0]} ({most})" if len(used) == 1 else f"the GPUs (up to {most} of each)"
-        change = f"free what others hold of {where}"
-    else:
-        return
+        change = f"stop {name}[{pid}] on {where}"
 
     def without(gpu: Gpu) -> Gpu:
         # Holders are read at another time than sizes, so a holder may have more than all together.
@@ -408,4 +345,5 @@ def stopped(request: ResolvedRequest) -> Iterator[Change]:
         return replace(gpu, used=known(gpu.used, 0) - less, free=known(gpu.free, 0) + less)
 
     gpus = tuple(without(gpu) if gpu.index in freed else gpu for gpu in request.machine.gpus)
+    change += f" ({format_bytes(sum(freed.values()))})"
     yield Change(change, replace(request, machine=replace(request.machine, gpus=gpus)))

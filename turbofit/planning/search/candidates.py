@@ -112,7 +112,7 @@ def _sized(sizer: Sizer) -> tuple[Sizer, int, bool]:
             session_len = session_len if batch is None else sizer.with_batch(batch).session_len()
         return session_len, batch, wants_cache
 
-    session_len, batch, wants_cache = sizer.state.sizes(sizer.key, size)
+    session_len, batch, wants_cache = sizer.state.once(("size", *sizer.key), size)
     return sizer if batch is None else sizer.with_batch(batch), session_len, wants_cache
 
 
@@ -262,7 +262,7 @@ class _Unequal:
             shapes = [replace(alike, max_prefill_token_num=size) for size in part.prefills]
             return max((evaluate(self.state, shape) for shape in shapes), key=worth)
 
-        return self.state.sets(part, best)  # many shapes contain the same set
+        return self.state.once(("set", part), best)  # many shapes contain the same set
 
     def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
         """One group's speed as a function of its requests, with the part's cache."""

@@ -36,7 +36,8 @@ from turbofit.planning.search.candidates import evaluate, with_speeds
 from turbofit.planning.search.shapes import (
     Evaluation,
     Shape,
-    no_shape,
+    check_gpus,
+    check_tp,
     shape_settings,
     shapes,
 )
@@ -198,15 +199,19 @@ class _Search:
         request, engine = self.request, self.engine
         running = list(shapes(request, engine))
         if not running:
-            hint = f"take {_other_weights(request)}"
-            if request.tp or request.replicas:
-                need = (request.tp or 1) * (request.replicas or 1)
-                hint = "let turbofit choose --tp and --replicas"
-                tp_works = engine.tp_problem(request.model, request.tp or 1) is None
-                if tp_works and need > len(request.visible):
-                    hint += f", or name a machine of {need} GPUs, as --on {need}xrtx3090"
-            options = ("tp", "replicas", "on") if request.tp else ("replicas", "tp", "on")
-            raise UsageError(no_shape(request, engine), hint=hint, options=options)
+            if request.tp is None and (problem := engine.tp_problem(request.model, 1)):
+                raise UsageError(
+                    f"{request.model.name} cannot run on the {engine.name} engine: {problem}",
+                    hint=f"take {_other_weights(request)}",
+                )
+            check_tp(request, engine)
+            check_gpus(request)
+            raise UsageError(
+                f"--tp {request.tp} would split over unequal GPUs, which 4-bit weights on several"
+                " generations of cards do not allow",
+                hint="let turbofit choose --tp and --replicas",
+                options=["tp", "replicas", "on"],
+            )
         stages: tuple[tuple[Ask, Callable[[Any], TurbofitError]], ...] = (
             (engine.problem, lambda problem: _refused(request, problem)),
             (self._death, lambda death: UsageError(death.cause, hint=death.instead)),
@@ -238,7 +243,7 @@ class _Search:
             settings = shape_settings(request, replace(shape, tp=len(gpus), at_once=1.0), longest)
             launch = launch_of(request, settings, gpus, state.requested_load)
             key = ask, settings, state.key_of(gpus)
-            problem = state.problems(key, partial(ask, launch))
+            problem = state.once(key, partial(ask, launch))
             if problem is not None:
                 return problem
         return None
@@ -247,13 +252,7 @@ class _Search:
         vision_load = vision_load_of(self.request, shape.image_limit)
         if self.request.workload.queue_images and vision_load.units_per_image:
             shape = replace(shape, units_per_forward=vision_load.units_per_request)
-        evaluation = evaluate(self.state, shape)
-        _LOG.debug(
-            "groups %s, prefill %d, limit %s, units %s: fits %s, %d tokens, score %.3g, %d short",
-            shape.groups, shape.max_prefill_token_num, shape.image_limit, shape.units_per_forward,
-            evaluation.fits, evaluation.kv_tokens, evaluation.score, evaluation.short,
-        )  # fmt: skip
-        return evaluation
+        return evaluate(self.state, shape)
 
     def queued(self, shape: Shape, whole: Evaluation) -> Iterator[Evaluation]:
         """Yield the wished limit with one request's units in the peak, unlike ``whole``."""
@@ -335,9 +334,8 @@ class _Search:
             def largest(alone: Shape = alone) -> int:
                 return _largest_limit(rule, alone, serves_one) or rule.least_limit
 
-            limits.append(
-                self.state.limits((replace(alone, groups=()), self.state.key_of(gpus)), largest)
-            )
+            key = "limit", replace(alone, groups=()), self.state.key_of(gpus)
+            limits.append(self.state.once(key, largest))
         return min(limits)
 
     def _as_taken(self, evaluations: list[Evaluation]) -> list[Evaluation]:

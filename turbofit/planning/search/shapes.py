@@ -7,6 +7,7 @@ one with the smallest indices is kept.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import chain, combinations, islice, product
 from math import ceil
 from typing import Any, Final, Literal
@@ -15,14 +16,13 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Machine
-from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.plan import Candidate, Settings
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB
 from turbofit.memory.account import AMPERE, HOPPER, Engine, VisionLoad, capability_of
 from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
-from turbofit.planning.speed import LinkClass, Speed, group_class, reduce_class
+from turbofit.planning.speed import Speed, group_class, reduce_class
 from turbofit.planning.tower import whole_image_prefill
 
 
@@ -228,7 +228,6 @@ _MOST_MIXED = 48
 _ALIKE = 64 * MIB
 
 Group = tuple[int, ...]
-GroupSignature = tuple[tuple[tuple[int, int, int, int], ...], LinkClass, int]
 
 
 def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
@@ -265,17 +264,16 @@ def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group
     """The ways to divide the visible GPUs into groups; of unequal cards only if no other works."""
     if request.groups is not None:
         return [request.groups]
-    ways = _mixed(request, engine)
+    found = _mixed(request, engine)
     for gpus in kinds(request.visible):
-        groupings = Groupings(request.machine, gpus)
         for tp in _tps(request, gpus, engine):
             for replicas in _replicas(request, len(gpus) // tp):
-                ways += groupings.ways(tp, replicas)
-    ways = ways or list(_requested_shape(request, engine))
+                found += ways(request.machine, gpus, tp, replicas)
+    found = found or list(_requested_shape(request, engine))
     # With fewer engines, the given batch could not run the given number of requests.
     batch, requests = request.engine_options.get("max_batch_size"), request.workload.concurrency
     least = ceil(requests / batch) if isinstance(batch, int) and requests is not None else 1
-    return [groups for groups in ways if len(groups) >= least] or ways
+    return [groups for groups in found if len(groups) >= least] or found
 
 
 def _mixed(request: ResolvedRequest, engine: Engine) -> list[tuple[Group, ...]]:
@@ -300,9 +298,8 @@ def _requested_shape(request: ResolvedRequest, engine: Engine) -> Iterator[tuple
         return
     if request.model.quantization is not None and len({gpu.compute_capability for gpu in gpus}) > 1:
         return
-    groupings = Groupings(request.machine, gpus)
     for replicas in _replicas(request, len(gpus) // tp):
-        yield from groupings.ways(tp, replicas)
+        yield from ways(request.machine, gpus, tp, replicas)
 
 
 def _tps(request: ResolvedRequest, gpus: Sequence[Gpu], engine: Engine) -> list[int]:
@@ -316,36 +313,38 @@ def _replicas(request: ResolvedRequest, most: int) -> Sequence[int]:
     return [n for n in range(1, most + 1) if request.replicas in (None, n)]
 
 
-def no_shape(request: ResolvedRequest, engine: Engine) -> str:
-    count = len(request.visible)
-    if request.tp is not None:
-        problem = engine.tp_problem(request.model, request.tp)
-        if problem:
-            return f"--tp {request.tp} is not possible for {request.model.name}: {problem}"
-        need = request.tp * (request.replicas or 1)
-        largest = max((len(kind) for kind in kinds(request.visible)), default=0)
-        whole = sum(not gpu.mig for gpu in request.visible)
-        if whole < need <= count:
-            return split_over_slices(request.tp, whole)
-        if need <= count:
-            return (
-                f"--tp {request.tp} would split over unequal GPUs, which 4-bit weights on several"
-                " generations of cards do not allow"
-            )
-        return f"--tp {request.tp} needs {need} equal GPUs; there are {largest} of {count} visible"
-    if request.replicas is not None and request.replicas > count:
-        return f"--replicas {request.replicas} needs as many GPUs, not {count}"
-    gpus, problem = f"{count} {plural(count, 'GPU')}", engine.tp_problem(request.model, 1)
-    if problem:
-        return f"{request.model.name} cannot run on the {engine.name} engine: {problem}"
-    return f"no tensor-parallel degree suits {request.model.name} on {gpus}"
+def check_gpus(request: ResolvedRequest) -> None:
+    """Check that there are as many GPUs as were asked for, whole ones if a model is split.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    given = [f"--{name} {n}" for name in ("tp", "replicas") if (n := getattr(request, name))]
+    tp, visible = request.tp or 1, request.visible
+    need, whole = tp * (request.replicas or 1), sum(not gpu.mig for gpu in visible)
+    hint = "let turbofit choose --tp and --replicas"
+    if need > len(visible):
+        problem = f"{' and '.join(given)}: {need} GPUs are needed, {len(visible)} are visible"
+        hint += f", or name a machine of {need} GPUs, as --on {need}xrtx3090"
+    elif tp > 1 and need > whole:
+        problem = (
+            f"--tp {tp} would split over MIG slices, of which a CUDA process sees one and NCCL"
+            f" joins none; of the GPUs {whole} are whole. --replicas runs an engine on each slice"
+        )
+    else:
+        return
+    options = ["tp", "replicas", "on"] if request.tp else ["replicas", "tp", "on"]
+    raise UsageError(problem, hint=hint, options=options)
 
 
-def split_over_slices(tp: int, whole: int) -> str:
-    return (
-        f"--tp {tp} would split over MIG slices, of which a CUDA process sees one and NCCL joins"
-        f" none; of the GPUs {whole} are whole. --replicas runs an engine on each slice"
-    )
+def check_tp(request: ResolvedRequest, engine: Engine) -> None:
+    """Check that the engine can split the model so; a `UsageError` if it cannot."""
+    if problem := engine.tp_problem(request.model, request.tp or 1):
+        raise UsageError(
+            f"--tp {request.tp or 1} is not possible for {request.model.name}: {problem}",
+            hint="let turbofit choose --tp and --replicas",
+            options=["tp", "replicas", "on"],
+        )
 
 
 def kinds(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
@@ -356,50 +355,42 @@ def kinds(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
     return [tuple(group) for group in alike.values()]
 
 
-class Groupings:
-    """The distinct ways to form groups of equal GPUs.
+def ways(
+    machine: Machine, gpus: Sequence[Gpu], tp: int, replicas: int
+) -> Iterator[tuple[Group, ...]]:
+    """All ways to form ``replicas`` groups of ``tp`` equal GPUs that differ in memory or links.
 
     In each group, the card with the most free memory comes first: it stages the weights.
     """
-
-    def __init__(self, machine: Machine, gpus: Sequence[Gpu]) -> None:
-        self._machine, self._gpus = machine, tuple(gpus)
-        self._signatures: dict[Group, GroupSignature] = {}
-
-    def ways(self, tp: int, replicas: int) -> list[tuple[Group, ...]]:
-        """All ways to form ``replicas`` groups of ``tp`` GPUs that differ in memory or links."""
-        if tp * replicas > len(self._gpus):
-            return []
-        return [
-            tuple(
-                tuple(
-                    gpu.index
-                    for gpu in sorted(
-                        group, key=lambda gpu: (known(gpu.used, 0) - gpu.usable, gpu.index)
-                    )
-                )
-                for group in way
-            )
-            for way in self._distinct(tp, replicas)
+    if tp * replicas > len(gpus):
+        return
+    for way in _distinct(machine, tuple(gpus), tp, replicas):
+        ordered = [
+            sorted(group, key=lambda gpu: (known(gpu.used, 0) - gpu.usable, gpu.index))
+            for group in way
         ]
+        yield tuple(tuple(gpu.index for gpu in group) for group in ordered)
 
-    def _distinct(self, tp: int, replicas: int) -> Iterable[tuple[tuple[Gpu, ...], ...]]:
-        if len(self._gpus) > _EXHAUSTIVE:
-            return [_in_order(self._machine, self._gpus, tp, replicas)]
-        distinct: dict[tuple[GroupSignature, ...], tuple[tuple[Gpu, ...], ...]] = {}
-        for way in _partitions(self._gpus, tp, replicas):
-            distinct.setdefault(tuple(sorted(map(self._signature, way))), way)
-        return distinct.values()
 
-    def _signature(self, group: Sequence[Gpu]) -> GroupSignature:
-        indices = tuple(gpu.index for gpu in group)
-        if indices not in self._signatures:
-            cards = sorted(
-                (known(g.total, 0), known(g.reserved, 0), known(g.used, 0), g.ours) for g in group
-            )
-            links = group_class(self._machine, group), reduce_class(self._machine, group)
-            self._signatures[indices] = (tuple(cards), *links)
-        return self._signatures[indices]
+def _distinct(
+    machine: Machine, gpus: tuple[Gpu, ...], tp: int, replicas: int
+) -> Iterable[tuple[tuple[Gpu, ...], ...]]:
+    if len(gpus) > _EXHAUSTIVE:
+        return [_in_order(machine, gpus, tp, replicas)]
+
+    @cache
+    def signature(*indices: int) -> tuple[object, ...]:
+        group = [machine.gpu(index) for index in indices]
+        cards = sorted(
+            (known(g.total, 0), known(g.reserved, 0), known(g.used, 0), g.ours) for g in group
+        )
+        return tuple(cards), group_class(machine, group), reduce_class(machine, group)
+
+    distinct: dict[tuple[object, ...], tuple[tuple[Gpu, ...], ...]] = {}
+    for way in _partitions(gpus, tp, replicas):
+        signatures = (signature(*(gpu.index for gpu in group)) for group in way)
+        distinct.setdefault(tuple(sorted(signatures)), way)
+    return distinct.values()
 
 
 def mixed_groupings(
@@ -413,26 +404,22 @@ def mixed_groupings(
     ``tps`` are the degrees of each kind, which may differ. Groupings with all kinds and small
     degrees come first; their number is limited. ``replicas``: the number of groups, None for any.
     """
-    kinds_and_degrees = [
-        (Groupings(machine, gpus), len(gpus), degrees)
+    by_kind = [
+        [way for tp in degrees for way in islice(ways(machine, gpus, tp, len(gpus) // tp), _MIXED)]
         for gpus, degrees in zip(parts, tps, strict=True)
     ]
-    by_kind = [
-        [way for tp in degrees for way in groupings.ways(tp, count // tp)[:_MIXED]]
-        for groupings, count, degrees in kinds_and_degrees
-    ]
-    by_kind = [ways for ways in by_kind if ways]
+    by_kind = [found for found in by_kind if found]
     sets = (some for k in range(len(by_kind), 1, -1) for some in combinations(by_kind, k))
     together = list(islice(sets, _MOST_MIXED))
     most = max(2, _MOST_MIXED // max(1, len(together)))
     mixed: list[tuple[Group, ...]] = []
     for some in together:
-        places = product(*(range(len(ways)) for ways in some))
-        ways = (
-            tuple(chain(*(ways[place] for ways, place in zip(some, chosen, strict=True))))
+        places = product(*(range(len(found)) for found in some))
+        joined = (
+            tuple(chain(*(found[place] for found, place in zip(some, chosen, strict=True))))
             for chosen in sorted(places, key=sum)  # combinations of early ways come first
         )
-        mixed += islice((way for way in ways if replicas in (None, len(way))), most)
+        mixed += islice((way for way in joined if replicas in (None, len(way))), most)
     return mixed[: 2 * _MOST_MIXED]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Final, Generic, NewType, TypeVar
+from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
@@ -28,7 +28,6 @@ from turbofit.planning.speed import (
     request_tokens,
 )
 
-K = TypeVar("K")
 V = TypeVar("V")
 Groups = tuple[tuple[int, ...], ...]
 
@@ -49,25 +48,6 @@ _NEARLY_ALL: Final = 0.99
 _TOKENS_KEPT: Final = 0.99
 
 
-class Once(Generic[K, V]):
-    """Answers by their keys, each computed once."""
-
-    def __init__(self) -> None:
-        self._answers: dict[K, V] = {}
-
-    def __call__(self, key: K, answer: Callable[[], V]) -> V:
-        if key not in self._answers:
-            self._answers[key] = answer()
-        return self._answers[key]
-
-
-#: All of a group that accounts and speeds depend on; no indices if its cards are equal.
-GroupKey = NewType("GroupKey", tuple[object, ...])
-#: All that the forecast of a group depends on: settings, group, KV tokens, requests, vision units
-#: of a forward, and whether the tower's attention takes no time.
-SpeedKey = tuple[Settings, GroupKey, int, float, "int | None", bool]
-#: A shape without its groups, its load, and its distinct groups.
-SizerKey = tuple[Shape, VisionLoad, tuple[GroupKey, ...]]
 #: Asks for the problem of a launch; None if there is none.
 Ask = Callable[[EngineLaunch], "str | KnownProblem | None"]
 
@@ -82,20 +62,14 @@ class SearchState:
         #: Whether the last shape's cache could not hold the shortest context; the next is then
         #: tried first.
         self.too_small = False
-        self._keys = Once[tuple[int, ...], GroupKey]()
-        self._distinct = Once[Groups, list[tuple[Gpu, ...]]]()
-        self.problems = Once[tuple[Ask, Settings, GroupKey], "str | KnownProblem | None"]()
-        self.accounts = Once[tuple[Settings, VisionLoad, GroupKey], Account]()
-        self.ratios = Once[Account, "float | None"]()
-        self.batches = Once[tuple[int, tuple[GroupKey, ...]], "int | None"]()
-        self.rates = Once[tuple[int, str, tuple[int, ...]], GroupRates]()
-        self.speeds = Once[SpeedKey, Speed]()
-        #: Context, batch and whether more cache is wanted, by a sizer's key.
-        self.sizes = Once[SizerKey, tuple[int, "int | None", bool]]()
-        #: The best of a set of equal groups beside unequal ones.
-        self.sets = Once[Shape, Evaluation]()
-        #: The largest image limit under which a group serves one request.
-        self.limits = Once[tuple[Shape, GroupKey], int]()
+        self._answers: dict[tuple[object, ...], Any] = {}
+
+    def once(self, key: tuple[object, ...], answer: Callable[[], V]) -> V:
+        """The answer for a key, which begins with what is asked; it is computed once."""
+        if key not in self._answers:
+            self._answers[key] = answer()
+        found: V = self._answers[key]
+        return found
 
     def gpus_of(self, groups: Groups) -> list[tuple[Gpu, ...]]:
         """The GPUs of each group."""
@@ -105,26 +79,27 @@ class SearchState:
         """The groups that differ in account or speed; of equal groups the first one."""
 
         def distinct() -> list[tuple[Gpu, ...]]:
-            first: dict[GroupKey, tuple[Gpu, ...]] = {}
+            first: dict[tuple[object, ...], tuple[Gpu, ...]] = {}
             for gpus in self.gpus_of(groups):
                 first.setdefault(self.key_of(gpus), gpus)
             return list(first.values())
 
-        return self._distinct(groups, distinct)
+        return self.once(("distinct", groups), distinct)
 
-    def key_of(self, gpus: tuple[Gpu, ...]) -> GroupKey:
+    def key_of(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
+        """All of a group that accounts and speeds depend on; no indices if its cards are equal."""
         machine, indices = self.request.machine, tuple(gpu.index for gpu in gpus)
 
-        def key() -> GroupKey:
+        def key() -> tuple[object, ...]:
             first, rest = gpus[0], gpus[1:]
             unequal = len({(gpu.name, gpu.total, gpu.limit) for gpu in gpus}) > 1
             fullest = max((known(gpu.reserved, 0) + known(gpu.used, 0) for gpu in rest), default=0)
             links = group_class(machine, gpus), nvlink_bandwidth(machine, gpus)
             of_first = first.name, first.total, first.reserved, first.used, first.limit
             reduces = reduce_class(machine, gpus)
-            return GroupKey((*of_first, fullest, *links, reduces, indices if unequal else ()))
+            return (*of_first, fullest, *links, reduces, indices if unequal else ())
 
-        return self._keys(indices, key)
+        return self.once(("key", indices), key)
 
 
 class Sizer:
@@ -137,7 +112,7 @@ class Sizer:
         self._fixed_ratio = self.request.engine_options.get("cache_max_entry_count")
 
     @property
-    def key(self) -> SizerKey:
+    def key(self) -> tuple[object, ...]:
         """The key of all that the context and the best batch depend on; equal groups count once."""
         at_once = self.shape.requests(self.request.workload.concurrency)
         shape = replace(self.shape, groups=(), at_once=at_once)
@@ -202,7 +177,7 @@ class Sizer:
             return min((limit for limit in limits if limit is not None), default=None)
 
         kinds = tuple(map(self.state.key_of, self.distinct))
-        return self.state.batches((settings.tp, kinds), largest)
+        return self.state.once(("batch", settings.tp, kinds), largest)
 
     def speed(
         self,
@@ -227,13 +202,13 @@ class Sizer:
         def forecast() -> Speed:
             # Only the GPUs, `tp` and the type, of all that a search varies, determine the rates.
             indices = tuple(gpu.index for gpu in gpus)
-            group = state.rates((settings.tp, settings.dtype, indices), rates)
+            group = state.once(("rates", settings.tp, settings.dtype, indices), rates)
             images = replace(state.requested_load, units_per_forward=units)
             return group_speed(group.plain if plain else group, settings, images, kv_tokens, load)
 
         units = self.shape.units_per_forward
-        key = settings, state.key_of(gpus), kv_tokens, load, units, plain
-        return state.speeds(key, forecast)
+        key = "speed", settings, state.key_of(gpus), kv_tokens, load, units, plain
+        return state.once(key, forecast)
 
     def contexts(self) -> tuple[int, int]:
         """The shortest and the longest context to try; both are the user's if it is given."""
@@ -276,7 +251,7 @@ class Sizer:
         """
         if isinstance(self._fixed_ratio, int | float):
             return float(self._fixed_ratio)
-        best = [self.state.ratios(account, account.best_ratio) for account in accounts]
+        best = [self.state.once(("ratio", account), account.best_ratio) for account in accounts]
         ratios = [ratio for ratio in best if ratio is not None]
         if len(ratios) < len(accounts):
             return None
@@ -337,8 +312,8 @@ class Sizer:
         def account() -> Account:
             return self.engine.account(launch_of(self.request, settings, gpus, self.vision_load))
 
-        key = settings, self.vision_load, self.state.key_of(gpus)
-        return self.state.accounts(key, account)
+        key = "account", settings, self.vision_load, self.state.key_of(gpus)
+        return self.state.once(key, account)
 
 
 def shortest_context(vision_load: VisionLoad) -> int:
@@ -394,47 +369,37 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     default = min(size for size in sizes if isinstance(size, int))
     default = min(default, sizer.largest_batch(alone.settings) or default)
     most = min(default, max(1, alone.settings.requests_in(alone.kv_tokens, need)))
-    batches = _Batches(sizer, alone, session_len)
-    wanted = batches.fastest(most)
-    chosen = wanted if wanted == 1 or batches.held(wanted) else bisect(batches.held, 1, wanted)[0]
+    kept = alone.kv_tokens * _TOKENS_KEPT if sizer.request.workload.goal == "context" else 0
+    least = max(kept, min(session_len, alone.kv_tokens))  # tokens that must remain
+
+    def rate(batch: int) -> float:
+        some = sizer.with_batch(batch)
+        settings = shape_settings(sizer.request, some.shape, session_len)
+        speeds = [some.speed(settings, gpus, alone.kv_tokens, plain=True) for gpus in some.distinct]
+        return sum(speed.requests_per_second for speed in speeds)
+
+    def holds(batch: int) -> bool:
+        sized = sizer.with_batch(batch).evaluation(session_len)
+        held = sized.settings.requests_in(sized.kv_tokens, need)
+        return sized.fits and held >= batch and sized.kv_tokens >= least
+
+    wanted = _fastest(rate, most)
+    chosen = wanted if wanted == 1 or holds(wanted) else bisect(holds, 1, wanted)[0]
     bound = most < default and wanted == most
     return chosen, bound or chosen < wanted
 
 
-class _Batches:
-    """Batches of a shape beside a batch of one, which fits: their rates and tokens."""
+def _fastest(rate: Callable[[int], float], most: int) -> int:
+    """The smallest batch, up to ``most``, with nearly the best rate.
 
-    def __init__(self, sizer: Sizer, alone: Evaluation, session_len: int) -> None:
-        self.sizer, self.alone, self.session_len = sizer, alone, session_len
-        self.need = request_tokens(sizer.state.requested_load)
-        by_tokens = sizer.request.workload.goal == "context"
-        kept = alone.kv_tokens * _TOKENS_KEPT if by_tokens else 0
-        #: The KV tokens that must remain with a batch.
-        self.least = max(kept, min(session_len, alone.kv_tokens))
-
-    def rate(self, batch: int) -> float:
-        some = self.sizer.with_batch(batch)
-        settings = shape_settings(self.sizer.request, some.shape, self.session_len)
-        tokens = self.alone.kv_tokens
-        speeds = [some.speed(settings, gpus, tokens, plain=True) for gpus in some.distinct]
-        return sum(speed.requests_per_second for speed in speeds)
-
-    def held(self, batch: int) -> bool:
-        sized = self.sizer.with_batch(batch).evaluation(self.session_len)
-        held = sized.settings.requests_in(sized.kv_tokens, self.need)
-        return sized.fits and held >= batch and sized.kv_tokens >= self.least
-
-    def fastest(self, most: int) -> int:
-        """The smallest batch, up to ``most``, with nearly the best rate.
-
-        The rate grows up to a single maximum; powers of two and ``most`` are tried.
-        """
-        tried = [1 << k for k in range(most.bit_length()) if 1 << k < most] + [most]
-        rates = [self.rate(batch) for batch in tried]
-        enough = max(rates) * _NEARLY_ALL
-        first = next(i for i, value in enumerate(rates) if value >= enough)
-        low = tried[first - 1] if first else 0
-        return bisect(lambda batch: self.rate(batch) < enough, low, tried[first])[1]
+    The rate grows up to a single maximum; powers of two and ``most`` are tried.
+    """
+    tried = [1 << k for k in range(most.bit_length()) if 1 << k < most] + [most]
+    rates = list(map(rate, tried))
+    enough = max(rates) * _NEARLY_ALL
+    first = next(i for i, value in enumerate(rates) if value >= enough)
+    low = tried[first - 1] if first else 0
+    return bisect(lambda batch: rate(batch) < enough, low, tried[first])[1]
 
 
 def held_by(sized: Evaluation) -> int:
