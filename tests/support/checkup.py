@@ -60,6 +60,9 @@ class Healthy(Sources):
             raise self.library
         return self.root / "libpixels.so"
 
+    def requires(self, package: str) -> list[str]:
+        return ["torch<=2.12.1", "transformers!=5.0.*"] if package in self.packages else []
+
     def has_module(self, name: str) -> bool:
         return name in self.modules
 

@@ -86,6 +86,8 @@ class Check(NamedTuple):
 CHECKS: Final = (
     Check("lmdeploy", "packages", ("install",),
           f"plans rest on an account of LMDeploy {REFERENCE}"),
+    Check("pairing", "packages", ("install",),
+          "LMDeploy's wheels are built and tested against the versions that they require"),
     Check("turbomind", "packages", ("install",),
           "without its native engine LMDeploy falls back to PyTorch, which turbofit does not plan"),
     Check("xgrammar", "packages", ("install", "start"),

@@ -55,6 +55,24 @@ def lmdeploy(sources: Sources, _: Scene) -> Answer:
     return ok(text)
 
 
+def pairing(sources: Sources, _: Scene) -> Answer:
+    """Compare the installed torch and Transformers with what LMDeploy's metadata requires."""
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    demands = [Requirement(text) for text in sources.requires("lmdeploy") if ";" not in text]
+    wrong = [
+        f"{wanted.name} {here} instead of {wanted.specifier}"
+        for wanted in demands
+        if wanted.name in ("torch", "transformers") and (here := sources.version(wanted.name))
+        and Version(here).base_version not in wanted.specifier
+    ]  # fmt: skip
+    if not demands:
+        return unreadable("LMDeploy's metadata")
+    fix = "install LMDeploy in an environment of its own and let pip choose"
+    return warning("; ".join(wrong), fix) if wrong else ok("as LMDeploy requires them")
+
+
 def turbomind(sources: Sources, _: Scene) -> Answer:
     """Check that the native engine's library is installed."""
     folder = sources.package_folder("lmdeploy")

@@ -102,6 +102,12 @@ class Sources:
         folders = list(spec.submodule_search_locations or []) if spec else []
         return Path(folders[0]) if folders else None
 
+    def requires(self, package: str) -> list[str]:
+        """The requirements in an installed package's metadata; empty if there are none."""
+        from importlib import metadata
+
+        return (metadata.requires(package) or []) if installed(package) else []
+
     def has_module(self, name: str) -> bool:
         """Whether a module of this name exists; it is not imported."""
         from importlib.util import find_spec
