@@ -26,7 +26,7 @@ PACKAGES = [
     ("lmdeploy", "stops", lambda s: s.packages.pop("lmdeploy")),
     ("lmdeploy", "stops", lambda s: s.packages.update(lmdeploy="0.9.2")),
     ("lmdeploy", "warning", lambda s: s.packages.update(lmdeploy="0.19.0")),
-    ("lmdeploy", "warning", lambda s: s.packages.update(lmdeploy="0.17.1")),
+    ("lmdeploy", "ok", lambda s: s.packages.update(lmdeploy="0.17.1")),
     ("turbomind", "stops", lambda s: remove(s, "lmdeploy/turbomind")),
     ("turbomind", "unreadable", lambda s: remove(s, "lmdeploy")),
     ("xgrammar", "warning", lambda s: s.packages.pop("xgrammar")),

@@ -49,9 +49,6 @@ def lmdeploy(sources: Sources, _: Scene) -> Answer:
     if numbers > release(REFERENCE):
         why = f"newer than {REFERENCE}, on whose account plans rest: margins are doubled"
         return warning(text, f"use {REFERENCE}, or rehearse each plan", why)
-    if numbers in (OLDEST_SERVED, (0, 17)):
-        why = "it pins 18.7 GiB of host memory a rank for InternVL"
-        return warning(text, f'pip install "lmdeploy=={REFERENCE}.*"', why)
     return ok(text)
 
 
@@ -69,8 +66,9 @@ def pairing(sources: Sources, _: Scene) -> Answer:
     ]  # fmt: skip
     if not demands:
         return unreadable("LMDeploy's metadata")
-    fix = "install LMDeploy in an environment of its own and let pip choose"
-    return warning("; ".join(wrong), fix) if wrong else ok("as LMDeploy requires them")
+    if not wrong:
+        return ok("as LMDeploy requires them")
+    return warning("; ".join(wrong), "let pip choose, in an environment of LMDeploy's own")
 
 
 def turbomind(sources: Sources, _: Scene) -> Answer:
@@ -108,8 +106,7 @@ def driver_cuda(machine: Machine, scene: Scene) -> Answer:
     cuda, torch = _torch_cuda(scene.sources), scene.sources.version("torch")
     driver = f"driver {machine.driver} (CUDA {machine.cuda})"
     if cuda is None:
-        what = f"torch {torch}" if torch else "torch"
-        return unreadable(f"{what}'s CUDA, beside {driver}")
+        return unreadable(f"the CUDA of torch {torch or '(none)'}, beside {driver}")
     if cuda == "":
         return stops(
             f"torch {torch} is a CPU build, beside {driver}",
@@ -154,12 +151,9 @@ def torch_architectures(machine: Machine, scene: Scene) -> Answer:
         )
     lacking = [name for name, version in cards.items() if not _runs(version, built)]
     if lacking:
-        old = any(cards[name] < (7, 5) for name in lacking)
         return stops(
             f"torch has code for {', '.join(built)}; not for {', '.join(lacking)}",
-            "install torch for CUDA 12.x, whose wheels still have Volta"
-            if old
-            else "install a torch whose wheel has code for this card",
+            "install a torch whose wheel has code for this card; those for CUDA 12.x have Volta",
         )
     return ok(f"torch has code for {', '.join(cards)}")
 

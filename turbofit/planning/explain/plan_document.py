@@ -268,6 +268,6 @@ def _footprint(
 def _footprint_words(request: ResolvedRequest, footprint: Footprint) -> str:
     count, left = footprint.servers, format_bytes(footprint.left)
     where = "the GPU holds" if len(footprint.taken) == 1 else "the GPUs hold"
-    of = "of the card" if request.budget else "of it"
     engines = f"{where} {count:,} such {plural(count, 'engine')} in all"
+    of = "of the card" if request.budget else "of it"
     return f"{left} {of} beyond the margin, for others; {engines}"

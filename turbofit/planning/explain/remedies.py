@@ -70,7 +70,9 @@ def remedies(fit: EngineFit) -> Remedies:
         other = _planned(changed, fit.engine)
         if other is None or other.fits:
             return other is not None, "" if other is None else _found(other)
-        if not 0 < other.best.short < best.short * _CLOSER or any(map(_too_long, (fit, other))):
+        # Where images are longer than the context, not only memory is missing.
+        too_long = any(excess_tokens(it.request, it.best.vision_load) for it in (fit, other))
+        if too_long or not 0 < other.best.short < best.short * _CLOSER:
             return False, ""
         short, before = map(format_bytes, (other.best.short, best.short))
         return False, f"not enough alone: {short} short instead of {before}, the margin included"
@@ -111,11 +113,6 @@ def helpful(
             closer.append(Remedy(change=change, effect=words))
     others = () if helps or enough else (OTHER_CARDS,)
     return Remedies((*helps, *others, *closer), tuple(causes))
-
-
-def _too_long(fit: EngineFit) -> int:
-    """Tokens of images beyond the context: then not only memory is missing."""
-    return excess_tokens(fit.request, fit.best.vision_load)
 
 
 def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
