@@ -15,6 +15,7 @@ from tests.gateway.test_server import Engine, asked, config
 from tests.support.gateway import chat, plan_for
 from tests.support.waiting import until
 from turbofit.core.errors import UsageError
+from turbofit.gateway import server
 from turbofit.gateway.front import Front, Node, NodeAddress
 from turbofit.gateway.models import ModelsGateway, model_servers, renamed
 from turbofit.gateway.server import GatewayThread, make_gateway
@@ -48,9 +49,10 @@ class World:
 
 
 @pytest.fixture
-def world():
+def world(monkeypatch):
     with ExitStack() as stack:
         yield lambda **public: World(stack, **public)
+        monkeypatch.setattr(server, "_TOLD", 0.0)  # no front need hear of the end
 
 
 def test_the_model_of_a_request_answers_it_under_the_name_that_it_has_there(world) -> None:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -336,23 +335,3 @@ def test_ctrl_c_while_it_starts_ends_it(serve_is, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         detached.serve_detached(["m"])
     assert not start_time(int((tmp_path / "pid").read_text()))
-
-
-def test_a_server_whose_lease_nobody_renews_or_is_removed_ends_in_order(tmp_path: Path) -> None:
-    lease, ended = tmp_path / "lease", threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    try:
-        lease.touch()
-        watch = detached.end_without_lease(lease, seconds=1.0, look=0.01)
-        for number in range(1, 31):  # its clock may be anything
-            os.utime(lease, (number, number))
-            time.sleep(0.05)
-        assert watch.is_alive()
-        watch.join(HANG)
-        assert ended.wait(HANG)
-        ended.clear()
-        detached.end_without_lease(lease, look=0.01)
-        lease.unlink()
-        assert ended.wait(HANG)
-    finally:
-        signal.signal(signal.SIGTERM, before)
