@@ -56,11 +56,6 @@ class ServeConfig(Validated):
         default=0,
         description="bytes that somebody takes of each pretend card once the cache is sized",
     )
-    pretend_fail: int | None = Field(
-        default=None,
-        ge=1,
-        description="the number of the device allocation that fails in each engine's first start",
-    )
 
     def client_name(self, model: Model) -> str:
         """The name by which its engines call a model."""

@@ -41,7 +41,6 @@ class LaunchOptions(Validated):
             "rehearse": not self.no_rehearse,
             "pretend": self.pretend,
             "pretend_taken": known.pretend_taken if self.pretend else 0,
-            "pretend_fail": known.pretend_fail if self.pretend else None,
         }
 
 

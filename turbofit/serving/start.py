@@ -200,13 +200,12 @@ class Start:
         if config.pretend:
             from turbofit.serving.engine.pretended import PretendLaunch, pretend_runner
 
-            fail_at = None if self._number else config.pretend_fail
             folder = run.folder / f"pretend-{self._number}"
             return [
                 PretendLaunch(
                     command, pretend_runner(plan), key,
                     ratio=self._ratio(command.group), plan=plan.of_group(command.group),
-                    folder=folder, taken=config.pretend_taken, fail_at=fail_at, begin=begin,
+                    folder=folder, taken=config.pretend_taken, begin=begin,
                     images=images,
                 )
                 for command in engine_commands

@@ -145,20 +145,14 @@ def test_ports_are_different_free_and_not_the_gateways(monkeypatch: pytest.Monke
 
 
 @pytest.mark.lmdeploy
-def test_a_pretend_neighbour_takes_memory_and_an_allocation_of_the_first_start_fails(
-    tmp_path: Path,
-) -> None:
+def test_a_pretend_neighbour_takes_memory(tmp_path: Path) -> None:
     plan = api.plan("internvl2-1b", on="1xrtx3090", engine="turbomind")
     (alone,), (beside,) = (pretend_machine(plan, 0, taken).gpus for taken in (0, GIB))
     assert beside.late - alone.late == GIB
     launch = PretendLaunch(
-        plan.commands[0], pretend_runner(plan), plan=plan, folder=tmp_path, taken=GIB, fail_at=60
+        plan.commands[0], pretend_runner(plan), plan=plan, folder=tmp_path, taken=GIB
     )
-    scenarios = [
-        Path(launch.start_command(number).env[SCENARIO]).read_text() for number in range(2)
-    ]
-    assert ["fail_at 60" in text for text in scenarios] == [True, False]
-    assert all(str(beside.late) in text for text in scenarios)
+    assert str(beside.late) in Path(launch.start_command(0).env[SCENARIO]).read_text()
 
 
 # A start takes the plan's cache, whatever share of the free memory that is.

@@ -53,7 +53,6 @@ class EnvironmentVariables(Validated):
     leases: Annotated[Path | None, parsed(_folder)] = None
     node_spec: str = ""
     pretend_taken: Annotated[int, parsed(lambda text, name: parse_bytes(text, what=name))] = 0
-    pretend_fail: int | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
