@@ -38,7 +38,6 @@ from tests.support.gateway import (
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import PRETEND_WORDS
 from turbofit.gateway.http import body as body_module
-from turbofit.gateway.http import prepare
 from turbofit.gateway.http.accesslog import AccessLog, access_log
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.prepare import Preparation
@@ -390,38 +389,6 @@ def test_errors_of_the_engine_have_the_form_of_the_clients_api(path, status, sai
     else:
         assert {"code", "param"} <= set(error)
     assert records[0]["status"] == status
-
-
-@pytest.mark.parametrize(
-    ("path", "fields", "forced"),
-    [
-        (CHAT, {"response_format": {"type": "json_object"}}, True),
-        (CHAT, {"response_format": {"type": "text"}}, False), (CHAT, {}, False),
-        (CHAT, {"tool_choice": "required"}, True), (CHAT, {"tool_choice": "auto"}, False),
-        (CHAT, {"tool_choice": {"type": "function", "function": {"name": "f"}}}, True),
-        ("/v1/messages", {"tool_choice": {"type": "any"}}, True),
-        ("/v1/messages", {"tool_choice": {"type": "auto"}}, False),
-        ("/v1/responses", {"text": {"format": {"type": "json_object"}}}, True),
-        ("/v1/responses", {"text": {"verbosity": "low"}}, False),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("lacking", [True, False])
-def test_the_package_that_a_form_needs_is_named(path, fields, forced, lacking, monkeypatch) -> None:
-    """Only where it is lacking: else such an answer says something else, a broken image."""
-    monkeypatch.setattr(prepare, "lacks_xgrammar", lambda: lacking)
-    forced &= lacking
-    failed = {**FLAT, "message": "Request preprocessing failed."}
-    if path == "/v1/responses":
-        failed = {"error": failed}
-    for data, status in ((json.dumps(failed).encode(), 400), (b"Internal Server Error", 500)):
-        recorder = Recorder(lambda *_, d=data, s=status: Answer(d, status=s))
-        app, _ = gateway(recorder=recorder)
-        reply = ask(app, path, body={**body_for(path), **fields})
-        assert reply.status == (400 if forced else status)
-        assert ("pip install xgrammar" in reply.json["error"]["message"]) == forced
-        # LMDeploy ends the connection behind such a 500: the next request would be cut off.
-        assert recorder.seen[0][4].get("Connection") == ("close" if forced else None)
-    assert app.engines[0].up
 
 
 def test_pages_of_several_engines_become_one() -> None:
