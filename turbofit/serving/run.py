@@ -180,12 +180,6 @@ class Run:
         if self.config.unplanned:
             names = ", ".join(self.config.unplanned)
             doubts.append(f"{names} may change memory: the plan does not count it")
-        int4 = self.plan is not None and self.plan.settings.quant_policy == 4
-        if int4 and "--tool-call-parser" in self.config.options:
-            doubts.append(
-                "a cache in 4 bits can spoil calls of tools: of Qwen3-Coder-30B-A3B none of 6 "
-                "chains succeeded where 5 did with --quant-policy 8 (lmdeploy#4743); try yours"
-            )
         if self.config.gateway is None:
             doubts.append(
                 "--no-gateway: the plan holds only while no client asks for more than it; any "

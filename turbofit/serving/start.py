@@ -36,13 +36,12 @@ from turbofit.serving.gpu_monitor import (
     beyond_forecast,
     memory_back,
     used_now,
-    without,
 )
 from turbofit.serving.images.preparation import image_environment
 from turbofit.serving.proved import Proof
 from turbofit.serving.start_progress import StartProgress, as_launched, beside
 from turbofit.serving.supervisor import Supervisor
-from turbofit.serving.weights import fetched, read_ahead
+from turbofit.serving.weights import fetched
 
 if TYPE_CHECKING:
     import signal
@@ -99,7 +98,6 @@ class Start:
             self._plan = localised(self._plan, run.folder / "model")
         else:
             self._plan = replace(self._plan, model=fetched(self._plan.model, run.say))
-            read_ahead(self._plan, read_host())
         if config.gateway is not None and run.publish is None:
             from turbofit.gateway.server import bind
 
@@ -336,21 +334,17 @@ class Start:
                 self._run.say("draining: what is under way may end")
             with under_way("draining"):
                 self._run.public.stop(drain=not urgent)
-        if self._shares_cards:
-            # Others came and went since the launch: the end is compared with today's use.
-            used = self._used() if self._supervisor.ready else {}
-            self._before = without(self._plan, used)
 
     def _gone(self) -> None:
         """Check that the memory of the ended engines is free again."""
-        before = self._before
+        before = {} if self._shares_cards else self._before  # others come and go there
         late = memory_back(self._plan, before) if before else []
         for text in late:
             self._run.say(f"warning: {text}")
         if before and not late:
             self._run.say("the GPUs' memory is back")
         restarts = sum(max(0, engine.starts - 1) for engine in self._supervisor.engines)
-        self._run.record.attempt(memory_back=not late, restarts=restarts)
+        self._run.record.attempt(memory_back=not late if before else None, restarts=restarts)
 
     def _pids(self) -> list[int]:
         return [
