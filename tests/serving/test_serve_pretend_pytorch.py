@@ -76,8 +76,7 @@ def test_a_dead_loop_behind_a_healthy_page_is_an_ending(children, tmp_path) -> N
     # The supervisor may end the server before its 503 is written.
     with suppress(OSError, http.client.HTTPException):
         assert served.chat(image(3584, 3584))[0] == 503
-    served.child.wait_for("ladder 1/3: the engine ran out of GPU memory while it served")
+    served.child.wait_for("ladder 1/3: the engine ran out of GPU memory when it encoded")
     died = served.record["attempts"][0]["ended"]
     assert (died["kind"], died["phase"]) == ("out_of_memory", "vision")
-    assert "qwen2_vl.py" in died["where"]
     assert died["asked"] > died["left"] >= 0
