@@ -7,9 +7,8 @@ and a body is not changed but for the model's name.
 from __future__ import annotations
 
 from codecs import BOM_UTF8
-from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -120,16 +119,11 @@ class ModelsGateway(Front):
         return [f"{name}: it does not answer" for name, node in self.servers.items() if not node.up]
 
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
-        """``degraded`` if some servers do not serve; their names are for clients with a key."""
-        up = [node for node in self.nodes.values() if node.up]
-        status = "healthy" if len(up) == len(self.nodes) else "degraded" if up else "unavailable"
-        models: Any = len(self.nodes)
-        with suppress(Refusal):
-            if not self.config.api_keys or self._keys.check(request.headers)[0]:
-                words = {True: "healthy", False: "it does not answer"}
-                models = {name: words[node.up] for name, node in self.servers.items()}
-        page = {"status": status, "draining": self.connections.draining, "up": len(up)}
-        return {**page, "models": models}, None if up else _RETRY
+        """A front's page; ``degraded`` if some servers do not serve, whose names `/about` has."""
+        page, retry = super()._health(request)
+        if retry is None and page["up"] < len(self.nodes):
+            page["status"] = "degraded"
+        return page, retry
 
 
 def facts_of(node: Node) -> tuple[ModelFacts, ...]:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 _TEMPLATE: Final = "chat_template_kwargs"
 #: Fields of the chat route that set a template argument; a client's field overrides a default.
 _ALSO_ARGUMENTS: Final = ("enable_thinking", "reasoning_effort")
-#: The most bytes of the template's arguments, which are in every request; a request may have more.
-_LARGEST_ARGUMENTS: Final = 16 << 10
 _NO_RANGE: Final = Scope()
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens")
 
@@ -44,18 +42,8 @@ def _hold_sampling(values: JsonObject, name: str) -> None:
         )
 
 
-def _hold_arguments(values: JsonObject, name: str) -> None:
+def _hold_arguments(values: JsonObject, _name: str) -> None:
     check_template(values)
-    try:
-        size = len(json.dumps(values, ensure_ascii=False, allow_nan=False).encode())
-    except (ValueError, RecursionError):
-        raise UsageError(
-            f"{name} holds what no request can: NaN, Infinity, half a surrogate pair, or too many"
-            " lists in each other",
-            hint="leave it out",
-        ) from None
-    if size > _LARGEST_ARGUMENTS:
-        raise UsageError(f"{name} has {size:,} bytes", hint=f"at most {_LARGEST_ARGUMENTS:,} bytes")
 
 
 def _read(hold: Callable[[JsonObject, str], None], text: str, name: str) -> JsonObject:
