@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from codecs import BOM_UTF8
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
-import pytest
 
 from tests import virtual_time
 from tests.support.gateway import CHAT, Answer, Recorder, Reply, call, chat, gateway, plan_for
-from turbofit.core.errors import LaunchError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.app import Gateway
-from turbofit.gateway.idle import IdleGateway, insist
+from turbofit.gateway.idle import IdleGateway
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.routing.engines import Outage, RoutedEngine
 
@@ -255,17 +251,3 @@ async def test_a_front_says_whose_a_request_is() -> None:
     await virtual_time.settled()
     assert list(site.app._bodies._held_bytes) == ["alice"]
     waiting.cancel()
-
-
-def test_a_loop_that_hangs_is_not_waited_for_without_end() -> None:
-    waited = []
-
-    def call(_ask: Callable[[Any], object], seconds: float = 10.0) -> None:
-        waited.append(seconds)
-        assert sum(waited) <= 60, "whoever waits so long hears no signal"
-        raise LaunchError("the gateway did not answer", hint="try again")
-
-    front: Any = SimpleNamespace(alive=True, call=call)
-    with pytest.raises(LaunchError, match="did not answer"):
-        insist(front, lambda _: None)
-    assert sum(waited) == 60

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from codecs import BOM_UTF8
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,10 +13,9 @@ from aiohttp import web
 from tests.gateway.test_server import Engine, asked, config
 from tests.support.gateway import chat, plan_for
 from tests.support.waiting import until
-from turbofit.core.errors import UsageError
 from turbofit.gateway import server
 from turbofit.gateway.front import Front, Node, NodeAddress
-from turbofit.gateway.models import ModelsGateway, model_servers, renamed
+from turbofit.gateway.models import ModelsGateway, model_servers
 from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.gateway.upstream import Upstream
 
@@ -30,10 +28,10 @@ class World:
         for name in ("a", "b"):
             engine = self.engines[name] = stack.enter_context(Engine())
             records = self.records[name] = []
-            settings = config(front_keys=(f"key-of-{name}",), names={f"org/{name}": f"org/{name}"})
+            names = {"org/a": "org/a"} if name == "a" else {"mine": "org/b"}
+            settings = config(front_keys=(f"key-of-{name}",), names=names)
             app = make_gateway(plan_for(), [engine.url], settings, log=records.append)
             self.servers[name] = stack.enter_context(GatewayThread(app))
-        # What the first one calls itself, and a name of our own for the second.
         texts = [f"org/a={self.servers['a'].url}", f"mine={self.servers['b'].url}"]
         servers = model_servers(texts, ["org/a=key-of-a", "mine=key-of-b"])
         self.app = ModelsGateway(servers, config(**public))
@@ -55,7 +53,7 @@ def world(monkeypatch):
         monkeypatch.setattr(server, "_TOLD", 0.0)  # no front need hear of the end
 
 
-def test_the_model_of_a_request_answers_it_under_the_name_that_it_has_there(world) -> None:
+def test_the_model_of_a_request_answers_it(world) -> None:
     one = world()
     for _ in range(2):
         assert one.ask("org/a")[0] == one.ask("mine")[0] == 200
@@ -144,28 +142,3 @@ def test_a_server_that_was_not_heard_yet_is_asked_for_its_names_first(world, mon
 
     monkeypatch.setattr(ModelsGateway, "_watch", never)
     assert world(up=0).ask("mine")[0] == 200
-
-
-def test_a_name_changes_and_nothing_else_does() -> None:
-    body = {"messages": [{"content": "\u00e4 \u4f60", "n": 1e-30}], "model": "mine", "seed": 2**60}
-    raw = BOM_UTF8 + json.dumps(body).encode()
-    assert json.loads(renamed(raw, "org/b")) == {**body, "model": "org/b"}
-    assert b"1e-30" in renamed(raw, "org/b")
-
-
-def test_keys_by_name_and_for_all_others() -> None:
-    texts = ["org/a=http://x:1/", "b=https://y"]
-    found = model_servers(texts, ["b=own==", "a common=="])
-    assert [(one.name, one.url, one.key) for one in found] == [
-        ("org/a", "http://x:1/", "a common=="), ("b", "https://y", "own=="),
-    ]  # fmt: skip
-    assert [one.key for one in model_servers(texts, [])] == [None, None]
-    for wrong, keys, said in (
-        (["a"], [], "no NAME=URL"),
-        (["a=localhost:1"], [], "no NAME=URL"),
-        (["=http://x"], [], "no NAME=URL"),
-        (["a=http://x", "a=http://y"], [], "named twice"),
-        (texts, ["k", "l"], "two keys name no model"),
-    ):
-        with pytest.raises(UsageError, match=said):
-            model_servers(wrong, keys)

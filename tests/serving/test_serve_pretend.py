@@ -109,7 +109,6 @@ def test_no_top_k_ends_the_engine(eight: Served, kind: str) -> None:
         ("generate", {"prompt": None, "input_ids": [-1]}, 400),
         ("completions", {"prompt": ""}, 400),
         ("completions", {"logprobs": 1}, 400),
-        ("responses", {"text": {"format": {"type": "json_schema", "schema": 5}}}, 400),
     ],
 )
 def test_what_was_an_answer_500(eight: Served, kind: str, fields: Any, status: int) -> None:

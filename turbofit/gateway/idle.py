@@ -44,7 +44,7 @@ _WAIT: Final = 600.0
 _RETRY: Final = 10
 _LOOK: Final = 0.05
 #: Seconds for which a loop may be busy: a server that waits longer hears no signal.
-_BUSY_SECONDS: Final = 60.0
+BUSY_SECONDS: Final = 60.0
 #: Seconds for the requests of engines that have ended: each ends when its connection breaks.
 _BROKEN_OFF: Final = 60.0
 
@@ -258,11 +258,6 @@ class IdleGateway(AsgiApp):
         return merge({self.name: page + ours, "": self.metrics.text({})}, "model")
 
 
-def insist(address: GatewayThread[IdleGateway], ask: Callable[[IdleGateway], _Answer]) -> _Answer:
-    """Call a function in the address's loop, which may be busy for a minute; see `call`."""
-    return address.call(ask, _BUSY_SECONDS)
-
-
 class AttachedGateway:
     """The engines' gateway at the address, from the engines' start to their end."""
 
@@ -279,7 +274,7 @@ class AttachedGateway:
             self._task = asyncio.ensure_future(self._gateway.startup())
             app.open(self._gateway)
 
-        insist(self._address, begin)
+        self._address.call(begin, BUSY_SECONDS)
 
     @property
     def url(self) -> str:
@@ -305,7 +300,7 @@ class AttachedGateway:
                 self._task = asyncio.ensure_future(self._close())
 
         with suppress(LaunchError):  # the address is closed, and its gateway too
-            insist(self._address, detach)
+            self._address.call(detach, BUSY_SECONDS)
             deadline = time.monotonic() + (self._gateway.config.drain_seconds if drain else 0)
             while self._app.in_flight and time.monotonic() < deadline:
                 time.sleep(_LOOK)

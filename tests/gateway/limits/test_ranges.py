@@ -301,9 +301,6 @@ def deep(levels: int) -> dict[str, Any]:
         (form({"anyOf": [{"pattern": "a?" * 33}] * 2}), "66 repetitions"),
         (form(deep(100)), "deeper than 64"),
         (form({"enum": ["x" * 70000]}), "bytes of schemas"), ("json", "no object"),
-        (form(5), "schema that is no object"),
-        ({"format": {"type": "json_schema", "schema": 5}}, "schema that is no object"),
-        ({"format": 5}, "format that is no object"),
     ],
 )  # fmt: skip
 def test_what_costs_too_much_is_refused(given, word) -> None:

@@ -88,10 +88,6 @@ class Preparation:
         return self.kind != "count_tokens"
 
     @property
-    def remote_urls(self) -> list[str]:
-        return list(dict.fromkeys(slot.source for slot in self.parsed.slots if slot.remote))
-
-    @property
     def payload(self) -> int:
         """The length of all images and videos in the body, in characters."""
         return sum(medium.payload for medium in self.media)

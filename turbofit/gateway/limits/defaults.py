@@ -42,10 +42,6 @@ def _hold_sampling(values: JsonObject, name: str) -> None:
         )
 
 
-def _hold_arguments(values: JsonObject, _name: str) -> None:
-    check_template(values)
-
-
 def _read(hold: Callable[[JsonObject, str], None], text: str, name: str) -> JsonObject:
     """The JSON object in an option's text; ``hold`` may refuse it."""
     try:
@@ -66,7 +62,11 @@ def _read(hold: Callable[[JsonObject, str], None], text: str, name: str) -> Json
 
 #: Types of options that read the text of a command line.
 JsonSampling = Annotated[dict[str, Any], parsed(partial(_read, _hold_sampling)), Metavar("JSON")]
-JsonArguments = Annotated[dict[str, Any], parsed(partial(_read, _hold_arguments)), Metavar("JSON")]
+JsonArguments = Annotated[
+    dict[str, Any],
+    parsed(partial(_read, lambda values, _: check_template(values))),
+    Metavar("JSON"),
+]
 
 
 class Defaults(Struct):

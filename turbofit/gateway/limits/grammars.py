@@ -48,7 +48,6 @@ def check_format(body: JsonObject) -> list[str]:
             continue
         if not isinstance(value, dict):
             raise refused(name, "is no object")
-        _check_schema_type(name, value)
         changes += _bound(name, value)
     return changes
 
@@ -109,16 +108,6 @@ def repetitions(pattern: str) -> int:
         max(1, *(int(digits or 0) for digits in match.groups("")))
         for match in _REPEATED.finditer(pattern)
     )
-
-
-def _check_schema_type(name: str, value: dict[str, Any]) -> None:
-    """Refuse a schema of another type, for which LMDeploy's Responses API answers 500."""
-    inner = value.get("format") if name == "text" else value.get("json_schema")
-    if inner is not None and not isinstance(inner, dict):
-        raise refused(name, "holds a format that is no object")
-    schema = inner.get("schema") if inner else None
-    if schema is not None and not isinstance(schema, dict):
-        raise refused(name, "holds a schema that is no object")
 
 
 def _objects(name: str, value: Any) -> Iterator[dict[str, Any]]:
