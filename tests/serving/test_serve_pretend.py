@@ -12,16 +12,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import pytest
 
 from bench.gateway.edge_values import BASE, COSTLY, PATHS
 from tests.support.open_clients import OpenClient
-from tests.support.processes import HANG, REPO, Child, free_port, gone, pids, sharing_libraries
+from tests.support.processes import HANG, REPO, Child, gone, pids
 from tests.support.serving import LONG, MESSAGES, Served, image, needs, serve_pretend, told
 from tests.support.waiting import until
 from turbofit.core.plan import Plan
@@ -310,53 +308,3 @@ def test_without_the_gateway_the_same_request_kills(children: list[Child], tmp_p
     died = served.record["attempts"][0]["ended"]
     assert died["kind"] == "out_of_memory"
     assert died["phase"] == "vision"
-
-
-@pytest.fixture
-def unread() -> Iterator[int]:
-    """The end to write into of a pipe that is full and that nobody reads."""
-    out, into = os.pipe()
-    os.set_blocking(into, False)
-    for size in (4096, 1):
-        with suppress(BlockingIOError):
-            while True:
-                os.write(into, b"x" * size)
-    os.set_blocking(into, True)
-    yield into
-    os.close(out)
-
-
-@pytest.mark.exhaustive
-def test_the_ladder_and_what_is_remembered_though_nobody_reads_what_it_says(
-    unread: int, tmp_path: Path
-) -> None:
-    """With a stand-in engine, and that the next start begins with it: `serving/test_run.py`."""
-    words = (*EIGHT, "--pretend", "-vv", "--port", str(free_port()))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "turbofit", "serve", *words],
-        stdout=subprocess.PIPE, stderr=unread, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(REPO), "XDG_STATE_HOME": sharing_libraries(tmp_path),
-             "TURBOFIT_LEASES": str(tmp_path / "leases"), "TURBOFIT_PRETEND_TAKEN": "900MiB"},
-    )  # fmt: skip
-    os.close(unread)
-    try:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        assert url == f"http://127.0.0.1:{words[-1]}"
-        (run,) = (tmp_path / "turbofit" / "runs").iterdir()
-        attempts = json.loads((run / "run.json").read_text())["attempts"]
-        assert len(attempts) >= 2
-        assert attempts[0]["ended"]["phase"] == "warm-up"
-        with urlopen(f"{url}/v1/models") as answer:
-            model = json.load(answer)["data"][0]["id"]
-        body = {"model": model, "messages": MESSAGES, "max_tokens": LONG, "stream": True}
-        client = OpenClient(url, "/v1/chat/completions", body)
-        client.wait_for(b"delta")
-        client.close()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(HANG) == 130
-    finally:
-        process.kill()
-        process.communicate()
-    (learned,) = (tmp_path / "turbofit" / "learned-pretend").glob("*/changes-*")
-    assert json.loads(learned.read_text())["changes"] == attempts[-1]["changes"]

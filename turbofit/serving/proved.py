@@ -53,8 +53,7 @@ class Proof:
         uuids = [gpu.uuid for gpu in plan.gpus]
         here = (lmdeploy, installed("torch") or "", plan.machine.driver, uuids)
         allocator = [os.environ.get(name, "") for name in _ALLOCATOR]
-        pretended = [config.pretend, config.pretend_taken]
-        facts, model = (here, config.options, allocator, pretended), identity(plan.model)
+        facts, model = (here, config.options, allocator, config.pretend), identity(plan.model)
         self._file = learned("proved", Proved, model, _facts(plan), facts)
         self._held = learned("held", Held, model, _facts(plan, ratio=False), facts)
 

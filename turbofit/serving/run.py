@@ -81,7 +81,8 @@ class Run:
             # A run on pretend GPUs is its own rehearsal.
             rehearse=config.rehearse and not config.pretend and can_rehearse(),
             doubled=self.lmdeploy.warning is not None,
-            meanwhile=self._import_meanwhile, over=self._over,
+            meanwhile=self._import_meanwhile,
+            over=lambda plan: Proof(plan, config, self.lmdeploy.version).over,
         )  # fmt: skip
         #: The plan that is launched, and the changes of the request that led to it.
         self.plan: Plan | None = None
@@ -93,10 +94,6 @@ class Run:
         self.public: PublicSide | None = None
         #: Requests that are suspected or refused; the next gateway goes on with this list.
         self.deny_list: DenyList | None = None
-
-    def _over(self, plan: Plan) -> int | None:
-        """Bytes beyond the forecast that a start of such a plan took here."""
-        return Proof(plan, self.config, self.lmdeploy.version).over
 
     def _import_meanwhile(self, plan: Plan) -> None:
         """Let a standby import the engine's modules while the engine's plan is rehearsed."""

@@ -46,7 +46,6 @@ from turbofit.serving.weights import fetched
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
-    from pathlib import Path
 
     from turbofit.core.engine_end import End
     from turbofit.core.plan import Plan
@@ -153,15 +152,6 @@ class Start:
             run.say(f"the worst cases will take the cards about {seconds:.0f} s{choice}")
         return ask_worst
 
-    def _parsers(self, folder: Path) -> list[str]:
-        """Options for the parsers of the model's family, which the first start announces."""
-        if not self._plan.engine.of_lmdeploy:
-            return []
-        found = list(parser_options(self._plan.model, folder, self._run.config.options))
-        if found and not self._number:
-            self._run.say(f"by the model's family: {shlex.join(found)}; your own is taken instead")
-        return found
-
     @cached_property
     def _proof(self) -> Proof:
         return Proof(self._plan, self._run.config, self._run.lmdeploy.version)
@@ -186,7 +176,13 @@ class Start:
             public = None if config.gateway is None else config.gateway.port
             ports = free_ports(len(plan.parallel.groups), besides=public)
             # Options that the plan does not count take memory of the margin, too.
-            options = [*config.options, *self._parsers(folder)]
+            options = list(config.options)
+            if plan.engine.of_lmdeploy:
+                found = list(parser_options(plan.model, folder, config.options))
+                options += found
+                if found and not self._number:
+                    words = shlex.join(found)
+                    run.say(f"by the model's family: {words}; your own is taken instead")
             engine_commands = private_commands(
                 plan, ports, str(folder), name, options, held=not config.unplanned
             )
@@ -203,7 +199,7 @@ class Start:
                 PretendLaunch(
                     command, pretend_runner(plan), key,
                     ratio=self._ratio(command.group), plan=plan.of_group(command.group),
-                    folder=folder, taken=config.pretend_taken, begin=begin,
+                    folder=folder, begin=begin,
                     images=images,
                 )
                 for command in engine_commands

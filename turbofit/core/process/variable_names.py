@@ -12,7 +12,7 @@ PREFIX: Final = "TURBOFIT_"
 #: The variables that people set; `core.process.variables` reads them.
 NAMES: Final = (
     "TURBOFIT_API_KEYS", "TURBOFIT_API_KEY", "TURBOFIT_UPSTREAM_KEYS", "TURBOFIT_UPSTREAM_KEY",
-    "TURBOFIT_LEASES", "TURBOFIT_NODE_SPEC", "TURBOFIT_PRETEND_TAKEN",
+    "TURBOFIT_LEASES", "TURBOFIT_NODE_SPEC",
 )  # fmt: skip
 #: Variables that other code reads, mostly in processes that turbofit starts; tests and benches read
 #: the last one, a folder with a CUDA build of torch.

@@ -1,8 +1,8 @@
 """All calls of Ray, by its public interface: the connection, nodes, tasks and actors.
 
 No other module imports Ray (`tests/test_house.py`), and this one only inside its functions. Other
-modules hold Ray's handles: ``handle.method.remote(...)`` calls an actor, and `outcome` waits for
-the result.
+modules hold Ray's handles: ``handle.method.remote(...)`` calls an actor, and `outcomes` waits
+for results.
 """
 
 from __future__ import annotations
@@ -158,20 +158,17 @@ def actors() -> dict[str, Any]:
     return found
 
 
-def outcome(ref: Any, seconds: float) -> Any:
-    """A call's result or Ray's error; a `TimeoutError` if neither comes within ``seconds``."""
+def outcomes(refs: Sequence[Any], seconds: float) -> list[Any]:
+    """Each call's result or Ray's error, its `TimeoutError` after ``seconds`` for all of them."""
     import ray
 
-    try:
-        return ray.get(ref, timeout=seconds)
-    except ray.exceptions.RayError as exc:
-        return exc
-
-
-def outcomes(refs: Sequence[Any], seconds: float) -> list[Any]:
-    """The outcome of each call, all within ``seconds``."""
-    end = time.monotonic() + seconds
-    return [outcome(ref, max(0.0, end - time.monotonic())) for ref in refs]
+    end, found = time.monotonic() + seconds, list[Any]()
+    for ref in refs:
+        try:
+            found.append(ray.get(ref, timeout=max(0.0, end - time.monotonic())))
+        except ray.exceptions.RayError as exc:  # noqa: PERF203 - each call has an outcome
+            found.append(exc)
+    return found
 
 
 def _one_line(exc: BaseException) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
-from dataclasses import replace as changed
 from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -48,35 +47,32 @@ def pretend_runner(plan: Plan) -> tuple[str, ...]:
     return module_runner(module_of(plan.engine) if torch else "turbofit.rehearsal.turbomind.server")
 
 
-def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
-    """The pretend machine of one group's GPUs; ``taken`` bytes of each are used after the cache.
+def pretend_machine(plan: Plan, group: int) -> Scenario:
+    """The pretend machine of one group's GPUs.
 
     Terms of the ledger that exist only on a real card are charged to it, as in a rehearsal.
     """
     from turbofit.rehearsal.planned import charged
 
-    machine = charged(plan, group)
-    return changed(machine, gpus=tuple(changed(g, late=g.late + taken) for g in machine.gpus))
+    return charged(plan, group)
 
 
 @dataclass(kw_only=True)
 class PretendLaunch(Launch):
     """An engine on pretend GPUs: LMDeploy's own server and engine, which compute nothing.
 
-    Each start has a machine of its own, whose scenario and timeline go into ``folder``. ``taken``:
-    bytes that another process takes of each card after the cache is sized.
+    Each start has a machine of its own, whose scenario and timeline go into ``folder``.
     """
 
     plan: Plan
     folder: Path
-    taken: int = 0
 
     def start_command(self, number: int) -> StartCommand:
         from turbofit.rehearsal.turbomind.server import server_environment
 
         folder, argv = self.folder / f"{self.group}-{number}", self.argv()
         shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
-        machine = pretend_machine(self.plan, self.group, self.taken)
+        machine = pretend_machine(self.plan, self.group)
         if self.plan.engine.on_torch:
             env = self._torch_environment(machine, folder, {**os.environ, **self.command.env})
             return StartCommand(argv, self.environment(env), folder)
