@@ -111,14 +111,6 @@ async def test_a_wait_has_an_end_and_says_when_to_come_back() -> None:
     assert not site.app.waiting
 
 
-async def test_so_many_may_wait() -> None:
-    site = Site(queue_length=2)
-    waiting = [await site.waiting() for _ in range(2)]
-    assert (await site.chat()).status == 429
-    site.ready()
-    assert [(await reply).status for reply in waiting] == [200, 200]
-
-
 async def test_a_client_that_leaves_waits_no_longer_and_stops_the_engine() -> None:
     site, leave = Site(), asyncio.Event()
     reply = await site.waiting(leave=leave)
@@ -236,18 +228,3 @@ async def test_bodies_are_counted_once_and_nobody_waits_for_a_server_that_ends()
     assert (await waiting).json["error"]["code"] == "ending"
     assert (await site.chat()).status == 503
     assert site.app._bodies.in_memory == 0
-
-
-async def test_a_front_says_whose_a_request_is() -> None:
-    """Else all clients of a front were one, who would have one client's room."""
-    site = Site(front_keys=("front",))
-
-    async def behind(scope: Any, receive: Any, send: Any) -> None:
-        await site.app({**scope, "turbofit.connection": None}, receive, send)
-
-    headers = {"authorization": "Bearer front", "x-turbofit-client-key": "alice"}
-    body = {**chat(), "model": "a"}
-    waiting = asyncio.ensure_future(call(behind, CHAT, body, headers=headers))
-    await virtual_time.settled()
-    assert list(site.app._bodies._held_bytes) == ["alice"]
-    waiting.cancel()

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from tests.gateway.test_server import Engine, asked, config
 from tests.support.gateway import chat, plan_for
@@ -96,23 +95,6 @@ def test_a_server_that_ends_is_told_of_and_the_other_serves_on(world) -> None:
     assert one.ask("mine")[0] == 200
     page = json.loads(asked(one.front.url, path="/health")[2])
     assert (page["status"], page["nodes"], page["up"]) == ("degraded", 2, 1)
-
-
-def test_what_a_server_refuses_its_client_hears_in_its_words(world) -> None:
-    one = world()
-    status, _, raw = asked(one.front.url, {**chat(n=999), "model": "mine"})
-    assert status == 400
-    assert "999 copies" in json.loads(raw)["error"]["message"]
-
-    class Full(Engine):
-        async def chat(self, request: web.Request) -> web.StreamResponse:
-            return web.json_response({"error": {"message": "full"}}, status=429)
-
-    with Full() as engine, GatewayThread(make_gateway(plan_for(), [engine.url], config())) as node:
-        app = ModelsGateway(model_servers([f"m={node.url}"], []), config())
-        with GatewayThread(app) as front:
-            status, _, raw = asked(front.url, chat())  # the only one needs no name
-    assert (status, json.loads(raw)["error"]["message"]) == (429, "full")
 
 
 def test_a_body_may_be_as_large_as_the_largest_plan_allows(monkeypatch) -> None:

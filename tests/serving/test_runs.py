@@ -8,18 +8,14 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
 from tests.support.processes import REPO, put_for_python
-from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.cli.options.common_options import server_of
 from turbofit.core.errors import UnservedError, UsageError
@@ -66,27 +62,6 @@ def test_a_disk_that_refuses_costs_the_record_only(tmp_path: Path) -> None:
     record.change()
     kept = (tmp_path / "gone" / "run.json").read_bytes()
     assert decode(kept, runs.RunRecord, what="run") == record.run
-
-
-def test_what_two_threads_write_is_all_on_disk(tmp_path: Path, monkeypatch) -> None:
-    record = Record(tmp_path, model="m")
-    real, writing, goes_on = runs.write_atomic, threading.Event(), threading.Event()
-
-    def slow(path: Path, data: bytes, **options: Any) -> None:
-        if not writing.is_set():
-            writing.set()
-            goes_on.wait(HANG)
-        real(path, data, **options)
-
-    monkeypatch.setattr(runs, "write_atomic", slow)
-    with ThreadPoolExecutor(2) as pool:
-        pool.submit(record.event, "grown", "somebody takes memory")
-        writing.wait(HANG)
-        pool.submit(record.change, state="ended", ended="SIGTERM")
-        goes_on.set()
-    kept = decode((tmp_path / "run.json").read_bytes(), runs.RunRecord, what="run")
-    assert kept == record.run
-    assert (kept.state, len(kept.events)) == ("ended", 1)
 
 
 def test_a_kill_at_any_write_leaves_a_whole_document(tmp_path: Path) -> None:

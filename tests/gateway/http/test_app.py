@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import base64
 import hashlib
 import json
 import re
-import shlex
 import threading
 from importlib import resources
 from io import BytesIO
@@ -48,7 +46,7 @@ from turbofit.gateway.http.routes import (
     find_route,
     hold_name,
 )
-from turbofit.gateway.http.welcome import client_lines, memory_bars
+from turbofit.gateway.http.welcome import memory_bars
 
 ANTHROPIC = anthropic(picture(448, 5376))
 
@@ -526,30 +524,6 @@ async def test_each_name_is_answered_on_every_route(path: str, body: dict[str, A
     assert "model" not in body
     with pytest.raises(Refusal, match=r"\['x'\]"):
         hold_name(NAMES, {"model": ["x"]})
-
-
-async def test_the_list_has_every_name_and_says_which_model_it_means() -> None:
-    app, recorder = gateway(names=NAMES)
-    cards = (await call(app, "/v1/models", method="GET")).json["data"]
-    assert [(card["id"], card["root"]) for card in cards] == list(NAMES.items())
-    anthropic = (await call(app, "/anthropic/v1/models", method="GET")).json
-    assert [card["id"] for card in anthropic["data"]] == list(NAMES)
-    assert anthropic["first_id"] == OWN
-    assert recorder.bodies == []
-
-
-def test_the_lines_are_one_request_with_a_key_of_the_environment() -> None:
-    shell, _ = client_lines("http://127.0.0.1:1", "o'b/m", key=False)
-    curl, url, _, header, _, body = shlex.split(shell)
-    assert (curl, url) == ("curl", "http://127.0.0.1:1/v1/chat/completions")
-    assert header == "Content-Type: application/json"
-    assert json.loads(body)["model"] == "o'b/m"
-    shell, python = client_lines("http://h:1", "m", key=True)
-    assert "Bearer $API_KEY" in shell
-    called = ast.dump(ast.parse(python))
-    assert python.startswith("import openai, os; print(")
-    assert "http://h:1/v1" in called
-    assert "API_KEY" in called
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/none", "/update_weights", *ROUTES])

@@ -24,7 +24,6 @@ from tests.support.gateway import (
     call,
     chat,
     gateway,
-    image_part,
     plan_for,
     stream,
 )
@@ -36,7 +35,6 @@ from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.routing import request_forwarder
 from turbofit.gateway.routing.engines import (
     Fleet,
-    Outage,
     RoutedEngine,
     Turn,
 )
@@ -68,14 +66,6 @@ async def serving(app):
         await app.shutdown()
 
 
-def test_engines_that_are_not_reached_do_not_count() -> None:
-    recorder = Recorder(lambda *_: stream(EVENT))
-    recorder.down = {0, 1, 2, 3, 4}
-    app, _ = gateway(engines=6, recorder=recorder)
-    assert ask(app, body=chat()).body == EVENT
-    assert [engine.up for engine in app.engines] == [False] * 5 + [True]
-
-
 async def test_an_engine_that_breaks_off_gets_nothing_new_until_it_answers() -> None:
     """It has nothing to do, so that it would be chosen first, again and again."""
     working = False
@@ -91,14 +81,6 @@ async def test_an_engine_that_breaks_off_gets_nothing_new_until_it_answers() -> 
         await auntil(lambda: app.engines[0].up, "the engine to be asked again")
     assert [reply.status for reply in replies] == [503] + [200] * 19
     assert asked.count(0) == 1
-
-
-def test_who_meets_a_connection_that_a_dead_engine_kept_is_at_the_same_death() -> None:
-    """It was sent just after the death; what dies seconds later is another process."""
-    engine = RoutedEngine(0, "http://127.0.0.1:9000")
-    death = engine.note_death()
-    assert engine.note_death(engine.died_at + 0.01) is death
-    assert engine.note_death(engine.died_at + 5) is not death
 
 
 ANTHROPIC = {"model": "m", "max_tokens": 4, "messages": [{"role": "user", "content": "x"}]}
@@ -246,14 +228,6 @@ def test_the_engine_that_one_more_request_fills_least_is_next() -> None:
     assert fleet.best(Cost()) is None
 
 
-def test_a_gateway_without_a_network_gives_up_soon() -> None:
-    app, recorder = gateway(engines=100)
-    recorder.down = set(range(100))
-    reply = ask(app, body=chat())
-    assert (reply.status, reply.json["error"]["code"]) == (503, "engine_unavailable")
-    assert sum(not engine.up for engine in app.engines) == 16
-
-
 def test_who_finds_no_engine_is_told_when_the_first_one_is_expected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -280,24 +254,6 @@ def test_who_finds_no_engine_is_told_when_the_first_one_is_expected(
     clock[0] += 600
     fast.succeeded()
     assert fast.start_seconds == 30.5, "it was left alone"
-
-
-async def test_who_waits_is_told_when_a_rest_begins() -> None:
-    ended = asyncio.get_running_loop().create_future()
-    app, recorder = gateway(
-        plan_for(units_per_forward=13), recorder=Recorder(lambda *_: Answer(ended))
-    )
-    body = chat(image_part(1792, 1344))
-    calls = [asyncio.ensure_future(call(app, body=body)) for _ in range(2)]
-    await auntil(lambda: recorder.seen and app.admission.waiting, "one at the engine, one in line")
-    app.rest(Outage("the engine ended 6 times and rests", 1600.0, lambda: 1000.0))
-    health = (await call(app, "/health")).json
-    assert health["status"] == "resting"
-    assert health["message"] == "the engine ended 6 times and rests; the next start is in 600 s"
-    ended.set_result(None)
-    replies = await asyncio.gather(*calls)
-    assert {reply.json["error"]["code"] for reply in replies} == {"engine_died", "engine_resting"}
-    assert "600" in [reply.headers["retry-after"] for reply in replies]
 
 
 URLS = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
@@ -434,16 +390,6 @@ async def test_three_failed_probes_take_an_engine_out_and_one_success_brings_it_
         await virtual_time.settled()
     assert states == [(up, False) for up in (True, True, True, False, False)]
     assert (all_engines[0].up, healthy(all_engines), len(changed)) == (True, True, 2)
-
-
-async def test_a_probe_that_never_ends_counts_as_failed() -> None:
-    engine = RoutedEngine(0, "http://engine")
-
-    async def probe(_: RoutedEngine) -> None:
-        await asyncio.Event().wait()
-
-    async with watching([engine], probe):
-        await auntil(lambda: not engine.up, "the engine to be given up")
 
 
 async def test_an_engine_that_owes_answers_but_is_silent_is_given_up() -> None:

@@ -270,16 +270,6 @@ def test_an_urgent_end_still_lets_the_actors_pass_it_on(world: World) -> None:
     assert world.log == ["end host-1", "kill host-1"]
 
 
-def test_the_end_does_not_wait_for_ever(world: World) -> None:
-    world.add(1, "1xl4")
-    made = world.controller()
-    actor = world.actor("host-1")
-    actor.tell = Method(lambda: replace(actor.status, state="draining"))
-    began = world.now
-    made.end()
-    assert world.now - began == pytest.approx(30 + 20, abs=1)
-
-
 class Front:
     """A front in a thread: ``open`` once a node serves."""
 

@@ -175,24 +175,6 @@ def test_torch_uses_one_core_in_these_threads_alone(encoder):
     torch.set_num_threads(1)
 
 
-def test_a_thread_that_cannot_be_started_ends_no_preparation(encoder, monkeypatch):
-    """As at the limit of processes of a container."""
-    import torch
-
-    start = threading.Thread.start
-
-    def refused(thread):
-        if not thread.name.startswith("image"):
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    assert preparation.prepare(encoder, 2, 0) is None
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refused)
-        assert encoder.executor.submit(torch.get_num_threads).result() == 1
-    assert encoder.executor.submit(torch.get_num_threads).result() == 1
-
-
 def test_requests_are_prepared_beside_each_other_and_those_that_left_are_not(encoder):
     """Two meet, and others wait; a client that left costs nothing, an error is one's own."""
     both, began, seen = threading.Barrier(2, timeout=60), threading.Event(), []

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
 
 _ROOM: Final = "gemm-tuning"
-_MOST_FILES: Final = 32
 _IMPORT, _EXPORT = "TM_GEMM_IMPORT", "TM_GEMM_EXPORT"
 #: Environment variables that an engine reads late in its start.
 VARIABLES: Final = (_IMPORT, _EXPORT)
@@ -70,9 +69,6 @@ class GemmTuning:
             folder = state_dir(_ROOM)
             if records := records_of(folder / self._part):
                 (folder / self._part).replace(folder / self._name)
-            files = sorted(folder.iterdir(), key=lambda file: -file.stat().st_mtime)
-            for file in files[_MOST_FILES:]:
-                file.unlink(missing_ok=True)
         except OSError:
             return 0
         return records
