@@ -7,11 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
-from aiohttp import web
 from msgspec.structs import replace
 
 from tests.gateway.test_server import Engine, asked, certificate, config, streamed
-from tests.measure.load.scripted import ThreadedServer
 from tests.support.gateway import CHAT, chat, plan_for
 from tests.support.waiting import HANG, until
 from turbofit.gateway import server
@@ -141,47 +139,6 @@ def test_a_body_is_held_until_its_answer_begins_and_who_leaves_stops_the_engine(
     with streamed(front.url) as response:
         assert response.readline() == b"data: {}\n"
     assert engine.left.wait(HANG)
-
-
-class BadNode(ThreadedServer):
-    """A node that breaks off within an answer, or says that an engine has ended."""
-
-    gets = "/{page:health|about}"
-
-    def __init__(self, *, ends: bool) -> None:
-        super().__init__()
-        self.ends = ends
-
-    async def page(self, _: web.Request) -> web.Response:
-        return web.json_response({"engines": 1, "up": 1, "at_once": 9999})
-
-    async def chat(self, incoming: web.Request) -> web.StreamResponse:
-        self.bodies.append(asking := await incoming.json())
-        if self.ends:
-            return web.json_response({"error": {"code": "engine_died"}}, status=503)
-        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        if asking.get("stream"):
-            await answer.prepare(incoming)
-            await answer.write(b'data: {"choices": []}\n\n')
-        assert incoming.transport is not None
-        incoming.transport.abort()
-        return answer
-
-
-@pytest.mark.parametrize("ends", [True, False])
-def test_what_a_node_had_goes_to_no_other(world, ends: bool) -> None:
-    """It may have ended an engine there: who asked decides whether to ask again."""
-    node = world.stack.enter_context(BadNode(ends=ends))
-    second = world.node("b", at_once=1)[0]
-    _, front = world.front(NodeAddress(name="a", url=node.url), second)
-    for stream in (False, True):
-        status, _, body = asked(front.url, chat(stream=stream))
-        assert b"engine_died" in body
-        assert status == (200 if stream and not ends else 503)
-        world.up(front, 2)  # once its health page is read again
-    assert len(node.bodies) == 2
-    assert not [record for record in world.records["b"] if record["route"] == CHAT]
-    assert front.call(lambda app: app._forwarder.deny_list.numbers) == (0, 0)
 
 
 def test_nodes_come_and_go_while_what_they_have_ends(world) -> None:

@@ -286,21 +286,6 @@ def test_a_server_that_does_not_open_gives_its_exit_code_and_its_last_lines(
     assert told.err.endswith("line 100\n")
 
 
-@pytest.mark.parametrize("words", [["-dv"], ["-d"], []])
-def test_a_server_in_the_background_starts_no_other(words, serve_is, monkeypatch, capsys) -> None:
-    serve_is(f'echo "${detached.DETACHED}" >&2; exit 3')
-    monkeypatch.setenv("TURBOFIT_SERVE_DETACH", "1")
-    assert main(["serve", "m", *words]) == 3
-    assert capsys.readouterr().err.endswith("\n1\n")
-    monkeypatch.setenv(detached.DETACHED, "1")
-    started: list[object] = []
-    monkeypatch.setattr(detached, "serve_detached", started.append)
-    monkeypatch.setattr("turbofit.cli.commands.serve._one_model", lambda *_: 17)
-    # A pretend start looks for a stand-in of its model first.
-    assert main(["serve", "internvl2-1b", *words, "--pretend", "--on", "1xrtx3090"]) == 17
-    assert started == []
-
-
 def test_ctrl_c_while_it_starts_ends_it(serve_is, tmp_path: Path) -> None:
     serve_is(f"echo $$ > {tmp_path}/pid; kill -INT {os.getpid()}; exec sleep 1000")
     with pytest.raises(KeyboardInterrupt):

@@ -138,19 +138,6 @@ def test_the_gateway_answers_while_its_engine_rests_and_then_it_serves_again(
     assert any("left alone for 10 minutes, no engine serves" in line for line in one.said)
 
 
-def test_it_rests_again_as_often_as_it_must(one: Supervised) -> None:
-    def look() -> bool:
-        if one.ended_again() and one.rests and one.rests[-1] is not None:
-            if len(one.rests) == 3:
-                return True
-            one.now = one.rests[-1].until
-        return False
-
-    one.run(look)
-    assert [rest is None for rest in one.rests] == [False, True, False]
-    assert one.server.engines[0].starts == 4
-
-
 def test_while_one_engine_serves_nothing_rests(tmp_path: Path, port: int) -> None:
     one = Supervised(tmp_path, port, gpus=2)
 

@@ -78,11 +78,7 @@ def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
         missing, measured = _UNKNOWN, "at least, and more to come"
     wrong = max(0, _left(tightest, ended.phase)) + missing
     why = f"{format_bytes(missing)} were missing ({measured}): planned with"
-    return _with_margin(tightest.margin + wrong, why)
-
-
-def _with_margin(size: int, why: str) -> Rung:
-    margin = round_up(size, MIB)
+    margin = round_up(tightest.margin + wrong, MIB)
     return Rung(changes={"margin": margin}, why=f"{why} a margin of {format_bytes(margin)}")
 
 

@@ -129,10 +129,6 @@ def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
         UsageError: a machine is named.
     """
     if request.on is not None:
-        if isinstance(request.on, str):
-            from turbofit.machine.source import machine_from
-
-            machine_from(request.on)  # raises if the text is no machine
         raise UsageError(
             f"{does} the machine here, so --on does not go with it",
             hint=f"add --pretend to try it on pretend GPUs{beside}; turbofit plan MODEL --on "

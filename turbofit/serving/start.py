@@ -8,7 +8,7 @@ import shlex
 import time
 from contextlib import suppress
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -54,10 +54,6 @@ if TYPE_CHECKING:
     from turbofit.serving.engine.supervised_engine import EngineExam, SupervisedEngine
     from turbofit.serving.run import PublicSide, Run
     from turbofit.serving.supervisor import StopSignal
-
-
-#: The number of a start's last phases that are kept; a restart adds its own.
-_MOMENTS: Final = 100
 
 
 class Start:
@@ -315,7 +311,6 @@ class Start:
         at = round(time.monotonic() - self._began, 3)
         by_index = {str(index): size for index, size in self._used().items()}
         self._moments.append(RunMoment(phase=phase, at=at, used=by_index))
-        del self._moments[:-_MOMENTS]
         self._run.record.attempt(moments=tuple(self._moments))
 
     def _strike(self) -> None:

@@ -307,13 +307,6 @@ def test_metrics_are_the_engines_and_our_own() -> None:
         assert line in lines, text
 
 
-async def test_bodies_beyond_the_room_wait_outside() -> None:
-    app, _ = gateway()
-    app._bodies.keep(1 << 40)
-    reply = await call(app, body=chat())
-    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
-
-
 @pytest.mark.parametrize(
     ("path", "message", "param", "words"),
     [

@@ -368,14 +368,6 @@ def test_limits_and_the_engine_see_them() -> None:
     assert "max_tokens=1048576->" in ask(app, body=chat()).headers["x-turbofit-limited"]
 
 
-def test_the_page_says_them() -> None:
-    app, _ = gateway(defaults=DEFAULTS, names={"m": "m"})
-    [model] = ask(app, path="/about", method="GET").json["models"]
-    words = "where a request does not say otherwise: temperature 0.2, top_k 20"
-    assert any(line.startswith(words) for line in model["limits"])
-    assert Defaults().words == []
-
-
 @pytest.mark.parametrize(
     ("option", "text", "words"),
     [
@@ -394,9 +386,3 @@ def test_wrong_ones_are_refused_by_the_option_s_name(option: str, text: str, wor
         filled(GatewayOptions, {f"default_{option}": text})
     assert words in caught.value.message
     assert f"--default-{option.replace('_', '-')}" in caught.value.message
-
-
-def test_options_are_words_again() -> None:
-    given = {"default_sampling": '{"top_p": 0.9, "top_k": null}'}
-    words = filled(GatewayOptions, given).option_arguments()
-    assert words == ["--default-sampling", '{"top_p": 0.9}']

@@ -248,22 +248,6 @@ async def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
         assert ((await fleet.ask("innocent")).status, fleet.known) == (200, (0, 0))
 
 
-async def test_a_supervisor_may_be_first_to_see_another_cause_and_tells_of_one_process() -> None:
-    async with Fleet(1) as fleet:
-        pending = fleet.begin("innocent")
-        await asyncio.sleep(0.1)
-        fleet.app.engine_ended(0, other_cause=True)
-        fleet.kill()
-        assert ((await pending).status, fleet.known) == (503, (0, 0))
-        await fleet.all_up()
-        await fleet.ask(KILLS)
-        fleet.app.engine_ended(0, other_cause=False)
-        # Its next process is killed while it starts.
-        fleet.app.engine_ended(0, other_cause=True)
-        await asyncio.sleep(0.01)
-        assert fleet.known == (1, 0)
-
-
 @pytest.mark.parametrize("size", [10, 1 << 20])
 async def test_a_fingerprint_is_keyed_and_of_all_that_the_engine_is_given(size: int) -> None:
     known, other = DenyList(), DenyList()

@@ -315,23 +315,6 @@ async def test_who_is_still_connecting_to_an_engine_that_has_ended_goes_to_anoth
     ]  # fmt: skip
 
 
-async def test_an_answer_of_the_process_that_died_meanwhile_brings_nothing_back() -> None:
-    asked, answer = asyncio.Event(), asyncio.Event()
-
-    async def probe(_: RoutedEngine) -> bool:
-        asked.set()
-        await answer.wait()
-        return True
-
-    engine = RoutedEngine(0, "http://engine")
-    async with watching([engine], probe):
-        await asked.wait()
-        engine.note_death()
-        answer.set()
-        await virtual_time.settled()
-        assert engine.answered is False
-
-
 #: Prometheus' client writes large numbers so, quotes what a label holds, and NaN for nothing.
 PAGE = """\
 lmdeploy:num_requests_running{model_name="m"} NaN

@@ -142,22 +142,6 @@ def test_what_an_import_may_read_is_as_at_its_start(
     assert engines.begin("GPU-a", SETTING="2")["imported"] == "--standby"
 
 
-def test_an_upgraded_lmdeploy_has_a_standby_of_its_own(
-    starter: StandbyStarter, engines: Engines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engines.begin("GPU-a")
-    starter.look()
-    before = starter.pid
-    monkeypatch.setattr(standby, "installed", lambda _name: "0.19.0")
-    assert engines.begin("GPU-a")["imported"] != "--standby"
-    starter.look()
-    after = starter.pid
-    assert after not in (None, before)
-    monkeypatch.setattr(standby, "installed", lambda _name: "0.20.0")
-    starter.look()
-    assert starter.pid not in (None, before, after)
-
-
 @pytest.mark.parametrize(
     ("available", "needed", "there"),
     [

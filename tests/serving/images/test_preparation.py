@@ -12,9 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-from msgspec.structs import replace
 
-from tests.support.plans import plausible_plan
 from tests.support.serving import needs
 from turbofit.core.plan import image_threads
 from turbofit.serving.engine import entry
@@ -96,20 +94,6 @@ def test_what_fails_leaves_one_thread_and_the_server_starts(encoder, monkeypatch
     monkeypatch.setattr(type(encoder.model), "preprocess", namespace["preprocess"])
     assert preparation.prepare(encoder, 4, 0).startswith("OSError: ")
     assert encoder.executor is own
-
-
-def test_one_thread_changes_nothing(monkeypatch):
-    hooks = list(sys.meta_path)
-    monkeypatch.setenv(preparation.THREADS, "1")
-    preparation.install()
-    assert sys.meta_path == hooks
-    plan = plausible_plan()
-    told = replace(plan, host=replace(plan.host, image_threads=5, image_cache=7))
-    assert preparation.image_environment(told) == {
-        preparation.THREADS: "5", preparation.CACHE: "7"
-    }  # fmt: skip
-    text = replace(plan, limits=replace(plan.limits, vision_unit=None))
-    assert preparation.image_environment(text) == {}
 
 
 @pytest.mark.parametrize("backend", ["pytorch", "turbomind", "another"])

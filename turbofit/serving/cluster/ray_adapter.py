@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 #: Ray's namespace, in which names of actors are unique.
 _NAMESPACE: Final = "turbofit"
-#: Exceptions of Ray if no cluster answers.
-_NOT_THERE: Final = (ConnectionError, ValueError, RuntimeError)
 
 
 @contextmanager
@@ -63,7 +61,9 @@ def connected(address: str | None) -> Iterator[str]:
             ray.init(
                 address=where, namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR"
             )
-        except (*_NOT_THERE, ray.exceptions.AuthenticationError) as exc:
+        except (
+            ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError,
+        ) as exc:  # fmt: skip
             at = f" at {where}" if where != "auto" else " here"
             raise MachineError(
                 f"no Ray cluster answers{at}: {_one_line(exc)}",
