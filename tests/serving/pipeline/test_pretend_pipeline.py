@@ -26,7 +26,6 @@ pipe.async_engine.close = lambda: (end(), print("closed"))
 seen = pipe(("what?", Image.new("RGB", (640, 480))), gen_config=short)
 print(pipe.plan.machine.gpus[3].name, seen.generate_token_len, seen.input_token_len > 256)
 """
-README = Path(__file__).parents[3] / "README.md"
 
 
 def ran(script: str, model: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -47,6 +46,3 @@ def test_a_pipeline_opens_a_model_without_its_weights(tmp_path: Path) -> None:
     assert done.stdout.endswith("NVIDIA GeForce RTX 3090 2 True\nclosed\n")
     assert "PRETEND GPUs" in done.stderr
     assert not (tmp_path / "leases").exists()
-
-
-# On LMDeploy's PyTorch engine itself.
