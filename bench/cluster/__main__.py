@@ -49,6 +49,7 @@ def happen(what: str, serving: Serving, name: str) -> None:
         until(lambda: cloud.actor(name) not in (0, actor), f"another actor of {name}")
     elif what == "controller":
         serving.kill()
+        until(lambda: serving.status() == {}, "all actors to end")
         serving.again().wait_for("fits:")
     else:
         if what.startswith("drain"):

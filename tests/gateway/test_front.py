@@ -5,29 +5,27 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
-from aiohttp import web
 from msgspec.structs import replace
 
 from tests.gateway.test_server import Engine, asked, certificate, config, streamed
-from tests.measure.load.scripted import ThreadedServer
 from tests.support.gateway import CHAT, chat, plan_for
 from tests.support.waiting import HANG, until
+from turbofit.gateway import server
 from turbofit.gateway.front import Front, NodeAddress
 from turbofit.gateway.http.prepare import PreparedBody
 from turbofit.gateway.server import GatewayThread, make_gateway
-from turbofit.serving.cluster.ray_adapter import client_context
 
 KEY = "run-key"
 
 
 @pytest.fixture
-def world():
-    """Makes nodes and fronts, and ends them."""
+def world(monkeypatch):
+    """Makes nodes and fronts, and ends them; no front need hear of that."""
     with ExitStack() as stack:
         yield World(stack)
+        monkeypatch.setattr(server, "_TOLD", 0.0)
 
 
 class World:
@@ -43,9 +41,9 @@ class World:
         self.records[name] = records
         return NodeAddress(name=name, url=thread.url, key=key), engine, thread
 
-    def front(self, *nodes: NodeAddress, tls=None, source=None, up: int = -1, **changes):
+    def front(self, *nodes: NodeAddress, source=None, up: int = -1, **changes):
         """A front of them, once so many are up: all, if nothing is said."""
-        app = Front(source or (lambda: nodes), config(**changes), tls=tls)
+        app = Front(source or (lambda: nodes), config(**changes))
         thread = self.stack.enter_context(GatewayThread(app))
         self.up(thread, len(nodes) if up < 0 else up)
         return app, thread
@@ -122,23 +120,10 @@ def test_a_node_with_another_key_is_out_and_its_client_hears_nothing_of_it(world
     until(lambda: not node.up, "the node to be out")
 
 
-def test_a_node_under_tls_shows_a_certificate_of_the_authority_for_its_address(
-    world, tmp_path
-) -> None:
-    known, other = (certificate(tmp_path, address) for address in ("127.0.0.1", "10.0.0.9"))
-    trusted = tmp_path / "ca"
-    trusted.write_text("".join(Path(files["ssl_certfile"]).read_text() for files in (known, other)))
-    nodes = [world.node(name, files=files)[0] for name, files in (("a", known), ("b", other))]
-    tls = client_context(
-        {"RAY_USE_TLS": "1", "RAY_TLS_CA_CERT": str(trusted)}
-        | dict.fromkeys(("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY"), "")
-    )
-    _, front = world.front(*nodes, tls=tls, up=1)
-    assert asked(front.url, chat())[0] == 200
-    metrics = asked(front.url, path="/metrics")[2]
-    assert b'engine_up{engine="b"} 0' in metrics
-    stranger, _ = world.front(nodes[0], up=0)
-    assert not stranger.fleet.open
+def test_a_node_under_tls_needs_a_certificate_of_a_known_authority(world, tmp_path) -> None:
+    address, _, _ = world.node("a", files=certificate(tmp_path, "127.0.0.1"))
+    app, _ = world.front(address, up=0)
+    assert not app.fleet.open
 
 
 def test_a_body_is_held_until_its_answer_begins_and_who_leaves_stops_the_engine(world) -> None:
@@ -154,47 +139,6 @@ def test_a_body_is_held_until_its_answer_begins_and_who_leaves_stops_the_engine(
     with streamed(front.url) as response:
         assert response.readline() == b"data: {}\n"
     assert engine.left.wait(HANG)
-
-
-class BadNode(ThreadedServer):
-    """A node that breaks off within an answer, or says that an engine has ended."""
-
-    gets = "/{page:health|about}"
-
-    def __init__(self, *, ends: bool) -> None:
-        super().__init__()
-        self.ends = ends
-
-    async def page(self, _: web.Request) -> web.Response:
-        return web.json_response({"engines": 1, "up": 1, "at_once": 9999})
-
-    async def chat(self, incoming: web.Request) -> web.StreamResponse:
-        self.bodies.append(asking := await incoming.json())
-        if self.ends:
-            return web.json_response({"error": {"code": "engine_died"}}, status=503)
-        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        if asking.get("stream"):
-            await answer.prepare(incoming)
-            await answer.write(b'data: {"choices": []}\n\n')
-        assert incoming.transport is not None
-        incoming.transport.abort()
-        return answer
-
-
-@pytest.mark.parametrize("ends", [True, False])
-def test_what_a_node_had_goes_to_no_other(world, ends: bool) -> None:
-    """It may have ended an engine there: who asked decides whether to ask again."""
-    node = world.stack.enter_context(BadNode(ends=ends))
-    second = world.node("b", at_once=1)[0]
-    _, front = world.front(NodeAddress(name="a", url=node.url), second)
-    for stream in (False, True):
-        status, _, body = asked(front.url, chat(stream=stream))
-        assert b"engine_died" in body
-        assert status == (200 if stream and not ends else 503)
-        world.up(front, 2)  # once its health page is read again
-    assert len(node.bodies) == 2
-    assert not [record for record in world.records["b"] if record["route"] == CHAT]
-    assert front.call(lambda app: app._forwarder.deny_list.numbers) == (0, 0)
 
 
 def test_nodes_come_and_go_while_what_they_have_ends(world) -> None:

@@ -127,10 +127,6 @@ async def test_a_connection_that_brought_an_error_is_not_used_again() -> None:
     assert len(connections) == 3
 
 
-async def whole(request: web.Request) -> web.Response:
-    return web.Response(body=b'{"choices":[{}]}')
-
-
 def options(socket_: socket.socket) -> tuple[int, ...]:
     read = socket_.getsockopt
     names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
@@ -152,12 +148,3 @@ def test_the_options_are_on_every_connection_to_an_engine() -> None:
             continue
         with connecting:
             assert options(connecting) == (1, 2, 1, 3, patience)
-
-
-@linux
-async def test_aiohttp_connects_with_them() -> None:
-    async with answering(whole) as (upstream, engine):
-        await (await upstream.open(engine, "GET", "/", None, {})).read()
-        (pooled,) = upstream._session.connector._conns.values()
-        read = options(pooled[0][0].transport.get_extra_info("socket"))
-    assert read == (1, 2, 1, 3, 0)

@@ -26,7 +26,6 @@ from turbofit.serving.gpu_monitor import (
     beyond_forecast,
     memory_back,
     used_now,
-    without,
 )
 
 ENGINE = 20 * GIB
@@ -128,15 +127,6 @@ def test_what_a_plan_leaves_nobody_or_other_models_may_have(ground: Ground) -> N
     for withheld, warnings in ((2 * GIB, 0), (0, 1)):  # by a budget
         ground.monitor(headroom=3 * GIB, margin=3 * GIB, withheld=withheld).look()
         assert len(ground.warned) == warnings
-
-
-def test_what_is_left_of_others_when_ours_is_back() -> None:
-    plan = plausible_plan(gpus=1, tp=1)
-    (ledger,) = plan.gpus
-    held = ledger.steady - ledger.used
-    assert without(plan, {ledger.index: held + 5 * GIB}) == {ledger.index: 5 * GIB}
-    assert without(plan, {ledger.index: held - GIB}) == {ledger.index: 0}
-    assert without(plan, {}) == {}
 
 
 def test_what_engines_hold_beyond_the_forecast(ground: Ground) -> None:

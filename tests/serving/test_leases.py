@@ -21,7 +21,6 @@ from tests.support.plans import gpu, machine, plausible_plan
 from tests.support.processes import REPO
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.machine import Holder
-from turbofit.core.process import files
 from turbofit.core.units import GIB, MIB
 from turbofit.serving import leases as module
 from turbofit.serving.engine.kernel import group_of, members, start_time
@@ -127,29 +126,6 @@ def test_what_its_engines_already_hold_is_not_counted_twice(tmp_path: Path, engi
         assert elsewhere.settled, "what runs in another container is not seen"
         mine.note([engine.pid], ready=True)
         assert not yours.others()[0].settled
-
-
-def test_a_lock_that_somebody_keeps_costs_a_lease_only_for_a_while(tmp_path, monkeypatch) -> None:
-    """Another process looks at the lock of a new lease, and is stopped in the middle of it."""
-    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.01)
-    create, looking = module._create, []
-
-    def watched(path: Path) -> int:
-        descriptor = create(path)
-        looking.append(os.open(path, os.O_RDONLY))
-        fcntl.flock(looking[-1], fcntl.LOCK_EX)
-        return descriptor
-
-    monkeypatch.setattr(module, "_create", watched)
-    with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
-        assert mine.unwritten
-        assert [path for path in tmp_path.iterdir() if path.name != ".lock"] == []
-        monkeypatch.setattr(module, "_create", create)
-        mine.note([os.getpid()], ready=True)
-        assert not mine.unwritten
-        assert len(yours.others()) == 1
-    for descriptor in looking:
-        os.close(descriptor)
 
 
 def test_a_disk_without_locks_or_room_for_a_while_costs_no_lease(tmp_path, monkeypatch) -> None:

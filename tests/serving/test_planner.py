@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,7 @@ from tests.support.plans import plausible_plan
 from tests.support.serving import ask_at
 from tests.support.waiting import until
 from turbofit.core.engine_end import End
-from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
+from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.plan import Plan, Rehearsal
 from turbofit.core.rehearsal import RehearsedCache
 from turbofit.core.units import MIB
@@ -89,35 +88,6 @@ def test_a_plan_is_rehearsed_once(planner: Any) -> None:
     assert [text.partition(":")[0] for text in said] == [
         "rehearsing", "rehearsed before, with these versions and as much free memory",
     ]  # fmt: skip
-
-
-def test_pretend_servers_share_their_card_and_take_nothing_of_another_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # without runs of other tests
-    halved = REQUEST.changed(budget="45%")
-    with ExitStack() as stack:
-
-        def planner(request: PlanRequest) -> Planner:
-            config = ServeConfig(request=request, pretend=True)
-            leases = stack.enter_context(leases_for(config))
-            return Planner(request, leases, print, rehearse=False, pretend=True)
-
-        first, second, third = (planner(halved) for _ in range(3))
-        plans = [one.make({"max_prefill_token_num": 2048}) for one in (first, second)]
-        assert all(plan.fits and plan.settings.max_prefill_token_num == 2048 for plan in plans)
-        (held,) = plans[1].machine.gpus[0].holders
-        assert held.name == f"turbofit, which reserved it for {plans[0].model.name}"
-        assert plans[1].gpus[0].used == held.bytes
-        assert not third.make({}).fits
-        assert planner(REQUEST.changed(on="1xrtx3090")).make({}).gpus[0].used == 0
-        # A wake takes the same plan again, unless another server has the memory by now.
-        second.leases.close()
-        second.take(plans[1])
-        second.leases.close()
-        assert third.make({}).fits
-        with pytest.raises(DoesNotFitError, match="less free memory"):
-            second.take(plans[1])
 
 
 @pytest.mark.parametrize("look", ["make", "take"])

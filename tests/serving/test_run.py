@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 from contextlib import suppress
@@ -59,11 +58,6 @@ def last_run(tmp_path: Path) -> Path:
 
 def record(tmp_path: Path) -> Any:
     return json.loads((last_run(tmp_path) / "run.json").read_text())
-
-
-def started_by_the_engine(tmp_path: Path) -> int:
-    log = (last_run(tmp_path) / "engine-0.log").read_text()
-    return int(log.partition("CHILD ")[2].split()[0])
 
 
 def terminate(child: Child) -> None:
@@ -161,42 +155,6 @@ def test_a_signal_in_each_phase(script: str, line: str, session, tmp_path: Path)
     assert list((tmp_path / "leases").glob("*.json")) == []
 
 
-def watchers(engine: int) -> list[int]:
-    """The processes that `guard.py` left beside an engine."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            words = (folder / "cmdline").read_bytes()
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            if b"guard.py" in words and int(parent) == engine:
-                found.append(int(folder.name))
-    return found
-
-
-@pytest.mark.parametrize("guarded", [True, False])
-def test_kill_9_leaves_nothing_that_the_next_start_does_not_end(guarded, session, tmp_path) -> None:
-    """The kernel ends the engine itself; what that had started, its guard, or the next start."""
-    child = session("family")
-    child.wait_for("OPEN")
-    grandchild = started_by_the_engine(tmp_path)
-    (lease,) = (tmp_path / "leases").glob("*.json")
-    until(lambda: json.loads(lease.read_text())["engines"], "the lease to name its engines")
-    for watcher in [] if guarded else watchers(pids(child)[0]):
-        os.kill(watcher, signal.SIGKILL)
-    child.process.kill()
-    child.finish()
-    assert all(gone(pid) for pid in pids(child))
-    if guarded:
-        assert gone(grandchild)
-        return
-    os.kill(grandchild, 0)
-    again = session("serve")
-    again.wait_for("had left behind when turbofit")
-    assert gone(grandchild)
-    again.wait_for("OPEN")
-    assert not lease.exists()
-
-
 def processes_of(folder: Path) -> set[int]:
     """Living processes in whose environment a test's folder is."""
     found = set()
@@ -231,46 +189,6 @@ def test_kills_in_every_order_leave_no_process_and_no_lease(
     with Leases() as leases:
         end_orphans(leases)
     assert list((tmp_path / "leases").glob("*.json")) == []
-
-
-def test_a_killed_standby_is_replaced_while_its_server_runs(session, tmp_path: Path) -> None:
-    """Alone, and at the same time as its engine, whose next start comes before anybody looks."""
-    child = session("serve", standby=True)
-    child.wait_for("OPEN")
-    for both in (False, True):
-        killed = until(lambda: standby_beside(child), "a standby")
-        os.kill(killed, signal.SIGKILL)
-        if both:
-            os.kill(pids(child)[-1], signal.SIGKILL)
-            child.wait_for("phase: ready", 2)
-        assert gone(killed)
-        standby = until(lambda: standby_beside(child), "another standby")
-    os.kill(pids(child)[-1], signal.SIGKILL)
-    child.wait_for("phase: ready", 3)
-    assert pids(child)[-1] == standby
-    terminate(child)
-    assert not processes_of(tmp_path)
-
-
-def test_a_request_that_ends_three_engines_is_refused_on_pretend_gpus(
-    tmp_path: Path, port: int, children: list[Child]
-) -> None:
-    environ = {
-        "STANDIN_SCRIPT": "dies_of_poison", "XDG_STATE_HOME": str(tmp_path / "state"),
-        "TURBOFIT_LEASES": str(tmp_path / "leases"),
-    }  # fmt: skip
-    body = {"model": "InternVL2-8B", "messages": [{"role": "user", "content": "poison"}]}
-    child = Child([sys.executable, "-m", "turbofit", *PRETENDS, "--port", str(port)], **environ)
-    children.append(child)
-    assert child.process.stdout is not None
-    url = child.process.stdout.readline().strip()
-    answers = []
-    for start in range(1, 5):
-        child.wait_for("phase: ready", start)
-        until(lambda: ask_at(url, "/health")[0] == 200, "it to serve")
-        answers.append(ask_at(url, "/v1/chat/completions", body)[0])
-    terminate(child)
-    assert answers == [503, 503, 503, 422]
 
 
 #: ``turbofit serve`` that gives up on what is silent for two seconds.
@@ -320,43 +238,6 @@ def test_what_waits_for_an_engine_that_hangs_is_told_and_it_is_started_again(
     child.wait_for("phase: ready", 2)
     until(lambda: ask_at(url, "/health")[0] == 200, "it to serve")
     terminate(child)
-
-
-def model_of(pid: int) -> Path:
-    """The folder that an engine was told to read."""
-    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    return Path(words[words.index("api_server") + 1])
-
-
-def files_in(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in folder.iterdir()}
-
-
-def test_a_cleaned_state_folder_ends_nothing_and_each_start_makes_its_overlay_anew(
-    tmp_path: Path, port: int, internvl2: Path, children: list[Child]
-) -> None:
-    words = ["serve", str(internvl2), *PRETENDS[2:], "--max-dynamic-patch", "6"]
-    child = Child(
-        [sys.executable, "-m", "turbofit", *words, "--port", str(port)],
-        XDG_STATE_HOME=str(tmp_path / "state"), TURBOFIT_LEASES=str(tmp_path / "leases"),
-    )  # fmt: skip
-    children.append(child)
-    assert child.process.stdout is not None
-    assert child.process.stdout.readline()
-    model = model_of(pids(child)[0])
-    before = files_in(model)
-    assert (model.is_relative_to(last_run(tmp_path)), "config.json" in before) == (True, True)
-    (tmp_path / "state").rename(tmp_path / "cleaned")
-    shutil.rmtree(tmp_path / "cleaned")
-    assert ask_at(f"http://127.0.0.1:{port}", "/health")[0] == 200
-    os.kill(pids(child)[0], signal.SIGKILL)
-    child.wait_for("phase: ready", 2)
-    assert model_of(pids(child)[1]) == model
-    assert files_in(model) == before
-    until(lambda: ask_at(f"http://127.0.0.1:{port}", "/health")[0] == 200, "it to serve")
-    terminate(child)
-    assert "Traceback" not in child.stderr
-    assert not model.exists()
 
 
 @pytest.mark.parametrize("pretend", [False, True])

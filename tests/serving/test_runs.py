@@ -8,19 +8,14 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
 from tests.support.processes import REPO, put_for_python
-from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.cli.options.common_options import server_of
 from turbofit.core.errors import UnservedError, UsageError
@@ -67,27 +62,6 @@ def test_a_disk_that_refuses_costs_the_record_only(tmp_path: Path) -> None:
     record.change()
     kept = (tmp_path / "gone" / "run.json").read_bytes()
     assert decode(kept, runs.RunRecord, what="run") == record.run
-
-
-def test_what_two_threads_write_is_all_on_disk(tmp_path: Path, monkeypatch) -> None:
-    record = Record(tmp_path, model="m")
-    real, writing, goes_on = runs.write_atomic, threading.Event(), threading.Event()
-
-    def slow(path: Path, data: bytes, **options: Any) -> None:
-        if not writing.is_set():
-            writing.set()
-            goes_on.wait(HANG)
-        real(path, data, **options)
-
-    monkeypatch.setattr(runs, "write_atomic", slow)
-    with ThreadPoolExecutor(2) as pool:
-        pool.submit(record.event, "grown", "somebody takes memory")
-        writing.wait(HANG)
-        pool.submit(record.change, state="ended", ended="SIGTERM")
-        goes_on.set()
-    kept = decode((tmp_path / "run.json").read_bytes(), runs.RunRecord, what="run")
-    assert kept == record.run
-    assert (kept.state, len(kept.events)) == ("ended", 1)
 
 
 def test_a_kill_at_any_write_leaves_a_whole_document(tmp_path: Path) -> None:
@@ -195,7 +169,7 @@ def test_those_that_live_are_listed_chosen_and_stopped(servers, capsys) -> None:
     assert main(["stop"]) == 2
 
 
-def test_the_last_lines_of_a_log_and_how_many_requests_wait(servers, tmp_path, capsys) -> None:
+def test_the_last_lines_of_a_log_and_how_many_requests_it_runs(servers, tmp_path, capsys) -> None:
     first, _ = servers
     assert main(["logs", first, "--lines", "2"]) == 0
     told = capsys.readouterr()
@@ -212,10 +186,6 @@ def test_the_last_lines_of_a_log_and_how_many_requests_wait(servers, tmp_path, c
         assert cause in capsys.readouterr().err
     assert runs.requests_at("http://localhost:2/") == 42
     assert runs.requests_at("http://127.0.0.1:3") == 0
-    assert runs.waiting_words(42, 42) == runs.waiting_words(8, 0) == ""
-    assert main(["bench", "http://127.0.0.1:1", "--concurrency", "64", "--seconds", "1"]) == 3
-    said = "64 requests at once are sent; the server runs 42 of them at once, the others wait"
-    assert said in capsys.readouterr().err
 
 
 def test_other_commands_know_a_server_that_runs(servers, tmp_path, capsys) -> None:
@@ -316,43 +286,8 @@ def test_a_server_that_does_not_open_gives_its_exit_code_and_its_last_lines(
     assert told.err.endswith("line 100\n")
 
 
-@pytest.mark.parametrize("words", [["-dv"], ["-d"], []])
-def test_a_server_in_the_background_starts_no_other(words, serve_is, monkeypatch, capsys) -> None:
-    serve_is(f'echo "${detached.DETACHED}" >&2; exit 3')
-    monkeypatch.setenv("TURBOFIT_SERVE_DETACH", "1")
-    assert main(["serve", "m", *words]) == 3
-    assert capsys.readouterr().err.endswith("\n1\n")
-    monkeypatch.setenv(detached.DETACHED, "1")
-    started: list[object] = []
-    monkeypatch.setattr(detached, "serve_detached", started.append)
-    monkeypatch.setattr("turbofit.cli.commands.serve._one_model", lambda *_: 17)
-    # A pretend start looks for a stand-in of its model first.
-    assert main(["serve", "internvl2-1b", *words, "--pretend", "--on", "1xrtx3090"]) == 17
-    assert started == []
-
-
 def test_ctrl_c_while_it_starts_ends_it(serve_is, tmp_path: Path) -> None:
     serve_is(f"echo $$ > {tmp_path}/pid; kill -INT {os.getpid()}; exec sleep 1000")
     with pytest.raises(KeyboardInterrupt):
         detached.serve_detached(["m"])
     assert not start_time(int((tmp_path / "pid").read_text()))
-
-
-def test_a_server_whose_lease_nobody_renews_or_is_removed_ends_in_order(tmp_path: Path) -> None:
-    lease, ended = tmp_path / "lease", threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    try:
-        lease.touch()
-        watch = detached.end_without_lease(lease, seconds=1.0, look=0.01)
-        for number in range(1, 31):  # its clock may be anything
-            os.utime(lease, (number, number))
-            time.sleep(0.05)
-        assert watch.is_alive()
-        watch.join(HANG)
-        assert ended.wait(HANG)
-        ended.clear()
-        detached.end_without_lease(lease, look=0.01)
-        lease.unlink()
-        assert ended.wait(HANG)
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -137,13 +137,11 @@ def test_idle_engines_end_and_the_next_request_starts_them(site: Any) -> None:
     assert one.said[0] == (
         f"{one.address.url} is open: a request waits until its model is ready; it starts now"
     )
-    for number in range(3):
+    for _ in range(3):
         until(lambda: one.app.state == "asleep", "asleep")
         assert one.events[-1] == "end"
         assert one.ask()[0] == 200
-        assert one.app.starts == number + 2
     assert any("nobody asked for" in text for text in one.said)
-    assert one.app.start_seconds is not None
 
 
 def test_folders_of_the_last_runs_are_kept(site: Any, tmp_path: Path, monkeypatch: Any) -> None:

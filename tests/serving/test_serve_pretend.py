@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import http.client
 import itertools
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import pytest
 
 from bench.gateway.edge_values import BASE, COSTLY, PATHS
 from tests.support.open_clients import OpenClient
-from tests.support.processes import HANG, REPO, Child, free_port, gone, pids, sharing_libraries
+from tests.support.processes import Child, gone, pids
 from tests.support.serving import LONG, MESSAGES, Served, image, needs, serve_pretend, told
 from tests.support.waiting import until
 from turbofit.core.plan import Plan
@@ -34,12 +27,6 @@ pytestmark = [pytest.mark.lmdeploy]
 needs("lmdeploy", "fastapi", "torchvision")
 
 EIGHT = ("internvl2-8b", "--on", "1xrtx3090")
-#: Models whose images are queued; of others some forwards have room for all that can meet.
-QUEUED = [
-    ("internvl2-2b", "1xrtx3090"), ("qwen2-vl-7b", "1xrtx4090"), ("internvl3-8b", "1xrtx4090"),
-    ("internvl2.5-4b", "1xrtx3060"), ("qwen2-vl-2b", "1xrtx3060"), ("qwen2.5-vl-7b", "1xrtx4090"),
-    ("qwen3.5-4b", "1xrtx4090"),
-]  # fmt: skip
 #: The largest image that a request may have, what is cut at a chunk's edge, and the smallest.
 SIZES = [(4480, 2688), (448, 448), (5376, 448), (28, 28), (1344, 896), (800, 3000)]
 CLIENTS, REQUESTS = 8, 24
@@ -110,35 +97,11 @@ def test_no_top_k_ends_the_engine(eight: Served, kind: str) -> None:
         ("generate", {"prompt": None, "input_ids": [-1]}, 400),
         ("completions", {"prompt": ""}, 400),
         ("completions", {"logprobs": 1}, 400),
-        ("responses", {"text": {"format": {"type": "json_schema", "schema": 5}}}, 400),
     ],
 )
 def test_what_was_an_answer_500(eight: Served, kind: str, fields: Any, status: int) -> None:
     given, _, answer = posted(eight, kind, **fields)
     assert given == status, answer
-
-
-TOOL = {"name": "f", "parameters": {"type": "object", "properties": {}}}
-
-
-@pytest.mark.skipif(find_spec("xgrammar") is not None, reason="XGrammar is here")
-@pytest.mark.parametrize(
-    ("kind", "fields"),
-    [
-        ("chat", {"response_format": {"type": "json_object"}}),
-        ("chat", {"response_format": {"type": "json_object"}, "stream": True}),
-        ("chat", {"tools": [{"type": "function", "function": TOOL}], "tool_choice": "required"}),
-        ("messages", {"tools": [{"name": "f", "input_schema": TOOL["parameters"]}],
-                      "tool_choice": {"type": "any"}}),
-        ("responses", {"text": {"format": {"type": "json_object"}}}),
-        ("responses", {"tools": [{"type": "function", **TOOL}], "tool_choice": "required"}),
-    ],
-)  # fmt: skip
-def test_without_xgrammar_it_is_named(eight: Served, kind: str, fields: Any) -> None:
-    assert "warning: xgrammar is not installed" in eight.child.stderr
-    status, _, answer = posted(eight, kind, **fields)
-    assert (status, "pip install xgrammar" in answer["error"]["message"]) == (400, True)
-    assert posted(eight, kind)[0] == 200
 
 
 @pytest.mark.parametrize("kind", ["chat", "completions", "messages", "responses"])
@@ -178,36 +141,6 @@ def test_the_drain_ends_with_a_word_to_all(eight: Served) -> None:
     assert all(gone(pid) for pid in pids(eight.child))
     assert eight.record["state"] == "ended"
     assert not (eight.run / "model").exists()
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize(("model", "on"), QUEUED)
-def test_images_that_meet_are_within_the_plan_of_other_models(
-    children: list[Child], tmp_path: Path, model: str, on: str
-) -> None:
-    served = serve_pretend(children, tmp_path, model, "--on", on, "--image-threads", "8")
-    served.wait()
-    what_meets_is_within_the_plan(served)
-    served.child.process.send_signal(signal.SIGTERM)
-    assert served.child.finish() == 0
-
-
-@pytest.mark.exhaustive  # with stand-ins for engines: `serve/test_supervised_processes`
-def test_of_two_replicas_one_answers_while_the_other_starts_again(
-    children: list[Child], tmp_path: Path
-) -> None:
-    words = ("internvl2-8b", "--on", "2xrtx3090", "--replicas", "2", "--drain", "1")
-    served = serve_pretend(children, tmp_path, *words, standby=True)
-    served.wait()
-    is_brought_to_its_planned_peak(served, engines=2)
-    os.kill(pids(served.child)[1], signal.SIGKILL)
-    for _ in range(5):
-        status, _, _ = served.chat(image(448, 448))
-        assert status == 200
-    served.child.wait_for("engine 1: phase: starting", 2)
-    assert served.ask("/health")[0] == 200
-    the_drain_ends_with_a_word_to_everybody(served)
-    assert all(gone(pid) for pid in pids(served.child))
 
 
 def is_brought_to_its_planned_peak(served: Served, engines: int) -> None:
@@ -283,31 +216,6 @@ def the_drain_ends_with_a_word_to_everybody(served: Served) -> None:
     assert sum(record["refused"] == "ending" for record in records) == cut
 
 
-@pytest.mark.exhaustive
-def test_a_photo_is_lowered_and_no_client_takes_the_server_past_the_plan(
-    children: list[Child], tmp_path: Path
-) -> None:
-    words = ("qwen2-vl-7b", "--on", "1xrtx3090", "--max-pixels", "1003520")
-    served = serve_pretend(children, tmp_path, *words)
-    served.wait()
-    (engine,) = served.record["attempts"][0]["engines"]
-    (pool,) = [row for row in engine["beside"] if row["what"] == "executor pool at most"]
-    assert 0.98 <= pool["actual"] / pool["forecast"] <= 1.0
-    status, headers, answer = served.chat(image(3584, 3584))
-    assert status == 200
-    # What carries no limit of its own is held by the overlay; what does is lowered.
-    assert answer["usage"]["prompt_tokens"] < 1003520 // 784 + 300
-    status, headers, _ = served.chat(image(3584, 3584, max_pixels=12845056, min_pixels=3136))
-    assert status == 200
-    assert "max_pixels" in headers["x-turbofit-limited"]
-    # Some hostile requests; thousands are `bench/gateway`'s.
-    argv = [sys.executable, "-m", "bench.gateway.hostile", f"http://127.0.0.1:{served.port}"]
-    argv += ["--requests", "20", "--reach", "20", "--minutes", "60", "--seed", "4"]
-    done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, timeout=HANG, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert served.ask("/health")[0] == 200
-
-
 def log_probabilities_are_those_of_token_0(served: Served) -> None:
     """On real GPUs the kernel counts the token that it chose; the pretend one did not."""
     for parts in ((), (image(448, 448),)):
@@ -321,71 +229,3 @@ def log_probabilities_are_those_of_token_0(served: Served) -> None:
     assert status == 200
     said = [[0.0, ord(letter)] for letter in SENTENCE[:3]]
     assert answer["meta_info"]["output_token_logprobs"] == said
-
-
-@pytest.mark.exhaustive
-def test_without_the_gateway_the_same_request_kills(children: list[Child], tmp_path: Path) -> None:
-    served = serve_pretend(children, tmp_path, *EIGHT, "--no-gateway", "--concurrency", "2")
-    served.wait()
-    assert "warning: --no-gateway: the plan holds only while" in served.child.stderr
-    with pytest.raises((OSError, http.client.HTTPException)):
-        served.chat(image(4480, 4480, max_dynamic_patch=120))
-    # It dies of memory, so that the ladder plans again: more of a margin cannot save it for ever.
-    served.child.wait_for("ladder 1/3: the engine ran out of GPU memory when it encoded images")
-    died = served.record["attempts"][0]["ended"]
-    assert died["kind"] == "out_of_memory"
-    assert died["phase"] == "vision"
-    assert "InternVit" in died["where"]
-    assert died["missing"] > 0
-
-
-@pytest.fixture
-def unread() -> Iterator[int]:
-    """The end to write into of a pipe that is full and that nobody reads."""
-    out, into = os.pipe()
-    os.set_blocking(into, False)
-    for size in (4096, 1):
-        with suppress(BlockingIOError):
-            while True:
-                os.write(into, b"x" * size)
-    os.set_blocking(into, True)
-    yield into
-    os.close(out)
-
-
-@pytest.mark.exhaustive
-def test_the_ladder_and_what_is_remembered_though_nobody_reads_what_it_says(
-    unread: int, tmp_path: Path
-) -> None:
-    """With a stand-in engine, and that the next start begins with it: `serving/test_run.py`."""
-    words = (*EIGHT, "--pretend", "-vv", "--port", str(free_port()))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "turbofit", "serve", *words],
-        stdout=subprocess.PIPE, stderr=unread, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(REPO), "XDG_STATE_HOME": sharing_libraries(tmp_path),
-             "TURBOFIT_LEASES": str(tmp_path / "leases"), "TURBOFIT_PRETEND_TAKEN": "900MiB"},
-    )  # fmt: skip
-    os.close(unread)
-    try:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        assert url == f"http://127.0.0.1:{words[-1]}"
-        (run,) = (tmp_path / "turbofit" / "runs").iterdir()
-        attempts = json.loads((run / "run.json").read_text())["attempts"]
-        assert len(attempts) == 2
-        assert attempts[0]["ended"]["phase"] == "warm-up"
-        assert attempts[0]["ended"]["asked"] > attempts[0]["ended"]["left"]
-        assert attempts[1]["changes"]["margin"] > 900 << 20
-        with urlopen(f"{url}/v1/models") as answer:
-            model = json.load(answer)["data"][0]["id"]
-        body = {"model": model, "messages": MESSAGES, "max_tokens": LONG, "stream": True}
-        client = OpenClient(url, "/v1/chat/completions", body)
-        client.wait_for(b"delta")
-        client.close()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(HANG) == 130
-    finally:
-        process.kill()
-        process.communicate()
-    (learned,) = (tmp_path / "turbofit" / "learned-pretend").glob("*/changes-*")
-    assert json.loads(learned.read_text())["changes"] == attempts[1]["changes"]

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from tests.support.plans import plausible_plan
 from turbofit.core.engine_end import End
 from turbofit.core.plan import GroupPlan
-from turbofit.core.process.progress import Step, listened, tell, under_way
+from turbofit.core.process.progress import Step, listened, tell
 from turbofit.core.units import GIB
 from turbofit.serving import start_progress
 from turbofit.serving.engine.launches import ratio_now, shared_ratio
@@ -127,37 +127,6 @@ def test_weights_are_what_came_onto_the_gpus(monkeypatch: pytest.MonkeyPatch) ->
     assert heard == [
         Step("loading weights", done, total, "bytes") for done in (0, 0, 1000, WEIGHTS[0])
     ]
-
-
-def test_the_slowest_engines_are_told_of() -> None:
-    progress, heard = StartProgress(PAIR, {}), []
-    with listened(heard.append), under_way("trial 1"):
-        progress.look([engine("warm-up", warming=4096)])
-        progress.look([engine("warm-up"), engine("check", 1)])
-        progress.look([engine("check"), engine("check", 1)])
-        progress.look([engine("ready"), engine("check", 1)])
-        for _ in range(2):
-            progress.look([engine("ready"), engine("ready", 1)])
-    assert heard == [
-        Step("trial 1"),
-        Step("warming up", detail="4,096 tokens"),
-        Step("warming up", detail="1 of 2 engines"),
-        Step("answering worst-case requests", detail="2 of 2 engines"),
-        Step("answering worst-case requests", detail="1 of 2 engines"),
-        Step("trial 1"),
-        None,
-    ]
-
-
-def test_an_examiner_tells_itself_what_it_measures() -> None:
-    heard: list[Step | None] = []
-    progress = StartProgress(PAIR, {})
-    with listened(heard.append):
-        progress.look([engine("warm-up")], examined=True)
-        tell(Step("measuring sampling"))
-        for phase in ("serving", "check"):
-            progress.look([engine(phase)], examined=True)
-    assert heard == [Step("warming up"), Step("measuring sampling")]
 
 
 def test_the_gateway_counts_on_no_more_cache_than_the_engines_say_they_have() -> None:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 
@@ -139,19 +138,6 @@ def test_the_gateway_answers_while_its_engine_rests_and_then_it_serves_again(
     assert any("left alone for 10 minutes, no engine serves" in line for line in one.said)
 
 
-def test_it_rests_again_as_often_as_it_must(one: Supervised) -> None:
-    def look() -> bool:
-        if one.ended_again() and one.rests and one.rests[-1] is not None:
-            if len(one.rests) == 3:
-                return True
-            one.now = one.rests[-1].until
-        return False
-
-    one.run(look)
-    assert [rest is None for rest in one.rests] == [False, True, False]
-    assert one.server.engines[0].starts == 4
-
-
 def test_while_one_engine_serves_nothing_rests(tmp_path: Path, port: int) -> None:
     one = Supervised(tmp_path, port, gpus=2)
 
@@ -176,23 +162,6 @@ def test_what_never_served_does_not_rest(one: Supervised) -> None:
     assert one.rests == []
 
 
-def test_a_death_is_told_before_a_pretend_timeline_is_read() -> None:
-    """Reading it may take seconds, for which the gateway would not know."""
-    order: list[str] = []
-    supervision = Supervision(
-        lambda _: None, on_end=lambda _engine, ended: order.append(f"told {ended.kind}")
-    )
-    supervisor = Supervisor(plausible_plan(gpus=1), [], Path(), supervision)
-    engine = MagicMock(was_ready=True, group=0)
-    supervisor.engines = [engine]
-    engine.end.return_value, engine.wait.return_value, engine.look.return_value = True, 1.0, None
-    engine.explained = lambda ended: order.append("read") or ended
-    supervisor._mend(engine, End(kind="crash", message="", hint=""), 0.0)
-    with pytest.raises(EndedError):
-        supervisor._mend(engine, End(kind="out_of_memory", message="", hint=""), 0.0)
-    assert order == ["told crash", "read", "told out_of_memory", "read"]
-
-
 # Engines that end at the same moment.
 
 
@@ -209,9 +178,6 @@ class Ending:
         return True
 
     quiet = end = start
-
-    def explained(self, ended: End) -> End:
-        return ended
 
     def look(self, now: float, *, last: bool = False) -> End | None:
         return self.looks[last]

@@ -14,7 +14,6 @@ import pytest
 from tests.support.cloud import STAND_IN
 from tests.support.processes import Child, free_port
 from tests.support.serving import needs, start_turbofit
-from tests.support.waiting import until
 from turbofit.cli.main import main
 
 pytestmark = [pytest.mark.lmdeploy]
@@ -56,27 +55,6 @@ def test_it_tries_keeps_the_best_and_serve_uses_it(children, tmp_path) -> None:
     serve_begins_with_the_best(children, tmp_path, **STAND_IN)
 
 
-@pytest.mark.exhaustive
-def test_it_tries_stops_tries_again_keeps_the_best_and_serve_uses_it(children, tmp_path) -> None:
-    _, part = tune(children, tmp_path, "--starts", "3", code=130)
-    assert ([one["outcome"] for one in part["trials"]], part["best"]) == (["measured"], 1)
-    assert part["stopped"] == "SIGINT"
-    shown = start_turbofit(children, tmp_path, "report", "latest", "--json")
-    assert shown.finish() == 0
-    assert shown.process.stdout is not None
-    assert json.load(shown.process.stdout) == part
-    _, result = tune(children, tmp_path, "--starts", "2", "--again")
-    # Two settings, and the best of them again.
-    assert [one["outcome"] for one in result["trials"]] == ["measured"] * 3
-    assert all(one["measured"]["failed"] == 0 for one in result["trials"])
-    assert result["best"] == 3
-    assert not list((tmp_path / "turbofit").glob("learned/*/tuned-*"))
-    third, again = tune(children, tmp_path)
-    assert "tuned before" in third.stderr
-    assert again == result
-    serve_begins_with_the_best(children, tmp_path)
-
-
 def serve_begins_with_the_best(children: list[Child], tmp_path: Path, **environ: str) -> None:
     words = (*ONE[:6], "--no-standby", "--port", str(free_port()))
     served = start_turbofit(children, tmp_path, "serve", *words, **environ)
@@ -87,22 +65,6 @@ def serve_begins_with_the_best(children: list[Child], tmp_path: Path, **environ:
     newest = max(plans, key=lambda path: path.stat().st_mtime)
     reasons = json.loads(newest.read_text())["reasons"]
     assert any(one.startswith("tuned: ") for one in reasons)
-
-
-@pytest.mark.exhaustive
-def test_tune_ends_its_own_load_without_a_traceback(children, tmp_path, internvl2) -> None:
-    child = start_turbofit(
-        children, tmp_path, "tune", str(internvl2), "--on", "1xrtx3060", "--context", "8192",
-        "--pretend", "--requests", "100000", "--output-tokens", "2000", "--prompt-tokens", "16",
-        "--starts", "1", "--images", "0",
-    )  # fmt: skip
-    child.wait_for("phase: ready")
-    (log,) = (tmp_path / "turbofit" / "runs").glob("*/engine-0.log")
-    checks = log.read_text().count(" resume ")
-    until(lambda: log.read_text().count(" resume ") > checks + 8, "the load")
-    child.process.send_signal(signal.SIGTERM)
-    assert child.finish() == 130  # there is no answer
-    assert "Traceback" not in child.stderr + log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,21 @@
-"""Weights: downloads, with a module that stands in for the hub's client, and what is read ahead."""
+"""Weights: downloads, with a module that stands in for the hub's client."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError
-from turbofit.core.machine import Host
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan
 from turbofit.core.process.progress import Step, listened
 from turbofit.planning.examine.scene import Sources
 from turbofit.serving import weights
-from turbofit.serving.weights import fetched, read_ahead
+from turbofit.serving.weights import fetched
 
 
 def hub_plan() -> Plan:
@@ -180,46 +178,3 @@ def test_a_download_that_sigkill_does_not_end_holds_nobody(hub, tmp_path, monkey
         assert len(held) == 1
     finally:
         gate.unlink()
-
-
-@pytest.fixture
-def advised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, int]]:
-    """Files that the kernel was told of, with what."""
-    told: list[tuple[str, int, int, int]] = []
-
-    def advise(descriptor: int, begin: int, length: int, advice: int) -> None:
-        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
-        told.append((name, begin, length, advice))
-
-    monkeypatch.setattr(os, "posix_fadvise", advise)
-    return told
-
-
-def plan_at(folder: Path | None) -> Plan:
-    plan = plausible_plan()
-    source = msgspec.structs.replace(
-        plan.model.source, checkpoint=None if folder is None else str(folder)
-    )
-    host: Any = msgspec.structs.replace(plan.host, pinned=100, pageable=50)
-    return msgspec.structs.replace(
-        plan, model=msgspec.structs.replace(plan.model, source=source), host=host
-    )
-
-
-def test_as_much_as_the_host_has_beside_the_engines(tmp_path: Path, advised: list[Any]) -> None:
-    for name in ("model-2.safetensors", "model-1.safetensors", "model-3.safetensors", "x.json"):
-        (tmp_path / name).write_bytes(b"0" * 1000)
-    for available, count in ((3150, 3), (3149, 2), (1149, 0)):
-        advised.clear()
-        thread = read_ahead(plan_at(tmp_path), Host(ram_available=available))
-        if thread is not None:
-            thread.join()
-        whole = (0, 0, os.POSIX_FADV_WILLNEED)
-        assert advised == [(f"model-{n}.safetensors", *whole) for n in range(1, count + 1)]
-    assert read_ahead(plan_at(tmp_path), Host()) is None
-
-
-def test_nothing_of_a_checkpoint_that_is_not_there(tmp_path: Path, advised: list[Any]) -> None:
-    for folder in (None, tmp_path / "gone"):
-        assert read_ahead(plan_at(folder), Host(ram_available=1 << 40)) is None
-    assert not advised

@@ -164,7 +164,7 @@ class Serving:
     def server(self, name: str) -> int:
         """The process of the node's `turbofit serve`; 0 while there is none."""
         plan = f"{self.folder(name)}/plan.json".encode()
-        return sum(found(plan, lambda pid: b"/bin/sh" not in command(pid)[:8])[:1])
+        return sum(found(plan, lambda pid: b"guard.py" not in command(pid))[:1])
 
     def engines(self, name: str) -> list[int]:
         """The processes of the node's engines."""

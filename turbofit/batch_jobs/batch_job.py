@@ -28,7 +28,7 @@ from turbofit.core.process.progress import Step, tell
 from turbofit.core.process.threads import in_thread
 from turbofit.core.struct import Struct, const, doc
 from turbofit.core.version import __version__
-from turbofit.serving.runs import requests_at, waiting_words
+from turbofit.serving.runs import requests_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -141,8 +141,6 @@ class BatchJob:
             beside, model = [ended], None  # the server's own name
         places = await in_thread(requests_at, url)
         usual = places + max(2, places // _WAITING) if places else _AT_ONCE
-        if text := waiting_words(min(spec.concurrency or 0, left), places):
-            self._say(text)
         patience = None if beside else spec.patience
         sender = Sender(url, key, timeout=spec.timeout, patience=patience)
         self._sender = await stack.enter_async_context(sender)

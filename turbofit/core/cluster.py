@@ -111,5 +111,4 @@ class NodeStatus(Struct):
     url: Annotated[str, doc("Where fronts reach it.")] = ""
     at_once: Annotated[int, doc("Requests that it runs at once.")] = 0
     tokens: Annotated[int, doc("KV tokens that its caches hold.")] = 0
-    silent: Annotated[float, doc("Seconds since its controller asked last.")] = 0.0
     folder: Annotated[str, doc("Its serve's log and plan, on the node.")] = ""

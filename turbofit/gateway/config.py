@@ -43,8 +43,8 @@ class GatewayConfig(Struct):
     If ``api_keys`` is empty, everybody may use it. At most ``at_once`` requests are at the engines.
     ``front_keys`` belong to gateways in front of several nodes, which name the client of each
     request. A body must be complete within ``body_seconds``, and bring ``body_rate`` bytes a second
-    in each ``body_window_seconds``. For ``idle_seconds``, ``stall_seconds`` and ``stuck_seconds``,
-    which say when an engine is tested, see `health.Monitor`. After ``hung_seconds`` an engine that
+    in each ``body_window_seconds``. For ``idle_seconds`` and ``stall_seconds``, which say
+    when an engine is tested, see `health.Monitor`. After ``hung_seconds`` an engine that
     owes answers and sends nothing is taken out; infinity leaves this to its supervisor. ``names``
     has the engines' name of the model, or of an adapter, by each name that clients may give; if
     empty, every name is passed on. ``about`` is what `/health` tells of the plan, ``memory`` what
@@ -71,7 +71,6 @@ class GatewayConfig(Struct):
     body_rate: int = 16 * KIB
     idle_seconds: float = 60.0
     stall_seconds: float = 15.0
-    stuck_seconds: float = 120.0
     hung_seconds: float = 180.0
     retry_seconds: float = 5.0
     probe_seconds: float = 10.0

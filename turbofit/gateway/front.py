@@ -25,7 +25,6 @@ from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.upstream import Upstream, refuse_no_url
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Sequence
 
     from turbofit.gateway.config import GatewayConfig
@@ -68,7 +67,7 @@ class Node(RoutedEngine):
 class Front(AsgiApp):
     """The app of a front before the nodes that ``source`` returns; a thread calls it regularly.
 
-    ``tls`` is for nodes at https addresses, ``log`` receives a record of each request.
+    ``log`` receives a record of each request.
     """
 
     def __init__(
@@ -76,10 +75,9 @@ class Front(AsgiApp):
         source: Callable[[], Sequence[NodeAddress]],
         config: GatewayConfig,
         log: Callable[[Document], None] | None = None,
-        tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(config, _LARGEST, log)
-        self._source, self._upstream, self.fleet = source, Upstream(tls=tls), Fleet(())
+        self._source, self._upstream, self.fleet = source, Upstream(), Fleet(())
         self.nodes: dict[NodeAddress, Node] = {}
         self._forwarder = self._forwarder_to(self.fleet)
 

@@ -18,7 +18,7 @@ from turbofit.core.errors import LaunchError
 from turbofit.gateway.http.asgi_app import AsgiApp, disconnected
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.refusals import Refusal, ending
-from turbofit.gateway.http.routes import ModelCard, named_model, no_such_model
+from turbofit.gateway.http.routes import named_model, no_such_model
 from turbofit.gateway.http.welcome import ModelFacts, facts_of
 from turbofit.gateway.routing.health import healthy, trouble
 
@@ -40,11 +40,11 @@ State = Literal["asleep", "starting", "ready", "ending", "failed"]
 
 #: Seconds that a request waits for a start: the deadline of OpenAI's clients.
 _WAIT: Final = 600.0
-#: Seconds after which a client should try again, if no start was measured yet.
+#: Seconds after which a client should try again while the engines start.
 _RETRY: Final = 10
 _LOOK: Final = 0.05
 #: Seconds for which a loop may be busy: a server that waits longer hears no signal.
-_BUSY_SECONDS: Final = 60.0
+BUSY_SECONDS: Final = 60.0
 #: Seconds for the requests of engines that have ended: each ends when its connection breaks.
 _BROKEN_OFF: Final = 60.0
 
@@ -70,11 +70,8 @@ class IdleGateway(AsgiApp):
         self._changed = asyncio.Event()
         #: Whether the server is ending.
         self._ended = False
-        #: When it began to start, when it became ready, and when its last request ended.
-        self._began_at = self.ready_at = self.used_at = time.monotonic()
-        #: The number of starts that became ready, and the seconds of the last one.
-        self.starts = 0
-        self.start_seconds: float | None = None
+        #: When it became ready, and when its last request ended.
+        self.ready_at = self.used_at = time.monotonic()
         #: Why the engines do not start, and the time before which they are not started again.
         self._trouble, self._again_at = "", 0.0
 
@@ -94,32 +91,26 @@ class IdleGateway(AsgiApp):
 
     @property
     def retry_after(self) -> int:
-        """Whole seconds after which a request is expected to find the engines ready."""
-        if self.state == "failed":
-            return max(1, ceil(self._again_at - time.monotonic()))
-        if self.start_seconds is None:
+        """Whole seconds after which a client should try again."""
+        if self.state != "failed":
             return _RETRY
-        spent = time.monotonic() - self._began_at if self.state == "starting" else 0.0
-        return max(1, ceil(self.start_seconds - spent))
+        return max(1, ceil(self._again_at - time.monotonic()))
 
     @property
     def status(self) -> str:
         if self.state == "failed":
             return f"{self.name} does not start: {self._trouble}"
-        known = "" if self.start_seconds is None else f"; ready in about {self.retry_after} s"
-        return f"{self.name} is {self.state}{known}"
+        return f"{self.name} is {self.state}"
 
     # Steps of the supervisor that starts and ends the engines.
 
     def begin(self) -> None:
-        self.state, self._began_at, self._trouble = "starting", time.monotonic(), ""
+        self.state, self._trouble = "starting", ""
 
     def open(self, gateway: Gateway) -> None:
         """Note that the engines are ready behind this gateway."""
-        now = time.monotonic()
-        if self.state == "starting":
-            self.starts, self.start_seconds = self.starts + 1, now - self._began_at
-        self.gateway, self.state, self.ready_at, self.opened = gateway, "ready", now, True
+        self.gateway, self.state, self.opened = gateway, "ready", True
+        self.ready_at = time.monotonic()
         self._wake()
 
     def close_idle(self, seconds: float) -> bool:
@@ -223,11 +214,6 @@ class IdleGateway(AsgiApp):
     def _record(self, request: RequestContext) -> None:
         """The engines' gateway keeps a record of its own requests."""
 
-    def _cards(self) -> list[ModelCard]:
-        return [
-            ModelCard(*names, {"turbofit": self._facts()}) for names in self.config.names.items()
-        ]
-
     def _models(self) -> tuple[ModelFacts, ...]:
         if self.gateway is not None:
             return self.gateway._models()
@@ -236,17 +222,6 @@ class IdleGateway(AsgiApp):
 
     def _waits(self) -> list[str]:
         return [] if self.state == "ready" else [self.status]
-
-    def _facts(self) -> Document:
-        """The state of the engines, for clients with a key."""
-        facts: Document = {"state": self.state, "waiting": self.waiting}
-        if self.gateway is not None and not healthy(self.gateway.fleet):
-            facts.update(trouble(self.gateway.fleet.outage, "state"))
-        if self.start_seconds is not None:
-            facts["start_seconds"] = round(self.start_seconds, 1)
-        if self.state not in ("ready", "asleep"):
-            facts.update(message=self.status, retry_after=self.retry_after)
-        return facts
 
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
         """The page of the engines' gateway; without one ``healthy`` if a request would wake them.
@@ -261,32 +236,26 @@ class IdleGateway(AsgiApp):
             down = "unavailable" if self.opened else "starting"
             page = {"status": "healthy" if fine else down, **self.config.about}
             retry = None if fine else self.retry_after
-        facts = self._facts()
-        facts.pop("message", None)
+        facts: Document = {"state": self.state, "waiting": self.waiting}
+        if self.gateway is not None and not healthy(self.gateway.fleet):
+            facts.update(trouble(self.gateway.fleet.outage, "state"))
         return {**page, **facts, "draining": self.connections.draining}, retry
 
     async def metrics_text(self) -> str:
         """The metrics of the engines' gateway, and those of the address, by the label ``model``."""
-        samples: list[tuple[str, str, str, float | None]] = [
-            ("ready", "gauge", "Whether the engines are ready.", self.state == "ready"),
-            ("waiting", "gauge", "Requests that wait for a start.", self.waiting),
-            ("in_flight", "gauge", "Requests at the engines' gateway.", self.in_flight),
-            ("starts_total", "counter", "Starts that became ready.", self.starts),
-            ("start_seconds", "gauge", "What the last start took.", self.start_seconds),
-        ]
+        samples = (
+            ("ready", "Whether the engines are ready.", self.state == "ready"),
+            ("waiting", "Requests that wait for a start.", self.waiting),
+            ("in_flight", "Requests at the engines' gateway.", self.in_flight),
+        )
         ours = "".join(
-            f"# HELP turbofit_model_{name} {explained}\n# TYPE turbofit_model_{name} {kind}\n"
-            + f"turbofit_model_{name} {value:g}\n" * (value is not None)
-            for name, kind, explained, value in samples
+            f"# HELP turbofit_model_{name} {explained}\n# TYPE turbofit_model_{name} gauge\n"
+            f"turbofit_model_{name} {value:g}\n"
+            for name, explained, value in samples
         )
         page = "" if self.gateway is None else await self.gateway.metrics_text()
         # An empty label counts as no label: for requests that the address itself refused.
         return merge({self.name: page + ours, "": self.metrics.text({})}, "model")
-
-
-def insist(address: GatewayThread[IdleGateway], ask: Callable[[IdleGateway], _Answer]) -> _Answer:
-    """Call a function in the address's loop, which may be busy for a minute; see `call`."""
-    return address.call(ask, _BUSY_SECONDS)
 
 
 class AttachedGateway:
@@ -305,7 +274,7 @@ class AttachedGateway:
             self._task = asyncio.ensure_future(self._gateway.startup())
             app.open(self._gateway)
 
-        insist(self._address, begin)
+        self._address.call(begin, BUSY_SECONDS)
 
     @property
     def url(self) -> str:
@@ -331,7 +300,7 @@ class AttachedGateway:
                 self._task = asyncio.ensure_future(self._close())
 
         with suppress(LaunchError):  # the address is closed, and its gateway too
-            insist(self._address, detach)
+            self._address.call(detach, BUSY_SECONDS)
             deadline = time.monotonic() + (self._gateway.config.drain_seconds if drain else 0)
             while self._app.in_flight and time.monotonic() < deadline:
                 time.sleep(_LOOK)

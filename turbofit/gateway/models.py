@@ -1,23 +1,18 @@
 """Several servers at one address: a request goes to the server of its model.
 
-Each server is a `turbofit serve`, which holds its requests to its plan; nothing is held again here,
-and a body is not changed but for the model's name.
+Each server is a `turbofit serve`, which holds its requests to its plan and knows the model by that
+name; nothing is held again here, and no body is changed.
 """
 
 from __future__ import annotations
 
-from codecs import BOM_UTF8
-from contextlib import suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.process.threads import in_thread
 from turbofit.gateway.front import Front, Node, NodeAddress
-from turbofit.gateway.http.body import LARGE
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import ModelCard, named_model, no_such_model
 from turbofit.gateway.http.welcome import About, ModelFacts
@@ -91,7 +86,7 @@ class ModelsGateway(Front):
         await super().startup()
 
     async def _forward(self, request: RequestContext, send: Send) -> None:
-        """Send a request to the server of its model, by the name that the model has there."""
+        """Send a request to the server of its model."""
         name, servers = named_model(request.body), self.servers
         if name is None and len(servers) > 1:
             raise Refusal("model_missing", known=", ".join(servers), param="model")
@@ -102,11 +97,6 @@ class ModelsGateway(Front):
         if not node.up:
             await self._look(node)
             node.up = bool(node.about)  # a server that answers says itself why it does not serve
-        known = [facts.name for facts in facts_of(node)]
-        if known and name not in known:
-            rename = partial(renamed, request.body, known[0])
-            large = request.bytes_in >= LARGE
-            request.body = await in_thread(rename) if large else rename()
         await self._forwarders[ours].forward(request, send)
 
     def _cards(self) -> list[ModelCard]:
@@ -120,16 +110,11 @@ class ModelsGateway(Front):
         return [f"{name}: it does not answer" for name, node in self.servers.items() if not node.up]
 
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
-        """``degraded`` if some servers do not serve; their names are for clients with a key."""
-        up = [node for node in self.nodes.values() if node.up]
-        status = "healthy" if len(up) == len(self.nodes) else "degraded" if up else "unavailable"
-        models: Any = len(self.nodes)
-        with suppress(Refusal):
-            if not self.config.api_keys or self._keys.check(request.headers)[0]:
-                words = {True: "healthy", False: "it does not answer"}
-                models = {name: words[node.up] for name, node in self.servers.items()}
-        page = {"status": status, "draining": self.connections.draining, "up": len(up)}
-        return {**page, "models": models}, None if up else _RETRY
+        """A front's page; ``degraded`` if some servers do not serve, whose names `/about` has."""
+        page, retry = super()._health(request)
+        if retry is None and page["up"] < len(self.nodes):
+            page["status"] = "degraded"
+        return page, retry
 
 
 def facts_of(node: Node) -> tuple[ModelFacts, ...]:
@@ -138,10 +123,3 @@ def facts_of(node: Node) -> tuple[ModelFacts, ...]:
         return msgspec.json.decode(node.about, type=About).models
     except msgspec.MsgspecError:
         return ()
-
-
-def renamed(body: bytes, name: str) -> bytes:
-    """The body of a request, with another name of its model."""
-    fields = msgspec.json.decode(body.removeprefix(BOM_UTF8), type=dict[str, msgspec.Raw])
-    fields["model"] = msgspec.Raw(msgspec.json.encode(name))
-    return msgspec.json.encode(fields)

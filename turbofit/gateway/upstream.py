@@ -15,7 +15,6 @@ from turbofit.gateway.http.refusals import BUSY, UNREACHED
 from turbofit.gateway.http.routes import first_model
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Sequence
 
     from aiohttp.connector import Connection
@@ -51,12 +50,11 @@ class Upstream:
     """A client of all engines, which sends each engine its own API key.
 
     ``serial``: they answer one request after another. A token would then wait for all running
-    requests, while their health page tells whether tokens still come. ``tls`` is the context for
-    engines at https addresses; None is aiohttp's own.
+    requests, while their health page tells whether tokens still come.
     """
 
-    def __init__(self, *, serial: bool = False, tls: ssl.SSLContext | None = None) -> None:
-        self._serial, self._tls = serial, tls
+    def __init__(self, *, serial: bool = False) -> None:
+        self._serial = serial
         self._session: aiohttp.ClientSession | None = None
 
     async def open(
@@ -142,7 +140,6 @@ class Upstream:
                     limit=0,
                     keepalive_timeout=_KEEP_ALIVE,
                     socket_factory=engine_socket,
-                    ssl=True if self._tls is None else self._tls,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(

@@ -10,7 +10,7 @@ from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.validation import Validated
 from turbofit.gateway.config import GatewayConfig
 from turbofit.model.presets import find_preset
-from turbofit.planning.request import Bytes, PlanRequest
+from turbofit.planning.request import PlanRequest
 from turbofit.serving.engine.check import CheckMode
 from turbofit.serving.engine.engine_client import Timing
 from turbofit.serving.passthrough import adapter_names
@@ -52,15 +52,6 @@ class ServeConfig(Validated):
         default=True, description="a process has imported what the next start needs"
     )
     pretend: bool = Field(default=False, description="on pretend GPUs")
-    pretend_taken: Bytes = Field(
-        default=0,
-        description="bytes that somebody takes of each pretend card once the cache is sized",
-    )
-    pretend_fail: int | None = Field(
-        default=None,
-        ge=1,
-        description="the number of the device allocation that fails in each engine's first start",
-    )
 
     def client_name(self, model: Model) -> str:
         """The name by which its engines call a model."""

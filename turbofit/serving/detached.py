@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -20,11 +18,6 @@ if TYPE_CHECKING:
 
 #: This variable is set for a server in the background, which must not start another one.
 DETACHED: Final = "_TURBOFIT_DETACHED"
-#: The variable with the file that a cluster's node renews as long as its server shall run.
-NODE_LEASE: Final = "TURBOFIT_NODE_LEASE"
-#: A server with a lease ends normally when its lease file was not touched for this long.
-LEASE_SECONDS: Final = 120.0
-_LOOK_SECONDS: Final = 0.5
 #: Lines of its log that are shown if it does not open.
 _TOLD: Final = 20
 
@@ -72,30 +65,3 @@ def serve_detached(words: Sequence[str]) -> DetachedServer:
     finally:
         signal.signal(signal.SIGINT, usual)
     return DetachedServer(server.pid, url, log, None if url else server.wait())
-
-
-def end_without_lease(
-    lease: Path, seconds: float = LEASE_SECONDS, look: float = _LOOK_SECONDS
-) -> threading.Thread:
-    """Send this process SIGTERM when the lease file was not touched for so long, or is removed.
-
-    Only changes of the file's modification time count, not its content.
-    """
-
-    def watch() -> None:
-        last, since = None, time.monotonic()
-        while time.monotonic() - since < seconds:
-            time.sleep(look)
-            try:
-                touched = lease.stat().st_mtime_ns
-            except FileNotFoundError:
-                break
-            except OSError:
-                continue
-            if touched != last:
-                last, since = touched, time.monotonic()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=watch, name="lease", daemon=True)
-    thread.start()
-    return thread

@@ -138,16 +138,6 @@ def beyond_forecast(plan: Plan, engines: Iterable[int]) -> int | None:
     return max(beyond)
 
 
-def without(plan: Plan, used: dict[int, int]) -> dict[int, int]:
-    """Bytes that the GPUs have in use once a plan's engines have given back their memory.
-
-    It is too low: engines count with the bytes that they held before the first image; others may
-    grow.
-    """
-    held_bytes = {ledger.index: ledger.steady - ledger.used for ledger in plan.gpus}
-    return {index: max(0, size - held_bytes[index]) for index, size in used.items()}
-
-
 def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> list[str]:
     """Wait until the GPUs hold no more than before; returns words on those that still do."""
     deadline = time.monotonic() + seconds

@@ -45,8 +45,8 @@ def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
     """
     steps = {
         "host": (_fewer_engines,),
-        "start": (_more_margin, _some_margin),
-        "weights": (_more_margin, _some_margin),
+        "start": (_more_margin,),
+        "weights": (_more_margin,),
         "cache": (_more_margin, _smaller_prefill),
         "warm-up": (_smaller_prefill, _more_margin),
         "vision": (_more_margin, _fewer_units, _smaller_prefill),
@@ -78,26 +78,7 @@ def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
         missing, measured = _UNKNOWN, "at least, and more to come"
     wrong = max(0, _left(tightest, ended.phase)) + missing
     why = f"{format_bytes(missing)} were missing ({measured}): planned with"
-    return _with_margin(tightest.margin + wrong, why)
-
-
-def _some_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
-    """A little less cache and the same shape, if the forecast left enough room.
-
-    The forecast is then unlikely to be wrong by all that room: the memory may be there next time.
-    """
-    if ended.missing is not None or "cache_max_entry_count" in fixed:
-        return None
-    tightest = min(plan.gpus, key=lambda gpu: gpu.headroom - gpu.margin)
-    left = _left(tightest, ended.phase)
-    if left < tightest.margin + _UNKNOWN:
-        return None
-    why = f"{format_bytes(left)} should have been free: tried again with"
-    return _with_margin(tightest.margin + _UNKNOWN, why)
-
-
-def _with_margin(size: int, why: str) -> Rung:
-    margin = round_up(size, MIB)
+    margin = round_up(tightest.margin + wrong, MIB)
     return Rung(changes={"margin": margin}, why=f"{why} a margin of {format_bytes(margin)}")
 
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import Plan
 
-#: The folder is shared on purpose, and the same whatever TMPDIR says; see `_open_folder`.
+#: The folder where ``TURBOFIT_LEASES`` names none. It is shared on purpose, and the same whatever
+#: TMPDIR says; see `_open_folder`.
 _FOLDER: Final = "/tmp/turbofit-leases"
 _WAIT_SECONDS: Final = 300.0
 #: Seconds in which orphaned engines must end.
@@ -49,11 +50,6 @@ _TO_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LARGEST: Final = 1 << 20
 #: Bytes by GPU UUID, from 0 to below 2**62.
 Sizes = dict[str, Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]]
-
-
-def leases_folder() -> Path:
-    """The shared folder, or ``TURBOFIT_LEASES``; a `UsageError` if that is no usable folder."""
-    return variables().leases or Path(_FOLDER)
 
 
 class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
@@ -105,7 +101,7 @@ class Leases:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder or leases_folder()
+        self._folder = folder or variables().leases or Path(_FOLDER)
         self._mine = Lease()
         self._pid = os.getpid()
         self._name = f"{self._pid}-{time.monotonic_ns()}"

@@ -13,7 +13,6 @@ from pydantic import Field
 from turbofit.core.errors import TurbofitError, UsageError, option_of
 from turbofit.core.messages import refuse_together
 from turbofit.core.process.ports import LAST_PORT
-from turbofit.core.process.variables import variables
 from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
 
 if TYPE_CHECKING:
@@ -35,14 +34,8 @@ class LaunchOptions(Validated):
     forget: bool = False
 
     def config_fields(self) -> Options:
-        """The fields of `ServeConfig` that these options, and variables for tests, set."""
-        known = variables()
-        return {
-            "rehearse": not self.no_rehearse,
-            "pretend": self.pretend,
-            "pretend_taken": known.pretend_taken if self.pretend else 0,
-            "pretend_fail": known.pretend_fail if self.pretend else None,
-        }
+        """The fields of `ServeConfig` that these options set."""
+        return {"rehearse": not self.no_rehearse, "pretend": self.pretend}
 
 
 class ServeOptions(LaunchOptions):
@@ -136,10 +129,6 @@ def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
         UsageError: a machine is named.
     """
     if request.on is not None:
-        if isinstance(request.on, str):
-            from turbofit.machine.source import machine_from
-
-            machine_from(request.on)  # raises if the text is no machine
         raise UsageError(
             f"{does} the machine here, so --on does not go with it",
             hint=f"add --pretend to try it on pretend GPUs{beside}; turbofit plan MODEL --on "
@@ -187,12 +176,16 @@ class Reloader:
         with self._lock:
             try:
                 options, config = self._read()
-                gateway, changed = run.config.gateway, _changed(before, options)
+                gateway, names = run.config.gateway, {**before, **options}
+                changed = [name for name in names if before.get(name) != options.get(name)]
                 if gateway and gateway.api_keys != config.api_keys and "api_key" not in changed:
                     changed.append("api_key")  # the file with the keys has others now
                 taken = [name for name in changed if name in LIVE and gateway is not None]
-                if taken:
-                    self._take_over(config)
+                if taken and gateway is not None:
+                    after = gateway.taking_over(config)
+                    if run.public is not None:
+                        run.public.call(lambda gateway: gateway.take_over(after))
+                    run.config = run.config.changed(gateway=after)  # for the next gateway
             except TurbofitError as exc:
                 run.say(f"not reloaded: {exc.message} ({exc.hint})")
                 return
@@ -200,16 +193,3 @@ class Reloader:
             if left := [name for name in changed if name not in taken]:
                 run.say(f"needs a restart: {', '.join(left)}")
             run.say(f"reloaded: {', '.join(taken) or 'nothing'}")
-
-    def _take_over(self, config: GatewayConfig) -> None:
-        """Apply this configuration to the gateway that serves now, and to the next one."""
-        run = self._run
-        assert run.config.gateway is not None
-        after = run.config.gateway.taking_over(config)
-        if run.public is not None:
-            run.public.call(lambda gateway: gateway.take_over(after))
-        run.config = run.config.changed(gateway=after)
-
-
-def _changed(before: Options, after: Options) -> list[str]:
-    return [name for name in {**before, **after} if before.get(name) != after.get(name)]

@@ -7,6 +7,7 @@ servers reserve memory of them.
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from turbofit.serving.config import ServeConfig
 
 _SHOWN: Final = 200
+_WAITING: Final = "waiting: another turbofit is planning"
 
 
 @dataclass
@@ -65,14 +67,11 @@ class Planner:
         """Plan the user's request with changes; the plan is reserved if it fits."""
         assert self.request is not None
         request = self.request.changed(**changes)
-        with under_way("planning"), self.leases.locked(self._wait):
+        with under_way("planning"), self.leases.locked(partial(self.say, _WAITING)):
             plan = self._made(request.changed(on=self._machine(request.gpus), gpus=None))
             if plan.fits:
                 self.leases.reserve(plan)
         return plan
-
-    def _wait(self) -> None:
-        self.say("waiting: another turbofit is planning")
 
     def take(self, plan: Plan) -> None:
         """Reserve what a given plan needs, if the machine has not changed.
@@ -82,7 +81,7 @@ class Planner:
             MachineError: a GPU is missing.
             UsageError: the plan was made for no machine.
         """
-        with self.leases.locked(self._wait):
+        with self.leases.locked(partial(self.say, _WAITING)):
             here = self._machine(None, plan.machine)
             refuse(Scene(Sources(), "lease", machine=here, plan=plan, pretend=self.pretend))
             self.leases.reserve(plan)

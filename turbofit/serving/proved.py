@@ -53,8 +53,7 @@ class Proof:
         uuids = [gpu.uuid for gpu in plan.gpus]
         here = (lmdeploy, installed("torch") or "", plan.machine.driver, uuids)
         allocator = [os.environ.get(name, "") for name in _ALLOCATOR]
-        pretended = [config.pretend, config.pretend_taken, config.pretend_fail]
-        facts, model = (here, config.options, allocator, pretended), identity(plan.model)
+        facts, model = (here, config.options, allocator, config.pretend), identity(plan.model)
         self._file = learned("proved", Proved, model, _facts(plan), facts)
         self._held = learned("held", Held, model, _facts(plan, ratio=False), facts)
 
@@ -85,19 +84,14 @@ class Proof:
 def _facts(plan: Plan, *, ratio: bool = True) -> list[Any]:
     """Everything in a plan that its engines' memory depends on, except free memory.
 
-    Without ``ratio`` it is that of the plan with any cache ratio.
+    Without ``ratio`` it is that of the plan with any cache ratio. Names and paths of the model do
+    not matter: checkpoints of one shape take the same memory.
     """
     settings = [group.settings for group in plan.group_plans()]
     settings = settings if ratio else [replace(one, cache_max_entry_count=0.0) for one in settings]
-    return [_shape(plan), plan.engine, plan.parallel.groups, plan.limits, settings]
-
-
-def _shape(plan: Plan) -> dict[str, Any]:
-    """The plan's model without names and paths: checkpoints of one shape take the same memory."""
-    model: dict[str, Any] = to_builtins(plan.model)
-    for name in ("name", "source", "hub_id", "revision", "warnings"):
-        del model[name]
-    return model
+    nameless = dict.fromkeys(("name", "source", "hub_id", "revision", "warnings"))
+    model = {**to_builtins(plan.model), **nameless}
+    return [model, plan.engine, plan.parallel.groups, plan.limits, settings]
 
 
 class Rehearsed(Struct, tag_field="schema", tag="turbofit.rehearsed/1"):

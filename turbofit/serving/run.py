@@ -81,7 +81,8 @@ class Run:
             # A run on pretend GPUs is its own rehearsal.
             rehearse=config.rehearse and not config.pretend and can_rehearse(),
             doubled=self.lmdeploy.warning is not None,
-            meanwhile=self._import_meanwhile, over=self._over,
+            meanwhile=self._import_meanwhile,
+            over=lambda plan: Proof(plan, config, self.lmdeploy.version).over,
         )  # fmt: skip
         #: The plan that is launched, and the changes of the request that led to it.
         self.plan: Plan | None = None
@@ -93,10 +94,6 @@ class Run:
         self.public: PublicSide | None = None
         #: Requests that are suspected or refused; the next gateway goes on with this list.
         self.deny_list: DenyList | None = None
-
-    def _over(self, plan: Plan) -> int | None:
-        """Bytes beyond the forecast that a start of such a plan took here."""
-        return Proof(plan, self.config, self.lmdeploy.version).over
 
     def _import_meanwhile(self, plan: Plan) -> None:
         """Let a standby import the engine's modules while the engine's plan is rehearsed."""
@@ -180,12 +177,6 @@ class Run:
         if self.config.unplanned:
             names = ", ".join(self.config.unplanned)
             doubts.append(f"{names} may change memory: the plan does not count it")
-        int4 = self.plan is not None and self.plan.settings.quant_policy == 4
-        if int4 and "--tool-call-parser" in self.config.options:
-            doubts.append(
-                "a cache in 4 bits can spoil calls of tools: of Qwen3-Coder-30B-A3B none of 6 "
-                "chains succeeded where 5 did with --quant-policy 8 (lmdeploy#4743); try yours"
-            )
         if self.config.gateway is None:
             doubts.append(
                 "--no-gateway: the plan holds only while no client asks for more than it; any "

@@ -207,16 +207,6 @@ def requests_at(url: str) -> int:
     return attempts[0][-1].requests_at_once if len(attempts) == 1 and attempts[0] else 0
 
 
-def waiting_words(requests: int, running: int) -> str:
-    """Words on requests that must wait if all are sent at once; empty if none must, or unknown."""
-    if not 0 < running < requests:
-        return ""
-    return (
-        f"{requests:,} requests at once are sent; the server runs {running:,} of them at once,"
-        " the others wait"
-    )
-
-
 def stop_server(server: LiveRun, seconds: float) -> None:
     """End a server as Ctrl-C does, and wait until it has ended. Raises `LaunchError`."""
     pid = server.record.pid

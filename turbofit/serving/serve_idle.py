@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.core.units import format_duration
-from turbofit.gateway.idle import AttachedGateway, IdleGateway, insist
+from turbofit.gateway.idle import BUSY_SECONDS, AttachedGateway, IdleGateway
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.server import GatewayThread, about_plan, keep_large_blocks
 from turbofit.serving.engine.standby import standby_of
@@ -125,7 +125,7 @@ class IdleServer:
         """
         run, app = self._run, self._app
         stop.on_second(self._address.cut_off)
-        insist(self._address, IdleGateway.begin)
+        self._address.call(IdleGateway.begin, BUSY_SECONDS)
         try:
             with run.leases:
                 run.prepare()
@@ -138,9 +138,9 @@ class IdleServer:
                 raise
             message = exc.message
             run.say(f"warning: {message}; the next start is in {format_duration(_AGAIN)} at least")
-            insist(self._address, lambda app: app.fail(message, _AGAIN))
+            self._address.call(lambda app: app.fail(message, _AGAIN), BUSY_SECONDS)
         else:
-            insist(self._address, IdleGateway.sleep)
+            self._address.call(IdleGateway.sleep, BUSY_SECONDS)
 
     def _rest_idle(self, stop: StopSignal) -> None:
         """End the engines once nobody has used them for long."""
@@ -149,7 +149,7 @@ class IdleServer:
             return
         if app.state == "ready" and app.idle >= self._idle:
             unused = app.idle
-            if insist(self._address, lambda app: app.close_idle(self._idle)):
+            if self._address.call(lambda app: app.close_idle(self._idle), BUSY_SECONDS):
                 self._run.say(
                     f"nobody asked for {format_duration(unused)}: the engines end and give their "
                     "memory back"

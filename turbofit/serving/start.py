@@ -8,7 +8,7 @@ import shlex
 import time
 from contextlib import suppress
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -36,18 +36,16 @@ from turbofit.serving.gpu_monitor import (
     beyond_forecast,
     memory_back,
     used_now,
-    without,
 )
 from turbofit.serving.images.preparation import image_environment
 from turbofit.serving.proved import Proof
 from turbofit.serving.start_progress import StartProgress, as_launched, beside
 from turbofit.serving.supervisor import Supervisor
-from turbofit.serving.weights import fetched, read_ahead
+from turbofit.serving.weights import fetched
 
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
-    from pathlib import Path
 
     from turbofit.core.engine_end import End
     from turbofit.core.plan import Plan
@@ -56,10 +54,6 @@ if TYPE_CHECKING:
     from turbofit.serving.engine.supervised_engine import EngineExam, SupervisedEngine
     from turbofit.serving.run import PublicSide, Run
     from turbofit.serving.supervisor import StopSignal
-
-
-#: The number of a start's last phases that are kept; a restart adds its own.
-_MOMENTS: Final = 100
 
 
 class Start:
@@ -99,7 +93,6 @@ class Start:
             self._plan = localised(self._plan, run.folder / "model")
         else:
             self._plan = replace(self._plan, model=fetched(self._plan.model, run.say))
-            read_ahead(self._plan, read_host())
         if config.gateway is not None and run.publish is None:
             from turbofit.gateway.server import bind
 
@@ -155,15 +148,6 @@ class Start:
             run.say(f"the worst cases will take the cards about {seconds:.0f} s{choice}")
         return ask_worst
 
-    def _parsers(self, folder: Path) -> list[str]:
-        """Options for the parsers of the model's family, which the first start announces."""
-        if not self._plan.engine.of_lmdeploy:
-            return []
-        found = list(parser_options(self._plan.model, folder, self._run.config.options))
-        if found and not self._number:
-            self._run.say(f"by the model's family: {shlex.join(found)}; your own is taken instead")
-        return found
-
     @cached_property
     def _proof(self) -> Proof:
         return Proof(self._plan, self._run.config, self._run.lmdeploy.version)
@@ -188,7 +172,13 @@ class Start:
             public = None if config.gateway is None else config.gateway.port
             ports = free_ports(len(plan.parallel.groups), besides=public)
             # Options that the plan does not count take memory of the margin, too.
-            options = [*config.options, *self._parsers(folder)]
+            options = list(config.options)
+            if plan.engine.of_lmdeploy:
+                found = list(parser_options(plan.model, folder, config.options))
+                options += found
+                if found and not self._number:
+                    words = shlex.join(found)
+                    run.say(f"by the model's family: {words}; your own is taken instead")
             engine_commands = private_commands(
                 plan, ports, str(folder), name, options, held=not config.unplanned
             )
@@ -200,13 +190,12 @@ class Start:
         if config.pretend:
             from turbofit.serving.engine.pretended import PretendLaunch, pretend_runner
 
-            fail_at = None if self._number else config.pretend_fail
             folder = run.folder / f"pretend-{self._number}"
             return [
                 PretendLaunch(
                     command, pretend_runner(plan), key,
                     ratio=self._ratio(command.group), plan=plan.of_group(command.group),
-                    folder=folder, taken=config.pretend_taken, fail_at=fail_at, begin=begin,
+                    folder=folder, begin=begin,
                     images=images,
                 )
                 for command in engine_commands
@@ -322,7 +311,6 @@ class Start:
         at = round(time.monotonic() - self._began, 3)
         by_index = {str(index): size for index, size in self._used().items()}
         self._moments.append(RunMoment(phase=phase, at=at, used=by_index))
-        del self._moments[:-_MOMENTS]
         self._run.record.attempt(moments=tuple(self._moments))
 
     def _strike(self) -> None:
@@ -337,21 +325,17 @@ class Start:
                 self._run.say("draining: what is under way may end")
             with under_way("draining"):
                 self._run.public.stop(drain=not urgent)
-        if self._shares_cards:
-            # Others came and went since the launch: the end is compared with today's use.
-            used = self._used() if self._supervisor.ready else {}
-            self._before = without(self._plan, used)
 
     def _gone(self) -> None:
         """Check that the memory of the ended engines is free again."""
-        before = self._before
+        before = {} if self._shares_cards else self._before  # others come and go there
         late = memory_back(self._plan, before) if before else []
         for text in late:
             self._run.say(f"warning: {text}")
         if before and not late:
             self._run.say("the GPUs' memory is back")
         restarts = sum(max(0, engine.starts - 1) for engine in self._supervisor.engines)
-        self._run.record.attempt(memory_back=not late, restarts=restarts)
+        self._run.record.attempt(memory_back=not late if before else None, restarts=restarts)
 
     def _pids(self) -> list[int]:
         return [

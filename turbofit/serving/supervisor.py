@@ -210,7 +210,7 @@ class Supervisor:
         again = ended.retryable and (engine.was_ready or ended.kind in ("killed", "raced"))
         if again or engine.was_ready:
             self._supervision.on_end(engine, ended)  # before the pause
-        ended = replace(engine.explained(ended), group=engine.group)
+        ended = replace(ended, group=engine.group)
         if not again:
             for other in self.engines:  # those that have ended meanwhile: there is no later look
                 end = other.look(now, last=True) if other.process is not None else None

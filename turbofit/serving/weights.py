@@ -1,4 +1,4 @@
-"""Weights before the engines start: downloaded if they are not on disk, and read ahead.
+"""Downloads weights that are not on disk before the engines start.
 
 LMDeploy would download them once for each replica, in silence; and the overlay needs a folder.
 """
@@ -12,7 +12,6 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
@@ -21,7 +20,6 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.process.child import child
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.progress import Step, listening, tell, under_way
-from turbofit.core.struct import known
 from turbofit.core.units import GIB, format_bytes
 from turbofit.model.caches import hub_cache, modelscope_cache, uses_modelscope
 from turbofit.planning.examine.scene import Sources
@@ -29,9 +27,7 @@ from turbofit.planning.examine.scene import Sources
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.core.machine import Host
     from turbofit.core.model import Model
-    from turbofit.core.plan import Plan
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -147,32 +143,3 @@ def _download(name: str, revision: str, size: int, say: Callable[[str], None]) -
         raise LaunchError(f"{name} cannot be downloaded: {last}", hint=HINTS[package])
     _LOG.info("%s is in %s after %.0f s", name, folder, time.monotonic() - began)
     return folder
-
-
-def read_ahead(plan: Plan, host: Host) -> Thread | None:
-    """Start to read weights into the page cache, while the engines that load them import modules.
-
-    At most the host memory that the engines do not need is filled; None if nothing is read. The
-    kernel drops these pages before memory runs out, and reads no file that it has cached.
-    """
-    room = known(host.ram_available, 0) - plan.host.pinned - plan.host.pageable
-    folder, files = plan.model.source.checkpoint, list[Path]()
-    for path in sorted(Path(folder).glob("*.safetensors")) if folder else ():
-        with suppress(OSError):
-            room -= path.stat().st_size
-            if room < 0:
-                break
-            files.append(path)
-    if not files or not hasattr(os, "posix_fadvise"):
-        return None
-
-    def advise() -> None:
-        for path in files:
-            with suppress(OSError), path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-                _LOG.debug("%s is read ahead", path.name)
-
-    # A thread, because the kernel's call waits while the disk's queue is full.
-    thread = Thread(target=advise, name="read-ahead", daemon=True)
-    thread.start()
-    return thread

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import base64
 import hashlib
 import json
 import re
-import shlex
 import threading
 from importlib import resources
 from io import BytesIO
@@ -38,7 +36,6 @@ from tests.support.gateway import (
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import PRETEND_WORDS
 from turbofit.gateway.http import body as body_module
-from turbofit.gateway.http import prepare
 from turbofit.gateway.http.accesslog import AccessLog, access_log
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.prepare import Preparation
@@ -49,7 +46,7 @@ from turbofit.gateway.http.routes import (
     find_route,
     hold_name,
 )
-from turbofit.gateway.http.welcome import client_lines, memory_bars
+from turbofit.gateway.http.welcome import memory_bars
 
 ANTHROPIC = anthropic(picture(448, 5376))
 
@@ -310,13 +307,6 @@ def test_metrics_are_the_engines_and_our_own() -> None:
         assert line in lines, text
 
 
-async def test_bodies_beyond_the_room_wait_outside() -> None:
-    app, _ = gateway()
-    app._bodies.keep(1 << 40)
-    reply = await call(app, body=chat())
-    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
-
-
 @pytest.mark.parametrize(
     ("path", "message", "param", "words"),
     [
@@ -390,38 +380,6 @@ def test_errors_of_the_engine_have_the_form_of_the_clients_api(path, status, sai
     else:
         assert {"code", "param"} <= set(error)
     assert records[0]["status"] == status
-
-
-@pytest.mark.parametrize(
-    ("path", "fields", "forced"),
-    [
-        (CHAT, {"response_format": {"type": "json_object"}}, True),
-        (CHAT, {"response_format": {"type": "text"}}, False), (CHAT, {}, False),
-        (CHAT, {"tool_choice": "required"}, True), (CHAT, {"tool_choice": "auto"}, False),
-        (CHAT, {"tool_choice": {"type": "function", "function": {"name": "f"}}}, True),
-        ("/v1/messages", {"tool_choice": {"type": "any"}}, True),
-        ("/v1/messages", {"tool_choice": {"type": "auto"}}, False),
-        ("/v1/responses", {"text": {"format": {"type": "json_object"}}}, True),
-        ("/v1/responses", {"text": {"verbosity": "low"}}, False),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("lacking", [True, False])
-def test_the_package_that_a_form_needs_is_named(path, fields, forced, lacking, monkeypatch) -> None:
-    """Only where it is lacking: else such an answer says something else, a broken image."""
-    monkeypatch.setattr(prepare, "lacks_xgrammar", lambda: lacking)
-    forced &= lacking
-    failed = {**FLAT, "message": "Request preprocessing failed."}
-    if path == "/v1/responses":
-        failed = {"error": failed}
-    for data, status in ((json.dumps(failed).encode(), 400), (b"Internal Server Error", 500)):
-        recorder = Recorder(lambda *_, d=data, s=status: Answer(d, status=s))
-        app, _ = gateway(recorder=recorder)
-        reply = ask(app, path, body={**body_for(path), **fields})
-        assert reply.status == (400 if forced else status)
-        assert ("pip install xgrammar" in reply.json["error"]["message"]) == forced
-        # LMDeploy ends the connection behind such a 500: the next request would be cut off.
-        assert recorder.seen[0][4].get("Connection") == ("close" if forced else None)
-    assert app.engines[0].up
 
 
 def test_pages_of_several_engines_become_one() -> None:
@@ -559,30 +517,6 @@ async def test_each_name_is_answered_on_every_route(path: str, body: dict[str, A
     assert "model" not in body
     with pytest.raises(Refusal, match=r"\['x'\]"):
         hold_name(NAMES, {"model": ["x"]})
-
-
-async def test_the_list_has_every_name_and_says_which_model_it_means() -> None:
-    app, recorder = gateway(names=NAMES)
-    cards = (await call(app, "/v1/models", method="GET")).json["data"]
-    assert [(card["id"], card["root"]) for card in cards] == list(NAMES.items())
-    anthropic = (await call(app, "/anthropic/v1/models", method="GET")).json
-    assert [card["id"] for card in anthropic["data"]] == list(NAMES)
-    assert anthropic["first_id"] == OWN
-    assert recorder.bodies == []
-
-
-def test_the_lines_are_one_request_with_a_key_of_the_environment() -> None:
-    shell, _ = client_lines("http://127.0.0.1:1", "o'b/m", key=False)
-    curl, url, _, header, _, body = shlex.split(shell)
-    assert (curl, url) == ("curl", "http://127.0.0.1:1/v1/chat/completions")
-    assert header == "Content-Type: application/json"
-    assert json.loads(body)["model"] == "o'b/m"
-    shell, python = client_lines("http://h:1", "m", key=True)
-    assert "Bearer $API_KEY" in shell
-    called = ast.dump(ast.parse(python))
-    assert python.startswith("import openai, os; print(")
-    assert "http://h:1/v1" in called
-    assert "API_KEY" in called
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/none", "/update_weights", *ROUTES])

@@ -243,64 +243,6 @@ def test_the_server_now_stands_beside_the_chat(
     page.sees("The server does not answer.")
 
 
-MARKDOWN = """# Two *pictures*
-Text with `code`, **bold** and 2*3*4:
-- one
-  goes on
-- two
-
-3. three
-
-| a | b |
-|---|--:|
-| 1 | <b>2</b> |
-
-```python
-- no list
-
-print(1)
-```
-end"""
-
-
-def test_markdown_is_drawn_once_and_as_text(served: Callable[..., Page], browser: Browser) -> None:
-    held = asyncio.Event()
-    parts = [event(MARKDOWN[i : i + 7]) for i in range(0, len(MARKDOWN), 7)]
-    page = served(lambda *_: stream(*parts, held, event("!"), DONE))
-    page.show()
-    page.write("x" + ENTER)
-    page.sees("print(1)\nend")
-    drawn = "return [...document.querySelector('.turn:last-child .text').children].map(%s)"
-    names = "(one) => one.tagName + (one.start || '') + ' ' + one.innerText"
-    before = browser.run(drawn % names)
-    assert before == [
-        "H3 Two pictures", "P Text with code, bold and 2*3*4:", "UL one\ngoes on\ntwo", "OL3 three",
-        "DIV a\tb\n1\t<b>2</b>", "PRE - no list\n\nprint(1)", "DIV end",
-    ]  # fmt: skip
-    browser.run("window.first = document.querySelector('.turn:last-child .text').firstChild")
-    page.go(held)
-    page.ended()
-    assert browser.run(drawn % names) == [*before[:-1], "P end!"]
-    assert browser.run("return window.first.isConnected")
-    assert browser.run("return messages[1].content") == MARKDOWN + "!"
-
-
-def test_a_long_answer_does_not_make_the_tab_busy(
-    served: Callable[..., Page], browser: Browser
-) -> None:
-    """An answer of 20,000 lines in one block takes a second of a processor."""
-    lines = [event("word " * 9 + "\n") for _ in range(200)]
-    page = served(lambda *_: stream(*[b"".join(lines)] * 100, USAGE, DONE))
-    page.show()
-    browser.driver.execute_cdp_cmd("Performance.enable", {})
-    page.write("x" + ENTER)
-    page.sees("7 tokens")
-    metrics = browser.driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
-    assert {one["name"]: one["value"] for one in metrics}[
-        "TaskDuration"
-    ] < 10  # one, where this was written
-
-
 def test_pictures_go_as_far_as_the_server_takes_them_and_a_reload_keeps_the_chat(
     served: Callable[..., Page], browser: Browser
 ) -> None:

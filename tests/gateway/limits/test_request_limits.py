@@ -277,7 +277,6 @@ def test_anthropic_images_are_found_in_tool_results_too() -> None:
         ("completions", {"prompt": [1, 2, 3]}),
         ("completions", {}),
         ("responses", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}),
-        ("responses", {"input": "x", "prompt": {"variables": {"a": {"type": "input_image"}}}}),
         ("messages", {"messages": [{"role": "assistant", "content": [{"type": "image"}]}]}),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}),
         ("messages", {"messages": [{"role": "user", "content": [{"text": "x"}]}]}),

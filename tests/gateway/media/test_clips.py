@@ -130,13 +130,6 @@ def test_headers_say_frames_and_size(tmp_path, kind, mime) -> None:
     assert looked(remote, {remote: data}) == clip
 
 
-def test_frames_need_nobody_who_reads_films(monkeypatch) -> None:
-    monkeypatch.setattr(clips, "_PROGRAM", "/does/not/exist")
-    assert looked(sequence(2, (64, 48))).frames == 2
-    nothing = clips.look(read_body("chat", chat()), {}, MOST, asyncio.Semaphore())
-    assert asyncio.run(nothing) is None
-
-
 @opencv
 def test_broken_films_are_refused(tmp_path) -> None:
     for bad in (film(tmp_path, 23)[:200], FILM):

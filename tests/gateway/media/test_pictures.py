@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import struct
 import zlib
 from base64 import b64decode, b64encode
@@ -189,21 +188,6 @@ def test_bytes_are_counted_before_decoding() -> None:
     assert refusal.status == 413
     assert str(MOST) in refusal.message
     assert refused(b"\x89PNG" + bytes(MOST)).status == 413
-
-
-def test_junk_never_breaks_anything() -> None:
-    rng = random.Random(5)
-    files = [picture(40, 30, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP")]
-    for whole in files[:3]:
-        cut = whole[: len(whole) * 2 // 3]
-        assert refused(cut).reason in ("truncated_image", "broken_image")
-    for _ in range(1500):
-        data = bytearray(rng.choice(files))
-        for _ in range(rng.choice((1, 3, 30))):
-            data[rng.randrange(min(len(data), rng.choice((24, 400))))] = rng.randrange(256)
-        with contextlib.suppress(Refusal):
-            image = from_bytes(bytes(data[: rng.randrange(len(data)) or None]), MOST)
-            assert image.size[0] * image.size[1] <= LARGEST_PIXELS
 
 
 @pytest.mark.parametrize("tag", [45056, 45057, 300])

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from random import Random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests import virtual_time
 from tests.support.gateway import (
     CHAT,
     EVENT,
@@ -110,42 +107,6 @@ async def test_what_no_engine_could_hold_is_refused_at_once(cost) -> None:
     with pytest.raises(Refusal) as caught:
         await Admission(Fleet(engines(host_limit=50))).admit("a", cost)
     assert caught.value.status == 400
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 10), st.integers(0, 3), st.booleans()), max_size=40),
-    st.integers(1, 3),
-)
-def test_no_engine_ever_holds_more_than_its_gate(requests, count) -> None:
-    async def run():
-        all_engines = engines(count)
-        door, most = Admission(Fleet(all_engines), seconds=5.0), 0
-
-        async def ask_for(units, client, leaves):
-            nonlocal most
-            cost = Cost(units=units, host_bytes=units)
-            place = await door.admit(str(client), cost)
-            place.engine.outstanding += 1
-            most = max(most, *(e.units for e in all_engines))
-            try:
-                await asyncio.sleep(0.0005 * units)
-            finally:
-                place.engine.outstanding -= 1
-                place.leave()
-
-        tasks = [asyncio.ensure_future(ask_for(*request)) for request in requests]
-        await asyncio.sleep(0.001)
-        for task, (_, _, leaves) in zip(tasks, requests, strict=True):
-            if leaves:
-                task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        return most, [(e.units, e.host_bytes, e.outstanding) for e in all_engines], door.waiting
-
-    most, left, waiting = virtual_time.run(run())
-    assert most <= 10
-    assert left == [(0, 0, 0)] * count
-    assert waiting == 0
 
 
 BIG = image_part(448, 5376)

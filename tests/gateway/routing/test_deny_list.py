@@ -18,7 +18,6 @@ from tests.support.gateway import stream as streamed
 from tests.support.waiting import auntil
 from tests.sweep import part, sweep
 from turbofit.gateway.routing.deny_list import DenyList
-from turbofit.gateway.routing.engines import EngineDeath
 
 pytestmark = pytest.mark.slow
 
@@ -198,15 +197,6 @@ async def test_a_copy_that_waits_for_its_turn_is_refused_as_the_turns_before_it_
         assert (len(fleet.deaths), fleet.known) == (3, (0, 1))
 
 
-async def test_who_hangs_up_in_a_turn_alone_keeps_nobody_out() -> None:
-    async with Fleet(1) as fleet:
-        for _ in range(2):
-            await fleet.accused(("innocent", ""))
-        await fleet.leave("innocent")
-        assert (await fleet.ask("new")).status == 200
-        assert fleet.app.engines[0].in_turn is not None
-
-
 async def test_only_ends_in_its_own_turns_refuse_a_request() -> None:
     """Copies of it were at four engines that ended of something else."""
     async with Fleet(4) as fleet:
@@ -218,16 +208,6 @@ async def test_only_ends_in_its_own_turns_refuse_a_request() -> None:
         await fleet.all_up()
         assert fleet.known == (1, 0)
         assert ((await fleet.ask("innocent")).status, fleet.known) == (200, (0, 0))
-
-
-async def test_an_error_at_the_beginning_of_a_stream_ends_no_turn_well() -> None:
-    error = b'data: {"error": {"message": "out of order"}}\n\n'
-    async with Fleet(1) as fleet:
-        await fleet.accused(("innocent", ""), stream=True)
-        assert fleet.known == (1, 0)
-        fleet.recorder.answer = lambda *_: streamed(error, DONE)
-        await fleet.ask("innocent", stream=True)
-        assert fleet.known == (1, 0)
 
 
 async def test_who_left_shortly_before_a_death_is_suspected_and_refused_too() -> None:
@@ -266,35 +246,6 @@ async def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
         fleet.app.engine_ended(0, other_cause=True)
         await fleet.all_up()
         assert ((await fleet.ask("innocent")).status, fleet.known) == (200, (0, 0))
-
-
-async def test_a_supervisor_may_be_first_to_see_another_cause_and_tells_of_one_process() -> None:
-    async with Fleet(1) as fleet:
-        pending = fleet.begin("innocent")
-        await asyncio.sleep(0.1)
-        fleet.app.engine_ended(0, other_cause=True)
-        fleet.kill()
-        assert ((await pending).status, fleet.known) == (503, (0, 0))
-        await fleet.all_up()
-        await fleet.ask(KILLS)
-        fleet.app.engine_ended(0, other_cause=False)
-        # Its next process is killed while it starts.
-        fleet.app.engine_ended(0, other_cause=True)
-        await asyncio.sleep(0.01)
-        assert fleet.known == (1, 0)
-
-
-@pytest.mark.parametrize(("ago", "suspected", "refused"), [(59, 0, 1), (61, 0, 0)])
-def test_each_end_renews_the_hour_and_none_lasts_longer(ago, suspected, refused) -> None:
-    """Else a request would end one more engine in its third hour."""
-    known = DenyList()
-    known._deaths.extend(
-        EngineDeath(time.monotonic() - (ago + before) * 60, {"x"}, in_turn)
-        for before, in_turn in ((100, None), (50, "x"), (0, "x"))
-    )
-    assert known.numbers == (suspected, refused)
-    known._deaths.pop()
-    assert known.numbers == (0, 0)
 
 
 @pytest.mark.parametrize("size", [10, 1 << 20])

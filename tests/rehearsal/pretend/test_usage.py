@@ -22,7 +22,6 @@ from turbofit.rehearsal.pretend.usage import (
     Event,
     TimelineReader,
     Usage,
-    last_refused,
     read_timeline,
     read_usage,
 )
@@ -144,21 +143,6 @@ def test_a_timeline_is_read_to_where_it_ends_and_on_from_there(tmp_path: Path) -
     path.write_bytes(b"X" * 44 + b"P context\nF 1f 0\n" + bytes(4096))
     assert list(reader.new_events()) == [Event("P", ("context",), ()), Event("F", ("1f", "0"), ())]
     assert list(reader.new_events()) == []
-
-
-def test_the_last_refusal_is_found_from_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "timeline"
-    lines = ["P engine", "O 0 0 -1 1 5 9 @a", "P serving", *["A 0 0 1 2 3 4"] * 9, "F 1f 0"]
-    path.write_bytes("\n".join([*lines, "E 1 0 -1 9 5 7 @1,2", "F 1f 0\n"]).encode() + bytes(99))
-    found = Event("E", ("1", "0", "-1", "9", "5", "7"), (1, 2))
-    assert last_refused(path) == (found, "serving")
-    path.write_bytes("\n".join([*lines, ""]).encode())  # as long as it may be
-    assert last_refused(path) == (Event("O", ("0", "0", "-1", "1", "5", "9"), (10,)), "engine")
-    path.write_bytes(b"P engine\n" + bytes(99))
-    assert last_refused(path) is None
-    path.write_bytes(b"")
-    with pytest.raises(ValueError, match="empty"):
-        last_refused(path)
 
 
 def test_names_are_short() -> None:

@@ -20,7 +20,7 @@ from turbofit.planning.request import PlanRequest
 from turbofit.serving.cluster import actors, ray_adapter
 from turbofit.serving.cluster import controller as module
 from turbofit.serving.cluster.controller import Controller, serve_cluster
-from turbofit.serving.cluster.node import served_digest
+from turbofit.serving.cluster.node import DRAINED
 from turbofit.serving.config import ClusterServeConfig
 
 RUN = "mine"
@@ -36,31 +36,20 @@ class Method:
 class Actor:
     """A node's actor: its server opens at once, unless ``fails`` says why it does not."""
 
-    def __init__(self, world: World, planned: NodePlan, words: Sequence[str], gpus: int) -> None:
-        self.world, self.planned, self.gpus, self.renewed = world, planned, gpus, -60.0
-        self.made = Method(lambda: (planned, served_digest(planned, words)))
-        self.tell, self.end = Method(self._tell), Method(self._end)
+    def __init__(self, world: World, planned: NodePlan, gpus: int) -> None:
+        self.world, self.planned, self.gpus = world, planned, gpus
+        self.tell, self.end = Method(lambda: self.status), Method(self._end)
         why = world.fails.get(planned.name, planned.why_not)
         serves = planned.plan is not None and not why
-        state = "serving" if serves else "unfit"
-        if planned.node in world.drained:
-            state = "drained"
+        state = "serving" if serves else "drained" if why == DRAINED else "unfit"
         self.status = NodeStatus(
             serves=RUN, id=planned.node, name=planned.name, address="", why_not=why,
             state=state,  # type: ignore[arg-type]
             at_once=8 if planned.plan is not None else 0, url="http://x" if serves else "",
         )  # fmt: skip
 
-    def _tell(self, renew: bool = False) -> NodeStatus:
-        silent = self.world.now - self.renewed
-        if renew:
-            self.renewed = self.world.now
-        return replace(self.status, silent=silent)
-
-    def _end(self, drained: bool = False) -> None:
+    def _end(self) -> None:
         self.world.log.append(f"end {self.planned.name}")
-        if drained:
-            self.world.drained.add(self.planned.node)
         self.status = replace(self.status, state="drained", url="")
 
 
@@ -72,11 +61,10 @@ class World:
         self.alive: dict[str, Node] = {}
         self.actors: dict[str, Actor] = {}
         self.fails: dict[str, str] = {}
-        self.drained: set[str] = set()
         self.log: list[str] = []
         self.said: list[str] = []
         self.now, self.stop = 1000.0, SimpleNamespace(signal=None, urgent=False)
-        for name in ("start_actor", "kill_actor", "nodes", "outcome", "outcomes"):
+        for name in ("start_actor", "kill_actor", "nodes", "outcomes"):
             monkeypatch.setattr(ray_adapter, name, getattr(self, name))
         monkeypatch.setattr(ray_adapter, "actors", lambda: dict(self.actors))
         monkeypatch.setattr(module, "measured", self.measured)
@@ -93,14 +81,10 @@ class World:
         }
 
     def measured(self, nodes: Iterable[Node], _: float) -> tuple[Node, ...]:
-        self.log += [f"measure {one.name}" for one in nodes if not (one.machine or one.why_not)]
+        self.log += [f"measure {one.name}" for one in nodes if not one.why_not]
         return tuple(
-            one if one.machine or one.why_not else replace(self.machines[one.id], gpus=one.gpus)
-            for one in nodes
+            one if one.why_not else replace(self.machines[one.id], gpus=one.gpus) for one in nodes
         )
-
-    def outcome(self, answer: Any, _: float) -> Any:
-        return answer
 
     def outcomes(self, answers: Sequence[Any], _: float) -> list[Any]:
         return list(answers)
@@ -109,10 +93,10 @@ class World:
         self.now += seconds
 
     def start_actor(self, _: type, *args: Any, node: str, gpus: int, name: str) -> Actor:
-        run, planned, words, _key = args
+        run, planned, _words, _key = args
         assert name.startswith(f"{run}/{node}/")
         self.log.append(f"start {planned.name} {gpus}")
-        self.actors[name] = Actor(self, planned, words, gpus)
+        self.actors[name] = Actor(self, planned, gpus)
         return self.actors[name]
 
     def kill_actor(self, actor: Actor) -> None:
@@ -132,7 +116,6 @@ class World:
         config = ClusterServeConfig(request=request, gateway=GatewayConfig(), name=RUN)
         stop: Any = self.stop
         made = Controller("10.0.0.1:6379", config, stop, self.said.append)
-        made.adopt()
         ticks(made)
         return made
 
@@ -235,7 +218,7 @@ def test_a_silent_actor_is_left_alone(world: World) -> None:
     """It starts again, or waits for GPUs."""
     world.add(1, "1xl4")
     made = world.controller()
-    world.actor("host-1").tell = Method(lambda **_: TimeoutError())
+    world.actor("host-1").tell = Method(TimeoutError)
     world.log.clear()
     world.now += 100
     ticks(made)
@@ -251,7 +234,7 @@ def test_a_drained_node_gives_its_gpus_back_and_stays_empty(world: World, by_ray
     if by_ray:
         world.alive["0002"] = replace(world.alive["0002"], leaving=True)
     else:
-        world.actor("host-2").end.remote(drained=True)
+        world.actor("host-2").end.remote()
     ticks(made)
     told = list(dict.fromkeys(world.log))  # it is told at each look, while it leaves
     assert told[:3] == ["end host-2", "kill host-2", "start host-2 0"]
@@ -261,45 +244,13 @@ def test_a_drained_node_gives_its_gpus_back_and_stays_empty(world: World, by_ray
     assert not [line for line in world.log if line.startswith("measure")]
 
 
-def test_the_next_controller_leaves_nodes_alone_whose_plan_is_the_same(world: World) -> None:
-    """Though their servers hold the memory by now, and others are drained or unfit."""
-    for number, spec in enumerate(("2xrtx3090", "1xl4", "1xt4:free=1GiB"), 1):
-        world.add(number, spec)
-    first = world.controller()
-    world.actor("host-2").end.remote(drained=True)
-    ticks(first)
-    world.log.clear()
-    world.controller()
-    assert [line for line in world.log if "host-1" in line or "host-3" in line] == [
-        "measure host-3"
-    ]
-    assert world.states == {"host-1": "serving", "host-2": "drained", "host-3": "unfit"}
-    world.log.clear()
-    made = world.controller(context=4096)
-    assert "kill host-1" in world.log
-    assert "start host-1 2" in world.log
-    assert made.plan is not None
-    assert made.plan.longest_request_tokens == 4096
-
-
-def test_two_controllers_do_not_serve_the_same(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world.add(1, "1xl4")
-    first = world.controller()
-    monkeypatch.setattr(module.time, "sleep", lambda _: ticks(first, 1))  # it serves on
-    with pytest.raises(LaunchError, match="is served on this cluster already"):
-        world.controller()
-
-
 def test_the_end_waits_for_servers_and_kills_all_actors(world: World) -> None:
     world.add(1, "1xl4")
     world.add(2, "1xt4:free=1GiB")
     made = world.controller()
     actor, waits = world.actor("host-1"), [5]
 
-    def tell(renew: bool) -> NodeStatus:
-        assert renew  # its lease lasts as long as it drains
+    def tell() -> NodeStatus:
         waits[0] -= 1
         return replace(actor.status, state="draining" if waits[0] else "drained")
 
@@ -317,16 +268,6 @@ def test_an_urgent_end_still_lets_the_actors_pass_it_on(world: World) -> None:
     world.log.clear()
     made.end()
     assert world.log == ["end host-1", "kill host-1"]
-
-
-def test_the_end_does_not_wait_for_ever(world: World) -> None:
-    world.add(1, "1xl4")
-    made = world.controller()
-    actor = world.actor("host-1")
-    actor.tell = Method(lambda renew: replace(actor.status, state="draining"))
-    began = world.now
-    made.end()
-    assert world.now - began == pytest.approx(30 + 20, abs=1)
 
 
 class Front:
@@ -379,6 +320,13 @@ def test_it_opens_once_a_node_serves_and_leaves_nothing(world: World, serve: Any
     ]  # fmt: skip
     assert world.actors == {}
     assert "draining: what is under way may end" in world.said
+
+
+def test_two_controllers_do_not_serve_the_same(world: World, serve: Any) -> None:
+    world.add(1, "1xl4")
+    world.controller()
+    with pytest.raises(LaunchError, match="is served on this cluster already"):
+        serve()
 
 
 def test_without_a_node_that_fits_it_says_what_would(world: World, serve: Any) -> None:

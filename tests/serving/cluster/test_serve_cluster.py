@@ -61,8 +61,13 @@ def test_4_a_node_that_has_gone_is_forgotten_and_another_joins(serving: Serving)
     serving.wait("large", "late")
 
 
-def test_5_the_end_leaves_nothing(serving: Serving) -> None:
+def test_5_a_kill_and_an_end_leave_nothing(serving: Serving) -> None:
+    nodes = str(serving.state / "turbofit" / "nodes").encode()
+    serving.kill()
+    until(lambda: not found(nodes, lambda _: True), "the end of all servers")
+    until(lambda: serving.status() == {}, "the end of all actors")
+    serving.again().wait_for("fits:")
     assert serving.end() == 0
-    assert not found(str(serving.state / "turbofit" / "nodes").encode(), lambda _: True)
+    assert not found(nodes, lambda _: True)
     code, told = serving.cli("cluster", "status")
     assert (code, told["error"]["kind"]) == (2, "usage")

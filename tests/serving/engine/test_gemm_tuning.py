@@ -90,15 +90,6 @@ def test_the_users_own_variables_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuning().environment() == {}
 
 
-def test_only_so_many_files_are_kept(state: Path) -> None:
-    for number in range(40):
-        one = tuning(lmdeploy=f"0.18.{number}")
-        Path(one.environment()[EXPORT]).write_bytes(exported())
-        assert one.keep()
-    assert len(list(state.iterdir())) == 32
-    assert list(tuning(lmdeploy="0.18.39").environment()) == [IMPORT]
-
-
 def test_a_folder_that_cannot_be_made_is_no_reason_not_to_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,17 +13,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
-from turbofit import api
 from turbofit.cli.main import main
 from turbofit.core.errors import LaunchError, PackageError
 from turbofit.core.installation import install_command, without_gpu
 from turbofit.core.plan import Command, Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.planning.commands import private_commands
-from turbofit.rehearsal.pretend.command import SCENARIO
 from turbofit.serving.engine import kernel, launches
 from turbofit.serving.engine.launches import KEY, Launch
-from turbofit.serving.engine.pretended import PretendLaunch, pretend_machine, pretend_runner
 
 
 def test_kills_are_the_groups_own_else_the_machines(tmp_path: Path) -> None:
@@ -142,23 +139,6 @@ def test_ports_are_different_free_and_not_the_gateways(monkeypatch: pytest.Monke
     monkeypatch.setattr(launches, "_PORTS", [first] * 65536)  # more than sockets may be open
     with pytest.raises(LaunchError, match="no port"):
         launches.free_ports(2)
-
-
-@pytest.mark.lmdeploy
-def test_a_pretend_neighbour_takes_memory_and_an_allocation_of_the_first_start_fails(
-    tmp_path: Path,
-) -> None:
-    plan = api.plan("internvl2-1b", on="1xrtx3090", engine="turbomind")
-    (alone,), (beside,) = (pretend_machine(plan, 0, taken).gpus for taken in (0, GIB))
-    assert beside.late - alone.late == GIB
-    launch = PretendLaunch(
-        plan.commands[0], pretend_runner(plan), plan=plan, folder=tmp_path, taken=GIB, fail_at=60
-    )
-    scenarios = [
-        Path(launch.start_command(number).env[SCENARIO]).read_text() for number in range(2)
-    ]
-    assert ["fail_at 60" in text for text in scenarios] == [True, False]
-    assert all(str(beside.late) in text for text in scenarios)
 
 
 # A start takes the plan's cache, whatever share of the free memory that is.

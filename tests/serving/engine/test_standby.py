@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,22 +142,6 @@ def test_what_an_import_may_read_is_as_at_its_start(
     assert engines.begin("GPU-a", SETTING="2")["imported"] == "--standby"
 
 
-def test_an_upgraded_lmdeploy_has_a_standby_of_its_own(
-    starter: StandbyStarter, engines: Engines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engines.begin("GPU-a")
-    starter.look()
-    before = starter.pid
-    monkeypatch.setattr(standby, "installed", lambda _name: "0.19.0")
-    assert engines.begin("GPU-a")["imported"] != "--standby"
-    starter.look()
-    after = starter.pid
-    assert after not in (None, before)
-    monkeypatch.setattr(standby, "installed", lambda _name: "0.20.0")
-    starter.look()
-    assert starter.pid not in (None, before, after)
-
-
 @pytest.mark.parametrize(
     ("available", "needed", "there"),
     [
@@ -237,64 +220,6 @@ def test_one_that_does_not_run_becomes_no_engine(
 
 def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def test_one_that_was_killed_is_replaced_beside_its_engine(
-    starter: StandbyStarter, engines: Engines, said: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No engine begins meanwhile. What ends again and again begins ever later, at most by ten
-    minutes; one that became an engine ends that.
-    """
-    monkeypatch.setattr(standby, "_LOOK_SECONDS", 1.0)
-    now = [1000.0]
-    monkeypatch.setattr(standby, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    engines.begin("GPU-a")
-
-    def until_the_next() -> float:
-        """Seconds until another one stands by."""
-        now[0] += 1.0
-        starter.look()
-        began = now[0]
-        while starter.pid is None:
-            now[0] += 1.0
-            starter.look()
-        return now[0] - began
-
-    until_the_next()
-    pauses = []
-    for _ in range(12):
-        kill(starter)
-        pauses.append(until_the_next())
-    assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]
-    assert len([text for text in said if "ended by itself" in text]) == 12
-    starter._deaths = 5000  # as after weeks of an import that ends
-    kill(starter)
-    assert until_the_next() == 600
-    assert engines.begin("GPU-a")["imported"] == "--standby"
-    until_the_next()
-    kill(starter)
-    assert until_the_next() == 1
-
-
-def test_the_lack_of_memory_is_said_once(
-    starter: StandbyStarter, engines: Engines, said: list[str]
-) -> None:
-    left = [LEAST_AVAILABLE // 2]
-    vars(starter)["_available"] = lambda: left[0]
-    engines.begin("GPU-a")
-    for _ in range(3):
-        starter.look()
-    assert said == ["no standby: 4.0 GiB of host memory are available, it needs 8.0 GiB"]
-    left[0] = LEAST_AVAILABLE
-    starter.look()
-    assert starter.pid is not None
-    left[0] = 0  # it ends, and the next one waits for memory
-    starter.look()
-    assert starter.pid is None
-    left[0] = LEAST_AVAILABLE
-    starter.look()
-    assert starter.pid is not None
-    assert [text for text in said if "no standby" in text] == said[:1]
 
 
 @pytest.mark.parametrize("told", [True, False])

@@ -16,10 +16,10 @@ from tests.support import waiting
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Command
-from turbofit.serving.engine import kernel, process, silence, supervised_engine
+from turbofit.serving.engine import kernel, silence, supervised_engine
 from turbofit.serving.engine.engine_client import Probe, Timing
 from turbofit.serving.engine.launches import Launch
-from turbofit.serving.engine.process import _TIME, EngineProcess, LogFile, repeats
+from turbofit.serving.engine.process import EngineProcess, LogFile, repeats
 from turbofit.serving.engine.supervised_engine import SupervisedEngine, Supervision
 
 #: Torch's, of a request; the server before the engine lives on.
@@ -232,29 +232,6 @@ def test_repeats_become_a_count_whatever_their_time(tmp_path: Path) -> None:
     ]
 
 
-def test_a_flood_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the engine prints in one second: a pass and a run for each chunk, hardly a write."""
-    log = LogFile(tmp_path / "log")
-    flood = b"".join(WAITS % i for i in range(36_000))
-    passes: list[int] = []
-    writes: list[bytes] = []
-    keep = log.kept.put
-
-    def passed(new: bytes, text: bytes) -> bytes:
-        passes.append(len(text))
-        return _TIME.sub(new, text)
-
-    monkeypatch.setattr(process, "_TIME", SimpleNamespace(sub=passed))
-    monkeypatch.setattr(log.kept, "put", lambda data: writes.append(data) or keep(data))
-    chunks = range(0, len(flood), 1 << 16)
-    runs = [log.feed(flood[at : at + (1 << 16)]) for at in chunks]
-    log.close()
-    assert len(passes) == len(chunks)
-    assert all(len(run) == 1 for run in runs)
-    assert len(writes) == 2  # the first line, and how often it came
-    assert (tmp_path / "log").stat().st_size < 300
-
-
 @pytest.mark.parametrize(
     ("chunks", "lines"),
     [
@@ -281,37 +258,6 @@ def test_any_bytes_in_any_cuts(chunks: list[bytes]) -> None:
         runs = [run for chunk in chunks for run in log.feed(chunk)] + log.close()
     lines = b"".join(chunks).split(b"\n")
     assert sum(count for _, count in runs) == len(lines) - (lines[-1] == b"")
-
-
-def test_a_disk_that_is_full_for_a_while_costs_only_its_lines(tmp_path: Path) -> None:
-    log = LogFile(tmp_path / "log", cap=1000)
-    log.feed(b"first\n")
-    log.kept.settle(waiting.HANG)
-    real = log.kept._file.stream
-    with Path("/dev/full").open("ab", buffering=0) as log.kept._file.stream:
-        for number in range(100):
-            log.feed(b"lost %d\n" % number)
-        log.kept.settle(waiting.HANG)
-    log.kept._file.stream = real
-    log.feed(b"last\n")
-    log.close()
-    missing = "\n    (lines are missing here: the disk was full or slow)\n"
-    assert (tmp_path / "log").read_text() == f"first\n{missing}last\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["log"]
-
-
-def test_what_cannot_be_opened_is_opened_once_it_can(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "log"
-    with pytest.raises(FileNotFoundError):
-        LogFile(path)
-    log = LogFile(path, required=False)
-    assert log.kept.error == "No such file or directory"
-    assert log.feed(b"lost\n") == [("lost", 1)]
-    log.kept.settle(waiting.HANG)
-    path.parent.mkdir()
-    assert log.feed(b"kept\n") == [("kept", 1)]
-    log.close()
-    assert path.read_text().endswith(")\nkept\n")
 
 
 def test_a_first_start_needs_its_log_and_a_restart_goes_on_without(tmp_path: Path) -> None:

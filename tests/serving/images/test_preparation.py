@@ -12,9 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-from msgspec.structs import replace
 
-from tests.support.plans import plausible_plan
 from tests.support.serving import needs
 from turbofit.core.plan import image_threads
 from turbofit.serving.engine import entry
@@ -98,20 +96,6 @@ def test_what_fails_leaves_one_thread_and_the_server_starts(encoder, monkeypatch
     assert encoder.executor is own
 
 
-def test_one_thread_changes_nothing(monkeypatch):
-    hooks = list(sys.meta_path)
-    monkeypatch.setenv(preparation.THREADS, "1")
-    preparation.install()
-    assert sys.meta_path == hooks
-    plan = plausible_plan()
-    told = replace(plan, host=replace(plan.host, image_threads=5, image_cache=7))
-    assert preparation.image_environment(told) == {
-        preparation.THREADS: "5", preparation.CACHE: "7"
-    }  # fmt: skip
-    text = replace(plan, limits=replace(plan.limits, vision_unit=None))
-    assert preparation.image_environment(text) == {}
-
-
 @pytest.mark.parametrize("backend", ["pytorch", "turbomind", "another"])
 def test_an_image_has_the_engines_dtype_where_that_casts_it_first(monkeypatch, backend):
     """Both engines' files of this LMDeploy are read; a file that is gone leaves its float32."""
@@ -173,24 +157,6 @@ def test_torch_uses_one_core_in_these_threads_alone(encoder):
     later.join()
     assert (found, torch.get_num_threads()) == ([3], 3)
     torch.set_num_threads(1)
-
-
-def test_a_thread_that_cannot_be_started_ends_no_preparation(encoder, monkeypatch):
-    """As at the limit of processes of a container."""
-    import torch
-
-    start = threading.Thread.start
-
-    def refused(thread):
-        if not thread.name.startswith("image"):
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    assert preparation.prepare(encoder, 2, 0) is None
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refused)
-        assert encoder.executor.submit(torch.get_num_threads).result() == 1
-    assert encoder.executor.submit(torch.get_num_threads).result() == 1
 
 
 def test_requests_are_prepared_beside_each_other_and_those_that_left_are_not(encoder):

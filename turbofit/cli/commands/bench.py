@@ -8,7 +8,7 @@ from turbofit.cli.command import command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.terminal.interrupts import INTERRUPTED
-from turbofit.cli.terminal.output import Form, complain, say
+from turbofit.cli.terminal.output import Form, complain
 from turbofit.core.errors import UnservedError
 from turbofit.core.process.progress import tell
 from turbofit.measure.load.spec import LoadSpec
@@ -36,13 +36,9 @@ def bench(
     """Drive a load and show it; exit 3 if nothing was answered, 130 if a signal ended it."""
     from turbofit.measure.load.bench import bench as measure
     from turbofit.report.views.measured_view import load_view
-    from turbofit.serving.runs import requests_at, waiting_words
 
     spec = fields.filled(LoadSpec, given)
     address, key = common.server_of(url, api_key)
-    waiting = waiting_words(spec.at_once or 0, requests_at(address))
-    if waiting:
-        say(waiting)
     result = measure(address, spec, key=key, model=model, tick=lambda run: tell(run.step()))
     form.show(result, load_view)
     if not result.answered and result.begun:

@@ -46,7 +46,7 @@ def cluster(
 
 #: Options that belong to one machine.
 _ONE_MACHINE: Final = (
-    "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "lease", "front_key_file",
+    "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "front_key_file",
     "max_concurrent_requests",
 )  # fmt: skip
 _NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Option, command
@@ -16,7 +15,6 @@ from turbofit.gateway.options import GatewayOptions
 from turbofit.serving.options import needs_cluster, ray_address
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Sequence
 
     from turbofit.core.plan import Plan
@@ -130,21 +128,17 @@ def _serve(app: AsgiApp, form: Form) -> int:
     return 0
 
 
-def _front(
-    options: GatewayOptions,
-    source: Callable[[], Sequence[NodeAddress]],
-    tls: ssl.SSLContext | None = None,
-) -> Front:
+def _front(options: GatewayOptions, source: Callable[[], Sequence[NodeAddress]]) -> Front:
     from turbofit.gateway.front import Front
     from turbofit.gateway.http.accesslog import access_log
 
-    return Front(source, public_side(options), access_log(options.access_log or "-"), tls)
+    return Front(source, public_side(options), access_log(options.access_log or "-"))
 
 
 def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, form: Form) -> int:
     """Serve in front of all nodes of a run on a Ray cluster; returns 0 after a drain."""
     from turbofit.serving.cluster.actors import address_source, statuses
-    from turbofit.serving.cluster.ray_adapter import client_context, connected
+    from turbofit.serving.cluster.ray_adapter import connected
 
     with connected(ray_address(cluster)):
         runs = {status.serves for status in statuses(name)}
@@ -152,5 +146,5 @@ def _before_cluster(cluster: str, name: str | None, options: GatewayOptions, for
             hint = f"--name: {', '.join(sorted(runs))}"
             raise UsageError(f"{len(runs)} models are served there", hint=hint)
         # The front stays with its run, also when other models are served later.
-        front = _front(options, address_source(runs.pop()), client_context(os.environ))
+        front = _front(options, address_source(runs.pop()))
         return _serve(front, form)

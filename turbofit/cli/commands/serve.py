@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -71,7 +70,7 @@ def serve(
     *, model: str | None, detach: bool, form: output.Form, rest: Sequence[str], **given: Any
 ) -> int:
     """Plan or read the plan, check, launch; returns 0 if a signal ended it normally."""
-    from turbofit.serving.detached import DETACHED, NODE_LEASE, end_without_lease
+    from turbofit.serving.detached import DETACHED
     from turbofit.serving.passthrough import sort_options
 
     if DETACHED in os.environ:
@@ -101,8 +100,6 @@ def serve(
     config = _config(arguments)
     if config.gateway is not None:
         _refuse_taken(config.gateway.port)
-    if lease := os.environ.get(NODE_LEASE):
-        end_without_lease(Path(lease))
     if options.idle is not None:
         return _with_idle(config, options.idle, form)
     return _one_model(config, arguments, form)

@@ -7,6 +7,7 @@ from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 
 def child(
@@ -16,6 +17,7 @@ def child(
     stdin: int = subprocess.DEVNULL,
     stderr: int | IO[bytes] = subprocess.STDOUT,
     outlives: bool = False,
+    cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a command, with its output in a pipe, in a process group that Ctrl-C does not reach.
 
@@ -30,7 +32,7 @@ def child(
     return subprocess.Popen(
         list(words) if outlives else guarded(words),
         env=None if env is None else dict(env),
-        stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
+        stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True, cwd=cwd,
     )  # fmt: skip
 
 

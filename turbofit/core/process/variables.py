@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.variable_names import NAMES, PREFIX
-from turbofit.core.units import parse_bytes
 from turbofit.core.validation import Validated, parsed
 
 if TYPE_CHECKING:
@@ -52,8 +51,6 @@ class EnvironmentVariables(Validated):
     upstream_key: Annotated[str, parsed(_key)] = ""
     leases: Annotated[Path | None, parsed(_folder)] = None
     node_spec: str = ""
-    pretend_taken: Annotated[int, parsed(lambda text, name: parse_bytes(text, what=name))] = 0
-    pretend_fail: int | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:

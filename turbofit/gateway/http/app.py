@@ -193,7 +193,8 @@ class Gateway(AsgiApp):
         def count(url: str, size: int) -> None:
             self._keep_more(request, prepared.inlines(url, size))
 
-        fetched = await self._fetcher.fetch_all(prepared.remote_urls, most, count)
+        remote = dict.fromkeys(slot.source for slot in prepared.parsed.slots if slot.remote)
+        fetched = await self._fetcher.fetch_all(list(remote), most, count)
         clip = await look(prepared.parsed, fetched, most, self._looking)
         large |= request.bytes_in >= LARGE
         # Eight images that share a request's limit take up to half a second: Llama 4's canvases.

@@ -240,13 +240,10 @@ class Acceptor:
                 task.cancel()
         self._again = self._loop.call_later(_ACCEPT_AGAIN, self._listen)
 
-    def _has_room(self) -> bool:
-        taken = self._connections.descriptors + 2 * len(self._beginning)
-        return taken < self._most or self._connections.make_room(waited=_YOUNG)
-
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_AT_ONCE):
-            if not self._has_room():
+            taken = self._connections.descriptors + 2 * len(self._beginning)
+            if taken >= self._most and not self._connections.make_room(waited=_YOUNG):
                 self._wait()
                 return
             try:

@@ -12,7 +12,6 @@ from turbofit.core.process.threads import in_thread
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED, Cost
-from turbofit.gateway.limits.grammars import forces_form, lacks_xgrammar
 from turbofit.gateway.limits.parameters import passed
 from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_tokens, scope_of
 from turbofit.gateway.limits.request_body import read_body
@@ -51,16 +50,12 @@ if TYPE_CHECKING:
 
 
 class PreparedBody(Struct):
-    """A request's cost, and the ``lowered`` values; ``tokens`` are those of one copy's images.
-
-    ``lacks_grammar``: the answer must have a certain form, and XGrammar is not installed.
-    """
+    """A request's cost, and the ``lowered`` values; ``tokens`` are those of one copy's images."""
 
     images: int = 0
     tokens: int = 0
     cost: Cost = Cost()
     lowered: tuple[str, ...] = ()
-    lacks_grammar: bool = False
 
 
 class Preparation:
@@ -91,10 +86,6 @@ class Preparation:
     @property
     def generates(self) -> bool:
         return self.kind != "count_tokens"
-
-    @property
-    def remote_urls(self) -> list[str]:
-        return list(dict.fromkeys(slot.source for slot in self.parsed.slots if slot.remote))
 
     @property
     def payload(self) -> int:
@@ -178,7 +169,6 @@ class Preparation:
                 copies=parsed.copies,
             ),
             lowered=tuple(dict.fromkeys(lowered)),
-            lacks_grammar=lacks_xgrammar() and forces_form(parsed.body),
         )
 
     def _beside_images(self, body: int) -> int:

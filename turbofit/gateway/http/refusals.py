@@ -44,10 +44,6 @@ _NEEDED: Final = {
     ),
 }
 
-
-#: LMDeploy's message if a package that a request needs cannot be imported.
-#: lmdeploy core/exceptions.py::ERROR_MESSAGES #3b7494
-_NO_GRAMMAR: Final = b"Request preprocessing failed."
 #: The most characters of an engine's text that is not JSON.
 _SAID: Final = 500
 
@@ -106,17 +102,14 @@ def ending() -> Refusal:
     return Refusal("ending", retry_after=_RETRY_ENDING)
 
 
-def of_engine(api: Api, status: int, body: bytes, *, lacks_grammar: bool = False) -> Refusal | None:
+def of_engine(api: Api, status: int, body: bytes) -> Refusal | None:
     """An engine's error in turbofit's words, or in the form of the client's API.
 
-    None if it has that form already, with a full message. ``lacks_grammar``: the request asks for
-    an answer of a certain form, and XGrammar, by which LMDeploy would compile it, is not installed.
+    None if it has that form already, with a full message.
     """
     for words, key in _NEEDED.items():
         if words in body:
             return Refusal(key, param=key.partition(":")[2])
-    if lacks_grammar and (_NO_GRAMMAR in body or status == 500):
-        return Refusal("option_missing:grammar")
     try:
         document = msgspec.json.decode(body)
     except msgspec.MsgspecError:

@@ -105,9 +105,6 @@ def sent_headers(request: RequestContext, *, to_node: bool = False) -> dict[str,
         headers |= {CLIENT.decode(): request.client, CLIENT_KEY.decode(): request.key}
     if request.method == "POST":
         headers["Content-Type"] = "application/json"
-    if request.prepared.lacks_grammar:
-        # Without XGrammar LMDeploy answers 500 and closes the connection: it must not be reused.
-        headers["Connection"] = "close"
     version = request.headers.get(b"anthropic-version", b"").decode("latin-1")
     if version and version.isascii() and version.isprintable():
         headers["Anthropic-Version"] = version[:40]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from codecs import BOM_UTF8
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from urllib.parse import unquote
 
@@ -151,11 +150,10 @@ def no_such_model(name: Any, known: Collection[str]) -> Refusal:
 
 
 class ModelCard(NamedTuple):
-    """A name that clients may use, the model that it means, and ``more`` facts of the model."""
+    """A name that clients may use, and the model that it means."""
 
     name: str
     model: str
-    more: Mapping[str, Document] = MappingProxyType({})
 
 
 def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Document:
@@ -171,10 +169,7 @@ def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Doc
         document: Document = models_document([known[name]], api)["data"][0]
         return document
     if api == "anthropic":
-        data = [
-            {"type": "model", "id": card.name, "display_name": card.model, **card.more}
-            for card in cards
-        ]
+        data = [{"type": "model", "id": card.name, "display_name": card.model} for card in cards]
         first, last = cards[0].name, cards[-1].name
         return {"data": data, "has_more": False, "first_id": first, "last_id": last}
     return {
@@ -182,7 +177,7 @@ def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Doc
         "data": [
             {
                 "id": card.name, "object": "model", "created": _CREATED, "owned_by": "lmdeploy",
-                "root": card.model, "parent": None, "permission": [], **card.more,
+                "root": card.model, "parent": None, "permission": [],
             }
             for card in cards
         ],

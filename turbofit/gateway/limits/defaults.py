@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 _TEMPLATE: Final = "chat_template_kwargs"
 #: Fields of the chat route that set a template argument; a client's field overrides a default.
 _ALSO_ARGUMENTS: Final = ("enable_thinking", "reasoning_effort")
-#: The most bytes of the template's arguments, which are in every request; a request may have more.
-_LARGEST_ARGUMENTS: Final = 16 << 10
 _NO_RANGE: Final = Scope()
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens")
 
@@ -42,20 +40,6 @@ def _hold_sampling(values: JsonObject, name: str) -> None:
             f"{name} is beyond what an engine takes: {', '.join(changes)}",
             hint="write the value after the arrow",
         )
-
-
-def _hold_arguments(values: JsonObject, name: str) -> None:
-    check_template(values)
-    try:
-        size = len(json.dumps(values, ensure_ascii=False, allow_nan=False).encode())
-    except (ValueError, RecursionError):
-        raise UsageError(
-            f"{name} holds what no request can: NaN, Infinity, half a surrogate pair, or too many"
-            " lists in each other",
-            hint="leave it out",
-        ) from None
-    if size > _LARGEST_ARGUMENTS:
-        raise UsageError(f"{name} has {size:,} bytes", hint=f"at most {_LARGEST_ARGUMENTS:,} bytes")
 
 
 def _read(hold: Callable[[JsonObject, str], None], text: str, name: str) -> JsonObject:
@@ -78,7 +62,11 @@ def _read(hold: Callable[[JsonObject, str], None], text: str, name: str) -> Json
 
 #: Types of options that read the text of a command line.
 JsonSampling = Annotated[dict[str, Any], parsed(partial(_read, _hold_sampling)), Metavar("JSON")]
-JsonArguments = Annotated[dict[str, Any], parsed(partial(_read, _hold_arguments)), Metavar("JSON")]
+JsonArguments = Annotated[
+    dict[str, Any],
+    parsed(partial(_read, lambda values, _: check_template(values))),
+    Metavar("JSON"),
+]
 
 
 class Defaults(Struct):

@@ -7,8 +7,6 @@ With these limits a request's grammars take about 5 s of one core at most, mostl
 from __future__ import annotations
 
 import re
-from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -50,25 +48,8 @@ def check_format(body: JsonObject) -> list[str]:
             continue
         if not isinstance(value, dict):
             raise refused(name, "is no object")
-        _check_schema_type(name, value)
         changes += _bound(name, value)
     return changes
-
-
-@cache
-def lacks_xgrammar() -> bool:
-    """Whether LMDeploy, which has this process's packages, cannot compile the form of an answer."""
-    return find_spec("xgrammar") is None
-
-
-def forces_form(body: JsonObject) -> bool:
-    """Whether an answer must follow a schema, or be the call of a tool."""
-    text, choice = body.get("text"), body.get("tool_choice")
-    form = text.get("format") if isinstance(text, dict) else body.get("response_format")
-    if isinstance(form, dict) and form.get("type") != "text":
-        return True
-    word = choice.get("type") if isinstance(choice, dict) else choice
-    return word in ("required", "any", "tool", "function")
 
 
 def check_tools(tools: Any) -> list[str]:
@@ -127,16 +108,6 @@ def repetitions(pattern: str) -> int:
         max(1, *(int(digits or 0) for digits in match.groups("")))
         for match in _REPEATED.finditer(pattern)
     )
-
-
-def _check_schema_type(name: str, value: dict[str, Any]) -> None:
-    """Refuse a schema of another type, for which LMDeploy's Responses API answers 500."""
-    inner = value.get("format") if name == "text" else value.get("json_schema")
-    if inner is not None and not isinstance(inner, dict):
-        raise refused(name, "holds a format that is no object")
-    schema = inner.get("schema") if inner else None
-    if schema is not None and not isinstance(schema, dict):
-        raise refused(name, "holds a schema that is no object")
 
 
 def _objects(name: str, value: Any) -> Iterator[dict[str, Any]]:

@@ -169,12 +169,13 @@ _COUNT_TOKENS: Final[Mapping[str, Rule]] = {
 }
 _UNREAD_RESPONSES: Final = (
     "background", "context_management", "conversation", "include", "max_tool_calls", "metadata",
-    "parallel_tool_calls", "previous_response_id", "prompt", "prompt_cache_key",
+    "parallel_tool_calls", "previous_response_id", "prompt_cache_key",
     "prompt_cache_retention", "reasoning", "request_id", "safety_identifier", "service_tier",
     "store", "stream_options", "tool_choice", "top_logprobs", "truncation",
 )  # fmt: skip
 _RESPONSES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(_UNREAD_RESPONSES, _UNREAD),
+    "prompt": DroppedRule(why="its variables may hold images; LMDeploy reads none of it"),
     **{
         name: _SAMPLING[name]
         for name in (

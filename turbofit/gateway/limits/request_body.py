@@ -305,18 +305,6 @@ def _responses(parsed: Parsed) -> None:
     for item in given if isinstance(given, list) else []:
         if isinstance(item, dict):
             _check_item(parsed, item)
-    rest = [given, parsed.body.get("prompt")]
-    while rest:
-        value = rest.pop()
-        if isinstance(value, list):
-            rest += value
-        elif isinstance(value, dict):
-            kind = value.get("type")
-            if isinstance(kind, str) and (
-                "image" in kind or kind in ("input_file", *_CLIP_PARTS, *_OTHER_PARTS)
-            ):
-                raise _not_taken("input", kind, _TEXT_TAKEN)
-            rest += value.values()
 
 
 def _check_item(parsed: Parsed, item: dict[str, Any]) -> None:

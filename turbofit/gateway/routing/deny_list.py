@@ -113,10 +113,6 @@ class DenyList:
         if left:
             self.engine_died(engine, max(left))
 
-    def stuck(self, engine: RoutedEngine, request: Present) -> None:
-        """Note that an engine is stuck in one request, but serves others: it counts as an end."""
-        self._note(EngineDeath(time.monotonic()), [request], engine.in_turn)
-
     def engine_ended(self, engine: RoutedEngine, *, other_cause: bool) -> None:
         """Note that a supervisor saw the process end; another cause accuses nobody."""
         death = engine.note_end()

@@ -60,8 +60,8 @@ class InFlight(Protocol):
     heard_at: float
     present: Present
 
-    def abort(self, *, stuck: bool = False) -> None:
-        """End the request: its engine died, or is stuck in it."""
+    def abort(self) -> None:
+        """End the request: its engine was given up."""
 
 
 @dataclass(eq=False)
@@ -119,11 +119,8 @@ class RoutedEngine:
         self.ends_at = _NEVER
         #: Its requests, in the order in which they came.
         self.in_flight: dict[InFlight, None] = {}
-        #: Requests in which the engine seemed stuck at the last look, and the time of that look.
-        self.doubtful: set[InFlight] = set()
-        self.last_examined = float("-inf")
-        #: The tokens that it had counted when a probe last failed.
-        self.tokens: float | None = None
+        #: The tokens that it had counted when a probe last failed; 0 if unknown.
+        self.tokens = 0.0
         #: The turn that the engine now serves, see `deny_list`.
         self.turn_of: Turn | None = None
         #: Its last death, and the time of it: earlier answers do not count.

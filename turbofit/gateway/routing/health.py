@@ -1,19 +1,6 @@
 """Watches whether completions still work: seen from traffic, or tested if there is none.
 
-LMDeploy's own ``/health`` can be 200 while every request fails or hangs; a completion cannot. An
-engine may also be stuck in single requests, which its progress tells apart from slow ones:
-
-- A stream is stuck if nothing of it has come for long, while the engine sent others tokens for as
-long and nothing waits in its queue: each sequence that runs gets a token a step, so this one does
-not run any more.
-- An answer that has not begun for long is stuck if the engine itself counts no request that runs or
-waits: it has lost this one, or its preparation never ends. LMDeploy counts a request only once its
-images are prepared, which takes seconds.
-  Source: lmdeploy core/async_engine.py::AsyncEngine `handle.async_stream_infer(`
-
-A request is ended if either holds at two looks. A request that waits in the engine's queue, or is
-evicted from its cache for others, is slow and not stuck, however long it takes. An answer in one
-piece shows no token, so a stuck one beside running requests is found only when those have ended.
+LMDeploy's own ``/health`` can be 200 while every request fails or hangs; a completion cannot.
 """
 
 from __future__ import annotations
@@ -21,28 +8,28 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.struct import Struct
 from turbofit.gateway.upstream import HEALTH_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Iterable
 
     from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.routing.engines import InFlight, Outage, RoutedEngine
+    from turbofit.gateway.routing.engines import Outage, RoutedEngine
     from turbofit.gateway.upstream import Upstream
 
 _LOG: Final = LazyLogger(__name__)
 
 _TICK: Final = 0.5
 _FAILURES: Final = 3
-#: A sample of an engine's metrics page, in Prometheus' text format: its name and its finite value.
-_SAMPLE: Final = re.compile(
-    r"^lmdeploy:(\w+)(?:\{.*\})? (-?\d{1,18}(?:\.\d+)?(?:e[+-]?\d{1,2})?)$", re.MULTILINE
+#: Tokens that an engine ever read or wrote, on its metrics page: a sample's finite value.
+_TOKENS: Final = re.compile(
+    r"^lmdeploy:(?:prompt|generation)_tokens_total(?:\{.*\})? "
+    r"(\d{1,18}(?:\.\d+)?(?:e[+-]?\d{1,2})?)$",
+    re.MULTILINE,
 )
 
 
@@ -139,26 +126,6 @@ class Monitor:
             engine.suspect or stalled or idle or not engine.up
         ):
             await self._ask(engine)
-        await self._examine(engine)
-
-    async def _examine(self, engine: RoutedEngine) -> None:
-        """End requests in which the engine has been stuck at two looks."""
-        now, patience = time.monotonic(), self._config.stuck_seconds
-        if now - engine.last_examined < self._config.retry_seconds:
-            return
-        if all(now - request.heard_at < patience for request in engine.in_flight):
-            engine.doubtful = set()
-            return
-        engine.last_examined = now
-        load = await self._load(engine)
-        stuck = stuck_requests(tuple(engine.in_flight), load, time.monotonic(), patience)
-        for request in stuck & engine.doubtful:
-            _LOG.info("engine %s is stuck in a request: it is ended", engine.index)
-            request.abort(stuck=True)
-        engine.doubtful = stuck
-
-    async def _load(self, engine: RoutedEngine) -> EngineLoad | None:
-        return engine_load(await self._upstream.page(engine, "/metrics", HEALTH_SECONDS))
 
     async def _ask(self, engine: RoutedEngine) -> None:
         began = engine.last_check = time.monotonic()
@@ -188,9 +155,9 @@ class Monitor:
 
     async def _moves(self, engine: RoutedEngine) -> bool:
         """Whether the engine has counted more tokens than when a probe last failed."""
-        load = await self._load(engine)
-        before, engine.tokens = engine.tokens, None if load is None else load.tokens
-        return before is not None and engine.tokens is not None and engine.tokens > before
+        page = await self._upstream.page(engine, "/metrics", HEALTH_SECONDS)
+        before, engine.tokens = engine.tokens, sum(map(float, _TOKENS.findall(page)))
+        return 0 < before < engine.tokens
 
     def _bring_back(self, engine: RoutedEngine) -> None:
         awaited = engine.suspect or not engine.serves
@@ -200,45 +167,3 @@ class Monitor:
             _LOG.info("engine %s answers: it gets requests", engine.index)
         if awaited:
             self._changed()
-
-
-class EngineLoad(Struct):
-    """An engine's own figures; ``tokens`` counts all that it ever read or wrote."""
-
-    running: int
-    queued: int
-    tokens: float
-
-
-def engine_load(page: str) -> EngineLoad | None:
-    """The figures on LMDeploy's metrics page; None if they are missing."""
-    totals = defaultdict[str, float](float)
-    for name, value in _SAMPLE.findall(page):
-        totals[name] += float(value)
-    if not {"num_requests_running", "num_requests_waiting"} <= totals.keys():
-        return None
-    queued = totals["num_requests_waiting"] + max(0.0, totals["num_api_requests_waiting"])
-    tokens = totals["prompt_tokens_total"] + totals["generation_tokens_total"]
-    return EngineLoad(
-        running=int(totals["num_requests_running"]), queued=int(queued), tokens=tokens
-    )
-
-
-def stuck_requests(
-    requests: Collection[InFlight], load: EngineLoad | None, now: float, patience: float
-) -> set[InFlight]:
-    """Requests in which an engine seems to be stuck; ``load`` is None if it is unknown."""
-    newest = max(
-        (request.heard_at for request in requests if request.present.begun), default=float("-inf")
-    )
-    silent = [request for request in requests if now - request.heard_at >= patience]
-    stuck = set()
-    if load is None or not load.queued:
-        stuck = {
-            request
-            for request in silent
-            if request.present.begun and newest - request.heard_at >= patience
-        }
-    if load is not None and not load.running and not load.queued:
-        stuck.update(request for request in silent if not request.present.begun)
-    return stuck

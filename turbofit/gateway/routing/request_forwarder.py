@@ -75,8 +75,8 @@ class Exchange(ForwardOutcome):
         self.present, self._place, self._engine = present, place, place.engine
         self._task = asyncio.current_task()
         self.heard_at = time.monotonic()
-        #: Whether the engine lives but sent nothing; whether it answered that it cannot serve.
-        self._stuck = self._failed = False
+        #: Whether the engine answered that it cannot serve.
+        self._failed = False
 
     async def run(self) -> None:
         """Send the request and pass the answer on; `Unreachable` if it was never sent."""
@@ -111,21 +111,19 @@ class Exchange(ForwardOutcome):
         """Give the place back, and tell the monitor what was observed of the engine."""
         engine, by = self._engine, self._by
         # A connection may break while the engine lives and continues with the request.
-        goes_on = self._stuck or (not self.present.begun and (left or self.broken))
+        goes_on = not self.present.begun and (left or self.broken)
         self._place.leave(LEFT_SECONDS if goes_on else 0.0, left=left)
         if self.broken or self._failed:
             by.monitor.suspect(engine)
             # An engine that broke off before a byte came is starting again, or soon will. It is
             # empty and would be chosen before the others, and would break off every request.
-            unbegun = self.broken and not self.started and not self._stuck
-            if unbegun and by.fleet.open > engine.up:
+            if self.broken and not self.started and by.fleet.open > engine.up:
                 by.monitor.doubt(engine)
             by.metrics.count("engine_failures_total", f"engine={engine.index}")
 
-    def abort(self, *, stuck: bool = False) -> None:
-        """Stop waiting for the engine: it was given up, or is stuck in this request."""
+    def abort(self) -> None:
+        """Stop waiting for the engine: it was given up."""
         if self._task is not None and not self.broken:
-            self._stuck = stuck
             self._note_break()
             self._task.cancel()
 
@@ -133,9 +131,7 @@ class Exchange(ForwardOutcome):
         if self.broken:
             return
         self.broken = True
-        if self._stuck:
-            self._by.deny_list.stuck(self._engine, self.present)
-        elif not self._by.before_nodes:  # a node outlives its engines: no request ends it
+        if not self._by.before_nodes:  # a node outlives its engines: no request ends it
             self._by.deny_list.engine_died(self._engine, self.present.sent_at)
         self._engine.in_flight.pop(self, None)
 
@@ -261,8 +257,7 @@ class Exchange(ForwardOutcome):
         request, api = self._request, self._route.api
         if self._by.before_nodes:
             return body  # it has that form already
-        lacks_grammar = request.prepared.lacks_grammar
-        refusal = of_engine(api, self.status, body, lacks_grammar=lacks_grammar)
+        refusal = of_engine(api, self.status, body)
         if refusal is None:
             return body
         request.reason, self.status = refusal.reason, refusal.status
@@ -276,8 +271,9 @@ class Exchange(ForwardOutcome):
 
     async def _end_broken(self) -> None:
         """End a begun stream with an error event, else raise a refusal."""
-        fleet, key = self._by.fleet, "engine_died:stuck" if self._stuck else "engine_died"
-        refusal = Refusal(key, retry_after=_RETRY_DIED if fleet.open else fleet.retry_seconds)
+        fleet = self._by.fleet
+        again = _RETRY_DIED if fleet.open else fleet.retry_seconds
+        refusal = Refusal("engine_died", retry_after=again)
         if not self.started:
             raise refusal
         event = refusal_event(self._route.api, refusal)

@@ -28,7 +28,6 @@ from turbofit.planning.tuned import (
     recall_tuned,
 )
 from turbofit.serving.run import Run
-from turbofit.serving.runs import waiting_words
 from turbofit.serving.supervisor import StoppedError
 
 if TYPE_CHECKING:
@@ -147,9 +146,6 @@ def _choices(
     prefix = load.shared_prefix > 0
     mean = mean_request(load)
     candidates = choices(request, usual, mean, at_once, wanted.kv_types, prefix=prefix)
-    waiting = waiting_words(wanted.load.concurrency or 0, usual.requests_at_once)
-    if waiting:
-        say(waiting)
     say(
         f"{len(candidates)} settings keep the promise of the plan: those with the best forecast"
         f" are tried, at most {wanted.starts} and {format_duration(wanted.seconds)}, each for"

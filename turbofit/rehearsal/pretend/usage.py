@@ -11,7 +11,6 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from turbofit.rehearsal.pretend.elf import PLUMBING, Symbols
@@ -212,24 +211,6 @@ class TimelineReader:
 
 def read_timeline(path: Path) -> Iterator[Event]:
     return TimelineReader(path).new_events()
-
-
-def last_refused(path: Path) -> tuple[Event, str] | None:
-    """The last refused allocation and the mark before it; None if none was refused.
-
-    It reads nothing else of the timeline, which has gigabytes after some hours.
-
-    Raises:
-        OSError, ValueError: the timeline is missing or empty.
-    """
-    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as text:
-        end = text.find(b"\0") if text[-1:] == b"\0" else len(text)
-        at = max(text.rfind(b"\nO ", 0, end), text.rfind(b"\nE ", 0, end)) + 1
-        if not at:
-            return None
-        line = text[at:end].partition(b"\n")[0]
-        mark = text[text.rfind(b"\nP ", 0, at) + 1 : at].partition(b"\n")[0]
-    return _event(line.decode("utf-8", "replace")), mark[2:].decode("utf-8", "replace")
 
 
 def timeline_is_full(path: Path) -> bool:

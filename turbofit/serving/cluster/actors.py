@@ -22,9 +22,9 @@ def node_actors(run: str) -> dict[str, Any]:
     return {node: actor for (of, node, _), actor in named if of == run}
 
 
-def told(actors: Mapping[str, Any], **asked: bool) -> list[NodeStatus]:
+def told(actors: Mapping[str, Any]) -> list[NodeStatus]:
     """What those actors tell that answer."""
-    calls = [actor.tell.remote(**asked) for actor in actors.values()]
+    calls = [actor.tell.remote() for actor in actors.values()]
     answers = ray_adapter.outcomes(calls, _ANSWER_SECONDS)
     return [answer for answer in answers if isinstance(answer, NodeStatus)]
 
@@ -54,7 +54,7 @@ def drain(run: str | None, name: str) -> NodeStatus:
         hint = "turbofit cluster status shows names and ids; --name: what it serves"
         raise UsageError(f"{len(found) or 'no'} nodes are {name!r}", hint=hint)
     node = found[0]
-    node_actors(node.serves)[node.id].end.remote(drained=True)
+    node_actors(node.serves)[node.id].end.remote()
     return node
 
 

@@ -2,13 +2,11 @@
 
 It has each node measured by a task, plans all of them under one promise, and keeps one actor a node
 that serves the node's plan or says why it serves nothing; the front asks the actors for addresses.
-It keeps no state: the actors and their servers outlive a controller that is killed, and the next
-one asks them what they serve. A node whose plan is still the same then serves on.
+Ray ends the actors, and so their servers, when the controller ends, whatever ends it.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from turbofit.gateway.server import GatewayThread
 from turbofit.planning.plan import plan_cluster, refusal
 from turbofit.serving.cluster import ray_adapter
 from turbofit.serving.cluster.actors import address_source, node_actors, told
-from turbofit.serving.cluster.node import NodeActor, served_digest
+from turbofit.serving.cluster.node import DRAINED, NodeActor
 from turbofit.serving.cluster.nodes import measured
 
 if TYPE_CHECKING:
@@ -38,12 +36,10 @@ if TYPE_CHECKING:
     from turbofit.serving.supervisor import StopSignal
 
 _TICK: Final = 0.5
-#: Seconds in which nodes are measured; the leases of those that serve last longer.
+#: Seconds in which nodes are measured.
 _MEASURE_SECONDS: Final = 45.0
 #: Seconds until an unfit node joins again; the memory of a killed server is free by then.
 _PAUSE: Final = 15.0
-#: Actors that nobody has asked for so many seconds have no controller.
-_OWNED: Final = 4.0
 #: Seconds after the drain in which servers must end.
 _LAST_SECONDS: Final = 20.0
 #: States of a node that serves nothing and will not by itself.
@@ -54,16 +50,13 @@ _EMPTY: Final = {"drained", "unfit"}
 class NodeState:
     """One node at the last look: as Ray tells it, its actor, and what that tells; None if silent.
 
-    ``serves`` is the digest of what the actor was started for, and ``before`` the node as it was
-    before that took memory, if an earlier controller has left it. The node joins at ``again`` or
-    later.
+    ``planned`` is what the actor was started with. The node joins at ``again`` or later.
     """
 
     ray: Node
     actor: Any = None
     status: NodeStatus | None = None
-    serves: str = ""
-    before: Node | None = None
+    planned: NodePlan | None = None
     again: float = 0.0
 
     @property
@@ -83,29 +76,6 @@ class Controller:
         self.nodes: dict[str, NodeState] = {}
         self.plan: ClusterPlan | None = None
 
-    def adopt(self) -> None:
-        """Take over the actors that an earlier controller of this run has left.
-
-        Raises:
-            LaunchError: that controller still runs.
-        """
-        actors = node_actors(self._config.name)
-        if any(status.silent < _OWNED for status in told(actors)):
-            time.sleep(_OWNED)
-            if any(status.silent < _OWNED for status in told(actors)):
-                raise LaunchError(
-                    f"{self._config.name} is served on this cluster already",
-                    hint="turbofit cluster status shows it; --name gives this one another name",
-                )
-        alive = ray_adapter.nodes(self._address)
-        for identity in actors.keys() & alive.keys():
-            made = ray_adapter.outcome(actors[identity].made.remote(), _LAST_SECONDS)
-            if isinstance(made, tuple):
-                planned, serves = made
-                node = self.nodes[identity] = NodeState(alive[identity], serves=serves)
-                if planned.plan is not None:  # the node as it was before its server took memory
-                    node.before = replace(node.ray, machine=planned.plan.machine, why_not="")
-
     def tick(self) -> None:
         """Hear what the actors tell; measure and plan the nodes that join.
 
@@ -117,7 +87,7 @@ class Controller:
         joining = [node for node in self.nodes.values() if first or node.joins]
         if not joining:
             return
-        nodes = measured([node.before or node.ray for node in joining], _MEASURE_SECONDS)
+        nodes = measured([node.ray for node in joining], _MEASURE_SECONDS)
         cluster = Cluster(source=f"ray {self._address}", nodes=nodes)
         plan = plan_cluster(self._config.request, cluster, self.plan)
         if first:
@@ -153,13 +123,13 @@ class Controller:
         return self._stop.signal
 
     def end(self) -> None:
-        """End all servers normally, and free all GPUs; a lost actor's server ends by its lease."""
+        """End all servers normally, and free all GPUs."""
         actors = {node.ray.id: node.actor for node in self.nodes.values() if node.actor is not None}
         # Even an urgent end waits until the actors know; otherwise their servers would continue.
         ray_adapter.outcomes([actor.end.remote() for actor in actors.values()], 10.0)
         end = time.monotonic() + self._config.timing.drain + _LAST_SECONDS
         while not self._stop.urgent and time.monotonic() < end:
-            if all(status.state in _EMPTY for status in told(actors, renew=True)):
+            if all(status.state in _EMPTY for status in told(actors)):
                 break
             time.sleep(_TICK)
         for actor in actors.values():
@@ -168,41 +138,41 @@ class Controller:
     def _look(self) -> None:
         """Look at all nodes: those that have come or left, and what has become of the others."""
         alive, actors = ray_adapter.nodes(self._address), node_actors(self._config.name)
-        statuses = {status.id: status for status in told(actors, renew=True)}
+        statuses = {status.id: status for status in told(actors)}
         for identity in self.nodes.keys() - alive.keys():
             self._say(f"node {self.nodes.pop(identity).ray.name} has left the cluster")
         for identity, ray in alive.items():
             node, status = self.nodes.setdefault(identity, NodeState(ray)), statuses.get(identity)
             before, node.status = node.status, status
-            node.ray, node.actor = ray, actors.get(identity)
+            node.ray = ray
+            if identity not in actors:
+                node.actor = None
             if status is None:
                 continue
             if before is None or before.state != status.state:
                 self._say(f"node {ray.name}: {status.state} {status.url or status.why_not}")
             if ray.leaving:
-                node.actor.end.remote(drained=True)
+                node.actor.end.remote()
             if status.at_once:  # its own actor holds its GPUs
                 node.ray = replace(ray, why_not="")
             if status.state == "drained" and status.at_once:  # and gives them back
-                why = "it is drained until it leaves the cluster"
-                left = NodePlan(node=identity, name=ray.name, address=ray.address, why_not=why)
+                left = NodePlan(node=identity, name=ray.name, address=ray.address, why_not=DRAINED)
                 self._keep(node, left)
             elif status.state != "unfit":
                 node.again = time.monotonic() + _PAUSE
 
     def _keep(self, node: NodeState, planned: NodePlan) -> None:
         """Have a node's actor serve this plan, or say why it serves nothing."""
-        run, words, status = self._config.name, self._config.node_words, node.status
-        serves = served_digest(planned, words)
-        ended = status is not None and status.at_once and status.state in _EMPTY
-        node.before, node.again = None, time.monotonic() + _PAUSE
-        if node.actor is not None and node.serves == serves and not ended:
-            return
+        run, before = self._config.name, node.planned
+        node.planned, node.again = planned, time.monotonic() + _PAUSE
         if node.actor is not None:
+            if planned.plan is None and planned == before:
+                return
             ray_adapter.kill_actor(node.actor)
-        node.serves, gpus = serves, 0 if planned.plan is None else node.ray.gpus
+        gpus = 0 if planned.plan is None else node.ray.gpus
         node.actor = ray_adapter.start_actor(
-            NodeActor, run, planned, words, token_hex(32), node=node.ray.id, gpus=gpus,
+            NodeActor, run, planned, self._config.node_words, token_hex(32), node=node.ray.id,
+            gpus=gpus,
             name=f"{run}/{node.ray.id}/{time.time():.3f}",  # the newest is the last one by name
         )  # fmt: skip
 
@@ -220,9 +190,12 @@ def serve_cluster(
         controller = Controller(address, config, stop, say)
         public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
         log = access_log(config.access_log or f"{state_dir(f'clusters/{config.name}')}/access.log")
-        tls = ray_adapter.client_context(os.environ)
-        front = GatewayThread(Front(address_source(config.name), public, log, tls))
-        controller.adopt()
+        if node_actors(config.name):
+            raise LaunchError(
+                f"{config.name} is served on this cluster already",
+                hint="turbofit cluster status shows it; --name gives this one another name",
+            )
+        front = GatewayThread(Front(address_source(config.name), public, log))
         stop.abrupt = False
         try:
             return controller.follow(front, on_open)
@@ -231,6 +204,6 @@ def serve_cluster(
             if front.alive and not stop.urgent:
                 say("draining: what is under way may end")
             front.stop(drain=not stop.urgent)
-            with suppress(Exception):  # Ray may be gone: then nodes end by their lease
+            with suppress(Exception):  # Ray may be gone: then nodes end by themselves
                 controller.end()
             stop.abrupt = stop.signal is None

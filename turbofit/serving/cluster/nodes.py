@@ -34,9 +34,9 @@ _MOST_NODES: Final = 10_000
 def measured(nodes: Iterable[Node], seconds: float = 120.0) -> tuple[Node, ...]:
     """The nodes of a Ray cluster, each as a task there has measured it.
 
-    A node that can serve nothing, or is known already, is not measured.
+    A node that can serve nothing is not measured.
     """
-    asked = [node for node in nodes if node.machine is None and not node.why_not]
+    asked = [node for node in nodes if not node.why_not]
     tasks = [ray_adapter.run_on(node.id, measure_here, __version__) for node in asked]
     answers = dict(zip(asked, ray_adapter.outcomes(tasks, seconds), strict=True))
     return tuple(node_of(node, answers[node]) if node in answers else node for node in nodes)

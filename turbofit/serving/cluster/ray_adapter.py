@@ -1,8 +1,8 @@
 """All calls of Ray, by its public interface: the connection, nodes, tasks and actors.
 
 No other module imports Ray (`tests/test_house.py`), and this one only inside its functions. Other
-modules hold Ray's handles: ``handle.method.remote(...)`` calls an actor, and `outcome` waits for
-the result.
+modules hold Ray's handles: ``handle.method.remote(...)`` calls an actor, and `outcomes` waits
+for results.
 """
 
 from __future__ import annotations
@@ -20,13 +20,10 @@ from turbofit.core.installation import install_command
 from turbofit.core.process.stdout import kept_stdout
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 #: Ray's namespace, in which names of actors are unique.
 _NAMESPACE: Final = "turbofit"
-#: Exceptions of Ray if no cluster answers.
-_NOT_THERE: Final = (ConnectionError, ValueError, RuntimeError)
 
 
 @contextmanager
@@ -64,7 +61,9 @@ def connected(address: str | None) -> Iterator[str]:
             ray.init(
                 address=where, namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR"
             )
-        except (*_NOT_THERE, ray.exceptions.AuthenticationError) as exc:
+        except (
+            ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError,
+        ) as exc:  # fmt: skip
             at = f" at {where}" if where != "auto" else " here"
             raise MachineError(
                 f"no Ray cluster answers{at}: {_one_line(exc)}",
@@ -127,12 +126,11 @@ def run_on(node: str, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def start_actor(kind: type, *args: Any, node: str, gpus: int, name: str) -> Any:
-    """Start an actor on a node; it stays when this process ends, and Ray starts it again."""
+    """Start an actor on a node; Ray starts it again, and ends it when this process ends."""
     import ray
 
     remote = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=-1)(kind)
-    placed = remote.options(scheduling_strategy=_on(node), name=name, lifetime="detached")
-    return placed.remote(*args)
+    return remote.options(scheduling_strategy=_on(node), name=name).remote(*args)
 
 
 def _on(node: str) -> Any:
@@ -142,11 +140,11 @@ def _on(node: str) -> Any:
     return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
-def kill_actor(actor: Any = None) -> None:
-    """End an actor, by default the one that this process is, for good."""
+def kill_actor(actor: Any) -> None:
+    """End an actor for good."""
     import ray
 
-    ray.kill(actor or ray.get_runtime_context().current_actor, no_restart=True)
+    ray.kill(actor, no_restart=True)
 
 
 def actors() -> dict[str, Any]:
@@ -160,47 +158,19 @@ def actors() -> dict[str, Any]:
     return found
 
 
-def outcome(ref: Any, seconds: float) -> Any:
-    """A call's result or Ray's error; a `TimeoutError` if neither comes within ``seconds``."""
+def outcomes(refs: Sequence[Any], seconds: float) -> list[Any]:
+    """Each call's result or Ray's error, its `TimeoutError` after ``seconds`` for all of them."""
     import ray
 
-    try:
-        return ray.get(ref, timeout=seconds)
-    except ray.exceptions.RayError as exc:
-        return exc
-
-
-def outcomes(refs: Sequence[Any], seconds: float) -> list[Any]:
-    """The outcome of each call, all within ``seconds``."""
-    end = time.monotonic() + seconds
-    return [outcome(ref, max(0.0, end - time.monotonic())) for ref in refs]
+    end, found = time.monotonic() + seconds, list[Any]()
+    for ref in refs:
+        try:
+            found.append(ray.get(ref, timeout=max(0.0, end - time.monotonic())))
+        except ray.exceptions.RayError as exc:  # noqa: PERF203 - each call has an outcome
+            found.append(exc)
+    return found
 
 
 def _one_line(exc: BaseException) -> str:
     """An exception's text, in one line of at most 200 characters."""
     return " ".join(str(exc).split())[:200]
-
-
-def server_words(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Options for a node's server to use Ray's certificate, if Ray uses TLS; else empty.
-
-    If Ray's traffic uses TLS, so does that between fronts and nodes, with the same certificates:
-    Ray reads them from variables that every node must have (``RAY_USE_TLS`` and three files).
-    """
-    if environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
-        return ()
-    certificate, key = environ["RAY_TLS_SERVER_CERT"], environ["RAY_TLS_SERVER_KEY"]
-    return ("--ssl-certfile", certificate, "--ssl-keyfile", key)
-
-
-def client_context(environ: Mapping[str, str]) -> ssl.SSLContext | None:
-    """The TLS context by which a front verifies nodes; None if Ray uses no TLS.
-
-    A node has a certificate of Ray's authority that names its address, as Ray itself demands; Ray
-    has read the authority's file before.
-    """
-    import ssl
-
-    if not server_words(environ):
-        return None
-    return ssl.create_default_context(cafile=environ.get("RAY_TLS_CA_CERT"))

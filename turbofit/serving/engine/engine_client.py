@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import http.client
 import json
 import threading
@@ -152,10 +151,8 @@ class Probe(threading.Thread):
         except FAILURES as exc:
             # The engine may have died of the request: the supervisor then says why.
             time.sleep(_DEATH_SECONDS)
-            no_socket = isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE)
             self.error = LaunchError(
-                f"a worst-case request got no answer: {exc}",
-                hint="raise ulimit -n" if no_socket else "see its log",
+                f"a worst-case request got no answer: {exc}", hint="see its log"
             )
         else:
             self.ready.set()

@@ -152,12 +152,12 @@ class StartupTracker:
         """Tokens that the cache holds, by the engine's own figures; None if it gave none."""
         return next((figure.actual for figure in self.figures if figure.unit == "tokens"), None)
 
-    def death(self, seen: Exit | None = None, account: End | None = None) -> End:
+    def death(self, seen: Exit | None = None) -> End:
         """Why the engine ended, as `death` says it of these events; the hint names the log."""
         run = [*self._of_cache.values(), *self._evidence]
         if self._waits and not self._evidence:
             run.append(Backpressure(cause="memory"))
-        end = death(Course(run, self.phase), self.plan, account, seen=seen)
+        end = death(Course(run, self.phase), self.plan, seen=seen)
         return replace(end, hint="; ".join(filter(None, (end.hint, f"its log is {self.log}"))))
 
     def _begin_evidence(self) -> None:

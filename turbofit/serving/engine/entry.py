@@ -85,15 +85,6 @@ def _of_card(descriptor: str) -> bool:
         return False
 
 
-def prepare_images() -> None:
-    """Have LMDeploy prepare images on several threads, as `serving.images` describes."""
-    if _IMAGES not in os.environ:
-        return
-    from turbofit.serving.images.preparation import install
-
-    install()
-
-
 def main() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
@@ -111,7 +102,10 @@ def main() -> None:
         arguments += ["--api-keys", key]
     forget_urls()
     logging.getLogger("lmdeploy").addFilter(without_texts)
-    prepare_images()
+    if _IMAGES in os.environ:
+        from turbofit.serving.images.preparation import install
+
+        install()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.process.files import digest_of_parts, state_dir
 from turbofit.memory.engines import engine_of
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
 
 _ROOM: Final = "gemm-tuning"
-_MOST_FILES: Final = 32
 _IMPORT, _EXPORT = "TM_GEMM_IMPORT", "TM_GEMM_EXPORT"
 #: Environment variables that an engine reads late in its start.
 VARIABLES: Final = (_IMPORT, _EXPORT)
@@ -70,9 +69,6 @@ class GemmTuning:
             folder = state_dir(_ROOM)
             if records := records_of(folder / self._part):
                 (folder / self._part).replace(folder / self._name)
-            files = sorted(folder.iterdir(), key=lambda file: -file.stat().st_mtime)
-            for file in files[_MOST_FILES:]:
-                file.unlink(missing_ok=True)
         except OSError:
             return 0
         return records
@@ -91,24 +87,15 @@ def records_of(file: Path) -> int:
     return int(records) if word == _WORD and size == _HEAD.size + record * records else 0
 
 
-class Tunable(Protocol):
-    """A launch of one engine that may have a `GemmTuning`."""
-
-    tuning: GemmTuning | None
-
-    @property
-    def group(self) -> int: ...
-
-
 def give_tuning(
-    launches: Sequence[Tunable],
+    launches: Sequence[Any],
     plan: Plan,
     lmdeploy: str,
     say: Callable[[str], None],
     *,
     imports: bool,
 ) -> None:
-    """Let engines that measure kernels export their choices, or import them, which is reported."""
+    """Let launches whose engine measures kernels export its choices, or import them and say so."""
     if not engine_of(plan).tunes_kernels:
         return
     for launch in launches:

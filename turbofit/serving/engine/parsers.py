@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -64,13 +63,6 @@ def parser_options(model: Model, folder: Path, given: Sequence[str]) -> Iterable
         parser = parser_of(kind, model)
         if parser is None or any(word.partition("=")[0] == option for word in given):
             continue
-        if kind == "tool" or _has_thought_tag(folder):
+        files = [path for name in _TOKENIZER_FILES if (path := folder / name).is_file()]
+        if kind == "tool" or any(_THOUGHT in file.read_bytes() for file in files):
             yield from (option, parser)
-
-
-def _has_thought_tag(folder: Path) -> bool:
-    for name in _TOKENIZER_FILES:
-        with suppress(OSError):
-            if _THOUGHT in (folder / name).read_bytes():
-                return True
-    return False

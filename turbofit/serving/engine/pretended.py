@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
-from dataclasses import replace as changed
 from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec.structs import replace
 
-from turbofit.core.engine_end import End
 from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
 from turbofit.planning.commands import module_of
@@ -50,38 +47,32 @@ def pretend_runner(plan: Plan) -> tuple[str, ...]:
     return module_runner(module_of(plan.engine) if torch else "turbofit.rehearsal.turbomind.server")
 
 
-def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
-    """The pretend machine of one group's GPUs; ``taken`` bytes of each are used after the cache.
+def pretend_machine(plan: Plan, group: int) -> Scenario:
+    """The pretend machine of one group's GPUs.
 
     Terms of the ledger that exist only on a real card are charged to it, as in a rehearsal.
     """
     from turbofit.rehearsal.planned import charged
 
-    machine = charged(plan, group)
-    return changed(machine, gpus=tuple(changed(g, late=g.late + taken) for g in machine.gpus))
+    return charged(plan, group)
 
 
 @dataclass(kw_only=True)
 class PretendLaunch(Launch):
     """An engine on pretend GPUs: LMDeploy's own server and engine, which compute nothing.
 
-    Each start has a machine of its own, whose scenario and timeline go into ``folder``. ``taken``:
-    bytes that another process takes of each card after the cache is sized. In the first start, the
-    device allocation with the number ``fail_at`` fails.
+    Each start has a machine of its own, whose scenario and timeline go into ``folder``.
     """
 
     plan: Plan
     folder: Path
-    taken: int = 0
-    fail_at: int | None = None
 
     def start_command(self, number: int) -> StartCommand:
         from turbofit.rehearsal.turbomind.server import server_environment
 
         folder, argv = self.folder / f"{self.group}-{number}", self.argv()
         shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
-        machine = pretend_machine(self.plan, self.group, self.taken)
-        machine = changed(machine, fail_at=None if number else self.fail_at)
+        machine = pretend_machine(self.plan, self.group)
         if self.plan.engine.on_torch:
             env = self._torch_environment(machine, folder, {**os.environ, **self.command.env})
             return StartCommand(argv, self.environment(env), folder)
@@ -147,32 +138,6 @@ class PretendReader:
             for index, before, (peak, now, pool) in zip(indices, others, sizes, strict=False)
         )
 
-    def death(self) -> End | None:
-        """The last refused allocation; None if none was refused, or nothing can be read."""
-        torch = self._plan.engine.on_torch
-        with self._reading:
-            death = self._torch_death() if torch else self._turbomind_death()
-        if death is None:
-            return None
-        gpu = self._plan.parallel.groups[self._group][death["gpu"]]
-        return msgspec.convert({**death, "kind": "out_of_memory", "gpu": gpu}, End)
-
-    def _turbomind_death(self) -> dict[str, Any] | None:
-        from turbofit.rehearsal.pretend.usage import last_refused
-        from turbofit.rehearsal.turbomind.ledger import refused
-
-        try:
-            last = last_refused(self.timeline)
-        except (OSError, ValueError):
-            return None
-        if last is None:
-            return None
-        event, phase = last
-        if phase != "engine":
-            return refused(event, phase, self._sites)
-        ledger = self._read()  # only the account tells the parts of a start
-        return ledger.deaths[-1] if ledger is not None and ledger.deaths else None
-
     def _turbomind_held(self) -> list[tuple[int, int, int | None]]:
         """By place in the group: the peak, the use now, and the executor pool's peak, in bytes."""
         ledger = self._read()
@@ -199,25 +164,6 @@ class PretendReader:
             for place in range(len(self._machine.gpus))
         )
         return [(peak, size, None) for peak, size in zip(shared.peak, sizes, strict=False)]
-
-    def _torch_death(self) -> dict[str, Any] | None:
-        from turbofit.rehearsal.pretend.run import PreparedRun
-        from turbofit.rehearsal.pretend.usage import read_shared
-
-        try:
-            files = PreparedRun(self.timeline)
-            usages = {usage.pid: usage for usage in files.usages() if usage.refused}
-            processes = [p for p in read_shared(files.shared).processes if p.pid in usages]
-        except (OSError, ValueError, LookupError):
-            return None
-        if not processes:
-            return None
-        last = usages[max(processes, key=lambda process: process.refused_at).pid].refused[-1]
-        return {
-            "gpu": last.gpu, "phase": last.phase, "where": (last.site or "").partition(" < ")[0],
-            "asked": last.requested, "left": last.left, "simulated": last.simulated,
-            "missing": None if last.simulated else last.short,
-        }  # fmt: skip
 
     @cached_property
     def _sites(self) -> CallSites:

@@ -16,7 +16,7 @@ another process keeps busy, or that does not report (MIG, a hanging driver), cou
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.serving.engine.check import seconds_of, whole_check
 from turbofit.serving.engine.kernel import processor_seconds
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.plan import Plan
-    from turbofit.serving.engine.engine_client import Timing
+    from turbofit.gateway.routing.engines import RoutedEngine
+    from turbofit.serving.engine.engine_client import Probe, Timing
+
+    #: A client of an engine: whether and since when it waits, and when a byte last came. Both are
+    #: times of the supervisor's clock; ``asked_at`` counts only while it waits.
+    Owing = Probe | RoutedEngine
 
 #: The longest request may take this many times its forecast (measured: 1.3 times).
 _FORECASTS: Final = 4
@@ -35,22 +40,6 @@ _FORECASTS: Final = 4
 _SHARE: Final = 0.05
 #: Parts of `Timing.silence`: when observing begins, its interval, and when doubt begins.
 _FIRST, _EVERY, _DOUBT = 0.25, 0.1, 0.5
-
-
-class Owing(Protocol):
-    """A client of an engine: whether and since when it waits, and when a byte last came.
-
-    Both are times of the supervisor's clock; ``asked_at`` counts only while it waits.
-    """
-
-    @property
-    def owes(self) -> bool: ...
-
-    @property
-    def asked_at(self) -> float: ...
-
-    @property
-    def heard_at(self) -> float: ...
 
 
 class Silence:

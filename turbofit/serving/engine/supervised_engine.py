@@ -328,9 +328,3 @@ class SupervisedEngine:
         before, after = self._kills[0], kernel.host_kills()
         host_kills = None if before is None or after is None else after - before
         return self.tracker.death(Exit(code, host_kills))
-
-    def explained(self, end: End) -> End:
-        """The end with the bytes that a pretend GPU refused; reading them may take seconds."""
-        if self.pretended is None or end.kind != "out_of_memory":
-            return end
-        return self.tracker.death(account=self.pretended.death())

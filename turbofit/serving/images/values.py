@@ -67,7 +67,15 @@ def cast_early(model: Any) -> None:
     if method in of_another_dtype or not _each_has(files, cast):
         return
     processor = model.processor.image_processor
-    processor.preprocess = _with_dtype(processor.preprocess, dtype)
+    prepare = processor.preprocess
+
+    @wraps(prepare)
+    def cast_here(*arguments: Any, **options: Any) -> Any:
+        prepared = prepare(*arguments, **options)
+        prepared["pixel_values"] = prepared["pixel_values"].to(dtype)
+        return prepared
+
+    processor.preprocess = cast_here
 
 
 def _each_has(files: Sequence[str], cast: str) -> bool:
@@ -77,16 +85,6 @@ def _each_has(files: Sequence[str], cast: str) -> bool:
         return False
     paths = [Path(spec.origin).parent / file for file in files]
     return all(path.is_file() and path.read_text("utf-8").count(cast) == 1 for path in paths)
-
-
-def _with_dtype(prepare: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
-    @wraps(prepare)
-    def cast(*arguments: Any, **options: Any) -> Any:
-        prepared = prepare(*arguments, **options)
-        prepared["pixel_values"] = prepared["pixel_values"].to(dtype)
-        return prepared
-
-    return cast
 
 
 def quickened(transform: Any, steps: Sequence[Any], dtype: torch.dtype | None) -> Any:

@@ -57,8 +57,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
     if lmdeploy.warning:
         warnings.warn(lmdeploy.warning, stacklevel=3)
     planning: dict[str, Any] = {n: keywords.pop(n) for n in PLANNING if n in keywords}
-    _check_plannable(keywords.pop("replicas", 1), speculative_config)
-    _check_known(keywords)
+    _check_plannable(keywords.pop("replicas", 1), speculative_config, keywords)
     with ExitStack() as failed:
         leases = Leases() if planning.get("on") is None else None
         if leases is not None:
@@ -113,7 +112,7 @@ def _opened(plan: Plan, **arguments: Any) -> Any:
         raise LaunchError(cause, hint=HINTS["huggingface_hub"]) from exc
 
 
-def _check_plannable(replicas: int, speculative_config: Any) -> None:
+def _check_plannable(replicas: int, speculative_config: Any, keywords: Options) -> None:
     if replicas != 1:
         raise UsageError(
             "a pipeline is one engine", hint="leave replicas out, or use turbofit serve"
@@ -123,9 +122,6 @@ def _check_plannable(replicas: int, speculative_config: Any) -> None:
             "turbofit has no account of speculative decoding, so speculative_config must be None",
             hint="open lmdeploy.pipeline yourself, with a low cache_max_entry_count",
         )
-
-
-def _check_known(keywords: Options) -> None:
     for name in keywords:
         if name not in _OF_LMDEPLOY:
             raise UsageError(
