@@ -160,11 +160,6 @@ def test_a_file_of_a_command_that_failed_says_why_it_did(tmp_path: Path, capsys:
         read_saved(str(path))
     assert caught.value.message == f"{path} holds an error, no plan: no model is known as 'nosuch'"
     assert "turbofit models" in caught.value.hint
-    profile = tmp_path / "turbofit.yaml"
-    profile.write_text("model: internvl2-8b\n")
-    with pytest.raises(UsageError) as caught:
-        read_saved(str(profile))
-    assert caught.value.hint.startswith(f"turbofit plan -f {profile} --json > plan.json")
     path.write_text('{"error": 5}')
     with pytest.raises(UsageError, match="cannot be read"):
         read_saved(str(path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 import jsonschema
 import pytest
@@ -35,7 +34,6 @@ def test_cards_in_each_form(tmp_path, capsys, monkeypatch) -> None:
     told = capsys.readouterr().out
     assert "preset cards keep the promise (concurrency 2), each with the fewest of" in told
     assert "tp 1 x 1" not in told
-    assert re.search(r"\d+ more that do, \d+ that do not: --full", told)
     assert main([*question, "--full"]) == 0
     whole = capsys.readouterr().out
     assert "tp 1 x 1" in whole

@@ -9,7 +9,7 @@ from tests.planning.test_tuned import tuning
 from turbofit.core.tuning import Tuning
 from turbofit.report.page.html import page
 from turbofit.report.painters.markdown import paint
-from turbofit.report.views.measured_view import made_by, tune_view
+from turbofit.report.views.measured_view import tune_view
 
 
 def several() -> Tuning:
@@ -41,8 +41,8 @@ def test_all_is_said() -> None:
 
 
 def test_a_page_has_every_trial() -> None:
-    text = page(tune_view(several()), several(), made_by(several()))
+    text = page(tune_view(several()), several())
     assert "<b>out of memory" not in text
     assert "&lt;b&gt;out of memory" in text
     nothing = replace(several(), best=None, trials=())
-    assert "none of 0 settings" in page(tune_view(nothing), nothing, made_by(nothing))
+    assert "none of 0 settings" in page(tune_view(nothing), nothing)
