@@ -117,16 +117,6 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path, base):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "case"), [("float16", "fp16"), ("float32", "fp32 of an fp16 adapter")]
-)
-def test_another_dtype_is_that_of_the_model_before_the_merge(tmp_path, base, adapter, dtype, case):
-    said = merged(tmp_path, base, adapter, dtype=dtype)
-    assert digest(load(tmp_path / "out")) == GOLDEN[case]
-    assert said.dtype == dtype
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == dtype
-
-
-@pytest.mark.parametrize(
     ("stored", "adapted"),
     [
         ("language_model.model.layers.0.x_proj", "model.language_model.layers.0.x_proj"),
@@ -248,9 +238,6 @@ LORA_ON_IMAGES = {
         ("lora", {"r": 0}, "r is 0"),
         ("lora", {"lora_alpha": "many"}, "lora_alpha is not a number"),
         ("base", {"quantization_config": {"quant_method": "awq"}}, "the base is quantised"),
-        # A square weight has the shape of both, and configs say fan_in_fan_out false of it too.
-        ("base", {"model_type": "gpt2"}, "gpt2 keep their weights as"),
-        ("base", {"decoder": {"model_type": "gpt2"}}, "gpt2 keep their weights as"),
         ("modules", {"model.layers.7.q_proj": (32, 32)}, "no tensor for base_model.model.model.la"),
         ("modules", {Q: (48, 32)}, f"changes {Q}.weight by 48 × 32"),
         ("modules", {Q: (32, 48)}, "by 32 × 48, the base has 32 × 32"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-import click
-
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
 from turbofit.cli.terminal.output import Form, say
@@ -17,14 +15,12 @@ from turbofit.core.process.signals import ended_like_ctrl_c
 @command(
     Argument("folders", metavar="BASE [ADAPTER] OUT", nargs=-1, required=True),
     Option("--vision-tower", metavar="FOLDER", type=PATH),
-    Option("--dtype", type=click.Choice(("float16", "bfloat16", "float32"))),
     *FORMS,
 )
 def merge(
     *,
     folders: tuple[str, ...],
     vision_tower: str | None,
-    dtype: str | None,
     form: Form,
 ) -> int:
     from turbofit.model.merge.merge import merge as merge_checkpoint
@@ -43,7 +39,7 @@ def merge(
     with ended_like_ctrl_c(), under_way("reading the checkpoint"):
         merged = merge_checkpoint(
             base, next(iter(adapter), None), out,
-            vision_tower=vision_tower, dtype=dtype, say=say,
+            vision_tower=vision_tower, say=say,
         )  # fmt: skip
     form.show(merged, merged_view)
     return 0

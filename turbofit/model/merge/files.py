@@ -29,7 +29,7 @@ from turbofit.model.safetensors import LARGEST_INDEX, parse_index
 
 #: torch's tensors by their names.
 Tensors = dict[str, Any]
-#: Takes a tensor in the dtype of the result, and returns the changed tensor.
+#: Takes a copy of a tensor, and returns the changed tensor.
 Edit = Callable[[Any], Any]
 #: The dtypes that a checkpoint may have.
 _DTYPES: Final = (
@@ -60,7 +60,7 @@ class Piece(NamedTuple):
             raise UsageError(
                 f"{name} would hold what is no number: the adapter is broken, or"
                 f" {dtype_name(self.dtype)} too narrow for the sum",
-                hint="try --dtype bfloat16; else take another checkpoint of the training",
+                hint="take another checkpoint of the training, or a base in bfloat16",
             )
         return made
 
