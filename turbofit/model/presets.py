@@ -68,22 +68,16 @@ def find_preset(name: str) -> str | None:
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """Known names similar to this one, nearest first, without those of another generation."""
+    """Known names similar to this one; names that begin alike, such as a generation's, first."""
+    from os.path import commonprefix
+
     from turbofit.core.nearest import near
 
-    known, wanted, last = _aliases(), _plain(name), _plain(name.rpartition("/")[2])
-    begins = max((key for key in known if wanted.startswith(key)), key=len, default=None)
-    close = [key for word in dict.fromkeys((wanted, last)) for key in near(word, known, count * 9)]
-    presets = dict.fromkeys(known[key] for key in ([begins, *close] if begins else close))
-    family, generation = _of_family(name)
-    same = [preset for preset in presets if generation in (None, _of_family(preset)[1])]
-    if generation and not same:  # presets of Llama 3 have the versions 3.1 to 3.3
-        same = [
-            preset for preset in presets if (_of_family(preset)[1] or "").startswith(generation)
-        ]
-    sizes = sizes_of(name)
-    same.sort(key=lambda preset: _of_family(preset)[0] != family)
-    return sorted(same, key=lambda preset: sizes_of(preset).isdisjoint(sizes))[:count]
+    known, wanted = _aliases(), _plain(name.rpartition("/")[2])
+    begins = [key for key in known if wanted.startswith(key)]
+    close = [*sorted(begins, key=len)[-1:], *near(wanted, known, count * 9)]
+    close.sort(key=lambda key: -len(commonprefix([key, wanted])))
+    return [*dict.fromkeys(known[key] for key in close)][:count]
 
 
 def sizes_of(name: str) -> set[str]:
@@ -96,13 +90,6 @@ def family_sizes(name: str) -> list[str]:
     begin = re.escape(_plain(name))
     sizes = [key for key in known_presets() if re.fullmatch(rf"{begin}[\d.]+b", _plain(key))]
     return [key for key in sizes if _plain(key.rpartition("-")[0]) == _plain(name)] or sizes
-
-
-def _of_family(name: str) -> tuple[str, str | None]:
-    """The part of a name before the parameters, and its first number, without dots."""
-    family = _SIZE.split(name.rpartition("/")[2].lower().replace("_", "."))[0]
-    number = re.search(r"\d+(?:\.\d+)?", family)
-    return _plain(family), number and _plain(number[0])
 
 
 @cache

@@ -11,7 +11,7 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final, NamedTuple
@@ -170,15 +170,11 @@ def json_text(value: JsonObject) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def weight_files(
-    base: Iterable[str], files: Sequence[Mapping[str, Piece]]
-) -> dict[str, Mapping[str, Piece]]:
-    """Name the output files: as in the base if those are safetensors and equally many."""
-    names, count = list(base), len(files)
-    if len(names) != count or not all(name.endswith(".safetensors") for name in names):
-        names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-        names = names if count > 1 else ["model.safetensors"]
-    return dict(zip(names, files, strict=True))
+def weight_files(files: Sequence[Mapping[str, Piece]]) -> dict[str, Mapping[str, Piece]]:
+    """Name the output files as checkpoints of so many files usually are."""
+    count = len(files)
+    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    return dict(zip(names if count > 1 else ["model.safetensors"], files, strict=True))
 
 
 def copied_files(folder: str, written: Container[str], ends: tuple[str, ...] = ()) -> list[str]:
@@ -286,11 +282,10 @@ def located(
         say(note)
     if preset := find_preset(hub_id):
         hub_id = load_preset(preset).hub_id
-    known = HUB_ID.fullmatch(hub_id)
-    if known and (cached := cached_snapshot(hub_id, revision, file)):
+    if cached := cached_snapshot(hub_id, revision, file):
         return cached
     at = f" --revision {revision}" if revision else ""
-    download = f"hf download {hub_id}{at}, or " if known else ""
+    download = f"hf download {hub_id}{at}, or " if HUB_ID.fullmatch(hub_id) else ""
     raise UsageError(
         f"{name[:200]} is neither a folder nor in the local hub cache",
         hint=f"{download}name {wanted or f'a folder with {file}'}",

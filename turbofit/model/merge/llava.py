@@ -137,7 +137,7 @@ def converted(
     tower = read_section(FolderFiles(where), "config.json", what) or Section({}, what)
     tuned = any(name.startswith(_TOWER) for pieces in renamed for name in pieces)
     if not tuned:
-        besides |= _tower_pieces(where, tower, dtype)
+        besides |= _tower_pieces(where, dtype)
     if besides:
         renamed.append(besides)
     shapes = {name: one.tensor.shape for pieces in renamed for name, one in pieces.items()}
@@ -156,7 +156,7 @@ def converted(
     texts = _small_files(original, vision, tokens, FolderFiles(folder), both)
     skipped = {*texts, *_TOKENIZER_FILES, "chat_template.json"}
     return Result(
-        files=weight_files(files, renamed),
+        files=weight_files(renamed),
         texts=texts,
         copies=copied_files(folder, skipped, (".py",)),
         architecture="LlavaForConditionalGeneration",
@@ -190,10 +190,7 @@ def _with_rows(rows: int, weight: Any) -> Any:
     return grown
 
 
-def _tower_pieces(folder: str, config: Section, dtype: Any) -> dict[str, Piece]:
-    kind = config.string("model_type", "clip")
-    if kind not in ("clip", "clip_vision_model"):
-        raise UsageError(f"{folder} is {kind[:30]!r}, not CLIP", hint="name CLIP's folder")
+def _tower_pieces(folder: str, dtype: Any) -> dict[str, Piece]:
     pieces = {
         f"vision_tower.{key}": piece(tensor, dtype)
         for tensors in open_weights(folder).values()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -168,8 +168,6 @@ class Merged(Struct):
     """The result of a merge. Counts are of tensors, ``loras`` of modules; sizes are bytes."""
 
     out: str
-    base: str
-    adapter: str | None
     architecture: str
     converted: bool
     vision_tower: str | None
@@ -234,7 +232,7 @@ def merge(
         warnings += llava.template_warnings(target)
     else:
         result = Result(
-            files=weight_files(pieces, tuple(pieces.values())),
+            files=weight_files(tuple(pieces.values())),
             texts={},
             copies=copied_files(folder, ()),
             architecture=next(iter(config.strings("architectures")), "unknown"),
@@ -242,8 +240,6 @@ def merge(
     names = write(result, folder, target, say)
     return Merged(
         out=target,
-        base=folder,
-        adapter=lora_folder,
         architecture=result.architecture,
         converted=original is not None,
         vision_tower=result.tower,
@@ -370,15 +366,11 @@ def _assigned(
         else:
             (added if is_lora else replaced)[names[0]] = change
     if unplaced:
-        raise _no_tensor_for(unplaced, other)
+        tied = any("lm_head" in key for key in unplaced)
+        raise UsageError(
+            f"the base has no tensor for {', '.join(unplaced)[:400]} of the adapter",
+            hint="the base ties lm_head to the embeddings: untie and save it first"
+            if tied
+            else other,
+        )
     return added, replaced, besides
-
-
-def _no_tensor_for(keys: Sequence[str], other: str) -> UsageError:
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    tied = any("lm_head" in key for key in keys)
-    return UsageError(
-        f"the base has no tensor for {', '.join(key[:100] for key in keys[:3])}{more} of the"
-        " adapter",
-        hint="the base ties lm_head to the embeddings: untie and save it first" if tied else other,
-    )
