@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Protocol
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Dtype, Model, ModelSource, Quantization, TextDims, VisionDims
+from turbofit.core.model import Dtype, Model, ModelSource, TextDims, VisionDims
 from turbofit.model.config import Section, dtype_of, parse_json
 from turbofit.model.families.dims import CheckpointConfig
 from turbofit.model.families.registry import WATCHING, read_dims
@@ -122,7 +122,10 @@ def read_checkpoint(
             f"{source.where} has no config.json", hint="name a folder in Hugging Face's format"
         )
     warnings: list[str] = []
-    architecture = _architecture(config)
+    # As LMDeploy reads it.
+    mapped = config.part("auto_map").string("AutoModelForCausalLM", "").rpartition(".")[2]
+    architecture = next(iter(config.strings("architectures")), mapped)
+    config.refuse_if(not architecture, "architectures", "is missing")
     processor = _processor(files, "image_processor", "preprocessor_config.json")
     video = None
     if architecture in WATCHING:
@@ -132,7 +135,11 @@ def read_checkpoint(
     weights = weights or files.weights()
     if weights.warning:
         warnings.append(weights.warning)
-    tensors = None if weights.tensors is None else _without_unused(weights.tensors)
+    tensors = weights.tensors
+    if tensors is not None:  # no engine loads drafts, speech output and time series
+        layers = [name.removesuffix(_DRAFT_LAYER[1:]) for name in tensors if _DRAFT_LAYER in name]
+        unused = (_DRAFT, *_SPEECH, *_TIME_SERIES, *layers)
+        tensors = {name: tensors[name] for name in tensors if not name.startswith(unused)}
     by_dtype = Counter[str]()
     for tensor in (tensors or {}).values():
         by_dtype[tensor.dtype] += tensor.bytes
@@ -140,8 +147,11 @@ def read_checkpoint(
     dtype = _dtype(config, sizes, warnings)
     if tensors is not None:
         _cross_check(tensors, dims.text, dims.vision)
-        extra = _surplus(tensors, dims.text, dims.vision, quantization)
-        if extra:
+        stored = sum(
+            tensor.elements for name, tensor in tensors.items() if not name.endswith(_BUFFERS)
+        )
+        extra = stored - parameters(dims.text, dims.vision)
+        if extra and quantization is None:
             warnings.append(
                 f"the checkpoint holds {abs(extra):,} elements {'more' if extra > 0 else 'fewer'} "
                 "than its dims explain; the plan counts what the dims explain"
@@ -170,16 +180,6 @@ def read_section(files: Files, name: str, what: str = "") -> Section | None:
     """The object in a JSON file, named ``what`` in messages; None if the file does not exist."""
     data = files.read(name)
     return None if data is None else parse_json(data, what or name)
-
-
-def _architecture(config: Section) -> str:
-    """``architectures[0]``, else the class in ``auto_map``, as LMDeploy reads it."""
-    names = config.strings("architectures")
-    if names:
-        return names[0]
-    model = config.part("auto_map").string("AutoModelForCausalLM", "")
-    config.refuse_if(not model, "architectures", "is missing")
-    return model.rpartition(".")[2]
 
 
 def _processor(files: Files, key: str, name: str) -> Section | None:
@@ -228,13 +228,6 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
     processors = (read_section(files, "processor_config.json"), images)
     maps = [part.part("auto_map") for part in processors if part]
     return any("AutoProcessor" in part or "AutoImageProcessor" in part for part in maps)
-
-
-def _without_unused(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors without those that no engine loads: drafts, speech output, time series."""
-    layers = [name.removesuffix(_DRAFT_LAYER[1:]) for name in tensors if _DRAFT_LAYER in name]
-    unused = (_DRAFT, *_SPEECH, *_TIME_SERIES, *layers)
-    return {name: tensors[name] for name in tensors if not name.startswith(unused)}
 
 
 def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDims | None) -> None:
@@ -296,16 +289,3 @@ def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vi
             f"config.json says {expected} layers in the {what}, the checkpoint has {len(numbers)}",
             hint=_DIFFER,
         )
-
-
-def _surplus(
-    tensors: Mapping[str, Tensor],
-    text: TextDims,
-    vision: VisionDims | None,
-    quantization: Quantization | None,
-) -> int | None:
-    """Elements in the tensors minus those that the dims explain; None if tensors are quantised."""
-    if quantization is not None:
-        return None
-    stored = sum(tensor.elements for name, tensor in tensors.items() if not name.endswith(_BUFFERS))
-    return stored - parameters(text, vision)

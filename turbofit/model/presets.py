@@ -76,7 +76,7 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
     known, wanted = _aliases(), _plain(name.rpartition("/")[2])
     begins = [key for key in known if wanted.startswith(key)]
     close = [*sorted(begins, key=len)[-1:], *near(wanted, known, count * 9)]
-    close.sort(key=lambda key: -len(commonprefix([key, wanted])))
+    close.sort(key=lambda key: -len(commonprefix([key, wanted])))  # noqa: RUF071 - of letters
     return [*dict.fromkeys(known[key] for key in close)][:count]
 
 

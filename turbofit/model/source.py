@@ -24,11 +24,9 @@ from turbofit.model.presets import (
     SHOWN_SIZES,
     family_sizes,
     find_preset,
-    known_presets,
     load_preset,
     nearest_names,
     preset_model,
-    sizes_of,
 )
 
 _LOG: Final = LazyLogger(__name__)
@@ -262,9 +260,5 @@ def _nearest_hint(name: str) -> str:
         return f"{listed}, turbofit which --on SPEC what fits: {', '.join(sizes[-SHOWN_SIZES:])}"
     near = nearest_names(name) if re.fullmatch(r"[\w./@:-]+", name) else []
     if near:
-        size, listed = sizes_of(name), ", ".join(near)
-        other = size and all(size.isdisjoint(sizes_of(preset)) for preset in near)
-        return f"near it, of another size: {listed}" if other else f"did you mean {listed}?"
-    begin = re.match(r"[a-z]{4,}|\d+b\b|", name.lower())
-    named = f" {begin[0]}" if begin and begin[0] and begin[0] in " ".join(known_presets()) else ""
-    return f"name a folder, a hub id (ORG/NAME) or one of `turbofit models{named}`"
+        return f"did you mean {', '.join(near)}?"
+    return "name a folder, a hub id (ORG/NAME) or one of `turbofit models`"

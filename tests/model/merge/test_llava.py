@@ -204,7 +204,10 @@ def test_a_tensor_that_has_no_place_is_refused_and_not_dropped():
 def test_towers_that_are_none(clip, tmp_path):
     base = make_original(tmp_path / "base")
     other = make_base(tmp_path / "other")
-    for tower, words in ((tmp_path / "nowhere", "neither a folder"), (other, "holds no vision_model")):
+    for tower, words in (
+        (tmp_path / "nowhere", "neither a folder"),
+        (other, "no vision_model"),
+    ):
         with pytest.raises(UsageError, match=words):
             merge(str(base), None, str(tmp_path / "out"), vision_tower=str(tower))
     adapter = make_adapter(tmp_path / "lora")

@@ -6,7 +6,7 @@ import os
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
-from turbofit.cli.terminal.output import Form, say
+from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import ended_like_ctrl_c
@@ -37,9 +37,6 @@ def merge(
         hint = f"a LoRA is merged into its base, which stands first: {order}"
         raise UsageError(f"{adapter[0]} is a model, and no LoRA", hint=hint)
     with ended_like_ctrl_c(), under_way("reading the checkpoint"):
-        merged = merge_checkpoint(
-            base, next(iter(adapter), None), out,
-            vision_tower=vision_tower, say=say,
-        )  # fmt: skip
+        merged = merge_checkpoint(base, next(iter(adapter), None), out, vision_tower=vision_tower)
     form.show(merged, merged_view)
     return 0

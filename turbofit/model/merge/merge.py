@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -186,7 +186,6 @@ def merge(
     out: str,
     *,
     vision_tower: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> Merged:
     """Merge an adapter into a checkpoint, convert an original LLaVA, or both.
 
@@ -197,14 +196,13 @@ def merge(
         adapter: folder or hub id of the adapter; None only converts.
         out: the folder to make.
         vision_tower: folder or hub id of the CLIP that an original LLaVA leaves out.
-        say: hears of progress, a line at a time.
 
     Raises:
         UsageError: the merge is not possible; no output is left behind.
         PackageError: torch is missing.
     """
-    folder = located(base, "config.json", say=say)
-    lora_folder = located(adapter, ADAPTER_CONFIG, say=say) if adapter else None
+    folder = located(base, "config.json")
+    lora_folder = located(adapter, ADAPTER_CONFIG) if adapter else None
     target = check_target(out, (folder, *([lora_folder] if lora_folder else [])))
     torch_library()
     config = read_section(FolderFiles(folder), "config.json")
@@ -237,7 +235,7 @@ def merge(
             copies=copied_files(folder, ()),
             architecture=next(iter(config.strings("architectures")), "unknown"),
         )
-    names = write(result, folder, target, say)
+    names = write(result, folder, target)
     return Merged(
         out=target,
         architecture=result.architecture,
