@@ -119,12 +119,10 @@ def test_what_speaks_is_not_counted(transformers, tmp_path, name, seed):
     assert model.vision.audio is not None
     assert model.dtype == "bfloat16"
     assert not model.warnings
-    for key in ("vocab_size", "num_hidden_layers"):
-        parts["text_config"][key] += 1
-        (tmp_path / "config.json").write_text(config_file(parts, name))
-        with pytest.raises(UsageError, match="says"):
-            resolve_model(str(tmp_path))
-        parts["text_config"][key] -= 1
+    parts["text_config"]["num_hidden_layers"] += 1
+    (tmp_path / "config.json").write_text(config_file(parts, name))
+    with pytest.raises(UsageError, match="says"):
+        resolve_model(str(tmp_path))
 
 
 def test_tokens_are_the_prompt_s(transformers, tmp_path):
@@ -218,7 +216,7 @@ def test_a_draft_of_further_tokens_is_no_surplus(transformers, tmp_path, family)
     assert (model.warnings, model.parameters) == ((), plain.parameters)
     config.text_config.head_dim += 1
     (tmp_path / "m" / "config.json").write_text(config.to_json_string(use_diff=False))
-    with pytest.raises(UsageError, match="2 x heads x head_dim"):
+    with pytest.raises(UsageError, match="parameters, but the weights hold"):
         resolve_model(str(tmp_path / "m"))
 
 
