@@ -184,7 +184,6 @@ class HubFiles:
     def _open(self, url: str, headers: dict[str, str]) -> HTTPResponse | None:
         """Open one address; None after HTTP 404."""
         self._hurry()
-        began = time.monotonic()
         request = Request(url, headers={**headers, **_IDENTITY, **self._token()})
         try:
             answer: HTTPResponse = self._opener.open(request, timeout=_TIMEOUT)
@@ -196,10 +195,7 @@ class HubFiles:
             return None
         except _NETWORK_ERRORS as exc:
             raise self._unreachable(exc) from None
-        _LOG.debug(
-            "%s %s: %d in %.3f s %s",
-            self.host, urlsplit(url).path, answer.status, time.monotonic() - began, headers,
-        )  # fmt: skip
+        _LOG.debug("%s %s: %d %s", self.host, urlsplit(url).path, answer.status, headers)
         commit = answer.headers.get("X-Repo-Commit")
         if commit and commit.isalnum() and len(commit) <= 64:
             self.revision = commit

@@ -21,8 +21,6 @@ from turbofit.model.parameters import parameters, stored_bytes
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,79}")
-#: The most presets of a family in a hint; the newest are named.
-SHOWN_SIZES: Final = 6
 #: The parameters in a name, which end the name of a family.
 _SIZE: Final = re.compile(r"[-_ :]?\d+(?:\.\d+)?b\b")
 
@@ -75,7 +73,8 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
 
     known, wanted = _aliases(), _plain(name.rpartition("/")[2])
     begins = [key for key in known if wanted.startswith(key)]
-    close = [*sorted(begins, key=len)[-1:], *near(wanted, known, count * 9)]
+    family = [key for key in known if wanted and key.startswith(wanted)]
+    close = [*sorted(begins, key=len)[-1:], *near(wanted, known, count * 9), *family]
     close.sort(key=lambda key: -len(commonprefix([key, wanted])))  # noqa: RUF071 - of letters
     return [*dict.fromkeys(known[key] for key in close)][:count]
 
@@ -83,13 +82,6 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
 def sizes_of(name: str) -> set[str]:
     """The numbers of parameters in a name, such as ``7b``."""
     return {size.lstrip("-_ :") for size in _SIZE.findall(name.rpartition("/")[2].lower())}
-
-
-def family_sizes(name: str) -> list[str]:
-    """The 16-bit presets named by this name and a size, or else with a version between the two."""
-    begin = re.escape(_plain(name))
-    sizes = [key for key in known_presets() if re.fullmatch(rf"{begin}[\d.]+b", _plain(key))]
-    return [key for key in sizes if _plain(key.rpartition("-")[0]) == _plain(name)] or sizes
 
 
 @cache

@@ -21,8 +21,6 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.model.caches import cached_snapshot, has_config, modelscope_folders, uses_modelscope
 from turbofit.model.presets import (
     HUB_ID,
-    SHOWN_SIZES,
-    family_sizes,
     find_preset,
     load_preset,
     nearest_names,
@@ -148,9 +146,9 @@ def _folder(path: str) -> Model:
     from turbofit.model.folder import FolderFiles, no_checkpoint
 
     full = os.path.abspath(path)
-    weights = ("model", "pytorch_model"), (".safetensors", ".bin")
     if os.path.isfile(os.path.join(path, "adapter_config.json")) and not any(
-        name.startswith(weights[0]) and name.endswith(weights[1]) for name in os.listdir(path)
+        name.startswith(("model", "pytorch_model")) and name.endswith((".safetensors", ".bin"))
+        for name in os.listdir(path)
     ):  # LLaVA's adapters have a config.json too
         raise UsageError(
             f"{full} holds a LoRA adapter, not a model",
@@ -255,9 +253,6 @@ def _unknown(name: str) -> UsageError:
 
 
 def _nearest_hint(name: str) -> str:
-    if sizes := family_sizes(name):
-        listed = f"`turbofit models {name}` lists its sizes"
-        return f"{listed}, turbofit which --on SPEC what fits: {', '.join(sizes[-SHOWN_SIZES:])}"
     near = nearest_names(name) if re.fullmatch(r"[\w./@:-]+", name) else []
     if near:
         return f"did you mean {', '.join(near)}?"

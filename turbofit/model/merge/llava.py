@@ -302,52 +302,35 @@ def template_warnings(folder: str) -> list[str]:
 
 
 def add_tokens(folder: str, rows: int) -> _Tokens:
-    """Append both tokens to the tokenizer of a folder; an existing token keeps its id.
-
-    ``rows`` is the number of the model's tokens; the new tokens follow them.
+    """Append both tokens to the tokenizer of a folder, whose model has ``rows`` tokens.
 
     Raises:
-        UsageError: the folder's tokenizer cannot be read.
+        UsageError: the folder has another tokenizer than the original LLaVA-1.5 and Vicuna.
     """
-    config, special, added, ids = _tokenizer(folder)
-    first = max(rows, *(1 + number for number in ids.values()), 0)
-    new = [token for token in (_IMAGE, _PAD) if token not in ids]
-    ids |= {token: number for number, token in enumerate(new, first)}
-    both = {token: ids[token] for token in (_IMAGE, _PAD)}
+    files = FolderFiles(folder)
+    sections = [read_section(files, name) for name in _TOKENIZER_FILES[1:]]
+    config, special, added = (section.values if section else {} for section in sections)
+    if added or files.size("tokenizer.model") is None:
+        raise UsageError(
+            f"{folder} has {'added tokens' if added else 'no tokenizer.model'}, other than the"
+            " original LLaVA-1.5 and Vicuna",
+            hint=_OTHERS,
+        )
+    both = {_IMAGE: rows, _PAD: rows + 1}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    entries = {token: {"content": token, **flags, "special": True} for token in both}
-    decoder = config.get("added_tokens_decoder") or {}
+    entries = {
+        str(number): {"content": token, **flags, "special": True} for token, number in both.items()
+    }
     written: dict[str, JsonObject] = {
         # Without its chat template, which is for text only.
         "tokenizer_config.json": {
             **{key: value for key, value in config.items() if key != "chat_template"},
-            "added_tokens_decoder": {**decoder, **{str(both[t]): entries[t] for t in both}},
+            "added_tokens_decoder": {**(config.get("added_tokens_decoder") or {}), **entries},
             "pad_token": _PAD,
             "processor_class": "LlavaProcessor",
         },
         "special_tokens_map.json": {**special, "pad_token": _PAD},
-        "added_tokens.json": {**added, **both},
+        "added_tokens.json": both,
     }
     texts = {name: json_text(value) for name, value in written.items()}
     return _Tokens(both[_IMAGE], both[_PAD], texts)
-
-
-def _tokenizer(folder: str) -> tuple[JsonObject, JsonObject, JsonObject, dict[str, int]]:
-    """The contents of the files beside tokenizer.model, and the ids of added tokens."""
-    files = FolderFiles(folder)
-    sections = [read_section(files, name) for name in _TOKENIZER_FILES[1:]]
-    config, special, added = (section.values if section else {} for section in sections)
-    if files.size("tokenizer.model") is None:
-        raise UsageError(
-            f"{folder} has no tokenizer.model, as the original LLaVA-1.5 and Vicuna have",
-            hint="finish the checkpoint's download",
-        )
-    try:
-        ids = {token: int(id_) for token, id_ in added.items()}
-        for id_, entry in (config.get("added_tokens_decoder") or {}).items():
-            ids[entry["content"]] = int(id_)
-    except (AttributeError, LookupError, TypeError, ValueError):
-        raise UsageError(
-            f"the tokenizer of {folder} cannot be read", hint="download the checkpoint again"
-        ) from None
-    return config, special, added, ids
