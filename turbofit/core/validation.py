@@ -185,17 +185,8 @@ def _has_ellipsis(annotation: Any) -> bool:
 def usage_error(
     exc: ValidationError, kind: type[BaseModel], spelled: Callable[[str], str] = str
 ) -> UsageError:
-    """Make one UsageError of pydantic's errors, of which each field's first counts."""
-    firsts = {str(error["loc"][:1]): error for error in reversed(exc.errors(include_url=False))}
-    errors = [_field_error(error, kind, spelled) for error in reversed(firsts.values())]
-    if len(errors) == 1:
-        return errors[0]
-    hints = dict.fromkeys(error.hint for error in errors)
-    return UsageError(
-        "; ".join(error.message for error in errors),
-        hint="; ".join(hints),
-        options=[name for error in errors for name in error.options],
-    )
+    """Make a UsageError of the first of pydantic's errors."""
+    return _field_error(exc.errors(include_url=False)[0], kind, spelled)
 
 
 def _field_error(

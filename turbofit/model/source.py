@@ -25,6 +25,7 @@ from turbofit.model.presets import (
     load_preset,
     nearest_names,
     preset_model,
+    sizes_of,
 )
 
 _LOG: Final = LazyLogger(__name__)
@@ -255,5 +256,6 @@ def _unknown(name: str) -> UsageError:
 def _nearest_hint(name: str) -> str:
     near = nearest_names(name) if re.fullmatch(r"[\w./@:-]+", name) else []
     if near:
-        return f"did you mean {', '.join(near)}?"
+        more = "" if sizes_of(name) else f" `turbofit models {name}` lists more"
+        return f"did you mean {', '.join(near)}?{more}"
     return "name a folder, a hub id (ORG/NAME) or one of `turbofit models`"

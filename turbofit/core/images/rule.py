@@ -154,11 +154,6 @@ class ImageRule(Struct):
         return None
 
     @property
-    def unmade_units(self) -> int:
-        """A number of units that no image has; 0 if every number occurs."""
-        return 0
-
-    @property
     def limit_option(self) -> str:
         """The command-line option that sets the limit."""
         return option_of(self.limit_name)
@@ -203,10 +198,12 @@ class ImageRule(Struct):
         return self._worst_units(self.checkpoint_limit if limit is None else limit)
 
     @abstractmethod
-    def _units(self, width: int, height: int, limit: int) -> int: ...
+    def _units(self, width: int, height: int, limit: int) -> int:
+        """Units of one image under this limit."""
 
     @abstractmethod
-    def _worst_units(self, limit: int) -> int: ...
+    def _worst_units(self, limit: int) -> int:
+        """The most units of one image under this limit."""
 
     @property
     def least_units(self) -> int:

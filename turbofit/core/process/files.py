@@ -241,14 +241,9 @@ def new_path(room: str, stem: str, suffix: str = "") -> Path:
     base = state_dir(room) / f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}"
     for attempt in range(1000):
         path = base.with_name(f"{base.name}{f'-{attempt}' if attempt else ''}{suffix}")
-        try:
-            if suffix:
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            else:
-                path.mkdir(mode=0o700)
-        except FileExistsError:
-            continue
-        return path
+        with suppress(FileExistsError):
+            path.touch(0o600, exist_ok=False) if suffix else path.mkdir(0o700)
+            return path
     raise FileExistsError(f"{base}{suffix}")
 
 
