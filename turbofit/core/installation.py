@@ -82,12 +82,11 @@ def clone_folder() -> Path | None:
 
 
 def without_gpu() -> str:
-    """The end of a hint that names ``scripts/without-gpu``; empty if no clone has it."""
+    """The end of a hint that names the clone's ``scripts/without-gpu``; empty without a clone."""
     clone = clone_folder()
-    script = None if clone is None else clone / "scripts" / "without-gpu"
-    if script is None or not script.is_file():
+    if clone is None:
         return ""
-    return f"; for pretend GPUs alone {script} makes an environment without CUDA"
+    return f"; for pretend GPUs alone {clone}/scripts/without-gpu makes one without CUDA"
 
 
 def installed(*names: str) -> str | None:

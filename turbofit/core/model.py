@@ -178,11 +178,6 @@ class AudioDims(Struct):
     positions: int
 
     @property
-    def shrunk_bins(self) -> int:
-        """Mel bins after the three convolutions, each of which halves them and rounds up."""
-        return -(-self.mel_bins // 8)
-
-    @property
     def position_bytes(self) -> int:
         """Bytes of the positions in GPU memory."""
         return self.positions * self.hidden * DTYPE_BYTES["float32"]

@@ -212,17 +212,10 @@ def _field_error(
         what = f"it should be {should.format_map(first.get('ctx', {}))}"
     choices = re.findall("'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []
     near = guess(str(first["input"]), choices)
-    described = _described(name, kind.model_fields.get(field), optional=bool(should))
+    known = kind.model_fields.get(field)
+    described = f"{name}: {known.description}" if known and known.description else ""
     return UsageError(
         f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {what}",
         hint=near or described or f"give another {name}, or leave it out",
         options=[field],
     )
-
-
-def _described(name: str, known: FieldInfo | None, *, optional: bool) -> str:
-    """Words for a field's purpose, and whether it may be left out; empty without a description."""
-    if known is None or not known.description:
-        return ""
-    left_out = "; it may be left out" if optional and known.default is None else ""
-    return f"{name}: {known.description}{left_out}"

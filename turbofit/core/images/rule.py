@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.images.video import Videos
+from turbofit.core.messages import plural
 from turbofit.core.struct import Struct
 from turbofit.core.units import bisect
 
@@ -84,9 +85,8 @@ class ImageRule(Struct):
     A rule is one file of this folder, and a member of ``AnyImageRule``.
     """
 
-    #: Names of one unit, of several, and of what a limit counts; used in ``limits.vision_unit``.
+    #: Names of one unit, and of what a limit counts; used in ``limits.vision_unit``.
     unit_name: ClassVar[Literal["tile", "patch"]]
-    units_name: ClassVar[Literal["tiles", "patches"]]
     limit_unit: ClassVar[Literal["tiles", "pixels"]]
     #: The limit's name in LMDeploy and in the rule's fields, and its name in ``core.plan.Limits``.
     limit_name: ClassVar[Literal["max_dynamic_patch", "max_pixels"]]
@@ -106,6 +106,11 @@ class ImageRule(Struct):
     @abstractmethod
     def client_knobs(self) -> bool:
         """Whether LMDeploy reads a limit from the fields of an image in a request."""
+
+    @property
+    def units_name(self) -> str:
+        """The name of several units."""
+        return plural(2, self.unit_name)
 
     @property
     def checkpoint_limit(self) -> int:
