@@ -128,22 +128,6 @@ def test_what_stands_around_a_pasted_line_is_said(line, options, note, gpus, cap
     assert Plan.from_json(captured.out).machine.visible == gpus
 
 
-def test_a_lines_gpus_are_of_the_machine_that_a_file_or_a_variable_describes(
-    tmp_path, monkeypatch, capsys: Out
-) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    file = tmp_path / "turbofit.yaml"
-    file.write_text("on: 3x3090\n")
-    line = "CUDA_VISIBLE_DEVICES=2 lmdeploy serve api_server internvl2-8b"
-    assert main(["plan", line, "-f", str(file), "--json"]) == 0
-    captured = capsys.readouterr()
-    assert "CUDA_VISIBLE_DEVICES=2 of the line is taken as --gpus 2" in captured.err
-    assert Plan.from_json(captured.out).machine.visible == (2,)
-    monkeypatch.setenv("TURBOFIT_PLAN_ON", "3090")
-    assert "visible are 0" in refused(capsys, "plan", line, "-q")[1]
-    assert "CUDA_VISIBLE_DEVICES" not in os.environ
-
-
 def test_a_lines_gpus_of_a_measured_machine_stay_a_variable(monkeypatch, capsys: Out) -> None:
     def measure(*_: object) -> None:
         raise NoGpuError(f"of {os.environ['CUDA_VISIBLE_DEVICES']}", hint="")
@@ -248,18 +232,6 @@ def test_files_and_keywords_have_the_same_answer(tmp_path: Path, capsys: Out) ->
     with pytest.raises(UsageError) as caught:
         turbofit.plan("internvl2-8b", on="1xrtx3090", tensor_parallel_size=2)
     assert caught.value.hint == "an option of vLLM; here: tp"
-
-
-def test_a_tilde_in_quotes_is_the_home(tmp_path: Path, monkeypatch, capsys: Out) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert main(["machine", "--on", "1xrtx3090", "--save", "~/m.json"]) == 0
-    assert (tmp_path / "m.json").is_file()
-    capsys.readouterr()
-    monkeypatch.setenv("TURBOFIT_PLAN_ON", "~/m.json")
-    assert main(["plan", "internvl2-8b", "--json"]) == 0
-    (tmp_path / "plan.json").write_text(capsys.readouterr().out)
-    assert main(["report", "~/plan.json"]) == 0
-    assert main(["serve", "--plan", "~/plan.json", "--dry-run"]) == 0
 
 
 @pytest.fixture

@@ -107,13 +107,6 @@ def test_a_path_that_is_not_here_is_the_preset_that_it_ends_in(folder: str, tmp_
         resolve_model(f"{folder}mine")
 
 
-def test_a_hub_id_of_nobody_may_be_a_folder():
-    model = resolve_model("models/InternVL3-8B")
-    assert "no folder models/InternVL3-8B is here" in model.warnings[0]
-    with pytest.raises(UsageError, match="no folder models/mine is here"):
-        resolve_model("models/mine")
-
-
 @pytest.mark.parametrize(
     ("hub_id", "preset", "method"),
     [

@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -274,21 +273,6 @@ def test_a_folder(name, files, message, hint, tmp_path, monkeypatch):
     assert message in error.message
     assert str(folder) in error.message
     assert hint in error.hint
-
-
-def test_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "models").mkdir()
-    for name in ("a.gguf", "models/a.gguf", "models/pytorch_model.bin"):
-        (tmp_path / name).write_text("")
-    for name in ("a.gguf", "models/a.gguf", "./models/a.gguf"):
-        assert "GGUF" in refused(name).message
-    assert "is a file, not a checkpoint's folder" in refused("models/pytorch_model.bin").message
-    (tmp_path / "turbofit.yaml").write_text("")
-    for name in ("turbofit.yaml", "nowhere.yaml"):
-        assert "turbofit serve -f FILE" in refused(name).hint
-    (tmp_path / "models" / "config.json").write_text("{}")
-    assert refused("models/pytorch_model.bin").hint == f"name its folder: {tmp_path / 'models'}"
 
 
 @pytest.mark.parametrize(

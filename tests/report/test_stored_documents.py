@@ -118,14 +118,6 @@ def test_what_is_no_run(state: Path, text: str, capsys: Out) -> None:
 
 
 @pytest.mark.usefixtures("state")
-def test_a_name_that_is_too_long_is_no_plan(capsys: Out) -> None:
-    """As a file in a folder of others, which root in a test may read."""
-    for name in ("a" * 300, f"./{'a' * 300}"):
-        assert main(["report", name]) == 2
-        assert "cannot be read: File name too long" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("state")
 def test_a_state_folder_that_cannot_be_written_costs_nothing(
     monkeypatch: Patch, capsys: Out
 ) -> None:

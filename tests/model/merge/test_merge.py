@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ from tests.model.merge.cases import (
     make_base,
 )
 from tests.support.waiting import HANG
-from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.errors import UsageError
 from turbofit.model.merge import files
 from turbofit.model.merge.merge import merge
 from turbofit.model.source import resolve_model
@@ -183,16 +182,6 @@ def test_another_base_is_warned_of(tmp_path, size, warned):
     assert [name in text for text in said.warnings] == [True] * warned
 
 
-def test_an_adapter_comes_from_the_hub_cache(tmp_path, monkeypatch, base):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    cached = tmp_path / "models--me--lora"
-    make_adapter(cached / "snapshots" / "abc123")
-    (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text("abc123")
-    merge(str(base), "me/lora", str(tmp_path / "out"))
-    assert digest(load(tmp_path / "out")) == GOLDEN["bf16"]
-
-
 def test_tied_embeddings(tmp_path):
     base = make_base(tmp_path / "base", shards=1)
     parts = safe.load_file(base / "model.safetensors")
@@ -274,24 +263,6 @@ def test_a_broken_adapter_is_not_merged(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "missing",
-    ["base", "lora/adapter_config.json", "lora/adapter_model.safetensors",
-     "base/model-00001-of-00002.safetensors", "end of a shard", "adapter's name"],
-)  # fmt: skip
-def test_incomplete_folders(tmp_path, base, adapter, missing):
-    shard = base / "model-00001-of-00002.safetensors"
-    if missing == "base":
-        shutil.rmtree(base)
-    elif missing == "end of a shard":
-        shard.write_bytes(shard.read_bytes()[:-7])
-    elif missing != "adapter's name":
-        (tmp_path / missing).unlink()
-    with pytest.raises(UsageError):
-        merge(str(base), None if " name" in missing else str(adapter), str(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
-
-
 def test_where_it_may_be_written(tmp_path, monkeypatch, base, adapter):
 
     def refused(out, words):
@@ -326,13 +297,6 @@ def test_what_breaks_off_leaves_nothing(tmp_path, monkeypatch, error, base, adap
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UsageError):
         merge(str(base), str(adapter), str(tmp_path / "out"))
     assert {path.name for path in tmp_path.iterdir()} == {"base", "lora"}
-
-
-def test_torch_is_asked_for(tmp_path, monkeypatch, base, adapter):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(PackageError, match="needs torch") as caught:
-        merged(tmp_path, base, adapter)
-    assert caught.value.exit_code == 7
 
 
 _PEAK = """

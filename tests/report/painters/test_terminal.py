@@ -39,16 +39,6 @@ def test_columns_line_up_and_the_wrapped_one_gives_way() -> None:
     assert lines[-1].split() == ["long", "name", "1,000.0"]
 
 
-def test_a_word_longer_than_its_column_stays_whole_and_aligned() -> None:
-    path = "/a/very/long/path/that/cannot/be/broken/anywhere/at/all"
-    table = Table(
-        columns=(Column(title="x", wrap=True), Column(title="y")), rows=((path, "1"), ("b", "2"))
-    )
-    lines = paint([table], width=40).splitlines()
-    assert path in lines[1]
-    assert lines[1].index(" 1") == lines[2].index(" 2")
-
-
 def test_control_characters_of_others_never_reach_the_terminal() -> None:
     evil = "name\x1b[2Jx\x07\x9b31m\r\n"
     blocks = [

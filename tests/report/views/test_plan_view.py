@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from contextlib import suppress
 from typing import Any
@@ -76,25 +75,8 @@ def test_a_lower_image_limit_is_offered_where_it_serves_clearly_more() -> None:
     assert " smaller " not in told(turbofit.plan("llava-1.5-7b", on="1xrtx3090"))
 
 
-def test_a_table_of_image_limits_has_no_digits_where_an_order_is_sure() -> None:
-    plan = turbofit.plan("qwen3.6-35b-a3b", on="1xb200")
-    assert plan.throughput.surety.word == "order"
-    table = paint(plan_view(plan)).partition("What an image limit costs")[2]
-    rows = [line for line in table.splitlines() if "--max-pixels " in line][: len(plan.limit_costs)]
-    assert len(rows) > 1
-    assert all(re.search(r" about [\d.]+ +about [\d.]+$", row) for row in rows)
-
-
 def told(plan: Plan) -> str:
     return " ".join(paint(plan_view(plan), short=True).split())
-
-
-def test_the_slower_of_host_and_cards_is_said_once() -> None:
-    slow = turbofit.plan("internvl2-1b", on="1xh100,cores=1")
-    assert "host 1 core prepares 12 images/s, the GPUs take 34" in told(slow)
-    quick = turbofit.plan("internvl2-1b", on="1xh100,cores=16")
-    assert "prepare" not in told(quick)
-    assert "15 cores prepare" in paint(plan_view(quick))
 
 
 def test_a_plan_that_holds_only_in_a_queue_hands_out_no_command_without_one() -> None:
