@@ -129,4 +129,4 @@ def test_what_is_no_run_or_no_load_is_refused(
         assert message in capsys.readouterr().err
     for option in ("--load", "--out"):
         assert main(["report", str(folder), option, str(tmp_path / "x.json")]) == 2
-        assert f"{option} is for --share" in capsys.readouterr().err
+        assert "--load and --out are for --share" in capsys.readouterr().err

@@ -11,9 +11,9 @@ from typing import Final, NamedTuple, Protocol
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Dtype, Model, ModelSource
+from turbofit.core.model import Dtype, Model, ModelSource, Quantization
 from turbofit.model.config import Section, dtype_of, parse_json
-from turbofit.model.families.dims import CheckpointConfig
+from turbofit.model.families.dims import CheckpointConfig, Dims
 from turbofit.model.families.registry import WATCHING, read_dims
 from turbofit.model.families.text import TEXT_ARCHITECTURES
 from turbofit.model.parameters import parameters, stored_bytes
@@ -105,9 +105,8 @@ def read_checkpoint(
     architecture = next(iter(config.strings("architectures")), mapped)
     config.refuse_if(not architecture, "architectures", "is missing")
     processor = _processor(files, "image_processor", "preprocessor_config.json")
-    video = None
-    if architecture in WATCHING:
-        video = _processor(files, "video_processor", "video_preprocessor_config.json")
+    watches, name = architecture in WATCHING, "video_preprocessor_config.json"
+    video = _processor(files, "video_processor", name) if watches else None
     dims = read_dims(CheckpointConfig(config, architecture, processor, warnings, video))
     quantization = read_quantization(config)
     weights = weights or files.weights()
@@ -123,25 +122,8 @@ def read_checkpoint(
         by_dtype[tensor.dtype] += tensor.bytes
     sizes = dict(sorted(by_dtype.items()))
     dtype = _dtype(config, sizes, warnings)
-    if tensors is not None:
-        _count_layers(tensors, "language model", dims.text.layers, vision=False)
-        if dims.vision:
-            _count_layers(tensors, "vision tower", dims.vision.layers, vision=True)
-        stored = sum(
-            tensor.elements for name, tensor in tensors.items() if not name.endswith(_BUFFERS)
-        )
-        known = parameters(dims.text, dims.vision)
-        extra = 0 if quantization else stored - known
-        if not _LEAST * known <= known + extra <= _MOST * known:
-            raise UsageError(
-                f"config.json says {known:,} parameters, but the weights hold {stored:,}",
-                hint=_DIFFER,
-            )
-        if extra:
-            warnings.append(
-                f"the checkpoint holds {abs(extra):,} elements {'more' if extra > 0 else 'fewer'} "
-                "than its dims explain; the plan counts what the dims explain"
-            )
+    if tensors is not None and (surplus := _surplus(tensors, dims, quantization)):
+        warnings.append(surplus)
     return Model(
         name=hub_id.rpartition("/")[2] if hub_id else os.path.basename(source.where),
         architecture=architecture,
@@ -214,6 +196,26 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
     processors = (read_section(files, "processor_config.json"), images)
     maps = [part.part("auto_map") for part in processors if part]
     return any("AutoProcessor" in part or "AutoImageProcessor" in part for part in maps)
+
+
+def _surplus(tensors: Mapping[str, Tensor], dims: Dims, packed: Quantization | None) -> str:
+    """A warning if the tensors hold more or fewer elements than these dims explain; or empty.
+
+    Raises:
+        UsageError: they are of another model, by their layers or by their number.
+    """
+    _count_layers(tensors, "language model", dims.text.layers, vision=False)
+    if dims.vision:
+        _count_layers(tensors, "vision tower", dims.vision.layers, vision=True)
+    stored = sum(tensor.elements for name, tensor in tensors.items() if not name.endswith(_BUFFERS))
+    known = parameters(dims.text, dims.vision)
+    extra = 0 if packed else stored - known
+    if not _LEAST * known <= known + extra <= _MOST * known:
+        raise UsageError(
+            f"config.json says {known:,} parameters, but the weights hold {stored:,}", hint=_DIFFER
+        )
+    said = f"the checkpoint holds {abs(extra):,} elements {'more' if extra > 0 else 'fewer'} than"
+    return f"{said} its dims explain; the plan counts what the dims explain" if extra else ""
 
 
 def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vision: bool) -> None:

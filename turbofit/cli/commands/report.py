@@ -44,8 +44,7 @@ def report(
     if share and not schema:
         return _share(what, load, out, form)
     if load or out is not None:
-        name = "--load" if load else "--out"
-        raise UsageError(f"{name} is for --share", hint=f"add --share, or leave {name} out")
+        raise UsageError("--load and --out are for --share", hint="add it, or leave them out")
     if schema:
         from turbofit.report.schema import schema_text
 

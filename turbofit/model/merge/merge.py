@@ -357,10 +357,6 @@ def _assigned(
                 f" base has {here}",
                 hint=f"{other}; where tokens were added, resize and save the base first",
             )
-        elif names[0] in (added if is_lora else ()):
-            raise UsageError(
-                f"the adapter has two LoRAs for {names[0][:100]}", hint="save the adapter again"
-            )
         else:
             (added if is_lora else replaced)[names[0]] = change
     if unplaced:
