@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -177,52 +175,3 @@ def test_every_preset_is_in_the_wheel_which_is_small(installed: Path, wheel: Pat
         path.relative_to(presets): path.read_text(encoding="utf-8") for path in presets.rglob("*.*")
     }
     assert (installed / "turbofit" / "py.typed").exists()
-
-
-_PAGES = (ROOT / "README.md", ROOT / "docs" / "installation.md")
-_PIP = re.compile(r'^    pip install "?\.(?:\[([a-z,]+)\])?"?(?:\s|$)', re.MULTILINE)
-EXTRAS = sorted({found for page in _PAGES for found in _PIP.findall(page.read_text("utf-8"))})
-#: What pip and uv say where no registry answers, or an offline one has not everything.
-_NO_REGISTRY = re.compile(
-    r"No matching distribution|NewConnectionError|Could not fetch|Failed to fetch|error sending "
-    r"request|not found in the (?:package registry|provided package locations)"
-)
-
-
-def succeeded(folder: Path, *words: str, **environ: str) -> str:
-    """What a command prints; skips the test where the registry is the cause of a failure."""
-    try:
-        return said(folder, *words, **environ)
-    except subprocess.CalledProcessError as exc:
-        if why := _NO_REGISTRY.search(exc.stderr):
-            pytest.skip(f"the registry does not have everything: {why[0]}")
-        pytest.fail(exc.stderr[-2000:])
-
-
-@pytest.mark.parametrize("tool", ["uvx", "pipx"])
-def test_it_runs_without_an_environment(tool: str, clone: Path) -> None:
-    if shutil.which(tool) is None:
-        pytest.skip(f"no {tool} here")
-    page = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
-    (line,) = re.findall(rf"^    ({tool} .*turbofit plan .*)$", page, re.MULTILINE)
-    caches = {"UV_CACHE_DIR": "uv", "PIPX_HOME": "pipx", "XDG_STATE_HOME": "state"}
-    env = {name: str(clone / folder) for name, folder in caches.items()}
-    assert "fits: InternVL2-8B" in succeeded(clone, *shlex.split(line), **env)
-
-
-def test_the_lines_name_extras() -> None:
-    assert {"", "all", "lmdeploy", "lmdeploy,ray"} <= set(EXTRAS)
-
-
-@pytest.mark.parametrize("extras", EXTRAS, ids=lambda extras: extras or "none")
-def test_a_line_resolves(extras: str) -> None:
-    uv = shutil.which("uv")
-    if uv is None:
-        pytest.skip("no uv here, and pip would download gigabytes to resolve it")
-    options = [word for extra in extras.split(",") if extra for word in ("--extra", extra)]
-    options += ["--python-platform", "x86_64-manylinux_2_28", "--python-version", "3.12"]
-    options += ["--only-binary", ":all:", "--no-binary", "docopt", "--no-python-downloads"]
-    words = (uv, "pip", "compile", "--quiet", "--no-header", *options, "pyproject.toml")
-    resolved = succeeded(ROOT, *words)
-    assert re.search(r"^click==", resolved, re.MULTILINE)
-    assert ("lmdeploy" in extras.split(",") or extras == "all") == ("lmdeploy==" in resolved)

@@ -17,7 +17,7 @@ import pytest
 from tests.support.nvml import Scenario, four_3090
 from turbofit.cli.command_group import COMMANDS, TURBOFIT
 from turbofit.cli.terminal import output, screen
-from turbofit.core.process.files import _state_folder
+from turbofit.core.process import files
 
 Patch = pytest.MonkeyPatch
 
@@ -110,7 +110,8 @@ def test_the_state_folder(environ: dict[str, str], folder: str, monkeypatch: Pat
     monkeypatch.delenv("XDG_STATE_HOME")
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    assert _state_folder(windows=True) == folder
+    monkeypatch.setattr(files, "WINDOWS", True)
+    assert files.state_dir("runs", make=False) == Path(folder, "turbofit", "runs")
 
 
 def test_what_is_written_on_windows(monkeypatch: Patch) -> None:

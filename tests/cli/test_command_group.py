@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -11,9 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-import turbofit
 from tests.support.plans import plausible_plan
-from turbofit import api
 from turbofit.cli.command import CliCommand
 from turbofit.cli.command_group import TURBOFIT
 from turbofit.cli.main import main
@@ -26,7 +23,6 @@ from turbofit.cli.options.common_options import (
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.planning.request import PlanRequest, PredictRequest
-from turbofit.report.stored_documents import keep
 
 Out = pytest.CaptureFixture[str]
 
@@ -47,57 +43,6 @@ def test_plan_predict_and_report_agree(capsys: Out, tmp_path: Path) -> None:
     assert capsys.readouterr().out.startswith("# ")
     assert main(["predict", *words]) in (0, 3)
     assert Plan.from_json(capsys.readouterr().out).considered == ()
-
-
-def test_report_lists_and_latest_says_which(state: Path, capsys: Out) -> None:
-    assert main(["report"]) == 0
-    assert "nothing was planned" in capsys.readouterr().out
-    keep(turbofit.plan("internvl2-1b", on="1xl4"), "plan")
-    (state / "plans" / "broken.json").write_text("{")
-    assert main(["report", "--md"]) == 0
-    broken, kept = capsys.readouterr().out.splitlines()[2:4]
-    assert "broken.json" in broken
-    assert "InternVL2-1B on 1xl4" in kept
-    (state / "plans" / "broken.json").unlink()
-    assert main(["report", "latest"]) == 0
-    assert f"latest is {state}" in capsys.readouterr().err
-    assert main(["report", "--html", "page.html"]) == 2
-
-
-def test_what_the_user_sets_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
-
-    def plan(request: PlanRequest, **keywords: Any) -> Plan:
-        asked.update(request.given(), **keywords)
-        return plausible_plan()
-
-    monkeypatch.setattr(api, "plan", plan)
-    monkeypatch.setattr(api, "predict", plan)
-    words = (
-        "m --on 4xrtx3090 --tp 2 --replicas 2 --gpus 0,1 --images 3 --image-size 1920x1080 "
-        "--context 4096 --concurrency 16 --goal latency --max-dynamic-patch 6 --max-pixels 1000000 "
-        "--engine turbomind --margin 3% --budget 20GiB --revision main --session-len 4096 "
-        "--cache-max-entry-count 0.5 --max-prefill-token-num 2048 --max-batch-size 4 "
-        "--communicator cuda-ipc --dtype float16 --quant-policy int8 --cache-block-seq-len 128 "
-        "--model-format awq --enable-prefix-caching --async 0 --language-model-only --json"
-    )
-    assert main(["plan", *words.split()]) == 0
-    assert asked == {
-        "model": "m", "on": "4xrtx3090", "tp": 2, "replicas": 2, "gpus": "0,1", "images": 3,
-        "image_size": (1920, 1080), "context": 4096, "concurrency": 16, "goal": "latency",
-        "max_dynamic_patch": 6, "max_pixels": 1000000, "engine": "turbomind", "margin": "3%",
-        "budget": 20 << 30, "revision": "main", "session_len": 4096, "cache_max_entry_count": 0.5,
-        "max_prefill_token_num": 2048, "max_batch_size": 4, "communicator": "cuda-ipc",
-        "dtype": "float16", "quant_policy": 8, "cache_block_seq_len": 128, "model_format": "awq",
-        "enable_prefix_caching": True, "async_": 0, "language_model_only": True,
-        "rehearse": False,
-    }  # fmt: skip
-    asked.clear()
-    assert main(["plan", "m", "--dtype", "auto"]) == 0
-    assert asked == {"model": "m", "rehearse": False}
-    asked.clear()
-    assert main(["predict", "m", "--free-at-cache", "2780MiB", "--lmdeploy", "0.6.4"]) == 0
-    assert asked == {"model": "m", "free_at_cache": 2780 << 20, "lmdeploy": "0.6.4"}
 
 
 def test_every_field_of_a_request_has_an_option() -> None:

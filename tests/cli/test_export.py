@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -152,17 +151,6 @@ def test_systemd_keeps_its_own_signs(monkeypatch) -> None:
     assert r'serve "/m/a\\x41\x0a[Service]\x0aExecStartPre=/bin/false\\"' in text
     assert text.count("\n[Service]\n") == 1
     assert not [line for line in text.splitlines() if line.endswith("\\")]
-
-
-@pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is not installed")
-def test_compose_reads_the_file(plan: Plan, tmp_path: Path) -> None:
-    path = tmp_path / "compose.yaml"
-    path.write_text(manifest(plan, "compose", port=23333, image="turbofit:test"))
-    done = subprocess.run(
-        ["docker-compose", "-f", str(path), "config"],
-        env=os.environ | {"TURBOFIT_API_KEYS": "k"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
 
 
 def test_compose_publishes_on_loopback_and_doubles_its_sign() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.cli.screen import Screen
 from tests.support.processes import REPO
 from turbofit.cli.command import CliCommand, Option
 from turbofit.cli.command_group import COMMANDS
@@ -195,7 +194,6 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     ("words", "cause"),
     [
         ("internvl2-1b", "the answer cannot be written to stdout: No space left on device"),
-        ("internvl2-1b --json", "the answer cannot be written to stdout: No space left on device"),
         ("internvl2-8 --json", "no model is known as 'internvl2-8'"),
     ],
 )
@@ -207,51 +205,6 @@ def test_a_full_disk_behind_stdout_is_no_bug(words: str, cause: str) -> None:
     error, hint = done.stderr.splitlines()
     assert error == f"error: {cause}"
     assert hint.startswith("hint: ")
-
-
-def test_narrow_encodings() -> None:
-    done = run("plan", "internvl2-8b", "--on", "1xl4", PYTHONIOENCODING="ascii")
-    assert done.returncode == 0, done.stderr
-
-
-def test_colour_only_on_a_terminal_and_never_with_no_color() -> None:
-    def on_terminal(**environ: str) -> str:
-        program = "import sys; from turbofit.cli.main import main; sys.exit(main(sys.argv[1:]))"
-        screen = Screen(program, ["gpus"], environ=environ)
-        assert screen.end() == 0
-        return screen.text
-
-    assert "\x1b[" in on_terminal()
-    assert "\x1b[" not in on_terminal(NO_COLOR="1")
-    assert "\x1b[" not in on_terminal(TERM="dumb")
-    assert "\x1b[" not in run("gpus").stdout
-
-
-def test_a_plan_is_made_without_the_garbage_collector_and_a_server_is_not() -> None:
-    code = (
-        "import gc, sys\n"
-        "from turbofit.cli import main as cli\n"
-        "from turbofit.core.process import collector\n"
-        "ran = []\n"
-        "gc.callbacks.append(lambda phase, _: ran.append(phase))\n"
-        "main = cli.main\n"
-        "def then(argv):\n"
-        "    code = main(argv)\n"
-        "    alone = not ran\n"
-        "    kept = [[] for _ in range(100_000)]\n"
-        "    usual = gc.get_threshold() == collector.USUAL_THRESHOLDS\n"
-        "    print(alone, bool(ran), usual, file=sys.stderr)\n"
-        "    return code\n"
-        "cli.main = then\n"
-        "ran.clear()\n"
-        "cli.entry()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "plan", "internvl2-8b", "--on", "4xrtx3090"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    # Where planning takes long it says so before.
-    assert done.stderr.split()[-3:] == ["True", "True", "True"]
 
 
 def test_help_and_planning_stay_light() -> None:

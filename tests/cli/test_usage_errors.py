@@ -128,22 +128,6 @@ def test_what_stands_around_a_pasted_line_is_said(line, options, note, gpus, cap
     assert Plan.from_json(captured.out).machine.visible == gpus
 
 
-def test_a_lines_gpus_are_of_the_machine_that_a_file_or_a_variable_describes(
-    tmp_path, monkeypatch, capsys: Out
-) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    file = tmp_path / "turbofit.yaml"
-    file.write_text("on: 3x3090\n")
-    line = "CUDA_VISIBLE_DEVICES=2 lmdeploy serve api_server internvl2-8b"
-    assert main(["plan", line, "-f", str(file), "--json"]) == 0
-    captured = capsys.readouterr()
-    assert "CUDA_VISIBLE_DEVICES=2 of the line is taken as --gpus 2" in captured.err
-    assert Plan.from_json(captured.out).machine.visible == (2,)
-    monkeypatch.setenv("TURBOFIT_PLAN_ON", "3090")
-    assert "visible are 0" in refused(capsys, "plan", line, "-q")[1]
-    assert "CUDA_VISIBLE_DEVICES" not in os.environ
-
-
 def test_a_lines_gpus_of_a_measured_machine_stay_a_variable(monkeypatch, capsys: Out) -> None:
     def measure(*_: object) -> None:
         raise NoGpuError(f"of {os.environ['CUDA_VISIBLE_DEVICES']}", hint="")
@@ -197,7 +181,7 @@ def test_what_keyboards_leave_is_read(capsys: Out) -> None:
         ("plan internvl2-8b --on 2x RTX 3090", "several words stand in quotes"),
         ("chat -", "write it as http://127.0.0.1"),
         ("plan qwen", "`turbofit models qwen`"),
-        ("bench http://x --rate abc", "an open loop (Poisson); it may be left out"),
+        ("bench http://x --rate abc", "whatever is answered: an open loop (Poisson)"),
         ("plan internvl2-8b --images 1920x1080", "--image-size is their size"),
         ("serve internvl2-8b --ep 4", "leave it out, or take the risk with turbofit serve"),
         ("predict internvl2-8b --on t4 --cp 2", "leave it out, or take the risk"),
@@ -208,7 +192,7 @@ def test_what_keyboards_leave_is_read(capsys: Out) -> None:
         ("gateway --upstream http://x:1", "add --plan FILE, which turbofit plan MODEL --json"),
         ("merge ./lora internvl2-8b out", "turbofit merge internvl2-8b ./lora out"),
         ("diagnose error.png", "paste the message in quotes"),
-        ("plan internvl2-8b --on t4 --tp 0 --images -1", "--tp: GPUs of one engine; it may"),
+        ("plan internvl2-8b --on t4 --tp 0 --images -1", "--tp: GPUs of one engine"),
         ("bench http://x --prompt-token 5", "did you mean --prompt-tokens?"),
         ("plan internvl2-8b --on t4 --replicas 2", "a machine of 2 GPUs, as --on 2xrtx3090"),
         ("plan internvl2-8b --on t4 --model-format awq", "InternVL2-8B-AWQ, its 4 bits"),
@@ -248,18 +232,6 @@ def test_files_and_keywords_have_the_same_answer(tmp_path: Path, capsys: Out) ->
     with pytest.raises(UsageError) as caught:
         turbofit.plan("internvl2-8b", on="1xrtx3090", tensor_parallel_size=2)
     assert caught.value.hint == "an option of vLLM; here: tp"
-
-
-def test_a_tilde_in_quotes_is_the_home(tmp_path: Path, monkeypatch, capsys: Out) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert main(["machine", "--on", "1xrtx3090", "--save", "~/m.json"]) == 0
-    assert (tmp_path / "m.json").is_file()
-    capsys.readouterr()
-    monkeypatch.setenv("TURBOFIT_PLAN_ON", "~/m.json")
-    assert main(["plan", "internvl2-8b", "--json"]) == 0
-    (tmp_path / "plan.json").write_text(capsys.readouterr().out)
-    assert main(["report", "~/plan.json"]) == 0
-    assert main(["serve", "--plan", "~/plan.json", "--dry-run"]) == 0
 
 
 @pytest.fixture

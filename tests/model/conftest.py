@@ -14,8 +14,7 @@ def _own_hub(tmp_path, monkeypatch):
     """No test reads the machine's hub cache or reaches a network."""
     for key in (
         "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE",
-        "LMDEPLOY_USE_MODELSCOPE", "MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN",
-        "MODELSCOPE_API_TOKEN",
+        "LMDEPLOY_USE_MODELSCOPE", "MODELSCOPE_ENDPOINT", "MODELSCOPE_API_TOKEN",
     ):  # fmt: skip
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import random
 from functools import partial
-from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -32,7 +31,7 @@ from tests.support.oracles import (
 )
 from tests.sweep import part
 from turbofit.core.errors import UsageError
-from turbofit.core.images import CanvasRule, CrossRule, HdRule
+from turbofit.core.images import CanvasRule, HdRule
 from turbofit.core.model import Model
 from turbofit.model.parameters import text_parameters
 from turbofit.model.presets import preset_model
@@ -154,23 +153,6 @@ def test_defaults_are_transformers(transformers, family, out):
     assert model.text.max_position_embeddings == config.text_config.max_position_embeddings
 
 
-def test_every_image_has_the_most_tiles(transformers):
-    import torch
-
-    processor = transformers.MllamaImageProcessor(
-        size={"height": 28, "width": 28}, max_image_tiles=4
-    )
-    rule = CrossRule(tile_size=28, tokens_per_tile=5, max_dynamic_patch=4, thumbnail=False)
-    rng = random.Random(5)
-    for _ in range(40):
-        width, height = rng.randrange(1, 200), rng.randrange(1, 200)
-        image = torch.zeros(3, height, width, dtype=torch.uint8)
-        found = processor([image], return_tensors="pt")["pixel_values"].shape
-        assert found[2] == rule.units(width, height) == rule.worst_units() == 4
-        assert rule.tokens(width, height) == 1
-    assert (rule.unit_tokens(4), rule.unit_tokens(12), rule.units_within(3)) == (1, 3, 12)
-
-
 PRESETS = ["phi-3.5-moe", "deepseek-moe-16b", "minicpm3-4b"]
 
 
@@ -200,18 +182,6 @@ class TestLmdeploy:
             made = MiniCPM3ModelConfigBuilder.build(config_from_pretrained(str(folder)), tp=1)
             assert made.num_key_value_heads == text.kv_heads
             assert made.k_head_dim == made.v_head_dim == text.head_dim
-
-    def test_deepseek_as_published_needs_its_config_class(self, tmp_path: Path) -> None:
-        """Without it, Transformers 5 has no pad_token_id, which LMDeploy's class asks for."""
-        from lmdeploy.hf_configs import config_from_pretrained
-
-        folder = write_model(twin_of(cut("deepseek-moe-16b", 2)), tmp_path)
-        config = json.loads((folder / "config.json").read_text())
-        del config["pad_token_id"]
-        config["auto_map"] = {"AutoConfig": "configuration_deepseek.DeepseekConfig"}
-        (folder / "config.json").write_text(json.dumps(config))
-        generic = config_from_pretrained(str(folder), trust_remote_code=False)
-        assert not hasattr(generic, "pad_token_id")
 
 
 CONFIG = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import random
 from functools import partial
-from unittest.mock import MagicMock
 
 import pytest
 from msgspec.structs import replace
@@ -29,7 +28,6 @@ from tests.support.oracles import (
     qwen3_of,
     text_config,
     tokens_of,
-    with_processor,
     written,
 )
 from turbofit.core.images import PatchRule
@@ -65,24 +63,6 @@ def test_qwen_image_tokens(transformers, tmp_path):
     check_tokens(folder, resolve_model(str(folder)).image_rule, 1500)
 
 
-def test_internvl_chat_needs_its_config_class(transformers, tmp_path, monkeypatch):
-    """Without remote code llm_config is a plain dict, and TurboMind's loader falls over it."""
-    import lmdeploy.turbomind as engine
-    from lmdeploy.archs import get_model_arch
-
-    monkeypatch.setattr(engine, "_tm", MagicMock(), raising=False)
-    folder = make_internvl2(tmp_path / "InternVL2-1B")
-    config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
-    (folder / "config.json").write_text(json.dumps(config))
-    assert resolve_model(str(folder)).needs_remote_code
-    from lmdeploy.turbomind.models.internvl import InternVLModel
-
-    read = get_model_arch(str(folder))[1]
-    with pytest.raises(AttributeError, match="hidden_size"):
-        InternVLModel(read, resolver=None)
-
-
 @pytest.mark.parametrize("preset", ["mineru2.5-pro-1.2b", "intern-s1-mini"])
 def test_images_of_presets_are_counted_as_lmdeploy_does(transformers, tmp_path, preset):
     model = preset_model(preset)
@@ -102,30 +82,6 @@ def test_patches_reach_the_engine_as_planned(transformers, tmp_path, make):
     rule = resolve_model(str(folder)).image_rule
     # What would lower or raise the limit elsewhere is not read here.
     check_images(front_end(folder), rule, f"a{token}b", max_pixels=784, min_pixels=1)
-
-
-def test_gemma_pools_every_image_to_as_many_tokens(transformers, tmp_path):
-    config = gemma_of(transformers, random.Random(2))
-    config.mm_tokens_per_image = 4
-    folder = tmp_path / "tiny"
-    written(transformers, config, folder)
-    names = ("<image_soft_token>", "<start_of_image>", "<end_of_image>")
-    size = {"height": 28, "width": 28}
-    with_processor(
-        folder, "Gemma3",
-        {"image_processor_type": "Gemma3ImageProcessor", "size": size, "image_seq_length": 4},
-        names,
-    )  # fmt: skip
-    path = folder / "tokenizer_config.json"
-    extra = dict(zip(("image_token", "boi_token", "eoi_token"), names, strict=True))
-    tokenizer = json.loads(path.read_text()) | {"extra_special_tokens": extra}
-    path.write_text(json.dumps(tokenizer))
-    outer = {"processor_class": "Gemma3Processor", "image_seq_length": 4}
-    (folder / "processor_config.json").write_text(json.dumps(outer))
-    rule = resolve_model(str(folder)).image_rule
-    sizes = [(28, 28), (3, 900), (900, 30)]
-    found = tokens_of(folder, [(picture(*size), {"do_pan_and_scan": True}) for size in sizes])
-    assert found == [rule.tokens(*size) for size in sizes] == [4, 4, 4]
 
 
 cogvlm2 = partial(make_cogvlm, second=True)

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from msgspec.structs import replace
 
-from tests.support.oracles import check_images, front_end, picture, with_processor
+from tests.support.oracles import check_images, front_end, with_processor
 from turbofit.core.errors import UsageError
 from turbofit.core.images import NavitRule, PatchRule
 from turbofit.model.families.engines import engine_problem
@@ -301,84 +301,4 @@ def test_packed_experts_are_the_engines_and_not_of_deepseeks_class(built, tmp_pa
     path.write_text(json.dumps(config))
     packed = SimpleNamespace(quantization_config=config["quantization_config"])
     with packed_as(packed), pytest.raises(ValueError, match="module prefix"):
-        built(folder)
-
-
-_PROCESSOR = """
-from transformers import BatchFeature, ProcessorMixin
-
-
-class StandInProcessor(ProcessorMixin):
-    attributes = ["image_processor", "tokenizer"]
-    image_processor_class = "AutoImageProcessor"
-    tokenizer_class = "AutoTokenizer"
-
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **_):
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
-
-    def __call__(self, medias, text, return_tensors=None, **_):
-        ids = self.tokenizer(text, return_tensors=return_tensors)
-        return BatchFeature(data={**ids, **self.image_processor.preprocess(medias)})
-"""
-_IMAGES = """
-from transformers import BatchFeature
-from transformers.image_processing_utils import BaseImageProcessor
-from transformers.models.kimi_k25.image_processing_kimi_k25 import Kimi_K25ImageProcessor
-
-
-class StandInImages(BaseImageProcessor):
-    def __init__(self, media_proc_cfg, **rest):
-        super().__init__(**rest)
-        self.media = media_proc_cfg
-
-    def preprocess(self, medias, return_tensors=None):
-        side = self.media["patch_limit_on_one_side"]
-        own = Kimi_K25ImageProcessor(
-            max_patches=self.media["in_patch_limit"],
-            size={"max_height": side, "max_width": side},
-        )
-        made = own([one["image"] for one in medias], return_tensors="pt")
-        pixels = made["pixel_values"].reshape(-1, 3, 14, 14)
-        return BatchFeature(data={"pixel_values": pixels, "grid_thws": made["image_grid_thw"]})
-"""
-
-
-@pytest.mark.lmdeploy
-def test_images_of_kimi_reach_the_engine_as_planned(transformers, tmp_path):
-    pytest.importorskip("transformers.models.kimi_k25.image_processing_kimi_k25")
-    folder, _ = tiny_kimi(tmp_path / "m")
-    # The files of a processor as the published repository has them, of a smaller budget.
-    (folder / "stand_in_processor.py").write_text(_PROCESSOR)
-    (folder / "stand_in_images.py").write_text(_IMAGES)
-    values = {
-        "auto_map": {
-            "AutoProcessor": "stand_in_processor.StandInProcessor",
-            "AutoImageProcessor": "stand_in_images.StandInImages",
-        },
-        "media_proc_cfg": {**MEDIA, "in_patch_limit": 1000},
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(values))
-    model = resolve_model(str(folder))
-    assert model.needs_remote_code
-    front = front_end(folder, trust_remote_code=True)
-    assert type(front).__name__ == "KimiK25VisionModel"
-    check_images(front, model.image_rule, "a<|media_pad|>b")
-    asked = [{"role": "user", "content": [{"type": "image", "data": picture(8, 8)}]}]
-    with pytest.raises(ValueError, match="mm_processor_kwargs"):
-        front.preprocess(asked, "a<|media_pad|>b", mm_processor_kwargs={"max_pixels": 784})
-    with pytest.raises(ValueError, match="modality"):
-        front.preprocess([{"role": "user", "content": [{"type": "video", "data": []}]}], "a")
-
-
-@pytest.mark.lmdeploy
-def test_transformers_own_format_is_refused(transformers, built, tmp_path):
-    """LMDeploy names the class, and reads keys that its config has not."""
-    module = pytest.importorskip("transformers.models.kimi_k25.configuration_kimi_k25")
-    folder, _ = tiny_kimi(tmp_path / "m", packing="")
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["architectures"] = ["Kimi_K25ForConditionalGeneration"]
-    config["vision_config"] = module.Kimi_K25VisionConfig().to_dict()
-    path.write_text(json.dumps(config))
-    with pytest.raises(AttributeError, match="merge_type"):
         built(folder)

@@ -31,13 +31,11 @@ from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.rehearsal.checkpoint.twin import config_of, twin_of, write_model
+from turbofit.rehearsal.checkpoint.twin import config_of, twin_of
 
 THINKER = "Qwen2_5OmniThinkerForConditionalGeneration"
 QWEN3 = "Qwen3OmniMoeForConditionalGeneration"
 OMNI = ["Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration", THINKER, QWEN3]
-RULE = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12_845_056, client_knobs=False)
-LIMITS = (50_176, 200_704)
 SPEECH = {
     "talker.model.norm.weight": ("BF16", (64,)),
     "token2wav.code2wav_dit_model.norm.weight": ("F32", (1 << 20,)),
@@ -119,29 +117,10 @@ def test_what_speaks_is_not_counted(transformers, tmp_path, name, seed):
     assert model.vision.audio is not None
     assert model.dtype == "bfloat16"
     assert not model.warnings
-    for key in ("vocab_size", "num_hidden_layers"):
-        parts["text_config"][key] += 1
-        (tmp_path / "config.json").write_text(config_file(parts, name))
-        with pytest.raises(UsageError, match="says"):
-            resolve_model(str(tmp_path))
-        parts["text_config"][key] -= 1
-
-
-def test_tokens_are_the_prompt_s(transformers, tmp_path):
-    """By Transformers' own processor, for a stand-in of the 3B."""
-    folder = write_model(twin_of(preset_model("qwen2.5-omni-3b")), tmp_path / "m")
-    processor = transformers.AutoProcessor.from_pretrained(str(folder))
-    assert type(processor).__name__ == "Qwen2_5OmniProcessor"
-    rng = random.Random(5)
-    token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    for _ in range(60):
-        size, limit = (rng.randrange(10, 900), rng.randrange(10, 900)), rng.choice(LIMITS)
-        made = processor(
-            text=[f"a{processor.image_token}b"], images=[picture(*size)], return_tensors="pt",
-            images_kwargs={"size": {"shortest_edge": RULE.min_pixels, "longest_edge": limit}},
-        )  # fmt: skip
-        assert int((made["input_ids"] == token).sum()) == RULE.tokens(*size, limit)
-        assert made["pixel_values"].shape[0] == RULE.units(*size, limit)
+    parts["text_config"]["num_hidden_layers"] += 1
+    (tmp_path / "config.json").write_text(config_file(parts, name))
+    with pytest.raises(UsageError, match="says"):
+        resolve_model(str(tmp_path))
 
 
 @pytest.mark.lmdeploy
@@ -218,7 +197,7 @@ def test_a_draft_of_further_tokens_is_no_surplus(transformers, tmp_path, family)
     assert (model.warnings, model.parameters) == ((), plain.parameters)
     config.text_config.head_dim += 1
     (tmp_path / "m" / "config.json").write_text(config.to_json_string(use_diff=False))
-    with pytest.raises(UsageError, match="2 x heads x head_dim"):
+    with pytest.raises(UsageError, match="parameters, but the weights hold"):
         resolve_model(str(tmp_path / "m"))
 
 
@@ -302,20 +281,3 @@ class TestLmdeploy:
             assert found["input_ids"].count(front.video_token_id) == rule.unit_tokens(count)
             assert len(found["multimodal"]) == rule.videos.grids(frames)
             assert sum(one["pixel_values_videos"].shape[0] for one in found["multimodal"]) == count
-
-    def test_a_config_as_published_does_not_start_with_transformers_5(self, transformers, tmp_path):
-        """What known-bad.yaml says; with layer_types beside it, the interval stays."""
-        from lmdeploy.hf_configs import config_from_pretrained
-        from lmdeploy.pytorch.configurations.qwen3_next import Qwen3NextModelConfigBuilder
-
-        published = {"architectures": [QWEN3_NEXT], "model_type": "qwen3_next", "bos_token_id": 0}
-        published |= {"eos_token_id": 1, "num_hidden_layers": 4, "full_attention_interval": 4}
-        kinds = ["linear_attention"] * 3 + ["full_attention"]
-        for added, starts in (({}, transformers.__version__[0] < "5"), ({"layer_types": kinds}, 1)):
-            (tmp_path / "config.json").write_text(json.dumps(published | added))
-            config = config_from_pretrained(str(tmp_path), trust_remote_code=False)
-            if starts:
-                assert Qwen3NextModelConfigBuilder.build(config).num_layers == 1
-                continue
-            with pytest.raises(AttributeError, match="full_attention_interval"):
-                Qwen3NextModelConfigBuilder.build(config)

@@ -63,7 +63,7 @@ def test_words_that_people_write_are_read(given: dict[str, Any], meant: dict[str
         ({"margin": "1"}, "margin: 1 bytes?", "for 1 GiB write 1GiB"),
         ({"tp": "4"}, "tp '4': it should be a whole number", "GPUs of one engine"),
         ({"tp": "4.0"}, "tp '4.0' is not a whole number", "write it as 4"),
-        ({"tp": "auto"}, "tp 'auto': it should be a whole number", "it may be left out"),
+        ({"tp": "auto"}, "tp 'auto': it should be a whole number", "tp: GPUs of one engine"),
         ({"on": 4}, "on 4: it should be a text", "4xrtx3090"),
         ({"queue_images": "no"}, "queue_images 'no': it should be True or False", "wait"),
         ({"communicator": "x" * 500}, "communicator 'xxx", "how the GPUs of an engine"),

@@ -21,7 +21,7 @@ from turbofit.core.run_report import (
 from turbofit.core.units import MIB
 from turbofit.report.page.html import page
 from turbofit.report.stored_documents import StoredPlan, saved_document
-from turbofit.report.views.plan_view import plan_footer, plan_view
+from turbofit.report.views.plan_view import plan_view
 
 #: What each is, and how it is asked for.
 KINDS = {
@@ -115,4 +115,4 @@ def served_run(plan: Plan, *, pretend: bool = False) -> RunReport:
 
 
 def plan_page(saved: StoredPlan) -> str:
-    return page(plan_view(saved.plan, saved.run), saved_document(saved), plan_footer(saved.plan))
+    return page(plan_view(saved.plan, saved.run), saved_document(saved))

@@ -64,7 +64,7 @@ def run_folder(folder: Path, plan: Plan, *, pretend: bool = False) -> Path:
 def load(folder: Path) -> Path:
     result = LoadResult(
         turbofit_version="0.1.0", created="2026-11-20T13:14:00", url="http://secret-host",
-        model="hunter2", load={"concurrency": 8, "trace": "/srv/alice/t"}, seconds=60.0, begun=9,
+        model="hunter2", load={"concurrency": 8}, seconds=60.0, begun=9,
         answered=9, requests_per_second=1.5, output_tokens_per_second=200.0, running=1.0,
         errors=(ErrorCount(kind="status 503", count=1, example="bob"),), warnings=("bob",),
     )  # fmt: skip
@@ -129,4 +129,4 @@ def test_what_is_no_run_or_no_load_is_refused(
         assert message in capsys.readouterr().err
     for option in ("--load", "--out"):
         assert main(["report", str(folder), option, str(tmp_path / "x.json")]) == 2
-        assert f"{option} is for --share" in capsys.readouterr().err
+        assert "--load and --out are for --share" in capsys.readouterr().err

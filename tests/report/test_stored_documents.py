@@ -118,14 +118,6 @@ def test_what_is_no_run(state: Path, text: str, capsys: Out) -> None:
 
 
 @pytest.mark.usefixtures("state")
-def test_a_name_that_is_too_long_is_no_plan(capsys: Out) -> None:
-    """As a file in a folder of others, which root in a test may read."""
-    for name in ("a" * 300, f"./{'a' * 300}"):
-        assert main(["report", name]) == 2
-        assert "cannot be read: File name too long" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("state")
 def test_a_state_folder_that_cannot_be_written_costs_nothing(
     monkeypatch: Patch, capsys: Out
 ) -> None:
@@ -160,11 +152,6 @@ def test_a_file_of_a_command_that_failed_says_why_it_did(tmp_path: Path, capsys:
         read_saved(str(path))
     assert caught.value.message == f"{path} holds an error, no plan: no model is known as 'nosuch'"
     assert "turbofit models" in caught.value.hint
-    profile = tmp_path / "turbofit.yaml"
-    profile.write_text("model: internvl2-8b\n")
-    with pytest.raises(UsageError) as caught:
-        read_saved(str(profile))
-    assert caught.value.hint.startswith(f"turbofit plan -f {profile} --json > plan.json")
     path.write_text('{"error": 5}')
     with pytest.raises(UsageError, match="cannot be read"):
         read_saved(str(path))

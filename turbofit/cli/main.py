@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -16,12 +15,12 @@ from turbofit.cli.command_group import COMMANDS, TURBOFIT, overview, unknown_com
 from turbofit.cli.commands.completion import COMPLETE_VARIABLE, complete
 from turbofit.cli.options.untyped import ROOT
 from turbofit.cli.terminal.interrupts import INTERRUPTED
-from turbofit.cli.terminal.output import UnwrittenError, answer, complain, note, prepare_streams
+from turbofit.cli.terminal.output import UnwrittenError, answer, complain, prepare_streams
 from turbofit.core.errors import PackageError, TurbofitError
 from turbofit.core.process.collector import collect_after
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 #: Packages that only an extra installs, by the names under which they are imported.
 _EXTRAS: Final = {
@@ -46,28 +45,8 @@ def entry() -> None:
     """
     collect_after(_OBJECTS_BEFORE_COLLECTION)
     code = main(sys.argv[1:])
-    if sys.stderr.isatty():
-        tell_of_manual(os.environ)
     gc.freeze()
     sys.exit(code)
-
-
-def tell_of_manual(environ: Mapping[str, str]) -> None:
-    """Tell people whose language is Chinese, once, where the Chinese manual is."""
-    named = (environ[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if environ.get(name))
-    if not next(named, "").startswith("zh"):
-        return
-    from turbofit.core.installation import clone_folder
-    from turbofit.core.process.files import state_dir
-
-    clone = clone_folder()
-    with suppress(OSError):
-        told = state_dir("told") / "manual-zh"
-        if told.exists():
-            return
-        told.touch()
-        where = "turbofit 仓库里的 README.zh-CN.md" if clone is None else f"{clone}/README.zh-CN.md"
-        note(f"中文说明:{where} 和 docs/zh")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,6 +1,6 @@
 """How turbofit was installed, and how pip installs it again or with an extra.
 
-pip is given what it was installed from: a clone, a wheel, a repository, an index.
+pip is given the clone that it was installed from, or the package of an index.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import msgspec
 from turbofit.core.errors import PackageError
 
 if TYPE_CHECKING:
-    from turbofit.core.json_types import JsonObject
+    pass
 
 _NAME: Final = "turbofit"
 #: The folder with the code: in a clone, or in an environment.
 _CODE: Final = Path(__file__).resolve().parents[2]
-_ORIGIN: Final = "direct_url.json"
 #: The library that resizes images, the source that hatch_build.py compiled, and its digest.
 _LIBRARY: Final = _CODE / "turbofit" / "serving" / "images" / "libpixels.so"
 
@@ -29,13 +28,12 @@ _LIBRARY: Final = _CODE / "turbofit" / "serving" / "images" / "libpixels.so"
 def install_command(extra: str, *, upgrade: bool = False) -> str:
     """A pip command, ready to paste, that installs the packages of an extra of pyproject.toml.
 
-    It names the clone, the wheel or the repository from which pip installed turbofit, as pip noted
-    it; else the clone that contains the code, or an index's turbofit if that is where it came from.
-    ``upgrade`` replaces installed versions.
+    It names the clone that turbofit was installed from, else the package of an index. ``upgrade``
+    replaces installed versions.
     """
-    again = ["-U"] if upgrade else []
-    here = _CODE if (_CODE / "pyproject.toml").is_file() else _NAME
-    return shlex.join(["pip", "install", *again, *(_source(extra) or [f"{here}[{extra}]"])])
+    clone, again = clone_folder(), ["-U"] if upgrade else []
+    editable = ["-e"] if clone == _CODE else []
+    return shlex.join(["pip", "install", *again, *editable, f"{clone or _NAME}[{extra}]"])
 
 
 def image_library() -> Path:
@@ -59,59 +57,36 @@ def image_library() -> Path:
     except OSError as exc:
         why = f"{_LIBRARY} cannot be read: {exc.strerror}"
     clone = clone_folder()
-    source = _source("") or ([str(clone)] if clone else ["--no-binary", _NAME, _NAME])
+    source = [str(clone)] if clone else ["--no-binary", _NAME, _NAME]
     again = shlex.join(["pip", "install", "--force-reinstall", "--no-deps", *source])
     raise PackageError(why, hint=f"apt install gcc libc6-dev, or another C compiler; then {again}")
 
 
 def clone_folder() -> Path | None:
-    """The clone that turbofit was installed from, or that contains its code; None if neither is."""
-    split = urlsplit(_origin().get("url", ""))
-    installed_from = [_local_path(split.path)] if split.scheme == "file" else []
-    for folder in (*installed_from, _CODE):
+    """The clone that turbofit was installed from, or that contains its code; None if neither is.
+
+    pip notes the former in ``direct_url.json`` (PEP 610).
+    """
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.request import url2pathname
+
+    places = []
+    with suppress(PackageNotFoundError, msgspec.MsgspecError):
+        text = distribution(_NAME).read_text("direct_url.json") or "{}"
+        origin = urlsplit(msgspec.json.decode(text, type=dict[str, Any]).get("url", ""))
+        places += [Path(url2pathname(origin.path))] if origin.scheme == "file" else []
+    for folder in (*places, _CODE):
         if (folder / "README.md").is_file() and (folder / "pyproject.toml").is_file():
             return folder
     return None
 
 
 def without_gpu() -> str:
-    """The end of a hint that names ``scripts/without-gpu``; empty if no clone has it."""
+    """The end of a hint that names the clone's ``scripts/without-gpu``; empty without a clone."""
     clone = clone_folder()
-    script = None if clone is None else clone / "scripts" / "without-gpu"
-    if script is None or not script.is_file():
+    if clone is None:
         return ""
-    return f"; for pretend GPUs alone {script} makes an environment without CUDA"
-
-
-def _local_path(path: str) -> Path:
-    from urllib.request import url2pathname  # heavy, and only this hint needs it
-
-    return Path(url2pathname(path))
-
-
-def _origin() -> JsonObject:
-    """The origin of turbofit as pip noted it in ``direct_url.json`` (PEP 610); empty if unknown."""
-    from importlib.metadata import PackageNotFoundError, distribution
-
-    with suppress(PackageNotFoundError, msgspec.MsgspecError):
-        text = distribution(_NAME).read_text(_ORIGIN) or ""
-        return msgspec.json.decode(text, type=dict[str, Any])
-    return {}
-
-
-def _source(extra: str) -> list[str]:
-    """The words by which pip installs turbofit with an extra; empty if its origin is gone."""
-    origin, extra = _origin(), extra and f"[{extra}]"
-    url, vcs, folder = origin.get("url", ""), origin.get("vcs_info"), origin.get("dir_info")
-    if vcs is not None:
-        return [f"{_NAME}{extra} @ {vcs['vcs']}+{url}@{vcs['commit_id']}"]
-    split = urlsplit(url)
-    if split.scheme != "file":
-        return [f"{_NAME}{extra} @ {url}"] if url else []
-    path = _local_path(split.path)
-    there = path.is_file() if folder is None else (path / "pyproject.toml").is_file()
-    editable = ["-e"] if folder is not None and folder.get("editable") else []
-    return [*editable, f"{path}{extra}"] if there else []
+    return f"; for pretend GPUs alone {clone}/scripts/without-gpu makes one without CUDA"
 
 
 def installed(*names: str) -> str | None:

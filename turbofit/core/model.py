@@ -19,7 +19,7 @@ Dtype = Literal["float16", "bfloat16", "float32"]
 #: The most repeats in an expression of a checkpoint; each one multiplies the time of a search.
 _MOST_REPEATS: Final = 4
 #: The name of a decoder's layer, or of a module in it; names of drafts and towers do not match.
-_OF_LAYER: Final = r"(?:(?:model|language_model|llm)\.)*layers\.(\d{1,9})\.?(.*)"
+_OF_LAYER: Final = r"(?:(?:model|language_model|llm)\.)*(layers\.\d{1,9}\b.*)"
 #: Parts of names that, together, cover all linear layers of a decoder except its experts.
 _BESIDE_EXPERTS: Final = ("self_attn", "shared_experts", "mlp")
 
@@ -178,11 +178,6 @@ class AudioDims(Struct):
     positions: int
 
     @property
-    def shrunk_bins(self) -> int:
-        """Mel bins after the three convolutions, each of which halves them and rounds up."""
-        return -(-self.mel_bins // 8)
-
-    @property
     def position_bytes(self) -> int:
         """Bytes of the positions in GPU memory."""
         return self.positions * self.hidden * DTYPE_BYTES["float32"]
@@ -253,25 +248,20 @@ class Quantization(Struct):
 
     def exempts(self, module: str, layer: int) -> bool:
         """Whether it exempts a linear layer, such as ``linear_attn.in_proj_z``, of a layer."""
-        single, patterns, parts = _exempted(self.unconverted)
+        patterns, parts = _exempted(self.unconverted)
         name = f"model.language_model.layers.{layer}.{module}"
-        return (
-            any(f"{module}.".startswith(part) for part in single.get(layer, ()))
-            or any(pattern.search(name) for pattern in patterns)
-            or any(part in name for part in parts)
+        return any(pattern.search(name) for pattern in patterns) or any(
+            part in f"{name}." for part in parts
         )
 
 
 @cache
-def _exempted(
-    names: tuple[str, ...],
-) -> tuple[dict[int, set[str]], list[re.Pattern[str]], list[str]]:
-    """Exempt modules by single layer, expressions for names, and exempt parts of names."""
-    single, patterns, parts = dict[int, set[str]](), [], []
+def _exempted(names: tuple[str, ...]) -> tuple[list[re.Pattern[str]], list[str]]:
+    """Expressions for names, and exempt parts of names."""
+    patterns, parts = [], []
     for name in filter(None, names):
         if of_layer := re.fullmatch(_OF_LAYER, name):
-            begin = of_layer[2].rstrip(".")
-            single.setdefault(int(of_layer[1]), set()).add(f"{begin}." if begin else "")
+            parts.append(f".{of_layer[1].rstrip('.')}.")
         elif name.startswith("re:"):
             text = name[3:]
             if re.search(r"\)[*+{]", text) or len(re.findall(r"[*+{]", text)) > _MOST_REPEATS:
@@ -284,7 +274,7 @@ def _exempted(
                 patterns.append(re.compile(text))
         else:
             parts.append(name)
-    return single, patterns, parts
+    return patterns, parts
 
 
 class ModelSource(Struct):

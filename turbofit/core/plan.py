@@ -322,16 +322,6 @@ class Surety(Struct):
         """How sure, in a word or two; docs/accuracy.md says what each means."""
         return {"order": "very rough", "unknown": "unchecked"}.get(self.word, self.word)
 
-    @property
-    def in_short(self) -> str:
-        """The error that nine of ten figures stay within, in words; `words` names the worst."""
-        return {
-            "good": "mostly within 1.25 times",
-            "fair": "mostly within 1.5 times",
-            "rough": "mostly within 2 times",
-            "order": "its order of magnitude alone",
-        }.get(self.word, "nothing to compare it with")
-
     def figure(self, value: float) -> str:
         """A figure with two digits; if only its order is known, the nearest 1, 3 or 10."""
         if not self.of_order or value <= 0:

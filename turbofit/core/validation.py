@@ -185,17 +185,8 @@ def _has_ellipsis(annotation: Any) -> bool:
 def usage_error(
     exc: ValidationError, kind: type[BaseModel], spelled: Callable[[str], str] = str
 ) -> UsageError:
-    """Make one UsageError of pydantic's errors, of which each field's first counts."""
-    firsts = {str(error["loc"][:1]): error for error in reversed(exc.errors(include_url=False))}
-    errors = [_field_error(error, kind, spelled) for error in reversed(firsts.values())]
-    if len(errors) == 1:
-        return errors[0]
-    hints = dict.fromkeys(error.hint for error in errors)
-    return UsageError(
-        "; ".join(error.message for error in errors),
-        hint="; ".join(hints),
-        options=[name for error in errors for name in error.options],
-    )
+    """Make a UsageError of the first of pydantic's errors."""
+    return _field_error(exc.errors(include_url=False)[0], kind, spelled)
 
 
 def _field_error(
@@ -221,17 +212,10 @@ def _field_error(
         what = f"it should be {should.format_map(first.get('ctx', {}))}"
     choices = re.findall("'([^']*)'", first["msg"]) if first["type"] == "literal_error" else []
     near = guess(str(first["input"]), choices)
-    described = _described(name, kind.model_fields.get(field), optional=bool(should))
+    known = kind.model_fields.get(field)
+    described = f"{name}: {known.description}" if known and known.description else ""
     return UsageError(
         f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {what}",
         hint=near or described or f"give another {name}, or leave it out",
         options=[field],
     )
-
-
-def _described(name: str, known: FieldInfo | None, *, optional: bool) -> str:
-    """Words for a field's purpose, and whether it may be left out; empty without a description."""
-    if known is None or not known.description:
-        return ""
-    left_out = "; it may be left out" if optional and known.default is None else ""
-    return f"{name}: {known.description}{left_out}"

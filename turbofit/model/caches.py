@@ -17,13 +17,10 @@ def cached_snapshot(hub_id: str, revision: str | None, holds: str = "config.json
 
     ``models--ORG--NAME/refs/REVISION`` names a commit, ``snapshots/COMMIT`` holds the files.
     """
-    if hub_id.count("/") != 1 or ".." in hub_id or "\0" in hub_id:
+    commit = wanted = revision or "main"
+    if hub_id.count("/") != 1 or ".." in hub_id + wanted or not (hub_id + wanted).isprintable():
         return None
     base = os.path.join(hub_cache(), "models--" + hub_id.replace("/", "--"))
-    wanted = revision or "main"
-    if not wanted.isprintable() or ".." in wanted:
-        return None
-    commit = wanted
     try:
         with open(os.path.join(base, "refs", *wanted.split("/")), encoding="ascii") as file:
             commit = file.read(256).strip()
@@ -67,9 +64,8 @@ def modelscope_folders(hub_id: str, revision: str | None) -> Iterator[str]:
     modelscope-hub 0.4 it is ``models/ORG--NAME/snapshots/REVISION``.
     """
     owner, _, name = hub_id.partition("/")
-    if {owner, name} & {"", ".", ".."} or "/" in name or "\0" in hub_id:
-        return
-    if not (revision or "main").isprintable() or {"..", "."} & {*(revision or "").split("/")}:
+    parts = {owner, name, *(revision or "main").split("/")}
+    if parts & {"", ".", ".."} or "/" in name or not "".join(parts).isprintable():
         return
     root = modelscope_cache()
     snapshots = os.path.join(root, "models", f"{owner}--{name}", "snapshots")

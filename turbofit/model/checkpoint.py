@@ -11,15 +11,14 @@ from typing import Final, NamedTuple, Protocol
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Dtype, Model, ModelSource, Quantization, TextDims, VisionDims
+from turbofit.core.model import Dtype, Model, ModelSource, Quantization
 from turbofit.model.config import Section, dtype_of, parse_json
-from turbofit.model.families.dims import CheckpointConfig
+from turbofit.model.families.dims import CheckpointConfig, Dims
 from turbofit.model.families.registry import WATCHING, read_dims
 from turbofit.model.families.text import TEXT_ARCHITECTURES
 from turbofit.model.parameters import parameters, stored_bytes
 from turbofit.model.quantization import read_quantization
 from turbofit.model.safetensors import Tensor
-from turbofit.model.tensors import CROSS_EMBEDDINGS
 
 #: Architectures that need remote code: their config class is the checkpoint's own code.
 _REMOTE_CONFIG: Final = frozenset(
@@ -41,30 +40,11 @@ _VISION: Final = re.compile(
     r"(^|\.)(vision|vision_model|vision_tower|visual|vision_embed_tokens)\."
 )
 _LAYER: Final = re.compile(r"\.(?:layers|layer|blocks)\.(\d+)\.")
-#: Tensors that are not checked: audio towers, and Llama 4's projector, named like a tower's MLP.
-_UNCHECKED: Final = ("audio_tower.", ".vision_adapter.")
-#: A second stack of layers beside the first; its numbers begin at 0 again.
-_SECOND: Final = ".global_transformer."
-_PATCH_EMBEDDINGS: Final = (
-    "patch_embedding.weight",
-    "patch_embeddings.projection.weight",
-    "patch_embed.proj.weight",
-)
-_MLP: Final = (".mlp.fc1.weight", ".mlp.gate_proj.weight")
-_MLPS: Final = {"moonvit": (".mlp.fc0.weight",)}
-#: The ends of names in a language model; ``N`` stands for a number.
-_EMBEDDINGS: Final = (
-    "embed_tokens.weight",
-    "tok_embeddings.weight",
-    "embedding.word_embeddings.weight",
-)
-_QUERIES: Final = ("self_attn.q_proj.weight", "self_attn.q_b_proj.weight")
-_KEYS: Final = ("self_attn.k_proj.weight", "self_attn.v_proj.weight")
-_LATENTS: Final = ("self_attn.kv_a_proj_with_mqa.weight",)
-_GATES: Final = ("feed_forward.w1.weight", ".N.mlp.gate_proj.weight")
-_EXPERTS: Final = ("experts.N.gate_proj.weight", "experts.N.w1.weight")
-_NUMBER: Final = re.compile(r"\.\d+\.")
-_HEAD: Final = re.compile(r"(^|\.)(lm_head|output|output_layer)\.")
+#: Further stacks of layers, whose numbers begin at 0 again.
+_APART: Final = ("audio_tower.", ".global_transformer.")
+#: The shares of its parameters that a checkpoint holds: a copy of a tied head, drafts and heads for
+#: other tasks may come on top.
+_LEAST, _MOST = 0.99, 1.5
 _DIFFER: Final = "config.json and the weights are of different models: download them together"
 _FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 #: Buffers in old checkpoints that are not parameters.
@@ -76,8 +56,6 @@ _SPEECH: Final = ("talker.", "code2wav.", "token2wav.")
 #: Intern-S2's encoder and head for time series; no engine of LMDeploy loads them.
 _TIME_SERIES: Final = ("model.time_series.", "time_series_forecaster.")
 _DRAFT_LAYER: Final = ".eh_proj.weight"
-#: Ends of tensors' names, an axis of their shape, its size, and words for the size.
-_Size = tuple[tuple[str, ...], int, int, str]
 
 
 class Weights(NamedTuple):
@@ -122,30 +100,30 @@ def read_checkpoint(
             f"{source.where} has no config.json", hint="name a folder in Hugging Face's format"
         )
     warnings: list[str] = []
-    architecture = _architecture(config)
+    # As LMDeploy reads it.
+    mapped = config.part("auto_map").string("AutoModelForCausalLM", "").rpartition(".")[2]
+    architecture = next(iter(config.strings("architectures")), mapped)
+    config.refuse_if(not architecture, "architectures", "is missing")
     processor = _processor(files, "image_processor", "preprocessor_config.json")
-    video = None
-    if architecture in WATCHING:
-        video = _processor(files, "video_processor", "video_preprocessor_config.json")
+    watches, name = architecture in WATCHING, "video_preprocessor_config.json"
+    video = _processor(files, "video_processor", name) if watches else None
     dims = read_dims(CheckpointConfig(config, architecture, processor, warnings, video))
     quantization = read_quantization(config)
     weights = weights or files.weights()
     if weights.warning:
         warnings.append(weights.warning)
-    tensors = None if weights.tensors is None else _without_unused(weights.tensors)
+    tensors = weights.tensors
+    if tensors is not None:  # no engine loads drafts, speech output and time series
+        layers = [name.removesuffix(_DRAFT_LAYER[1:]) for name in tensors if _DRAFT_LAYER in name]
+        unused = (_DRAFT, *_SPEECH, *_TIME_SERIES, *layers)
+        tensors = {name: tensors[name] for name in tensors if not name.startswith(unused)}
     by_dtype = Counter[str]()
     for tensor in (tensors or {}).values():
         by_dtype[tensor.dtype] += tensor.bytes
     sizes = dict(sorted(by_dtype.items()))
     dtype = _dtype(config, sizes, warnings)
-    if tensors is not None:
-        _cross_check(tensors, dims.text, dims.vision)
-        extra = _surplus(tensors, dims.text, dims.vision, quantization)
-        if extra:
-            warnings.append(
-                f"the checkpoint holds {abs(extra):,} elements {'more' if extra > 0 else 'fewer'} "
-                "than its dims explain; the plan counts what the dims explain"
-            )
+    if tensors is not None and (surplus := _surplus(tensors, dims, quantization)):
+        warnings.append(surplus)
     return Model(
         name=hub_id.rpartition("/")[2] if hub_id else os.path.basename(source.where),
         architecture=architecture,
@@ -170,16 +148,6 @@ def read_section(files: Files, name: str, what: str = "") -> Section | None:
     """The object in a JSON file, named ``what`` in messages; None if the file does not exist."""
     data = files.read(name)
     return None if data is None else parse_json(data, what or name)
-
-
-def _architecture(config: Section) -> str:
-    """``architectures[0]``, else the class in ``auto_map``, as LMDeploy reads it."""
-    names = config.strings("architectures")
-    if names:
-        return names[0]
-    model = config.part("auto_map").string("AutoModelForCausalLM", "")
-    config.refuse_if(not model, "architectures", "is missing")
-    return model.rpartition(".")[2]
 
 
 def _processor(files: Files, key: str, name: str) -> Section | None:
@@ -230,57 +198,24 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
     return any("AutoProcessor" in part or "AutoImageProcessor" in part for part in maps)
 
 
-def _without_unused(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors without those that no engine loads: drafts, speech output, time series."""
-    layers = [name.removesuffix(_DRAFT_LAYER[1:]) for name in tensors if _DRAFT_LAYER in name]
-    unused = (_DRAFT, *_SPEECH, *_TIME_SERIES, *layers)
-    return {name: tensors[name] for name in tensors if not name.startswith(unused)}
+def _surplus(tensors: Mapping[str, Tensor], dims: Dims, packed: Quantization | None) -> str:
+    """A warning if the tensors hold more or fewer elements than these dims explain; or empty.
 
-
-def _cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDims | None) -> None:
-    """Refuse tensors whose sizes contradict these dims; the message has both figures."""
-    tensors = {name: tensors[name] for name in tensors if not any(p in name for p in _UNCHECKED)}
-    language, tower = _text_sizes(text), list[_Size]()
-    _count_layers(tensors, "language model", text.layers, vision=False)
-    if vision:
-        _count_layers(tensors, "vision tower", vision.layers, vision=True)
-        mlp = (_MLPS.get(vision.kind, _MLP), 0, vision.intermediate, "the vision MLP's width")
-        tower = [(_PATCH_EMBEDDINGS, 0, vision.hidden, "vision channels"), mlp]
-    for name, tensor in tensors.items():
-        plain = _NUMBER.sub(".N.", name)
-        for ends, axis, size, what in tower if _VISION.search(name) else language:
-            if plain.endswith(ends) and tensor.shape[axis : axis + 1] != (size,):
-                raise UsageError(
-                    f"config.json says {what} {size}, but {name} is "
-                    f"{'x'.join(map(str, tensor.shape)) or 'a scalar'}",
-                    hint=_DIFFER,
-                )
-    heads = any(_HEAD.search(name) and not _VISION.search(name) for name in tensors)
-    if not heads and not text.tie_word_embeddings:
+    Raises:
+        UsageError: they are of another model, by their layers or by their number.
+    """
+    _count_layers(tensors, "language model", dims.text.layers, vision=False)
+    if dims.vision:
+        _count_layers(tensors, "vision tower", dims.vision.layers, vision=True)
+    stored = sum(tensor.elements for name, tensor in tensors.items() if not name.endswith(_BUFFERS))
+    known = parameters(dims.text, dims.vision)
+    extra = 0 if packed else stored - known
+    if not _LEAST * known <= known + extra <= _MOST * known:
         raise UsageError(
-            "config.json says that head and embeddings are two tensors, but the checkpoint has no "
-            "lm_head",
-            hint="set tie_word_embeddings in config.json, or download the whole checkpoint",
+            f"config.json says {known:,} parameters, but the weights hold {stored:,}", hint=_DIFFER
         )
-
-
-def _text_sizes(text: TextDims) -> list[_Size]:
-    mla, moe, key = text.mla, text.moe, text.kv_heads * text.head_dim
-    query = text.heads * (mla.nope_dim + mla.rope_dim if mla else text.head_dim)
-    latents = mla.kv_rank + mla.rope_dim if mla else 0
-    vocabulary = "vocab_size and its extra rows" if text.cross_layers else "vocab_size"
-    more = CROSS_EMBEDDINGS if text.cross_layers else 0
-    gates, of_gates = (2, "2 x ") if text.output_gate else (1, "")
-    return [
-        (_EMBEDDINGS, 0, text.vocab + more, vocabulary),
-        (_EMBEDDINGS, 1, text.hidden, "hidden_size"),
-        (_QUERIES, 0, gates * query, f"{of_gates}heads x head_dim"),
-        (_KEYS, 0, key, "kv heads x head_dim"),
-        (("attention.wqkv.weight",), 0, query + 2 * key, "(heads + 2 kv heads) x head_dim"),
-        (_GATES, 0, text.intermediate, "intermediate_size"),
-        *([(_LATENTS, 0, latents, "kv_lora_rank + qk_rope_head_dim")] if mla else []),
-        *([(_EXPERTS, 0, moe.intermediate, "the experts' width")] if moe else []),
-    ]
+    said = f"the checkpoint holds {abs(extra):,} elements {'more' if extra > 0 else 'fewer'} than"
+    return f"{said} its dims explain; the plan counts what the dims explain" if extra else ""
 
 
 def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vision: bool) -> None:
@@ -288,7 +223,7 @@ def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vi
     numbers = {
         int(match[1][:9])
         for name in tensors
-        if _SECOND not in name and bool(_VISION.search(name)) is vision
+        if not any(part in name for part in _APART) and bool(_VISION.search(name)) is vision
         and (match := _LAYER.search(name))
     }  # fmt: skip
     if len(numbers) != expected or max(numbers, default=-1) != expected - 1:
@@ -296,16 +231,3 @@ def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vi
             f"config.json says {expected} layers in the {what}, the checkpoint has {len(numbers)}",
             hint=_DIFFER,
         )
-
-
-def _surplus(
-    tensors: Mapping[str, Tensor],
-    text: TextDims,
-    vision: VisionDims | None,
-    quantization: Quantization | None,
-) -> int | None:
-    """Elements in the tensors minus those that the dims explain; None if tensors are quantised."""
-    if quantization is not None:
-        return None
-    stored = sum(tensor.elements for name, tensor in tensors.items() if not name.endswith(_BUFFERS))
-    return stored - parameters(text, vision)

@@ -31,12 +31,10 @@ def parse_json(data: bytes, what: str) -> Section:
     """Parse one JSON object.
 
     Raises:
-        UsageError: the data is not a JSON object, or too large.
+        UsageError: the data is not a JSON object.
     """
     import json
 
-    if len(data) > LARGEST_JSON:
-        raise UsageError(f"{what} is larger than {LARGEST_JSON >> 20} MiB", hint=_HINT)
     try:
         # The standard reader accepts NaN and Infinity, which published configs contain.
         value = json.loads(data.decode("utf-8-sig"))

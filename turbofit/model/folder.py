@@ -164,35 +164,22 @@ def is_complete(folder: str) -> bool:
 
 def no_checkpoint(path: str) -> UsageError:
     """The error that says why a file, or a folder without config.json, is not a checkpoint."""
-    if not os.path.isdir(path):
-        folder, name = os.path.split(path)
-        if foreign := _foreign([name]):
-            return UsageError(f"{path} is {foreign}", hint=_HUB)
+    from glob import glob
+
+    is_folder, (folder, name) = os.path.isdir(path), os.path.split(path)
+    names = FolderFiles(path).names() if is_folder else [name]
+    ends = {os.path.splitext(name)[1].lower() for name in names}
+    if foreign := next((why for end, why in _FOREIGN.items() if end in ends), None):
+        return UsageError(f"{path} is no checkpoint that LMDeploy reads: {foreign}", hint=_HUB)
+    if not is_folder:
         elsewhere = READ_ELSEWHERE.get(os.path.splitext(name)[1], _CHECKPOINT)
         hint = f"name its folder: {folder}" if has_config(folder) else elsewhere
         return UsageError(f"{path} is a file, not a checkpoint's folder", hint=hint)
-    from glob import glob
-
-    names = FolderFiles(path).names()
     # The second pattern is a model's folder in the hub cache.
-    configs = glob("*/config.json", root_dir=path) + glob("snapshots/*/config.json", root_dir=path)
-    if configs:
-        inside = os.path.dirname(min(configs))
-        return UsageError(
-            f"{path} has no config.json, but {inside} in it has",
-            hint=f"name {os.path.join(path, inside)}",
-        )
-    if foreign := _foreign(names):
-        return UsageError(f"{path} has no config.json, and its weights are {foreign}", hint=_HUB)
-    if any(name.lower().endswith(_WEIGHTS) for name in names):
-        return UsageError(
-            f"{path} holds weights, but no config.json",
-            hint="put config.json and the tokenizer's files of the model's hub page beside them",
-        )
-    empty = "" if names else ": the folder is empty"
-    return UsageError(f"{path} has no config.json{empty}", hint=_CHECKPOINT)
-
-
-def _foreign(names: list[str]) -> str | None:
-    ends = {os.path.splitext(name)[1].lower() for name in names}
-    return next((why for end, why in _FOREIGN.items() if end in ends), None)
+    inside = glob("*/config.json", root_dir=path) + glob("snapshots/*/config.json", root_dir=path)
+    hint = _CHECKPOINT
+    if inside:
+        hint = f"name {os.path.join(path, os.path.dirname(min(inside)))}, which has one"
+    elif ends.intersection(_WEIGHTS):
+        hint = "put config.json and the tokenizer's files of the model's hub page beside them"
+    return UsageError(f"{path} has no config.json", hint=hint)

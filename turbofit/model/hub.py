@@ -69,7 +69,7 @@ class HubFiles:
     token_key = "HF_TOKEN"
 
     def __init__(self, hub_id: str, revision: str | None = None) -> None:
-        endpoint = self._address().rstrip("/")
+        endpoint = (os.environ.get(self.endpoint_key) or self.home).rstrip("/")
         self.host = _host(endpoint, self.endpoint_key)
         self.hub_id = hub_id
         self.revision = revision or self.branch
@@ -119,16 +119,14 @@ class HubFiles:
         if start is None:
             return None
         data, size = start
-        length = header_length(data, size, name)
-        header = data[PREFIX : PREFIX + length]
-        if len(header) < length:
-            rest = self._range(name, len(data), PREFIX + length - len(data))
-            header += rest[0] if rest else b""
-        if len(header) < length:
+        end = PREFIX + header_length(data, size, name)
+        if len(data) < end and (rest := self._range(name, len(data), end - len(data))):
+            data += rest[0]
+        if len(data) < end:
             raise UsageError(
                 f"{name} ends before its header does", hint="try again, or download it"
             )
-        return parse_header(header, size, name)
+        return parse_header(data[PREFIX:end], size, name)
 
     def _range(self, name: str, start: int, count: int) -> tuple[bytes, int | None] | None:
         """Some bytes of a file, and the file's size if the answer has it."""
@@ -136,17 +134,13 @@ class HubFiles:
         if answer is None:
             return None
         with answer:
-            status = answer.status
-            if status != 206 and start:
+            if answer.status != 206 and start:
                 raise HubUnreachableError(
                     f"{self.host} does not answer byte ranges", hint="download the checkpoint first"
                 )
-            data = self._body(answer, count)
             total = (answer.headers.get("Content-Range") or "").rpartition("/")[2]
-            if status != 206:
-                total = answer.headers.get("Content-Length") or ""
-        known = total.isascii() and total.isdigit() and len(total) < 20
-        return data, int(total) if known else None
+            known = total.isascii() and total.isdigit() and len(total) < 20
+            return self._body(answer, count), int(total) if known else None
 
     def _small(self, name: str, limit: int) -> bytes | None:
         answer = self._get(name, {})
@@ -175,9 +169,6 @@ class HubFiles:
             count -= len(part)
         return b"".join(parts)
 
-    def _address(self) -> str:
-        return os.environ.get(self.endpoint_key) or self.home
-
     def _url(self, name: str) -> str:
         path = f"{self.hub_id}/resolve/{quote(self.revision, safe='')}/{quote(name)}"
         return f"{self.endpoint}/{path}"
@@ -193,7 +184,6 @@ class HubFiles:
     def _open(self, url: str, headers: dict[str, str]) -> HTTPResponse | None:
         """Open one address; None after HTTP 404."""
         self._hurry()
-        began = time.monotonic()
         request = Request(url, headers={**headers, **_IDENTITY, **self._token()})
         try:
             answer: HTTPResponse = self._opener.open(request, timeout=_TIMEOUT)
@@ -205,10 +195,7 @@ class HubFiles:
             return None
         except _NETWORK_ERRORS as exc:
             raise self._unreachable(exc) from None
-        _LOG.debug(
-            "%s %s: %d in %.3f s %s",
-            self.host, urlsplit(url).path, answer.status, time.monotonic() - began, headers,
-        )  # fmt: skip
+        _LOG.debug("%s %s: %d %s", self.host, urlsplit(url).path, answer.status, headers)
         commit = answer.headers.get("X-Repo-Commit")
         if commit and commit.isalnum() and len(commit) <= 64:
             self.revision = commit
@@ -257,12 +244,6 @@ class ModelScopeFiles(HubFiles):
     branch = "master"
     endpoint_key = "MODELSCOPE_ENDPOINT"
     token_key = "MODELSCOPE_API_TOKEN"
-
-    def _address(self) -> str:
-        domain = os.environ.get("MODELSCOPE_DOMAIN", "").strip()
-        if domain and "://" not in domain:
-            domain = f"https://{domain}"
-        return os.environ.get(self.endpoint_key) or domain or self.home
 
     def _url(self, name: str) -> str:
         query = f"Revision={quote(self.revision, safe='')}&FilePath={quote(name, safe='')}"

@@ -24,8 +24,6 @@ from turbofit.model.caches import uses_modelscope
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.presets import (
     HUB_ID,
-    SHOWN_SIZES,
-    family_sizes,
     find_preset,
     four_bits,
     load_preset,
@@ -114,21 +112,15 @@ def _address(path: str, kind: str, host: str) -> Name:
     if kind and kind != hub:
         note = f"the address is of {_HUBS[kind]}, and LMDeploy downloads from {_HUBS[hub]}: "
         note += "LMDEPLOY_USE_MODELSCOPE=True, or none, says which"
-    elif "mirror" in host and host not in os.environ.get("HF_ENDPOINT", ""):
-        note = f"the address is a mirror's: HF_ENDPOINT=https://{host} downloads from it"
     revision = match["at"] or match["of"] or match["asked"]
     return Name(match["id"], revision, (note,) if note else ())
 
 
 def near_by_name(path: str) -> str:
-    """The end of a hint: a preset whose name is in the path, or the sizes of a family; or empty."""
-    for part in reversed(path.rstrip("/").split("/")):
-        word = part.partition(":")[0]
-        if preset := find_preset(word) or _parts(word)[0]:
-            return f"; by its name it is the preset {preset}: turbofit plan {preset}"
-        if sizes := family_sizes(word):
-            return f"; `turbofit models {word}` lists {', '.join(sizes[-SHOWN_SIZES:])}"
-    return ""
+    """The end of a hint: the preset whose name a path ends in; or empty."""
+    word = path.rstrip("/").rpartition("/")[2].partition(":")[0]
+    preset = find_preset(word) or _parts(word)[0]
+    return f"; by its name it is the preset {preset}: turbofit plan {preset}" if preset else ""
 
 
 def names_a_model(word: str) -> bool:

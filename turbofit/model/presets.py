@@ -21,8 +21,6 @@ from turbofit.model.parameters import parameters, stored_bytes
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,79}")
-#: The most presets of a family in a hint; the newest are named.
-SHOWN_SIZES: Final = 6
 #: The parameters in a name, which end the name of a family.
 _SIZE: Final = re.compile(r"[-_ :]?\d+(?:\.\d+)?b\b")
 
@@ -68,41 +66,22 @@ def find_preset(name: str) -> str | None:
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """Known names similar to this one, nearest first, without those of another generation."""
+    """Known names similar to this one; names that begin alike, such as a generation's, first."""
+    from os.path import commonprefix
+
     from turbofit.core.nearest import near
 
-    known, wanted, last = _aliases(), _plain(name), _plain(name.rpartition("/")[2])
-    begins = max((key for key in known if wanted.startswith(key)), key=len, default=None)
-    close = [key for word in dict.fromkeys((wanted, last)) for key in near(word, known, count * 9)]
-    presets = dict.fromkeys(known[key] for key in ([begins, *close] if begins else close))
-    family, generation = _of_family(name)
-    same = [preset for preset in presets if generation in (None, _of_family(preset)[1])]
-    if generation and not same:  # presets of Llama 3 have the versions 3.1 to 3.3
-        same = [
-            preset for preset in presets if (_of_family(preset)[1] or "").startswith(generation)
-        ]
-    sizes = sizes_of(name)
-    same.sort(key=lambda preset: _of_family(preset)[0] != family)
-    return sorted(same, key=lambda preset: sizes_of(preset).isdisjoint(sizes))[:count]
+    known, wanted = _aliases(), _plain(name.rpartition("/")[2])
+    begins = [key for key in known if wanted.startswith(key)]
+    family = [key for key in known if wanted and key.startswith(wanted)]
+    close = [*sorted(begins, key=len)[-1:], *near(wanted, known, count * 9), *family]
+    close.sort(key=lambda key: -len(commonprefix([key, wanted])))  # noqa: RUF071 - of letters
+    return [*dict.fromkeys(known[key] for key in close)][:count]
 
 
 def sizes_of(name: str) -> set[str]:
     """The numbers of parameters in a name, such as ``7b``."""
     return {size.lstrip("-_ :") for size in _SIZE.findall(name.rpartition("/")[2].lower())}
-
-
-def family_sizes(name: str) -> list[str]:
-    """The 16-bit presets named by this name and a size, or else with a version between the two."""
-    begin = re.escape(_plain(name))
-    sizes = [key for key in known_presets() if re.fullmatch(rf"{begin}[\d.]+b", _plain(key))]
-    return [key for key in sizes if _plain(key.rpartition("-")[0]) == _plain(name)] or sizes
-
-
-def _of_family(name: str) -> tuple[str, str | None]:
-    """The part of a name before the parameters, and its first number, without dots."""
-    family = _SIZE.split(name.rpartition("/")[2].lower().replace("_", "."))[0]
-    number = re.search(r"\d+(?:\.\d+)?", family)
-    return _plain(family), number and _plain(number[0])
 
 
 @cache

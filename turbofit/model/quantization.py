@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from msgspec.structs import replace
@@ -13,6 +14,7 @@ from turbofit.model.config import Section
 
 #: Group sizes that at least one engine of LMDeploy can run.
 _GROUPS: Final = {"awq": {32, 64, 128}, "gptq": {128}, "compressed-tensors": {32, 128}}
+_METHODS: Final = (*_GROUPS, "fp8", "mxfp4")
 _BLOCK: Final = (128, 128)
 _DEEPEST: Final = 8
 #: compressed-tensors' strategy, if a file only has the group size.
@@ -33,57 +35,56 @@ def read_quantization(config: Section) -> Quantization | None:
     if not values:
         return None
     section = Section(values, f"{config.what}: quantization_config")
-    method = section.string("quant_method", "")
+    method, version = section.string("quant_method", ""), section.string("version", "")
+    if method == "smooth_quant":
+        raise _without_account(section, "smooth_quant (W8A8)")
+    _refuse(
+        section,
+        {
+            "weights whose quantization_config has no quant_method": not method,
+            f"the quantisation {method[:40]!r}": method not in _METHODS,
+            f"an AWQ version other than gemm, here {version[:40]!r}":
+                method == "awq" and version.lower() not in ("", "gemm"),
+            "GPTQ with desc_act": method == "gptq" and section.boolean("desc_act", False),
+            "GPTQ without sym": method == "gptq" and not section.boolean("sym", True),
+        },
+    )  # fmt: skip
+    if method == "awq" and version != "gemm":
+        raise UsageError(
+            f"{section.what}: LMDeploy {REFERENCE}'s TurboMind does not start from AWQ whose"
+            f" version is {version!r} instead of 'gemm'",
+            hint='write "version": "gemm" into it where the weights are packed so, as AutoAWQ'
+            " packs them by default",
+        )
     if method == "awq":
-        version = section.string("version", "")
-        if version.lower() not in ("", "gemm"):
-            raise _refused(section, f"an AWQ version other than gemm, here {version[:40]!r}")
-        if version != "gemm":
-            raise UsageError(
-                f"{section.what}: LMDeploy {REFERENCE}'s TurboMind does not start from AWQ"
-                f" whose version is {version!r} instead of 'gemm'",
-                hint='write "version": "gemm" into it where the weights are packed so, as AutoAWQ'
-                " packs them by default",
-            )
         return _checked(section, "awq", section.integer("bits", section.integer("w_bit", 4)))
     if method == "gptq":
-        if section.boolean("desc_act", False):
-            raise _refused(section, "GPTQ with desc_act")
-        if not section.boolean("sym", True):
-            raise _refused(section, "GPTQ without sym")
         quantization = _checked(section, "gptq", section.integer("bits", 4))
         return replace(quantization, unconverted=(*quantization.unconverted, *_left_out(section)))
     if method == "compressed-tensors":
         return _compressed(section)
     if method == "fp8":
         return _fp8(section)
-    if method == "mxfp4":
-        skipped = section.strings("modules_to_not_convert")
-        return Quantization(method="mxfp4", bits=4, group_size=32, unconverted=skipped)
-    if method == "smooth_quant":
-        raise _without_account(section, "smooth_quant (W8A8)")
-    if not method:
-        raise _refused(section, "weights whose quantization_config has no quant_method")
-    raise _refused(section, f"the quantisation {method[:40]!r}")
+    skipped = section.strings("modules_to_not_convert")
+    return Quantization(method="mxfp4", bits=4, group_size=32, unconverted=skipped)
 
 
 def _left_out(section: Section) -> list[str]:
     """The modules that GPTQModel's ``dynamic`` leaves unquantised; its other rules are refused."""
-    rules = section.section("dynamic")
-    if rules is None:
-        return []
-    if any(isinstance(rule, dict) and rule for rule in rules.values.values()):
-        raise _refused(section, "GPTQ with several ways of packing (dynamic)")
-    return [f"re:{name[2:]}" for name in rules.values if name.startswith("-:")]
+    rules = section.part("dynamic").values
+    several = any(isinstance(rule, dict) and rule for rule in rules.values())
+    _refuse(section, {"GPTQ with several ways of packing (dynamic)": several})
+    return [f"re:{name[2:]}" for name in rules if name.startswith("-:")]
 
 
 def _fp8(section: Section) -> Quantization:
     block = section.integers("weight_block_size")
     if not block and section.string("activation_scheme", "") == "static":
         raise _without_account(section, "fp8 with one static scale a tensor")
-    if block != _BLOCK:
-        here = f"blocks of {' x '.join(map(str, block))}" if block else "no blocks"
-        raise _refused(section, f"fp8 without scales for blocks of 128 x 128: it has {here}")
+    here = f"blocks of {' x '.join(map(str, block))}" if block else "no blocks"
+    _refuse(
+        section, {f"fp8 without scales for blocks of 128 x 128: it has {here}": block != _BLOCK}
+    )
     skipped = section.strings("modules_to_not_convert")
     return Quantization(method="fp8", bits=8, group_size=128, unconverted=skipped)
 
@@ -91,15 +92,9 @@ def _fp8(section: Section) -> Quantization:
 def _compressed(section: Section) -> Quantization:
     groups = section.part("config_groups")
     group = groups.part("group_0")
-    weights = group.section("weights")
-    if weights is None:
-        raise _refused(section, "compressed-tensors without weights in config_groups.group_0")
+    weights = group.part("weights")
     stored = group.string("format", section.string("format", ""))
-    kind = weights.string("type", "int")
-    if stored != "pack-quantized" or kind != "int":
-        raise _refused(section, f"compressed-tensors as {stored[:40]!r} of type {kind[:20]!r}")
-    if len(groups.values) > 1:
-        raise _refused(section, f"compressed-tensors with {len(groups.values)} groups of layers")
+    kind, bits = weights.string("type", "int"), weights.integer("num_bits", 4)
     size = weights.values.get("group_size")
     if size not in (None, -1):
         size = weights.integer("group_size")
@@ -109,12 +104,19 @@ def _compressed(section: Section) -> Quantization:
         "group_size",
         f"is {size!r} with the strategy {strategy[:20]!r}",
     )
-    if strategy not in _OF_GROUPS:
-        bits = weights.integer("num_bits", 4)
-        raise _refused(
-            section, f"compressed-tensors with {bits} bits and one scale a {strategy[:20]}"
-        )
-    quantization = _checked(weights, "compressed-tensors", weights.integer("num_bits", 4), section)
+    _refuse(
+        section,
+        {
+            "compressed-tensors without weights in config_groups.group_0": not weights.values,
+            f"compressed-tensors as {stored[:40]!r} of type {kind[:20]!r}":
+                stored != "pack-quantized" or kind != "int",
+            f"compressed-tensors with {len(groups.values)} groups of layers":
+                len(groups.values) > 1,
+            f"compressed-tensors with {bits} bits and one scale a {strategy[:20]}":
+                strategy not in _OF_GROUPS,
+        },
+    )  # fmt: skip
+    quantization = _checked(weights, "compressed-tensors", bits, section)
     if not quantization.of_experts and not group.string("format", ""):
         # LMDeploy raises KeyError 'format'; checkpoints of experts only go to the PyTorch engine
         # instead. Source: lmdeploy turbomind/converter.py::get_tm_config #7c931e
@@ -134,19 +136,25 @@ def _checked(
 ) -> Quantization:
     """Read bits and group size; only 4 bits and known groups pass; ``outer`` has exempt layers."""
     outer = outer or section
-    if section.values.get("group_size", section.values.get("q_group_size")) == -1:
-        raise _refused(outer, f"{method} with {bits} bits and one scale a channel")
-    group = section.integer("group_size", section.integer("q_group_size", 128))
-    if bits != 4 or group not in _GROUPS[method]:
-        raise _refused(outer, f"{method} with {bits} bits in groups of {group}")
+    group = section.integer("group_size", section.integer("q_group_size", 128, low=-1), low=-1)
+    packed = f"{method} with {bits} bits"
+    _refuse(
+        outer,
+        {
+            f"{packed} and one scale a channel": group == -1,
+            f"{packed} in groups of {group}": bits != 4 or group not in _GROUPS[method],
+        },
+    )
     skipped = "ignore" if method == "compressed-tensors" else "modules_to_not_convert"
     return Quantization(
         method=method, bits=bits, group_size=group, unconverted=outer.strings(skipped)
     )
 
 
-def _refused(section: Section, what: str) -> UsageError:
-    return UsageError(f"{section.what}: LMDeploy {REFERENCE} does not run {what}", hint=_OTHERS)
+def _refuse(section: Section, reasons: Mapping[str, bool]) -> None:
+    """Refuse the weights for the first of the reasons that is true."""
+    if what := next((what for what, is_so in reasons.items() if is_so), None):
+        raise UsageError(f"{section.what}: LMDeploy {REFERENCE} does not run {what}", hint=_OTHERS)
 
 
 def _without_account(section: Section, what: str) -> UsageError:

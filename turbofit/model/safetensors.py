@@ -7,6 +7,7 @@ which must fill the rest of the file without gap or overlap.
 from __future__ import annotations
 
 import re
+from math import prod
 from typing import Final, NamedTuple
 
 import msgspec
@@ -41,10 +42,7 @@ class Tensor(NamedTuple):
 
     @property
     def elements(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return prod(self.shape)
 
 
 class _Entry(msgspec.Struct):
@@ -112,8 +110,6 @@ def parse_index(data: bytes, what: str, suffix: str = ".safetensors") -> dict[st
         UsageError: it cannot be read, is empty, or has an invalid file name.
     """
     try:
-        if len(data) > LARGEST_INDEX:
-            raise msgspec.DecodeError("it is too large")
         files = msgspec.json.decode(data, type=_Index).weight_map
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise UsageError(f"{what} cannot be read: {exc}", hint=_HINT) from None

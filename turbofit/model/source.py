@@ -21,10 +21,7 @@ from turbofit.core.process.log import LazyLogger
 from turbofit.model.caches import cached_snapshot, has_config, modelscope_folders, uses_modelscope
 from turbofit.model.presets import (
     HUB_ID,
-    SHOWN_SIZES,
-    family_sizes,
     find_preset,
-    known_presets,
     load_preset,
     nearest_names,
     preset_model,
@@ -150,9 +147,9 @@ def _folder(path: str) -> Model:
     from turbofit.model.folder import FolderFiles, no_checkpoint
 
     full = os.path.abspath(path)
-    weights = ("model", "pytorch_model"), (".safetensors", ".bin")
     if os.path.isfile(os.path.join(path, "adapter_config.json")) and not any(
-        name.startswith(weights[0]) and name.endswith(weights[1]) for name in os.listdir(path)
+        name.startswith(("model", "pytorch_model")) and name.endswith((".safetensors", ".bin"))
+        for name in os.listdir(path)
     ):  # LLaVA's adapters have a config.json too
         raise UsageError(
             f"{full} holds a LoRA adapter, not a model",
@@ -257,14 +254,8 @@ def _unknown(name: str) -> UsageError:
 
 
 def _nearest_hint(name: str) -> str:
-    if sizes := family_sizes(name):
-        listed = f"`turbofit models {name}` lists its sizes"
-        return f"{listed}, turbofit which --on SPEC what fits: {', '.join(sizes[-SHOWN_SIZES:])}"
     near = nearest_names(name) if re.fullmatch(r"[\w./@:-]+", name) else []
     if near:
-        size, listed = sizes_of(name), ", ".join(near)
-        other = size and all(size.isdisjoint(sizes_of(preset)) for preset in near)
-        return f"near it, of another size: {listed}" if other else f"did you mean {listed}?"
-    begin = re.match(r"[a-z]{4,}|\d+b\b|", name.lower())
-    named = f" {begin[0]}" if begin and begin[0] and begin[0] in " ".join(known_presets()) else ""
-    return f"name a folder, a hub id (ORG/NAME) or one of `turbofit models{named}`"
+        more = "" if sizes_of(name) else f" `turbofit models {name}` lists more"
+        return f"did you mean {', '.join(near)}?{more}"
+    return "name a folder, a hub id (ORG/NAME) or one of `turbofit models`"

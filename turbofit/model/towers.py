@@ -63,7 +63,8 @@ def audio_tensors(audio: AudioDims, text_hidden: int) -> tuple[Tensor, ...]:
             conv(role="conv1", shape=(channels, 1, 3, 3)),
             conv(role="conv2", shape=(channels, channels, 3, 3)),
             conv(role="conv3", shape=(channels, channels, 3, 3)),
-            conv(role="conv_out", shape=(hidden, channels * audio.shrunk_bins), bias=False),
+            # Each convolution halves the mel bins and rounds up.
+            conv(role="conv_out", shape=(hidden, channels * -(-audio.mel_bins // 8)), bias=False),
         ]
         behind = [
             linear(role="proj1", shape=(hidden, hidden)),

@@ -80,15 +80,6 @@ def shared(saved: StoredPlan, loads: Sequence[str] = ()) -> SharedRun:
     with suppress(FileNotFoundError):
         data = Path(saved.where, SEEN_FILE).read_bytes()
         observations = decode(data, tuple[Observation, ...], what=SEEN_FILE)
-    return shared_run(plan, run, observations, [_load(path) for path in loads])
-
-
-def shared_run(
-    plan: Plan,
-    run: RunReport,
-    observations: Sequence[Observation] = (),
-    loads: Sequence[LoadResult] = (),
-) -> SharedRun:
     versions = {name: installed(name) for name in _PACKAGES}
     packages = {name: version for name, version in versions.items() if version is not None}
     model = _model(plan.model)
@@ -96,8 +87,8 @@ def shared_run(
         plan=_plan(plan, model),
         run=_run(run, model.name),
         packages={"python": platform.python_version(), **packages},
-        seen=tuple(observations),
-        loads=tuple(_nameless(load, model.name) for load in loads),
+        seen=observations,
+        loads=tuple(_load(path, model.name) for path in loads),
     )
 
 
@@ -178,22 +169,17 @@ def _ended(ended: Document | None) -> Document | None:
     return None if ended is None else {key: ended[key] for key in _ENDING if key in ended}
 
 
-def _load(path: str) -> LoadResult:
+def _load(path: str, model: str) -> LoadResult:
     load = read_reported(path)
     if not isinstance(load, LoadResult):
         raise UsageError(
             f"{path} is no load of schema {BENCH_SCHEMA}",
             hint="write one with turbofit bench --json > load.json",
         )
-    return load
-
-
-def _nameless(load: LoadResult, model: str) -> LoadResult:
     errors = tuple(replace(error, example="") for error in load.errors)
     return replace(
-        load, created=_day(load.created), url="", model=model, errors=errors,
-        load={name: value for name, value in load.load.items() if name != "trace"},
-        stopped="", warnings=(),
+        load, created=_day(load.created), url="", model=model, errors=errors, stopped="",
+        warnings=(),
     )  # fmt: skip
 
 

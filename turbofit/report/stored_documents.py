@@ -16,9 +16,9 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import PLAN_SCHEMA, Plan
-from turbofit.core.process.files import state_dir
+from turbofit.core.process.files import StateFile, state_dir
 from turbofit.core.run_report import RUN_SCHEMA, RunReport
-from turbofit.core.struct import Struct, const, decode, to_json
+from turbofit.core.struct import Struct, const, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,17 +68,7 @@ class RunDocument(Struct):
 
 def keep(document: Plan | Tuning, command: str) -> None:
     """Keep a document as the newest of its command, if the state folder can be written."""
-    with suppress(OSError):
-        folder = state_dir(_ROOM)
-        # `tempfile` is avoided: its import would slow every plan.
-        half = folder / f".{command}.{os.getpid()}"
-        try:
-            descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(to_json(document))
-            os.replace(half, folder / f"{command}.json")
-        finally:
-            half.unlink(missing_ok=True)
+    StateFile(_ROOM, command, type(document)).write(document)
 
 
 def saved_document(saved: StoredPlan) -> Plan | RunDocument:
@@ -99,7 +89,7 @@ def read_saved(path: str) -> StoredPlan:
 
 
 def _latest(documents: Iterable[str]) -> str:
-    for path in documents:
+    if path := next(iter(documents), None):
         return path
     raise UsageError(
         "nothing was planned, rehearsed or served yet",
@@ -139,11 +129,6 @@ def read_plan(path: str) -> Plan:
 
 def _plan(data: bytes, path: str) -> Plan:
     head = _head(data)
-    if path.endswith(".yaml") and head == _Head():
-        raise UsageError(
-            f"{path} is by its name a file of options, not a plan",
-            hint=f"turbofit plan -f {path} --json > plan.json writes its plan",
-        )
     if head.schema not in ("", PLAN_SCHEMA):
         raise UsageError(
             f"{path} cannot be read as a plan: its schema is {head.schema!r}, not {PLAN_SCHEMA!r}",
@@ -207,17 +192,6 @@ def _read_run(folder: Path) -> StoredPlan:
     return StoredPlan(plan, run, str(folder))
 
 
-def newest_run() -> str:
-    """The path of the newest run's record of this user.
-
-    Raises:
-        UsageError: nothing was served yet.
-    """
-    for path in _newest_first(state_dir(_RUNS, make=False).glob("*/run.json")):
-        return path
-    raise UsageError("nothing was served yet", hint=HOW_TO_SERVE)
-
-
 def read_run(run: str | None) -> StoredPlan:
     """Read a run by its folder, its name or its model; None means the newest run of this user.
 
@@ -226,9 +200,13 @@ def read_run(run: str | None) -> StoredPlan:
     """
     from turbofit.serving.runs import newest_run_of
 
-    newest = newest_run_of(run) if run else newest_run()
-    there = run is not None and (run in (LATEST, "-") or _run_folder(run) or os.path.exists(run))
-    if newest is None and not there:
+    if run is None:
+        runs = _newest_first(state_dir(_RUNS, make=False).glob("*/run.json"))
+        if not runs:
+            raise UsageError("nothing was served yet", hint=HOW_TO_SERVE)
+        return read_saved(runs[0])
+    newest = newest_run_of(run)
+    if not (newest or run in (LATEST, "-") or _run_folder(run) or os.path.exists(run)):
         raise UsageError(f"no run is called {run!r}", hint="turbofit report lists runs")
     saved = read_saved(str(newest or run))
     if saved.run is None:

@@ -78,16 +78,6 @@ def test_what_is_piped_in_is_one_question(server, capsys) -> None:
     assert asked["key"] == "Bearer k"
 
 
-def test_pretend_gpus_are_told_once(server, typed, capsys) -> None:
-    """Their words mean nothing; what is piped out is the answer alone."""
-    server.headers = {"x-turbofit-pretend": "1"}
-    typed("one", "two", "/bye")
-    assert main(["chat", server.url]) == 0
-    told = capsys.readouterr()
-    assert told.err.count("PRETEND GPUs") == 1
-    assert "PRETEND" not in told.out
-
-
 def test_it_remembers_and_forgets(server, typed, capsys) -> None:
     typed("one", "two", "/clear", "three", "/bye", "never")
     assert main(["chat", server.url, "--system", "Be short."]) == 0
@@ -132,18 +122,6 @@ def test_reasoning_is_shown_apart_and_not_sent_again(server, typed, capsys) -> N
     assert main(["chat", server.url]) == 0
     assert capsys.readouterr().out.startswith("Hm.\n\nTwo cats.\n")
     assert server.bodies[1]["messages"][1]["content"] == "Two cats."
-
-
-def test_ctrl_c_ends_the_answer_and_keeps_what_came(server, typed, monkeypatch, capsys) -> None:
-    def interrupted(text: str) -> str:
-        if text == "cats.":
-            raise KeyboardInterrupt
-        return text
-
-    monkeypatch.setattr("turbofit.report.painters.terminal.clean_lines", interrupted)
-    typed("one")
-    assert main(["chat", server.url]) == 0
-    assert capsys.readouterr().out == "Two \n\n"
 
 
 @pytest.mark.parametrize("text", ["What is {} ?", "'{}' shows what?", "{}"])

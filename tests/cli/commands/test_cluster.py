@@ -11,24 +11,9 @@ from types import SimpleNamespace
 
 from turbofit.cli.main import main
 from turbofit.cli.terminal.output import answer
-from turbofit.core.cluster import ClusterPlan, NodeStatus
+from turbofit.core.cluster import NodeStatus
 from turbofit.gateway import server
 from turbofit.serving.cluster import actors, ray_adapter
-
-
-def test_a_simulated_cluster_is_told_by_kind(capsys) -> None:
-    words = ["plan", "internvl2-8b", "--cluster", "sim:4xrtx3090@100/8xh100@2/1xt4@7"]
-    words += ["--concurrency", "800"]
-    assert main(words) == 0
-    text = capsys.readouterr().out
-    assert "109 nodes (simulated: " in text
-    assert "on 102 of 109 nodes" in text.replace("\n", " ")
-    assert "97 more" in text
-    assert len(text.splitlines()) < 120
-    assert main([*words, "--json"]) == 0
-    plan = ClusterPlan.from_json(capsys.readouterr().out)
-    assert [one.name for one in plan.nodes] == [f"sim-{number}" for number in range(1, 110)]
-    assert sum(one.plan is not None for one in plan.nodes) == 102
 
 
 def test_options_of_one_machine_do_not_go_with_it(capsys) -> None:

@@ -12,12 +12,9 @@ from turbofit.cli.main import main
 
 #: What each shell offers for the last word of a line.
 OFFERED = {
-    "pl": {"plan"},
     "plan internvl2-8": {"internvl2-8b"},
     "plan m --cache-m": {"--cache-max-entry-count"},
-    "plan m --on 4xrtx30": {"4xrtx3090"},
     "diagnose x --on 4xrtx30": {"4xrtx3090"},
-    "plan m --goal ": {"throughput", "latency", "context"},
     "plan m --on --tp 2 --go": {"--goal"},
 }
 

@@ -29,18 +29,6 @@ def test_diagnose_a_file(capsys) -> None:
     assert max(map(len, out.splitlines())) <= 100
 
 
-def test_diagnose_as_json_and_markdown(capsys) -> None:
-    path = str(LOGS / "case4_qwen_v100.log")
-    code, out, _ = run(capsys, "diagnose", path, "--json")
-    document = json.loads(out)
-    assert code == 0
-    assert document["schema"] == "turbofit.diagnosis/1"
-    assert document["would_work"]["settings"]["dtype"] == "float16"
-    assert document["evidence"][0]["line"] == 12
-    code, out, _ = run(capsys, "diagnose", path, "--md")
-    assert out.startswith("#")
-
-
 def test_diagnose_stdin_and_unknown(capsys, monkeypatch) -> None:
     """A pipe needs no word for it."""
     for words in (("diagnose", "-"), ("diagnose",)):

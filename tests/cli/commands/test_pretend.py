@@ -18,7 +18,7 @@ import pytest
 from tests.support.processes import gone
 from tests.support.waiting import HANG
 from turbofit.cli.main import main
-from turbofit.core.units import GIB, MIB
+from turbofit.core.units import MIB
 
 COMPILER = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not COMPILER, reason="no C compiler")]
@@ -168,15 +168,6 @@ def test_wrong_use_is_said_in_two_lines(tmp_path: Path, capsys: pytest.CaptureFi
         assert error.startswith("error: ")
         assert cause in error
         assert hint.startswith("hint: ")
-
-
-def test_a_command_without_cuda() -> None:
-    done = pretend("--json", "--on", "1xl4", "--", "sh", "-c", "echo hello; kill -9 $$")
-    seen = json.loads(done.stdout)
-    assert (done.returncode, seen["signal"]) == (137, "SIGKILL")
-    assert (seen["processes"], seen["refused"]) == ([], None)
-    assert 20 * GIB < seen["gpus"][0]["total"] < 24 * GIB
-    assert "hello" in done.stderr
 
 
 def test_a_killed_turbofit_leaves_no_command_behind(program: Any) -> None:

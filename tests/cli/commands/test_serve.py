@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from turbofit.cli.commands.serving import say_open
 from turbofit.cli.main import main
@@ -105,28 +104,6 @@ def test_what_changes_no_memory_does_not_stop_a_plan(capsys: Out) -> None:
         said = "as LMDeploy's: --server-port, --chat-template without effect on the plan"
         assert said in err.splitlines()
         assert ran(capsys, f"{command} {line} -q", "--on", "2xrtx4090", "--json")[2] == ""
-
-
-def test_unplanned_passes_what_no_plan_counts(capsys: Out) -> None:
-    words = "serve internvl2-8b --on 1xrtx3090 --dry-run --unplanned --num-tokens-per-iter 512"
-    assert "--num-tokens-per-iter 512" in ran(capsys, words)[1]
-    assert ran(capsys, f"{words} --device ascend")[0] == 2  # there is no risk to take
-
-
-def test_one_word_changes_in_a_service(capsys: Out) -> None:
-    """The page's Compose file, as it is after the change."""
-    page = (ROOT / "docs" / "drop-in.md").read_text(encoding="utf-8")
-    block = page.partition("# compose.yaml: before")[2].partition("```")[0]
-    lines = [line[48:] for line in block.splitlines()[1:]]
-    before = [line[:48].rstrip() for line in block.splitlines()[1:]]
-    services = [yaml.safe_load("\n".join(half))["services"]["vlm"] for half in (before, lines)]
-    assert (
-        services[0]["command"].replace("lmdeploy serve", "turbofit serve", 1)
-        == services[1]["command"]
-    )
-    words = services[1]["command"].split()[1:]
-    assert main([*words, "--on", "2xrtx3090", "--dry-run"]) == 0
-    assert "--tp 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -216,21 +216,3 @@ def test_a_file_is_read_again(tmp_path: Path) -> None:
         after = read_again(ctx)
     assert {name for name in after if after[name] != before[name]} == {"context"}
     assert after["images"] == "2"
-
-
-def test_what_serves_a_file_of_options(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "mine.yaml"
-    file.write_text(
-        "model: internvl2-2b\non: 1xrtx3090\ncontext: 4096\nconcurrency: 3\nleast: true\n"
-        "port: 8123\n"
-    )
-    assert main(["serve", "--dry-run", "-f", "mine.yaml"]) == 0
-    shown = capsys.readouterr().out
-    assert "--session-len 4096" in shown
-    assert "--server-port 8123" in shown
-    assert main(["plan", "-f", "mine.yaml", "--json"]) == 0
-    (tmp_path / "plan.json").write_text(capsys.readouterr().out)
-    assert main(["export", "systemd", "plan.json", "--port", "8123"]) == 0
-    shown = capsys.readouterr().out
-    assert all(words in shown for words in ("--context 4096", "--least", "--port 8123"))

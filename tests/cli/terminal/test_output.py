@@ -89,11 +89,3 @@ def test_what_a_terminal_takes(environ: Mapping[str, str], redraws: bool, colour
     assert screen.redraws(Terminal(), environ) is redraws
     assert screen.takes_colour(environ) is colour
     assert not screen.redraws(io.StringIO(), environ)
-
-
-def test_the_width_is_what_columns_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "132")
-    assert screen.width() == 132
-    for nothing in ("", "0", "wide"):
-        monkeypatch.setenv("COLUMNS", nothing)
-        assert screen.width(io.StringIO()) == 80

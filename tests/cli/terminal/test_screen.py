@@ -82,14 +82,6 @@ def test_what_is_said_meanwhile_stands_above_it_and_nothing_of_it_is_left(how: s
         assert screen_of(screen.text)[1:] == ["error: it is wrong", "hint: mend it"]
 
 
-def test_a_dumb_terminal_gets_lines() -> None:
-    screen = Screen(SLOW, PLAN, environ={"TERM": "dumb"})
-    screen.until(lambda text: "planning …\r\n" in text)
-    screen.say("go")
-    assert screen.end() == 0
-    assert ESCAPE not in screen.text
-
-
 @pytest.mark.parametrize(("words", "said"), [([], True), (["--quiet"], False), (["--json"], False)])
 def test_a_pipe_gets_lines_without_escapes(words: list[str], said: bool) -> None:
     with subprocess.Popen(
@@ -146,31 +138,6 @@ def test_the_first_second_is_silent_and_lines_are_seldom(display: ProgressDispla
     assert written(display, 86.0) == "measuring: 30 of 30 s, 7 answered …\n"
     display.hear(None)
     assert written(display, 200.0) == ""
-
-
-def test_what_was_there_before_is_not_speed(display: ProgressDisplay) -> None:
-    """A resumed download: 1 of 5 GiB in ten seconds, not 11 of 15."""
-    for step in (Step("download"), Step("download", 10, 15), Step("download", 11, 15)):
-        display.hear(step)
-    assert written(display, 10.0) == "download: 11 of 15, 10 s, 40 s left\n"
-
-
-@pytest.mark.parametrize(
-    ("columns", "line"),
-    [
-        (67, "[##........] loading weights: 3.0 GiB of 15.0 GiB, 10 s, 40 s left"),
-        (59, "loading weights: 3.0 GiB of 15.0 GiB, 10 s, 40 s left"),
-        (54, "loading weights: 3.0 GiB of 15.0 GiB, 10 s, 40 s left"),
-        (45, "loadin: 3.0 GiB of 15.0 GiB, 10 s, 40 s left"),
-        (30, "loading weights: 3.0 GiB of 1"),
-    ],
-)
-def test_the_times_are_kept_before_the_bar(columns, line, display, monkeypatch) -> None:
-    monkeypatch.setattr(screen, "width", lambda _: columns)
-    display._in_place = True
-    display.hear(Step("loading weights", 0, 15 << 30, "bytes"))
-    display.hear(Step("loading weights", 3 << 30, 15 << 30, "bytes"))
-    assert written(display, 10.0) == f"\r{ESCAPE}[K{line}"
 
 
 def test_warnings_are_said_to_the_quiet(capsys: pytest.CaptureFixture[str]) -> None:

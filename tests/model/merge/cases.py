@@ -191,41 +191,25 @@ def projector(prefix="model.mm_projector.", dtype="float16") -> dict[str, Any]:
     }
 
 
-def add_tokenizer(folder: Path, *, pieces=False, rows=96) -> None:
-    """A word-level tokenizer.json, or a SentencePiece model with as many pieces."""
+def add_tokenizer(folder: Path, *, rows=96) -> None:
+    """A SentencePiece model with so many pieces."""
     names = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(3, rows))]
     config = {"tokenizer_class": "LlamaTokenizer", "unk_token": "<unk>", "bos_token": "<s>",
               "eos_token": "</s>", "pad_token": "<unk>"}  # fmt: skip
-    if pieces:
-        data = b""
-        for i, name in enumerate(names):
-            kind = 2 if i == 0 else 3 if i < 3 else 1
-            raw = name.encode()
-            inner = b"\x0a" + bytes([len(raw)]) + raw + b"\x15\0\0\0\0\x18" + bytes([kind])
-            data += b"\x0a" + bytes([len(inner)]) + inner
-        data += b"\x12\x02\x18\x02"  # a trainer spec: BPE
-        (folder / "tokenizer.model").write_bytes(data)
-    else:
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-                   "special": True}  # fmt: skip
-        document = {
-            "version": "1.0",
-            "added_tokens": [{"id": i, "content": names[i], **special} for i in range(3)],
-            "pre_tokenizer": {"type": "Whitespace"},
-            "model": {
-                "type": "WordLevel",
-                "vocab": {name: i for i, name in enumerate(names)},
-                "unk_token": "<unk>",
-            },
-        }
-        (folder / "tokenizer.json").write_text(json.dumps(document))
+    data = b""
+    for i, name in enumerate(names):
+        kind = 2 if i == 0 else 3 if i < 3 else 1
+        raw = name.encode()
+        inner = b"\x0a" + bytes([len(raw)]) + raw + b"\x15\0\0\0\0\x18" + bytes([kind])
+        data += b"\x0a" + bytes([len(inner)]) + inner
+    data += b"\x12\x02\x18\x02"  # a trainer spec: BPE
+    (folder / "tokenizer.model").write_bytes(data)
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<unk>"}))
     (folder / "generation_config.json").write_text(json.dumps({"pad_token_id": 0}))
 
 
-def make_original(folder: Path, *, pieces=False, config=None) -> Path:
+def make_original(folder: Path, *, config=None) -> Path:
     """liuhaotian/llava-v1.5-7b, tiny: two torch files, no vision tower in them."""
     import torch
 
@@ -240,7 +224,7 @@ def make_original(folder: Path, *, pieces=False, config=None) -> Path:
     (folder / "config.json").write_text(
         json.dumps({**LLAVA, "torch_dtype": "float16", **(config or {})})
     )
-    add_tokenizer(folder, pieces=pieces)
+    add_tokenizer(folder)
     return folder
 
 

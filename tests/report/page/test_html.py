@@ -7,17 +7,14 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from tests.report.documents import KINDS, plan_page, planned, served_run
 from tests.support.plans import plausible_plan
-from turbofit.cli.main import main
 from turbofit.core.machine import Holder
 from turbofit.core.plan import Command, Plan, Remedy
-from turbofit.core.units import format_bytes
 from turbofit.report.stored_documents import StoredPlan
 
 EVIL = (
@@ -150,23 +147,3 @@ def test_what_others_wrote_stays_text() -> None:
     assert sum(name == "script" for name, _ in reader.seen) == 2
     document = json.loads(reader.data["turbofit-json"])
     assert document["verdict"] == EVIL
-
-
-def test_a_plan_that_does_not_fit_shows_what_it_lacks() -> None:
-    text = page_of("does not fit")
-    short = format_bytes(-planned("does not fit").gpus[0].headroom)
-    assert f"{short} short" in text
-    assert "more than the card has" in text
-    assert text.index("What would fit, cheapest first") < text.index('class="command"')
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    saved, out = tmp_path / "plan.json", tmp_path / "report.html"
-    saved.write_text(planned("does not fit").to_json())
-    assert main(["report", str(saved), "--html", str(out)]) == 3
-    assert capsys.readouterr().out == f"{out}\n"
-    assert out.read_text().startswith("<!doctype html>")
-    assert main(["report", str(saved), "--html", "-"]) == 3
-    assert capsys.readouterr().out == out.read_text()
-    assert main(["report", str(saved), "--html", str(tmp_path / "no" / "x.html")]) == 2
-    assert main(["report", str(saved), "--html", str(out), "--json"]) == 2

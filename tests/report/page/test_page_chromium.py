@@ -32,7 +32,7 @@ def test_it_opens_in_silence_and_nothing_is_cut_on_a_phone(browser: Browser, kin
     assert browser.one("h1").text.startswith(planned_name(kind))
     browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     cut = browser.run(
-        "return Array.from(document.querySelectorAll('.scroll, .legend, .ticks'))"
+        "return Array.from(document.querySelectorAll('.scroll, .legend'))"
         ".filter((one) => one.scrollWidth > one.clientWidth + 1 && one.clientWidth)"
         ".filter((one) => !one.querySelector('table'))"
         ".map((one) => one.outerHTML.slice(0, 200))"
@@ -82,9 +82,7 @@ def test_without_its_script_all_is_there_but_the_buttons(browser: Browser) -> No
     browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         browser.open(page_of("served"))
-        shown = [button.text for button in browser.all("button") if button.is_displayed()]
-        heads = [head.text for head in browser.all("table.sortable th")]
-        assert shown == heads
+        assert not any(button.is_displayed() for button in browser.all("button"))
         assert browser.one(".legend b").text == "450 MiB"
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

@@ -7,9 +7,8 @@ from msgspec.structs import replace
 from tests.measure.tune.test_search import SEEN
 from tests.planning.test_tuned import tuning
 from turbofit.core.tuning import Tuning
-from turbofit.report.page.html import page
 from turbofit.report.painters.markdown import paint
-from turbofit.report.views.measured_view import made_by, tune_view
+from turbofit.report.views.measured_view import tune_view
 
 
 def several() -> Tuning:
@@ -38,11 +37,3 @@ def test_all_is_said() -> None:
         assert words in text, words
     none = paint(tune_view(replace(several(), best=None)))
     assert "none of 4 settings keeps the SLO" in none
-
-
-def test_a_page_has_every_trial() -> None:
-    text = page(tune_view(several()), several(), made_by(several()))
-    assert "<b>out of memory" not in text
-    assert "&lt;b&gt;out of memory" in text
-    nothing = replace(several(), best=None, trials=())
-    assert "none of 0 settings" in page(tune_view(nothing), nothing, made_by(nothing))

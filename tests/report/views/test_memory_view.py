@@ -34,19 +34,6 @@ def test_the_pieces_add_up_to_the_card(kind: str) -> None:
         assert held == gpu.reserved + gpu.peak
 
 
-def test_what_a_term_gives_back_shortens_the_term() -> None:
-    back = Term(term="weights.returned", phase="weights", bytes=-54 * MIB, basis="formula")
-    gpu = ledger(0)
-    terms = (*gpu.ledger, back)
-    gpu = msgspec.structs.replace(gpu, ledger=terms, steady=gpu.steady - 54 * MIB)
-    found = {piece.name: piece.bytes for piece in stack(gpu)}
-    assert found["weights"] == 3800 * MIB
-    assert "weights.returned" not in found
-    # What the lines do not tell apart is said.
-    gpu = msgspec.structs.replace(ledger(0), steady=ledger(0).steady + 5 * MIB)
-    assert next(p.bytes for p in stack(gpu) if p.name == "not told apart") == 5 * MIB
-
-
 def test_a_correction_below_zero_shortens_what_it_corrects() -> None:
     """A plan that fits drew more than the card has: the estimates stood there whole."""
     gpu = ledger(0)

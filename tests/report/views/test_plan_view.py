@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from contextlib import suppress
 from typing import Any
@@ -19,7 +18,7 @@ from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets
 from turbofit.report.painters import terminal
 from turbofit.report.painters.terminal import paint
-from turbofit.report.views.figures import images_held, per_engine_blocks, shell_words, users_of
+from turbofit.report.views.figures import per_engine_blocks, shell_words
 from turbofit.report.views.plan_view import plan_view
 
 _NAMES = sorted(known_presets())
@@ -76,25 +75,8 @@ def test_a_lower_image_limit_is_offered_where_it_serves_clearly_more() -> None:
     assert " smaller " not in told(turbofit.plan("llava-1.5-7b", on="1xrtx3090"))
 
 
-def test_a_table_of_image_limits_has_no_digits_where_an_order_is_sure() -> None:
-    plan = turbofit.plan("qwen3.6-35b-a3b", on="1xb200")
-    assert plan.throughput.surety.word == "order"
-    table = paint(plan_view(plan)).partition("What an image limit costs")[2]
-    rows = [line for line in table.splitlines() if "--max-pixels " in line][: len(plan.limit_costs)]
-    assert len(rows) > 1
-    assert all(re.search(r" about [\d.]+ +about [\d.]+$", row) for row in rows)
-
-
 def told(plan: Plan) -> str:
     return " ".join(paint(plan_view(plan), short=True).split())
-
-
-def test_the_slower_of_host_and_cards_is_said_once() -> None:
-    slow = turbofit.plan("internvl2-1b", on="1xh100,cores=1")
-    assert "host 1 core prepares 12 images/s, the GPUs take 34" in told(slow)
-    quick = turbofit.plan("internvl2-1b", on="1xh100,cores=16")
-    assert "prepare" not in told(quick)
-    assert "15 cores prepare" in paint(plan_view(quick))
 
 
 def test_a_plan_that_holds_only_in_a_queue_hands_out_no_command_without_one() -> None:
@@ -144,33 +126,14 @@ def test_the_engine_stands_in_the_short_answer_and_why_it_is_not_the_usual_one(
     assert (" engine " + (why or "") in text) == (why is not None)
 
 
-def test_users_are_whole_blocks_of_the_cache() -> None:
-    plan = planned("fits")
-    assert images_held(plan) == plan.kv.tokens // (13 * 256)
-    users = users_of(plan)
-    first = users[0]
-    assert first.tokens == 13 * 256 + 512  # a multiple of 64 already
-    assert first.in_cache == plan.kv.tokens // first.tokens
-    assert first.running == plan.settings.max_batch_size
-    assert [row.in_cache for row in users] == sorted((row.in_cache for row in users), reverse=True)
-    assert users[-1].tokens == plan.kv.longest_request_tokens
-
-
-def test_what_holds_no_image_or_nothing_or_one_request() -> None:
-    text_only, too_small, serial = map(planned, ("text only", "does not fit", "fallback"))
-    assert images_held(text_only) is None
-    assert users_of(text_only)[0].what == "512 tokens of text"
-    assert (images_held(too_small), users_of(too_small)) == (0, [])
-    assert images_held(serial) == 1
-    assert {(row.in_cache, row.running) for row in users_of(serial)} == {(1, 1)}
-
-
-def test_a_request_never_lies_in_two_caches() -> None:
+def test_the_cache_is_counted_in_whole_blocks_and_requests_of_one_cache() -> None:
     plan = planned("mixed cards")
-    first = users_of(plan)[0]
-    each = [plan.of_group(number).kv.tokens for number in range(2)]
+    size, each = 13 * 256 + 512, [one.kv.tokens for one in plan.by_group]
     assert each[0] != each[1]
-    assert first.in_cache == sum(tokens // first.tokens for tokens in each)
+    held = f"{plan.kv.total_tokens:,} tokens: {sum(tokens // size for tokens in each)} requests of"
+    assert f"KV cache {held} {size:,}, or " in told(plan)
+    assert ": 1 request of 9,341, or 1 of" in paint(plan_view(planned("fallback")))
+    assert "KV cache" not in told(planned("does not fit"))
 
 
 @pytest.mark.parametrize("on", ["rtx3090+rtx4090+l4+a100-40g", "2xrtx3090+rtx4090"])
@@ -199,4 +162,3 @@ def test_a_prediction_names_the_largest_image_that_its_session_takes() -> None:
     text = " ".join(paint(plan_view(plan)).split())
     images = "1 image a request, of at most 3 tiles of 448x448 (768 tokens)"
     assert f"{images} (larger ones, up to 25, are refused)" in text
-    assert f"images at once {plan.kv.tokens // 768:,} of the worst size" in text

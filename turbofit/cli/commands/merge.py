@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 
-import click
-
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options.common_options import FORMS
-from turbofit.cli.terminal.output import Form, say
+from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import UsageError
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.signals import ended_like_ctrl_c
@@ -17,14 +15,12 @@ from turbofit.core.process.signals import ended_like_ctrl_c
 @command(
     Argument("folders", metavar="BASE [ADAPTER] OUT", nargs=-1, required=True),
     Option("--vision-tower", metavar="FOLDER", type=PATH),
-    Option("--dtype", type=click.Choice(("float16", "bfloat16", "float32"))),
     *FORMS,
 )
 def merge(
     *,
     folders: tuple[str, ...],
     vision_tower: str | None,
-    dtype: str | None,
     form: Form,
 ) -> int:
     from turbofit.model.merge.merge import merge as merge_checkpoint
@@ -41,9 +37,6 @@ def merge(
         hint = f"a LoRA is merged into its base, which stands first: {order}"
         raise UsageError(f"{adapter[0]} is a model, and no LoRA", hint=hint)
     with ended_like_ctrl_c(), under_way("reading the checkpoint"):
-        merged = merge_checkpoint(
-            base, next(iter(adapter), None), out,
-            vision_tower=vision_tower, dtype=dtype, say=say,
-        )  # fmt: skip
+        merged = merge_checkpoint(base, next(iter(adapter), None), out, vision_tower=vision_tower)
     form.show(merged, merged_view)
     return 0

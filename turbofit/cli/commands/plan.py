@@ -116,7 +116,7 @@ def which(*, model: str | None, form: Form, **given: Any) -> int:
     from turbofit.machine.spec import is_spec
     from turbofit.planning.resolve import model_of
     from turbofit.planning.which import which_cards, which_models
-    from turbofit.report.views.preset_view import which_footer, which_view
+    from turbofit.report.views.preset_view import which_view
 
     if model is not None and given["on"] is None and is_spec(model):
         given["on"], model = model, None
@@ -131,5 +131,5 @@ def which(*, model: str | None, form: Form, **given: Any) -> int:
         say(f"assumed: {text}")
     with under_way("planning for every machine" if model else "planning for every model"):
         choices = which_models(request) if model is None else which_cards(request)
-    form.show(choices, which_view, which_footer(choices))
+    form.show(choices, which_view)
     return 0 if choices.keep else DoesNotFitError.exit_code

@@ -44,8 +44,7 @@ def report(
     if share and not schema:
         return _share(what, load, out, form)
     if load or out is not None:
-        name = "--load" if load else "--out"
-        raise UsageError(f"{name} is for --share", hint=f"add --share, or leave {name} out")
+        raise UsageError("--load and --out are for --share", hint="add it, or leave them out")
     if schema:
         from turbofit.report.schema import schema_text
 
@@ -66,20 +65,20 @@ def report(
         return 0
     from turbofit.core.tuning import Tuning
     from turbofit.report.stored_documents import LATEST, StoredPlan, read_reported, saved_document
-    from turbofit.report.views.measured_view import load_footer, load_view, made_by, tune_view
-    from turbofit.report.views.plan_view import plan_footer, plan_view
+    from turbofit.report.views.measured_view import load_view, tune_view
+    from turbofit.report.views.plan_view import plan_view
 
     saved = read_reported(what)
     if isinstance(saved, Tuning):
-        form.show(saved, tune_view, made_by(saved))
+        form.show(saved, tune_view)
         return 0
     if not isinstance(saved, StoredPlan):
-        form.show(saved, load_view, load_footer(saved))
+        form.show(saved, load_view)
         return 0
     plan, run = saved.plan, saved.run
     if what == LATEST and not form.as_json:
         note(f"latest is {saved.where}, planned {plan.created}")
-    form.show(saved_document(saved), lambda _: plan_view(plan, run), plan_footer(plan))
+    form.show(saved_document(saved), lambda _: plan_view(plan, run))
     return 0 if plan.fits else DoesNotFitError.exit_code
 
 

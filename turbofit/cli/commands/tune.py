@@ -110,7 +110,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     from turbofit.measure.tune.tune import TuneRequest, tune_model
     from turbofit.planning.calibrations import pretends
     from turbofit.report.stored_documents import keep
-    from turbofit.report.views.measured_view import made_by, tune_view
+    from turbofit.report.views.measured_view import tune_view
     from turbofit.serving.config import ServeConfig
     from turbofit.serving.planner import forget_learned, launch_request, leases_for
 
@@ -149,7 +149,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
     if isinstance(tuning, signal.Signals):
         return INTERRUPTED
     keep(tuning, "tune")
-    form.show(tuning, tune_view, made_by(tuning))
+    form.show(tuning, tune_view)
     if tuning.interrupted:
         return INTERRUPTED
     return 0 if tuning.best is not None else DoesNotFitError.exit_code

@@ -163,13 +163,13 @@ class Form(NamedTuple):
         """Answer with the document if JSON is chosen, else with the text."""
         answer(to_json(document) if self.as_json else text)
 
-    def show(self, document: T, view: Callable[[T], Iterable[Block]], footer: str = "") -> None:
-        """Answer in this form; a page's footer says what made it, and when."""
+    def show(self, document: T, view: Callable[[T], Iterable[Block]]) -> None:
+        """Answer in this form."""
         if self.html:
             from turbofit.core.process.files import write_output
             from turbofit.report.page.html import page
 
-            text = page([*view(document)], document, footer)
+            text = page([*view(document)], document)
             if self.html != "-":
                 write_output(self.html, text)
                 text = f"{self.html}\n"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from msgspec import Meta
 
 from turbofit.core.images.rule import Allowed, DummyImage, FolderEdits, ImageRule, Lowered, Size
+from turbofit.core.messages import plural
 from turbofit.core.units import number
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ class BaseTileRule(ImageRule):
     """
 
     unit_name = "tile"
-    units_name = "tiles"
     limit_unit = "tiles"
     common_limits = (12, 6, 4, 1)
     limit_name = "max_dynamic_patch"
@@ -58,9 +58,8 @@ class BaseTileRule(ImageRule):
 
     @property
     def summary(self) -> str:
-        single = self.max_dynamic_patch == 1
         if self.dynamic:
-            return f"{self.max_dynamic_patch} {self.unit_name if single else self.units_name}"
+            return f"{self.max_dynamic_patch} {plural(self.max_dynamic_patch, self.unit_name)}"
         return f"{self.tile_size} px square"
 
     @property

@@ -30,7 +30,6 @@ class PatchRule(ImageRule, tag="patch"):
 
     unit_name = "patch"
     whole_image = True
-    units_name = "patches"
     limit_unit = "pixels"
     common_limits = (4_000_000, 2_000_000, 1_000_000, 500_000)
     limit_name = "max_pixels"

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError, option_of
 from turbofit.core.images.video import Videos
+from turbofit.core.messages import plural
 from turbofit.core.struct import Struct
 from turbofit.core.units import bisect
 
@@ -84,9 +85,8 @@ class ImageRule(Struct):
     A rule is one file of this folder, and a member of ``AnyImageRule``.
     """
 
-    #: Names of one unit, of several, and of what a limit counts; used in ``limits.vision_unit``.
+    #: Names of one unit, and of what a limit counts; used in ``limits.vision_unit``.
     unit_name: ClassVar[Literal["tile", "patch"]]
-    units_name: ClassVar[Literal["tiles", "patches"]]
     limit_unit: ClassVar[Literal["tiles", "pixels"]]
     #: The limit's name in LMDeploy and in the rule's fields, and its name in ``core.plan.Limits``.
     limit_name: ClassVar[Literal["max_dynamic_patch", "max_pixels"]]
@@ -106,6 +106,11 @@ class ImageRule(Struct):
     @abstractmethod
     def client_knobs(self) -> bool:
         """Whether LMDeploy reads a limit from the fields of an image in a request."""
+
+    @property
+    def units_name(self) -> str:
+        """The name of several units."""
+        return plural(2, self.unit_name)
 
     @property
     def checkpoint_limit(self) -> int:
@@ -154,11 +159,6 @@ class ImageRule(Struct):
         return None
 
     @property
-    def unmade_units(self) -> int:
-        """A number of units that no image has; 0 if every number occurs."""
-        return 0
-
-    @property
     def limit_option(self) -> str:
         """The command-line option that sets the limit."""
         return option_of(self.limit_name)
@@ -203,10 +203,12 @@ class ImageRule(Struct):
         return self._worst_units(self.checkpoint_limit if limit is None else limit)
 
     @abstractmethod
-    def _units(self, width: int, height: int, limit: int) -> int: ...
+    def _units(self, width: int, height: int, limit: int) -> int:
+        """Units of one image under this limit."""
 
     @abstractmethod
-    def _worst_units(self, limit: int) -> int: ...
+    def _worst_units(self, limit: int) -> int:
+        """The most units of one image under this limit."""
 
     @property
     def least_units(self) -> int:

@@ -56,11 +56,6 @@ class TileRule(BaseTileRule, tag="tile"):
     def by_table(self) -> bool:
         return self.dynamic and self.client_knobs
 
-    @property
-    def unmade_units(self) -> int:
-        """Two units never occur: one tile has no thumbnail, and two tiles have three units."""
-        return 2 if self.thumbnail else 0
-
     def largest_limit(self, units: int) -> int | None:
         limit = min(self._tiles_of(units), self.max_dynamic_patch)
         return limit if limit >= 1 and self._worst_units(limit) <= units else None

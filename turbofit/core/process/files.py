@@ -18,6 +18,7 @@ from turbofit.core.struct import Struct, to_json
 
 T = TypeVar("T", bound=Struct)
 
+WINDOWS = os.name == "nt"
 #: Seconds to wait for a lock: a holder only writes a small file, so it is faster unless stopped.
 _LOCK_SECONDS: Final = 2.0
 _LOCK_PAUSE: Final = 0.02
@@ -165,7 +166,10 @@ def state_dir(room: str, *, make: bool = True) -> Path:
     Raises:
         OSError: it cannot be made.
     """
-    folder = Path(_state_folder(windows=os.name == "nt"))
+    # XDG wants a relative path in its variable to be ignored.
+    chosen, local = os.environ.get("XDG_STATE_HOME", ""), os.environ.get("LOCALAPPDATA")
+    usual = (local or "~/AppData/Local") if WINDOWS else "~/.local/state"
+    folder = Path(chosen if os.path.isabs(chosen) else os.path.expanduser(usual))
     for name in ("turbofit", *Path(room).parts):
         folder /= name
         if make:  # mkdir would give its mode to the last folder only
@@ -225,13 +229,6 @@ def digest_of_parts(*parts: str) -> str:
     return sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
-def _state_folder(*, windows: bool) -> str:
-    """The folder of programs' state; XDG wants a relative path in its variable to be ignored."""
-    chosen, local = os.environ.get("XDG_STATE_HOME", ""), os.environ.get("LOCALAPPDATA")
-    usual = (local or "~/AppData/Local") if windows else "~/.local/state"
-    return chosen if os.path.isabs(chosen) else os.path.expanduser(usual)
-
-
 def new_path(room: str, stem: str, suffix: str = "") -> Path:
     """Make an empty folder with a new name in a room's folder; with a ``suffix``, an empty file.
 
@@ -241,14 +238,9 @@ def new_path(room: str, stem: str, suffix: str = "") -> Path:
     base = state_dir(room) / f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}"
     for attempt in range(1000):
         path = base.with_name(f"{base.name}{f'-{attempt}' if attempt else ''}{suffix}")
-        try:
-            if suffix:
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            else:
-                path.mkdir(mode=0o700)
-        except FileExistsError:
-            continue
-        return path
+        with suppress(FileExistsError):
+            path.touch(0o600, exist_ok=False) if suffix else path.mkdir(0o700)
+            return path
     raise FileExistsError(f"{base}{suffix}")
 
 

@@ -46,8 +46,6 @@ class _Heard:
     """The listener of this process: one at most, since the process has one terminal."""
 
     listener: Listener | None = None
-    #: The larger step that all steps belong to: see `part_of`.
-    whole: Callable[[], Step] | None = None
 
 
 _TOLD: Final = _Told()
@@ -56,13 +54,8 @@ _TOLD: Final = _Told()
 def tell(step: Step | None) -> None:
     """Report the step that begins now; None means that nothing is going on."""
     _TOLD.step = step
-    if _Heard.listener is None:
-        return
-    if step is not None and _Heard.whole is not None:
-        whole = _Heard.whole()
-        detail = ", ".join(filter(None, (step.detail, whole.detail)))
-        step = step._replace(doing=f"{whole.doing}: {step.doing}", detail=detail)
-    _Heard.listener(step)
+    if _Heard.listener is not None:
+        _Heard.listener(step)
 
 
 def now() -> Step | None:
@@ -79,17 +72,6 @@ def under_way(doing: str) -> Iterator[None]:
         yield
     finally:
         tell(before)
-
-
-@contextmanager
-def part_of(whole: Callable[[], Step]) -> Iterator[None]:
-    """Add ``whole()`` to each step that any thread reports in the block; it is called each time."""
-    before, _Heard.whole = _Heard.whole, whole
-    try:
-        yield
-    finally:
-        _Heard.whole = before
-        tell(now())
 
 
 def listening() -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.process.progress import Step, part_of
+from turbofit.core.process.progress import under_way
 from turbofit.core.tuning import TrialRecord, Tuning
 from turbofit.core.units import format_duration
 from turbofit.core.version import __version__
@@ -308,15 +308,11 @@ class Tuner:
         )
 
     def _end_of(self, options: Options, load: LoadSpec, what: str) -> TrialEnd:
-
-        def whole() -> Step:
-            return Step(what, detail=f"{format_duration(max(self.left, 0.0))} of --time left")
-
         try:
             plan = self.plan_of(options)
             if not plan.fits:
                 return TrialEnd(None, "unserved", plan.verdict)
-            with part_of(whole):
+            with under_way(f"{what}, {format_duration(max(self.left, 0.0))} of --time left"):
                 return self.run(plan, load)
         except TurbofitError as exc:
             return TrialEnd(None, "unserved", exc.message)

@@ -63,9 +63,9 @@ def unplanned() -> tuple[UnsupportedFamily, ...]:
 
 def refusal(architecture: str) -> UsageError:
     """The error for a checkpoint of an architecture without an account."""
-    known = _of(architecture)
-    if known is not None:
-        return known.refusal()
+    for known in unplanned():
+        if architecture in known.architectures:
+            return known.refusal()
     return UsageError(
         f"turbofit does not know the architecture {architecture[:80]!r}",
         hint="`turbofit models` names one of each family that is known",
@@ -74,15 +74,10 @@ def refusal(architecture: str) -> UsageError:
 
 def inner_refusal(outer: str, inner: str) -> UsageError:
     """The error for a vision model that contains this language model."""
-    known = _of(inner)
-    if known is None or known.engine is None:
-        return UsageError(
-            f"turbofit does not account for {outer} with {inner[:80]} inside",
-            hint="take a version with a language model that is known",
-        )
+    names = {one: family.name for family in unplanned() for one in family.architectures}
     return UsageError(
-        f"turbofit does not account for {outer} with {known.name} inside yet",
-        hint=_BY_HAND[known.engine],
+        f"turbofit does not account for {outer} with {names.get(inner, inner[:80])} inside",
+        hint="take a version with a language model that is known",
     )
 
 
@@ -108,10 +103,6 @@ def _longest_match(name: str, families: Iterable[UnsupportedFamily]) -> UsageErr
         if (known in family.words and known in typed) or _begins(typed, known.lower())
     ]
     return max(matches, key=lambda pair: pair[0])[1].refusal() if matches else None
-
-
-def _of(architecture: str) -> UnsupportedFamily | None:
-    return next((family for family in unplanned() if architecture in family.architectures), None)
 
 
 def _begins(typed: str, known: str) -> bool:

@@ -124,9 +124,9 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
     qkv_bias, output_bias, mlp_bias = [
         bias if isinstance(bias, bool) else config.boolean(*bias) for bias in biases
     ]
-    mla = _mla(config) if "latent" in defaults else None
-    if "expanded" in defaults:
-        mla = _expanded(config, hidden, heads)
+    mla, expanded = None, "expanded" in defaults
+    if expanded or "latent" in defaults:
+        mla = _latents(config, hidden, heads, expanded=expanded)
     return TextDims(
         architecture=defaults.get("run_as", architecture),
         layers=layers,
@@ -240,39 +240,32 @@ def _length(config: Section, default: int) -> int:
     return length
 
 
-def _mla(config: Section) -> MlaDims:
-    """The dims of the latents; every published config has the keys."""
-    return MlaDims(
-        kv_rank=config.integer("kv_lora_rank", high=1 << 16),
-        nope_dim=config.integer("qk_nope_head_dim", high=1 << 12),
-        rope_dim=config.integer("qk_rope_head_dim", high=1 << 12),
-        v_dim=config.integer("v_head_dim", high=1 << 12),
-        q_rank=config.integer("q_lora_rank", high=1 << 16) if "q_lora_rank" in config else 0,
-    )
+def _latents(config: Section, hidden: int, heads: int, *, expanded: bool) -> MlaDims:
+    """The dims of the latents, which LMDeploy caches, or expands before it does so (MiniCPM3).
 
-
-def _expanded(config: Section, hidden: int, heads: int) -> MlaDims:
-    """The dims of latents that LMDeploy expands before it caches them (MiniCPM3).
-
-    Source: lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #f7a181
+    Every published config of the former has the keys; of the latter some have defaults. Source:
+    lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #f7a181
     """
-    values = hidden // heads
+    values, usual = hidden // heads, (256, 64, 32) if expanded else (None, None, None)
     for key, only in (("v_head_dim", values), ("num_key_value_heads", heads)):
         config.refuse_if(
-            config.integer(key, only) != only, key, f"is not {only}, as LMDeploy takes it"
+            expanded and config.integer(key, only) != only,
+            key,
+            f"is not {only}, as LMDeploy takes it",
         )
     config.refuse_if(
-        "q_lora_rank" in config.values and config.values["q_lora_rank"] is None,
+        expanded and "q_lora_rank" in config.values and "q_lora_rank" not in config,
         "q_lora_rank",
         "is null, which LMDeploy does not run",
     )
+    ranked = expanded or "q_lora_rank" in config
     return MlaDims(
-        kv_rank=config.integer("kv_lora_rank", 256, high=1 << 16),
-        nope_dim=config.integer("qk_nope_head_dim", 64, high=1 << 12),
-        rope_dim=config.integer("qk_rope_head_dim", 32, high=1 << 12),
-        v_dim=values,
-        q_rank=config.integer("q_lora_rank", 768, high=1 << 16),
-        expanded=True,
+        kv_rank=config.integer("kv_lora_rank", usual[0], high=1 << 16),
+        nope_dim=config.integer("qk_nope_head_dim", usual[1], high=1 << 12),
+        rope_dim=config.integer("qk_rope_head_dim", usual[2], high=1 << 12),
+        v_dim=values if expanded else config.integer("v_head_dim", high=1 << 12),
+        q_rank=config.integer("q_lora_rank", 768, high=1 << 16) if ranked else 0,
+        expanded=expanded,
     )
 
 

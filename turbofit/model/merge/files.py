@@ -11,7 +11,8 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final, NamedTuple
@@ -29,12 +30,8 @@ from turbofit.model.safetensors import LARGEST_INDEX, parse_index
 
 #: torch's tensors by their names.
 Tensors = dict[str, Any]
-#: Takes a tensor in the dtype of the result, and returns the changed tensor.
+#: Takes a copy of a tensor, and returns the changed tensor.
 Edit = Callable[[Any], Any]
-#: The dtypes that a checkpoint may have.
-_DTYPES: Final = (
-    "float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64",
-)  # fmt: skip
 _BIN_INDEX: Final = "pytorch_model.bin.index.json"
 _HINT: Final = "download the file again, or check who made it"
 
@@ -60,7 +57,7 @@ class Piece(NamedTuple):
             raise UsageError(
                 f"{name} would hold what is no number: the adapter is broken, or"
                 f" {dtype_name(self.dtype)} too narrow for the sum",
-                hint="try --dtype bfloat16; else take another checkpoint of the training",
+                hint="take another checkpoint of the training, or a base in bfloat16",
             )
         return made
 
@@ -141,12 +138,6 @@ def open_tensors(folder: str, name: str) -> Tensors:
     for key, tensor in content.items() if isinstance(content, dict) else [("", None)]:
         if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
             raise UsageError(f"{name} holds something else than named tensors", hint=_HINT)
-        if dtype_name(tensor.dtype) not in _DTYPES:
-            raise UsageError(
-                f"{name}: {key[:80]!r} is {tensor.dtype}: a quantised checkpoint cannot be merged"
-                " into",
-                hint="merge into the 16-bit checkpoint it was made from, and quantise the result",
-            )
     return dict(content)
 
 
@@ -170,15 +161,11 @@ def json_text(value: JsonObject) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def weight_files(
-    base: Iterable[str], files: Sequence[Mapping[str, Piece]]
-) -> dict[str, Mapping[str, Piece]]:
-    """Name the output files: as in the base if those are safetensors and equally many."""
-    names, count = list(base), len(files)
-    if len(names) != count or not all(name.endswith(".safetensors") for name in names):
-        names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-        names = names if count > 1 else ["model.safetensors"]
-    return dict(zip(names, files, strict=True))
+def weight_files(files: Sequence[Mapping[str, Piece]]) -> dict[str, Mapping[str, Piece]]:
+    """Name the output files as checkpoints of so many files usually are."""
+    count = len(files)
+    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    return dict(zip(names if count > 1 else ["model.safetensors"], files, strict=True))
 
 
 def copied_files(folder: str, written: Container[str], ends: tuple[str, ...] = ()) -> list[str]:
@@ -210,7 +197,7 @@ def check_target(out: str, sources: tuple[str, ...]) -> str:
     return target
 
 
-def write(result: Result, folder: str, target: str, say: Callable[[str], None]) -> tuple[str, ...]:
+def write(result: Result, folder: str, target: str) -> tuple[str, ...]:
     """Write everything into a temporary folder, which becomes the target at the end.
 
     One file's tensors at a time are in RAM. Returns the names of the files. After an error, or if
@@ -223,11 +210,9 @@ def write(result: Result, folder: str, target: str, say: Callable[[str], None]) 
     from safetensors.torch import save_file
 
     source, files = FolderFiles(folder), result.files
-    sizes = {
-        file: sum(piece.tensor.numel() * piece.dtype.itemsize for piece in pieces.values())
-        for file, pieces in files.items()
-    }
-    total, written = sum(sizes.values()), 0
+    total, written = 0, 0
+    for piece in chain.from_iterable(pieces.values() for pieces in files.values()):
+        total += piece.tensor.numel() * piece.dtype.itemsize
     needed = total + sum(source.size(name) or 0 for name in result.copies) + _SLACK
     parent, name = os.path.split(target)
     if os.path.isdir(parent) and needed > (free := shutil.disk_usage(parent).free):
@@ -241,15 +226,11 @@ def write(result: Result, folder: str, target: str, say: Callable[[str], None]) 
         for name in result.copies:
             shutil.copyfile(os.path.join(folder, name), os.path.join(temporary, name))
         for number, (file, pieces) in enumerate(files.items(), 1):
-            changed, tensors = sum(bool(piece.edits) for piece in pieces.values()), {}
-            say(
-                f"writing {file} ({number} of {len(files)}): {format_bytes(sizes[file])},"
-                f" {len(pieces)} tensors, {changed} changed"
-            )
+            tensors, doing = {}, f"writing {file} ({number} of {len(files)})"
             for key, piece in pieces.items():
                 tensors[key] = piece.made(key)
                 written += tensors[key].nbytes
-                tell(Step("writing", written, total, "bytes"))
+                tell(Step(doing, written, total, "bytes"))
             save_file(tensors, os.path.join(temporary, file), metadata={"format": "pt"})
         if len(files) > 1 or source.size(INDEX) is not None:
             where = {key: file for file, pieces in files.items() for key in pieces}
@@ -268,9 +249,7 @@ def write(result: Result, folder: str, target: str, say: Callable[[str], None]) 
     return tuple(sorted({*files, *texts, *result.copies}))
 
 
-def located(
-    name: str, file: str, wanted: str = "", say: Callable[[str], None] = lambda _: None
-) -> str:
+def located(name: str, file: str, wanted: str = "") -> str:
     """The path of a folder, or of a snapshot in the local hub cache that has this file.
 
     ``wanted`` is what an error recommends to name instead.
@@ -281,16 +260,13 @@ def located(
     path = os.path.expanduser(name)
     if os.path.isdir(path):
         return os.path.abspath(path)
-    hub_id, revision, notes = read_name(name)
-    for note in notes:
-        say(note)
+    hub_id, revision, _ = read_name(name)
     if preset := find_preset(hub_id):
         hub_id = load_preset(preset).hub_id
-    known = HUB_ID.fullmatch(hub_id)
-    if known and (cached := cached_snapshot(hub_id, revision, file)):
+    if cached := cached_snapshot(hub_id, revision, file):
         return cached
     at = f" --revision {revision}" if revision else ""
-    download = f"hf download {hub_id}{at}, or " if known else ""
+    download = f"hf download {hub_id}{at}, or " if HUB_ID.fullmatch(hub_id) else ""
     raise UsageError(
         f"{name[:200]} is neither a folder nor in the local hub cache",
         hint=f"{download}name {wanted or f'a folder with {file}'}",

@@ -18,7 +18,6 @@ a new token's logit, the mean of the others, is never the largest.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -45,7 +44,7 @@ from turbofit.model.merge.files import (
     weight_files,
 )
 
-#: Tokenizer files that this module writes if the source has them.
+#: Tokenizer files that are not copied: the first, which lacks the new tokens, and what is written.
 _TOKENIZER_FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
@@ -67,6 +66,13 @@ _HEAD: Final = "language_model.lm_head.weight"
 PROJECTOR: Final = {"0": "linear_1", "2": "linear_2"}
 _PROJECTOR: Final = re.compile(r"model\.mm_projector\.([02])\.(weight|bias)")
 _TUNED_TOWER: Final = re.compile(r"model\.vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?(.+)")
+#: Keys that CLIP's vision config must have, and keys that it may have.
+_SIZES: Final = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size",
+    "patch_size",
+)  # fmt: skip
+_VISION_KEYS: Final = ("num_channels", "hidden_act", "layer_norm_eps", "projection_dim")
+_FIRST: Final = "multi_modal_projector.linear_1.weight"
 _OTHERS: Final = "take the conversion that llava-hf publishes for this model"
 
 
@@ -125,17 +131,18 @@ def converted(
         for pieces in files.values()
     ]
     besides = {hf_name(name) or name: piece(tensor, dtype) for name, tensor in projector.items()}
-    where, tower = None, Section({}, "the vision tower's config.json")
-    if not any(name.startswith(_TOWER) for pieces in renamed for name in pieces):
-        name = given or original.string("mm_vision_tower", "") or "the vision tower"
-        where = located(name, "config.json", "CLIP's folder: --vision-tower FOLDER")
-        tower = read_section(FolderFiles(where), "config.json", tower.what) or tower
-        besides |= _tower_pieces(where, tower, dtype)
+    name = given or original.string("mm_vision_tower", "") or "the vision tower"
+    where = located(name, "config.json", "CLIP's folder: --vision-tower FOLDER")
+    what = "the vision tower's config.json"
+    tower = read_section(FolderFiles(where), "config.json", what) or Section({}, what)
+    tuned = any(name.startswith(_TOWER) for pieces in renamed for name in pieces)
+    if not tuned:
+        besides |= _tower_pieces(where, dtype)
     if besides:
         renamed.append(besides)
     shapes = {name: one.tensor.shape for pieces in renamed for name, one in pieces.items()}
     _check_complete(set(shapes), original)
-    vision = _vision_config(shapes, tower, original)
+    vision = _vision_config(tower.section("vision_config") or tower, original, shapes[_FIRST][1])
     rows = round_up(max(shapes[_HEAD][0], tokens.image + 1, tokens.pad + 1), _ROWS)
     for pieces in renamed:
         for name in pieces.keys() & {_EMBEDDINGS, _HEAD}:
@@ -149,11 +156,11 @@ def converted(
     texts = _small_files(original, vision, tokens, FolderFiles(folder), both)
     skipped = {*texts, *_TOKENIZER_FILES, "chat_template.json"}
     return Result(
-        files=weight_files(files, renamed),
+        files=weight_files(renamed),
         texts=texts,
         copies=copied_files(folder, skipped, (".py",)),
         architecture="LlavaForConditionalGeneration",
-        tower=where,
+        tower=None if tuned else where,
     )
 
 
@@ -183,10 +190,7 @@ def _with_rows(rows: int, weight: Any) -> Any:
     return grown
 
 
-def _tower_pieces(folder: str, config: Section, dtype: Any) -> dict[str, Piece]:
-    kind = config.string("model_type", "clip")
-    if kind not in ("clip", "clip_vision_model"):
-        raise UsageError(f"{folder} is {kind[:30]!r}, not CLIP", hint="name CLIP's folder")
+def _tower_pieces(folder: str, dtype: Any) -> dict[str, Piece]:
     pieces = {
         f"vision_tower.{key}": piece(tensor, dtype)
         for tensors in open_weights(folder).values()
@@ -216,22 +220,10 @@ def _check_complete(names: set[str], original: Section) -> None:
         )
 
 
-def _vision_config(
-    shapes: Mapping[str, tuple[int, ...]], tower: Section, original: Section
-) -> JsonObject:
-    """CLIP's vision config: sizes from the tensors, the rest from the tower's own config.json."""
-    try:
-        hidden, channels, patch = shapes[f"{_TOWER}embeddings.patch_embedding.weight"][:3]
-        positions = shapes[f"{_TOWER}embeddings.position_embedding.weight"][0]
-        inner = shapes[f"{_TOWER}encoder.layers.0.mlp.fc1.weight"][0]
-    except (KeyError, IndexError, ValueError):
-        raise UsageError(
-            "the vision tower has not the tensors of CLIP",
-            hint="name CLIP's folder: --vision-tower",
-        ) from None
-    size = math.isqrt(positions - 1) * patch
+def _vision_config(tower: Section, original: Section, wanted: int) -> JsonObject:
+    """CLIP's vision config, if the projector has been trained with such a tower."""
+    hidden, size = tower.integer("hidden_size"), tower.integer("image_size")
     name = original.string("mm_vision_tower", "")
-    wanted = shapes["multi_modal_projector.linear_1.weight"][1]
     side = re.search(r"-(\d+)$", name)
     if hidden != wanted or (side and int(side[1]) != size):
         raise UsageError(
@@ -239,21 +231,9 @@ def _vision_config(
             f" trained with {wanted}, on {name[:100] or 'another tower'}",
             hint=f"name the folder of {name[:100] or 'its own tower'}: --vision-tower",
         )
-    section = tower.section("vision_config") or tower
-    return {
-        "model_type": "clip_vision_model",
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": sum(key.endswith(".mlp.fc1.weight") for key in shapes),
-        # Every CLIP of OpenAI has heads with 64 channels.
-        "num_attention_heads": section.integer("num_attention_heads", max(1, hidden // 64)),
-        "num_channels": channels,
-        "image_size": size,
-        "patch_size": patch,
-        "hidden_act": section.string("hidden_act", "quick_gelu"),
-        "layer_norm_eps": section.number("layer_norm_eps", 1e-5, low=0, high=1),
-        "projection_dim": section.integer("projection_dim", 768),
-    }
+    sizes = {key: tower.integer(key) for key in _SIZES}
+    known = {key: tower.values[key] for key in _VISION_KEYS if key in tower}
+    return {**known, **sizes, "model_type": "clip_vision_model"}
 
 
 def _small_files(
@@ -322,63 +302,35 @@ def template_warnings(folder: str) -> list[str]:
 
 
 def add_tokens(folder: str, rows: int) -> _Tokens:
-    """Append both tokens to the tokenizer of a folder; an existing token keeps its id.
-
-    ``rows`` is the number of the model's tokens, used if there is only a tokenizer.model.
+    """Append both tokens to the tokenizer of a folder, whose model has ``rows`` tokens.
 
     Raises:
-        UsageError: the folder's tokenizer cannot be read.
+        UsageError: the folder has another tokenizer than the original LLaVA-1.5 and Vicuna.
     """
-    (whole, config, special, added), ids, first = _tokenizer(folder, rows)
-    new = [token for token in (_IMAGE, _PAD) if token not in ids]
-    ids |= {token: number for number, token in enumerate(new, first)}
-    both = {token: ids[token] for token in (_IMAGE, _PAD)}
+    files = FolderFiles(folder)
+    sections = [read_section(files, name) for name in _TOKENIZER_FILES[1:]]
+    config, special, added = (section.values if section else {} for section in sections)
+    if added or files.size("tokenizer.model") is None:
+        raise UsageError(
+            f"{folder} has {'added tokens' if added else 'no tokenizer.model'}, other than the"
+            " original LLaVA-1.5 and Vicuna",
+            hint=_OTHERS,
+        )
+    both = {_IMAGE: rows, _PAD: rows + 1}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    entries = {token: {"content": token, **flags, "special": True} for token in both}
-    decoder = config.get("added_tokens_decoder") or {}
+    entries = {
+        str(number): {"content": token, **flags, "special": True} for token, number in both.items()
+    }
     written: dict[str, JsonObject] = {
         # Without its chat template, which is for text only.
         "tokenizer_config.json": {
             **{key: value for key, value in config.items() if key != "chat_template"},
-            "added_tokens_decoder": {**decoder, **{str(both[t]): entries[t] for t in both}},
+            "added_tokens_decoder": {**(config.get("added_tokens_decoder") or {}), **entries},
             "pad_token": _PAD,
             "processor_class": "LlavaProcessor",
         },
         "special_tokens_map.json": {**special, "pad_token": _PAD},
+        "added_tokens.json": both,
     }
-    if whole:
-        appended = [{"id": both[token], **entries[token]} for token in new]
-        listed = whole.get("added_tokens") or ()
-        written["tokenizer.json"] = {**whole, "added_tokens": [*listed, *appended]}
-    else:
-        written["added_tokens.json"] = {**added, **both}
     texts = {name: json_text(value) for name, value in written.items()}
     return _Tokens(both[_IMAGE], both[_PAD], texts)
-
-
-def _tokenizer(folder: str, rows: int) -> tuple[list[JsonObject], dict[str, int], int]:
-    """The contents of the tokenizer's files, the ids of added tokens, and the first free id."""
-    files = FolderFiles(folder)
-    sections = [read_section(files, name) for name in _TOKENIZER_FILES]
-    stored = [section.values if section else {} for section in sections]
-    whole, config, _, added = stored
-    if not whole and files.size("tokenizer.model") is None:
-        raise UsageError(
-            f"{folder} has no tokenizer.json and no tokenizer.model",
-            hint="finish the checkpoint's download",
-        )
-    try:
-        ids = {token: int(id_) for token, id_ in added.items()}
-        for id_, entry in (config.get("added_tokens_decoder") or {}).items():
-            ids[entry["content"]] = int(id_)
-        for entry in whole.get("added_tokens") or ():
-            ids[entry["content"]] = int(entry["id"])
-        if whole:  # Unigram has its vocabulary as a list of pieces and scores
-            vocabulary = whole["model"]["vocab"]
-            last = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-            rows = int(1 + max(last, default=-1))
-    except (AttributeError, LookupError, TypeError, ValueError):
-        raise UsageError(
-            f"the tokenizer of {folder} cannot be read", hint="download the checkpoint again"
-        ) from None
-    return stored, ids, max(rows, *(1 + number for number in ids.values()), 0)

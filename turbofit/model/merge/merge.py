@@ -7,31 +7,26 @@ into `non_lora_trainables.bin`.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
-from turbofit.core.json_types import JsonObject
 from turbofit.core.struct import Struct
 from turbofit.model.checkpoint import read_section
 from turbofit.model.config import Section
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge import llava
 from turbofit.model.merge.files import (
-    Piece,
     Result,
     Tensors,
     check_target,
     copied_files,
     dtype_name,
-    json_text,
     located,
     open_tensors,
     open_weights,
@@ -167,18 +162,12 @@ def _lora(config: Section, module: str, kinds: Tensors) -> Lora:
 
 #: Prefixes of names that differ between releases of peft, Transformers and LLaVA.
 _PREFIXES: Final = ("base_model", "model", "language_model")
-#: Models whose linear layers are Transformers' ``Conv1D``; a square one would be merged transposed.
-_CONV1D: Final = {
-    "clvp", "clvp_decoder", "decision_transformer", "gpt2", "imagegpt", "openai-gpt"
-}  # fmt: skip
 
 
 class Merged(Struct):
     """The result of a merge. Counts are of tensors, ``loras`` of modules; sizes are bytes."""
 
     out: str
-    base: str
-    adapter: str | None
     architecture: str
     converted: bool
     vision_tower: str | None
@@ -197,8 +186,6 @@ def merge(
     out: str,
     *,
     vision_tower: str | None = None,
-    dtype: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> Merged:
     """Merge an adapter into a checkpoint, convert an original LLaVA, or both.
 
@@ -209,17 +196,15 @@ def merge(
         adapter: folder or hub id of the adapter; None only converts.
         out: the folder to make.
         vision_tower: folder or hub id of the CLIP that an original LLaVA leaves out.
-        dtype: ``float16``, ``bfloat16`` or ``float32``; None keeps the base's.
-        say: hears of progress, a line at a time.
 
     Raises:
         UsageError: the merge is not possible; no output is left behind.
         PackageError: torch is missing.
     """
-    folder = located(base, "config.json", say=say)
-    lora_folder = located(adapter, ADAPTER_CONFIG, say=say) if adapter else None
+    folder = located(base, "config.json")
+    lora_folder = located(adapter, ADAPTER_CONFIG) if adapter else None
     target = check_target(out, (folder, *([lora_folder] if lora_folder else [])))
-    torch = torch_library()
+    torch_library()
     config = read_section(FolderFiles(folder), "config.json")
     if config is None:
         raise UsageError(f"{folder} has no config.json", hint="name a checkpoint's folder")
@@ -231,26 +216,28 @@ def merge(
     stored = dict(chain.from_iterable(tensors.items() for tensors in files.values()))
     added, replaced, besides = _assigned(lora, stored, projector=original is not None)
     _refuse_tied(config, stored, replaced)
-    wanted = getattr(torch, dtype) if dtype else None
     edits = {name: (change.merged,) for name, change in added.items()}
     pieces = {
         file: {
-            name: piece(replaced.get(name, tensor), wanted or tensor.dtype, *edits.get(name, ()))
+            name: piece(replaced.get(name, tensor), tensor.dtype, *edits.get(name, ()))
             for name, tensor in tensors.items()
         }
         for file, tensors in files.items()
     }
-    kind = wanted or _main_dtype(torch, stored)
+    kind = max(stored.values(), key=lambda tensor: int(tensor.nbytes)).dtype
     if original is not None:
         result = llava.converted(original, folder, pieces, besides, vision_tower, kind)
         warnings += llava.template_warnings(target)
     else:
-        result = _plain(config, folder, pieces, dtype)
-    names = write(result, folder, target, say)
+        result = Result(
+            files=weight_files(tuple(pieces.values())),
+            texts={},
+            copies=copied_files(folder, ()),
+            architecture=next(iter(config.strings("architectures")), "unknown"),
+        )
+    names = write(result, folder, target)
     return Merged(
         out=target,
-        base=folder,
-        adapter=lora_folder,
         architecture=result.architecture,
         converted=original is not None,
         vision_tower=result.tower,
@@ -290,10 +277,8 @@ def _original(
 
 
 def _refuse_base(config: Section) -> None:
-    """Refuse a base that is quantised, or whose weights are not matrices of (out, in)."""
+    """Refuse a base that is quantised."""
     parts = [part for part in (config.values, *config.values.values()) if isinstance(part, dict)]
-    if kinds := {str(part.get("model_type")) for part in parts} & _CONV1D:
-        raise UsageError(f"layers of {min(kinds)} keep their weights as (in, out)", hint=_HINT)
     if any(part.get("quantization_config") for part in parts):
         raise UsageError(
             "the base is quantised: a LoRA cannot be merged into it bit for bit",
@@ -372,51 +357,14 @@ def _assigned(
                 f" base has {here}",
                 hint=f"{other}; where tokens were added, resize and save the base first",
             )
-        elif names[0] in (added if is_lora else ()):
-            raise UsageError(
-                f"the adapter has two LoRAs for {names[0][:100]}", hint="save the adapter again"
-            )
         else:
             (added if is_lora else replaced)[names[0]] = change
     if unplaced:
-        raise _no_tensor_for(unplaced, other)
+        tied = any("lm_head" in key for key in unplaced)
+        raise UsageError(
+            f"the base has no tensor for {', '.join(unplaced)[:400]} of the adapter",
+            hint="the base ties lm_head to the embeddings: untie and save it first"
+            if tied
+            else other,
+        )
     return added, replaced, besides
-
-
-def _no_tensor_for(keys: Sequence[str], other: str) -> UsageError:
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    tied = any("lm_head" in key for key in keys)
-    return UsageError(
-        f"the base has no tensor for {', '.join(key[:100] for key in keys[:3])}{more} of the"
-        " adapter",
-        hint="the base ties lm_head to the embeddings: untie and save it first" if tied else other,
-    )
-
-
-def _main_dtype(torch: Any, stored: Tensors) -> Any:
-    """The floating-point dtype of most bytes."""
-    sizes = Counter({torch.float16: 0})
-    for tensor in stored.values():
-        sizes[tensor.dtype] += tensor.nbytes if tensor.is_floating_point() else 0
-    return sizes.most_common(1)[0][0]
-
-
-def _plain(
-    config: Section, folder: str, pieces: Mapping[str, Mapping[str, Piece]], dtype: str | None
-) -> Result:
-    """The base's layout and files with other weights; ``dtype`` is torch's name."""
-
-    def changed(part: JsonObject) -> JsonObject:
-        stated = {key for key in ("torch_dtype", "dtype") if isinstance(part.get(key), str)}
-        return {**part, **dict.fromkeys(stated, dtype)}
-
-    texts = {}
-    if dtype:
-        values = json.loads(json.dumps(config.values), object_hook=changed)
-        texts["config.json"] = json_text(values)
-    return Result(
-        files=weight_files(pieces, tuple(pieces.values())),
-        texts=texts,
-        copies=copied_files(folder, texts),
-        architecture=next(iter(config.strings("architectures")), "unknown"),
-    )

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.struct import to_builtins
-from turbofit.core.units import GIB, format_bytes
+from turbofit.core.units import format_bytes
 from turbofit.report.painters.terminal import clean_lines
 
 if TYPE_CHECKING:
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 #: Characters that could end a script element or a line of JavaScript, with their escapes.
 _IN_SCRIPT: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
-_MOST_TICKS: Final = 8
-#: A tick is left out if it is nearer to the end than one seventh (1 / `_CLOSE`) of the scale.
-_CLOSE: Final = 7
 
 
 class Markup(str):
@@ -61,15 +58,11 @@ def memory_bars(bars: Sequence[Bar]) -> Markup:
 
 
 def _set(bar: Bar, scale: int) -> Markup:
-    holders = tag("ul", *(tag("li", text) for text in bar.holders), class_="dim")
     return tag(
         "div",
         tag("p", bar.label, class_="words" if bar.fits else "words bad"),
-        _end(bar, scale),
         *(_row(bar, index, scale) for index in bar.gpus),
-        _ticks(scale),
         tag("output", "Point at a part, or press Tab and the arrow keys.", class_="readout"),
-        holders if bar.holders else "",
         class_="gpuset",
     )
 
@@ -106,17 +99,6 @@ def _phase(part: BarPiece, *, explained: bool) -> Markup:
     )  # fmt: skip
 
 
-def _end(bar: Bar, scale: int) -> Markup:
-    """Mark the end of the card above bars that are longer than the card."""
-    if bar.need <= bar.room:
-        return Markup()
-    share = 100 * bar.room / scale
-    text = f"the {bar.owner} ends here: {format_bytes(bar.room)}"
-    place = f"right:{100 - share:.3f}%" if share > 50 else f"left:{share:.3f}%"
-    label = tag("b", f"{text} ▾" if share > 50 else f"▾ {text}", style=place)
-    return tag("div", tag("div", label, class_="ends"), class_="row axis")
-
-
 def _legend(bars: Sequence[Bar]) -> Markup:
     """One legend for all bars: each kind of memory and its sizes, the smallest and the largest."""
     sizes: dict[tuple[str, str, str], list[int]] = {}
@@ -126,21 +108,9 @@ def _legend(bars: Sequence[Bar]) -> Markup:
     entries = []
     for (kind, mark, name), amounts in sizes.items():
         swatch = tag("span", mark, class_=f"swatch k-{kind}", aria_hidden="true")
-        entries.append(tag("li", swatch, f" {name} ", tag("b", _range(amounts))))
+        least_and_most = dict.fromkeys(map(format_bytes, (min(amounts), max(amounts))))
+        entries.append(tag("li", swatch, f" {name} ", tag("b", " to ".join(least_and_most))))
     if overs:
         swatch = tag("span", "!", class_="swatch overs", aria_hidden="true")
         entries.append(tag("li", swatch, f" more than the {' or '.join(dict.fromkeys(overs))} has"))
     return tag("ul", *entries, class_="legend")
-
-
-def _range(sizes: list[int]) -> str:
-    """A size, or the smallest and the largest of several sizes."""
-    return " to ".join(dict.fromkeys(format_bytes(size) for size in (min(sizes), max(sizes))))
-
-
-def _ticks(scale: int) -> Markup:
-    step = 1 << (scale // (GIB * _MOST_TICKS)).bit_length()  # a power of two, so that there are few
-    whole = [n for n in range(0, scale // GIB + 1, step) if scale - n * GIB > scale / _CLOSE]
-    marks = [tag("span", f"{n} GiB", style=f"left:{100 * n * GIB / scale:.3f}%") for n in whole]
-    marks.append(tag("span", format_bytes(scale), style="left:100%"))
-    return tag("div", tag("div", *marks, class_="ticks"), class_="row axis", aria_hidden="true")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from itertools import groupby
 from pathlib import Path
 from string import Template
@@ -25,17 +24,16 @@ from turbofit.report.painters.document import (
 )
 
 _FOLDER: Final = Path(__file__).parent
-#: The form of a cell that sorts as a number.
-_NUMBER: Final = re.compile(r"[+-]?[\d,]+(\.\d+)?(e[+-]?\d+)?")
 #: A cell with more characters than this keeps a readable minimum width.
 _LONG: Final = 24
 
 
-def page(blocks: list[Block], document: Any, footer: str) -> str:
+def page(blocks: list[Block], document: Any) -> str:
     """Return a whole page: the first heading is its title, level-2 headings begin sections.
 
-    The page carries ``document`` as JSON; ``footer`` says which version made the page, and when.
+    The page carries ``document`` as JSON, and says which version made it, and when.
     """
+    made = getattr(document, "plan", document)
     parts: list[tuple[str, list[Block]]] = []
     for block in blocks:
         if block.page and isinstance(block, Heading) and (block.level == 2 or not parts):
@@ -67,7 +65,7 @@ def page(blocks: list[Block], document: Any, footer: str) -> str:
                 for id_, text, content in named
             )
         ),
-        made=tag("p", footer),
+        made=tag("p", f"turbofit {made.turbofit_version}, {made.created}"),
         json=json_text(document),
     )  # fmt: skip
 
@@ -119,19 +117,15 @@ def _verdict(block: Verdict) -> Markup:
 
 
 def _table(block: Table) -> Markup:
-    heads = []
-    for column in block.columns:
-        button = tag("button", column.title, type="button")
-        inside = button if block.sortable and column.title else column.title
-        heads.append(tag("th", inside, scope="col", class_="n" if column.right else None))
+    heads = [
+        tag("th", column.title, scope="col", class_="n" if column.right else None)
+        for column in block.columns
+    ]
     body = [
         tag("tr", *_cells(block, row), class_="chosen" if i == block.chosen else None)
         for i, row in enumerate(block.rows)
     ]
-    foot = [tag("tr", *_cells(block, row)) for row in block.sums]
-    inner = [tag("thead", tag("tr", *heads)), tag("tbody", *body)]
-    inner += [tag("tfoot", *foot)] if foot else []
-    drawn = tag("table", *inner, class_="sortable" if block.sortable else None)
+    drawn = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *body))
     label = "Table; scrolls where it is wider than the page"
     return tag("div", drawn, class_="scroll", tabindex="0", role="group", aria_label=label)
 
@@ -142,6 +136,5 @@ def _cells(block: Table, row: tuple[str, ...]) -> list[Markup]:
         cls = "n" if column.right else None if column.wrap else "t"
         if column.wrap and len(text) > _LONG:
             cls = "w"
-        value = text.replace(",", "") if block.sortable and _NUMBER.fullmatch(text) else None
-        cells.append(tag("td", text, class_=cls, data_v=value))
+        cells.append(tag("td", text, class_=cls))
     return cells

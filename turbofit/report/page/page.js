@@ -101,31 +101,4 @@ const copyText = async (text) => {
       });
     });
   });
-
-  // Tables that sort: a heading's button, once up, once down.
-  const value = (row, column) => {
-    const cell = row.cells[column];
-    return cell.dataset.v === undefined ? cell.textContent : Number(cell.dataset.v);
-  };
-  const order = (a, b) => {
-    if (typeof a === 'number' && typeof b === 'number') return a - b;
-    if (typeof a !== typeof b) return typeof a === 'number' ? -1 : 1;
-    return a.localeCompare(b, 'en', { numeric: true });
-  };
-  all('table.sortable').forEach((table) => {
-    const heads = all('thead th', table);
-    heads.forEach((head, column) => {
-      const button = head.querySelector('button');
-      if (!button) return;
-      button.addEventListener('click', () => {
-        const down = head.getAttribute('aria-sort') === 'ascending';
-        heads.forEach((other) => other.removeAttribute('aria-sort'));
-        head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
-        const rows = Array.from(table.tBodies[0].rows);
-        rows.sort((a, b) => order(value(a, column), value(b, column)) * (down ? -1 : 1));
-        table.tBodies[0].append(...rows);
-        status.textContent = 'Sorted by ' + button.textContent + (down ? ', down.' : ', up.');
-      });
-    });
-  });
 })();

@@ -100,15 +100,10 @@ class Column(Struct):
 
 
 class Table(Block):
-    """Rows of text; the ``sums`` stand apart below the other rows.
-
-    On a page the titles of a ``sortable`` table are buttons, and the ``chosen`` row is marked.
-    """
+    """Rows of text; on a page the ``chosen`` row is marked."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
-    sums: tuple[tuple[str, ...], ...] = ()
-    sortable: bool = False
     chosen: int | None = None
 
 
@@ -168,7 +163,6 @@ class Bar(Block):
     gpus: tuple[int, ...] = ()
     label: str = ""
     fits: bool = True
-    holders: tuple[str, ...] = ()
     owner: str = "card"
 
     @property

@@ -62,8 +62,7 @@ def _table(block: Table) -> str:
     titles = _row([_text(column.title) for column in block.columns])
     rule = "|" + "|".join("---:" if column.right else "---" for column in block.columns) + "|"
     rows = [_row([_text(cell) for cell in row]) for row in block.rows]
-    sums = [_row([f"**{_text(cell)}**" if cell else "" for cell in row]) for row in block.sums]
-    return "\n".join([titles, rule, *rows, *sums])
+    return "\n".join([titles, rule, *rows])
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -95,10 +95,10 @@ def _fold(text: str, width: int) -> list[str]:
     """Break text at single spaces; a word longer than a line (a path) stays whole."""
     if _display_width(text) <= width:
         return [text]
-    return _filled(re.split(r"(?<=\S) (?=\S)", text), max(width, _NARROWEST))
+    return filled(re.split(r"(?<=\S) (?=\S)", text), max(width, _NARROWEST))
 
 
-def _filled(words: Iterable[str], width: int, gap: str = " ") -> list[str]:
+def filled(words: Iterable[str], width: int, gap: str = " ") -> list[str]:
     """Lines that each have as many words as the width holds."""
     lines: list[str] = []
     for word in words:
@@ -106,7 +106,7 @@ def _filled(words: Iterable[str], width: int, gap: str = " ") -> list[str]:
             lines[-1] += f"{gap}{word}"
         else:
             lines.append(word)
-    return lines or [""]
+    return lines
 
 
 def _display_width(text: str) -> int:
@@ -142,7 +142,7 @@ def _bar(block: Bar, width: int, colour: bool) -> list[str]:
     drawn = "".join(
         _tint(clean("".join(run)), _LETTERS.get(mark, ""), colour) for mark, run in groupby(letters)
     )
-    lines = _filled(map(clean, legend(block)), width - 2, gap="  ")
+    lines = filled(map(clean, legend(block)), width - 2, gap="  ")
     title = _fold(clean(block.title), width - 2)
     return [*(f"  {line}" for line in title), f"  [{drawn}]", *(f"  {line}" for line in lines)]
 
@@ -151,18 +151,11 @@ def _table(block: Table, width: int, colour: bool) -> list[str]:
     places = [i for i, column in enumerate(block.columns) if not column.aside]
     columns = [block.columns[i] for i in places]
     titles = [column.title for column in columns]
-    rows, sums = (
-        [[clean(row[i]) for i in places] for row in part] for part in (block.rows, block.sums)
-    )
-    widths = _widths(columns, [titles, *rows, *sums], width)
+    rows = [[clean(row[i]) for i in places] for row in block.rows]
+    widths = _widths(columns, [titles, *rows], width)
     out = [_tint(line, _ANSI["dim"], colour) for line in _cells(columns, titles, widths)]
     for row in rows:
         out.extend(_cells(columns, row, widths))
-    if sums:
-        rule = "-" * (sum(widths) + _GAP * (len(widths) - 1))
-        out.append("  " + _tint(rule, _ANSI["dim"], colour))
-        for row in sums:
-            out.extend(_cells(columns, row, widths))
     return out
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _NAMES: Final = 3
 #: Columns of numbers, and columns whose text may be broken over lines.
 _RIGHT: Final = ("nodes", "tp x n", "KV tokens", "req/s", "at once")
-_WRAPPED: Final = ("serves", "cards", "which", "serve nothing, since", "node", "why, or said last")
+_WRAPPED: Final = ("cards", "which", "serve nothing, since", "node", "why, or said last")
 
 
 def cluster_view(plan: ClusterPlan) -> list[Block]:
@@ -84,23 +84,18 @@ def _kinds(names: Sequence[str], kinds: dict[tuple[str, ...], list[NodePlan]]) -
         yield table(names, rows, right=_RIGHT, wrap=_WRAPPED, short=True)
 
 
-def status_view(nodes: Sequence[NodeStatus]) -> list[Block]:
-    """What the nodes of all runs do."""
-    up = sum(node.state == "serving" for node in nodes)
-    title = f"{up} of {len(nodes)} {plural(len(nodes), 'node')} serve"
-    names = ["node", "cards", "state", "at once", "KV tokens", "why, or said last"]
-    rows = [
-        [
-            node.name, node.cards, node.state, f"{node.at_once:,}", f"{node.tokens:,}",
-            shorten(node.why_not or node.said, 300, placeholder=" …"),
-        ]
-        for node in nodes
-    ]  # fmt: skip
-    runs = {node.serves for node in nodes}
-    if len(runs) == 1:
-        title += f" {runs.pop()}"
-    else:
-        names.insert(0, "serves")
-        for node, row in zip(nodes, rows, strict=True):
-            row.insert(0, node.serves)
-    return [Heading(title), table(names, map(tuple, rows), right=_RIGHT, wrap=_WRAPPED)]
+def status_view(nodes: Sequence[NodeStatus]) -> Iterator[Block]:
+    """Yield what the nodes of each run do."""
+    names = ("node", "cards", "state", "at once", "KV tokens", "why, or said last")
+    for serves in dict.fromkeys(node.serves for node in nodes):
+        members = [node for node in nodes if node.serves == serves]
+        up = sum(node.state == "serving" for node in members)
+        rows = (
+            (
+                node.name, node.cards, node.state, f"{node.at_once:,}", f"{node.tokens:,}",
+                shorten(node.why_not or node.said, 300, placeholder=" …"),
+            )
+            for node in members
+        )  # fmt: skip
+        yield Heading(f"{up} of {len(members)} {plural(len(members), 'node')} serve {serves}")
+        yield table(names, rows, right=_RIGHT, wrap=_WRAPPED)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.messages import QUEUED, groups_of, indices, plural
-from turbofit.core.struct import Struct
+from turbofit.core.messages import QUEUED, groups_of, indices
 from turbofit.core.units import three_digits
 from turbofit.planning.commands import ratio
 from turbofit.report.painters.document import (
@@ -16,53 +15,13 @@ from turbofit.report.painters.document import (
     remark,
     table,
 )
+from turbofit.report.painters.terminal import filled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from turbofit.core.plan import Plan
     from turbofit.report.painters.document import Block
-
-#: Sizes of the example conversations: tokens of text, prompt and answer together.
-_TEXT: Final = (512, 2048, 8192, 32768)
-
-
-class Users(Struct):
-    """How many conversations of this many tokens the caches hold, and how many run at once."""
-
-    what: str
-    tokens: int
-    in_cache: int
-    running: int
-
-
-def images_held(plan: Plan) -> int | None:
-    """Images of the worst size that the caches hold without text; None if it takes no images."""
-    kv, limits, groups = plan.kv, plan.limits, plan.group_plans()
-    per_image = -(-_pictures(plan) // max(1, limits.images_per_request))
-    if not per_image:
-        return None
-    if plan.engine.serial:  # a group answers one request at a time
-        return limits.images_per_request * len(groups) if kv.longest_request_tokens else 0
-    return sum(group.kv.tokens // per_image for group in groups)
-
-
-def users_of(plan: Plan) -> list[Users]:
-    """Conversations of several sizes; the longest request comes last."""
-    groups, pictures, longest = plan.group_plans(), _pictures(plan), plan.kv.longest_request_tokens
-    images = plan.limits.images_per_request
-    beside = f"{images} worst {plural(images, 'image')} and " if pictures else ""
-    rows = [
-        _users(groups, f"{beside}{text:,} tokens of text", pictures + text)
-        for text in _TEXT
-        if 0 < pictures + text < longest
-    ]
-    return [*rows, _users(groups, "the longest request", longest)] if longest else rows
-
-
-def _pictures(plan: Plan) -> int:
-    """The tokens of a request's images."""
-    return largest_images(plan)[1] if plan.limits.vision_unit else 0
 
 
 def largest_images(plan: Plan) -> tuple[int, int]:
@@ -77,20 +36,7 @@ def largest_images(plan: Plan) -> tuple[int, int]:
     return rule.images_in(limits.images_per_request, room, limits.units_per_image)
 
 
-def _users(groups: Sequence[Plan], what: str, tokens: int) -> Users:
-    in_cache = running = 0
-    for plan in groups:
-        most = plan.settings.requests_in(plan.kv.tokens, tokens)
-        if plan.engine.serial:
-            most = min(1, plan.kv.tokens // tokens)
-        in_cache += most
-        running += min(most, plan.settings.max_batch_size)
-    return Users(what=what, tokens=tokens, in_cache=in_cache, running=running)
-
-
 _SAID_WHERE_SET: Final = ("language_model_only", "eager_mode", "num_gpu_blocks")
-#: Engines in one table; more engines start a new table, because a line has 80 columns.
-_ABREAST: Final = 3
 
 
 def settings_of(plan: Plan) -> dict[str, str]:
@@ -121,15 +67,10 @@ def per_engine_blocks(plan: Plan) -> list[Block]:
     rows = [*differing(plan), "KV tokens", "requests there", "units in a forward"]
     if plan.limits.vision_unit is None:
         rows.pop()
-    columns = [_column(plan, numbers, rows) for numbers in plan.unlike_groups()]
-    blocks: list[Block] = [Heading("Settings of each engine's own")]
-    for start in range(0, len(columns), _ABREAST):
-        part = dict(columns[start : start + _ABREAST])
-        cells = (
-            (name, *(column[row] for column in part.values())) for row, name in enumerate(rows)
-        )
-        blocks.append(table(("each engine", *part), cells, right=part))
-    return blocks
+    columns = dict(_column(plan, numbers, rows) for numbers in plan.unlike_groups())
+    cells = zip(rows, *columns.values(), strict=True)
+    title = Heading("Settings of each engine's own")
+    return [title, table(("each engine", *columns), cells, right=columns)]
 
 
 def _column(plan: Plan, numbers: tuple[int, ...], rows: list[str]) -> tuple[str, list[str]]:
@@ -201,15 +142,5 @@ def shell_words(argv: Sequence[str], environment: Mapping[str, str] | None = Non
     line = " ".join((*env, *chunks))
     if len(line) <= _ONE_LINE:
         return line
-    lines = _fill(env, "") + chunks[:1] + _fill(chunks[1:], "    ")
-    return " \\\n".join(lines)
-
-
-def _fill(chunks: list[str], indent: str) -> list[str]:
-    lines: list[str] = []
-    for chunk in chunks:
-        if lines and len(lines[-1]) + 1 + len(chunk) <= _WIDTH:
-            lines[-1] += f" {chunk}"
-        else:
-            lines.append(f"{indent}{chunk}")
-    return lines
+    options = (f"    {line}" for line in filled(chunks[1:], _WIDTH - 4))
+    return " \\\n".join((*filled(env, _WIDTH), chunks[0], *options))

@@ -15,12 +15,13 @@ from turbofit.report.painters.document import (
     Items,
     Table,
     known_facts,
+    listed,
     remark,
     table,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from turbofit.core.machine import Holder, Link, Machine, Measured
     from turbofit.core.struct import NaType
@@ -138,41 +139,28 @@ def _holders(machine: Machine) -> str:
 
 
 def _measured(measured: Measured) -> list[Block]:
-    cards = [
-        (str(card.index), f"{card.bandwidth / 1e9:,.0f}", f"{card.flops / 1e12:,.1f}")
-        for card in measured.cards
-    ]
-    pairs = [
-        (
-            f"{pair.source}-{pair.target}",
-            *(f"{value / 1e9:,.1f}" for value in (pair.bandwidth, pair.host_bandwidth)),
-            f"{pair.latency * 1e6:,.1f}",
-            "wrong data" if not pair.right else "peer access" if pair.peer else "through host",
-        )
-        for pair in measured.pairs
-    ]
-    reduces = [
-        (
-            "+".join(str(index) for index in reduction.gpus),
-            f"{reduction.size:,}",
-            f"{reduction.seconds * 1e6:,.0f}",
-            "right" if reduction.right else "wrong",
-        )
-        for reduction in measured.reduces
-    ]
-    tables: tuple[tuple[tuple[str, ...], Sequence[tuple[str, ...]]], ...] = (
-        (("GPU", "memory GB/s", "16-bit TFLOP/s"), cards),
-        (("copy", "GB/s", "GB/s by host", "small us", "how"), pairs),
-        (("all-reduce of", "bytes", "us", "sums"), reduces),
+    lines = (
+        *(
+            f"GPU {card.index}: memory {card.bandwidth / 1e9:,.0f} GB/s, 16-bit"
+            f" {card.flops / 1e12:,.1f} TFLOP/s"
+            for card in measured.cards
+        ),
+        *(
+            f"copy {pair.source}-{pair.target}: {pair.bandwidth / 1e9:,.1f} GB/s, by host"
+            f" {pair.host_bandwidth / 1e9:,.1f}, small {pair.latency * 1e6:,.1f} us:"
+            f" {'wrong data' if not pair.right else 'peer access' if pair.peer else 'through host'}"
+            for pair in measured.pairs
+        ),
+        *(
+            f"all-reduce of {indices(reduction.gpus)}, {reduction.size:,} bytes:"
+            f" {reduction.seconds * 1e6:,.0f} us{'' if reduction.right else ', wrong sums'}"
+            for reduction in measured.reduces
+        ),
     )
-    blocks: list[Block] = [Heading(f"Measured with torch {measured.torch}")]
-    for titles, rows in tables:
-        if rows:
-            right = [title for title in titles if title != "how"]
-            blocks.append(table(titles, rows, right=right))
-    if measured.left_out:
-        blocks.append(Items(measured.left_out, tone="dim"))
-    return blocks
+    return [
+        *listed(f"Measured with torch {measured.torch}", lines),
+        *listed("Not measured", measured.left_out, "dim"),
+    ]
 
 
 def ways_text(machine: Machine) -> str:

@@ -14,7 +14,6 @@ from turbofit.report.painters.document import (
     Paragraph,
     Table,
     known_facts,
-    listed,
     remark,
     table,
 )
@@ -81,19 +80,8 @@ def tune_view(result: Tuning) -> list[Block]:
         Heading(f"Tuning of {result.model}{where}"),
         *_notes(result),
         Heading("Every trial beside its forecast", whole=False),
-        replace(_trials(result), sortable=True, chosen=best[0] if best else None),
+        replace(_trials(result), chosen=best[0] if best else None),
     ]
-
-
-def load_footer(result: LoadResult) -> str:
-    """The footer of a load's page."""
-    return f"turbofit {result.turbofit_version}, measured {result.created}."
-
-
-def made_by(result: Tuning) -> str:
-    """The footer of a tuning's page."""
-    versions = f"turbofit {result.turbofit_version}, LMDeploy {result.lmdeploy}"
-    return f"{versions}, measured {result.created}."
 
 
 def _notes(result: Tuning) -> list[Block]:
@@ -244,36 +232,22 @@ def _end(document: Mapping[str, Any]) -> Iterator[Block]:
 
 
 def _processes(processes: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
-    rows, sites = [], []
-    for process in processes:
-        for gpu in process["gpus"]:
-            rows.append(
-                (
-                    str(process["pid"]),
-                    str(gpu["gpu"]),
-                    *(mib(gpu[k]) for k in ("context", "peak", "held_at_end", "at_combined_peak")),
-                    gpu["phase"],
-                )
-            )
-            if gpu["site"]:
-                sites.append(f"{process['pid']} on GPU {gpu['gpu']}: {gpu['site']}")
+    rows = (
+        (
+            str(process["pid"]),
+            str(gpu["gpu"]),
+            *(mib(gpu[k]) for k in ("context", "peak", "held_at_end", "at_combined_peak")),
+            gpu["phase"],
+        )
+        for process in processes
+        for gpu in process["gpus"]
+    )
     yield _table(("pid", "GPU", "context", "peak", "at end", "of the cards' peak", "phase"), rows)
     yield Items(tuple(f"{p['pid']}: {p['command']}" for p in processes), tone="dim")
     for process in processes:
         if not process["complete"]:
             text = "its timeline is full; phases and calls after that are missing"
             yield Paragraph(f"{process['pid']}: {text}", tone="warn")
-    yield from listed("Where the peaks came from", sites)
-    phases = [
-        (str(process["pid"]), str(gpu["gpu"]), phase, mib(size))
-        for process in processes
-        for gpu in process["gpus"]
-        if len(gpu["phases"]) > 1
-        for phase, size in gpu["phases"].items()
-    ]
-    if phases:
-        yield Heading("Most held by phase (MiB)")
-        yield _table(("pid", "GPU", "phase", "peak"), phases)
 
 
 def _table(titles: Sequence[str], rows: Iterable[tuple[str, ...]]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -16,21 +16,19 @@ from turbofit.core.memory_stack import (
     sums,
 )
 from turbofit.core.messages import indices
-from turbofit.core.struct import NA
-from turbofit.core.units import format_bytes, mib
+from turbofit.core.units import mib
 from turbofit.report.painters.document import (
     Bar,
     BarPiece,
     Fold,
     Heading,
-    Items,
     Table,
+    listed,
     remark,
     table,
 )
 
 if TYPE_CHECKING:
-    from turbofit.core.machine import Machine
     from turbofit.core.plan import GpuLedger, Plan, Term
     from turbofit.report.painters.document import Block
 
@@ -47,21 +45,10 @@ def memory_blocks(plan: Plan) -> list[Block]:
                 memory_bar(ledger, f"GPU {indices(members)}: {label}"),
                 gpus=tuple(members),
                 label=f"{ledger.name}: {label}",
-                holders=_holders(plan.machine, members),
                 short=ledger is least,
             )
         )
     return [*blocks, Fold(title="Every term", blocks=tuple(_ledger_blocks(plan)))]
-
-
-def _holders(machine: Machine, members: list[int]) -> tuple[str, ...]:
-    texts = []
-    for gpu in machine.gpus:
-        for holder in gpu.holders if gpu.index in members else ():
-            size = "NA" if holder.bytes == NA else format_bytes(holder.bytes)
-            who = holder.name if holder.pid == NA else f"{holder.name} (process {holder.pid})"
-            texts.append(f"GPU {gpu.index}: {who} holds {size}")
-    return tuple(texts)
 
 
 def memory_bar(ledger: GpuLedger, title: str) -> Bar:
@@ -99,19 +86,10 @@ def _say(ledger: GpuLedger, piece: StackPiece) -> str:
     return text
 
 
-#: Sets of GPUs in one table; more sets start a new table, because a line has 80 columns.
-_ABREAST: Final = 3
-
-
 def _ledger_blocks(plan: Plan) -> list[Block]:
-    blocks: list[Block] = []
     sets = [(f"GPU {indices(members)}", ledger) for members, ledger in fold(plan.gpus)]
-    for start in range(0, len(sets), _ABREAST):
-        part = sets[start : start + _ABREAST]
-        blocks += [
-            Heading(f"Ledger of {', '.join(title for title, _ in part)}, in MiB", level=3),
-            _table(part),
-        ]
+    title = f"Ledger of {', '.join(title for title, _ in sets)}, in MiB"
+    blocks: list[Block] = [Heading(title, level=3), _table(sets)]
     if any(term.phase == "transient" for ledger in plan.gpus for term in ledger.ledger):
         text = "transient: each needs its size alone, never together; * is the one that decides"
         blocks.append(remark(text))
@@ -121,10 +99,8 @@ def _ledger_blocks(plan: Plan) -> list[Block]:
         for term in ledger.ledger
         if term.basis == "estimate" and term.note
     }
-    if estimates:
-        blocks.append(remark("estimates, which enter at their upper end:"))
-        blocks.append(Items(tuple(f"{term}: {note}" for term, note in estimates.items()), "dim"))
-    return blocks
+    notes = (f"{term}: {note}" for term, note in estimates.items())
+    return [*blocks, *listed("Estimates, which enter at their upper end", notes, "dim", level=3)]
 
 
 def _table(sets: list[tuple[str, GpuLedger]]) -> Table:
@@ -143,11 +119,10 @@ def _table(sets: list[tuple[str, GpuLedger]]) -> Table:
     cards = [title for title, _ in sets]
     return table(
         ("phase", "term", *cards, "basis", "note"),
-        rows,
+        (*rows, *_sums(sets)),
         right=cards,
         wrap=("term",),
         aside=("note",),
-        sums=tuple(_sums(sets)),
     )
 
 

@@ -32,14 +32,12 @@ from turbofit.report.painters.document import (
 from turbofit.report.views.figures import (
     command_blocks,
     differing,
-    images_held,
     largest_images,
     per_engine_blocks,
     serve_note,
     settings_of,
     shell_words,
     unheld,
-    users_of,
 )
 from turbofit.report.views.machine_view import ways_text
 from turbofit.report.views.memory_view import memory_blocks
@@ -84,13 +82,6 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
         *command_blocks(plan),
         remark(text, **ONLY_SHORT),
     ]
-
-
-def plan_footer(plan: Plan) -> str:
-    """The footer of a page."""
-    source = plan.machine.source
-    where = "The machine is a preset." if source == "preset" else f"The machine was read: {source}."
-    return f"turbofit {plan.turbofit_version}, planned {plan.created}. {where}"
 
 
 def _answer(plan: Plan) -> list[Block]:
@@ -197,14 +188,29 @@ def _forecast(plan: Plan, speed: Throughput) -> str:
     return f"{', '.join(said)}; first token in {token} s{word}"
 
 
+#: The tokens of text beside the largest images of the request that a cache is counted in.
+_TEXT: Final = 512
+
+
 def _in_cache(plan: Plan, of: str = "") -> str:
-    """The tokens of the caches, each ``of`` some bytes, and the requests that they hold."""
-    text, users = f"{plan.kv.total_tokens:,} tokens{of}", users_of(plan)
-    if users:
-        first, last = users[0], users[-1]
-        text += f": {first.in_cache:,} {plural(first.in_cache, 'request')} of {first.tokens:,}"
-        text += f", or {last.in_cache:,} of {last.tokens:,}" if last != first else ""
-    return text
+    """The tokens of the caches, each ``of`` some bytes, and the requests that they hold.
+
+    A request never lies in two caches, so that each is counted by itself.
+    """
+    longest, counts = plan.kv.longest_request_tokens, list[str]()
+    images = largest_images(plan)[1] if plan.limits.vision_unit else 0
+    for size in sorted({images + _TEXT, longest}):
+        if 0 < size <= longest:
+            requests = sum(
+                min(1, group.kv.tokens // size)
+                if group.engine.serial
+                else group.settings.requests_in(group.kv.tokens, size)
+                for group in plan.group_plans()
+            )
+            noun = "" if counts else f" {plural(requests, 'request')}"
+            counts.append(f"{requests:,}{noun} of {size:,}")
+    held = f": {', or '.join(counts)}" if counts else ""
+    return f"{plan.kv.total_tokens:,} tokens{of}{held}"
 
 
 def promise_facts(plan: Plan) -> dict[str, str]:
@@ -231,7 +237,7 @@ def promise_facts(plan: Plan) -> dict[str, str]:
 def _capacity(plan: Plan) -> list[Block]:
     kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
     cache = _in_cache(plan, f" of {format_bytes(kv.bytes_per_token)}")
-    users, facts = users_of(plan), {"KV cache": cache, **promise_facts(plan)}
+    facts = {"KV cache": cache, **promise_facts(plan)}
     if plan.parallel.replicas > 1:
         least = "at least " if plan.by_group else ""
         facts["each KV cache"] = f"{least}{kv.tokens:,} tokens"
@@ -240,8 +246,7 @@ def _capacity(plan: Plan) -> list[Block]:
             facts["max_dynamic_patch"] = str(limits.max_dynamic_patch)
         if limits.max_pixels_per_image is not None:
             facts["max_pixels"] = f"{limits.max_pixels_per_image:,} an image"
-        images, units = images_held(plan) or 0, limits.units_per_forward
-        facts["images at once"] = f"{images:,} of the worst size, without any text"
+        units = limits.units_per_forward
         unit = plural(units, limits.vision_unit)
         facts["paid for"] = f"{units:,} {unit} in one forward pass"
         if plan.takes_videos:
@@ -250,14 +255,7 @@ def _capacity(plan: Plan) -> list[Block]:
     have = "unknown" if host.available is None else format_bytes(host.available)
     pinned, pageable = format_bytes(host.pinned), format_bytes(host.pageable)
     facts["host memory"] = f"{pinned} pinned, {pageable} pageable; available: {have}"
-    blocks: list[Block] = [Heading("Capacity and limits")]
-    if users:
-        titles = ("a conversation of", "tokens", "the cache holds", "run at once")
-        rows = (
-            (row.what, f"{row.tokens:,}", f"{row.in_cache:,}", f"{row.running:,}") for row in users
-        )
-        blocks.append(table(titles, rows, right=titles[1:], wrap=titles[:1]))
-    return [*blocks, known_facts(facts)]
+    return [Heading("Capacity and limits"), known_facts(facts)]
 
 
 def _limits(plan: Plan) -> list[Block]:
@@ -295,14 +293,8 @@ def _figure(sure: Surety | None, value: float) -> str:
 
 
 def _became(plan: Plan, run: RunReport | None) -> list[Block]:
-    """The rehearsal and the run; without both, a page says how to get them."""
     if plan.rehearsal is None and run is None:
-        text = (
-            "A forecast alone. With turbofit rehearse the engine itself runs on pretend GPUs, and "
-            "what it allocates stands beside the forecast here; turbofit serve measures."
-        )
-        title = Heading("Forecast, rehearsed, measured", **ONLY_ON_PAGE)
-        return [title, remark(text, **ONLY_ON_PAGE)]
+        return []
     # Most plans have neither, and importing the module takes time.
     from turbofit.report.views.run_view import became_blocks
 
@@ -375,7 +367,7 @@ def _settings(plan: Plan) -> list[Block]:
 
 
 def _considered(plan: Plan) -> list[Block]:
-    """The candidates: a page has all in a sortable table, the text has the first ones."""
+    """The candidates: a page has all, the text the first ones."""
     if not plan.considered:
         return []
     known = {
@@ -403,7 +395,6 @@ def _considered(plan: Plan) -> list[Block]:
         right=(*known, "KV tokens", "score"),
         wrap=("GPUs", "why not"),
         aside=_ASIDE,
-        sortable=True,
         chosen=chosen,
         **ONLY_ON_PAGE,
     )

@@ -93,11 +93,6 @@ _NUMBERS: Final = (
 )  # fmt: skip
 
 
-def which_footer(which: Which) -> str:
-    """The footer of a page."""
-    return f"turbofit {which.turbofit_version}, planned {which.created}."
-
-
 def which_view(which: Which) -> list[Block]:
     """The answer, then the rows that keep the promise, then the shortcomings of the others."""
     title = f"Cards for {which.model}" if which.model else f"Models on {which.machine}"
@@ -111,7 +106,7 @@ def which_view(which: Which) -> list[Block]:
         *kept,
         *_warned(which),
         *listed("Not these", others),
-        remark(f"{_not_said(which)}: --full, --md, --html or --json", **ONLY_SHORT),
+        remark("all of them: --full, --md, --html or --json", **ONLY_SHORT),
     ]
 
 
@@ -148,20 +143,8 @@ def _kept_table(rows: list[dict[str, str]], most: int) -> list[Block]:
     every = (tuple(row.values()) for row in rows)
     return [
         table(titles, few, right=_NUMBERS, **ONLY_SHORT),
-        table([*rows[0]], every, right=_NUMBERS, aside=("engine",), sortable=True),
+        table([*rows[0]], every, right=_NUMBERS, aside=("engine",)),
     ]
-
-
-def _not_said(which: Which) -> str:
-    """The number of rows that a summary leaves out."""
-    keep, others = len(which.keep), len(which.others)
-    fast = sum(serving.of_lmdeploy for serving in which.keep)
-    shown = min(fast, _ROWS) + min(keep - fast, _OTHERS if fast else _ROWS)
-    counts = {
-        "more that do": keep - shown,
-        "that do not": others if keep else max(0, others - _OTHERS),
-    }
-    return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "more"
 
 
 def _answer(which: Which) -> str:

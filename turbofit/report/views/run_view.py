@@ -11,11 +11,10 @@ from turbofit.core.units import MIB, format_bytes, mib
 from turbofit.report.painters.document import (
     PRETENDED,
     Heading,
-    Items,
     Paragraph,
     known_facts,
     last_events,
-    remark,
+    listed,
     table,
 )
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.core.run_report import RunReport
-    from turbofit.report.painters.document import Block, Table, Tone
+    from turbofit.report.painters.document import Block, Tone
 
 #: The number of events that are shown.
 _EVENTS: Final = 10
@@ -39,10 +38,8 @@ _FREE: Final = "free when the cache was sized, least of the group"
 
 
 def became_blocks(plan: Plan, run: RunReport | None) -> list[Block]:
-    """The rehearsal and the run beside the forecast, then the phases."""
-    blocks = [*_rehearsal(plan), *(_run(run) if run else []), *_sides(plan, run)]
-    lines = _timelines(plan, run)
-    return [*blocks, Heading("From the start to the last image"), *lines] if lines else blocks
+    """The rehearsal and the run beside the forecast."""
+    return [*_rehearsal(plan), *(_run(run) if run else []), *_sides(plan, run)]
 
 
 def _rehearsal(plan: Plan) -> list[Block]:
@@ -68,10 +65,8 @@ def _rehearsal(plan: Plan) -> list[Block]:
             if death.asked is not None and death.left is not None:
                 text += f": {format_bytes(death.asked)} asked, {format_bytes(death.left)} left"
             blocks.append(Paragraph(text, tone="bad"))
-    if rehearsal.not_known:
-        blocks.append(remark("not seen by it, charged from the forecast:"))
-        blocks.append(Items(rehearsal.not_known, tone="dim"))
-    return blocks
+    title = "Not seen by it, charged from the forecast"
+    return [*blocks, *listed(title, rehearsal.not_known, "dim", level=3)]
 
 
 def _run(run: RunReport) -> list[Block]:
@@ -92,53 +87,6 @@ def _run(run: RunReport) -> list[Block]:
             text = f"start {attempt.number} ended: {attempt.ended.get('message', '')}"
             blocks.append(Paragraph(text, tone="bad"))
     return [*blocks, *last_events(run, _EVENTS, level=3)]
-
-
-def _timelines(plan: Plan, run: RunReport | None) -> list[Block]:
-    """The memory in use in each phase, measured in the run or else rehearsed."""
-    members = [gpu.index for gpu in plan.gpus]
-    moments = run.last.moments if run is not None and run.last is not None else ()
-    phases = [
-        (
-            moment.phase if after is None else f"{moment.phase}, {after.at - moment.at:,.1f} s",
-            [moment.used.get(str(index)) for index in members],
-        )
-        for moment, after in zip(moments, (*moments[1:], None), strict=False)
-    ]
-    if any(size is not None for _, sizes in phases for size in sizes):
-        text = "Measured by NVML when each phase began, with what others hold."
-        return [remark(text, whole=False), _phase_table(members, phases)]
-    tables: list[Block] = []
-    for numbers in plan.unlike_groups():
-        rehearsal = plan.of_group(numbers[0]).rehearsal
-        if rehearsal is not None and rehearsal.timeline:
-            peaks = [(moment.phase, moment.peak) for moment in rehearsal.timeline]
-            tables.append(_phase_table(plan.parallel.groups[numbers[0]], peaks))
-    text = (
-        "The most in each phase on pretend GPUs: memory is the engine's own, with what is charged"
-        " from the forecast."
-    )
-    return [remark(text, whole=False), *tables] if tables else []
-
-
-def _phase_table(
-    members: Sequence[int], phases: Sequence[tuple[str, Sequence[int | None]]]
-) -> Table:
-    """The bytes in use on each GPU in each phase; GPUs with equal figures share a column.
-
-    A terminal shows the fullest alone.
-    """
-    columns: dict[tuple[int | None, ...], list[int]] = {}
-    for place, index in enumerate(members):
-        columns.setdefault(tuple(sizes[place] for _, sizes in phases), []).append(index)
-    titles = [f"GPU {indices(gpus)}, MiB" for gpus in columns.values()]
-    fullest = max(columns, key=lambda sizes: max(size or 0 for size in sizes))
-    aside = [title for title, sizes in zip(titles, columns, strict=True) if sizes is not fullest]
-    rows = (
-        (name, *("-" if size is None else mib(size) for size in sizes))
-        for (name, _), *sizes in zip(phases, *columns, strict=True)
-    )
-    return table(("phase", *titles), rows, right=titles, wrap=("phase",), aside=aside)
 
 
 def _sides(plan: Plan, run: RunReport | None) -> list[Block]:
