@@ -11,14 +11,6 @@ from tests.support.checkpoints import make_internvl2, make_internvl_hf, make_qwe
 from tests.support.processes import Child, free_port
 
 
-@pytest.fixture
-def children() -> Iterator[list[Child]]:
-    started: list[Child] = []
-    yield started
-    for child in started:
-        child.kill()
-
-
 @pytest.fixture(scope="session")
 def internvl2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_internvl2(tmp_path_factory.mktemp("checkpoints") / "InternVL2-tiny")
