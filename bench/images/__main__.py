@@ -153,7 +153,8 @@ def main() -> None:
         f"{ran_on('lmdeploy', 'transformers', 'torch', 'torchvision', 'pillow')}; load average"
         f" {min(loads):.1f} to {max(loads):.1f}, this bench's own among it. Medians of"
         f" {given.rounds} turns of {given.count} requests, {CLIENTS} at once, on a pretend"
-        f" {given.on}; turbofit keeps {given.image_cache} of prepared images.\n\n{table(HEAD, rows, right='234567')}\n"
+        f" {given.on}; turbofit keeps {given.image_cache} of prepared images.\n\n"
+        f"{table(HEAD, rows, right='234567')}\n"
     )
     print(text)
     if given.write:
