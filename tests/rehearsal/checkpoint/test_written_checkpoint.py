@@ -13,7 +13,7 @@ from turbofit.core.errors import UsageError
 from turbofit.model.folder import FolderFiles
 from turbofit.model.presets import known_presets, load_preset, preset_model
 from turbofit.rehearsal.checkpoint.kinds import kinds
-from turbofit.rehearsal.checkpoint.twin import main, tensors, twin_of, write_checkpoint
+from turbofit.rehearsal.checkpoint.twin import tensors, twin_of, write_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -65,8 +65,3 @@ def test_every_preset_has_a_twin_or_a_reason(name: str, tmp_path: Path) -> None:
             write_checkpoint(name, tmp_path)
         return
     assert any(write_checkpoint(name, tmp_path).glob("*.safetensors"))
-
-
-def test_unknown_names_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["internvl2-9b", str(tmp_path)]) == 2
-    assert "internvl2-8b" in capsys.readouterr().err

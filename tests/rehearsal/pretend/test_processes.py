@@ -357,20 +357,6 @@ def test_exec_begins_anew_under_the_same_pid(machine: Machine) -> None:
     assert machine.timelines() == {f"{pid}.timeline", f"{pid}-1.timeline"}
 
 
-def test_a_site_follows_its_peak(machine: Machine) -> None:
-    code = """
-    account.pretend_peak.restype = size_t
-    a = malloc(100); account.pretend_site(b"model.py:7 forward\\nin two lines"); rt.cudaFree(a)
-    account.pretend_site(b"x" * 5000)
-    say([os.getpid(), account.pretend_peak(0) // MIB, account.pretend_held(0)])
-    """
-    pid, peak, held = machine.run(code)
-    assert (peak, held) == (100, 0)
-    first, long = (e.fields[0] for e in machine.timeline(pid) if e.tag == "S")
-    assert first == "model.py:7 forward in two lines"
-    assert set(long) == {"x"}
-
-
 def test_pinned_memory_is_the_hosts(machine_of: MachineOf) -> None:
     machine = machine_of(Scenario((CARD,), pinned_limit=100 * MIB, timeline_limit=1 << 20))
     code = "p = void_p(); say(rt.cudaHostAlloc(byref(p), size_t(60 * MIB), 0)); wait()"

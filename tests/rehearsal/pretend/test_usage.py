@@ -191,11 +191,11 @@ def test_scenario_text_has_everything() -> None:
     card = PretendGpu(
         "NVIDIA  GeForce\nRTX 3090", total=1000, used=10, sm=(8, 6), sm_count=82, l2=6291456
     )
-    scenario = Scenario((card, card), peers=frozenset({(0, 1)}), extra=512)
+    scenario = Scenario((card, card), peers=frozenset({(0, 1)}), fail_at=512)
     assert decode(to_json(scenario), Scenario, what="scenario") == scenario
     lines = scenario.text("/t").splitlines()
     named = "device 1000 10 0 8 6 82 6291456 102400 101376 NVIDIA GeForce RTX 3090"
-    assert {named, "peer 0 1", "extra 512", "timeline /t"} <= set(lines)
+    assert {named, "peer 0 1", "fail_at 512", "timeline /t"} <= set(lines)
     assert "peer 1 0" not in lines
     with pytest.raises(PretendError, match=r"compute capability 6\.1"):
         Scenario((PretendGpu("GTX 1080", total=1, sm=(6, 1)),)).text("/t")

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import struct
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -311,19 +310,3 @@ def write_checkpoint(name: str, folder: Path) -> Path:
         near = ", ".join(nearest_names(name)) or "listed by turbofit models"
         raise UsageError(f"no preset is named {name}", hint=f"names that are known: {near}")
     return write_model(twin_of(preset_model(preset)), folder)
-
-
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 2:
-        sys.stderr.write("usage: python -m turbofit.rehearsal.checkpoint.twin NAME FOLDER\n")
-        return 2
-    try:
-        sys.stdout.write(f"{write_checkpoint(arguments[0], Path(arguments[1]))}\n")
-    except UsageError as error:
-        sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

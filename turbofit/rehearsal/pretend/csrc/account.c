@@ -31,7 +31,7 @@ size_t round_up(size_t n, size_t step) { return step ? (n + step - 1) / step * s
 
 static size_t within(size_t size) { return size < PRETEND_MOST ? size : PRETEND_MOST; }
 
-size_t accounted(size_t asked, size_t step) { return round_up(within(asked) + machine.extra, step); }
+size_t accounted(size_t asked, size_t step) { return round_up(within(asked), step); }
 
 /* --------------------------------------------------------------- holding */
 
