@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from tests.support.checkpoints import _TEXT, _qwen2, _write
+from msgspec.structs import replace
+
+from tests.support.checkpoints import TEXT, write, write_files, write_safetensors
+from turbofit.model.source import resolve_model
+from turbofit.rehearsal.checkpoint.twin import tensors, twin_of
 
 _CLIP: dict[str, Any] = {
     "model_type": "clip_vision_model",
@@ -39,7 +42,7 @@ def make_llava(folder: Path, kind: str = "llava") -> Path:
         "model_type": kind,
         "image_token_index": 262,
         "projector_hidden_act": "gelu",
-        "text_config": _TEXT,
+        "text_config": TEXT,
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
         "vision_config": _CLIP,
@@ -81,56 +84,12 @@ def make_llava(folder: Path, kind: str = "llava") -> Path:
             "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_9",
             "image_token": "<|image_pad|>",
         }  # fmt: skip
-    shapes = {
-        **_clip(siglip=kind == "llava_onevision"),
-        **_qwen2("language_model.model.", "language_model.lm_head.weight"),
-    }
-    if kind != "llava":
-        shapes["image_newline"] = [128]
-    _write(folder, config, shapes)
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    (folder / "processor_config.json").write_text(json.dumps(outer))
+    files = {"preprocessor_config": processor, "processor_config": outer}
+    if kind != "llava_next":
+        return write(folder, config, **files)
+    write_files(folder, config=config, **files)
+    # Rehearsals have none of it: LLaVA's with a row that ends a line of an image.
+    model = replace(resolve_model(str(folder)), architecture="LlavaForConditionalGeneration")
+    found = {name: (dtype, shape) for name, dtype, shape in tensors(twin_of(model))}
+    write_safetensors(folder / "model.safetensors", {**found, "image_newline": ("BF16", (128,))})
     return folder
-
-
-def _clip(*, siglip: bool) -> dict[str, list[int]]:
-    """CLIP's tower of 336 pixels, or SigLIP's of 384, and LLaVA's projector."""
-    hidden, inner, text = 64, 128, 128
-    tower = "vision_tower.vision_model."
-    shapes = {
-        f"{tower}embeddings.patch_embedding.weight": [hidden, 3, 14, 14],
-        f"{tower}embeddings.position_embedding.weight": [729 if siglip else 577, hidden],
-        f"{tower}post_layernorm.weight": [hidden],
-        f"{tower}post_layernorm.bias": [hidden],
-        "multi_modal_projector.linear_1.weight": [text, hidden],
-        "multi_modal_projector.linear_1.bias": [text],
-        "multi_modal_projector.linear_2.weight": [text, text],
-        "multi_modal_projector.linear_2.bias": [text],
-    }
-    if siglip:
-        shapes[f"{tower}embeddings.patch_embedding.bias"] = [hidden]
-    else:
-        shapes |= {
-            f"{tower}embeddings.class_embedding": [hidden],
-            f"{tower}pre_layrnorm.weight": [hidden],
-            f"{tower}pre_layrnorm.bias": [hidden],
-        }
-    for i in range(2):
-        layer = f"{tower}encoder.layers.{i}."
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= {
-                f"{layer}self_attn.{name}.weight": [hidden, hidden],
-                f"{layer}self_attn.{name}.bias": [hidden],
-            }
-        shapes |= {
-            f"{layer}mlp.fc1.weight": [inner, hidden],
-            f"{layer}mlp.fc1.bias": [inner],
-            f"{layer}mlp.fc2.weight": [hidden, inner],
-            f"{layer}mlp.fc2.bias": [hidden],
-        }
-        for number in (1, 2):
-            shapes |= {
-                f"{layer}layer_norm{number}.weight": [hidden],
-                f"{layer}layer_norm{number}.bias": [hidden],
-            }
-    return shapes
