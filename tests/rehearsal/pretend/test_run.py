@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import sys
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from turbofit.rehearsal.pretend.usage import (
     RefusedAllocation,
     SharedRecord,
     Usage,
-    read_shared,
 )
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.measured_view import pretend_view
@@ -118,13 +116,3 @@ def test_a_folder_that_cannot_be_kept(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "file"):
         with pytest.raises(UsageError):
             run_pretend(["true"], Scenario(()), keep=folder)
-
-
-def test_shared_files_of_nobody_and_of_another_turbofit(tmp_path: Path) -> None:
-    path = tmp_path / "shared"
-    assert read_shared(path).processes == ()
-    path.write_bytes(bytes(1 << 20))
-    assert read_shared(path).peak == (0,) * 16
-    path.write_bytes(struct.pack("<Q", 7) + bytes(1 << 20))
-    with pytest.raises(ValueError, match="not a shared account"):
-        read_shared(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from turbofit.core.struct import NA, decode, to_json
 from turbofit.machine.kernels.families import demangle
 from turbofit.machine.source import machine_from
 from turbofit.rehearsal.packages import engine_library
-from turbofit.rehearsal.pretend.command import cuda_site, pretend_environment
+from turbofit.rehearsal.pretend.command import pretend_environment
 from turbofit.rehearsal.pretend.elf import dynamic_symbols, short_name
 from turbofit.rehearsal.pretend.libraries import ACCOUNT, PretendError, check_surface
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario, pretend_twin
@@ -52,17 +51,6 @@ def test_beside_a_cuda_build_of_torch_they_come_first(libraries: Path, tmp_path:
     first, second = env["PYTHONPATH"].split(":")
     assert (Path(first) / "sitecustomize.py").exists()
     assert second == "/mine"
-
-
-def test_cpu_torch_is_no_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    library = tmp_path / "torch" / "lib"
-    library.mkdir(parents=True)
-    (tmp_path / "torch" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    assert cuda_site() is None
-    (library / "libtorch_cuda.so").touch()
-    assert cuda_site() == tmp_path
 
 
 def test_the_twin_of_a_machine_that_is_known() -> None:
