@@ -92,7 +92,7 @@ def make_internvl2(folder: Path, *, max_dynamic_patch: int = 12) -> Path:
     return write(folder, config)
 
 
-def make_internvl_hf(folder: Path, *, max_patches: int = 12) -> Path:
+def make_internvl_hf(folder: Path) -> Path:
     """InternVL3 in the Transformers format; its processor is what Transformers' own class reads."""
     config = {
         "architectures": ["InternVLForConditionalGeneration"],
@@ -123,7 +123,7 @@ def make_internvl_hf(folder: Path, *, max_patches: int = 12) -> Path:
     processor = {
         "crop_to_patches": True,
         "min_patches": 1,
-        "max_patches": max_patches,
+        "max_patches": 12,
         "size": {"height": 448, "width": 448},
         "image_mean": [0.485, 0.456, 0.406],
         "image_std": [0.229, 0.224, 0.225],

@@ -1,4 +1,4 @@
-"""Tiny LLaVA checkpoints in the Transformers format: 1.5, NeXT and OneVision."""
+"""Tiny LLaVA checkpoints in the Transformers format: 1.5 and NeXT."""
 
 from __future__ import annotations
 
@@ -34,9 +34,8 @@ _CLIP_PROCESSOR: dict[str, Any] = {
 
 
 def make_llava(folder: Path, kind: str = "llava") -> Path:
-    """LLaVA in the Transformers format: ``llava`` (1.5), ``llava_next`` or ``llava_onevision``."""
-    names = {"llava": "Llava", "llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}
-    name = names[kind]
+    """LLaVA in the Transformers format: ``llava`` (1.5) or ``llava_next``."""
+    name = "Llava" if kind == "llava" else "LlavaNext"
     config: dict[str, Any] = {
         "architectures": [f"{name}ForConditionalGeneration"],
         "model_type": kind,
@@ -63,29 +62,11 @@ def make_llava(folder: Path, kind: str = "llava") -> Path:
         "vision_feature_select_strategy": "default",
         "num_additional_image_tokens": 1,
     }
-    if kind == "llava_next":
+    if kind != "llava":
         grids = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
         config["image_grid_pinpoints"] = processor["image_grid_pinpoints"] = grids
-    if kind == "llava_onevision":
-        grids = [[384 * high, 384 * wide] for high in range(1, 7) for wide in range(1, 7)]
-        config |= {
-            "image_grid_pinpoints": grids,
-            "vision_aspect_ratio": "anyres_max_9",
-            "vision_config": {
-                **_CLIP, "model_type": "siglip_vision_model", "image_size": 384,
-                "vision_use_head": False,
-            },
-            "vision_feature_layer": -1,
-            "vision_feature_select_strategy": "full",
-        }  # fmt: skip
-        processor |= {"size": {"height": 384, "width": 384}, "image_grid_pinpoints": grids}
-        outer = {
-            "processor_class": "LlavaOnevisionProcessor", "num_image_tokens": 729,
-            "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_9",
-            "image_token": "<|image_pad|>",
-        }  # fmt: skip
     files = {"preprocessor_config": processor, "processor_config": outer}
-    if kind != "llava_next":
+    if kind == "llava":
         return write(folder, config, **files)
     write_files(folder, config=config, **files)
     # Rehearsals have none of it: LLaVA's with a row that ends a line of an image.

@@ -83,7 +83,6 @@ class Scenario:
         fail_at: the number, from 1, of the device allocation that fails as if its card were full;
             counted over all processes that share the machine. None: none fails.
         fail_pinned_at: the same of page-locked host memory.
-        fail_times: how many in a row fail from there.
         context: bytes that each process's first use of a card takes of it (CUDA's context).
     """
 
@@ -95,7 +94,6 @@ class Scenario:
     context: int = 0
     fail_at: int | None = None
     fail_pinned_at: int | None = None
-    fail_times: int = 1
 
     def text(self, timeline: str, shared: str = "") -> str:
         """The content of the scenario file for the C side.

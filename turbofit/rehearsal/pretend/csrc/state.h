@@ -22,8 +22,7 @@ struct scenario {
     int count;
     char peers[PRETEND_MAX_DEVICES][PRETEND_MAX_DEVICES];
     size_t pool_step, malloc_step, vmm_step, pinned_limit, timeline_limit, context;
-    size_t fail_at, fail_pinned_at; /* numbers of the first allocations that fail; 0: none */
-    size_t fail_times;              /* so many in a row */
+    size_t fail_at, fail_pinned_at; /* numbers, from 1, of allocations that fail; 0: none */
     char timeline[4096]; /* a file, or a folder where it ends with "/" */
     char shared[4096];   /* the file of the machine's processes; empty: this process alone */
 };
