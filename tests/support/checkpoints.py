@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal.checkpoint.tokenizer import byte_alphabet, byte_level
-from turbofit.rehearsal.checkpoint.twin import tensors, twin_of
+from turbofit.rehearsal.checkpoint.twin import tensors, twin_of, write_model
 
 _BITS = {"BF16": 16, "F16": 16, "F32": 32, "I32": 32, "I64": 64, "F8_E4M3": 8, "U8": 8}
 _CHATML = (
@@ -203,6 +204,11 @@ def write_files(folder: Path, **files: dict[str, Any]) -> None:
     write_tokenizer(folder)
     for name, values in files.items():
         (folder / f"{name}.json").write_text(json.dumps(values, indent=1))
+
+
+def write_checkpoint(name: str, folder: Path) -> Path:
+    """The stand-in of a preset."""
+    return write_model(twin_of(preset_model(name)), folder)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> int:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.rehearsal.checkpoint.test_twin import HEADERS, LARGEST
+from tests.support.checkpoints import write_checkpoint
 from tests.sweep import sweep
 from turbofit.model.folder import FolderFiles
 from turbofit.model.presets import preset_model
-from turbofit.rehearsal.checkpoint.twin import tensors, twin_of, write_checkpoint
+from turbofit.rehearsal.checkpoint.twin import tensors, twin_of
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +31,7 @@ def test_parameters_are_those_of_the_preset(name: str) -> None:
 
 
 def test_a_header_only_checkpoint(tmp_path: Path) -> None:
-    folder = write_checkpoint("Qwen2-VL-2B", tmp_path / "m")
+    folder = write_checkpoint("qwen2-vl-2b", tmp_path / "m")
     (path,) = folder.glob("*.safetensors")
     assert path.stat().st_blocks * 512 < 200_000
     header = FolderFiles(str(folder)).header(path.name)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, run
+from tests.support.checkpoints import write_checkpoint
 from tests.support.waiting import HANG
-from turbofit.rehearsal.checkpoint.twin import write_checkpoint
 
 pytestmark = pytest.mark.lmdeploy
 

@@ -19,7 +19,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model
 from turbofit.core.presets import merged
-from turbofit.model.presets import find_preset, nearest_names, preset_model
 from turbofit.model.tensors import Tensor, text_tensors
 from turbofit.model.towers import tower_tensors
 from turbofit.rehearsal.checkpoint.kinds import (
@@ -295,16 +294,3 @@ def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
     if checkpoint is not None:
         return checkpoint
     return write_model(twin_of(model), folder)
-
-
-def write_checkpoint(name: str, folder: Path) -> Path:
-    """Writes the twin of the preset named ``name``; returns the folder.
-
-    Raises:
-        UsageError: no preset has this name, or it has no stand-in.
-    """
-    preset = find_preset(name)
-    if preset is None:
-        near = ", ".join(nearest_names(name)) or "listed by turbofit models"
-        raise UsageError(f"no preset is named {name}", hint=f"names that are known: {near}")
-    return write_model(twin_of(preset_model(preset)), folder)
