@@ -20,9 +20,9 @@ PACKAGE = sorted((ROOT / "turbofit").rglob("*.py"))
 #: Statements of each room, of tests and of benches: a statement is no docstring and no import. A
 #: budget goes down only; a feature that is added pays for itself in its room.
 BUDGETS = {
-    "core": 2_555, "machine": 1_567, "model": 2_632, "memory": 3_243, "planning": 4_224,
-    "logs": 1_660, "rehearsal": 2_757, "gateway": 4_127, "serving": 4_414, "measure": 1_221,
-    "report": 1_677, "cli": 1_622, "batch_jobs": 448, "tests": 27_350, "bench": 4_982,
+    "core": 2_555, "machine": 1_563, "model": 2_632, "memory": 3_243, "planning": 4_224,
+    "logs": 1_660, "rehearsal": 2_750, "gateway": 4_127, "serving": 4_414, "measure": 1_221,
+    "report": 1_677, "cli": 1_622, "batch_jobs": 448, "tests": 27_333, "bench": 4_937,
 }  # fmt: skip
 MOST_LINES = 800
 MOST_FUNCTION_LINES = 60
