@@ -19,7 +19,7 @@ from hypothesis import settings
 from hypothesis.internal.conjecture import providers
 
 from tests import virtual_time
-from tests.support.processes import sharing_libraries
+from tests.support.processes import Child, sharing_libraries
 from tests.support.standin.standin_engine import mend_torchvision
 from tests.support.waiting import HANG
 from tests.sweep import part
@@ -160,6 +160,15 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A test's own folder of plans, runs and what was learned."""
     monkeypatch.setenv("XDG_STATE_HOME", sharing_libraries(tmp_path))
     return tmp_path / "turbofit"
+
+
+@pytest.fixture
+def children() -> Iterator[list[Child]]:
+    """Processes that a test starts; what is left of them is killed."""
+    started: list[Child] = []
+    yield started
+    for child in started:
+        child.kill()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,95 +13,110 @@ import argparse
 import os
 import signal
 import statistics
+import tempfile
 import threading
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
+from pathlib import Path
 
-from bench.faults.ground import Ground, Server
 from bench.proc import cpu_seconds
-from tests.support.processes import gone
-from tests.support.serving import image
+from tests.support.processes import Child, gone, pids, standby_beside
+from tests.support.serving import Served, image, serve_pretend
+from tests.support.waiting import until
 
-WORDS = ("internvl2-2b", "--on", "1xrtx3090")
 CLIENTS = 4
 
 
-class Wait(NamedTuple):
-    seconds: float
-    processor: float
-    load: float
-    became: bool
+@contextmanager
+def server(*words: str) -> Iterator[Served]:
+    children: list[Child] = []
+    with tempfile.TemporaryDirectory(prefix="turbofit-waits-") as folder:
+        words = ("internvl2-2b", "--on", "1xrtx3090", *words)
+        served = serve_pretend(children, Path(folder), *words, standby=True)
+        try:
+            served.wait()
+            yield served
+        finally:
+            served.child.process.send_signal(signal.SIGTERM)
+            served.child.finish()
 
 
-def spent(server: Server, waiting: int) -> float:
-    return cpu_seconds(server.process.pid) + cpu_seconds(waiting)
+def answers(served: Served) -> bool:
+    with suppress(OSError, HTTPException, ValueError, LookupError, TypeError):
+        return bool(served.chat(image(448, 448))[0] == 200)
+    return False
 
 
-def killed(ground: Ground) -> Wait:
+def stands_by(served: Served) -> int:
+    """The process that stands by, once it has imported all and waits in read(2) to be told."""
+
+    def reading() -> int:
+        pid = standby_beside(served.child) or 0
+        with suppress(OSError):
+            call = Path(f"/proc/{pid}/syscall").read_text().split()
+            # The number of read(2) on x86-64, and on arm64; of its standard input.
+            return pid if call[0] in ("0", "63") and call[1:2] == ["0x0"] else 0
+        return 0
+
+    return until(reading, "a process that stands by")
+
+
+def waited(served: Served, act: Callable[[], None]) -> tuple[float, ...]:
+    """Seconds, processor seconds and load of what ends with an answer of a new engine."""
+    processes = (served.child.process.pid, stands_by(served))
+    before, load, began = sum(map(cpu_seconds, processes)), os.getloadavg()[0], time.monotonic()
+    act()
+    took = time.monotonic() - began
+    assert pids(served.child)[-1] == processes[1], "another process than the standby"
+    return took, sum(map(cpu_seconds, processes)) - before, load
+
+
+def killed() -> tuple[float, ...]:
     """From the kill of an engine under load to the first answer to a request made since then."""
-    server = ground.pretend(*WORDS)
-    server.opened(600.0)
-    waiting = server.standby()
     kill_at, back = [float("inf")], threading.Event()
-    answered = [threading.Event() for _ in range(CLIENTS)]
+    loaded = threading.Barrier(CLIENTS + 1)
 
-    def ask(number: int) -> None:
+    def client(served: Served) -> None:
+        until(lambda: answers(served), "a first answer")
+        loaded.wait()
         while not back.is_set():
             began = time.monotonic()
-            if server.status(image(448, 448)) == 200:
-                answered[number].set()
-                if began > kill_at[0]:
-                    back.set()
-            else:
+            if not answers(served):
                 time.sleep(0.1)
+            elif began > kill_at[0]:
+                back.set()
 
-    clients = [threading.Thread(target=ask, args=(number,)) for number in range(CLIENTS)]
-    for client in clients:
-        client.start()
-    for event in answered:
-        event.wait(60.0)
-    before, load = spent(server, waiting), os.getloadavg()[0]
-    engine = server.engines()[-1]
-    kill_at[0] = time.monotonic()
-    os.kill(engine, signal.SIGKILL)
-    back.wait(300.0)
-    took = time.monotonic() - kill_at[0]
-    became = server.engines()[-1] == waiting
-    wait = Wait(took, spent(server, waiting) - before if became else 0.0, load, became)
-    back.set()
-    for client in clients:
-        client.join(60.0)
-    server.end()
+    def kill(served: Served) -> None:
+        kill_at[0] = time.monotonic()
+        os.kill(pids(served.child)[-1], signal.SIGKILL)
+        back.wait()
+
+    with server() as served:
+        clients = [threading.Thread(target=client, args=(served,)) for _ in range(CLIENTS)]
+        for one in clients:
+            one.start()
+        loaded.wait()
+        wait = waited(served, lambda: kill(served))
+        for one in clients:
+            one.join()
     return wait
 
 
-def woken(ground: Ground, server: Server) -> Wait:
+def woken(served: Served) -> tuple[float, ...]:
     """From a request to a server whose engine sleeps to its answer."""
-    engine, folder = server.engines()[-1], server.run
-    gone(engine)
-    ground.until(
-        lambda: '"state":"ended"' in (folder / "run.json").read_text().replace(" ", ""), 60.0
-    )
-    waiting = server.standby()
-    before, load, began = spent(server, waiting), os.getloadavg()[0], time.monotonic()
-    status = server.status(image(448, 448))
-    took = time.monotonic() - began
-    became = status == 200 and server.engines()[-1] == waiting
-    return Wait(took, spent(server, waiting) - before if became else 0.0, load, became)
+    gone(pids(served.child)[-1])
+    runs = served.state / "turbofit" / "runs"
+    newest = max(runs.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    until(lambda: '"state":"ended"' in newest.read_text().replace(" ", ""), "the end of its run")
+    return waited(served, lambda: until(lambda: answers(served), "an answer") and None)
 
 
-def tell(name: str, waits: list[Wait]) -> None:
-    for wait in waits:
-        print(
-            f"{name}: {wait.seconds:.1f} s, {wait.processor:.1f} s of processors, load average "
-            f"{wait.load:.1f}{'' if wait.became else ', not by what stood by'}",
-            flush=True,
-        )
-
-
-def tell_all(name: str, waits: list[Wait]) -> None:
-    for what in ("seconds", "processor", "load"):
-        figures = [getattr(wait, what) for wait in waits]
+def tell(name: str, waits: list[tuple[float, ...]]) -> None:
+    for what, figures in zip(
+        ("seconds", "processor", "load"), zip(*waits, strict=True), strict=True
+    ):
         median = statistics.median(figures)
         print(f"{name}: {what}: median {median:.1f}, worst {max(figures):.1f}", flush=True)
 
@@ -110,21 +125,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.faults.waits", description=__doc__)
     parser.add_argument("--count", type=int, default=10)
     count = parser.parse_args().count
-    kills: list[Wait] = []
-    with Ground() as ground:
-        for _ in range(count):
-            kills.append(killed(ground))
-            tell("kill", kills[-1:])
-    wakes: list[Wait] = []
-    with Ground() as ground:
-        server = ground.pretend(*WORDS, "--idle", "1s")
-        server.opened(600.0)
-        for _ in range(count):
-            wakes.append(woken(ground, server))
-            tell("wake", wakes[-1:])
-        server.end()
-    tell_all("kill", kills)
-    tell_all("wake", wakes)
+    tell("kill", [killed() for _ in range(count)])
+    with server("--idle", "1s") as served:
+        tell("wake", [woken(served) for _ in range(count)])
 
 
 if __name__ == "__main__":

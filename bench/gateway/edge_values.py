@@ -1,24 +1,9 @@
-"""Values at the edges of a field: from its rule in `turbofit.gateway.limits.parameters`."""
+"""Requests of each kind, and bodies that cost an event loop much, for `test_serve_pretend`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from typing import Any, Final
 
-from turbofit.gateway.limits.rules import (
-    Biases,
-    Flag,
-    Ids,
-    IntegerRule,
-    Number,
-    Rule,
-    Scope,
-    TextRule,
-    Texts,
-)
-
-ABSENT: Final = object()
 PATHS: Final = {
     "chat": "/v1/chat/completions",
     "completions": "/v1/completions",
@@ -93,58 +78,3 @@ COSTLY: Final[dict[str, dict[str, Any]]] = {
     },
     "grammar of a bad pattern": {"response_format": {"type": "regex_schema", "regex_schema": "("}},
 }
-
-
-def edges(rule: Rule, scope: Scope) -> Iterator[tuple[str, Any]]:
-    """Named values of a field: those of every field, and least and most of its rule."""
-    yield "absent", ABSENT
-    yield "null", None
-    for number in (0, -1, 2**31, 2**63, math.nan, math.inf):
-        yield str(number), number
-    yield "wrong type: object", {"odd": ["thing"]}
-    yield "wrong type: list", [None, [1]]
-    yield "wrong type: text", "nan"
-    yield "empty text", ""
-    yield "empty list", []
-    yield "empty object", {}
-    yield "long text", "x" * 300_000
-    yield "long list", [0] * 60_000
-    yield "long number", 10**300
-    yield from _ranged(rule, scope)
-
-
-def _ranged(rule: Rule, scope: Scope) -> Iterator[tuple[str, Any]]:
-    if isinstance(rule, IntegerRule):
-        least, most = rule.least, scope.number(rule.most)
-        for name, number in (
-            ("least", least), ("least-1", least - 1), ("most", most), ("most+1", most + 1),
-        ):  # fmt: skip
-            yield name, number
-    elif isinstance(rule, Number):
-        yield "least", rule.least
-        yield "least-1", rule.least - 1
-        yield "just above least", math.nextafter(rule.least, rule.most)
-        yield "most", rule.most
-        yield "most+1", rule.most + 1
-    elif isinstance(rule, Flag):
-        yield "least", False
-        yield "most", True
-    elif isinstance(rule, Ids):
-        last, most = scope.vocabulary - 1, scope.number(rule.most)
-        for name, ids in (
-            ("least", [0]), ("least-1", [-1]), ("most", [last]), ("most+1", [last + 1]),
-            ("2^31", [2**31]), ("2^63", [2**63]), ("longest", [1] * (most - 1)),
-            ("longest+2", [1] * (most + 1)),
-        ):  # fmt: skip
-            yield f"ids: {name}", ids
-    elif isinstance(rule, Biases):
-        last = scope.vocabulary - 1
-        for name, one in (("least", 0), ("least-1", -1), ("most", last), ("most+1", last + 1)):
-            yield f"ids: {name}", {str(one): 1}
-        yield "bias 10^9", {"1": 1e9}
-        yield "longest", {str(one): 1 for one in range(rule.most)}
-    elif isinstance(rule, Texts) and rule.most and rule.characters:
-        yield "longest", [f"{n:04d}" * (rule.characters // 4) for n in range(rule.most)]
-        yield "one more", [f"{n:04d}" for n in range(rule.most + 1)]
-    elif isinstance(rule, TextRule) and rule.most:
-        yield "longest", "x" * rule.most

@@ -1,9 +1,5 @@
 """Hostile clients against a server: any URL, with the gateway or without.
 
-    # what kills a server without the gateway, one request:
-    python -m bench.gateway.hostile URL --single tiles:120
-    python -m bench.gateway.hostile URL --single image:3584x3584
-
     # twenty minutes of everything, and at least 1,000 requests that reach the engine:
     python -m bench.gateway.hostile URL --minutes 20 --reach 1000 --seed 1
 
@@ -24,7 +20,7 @@ from typing import Any
 import aiohttp
 
 from bench.page import table
-from tests.support.gateway import CHAT, chat, data_url, image_part, picture
+from tests.support.gateway import CHAT, chat, data_url, picture
 from tests.support.mutations import Mutator
 
 _PATHS = (
@@ -154,28 +150,6 @@ class Hostile:
         if status >= 500 and status != 503:
             self.offences.append(f"status {status}")
 
-    async def single(self, what: str) -> None:
-        """One request, as an ordinary client could send it."""
-        kind, _, value = what.partition(":")
-        if kind == "tiles":
-            part = image_part(8, 8 * int(value), max_dynamic_patch=int(value))
-        else:
-            part = image_part(*map(int, value.split("x")))
-        async with aiohttp.ClientSession(headers=self.headers) as session:
-            self.session = session
-            await self.find_model()
-            try:
-                async with session.post(self.url + CHAT, json=self.body(part)) as response:
-                    text = await response.text()
-                    limited = response.headers.get("x-turbofit-limited", "")
-                    print(f"{what}: {response.status} {limited} {text[:200]}")
-                await asyncio.sleep(2)
-                await self.find_model()
-                print("the server lives")
-            except aiohttp.ClientError as exc:
-                print(f"{what}: the server is gone ({type(exc).__name__})")
-                self.offences.append(what)
-
     def report(self, seconds: float) -> str:
         cells = (
             self.args.seed, f"{seconds / 60:.1f} min", f"{sum(self.counts.values()):,}",
@@ -197,12 +171,8 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--api-key")
-    parser.add_argument("--single", metavar="tiles:N|image:WxH")
     args = parser.parse_args()
     hostile, began = Hostile(args), time.monotonic()
-    if args.single:
-        asyncio.run(hostile.single(args.single))
-        return int(bool(hostile.offences))
     asyncio.run(hostile.run())
     print(hostile.report(time.monotonic() - began))
     return int(bool(hostile.offences))

@@ -11,17 +11,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -134,53 +136,31 @@ def start(*words: str) -> tuple[subprocess.Popen[str], str]:
     return process, process.stdout.readline().strip()
 
 
-def plan_file(**changes: int) -> Path:
-    """A plan without a queue that takes 8 images of 8 MiB; ``changes`` are of its limits."""
-    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"gateway-bench-{os.getpid()}.json"
-    limits = {"images": 8, "bytes_per_image": 8 << 20, "bytes_per_body": 100 << 20, "n": 8}
-    limits.update(changes)
-    path.write_text(plan_for(TILES, **limits).to_json())
-    return path
-
-
 def p99(values: Sequence[float]) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * 0.99))]
 
 
-class Pair:
-    """A paced upstream and a gateway before it, each in a process of its own.
+class Pair(NamedTuple):
+    """A paced upstream, a gateway before it, and the gateway's process."""
 
-    Args:
-        plan: the gateway's plan.
-        port: of the upstream; the gateway takes the next one.
-        pace: the upstream's options.
-        access_log: the gateway's option.
-        program: turbofit's command line, as Python runs it.
-    """
+    direct: Way
+    through: Way
+    pid: int
 
-    def __init__(
-        self,
-        plan: Path,
-        port: int,
-        access_log: str,
-        *pace: str,
-        program: Sequence[str] = ("-m", "turbofit"),
-    ) -> None:
-        upstream, url = start("-m", "bench.gateway.paced", "--port", str(port), *pace)
-        self._children = [upstream]
-        gateway, gateway_url = start(
-            *program, "gateway", "--plan", str(plan), "--upstream", url,
-            "--port", str(port + 1), "--access-log", access_log,
-        )  # fmt: skip
-        self._children.append(gateway)
+
+@contextmanager
+def pair(plan: Path, port: int, *pace: str) -> Iterator[Pair]:
+    """Both, each in a process of its own: the upstream at ``port``, the gateway at the next one."""
+    upstream, url = start("-m", "bench.gateway.paced", "--port", str(port), *pace)
+    gateway, gateway_url = start(
+        "-m", "turbofit", "gateway", "--plan", str(plan), "--upstream", url,
+        "--port", str(port + 1), "--access-log", "/dev/null",
+    )  # fmt: skip
+    try:
         assert gateway_url.endswith(str(port + 1)), gateway_url
-        self.direct, self.through, self.pid = Way(port), Way(port + 1), gateway.pid
-
-    def __enter__(self) -> Pair:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for child in self._children:
+        yield Pair(Way(port), Way(port + 1), gateway.pid)
+    finally:
+        for child in (gateway, upstream):
             child.terminate()
             child.wait()
 
@@ -253,20 +233,17 @@ async def memory_over(pair: Pair, requests: int) -> str:
     )
 
 
-async def measure(args: argparse.Namespace) -> list[str]:
-    plan = plan_file()
-    lines: list[str] = []
-    try:
-        gpu = ("--first", "0.2", "--each", "0.02", "--tokens", "50")
-        with Pair(plan, args.port, args.access_log, *gpu) as pair:
-            lines += [await one_at_a_time(pair, args.requests), "", await all_at_once(pair), ""]
-        idle = ("--first", "0", "--each", "0", "--tokens", "1")
-        with Pair(plan, args.port + 2, args.access_log, *idle) as pair:
-            lines += [await without_waiting(pair, args.requests), ""]
-            if args.memory:
-                lines.append(await memory_over(pair, args.memory))
-    finally:
-        plan.unlink()
+async def measure(args: argparse.Namespace, plan: Path) -> list[str]:
+    limits = {"images": 8, "bytes_per_image": 8 << 20, "bytes_per_body": 100 << 20, "n": 8}
+    plan.write_text(plan_for(TILES, **limits).to_json())  # one without a queue
+    gpu = ("--first", "0.2", "--each", "0.02", "--tokens", "50")
+    with pair(plan, args.port, *gpu) as both:
+        lines = [await one_at_a_time(both, args.requests), "", await all_at_once(both), ""]
+    idle = ("--first", "0", "--each", "0", "--tokens", "1")
+    with pair(plan, args.port + 2, *idle) as both:
+        lines += [await without_waiting(both, args.requests), ""]
+        if args.memory:
+            lines.append(await memory_over(both, args.memory))
     return lines
 
 
@@ -275,9 +252,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--memory", type=int, default=0, help="requests of the memory test")
     parser.add_argument("--port", type=int, default=19300)
-    parser.add_argument("--access-log", default="/dev/null")
     args = parser.parse_args()
-    print(ran_on(), "", *asyncio.run(measure(args)), sep="\n")
+    with tempfile.TemporaryDirectory() as folder:
+        print(ran_on(), "", *asyncio.run(measure(args, Path(folder, "plan.json"))), sep="\n")
 
 
 if __name__ == "__main__":

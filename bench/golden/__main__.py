@@ -54,9 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.figures and args.against is None:
         return _refused("--figures compares documents, and hashes are none", "give --against")
     cases = all_cases(only)
-    if args.list:
-        print("".join(f"{case.group}: {case.name}\n" for case in cases), end="")
-        return 0
     begin = time.process_time()
     documents = made(cases)
     print(_counted(documents, time.process_time() - begin), file=sys.stderr)
@@ -85,9 +82,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--renew", action="store_true", help="write the committed hashes")
     add("--only", default="", metavar="GROUPS", help=f"by commas: {','.join(groups())}")
     add("--figures", action="store_true", help="compare figures, and not words")
-    add("--diffs", type=int, default=20, metavar="N", help="changes to show (20)")
-    add("--lines", type=int, default=30, metavar="N", help="lines of each (30)")
-    add("--list", action="store_true", help="print the cases and end")
     return parser
 
 
@@ -101,9 +95,9 @@ def _against(args: argparse.Namespace, only: Sequence[str], documents: Mapping[s
     if not before:
         return _refused(f"{args.against} holds no documents", "write them with --write FOLDER")
     if args.figures:
-        return _figures(args, before, documents)
+        return _figures(before, documents)
     found = list(differences(before, documents))
-    print("".join(f"{line}\n" for line in shown(found, diffs=args.diffs, lines=args.lines)), end="")
+    print("".join(f"{line}\n" for line in shown(found, diffs=20, lines=30)), end="")
     return _summary(found, len(documents))
 
 
@@ -134,14 +128,12 @@ def _documents(where: Path, only: Sequence[str]) -> dict[str, str]:
         return read_folder(Path(name), only)
 
 
-def _figures(
-    args: argparse.Namespace, before: Mapping[str, str], documents: Mapping[str, str]
-) -> int:
+def _figures(before: Mapping[str, str], documents: Mapping[str, str]) -> int:
     """Say which figures differ; 1: a figure changed or is gone, or a document is."""
     both = [name for name in documents if name in before]
     found = {name: moved(before[name], documents[name]) for name in both}
     found = {name: figures for name, figures in found.items() if figures}
-    lines = list(summarised(found, diffs=args.diffs, lines=args.lines))
+    lines = list(summarised(found, diffs=20, lines=30))
     lines += [f"only now: {name}" for name in documents if name not in before]
     gone = [name for name in before if name not in documents]
     lines += [f"gone: {name}" for name in gone]

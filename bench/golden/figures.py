@@ -69,7 +69,7 @@ def summarised(found: Mapping[str, Sequence[Moved]], *, diffs: int, lines: int) 
         if len(names) > len(listed):
             yield f"({len(names) - len(listed):,} more documents of this kind)"
     if len(ordered) > diffs:
-        yield f"\n… and {len(ordered) - diffs} other kinds of documents (--diffs)"
+        yield f"\n… and {len(ordered) - diffs} other kinds of documents"
     counts = Counter(kind for kinds, names in together.items() for kind in kinds for _ in names)
     yield ""
     for kind, count in sorted(counts.items(), key=lambda item: _ORDER.index(item[0][0])):

@@ -2,21 +2,20 @@
 
 ``check FILE…`` says what cannot be in them (exit 1); ``fold FILE…`` keeps those that can be in
 bench/gpu/observations, and renews the table of docs/accuracy.md; ``table`` renews it alone;
-``held [DIR]`` tells, of what is kept or of a folder of results, each term beside its forecast, the
-constants that are implied and the presets that would change.
+``held`` tells, of what is kept, each term beside its forecast, the constants that are implied, and
+the presets that would change.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
 from bench.gpu.check import impossible
 from bench.gpu.held import hold
-from bench.gpu.results import OBSERVATIONS, load, read
-from bench.gpu.table import every, write
+from bench.gpu.results import OBSERVATIONS, read, trials
+from bench.gpu.table import write
 from turbofit.core.errors import TurbofitError
 from turbofit.core.struct import to_json
 from turbofit.report.share import SharedRun
@@ -29,19 +28,12 @@ def main(words: list[str] | None = None) -> int:
     for act in ("check", "fold"):
         acts.add_parser(act).add_argument("files", nargs="+", type=Path)
     acts.add_parser("table")
-    held = acts.add_parser("held")
-    held.add_argument("folder", nargs="?", type=Path)
-    held.add_argument("--out", type=Path)
+    acts.add_parser("held")
     given = parser.parse_args(words)
     if given.act == "table":
         write()
     elif given.act == "held":
-        try:
-            found = every() if given.folder is None else load(given.folder)
-        except ValueError as exc:
-            print(exc, file=sys.stderr)
-            return 2
-        print(hold(found, given.out))
+        print(hold(trials()), end="")
     else:
         return _checked(given.files, keep=given.act == "fold")
     return 0

@@ -7,59 +7,71 @@ own terms, in bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from turbofit.core.plan import GpuLedger, Plan
+from bench.gpu.results import Trial
 
 #: Terms of the ledger that exist on a real card only.
 BEFORE = ("cuda_context", "cublas", "torch_kernels", "communicator")
 AFTER = ("kernel_modules", "pool_growth")
 
 
-def _rows(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _rows(trial: Trial) -> dict[str, dict[str, Any]]:
     """Of the one GPU; nothing of several, since one of them alone tells some phases."""
-    rows = document.get("phases", [])
+    rows = trial.phases
     return {} if len({row["gpu"] for row in rows}) > 1 else {row["phase"]: row for row in rows}
 
 
-def _estimated(ledger: GpuLedger, names: tuple[str, ...]) -> int:
-    return sum(t.bytes for t in ledger.ledger if t.term in names and t.basis == "estimate")
+def charged(trial: Trial, names: tuple[str, ...]) -> dict[str, int]:
+    """Bytes that are estimates of the plan, by term."""
+    ledger = trial.plan.gpus[0].ledger
+    return {t.term: t.bytes for t in ledger if t.term in names and t.basis == "estimate"}
 
 
-def before_cache(plan: Plan, document: Mapping[str, Any]) -> int | None:
+def before_cache(trial: Trial) -> int | None:
     """What context, cuBLAS and kernels took, where the engine's log tells what was free then."""
-    row = _rows(document).get("context and weights")
-    return None if row is None else _estimated(plan.gpus[0], BEFORE) - int(row["over"])
+    row = _rows(trial).get("context and weights")
+    return None if row is None else sum(charged(trial, BEFORE).values()) - int(row["over"])
 
 
-def after_cache(plan: Plan, document: Mapping[str, Any]) -> int | None:
+def after_cache(trial: Trial) -> int | None:
     """What kernels and holes in pools took after the cache was sized, in the worst case."""
-    rows = _rows(document)
+    rows = _rows(trial)
     if not {"context and weights", "cache", "steady"} <= set(rows):
         return None
     *_, last = rows.values()
     over = last["over"] - rows["context and weights"]["over"] - rows["cache"]["over"]
-    return _estimated(plan.gpus[0], AFTER) - int(over)
+    return sum(charged(trial, AFTER).values()) - int(over)
 
 
-def cache_of(plan: Plan, document: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The cache that the formula gives of the memory that was free, and the one that there was."""
-    seen = next(iter(document.get("seen", [])), None)
-    if seen is None or seen["free"] is None or seen["region"] is None:
-        return None
-    return int(plan.settings.cache_max_entry_count * seen["free"]), int(seen["region"])
+def sums(trial: Trial) -> Iterator[tuple[str, int, int]]:
+    """Terms that a trial shows together: charged and measured bytes; and the cache.
+
+    Of the cache: what the formula gives of the memory that was free, and what there was.
+    """
+    for when, measured, terms in (
+        ("before", before_cache(trial), BEFORE),
+        ("after", after_cache(trial), AFTER),
+    ):
+        if measured is not None:
+            found = charged(trial, terms)
+            yield f"{when} the cache: {' + '.join(found)}", sum(found.values()), measured
+    ratio = trial.plan.settings.cache_max_entry_count
+    for seen in trial.document.seen[:1]:
+        if seen.free is not None and seen.region is not None:
+            what = f"kv_cache: {ratio:.3f} of what was free"
+            yield what, int(ratio * seen.free), seen.region
 
 
-def cases(document: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+def cases(trial: Trial) -> Iterator[tuple[str, int, int]]:
     """What each worst case took above the state before it: name, forecast and measured growth."""
-    rows, found = _rows(document), []
+    rows = _rows(trial)
     base = rows.get("kernels") or rows.get("steady")
     for name, row in rows.items():
         if base is None or name in ("context and weights", "cache", "steady", "kernels"):
             continue
         grown = row["forecast"] - base["forecast"], row["measured"] - base["measured"]
         if any(grown):
-            found.append((name, *grown))
+            yield name, *grown
         base = row
-    return found

@@ -132,13 +132,6 @@ def compared(model: str, given: argparse.Namespace) -> list[list[str]]:
     return rows
 
 
-def page(title: str, how: str, loads: list[float], rows: str) -> str:
-    """A page of results: where and beside what it ran, how it was measured, and its table."""
-    on = ran_on("lmdeploy", "transformers", "torch", "torchvision", "pillow")
-    beside = f"{min(loads):.1f} to {max(loads):.1f}, this bench's own among it"
-    return f"# {title}\n\n{on}; load average {beside}. {how}\n\n{rows}\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.images", description=__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS)
@@ -155,11 +148,14 @@ def main() -> None:
     for model in given.models:
         rows += compared(model, given)
         loads.append(os.getloadavg()[0])
-    how = (
-        f"Medians of {given.rounds} turns of {given.count} requests, {CLIENTS} at once,"
-        f" on a pretend {given.on}; turbofit keeps {given.image_cache} of prepared images."
+    text = (
+        f"# What an image costs\n\n"
+        f"{ran_on('lmdeploy', 'transformers', 'torch', 'torchvision', 'pillow')}; load average"
+        f" {min(loads):.1f} to {max(loads):.1f}, this bench's own among it. Medians of"
+        f" {given.rounds} turns of {given.count} requests, {CLIENTS} at once, on a pretend"
+        f" {given.on}; turbofit keeps {given.image_cache} of prepared images.\n\n"
+        f"{table(HEAD, rows, right='234567')}\n"
     )
-    text = page("What an image costs", how, loads, table(HEAD, rows, right="234567"))
     print(text)
     if given.write:
         Path(__file__).with_name("RESULTS.md").write_text(text)

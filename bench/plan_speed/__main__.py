@@ -30,7 +30,7 @@ def spent(argv: list[str]) -> tuple[float, float, float]:
 
 def main() -> None:
     argparse.ArgumentParser(prog="python -m bench.plan_speed", description=__doc__).parse_args()
-    from turbofit.rehearsal.checkpoint.twin import write_checkpoint
+    from tests.support.checkpoints import write_checkpoint
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "InternVL2-8B"

@@ -8,20 +8,19 @@ least       of a plan with ``--least``: it fits where the plan without it does, 
             large, holds what was asked for, and takes no more
 registry    of architectures: turbofit's answer to each that LMDeploy lists (needs LMDeploy)
 
-Prints a page, with each request that breaks something; ``--write`` renews the page of the check.
+Prints how requests ended, and each that breaks something; of the registry a page, which ``--write``
+renews.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import median
 
-from bench.page import ran_on, table
+from bench.page import table
 from bench.plans.promises import least_breaks, shrinks, taken
 from bench.plans.properties import of_plan, of_refusal
 from bench.plans.requests import Request, pairs, planned, requests
@@ -89,46 +88,34 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("check", choices=(*CHECKS, "registry"))
     parser.add_argument("--count", type=int, help="of plans or pairs")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--write", action="store_true", help="renew the page")
+    parser.add_argument("--write", action="store_true", help="renew the page of the registry")
     args = parser.parse_args(argv)
     if args.check == "registry":
-        from bench.plans import registry
-        from tests.support.standin.standin_engine import mend_torchvision
-
-        mend_torchvision()
-
-        page, broken = registry.table(), False
-    else:
-        page, broken = checked(args)
-    print(page, end="")
-    if args.write:
-        Path(__file__).with_name(f"{args.check.upper()}.md").write_text(page)
-    return int(broken)
-
-
-def checked(args: argparse.Namespace) -> tuple[str, bool]:
-    """The page of a check, and whether something does not hold."""
+        return written(write=args.write)
     check, usual = CHECKS[args.check]
-    count, began = args.count or usual, time.process_time()
-    ends: Counter[str] = Counter()
-    broken = []
-    for end, why in check(count, args.seed):
+    ends = Counter[str]()
+    broken = 0
+    for end, why in check(args.count or usual, args.seed):
         ends[end] += 1
+        broken += bool(why)
         if why:
-            broken.append(f"- {why}")
-            print(broken[-1], file=sys.stderr, flush=True)
-    seconds = time.process_time() - began
-    command = f"python -m bench.plans {args.check} --count {count} --seed {args.seed} --write"
-    page = f"""# Plans: {args.check}
+            print(f"- {why}", flush=True)
+    print(table("end | requests", ((end, f"{n:,}") for end, n in sorted(ends.items())), right="1"))
+    print(f"\n{broken} do not hold.")
+    return int(broken > 0)
 
-`{command}`, {ran_on()}, {seconds:,.0f} s of
-processor time. What must hold: `python -m bench.plans --help`.
 
-{table("end | requests", ((end, f"{n:,}") for end, n in sorted(ends.items())), right="1")}
+def written(*, write: bool) -> int:
+    """The page of LMDeploy's registries."""
+    from bench.plans import registry
+    from tests.support.standin.standin_engine import mend_torchvision
 
-**{len(broken)} do not hold.**
-"""
-    return page + "".join(f"\n{line}" for line in broken) + "\n" * bool(broken), bool(broken)
+    mend_torchvision()
+    page = registry.table()
+    print(page, end="")
+    if write:
+        registry.OUT.write_text(page)
+    return 0
 
 
 if __name__ == "__main__":

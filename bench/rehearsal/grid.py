@@ -21,7 +21,6 @@ class Row(NamedTuple):
     queued: tuple[int, ...] = ()
     long: bool = False
     sampling: bool = False
-    quick: bool = False
     packing: str = ""
 
     @property
@@ -55,7 +54,7 @@ def row(model: str, on: str, **words: Any) -> Row:
 ROWS: tuple[Row, ...] = (
     # InternVL2, all sizes and degrees
     row("internvl2-1b", "1xrtx3090", units=TILES, queued=(8,), long=True, sampling=True),
-    row("internvl2-1b", "2xrtx3090", tp=2, units=TILES, queued=(8,), quick=True),
+    row("internvl2-1b", "2xrtx3090", tp=2, units=TILES, queued=(8,)),
     row("internvl2-2b", "1xrtx3060", units=TILES, queued=(8,), sampling=True, ratio=0.5),
     row("internvl2-2b", "2xrtx3060", tp=2, units=TILES, queued=(8,), long=True),
     row("internvl2-8b", "1xrtx3090", units=(1, 6, 13, 25), queued=(4, 8), long=True, sampling=True,

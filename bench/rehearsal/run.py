@@ -287,7 +287,6 @@ def _most(checks: list[Check], sign: int) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.rehearsal.run", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the subset that ./scripts/check runs")
     parser.add_argument("--only", help="rows whose name contains this")
     parser.add_argument(
         "--record", type=Path, help="keep what rows gave in this file; rows in it do not run again"
@@ -296,7 +295,7 @@ def main() -> int:
     stored = args.record.read_bytes() if args.record and args.record.exists() else b""
     ran = [msgspec.json.decode(line, type=Ran) for line in stored.splitlines()]
     known = {one.row for one in ran}
-    rows = [r for r in ROWS if (r.quick or not args.quick) and (args.only or "") in r.name]
+    rows = [row for row in ROWS if (args.only or "") in row.name]
     with tempfile.TemporaryDirectory() as scratch:
         for number, row in enumerate(rows, 1):
             if row.name in known:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bench.simulation.world import World
     from turbofit.gateway.http.app import Gateway
 
+_PATH = "/v1/chat/completions"
 #: In a body: its request's number, or the text that equal requests share.
 MARK = re.compile(rb"#(?:(\d+)|((?:poison|ask) [\d.e-]+))#")
 
@@ -51,14 +52,10 @@ class Request:
     finals: int = 0
     status: int = 0
     end: str = ""
-    method: str = "POST"
-    path: str = "/v1/chat/completions"
     body: list[bytes] = field(default_factory=list)
     answered_by: list[int] = field(default_factory=list)
     #: Its client is gone.
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-    #: The gateway's, once it has begun.
-    loop: asyncio.AbstractEventLoop | None = None
 
     def payload(self) -> bytes:
         # Equal requests are equal to the byte: those that are sent again name no number.
@@ -76,7 +73,6 @@ class Request:
     async def run(self, world: World, gateway: Gateway) -> None:
         """Send it and take the answer; a violation where it ends otherwise than once."""
         gone, sent = self.gone, False
-        self.loop = asyncio.get_running_loop()
 
         async def receive() -> dict[str, Any]:
             nonlocal sent
@@ -96,15 +92,15 @@ class Request:
                     self.finals += 1
 
         scope = {
-            "type": "http", "method": self.method, "path": self.path,
-            "raw_path": self.path.encode(), "query_string": b"",
+            "type": "http", "method": "POST", "path": _PATH,
+            "raw_path": _PATH.encode(), "query_string": b"",
             "client": (self.client, 1000 + self.number % 60000),
             "headers": [(b"content-type", b"application/json")], "scheme": "http",
             "http_version": "1.1", "server": ("127.0.0.1", 1),
         }  # fmt: skip
         timer = None
         if self.leaves is not None:
-            timer = self.loop.call_later(self.leaves, gone.set)
+            timer = asyncio.get_running_loop().call_later(self.leaves, gone.set)
         try:
             await gateway(scope, receive, send)
         except asyncio.CancelledError:

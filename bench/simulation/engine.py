@@ -68,34 +68,21 @@ class EngineMemory:
         self._pools = dict.fromkeys(engine.gpus, 0)
         self._extra: dict[int, int] = {}
 
-    def _ledger(self, index: int) -> GpuLedger:
-        return next(gpu for gpu in self._engine.plan.gpus if gpu.index == index)
+    def _ledgers(self) -> list[GpuLedger]:
+        return [gpu for gpu in self._engine.plan.gpus if gpu.index in self._engine.gpus]
 
-    def take(self, phase: str, also: Mapping[int, int] | None = None) -> None:
-        """Allocate what the ledger has for a phase, and what loading takes for a while."""
-        for index in self._engine.gpus:
-            terms = self._ledger(index).ledger
-            size = sum(one.bytes for one in terms if one.phase == phase and one.term not in _NOT)
-            if phase == "weights" and self._engine.fault.more_at == "weights":
-                size += self._engine.fault.more
-            if size < 0:
-                continue
-            self._machine.allocate(index, self._engine.pid, size)
-        if phase == "buffers":
-            for index in self._engine.gpus:
-                warm = [t.bytes for t in self._ledger(index).ledger if t.term == "pool_warmup"]
-                self._pool(index, sum(warm))
-        for index, size in (also or {}).items():
-            self._machine.allocate(index, self._engine.pid, size)
-
-    def loading(self) -> dict[int, int]:
-        """Bytes beside the weights while they load."""
-        self._extra = {}
-        for index in self._engine.gpus:
-            gpu = self._ledger(index)
-            there = sum(t.bytes for t in gpu.ledger if t.phase in ("before", "context", "weights"))
-            self._extra[index] = max(0, gpu.load_peak - there)
-        return self._extra
+    def take(self, phase: str) -> None:
+        """Allocate what the ledger has for a phase, and with weights what only loading takes."""
+        fault = self._engine.fault
+        for gpu in self._ledgers():
+            size = sum(t.bytes for t in gpu.ledger if t.phase == phase and t.term not in _NOT)
+            if phase == "weights":
+                there = gpu.bytes_in("before", "context", "weights")
+                self._extra[gpu.index] = max(0, gpu.load_peak - there)
+                size += self._extra[gpu.index] + fault.more * (fault.more_at == "weights")
+            self._machine.allocate(gpu.index, self._engine.pid, max(0, size))
+            if phase == "buffers":
+                self._pool(gpu.index, gpu.bytes_of("pool_warmup"))
 
     def give_loading(self) -> None:
         for index, size in self._extra.items():
@@ -118,17 +105,15 @@ class EngineMemory:
             or self._engine.plan.limits.units_per_request
             or 1
         )
-        for index in self._engine.gpus:
-            gpu = self._ledger(index)
-            warm = next((t.bytes for t in gpu.ledger if t.term == "pool_warmup"), 0)
+        for gpu in self._ledgers():
             # peak is the pool at its fullest; three eighths of it for a text.
-            whole = max(0, gpu.peak - gpu.steady) + warm
+            whole = max(0, gpu.peak - gpu.steady) + gpu.bytes_of("pool_warmup")
             # In eighths, as a pool grows by blocks: fewer machines that differ by a few bytes.
             part = min(1.0, ceil(8 * units / most) / 8) if units else 0.375
             need = int(whole * part)
             if self._engine.fault.more_at == "serving" and units:
                 need += self._engine.fault.more
-            self._pool(index, need)
+            self._pool(gpu.index, need)
 
 
 class SimulatedEngineProcess:
@@ -277,7 +262,7 @@ class SimulatedEngine:
         self._meet("weights")
         if self.fault.stuck == "weights":
             yield None
-        self._memory.take("weights", self._memory.loading())
+        self._memory.take("weights")
         yield 10.0 + rng.random() * 20
         self._memory.give_loading()
         self._meet("cache")

@@ -172,12 +172,6 @@ class EngineConnection(asyncio.Transport):
         self._exchange: Exchange | None = None
         engine.connections.append(self)
 
-    def get_protocol(self) -> Any:
-        return self._protocol
-
-    def set_protocol(self, protocol: Any) -> None:
-        self._protocol = protocol
-
     def write(self, data: Any) -> None:
         if self._closed:
             return
@@ -197,9 +191,6 @@ class EngineConnection(asyncio.Transport):
         method, path, _ = lines[0].split(" ")
         if not self._broken:
             self._exchange = self._engine.take(method, path, rest[:length], self._answer)
-
-    def writelines(self, list_of_data: Any) -> None:
-        self.write(b"".join(list_of_data))
 
     def _answer(self, kind: str, value: Any) -> None:
         """Bytes of the answer, from the engine."""
@@ -252,23 +243,8 @@ class EngineConnection(asyncio.Transport):
 
     close = abort
 
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
-
-    def is_reading(self) -> bool:
-        return True
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        pass
-
     def get_write_buffer_size(self) -> int:
         return 0
-
-    def can_write_eof(self) -> bool:
-        return False
 
 
 class SimulatedGatewayThread:

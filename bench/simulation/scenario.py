@@ -151,12 +151,11 @@ def serve_question(
 class Day:
     """One history."""
 
-    def __init__(self, seed: int, *, seconds: float = DAY, faults: int | None = None) -> None:
+    def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         spec, model, fixed = self.rng.choice(_SETUPS)
         self.world = World(seed, spec)
-        self.seconds = seconds
-        self.number = faults or self.rng.randrange(LEAST_FAULTS, MOST_FAULTS)
+        self.number = self.rng.randrange(LEAST_FAULTS, MOST_FAULTS)
         #: What clients ask.
         self.turbofit = Turbofit(self, model, fixed)
         self.others: list[Turbofit] = []
@@ -183,8 +182,11 @@ class Day:
         rng, times = self.rng, self.rng.randrange(1, 6)
         text = f"poison {rng.random()}"
         for number in range(times):
-            one = Request(number=0, client="10.0.1.1", poison=True, text=text)
-            self.later(number * rng.uniform(0.5, 30), lambda one=one: self._send(one))
+            self._poison(self.world.scheduler.now + number * rng.uniform(0.5, 30), text)
+
+    def _poison(self, when: float, text: str, leaves: float | None = None) -> None:
+        one = Request(number=0, client="10.0.1.1", poison=True, text=text, leaves=leaves)
+        self.world.scheduler.at(when, lambda: self._send(one))
 
     def another(self) -> None:
         """A second turbofit on the same machine, for a while."""
@@ -208,9 +210,6 @@ class Day:
             one.units = min(units, limits.units_per_request)
         world.send(one)
 
-    def _send_at(self, when: float, one: Request) -> None:
-        self.world.scheduler.at(when, lambda: self._send(one))
-
     def ended(self) -> None:
         """However it ended, it is started again."""
 
@@ -228,19 +227,19 @@ class Day:
         world, rng = self.world, self.rng
         with in_place(world):
             self._schedule(rng)
-            world.scheduler.run(world.scheduler.now + self.seconds)
+            world.scheduler.run(world.scheduler.now + DAY)
             self._end()
             # Before the threads that are left are ended, which is no part of the history.
             return world.result()
 
     def _schedule(self, rng: random.Random) -> None:
         world, begin = self.world, self.world.scheduler.now
-        calm = begin + self.seconds - CALM
+        calm = begin + DAY - CALM
         self.turbofit.start()
         names = sorted(FAULTS)
         faults = 0
         while faults < self.number:
-            when = begin + rng.uniform(1.0, self.seconds - CALM)
+            when = begin + rng.uniform(1.0, DAY - CALM)
             # Faults come in clusters: most bugs need two.
             for _ in range(rng.choice((1, 1, 2))):
                 name = rng.choice(names)
@@ -250,64 +249,49 @@ class Day:
             for _ in range(rng.randrange(3)):
                 world.scheduler.at(when - rng.uniform(0, 3), lambda: self.request(within=1.0))
         for _ in range(12):
-            world.scheduler.at(
-                begin + rng.uniform(0, self.seconds), lambda: self.request(within=30)
-            )
+            world.scheduler.at(begin + rng.uniform(0, DAY), lambda: self.request(within=30))
         if rng.random() < 0.5:
-            when = begin + rng.uniform(600.0, self.seconds - CALM)
+            when = begin + rng.uniform(600.0, DAY - CALM)
             world.scheduler.at(when, self.another)
             world.scheduler.at(when + rng.uniform(-0.1, 0.1), lambda: self._fault("engine_killed"))
-        self._poison_for_hours(of_kind("hours", world.seed), begin)
-        self._poison_at_once(of_kind("at once", world.seed), begin)
-        self._poison_varies(of_kind("varies", world.seed), begin)
+        for kind, act in (
+            ("hours", self._poison_for_hours), ("at once", self._poison_at_once),
+            ("varies", self._poison_varies),
+        ):  # fmt: skip
+            rare = of_kind(kind, world.seed)
+            if rare is not None:
+                act(rare, begin, calm)
         world.scheduler.at(calm, self._calm)
 
-    def _poison_for_hours(self, rare: random.Random | None, begin: float) -> None:
+    def _poison_for_hours(self, rare: random.Random, begin: float, calm: float) -> None:
         """In few days a client does not give up, whatever turbofit goes through meanwhile."""
-        if rare is None:
-            return
-        calm, text = begin + self.seconds - CALM, f"poison {rare.random()}"
-        when = rare.uniform(begin, calm)
+        text, when = f"poison {rare.random()}", rare.uniform(begin, calm)
         end = min(calm, when + rare.uniform(1.0, 8.0) * 3600.0)
         while when < end:
-            one = Request(number=0, client="10.0.1.3", poison=True, text=text)
-            self._send_at(when, one)
+            self._poison(when, text)
             when += rare.uniform(30.0, 1500.0)
 
-    def _poison_at_once(self, rare: random.Random | None, begin: float) -> None:
+    def _poison_at_once(self, rare: random.Random, begin: float, calm: float) -> None:
         """In few days a client sends its killing request several times at once, and hangs up.
 
         It sends it twice more within minutes.
         """
-        if rare is None:
-            return
-        bursts = []
         for _ in range(rare.randrange(1, 6)):
-            when = rare.uniform(begin, begin + self.seconds - CALM)
-            text, within = f"poison {rare.random()}", rare.choice((0.0, 0.01, 0.05, 1.0))
-            bursts.append((when, text))
+            when, text = rare.uniform(begin, calm), f"poison {rare.random()}"
+            within = rare.choice((0.0, 0.01, 0.05, 1.0))
             for _ in range(rare.randrange(2, 12)):
-                one = Request(
-                    number=0, client="10.0.1.4", poison=True, text=text,
-                    leaves=rare.choice((None, None, None, 0.01, 0.05)),
-                )  # fmt: skip
-                self._send_at(when + rare.uniform(0.0, within), one)
-        for when, text in bursts:
-            later = when
+                leaves = rare.choice((None, None, None, 0.01, 0.05))
+                self._poison(when + rare.uniform(0.0, within), text, leaves)
             for _ in range(2):
-                later += rare.uniform(60.0, 600.0)
-                again = Request(number=0, client="10.0.1.4", poison=True, text=text)
-                self._send_at(later, again)
+                when += rare.uniform(60.0, 600.0)
+                self._poison(when, text)
 
-    def _poison_varies(self, rare: random.Random | None, begin: float) -> None:
+    def _poison_varies(self, rare: random.Random, begin: float, calm: float) -> None:
         """In few days a client sends a new killing request each time, beside others' requests."""
-        if rare is None:
-            return
-        when = rare.uniform(begin, begin + self.seconds - CALM - 3600.0)
+        when = rare.uniform(begin, calm - 3600.0)
         end = when + 3600.0
         while when < end:
-            text = f"poison {rare.random()}"
-            self._send_at(when, Request(number=0, client="10.0.1.5", poison=True, text=text))
+            self._poison(when, f"poison {rare.random()}")
             for _ in range(rare.randrange(3)):
                 self.world.scheduler.at(when, lambda: self.request(within=2.0))
             when += rare.uniform(5.0, 120.0)
@@ -361,6 +345,6 @@ class Day:
         world.invariants.nothing_left(self.turbofit.process)
 
 
-def simulate(seed: int, **given: Any) -> Result:
+def simulate(seed: int) -> Result:
     """The history of a seed."""
-    return Day(seed, **given).run()
+    return Day(seed).run()

@@ -95,9 +95,6 @@ class SimulatedTime(_Module):
     def strftime(self, form: str, when: Any = None) -> str:
         return time.strftime(form, when or time.gmtime(self.time()))
 
-    def clock_gettime(self, _: int) -> float:
-        return world().scheduler.now
-
 
 class SupervisorTime(SimulatedTime):
     """``time`` as the supervisor sees it, whose pauses end when there is something to see."""

@@ -246,13 +246,9 @@ class World:
             self._end(process, "killed")
 
     def _end(self, process: Process, how: int | str) -> None:
-        """A turbofit that serves is gone, by itself or not."""
+        """A turbofit is gone, by itself or not, and what it had open."""
         self.count(f"exit {how}")
-        self.end(process)
         self.invariants.forget()
-
-    def end(self, process: Process) -> None:
-        """A process is gone, and what it had open."""
         self.scheduler.end(process)
         self.invariants.process_ended(process)
         for descriptor in process.descriptors:

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from tests.batch_jobs.standin import StandIn, items_of, lines, write_requests
 from tests.support.processes import free_port
 from tests.support.waiting import HANG, until
 from turbofit.batch_jobs import batch_job
-from turbofit.batch_jobs.batch_job import BatchJob, BatchResult, send_all
+from turbofit.batch_jobs.batch_job import BatchJob, send_all
 from turbofit.batch_jobs.batch_spec import BatchSpec
 from turbofit.batch_jobs.output_file import BatchItem, BatchLine, OutputFile, Survey
 from turbofit.core.errors import UnservedError, UsageError
@@ -110,46 +110,6 @@ def test_a_server_that_goes_away_ends_it_and_it_can_go_on(tmp_path) -> None:
         result = run(source, output, server.url)
     assert (result.before, result.answered) == (done, 40)
     assert len(set(names(output))) == 40
-
-
-def test_waiting_for_a_server_is_told(tmp_path) -> None:
-    source, port = write_requests(tmp_path / "in.jsonl", items(3)), free_port()
-    waits = Step("sending", 0, 3, detail="0 failed, waiting for the server: no connection")
-    servers = [StandIn(port)]
-    with ExitStack() as started:
-
-        def hear(step: Step | None) -> None:
-            if step == waits and servers:
-                started.enter_context(servers.pop())
-
-        with listened(hear):
-            result = run(source, tmp_path / "out.jsonl", f"http://127.0.0.1:{port}")
-        assert result.answered == 3
-
-
-def test_stopping_keeps_what_there_is(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(batch_job, "_SECONDS", 0.01)
-    source = write_requests(tmp_path / "in.jsonl", {**items(20), "held": "hold"})
-    output = tmp_path / "out.jsonl"
-
-    async def stopped(server: StandIn) -> BatchResult:
-        running = asyncio.ensure_future(
-            BatchJob((source, output), BatchSpec(url=server.url, concurrency=4)).run()
-        )
-
-        def hear(step: Step | None) -> None:
-            if step is not None and step.done == 20:
-                running.cancel()
-
-        with listened(hear):
-            return await running
-
-    with StandIn() as server:
-        result = asyncio.run(stopped(server))
-        assert (result.answered, result.left, result.before) == (20, 1, 0)
-        assert min(result.seconds, result.items_per_second) > 0
-        server.release()
-        assert run(source, output, server.url).left == 0
 
 
 def test_an_output_that_somebody_takes_away_ends_it_with_an_error(tmp_path, monkeypatch) -> None:
@@ -287,26 +247,3 @@ def test_a_signal_ends_the_command_in_order(tmp_path) -> None:
             said = json.loads(child.communicate(timeout=HANG)[0])
     assert child.returncode == 130
     assert (said["schema"], said["answered"], said["left"]) == ("turbofit.batch/1", 5, 1)
-
-
-LIMITED = """
-import os, resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
-@pytest.mark.slow
-def test_a_disk_that_takes_no_more_ends_it_and_with_room_it_goes_on(tmp_path) -> None:
-    output = tmp_path / "out.jsonl"
-    with StandIn() as server:
-        batch = command(output, server, items(60), "--quiet")
-        limited = [sys.executable, "-c", LIMITED, *batch]
-        done = subprocess.run(limited, stderr=subprocess.PIPE, check=False, text=True, timeout=HANG)
-        assert done.returncode == 2
-        assert f"error: {output} cannot be written: File too large" in done.stderr
-        assert "hint: make room" in done.stderr
-        assert 0 < len(lines(output)) < 60
-        assert output.read_bytes().endswith(b"\n")
-        subprocess.run(batch, check=True, timeout=HANG)
-    assert sorted(names(output)) == sorted(items(60))

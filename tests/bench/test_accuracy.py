@@ -6,7 +6,6 @@ import pytest
 from msgspec.structs import replace
 
 from bench.accuracy.__main__ import main
-from bench.accuracy.report import report
 from bench.accuracy.rows import HERE, Row, read_rows
 from bench.accuracy.score import score, summary
 
@@ -40,19 +39,6 @@ def test_figures_are_put_beside_what_the_account_says() -> None:
     assert forecast == pytest.approx(observed, rel=0.02)
     assert scores(BLOCKS) == {"block": (2, 2), "blocks": (1112, 1112)}
     assert scores(replace(BLOCKS, not_empty="it held others")) == {"block": (2, 2)}
-
-
-def test_the_summary_counts() -> None:
-    lacking = {"missing": "the card", "figures": {"used_gb": 20}}
-    nameless = Row(id="nameless", source="owner/repo#4", engine="turbomind", **lacking)
-    scored, unscored = score([TABLE, BLOCKS, TOO_LARGE, nameless])
-    facts = summary(scored, unscored)
-    assert (facts["rows"], facts["scored"]) == (4, 3)
-    assert (facts["with_a_figure"], facts["with_a_figure_scored"]) == (3, 2)
-    assert facts["by_source"]["a documentation's table"]["count"] == 1
-    assert facts["wrong_outcomes"] == []
-    assert facts["confusion"] == {"ok": {"ok": 1}, "oom": {"oom_on_request": 1, "oom": 1}}
-    assert "| nameless | the card |" in report(scored, unscored)
 
 
 def test_a_miss_is_counted_with_its_sign() -> None:

@@ -102,23 +102,6 @@ def is_one_option(line: str) -> bool:
     return option.startswith("--") and len(values) == 1
 
 
-def test_a_document_says_all_but_times_versions_and_paths(place):
-    one = Case("plan", "plan ./llama-plain --on 1xrtx3090 --json")
-    text = place.document(one)
-    assert text == place.document(one)
-    assert text.startswith(f"$ {one.name}\nexit code: 0\n--- stdout\n{{")
-    assert '"created": "TIME"' in text
-    assert '"turbofit_version": "VERSION"' in text
-    assert '"where": "WORK/llama-plain"' in text
-    refused = place.document(Case("refused", "plan no-such-model --on 1xl4"))
-    assert "exit code: 2\n" in refused
-    assert refused.partition("--- stderr\n")[2].startswith("error: no model is known")
-    # What comes before a command is run.
-    last = place.document(Case("report", "report latest", before=("plan internvl2-1b --on 1xl4",)))
-    assert "InternVL2-1B on 1xl4" in last
-    assert "exit code: 2" in place.document(Case("report", "report latest"))
-
-
 def test_the_environment_of_the_caller_is_kept_out(place, monkeypatch):
     line = "plan internvl2-8b --on 4xrtx3090 --tp 2 --json"
     alone = place.document(Case("plan", line))

@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from msgspec.structs import replace
 
-from bench.gpu import implied, results, speeds, table
+from bench.gpu import table
 from bench.gpu.__main__ import main
 from bench.gpu.check import impossible
-from bench.gpu.implied import Implied
-from bench.gpu.results import RESULTS, kept, observed
+from bench.gpu.held import hold
+from bench.gpu.implied import implied, readings
+from bench.gpu.results import Trial, trials
 from turbofit.core.machine import Pcie
-from turbofit.core.plan import Plan
-from turbofit.core.run_report import RunReport
-from turbofit.core.struct import decode, to_json
+from turbofit.core.struct import to_json
+from turbofit.core.units import MIB
 from turbofit.measure.load.result import LoadResult
-from turbofit.report.share import SharedRun, shared_run
-from turbofit.serving.calibration import Observation
+from turbofit.report.share import SharedRun
 
-MIB = 1 << 20
-STAGES = sorted(
-    file for folder in ("h200", "h200-first") for file in (RESULTS / folder).glob("b-*-plan*.json")
-)
+KEPT = trials()
+ONE = next(one.document for one in KEPT if "h200-internvl2-8b" in one.name)
 
 
-def real(stage: Path) -> SharedRun:
-    """A trial on an H200, as `report --share` would have told it."""
-    run = kept(stage.parent, stage.stem, "run.json") or ""
-    plan = kept(stage.parent, stage.stem, "plan.json") or ""
-    seen = msgspec.convert(json.loads(stage.read_text())["seen"], tuple[Observation, ...])
-    return shared_run(Plan.from_json(plan), decode(run, RunReport, what="run"), seen)
-
-
-ONE = real(RESULTS / "h200" / "b-internvl2-8b-turbomind-plan-23g.json")
-
-
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: f"{stage.parent.name}-{stage.stem}")
-def test_what_a_card_showed_can_be(stage: Path) -> None:
-    assert impossible(real(stage)) == []
+@pytest.mark.parametrize("one", KEPT, ids=lambda one: one.name)
+def test_what_a_card_showed_can_be(one: Trial) -> None:
+    assert impossible(one.document) == []
 
 
 def with_gpu(one: SharedRun, **facts: Any) -> SharedRun:
@@ -122,7 +106,7 @@ def test_files_are_checked_and_kept(
     page = tmp_path / "accuracy.md"
     page.write_text(table.PAGE.read_text())
     monkeypatch.setattr(table, "PAGE", page)
-    for module in ("__main__", "table"):
+    for module in ("__main__", "results"):
         monkeypatch.setattr(f"bench.gpu.{module}.OBSERVATIONS", tmp_path / "observations")
     good, bad, none = tmp_path / "good.json", tmp_path / "bad.json", tmp_path / "none.json"
     good.write_text(to_json(ONE))
@@ -136,46 +120,40 @@ def test_files_are_checked_and_kept(
     assert f"{tmp_path / 'gone'}: " in said
     assert main(["fold", str(good), str(bad)]) == 1
     (file,) = (tmp_path / "observations").iterdir()
-    assert file.name == "nvidia-h200-internvlchatmodel-turbomind-2026-11-26.json"
-    assert "InternVLChatModel | turbomind | +199 MiB, 0.14% of the card" in page.read_text()
-    assert observed(file).preset == "h200"
+    assert file.name == "nvidia-h200-internvl2-8b-turbomind-2026-11-26.json"
+    assert "InternVL2-8B | turbomind | +199 MiB, 0.14% of the card" in page.read_text()
+    (kept,) = trials()
+    assert kept.preset == "h200"
 
 
-def test_a_card_without_a_preset_and_a_run_without_a_calibration_have_rows(tmp_path: Path) -> None:
-    file = tmp_path / "new.json"
-    file.write_text(to_json(with_gpu(replace(ONE, seen=()), name="NVIDIA New 1")))
-    (row,) = [line for line in table.page([observed(file)]).splitlines() if "New 1" in line]
-    assert row.startswith("| NVIDIA New 1 | InternVLChatModel | turbomind | +199 MiB, 0.14% ")
+def test_a_card_without_a_preset_and_a_run_without_a_calibration_have_rows() -> None:
+    new = with_gpu(replace(ONE, seen=()), name="NVIDIA New 1")
+    assert "No preset knows this card" in hold([Trial("new", new)])
     engines = [replace(engine, beside=()) for engine in ONE.run.attempts[0].engines]
-    silent = with_attempt(replace(ONE, seen=()), engines=tuple(engines))
-    file.write_text(to_json(with_gpu(silent, name="NVIDIA New 1")))
-    (row,) = [line for line in table.page([observed(file)]).splitlines() if "New 1" in line]
-    assert "| no calibration in it |" in row
+    for one, peak in (
+        (new, "+199 MiB, 0.14% of the card"),
+        (with_attempt(new, engines=tuple(engines)), "no calibration in it"),
+    ):
+        (row,) = [line for line in table.page([Trial("", one)]).splitlines() if "New 1" in line]
+        assert row.startswith(f"| NVIDIA New 1 | InternVL2-8B | turbomind | {peak} |")
 
 
 def test_the_page_has_the_table_of_what_is_kept() -> None:
     text = table.PAGE.read_text(encoding="utf-8")
-    assert text == table.page(table.every()), "run python -m bench.gpu table"
-
-
-def found(folder: Path) -> dict[str, Implied]:
-    """Constants by their keys."""
-    one = results.load(folder)[0]
-    every = implied.implied([*implied.memory_readings(one), *speeds.speed_readings(one)])
-    return {one.key: one for one in every}
+    assert text == table.page(KEPT), "run python -m bench.gpu table"
 
 
 def test_what_a_real_card_implies_of_memory() -> None:
-    seen = found(RESULTS / "h200")
+    of_card = [one for one in KEPT if one.preset == "h200"]
+    seen = {one.key: one for one in implied(it for one in of_card for it in readings(one))}
     whole = {
-        "context_mib.low": 527, "context_mib.high": 527, "total_mib.value": 143_771,
-        "sm_count.value": 132, "cublas_handle.value.hopper": 67_947_725,
-        "torch_kernels.value": 105_646_653, "pool_granularity.value": 32 * MIB,
-        "pool_growth.value.most": 352_318_915,
+        "context_mib.high": 527, "total_mib.value": 143_771, "sm_count.value": 132,
+        "pool_growth.value.most": 333_444_547,
     }  # fmt: skip
     assert {name: round(seen[name].value) for name in whole} == whole
-    assert seen["context_mib.low"].meaning == "told in notes, charged nowhere"
-    assert round(seen["pool_growth.value.most"].lowest) == 278_918_595  # the larger counts
+    assert round(seen["pool_growth.value.most"].lowest) == 266_335_683  # the larger counts
+    assert seen["context_mib.high"].meaning == "holds"
     share = seen["pool_growth.value.share"]
-    assert share.value == pytest.approx(0.2443, abs=1e-4)
+    assert share.value == pytest.approx(0.2216, abs=1e-4)
     assert share.meaning == "over: cache is wasted"
+    assert "`pool_growth.value.share` 0.3 → 0.2216 (over: cache is wasted)" in hold(of_card)

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support.checkpoints import write_checkpoint
 from turbofit.core.units import MIB
 from turbofit.logs.explain import diagnose
-from turbofit.rehearsal.checkpoint.twin import write_checkpoint
 from turbofit.rehearsal.engines import ADAPTERS
 from turbofit.rehearsal.notes import NOT_FINISHED
 from turbofit.rehearsal.packages import engine_library

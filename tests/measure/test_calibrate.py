@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from contextlib import nullcontext
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,16 +17,13 @@ from msgspec.structs import replace
 from turbofit import api
 from turbofit.cli.main import main
 from turbofit.core.errors import LaunchError, MachineError
-from turbofit.core.machine import Calibration
 from turbofit.core.units import MIB
 from turbofit.logs.log_events import CacheBudget
 from turbofit.measure import calibrate
 from turbofit.measure.calibrate import Calibrator
 from turbofit.measure.sampler import Memory, SampledRange
-from turbofit.memory.calibrated import identity
 from turbofit.planning import calibrations
 from turbofit.planning.request import PlanRequest
-from turbofit.rehearsal.pretend import usage as pretend_usage
 from turbofit.report.views.measured_view import calibration_view
 from turbofit.serving import ladder
 from turbofit.serving.engine.pretended import PretendReader, pretend_machine
@@ -40,20 +36,10 @@ def allocated(size: int, held: int, address: str) -> str:
     return f"A 0 0 -1 {size} {held} {address}\n"
 
 
-@pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The events that were read from any timeline."""
-    found: list[Any] = []
-    event = pretend_usage._event
-    monkeypatch.setattr(pretend_usage, "_event", lambda line: found.append(line) or event(line))
+def test_each_step_reads_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Any library will do: these events have no traces.
     library = Path(sys.executable).resolve()
-    packages = import_module("turbofit.rehearsal.packages")
-    monkeypatch.setattr(packages, "engine_library", lambda: library)
-    return found
-
-
-def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> None:
+    monkeypatch.setattr("turbofit.rehearsal.packages.engine_library", lambda: library)
     gpu = pretend_machine(PLAN, 0).gpus[0]
     others = gpu.used + gpu.late
     path = tmp_path / "timeline"
@@ -62,17 +48,14 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
     path.write_text("P context\nA 0 0 -1 nonsense\n")
     with pytest.raises(MachineError):  # and is read again from the beginning
         usage.read(engine)
-    taken.clear()
     text = "P context\n" + allocated(50 * MIB, 50 * MIB, "a1") + "F a1 0\n"
     text += allocated(MIB, MIB, "a2")
     path.write_text(text)
     (loaded,) = usage.read(engine).values()
     assert (loaded.peak, loaded.last) == (others + MIB, others + MIB)
-    assert len(taken) == 4
     path.write_text(text + allocated(80 * MIB, 81 * MIB, "a3") + f"F a3 {MIB}\n")
     (worst,) = usage.read(engine).values()
     assert (worst.peak, worst.last) == (others + 81 * MIB, others + MIB)
-    assert len(taken) == 6
     # A new start has a timeline of its own.
     engine.pretended = PretendReader(PLAN, 0, tmp_path / "another")
     with pytest.raises(MachineError, match="account cannot be read"):
@@ -236,11 +219,8 @@ def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
     assert known.lmdeploy == "0.18.0"
     again = calibrate.stored(calibrated)
     assert again["phases"] == result["phases"]
-    text = str(calibration_view(again))
-    assert "your cards (NVIDIA GeForce RTX 3090) take " in text
-    assert "PRETEND" not in text
+    assert "PRETEND" not in str(calibration_view(again))
     pretended = str(calibration_view({**again, "pretend": True}))
-    assert "pretend cards (NVIDIA" in pretended
     assert "later plans on pretend GPUs know it" in pretended
 
 
@@ -327,20 +307,3 @@ def test_what_was_measured_is_told_where_nothing_is_learned(monkeypatch) -> None
         assert result["calibrations"]
         assert calibrations.recall(pretend=False) == ()
         assert "nothing was learned" in str(calibration_view(result))
-
-
-def test_tokens_before_are_those_without_what_was_just_learned() -> None:
-    """Planning for the cards here adds it: "as many tokens" stood beside a smaller plan."""
-    machine = replace(PLAN.machine, source="nvml")
-    learned = Calibration(
-        model=identity(PLAN.model), engine="turbomind", engine_version=PLAN.engine.version,
-        lmdeploy=calibrations.installed("lmdeploy") or "0.18.0", gpus=(PLAN.gpus[0].name,),
-        driver=str(machine.driver), communicator="nccl", when="2026-11-27", context=-100 * MIB,
-        buffers=-100 * MIB,
-    )  # fmt: skip
-    calibrations.keep(calibrations.completed(learned), {})
-    request = PlanRequest(model="internvl2-8b", engine="turbomind")
-    run: Any = SimpleNamespace(config=SimpleNamespace(request=request))
-    tokens = calibrate._tokens(run, replace(PLAN, machine=machine), apart=False)
-    assert tokens["assumed"] == PLAN.kv.total_tokens
-    assert tokens["measured"] > tokens["assumed"]

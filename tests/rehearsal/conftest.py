@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.support.checkpoints import write_checkpoint
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Plan
 from turbofit.core.struct import decode
-from turbofit.rehearsal.checkpoint.twin import write_checkpoint
 from turbofit.rehearsal.document import rehearse
 from turbofit.rehearsal.packages import engine_library
 from turbofit.rehearsal.pretend.scenario import MIB

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 import turbofit.api
-from tests.rehearsal.conftest import Rehearse, forward_pool
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Plan
 from turbofit.rehearsal.cases import rehearsed_size, torch_cases, turbomind_cases
-from turbofit.rehearsal.checkpoint.twin import checkpoint_for
-from turbofit.rehearsal.document import rehearse
-from turbofit.rehearsal.planned import plan_spec
-from turbofit.rehearsal.spec import RehearsalCase, RehearsalRequest
+from turbofit.rehearsal.spec import RehearsalRequest
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
@@ -79,33 +74,3 @@ def test_a_prefix_cache_is_sent_pictures_that_it_has_not_seen() -> None:
     plan = turbofit.api.plan("internvl2-1b", on="1xrtx3060", engine="pytorch", **options)
     assert [request.images for request in requests(plan, "vision_forward")] == [1, 2]
     assert requests(plan, "vision_request")[0].images is None
-
-
-def aimed(plan: Plan) -> RehearsalCase:
-    """Prompts of clients: one whose image ends in the second forward, whole ones, and a last."""
-    forward = plan.settings.max_prefill_token_num + plan.settings.max_batch_size
-    step = forward // 64 * 64
-    first = RehearsalRequest(
-        1 + (-3328) % step + forward - step, (13,), max_new_tokens=2, lead=1 + (-3328) % step
-    )
-    small = (forward - 64 - 3 - 1 - 2 * 3330) // 256
-    rest = (
-        RehearsalRequest(2, (units,), max_new_tokens=2, lead=1) for units in (13, 13, small, 13)
-    )
-    return RehearsalCase("vision_forward", (first, *rest))
-
-
-@pytest.mark.lmdeploy
-@pytest.mark.exhaustive
-def test_the_engine_brings_the_images_of_several_clients_together(
-    run: Rehearse, tmp_path: Any
-) -> None:
-    plan = turbofit.api.plan(
-        "internvl2-8b", on="1xrtx3090", queue_images=False, max_batch_size=8,
-        max_prefill_token_num=8192, concurrency=None,
-    )  # fmt: skip
-    spec = plan_spec(plan, checkpoint_for(plan.model, tmp_path))
-    document = rehearse(dataclasses.replace(spec, cases=(aimed(plan),)))
-    assert document["outcome"] == "served"
-    seen, paid = forward_pool(plan, document)
-    assert 0.96 * paid <= seen <= paid

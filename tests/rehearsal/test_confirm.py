@@ -183,19 +183,3 @@ def test_a_signal_lets_a_rehearsal_clear_away(monkeypatch, plan: Plan) -> None:
             confirm.rehearse_plan(plan)
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@pytest.mark.lmdeploy
-@pytest.mark.exhaustive
-def test_the_real_engine_serves_each_with_its_own() -> None:
-    """A pair beside a single card: groups that are unlike in size too."""
-    seen = turbofit.rehearse("internvl2-8b", on="2xrtx4080+rtx3090")
-    assert seen.fits
-    for group_plan in seen.by_group:
-        assert group_plan.rehearsal is not None
-        assert group_plan.rehearsal.outcome == "served"
-        tokens = group_plan.rehearsal.cache.tokens
-        assert tokens is not None
-        assert group_plan.kv.tokens <= tokens <= group_plan.kv.tokens * 1.01
-    assert all(any(t.rehearsed for t in gpu.ledger) for gpu in seen.gpus)
-    assert turbofit.Plan.from_json(seen.to_json()) == seen

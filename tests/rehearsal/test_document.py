@@ -10,36 +10,15 @@ from typing import Any
 
 import pytest
 
-from turbofit.core.process.progress import Step, listened
 from turbofit.rehearsal import run
 from turbofit.rehearsal.document import moments, outcome_and_end
 from turbofit.rehearsal.engines import ADAPTERS
-from turbofit.rehearsal.notes import Notes, read_notes
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.run import Readings
 from turbofit.rehearsal.spec import Spec
 from turbofit.rehearsal.turbomind import readings, server
 
 Patch = pytest.MonkeyPatch
-
-
-def test_how_far_the_child_is_told(tmp_path: Path) -> None:
-    spec: Any = SimpleNamespace(cases=("first", "second"))
-    heard: list[Step | None] = []
-    run._tell(spec, {})  # nobody listens
-    with listened(heard.append):
-        run._tell(spec, read_notes(tmp_path))
-        notes = Notes(tmp_path)
-        notes.enter("ready")
-        run._tell(spec, read_notes(tmp_path))
-        notes.enter("case first")
-        run._tell(spec, read_notes(tmp_path))
-        notes.data["cases"].append({"name": "first"})
-        notes.enter("case second")
-        run._tell(spec, read_notes(tmp_path))
-    starting = Step("starting the engine on pretend GPUs")
-    cases = [Step("rehearsing worst cases on pretend GPUs", done, 2) for done in (0, 1)]
-    assert heard == [starting, starting, *cases]
 
 
 def test_work_is_not_inactivity() -> None:

@@ -81,10 +81,3 @@ async def test_a_limited_answer_is_as_long_as_it_was(most: int, more: dict[str, 
     assert server.made == sum(len(output.token_ids) for output in outputs) == most
     assert text(outputs).startswith(f"{SENTENCE} {SENTENCE}")
     assert outputs[-1].status is Status.SUCCESS
-
-
-async def test_log_probabilities_are_of_the_tokens_that_are_said() -> None:
-    _, outputs = await said(6, logprobs=2)
-    first, second, _ = SENTENCE[:3]
-    assert outputs[0].logprobs[0] == {ord(first): -0.5, 7: -1.0}
-    assert outputs[0].logprobs[1][ord(second)] == -0.5

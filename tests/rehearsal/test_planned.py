@@ -15,7 +15,6 @@ from turbofit.model.source import resolve_model
 from turbofit.rehearsal import planned as module
 from turbofit.rehearsal.cases import turbomind_cases
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for, twin_of, write_model
-from turbofit.rehearsal.confirm import rehearse_plan
 from turbofit.rehearsal.document import rehearse
 from turbofit.rehearsal.planned import _lines, plan_spec, unanswered
 from turbofit.rehearsal.pretend.scenario import MIB
@@ -85,31 +84,13 @@ def test_a_promised_request_that_the_engine_refuses_is_not_served(planned: Plan)
     assert death.where.startswith("the engine takes ")
 
 
-@pytest.mark.lmdeploy
-@pytest.mark.exhaustive
-def test_a_cache_that_holds_less_than_promised_is_found(run: Rehearse) -> None:
-    """The engine refuses the longest prompt, lives on, and nothing runs out of memory."""
-    plan = turbofit.api.plan(
-        "internvl2-2b", on="1xl4:free=9GiB", engine="turbomind", cache_max_entry_count=0.2
-    )
-    assert plan.fits
-    more = replace(plan.kv, tokens=65_536, longest_request_tokens=32_768)
-    settings = replace(plan.settings, session_len=32_768)
-    seen = rehearse_plan(replace(plan, kv=more, settings=settings))
-    assert not seen.fits
-    assert seen.rehearsal is not None
-    assert seen.rehearsal.outcome == "failed"
-    assert "the engine refused requests that the plan promises: 1 out_of_memory" in seen.verdict
-
-
 def test_no_twin_of_what_is_not_known(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no stand-in checkpoint"):
         checkpoint_for(resolve_model("gemma-3-4b"), tmp_path)
-    delta = "gated delta nets run kernels of fla and TileLang"
+    delta = "nets run kernels of fla and TileLang"
     for name, why, torch, hint in (
         ("llama-4-scout", "would load 2.5 GiB", False, "give the folder of its checkpoint"),
-        ("qwen3.5-35b-a3b", delta, True, "turbofit rehearse --engine pytorch"),
-        ("qwen3-next-80b-a3b", delta, True, "turbofit rehearse --engine pytorch"),
+        ("qwen3-next-80b-a3b", delta, True, "--engine turbomind"),
     ):
         with pytest.raises(UsageError, match=why) as refused:
             checkpoint_for(resolve_model(name), tmp_path, torch=torch)

@@ -7,77 +7,16 @@ from typing import Any
 
 import pytest
 
-from tests.rehearsal.conftest import Rehearse, mib, tiles
+from tests.rehearsal.conftest import Rehearse, mib
 from turbofit.logs.answer import Diagnosis
 from turbofit.logs.explain import diagnose
 from turbofit.rehearsal.pretend.scenario import MIB
-from turbofit.rehearsal.pretend.usage import read_timeline
 
 pytestmark = pytest.mark.lmdeploy
 
 
 def pool(document: dict[str, Any], phase: str) -> float | None:
     return mib(document["gpus"][0]["pools"]["executor"]["live_peak"][phase])
-
-
-@pytest.mark.exhaustive  # of a plan: `test_planned`; recorded: `bench/test_rehearsal`
-def test_one_card_from_start_to_the_last_case(run: Rehearse, tmp_path: Path) -> None:
-    cases = tiles(1, 6, 13, 26, 40)
-    full = {"text_tokens": 20, "max_new_tokens": 2}
-    cases += [
-        {"name": "four queued", "requests": [{"units": [13]}] * 4},
-        {"name": "full batch", "requests": [full | {"top_k": 1}] * 128},
-        {"name": "full batch, top_k 0", "requests": [full | {"top_k": 0}] * 128},
-    ]
-    one = run("internvl2-8b", cases=cases, keep=tmp_path)
-    assert one["outcome"] == "served"
-    assert one["schema"] == "turbofit.rehearsal/1"
-    cache = one["cache"]
-    assert mib(cache["free"][0]) == 8544
-    assert mib(cache["region"][0]) == 6835.2
-    assert cache["object_size"] == 8 * MIB
-    assert cache["slab_size"] == 32 * MIB
-    assert cache["tokens"] == 213 * 4 * 64
-    wanted = {
-        "weights": 15424, "load_temporaries": 0, "kv_cache": 6848, "buffers": 136,
-        "pool_warmup": 608,
-    }  # fmt: skip
-    assert {name: mib(one["terms"][0][name]) for name in wanted} == wanted
-    assert mib(one["pinned"]["ready"]) == pytest.approx(149.1, abs=0.05)
-    # Weights and what torch stages of them on the first card.
-    assert mib(one["gpus"][0]["load_peak"]) == 17594
-    buffers = {
-        "attention": pytest.approx(66, abs=0.2),
-        "token_ids": pytest.approx(16, abs=0.02),
-        "guided_decoding": pytest.approx(2.83, abs=0.01),
-        "sampling_buffers": pytest.approx(2.0, abs=0.01),
-        "gemm_workspace": pytest.approx(35, abs=0.01),
-        "l2_flush": 6,
-    }
-    assert {name: mib(one["terms"][0][name]) for name in buffers} == buffers
-    assert pool(one, "warm-up") == 585
-    peaks = [pool(one, f"case {n}") for n in (1, 6, 13, 26, 40)]
-    assert peaks == [22.25, 122.25, 262.25, 522.25, 720.63]
-    assert [c["statuses"] for c in one["cases"]] == [
-        *[{"finished": 1}] * 5,
-        {"finished": 4},
-        {"finished": 128},
-        {"finished": 128},
-    ]
-    # Three whole images of 13 tiles fit in one forward of 8320 tokens only in part: 39 tiles.
-    assert pool(one, "case four queued") == pytest.approx(39 * 18.0156, abs=0.1)
-    assert all(case["queued_whole"] for case in one["cases"])
-    assert one["cases"][2]["tokens"] == [13 * 256 + 32]
-    vocab = 92553
-    top_k = 128 * vocab * (2 + 4)
-    assert pool(one, "case full batch") >= mib(top_k)
-    everything = pool(one, "case full batch, top_k 0")
-    assert everything == pytest.approx(20 * 128 * vocab / MIB, rel=0.01)
-    events = list(read_timeline(next(Path(one["files"], "pretend", "timelines").iterdir())))
-    marks = [e.fields[0] for e in events if e.tag == "P"]
-    assert marks[:6] == ["import", "context", "weights", "prepare", "engine", "ready"]
-    assert marks[-1] == "after full batch, top_k 0"
-    assert sum(e.tag == "A" for e in events) > 3000
 
 
 @pytest.mark.exhaustive
@@ -136,16 +75,6 @@ def test_a_phones_photo_kills_qwen2_vl(run: Rehearse, tmp_path: Path) -> None:
     assert found.phase == "vision"
     assert missing_in_all(found) >= death["missing"]
     assert "of the executor's pool" in found.why[-1]
-
-
-@pytest.mark.exhaustive  # its log and its timeline are read in `test_document`
-def test_the_silent_start_up_hang_is_recognised(run: Rehearse) -> None:
-    document = run("internvl2-8b", cache_max_entry_count=0.1)
-    assert document["outcome"] == "hang"
-    assert document["death"]["phase"] == "warm-up"
-    # By its lines, and not by the time that a start may take.
-    assert "cache is smaller" in document["death"]["where"]
-    assert len(document["log"]) < 60
 
 
 @pytest.mark.exhaustive

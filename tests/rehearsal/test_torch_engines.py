@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, PATH, ROOT, cuda_json
+from tests.support.checkpoints import write_checkpoint
 from turbofit.core.struct import to_json
-from turbofit.rehearsal.checkpoint.twin import write_checkpoint
 from turbofit.rehearsal.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.rehearsal.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
 

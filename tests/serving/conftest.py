@@ -1,22 +1,13 @@
-"""Checkpoints, ports and children for tests of launching."""
+"""Checkpoints and ports for tests of launching."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl
-from tests.support.processes import Child, free_port
-
-
-@pytest.fixture
-def children() -> Iterator[list[Child]]:
-    started: list[Child] = []
-    yield started
-    for child in started:
-        child.kill()
+from tests.support.processes import free_port
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Makes tiny checkpoints offline: real file formats, real tensor names, random nothing inside.
 
-Dims are small, the image rules are the published ones. Needs no library: safetensors are written by
-hand, and the tokenizer is the stand-in of rehearsals.
+Dims are small, the image rules are the published ones. Tensors are those that a rehearsal writes of
+such a model, and the tokenizer is the stand-in of rehearsals.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from turbofit.model.presets import preset_model
+from turbofit.model.source import resolve_model
 from turbofit.rehearsal.checkpoint.tokenizer import byte_alphabet, byte_level
+from turbofit.rehearsal.checkpoint.twin import tensors, twin_of, write_model
 
 _BITS = {"BF16": 16, "F16": 16, "F32": 32, "I32": 32, "I64": 64, "F8_E4M3": 8, "U8": 8}
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_TEXT: dict[str, Any] = {
+TEXT: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
     "hidden_size": 128,
@@ -77,7 +80,7 @@ def make_internvl2(folder: Path, *, max_dynamic_patch: int = 12) -> Path:
         "downsample_ratio": 0.5,
         "dynamic_image_size": True,
         "force_image_size": 448,
-        "llm_config": _TEXT,
+        "llm_config": TEXT,
         "max_dynamic_patch": max_dynamic_patch,
         "min_dynamic_patch": 1,
         "ps_version": "v2",
@@ -87,17 +90,10 @@ def make_internvl2(folder: Path, *, max_dynamic_patch: int = 12) -> Path:
         "use_thumbnail": True,
         "vision_config": vision,
     }
-    return _write(
-        folder,
-        config,
-        {
-            **_internvit(64, 128, 2, text_hidden=128),
-            **_qwen2("language_model.model.", "language_model.lm_head.weight"),
-        },
-    )
+    return write(folder, config)
 
 
-def make_internvl_hf(folder: Path, *, max_patches: int = 12) -> Path:
+def make_internvl_hf(folder: Path) -> Path:
     """InternVL3 in the Transformers format; its processor is what Transformers' own class reads."""
     config = {
         "architectures": ["InternVLForConditionalGeneration"],
@@ -108,7 +104,7 @@ def make_internvl_hf(folder: Path, *, max_patches: int = 12) -> Path:
         "projector_hidden_act": "gelu",
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "default",
-        "text_config": _TEXT,
+        "text_config": TEXT,
         "torch_dtype": "bfloat16",
         "vision_config": {
             "architectures": ["InternVLVisionModel"],
@@ -128,18 +124,15 @@ def make_internvl_hf(folder: Path, *, max_patches: int = 12) -> Path:
     processor = {
         "crop_to_patches": True,
         "min_patches": 1,
-        "max_patches": max_patches,
+        "max_patches": 12,
         "size": {"height": 448, "width": 448},
         "image_mean": [0.485, 0.456, 0.406],
         "image_std": [0.229, 0.224, 0.225],
         "image_processor_type": "GotOcr2ImageProcessor",
         "processor_class": "InternVLProcessor",
     }
-    _write(folder, config, {**_internvl_hf(), **_qwen2("language_model.model.", "lm_head.weight")})
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    (folder / "processor_config.json").write_text(
-        json.dumps({"image_seq_length": 256, "processor_class": "InternVLProcessor"})
-    )
+    outer = {"image_seq_length": 256, "processor_class": "InternVLProcessor"}
+    write(folder, config, preprocessor_config=processor, processor_config=outer)
     path = folder / "tokenizer_config.json"
     tokenizer = json.loads(path.read_text())
     tokenizer["extra_special_tokens"] = {
@@ -155,7 +148,7 @@ def make_internvl_hf(folder: Path, *, max_patches: int = 12) -> Path:
 def make_qwen2_vl(folder: Path, *, max_pixels: int = 12845056) -> Path:
     """Qwen2-VL; its processor is what Transformers' own class reads."""
     config = {
-        **_TEXT,
+        **TEXT,
         "architectures": ["Qwen2VLForConditionalGeneration"],
         "model_type": "qwen2_vl",
         "image_token_id": 262,
@@ -188,146 +181,34 @@ def make_qwen2_vl(folder: Path, *, max_pixels: int = 12845056) -> Path:
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2VLProcessor",
     }
-    _write(folder, config, {**_qwen2_vit(), **_qwen2("model.", "lm_head.weight")})
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return folder
+    return write(folder, config, preprocessor_config=processor)
 
 
 def make_text(folder: Path) -> Path:
     """Qwen2 without images."""
-    return _write(folder, _TEXT, _qwen2("model.", "lm_head.weight"))
+    return write(folder, TEXT)
 
 
-def _qwen2(prefix: str, head: str) -> dict[str, list[int]]:
-    hidden, inner, vocab = 128, 256, 512
-    key_value = 2 * 64
-    shapes = {
-        f"{prefix}embed_tokens.weight": [vocab, hidden],
-        f"{prefix}norm.weight": [hidden],
-        head: [vocab, hidden],
-    }
-    for i in range(2):
-        layer = f"{prefix}layers.{i}."
-        for name, width in (("q", hidden), ("k", key_value), ("v", key_value)):
-            shapes |= {
-                f"{layer}self_attn.{name}_proj.weight": [width, hidden],
-                f"{layer}self_attn.{name}_proj.bias": [width],
-            }
-        shapes |= {
-            f"{layer}self_attn.o_proj.weight": [hidden, hidden],
-            f"{layer}mlp.gate_proj.weight": [inner, hidden],
-            f"{layer}mlp.up_proj.weight": [inner, hidden],
-            f"{layer}mlp.down_proj.weight": [hidden, inner],
-            f"{layer}input_layernorm.weight": [hidden],
-            f"{layer}post_attention_layernorm.weight": [hidden],
-        }
-    return shapes
-
-
-def _internvit(hidden: int, inner: int, layers: int, *, text_hidden: int) -> dict[str, list[int]]:
-    shapes = {
-        "vision_model.embeddings.class_embedding": [1, 1, hidden],
-        "vision_model.embeddings.patch_embedding.weight": [hidden, 3, 14, 14],
-        "vision_model.embeddings.patch_embedding.bias": [hidden],
-        "vision_model.embeddings.position_embedding": [1, 1025, hidden],
-        "mlp1.0.weight": [4 * hidden],
-        "mlp1.0.bias": [4 * hidden],
-        "mlp1.1.weight": [text_hidden, 4 * hidden],
-        "mlp1.1.bias": [text_hidden],
-        "mlp1.3.weight": [text_hidden, text_hidden],
-        "mlp1.3.bias": [text_hidden],
-    }
-    for i in range(layers):
-        layer = f"vision_model.encoder.layers.{i}."
-        shapes |= {
-            f"{layer}attn.qkv.weight": [3 * hidden, hidden],
-            f"{layer}attn.qkv.bias": [3 * hidden],
-            f"{layer}attn.proj.weight": [hidden, hidden],
-            f"{layer}attn.proj.bias": [hidden],
-            f"{layer}mlp.fc1.weight": [inner, hidden],
-            f"{layer}mlp.fc1.bias": [inner],
-            f"{layer}mlp.fc2.weight": [hidden, inner],
-            f"{layer}mlp.fc2.bias": [hidden],
-        }
-        for name in ("ls1", "ls2", "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
-            shapes[f"{layer}{name}"] = [hidden]
-    return shapes
-
-
-def _internvl_hf() -> dict[str, list[int]]:
-    hidden, inner, text = 64, 128, 128
-    shapes = {
-        "vision_tower.embeddings.cls_token": [1, 1, hidden],
-        "vision_tower.embeddings.patch_embeddings.projection.weight": [hidden, 3, 14, 14],
-        "vision_tower.embeddings.patch_embeddings.projection.bias": [hidden],
-        "vision_tower.embeddings.position_embeddings": [1, 1025, hidden],
-        "multi_modal_projector.layer_norm.weight": [4 * hidden],
-        "multi_modal_projector.layer_norm.bias": [4 * hidden],
-        "multi_modal_projector.linear_1.weight": [text, 4 * hidden],
-        "multi_modal_projector.linear_1.bias": [text],
-        "multi_modal_projector.linear_2.weight": [text, text],
-        "multi_modal_projector.linear_2.bias": [text],
-    }
-    for i in range(2):
-        layer = f"vision_tower.encoder.layer.{i}."
-        for name in ("q_proj", "k_proj", "v_proj", "projection_layer"):
-            shapes |= {
-                f"{layer}attention.{name}.weight": [hidden, hidden],
-                f"{layer}attention.{name}.bias": [hidden],
-            }
-        shapes |= {
-            f"{layer}mlp.fc1.weight": [inner, hidden],
-            f"{layer}mlp.fc1.bias": [inner],
-            f"{layer}mlp.fc2.weight": [hidden, inner],
-            f"{layer}mlp.fc2.bias": [hidden],
-        }
-        for side in ("before", "after"):
-            shapes |= {
-                f"{layer}layernorm_{side}.weight": [hidden],
-                f"{layer}layernorm_{side}.bias": [hidden],
-            }
-        shapes |= {
-            f"{layer}lambda_1": [hidden],
-            f"{layer}lambda_2": [hidden],
-        }
-    return shapes
-
-
-def _qwen2_vit() -> dict[str, list[int]]:
-    hidden, inner, merged = 64, 256, 256
-    shapes = {
-        "visual.patch_embed.proj.weight": [hidden, 3, 2, 14, 14],
-        "visual.merger.ln_q.weight": [hidden],
-        "visual.merger.ln_q.bias": [hidden],
-        "visual.merger.mlp.0.weight": [merged, merged],
-        "visual.merger.mlp.0.bias": [merged],
-        "visual.merger.mlp.2.weight": [128, merged],
-        "visual.merger.mlp.2.bias": [128],
-    }
-    for i in range(2):
-        block = f"visual.blocks.{i}."
-        shapes |= {
-            f"{block}attn.qkv.weight": [3 * hidden, hidden],
-            f"{block}attn.qkv.bias": [3 * hidden],
-            f"{block}attn.proj.weight": [hidden, hidden],
-            f"{block}attn.proj.bias": [hidden],
-            f"{block}mlp.fc1.weight": [inner, hidden],
-            f"{block}mlp.fc1.bias": [inner],
-            f"{block}mlp.fc2.weight": [hidden, inner],
-            f"{block}mlp.fc2.bias": [hidden],
-        }
-        for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
-            shapes[f"{block}{name}"] = [hidden]
-    return shapes
-
-
-def _write(folder: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    tensors = {name: ("BF16", shape) for name, shape in shapes.items()}
-    write_safetensors(folder / "model.safetensors", tensors)
-    write_tokenizer(folder)
+def write(folder: Path, config: dict[str, Any], **files: dict[str, Any]) -> Path:
+    """Write these files, and the tensors of such a model."""
+    write_files(folder, config=config, **files)
+    twin = twin_of(resolve_model(str(folder)))
+    found = {name: (dtype, shape) for name, dtype, shape in tensors(twin)}
+    write_safetensors(folder / "model.safetensors", found)
     return folder
+
+
+def write_files(folder: Path, **files: dict[str, Any]) -> None:
+    """These JSON files, and a tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(folder)
+    for name, values in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(values, indent=1))
+
+
+def write_checkpoint(name: str, folder: Path) -> Path:
+    """The stand-in of a preset."""
+    return write_model(twin_of(preset_model(name)), folder)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> int:

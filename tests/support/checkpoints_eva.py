@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.support.checkpoints import _write
+from tests.support.checkpoints import write, write_files, write_safetensors
 
 _HIDDEN, _INNER, _VISION, _WIDE = 128, 256, 64, 96
 
@@ -39,30 +39,7 @@ def make_cogvlm(folder: Path, *, second: bool = False) -> Path:
     }
     if second:
         config["num_multi_query_heads"] = 1
-    shapes = {
-        "model.embed_tokens.weight": [512, _HIDDEN],
-        "model.norm.weight": [_HIDDEN],
-        "lm_head.weight": [512, _HIDDEN],
-        **_tower("model.vision.", 9217 if second else 1226, _VISION if second else None, _VISION),
-    }
-    width = 2 * _HIDDEN if second else 3 * _HIDDEN
-    for i in range(2):
-        layer = f"model.layers.{i}."
-        for side in ("vision", "language"):
-            shapes |= {
-                f"{layer}self_attn.{side}_expert_query_key_value.weight": [width, _HIDDEN],
-                f"{layer}self_attn.{side}_expert_dense.weight": [_HIDDEN, _HIDDEN],
-            }
-            for name in ("gate_proj", "up_proj"):
-                shapes[f"{layer}mlp.{side}_mlp.{name}.weight"] = [_INNER, _HIDDEN]
-            shapes[f"{layer}mlp.{side}_mlp.down_proj.weight"] = [_HIDDEN, _INNER]
-        if second:
-            shapes[f"{layer}self_attn.vision_expert_query_key_value.bias"] = [width]
-        shapes |= {
-            f"{layer}input_layernorm.weight": [_HIDDEN],
-            f"{layer}post_attention_layernorm.weight": [_HIDDEN],
-        }
-    return _write(folder, config, shapes)
+    return write(folder, config)
 
 
 def make_glm4v(folder: Path) -> Path:
@@ -106,7 +83,7 @@ def make_glm4v(folder: Path) -> Path:
         "transformer.encoder.final_layernorm.weight": [_HIDDEN],
         "transformer.output_layer.weight": [512, _HIDDEN],
         "transformer.rotary_pos_emb.inv_freq": [16],
-        **_tower("transformer.vision.", 6401, _HIDDEN, _HIDDEN),
+        **_tower("transformer.vision.", 6401),
     }
     for i in range(2):
         layer = f"transformer.encoder.layers.{i}."
@@ -119,12 +96,14 @@ def make_glm4v(folder: Path) -> Path:
             f"{layer}input_layernorm.weight": [_HIDDEN],
             f"{layer}post_attention_layernorm.weight": [_HIDDEN],
         }
-    made = _write(folder, config, shapes)
-    path = made / "tokenizer_config.json"
+    write_files(folder, config=config)
+    tensors = {name: ("BF16", shape) for name, shape in shapes.items()}
+    write_safetensors(folder / "model.safetensors", tensors)
+    path = folder / "tokenizer_config.json"
     tokenizer = json.loads(path.read_text())
     tokenizer["auto_map"] = {"AutoTokenizer": ["tokenization_chatglm.ChatGLM4Tokenizer", None]}
     path.write_text(json.dumps(tokenizer))
-    return made
+    return folder
 
 
 def _vision(size: int) -> dict[str, Any]:
@@ -143,8 +122,8 @@ def _vision(size: int) -> dict[str, Any]:
     }
 
 
-def _tower(prefix: str, positions: int, joined: int | None, inputs: int) -> dict[str, list[int]]:
-    """EVA-CLIP; ``joined`` are the outputs of the convolution where there is one."""
+def _tower(prefix: str, positions: int) -> dict[str, list[int]]:
+    """EVA-CLIP, with the convolution of GLM-4V."""
     shapes = {
         f"{prefix}boi": [1, 1, _HIDDEN],
         f"{prefix}eoi": [1, 1, _HIDDEN],
@@ -152,33 +131,22 @@ def _tower(prefix: str, positions: int, joined: int | None, inputs: int) -> dict
         f"{prefix}patch_embedding.proj.weight": [_VISION, 3, 14, 14],
         f"{prefix}patch_embedding.proj.bias": [_VISION],
         f"{prefix}patch_embedding.position_embedding.weight": [positions, _VISION],
-        f"{prefix}linear_proj.linear_proj.weight": [_HIDDEN, inputs],
+        f"{prefix}linear_proj.linear_proj.weight": [_HIDDEN, _HIDDEN],
         f"{prefix}linear_proj.norm1.weight": [_HIDDEN],
         f"{prefix}linear_proj.norm1.bias": [_HIDDEN],
         f"{prefix}linear_proj.dense_h_to_4h.weight": [_INNER, _HIDDEN],
         f"{prefix}linear_proj.gate_proj.weight": [_INNER, _HIDDEN],
         f"{prefix}linear_proj.dense_4h_to_h.weight": [_HIDDEN, _INNER],
+        f"{prefix}conv.weight": [_HIDDEN, _VISION, 2, 2],
+        f"{prefix}conv.bias": [_HIDDEN],
     }
-    if joined:
-        shapes |= {
-            f"{prefix}conv.weight": [joined, _VISION, 2, 2],
-            f"{prefix}conv.bias": [joined],
-        }
+    parts = {
+        "attention.query_key_value": [3 * _VISION, _VISION], "attention.dense": [_VISION, _VISION],
+        "mlp.fc1": [_WIDE, _VISION], "mlp.fc2": [_VISION, _WIDE],
+        "input_layernorm": [_VISION], "post_attention_layernorm": [_VISION],
+    }  # fmt: skip
     for i in range(2):
-        layer = f"{prefix}transformer.layers.{i}."
-        for name, outputs, inner in (
-            ("attention.query_key_value", 3 * _VISION, _VISION),
-            ("attention.dense", _VISION, _VISION),
-            ("mlp.fc1", _WIDE, _VISION),
-            ("mlp.fc2", _VISION, _WIDE),
-        ):
-            shapes |= {
-                f"{layer}{name}.weight": [outputs, inner],
-                f"{layer}{name}.bias": [outputs],
-            }
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            shapes |= {
-                f"{layer}{name}.weight": [_VISION],
-                f"{layer}{name}.bias": [_VISION],
-            }
+        for name, shape in parts.items():
+            shapes[f"{prefix}transformer.layers.{i}.{name}.weight"] = shape
+            shapes[f"{prefix}transformer.layers.{i}.{name}.bias"] = shape[:1]
     return shapes

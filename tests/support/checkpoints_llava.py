@@ -1,12 +1,15 @@
-"""Tiny LLaVA checkpoints in the Transformers format: 1.5, NeXT and OneVision."""
+"""Tiny LLaVA checkpoints in the Transformers format: 1.5 and NeXT."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from tests.support.checkpoints import _TEXT, _qwen2, _write
+from msgspec.structs import replace
+
+from tests.support.checkpoints import TEXT, write, write_files, write_safetensors
+from turbofit.model.source import resolve_model
+from turbofit.rehearsal.checkpoint.twin import tensors, twin_of
 
 _CLIP: dict[str, Any] = {
     "model_type": "clip_vision_model",
@@ -31,15 +34,14 @@ _CLIP_PROCESSOR: dict[str, Any] = {
 
 
 def make_llava(folder: Path, kind: str = "llava") -> Path:
-    """LLaVA in the Transformers format: ``llava`` (1.5), ``llava_next`` or ``llava_onevision``."""
-    names = {"llava": "Llava", "llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}
-    name = names[kind]
+    """LLaVA in the Transformers format: ``llava`` (1.5) or ``llava_next``."""
+    name = "Llava" if kind == "llava" else "LlavaNext"
     config: dict[str, Any] = {
         "architectures": [f"{name}ForConditionalGeneration"],
         "model_type": kind,
         "image_token_index": 262,
         "projector_hidden_act": "gelu",
-        "text_config": _TEXT,
+        "text_config": TEXT,
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
         "vision_config": _CLIP,
@@ -60,77 +62,15 @@ def make_llava(folder: Path, kind: str = "llava") -> Path:
         "vision_feature_select_strategy": "default",
         "num_additional_image_tokens": 1,
     }
-    if kind == "llava_next":
+    if kind != "llava":
         grids = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
         config["image_grid_pinpoints"] = processor["image_grid_pinpoints"] = grids
-    if kind == "llava_onevision":
-        grids = [[384 * high, 384 * wide] for high in range(1, 7) for wide in range(1, 7)]
-        config |= {
-            "image_grid_pinpoints": grids,
-            "vision_aspect_ratio": "anyres_max_9",
-            "vision_config": {
-                **_CLIP, "model_type": "siglip_vision_model", "image_size": 384,
-                "vision_use_head": False,
-            },
-            "vision_feature_layer": -1,
-            "vision_feature_select_strategy": "full",
-        }  # fmt: skip
-        processor |= {"size": {"height": 384, "width": 384}, "image_grid_pinpoints": grids}
-        outer = {
-            "processor_class": "LlavaOnevisionProcessor", "num_image_tokens": 729,
-            "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_9",
-            "image_token": "<|image_pad|>",
-        }  # fmt: skip
-    shapes = {
-        **_clip(siglip=kind == "llava_onevision"),
-        **_qwen2("language_model.model.", "language_model.lm_head.weight"),
-    }
-    if kind != "llava":
-        shapes["image_newline"] = [128]
-    _write(folder, config, shapes)
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    (folder / "processor_config.json").write_text(json.dumps(outer))
+    files = {"preprocessor_config": processor, "processor_config": outer}
+    if kind == "llava":
+        return write(folder, config, **files)
+    write_files(folder, config=config, **files)
+    # Rehearsals have none of it: LLaVA's with a row that ends a line of an image.
+    model = replace(resolve_model(str(folder)), architecture="LlavaForConditionalGeneration")
+    found = {name: (dtype, shape) for name, dtype, shape in tensors(twin_of(model))}
+    write_safetensors(folder / "model.safetensors", {**found, "image_newline": ("BF16", (128,))})
     return folder
-
-
-def _clip(*, siglip: bool) -> dict[str, list[int]]:
-    """CLIP's tower of 336 pixels, or SigLIP's of 384, and LLaVA's projector."""
-    hidden, inner, text = 64, 128, 128
-    tower = "vision_tower.vision_model."
-    shapes = {
-        f"{tower}embeddings.patch_embedding.weight": [hidden, 3, 14, 14],
-        f"{tower}embeddings.position_embedding.weight": [729 if siglip else 577, hidden],
-        f"{tower}post_layernorm.weight": [hidden],
-        f"{tower}post_layernorm.bias": [hidden],
-        "multi_modal_projector.linear_1.weight": [text, hidden],
-        "multi_modal_projector.linear_1.bias": [text],
-        "multi_modal_projector.linear_2.weight": [text, text],
-        "multi_modal_projector.linear_2.bias": [text],
-    }
-    if siglip:
-        shapes[f"{tower}embeddings.patch_embedding.bias"] = [hidden]
-    else:
-        shapes |= {
-            f"{tower}embeddings.class_embedding": [hidden],
-            f"{tower}pre_layrnorm.weight": [hidden],
-            f"{tower}pre_layrnorm.bias": [hidden],
-        }
-    for i in range(2):
-        layer = f"{tower}encoder.layers.{i}."
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= {
-                f"{layer}self_attn.{name}.weight": [hidden, hidden],
-                f"{layer}self_attn.{name}.bias": [hidden],
-            }
-        shapes |= {
-            f"{layer}mlp.fc1.weight": [inner, hidden],
-            f"{layer}mlp.fc1.bias": [inner],
-            f"{layer}mlp.fc2.weight": [hidden, inner],
-            f"{layer}mlp.fc2.bias": [hidden],
-        }
-        for number in (1, 2):
-            shapes |= {
-                f"{layer}layer_norm{number}.weight": [hidden],
-                f"{layer}layer_norm{number}.bias": [hidden],
-            }
-    return shapes

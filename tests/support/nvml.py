@@ -40,7 +40,6 @@ from turbofit.rehearsal.pretend.libraries import ACCOUNT, PretendError
 
 LIBRARY = "libnvidia-ml.so.1"
 LOST = 15
-UNKNOWN_ERROR = 999
 #: (read, write, NVLink) statuses: 0 OK, 5 not supported.
 P2P_ALL = (0, 0, 5)
 P2P_NONE = (5, 5, 5)

@@ -158,12 +158,6 @@ def split_size(name: str) -> tuple[str, int]:
     return (_SIZE_WITHIN.sub("", name, count=1), int(sized[1])) if sized else (name, 0)
 
 
-def _of_size(key: str | None, gigabytes: int) -> str | None:
-    """The preset, or its namesake, whose card has so many gigabytes; None if there is none."""
-    keys = () if key is None else (key, *_names().twins.get(key, ()))
-    return next((one for one in keys if nominal_gigabytes(one) == gigabytes), None)
-
-
 def presets_with(words: Iterable[str]) -> list[str]:
     """The presets that have all of these words in one name; a word may be a generation."""
     wanted, generations = [bare_name(word) for word in words], _names().generations

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import subprocess
 import sys
-import time
 from array import array
 from base64 import b64decode
 from io import BytesIO
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -21,7 +18,6 @@ from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER, PRETEND_SPEED
-from turbofit.core.png import png
 from turbofit.measure.load.bench import bench
 from turbofit.measure.load.client import Answer, StreamReader
 from turbofit.measure.load.driver import LoadRun
@@ -50,58 +46,6 @@ def run_of(answers, opened: float, closed: float, spec=None) -> LoadRun:
     for one in run.answers:
         one.counts = opened <= one.begun < closed
     return run
-
-
-def at(spec: LoadSpec, *, opened: bool = True, closed: bool = False, begun: int = 0) -> str:
-    run = run_of([answer(0, 1), answer(0, 1, kind="stalled")], 0, 0, spec)
-    run._open, run._begun, run.opened = opened, begun, time.perf_counter() - 3.2
-    run.closed = run.opened if closed else None
-    return run.step().text
-
-
-CLOSED = LoadSpec.of(concurrency=8, seconds=30.0)
-
-
-@pytest.mark.parametrize(
-    ("spec", "facts", "text"),
-    [
-        (CLOSED, {"opened": False}, "warm-up of the load: 2 of 8 requests, "),
-        (CLOSED, {}, "measuring: 3 of 30 s, "),
-        (CLOSED, {"closed": True}, "last answers: "),
-        (LoadSpec.of(requests=40, warm_up=0), {"begun": 2}, "measuring: 2 of 40 requests, "),
-    ],
-)
-def test_a_load_says_what_it_does_and_how_much_of_it_is_done(spec, facts, text: str) -> None:
-    assert at(spec, **facts) == text + "1 answered, 1 failed"
-
-
-def test_arrivals_of_an_open_loop_are_random_and_wait_for_no_answer(monkeypatch) -> None:
-    clock, begun = [0.0], []
-    monkeypatch.setattr(
-        "turbofit.measure.load.driver.time", SimpleNamespace(perf_counter=lambda: clock[0])
-    )
-
-    async def sleep(seconds: float) -> None:
-        clock[0] += seconds
-
-    async def drive() -> None:
-        run = LoadRun(LoadSpec.of(rate=4.0), None)
-
-        def spawn(work) -> None:
-            work.close()
-            begun.append(clock[0])
-            if len(begun) == 4001:
-                raise asyncio.CancelledError
-
-        monkeypatch.setattr(run, "_spawn", spawn)
-        monkeypatch.setattr("turbofit.measure.load.driver.asyncio.sleep", sleep)
-        with pytest.raises(asyncio.CancelledError):
-            await run._arrivals(4.0)
-        assert run.late == 0
-
-    asyncio.run(drive())
-    assert begun == sorted(begun)
-    assert abs(begun[-1] - 1000) < 80  # five standard deviations of 4,000 arrivals at 4/s
 
 
 def test_contradictions_are_named() -> None:
@@ -298,14 +242,6 @@ def test_odd_events_count_for_nothing() -> None:
     ):  # fmt: skip
         answer = read(TEXT, b"data: " + event + b"\n\n", DONE)
         assert (len(answer.pieces), answer.output_tokens) == (1, None), event
-
-
-def test_an_image_is_what_its_header_says_and_small() -> None:
-    data = png(1000, 700, 0x123456)
-    image = Image.open(BytesIO(data)).convert("RGB")
-    assert image.size == (1000, 700)
-    assert image.getpixel((999, 699)) == (0x12, 0x34, 0x56)
-    assert len(data) < 2000
 
 
 def test_bodies_have_their_sizes_and_share_only_what_they_should() -> None:

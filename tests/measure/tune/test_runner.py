@@ -61,16 +61,6 @@ def test_why_it_measured_nothing_is_known(key: str, answers: tuple[str, ...], wh
     assert why in load.why
 
 
-def test_a_load_that_cannot_be_started_ends_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
-
-    monkeypatch.setattr(runner.subprocess, "Popen", full)
-    load = _Load(FEW, "k", stop := StopSignal())
-    driven(load, "http://x", stop)
-    assert "no load could be started" in load.why
-
-
 def test_a_load_that_is_killed_says_how_it_ended() -> None:
     load = _Load(FEW, "k", stop := StopSignal())
     with ScriptedServer("stall", "stall", key="k") as server:

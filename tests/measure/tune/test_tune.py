@@ -10,13 +10,12 @@ import pytest
 
 from tests.measure.tune.test_search import MEAN
 from turbofit.core.errors import LaunchError
-from turbofit.core.process.progress import listened
 from turbofit.core.tuning import Tuning
 from turbofit.measure.load.result import LoadResult, Spread
 from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure.tune.runner import TrialEnd, figures_of
 from turbofit.measure.tune.space import choices
-from turbofit.measure.tune.tune import Tuner, described, why_not_kept
+from turbofit.measure.tune.tune import Tuner, why_not_kept
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
 from turbofit.serving.supervisor import StoppedError
@@ -126,14 +125,6 @@ def test_starts_and_time_bound_it() -> None:
     assert go(Engines(), starts=1000).stopped == "all settings were tried"
 
 
-def test_what_is_under_way_says_which_trial_it_is_of_and_the_time_left() -> None:
-    told: list[str] = []
-
-    with listened(lambda step: told.append(step.text if step else "")):
-        go(Engines(), seconds=90.0, starts=1)
-    assert "trial 1 of 1, 1.5 min of --time left" in told
-
-
 def test_a_death_is_a_result_and_the_others_go_on() -> None:
     dead = TrialEnd(None, "died", "CUDA out of memory")
     found = go(Engines({1: dead, 2: LaunchError("no port", hint="x")}))
@@ -164,10 +155,3 @@ def test_an_interrupted_one_takes_no_longer_ones_place() -> None:
     whole, part = go(Engines(), starts=4), go(Engines({3: STOP}))
     assert "the tuning before tried 5 settings" in why_not_kept(part, whole)
     assert why_not_kept(part, None) == why_not_kept(whole, part) == why_not_kept(whole, whole) == ""
-
-
-def test_a_load_is_described_with_its_length() -> None:
-    closed = LoadSpec.of(concurrency=8, seconds=30.0)
-    assert described(closed) == "30 s, 8 at once, after 8 requests of warm-up"
-    counted = LoadSpec.of(rate=2.5, requests=40, warm_up=0)
-    assert described(counted) == "40 requests, 2.5 a second, after 0 requests of warm-up"

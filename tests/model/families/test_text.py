@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.support.checkpoints import make_internvl2
+from tests.support.checkpoints import make_internvl2, write_checkpoint
 from tests.support.tiny_checkpoints import LLAMA, read
 from tests.sweep import part
 from turbofit.core.errors import TurbofitError, UsageError
@@ -31,7 +31,6 @@ from turbofit.rehearsal.checkpoint.twin import (
     config_of,
     tensors,
     twin_of,
-    write_checkpoint,
     write_header,
     write_model,
 )

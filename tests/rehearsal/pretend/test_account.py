@@ -58,23 +58,6 @@ def test_pool_step_is_a_knob(pretend: Pretend) -> None:
     assert pretend(code, narrow).value == 900 - 34
 
 
-def test_one_more_mib_in_each_allocation_shows_once_for_each(pretend: Pretend) -> None:
-    code = """
-    p = pool(2**64 - 1)
-    kept = [take(p, n) for n in range(1, 8)] + [malloc(n) for n in (2, 4, 6)]
-    done(account.pretend_held(0))
-    """
-    plain = pretend(code)
-    more = pretend(code, Scenario((CARD,), extra=MIB))
-    given = [e for e in more.tagged("A") if e.number(1) in (MALLOC, POOL)]
-    assert len(given) == 10
-    before = sum(e.number(3) for e in plain.tagged("A"))
-    assert sum(e.number(3) for e in more.tagged("A")) - before == 10 * MIB
-    # 28 + 7 MiB in steps of 32, 12 + 3 in steps of 2
-    assert more.value == (64 + 16) * MIB
-    assert plain.value == (32 + 12) * MIB
-
-
 def test_pinned_host_memory_is_counted_apart(pretend: Pretend) -> None:
     code = """
         p, q = void_p(), void_p()
@@ -146,8 +129,6 @@ def test_addresses_are_reused_clean_and_aligned(pretend: Pretend) -> None:
     done([same, clean, b.value % (32 * MIB), c.value % (32 * MIB), take(p, 1).value % (2 * MIB)])
     """
     assert pretend(code).value == [True, True, 0, 0, 0]
-    skewed = pretend(code, Scenario((CARD,), skew=2 * MIB))
-    assert skewed.value == [True, True, 2 * MIB, 2 * MIB, 0]
 
 
 #: What calls say, on one card or on the machine that stands beside them.

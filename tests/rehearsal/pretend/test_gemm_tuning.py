@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
 PROGRAM = """
 import os
 from pathlib import Path
-from turbofit.rehearsal.checkpoint.twin import write_checkpoint
+from tests.support.checkpoints import write_checkpoint
 folder = "qwen2.5-0.5b"
 if not os.path.exists(folder):
     write_checkpoint(folder, Path(folder))

@@ -17,10 +17,6 @@ from turbofit.rehearsal.pretend.libraries import (
     LIBRARIES,
     LibraryInterface,
     PretendError,
-    cuda_major,
-    family_of,
-    libraries_for,
-    sources_of,
     wanted_from,
 )
 
@@ -171,14 +167,6 @@ def test_the_program_runs_on_what_is_built(site: Path, built: Path) -> None:
     assert done.stdout.split() == ["0", "801"]
     assert "cufftExecC2C does nothing here" in done.stderr
     assert done.stderr.count("cuMemNobodyWrote does nothing here") == 1
-
-
-def test_two_runtimes_are_built_of_the_same_sources() -> None:
-    assert [family_of(f"lib{name}.so.6") for name in ("nvrtc", "c")] == ["libnvrtc", None]
-    assert "libcudart.so.13" in libraries_for({"libcudart.so.13": LibraryInterface()})
-    old, new = "libcudart.so.12", "libcudart.so.13"
-    assert sources_of(old) == sources_of(new) != ()
-    assert (cuda_major(old), cuda_major(new)) == (12, 13)
 
 
 def test_each_runtime_keeps_its_own_error(built: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from turbofit.core.struct import NA, decode, to_json
 from turbofit.machine.kernels.families import demangle
 from turbofit.machine.source import machine_from
 from turbofit.rehearsal.packages import engine_library
-from turbofit.rehearsal.pretend.command import cuda_site, pretend_environment
+from turbofit.rehearsal.pretend.command import pretend_environment
 from turbofit.rehearsal.pretend.elf import dynamic_symbols, short_name
 from turbofit.rehearsal.pretend.libraries import ACCOUNT, PretendError, check_surface
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario, pretend_twin
@@ -51,17 +50,6 @@ def test_beside_a_cuda_build_of_torch_they_come_first(libraries: Path, tmp_path:
     first, second = env["PYTHONPATH"].split(":")
     assert (Path(first) / "sitecustomize.py").exists()
     assert second == "/mine"
-
-
-def test_cpu_torch_is_no_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    library = tmp_path / "torch" / "lib"
-    library.mkdir(parents=True)
-    (tmp_path / "torch" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    assert cuda_site() is None
-    (library / "libtorch_cuda.so").touch()
-    assert cuda_site() == tmp_path
 
 
 def test_the_twin_of_a_machine_that_is_known() -> None:
@@ -175,11 +163,11 @@ def test_scenario_text_has_everything() -> None:
     card = PretendGpu(
         "NVIDIA  GeForce\nRTX 3090", total=1000, used=10, sm=(8, 6), sm_count=82, l2=6291456
     )
-    scenario = Scenario((card, card), peers=frozenset({(0, 1)}), extra=512)
+    scenario = Scenario((card, card), peers=frozenset({(0, 1)}), fail_at=512)
     assert decode(to_json(scenario), Scenario, what="scenario") == scenario
     lines = scenario.text("/t").splitlines()
     named = "device 1000 10 0 8 6 82 6291456 102400 101376 NVIDIA GeForce RTX 3090"
-    assert {named, "peer 0 1", "extra 512", "timeline /t"} <= set(lines)
+    assert {named, "peer 0 1", "fail_at 512", "timeline /t"} <= set(lines)
     assert "peer 1 0" not in lines
     with pytest.raises(PretendError, match=r"compute capability 6\.1"):
         Scenario((PretendGpu("GTX 1080", total=1, sm=(6, 1)),)).text("/t")

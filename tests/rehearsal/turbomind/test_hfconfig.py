@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.checkpoints import write_checkpoint
 from tests.support.oracles import picture, tokens_of
-from turbofit.rehearsal.checkpoint.twin import write_checkpoint
 from turbofit.rehearsal.turbomind import hfconfig
 
 pytestmark = pytest.mark.lmdeploy

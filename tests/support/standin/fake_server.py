@@ -2,11 +2,10 @@
 
 It is for tests of our own process handling, where a second of start-up matters. ``STANDIN_SCRIPT``
 says what it does, as in `standin_engine`; ``deaf`` ignores SIGTERM and SIGINT, ``family`` starts a
-child of its own that would outlive it, ``slow_image`` answers no chat,
-``floods`` prints for ever, ``slow`` starts after ``STANDIN_SECONDS`` or never, ``dies_later`` runs
-out of memory at SIGUSR1, ``dies_of_poison`` aborts at a request with this word. Of a list by commas
-each start takes the next one, counted in the file ``STANDIN_COUNT``. A token takes
-``STANDIN_PACE`` seconds; each one is the last message, which the file ``STANDIN_SEEN`` notes.
+child of its own that would outlive it, ``slow_image`` answers no chat, ``slow`` never starts,
+``dies_later`` runs out of memory at SIGUSR1, ``dies_of_poison`` aborts at a request with this word.
+Of a list by commas each start takes the next one, counted in the file ``STANDIN_COUNT``. A token
+takes ``STANDIN_PACE`` seconds; each one is the last message, which the file ``STANDIN_SEEN`` notes.
 """
 
 from __future__ import annotations
@@ -112,17 +111,7 @@ if SCRIPT == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 if SCRIPT == "slow":
-    seconds = os.environ.get("STANDIN_SECONDS")
-    NEVER.wait(float(seconds) if seconds else None)
-if SCRIPT == "floods":
-
-    def flood() -> None:
-        """Lines that all differ, for ever."""
-        for number in iter(int, 1):
-            os.write(2, b"".join(b"a line, %d of %d\n" % (i, number) for i in range(2000)))
-            time.sleep(0.02)
-
-    threading.Thread(target=flood, daemon=True).start()
+    NEVER.wait()
 if SCRIPT == "family":
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     os.write(1, f"CHILD {child.pid}\n".encode())

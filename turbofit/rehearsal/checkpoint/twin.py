@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import struct
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -20,7 +19,6 @@ from turbofit.core.errors import UsageError
 from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model
 from turbofit.core.presets import merged
-from turbofit.model.presets import find_preset, nearest_names, preset_model
 from turbofit.model.tensors import Tensor, text_tensors
 from turbofit.model.towers import tower_tensors
 from turbofit.rehearsal.checkpoint.kinds import (
@@ -285,45 +283,14 @@ def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
     Raises:
         UsageError: there is no twin, or none for that engine.
     """
-    checkpoint = _on_disk(model)
-    if checkpoint is not None:
-        return checkpoint
     if torch and model.text.delta is not None:
         # Source: lmdeploy nn/gated_delta.py `from fla.modules import`
         raise UsageError(
-            f"no stand-in checkpoint is made for {model.text.architecture}: its gated delta nets"
-            " run kernels of fla and TileLang under torch, compiled and tuned on the card",
-            hint="turbofit rehearse --engine pytorch tries a plan of it, with"
-            " flash-linear-attention; --engine turbomind, where it runs the model, needs no such"
-            " kernels",
+            f"no engine on torch runs {model.text.architecture} on pretend GPUs: its gated delta"
+            " nets run kernels of fla and TileLang, compiled and tuned on the card",
+            hint="--engine turbomind, where it runs the model, needs no such kernels",
         )
+    checkpoint = _on_disk(model)
+    if checkpoint is not None:
+        return checkpoint
     return write_model(twin_of(model), folder)
-
-
-def write_checkpoint(name: str, folder: Path) -> Path:
-    """Writes the twin of the preset named ``name``; returns the folder.
-
-    Raises:
-        UsageError: no preset has this name, or it has no stand-in.
-    """
-    preset = find_preset(name)
-    if preset is None:
-        near = ", ".join(nearest_names(name)) or "listed by turbofit models"
-        raise UsageError(f"no preset is named {name}", hint=f"names that are known: {near}")
-    return write_model(twin_of(preset_model(preset)), folder)
-
-
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 2:
-        sys.stderr.write("usage: python -m turbofit.rehearsal.checkpoint.twin NAME FOLDER\n")
-        return 2
-    try:
-        sys.stdout.write(f"{write_checkpoint(arguments[0], Path(arguments[1]))}\n")
-    except UsageError as error:
-        sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

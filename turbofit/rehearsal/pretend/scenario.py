@@ -78,29 +78,22 @@ class Scenario:
         gpus: the cards, in CUDA's order.
         peers: pairs (from, to) that can reach each other's memory; None is all of them.
         pool_step: bytes by which a stream-ordered pool grows (32 MiB, as on an H200).
-        extra: bytes added to each device allocation: a test of the account itself.
-        skew: bytes by which large addresses miss 32 MiB alignment (0 is the best case for the
-            engine's page allocator, 2 MiB the worst: one page of 32 MiB less).
         pinned_limit: bytes of page-locked host memory at most; None is no limit.
         timeline_limit: bytes of one process's timeline at most.
         fail_at: the number, from 1, of the device allocation that fails as if its card were full;
             counted over all processes that share the machine. None: none fails.
         fail_pinned_at: the same of page-locked host memory.
-        fail_times: how many in a row fail from there.
         context: bytes that each process's first use of a card takes of it (CUDA's context).
     """
 
     gpus: tuple[PretendGpu, ...]
     peers: frozenset[tuple[int, int]] | None = None
     pool_step: int = 32 * MIB
-    extra: int = 0
-    skew: int = 0
     pinned_limit: int | None = None
     timeline_limit: int = 256 * MIB
     context: int = 0
     fail_at: int | None = None
     fail_pinned_at: int | None = None
-    fail_times: int = 1
 
     def text(self, timeline: str, shared: str = "") -> str:
         """The content of the scenario file for the C side.

@@ -31,7 +31,7 @@ size_t round_up(size_t n, size_t step) { return step ? (n + step - 1) / step * s
 
 static size_t within(size_t size) { return size < PRETEND_MOST ? size : PRETEND_MOST; }
 
-size_t accounted(size_t asked, size_t step) { return round_up(within(asked) + machine.extra, step); }
+size_t accounted(size_t asked, size_t step) { return round_up(within(asked), step); }
 
 /* --------------------------------------------------------------- holding */
 
@@ -71,7 +71,7 @@ int fails(int device, int kind, int pool, size_t size)
 {
     int pinned = kind == PRETEND_PINNED;
     uint64_t number = shared_count(pinned), first = pinned ? machine.fail_pinned_at : machine.fail_at;
-    if (!first || number < first || number >= first + machine.fail_times)
+    if (number != first)
         return 0;
     shared_refuse();
     timeline_trace("E %d %d %d %zu %zu %llu", device, kind, pool, size,

@@ -1,6 +1,6 @@
 /* Addresses: a reserved range for each device and one for page-locked host memory, backed by
  * nothing until they are touched. First fit, so that two runs get the same ones; large addresses
- * are aligned to BIG plus the scenario's skew. What was given back lies in a search tree by address,
+ * are aligned to BIG. What was given back lies in a search tree by address,
  * balanced by orders drawn at random, whose nodes know the largest hole below: an engine that loads
  * many experts leaves thousands of holes too small for the next tensor. */
 #define _GNU_SOURCE
@@ -112,21 +112,21 @@ static size_t remove_hole(int area, const char *address) /* its span; 0: none be
     return span;
 }
 
-static char *aligned(const char *address, size_t align, size_t shift)
+static char *aligned(const char *address, size_t align)
 {
-    return (char *)round_up((size_t)address - shift, align) + shift;
+    return (char *)round_up((size_t)address, align);
 }
 
-static struct hole *first_fit(struct hole *h, size_t span, size_t align, size_t shift)
+static struct hole *first_fit(struct hole *h, size_t span, size_t align)
 {
     if (largest(h) < span)
         return NULL;
-    struct hole *lower = first_fit(h->low, span, align, shift);
+    struct hole *lower = first_fit(h->low, span, align);
     if (lower)
         return lower;
-    if (aligned(h->address, align, shift) + span <= h->address + h->span)
+    if (aligned(h->address, align) + span <= h->address + h->span)
         return h;
-    return first_fit(h->high, span, align, shift);
+    return first_fit(h->high, span, align);
 }
 
 /* -------------------------------------------------------------- addresses */
@@ -134,17 +134,16 @@ static struct hole *first_fit(struct hole *h, size_t span, size_t align, size_t 
 char *take_address(int area, size_t size, size_t *span)
 {
     size_t align = size >= BIG ? BIG : size >= MIB ? 2 * MIB : 512;
-    size_t shift = size >= BIG ? machine.skew % BIG : 0;
     *span = round_up(size ? size : 1, size >= MIB ? 2 * MIB : 512);
-    struct hole *h = first_fit(holes[area], *span, align, shift);
+    struct hole *h = first_fit(holes[area], *span, align);
     if (h) {
-        char *begin = h->address, *at = aligned(begin, align, shift);
+        char *begin = h->address, *at = aligned(begin, align);
         char *end = begin + remove_hole(area, begin);
         add_hole(area, begin, (size_t)(at - begin));
         add_hole(area, at + *span, (size_t)(end - at) - *span);
         return at;
     }
-    char *at = aligned(top[area], align, shift);
+    char *at = aligned(top[area], align);
     char *end = at + *span, *open = (char *)round_up((size_t)end, 2 * MIB);
     char *from = (char *)((size_t)top[area] / (4 * KIB) * (4 * KIB));
     if (open > range + (size_t)(area + 1) * SPAN ||

@@ -12,7 +12,6 @@ struct scenario machine = {
     .vmm_step = 2 * MIB,
     .pinned_limit = (size_t)-1,
     .timeline_limit = 256 * MIB,
-    .fail_times = 1,
 };
 
 static int read_device(const char *line)
@@ -39,11 +38,9 @@ static int read_device(const char *line)
 static void read_knob(const char *line)
 {
     const struct { const char *name; size_t *value; } knobs[] = {
-        {"pool_step", &machine.pool_step},       {"extra", &machine.extra},
-        {"skew", &machine.skew},                 {"pinned_limit", &machine.pinned_limit},
+        {"pool_step", &machine.pool_step},       {"pinned_limit", &machine.pinned_limit},
         {"timeline_limit", &machine.timeline_limit}, {"context", &machine.context},
         {"fail_at", &machine.fail_at},           {"fail_pinned_at", &machine.fail_pinned_at},
-        {"fail_times", &machine.fail_times},
     };
     char name[64];
     unsigned long long value;

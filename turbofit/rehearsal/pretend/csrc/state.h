@@ -21,9 +21,8 @@ struct scenario {
     struct pretend_device devices[PRETEND_MAX_DEVICES];
     int count;
     char peers[PRETEND_MAX_DEVICES][PRETEND_MAX_DEVICES];
-    size_t pool_step, malloc_step, vmm_step, extra, skew, pinned_limit, timeline_limit, context;
-    size_t fail_at, fail_pinned_at; /* numbers of the first allocations that fail; 0: none */
-    size_t fail_times;              /* so many in a row */
+    size_t pool_step, malloc_step, vmm_step, pinned_limit, timeline_limit, context;
+    size_t fail_at, fail_pinned_at; /* numbers, from 1, of allocations that fail; 0: none */
     char timeline[4096]; /* a file, or a folder where it ends with "/" */
     char shared[4096];   /* the file of the machine's processes; empty: this process alone */
 };
@@ -45,7 +44,7 @@ void leave(void);
 /* account.c; devices here and below are physical */
 size_t round_up(size_t n, size_t step);
 #define UNIT 512 /* the driver rounds each allocation up to this */
-size_t accounted(size_t asked, size_t step); /* with the extra, rounded up */
+size_t accounted(size_t asked, size_t step); /* rounded up */
 size_t held_on(int device);
 /* Counts an allocation of a device or of page-locked memory; 1 where the scenario fails this one. */
 int fails(int device, int kind, int pool, size_t size);
