@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from bench.page import table
 from turbofit import api
+from turbofit.core.model import TextDims
 from turbofit.core.plan import GpuLedger, Plan
 from turbofit.core.units import MIB
 from turbofit.memory.account import POOL_WARMUP
@@ -128,6 +129,11 @@ ROWS = (
     Row("deepseek-moe-16b", "1xa100-40g"),
     Row("minicpm3-4b", "1xrtx3090"),
     Row("minicpm3-4b", "1xrtx3090", 0, layers=4),
+    # gated delta nets, whose kernels are fla's: pip install flash-linear-attention
+    Row("qwen3-next-80b-a3b", "1xa100-40g", None, {"max_batch_size": 32}, layers=4),
+    Row("qwen3-next-80b-a3b", "1xa100-80g", 0, {"max_batch_size": 128}, layers=4),
+    Row("qwen3-next-80b-a3b", "2xa100-40g", None, {"max_batch_size": 32, "tp": 2}, layers=4),
+    Row("qwen3.5-35b-a3b", "1xa100-40g", None, {"max_batch_size": 32}, layers=4),
     # Qwen3-Omni: its decoder's first three layers are given features of the tower
     Row("qwen3-omni-30b-a3b", "1xrtx3090", layers=4),
     *_both("qwen2-vl-2b", "2xrtx3060", tp=2),
@@ -154,9 +160,20 @@ def formula(model: str, tp: int, cache: dict[str, Any]) -> int:
     sizes = [rows * text.head_dim * bits // 8 for bits in kinds]
     sizes += [rows * scales * 2 for scales in _SCALES.get(cache["quant_policy"], ())]
     block = text.attention_layers * sum(-(-size // 256) * 256 for size in sizes)
-    runtime = (cache["max_prefill_token_num"] + 2 * cache["max_batches"]) * text.vocab * 2
+    runtime = states(text, tp, cache["num_state_caches"] or 0)
+    runtime += (cache["max_prefill_token_num"] + 2 * cache["max_batches"]) * text.vocab * 2
     ratio = cache["cache_max_entry_count"]
     return min(int((free - runtime) * ratio) // block for free in cache["free"])
+
+
+def states(text: TextDims, tp: int, slots: int) -> int:
+    """Bytes of the states of gated delta nets, at 16 bits."""
+    if text.delta is None:
+        return 0
+    one = text.delta
+    window = one.layers * one.channels // tp * one.kernel * 2
+    state = one.layers * one.value_heads // tp * one.key_dim * one.value_dim * 2
+    return slots * sum(-(-size // 256) * 256 for size in (window, state))
 
 
 def mib(value: int | None) -> str:
@@ -183,10 +200,12 @@ def compare(row: Row) -> Found:
 def _cut(row: Row, scratch: Path) -> str:
     """A folder with the first layers of a model, at whose size every term of a layer is met."""
     model = resolve_model(row.model)
-    text, moe = model.text, model.text.moe
+    text, moe, delta = model.text, model.text.moe, model.text.delta
     if moe is not None:
         moe = replace(moe, layers=row.layers - (text.layers - moe.layers))
-    cut = replace(model, text=replace(text, layers=row.layers, moe=moe))
+    if delta is not None:
+        delta = replace(delta, layers=row.layers * delta.layers // text.layers)
+    cut = replace(model, text=replace(text, layers=row.layers, moe=moe, delta=delta))
     return str(checkpoint_for(cut, scratch / row.model))
 
 
@@ -260,11 +279,16 @@ def _cases(
 ) -> list[tuple[str, ...]]:
     lines = []
     terms = [term for term in card.ledger if term.phase == "transient"]
+    # Short prompts of all sequences meet before they are sampled: more than sampling itself where
+    # each has a state. The ledger charges the largest.
+    states = any(term.term == "state_cache" for term in card.ledger)
+    largest = max(term.bytes for term in terms)
     for term in terms:
         if term.rehearsed is None:
             continue
-        upper = term.bytes if fixed else None
-        _hold(term.term, term.bytes, term.rehearsed, card.total, say, upper=upper)
+        forecast = largest if states else term.bytes
+        upper = forecast if fixed or states else None
+        _hold(term.term, forecast, term.rehearsed, card.total, say, upper=upper)
         over = term.bytes - term.rehearsed
         name = f"**{term.term}**" if term.worst else term.term
         lines.append(

@@ -8,6 +8,7 @@ from typing import Final
 
 from turbofit.core.errors import PackageError
 from turbofit.core.installation import installed, without_gpu
+from turbofit.core.model import TextDims
 from turbofit.core.version import REFERENCE
 from turbofit.machine.kernels.census import turbomind_library
 from turbofit.rehearsal.pretend.build import build
@@ -69,3 +70,13 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
             hint="install torch from PyPI (pip install torch==2.12.1); no GPU and no driver needed",
         )
     return {name: version for name in names if (version := installed(name)) is not None}
+
+
+def need_kernels(text: TextDims) -> None:
+    """Raises PackageError if kernels are missing that LMDeploy imports for gated delta nets."""
+    if text.delta is not None and importlib.util.find_spec("fla") is None:
+        raise PackageError(
+            f"fla is not installed beside turbofit: rehearsing {text.architecture} runs its"
+            " kernels",
+            hint="pip install flash-linear-attention",
+        )

@@ -20,6 +20,7 @@ from turbofit.rehearsal.cases import limited
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 from turbofit.rehearsal.document import rehearse
 from turbofit.rehearsal.engines import ADAPTERS
+from turbofit.rehearsal.packages import need_kernels
 from turbofit.rehearsal.pretend.scenario import Scenario, pretend_twin
 from turbofit.rehearsal.spec import Spec
 
@@ -51,10 +52,12 @@ def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Docum
         PackageError: LMDeploy, a C compiler or another package is missing.
         UsageError: the model's own checkpoint is needed, and it is not on disk.
     """
+    if plan.engine.on_torch:
+        need_kernels(plan.model.text)
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
         # LMDeploy chooses chat templates by the folder's name, so the twin has the model's name.
         folder = Path(scratch) / plan.model.name
-        folder = checkpoint_for(limited(plan), folder, torch=plan.engine.on_torch)
+        folder = checkpoint_for(limited(plan), folder, torch=not plan.engine.of_lmdeploy)
         return rehearse(plan_spec(plan, folder, group), keep)
 
 

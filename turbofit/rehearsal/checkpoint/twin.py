@@ -283,14 +283,16 @@ def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
     Raises:
         UsageError: there is no twin, or none for that engine.
     """
-    if torch and model.text.delta is not None:
-        # Source: lmdeploy nn/gated_delta.py `from fla.modules import`
-        raise UsageError(
-            f"no engine on torch runs {model.text.architecture} on pretend GPUs: its gated delta"
-            " nets run kernels of fla and TileLang, compiled and tuned on the card",
-            hint="--engine turbomind, where it runs the model, needs no such kernels",
-        )
     checkpoint = _on_disk(model)
     if checkpoint is not None:
         return checkpoint
+    if torch and model.text.delta is not None:
+        # Source: lmdeploy nn/gated_delta.py `from fla.modules import`
+        raise UsageError(
+            f"no stand-in checkpoint is made for {model.text.architecture}: its gated delta nets"
+            " run kernels of fla and TileLang under torch, compiled and tuned on the card",
+            hint="turbofit rehearse --engine pytorch tries a plan of it, with"
+            " flash-linear-attention; --engine turbomind, where it runs the model, needs no such"
+            " kernels",
+        )
     return write_model(twin_of(model), folder)
