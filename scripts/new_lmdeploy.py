@@ -38,13 +38,13 @@ from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.units import MIB
 from turbofit.core.version import REFERENCE
 from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
-from turbofit.gateway.limits.parameters import GENERATION, RULES
+from turbofit.gateway.limits.ranges import GENERATION, RULES
 from turbofit.machine.kernels.census import take_census
 from turbofit.memory.account import PAGE
 from turbofit.memory.known_bad import all_problems
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.versions import is_legacy, listed_since
-from turbofit.model.families.support import unplanned
+from turbofit.model.families.dims import unplanned
 from turbofit.rehearsal.pretend.build import build
 from turbofit.rehearsal.pretend.command import cuda_site
 from turbofit.rehearsal.pretend.libraries import check_surface
@@ -437,17 +437,17 @@ def _of_route(name: str, _: Path) -> tuple[str, str]:
 def _of_field(name: str, _: Path) -> tuple[str, str]:
     field = name.partition(".")[2]
     kinds = [kind for kind, rules in RULES.items() if field in rules]
-    return "gateway/limits/parameters.py", f"has a rule: {', '.join(kinds)}" if kinds else ""
+    return "gateway/limits/ranges.py", f"has a rule: {', '.join(kinds)}" if kinds else ""
 
 
 def _of_setting(name: str, _: Path) -> tuple[str, str]:
     group, _, field = name.partition(".")
     if group == "GenerationConfig":
-        return "gateway/limits/parameters.py", "has a rule" if field in GENERATION else ""
+        return "gateway/limits/ranges.py", "has a rule" if field in GENERATION else ""
     wanted = field.replace("_", "-")
     known = [option for option in engine_options() if option.endswith(f"-{wanted}")]
     return (
-        "serving/pipeline/pipeline.py",
+        "serving/pipeline.py",
         f"as {known[0]} in lmdeploy-options.yaml" if known else "",
     )
 

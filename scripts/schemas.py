@@ -12,9 +12,8 @@ import msgspec
 
 from turbofit.batch_jobs.batch_job import BatchResult
 from turbofit.core.cluster import ClusterPlan, NodeStatus
-from turbofit.core.json_types import Document
 from turbofit.core.plan import Plan
-from turbofit.core.struct import Struct
+from turbofit.core.struct import Document, Struct
 from turbofit.core.tuning import Tuning
 from turbofit.measure.load.result import LoadResult
 from turbofit.planning.which import Which

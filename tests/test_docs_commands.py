@@ -18,12 +18,11 @@ import pytest
 import yaml
 
 from tests.support.plans import few_presets
-from turbofit.cli.command_group import COMMANDS, TURBOFIT
+from turbofit.cli.command_group import COMMANDS, MANUAL, TURBOFIT
 from turbofit.cli.main import main
-from turbofit.cli.manual import MANUAL
 from turbofit.cli.usage_errors import options_by_command
 from turbofit.core.errors import UsageError
-from turbofit.core.nearest import of_vllm
+from turbofit.core.messages import of_vllm
 from turbofit.serving.passthrough import engine_options
 
 ROOT = Path(__file__).parents[1]

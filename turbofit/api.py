@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.logs.answer import Diagnosis
     from turbofit.planning.which import Which
-    from turbofit.serving.pipeline.planned_pipeline import PlannedPipeline
+    from turbofit.serving.planned_pipeline import PlannedPipeline
 
     _Parameters = ParamSpec("_Parameters")
 
@@ -140,7 +140,7 @@ def predict(
     """
     given: dict[str, Any] = {**options}
     if backend_config is not None:
-        from turbofit.serving.pipeline.pipeline import config_engine, with_config
+        from turbofit.serving.pipeline import config_engine, with_config
 
         engine = config_engine(backend_config, given.pop("engine", "auto"))
         given = {**with_config(given, backend_config, engine), "engine": engine}
@@ -209,7 +209,7 @@ def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
         LaunchError: started by a rank launcher with tp > 1, another turbofit plans for minutes, or
             the hub does not give the model.
     """
-    from turbofit.serving.pipeline.pipeline import open_pipeline
+    from turbofit.serving.pipeline import open_pipeline
 
     more = {"model_name": model_name, "vision_config": vision_config}
     named = {name: value for name, value in more.items() if value is not None}

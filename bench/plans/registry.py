@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from bench import page
 from turbofit.core.model import Model
+from turbofit.model.families.dims import refusal
 from turbofit.model.families.engines import TURBOMIND_VISION, engine_problem
 from turbofit.model.families.registry import VISION_READERS
-from turbofit.model.families.support import refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
 from turbofit.model.presets import known_presets, load_preset, preset_model
 

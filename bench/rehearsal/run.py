@@ -26,8 +26,7 @@ from turbofit.memory.turbomind.pool import PoolModel
 from turbofit.memory.turbomind.weights import load_constants
 from turbofit.model.presets import find_preset, preset_model
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for, twin_of, write_model
-from turbofit.rehearsal.document import rehearse
-from turbofit.rehearsal.planned import plan_spec
+from turbofit.rehearsal.planned import plan_spec, rehearse
 from turbofit.rehearsal.spec import RehearsalCase, RehearsalRequest
 
 TEXT = 32

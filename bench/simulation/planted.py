@@ -53,7 +53,7 @@ BUGS = (
         "        event = refusal_event(self._route.api, refusal)\n",
         "        return\n        event = refusal_event(self._route.api, refusal)\n"),
     Bug("an engine that answers again stays out", _HEALTH, "            engine.up = True\n", ""),
-    Bug("an engine that hangs is left", "serving/engine/silence.py",
+    Bug("an engine that hangs is left", "serving/engine/supervised_engine.py",
         'return "hung"', 'return "works"'),
     Bug("an engine's page is waited for without end", "gateway/upstream.py",
         "await asyncio.wait_for(self._page(engine, path), seconds)",

@@ -16,7 +16,7 @@ from turbofit.core.errors import TurbofitError
 
 if TYPE_CHECKING:
     from bench.simulation.scheduler import Process
-    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.options import ServeConfig
 
 DAY = 86_400.0
 #: The last two hours are without faults: turbofit must serve at their end.
@@ -101,11 +101,9 @@ class Turbofit:
         world.stir(process)
 
     def _run(self) -> int:
-        from turbofit.cli.terminal.interrupts import exit_code
-        from turbofit.cli.terminal.output import say
-        from turbofit.serving.follow import follow
+        from turbofit.cli.terminal.output import exit_code, say
         from turbofit.serving.leases import Leases
-        from turbofit.serving.run import Run
+        from turbofit.serving.run import Run, follow
         from turbofit.serving.supervisor import StoppedError, StopSignal
 
         self._stop = StopSignal()
@@ -132,10 +130,10 @@ def serve_question(
     model: str, fixed: tuple[tuple[str, Any], ...], name: str | None = None
 ) -> ServeConfig:
     """What `serve` is asked for; ``name`` is what clients call the model."""
-    from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.options import GatewayConfig
     from turbofit.planning.request import PlanRequest
-    from turbofit.serving.config import ServeConfig
     from turbofit.serving.engine.engine_client import Timing
+    from turbofit.serving.options import ServeConfig
 
     return ServeConfig.of(
         request=PlanRequest(model=model, **dict(fixed)),

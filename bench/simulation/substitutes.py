@@ -34,7 +34,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
 from turbofit.core.png import png
 from turbofit.core.process import files
-from turbofit.planning.explain.remedies import Remedies
+from turbofit.planning.remedies import Remedies
 from turbofit.serving import planner
 from turbofit.serving.engine.launches import Lmdeploy
 from turbofit.serving.engine.supervised_engine import Supervision

@@ -8,8 +8,7 @@ import os
 import pytest
 
 from tests.batch_jobs.standin import request
-from turbofit.batch_jobs.batch_input import open_input
-from turbofit.batch_jobs.batch_spec import BatchSpec
+from turbofit.batch_jobs.batch_input import BatchSpec, open_input
 from turbofit.core.errors import UsageError
 
 

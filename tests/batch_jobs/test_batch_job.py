@@ -20,8 +20,8 @@ from tests.batch_jobs.standin import StandIn, items_of, lines, write_requests
 from tests.support.processes import free_port
 from tests.support.waiting import HANG, until
 from turbofit.batch_jobs import batch_job
+from turbofit.batch_jobs.batch_input import BatchSpec
 from turbofit.batch_jobs.batch_job import BatchJob, send_all
-from turbofit.batch_jobs.batch_spec import BatchSpec
 from turbofit.batch_jobs.output_file import BatchItem, BatchLine, OutputFile, Survey
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.png import png

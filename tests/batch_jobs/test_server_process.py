@@ -13,8 +13,8 @@ import pytest
 
 from tests.support.processes import gone
 from tests.support.waiting import auntil
-from turbofit.batch_jobs import server_process
-from turbofit.batch_jobs.server_process import serving
+from turbofit.batch_jobs import batch_job
+from turbofit.batch_jobs.batch_job import serving
 from turbofit.core.errors import LaunchError, UsageError
 
 #: What stands for ``turbofit serve``: opens, and lives until a signal.
@@ -29,10 +29,10 @@ signal.sigwait({signal.SIGTERM})
 STARTS = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
-from turbofit.batch_jobs import server_process
-server_process.SERVE = (sys.executable, sys.argv[2])
+from turbofit.batch_jobs import batch_job
+batch_job.SERVE = (sys.executable, sys.argv[2])
 async def main():
-    async with server_process.serving([], lambda line: print(line.split()[0], flush=True)):
+    async with batch_job.serving([], lambda line: print(line.split()[0], flush=True)):
         await asyncio.Event().wait()
 asyncio.run(main())
 """
@@ -43,7 +43,7 @@ def opens(tmp_path, monkeypatch) -> str:
     """Have that program stand for it; its file."""
     file = tmp_path / "opens.py"
     file.write_text(OPENS)
-    monkeypatch.setattr(server_process, "SERVE", (sys.executable, str(file)))
+    monkeypatch.setattr(batch_job, "SERVE", (sys.executable, str(file)))
     return str(file)
 
 
@@ -87,7 +87,7 @@ def test_its_error_is_ours() -> None:
 
 
 def test_it_ends_with_us_however_we_end(opens) -> None:
-    package = str(Path(server_process.__file__).parents[2])
+    package = str(Path(batch_job.__file__).parents[2])
     command = [sys.executable, "-c", STARTS, package, opens]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None

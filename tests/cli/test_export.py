@@ -13,7 +13,7 @@ import yaml
 from msgspec.structs import replace
 
 import turbofit.api
-from turbofit.cli.export import manifest
+from turbofit.cli.commands.export import manifest
 from turbofit.cli.main import main
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.plan import Plan, ServeCommand
@@ -127,7 +127,7 @@ def test_what_is_not_exported() -> None:
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
 def test_systemd_reads_the_unit(plan: Plan, tmp_path: Path, monkeypatch) -> None:
     program = shutil.which("true") or ""
-    monkeypatch.setattr("turbofit.cli.export.installed_program", lambda: program)
+    monkeypatch.setattr("turbofit.cli.commands.export.installed_program", lambda: program)
     unit = tmp_path / "vlm.service"
     unit.write_text(manifest(plan, "systemd", port=1, name="vlm"))
     done = subprocess.run(
@@ -138,7 +138,7 @@ def test_systemd_reads_the_unit(plan: Plan, tmp_path: Path, monkeypatch) -> None
 
 def test_systemd_keeps_its_own_signs(monkeypatch) -> None:
     program = "/usr/bin/turbofit"
-    monkeypatch.setattr("turbofit.cli.export.installed_program", lambda: program)
+    monkeypatch.setattr("turbofit.cli.commands.export.installed_program", lambda: program)
     plan = plan_of("two copies")
     text = manifest(commanded(plan, "turbofit", "serve", "/m/a b%c$d"), "systemd", port=1)
     lines = text.splitlines()

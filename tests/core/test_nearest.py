@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from turbofit.core.errors import option_of
-from turbofit.core.nearest import _vllm, guess, meant, near, of_vllm, plain
+from turbofit.core.messages import _vllm, guess, meant, near, of_vllm, plain
 from turbofit.planning.request import PlanRequest
 from turbofit.serving.options import ServeOptions
 from turbofit.serving.passthrough import engine_options

@@ -13,8 +13,7 @@ from tests.gateway.test_server import Engine, asked, config
 from tests.support.gateway import chat, plan_for
 from tests.support.waiting import until
 from turbofit.gateway import server
-from turbofit.gateway.front import Front, Node, NodeAddress
-from turbofit.gateway.models import ModelsGateway, model_servers
+from turbofit.gateway.front import Front, ModelsGateway, Node, NodeAddress, model_servers
 from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.gateway.upstream import Upstream
 

@@ -30,7 +30,7 @@ from tests.support.oracles import front_end, glm, qwen3
 from tests.support.oracles import picture as drawn
 from tests.support.plans import plausible_plan
 from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
-from turbofit.gateway.limits.parameters import RULES, passed
+from turbofit.gateway.limits.ranges import RULES, passed
 from turbofit.gateway.limits.request_limits import Bounds, RequestedImage
 from turbofit.gateway.limits.sharing import hold_images
 from turbofit.gateway.overlay import make_overlay

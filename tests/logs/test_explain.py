@@ -19,9 +19,8 @@ from turbofit.core.units import GIB, MIB
 from turbofit.logs.explain import diagnose
 from turbofit.logs.log_events import CacheBudget, Slab
 from turbofit.logs.log_reader import read_line
-from turbofit.memory.account import TEMPORARIES
+from turbofit.memory.account import TEMPORARIES, LoggedSlab
 from turbofit.memory.engines import engine_named
-from turbofit.memory.kv_cache import LoggedSlab
 from turbofit.planning.plan import predict
 from turbofit.planning.request import PredictRequest
 

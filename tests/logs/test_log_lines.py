@@ -21,11 +21,10 @@ from turbofit.logs.log_events import (
     PythonFrame,
     Starting,
 )
-from turbofit.logs.log_reader import form_of, read_line
-from turbofit.logs.rows import Row, rows
+from turbofit.logs.log_reader import Row, form_of, read_line, rows
 from turbofit.logs.subject import Subject
 from turbofit.machine.torch_memory import TorchMemory, torch_memory
-from turbofit.model.model_words import families
+from turbofit.model.names import families
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from turbofit.logs import log_events as log
 from turbofit.logs.log_reader import form_of, read_line
 from turbofit.machine.nvidia_smi import SmiTable
 from turbofit.machine.torch_memory import TorchMemory
+from turbofit.memory.account import LoggedSlab
 from turbofit.memory.engines import engine_named
-from turbofit.memory.kv_cache import LoggedSlab
 
 PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
 FATAL = "[TM][FATAL][1120.08:30:01.123456]"

@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from turbofit.core.machine import CardSpeed, Machine, Measured, PairSpeed, ReduceSpeed
+from turbofit.machine.learned import keep, recall, with_measured
 from turbofit.machine.spec import parse_spec
-from turbofit.machine.speed import keep, recall, with_measured
 from turbofit.planning.speed import LinkClass, all_reduce_of, card_of, group_class, rates
 
 CARDS = tuple(CardSpeed(index=i, bandwidth=8.4e11, flops=5.6e13) for i in (0, 1))

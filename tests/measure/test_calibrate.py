@@ -20,13 +20,12 @@ from turbofit.core.errors import LaunchError, MachineError
 from turbofit.core.units import MIB
 from turbofit.logs.log_events import CacheBudget
 from turbofit.measure import calibrate
-from turbofit.measure.calibrate import Calibrator
-from turbofit.measure.sampler import Memory, SampledRange
+from turbofit.measure.calibrate import Calibrator, Memory, SampledRange
 from turbofit.planning import calibrations
 from turbofit.planning.request import PlanRequest
 from turbofit.report.views.measured_view import calibration_view
 from turbofit.serving import ladder
-from turbofit.serving.engine.pretended import PretendReader, pretend_machine
+from turbofit.serving.engine.launches import PretendReader, pretend_machine
 
 pytestmark = pytest.mark.usefixtures("state")
 PLAN = api.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")

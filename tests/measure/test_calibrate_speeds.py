@@ -15,8 +15,8 @@ from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, run
 from tests.support.waiting import HANG, until
 from turbofit.core.machine import Machine
 from turbofit.core.process.files import state_dir
+from turbofit.machine.learned import recall
 from turbofit.machine.spec import parse_spec
-from turbofit.machine.speed import recall
 from turbofit.measure import calibrate_speeds
 from turbofit.measure.calibrate_speeds import PROGRAM, is_measured, measure_speeds
 

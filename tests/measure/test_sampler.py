@@ -14,8 +14,8 @@ from tests.support.nvml import LOST, Scenario, gpu_3090, in_process
 from tests.support.waiting import HANG, until
 from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB
-from turbofit.measure import sampler
-from turbofit.measure.sampler import Memory, SampledRange, Sampler, memory_now
+from turbofit.measure import calibrate
+from turbofit.measure.calibrate import Memory, SampledRange, Sampler, memory_now
 
 
 def test_peaks_and_last_values_between_two_times(nvml_library: Path, tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_a_driver_that_never_answers_holds_nobody(monkeypatch: pytest.MonkeyPatc
         answers.wait()
         raise MachineError("it is lost", hint="none")
 
-    monkeypatch.setattr(sampler, "Nvml", nullcontext)
-    monkeypatch.setattr(sampler, "_memory", silent)
-    monkeypatch.setattr(sampler, "_LAST_SECONDS", 0.0)
+    monkeypatch.setattr(calibrate, "Nvml", nullcontext)
+    monkeypatch.setattr(calibrate, "_memory", silent)
+    monkeypatch.setattr(calibrate, "_LAST_SECONDS", 0.0)
     try:
         with Sampler([0]):
             assert asked.wait(HANG)

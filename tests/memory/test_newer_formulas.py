@@ -36,9 +36,8 @@ from turbofit.serving.calibration import (
     phase_rows,
     tokens_beside,
 )
-from turbofit.serving.engine.check import check_seconds
 from turbofit.serving.engine.engine_log import StartupTracker
-from turbofit.serving.engine.worst_requests import cheaper_forward, every_worst
+from turbofit.serving.engine.worst_requests import cheaper_forward, check_seconds, every_worst
 
 NEWER = "0.19"
 MANY = 200

@@ -16,7 +16,7 @@ from tests.support.hubs import COMMIT, MODELSCOPE_API, Hub, ModelScope
 from tests.support.tiny_checkpoints import llama_tensors, make
 from turbofit.core.errors import UsageError
 from turbofit.model import hub
-from turbofit.model.caches import hub_cache, modelscope_folders, uses_modelscope
+from turbofit.model.folder import hub_cache, modelscope_folders, uses_modelscope
 from turbofit.model.source import resolve_model
 
 

@@ -33,7 +33,7 @@ from turbofit.planning.commands import (
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 from turbofit.report.views.figures import shell_words
-from turbofit.serving.cluster.nodes import cluster_from
+from turbofit.serving.cluster.actors import cluster_from
 
 pytestmark = pytest.mark.slow
 

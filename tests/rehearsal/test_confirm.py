@@ -11,9 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from turbofit.core.engine_end import End
+from turbofit.core.engine_end import End, RehearsedCache
 from turbofit.core.plan import Plan, Rehearsal
-from turbofit.core.rehearsal import RehearsedCache
 from turbofit.core.units import GIB, MIB
 from turbofit.rehearsal import confirm
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from turbofit.rehearsal import run
-from turbofit.rehearsal.document import moments, outcome_and_end
 from turbofit.rehearsal.engines import ADAPTERS
+from turbofit.rehearsal.planned import moments, outcome_and_end
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario
 from turbofit.rehearsal.run import Readings
 from turbofit.rehearsal.spec import Spec

@@ -15,8 +15,7 @@ from turbofit.model.source import resolve_model
 from turbofit.rehearsal import planned as module
 from turbofit.rehearsal.cases import turbomind_cases
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for, twin_of, write_model
-from turbofit.rehearsal.document import rehearse
-from turbofit.rehearsal.planned import _lines, plan_spec, unanswered
+from turbofit.rehearsal.planned import _lines, plan_spec, rehearse, unanswered
 from turbofit.rehearsal.pretend.scenario import MIB
 from turbofit.rehearsal.spec import Spec
 

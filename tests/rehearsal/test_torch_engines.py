@@ -43,7 +43,7 @@ def rehearsed(
     spec = Spec(machine, str(checkpoint), "pytorch", settings, cases)
     program = (
         "import json, sys; from turbofit.core.struct import decode; "
-        "from turbofit.rehearsal.document import rehearse; "
+        "from turbofit.rehearsal.planned import rehearse; "
         "from turbofit.rehearsal.spec import Spec; "
         "print(json.dumps(rehearse(decode(sys.argv[1], Spec, what='spec'))))"
     )

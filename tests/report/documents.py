@@ -7,9 +7,8 @@ from functools import cache
 from msgspec.structs import replace
 
 from turbofit import api
-from turbofit.core.engine_end import End
+from turbofit.core.engine_end import End, Moment, RehearsedCache, RehearsedCase
 from turbofit.core.plan import Plan, Rehearsal
-from turbofit.core.rehearsal import Moment, RehearsedCache, RehearsedCase
 from turbofit.core.run_report import (
     EngineRecord,
     RunAttempt,
@@ -19,7 +18,7 @@ from turbofit.core.run_report import (
     RunReport,
 )
 from turbofit.core.units import MIB
-from turbofit.report.page.html import page
+from turbofit.report.painters.html import page
 from turbofit.report.stored_documents import StoredPlan, saved_document
 from turbofit.report.views.plan_view import plan_view
 

@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.hostile import hostile
-from tests.measure.tune.test_tune import result
+from tests.measure.test_tune import result
 from tests.planning.test_calibrations import TUNED
 from tests.report.documents import plan_page, planned, served_run
 from tests.support.plans import plausible_plan

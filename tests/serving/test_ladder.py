@@ -20,8 +20,8 @@ from turbofit.core.units import MIB
 from turbofit.gateway.server import digest_of
 from turbofit.serving.engine.launches import Launch
 from turbofit.serving.engine.supervised_engine import Supervision
-from turbofit.serving.follow import _step_down
 from turbofit.serving.ladder import Learned, learned_file, recall, rungs
+from turbofit.serving.run import _step_down
 from turbofit.serving.supervisor import Supervisor
 
 pytestmark = pytest.mark.usefixtures("state")

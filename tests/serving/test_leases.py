@@ -23,7 +23,7 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.machine import Holder
 from turbofit.core.units import GIB, MIB
 from turbofit.serving import leases as module
-from turbofit.serving.engine.kernel import group_of, members, start_time
+from turbofit.serving.engine.process import group_of, members, start_time
 from turbofit.serving.leases import Leases, counted, end_orphans
 
 pytestmark = pytest.mark.slow

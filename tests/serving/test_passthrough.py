@@ -19,7 +19,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import config_names
 from turbofit.core.presets import preset_path
-from turbofit.serving.config import ServeConfig
+from turbofit.serving.options import ServeConfig
 from turbofit.serving.passthrough import (
     adapter_names,
     engine_options,

@@ -17,20 +17,18 @@ from tests.support.gateway import plan_for
 from tests.support.plans import plausible_plan
 from tests.support.serving import ask_at
 from tests.support.waiting import until
-from turbofit.core.engine_end import End
+from turbofit.core.engine_end import End, RehearsedCache
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.plan import Plan, Rehearsal
-from turbofit.core.rehearsal import RehearsedCache
 from turbofit.core.units import MIB
-from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.options import GatewayConfig
 from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.machine import source
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 from turbofit.rehearsal import confirm
-from turbofit.serving.config import ServeConfig
 from turbofit.serving.leases import Leases
-from turbofit.serving.options import Reloader
+from turbofit.serving.options import Reloader, ServeConfig
 from turbofit.serving.planner import Planner, leases_for
 from turbofit.serving.supervisor import StopSignal
 

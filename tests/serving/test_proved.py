@@ -10,9 +10,9 @@ from msgspec.structs import replace
 
 from turbofit import api
 from turbofit.core.plan import Plan
-from turbofit.serving import proved
-from turbofit.serving.config import ServeConfig
-from turbofit.serving.proved import Proof, Rehearsals
+from turbofit.serving import ladder
+from turbofit.serving.ladder import Proof, Rehearsals
+from turbofit.serving.options import ServeConfig
 
 CONFIG = ServeConfig()
 
@@ -85,7 +85,7 @@ def test_what_its_memory_rests_on_makes_it_another_plan(
         patch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         assert not known(plan)
     with monkeypatch.context() as patch:
-        patch.setattr(proved, "installed", lambda _name: "2.99")
+        patch.setattr(ladder, "installed", lambda _name: "2.99")
         assert not known(plan)
     assert known(plan)
 
@@ -116,5 +116,5 @@ def test_a_rehearsal_holds_while_its_memory_is_there(
     assert Rehearsals(plan).recall(held(plan, 2 * step)) is None
     wider = replace(plan.settings, max_batch_size=plan.settings.max_batch_size + 1)
     assert Rehearsals(replace(plan, settings=wider)).recall(plan.machine) is None
-    monkeypatch.setattr(proved, "installed", lambda _name: "9.9")
+    monkeypatch.setattr(ladder, "installed", lambda _name: "9.9")
     assert Rehearsals(plan).recall(plan.machine) is None

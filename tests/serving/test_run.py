@@ -22,9 +22,9 @@ from tests.support.waiting import until
 from turbofit.core.messages import BESIDE_COMMANDS
 from turbofit.planning import checks
 from turbofit.report.stored_documents import read_saved
-from turbofit.serving.config import ServeConfig
 from turbofit.serving.engine.launches import Lmdeploy
 from turbofit.serving.leases import Leases, end_orphans
+from turbofit.serving.options import ServeConfig
 from turbofit.serving.run import Run
 
 pytestmark = pytest.mark.slow

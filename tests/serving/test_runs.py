@@ -22,8 +22,8 @@ from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.process.files import state_dir
 from turbofit.core.run_report import RunReport
 from turbofit.core.struct import decode
-from turbofit.serving import detached, runs
-from turbofit.serving.engine.kernel import start_time
+from turbofit.serving import runs
+from turbofit.serving.engine.process import start_time
 from turbofit.serving.runs import Record
 
 
@@ -289,5 +289,5 @@ def test_a_server_that_does_not_open_gives_its_exit_code_and_its_last_lines(
 def test_ctrl_c_while_it_starts_ends_it(serve_is, tmp_path: Path) -> None:
     serve_is(f"echo $$ > {tmp_path}/pid; kill -INT {os.getpid()}; exec sleep 1000")
     with pytest.raises(KeyboardInterrupt):
-        detached.serve_detached(["m"])
+        runs.serve_detached(["m"])
     assert not start_time(int((tmp_path / "pid").read_text()))

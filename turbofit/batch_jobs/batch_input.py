@@ -8,18 +8,55 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 from zlib import crc32
 
 import msgspec
+from pydantic import Field
 
-from turbofit.batch_jobs.batch_spec import ANSWER_TOKENS
 from turbofit.batch_jobs.output_file import CHAT, BatchItem, ItemError
 from turbofit.core.errors import UsageError
+from turbofit.core.validation import SECONDS, Metavar, Validated
 from turbofit.measure.load.prompt import user_message
+from turbofit.planning.request import Positive, Tokens
 
-if TYPE_CHECKING:
-    from turbofit.batch_jobs.batch_spec import BatchSpec
+Seconds = Annotated[float, Field(gt=0, lt=1e7), SECONDS, Metavar("SECONDS")]
+
+#: Tokens of an answer to an image of a folder, which states no limit.
+ANSWER_TOKENS: Final = 512
+
+
+class BatchSpec(Validated):
+    """One batch: each field is an option."""
+
+    url: Annotated[str | None, Metavar("URL")] = Field(
+        default=None, description="a server that runs (else --model is served, and ends with it)"
+    )
+    model: str | None = Field(
+        default=None,
+        description="what to serve; with --url the name to ask for (default: each item's, or the "
+        "first that the server lists)",
+    )
+    prompt: str | None = Field(
+        default=None,
+        description="of a folder's images: what to ask, with {name}, {stem} and {path} of the file",
+    )
+    max_tokens: Tokens | None = Field(
+        default=None,
+        description="tokens of an answer, for items that state none (default "
+        f"{ANSWER_TOKENS}; of a JSONL file: none)",
+    )
+    concurrency: Positive | None = Field(
+        default=None,
+        description="items under way at once (default: what a server of this machine runs, and an "
+        "eighth more; else 64)",
+    )
+    timeout: Seconds = Field(default=3600.0, description="the longest that one answer may take")
+    patience: Seconds = Field(
+        default=600.0,
+        description="with --url: how long a server that does not answer is waited for",
+    )
+
 
 _IMAGES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 #: ``{{word}}`` means a literal ``{word}``; other braces stay, so a prompt may contain JSON.

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
+import signal
+import sys
 import time
+from asyncio.subprocess import DEVNULL, PIPE
 from collections import deque
 from collections.abc import Awaitable
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Final
@@ -21,21 +25,81 @@ import msgspec
 from turbofit.batch_jobs.batch_input import open_input
 from turbofit.batch_jobs.output_file import OutputFile, Survey
 from turbofit.batch_jobs.sender import Sender, request_body
-from turbofit.batch_jobs.server_process import serving
-from turbofit.core.errors import UsageError
-from turbofit.core.process.ports import open_files
+from turbofit.core.errors import LaunchError, UsageError, error_from
+from turbofit.core.process.guard import guarded
+from turbofit.core.process.interpreter import in_thread
+from turbofit.core.process.network import open_files
 from turbofit.core.process.progress import Step, tell
-from turbofit.core.process.threads import in_thread
+from turbofit.core.process.variable_names import without_options
 from turbofit.core.struct import Struct, const, doc
 from turbofit.core.version import __version__
 from turbofit.serving.runs import requests_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from turbofit.batch_jobs.batch_spec import BatchSpec
+    from turbofit.batch_jobs.batch_input import BatchSpec
     from turbofit.batch_jobs.output_file import BatchItem, BatchLine
+
+SERVE: Final = (sys.executable, "-m", "turbofit", "serve")
+#: Seconds that a stopped server has to drain and to check that its memory is free; then a kill.
+_END_SECONDS: Final = 90.0
+
+
+@asynccontextmanager
+async def serving(
+    words: Sequence[str], say: Callable[[str], None]
+) -> AsyncIterator[tuple[str, str, Awaitable[None]]]:
+    """A server from when it serves to its end; ``words`` follow ``turbofit serve``.
+
+    It comes as its URL, its key, and what raises a `TurbofitError` once it ends by itself. ``say``
+    receives what it says.
+
+    Raises:
+        TurbofitError: it does not serve.
+    """
+    key = secrets.token_hex(16)
+    process = await asyncio.create_subprocess_exec(
+        *guarded([*SERVE, "--port", "0", *words]), stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
+        env={**without_options(os.environ), "TURBOFIT_API_KEY": key}, limit=1 << 20,
+        start_new_session=True,  # Ctrl-C reaches only us, and we end it
+    )  # fmt: skip
+    ended = asyncio.ensure_future(_follow(process, say))
+    try:
+        assert process.stdout is not None
+        # Its only line on stdout is the address, once it serves.
+        url = (await process.stdout.readline()).decode(errors="replace").strip()
+        if not url:
+            await ended
+        yield url, key, asyncio.shield(ended)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
+            await asyncio.wait((ended,), timeout=_END_SECONDS)
+        await asyncio.gather(ended, return_exceptions=True)
+
+
+async def _follow(process: asyncio.subprocess.Process, say: Callable[[str], None]) -> None:
+    """Pass on its lines; when it ends, raise its error."""
+    assert process.stderr is not None
+    last, error = "it said nothing", {"error": "", "hint": ""}
+    while line := await process.stderr.readline():
+        last = line.decode(errors="replace").rstrip()
+        word, _, text = last.partition(": ")
+        if word in error:
+            error[word] = text
+        else:
+            say(last)
+    code = await process.wait()
+    if error["error"]:
+        raise error_from({"exit_code": code, "message": error["error"], "hint": error["hint"]})
+    raise LaunchError(
+        f"the server ended with {code}: {last}",
+        hint="see turbofit report latest; the same command goes on from here",
+    )
+
 
 #: Seconds between two syncs of all lines to the disk, with a report of the progress.
 _SECONDS: Final = 1.0

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 
 from turbofit.core.errors import UsageError
-from turbofit.core.json_types import JsonObject
 from turbofit.core.process.files import sync_folder
-from turbofit.core.struct import Struct
+from turbofit.core.struct import JsonObject, Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

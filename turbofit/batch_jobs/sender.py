@@ -26,15 +26,15 @@ from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import first_model
 from turbofit.gateway.media.pictures import from_bytes, from_url
 from turbofit.measure.load.client import ServerClient, body_of, stated_pause
-from turbofit.measure.load.events import NO_JSON
+from turbofit.measure.load.prompt import NO_JSON
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.batch_jobs.output_file import BatchItem
-    from turbofit.core.json_types import JsonObject
+    from turbofit.core.struct import JsonObject
 
-#: The most bytes of an image's file: a plan's limit (`planning/explain/plan_document.py`).
+#: The most bytes of an image's file: a plan's limit (`planning/plan_document.py`).
 LARGEST_IMAGE: Final = 32 * MIB
 #: A body of another form, or with text or numbers that JSON does not hold.
 _NO_BODY: Final = (

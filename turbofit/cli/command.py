@@ -3,21 +3,186 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import click
 
 from turbofit.cli import usage_errors
 from turbofit.cli.options.untyped import WORDS, check_names, with_source
 from turbofit.cli.terminal.output import PAGE_WIDTH, Form, answer, progress, say, verbose_log
-from turbofit.cli.words import Typed, read
 from turbofit.core.errors import NoGpuError, UsageError
 from turbofit.core.process.variable_names import is_service_address
+from turbofit.serving.passthrough import (
+    EngineOption,
+    engine_options,
+    full_name,
+    is_option,
+    sort_options,
+    take_values,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
+
+#: The name of LMDeploy's server: the last word of its command, or a module that Python runs.
+_COMMAND: Final = re.compile(r"(?:.*/)?lmdeploy serve api_server")
+_MODULE: Final = re.compile(r"lmdeploy\.serve\.(?:openai\.)?api_server")
+_VARIABLE: Final = re.compile(r"((?:CUDA|HF|LMDEPLOY|NCCL|TM)_\w+)=([^$]*)")
+_OF_PROGRAM: Final = re.compile(r"python[\d.]*|-m|(?:.*/)?lmdeploy(?:\.\S+)?|serve|api_server")
+
+
+class TypedOption(Protocol):
+    """An option: whether it may have no value, and whether it takes several words."""
+
+    bare: bool
+    several: bool
+
+
+class Typed(NamedTuple):
+    """The words of a command line, sorted; ``words`` are turbofit's own, in click's form.
+
+    ``passed`` are LMDeploy's for the engine, ``variables`` are set when the command begins,
+    ``notes`` say what became of LMDeploy's words, ``unknown`` are options of nobody.
+    """
+
+    words: list[str]
+    passed: list[str]
+    variables: dict[str, str]
+    notes: list[str]
+    unknown: list[str]
+
+
+def read(
+    words: Sequence[str], options: Mapping[str, TypedOption], *, plans: bool, serves: bool
+) -> Typed:
+    """Read the words before ``--``; ``options`` are the command's own, by each of their names.
+
+    ``plans``: LMDeploy's options may stand among them. ``serves``: the command starts engines,
+    which receive what is passed.
+
+    Raises:
+        UsageError: LMDeploy has an option that no plan counts, or that lacks its value.
+        click.BadOptionUsage: an option stands where another one's value should be.
+    """
+    typed = _pasted(words) if plans else Typed(list(words), [], {}, [], [])
+    reader, left = _Reader(options, typed, serves=serves), list(typed.words)
+    while left:
+        word = left.pop(0)
+        written, equals, value = word.partition("=")
+        name, given = full_name(written, options) if plans else written, [value] if equals else []
+        if name in options:
+            reader.take_own(name, given, left)
+        elif not is_option(word) or _are_letters(word, options):
+            reader.own.append(word)
+        elif plans and (row := engine_options().get(name)):
+            reader.take_lmdeploys(name, row, given or take_values(left, row.values, written))
+        else:
+            typed.unknown.append(written)
+    if not serves:
+        sort_options(typed.passed)  # refuses options that no plan counts
+        typed.passed.clear()
+    return typed._replace(words=reader.words(), notes=[*typed.notes, *reader.notes()])
+
+
+class _Reader:
+    """The words of a command that are read, and what became of LMDeploy's."""
+
+    def __init__(self, options: Mapping[str, TypedOption], typed: Typed, *, serves: bool) -> None:
+        self._options, self._typed, self._serves = options, typed, serves
+        self.own: list[str] = []
+        self._lists: dict[str, list[str]] = {}
+        self._said: dict[str, list[str]] = {}
+
+    def take_own(self, name: str, given: list[str], left: list[str]) -> None:
+        """Take one of turbofit's options; its value was given behind =, or is left behind it."""
+        option = self._options[name]
+        if option.several:
+            self._lists[name] = given or take_values(left, "*", name)
+            return
+        if name == "--on" and name in self.own:
+            hint = "one machine of unequal cards is --on A+B"
+            raise UsageError("--on is given twice", hint=hint, options=["on"])
+        self.own.append("=".join([name, *given]))
+        if left and not given and not option.bare:
+            if is_option(left[0]):
+                raise click.BadOptionUsage(name, f"{name} needs a value before {left[0]}")
+            self.own.append(left.pop(0))
+
+    def take_lmdeploys(self, name: str, row: EngineOption, values: list[str]) -> None:
+        """Give one of LMDeploy's options to whom it is for."""
+        self._said.setdefault(self._taken(name, row, values), []).append(name)
+
+    def _taken(self, name: str, row: EngineOption, values: list[str]) -> str:
+        if row.default is not None and values == [row.default]:
+            return f"{values[0]} left out: LMDeploy's own default"
+        if row.variables:
+            self._typed.variables.update(dict.fromkeys(row.variables, values[0]))
+            return f"as {' and '.join(row.variables)}"
+        targets = [word.partition("=")[0] for word in row.as_]
+        heeded = self._serves if row.is_ == "passed" else set(targets) <= set(self._options)
+        if not heeded:
+            return "without effect on the plan"
+        if row.is_ != "taken":
+            self._typed.passed.extend([name, *values])
+            return "for the engine" if row.is_ == "passed" else ""
+        for word in map(os.path.expandvars, row.as_):
+            self.own += [it for value in values for it in (word, value)] if row.values else [word]
+        return f"as {' and '.join(targets)}" if targets else f"left out: {row.say}"
+
+    def words(self) -> list[str]:
+        """Turbofit's own words in click's form: ``--option a --option b`` for a list."""
+        words = list(self.own)
+        for name, values in self._lists.items():
+            words += [word for value in values for word in (name, value)] or [name]
+        return words
+
+    def notes(self) -> list[str]:
+        """A sentence on LMDeploy's options, if there are any."""
+        parts = [f"{', '.join(names)} {what}" for what, names in self._said.items() if what]
+        return [f"as LMDeploy's: {'; '.join(parts)}"] if parts else []
+
+
+def _pasted(words: Sequence[str]) -> Typed:
+    """The words with a line of LMDeploy's server cut down to its arguments and variables."""
+    for at, word in enumerate(words):
+        if "api_server" in word and len(word.split()) > 1:
+            try:
+                line = shlex.split(os.path.expandvars(re.sub(r"\\\s*\n", " ", word)))
+            except ValueError as exc:
+                raise UsageError(f"the pasted line: {exc}", hint="paste the whole line") from None
+            if end := _end_of_program(line):
+                return _cut(line[:end], [*words[:at], *line[end:], *words[at + 1 :]])
+    end = _end_of_program(words)
+    if any(word.startswith("-") and word != "-m" for word in words[:end]):
+        end = 0  # options of turbofit, one of which has the value api_server
+    return _cut(words[:end], list(words[end:]))
+
+
+def _end_of_program(words: Sequence[str]) -> int:
+    """How many words the program's name and all before it are; 0 without the program."""
+    for at, word in enumerate(words):
+        whole = " ".join(words[max(0, at - 2) : at + 1])
+        if _COMMAND.fullmatch(whole) or _MODULE.fullmatch(word) or whole == "api_server":
+            return at + 1
+    return 0
+
+
+def _cut(before: Sequence[str], words: list[str]) -> Typed:
+    found = [match for word in before if (match := _VARIABLE.fullmatch(word))]
+    left_out = len(found) < sum(not _OF_PROGRAM.fullmatch(word) for word in before)
+    notes = ["left out: what else stands before lmdeploy serve api_server"] if left_out else []
+    return Typed(words, [], {match[1]: match[2] for match in found}, notes, [])
+
+
+def _are_letters(word: str, options: Mapping[str, TypedOption]) -> bool:
+    """Whether a word is several short options in one, such as -vq, which click splits."""
+    return word[1:2] != "-" and all(f"-{letter}" in options for letter in word[1:])
+
 
 _WINDOWS: Final = os.name == "nt"
 #: The key of the words that a context was made of, sorted.
@@ -204,7 +369,7 @@ class CliCommand(click.Command):
 
     def explain(self, name: str) -> None:
         """Give each option and argument without a help text its text in the command's manual."""
-        from turbofit.cli.manual import option_texts
+        from turbofit.cli.command_group import option_texts
 
         texts = option_texts(name)
         for param in self.params:
@@ -219,7 +384,7 @@ class CliCommand(click.Command):
         return super().shell_complete(ctx, incomplete)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from turbofit.cli.manual import group_lines
+        from turbofit.cli.command_group import group_lines
 
         self.explain(ctx.info_name or "")
         arguments = [it for it in self.params if isinstance(it, Argument)]
@@ -244,7 +409,7 @@ class CliCommand(click.Command):
                 formatter.write_text("taken too: lmdeploy serve api_server --help lists them")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from turbofit.cli.manual import manual_text
+        from turbofit.cli.command_group import manual_text
 
         formatter.write(manual_text(ctx.info_name or ""))
 

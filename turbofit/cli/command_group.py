@@ -3,15 +3,81 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Final
+import textwrap
+from functools import cache
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
-from turbofit.cli.command import CliCommand
+from turbofit.cli.command import Argument, CliCommand, command
+from turbofit.cli.terminal.output import PAGE_WIDTH, answer
 from turbofit.core.errors import UsageError
+from turbofit.core.presets import load_yaml, presets_dir
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+#: The meaning of each exit code.
+EXIT_CODES: Final[dict[int, str]] = {
+    0: "done",
+    1: "a bug in turbofit",
+    2: "wrong use",
+    3: "it would not serve: it does not fit, dies or hangs",
+    4: "the machine cannot be read or has no GPU",
+    5: "the engine could not be launched, or not be ended",
+    6: "out of memory after all retries",
+    7: "a needed package is missing or unsupported",
+    130: "Ctrl-C",
+}
+
+
+class Manual(NamedTuple):
+    """The manual of one command: examples, exit codes besides 0, 1, 2 and 130, what it touches."""
+
+    examples: list[str]
+    exits: list[int]
+    touches: str
+
+
+MANUAL: Final[dict[str, Manual]] = {
+    name: Manual(**fields) for name, fields in load_yaml(presets_dir() / "manual.yaml").items()
+}
+
+
+@cache
+def option_texts(command: str) -> dict[str, str]:
+    """Texts for a command's options and arguments that have none of their own."""
+    texts = load_yaml(presets_dir() / "options.yaml")
+    return {**texts["shared"], **texts.get(command, {})}
+
+
+@cache
+def group_lines() -> dict[str, str]:
+    """What each group of options is for."""
+    lines: dict[str, str] = load_yaml(presets_dir() / "options.yaml")["groups"]
+    return lines
+
+
+def manual_text(name: str) -> str:
+    """The lines below the options of a command; empty if it has no manual."""
+    if name not in MANUAL:
+        return ""
+    manual = MANUAL[name]
+    codes = sorted((0, 1, 2, *manual.exits, 130))
+    exits = "; ".join(f"{code} {EXIT_CODES[code]}" for code in codes)
+    variables = f"each --option can be TURBOFIT_{name.upper()}_OPTION (docs/environment.md)"
+    folded = [
+        line
+        for what, text in (
+            ("environment", variables), ("exit codes", exits), ("touches", manual.touches),
+        )
+        for line in textwrap.wrap(
+            f"{what}: {text}", PAGE_WIDTH, subsequent_indent="  ", break_on_hyphens=False
+        )
+    ]  # fmt: skip
+    examples = [f"  {example}" for example in manual.examples]
+    return "\n".join(["", "examples:", *examples, "", *folded, ""])
+
 
 COMMANDS: Final[dict[str, str]] = {
     "plan": "the best plan for a model on a machine: settings, ledger, command",
@@ -96,7 +162,7 @@ TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
 def unknown_command(words: list[str]) -> UsageError:
     """The error for a first word that is not a command."""
     from turbofit.cli.usage_errors import unknown_word
-    from turbofit.core.nearest import guess
+    from turbofit.core.messages import guess
     from turbofit.core.process.hidden import without_secrets
 
     (name,) = without_secrets(words[:1])
@@ -110,3 +176,34 @@ def unknown_command(words: list[str]) -> UsageError:
     return UsageError(
         f"unknown command {name!r}", hint=hint or "turbofit --help lists the commands"
     )
+
+
+SHELLS: Final = ("bash", "zsh", "fish")
+#: The environment variable by which a shell asks `turbofit` for completions.
+COMPLETE_VARIABLE: Final = "_TURBOFIT_COMPLETE"
+
+
+@command(Argument("shell", metavar="SHELL", type=click.Choice(SHELLS)))
+def completion(shell: str) -> int:
+    """Print the shell's script, which asks turbofit itself at each TAB."""
+    return complete(f"{shell}_source")
+
+
+def complete(instruction: str) -> int:
+    """Answer a shell's request, which is in its environment, for a script or for completions.
+
+    Raises:
+        UsageError: no shell makes such a request.
+    """
+    from click.shell_completion import get_completion_class
+
+    name, _, what = instruction.partition("_")
+    kind = get_completion_class(name)
+    if kind is None or what not in ("source", "complete"):
+        raise UsageError(
+            f"{COMPLETE_VARIABLE}={instruction[:40]} is no shell's question",
+            hint="unset it; turbofit completion bash prints the script that sets it",
+        )
+    shell = kind(TURBOFIT, {}, "turbofit", COMPLETE_VARIABLE)
+    answer((shell.source() if what == "source" else shell.complete()) + "\n")
+    return 0

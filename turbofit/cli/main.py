@@ -11,13 +11,24 @@ import click
 
 import turbofit
 from turbofit.cli.command import split_rest
-from turbofit.cli.command_group import COMMANDS, TURBOFIT, overview, unknown_command
-from turbofit.cli.commands.completion import COMPLETE_VARIABLE, complete
+from turbofit.cli.command_group import (
+    COMMANDS,
+    COMPLETE_VARIABLE,
+    TURBOFIT,
+    complete,
+    overview,
+    unknown_command,
+)
 from turbofit.cli.options.untyped import ROOT
-from turbofit.cli.terminal.interrupts import INTERRUPTED
-from turbofit.cli.terminal.output import UnwrittenError, answer, complain, prepare_streams
+from turbofit.cli.terminal.output import (
+    INTERRUPTED,
+    UnwrittenError,
+    answer,
+    complain,
+    prepare_streams,
+)
 from turbofit.core.errors import PackageError, TurbofitError
-from turbofit.core.process.collector import collect_after
+from turbofit.core.process.interpreter import collect_after
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

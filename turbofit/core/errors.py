@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turbofit.core.json_types import Document
+    from turbofit.core.struct import Document
 
 
 def option_of(setting: str) -> str:

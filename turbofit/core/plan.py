@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from turbofit.core.engine_end import Rehearsal
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
-from turbofit.core.rehearsal import Rehearsal
 from turbofit.core.struct import JsonDocument, Struct, const, doc, to_builtins, to_json
 from turbofit.core.units import order, round_up, three_digits, two_digits
 
 if TYPE_CHECKING:
-    from turbofit.core.json_types import Options
+    from turbofit.core.struct import Options
 
 PLAN_SCHEMA: Final = "turbofit.plan/1"
 

@@ -12,7 +12,7 @@ import yaml
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from turbofit.core.json_types import JsonObject
+    from turbofit.core.struct import JsonObject
 
 T = TypeVar("T")
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from turbofit.core.errors import UsageError
 
+#: Defined by others: a request of OpenAI's API, a checkpoint's config, Ray's answer. The code must
+#: check every field.
+JsonObject: TypeAlias = dict[str, Any]
+#: Options by their names, as people, profiles and engines write them; `PlanRequest` checks values.
+Options: TypeAlias = dict[str, Any]
+#: One of turbofit's documents that has no struct yet: of a rehearsal, a calibration, a pretend run.
+Document: TypeAlias = dict[str, Any]
+
+
 if TYPE_CHECKING:
     from typing_extensions import Self, dataclass_transform
 
-    from turbofit.core.json_types import Document
 else:
 
     def dataclass_transform(**_: Any) -> Any:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-    from turbofit.core.json_types import Options
+    from turbofit.core.struct import Options
 
 _SHOWN = 80
 #: The expected value in words, for pydantic's types of errors whose own words are for programmers.
@@ -197,7 +197,7 @@ def _field_error(
     if isinstance(cause, UsageError):
         cause.options = cause.options or (field,)
         return cause
-    from turbofit.core.nearest import guess, meant, of_vllm
+    from turbofit.core.messages import guess, meant, of_vllm
 
     if first["type"] == "extra_forbidden":
         hint = of_vllm(field, str) or meant(field, sorted(kind.model_fields))

@@ -16,8 +16,8 @@ from turbofit.core.errors import LaunchError, UsageError
 if TYPE_CHECKING:
     from turbofit.core.images import ImageRule
     from turbofit.core.images.rule import FolderEdits
-    from turbofit.core.json_types import JsonObject
     from turbofit.core.plan import Limits, Plan
+    from turbofit.core.struct import JsonObject
 
 _CONFIG: Final = "config.json"
 _PREPROCESSOR: Final = "preprocessor_config.json"

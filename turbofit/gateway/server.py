@@ -22,10 +22,10 @@ import msgspec
 from turbofit.core.errors import LaunchError, PackageError, TurbofitError, UsageError
 from turbofit.core.installation import install_command
 from turbofit.core.messages import PRETEND_HEADER
-from turbofit.core.process.ports import open_files
+from turbofit.core.process.network import open_files
 from turbofit.core.units import MIB
 from turbofit.gateway.http.connections import Acceptor, is_loopback
-from turbofit.gateway.http.welcome import memory_bars
+from turbofit.gateway.http.routes import memory_bars
 from turbofit.gateway.limits.request_limits import bounds_of
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
     import uvicorn
 
-    from turbofit.core.json_types import Document
     from turbofit.core.plan import Plan
-    from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.http.accesslog import Log
+    from turbofit.core.struct import Document
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.asgi_app import AsgiApp
+    from turbofit.gateway.http.metrics import Log
     from turbofit.gateway.http.protocol import LimitedProtocol
+    from turbofit.gateway.options import GatewayConfig
     from turbofit.gateway.routing.deny_list import DenyList
 
 _BACKLOG: Final = 2048
@@ -226,7 +226,7 @@ def run_gateway(gateway: AsgiApp, *, on_ready: Callable[[str], None] = lambda _:
     `stop_signals` says which signals these are. Call it in the main thread. Arguments and errors
     are those of `_Serving`.
     """
-    from turbofit.core.process.signals import stop_signals, unblock
+    from turbofit.core.process.processes import stop_signals, unblock
 
     async def main() -> None:
         serving, loop = _Serving(gateway, on_ready), asyncio.get_running_loop()

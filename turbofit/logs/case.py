@@ -26,8 +26,7 @@ from turbofit.machine.presets import assumed_note, nearest_in_memory, spec_name
 from turbofit.machine.source import machine_from, spec_of
 from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.engines import engine_for, engine_named
-from turbofit.model.model_words import preset_of
-from turbofit.model.names import by_its_name
+from turbofit.model.names import by_its_name, preset_of
 from turbofit.model.presets import HUB_ID, preset_model
 from turbofit.model.source import resolve_model
 from turbofit.planning.plan import predict

@@ -17,8 +17,8 @@ from turbofit.core.plan import Settings
 from turbofit.core.units import format_bytes
 from turbofit.logs import log_events as events
 from turbofit.machine.torch_memory import TorchMemory
+from turbofit.memory.account import LoggedSlab
 from turbofit.memory.engines import engine_of
-from turbofit.memory.kv_cache import LoggedSlab
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

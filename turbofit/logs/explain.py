@@ -17,7 +17,7 @@ from turbofit.logs.case import LogCase
 from turbofit.logs.causes import what_to_send
 from turbofit.logs.death import IN_DIAGNOSIS
 from turbofit.logs.facts import read_runs
-from turbofit.logs.rows import rows
+from turbofit.logs.log_reader import rows
 from turbofit.logs.rules import PEERS, drafts_of
 from turbofit.memory.versions import is_legacy
 from turbofit.planning.plan import plan as best_plan

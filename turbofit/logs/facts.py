@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.logs.causes import Hit
-    from turbofit.logs.log_reader import Form
-    from turbofit.logs.rows import Row
+    from turbofit.logs.log_reader import Form, Row
 
 _T = TypeVar("_T", bound=Struct)
 #: What a row is: a traceback's head, also behind torch's text without one; the sentence between

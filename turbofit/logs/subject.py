@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from turbofit.machine.card_words import MAY_BE_CARD, NamedCards, cards_in
-from turbofit.model.model_words import families, names_in, preset_of
+from turbofit.machine.presets import MAY_BE_CARD, NamedCards, cards_in
+from turbofit.model.names import families, names_in, preset_of
 
 if TYPE_CHECKING:
     from turbofit.logs.log_reader import Form

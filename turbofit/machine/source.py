@@ -51,8 +51,8 @@ def machine_from(
     env = os.environ if environ is None else environ
     chosen_by_user = gpus is not None
     if on is None:
+        from turbofit.machine.learned import recall
         from turbofit.machine.nvml_machine import measure_in_time
-        from turbofit.machine.speed import recall
 
         machine = recall(measure_in_time(env))
         chosen_by_user = chosen_by_user or env.get("CUDA_VISIBLE_DEVICES") is not None

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Holder, Host, Link, Machine
-from turbofit.core.nearest import plain
+from turbofit.core.messages import plain
 from turbofit.core.struct import NA, NaType, Struct
 from turbofit.core.units import MIB, format_bytes, parse_bytes, parse_share, three_digits
 from turbofit.machine.nvidia_smi import read_text

@@ -2,8 +2,8 @@
 
 A child process (`calibrate_program.py`) tries one image on a core of the host, and with torch each
 card of the plan, the copies between each pair of them, and NCCL's all-reduces. The results are kept
-for these GPUs (`machine/speed.py`): later plans forecast by them, and give a pair whose copies were
-wrong no peer access.
+for these GPUs (`machine/learned.py`): later plans forecast by them, and give a pair whose copies
+were wrong no peer access.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine, Measured
 from turbofit.core.process.progress import under_way
 from turbofit.core.struct import decode, to_json
-from turbofit.machine.speed import keep, with_measured
+from turbofit.machine.learned import keep, with_measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

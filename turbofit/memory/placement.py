@@ -19,8 +19,12 @@ from turbofit.core.struct import known
 from turbofit.core.units import MIB, bisect
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import AMPERE, HOPPER, Load, Placement, capability_of
-from turbofit.memory.transformers.activations import prefill_bytes, vision_bytes
-from turbofit.memory.transformers.components import components, layout_of
+from turbofit.memory.transformers.activations import (
+    components,
+    layout_of,
+    prefill_bytes,
+    vision_bytes,
+)
 
 #: Bytes of a vocabulary entry: logits, their 32-bit copy, sorted values and indices, sums.
 _SAMPLING: Final = 64

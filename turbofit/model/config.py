@@ -8,7 +8,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.model import Dtype
 
 if TYPE_CHECKING:
-    from turbofit.core.json_types import JsonObject
+    from turbofit.core.struct import JsonObject
 
 #: The most bytes of JSON that are read; the largest published config.json is below 1 MiB.
 LARGEST_JSON: Final = 16 << 20

@@ -69,7 +69,7 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
     """Known names similar to this one; names that begin alike, such as a generation's, first."""
     from os.path import commonprefix
 
-    from turbofit.core.nearest import near
+    from turbofit.core.messages import near
 
     known, wanted = _aliases(), _plain(name.rpartition("/")[2])
     begins = [key for key in known if wanted.startswith(key)]

@@ -18,7 +18,7 @@ from typing import Final
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, ModelSource
 from turbofit.core.process.log import LazyLogger
-from turbofit.model.caches import cached_snapshot, has_config, modelscope_folders, uses_modelscope
+from turbofit.model.folder import cached_snapshot, has_config, modelscope_folders, uses_modelscope
 from turbofit.model.presets import (
     HUB_ID,
     find_preset,
@@ -102,7 +102,7 @@ def _named(name: str, revision: str | None, stored: str | None) -> Model:
     if preset and load_preset(preset).hub_id.lower() == name.lower():
         name = load_preset(preset).hub_id  # with the hub's capital letters
     if preset is None:
-        from turbofit.model.families.support import purpose_refusal
+        from turbofit.model.families.dims import purpose_refusal
 
         if refused := purpose_refusal(name):
             raise refused
@@ -157,7 +157,7 @@ def _folder(path: str) -> Model:
         )
     if not has_config(path):
         raise no_checkpoint(full)
-    from turbofit.model.families.support import purpose_refusal
+    from turbofit.model.families.dims import purpose_refusal
 
     if refused := purpose_refusal(full):
         raise refused
@@ -215,7 +215,7 @@ def _without_hub(
         return replace(
             preset_model(preset, warnings=(warning, *_unheeded(revision))), hub_id=hub_id
         )
-    from turbofit.model.families.support import named_refusal
+    from turbofit.model.families.dims import named_refusal
     from turbofit.model.hub import NotGivenError
     from turbofit.model.names import by_its_name, unrunnable
 
@@ -238,7 +238,7 @@ def _unheeded(revision: str | None) -> tuple[str, ...]:
 def _unknown(name: str) -> UsageError:
     """The error for a name or path without a model; its last part may be a preset's name."""
     from turbofit.machine.spec import is_spec
-    from turbofit.model.families.support import named_refusal
+    from turbofit.model.families.dims import named_refusal
     from turbofit.model.folder import READ_ELSEWHERE
     from turbofit.model.names import near_by_name, unrunnable
 

@@ -10,22 +10,30 @@ from functools import lru_cache, partial
 from math import prod
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.model import TextDims
 from turbofit.core.struct import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Literal
 
-    from turbofit.core.model import DeltaDims, MlaDims, MoeDims, TextDims
+    from turbofit.core.model import DeltaDims, MlaDims, MoeDims
 
     Part = Literal[
-        "embedding", "head", "attention", "delta", "mlp", "expert", "shared", "router", "norm",
+        "embedding",
+        "head",
+        "attention",
+        "delta",
+        "mlp",
+        "expert",
+        "shared",
+        "router",
+        "norm",
         "projector",
-    ]  # fmt: skip
-    #: How ranks split it: by outputs, by inputs, by KV heads of the outputs, or not at all.
+    ]
     Split = Literal["columns", "rows", "kv_heads", "whole"]
-    #: Makes a tensor; some of its fields are already set.
     New = Callable[..., "Tensor"]
+
 
 #: Rows in Llama 3.2 Vision's embeddings beyond the vocabulary; one is for the image token.
 CROSS_EMBEDDINGS: Final = 8

@@ -16,9 +16,9 @@ from turbofit.machine.learned import all_learned, learned
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from turbofit.core.json_types import Document
     from turbofit.core.machine import Machine
     from turbofit.core.process.files import StateFile
+    from turbofit.core.struct import Document
 
 _SCHEMA: Final = "turbofit.calibration/1"
 #: Packages of CUDA's runtime that torch requires; since CUDA 13 the name has no version.

@@ -27,13 +27,13 @@ from turbofit.memory.engines import (
 )
 from turbofit.memory.known_bad import known_problems
 from turbofit.model.families.engines import engine_problem
-from turbofit.planning.explain.plan_document import (
+from turbofit.planning.plan_document import (
     document,
     found_words,
     group_words,
     idle_words,
 )
-from turbofit.planning.explain.reasons import (
+from turbofit.planning.reasons import (
     beyond_model,
     limit_costs,
     reasons,
@@ -42,7 +42,7 @@ from turbofit.planning.explain.reasons import (
     usual_image,
     why_rejected,
 )
-from turbofit.planning.explain.remedies import Remedies, remedies
+from turbofit.planning.remedies import Remedies, remedies
 from turbofit.planning.resolved_request import ResolvedRequest, launch_of
 from turbofit.planning.search.candidates import explain
 from turbofit.planning.search.search import EngineFit, fit_on_host, search

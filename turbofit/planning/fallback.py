@@ -29,13 +29,13 @@ from turbofit.memory.placement import (
     offloaded,
     place_all,
 )
-from turbofit.planning.explain.plan_document import (
+from turbofit.planning.plan_document import (
     document,
     free_words,
     idle_words,
 )
-from turbofit.planning.explain.reasons import context_reason
-from turbofit.planning.explain.remedies import (
+from turbofit.planning.reasons import context_reason
+from turbofit.planning.remedies import (
     Change,
     Remedies,
     fewer_at_once,

@@ -17,7 +17,7 @@ from turbofit.model.presets import find_preset, load_preset
 from turbofit.planning.checks import plan_warnings
 from turbofit.planning.choose import best_plan
 from turbofit.planning.commands import cluster_serve_command, commands, left_out, serve_command
-from turbofit.planning.explain.remedies import OTHER_CARDS
+from turbofit.planning.remedies import OTHER_CARDS
 from turbofit.planning.resolve import resolve
 from turbofit.planning.resolved_request import Margin
 

@@ -16,9 +16,9 @@ from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.known_bad import known_problems
 from turbofit.memory.start_outcome import StartOutcome, outcome_at
 from turbofit.memory.versions import is_legacy
-from turbofit.planning.explain.plan_document import cache_words, document, requests_held
-from turbofit.planning.explain.reasons import beyond_model, unkept
-from turbofit.planning.explain.remedies import remedies
+from turbofit.planning.plan_document import cache_words, document, requests_held
+from turbofit.planning.reasons import beyond_model, unkept
+from turbofit.planning.remedies import remedies
 from turbofit.planning.resolved_request import (
     ResolvedRequest,
     accounts_of,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from turbofit.memory.account import VisionLoad
     from turbofit.planning.resolved_request import ResolvedRequest
 
+
 Word = Literal["good", "fair", "rough", "order"]
 
 #: The image that `turbofit calibrate` measures: pixels of a photograph, and of its nine tiles.

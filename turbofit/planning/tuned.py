@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
     from turbofit.planning.resolved_request import ResolvedRequest
 
+
 #: The begin of a reason in a tuned plan.
 _REASON: Final = "tuned: "
 

@@ -21,9 +21,9 @@ from turbofit.core.version import __version__
 from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets, preset_model
+from turbofit.planning.commands import Serving, blank_line, serving
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import model_of, resolve
-from turbofit.planning.serving import Serving, blank_line, serving
 
 _T = TypeVar("_T")
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-from turbofit.core.process.collector import collect_after
+from turbofit.core.process.interpreter import collect_after
 from turbofit.core.struct import decode
 from turbofit.rehearsal.engines import ADAPTERS
 from turbofit.rehearsal.notes import Notes

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.json_types import Document, Options
+from turbofit.core.struct import Document, Options
 
 _NAME: Final = "report.json"
 #: The status of a request that did not end in time.

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from turbofit.core.json_types import Document
 from turbofit.core.process.progress import Step, listening, tell
-from turbofit.core.struct import to_json
+from turbofit.core.struct import Document, to_json
 from turbofit.rehearsal.notes import read_notes
 from turbofit.rehearsal.pretend.command import CHANGING, find_turbofit, put_first
 from turbofit.rehearsal.pretend.run import FinishedRun, run_pretend

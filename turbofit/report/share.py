@@ -26,7 +26,7 @@ from turbofit.serving.calibration import SEEN_FILE, Observation, phase_rows
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from turbofit.core.json_types import Document
+    from turbofit.core.struct import Document
     from turbofit.report.painters.document import Block
 
 SHARE_SCHEMA: Final = "turbofit.share/1"

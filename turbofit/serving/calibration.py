@@ -25,18 +25,17 @@ from turbofit.core.plan import BEFORE_CACHE
 from turbofit.core.run_report import RunFigure
 from turbofit.core.struct import Struct, to_builtins
 from turbofit.core.units import MIB, mib, round_up
-from turbofit.memory.account import POOL_WARMUP, TEMPORARIES
+from turbofit.memory.account import POOL_WARMUP, TEMPORARIES, LoggedSlab
 from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
 from turbofit.memory.engines import engine_of
-from turbofit.memory.kv_cache import LoggedSlab
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turbofit.core.json_types import Document
     from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.core.struct import Document
     from turbofit.logs.log_events import CacheBudget, Slab
-    from turbofit.memory.kv_cache import CacheShape
+    from turbofit.memory.account import CacheShape
 
 #: Names of the two readings before the worst cases.
 STEADY: Final = "steady"

@@ -15,7 +15,7 @@ from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
 from turbofit.machine.nvml import ask_driver
 from turbofit.planning.examine.cards import kept_margin, who_grew
-from turbofit.serving.engine.kernel import group_of
+from turbofit.serving.engine.process import group_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -28,7 +28,7 @@ from turbofit.core.process.files import lock_soon, write_atomic
 from turbofit.core.process.variables import variables
 from turbofit.core.struct import Struct, to_json
 from turbofit.planning.examine.cards import open_margin
-from turbofit.serving.engine.kernel import group_of, members, start_time
+from turbofit.serving.engine.process import group_of, members, start_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.nearest import of_vllm
+from turbofit.core.messages import of_vllm
 from turbofit.core.presets import converted, load_yaml, preset_path
 from turbofit.core.struct import Struct
 from turbofit.core.version import REFERENCE

@@ -26,17 +26,17 @@ from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import doubled_margin, finished, refusal
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.tuned import same_shape
+from turbofit.serving.ladder import Rehearsals
 from turbofit.serving.leases import Leases, counted, end_orphans
-from turbofit.serving.proved import Rehearsals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.core.json_types import Options
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
+    from turbofit.core.struct import Options
     from turbofit.planning.request import PlanRequest
-    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.options import ServeConfig
 
 _SHOWN: Final = 200
 _WAITING: Final = "waiting: another turbofit is planning"

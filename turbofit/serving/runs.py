@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import threading
 import time
+from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -17,13 +19,14 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import Settings
 from turbofit.core.process.files import new_path, state_dir, write_atomic
+from turbofit.core.process.processes import child
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import to_json
 from turbofit.core.version import __version__
-from turbofit.serving.engine.kernel import start_time
+from turbofit.serving.engine.process import start_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from turbofit.core.plan import Plan
@@ -229,3 +232,54 @@ def stop_server(server: LiveRun, seconds: float) -> None:
         raise LaunchError(
             f"{server.name} is not stopped: {why}", hint=f"turbofit logs {server.name} says more"
         )
+
+
+#: This variable is set for a server in the background, which must not start another one.
+DETACHED: Final = "_TURBOFIT_DETACHED"
+#: Lines of its log that are shown if it does not open.
+_TOLD: Final = 20
+
+
+class DetachedServer(NamedTuple):
+    """A started server; if it ended early, ``url`` is empty and ``exit_code`` is set."""
+
+    pid: int
+    url: str
+    log: Path
+    exit_code: int | None
+
+    def last_lines(self) -> list[str]:
+        with self.log.open(encoding="utf-8", errors="replace") as file:
+            return list(deque((line.rstrip("\n") for line in file), maxlen=_TOLD))
+
+
+def serve_detached(words: Sequence[str]) -> DetachedServer:
+    """Start ``turbofit serve`` with these words in a session of its own; return once it is open.
+
+    Its output goes to a log in the state folder. Ctrl-C during the wait ends it, too.
+
+    Raises:
+        LaunchError: the state folder cannot be written.
+    """
+    log = state_folder("detached", "serve") / "serve.log"
+    interrupted: list[int] = []
+    # A KeyboardInterrupt between the start and the wait would leave an unattended server.
+    usual = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
+    try:
+        with log.open("wb") as file:
+            argv = [sys.executable, "-m", "turbofit", "serve", *words]
+            server = child(argv, {**os.environ, DETACHED: "1"}, stderr=file, outlives=True)
+        assert server.stdout is not None
+        try:
+            signal.signal(signal.SIGINT, usual)
+            if interrupted:
+                raise KeyboardInterrupt
+            with server.stdout:
+                url = server.stdout.readline().decode("utf-8", "replace").strip()
+        except BaseException:
+            server.send_signal(signal.SIGTERM)
+            server.wait()
+            raise
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    return DetachedServer(server.pid, url, log, None if url else server.wait())

@@ -18,16 +18,15 @@ from turbofit.gateway.idle import BUSY_SECONDS, AttachedGateway, IdleGateway
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.server import GatewayThread, about_plan, keep_large_blocks
 from turbofit.serving.engine.standby import standby_of
-from turbofit.serving.follow import follow
 from turbofit.serving.planner import leases_for, preview
-from turbofit.serving.run import Run
+from turbofit.serving.run import Run, follow
 from turbofit.serving.supervisor import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.options import ServeConfig
     from turbofit.serving.supervisor import StopSignal
 
 #: How many run folders are kept; each start makes one.

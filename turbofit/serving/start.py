@@ -19,7 +19,6 @@ from turbofit.planning import checks
 from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.serving.calibration import in_words
-from turbofit.serving.engine.check import LONG, ask_small, ask_worst, check_seconds
 from turbofit.serving.engine.gemm_tuning import give_tuning
 from turbofit.serving.engine.launches import (
     Launch,
@@ -30,6 +29,7 @@ from turbofit.serving.engine.launches import (
 )
 from turbofit.serving.engine.parsers import parser_options
 from turbofit.serving.engine.supervised_engine import Supervision
+from turbofit.serving.engine.worst_requests import LONG, ask_small, ask_worst, check_seconds
 from turbofit.serving.gpu_monitor import (
     GpuMonitor,
     any_lost,
@@ -38,7 +38,7 @@ from turbofit.serving.gpu_monitor import (
     used_now,
 )
 from turbofit.serving.images.preparation import image_environment
-from turbofit.serving.proved import Proof
+from turbofit.serving.ladder import Proof
 from turbofit.serving.start_progress import StartProgress, as_launched, beside
 from turbofit.serving.supervisor import Supervisor
 from turbofit.serving.weights import fetched
@@ -85,7 +85,7 @@ class Start:
             TurbofitError: something else has failed.
         """
         from turbofit.machine.host import read_host
-        from turbofit.serving.engine.pretended import localised
+        from turbofit.serving.engine.launches import localised
 
         run, config = self._run, self._run.config
         run.public = None
@@ -188,7 +188,7 @@ class Start:
         begin = None if run.standby is None else run.standby.begin
         images = image_environment(plan)
         if config.pretend:
-            from turbofit.serving.engine.pretended import PretendLaunch, pretend_runner
+            from turbofit.serving.engine.launches import PretendLaunch, pretend_runner
 
             folder = run.folder / f"pretend-{self._number}"
             return [
@@ -252,7 +252,7 @@ class Start:
         run.on_open(urls)
 
     def _gateway(self, plan: Plan, urls: list[str]) -> PublicSide:
-        from turbofit.gateway.http.accesslog import access_log
+        from turbofit.gateway.http.metrics import access_log
         from turbofit.gateway.server import GatewayThread, make_gateway
 
         run, serve_config = self._run, self._run.config

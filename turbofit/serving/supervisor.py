@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.process.signals import stop_signals, unblock
+from turbofit.core.process.processes import stop_signals, unblock
 from turbofit.gateway.routing.engines import Outage
 from turbofit.serving.engine.engine_log import EndedError
 from turbofit.serving.engine.supervised_engine import SupervisedEngine

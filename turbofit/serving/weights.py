@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError
-from turbofit.core.process.child import child
 from turbofit.core.process.log import LazyLogger
+from turbofit.core.process.processes import child
 from turbofit.core.process.progress import Step, listening, tell, under_way
 from turbofit.core.units import GIB, format_bytes
-from turbofit.model.caches import hub_cache, modelscope_cache, uses_modelscope
+from turbofit.model.folder import hub_cache, modelscope_cache, uses_modelscope
 from turbofit.planning.examine.scene import Sources
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from aiohttp import web
 
 from tests.cli.screen import Terminal
 from tests.measure.load.scripted import ThreadedServer
+from turbofit.cli.commands.chat import question_of
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
-from turbofit.measure.load.chat import question_of
 
 PNG = b"\x89PNG picture"
 

@@ -14,8 +14,7 @@ import pytest
 from tests.cli.screen import Terminal
 from turbofit.cli.main import main
 from turbofit.cli.terminal import screen
-from turbofit.cli.terminal.interrupts import exit_code, run_until_signal
-from turbofit.cli.terminal.output import verbose_log
+from turbofit.cli.terminal.output import exit_code, run_until_signal, verbose_log
 from turbofit.core.process.log import LazyLogger
 from turbofit.serving.supervisor import StopSignal
 

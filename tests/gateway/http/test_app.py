@@ -36,8 +36,7 @@ from tests.support.gateway import (
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import PRETEND_WORDS
 from turbofit.gateway.http import body as body_module
-from turbofit.gateway.http.accesslog import AccessLog, access_log
-from turbofit.gateway.http.metrics import merge
+from turbofit.gateway.http.metrics import AccessLog, access_log, merge
 from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import (
@@ -45,8 +44,8 @@ from turbofit.gateway.http.routes import (
     api_of,
     find_route,
     hold_name,
+    memory_bars,
 )
-from turbofit.gateway.http.welcome import memory_bars
 
 ANTHROPIC = anthropic(picture(448, 5376))
 

@@ -23,7 +23,7 @@ from tests.support.gateway import (
 )
 from tests.support.waiting import until
 from turbofit.gateway.http.app import Gateway
-from turbofit.gateway.http.welcome import memory_bars
+from turbofit.gateway.http.routes import memory_bars
 from turbofit.gateway.server import GatewayThread
 
 pytestmark = pytest.mark.slow

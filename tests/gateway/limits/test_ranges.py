@@ -22,8 +22,7 @@ from turbofit.gateway.limits.grammars import (
     check_tools,
     repetitions,
 )
-from turbofit.gateway.limits.parameters import RULES
-from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_tokens
+from turbofit.gateway.limits.ranges import RULES, hold_parameters, lower_answer, most_tokens
 from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.rules import Scope
 from turbofit.gateway.options import GatewayOptions

@@ -15,8 +15,7 @@ from turbofit.logs.answer import Diagnosis
 from turbofit.logs.case import LogCase
 from turbofit.logs.causes import Hit, Row, table
 from turbofit.logs.facts import LogEvent, read_runs
-from turbofit.logs.log_reader import form_of
-from turbofit.logs.rows import rows
+from turbofit.logs.log_reader import form_of, rows
 from turbofit.logs.subject import _FACTS, Subject, may_be_fact
 
 ARCHES = "The current PyTorch install supports CUDA capabilities {}.\n"

@@ -18,13 +18,11 @@ from tests.support.waiting import HANG
 from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER, PRETEND_SPEED
-from turbofit.measure.load.bench import bench
 from turbofit.measure.load.client import Answer, StreamReader
 from turbofit.measure.load.driver import LoadRun
-from turbofit.measure.load.events import StreamError
-from turbofit.measure.load.prompt import PromptWriter
+from turbofit.measure.load.prompt import PromptWriter, StreamError
 from turbofit.measure.load.result import spread, summary
-from turbofit.measure.load.spec import LoadSpec
+from turbofit.measure.load.spec import LoadSpec, bench
 from turbofit.report.painters.document import Paragraph
 from turbofit.report.views.measured_view import load_view
 
@@ -125,7 +123,7 @@ def test_speed_of_pretend_gpus_is_said_to_be_none(pretend: bool) -> None:
 
 def test_each_failure_is_counted_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     script = ["500", "garbage", "cut", "reset", "ok", "error", "empty", "plain", "busy", "stall"]
-    monkeypatch.setattr("turbofit.measure.load.bench._SILENCE", 0.3)
+    monkeypatch.setattr("turbofit.measure.load.spec._SILENCE", 0.3)
     with ScriptedServer("ok", "ok", "ok", *script) as server:
         result = bench(server.url, LoadSpec.of(**{**FEW, "concurrency": 1}))
     kinds = {one.kind: one.count for one in result.errors}

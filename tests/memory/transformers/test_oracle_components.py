@@ -13,7 +13,7 @@ from turbofit.core.model import Model, ModelSource, Quantization, TextDims
 from turbofit.core.units import GIB
 from turbofit.memory.account import Load
 from turbofit.memory.placement import ModelCopies, place_all
-from turbofit.memory.transformers.components import _LAYOUTS, components, layout_of
+from turbofit.memory.transformers.activations import _LAYOUTS, components, layout_of
 from turbofit.model.loading import names_here
 from turbofit.model.presets import preset_model
 

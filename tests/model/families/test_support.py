@@ -10,15 +10,15 @@ from msgspec.structs import replace
 from bench.plans import registry as page
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Quantization
-from turbofit.model.families.engines import TURBOMIND_VISION, engine_problem
-from turbofit.model.families.registry import VISION_READERS
-from turbofit.model.families.support import (
+from turbofit.model.families.dims import (
     inner_refusal,
     named_refusal,
     purpose_refusal,
     refusal,
     unplanned,
 )
+from turbofit.model.families.engines import TURBOMIND_VISION, engine_problem
+from turbofit.model.families.registry import VISION_READERS
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
 from turbofit.model.presets import find_preset, known_presets, preset_model
 from turbofit.model.source import resolve_model

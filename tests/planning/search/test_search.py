@@ -12,7 +12,7 @@ from turbofit.machine.source import machine_from
 from turbofit.memory.account import Engine
 from turbofit.memory.engines import engine_for
 from turbofit.model.source import resolve_model
-from turbofit.planning.explain import remedies
+from turbofit.planning import remedies
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.resolved_request import ResolvedRequest

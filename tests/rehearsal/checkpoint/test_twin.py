@@ -19,8 +19,7 @@ from turbofit.model.families.text import TEXT_ARCHITECTURES
 from turbofit.model.presets import known_presets, load_preset, preset_model
 from turbofit.model.source import resolve_model
 from turbofit.model.tensors import text_tensors
-from turbofit.rehearsal.checkpoint.kinds import config_from, kinds
-from turbofit.rehearsal.checkpoint.naming import need_names
+from turbofit.rehearsal.checkpoint.naming import config_from, kinds, need_names
 from turbofit.rehearsal.checkpoint.twin import need_stand_in, tensors, twin_of, write_model
 
 

@@ -10,16 +10,9 @@ import pytest
 from turbofit.core.errors import UsageError
 from turbofit.machine.source import machine_from
 from turbofit.rehearsal.pretend import run
-from turbofit.rehearsal.pretend.report import report
-from turbofit.rehearsal.pretend.run import FinishedRun, run_pretend, scenario_of, site_of
+from turbofit.rehearsal.pretend.run import FinishedRun, report, run_pretend, scenario_of, site_of
 from turbofit.rehearsal.pretend.scenario import MIB, PretendGpu, Scenario
-from turbofit.rehearsal.pretend.usage import (
-    Peak,
-    Process,
-    RefusedAllocation,
-    SharedRecord,
-    Usage,
-)
+from turbofit.rehearsal.pretend.usage import Peak, Process, RefusedAllocation, SharedRecord, Usage
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.measured_view import pretend_view
 

@@ -17,13 +17,7 @@ from turbofit.rehearsal.pretend.command import pretend_environment
 from turbofit.rehearsal.pretend.elf import dynamic_symbols, short_name
 from turbofit.rehearsal.pretend.libraries import ACCOUNT, PretendError, check_surface
 from turbofit.rehearsal.pretend.scenario import PretendGpu, Scenario, pretend_twin
-from turbofit.rehearsal.pretend.usage import (
-    Event,
-    TimelineReader,
-    Usage,
-    read_timeline,
-    read_usage,
-)
+from turbofit.rehearsal.pretend.usage import Event, TimelineReader, Usage, read_timeline, read_usage
 
 
 def test_only_the_child_is_changed() -> None:

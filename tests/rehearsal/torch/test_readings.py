@@ -21,8 +21,8 @@ from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal import packages
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
-from turbofit.rehearsal.document import report
 from turbofit.rehearsal.packages import SERVED
+from turbofit.rehearsal.planned import report
 from turbofit.rehearsal.pretend.command import find_turbofit, put_first
 from turbofit.rehearsal.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.rehearsal.pretend.usage import read_timeline, read_usage

@@ -7,7 +7,7 @@ from turbofit.core.cluster import NodeStatus
 from turbofit.report.painters.document import Table
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.cluster_view import cluster_view, status_view
-from turbofit.serving.cluster.nodes import cluster_from
+from turbofit.serving.cluster.actors import cluster_from
 
 
 def test_a_thousand_nodes_read_as_well_as_three() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from tests.measure.tune.test_search import SEEN
+from tests.measure.test_tune_slo import SEEN
 from tests.planning.test_tuned import tuning
 from turbofit.core.tuning import Tuning
 from turbofit.report.painters.markdown import paint

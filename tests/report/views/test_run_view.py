@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from tests.report.documents import planned, served_run
 from turbofit import api
-from turbofit.core.rehearsal import Moment, Rehearsal, RehearsedCache
+from turbofit.core.engine_end import Moment, Rehearsal, RehearsedCache
 from turbofit.core.run_report import (
     RUN_SCHEMA,
     EngineRecord,

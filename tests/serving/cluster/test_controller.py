@@ -15,13 +15,13 @@ from msgspec.structs import replace
 from tests.fixtures.clusters import node
 from turbofit.core.cluster import Node, NodePlan, NodeStatus
 from turbofit.core.errors import DoesNotFitError, LaunchError
-from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.options import GatewayConfig
 from turbofit.planning.request import PlanRequest
 from turbofit.serving.cluster import actors, ray_adapter
 from turbofit.serving.cluster import controller as module
 from turbofit.serving.cluster.controller import Controller, serve_cluster
 from turbofit.serving.cluster.node import DRAINED
-from turbofit.serving.config import ClusterServeConfig
+from turbofit.serving.options import ClusterServeConfig
 
 RUN = "mine"
 

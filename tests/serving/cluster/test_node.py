@@ -16,7 +16,7 @@ from tests.support.waiting import until
 from turbofit import api
 from turbofit.core.cluster import NodePlan, NodeStatus
 from turbofit.serving.cluster.node import DRAINED, NodeActor
-from turbofit.serving.engine.kernel import start_time
+from turbofit.serving.engine.process import start_time
 
 SERVER = 'echo $$ > pid; echo "$@" > words; env > env; echo http://127.0.0.1:5; exec sleep 600'
 PLANNED = NodePlan(

@@ -17,7 +17,7 @@ from turbofit.core.version import REFERENCE, __version__
 from turbofit.machine.source import save_snapshot
 from turbofit.machine.spec import parse_spec
 from turbofit.serving.cluster import ray_adapter
-from turbofit.serving.cluster.nodes import cluster_from, measure_here, measured
+from turbofit.serving.cluster.actors import cluster_from, measure_here, measured
 from turbofit.serving.engine import launches
 
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from tests.serving.engine.test_worst_requests import fullest, image_units
 from turbofit import api
 from turbofit.core.plan import Plan
-from turbofit.serving.engine import check
+from turbofit.serving.engine import worst_requests
 from turbofit.serving.engine.worst_requests import (
     ProbeRequest,
     cheaper_forward,
@@ -47,8 +47,8 @@ def calibration(plan: Plan) -> list[ProbeRequest]:
 @pytest.mark.parametrize("row", SEEN, ids=lambda row: "{card} {model} {engine}".format(**row))
 def test_the_forecast_is_within_one_and_a_half_of_what_was_seen(row: dict[str, Any]) -> None:
     plan, calibrated = seen_plan(row), row.get("calibrated", False)
-    questions = calibration(plan) if calibrated else check.whole_check(plan, "m")
-    forecast = check.seconds_of(plan, questions) + (READINGS if calibrated else 0.0)
+    questions = calibration(plan) if calibrated else worst_requests.whole_check(plan, "m")
+    forecast = worst_requests.seconds_of(plan, questions) + (READINGS if calibrated else 0.0)
     assert 1 / 1.5 < forecast / row["seconds"] < 1.5
 
 
@@ -71,32 +71,34 @@ def test_a_long_check_asks_for_the_same_memory_with_fewer_encodings() -> None:
     """
     (row,) = (row for row in SEEN if row["seconds"] == 68.682)
     plan = seen_plan(row)
-    small, last = asked(plan, check.ask_worst)
+    small, last = asked(plan, worst_requests.ask_worst)
     assert (small.name, len(small.units)) == ("a small image", 1)
     sizes = image_units(plan, last)
     assert tuple(sizes) == last.units
     assert max(sizes) <= 65_536
     for template in (50, 64, 78):
         assert fullest(plan, sizes, template) >= 0.99 * plan.limits.units_per_forward
-    whole = check.whole_check(plan, "m")
+    whole = worst_requests.whole_check(plan, "m")
     (one,) = whole[-1].units
     assert fullest(plan, sizes, 64) > one == 130_320
-    assert check.seconds_of(plan, [last]) < check.LONG
+    assert worst_requests.seconds_of(plan, [last]) < worst_requests.LONG
     assert (
-        check.check_seconds(plan)
-        < check.LONG
-        < check.seconds_of(plan, check.whole_check(plan, "m"))
+        worst_requests.check_seconds(plan)
+        < worst_requests.LONG
+        < worst_requests.seconds_of(plan, worst_requests.whole_check(plan, "m"))
     )
 
 
 def test_a_short_check_asks_a_clients_worst_request_and_the_fullest_forward() -> None:
     plan = seen_plan(SEEN[0])
-    assert [question.units for question in asked(plan, check.ask_worst)] == [(13,), (42,)]
-    assert [question.name for question in asked(plan, check.ask_small)] == ["a small image"]
+    assert [question.units for question in asked(plan, worst_requests.ask_worst)] == [(13,), (42,)]
+    assert [question.name for question in asked(plan, worst_requests.ask_small)] == [
+        "a small image"
+    ]
     assert cheaper_forward(plan, "m", 64) is None  # tiles: no attention over a whole image
 
 
 def test_a_text_model_is_asked_a_small_text() -> None:
     plan = api.plan("qwen2.5-7b", on="1xrtx3090", concurrency=8)
-    assert [question.name for question in asked(plan, check.ask_small)] == ["a small text"]
-    assert check.check_seconds(plan) > 0
+    assert [question.name for question in asked(plan, worst_requests.ask_small)] == ["a small text"]
+    assert worst_requests.check_seconds(plan) > 0

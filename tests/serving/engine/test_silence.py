@@ -7,9 +7,9 @@ import pytest
 
 from tests.support.plans import plausible_plan
 from turbofit.serving import gpu_monitor
-from turbofit.serving.engine import silence
+from turbofit.serving.engine import supervised_engine
 from turbofit.serving.engine.engine_client import Timing
-from turbofit.serving.engine.silence import Silence
+from turbofit.serving.engine.supervised_engine import Silence
 
 #: An engine is looked at so often, in seconds.
 TICK = 0.1
@@ -29,8 +29,8 @@ class Engine:
         self.clients = owing(owes=False)
         self.probe = owing(owes=False)
         self.silence = Silence(PLAN, Timing(), 1, pretend=pretend)
-        monkeypatch.setattr(silence, "processor_seconds", lambda _: self.used)
-        monkeypatch.setattr(silence, "any_busy", lambda _: self.gpus_busy)
+        monkeypatch.setattr(supervised_engine, "processor_seconds", lambda _: self.used)
+        monkeypatch.setattr(supervised_engine, "any_busy", lambda _: self.gpus_busy)
 
     def until(self, *found: str, most: float = 4000.0) -> float:
         """Seconds until it is found like this."""
@@ -81,14 +81,18 @@ def test_a_probe_now_and_then_is_no_sign(engine: Engine) -> None:
 def test_where_the_longest_request_takes_longer_by_forecast_it_has_longer(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(silence, "seconds_of", lambda *_: 550.0)
+    monkeypatch.setattr(supervised_engine, "seconds_of", lambda *_: 550.0)
     engine.gpus_busy, engine.clients.owes = True, True
     assert engine.until("hung") == 2200
 
 
 def test_the_forecast_is_of_the_plans_own_worst_case() -> None:
     one = Silence(PLAN, Timing(longest_silence=0.0), 1, pretend=False)
-    assert one._longest == 4 * silence.seconds_of(PLAN, silence.whole_check(PLAN, "")) > 0
+    assert (
+        one._longest
+        == 4 * supervised_engine.seconds_of(PLAN, supervised_engine.whole_check(PLAN, ""))
+        > 0
+    )
 
 
 def test_a_token_to_anybody_and_the_end_of_work_begin_it_anew(engine: Engine) -> None:

@@ -16,7 +16,7 @@ from tests.support import waiting
 from tests.support.plans import plausible_plan
 from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Command
-from turbofit.serving.engine import kernel, silence, supervised_engine
+from turbofit.serving.engine import supervised_engine
 from turbofit.serving.engine.engine_client import Probe, Timing
 from turbofit.serving.engine.launches import Launch
 from turbofit.serving.engine.process import EngineProcess, LogFile, repeats
@@ -52,7 +52,7 @@ class Process:
 def kills(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What the kernel counts."""
     count = SimpleNamespace(so_far=3)
-    monkeypatch.setattr(kernel, "host_kills", lambda: count.so_far)
+    monkeypatch.setattr(supervised_engine, "host_kills", lambda: count.so_far)
     return count
 
 
@@ -102,8 +102,8 @@ def test_a_process_that_outlives_its_kill_is_not_forgotten(engine: SupervisedEng
 
 def test_a_start_that_listens_and_does_not_answer_is_ended(engine, monkeypatch) -> None:
     """It hangs before it is ready; one that does not listen yet has `Timing.start`."""
-    monkeypatch.setattr(silence, "processor_seconds", lambda _: 0.0)
-    monkeypatch.setattr(silence, "any_busy", lambda _: False)
+    monkeypatch.setattr(supervised_engine, "processor_seconds", lambda _: 0.0)
+    monkeypatch.setattr(supervised_engine, "any_busy", lambda _: False)
     engine.state, engine._probe.asked_at = "starting", 10.0
     engine._probe.ready.clear()
     assert engine.look(900.0) is None

@@ -96,9 +96,9 @@ class Served:
     def __init__(self, folder: Path, placed: Mapping[str, int | str] | None = None) -> None:
         import uvicorn
 
-        from turbofit.gateway.config import GatewayConfig
+        from turbofit.gateway.options import GatewayConfig
         from turbofit.serving.engine.launches import free_ports
-        from turbofit.serving.fallback.server import FallbackApp, load
+        from turbofit.serving.fallback_server import FallbackApp, load
 
         self.ended: list[str] = []
         placed = placed or tiny_map(["cpu"] * 4)

@@ -15,8 +15,8 @@ from PIL import Image
 from tests.support.serving import needs
 from turbofit.core import installation
 from turbofit.serving.images import preparation, resize
-from turbofit.serving.images.pixels import NotUsableError, Pixels, open_library
 from turbofit.serving.images.resize import Resizer, replace_resize
+from turbofit.serving.images.values import NotUsableError, Pixels, open_library
 
 needs("numpy", "PIL")
 

@@ -6,12 +6,11 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.batch_jobs.batch_spec import BatchSpec
+from turbofit.batch_jobs.batch_input import BatchSpec
 from turbofit.cli.command import PATH, Argument, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
-from turbofit.cli.terminal.interrupts import INTERRUPTED
-from turbofit.cli.terminal.output import Form, answer, complain, say
+from turbofit.cli.terminal.output import INTERRUPTED, Form, answer, complain, say
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import refuse_together
 from turbofit.core.struct import to_json
@@ -93,7 +92,7 @@ def batch(
 
 
 async def _stoppable(job: BatchJob) -> BatchResult:
-    from turbofit.core.process.signals import stop_signals
+    from turbofit.core.process.processes import stop_signals
 
     loop, run = asyncio.get_running_loop(), asyncio.ensure_future(job.run())
     for number in stop_signals():

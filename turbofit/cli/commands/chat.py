@@ -2,20 +2,164 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import sys
+from base64 import b64encode
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.cli.command import Option, command
 from turbofit.cli.options.common_options import SERVER_OPTIONS, server_of
 from turbofit.cli.terminal.output import answer, note
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.measure.load.chat import Piece, Server, question_of
+from turbofit.core.messages import PRETEND_HEADER, PRETEND_WORDS
+from turbofit.core.process.network import opened
+from turbofit.gateway.http.routes import first_model
+from turbofit.measure.load.prompt import LARGEST_ERROR, StreamError, event_of, user_message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from http.client import HTTPResponse
 
-    from turbofit.core.json_types import JsonObject
+    from turbofit.core.struct import JsonObject
+
+#: A word of a message; a path with spaces is in quotes.
+_WORD: Final = re.compile(r"\"[^\"]+\"|'[^']+'|\S+")
+_PICTURE: Final = re.compile(r".+\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
+#: Seconds without a byte: a request may wait for a place, and then for its first token.
+_SILENCE: Final = 600.0
+
+
+class Piece(NamedTuple):
+    """A piece of an answer; ``thought``: it belongs to the reasoning before the answer."""
+
+    text: str
+    thought: bool = False
+
+
+class Server:
+    """One model of an OpenAI-compatible server, by default its first, asked without a proxy.
+
+    ``say`` is called once if the server's GPUs are pretend ones.
+
+    Raises:
+        UnservedError: the server does not answer, or lists no models; each question may raise it.
+    """
+
+    def __init__(
+        self, url: str, key: str | None, model: str | None, say: Callable[[str], None]
+    ) -> None:
+        self._say = say
+        self.url = url.rstrip("/").removesuffix("/v1")
+        #: Whether an answer's header told of pretend GPUs.
+        self.pretend = False
+        self._key = key
+        self.model = model or self._first()
+
+    def _first(self) -> str:
+        with self._open("/v1/models", None) as response:
+            name = first_model(response.read())
+        if name is None:
+            raise UnservedError(f"{self.url} lists no models", hint="name its model with --model")
+        return name
+
+    def ask(self, messages: list[JsonObject], most: int | None) -> Iterator[Piece]:
+        """Yield the pieces of the answer as they come; Ctrl-C ends the answer at the server, too.
+
+        Raises:
+            UnservedError: the server refuses, or the answer breaks off.
+        """
+        body = {"model": self.model, "messages": messages, "stream": True}
+        if most is not None:
+            body["max_tokens"] = most
+        ended = False
+        with self._open("/v1/chat/completions", body) as response:
+            try:
+                for line in response:
+                    event = event_of(line.strip())
+                    if event == {}:
+                        return
+                    # Not every server says [DONE]: `transformers serve` does not.
+                    for choice in (event or {}).get("choices") or []:
+                        delta = choice.get("delta") or {}
+                        for field in ("reasoning_content", "content"):
+                            if delta.get(field):
+                                yield Piece(str(delta[field]), thought=field != "content")
+                        ended |= bool(choice.get("finish_reason"))
+            except StreamError as exc:
+                said = "the answer breaks off: " * (exc.kind == "garbage") + _said(
+                    str(exc).encode()
+                )
+                raise UnservedError(said, hint="ask again") from None
+            except OSError as exc:
+                raise UnservedError(f"the answer breaks off: {exc}", hint="ask again") from None
+        if not ended:
+            raise UnservedError("the answer breaks off", hint="ask again")
+
+    def _open(self, path: str, body: JsonObject | None) -> HTTPResponse:
+        from http.client import HTTPException
+
+        try:
+            response = opened(self.url + path, body, self._key, timeout=_SILENCE)
+        except (OSError, HTTPException) as exc:
+            raise UnservedError(
+                f"{self.url} does not answer: {exc}",
+                hint='turbofit serve MODEL starts a server, which says "ready at" when it answers',
+            ) from None
+        if response.status != 200:
+            hints = {401: "give its key with --api-key", 503: "ask again once its engine is up"}
+            # Not every server lists its models.
+            usual = "see what the server says" if body else "name its model with --model"
+            with response:
+                raise UnservedError(
+                    f"{self.url} answers {response.status}: {_said(response.read(LARGEST_ERROR))}",
+                    hint=hints.get(response.status, usual),
+                )
+        if PRETEND_HEADER in response.headers and not self.pretend:
+            self.pretend = True
+            self._say(PRETEND_WORDS)
+        return response
+
+
+def _said(document: Any) -> str:
+    """An error's message, in any server's form."""
+    if isinstance(document, bytes):
+        try:
+            document = json.loads(document)
+        except ValueError:
+            document = document.decode(errors="replace")
+    error = document.get("error", document) if isinstance(document, dict) else document
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or error
+    return str(error)
+
+
+def question_of(text: str) -> JsonObject:
+    """A user's message in which words that are paths of pictures become these pictures.
+
+    Raises:
+        UsageError: a picture cannot be read.
+    """
+    pictures = []
+    for word in _WORD.findall(text):
+        path = os.path.expanduser(word.strip("\"'"))
+        if not _PICTURE.fullmatch(path) or "://" in path:
+            continue
+        try:
+            with open(path, "rb") as file:
+                data = b64encode(file.read()).decode()
+        except OSError as exc:
+            raise UsageError(
+                f"{path} cannot be read: {exc.strerror}",
+                hint="a word that ends like this is the path of a picture",
+            ) from None
+        kind = path.rpartition(".")[2].lower().replace("jpg", "jpeg")
+        pictures.append(f"data:image/{kind};base64,{data}")
+        text = text.replace(word, "", 1)
+    return user_message(" ".join(text.split()) if pictures else text, pictures)
+
 
 _WORDS: Final = "'/clear' forgets what was said, '/bye' or Ctrl-D ends, Ctrl-C ends an answer"
 

@@ -7,10 +7,10 @@ from typing import Final
 import click
 
 from turbofit.cli.command import Argument, Option, command
-from turbofit.cli.commands.serving import PRETEND, Arguments, say_open
+from turbofit.cli.commands.serve import PRETEND, Arguments, say_open
 from turbofit.cli.options import common_options as common
 from turbofit.cli.terminal import output
-from turbofit.cli.terminal.interrupts import exit_code, run_until_signal
+from turbofit.cli.terminal.output import exit_code, run_until_signal
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import refuse_together
 from turbofit.core.struct import to_json
@@ -58,7 +58,7 @@ def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
     """Serve on a cluster until a signal; returns 0 if one ended it normally."""
     from turbofit.planning.resolve import model_of
     from turbofit.serving.cluster.controller import serve_cluster
-    from turbofit.serving.config import ClusterServeConfig
+    from turbofit.serving.options import ClusterServeConfig
 
     request, options, public, passed = arguments
     if options.pretend:

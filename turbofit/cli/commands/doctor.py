@@ -13,7 +13,7 @@ from turbofit.cli.options.common_options import FORMS, FULL, PORT, spec_option
 from turbofit.cli.options.field_options import complete_model
 from turbofit.cli.terminal.output import Form
 from turbofit.core.errors import UsageError
-from turbofit.core.process.ports import DEFAULT_PORT
+from turbofit.core.process.network import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -10,12 +16,120 @@ import click
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.terminal.output import answer
-from turbofit.core.errors import UsageError, option_of
-from turbofit.core.process.ports import DEFAULT_PORT
+from turbofit.core.errors import DoesNotFitError, UsageError, option_of
+from turbofit.core.messages import plural
+from turbofit.core.presets import presets_dir
+from turbofit.core.process.network import DEFAULT_PORT
+from turbofit.core.struct import known
 
 if TYPE_CHECKING:
-    from turbofit.core.json_types import Options
+    from collections.abc import Iterable
+
     from turbofit.core.plan import Plan
+    from turbofit.core.struct import Options
+
+#: Bytes of /dev/shm for NCCL between cards without peer access. Source: NCCL's guide, Docker.
+_NCCL_SHM: Final = 1 << 30
+#: LMDeploy gives Ray's object store this share of host RAM, but at most so many bytes.
+#: Source: lmdeploy pytorch/ray.py::_get_obj_store_memory #e802ab
+_RAY_SHARE: Final = 0.3
+_RAY_MOST: Final = 80 * 10**9
+_NAME: Final = re.compile(r"[^a-z0-9]+")
+#: A word that systemd reads without quotes, and the escapes of characters within quotes.
+_PLAIN: Final = re.compile(r"[\w@%+=:,./$-]+", re.ASCII)
+_ESCAPED: Final = {"\\": "\\\\", '"': '\\"'}
+
+
+class _Template(Template):
+    """A template with fields like ``@{field}``: Compose and systemd use ``$`` themselves."""
+
+    delimiter = "@"
+
+
+def manifest(
+    plan: Plan, kind: str, *, port: int, name: str | None = None, image: str = "turbofit:latest"
+) -> str:
+    """Fill ``presets/export/KIND.template``; ``kind`` is systemd, compose or k8s.
+
+    ``name`` is the service's, by default made of the model's. Containers run ``image``.
+
+    Raises:
+        DoesNotFitError: the plan would not serve.
+        UsageError: the name does not begin with a letter.
+    """
+    if plan.serve is None:
+        raise DoesNotFitError(
+            f"this plan does not serve: {plan.verdict}",
+            hint="export a plan that fits; turbofit report shows what would",
+        )
+    label = _NAME.sub("-", (name or f"turbofit-{plan.model.name}").lower()).strip("-")[:53]
+    if not label[:1].isalpha():  # the name of a Kubernetes Service must
+        raise UsageError(f"--name {name} does not begin with a letter", hint="give a name like vlm")
+    indices = [index for group in plan.parallel.groups for index in group]
+    cards = dict.fromkeys(" ".join(plan.machine.gpu(index).name.split()) for index in indices)
+    values: dict[str, object] = {
+        "name": label.strip("-"), "image": image, "quoted_image": _quoted(image), "port": port,
+        "gpus": len(indices), "memory": _mebibytes(plan.host.total), "shm": _mebibytes(_shm(plan)),
+        "cards": f"{len(indices)} {plural(len(indices), 'GPU')}: {', '.join(cards)}",
+        "model": " ".join(plan.model.name.split()).rstrip("\\").replace("%", "%%"),
+        "command": _command(plan.serve.argv, kind, port),
+    }  # fmt: skip
+    text = (presets_dir() / "export" / f"{kind}.template").read_text(encoding="utf-8")
+    return _Template(text).substitute(values)
+
+
+def _command(argv: Iterable[str], kind: str, port: int) -> str:
+    """The plan's command in the words of a kind of manifest."""
+    words = [*argv, "--port", str(port)]
+    if kind == "systemd":
+        words[0] = installed_program()
+        return " ".join(_word(word).replace("$", "$$") for word in words)
+    if "--gpus" in words:  # a container sees its own cards alone
+        place = words.index("--gpus")
+        del words[place : place + 2]
+    words += ["--host", "0.0.0.0"]  # the container's network is its own
+    if kind == "compose":
+        return "".join(f"    - {_quoted(word.replace('$', '$$'))}\n" for word in words)
+    # $(NAME) would be a variable's value.
+    return "".join(f"        - {_quoted(word.replace('$(', '$$('))}\n" for word in words)
+
+
+def _shm(plan: Plan) -> int:
+    """Bytes of /dev/shm in which ranks meet; Ray's object store is there, too."""
+    if plan.parallel.tp == 1 or not plan.engine.is_pytorch:
+        return _NCCL_SHM
+    total = known(plan.machine.host.ram_total, 0)
+    return _NCCL_SHM + (min(_RAY_MOST, int(total * _RAY_SHARE)) if total else _RAY_MOST)
+
+
+def _mebibytes(size: int) -> int:
+    return -(-size >> 20)
+
+
+def _quoted(word: str) -> str:
+    """A quoted word of YAML: JSON's form, with YAML's escapes of characters that do not print."""
+    return "".join(
+        c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(word, ensure_ascii=False)
+    )
+
+
+def _word(text: str) -> str:
+    """One word as systemd reads it: a quote opens at a word's beginning and closes at its end."""
+    text = text.replace("%", "%%")
+    if _PLAIN.fullmatch(text):
+        return text
+    signs = []
+    for sign in text:
+        code = "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", "surrogateescape"))
+        signs.append(_ESCAPED.get(sign) or (sign if sign.isprintable() else code))
+    return f'"{"".join(signs)}"'
+
+
+def installed_program() -> str:
+    """The path of the `turbofit` that runs here."""
+    beside = Path(sys.executable).with_name("turbofit")
+    return str(beside) if beside.exists() else shutil.which("turbofit") or "/usr/bin/turbofit"
+
 
 _IMAGE: Final = "turbofit:latest"
 
@@ -32,7 +146,6 @@ _IMAGE: Final = "turbofit:latest"
 def export(
     *, kind: str, plan: str, name: str | None, port: int, image: str, **given: object
 ) -> int:
-    from turbofit.cli.export import manifest
 
     planned = _planned(plan, common.planning_keywords(given))
     answer(manifest(planned, kind, port=port, name=name, image=image))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import PATH, Option, command
-from turbofit.cli.commands.serving import public_side
+from turbofit.cli.commands.serve import public_side
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.terminal.output import Form, answer, note, say_cut
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.core.plan import Plan
-    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.front import Front, NodeAddress
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.asgi_app import AsgiApp
+    from turbofit.gateway.options import GatewayConfig
 
 #: Options that a front leaves to the servers behind it; its own clients have other keys.
 _OF_NODES: Final = (
@@ -70,8 +70,8 @@ def gateway(
         refuse_together({**of_one, **beside}, "--cluster")
         return _before_cluster(cluster, name, options, form)
     if models:
-        from turbofit.gateway.http.accesslog import access_log
-        from turbofit.gateway.models import ModelsGateway, model_servers
+        from turbofit.gateway.front import ModelsGateway, model_servers
+        from turbofit.gateway.http.metrics import access_log
 
         refuse_together({**of_one, "nodes": nodes}, "--models")
         log = access_log(options.access_log or "-")
@@ -105,7 +105,7 @@ def _planned(
     planned: Plan, upstream: Sequence[str], config: GatewayConfig, log: str | None, *, overlay: bool
 ) -> Gateway:
     """The gateway of one plan; prints a note on images that it cannot limit."""
-    from turbofit.gateway.http.accesslog import access_log
+    from turbofit.gateway.http.metrics import access_log
     from turbofit.gateway.server import make_gateway
 
     if not overlay and planned.limits.vision_unit is not None:
@@ -130,7 +130,7 @@ def _serve(app: AsgiApp, form: Form) -> int:
 
 def _front(options: GatewayOptions, source: Callable[[], Sequence[NodeAddress]]) -> Front:
     from turbofit.gateway.front import Front
-    from turbofit.gateway.http.accesslog import access_log
+    from turbofit.gateway.http.metrics import access_log
 
     return Front(source, public_side(options), access_log(options.access_log or "-"))
 

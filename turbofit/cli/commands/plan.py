@@ -43,7 +43,7 @@ def plan(*, rehearse: bool, cluster: str | None, form: Form, **given: Any) -> in
 def _plan_cluster(request: PlanRequest, cluster: str, form: Form) -> int:
     """Plan for a cluster and show; exit 3 if no node serves."""
     from turbofit.report.views.cluster_view import cluster_view
-    from turbofit.serving.cluster.nodes import cluster_from
+    from turbofit.serving.cluster.actors import cluster_from
 
     with under_way("measuring the nodes, and planning"):
         planned = api.plan_cluster(request, cluster_from(cluster))

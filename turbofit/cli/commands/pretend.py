@@ -48,8 +48,7 @@ def pretend(
 
     from turbofit.machine.presets import context_bytes
     from turbofit.machine.source import machine_from
-    from turbofit.rehearsal.pretend.report import report
-    from turbofit.rehearsal.pretend.run import NOTICE, run_pretend, scenario_of
+    from turbofit.rehearsal.pretend.run import NOTICE, report, run_pretend, scenario_of
     from turbofit.report.views.measured_view import pretend_view
 
     taken = None if context is None else parse_bytes(context, what="--context")

@@ -13,7 +13,7 @@ from turbofit.cli.options.common_options import FORMS, RUN
 from turbofit.cli.options.field_options import filled, options_of
 from turbofit.cli.terminal.output import Form, answer, note, say
 from turbofit.core.errors import UsageError
-from turbofit.core.process.child import child
+from turbofit.core.process.processes import child
 from turbofit.core.process.progress import under_way
 from turbofit.core.validation import SECONDS, Metavar, Validated
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
 from turbofit.cli.command import Option, command
-from turbofit.cli.commands.serving import NO_MODEL, PRETEND, Arguments, say_open
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.options import untyped
 from turbofit.cli.terminal import output
-from turbofit.cli.terminal.interrupts import exit_code, run_until_signal
-from turbofit.core.errors import UsageError
-from turbofit.core.process.ports import LAST_PORT
+from turbofit.cli.terminal.output import exit_code, run_until_signal
+from turbofit.core.errors import UsageError, option_of
+from turbofit.core.process.network import LAST_PORT
 from turbofit.core.process.progress import under_way
 from turbofit.core.struct import to_json
 from turbofit.gateway.options import GatewayOptions
@@ -26,11 +25,85 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Sequence
 
-    from turbofit.core.json_types import Options
-    from turbofit.gateway.config import GatewayConfig
-    from turbofit.serving.config import ServeConfig
+    from turbofit.core.plan import Plan
+    from turbofit.core.struct import Options
+    from turbofit.gateway.options import GatewayConfig
+    from turbofit.serving.options import ServeConfig
+    from turbofit.serving.passthrough import PassedOptions
     from turbofit.serving.run import Run
     from turbofit.serving.supervisor import StopSignal
+
+PRETEND: Final = (
+    "PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean nothing"
+)
+#: The model of a request without one: a saved plan has its own.
+NO_MODEL: Final = "-"
+
+
+class Arguments(NamedTuple):
+    """The command line of `serve`, read once; ``passed`` are the options after ``--``."""
+
+    request: PlanRequest
+    options: launch.ServeOptions
+    public: GatewayOptions
+    passed: PassedOptions
+
+    def gateway(self) -> GatewayConfig:
+        """The settings of the gateway in front of the engines.
+
+        Raises:
+            UsageError: options of the gateway follow ``--``, or contradict each other.
+        """
+        if self.passed.public:
+            raise UsageError(
+                f"{self.passed.public[0]} after -- would not reach clients: the gateway faces them",
+                hint=f"give {self.passed.public[0]} before --, or use --no-gateway",
+            )
+        return public_side(self.public)
+
+    def saved_plan(self) -> Plan:
+        """The plan of ``--plan``, which allows no option of planning.
+
+        Raises:
+            UsageError: the plan cannot be read, or an option of planning is given, too.
+        """
+        from turbofit.report.stored_documents import read_plan
+
+        assert self.options.plan is not None
+        given = self.request.given()
+        if given.pop("model") != NO_MODEL or given:
+            what = option_of(next(iter(given))) if self.request.model == NO_MODEL else "a model"
+            raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
+        return read_plan(self.options.plan)
+
+
+def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> GatewayConfig:
+    """The settings of a gateway; prints a warning if keys cross the network unencrypted."""
+    from turbofit.gateway.http.connections import is_loopback
+
+    config = options.config(upstream_key=upstream_key)
+    if not config.ssl_certfile and not is_loopback(config.host):
+        output.note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
+    return config
+
+
+def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.Form) -> None:
+    """Print that a server is open: its addresses, and lines for a shell, for Python, for a chat."""
+    from turbofit.gateway.http.routes import client_lines
+
+    if form.as_json:
+        return
+    output.answer("".join(f"{url}\n" for url in urls))
+    gateway = config.gateway
+    if gateway is not None and gateway.front_keys and not gateway.api_keys:
+        return  # a node, which accepts no client's key: its front prints the lines
+    key = bool(config.api_key) if gateway is None else bool(gateway.api_keys)
+    for line in client_lines(urls[0], model, key=key):
+        output.say(f"to ask: {line}")
+    output.say(f"to chat: turbofit chat {urls[0]}")
+    page = "" if gateway is None else ", which is a page to chat in a browser"
+    output.say(f"ready at {urls[0]}{page}")
+
 
 _LAUNCH: Final = (
     "dry_run", "pretend", "check", "no_standby", "no_rehearse", "forget", "no_gateway",
@@ -70,8 +143,8 @@ def serve(
     *, model: str | None, detach: bool, form: output.Form, rest: Sequence[str], **given: Any
 ) -> int:
     """Plan or read the plan, check, launch; returns 0 if a signal ended it normally."""
-    from turbofit.serving.detached import DETACHED
     from turbofit.serving.passthrough import sort_options
+    from turbofit.serving.runs import DETACHED
 
     if DETACHED in os.environ:
         detach = False
@@ -124,7 +197,7 @@ def _no_model(cluster: str | None) -> UsageError:
 
 def _detached(form: output.Form, cluster: str | None) -> int:
     """Run the same command in the background; returns its exit code if it does not open."""
-    from turbofit.serving.detached import serve_detached
+    from turbofit.serving.runs import serve_detached
 
     words = click.get_current_context().meta[untyped.WORDS]
     end = words.index("--") if "--" in words else len(words)
@@ -169,7 +242,7 @@ def _with_idle(config: ServeConfig, idle: float, form: output.Form) -> int:
 
 
 def _config(arguments: Arguments) -> ServeConfig:
-    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.options import ServeConfig
     from turbofit.serving.planner import forget_learned, launch_request
 
     _, options, public, passed = arguments
@@ -196,9 +269,8 @@ def _config(arguments: Arguments) -> ServeConfig:
 
 def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> int:
     from turbofit.serving.engine.standby import standby_of
-    from turbofit.serving.follow import follow
     from turbofit.serving.planner import leases_for
-    from turbofit.serving.run import Run
+    from turbofit.serving.run import Run, follow
 
     def body(stop: StopSignal) -> signal.Signals:
         def opened(urls: list[str]) -> None:

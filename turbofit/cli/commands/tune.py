@@ -7,20 +7,27 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import command
-from turbofit.cli.commands.bench import LOAD_OPTIONS
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
-from turbofit.cli.terminal.interrupts import INTERRUPTED, exit_code, run_until_signal
-from turbofit.cli.terminal.output import Form, note, say
-from turbofit.core.errors import DoesNotFitError, UsageError
+from turbofit.cli.terminal.output import (
+    INTERRUPTED,
+    Form,
+    complain,
+    exit_code,
+    note,
+    run_until_signal,
+    say,
+)
+from turbofit.core.errors import DoesNotFitError, UnservedError, UsageError
+from turbofit.core.process.progress import tell
 from turbofit.core.units import parse_seconds
+from turbofit.measure.load.spec import LoadSpec
 from turbofit.planning.request import PlanRequest
 from turbofit.serving.options import CalibrateOptions, TuneOptions, refuse_elsewhere
 
 if TYPE_CHECKING:
-    from turbofit.core.json_types import Document
+    from turbofit.core.struct import Document
     from turbofit.core.tuning import Tuning
-    from turbofit.measure.load.spec import LoadSpec
     from turbofit.serving.supervisor import StopSignal
 
 _PRETEND: Final = (
@@ -40,8 +47,8 @@ def calibrate(*, model: str, form: Form, **given: Any) -> int:
     """Calibrate and show; exit 130 if Ctrl-C ended it."""
     from turbofit.measure.calibrate import calibrate as measure
     from turbofit.planning.calibrations import pretends
-    from turbofit.serving.config import ServeConfig
     from turbofit.serving.engine.engine_client import Timing
+    from turbofit.serving.options import ServeConfig
     from turbofit.serving.planner import forget_learned, launch_request
 
     options = fields.filled(CalibrateOptions, given)
@@ -84,6 +91,14 @@ _BOTH: Final = ("images", "image_size", "concurrency")
 _OTHER_GOALS: Final = ("no_tuned", "least")
 
 
+_LOAD_GROUPS: Final = {
+    "requests": (
+        "images", "image_size", "prompt_tokens", "shared_prefix", "output_tokens", "stop_early",
+    ),
+    "arrivals": ("concurrency", "rate"),
+    "window": ("requests", "seconds", "warm_up", "timeout"),
+}  # fmt: skip
+LOAD_OPTIONS: Final = tuple(fields.grouped_options(LoadSpec, _LOAD_GROUPS))
 _PLANNING: Final = tuple(
     option for option in common.planning_options() if option.name not in (*_BOTH, *_OTHER_GOALS)
 )
@@ -106,12 +121,12 @@ _PLANNING: Final = tuple(
 def tune(*, model: str, form: Form, **given: Any) -> int:
     """Tune and show; exit 3 if nothing meets the SLO, 130 if a signal ended it."""
     from turbofit.measure.load.spec import LoadSpec
-    from turbofit.measure.tune.search import parse_slo
-    from turbofit.measure.tune.tune import TuneRequest, tune_model
+    from turbofit.measure.tune import TuneRequest, tune_model
+    from turbofit.measure.tune_runner import parse_slo
     from turbofit.planning.calibrations import pretends
     from turbofit.report.stored_documents import keep
     from turbofit.report.views.measured_view import tune_view
-    from turbofit.serving.config import ServeConfig
+    from turbofit.serving.options import ServeConfig
     from turbofit.serving.planner import forget_learned, launch_request, leases_for
 
     began = time.monotonic()
@@ -162,3 +177,32 @@ def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
     if "images" in load.model_fields_set:
         request = request.changed(images=load.images)
     return request
+
+
+@command(
+    *common.SERVER_OPTIONS[:1],
+    *common.FORMS,
+    *common.SERVER_OPTIONS[1:],
+    *LOAD_OPTIONS,
+    only_linux=True,
+)
+def bench(
+    *, url: str | None, model: str | None, api_key: str | None, form: Form, **given: Any
+) -> int:
+    """Drive a load and show it; exit 3 if nothing was answered, 130 if a signal ended it."""
+    from turbofit.measure.load.spec import bench as measure
+    from turbofit.report.views.measured_view import load_view
+
+    spec = fields.filled(LoadSpec, given)
+    address, key = common.server_of(url, api_key)
+    result = measure(address, spec, key=key, model=model, tick=lambda run: tell(run.step()))
+    form.show(result, load_view)
+    if not result.answered and result.begun:
+        worst = result.errors[0]
+        error = UnservedError(
+            f"no request was answered: {worst.count} times {worst.kind}",
+            hint=worst.example or "see what the server logs",
+        )
+        complain(error.to_dict(), as_json=False)  # stdout has the document
+        return error.exit_code
+    return INTERRUPTED if result.stopped.startswith("SIG") else 0

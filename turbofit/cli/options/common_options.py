@@ -12,10 +12,10 @@ from turbofit.cli.command import PATH, Argument, Option
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.options.untyped import use_file
 from turbofit.core.errors import UnservedError, UsageError
-from turbofit.core.process.ports import DEFAULT_PORT, LAST_PORT
+from turbofit.core.process.network import DEFAULT_PORT, LAST_PORT
 
 if TYPE_CHECKING:
-    from turbofit.core.json_types import Options
+    from turbofit.core.struct import Options
 
 
 _KEEP: Final = "LMDeploy settings to keep"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-    from turbofit.core.json_types import Options
+    from turbofit.core.struct import Options
     from turbofit.core.validation import Validated
 
 
@@ -91,7 +91,7 @@ def filled(kind: type[T], given: Options) -> T:
 
 def explain_fields(kind: type[Validated], command: str) -> None:
     """Give fields without a description the text of the command's options."""
-    from turbofit.cli.manual import option_texts
+    from turbofit.cli.command_group import option_texts
 
     texts = option_texts(command)
     for name, field in kind.model_fields.items():

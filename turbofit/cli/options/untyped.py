@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from turbofit.core.errors import UsageError, option_of
-from turbofit.core.nearest import guess, of_vllm
+from turbofit.core.messages import guess, of_vllm
 from turbofit.core.process.variable_names import PREFIX, VARIABLES, is_service_link
 
 if TYPE_CHECKING:

@@ -10,17 +10,38 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TextIO, TypeVar
 from turbofit.cli.terminal import screen
 from turbofit.cli.terminal.screen import TERMINAL, ProgressDisplay
 from turbofit.core.errors import UsageError
+from turbofit.core.process.files import stdout
 from turbofit.core.process.progress import listened
-from turbofit.core.process.stdout import stdout
 from turbofit.core.struct import to_json
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Iterable, Iterator
 
-    from turbofit.core.json_types import Document
+    from turbofit.core.struct import Document
     from turbofit.report.painters.document import Block
+    from turbofit.serving.supervisor import StopSignal
 
 T = TypeVar("T")
+
+INTERRUPTED: Final = 130
+
+
+def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
+    """Call a body with the stop that signals set; returns its result, or the signal that came."""
+    from turbofit.serving.supervisor import StoppedError, StopSignal
+
+    with StopSignal() as stop:
+        try:
+            return body(stop)
+        except StoppedError as exc:
+            return exc.signal
+
+
+def exit_code(ended: signal.Signals | None) -> int:
+    """130 after Ctrl-C, else 0, since other signals stop a server normally."""
+    return INTERRUPTED if ended is not None and ended.name == "SIGINT" else 0
+
 
 #: Columns of a help page.
 PAGE_WIDTH: Final = 96
@@ -167,7 +188,7 @@ class Form(NamedTuple):
         """Answer in this form."""
         if self.html:
             from turbofit.core.process.files import write_output
-            from turbofit.report.page.html import page
+            from turbofit.report.painters.html import page
 
             text = page([*view(document)], document)
             if self.html != "-":

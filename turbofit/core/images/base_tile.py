@@ -11,7 +11,7 @@ from turbofit.core.messages import plural
 from turbofit.core.units import number
 
 if TYPE_CHECKING:
-    from turbofit.core.json_types import Options
+    from turbofit.core.struct import Options
 
 #: With a larger limit LMDeploy's search for a grid, cubic in it, takes minutes for one image.
 LARGEST_PATCH_LIMIT: Final = 4096

@@ -16,7 +16,7 @@ from turbofit.core.units import bisect, number
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from turbofit.core.json_types import Options
+    from turbofit.core.struct import Options
 
 
 class PatchRule(ImageRule, tag="patch"):

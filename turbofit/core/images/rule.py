@@ -18,7 +18,7 @@ from turbofit.core.units import bisect
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from turbofit.core.json_types import Options
+    from turbofit.core.struct import Options
 
 #: Width and height in pixels.
 Size = tuple[int, int]

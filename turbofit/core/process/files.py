@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TextIO, TypeVar
 
 import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 T = TypeVar("T", bound=Struct)
 
@@ -290,3 +294,23 @@ class StateFile(Generic[T]):
     def path(self) -> Path:
         """Where the document is, or would be."""
         return state_dir(self.room, make=False) / f"{self.name}.json"
+
+
+#: The streams that were standard output when a block began, of all threads; None is a value, too.
+_KEPT: Final[list[TextIO | None]] = []
+
+
+def stdout() -> TextIO | None:
+    """The stream for the answer; None if stdout was closed before Python started."""
+    return _KEPT[0] if _KEPT else sys.stdout
+
+
+@contextmanager
+def kept_stdout() -> Iterator[None]:
+    """Send what any thread prints in the block to stderr; only `stdout` still gives stdout."""
+    _KEPT.append(stdout())
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _KEPT.pop()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+
 #: The most texts that may wait in a log.
 _MOST: Final = 4096
 #: The time in seconds to write the last lines at the end, and the pause between two checks.

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from turbofit.core.process.interpreter import in_thread
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.process.threads import in_thread
 from turbofit.core.struct import NA
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.body import LARGE
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.prepare import Preparation
 from turbofit.gateway.http.request_context import RequestContext
-from turbofit.gateway.http.routes import hold_name
-from turbofit.gateway.http.welcome import ModelFacts, facts_of
+from turbofit.gateway.http.routes import ModelFacts, facts_of, hold_name
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.media.clips import look
 from turbofit.gateway.media.fetch import MediaFetcher
@@ -30,11 +29,11 @@ from turbofit.machine.host import usable_cores
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from turbofit.core.json_types import Document
-    from turbofit.gateway.config import GatewayConfig
+    from turbofit.core.struct import Document
     from turbofit.gateway.http.request_context import Receive, Send
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
+    from turbofit.gateway.options import GatewayConfig
     from turbofit.gateway.routing.engines import Outage
 
 _LOG: Final = LazyLogger(__name__)

@@ -11,10 +11,9 @@ import msgspec
 
 from turbofit.core.messages import PRETEND_WORDS
 from turbofit.core.process.log import LazyLogger
-from turbofit.gateway.http.accesslog import AccessLog
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Hosts, Keys, Networks, Origins
-from turbofit.gateway.http.metrics import Metrics
+from turbofit.gateway.http.metrics import AccessLog, Metrics
 from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.request_context import (
     ForwardOutcome,
@@ -22,17 +21,24 @@ from turbofit.gateway.http.request_context import (
     answer,
     entry,
 )  # fmt: skip
-from turbofit.gateway.http.routes import ModelCard, api_of, find_route, is_health, models_document
-from turbofit.gateway.http.welcome import About, chat_page, is_page
+from turbofit.gateway.http.routes import (
+    About,
+    ModelCard,
+    api_of,
+    chat_page,
+    find_route,
+    is_health,
+    is_page,
+    models_document,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from turbofit.core.json_types import Document
-    from turbofit.gateway.config import GatewayConfig
+    from turbofit.core.struct import Document
     from turbofit.gateway.http.request_context import Message, Receive, Send
-    from turbofit.gateway.http.routes import Route
-    from turbofit.gateway.http.welcome import ModelFacts
+    from turbofit.gateway.http.routes import ModelFacts, Route
+    from turbofit.gateway.options import GatewayConfig
 
 _LOG: Final = LazyLogger(__name__)
 

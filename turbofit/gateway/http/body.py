@@ -6,15 +6,15 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.process.threads import in_thread
+from turbofit.core.process.interpreter import in_thread
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.request_context import uncancel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.request_context import Receive, RequestContext
+    from turbofit.gateway.options import GatewayConfig
 
 #: The memory for all bodies: at least this many of the largest bodies, and at least these bytes.
 _LARGEST_AT_ONCE: Final = 16

@@ -2,12 +2,62 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.process.log_queue import FileLog
+from turbofit.core.units import MIB
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.core.struct import Document
+
+    Log = Callable[[dict[str, Any]], None]
     from collections.abc import Iterable, Mapping
+
+_LOG_CAP: Final = 64 * MIB
+#: After a line of which the disk took the first half alone, perhaps.
+_LOST: Final = '\n{"lost": "lines are missing here: the disk was full or slow"}\n'
+
+
+class AccessLog(FileLog):
+    """JSON lines in a file; where lines are lost, a line says so."""
+
+    def __init__(self, path: Path, *, cap: int = _LOG_CAP) -> None:
+        super().__init__(path, cap, _LOST)
+
+    def __call__(self, record: Document) -> None:
+        self.put(_entry(record))
+
+
+def access_log(where: str) -> Log | None:
+    """The log for the value of an option: a file, ``-`` for stderr, or ``none``."""
+    if where == "none":
+        return None
+    if where == "-":
+        return _to_stderr
+    try:
+        return AccessLog(Path(where))
+    except OSError as exc:
+        raise UsageError(
+            f"{where} cannot be written: {exc.strerror or exc}", hint="choose another --access-log"
+        ) from None
+
+
+def _to_stderr(record: Document) -> None:
+    sys.stderr.write(_entry(record))
+    sys.stderr.flush()
+
+
+def _entry(record: Document) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
 
 _BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _PREFIX: Final = "turbofit_gateway_"

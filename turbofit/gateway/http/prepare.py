@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from turbofit.core.process.threads import in_thread
+from turbofit.core.process.interpreter import in_thread
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.gate import UNSTATED, Cost
-from turbofit.gateway.limits.parameters import passed
-from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, most_tokens, scope_of
+from turbofit.gateway.limits.ranges import (
+    hold_parameters,
+    lower_answer,
+    most_tokens,
+    passed,
+    scope_of,
+)
 from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.request_limits import (
     KNOBS,

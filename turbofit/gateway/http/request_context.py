@@ -13,7 +13,7 @@ from turbofit.gateway.http.connections import address_of, request_id
 from turbofit.gateway.http.prepare import PreparedBody
 
 if TYPE_CHECKING:
-    from turbofit.core.json_types import Document
+    from turbofit.core.struct import Document
     from turbofit.gateway.http.refusals import Api
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.routing.engines import RoutedEngine

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 
 from turbofit.core.errors import UsageError
-from turbofit.core.nearest import meant
+from turbofit.core.messages import meant
 from turbofit.core.struct import Struct
 from turbofit.core.validation import Metavar, parsed
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.parameters import ANSWER_LENGTHS, RULES
-from turbofit.gateway.limits.ranges import check_template, hold_fields
+from turbofit.gateway.limits.ranges import ANSWER_LENGTHS, RULES, check_template, hold_fields
 from turbofit.gateway.limits.rules import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.core.json_types import JsonObject
+    from turbofit.core.struct import JsonObject
 
 _TEMPLATE: Final = "chat_template_kwargs"
 #: Fields of the chat route that set a template argument; a client's field overrides a default.

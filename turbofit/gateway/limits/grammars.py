@@ -17,7 +17,7 @@ from turbofit.gateway.limits.rules import refused
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.core.json_types import JsonObject
+    from turbofit.core.struct import JsonObject
 
 #: Bytes of all schemas of a request, and the depth of their nesting (100: 0.7 s, 400: over 40 s).
 _BYTES: Final = 64 << 10

@@ -3,28 +3,300 @@
 from __future__ import annotations
 
 import unicodedata
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from turbofit.gateway.limits.gate import TEMPLATE_TOKENS, UNSTATED
 from turbofit.gateway.limits.grammars import check_format, check_tools
-from turbofit.gateway.limits.parameters import (
-    ANSWER_LENGTHS,
-    DIFFERENT,
-    MOST_TEMPLATE_ARGUMENTS,
-    RULES,
-    TEMPLATE_ARGUMENTS,
-)
 from turbofit.gateway.limits.request_limits import shown
-from turbofit.gateway.limits.rules import Scope, refused
+from turbofit.gateway.limits.rules import (
+    Biases,
+    DroppedRule,
+    ElsewhereRule,
+    Flag,
+    Ids,
+    IntegerRule,
+    Number,
+    RefusedRule,
+    Rule,
+    Scope,
+    ShortRule,
+    TextRule,
+    Texts,
+    refused,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turbofit.core.json_types import JsonObject
+    from turbofit.core.struct import JsonObject
     from turbofit.gateway.limits.request_limits import Bounds
-    from turbofit.gateway.limits.rules import Rule
+
+#: Strings that stop an answer. LMDeploy looks for each in its whole vocabulary, on the event loop
+#: (lmdeploy lmdeploy/tokenizer.py::HuggingFaceTokenizer.indexes_containing_token #c5603f): 10 ms
+#: each for 151,643 tokens, 0.3 s for one that is part of tens of thousands of them ("e"), 2.8 s for
+#: one of 1 MB; the empty string is part of all.
+_STOP: Final = Texts(most=16, characters=1024, short=4)
+#: The answer's length: its limit is what the prompt leaves of the session, as in the engines:
+#: lmdeploy serve/core/async_engine.py::AsyncEngine._determine_gen_config #a7a408
+_LENGTH: Final = IntegerRule(least=1, most="session", over="lower")
+_NAME: Final = TextRule(most=4096)
+_IMAGES: Final = ElsewhereRule(by="request_body: images become slots")
+_MEDIA: Final = ElsewhereRule(by="request_body: keywords of processors are the plan's")
+_CONVERSATION: Final = ElsewhereRule(by="request_body and ranges: shape, number of messages, bytes")
+_SESSION: Final = DroppedRule(why="a client could occupy the numbers of others")
+_GRAMMAR: Final = ElsewhereRule(by="grammars: schemas and patterns")
+#: Pydantic takes 7 us for an item that it refuses, and as long again for the message.
+_UNREAD: Final = ShortRule(most=256)
+
+_SAMPLING: Final[Mapping[str, Rule]] = {
+    # lmdeploy lmdeploy/messages.py::GenerationConfig.__post_init__ #4a7ab0
+    # It asserts 0 to 2; less than 0.01 divides logits to infinity.
+    "temperature": Number(least=0, most=2, floor=0.01),
+    "top_p": Number(least=0, most=1, above=True),
+    # Only the chat route checks it: elsewhere GenerationConfig's assertion causes an answer 500.
+    "min_p": Number(least=0, most=1),
+    # lmdeploy _turbomind.*.so `top-k kernel supports 1<=k<=1024`: std::domain_error, its end.
+    # Above the vocabulary torch.topk raises, which ends the PyTorch engine's loop.
+    "top_k": IntegerRule(most=1024, over="lower"),
+    # TurboMind divides by it: 0 and NaN make logits in which sampling finds no token; 100 keeps
+    # float16 logits below infinity.
+    # lmdeploy 0.16.0 src/turbomind/kernels/sampling_penalty_kernels.cu::RepetitionPenaltyKernel
+    "repetition_penalty": Number(least=0, above=True, floor=0.01, most=100),
+    # A Conv1d over a window of 1,024 tokens (lmdeploy pytorch/envs.py `1024`): it raises for a
+    # longer n-gram, which ends the engine's loop. lmdeploy engine/logits_process.py::ngram #c63173
+    "repetition_ngram_size": IntegerRule(most=1024, over="lower"),
+    "repetition_ngram_threshold": IntegerRule(over="lower"),
+    "ignore_eos": Flag(),
+    "skip_special_tokens": Flag(),
+    "spaces_between_special_tokens": Flag(),
+    "stop": _STOP,
+    "stream": Flag(),
+    "session_id": _SESSION,
+}
+_OPENAI: Final[Mapping[str, Rule]] = {
+    "model": _NAME,
+    "n": IntegerRule(least=1),  # `check_request` holds the copies to the plan
+    "max_tokens": _LENGTH,
+    "max_completion_tokens": _LENGTH,
+    # Other numbers than uint64 cause an answer 500; OpenAI's may be negative:
+    # lmdeploy 0.16.0 src/turbomind/engine/request.h `uint64_t random_seed`
+    "seed": IntegerRule(most=(1 << 64) - 1, over="wrap"),
+    # Ignored; OpenAI's range: lmdeploy openai/protocol.py::ChatCompletionRequest `presence_penalty`
+    "presence_penalty": Number(least=-2, most=2, clamp=True),
+    "frequency_penalty": Number(least=-2, most=2, clamp=True),
+    "stream_options": _UNREAD,
+    "user": _NAME,
+}
+_RETURNS: Final[Mapping[str, Rule]] = {
+    "include_stop_str_in_output": Flag(),
+    "return_logprob": Flag(),
+    "return_routed_experts": Flag(),
+}
+#: A negative id is cast into the embedding's index; an id beyond it reads other memory.
+_INPUT: Final = Ids(most="session")
+
+_CHAT: Final[Mapping[str, Rule]] = {
+    **_SAMPLING,
+    **_OPENAI,
+    **_RETURNS,
+    "messages": _CONVERSATION,
+    "input_ids": _INPUT,
+    "image_data": _IMAGES,
+    "media_io_kwargs": _MEDIA,
+    "mm_processor_kwargs": _MEDIA,
+    "response_format": _GRAMMAR,
+    "tools": ElsewhereRule(by="grammars: number and schemas"),
+    "tool_choice": _UNREAD,
+    "parallel_tool_calls": Flag(),
+    "logprobs": Flag(),
+    "top_logprobs": IntegerRule(most=20),
+    # The PyTorch engine adds each separately, for each token of each answer: 5 ms for 1,024 of
+    # them, 0.5 s for 100,000 (`bench/gateway/STALLS.md`).
+    "logit_bias": Biases(most=1024, bias=100),
+    "reasoning_effort": TextRule(most=64),
+    # A prompt is added to it: lmdeploy 0.16.0 src/turbomind/engine/request.h `int min_new_tokens`
+    "min_new_tokens": IntegerRule(most="session", over="lower"),
+    "enable_thinking": Flag(),
+    "return_token_ids": Flag(),
+    "chat_template_kwargs": ElsewhereRule(by="ranges: names and bytes"),
+}
+_COMPLETIONS: Final[Mapping[str, Rule]] = {
+    **_SAMPLING,
+    **_OPENAI,
+    # An empty prompt has no tokens, which causes an answer 500.
+    "prompt": Texts(),
+    "suffix": _UNREAD,
+    "echo": Flag(),
+    # Any value causes an answer 500: lmdeploy openai/endpoints/completions.py `logprobs is removed`
+    "logprobs": IntegerRule(
+        most=0, instead=" on this route: /v1/chat/completions and /generate give log probabilities"
+    ),
+}
+_GENERATE: Final[Mapping[str, Rule]] = {
+    **_SAMPLING,
+    **_RETURNS,
+    "prompt": TextRule(empty=False),
+    "input_ids": _INPUT,
+    "image_data": _IMAGES,
+    "media_io_kwargs": _MEDIA,
+    "mm_processor_kwargs": _MEDIA,
+    "max_tokens": _LENGTH,
+    # The first 32 are read, and the kernel writes at each:
+    # lmdeploy 0.16.0 src/turbomind/generation/logits_processor.cc `kMaxEndIdsSize`
+    "stop_token_ids": Ids(most=32),
+    # lmdeploy 0.16.0 src/turbomind/utils/constant.h `kMaxLogProb = 1024`; torch.topk raises above
+    # the vocabulary.
+    "top_logprobs_num": IntegerRule(most=1024, over="lower"),
+    "logprob_start_len": IntegerRule(least=-1, most="session"),
+}
+_MESSAGES: Final[Mapping[str, Rule]] = {
+    **{name: _SAMPLING[name] for name in ("stream", "top_k")},
+    **_RETURNS,
+    # lmdeploy anthropic/endpoints/validation.py::_validate_sampling_request #8a5d95
+    "temperature": Number(least=0, most=1, floor=0.01),
+    "top_p": Number(least=0, most=1),
+    "model": _NAME,
+    "messages": _CONVERSATION,
+    "system": _CONVERSATION,
+    "max_tokens": _LENGTH,
+    "stop_sequences": _STOP,
+    "metadata": _UNREAD,
+    "tools": ElsewhereRule(by="grammars: number and schemas"),
+    "tool_choice": _UNREAD,
+    "service_tier": _UNREAD,
+    "input_ids": _INPUT,
+    "image_data": _IMAGES,
+    "return_token_ids": Flag(),
+}
+_COUNT_TOKENS: Final[Mapping[str, Rule]] = {
+    name: _MESSAGES[name] for name in ("model", "messages", "system", "tools")
+}
+_UNREAD_RESPONSES: Final = (
+    "background", "context_management", "conversation", "include", "max_tool_calls", "metadata",
+    "parallel_tool_calls", "previous_response_id", "prompt_cache_key",
+    "prompt_cache_retention", "reasoning", "request_id", "safety_identifier", "service_tier",
+    "store", "stream_options", "tool_choice", "top_logprobs", "truncation",
+)  # fmt: skip
+_RESPONSES: Final[Mapping[str, Rule]] = {
+    **dict.fromkeys(_UNREAD_RESPONSES, _UNREAD),
+    "prompt": DroppedRule(why="its variables may hold images; LMDeploy reads none of it"),
+    **{
+        name: _SAMPLING[name]
+        for name in (
+            "temperature", "min_p", "top_k", "repetition_penalty", "ignore_eos",
+            "skip_special_tokens", "stop", "stream",
+        )
+    },
+    **{name: _OPENAI[name] for name in (
+        "model", "seed", "presence_penalty", "frequency_penalty", "user",
+    )},
+    # 0 is allowed: lmdeploy openai/responses/request.py::_validate_sampling_request #611ea7
+    "top_p": Number(least=0, most=1),
+    "input": _CONVERSATION,
+    "instructions": _CONVERSATION,
+    "max_output_tokens": _LENGTH,
+    "logit_bias": _CHAT["logit_bias"],
+    "include_stop_str_in_output": Flag(),
+    "text": _GRAMMAR,
+    "tools": _CHAT["tools"],
+}  # fmt: skip
+
+#: Rules by `routes.Kind`, then by field.
+RULES: Final[Mapping[str, Mapping[str, Rule]]] = {
+    "chat": _CHAT,
+    "completions": _COMPLETIONS,
+    "generate": _GENERATE,
+    "messages": _MESSAGES,
+    "count_tokens": _COUNT_TOKENS,
+    "responses": _RESPONSES,
+}
+
+#: Rules of one engine: they hold in addition to the rules above, on every route.
+DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
+    "turbomind": {},
+    "pytorch": {
+        # Its server makes a local function of it, which cannot be pickled for its engine: 500 with
+        # "Can't pickle local object":
+        # lmdeploy chat_completions/logits_processors.py::logit_bias_logits_processor #798a3e
+        "logit_bias": RefusedRule(
+            why="is not taken: LMDeploy's server cannot send it to its PyTorch engine"
+        ),
+        "top_k": IntegerRule(most="vocabulary", over="lower"),
+        "top_logprobs_num": IntegerRule(most="vocabulary", over="lower"),
+    },
+    "transformers": {
+        "tools": RefusedRule(why="is not taken: Transformers answers in text, and calls no tools"),
+        # transformers 5.17.0 generation/stopping_criteria.py::StopStringCriteria #80ebf4
+        # compares each string with each token in Python: 0.4 s and 22 ms a character for 150,000
+        # tokens; 16 strings of 1,024 took a minute and 10 GB of host memory with a tokenizer of
+        # bytes alone. For an empty list it says that it cannot be found, in an answer 500.
+        "stop": Texts(most=4, together=64),
+    },
+}
+
+#: Rules by field of LMDeploy's GenerationConfig, for `turbofit.pipeline`.
+GENERATION: Final[Mapping[str, Rule]] = {
+    **{
+        name: _SAMPLING[name]
+        for name in (
+            "temperature", "min_p", "top_k", "repetition_penalty", "repetition_ngram_size",
+            "repetition_ngram_threshold", "ignore_eos", "skip_special_tokens",
+            "spaces_between_special_tokens",
+        )
+    },
+    **dict.fromkeys(
+        (
+            "n", "do_sample", "stop_words", "bad_words", "response_format", "logits_processors",
+            "output_logits", "output_last_hidden_state", "return_ppl", "with_cache",
+            "preserve_cache", "migration_request", "return_routed_experts",
+            "include_stop_str_in_output",
+        ),
+        Rule(),
+    ),
+    "top_p": Number(least=0, most=1),
+    "max_new_tokens": IntegerRule(most="session", over="lower"),
+    "min_new_tokens": _CHAT["min_new_tokens"],
+    "random_seed": _OPENAI["seed"],
+    "stop_token_ids": _GENERATE["stop_token_ids"],
+    "bad_token_ids": _GENERATE["stop_token_ids"],
+    "logprobs": IntegerRule(most=1024, over="lower"),
+    "logprob_start_len": _GENERATE["logprob_start_len"],
+}  # fmt: skip
+
+#: Fields that limit the answer's length, by kind; LMDeploy reads the first one that is given.
+ANSWER_LENGTHS: Final[Mapping[str, tuple[str, ...]]] = {
+    "chat": ("max_completion_tokens", "max_tokens"),
+    "completions": ("max_completion_tokens", "max_tokens"),
+    "generate": ("max_tokens",),
+    "messages": ("max_tokens",),
+    "responses": ("max_output_tokens",),
+}
+
+MOST_TEMPLATE_ARGUMENTS: Final = 64
+#: Arguments of Transformers' apply_chat_template, to which LMDeploy passes
+#: ``chat_template_kwargs``: a client's own template would run on the event loop for any time.
+TEMPLATE_ARGUMENTS: Final = frozenset(
+    {
+        "add_generation_prompt", "chat_template", "continue_final_message", "conversation",
+        "max_length", "messages", "padding", "processor_kwargs", "return_assistant_tokens_mask",
+        "return_dict", "return_tensors", "self", "tokenize", "tokenizer_kwargs", "tools",
+        "truncation",
+    }
+)  # fmt: skip
+
+
+@cache
+def passed(kind: str) -> frozenset[str]:
+    """The fields of a route that are passed on; all others are left out.
+
+    LMDeploy ignores fields that it does not declare; but a later version may read an image or a
+    limit from one, so no unknown field passes.
+    """
+    return frozenset(name for name, rule in RULES.get(kind, {}).items() if rule.passed)
+
 
 #: The most messages and parts of them. LMDeploy takes 43 us for each on its event loop, 0.4 s for
 #: all of these. A chat with more is refused, even if it would fit the session.

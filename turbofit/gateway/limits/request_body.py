@@ -12,14 +12,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.parameters import passed
+from turbofit.gateway.limits.ranges import passed
 from turbofit.gateway.limits.request_limits import shown
 from turbofit.gateway.limits.rules import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from turbofit.core.json_types import JsonObject
+    from turbofit.core.struct import JsonObject
     from turbofit.gateway.http.routes import Kind
     from turbofit.gateway.media.pictures import Picture
 

@@ -29,8 +29,8 @@ from turbofit.memory.engines import engine_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
+    from turbofit.core.struct import Options
 
 #: Parameters that LMDeploy reads beside an image.
 KNOBS: Final = ("max_dynamic_patch", "detail", "min_pixels", "max_pixels")

@@ -35,7 +35,7 @@ from turbofit.gateway.media.pictures import LARGEST_PIXELS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from turbofit.core.json_types import Options
+    from turbofit.core.struct import Options
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.media.clips import Clip
 

@@ -21,8 +21,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.process.interpreter import in_thread
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.process.threads import in_thread
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.routing.engines import EngineDeath, Turn
 

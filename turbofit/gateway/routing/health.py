@@ -16,8 +16,8 @@ from turbofit.gateway.upstream import HEALTH_SECONDS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from turbofit.core.json_types import Document
-    from turbofit.gateway.config import GatewayConfig
+    from turbofit.core.struct import Document
+    from turbofit.gateway.options import GatewayConfig
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
     from turbofit.gateway.upstream import Upstream
 

@@ -15,12 +15,12 @@ from typing_extensions import Self
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER
 from turbofit.gateway.http.routes import first_model
-from turbofit.measure.load.events import LARGEST_ERROR, StreamError, event_of
+from turbofit.measure.load.prompt import LARGEST_ERROR, StreamError, event_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turbofit.core.json_types import JsonObject
+    from turbofit.core.struct import JsonObject
 
 #: The most bytes of a line in a stream: no server of text sends a longer one.
 _LONGEST_LINE: Final = 1 << 20

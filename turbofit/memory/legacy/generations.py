@@ -13,10 +13,9 @@ import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError
-from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model, Quantization
 from turbofit.core.presets import load_yaml, merged, preset_path
-from turbofit.core.struct import Struct
+from turbofit.core.struct import JsonObject, Struct
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.turbomind.weights import EngineConstants, weight_classes
 from turbofit.memory.versions import FIRST_CURRENT, is_legacy, parse

@@ -22,6 +22,7 @@ from turbofit.memory.account import (
     PAGE,
     POOL_WARMUP,
     Account,
+    CacheShape,
     EngineLaunch,
     LateMemory,
     LogFigures,
@@ -33,7 +34,6 @@ from turbofit.memory.account import (
     total_bytes,
     transients,
 )  # fmt: skip
-from turbofit.memory.kv_cache import CacheShape
 from turbofit.memory.legacy.generations import (
     Generation,
     generation_of,

@@ -13,8 +13,7 @@ from turbofit.core.images import ImageRule
 from turbofit.core.model import TextDims
 from turbofit.core.plan import Settings
 from turbofit.core.units import HALF, round_up
-from turbofit.memory.account import VisionLoad
-from turbofit.memory.kv_cache import CacheShape
+from turbofit.memory.account import CacheShape, VisionLoad
 from turbofit.memory.pytorch.weights import PytorchConstants, kv_heads_held
 
 _ALIGN = 256

@@ -15,6 +15,7 @@ from turbofit.core.units import GIB, format_bytes
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import (
     Account,
+    CacheShape,
     Engine,
     EngineLaunch,
     RankWeights,
@@ -23,7 +24,6 @@ from turbofit.memory.account import (
     term,
     transients,
 )
-from turbofit.memory.kv_cache import CacheShape
 from turbofit.memory.placement import (
     ModelCopies,
     fewest_offloaded,
@@ -31,7 +31,7 @@ from turbofit.memory.placement import (
     place_all,
     workspace,
 )
-from turbofit.memory.transformers.components import components
+from turbofit.memory.transformers.activations import components
 
 _NOTES = {
     "prefill": "a whole prompt in one layer",

@@ -29,10 +29,12 @@ from turbofit.memory.account import (
     POOL_WARMUP,
     TEMPORARIES,
     Account,
+    CacheShape,
     Engine,
     EngineLaunch,
     Forward,
     LogFigures,
+    LoggedSlab,
     RankWeights,
     StaticMemory,
     VisionLoad,
@@ -44,7 +46,6 @@ from turbofit.memory.account import (
     uneven,
 )
 from turbofit.memory.calibrated import calibration_for, corrected
-from turbofit.memory.kv_cache import CacheShape, LoggedSlab
 from turbofit.memory.turbomind.cache import StatePart, cache_shape, shape_of
 from turbofit.memory.turbomind.pool import (
     PoolModel,

@@ -15,7 +15,7 @@ from turbofit.core.model import TextDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF
-from turbofit.memory.kv_cache import CacheShape, LoggedSlab
+from turbofit.memory.account import CacheShape, LoggedSlab
 from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held
 
 

@@ -8,8 +8,13 @@ from turbofit.core.images import LongestEdgeRule, TileRule
 from turbofit.core.images.longest_edge import LARGEST_EDGE
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, read_tower, tied_text
-from turbofit.model.families.support import inner_refusal
+from turbofit.model.families.dims import (
+    CheckpointConfig,
+    Dims,
+    inner_refusal,
+    read_tower,
+    tied_text,
+)
 
 _TOWER: Final = {
     "num_hidden_layers": 12, "hidden_size": 1152, "num_attention_heads": 16,

@@ -12,8 +12,7 @@ from turbofit.core.images import AnyresRule, TileRule
 from turbofit.core.images.anyres import Grid
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import CheckpointConfig, Dims, nested_text, read_tower
-from turbofit.model.families.support import refusal
+from turbofit.model.families.dims import CheckpointConfig, Dims, nested_text, read_tower, refusal
 
 #: Transformers' defaults, for LLaVA's own tower and for a tower config with missing keys.
 _CLIP_LARGE: Final = {

@@ -19,8 +19,7 @@ from turbofit.model.families import (
     qwen_omni,
     qwen_vl,
 )
-from turbofit.model.families.dims import CheckpointConfig, Dims, Reader
-from turbofit.model.families.support import refusal
+from turbofit.model.families.dims import CheckpointConfig, Dims, Reader, refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
 
 #: The readers by ``architectures[0]`` of config.json.

@@ -19,11 +19,10 @@ from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.installation import install_command
-from turbofit.core.json_types import JsonObject
 from turbofit.core.process.progress import Step, tell
+from turbofit.core.struct import JsonObject
 from turbofit.core.units import format_bytes
-from turbofit.model.caches import cached_snapshot
-from turbofit.model.folder import INDEX, FolderFiles
+from turbofit.model.folder import INDEX, FolderFiles, cached_snapshot
 from turbofit.model.names import read_name
 from turbofit.model.presets import HUB_ID, find_preset, load_preset
 from turbofit.model.safetensors import LARGEST_INDEX, parse_index

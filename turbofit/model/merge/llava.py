@@ -24,8 +24,8 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
-from turbofit.core.json_types import JsonObject
 from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.struct import JsonObject
 from turbofit.core.units import round_up
 from turbofit.model.checkpoint import read_section
 from turbofit.model.config import Section

@@ -6,7 +6,7 @@ import os
 from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.process.ports import DEFAULT_PORT
+from turbofit.core.process.network import DEFAULT_PORT
 from turbofit.core.struct import NA, known
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.planning.examine.scene import Answer, Scene, Sources, ok, stops, unreadable, warning
@@ -99,7 +99,7 @@ def image_cores(host: Host, scene: Scene) -> Answer | None:
 
 def disk(sources: Sources, scene: Scene) -> Answer:
     """Check the disk of the hub's files."""
-    from turbofit.model.caches import hub_cache
+    from turbofit.model.folder import hub_cache
 
     cache, model = hub_cache(sources.environ), scene.model
     space, need = sources.disk_free(cache), model.weight_bytes if model else _DISK

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from turbofit.core.installation import image_library, installed
-from turbofit.core.process import ports
+from turbofit.core.process import network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,8 +84,8 @@ class Sources:
 
     version = staticmethod(installed)
     image_library = staticmethod(image_library)
-    port_problem = staticmethod(ports.port_problem)
-    open_files = staticmethod(ports.open_files)
+    port_problem = staticmethod(network.port_problem)
+    open_files = staticmethod(network.open_files)
 
     def __init__(self, environ: Mapping[str, str] | None = None, root: str = "/") -> None:
         self.environ: Mapping[str, str] = os.environ if environ is None else environ
@@ -116,7 +116,7 @@ class Sources:
 
     def torch_architectures(self) -> list[str] | None:
         """Torch's architectures, from a child process; None if it does not answer."""
-        from turbofit.core.process.child import output_of  # no plan needs it
+        from turbofit.core.process.processes import output_of  # no plan needs it
 
         words, env = [sys.executable, "-c", _ARCHITECTURES], {"CUDA_VISIBLE_DEVICES": ""}
         output = output_of(words, CHILD_SECONDS, {**self.environ, **env})

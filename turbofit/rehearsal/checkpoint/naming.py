@@ -4,13 +4,216 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from math import prod
 from typing import Any, Final, NamedTuple
 
+from msgspec import field
+
 from turbofit.core.errors import UsageError
-from turbofit.core.json_types import JsonObject
-from turbofit.core.model import Quantization
+from turbofit.core.model import Model, Quantization, TextDims
+from turbofit.core.presets import converted, load_yaml, merged, preset_path, presets_of
+from turbofit.core.struct import JsonObject, Struct, to_builtins
 from turbofit.model.parameters import is_packed
 from turbofit.model.tensors import Tensor
+from turbofit.rehearsal.checkpoint.tokenizer import Tokenizer
+
+Values = Mapping[str, Any]
+_ROOM: Final = "checkpoints"
+
+
+class Decoder(Struct, forbid_unknown_fields=True):
+    """The decoder's place in a model: prefixes of its tensors and of its head, keys in the config.
+
+    ``quantized``: the part of the config that states the packing.
+    """
+
+    model: str = "model."
+    head: str = ""
+    config: str = ""
+    quantized: str = ""
+
+
+class Kind(Struct, forbid_unknown_fields=True):
+    """One file of `presets/checkpoints`, with its base merged; docs/adding.md explains each key."""
+
+    source: str
+    architectures: tuple[str, ...] = field(name="for", default=())
+    base: str | None = None
+    names: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Any] = field(default_factory=dict)
+    tower: dict[str, Any] = field(default_factory=dict)
+    decoder: Decoder | None = None
+    at: str = ""
+    preprocessor: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
+    video_processor: str = ""
+    tokenizer: Tokenizer = Tokenizer()
+
+
+@cache
+def kinds() -> dict[str, Kind]:
+    """All kinds, by the architectures that they stand for; UsageError if a file is damaged."""
+    by_architecture: dict[str, Kind] = {}
+    for name in sorted(presets_of(_ROOM)):
+        kind = converted(_whole(name), Kind, preset_path(_ROOM, name))
+        by_architecture |= dict.fromkeys(kind.architectures, kind)
+    return by_architecture
+
+
+@cache
+def _whole(name: str) -> JsonObject:
+    """A file's fields with those of its base."""
+    data = load_yaml(preset_path(_ROOM, name))
+    data |= {key: _apart(data[key]) for key in ("tensors", "tower") if key in data}
+    return merged({**_whole(data["base"]), "for": []}, data) if "base" in data else data
+
+
+def _apart(names: JsonObject) -> JsonObject:
+    """Names by single roles: ``q, k, v: attn.qkv`` becomes three entries."""
+    return {
+        role: _apart(name) if isinstance(name, dict) else name
+        for roles, name in names.items()
+        for role in roles.split(", ")
+    }
+
+
+def values_of(model: Model, ids: Mapping[str, int]) -> Values:
+    """The values of a model that expressions may name.
+
+    Names of the tower's values begin with ``v_``, of the audio tower's with ``a_``, of the image
+    rule's with ``r_``.
+    """
+    text, rule = model.text, model.image_rule
+    limit = (rule.checkpoint_limit if rule is not None else None) or 0
+    values: dict[str, Any] = to_builtins(text)
+    values |= {
+        "dtype": "float16" if model.dtype == "float16" else "bfloat16",
+        "max_tiles": limit or 12,
+        "max_patches": limit // rule.unit_side**2 if rule is not None else 0,
+        "layers_that_slide": [
+            ("sliding", "full")[i % 2] + "_attention" for i in range(text.layers)
+        ],
+        "ones_of_a_head": [1.0] * (text.head_dim // 2),
+        # Time, height and width each rotate a part of half a head's channels.
+        "mrope": [text.head_dim // 8, text.head_dim * 3 // 16, text.head_dim * 3 // 16],
+    }
+    values |= {f"r_{name}": value for name, value in to_builtins(rule).items()} if rule else {}
+    values |= _of_attention(text)
+    values |= _of_experts(text) | _of_towers(model)
+    return values | {f"id:{token}": number for token, number in ids.items()}
+
+
+def _of_attention(text: TextDims) -> dict[str, Any]:
+    """Dimensions of latent attention and of gated delta nets."""
+    values: dict[str, Any] = {}
+    if text.mla is not None:
+        values |= to_builtins(text.mla)
+        values["ones_of_a_rope"] = [1.0] * (text.mla.rope_dim // 2)
+    if text.delta is not None:
+        values |= to_builtins(text.delta)
+        interval = text.layers // text.attention_layers
+        values["interval"] = interval
+        values["layers_of_delta_nets"] = [
+            "linear_attention" if (i + 1) % interval else "full_attention"
+            for i in range(text.layers)
+        ]
+    return values | {"layers": text.layers}  # a delta net counts layers, too
+
+
+def _of_experts(text: TextDims) -> dict[str, Any]:
+    moe = text.moe
+    if moe is None:
+        return {}
+    return {
+        "experts": moe.experts,
+        "experts_per_token": moe.experts_per_token,
+        "expert_intermediate": moe.intermediate,
+        "dense_layers": text.layers - moe.layers,
+        "shared_intermediate": moe.shared_intermediate,
+        "shared_experts": moe.shared_intermediate // moe.intermediate,
+        "scoring": "sigmoid" if moe.correction else "softmax",
+        "topk_method": "noaux_tc" if moe.correction else "greedy",
+    }
+
+
+def _of_towers(model: Model) -> dict[str, Any]:
+    vision = model.vision
+    if vision is None:
+        return {}
+    image, steps = vision.image_size or 448, vision.deepstack + 1
+    side = image // vision.patch_size
+    values = {f"v_{name}": value for name, value in to_builtins(vision).items()}
+    values |= {
+        "v_image": image,
+        "v_patch": vision.patch_size,
+        "v_side": side,
+        "v_output": vision.outputs * vision.hidden,
+        "v_positions": side**2,
+        "v_tile_tokens": (side // 2) ** 2,
+        "layers_of_deepstack": [i * vision.layers // steps for i in range(1, steps)],
+        "kept_at_16_bits": _kept_at_16_bits(vision.layers, model.text.layers),
+    }
+    audio = vision.audio
+    if audio is not None:
+        values |= {f"a_{name}": value for name, value in to_builtins(audio).items()}
+    return values
+
+
+def _kept_at_16_bits(tower: int, layers: int) -> list[str]:
+    parts = ("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")
+    names = [f"model.visual.blocks.{i}.{part}" for i in range(tower) for part in parts]
+    return [*names, *(f"model.language_model.layers.{i}.mlp.gate" for i in range(layers))]
+
+
+def size(expression: str, values: Values) -> int:
+    """The value of a sum of products of names and numbers, such as ``heads*head_dim+2``."""
+    total = 0
+    for term in expression.split("+"):
+        factors = (
+            int(factor) if factor.isdigit() else _named(factor, values)
+            for factor in term.split("*")
+        )
+        total += prod(factors)
+    return total
+
+
+def _named(name: str, values: Values) -> Any:
+    if name not in values:
+        raise UsageError(
+            f"a config of presets/checkpoints names {name}, which this model has not",
+            hint="docs/adding.md says which names there are",
+        )
+    return values[name]
+
+
+def config_from(template: Any, values: Values) -> Any:
+    """A config from its template: ``=NAME`` is replaced by a value, ``=NAME|null`` by null for 0.
+
+    A sum of products may replace a name. ``=NAME|drop`` omits the key for 0, ``=|drop`` always.
+    """
+    if isinstance(template, dict):
+        config = {key: config_from(value, values) for key, value in template.items()}
+        return {key: value for key, value in config.items() if value is not _DROP}
+    if isinstance(template, list):
+        return [config_from(value, values) for value in template]
+    if not isinstance(template, str) or not template.startswith("="):
+        return template
+    name, _, otherwise = template[1:].rpartition("|")
+    if otherwise not in ("null", "drop"):
+        return _value(template[1:], values)
+    value = _value(name, values) if name else None
+    return value or (_DROP if otherwise == "drop" else None)
+
+
+_DROP: Final = object()
+
+
+def _value(name: str, values: Values) -> Any:
+    """The value of a name or of a sum of products."""
+    return values[name] if name in values else size(name, values)
+
 
 #: The name, safetensors type and shape of a tensor.
 Entry = tuple[str, str, tuple[int, ...]]

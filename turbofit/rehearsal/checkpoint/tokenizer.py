@@ -10,9 +10,8 @@ from typing import Any
 
 from msgspec import field
 
-from turbofit.core.json_types import JsonObject
 from turbofit.core.presets import load_yaml, presets_dir
-from turbofit.core.struct import Struct
+from turbofit.core.struct import JsonObject, Struct
 
 
 class Tokenizer(Struct, forbid_unknown_fields=True):

@@ -16,20 +16,22 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Model
 from turbofit.core.presets import merged
+from turbofit.core.struct import JsonObject
 from turbofit.model.tensors import Tensor, text_tensors
 from turbofit.model.towers import tower_tensors
-from turbofit.rehearsal.checkpoint.kinds import (
+from turbofit.rehearsal.checkpoint.naming import (
     Decoder,
+    Entry,
     Kind,
     Values,
+    Writer,
     config_from,
     kinds,
+    need_names,
     values_of,
 )
-from turbofit.rehearsal.checkpoint.naming import Entry, Writer, need_names
 from turbofit.rehearsal.checkpoint.tokenizer import (
     Tokenizer,
     common,

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from turbofit.core.json_types import Document
+from turbofit.core.struct import Document
 from turbofit.rehearsal.notes import replaced
 from turbofit.rehearsal.pretend.usage import lives
 

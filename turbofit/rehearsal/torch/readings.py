@@ -9,15 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from turbofit.core.json_types import Document
-from turbofit.core.struct import Struct
+from turbofit.core.struct import Document, Struct
 from turbofit.logs.death import death
 from turbofit.logs.log_events import NoCache
 from turbofit.logs.log_reader import read_line
 from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.account import POOL_WARMUP
 from turbofit.rehearsal.notes import DEAD
-from turbofit.rehearsal.pretend.report import card_at_peak, newest_refusal
+from turbofit.rehearsal.pretend.run import card_at_peak, newest_refusal
 from turbofit.rehearsal.pretend.usage import BEFORE, Usage
 from turbofit.rehearsal.run import EndedRun, Readings
 from turbofit.rehearsal.torch.phase_recorder import read_records

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
-from turbofit.core.json_types import Document
+from turbofit.core.struct import Document
 from turbofit.rehearsal.pretend.elf import PLUMBING
 from turbofit.rehearsal.pretend.usage import KINDS, PINNED, POOL, Event
 

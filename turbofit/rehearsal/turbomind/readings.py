@@ -12,15 +12,14 @@ from msgspec import convert
 
 from turbofit.core.engine_end import End
 from turbofit.core.installation import installed
-from turbofit.core.json_types import Document
 from turbofit.core.plan import Settings
+from turbofit.core.struct import Document
 from turbofit.core.units import round_up
 from turbofit.logs.death import death
 from turbofit.logs.log_events import Backpressure
 from turbofit.logs.log_reader import read_line
-from turbofit.memory.account import POOL_WARMUP
+from turbofit.memory.account import POOL_WARMUP, LoggedSlab
 from turbofit.memory.engines import engine_named
-from turbofit.memory.kv_cache import LoggedSlab
 from turbofit.rehearsal.packages import engine_library
 from turbofit.rehearsal.pretend.elf import Symbols
 from turbofit.rehearsal.pretend.libraries import PretendError

@@ -21,7 +21,7 @@ from turbofit.report.painters.document import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from turbofit.core.json_types import Document
+    from turbofit.core.struct import Document
     from turbofit.core.tuning import TrialRecord, Tuning
     from turbofit.measure.load.result import LoadResult, Spread
     from turbofit.report.painters.document import Block

@@ -21,9 +21,9 @@ from turbofit.report.painters.document import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from turbofit.core.json_types import Document
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.core.run_report import RunReport
+    from turbofit.core.struct import Document
     from turbofit.report.painters.document import Block, Tone
 
 #: The number of events that are shown.

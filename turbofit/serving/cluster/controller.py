@@ -20,19 +20,18 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.messages import BESIDE_COMMANDS
 from turbofit.core.process.files import state_dir
 from turbofit.gateway.front import Front
-from turbofit.gateway.http.accesslog import access_log
+from turbofit.gateway.http.metrics import access_log
 from turbofit.gateway.server import GatewayThread
 from turbofit.planning.plan import plan_cluster, refusal
 from turbofit.serving.cluster import ray_adapter
-from turbofit.serving.cluster.actors import address_source, node_actors, told
+from turbofit.serving.cluster.actors import address_source, measured, node_actors, told
 from turbofit.serving.cluster.node import DRAINED, NodeActor
-from turbofit.serving.cluster.nodes import measured
 
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
 
-    from turbofit.serving.config import ClusterServeConfig
+    from turbofit.serving.options import ClusterServeConfig
     from turbofit.serving.supervisor import StopSignal
 
 _TICK: Final = 0.5

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.cluster import NodePlan, NodeStatus
-from turbofit.core.process.child import child
 from turbofit.core.process.files import state_dir, write_atomic
+from turbofit.core.process.processes import child
 from turbofit.gateway.front import NodeAddress
 
 if TYPE_CHECKING:

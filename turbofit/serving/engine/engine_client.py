@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError
-from turbofit.core.process.http import opened
+from turbofit.core.process.network import opened
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.routes import first_model
 from turbofit.serving.engine.launches import HOST

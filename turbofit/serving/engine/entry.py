@@ -91,7 +91,7 @@ def main() -> None:
     sys.path.append(str(Path(__file__).parents[3]))  # for a checkout that is not installed
     words = sys.argv[1:]
     if words[0] in _WITH_LMDEPLOY:
-        from turbofit.core.process.collector import collect_after
+        from turbofit.core.process.interpreter import collect_after
 
         collect_after(600_000)  # importing LMDeploy makes 520,000 objects, which stay
     if words[0] == "--standby":

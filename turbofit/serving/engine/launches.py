@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import socket
 import sys
 from contextlib import ExitStack, suppress
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from math import ceil
 from operator import add
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, PackageError
 from turbofit.core.installation import install_command, installed, without_gpu
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.process.ports import DEFAULT_PORT
+from turbofit.core.process.network import DEFAULT_PORT
+from turbofit.core.struct import Struct
+from turbofit.core.units import round_up
 from turbofit.core.version import REFERENCE
 from turbofit.memory.engines import LMDEPLOY
 from turbofit.memory.versions import OLDEST_SERVED, release
+from turbofit.planning.commands import module_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from turbofit.core.plan import Command, Plan
+    from turbofit.rehearsal.pretend.scenario import Scenario
+    from turbofit.rehearsal.pretend.usage import TimelineReader
+    from turbofit.rehearsal.turbomind.ledger import CallSites, Ledger
     from turbofit.serving.engine.gemm_tuning import GemmTuning
     from turbofit.serving.engine.process import Begin
+
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -245,3 +257,166 @@ def shared_ratio(plan: Plan, group: int) -> float:
     gpus = [gpu for gpu in plan.gpus if gpu.index in used]  # other GPUs cannot be read
     free = {gpu.uuid: gpu.usable - used[gpu.index] for gpu in gpus}
     return fitted_ratio(plan, group, free)
+
+
+def localised(plan: Plan, folder: Path) -> Plan:
+    """The plan with a checkpoint on disk: the model's, or a header-only twin of the same name.
+
+    Raises:
+        UsageError: the model's own checkpoint is needed, and it is not on disk.
+    """
+    from turbofit.rehearsal.checkpoint.twin import checkpoint_for
+
+    name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
+    torch = plan.engine.on_torch
+    # LMDeploy chooses chat templates by the folder's name.
+    checkpoint = checkpoint_for(plan.model, folder / name, torch=torch)
+    source = replace(plan.model.source, checkpoint=str(checkpoint))
+    return replace(plan, model=replace(plan.model, source=source))
+
+
+def pretend_runner(plan: Plan) -> tuple[str, ...]:
+    torch = plan.engine.on_torch
+    return module_runner(module_of(plan.engine) if torch else "turbofit.rehearsal.turbomind.server")
+
+
+def pretend_machine(plan: Plan, group: int) -> Scenario:
+    """The pretend machine of one group's GPUs.
+
+    Terms of the ledger that exist only on a real card are charged to it, as in a rehearsal.
+    """
+    from turbofit.rehearsal.planned import charged
+
+    return charged(plan, group)
+
+
+@dataclass(kw_only=True)
+class PretendLaunch(Launch):
+    """An engine on pretend GPUs: LMDeploy's own server and engine, which compute nothing.
+
+    Each start has a machine of its own, whose scenario and timeline go into ``folder``.
+    """
+
+    plan: Plan
+    folder: Path
+
+    def start_command(self, number: int) -> StartCommand:
+        from turbofit.rehearsal.turbomind.server import server_environment
+
+        folder, argv = self.folder / f"{self.group}-{number}", self.argv()
+        shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
+        machine = pretend_machine(self.plan, self.group)
+        if self.plan.engine.on_torch:
+            env = self._torch_environment(machine, folder, {**os.environ, **self.command.env})
+            return StartCommand(argv, self.environment(env), folder)
+        env = server_environment(machine, folder)
+        return StartCommand(argv, self.environment(env), folder / "timeline")
+
+    def _torch_environment(
+        self, machine: Scenario, folder: Path, base: Mapping[str, str]
+    ) -> dict[str, str]:
+        """The environment in which LMDeploy's server finds the pretend cards; makes ``folder``."""
+        from turbofit.rehearsal.packages import SERVED, need_packages
+        from turbofit.rehearsal.pretend.command import cuda_site, find_turbofit, put_first
+        from turbofit.rehearsal.pretend.run import prepare
+
+        plan, path = self.plan, dict(base)
+        need_packages(plan.engine.name, ray=plan.settings.tp > 1)
+        if plan.engine.of_lmdeploy:
+            put_first(path, "PYTHONPATH", str(SERVED))
+            find_turbofit(path)
+        prepared = prepare(machine, folder, path, site=cuda_site())
+        alone = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "RAY_ADDRESS": "local"}
+        return {**prepared.env, **alone}
+
+
+class PretendUsage(Struct):
+    """Bytes in use on one pretend GPU: the peak, the use now, and the executor pool's peak.
+
+    ``pool`` is rounded up to the pool's steps, as in the plan; None for an engine without one.
+    """
+
+    gpu: int
+    peak: int
+    in_use: int
+    pool: int | None
+
+
+class PretendReader:
+    """Reads what one start of a group's engine does on its pretend GPUs.
+
+    ``timeline`` is that of `StartCommand`; a reading of TurboMind's continues after the last one.
+    """
+
+    def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
+        self.timeline = timeline
+        self._plan, self._group = plan, group
+        #: The supervisor's thread and the gateway's both read the timeline.
+        self._reading = Lock()
+        self._ledger: Ledger | None = None
+        self._events: TimelineReader | None = None
+
+    @cached_property
+    def _machine(self) -> Scenario:
+        return pretend_machine(self._plan, self._group)
+
+    def usages(self) -> tuple[PretendUsage, ...]:
+        """The use of each of the group's pretend GPUs so far; empty if it cannot be read."""
+        with self._reading:
+            sizes = self._torch_held() if self._plan.engine.on_torch else self._turbomind_held()
+        indices = self._plan.parallel.groups[self._group]
+        others = [gpu.used + gpu.late for gpu in self._machine.gpus]
+        return tuple(
+            PretendUsage(gpu=index, peak=before + peak, in_use=before + now, pool=pool)
+            for index, before, (peak, now, pool) in zip(indices, others, sizes, strict=False)
+        )
+
+    def _turbomind_held(self) -> list[tuple[int, int, int | None]]:
+        """By place in the group: the peak, the use now, and the executor pool's peak, in bytes."""
+        ledger = self._read()
+        sizes: list[tuple[int, int, int | None]] = []
+        if ledger is None:
+            return sizes
+        for place, card in enumerate(ledger.cards):
+            pool = ledger.executor_pool(place)
+            most = max(pool.live_peak.values(), default=0) if pool else 0
+            most = round_up(most, self._machine.pool_step)
+            sizes.append((max(card.peak.values(), default=0), card.in_use, most))
+        return sizes
+
+    def _torch_held(self) -> list[tuple[int, int, int | None]]:
+        from turbofit.rehearsal.pretend.run import PreparedRun
+        from turbofit.rehearsal.pretend.usage import read_shared
+
+        try:
+            shared = read_shared(PreparedRun(self.timeline).shared)
+        except (OSError, ValueError):
+            return []
+        sizes = (
+            sum(size for _, size in shared.holders(place))
+            for place in range(len(self._machine.gpus))
+        )
+        return [(peak, size, None) for peak, size in zip(shared.peak, sizes, strict=False)]
+
+    @cached_property
+    def _sites(self) -> CallSites:
+        from turbofit.rehearsal.packages import engine_library
+        from turbofit.rehearsal.pretend.elf import Symbols
+        from turbofit.rehearsal.turbomind.ledger import CallSites
+
+        return CallSites(Symbols(engine_library()).name)
+
+    def _read(self) -> Ledger | None:
+        """TurboMind's ledger so far; None if the timeline cannot be read."""
+        from turbofit.rehearsal.pretend.usage import TimelineReader
+        from turbofit.rehearsal.turbomind.ledger import Ledger
+
+        if self._ledger is None or self._events is None:
+            cards, step = len(self._machine.gpus), self._machine.pool_step
+            self._ledger = Ledger(cards, self._sites, step)
+            self._events = TimelineReader(self.timeline)
+        try:
+            return self._ledger.read(self._events.new_events())
+        except (OSError, ValueError, LookupError):
+            self._ledger = None  # an event may be half read: the next reading begins anew
+            return None

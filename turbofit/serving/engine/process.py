@@ -15,21 +15,95 @@ import subprocess
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
-from turbofit.core.process.child import child
 from turbofit.core.process.hidden import without_secrets
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.log_queue import FileLog
+from turbofit.core.process.processes import child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
-    #: Starts an engine's command with an environment, as `child` does.
     Begin = Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen[bytes]]
+
+
+def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | None:
+    """Number of processes killed for lack of memory in our control group, else on the machine."""
+    for path in (
+        Path(cgroup) / _group(Path(proc)) / "memory.events",
+        Path(cgroup) / "memory.events",
+        Path(proc) / "vmstat",
+    ):
+        with suppress(OSError):
+            counted = re.search(r"(?m)^oom_kill (\d+)$", path.read_text(errors="replace"))
+            if counted is not None:
+                return int(counted[1])
+    return None
+
+
+def _group(proc: Path) -> str:
+    """Our control group below its mount (version 2)."""
+    with suppress(OSError):
+        for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
+            if line.startswith("0::"):
+                return line[3:].strip().lstrip("/")
+    return ""
+
+
+def start_time(pid: int) -> int:
+    """A process's start time, in the kernel's ticks since boot; 0 if there is no such process."""
+    fields = _stat(pid)
+    return int(fields[19]) if len(fields) > 19 and fields[0] != "Z" else 0
+
+
+def group_of(pid: int) -> int:
+    """The process group of a process; 0 if there is none."""
+    fields = _stat(pid)
+    return int(fields[2]) if len(fields) > 2 else 0
+
+
+def members(group: int, leader_started: int) -> list[int]:
+    """Process ids of a session's group that still live, if its leader started at that time.
+
+    Empty if the group's number now belongs to another leader.
+    """
+    leader = start_time(group)
+    if leader and leader != leader_started:
+        return []
+    pids = []
+    with suppress(OSError):
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                fields = _stat(int(entry))
+                if len(fields) > 19 and fields[0] != "Z" and fields[2:4] == [str(group)] * 2:
+                    pids.append(int(entry))
+    return pids
+
+
+def processor_seconds(group: int) -> float:
+    """Processor seconds that the living processes of a group have used so far."""
+    used = 0
+    with suppress(OSError):
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            fields = _stat(int(entry))
+            if len(fields) > 12 and fields[2] == str(group):
+                used += int(fields[11]) + int(fields[12])
+    return used / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of ``stat`` after the name: state, parent, group and so on; empty if it fails."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return []
+
 
 _LOG: Final = LazyLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import KW_ONLY, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -12,31 +12,86 @@ from turbofit.core.engine_end import End, EndKind
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.units import doubled
 from turbofit.logs.death import Exit
-from turbofit.serving.engine import kernel
 from turbofit.serving.engine.engine_client import EngineClient, Probe, Timing
-from turbofit.serving.engine.engine_log import (
-    StartupTracker,
-    fallback,
-    silence_words,
-    stalled,
-)
+from turbofit.serving.engine.engine_log import StartupTracker, fallback, silence_words, stalled
 from turbofit.serving.engine.launches import HOST
-from turbofit.serving.engine.process import EngineProcess
-from turbofit.serving.engine.silence import Silence
+from turbofit.serving.engine.process import EngineProcess, host_kills, processor_seconds
+from turbofit.serving.engine.worst_requests import seconds_of, whole_check
+from turbofit.serving.gpu_monitor import any_busy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.core.plan import Plan
+    from turbofit.gateway.routing.engines import RoutedEngine
+
+    Owing = Probe | RoutedEngine
     from collections.abc import Callable
     from pathlib import Path
 
-    from turbofit.core.plan import Plan
     from turbofit.gateway.routing.engines import Outage
-    from turbofit.serving.engine.launches import Launch
-    from turbofit.serving.engine.pretended import PretendReader
-    from turbofit.serving.engine.silence import Owing
+    from turbofit.serving.engine.launches import Launch, PretendReader
     from turbofit.serving.engine.worst_requests import ProbeRequest
 
-    #: Sends an engine, by its model's name, the requests it must answer before it is ready.
     EngineExam = Callable[["SupervisedEngine", str, Callable[[ProbeRequest], int]], None]
+
+#: The longest request may take this many times its forecast (measured: 1.3 times).
+_FORECASTS: Final = 4
+#: The share of a processor above which a process counts as working. An idle LMDeploy that is asked
+#: for a token every few seconds needs a hundredth.
+_SHARE: Final = 0.05
+#: Parts of `Timing.silence`: when observing begins, its interval, and when doubt begins.
+_FIRST, _EVERY, _DOUBT = 0.25, 0.1, 0.5
+
+
+class Silence:
+    """Measures how long one start of an engine has given no sign of life.
+
+    ``group`` is its process group; ``pretend``: its GPUs are not real.
+    """
+
+    def __init__(self, plan: Plan, timing: Timing, group: int, *, pretend: bool) -> None:
+        self._plan, self._timing, self._group = plan, timing, group
+        self._uuids = () if pretend else tuple(gpu.uuid for gpu in plan.gpus)
+        #: When the engine last gave a sign and was last observed; the processor seconds used until
+        #: then.
+        self._worked_at = self._looked_at = float("-inf")
+        self._used = 0.0
+        #: The time of the last look, and the last time at which none had come for long.
+        self._seen_at, self._awake_at = float("inf"), float("-inf")
+        #: The time at which the engine counts as hung if no sign comes.
+        self.ends_at = float("inf")
+
+    def look(
+        self, now: float, ready_at: float, owing: Sequence[Owing]
+    ) -> Literal["heard", "works", "doubtful", "hung"]:
+        """The engine's state; one that was owed earlier counts as late only from ``ready_at``."""
+        most = self._timing.silence
+        if now - self._seen_at >= _FIRST * most:
+            self._awake_at = now
+        self._seen_at = now
+        asked = [each.asked_at for each in owing if each.owes]
+        heard = [each.heard_at for each in owing]
+        since = max(ready_at, self._awake_at, min(asked, default=now), *heard)
+        if not asked or now - since < _FIRST * most:
+            self._looked_at = float("-inf")
+            return "heard"
+        if now - self._looked_at >= _EVERY * most:
+            used = processor_seconds(self._group)
+            works = used - self._used > _SHARE * (now - self._looked_at)
+            self._looked_at, self._used = now, used
+            if works or (self._uuids and any_busy(self._uuids) is not False):
+                self._worked_at = now
+        idle_since = max(since, self._worked_at)
+        self.ends_at = idle_since + most
+        if now >= self.ends_at or now - since >= self._longest:
+            return "hung"
+        return "doubtful" if now - idle_since >= _DOUBT * most else "works"
+
+    @cached_property
+    def _longest(self) -> float:
+        forecast = seconds_of(self._plan, whole_check(self._plan, ""))
+        return max(self._timing.longest_silence, _FORECASTS * forecast)
 
 
 class Examiner(Protocol):
@@ -155,11 +210,11 @@ class SupervisedEngine:
         start_command = self.launch.start_command(self.starts)
         self.starts += 1
         if start_command.timeline is not None:
-            from turbofit.serving.engine.pretended import PretendReader
+            from turbofit.serving.engine.launches import PretendReader
 
             self.pretended = PretendReader(self.plan, self.group, start_command.timeline)
         self._began = self._counted = self._heard = self._clock()
-        self._kills = (kernel.host_kills(),) * 2
+        self._kills = (host_kills(),) * 2
         self.tracker = StartupTracker(self.plan, self.log, self._began)
         # If the disk is not writable, a restart has no log, but the engine still starts.
         self.process = EngineProcess(
@@ -207,7 +262,7 @@ class SupervisedEngine:
             if self._probe is not None:
                 self.tracker.survived(self._probe.lived)
             if now - self._counted >= _COUNT_SECONDS:
-                self._kills, self._counted = (self._kills[1], kernel.host_kills()), now
+                self._kills, self._counted = (self._kills[1], host_kills()), now
         self._listen(bool(lines), now)
         for text, count in lines:
             for line in self.tracker.see(text, count, now):
@@ -325,6 +380,6 @@ class SupervisedEngine:
 
     def _ended(self, code: int | None) -> End:
         _LOG.info("%s ended with code %s in phase %s", self.name, code, self.tracker.phase)
-        before, after = self._kills[0], kernel.host_kills()
-        host_kills = None if before is None or after is None else after - before
-        return self.tracker.death(Exit(code, host_kills))
+        before, after = self._kills[0], host_kills()
+        kills = None if before is None or after is None else after - before
+        return self.tracker.death(Exit(code, kills))

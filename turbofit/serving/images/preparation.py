@@ -131,7 +131,7 @@ def _prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
     why = _unknown(type(model).preprocess) or _foreign(model)
     if why is not None:
         return why
-    from turbofit.serving.images.sources import name_images, with_fingerprints
+    from turbofit.serving.images.cache import name_images, with_fingerprints
     from turbofit.serving.images.values import cast_early, look_values_up
 
     look_values_up(model)

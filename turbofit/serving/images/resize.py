@@ -7,16 +7,17 @@ results for trial images equal those of the installed Pillow, to the byte.
 
 from __future__ import annotations
 
+import ctypes
 from functools import wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.serving.images.pixels import NotUsableError, Pixels, open_library
-from turbofit.serving.images.values import TableTransform
+from turbofit.serving.images.values import NotUsableError, Pixels, TableTransform, open_library
 
 if TYPE_CHECKING:
     import ctypes
     from collections.abc import Callable
+
 
 #: Models that resize by Pillow have transforms of torchvision; Transformers' processors use torch.
 _TRANSFORMS: Final = ("transform", "image_transform")

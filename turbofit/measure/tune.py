@@ -1,0 +1,327 @@
+"""`turbofit tune`: chooses settings, measures each under a load, and keeps the best."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import KW_ONLY, dataclass
+from datetime import datetime, timezone
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.process.progress import under_way
+from turbofit.core.tuning import TrialRecord, Tuning
+from turbofit.core.units import format_duration
+from turbofit.core.version import __version__
+from turbofit.measure.tune_runner import TrialEnd, meets, order, run_trial
+from turbofit.measure.tune_space import choices, mean_request
+from turbofit.memory.calibrated import identity
+from turbofit.planning.tuned import cards_of, keep_tuned, plain, promise_of, recall_tuned
+from turbofit.serving.run import Run
+from turbofit.serving.supervisor import StoppedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from turbofit.core.plan import Plan
+    from turbofit.core.struct import Options
+    from turbofit.measure.load.spec import LoadSpec
+    from turbofit.measure.tune_space import TrialChoice
+    from turbofit.planning.request import PlanRequest
+    from turbofit.serving.leases import Leases
+    from turbofit.serving.options import ServeConfig
+
+#: Seconds that a trial measures by default.
+_SECONDS: Final = 30.0
+#: The most requests at once of a default load.
+_MOST_AT_ONCE: Final = 128
+_SHOWN: Final = 120
+
+
+class TuneRequest(NamedTuple):
+    """A tuning that a person asks for: a promise, under a load.
+
+    All trials together may take ``seconds`` from ``began``, which is a time of the monotonic clock.
+    With ``apart`` the result holds for pretend GPUs only; ``again`` tunes again, even if
+    there is an earlier result.
+    """
+
+    request: PlanRequest
+    load: LoadSpec
+    slo: dict[str, float]
+    kv_types: tuple[int, ...]
+    starts: int
+    seconds: float
+    began: float
+    apart: bool
+    again: bool
+
+
+def tune_model(
+    wanted: TuneRequest, config: ServeConfig, leases: Leases, say: Callable[[str], None]
+) -> Tuning:
+    """Try settings, and keep the best for later plans.
+
+    ``config`` is that of every trial; its request is planned here.
+
+    Raises:
+        StoppedError: a signal came before anything was measured.
+        UsageError: the plan is for Transformers, which has nothing to tune.
+    """
+    run = Run(config, leases, say)
+    run.plan = run.planner.make({})
+    usual = run.refuse()
+    if not usual.engine.of_lmdeploy:
+        raise UsageError(
+            f"{usual.model.name} is planned for Transformers: tune tries LMDeploy's settings",
+            hint="turbofit serve serves it",
+        )
+    load = _load(wanted.load, usual)
+    facts: dict[str, Any] = {
+        "model": identity(usual.model),
+        "gpus": cards_of(usual.machine),
+        "driver": str(usual.machine.driver),
+        "promise": promise_of(wanted.request.given()),
+        "load": plain(load.given()),
+        "goal": wanted.request.goal,
+        "slo": wanted.slo,
+        "lmdeploy": run.lmdeploy.version,
+    }
+
+    alike = (
+        tuning
+        for tuning in recall_tuned(pretend=wanted.apart)
+        if all(getattr(tuning, name) == value for name, value in facts.items())
+    )
+    known = next(alike, None)
+    if known is not None and not wanted.again:
+        until = f" until {known.stopped}" if known.interrupted else ""
+        say(f"tuned before{until}: --again tries again, --forget drops it")
+        return known
+    assert config.request is not None
+    on_here = config.request.changed(on=usual.machine, gpus=None)
+    candidates, at_once = _choices(wanted, on_here, usual, load, say)
+    blank = Tuning(turbofit_version=__version__, created="", pretend=wanted.apart, **facts)
+    tuner = Tuner(
+        candidates, load, run.planner.make, partial(run_trial, run), say,
+        at_once=at_once, blank=blank, starts=wanted.starts,
+        seconds=wanted.seconds - (time.monotonic() - wanted.began),
+    )  # fmt: skip
+    result = tuner.tune()
+    if result.winner is None:
+        return result
+    if why := why_not_kept(result, known):
+        say(f"not kept for later plans: {why}")
+        return result
+    try:
+        keep_tuned(result)
+    except (OSError, UsageError) as exc:
+        say(f"warning: the result is not kept: {exc}")
+    return result
+
+
+def why_not_kept(result: Tuning, before: Tuning | None) -> str:
+    """Why later plans use the result ``before`` and not this one; empty if they use this one."""
+    if before is not None and result.interrupted and len(result.trials) < len(before.trials):
+        return f"it was interrupted, and the tuning before tried {len(before.trials)} settings"
+    return ""
+
+
+def _choices(
+    wanted: TuneRequest, request: PlanRequest, usual: Plan, load: LoadSpec,
+    say: Callable[[str], None],
+) -> tuple[list[TrialChoice], int]:  # fmt: skip
+    """The choices and the number of requests at once; prints what a person should know."""
+    at_once = load.at_once or _at_once(usual)
+    prefix = load.shared_prefix > 0
+    mean = mean_request(load)
+    candidates = choices(request, usual, mean, at_once, wanted.kv_types, prefix=prefix)
+    say(
+        f"{len(candidates)} settings keep the promise of the plan: those with the best forecast"
+        f" are tried, at most {wanted.starts} and {format_duration(wanted.seconds)}, each for"
+        f" {described(load)}; then the best for twice as long"
+    )
+    return candidates, at_once
+
+
+def _load(load: LoadSpec, usual: Plan) -> LoadSpec:
+    """The load with defaults: as many requests at once as a batch may have, 30 s."""
+    images = {} if usual.limits.vision_unit is not None else {"images": 0}
+    window = {} if load.requests or load.seconds else {"seconds": _SECONDS}
+    loop = {}
+    if load.rate is None and load.concurrency is None:
+        loop = {"concurrency": _at_once(usual)}
+    return load.changed(**{**images, **load.given(), **window, **loop})
+
+
+def described(load: LoadSpec) -> str:
+    """A load in a few words, with its length in requests or in time."""
+    seconds, requests = load.measured_seconds, load.requests
+    length = f"{requests} requests" if seconds is None else format_duration(seconds)
+    how = f"{load.at_once} at once" if load.rate is None else f"{load.rate:g} a second"
+    return f"{length}, {how}, after {load.warm_up_requests} requests of warm-up"
+
+
+def _at_once(usual: Plan) -> int:
+    """Requests at once that show a batch's speed: twice those that the plan runs, at most 128."""
+    return max(1, min(_MOST_AT_ONCE, 2 * usual.requests_at_once))
+
+
+@dataclass
+class Tuner:
+    """Tries the first choice and those with the best forecasts, and then the best again.
+
+    ``plan_of`` plans options again, on the machine as it is now; ``run`` starts a plan's engines
+    and drives the load. ``at_once``: requests under way; ``starts``: how many choices are tried;
+    ``seconds``: the time of all trials. ``blank`` is the result without its trials.
+    """
+
+    choices: Sequence[TrialChoice]
+    load: LoadSpec
+    plan_of: Callable[[Options], Plan]
+    run: Callable[[Plan, LoadSpec], TrialEnd]
+    say: Callable[[str], None]
+    _: KW_ONLY
+    at_once: int
+    blank: Tuning
+    starts: int
+    seconds: float
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._trials: list[TrialRecord] = []
+        self._ends = self.clock() + self.seconds
+
+    @property
+    def left(self) -> float:
+        return self._ends - self.clock()
+
+    def tune(self) -> Tuning:
+        """Return all trials and the best; a `StoppedError` if a signal came before one ended."""
+        left, best, stopped = list(self.choices), None, ""
+        try:
+            while left and len(self._trials) < self.starts and self._has_time():
+                choice = left[0] if not self._trials else self._most_promising(left)
+                left.remove(choice)
+                self._trials.append(self._try(choice, self.load))
+            best = self._best_again()
+        except StoppedError as exc:
+            if not self._trials:
+                raise
+            stopped = exc.signal.name
+        best = best or next(iter(self._good()), None)
+        return replace(
+            self.blank,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            best=None if best is None else best.number,
+            trials=tuple(self._trials),
+            stopped=stopped or self._left_out(left),
+            seconds=round(sum(trial.seconds for trial in self._trials), 1),
+        )
+
+    def _best_again(self) -> TrialRecord | None:
+        """Try the best again, or the next if it fails; None without a choice, or without time."""
+        good = self._good()
+        for trial in good if len(good) > 1 else ():
+            if not self._has_time():
+                break
+            choice = next(one for one in self.choices if one.options == trial.options)
+            self._trials.append(again := self._try(choice, _twice(self.load), again=True))
+            if again.meets_slo:
+                return again
+        return None
+
+    def _good(self) -> list[TrialRecord]:
+        """Trials that meet the SLO, the best first, without those that failed again."""
+        failed = [trial.options for trial in self._trials if trial.again and not trial.meets_slo]
+        good = [one for one in self._trials if one.meets_slo and one.options not in failed]
+        return sorted(good, key=self._value, reverse=True)
+
+    def _most_promising(self, left: Sequence[TrialChoice]) -> TrialChoice:
+        measured = next((trial for trial in self._trials if trial.measured is not None), None)
+        return order(left, measured, self.blank.slo, self.at_once)[0]
+
+    def _value(self, trial: TrialRecord) -> float:
+        """What a measured trial is worth by the goal."""
+        assert trial.measured is not None
+        if self.blank.goal == "latency":
+            return -trial.measured.e2e_p50
+        return trial.measured.requests_per_second
+
+    def _has_time(self) -> bool:
+        """Whether a further trial, as long as the longest so far, would end in the allowed time."""
+        return self.left >= max((trial.seconds for trial in self._trials), default=-math.inf)
+
+    def _left_out(self, left: Sequence[TrialChoice]) -> str:
+        if not left:
+            return "all settings were tried"
+        why = "those with the best forecast were tried"
+        if len(self.choices) - len(left) < self.starts:
+            why = "the time is up"
+        return (
+            f"{len(left)} of {len(self.choices)} settings were not tried, whose forecast is"
+            f" {max(choice.rate for choice in left):.2f} requests/s at most: {why}"
+        )
+
+    def _try(self, choice: TrialChoice, load: LoadSpec, *, again: bool = False) -> TrialRecord:
+        number, begun = len(self._trials) + 1, self.clock()
+        plan, settings = choice.plan, choice.plan.settings
+        what = f"trial {number}, the best again" if again else f"trial {number} of {self.starts}"
+        self.say(f"trial {number}: {_in_words(choice)}{', again' * again}")
+        end = self._end_of(choice.options, load, what)
+        keeps = end.measured is not None and meets(end.measured, self.blank.slo)
+        if end.measured is None:
+            self.say(f"trial {number}: {end.outcome}: {end.why[:_SHOWN]}")
+        else:
+            self.say(
+                f"trial {number}: {end.measured.requests_per_second:.2f} requests/s, forecast "
+                f"{choice.rate:.2f}{'' if keeps else ', which misses the SLO'}"
+            )
+        return TrialRecord(
+            number=number,
+            options=choice.options,
+            engine=plan.engine.name,
+            tp=plan.parallel.tp,
+            replicas=plan.parallel.replicas,
+            max_batch_size=settings.max_batch_size,
+            max_prefill_token_num=settings.max_prefill_token_num,
+            quant_policy=settings.quant_policy,
+            enable_prefix_caching=settings.enable_prefix_caching,
+            kv_tokens=plan.kv.total_tokens,
+            forecast=choice.forecast,
+            outcome=end.outcome,
+            why=end.why,
+            measured=end.measured,
+            meets_slo=keeps,
+            seconds=round(self.clock() - begun, 1),
+            again=again,
+        )
+
+    def _end_of(self, options: Options, load: LoadSpec, what: str) -> TrialEnd:
+        try:
+            plan = self.plan_of(options)
+            if not plan.fits:
+                return TrialEnd(None, "unserved", plan.verdict)
+            with under_way(f"{what}, {format_duration(max(self.left, 0.0))} of --time left"):
+                return self.run(plan, load)
+        except TurbofitError as exc:
+            return TrialEnd(None, "unserved", exc.message)
+
+
+def _twice(load: LoadSpec) -> LoadSpec:
+    """The load for twice as long, where it has a length of its own."""
+    lengths = {name: getattr(load, name) for name in ("seconds", "requests")}
+    return load.changed(**{name: 2 * value for name, value in lengths.items() if value})
+
+
+def _in_words(choice: TrialChoice) -> str:
+    plan, settings = choice.plan, choice.plan.settings
+    kv = f", KV int{settings.quant_policy}" if settings.quant_policy else ""
+    prefix = ", prefix caching" if settings.enable_prefix_caching else ""
+    return (
+        f"{plan.engine.name}, tp {plan.parallel.tp} x {plan.parallel.replicas}, batch "
+        f"{settings.max_batch_size}, prefill {settings.max_prefill_token_num}{kv}{prefix}"
+    )

@@ -1,0 +1,218 @@
+"""One trial: the engines of a plan, started as `serve` starts them, under a load.
+
+When a trial ends, for whatever reason, its engines, gateway and load have ended too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+import msgspec
+
+from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.process.processes import child
+from turbofit.core.process.progress import Step, tell
+from turbofit.core.process.variable_names import without_options
+from turbofit.core.tuning import SpeedFigures
+from turbofit.core.units import parse_seconds
+from turbofit.gateway.options import GatewayConfig
+from turbofit.measure.load.result import LoadResult
+from turbofit.serving.engine.engine_client import Timing
+from turbofit.serving.engine.launches import HOST, free_ports
+from turbofit.serving.run import Run, follow
+from turbofit.serving.supervisor import StoppedError, StopSignal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from turbofit.core.plan import Plan
+    from turbofit.core.tuning import TrialForecast, TrialRecord
+    from turbofit.measure.load.spec import LoadSpec
+    from turbofit.measure.tune_space import TrialChoice
+
+#: The times that an SLO can limit, and the measured figure that must stay below each limit.
+LIMITS: Final = {"ttft": "ttft_p90", "tpot": "tpot_p90", "e2e": "e2e_p90"}
+#: The share of failed requests that is tolerated without another limit.
+_FAILING: Final = 0.01
+
+
+def parse_slo(text: str) -> dict[str, float]:
+    """Seconds by the name of the limit; a `UsageError` if an entry is no limit or stands twice."""
+    limits: dict[str, float] = {}
+    for part in text.split(","):
+        name, sign, value = part.strip().partition("=")
+        if not sign or name not in LIMITS or name in limits:
+            raise UsageError(
+                f"--slo {part.strip()!r} is no limit, or stands twice",
+                hint="write it as ttft=2s,tpot=50ms,e2e=20s",
+            )
+        limits[name] = parse_seconds(value, f"--slo {name}")
+    return limits
+
+
+def meets(figures: SpeedFigures, slo: Mapping[str, float]) -> bool:
+    """Whether measured figures keep the limits, and nearly all requests were answered."""
+    every = figures.answered + figures.failed
+    if not figures.answered or figures.failed > _FAILING * every:
+        return False
+    return all(getattr(figures, LIMITS[name]) <= limit for name, limit in slo.items())
+
+
+def order(
+    left: Sequence[TrialChoice],
+    measured: TrialRecord | None,
+    slo: Mapping[str, float],
+    at_once: int,
+) -> list[TrialChoice]:
+    """The choices, the most promising first.
+
+    That is the highest forecast of those that keep the SLO if forecasts of times are wrong by the
+    same factors as for the settings that were ``measured``; then those that miss it least.
+    """
+
+    def times(forecast: TrialForecast) -> dict[str, float]:
+        e2e = at_once / max(forecast.requests_per_second, 1e-9)
+        return {"ttft": forecast.ttft, "tpot": forecast.tpot, "e2e": e2e}
+
+    factors = dict.fromkeys(LIMITS, 1.0)
+    if measured is not None and measured.measured is not None:
+        told = times(measured.forecast)
+        factors = {
+            name: getattr(measured.measured, figure) / max(told[name], 1e-6)
+            for name, figure in LIMITS.items()
+        }
+
+    def promise(choice: TrialChoice) -> tuple[float, float]:
+        told = times(choice.forecast)
+        missed = max((told[name] * factors[name] / limit for name, limit in slo.items()), default=0)
+        return -max(1.0, missed), choice.rate
+
+    return sorted(left, key=promise, reverse=True)
+
+
+#: The gateway's queue holds more requests than a load may have under way.
+_QUEUE: Final = 4096
+_BENCH: Final = (sys.executable, "-m", "turbofit", "bench")
+#: Seconds that a load has to end normally.
+_PATIENCE: Final = 10.0
+_TIMING: Final = Timing(start=3600.0, drain=1.0, liveness=0.0, restarts=0)
+
+
+Outcome = Literal["measured", "died", "unserved"]
+
+
+class TrialEnd(NamedTuple):
+    """How a trial ended: the figures of its load, or why there are none."""
+
+    measured: SpeedFigures | None
+    outcome: Outcome
+    why: str = ""
+
+
+def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
+    """Start the plan's engines, drive the load, end the engines.
+
+    ``common`` provides what all trials share, except the gateway.
+
+    Raises:
+        StoppedError: a person's signal ended it.
+    """
+    key, stop = secrets.token_hex(16), StopSignal()
+    drive = _Load(load, key, stop)
+    gateway = GatewayConfig(
+        host=HOST, port=free_ports(1)[0], api_keys=(key,), queue_length=_QUEUE,
+        queue_seconds=3600.0,
+    )  # fmt: skip
+    run = Run(
+        common.config.changed(plan=plan, gateway=gateway, timing=_TIMING, access_log="none"),
+        common.leases, common.say,
+        on_open=drive.begin, on_tick=drive.look, on_death=drive.died, lmdeploy=common.lmdeploy,
+    )  # fmt: skip
+    run.plan = plan  # it is reserved already
+    run.begin()
+    with stop:
+        try:
+            follow(run, stop)
+        except TurbofitError as exc:
+            drive.died(exc.message)
+        finally:
+            drive.end()
+    if stop.heard is not None:
+        raise StoppedError(stop.heard)
+    if drive.death:
+        return TrialEnd(None, "died", drive.death)
+    if drive.result is not None and drive.result.answered:
+        return TrialEnd(figures_of(drive.result), "measured")
+    return TrialEnd(None, "unserved", drive.why)
+
+
+class _Load:
+    """The load of a trial, a `turbofit bench` that runs while the engines are supervised.
+
+    It is a process of its own: in this one it would wait for the gateway's interpreter lock.
+    """
+
+    def __init__(self, spec: LoadSpec, key: str, stop: StopSignal) -> None:
+        self._spec, self._key, self._stop = spec, key, stop
+        self._process: subprocess.Popen[bytes] | None = None
+        self.why = self.death = ""
+        self.result: LoadResult | None = None
+
+    def died(self, why: str) -> None:
+        """Note that an engine ended, or that none started: nothing is left to measure."""
+        self.death = self.death or why
+        self._stop.end()
+
+    def look(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            self._stop.end()
+
+    def begin(self, urls: list[str]) -> None:
+        """Start the load, once the gateway is open."""
+        if self.death:
+            return
+        tell(Step("the load"))
+        try:
+            words = [*_BENCH, urls[0], "--json", *self._spec.option_arguments()]
+            env = {**without_options(os.environ), "TURBOFIT_API_KEY": self._key}
+            self._process = child(words, env, stderr=subprocess.DEVNULL)
+        except OSError as exc:
+            self.why = f"no load could be started: {exc}"
+            self._stop.end()
+
+    def end(self) -> None:
+        """Stop the load if it runs, and read its measurements."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGINT)
+        try:
+            answer, _ = self._process.communicate(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            answer, _ = self._process.communicate()
+        self.why = f"the load ended with {self._process.returncode}"
+        with suppress(ValueError):
+            document = json.loads(answer)
+            if "error" in document:
+                self.why = document["error"]["message"]
+            else:
+                self.result = msgspec.convert(document, LoadResult)
+                self.why = self.result.stopped or "no request was answered"
+
+
+def figures_of(result: LoadResult) -> SpeedFigures:
+    return SpeedFigures(
+        requests_per_second=result.requests_per_second,
+        output_tokens_per_second=result.output_tokens_per_second,
+        ttft_p50=result.ttft.p50, ttft_p90=result.ttft.p90,
+        tpot_p50=result.tpot.p50, tpot_p90=result.tpot.p90,
+        e2e_p50=result.e2e.p50, e2e_p90=result.e2e.p90,
+        answered=result.answered, failed=result.begun - result.answered,
+    )  # fmt: skip

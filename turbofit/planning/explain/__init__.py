@@ -1,1 +1,0 @@
-"""Explains a plan in words: reasons, remedies, and why other shapes were rejected."""

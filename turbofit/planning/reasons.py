@@ -1,0 +1,340 @@
+"""Explains a plan's settings, the rejection of other shapes, and the cost of image limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
+from turbofit.core.messages import plural
+from turbofit.core.plan import LimitCost, UsualImage
+from turbofit.core.units import format_bytes, three_digits
+from turbofit.machine.presets import is_measured
+from turbofit.memory.account import RATIO_STEPS, Account, Engine
+from turbofit.memory.calibrated import calibration_reason, unbelieved
+from turbofit.memory.engines import LMDEPLOY, engine_for
+from turbofit.memory.known_bad import largest_batch
+from turbofit.model.families.engines import engine_problem
+from turbofit.planning.plan_document import requests_held
+from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
+from turbofit.planning.search.search import EngineFit, at_limit
+from turbofit.planning.search.shapes import Evaluation, dtype_for
+from turbofit.planning.search.sizing import longest_context
+from turbofit.planning.speed import Speed, counted_tokens, group_class, group_rates, group_speed
+from turbofit.planning.throughput import forecast
+
+#: Width and height of the usual picture: a screen.
+_USUAL_SIZE: Final = (1920, 1080)
+#: Time on links below this share of a step is not named as a cause.
+_MUCH: Final = 0.1
+
+
+def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
+    """Yield one line per setting; ``account`` belongs to the group with the most units."""
+    request, best, engine = fit.request, fit.best, fit.engine
+    if best.fits:
+        yield _ratio(fit)
+    if account.calibration is not None:
+        yield calibration_reason(account.calibration)
+    elif doubt := unbelieved(account.launch, engine.name, engine.version):
+        yield doubt
+    yield from _margin(request, account)
+    rank = "least memory" if request.least else "best rank"
+    prefill = f"{rank} of the sizes tried{_cut(fit)}"
+    by_card = f"on each card the {rank} of the sizes tried"
+    yield _line(fit, "max_prefill_token_num", prefill, by_card=by_card)
+    batch = _batch(fit, account)
+    yield _line(fit, "max_batch_size", batch, by_card=batch)
+    yield _line(fit, "session_len", _context(fit))
+    if best.fits and best.settings.enable_prefix_caching:
+        yield "enable_prefix_caching: the plan counts on nothing that prompts spare by it"
+    gpus = [request.machine.gpu(index) for index in best.shape.groups[0]]
+    yield _line(fit, "dtype", dtype_for(request.model, gpus)[1])
+    if best.parts:
+        yield (
+            "each engine has the settings that serve most on its own card; images and context are"
+            " promised once for all of them, as the smallest cache holds them"
+        )
+    if best.shape.image_limit is not None and best.vision_load.units_per_image:
+        yield from _limit(request, best)
+        bound = "the engine's own bound, so nothing queues"
+        if best.shape.units_per_forward is not None:
+            bound = "less than the engine could bring together, so the gateway must queue"
+            bound += ", as you asked" if request.workload.queue_images else ""
+            bound += ", and the cache gets the rest" if best.queues else ""
+        units = account.units_per_forward
+        yield f"the peak pays for {units:,} vision units in one forward: {bound}"
+
+
+def _cut(fit: EngineFit) -> str:
+    """A clause if forwards cut images, so that they are encoded again; else empty."""
+    images = fit.requested_load.images_per_request
+    times = max((speed.encodings for speed in fit.best.speeds), default=0)
+    if times <= images:
+        return ""
+    each = "the largest image is" if images == 1 else "the images of a request are"
+    return f"; {each} encoded {times} times, once for each forward that holds some of it"
+
+
+def slow_images(fit: EngineFit) -> Iterator[str]:
+    """Yield what is known about slow images on the PyTorch engine."""
+    if not fit.requested_load.units_per_image or fit.engine.name == LMDEPLOY[0]:
+        return
+    other, rival, model = LMDEPLOY[0], fit.rival, fit.request.model
+    runs = not engine_problem(model, other) and (rival is None or rival.fits)
+    runs = runs and not engine_for(model, other).missing_kernels(fit.accounts[0].launch)
+    faster = f"; {other} may be ten times faster (--engine {other})" if runs else ""
+    yield (
+        "how fast the PyTorch engine answers images is unknown: on an H100 it answered 2 requests"
+        " of 2 to 12 megapixels in 20 s, TurboMind 22 in 15 s (docs/accuracy.md#images)"
+        f"{faster}"
+    )
+
+
+def _line(fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str = "") -> str:
+    """The reason for a setting; ``by_card`` replaces it if groups have different values."""
+    if by_card and len({getattr(part.settings, name) for part in fit.best.parts}) > 1:
+        return f"{name}: {by_card}"
+    why = "as set by you" if name in fit.request.engine_options else why
+    return f"{name} {value or getattr(fit.best.settings, name)}: {why}"
+
+
+def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
+    """Yield what a margin that no person gave rests on."""
+    calibration, margin = account.calibration, request.margin
+    if margin.bytes is not None or margin.share is not None:
+        return
+    if calibration is not None:
+        spread = format_bytes(calibration.spread)
+        why = f"64 MiB, and the {spread} by which what turbofit calibrate measured here differed"
+    elif margin.over is not None:
+        more = f"{format_bytes(margin.over)} more than" if margin.over > 0 else "no more than"
+        why = f"a start proved this plan on these cards, and its engines took {more} forecast"
+    else:
+        why = "a rehearsal settled what LMDeploy allocates; " if margin.rehearsed else ""
+        why += "contexts and libraries " + (
+            "were measured on such a card (bench/gpu)"
+            if all(map(is_measured, account.gpus))
+            else "are estimates on this card (turbofit calibrate, or a start of turbofit serve,"
+            " measures them)"
+        )
+    yield f"margin {format_bytes(min(account.margins))}: {why}"
+
+
+def _ratio(fit: EngineFit) -> str:
+    request, best = fit.request, fit.best
+    ratio, by_card = best.settings.cache_max_entry_count, "largest that leaves the margin"
+    why = f"the largest that leaves the margin; {ratio + 1 / RATIO_STEPS:.3f} does not"
+    if request.least:
+        batch, context = best.settings.max_batch_size, best.settings.session_len
+        need = f"{batch:,} {plural(batch, 'request')} of {context:,} tokens"
+        kept, by_card = best.kv_tokens >= batch * context, "smallest that holds the promise"
+        why = f"the smallest that holds {need}" if kept else f"the largest that fits; {need} do not"
+    elif request.ratio_caps and ratio >= min(request.ratio_caps.values()):
+        why = "lowered by what a rehearsal saw"
+    by_card = f"on each card the {by_card}"
+    return _line(fit, "cache_max_entry_count", why, value=f"{ratio:.3f}", by_card=by_card)
+
+
+def _batch(fit: EngineFit, account: Account) -> str:
+    request, best, requests = fit.request, fit.best, fit.request.workload.concurrency
+    limit = largest_batch(account.launch, fit.engine.name, fit.engine.version)
+    more = requests is None or requests > best.shape.replicas * (limit or requests)
+    if limit == best.settings.max_batch_size and more and not request.least:
+        return "with more at once a fault of LMDeploy ends the engine"
+    if requests is not None:
+        return _requested_batch(fit, requests)
+    if request.least:
+        return "the least that serves"
+    kept = ", and cost at most 1% of the KV tokens" * (request.workload.goal == "context")
+    return f"the fewest that give 99% of the most requests a second by the forecast{kept}"
+
+
+def _requested_batch(fit: EngineFit, requests: int) -> str:
+    best, replicas = fit.best, fit.best.shape.replicas
+    why = f"{requests} concurrent {plural(requests, 'request')} over"
+    if best.held_requests and not best.fits:
+        why = f"the most that the cache holds of {why}"
+    return f"{why} {replicas} {plural(replicas, 'replica')}{', by their cards' * bool(best.parts)}"
+
+
+def _context(fit: EngineFit) -> str:
+    request, session_len = fit.request, fit.best.settings.session_len
+    longest = request.model.text.max_position_embeddings
+    bounded = not (request.least or request.context_given or session_len >= longest)
+    if bounded and session_len == longest_context(request):
+        return (
+            f"enough for most requests; the model reads {longest}: --context asks for more, and"
+            " takes cache where more images can meet in a forward"
+        )
+    held = "the smallest cache holds" if bounded and fit.best.parts else "the cache holds"
+    return context_reason(request, session_len, held)
+
+
+def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str:
+    """The reason for the context; ``held`` names its bound, such as "what fits"."""
+    longest = request.model.text.max_position_embeddings
+    if "session_len" in request.engine_options:
+        return "as set by you"
+    if request.workload.context is not None:
+        return "the context asked for"
+    if request.least:
+        return "the workload's request; --context asks for more"
+    if session_len >= longest:
+        return f"the model's own context, which {held}"
+    return f"the model's {longest} lowered to what {held}"
+
+
+def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
+    rule, image_limit = request.model.image_rule, best.shape.image_limit
+    if rule is None or not rule.varies_by_limit:
+        return
+    why = f"the largest that can be served; the model's own is {request.requested_image_limit}"
+    if request.image_limit is not None:
+        why = "as set by you"
+    elif image_limit == request.requested_image_limit:
+        why, more = "the model's own", rule.exposed_limit
+        if more > rule.checkpoint_limit:
+            asks = f"a client asks more (detail: high is {more})"
+            why += f"; images for which {asks} are lowered to it"
+    yield f"{rule.limit_name} {image_limit}: {why}"
+
+
+def why_rejected(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
+    """The goal's figures of both shapes, and why the other's is worse."""
+    if other.worth < best.worth:
+        figures = _figures(request, best, other)
+        slower = other.worth[:-1] == best.worth[:-1]
+        return figures + (_because(request, best, other) if slower else "")
+    if other.queues and not best.queues:
+        return "image requests would queue"
+    if other.kv_tokens < best.kv_tokens:
+        return f"{best.kv_tokens - other.kv_tokens:,} KV tokens fewer"
+    return "equal; the larger prefill and fewer shards are preferred"
+
+
+def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
+    if other.vision_load.units_per_request < best.vision_load.units_per_request:
+        return "serves smaller images"
+    shorter, context = other.settings.session_len, best.settings.session_len
+    if shorter < context:
+        return f"its cache holds a context of {shorter:,} tokens, not {context:,}"
+    goal = request.workload.goal
+    if other.footprint > best.footprint:
+        return f"takes {format_bytes(other.footprint - best.footprint)} more"
+    if goal == "latency":
+        return f"an answer in {1 / other.score:.1f} s, not {1 / best.score:.1f}"
+    if goal == "context":
+        return f"{other.kv_tokens:,} KV tokens for one request, not {best.kv_tokens:,}"
+    if other.score < best.score:
+        return f"{three_digits(other.score)} requests/s, not {three_digits(best.score)}"
+    return (
+        f"{three_digits(other.ranked)} requests/s of small images, not {three_digits(best.ranked)}"
+    )
+
+
+def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
+    """The links for which the other shape waits longer; empty if they are not the cause."""
+    if not other.speeds or not best.speeds or request.workload.goal == "context":
+        return ""
+
+    def waits(speed: Speed) -> float:
+        return speed.reduce / speed.step
+
+    worst, group = max(
+        zip(other.speeds, other.shape.groups, strict=True), key=lambda p: waits(p[0])
+    )
+    share = waits(worst)
+    if share <= max(_MUCH, *map(waits, best.speeds)):
+        return ""
+    links = group_class(request.machine, [request.machine.gpu(index) for index in group])
+    return f": {share:.0%} of a step waits for links ({links.words})"
+
+
+def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterator[str]:
+    """Yield a warning if the smallest cache, of ``kv_tokens``, does not hold a given context."""
+    if request.context_given and session_len > kv_tokens:
+        yield (
+            f"the cache holds {kv_tokens:,} tokens, a session may have {session_len:,}: no longer"
+            " request is served than the cache holds"
+        )
+
+
+def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:
+    """Yield a warning where the context is longer than what the model was trained on."""
+    longest = request.model.text.max_position_embeddings
+    if session_len > longest:
+        yield (
+            f"{request.model.name} reads {longest:,} tokens, a session may have {session_len:,}:"
+            " LMDeploy takes longer requests, and the model was not made for them"
+        )
+
+
+def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> Iterator[LimitCost]:
+    """Yield the costs of the plan's limit and of common ones, the largest first.
+
+    Each is computed for this plan's groups; a plan for that limit might choose other groups.
+    """
+    rule, image_limit = request.model.image_rule, best.shape.image_limit
+    sized = request.workload.image_size is not None
+    if rule is None or image_limit is None or sized or not best.vision_load.units_per_image:
+        return
+    if not request.compares_limits:
+        return
+    if not rule.varies_by_limit or request.least:  # the least cache holds no more with any limit
+        return
+    limits = {
+        image_limit,
+        *(other for other in rule.common_limits if other <= rule.checkpoint_limit),
+    }
+    for other in sorted(limits, reverse=True):
+        evaluation = best if other == image_limit else at_limit(request, best.shape, other, engine)
+        if not evaluation.fits:
+            continue
+        images, speeds = vision_load_of(request, other), evaluation.speeds
+        found = forecast(request, speeds, images)
+        parts = map(evaluation.of_group, evaluation.shape.groups)
+        yield LimitCost(
+            limit=other,
+            option=f"{rule.limit_option} {other}",
+            image_tokens=images.tokens_per_request // images.images_per_request,
+            kv_tokens=sum(part.kv_tokens for part in parts),
+            requests_at_once=round(sum(speed.running for speed in speeds)),
+            requests_per_second=found.requests_per_second,
+            seconds_to_first_token=found.seconds_to_first_token,
+        )
+
+
+def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
+    """The forecast with the same settings if all images have a usual size, not the worst one."""
+    request, best = fit.request, fit.best
+    rule, image_limit, worst = request.model.image_rule, best.shape.image_limit, best.vision_load
+    if rule is None or image_limit is None or request.workload.image_size is not None:
+        return UNSET
+    units = rule.units(*_USUAL_SIZE, image_limit)
+    if units >= worst.units_per_image:
+        return UNSET
+    image_tokens = rule.unit_tokens(units)
+    tokens = image_tokens * worst.images_per_request
+    load = replace(worst, units_per_image=units, tokens_per_request=tokens)
+    speeds, caches = [], []
+    for group in best.shape.groups:
+        part, gpus = best.of_group(group), [request.machine.gpu(index) for index in group]
+        caches.append(part.kv_tokens)
+        size = counted_tokens(load, part.settings.session_len)
+        held = part.settings.requests_in(part.kv_tokens, size)
+        at_once = min(part.shape.requests(request.workload.concurrency), max(1, held))
+        here = group_rates(request.model, part.settings, request.machine, gpus, fit.engine)
+        speeds.append(group_speed(here, part.settings, load, part.kv_tokens, at_once))
+    found = forecast(request, speeds, load, size=_USUAL_SIZE)
+    return UsualImage(
+        image_size=_USUAL_SIZE,
+        image_tokens=image_tokens,
+        requests_at_once=requests_held(fit.accounts, caches, load),
+        requests_per_second=found.requests_per_second,
+        seconds_to_first_token=found.seconds_to_first_token,
+        host=found.host,
+        seconds_to_first_token_alone=found.seconds_to_first_token_alone,
+    )

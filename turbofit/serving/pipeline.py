@@ -1,0 +1,304 @@
+"""`lmdeploy.pipeline` with a plan: the same call, with settings and images that fit."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import LaunchError, NoGpuError, UsageError
+from turbofit.core.plan import config_names
+from turbofit.memory.engines import engine_of
+from turbofit.model.presets import find_preset
+from turbofit.planning.checks import refuse
+from turbofit.planning.examine.scene import Scene, Sources
+from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.plan import refusal
+from turbofit.planning.request import PlanRequest
+from turbofit.serving.engine.launches import find_lmdeploy, ratio_now
+from turbofit.serving.leases import Leases
+from turbofit.serving.passthrough import uncounted_fields
+from turbofit.serving.planner import Planner
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.core.struct import Options
+
+_TWIN: Final = "TURBOFIT_PRETEND_TWIN"
+#: Keywords that are for the plan; all others are LMDeploy's.
+PLANNING: Final[tuple[str, ...]] = (
+    "on", "tp", "gpus", "images", "image_size", "context", "concurrency", "goal",
+    "queue_images", "max_dynamic_patch", "max_pixels", "image_threads", "image_cache", "margin",
+    "budget", "least", "engine",
+)  # fmt: skip
+#: Keywords of LMDeploy's engine that its `pipeline` does not name; it drops all others.
+_OF_LMDEPLOY: Final = ("model_name", "vision_config")
+
+
+def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
+    model_path: str,
+    backend_config: Any = None,
+    chat_template_config: Any = None,
+    log_level: str = "WARNING",
+    max_log_len: int | None = None,
+    trust_remote_code: bool | None = None,
+    speculative_config: Any = None,
+    allowed_media_domains: list[str] | None = None,
+    **keywords: Any,
+) -> Any:
+    """See `api.pipeline`; ``trust_remote_code`` None trusts if the model's tokenizer needs it.
+
+    With ``on`` nothing is reserved, and the reservations of other turbofits are not counted.
+    """
+    lmdeploy = find_lmdeploy()
+    if lmdeploy.warning:
+        warnings.warn(lmdeploy.warning, stacklevel=3)
+    planning: dict[str, Any] = {n: keywords.pop(n) for n in PLANNING if n in keywords}
+    _check_plannable(keywords.pop("replicas", 1), speculative_config, keywords)
+    with ExitStack() as failed:
+        leases = Leases() if planning.get("on") is None else None
+        if leases is not None:
+            failed.callback(leases.close)
+        twin = os.environ.get(_TWIN)  # `turbofit pretend --model` made one, of this model?
+        if twin is not None and find_preset(model_path) == find_preset(Path(twin).name):
+            model_path = twin
+        request = _request(model_path, backend_config, planning)
+        try:
+            plan = _planned(request, leases)
+        except NoGpuError as exc:
+            hint = (
+                "a pipeline needs a GPU; turbofit pretend --on SPEC --model NAME -- python SCRIPT "
+                "opens it on pretend GPUs, and turbofit.plan(MODEL, on=SPEC) plans without one"
+            )
+            raise NoGpuError(exc.message, hint=hint) from None
+        if twin is not None and not plan.engine.on_torch:
+            from turbofit.rehearsal.turbomind.server import pretend_here
+
+            pretend_here()  # the PyTorch engine runs on pretend GPUs without this
+        config = planned_config(plan, backend_config)
+        _choose_gpus(plan, config)
+        if leases is not None and request.cache_max_entry_count is None:
+            config.cache_max_entry_count = ratio_now(plan, 0)  # a pipeline is one engine
+
+        pipeline = _opened(
+            plan,
+            leases=leases,
+            backend_config=config,
+            chat_template_config=chat_template_config,
+            log_level=log_level,
+            max_log_len=max_log_len,
+            trust_remote_code=_trust(plan, trust_remote_code),
+            allowed_media_domains=allowed_media_domains,
+            **keywords,
+        )
+        failed.pop_all()
+    return pipeline
+
+
+def _opened(plan: Plan, **arguments: Any) -> Any:
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    from turbofit.planning.commands import model_path
+    from turbofit.serving.planned_pipeline import PlannedPipeline
+    from turbofit.serving.weights import HINTS
+
+    try:
+        return PlannedPipeline(plan, model_path(plan.model), **arguments)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as exc:
+        cause = f"{plan.model.name} cannot be downloaded: {str(exc).splitlines()[0]}"
+        raise LaunchError(cause, hint=HINTS["huggingface_hub"]) from exc
+
+
+def _check_plannable(replicas: int, speculative_config: Any, keywords: Options) -> None:
+    if replicas != 1:
+        raise UsageError(
+            "a pipeline is one engine", hint="leave replicas out, or use turbofit serve"
+        )
+    if speculative_config is not None:
+        raise UsageError(
+            "turbofit has no account of speculative decoding, so speculative_config must be None",
+            hint="open lmdeploy.pipeline yourself, with a low cache_max_entry_count",
+        )
+    for name in keywords:
+        if name not in _OF_LMDEPLOY:
+            raise UsageError(
+                f"turbofit.pipeline has no keyword {name}, and LMDeploy drops it",
+                hint="an engine's settings are in backend_config, an answer's in gen_config of a "
+                f"call; those of a plan are {', '.join(PLANNING)}",
+            )
+
+
+def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> PlanRequest:
+    engine = config_engine(backend_config, planning.pop("engine", "auto"))
+    planning = with_config(planning, backend_config, engine)
+    return PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning)
+
+
+def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
+    """The plan; a plan that does not fit is refused, one for this machine's GPUs reserved."""
+    if leases is None:
+        plan = best_plan(request)
+    else:
+        say = partial(warnings.warn, stacklevel=8)  # where `pipeline` of `api` was called
+        plan = Planner(request, leases, say, rehearse=False).make({})
+    # The plan's other warnings are about clients of a server; a pipeline limits its own images.
+    for warning in (*plan.machine.warnings, *plan.model.warnings):
+        warnings.warn(warning, stacklevel=4)
+    if not plan.engine.of_lmdeploy:
+        raise UsageError(
+            f"LMDeploy, whose pipeline this is, does not run {plan.model.name}",
+            hint="turbofit serve serves it with Transformers",
+        )
+    refuse(Scene(Sources(), "launch", plan=plan))
+    if not plan.fits:
+        raise refusal(plan)
+    return plan
+
+
+def _choose_gpus(plan: Plan, config: Any) -> None:
+    """Let the engine see only the planned group, and set what the account assumes of torch.
+
+    LMDeploy and torch use the first GPUs whatever ``devices`` says, so CUDA_VISIBLE_DEVICES decides
+    while this process has not used CUDA yet; after that only ``devices`` can, an option that the
+    PyTorch engine does not have.
+    """
+    import torch
+
+    from turbofit.planning.commands import visible_devices
+
+    group = plan.parallel.groups[0]
+    if plan.machine.source == "preset":
+        return
+    pytorch = plan.engine.on_torch
+    if torch.cuda.is_initialized():
+        if pytorch:
+            warnings.warn(
+                "CUDA is in use in this process already: torch's allocator cannot be told to use"
+                " expandable segments any more, and the engine takes the first visible GPUs;"
+                " open the pipeline first",
+                stacklevel=4,
+            )
+            return
+        config.devices = [plan.machine.visible.index(index) for index in group]
+        return
+    if pytorch:
+        ledgers = held_to(plan, config)
+        os.environ.update(engine_of(plan).environment(plan.model, plan.settings, ledgers))
+    os.environ.update(
+        {
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, group),
+        }
+    )
+    if not pytorch:
+        config.devices = None
+
+
+def held_to(plan: Plan, config: Any) -> tuple[GpuLedger, ...]:
+    """The ledgers that limit torch's allocator; empty if this process needs more of it.
+
+    Memory beyond a budget is for the caller's other models, which share that allocator; fields that
+    the plan does not count take memory beside it.
+    """
+    ledgers = plan.ledgers_of(plan.parallel.groups[0])
+    more = uncounted_fields() & changed_fields(config).keys()
+    return () if more or any(ledger.beyond_budget for ledger in ledgers) else ledgers
+
+
+def _trust(plan: Plan, trust: bool | None) -> bool:
+    if trust is not None:
+        return trust
+    if plan.model.needs_remote_code:
+        warnings.warn(
+            f"the tokenizer of {plan.model.name} is code of its own repository, which will run; "
+            "trust_remote_code=False forbids it",
+            stacklevel=4,
+        )
+    return plan.model.needs_remote_code
+
+
+def config_engine(config: Any, engine: str) -> str:
+    """The name of the engine that a config is for; without a config it is ``engine``.
+
+    Raises:
+        UsageError: the config is not an engine's, or is for another engine than ``engine``.
+    """
+    if config is None:
+        return engine
+    from lmdeploy import PytorchEngineConfig, TurbomindEngineConfig
+
+    kinds = {"turbomind": TurbomindEngineConfig, "pytorch": PytorchEngineConfig}
+    config_engine = next((name for name, kind in kinds.items() if isinstance(config, kind)), None)
+    if config_engine is None:
+        raise UsageError(
+            f"backend_config is a {type(config).__name__}, no config of LMDeploy's engines",
+            hint="give a TurbomindEngineConfig or a PytorchEngineConfig",
+        )
+    if engine not in ("auto", config_engine):
+        raise UsageError(
+            f"backend_config is of the {config_engine} engine, and engine={engine!r}",
+            hint="give one of the two",
+        )
+    return config_engine
+
+
+def with_config(planning: Options, config: Any, engine: str) -> Options:
+    """The planning keywords with the config's fields that differ from LMDeploy's defaults.
+
+    Raises:
+        UsageError: a keyword and the config contradict each other.
+    """
+    if config is None:
+        return planning
+    changed, out = changed_fields(config), dict(planning)
+    for ours, theirs in (("revision", "revision"), *config_names(engine)):
+        if theirs in changed and out.setdefault(ours, changed[theirs]) != changed[theirs]:
+            raise UsageError(
+                f"{theirs} is {changed[theirs]!r} in backend_config and {out[ours]!r} as a keyword",
+                hint="give it once",
+            )
+    if "devices" in changed:
+        out.setdefault("gpus", _visible_gpus(changed["devices"]))
+    unplanned = sorted(uncounted_fields() & changed.keys())
+    if unplanned:
+        warnings.warn(
+            f"{', '.join(unplanned)} of backend_config may change memory: the plan does not count "
+            "it",
+            stacklevel=5,
+        )
+    return out
+
+
+def planned_config(plan: Plan, config: Any) -> Any:
+    """A deep copy of the caller's config, or a new one, with the plan's settings."""
+    from copy import deepcopy
+
+    out = plan.engine_config() if config is None else deepcopy(config)
+    for name, value in plan.lmdeploy_settings().items():
+        setattr(out, name, value)
+    return out
+
+
+def changed_fields(config: Any) -> Options:
+    """The fields of a config that differ from LMDeploy's defaults."""
+    default = vars(type(config)())
+    changed = {n: value for n, value in vars(config).items() if value != default.get(n)}
+    if "quant_policy" in changed:
+        changed["quant_policy"] = int(changed["quant_policy"])
+    return changed
+
+
+def _visible_gpus(devices: list[int]) -> str:
+    """CUDA ordinals translated into the indices that planning uses."""
+    from turbofit.machine.source import machine_from
+
+    visible = machine_from(None).visible
+    if any(not 0 <= device < len(visible) for device in devices):
+        raise UsageError(
+            f"devices {devices} of backend_config: only {len(visible)} GPUs are visible",
+            hint="count them from 0 inside CUDA_VISIBLE_DEVICES",
+        )
+    return ",".join(str(visible[device]) for device in devices)

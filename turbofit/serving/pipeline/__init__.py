@@ -1,1 +1,0 @@
-"""``lmdeploy.pipeline`` with a plan."""

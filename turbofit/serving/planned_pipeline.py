@@ -1,0 +1,364 @@
+"""LMDeploy's pipeline with every image held to a plan. It imports LMDeploy: import it late."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import copy
+import inspect
+import warnings
+from asyncio import to_thread
+from contextlib import aclosing
+from contextvars import ContextVar
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, Final
+from weakref import finalize, ref
+
+from lmdeploy import Pipeline
+from lmdeploy.serve.processors import MultimodalProcessor
+from msgspec.structs import replace
+
+from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.installation import install_command
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.gate import UNSTATED, Cost, Gate
+from turbofit.gateway.limits.ranges import GENERATION, RULES, hold_fields, scope_of
+from turbofit.gateway.limits.request_limits import (
+    KNOBS,
+    Bounds,
+    LimitedImage,
+    RequestedImage,
+    bounds_of,
+    check_images,
+    check_request,
+    planned_limit,
+)
+from turbofit.gateway.limits.sharing import (
+    by_request,
+    check_clips,
+    hold_frames,
+    hold_media,
+    request_bounds,
+)
+from turbofit.gateway.media.pictures import resized_image
+from turbofit.serving.images.preparation import prepare, threads_here
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from turbofit.core.images import ImageRule
+    from turbofit.core.plan import Plan
+    from turbofit.core.struct import Options
+    from turbofit.gateway.limits.rules import Scope
+    from turbofit.serving.leases import Leases
+
+
+def hold_config(config: Any, scope: Scope) -> Any:
+    """A copy of a GenerationConfig within the ranges; warns of what was lowered.
+
+    Fields that the table does not know come from a later LMDeploy, and stay as they are.
+    """
+    result = copy.copy(config)
+    fields = {name: value for name, value in vars(result).items() if value is not None}
+    fields = {name: value for name, value in fields.items() if name in GENERATION}
+    changes = hold_fields(GENERATION, fields, scope)
+    vars(result).update(fields)
+    if changes:
+        warnings.warn(f"lowered to what the engine takes: {', '.join(changes)}", stacklevel=2)
+    return result
+
+
+#: Parameters of ``preprocess`` that `Pipeline` itself passes.
+_GIVEN: Final = ("messages", "session_id", "input_ids")
+#: Keywords of `Pipeline.infer`, `.stream_infer` and `.chat` that do not reach the engine.
+_OF_CALLS: Final = ("sessions", "stream_response", "multiplex")
+
+
+def check_keywords(engine: Any, keywords: Options) -> None:
+    """Refuse keywords of a call that LMDeploy would drop in silence.
+
+    Raises:
+        UsageError: LMDeploy would drop a keyword; the hint says where it belongs.
+    """
+    preprocess = getattr(engine, "preprocess", None)
+    if preprocess is None:
+        return
+    named = inspect.signature(preprocess).parameters.values()
+    known = [p.name for p in named if p.kind is not p.VAR_KEYWORD and p.name not in _GIVEN]
+    for name, value in keywords.items():
+        if name in known or name in _OF_CALLS:
+            continue
+        hint = f"the keywords of a call are {', '.join(known)}"
+        if name in GENERATION:
+            hint = f"give gen_config=GenerationConfig({name}={value!r}), from lmdeploy"
+        raise UsageError(f"LMDeploy drops {name}={value!r} of a pipeline's call", hint=hint)
+
+
+def hold_engine(engine: Any, scope: Scope) -> None:
+    """Keep requests to LMDeploy's ``AsyncEngine`` in range; a refusal is the request's error."""
+    preprocess = getattr(engine, "preprocess", None)
+    if preprocess is None:
+        warnings.warn("this LMDeploy's parameters are not held to their ranges", stacklevel=2)
+        return
+    from lmdeploy.serve.core.exceptions import ErrorCode, RequestError
+
+    signature = inspect.signature(preprocess)
+
+    @wraps(preprocess)
+    async def holding(*arguments: Any, **keywords: Any) -> Any:
+        call = signature.bind(*arguments, **keywords)
+        config, ids = call.arguments.get("gen_config"), call.arguments.get("input_ids")
+        try:
+            if config is not None:
+                call.arguments["gen_config"] = hold_config(config, scope)
+            if ids is not None:
+                RULES["generate"]["input_ids"].hold("input_ids", list(ids), scope)
+        except Refusal as refusal:
+            raise RequestError(ErrorCode.INVALID_REQUEST, refusal.message) from None
+        return await preprocess(*call.args, **call.kwargs)
+
+    engine.preprocess = holding
+
+
+def queued(
+    generate: Callable[..., AsyncIterator[Any]], gate: Gate, units: int
+) -> Callable[..., AsyncIterator[Any]]:
+    """``AsyncEngine.generate``, with the requests of one engine held to its gate.
+
+    Its first argument is the preprocessed request. A request that has images, or does not show
+    whether it has, counts ``units``, as many as a request may have at the plan's limit: this
+    overestimates smaller images. Later requests that need less room may pass one that waits.
+    """
+    room = asyncio.Event()
+
+    def look_again() -> None:
+        """Wake the waiting requests, which look for room in order of arrival."""
+        nonlocal room
+        room.set()
+        room = asyncio.Event()
+
+    async def in_turn(request: Any, *arguments: Any, **keywords: Any) -> AsyncIterator[Any]:
+        cost = _cost(request, units)
+        while not gate.fits(cost):
+            await room.wait()
+        share, begun = gate.take(cost), False
+        try:
+            async with aclosing(generate(request, *arguments, **keywords)) as answer:  # type: ignore[type-var]
+                async for item in answer:
+                    if not begun:
+                        begun = True
+                        gate.begin(share)
+                        look_again()
+                    yield item
+        finally:
+            # The engine has dropped the request: LMDeploy's generator ends only then.
+            gate.end(share)
+            look_again()
+
+    return in_turn
+
+
+def _cost(request: Any, units: int) -> Cost:
+    """The vision units and tokens that a preprocessed request will hold."""
+    inputs = getattr(request, "inputs", None)
+    images = inputs is None or bool(inputs.get("multimodal"))
+    prompt = getattr(request, "input_token_len", None)
+    answer = getattr(getattr(request, "gen_config", None), "max_new_tokens", None)
+    return Cost(
+        units=units if images else 0,
+        tokens=UNSTATED if prompt is None or answer is None else prompt + answer,
+    )
+
+
+class _Request:
+    """LMDeploy's ``mm_processor_kwargs`` of the current request.
+
+    ``image`` and ``video`` are what the caller asks; ``processor_kwargs`` is what the plan allows.
+    """
+
+    def __init__(self, image: Any = None, video: Any = None) -> None:
+        self.image = image
+        max_pixels = video.get("max_pixels") if isinstance(video, dict) else None
+        self.video_pixels: int = max_pixels if isinstance(max_pixels, int) else 0
+        self.processor_kwargs: dict[str, dict[str, int]] = {}
+
+
+_REQUEST: Final[ContextVar[_Request]] = ContextVar("request")
+
+
+class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy has no types
+    """LMDeploy's prompt processor ``base``, with loaded images limited before any tiling.
+
+    ``bounds`` are the plan's, the same as the gateway's for requests.
+    """
+
+    def __init__(self, base: MultimodalProcessor, bounds: Bounds) -> None:
+        self.__dict__.update(vars(base))
+        self._bounds = bounds
+
+    async def get_prompt_input(
+        self, prompt: Any, *arguments: Any, mm_processor_kwargs: Any = None, **keywords: Any
+    ) -> Any:
+        """Call LMDeploy's method with the plan's processor keywords instead of the caller's."""
+        options = mm_processor_kwargs if isinstance(mm_processor_kwargs, dict) else {}
+        request = _Request(image=options.get("image"), video=options.get("video"))
+        _REQUEST.set(request)
+        return await super().get_prompt_input(
+            prompt, *arguments, mm_processor_kwargs=request.processor_kwargs, **keywords
+        )
+
+    async def async_parse_multimodal_item(
+        self, messages: Any, *arguments: Any, **keywords: Any
+    ) -> Any:
+        """Refuse too many images (a `ValueError`) before they load, and lower each one's limit."""
+        try:
+            check_clips(self._bounds, _count(messages, _VIDEOS))
+            check_images(self._bounds, _count(messages, _IMAGES + _VIDEOS))
+            parsed = await MultimodalProcessor.async_parse_multimodal_item(
+                messages, *arguments, **keywords
+            )
+            parts: list[dict[str, Any]] = []
+            for message in parsed:
+                content = message.get("content")
+                if message.get("role") in ("user", "tool") and isinstance(content, list):
+                    message["content"] = [dict(part) for part in content]
+                    parts += message["content"]
+            await self._hold(parts)
+        except Refusal as refusal:
+            raise ValueError(refusal.message) from None
+        return parsed
+
+    async def _hold(self, parts: list[dict[str, Any]]) -> None:
+        """Lower all images and videos of a request, in place; a `Refusal` if that is impossible."""
+        images = [part for part in parts if part.get("type") == "image" and "data" in part]
+        videos = [part for part in parts if part.get("type") == "video"]
+        request = _REQUEST.get()
+        together = by_request(self._bounds)
+        of_all = request_bounds(self._bounds, request.image) if together else {}
+        wanted = [
+            RequestedImage(
+                size=part["data"].size, options=of_all if together else part, by_request=together
+            )
+            for part in images
+        ]
+        watch = partial(self._limited_frames, videos[0]["data"], request) if videos else None
+        shared, clips = hold_media(self._bounds, wanted, watch)
+        check_request(self._bounds, (*clips, *shared.images))
+        if shared.request:
+            request.processor_kwargs["image"] = shared.request
+        for part, image in zip(images, shared.images, strict=True):
+            for name in KNOBS:
+                part.pop(name, None)
+            part.update(image.knobs)
+            if image.resize is not None:
+                part["data"] = await to_thread(resized_image, part["data"], image.resize)
+
+    @staticmethod
+    def _limited_frames(frames: Any, request: _Request, bounds: Bounds) -> LimitedImage:
+        """Limit a video with the shape (frames, height, width, 3) or (frames, 3, height, width)."""
+        count, *sides = (int(side) for side in frames.shape)
+        height, width = sides[:2] if sides[-1] == 3 else sides[1:]
+        limited, least, most = hold_frames(bounds, count, (width, height), request.video_pixels)
+        request.processor_kwargs["video"] = {"min_pixels": least, "max_pixels": most}
+        return limited
+
+
+class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
+    """An `lmdeploy.Pipeline` that keeps its plan and holds images to it.
+
+    It closes itself when Python ends. Its memory is reserved in ``leases`` until it is closed or
+    collected; ``leases`` is None on GPUs that are not here. Other turbofits overestimate it: while
+    it loads, they count the memory that it holds plus all it needs, later also its possible growth.
+    ``keywords`` are LMDeploy's.
+    """
+
+    def __init__(
+        self, plan: Plan, model_path: str, leases: Leases | None = None, **keywords: Any
+    ) -> None:
+        self._end_lease = finalize(self, leases.close) if leases is not None else None
+        super().__init__(model_path, **keywords)
+        self.plan, self._open = plan, True
+        atexit.register(_close, ref(self))
+        try:
+            if leases is not None:
+                leases.note([], ready=True)
+            self._hold(plan)
+        except BaseException:
+            self.close()  # without a pipeline nobody could: the engine would keep its memory
+            raise
+
+    def _hold(self, plan: Plan) -> None:
+        """Hold the engine to the plan; a `PackageError` if this LMDeploy has no hook for that."""
+        bounds = bounds_of(plan, overlay=False)
+        hold_engine(self.async_engine, scope_of(bounds))
+        processor = self.async_engine.prompt_processor
+        if bounds.rule is None or processor.vl_encoder is None:
+            return
+        if not hasattr(type(processor), "async_parse_multimodal_item"):
+            raise PackageError(
+                "this LMDeploy has no place where images can be held to the plan",
+                hint=f"install a known one with {install_command('lmdeploy', upgrade=True)}",
+            )
+        bounds = _hold_processor(processor.vl_encoder.model, bounds, bounds.rule)
+        # As under `serve`, but Pillow still resizes: the process belongs to the user.
+        threads, encoder = threads_here(plan), processor.vl_encoder
+        if threads > 1 and (why := prepare(encoder, threads, plan.host.image_cache)):
+            warnings.warn(f"images are prepared in LMDeploy's own way: {why}", stacklevel=2)
+        self.async_engine.prompt_processor = PlannedProcessor(processor, bounds)
+        if bounds.gate is not None:
+            gate = Gate(bounds.gate, bounds.kv)
+            units = min(bounds.gate, bounds.limits.units_per_request)
+            self.async_engine.generate = queued(self.async_engine.generate, gate, units)
+
+    def _request_generator(self, *arguments: Any, **keywords: Any) -> Any:
+        """Check a call's keywords (a `UsageError`) where every kind of call passes them."""
+        check_keywords(self.async_engine, keywords)
+        return super()._request_generator(*arguments, **keywords)
+
+    def close(self) -> None:
+        """Close LMDeploy's pipeline, then release its memory's lease, even if that close fails."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            super().close()
+        finally:
+            if self._end_lease is not None:
+                self._end_lease()
+
+
+def _close(pipeline: ref[PlannedPipeline]) -> None:
+    """Close a pipeline that nobody closed: at Python's end, TurboMind's threads may abort."""
+    left = pipeline()
+    if left is not None:
+        left.close()
+
+
+_IMAGES: Final = ("image", "image_url", "image_data")
+_VIDEOS: Final = ("video", "video_url")
+
+
+def _count(messages: Any, kinds: tuple[str, ...]) -> int:
+    """The number of images or videos in all turns: each request encodes them all again."""
+    listed = [messages] if isinstance(messages, dict) else messages
+    return sum(
+        1
+        for message in listed
+        if message.get("role") in ("user", "tool") and isinstance(message.get("content"), list)
+        for item in message["content"]
+        if isinstance(item, dict) and item.get("type") in kinds
+    )
+
+
+def _hold_processor(model: Any, bounds: Bounds, rule: ImageRule) -> Bounds:
+    """Set the processor's own limit for a model that reads no parameters (InternVL, HF format).
+
+    If the processor has no such limit, an image beyond the plan is refused before it is encoded.
+    """
+    name = rule.processor_limit
+    if name is None:
+        return bounds
+    most = min(planned_limit(bounds), rule.largest_limit(bounds.limits.units_per_image) or 1)
+    setattr(model.processor.image_processor, name, most)
+    limits = replace(bounds.limits, **{rule.plan_limit_name: most})
+    return replace(bounds, limits=limits, overlay=True)
