@@ -12,8 +12,8 @@ import pytest
 from tests.measure.load.scripted import ScriptedServer
 from tests.support.waiting import HANG, until
 from turbofit.core.errors import LaunchError
-from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure import tune_runner as runner
+from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure.tune_runner import TrialEnd, _Load, run_trial
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest

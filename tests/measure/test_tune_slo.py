@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.tuning import SpeedFigures, TrialForecast, TrialRecord
-from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure import tune_runner as runner
+from turbofit.measure.load.spec import LoadSpec
 from turbofit.measure.tune_runner import order
 from turbofit.measure.tune_space import TrialChoice, choices, forecast_of, mean_request
 from turbofit.memory.account import VisionLoad
