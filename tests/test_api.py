@@ -18,8 +18,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.struct import to_json
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
-from turbofit.planning.commands import Serving
-from turbofit.planning.which import Which
+from turbofit.planning.which import Serving, Which
 from turbofit.serving.pipeline import open_pipeline
 
 

@@ -318,7 +318,7 @@ def _version(name: str) -> str:
 
 
 def _live(pid: int) -> int:
-    """`serving.engine.kernel.start_time` of a simulated process."""
+    """`serving.engine.process.start_time` of a simulated process."""
     return pid * 100 if pid in world().machine.engines else 0
 
 
@@ -327,13 +327,13 @@ def _ask_driver(question: Any, _: Any, **_given: Any) -> Any:
 
 
 def _processor_seconds(group: int) -> float:
-    """`serving.engine.kernel.processor_seconds`: an engine that hangs uses none."""
+    """`serving.engine.process.processor_seconds`: an engine that hangs uses none."""
     engine = world().machine.engines.get(group)
     return 0.0 if engine is None or engine.hung else world().scheduler.now
 
 
 def _members(group: int, started: int) -> list[int]:
-    """`serving.engine.kernel.members` of a simulated engine."""
+    """`serving.engine.process.members` of a simulated engine."""
     return [group] if started and _live(group) == started else []
 
 
@@ -392,15 +392,15 @@ def _replacements(one: World) -> dict[str, Any]:
         f"{_SERVE}.leases.group_of": lambda pid: pid,
         f"{_SERVE}.gpu_monitor.group_of": lambda pid: pid,
         f"{_SERVE}.leases.members": _members,
-        f"{_ENGINE}.silence.processor_seconds": _processor_seconds,
-        f"{_ENGINE}.silence.any_busy": lambda _: False,
+        f"{_ENGINE}.supervised_engine.processor_seconds": _processor_seconds,
+        f"{_ENGINE}.supervised_engine.any_busy": lambda _: False,
         # Cards, the kernel and the disk.
         "turbofit.machine.nvml_machine.measure": lambda _: machine.measured(),
         "turbofit.machine.host.read_host": lambda: machine.host,
         "turbofit.machine.nvml.Nvml": partial(SimulatedNvml, machine),
         f"{_SERVE}.gpu_monitor.ask_driver": _ask_driver,
         "turbofit.machine.nvml_machine.ask_driver": _ask_driver,
-        f"{_ENGINE}.kernel.host_kills": lambda: machine.host_kills,
+        f"{_ENGINE}.supervised_engine.host_kills": lambda: machine.host_kills,
         "turbofit.core.process.files.time": clock,
         "turbofit.gateway.routing.deny_list.secrets": one.secrets,
         f"{_SERVE}.leases.os": LeaseOs(),

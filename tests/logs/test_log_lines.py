@@ -21,7 +21,7 @@ from turbofit.logs.log_events import (
     PythonFrame,
     Starting,
 )
-from turbofit.logs.log_reader import Row, form_of, read_line, rows
+from turbofit.logs.log_reader import LogLine, form_of, log_lines, read_line
 from turbofit.logs.subject import Subject
 from turbofit.machine.torch_memory import TorchMemory, torch_memory
 from turbofit.model.names import families
@@ -82,7 +82,7 @@ def test_frames_of_python_of_notebooks_and_of_rich(text: str) -> None:
 )
 def test_what_servers_put_before_an_error(prefix: str) -> None:
     error = "ValueError: x"
-    assert [row[:2] for row in rows([f"{prefix}{error}\n".encode()])] == [(1, error)]
+    assert [row[:2] for row in log_lines([f"{prefix}{error}\n".encode()])] == [(1, error)]
 
 
 def test_memory_text_with_private_pools_and_small_units() -> None:
@@ -107,7 +107,7 @@ def test_rows_clean_what_terminals_and_launchers_add() -> None:
         "[rank3]: RuntimeError: [TM][ERROR] CUDA runtime error: x y.cu:1\n"
         "web-1  | Killed\n\n"
     )
-    assert [row[:2] for row in rows([text.encode()])] == [
+    assert [row[:2] for row in log_lines([text.encode()])] == [
         (1, "red"),
         (2, "Loading: 1%"),
         (2, "Loading: 2%"),
@@ -116,7 +116,7 @@ def test_rows_clean_what_terminals_and_launchers_add() -> None:
         (4, "RuntimeError: [TM][ERROR] CUDA runtime error: x y.cu:1"),
         (5, "Killed"),
     ]
-    assert list(rows(["a\nb".encode("utf-16")])) == [(1, "a"), (2, "b")]
+    assert list(log_lines(["a\nb".encode("utf-16")])) == [(1, "a"), (2, "b")]
 
 
 def test_what_every_run_says_of_the_machine_is_not_multiplied_by_the_runs() -> None:
@@ -127,7 +127,7 @@ def test_what_every_run_says_of_the_machine_is_not_multiplied_by_the_runs() -> N
         "Device 0 peer access Device 1 is not ",
     ]
     run[2] += "available"
-    found = read_runs(starmap(Row, enumerate(run * 200, 1)))
+    found = read_runs(starmap(LogLine, enumerate(run * 200, 1)))
     assert sum(len(one.marks) for one in found) < 200 * 40
     assert found[-1].subject.lines == 600
 
@@ -136,9 +136,9 @@ def test_what_every_run_says_of_the_machine_is_not_multiplied_by_the_runs() -> N
 def test_any_bytes_in_any_pieces_are_read(data: bytes, size: int) -> None:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return
-    whole = list(rows([data]))
+    whole = list(log_lines([data]))
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
-    assert list(rows(pieces)) == whole
+    assert list(log_lines(pieces)) == whole
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from turbofit.memory.account import Engine
 from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.planning.choose import make_plan
 from turbofit.planning.resolved_request import Margin, ResolvedRequest
-from turbofit.planning.search.candidates import evaluate
+from turbofit.planning.search.evaluate import evaluate
 from turbofit.planning.search.search import search
 from turbofit.planning.search.shapes import Evaluation, Shape, shapes
 from turbofit.planning.search.sizing import SearchState

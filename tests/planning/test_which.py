@@ -12,10 +12,9 @@ from tests.sweep import sweep
 from turbofit.machine.presets import preset_names
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets, preset_model
-from turbofit.planning.commands import Serving, blank_line, serving
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import resolve
-from turbofit.planning.which import COUNTS
+from turbofit.planning.which import COUNTS, Serving, blank_line, serving
 
 pytestmark = pytest.mark.slow
 

@@ -311,7 +311,7 @@ class CliCommand(click.Command):
                 raise usage_errors.unknown_options(typed.unknown, ctx)
             left = super().parse_args(ctx, typed.words)
         except click.UsageError as exc:
-            raise with_source(usage_errors.usage_error(exc, ctx), ctx) from None
+            raise with_source(usage_errors.of_click(exc, ctx), ctx) from None
         if self.takes_rest:
             ctx.params["rest"] = [*typed.passed, *rest]
         _choose_gpus(typed, ctx)

@@ -21,7 +21,7 @@ _EVERYWHERE: Final = ("--quiet", "--verbose", "--help")
 _LISTED: Final = 12
 
 
-def usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
+def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
     """Turn click's error in a command line into a line of cause and a hint."""
     if isinstance(exc, click.BadParameter) and exc.param is not None:
         return _bad_value(exc, exc.param, ctx)

@@ -1,4 +1,4 @@
-"""How an engine ended, as a launch, a rehearsal and their documents say it.
+"""How an engine ended, and what a rehearsal saw of it, as their documents say it.
 
 `logs.death` decides the kind of a death, by the log and the exit.
 """

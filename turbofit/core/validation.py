@@ -112,7 +112,7 @@ class Validated(BaseModel):
         try:
             return cls.model_validate(dict(values), strict=strict, context={"spelled": spelled})
         except ValidationError as exc:
-            raise usage_error(exc, cls, spelled) from None
+            raise of_pydantic(exc, cls, spelled) from None
 
     def given(self) -> Options:
         """The fields that were given and are not None, in the order of the class."""
@@ -182,7 +182,7 @@ def _has_ellipsis(annotation: Any) -> bool:
     return Ellipsis in arguments or any(map(_has_ellipsis, arguments))
 
 
-def usage_error(
+def of_pydantic(
     exc: ValidationError, kind: type[BaseModel], spelled: Callable[[str], str] = str
 ) -> UsageError:
     """Make a UsageError of the first of pydantic's errors."""

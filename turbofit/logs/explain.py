@@ -17,7 +17,7 @@ from turbofit.logs.case import LogCase
 from turbofit.logs.causes import what_to_send
 from turbofit.logs.death import IN_DIAGNOSIS
 from turbofit.logs.facts import read_runs
-from turbofit.logs.log_reader import rows
+from turbofit.logs.log_reader import log_lines
 from turbofit.logs.rules import PEERS, drafts_of
 from turbofit.memory.versions import is_legacy
 from turbofit.planning.plan import plan as best_plan
@@ -65,7 +65,7 @@ def diagnose(
     Raises:
         UsageError: ``model`` or ``on`` has no possible meaning.
     """
-    runs = read_runs(rows(chunks))
+    runs = read_runs(log_lines(chunks))
     cases = [LogCase(facts, model=model, on=on, hangs=hang) for facts in runs]
     drafts = [(draft, case) for case in cases for draft in drafts_of(case)]
     drafts.sort(key=lambda pair: _order(pair[0]))

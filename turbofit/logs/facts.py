@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.logs.causes import Hit
-    from turbofit.logs.log_reader import Form, Row
+    from turbofit.logs.log_reader import Form, LogLine
 
 _T = TypeVar("_T", bound=Struct)
 #: What a row is: a traceback's head, also behind torch's text without one; the sentence between
@@ -348,16 +348,16 @@ class LogFacts:
         return never or not survived or not (words or isinstance(one.event, PythonError))
 
 
-def read_runs(rows: Iterable[Row]) -> list[LogFacts]:
+def read_runs(lines: Iterable[LogLine]) -> list[LogFacts]:
     """Return the facts of each run of an engine in a whole log, in order.
 
     If an engine restarts again and again, only the first and the last runs are kept.
     """
     runs = [LogFacts(Subject(), [])]
-    for row in rows:
-        form = form_of(row.text)
-        if runs[-1].ended_by(row.text, form):
+    for number, text in lines:
+        form = form_of(text)
+        if runs[-1].ended_by(text, form):
             runs.append(LogFacts(runs[-1].subject, runs[-1].machine))
             del runs[_RUNS:-_RUNS]
-        runs[-1].take(row.line, row.text, form)
+        runs[-1].take(number, text, form)
     return runs

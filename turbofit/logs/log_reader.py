@@ -1,6 +1,6 @@
 """The only reader of logs: a table of (words, pattern, event), applied once to each line.
 
-`launch` follows its engine with it, and `diagnose` reads the logs that people paste. It knows the
+`serve` follows its engine with it, and `diagnose` reads the logs that people paste. It knows the
 lines of LMDeploy from 0.2 on (since 0.15, ``[TM][LEVEL][MMDD.HH:MM:SS.uuuuuu][file.cc:line]``
 stands before TurboMind's messages), torch, Transformers, Accelerate, the kernel, nvidia-smi,
 LMDeploy's check_env and torch's collect_env. An unknown line gives None, and so does a line with
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-class Row(NamedTuple):
+class LogLine(NamedTuple):
     """A line's number from 1, and its text."""
 
     line: int
@@ -72,10 +72,10 @@ _REQUEST: Final = re.compile(
 _LONGEST: Final = 8192
 
 
-def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
+def log_lines(chunks: Iterable[bytes]) -> Iterator[LogLine]:
     """Yield the lines of a log that comes in pieces, cut to a length that loses nothing useful.
 
-    Rows of one line have the same number. UTF-16 (PowerShell's redirection) is read.
+    Pieces of one line have the same number. UTF-16 (PowerShell's redirection) is read.
     """
     logged: re.Pattern[str] | None = None
     for number, line in enumerate(_lines(chunks), 1):
@@ -88,7 +88,7 @@ def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
             if match is None and ("Error: " in text or "Exception: " in text):
                 match = _LOGGED.match(text)
             if text := text[match.end() :] if match else text:
-                yield Row(number, text)
+                yield LogLine(number, text)
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
@@ -126,7 +126,7 @@ _ZEROS: Final = bytes.maketrans(b"123456789", b"0" * 9)
 _FORMS, LONGEST_FORM = 4096, 400
 
 
-class _Row(NamedTuple):
+class _Pattern(NamedTuple):
     """A row of the table: a line with one of the words, matching from its start, gives an event."""
 
     words: tuple[str, ...]
@@ -134,8 +134,8 @@ class _Row(NamedTuple):
     make: Callable[[re.Match[str]], Struct | None]
 
 
-def _row(words: str, pattern: str, make: Callable[[re.Match[str]], Struct | None]) -> _Row:
-    return _Row(tuple(words.split("|")), re.compile(pattern), make)
+def _pattern(words: str, pattern: str, make: Callable[[re.Match[str]], Struct | None]) -> _Pattern:
+    return _Pattern(tuple(words.split("|")), re.compile(pattern), make)
 
 
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
@@ -167,103 +167,103 @@ def _counted(match: re.Match[str]) -> events.ServerFigures:
 #: lmdeploy _turbomind.*.so `Object cache budget: {`, lmdeploy _turbomind.*.so `Warm-up finished in`
 #: lmdeploy _turbomind.*.so `hit resource limit at {}`, lmdeploy _turbomind.*.so `setup: mm_seqs=`
 _TURBOMIND: Final = (
-    _row("at ", r"(?:hit resource limit|(out of memory)) at \d+/\d+$",
+    _pattern("at ", r"(?:hit resource limit|(out of memory)) at \d+/\d+$",
          lambda m: events.Backpressure(cause="memory" if m[1] else "limit")),
-    _row("cache budget", r"Object cache budget: ([\d.]+) MB from free ([\d.]+) MB and ratio"
+    _pattern("cache budget", r"Object cache budget: ([\d.]+) MB from free ([\d.]+) MB and ratio"
          r" ([\d.]+)", lambda m: events.CacheBudget(
              budget=round(float(m[1]) * MIB), free=round(float(m[2]) * MIB), ratio=float(m[3]))),
-    _row("slab_size", r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio",
+    _pattern("slab_size", r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio",
          lambda m: events.Slab(slab_size=int(m[1]), object_size=int(m[2]))
          if all(int(m[i]) for i in (1, 2, 3)) else None),
-    _row("Warm-up lengths", r"Warm-up lengths: ([\d, ]+)",
+    _pattern("Warm-up lengths", r"Warm-up lengths: ([\d, ]+)",
          lambda m: events.WarmupLengths(lengths=tuple(map(int, re.findall(r"\d+", m[1]))))),
-    _row("Warm-up finished", r"Warm-up finished in [\d.]+ seconds",
+    _pattern("Warm-up finished", r"Warm-up finished in [\d.]+ seconds",
          lambda _: events.WarmupFinished()),
-    _row("error: ", r"CUDA ([Dd]river )?error: (.+)",
+    _pattern("error: ", r"CUDA ([Dd]river )?error: (.+)",
          lambda m: events.CudaError(message=m[2], driver=bool(m[1]))),
-    _row("setup: mm_seqs", r"\S+(?: \S+)? setup: mm_seqs=\d+ images_batched=\d+",
+    _pattern("setup: mm_seqs", r"\S+(?: \S+)? setup: mm_seqs=\d+ images_batched=\d+",
          lambda _: events.VisionSetup()),
     # The line of a guarded CUDA call that failed.
-    _row("cudaSuccess out of memory", r"Check failed: .*cudaSuccess out of memory$",
+    _pattern("cudaSuccess out of memory", r"Check failed: .*cudaSuccess out of memory$",
          lambda _: events.CudaError(message="out of memory")),
-    _row("Check failed: ", r"Check failed: (.*)", lambda m: events.CheckFailed(message=m[1])),
+    _pattern("Check failed: ", r"Check failed: (.*)", lambda m: events.CheckFailed(message=m[1])),
 )  # fmt: skip
 #: All other lines: of older engines, Python, the server, an aborting thread, the host.
 _OTHER: Final = (
-    _row("max_context_token_num", r".*?`max_context_token_num` is not set, default to (\d+)",
+    _pattern("max_context_token_num", r".*?`max_context_token_num` is not set, default to (\d+)",
          lambda m: events.Starting(session=int(m[1]))),
-    _row("turbofit-fallback: loading", r"turbofit-fallback: loading weights",
+    _pattern("turbofit-fallback: loading", r"turbofit-fallback: loading weights",
          lambda _: events.Starting()),
-    _row("CUDA runtime error",
+    _pattern("CUDA runtime error",
          r".*?CUDA runtime error: (\S*(?:\s+\S+)*?)(?:\s+(\S*\.(?:h|cc|cu|cpp|cuh):\d+))?\s*$",
          lambda m: events.LegacyCuda(message=m[1], where=m[2] or "")),
-    _row("Tried to allocate|CUDA out of memory|OutOfMemoryError: Allocation on device",
+    _pattern("Tried to allocate|CUDA out of memory|OutOfMemoryError: Allocation on device",
          r"(?=.*(?:out of memory|Allocation on device)).*", lambda m: torch_memory(m[0])),
-    _row("block_size = |max_block_count = |chunk_size = ",
+    _pattern("block_size = |max_block_count = |chunk_size = ",
          r".*?\b(block_size|max_block_count|chunk_size) = (\d+(?:\.\d+)?)(?: MB)?\s*$",
          lambda m: events.KvBlocks(field=m[1], value=round(
              float(m[2]) * (MIB if m[1] == "block_size" else 1)))),
-    _row("peer access", r".*?Devicl?e (\d+) peer access Device (\d+) is not available",
+    _pattern("peer access", r".*?Devicl?e (\d+) peer access Device (\d+) is not available",
          lambda m: events.PeerMissing(a=int(m[1]), b=int(m[2]))),
     # lmdeploy metrics/loggers.py `Server (succeeded/failed/routed/waiting): `, whose last count may
     # be below 0; in 0.12 `API server (completed/routed/waiting): `.
-    _row("Server (succeeded/failed", rf"{_MADE}Server \(succeeded/failed/routed/waiting\):"
+    _pattern("Server (succeeded/failed", rf"{_MADE}Server \(succeeded/failed/routed/waiting\):"
          rf" (-?\d+) / (-?\d+){_RUNNING}", _counted),
-    _row("API server (completed", rf"{_MADE}API server \(completed/routed/waiting\):"
+    _pattern("API server (completed", rf"{_MADE}API server \(completed/routed/waiting\):"
          rf" (-?\d+)(){_RUNNING}", _counted),
-    _row(" @ ", r"\s+\[ ?\d+\] (.+) @ \S+:\d+\s*$", lambda m: events.Frame(name=m[1])),
+    _pattern(" @ ", r"\s+\[ ?\d+\] (.+) @ \S+:\d+\s*$", lambda m: events.Frame(name=m[1])),
     # The exception that ended a process, as libstdc++ prints it; CUB and Thrust name the code.
-    _row("what():", r"\s*what\(\):\s+CUDA ([Dd]river )?error: (.+)",
+    _pattern("what():", r"\s*what\(\):\s+CUDA ([Dd]river )?error: (.+)",
          lambda m: events.CudaError(message=m[2], driver=bool(m[1]))),
-    _row("what():", r"\s*what\(\):\s.*cudaErrorMemoryAllocation",
+    _pattern("what():", r"\s*what\(\):\s.*cudaErrorMemoryAllocation",
          lambda _: events.CudaError(message="out of memory")),
     # Python's traceback, and that of its faulthandler, which has no comma.
-    _row('File "', r'\s*File "([^"]+)", line \d+,? in (\S+)',
+    _pattern('File "', r'\s*File "([^"]+)", line \d+,? in (\S+)',
          lambda m: events.PythonFrame(path=m[1], function=m[2])),
     # IPython's forms, a newer of which has a link to the path in a notebook, and rich's form.
-    _row(".py in ", r"((?:[A-Za-z]:|/)[^\s:]+\.py) in ([\w.<>]+)(?:\(.*)?$",
+    _pattern(".py in ", r"((?:[A-Za-z]:|/)[^\s:]+\.py) in ([\w.<>]+)(?:\(.*)?$",
          lambda m: events.PythonFrame(path=m[1], function=m[2])),
-    _row(".py:", r"(?:File \[?|│ )((?:[A-Za-z]:)?[^\s:\[\]]+\.py):\d+(?:\]\([^)]*\))?,?"
+    _pattern(".py:", r"(?:File \[?|│ )((?:[A-Za-z]:)?[^\s:\[\]]+\.py):\d+(?:\]\([^)]*\))?,?"
          r" in ([\w.<>]+)", lambda m: events.PythonFrame(path=m[1], function=m[2])),
-    _row("checkpoint shards", r".*?Loading checkpoint shards:\s+(\d+)%.*?(\d+)/(\d+)\b",
+    _pattern("checkpoint shards", r".*?Loading checkpoint shards:\s+(\d+)%.*?(\d+)/(\d+)\b",
          lambda m: events.ModelLoaded() if m[1] == "100" and m[2] == m[3] else None),
-    _row("Fallback to pytorch", r".*?(Fallback to pytorch engine because .*)",
+    _pattern("Fallback to pytorch", r".*?(Fallback to pytorch engine because .*)",
          lambda m: events.EngineFallback(message=m[1])),
-    _row("turbofit: images: ", r"turbofit: images: (.*)",
+    _pattern("turbofit: images: ", r"turbofit: images: (.*)",
          lambda m: events.ImagesPrepared(how=m[1])),
-    _row("NCCL error", r".*?(NCCL error.*)", lambda m: events.NcclError(message=m[1])),
-    _row("Loading weights from", "", lambda _: events.LoadingWeights()),
-    _row("Warming up ", "", lambda _: events.WarmingUp()),
+    _pattern("NCCL error", r".*?(NCCL error.*)", lambda m: events.NcclError(message=m[1])),
+    _pattern("Loading weights from", "", lambda _: events.LoadingWeights()),
+    _pattern("Warming up ", "", lambda _: events.WarmingUp()),
     # The whole line of the engine's own record, because turbofit kills an engine for it, and an
     # error message may quote a client's text. lmdeploy engine/engine.py `'Engine main loop
     # failed.'`
-    _row(" failed.", r"[^']* - ERROR - (?:\[pid=[^\]]*\] - )?engine(?:_loop)?\.py:\d+"
+    _pattern(" failed.", r"[^']* - ERROR - (?:\[pid=[^\]]*\] - )?engine(?:_loop)?\.py:\d+"
          r" - (?:Engine main loop|EngineLoop wait_tasks) failed\.\s*$",
          lambda _: events.LoopFailed()),
-    _row("No enough gpu memory", r".*No enough gpu memory for (kv cache|runtime)\.",
+    _pattern("No enough gpu memory", r".*No enough gpu memory for (kv cache|runtime)\.",
          lambda m: events.NoCache(what=m[1])),
-    _row("EOFError", r"\s*EOFError\s*$", lambda _: events.LostLock()),
+    _pattern("EOFError", r"\s*EOFError\s*$", lambda _: events.LostLock()),
     # A traceback line that every executor of the ranks prints.
     # lmdeploy executor/base.py::ExecutorBase.init `self.build_cache_engine()`
-    _row("self.build_cache_engine()", r"\s*self\.build_cache_engine\(\)\s*$",
+    _pattern("self.build_cache_engine()", r"\s*self\.build_cache_engine\(\)\s*$",
          lambda _: events.CacheFrame()),
     # A traceback line inside a vision tower, as the source of the models reads.
-    _row("self.vis|self.extract_feature|self.get_image_features|self.multi_modal_proj|pixel_values",
+    _pattern("self.vis|self.extract_feature|self.get_image_features|self.multi_modal_proj|pixel_values",
          r"\s.*(?:self\.(?:visual|vision\w*|extract_feature\w*|get_image_features"
          r"|multi_modal_projector)\(|pixel_values)", lambda _: events.VisionFrame()),
-    _row("Uvicorn running on |Application startup complete|Available routes are:"
+    _pattern("Uvicorn running on |Application startup complete|Available routes are:"
          "|double enter to end input", "",
          lambda _: events.ServerUp()),
-    _row("Killed process", r".*?(?:(?:Memory cgroup out of memory|[Oo]ut of memory)?:? ?)Killed"
+    _pattern("Killed process", r".*?(?:(?:Memory cgroup out of memory|[Oo]ut of memory)?:? ?)Killed"
          r" process (\d+) \(([^)]*)\)(?:.*?anon-rss:(\d+)kB)?(?:.*?file-rss:(\d+)kB)?",
          lambda m: events.HostKill(
              pid=int(m[1]), name=m[2], group="cgroup" in m[0],
              rss=sum(int(m[i] or 0) * KIB for i in (3, 4)) if m[3] or m[4] else None)),
-    _row("GPU |MIG ", r"\s*(?:GPU|MIG) .*", lambda m: listed(m[0])),
-    _row(", ", r"(\d+), ([^,]+), (\d+)(?: MiB)?, (\d+)(?: MiB)?\s*$",
+    _pattern("GPU |MIG ", r"\s*(?:GPU|MIG) .*", lambda m: listed(m[0])),
+    _pattern(", ", r"(\d+), ([^,]+), (\d+)(?: MiB)?, (\d+)(?: MiB)?\s*$",
          lambda m: SmiGpu(index=int(m[1]), name=m[2].strip(), used=int(m[3]) * MIB,
                                  total=int(m[4]) * MIB)),
-    _row("Error|Exception|Exit:",
+    _pattern("Error|Exception|Exit:",
          r"((?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*(?:Error|Exception|Exit)|Exception))(?:: ?(.*))?$",
          lambda m: events.PythonError(name=m[1], message=m[2] or "",
                                       out_of_memory=bool(_CUDA_MEMORY.search(m[2] or "")))),
@@ -317,7 +317,7 @@ def event_in(text: str, form: Form) -> Struct | None:
     try:
         if prefix and message.isdecimal():
             return events.WarmupLength(tokens=int(message))
-        matches = ((row, row.pattern.match(message)) for row in form.ask(_rows_in))
+        matches = ((row, row.pattern.match(message)) for row in form.ask(_patterns_in))
         made = (row.make(match) for row, match in matches if match)
         event = next((event for event in made if event is not None), None)
     except ValueError:  # a figure that a torn line damaged
@@ -332,7 +332,7 @@ _OTHER_WORDS: Final = [(word, row) for row in _OTHER for word in row.words]
 _TURBOMIND_WORDS: Final = [(word, row) for row in _TURBOMIND for word in row.words] + _OTHER_WORDS
 
 
-def _rows_in(form: str) -> list[_Row]:
+def _patterns_in(form: str) -> list[_Pattern]:
     """The rows that share a word with a line; for most lines an empty list."""
     words = _TURBOMIND_WORDS if form.startswith("[TM]") else _OTHER_WORDS
     return [row for word, row in words if word in form]

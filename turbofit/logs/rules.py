@@ -1,6 +1,7 @@
-"""Answers other than to a lack of GPU memory: rows, kills, hangs, logs in which nothing failed.
+"""Makes the answers of one run: of rows of `presets/causes.yaml`, kills, hangs, a quiet log.
 
-A row of `presets/causes.yaml` becomes an answer with the figures that it names.
+A row becomes an answer with the figures that it names. `out_of_memory` makes the answer where GPU
+memory was lacking.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from turbofit.logs.answer import Draft, Holding, Missing, evidence, raised_in
 from turbofit.logs.causes import Kind, release_of, table
 from turbofit.logs.death import IN_DIAGNOSIS, death
 from turbofit.logs.facts import IN_WORDS, LogEvent
-from turbofit.logs.memory import lack_of_memory
+from turbofit.logs.out_of_memory import lack_of_memory
 from turbofit.memory.versions import listed_since, written
 from turbofit.planning.commands import option_since
 

@@ -1,4 +1,4 @@
-"""Chooses the engine: TurboMind, unless the PyTorch engine serves more of the request.
+"""Chooses the engine, and makes the plan: TurboMind's, unless the PyTorch engine serves more.
 
 TurboMind decodes faster, but needs more memory while loading, and different memory for images: on
 some cards only the other engine starts, admits whole images, or holds the context. If the least
@@ -40,11 +40,11 @@ from turbofit.planning.reasons import (
     slow_images,
     unkept,
     usual_image,
+    why_not_served,
     why_rejected,
 )
 from turbofit.planning.remedies import Remedies, remedies
 from turbofit.planning.resolved_request import ResolvedRequest, launch_of
-from turbofit.planning.search.candidates import explain
 from turbofit.planning.search.search import EngineFit, fit_on_host, search
 from turbofit.planning.search.sizing import longest_context
 from turbofit.planning.verdict import Planned, Verdict, fitting
@@ -104,7 +104,7 @@ def _verdict(fit: EngineFit, causes: tuple[str, ...]) -> Verdict:
 def why_not(fit: EngineFit) -> str:
     if fit.best.fits and fit.host_problem:
         return fit.host_problem
-    return explain(fit.request, fit.best, fit.engine)
+    return why_not_served(fit.request, fit.best, fit.engine)
 
 
 def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
@@ -131,11 +131,11 @@ def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
         first.setdefault((other.shape.tp, other.shape.replicas), place)
     others = set(range(len(rest))) - set(first.values())
     shown = sorted([*first.values(), *sorted(others)][: _MOST_CANDIDATES - 1])
-    rows = [chosen.candidate(explain(request, chosen, engine))]
+    rows = [chosen.candidate(why_not_served(request, chosen, engine))]
     if fit.fits and fit.rival is not None:
         rows.append(fit.rival.best.candidate(_over(fit, fit.rival)[0]))
     for other in (rest[place] for place in shown):
-        why = explain(request, other, engine) or why_rejected(request, chosen, other)
+        why = why_not_served(request, other, engine) or why_rejected(request, chosen, other)
         rows.append(other.candidate(why))
     return tuple(rows)
 

@@ -34,7 +34,7 @@ from turbofit.planning.plan_document import (
     free_words,
     idle_words,
 )
-from turbofit.planning.reasons import context_reason
+from turbofit.planning.reasons import context_reason, too_long
 from turbofit.planning.remedies import (
     Change,
     Remedies,
@@ -52,7 +52,6 @@ from turbofit.planning.resolved_request import (
     launch_of,
     vision_load_of,
 )
-from turbofit.planning.search.candidates import too_long
 from turbofit.planning.search.shapes import (
     Shape,
     check_gpus,

@@ -8,20 +8,27 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from turbofit.core.messages import plural
+from turbofit.core.messages import on_each_gpu, plural
 from turbofit.core.plan import LimitCost, UsualImage
 from turbofit.core.units import format_bytes, three_digits
 from turbofit.machine.presets import is_measured
-from turbofit.memory.account import RATIO_STEPS, Account, Engine
+from turbofit.memory.account import RATIO_STEPS, Account, Engine, VisionLoad
 from turbofit.memory.calibrated import calibration_reason, unbelieved
 from turbofit.memory.engines import LMDEPLOY, engine_for
 from turbofit.memory.known_bad import largest_batch
+from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcome_without_cache
 from turbofit.model.families.engines import engine_problem
 from turbofit.planning.plan_document import requests_held
-from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
+from turbofit.planning.resolved_request import ResolvedRequest, accounts_of, vision_load_of
 from turbofit.planning.search.search import EngineFit, at_limit
 from turbofit.planning.search.shapes import Evaluation, dtype_for
-from turbofit.planning.search.sizing import longest_context
+from turbofit.planning.search.sizing import (
+    SearchState,
+    Sizer,
+    excess_tokens,
+    longest_context,
+    most_context,
+)
 from turbofit.planning.speed import Speed, counted_tokens, group_class, group_rates, group_speed
 from turbofit.planning.throughput import forecast
 
@@ -200,6 +207,67 @@ def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
             asks = f"a client asks more (detail: high is {more})"
             why += f"; images for which {asks} are lowered to it"
     yield f"{rule.limit_name} {image_limit}: {why}"
+
+
+def why_not_served(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) -> str:
+    """The reason why a shape does not serve, in words; empty if it serves."""
+    if evaluation.fits:
+        return ""
+    if evaluation.serves:
+        return _too_few(request, evaluation)
+    if evaluation.parts:
+        worst = max(evaluation.parts, key=lambda part: part.short)
+        return why_not_served(request, worst, engine)
+    sizer = Sizer(SearchState(request, engine), evaluation.shape)
+    outcome = _worst_outcome(sizer, evaluation)
+    starts = outcome.kind in ("serves", "request", "margin")  # else smaller images do not help
+    if starts and excess_tokens(request, evaluation.vision_load):
+        return too_long(request, evaluation.vision_load)
+    if outcome.kind != "serves":
+        return outcome.text
+    return (
+        f"the cache holds {evaluation.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
+    )
+
+
+def _worst_outcome(sizer: Sizer, evaluation: Evaluation) -> StartOutcome:
+    """The outcome of the start of the group that lacks the most memory."""
+    groups = evaluation.shape.groups
+    settings = [evaluation.settings] * len(groups)
+    accounts = accounts_of(sizer.request, settings, groups, sizer.vision_load, sizer.engine)
+    ratio = sizer.ratio(accounts)
+    outcomes = [
+        outcome_without_cache(account) if ratio is None else outcome_at(account, ratio)
+        for account in accounts
+    ]
+    return max(outcomes, key=lambda outcome: (outcome.kind != "serves", outcome.missing))
+
+
+def _too_few(request: ResolvedRequest, evaluation: Evaluation) -> str:
+    wanted, count = request.promised_requests, evaluation.held_requests
+    settings = evaluation.settings
+    size = counted_tokens(evaluation.vision_load, settings.session_len)
+    if not evaluation.short:
+        given = "max_batch_size" in request.engine_options
+        most = "" if given else ", the most that LMDeploy survives,"
+        batch = settings.max_batch_size
+        return f"max_batch_size {batch}{most} runs {count:,} of {wanted:,} at once"
+    per_gpu = "" if evaluation.parts else on_each_gpu(sum(map(len, evaluation.shape.groups)))
+    return (
+        f"the cache holds {count:,} of {wanted:,} requests of {size:,} tokens,"
+        f" {format_bytes(evaluation.short)} short{per_gpu}"
+    )
+
+
+def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
+    """Say that the images of one request do not fit the longest context."""
+    count = vision_load.images_per_request
+    images = "one image of the largest size is" if count == 1 else ""
+    images = images or f"{count:,} images of the largest size are"
+    return (
+        f"{images} {vision_load.tokens_per_request:,} tokens, which do not"
+        f" fit a context of {most_context(request):,} with text beside them"
+    )
 
 
 def why_rejected(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:

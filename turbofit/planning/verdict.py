@@ -2,8 +2,8 @@
 
 The search of an engine's shapes, the fallback engine, a cluster and the search for cards each
 decide in a way of their own, and have reasons of their own. All of them say what fits and why not
-by a `Verdict`, and hand a plan on as `Planned`. Why another candidate of a plan lost is said in
-`explain.reasons`, why a node has no part in `cluster_plan`.
+by a `Verdict`, and hand a plan on as `Planned`. `planning.reasons` says why another
+candidate of a plan lost, `cluster_plan` why a node has no part.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One run: a request, or a plan that was given, becomes a reserved plan and a folder.
 
 `Run.prepare` measures under the machine's lock, plans, rehearses and reserves, or refuses.
-`Run.begin` makes the run's folder. `follow` starts the engines and follows them (`follow.py`); one
-start is a `Start` (`start.py`).
+`Run.begin` makes the run's folder. `follow` starts the engines and follows them; one start is a
+`Start` (`start.py`).
 """
 
 from __future__ import annotations

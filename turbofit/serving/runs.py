@@ -43,7 +43,7 @@ class AttemptRecord(RunAttempt):
 
 
 class RunRecord(RunReport):
-    """The content of ``run.json``; ``pid_started`` is a time as of `kernel.start_time`."""
+    """The content of ``run.json``; ``pid_started`` is what `start_time` returned."""
 
     pid: int
     pid_started: int = 0

@@ -185,7 +185,7 @@ class Start:
             key = secrets.token_hex(32)  # hexadecimal: none begins with a dash, as an option does
         self._key = key
         key = key or config.api_key  # the user's own is on the command line already
-        begin = None if run.standby is None else run.standby.begin
+        spawn = None if run.standby is None else run.standby.spawn
         images = image_environment(plan)
         if config.pretend:
             from turbofit.serving.engine.launches import PretendLaunch, pretend_runner
@@ -195,7 +195,7 @@ class Start:
                 PretendLaunch(
                     command, pretend_runner(plan), key,
                     ratio=self._ratio(command.group), plan=plan.of_group(command.group),
-                    folder=folder, begin=begin,
+                    folder=folder, spawn=spawn,
                     images=images,
                 )
                 for command in engine_commands
@@ -204,7 +204,7 @@ class Start:
         runner = run.lmdeploy.argv if plan.engine.of_lmdeploy else ours
         return [
             Launch(
-                command, runner, key, ratio=self._ratio(command.group), images=images, begin=begin
+                command, runner, key, ratio=self._ratio(command.group), images=images, spawn=spawn
             )
             for command in engine_commands
         ]

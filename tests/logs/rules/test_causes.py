@@ -15,7 +15,7 @@ from turbofit.logs.answer import Diagnosis
 from turbofit.logs.case import LogCase
 from turbofit.logs.causes import Hit, Row, table
 from turbofit.logs.facts import LogEvent, read_runs
-from turbofit.logs.log_reader import form_of, rows
+from turbofit.logs.log_reader import form_of, log_lines
 from turbofit.logs.subject import _FACTS, Subject, may_be_fact
 
 ARCHES = "The current PyTorch install supports CUDA capabilities {}.\n"
@@ -254,7 +254,7 @@ def test_a_warning_of_python_of_two_lines_is_no_cause() -> None:
 
 def test_rows_use_figures_and_groups_that_exist() -> None:
     """A group that a way through the pattern leaves out stands in the first form of a pair only."""
-    run = read_runs(rows([b"x"]))[0]
+    run = read_runs(log_lines([b"x"]))[0]
     case, mark = LogCase(run, model=None, on=None), LogEvent(1, "x")
     known = set(rules.figures_of(case, mark, Hit(table().rows[0], {}, "x")))
     facts = set(_FACTS.groupindex)

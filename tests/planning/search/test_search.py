@@ -16,7 +16,7 @@ from turbofit.planning import remedies
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.planning.resolved_request import ResolvedRequest
-from turbofit.planning.search.candidates import evaluate
+from turbofit.planning.search.evaluate import evaluate
 from turbofit.planning.search.search import EngineFit, search
 from turbofit.planning.search.shapes import Evaluation, Shape
 from turbofit.planning.search.sizing import SearchState

@@ -11,7 +11,7 @@ import pytest
 import turbofit
 from turbofit.core.errors import UsageError
 from turbofit.memory.account import NO_IMAGES
-from turbofit.planning.search.candidates import evenly, share_out
+from turbofit.planning.search.evaluate import evenly, share_out
 from turbofit.planning.search.sizing import Sizer
 from turbofit.planning.speed import Speed
 

@@ -16,7 +16,7 @@ from turbofit.machine.source import machine_from
 from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.planning.choose import make_plan
 from turbofit.planning.resolved_request import ResolvedRequest
-from turbofit.planning.search.candidates import evaluate
+from turbofit.planning.search.evaluate import evaluate
 from turbofit.planning.search.search import search
 from turbofit.planning.search.shapes import (
     PREFILL_SIZES,

@@ -71,11 +71,11 @@ class Engines:
         self._keeper, self._env = starter, env
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def begin(self, card: str, *words: str, **more: str) -> dict[str, Any]:
+    def spawn(self, card: str, *words: str, **more: str) -> dict[str, Any]:
         """What an engine says of itself."""
         env = {**self._env, "CUDA_VISIBLE_DEVICES": card, **more}
         argv = (sys.executable, ENTRY, "pretty_engine", *words)
-        process = self._keeper.begin(argv, env)
+        process = self._keeper.spawn(argv, env)
         self.processes.append(process)
         assert process.stdout is not None
         facts: dict[str, Any] = json.loads(process.stdout.readline())
@@ -98,12 +98,12 @@ def test_it_becomes_the_next_engine(
     """Words, key, cards, input and group are as of a new process; its imports are behind it."""
     starter.look()
     assert starter.pid is None  # nobody knows yet what an engine is
-    first = engines.begin("GPU-a", "--port", "1")
+    first = engines.spawn("GPU-a", "--port", "1")
     assert (first["imported"], first["words"][1:3]) == ("--port", ["--port", "1"])
     starter.look()
     pid = starter.pid
     assert pid is not None
-    second = engines.begin("GPU-b", "--port", "2")
+    second = engines.spawn("GPU-b", "--port", "2")
     assert (second["pid"], starter.pid) == (pid, None)
     assert second["imported"] == "--standby"
     differs = {name for name in first if first[name] != second[name]}
@@ -122,24 +122,24 @@ def test_the_first_engine_finds_its_imports_done(
     starter.expect((sys.executable, ENTRY, "pretty_engine"), env)
     starter.look()
     pid = starter.pid
-    first = engines.begin("GPU-a")
+    first = engines.spawn("GPU-a")
     assert (first["pid"], first["imported"]) == (pid, "--standby")
 
 
 def test_what_an_import_may_read_is_as_at_its_start(
     starter: StandbyStarter, engines: Engines
 ) -> None:
-    engines.begin("GPU-a")
+    engines.spawn("GPU-a")
     starter.look()
     pid = starter.pid
-    other = engines.begin("GPU-a", SETTING="2")
+    other = engines.spawn("GPU-a", SETTING="2")
     assert other["pid"] != pid
     assert other["SETTING"] == "2"
     starter.look()
     assert starter.pid not in (None, pid)
     assert pid is not None
     assert not alive(pid)
-    assert engines.begin("GPU-a", SETTING="2")["imported"] == "--standby"
+    assert engines.spawn("GPU-a", SETTING="2")["imported"] == "--standby"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_none_where_the_host_lacks_memory(
     available: int, needed: int, there: bool, starter: StandbyStarter, engines: Engines
 ) -> None:
     vars(starter)["_available"] = lambda: available
-    engines.begin("GPU-a")
+    engines.spawn("GPU-a")
     starter.look(needed)
     assert (starter.pid is not None) == there
     if there:  # it stays where somewhat less is left, and goes where half is
@@ -179,18 +179,18 @@ def test_one_that_was_killed_is_replaced(
     seen: bool, starter: StandbyStarter, engines: Engines, said: list[str]
 ) -> None:
     """Whether somebody looks before the next engine begins, or the engine's start finds it."""
-    engines.begin("GPU-a")
+    engines.spawn("GPU-a")
     starter.look()
     before = kill(starter)
     if seen:
         starter.look()
         assert starter.pid is None
         assert said[-1] == "warning: a standby ended by itself: another begins in 0 s"
-    assert engines.begin("GPU-a")["imported"] != "--standby"
+    assert engines.spawn("GPU-a")["imported"] != "--standby"
     starter.look()
     after = starter.pid
     assert after not in (None, before)
-    assert engines.begin("GPU-a")["pid"] == after
+    assert engines.spawn("GPU-a")["pid"] == after
 
 
 @pytest.mark.parametrize("importing", [True, False])
@@ -212,7 +212,7 @@ def test_one_that_does_not_run_becomes_no_engine(
         if not importing:
             os.kill(pid, signal.SIGSTOP)
         until(lambda: state_of(pid) == ("S" if importing else "T"), "it to stop")
-        facts = engines.begin("GPU-a")
+        facts = engines.spawn("GPU-a")
     assert facts["pid"] != pid
     assert "the standby does not answer" in said[-1]
     assert gone(pid)
@@ -244,7 +244,7 @@ def test_an_import_that_opens_a_card_costs_no_start(
     assert pid is not None
     if told:
         with ThreadPoolExecutor(1) as pool:
-            begun = pool.submit(engines.begin, "GPU-a", "--port", "1")
+            begun = pool.submit(engines.spawn, "GPU-a", "--port", "1")
             until(lambda: starter.pid is None, "it to be told")
             go.write_text("")
             facts = begun.result()

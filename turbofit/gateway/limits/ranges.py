@@ -1,4 +1,4 @@
-"""Holds the fields of a request to `parameters.RULES`, before an engine sees them."""
+"""Holds the fields of a request to `RULES`, before an engine sees them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules for a field of `parameters.RULES`, each of which holds a value to its range.
+"""Rules for a field of `ranges.RULES`, each of which holds a value to its range.
 
 Pure. Values are read like LMDeploy's own request models read them (``"3"`` and ``3.0`` are 3), and
 written back as plain numbers, so that an engine never sees another spelling.

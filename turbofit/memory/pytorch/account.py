@@ -161,7 +161,11 @@ def buffer_terms(
     most_blocks: int,
     constants: PytorchConstants,
 ) -> list[Term]:
-    """One GPU's permanent memory after the cache; graphs have tables of ``most_blocks`` blocks."""
+    """Return one GPU's permanent memory after the cache.
+
+    CUDA graphs have tables of ``most_blocks`` blocks. A term that is not in torch's allocator is
+    also named in `weights.OUTSIDE_TORCH`.
+    """
     hopper = capability_of(gpu) >= HOPPER
     workspace = constants.cublas_workspace["hopper" if hopper else "default"]
     size = constants.cublas_workspaces * workspace

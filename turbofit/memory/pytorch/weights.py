@@ -88,7 +88,7 @@ def environment(settings: Settings, model: Model, share: float | None = None) ->
 
 #: Terms and phases that are not in torch's allocator.
 _BEFORE: Final = ("before", "context")
-_OUTSIDE: Final = frozenset({"kernel_modules", "packed_kernels", BUFFERS})
+OUTSIDE_TORCH: Final = frozenset({"kernel_modules", "packed_kernels", BUFFERS})
 _LEAST_ROOM: Final = 128 * MIB
 
 
@@ -105,7 +105,7 @@ def share_of(ledgers: Sequence[GpuLedger]) -> float:
     for ledger in ledgers:
         lines = ledger.ledger
         early = sum(t.bytes for t in lines if t.phase in _BEFORE)
-        late = sum(t.bytes for t in lines if t.term in _OUTSIDE)
+        late = sum(t.bytes for t in lines if t.term in OUTSIDE_TORCH)
         held = max(ledger.load_peak, ledger.peak - late) - early
         room = max((ledger.margin - ledger.beyond_budget) // 2, _LEAST_ROOM)
         shares.append((held + room) / ledger.usable)

@@ -158,7 +158,7 @@ _TEXT: Final = Layout(text="model")
 
 _IDEFICS3: Final = Layout(text="model.text_model", first=("model.vision_model", "model.connector"))
 
-#: Only the thinker, since `serving.fallback.server` loads nothing else.
+#: Only the thinker, since `serving.fallback_server` loads nothing else.
 _QWEN2_5_OMNI: Final = Layout(text="model", first=("audio_tower", "visual"))
 
 _LAYOUTS: Final[dict[str, Layout]] = {

@@ -1,9 +1,10 @@
-"""Peaks of the executor's pool: the memory of one forward in its largest stage.
+"""Sizes of TurboMind's pool and buffers: one forward in its largest stage, and what stays.
 
 TurboMind's executor allocates every activation from a private pool that never returns memory, so
 the largest sum of live tensors counts. Each function adds up one stage, in bytes, as
 `unified_decoder`, `unified_attention_layer`, `generation`, `internvit` and `qwenvit` allocate and
-free. Checked against the 0.18 binary on pretend GPUs.
+free. `device_buffers` and `pinned_buffers` name the permanent buffers outside the pool. Checked
+against the 0.18 binary on pretend GPUs.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from turbofit.planning.resolved_request import (
     launch_of,
     vision_load_of,
 )
-from turbofit.planning.search.candidates import evaluate, with_speeds
+from turbofit.planning.search.evaluate import evaluate, with_speeds
 from turbofit.planning.search.shapes import (
     Evaluation,
     Shape,

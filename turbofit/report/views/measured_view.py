@@ -183,7 +183,7 @@ def calibration_view(result: Document) -> list[Block]:
 
 
 def pretend_view(document: Document) -> Iterator[Block]:
-    """The view of a document of `rehearsal.pretend.report`."""
+    """The view of the document that `turbofit pretend` writes."""
     yield Heading(f"PRETEND GPUs: {' '.join(document['command'])}")
     yield from _end(document)
     yield Heading("Cards at the peak of all processes together (MiB)")

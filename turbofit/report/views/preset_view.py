@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.machine.presets import GpuPreset
     from turbofit.model.merge.merge import Merged
-    from turbofit.planning.commands import Serving
-    from turbofit.planning.which import Which
+    from turbofit.planning.which import Serving, Which
     from turbofit.report.painters.document import Block
 
 

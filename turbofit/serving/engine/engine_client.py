@@ -71,8 +71,8 @@ class Timing(Struct):
 
     ``restarts`` within ``window`` break the circuit: the engine is left alone for ``window``.
     ``liveness`` is the time between two test completions, each of which may take ``patience``; see
-    `serving.engine.silence` for ``silence`` and ``longest_silence``. After ``quiet`` without a line
-    from a starting engine, a message says what that may mean.
+    `supervised_engine.Silence` for ``silence`` and ``longest_silence``. After ``quiet`` without a
+    line from a starting engine, a message says what that may mean.
     """
 
     tick: float = 0.1

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from turbofit.rehearsal.pretend.usage import TimelineReader
     from turbofit.rehearsal.turbomind.ledger import CallSites, Ledger
     from turbofit.serving.engine.gemm_tuning import GemmTuning
-    from turbofit.serving.engine.process import Begin
+    from turbofit.serving.engine.process import Spawn
 
 
 _LOG: Final = LazyLogger(__name__)
@@ -125,8 +125,8 @@ class Launch:
     ``runner`` are the words that start LMDeploy, and replace the command's first word. A ``key``
     that is not in the command is given to the engine in its environment. ``ratio`` returns the
     cache ratio of each start; with None the command's is used. ``images`` are the variables that
-    say how the engine's process prepares images. ``begin`` starts the process; None means
-    `core.process.child`. ``tuning`` keeps the engine's kernels; None keeps nothing.
+    say how the engine's process prepares images. ``spawn`` starts the process; None means
+    `core.process.processes.child`. ``tuning`` keeps the engine's kernels; None keeps nothing.
     """
 
     command: Command
@@ -134,7 +134,7 @@ class Launch:
     key: str | None = None
     _: KW_ONLY
     ratio: Callable[[], float] | None = None
-    begin: Begin | None = None
+    spawn: Spawn | None = None
     images: Mapping[str, str] | None = None
     tuning: GemmTuning | None = None
 

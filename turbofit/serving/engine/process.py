@@ -29,7 +29,7 @@ from turbofit.core.process.processes import child
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    Begin = Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen[bytes]]
+    Spawn = Callable[[Sequence[str], Mapping[str, str]], subprocess.Popen[bytes]]
 
 
 def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | None:
@@ -117,7 +117,7 @@ class EngineProcess:
     """A command in its own process group, and its output.
 
     Start it in the main thread: the engine is killed when the thread that started it ends.
-    ``begin`` starts it, or `child` if it is None. ``log_required``: the command starts only
+    ``spawn`` starts it, or `child` if it is None. ``log_required``: the command starts only
     if its log can be opened.
 
     Raises:
@@ -129,7 +129,7 @@ class EngineProcess:
         argv: Sequence[str],
         env: Mapping[str, str],
         log: Path,
-        begin: Begin | None = None,
+        spawn: Spawn | None = None,
         *,
         log_required: bool = True,
     ) -> None:
@@ -142,7 +142,7 @@ class EngineProcess:
                 hint="set XDG_STATE_HOME to a folder that can be written",
             ) from None
         try:
-            self._process = (begin or child)(argv, env)
+            self._process = (spawn or child)(argv, env)
         except OSError as exc:
             self._file.close()
             raise LaunchError(

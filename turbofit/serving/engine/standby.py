@@ -154,7 +154,7 @@ class Standby:
 class StandbyStarter:
     """Keeps a standby process for the engines of one server, for the kind of engine begun last.
 
-    ``available`` returns bytes of host memory. Any thread may call `begin`; only the main thread
+    ``available`` returns bytes of host memory. Any thread may call `spawn`; only the main thread
     may call the rest.
     """
 
@@ -176,7 +176,7 @@ class StandbyStarter:
         with self._lock:
             self._kind = kind_of(argv, env)
 
-    def begin(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    def spawn(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         """Start an engine: the standby becomes it, or a new process if the standby does not fit."""
         kind = kind_of(argv, env)
         with self._lock:

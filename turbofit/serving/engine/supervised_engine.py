@@ -218,7 +218,7 @@ class SupervisedEngine:
         self.tracker = StartupTracker(self.plan, self.log, self._began)
         # If the disk is not writable, a restart has no log, but the engine still starts.
         self.process = EngineProcess(
-            start_command.argv, start_command.env, self.log, self.launch.begin,
+            start_command.argv, start_command.env, self.log, self.launch.spawn,
             log_required=self.starts == 1,
         )  # fmt: skip
         self._move("starting")

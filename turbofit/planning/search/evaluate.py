@@ -13,23 +13,17 @@ from math import ceil, inf
 
 from msgspec.structs import replace
 
-from turbofit.core.messages import on_each_gpu
 from turbofit.core.plan import Goal
-from turbofit.core.units import format_bytes
-from turbofit.memory.account import Engine, VisionLoad
-from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcome_without_cache
-from turbofit.planning.resolved_request import ResolvedRequest, accounts_of
+from turbofit.planning.resolved_request import ResolvedRequest
 from turbofit.planning.search.shapes import Evaluation, Shape, like_groups, rounded
 from turbofit.planning.search.sizing import (
     SearchState,
     Sizer,
     best_batch,
-    excess_tokens,
     held_by,
-    most_context,
     most_held,
 )
-from turbofit.planning.speed import Speed, counted_tokens, request_tokens
+from turbofit.planning.speed import Speed, request_tokens
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -114,66 +108,6 @@ def _sized(sizer: Sizer) -> tuple[Sizer, int, bool]:
 
     session_len, batch, wants_cache = sizer.state.once(("size", *sizer.key), size)
     return sizer if batch is None else sizer.with_batch(batch), session_len, wants_cache
-
-
-def explain(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) -> str:
-    """The reason why a shape does not serve, in words; empty if it serves."""
-    if evaluation.fits:
-        return ""
-    if evaluation.serves:
-        return too_few(request, evaluation)
-    if evaluation.parts:
-        worst = max(evaluation.parts, key=lambda part: part.short)
-        return explain(request, worst, engine)
-    sizer = Sizer(SearchState(request, engine), evaluation.shape)
-    outcome = worst_outcome(sizer, evaluation)
-    starts = outcome.kind in ("serves", "request", "margin")  # else smaller images do not help
-    if starts and excess_tokens(request, evaluation.vision_load):
-        return too_long(request, evaluation.vision_load)
-    if outcome.kind != "serves":
-        return outcome.text
-    return (
-        f"the cache holds {evaluation.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
-    )
-
-
-def worst_outcome(sizer: Sizer, evaluation: Evaluation) -> StartOutcome:
-    """The outcome of the start of the group that lacks the most memory."""
-    groups = evaluation.shape.groups
-    settings = [evaluation.settings] * len(groups)
-    accounts = accounts_of(sizer.request, settings, groups, sizer.vision_load, sizer.engine)
-    ratio = sizer.ratio(accounts)
-    outcomes = [
-        outcome_without_cache(account) if ratio is None else outcome_at(account, ratio)
-        for account in accounts
-    ]
-    return max(outcomes, key=lambda outcome: (outcome.kind != "serves", outcome.missing))
-
-
-def too_few(request: ResolvedRequest, evaluation: Evaluation) -> str:
-    wanted, count = request.promised_requests, evaluation.held_requests
-    settings = evaluation.settings
-    size = counted_tokens(evaluation.vision_load, settings.session_len)
-    if not evaluation.short:
-        given = "max_batch_size" in request.engine_options
-        most = "" if given else ", the most that LMDeploy survives,"
-        batch = settings.max_batch_size
-        return f"max_batch_size {batch}{most} runs {count:,} of {wanted:,} at once"
-    per_gpu = "" if evaluation.parts else on_each_gpu(sum(map(len, evaluation.shape.groups)))
-    return (
-        f"the cache holds {count:,} of {wanted:,} requests of {size:,} tokens,"
-        f" {format_bytes(evaluation.short)} short{per_gpu}"
-    )
-
-
-def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
-    count = vision_load.images_per_request
-    images = "one image of the largest size is" if count == 1 else ""
-    images = images or f"{count:,} images of the largest size are"
-    return (
-        f"{images} {vision_load.tokens_per_request:,} tokens, which do not"
-        f" fit a context of {most_context(request):,} with text beside them"
-    )
 
 
 def _scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:
