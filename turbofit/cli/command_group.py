@@ -121,7 +121,7 @@ touches.
 _FILES: Final = {
     "predict": "plan", "rehearse": "plan", "which": "plan", "logs": "ps", "stop": "ps",
     "gpus": "models", "machine": "models",
-    "calibrate": "tune", "diagnose": "doctor",
+    "calibrate": "tune", "bench": "tune", "diagnose": "doctor",
 }  # fmt: skip
 
 
@@ -141,8 +141,11 @@ class Turbofit(click.Group):
     def get_command(self, _: click.Context, name: str) -> CliCommand | None:
         if name not in COMMANDS:
             return None
-        module = importlib.import_module(f"turbofit.cli.commands.{_FILES.get(name, name)}")
-        command: CliCommand = getattr(module, name)
+        if name == "completion":
+            command = completion
+        else:
+            module = importlib.import_module(f"turbofit.cli.commands.{_FILES.get(name, name)}")
+            command = getattr(module, name)
         command.help = COMMANDS[name]
         return command
 
