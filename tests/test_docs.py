@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import turbofit.api
-from turbofit.cli.command_group import EXIT_CODES
 from turbofit.cli.main import main
+from turbofit.cli.manual import EXIT_CODES
 from turbofit.gateway.http.refusals import refusals
 
 ROOT = Path(__file__).parents[1]

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from tests.support.plans import few_presets
-from turbofit.cli.command_group import COMMANDS, MANUAL, TURBOFIT
-from turbofit.cli.main import main
+from turbofit.cli.main import TURBOFIT, main
+from turbofit.cli.manual import COMMANDS, MANUAL
 from turbofit.cli.usage_errors import options_by_command
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import of_vllm

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from scripts import record
-from turbofit.cli.command_group import COMMANDS
 from turbofit.cli.main import main
+from turbofit.cli.manual import COMMANDS
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 

@@ -15,7 +15,8 @@ import click
 import pytest
 
 from tests.support.nvml import Scenario, four_3090
-from turbofit.cli.command_group import COMMANDS, TURBOFIT
+from turbofit.cli.main import TURBOFIT
+from turbofit.cli.manual import COMMANDS
 from turbofit.cli.terminal import output, screen
 from turbofit.core.process import files
 

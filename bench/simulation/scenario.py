@@ -103,7 +103,8 @@ class Turbofit:
     def _run(self) -> int:
         from turbofit.cli.terminal.output import exit_code, say
         from turbofit.serving.leases import Leases
-        from turbofit.serving.run import Run, follow
+        from turbofit.serving.run import Run
+        from turbofit.serving.start import follow
         from turbofit.serving.supervisor import StoppedError, StopSignal
 
         self._stop = StopSignal()
@@ -130,7 +131,7 @@ def serve_question(
     model: str, fixed: tuple[tuple[str, Any], ...], name: str | None = None
 ) -> ServeConfig:
     """What `serve` is asked for; ``name`` is what clients call the model."""
-    from turbofit.gateway.options import GatewayConfig
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.planning.request import PlanRequest
     from turbofit.serving.engine.engine_client import Timing
     from turbofit.serving.options import ServeConfig

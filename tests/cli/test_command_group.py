@@ -12,8 +12,7 @@ from msgspec.structs import replace
 
 from tests.support.plans import plausible_plan
 from turbofit.cli.command import CliCommand
-from turbofit.cli.command_group import TURBOFIT
-from turbofit.cli.main import main
+from turbofit.cli.main import TURBOFIT, main
 from turbofit.cli.options.common_options import (
     FORMS,
     machine_options,

@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.processes import REPO
 from turbofit.cli.command import CliCommand, Option
-from turbofit.cli.command_group import COMMANDS, EXIT_CODES, MANUAL, manual_text
 from turbofit.cli.main import main
+from turbofit.cli.manual import COMMANDS, EXIT_CODES, MANUAL, manual_text
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.installation import install_command
 

@@ -10,10 +10,10 @@ import msgspec
 
 from tests import virtual_time
 from tests.support.gateway import CHAT, Answer, Recorder, Reply, call, chat, gateway, plan_for
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.idle import IdleGateway
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.options import GatewayConfig
 from turbofit.gateway.routing.engines import Outage, RoutedEngine
 
 NAMES = {"org/a": "org/a", "a": "org/a", "a-2b": "org/a"}

@@ -26,8 +26,9 @@ from tests.support.waiting import HANG
 from turbofit.cli.commands.gateway import gateway as command
 from turbofit.cli.options.field_options import filled
 from turbofit.core.errors import LaunchError, UsageError
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.metrics import AccessLog
-from turbofit.gateway.options import GatewayConfig, GatewayOptions
+from turbofit.gateway.options import GatewayOptions
 from turbofit.gateway.server import (
     GatewayThread,
     bind,

@@ -17,8 +17,7 @@ from tests.serving.fallback.support import tiny_map
 from tests.support.checkpoints import make_internvl2
 from tests.support.plans import gpu, machine, model, plausible_plan
 from turbofit import api
-from turbofit.cli.command_group import TURBOFIT
-from turbofit.cli.main import main
+from turbofit.cli.main import TURBOFIT, main
 from turbofit.cli.options.field_options import filled
 from turbofit.core.errors import UsageError
 from turbofit.core.model import ModelSource

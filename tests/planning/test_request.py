@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import fields
 from pydantic import ValidationError
 
-from turbofit.cli.command_group import TURBOFIT
+from turbofit.cli.main import TURBOFIT
 from turbofit.cli.options.field_options import filled
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Settings

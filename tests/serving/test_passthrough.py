@@ -14,7 +14,7 @@ from msgspec.structs import replace
 import turbofit
 from scripts.new_lmdeploy import ParserOption, parser_options, with_options
 from tests.support.plans import model
-from turbofit.cli.command_group import TURBOFIT
+from turbofit.cli.main import TURBOFIT
 from turbofit.core.errors import UsageError
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import config_names

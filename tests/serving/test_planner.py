@@ -21,15 +21,16 @@ from turbofit.core.engine_end import End, RehearsedCache
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.plan import Plan, Rehearsal
 from turbofit.core.units import MIB
-from turbofit.gateway.options import GatewayConfig
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.machine import source
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 from turbofit.rehearsal import confirm
 from turbofit.serving.leases import Leases
-from turbofit.serving.options import Reloader, ServeConfig
+from turbofit.serving.options import ServeConfig
 from turbofit.serving.planner import Planner, leases_for
+from turbofit.serving.run import Reloader
 from turbofit.serving.supervisor import StopSignal
 
 REQUEST = PlanRequest(model="internvl2-1b", on="1xrtx3060")

@@ -20,9 +20,9 @@ import pytest
 from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for
 from tests.support.waiting import HANG, until
 from turbofit.core.errors import DoesNotFitError, TurbofitError
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.idle import AttachedGateway, IdleGateway
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.options import GatewayConfig
 from turbofit.gateway.server import GatewayThread
 from turbofit.serving import serve_idle
 from turbofit.serving.serve_idle import IdleServer

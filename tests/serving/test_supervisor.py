@@ -18,7 +18,7 @@ from tests.support.processes import REPO, STANDIN
 from tests.support.serving import ask_at
 from tests.support.waiting import HANG
 from turbofit.core.engine_end import End
-from turbofit.gateway.options import GatewayConfig
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.engines import Outage
 from turbofit.gateway.server import GatewayThread, make_gateway
 from turbofit.planning.commands import commands

@@ -14,9 +14,9 @@ from PIL import Image
 from tests.support.plans import model, plausible_plan
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Limits, Plan
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.options import GatewayConfig
 from turbofit.gateway.upstream import Died, Unreachable
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)

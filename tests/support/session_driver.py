@@ -15,7 +15,7 @@ from typing import Any
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
-from turbofit.gateway.options import GatewayConfig
+from turbofit.gateway.config import GatewayConfig
 from turbofit.planning import choose
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
@@ -27,7 +27,8 @@ from turbofit.serving.engine.standby import standby_of
 from turbofit.serving.ladder import recall
 from turbofit.serving.leases import Leases, end_orphans
 from turbofit.serving.options import ServeConfig
-from turbofit.serving.run import Run, follow
+from turbofit.serving.run import Run
+from turbofit.serving.start import follow
 from turbofit.serving.supervisor import StoppedError, StopSignal
 
 #: In the folder ``standin``, which is on the path.

@@ -369,7 +369,7 @@ class CliCommand(click.Command):
 
     def explain(self, name: str) -> None:
         """Give each option and argument without a help text its text in the command's manual."""
-        from turbofit.cli.command_group import option_texts
+        from turbofit.cli.manual import option_texts
 
         texts = option_texts(name)
         for param in self.params:
@@ -384,7 +384,7 @@ class CliCommand(click.Command):
         return super().shell_complete(ctx, incomplete)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from turbofit.cli.command_group import group_lines
+        from turbofit.cli.manual import group_lines
 
         self.explain(ctx.info_name or "")
         arguments = [it for it in self.params if isinstance(it, Argument)]
@@ -409,7 +409,7 @@ class CliCommand(click.Command):
                 formatter.write_text("taken too: lmdeploy serve api_server --help lists them")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from turbofit.cli.command_group import manual_text
+        from turbofit.cli.manual import manual_text
 
         formatter.write(manual_text(ctx.info_name or ""))
 

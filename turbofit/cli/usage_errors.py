@@ -27,7 +27,7 @@ def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
         return _bad_value(exc, exc.param, ctx)
     text, hint = exc.format_message().rstrip("."), f"see {ctx.command_path} --help"
     if isinstance(exc, click.BadOptionUsage):
-        from turbofit.cli.command_group import option_texts
+        from turbofit.cli.manual import option_texts
 
         name, params = exc.option_name, ctx.command.params
         option = next(it for it in params if name in (*it.opts, *it.secondary_opts))
@@ -52,7 +52,7 @@ def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
 
 def _bad_value(exc: click.BadParameter, param: click.Parameter, ctx: click.Context) -> UsageError:
     """The error for a value that is missing, or that an option or argument does not take."""
-    from turbofit.cli.command_group import MANUAL
+    from turbofit.cli.manual import MANUAL
 
     name, hint = max(param.opts, key=len), f"see {ctx.command_path} --help"
     if isinstance(param, click.Argument):

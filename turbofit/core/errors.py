@@ -5,12 +5,10 @@ Anything else that escapes is a bug in turbofit and leaves with exit code 1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from turbofit.core.struct import Document
 
 
 def option_of(setting: str) -> str:
@@ -53,7 +51,7 @@ class TurbofitError(Exception):
         self.__dict__.pop("__notes__", None)
         TurbofitError.__init__(self, lines[0], hint=lines[1], options=self.options)
 
-    def to_dict(self) -> Document:
+    def to_dict(self) -> dict[str, Any]:
         """The error as the JSON document that ``--json`` prints."""
         names = ("kind", "message", "hint", "exit_code")
         return {"error": {name: getattr(self, name) for name in names}}
@@ -120,7 +118,7 @@ class PackageError(TurbofitError):
     kind = "package"
 
 
-def error_from(document: Document) -> TurbofitError:
+def error_from(document: dict[str, Any]) -> TurbofitError:
     """The error of another process, from what `TurbofitError.to_dict` has under ``error``."""
     kinds = {error.exit_code: error for error in TurbofitError.__subclasses__()}
     kind = kinds.get(int(document.get("exit_code", 0)), LaunchError)

@@ -30,9 +30,9 @@ from turbofit.gateway.upstream import Upstream, refuse_no_url
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.request_context import Receive, RequestContext, Send
     from turbofit.gateway.http.routes import Route
-    from turbofit.gateway.options import GatewayConfig
 
 _LOOK_SECONDS, _HEALTH_SECONDS = 0.5, 5.0
 #: The most bytes of a body, until a node has said how many its plan allows.

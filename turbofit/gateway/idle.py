@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.core.struct import Document
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.request_context import Message, Receive, RequestContext, Send
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
-    from turbofit.gateway.options import GatewayConfig
     from turbofit.gateway.server import GatewayThread
 
 _Answer = TypeVar("_Answer")

@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.core.struct import Document
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.asgi_app import AsgiApp
     from turbofit.gateway.http.metrics import Log
     from turbofit.gateway.http.protocol import LimitedProtocol
-    from turbofit.gateway.options import GatewayConfig
     from turbofit.gateway.routing.deny_list import DenyList
 
 _BACKLOG: Final = 2048

@@ -43,7 +43,8 @@ from turbofit.serving.engine.worst_requests import (
 )
 from turbofit.serving.ladder import learned_file
 from turbofit.serving.planner import leases_for
-from turbofit.serving.run import Run, follow
+from turbofit.serving.run import Run
+from turbofit.serving.start import follow
 
 if TYPE_CHECKING:
     import signal

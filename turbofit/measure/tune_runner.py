@@ -22,11 +22,12 @@ from turbofit.core.process.progress import Step, tell
 from turbofit.core.process.variable_names import without_options
 from turbofit.core.tuning import SpeedFigures
 from turbofit.core.units import parse_seconds
-from turbofit.gateway.options import GatewayConfig
+from turbofit.gateway.config import GatewayConfig
 from turbofit.measure.load.result import LoadResult
 from turbofit.serving.engine.engine_client import Timing
 from turbofit.serving.engine.launches import HOST, free_ports
-from turbofit.serving.run import Run, follow
+from turbofit.serving.run import Run
+from turbofit.serving.start import follow
 from turbofit.serving.supervisor import StoppedError, StopSignal
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import LaunchError, PackageError, TurbofitError
 from turbofit.core.installation import install_command
 from turbofit.core.process.network import DEFAULT_PORT
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.prepare import decode
 from turbofit.gateway.http.refusals import Refusal, refusal_event
@@ -37,7 +38,6 @@ from turbofit.gateway.limits.ranges import ANSWER_LENGTHS, hold_parameters
 from turbofit.gateway.limits.request_body import read_body
 from turbofit.gateway.limits.rules import Scope, refused
 from turbofit.gateway.media.pictures import from_url
-from turbofit.gateway.options import GatewayConfig
 from turbofit.gateway.server import run_gateway
 from turbofit.model.loading import load_model, load_processor
 from turbofit.planning.commands import read_map

@@ -1,22 +1,18 @@
-"""Options of a launch, as `serve`, `calibrate` and `tune` take them; each field is an option.
-
-A `Reloader` reads a server's options again at SIGHUP.
-"""
+"""Options of a launch, as `serve`, `calibrate` and `tune` take them; each field is an option."""
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from turbofit.core.errors import TurbofitError, UsageError, option_of
+from turbofit.core.errors import UsageError, option_of
 from turbofit.core.messages import refuse_together
 from turbofit.core.model import Model
 from turbofit.core.plan import Plan
 from turbofit.core.process.network import DEFAULT_PORT, LAST_PORT
 from turbofit.core.validation import SECONDS, FilePath, Metavar, Validated
-from turbofit.gateway.options import GatewayConfig
+from turbofit.gateway.config import GatewayConfig
 from turbofit.model.presets import find_preset
 from turbofit.planning.request import PlanRequest
 from turbofit.serving.engine.engine_client import Timing
@@ -24,10 +20,7 @@ from turbofit.serving.engine.worst_requests import CheckMode
 from turbofit.serving.passthrough import adapter_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from turbofit.core.struct import Options
-    from turbofit.serving.run import Run
 
 
 class ServeConfig(Validated):
@@ -222,49 +215,3 @@ def ray_address(text: str) -> str | None:
     if kind != "ray":
         raise UsageError(f"--cluster {text[:60]!r} is no Ray cluster", hint="ray, or ray:HOST:6379")
     return address or None
-
-
-#: Options of a gateway that can change while it serves.
-LIVE: Final = ("api_key", "allow_origins", "allowed_hosts", "allowed_media_domains")
-
-
-class Reloader:
-    """Reads a server's options again, and gives the gateway those that can change.
-
-    ``options`` are those of the start, by name; ``read`` returns the current ones and their gateway
-    configuration, and raises a UsageError if one is wrong.
-    """
-
-    def __init__(
-        self, run: Run, options: Options, read: Callable[[], tuple[Options, GatewayConfig]]
-    ) -> None:
-        self._run, self._options, self._read = run, dict(options), read
-        self._lock = threading.Lock()
-
-    def begin(self) -> None:
-        """Reload in a thread of its own: a signal handler must not take a lock."""
-        threading.Thread(target=self.reload, name="reload", daemon=True).start()
-
-    def reload(self) -> None:
-        """Reload, and say which options changed and which did not; an error changes nothing."""
-        run, before = self._run, self._options
-        with self._lock:
-            try:
-                options, config = self._read()
-                gateway, names = run.config.gateway, {**before, **options}
-                changed = [name for name in names if before.get(name) != options.get(name)]
-                if gateway and gateway.api_keys != config.api_keys and "api_key" not in changed:
-                    changed.append("api_key")  # the file with the keys has others now
-                taken = [name for name in changed if name in LIVE and gateway is not None]
-                if taken and gateway is not None:
-                    after = gateway.taking_over(config)
-                    if run.public is not None:
-                        run.public.call(lambda gateway: gateway.take_over(after))
-                    run.config = run.config.changed(gateway=after)  # for the next gateway
-            except TurbofitError as exc:
-                run.say(f"not reloaded: {exc.message} ({exc.hint})")
-                return
-            before |= {name: options.get(name) for name in taken}
-            if left := [name for name in changed if name not in taken]:
-                run.say(f"needs a restart: {', '.join(left)}")
-            run.say(f"reloaded: {', '.join(taken) or 'nothing'}")

@@ -1,45 +1,37 @@
 """One run: a request, or a plan that was given, becomes a reserved plan and a folder.
 
 `Run.prepare` measures under the machine's lock, plans, rehearses and reserves, or refuses.
-`Run.begin` makes the run's folder. `follow` starts the engines and follows them; one start is a
-`Start` (`start.py`).
+`Run.begin` makes the run's folder. `start.follow` starts the engines and follows them.
 """
 
 from __future__ import annotations
 
-import shutil
+import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import (
     DoesNotFitError,
     MachineError,
-    OutOfMemoryError,
     TurbofitError,
     UsageError,
 )
 from turbofit.core.messages import BESIDE_COMMANDS
-from turbofit.core.process.files import write_atomic
-from turbofit.gateway.server import digest_of, keep_large_blocks
+from turbofit.gateway.config import GatewayConfig
 from turbofit.planning import checks
 from turbofit.planning.calibrations import pretends
 from turbofit.planning.commands import commands
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.planning.plan import refusal
-from turbofit.serving.engine.engine_log import EndedError
 from turbofit.serving.engine.launches import Launch, find_lmdeploy, lmdeploy_if_needed
-from turbofit.serving.ladder import MOST_RUNGS, Learned, Proof, learned_file, recall, rungs
+from turbofit.serving.ladder import Proof, recall
 from turbofit.serving.planner import Planner, can_rehearse
 from turbofit.serving.runs import Record, run_folder
-from turbofit.serving.start import Start
-from turbofit.serving.supervisor import StoppedError
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable
     from pathlib import Path
 
-    from turbofit.core.engine_end import End
     from turbofit.core.plan import Plan
     from turbofit.core.struct import Options
     from turbofit.gateway.http.app import Gateway
@@ -49,10 +41,8 @@ if TYPE_CHECKING:
     from turbofit.serving.engine.launches import Lmdeploy
     from turbofit.serving.engine.standby import StandbyStarter
     from turbofit.serving.engine.supervised_engine import Examiner
-    from turbofit.serving.ladder import Rung
     from turbofit.serving.leases import Leases
     from turbofit.serving.options import ServeConfig
-    from turbofit.serving.supervisor import StopSignal
 
     PublicSide = GatewayThread[Gateway] | AttachedGateway
 
@@ -211,81 +201,47 @@ class Run:
         return self.folder
 
 
-def follow(run: Run, stop: StopSignal) -> signal.Signals:
-    """Start a run's engines and serve, after `Run.begin`; returns the signal that ended it.
+#: Options of a gateway that can change while it serves.
+LIVE: Final = ("api_key", "allow_origins", "allowed_hosts", "allowed_media_domains")
 
-    Raises:
-        TurbofitError: something other than a signal ended the run; the record says what.
+
+class Reloader:
+    """Reads a server's options again, and gives the gateway those that can change.
+
+    ``options`` are those of the start, by name; ``read`` returns the current ones and their gateway
+    configuration, and raises a UsageError if one is wrong.
     """
-    assert run.plan is not None
-    keep_large_blocks()  # before the first thread, which would have a heap of its own
-    try:
-        ended = _follow(run, run.plan, stop)
-    except StoppedError as exc:
-        run.record.change(state="ended", ended=exc.signal.name)
-        raise
-    finally:
-        # A twin and an overlay can be made again; a timeline looks larger than it is on the disk.
-        for name in ("model", "overlay-*", "pretend-*"):
-            for room in run.folder.glob(name):
-                shutil.rmtree(room, ignore_errors=True)
-    run.record.change(state="ended", ended=ended.name)
-    return ended
 
+    def __init__(
+        self, run: Run, options: Options, read: Callable[[], tuple[Options, GatewayConfig]]
+    ) -> None:
+        self._run, self._options, self._read = run, dict(options), read
+        self._lock = threading.Lock()
 
-def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
-    failed, why = 0, ""
-    while True:
-        start = Start(run, plan, failed)
-        run.record.begin(
-            number=failed, changes=run.changes, why=why, settings=plan.settings,
-            requests_at_once=plan.requests_at_once,
-        )  # fmt: skip
-        try:
-            return start.run(stop)
-        except EndedError as exc:
-            end = exc.end
-            start.doubt(end)
-        except TurbofitError as exc:
-            run.record.change(state="failed", ended=exc.to_dict()["error"])
-            raise
-        run.record.attempt(ended=end.record())
-        failed += 1
-        step = _step_down(run, plan, end, failed)
-        if step is None:
-            run.record.change(state="failed", ended=end.record())
-            if failed == 1 or not end.is_oom:
-                raise end.error
-            raise OutOfMemoryError(
-                f"out of memory after {failed} starts, the last: {end.error.message}",
-                hint=f"see each start in {run.folder}; report it with turbofit diagnose",
-            )
-        plan, rung = step
-        run.changes, why = {**run.changes, **rung.changes}, rung.why
-        place = f"warning: ladder {failed}/{MOST_RUNGS}"
-        run.say(f"{place}: {end.error.message}")
-        run.say(f"{place}: {why}")
-        version, pretend = run.lmdeploy.version, run.config.pretend
-        learned_file(plan, version, pretend=pretend).write(Learned(changes=run.changes))
-        with suppress(TurbofitError):  # on a full disk the file is missing
-            path = run.folder / f"plan-{failed}.json"
-            write_atomic(path, plan.to_json(), mode=0o600)
+    def begin(self) -> None:
+        """Reload in a thread of its own: a signal handler must not take a lock."""
+        threading.Thread(target=self.reload, name="reload", daemon=True).start()
 
-
-def _step_down(run: Run, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung] | None:
-    """The first rung that leads to a different plan that fits, and this plan."""
-    if run.config.plan is not None or not end.is_oom or failed > MOST_RUNGS:
-        return None
-    run.plan = None  # the plan before the change must not serve
-    started = plan if end.group is None else plan.of_group(end.group)
-    for rung in rungs(end, started, run.fixed):
-        try:
-            planned = run.planner.make({**run.changes, **rung.changes})
-        except TurbofitError as exc:
-            run.say(f"ladder: {rung.why}: {exc.message}")
-            continue
-        if not planned.fits:
-            run.say(f"ladder: {rung.why}: {planned.verdict}")
-        elif digest_of(planned) != digest_of(plan):
-            return planned, rung
-    return None
+    def reload(self) -> None:
+        """Reload, and say which options changed and which did not; an error changes nothing."""
+        run, before = self._run, self._options
+        with self._lock:
+            try:
+                options, config = self._read()
+                gateway, names = run.config.gateway, {**before, **options}
+                changed = [name for name in names if before.get(name) != options.get(name)]
+                if gateway and gateway.api_keys != config.api_keys and "api_key" not in changed:
+                    changed.append("api_key")  # the file with the keys has others now
+                taken = [name for name in changed if name in LIVE and gateway is not None]
+                if taken and gateway is not None:
+                    after = gateway.taking_over(config)
+                    if run.public is not None:
+                        run.public.call(lambda gateway: gateway.take_over(after))
+                    run.config = run.config.changed(gateway=after)  # for the next gateway
+            except TurbofitError as exc:
+                run.say(f"not reloaded: {exc.message} ({exc.hint})")
+                return
+            before |= {name: options.get(name) for name in taken}
+            if left := [name for name in changed if name not in taken]:
+                run.say(f"needs a restart: {', '.join(left)}")
+            run.say(f"reloaded: {', '.join(taken) or 'nothing'}")

@@ -19,7 +19,8 @@ from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.server import GatewayThread, about_plan, keep_large_blocks
 from turbofit.serving.engine.standby import standby_of
 from turbofit.serving.planner import leases_for, preview
-from turbofit.serving.run import Run, follow
+from turbofit.serving.run import Run
+from turbofit.serving.start import follow
 from turbofit.serving.supervisor import StoppedError
 
 if TYPE_CHECKING:

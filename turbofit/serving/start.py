@@ -1,10 +1,11 @@
-"""One start of a run: its overlay, engines, gateway and GPU watch, from the launch to their end."""
+"""Starts of a run: overlay, engines, gateway and GPU watch; a lower plan where memory runs out."""
 
 from __future__ import annotations
 
 import math
 import secrets
 import shlex
+import shutil
 import time
 from contextlib import suppress
 from functools import cached_property, partial
@@ -12,13 +13,16 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import LaunchError
+from turbofit.core.errors import LaunchError, OutOfMemoryError, TurbofitError
+from turbofit.core.process.files import write_atomic
 from turbofit.core.process.progress import under_way
 from turbofit.core.run_report import EngineRecord, RunMoment
+from turbofit.gateway.server import digest_of, keep_large_blocks
 from turbofit.planning import checks
 from turbofit.planning.commands import commands, module_of, private_commands
 from turbofit.planning.examine.scene import Scene, Sources
 from turbofit.serving.calibration import in_words
+from turbofit.serving.engine.engine_log import EndedError
 from turbofit.serving.engine.gemm_tuning import give_tuning
 from turbofit.serving.engine.launches import (
     Launch,
@@ -38,9 +42,9 @@ from turbofit.serving.gpu_monitor import (
     used_now,
 )
 from turbofit.serving.images.preparation import image_environment
-from turbofit.serving.ladder import Proof
+from turbofit.serving.ladder import MOST_RUNGS, Learned, Proof, learned_file, rungs
 from turbofit.serving.start_progress import StartProgress, as_launched, beside
-from turbofit.serving.supervisor import Supervisor
+from turbofit.serving.supervisor import StoppedError, Supervisor
 from turbofit.serving.weights import fetched
 
 if TYPE_CHECKING:
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
     from turbofit.serving.engine.supervised_engine import EngineExam, SupervisedEngine
+    from turbofit.serving.ladder import Rung
     from turbofit.serving.run import PublicSide, Run
     from turbofit.serving.supervisor import StopSignal
 
@@ -378,3 +383,83 @@ class Start:
     def _warn(self, kind: str, text: str) -> None:
         self._run.say(f"warning: {text}")
         self._run.record.event(kind, text)
+
+
+def follow(run: Run, stop: StopSignal) -> signal.Signals:
+    """Start a run's engines and serve, after `Run.begin`; returns the signal that ended it.
+
+    Raises:
+        TurbofitError: something other than a signal ended the run; the record says what.
+    """
+    assert run.plan is not None
+    keep_large_blocks()  # before the first thread, which would have a heap of its own
+    try:
+        ended = _follow(run, run.plan, stop)
+    except StoppedError as exc:
+        run.record.change(state="ended", ended=exc.signal.name)
+        raise
+    finally:
+        # A twin and an overlay can be made again; a timeline looks larger than it is on the disk.
+        for name in ("model", "overlay-*", "pretend-*"):
+            for room in run.folder.glob(name):
+                shutil.rmtree(room, ignore_errors=True)
+    run.record.change(state="ended", ended=ended.name)
+    return ended
+
+
+def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
+    failed, why = 0, ""
+    while True:
+        start = Start(run, plan, failed)
+        run.record.begin(
+            number=failed, changes=run.changes, why=why, settings=plan.settings,
+            requests_at_once=plan.requests_at_once,
+        )  # fmt: skip
+        try:
+            return start.run(stop)
+        except EndedError as exc:
+            end = exc.end
+            start.doubt(end)
+        except TurbofitError as exc:
+            run.record.change(state="failed", ended=exc.to_dict()["error"])
+            raise
+        run.record.attempt(ended=end.record())
+        failed += 1
+        step = _step_down(run, plan, end, failed)
+        if step is None:
+            run.record.change(state="failed", ended=end.record())
+            if failed == 1 or not end.is_oom:
+                raise end.error
+            raise OutOfMemoryError(
+                f"out of memory after {failed} starts, the last: {end.error.message}",
+                hint=f"see each start in {run.folder}; report it with turbofit diagnose",
+            )
+        plan, rung = step
+        run.changes, why = {**run.changes, **rung.changes}, rung.why
+        place = f"warning: ladder {failed}/{MOST_RUNGS}"
+        run.say(f"{place}: {end.error.message}")
+        run.say(f"{place}: {why}")
+        version, pretend = run.lmdeploy.version, run.config.pretend
+        learned_file(plan, version, pretend=pretend).write(Learned(changes=run.changes))
+        with suppress(TurbofitError):  # on a full disk the file is missing
+            path = run.folder / f"plan-{failed}.json"
+            write_atomic(path, plan.to_json(), mode=0o600)
+
+
+def _step_down(run: Run, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung] | None:
+    """The first rung that leads to a different plan that fits, and this plan."""
+    if run.config.plan is not None or not end.is_oom or failed > MOST_RUNGS:
+        return None
+    run.plan = None  # the plan before the change must not serve
+    started = plan if end.group is None else plan.of_group(end.group)
+    for rung in rungs(end, started, run.fixed):
+        try:
+            planned = run.planner.make({**run.changes, **rung.changes})
+        except TurbofitError as exc:
+            run.say(f"ladder: {rung.why}: {exc.message}")
+            continue
+        if not planned.fits:
+            run.say(f"ladder: {rung.why}: {planned.verdict}")
+        elif digest_of(planned) != digest_of(plan):
+            return planned, rung
+    return None

@@ -11,7 +11,7 @@ from turbofit.cli.commands.serve import say_open
 from turbofit.cli.main import main
 from turbofit.cli.terminal.output import Form
 from turbofit.core.plan import Plan
-from turbofit.gateway.options import GatewayConfig
+from turbofit.gateway.config import GatewayConfig
 from turbofit.serving.run import Run
 
 Out = pytest.CaptureFixture[str]

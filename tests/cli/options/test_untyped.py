@@ -11,8 +11,8 @@ import pytest
 from click.core import ParameterSource
 
 from turbofit.cli.command import Option
-from turbofit.cli.command_group import COMMANDS, TURBOFIT
-from turbofit.cli.main import main
+from turbofit.cli.main import TURBOFIT, main
+from turbofit.cli.manual import COMMANDS
 from turbofit.cli.options.untyped import ROOT, read_again, read_file, variables_of
 from turbofit.core.errors import UsageError
 from turbofit.core.process.variable_names import VARIABLES, is_service_link, without_options

@@ -23,10 +23,10 @@ from tests.support.gateway import (
     plan_for,
 )
 from tests.support.waiting import auntil
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.body import LARGE, Bodies
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media.fetch import MediaFetcher
-from turbofit.gateway.options import GatewayConfig
 
 JSON = {b"content-type": b"application/json"}
 

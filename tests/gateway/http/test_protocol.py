@@ -26,6 +26,7 @@ from tests.hostile import hostile
 from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for, stream
 from tests.support.waiting import HANG
 from turbofit.core.errors import UsageError
+from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.http.connections import (
     Acceptor,
@@ -39,7 +40,6 @@ from turbofit.gateway.http.connections import (
 from turbofit.gateway.http.protocol import LimitedProtocol
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.options import ConnectionLimits, GatewayConfig
 from turbofit.gateway.server import GatewayThread, _uvicorn
 
 HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n".encode()

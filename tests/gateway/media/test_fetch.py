@@ -12,10 +12,11 @@ from aiohttp.test_utils import TestServer
 
 from tests.support.gateway import ask, chat, data_url, gateway, picture
 from tests.virtual_time import settled
+from turbofit.gateway.config import ANY_PUBLIC
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media import fetch
 from turbofit.gateway.media.fetch import MediaFetcher, allowed_host, is_public
-from turbofit.gateway.options import ANY_PUBLIC, GatewayOptions
+from turbofit.gateway.options import GatewayOptions
 
 MOST = 1 << 20
 PICTURE = picture(64, 48)

@@ -29,9 +29,9 @@ from tests.support.gateway import (
 )
 from tests.support.waiting import auntil
 from turbofit.core.plan import Plan
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits.gate import Cost, Gate
 from turbofit.gateway.limits.request_limits import bounds_of
-from turbofit.gateway.options import GatewayConfig
 from turbofit.gateway.routing import request_forwarder
 from turbofit.gateway.routing.engines import (
     Fleet,

@@ -19,10 +19,10 @@ from turbofit.cli.main import main
 from turbofit.core.errors import UnservedError, UsageError
 from turbofit.core.messages import PRETEND_HEADER, PRETEND_SPEED
 from turbofit.measure.load.client import Answer, StreamReader
-from turbofit.measure.load.driver import LoadRun
+from turbofit.measure.load.driver import LoadRun, bench, summary
 from turbofit.measure.load.prompt import PromptWriter, StreamError
-from turbofit.measure.load.result import spread, summary
-from turbofit.measure.load.spec import LoadSpec, bench
+from turbofit.measure.load.result import spread
+from turbofit.measure.load.spec import LoadSpec
 from turbofit.report.painters.document import Paragraph
 from turbofit.report.views.measured_view import load_view
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from tests.fixtures.clusters import node
 from turbofit.core.cluster import Node, NodePlan, NodeStatus
 from turbofit.core.errors import DoesNotFitError, LaunchError
-from turbofit.gateway.options import GatewayConfig
+from turbofit.gateway.config import GatewayConfig
 from turbofit.planning.request import PlanRequest
 from turbofit.serving.cluster import actors, ray_adapter
 from turbofit.serving.cluster import controller as module

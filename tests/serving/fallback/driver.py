@@ -7,12 +7,13 @@ from pathlib import Path
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
-from turbofit.gateway.options import GatewayConfig
+from turbofit.gateway.config import GatewayConfig
 from turbofit.serving.engine.engine_client import EngineClient, Timing
 from turbofit.serving.engine.launches import Lmdeploy
 from turbofit.serving.leases import Leases
 from turbofit.serving.options import ServeConfig
-from turbofit.serving.run import Run, follow
+from turbofit.serving.run import Run
+from turbofit.serving.start import follow
 from turbofit.serving.supervisor import StopSignal
 
 ASKED = EngineClient.is_healthy

@@ -96,7 +96,7 @@ class Served:
     def __init__(self, folder: Path, placed: Mapping[str, int | str] | None = None) -> None:
         import uvicorn
 
-        from turbofit.gateway.options import GatewayConfig
+        from turbofit.gateway.config import GatewayConfig
         from turbofit.serving.engine.launches import free_ports
         from turbofit.serving.fallback_server import FallbackApp, load
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.core.plan import Plan
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.front import Front, NodeAddress
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.http.asgi_app import AsgiApp
-    from turbofit.gateway.options import GatewayConfig
 
 #: Options that a front leaves to the servers behind it; its own clients have other keys.
 _OF_NODES: Final = (

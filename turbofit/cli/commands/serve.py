@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from turbofit.cli.command import Option, command
+from turbofit.cli.command import Argument, Option, command
 from turbofit.cli.options import common_options as common
 from turbofit.cli.options import field_options as fields
 from turbofit.cli.options import untyped
 from turbofit.cli.terminal import output
 from turbofit.cli.terminal.output import exit_code, run_until_signal
 from turbofit.core.errors import UsageError, option_of
+from turbofit.core.messages import refuse_together
 from turbofit.core.process.network import LAST_PORT
 from turbofit.core.process.progress import under_way
 from turbofit.core.struct import to_json
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.core.struct import Options
-    from turbofit.gateway.options import GatewayConfig
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.serving.options import ServeConfig
     from turbofit.serving.passthrough import PassedOptions
     from turbofit.serving.run import Run
@@ -163,8 +164,6 @@ def serve(
     if detach and not options.dry_run:
         return _detached(form, options.cluster)
     if options.cluster is not None:
-        from turbofit.cli.commands.cluster import serve_on_cluster
-
         return serve_on_cluster(arguments, form)
     if options.dry_run:
         if not options.no_gateway:
@@ -270,7 +269,8 @@ def _config(arguments: Arguments) -> ServeConfig:
 def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> int:
     from turbofit.serving.engine.standby import standby_of
     from turbofit.serving.planner import leases_for
-    from turbofit.serving.run import Run, follow
+    from turbofit.serving.run import Run
+    from turbofit.serving.start import follow
 
     def body(stop: StopSignal) -> signal.Signals:
         def opened(urls: list[str]) -> None:
@@ -304,7 +304,9 @@ def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
         now = arguments._replace(public=fields.filled(GatewayOptions, options))
         return options, now.gateway()
 
-    return launch.Reloader(run, ctx.params, read).begin
+    from turbofit.serving.run import Reloader
+
+    return Reloader(run, ctx.params, read).begin
 
 
 def _show_commands(arguments: Arguments, form: output.Form) -> int:
@@ -345,3 +347,83 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
     texts = [shell_words(command.argv, command.env) + "\n" for command in shown_commands]
     output.answer(head + "\n".join(texts))
     return 0
+
+
+@command(
+    Argument("action", metavar="ACTION", type=click.Choice(("status", "drain"))),
+    Argument("node", metavar="NODE", required=False),
+    Option("--cluster", metavar="RAY", default="ray"),
+    Option("--name"),
+    *common.FORMS,
+    only_linux=True,
+    usage="status|drain [NODE] [--cluster ray:ADDRESS]",
+)
+def cluster(
+    *, action: str, node: str | None, cluster: str, name: str | None, form: output.Form
+) -> int:
+    from turbofit.report.views.cluster_view import status_view
+    from turbofit.serving.cluster.actors import drain, statuses
+    from turbofit.serving.cluster.ray_adapter import connected
+
+    if (node is not None) != (action == "drain"):
+        raise UsageError("drain takes a node, status none", hint="turbofit cluster drain NODE")
+    with connected(launch.ray_address(cluster)):
+        if node is None:
+            form.show(statuses(name), status_view)
+        else:
+            drained = drain(name, node)
+            form.tell({"drained": drained.id}, f"node {drained.name} finishes what it has\n")
+    return 0
+
+
+#: Options that belong to one machine.
+_ONE_MACHINE: Final = (
+    "on", "gpus", "plan", "dry_run", "no_gateway", "forget", "front_key_file",
+    "max_concurrent_requests",
+)  # fmt: skip
+_NOT_OF_NODES: Final = ("cluster", "name", "node_port", "no_rehearse", "unplanned")
+#: Options of the gateway that nodes apply, not their front.
+_OF_NODES: Final = ("allowed_media_domains", "default_chat_template_kwargs", "default_sampling")
+
+
+def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
+    """Serve on a cluster until a signal; returns 0 if one ended it normally."""
+    from turbofit.planning.resolve import model_of
+    from turbofit.serving.cluster.controller import serve_cluster
+    from turbofit.serving.options import ClusterServeConfig
+
+    request, options, public, passed = arguments
+    if options.pretend:
+        output.note(PRETEND)
+    given = {*request.given(), *options.given(), *public.given()}
+    instead = "; turbofit plan --cluster shows what would be served"
+    refuse_together({name: name in given for name in _ONE_MACHINE}, "--cluster", instead)
+    assert options.cluster is not None
+    planned = arguments.request
+    model = model_of(planned)  # read here, so that no node needs to
+    words = (
+        "--port", str(options.node_port), *options.option_arguments(_NOT_OF_NODES),
+        *public.option_arguments(tuple({*type(public).model_fields} - {*_OF_NODES})),
+        *(("--unplanned", "--", *passed.argv) if passed.argv else ()),
+    )  # fmt: skip
+    config = ClusterServeConfig.of(
+        request=planned.changed(model=model),
+        gateway=arguments.gateway(),
+        address=launch.ray_address(options.cluster),
+        name=options.name or model.name,
+        node_words=words,
+        access_log=public.access_log,
+        options=tuple(passed.argv),
+        **options.config_fields(),
+    )
+
+    def opened(urls: list[str]) -> None:
+        say_open(urls, config, config.client_name(model), form)
+
+    ended = run_until_signal(
+        lambda stop: serve_cluster(config, stop, say=output.say, on_open=opened)
+    )
+    if form.as_json:
+        output.answer(to_json({"ended": ended.name}))
+    output.say("nothing of it is left on the cluster")
+    return exit_code(ended)

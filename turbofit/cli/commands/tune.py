@@ -190,7 +190,7 @@ def bench(
     *, url: str | None, model: str | None, api_key: str | None, form: Form, **given: Any
 ) -> int:
     """Drive a load and show it; exit 3 if nothing was answered, 130 if a signal ended it."""
-    from turbofit.measure.load.spec import bench as measure
+    from turbofit.measure.load.driver import bench as measure
     from turbofit.report.views.measured_view import load_view
 
     spec = fields.filled(LoadSpec, given)

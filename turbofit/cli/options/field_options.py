@@ -91,7 +91,7 @@ def filled(kind: type[T], given: Options) -> T:
 
 def explain_fields(kind: type[Validated], command: str) -> None:
     """Give fields without a description the text of the command's options."""
-    from turbofit.cli.command_group import option_texts
+    from turbofit.cli.manual import option_texts
 
     texts = option_texts(command)
     for name, field in kind.model_fields.items():

@@ -7,7 +7,6 @@ import stat
 import sys
 import time
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Generic, TextIO, TypeVar
@@ -248,7 +247,6 @@ def new_path(room: str, stem: str, suffix: str = "") -> Path:
     raise FileExistsError(f"{base}{suffix}")
 
 
-@dataclass(frozen=True)
 class StateFile(Generic[T]):
     """A JSON document of one tagged type, readable only by this user.
 
@@ -256,14 +254,13 @@ class StateFile(Generic[T]):
     be written the document is lost, but the command goes on.
     """
 
-    room: str
-    name: str
-    type: type[T]
+    def __init__(self, room: str, name: str, kind: type[T]) -> None:
+        self.room, self.name, self.kind = room, name, kind
 
     def read(self) -> T | None:
         """The document; None if it is missing or cannot be read."""
         with suppress(OSError, ValueError, RecursionError):
-            return msgspec.json.decode(self.path.read_bytes(), type=self.type)
+            return msgspec.json.decode(self.path.read_bytes(), type=self.kind)
         return None
 
     def write(self, document: T) -> None:

@@ -1,8 +1,7 @@
-"""Delays Python's garbage collector until the objects of the start exist."""
+"""Threads and the garbage collector of this process: waits for a thread, delays collections."""
 
 from __future__ import annotations
 
-import asyncio
 import gc
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -17,6 +16,8 @@ async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any
 
     The wait prevents that a file which the thread uses is closed too early.
     """
+    import asyncio  # planning needs none
+
     task = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **keywords))
     try:
         return await asyncio.shield(task)

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from turbofit.core.struct import Document
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.request_context import Receive, Send
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
-    from turbofit.gateway.options import GatewayConfig
     from turbofit.gateway.routing.engines import Outage
 
 _LOG: Final = LazyLogger(__name__)

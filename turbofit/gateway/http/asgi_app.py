@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from turbofit.core.struct import Document
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.request_context import Message, Receive, Send
     from turbofit.gateway.http.routes import ModelFacts, Route
-    from turbofit.gateway.options import GatewayConfig
 
 _LOG: Final = LazyLogger(__name__)
 

@@ -13,8 +13,8 @@ from turbofit.gateway.http.request_context import uncancel
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.request_context import Receive, RequestContext
-    from turbofit.gateway.options import GatewayConfig
 
 #: The memory for all bodies: at least this many of the largest bodies, and at least these bytes.
 _LARGEST_AT_ONCE: Final = 16

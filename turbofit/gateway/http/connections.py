@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Mapping, Sequence
 
-    from turbofit.gateway.options import ConnectionLimits, GatewayConfig
+    from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 
 _RETRY_SECONDS: Final = 2
 #: The key, instead of an address, of connections from fronts.

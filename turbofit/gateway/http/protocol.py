@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from turbofit.gateway.config import ConnectionLimits
     from turbofit.gateway.http.connections import Connections
     from turbofit.gateway.http.refusals import Api
-    from turbofit.gateway.options import ConnectionLimits
 
 #: Bytes of a header in addition to its name and value: a colon, a space and the end of the line.
 _AROUND: Final = 4

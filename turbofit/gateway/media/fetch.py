@@ -15,8 +15,8 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from turbofit.gateway.config import ANY_PUBLIC
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.options import ANY_PUBLIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from turbofit.core.struct import Document
-    from turbofit.gateway.options import GatewayConfig
+    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
     from turbofit.gateway.upstream import Upstream
 

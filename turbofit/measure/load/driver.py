@@ -9,11 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timezone
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
+from turbofit.core.messages import PRETEND_SPEED
+from turbofit.core.process.network import open_files
+from turbofit.core.process.processes import stop_signals
 from turbofit.core.process.progress import Step
+from turbofit.core.struct import to_builtins
 from turbofit.core.units import doubled
+from turbofit.core.version import __version__
+from turbofit.measure.load.client import LoadClient
+from turbofit.measure.load.prompt import PromptWriter
+from turbofit.measure.load.result import ClientShare, ErrorCount, LoadResult, Window, spread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -162,3 +176,113 @@ class LoadRun:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+#: Above this share of a CPU the client may limit the server.
+_BUSY: Final = 0.8
+_LATE: Final = 0.1
+
+
+def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
+    """The figures of a load that has ended; ``busy`` is CPU seconds a second of this process."""
+    window = Window(run.opened, run.opened if run.closed is None else run.closed)
+    counted = [answer for answer in run.answers if answer.counts]
+    good = [answer for answer in counted if answer.answered]
+    every = [answer for answer in run.answers if answer.answered]
+    pieces_only = any(answer.output_tokens is None for answer in good)
+    split = urlsplit(url)
+    return LoadResult(
+        turbofit_version=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        url=split._replace(netloc=split.netloc.rpartition("@")[2]).geturl(),  # without a password
+        model=model,
+        load=to_builtins(run.spec.given()),
+        seconds=round(window.seconds, 3),
+        stopped=run.stopped,
+        begun=len(counted),
+        answered=len(good),
+        errors=_errors(counted),
+        warm_up_errors=sum(map(window.failed_before, run.answers)),
+        requests_per_second=window.per_second(window.share, every),
+        output_tokens_per_second=window.per_second(window.tokens, every),
+        running=window.per_second(window.overlap, every),
+        prompt_tokens=_mean([answer.prompt_tokens for answer in good]),
+        output_tokens=_mean([answer.tokens for answer in good]) or 0.0,
+        counted="pieces" if pieces_only else "usage",
+        ttft=spread(map(attrgetter("ttft"), good)),
+        tpot=spread(map(attrgetter("tpot"), good)),
+        e2e=spread(map(attrgetter("e2e"), good)),
+        client=ClientShare(busy=round(busy, 3), late=round(run.late, 3)),
+        warnings=tuple(_warnings(run, busy, pieces_only=pieces_only)),
+    )
+
+
+def _mean(values: Iterable[int | None]) -> float | None:
+    """The mean of the known values; None if no value is known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _errors(counted: Sequence[Answer]) -> tuple[ErrorCount, ...]:
+    kinds = Counter(answer.kind for answer in counted if answer.kind)
+    examples = {answer.kind: answer.example for answer in reversed(counted)}
+    return tuple(
+        ErrorCount(kind=kind, count=count, example=examples[kind])
+        for kind, count in kinds.most_common()
+    )
+
+
+def _warnings(run: LoadRun, busy: float, *, pieces_only: bool) -> Iterator[str]:
+    if any(answer.pretend for answer in run.answers):
+        yield PRETEND_SPEED
+    if run.stopped:
+        yield (
+            f"it ended before its time: {run.stopped}; what was under way then is left out, so "
+            "that rates are too low"
+        )
+    if busy > _BUSY:
+        yield f"the load took {busy:.0%} of a CPU: the server may do more than these figures say"
+    if run.late > _LATE:
+        yield f"a request was sent {run.late:.1f} s after its time: the load is too slow"
+    if pieces_only:
+        yield "the server counts no tokens: pieces of its stream are counted, too few"
+
+
+_FILES: Final = 65536
+#: A request without a byte for so many seconds has stalled.
+_SILENCE: Final = 120.0
+
+
+def bench(
+    url: str,
+    spec: LoadSpec,
+    *,
+    key: str | None = None,
+    model: str | None = None,
+    tick: Callable[[LoadRun], None] = lambda _: None,
+) -> LoadResult:
+    """Drive the load and measure; the first signal ends it with the measurements so far.
+
+    ``model`` None is the server's first model; ``tick`` is called each second.
+
+    Raises:
+        UsageError: the options contradict each other, or the server refuses this client.
+        UnservedError: the server does not answer.
+    """
+    spec.check()
+    open_files(_FILES)  # each request needs a socket; shells often allow 1,024
+
+    async def drive() -> LoadResult:
+        async with LoadClient(url, key, timeout=spec.timeout, silence=_SILENCE) as client:
+            name = model or await client.model()
+            writer = PromptWriter(name, spec)
+            run = LoadRun(spec, lambda: client.ask(writer.body()), tick)
+            loop = asyncio.get_running_loop()
+            for number in stop_signals():
+                loop.add_signal_handler(number, run.stop, signal.Signals(number).name)
+            wall, cpu = time.perf_counter(), time.process_time()
+            await run.run()
+            busy = (time.process_time() - cpu) / max(time.perf_counter() - wall, 1e-9)
+            return summary(run, url=url, model=name, busy=busy)
+
+    return asyncio.run(drive())

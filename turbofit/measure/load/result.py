@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
-from datetime import datetime, timezone
-from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
-from urllib.parse import urlsplit
 
-from turbofit.core.messages import PRETEND_SPEED
-from turbofit.core.struct import Struct, const, doc, to_builtins
-from turbofit.core.version import __version__
+from turbofit.core.struct import Struct, const, doc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from turbofit.measure.load.client import Answer
-    from turbofit.measure.load.driver import LoadRun
 
 BENCH_SCHEMA: Final = "turbofit.bench/1"
-
-#: Above this share of a CPU the client may limit the server.
-_BUSY: Final = 0.8
-_LATE: Final = 0.1
 
 
 class Spread(Struct):
@@ -118,46 +107,6 @@ class Window(NamedTuple):
         return sum(map(amount, answers)) / self.seconds if self.seconds else 0.0
 
 
-def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
-    """The figures of a load that has ended; ``busy`` is CPU seconds a second of this process."""
-    window = Window(run.opened, run.opened if run.closed is None else run.closed)
-    counted = [answer for answer in run.answers if answer.counts]
-    good = [answer for answer in counted if answer.answered]
-    every = [answer for answer in run.answers if answer.answered]
-    pieces_only = any(answer.output_tokens is None for answer in good)
-    split = urlsplit(url)
-    return LoadResult(
-        turbofit_version=__version__,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        url=split._replace(netloc=split.netloc.rpartition("@")[2]).geturl(),  # without a password
-        model=model,
-        load=to_builtins(run.spec.given()),
-        seconds=round(window.seconds, 3),
-        stopped=run.stopped,
-        begun=len(counted),
-        answered=len(good),
-        errors=_errors(counted),
-        warm_up_errors=sum(map(window.failed_before, run.answers)),
-        requests_per_second=window.per_second(window.share, every),
-        output_tokens_per_second=window.per_second(window.tokens, every),
-        running=window.per_second(window.overlap, every),
-        prompt_tokens=_mean([answer.prompt_tokens for answer in good]),
-        output_tokens=_mean([answer.tokens for answer in good]) or 0.0,
-        counted="pieces" if pieces_only else "usage",
-        ttft=spread(map(attrgetter("ttft"), good)),
-        tpot=spread(map(attrgetter("tpot"), good)),
-        e2e=spread(map(attrgetter("e2e"), good)),
-        client=ClientShare(busy=round(busy, 3), late=round(run.late, 3)),
-        warnings=tuple(_warnings(run, busy, pieces_only=pieces_only)),
-    )
-
-
-def _mean(values: Iterable[int | None]) -> float | None:
-    """The mean of the known values; None if no value is known."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
 def spread(values: Iterable[float | None]) -> Spread:
     """Mean and percentiles; a percentile is the least value that this share does not exceed.
 
@@ -174,28 +123,3 @@ def spread(values: Iterable[float | None]) -> Spread:
         count=len(rising), mean=sum(rising) / len(rising), p50=at(0.5), p90=at(0.9), p99=at(0.99),
         most=rising[-1],
     )  # fmt: skip
-
-
-def _errors(counted: Sequence[Answer]) -> tuple[ErrorCount, ...]:
-    kinds = Counter(answer.kind for answer in counted if answer.kind)
-    examples = {answer.kind: answer.example for answer in reversed(counted)}
-    return tuple(
-        ErrorCount(kind=kind, count=count, example=examples[kind])
-        for kind, count in kinds.most_common()
-    )
-
-
-def _warnings(run: LoadRun, busy: float, *, pieces_only: bool) -> Iterator[str]:
-    if any(answer.pretend for answer in run.answers):
-        yield PRETEND_SPEED
-    if run.stopped:
-        yield (
-            f"it ended before its time: {run.stopped}; what was under way then is left out, so "
-            "that rates are too low"
-        )
-    if busy > _BUSY:
-        yield f"the load took {busy:.0%} of a CPU: the server may do more than these figures say"
-    if run.late > _LATE:
-        yield f"a request was sent {run.late:.1f} s after its time: the load is too slow"
-    if pieces_only:
-        yield "the server counts no tokens: pieces of its stream are counted, too few"

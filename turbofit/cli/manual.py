@@ -1,21 +1,13 @@
-"""All commands by name, and the click group that loads them."""
+"""All commands by name, and the text of `--help` below the options of each."""
 
 from __future__ import annotations
 
-import importlib
 import textwrap
 from functools import cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
-import click
-
-from turbofit.cli.command import Argument, CliCommand, command
-from turbofit.cli.terminal.output import PAGE_WIDTH, answer
-from turbofit.core.errors import UsageError
+from turbofit.cli.terminal.output import PAGE_WIDTH
 from turbofit.core.presets import load_yaml, presets_dir
-
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
 
 #: The meaning of each exit code.
 EXIT_CODES: Final[dict[int, str]] = {
@@ -117,12 +109,6 @@ _BELOW: Final = """
 turbofit COMMAND --help tells more: options, examples, exit codes, and what it
 touches.
 """
-#: Modules of commands that are not in a module of their own name.
-_FILES: Final = {
-    "predict": "plan", "rehearse": "plan", "which": "plan", "logs": "ps", "stop": "ps",
-    "gpus": "models", "machine": "models",
-    "calibrate": "tune", "bench": "tune", "diagnose": "doctor",
-}  # fmt: skip
 
 
 def overview() -> str:
@@ -130,83 +116,3 @@ def overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     return "\n".join((_ABOVE, *lines, _BELOW))
-
-
-class Turbofit(click.Group):
-    """The group of all commands; a command is imported when it is named."""
-
-    def list_commands(self, _: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, _: click.Context, name: str) -> CliCommand | None:
-        if name not in COMMANDS:
-            return None
-        if name == "completion":
-            command = completion
-        else:
-            module = importlib.import_module(f"turbofit.cli.commands.{_FILES.get(name, name)}")
-            command = getattr(module, name)
-        command.help = COMMANDS[name]
-        return command
-
-    def shell_complete(self, _: click.Context, incomplete: str) -> list[CompletionItem]:
-        from click.shell_completion import CompletionItem
-
-        return [
-            CompletionItem(name, help=text)
-            for name, text in COMMANDS.items()
-            if name.startswith(incomplete)
-        ]
-
-
-TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
-
-
-def unknown_command(words: list[str]) -> UsageError:
-    """The error for a first word that is not a command."""
-    from turbofit.cli.usage_errors import unknown_word
-    from turbofit.core.messages import guess
-    from turbofit.core.process.hidden import without_secrets
-
-    (name,) = without_secrets(words[:1])
-    if name.startswith("-") or "=" in name:
-        command = next((word for word in words if word in COMMANDS), "COMMAND")
-        what, hint = "a command stands first", f"write turbofit {command} OPTIONS"
-        if "=" in name and not name.startswith("-"):
-            hint = f"a variable stands before turbofit: {name} turbofit {command} OPTIONS"
-        return UsageError(f"{name!r}: {what}", hint=hint)
-    hint = guess(name, COMMANDS, 3) or unknown_word(words[0])
-    return UsageError(
-        f"unknown command {name!r}", hint=hint or "turbofit --help lists the commands"
-    )
-
-
-SHELLS: Final = ("bash", "zsh", "fish")
-#: The environment variable by which a shell asks `turbofit` for completions.
-COMPLETE_VARIABLE: Final = "_TURBOFIT_COMPLETE"
-
-
-@command(Argument("shell", metavar="SHELL", type=click.Choice(SHELLS)))
-def completion(shell: str) -> int:
-    """Print the shell's script, which asks turbofit itself at each TAB."""
-    return complete(f"{shell}_source")
-
-
-def complete(instruction: str) -> int:
-    """Answer a shell's request, which is in its environment, for a script or for completions.
-
-    Raises:
-        UsageError: no shell makes such a request.
-    """
-    from click.shell_completion import get_completion_class
-
-    name, _, what = instruction.partition("_")
-    kind = get_completion_class(name)
-    if kind is None or what not in ("source", "complete"):
-        raise UsageError(
-            f"{COMPLETE_VARIABLE}={instruction[:40]} is no shell's question",
-            hint="unset it; turbofit completion bash prints the script that sets it",
-        )
-    shell = kind(TURBOFIT, {}, "turbofit", COMPLETE_VARIABLE)
-    answer((shell.source() if what == "source" else shell.complete()) + "\n")
-    return 0
