@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import T
 from turbofit.core.version import REFERENCE
-from turbofit.model.checkpoint import Weights
 from turbofit.model.config import LARGEST_JSON
 from turbofit.model.safetensors import (
     LARGEST_INDEX,
@@ -20,6 +19,9 @@ from turbofit.model.safetensors import (
     parse_header,
     parse_index,
 )
+
+if TYPE_CHECKING:
+    from turbofit.model.checkpoint import Weights
 
 #: ModelScope's name of the main branch, and the name on the hubs that it mirrors.
 _BRANCHES = ("master", "main")
@@ -150,6 +152,8 @@ class FolderFiles:
 
     def weights(self) -> Weights:
         """Read the headers of the weight files that LMDeploy would choose."""
+        from turbofit.model.checkpoint import Weights  # a preset needs none of its imports
+
         index = self.read(INDEX, LARGEST_INDEX)
         if index is not None:
             return Weights(sharded(parse_index(index, INDEX), INDEX, self.header))
