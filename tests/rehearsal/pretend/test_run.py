@@ -87,7 +87,7 @@ def test_the_newest_refusal_and_a_process_that_called_exec() -> None:
     assert (refused["count"], refused["command"], refused["asked"]) == (3, "old", 7 * MIB)
     text = " ".join(paint(pretend_view(document), width=100).split())
     for words in (
-        "killed by SIGKILL", "3 were refused in all", "9 on GPU 0: b.py:2", "its timeline is full",
+        "killed by SIGKILL", "3 were refused in all", "its timeline is full",
         "page-locked host memory: at most 4.0 MiB", "values and speed are not real",
     ):  # fmt: skip
         assert words in text
