@@ -1,4 +1,4 @@
-"""One run: a request, or a plan that was given, becomes a reserved plan and a folder.
+"""Runs a server once: plans and reserves its memory, makes the run's folder, follows its engines.
 
 `Run.prepare` measures under the machine's lock, plans, rehearses and reserves, or refuses.
 `Run.begin` makes the run's folder. `follow` starts the engines and follows them; one start is a
@@ -58,13 +58,14 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run, from a person's request to its end. It may be followed again, in a new folder.
+    """One run of a server, from a person's request to its end.
 
-    ``on_open`` receives the public addresses each time they open, ``on_death`` the reason why an
-    engine ended that had served; ``on_tick`` is called at each look at the engines. If ``lmdeploy``
-    is None, it is looked for. An ``examiner`` asks the engines, which then have private ports and
-    no gateway. ``publish`` makes a gateway public; None gives it an address of its own. ``standby``
-    starts its engines.
+    It may be followed again, each time in a new folder. ``on_open`` receives the public addresses
+    each time they open. ``on_death`` receives the reason when an engine ends that had served or is
+    started again. ``on_tick`` is called at each look at the engines. If ``lmdeploy`` is None,
+    LMDeploy is looked for. If an ``examiner`` sends the engines requests, they have private ports
+    and no gateway. ``publish`` makes a gateway public; None gives it an address of its own.
+    ``standby`` starts the engines.
 
     Raises:
         PackageError: LMDeploy is asked for and missing.
@@ -117,12 +118,16 @@ class Run:
             self.standby.look(plan.host.total)
 
     def say(self, text: str) -> None:
-        """Print progress; if the terminal or the disk fails, the line is lost, never the server."""
+        """Print progress; ignore errors of the terminal or disk, so that the server goes on."""
         with suppress(OSError, ValueError):
             self._say(text)
 
     def prepare(self) -> Plan:
-        """Plan and reserve, or refuse; the last plan is reserved again if its memory is free."""
+        """Return a plan whose memory is reserved: the last plan if it still fits, else a new one.
+
+        Raises:
+            TurbofitError: no plan can be launched.
+        """
         if self.leases.alone:
             self._say(f"warning: {self.leases.alone}")
         if self.plan is not None:
@@ -147,7 +152,10 @@ class Run:
         return plan
 
     def choose(self) -> Plan:
-        """Plan with what earlier starts learned, or reserve the plan that was given."""
+        """Return the given plan, or a new one that uses what earlier starts learned.
+
+        The plan's memory is reserved if the plan fits.
+        """
         plan, self.changes = self.config.plan, {}
         if plan is None:
             plan = self._first_plan()
@@ -186,7 +194,7 @@ class Run:
         return again
 
     def _doubts(self) -> list[str]:
-        """Warnings about what the launch cannot promise."""
+        """Return warnings about what the launch cannot promise."""
         doubts = [self.lmdeploy.warning] if self.lmdeploy.warning else []
         if self.config.unplanned:
             names = ", ".join(self.config.unplanned)
@@ -199,7 +207,11 @@ class Run:
         return doubts
 
     def begin(self) -> Path:
-        """Make the run's folder and record in the state folder; a `LaunchError` if that fails."""
+        """Make the run's folder and its record in the state folder, and return the folder.
+
+        Raises:
+            LaunchError: the state folder cannot be written.
+        """
         assert self.plan is not None
         self.folder = run_folder(self.plan)
         self.public = self.deny_list = None
@@ -212,7 +224,7 @@ class Run:
 
 
 def follow(run: Run, stop: StopSignal) -> signal.Signals:
-    """Start a run's engines and serve, after `Run.begin`; returns the signal that ended it.
+    """Start a run's engines and serve until a signal; return the signal. Call `Run.begin` first.
 
     Raises:
         TurbofitError: something other than a signal ended the run; the record says what.
@@ -273,7 +285,11 @@ def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
 
 
 def _step_down(run: Run, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung] | None:
-    """The first rung that leads to a different plan that fits, and this plan."""
+    """Return the next plan to start after running out of memory, and the rung that led to it.
+
+    It is the first plan that fits and differs from the last. None if the plan was given, if the
+    engine did not run out of memory, or if no rung helps.
+    """
     if run.config.plan is not None or not end.is_oom or failed > MOST_RUNGS:
         return None
     run.plan = None  # the plan before the change must not serve

@@ -1,4 +1,4 @@
-"""One start of a run: its overlay, engines, gateway and GPU watch, from the launch to their end."""
+"""One start of a run: makes its overlay, engines, gateway and GPU watch, and ends them."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ if TYPE_CHECKING:
 
 
 class Start:
-    """Start ``number`` of a run, from 0: overlay, engines, gateway, GPU watch, and their end."""
+    """Start ``number`` of a run, counted from 0: its overlay, engines, gateway and GPU watch."""
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
         #: Whether a budget leaves memory of a GPU to other servers.
         self._shares_cards = any(gpu.beyond_budget for gpu in plan.gpus)
-        #: Makes the folder that engines open in the checkpoint's place, before each start of one.
+        #: Makes the folder that engines open instead of the checkpoint, before an engine starts.
         self._make_overlay: Callable[[], object] = lambda: None
         #: `run` sets these.
         self._supervisor: Supervisor
@@ -78,7 +78,7 @@ class Start:
         self._routed: dict[int, RoutedEngine] = {}
 
     def run(self, stop: StopSignal) -> signal.Signals:
-        """Launch and serve; returns the signal that ended it.
+        """Launch the engines and serve until a signal; return the signal.
 
         Raises:
             EndedError: an engine ended, and starting it again would not help.
@@ -131,7 +131,7 @@ class Start:
             self._gone()
 
     def _exam(self) -> EngineExam | None:
-        """The check that each engine must pass; it is announced before the start."""
+        """Choose the requests that each engine must answer, and announce them; None for none."""
         run, check = self._run, self._run.config.check
         day = self._proof.day if check == "auto" else ""
         if day:
@@ -210,7 +210,7 @@ class Start:
         ]
 
     def _ratio(self, group: int) -> Callable[[], float] | None:
-        """A function that returns the cache ratio of an engine's start; None means the plan's."""
+        """Return a function for the cache ratio of an engine's start; None for the plan's ratio."""
         run, plan = self._run, self._plan
         if run.config.pretend:
             return None
@@ -226,7 +226,7 @@ class Start:
         engines = []
         for engine in supervisor.engines:
             rows = engine.tracker.figures
-            if self._proves or run.examiner is not None:  # else it has not been at its peak
+            if self._proves or run.examiner is not None:  # else the engine was not at its peak
                 rows = beside(plan.of_group(engine.group), engine, used)
             for row in rows:
                 if row.gpu is not None:
@@ -301,7 +301,7 @@ class Start:
         self._start_progress.look(self._supervisor.engines, examined=examined)
 
     def _used(self) -> dict[int, int]:
-        """Bytes in use on each GPU; empty on pretend GPUs, which no other process uses."""
+        """Return bytes in use on each GPU; empty on pretend GPUs, which no other process uses."""
         return {} if self._run.config.pretend else used_now(self._plan)
 
     def _enter(self, phase: str) -> None:
@@ -358,7 +358,7 @@ class Start:
                 self._run.public.call(act)
 
     def _other_cause(self, engine: SupervisedEngine, end: End) -> bool:
-        """Whether an engine ended for a reason that no request can have caused."""
+        """Return whether an engine ended for a reason that no request can have caused."""
         members, monitor = self._plan.parallel.groups[engine.group], self._gpu_monitor
         uuids = [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
         if end.kind == "out_of_memory" and monitor is not None and monitor.without_headroom(uuids):
