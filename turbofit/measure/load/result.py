@@ -104,14 +104,14 @@ class Window(NamedTuple):
         return self.overlap(answer) / max(answer.ended - answer.begun, 1e-9)
 
     def tokens(self, answer: Answer) -> float:
-        """Tokens of an answer that came within the window; all its pieces count as equally long."""
+        """Return the tokens of an answer that came in the window, if all its pieces are equal."""
         if not answer.pieces:
             return 0.0
         came = bisect_left(answer.pieces, self.end) - bisect_left(answer.pieces, self.begin)
         return answer.tokens * came / len(answer.pieces)
 
     def failed_before(self, answer: Answer) -> bool:
-        """Whether a request of the warm-up failed."""
+        """Return whether a request failed that began before the window."""
         return bool(answer.kind) and not answer.counts and answer.begun <= self.begin
 
     def per_second(self, amount: Callable[[Answer], float], answers: Sequence[Answer]) -> float:
@@ -119,7 +119,7 @@ class Window(NamedTuple):
 
 
 def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
-    """The figures of a load that has ended; ``busy`` is CPU seconds a second of this process."""
+    """Return the figures of an ended load; ``busy`` is CPU seconds a second of this process."""
     window = Window(run.opened, run.opened if run.closed is None else run.closed)
     counted = [answer for answer in run.answers if answer.counts]
     good = [answer for answer in counted if answer.answered]
@@ -153,15 +153,15 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
 
 
 def _mean(values: Iterable[int | None]) -> float | None:
-    """The mean of the known values; None if no value is known."""
+    """Return the mean of the known values; None if no value is known."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
 def spread(values: Iterable[float | None]) -> Spread:
-    """Mean and percentiles; a percentile is the least value that this share does not exceed.
+    """Return mean and percentiles of values in seconds; a None does not count.
 
-    Values that are None do not count.
+    A percentile is the least value that this share of the values does not exceed.
     """
     rising = sorted(value for value in values if value is not None)
     if not rising:

@@ -86,12 +86,12 @@ class LoadSpec(Validated):
 
     @property
     def at_once(self) -> int | None:
-        """Requests at once in a closed loop; None in an open one."""
+        """The number of requests at once in a closed loop; None in an open loop."""
         return None if self.rate is not None else self.concurrency or _CONCURRENCY
 
     @property
     def measured_seconds(self) -> float | None:
-        """Seconds of the window; None if requests are counted."""
+        """The seconds of the window that is measured; None if the number of requests ends it."""
         if self.seconds is None and self.requests is None:
             return _SECONDS
         return self.seconds
@@ -103,7 +103,7 @@ class LoadSpec(Validated):
 
 
 _FILES: Final = 65536
-#: A request without a byte for so many seconds has stalled.
+#: Seconds without a byte after which a request has stalled.
 _SILENCE: Final = 120.0
 
 
@@ -115,7 +115,7 @@ def bench(
     model: str | None = None,
     tick: Callable[[LoadRun], None] = lambda _: None,
 ) -> LoadResult:
-    """Drive the load and measure; the first signal ends it with the measurements so far.
+    """Drive a load on a server and return what it measured; a signal ends it early.
 
     ``model`` None is the server's first model; ``tick`` is called each second.
 
