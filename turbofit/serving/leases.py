@@ -55,10 +55,11 @@ Sizes = dict[str, Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]]
 class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
     """The memory that one turbofit holds or will hold, as the lease's file says.
 
-    ``need``: bytes by GPU UUID that its engines take at most, its margin included; ``growth``:
-    bytes that they may still take once they are ready. ``larger``: their caches may be larger than
-    in the plan. ``engines`` are pairs of (pid, start time), with pids of ``pid_namespace``. The
-    reader of the file fills in its ``path`` and its owner's ``uid``, which is -1 if it is unclear.
+    ``need``: bytes by GPU UUID that the turbofit's engines take at most, with its margin;
+    ``growth``: bytes that they may still take once they are ready. ``larger``: their caches may be
+    larger than in the plan. ``engines`` are pairs of (pid, start time), with pids of
+    ``pid_namespace``. Who reads the file fills in ``path`` and the owner's ``uid``, which is -1 if
+    it is unclear.
     """
 
     pid: int = 0

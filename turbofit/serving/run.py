@@ -1,4 +1,4 @@
-"""Runs a server once: plans and reserves its memory, makes the run's folder, follows its engines.
+"""One run of a server: plans, reserves memory, makes the run's folder, and follows the engines.
 
 `Run.prepare` measures under the machine's lock, plans, rehearses and reserves, or refuses.
 `Run.begin` makes the run's folder. `follow` starts the engines and follows them; one start is a

@@ -149,7 +149,7 @@ class StartupTracker:
         return self.budget.budget - self.plan.kv.region_bytes > MIB
 
     def cached_tokens(self) -> int | None:
-        """Return tokens that the cache holds, by the engine's own figures; None if it gave none."""
+        """Return how many tokens the cache holds, by the engine's figures; None without figures."""
         return next((figure.actual for figure in self.figures if figure.unit == "tokens"), None)
 
     def death(self, seen: Exit | None = None) -> End:
