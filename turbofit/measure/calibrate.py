@@ -264,8 +264,9 @@ def learned(
 def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bool:
     """Delete the ladder's changes for this launch, if the calibration measured a shortfall.
 
-    Returns whether there were any. Otherwise the larger margin that failed starts led to would be
-    added to the shortfall. If the calibration found none, or was not kept, the changes stay.
+    Returns whether any were deleted. The larger margin that failed starts led to would otherwise be
+    added to the measured shortfall. The changes stay if the calibration found none, or was not
+    kept.
     """
     more = any(row["context"] + row["buffers"] > 0 for row in result["calibrations"])
     kept = bool(result["kept"])

@@ -125,7 +125,7 @@ def tune_model(
 
 
 def why_not_kept(result: Tuning, before: Tuning | None) -> str:
-    """Return why later plans keep using ``before`` instead of this result; empty if they do not."""
+    """Return why later plans go on with ``before``; empty if they use the new result."""
     if before is not None and result.interrupted and len(result.trials) < len(before.trials):
         return f"it was interrupted, and the tuning before tried {len(before.trials)} settings"
     return ""

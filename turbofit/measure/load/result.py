@@ -111,7 +111,7 @@ class Window(NamedTuple):
         return answer.tokens * came / len(answer.pieces)
 
     def failed_before(self, answer: Answer) -> bool:
-        """Return whether a request failed that began before the window."""
+        """Return whether a request of the warm-up failed: it began before the window."""
         return bool(answer.kind) and not answer.counts and answer.begun <= self.begin
 
     def per_second(self, amount: Callable[[Answer], float], answers: Sequence[Answer]) -> float:
