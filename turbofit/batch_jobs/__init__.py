@@ -1,1 +1,1 @@
-"""Batches: files and folders of requests, sent to a server until each has an output line."""
+"""Sends files and folders of requests to a server, until each request has an output line."""

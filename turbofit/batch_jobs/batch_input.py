@@ -1,4 +1,4 @@
-"""Reads an input as items: lines of JSONL, or images of a folder, each with a prompt."""
+"""Reads an input as items: the lines of a JSONL file, or the images of a folder with a prompt."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ _PLACEHOLDER: Final = re.compile(r"\{(\{\w+\})\}|\{(\w+)\}")
 class BatchInput(NamedTuple):
     """An input: each call of ``items`` reads it from the beginning, in the same order.
 
-    Relative paths of images begin in ``base``; ``max_tokens`` limits answers to items that state no
-    limit; None leaves that to the server.
+    Relative paths of images begin in ``base``. ``max_tokens`` is the limit for items that state
+    none; None leaves it to the server.
     """
 
     base: str
@@ -79,7 +79,7 @@ def open_input(path: Path, spec: BatchSpec) -> BatchInput:
     """Open the input at this path.
 
     Raises:
-        UsageError: it is missing or unreadable, or ``--prompt`` does not fit it.
+        UsageError: the input is missing or unreadable, or ``--prompt`` does not fit it.
     """
     is_folder = os.path.isdir(path)
     # `Path.exists` raises for another user's folder and for a name that is too long; this does not.
@@ -113,7 +113,7 @@ class _Line(msgspec.Struct):
 
 
 def _lines(path: Path, tokens: int | None) -> Iterator[BatchItem]:
-    """Each line that is not empty, as an item with the line's number.
+    """Yield each line that is not empty, as an item with the line's number.
 
     ``tokens`` is part of the digests: with another --max-tokens the requests are others.
     """
@@ -135,7 +135,7 @@ def _lines(path: Path, tokens: int | None) -> Iterator[BatchItem]:
 
 
 def _template(path: Path, spec: BatchSpec) -> str:
-    """The prompt of a folder's images, once it is sure that there are some."""
+    """Return the prompt for a folder's images; refuse a folder without images, and a bad prompt."""
     if next(_paths(str(path), ""), None) is None:
         raise UsageError(
             f"{path} holds no image ({', '.join(_IMAGES)})", hint="name another folder"
@@ -152,7 +152,7 @@ def _template(path: Path, spec: BatchSpec) -> str:
 
 
 def _images(folder: Path, template: str, tokens: int) -> Iterator[BatchItem]:
-    """The images of a folder and its subfolders, each named by its path within the folder."""
+    """Yield the images of a folder and its subfolders, each named by its path within the folder."""
     for number, below in enumerate(_paths(str(folder), ""), 1):
         shown = Path(below.encode(errors="surrogateescape").decode(errors="backslashreplace"))
         words = {"name": shown.name, "stem": shown.stem, "path": str(shown)}
@@ -164,7 +164,7 @@ def _images(folder: Path, template: str, tokens: int) -> Iterator[BatchItem]:
 
 
 def _paths(folder: str, below: str) -> Iterator[str]:
-    """Paths of images below the folder, sorted by name, without hidden ones."""
+    """Yield the paths of images below the folder, sorted by name, without hidden ones."""
     try:
         with os.scandir(os.path.join(folder, below)) as entries:
             names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)

@@ -1,6 +1,6 @@
-"""Runs a batch: sends the items that have no line in the output yet, many of them at once.
+"""Runs a batch: sends the items that have no output line yet, many of them at once.
 
-Only the items under way are in memory: the next ones are read when there is room, and each line is
+Only the items under way are in memory: the next items are read when there is room, and each line is
 written as soon as it comes.
 """
 
@@ -51,13 +51,13 @@ _END_SECONDS: Final = 90.0
 async def serving(
     words: Sequence[str], say: Callable[[str], None]
 ) -> AsyncIterator[tuple[str, str, Awaitable[None]]]:
-    """A server from when it serves to its end; ``words`` follow ``turbofit serve``.
+    """Run a server until the context ends; ``words`` follow ``turbofit serve``.
 
-    It comes as its URL, its key, and what raises a `TurbofitError` once it ends by itself. ``say``
-    receives what it says.
+    It yields the server's URL, its key, and an awaitable that raises a `TurbofitError` if the
+    server ends by itself. ``say`` receives the server's messages.
 
     Raises:
-        TurbofitError: it does not serve.
+        TurbofitError: the server does not open.
     """
     key = secrets.token_hex(16)
     process = await asyncio.create_subprocess_exec(
@@ -82,7 +82,7 @@ async def serving(
 
 
 async def _follow(process: asyncio.subprocess.Process, say: Callable[[str], None]) -> None:
-    """Pass on its lines; when it ends, raise its error."""
+    """Pass the server's messages on; once the server has ended, raise its error."""
     assert process.stderr is not None
     last, error = "it said nothing", {"error": "", "hint": ""}
     while line := await process.stderr.readline():
@@ -103,7 +103,7 @@ async def _follow(process: asyncio.subprocess.Process, say: Callable[[str], None
 
 #: Seconds between two syncs of all lines to the disk, with a report of the progress.
 _SECONDS: Final = 1.0
-#: Per this many running requests one more waits at the gateway, to take a free place immediately.
+#: For this many running requests one more waits at the gateway, to take a free place immediately.
 _WAITING: Final = 8
 #: Requests at once to a server whose capacity is unknown.
 _AT_ONCE: Final = 64
@@ -131,8 +131,8 @@ class BatchResult(Struct):
 class BatchJob:
     """One run of a batch, from an input to an output.
 
-    ``key`` is that of the server at the URL; ``words`` follow ``turbofit serve`` where there is
-    none. ``say`` receives each important line.
+    ``key`` is the key of the server at the spec's URL. Without a URL a server is started; ``words``
+    follow its ``turbofit serve``. ``say`` receives each important line.
 
     Raises:
         UsageError: the input or the options are wrong.
@@ -161,7 +161,7 @@ class BatchJob:
         self._sender: Sender | None = None
 
     async def run(self) -> BatchResult:
-        """Send the items without a line; after an error the same batch can be run again."""
+        """Send the items without a line; after an error or a signal, run the same batch again."""
         open_files(1 << 16)  # a socket for each request; shells often allow 1,024
         with closing(OutputFile(self._paths[1])) as output:
             try:
@@ -257,9 +257,10 @@ async def send_all(
 
 
 async def run_together(work: Iterable[Awaitable[None]], until: str) -> None:
-    """Wait until the first ends, or until all end or one fails (``until`` is `asyncio.wait`'s).
+    """Wait for tasks: until the first ends, or until all end or one fails.
 
-    Then all that still run are cancelled, and the first error is raised.
+    ``until`` is `asyncio.wait`'s constant for one of the two. Then tasks that still run are
+    cancelled, and the first error is raised.
     """
     tasks = [asyncio.ensure_future(one) for one in work]
     try:

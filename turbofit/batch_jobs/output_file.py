@@ -1,9 +1,9 @@
 """Items, their lines, and the output file, which shows what is answered already.
 
 The output file is the only state. The kernel gets each line in one piece before its item counts, so
-a line outlives the process; once a second all lines are synced to the disk: a power cut loses the
-last second, whose items are sent again. At each sync the file must still be at its path, as long as
-it was written. A kernel lock on the output ends with the process.
+a line outlives the process. Once a second all lines are synced to the disk: after a power cut only
+the items of the last second are sent again. At each sync the file must still be at its path, and
+not be shorter than it was written. A kernel lock on the output ends with the process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LINE_START: Final = b'{"id":"batch_req_'
 
 
 class ItemError(Exception):
-    """An item cannot be sent, or got no answer: its line says so, and the other items go on.
+    """An item cannot be sent, or gets no answer: its line says so, and the other items go on.
 
     ``code`` is a short stable word for programs, e.g. ``image_missing``.
     """
@@ -47,8 +47,8 @@ class ItemError(Exception):
 class BatchItem(Struct):
     """One item: ``number`` is its line or its place in the input, from 1.
 
-    ``digest`` is of its content, and never 0, so that a changed input is noticed. Images in its
-    ``body`` may be files. ``fault``: why it cannot be sent.
+    ``digest`` is a checksum of its content, never 0, by which a changed input is noticed. Images in
+    its ``body`` may be files. ``fault``: why it cannot be sent.
     """
 
     number: int
@@ -80,7 +80,7 @@ _NUL: Final = b"\0"
 
 
 class Survey:
-    """The number of items, and which of them have a line, in 5 bytes an item."""
+    """Knows the number of items, and which of them have a line, in 5 bytes for each item."""
 
     def __init__(self, items: Iterable[BatchItem]) -> None:
         #: Digests by the item's number; 0 if there is no item, as for an empty line.
@@ -97,7 +97,11 @@ class Survey:
         return 0 < number < len(self._digests) and self._digests[number] == digest
 
     def pending(self, items: Iterable[BatchItem]) -> Iterator[BatchItem]:
-        """The items without a line, read from the input again; a `UsageError` if it has changed."""
+        """Yield the items without a line, read from the input again.
+
+        Raises:
+            UsageError: the input has changed.
+        """
         left = self.total
         for item in items:
             if not self.holds(item.number, item.digest):
@@ -113,7 +117,7 @@ class Survey:
 
 
 class _Kept(msgspec.Struct):
-    """The parts that are read of a line in the output."""
+    """The parts of an output's line that are read again."""
 
     id: Annotated[str, msgspec.Meta(pattern=r"^batch_req_\d{1,12}-[0-9a-f]{8}$")]
     error: Any = None
@@ -123,7 +127,7 @@ class OutputFile:
     """An output file, opened and locked; close it at the end.
 
     Raises:
-        UsageError: it cannot be written, or another batch is writing it.
+        UsageError: the file cannot be written, or another batch is writing it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -196,7 +200,7 @@ class OutputFile:
         self.answered, self.failed = self.answered + (not failed), self.failed + failed
 
     def _whole_lines(self) -> Iterator[bytes]:
-        """The lines up to the first one without an end, or with bytes that a power cut lost."""
+        """Yield the lines up to the first without an end, or with bytes that a power cut lost."""
         with open(self._fd, "rb", buffering=1 << 20, closefd=False) as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n") or _NUL in line:
@@ -210,7 +214,7 @@ class OutputFile:
                 yield line
 
     def _checked(self, number: int, line: bytes, survey: Survey) -> tuple[int, bool]:
-        """The number of a line's item, and whether the item failed."""
+        """Return the number of a line's item, and whether the item failed."""
         try:
             kept = msgspec.json.decode(line, type=_Kept)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

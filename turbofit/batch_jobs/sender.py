@@ -1,10 +1,10 @@
 """Sends one item until it is answered, or fails for a reason of its own.
 
-Its body is complete, with its model, without a stream, and with its images inline. A server that is
-away, busy or starting fails no item: the item waits and is sent again. The batch's own server is
-waited for as long as it restarts; another server for ``patience`` seconds, after which the batch
-ends and can be continued later. An item whose connection to another server breaks `_MOST_BREAKS`
-times may be the cause, and fails.
+Its body is complete, with its model, without a stream, and with its images inline. If the server is
+away, busy or starting, the item waits and is sent again. The batch waits for its own server as long
+as that restarts; for another server ``patience`` seconds, after which the batch ends and can be
+continued later. An item whose connection to another server breaks `_MOST_BREAKS` times may be the
+cause, and fails.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 #: The most bytes of an image's file: a plan's limit (`planning/plan_document.py`).
 LARGEST_IMAGE: Final = 32 * MIB
-#: A body of another form, or with text or numbers that JSON does not hold.
+#: Errors of a body of another form, or with text or numbers that JSON does not hold.
 _NO_BODY: Final = (
     msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError, AttributeError, LookupError,
     TypeError,
@@ -46,7 +46,7 @@ _NO_BODY: Final = (
 def request_body(
     item: BatchItem, model: str, *, replace: bool, base: str, max_tokens: int | None
 ) -> bytes:
-    """The body to send for an item; reads the item's files.
+    """Return the body to send for an item, with the contents of its files.
 
     ``model`` is for items that name none, or with ``replace`` for all; paths of images begin in
     ``base``; ``max_tokens`` limits answers to items that state no limit.
@@ -75,7 +75,10 @@ def request_body(
 
 
 def _inline(url: str, base: str) -> str:
-    """The image at a URL, or in a file below ``base``, inline; the server fetches web addresses."""
+    """Return the image at a URL, or in a file below ``base``, inline.
+
+    A web address is returned as it is: the server fetches it.
+    """
     kind, what = url.partition(":")[0].lower(), "an image"
     if kind in ("http", "https"):
         return url
@@ -97,7 +100,7 @@ _LARGEST_ANSWER: Final = 64 << 20
 _PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 _LONGEST_RETRY_AFTER: Final = 60.0
-#: Failures more seconds apart than this, which is longer than any pause, are not one outage.
+#: Seconds after a failure from which the next failure begins a new outage; longer than any pause.
 _SILENCE: Final = 90.0
 #: Broken connections of one item, to a server that is not ours, after which it fails.
 _MOST_BREAKS: Final = 8
@@ -106,7 +109,7 @@ _MOST_ERRORS: Final = 3
 #: Why a request has no answer, if the reason counts against its item.
 _NO_ANSWER: Final = "no answer in time"
 _BROKE: Final = "the connection broke"
-#: Such reasons by exception; the first that matches counts.
+#: Reasons why a request has no answer, by exception; the first that matches counts.
 _REASONS: Final = (
     ((aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError), "no connection"),
     (asyncio.TimeoutError, _NO_ANSWER),
@@ -118,8 +121,8 @@ _AWAY: Final = frozenset({408, 425, 429, 502, 503, 504})
 class Sender(ServerClient):
     """Asks one server for the lines of items.
 
-    An answer may take ``timeout`` seconds; the server may be away for ``patience`` seconds; None
-    waits for ever, for a server that is our own.
+    An answer may take ``timeout`` seconds. The server may be away for ``patience`` seconds; None
+    waits for ever, for a server that the batch started itself.
     """
 
     def __init__(
@@ -135,7 +138,7 @@ class Sender(ServerClient):
         self.lowered = 0
 
     async def model(self) -> str:
-        """The first model of the server.
+        """Return the name of the server's first model.
 
         Raises:
             UnservedError: the server does not answer, or lists no model.
@@ -152,7 +155,7 @@ class Sender(ServerClient):
         )
 
     async def line(self, item: BatchItem, make_body: Callable[[BatchItem], bytes]) -> BatchLine:
-        """The line of an item; ``make_body`` makes its body, and may read files.
+        """Send an item and return its line; ``make_body`` makes its body, and may read files.
 
         Raises:
             UnservedError: the server is away for more than ``patience`` seconds.
@@ -173,7 +176,7 @@ class Sender(ServerClient):
         return BatchLine(id=item.line_id, custom_id=item.custom_id, response=response, error=error)
 
     async def _answer(self, method: str, path: str, body: bytes | None) -> tuple[int, Any, bytes]:
-        """The status, headers and body of an answer, after as many tries as it takes."""
+        """Send a request until an answer counts; return the answer's status, headers and body."""
         tries = breaks = errors = 0
         while True:
             headers: Any = {}
@@ -210,7 +213,11 @@ class Sender(ServerClient):
             return response.status, response.headers, await body_of(response, _LARGEST_ANSWER)
 
     def _away(self, why: str) -> None:
-        """Note that the server is away or busy; an `UnservedError` after ``patience`` seconds."""
+        """Note that the server is away or busy.
+
+        Raises:
+            UnservedError: it has been away for more than ``patience`` seconds.
+        """
         now = time.monotonic()
         if self._away_since is None or now > self._failed_at + _SILENCE:
             self._away_since = now
@@ -224,7 +231,7 @@ class Sender(ServerClient):
 
 
 def _read(status: int, headers: Any, raw: bytes) -> tuple[JsonObject, JsonObject | None]:
-    """The response and the error of an item's line, from a server's answer."""
+    """Return the response and the error of an item's line, from a server's answer."""
     error = None
     try:
         answer = msgspec.json.decode(raw)  # `format` is more lenient

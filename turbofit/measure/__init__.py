@@ -1,1 +1,1 @@
-"""What is found out by trying: calibrations, tunings, loads on a server, used memory over time."""
+"""Finds out by trying: calibrations, tunings, loads on a server, used memory over time."""

@@ -1,7 +1,7 @@
-"""A calibration: a run that drives its engines through every load that their plan pays for.
+"""Calibrates: runs a plan's engines through every load that the plan pays for.
 
-Its examiner, the `Calibrator`, reads the GPUs' memory after the warm-up, after one small request of
-each kind (for kernels) and after each worst case. Later plans use these readings.
+The `Calibrator`, the run's examiner, reads the GPUs' memory after the warm-up, after one small
+request of each kind (for kernels) and after each worst case. Later plans use these readings.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _LAST_SECONDS: Final = 10.0
 
 
 class Memory(NamedTuple):
-    """Memory of one GPU in bytes, by NVML; ``used`` excludes the driver's own reserve."""
+    """The memory of one GPU in bytes, by NVML; ``used`` excludes the driver's own reserve."""
 
     total: int
     used: int
@@ -74,7 +74,7 @@ class Memory(NamedTuple):
 
 
 class SampledRange(NamedTuple):
-    """Used bytes of one GPU over some time: the largest and the last value."""
+    """The largest and the last number of used bytes of one GPU over some time."""
 
     peak: int
     last: int
@@ -120,7 +120,10 @@ class Sampler:
         self._thread.join(_LAST_SECONDS)
 
     def between(self, gpu: int | str, begin: float, end: float) -> SampledRange | None:
-        """The largest and last bytes between two `time.monotonic` times; None without a sample."""
+        """Return the largest and last used bytes between two `time.monotonic` times.
+
+        None if there is no sample.
+        """
         inside = [used for at, used in self._samples[gpu] if begin <= at <= end]
         return SampledRange(peak=max(inside), last=inside[-1]) if inside else None
 
@@ -156,10 +159,10 @@ def calibrate(
     again: bool,
     apart: bool,
 ) -> Document | signal.Signals:
-    """Measure a launch and learn from it; returns the document, or the signal that ended it early.
+    """Measure a launch and learn from it; return the document, or the signal that ended it early.
 
-    ``config`` is that of a `serve` without a gateway. ``again`` measures again what was calibrated
-    before; with ``apart`` the learned values hold for pretend GPUs only.
+    ``config`` is the config of a `serve` without a gateway. A plan that was calibrated before is
+    measured only with ``again``. With ``apart`` the learned values hold for pretend GPUs only.
 
     Raises:
         UsageError: the model is planned for Transformers, which has nothing to learn.
@@ -207,7 +210,7 @@ def calibrate(
 
 
 def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
-    """KV tokens of the plan's model on these cards, with assumed and with measured figures."""
+    """Return the KV tokens of the model on these cards, with assumed and with measured figures."""
     assert run.config.request is not None
     request = run.config.request.changed(on=plan.machine, gpus=None)
     known = calibrations.with_calibrations(plan.machine, pretend=apart).calibrations
@@ -233,9 +236,10 @@ def learned(
     lmdeploy: str,
     pretend: bool,
 ) -> Document:
-    """Learn and store calibrations; returns the document of `turbofit calibrate --json`.
+    """Learn and store calibrations; return the document of `turbofit calibrate --json`.
 
     ``before``: bytes in use on each GPU before the last start; empty if no other process uses them.
+    Nothing is stored if another process's use has changed meanwhile.
     """
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     corrections = learn(plan, observations, lmdeploy=lmdeploy, when=when, pretend=pretend)
@@ -259,10 +263,11 @@ def learned(
 
 
 def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bool:
-    """Drop what restarts learned about this launch; returns whether there was anything.
+    """Delete the ladder's changes for this launch, if the calibration measured a shortfall.
 
-    Otherwise the ladder's larger margin would be added to the measured shortfall. If the
-    measurement found no shortfall, what helped the start is kept.
+    Returns whether any were deleted. The larger margin that failed starts led to would otherwise be
+    added to the measured shortfall. The changes stay if the calibration found none, or was not
+    kept.
     """
     more = any(row["context"] + row["buffers"] > 0 for row in result["calibrations"])
     kept = bool(result["kept"])
@@ -281,7 +286,7 @@ def calibration_of(plan: Plan) -> Calibration | None:
 
 
 def stored(plan: Plan) -> Document:
-    """The stored document of the calibration that a plan uses, as far as it can be read."""
+    """Return the stored document of the calibration that a plan uses."""
     calibration = calibration_of(plan)
     assert calibration is not None
     body = calibrations.read(calibration)
@@ -292,7 +297,10 @@ def stored(plan: Plan) -> Document:
 
 
 def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
-    """Say which GPU's use another process has changed meanwhile: it would be counted as ours."""
+    """Return which GPU's use another process has changed by more than noise; None if it is none.
+
+    Such a change would be counted as the engine's memory.
+    """
     for gpu in plan.gpus:
         if gpu.index in before:
             more = memory_now(gpu.uuid).used - before[gpu.index]
@@ -324,7 +332,7 @@ class NvmlUsageReader:
         self._since = dict.fromkeys(self._uuids, time.monotonic())
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        """The highest use since this engine's last reading and the use now, in bytes by GPU.
+        """Return the highest use since this engine's last reading, and the use now, by GPU.
 
         Raises:
             MachineError: a GPU did not answer during the reading.
@@ -346,7 +354,7 @@ class NvmlUsageReader:
 
 
 class PretendUsageReader:
-    """Reads the bytes that pretend GPUs hold. A peak counts if it is higher than those before."""
+    """Reads the bytes that pretend GPUs hold. A peak counts if it is higher than all before it."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -354,7 +362,7 @@ class PretendUsageReader:
         self._highest: dict[int, int] = {}
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        """Bytes that each pretend GPU holds now, and a new peak.
+        """Return the bytes that each pretend GPU holds now, and its peak if that has risen.
 
         Raises:
             MachineError: the account of the pretend GPUs cannot be read.
@@ -370,7 +378,7 @@ class PretendUsageReader:
         return spans
 
     def end(self) -> None:
-        """See `NvmlUsageReader`."""
+        """Do nothing; see `NvmlUsageReader`."""
 
 
 if TYPE_CHECKING:
@@ -378,7 +386,10 @@ if TYPE_CHECKING:
 
 
 class Calibrator:
-    """The `Examiner` of a calibration; it drops the observations of an earlier plan's engines."""
+    """The `Examiner` of a calibration: sends an engine all worst cases, reads memory after each.
+
+    It forgets the observations of an earlier plan's engines.
+    """
 
     def __init__(self, usage_of: Callable[[Plan], GpuUsage], say: Callable[[str], None]) -> None:
         self._usage_of, self._say = usage_of, say

@@ -2,8 +2,8 @@
 
 It is a separate process, since it makes a context on every GPU that it sees, and a driver with
 broken peer access may crash it or hang. It imports nothing of turbofit. Each line that it prints is
-a JSON object with one field of ``core.machine.Measured``; ``INDEX`` is what the machine calls each
-GPU that CUDA shows. Sizes are bytes, times seconds. No task begins after ``SECONDS``.
+a JSON object with one field of ``core.machine.Measured``. Each ``INDEX`` is the machine's number of
+a GPU that CUDA shows. Sizes are in bytes, times in seconds. No task begins after ``SECONDS``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PAIR_BYTES, _SMALL = 64 * _MIB, 4096
 _REDUCES = (8192, _MIB, 32 * _MIB)
 #: The photograph, the grid of its eight tiles, and its thumbnail, in pixels.
 _PHOTOGRAPH, _GRID, _TILE = (1920, 1080), (4 * 448, 2 * 448), (448, 448)
-#: The processor time of all rounds of the photograph.
+#: Seconds of processor time for which the photograph is prepared again and again.
 _IMAGE_SECONDS = 1.0
 
 
@@ -34,10 +34,10 @@ def say(**field: Any) -> None:
 
 
 def image() -> None:
-    """Print the fastest processor time in which one core prepares a photograph as an engine does.
+    """Print the least processor time in which one core prepares a photograph as an engine does.
 
-    It is decoded from a JPEG, resized to eight tiles and a thumbnail, and its bytes are converted
-    by a table, one channel after the other.
+    The photograph is decoded from a JPEG, resized to eight tiles and a thumbnail, and its bytes are
+    converted by a table, one channel after the other.
     """
     try:
         import numpy as np
@@ -64,13 +64,13 @@ def image() -> None:
 
 
 class Cards:
-    """Measures GPUs with torch; ``indices`` are the machine's, by CUDA's."""
+    """Measures GPUs with torch; ``indices`` are the machine's numbers of CUDA's devices."""
 
     def __init__(self, torch: Any, indices: list[int]) -> None:
         self._torch, self._indices = torch, indices
 
     def card(self, index: int) -> None:
-        """Print a card's speeds: bytes/s (read plus written) of a copy, FLOP/s of a product."""
+        """Print a card's speeds: bytes/s of a copy (read and written), FLOP/s of a product."""
         torch, device = self._torch, f"cuda:{index}"
         source = torch.empty(_CARD_BYTES, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
@@ -82,7 +82,7 @@ class Cards:
         say(cards={"index": self._indices[index], "bandwidth": bandwidth, "flops": flops})
 
     def pair(self, source: int, target: int) -> None:
-        """Print a copy from one card to another: whether it is right, and its speeds."""
+        """Copy from one card to another; print whether the copy is right, and its speeds."""
         torch, both = self._torch, [source, target]
         sent = torch.ones(_PAIR_BYTES, dtype=torch.uint8, device=f"cuda:{source}")
         got = torch.empty(_PAIR_BYTES, dtype=torch.uint8, device=f"cuda:{target}")
@@ -106,7 +106,7 @@ class Cards:
         say(pairs=facts)
 
     def reduce(self, *group: int) -> None:
-        """Print NCCL's all-reduce of a group for some sizes, and whether its sums are right."""
+        """Print the time of NCCL's all-reduce in a group for some sizes; check its sums."""
         torch, names = self._torch, [self._indices[index] for index in group]
         for size in _REDUCES:
             tensors = [
@@ -121,7 +121,7 @@ class Cards:
             say(reduces={"gpus": names, "size": size, "seconds": seconds, "right": right})
 
     def _arrived(self, source: int, target: int) -> bool:
-        """Whether a copy arrives unchanged, for several patterns and sizes."""
+        """Return whether a copy arrives unchanged, for several patterns and sizes."""
         torch = self._torch
         for seed, count in ((1, _PAIR_BYTES // 4), (2, 1 << 16), (3, 1023)):
             factor = 1_000_003 * seed
@@ -134,7 +134,7 @@ class Cards:
         return True
 
     def _timed(self, devices: list[int], act: Callable[[], Any], least: float = 0.05) -> float:
-        """Seconds of one call: the fastest of three rounds of calls for ``least`` seconds each."""
+        """Return the seconds of one call, in the fastest of three rounds of ``least`` seconds."""
 
         def spent(count: int) -> float:
             begun = time.perf_counter()

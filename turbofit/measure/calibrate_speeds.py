@@ -1,9 +1,9 @@
-"""Measures, as a part of `turbofit calibrate`, what a forecast of speed rests on.
+"""Measures what forecasts of speed rest on, as a part of `turbofit calibrate`.
 
 A child process (`calibrate_program.py`) tries one image on a core of the host, and with torch each
 card of the plan, the copies between each pair of them, and NCCL's all-reduces. The results are kept
-for these GPUs (`machine/learned.py`): later plans forecast by them, and give a pair whose copies
-were wrong no peer access.
+for these GPUs (`machine/learned.py`): later plans forecast by them, and give no peer access to a
+pair whose copies were wrong.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 PROGRAM: Final = Path(__file__).with_name("calibrate_program.py")
 #: Seconds after which the program begins no further task.
 _SECONDS: Final = 60.0
-#: More seconds for its imports, its contexts and its last task, and for its end after SIGKILL.
+#: More seconds for the program's imports, contexts and last task; seconds to end after SIGKILL.
 _GRACE: Final = 60.0
 _LAST: Final = 10.0
 
 
 def is_measured(machine: Machine, gpus: Collection[int]) -> bool:
-    """Whether each of these cards and each copy between two of them was measured."""
+    """Return whether each of these cards and each copy between two of them was measured."""
     measured = machine.measured
     if measured is None or not set(gpus) <= {card.index for card in measured.cards}:
         return False
@@ -53,10 +53,10 @@ def measure_speeds(
     *,
     command: Sequence[str] = (sys.executable, "-I", str(PROGRAM)),
 ) -> bool:
-    """Measure these GPUs and the host; returns whether later plans have something of it.
+    """Measure these GPUs and the host; return whether anything was kept for later plans.
 
-    The caller has reserved memory on the GPUs: a context and 0.6 GiB. A line says what could not be
-    measured or kept.
+    The caller has reserved memory on the GPUs: a context and 0.6 GiB. ``say`` receives what could
+    not be measured or kept.
     """
     measured = _measured(machine, gpus, command)
     for text in measured.left_out:
@@ -78,7 +78,7 @@ def measure_speeds(
 
 
 def _measured(machine: Machine, gpus: Sequence[int], command: Sequence[str]) -> Measured:
-    """What the program printed; a process that hangs or crashes in the driver has its results."""
+    """Run the program and return what it printed, also if it hangs or crashes in the driver."""
     env = {
         **os.environ,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -113,7 +113,7 @@ def _measured(machine: Machine, gpus: Sequence[int], command: Sequence[str]) -> 
 
 
 def _beside(old: Measured | None, new: Measured, gpus: set[int]) -> Measured:
-    """New results, and of an earlier measurement what was of other GPUs."""
+    """Return the new results, with an earlier measurement's results for other GPUs."""
     if old is None:
         return new
     return replace(

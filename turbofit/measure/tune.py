@@ -42,11 +42,11 @@ _SHOWN: Final = 120
 
 
 class TuneRequest(NamedTuple):
-    """A tuning that a person asks for: a promise, under a load.
+    """A tuning that a person asks for: what to plan for, and the load to try settings with.
 
     All trials together may take ``seconds`` from ``began``, which is a time of the monotonic clock.
-    With ``apart`` the result holds for pretend GPUs only; ``again`` tunes again, even if
-    there is an earlier result.
+    With ``apart`` the result holds for pretend GPUs only; ``again`` tunes again, even if there is
+    an earlier result.
     """
 
     request: PlanRequest
@@ -65,7 +65,8 @@ def tune_model(
 ) -> Tuning:
     """Try settings, and keep the best for later plans.
 
-    ``config`` is that of every trial; its request is planned here.
+    ``config`` is the config of every trial; its request is planned here. An earlier result is
+    returned if it holds.
 
     Raises:
         StoppedError: a signal came before anything was measured.
@@ -124,7 +125,7 @@ def tune_model(
 
 
 def why_not_kept(result: Tuning, before: Tuning | None) -> str:
-    """Why later plans use the result ``before`` and not this one; empty if they use this one."""
+    """Return why later plans go on with ``before``; empty if they use the new result."""
     if before is not None and result.interrupted and len(result.trials) < len(before.trials):
         return f"it was interrupted, and the tuning before tried {len(before.trials)} settings"
     return ""
@@ -134,7 +135,7 @@ def _choices(
     wanted: TuneRequest, request: PlanRequest, usual: Plan, load: LoadSpec,
     say: Callable[[str], None],
 ) -> tuple[list[TrialChoice], int]:  # fmt: skip
-    """The choices and the number of requests at once; prints what a person should know."""
+    """Return the choices and the number of requests at once; print what a person should know."""
     at_once = load.at_once or _at_once(usual)
     prefix = load.shared_prefix > 0
     mean = mean_request(load)
@@ -148,7 +149,10 @@ def _choices(
 
 
 def _load(load: LoadSpec, usual: Plan) -> LoadSpec:
-    """The load with defaults: as many requests at once as a batch may have, 30 s."""
+    """Return the load with its defaults: the requests at once of `_at_once`, and 30 s.
+
+    Its images are left out if the plan has none.
+    """
     images = {} if usual.limits.vision_unit is not None else {"images": 0}
     window = {} if load.requests or load.seconds else {"seconds": _SECONDS}
     loop = {}
@@ -158,7 +162,7 @@ def _load(load: LoadSpec, usual: Plan) -> LoadSpec:
 
 
 def described(load: LoadSpec) -> str:
-    """A load in a few words, with its length in requests or in time."""
+    """Say a load in a few words, with its length in requests or in time."""
     seconds, requests = load.measured_seconds, load.requests
     length = f"{requests} requests" if seconds is None else format_duration(seconds)
     how = f"{load.at_once} at once" if load.rate is None else f"{load.rate:g} a second"
@@ -166,13 +170,13 @@ def described(load: LoadSpec) -> str:
 
 
 def _at_once(usual: Plan) -> int:
-    """Requests at once that show a batch's speed: twice those that the plan runs, at most 128."""
+    """Return how many requests at once show a batch's speed: twice the plan's, at most 128."""
     return max(1, min(_MOST_AT_ONCE, 2 * usual.requests_at_once))
 
 
 @dataclass
 class Tuner:
-    """Tries the first choice and those with the best forecasts, and then the best again.
+    """Tries the first choice, then those with the best forecasts, then the best one again.
 
     ``plan_of`` plans options again, on the machine as it is now; ``run`` starts a plan's engines
     and drives the load. ``at_once``: requests under way; ``starts``: how many choices are tried;
@@ -200,7 +204,11 @@ class Tuner:
         return self._ends - self.clock()
 
     def tune(self) -> Tuning:
-        """Return all trials and the best; a `StoppedError` if a signal came before one ended."""
+        """Run the trials; return all of them and the best.
+
+        Raises:
+            StoppedError: a signal came before a trial ended.
+        """
         left, best, stopped = list(self.choices), None, ""
         try:
             while left and len(self._trials) < self.starts and self._has_time():
@@ -223,7 +231,10 @@ class Tuner:
         )
 
     def _best_again(self) -> TrialRecord | None:
-        """Try the best again, or the next if it fails; None without a choice, or without time."""
+        """Try the best choice for twice as long, or the next best if it fails; return what held.
+
+        None if there is only one good trial, no time is left, or all fail.
+        """
         good = self._good()
         for trial in good if len(good) > 1 else ():
             if not self._has_time():
@@ -235,7 +246,7 @@ class Tuner:
         return None
 
     def _good(self) -> list[TrialRecord]:
-        """Trials that meet the SLO, the best first, without those that failed again."""
+        """Return the trials that meet the SLO, the best first; without those that failed again."""
         failed = [trial.options for trial in self._trials if trial.again and not trial.meets_slo]
         good = [one for one in self._trials if one.meets_slo and one.options not in failed]
         return sorted(good, key=self._value, reverse=True)
@@ -245,14 +256,14 @@ class Tuner:
         return order(left, measured, self.blank.slo, self.at_once)[0]
 
     def _value(self, trial: TrialRecord) -> float:
-        """What a measured trial is worth by the goal."""
+        """Return what a measured trial is worth by the goal: a larger value is better."""
         assert trial.measured is not None
         if self.blank.goal == "latency":
             return -trial.measured.e2e_p50
         return trial.measured.requests_per_second
 
     def _has_time(self) -> bool:
-        """Whether a further trial, as long as the longest so far, would end in the allowed time."""
+        """Return whether one more trial, as long as the longest so far, would end in time."""
         return self.left >= max((trial.seconds for trial in self._trials), default=-math.inf)
 
     def _left_out(self, left: Sequence[TrialChoice]) -> str:
@@ -312,7 +323,7 @@ class Tuner:
 
 
 def _twice(load: LoadSpec) -> LoadSpec:
-    """The load for twice as long, where it has a length of its own."""
+    """Return the load with twice the seconds and requests that it states."""
     lengths = {name: getattr(load, name) for name in ("seconds", "requests")}
     return load.changed(**{name: 2 * value for name, value in lengths.items() if value})
 

@@ -1,4 +1,4 @@
-"""One trial: the engines of a plan, started as `serve` starts them, under a load.
+"""Runs one trial: starts the engines of a plan as `serve` does, and drives a load.
 
 When a trial ends, for whatever reason, its engines, gateway and load have ended too.
 """
@@ -40,12 +40,16 @@ if TYPE_CHECKING:
 
 #: The times that an SLO can limit, and the measured figure that must stay below each limit.
 LIMITS: Final = {"ttft": "ttft_p90", "tpot": "tpot_p90", "e2e": "e2e_p90"}
-#: The share of failed requests that is tolerated without another limit.
+#: The largest share of requests that may fail.
 _FAILING: Final = 0.01
 
 
 def parse_slo(text: str) -> dict[str, float]:
-    """Seconds by the name of the limit; a `UsageError` if an entry is no limit or stands twice."""
+    """Read an SLO; return the seconds by the name of each limit.
+
+    Raises:
+        UsageError: an entry is no limit, or stands twice.
+    """
     limits: dict[str, float] = {}
     for part in text.split(","):
         name, sign, value = part.strip().partition("=")
@@ -59,7 +63,7 @@ def parse_slo(text: str) -> dict[str, float]:
 
 
 def meets(figures: SpeedFigures, slo: Mapping[str, float]) -> bool:
-    """Whether measured figures keep the limits, and nearly all requests were answered."""
+    """Return whether figures keep all limits, and nearly all requests were answered."""
     every = figures.answered + figures.failed
     if not figures.answered or figures.failed > _FAILING * every:
         return False
@@ -72,10 +76,11 @@ def order(
     slo: Mapping[str, float],
     at_once: int,
 ) -> list[TrialChoice]:
-    """The choices, the most promising first.
+    """Sort the choices that are left, the most promising first.
 
-    That is the highest forecast of those that keep the SLO if forecasts of times are wrong by the
-    same factors as for the settings that were ``measured``; then those that miss it least.
+    First come choices that should keep the SLO, by their forecast of requests a second; then the
+    others, by how little they miss it. ``measured``, if any, corrects the forecast times: those of
+    other choices are assumed to be wrong by the same factors.
     """
 
     def times(forecast: TrialForecast) -> dict[str, float]:
@@ -98,7 +103,7 @@ def order(
     return sorted(left, key=promise, reverse=True)
 
 
-#: The gateway's queue holds more requests than a load may have under way.
+#: The length of the gateway's queue: more requests than a load may have under way.
 _QUEUE: Final = 4096
 _BENCH: Final = (sys.executable, "-m", "turbofit", "bench")
 #: Seconds that a load has to end normally.
@@ -118,12 +123,12 @@ class TrialEnd(NamedTuple):
 
 
 def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
-    """Start the plan's engines, drive the load, end the engines.
+    """Start the plan's engines, drive the load, and end the engines; return what was measured.
 
     ``common`` provides what all trials share, except the gateway.
 
     Raises:
-        StoppedError: a person's signal ended it.
+        StoppedError: a person's signal ended the trial.
     """
     key, stop = secrets.token_hex(16), StopSignal()
     drive = _Load(load, key, stop)
@@ -155,9 +160,9 @@ def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
 
 
 class _Load:
-    """The load of a trial, a `turbofit bench` that runs while the engines are supervised.
+    """The load of a trial: a `turbofit bench` that runs while the engines are supervised.
 
-    It is a process of its own: in this one it would wait for the gateway's interpreter lock.
+    It is a process of its own: in this process it would wait for the gateway's interpreter lock.
     """
 
     def __init__(self, spec: LoadSpec, key: str, stop: StopSignal) -> None:
@@ -167,7 +172,7 @@ class _Load:
         self.result: LoadResult | None = None
 
     def died(self, why: str) -> None:
-        """Note that an engine ended, or that none started: nothing is left to measure."""
+        """Note why nothing can be measured: an engine ended, or none started."""
         self.death = self.death or why
         self._stop.end()
 

@@ -1,4 +1,4 @@
-"""All settings that a tuning may try: each is a plan that fits and keeps the promise.
+"""Finds all settings that a tuning may try: their plans fit and keep the promise.
 
 The promise is the image limit and the context of the plan that turbofit makes without tuning.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class MeanRequest(NamedTuple):
-    """A load's request on average; ``images`` are the sizes of its images, in pixels."""
+    """The average request of a load; ``images`` are the sizes of its images, in pixels."""
 
     text_tokens: int
     output_tokens: int
@@ -39,7 +39,7 @@ def mean_request(spec: LoadSpec) -> MeanRequest:
 
 
 def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForecast:
-    """The forecast of all engines of a plan together, with ``at_once`` requests in all.
+    """Forecast the speed of all engines of a plan together, with ``at_once`` requests in all.
 
     The host prepares images meanwhile, as in a plan's own forecast (`throughput.forecast`).
     """
@@ -83,12 +83,12 @@ def _vision_load(plan: Plan, request: MeanRequest) -> VisionLoad:
 
 _BATCHES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _PREFILLS: Final = (1024, 2048, 4096, 8192, 16384)
-#: Images are queued in another way only if its forecast is higher by this factor.
+#: The other way of queueing images is tried only if its forecast is higher by this factor.
 _QUEUE_GAIN: Final = 1.01
 
 
 class TrialChoice(NamedTuple):
-    """Settings to try: the options that lead to their plan, the plan, and its forecast."""
+    """Settings to try: the options that lead to the plan, the plan itself, and its forecast."""
 
     options: dict[str, Any]
     plan: Plan
@@ -96,7 +96,7 @@ class TrialChoice(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Forecast requests a second."""
+        """The forecast of requests a second."""
         return self.forecast.requests_per_second
 
 
@@ -109,7 +109,7 @@ def choices(
     *,
     prefix: bool = False,
 ) -> list[TrialChoice]:
-    """All choices, the best forecast first, but for ``usual``, turbofit's plan without tuning.
+    """Return all choices: first ``usual``, turbofit's plan without tuning, then by forecast.
 
     The person's own options are not changed; ``prefix``: prefix caching may help this load.
     """
@@ -165,12 +165,12 @@ def _every(
 
 
 def _rows(plan: Plan, at_once: float) -> int:
-    """The number of rows of a batch that the load can fill."""
+    """Return the number of rows of a batch that the load can fill."""
     return min(plan.settings.max_batch_size, math.ceil(at_once / plan.parallel.replicas))
 
 
 def _kind(plan: Plan, at_once: float) -> tuple[object, ...]:
-    """The settings that make a difference under the load: equal ones are the same trial."""
+    """Return the settings that matter under the load: plans with equal ones are alike."""
     settings = plan.settings
     return (
         plan.engine.name, plan.parallel.tp, plan.parallel.replicas, _rows(plan, at_once),

@@ -1,4 +1,4 @@
-"""The worst cases of a plan, named like the ledger's transient terms, for each engine.
+"""The worst-case requests of a plan for each engine, named like the ledger's transient terms.
 
 ``vision_request``: one request with as many images as it may have. ``vision_forward``: images that
 bring as many units into one forward as the plan pays for. ``text_prefill``: one prompt as long as
@@ -31,7 +31,7 @@ _CHAT: Final = Text(before=33, around=8, after=_NEW_ON_TORCH + 1)
 
 
 def turbomind_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
-    """The cases of an engine that takes images as units, of which one may have any number."""
+    """Return the cases for TurboMind, whose images are given as any number of vision units."""
     rule, limits = plan.model.image_rule, plan.limits
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _NEW
     if rule is None or limits.vision_unit is None:
@@ -52,7 +52,11 @@ def turbomind_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
 
 
 def torch_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
-    """The cases of an engine on torch, which takes pictures; UsageError: see `rehearsed_size`."""
+    """Return the cases for an engine on torch, which takes pictures.
+
+    Raises:
+        UsageError: no picture has as many units as planned; see `rehearsed_size`.
+    """
     limits, settings, rule = plan.limits, plan.settings, limited(plan).image_rule
     several, one, forward = plan.engine.of_lmdeploy, [], []
     if rule is not None and limits.vision_unit is not None and limits.images_per_request:
@@ -74,7 +78,7 @@ def torch_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
 
 
 def limited(plan: Plan) -> Model:
-    """The model with the planned limit as its own, if its stand-in is written with the limit."""
+    """Return the model with the planned image limit as its own, if its stand-in can carry one."""
     model, limit = plan.model, plan.limits.image_limit
     carries = model.vision is not None and model.vision.kind in ("internvit", "moonvit")
     if model.image_rule is None or limit is None or not carries:
@@ -83,7 +87,9 @@ def limited(plan: Plan) -> Model:
 
 
 def rehearsed_size(rule: ImageRule, limit: int | None) -> tuple[int, int]:
-    """The (width, height) of a picture with the most units under the limit, as square as possible.
+    """Return the (width, height) of a picture with the most units under the limit.
+
+    It is as square as possible.
 
     Raises:
         UsageError: the limit is above the checkpoint's own, which a picture's size cannot raise.

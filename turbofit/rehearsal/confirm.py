@@ -1,4 +1,4 @@
-"""Rehearses a plan with the real engine on pretend GPUs, and corrects it by the result."""
+"""Rehearses a plan with the real engine on pretend GPUs, and corrects the plan by the result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from turbofit.rehearsal.planned import rehearsed_group
 
 _LOG: Final = LazyLogger(__name__)
 
-#: The most rehearsals of one plan: the first, and two after a correction.
+#: The most rehearsals of one plan: one, and two more after corrections.
 _REHEARSALS: Final = 3
 _UNSETTLED: Final = (
     f"not rehearsed: each of {_REHEARSALS} rehearsals left less than the margin; the ratio is below"
@@ -45,11 +45,11 @@ def refuse_untwinned(request: PlanRequest) -> None:
 
 
 def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
-    """The plan after its rehearsal, with lower ratios if the engine left less than the margin.
+    """Rehearse a plan; return it with lower ratios if the engine left less than the margin.
 
-    If nobody asked for a margin a smaller one may be used (`Margin`). If even
-    the last rehearsal leaves less, the result is a plan with the whole margin, which warns that it
-    was not rehearsed. A plan that does not fit is returned unchanged.
+    If nobody asked for a margin, a smaller one may be used (`Margin`). If even the last rehearsal
+    leaves less, the result is a plan with the whole margin, which warns that it was not rehearsed.
+    A plan that does not fit is returned unchanged.
 
     Raises:
         UsageError: the plan is for Transformers.
@@ -94,11 +94,11 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
 
 
 def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
-    """The plan with the results of the engine in its worst cases.
+    """Rehearse a plan; return it with the memory that the engine took in the worst cases.
 
-    Only the first group of GPUs is rehearsed; if groups have different settings, the first of each
-    kind. If the rehearsal contradicts the forecast, ``fits`` and ``verdict`` are the rehearsal's.
-    ``keep``: a folder for timelines, notes and log, with a subfolder for each group if they differ.
+    Of groups with equal settings only the first is rehearsed. If the rehearsal contradicts the
+    forecast, ``fits`` and ``verdict`` are the rehearsal's. ``keep``: a folder for timelines, notes
+    and log, with a subfolder for each group if they differ.
 
     Raises:
         PackageError: LMDeploy or a C compiler is missing.
@@ -122,7 +122,7 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
 
 
 def _joined(plan: Plan, rehearsed: Mapping[tuple[int, ...], Plan]) -> Plan:
-    """The plan with the rehearsed groups' ledgers and outcomes, and the gravest outcome for all."""
+    """Return the plan with each group's ledgers and outcome; the gravest outcome is the plan's."""
     ledgers = {ledger.index: ledger for result in rehearsed.values() for ledger in result.gpus}
     ends = {number: result.rehearsal for numbers, result in rehearsed.items() for number in numbers}
     rehearsals = [rehearsal for rehearsal in ends.values() if rehearsal is not None]
@@ -136,7 +136,10 @@ def _joined(plan: Plan, rehearsed: Mapping[tuple[int, ...], Plan]) -> Plan:
 
 
 def corrected_ratios(rehearsed: Plan) -> dict[int, float]:
-    """The ratios that must be lowered, by GPU index, also for groups equal to a rehearsed one."""
+    """Return the ratios that must be lowered, by GPU index.
+
+    A rehearsed group's ratio holds for all groups that are equal to it.
+    """
     ratios: dict[int, float] = {}
     for numbers in rehearsed.unlike_groups():
         ratio = corrected_ratio(rehearsed.of_group(numbers[0]))
@@ -148,10 +151,10 @@ def corrected_ratios(rehearsed: Plan) -> dict[int, float]:
 
 
 def corrected_ratio(rehearsed: Plan) -> float | None:
-    """The largest ratio at which the rehearsal's figures leave the margin; None for no change.
+    """Return the largest ratio at which the rehearsal leaves the margin; None for no change.
 
-    The engine's own figures count if they are known; for the worst cases, whose worst the engine
-    may not have reached, the larger of forecast and rehearsal.
+    The engine's own figures count if they are known. For a worst case the larger of forecast and
+    rehearsal counts, since the engine may not have reached its worst.
     """
     rehearsal = rehearsed.rehearsal
     if rehearsal is None or rehearsal.outcome not in ("served", "out_of_memory"):
@@ -168,7 +171,7 @@ def corrected_ratio(rehearsed: Plan) -> float | None:
 
 
 def _shortfall(ledger: GpuLedger) -> int:
-    """Bytes by which a rehearsed GPU misses its margin; 0 or negative if it keeps the margin."""
+    """Return by how many bytes a rehearsed GPU misses its margin; not positive if it keeps it."""
     steady, pool, worst = 0, 0, 0
     for term in ledger.ledger:
         size = term.bytes if term.rehearsed is None else term.rehearsed
@@ -182,7 +185,10 @@ def _shortfall(ledger: GpuLedger) -> int:
 
 
 def confirmed(plan: Plan) -> Plan:
-    """The plan with those terms marked as rehearsed with which the rehearsal agrees."""
+    """Return the plan with the basis "rehearsed" for each term that the rehearsal has shown.
+
+    Worst cases keep their basis.
+    """
 
     def based(term: Term) -> Term:
         if term.rehearsed is None or term.phase == "transient":

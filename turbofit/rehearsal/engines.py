@@ -1,4 +1,4 @@
-"""The engines that can be rehearsed: how each is driven, read, and given its worst cases."""
+"""The engines that can be rehearsed: who drives them, reads them, and names their worst cases."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ class Adapter:
     """How one engine is rehearsed.
 
     Attributes:
-        driver: the module whose ``drive(spec, notes)`` starts it in the child and drives the cases;
-          it returns a function that closes the engine, or None.
+        driver: the module whose ``drive(spec, notes)`` starts the engine in the child and drives
+          the cases; it returns a function that closes the engine, or None.
         read: reads the engine's own counters of an ended run, by term of the ledger.
-        not_known: memory that its rehearsal cannot see.
+        worst: returns the worst cases of a plan.
+        not_known: kinds of memory that the rehearsal cannot see.
         before, after: terms of the ledger that only a real card has: they are charged to the
           pretend card before free memory is read, and after.
         process_context: the pretend machine charges each process for its CUDA context.
-        environ: variables of its processes, which find modules first in ``path``.
+        environ: variables of the engine's processes.
+        path: folders whose modules these processes find first.
     """
 
     driver: str

@@ -1,4 +1,4 @@
-"""The sentence with which LMDeploy on pretend GPUs says that its text is no answer.
+"""Has LMDeploy on pretend GPUs answer with a sentence that says that this is no answer.
 
 Every token there would be 0, which a reader cannot tell from a fault. The engine generates as
 usual; only the tokens that it returns are replaced.
@@ -15,10 +15,10 @@ SENTENCE: Final = "This is no answer: pretend GPUs compute nothing."
 
 
 def say_no_answer(module: Any) -> None:
-    """Let the server of `lmdeploy.serve.core.async_engine` return the sentence.
+    """Have the server of `lmdeploy.serve.core.async_engine` return the sentence.
 
-    An answer without a limit of its length ends with it; a limited one has as many tokens as
-    before, and repeats the sentence.
+    An answer whose length is not limited ends after the sentence; a limited one has as many tokens
+    as before, and repeats it.
     """
     engine: Any = module.AsyncEngine
     run = engine.safe_run
@@ -37,7 +37,7 @@ def say_no_answer(module: Any) -> None:
 
 
 async def _said(outputs: AsyncIterator[Any], words: list[int], *, ends: bool) -> AsyncIterator[Any]:
-    """The engine's outputs with the words' tokens; with ``ends`` they end after the last word."""
+    """Yield the engine's outputs with the tokens of ``words``; with ``ends``, end after these."""
     left = iter(words) if ends else cycle(words)
     total = 0
     async for output in outputs:
@@ -52,7 +52,7 @@ async def _said(outputs: AsyncIterator[Any], words: list[int], *, ends: bool) ->
 
 
 def _replaced(output: Any, left: Iterator[int]) -> tuple[list[int], Any]:
-    """New tokens, as many as the output has, with its log probabilities moved to them."""
+    """Return as many new tokens as the output has, with its log probabilities."""
     known = output.logprobs or repeat(dict[int, float]())
     pairs = zip(output.token_ids, left, known, strict=False)
     tokens, logprobs = list[int](), list[dict[int, float]]()

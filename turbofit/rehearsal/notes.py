@@ -1,4 +1,7 @@
-"""A rehearsal child's report to its parent, except memory: one JSON file, rewritten each time."""
+"""The report of a rehearsal's child to its parent: one JSON file, which is rewritten each time.
+
+It has everything but memory, which the parent reads elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ DEAD: Final = frozenset({"unavailable", "internal_error"})
 
 
 class Notes:
-    """The report as the rehearsal's child writes it, into a file of the rehearsal's folder."""
+    """Writes the report of a rehearsal's child into a file of the rehearsal's folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,7 +43,7 @@ class Notes:
         replaced(self.folder / _NAME, json.dumps(self.data))
 
     def started(self, config: object, **values: Any) -> None:
-        """Notes those settings of the engine that are plain values, and begins `ready`."""
+        """Note the settings of the engine that are plain values, and begin the phase ``ready``."""
         plain = (int, float, str, bool, list, type(None))
         settings = {k: v for k, v in vars(config).items() if isinstance(v, plain)}
         self.write(settings=settings, **values)
@@ -61,7 +64,7 @@ class Notes:
         words: str = "",
         **more: Any,
     ) -> bool:
-        """Notes how a rehearsal case ended; returns whether the engine can take another one.
+        """Note how a rehearsal case ended; return whether the engine can take another case.
 
         ``tokens`` has each prompt's number of tokens, ``words`` is an error's text; ``begun`` is a
         time of the monotonic clock.
@@ -74,7 +77,7 @@ class Notes:
         return not counts.keys() & {NOT_FINISHED, *DEAD}
 
     def error(self, error: BaseException) -> None:
-        """Notes the error that ended the engine, its phase, and its frames, the outermost first."""
+        """Note the error that ended the engine, its phase, and its frames, the outermost first."""
         frames = traceback.extract_tb(error.__traceback__)
         self.write(
             error={
@@ -87,7 +90,11 @@ class Notes:
 
 
 def engine_config(kind: Any, settings: Options) -> Any:
-    """LMDeploy's engine configuration; UsageError for a field that LMDeploy would ignore."""
+    """Make LMDeploy's engine configuration.
+
+    Raises:
+        UsageError: LMDeploy would ignore a field.
+    """
     unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(kind)})
     if unknown:
         raise UsageError(
@@ -98,14 +105,17 @@ def engine_config(kind: Any, settings: Options) -> Any:
 
 
 def replaced(path: Path, text: str) -> None:
-    """Replaces a file that readers never see half; a crash may lose it, unlike `write_atomic`."""
+    """Replace a file so that readers never see half of it; a crash may lose it.
+
+    `write_atomic` loses nothing in a crash.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
 def read_notes(folder: Path) -> Document:
-    """The content of a child's ``report.json`` in its folder; empty if there is none."""
+    """Return the content of a child's ``report.json`` in its folder; empty if there is none."""
     try:
         data: dict[str, Any] = json.loads((folder / _NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The packages that engines need, and the folders where their processes find stand-ins."""
+"""Checks the packages that engines need; names the folders with stand-ins for their processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PACKAGES: Final = {
 
 
 def needs(spec: Spec) -> dict[str, str]:
-    """The versions of the packages that a rehearsal runs.
+    """Check the packages that a rehearsal runs; return their versions.
 
     Raises:
         PackageError: a package or a C compiler is missing, or TurboMind's library calls a function
@@ -45,7 +45,11 @@ def needs(spec: Spec) -> dict[str, str]:
 
 
 def engine_library() -> Path:
-    """TurboMind's shared library in the installed wheel; PackageError if there is none."""
+    """Return the path of TurboMind's shared library in the installed wheel.
+
+    Raises:
+        PackageError: it is not installed.
+    """
     library = turbomind_library()
     if library is None:
         raise PackageError(
@@ -56,7 +60,11 @@ def engine_library() -> Path:
 
 
 def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
-    """Versions of an engine's packages; PackageError if one or torch's CUDA build is missing."""
+    """Check an engine's packages; return their versions.
+
+    Raises:
+        PackageError: a package is missing, or torch is no CUDA build.
+    """
     names = (*_PACKAGES[engine], *(["ray"] if ray else []))
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -73,7 +81,11 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
 
 
 def need_kernels(text: TextDims) -> None:
-    """Raises PackageError if kernels are missing that LMDeploy imports for gated delta nets."""
+    """Refuse a model with gated delta nets if the package with their kernels is missing.
+
+    Raises:
+        PackageError: the kernels are missing.
+    """
     if text.delta is not None and importlib.util.find_spec("fla") is None:
         raise PackageError(
             f"fla is not installed beside turbofit: rehearsing {text.architecture} runs its"

@@ -38,7 +38,9 @@ _KEPT_LINES: Final = 12
 
 
 def rehearse(spec: Spec, keep: Path | None = None) -> Document:
-    """Run a rehearsal and return its document; ``keep``: a folder for timelines, notes and log.
+    """Run a rehearsal and return its document.
+
+    ``keep``: a folder for timelines, notes and log.
 
     Raises:
         PackageError: the engine, a package that it runs, or a C compiler is missing.
@@ -88,7 +90,7 @@ def report(ended: EndedRun, readings: Readings, versions: Mapping[str, str]) -> 
 
 
 def _case(case: Mapping[str, Any], readings: Readings) -> dict[str, Any]:
-    """A case with the most that each card held, and the engine's counters of it."""
+    """Return a case with the most bytes that each card held in it, and the engine's counters."""
     phase = f"case {case['name']}"
     return {
         **case,
@@ -99,9 +101,10 @@ def _case(case: Mapping[str, Any], readings: Readings) -> dict[str, Any]:
 
 
 def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | None]:
-    """The outcome (served, out_of_memory, hang or failed), and the end unless it is served.
+    """Return a rehearsal's outcome, and its end unless the outcome is ``served``.
 
-    ``served``: every request came to an end, even if the engine refused its prompt.
+    The outcome is ``served`` (every request came to an end, even if the engine refused its prompt),
+    ``out_of_memory``, ``hang`` or ``failed``.
     """
     cases = ended.notes.get("cases", [])
     unfinished = next((case["name"] for case in cases if NOT_FINISHED in case["statuses"]), None)
@@ -121,7 +124,10 @@ def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | Non
 
 
 def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Moment, ...]:
-    """The phases in order, from each card's ``peak`` and ``held``, plus the bytes charged to it."""
+    """Return the phases in order, with the bytes in use on each card at the peak and at the end.
+
+    ``phases`` has ``peak`` and ``held`` of each card; the bytes charged to the card are added.
+    """
     order, lanes = max(phases, key=len, default={}), []  # all cards have the same phases
     for spans, gpu in zip(phases, gpus, strict=True):
         base, in_use, lane = gpu.used, 0, []
@@ -144,12 +150,12 @@ def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Mom
 
 #: The fewest tokens that a worst case generates.
 _NEW = 2
-#: Terms that one call of the engine allocates together, with the name of their common line.
+#: The counters' line for terms that one call of the engine allocates together.
 _TOGETHER = {"attention_workspace": "attention", "block_pointers": "attention"}
 
 
 def rehearsed_group(plan: Plan, group: int = 0, keep: Path | None = None) -> Plan:
-    """The plan with the engine's results in its worst cases, on one group of GPUs."""
+    """Return the plan with the engine's results in its worst cases, on one group of GPUs."""
     document = plan_document(plan, group, keep)
     versions = document["versions"]
     version = versions.get("lmdeploy") or versions.get(plan.engine.name, "")
@@ -164,7 +170,7 @@ def rehearsed_group(plan: Plan, group: int = 0, keep: Path | None = None) -> Pla
 
 
 def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Document:
-    """The document of a rehearsal of one of a plan's groups in its worst cases.
+    """Rehearse the worst cases of a plan on one of its groups; return the document.
 
     Raises:
         PackageError: LMDeploy, a C compiler or another package is missing.
@@ -196,7 +202,7 @@ def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
 
 
 def charged(plan: Plan, group: int = 0) -> Scenario:
-    """The pretend machine of one group, charged with the terms that a rehearsal cannot see."""
+    """Return the pretend machine of one group, charged with the terms that no rehearsal can see."""
     adapter, indices = ADAPTERS[plan.engine.name], plan.parallel.groups[group]
     twin = pretend_twin(plan.machine, indices)
     before = adapter.before
@@ -223,7 +229,7 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
 
 
 def unanswered(plan: Plan, document: Document) -> End | None:
-    """A promise of the plan that the engine, which served, did not keep; None if it kept all.
+    """Return an End for a promise of the plan that an engine did not keep; None if it kept all.
 
     The plan does not promise prompts that are longer than its longest request.
     """
@@ -243,9 +249,10 @@ def unanswered(plan: Plan, document: Document) -> End | None:
 
 
 def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, ...]:
-    """The plan's ledgers, with ``rehearsed`` beside ``bytes`` for terms that a counter shows.
+    """Return the plan's ledgers, with ``rehearsed`` filled in for terms that a counter shows.
 
-    Terms that share a counter (``Rehearsal.together``), or that only a real card has, stay without.
+    It stays empty for terms that share a counter (``Rehearsal.together``), or that only a real card
+    has.
     """
     counters = dict(zip(plan.parallel.groups[group], document["terms"], strict=True))
 
@@ -258,7 +265,7 @@ def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, .
 
 
 def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, list[Term]]:
-    """The terms of a ledger by the line of the counters that shows them."""
+    """Return the terms of a ledger by the line of the counters that shows them."""
     lines: dict[str, list[Term]] = {}
     for term in ledger:
         line = _TOGETHER.get(term.term, term.term)
@@ -274,7 +281,7 @@ def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, lis
 
 
 def _together(plan: Plan, document: Document, group: int) -> tuple[RehearsedTogether, ...]:
-    """The lines that stand for several terms; all GPUs of the group have the same lines."""
+    """Return the counters' lines that stand for several terms; each GPU of the group has them."""
     ledgers = {gpu.index: gpu.ledger for gpu in plan.gpus}
     by_gpu = list(zip(plan.parallel.groups[group], document["terms"], strict=True))
     lines = [_lines(ledgers[index], counters) for index, counters in by_gpu]

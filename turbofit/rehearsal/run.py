@@ -1,4 +1,4 @@
-"""Runs a rehearsal's child on pretend GPUs to its end, and gathers its results."""
+"""Runs a rehearsal's child on pretend GPUs until it ends, and gathers its results."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from turbofit.rehearsal.pretend.scenario import Scenario
 from turbofit.rehearsal.pretend.usage import SharedRecord
 from turbofit.rehearsal.spec import Spec
 
-#: Variables, also Ray's, that change what an engine allocates: only the settings may decide that.
+#: Variables, also Ray's, that change what an engine allocates, which only its settings may change.
 _DROPPED: Final = (*CHANGING, "RAY_")
-#: Exceptions: people also serve with these variables; the document states their values.
+#: Variables that are kept, since people also serve with them; the document states their values.
 KEPT: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _LOOK: Final = 0.5  # seconds
 #: A case may take this many times its limit while the engine works on it.
@@ -63,7 +63,7 @@ class EndedRun:
 
 @dataclass
 class Readings:
-    """An engine adapter's readings of an ended run; lists are by card, sizes in bytes.
+    """What an engine's adapter reads of an ended run; lists are by card, sizes in bytes.
 
     Attributes:
         phases: in order, the memory in each phase: ``peak``, ``held`` (at its end), and the
@@ -71,8 +71,9 @@ class Readings:
         terms: the engine's own counters by line of the ledger; each case is a line.
         cache: the cache as the engine divided it: ``free``, ``region``, ``object_size``,
           ``slab_size``, ``tokens``.
-        end: fields of an `End`, used if not all was served: ``out_of_memory`` if an allocation was
-          refused.
+        cards: more facts of each card, for the document.
+        end: fields of an `End`, used unless all requests were served; its kind is
+          ``out_of_memory`` if an allocation was refused.
         pinned: the most page-locked host memory, by phase; empty without a counter.
     """
 
@@ -87,7 +88,7 @@ class Readings:
 def run_child(
     spec: Spec, folder: Path, environ: Mapping[str, str], path: tuple[Path, ...]
 ) -> EndedRun:
-    """Runs a rehearsal's child, and all that it starts, to the end, in a new folder.
+    """Run a rehearsal's child, and all that it starts, in a new folder until they end.
 
     Raises:
         KeyboardInterrupt: the child was told to end, and so was this process.
@@ -145,7 +146,10 @@ class InactivityTimer:
 
 
 class _Watch:
-    """Ends the machine's processes, and says why: nothing is allocated or noted, or `_STUCK`."""
+    """Looks at a rehearsal's processes, and ends them if they hang; `stopped` then says why.
+
+    They hang if nothing is allocated or noted any more, or if the log repeats `_STUCK`.
+    """
 
     def __init__(self, spec: Spec, folder: Path) -> None:
         self.stopped = ""
@@ -174,7 +178,7 @@ class _Watch:
 
 
 def _progress(folder: Path) -> tuple[int, ...]:
-    """Values that change while a child works: the timelines' sizes on disk, and its notes."""
+    """Return values that change while a child works: the timelines' sizes on disk and its notes."""
     figures = []
     for path in (folder / "report.json", *(folder / "pretend" / "timelines").glob("*")):
         with contextlib.suppress(OSError):
@@ -184,7 +188,7 @@ def _progress(folder: Path) -> tuple[int, ...]:
 
 
 def _is_stuck(log: Path) -> bool:
-    """Whether the log's last lines are all the scheduler's line `_STUCK`."""
+    """Return whether the log's last lines are all the scheduler's line `_STUCK`."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - (1 << 15)))
@@ -205,7 +209,7 @@ def _tell(spec: Spec, notes: Document) -> None:
 
 
 def read_log(path: Path) -> list[str]:
-    """The first and last lines of a log, without progress bars and the repeats of a hang."""
+    """Return the first and last lines of a log, without progress bars and the repeats of a hang."""
     first: list[str] = []
     last = deque[str](maxlen=_LAST_LINES)
     stuck = 0

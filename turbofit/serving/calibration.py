@@ -69,7 +69,7 @@ class Observation(Struct):
 def learn(
     plan: Plan, observations: Sequence[Observation], *, lmdeploy: str, when: str, pretend: bool
 ) -> tuple[Calibration, ...]:
-    """Return the corrections for later plans: one per kind of group, the larger of equal groups.
+    """Return the corrections for later plans: for each set of equal groups, the largest.
 
     ``lmdeploy`` is the version that ran, ``when`` is now as ISO 8601.
     """
@@ -104,7 +104,7 @@ def learn(
 
 
 def _larger(calibration: Calibration, other: Calibration) -> Calibration:
-    """The calibration that suffices for two groups of equal cards; ``spread``: their difference."""
+    """Return the larger corrections of two equal groups; ``spread`` is their difference."""
     return replace(
         calibration,
         context=max(calibration.context, other.context),
@@ -174,7 +174,10 @@ def _row(
 
 
 def _context(observation: Observation, ledgers: Sequence[GpuLedger]) -> int:
-    """Bytes in use beyond the forecast before the cache was allocated, on the fullest GPU."""
+    """Return how many bytes more than forecast were in use before the cache was allocated.
+
+    They are those of the GPU that was fullest at the launch.
+    """
     if observation.free is None:
         return 0
     tightest = _tightest(observation, ledgers)
@@ -188,7 +191,7 @@ def _context(observation: Observation, ledgers: Sequence[GpuLedger]) -> int:
 def _buffers(
     plan: Plan, observation: Observation, ledgers: Sequence[GpuLedger], context: int
 ) -> int:
-    """The largest excess over the forecast after the cache, in bytes, with ``context`` added."""
+    """Return the most bytes in use, after the cache, beyond the forecast plus ``context``."""
     more, least, shape = [], [], _shape(plan)
     # At the same ratio, the next start may allocate one step more of the pool than this one.
     held, step = None, 0
@@ -208,17 +211,17 @@ def _buffers(
 
 
 def _ours(card: CalibratedGpu, ledger: GpuLedger, used: int) -> int:
-    """Bytes in use, minus the growth of other processes since the plan."""
+    """Return bytes in use, minus the growth of other processes since the plan."""
     return used - card.before + ledger.used
 
 
 def _tightest(observation: Observation, ledgers: Sequence[GpuLedger]) -> GpuLedger:
-    """The GPU that was fullest at the launch: the log describes it, even if another one is now."""
+    """Return the ledger of the GPU that was fullest at the launch: the engine's log is about it."""
     return min(ledgers, key=lambda ledger: ledger.free_for_cache - _drift(observation, ledger))
 
 
 def _drift(observation: Observation, ledger: GpuLedger) -> int:
-    """Bytes that other processes held before the launch beyond those that the plan counted."""
+    """Return how many bytes more than planned other processes held before the launch."""
     card = next(card for card in observation.cards if card.index == ledger.index)
     return card.before - ledger.used
 
@@ -233,12 +236,12 @@ def _forecast(ledger: GpuLedger, name: str) -> int:
 
 
 def _shape(plan: Plan) -> CacheShape:
-    """How the plan's engine divides its cache."""
+    """Return how the plan's engine divides its cache."""
     return engine_of(plan).cache(plan.model, plan.settings)
 
 
 def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
-    """Bytes of the estimated terms in these phases; a correction never removes more."""
+    """Return bytes of the estimated terms in these phases; a correction never removes more."""
     return sum(
         term.bytes
         for term in ledger.ledger
@@ -247,7 +250,7 @@ def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
 
 
 def in_words(figure: RunFigure) -> str:
-    """A figure as text for people, with the relative error of the forecast."""
+    """Return a figure as text for people, with the relative error of the forecast."""
     forecast, actual = figure.forecast, figure.actual
     off = f", {(actual - forecast) / forecast:+.1%}" if forecast else ""
     what = figure.what if figure.gpu is None else f"GPU {figure.gpu}: {figure.what}"
@@ -257,7 +260,10 @@ def in_words(figure: RunFigure) -> str:
 
 
 def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
-    """The free memory when the cache was sized, and the cache size, both in bytes per GPU."""
+    """Return two forecasts beside the log's figures, in bytes per GPU: free memory, and cache size.
+
+    The free memory is that at the moment when the engine sized its cache.
+    """
     free = min(ledger.free_for_cache for ledger in plan.gpus)
     # With other engines on the GPU, a start changes the ratio, so that the cache keeps its size.
     if abs(plan.settings.cache_max_entry_count - budget.ratio) >= _ROUNDED and budget.ratio:
@@ -269,9 +275,10 @@ def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
 
 
 def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> RunFigure:
-    """The number of tokens that fit in the cache, by the block sizes in the log.
+    """Return how many tokens fit in the cache: forecast, and by the block sizes in the log.
 
-    A hybrid model's log lines also cover its sequences' states: its planned blocks are used.
+    The log lines of a hybrid model also cover the states of its sequences, so the planned blocks
+    are used for it.
     """
     logged, shape = LoggedSlab(slab.slab_size, slab.object_size), None
     if plan.model.text.delta is None:

@@ -1,8 +1,9 @@
-"""``python -m turbofit.serving.fallback_server``: one model, one map, one port, until stopped.
+"""``python -m turbofit.serving.fallback_server`` serves one model with Transformers until stopped.
 
-It is an engine like LMDeploy's server, behind a gateway that holds requests to the plan. It takes
-keys, bodies and refusals from the gateway's code, and of Transformers public calls alone. One
-thread generates, one request at a time. Only this child process imports torch and Transformers.
+It is an engine like LMDeploy's server, behind a gateway that holds requests to the plan. The
+gateway's code reads its keys, bodies and refusals; of Transformers it calls only the public
+interface. A device map says where each part of the model is. One thread generates, one request at a
+time. Only this child process imports torch and Transformers.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ _LARGEST: Final = 256 << 20
 class ServedModel:
     """Transformers' model and processor, which one thread uses for one request at a time.
 
-    ``session_len``: the most tokens of prompt and answer. ``fatal`` says why the process must end.
+    ``session_len``: the most tokens of prompt and answer. ``fatal`` says why the process must end;
+    empty if it need not.
     """
 
     def __init__(self, model: Any, processor: Any, session_len: int) -> None:
@@ -76,11 +78,13 @@ class ServedModel:
     def generate(
         self, kind: Kind, body: JsonObject, streamer: Any, left: threading.Event
     ) -> tuple[str, JsonObject]:
-        """Answer a request; returns why the answer ended, and its usage. ``left`` ends it.
+        """Answer a request; return why the answer ended, and its usage. ``streamer`` gets the text.
+
+        When ``left`` is set, the answer ends with the next token.
 
         Raises:
-            Refusal: the request cannot be read, is too long, or failed. It has no context, which
-                would keep tensors.
+            Refusal: the request cannot be read, is too long, or failed. It has no exception
+                context, which would keep tensors alive.
         """
         torch = import_module("torch")
         self.moved = time.monotonic()
@@ -91,8 +95,8 @@ class ServedModel:
         except Refusal:
             raise
         except torch.OutOfMemoryError as exc:
-            # One that has never answered would fail for ever. It ends with torch's message, from
-            # which the supervisor makes another plan.
+            # A process that has never answered would fail for ever. It ends with torch's message,
+            # from which the supervisor makes another plan.
             self.fatal = "" if self._answered else f"torch.OutOfMemoryError: {_one_line(exc)}"
             failure = Refusal("out_of_memory", said=_one_line(exc), retry_after=_RETRY_SECONDS)
         except Exception as exc:  # noqa: BLE001 - the code of a model raises anything
@@ -130,7 +134,7 @@ class ServedModel:
             torch.manual_seed(body["seed"])
 
         def ends(ids: Any, _scores: Any, **_: Any) -> Any:
-            """Whether each row ends; Transformers calls it after each token."""
+            """Tell Transformers after each token whether rows end; note the token's time."""
             self.moved = time.monotonic()
             return torch.full((ids.shape[0],), left.is_set(), device=ids.device)
 
@@ -150,7 +154,7 @@ class ServedModel:
         return "length" if count >= config.max_new_tokens else "stop", usage
 
     def _inputs(self, kind: Kind, body: JsonObject) -> Any:
-        """The tokens and pictures of a prompt, as the model takes them.
+        """Return the tokens and pictures of a prompt, as the model takes them.
 
         Raises:
             Refusal: the tokenizer, the processor or the chat template does not take the request.
@@ -172,7 +176,7 @@ class ServedModel:
             raise Refusal("bad_request:unread", said=_one_line(exc)) from None
 
     def _content(self, message: JsonObject) -> Any:
-        """A message's content: its parts, or one text for a model that takes no images."""
+        """Return a message's parts with opened images; one text for a model without images."""
         from PIL import Image
 
         parts = message.get("content") or []
@@ -194,7 +198,9 @@ def _one_line(exc: BaseException) -> str:
 def load(
     checkpoint: str, device_map: Mapping[str, int | str], dtype: str, session_len: int, offload: str
 ) -> ServedModel:
-    """Load the model; ``offload``: a folder for weights on the disk that no safetensors file has.
+    """Load a checkpoint with its processor, on the devices that the map names.
+
+    ``offload`` is a folder for weights on disk that are in no safetensors file.
 
     Raises:
         PackageError: torch, Transformers or Accelerate is missing.
@@ -231,7 +237,7 @@ def load(
 
 
 class FallbackApp(AsgiApp):
-    """The model, by its ``name``, behind the gateway's own rules.
+    """Serves one model over HTTP by the gateway's own rules; ``name`` is what clients call it.
 
     ``on_fatal`` is called with the reason when the process must end, after the answer was sent.
     """
@@ -285,7 +291,7 @@ class FallbackApp(AsgiApp):
                 generated.cancel()
 
     def _held(self, kind: Kind, raw: bytes) -> JsonObject:
-        """The body within the gateway's rules, with its images inline; a `Refusal` of any other."""
+        """Return a body with its images inline; a `Refusal` if it breaks the gateway's rules."""
         parsed = read_body(kind, decode(raw))
         hold_name(self.config.names, parsed.body)
         scope = Scope(engine="transformers", session=self._model.session_len)
@@ -306,7 +312,7 @@ class FallbackApp(AsgiApp):
         generated: asyncio.Future[tuple[str, JsonObject]],
         send: Send,
     ) -> None:
-        """Send the text whole, or as it comes: a stream's head goes with its first text."""
+        """Send the answer as a whole, or as a stream, whose head is sent with the first text."""
         stream, whole, begun = bool(body.get("stream")), "", False
 
         def document(text: str, reason: str | None = None, **more: Any) -> bytes:

@@ -1,6 +1,6 @@
-"""Watches the GPUs while engines run: other processes that grow, and cards that are lost.
+"""Watches the GPUs while engines run: warns of other processes that grow, and of lost cards.
 
-It only warns: it never stops a server that still answers.
+It never stops a server that still answers.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ _NO_ANSWER: Final[tuple[Machine | None, str]] = None, "NVML does not answer"
 
 
 class GpuMonitor(threading.Thread):
-    """Looks at a plan's GPUs every ten seconds; ``engines`` returns the engines' process ids.
+    """A thread that looks at a plan's GPUs every ten seconds.
 
-    ``warn`` receives (kind, text), once until the condition has passed.
+    ``engines`` returns the engines' process ids. ``warn`` receives a warning's kind and text. A
+    warning is repeated only after its condition has passed, or if it becomes graver.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class GpuMonitor(threading.Thread):
         self._without_headroom: set[str] = set()
 
     def without_headroom(self, uuids: Iterable[str]) -> bool:
-        """Whether others took all headroom of a GPU by the last look; later growth is not seen."""
+        """Return whether other processes had taken all headroom of a GPU at the last look."""
         return not self._without_headroom.isdisjoint(uuids)
 
     def stop(self) -> None:
@@ -113,7 +114,10 @@ class GpuMonitor(threading.Thread):
 
 
 def used_now(plan: Plan) -> dict[int, int]:
-    """Bytes in use, by all processes, on each of the plan's GPUs that can be read."""
+    """Return the bytes that all processes use on each of the plan's GPUs, by index.
+
+    GPUs that cannot be read are left out.
+    """
     machine, _ = ask_driver(_measured, _NO_ANSWER)
     if machine is None:
         return {}
@@ -122,9 +126,10 @@ def used_now(plan: Plan) -> dict[int, int]:
 
 
 def beyond_forecast(plan: Plan, engines: Iterable[int]) -> int | None:
-    """The most bytes that engines hold beyond a plan's peak on one of its GPUs; may be negative.
+    """Return how many bytes engines hold beyond the plan's peak, on the GPU where it is most.
 
-    None if NVML does not tell on each GPU what the engines hold.
+    Negative if they hold less on all GPUs. None if NVML does not tell on each GPU what the engines
+    hold.
     """
     machine, _ = ask_driver(_measured, _NO_ANSWER)
     ours, beyond = set(engines), []
@@ -139,7 +144,10 @@ def beyond_forecast(plan: Plan, engines: Iterable[int]) -> int | None:
 
 
 def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> list[str]:
-    """Wait until the GPUs hold no more than before; returns words on those that still do."""
+    """Wait until each GPU has no more in use than before; return a message for each that still has.
+
+    The wait ends after ``seconds``.
+    """
     deadline = time.monotonic() + seconds
     while True:
         now = used_now(plan)
@@ -154,7 +162,10 @@ def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> li
 
 
 def any_lost(uuids: Iterable[str]) -> bool:
-    """Whether NVML calls a GPU lost or in need of a reset; False if the driver does not answer."""
+    """Return whether NVML calls a GPU lost, or in need of a reset.
+
+    False if the driver does not answer.
+    """
     return ask_driver(partial(_any_lost, tuple(uuids)), False)
 
 
@@ -175,7 +186,10 @@ def _any_lost(uuids: tuple[str, ...]) -> bool:
 
 
 def any_busy(uuids: Iterable[str], seconds: float = 2.0) -> bool | None:
-    """Whether a GPU has computed within the last second; None if a GPU does not report it."""
+    """Return whether a GPU has computed within the last second.
+
+    None if no GPU reports that it has, and one does not report at all.
+    """
     return ask_driver(partial(_any_busy, tuple(uuids)), None, seconds=seconds)
 
 
@@ -194,9 +208,9 @@ def _any_busy(uuids: tuple[str, ...]) -> bool | None:
 
 
 def _others(gpu: Gpu, engines: Iterable[int]) -> int | None:
-    """Bytes that processes other than our engines hold, also those that NVML does not name.
+    """Return the bytes that other processes than our engines hold, also unnamed ones.
 
-    None if NVML shows none of our engines, as after their end: the owners are unknown then.
+    None if NVML shows none of our engines, as after their end: nobody knows then who holds what.
     """
     ours = set(engines)
     mine = [
@@ -210,7 +224,7 @@ def _others(gpu: Gpu, engines: Iterable[int]) -> int | None:
 
 
 def _measured() -> tuple[Machine | None, str]:
-    """The machine, or why it cannot be read; catches every error, since no server may end by it."""
+    """Return the machine, or None and why it cannot be read; no error may end a server."""
     from turbofit.machine.nvml_machine import measure
 
     try:

@@ -1,10 +1,14 @@
-"""Remembers plans that were tested on these cards and need no second test.
+"""Remembers tests of plans on these cards, and finds new settings after a lack of memory.
 
 A plan is proved once its engines have answered its worst cases. What they then held beyond the
-forecast is kept for the same plan with any cache ratio. Its memory depends on the model's
-shape, the settings, the cards, the driver, LMDeploy and torch. If any of these differs, it is
-another plan, which is tested again. A rehearsal holds as long as its plan would be made again and
-the memory is free.
+forecast is kept for the same plan with any cache ratio. Its memory depends on the model's shape,
+the settings, the cards, the driver, LMDeploy and torch. If any of these differs, it is another
+plan, which is tested again. A rehearsal holds as long as its plan would be made again and the
+memory is free.
+
+A rung is new settings to try after a start that ran out of memory: a larger margin, fewer tokens in
+a forward, smaller images, fewer engines. The ladder is the rungs that a run tries, one after
+another. `recall` returns the settings that an earlier run came to.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ _MOVING: Final = ("before", "cache")
 
 
 class Proved(Struct, tag_field="schema", tag="turbofit.proved/1"):
-    """The day when the worst cases were answered; all that they rest on is in the file's name."""
+    """The day on which a plan's worst cases were answered; the file's name stands for the plan."""
 
     day: str
 
@@ -91,10 +95,10 @@ class Proof:
 
 
 def _facts(plan: Plan, *, ratio: bool = True) -> list[Any]:
-    """Everything in a plan that its engines' memory depends on, except free memory.
+    """Return everything in a plan that its engines' memory depends on, except free memory.
 
-    Without ``ratio`` it is that of the plan with any cache ratio. Names and paths of the model do
-    not matter: checkpoints of one shape take the same memory.
+    Without ``ratio`` the cache ratio is left out. Names and paths of the model do not matter:
+    checkpoints of one shape take the same memory.
     """
     settings = [group.settings for group in plan.group_plans()]
     settings = settings if ratio else [replace(one, cache_max_entry_count=0.0) for one in settings]
@@ -110,7 +114,7 @@ class Rehearsed(Struct, tag_field="schema", tag="turbofit.rehearsed/1"):
 
 
 class Rehearsals:
-    """The rehearsal's result for a plan on this machine, with the installed versions."""
+    """Keeps the rehearsal's result for a plan on this machine, with the installed versions."""
 
     def __init__(self, plan: Plan) -> None:
         versions = (__version__, *(installed(name) or "" for name in ("lmdeploy", "torch")))
@@ -123,7 +127,7 @@ class Rehearsals:
         self._file = learned("rehearsed", Rehearsed, model, _facts(plan), facts)
 
     def recall(self, here: Machine) -> Plan | None:
-        """The rehearsed plan, if others hold no more of its cards than at the rehearsal."""
+        """Return the rehearsed plan; None if none is kept, or if a card has less memory free."""
         kept = self._file.read()
         if kept is None:
             return None
@@ -138,25 +142,26 @@ class Rehearsals:
         self._file.write(Rehearsed(plan=plan))
 
 
-#: The most further starts after failures by a lack of memory.
+#: The most rungs of a run: starts with new settings after one that ran out of memory.
 MOST_RUNGS: Final = 3
 
-#: Assumed shortfall if no log tells it: a sixteenth of a common card, on top of the margin.
+#: Bytes that are assumed to be missing if no log says how many.
 _UNKNOWN: Final = 512 * MIB
 _LEAST_PREFILL: Final = 512
 
 
 class Rung(Struct):
-    """One step: the planner's keywords that change, and the reason in words."""
+    """New settings to try after a start that failed: planner's keywords that change, and why."""
 
     changes: dict[str, Any]
     why: str
 
 
 def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
-    """Steps that may help after an engine's end; the one that its phase needs is first.
+    """Yield new settings that may help after an engine's end, first what its phase needs most.
 
-    The plan is that of the engine that ended; ``fixed`` are the planner's keywords of the user.
+    ``plan`` is the plan of the engine that ended; ``fixed`` has the planner's keywords that the
+    user gave.
     """
     steps = {
         "host": (_fewer_engines,),
@@ -178,10 +183,10 @@ def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
 
 
 def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
-    """A smaller cache, or another shape.
+    """Return a rung with a larger margin, for a smaller cache or another shape of engines.
 
-    The engine used all that the forecast left in that phase and `missing` bytes more: with a margin
-    larger by both, a plan really leaves the margin.
+    The engine used all that the forecast left free in its phase, and lacked `missing` bytes more.
+    The margin grows by both, so that the next plan really leaves the former margin.
     """
     if "cache_max_entry_count" in fixed and "tp" in fixed:
         return None
@@ -206,7 +211,10 @@ def _left(gpu: GpuLedger, phase: str | None) -> int:
 
 
 def _smaller_prefill(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
-    """Half the tokens of a forward, for all engines: warm-up and activations shrink with it."""
+    """Return a rung with half the tokens in a forward: warm-up and activations shrink with them.
+
+    All engines get the same number, none a larger one than now.
+    """
     others = [group.settings.max_prefill_token_num for group in plan.by_group]
     tokens = min([plan.settings.max_prefill_token_num // 2, *others])
     if "max_prefill_token_num" in fixed or tokens < _LEAST_PREFILL:
@@ -230,7 +238,7 @@ def _fewer_units(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
 
 
 def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
-    """One engine fewer: each engine takes host memory of its own."""
+    """Return a rung with one engine fewer, since each engine takes host memory of its own."""
     replicas = plan.parallel.replicas - 1
     if "replicas" in fixed or replicas < 1:
         return None
@@ -243,19 +251,25 @@ def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | N
 
 
 class Learned(Struct, tag_field="schema", tag="turbofit.learned/1"):
-    """All changes after failed starts, for the next start of this model, cards and LMDeploy."""
+    """The settings that failed starts led to, for the next start of this model on these cards."""
 
     changes: dict[str, Any]
 
 
 def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
-    """The planner's keywords that failed starts of an equal plan led to; empty if none is known."""
+    """Return the settings that failed starts of this model on these cards led to; empty if none.
+
+    They are keywords of the planner.
+    """
     found = learned_file(plan, lmdeploy, pretend=pretend).read()
     return {} if found is None else found.changes
 
 
 def learned_file(plan: Plan, lmdeploy: str, *, pretend: bool) -> StateFile[Learned]:
-    """The state file for this kind of start, also after a rung whose plan uses fewer cards."""
+    """Return the state file of `Learned` for a plan's model, the machine's cards, and LMDeploy.
+
+    The cards are all visible ones: a rung may use fewer of them.
+    """
     model, cards = plan.model, sorted(plan.machine.gpu(i).name for i in plan.machine.visible)
     facts = (model.hub_id or model.name, model.source.checkpoint or "", cards, lmdeploy)
     return learned("changes", Learned, identity(model), *facts, pretend=pretend)

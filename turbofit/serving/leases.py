@@ -1,4 +1,4 @@
-"""Records what each turbofit of this machine will take, so that no memory is planned twice.
+"""Records how much memory each turbofit here will take, so that no memory is planned twice.
 
 A folder that all users share has one lock, which is held while a turbofit measures and plans, and
 one lease for each turbofit that launched something. A lease counts while its owner holds a lock on
@@ -44,7 +44,7 @@ _WAIT_SECONDS: Final = 300.0
 _END_SECONDS: Final = 5.0
 #: Turbofits of all users must read each other's files, whatever the umask of each is.
 _ALL_READ: Final = 0o644
-#: The open follows no link, and does not wait for a pipe's writer.
+#: Flags for opening a lease: no symlinks, no blocking on a FIFO.
 _TO_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: The most bytes of a lease: one with a hundred GPUs has 30,000.
 _LARGEST: Final = 1 << 20
@@ -53,12 +53,13 @@ Sizes = dict[str, Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]]
 
 
 class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
-    """The memory that one turbofit holds or will hold, as its file says it.
+    """The memory that one turbofit holds or will hold, as the lease's file says.
 
-    ``need``: bytes by GPU UUID that its engines take at most, its margin included; ``growth``:
-    bytes that they may still take once they are ready. ``larger``: their caches may be larger than
-    in the plan. ``engines`` are pairs of (pid, start time), with pids of ``pid_namespace``. The
-    reader of the file fills in its ``path`` and its owner's ``uid``, which is -1 if it is unclear.
+    ``need``: bytes by GPU UUID that the turbofit's engines take at most, with its margin;
+    ``growth``: bytes that they may still take once they are ready. ``larger``: their caches may be
+    larger than in the plan. ``engines`` are pairs of (pid, start time), with pids of
+    ``pid_namespace``. Who reads the file fills in ``path`` and the owner's ``uid``, which is -1 if
+    it is unclear.
     """
 
     pid: int = 0
@@ -73,7 +74,7 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
     uid: int = -1
 
     def holds(self, pid: int) -> bool:
-        """Whether a process belongs to one of its engines."""
+        """Return whether a process belongs to an engine of this lease."""
         group = group_of(pid)
         return any(engine in (pid, group) for engine, _ in self.engines)
 
@@ -84,7 +85,7 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
 
     @property
     def settled(self) -> bool:
-        """Whether its engines have all their memory: all are ready, and none has ended.
+        """True if the lease's engines have all their memory: all are ready, and none has ended.
 
         An engine's end is seen here before its turbofit reports it, but not in another container.
         """
@@ -94,10 +95,10 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
 
 
 class Leases:
-    """The shared folder with our own lease; a context manager that removes our lease at its end.
+    """The shared folder of leases with our own lease, which is removed at the context's end.
 
     Raises:
-        LaunchError: the folder may be a trap: it is a link, or not shared as it must be.
+        LaunchError: the folder's path is a link or a file: somebody may have set a trap.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -151,12 +152,12 @@ class Leases:
         return [lease for lease, alive in self._all() if alive]
 
     def stale(self) -> list[Lease]:
-        """Leases of our user whose turbofits have ended, with engines in our pid namespace."""
+        """Return our user's leases whose turbofits have ended, with engines in our namespace."""
         gone = [lease for lease, alive in self._all() if not alive and lease.here]
         return [lease for lease in gone if lease.uid == os.getuid()]
 
     def reserve(self, plan: Plan) -> None:
-        """Write the lease of a plan whose engines will start; engines noted before are dropped."""
+        """Write the lease of a plan whose engines will start, without the engines noted before."""
         need = {gpu.uuid: gpu.most - gpu.used + open_margin(gpu) for gpu in plan.gpus}
         growth = {gpu.uuid: gpu.peak - gpu.steady + open_margin(gpu) for gpu in plan.gpus}
         self._write(Lease(model=plan.model.name, need=need, growth=growth))
@@ -202,7 +203,7 @@ class Leases:
             self.unwritten = False
 
     def _all(self) -> Iterator[tuple[Lease, bool]]:
-        """Every lease but ours, and whether its owner still runs."""
+        """Yield every lease but ours, and whether its owner still runs."""
         if self.alone:
             return
         for path in sorted(self._folder.glob("*.json")):
@@ -226,7 +227,7 @@ def _read(path: Path) -> Lease:
 
 @cache
 def _pid_namespace() -> str:
-    """The pid namespace of this process and this boot; empty if the kernel does not tell."""
+    """Return the pid namespace of this process and this boot; empty if the kernel does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{os.readlink('/proc/self/ns/pid')} {boot}"
@@ -263,7 +264,10 @@ def _create(path: Path) -> int:
 
 
 def _open_lock(path: Path) -> int:
-    """The lock file's descriptor; O_CREAT fails on another user's file in such a folder."""
+    """Return the lock file's descriptor; open it before trying to create it.
+
+    In such a folder O_CREAT fails on another user's file.
+    """
     why = "it comes and goes"
     for _ in range(100):
         try:
@@ -302,7 +306,7 @@ def _try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process has locked this file; a file that we may not read counts as locked."""
+    """Return whether a process has locked a file; True if we may not read it."""
     try:
         descriptor = os.open(path, _TO_READ)
     except PermissionError:
@@ -318,9 +322,10 @@ def is_held(path: Path) -> bool:
 
 
 def counted(machine: Machine, leases: Leases) -> Machine:
-    """The machine, with the memory that other turbofits will still take counted as used.
+    """Return the machine, with the memory that other turbofits will still take counted as used.
 
-    Over if NVML does not show who holds memory: a lease then counts whole until it is ready.
+    This is too much if NVML does not show who holds memory: a lease then counts whole until its
+    engines are ready.
     """
     from turbofit.serving.runs import live_runs
 
@@ -332,7 +337,10 @@ def counted(machine: Machine, leases: Leases) -> Machine:
 
 
 def _gpu(gpu: Gpu, others: list[Lease], servers: set[int]) -> Gpu:
-    """The GPU with the memory that other turbofits will take; ``servers`` are pids of runs."""
+    """Return the GPU with the memory that other turbofits will take counted as used.
+
+    ``servers`` are the pids of running servers.
+    """
     for lease in others:
         pending = _pending(gpu, lease)
         if pending and isinstance(gpu.used, int) and isinstance(gpu.free, int):
@@ -349,10 +357,10 @@ def _gpu(gpu: Gpu, others: list[Lease], servers: set[int]) -> Gpu:
 
 
 def _pending(gpu: Gpu, lease: Lease) -> int:
-    """Bytes that a lease's engines will still take on a GPU.
+    """Return the bytes that a lease's engines will still take on a GPU.
 
-    If their caches may be larger than planned, their use does not show how far they have grown.
-    This overestimates by the amount that they have grown already.
+    If their caches may be larger than planned, their use does not show how far they have grown. The
+    result is then too large by what they have grown already.
     """
     need = lease.need.get(gpu.uuid, 0)
     growth = lease.growth.get(gpu.uuid, need)

@@ -61,11 +61,11 @@ class ServeConfig(Validated):
     pretend: bool = Field(default=False, description="on pretend GPUs")
 
     def client_name(self, model: Model) -> str:
-        """The name by which its engines call a model."""
+        """Return the name by which the engines call a model."""
         return self.model_name or model.hub_id or model.name
 
     def client_names(self, plan: Plan) -> tuple[str, ...]:
-        """All names that clients may use: the engines' name, then the name that was asked for."""
+        """Return all names that clients may use for the model, the engines' own name first."""
         model, typed = plan.model, () if plan.serve is None else (plan.serve.argv[2],)
         known: tuple[str | None, ...] = ()
         if model.hub_id:
@@ -74,7 +74,7 @@ class ServeConfig(Validated):
         return tuple(dict.fromkeys(name for name in names if name))
 
     def names(self, plan: Plan) -> dict[str, str]:
-        """The engines' name of the model, or of an adapter, by each name that clients may use."""
+        """Map each name that clients may use to the engines' name of the model or the adapter."""
         known = dict.fromkeys(self.client_names(plan), self.client_name(plan.model))
         return known | {name: name for name in adapter_names(self.options)}
 
@@ -102,7 +102,7 @@ class LaunchOptions(Validated):
     forget: bool = False
 
     def config_fields(self) -> Options:
-        """The fields of `ServeConfig` that these options set."""
+        """Return the fields of `ServeConfig` that these options set."""
         return {"rehearse": not self.no_rehearse, "pretend": self.pretend}
 
 
@@ -183,7 +183,7 @@ class TuneOptions(LaunchOptions):
 
 
 def needs_cluster(name: str) -> UsageError:
-    """The error for an option that needs a cluster, when no cluster is named."""
+    """Return the error for an option that needs a cluster, when no cluster is named."""
     return UsageError(
         f"{option_of(name)} is for a cluster, and none is named",
         hint=f"leave {option_of(name)} out, or add --cluster ray",
@@ -192,6 +192,8 @@ def needs_cluster(name: str) -> UsageError:
 
 def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
     """Refuse a described machine for a command that works on the GPUs here.
+
+    ``does`` and ``beside`` are parts of the message.
 
     Raises:
         UsageError: a machine is named.

@@ -1,4 +1,4 @@
-"""The options of `lmdeploy serve api_server`: what turbofit does with each, on any line.
+"""Decides what turbofit does with each option of `lmdeploy serve api_server`.
 
 ``presets/engines/lmdeploy-options.yaml`` is the table: an option is planned, replaced by one of
 turbofit, passed to the engine, or refused. It is read only for words that are no option of
@@ -22,7 +22,7 @@ from turbofit.core.version import REFERENCE
 
 
 class EngineOption(Struct, rename={"is_": "is", "as_": "as"}, forbid_unknown_fields=True):
-    """A row of the table, which describes the fields."""
+    """One option in the table of LMDeploy's options; the head of that file explains each field."""
 
     is_: Literal["planned", "taken", "passed", "refused", "undecided"]
     values: int | str
@@ -44,9 +44,10 @@ class _Table(Struct):
 
 
 class PassedOptions(msgspec.Struct):
-    """LMDeploy's options that are passed on, and the API keys in these.
+    """LMDeploy's options that are passed to the engines, and what is to be known of them.
 
-    ``public``: the passed options that are about clients, which would meet a gateway instead.
+    ``api_keys`` are the keys among them, ``unplanned`` names options that no plan counts, and
+    ``public`` names options about clients, which would meet a gateway instead.
     """
 
     argv: list[str] = []
@@ -66,13 +67,15 @@ def engine_options() -> dict[str, EngineOption]:
 
 
 def uncounted_fields() -> frozenset[str]:
-    """Fields of LMDeploy's engine configs that change memory in ways that no plan counts."""
+    """Return fields of LMDeploy's engine configs that change memory in ways that no plan counts."""
     refused = (name for name, option in engine_options().items() if option.is_ == "refused")
     return option_table().fields | {name.lstrip("-").replace("-", "_") for name in refused}
 
 
 def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> PassedOptions:
-    """Sort LMDeploy's options for the engine; with ``unplanned``, those that no plan counts pass.
+    """Sort the options for LMDeploy that a user gives after --, and refuse what cannot be passed.
+
+    With ``unplanned``, options that no plan counts are passed, too.
 
     Raises:
         UsageError: turbofit sets the option, cannot model it, or LMDeploy does not have it.
@@ -100,7 +103,7 @@ def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> Passed
 
 
 def adapter_names(argv: Sequence[str]) -> list[str]:
-    """Clients' names of the adapters in LMDeploy's options, which are NAME=PATH or a path."""
+    """Return clients' names of the adapters in LMDeploy's options, each NAME=PATH or a path."""
     words = list(argv)
     names: list[str] = []
     while "--adapters" in words:
@@ -111,7 +114,10 @@ def adapter_names(argv: Sequence[str]) -> list[str]:
 
 
 def full_name(written: str, known: Collection[str]) -> str:
-    """The name that LMDeploy's parser reads (_ for -, abbreviations); unknown words unchanged."""
+    """Return an option's full name, as LMDeploy's parser reads underscores and abbreviations.
+
+    Names in ``known`` are full. An unknown word is returned unchanged.
+    """
     if not written.startswith("--"):
         return written
     name, dot, key = written.partition(".")
@@ -123,10 +129,13 @@ def full_name(written: str, known: Collection[str]) -> str:
 
 
 def take_values(rest: list[str], wanted: int | str, name: str) -> list[str]:
-    """Take an option's values from the words behind it: a number of them, ``+`` or ``*``.
+    """Remove an option's values from the beginning of ``rest``, and return them.
+
+    ``wanted`` is their number, or ``+`` (at least one) or ``*`` (any) for all words up to the next
+    option. ``name`` is the option's name.
 
     Raises:
-        UsageError: there are fewer.
+        UsageError: the option has too few values.
     """
     values: list[str] = []
     most = wanted if isinstance(wanted, int) else len(rest)
@@ -138,7 +147,7 @@ def take_values(rest: list[str], wanted: int | str, name: str) -> list[str]:
 
 
 def is_option(word: str) -> bool:
-    """Whether a word is an option, and neither a value, a negative number nor ``-``."""
+    """Return whether a word is an option; values, negative numbers and ``-`` are none."""
     return len(word) > 1 and word.startswith("-") and not word[1].isdigit()
 
 

@@ -1,4 +1,4 @@
-"""`lmdeploy.pipeline` with a plan: the same call, with settings and images that fit."""
+"""Opens `lmdeploy.pipeline` by a plan: the same call, with settings and images that fit."""
 
 from __future__ import annotations
 
@@ -49,9 +49,11 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
     allowed_media_domains: list[str] | None = None,
     **keywords: Any,
 ) -> Any:
-    """See `api.pipeline`; ``trust_remote_code`` None trusts if the model's tokenizer needs it.
+    """Open LMDeploy's pipeline with planned settings; see `api.pipeline` for the keywords.
 
-    With ``on`` nothing is reserved, and the reservations of other turbofits are not counted.
+    If ``trust_remote_code`` is None, code of the model's repository is trusted if its tokenizer
+    needs it. With ``on`` nothing is reserved, and the reservations of other turbofits are not
+    counted.
     """
     lmdeploy = find_lmdeploy()
     if lmdeploy.warning:
@@ -138,7 +140,7 @@ def _request(model_path: str, backend_config: Any, planning: dict[str, Any]) -> 
 
 
 def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
-    """The plan; a plan that does not fit is refused, one for this machine's GPUs reserved."""
+    """Make the plan, and refuse it if it does not fit; with ``leases``, reserve its memory."""
     if leases is None:
         plan = best_plan(request)
     else:
@@ -198,10 +200,10 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
 
 
 def held_to(plan: Plan, config: Any) -> tuple[GpuLedger, ...]:
-    """The ledgers that limit torch's allocator; empty if this process needs more of it.
+    """Return the ledgers that limit torch's allocator; empty if it must not be limited.
 
-    Memory beyond a budget is for the caller's other models, which share that allocator; fields that
-    the plan does not count take memory beside it.
+    Memory beyond a budget is for the caller's other models, which share that allocator; fields of
+    ``config`` that the plan does not count take memory from it, too.
     """
     ledgers = plan.ledgers_of(plan.parallel.groups[0])
     more = uncounted_fields() & changed_fields(config).keys()
@@ -221,7 +223,7 @@ def _trust(plan: Plan, trust: bool | None) -> bool:
 
 
 def config_engine(config: Any, engine: str) -> str:
-    """The name of the engine that a config is for; without a config it is ``engine``.
+    """Return the name of the engine that a config is for; without a config it is ``engine``.
 
     Raises:
         UsageError: the config is not an engine's, or is for another engine than ``engine``.
@@ -246,7 +248,7 @@ def config_engine(config: Any, engine: str) -> str:
 
 
 def with_config(planning: Options, config: Any, engine: str) -> Options:
-    """The planning keywords with the config's fields that differ from LMDeploy's defaults.
+    """Return the planning keywords with the config's fields that differ from LMDeploy's defaults.
 
     Raises:
         UsageError: a keyword and the config contradict each other.
@@ -273,7 +275,7 @@ def with_config(planning: Options, config: Any, engine: str) -> Options:
 
 
 def planned_config(plan: Plan, config: Any) -> Any:
-    """A deep copy of the caller's config, or a new one, with the plan's settings."""
+    """Return a deep copy of the caller's config, or a new one, with the plan's settings."""
     from copy import deepcopy
 
     out = plan.engine_config() if config is None else deepcopy(config)
@@ -283,7 +285,7 @@ def planned_config(plan: Plan, config: Any) -> Any:
 
 
 def changed_fields(config: Any) -> Options:
-    """The fields of a config that differ from LMDeploy's defaults."""
+    """Return the fields of a config that differ from LMDeploy's defaults."""
     default = vars(type(config)())
     changed = {n: value for n, value in vars(config).items() if value != default.get(n)}
     if "quant_policy" in changed:
@@ -292,7 +294,7 @@ def changed_fields(config: Any) -> Options:
 
 
 def _visible_gpus(devices: list[int]) -> str:
-    """CUDA ordinals translated into the indices that planning uses."""
+    """Return the indices that planning uses for CUDA ordinals, joined by commas."""
     from turbofit.machine.source import machine_from
 
     visible = machine_from(None).visible

@@ -1,4 +1,4 @@
-"""LMDeploy's pipeline with every image held to a plan. It imports LMDeploy: import it late."""
+"""LMDeploy's pipeline, which holds every image to a plan. Import it late: it imports LMDeploy."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 
 def hold_config(config: Any, scope: Scope) -> Any:
-    """A copy of a GenerationConfig within the ranges; warns of what was lowered.
+    """Return a copy of a GenerationConfig with its values in range; warn of each that was lowered.
 
     Fields that the table does not know come from a later LMDeploy, and stay as they are.
     """
@@ -95,7 +95,7 @@ def check_keywords(engine: Any, keywords: Options) -> None:
 
 
 def hold_engine(engine: Any, scope: Scope) -> None:
-    """Keep requests to LMDeploy's ``AsyncEngine`` in range; a refusal is the request's error."""
+    """Hold requests to LMDeploy's ``AsyncEngine`` in range; a refused request gets the error."""
     preprocess = getattr(engine, "preprocess", None)
     if preprocess is None:
         warnings.warn("this LMDeploy's parameters are not held to their ranges", stacklevel=2)
@@ -123,7 +123,7 @@ def hold_engine(engine: Any, scope: Scope) -> None:
 def queued(
     generate: Callable[..., AsyncIterator[Any]], gate: Gate, units: int
 ) -> Callable[..., AsyncIterator[Any]]:
-    """``AsyncEngine.generate``, with the requests of one engine held to its gate.
+    """Return ``AsyncEngine.generate`` with a queue: each request waits until there is room for it.
 
     Its first argument is the preprocessed request. A request that has images, or does not show
     whether it has, counts ``units``, as many as a request may have at the plan's limit: this
@@ -159,7 +159,7 @@ def queued(
 
 
 def _cost(request: Any, units: int) -> Cost:
-    """The vision units and tokens that a preprocessed request will hold."""
+    """Return the vision units and tokens that a preprocessed request will hold."""
     inputs = getattr(request, "inputs", None)
     images = inputs is None or bool(inputs.get("multimodal"))
     prompt = getattr(request, "input_token_len", None)
@@ -187,9 +187,9 @@ _REQUEST: Final[ContextVar[_Request]] = ContextVar("request")
 
 
 class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy has no types
-    """LMDeploy's prompt processor ``base``, with loaded images limited before any tiling.
+    """LMDeploy's prompt processor ``base``, which limits loaded images before any tiling.
 
-    ``bounds`` are the plan's, the same as the gateway's for requests.
+    ``bounds`` are the plan's, the same that the gateway holds requests to.
     """
 
     def __init__(self, base: MultimodalProcessor, bounds: Bounds) -> None:
@@ -199,7 +199,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
     async def get_prompt_input(
         self, prompt: Any, *arguments: Any, mm_processor_kwargs: Any = None, **keywords: Any
     ) -> Any:
-        """Call LMDeploy's method with the plan's processor keywords instead of the caller's."""
+        """Call LMDeploy's method, with the processor keywords that the plan allows."""
         options = mm_processor_kwargs if isinstance(mm_processor_kwargs, dict) else {}
         request = _Request(image=options.get("image"), video=options.get("video"))
         _REQUEST.set(request)
@@ -210,7 +210,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
     async def async_parse_multimodal_item(
         self, messages: Any, *arguments: Any, **keywords: Any
     ) -> Any:
-        """Refuse too many images (a `ValueError`) before they load, and lower each one's limit."""
+        """Refuse too many images (a `ValueError`) before they load, and lower the limit of each."""
         try:
             check_clips(self._bounds, _count(messages, _VIDEOS))
             check_images(self._bounds, _count(messages, _IMAGES + _VIDEOS))
@@ -339,7 +339,7 @@ _VIDEOS: Final = ("video", "video_url")
 
 
 def _count(messages: Any, kinds: tuple[str, ...]) -> int:
-    """The number of images or videos in all turns: each request encodes them all again."""
+    """Return the number of images or videos in all turns, which each request encodes again."""
     listed = [messages] if isinstance(messages, dict) else messages
     return sum(
         1
@@ -351,9 +351,10 @@ def _count(messages: Any, kinds: tuple[str, ...]) -> int:
 
 
 def _hold_processor(model: Any, bounds: Bounds, rule: ImageRule) -> Bounds:
-    """Set the processor's own limit for a model that reads no parameters (InternVL, HF format).
+    """Set the plan's limit in the processor of a model that reads no parameters of an image.
 
-    If the processor has no such limit, an image beyond the plan is refused before it is encoded.
+    This is for InternVL in HF format. If the processor has no such limit, an image beyond the plan
+    is refused before it is encoded.
     """
     name = rule.processor_limit
     if name is None:

@@ -1,4 +1,4 @@
-"""Plans for a launch: under the machine's lock it measures, plans and reserves.
+"""Makes the plans of a launch: under the machine's lock it measures, plans and reserves.
 
 Memory that others have reserved counts as used. Pretend GPUs are not measured: other pretend
 servers reserve memory of them.
@@ -64,7 +64,7 @@ class Planner:
     over: Callable[[Plan], int | None] = lambda _plan: None
 
     def make(self, changes: Options) -> Plan:
-        """Plan the user's request with changes; the plan is reserved if it fits."""
+        """Plan the user's request with ``changes``; reserve the plan's memory if it fits."""
         assert self.request is not None
         request = self.request.changed(**changes)
         with under_way("planning"), self.leases.locked(partial(self.say, _WAITING)):
@@ -87,10 +87,11 @@ class Planner:
             self.leases.reserve(plan)
 
     def _machine(self, gpus: str | None, planned: Machine | None = None) -> Machine:
-        """The machine as it is now, with the reservations of other turbofits counted as used.
+        """Return the machine as it is now; what other turbofits have reserved counts as used.
 
-        Engines that dead turbofits left behind are ended first: they may still be loading. A
-        pretend machine is the request's; if a plan was given, the one for which it was ``planned``.
+        Engines that dead turbofits left behind are ended first: they may still be loading. On
+        pretend GPUs it is the request's machine, or ``planned``, a given plan's, if there is no
+        request.
         """
         from turbofit.machine.source import machine_from
 
@@ -101,7 +102,7 @@ class Planner:
         return counted(here, self.leases)
 
     def _made(self, request: PlanRequest) -> Plan:
-        """Plan, twice if the margin must be doubled, rehearse the choice, and raise its ratio."""
+        """Plan (twice if the margin must be doubled), rehearse the plan, and raise its ratio."""
         pretend = self.pretend or None  # which tunings and calibrations count
         plan = best_plan(request, pretend=pretend)
         if self.doubled and request.margin is None and plan.fits:
@@ -120,7 +121,7 @@ class Planner:
         return self._raised(request, plan)
 
     def _raised(self, request: PlanRequest, plan: Plan) -> Plan:
-        """The plan with a higher ratio if a start proved it here: its margin may then be less."""
+        """Return the plan with a higher ratio, if a start proved here that less margin will do."""
         usual = not self.pretend and request.margin is None
         over = self.over(plan) if usual and plan.fits else None
         if over is None:
@@ -134,7 +135,7 @@ class Planner:
         return raised
 
     def _rehearsed(self, request: PlanRequest, plan: Plan) -> Plan:
-        """The plan as its rehearsal corrected it, or unchanged if it cannot be rehearsed."""
+        """Return the plan as its rehearsal corrected it, or unchanged if it cannot be rehearsed."""
         from turbofit.rehearsal.confirm import rehearsed
 
         self.meanwhile(plan)
@@ -162,7 +163,10 @@ def _ratios(plan: Plan) -> list[float]:
 
 
 def leases_for(config: ServeConfig) -> Leases:
-    """The leases of the machine here; those of pretend machines are this user's, one set a SPEC."""
+    """Return the leases of this machine, or of a pretend machine.
+
+    A pretend machine's leases are this user's, in a folder for each SPEC.
+    """
     from turbofit.machine.source import machine_from
 
     if not config.pretend:
@@ -174,7 +178,7 @@ def leases_for(config: ServeConfig) -> Leases:
 
 
 def can_rehearse() -> bool:
-    """Whether this interpreter has LMDeploy and the machine has a C compiler."""
+    """Return whether this Python has LMDeploy and the machine a C compiler."""
     from importlib.util import find_spec
 
     from turbofit.rehearsal.pretend.build import find_compiler
@@ -183,7 +187,11 @@ def can_rehearse() -> bool:
 
 
 def preview(config: ServeConfig) -> Plan:
-    """The plan to launch, neither reserved nor rehearsed; a `DoesNotFitError` if none fits."""
+    """Return the plan to launch, neither reserved nor rehearsed.
+
+    Raises:
+        DoesNotFitError: no plan fits.
+    """
     plan = config.plan
     if plan is None:
         assert config.request is not None
@@ -200,10 +208,13 @@ def forget_learned(model: str | Model, *, pretend: bool) -> int:
 
 
 def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
-    """The request that a launch plans, with the calibrations that hold for it.
+    """Return the request that a launch plans, with the calibrations that hold for it.
 
     On pretend GPUs, a described machine has the calibrations of pretend runs, and a copy of the
-    machine here has those of the real cards. `UsageError`: the model has no stand-in.
+    machine here has those of the real cards.
+
+    Raises:
+        UsageError: the model has no stand-in for a run on pretend GPUs.
     """
     from turbofit.machine.source import machine_from
     from turbofit.planning.calibrations import with_calibrations

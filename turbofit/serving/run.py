@@ -48,13 +48,14 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run, from a person's request to its end. It may be followed again, in a new folder.
+    """One run of a server, from a person's request to its end.
 
-    ``on_open`` receives the public addresses each time they open, ``on_death`` the reason why an
-    engine ended that had served; ``on_tick`` is called at each look at the engines. If ``lmdeploy``
-    is None, it is looked for. An ``examiner`` asks the engines, which then have private ports and
-    no gateway. ``publish`` makes a gateway public; None gives it an address of its own. ``standby``
-    starts its engines.
+    It may be followed again, each time in a new folder. ``on_open`` receives the public addresses
+    each time they open. ``on_death`` receives the reason when an engine ends that had served or is
+    started again. ``on_tick`` is called at each look at the engines. If ``lmdeploy`` is None,
+    LMDeploy is looked for. If an ``examiner`` sends the engines requests, they have private ports
+    and no gateway. ``publish`` makes a gateway public; None gives it an address of its own.
+    ``standby`` starts the engines.
 
     Raises:
         PackageError: LMDeploy is asked for and missing.
@@ -107,12 +108,16 @@ class Run:
             self.standby.look(plan.host.total)
 
     def say(self, text: str) -> None:
-        """Print progress; if the terminal or the disk fails, the line is lost, never the server."""
+        """Print progress; ignore errors of the terminal or disk, so that the server goes on."""
         with suppress(OSError, ValueError):
             self._say(text)
 
     def prepare(self) -> Plan:
-        """Plan and reserve, or refuse; the last plan is reserved again if its memory is free."""
+        """Return a plan whose memory is reserved: the last plan if it still fits, else a new one.
+
+        Raises:
+            TurbofitError: no plan can be launched.
+        """
         if self.leases.alone:
             self._say(f"warning: {self.leases.alone}")
         if self.plan is not None:
@@ -137,7 +142,10 @@ class Run:
         return plan
 
     def choose(self) -> Plan:
-        """Plan with what earlier starts learned, or reserve the plan that was given."""
+        """Return the given plan, or a new one that uses what earlier starts learned.
+
+        The plan's memory is reserved if the plan fits.
+        """
         plan, self.changes = self.config.plan, {}
         if plan is None:
             plan = self._first_plan()
@@ -176,7 +184,7 @@ class Run:
         return again
 
     def _doubts(self) -> list[str]:
-        """Warnings about what the launch cannot promise."""
+        """Return warnings about what the launch cannot promise."""
         doubts = [self.lmdeploy.warning] if self.lmdeploy.warning else []
         if self.config.unplanned:
             names = ", ".join(self.config.unplanned)
@@ -189,7 +197,11 @@ class Run:
         return doubts
 
     def begin(self) -> Path:
-        """Make the run's folder and record in the state folder; a `LaunchError` if that fails."""
+        """Make the run's folder and its record in the state folder, and return the folder.
+
+        Raises:
+            LaunchError: the state folder cannot be written.
+        """
         assert self.plan is not None
         self.folder = run_folder(self.plan)
         self.public = self.deny_list = None
@@ -208,8 +220,8 @@ LIVE: Final = ("api_key", "allow_origins", "allowed_hosts", "allowed_media_domai
 class Reloader:
     """Reads a server's options again, and gives the gateway those that can change.
 
-    ``options`` are those of the start, by name; ``read`` returns the current ones and their gateway
-    configuration, and raises a UsageError if one is wrong.
+    ``options`` are the options of the start, by name. ``read`` returns the current options and the
+    gateway configuration that follows; it raises a UsageError if an option is wrong.
     """
 
     def __init__(

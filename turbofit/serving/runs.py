@@ -1,4 +1,4 @@
-"""The files that a run keeps in the state folder, and the servers that these show to run."""
+"""Keeps the files of each run in the state folder, and finds running servers by them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ _HINT = "set XDG_STATE_HOME to a folder that can be written"
 
 
 class AttemptRecord(RunAttempt):
-    """One start; its plan is in a file beside the record. ``requests_at_once`` 0 is unknown."""
+    """One start of a run; a file beside the record has its plan.
+
+    ``requests_at_once`` is 0 if unknown.
+    """
 
     settings: Settings | None = None
     requests_at_once: int = 0
@@ -51,7 +54,7 @@ class RunRecord(RunReport):
 
 
 class Record:
-    """Keeps a document of what happens in a run; ``facts`` are fields of `RunRecord`."""
+    """Keeps the file that says what happens in a run; ``facts`` are fields of `RunRecord`."""
 
     def __init__(self, folder: Path, **facts: Any) -> None:
         self.folder, self._path = folder, folder / "run.json"
@@ -94,7 +97,11 @@ class Record:
 
 
 def state_folder(room: str, name: str) -> Path:
-    """A new folder in a room of the state folder, named after a model. Raises `LaunchError`."""
+    """Make a new folder named after a model, in the folder ``room`` of the state folder.
+
+    Raises:
+        LaunchError: the state folder cannot be written.
+    """
     try:
         return new_path(room, "".join(c if c.isalnum() else "-" for c in name))
     except OSError as exc:
@@ -104,7 +111,11 @@ def state_folder(room: str, name: str) -> Path:
 
 
 def run_folder(plan: Plan) -> Path:
-    """A new folder for this run in the state folder, with its plan. Raises `LaunchError`."""
+    """Make a new folder for a run of this plan, and write the plan into it.
+
+    Raises:
+        LaunchError: the state folder cannot be written.
+    """
     folder = state_folder("runs", plan.model.name)
     try:
         write_atomic(folder / "plan.json", plan.to_json())
@@ -123,17 +134,17 @@ class LiveRun(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name that `watch`, `logs`, `stop` and `report` accept for it."""
+        """The name that `watch`, `logs`, `stop` and `report` accept for the server."""
         return self.folder.name
 
     @property
     def state(self) -> str:
-        """The server's state; a run that ended while its process lives is a sleeping model."""
+        """The server's state: "asleep" if its run has ended while its process lives."""
         return "asleep" if self.record.state == "ended" else self.record.state
 
 
 def live_runs() -> list[LiveRun]:
-    """All running servers of this user, the oldest first; unreadable records are left out.
+    """Return all running servers of this user; unreadable records are left out.
 
     A process has a run for each start of a model; only the newest one counts.
     """
@@ -146,14 +157,14 @@ def live_runs() -> list[LiveRun]:
 
 
 def recorded_runs() -> Iterator[LiveRun]:
-    """Runs of this user with a readable record, the newest first."""
+    """Yield this user's runs that have a readable record, the newest first."""
     for path in sorted(state_dir("runs", make=False).glob("*/run.json"), reverse=True):
         with suppress(OSError, msgspec.MsgspecError):
             yield LiveRun(path.parent, msgspec.json.decode(path.read_bytes(), type=RunRecord))
 
 
 def chosen_run(name: str | None) -> LiveRun:
-    """The running server with this name or model; without a name, the only one that runs.
+    """Return the running server with this name or model; without a name, the only one that runs.
 
     Raises:
         UsageError: none runs, or several run and none is named.
@@ -173,13 +184,13 @@ def chosen_run(name: str | None) -> LiveRun:
 
 
 def servers_of(name: str) -> list[LiveRun]:
-    """The running servers with this name, or of this model by any name that `serve` takes."""
+    """Return the running servers with this name, or of the model that `serve` knows by it."""
     known = _known_as(name)
     return [run for run in live_runs() if known & {run.name, run.record.model.casefold()}]
 
 
 def server_on(port: int) -> LiveRun | None:
-    """The running server of this user that listens on this port."""
+    """Return the running server of this user that listens on this port."""
     ends = f":{port}"
     return next(
         (run for run in live_runs() if any(u.endswith(ends) for u in run.record.urls)), None
@@ -187,14 +198,17 @@ def server_on(port: int) -> LiveRun | None:
 
 
 def newest_run_of(name: str) -> Path | None:
-    """The folder of a model's newest run, by any name that `serve` takes; None if there is none."""
+    """Return the folder of a model's newest run; None if there is none.
+
+    ``name`` is any name of the model that `serve` takes.
+    """
     known = _known_as(name)
     runs = (folder for folder, record in recorded_runs() if record.model.casefold() in known)
     return next(runs, None)
 
 
 def _known_as(name: str) -> set[str]:
-    """Names to compare: the typed name, also in lower case, and the preset's model name."""
+    """Return the names to compare: the typed one, in lower case too, and its preset's model."""
     from turbofit.model.presets import find_preset, load_preset
 
     given = name.rstrip("/").rpartition("/")[2]
@@ -204,14 +218,18 @@ def _known_as(name: str) -> set[str]:
 
 
 def requests_at(url: str) -> int:
-    """How many requests the server at a URL runs at once; 0 if no server of this user is there."""
+    """Return how many requests the server at a URL runs at once; 0 if it is not this user's."""
     here = url.rstrip("/").replace("//localhost", "//127.0.0.1")
     attempts = [run.record.attempts for run in live_runs() if here in run.record.urls]
     return attempts[0][-1].requests_at_once if len(attempts) == 1 and attempts[0] else 0
 
 
 def stop_server(server: LiveRun, seconds: float) -> None:
-    """End a server as Ctrl-C does, and wait until it has ended. Raises `LaunchError`."""
+    """End a server as Ctrl-C does, and wait until it has ended.
+
+    Raises:
+        LaunchError: it cannot be ended, or has not ended after ``seconds``.
+    """
     pid = server.record.pid
     try:
         watched = os.pidfd_open(pid)
@@ -236,12 +254,15 @@ def stop_server(server: LiveRun, seconds: float) -> None:
 
 #: This variable is set for a server in the background, which must not start another one.
 DETACHED: Final = "_TURBOFIT_DETACHED"
-#: Lines of its log that are shown if it does not open.
+#: The most lines of the server's log that are shown if it does not open.
 _TOLD: Final = 20
 
 
 class DetachedServer(NamedTuple):
-    """A started server; if it ended early, ``url`` is empty and ``exit_code`` is set."""
+    """A server that was started in the background.
+
+    If it ended before it opened, ``url`` is empty and ``exit_code`` is set.
+    """
 
     pid: int
     url: str
@@ -256,7 +277,8 @@ class DetachedServer(NamedTuple):
 def serve_detached(words: Sequence[str]) -> DetachedServer:
     """Start ``turbofit serve`` with these words in a session of its own; return once it is open.
 
-    Its output goes to a log in the state folder. Ctrl-C during the wait ends it, too.
+    Return also if it has ended before. Its output goes to a log in the state folder. Ctrl-C during
+    the wait ends it, too.
 
     Raises:
         LaunchError: the state folder cannot be written.

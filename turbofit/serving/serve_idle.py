@@ -1,4 +1,4 @@
-"""Serves a model whose engines end while nobody uses it: one address, and one run after another."""
+"""Serves a model at one address, and ends its engines while nobody uses it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TICK: Final = 0.1
 
 
 class Served(NamedTuple):
-    """The end of serving: the signal, the last runs' folders, the number of requests cut off."""
+    """How serving ended: the signal, the last runs' folders, the number of requests cut off."""
 
     ended: signal.Signals
     folders: list[Path]
@@ -78,7 +78,7 @@ def serve_idle(
 
 
 class IdleServer:
-    """The address, which is started and stopped here, and the run behind it."""
+    """Keeps an address open, and behind it one run after another of the same model."""
 
     def __init__(
         self, run: Run, app: IdleGateway, address: GatewayThread[IdleGateway], idle: float
@@ -118,7 +118,9 @@ class IdleServer:
         return stop.signal
 
     def _start(self, stop: StopSignal) -> None:
-        """Plan with the free memory, launch, and follow until the end; clients learn of failures.
+        """Plan with the free memory, launch the engines, and follow them until their end.
+
+        Clients are told if a later start than the first fails.
 
         Raises:
             TurbofitError: the first start failed.
@@ -143,7 +145,7 @@ class IdleServer:
             self._address.call(IdleGateway.sleep, BUSY_SECONDS)
 
     def _rest_idle(self, stop: StopSignal) -> None:
-        """End the engines once nobody has used them for long."""
+        """End the engines once nobody has used them for the idle time."""
         app = self._app
         if stop.signal is not None:
             return

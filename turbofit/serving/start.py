@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 
 class Start:
-    """Start ``number`` of a run, from 0: overlay, engines, gateway, GPU watch, and their end."""
+    """Start ``number`` of a run, counted from 0: its overlay, engines, gateway and GPU watch."""
 
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
@@ -83,7 +83,7 @@ class Start:
         self._routed: dict[int, RoutedEngine] = {}
 
     def run(self, stop: StopSignal) -> signal.Signals:
-        """Launch and serve; returns the signal that ended it.
+        """Launch the engines and serve until a signal; return the signal.
 
         Raises:
             EndedError: an engine ended, and starting it again would not help.
@@ -136,7 +136,7 @@ class Start:
             self._gone()
 
     def _exam(self) -> EngineExam | None:
-        """The check that each engine must pass; it is announced before the start."""
+        """Choose the requests that each engine must answer, and announce them; None for none."""
         run, check = self._run, self._run.config.check
         day = self._proof.day if check == "auto" else ""
         if day:
@@ -215,7 +215,7 @@ class Start:
         ]
 
     def _ratio(self, group: int) -> Callable[[], float] | None:
-        """A function that returns the cache ratio of an engine's start; None means the plan's."""
+        """Return a function for the cache ratio of an engine's start; None for the plan's ratio."""
         run, plan = self._run, self._plan
         if run.config.pretend:
             return None
@@ -306,7 +306,7 @@ class Start:
         self._start_progress.look(self._supervisor.engines, examined=examined)
 
     def _used(self) -> dict[int, int]:
-        """Bytes in use on each GPU; empty on pretend GPUs, which no other process uses."""
+        """Return bytes in use on each GPU; empty on pretend GPUs, which no other process uses."""
         return {} if self._run.config.pretend else used_now(self._plan)
 
     def _enter(self, phase: str) -> None:
@@ -363,7 +363,7 @@ class Start:
                 self._run.public.call(act)
 
     def _other_cause(self, engine: SupervisedEngine, end: End) -> bool:
-        """Whether an engine ended for a reason that no request can have caused."""
+        """Return whether an engine ended for a reason that no request can have caused."""
         members, monitor = self._plan.parallel.groups[engine.group], self._gpu_monitor
         uuids = [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
         if end.kind == "out_of_memory" and monitor is not None and monitor.without_headroom(uuids):
@@ -386,7 +386,7 @@ class Start:
 
 
 def follow(run: Run, stop: StopSignal) -> signal.Signals:
-    """Start a run's engines and serve, after `Run.begin`; returns the signal that ended it.
+    """Start a run's engines and serve until a signal; return the signal. Call `Run.begin` first.
 
     Raises:
         TurbofitError: something other than a signal ended the run; the record says what.
@@ -447,7 +447,11 @@ def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
 
 
 def _step_down(run: Run, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung] | None:
-    """The first rung that leads to a different plan that fits, and this plan."""
+    """Return the next plan to start after running out of memory, and the rung that led to it.
+
+    It is the first plan that fits and differs from the last. None if the plan was given, if the
+    engine did not run out of memory, or if no rung helps.
+    """
     if run.config.plan is not None or not end.is_oom or failed > MOST_RUNGS:
         return None
     run.plan = None  # the plan before the change must not serve

@@ -1,4 +1,4 @@
-"""Shows engines that start: their progress, and at its end forecast and actual figures."""
+"""Shows how far starting engines are, and compares a ready engine's figures with the forecast."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class StartProgress:
         here: Sequence[SupervisedEngine],
         engines: Sequence[SupervisedEngine],
     ) -> Step:
-        """The progress of the engines ``here``, which are in this phase."""
+        """Return the progress of the engines ``here``, which are in this phase."""
         doing = self.doing[phase]
         detail = f"{len(here)} of {len(engines)} engines" if len(engines) > 1 else ""
         if phase == "weights":
@@ -90,10 +90,10 @@ class StartProgress:
         return Step(doing, detail=detail)
 
     def _weights(self, engines: Sequence[SupervisedEngine]) -> tuple[int, int]:
-        """Bytes of weights on the GPUs now, and when all are loaded.
+        """Return the bytes of weights on the GPUs now, and when all are loaded.
 
-        Over if another process grows, or if the CUDA context is larger than planned; under while
-        weights that were read are still in host memory.
+        The first is too large if another process grows, or if the CUDA context is larger than
+        planned; it is too small while weights that were read are still in host memory.
         """
         moment = self._clock()
         if moment - self._looked >= _EVERY:
@@ -107,7 +107,7 @@ class StartProgress:
         return self._loaded, sum(card.bytes_in("weights") for card in self._plan.gpus)
 
     def used(self, engines: Sequence[SupervisedEngine]) -> dict[int, int]:
-        """Bytes in use on each GPU, pretend ones too; empty if they cannot be read."""
+        """Return bytes in use on each GPU, pretend ones too; empty if they cannot be read."""
         readers = [engine.pretended for engine in engines if engine.pretended is not None]
         if not readers:
             return used_now(self._plan)
@@ -115,7 +115,10 @@ class StartProgress:
 
 
 def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> list[RunFigure]:
-    """Figures of an engine that is ready; ``in_use``: bytes on each real GPU, by index."""
+    """Return an engine's figures beside the plan's, once the engine is ready.
+
+    ``in_use``: bytes in use on each real GPU, by index.
+    """
     rows = list(engine.tracker.figures)
     if engine.pretended is not None:
         return [*rows, *_pretend_rows(plan, engine.pretended)]
@@ -129,9 +132,9 @@ def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> l
 
 
 def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
-    """The plan with the KV tokens that its engines really have, if they have fewer than planned.
+    """Return the plan with the KV tokens that its engines really have, if fewer than planned.
 
-    Requests may not reserve more; an engine that restarts may have fewer tokens than that.
+    The gateway lets requests reserve no more; an engine that restarts may have fewer still.
     ``cached``: tokens by group, None if an engine does not tell.
     """
 

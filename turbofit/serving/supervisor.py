@@ -1,4 +1,4 @@
-"""Supervises the engines of one plan: to readiness, through restarts, to their end."""
+"""Starts the engines of one plan, restarts those that end, and ends them all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LAST_SECONDS: Final = 10.0
 
 
 class StoppedError(BaseException):
-    """A signal that came while nothing was running yet."""
+    """Raised by a signal that comes while nothing needs to be stopped in order."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
@@ -37,9 +37,9 @@ class StoppedError(BaseException):
 
 
 class StopSignal:
-    """The signal that ends a run; a second signal makes the end urgent. A context manager.
+    """Holds the signal that ends a run; a second signal makes the end urgent. A context manager.
 
-    `stop_signals` says which signals these are. Use it in the main thread.
+    `stop_signals` says which signals end a run. Use it in the main thread.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class StopSignal:
         #: The last signal that came; `end` and `strike` do not set it.
         self.heard: signal.Signals | None = None
         self.urgent = False
-        #: If True, nothing must be stopped in order, so a signal raises `StoppedError`.
+        #: True while nothing must be stopped in order: a signal then raises `StoppedError`.
         self.abrupt = True
         self._handlers: dict[signal.Signals, Any] = {}
         self._before: dict[signal.Signals, Any] = {}
@@ -82,7 +82,10 @@ class StopSignal:
         self.signal = self.signal or number
 
     def resume(self) -> bool:
-        """Forget an end that no signal asked for, and all strikes; returns False after a signal."""
+        """Go on after an end that no signal asked for, without the registered calls.
+
+        Returns False if a signal has come: then nothing goes on.
+        """
         # In this order a signal that comes meanwhile is not lost.
         self.signal = None
         if self.heard is not None:
@@ -93,7 +96,7 @@ class StopSignal:
         return True
 
     def on_second(self, strike: Callable[[], None]) -> None:
-        """Register a call for the second signal; it must take no lock."""
+        """Register a call for the second signal; the call must take no lock."""
         self._strikes.append(strike)
 
     def strike(self) -> None:
@@ -116,7 +119,7 @@ class StopSignal:
 
 
 class Supervisor:
-    """All engines of one plan, one for each launch; see `NEXT_STATES` for the life of an engine."""
+    """Starts and watches the engines of one plan, one for each launch; see `NEXT_STATES`."""
 
     def __init__(
         self, plan: Plan, launches: Sequence[Launch], folder: Path, supervision: Supervision
@@ -173,7 +176,7 @@ class Supervisor:
 
     @property
     def starting(self) -> bool:
-        """Whether an engine starts now; one that waits for its start, or rests, does not count."""
+        """Whether an engine starts now; an engine that waits or rests does not count."""
         return any(engine.state == "starting" for engine in self.engines)
 
     def _follow(

@@ -1,6 +1,7 @@
-"""Downloads weights that are not on disk before the engines start.
+"""Downloads weights that are not on disk, before the engines start.
 
-LMDeploy would download them once for each replica, in silence; and the overlay needs a folder.
+LMDeploy would download them once for each replica, and show no progress; and the overlay needs a
+folder.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ _SAY_SECONDS: Final = 10.0
 _LAST_SECONDS: Final = 10.0
 _SPARE: Final = GIB
 
-#: Prints the folder; skips weights in other formats, and torch's own if there are safetensors. Both
-#: packages take these arguments.
+#: A program that downloads a model and prints its folder. It skips weights in other formats, and
+#: torch's own if there are safetensors. Both packages take these arguments.
 _CODE: Final = """
 import glob, sys
 from {package} import snapshot_download
@@ -62,7 +63,7 @@ _FOLDERS: Final[dict[tuple[str, str], str]] = {}
 
 
 def fetched(model: Model, say: Callable[[str], None]) -> Model:
-    """The model with its checkpoint on disk; downloaded once if only the hub has it.
+    """Return the model with its checkpoint on disk; download it if only the hub has it.
 
     The hub is the one that LMDeploy would use: ModelScope if LMDEPLOY_USE_MODELSCOPE is set. A
     signal ends the download; the hub's cache keeps what has arrived.
@@ -84,9 +85,9 @@ def _cache() -> Path:
 
 
 def _here(name: str) -> int:
-    """Bytes of a model in its hub's cache, with other revisions and formats.
+    """Return the bytes of a model in its hub's cache, with other revisions and formats.
 
-    Files that a hub keeps elsewhere until they are complete do not count.
+    Files that the hub stores elsewhere until they are complete do not count.
     """
     folder, hub = _cache(), f"models--{name.replace('/', '--')}"
     within = folder / "models" / name if uses_modelscope() else folder / hub / "blobs"
@@ -101,7 +102,7 @@ def _here(name: str) -> int:
 def _communicated(
     process: subprocess.Popen[bytes], name: str, size: int, say: Callable[[str], None]
 ) -> tuple[bytes, bytes]:
-    """The child's output, once it ends; until then progress is shown, or printed now and then."""
+    """Return a child's output once it ends; until then show the progress, or print it at times."""
     said_at = time.monotonic()
     while True:
         step = Step(f"downloading {name}", _here(name), size, "bytes")

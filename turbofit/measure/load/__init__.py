@@ -1,1 +1,1 @@
-"""A load of requests on an OpenAI-compatible server, and its measurements."""
+"""Sends a load of requests to an OpenAI-compatible server, and measures it."""

@@ -32,8 +32,9 @@ _SHOWN: Final = 200
 class Answer:
     """The answer to one request; times are by the load's clock.
 
-    ``counts``: the request began in the window. ``kind``: why it is no answer, else empty.
-    ``pieces``: the times at which pieces of text came. ``pretend``: its server has pretend GPUs.
+    ``counts``: the request began in the window that is measured. ``kind`` names the error, and is
+    empty if there is none; ``example`` is the error's text. ``pieces``: the times at which pieces
+    of text came. ``pretend``: the server has pretend GPUs.
     """
 
     begun: float
@@ -53,17 +54,17 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """Tokens by the server's count, else pieces (too few: one may hold several tokens)."""
+        """The tokens by the server's count; else the pieces, which may be fewer than the tokens."""
         return len(self.pieces) if self.output_tokens is None else self.output_tokens
 
     @property
     def ttft(self) -> float | None:
-        """Seconds to the first piece; None if there is none."""
+        """Seconds to the first piece of text; None if none came."""
         return self.pieces[0] - self.begun if self.pieces else None
 
     @property
     def tpot(self) -> float | None:
-        """Seconds a token after the first one; None if there is only one."""
+        """Seconds for each token after the first; None if there are fewer than two tokens."""
         if not self.pieces or self.tokens <= 1:
             return None
         return (self.pieces[-1] - self.pieces[0]) / (self.tokens - 1)
@@ -75,7 +76,7 @@ class Answer:
 
 
 class StreamReader:
-    """Reads the events of a chat completion into an answer."""
+    """Reads the events of a streamed chat completion into an `Answer`."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer, self._rest = answer, b""
@@ -84,7 +85,11 @@ class StreamReader:
         self._done = self._finished = False
 
     def feed(self, data: bytes, at: float) -> None:
-        """Take bytes of the body; a `StreamError` if they are no events of an answer."""
+        """Take bytes of the body, which came at the time ``at``.
+
+        Raises:
+            StreamError: the bytes are no events of an answer.
+        """
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LONGEST_LINE:
             raise StreamError("garbage", self._rest)
@@ -95,7 +100,11 @@ class StreamReader:
             self._done |= event == {}
 
     def end(self) -> None:
-        """End the stream; a `StreamError` if it was cut short, or had no content."""
+        """Check that the stream is complete.
+
+        Raises:
+            StreamError: the stream was cut short, or had no content.
+        """
         if not self._events:
             raise StreamError("empty answer")
         if not (self._done or self._finished):
@@ -106,7 +115,7 @@ class StreamReader:
             raise StreamError("empty answer")
 
     def _event(self, event: JsonObject, at: float) -> None:
-        """Take the text, the end and the usage of an event."""
+        """Note the text, the end and the usage of an event."""
         choices = event["choices"] if isinstance(event["choices"], list) else []
         choices = [choice for choice in choices if isinstance(choice, dict)]
         if choices:
@@ -143,8 +152,8 @@ _CHAT: Final = "/v1/chat/completions"
 class ServerClient:
     """Connections to one OpenAI-compatible server; a context manager.
 
-    ``url`` is its address, with or without ``/v1``; an answer may take ``timeout`` seconds, and
-    ``silence`` seconds without a byte.
+    ``url`` is the server's address, with or without ``/v1``. An answer may take ``timeout``
+    seconds, and ``silence`` seconds may pass without a byte.
     """
 
     def __init__(
@@ -180,13 +189,13 @@ class ServerClient:
 
 
 def stated_pause(headers: Mapping[str, str], most: float) -> float:
-    """Seconds of ``Retry-After``, at most ``most``; 0 without one, or in another form."""
+    """Return the seconds of ``Retry-After``, at most ``most``; 0 if there is none, or no number."""
     stated = headers.get("Retry-After", "")
     return min(float(stated), most) if stated.isdecimal() else 0.0
 
 
 async def body_of(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """A body's first bytes, at most ``most``, in however many packets they come."""
+    """Read a body's first bytes, at most ``most``, from as many packets as it takes."""
     pieces = []
     while data := await response.content.read(most):
         pieces.append(data)
@@ -198,11 +207,11 @@ class LoadClient(ServerClient):
     """Sends the requests of a load, and times their answers."""
 
     async def model(self) -> str:
-        """The first model of the server.
+        """Return the name of the server's first model.
 
         Raises:
             UnservedError: the server does not answer, or not like an OpenAI-compatible one.
-            UsageError: it refuses this client.
+            UsageError: the server refuses this client, or the URL is no address.
         """
         try:
             async with self._session.request("GET", f"{self._url}/v1/models") as response:
@@ -223,7 +232,7 @@ class LoadClient(ServerClient):
         )
 
     async def ask(self, body: JsonObject) -> Answer:
-        """Send one request and read its answer, in which any error is noted."""
+        """Send one request and return its answer; an error is noted in the answer."""
         data = msgspec.json.encode(body)
         answer = Answer(time.perf_counter())
         try:
@@ -250,7 +259,7 @@ class LoadClient(ServerClient):
         answer.ended = time.perf_counter()
 
 
-#: The name of a failed exchange: that of the first type that fits.
+#: Names of errors by type; the first type that fits counts.
 _KINDS: Final = (
     (aiohttp.ClientConnectorError, "no connection"),
     (aiohttp.SocketTimeoutError, "stalled"),

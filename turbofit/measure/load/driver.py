@@ -1,8 +1,8 @@
-"""Drives a load: warm-up, the window that is measured, and the end.
+"""Drives a load: the warm-up, the window that is measured, and the end.
 
-The load continues until all requests that began in the window are answered, so that none of them
-meets a server that is less busy. Requests that begin after the window do not count and are broken
-off at the end.
+The load goes on until all requests that began in the window are answered, so that the last of them
+also meet a busy server. Requests that begin after the window do not count, and are broken off at
+the end.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from turbofit.measure.load.client import Answer
     from turbofit.measure.load.spec import LoadSpec
 
-#: Seconds from a failure to the next request in its place: doubled by each further failure.
+#: Seconds from a failed request to the next in its place; each further failure doubles them.
 _PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
 #: The number of failures in a row (per place, in a closed loop) that ends a load.
@@ -70,7 +70,7 @@ class LoadRun:
         self._tasks: set[asyncio.Future[object]] = set()
 
     def stop(self, why: str = "interrupted") -> None:
-        """End the load immediately; the measurements so far count."""
+        """End the load immediately; what was measured so far counts."""
         self._close()
         self.stopped = self.stopped or why
         self._end.set()
@@ -109,7 +109,7 @@ class LoadRun:
         return Step("measuring", time.perf_counter() - self.opened, seconds or 0.0, "s", counts)
 
     async def _place(self) -> None:
-        """Run one place of a closed loop: one request after another."""
+        """Send one request after another, as one of the places of a closed loop."""
         failures = 0
         while True:
             answer = await self._request()
@@ -119,7 +119,7 @@ class LoadRun:
                 await asyncio.sleep(max(pause, answer.retry_after))
 
     async def _arrivals(self, rate: float) -> None:
-        """Send requests at random times (Poisson), even if earlier ones failed, or came late."""
+        """Send requests at random times (Poisson), even if earlier requests failed or were late."""
         at = time.perf_counter()
         while True:
             late = time.perf_counter() - at
@@ -151,7 +151,10 @@ class LoadRun:
             self._open, self.opened = True, time.perf_counter()
 
     def _close(self) -> None:
-        """End the window, which is empty if the load never got warm, and then the load."""
+        """Close the window, and end the load once all requests that count are answered.
+
+        The window is empty if the load never got warm.
+        """
         if self.closed is None:
             self.closed = time.perf_counter()
             self.opened = self.opened if self._open else self.closed
@@ -184,7 +187,7 @@ _LATE: Final = 0.1
 
 
 def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
-    """The figures of a load that has ended; ``busy`` is CPU seconds a second of this process."""
+    """Return the figures of an ended load; ``busy`` is CPU seconds a second of this process."""
     window = Window(run.opened, run.opened if run.closed is None else run.closed)
     counted = [answer for answer in run.answers if answer.counts]
     good = [answer for answer in counted if answer.answered]
@@ -218,7 +221,7 @@ def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
 
 
 def _mean(values: Iterable[int | None]) -> float | None:
-    """The mean of the known values; None if no value is known."""
+    """Return the mean of the known values; None if no value is known."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
@@ -261,7 +264,7 @@ def bench(
     model: str | None = None,
     tick: Callable[[LoadRun], None] = lambda _: None,
 ) -> LoadResult:
-    """Drive the load and measure; the first signal ends it with the measurements so far.
+    """Drive a load on a server and return what it measured; a signal ends it early.
 
     ``model`` None is the server's first model; ``tick`` is called each second.
 

@@ -28,7 +28,7 @@ _OTHERS: Final = (b":", b"event:", b"id:", b"retry:")
 
 
 class StreamError(Exception):
-    """A server's bytes are no answer; ``kind`` is the error's name, its text those bytes."""
+    """A server's bytes are no answer; ``kind`` is the error's name, and the text is these bytes."""
 
     def __init__(self, kind: str, example: bytes = b"") -> None:
         super().__init__(example[:LARGEST_ERROR].decode(errors="replace"))
@@ -36,10 +36,10 @@ class StreamError(Exception):
 
 
 def event_of(line: bytes) -> JsonObject | None:
-    """The event in a line of a stream; None for a line without one, empty for ``[DONE]``.
+    """Return the event in a line of a stream; None for other lines, empty for ``[DONE]``.
 
     Raises:
-        StreamError: the line is no event with choices, or an error's event.
+        StreamError: the line is no event with choices, or it is an event of an error.
     """
     if not line or line.startswith(_OTHERS):
         return None
@@ -69,14 +69,14 @@ _WORDS: Final = [
 
 
 class PromptWriter:
-    """Makes bodies for chat completions, alike in all but their words and the images' colours."""
+    """Makes the bodies of chat completions, alike but for the words and the images' colours."""
 
     def __init__(self, model: str, spec: LoadSpec) -> None:
         self._model, self._spec = model, spec
         self._common = _text(spec.shared_prefix)
 
     def body(self) -> JsonObject:
-        """The body of one request, streamed, with the usage at the end."""
+        """Return the body of one request, which asks for a stream with the usage at its end."""
         spec = self._spec
         width, height = spec.image_size
         pictures = [png(width, height, random.getrandbits(24)) for _ in range(spec.images)]
@@ -94,7 +94,7 @@ class PromptWriter:
 
 
 def user_message(text: str, images: Iterable[str]) -> JsonObject:
-    """A user's message; its images come first, so that no shared prefix reaches into them."""
+    """Return a user's message; its images come first, so that no shared prefix includes them."""
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
 

@@ -93,14 +93,14 @@ class Window(NamedTuple):
         return self.overlap(answer) / max(answer.ended - answer.begun, 1e-9)
 
     def tokens(self, answer: Answer) -> float:
-        """Tokens of an answer that came within the window; all its pieces count as equally long."""
+        """Return the tokens of an answer that came in the window, if all its pieces are equal."""
         if not answer.pieces:
             return 0.0
         came = bisect_left(answer.pieces, self.end) - bisect_left(answer.pieces, self.begin)
         return answer.tokens * came / len(answer.pieces)
 
     def failed_before(self, answer: Answer) -> bool:
-        """Whether a request of the warm-up failed."""
+        """Return whether a request of the warm-up failed: it began before the window."""
         return bool(answer.kind) and not answer.counts and answer.begun <= self.begin
 
     def per_second(self, amount: Callable[[Answer], float], answers: Sequence[Answer]) -> float:
@@ -108,9 +108,9 @@ class Window(NamedTuple):
 
 
 def spread(values: Iterable[float | None]) -> Spread:
-    """Mean and percentiles; a percentile is the least value that this share does not exceed.
+    """Return mean and percentiles of values in seconds; a None does not count.
 
-    Values that are None do not count.
+    A percentile is the least value that this share of the values does not exceed.
     """
     rising = sorted(value for value in values if value is not None)
     if not rising:

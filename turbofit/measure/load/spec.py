@@ -75,12 +75,12 @@ class LoadSpec(Validated):
 
     @property
     def at_once(self) -> int | None:
-        """Requests at once in a closed loop; None in an open one."""
+        """The number of requests at once in a closed loop; None in an open loop."""
         return None if self.rate is not None else self.concurrency or _CONCURRENCY
 
     @property
     def measured_seconds(self) -> float | None:
-        """Seconds of the window; None if requests are counted."""
+        """The seconds of the window that is measured; None if the number of requests ends it."""
         if self.seconds is None and self.requests is None:
             return _SECONDS
         return self.seconds

@@ -23,7 +23,7 @@ _ROOM: Final = "checkpoints"
 
 
 class Decoder(Struct, forbid_unknown_fields=True):
-    """The decoder's place in a model: prefixes of its tensors and of its head, keys in the config.
+    """Where a decoder is in its model: prefixes of its tensors and of its head, keys in the config.
 
     ``quantized``: the part of the config that states the packing.
     """
@@ -54,7 +54,11 @@ class Kind(Struct, forbid_unknown_fields=True):
 
 @cache
 def kinds() -> dict[str, Kind]:
-    """All kinds, by the architectures that they stand for; UsageError if a file is damaged."""
+    """Return each architecture's kind of checkpoint.
+
+    Raises:
+        UsageError: a file of `presets/checkpoints` is damaged.
+    """
     by_architecture: dict[str, Kind] = {}
     for name in sorted(presets_of(_ROOM)):
         kind = converted(_whole(name), Kind, preset_path(_ROOM, name))
@@ -64,14 +68,14 @@ def kinds() -> dict[str, Kind]:
 
 @cache
 def _whole(name: str) -> JsonObject:
-    """A file's fields with those of its base."""
+    """Return a file's fields, joined with those of its base."""
     data = load_yaml(preset_path(_ROOM, name))
     data |= {key: _apart(data[key]) for key in ("tensors", "tower") if key in data}
     return merged({**_whole(data["base"]), "for": []}, data) if "base" in data else data
 
 
 def _apart(names: JsonObject) -> JsonObject:
-    """Names by single roles: ``q, k, v: attn.qkv`` becomes three entries."""
+    """Return names by single roles: ``q, k, v: attn.qkv`` becomes three entries."""
     return {
         role: _apart(name) if isinstance(name, dict) else name
         for roles, name in names.items()
@@ -80,10 +84,10 @@ def _apart(names: JsonObject) -> JsonObject:
 
 
 def values_of(model: Model, ids: Mapping[str, int]) -> Values:
-    """The values of a model that expressions may name.
+    """Return a model's values that expressions in `presets/checkpoints` may name.
 
-    Names of the tower's values begin with ``v_``, of the audio tower's with ``a_``, of the image
-    rule's with ``r_``.
+    Names of the vision tower's values begin with ``v_``, of the audio tower's with ``a_``, of the
+    image rule's with ``r_``.
     """
     text, rule = model.text, model.image_rule
     limit = (rule.checkpoint_limit if rule is not None else None) or 0
@@ -106,7 +110,7 @@ def values_of(model: Model, ids: Mapping[str, int]) -> Values:
 
 
 def _of_attention(text: TextDims) -> dict[str, Any]:
-    """Dimensions of latent attention and of gated delta nets."""
+    """Return dimensions of latent attention and of gated delta nets."""
     values: dict[str, Any] = {}
     if text.mla is not None:
         values |= to_builtins(text.mla)
@@ -168,7 +172,7 @@ def _kept_at_16_bits(tower: int, layers: int) -> list[str]:
 
 
 def size(expression: str, values: Values) -> int:
-    """The value of a sum of products of names and numbers, such as ``heads*head_dim+2``."""
+    """Compute a sum of products of names and numbers, such as ``heads*head_dim+2``."""
     total = 0
     for term in expression.split("+"):
         factors = (
@@ -189,9 +193,10 @@ def _named(name: str, values: Values) -> Any:
 
 
 def config_from(template: Any, values: Values) -> Any:
-    """A config from its template: ``=NAME`` is replaced by a value, ``=NAME|null`` by null for 0.
+    """Make a config of its template: a value replaces ``=NAME``, and null a 0 of ``=NAME|null``.
 
-    A sum of products may replace a name. ``=NAME|drop`` omits the key for 0, ``=|drop`` always.
+    A sum of products may stand for NAME. ``=NAME|drop`` omits the key if the value is 0, ``=|drop``
+    always.
     """
     if isinstance(template, dict):
         config = {key: config_from(value, values) for key, value in template.items()}
@@ -211,7 +216,7 @@ _DROP: Final = object()
 
 
 def _value(name: str, values: Values) -> Any:
-    """The value of a name or of a sum of products."""
+    """Return the value of a name or of a sum of products."""
     return values[name] if name in values else size(name, values)
 
 
@@ -223,14 +228,14 @@ _MX_GROUP: Final = 32
 
 
 class Writer(NamedTuple):
-    """Names a model's tensors, given by their roles, and says how they are stored."""
+    """Names a model's tensors by their roles, and says how a checkpoint stores them."""
 
     tensors: Mapping[str, Tensor]
     dtype: str
     quantization: Quantization | None
 
     def entries(self, names: JsonObject, at: str = "", layer: int | None = None) -> Iterator[Entry]:
-        """The tensors of a block of names; with ``layer`` only those of that layer."""
+        """Yield the tensors of a block of names; with ``layer``, only the tensors of that layer."""
         for name, joined in self._joined(names, layer).items():
             if isinstance(joined, list):
                 yield from self._stored(at, name, joined)
@@ -240,7 +245,7 @@ class Writer(NamedTuple):
                 yield from self._layers(joined, at + joined["at"])
 
     def _joined(self, names: JsonObject, layer: int | None) -> dict[str, Any]:
-        """Tensors by their names, and inner blocks by their roles.
+        """Return a block's tensors by name, and its inner blocks by role.
 
         Several tensors share a name if a checkpoint joins them.
         """
@@ -254,7 +259,7 @@ class Writer(NamedTuple):
         return found
 
     def _layers(self, names: JsonObject, at: str) -> Iterator[Entry]:
-        """The tensors of a block for each layer in turn, or once if they belong to no layer."""
+        """Yield the tensors of a block for each layer, or once if they belong to no layer."""
         groups = [one for one in self._joined(names, None).values() if isinstance(one, list)]
         last = [tensor.layers[-1] for group in groups for tensor in group if tensor.layers]
         if not last:
@@ -263,7 +268,7 @@ class Writer(NamedTuple):
             yield from self.entries(names, f"{at}{i}.", i)
 
     def _experts(self, names: JsonObject, at: str, layer: int) -> Iterator[Entry]:
-        """The experts of a layer, each with its own tensors, or all of them stacked in two."""
+        """Yield a layer's experts: each with its own tensors, or all stacked in two tensors."""
         tensors = [one for group in self._joined(names, layer).values() for one in group]
         packing, stacked = self.quantization, names.get("stacked")
         if stacked and (packing is None or packing.method == "mxfp4"):
@@ -276,7 +281,7 @@ class Writer(NamedTuple):
                 yield from self.entries(names, f"{at}{i}.", layer)
 
     def _stacked(self, name: str, joined: list[Tensor], *, outputs: bool) -> Iterator[Entry]:
-        """All experts of a layer in one tensor."""
+        """Yield one tensor for all experts of a layer, with scales and bias if it has any."""
         (outs, ins), experts = _shape(joined), joined[0].copies
         if self.quantization is not None:
             groups = ins // _MX_GROUP
@@ -288,7 +293,7 @@ class Writer(NamedTuple):
             yield f"{name}_bias", self.dtype, (experts, outs)
 
     def _stored(self, at: str, name: str, joined: list[Tensor]) -> Iterator[Entry]:
-        """The tensors under one name: a module's weight and bias, or a tensor by itself."""
+        """Yield the tensors under one name: a module's weight and bias, or a tensor by itself."""
         how, _, alone = name.rpartition(" ")
         shape, full = _shape(joined), at + alone
         if how:
@@ -302,7 +307,11 @@ class Writer(NamedTuple):
 
 
 def need_names(names: JsonObject, tensors: Iterable[str]) -> None:
-    """Raises a UsageError if the names lack one of these tensors' roles."""
+    """Refuse names that lack the role of one of these tensors.
+
+    Raises:
+        UsageError: a role has no name.
+    """
     unnamed = [role for role in tensors if role not in set(_roles(names))]
     if unnamed:
         raise UsageError(
@@ -318,7 +327,7 @@ def _roles(names: JsonObject) -> Iterator[str]:
         yield names.get("of", "") + role
 
 
-#: Words before the name of a tensor that is not a module's weight, with its type.
+#: Words before the name of a tensor that is no module's weight, and its type ("": the model's).
 _ALONE: Final = {"bare": "", "float32": "F32"}
 
 
@@ -327,7 +336,7 @@ def _shape(joined: list[Tensor]) -> tuple[int, ...]:
 
 
 def _exempt(name: str, quantization: Quantization | None) -> bool:
-    """Whether the checkpoint leaves a decoder's linear layer in 16 bits."""
+    """Return whether the checkpoint leaves a decoder's linear layer in 16 bits."""
     match = re.search(r"layers\.(\d+)\.(.+)", name)
     if quantization is None or not quantization.unconverted or match is None:
         return False
@@ -335,7 +344,7 @@ def _exempt(name: str, quantization: Quantization | None) -> bool:
 
 
 def _plain(name: str, shape: tuple[int, ...], dtype: str) -> Iterator[Entry]:
-    """A norm, or a linear layer that is not packed."""
+    """Yield the tensor of a norm, or of a linear layer that is not packed."""
     yield f"{name}.weight", dtype, shape
 
 

@@ -1,4 +1,7 @@
-"""A stand-in tokenizer: image tokens are exact; each byte is a token, some four times too many."""
+"""Writes a stand-in tokenizer: image tokens are exact, but each byte of text is a token.
+
+Text has some four times as many tokens as with the model's own tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from turbofit.core.struct import JsonObject, Struct
 
 
 class Tokenizer(Struct, forbid_unknown_fields=True):
-    """Differences between kinds: the class, the image token, ids of more special tokens."""
+    """How one kind's tokenizer differs: its class, its image token, ids of more special tokens."""
 
     class_: str = field(name="class", default="PreTrainedTokenizerFast")
     image: str = "<IMG_CONTEXT>"
@@ -31,7 +34,10 @@ def common() -> JsonObject:
 
 
 def special_tokens(vocab: int, kind: Tokenizer | None = None) -> dict[str, int]:
-    """Ids of special tokens, the published ones if they fit; ``kind`` is None for text only."""
+    """Return the ids of special tokens; they are the published ones if the vocabulary has room.
+
+    ``kind`` is None for a model of text alone.
+    """
     text: dict[str, int] = common()["text_tokens"]
     known: dict[str, int] = {**text, **common()["image_tokens"]}
     known |= kind.special if kind is not None else {}
@@ -44,14 +50,14 @@ def special_tokens(vocab: int, kind: Tokenizer | None = None) -> dict[str, int]:
 
 
 def byte_alphabet() -> list[str]:
-    """One printable character for each byte, like in byte-level BPE tokenizers."""
+    """Return one printable character for each byte, as byte-level BPE tokenizers have them."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = iter(range(256, 512))
     return [chr(b) if b in plain else chr(next(spare)) for b in range(256)]
 
 
 def byte_level(vocab: Mapping[str, int], special: Mapping[str, int]) -> JsonObject:
-    """A ``tokenizer.json``: byte-level BPE without merges, so each token is a byte or special."""
+    """Make a ``tokenizer.json``: byte-level BPE without merges, so tokens are bytes or special."""
     data = common()
     added = [
         {"id": number, "content": token, **data["special_token"]}
@@ -64,7 +70,7 @@ def byte_level(vocab: Mapping[str, int], special: Mapping[str, int]) -> JsonObje
 def write_tokenizer(
     folder: Path, special: Mapping[str, int], positions: int, kind: Tokenizer | None = None
 ) -> None:
-    """Writes a tokenizer's two files; ``positions``: the most tokens of a prompt."""
+    """Write a tokenizer's two files; ``positions`` is the most tokens of a prompt."""
     kind = kind or Tokenizer()
     vocab = {character: i for i, character in enumerate(byte_alphabet())} | dict(special)
     data = byte_level(vocab, special)

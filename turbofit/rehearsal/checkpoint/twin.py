@@ -1,4 +1,4 @@
-"""The header-only twin of a model that turbofit knows, from a preset or a hub's headers.
+"""Writes a twin of a model: a checkpoint with headers alone, which no weights follow.
 
 Its files are as long as real ones and sparse: a loader that maps them reads zeros.
 """
@@ -48,12 +48,13 @@ _WHY_NONE: Final = {
         " than a rehearsal may take"
     ),
 }
-#: Packings that can be written: method, and size of a group. awq has 4 bits, fp8 blocks of 128 x
+#: The packings that can be written: method and group size. awq has 4 bits, fp8 blocks of 128 x
 #: 128; mxfp4 packs only the experts of gpt-oss, compressed-tensors only experts.
 _PACKED: Final = {("awq", 128), ("fp8", 128), ("mxfp4", 32), ("compressed-tensors", 32)}
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}
 _SHARD = 8 << 30
-#: The tensor with a packed tensor's shape: LMDeploy compares its two numbers with the model's.
+#: Endings of names: a tensor with the shape of a packed one (LMDeploy compares the two numbers with
+#: the model's), and the packed tensor.
 _WEIGHT_SHAPE, _PACKED_WEIGHT = ".weight_shape", ".weight_packed"
 _IN_A_WORD = 8
 _NONE: Mapping[str, tuple[int, int]] = MappingProxyType({})
@@ -92,7 +93,7 @@ class Twin:
 
 
 def twin_of(model: Model) -> Twin:
-    """The twin of a model.
+    """Return a model's twin.
 
     Raises:
         UsageError: no twin can stand for it, and its own checkpoint is needed.
@@ -113,7 +114,7 @@ def twin_of(model: Model) -> Twin:
 
 
 def _refuse_packing(model: Model) -> None:
-    """Refuse a model with a packing in which tensors cannot be written.
+    """Refuse a model whose packed tensors cannot be written.
 
     Raises:
         UsageError: the packing cannot be written.
@@ -155,14 +156,14 @@ def config_of(twin: Twin) -> JsonObject:
 
 
 def _nested(path: str, data: JsonObject) -> JsonObject:
-    """A mapping nested under the keys of a dotted path."""
+    """Nest a mapping under the keys of a dotted path."""
     for key in reversed(path.split(".") if path else []):
         data = {key: data}
     return data
 
 
 def tensors(twin: Twin) -> Iterator[Entry]:
-    """All tensors of a twin, in the order of the names in its checkpoint files (`Kind`).
+    """Yield all tensors of a twin, in the order of the names in its checkpoint files (`Kind`).
 
     Raises:
         UsageError: a tensor has no name in these files.
@@ -186,7 +187,7 @@ def _named(
 
 
 def _placed(name: str, whole: Kind | None) -> str:
-    """The name of a decoder's tensor in the model around it."""
+    """Return the name of a decoder's tensor in the model around it."""
     place = (whole and whole.decoder) or Decoder()
     inside = name.removeprefix("model.")
     return f"{place.model}{inside}" if inside != name else f"{place.head}{name}"
@@ -195,7 +196,7 @@ def _placed(name: str, whole: Kind | None) -> str:
 def write_header(
     path: Path, entries: Iterable[Entry], stored: Mapping[str, tuple[int, int]] = _NONE
 ) -> int:
-    """Writes a safetensors file whose data is a hole; returns the bytes of the data.
+    """Write a safetensors file whose data is a hole; return the number of bytes of the data.
 
     ``stored``: the two numbers of each tensor that holds a shape.
     """
@@ -220,7 +221,7 @@ def write_header(
 
 
 def write_weights(entries: Iterable[Entry], folder: Path) -> None:
-    """Writes one file, or several and an index: Linux cannot map a file larger than its memory."""
+    """Write one file, or several with an index: Linux cannot map a file larger than its memory."""
     shards: list[list[Entry]] = []
     room = 0
     shapes: dict[str, tuple[int, int]] = {}
@@ -266,7 +267,11 @@ def write_model(twin: Twin, folder: Path) -> Path:
 
 
 def need_stand_in(model: Model) -> None:
-    """Raises UsageError for a model that has neither a twin nor weights on disk."""
+    """Refuse a model that has neither a twin nor weights on disk.
+
+    Raises:
+        UsageError: no twin can stand for the model.
+    """
     if _on_disk(model) is None:
         twin_of(model)
 
@@ -278,9 +283,10 @@ def _on_disk(model: Model) -> Path | None:
 
 
 def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
-    """The model's own folder if its weights are on disk, else a twin made in ``folder``.
+    """Return the model's own folder if its weights are on disk, else a twin made in ``folder``.
 
-    ``torch``: the engine runs on torch, for which the kernels of delta nets have no stand-in.
+    ``torch``: the engine runs on torch, for which there are no twins of models with gated delta
+    nets.
 
     Raises:
         UsageError: there is no twin, or none for that engine.

@@ -41,7 +41,7 @@ _SHA256: Final = "SHA256"
 
 
 def find_compiler() -> list[str] | None:
-    """The command of a C compiler, ``CC`` first; None if the machine has none."""
+    """Return the command of a C compiler, ``CC`` first; None if the machine has none."""
     chosen = os.environ.get("CC", "").split()
     if chosen and shutil.which(chosen[0]):
         return chosen
@@ -50,7 +50,7 @@ def find_compiler() -> list[str] | None:
 
 
 def compiler() -> list[str]:
-    """The command of a C compiler.
+    """Return the command of a C compiler.
 
     Raises:
         PretendError: the machine has no C compiler.
@@ -109,9 +109,9 @@ def _compile(soname: str, wants: LibraryInterface, folder: Path, command: list[s
 
 
 def build(folder: Path | None = None, site: Path | None = None) -> Path:
-    """The folder of the libraries; they are built in one to three seconds if they are missing.
+    """Return the folder of the libraries; build them if they are missing (one to three seconds).
 
-    They are whole, and nobody but this user and root can change them. ``site`` is the program's
+    All files are there, and only this user and root can change them. ``site`` is the program's
     ``site-packages`` folder; None: TurboMind with CPU torch.
 
     Raises:
@@ -131,7 +131,7 @@ def build(folder: Path | None = None, site: Path | None = None) -> Path:
 
 
 def _build(target: Path, libraries: Mapping[str, LibraryInterface]) -> None:
-    """Make the folder whole or not at all, also for a power cut, and while others make it too."""
+    """Make the whole folder or nothing, also if the power fails or another process makes it too."""
     command = compiler()
     _LOG.info("building the pretend libraries with %s in %s", command, target)
     temporary = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))

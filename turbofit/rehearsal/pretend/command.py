@@ -1,4 +1,4 @@
-"""Runs a command on a pretend machine: environment, signals, and removal of its processes."""
+"""Runs a command on a pretend machine, passes signals on to it, and ends its processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FORWARDED: Final = (
 )  # fmt: skip
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_GET_CHILD_SUBREAPER: Final = 37
-_PR_SET_PDEATHSIG: Final = 1  # ends the command even if this process is killed
+_PR_SET_PDEATHSIG: Final = 1  # ends the command if this process ends, even if it is killed
 _GRACE: Final = 3.0
 #: Signals that a terminal sends to all processes in its foreground.
 _OF_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
@@ -50,7 +50,7 @@ def run_command(
     The status is negative after a signal. ``env`` is the whole environment; ``tick`` is called
     every ``every`` seconds. This process becomes the subreaper, so it inherits orphans, even from
     other sessions; they get SIGTERM, and SIGKILL three seconds later. If this process has other
-    threads, which may also start children, only orphans with the command's scenario are ended.
+    threads, which may also start children, only orphans on the command's scenario are ended.
 
     Raises:
         UsageError: the command cannot be run.
@@ -88,7 +88,7 @@ def run_command(
 
 
 def _in_foreground() -> bool:
-    """Whether a terminal's Ctrl-C reaches this process, and thus its command, too."""
+    """Return whether a terminal's Ctrl-C reaches this process, and thus its command, too."""
     with contextlib.suppress(OSError), open("/dev/tty") as terminal:
         return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
     return False
@@ -113,7 +113,7 @@ def _forwarding(pid: int) -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | None) -> None:
-    """End all descendants except ``others``, also zombies; with ``scenario``, only those on it."""
+    """End all descendants except ``others``; with ``scenario``, only those that run on it."""
     ours = {process.pid}
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + _GRACE
@@ -144,7 +144,7 @@ def _is_on(pid: int, scenario: str) -> bool:
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    """Yield all processes below one, also zombies."""
+    """Yield the ids of all processes below one, also zombies."""
     below: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -159,7 +159,7 @@ def _descendants(pid: int) -> Iterator[int]:
 
 
 def cuda_site() -> Path | None:
-    """The folder of this Python's packages if its torch is a CUDA build, or None."""
+    """Return the folder of this Python's packages if its torch is a CUDA build, else None."""
     spec = importlib.util.find_spec("torch")
     return site_with(spec.origin) if spec and spec.origin else None
 
@@ -201,7 +201,7 @@ def pretend_environment(
 
 
 def find_turbofit(env: dict[str, str]) -> None:
-    """Let a child import this turbofit; its own path comes first."""
+    """Let a child import this turbofit; the child's own path comes first."""
     package = str(Path(__file__).resolve().parents[3])
     before = env.get("PYTHONPATH")
     env["PYTHONPATH"] = f"{before}:{package}" if before else package

@@ -1,4 +1,4 @@
-"""Dynamic symbols of 64-bit little-endian ELF libraries; other files raise a ValueError."""
+"""Reads the dynamic symbols of 64-bit little-endian ELF libraries; others raise a ValueError."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ _OBJECT, _FUNCTION = 1, 2
 
 @dataclass(frozen=True)
 class Symbol:
-    """One dynamic symbol, ``defined`` here or imported; ``data``: known to be a variable."""
+    """One dynamic symbol of a library; ``defined`` there, or imported from another.
+
+    ``data`` is True if it is known to be a variable.
+    """
 
     name: str
     offset: int
@@ -40,7 +43,7 @@ class Symbol:
 
 
 def needed(library: Path) -> tuple[str, ...]:
-    """The sonames of the libraries that a library is linked with."""
+    """Return the sonames of the libraries with which a library is linked."""
     with _complete(library), mapped(library) as data:
         for strings, raw in _tables(data, _DYNAMIC):
             entries = _ENTRY.iter_unpack(raw)
@@ -49,7 +52,7 @@ def needed(library: Path) -> tuple[str, ...]:
 
 
 def needed_versions(library: Path) -> dict[str, frozenset[str]]:
-    """The symbol versions that a library needs from others, by their soname."""
+    """Return the symbol versions that a library needs from others, by their soname."""
     with _complete(library), mapped(library) as data:
         return {
             name: versions
@@ -59,7 +62,10 @@ def needed_versions(library: Path) -> dict[str, frozenset[str]]:
 
 
 def _wanted(strings: bytes, raw: bytes) -> Iterator[tuple[str, frozenset[str]]]:
-    """Yield the entries of nested lists; a list ends at an entry whose next offset is 0."""
+    """Yield the sonames and versions of a table of needed versions.
+
+    It has nested lists, each of which ends at an entry whose next offset is 0.
+    """
     at, following = 0, -1
     while following:
         _, count, file, first, following = _VERSIONS.unpack_from(raw, at)
@@ -95,7 +101,7 @@ def dynamic_symbols(library: Path) -> Iterator[Symbol]:
 
 
 def _tables(data: mmap.mmap, kind: int) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the sections of a kind, each preceded by the strings that its entries refer to."""
+    """Yield the sections of a kind: for each the strings that its entries name, and its bytes."""
     whole = list(sections(data))
     for section in whole:
         if section.kind == kind:
@@ -127,7 +133,7 @@ class Symbols:
         self._names = [f[2] for f in functions]
 
     def name(self, offset: int) -> str:
-        """The readable name of the function at an offset, or ``?`` without one."""
+        """Return the readable name of the function at an offset; ``?`` if none is there."""
         at = bisect.bisect_right(self._starts, offset - 1) - 1
         if at < 0 or offset - 1 >= self._ends[at]:
             return "?"
@@ -136,7 +142,7 @@ class Symbols:
 
 @lru_cache(maxsize=8192)
 def short_name(name: str) -> str:
-    """A C++ name without arguments, template arguments, return type and outer namespace."""
+    """Strip a C++ name of arguments, template arguments, return type and outer namespace."""
     name = name.replace("(anonymous namespace)", "{anonymous}")
     for pattern in (r"<[^<>]*>", r"\([^()]*\)(?: const)?(?: noexcept)?"):
         before = ""

@@ -1,4 +1,4 @@
-"""The shared libraries of a pretend machine, and what installed programs need from them."""
+"""The shared libraries of a pretend machine, and the functions that programs need of them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _SHARED = re.compile(r"\.so(\.\d+)*$")
 
 
 def family_of(soname: str) -> str | None:
-    """The family, such as ``libcudart`` for ``libcudart.so.13``; None for other libraries."""
+    """Return a library's family, such as ``libcudart`` for ``libcudart.so.13``; None for others."""
     stem = soname.partition(".so")[0]
     return stem if stem in FAMILIES else None
 
@@ -78,13 +78,16 @@ class LibraryInterface(NamedTuple):
 
 
 def wanted_from(site: Path) -> dict[str, LibraryInterface]:
-    """The imports of packages in ``site-packages``, by soname; empty if no package calls CUDA."""
+    """Return what the packages in ``site-packages`` import of CUDA's libraries, by soname.
+
+    Empty if no package calls CUDA.
+    """
     interfaces: dict[str, LibraryInterface] = {}
     for library in _libraries(site):
         with suppress(OSError, ValueError):
             for soname, wants in _read(library).items():
                 interfaces[soname] = interfaces.get(soname, LibraryInterface()) | wants
-    for family in FAMILIES:  # calls without a link use the library that another one has linked
+    for family in FAMILIES:  # a call without a link uses the library that another package links
         loose = interfaces.pop(family, LibraryInterface())
         for soname in [name for name in interfaces if family_of(name) == family]:
             interfaces[soname] |= loose
@@ -96,7 +99,7 @@ def wanted_from(site: Path) -> dict[str, LibraryInterface]:
 
 
 def _by_name(site: Path) -> Iterator[str]:
-    """Yield functions of the driver that are not imported, but looked up by name."""
+    """Yield functions of the driver that programs look up by name instead of importing them."""
     for source in (site / "triton/backends/nvidia").glob("*.c"):
         yield from _CALL.findall(source.read_text(encoding="utf-8", errors="replace"))
     library = site / _LOOKS_UP
@@ -105,7 +108,7 @@ def _by_name(site: Path) -> Iterator[str]:
 
 
 def _read(library: Path) -> dict[str, LibraryInterface]:
-    """A library's imports by soname; or by family, for calls into libraries it does not link."""
+    """Return a library's imports by soname; by family if it does not link the imported library."""
     sonames = {family: name for name in needed(library) if (family := family_of(name))}
     if not sonames:
         return {}
@@ -179,7 +182,7 @@ _ENGINE = {
 def libraries_for(
     wanted: Mapping[str, LibraryInterface] | None = None,
 ) -> dict[str, LibraryInterface]:
-    """All libraries by soname, the account first: those of TurboMind and of `wanted_from`."""
+    """Return all libraries by soname: the account first, then TurboMind's and ``wanted`` ones."""
     every = {ACCOUNT: LibraryInterface(), **_ENGINE}
     for name, wants in (wanted or {}).items():
         every[name] = every.get(name, LibraryInterface()) | wants
@@ -194,13 +197,15 @@ def sources_of(soname: str) -> tuple[str, ...]:
 
 
 def cuda_major(soname: str) -> int:
-    """The CUDA version, 13 for ``libcudart.so.13``; 12 if the number is not CUDA's."""
+    """Return a library's CUDA version, 13 for ``libcudart.so.13``; 12 if its name has none."""
     ours = family_of(soname) in ("libcudart", "libnvrtc")
     return int(soname.rpartition(".")[2]) if ours else 12
 
 
 def check_surface(engine: Path, libraries: Path) -> None:
-    """Check that the built libraries have all functions that an engine's library imports; 0.1 s.
+    """Check that the built libraries have all functions that an engine's library imports.
+
+    It takes 0.1 s.
 
     Raises:
         PretendError: the engine calls functions that the libraries lack.
@@ -222,7 +227,7 @@ def check_surface(engine: Path, libraries: Path) -> None:
 
 
 class LibraryAccount:
-    """The account of this process: marks, own memory pools, and a way to stop the engine."""
+    """The account of this process: sets marks, makes memory pools, and can stop other threads."""
 
     def __init__(self, folder: Path) -> None:
         self._lib = ctypes.CDLL(str(folder / ACCOUNT))
@@ -238,19 +243,19 @@ class LibraryAccount:
         self._lib.pretend_mark(" ".join(phase.split()).encode())
 
     def calls(self) -> int:
-        """The number of CUDA calls of all threads so far."""
+        """Return the number of CUDA calls of all threads so far."""
         return int(self._lib.pretend_calls())
 
     def physical(self, device: int) -> int:
-        """The machine's index of a card that this process sees; -1 if there is no such card."""
+        """Return the machine's index of a card of this process; -1 if there is no such card."""
         return int(self._lib.pretend_physical(device))
 
     def freeze(self) -> bool:
-        """Stop all other threads that call CUDA; False if one did not stop within five seconds."""
+        """Stop all other threads that call CUDA; return False if one runs after five seconds."""
         return int(self._lib.pretend_freeze(5000)) >= 0
 
     def thaw(self) -> bool:
-        """Let the threads continue; False if one had continued by itself (after five seconds)."""
+        """Let the threads go on; return False if one had gone on by itself, after five seconds."""
         return bool(self._lib.pretend_thaw())
 
     def pool(self, device: int, step: int) -> ctypes.c_void_p:
@@ -268,7 +273,7 @@ class LibraryAccount:
         return pool
 
     def allocate(self, pool: ctypes.c_void_p, size: int) -> int | None:
-        """Allocate from the pool; returns the address, 0 for 0 bytes, None if the card is full."""
+        """Allocate from a pool; return the address, 0 for 0 bytes, None if the card is full."""
         pointer, length = ctypes.c_void_p(), ctypes.c_size_t(size)
         if self._lib.pretend_pool_malloc(pool, length, ctypes.byref(pointer)) == _NO_MEMORY:
             return None

@@ -1,4 +1,4 @@
-"""Runs any command on a pretend machine, and reads what it and its children did there."""
+"""Runs any command on a pretend machine, and reads how much memory its processes used there."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _ASK: Final = "from importlib.util import find_spec as f; print((f('torch') or f
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished command, after ``seconds`` of wall time; ``code`` is negative after a signal.
+    """A command that ran for ``seconds`` of wall time; ``code`` is negative after a signal.
 
     ``usages`` has one item for each timeline; a process that called exec has several.
     """
@@ -67,7 +67,7 @@ class FinishedRun:
 
 
 def scenario_of(machine: Machine, context: Callable[[Gpu], int]) -> Scenario:
-    """The pretend twin of a machine, in which each process also pays for its CUDA contexts.
+    """Return the pretend twin of a machine, which charges each process for its CUDA contexts, too.
 
     ``context`` returns the bytes of a context on a card; the largest is used for all cards.
     """
@@ -129,7 +129,7 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A pretend machine in its folder, with the environment for its processes."""
+    """A pretend machine's folder, and the environment for its processes."""
 
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
@@ -139,12 +139,15 @@ class PreparedRun:
         return self.folder / "shared"
 
     def timelines(self) -> list[Path]:
-        """The timelines; ``PID.timeline`` precedes ``PID-1.timeline``, which follows an exec."""
+        """Return the timeline files sorted by process ID.
+
+        Process PID writes ``PID.timeline``, and ``PID-1.timeline`` after an exec.
+        """
         files = (self.folder / "timelines").iterdir()
         return sorted(files, key=lambda file: [int(part) for part in file.stem.split("-")])
 
     def usages(self) -> tuple[Usage, ...]:
-        """The content of the timelines so far; processes may still write them."""
+        """Read all timelines so far; processes may still write them."""
         return tuple(read_usage(read_timeline(file)) for file in self.timelines())
 
 
@@ -155,7 +158,10 @@ def prepare(
     *,
     site: Path | None = None,
 ) -> PreparedRun:
-    """Write a pretend machine's files to a new or empty folder; ``site``: its CUDA packages."""
+    """Write a pretend machine's files to a new or empty folder.
+
+    ``site`` is the folder of CUDA packages of the programs that will run.
+    """
     libraries = build(site=site)
     path, timelines = folder / "scenario", folder / "timelines"
     timelines.mkdir(parents=True)
@@ -178,9 +184,9 @@ def _kept(folder: Path) -> Path:
 
 
 def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
-    """The folder of the packages whose CUDA libraries a command will load; None without any.
+    """Return the folder of the packages whose CUDA libraries a command will load; None without any.
 
-    It comes from the command if that is a Python, or from the Python in a script's first line; any
+    It is found by the command if that is a Python, or by the Python in a script's first line; any
     other command (a shell script, a compiled program) counts as using this Python's packages.
     ``python`` replaces all of these.
 
@@ -214,7 +220,7 @@ SCHEMA = "turbofit.pretend-run/1"
 
 
 def report(ran: FinishedRun) -> Document:
-    """The document of a run, without processes that only counted the cards."""
+    """Return the document of a run, without processes that only counted the cards."""
     cards = range(len(ran.scenario.gpus))
     return {
         "schema": SCHEMA,
@@ -234,7 +240,7 @@ def report(ran: FinishedRun) -> Document:
 
 
 def _pairs(ran: FinishedRun) -> list[tuple[Process, Usage]]:
-    """Pairs of a process and its timeline, in the order in which the processes of a pid ran."""
+    """Pair each process with its timeline; processes with the same pid stay in their order."""
     usages: dict[int, list[Usage]] = {}
     for usage in ran.usages:
         usages.setdefault(usage.pid, []).append(usage)
@@ -246,7 +252,7 @@ def _pairs(ran: FinishedRun) -> list[tuple[Process, Usage]]:
 
 
 def card_at_peak(ran: FinishedRun, index: int) -> Document:
-    """The facts of a card, and the most bytes that all processes together held on it."""
+    """Return the facts of a card, and the most bytes that all processes together held on it."""
     gpu, peak = ran.scenario.gpus[index], ran.shared.peak[index]
     return {
         "name": gpu.name,
@@ -287,7 +293,7 @@ def _process_row(process: Process, usage: Usage, gpus: int) -> dict[str, Any]:
 
 
 def newest_refusal(ran: FinishedRun) -> Document | None:
-    """The newest refused allocation of any process; None if no allocation was refused."""
+    """Return the newest refused allocation of any process; None if no allocation was refused."""
     refusing = [(p, u) for p, u in _pairs(ran) if p.refused_at and u.refused]
     if not refusing:
         return None

@@ -1,4 +1,4 @@
-"""The description of a pretend machine, and its text for the C side."""
+"""Describes a pretend machine, and writes the description for the C side."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class PretendGpu:
     reserved: int = 0
 
     def shared_memory(self) -> tuple[int, int]:
-        """The bytes of shared memory of one multiprocessor, and the most for one block.
+        """Return the bytes of shared memory of one multiprocessor, and the most for one block.
 
         Raises:
             PretendError: this compute capability is unknown.
@@ -96,7 +96,7 @@ class Scenario:
     fail_pinned_at: int | None = None
 
     def text(self, timeline: str, shared: str = "") -> str:
-        """The content of the scenario file for the C side.
+        """Return the content of the scenario file for the C side.
 
         ``timeline`` is a file, or, if it ends with ``/``, a folder with a file for each process.
         ``shared`` is the file through which processes share the machine; if it is empty, each
@@ -125,7 +125,9 @@ def write_scenario(path: Path, scenario: Scenario, timeline: str, shared: str = 
 
 
 def pretend_twin(machine: Machine, indices: Sequence[int]) -> Scenario:
-    """A pretend copy of some GPUs of a machine, in CUDA's order, without own processes.
+    """Return a pretend copy of some GPUs of a machine, in CUDA's order.
+
+    ``used`` of each is what was in use there.
 
     Raises:
         MachineError: the machine lacks one of these GPUs.

@@ -1,6 +1,6 @@
 """Reads what the processes of a pretend machine used, from the files of the account.
 
-Sizes are bytes, times nanoseconds of CLOCK_MONOTONIC, devices the machine's own indices.
+Sizes are in bytes, times in nanoseconds of CLOCK_MONOTONIC; devices are the machine's own indices.
 csrc/timeline.c and csrc/shared.h define the formats. The shared file is not locked: each number is
 consistent, but numbers that change together may be from different moments.
 """
@@ -40,7 +40,7 @@ class Peak:
 
 @dataclass(eq=False)
 class RefusedAllocation:
-    """An allocation that did not fit: its size, the free bytes, and the missing bytes.
+    """An allocation that was refused: its size, the free bytes, and the missing bytes.
 
     ``simulated`` is its number if the scenario made it fail (``fail_at``); no bytes were missing
     then.
@@ -60,9 +60,9 @@ class RefusedAllocation:
 class Usage:
     """One process: its parent, its command, its memory and its refused allocations.
 
-    By device: ``contexts``, ``peaks``, and for each phase, in order, the most that was held
-    (``phases``) and what was held last (``ends``), both without contexts. ``complete`` is False if
-    the timeline was full before the process ended.
+    By device: ``contexts``, ``peaks``, ``phases`` (for each phase, in order, the most bytes held)
+    and ``ends`` (the bytes held at its end), the last two without contexts. ``complete`` is False
+    if the timeline was full before the process ended.
     """
 
     pid: int = 0
@@ -77,7 +77,7 @@ class Usage:
 
 
 def read_usage(events: Iterable[Event]) -> Usage:
-    """Read a timeline; one that ends in the middle of a line is valid, too."""
+    """Read a timeline's events; the timeline may end in the middle of a line."""
     reader = _Reader()
     for event in events:
         reader.take(event)
@@ -146,7 +146,10 @@ class _Reader:
         self._waiting.append(refusal)
 
     def _native(self, event: Event) -> str | None:
-        """The engine's own functions, innermost first, without those that only allocate."""
+        """Return the engine's own functions in a trace, innermost first.
+
+        Functions that only allocate are left out, unless there are no others.
+        """
         symbols = _symbols(self._library) if event.trace and self._library else None
         if symbols is None:
             return None
@@ -168,10 +171,10 @@ class Event:
     """One line of a timeline.
 
     Attributes:
-        tag: I whose it is, N its command, L the library of its traces, P mark, S where the newest
-            peak came from, K context made, C pool made, A given, F given back, R pool resized, G
-            free memory asked, O out of memory, E failed because the scenario says so, X peer access
-            refused.
+        tag: the kind of event: I process and parent, N command, L library of the traces, P mark
+            of a phase, S where the newest peak came from, K context made, C pool made, A memory
+            given, F memory given back, R pool resized, G free memory asked, O out of memory, E
+            failed because the scenario says so, X peer access refused.
         fields: the rest of the line, by position.
         trace: offsets into the engine's library, innermost first.
     """
@@ -214,7 +217,7 @@ def read_timeline(path: Path) -> Iterator[Event]:
 
 
 def timeline_is_full(path: Path) -> bool:
-    """Whether events are missing because the file reached its length limit (``timeline_limit``)."""
+    """Return whether events are missing because the file reached its limit (``timeline_limit``)."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _LONGEST_LINE))
         return bool(file.read(_LONGEST_LINE).strip(b"\0"))
@@ -230,14 +233,14 @@ def _event(line: str) -> Event:
 
 @dataclass(frozen=True)
 class Process:
-    """One process of the machine, alive or ended; tuples are by device.
+    """One process of the machine, alive or ended; tuples are by device, sizes in bytes.
 
     Attributes:
         refused_at: when an allocation was last refused, 0 for never.
-        allocated: bytes held (at its end, if it is dead), without its context.
-        late: bytes in use after it had read the free memory.
-        peak: the most bytes held.
-        at_peak: all bytes held when the machine's processes together had the most.
+        allocated: memory that it holds, or held at its end, without its context.
+        late: memory that came into use after it had read the free memory.
+        peak: the most that it held.
+        at_peak: what it held when the machine's processes together held the most.
         pinned_peak: the most page-locked host memory.
     """
 
@@ -267,13 +270,17 @@ class SharedRecord:
     pinned_allocations: int = 0
 
     def holders(self, device: int) -> list[tuple[Process, int]]:
-        """The living processes with memory on a device, and their bytes, contexts included."""
+        """Return the living processes with memory on a device, and their bytes with contexts."""
         holders = [(p, p.allocated[device] + p.context[device]) for p in self.processes if p.alive]
         return [(process, size) for process, size in holders if size]
 
 
 def read_shared(path: Path) -> SharedRecord:
-    """The state of a machine's processes; ValueError if the file is not this turbofit's."""
+    """Read the state of a machine's processes; it is empty if there is no file yet.
+
+    Raises:
+        ValueError: the file is not this turbofit's.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -305,7 +312,7 @@ def _process(slot: tuple[int, ...]) -> Process:
 
 
 def lives(pid: int, started: int | None = None) -> bool:
-    """Whether a process is alive; ``started`` is its start in ticks after boot."""
+    """Return whether a process is alive; ``started`` is its start in ticks after boot."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,1 +1,1 @@
-"""The PyTorch engine and Transformers on a pretend machine."""
+"""Rehearses the PyTorch engine and Transformers on a pretend machine."""

@@ -1,9 +1,9 @@
-"""Runs gated delta nets of LMDeploy's PyTorch engine on a pretend machine, in each process.
+"""Lets gated delta nets of LMDeploy's PyTorch engine run on a pretend machine, in each process.
 
-fla's kernels are Triton's and run unchanged, but each tries two of up to 60 variants, whose
-compilation would take minutes. fla asks the card, which computes nothing, how many chunks a prefill
-has: the answer here is the most that its tokens and sequences can make. TileLang's kernels are
-stand-ins (``torch_inside/tilelang``).
+fla's kernels are written in Triton and run unchanged, but each tries two of up to 60 variants:
+compiling all would take minutes. fla asks the card, which computes nothing, how many chunks a
+prefill has; here it gets the most chunks that the prefill's tokens and sequences can make.
+TileLang's kernels are stand-ins (``torch_inside/tilelang``).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _VARIANTS: Final = 2
 
 
 def most_chunks(tokens: int, sequences: int, chunk: int = _CHUNK) -> int:
-    """The most chunks of a prefill: each sequence ends in a chunk of its own."""
+    """Return the most chunks of a prefill: each sequence ends in a chunk of its own."""
     return sequences + max(0, tokens - sequences) // chunk
 
 
 def follow() -> None:
-    """Replace functions that read from the card, in this process, from the first forward on."""
+    """Replace functions that read values from the card; the first forward replaces fla's, too."""
     from lmdeploy.pytorch.backends.cuda import gated_delta_rule as rule
 
     module: Any = rule
@@ -43,7 +43,10 @@ def follow() -> None:
 
 
 class _Indices:
-    """Replaces fla's function: the sequence and number of each chunk, as zeros, once a forward."""
+    """Replaces fla's function that lists each chunk's sequence and number: gives zeros.
+
+    They are made once a forward.
+    """
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -61,7 +64,7 @@ class _Indices:
 
 
 def _replace(indices: _Indices) -> None:
-    """Replaces the function in every module of fla that has imported it, once in each."""
+    """Replace the function in every module of fla that has imported it."""
     for name, module in list(sys.modules.items()):
         if name.startswith("fla.") and getattr(module, _INDICES, indices) is not indices:
             setattr(module, _INDICES, indices)
@@ -69,7 +72,7 @@ def _replace(indices: _Indices) -> None:
 
 
 def _fewer_variants(module: Any) -> None:
-    """Leaves each kernel only a few variants, under any number of decorators."""
+    """Leave each kernel only a few variants, under any number of decorators."""
     for kernel in list(vars(module).values()):
         while kernel is not None:
             variants = getattr(kernel, "configs", None)

@@ -56,10 +56,11 @@ class Phases:
 
 
 def read_records(folder: Path) -> list[Document]:
-    """The records so far: ``pid``, ``number`` of the open phase, ``rows``, one by phase and card.
+    """Read the records of all processes so far.
 
-    A row has ``phase``, ``gpu``, and at the phase's end ``requested`` (only the tensors),
-    ``allocated`` (whole blocks) and ``reserved``, and the peaks of the latter two.
+    A record has ``pid``, ``number`` (of the open phase) and ``rows``, one by phase and card. A row
+    has ``phase``, ``gpu``, and at the phase's end ``requested`` (only the tensors), ``allocated``
+    (whole blocks) and ``reserved``, and the peaks of the latter two.
     """
     records = []
     for path in sorted((folder / _RECORDS).glob("*.json")):

@@ -1,6 +1,7 @@
 """Reads torch's records and the account of an ended rehearsal. Sizes are in bytes.
 
-A card's peak in a phase is the sum of its processes' peaks: exact if only one of them allocates.
+A card's peak in a phase is the sum of its processes' peaks, which is exact if only one of them
+allocates.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ _MOST_FRAMES: Final = 4
 
 
 def span(usage: Usage, gpu: int, phase: str, order: Sequence[str]) -> tuple[int, int]:
-    """Bytes that a process held on a card in a phase, with its context: at most, and at its end.
+    """Return the bytes that a process held on a card in a phase: at most, and at the phase's end.
 
-    Allocations before its first mark count in its first phase; in a phase without a mark it held
-    what it held before.
+    Its CUDA context is included. Allocations before its first mark count in its first phase; in a
+    phase without a mark it held what it held before.
     """
     context, ends = usage.contexts.get(gpu, 0), usage.ends.get(gpu, {})
     peaks = usage.phases.get(gpu, {})
@@ -61,7 +62,10 @@ def span(usage: Usage, gpu: int, phase: str, order: Sequence[str]) -> tuple[int,
 
 
 def read_run(ended: EndedRun) -> Readings:
-    """The readings from the allocator's figures and the account, and the end in torch's words."""
+    """Return the memory by phase and the end of a rehearsal on torch.
+
+    The figures are the allocator's and the account's; the end is in torch's words.
+    """
     notes, cards = ended.notes, range(len(ended.spec.machine.gpus))
     usages, records = ended.ran.usages, read_records(ended.folder)
     order = [name for name in notes.get("seconds", {}) if name not in ("import", "end")]
@@ -86,7 +90,7 @@ def read_run(ended: EndedRun) -> Readings:
 
 
 def _counters(records: list[Any], gpu: int, phase: str) -> dict[str, int]:
-    """The allocator's own figures, summed over all processes; empty if none were read."""
+    """Return the allocator's own figures, summed over all processes; empty if none were read."""
     rows = [
         row
         for record in records
@@ -97,7 +101,7 @@ def _counters(records: list[Any], gpu: int, phase: str) -> dict[str, int]:
 
 
 def _cache(notes: Mapping[str, Any], cards: int) -> dict[str, Any]:
-    """LMDeploy's own CacheConfig; without figures if there is none."""
+    """Return the cache as LMDeploy's CacheConfig has it; without figures if it was not noted."""
     cache, sizes = notes.get("cache") or {}, notes.get("block_bytes") or []
     blocks = cache.get("num_gpu_blocks") or 0
     return {
@@ -114,7 +118,7 @@ def _cache(notes: Mapping[str, Any], cards: int) -> dict[str, Any]:
 def _terms(
     notes: Mapping[str, Any], phases: Mapping[str, Mapping[str, Any]], region: int | None
 ) -> dict[str, int]:
-    """The bytes by line of the ledger, for the lines that the allocator's figures show."""
+    """Return the bytes by line of the ledger, for the lines that the allocator's figures show."""
     terms = {} if region is None else {"kv_cache": region}
     loaded = phases.get("sizing") or phases.get("load") or {}
     if "requested" in loaded:
@@ -132,10 +136,11 @@ def _terms(
 def _case_terms(
     cases: Sequence[Mapping[str, Any]], phases: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, int]:
-    """The most that each case took above what stays, in bytes.
+    """Return the most bytes that each case allocated beyond the memory that stays allocated.
 
-    What stays includes a cuBLAS workspace from the first request, which has its own term. It is the
-    least that a served case left, so that a leak in one case does not count.
+    The memory that stays is what the served case with the least left allocated, so that a leak in
+    one case does not count. It includes the cuBLAS workspace of the first request, which has a term
+    of its own.
     """
     ready = phases.get("ready", {})
     if "allocated" not in ready:
@@ -152,7 +157,7 @@ def _case_terms(
 
 
 def end_of(ended: EndedRun) -> Document:
-    """The end's fields; they are not used if all was served."""
+    """Return the fields of the end; they are not used if all requests were served."""
     error, lines = ended.notes.get("error"), ended.log
     dead = [case for case in ended.notes.get("cases", []) if DEAD & set(case["statuses"])]
     phase = f"case {dead[0]['name']}" if dead else (error or ended.notes).get("phase", "import")
@@ -172,7 +177,7 @@ def _events(message: str) -> list[Struct]:
 
 
 def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
-    """The engine's own message: torch's, where there is one."""
+    """Return the engine's own message: torch's message about memory, if there is one."""
     if error and any(isinstance(event, TorchMemory) for event in _events(error["message"])):
         return str(error["message"])
     for line in reversed(lines):
@@ -186,7 +191,7 @@ def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
 
 
 def _where(error: dict[str, Any] | None, message: str, lines: Sequence[str]) -> list[str]:
-    """The innermost Python frames that are neither torch's nor ours, innermost first."""
+    """Return the innermost frames of Python outside torch and turbofit, innermost first."""
     frames = list(reversed(error["frames"])) if error and message in error["message"] else []
     frames = frames or _frames_before(message, lines)
     theirs = [frame for frame in frames if not any(part in frame for part in _NOT_THEIRS)]
@@ -195,7 +200,7 @@ def _where(error: dict[str, Any] | None, message: str, lines: Sequence[str]) -> 
 
 
 def _frames_before(message: str, lines: Sequence[str]) -> list[str]:
-    """The frames of the last traceback before a message in a log, innermost first."""
+    """Return the frames of a log's last traceback before a message, innermost first."""
     said = [i for i, line in enumerate(lines) if message and message[:60] in line]
     at, frames = said[-1] if said else 0, list[str]()
     for line in reversed(lines[max(0, at - 200) : at]):

@@ -27,7 +27,10 @@ _TOKEN: Final = 5  # an ordinary token of every vocabulary
 
 
 def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
-    """Starts the engine, drives all cases, and returns a function that closes it."""
+    """Start the engine, drive all cases, and return a function that closes the engine.
+
+    Later cases are left out if one shows that the engine can take no more.
+    """
     notes.begin = Phases(notes.folder).enter
     from lmdeploy import PytorchEngineConfig, pipeline
 
@@ -51,7 +54,7 @@ def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
 
 
 def _mark_start(notes: Notes) -> None:
-    """Marks the beginning of each step of the executor's start, and notes its figures."""
+    """Mark the beginning of each step of the executor's start, and note the step's figures."""
     from lmdeploy.pytorch.engine.executor.base import ExecutorBase
 
     base: Any = ExecutorBase
@@ -91,7 +94,7 @@ def _mark_start(notes: Notes) -> None:
 
 
 def _longest(engine: Any) -> int:
-    """The most tokens of prompt and answer that the server's limit and the cache allow."""
+    """Return the most tokens of prompt and answer that the server's limit and the cache allow."""
     return int(min(engine.session_len, engine.engine.max_session_len))
 
 
@@ -99,7 +102,10 @@ _numbers = iter(range(1, 1 << 31))
 
 
 async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) -> bool:
-    """Prepares all requests, then submits them in one turn of the engine's own event loop."""
+    """Prepare all requests of a case, then submit them in one turn of the engine's event loop.
+
+    Returns whether the engine can take another case.
+    """
     from lmdeploy.serve.core.exceptions import RequestError
 
     refused: Any = RequestError
@@ -131,7 +137,7 @@ async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) 
 
 
 async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
-    """A request as LMDeploy's own front end prepares it."""
+    """Return a request as LMDeploy's own front end prepares it."""
     from lmdeploy import GenerationConfig
 
     config_class: Any = GenerationConfig
@@ -158,7 +164,7 @@ async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
 
 
 async def _again(engine: Any, first: Any) -> Any:
-    """The same prepared request once more; the shared pixels are never written."""
+    """Return a prepared request once more; it shares the pixels, which nobody writes."""
     from lmdeploy.serve.core.async_engine import PreprocessedRequest
     from torch.utils._pytree import tree_map
 
@@ -173,7 +179,7 @@ async def _again(engine: Any, first: Any) -> Any:
 
 
 async def _answer(engine: Any, request: Any) -> tuple[str, str]:
-    """The status of a request at its end, and an error's message."""
+    """Return the status of a request at its end, and the message of its error."""
     from lmdeploy.serve.core.exceptions import ErrorCode, RequestError
 
     refused: Any = RequestError

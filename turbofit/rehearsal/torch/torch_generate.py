@@ -1,4 +1,4 @@
-"""Drives Transformers in a rehearsal's child: loads as the fallback does, then generates."""
+"""Drives Transformers in a rehearsal's child: loads the model as the fallback server does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TOKEN: Final = 5
 
 
 def drive(spec: Spec, notes: Notes) -> None:
-    """Loads the checkpoint and drives all cases, one request at a time."""
+    """Load the checkpoint and drive all cases, one request at a time."""
     notes.begin = Phases(notes.folder).enter
     import torch
 

@@ -1,1 +1,1 @@
-"""TurboMind on a pretend machine."""
+"""Rehearses TurboMind on a pretend machine."""

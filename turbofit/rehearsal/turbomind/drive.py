@@ -32,7 +32,7 @@ _STATUS: Final = {
 
 
 def drive(spec: Spec, notes: Notes) -> None:
-    """Starts the engine and drives all cases, until one of them does not end."""
+    """Start the engine and drive all cases, until the engine can take no more."""
     account = LibraryAccount(Path(os.environ["TURBOFIT_PRETEND_LIBRARIES"]))
     account.mark("import")
     engine = _start(spec, account, notes)
@@ -65,7 +65,7 @@ def _start(spec: Spec, account: LibraryAccount, notes: Notes) -> Any:
 
 
 def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -> bool:
-    """Waits until no thread calls CUDA; returns False if one does not stop."""
+    """Wait until no thread calls CUDA; return False if one still does at the limit."""
     timer = InactivityTimer(account.calls)
     while timer.inactive() < seconds:
         if timer.elapsed() > limit:
@@ -75,7 +75,7 @@ def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -
 
 
 def _wait(pending: Sequence[Any], account: LibraryAccount, seconds: float) -> None:
-    """Waits for all requests, as long as the engine calls something within ``seconds``."""
+    """Wait for all requests, but only while the engine calls something within ``seconds``."""
     timer = InactivityTimer(account.calls)
     longest = LIMITS_WHILE_ACTIVE * seconds
     for request in pending:
@@ -110,7 +110,7 @@ def _run_case(
 
 @dataclass
 class Pending:
-    """A pushed request: its prompt's tokens, and the objects that must live until it is done."""
+    """A request that was pushed: its number of tokens, and objects that must live until its end."""
 
     tokens: int
     done: threading.Event = field(default_factory=threading.Event)
@@ -120,14 +120,14 @@ class Pending:
 
 @lru_cache(maxsize=64)
 def _pixels(shape: tuple[int, ...], dtype: str) -> Any:
-    """Pixels without values, shared by images of a shape; untouched memory takes no RAM."""
+    """Return a tensor for the pixels of images of a shape; nobody writes it, so it takes no RAM."""
     import torch
 
     return torch.empty(shape, dtype=getattr(torch, dtype))
 
 
 def _image(engine: Any, unit: Unit, offset: int, number: int) -> dict[str, Any]:
-    """An image as LMDeploy's preprocessor would pass it on, without values."""
+    """Return an image as LMDeploy's preprocessor would pass it on, with pixels that nobody set."""
     vision = engine.source_model.vision_model
     dtype = str(engine.engine_config.dtype)
     image: dict[str, Any] = {"offset": offset, "fingerprint": number.to_bytes(32, "big")}
@@ -148,7 +148,7 @@ _numbers = iter(range(1, 2**31))
 
 
 def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
-    """Pushes one request into the engine's queue; returns without waiting."""
+    """Push one request into the engine's queue; return without waiting for its answer."""
     import torch
     from lmdeploy.messages import GenerationConfig
     from lmdeploy.turbomind.turbomind import _tm

@@ -1,4 +1,4 @@
-"""Stand-ins for config classes and tokenizers that models bring: no model's code is run."""
+"""Stand-ins for config classes and tokenizers that models bring, so that no model's code runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from turbofit.model.families import kimi
 
 
 def plain_gpt_oss_tokenizer() -> None:
-    """Gives gpt-oss its folder's tokenizer: LMDeploy's downloads a vocabulary."""
+    """Have LMDeploy read gpt-oss's tokenizer from its folder; it would download a vocabulary."""
     from lmdeploy import tokenizer
 
     module: Any = tokenizer
@@ -20,7 +20,7 @@ def plain_gpt_oss_tokenizer() -> None:
 
 
 def plain_gpt_oss_parser() -> None:
-    """Parses gpt-oss's answers like other models': LMDeploy's parser downloads a vocabulary."""
+    """Have gpt-oss's answers parsed like other models'; its parser would download a vocabulary."""
     from lmdeploy.serve.parsers import ResponseParserManager
 
     manager: Any = ResponseParserManager
@@ -39,7 +39,10 @@ def register_for_pytorch() -> None:
 
 
 def register_internvl(*, whole: bool = False) -> None:
-    """Registers the config class; with ``whole`` its language part has its type's defaults."""
+    """Register InternVL's config class.
+
+    With ``whole``, the language part has the config class of its type, and thus its defaults.
+    """
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
     base: Any = PretrainedConfig
@@ -53,7 +56,7 @@ def register_internvl(*, whole: bool = False) -> None:
 
 
 def infer_channels_of_llava() -> None:
-    """Lets LLaVA's processor infer which dimension of an image has its channels.
+    """Let LLaVA's processor find out which dimension of an image has the channels.
 
     LMDeploy says that it is the last one, but Transformers 5.0 to 5.20 have made it the first by
     then. Source: lmdeploy vl/model/llava_hf.py `input_data_format='channels_last'`
@@ -93,7 +96,7 @@ def register_kimi() -> None:
 
 
 def _register(kind: str, base: Any, **parts: Callable[..., Any]) -> None:
-    """Registers a config class; the classes in ``parts`` make parts of it."""
+    """Register a config class of this kind; each class in ``parts`` makes a part of the config."""
     from transformers import AutoConfig
 
     def make(self: Any, **values: Any) -> None:
@@ -110,7 +113,7 @@ def _register(kind: str, base: Any, **parts: Callable[..., Any]) -> None:
 
 
 def stand_in_for_kimi() -> None:
-    """Gives Kimi a config class, and a processor of blank images with turbofit's image grids."""
+    """Give Kimi a config class, and a processor that returns blank images in turbofit's grids."""
     from lmdeploy.vl.model import kimi_k25
 
     register_kimi()
@@ -119,7 +122,7 @@ def stand_in_for_kimi() -> None:
 
 
 class _KimiProcessor:
-    """Replaces ``AutoProcessor``, and the processor that it would make."""
+    """Stands in for ``AutoProcessor``, and for the processor that it would make."""
 
     def __init__(self, tokenizer: Any, rule: NavitRule) -> None:
         self.tokenizer, self.rule = tokenizer, rule

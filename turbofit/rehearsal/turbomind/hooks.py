@@ -1,9 +1,9 @@
 """Makes LMDeploy's own loader and engine run on the pretend machine of this process.
 
-A CUDA build of torch runs unchanged; only marks are added. With CPU torch a copy on the GPU is a
-``meta`` tensor: it has no data, and since the loader itself runs, its lifetime is real. Memory that
-torch's caching allocator would keep is kept until ``torch.cuda.empty_cache``; fragmentation between
-its segments is not modelled.
+A CUDA build of torch runs unchanged; only marks are added. With CPU torch, a ``meta`` tensor stands
+for a copy on the GPU: it has no data, but it lives as long as the copy would, since the loader
+itself runs. Memory that torch's caching allocator would keep is kept until
+``torch.cuda.empty_cache``; fragmentation between its segments is not modelled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KEPT: Final[list[Any]] = []
 
 
 class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
-    """Charges the first card with the ``meta`` tensors that are made while it is active."""
+    """Charges the account of a card with the ``meta`` tensors that are made while it is active."""
 
     def __init__(self, account: LibraryAccount, device: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
@@ -67,7 +67,7 @@ class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
 
 
 def patch_torch(scenario: Scenario, staging: Staging) -> None:
-    """Lets ``torch.cuda`` describe the pretend machine, and makes copies to it without data."""
+    """Have ``torch.cuda`` describe the pretend machine; copies to it get no data."""
     declare_torchvision()
     gpus, current = scenario.gpus, 0
     cuda: Any = torch.cuda
@@ -110,7 +110,7 @@ def patch_torch(scenario: Scenario, staging: Staging) -> None:
 
 
 def declare_torchvision() -> None:
-    """Declares operators with which torchvision's CUDA build can be imported with CPU torch."""
+    """Declare operators that CPU torch lacks when it imports torchvision's CUDA build."""
     if torch.version.cuda is not None or _KEPT:
         return
     spec = importlib.util.find_spec("torchvision")
@@ -137,7 +137,7 @@ def install(
     tokenizer: bool = False,
     ready: Callable[[Any], None] = lambda _engine: None,
 ) -> None:
-    """Installs the marks of a start's phases, and what CPU torch needs.
+    """Install the marks of a start's phases, and the stand-ins that CPU torch needs.
 
     ``first_device``: the card on which loading stages tensors. ``tokenizer``: keep the model's own,
     which a server needs. ``ready`` is called with the TurboMind object after its start.
@@ -193,7 +193,7 @@ def _marked(function: Any, phase: str, account: LibraryAccount) -> Any:
 
 
 class _NoTokenizer:
-    """Replaces the model's tokenizer: a rehearsal passes token ids."""
+    """Replaces the model's tokenizer, since a rehearsal passes token ids."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.model = None

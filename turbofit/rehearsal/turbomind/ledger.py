@@ -1,9 +1,9 @@
-"""Reduces a timeline to the memory of each card, by phase and by call of the engine.
+"""Sums a timeline up: the memory of each card, by phase and by call of the engine.
 
-Phases are the child's marks (import, context, weights, prepare, engine, ready, ``case …``, ``after
-…``). Within ``engine`` each card has three phases of its own: ``cache`` begins when the engine
-reads free memory, ``buffers`` after the cache's region is allocated, and ``warm-up`` with the first
-allocation of the executor's pool.
+Phases are the child's marks (import, context, weights, prepare, engine, ready, ``case ...``,
+``after ...``). Within ``engine`` each card has three phases of its own: ``cache`` begins when the
+engine reads free memory, ``buffers`` after the cache's region is allocated, and ``warm-up`` with
+the first allocation of the executor's pool.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ _OWNERS = {"ModelExecutor": "executor", "Engine": "engine thread", "TurboMind": 
 
 
 class CallSites:
-    """Names traces, innermost call first; ``name`` returns the function at an offset, or ``?``."""
+    """Names the engine's call of a trace, which lists offsets of functions, innermost first.
+
+    ``name`` returns the function at an offset, or ``?``.
+    """
 
     def __init__(self, name: Callable[[int], str]) -> None:
         self._name = cache(name)
         self.site = cache(self._site)
 
     def _site(self, trace: tuple[int, ...]) -> str:
-        """The engine's call in a trace; a linear layer's output is named after its owner."""
+        """Return the engine's call in a trace; for a linear layer's output, the layer's owner."""
         if not trace:
             return STAGING
         useful = [n for n in map(self._name, trace) if not n.startswith(PLUMBING)]
@@ -43,7 +46,10 @@ class CallSites:
         return f"linear output in {owner}" if useful[0].startswith(_LINEAR) else useful[0]
 
     def owner(self, trace: tuple[int, ...]) -> str:
-        """The owner of a pool made at a trace: ``executor``, ``engine thread`` or a call's name."""
+        """Return the owner of a pool that was made at a trace.
+
+        It is ``executor``, ``engine thread``, ``rank context``, or the name of a call.
+        """
         names = [self._name(offset) for offset in trace]
         for prefix, owner in _OWNERS.items():
             if any(name.startswith(prefix) for name in names):
@@ -53,7 +59,10 @@ class CallSites:
 
 @dataclass
 class Pool:
-    """A stream-ordered memory pool: its card and owner, its live and held bytes by card phase."""
+    """A stream-ordered memory pool of a card, with the bytes that are in use and that it holds.
+
+    ``live_peak``, ``live_end`` and ``held_end`` are by phase of the card.
+    """
 
     device: int
     owner: str
@@ -66,9 +75,9 @@ class Pool:
 
 @dataclass
 class RehearsedGpu:
-    """One card: the bytes held at the end and at the peak of each phase; the cache's sizing.
+    """The memory of one card: bytes held at the end and at the peak of each phase, and the cache.
 
-    ``late``: bytes allocated after the cache that live, by kind and by call of the engine.
+    ``late``: bytes allocated after the cache and not freed yet, by kind and by call of the engine.
     ``pinned`` host memory counts for the card that was current when it was allocated: a process's
     peak depends on the timing of its ranks' threads, a rank's does not.
     """
@@ -94,7 +103,10 @@ class _Block(NamedTuple):
 
 
 class Ledger:
-    """Built from a timeline's events, in order; sizes and ``pool_step``, of pools, are bytes."""
+    """The memory of all cards, summed up from a timeline's events in order.
+
+    ``pool_step`` is the bytes by which a pool grows.
+    """
 
     def __init__(self, cards: int, sites: CallSites, pool_step: int) -> None:
         self.cards = [RehearsedGpu() for _ in range(cards)]
@@ -106,7 +118,7 @@ class Ledger:
         self._blocks: dict[str, _Block] = {}
 
     def read(self, events: Iterable[Event]) -> Ledger:
-        """Reads the next events, and closes the last phase so far."""
+        """Read the next events, and close the last phase so far; return the ledger itself."""
         for event in events:
             self._take(event)
         for index in range(len(self.cards)):
@@ -138,15 +150,15 @@ class Ledger:
                 self.deaths.append(refused(event, phase, self._sites))
 
     def executor_pool(self, index: int) -> Pool | None:
-        """The pool of a card's activations; None before its engine has started."""
+        """Return the pool of a card's activations; None before its engine has made one."""
         return next((pool for pool in self.of_card(index) if pool.owner == "executor"), None)
 
     def of_card(self, index: int) -> list[Pool]:
-        """A card's pools, in the order of their creation."""
+        """Return a card's pools, in the order of their creation."""
         return [pool for pool in self.pools.values() if pool.device == index]
 
     def pinned(self) -> dict[str, int]:
-        """Page-locked host memory in bytes by phase: the sum of the ranks' peaks."""
+        """Return the page-locked host memory in bytes by phase: the sum of the ranks' peaks."""
         total: dict[str, int] = {}
         for card in self.cards:
             for phase, size in card.pinned_peak.items():
@@ -216,7 +228,10 @@ class Ledger:
 
 
 def refused(event: Event, phase: str, sites: CallSites) -> Document:
-    """A refused allocation as fields of an `End`; ``simulated``: the scenario made it fail."""
+    """Return the fields of an `End` for a refused allocation.
+
+    ``simulated`` is its number if the scenario made it fail.
+    """
     device, _, _, size, left, last = (event.number(i) for i in range(6))
     simulated = last if event.tag == "E" else None
     return {

@@ -1,4 +1,4 @@
-"""Reads TurboMind's own calls of an ended rehearsal; all sizes are bytes."""
+"""Reads the allocations of TurboMind's own calls from an ended rehearsal; sizes are in bytes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _SITES: Final = {
 }
 #: Words of the log lines about the cache: its budget, its slabs, a sequence's state.
 _CACHE_WORDS: Final = ("Object cache budget", "slab_size", "[GDN]")
-#: Settings that size the cache, and their values for an engine without them.
+#: Settings that size the cache, and the values that count if they are not set.
 _LIMITS: Final = {"cache_block_seq_len": 64, "max_batch_size": 1, "session_len": 1}
 #: The beginning of the pretend libraries' lines, for instance of why they end a process.
 _PRETEND: Final = "turbofit pretend:"
@@ -60,7 +60,11 @@ _STATE: Final = re.compile(r"num_blocks=(\d+) block_bytes=(\d+)")
 
 
 def read_run(ended: EndedRun) -> Readings:
-    """The readings from a timeline and a log; PretendError if the timeline is full."""
+    """Return the memory by phase and the end of a rehearsal, from its timeline and its log.
+
+    Raises:
+        PretendError: the timeline is full.
+    """
     ledger, cards = _ledger(ended), range(len(ended.spec.machine.gpus))
     settings = ended.notes.get("settings") or dict(ended.spec.settings)
     names = [case["name"] for case in ended.notes.get("cases", [])]
@@ -87,7 +91,10 @@ def read_run(ended: EndedRun) -> Readings:
 
 
 def end_of(ended: EndedRun, ledger: Ledger) -> Document:
-    """The end's fields, as `death` says them; they are not used if all was served."""
+    """Return the fields of the end, with the kind that `death` tells of it.
+
+    They are not used if all requests were served.
+    """
     fatal = [line for line in ended.log if "[FATAL]" in line or line.startswith(_PRETEND)]
     words, error = (fatal or ended.log or [""])[-1], ended.notes.get("error")
     if error and not fatal:
@@ -121,7 +128,7 @@ def _ledger(ended: EndedRun) -> Ledger:
 
 
 def _terms(ledger: Ledger, index: int, cases: Sequence[str]) -> dict[str, int]:
-    """The bytes that a card held by line of the ledger, and each case's executor pool peak."""
+    """Return a card's bytes by line of the ledger, with the executor pool's peak in each case."""
     pool, late = ledger.executor_pool(index), ledger.cards[index].late
     terms = card_terms(ledger, index)
     terms |= {name: late[site] for name, site in _SITES.items() if site in late}
@@ -131,7 +138,7 @@ def _terms(ledger: Ledger, index: int, cases: Sequence[str]) -> dict[str, int]:
 
 
 def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The cache's sizing; tokens are computed by the engine's page and slab allocators.
+    """Return the sizes of the cache; its tokens are computed as the engine's allocators divide it.
 
     For a hybrid model the states of a full batch are subtracted first, as in a plan.
     """
@@ -157,7 +164,7 @@ def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) ->
 
 
 def _states(slabs: Sequence[LoggedSlab], lines: Sequence[str]) -> Iterator[LoggedSlab]:
-    """A sequence's state as the engine registered it: one part once, another for each layer."""
+    """Yield a sequence's state as the engine registered it: one part, and one for each layer."""
     match = next((m for line in lines if (m := _STATE.search(line))), None)
     if match is None:
         return
@@ -167,7 +174,10 @@ def _states(slabs: Sequence[LoggedSlab], lines: Sequence[str]) -> Iterator[Logge
 
 
 def card_terms(ledger: Ledger, index: int) -> dict[str, int]:
-    """Bytes that a card held when the engine was ready, by line of the ledger, if it got there."""
+    """Return the bytes that a card held when the engine was ready, by line of the ledger.
+
+    Lines are left out that the engine did not reach.
+    """
     end = ledger.cards[index].end
     pools = {pool.owner: pool for pool in reversed(ledger.of_card(index))}  # each owner's first
     terms = {}
@@ -184,6 +194,6 @@ def card_terms(ledger: Ledger, index: int) -> dict[str, int]:
 
 
 def load_peak(ledger: Ledger, index: int) -> int:
-    """The most bytes that a card held until its weights were ready, without other processes'."""
+    """Return the most bytes that the engine held on a card until its weights were ready."""
     peak = ledger.cards[index].peak
     return max((peak.get(k, 0) for k in ("import", "context", "weights", "prepare")), default=0)

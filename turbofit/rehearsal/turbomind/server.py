@@ -36,7 +36,7 @@ NOTICE = (
 
 
 def server_environment(machine: Scenario, folder: Path) -> dict[str, str]:
-    """Writes a pretend machine's files; returns the environment in which this module runs on it."""
+    """Write a pretend machine's files; return the environment in which this module runs on it."""
     site = cuda_site()
     libraries = build(site=site)
     check_surface(engine_library(), libraries)
@@ -53,7 +53,7 @@ def server_environment(machine: Scenario, folder: Path) -> dict[str, str]:
 
 
 def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[str, str]:
-    """The environment of a program on a pretend machine, where `turbofit.pipeline` opens a model.
+    """Return the environment of a program whose `turbofit.pipeline` opens a model on pretend GPUs.
 
     A twin replaces weights that are not on disk; keep the folder while the program runs.
 
@@ -77,7 +77,7 @@ def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[s
 
 
 def preload() -> None:
-    """Prepare for LMDeploy's imports, as far as that needs no pretend machine."""
+    """Import what LMDeploy's server needs, as far as that needs no pretend machine."""
     from turbofit.rehearsal.turbomind import hfconfig  # noqa: F401 - what it imports
     from turbofit.rehearsal.turbomind.hooks import declare_torchvision
 
@@ -85,7 +85,7 @@ def preload() -> None:
 
 
 def pretend_here() -> None:
-    """Lets TurboMind run on the pretend machine in whose environment this process began.
+    """Have TurboMind run on the pretend machine in whose environment this process began.
 
     Raises:
         UsageError: the environment is not one that turbofit makes.
@@ -114,7 +114,7 @@ def pretend_here() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Installs the pretend machine in this process, and runs LMDeploy's command line."""
+    """Install the pretend machine in this process, and run LMDeploy's command line."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         pretend_here()

@@ -1,4 +1,4 @@
-"""The actors of nodes as others find them: the controller, fronts, `turbofit cluster`."""
+"""Measures the nodes of a cluster, and finds, asks and ends the actors on them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_NODES: Final = 10_000
 
 
 def measured(nodes: Iterable[Node], seconds: float = 120.0) -> tuple[Node, ...]:
-    """The nodes of a Ray cluster, each as a task there has measured it.
+    """Return the nodes of a Ray cluster, each measured by a task that runs on it.
 
     A node that can serve nothing is not measured.
     """
@@ -36,10 +36,10 @@ def measured(nodes: Iterable[Node], seconds: float = 120.0) -> tuple[Node, ...]:
 
 
 def measure_here(version: str) -> Node:
-    """The node on which this process runs, without its place in the cluster.
+    """Return the node on which this process runs, without its id, name and address.
 
-    It is the machine that ``TURBOFIT_NODE_SPEC`` names, if that is set. ``version`` is that of the
-    turbofit that plans.
+    If ``TURBOFIT_NODE_SPEC`` names a machine, the node is that machine. ``version`` is the version
+    of the turbofit that plans; a node with another version can serve nothing.
     """
     from turbofit.planning.calibrations import pretends, with_calibrations
     from turbofit.serving.engine.launches import find_lmdeploy
@@ -62,9 +62,9 @@ def measure_here(version: str) -> Node:
 
 
 def node_of(node: Node, answer: Node | Exception) -> Node:
-    """The node as it measured itself, or with the reason why it did not.
+    """Return the node with the machine that it measured, or with the reason why it did not.
 
-    It has the first of its visible GPUs, as many as Ray counts: Ray gives their numbers to jobs.
+    Only its first ``node.gpus`` visible GPUs count, since Ray gives jobs these numbers.
     """
     if not isinstance(answer, Node):
         text = " ".join(str(answer).split())[-200:]
@@ -76,7 +76,7 @@ def node_of(node: Node, answer: Node | Exception) -> Node:
 
 
 def raylet_environment() -> Mapping[str, str]:
-    """The environment that Ray was started with on this node: a task may see fewer GPUs."""
+    """Return the environment of Ray's process on this node; a task's own may hide GPUs."""
     try:
         with open(f"/proc/{os.getppid()}/environ", encoding="utf-8", errors="replace") as file:
             pairs = (entry.partition("=") for entry in file.read().split("\0"))
@@ -86,7 +86,7 @@ def raylet_environment() -> Mapping[str, str]:
 
 
 def cluster_from(text: str) -> Cluster:
-    """The cluster that a value of ``--cluster`` names.
+    """Return the cluster that a value of ``--cluster`` names; measure it if it is a Ray cluster.
 
     Raises:
         UsageError: the text names no cluster, or its file cannot be read.
@@ -125,23 +125,23 @@ _ANSWER_SECONDS: Final = 3.0
 
 
 def node_actors(run: str) -> dict[str, Any]:
-    """The newest actor of each node of a run, by the node's id."""
+    """Return the newest actor of each node of a run, by the node's id."""
     named = ((name.rsplit("/", 2), each) for name, each in sorted(ray_adapter.actors().items()))
     return {node: actor for (of, node, _), actor in named if of == run}
 
 
 def told(actors: Mapping[str, Any]) -> list[NodeStatus]:
-    """What those actors tell that answer."""
+    """Return the status of each actor that answers in time."""
     calls = [actor.tell.remote() for actor in actors.values()]
     answers = ray_adapter.outcomes(calls, _ANSWER_SECONDS)
     return [answer for answer in answers if isinstance(answer, NodeStatus)]
 
 
 def statuses(run: str | None) -> list[NodeStatus]:
-    """What all nodes tell that serve, or those of one run.
+    """Return the status of each node of a run; of all runs if ``run`` is None.
 
     Raises:
-        UsageError: there is no such run.
+        UsageError: no node of such a run answers.
     """
     found = [status for status in told(ray_adapter.actors()) if run in (None, status.serves)]
     if not found:
@@ -151,7 +151,7 @@ def statuses(run: str | None) -> list[NodeStatus]:
 
 
 def drain(run: str | None, name: str) -> NodeStatus:
-    """End the server of the node with this name or address, or id.
+    """End the server of the node with this name, address or beginning of an id; return its status.
 
     Raises:
         UsageError: no node is called so, or several are.
@@ -167,7 +167,10 @@ def drain(run: str | None, name: str) -> NodeStatus:
 
 
 def address_source(run: str) -> Callable[[], list[NodeAddress]]:
-    """A function that finds the nodes of a run, for a front; one whose actor is silent stays."""
+    """Return a function that lists the addresses of a run's nodes, for a front.
+
+    A node whose actor does not answer keeps its last address.
+    """
     known: dict[str, NodeAddress] = {}
 
     def find() -> list[NodeAddress]:

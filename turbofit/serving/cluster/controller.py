@@ -1,8 +1,9 @@
-"""The controller of `turbofit serve --cluster ray`; each node is a `turbofit serve` of an actor.
+"""The controller of `turbofit serve --cluster ray`: it plans all nodes and keeps an actor on each.
 
-It has each node measured by a task, plans all of them under one promise, and keeps one actor a node
-that serves the node's plan or says why it serves nothing; the front asks the actors for addresses.
-Ray ends the actors, and so their servers, when the controller ends, whatever ends it.
+A task measures each node. One promise holds for the plans of all nodes. A node's actor runs a
+`turbofit serve` with the node's plan, or says why the node serves nothing; the front asks the
+actors for addresses. When the controller ends, for whatever reason, Ray ends the actors, and with
+them their servers.
 """
 
 from __future__ import annotations
@@ -41,15 +42,17 @@ _MEASURE_SECONDS: Final = 45.0
 _PAUSE: Final = 15.0
 #: Seconds after the drain in which servers must end.
 _LAST_SECONDS: Final = 20.0
-#: States of a node that serves nothing and will not by itself.
+#: States of a node that serves nothing, and will serve nothing until it gets another plan.
 _EMPTY: Final = {"drained", "unfit"}
 
 
 @dataclass(eq=False)
 class NodeState:
-    """One node at the last look: as Ray tells it, its actor, and what that tells; None if silent.
+    """A node of the cluster, as the controller last saw it.
 
-    ``planned`` is what the actor was started with. The node joins at ``again`` or later.
+    ``ray`` is Ray's own description. ``status`` is the answer of the node's actor, None if the
+    actor is silent. ``planned`` is what the actor was started with. The node joins at ``again`` or
+    later.
     """
 
     ray: Node
@@ -60,13 +63,16 @@ class NodeState:
 
     @property
     def joins(self) -> bool:
-        """Whether the node is to be planned for: it is new, or unfit for a while."""
+        """True if the node needs a plan: it has no actor, or is unfit, and `again` has passed."""
         unfit = self.status is not None and self.status.state == "unfit"
         return (self.actor is None or unfit) and time.monotonic() >= self.again
 
 
 class Controller:
-    """All nodes of a run; ``plan`` has the promise that clients know, once there is one."""
+    """Measures, plans and watches all nodes of a run.
+
+    ``plan`` is the first plan, whose promise clients know; None before it is made.
+    """
 
     def __init__(
         self, address: str, config: ClusterServeConfig, stop: StopSignal, say: Callable[[str], None]
@@ -76,7 +82,7 @@ class Controller:
         self.plan: ClusterPlan | None = None
 
     def tick(self) -> None:
-        """Hear what the actors tell; measure and plan the nodes that join.
+        """Look at the nodes and their actors once; measure and plan the nodes that join.
 
         Raises:
             DoesNotFitError: at the first plan, no node keeps the promise.
@@ -101,10 +107,10 @@ class Controller:
     def follow(
         self, front: GatewayThread[Front], on_open: Callable[[list[str]], None]
     ) -> signal.Signals:
-        """Serve until a signal comes.
+        """Serve until a signal comes, and return it.
 
         Raises:
-            LaunchError: no node can serve, from the beginning.
+            LaunchError: no node has served yet, and none can.
         """
         front.start()
         opened = False
@@ -135,7 +141,7 @@ class Controller:
             ray_adapter.kill_actor(actor)
 
     def _look(self) -> None:
-        """Look at all nodes: those that have come or left, and what has become of the others."""
+        """Update all nodes, and say which have left the cluster or changed their state."""
         alive, actors = ray_adapter.nodes(self._address), node_actors(self._config.name)
         statuses = {status.id: status for status in told(actors)}
         for identity in self.nodes.keys() - alive.keys():
@@ -161,7 +167,7 @@ class Controller:
                 node.again = time.monotonic() + _PAUSE
 
     def _keep(self, node: NodeState, planned: NodePlan) -> None:
-        """Have a node's actor serve this plan, or say why it serves nothing."""
+        """Give a node a new actor, which serves this plan or says why the node serves nothing."""
         run, before = self._config.name, node.planned
         node.planned, node.again = planned, time.monotonic() + _PAUSE
         if node.actor is not None:
@@ -183,7 +189,11 @@ def serve_cluster(
     say: Callable[[str], None],
     on_open: Callable[[list[str]], None],
 ) -> signal.Signals:
-    """Measure, plan, launch, and serve until a signal. Call it in the main thread."""
+    """Serve a model on a Ray cluster until a signal; return the signal. Call it in the main thread.
+
+    Raises:
+        LaunchError: a run of this name is served on the cluster, or no node can serve.
+    """
     with ray_adapter.connected(config.address) as address:
         stop.rearm()  # Ray takes SIGTERM
         controller = Controller(address, config, stop, say)

@@ -1,4 +1,4 @@
-"""The Ray actor of a node: it keeps a `turbofit serve` there, or says why there is none.
+"""The Ray actor of a node: it runs a `turbofit serve` there, or says why the node serves nothing.
 
 The server and its engines end with the actor, and the actor with its controller.
 """
@@ -28,10 +28,11 @@ DRAINED: Final = "it is drained until it leaves the cluster"
 
 
 class NodeActor:
-    """Keeps the server of a node in the run ``run``, or says why it has none.
+    """A Ray actor that runs the server of one node, or says why the node serves nothing.
 
-    ``words`` are further options of its `turbofit serve`, and fronts show ``key``. Make it in the
-    main thread: its server ends with the thread that starts it.
+    ``run`` is the run's name, ``words`` are further options of `turbofit serve`, and ``key`` is
+    what fronts show. Create it in the main thread: the kernel kills the server when the creating
+    thread ends.
     """
 
     def __init__(self, run: str, planned: NodePlan, words: Sequence[str], key: str) -> None:
@@ -55,7 +56,7 @@ class NodeActor:
             threading.Thread(target=self._follow, args=[server], name="server", daemon=True).start()
 
     def address(self) -> NodeAddress:
-        """Where fronts reach the node; it has no URL while its server is not open."""
+        """Return where fronts reach the node; it has no URL while its server is not open."""
         return NodeAddress(name=self._status.name, url=self._status.url, key=self._key)
 
     def tell(self) -> NodeStatus:

@@ -28,10 +28,11 @@ _NAMESPACE: Final = "turbofit"
 
 @contextmanager
 def connected(address: str | None) -> Iterator[str]:
-    """Connect to a cluster, and give its address; tasks of this process end with the connection.
+    """Connect to a Ray cluster and yield its address; this process's tasks end with the connection.
 
-    ``address`` None is ``RAY_ADDRESS``, or the cluster of this host. Ray prints to stdout that a
-    node has died, whatever ``log_to_driver`` says, so stdout is kept for the answer.
+    If ``address`` is None, it is ``RAY_ADDRESS``, or the cluster of this host. Meanwhile Ray prints
+    nothing to stdout, which is for the command's answer: it would print there that a node has died,
+    whatever ``log_to_driver`` says.
 
     Raises:
         PackageError: Ray is not installed.
@@ -78,7 +79,7 @@ def connected(address: str | None) -> Iterator[str]:
 
 
 def nodes(address: str) -> dict[str, Node]:
-    """The nodes that are there now, by id, each with the reason why it can serve nothing.
+    """Return the living nodes by id; ``why_not`` says why a node can serve nothing, if it cannot.
 
     If this version of Ray does not tell which GPUs are held, all of them count as free.
 
@@ -126,7 +127,7 @@ def run_on(node: str, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def start_actor(kind: type, *args: Any, node: str, gpus: int, name: str) -> Any:
-    """Start an actor on a node; Ray starts it again, and ends it when this process ends."""
+    """Start an actor on a node and return its handle; Ray restarts it, and ends it with us."""
     import ray
 
     remote = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=-1)(kind)
@@ -134,7 +135,7 @@ def start_actor(kind: type, *args: Any, node: str, gpus: int, name: str) -> Any:
 
 
 def _on(node: str) -> Any:
-    """The scheduling strategy that places a task or an actor on the node with this id."""
+    """Return the scheduling strategy that places a task or an actor on the node with this id."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node, soft=False)
@@ -148,7 +149,7 @@ def kill_actor(actor: Any) -> None:
 
 
 def actors() -> dict[str, Any]:
-    """All actors of turbofit, by name."""
+    """Return all actors of turbofit, by name."""
     import ray
 
     found = {}
@@ -159,7 +160,7 @@ def actors() -> dict[str, Any]:
 
 
 def outcomes(refs: Sequence[Any], seconds: float) -> list[Any]:
-    """Each call's result or Ray's error, its `TimeoutError` after ``seconds`` for all of them."""
+    """Wait for calls, ``seconds`` in all; return each result, or Ray's error in its place."""
     import ray
 
     end, found = time.monotonic() + seconds, list[Any]()
@@ -172,5 +173,5 @@ def outcomes(refs: Sequence[Any], seconds: float) -> list[Any]:
 
 
 def _one_line(exc: BaseException) -> str:
-    """An exception's text, in one line of at most 200 characters."""
+    """Return an exception's text, in one line of at most 200 characters."""
     return " ".join(str(exc).split())[:200]

@@ -1,4 +1,4 @@
-"""Sends an engine on loopback blocking HTTP requests: whether it is ready, and still lives."""
+"""Asks an engine on loopback, by blocking HTTP requests, whether it is ready and still lives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FAILURES = (OSError, http.client.HTTPException)
 
 @dataclass
 class EngineClient:
-    """Asks one engine, with its API key if any; ``model`` is the engine's name for its model."""
+    """Sends requests to one engine, with its API key if any; ``model`` is its model's name."""
 
     port: int
     key: str | None
@@ -51,7 +51,10 @@ class EngineClient:
         return self._answers("/health", None, timeout)
 
     def find_model(self, timeout: float) -> tuple[int, str | None]:
-        """Return the status of the engine's list of models, and its first, also in ``model``."""
+        """Ask for the engine's list of models; return the HTTP status and the first model's name.
+
+        The name is also kept in ``model``. It is None if the status is not 200.
+        """
         status, body = self.call("/v1/models", timeout=timeout)
         self.model = first_model(body) if status == http.client.OK else None
         return status, self.model
@@ -69,7 +72,7 @@ class EngineClient:
 class Timing(Struct):
     """Deadlines and pauses, in seconds.
 
-    ``restarts`` within ``window`` break the circuit: the engine is left alone for ``window``.
+    After more than ``restarts`` ends within ``window``, an engine is left alone for ``window``.
     ``liveness`` is the time between two test completions, each of which may take ``patience``; see
     `supervised_engine.Silence` for ``silence`` and ``longest_silence``. After ``quiet`` without a
     line from a starting engine, a message says what that may mean.
@@ -97,13 +100,13 @@ _LIVENESS_FAILURES: Final = 3
 
 
 class Probe(threading.Thread):
-    """Asks one start of an engine until it is ready, and then now and then whether it lives.
+    """Asks one start of an engine until it is ready, then from time to time whether it still lives.
 
-    ``ready`` is set once it is, or ``error`` says why it is not; ``unanswered`` is set after three
-    test completions in a row that failed with an error. A test that gets no answer in time is sent
-    again, and ``owes`` is then True, as it is for a start that listens but does not answer its
-    first question. ``exam`` sends what must be answered before the engine is ready. ``serial``: it
-    answers one request at a time.
+    ``exam`` sends the worst-case requests, which the engine must answer before ``ready`` is set;
+    ``error`` says why the engine will never be ready. ``unanswered`` is set after three test
+    completions in a row that failed with an error. ``owes`` is True while an answer is missing: of
+    a start that listens but does not answer, or of a test, which is sent again if it got no answer
+    in time. ``serial``: the engine answers one request at a time.
     """
 
     def __init__(
@@ -132,7 +135,7 @@ class Probe(threading.Thread):
         self._stopped.set()
 
     def run(self) -> None:
-        """Wait for health, run the exam, then test now and then whether the engine lives."""
+        """Wait for health, send the worst-case requests, then test whether the engine lives."""
         if not self._comes_up():
             return
         if self._stopped.is_set():  # a worst case would delay an engine's end
@@ -175,7 +178,7 @@ class Probe(threading.Thread):
                 return False
 
     def _look_after(self) -> None:
-        """Ask a ready engine for one token from time to time."""
+        """Test a ready engine from time to time, until three tests in a row have failed."""
         # A serial engine would queue the token; its /health tells whether tokens still come.
         ask = self._client.is_healthy if self._serial else self._client.completes
         failures = 0

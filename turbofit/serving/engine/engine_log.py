@@ -1,4 +1,4 @@
-"""Follows an engine's log: how far it has come, and the events by which its end is told."""
+"""Reads an engine's log as it grows: the phases of its start, and what explains its end."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ _OF_PYTORCH: Final = (
 )  # fmt: skip
 #: Torch's exception itself, raised in Python or through C++.
 _RAISED: Final = re.compile(r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: |\s*what\(\): ")
-#: What may explain an end; the most that are kept of a run, whose first fault counts.
+#: Events that may explain an end. The first `_MOST` of a run are kept: its first fault counts.
 _EVIDENCE: Final = (
     CheckFailed, CudaError, Frame, LostLock, NcclError, NoCache, PythonError, PythonFrame,
     TorchMemory, VisionFrame,
 )  # fmt: skip
 _MOST: Final = 1000
-#: Figures by which a hang is told; each is kept once.
+#: Events with figures that explain a hang; the last event of each type is kept.
 _OF_CACHE: Final = (CacheBudget, Slab, WarmupLengths, WarmupLength)
 
 
 class StartupTracker:
-    """Follows one engine's log, which is kept in a file; call ``see`` with each run of lines."""
+    """Follows the log of one start of an engine; give ``see`` each line, or run of equal lines."""
 
     def __init__(self, plan: Plan, log: Path, began: float = 0.0) -> None:
         self.plan, self.log = plan, log
@@ -86,7 +86,7 @@ class StartupTracker:
         self._begin_evidence()
 
     def see(self, text: str, count: int, now: float) -> list[str]:
-        """Process a line that came ``count`` times in a row; returns lines for people."""
+        """Return process a line that came ``count`` times in a row; returns lines for people."""
         event = read_line(text)
         if event is None or (isinstance(event, _OF_PYTORCH) and not self.plan.engine.is_pytorch):
             return []
@@ -113,7 +113,7 @@ class StartupTracker:
         return self.phases[-1][0]
 
     def enter(self, phase: Stage, now: float) -> list[str]:
-        """Enter a phase once: with several ranks, the first line that shows it counts."""
+        """Enter a phase and return a line for people; do nothing if it is the present phase."""
         if self.phase == phase:
             return []
         self.phases.append((phase, now))
@@ -125,12 +125,12 @@ class StartupTracker:
             self._begin_evidence()
 
     def hangs(self, now: float) -> bool:
-        """Whether the warm-up waits for room in the cache that can never become free."""
+        """Return whether the warm-up waits for room in the cache that can never become free."""
         since = self._waiting_since
         return since is not None and self._waits >= _HANG_LINES and now - since >= _HANG_SECONDS
 
     def loop_failed(self, now: float) -> bool:
-        """Whether the PyTorch engine's loop has ended, and its reason was read or is overdue."""
+        """Return whether the PyTorch engine's loop has ended and its reason is known or overdue."""
         if self._loop_failed is None:
             return False
         told = Course(self._evidence).fault is not None
@@ -138,22 +138,22 @@ class StartupTracker:
 
     @property
     def failing(self) -> bool:
-        """Whether the loop has ended and the reason may still be printed."""
+        """True if the PyTorch engine's loop has ended; the reason may be printed later."""
         return self._loop_failed is not None
 
     @property
     def cache_is_larger(self) -> bool:
-        """Whether the cache may exceed the plan; the PyTorch engine does not report its size."""
+        """True if the cache may exceed the plan; the PyTorch engine does not report its size."""
         if self.budget is None:
             return self.plan.engine.is_pytorch
         return self.budget.budget - self.plan.kv.region_bytes > MIB
 
     def cached_tokens(self) -> int | None:
-        """Tokens that the cache holds, by the engine's own figures; None if it gave none."""
+        """Return how many tokens the cache holds, by the engine's figures; None without figures."""
         return next((figure.actual for figure in self.figures if figure.unit == "tokens"), None)
 
     def death(self, seen: Exit | None = None) -> End:
-        """Why the engine ended, as `death` says it of these events; the hint names the log."""
+        """Return why the engine ended, judged by the events of its log; the hint names the log."""
         run = [*self._of_cache.values(), *self._evidence]
         if self._waits and not self._evidence:
             run.append(Backpressure(cause="memory"))
@@ -166,7 +166,7 @@ class StartupTracker:
         self._loop_failed = None
 
     def _progress(self, event: Struct, now: float) -> list[str]:
-        """Lines for people on an event that is no evidence; enters the event's stage."""
+        """Enter the phase that an event shows; return lines for people about the event."""
         if isinstance(event, _OF_CACHE):
             self._of_cache[type(event)] = event
         match event:
@@ -181,7 +181,7 @@ class StartupTracker:
         return [] if isinstance(event, CacheFrame) else [*said, *self._figures(event)]
 
     def _figures(self, event: Struct) -> list[str]:
-        """Lines that compare the engine's figures with the plan's, at each kind's first event."""
+        """Return lines that compare the first event's figures of each kind with the plan's."""
         match event:
             case CacheBudget() if self.budget is None:
                 self.budget = event
@@ -207,7 +207,7 @@ def stalled(what: str, log: Path) -> End:
 
 
 def silence_words(plan: Plan, phase: str, seconds: float) -> str:
-    """A message on why a starting engine may print nothing for ``seconds``."""
+    """Return a message on why a starting engine may print nothing for ``seconds``."""
     text = f"silent for {seconds:.0f} s in phase {phase}"
     text += "; weights may come from a slow disk" if phase == "weights" else ""
     if plan.settings.tp > 1 and plan.engine.is_pytorch:
@@ -222,7 +222,7 @@ def silence_words(plan: Plan, phase: str, seconds: float) -> str:
 
 
 def fallback(tracker: StartupTracker) -> End:
-    """The end of a start in which LMDeploy chose another engine than the plan's."""
+    """Return the end of a start in which LMDeploy chose another engine than the plan's."""
     return End(
         kind="refused",
         message="LMDeploy would run its PyTorch engine, which the plan is not for: "

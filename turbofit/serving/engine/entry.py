@@ -1,12 +1,13 @@
 """Runs a Python module as LMDeploy's command line, immediately or when it is told to.
 
-``python entry.py MODULE ARGUMENTS…``: the key comes in ``TURBOFIT_ENGINE_KEY`` and is appended
-here, since every user can read a command line, but only the owner an environment.
+``python entry.py MODULE ARGUMENTS...`` runs the module immediately. The engine's API key comes in
+``TURBOFIT_ENGINE_KEY`` and is appended here: every user can read a command line, but only the owner
+an environment.
 
-``python entry.py --standby NAMES…`` imports these names (and calls the function of a name like
-``module:function``), then waits for a line of JSON on its input, a socket, with the module, its
-arguments, and environment variables, and answers with a line. It ends if its input ends: its server
-has ended.
+``python entry.py --standby NAMES...`` imports these names (and calls the function of a name like
+``module:function``). Then it waits for a line of JSON on its input, a socket: the module, its
+arguments, and environment variables. It answers with a line, and runs the module. If its input
+ends, its server has ended, and it ends, too.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _WITH_LMDEPLOY = ("lmdeploy", "turbofit.rehearsal.turbomind.server", "--standby"
 
 
 def forget_urls() -> None:
-    """Let `urllib.parse` cache no URLs: its last 128 may be images, uncounted gigabytes."""
+    """Have `urllib.parse` cache no URLs: those with images would take uncounted gigabytes."""
     parse: Any = urllib.parse
     parse.urlsplit = lru_cache(maxsize=0)(getattr(parse.urlsplit, "__wrapped__", parse.urlsplit))
 
@@ -48,7 +49,7 @@ def without_texts(record: logging.LogRecord) -> bool:
 
 
 def stand_by(names: Sequence[str]) -> list[str]:
-    """Import, wait, and set the environment; returns the words of the command line to run."""
+    """Import ``names``, wait for an engine's command and environment; return the command."""
     for name in names:
         # Another LMDeploy has it elsewhere, or it fails here: then the engine's own start says so.
         with suppress(Exception):

@@ -50,7 +50,10 @@ class GemmTuning:
         self._name, self._part = name, f"{name}.{os.getpid()}-{group}"
 
     def environment(self) -> dict[str, str]:
-        """Variables for the next start; empty if the user set them, or no folder can be made."""
+        """Return variables for the next start.
+
+        Empty if the user set them, or no folder can be made.
+        """
         if any(variable in os.environ for variable in VARIABLES):
             return {}
         try:
@@ -75,7 +78,7 @@ class GemmTuning:
 
 
 def records_of(file: Path) -> int:
-    """The number of records in a complete file; 0 if it is missing or incomplete."""
+    """Return the number of records in a complete file; 0 if it is missing or incomplete."""
     try:
         with file.open("rb") as opened:
             head, size = opened.read(_HEAD.size), file.stat().st_size
@@ -95,7 +98,7 @@ def give_tuning(
     *,
     imports: bool,
 ) -> None:
-    """Let launches whose engine measures kernels export its choices, or import them and say so."""
+    """Give launches a `GemmTuning` if their engine measures kernels; say if one is imported."""
     if not engine_of(plan).tunes_kernels:
         return
     for launch in launches:

@@ -1,4 +1,4 @@
-"""How each engine of a plan is started: LMDeploy's words, environment, port, cache ratio."""
+"""Says how each engine of a plan is started: its command, environment, port and cache ratio."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Lmdeploy(NamedTuple):
 
     @property
     def warning(self) -> str | None:
-        """Warns if the plan's account is for another version of LMDeploy; None otherwise."""
+        """A warning if plans are made for another version of LMDeploy than this; None otherwise."""
         actual, planned = release(self.version), release(REFERENCE)
         if actual == planned:
             return None
@@ -60,7 +60,11 @@ class Lmdeploy(NamedTuple):
 
 
 def find_lmdeploy() -> Lmdeploy:
-    """LMDeploy of this interpreter, not imported; a `PackageError` if it is missing or too old."""
+    """Find the LMDeploy of this interpreter, without importing it.
+
+    Raises:
+        PackageError: it is missing or too old.
+    """
     version = installed("lmdeploy")
     if version is None:
         raise PackageError(
@@ -79,10 +83,10 @@ def find_lmdeploy() -> Lmdeploy:
 
 
 def lmdeploy_if_needed(engine: str | None) -> Lmdeploy:
-    """LMDeploy, or one without words to start it if another engine may be chosen.
+    """Find LMDeploy; if it is missing and another engine may be chosen, return it without ``argv``.
 
     Raises:
-        PackageError: LMDeploy is missing, and ``engine`` is one of its engines.
+        PackageError: LMDeploy is missing or too old, and ``engine`` is one of its engines.
     """
     try:
         return find_lmdeploy()
@@ -111,7 +115,11 @@ KEY: Final = "TURBOFIT_ENGINE_KEY"
 
 
 class StartCommand(NamedTuple):
-    """One start; ``timeline`` is a pretend machine's file, or its folder if processes share it."""
+    """The command and environment of one start of an engine.
+
+    ``timeline`` is the file that pretend GPUs write, or its folder if several processes write one;
+    None on real GPUs.
+    """
 
     argv: tuple[str, ...]
     env: dict[str, str]
@@ -147,7 +155,7 @@ class Launch:
         return port_of(self.command)
 
     def start_command(self, number: int) -> StartCommand:  # noqa: ARG002 - a pretend launch needs it
-        """The command, environment and timeline of the start with this number, from 0."""
+        """Return the command, environment and timeline of the start with this number, from 0."""
         return StartCommand(self.argv(), self.environment({**os.environ, **self.command.env}))
 
     def argv(self) -> tuple[str, ...]:
@@ -155,10 +163,10 @@ class Launch:
         return (*self.runner, *(words if self.ratio is None else with_ratio(words, self.ratio())))
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """The engine's environment: unbuffered output, only its own imports, and its hidden key.
+        """Return ``base`` with the engine's variables, and its API key if the command has none.
 
-        RAY_ADDRESS is "local": the ranks of LMDeploy's PyTorch engine would otherwise join a Ray
-        cluster of this host, and take GPUs that the plan does not name.
+        Unless ``base`` sets it, RAY_ADDRESS is "local": the ranks of LMDeploy's PyTorch engine
+        would otherwise join a Ray cluster of this host, and take GPUs that the plan does not name.
         """
         tuned = {} if self.tuning is None else self.tuning.environment()
         env = {"RAY_ADDRESS": "local", **base, **(self.images or {}), **tuned}
@@ -177,7 +185,7 @@ def port_of(command: Command) -> int:
 
 
 def free_ports(count: int, besides: int | None = None) -> list[int]:
-    """``count`` free ports on loopback, without ``besides``, which another listener will take.
+    """Return ``count`` free ports on loopback, without ``besides``, which will be listened on.
 
     They are below the range of outgoing connections: the kernel may give a port of that range to
     any client before the engine listens, even to one that asks whether it does.
@@ -202,18 +210,19 @@ def free_ports(count: int, besides: int | None = None) -> list[int]:
     raise LaunchError("no port on loopback can be had", hint="see ss -tln")
 
 
-#: LMDeploy's cache is a share of the memory that is free at that moment. This is not what the plan
-#: counted if others have grown, or sleep and will take more.
+#: LMDeploy's option for the share of free memory that becomes the cache. The memory that is free
+#: then is not what the plan counted if others have grown, or sleep and will take more.
 RATIO: Final = "--cache-max-entry-count"
 #: Steps in a ratio: one is 24 KiB of a card with 24 GiB.
 _STEPS: Final = 10**6
 
 
 def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
-    """The ratio that gives the cache of a group's engine its planned bytes, else the plan's ratio.
+    """Return the cache ratio with which a group's engine gets the planned bytes of its cache.
 
-    LMDeploy applies the ratio, which is rounded up so that no page is lost, to the free memory of
-    the group's fullest card. ``free``: free bytes by GPU UUID before the engine starts.
+    It is the plan's ratio if no GPU of the group is in ``free``, or if only a ratio of 1 or more
+    would do. LMDeploy applies the ratio, which is rounded up so that no page is lost, to the free
+    memory of the group's fullest card. ``free``: free bytes by GPU UUID before the engine starts.
     """
     group_plan, members = plan.of_group(group), plan.parallel.groups[group]
     ratio, region = group_plan.settings.cache_max_entry_count, group_plan.kv.region_bytes
@@ -236,17 +245,18 @@ def with_ratio(argv: tuple[str, ...], ratio: float) -> tuple[str, ...]:
 
 
 def ratio_now(plan: Plan, group: int) -> float:
-    """The ratio of a start on real GPUs; it gives the planned bytes if more is free than planned.
+    """Return the cache ratio for a start on real GPUs: the plan's, or a lower one.
 
-    If less is free it is the plan's ratio, so that the cache shrinks with the free memory. Memory
-    that others give back during loading, before LMDeploy's own look, makes the cache too large.
+    If more memory is free than planned, a lower ratio gives the cache its planned bytes. If less is
+    free, the plan's ratio lets the cache shrink with the free memory. Memory that others give back
+    during loading, before LMDeploy's own look, makes the cache too large.
     """
     planned = plan.of_group(group).settings.cache_max_entry_count
     return min(planned, shared_ratio(plan, group))
 
 
 def shared_ratio(plan: Plan, group: int) -> float:
-    """The ratio of a start whose budget leaves memory to others; it always gives the planned bytes.
+    """Return the cache ratio that gives the planned bytes on GPUs which other servers share.
 
     It is too low if others grow within their parts of the cards during loading. Two engines that
     start at the same time do not know of each other.
@@ -260,7 +270,9 @@ def shared_ratio(plan: Plan, group: int) -> float:
 
 
 def localised(plan: Plan, folder: Path) -> Plan:
-    """The plan with a checkpoint on disk: the model's, or a header-only twin of the same name.
+    """Return the plan with a checkpoint on disk: the model's, or a twin with headers alone.
+
+    The twin's folder has the name of the model.
 
     Raises:
         UsageError: the model's own checkpoint is needed, and it is not on disk.
@@ -281,7 +293,7 @@ def pretend_runner(plan: Plan) -> tuple[str, ...]:
 
 
 def pretend_machine(plan: Plan, group: int) -> Scenario:
-    """The pretend machine of one group's GPUs.
+    """Return the pretend machine of one group's GPUs.
 
     Terms of the ledger that exist only on a real card are charged to it, as in a rehearsal.
     """
@@ -315,7 +327,7 @@ class PretendLaunch(Launch):
     def _torch_environment(
         self, machine: Scenario, folder: Path, base: Mapping[str, str]
     ) -> dict[str, str]:
-        """The environment in which LMDeploy's server finds the pretend cards; makes ``folder``."""
+        """Make ``folder``; return an environment in which LMDeploy's server finds pretend cards."""
         from turbofit.rehearsal.packages import SERVED, need_packages
         from turbofit.rehearsal.pretend.command import cuda_site, find_turbofit, put_first
         from turbofit.rehearsal.pretend.run import prepare
@@ -343,9 +355,10 @@ class PretendUsage(Struct):
 
 
 class PretendReader:
-    """Reads what one start of a group's engine does on its pretend GPUs.
+    """Reads how much memory one start of a group's engine uses on its pretend GPUs.
 
-    ``timeline`` is that of `StartCommand`; a reading of TurboMind's continues after the last one.
+    ``timeline`` is `StartCommand.timeline`. Each reading of TurboMind's timeline goes on where the
+    last one ended.
     """
 
     def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
@@ -361,7 +374,7 @@ class PretendReader:
         return pretend_machine(self._plan, self._group)
 
     def usages(self) -> tuple[PretendUsage, ...]:
-        """The use of each of the group's pretend GPUs so far; empty if it cannot be read."""
+        """Return the use of each of the group's pretend GPUs so far; empty if it cannot be read."""
         with self._reading:
             sizes = self._torch_held() if self._plan.engine.on_torch else self._turbomind_held()
         indices = self._plan.parallel.groups[self._group]
@@ -372,7 +385,7 @@ class PretendReader:
         )
 
     def _turbomind_held(self) -> list[tuple[int, int, int | None]]:
-        """By place in the group: the peak, the use now, and the executor pool's peak, in bytes."""
+        """Return the peak, the use now, and the executor pool's peak of each GPU, in bytes."""
         ledger = self._read()
         sizes: list[tuple[int, int, int | None]] = []
         if ledger is None:

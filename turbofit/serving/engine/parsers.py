@@ -1,4 +1,4 @@
-"""The parsers of tool calls and of thoughts that LMDeploy's server gets by the model's family.
+"""Chooses LMDeploy's parsers of tool calls and of reasoning, by the model's family.
 
 ``presets/engines/parsers.yaml`` is the table.
 """
@@ -28,7 +28,10 @@ _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "added_tok
 
 
 class _Row(Struct, forbid_unknown_fields=True):
-    """One family: an architecture of None is any; ``name`` is a pattern of the model's name."""
+    """A family of models and its parser.
+
+    An ``architecture`` of None is any; ``name`` is a regular expression for the model's name.
+    """
 
     parser: str
     architecture: str | None = None
@@ -42,7 +45,7 @@ def _rows() -> dict[Kind, tuple[_Row, ...]]:
 
 
 def parser_of(kind: Kind, model: Model) -> str | None:
-    """LMDeploy's own name of the parser of a model's family; None if it has none."""
+    """Return LMDeploy's own name of the parser of a model's family; None if it has none."""
     for row in _rows()[kind]:
         if row.architecture in (None, model.architecture) and re.search(
             row.name, model.name, re.IGNORECASE

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 
 def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | None:
-    """Number of processes killed for lack of memory in our control group, else on the machine."""
+    """Return how many processes the kernel has killed for lack of memory; None if it does not tell.
+
+    It counts our control group's processes, or the machine's if the group has no count.
+    """
     for path in (
         Path(cgroup) / _group(Path(proc)) / "memory.events",
         Path(cgroup) / "memory.events",
@@ -47,7 +50,7 @@ def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | 
 
 
 def _group(proc: Path) -> str:
-    """Our control group below its mount (version 2)."""
+    """Return the path of our control group (version 2) below its mount; empty if there is none."""
     with suppress(OSError):
         for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
             if line.startswith("0::"):
@@ -56,21 +59,22 @@ def _group(proc: Path) -> str:
 
 
 def start_time(pid: int) -> int:
-    """A process's start time, in the kernel's ticks since boot; 0 if there is no such process."""
+    """Return when a process started, in ticks of the kernel since boot; 0 if it does not live."""
     fields = _stat(pid)
     return int(fields[19]) if len(fields) > 19 and fields[0] != "Z" else 0
 
 
 def group_of(pid: int) -> int:
-    """The process group of a process; 0 if there is none."""
+    """Return the process group of a process; 0 if there is no such process."""
     fields = _stat(pid)
     return int(fields[2]) if len(fields) > 2 else 0
 
 
 def members(group: int, leader_started: int) -> list[int]:
-    """Process ids of a session's group that still live, if its leader started at that time.
+    """Return the ids of the living processes in a process group that is a session of its own.
 
-    Empty if the group's number now belongs to another leader.
+    Empty if the group's number now belongs to another leader: its `start_time` is not
+    ``leader_started``.
     """
     leader = start_time(group)
     if leader and leader != leader_started:
@@ -86,7 +90,7 @@ def members(group: int, leader_started: int) -> list[int]:
 
 
 def processor_seconds(group: int) -> float:
-    """Processor seconds that the living processes of a group have used so far."""
+    """Return processor seconds that the living processes of a group have used so far."""
     used = 0
     with suppress(OSError):
         for entry in filter(str.isdigit, os.listdir("/proc")):
@@ -97,7 +101,7 @@ def processor_seconds(group: int) -> float:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of ``stat`` after the name: state, parent, group and so on; empty if it fails."""
+    """Return the fields of ``stat`` after the name (state, parent, group, ...); none on failure."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()
@@ -114,10 +118,10 @@ _CHUNK: Final = 1 << 20
 
 
 class EngineProcess:
-    """A command in its own process group, and its output.
+    """An engine's command in its own process group; a thread keeps its output in a log.
 
-    Start it in the main thread: the engine is killed when the thread that started it ends.
-    ``spawn`` starts it, or `child` if it is None. ``log_required``: the command starts only
+    Create it in the main thread: the kernel kills the engine when the creating thread ends.
+    ``spawn`` starts the command; None means `child`. If ``log_required``, the command starts only
     if its log can be opened.
 
     Raises:
@@ -162,7 +166,7 @@ class EngineProcess:
         return self._process.pid
 
     def poll(self) -> int | None:
-        """The exit code (negative: the signal), or None while it runs."""
+        """Return the exit code (negative: the signal), or None while it runs."""
         return self._process.poll()
 
     def take(self) -> list[Run]:
@@ -191,7 +195,10 @@ class EngineProcess:
         return self.poll() is not None
 
     def finish(self, seconds: float = 2.0) -> list[Run]:
-        """The last lines after its end; waits only so long, as a grandchild may hold the pipe."""
+        """Return the last lines after the engine's end; wait at most ``seconds`` for them.
+
+        The wait is limited because a grandchild may hold the pipe open.
+        """
         self._reader.join(seconds)
         return self.take()
 
@@ -214,7 +221,7 @@ _TIME: Final = re.compile(
 )
 _CAP: Final = 16 << 20
 _LONGEST_LINE: Final = 1 << 16
-#: Chunks of up to 64 KiB, as a pipe holds, that may wait to be written to disk.
+#: The most chunks, of up to 64 KiB as a pipe holds, that may wait to be written to disk.
 _ROOM: Final = 64
 _LOST: Final = "\n    (lines are missing here: the disk was full or slow)\n"
 #: The line that replaces equal lines; tools that print a log may strip some of its spaces.
@@ -261,7 +268,7 @@ class LogFile:
         return runs
 
     def _keep(self, whole: bytes) -> Iterator[Run]:
-        """Write those lines that differ from the line before; yields every run of lines.
+        """Write the lines that differ from the line before; yield each line and its repeats.
 
         A progress bar's carriage returns count as line ends: only its last state is a line.
         """
@@ -282,7 +289,7 @@ class LogFile:
         self._write(out)
 
     def _repeated(self) -> list[bytes]:
-        """The line that stands for the repeats of the last line, whose count begins again."""
+        """Return a line that stands for the repeats of the last line, if any; count anew from 0."""
         count, self._repeats = self._repeats, 0
         return [_REPEATED.format(count).encode()] if count else []
 
@@ -293,6 +300,6 @@ class LogFile:
 
 
 def repeats(line: str) -> int | None:
-    """The number of repeats that this line replaces; None for other lines."""
+    """Return how many repeats a line of a log stands for; None if it is an ordinary line."""
     match = _REPEATED_LINE.fullmatch(line)
     return None if match is None else int(match[1])

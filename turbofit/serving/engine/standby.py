@@ -1,9 +1,9 @@
-"""A process that has imported what an engine needs, and becomes one when it is told to.
+"""Keeps a process that has imported an engine's modules, and becomes an engine when it is told to.
 
-Imports take most of a start. While a server runs, one process has done them and holds no memory of
-a card; it becomes the engine at a restart, a wake-up or a turn, of any model. Its process group,
-guard and output are an engine's from the beginning (`core.process.guard`: the kernel kills it when
-turbofit dies); everything else of an engine comes with the message.
+Imports take most of a start. While a server runs, its standby process has done them and holds no
+memory of a card. It becomes the engine at a restart, a wake-up or a turn, of any model. Its process
+group, guard and output are an engine's from the beginning (`core.process.guard`: the kernel kills
+it when turbofit dies); everything else of an engine comes with the message.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _LATE: Final = (
 )  # fmt: skip
 #: Libraries of this variable read a pretend machine while torch is imported.
 _PRELOADED: Final = "LD_PRELOAD"
-#: Bytes of host memory that must be available for a standby process; it takes about as many.
+#: Bytes of host memory that must be available before a standby starts, and those that it takes.
 LEAST_AVAILABLE: Final = 8 * GIB
 STANDBY_BYTES: Final = 1 * GIB
 _LOOK_SECONDS: Final = 1.0
@@ -81,7 +81,7 @@ class Kind(NamedTuple):
 
 
 def kind_of(argv: Sequence[str], env: Mapping[str, str]) -> Kind | None:
-    """The kind of an engine's command; None if no standby can become such an engine."""
+    """Return the kind of an engine's command; None if no standby can become such an engine."""
     words = tuple(argv[:3])
     if words[:2] != (sys.executable, ENTRY) or words[2] not in _IMPORTS or _PRELOADED in env:
         return None
@@ -100,7 +100,10 @@ def _lmdeploy() -> tuple[object, ...]:
 
 
 class Standby:
-    """A standby process; start it in the main thread, because it ends with its thread."""
+    """A process that has imported an engine's modules and can become that engine at once.
+
+    Create it in the main thread: the kernel kills it when the creating thread ends.
+    """
 
     def __init__(self, kind: Kind) -> None:
         argv = (sys.executable, ENTRY, "--standby", *_IMPORTS[kind.module])
@@ -115,7 +118,7 @@ class Standby:
         return self._process.poll() is None
 
     def fits(self, kind: Kind | None) -> bool:
-        """Whether the standby can become an engine of this kind."""
+        """Return whether the standby can become an engine of this kind."""
         return self.kind == kind and self.alive
 
     @property
@@ -123,7 +126,11 @@ class Standby:
         return self._process.pid
 
     def become(self, words: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Tell the standby which engine it becomes; `OSError` if it has ended or does not run."""
+        """Tell the standby which engine it becomes; return its process.
+
+        Raises:
+            OSError: the standby has ended, or gives no sign of life in time.
+        """
         environment = {name: env.get(name) for name in _LATE}
         told = json.dumps({"environment": environment, "words": list(words)})
         before, until = processor_seconds(self.pid), time.monotonic() + _ANSWER_SECONDS
@@ -152,10 +159,10 @@ class Standby:
 
 
 class StandbyStarter:
-    """Keeps a standby process for the engines of one server, for the kind of engine begun last.
+    """Keeps one standby process for a server, of the same kind as the last engine that was started.
 
-    ``available`` returns bytes of host memory. Any thread may call `spawn`; only the main thread
-    may call the rest.
+    ``available`` returns the bytes of host memory that are available. Any thread may call `spawn`;
+    only the main thread may call the other methods.
     """
 
     def __init__(self, available: Callable[[], int], say: Callable[[str], None]) -> None:
@@ -192,10 +199,11 @@ class StandbyStarter:
         return child(argv, env)
 
     def look(self, needed: int = 0) -> None:
-        """Start a missing standby, and end one that no current engine could use.
+        """Start a missing standby; end one that no engine can use, or if host memory runs short.
 
-        ``needed``: bytes of host memory that engines may take which do not run now. Only the main
-        thread starts one: the kernel ends it with the thread that started it.
+        ``needed``: bytes of host memory that must stay for engines which do not run now. Nothing
+        happens in other threads than the main one: the kernel would end the standby with its
+        creating thread.
         """
         now = time.monotonic()
         if current_thread() is not main_thread() or now < self._again:

@@ -57,7 +57,7 @@ class Silence:
         #: then.
         self._worked_at = self._looked_at = float("-inf")
         self._used = 0.0
-        #: The time of the last look, and the last time at which none had come for long.
+        #: The time of the last look, and of the last one that came long after the look before.
         self._seen_at, self._awake_at = float("inf"), float("-inf")
         #: The time at which the engine counts as hung if no sign comes.
         self.ends_at = float("inf")
@@ -65,7 +65,12 @@ class Silence:
     def look(
         self, now: float, ready_at: float, owing: Sequence[Owing]
     ) -> Literal["heard", "works", "doubtful", "hung"]:
-        """The engine's state; one that was owed earlier counts as late only from ``ready_at``."""
+        """Return how an engine does, by the answers that it owes and the work that it shows.
+
+        An answer that was owed before ``ready_at`` counts as late only from then on. "heard": no
+        answer is late. "works": the engine computes. "doubtful": it has done nothing for a while.
+        "hung": it must be ended.
+        """
         most = self._timing.silence
         if now - self._seen_at >= _FIRST * most:
             self._awake_at = now
@@ -95,7 +100,7 @@ class Silence:
 
 
 class Examiner(Protocol):
-    """Sends engines more requests than their readiness needs."""
+    """Sends engines more requests than a usual start does, before they count as ready."""
 
     def begin(self, plan: Plan) -> None:
         """Prepare for the engines of this plan, which are about to start."""
@@ -103,7 +108,11 @@ class Examiner(Protocol):
     def examine(
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
-        """Examine an engine in its own thread before it is ready; may raise `LaunchError`."""
+        """Send a healthy engine requests by ``ask``; runs in the probe's thread.
+
+        Raises:
+            LaunchError: the engine must not become ready.
+        """
 
 
 _LOG: Final = LazyLogger(__name__)
@@ -132,15 +141,16 @@ NEXT_STATES: Final[dict[EngineState, dict[EngineState, str]]] = {
 
 @dataclass(frozen=True)
 class Supervision:
-    """What a supervisor of engines is given by who launches them, and what it tells them.
+    """What a launcher gives to the supervisor of its engines: settings, and functions to call.
 
-    ``exam`` asks an engine before it is ready. ``before_start`` is called before each start of an
-    engine, and may raise a `TurbofitError`. ``clients`` returns the gateway's clients of the engine
-    with this index, None if no gateway serves. ``on_end`` is called with each end of an engine that
-    had served or is started again; ``on_back`` when a restarted engine is ready, if others served
-    meanwhile or it had served before; ``on_doubt`` when the engine with this index gives no sign
-    of life, with the time at which it will be ended if none comes; ``on_rest`` when all engines
-    are left alone for a while, and with None when one is started again.
+    ``exam`` sends an engine worst-case requests before it is ready. ``before_start`` is called
+    before each start of an engine, and may raise a `TurbofitError`. ``clients`` returns the
+    gateway's clients of the engine with this index, None if no gateway serves. ``on_end`` is called
+    with each end of an engine that had served or is started again; ``on_back`` when a restarted
+    engine is ready, if others served meanwhile or it had served before; ``on_doubt`` when the
+    engine with this index gives no sign of life, with the time at which it will be ended if none
+    comes; ``on_rest`` when all engines are left alone for a while, and with None when one of them
+    is started again.
     """
 
     say: Callable[[str], None]
@@ -157,7 +167,10 @@ class Supervision:
 
 
 class SupervisedEngine:
-    """One group's engine, the one with this index of a supervision; its log goes into a folder."""
+    """One group's engine through all its starts; its log goes into ``folder``.
+
+    ``index`` is its place among the engines of its supervisor.
+    """
 
     def __init__(  # noqa: PLR0913 - a constructor
         self,
@@ -235,9 +248,9 @@ class SupervisedEngine:
         self._probe.start()
 
     def look(self, now: float, *, last: bool = False) -> End | None:
-        """Read the engine's log on; returns its end if it has ended or must be ended, else None.
+        """Read the new lines of the engine's log; return its end if it has ended or must be ended.
 
-        ``last``: there is no later look that could wait for the words of a loop that has ended.
+        ``last``: no later look can wait for the words of a loop that has ended.
         """
         process, probe = self.process, self._probe
         if process is None or probe is None:
@@ -276,7 +289,7 @@ class SupervisedEngine:
         return self._ended(None)
 
     def _given_up(self, probe: Probe, now: float) -> End | None:
-        """The reason to end the engine although its process and its loop live; None without one."""
+        """Return an end for an engine that runs but is of no use any more; None if it is well."""
         if self.tracker.hangs(now):
             return self.tracker.death()
         # The loop fails its requests as it ends; the reason comes later, in the log.
@@ -292,7 +305,7 @@ class SupervisedEngine:
         return self._hung(probe, now)
 
     def _hung(self, probe: Probe, now: float) -> End | None:
-        """The end of an engine that hangs and is not only slow; None otherwise; see `silence`."""
+        """Return an end for an engine that hangs; None if it is well or only slow (`Silence`)."""
         silence, clients = self.silence, self.clients
         if silence is None or not self._timing.liveness:
             return None
@@ -343,7 +356,7 @@ class SupervisedEngine:
         self.state = state
 
     def spent(self) -> dict[str, float]:
-        """Seconds that each phase of this start has taken so far."""
+        """Return seconds that each phase of this start has taken so far."""
         times = [*self.tracker.phases, ("", self._clock())]
         return {
             name: round(after - at, 3)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def worst_image(plan: Plan) -> DummyImage | None:
-    """An image of the most units that the plan allows, with that limit; None without images."""
+    """Return an image with the most vision units that the plan allows; None without images."""
     rule, limit = plan.model.image_rule, plan.limits.image_limit
     if rule is None or limit is None:
         return None
@@ -41,7 +41,7 @@ _AFTER: Final = 8
 _AROUND: Final = 2
 #: Tokens by which the estimates above may be wrong.
 _SLACK: Final = 15
-#: The share of a forward's units that must meet with fewer encodings.
+#: The share of the fullest forward's units that the cheaper request must bring together.
 _NEARLY: Final = 0.98
 #: Tokens of a row of a full batch, at least a block of the cache. A row's answer lasts longer than
 #: the arrival of the other rows, each of which takes at most a step of decoding.
@@ -56,15 +56,15 @@ _WORD: Final = " a"
 _PROBE_TOKENS: Final = 64
 #: A short prompt has at most this part of a session in words, of at most two tokens each.
 _SHORT: Final = 8
-#: The used share of the room, since a tokenizer may split the words of a long prompt differently.
+#: The share of the context that is filled: a tokenizer may split a long prompt's words differently.
 _SHARE: Final = 0.99
 
 
 class ProbeRequest(NamedTuple):
-    """A POST to an engine, its purpose, and its work.
+    """A POST to an engine, its purpose, and the work that it means.
 
-    ``units`` are those of each image; ``rows`` prompts of ``tokens`` text tokens are sent, and each
-    gets an answer of ``answer`` tokens.
+    ``units`` are the vision units of each image. ``rows`` prompts of ``tokens`` text tokens are
+    sent, and each gets an answer of ``answer`` tokens.
     """
 
     name: str
@@ -77,7 +77,7 @@ class ProbeRequest(NamedTuple):
 
 
 def worst_request(plan: Plan, model: str) -> ProbeRequest | None:
-    """A chat with as many of the worst images as the plan allows; None without images."""
+    """Return a chat with as many of the worst images as the plan allows; None without images."""
     image = worst_image(plan)
     if image is None:
         return None
@@ -85,7 +85,7 @@ def worst_request(plan: Plan, model: str) -> ProbeRequest | None:
 
 
 def worst_image_tokens(plan: Plan) -> int:
-    """Tokens of the images of `worst_request`, without the tokens around them."""
+    """Return tokens of the images of `worst_request`, without the tokens around them."""
     image, rule, limits = worst_image(plan), plan.model.image_rule, plan.limits
     if image is None or rule is None or limits.image_limit is None:
         return 0
@@ -93,9 +93,10 @@ def worst_image_tokens(plan: Plan) -> int:
 
 
 def fullest_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
-    """The request that brings the pool to the planned peak; None if `worst_request` does so.
+    """Return the request that brings the executor's pool to its planned peak.
 
-    ``text``: tokens of a chat's prompt without its images, as the engine counted them.
+    None if `worst_request` does so already. ``text``: tokens of a chat's prompt without its images,
+    as the engine counted them.
     """
     deciding = next((term.term for gpu in plan.gpus for term in gpu.ledger if term.worst), "")
     worst = _WORST[deciding](plan, model, text) if deciding in _WORST else None
@@ -103,13 +104,13 @@ def fullest_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
 
 
 def every_worst(plan: Plan, model: str, text: int) -> tuple[ProbeRequest, ...]:
-    """All worst cases but `worst_request`, each named after its term of the ledger."""
+    """Return all worst cases but `worst_request`, each named after its term of the ledger."""
     requests = (worst(plan, model, text) for worst in _WORST.values())
     return tuple(filter(None, requests))
 
 
 def small_requests(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
-    """A small request of each kind, to load kernels that the warm-up does not use."""
+    """Return a small request of each kind, to load kernels that the warm-up does not use."""
     rule, requests = plan.model.image_rule, []
     if rule is not None and plan.limits.vision_unit is not None:
         requests.append(_chat("a small image", plan, model, [rule.small_image]))
@@ -129,7 +130,7 @@ def _longest(plan: Plan, _model: str, _text: int) -> ProbeRequest:
 
 
 def _full_batch(plan: Plan, model: str, _text: int) -> ProbeRequest:
-    """A batch that samples over the whole vocabulary: one request whose rows run together."""
+    """Return one request whose rows run together as a full batch; each samples from all tokens."""
     rows = max(1, min(plan.settings.max_batch_size, plan.kv.tokens // _LEAST_ROW))
     room = min(plan.settings.session_len, plan.kv.tokens // rows) - _LEAST_ROW // 2
     answer = max(1, min(max(_ROW_ANSWER, _STEPS_A_ROW * rows), room))
@@ -145,13 +146,20 @@ def _full_batch(plan: Plan, model: str, _text: int) -> ProbeRequest:
 
 
 def _images_that_meet(plan: Plan, model: str, text: int) -> ProbeRequest | None:
-    """A chat whose images have as many units as the plan lets meet in a forward."""
+    """Return a chat whose images have the most units that may come together in a forward.
+
+    None if one client's request has as many.
+    """
     met, alone = _meeting(plan, text), plan.limits.units_per_request
     return _chat("vision_forward", plan, model, met.dummies) if met.units > alone else None
 
 
 def _meeting(plan: Plan, text: int, *, several: bool = False) -> Meeting:
-    """The images of a chat that meet in a forward; ``text``: its tokens beside them."""
+    """Return the images of a chat that an engine encodes for one forward, as many as planned.
+
+    ``text``: tokens of the chat beside its images. ``several``: a percent fewer units, of images
+    that are smaller than a single one.
+    """
     rule, largest = plan.model.image_rule, worst_image(plan)
     if rule is None or largest is None:
         return Meeting(0, [])
@@ -171,13 +179,14 @@ _WORST: Final = {
 
 
 def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
-    """The request that fills the pool like `fullest_forward`, with fewer encodings of its images.
+    """Return a request that fills the pool like `fullest_forward`, but encodes images less often.
 
-    In `fullest_forward` one image, larger than clients can send, is encoded whole in each forward
-    that holds it, by a tower whose attention grows with the square of an image. Here as many
-    patches meet in the second forward as several images. It fills half a percent of the pool less,
-    for edges that are `_SLACK` tokens off, and whole rows of patches. None if the tower sees one
-    tile at a time, an image is encoded once, or they have no room.
+    In `fullest_forward` a tower whose attention grows with the square of an image encodes one
+    image, larger than clients can send, whole in each forward that holds a part of it. Here several
+    images bring as many patches into the second forward. They fill half a percent of the pool less:
+    their edges are `_SLACK` tokens off, and they have whole rows of patches. None if the tower sees
+    one tile at a time, if an engine encodes an image once, or if there is no room for several
+    images.
     """
     rule = plan.model.image_rule
     if rule is None or not rule.whole_image or not engine_of(plan).encodes_again:
@@ -189,7 +198,7 @@ def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
 
 
 def image_part(image: DummyImage) -> JsonObject:
-    """A single-coloured image as a part of a chat message, with its fields beside its URL."""
+    """Return a single-coloured image as a part of a chat message; its fields are beside the URL."""
     url = "data:image/png;base64," + b64encode(png(*image.size)).decode()
     return {"type": "image_url", "image_url": {"url": url, **image.knobs}}
 
@@ -214,7 +223,7 @@ def longest_request(
     tokens: int,
     count: Callable[[ProbeRequest], int],
 ) -> ProbeRequest | None:
-    """A request that fills the context, for an engine that takes no token ids.
+    """Return a request that fills the context, for an engine that takes no token ids.
 
     Only the engine has the tokenizer: its counts for two short prompts show how many tokens a word
     takes. The request also has the images of ``worst``, whose prompt has ``tokens`` tokens. None if
@@ -242,11 +251,11 @@ def _words(name: str, model: str, count: int) -> ProbeRequest:
 
 
 class Examined(Protocol):
-    """An engine that is examined by its plan."""
+    """An engine that gets the worst-case requests of its plan."""
 
     @property
     def plan(self) -> Plan:
-        """The plan by which it runs."""
+        """The plan with which the engine runs."""
 
 
 #: The check: ``auto`` sends the worst cases if they were not yet answered here, else one small
@@ -286,17 +295,17 @@ def ask_small(engine: Examined, model: str, ask: Callable[[ProbeRequest], int]) 
 
 
 def check_seconds(plan: Plan) -> float:
-    """The forecast seconds of `ask_worst` for the slowest group; engines are asked concurrently.
+    """Return the forecast seconds of `ask_worst` for the slowest group; all groups work at once.
 
-    Over, since the engine prepares an image while it encodes another. Measured: 0.8 to 1.3 times
-    the forecast on an H100 and an H200.
+    The forecast is too long, since an engine prepares an image while it encodes another. Measured:
+    0.8 to 1.3 times the forecast on an H100 and an H200.
     """
     groups = plan.group_plans()
     return max(seconds_of(one, cheaper_check(one) or whole_check(one, "")) for one in groups)
 
 
 def cheaper_check(plan: Plan, model: str = "") -> tuple[ProbeRequest, ...]:
-    """The cheaper requests if the worst cases would take long; empty if those are sent."""
+    """Return the requests that replace the worst cases if these would take long; else nothing."""
     if seconds_of(plan, whole_check(plan, model)) <= LONG:
         return ()
     cheaper = cheaper_forward(plan, model, _TEXT)
@@ -307,13 +316,13 @@ def cheaper_check(plan: Plan, model: str = "") -> tuple[ProbeRequest, ...]:
 
 
 def whole_check(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
-    """The worst cases that `ask_worst` sends if they do not take long, with estimated sizes."""
+    """Return the worst cases that `ask_worst` sends unless they take long; sizes are estimated."""
     requests = worst_request(plan, model), fullest_forward(plan, model, _TEXT)
     return tuple(filter(None, requests))
 
 
 def seconds_of(plan: Plan, questions: Iterable[ProbeRequest]) -> float:
-    """Seconds that one engine needs to answer these requests, one after another."""
+    """Return seconds that one engine needs to answer these requests, one after another."""
     engine = engine_of(plan)
     gpus = [plan.machine.gpu(gpu.index) for gpu in plan.gpus][: plan.settings.tp]
     group = group_rates(plan.model, plan.settings, plan.machine, gpus, engine)

@@ -27,7 +27,7 @@ _PROCESSORS: Final = "lmdeploy.serve.processors.multimodal"
 
 
 def name_images() -> None:
-    """Let LMDeploy's images keep a name of the bytes they were made from."""
+    """Have LMDeploy keep with each image a hash of the bytes from which it opened the image."""
     module: Any = __import__(_PROCESSORS, fromlist=["ImageMediaIO"])
     if not hasattr(module.ImageMediaIO, "named"):
         module.ImageMediaIO = _named(module.ImageMediaIO)
@@ -35,7 +35,7 @@ def name_images() -> None:
 
 def _named(base: Any) -> Any:
     class NamedImageIO(base):  # type: ignore[misc]
-        """LMDeploy's class; its images keep their source's name, and are decoded when needed."""
+        """LMDeploy's class, whose images keep a hash of their bytes and are decoded when needed."""
 
         named = True
 
@@ -52,7 +52,10 @@ def _named(base: Any) -> Any:
 
 
 def digest(images: Any, *options: Any) -> bytes | None:
-    """A name for images, in nested lists too, with these options; None if one has no source."""
+    """Return a hash of images, also in nested lists, and options.
+
+    None if the bytes of an image are not known.
+    """
     try:
         described = repr((_sources(images), options))
     except AttributeError:
@@ -67,7 +70,7 @@ def _sources(images: Any) -> Any:
 
 
 def with_fingerprints(model: Any) -> Callable[..., Any]:
-    """A model's ``preprocess``, whose prepared images have a fingerprint."""
+    """Wrap a model's ``preprocess`` so that each image that it prepares gets a ``fingerprint``."""
     preprocess = model.preprocess
 
     @wraps(preprocess)
@@ -82,7 +85,7 @@ def with_fingerprints(model: Any) -> Callable[..., Any]:
 
 
 def _prepared(answer: Any) -> list[Any]:
-    """The prepared images of an answer in either form that LMDeploy's models give."""
+    """Return the prepared images of an answer, which has one of two forms by LMDeploy's model."""
     items = answer[-1]["content"] if isinstance(answer, list) else answer["multimodal"]
     return [item for item in items if "pixel_values" in item]
 
@@ -99,7 +102,7 @@ def _name(given: Sequence[Any], prepared: Sequence[Any], options: Any) -> None:
 
 
 class ImageCache:
-    """Values by key, of at most ``most`` bytes in all; the least recently used are dropped."""
+    """A cache of values of at most ``most`` bytes in all; drops the least recently used first."""
 
     def __init__(self, most: int) -> None:
         self.most, self.held, self.hits = most, 0, 0
@@ -107,7 +110,7 @@ class ImageCache:
         self._lock = threading.Lock()
 
     def get(self, key: bytes) -> Any:
-        """A copy of the kept value; None if there is none, or it was changed."""
+        """Return a copy of the value of a key; None if none is kept, or it was changed."""
         with self._lock:
             kept = self._kept.get(key)
             if kept is None:
@@ -122,7 +125,7 @@ class ImageCache:
         return None
 
     def put(self, key: bytes, value: Any) -> None:
-        """Keep a value that is not too large; its tensors are not copied, which takes as long."""
+        """Keep a value, unless it is larger than the cache; share its tensors, do not copy them."""
         size = byte_size(value)
         if size > self.most:
             return
@@ -149,7 +152,7 @@ class _Kept(NamedTuple):
 
 
 def _versions(value: Any) -> list[int]:
-    """How often each tensor was changed, also through views, by torch's count."""
+    """Return how often torch has counted a change of each tensor; changes of its views count."""
     return [tensor._version for tensor in _tensors(value)]
 
 
@@ -165,7 +168,7 @@ def _tensors(value: Any) -> Iterator[Any]:
 
 
 def byte_size(value: Any) -> int:
-    """Bytes of all tensors and arrays in a processor's result."""
+    """Return bytes of all tensors and arrays in a processor's result."""
     if hasattr(value, "nbytes"):
         return int(value.nbytes)
     if hasattr(value, "values"):
@@ -185,7 +188,7 @@ def keep_prepared(model: Any, cache: ImageCache) -> None:
 
 
 def kept(prepare: Callable[..., Any], cache: ImageCache) -> Callable[..., Any]:
-    """The same function, with cached results for equal images and options."""
+    """Return a function that works as ``prepare``, and caches results by images and options."""
 
     def once(images: Any, *arguments: Any, **options: Any) -> Any:
         key = digest(images, arguments, sorted(options.items()))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-#: The number of threads that prepare images, and the bytes of prepared images that are kept.
+#: Variables with the number of threads that prepare images, and the most bytes of kept images.
 THREADS: Final = "TURBOFIT_IMAGE_THREADS"
 CACHE: Final = "TURBOFIT_IMAGE_CACHE"
 #: The beginning of a line in the engine's log that is for the person who started it.
@@ -31,8 +31,8 @@ SAYS: Final = "turbofit: images: "
 
 _MODULE: Final = "lmdeploy.vl.engine"
 #: LMDeploy's functions that run on these threads, and the first digits of their sources' SHA-256:
-#: the same in 0.16.0, 0.17.0 and 0.18.0. They were read: they change nothing that another call
-#: reads.
+#: the same in 0.16.0, 0.17.0 and 0.18.0. Their sources were read: they change nothing that another
+#: call reads.
 _KNOWN: Final = {
     "ImageEncoder.__init__": "40144cf72212",
     "ImageEncoder.preprocess": "8fe21f773a29",
@@ -47,8 +47,8 @@ _KNOWN: Final = {
     "LlavaNextVisionModel.preprocess": "1a498e5a6b27",
     "Qwen2VLModel.preprocess": "231a75361fd8",
 }
-#: Seconds that a thread keeps Python's lock while another waits for it: LMDeploy's event loop waits
-#: for these threads at each step, by Python's default 5 ms.
+#: Seconds that a thread keeps Python's lock while another waits for it (Python's default is 5 ms):
+#: LMDeploy's event loop waits for these threads at each step.
 _SWITCH_SECONDS: Final = 0.0005
 #: LMDeploy's backends that recognise an image by a hash of its pixels.
 _HASHING: Final = frozenset(("turbomind",))
@@ -57,14 +57,17 @@ _PARTS: Final = ("image_processor", "video_processor", "feature_extractor")
 
 
 def image_environment(plan: Plan) -> dict[str, str]:
-    """Variables that tell an engine's process how to prepare images; empty without images."""
+    """Return the variables that tell an engine's process how to prepare images.
+
+    Empty if the plan has no images.
+    """
     if plan.limits.vision_unit is None or not plan.engine.of_lmdeploy:
         return {}
     return {THREADS: str(threads_here(plan)), CACHE: str(plan.host.image_cache)}
 
 
 def threads_here(plan: Plan) -> int:
-    """The plan's threads for images; a plan without them takes them from this host's cores."""
+    """Return the plan's number of threads for images; if it has none, one by this host's cores."""
     from turbofit.core.plan import image_threads
     from turbofit.core.struct import known
     from turbofit.machine.host import read_host
@@ -75,7 +78,7 @@ def threads_here(plan: Plan) -> int:
 
 
 def install() -> None:
-    """Prepare the images of every model that this process opens, as its environment says."""
+    """Have each model that this process opens prepare its images as the environment says."""
     threads = int(os.environ.pop(THREADS, "1"))
     cache_bytes = int(os.environ.pop(CACHE, "0"))
     if threads <= 1:
@@ -108,7 +111,7 @@ def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
 
 
 def prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
-    """Have an ``ImageEncoder`` prepare images on ``threads`` threads; returns why it must not.
+    """Have an ``ImageEncoder`` prepare images on ``threads`` threads; return why not, or None.
 
     Prepared images are kept up to ``cache_bytes``; 0 keeps none. After an error LMDeploy keeps its
     one thread.
@@ -154,7 +157,10 @@ def _prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
 
 
 def _unknown(function: Any) -> str | None:
-    """Why a function of LMDeploy may not run on several threads; None if its source is known."""
+    """Return why a function of LMDeploy may not run on several threads.
+
+    None if its source is known.
+    """
     digest = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
     known = _KNOWN.get(function.__qualname__, "?")
     if digest.startswith(known):
@@ -163,7 +169,10 @@ def _unknown(function: Any) -> str | None:
 
 
 def _foreign(model: Any) -> str | None:
-    """Why a model's processor may not run on several threads: its own code may keep any state."""
+    """Return why a model's processor may not run on several threads; None if it may.
+
+    Code of the checkpoint's own repository may keep any state.
+    """
     processor = getattr(model, "processor", None)
     parts = [processor, *(getattr(processor, part, None) for part in _PARTS)]
     if any(type(part).__module__.startswith("transformers_modules") for part in parts):
@@ -172,7 +181,7 @@ def _foreign(model: Any) -> str | None:
 
 
 def _lock_tokenizer(model: Any) -> None:
-    """Let one thread at a time use a processor's tokenizer: Transformers' change at each call."""
+    """Let one thread at a time use a processor's tokenizer, whose state changes at each call."""
     tokenizer = getattr(getattr(model, "processor", None), "tokenizer", None)
     lock = threading.RLock()
     for name in ("_encode_plus", "_batch_encode_plus"):
@@ -189,7 +198,7 @@ def _locked(function: Callable[..., Any], lock: Any) -> Callable[..., Any]:
 
 
 def _with_one_core(preprocess: Callable[..., Any], others: int) -> Callable[..., Any]:
-    """Use one core in the event loop's thread, too: torch's helper threads would spin there."""
+    """Wrap ``preprocess`` so that torch uses one core in the event loop's thread, too."""
     set_up = threading.local()
 
     async def preprocess_here(*arguments: Any, **keywords: Any) -> Any:

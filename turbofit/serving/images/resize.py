@@ -1,4 +1,4 @@
-"""Resizes like Pillow and looks values up in a table, by vector instructions: the same bits.
+"""Resizes images and looks values up by vector instructions, with the same bits as Pillow.
 
 LMDeploy resizes the images of models with tiles by Pillow, which took half of the processor time of
 such an image. ``pixels.c`` computes the same bytes in a fifth of the time. It is used only if its
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-#: Models that resize by Pillow have transforms of torchvision; Transformers' processors use torch.
+#: Attributes with a transform of torchvision, which models have that resize by Pillow.
 _TRANSFORMS: Final = ("transform", "image_transform")
 _OURS: Final = "turbofit_resizes"
 #: Releases of Pillow: the first that gives the address of its pixels; the first that resizes a
@@ -34,9 +34,10 @@ _TRIED: Final = (
 
 
 def quicken(model: Any) -> str | None:
-    """Have the compiled library resize a model's images and look their values up.
+    """Have the compiled library, in Pillow's place, resize a model's images and look values up.
 
-    Returns words for the engine's log; None if Pillow does not resize the model's images.
+    Returns a message for the engine's log, also if Pillow does all the work. None if the model does
+    not resize by Pillow.
     """
     transforms = [getattr(model, name) for name in _TRANSFORMS if hasattr(model, name)]
     if not transforms:
@@ -71,10 +72,10 @@ def replace_resize(library: ctypes.CDLL) -> None:
 
 
 class Resizer:
-    """Resizes RGB pictures like Pillow's bicubic filter.
+    """Resizes RGB pictures to the same bytes as Pillow's bicubic filter.
 
     Raises:
-        NotUsableError: the code of this version of Pillow was not read.
+        NotUsableError: the code of this version of Pillow is not known.
     """
 
     def __init__(self, library: ctypes.CDLL, version: str) -> None:
@@ -84,10 +85,10 @@ class Resizer:
         self._library, self._columns_first = library, release >= _COLUMNS_FIRST
 
     def check(self, original: Callable[..., Any]) -> None:
-        """Resize trial images in both ways.
+        """Check that the library and Pillow resize trial images to the same bytes.
 
         Raises:
-            NotUsableError: the results differ.
+            NotUsableError: some bytes differ.
         """
         import numpy as np
         from PIL import Image
@@ -101,7 +102,7 @@ class Resizer:
                 raise NotUsableError("it makes other bytes than Pillow")
 
     def instead_of(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """A replacement for Pillow's method, which it calls if the library cannot resize."""
+        """Return a replacement for Pillow's method, which it calls if the library cannot resize."""
         from PIL import Image
 
         bicubic = (None, Image.Resampling.BICUBIC)
@@ -119,7 +120,7 @@ class Resizer:
         return resize
 
     def resized(self, image: Any, size: Any) -> Any:
-        """The picture in another size; None if the library cannot resize it."""
+        """Return the picture in another size; None if the library cannot resize it."""
         pillow: Any = import_module("PIL.Image")
         if image.mode != "RGB" or not _is_size(size) or size == image.size:
             return None

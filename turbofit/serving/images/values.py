@@ -1,8 +1,8 @@
 """Makes pixel values in fewer steps, and casts them to the engine's dtype before they are sent.
 
 torchvision's last steps (``ToTensor``, ``Normalize``) and the cast to the engine's dtype map each
-byte to one of 256 numbers for each channel. The table is the result of these very steps for all
-bytes. If an engine casts pixel values first of all, the thread that prepared them casts them
+byte to one of 256 numbers for each channel. A table has the results of these steps for all bytes.
+If an engine casts pixel values before it uses them, the thread that prepares them casts them
 instead.
 """
 
@@ -31,10 +31,10 @@ class NotUsableError(Exception):
 
 
 def open_library() -> ctypes.CDLL:
-    """The library that the installation compiled.
+    """Load the library that the installation compiled.
 
     Raises:
-        NotUsableError: it is missing or damaged, or this machine cannot run it.
+        NotUsableError: the library is missing or damaged, or this machine cannot run it.
     """
     try:
         library = ctypes.CDLL(str(image_library()))
@@ -71,7 +71,8 @@ _described: Any = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_
 class Pixels:
     """A picture's pixels in RGB, which stay in place while this object lives.
 
-    ``address`` is that of the first pixel, row after row; None if they are not in one piece.
+    ``address`` is where the first pixel is; the rows follow one another. None if the pixels are not
+    in one piece.
     """
 
     def __init__(self, core: Any) -> None:
@@ -112,7 +113,7 @@ _CASTS: Final = {
 
 
 def look_values_up(model: Any) -> None:
-    """Have a model of LMDeploy look up its images' values, if it has a transform for them."""
+    """Have a model of LMDeploy look pixel values up in a table, if it has a transform for them."""
     casts = getattr(model, "mm_feature_dtype", None)
     for name, dtype in (("transform", casts), ("image_transform", None)):
         steps = getattr(getattr(model, name, None), "transforms", None)
@@ -121,9 +122,9 @@ def look_values_up(model: Any) -> None:
 
 
 def cast_early(model: Any) -> None:
-    """Have a model of LMDeploy cast its pixel values to the dtype to which its engine casts them.
+    """Have the thread that prepares an image cast its values to the engine's dtype.
 
-    The engine casts in its event loop, or after they were sent to its process, where all wait.
+    The engine would cast them in its event loop or its own process, where all requests wait.
     """
     dtype = getattr(model, "mm_feature_dtype", None)
     casts = _CASTS.get(type(model).__name__, {}).get(getattr(model, "backend", ""))
@@ -146,7 +147,7 @@ def cast_early(model: Any) -> None:
 
 
 def _each_has(files: Sequence[str], cast: str) -> bool:
-    """Whether each of these files of LMDeploy contains the cast exactly once."""
+    """Return whether each of these files of LMDeploy contains the cast exactly once."""
     spec = find_spec("lmdeploy")
     if spec is None or spec.origin is None:
         return False
@@ -155,9 +156,9 @@ def _each_has(files: Sequence[str], cast: str) -> bool:
 
 
 def quickened(transform: Any, steps: Sequence[Any], dtype: torch.dtype | None) -> Any:
-    """A transform with a table for its last steps; unchanged if the table gives other bits.
+    """Return a transform with a table for its last steps; unchanged if the table gives other bits.
 
-    Its tensors have ``dtype``, to which they would be cast later; None is the transform's own.
+    ``dtype`` is what the tensors would be cast to later; None keeps the transform's own dtype.
     """
     import torch
 
@@ -183,7 +184,7 @@ def _trial_picture() -> Any:
 
 
 class TableTransform:
-    """Steps that give an image its shape, and a table for the steps that compute its values."""
+    """A transform that gives an image its shape by steps, and its values by a table."""
 
     def __init__(
         self, shaping: Sequence[Any], numbering: Sequence[Any], dtype: torch.dtype | None
@@ -203,7 +204,7 @@ class TableTransform:
         self._look_up: Callable[..., None] | None = None
 
     def quicken(self, library: ctypes.CDLL) -> None:
-        """Have a compiled library look values up, if its results are equal."""
+        """Have the compiled library look values up, if its results equal the table's."""
         import torch
 
         tried = _trial_picture()
@@ -213,7 +214,7 @@ class TableTransform:
             self._look_up = None
 
     def __call__(self, image: Any) -> torch.Tensor:
-        """The image's values, of shape (3, height, width)."""
+        """Return the image's values, of shape (3, height, width)."""
         import numpy as np
         import torch
 

@@ -1,7 +1,7 @@
-"""Python runs this first in every process of a pretend machine, through its PYTHONPATH.
+"""Python runs this first in every process of a pretend machine, which has it on its PYTHONPATH.
 
-After the import of torch, `turbofit_values` computes the values that control a program. It imports
-nothing of turbofit.
+After the import of torch it loads `turbofit_values`, which computes the values that control a
+program. It imports nothing of turbofit as a package.
 """
 
 from __future__ import annotations

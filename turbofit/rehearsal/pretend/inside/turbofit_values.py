@@ -1,11 +1,11 @@
-"""Computes the values that control programs, although pretend GPUs run no kernel.
+"""Computes the values that control a program, although pretend GPUs run no kernel.
 
 Each operation first runs unchanged, with the real allocator and the real errors. If its tensors are
 small or contain integers, it runs again on the CPU, on the same memory, which the host can read and
 write. So lengths, masks, indices and loops are correct; large float tensors are left as they are.
 Integers that nobody computed are 0 (up to 4 million of them), so that an index made of them is
-valid. The account gets the line of Python that raised the peak or was refused. It needs torch and
-nothing of turbofit.
+valid. The account learns which line of Python raised the peak or was refused memory. This module
+needs torch and nothing of turbofit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-#: An operation is computed if its inputs and outputs together have at most so many elements.
+#: The most elements, of inputs and outputs together, of an operation that is computed.
 SMALL = 1 << 16
 #: The same limit if all elements are integers or booleans.
 INTEGERS = 1 << 22
@@ -53,7 +53,7 @@ _hopeless: set[Any] = set()
 
 
 def install() -> None:
-    """Watch this thread and all later ones."""
+    """Watch the operations of this thread and of all later ones."""
     if torch.version.cuda is None:
         return
     account = _Account()
@@ -69,7 +69,7 @@ def install() -> None:
 
 
 def _map_files() -> None:
-    """Let safetensors map files, as usual: torch copies a file if operations are watched."""
+    """Let safetensors map files as usual: torch would copy a file while operations are watched."""
     real = torch.asarray
 
     def asarray(value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -102,7 +102,7 @@ class _Account:
                 self.tell(operation)
 
     def tell(self, operation: str) -> None:
-        """Record the caller's line for a peak or a refusal without a line."""
+        """Record the caller's line for a peak or a refusal that has no line yet."""
         self._site(f"{operation} {_caller()}".encode())
 
 
@@ -141,7 +141,10 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
 
 
 def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> None:
-    """Repeat an operation on the host; outputs in its inputs' memory are then correct, too."""
+    """Repeat an operation on the host, and write its result into its new outputs.
+
+    Outputs in the memory of the inputs are correct, too: the host has worked on that memory.
+    """
     memories = {_memory(tensor) for tensor in inputs}
     fresh = [tensor for tensor in outputs if _memory(tensor) not in memories]
     if _is_small((*inputs, *fresh)) and func not in _hopeless:
@@ -161,12 +164,12 @@ def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> No
 
 
 def _on_host(func: Any, args: Any, kwargs: Any) -> Any:
-    """The result of an operation on the host, from the original memory of its inputs."""
+    """Run an operation on the host, on the original memory of its inputs; return the result."""
     return func(*tree_map(_here, args), **tree_map(_here, kwargs))
 
 
 def _is_small(tensors: Sequence[Any]) -> bool:
-    """Whether the host computes them; for integers, more elements are allowed."""
+    """Return whether the host computes these tensors; integers may have more elements."""
     limit = INTEGERS if all(_is_whole(tensor.dtype) for tensor in tensors) else SMALL
     return bool(sum(tensor.numel() for tensor in tensors) <= limit)
 
@@ -195,7 +198,7 @@ def _is_view(func: Any) -> bool:
 
 
 def _alias(value: Any) -> Any:
-    """A CPU tensor on the same memory."""
+    """Return a CPU tensor that shares the memory of a tensor on a card."""
     if not _on_card(value):
         return value
     storage = value.untyped_storage()
@@ -224,7 +227,7 @@ def _uploaded(value: Any, device: Any) -> Any:
 
 
 def _without_masks(indices: Any) -> list[Any]:
-    """Convert masks to indices, which the real operation would have to compute."""
+    """Replace masks by the indices that they stand for, which no card could compute."""
     plain: list[Any] = []
     for index in indices:
         if _on_card(index) and index.dtype in (torch.bool, torch.uint8):
@@ -236,7 +239,7 @@ def _without_masks(indices: Any) -> list[Any]:
 
 
 def _caller() -> str:
-    """The innermost lines outside this folder and torch."""
+    """Return the innermost lines of Python outside this folder and torch."""
     lines: list[str] = []
     frame: Any = sys._getframe(1)
     while frame is not None and len(lines) < _FRAMES:

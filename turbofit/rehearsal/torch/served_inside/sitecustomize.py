@@ -1,4 +1,8 @@
-"""Runs in each process of a PyTorch engine's server, since each reads the stand-in checkpoint."""
+"""Python imports this in each process of a PyTorch engine's server on pretend GPUs.
+
+It replaces functions of LMDeploy that a stand-in checkpoint needs, in the modules that the process
+imports: each process reads the checkpoint.
+"""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""Python imports this in every process of a torch engine's rehearsal; see ``phase_recorder``."""
+"""Python imports this in each process of a torch engine's rehearsal; it starts `phase_recorder`."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Replaces TileLang, which compiles kernels on the card; LMDeploy allocates their output."""
+"""Stands in for TileLang, which compiles kernels on the card; LMDeploy allocates their output."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ __version__ = "0.0"
 
 
 class _Keys:
-    """Every option of the compiler, by its name."""
+    """The compiler's options: each is its own name."""
 
     def __getattr__(self, name: str) -> str:
         return name

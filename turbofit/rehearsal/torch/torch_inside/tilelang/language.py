@@ -1,4 +1,4 @@
-"""Names that TileLang's kernels use; no kernel is traced here."""
+"""The names that TileLang's kernels use; no kernel is traced here."""
 
 from typing import Any
 
@@ -10,4 +10,4 @@ def macro(function: Any) -> Any:
 
 
 def shfl_sync(value: Any, src_lane: Any, mask: Any = 0) -> None:
-    """Do nothing; LMDeploy inspects the order of its parameters."""
+    """Do nothing; LMDeploy looks at the order of the parameters."""
