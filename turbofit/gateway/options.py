@@ -18,7 +18,7 @@ from turbofit.gateway.http.routes import MemoryBar
 from turbofit.gateway.limits.defaults import Defaults, JsonArguments, JsonSampling
 from turbofit.planning.request import Positive
 
-#: The entry of allowed media domains that means any public host, over https on its own port.
+#: The entry of allowed media domains that allows any public host, over https on port 443.
 ANY_PUBLIC: Final = "*"
 
 
@@ -48,12 +48,12 @@ class GatewayConfig(Struct):
     If ``api_keys`` is empty, everybody may use it. At most ``at_once`` requests are at the engines.
     ``front_keys`` belong to gateways in front of several nodes, which name the client of each
     request. A body must be complete within ``body_seconds``, and bring ``body_rate`` bytes a second
-    in each ``body_window_seconds``. For ``idle_seconds`` and ``stall_seconds``, which say
-    when an engine is tested, see `health.Monitor`. After ``hung_seconds`` an engine that
-    owes answers and sends nothing is taken out; infinity leaves this to its supervisor. ``names``
-    has the engines' name of the model, or of an adapter, by each name that clients may give; if
-    empty, every name is passed on. ``about`` is what `/health` tells of the plan, ``memory`` what
-    the page shows of it.
+    in each ``body_window_seconds``. An engine is probed after ``idle_seconds`` without a success,
+    or ``stall_seconds`` of silence while it owes answers (`health.Monitor`). After ``hung_seconds``
+    an engine that owes answers and sends nothing is taken out; infinity leaves this to its
+    supervisor. ``names`` has the engines' name of the model, or of an adapter, by each name that
+    clients may give; if empty, every name is passed on. ``about`` is what `/health` tells of the
+    plan, ``memory`` what the page shows of it.
     """
 
     host: str = "127.0.0.1"
@@ -99,7 +99,7 @@ class GatewayConfig(Struct):
 
 
 class GatewayOptions(Validated):
-    """A person's options of the gateway; each field is an option."""
+    """The options of the gateway, as a person gives them."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = DEFAULT_PORT
@@ -120,7 +120,7 @@ class GatewayOptions(Validated):
     default_sampling: JsonSampling | None = None
 
     def refuse_unused(self) -> None:
-        """Refuse options that only a gateway uses, such as a key, with ``--no-gateway``.
+        """Refuse options that only a gateway uses, such as a key; call it with ``--no-gateway``.
 
         Raises:
             UsageError: the first such option.
@@ -135,7 +135,7 @@ class GatewayOptions(Validated):
                 )
 
     def config(self, *, upstream_key: str | None = None) -> GatewayConfig:
-        """The gateway's configuration from these options.
+        """Make the gateway's configuration from these options.
 
         Raises:
             UsageError: options contradict each other, or a file of keys cannot be read.
@@ -175,10 +175,10 @@ class GatewayOptions(Validated):
         return config
 
     def _media_domains(self, keyed: bool) -> tuple[str, ...]:
-        """The domains that remote images may come from; ``keyed``: clients need a key.
+        """Return the domains that remote images may come from; ``keyed``: clients need a key.
 
-        By default any public host, but not for a server that everybody reaches without a key: a
-        stranger could make it fetch for him.
+        By default these are all public hosts. A server that others reach without a key has none:
+        a stranger could make it fetch for him.
         """
         given = tuple(domain.lower() for domain in self.allowed_media_domains)
         if "none" in given:

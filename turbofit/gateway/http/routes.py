@@ -1,4 +1,4 @@
-"""The paths that exist, and the names by which clients may call a model.
+"""The paths that exist, the chat page, and the names by which clients may call a model.
 
 The engine's path is a constant of the route, so that no spelling of a path (``//``, ``..``, percent
 encodings, upper case) can lead anywhere else. A path for which LMDeploy would redirect because of a
@@ -43,12 +43,12 @@ _ROUTES: Final = "<!--routes-->"
 
 
 def is_page(raw_path: bytes) -> bool:
-    """Whether a path is this page's: the address itself, or the usual path of a server's docs."""
+    """Return whether a path leads to the chat page: the empty path, or ``/docs``."""
     return raw_path.rstrip(b"/") in (b"", b"/docs")
 
 
 class Page(NamedTuple):
-    """The page, and headers that let a browser run no script but the page's own."""
+    """The chat page, and headers that let a browser run no script but the page's own."""
 
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...]
@@ -56,7 +56,7 @@ class Page(NamedTuple):
 
 @cache
 def chat_page() -> Page:
-    """The page, which is read once."""
+    """Return the chat page, with a list of the routes; its file is read once."""
     rows = []
     for path, route in ROUTES.items():
         shown = escape(path)
@@ -78,7 +78,7 @@ def chat_page() -> Page:
 
 
 def _digest(text: str, name: str) -> str:
-    """The hash of an element's content, by which a policy names it; the element is unique."""
+    """Return the hash, for a content security policy, of the page's only element ``name``."""
     (content,) = re.findall(f"<{name}>(.*?)</{name}>", text, re.DOTALL)
     return f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"
 
@@ -101,7 +101,7 @@ class MemoryBar(Struct):
 
 
 class ModelFacts(Struct):
-    """The page's facts on one model.
+    """What the chat page shows of one model.
 
     ``limits`` are sentences; ``images`` is how many a request may have, if they are small.
     """
@@ -137,7 +137,10 @@ def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:
 
 
 def client_lines(url: str, model: str, *, key: bool) -> list[str]:
-    """Example requests, one for a shell, one for Python; they read a ``key`` from ``API_KEY``."""
+    """Return two example requests, one for a shell and one for Python.
+
+    ``key``: they read a key from the variable ``API_KEY``.
+    """
     messages = [{"role": "user", "content": "Hello"}]
     body = {"model": model, "messages": messages, "max_tokens": _ANSWER}
     headers = ["-H 'Content-Type: application/json'"]
