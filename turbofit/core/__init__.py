@@ -1,1 +1,1 @@
-"""The types of the contract, which every room uses; this room imports no other."""
+"""The types that all of turbofit uses, and its processes and files; it imports no other package."""
