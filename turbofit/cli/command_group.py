@@ -32,7 +32,10 @@ EXIT_CODES: Final[dict[int, str]] = {
 
 
 class Manual(NamedTuple):
-    """The manual of one command: examples, exit codes besides 0, 1, 2 and 130, what it touches."""
+    """The manual of one command; ``exits`` are its exit codes besides 0, 1, 2 and 130.
+
+    ``touches`` says what the command changes on the machine.
+    """
 
     examples: list[str]
     exits: list[int]
@@ -46,20 +49,20 @@ MANUAL: Final[dict[str, Manual]] = {
 
 @cache
 def option_texts(command: str) -> dict[str, str]:
-    """Texts for a command's options and arguments that have none of their own."""
+    """Return help texts for a command's options and arguments that have none of their own."""
     texts = load_yaml(presets_dir() / "options.yaml")
     return {**texts["shared"], **texts.get(command, {})}
 
 
 @cache
 def group_lines() -> dict[str, str]:
-    """What each group of options is for."""
+    """Return what each group of options is for, by the group's name."""
     lines: dict[str, str] = load_yaml(presets_dir() / "options.yaml")["groups"]
     return lines
 
 
 def manual_text(name: str) -> str:
-    """The lines below the options of a command; empty if it has no manual."""
+    """Return the help page's lines below the options; empty for a command without a manual."""
     if name not in MANUAL:
         return ""
     manual = MANUAL[name]
@@ -117,7 +120,7 @@ _BELOW: Final = """
 turbofit COMMAND --help tells more: options, examples, exit codes, and what it
 touches.
 """
-#: Modules of commands that are not in a module of their own name.
+#: The modules of commands that are not in a module of their own name.
 _FILES: Final = {
     "predict": "plan", "rehearse": "plan", "which": "plan", "logs": "ps", "stop": "ps",
     "gpus": "models", "machine": "models",
@@ -126,7 +129,7 @@ _FILES: Final = {
 
 
 def overview() -> str:
-    """The text of `turbofit --help`: all commands."""
+    """Return the text of `turbofit --help`, which lists all commands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     return "\n".join((_ABOVE, *lines, _BELOW))
@@ -160,7 +163,7 @@ TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
 
 
 def unknown_command(words: list[str]) -> UsageError:
-    """The error for a first word that is not a command."""
+    """Return the error for a first word that is not a command."""
     from turbofit.cli.usage_errors import unknown_word
     from turbofit.core.messages import guess
     from turbofit.core.process.hidden import without_secrets
@@ -185,15 +188,15 @@ COMPLETE_VARIABLE: Final = "_TURBOFIT_COMPLETE"
 
 @command(Argument("shell", metavar="SHELL", type=click.Choice(SHELLS)))
 def completion(shell: str) -> int:
-    """Print the shell's script, which asks turbofit itself at each TAB."""
+    """Print a shell's completion script, which asks turbofit at each TAB."""
     return complete(f"{shell}_source")
 
 
 def complete(instruction: str) -> int:
-    """Answer a shell's request, which is in its environment, for a script or for completions.
+    """Answer a shell's ``instruction`` of the environment: for a script, or for completions.
 
     Raises:
-        UsageError: no shell makes such a request.
+        UsageError: no shell gives such an instruction.
     """
     from click.shell_completion import get_completion_class
 

@@ -95,7 +95,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _missing(exc: Exception, argv: Sequence[str]) -> PackageError | None:
-    """The error that says what to install if a package of an extra is missing, else None."""
+    """Return the error that says what to install if an extra's package is missing, else None."""
     package = (exc.name or "").partition(".")[0] if isinstance(exc, ModuleNotFoundError) else ""
     extra = _EXTRAS.get(package)
     if extra is None:
@@ -111,7 +111,7 @@ def _missing(exc: Exception, argv: Sequence[str]) -> PackageError | None:
 
 
 def _bug(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:
-    """The error document of a bug; the traceback goes to a file of the state folder."""
+    """Return the error document of a bug; write its traceback to the state folder."""
     import traceback
 
     from turbofit.core.process.files import new_path
