@@ -123,7 +123,7 @@ class GatewayOptions(Validated):
         """Refuse options that only a gateway uses, such as a key; call it with ``--no-gateway``.
 
         Raises:
-            UsageError: the first such option.
+            UsageError: such an option is given.
         """
         usual = {"host": "127.0.0.1", "no_auth": True}
         for name, value in self.given().items():

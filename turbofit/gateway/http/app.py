@@ -222,7 +222,7 @@ class Gateway(AsgiApp):
             return await in_thread(act, *arguments)
 
     def _keep_more(self, request: RequestContext, size: int) -> None:
-        """Count ``size`` bytes added to a request's body; refuse it without memory for them."""
+        """Count bytes added to a request's body; refuse it if there is no memory for them."""
         if size > 0:
             self._bodies.keep(size, request.who)
             request.bytes_in += size

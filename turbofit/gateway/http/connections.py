@@ -310,7 +310,7 @@ class Hosts:
 
 
 def _name_of(host: bytes) -> str:
-    """The name in a ``Host`` header, without its port."""
+    """Return the name in a ``Host`` header, without its port."""
     name = host.decode("latin-1").lower()
     name = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]
     return name.rstrip(".")
@@ -334,7 +334,9 @@ class Keys:
         self._fronts = sum(map(bool, fronts))
 
     def check(self, headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
-        """The client's id (the beginning of its key's hash), and whether the key is a front's.
+        """Check a request's key; return the client's id, and whether the key is a front's.
+
+        The id is the beginning of the key's hash; without keys it is empty.
 
         Raises:
             Refusal: a key is needed, and the request has no known one.
@@ -385,7 +387,7 @@ class Origins:
         )
 
     def preflight(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-        """Response headers for a browser's preflight request.
+        """Return response headers for a browser's preflight request.
 
         Raises:
             Refusal: the page is not allowed, or the request names no page.
@@ -405,6 +407,6 @@ class Origins:
 
 
 def request_id(headers: Mapping[bytes, bytes]) -> str:
-    """The client's own request id if it is harmless, else a new one."""
+    """Return the client's own request id if it is harmless, else a new one."""
     given = headers.get(b"x-request-id", b"").decode("latin-1")
     return given if _ID.fullmatch(given) else uuid4().hex

@@ -240,7 +240,7 @@ def _picture(bounds: Bounds, slot: MediaSlot, fetched: Mapping[str, bytes]) -> P
 
 
 def decode(raw: bytes) -> Any:
-    """The value of a JSON body.
+    """Return the value of a JSON body.
 
     Raises:
         Refusal: it is no JSON, or has a number that no float can hold.

@@ -163,7 +163,7 @@ class LimitedProtocol(HttpToolsProtocol):
             )
 
     def on_response_complete(self) -> None:
-        """End a request; the rest of a refused body is read for a while."""
+        """Note that the answer is complete; read the rest of a refused body for a while."""
         super().on_response_complete()
         self.all_connections.waits(self)
         if self.transport.is_closing():
@@ -304,7 +304,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 async def _send_unchunked(cycle: Any, send: Callable[[Any], Any], message: Any) -> None:
-    """Send a part of an HTTP/1.0 answer, never in chunks; the connection's end may end the body."""
+    """Send a part of an HTTP/1.0 answer; a body of unknown length ends with the connection."""
     if message["type"] == "http.response.start":
         names = {name.lower() for name, _ in message.get("headers", ())}
         if b"content-length" not in names:

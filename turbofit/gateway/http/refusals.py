@@ -134,7 +134,7 @@ def refusal_body(api: Api, refusal: Refusal, request_id: str) -> bytes:
 
 
 def refusal_event(api: Api, refusal: Refusal) -> bytes:
-    """The event that ends a stream which has already begun."""
+    """Return the event that ends a stream which has already begun."""
     if api == "anthropic":
         document = _anthropic(refusal)
     elif api == "responses":

@@ -103,7 +103,7 @@ class MemoryBar(Struct):
 class ModelFacts(Struct):
     """What the chat page shows of one model.
 
-    ``limits`` are sentences; ``images`` is how many a request may have, if they are small.
+    ``limits`` are sentences; ``images`` is how many small images a request may have.
     """
 
     name: str
@@ -122,7 +122,7 @@ class About(Struct):
 
 
 def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:
-    """The bars of a plan, one for each set of equal GPUs."""
+    """Return the bars of a plan, one for each set of equal GPUs."""
     return tuple(
         MemoryBar(
             gpus=tuple(members),
@@ -159,7 +159,7 @@ def client_lines(url: str, model: str, *, key: bool) -> list[str]:
 def facts_of(
     names: Iterable[str], bounds: Bounds, more: Iterable[str], memory: tuple[MemoryBar, ...] = ()
 ) -> tuple[ModelFacts, ...]:
-    """The facts of models that one plan serves; ``more`` are sentences after its limits."""
+    """Return the facts of models that one plan serves; ``more`` are sentences after its limits."""
     limits = bounds.limits
     return tuple(
         ModelFacts(
@@ -247,7 +247,7 @@ _CREATED: Final = int(time.time())
 
 
 def find_route(method: str, raw_path: bytes) -> Route:
-    """The route of a raw path without its query; HEAD counts as GET.
+    """Return the route of a raw path without its query; HEAD counts as GET.
 
     Raises:
         Refusal: the route does not exist, is closed, or has another method.
@@ -267,7 +267,7 @@ def find_route(method: str, raw_path: bytes) -> Route:
 
 
 def api_of(raw_path: bytes) -> Api:
-    """The API whose error form fits a path, which may not exist."""
+    """Return the API whose error form fits a path, which may not exist."""
     route = ROUTES.get(raw_path.rstrip(b"/").decode("latin-1"))
     if route is not None:
         return route.api
@@ -283,7 +283,7 @@ class _Named(msgspec.Struct):
 
 
 def named_model(body: bytes) -> Any:
-    """The value of ``model`` in a request's body; None if it names no model.
+    """Return the value of ``model`` in a request's body; None if it names no model.
 
     Raises:
         Refusal: the body is no JSON object.
@@ -320,7 +320,7 @@ class ModelCard(NamedTuple):
 
 
 def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Document:
-    """The list of models in the form of its API; with ``name`` only that model's item.
+    """Return the list of models in the form of an API; with ``name`` only that model's item.
 
     Raises:
         Refusal: no model has this name.
@@ -348,7 +348,7 @@ def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Doc
 
 
 def first_model(listed: bytes | str) -> str | None:
-    """The first name in any server's list of models; None if it has none."""
+    """Return the first name in a server's list of models, which is JSON; None without any."""
     try:
         name = msgspec.json.decode(listed)["data"][0]["id"]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError):

@@ -51,7 +51,7 @@ class KvCache(Struct):
         return max(0, self.tokens - TEMPLATE_TOKENS)
 
     def reservation(self, cost: Cost) -> int:
-        """An upper bound of the tokens that all copies of a request hold, in whole blocks."""
+        """Return an upper bound of the tokens of a request's copies, in whole blocks."""
         if not cost.tokens:
             return 0
         blocks = -(-min(cost.tokens, self.longest) // self.block) + self.ahead

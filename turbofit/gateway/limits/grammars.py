@@ -36,7 +36,9 @@ _REPEATED: Final = re.compile(r"[?*+]|\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
 
 
 def check_format(body: JsonObject) -> list[str]:
-    """Bound ``response_format`` or ``text`` in place; returns changes like ``maxLength=200->none``.
+    """Limit the grammars of a body in place; return changes like ``maxLength=200->none``.
+
+    They are in ``response_format`` or ``text``.
 
     Raises:
         Refusal: it is no object, or compiling it would take too long.
@@ -53,7 +55,7 @@ def check_format(body: JsonObject) -> list[str]:
 
 
 def check_tools(tools: Any) -> list[str]:
-    """Bound the schemas of tools, in place; returns changes as `check_format` does.
+    """Limit the grammars of tools in place; return changes as `check_format` does.
 
     Raises:
         Refusal: the tools are no list, too many, or compiling them would take too long.

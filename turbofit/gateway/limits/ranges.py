@@ -291,7 +291,7 @@ TEMPLATE_ARGUMENTS: Final = frozenset(
 
 @cache
 def passed(kind: str) -> frozenset[str]:
-    """The fields of a route that are passed on; all others are left out.
+    """Return the fields of a route that are passed on; all others are left out.
 
     LMDeploy ignores fields that it does not declare; but a later version may read an image or a
     limit from one, so no unknown field passes.

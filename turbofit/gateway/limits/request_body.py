@@ -169,7 +169,7 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
 
 
 def _medium(role: str, content: list[Any], index: int) -> MediaSlot:
-    """The slot of the image or video at a place of a message's content."""
+    """Return the slot of the image or video at a place of a message's content."""
     kind = content[index]["type"]
     image = kind in _IMAGE_PARTS
     if role not in ("user", "tool"):
@@ -344,7 +344,7 @@ def _taken_out(value: Any, key: str) -> dict[str, Any]:
 
 
 def _names_in(value: Any) -> str:
-    """The names in an object, shortened for a header."""
+    """Return the names in an object, shortened for a header."""
     names = "+".join(sorted(value)) if isinstance(value, dict) else ""
     return "".join(c for c in names[:40] if c.isascii() and (c.isalnum() or c in "_+"))
 

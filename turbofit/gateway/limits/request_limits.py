@@ -124,7 +124,7 @@ class RequestedImage(Struct):
 
 
 def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
-    """The bounds of a plan; ``overlay``: whether the engines run on `gateway.overlay`'s folder."""
+    """Return a plan's bounds; ``overlay``: the engines run on the folder of `gateway.overlay`."""
     rule = plan.model.image_rule if plan.limits.vision_unit is not None else None
     gate = _gate(plan, rule)
     bytes_per_unit = 0 if rule is None else plan.model.unit_values * _WIDE
@@ -274,7 +274,7 @@ def _carried(
 
 
 def shown(value: Any) -> str:
-    """A client's value in a form that is safe in a header."""
+    """Return a client's value in a form that is safe in a header."""
     if isinstance(value, int) and abs(value) >= 1 << 64:
         return "huge"
     text = str(value)[:_SHOWN] if isinstance(value, str | int | float) else type(value).__name__

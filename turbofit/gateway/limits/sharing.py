@@ -53,7 +53,7 @@ class SharedImages(Struct):
 
 
 def by_request(bounds: Bounds) -> bool:
-    """Whether LMDeploy takes pixel bounds only for all images of a request together."""
+    """Return whether LMDeploy takes pixel bounds only for all images of a request together."""
     return not bounds.serial and bounds.rule is not None and bounds.rule.by_request
 
 

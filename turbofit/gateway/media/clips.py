@@ -191,7 +191,7 @@ def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> C
 
 
 def _split(url: str) -> tuple[str, str]:
-    """The head, in lower case, and the payload of a ``data:`` URL with base64."""
+    """Split a ``data:`` URL with base64 into its head, in lower case, and its payload."""
     head, comma, payload = url.partition(",")
     head = head.lower()
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):

@@ -181,7 +181,7 @@ class RoutedEngine:
         return (self.outstanding + 1) / self.share, self.units / self.share, self.index
 
     def fits(self, cost: Cost, *, suspect: bool = False) -> bool:
-        """Whether the engine takes requests, and has room for one more of this cost."""
+        """Return whether the engine takes requests, and has room for one more of this cost."""
         if not self.up or not self.gate.fits(cost):
             return False
         if self.turn_of is not None and (suspect or self.turn_of.alone):
@@ -309,7 +309,7 @@ class Fleet:
         return min(fitting, key=lambda engine: engine.rank, default=None)
 
     def dead(self) -> Refusal:
-        """The refusal for clients while no engine is up."""
+        """Return the refusal for clients while no engine is up."""
         if self.outage is None:
             return Refusal("engine_unavailable", retry_after=self.retry_seconds)
         return Refusal("engine_resting", why=self.outage.message, retry_after=self.retry_seconds)

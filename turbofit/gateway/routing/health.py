@@ -34,7 +34,7 @@ _TOKENS: Final = re.compile(
 
 
 def healthy(engines: Iterable[RoutedEngine]) -> bool:
-    """Whether at least one engine answers completions, and takes more."""
+    """Return whether at least one engine answers completions, and takes more."""
     return any(engine.serves for engine in engines)
 
 
@@ -154,7 +154,7 @@ class Monitor:
             self._changed()
 
     async def _moves(self, engine: RoutedEngine) -> bool:
-        """Whether the engine has counted more tokens than when a probe last failed."""
+        """Return whether the engine has counted more tokens than when a probe last failed."""
         page = await self._upstream.page(engine, "/metrics", HEALTH_SECONDS)
         before, engine.tokens = engine.tokens, sum(map(float, _TOKENS.findall(page)))
         return 0 < before < engine.tokens

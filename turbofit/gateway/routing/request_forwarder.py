@@ -140,7 +140,7 @@ class Exchange(ForwardOutcome):
         self.heard_at = self._engine.heard_at
 
     def _succeeded(self) -> None:
-        """Note that the engine answers, unless it died since: late bytes are of the old process."""
+        """Note that the engine works, unless it has died since the request was sent."""
         if not self._engine.dead_since(self.present.sent_at):
             self._engine.succeeded()
 
@@ -270,7 +270,7 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _end_broken(self) -> None:
-        """End a begun stream with an error event, else raise a refusal."""
+        """End a stream that has begun with an error event; before it has begun, raise a refusal."""
         fleet = self._by.fleet
         again = _RETRY_DIED if fleet.open else fleet.retry_seconds
         refusal = Refusal("engine_died", retry_after=again)
