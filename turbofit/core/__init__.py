@@ -1,1 +1,1 @@
-"""The types that all of turbofit uses, and its processes and files; it imports no other package."""
+"""Types, errors, units and processes for all of turbofit, of which it imports nothing else."""

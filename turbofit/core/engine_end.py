@@ -1,4 +1,4 @@
-"""How an engine ended, and what a rehearsal saw of it, as their documents say it.
+"""The types that say how an engine ended, and what a rehearsal of it found.
 
 `logs.death` decides the kind of a death, by the log and the exit.
 """
@@ -45,7 +45,7 @@ class End(Struct):
         return self.kind in ("out_of_memory", "host_memory", "hang")
 
     def record(self) -> Document:
-        """The known facts for a run's record, without the hint."""
+        """Return the known facts for a run's record, without the hint."""
         facts = {**to_builtins(self), "hint": None}
         return {name: value for name, value in facts.items() if value not in (None, "")}
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def option_of(setting: str) -> str:
-    """The command-line option of a setting, from the setting's name."""
+    """Return the command-line option of a setting, from the setting's name."""
     return "--" + setting.rstrip("_").replace("_", "-")
 
 
@@ -54,7 +54,7 @@ class TurbofitError(Exception):
         TurbofitError.__init__(self, lines[0], hint=lines[1], options=self.options)
 
     def to_dict(self) -> Document:
-        """The error as the JSON document that ``--json`` prints."""
+        """Return the error as the JSON document that ``--json`` prints."""
         names = ("kind", "message", "hint", "exit_code")
         return {"error": {name: getattr(self, name) for name in names}}
 
@@ -107,7 +107,7 @@ class LaunchError(TurbofitError):
 
 
 class OutOfMemoryError(TurbofitError):
-    """The memory was not enough, also after all retries."""
+    """The memory was not enough, even after all retries."""
 
     exit_code = 6
     kind = "out_of_memory"

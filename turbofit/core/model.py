@@ -1,4 +1,4 @@
-"""The model: dimensions, storage and the rule that turns images into tokens."""
+"""The types of a model: its dimensions, its storage, and where its facts come from."""
 
 from __future__ import annotations
 

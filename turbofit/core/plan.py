@@ -1,4 +1,4 @@
-"""The plan: the document that the contract defines, immutable and serialisable."""
+"""The plan: an immutable document that JSON can hold, and the types of its parts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ _OTHER_NAMES: Final = {"pytorch": {"cache_block_seq_len": "block_size"}}
 
 
 def config_names(engine: str) -> tuple[tuple[str, str], ...]:
-    """Return turbofit's and the engine config's name of each setting; unknown: as TurboMind."""
+    """Return pairs of turbofit's and the engine config's name of each setting of an engine.
+
+    An unknown engine has the settings of TurboMind.
+    """
     of_engine = {
         "pytorch": _PYTORCH_NAMES, "transformers": ("dtype", "max_batch_size", "session_len")
     }  # fmt: skip

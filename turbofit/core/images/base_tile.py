@@ -25,7 +25,8 @@ class BaseTileRule(ImageRule):
     """An image becomes square tiles; the limit counts them without the tile of the whole image.
 
     ``max_dynamic_patch`` is the checkpoint's own limit. ``thumbnail``: an image of several tiles
-    has one more, of the whole image. ``dynamic`` false means one tile for every image.
+    has one more tile, which shows the whole image. ``dynamic`` false means one tile for every
+    image.
     """
 
     unit_name = "tile"

@@ -36,7 +36,7 @@ class DummyImage(NamedTuple):
 
 
 class FolderEdits(NamedTuple):
-    """New values for ``config.json`` and the image processor's file, which lower a folder's limit.
+    """New values for ``config.json`` and the image processor's file, which change a folder's limit.
 
     ``inside`` is the key under which the processor's file holds them; empty: at its top level.
     """

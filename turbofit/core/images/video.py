@@ -120,9 +120,10 @@ def windows(  # noqa: PLR0913 - the numbers of a preprocessor
 ) -> tuple[int, int]:  # fmt: skip
     """Return rows and columns of windows to which an image, or each frame, is resized.
 
-    ``window`` is the side of a window in pixels; ``largest`` and ``smallest`` bound the pixels of
-    all ``frames`` after resizing, checked first for ``counted_frames``. ``enlarge``: a side below a
-    window is enlarged before anything else. ``what`` is ``image`` or ``video``, for messages.
+    ``window`` is the side of a window in pixels. ``largest`` and ``smallest`` bound the pixels of
+    all ``frames``; whether these are within bounds is decided for ``counted_frames``. ``enlarge``:
+    a side below a window is enlarged before anything else. ``what`` is ``image`` or ``video``, for
+    messages.
 
     Raises:
         UsageError: the image is longer than 200 : 1; the preprocessor refuses it, too.
