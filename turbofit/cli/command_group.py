@@ -193,7 +193,9 @@ def completion(shell: str) -> int:
 
 
 def complete(instruction: str) -> int:
-    """Answer a shell's ``instruction`` of the environment: for a script, or for completions.
+    """Answer a shell that asks for its script, or at a TAB for completions.
+
+    ``instruction`` is what it asks, such as ``bash_source``.
 
     Raises:
         UsageError: no shell gives such an instruction.

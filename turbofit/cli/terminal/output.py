@@ -203,7 +203,7 @@ class Form(NamedTuple):
 
 
 def painted(blocks: Iterable[Block], *, short: bool = False) -> str:
-    """Return a document as text for stdout: on a terminal as wide, within 80 to 120 columns."""
+    """Return a document as text; on a terminal its width is used, from 80 to 120 columns."""
     from turbofit.report.painters.terminal import paint
 
     if not screen.is_terminal(stdout()):
