@@ -37,17 +37,18 @@ _OF_PROGRAM: Final = re.compile(r"python[\d.]*|-m|(?:.*/)?lmdeploy(?:\.\S+)?|ser
 
 
 class TypedOption(Protocol):
-    """An option: whether it may have no value, and whether it takes several words."""
+    """An option; ``bare``: it may have no value; ``several``: it takes several words."""
 
     bare: bool
     several: bool
 
 
 class Typed(NamedTuple):
-    """The words of a command line, sorted; ``words`` are turbofit's own, in click's form.
+    """The words of a command line, sorted by whom they are for.
 
-    ``passed`` are LMDeploy's for the engine, ``variables`` are set when the command begins,
-    ``notes`` say what became of LMDeploy's words, ``unknown`` are options of nobody.
+    ``words`` are turbofit's own, in click's form; ``passed`` are LMDeploy's options for the engine;
+    ``variables`` are set when the command begins; ``notes`` say what became of LMDeploy's words;
+    ``unknown`` are options that neither program has.
     """
 
     words: list[str]
@@ -60,14 +61,14 @@ class Typed(NamedTuple):
 def read(
     words: Sequence[str], options: Mapping[str, TypedOption], *, plans: bool, serves: bool
 ) -> Typed:
-    """Read the words before ``--``; ``options`` are the command's own, by each of their names.
+    """Sort the words before ``--`` into turbofit's own and LMDeploy's.
 
-    ``plans``: LMDeploy's options may stand among them. ``serves``: the command starts engines,
-    which receive what is passed.
+    ``options`` are the command's own options, by each of their names. ``plans``: LMDeploy's options
+    may stand among them. ``serves``: the command starts engines, which get LMDeploy's options.
 
     Raises:
         UsageError: LMDeploy has an option that no plan counts, or that lacks its value.
-        click.BadOptionUsage: an option stands where another one's value should be.
+        click.BadOptionUsage: an option stands where the value of another option should be.
     """
     typed = _pasted(words) if plans else Typed(list(words), [], {}, [], [])
     reader, left = _Reader(options, typed, serves=serves), list(typed.words)
@@ -90,7 +91,7 @@ def read(
 
 
 class _Reader:
-    """The words of a command that are read, and what became of LMDeploy's."""
+    """Takes the options of a command line one by one, and notes what became of LMDeploy's."""
 
     def __init__(self, options: Mapping[str, TypedOption], typed: Typed, *, serves: bool) -> None:
         self._options, self._typed, self._serves = options, typed, serves
@@ -99,7 +100,7 @@ class _Reader:
         self._said: dict[str, list[str]] = {}
 
     def take_own(self, name: str, given: list[str], left: list[str]) -> None:
-        """Take one of turbofit's options; its value was given behind =, or is left behind it."""
+        """Take one of turbofit's options; its value is in ``given``, or the next of ``left``."""
         option = self._options[name]
         if option.several:
             self._lists[name] = given or take_values(left, "*", name)
@@ -114,7 +115,7 @@ class _Reader:
             self.own.append(left.pop(0))
 
     def take_lmdeploys(self, name: str, row: EngineOption, values: list[str]) -> None:
-        """Give one of LMDeploy's options to whom it is for."""
+        """Take one of LMDeploy's options: for the engine, as turbofit's option, or not at all."""
         self._said.setdefault(self._taken(name, row, values), []).append(name)
 
     def _taken(self, name: str, row: EngineOption, values: list[str]) -> str:
@@ -135,20 +136,20 @@ class _Reader:
         return f"as {' and '.join(targets)}" if targets else f"left out: {row.say}"
 
     def words(self) -> list[str]:
-        """Turbofit's own words in click's form: ``--option a --option b`` for a list."""
+        """Return turbofit's own words in click's form: ``--option a --option b`` for a list."""
         words = list(self.own)
         for name, values in self._lists.items():
             words += [word for value in values for word in (name, value)] or [name]
         return words
 
     def notes(self) -> list[str]:
-        """A sentence on LMDeploy's options, if there are any."""
+        """Return a sentence on what became of LMDeploy's options, if there are any."""
         parts = [f"{', '.join(names)} {what}" for what, names in self._said.items() if what]
         return [f"as LMDeploy's: {'; '.join(parts)}"] if parts else []
 
 
 def _pasted(words: Sequence[str]) -> Typed:
-    """The words with a line of LMDeploy's server cut down to its arguments and variables."""
+    """Cut a pasted command line of LMDeploy's server down to its arguments and variables."""
     for at, word in enumerate(words):
         if "api_server" in word and len(word.split()) > 1:
             try:
@@ -164,7 +165,7 @@ def _pasted(words: Sequence[str]) -> Typed:
 
 
 def _end_of_program(words: Sequence[str]) -> int:
-    """How many words the program's name and all before it are; 0 without the program."""
+    """Count the words up to the end of the name of LMDeploy's server; 0 without the name."""
     for at, word in enumerate(words):
         whole = " ".join(words[max(0, at - 2) : at + 1])
         if _COMMAND.fullmatch(whole) or _MODULE.fullmatch(word) or whole == "api_server":
@@ -180,7 +181,7 @@ def _cut(before: Sequence[str], words: list[str]) -> Typed:
 
 
 def _are_letters(word: str, options: Mapping[str, TypedOption]) -> bool:
-    """Whether a word is several short options in one, such as -vq, which click splits."""
+    """Return whether a word is several short options in one, such as -vq, which click splits."""
     return word[1:2] != "-" and all(f"-{letter}" in options for letter in word[1:])
 
 
@@ -191,7 +192,7 @@ _GPUS: Final = "CUDA_VISIBLE_DEVICES"
 
 
 class _Path(click.Path):
-    """A path; a ~ is expanded, which no shell does in quotes; the command reports its faults."""
+    """A path, whose ~ is expanded also in quotes; the command itself checks the path."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return super().convert(os.path.expanduser(value), param, ctx)
@@ -203,9 +204,10 @@ PATH: Final = _Path(readable=False)
 class Option(click.Option):
     """A click option in a named group of the help page; the first group has no name.
 
-    ``several``: it takes all words up to the next option, like LMDeploy's options. ``form``: a form
-    of the answer, of which a command takes only one; it has no environment variable. ``usual`` is
-    the default, as the help page shows it. ``help`` may be in presets/options.yaml instead.
+    ``several``: it takes all words up to the next option, like LMDeploy's options. ``form``: it
+    sets the form of the answer, of which a command takes only one, and has no environment variable.
+    ``usual`` is the default as the help page shows it. A missing ``help`` is in
+    presets/options.yaml.
     """
 
     def __init__(
@@ -230,13 +232,13 @@ class Option(click.Option):
         self.bare = self.is_flag or self.count or "flag_value" in attributes
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        """The text of the option's variable; None if Kubernetes set it for a Service."""
+        """Return the text of the option's variable; None if Kubernetes set it for a Service."""
         text = super().resolve_envvar_value(ctx)
         return None if text is None or is_service_address(text) else text
 
 
 class Argument(click.Argument):
-    """A click argument with a line on the help page, which may be in presets/options.yaml."""
+    """A click argument with a line on the help page, else taken from presets/options.yaml."""
 
     def __init__(self, name: str, *, explained: str = "", **attributes: Any) -> None:
         super().__init__([name], **attributes)
@@ -252,11 +254,11 @@ def _print_help(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 class CliCommand(click.Command):
     """One command of the command line; ``callback`` takes every option by its name.
 
-    ``takes_rest``: words after ``--`` are another program's, and passed on as ``rest``.
-    ``first``: the options of the first section of its help, before those in groups; ``unnamed``:
-    those that it does not name.
-    ``only_linux``: it supervises programs or reads /proc, except with ``--dry-run``; it continues
-    if nobody reads its standard error. ``usage`` replaces click's first line of the help.
+    ``takes_rest``: words after ``--`` are another program's, and passed on as ``rest``. ``first``
+    are the options of the help page's first section, before those in groups; ``unnamed`` are the
+    options that the help page leaves out. ``only_linux``: the command does not run on Windows,
+    except with ``--dry-run``, and goes on if nobody reads its standard error. ``usage`` replaces
+    click's first line of the help.
     """
 
     def __init__(
@@ -293,7 +295,7 @@ class CliCommand(click.Command):
         self.plans = any("--session-len" in param.opts for param in params)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the words before ``--``; if the command plans, also those of LMDeploy's server."""
+        """Parse the words before ``--``; if the command plans, also LMDeploy's options there."""
         ctx.meta.setdefault(WORDS, tuple(args))
         words, rest = split_rest(args)
         if ctx.resilient_parsing:
@@ -368,7 +370,7 @@ class CliCommand(click.Command):
         """Write nothing: `format_options` writes the arguments."""
 
     def explain(self, name: str) -> None:
-        """Give each option and argument without a help text its text in the command's manual."""
+        """Give options and arguments without a help text those of presets/options.yaml."""
         from turbofit.cli.manual import option_texts
 
         texts = option_texts(name)
@@ -415,7 +417,7 @@ class CliCommand(click.Command):
 
 
 def _choose_gpus(typed: Typed, ctx: click.Context) -> None:
-    """Take a pasted line's CUDA_VISIBLE_DEVICES as ``--gpus`` of a described machine."""
+    """Take CUDA_VISIBLE_DEVICES of a pasted line as ``--gpus``, if ``--on`` is given."""
     if _GPUS in typed.variables and ctx.params.get("on") and "gpus" in ctx.params:
         value, given = typed.variables.pop(_GPUS), ctx.params["gpus"]
         if given is None:
@@ -434,7 +436,7 @@ def command(*params: click.Parameter, **options: Any) -> Callable[[Callable[...,
 
 
 def split_rest(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words before ``--``, and the words after it."""
+    """Return the words before ``--``, and the words after it."""
     before = list(arguments)
     if "--" not in before:
         return before, []

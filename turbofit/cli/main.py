@@ -91,7 +91,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _missing(exc: Exception, argv: Sequence[str]) -> PackageError | None:
-    """The error that says what to install if a package of an extra is missing, else None."""
+    """Return the error that says what to install if an extra's package is missing, else None."""
     package = (exc.name or "").partition(".")[0] if isinstance(exc, ModuleNotFoundError) else ""
     extra = _EXTRAS.get(package)
     if extra is None:
@@ -107,7 +107,7 @@ def _missing(exc: Exception, argv: Sequence[str]) -> PackageError | None:
 
 
 def _bug(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:
-    """The error document of a bug; the traceback goes to a file of the state folder."""
+    """Return the error document of a bug; write its traceback to the state folder."""
     import traceback
 
     from turbofit.core.process.files import new_path
@@ -166,7 +166,7 @@ TURBOFIT: Final = Turbofit("turbofit", add_help_option=False)
 
 
 def unknown_command(words: list[str]) -> UsageError:
-    """The error for a first word that is not a command."""
+    """Return the error for a first word that is not a command."""
     from turbofit.cli.usage_errors import unknown_word
     from turbofit.core.messages import guess
     from turbofit.core.process.hidden import without_secrets
@@ -191,15 +191,17 @@ COMPLETE_VARIABLE: Final = "_TURBOFIT_COMPLETE"
 
 @command(Argument("shell", metavar="SHELL", type=click.Choice(SHELLS)))
 def completion(shell: str) -> int:
-    """Print the shell's script, which asks turbofit itself at each TAB."""
+    """Print a shell's completion script, which asks turbofit at each TAB."""
     return complete(f"{shell}_source")
 
 
 def complete(instruction: str) -> int:
-    """Answer a shell's request, which is in its environment, for a script or for completions.
+    """Answer a shell that asks for its script, or at a TAB for completions.
+
+    ``instruction`` is what it asks, such as ``bash_source``.
 
     Raises:
-        UsageError: no shell makes such a request.
+        UsageError: no shell gives such an instruction.
     """
     from click.shell_completion import get_completion_class
 

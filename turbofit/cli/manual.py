@@ -24,7 +24,10 @@ EXIT_CODES: Final[dict[int, str]] = {
 
 
 class Manual(NamedTuple):
-    """The manual of one command: examples, exit codes besides 0, 1, 2 and 130, what it touches."""
+    """The manual of one command; ``exits`` are its exit codes besides 0, 1, 2 and 130.
+
+    ``touches`` says what the command changes on the machine.
+    """
 
     examples: list[str]
     exits: list[int]
@@ -38,20 +41,20 @@ MANUAL: Final[dict[str, Manual]] = {
 
 @cache
 def option_texts(command: str) -> dict[str, str]:
-    """Texts for a command's options and arguments that have none of their own."""
+    """Return help texts for a command's options and arguments that have none of their own."""
     texts = load_yaml(presets_dir() / "options.yaml")
     return {**texts["shared"], **texts.get(command, {})}
 
 
 @cache
 def group_lines() -> dict[str, str]:
-    """What each group of options is for."""
+    """Return what each group of options is for, by the group's name."""
     lines: dict[str, str] = load_yaml(presets_dir() / "options.yaml")["groups"]
     return lines
 
 
 def manual_text(name: str) -> str:
-    """The lines below the options of a command; empty if it has no manual."""
+    """Return the help page's lines below the options; empty for a command without a manual."""
     if name not in MANUAL:
         return ""
     manual = MANUAL[name]
@@ -112,7 +115,7 @@ touches.
 
 
 def overview() -> str:
-    """The text of `turbofit --help`: all commands."""
+    """Return the text of `turbofit --help`, which lists all commands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     return "\n".join((_ABOVE, *lines, _BELOW))

@@ -51,7 +51,7 @@ def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
 
 
 def _bad_value(exc: click.BadParameter, param: click.Parameter, ctx: click.Context) -> UsageError:
-    """The error for a value that is missing, or that an option or argument does not take."""
+    """Return the error for a missing or a wrong value of an option or argument."""
     from turbofit.cli.manual import MANUAL
 
     name, hint = max(param.opts, key=len), f"see {ctx.command_path} --help"
@@ -68,7 +68,7 @@ def _bad_value(exc: click.BadParameter, param: click.Parameter, ctx: click.Conte
 
 
 def unknown_options(names: Sequence[str], ctx: click.Context) -> UsageError:
-    """One error for all options that a command does not have, with each hint once."""
+    """Return one error for all options that a command does not have, with each hint once."""
     hints: dict[str, list[str]] = {}
     for name in names:
         hint = _known_elsewhere(name, ctx) or f"see {ctx.command_path} --help"
@@ -80,7 +80,7 @@ def unknown_options(names: Sequence[str], ctx: click.Context) -> UsageError:
 
 
 def _known_elsewhere(name: str, ctx: click.Context) -> str:
-    """A hint on an option that a command lacks: where it is one, or the nearest of its own."""
+    """Return a hint on an option that a command lacks: who has it, or the nearest of its own."""
     from turbofit.serving.passthrough import engine_options
 
     own = [option for param in ctx.command.params for option in param.opts if option[:2] == "--"]
@@ -97,7 +97,7 @@ def _known_elsewhere(name: str, ctx: click.Context) -> str:
 
 
 def unknown_word(word: str) -> str:
-    """A hint for a word in a wrong place, by what it names; empty if nothing is known of it."""
+    """Return a hint for a misplaced word that is a model, a path or a machine; else empty."""
     from turbofit.machine.spec import is_spec
     from turbofit.model.names import names_a_model
 
@@ -113,7 +113,7 @@ def unknown_word(word: str) -> str:
 
 
 def without_gpu(hint: str, ctx: click.Context) -> str:
-    """A hint on what to do if no GPU can be read."""
+    """Return a hint on what to do if no GPU can be read; ``hint`` if ``--pretend`` is no option."""
     if not any("--pretend" in param.opts for param in ctx.command.params):
         return hint
     return (
@@ -123,7 +123,7 @@ def without_gpu(hint: str, ctx: click.Context) -> str:
 
 
 def options_by_command(ctx: click.Context) -> Iterator[tuple[str, click.Parameter]]:
-    """Each option of each command, all of which are imported to answer a wrong name."""
+    """Yield each option of each command with the command's name; it imports all commands."""
     group = ctx.find_root().command
     if not isinstance(group, click.Group):
         return

@@ -1,1 +1,1 @@
-"""The types of the contract, which every room uses; this room imports no other."""
+"""Types, errors, units and processes for all of turbofit, of which it imports nothing else."""

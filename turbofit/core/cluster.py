@@ -14,10 +14,11 @@ CLUSTER_STATUS_SCHEMA: Final = "turbofit.cluster-status/3"
 
 
 class Node(Struct):
-    """One machine of a cluster, under the cluster's own ``id``; ``address`` is for other nodes.
+    """One machine of a cluster; other nodes reach it at ``address``.
 
-    ``gpus`` is as Ray counts them; ``leaving``: Ray drains the node. ``machine`` is None if it
-    could not be measured or has nothing to serve with; ``why_not`` then says why.
+    ``id`` is the cluster's own name of it, ``gpus`` the number that Ray counts. ``leaving``: Ray
+    drains the node. ``machine`` is None if it could not be measured, or has nothing to serve with;
+    ``why_not`` then says why.
     """
 
     id: str
@@ -30,7 +31,7 @@ class Node(Struct):
 
 
 class Cluster(Struct):
-    """The nodes at one moment; ``source`` is ``ray ADDRESS``, or names simulated machines."""
+    """The nodes of a cluster at one moment, of ``source``: ``ray ADDRESS``, or simulated ones."""
 
     source: str
     nodes: tuple[Node, ...]

@@ -1,4 +1,4 @@
-"""How an engine ended, and what a rehearsal saw of it, as their documents say it.
+"""The types that say how an engine ended, and what a rehearsal of it found.
 
 `logs.death` decides the kind of a death, by the log and the exit.
 """
@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 from turbofit.core.errors import DoesNotFitError, LaunchError, OutOfMemoryError, TurbofitError
 from turbofit.core.struct import Document, Struct, doc, to_builtins
 
-#: ``stalled``: it lives, and a probe had no answer. ``refused``: it does not do what the plan
-#: promises, and is not started again. ``unknown``: the evidence is contradictory, or nobody looked.
+#: ``stalled``: the engine lives, and a probe had no answer. ``refused``: it does not do what the
+#: plan promises, and is not started again. ``unknown``: the evidence is missing or contradictory.
 EndKind = Literal[
     "out_of_memory", "host_memory", "hang", "killed", "raced", "crash", "stalled", "refused",
     "unknown",
@@ -45,7 +45,7 @@ class End(Struct):
         return self.kind in ("out_of_memory", "host_memory", "hang")
 
     def record(self) -> Document:
-        """The known facts for a run's record, without the hint."""
+        """Return the known facts for a run's record, without the hint."""
         facts = {**to_builtins(self), "hint": None}
         return {name: value for name, value in facts.items() if value not in (None, "")}
 
@@ -60,7 +60,7 @@ class End(Struct):
 
 
 def exit_words(code: int | None) -> str:
-    """A process's exit status in words; None: it lives."""
+    """Return a process's exit status in words; None stands for a process that lives."""
     if code is None:
         return "no exit: its server lives and answers no request"
     number = signal_of(code)
@@ -68,14 +68,17 @@ def exit_words(code: int | None) -> str:
 
 
 def signal_of(code: int | None) -> int:
-    """The signal of an exit status, as Python or a shell writes it; 0: none."""
+    """Return the number of the signal that an exit status tells of; 0 if it tells of none.
+
+    The status is Python's (-9) or a shell's (137).
+    """
     if code is None:
         return 0
     return -code if code < 0 else code - 128 if 128 < code <= 192 else 0  # 64 signals; 255 is -1
 
 
 def signal_name(number: int) -> str:
-    """A signal's name; its number where it has none."""
+    """Return a signal's name, or its number as a text if it has no name."""
     try:
         return signal.Signals(number).name
     except ValueError:

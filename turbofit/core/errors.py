@@ -1,4 +1,4 @@
-"""Errors that a person can cause or fix: one line of cause, one of hint, one exit code each.
+"""Errors that a person can cause or fix; each has a line of cause, a hint and an exit code.
 
 Anything else that escapes is a bug in turbofit and leaves with exit code 1.
 """
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def option_of(setting: str) -> str:
-    """The command-line option of a setting, from the setting's name."""
+    """Return the command-line option of a setting, from the setting's name."""
     return "--" + setting.rstrip("_").replace("_", "-")
 
 
@@ -22,8 +22,8 @@ class TurbofitError(Exception):
     Args:
         message: one line that names the cause.
         hint: one line that says what to do about it.
-        options: the options that both lines name, by their fields, the wrong one first. The lines
-            spell them as the command line does; Python's functions spell them as keywords.
+        options: the fields of the options that both lines name, the wrong option first. The lines
+            spell them as the command line does; `name_keywords` changes that for Python.
     """
 
     exit_code: ClassVar[int] = 1
@@ -52,13 +52,13 @@ class TurbofitError(Exception):
         TurbofitError.__init__(self, lines[0], hint=lines[1], options=self.options)
 
     def to_dict(self) -> dict[str, Any]:
-        """The error as the JSON document that ``--json`` prints."""
+        """Return the error as the JSON document that ``--json`` prints."""
         names = ("kind", "message", "hint", "exit_code")
         return {"error": {name: getattr(self, name) for name in names}}
 
 
 class UsageError(TurbofitError):
-    """Wrong option, SPEC, file or model name."""
+    """An option, SPEC, file or model name is wrong."""
 
     exit_code = 2
     kind = "usage"
@@ -105,7 +105,7 @@ class LaunchError(TurbofitError):
 
 
 class OutOfMemoryError(TurbofitError):
-    """Out of memory after all retries."""
+    """The memory was not enough, even after all retries."""
 
     exit_code = 6
     kind = "out_of_memory"
@@ -119,7 +119,7 @@ class PackageError(TurbofitError):
 
 
 def error_from(document: dict[str, Any]) -> TurbofitError:
-    """The error of another process, from what `TurbofitError.to_dict` has under ``error``."""
+    """Return an error of another process, made of what `to_dict` has under ``error``."""
     kinds = {error.exit_code: error for error in TurbofitError.__subclasses__()}
     kind = kinds.get(int(document.get("exit_code", 0)), LaunchError)
     return kind(str(document.get("message", "")), hint=str(document.get("hint", "")))

@@ -1,6 +1,6 @@
-"""How turbofit was installed, and how pip installs it again or with an extra.
+"""How turbofit was installed, and the pip commands that install it again or with an extra.
 
-pip is given the clone that it was installed from, or the package of an index.
+The commands name the clone that turbofit was installed from, else the package of an index.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ if TYPE_CHECKING:
     pass
 
 _NAME: Final = "turbofit"
-#: The folder with the code: in a clone, or in an environment.
+#: The folder that has the package turbofit: a clone, or site-packages.
 _CODE: Final = Path(__file__).resolve().parents[2]
-#: The library that resizes images, the source that hatch_build.py compiled, and its digest.
+#: The library that resizes images; pixels.c, its source, and its digest are in the same folder.
 _LIBRARY: Final = _CODE / "turbofit" / "serving" / "images" / "libpixels.so"
 
 
 def install_command(extra: str, *, upgrade: bool = False) -> str:
-    """A pip command, ready to paste, that installs the packages of an extra of pyproject.toml.
+    """Return a pip command, ready to paste, that installs turbofit with an extra of pyproject.toml.
 
-    It names the clone that turbofit was installed from, else the package of an index. ``upgrade``
-    replaces installed versions.
+    ``upgrade``: it also replaces installed versions.
     """
     clone, again = clone_folder(), ["-U"] if upgrade else []
     editable = ["-e"] if clone == _CODE else []
@@ -37,10 +36,11 @@ def install_command(extra: str, *, upgrade: bool = False) -> str:
 
 
 def image_library() -> Path:
-    """The library that resizes images, compiled when turbofit was installed.
+    """Return the path of the library that resizes images, compiled when turbofit was installed.
 
     Raises:
-        PackageError: it is missing or damaged; the hint is how to get it, empty where nobody can.
+        PackageError: it is missing or damaged; the hint, empty on other systems than Linux on
+            x86-64, says how to get it.
     """
     import sysconfig
     from hashlib import sha256
@@ -63,9 +63,9 @@ def image_library() -> Path:
 
 
 def clone_folder() -> Path | None:
-    """The clone that turbofit was installed from, or that contains its code; None if neither is.
+    """Return the clone that turbofit was installed from, or that has its code; None without one.
 
-    pip notes the former in ``direct_url.json`` (PEP 610).
+    pip notes where it installed from in ``direct_url.json`` (PEP 610).
     """
     from importlib.metadata import PackageNotFoundError, distribution
     from urllib.request import url2pathname
@@ -82,7 +82,7 @@ def clone_folder() -> Path | None:
 
 
 def without_gpu() -> str:
-    """The end of a hint that names the clone's ``scripts/without-gpu``; empty without a clone."""
+    """Return the end of a hint that names ``scripts/without-gpu``; empty without a clone."""
     clone = clone_folder()
     if clone is None:
         return ""
@@ -90,7 +90,7 @@ def without_gpu() -> str:
 
 
 def installed(*names: str) -> str | None:
-    """The version of the first of these packages that is installed, None if none is."""
+    """Return the version of the first of these packages that is installed; None without any."""
     from importlib.metadata import PackageNotFoundError, version
 
     for name in names:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from turbofit.core.struct import NA, NaType, Struct, const, doc, known
 
 MACHINE_SCHEMA: Final = "turbofit.machine/1"
-#: Figures of a machine from a file are in these bounds: sizes, and what is above 0.
+#: Types of figures in a machine that is read from a file: bytes, rates above 0, and counts.
 Size = Annotated[int, Meta(ge=0, le=1 << 50)]
 Rate = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -214,7 +214,7 @@ class Machine(Struct, dict=True):
     ] = ()
 
     def gpu(self, index: int) -> Gpu:
-        """The GPU with this index (PCI order)."""
+        """Return the GPU with this index in PCI order."""
         return self._by_index[index]
 
     @cached_property
@@ -222,7 +222,7 @@ class Machine(Struct, dict=True):
         return {gpu.index: gpu for gpu in reversed(self.gpus)}
 
     def link(self, a: int, b: int) -> Link:
-        """The link between two GPUs; a link whose facts are all NA if none was read."""
+        """Return the link between two GPUs; if none was read, all facts of it are NA."""
         pair = (a, b) if a < b else (b, a)
         return self._by_pair.get(pair) or Link(a=pair[0], b=pair[1])
 
@@ -231,7 +231,7 @@ class Machine(Struct, dict=True):
         return {(link.a, link.b): link for link in self.links}
 
     def with_used(self, used: int) -> Machine:
-        """The machine, on each card of which others hold so many bytes at least."""
+        """Return the machine with at least ``used`` bytes of each GPU held by others."""
         gpus = []
         for gpu in self.gpus:
             taken = min(gpu.usable, max(used, known(gpu.used, 0)))
@@ -239,6 +239,6 @@ class Machine(Struct, dict=True):
         return replace(self, gpus=tuple(gpus))
 
     def nvlinked(self, gpus: Sequence[Gpu]) -> bool:
-        """Whether NVLink joins every pair of these GPUs."""
+        """Return whether NVLink joins every pair of these GPUs."""
         pairs = combinations([gpu.index for gpu in gpus], 2)
         return all(self.link(a, b).nvlinked for a, b in pairs)

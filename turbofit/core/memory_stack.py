@@ -1,4 +1,4 @@
-"""The parts of a GPU's memory in the order of a stack, and GPUs with equal parts together."""
+"""Splits a GPU's memory into named pieces, as a bar shows them, and groups equal GPUs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import GpuLedger, Term
 
-#: The kinds in the order of the stack: the letter that a painter draws, and the words for it.
+#: The kinds of pieces in the order of the bar, each with its letter in a drawing, and its words.
 KINDS: Final = {
     "reserved": ("r", "driver"),
     "before": ("o", "held by others"),
@@ -33,7 +33,7 @@ TERMS: Final = {
     "vision_forward": "image requests that meet in one forward",
     "kv_cache": "the cache",
 }
-#: The term of a prediction from a log's free memory, in which nobody's part is told apart.
+#: The only term before the cache, if a prediction knows no more than a log's free memory.
 BEFORE_CACHE: Final = "before_cache"
 #: The suffix of a negative term, which gives back a part of another term.
 _RETURNED: Final = ".returned"
@@ -49,9 +49,9 @@ class StackPiece(NamedTuple):
 
 
 def stack(ledger: GpuLedger) -> tuple[StackPiece, ...]:
-    """The pieces in order; their sum is the card's total, or more if the card is too small.
+    """Return the pieces in order; their sum is the card's total, or more if it is too small.
 
-    Only the worst transient counts, with the bytes that it adds to the state at rest.
+    Of the transient terms only the worst counts, with the bytes that it adds to those at rest.
     """
     worst = next((term for term in ledger.ledger if term.worst), None)
     name = worst.term if worst else "worst request"
@@ -67,7 +67,7 @@ def stack(ledger: GpuLedger) -> tuple[StackPiece, ...]:
 
 
 def sums(pieces: Iterable[StackPiece]) -> dict[str, int]:
-    """The sum in bytes of each kind that occurs, in the order of the stack."""
+    """Return the sum in bytes of each kind of piece that occurs, in the order of `KINDS`."""
     sizes = dict.fromkeys(KINDS, 0)
     for piece in pieces:
         sizes[piece.kind] += piece.bytes
@@ -75,7 +75,7 @@ def sums(pieces: Iterable[StackPiece]) -> dict[str, int]:
 
 
 def _held(ledger: GpuLedger) -> list[StackPiece]:
-    """The pieces in use at rest, a piece for each term; bytes that no term names come last."""
+    """Return the pieces in use at rest, one a term; bytes that no term explains come last."""
     terms = [term for term in ledger.ledger if term.phase != "transient"]
     sizes = {term.term: term.bytes for term in terms}
     for term in terms:
@@ -106,7 +106,7 @@ def _give_back(sizes: dict[str, int], given: Term, terms: Sequence[Term]) -> Non
 
 
 def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
-    """Groups of equal GPUs: the indices of each group, and the ledger of its first GPU."""
+    """Group GPUs with equal ledgers; return each group's indices and its first GPU's ledger."""
     sets: dict[object, tuple[list[int], GpuLedger]] = {}
     for ledger in ledgers:
         facts = (
@@ -119,7 +119,7 @@ def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
 
 
 def memory_label(ledger: GpuLedger) -> str:
-    """Words that say how much of a card is in use at most, and how much is left."""
+    """Say in words how much of a card is in use at most, and how much is left."""
     when = "while loading" if ledger.most > ledger.peak else "in the worst case"
     # The card counts with the driver's part; a budget counts only what the engines take.
     used, whole = ledger.reserved + ledger.most, format_bytes(ledger.total)

@@ -1,4 +1,4 @@
-"""Words that several rooms use: sets of GPUs, options, plurals, options that conflict."""
+"""Words for messages: sets of GPUs, plurals, options that conflict, names that are near."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HARMLESS: Final = (OWN_CODE, RESERVED)
 
 
 def indices(gpus: Iterable[int]) -> str:
-    """GPU indices in order, with runs shortened: ``0-3`` or ``0,2-4``."""
+    """Return GPU indices as a text, with runs shortened: ``0-3`` or ``0,2-4``."""
     runs: list[list[int]] = []
     for gpu in sorted(set(gpus)):
         if runs and gpu == runs[-1][1] + 1:
@@ -47,12 +47,12 @@ def indices(gpus: Iterable[int]) -> str:
 
 
 def groups_of(groups: Iterable[tuple[int, ...]]) -> str:
-    """Groups of GPU indices joined by ``|``: ``0,1 | 2,3``."""
+    """Return groups of GPU indices as a text: ``0-1 | 2-3``."""
     return " | ".join(indices(group) for group in groups)
 
 
 def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") -> None:
-    """Refuse options that exclude ``beside``; ``hint`` is added to the advice to leave them out.
+    """Refuse options that cannot stand with ``beside``; ``hint`` ends the advice to leave them out.
 
     Raises:
         UsageError: one of these options is given.
@@ -68,12 +68,12 @@ def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") 
 
 
 def on_each_gpu(gpus: int) -> str:
-    """Words after a number of bytes that is the same on so many GPUs; empty for one GPU."""
+    """Return the words ``on each GPU`` for a number of bytes; empty if there is one GPU."""
     return " on each GPU" if gpus > 1 else ""
 
 
 def plural(count: int, noun: str) -> str:
-    """The noun as it stands after a number: ``1 patch``, ``2 patches``."""
+    """Return the noun as it stands after a number: ``1 patch``, ``2 patches``."""
     if count == 1:
         return noun
     return f"{noun}es" if noun.endswith(("ch", "sh", "s", "x")) else f"{noun}s"
@@ -81,12 +81,12 @@ def plural(count: int, noun: str) -> str:
 
 #: The least similarity of two names that counts as a misspelling.
 _ALIKE: Final = 0.8
-#: Quotes that are copied together with a word.
+#: Quotes that people copy together with a word.
 _QUOTES: Final = "\"'`\u2018\u2019\u201c\u201d\u201e\u300c\u300d"
 
 
 def plain(text: str) -> str:
-    """A name or a machine without quotes, and with full-width characters made ASCII."""
+    """Return a text without quotes around it, and with full-width characters made ASCII."""
     return unicodedata.normalize("NFKC", text.strip().strip(_QUOTES)).strip()
 
 
@@ -97,9 +97,9 @@ def _vllm() -> dict[str, dict[str, str]]:
 
 
 def of_vllm(name: str, spelled: Callable[[str], str]) -> str:
-    """What turbofit has for an option of vLLM; empty for a name that vLLM does not have.
+    """Say what turbofit has for an option of vLLM; empty if vLLM has no option of this name.
 
-    ``spelled`` writes the name of turbofit's option.
+    ``spelled`` turns a setting's name into that of turbofit's option.
     """
     row = _vllm().get(name.lstrip("-").replace("_", "-").lower())
     if row is None:
@@ -109,9 +109,9 @@ def of_vllm(name: str, spelled: Callable[[str], str]) -> str:
 
 
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """The known names that a misspelt name may mean, the nearest first.
+    """Return up to ``count`` known names that a misspelt name may mean, the nearest first.
 
-    If none is similar, those with the same letters, or those that begin with it.
+    If none is similar: names with the same letters, or names with which ``name`` begins.
     """
     from difflib import get_close_matches
 
@@ -122,12 +122,12 @@ def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
 
 
 def guess(name: str, known: Iterable[str], count: int = 1) -> str:
-    """``did you mean …?`` with the nearest names; empty if none is near."""
+    """Return ``did you mean NAME?`` with the nearest known names; empty if none is near."""
     alike = near(name, known, count)
     return f"did you mean {' or '.join(alike)}?" if alike else ""
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """The hint for an unknown word: the nearest known names, or all."""
+    """Return the hint for an unknown word: the nearest known words, or all of them."""
     known = list(dict.fromkeys(known))
     return guess(word, known, 3) or f"it knows {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""The model: dimensions, storage and the rule that turns images into tokens."""
+"""The types of a model: its dimensions, its storage, and where its facts come from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Dtype = Literal["float16", "bfloat16", "float32"]
 
 #: The most repeats in an expression of a checkpoint; each one multiplies the time of a search.
 _MOST_REPEATS: Final = 4
-#: The name of a decoder's layer, or of a module in it; names of drafts and towers do not match.
+#: The name of a decoder's layer or of a module in it, but not of a draft model or a tower.
 _OF_LAYER: Final = r"(?:(?:model|language_model|llm)\.)*(layers\.\d{1,9}\b.*)"
 #: Parts of names that, together, cover all linear layers of a decoder except its experts.
 _BESIDE_EXPERTS: Final = ("self_attn", "shared_experts", "mlp")
@@ -241,13 +241,13 @@ class Quantization(Struct):
 
     @property
     def of_experts(self) -> bool:
-        """Whether it packs experts only: mxfp4, and compressed-tensors that exempts the rest."""
+        """Whether only experts are quantised, as with mxfp4, or if all else is exempt."""
         if self.method == "compressed-tensors":
             return all(any(word in name for name in self.unconverted) for word in _BESIDE_EXPERTS)
         return self.method == "mxfp4"
 
     def exempts(self, module: str, layer: int) -> bool:
-        """Whether it exempts a linear layer, such as ``linear_attn.in_proj_z``, of a layer."""
+        """Return whether a module of a layer, as ``linear_attn.in_proj_z``, stays unquantised."""
         patterns, parts = _exempted(self.unconverted)
         name = f"model.language_model.layers.{layer}.{module}"
         return any(pattern.search(name) for pattern in patterns) or any(
@@ -257,7 +257,7 @@ class Quantization(Struct):
 
 @cache
 def _exempted(names: tuple[str, ...]) -> tuple[list[re.Pattern[str]], list[str]]:
-    """Expressions for names, and exempt parts of names."""
+    """Sort names of exempt modules into regular expressions and parts of names."""
     patterns, parts = [], []
     for name in filter(None, names):
         if of_layer := re.fullmatch(_OF_LAYER, name):
@@ -313,13 +313,13 @@ class Model(Struct):
 
     @property
     def unit_values(self) -> int:
-        """Values of the preprocessed pixels of one unit; 0 without a tower."""
+        """The number of values in one unit's preprocessed pixels; 0 without a vision tower."""
         if self.image_rule is None or self.vision is None:
             return 0
         return self.image_rule.unit_values(self.vision.channels, self.vision.temporal_patch)
 
     def pixel_bytes(self, units: int) -> int:
-        """Bytes of the preprocessed pixels of so many units at 16 bits."""
+        """Return the bytes of the preprocessed pixels of ``units`` at 16 bits."""
         return units * self.unit_values * DTYPE_BYTES["float16"]
 
     @property
@@ -328,12 +328,12 @@ class Model(Struct):
         return self.image_rule is not None and self.image_rule.mrope
 
     def features(self, units: int) -> int:
-        """Rows of the language model's width that tower and projector make of so many units."""
+        """Return how many rows for the language model tower and projector make of ``units``."""
         return 0 if self.image_rule is None else self.image_rule.features(units)
 
     @property
     def unit_tower_tokens(self) -> int:
-        """Tokens that the tower runs on for one unit: a patch, or a tile's patches and one more."""
+        """Tokens that the tower processes for one unit: 1 for a patch; a tile's patches and 1."""
         if self.image_rule is None or self.vision is None:
             return 1
         return self.image_rule.tower_tokens(self.vision.patch_size)

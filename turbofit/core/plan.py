@@ -1,4 +1,4 @@
-"""The plan: the document that the contract defines, immutable and serialisable."""
+"""The plan: an immutable document that JSON can hold, and the types of its parts."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ EngineName = Literal["turbomind", "pytorch", "transformers"]
 Goal = Literal["throughput", "latency", "context"]
 Phase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
 Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
-#: The most images of one request if the plan does not promise more. Each takes at least 2 ms of a
-#: thread of LMDeploy's process, a photograph 30 to 100 ms; with only one thread, all clients wait.
+#: The most images of a request if the plan does not promise more. Each image takes at least 2 ms of
+#: a thread of LMDeploy's process, a photograph 30 to 100 ms; with only one thread, all clients
+#: wait.
 _MOST_IMAGES: Final = 64
 #: The least limit of answers (`n`) for a chat without images: LMDeploy takes as many.
 _TEXT_COPIES: Final = 128
@@ -46,7 +47,10 @@ _OTHER_NAMES: Final = {"pytorch": {"cache_block_seq_len": "block_size"}}
 
 
 def config_names(engine: str) -> tuple[tuple[str, str], ...]:
-    """An engine's settings: our name and its config's name; an unknown engine has TurboMind's."""
+    """Return pairs of turbofit's and the engine config's name of each setting of an engine.
+
+    An unknown engine has the settings of TurboMind.
+    """
     of_engine = {
         "pytorch": _PYTORCH_NAMES, "transformers": ("dtype", "max_batch_size", "session_len")
     }  # fmt: skip
@@ -99,7 +103,7 @@ class Settings(Struct):
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = None
 
     def requests_in(self, kv_tokens: int, size: int) -> int:
-        """Requests of ``size`` tokens that a cache holds together; each takes whole blocks."""
+        """Return how many requests of ``size`` tokens a cache holds; each takes whole blocks."""
         return kv_tokens // round_up(size, self.cache_block_seq_len)
 
 
@@ -145,11 +149,11 @@ class GpuLedger(Struct):
         return self.total - self.reserved
 
     def bytes_of(self, name: str) -> int:
-        """Bytes of all terms with this name."""
+        """Return the bytes of all terms with this name."""
         return sum(term.bytes for term in self.ledger if term.term == name)
 
     def bytes_in(self, *phases: str) -> int:
-        """Bytes of all terms of these phases."""
+        """Return the bytes of all terms of these phases."""
         return sum(term.bytes for term in self.ledger if term.phase in phases)
 
     @property
@@ -188,7 +192,7 @@ class PlannedEngine(Struct):
 
     @property
     def of_lmdeploy(self) -> bool:
-        """Whether LMDeploy runs it; turbofit's own server runs Transformers."""
+        """Whether the engine is LMDeploy's; turbofit's own server runs Transformers."""
         return self.name != "transformers"
 
     @property
@@ -255,7 +259,7 @@ class HostMemory(Struct):
 
 
 def image_threads(cores: int, engines: int) -> int:
-    """The number of threads that prepare images in each of ``engines`` engines of LMDeploy.
+    """Return the number of threads that prepare images in each of ``engines`` engines of LMDeploy.
 
     They leave one core to the event loop. There are at least two: LMDeploy itself has one, and two
     share a core with little loss, since most of the work runs outside of Python's lock.
@@ -319,11 +323,11 @@ class Surety(Struct):
 
     @property
     def in_a_word(self) -> str:
-        """How sure, in a word or two; docs/accuracy.md says what each means."""
+        """How sure the forecast is, in a word or two; docs/accuracy.md explains the words."""
         return {"order": "very rough", "unknown": "unchecked"}.get(self.word, self.word)
 
     def figure(self, value: float) -> str:
-        """A figure with two digits; if only its order is known, the nearest 1, 3 or 10."""
+        """Write a figure with two digits, or with only its order known as about 1, 3 or 10."""
         if not self.of_order or value <= 0:
             return two_digits(value)
         return f"about {order(value)}"
@@ -416,14 +420,18 @@ class Limits(Struct):
         return self.max_dynamic_patch or self.max_pixels_per_image
 
     def copies(self, *, images: bool) -> int:
-        """The most answers of one request (``n``).
+        """Return the most answers of one request (``n``).
 
         Answers beyond an engine's batch wait in the engine, as requests do, and take no memory.
         """
         return self.n if images else max(self.n, _TEXT_COPIES)
 
     def promise(self, context: int, units: int, tokens: int, size: str = "") -> str:
-        """What each request may have; an image of so many units has this size, if one is named."""
+        """Say in a sentence what each request may have.
+
+        An image has up to ``units`` units, or the ``size`` if that is named; ``tokens`` are those
+        of all its images.
+        """
         if self.vision_unit is None:
             return f"{context:,} tokens a request, with its answer"
         count, largest = (
@@ -436,7 +444,7 @@ class Limits(Struct):
         return f"{images}, {context:,} tokens in all"
 
     def most_images(self, rule: ImageRule | None) -> int:
-        """The most images of a request: as many as its units allow, if each is small."""
+        """Return the most images of a request: as many small images as its units allow."""
         if rule is None or self.vision_unit is None:
             return 0
         sharing = min(_MOST_IMAGES, self.units_per_request // rule.least_units)
@@ -513,7 +521,7 @@ class GroupPlan(Struct):
 
 
 def may_evict(settings: Settings, tokens: int) -> bool:
-    """Whether a cache of so many tokens may run out while a full batch generates."""
+    """Return whether a cache of ``tokens`` may run out while a full batch generates."""
     return settings.max_batch_size * settings.session_len > tokens
 
 
@@ -575,9 +583,9 @@ class Plan(JsonDocument):
     ] = UNSET
 
     def of_group(self, number: int) -> Plan:
-        """The plan with the settings of one group; the same plan if all groups share them.
+        """Return the plan with the settings of one group; the same plan if all groups share them.
 
-        Group numbers stay valid; if the group has its own settings, ``gpus`` are only its GPUs.
+        Group numbers stay valid. If groups have their own settings, ``gpus`` has only this group's.
         """
         if not self.by_group:
             return self
@@ -592,16 +600,16 @@ class Plan(JsonDocument):
         )
 
     def ledgers_of(self, group: Sequence[int]) -> tuple[GpuLedger, ...]:
-        """The ledgers of a group's GPUs, in the order of the group."""
+        """Return the ledgers of a group's GPUs, in the order of the group."""
         by_index = {ledger.index: ledger for ledger in self.gpus}
         return tuple(by_index[index] for index in group)
 
     def group_plans(self) -> tuple[Plan, ...]:
-        """One plan for each group, in the order of the groups."""
+        """Return one plan for each group, in the order of the groups."""
         return tuple(self.of_group(number) for number in range(len(self.parallel.groups)))
 
     def unlike_groups(self) -> tuple[tuple[int, ...], ...]:
-        """Numbers of the groups, put together if their cards are equal and their settings too."""
+        """Return the numbers of groups, in tuples of groups with equal cards and settings."""
         if not self.by_group:
             return (tuple(range(len(self.parallel.groups))),)
         alike: dict[tuple[object, ...], list[int]] = {}
@@ -613,7 +621,7 @@ class Plan(JsonDocument):
         return tuple(tuple(numbers) for numbers in alike.values())
 
     def __repr__(self) -> str:
-        """One line about the plan; :meth:`to_json` has the whole document."""
+        """Return one line about the plan; :meth:`to_json` has the whole document."""
         shape = f"{self.engine.name}, tp {self.parallel.tp} x {self.parallel.replicas}"
         cache = f"{self.kv.total_tokens:,} KV tokens: {'fits' if self.fits else 'does not fit'}"
         return f"<Plan: {self.model.name} on {self.machine.name}, {shape}, {cache}>"
@@ -625,7 +633,7 @@ class Plan(JsonDocument):
 
     @property
     def why_engine(self) -> str:
-        """The reason for an unusual engine, without its figures; empty for the usual engine."""
+        """The reason for an engine that is not the usual one, without figures; else empty."""
         about = f"engine {self.engine.name}: "
         why = next((reason for reason in self.reasons if reason.startswith(about)), "")
         return why.partition(" (")[0].removeprefix("engine ")
@@ -642,13 +650,13 @@ class Plan(JsonDocument):
         return sum(plan.settings.max_batch_size for plan in self.group_plans())
 
     def may_evict(self) -> bool:
-        """Whether a cache may run out while requests generate; the newest request then restarts."""
+        """Return whether a cache may run out while requests generate, so that one restarts."""
         return any(may_evict(plan.settings, plan.kv.tokens) for plan in self.group_plans())
 
     def engine_config(self) -> Any:
-        """The settings as LMDeploy's own ``TurbomindEngineConfig`` or ``PytorchEngineConfig``.
+        """Return the settings as LMDeploy's ``TurbomindEngineConfig`` or ``PytorchEngineConfig``.
 
-        If groups have their own settings, call it on ``of_group``.
+        If groups have their own settings, call it on the plan that `of_group` returns.
 
         Raises:
             PackageError: LMDeploy is not installed.
@@ -670,6 +678,6 @@ class Plan(JsonDocument):
         return kind(**self.lmdeploy_settings())
 
     def lmdeploy_settings(self) -> Options:
-        """The settings for the plan's engine, under the names of LMDeploy's config."""
+        """Return the settings of the plan's engine, under the names of LMDeploy's config."""
         values = to_builtins(self.settings)
         return {theirs: values[name] for name, theirs in config_names(self.engine.name)}

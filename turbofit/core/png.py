@@ -8,7 +8,7 @@ from functools import lru_cache
 
 
 def png(width: int, height: int, colour: int = 0) -> bytes:
-    """An image of one colour as a PNG with a palette: a few kilobytes, whatever its size.
+    """Make an image of one ``colour`` (0xRRGGBB), as a PNG of a few kilobytes whatever its size.
 
     A server decodes it faster than a photograph.
     """

@@ -1,4 +1,4 @@
-"""Finds and reads `presets/`: data with a source for each figure, in the repo and in the wheel."""
+"""Finds and reads `presets/`: YAML files of data, each figure of which has a source."""
 
 from __future__ import annotations
 
@@ -21,39 +21,43 @@ _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @cache
 def presets_dir() -> Path:
-    """The folder of the presets: beside the package in a checkout, inside it in a wheel."""
+    """Return the folder of the presets: beside the package in a clone, inside it in a wheel."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "_presets"
     return inside if inside.is_dir() else package.parent / "presets"
 
 
 def preset_path(room: str, name: str) -> Path:
-    """The path of a preset for `load_yaml`, such as ``preset_path("gpus", "rtx3090")``."""
+    """Return the path of a preset for `load_yaml`, such as ``preset_path("gpus", "rtx3090")``.
+
+    ``room`` is a folder of the presets. In a wheel the path need not exist: `load_yaml` still reads
+    it.
+    """
     return presets_dir() / room / f"{name}.yaml"
 
 
 def is_preset(room: str, name: str) -> bool:
-    """Whether the room has a preset of this name."""
+    """Return whether ``room``, a folder of the presets, has a preset of this name."""
     return preset_path(room, name).is_file() or name in _pack(room)
 
 
 def presets_of(room: str) -> frozenset[str]:
-    """The names of a room's presets, for `preset_path`."""
+    """Return the names of all presets of ``room``, a folder of the presets."""
     return frozenset(path.stem for path in (presets_dir() / room).glob("*.yaml")) | set(_pack(room))
 
 
 @cache
 def _pack(room: str) -> dict[str, str]:
-    """The texts of a room's presets by name; a wheel has them in one file (hatch_build.py)."""
+    """Return the texts of a folder's presets by name, from a wheel's one file; else none."""
     path = presets_dir() / f"{room}.json"
     return msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.is_file() else {}
 
 
 def load_yaml(path: Path) -> JsonObject:
-    """Read one YAML mapping, of a preset or another file.
+    """Read the YAML mapping of a preset or another file.
 
     Raises:
-        UsageError: it is missing, is not YAML or is not a mapping.
+        UsageError: the file is missing, is not YAML, or is not a mapping.
     """
     try:
         # CSafeLoader is a SafeLoader: it builds plain data only.
@@ -73,7 +77,7 @@ def converted(data: object, type_: type[T], path: Path) -> T:
     """Convert the content of a preset's file, or a part of it, to a type.
 
     Raises:
-        UsageError: it is not of that type.
+        UsageError: the content is not of that type.
     """
     try:
         return msgspec.convert(data, type_)

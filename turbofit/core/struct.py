@@ -8,8 +8,8 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 
-#: Defined by others: a request of OpenAI's API, a checkpoint's config, Ray's answer. The code must
-#: check every field.
+#: A JSON object whose form others define, such as a request of OpenAI's API or a checkpoint's
+#: config. The code must check every field.
 JsonObject: TypeAlias = dict[str, Any]
 #: Options by their names, as people, profiles and engines write them; `PlanRequest` checks values.
 Options: TypeAlias = dict[str, Any]
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 else:
 
     def dataclass_transform(**_: Any) -> Any:
-        """Declare the arguments for type checkers: they do not see those of a base class."""
+        """Return a decorator without effect; type checkers read the real one."""
         return lambda cls: cls
 
 
@@ -46,7 +46,7 @@ class _StructMeta(msgspec.StructMeta):
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Struct(msgspec.Struct, metaclass=_StructMeta, frozen=True):
-    """Base class of the contract's types, which other people's pydantic models may have as fields.
+    """Base class of immutable types; other people's pydantic models may have them as fields.
 
     The JSON Schema of such a model allows any value; ``turbofit report --schema`` has the details.
     """
@@ -77,12 +77,12 @@ class JsonDocument(Struct):
     what: ClassVar[str]
 
     def to_dict(self) -> Document:
-        """The document as dicts, lists and scalars, as :meth:`to_json` writes them."""
+        """Return the document as dicts, lists and scalars, as `to_json` writes them."""
         document: Document = msgspec.json.decode(self.to_json())
         return document
 
     def to_json(self) -> str:
-        """The document as JSON."""
+        """Return the document as JSON."""
         return to_json(self)
 
     @classmethod
@@ -90,23 +90,23 @@ class JsonDocument(Struct):
         """Read a document from JSON.
 
         Raises:
-            UsageError: not a document of this schema.
+            UsageError: the data is no document of this schema.
         """
         return decode(data, cls, what=what or cls.what)
 
 
 def doc(text: str) -> msgspec.Meta:
-    """A field's description in the JSON Schemas, inside its ``Annotated``."""
+    """Describe a field in the JSON Schemas; it stands in the field's ``Annotated``."""
     return msgspec.Meta(description=text)
 
 
 def const(text: str) -> msgspec.Meta:
-    """The only value of a field in the JSON Schemas; readers check it where it matters."""
+    """Give a field its only value in the JSON Schemas; decoding does not check it."""
     return msgspec.Meta(extra_json_schema={"const": text})
 
 
 def to_json(value: Any) -> str:
-    """Indented JSON of a struct, fields in their declared order, ending in a newline."""
+    """Write a value as indented JSON that ends in a newline; fields keep their order."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
 
 
@@ -114,7 +114,7 @@ def decode(data: bytes | str, type_: type[T], *, what: str) -> T:
     """Read JSON into a struct; messages call the document ``what``.
 
     Raises:
-        UsageError: not JSON, or not of this type; the message names the field.
+        UsageError: the data is no JSON, or not of this type; the message names the field.
     """
     try:
         return msgspec.json.decode(data, type=type_)
@@ -126,5 +126,5 @@ def decode(data: bytes | str, type_: type[T], *, what: str) -> T:
 
 
 def known(value: int | NaType, default: int) -> int:
-    """The value, or ``default`` if it could not be read."""
+    """Return a value, or ``default`` if it is `NA`, which could not be read."""
     return default if value == NA else value

@@ -27,7 +27,7 @@ _SUFFIX: Final = {
 _SECONDS: Final = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _SHARE: Final = re.compile(r"\s*(\d*\.?\d+)\s*%\s*")
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
-#: ``32,768``, ``1 048 576``: the first digits and groups of three; compiled where it is used.
+#: Numbers in groups of three digits: ``32,768``, ``1 048 576``. `re` compiles it at its first use.
 _GROUPED: Final = r"(?<![\w.,])[1-9]\d{0,2}([, _'\u00a0\u202f])\d{3}(?:\1\d{3})*(?![\d,])"
 _LARGEST: Final = 1 << 50
 _LONGEST: Final = 24
@@ -36,7 +36,7 @@ _FOUR_DIGITS, _THREE_DIGITS = 999.5, 99.5
 
 
 def plain_number(text: str) -> str:
-    """The text without thousands separators: ``32,768`` becomes ``32768``; ``1,5`` stays."""
+    """Remove thousands separators: ``32,768`` becomes ``32768``, but ``1,5`` stays."""
     return re.sub(_GROUPED, lambda digits: "".join(c for c in digits[0] if c.isdigit()), text)
 
 
@@ -44,7 +44,7 @@ def parse_share(text: str, what: str, below: float = 1.001) -> float | None:
     """Parse ``80%`` as 0.8; None if the text does not end in ``%``.
 
     Raises:
-        UsageError: it ends in ``%`` but is not a number from 0 to ``below``.
+        UsageError: it ends in ``%``, and is no number or not less than ``below``.
     """
     if not text.rstrip().endswith("%"):
         return None
@@ -62,8 +62,8 @@ def parse_bytes(text: str, *, what: str = "size") -> int:
     ``GB`` are decimal.
 
     Raises:
-        UsageError: not a size, beyond 1 PiB, or below 1 MiB without a unit: nobody counts memory of
-            a GPU in so few bytes.
+        UsageError: the text is no size, more than 1 PiB, or without a unit less than 1 MiB, which
+            is no size for a GPU.
     """
     match = _SIZE.fullmatch(plain_number(text))
     value = float(match[1]) * _SUFFIX.get(match[2].lower(), 0) if match else -1
@@ -84,7 +84,7 @@ def parse_seconds(text: str, what: str) -> float:
     """Parse ``50ms``, ``2s``, ``1.5h``, ``1h30m`` or a plain number, as seconds.
 
     Raises:
-        UsageError: it is not a time, or not above 0.
+        UsageError: the text is no time, or the time is not above 0.
     """
     number, unit = r"(\d{1,9}(?:\.\d{1,9})?)\s*", r"(ms|min|s|m|h)\s*"
     if re.fullmatch(rf"\s*{number}", text):
@@ -97,7 +97,7 @@ def parse_seconds(text: str, what: str) -> float:
 
 
 def format_bytes(value: int) -> str:
-    """A number of bytes for people, about three digits: ``20.1 GiB``, ``512 MiB``, ``17.2 KiB``."""
+    """Write bytes with about three digits and a unit: ``20.1 GiB``, ``512 MiB``, ``17.2 KiB``."""
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if abs(value) >= unit:
             count = value / unit
@@ -106,7 +106,7 @@ def format_bytes(value: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """A time for people, in the largest unit not above it: ``45 s``, ``10 min``, ``1.5 h``."""
+    """Write a time in seconds, minutes or hours: ``45 s``, ``10 min``, ``1.5 h``."""
     for unit, name in ((3600.0, "h"), (60.0, "min")):
         if seconds >= unit:
             return f"{seconds / unit:.3g} {name}"
@@ -114,23 +114,23 @@ def format_duration(seconds: float) -> str:
 
 
 def mib(value: int) -> str:
-    """A number of bytes in MiB with one decimal, for tables whose rows are compared."""
+    """Write bytes as MiB with one decimal, without the unit, for tables."""
     return f"{value / MIB:,.1f}"
 
 
 def three_digits(value: float) -> str:
-    """A number for people, with three digits or more: ``0.857``, ``26.7``, ``1,134``."""
+    """Write a number with at least three digits: ``0.857``, ``26.7``, ``1,134``."""
     return f"{value:.3g}" if abs(value) < _FOUR_DIGITS else f"{value:,.0f}"
 
 
 def two_digits(value: float) -> str:
-    """A forecast for people, with two digits: ``0.86``, ``2.0``, ``27``, ``1,100``."""
+    """Write a forecast with two digits: ``0.86``, ``2.0``, ``27``, ``1,100``."""
     rounded = float(f"{value:.1e}")
     return f"{rounded:#.2g}".rstrip(".") if abs(rounded) < _THREE_DIGITS else f"{rounded:,.0f}"
 
 
 def order(value: float) -> str:
-    """The nearest value of 1, 3 or 10 times a power of ten: ``0.3``, ``10``, ``3,000``."""
+    """Write the nearest of 1 or 3 times a power of ten: ``0.3``, ``10``, ``3,000``."""
     power = 10.0 ** floor(log10(value))
     steps = (1, 3, 10)
     nearest = min(steps, key=lambda step: abs(log10(value / power / step)))
@@ -139,12 +139,15 @@ def order(value: float) -> str:
 
 
 def round_up(value: int, multiple: int) -> int:
-    """The smallest multiple of ``multiple`` that is at least ``value``."""
+    """Return the smallest multiple of ``multiple`` that is at least ``value``."""
     return -(-value // multiple) * multiple
 
 
 def bisect(good: Callable[[int], bool], low: int, high: int, step: int = 1) -> tuple[int, int]:
-    """Narrow ``low``, taken as good, and ``high``, taken as bad, to within ``step``."""
+    """Return the last good and the first bad number of ``low`` to ``high``, ``step`` apart at most.
+
+    ``low`` counts as good and ``high`` as bad without a test.
+    """
     while high - low > step:
         middle = (low + high) // 2
         low, high = (middle, high) if good(middle) else (low, middle)
@@ -152,7 +155,7 @@ def bisect(good: Callable[[int], bool], low: int, high: int, step: int = 1) -> t
 
 
 def number(value: Any) -> int:
-    """The integer in a client's value, also if it is a float or a text; 0 if it is no number."""
+    """Return a client's value as an integer, also of a float or a text; 0 if it is no number."""
     if isinstance(value, bool):
         return 0
     if isinstance(value, int):
@@ -166,5 +169,5 @@ def number(value: Any) -> int:
 
 
 def doubled(first: float, times: int, longest: float) -> float:
-    """A pause of ``first`` seconds, doubled ``times`` times, but at most ``longest`` seconds."""
+    """Return a pause of ``first`` seconds, doubled ``times`` times, but at most ``longest``."""
     return min(longest, first * 2.0 ** min(times, 30))

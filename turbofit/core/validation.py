@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from turbofit.core.struct import Options
 
 _SHOWN = 80
-#: The expected value in words, for pydantic's types of errors whose own words are for programmers.
+#: The expected value in words, by the type of pydantic's error, whose words are for programmers.
 _SHOULD = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
@@ -38,7 +38,7 @@ _SHOULD = {
 class Metavar:
     """The words for a field's value in help pages: a unit or a form, such as ``BYTES``.
 
-    ``repeatable``: the option of a tuple takes one item, and may stand several times.
+    ``repeatable``: the option of a tuple takes one item, and may be given several times.
     """
 
     def __init__(self, text: str, *, repeatable: bool = False) -> None:
@@ -46,10 +46,10 @@ class Metavar:
 
 
 def parsed(parse: Callable[[str, str], Any]) -> BeforeValidator:
-    """A validator that parses texts and passes other values on to the field's type.
+    """Make a validator that parses a text, and passes other values on to the field's type.
 
-    ``parse`` takes the text and the field's name; its UsageError becomes pydantic's error, and
-    :meth:`Validated.of` turns that back into the UsageError.
+    ``parse`` takes the text and the field's name. Its UsageError becomes pydantic's error, from
+    which :meth:`Validated.of` gets the UsageError again.
     """
 
     def validate(value: Any, info: ValidationInfo) -> Any:
@@ -68,9 +68,9 @@ def _seconds(text: str, name: str) -> str | float:
     return text if re.fullmatch(r"[-+\d.eE\s]+", text) else parse_seconds(text, name)
 
 
-#: For a field in seconds: a number, or 500ms, 2s, 20m, 1h30m.
+#: The validator of a field in seconds, which may be a number, or 500ms, 2s, 20m, 1h30m.
 SECONDS: Final = parsed(_seconds)
-#: A path; ~ is expanded, since no shell does so in quotes, a profile or a variable.
+#: A path. ~ is expanded, since a shell does not do so in quotes, a file of options or a variable.
 FilePath = Annotated[str, parsed(lambda text, _: os.path.expanduser(text)), Metavar("FILE")]
 
 
@@ -98,7 +98,7 @@ class Validated(BaseModel):
         """Build an instance from a command line's texts; messages name a field by ``spelled``.
 
         Raises:
-            UsageError: as :meth:`of`.
+            UsageError: as of :meth:`of`.
         """
         return cls._validated(values, spelled, strict=False)
 
@@ -115,7 +115,7 @@ class Validated(BaseModel):
             raise of_pydantic(exc, cls, spelled) from None
 
     def given(self) -> Options:
-        """The fields that were given and are not None, in the order of the class."""
+        """Return the fields that were given and are not None, in the order of the class."""
         given = self.model_fields_set
         return {
             name: value
@@ -124,7 +124,7 @@ class Validated(BaseModel):
         }
 
     def option_arguments(self, without: Collection[str] = ()) -> list[str]:
-        """The given fields, ``without`` some, as words of a command line.
+        """Return the given fields, ``without`` some, as words of a command line.
 
         Raises:
             UsageError: a value, such as a measured machine, cannot be written as words.
@@ -137,16 +137,16 @@ class Validated(BaseModel):
         ]
 
     def changed(self, **values: Any) -> Self:
-        """A copy with other values; a value of None removes the field.
+        """Return a copy with other values; a value of None removes the field.
 
         Raises:
-            UsageError: as :meth:`of`.
+            UsageError: as of :meth:`of`.
         """
         return self.of(**{**self.given(), **values})
 
 
 def _check_utf8(text: str, name: str) -> None:
-    """Refuse a text, such as a path, with bytes that are not UTF-8: JSON cannot contain it."""
+    """Refuse a text, such as a path, with bytes that are not UTF-8, since JSON has only UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -177,7 +177,7 @@ def _option_text(value: Any) -> str:
 
 
 def _has_ellipsis(annotation: Any) -> bool:
-    """Whether a field's type has a tuple of any length."""
+    """Return whether a field's type has a tuple of any length."""
     arguments = get_args(annotation)
     return Ellipsis in arguments or any(map(_has_ellipsis, arguments))
 

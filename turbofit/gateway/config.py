@@ -43,12 +43,12 @@ class GatewayConfig(Struct):
     If ``api_keys`` is empty, everybody may use it. At most ``at_once`` requests are at the engines.
     ``front_keys`` belong to gateways in front of several nodes, which name the client of each
     request. A body must be complete within ``body_seconds``, and bring ``body_rate`` bytes a second
-    in each ``body_window_seconds``. For ``idle_seconds`` and ``stall_seconds``, which say
-    when an engine is tested, see `health.Monitor`. After ``hung_seconds`` an engine that
-    owes answers and sends nothing is taken out; infinity leaves this to its supervisor. ``names``
-    has the engines' name of the model, or of an adapter, by each name that clients may give; if
-    empty, every name is passed on. ``about`` is what `/health` tells of the plan, ``memory`` what
-    the page shows of it.
+    in each ``body_window_seconds``. An engine is probed after ``idle_seconds`` without a success,
+    or ``stall_seconds`` of silence while it owes answers (`health.Monitor`). After ``hung_seconds``
+    an engine that owes answers and sends nothing is taken out; infinity leaves this to its
+    supervisor. ``names`` has the engines' name of the model, or of an adapter, by each name that
+    clients may give; if empty, every name is passed on. ``about`` is what `/health` tells of the
+    plan, ``memory`` what the page shows of it.
     """
 
     host: str = "127.0.0.1"

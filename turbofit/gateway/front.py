@@ -1,9 +1,9 @@
-"""A front before nodes that each run `turbofit serve`: they are its engines, with a capacity.
+"""A front: a gateway that spreads requests over nodes, each of which runs `turbofit serve`.
 
 Nodes hold requests to the plan. A front checks the key, chooses the node with the most capacity
 left, and passes the answer on as a gateway does for an engine: only a request that no engine has
-received goes to another node. A node in doubt gets no new requests until its health page says that
-it serves; the front reads that page twice a second.
+received goes to another node. A node that failed gets no new requests until its health page says
+that it serves; the front reads that page twice a second.
 """
 
 from __future__ import annotations
@@ -48,27 +48,31 @@ class NodeAddress(Struct):
 
 
 def node_addresses(urls: Sequence[str], key: str | None) -> list[NodeAddress]:
-    """Nodes at these URLs, all with the same key; a `UsageError` if a text is no URL."""
+    """Return the addresses of the nodes at ``urls``, all with the same ``key``.
+
+    Raises:
+        UsageError: a text is no URL.
+    """
     refuse_no_url(urls, "a node", "http://10.0.0.1:23333")
     return [NodeAddress(name=url.partition("//")[2], url=url, key=key) for url in urls]
 
 
 class Node(RoutedEngine):
-    """A node as an engine of a front; its ``share`` is the number of requests it runs at once."""
+    """A node, which a front uses as an engine; ``share`` is the requests that it runs at once."""
 
     watch: asyncio.Task[None]
 
     def __init__(self, address: NodeAddress) -> None:
         super().__init__(address.name, address.url, key=address.key)
         self.up = False
-        #: What its page ``/about`` said last.
+        #: The text of the node's page ``/about`` when it was last read; empty without an answer.
         self.about = ""
-        #: The most bytes of a body by its plan; 0 until it has said so.
+        #: The most bytes of a body by the node's plan; 0 until its health page was read.
         self.bytes_per_body = 0
 
 
 class Front(AsgiApp):
-    """The app of a front before the nodes that ``source`` returns; a thread calls it regularly.
+    """The app of a front; ``source`` returns its nodes, and a thread calls it twice a second.
 
     ``log`` receives a record of each request.
     """
@@ -102,13 +106,16 @@ class Front(AsgiApp):
         self._close_log()
 
     async def _follow(self) -> None:
-        """Send requests to the nodes of the source; others finish those that they have."""
+        """Keep the nodes as the source lists them; a node that it drops finishes its requests.
+
+        An empty list, as of a run that only begins, drops no node.
+        """
         while True:
             addresses: Sequence[NodeAddress] = ()
             with suppress(Exception):  # Ray may be silent: the known nodes serve on
                 addresses = await in_thread(self._source)
             for address in set(self.nodes) - set(addresses) if addresses else ():
-                self.nodes.pop(address).watch.cancel()  # a run that begins knows none yet
+                self.nodes.pop(address).watch.cancel()  # not for an empty list
             for address in addresses:
                 if address not in self.nodes:
                     self._add(address)
@@ -127,7 +134,10 @@ class Front(AsgiApp):
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _look(self, node: Node) -> None:
-        """Read a node's pages: ``/about`` wants the key, which ``/health`` does not."""
+        """Read a node's pages, and note whether it serves and how many requests it runs at once.
+
+        ``/about`` is read first, since unlike ``/health`` it is refused without the key.
+        """
         node.about = await self._upstream.page(node, "/about", _HEALTH_SECONDS)
         text = await self._upstream.page(node, "/health", _HEALTH_SECONDS) if node.about else ""
         page: Document = {}
@@ -186,10 +196,12 @@ _RETRY: Final = 5
 
 
 def model_servers(texts: Sequence[str], keys: Sequence[str]) -> list[NodeAddress]:
-    """The servers that ``NAME=URL`` name; a key is ``NAME=KEY``, or ``KEY`` for all others.
+    """Read servers from texts ``NAME=URL``, and their keys from texts ``NAME=KEY``.
+
+    One text ``KEY`` without a name is the key of all other servers.
 
     Raises:
-        UsageError: a text is no ``NAME=URL``, or two have one name.
+        UsageError: a text is no ``NAME=URL``, two have the same name, or two keys have no name.
     """
     pairs = [text.partition("=")[::2] for text in texts]
     names = [name for name, _ in pairs]
@@ -209,7 +221,7 @@ def model_servers(texts: Sequence[str], keys: Sequence[str]) -> list[NodeAddress
 
 
 class _OneServer(Fleet):
-    """The server of one model, as a fleet whose refusal names it."""
+    """A fleet of one server, which serves one model; its refusal names the model."""
 
     def dead(self) -> Refusal:
         why = f"the server of {self.engines[0].index} does not answer"
@@ -217,7 +229,10 @@ class _OneServer(Fleet):
 
 
 class ModelsGateway(Front):
-    """The app; each of ``servers`` has the name of a model. ``log`` is as for a `Front`."""
+    """The app before servers of several models, which sends each request to its model's server.
+
+    The name of each of ``servers`` is that of its model. ``log`` is as for a `Front`.
+    """
 
     def __init__(
         self,
@@ -265,7 +280,7 @@ class ModelsGateway(Front):
         return [f"{name}: it does not answer" for name, node in self.servers.items() if not node.up]
 
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
-        """A front's page; ``degraded`` if some servers do not serve, whose names `/about` has."""
+        """Return a front's page, ``degraded`` if some servers do not serve; `/about` names them."""
         page, retry = super()._health(request)
         if retry is None and page["up"] < len(self.nodes):
             page["status"] = "degraded"
@@ -273,7 +288,7 @@ class ModelsGateway(Front):
 
 
 def facts_of(node: Node) -> tuple[ModelFacts, ...]:
-    """The models of a server, its own first, by its page ``/about``; empty if it has none."""
+    """Return the models that a server's page ``/about`` lists, its own first; or none."""
     try:
         return msgspec.json.decode(node.about, type=About).models
     except msgspec.MsgspecError:

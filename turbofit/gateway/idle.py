@@ -42,17 +42,17 @@ _WAIT: Final = 600.0
 #: Seconds after which a client should try again while the engines start.
 _RETRY: Final = 10
 _LOOK: Final = 0.05
-#: Seconds for which a loop may be busy: a server that waits longer hears no signal.
+#: Seconds to wait for an event loop that is busy; the waiting thread handles no signal meanwhile.
 BUSY_SECONDS: Final = 60.0
-#: Seconds for the requests of engines that have ended: each ends when its connection breaks.
+#: Seconds beyond the drain for requests of engines that have ended: their connections break.
 _BROKEN_OFF: Final = 60.0
 
 
 class IdleGateway(AsgiApp):
     """The app of the address. ``config.names`` are the names of its model and of its adapters.
 
-    ``bounds`` are the limits of the first plan; only their limit on a body's size is used here.
-    ``wait``: the most seconds that a request waits for a start.
+    ``bounds`` are the limits of the first plan: they limit a body's size, and the chat page shows
+    them while no engine runs. ``wait`` is the most seconds that a request waits for a start.
     """
 
     def __init__(self, bounds: Bounds, config: GatewayConfig, *, wait: float = _WAIT) -> None:
@@ -61,7 +61,7 @@ class IdleGateway(AsgiApp):
         self._bounds, self._wait = bounds, wait
         self.gateway: Gateway | None = None
         self.state: State = "asleep"
-        #: Whether the first start was ready.
+        #: Whether the engines have been ready at least once.
         self.opened = False
         #: The numbers of requests at the gateway, and of those that wait for a start.
         self.in_flight = self.waiting = 0
@@ -69,7 +69,7 @@ class IdleGateway(AsgiApp):
         self._changed = asyncio.Event()
         #: Whether the server is ending.
         self._ended = False
-        #: When it became ready, and when its last request ended.
+        #: When the engines became ready, and when the last request ended, by `time.monotonic`.
         self.ready_at = self.used_at = time.monotonic()
         #: Why the engines do not start, and the time before which they are not started again.
         self._trouble, self._again_at = "", 0.0
@@ -83,7 +83,7 @@ class IdleGateway(AsgiApp):
 
     @property
     def rested(self) -> bool:
-        """Whether the engines may be started, also after a failed start."""
+        """Whether a request may start the engines, also again after a failed start."""
         return self.state == "asleep" or (
             self.state == "failed" and time.monotonic() >= self._again_at
         )
@@ -107,19 +107,19 @@ class IdleGateway(AsgiApp):
         self.state, self._trouble = "starting", ""
 
     def open(self, gateway: Gateway) -> None:
-        """Note that the engines are ready behind this gateway."""
+        """Pass requests to ``gateway`` from now on, since its engines are ready."""
         self.gateway, self.state, self.opened = gateway, "ready", True
         self.ready_at = time.monotonic()
         self._wake()
 
     def close_idle(self, seconds: float) -> bool:
-        """Close after ``seconds`` without a request: new requests wait. Returns if it is closed."""
+        """Let new requests wait if none came for ``seconds``; return whether they now wait."""
         if self.state == "ready" and self.idle >= seconds:
             self.state = "ending"
         return self.state == "ending"
 
     def detach(self) -> None:
-        """Note that the gateway takes no more requests."""
+        """Pass no more requests to the engines' gateway."""
         self.gateway = None
         if self.state == "ready":
             self.begin()  # other engines start, unless these were told to end
@@ -129,7 +129,7 @@ class IdleGateway(AsgiApp):
         self.gateway, self.state = None, "asleep"
 
     def fail(self, trouble: str, seconds: float) -> None:
-        """Note a failed start and tell waiting clients; for ``seconds`` none is tried again."""
+        """Note a failed start and refuse waiting requests; try no start again for ``seconds``."""
         self.gateway, self.state = None, "failed"
         self._trouble, self._again_at = trouble, time.monotonic() + seconds
         self._wake()
@@ -211,7 +211,7 @@ class IdleGateway(AsgiApp):
         return self.gateway
 
     def _record(self, request: RequestContext) -> None:
-        """The engines' gateway keeps a record of its own requests."""
+        """Record nothing: the engines' gateway records the requests that reach it."""
 
     def _models(self) -> tuple[ModelFacts, ...]:
         if self.gateway is not None:
@@ -223,10 +223,11 @@ class IdleGateway(AsgiApp):
         return [] if self.state == "ready" else [self.status]
 
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
-        """The page of the engines' gateway; without one ``healthy`` if a request would wake them.
+        """Return the page of the engines' gateway, or if there is none a page of this address.
 
-        ``starting`` until the first start is ready. The cause of a failed start is not on it:
-        everybody may read it.
+        That page says ``starting`` until the engines were ready once, later ``unavailable`` after a
+        failed start, else ``healthy``, since a request would start them. It does not tell why a
+        start failed: everybody may read it.
         """
         if self.gateway is not None:
             page, retry = self.gateway._health(request)
@@ -241,7 +242,7 @@ class IdleGateway(AsgiApp):
         return {**page, **facts, "draining": self.connections.draining}, retry
 
     async def metrics_text(self) -> str:
-        """The metrics of the engines' gateway, and those of the address, by the label ``model``."""
+        """Return the metrics of the engines' gateway and of the address, with a label ``model``."""
         samples = (
             ("ready", "Whether the engines are ready.", self.state == "ready"),
             ("waiting", "Requests that wait for a start.", self.waiting),
@@ -305,7 +306,7 @@ class AttachedGateway:
                 time.sleep(_LOOK)
 
     async def _close(self) -> None:
-        """Close the gateway after its requests, which end when its engines end."""
+        """Close the gateway once its requests have ended, or are late to end after its engines."""
         deadline = time.monotonic() + self._gateway.config.drain_seconds + _BROKEN_OFF
         while self._app.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK)

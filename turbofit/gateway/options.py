@@ -16,7 +16,7 @@ from turbofit.planning.request import Positive
 
 
 class GatewayOptions(Validated):
-    """A person's options of the gateway; each field is an option."""
+    """The options of the gateway, as a person gives them."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=LAST_PORT), Metavar("PORT")] = DEFAULT_PORT
@@ -37,10 +37,10 @@ class GatewayOptions(Validated):
     default_sampling: JsonSampling | None = None
 
     def refuse_unused(self) -> None:
-        """Refuse options that only a gateway uses, such as a key, with ``--no-gateway``.
+        """Refuse options that only a gateway uses, such as a key; call it with ``--no-gateway``.
 
         Raises:
-            UsageError: the first such option.
+            UsageError: such an option is given.
         """
         usual = {"host": "127.0.0.1", "no_auth": True}
         for name, value in self.given().items():
@@ -52,7 +52,7 @@ class GatewayOptions(Validated):
                 )
 
     def config(self, *, upstream_key: str | None = None) -> GatewayConfig:
-        """The gateway's configuration from these options.
+        """Make the gateway's configuration from these options.
 
         Raises:
             UsageError: options contradict each other, or a file of keys cannot be read.
@@ -92,10 +92,10 @@ class GatewayOptions(Validated):
         return config
 
     def _media_domains(self, keyed: bool) -> tuple[str, ...]:
-        """The domains that remote images may come from; ``keyed``: clients need a key.
+        """Return the domains that remote images may come from; ``keyed``: clients need a key.
 
-        By default any public host, but not for a server that everybody reaches without a key: a
-        stranger could make it fetch for him.
+        By default these are all public hosts. A server that others reach without a key has none:
+        a stranger could make it fetch for him.
         """
         given = tuple(domain.lower() for domain in self.allowed_media_domains)
         if "none" in given:

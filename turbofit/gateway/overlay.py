@@ -1,4 +1,6 @@
-"""A model folder whose own default is the plan's limit: links, and edited config files.
+"""Makes an overlay: a copy of a model folder, by links, whose default limit is the plan's.
+
+Only config files that hold the limit are copied and edited.
 
 LMDeploy's front end reads its limit from the model folder, so requests without a limit of their own
 keep the plan's. The folder keeps its name, by which LMDeploy chooses chat templates.
@@ -21,13 +23,13 @@ if TYPE_CHECKING:
 
 _CONFIG: Final = "config.json"
 _PREPROCESSOR: Final = "preprocessor_config.json"
-#: Transformers 5 may keep the image processor in this file, and then reads no other.
+#: Transformers 5 may keep the image processor in this file, and then reads no other file for it.
 _PROCESSOR: Final = "processor_config.json"
 _NESTED: Final = "image_processor"
 
 
 def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, JsonObject]:
-    """The files of a checkpoint that must change, with their whole new content."""
+    """Return the files of a checkpoint that must change, each with its whole new content."""
     limit = limits.image_limit
     if limit is None or limit == rule.checkpoint_limit:
         return {}
@@ -39,8 +41,8 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, JsonObject
 def make_overlay(plan: Plan, root: Path) -> Path:
     """Make the folder below ``root`` that LMDeploy gets instead of the checkpoint.
 
-    It is the checkpoint itself if its own defaults are the plan's. What is there already stays:
-    engines may be reading it.
+    Return the checkpoint itself if its own default is the plan's limit. Files that are there
+    already stay, since engines may be reading them.
 
     Raises:
         UsageError: the checkpoint is not on this machine.
@@ -55,7 +57,7 @@ def make_overlay(plan: Plan, root: Path) -> Path:
     folder, rule = Path(where), plan.model.image_rule
     changed = edits(folder, rule, plan.limits) if rule and plan.limits.vision_unit else {}
     parts = folder.absolute().parts
-    # The path's last part is kept; of a hub cache three, which end with a commit.
+    # The path's last part is kept; of a hub cache the last three, which end with a commit.
     kept = parts[-3:] if len(parts) > 3 and parts[-2] == "snapshots" else parts[-1:]
     return _build(folder, root / Path(*kept), changed) if changed else folder
 
@@ -81,7 +83,7 @@ def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Pa
 
 
 def _processor_edits(folder: Path, edited: FolderEdits) -> dict[str, dict[str, Any]]:
-    """The image processor's values, in the file from which Transformers will read them."""
+    """Return the image processor's edited files: each file from which Transformers may read it."""
     changed: dict[str, dict[str, Any]] = {}
     whole = _read(folder / _PROCESSOR) if (folder / _PROCESSOR).exists() else {}
     nested = whole.get(_NESTED)

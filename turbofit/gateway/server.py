@@ -44,16 +44,16 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.deny_list import DenyList
 
 _BACKLOG: Final = 2048
-#: Seconds for which a thread that handles a large body keeps Python's lock. The event loop waits
-#: so long at each step of every other request. Python's default is 5 ms.
+#: Seconds for which a thread that handles a large body keeps Python's lock: at each step of every
+#: other request, the event loop waits for this time. Python's default is 5 ms.
 SWITCH_SECONDS: Final = 0.0005
-#: Open files in addition to those of connections, each of which may need one more to an engine; and
-#: open files for connections that are only told that there are too many.
+#: Open files beside those of connections (two each: the client's and the engine's); and open files
+#: for connections that are only told that there are too many.
 _OTHER_FILES: Final = 128
 _REFUSED_FILES: Final = 128
-#: Seconds for clients to read a last message; then for aborted connections to end.
+#: Seconds for clients to read a last message, and again for aborted connections to end.
 _AT_ONCE: Final = 2.0
-#: Seconds in which fronts, which read a health page twice a second, hear that a node drains.
+#: Seconds in which fronts learn that a node drains; they read its health page twice a second.
 _TOLD: Final = 2.0
 #: Seconds until a gateway's thread must listen, and seconds beyond its drain until it has ended.
 _START_SECONDS, _BEYOND = 30.0, 5.0
@@ -93,11 +93,11 @@ def make_gateway(
     log: Log | None = None,
     deny_list: DenyList | None = None,
 ) -> Gateway:
-    """The ASGI app for a plan.
+    """Make the gateway of a plan, which is an ASGI app.
 
     ``upstreams`` are the engines' URLs in the order of the plan's groups; ``overlay``: whether the
-    engines run on the folder of `gateway.overlay`. ``deny_list`` is that of the previous gateway;
-    None opens the configuration's file.
+    engines run on the folder of `gateway.overlay`. ``deny_list`` is taken over from the previous
+    gateway; None makes a new one.
 
     Raises:
         PackageError: aiohttp or Pillow is missing.
@@ -115,7 +115,7 @@ def make_gateway(
 
 
 def about_plan(plan: Plan) -> Document:
-    """The part of `/health` that tells a front about a plan: its capacity, promise, and digest."""
+    """Return what `/health` tells a front of a plan: its capacity, promise and digest."""
     limits = plan.limits
     return {
         "at_once": plan.requests_at_once,
@@ -129,7 +129,7 @@ def about_plan(plan: Plan) -> Document:
 
 
 def digest_of(plan: Plan) -> str:
-    """A hash of all that engines are started with and clients are held to, to compare plans."""
+    """Return a hash of a plan's settings and limits, by which two plans can be compared."""
     groups = [(group.settings, group.limits) for group in plan.group_plans()]
     promise = (plan.limits, plan.kv.longest_request_tokens)
     parts = (plan.model.name, plan.engine, plan.parallel.groups, groups, promise)
@@ -137,7 +137,7 @@ def digest_of(plan: Plan) -> str:
 
 
 class _Serving:
-    """A gateway that listens in the running loop; ``on_ready`` receives its URL once it serves.
+    """A server of one gateway in the running loop; ``on_ready`` receives its URL once it serves.
 
     Raises:
         LaunchError: the address cannot be bound.
@@ -159,7 +159,7 @@ class _Serving:
             raise
 
     def end(self, *, urgent: bool) -> None:
-        """Take no new request, and if urgent cut off open connections; call it in the loop."""
+        """Begin the drain, and if urgent cut off open connections; call it in the event loop."""
         self.ending.set()
         if urgent:
             # Immediately, because engines are killed meanwhile, and the loop may see that first.
@@ -167,7 +167,7 @@ class _Serving:
             self._urgent.set()
 
     async def serve(self) -> None:
-        """Serve until it is told to end, then drain; if cancelled, cut off open connections."""
+        """Serve until `end` is called, then drain; if cancelled, cut off open connections."""
         gateway, server = self._gateway, self._server
         serving = asyncio.ensure_future(self._live())
         ending, urgent = (asyncio.ensure_future(e.wait()) for e in (self.ending, self._urgent))
@@ -196,7 +196,7 @@ class _Serving:
             await self._gateway.shutdown()
 
     async def _force_end(self, serving: asyncio.Future[None]) -> None:
-        """End open connections and the server: with a last message, then without."""
+        """End the server: send each open connection a last message, then abort those still open."""
         self._cut()
         await asyncio.wait({serving}, timeout=_AT_ONCE)
         for connection in self._connections:
@@ -206,7 +206,7 @@ class _Serving:
         await asyncio.wait({serving}, timeout=_AT_ONCE)
 
     def _cut(self) -> None:
-        """Take no new request, and tell open connections that the server ends; only once."""
+        """Close the listener, and tell open connections that the server ends; do so only once."""
         if self._gateway.connections.ending:
             return
         self._gateway.connections.ending = self._server.should_exit = True
@@ -240,7 +240,7 @@ def run_gateway(gateway: AsgiApp, *, on_ready: Callable[[str], None] = lambda _:
 
 
 class GatewayThread(Generic[_App]):
-    """Serves a gateway from a thread of its own; a context manager."""
+    """Serves a gateway in a thread of its own; as a context manager, it starts and stops it."""
 
     def __init__(self, gateway: _App) -> None:
         self._gateway = gateway
@@ -252,7 +252,7 @@ class GatewayThread(Generic[_App]):
         self.url = ""
 
     def start(self) -> None:
-        """Begin to serve; returns once the server listens, or raises the error that prevents it.
+        """Start the thread; return once the server listens, or raise the error that prevents it.
 
         Raises:
             LaunchError: the address cannot be bound, or the server did not start.
@@ -272,7 +272,7 @@ class GatewayThread(Generic[_App]):
         return self._gateway.connections.cut
 
     def stop(self, *, drain: bool = True) -> None:
-        """Take no new request, and end; running ones have the drain's seconds, or are cut off."""
+        """Take no new requests and end; running requests have the drain's time, or are cut off."""
         if self._thread.ident is not None:
             self._end(urgent=not drain)
             self._thread.join((self._gateway.config.drain_seconds if drain else 0) + _BEYOND)
@@ -346,7 +346,7 @@ class GatewayThread(Generic[_App]):
 
 
 def bind(config: GatewayConfig) -> socket.socket:
-    """The listening socket; port 0 chooses a free port.
+    """Open the listening socket; port 0 chooses a free port.
 
     Raises:
         LaunchError: the address cannot be bound.
@@ -366,7 +366,11 @@ def bind(config: GatewayConfig) -> socket.socket:
 
 
 def tcp_socket(family: int) -> socket.socket:
-    """A TCP socket; `LaunchError` if none can be made."""
+    """Make a TCP socket.
+
+    Raises:
+        LaunchError: no socket can be made.
+    """
     try:
         # asyncio turns off Nagle's algorithm (40 ms per answer) only if the protocol is named.
         return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -378,7 +382,11 @@ def tcp_socket(family: int) -> socket.socket:
 
 
 def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
-    """A server without signals, logs, docs or WebSockets, which never ends a request by itself."""
+    """Make a uvicorn server without signals, logs or WebSockets, with limits of its own.
+
+    Raises:
+        UsageError: the certificate cannot be read.
+    """
     _need("uvicorn", "httptools")
     import uvicorn
 
@@ -436,12 +444,12 @@ def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
 
 
 def keep_large_blocks() -> bool:
-    """Let blocks of megabytes come from the heap and stay there; returns whether glibc did so.
+    """Let glibc take large blocks from the heap and keep them; return whether it does so.
 
     glibc otherwise returns each block to the kernel and faults its pages in again for the next one:
-    that was 2 ms of the 3.6 ms in which a 2 MB image was read, held and written (bench/gateway).
-    Threads that start afterwards share one heap: each would otherwise keep as much as the largest
-    body that it ever held, and 16 MiB more whenever another thread meets one (bench/soak).
+    this was 2 ms of the 3.6 ms in which a 2 MB image was read, held and written (bench/gateway).
+    Threads that start afterwards share one heap: otherwise each thread would keep as much as the
+    largest body that it ever held, and 16 MiB more for each other thread with one (bench/soak).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

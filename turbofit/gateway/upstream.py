@@ -1,4 +1,4 @@
-"""The connection to engines: it sends a request, returns the answer, and names what failed."""
+"""The HTTP client of engines: it sends requests, returns answers, and says what failed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import RoutedEngine
 
 _CONNECT_SECONDS: Final = 5.0
-#: Less than uvicorn's 5 s, so that no request uses a connection that the engine is closing.
+#: Seconds that an idle connection is kept: less than uvicorn's 5 s, so that no request uses a
+#: connection that the engine is closing.
 _KEEP_ALIVE: Final = 3.0
 #: Seconds of silence after which an answer is given up, even if its engine answers others.
 _SILENCE: Final = 3600.0
 _READ_BUFFER: Final = 1 << 18
-#: Seconds within which an engine must answer a request for its own state.
+#: Seconds within which an engine must send a page about its own state.
 HEALTH_SECONDS: Final = 10.0
 #: TCP keep-alive: an idle connection is tested after 2 s, then once a second, three times.
 _TCP_KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
@@ -35,7 +36,7 @@ _UNHEARD_MS: Final = 5000
 
 
 class Unreachable(Exception):  # noqa: N818
-    """The request was never sent. ``ended``: the machine answers, but nothing listens there."""
+    """No engine received the request; ``ended``: nothing listens there, or no engine runs."""
 
     def __init__(self, message: str, *, ended: bool = False) -> None:
         super().__init__(message)
@@ -43,14 +44,14 @@ class Unreachable(Exception):  # noqa: N818
 
 
 class Died(Exception):  # noqa: N818
-    """The engine broke off, before or within its answer."""
+    """The engine ended the connection before its answer was complete."""
 
 
 class Upstream:
     """A client of all engines, which sends each engine its own API key.
 
-    ``serial``: they answer one request after another. A token would then wait for all running
-    requests, while their health page tells whether tokens still come.
+    ``serial``: the engines answer one request after another. A probe for a token would then wait
+    for all running requests; instead, their health page tells whether tokens still come.
     """
 
     def __init__(self, *, serial: bool = False) -> None:
@@ -65,7 +66,7 @@ class Upstream:
         body: bytes | None,
         headers: dict[str, str],
     ) -> aiohttp.ClientResponse:
-        """Send a request and wait for the answer's head; `Unreachable` or `Died` if none comes."""
+        """Send a request; return with the answer's head, or raise `Unreachable` or `Died`."""
         if engine.key:
             headers = {**headers, "Authorization": f"Bearer {engine.key}"}
         try:
@@ -91,7 +92,7 @@ class Upstream:
         return response
 
     async def probe(self, engine: RoutedEngine) -> bool:
-        """Ask an engine for a token, a serial one for its health; returns whether it answered."""
+        """Ask an engine for one token, or a serial engine for its health; return if it answered."""
         if self._serial:
             return bool(await self.page(engine, "/health", HEALTH_SECONDS))
         try:
@@ -118,7 +119,7 @@ class Upstream:
         return response.status == 200
 
     async def page(self, engine: RoutedEngine, path: str, seconds: float) -> str:
-        """A page of text; empty if it does not come in time."""
+        """Return a page of an engine as text; empty if it fails, or does not come in time."""
         try:
             return await asyncio.wait_for(self._page(engine, path), seconds)
         except (asyncio.TimeoutError, Unreachable, Died, aiohttp.ClientError, OSError, ValueError):
@@ -155,7 +156,7 @@ class Upstream:
 
 
 class _Answer(aiohttp.ClientResponse):
-    """An answer whose connection is not reused if it reports an error of the engine.
+    """An answer of an engine; if it reports a server error, its connection is not used again.
 
     LMDeploy's server may close such a connection silently, and the next request on it would look
     like the death of its engine.
@@ -172,10 +173,10 @@ class _Answer(aiohttp.ClientResponse):
 
 
 def refuse_no_url(urls: Sequence[str], whose: str, example: str) -> None:
-    """Refuse a text that is no URL; ``whose`` and ``example`` say what it ought to be.
+    """Refuse a text that is no URL; the message says ``whose`` address it is to be.
 
     Raises:
-        UsageError: the first such text.
+        UsageError: a text is no URL; the hint has the ``example``.
     """
     for url in urls:
         if not url.startswith(("http://", "https://")):
@@ -183,12 +184,11 @@ def refuse_no_url(urls: Sequence[str], whose: str, example: str) -> None:
 
 
 def engine_socket(address: Sequence[Any]) -> socket.socket:
-    """A socket to an engine, for aiohttp to connect; ``address`` is of `socket.getaddrinfo`.
+    """Make a socket for aiohttp to connect to an engine at an address of `socket.getaddrinfo`.
 
-    A machine that loses power sends no farewell: a request there would wait as long as for an
-    answer. The engine's kernel answers for it however busy it is, so only a machine or a network
-    counts as gone. But an engine that reads nothing for 5 s in the middle of a body, for which its
-    kernel has no room, is given up as well. The host's own addresses get no such limit.
+    A machine that loses power closes no connection, so the socket tests it by TCP keep-alive. The
+    engine's kernel answers these tests however busy the engine is. On other hosts, an engine that
+    reads nothing of a body for 5 s, so that its kernel has no room left, is given up as well.
     """
     family, kind, proto, _, where = address
     connecting = socket.socket(family, kind, proto)

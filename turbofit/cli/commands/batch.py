@@ -1,4 +1,4 @@
-"""``turbofit batch``: a file or a folder of requests, until each has its line."""
+"""``turbofit batch``: sends a file or a folder of requests until each has its line of output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from turbofit.batch_jobs.batch_job import BatchJob, BatchResult
 
-#: Files that hold rows in another form than JSONL.
+#: Endings of files that have rows in another form than JSONL.
 _TABLES: Final = frozenset({".csv", ".ods", ".parquet", ".tsv", ".xls", ".xlsx"})
 _GROUPS: Final = {
     "items": ("prompt", "max_tokens"),

@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 #: A word of a message; a path with spaces is in quotes.
 _WORD: Final = re.compile(r"\"[^\"]+\"|'[^']+'|\S+")
 _PICTURE: Final = re.compile(r".+\.(png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
-#: Seconds without a byte: a request may wait for a place, and then for its first token.
+#: The most seconds without a byte: a request may wait for a place, then for its first token.
 _SILENCE: Final = 600.0
 
 
 class Piece(NamedTuple):
-    """A piece of an answer; ``thought``: it belongs to the reasoning before the answer."""
+    """A piece of an answer, or of the reasoning before it if ``thought``."""
 
     text: str
     thought: bool = False
 
 
 class Server:
-    """One model of an OpenAI-compatible server, by default its first, asked without a proxy.
+    """A client of one model, by default the first, of an OpenAI-compatible server.
 
     ``say`` is called once if the server's GPUs are pretend ones.
 
@@ -53,7 +53,7 @@ class Server:
     ) -> None:
         self._say = say
         self.url = url.rstrip("/").removesuffix("/v1")
-        #: Whether an answer's header told of pretend GPUs.
+        #: Whether the header of an answer said that the GPUs are pretend ones.
         self.pretend = False
         self._key = key
         self.model = model or self._first()
@@ -124,7 +124,7 @@ class Server:
 
 
 def _said(document: Any) -> str:
-    """An error's message, in any server's form."""
+    """Return the message of a server's error, whatever the form of the error."""
     if isinstance(document, bytes):
         try:
             document = json.loads(document)
@@ -137,7 +137,7 @@ def _said(document: Any) -> str:
 
 
 def question_of(text: str) -> JsonObject:
-    """A user's message in which words that are paths of pictures become these pictures.
+    """Make a user's message, in which each word that is a picture's path becomes the picture.
 
     Raises:
         UsageError: a picture cannot be read.
@@ -177,7 +177,7 @@ def chat(
     system: str | None,
     max_tokens: int | None,
 ) -> int:
-    """Send questions and print answers; piped input is one question."""
+    """Send questions and print the answers; input from a pipe is one question."""
     server = Server(*server_of(url, api_key), model, note)
     first: list[JsonObject] = [{"role": "system", "content": system}] if system else []
     if not sys.stdin.isatty():
@@ -213,7 +213,7 @@ def _line() -> str | None:
 
 
 def _tell(pieces: Iterator[Piece]) -> str:
-    """Print pieces as they come, until the end or Ctrl-C; returns the answer without reasoning."""
+    """Print pieces as they come, until the end or Ctrl-C; return the answer itself."""
     from turbofit.report.painters.terminal import clean_lines
 
     came, thought = [], False

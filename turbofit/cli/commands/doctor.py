@@ -1,4 +1,4 @@
-"""``turbofit doctor`` and ``diagnose``: obstacles for an engine here, and causes of its end."""
+"""``turbofit doctor`` and ``diagnose``: what would stop an engine here, and what ended it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     only_linux=True,
 )
 def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -> int:
-    """Examine and show; exit 3 if something prevents serving, 4 without a readable machine."""
+    """Examine the machine and show it; exit 3 if something prevents serving, 4 if unreadable."""
     from turbofit.planning.checks import examine
     from turbofit.report.views.findings_view import doctor_view
     from turbofit.serving.runs import server_on
@@ -47,7 +47,7 @@ def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -
 
 _NOT_KNOWN: Final = 3
 _NO_TEXT: Final = (".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".mp4", ".pdf", ".png", ".webp")
-#: A word that is a message by itself and not a file's name: Killed, OutOfMemoryError.
+#: A word that is a message of a log, and not a file's name: Killed, OutOfMemoryError.
 _MESSAGE: Final = "[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
 
 

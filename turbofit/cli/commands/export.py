@@ -1,4 +1,4 @@
-"""``turbofit export``: manifests of a plan."""
+"""``turbofit export``: a plan as a systemd unit, a Compose file or Kubernetes objects."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: Bytes of /dev/shm for NCCL between cards without peer access. Source: NCCL's guide, Docker.
 _NCCL_SHM: Final = 1 << 30
-#: LMDeploy gives Ray's object store this share of host RAM, but at most so many bytes.
+#: LMDeploy gives Ray's object store this share of host memory, but at most these bytes.
 #: Source: lmdeploy pytorch/ray.py::_get_obj_store_memory #e802ab
 _RAY_SHARE: Final = 0.3
 _RAY_MOST: Final = 80 * 10**9
@@ -49,9 +49,10 @@ class _Template(Template):
 def manifest(
     plan: Plan, kind: str, *, port: int, name: str | None = None, image: str = "turbofit:latest"
 ) -> str:
-    """Fill ``presets/export/KIND.template``; ``kind`` is systemd, compose or k8s.
+    """Return the manifest of a plan; ``kind`` is systemd, compose or k8s.
 
-    ``name`` is the service's, by default made of the model's. Containers run ``image``.
+    It is presets/export/KIND.template with its fields filled. ``name`` is the service's name, by
+    default made of the model's. Containers run ``image``.
 
     Raises:
         DoesNotFitError: the plan would not serve.
@@ -79,7 +80,7 @@ def manifest(
 
 
 def _command(argv: Iterable[str], kind: str, port: int) -> str:
-    """The plan's command in the words of a kind of manifest."""
+    """Write the plan's command in the form of a kind of manifest."""
     words = [*argv, "--port", str(port)]
     if kind == "systemd":
         words[0] = installed_program()
@@ -95,7 +96,7 @@ def _command(argv: Iterable[str], kind: str, port: int) -> str:
 
 
 def _shm(plan: Plan) -> int:
-    """Bytes of /dev/shm in which ranks meet; Ray's object store is there, too."""
+    """Return the bytes of /dev/shm that an engine's ranks need, with Ray's object store."""
     if plan.parallel.tp == 1 or not plan.engine.is_pytorch:
         return _NCCL_SHM
     total = known(plan.machine.host.ram_total, 0)
@@ -107,14 +108,14 @@ def _mebibytes(size: int) -> int:
 
 
 def _quoted(word: str) -> str:
-    """A quoted word of YAML: JSON's form, with YAML's escapes of characters that do not print."""
+    """Quote a word for YAML: as JSON does, with YAML's escapes of unprintable characters."""
     return "".join(
         c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(word, ensure_ascii=False)
     )
 
 
 def _word(text: str) -> str:
-    """One word as systemd reads it: a quote opens at a word's beginning and closes at its end."""
+    """Write a word for systemd, in quotes if it needs them."""
     text = text.replace("%", "%%")
     if _PLAIN.fullmatch(text):
         return text
@@ -126,7 +127,7 @@ def _word(text: str) -> str:
 
 
 def installed_program() -> str:
-    """The path of the `turbofit` that runs here."""
+    """Return the path of the `turbofit` program that runs here."""
     beside = Path(sys.executable).with_name("turbofit")
     return str(beside) if beside.exists() else shutil.which("turbofit") or "/usr/bin/turbofit"
 
@@ -153,7 +154,7 @@ def export(
 
 
 def _planned(given: str, options: Options) -> Plan:
-    """The plan in a file of `plan --json`, or the plan of a model with these options."""
+    """Read the plan in a file of `plan --json`, or plan for a model with these options."""
     from turbofit import api
     from turbofit.report.stored_documents import read_plan
 

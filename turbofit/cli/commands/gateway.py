@@ -56,7 +56,7 @@ def gateway(
     form: Form,
     **given: Any,
 ) -> int:
-    """Serve until a signal; returns 0 after a drain."""
+    """Serve a gateway or a front until a signal ends it; return 0 after a drain."""
     from turbofit.core.process.variables import variables
     from turbofit.report.stored_documents import read_plan
 
@@ -104,7 +104,7 @@ def gateway(
 def _planned(
     planned: Plan, upstream: Sequence[str], config: GatewayConfig, log: str | None, *, overlay: bool
 ) -> Gateway:
-    """The gateway of one plan; prints a note on images that it cannot limit."""
+    """Make the gateway of one plan; print a note on images that it cannot limit."""
     from turbofit.gateway.http.metrics import access_log
     from turbofit.gateway.server import make_gateway
 
@@ -117,7 +117,7 @@ def _planned(
 
 
 def _serve(app: AsgiApp, form: Form) -> int:
-    """Serve until a signal; returns 0 after a drain."""
+    """Serve an app until a signal ends it; return 0 after a drain."""
     from turbofit.gateway.server import run_gateway
 
     run_gateway(app, on_ready=lambda url: None if form.as_json else answer(f"{url}\n"))

@@ -1,4 +1,4 @@
-"""``turbofit models``, ``gpus``, ``machine``: names for a plan, and the hardware here."""
+"""``turbofit models``, ``gpus``, ``machine``: the known names, and the hardware here."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def models(fragments: tuple[str, ...], form: Form) -> int:
 
 
 def _read(name: str) -> Model | str:
-    """The preset's model, or the reason why there is no account for it."""
+    """Return the preset's model, or the reason why turbofit cannot plan for it."""
     from turbofit.model.presets import preset_model
 
     try:

@@ -52,7 +52,7 @@ def _plan_cluster(request: PlanRequest, cluster: str, form: Form) -> int:
 
 
 def show_plan(plan: Plan, command: str, form: Form) -> int:
-    """Show a plan in the chosen form, store it as its command's newest; returns the exit code."""
+    """Store a plan as its command's newest, show it in the chosen form, return the exit code."""
     from turbofit.report.stored_documents import keep
 
     keep(plan, command)

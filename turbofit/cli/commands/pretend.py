@@ -41,7 +41,7 @@ def pretend(
     form: Form,
     rest: list[str],
 ) -> int:
-    """Run the command, report, and exit with its code."""
+    """Run the command on pretend GPUs, report its memory, and exit with its code."""
     import json
     from pathlib import Path
     from tempfile import TemporaryDirectory

@@ -1,4 +1,4 @@
-"""``turbofit report``: documents for people, and a run for others."""
+"""``turbofit report``: shows stored plans, rehearsals and runs, and shares a run."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def report(
 
 
 def _share(run: str | None, loads: tuple[str, ...], out: str | None, form: Form) -> int:
-    """Show what others would read of a run, and what is left out; then write it."""
+    """Show what others would read of a run, and what is left out; then write it to ``out``."""
     import msgspec
 
     from turbofit.core.process.files import write_output

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PRETEND: Final = (
     "PRETEND GPUs: memory, admission, errors and death are real; the words of answers mean nothing"
 )
-#: The model of a request without one: a saved plan has its own.
+#: The model of a request that names none; a saved plan has its own model.
 NO_MODEL: Final = "-"
 
 
@@ -50,7 +50,7 @@ class Arguments(NamedTuple):
     passed: PassedOptions
 
     def gateway(self) -> GatewayConfig:
-        """The settings of the gateway in front of the engines.
+        """Return the settings of the gateway in front of the engines.
 
         Raises:
             UsageError: options of the gateway follow ``--``, or contradict each other.
@@ -63,7 +63,7 @@ class Arguments(NamedTuple):
         return public_side(self.public)
 
     def saved_plan(self) -> Plan:
-        """The plan of ``--plan``, which allows no option of planning.
+        """Read the plan of ``--plan``, beside which no option of planning may stand.
 
         Raises:
             UsageError: the plan cannot be read, or an option of planning is given, too.
@@ -79,7 +79,7 @@ class Arguments(NamedTuple):
 
 
 def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> GatewayConfig:
-    """The settings of a gateway; prints a warning if keys cross the network unencrypted."""
+    """Return the settings of a gateway; warn if keys cross the network unencrypted."""
     from turbofit.gateway.http.connections import is_loopback
 
     config = options.config(upstream_key=upstream_key)
@@ -89,7 +89,7 @@ def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> 
 
 
 def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.Form) -> None:
-    """Print that a server is open: its addresses, and lines for a shell, for Python, for a chat."""
+    """Print a server's addresses, and lines that ask it from a shell, from Python, in a chat."""
     from turbofit.gateway.http.routes import client_lines
 
     if form.as_json:
@@ -115,8 +115,9 @@ _FIRST: Final = (
     "tp", "images", "image_size", "context", "concurrency", "budget", "host", "port", "api_key",
     "plan", "file", "detach", "pretend", "dry_run",
 )  # fmt: skip
-#: LMDeploy's own options, which its help has, options of `--cluster`, whose line names them, those
-#: of every command, and two that docs/operations.md and docs/bench.md explain.
+#: Options that the help page leaves out: LMDeploy's own, which its own help has; those of
+#: `--cluster`, whose line names them; those of every command; and two of docs/operations.md and
+#: docs/bench.md.
 _NOT_IN_HELP: Final = (
     *ENGINE_OPTIONS, "async", "revision", "model_name", "allow_origins", "allowed_media_domains",
     "max_concurrent_requests", "name", "node_port", "front_key_file", "quiet", "verbose", "help",
@@ -143,7 +144,7 @@ _NOT_IN_HELP: Final = (
 def serve(
     *, model: str | None, detach: bool, form: output.Form, rest: Sequence[str], **given: Any
 ) -> int:
-    """Plan or read the plan, check, launch; returns 0 if a signal ended it normally."""
+    """Plan (or read a plan), check, launch and serve; return 0 if a signal ended it normally."""
     from turbofit.serving.passthrough import sort_options
     from turbofit.serving.runs import DETACHED
 
@@ -178,7 +179,7 @@ def serve(
 
 
 def _refuse_taken(port: int) -> None:
-    """Refuse the port of another server of this user before anything is planned."""
+    """Refuse a port that another server of this user has, before anything is planned."""
     from turbofit.serving.runs import server_on
 
     if port and (other := server_on(port)) is not None:
@@ -294,7 +295,7 @@ def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> 
 
 
 def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
-    """The function for SIGHUP if the options are in a file; else None: SIGHUP ends the run."""
+    """Return what SIGHUP calls: a reload of the file of options; without one None."""
     ctx = click.get_current_context(silent=True)  # None if a program calls it
     if ctx is None or untyped.file_of(ctx) is None:
         return None
@@ -310,7 +311,7 @@ def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
 
 
 def _show_commands(arguments: Arguments, form: output.Form) -> int:
-    """Print commands instead of launching: those that a person would run without a gateway."""
+    """Print the engines' commands, which a person could run without a gateway."""
     import msgspec
 
     from turbofit.cli.commands.plan import show_plan

@@ -44,7 +44,7 @@ _PRETEND: Final = (
     only_linux=True,
 )
 def calibrate(*, model: str, form: Form, **given: Any) -> int:
-    """Calibrate and show; exit 130 if Ctrl-C ended it."""
+    """Calibrate and show what was learned; exit 130 if Ctrl-C ended it."""
     from turbofit.measure.calibrate import calibrate as measure
     from turbofit.planning.calibrations import pretends
     from turbofit.serving.engine.engine_client import Timing
@@ -87,7 +87,7 @@ _PRETEND_SPEED: Final = (
 )
 #: Options that a plan also has, with another meaning: here they belong to the load.
 _BOTH: Final = ("images", "image_size", "concurrency")
-#: Options of a plan that make no sense here: ignoring tunings, and memory before speed.
+#: Options of a plan that make no sense here: one ignores tunings, one puts memory before speed.
 _OTHER_GOALS: Final = ("no_tuned", "least")
 
 
@@ -119,7 +119,7 @@ _PLANNING: Final = tuple(
     only_linux=True,
 )
 def tune(*, model: str, form: Form, **given: Any) -> int:
-    """Tune and show; exit 3 if nothing meets the SLO, 130 if a signal ended it."""
+    """Tune and show the trials; exit 3 if none meets the SLO, 130 if a signal ended it."""
     from turbofit.measure.load.spec import LoadSpec
     from turbofit.measure.tune import TuneRequest, tune_model
     from turbofit.measure.tune_runner import parse_slo
@@ -171,7 +171,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
 
 
 def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
-    """The request that is planned: its promise has room for the load's images."""
+    """Make the request that is planned, which has room for the images of the load."""
     planned = {name: value for name, value in given.items() if name not in _BOTH}
     request = fields.filled(PlanRequest, {**planned, "model": model, "no_tuned": True})
     if "images" in load.model_fields_set:

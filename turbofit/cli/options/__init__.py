@@ -1,1 +1,1 @@
-"""Options: made from the fields that they fill; from variables and files."""
+"""Makes options from the fields that they fill; reads them from variables and files."""

@@ -56,9 +56,9 @@ SERVER_OPTIONS: Final = (
 
 
 def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
-    """The address and the key of the server that `SERVER_OPTIONS` name.
+    """Return the address and the key of the server that `SERVER_OPTIONS` name.
 
-    Without an address it is that of the only server of this user, if one runs, else the usual one.
+    Without an address it is the only running server of this user, else port 23333 of this machine.
 
     Raises:
         UnservedError: the only server is still starting.
@@ -80,7 +80,7 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
 
 
 def _own_server() -> str | None:
-    """The address of the only server of this user; raises if it is still starting."""
+    """Return the address of this user's only server, or None; refuse one that still starts."""
     from turbofit.serving.runs import live_runs
 
     runs = live_runs()
@@ -94,7 +94,7 @@ def _own_server() -> str | None:
 
 
 def model_argument(*, required: bool = True, file: bool = False) -> list[click.Parameter]:
-    """The model with its revision; ``file``: also ``-f FILE``."""
+    """Make the argument MODEL and ``--revision``; with ``file`` also ``-f FILE``."""
     from turbofit.planning.request import PlanRequest
 
     explained = PlanRequest.model_fields["model"].description or ""
@@ -110,12 +110,12 @@ def model_argument(*, required: bool = True, file: bool = False) -> list[click.P
 
 
 def spec_option() -> Option:
-    """``--on`` for a command that plans nothing."""
+    """Make the option ``--on`` of a command that plans nothing."""
     return Option("--on", metavar="SPEC", shell_complete=fields.complete_spec, callback=_spec)
 
 
 def _spec(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    """A SPEC; ``-`` reads it from stdin (``nvidia-smi | turbofit plan MODEL --on -``)."""
+    """Return a SPEC; read it from stdin for ``-`` (``nvidia-smi | turbofit plan MODEL --on -``)."""
     if value != "-" or ctx.resilient_parsing:
         return value
     return sys.stdin.buffer.read(_LONGEST_SPEC).decode("utf-8", "replace")
@@ -133,7 +133,7 @@ def machine_options() -> list[click.Parameter]:
 
 
 def planning_options() -> list[click.Parameter]:
-    """Options of shape, workload, limits and budgets, and LMDeploy's settings to keep."""
+    """Make the options of planning: shape, workload, limits, budgets, LMDeploy's settings."""
     from turbofit.planning.request import ENGINE_OPTIONS, GROUPS, PlanRequest
 
     kept = fields.options_of(PlanRequest, ENGINE_OPTIONS, group=_KEEP)
@@ -141,7 +141,7 @@ def planning_options() -> list[click.Parameter]:
 
 
 def planning_keywords(given: Options) -> Options:
-    """The given options that belong to a plan's request, checked and typed."""
+    """Return the given options that belong to a plan's request, checked and typed."""
     from turbofit.planning.request import PlanRequest
 
     request = fields.filled(PlanRequest, {**given, "model": "-"})

@@ -37,7 +37,7 @@ _COUNTS: Final = (1, 2, 4, 8)
 
 
 class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer clicks only
-    """A text that the field's type reads; at a TAB ``choices`` or files are offered."""
+    """A text that the field's type checks; a TAB offers ``choices``, or files if ``path``."""
 
     name = "text"
 
@@ -51,7 +51,7 @@ class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer click
 
 
 class _Syntax(NamedTuple):
-    """The words that an option takes, by its field's annotation."""
+    """How an option is written, as its field's annotation says."""
 
     metavar: str = "TEXT"
     choices: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class _Syntax(NamedTuple):
 def options_of(
     kind: type[Validated], fields: Iterable[str] = (), *, group: str = "", **attributes: Any
 ) -> Iterator[Option]:
-    """Options of these fields, or of all, in a help group; without a value they keep defaults."""
+    """Yield the options of ``fields``, or of all fields, in a ``group`` of the help page."""
     for name in fields or kind.model_fields:
         yield _option(name, kind.model_fields[name], group, attributes)
 
@@ -75,7 +75,7 @@ def grouped_options(kind: type[Validated], groups: Mapping[str, Iterable[str]]) 
 
 
 def filled(kind: type[T], given: Options) -> T:
-    """The class filled with the options that are its fields; errors name the option."""
+    """Make an instance of a class from the options that are its fields; errors name options."""
     values = {
         name: value
         for name in kind.model_fields
@@ -90,7 +90,7 @@ def filled(kind: type[T], given: Options) -> T:
 
 
 def explain_fields(kind: type[Validated], command: str) -> None:
-    """Give fields without a description the text of the command's options."""
+    """Give fields without a description the help texts of the command's options."""
     from turbofit.cli.manual import option_texts
 
     texts = option_texts(command)
@@ -140,7 +140,7 @@ def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any])
 
 
 def _typed(default: Any) -> str:
-    """A default as a person types it: ``1024x768`` for a size, or several of them."""
+    """Write a default as a person types it: ``1024x768`` for a size, or several sizes."""
     if not isinstance(default, tuple):
         return str(default)
     nested = default and isinstance(default[0], tuple)

@@ -23,14 +23,14 @@ ROOT: Final = PREFIX.rstrip("_")
 #: The commands that take ``-f FILE``; one file may have the options of both.
 _WITH_FILE: Final = ("plan", "serve")
 _FILE: Final = "turbofit.file"
-#: The key of the words from which a context was made.
+#: The key, in a context's ``meta``, of the words that the command got.
 WORDS: Final = "turbofit.words"
 _LARGEST: Final = 1 << 20
 _HINT: Final = "docs/environment.md#a-file-of-options has its form"
 
 
 def variables_of(command: click.Command, prefix: str) -> Iterator[str]:
-    """The environment variables of a command's options, such as ``TURBOFIT_SERVE_TP``."""
+    """Yield the environment variables of a command's options, such as ``TURBOFIT_SERVE_TP``."""
     for param in command.params:
         if isinstance(param, click.Option) and param.allow_from_autoenv:
             yield f"{prefix}_{str(param.name).upper()}"
@@ -39,7 +39,7 @@ def variables_of(command: click.Command, prefix: str) -> Iterator[str]:
 def check_names(ctx: click.Context) -> None:
     """Refuse variables with turbofit's prefix that are neither known nor the command's options.
 
-    Variables of other commands are checked by those.
+    Variables of other commands are left to those commands.
 
     Raises:
         UsageError: a variable has turbofit's prefix, and nothing reads it.
@@ -82,7 +82,7 @@ def with_source(exc: UsageError, ctx: click.Context) -> UsageError:
 
 
 def file_of(ctx: click.Context) -> Path | None:
-    """The file of options of a command's context."""
+    """Return the file of options of a command's context; None without ``-f``."""
     file: Path | None = ctx.meta.get(_FILE)
     return file
 
@@ -98,10 +98,10 @@ def use_file(ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 
 
 def read_file(path: Path, ctx: click.Context) -> dict[str, Any]:
-    """The values of a YAML file of options, by option; texts, as on a command line.
+    """Return the values of a YAML file of options, by option, as texts of a command line.
 
     Raises:
-        UsageError: it cannot be read, or has a key or a value that is not one of an option.
+        UsageError: the file cannot be read, or has a wrong key or value.
     """
     group, values = ctx.find_root().command, dict[str, Any]()
     commands: list[click.Command | None] = [ctx.command]
@@ -128,7 +128,7 @@ def read_file(path: Path, ctx: click.Context) -> dict[str, Any]:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, list[Any], bool]]:
-    """Each key of a YAML file, the nodes of its values, and whether they are null."""
+    """Yield each key of a YAML file, the nodes of its values, and whether they are null."""
     import yaml
 
     try:
@@ -148,7 +148,7 @@ def _entries(path: Path) -> Iterator[tuple[str, list[Any], bool]]:
 
 
 def read_again(ctx: click.Context) -> dict[str, Any]:
-    """The options of a command from its words and its file as that is now."""
+    """Parse a command's words again, with its file of options as the file is now."""
     words, prefix = list(ctx.meta[WORDS]), ctx.auto_envvar_prefix
     with ctx.command.make_context(
         ctx.info_name, words, parent=ctx.parent, auto_envvar_prefix=prefix

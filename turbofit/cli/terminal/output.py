@@ -1,4 +1,4 @@
-"""Standard output and error: the answer goes to one, everything else to the other."""
+"""Writes the answer to standard output, and everything else to standard error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INTERRUPTED: Final = 130
 
 
 def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
-    """Call a body with the stop that signals set; returns its result, or the signal that came."""
+    """Call ``body``, which a signal can stop; return its result, or the signal that stopped it."""
     from turbofit.serving.supervisor import StoppedError, StopSignal
 
     with StopSignal() as stop:
@@ -39,7 +39,7 @@ def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
 
 
 def exit_code(ended: signal.Signals | None) -> int:
-    """130 after Ctrl-C, else 0, since other signals stop a server normally."""
+    """Return 130 after Ctrl-C, else 0, since other signals stop a server normally."""
     return INTERRUPTED if ended is not None and ended.name == "SIGINT" else 0
 
 
@@ -48,9 +48,9 @@ PAGE_WIDTH: Final = 96
 
 
 def prepare_streams() -> None:
-    """Escape characters that a terminal cannot encode, which would be errors.
+    """Let stdout and stderr escape characters that they cannot encode, instead of failing.
 
-    On Windows files and pipes get UTF-8, too: JSON in its code page could not be read again.
+    On Windows they write UTF-8: JSON in the system's code page could not be read again.
     """
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
@@ -59,14 +59,14 @@ def prepare_streams() -> None:
 
 
 class UnwrittenError(UsageError):
-    """Standard output takes no more: the remaining messages go to stderr."""
+    """Standard output cannot be written any more, so that messages go to stderr."""
 
 
 def answer(text: str) -> None:
     """Write the answer to stdout; a reader that has left is no error, but a full disk is.
 
     Raises:
-        UnwrittenError: standard output takes no more.
+        UnwrittenError: standard output cannot be written.
     """
     settle = getattr(sys.stderr, "settle", None)
     if settle is not None:
@@ -101,9 +101,10 @@ class _Progress:
 
 @contextmanager
 def progress(*, quiet: bool, as_json: bool) -> Iterator[None]:
-    """Show the steps under way on stderr.
+    """Show the steps of the block on stderr, unless ``quiet``.
 
-    ``as_json`` shows no lines, which would mix with the JSON for people who read both streams.
+    With ``as_json`` only a line that is redrawn is shown: other lines would mix with the JSON for
+    people who read both streams.
     """
     before = _Progress.quiet, _Progress.display
     display = None
@@ -148,7 +149,7 @@ def verbose_log(level: int) -> Iterator[None]:
 
 
 def complain(document: Document, *, as_json: bool) -> None:
-    """Print an error: a line of cause and a hint on stderr, or JSON on stdout if that works."""
+    """Print an error: its cause and hint on stderr, or as JSON on stdout if that works."""
     if as_json:
         import json
 
@@ -163,7 +164,7 @@ def complain(document: Document, *, as_json: bool) -> None:
 
 
 def show(blocks: Iterable[Block], *, markdown: bool = False, short: bool = False) -> None:
-    """Paint a document on stdout; Markdown is always complete."""
+    """Print a document on stdout as text, which may be ``short``, or as complete Markdown."""
     if markdown:
         from turbofit.report.painters import markdown as painter
 
@@ -185,7 +186,7 @@ class Form(NamedTuple):
         answer(to_json(document) if self.as_json else text)
 
     def show(self, document: T, view: Callable[[T], Iterable[Block]]) -> None:
-        """Answer in this form."""
+        """Answer with a document in this form; ``view`` makes the blocks to paint."""
         if self.html:
             from turbofit.core.process.files import write_output
             from turbofit.report.painters.html import page
@@ -202,7 +203,7 @@ class Form(NamedTuple):
 
 
 def painted(blocks: Iterable[Block], *, short: bool = False) -> str:
-    """A document for stdout, as wide as the terminal, but between 80 and 120 columns."""
+    """Return a document as text; on a terminal its width is used, from 80 to 120 columns."""
     from turbofit.report.painters.terminal import paint
 
     if not screen.is_terminal(stdout()):

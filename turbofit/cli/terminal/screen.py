@@ -1,4 +1,4 @@
-"""The terminal as a screen: its abilities, and progress in a line that is redrawn.
+"""What a terminal can do, and the display of progress in a line that is redrawn.
 
 Progress is silent for the first second. On a terminal its line is erased before anything else is
 written; elsewhere a line is written now and then.
@@ -33,18 +33,18 @@ _WIDEST: Final = 100
 #: The fewest columns of a bar.
 _SHORTEST_BAR: Final = 6
 _CLEAR: Final = "\r\x1b[K"
-#: Seconds for the thread to end: a thread that blocks must not block the process's end.
+#: The most seconds to wait for the thread's end, so that it cannot block the process's end.
 _LAST_SECONDS: Final = 1.0
 
 #: The lock for writing to the terminal. Take it only by `with`, which is C code: an exception of a
-#: signal handler then comes before the lock is taken or after it is released. Python code
-#: (`Condition`, `Event`, `Thread.start`, a context manager of ours) can be left in between, and the
-#: lock would stay taken for ever.
+#: signal handler then comes before the lock is taken or after it is released. An exception in
+#: Python code (`Condition`, `Event`, `Thread.start`, our context managers) could come in between,
+#: and the lock would stay taken for ever.
 TERMINAL: Final = threading.RLock()
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether the stream is a terminal; a stream that was closed before Python began is None."""
+    """Return whether a stream is a terminal; None is a stream that was closed at the start."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:
@@ -52,17 +52,17 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def redraws(stream: TextIO | None, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether a line can be redrawn in its place."""
+    """Return whether a line on the stream can be redrawn in its place."""
     return is_terminal(stream) and _is_smart(environ)
 
 
 def takes_colour(environ: Mapping[str, str]) -> bool:
-    """Whether a terminal reads ANSI escape codes."""
+    """Return whether a terminal shows colours, and its user wants them."""
     return not environ.get("NO_COLOR") and _is_smart(environ)
 
 
 def width(stream: TextIO | None = None) -> int:
-    """Columns of a terminal, by default standard output's; COLUMNS first, 80 if unknown."""
+    """Return COLUMNS, else the columns of a terminal, by default of stdout; 80 if unknown."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)
@@ -79,16 +79,17 @@ def _is_smart(environ: Mapping[str, str]) -> bool:
 
 
 class ProgressDisplay:
-    """Shows the current step from a thread of its own, so that its time keeps running.
+    """Shows the current step from a thread of its own, so that the shown time keeps running.
 
-    ``in_place``: on a line that is redrawn; otherwise in lines.
+    ``in_place``: it redraws one line; otherwise it writes a new line now and then.
     """
 
     def __init__(
         self, stream: TextIO, *, in_place: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._stream, self._in_place, self._clock = stream, in_place, clock
-        #: Queues that wake the thread, and that say when it has ended; they are C code, too.
+        #: Queues that wake the thread, and say when it has ended; as for `TERMINAL`, they are C
+        #: code.
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._gone: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._step: Step | None = None
@@ -116,7 +117,7 @@ class ProgressDisplay:
                 self._woken.put(None)
 
     def hide(self) -> None:
-        """Make room for the next text. Call it while you hold `TERMINAL`."""
+        """Erase the drawn line before another text. Call it while you hold `TERMINAL`."""
         if self._drawn:
             self._drawn = False
             self._write(_CLEAR)
@@ -155,7 +156,7 @@ class ProgressDisplay:
             self._gone.put(None)
 
     def _line(self, step: Step, seconds: float) -> str:
-        """One line of at most the terminal's width; the last column is free, since it may wrap.
+        """Return a line that fits the terminal; its last column stays free, since it may wrap.
 
         On a narrow terminal the bar is left out first, then the end of the step's name.
         """
@@ -173,7 +174,7 @@ class ProgressDisplay:
         return f"{step._replace(doing=name).text}{times}" if name else step.text[:columns]
 
     def _times(self, step: Step, seconds: float) -> str:
-        """The seconds gone, and the seconds left at the speed so far."""
+        """Return words for the seconds gone, and the seconds left at the speed so far."""
         if seconds < 1:
             return " …"
         new = step.done - self._initial
@@ -182,7 +183,7 @@ class ProgressDisplay:
         return f", {_seconds(seconds)}, {_seconds(seconds / new * (step.total - step.done))} left"
 
     def _write(self, text: str) -> None:
-        """Write; if the terminal is gone the line is lost, never the work."""
+        """Write a text, or lose it if the terminal is gone, since the work must go on."""
         try:
             self._stream.write(text)
             self._stream.flush()

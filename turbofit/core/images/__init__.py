@@ -1,6 +1,6 @@
-"""Image rules, one in each file: how a model's images become units of its tower, and tokens.
+"""Image rules, one a file: how a model's images become units of its vision tower, and tokens.
 
-A new rule is a file here and a member of ``AnyImageRule``; no other code asks for its class.
+A new rule is a file here and a member of ``AnyImageRule``; no other code asks which rule it has.
 """
 
 from __future__ import annotations

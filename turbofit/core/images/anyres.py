@@ -16,7 +16,7 @@ from turbofit.core.images.rule import FolderEdits, Size
 #: Height and width in pixels.
 Grid = tuple[int, int]
 
-#: Tokens are resampled only if a side has more than 1.1 times the tokens that ``most_tiles`` have.
+#: Tokens are resampled if they are more than 1.1**2 times those of ``most_tiles`` tiles.
 _SLACK: Final = 1.1
 
 
@@ -35,9 +35,9 @@ class AnyresRule(BaseTileRule, tag="anyres"):
     varies_by_size = True
 
     def grids_within(self, limit: int) -> tuple[Grid, ...]:
-        """The grids of at most ``limit`` tiles; a grid of one tile if the list has none so small.
+        """Return the grids of at most ``limit`` tiles; a grid of one tile if all are larger.
 
-        A lowered limit leaves these in ``image_grid_pinpoints``.
+        A lowered limit leaves only these in the checkpoint's ``image_grid_pinpoints``.
         """
         kept = tuple(grid for grid in self.grids if self._tiles(grid) <= limit)
         return kept or ((self.tile_size, self.tile_size),)
@@ -46,11 +46,11 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return self._tiles(_best(self.grids_within(limit), width, height)) + 1
 
     def _worst_units(self, limit: int) -> int:
-        """The bound is exact: an image of a grid's own size is fitted into this grid."""
+        """Return the most units; an image of the largest grid's own size has them."""
         return max(self._tiles(grid) for grid in self.grids_within(limit)) + 1
 
     def tokens(self, width: int, height: int, limit: int | None = None) -> int:
-        """Tokens of the image without its padding, and with the token that ends each line."""
+        """Return the tokens of an image: none for padding, and one more at the end of each line."""
         self.units(width, height, limit)  # raises an error for a size that is not valid
         within = self.grids_within(self.max_dynamic_patch if limit is None else limit)
         grid, side = _best(within, width, height), self._side
@@ -62,7 +62,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return self.tokens_per_tile + self._packed(rows, columns)
 
     def unit_tokens(self, units: int) -> int:
-        """The most tokens of an image with at most ``units``: it fills its grid, without padding.
+        """Return the most tokens of an image with at most ``units``: it fills its grid.
 
         The number is exact for an image in the shape of its grid. If images of a grid are
         resampled, it is an upper bound: 1.21 times the tokens of ``most_tiles`` tiles, plus one
@@ -81,20 +81,20 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return self.tokens_per_tile + most
 
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
-        """An upper bound of the units: each image has at least its thumbnail's tokens."""
+        """Return an upper bound of the units: each image has at least its thumbnail's tokens."""
         return tokens // self.tokens_per_tile * self.worst_units()
 
     def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
-        """The tile counts of the grids: a limit between two of them leaves the same grids."""
+        """Return the tile counts of the grids; a limit between two is like the lower of them."""
         return tuple(sorted({1} | {self._tiles(grid) for grid in self.grids}, reverse=True))
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """The list of grids, for config.json (read by the model) and the image processor's file."""
+        """Return the grids for config.json, which the model reads, and the processor's file."""
         grids = {"image_grid_pinpoints": [list(grid) for grid in self.grids_within(limit)]}
         return FolderEdits(grids, grids)
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """The size with the most tokens, among the sizes with the most tiles."""
+        """Return the size with the most tokens among the sizes with the most tiles."""
         limit = self.max_dynamic_patch if limit is None else limit
 
         def rank(size: Grid) -> tuple[int, int]:
@@ -111,7 +111,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return (grid[0] // self.tile_size) * (grid[1] // self.tile_size)
 
     def _packed(self, rows: int, columns: int) -> int:
-        """Tokens of the grid's tiles, one more for each line; resampled if they are too many."""
+        """Return the tokens of a grid's tiles and of its line ends; fewer if they are resampled."""
         if self.most_tiles:
             ratio = sqrt(rows * columns / (self.most_tiles * self._side**2))
             if ratio > _SLACK:
@@ -120,7 +120,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
 
 
 def _best(grids: tuple[Grid, ...], width: int, height: int) -> Grid:
-    """The grid that an image is fitted into, rounded as the preprocessor rounds."""
+    """Return the grid into which the preprocessor fits an image, with the same rounding."""
     best, kept, wasted = grids[0], 0, float("inf")
     for grid in grids:
         scale = min(grid[1] / width, grid[0] / height)

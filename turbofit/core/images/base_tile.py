@@ -25,7 +25,8 @@ class BaseTileRule(ImageRule):
     """An image becomes square tiles; the limit counts them without the tile of the whole image.
 
     ``max_dynamic_patch`` is the checkpoint's own limit. ``thumbnail``: an image of several tiles
-    has one more, of the whole image. ``dynamic`` false means one tile for every image.
+    has one more tile, which shows the whole image. ``dynamic`` false means one tile for every
+    image.
     """
 
     unit_name = "tile"
@@ -77,7 +78,7 @@ class BaseTileRule(ImageRule):
         return units * self.tokens_per_tile
 
     def tower_tokens(self, patch_size: int) -> int:
-        """The patches of one tile, and its class token."""
+        """Return the patches of one tile, and one more for its class token."""
         return (self.tile_size // patch_size) ** 2 + 1
 
     def unit_values(self, channels: int, temporal_patch: int) -> int:
@@ -94,7 +95,7 @@ class BaseTileRule(ImageRule):
         return range(1, most)
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """No edits: no file of the model folder holds a limit."""
+        """Return no edits, since no file of the model folder holds a limit."""
         return FolderEdits({}, {})
 
     def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:

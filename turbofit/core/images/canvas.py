@@ -1,8 +1,8 @@
 """Llama 4: an image is laid on a canvas, which is any grid of at most ``max_patches`` tiles.
 
-If some canvases hold the image without shrinking it, the one that enlarges it least is taken; else
-the one that shrinks it least; of equally good ones the smallest. An image of more than one tile has
-one more, which shows the whole image.
+If some canvases hold the image without shrinking it, the canvas that enlarges it least is taken;
+else the canvas that shrinks it least; of equally good canvases the smallest. An image of more than
+one tile has one more tile, which shows the whole image.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class CanvasRule(TileRule, tag="canvas"):
     client_knobs: bool = False
 
     def _units(self, width: int, height: int, limit: int) -> int:
-        """Tiles of the best canvas, with floating point as in the preprocessor."""
+        """Return the tiles of the best canvas, with floating point as in the preprocessor."""
         best, tiles = 0.0, 0
         for rows, columns in _canvases(max(1, limit)):
             scale = min(
@@ -45,19 +45,19 @@ class CanvasRule(TileRule, tag="canvas"):
 
 
 def _rank(scale: float) -> tuple[bool, float]:
-    """The sort key of a canvas: enlarging is better than shrinking, then the scale nearest to 1."""
+    """Return a sort key: enlarging is better than shrinking, then the scale nearest to 1."""
     return scale >= 1, -scale if scale >= 1 else scale
 
 
 @lru_cache(maxsize=32)
 def _canvases(limit: int) -> tuple[tuple[int, int], ...]:
-    """Rows and columns of all canvases."""
+    """Return the rows and columns of each canvas of at most ``limit`` tiles."""
     return tuple(
         (rows, columns) for rows in range(1, limit + 1) for columns in range(1, limit // rows + 1)
     )
 
 
 def _quotient(first: int, second: int) -> float:
-    """The quotient rounded to 32 bits, as torch divides integers."""
+    """Divide integers as torch does, with a result of 32 bits."""
     value: float = unpack("f", pack("f", first / second))[0]
     return value

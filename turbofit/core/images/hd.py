@@ -1,8 +1,8 @@
-"""Phi-3-vision and Phi-3.5-vision: an image is a page of tiles, padded to a fixed number.
+"""Phi-3-vision and Phi-3.5-vision: an image is a page (a grid) of tiles, padded to a fixed number.
 
-The image is scaled to the widest row of tiles whose page, with the image's shape, has at most
-``num_crops`` tiles; a portrait is turned to landscape for this. Only the tiles of the page and the
-tile of the whole image give tokens. One token ends each line, and one stands between the two.
+The page is as wide as possible: with the image's shape, it has at most ``num_crops`` tiles. A
+portrait is turned to landscape for this. Only the tiles of the page and the tile of the whole image
+give tokens. One token ends each line, and one stands between the page and the whole image.
 
 The preprocessor is code of the checkpoint, and was not run; the tokens are those of LMDeploy.
 """
@@ -38,18 +38,18 @@ class HdRule(BaseTileRule, tag="hd"):
         return self._page(*((scale, lines) if height > width else (lines, scale)))
 
     def unit_tokens(self, units: int) -> int:
-        """Tokens of the worst image of so many units: a column, which has the most lines."""
+        """Return the most tokens of an image of ``units``: those of a single column of tiles."""
         return self._page(max(1, units - 1), 1)
 
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
-        """An upper bound of the units: no image has fewer tokens than a page of one tile."""
+        """Return an upper bound of the units: no image has fewer tokens than a page of one tile."""
         return tokens // self._page(1, 1) * (padded or self.max_dynamic_patch + 1)
 
     def folder_edits(self, limit: int) -> FolderEdits:
         return FolderEdits({}, {"num_crops": limit})
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """The size of a column of tiles, which has the most tokens."""
+        """Return the size of a single column of tiles, which has the most tokens."""
         return self.tile_size, self.tile_size * (self.max_dynamic_patch if limit is None else limit)
 
     def _page(self, rows: int, columns: int) -> int:

@@ -42,17 +42,20 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
         return rows * columns + 1 if rows * columns > 1 else 1
 
     def _worst_units(self, limit: int) -> int:
-        """Units of a square. An odd side is rounded up to an even one, which adds a tile row."""
+        """Return the units of a square, which has the most.
+
+        A side of an odd number of pixels is rounded up to an even one, which adds a row of tiles.
+        """
         return self._units(1, 1, limit)
 
     def tokens(self, width: int, height: int, limit: int | None = None) -> int:
-        """Tokens of an image; one too many if a tokenizer makes two line feeds one token."""
+        """Return an image's tokens; one too many if the tokenizer joins two line feeds in one."""
         units = self.units(width, height, limit)
         rows, _ = self._grid(width, height, self.max_dynamic_patch if limit is None else limit)
         return self._prompt_tokens(units, rows)
 
     def unit_tokens(self, units: int) -> int:
-        """An upper bound of the tokens: it counts line feeds for too many rows of tiles."""
+        """Return an upper bound of the tokens, with line feeds for as many rows as there can be."""
         most, _ = self._grid(1, 1, self.max_dynamic_patch)
         return self._prompt_tokens(units, min(most, max(1, units - 1)))
 
@@ -66,7 +69,7 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
         return FolderEdits({}, {"size": {"longest_edge": isqrt(max(1, limit)) * self.tile_size}})
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """A square's size. An engine that does not know the limit ignores it for every size."""
+        """Return a square's size. No size alone keeps an engine within a limit it does not know."""
         side = isqrt(max(1, self.max_dynamic_patch if limit is None else limit))
         return (side * self.tile_size,) * 2
 
@@ -74,7 +77,7 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
         return units * (self.tokens_per_tile + 2) + (rows + 2 if units > 1 else 1)
 
     def _grid(self, width: int, height: int, limit: int) -> tuple[int, int]:
-        """Rows and columns of tiles; every step is rounded as the preprocessor rounds it."""
+        """Return the rows and columns of tiles, with each step rounded as in the preprocessor."""
         edge, tile = isqrt(max(1, limit)) * self.tile_size, self.tile_size
         aspect = width / height
         if width >= height:

@@ -19,7 +19,8 @@ from turbofit.core.images.rule import FolderEdits, Size
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: The longest side in patches: the search for the worst image goes up to it.
+#: The most patches of a side that a checkpoint may allow; the search for the worst image goes so
+#: far.
 LARGEST_SIDE: Final = 1 << 12
 
 
@@ -38,7 +39,7 @@ class NavitRule(PatchRule, tag="navit"):
     side: Annotated[int, Meta(le=LARGEST_SIDE)] = 512
 
     def patches(self, width: int, height: int, limit: int | None = None) -> tuple[int, int]:
-        """Rows and columns of an image's patches, with those of its padding."""
+        """Return the rows and columns of an image's patches, padding included."""
         limit = self.max_pixels if limit is None else limit
         wide, high = self._shrunk((width, height), limit)
         return -(-high // self.edge) * self.merge, -(-wide // self.edge) * self.merge
@@ -48,7 +49,7 @@ class NavitRule(PatchRule, tag="navit"):
         return rows * columns
 
     def _shrunk(self, size: Size, limit: int) -> Size:
-        """Width and height in pixels before padding; each step rounds as the preprocessor does."""
+        """Return the size in pixels before padding; each step rounds as the preprocessor does."""
         width, height = size
         patch, longest = self.patch_size, self.side * self.patch_size
         patches = max(1, width // patch) * max(1, height // patch)
@@ -64,14 +65,15 @@ class NavitRule(PatchRule, tag="navit"):
         return self._units(width, height, limit)
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """The size with the most units. An engine that does not know the limit ignores it."""
+        """Return the size with the most units; an engine has to know the limit to keep it."""
         return _worst_size(self, self.max_pixels if limit is None else limit)
 
     def candidates(self, limit: int) -> Iterator[Size]:
-        """The sizes to compare: a strip, and the tallest image of each width in windows.
+        """Yield sizes, one of which has the most units: a strip, and the tallest for each width.
 
-        The budget counts whole patches, so an image is largest if both sides are almost one patch
-        longer. The fewest patches that reach into the last window leave room for the most rows.
+        A width is a number of windows. The budget counts whole patches, so an image is largest if
+        both sides are almost one patch longer. The fewest patches that reach into the last window
+        leave room for the most rows.
         """
         patch, last = self.patch_size, self.side - 1
         budget = max(1, limit // patch**2)
@@ -100,7 +102,7 @@ class NavitRule(PatchRule, tag="navit"):
 
 @lru_cache(maxsize=256)
 def _worst_size(rule: NavitRule, limit: int) -> Size:
-    """The widest of the images with the most patches."""
+    """Return the size of the widest of the images with the most patches."""
     return max(
         rule.candidates(limit), key=lambda size: (rule.units(size[0], size[1], limit), size[0])
     )

@@ -93,7 +93,7 @@ class PatchRule(ImageRule, tag="patch"):
         return windows(*size, self.edge, largest, smallest, enlarge=self.enlarge, what="image")
 
     def _worst_units(self, limit: int) -> int:
-        """An upper bound of the patches of one image.
+        """Return an upper bound of the patches of one image.
 
         It is exact if the largest number of windows forms a grid no longer than 200 : 1 (16,384 in
         the published models is 128 x 128), else a fraction of a percent high. Bounds below about
@@ -121,7 +121,7 @@ class PatchRule(ImageRule, tag="patch"):
         return channels * temporal_patch * self.patch_size**2
 
     def largest_limit(self, units: int) -> int | None:
-        """The largest limit that holds, as a number of whole windows."""
+        """Return the largest limit whose worst image has at most ``units``, in whole windows."""
         area = self.limit_step
         most = min(units // self.merge**2, self.max_pixels // area)
         return area * bisect(lambda n: self._worst_units(n * area) <= units, 0, most + 1)[0] or None
@@ -136,7 +136,7 @@ class PatchRule(ImageRule, tag="patch"):
         return tuple(limits)
 
     def limits_below(self, most: int) -> range:
-        """Limits of whole windows, from ``min_pixels`` on."""
+        """Return the limits below ``most`` in steps of whole windows, from ``min_pixels`` on."""
         least = -(-self.min_pixels // self.limit_step) * self.limit_step
         return range(least, max(least + 1, most), self.limit_step)
 
@@ -144,7 +144,7 @@ class PatchRule(ImageRule, tag="patch"):
         return replace(self, **self.knobs(limit))
 
     def knobs(self, limit: int) -> dict[str, int]:
-        """Both bounds, since Transformers 5.17 ignores one that stands alone."""
+        """Return both bounds, since Transformers 5.17 ignores a bound that stands alone."""
         return {"min_pixels": min(self.min_pixels, limit), "max_pixels": limit}
 
     def folder_edits(self, limit: int) -> FolderEdits:
@@ -189,7 +189,7 @@ class PatchRule(ImageRule, tag="patch"):
         return replace(self, min_pixels=least, max_pixels=most).units(*size)
 
     def request_bounds(self, options: Options) -> dict[str, int]:
-        """The bounds of one frame; LMDeploy counts an image of some models as two frames."""
+        """Return the bounds of one frame; LMDeploy counts an image of some models as two frames."""
         given = {name: number(options.get(name)) for name in ("min_pixels", "max_pixels")}
         return {name: max(1, value // self.frames) for name, value in given.items() if value >= 1}
 
@@ -209,7 +209,7 @@ class PatchRule(ImageRule, tag="patch"):
         return DummyImage((112, 112), {})
 
     def image_of(self, units: int) -> DummyImage | None:
-        """The squarest image of so many units; None if requests cannot set their own bounds."""
+        """Return the squarest image of ``units``; None if requests cannot set their own bounds."""
         if not self.client_knobs:
             return None
         count = max(1, units // self.merge**2)
@@ -218,7 +218,7 @@ class PatchRule(ImageRule, tag="patch"):
         return DummyImage(size, {"min_pixels": self.min_pixels, "max_pixels": size[0] * size[1]})
 
     def grid(self, units: int) -> int | list[int]:
-        """Time, height and width of a grid, as square as whole windows allow."""
+        """Return time (1), height and width of a grid, as square as whole windows allow."""
         wanted = max(self.unit_step, units // self.unit_step * self.unit_step)
         for height in range(isqrt(wanted) // self.merge * self.merge, 1, -self.merge):
             if wanted % height == 0 and wanted // height % self.merge == 0:

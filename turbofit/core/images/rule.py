@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Size = tuple[int, int]
 
 _REFUSED: Final = 1 << 62
-#: A squarer image counts as a worst one if it has this share of the most units.
+#: A squarer image may stand for the worst one if it has this share of the most units.
 _NEARLY: Final = 0.97
 
 
@@ -36,9 +36,9 @@ class DummyImage(NamedTuple):
 
 
 class FolderEdits(NamedTuple):
-    """New values for ``config.json`` and the image processor's file, which lower a folder's limit.
+    """New values for ``config.json`` and the image processor's file, which change a folder's limit.
 
-    ``inside``: the key of the processor's file that holds them; empty: they stand at its top.
+    ``inside`` is the key under which the processor's file holds them; empty: at its top level.
     """
 
     config: dict[str, Any]
@@ -63,8 +63,8 @@ class Allowed(NamedTuple):
 class Lowered(NamedTuple):
     """LMDeploy's fields for a client's image, its units, and the changes.
 
-    ``changes``: a field's name, the wished value, the value given. If nobody wished a value, the
-    default stands for it, provided it would have made more units of the image.
+    Each of ``changes`` is a field's name, the wished value, and the value that LMDeploy gets. If
+    the client wished no value, the default counts as wished if it would make more units.
     """
 
     knobs: dict[str, int]
@@ -85,7 +85,7 @@ class ImageRule(Struct):
     A rule is one file of this folder, and a member of ``AnyImageRule``.
     """
 
-    #: Names of one unit, and of what a limit counts; used in ``limits.vision_unit``.
+    #: The name of one unit, as in ``limits.vision_unit``, and of what a limit counts.
     unit_name: ClassVar[Literal["tile", "patch"]]
     limit_unit: ClassVar[Literal["tiles", "pixels"]]
     #: The limit's name in LMDeploy and in the rule's fields, and its name in ``core.plan.Limits``.
@@ -99,7 +99,8 @@ class ImageRule(Struct):
     whole_image: ClassVar[bool] = False
     #: Whether each token has a position in time, height and width (M-RoPE).
     mrope: ClassVar[bool] = False
-    #: A worst image longer than this ratio is chosen only if squarer ones have clearly fewer units.
+    #: A worst image longer than this ratio is chosen only if squarer images have clearly fewer
+    #: units.
     slim: ClassVar[int]
 
     @property
@@ -130,7 +131,7 @@ class ImageRule(Struct):
 
     @property
     def unit_step(self) -> int:
-        """The units of an image are a multiple of this; the projector merges as many into one."""
+        """The number of units that the projector merges; an image's units are a multiple of it."""
         return 1
 
     @property
@@ -140,22 +141,22 @@ class ImageRule(Struct):
 
     @property
     def varies_by_limit(self) -> bool:
-        """Whether a lower limit leaves images fewer units."""
+        """Whether a lower image limit reduces the number of units of an image."""
         return True
 
     @property
     def exposed_limit(self) -> int:
-        """The limit that OpenAI clients can reach on a server that enforces no limit."""
+        """The highest limit that OpenAI clients can ask for on a server without a gateway."""
         return self.checkpoint_limit
 
     @property
     def by_request(self) -> bool:
-        """Whether LMDeploy takes one limit for all images of a request, but none for one image."""
+        """Whether LMDeploy takes a limit only for all images of a request, not for each image."""
         return False
 
     @property
     def processor_limit(self) -> str | None:
-        """The limit's name in a running engine's image processor, if no other place holds it."""
+        """The limit's name in a running engine's image processor, if only the processor has it."""
         return None
 
     @property
@@ -175,7 +176,7 @@ class ImageRule(Struct):
 
     @property
     def by_table(self) -> bool:
-        """Whether LMDeploy itself cuts an image into tiles, with its table of numbers of bytes.
+        """Whether LMDeploy itself cuts an image into tiles, by a table of values for each byte.
 
         If not, an image processor of Transformers cuts it.
         """
@@ -183,14 +184,14 @@ class ImageRule(Struct):
 
     @property
     def videos(self) -> Videos | None:
-        """The rule of the model's videos; None if LMDeploy's PyTorch engine takes none."""
+        """The rule of the model's videos; None if LMDeploy takes no videos of this model."""
         return None
 
     def units(self, width: int, height: int, limit: int | None = None) -> int:
-        """Units of one image of this size, exactly as the preprocessor makes them.
+        """Return the units of one image of this size, exactly as the preprocessor makes them.
 
         Raises:
-            UsageError: not a size, or one that the preprocessor refuses.
+            UsageError: a side has no pixel, or the preprocessor refuses the size.
         """
         if width < 1 or height < 1:
             raise UsageError(
@@ -199,16 +200,16 @@ class ImageRule(Struct):
         return self._units(width, height, self.checkpoint_limit if limit is None else limit)
 
     def worst_units(self, limit: int | None = None) -> int:
-        """The most units that any single image has under the limit."""
+        """Return the most units that any single image has under the limit."""
         return self._worst_units(self.checkpoint_limit if limit is None else limit)
 
     @abstractmethod
     def _units(self, width: int, height: int, limit: int) -> int:
-        """Units of one image under this limit."""
+        """Return the units of one image under this limit."""
 
     @abstractmethod
     def _worst_units(self, limit: int) -> int:
-        """The most units of one image under this limit."""
+        """Return the most units of one image under this limit."""
 
     @property
     def least_units(self) -> int:
@@ -216,33 +217,34 @@ class ImageRule(Struct):
         return self.unit_step
 
     def tokens(self, width: int, height: int, limit: int | None = None) -> int:
-        """Tokens of the language model that one image of this size takes, exactly.
+        """Return exactly the tokens of the language model that one image of this size takes.
 
         Raises:
-            UsageError: not a size, or one that the preprocessor refuses.
+            UsageError: a side has no pixel, or the preprocessor refuses the size.
         """
         return self.unit_tokens(self.units(width, height, limit))
 
     def unit_tokens(self, units: int) -> int:
-        """Tokens of the language model that an image of so many units takes.
+        """Return the tokens of the language model that an image of ``units`` takes.
 
-        It is exact if the tokens depend on the units alone. Otherwise it is an upper bound: the
+        The number is exact if tokens depend on the units alone. Else it is an upper bound: the
         uncovered parts of a grid or page give no tokens, and :meth:`tokens` is exact.
         """
         return self.features(units)
 
     @abstractmethod
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
-        """The most units of images that have at most so many tokens in all.
+        """Return an upper bound of the units of images that have at most ``tokens`` in all.
 
-        It is an upper bound, too high for grids and pages: an image that covers little has many
-        tiles and few tokens. A page is padded to ``padded`` units; None is the checkpoint's number.
+        It is too high for grids and pages: an image that covers little of them has many tiles and
+        few tokens. A page is padded to ``padded`` units; None is the checkpoint's number.
         """
 
     def images_in(self, count: int, tokens: int, most: int) -> tuple[int, int]:
         """Return the units of each of ``count`` equal images, and the tokens of them all.
 
-        They are the largest of at most ``most`` units that together take no more than ``tokens``.
+        The images are the largest of at most ``most`` units that take no more than ``tokens`` in
+        all.
         """
         room, step, units = tokens // count, self.unit_step, most
         if self.unit_tokens(most) > room:
@@ -256,67 +258,67 @@ class ImageRule(Struct):
 
     @abstractmethod
     def features(self, units: int) -> int:
-        """Rows that tower and projector make of so many units, before padding is removed."""
+        """Return the rows that tower and projector make of ``units``, before padding is removed."""
 
     @abstractmethod
     def tower_tokens(self, patch_size: int) -> int:
-        """Tokens that the tower processes for one unit, if its patches have this side."""
+        """Return the tokens that the tower processes for one unit, by the side of its patches."""
 
     @abstractmethod
     def unit_values(self, channels: int, temporal_patch: int) -> int:
-        """The number of values in one unit's preprocessed pixels."""
+        """Return the number of values in one unit's preprocessed pixels."""
 
     @abstractmethod
     def largest_limit(self, units: int) -> int | None:
-        """The largest limit, at most the checkpoint's own, whose worst image has at most ``units``.
+        """Return the largest limit whose worst image has at most ``units``.
 
-        None if no limit is low enough.
+        It is at most the checkpoint's own limit; None if no limit is low enough.
         """
 
     @abstractmethod
     def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
-        """Image limits worth trying, the checkpoint's own first, then lower ones.
+        """Return the image limits that a plan tries: the checkpoint's own, then lower limits.
 
-        They are numbers of tiles; or numbers of pixels, halved at most ``steps`` times.
+        Limits in pixels are halved at most ``steps`` times.
         """
 
     @abstractmethod
     def limits_below(self, most: int) -> range:
-        """All limits below ``most`` that images can be lowered to, the smallest first."""
+        """Return all limits below ``most`` that images can be lowered to, the smallest first."""
 
     def with_limit(self, limit: int) -> Self:
-        """The rule of a model folder whose own limit is ``limit``."""
+        """Return the rule of a model folder whose own limit is ``limit``."""
         return replace(self, **{self.limit_name: limit}) if self.varies_by_limit else self
 
     def knobs(self, limit: int) -> dict[str, int]:
-        """LMDeploy's fields that hold an image to the limit, even if the default is another one."""
+        """Return LMDeploy's fields that hold an image to the limit, whatever the default is."""
         return {self.limit_name: limit}
 
     @abstractmethod
     def folder_edits(self, limit: int) -> FolderEdits:
-        """The edits that give a model folder this limit as its own."""
+        """Return the edits that give a model folder this limit as its own."""
 
     @abstractmethod
     def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
-        """Lower a client's image, with the fields of its request, through LMDeploy's fields.
+        """Lower a client's image to what is allowed, by LMDeploy's fields for it.
 
-        Values that LMDeploy would not read are ignored here, too.
+        ``options`` are the fields of the request; values that LMDeploy would not read are ignored.
 
         Raises:
-            UsageError: a size that the preprocessor refuses.
+            UsageError: the preprocessor refuses the size.
         """
 
     def request_bounds(self, options: Options) -> dict[str, int]:
-        """The bounds that a request's ``mm_processor_kwargs`` set for each of its images."""
+        """Return the bounds that a request's ``mm_processor_kwargs`` set for each of its images."""
         return {}
 
     def together(self, knobs: Iterable[Mapping[str, int]]) -> Self:
-        """The rule with the tightest of several images' fields, which one request carries."""
+        """Return the rule with the tightest of several images' bounds, for one request."""
         return self
 
     @property
     def request_knobs(self) -> dict[str, int]:
-        """The rule's limit in ``mm_processor_kwargs``, for models that take it for a request."""
+        """The rule's limit as ``mm_processor_kwargs``, for models that take it only by request."""
         return {}
 
     @property
@@ -326,21 +328,24 @@ class ImageRule(Struct):
 
     @abstractmethod
     def image_of(self, units: int) -> DummyImage | None:
-        """An image of so many units; None if no image of this model can be made so."""
+        """Return an image of ``units``; None if no image of this model can be made to have them."""
 
     @abstractmethod
     def grid(self, units: int) -> int | list[int]:
-        """An image of about so many units as TurboMind takes it: tiles, or a grid (t, h, w)."""
+        """Return an image of about ``units`` in TurboMind's form: tiles, or a grid (t, h, w)."""
 
     @abstractmethod
     def _cells(self, limit: int) -> tuple[int, int]:
-        """The worst image's tiles or windows, without a thumbnail, and their side in pixels."""
+        """Return the worst image's tiles or windows, and the side of each in pixels.
+
+        The tile of the whole image does not count.
+        """
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """The size of an image that has the most units under the limit, as square as possible.
+        """Return the size of an image with the most units under the limit, as square as possible.
 
-        Except for grids, the size alone keeps an image within the limit: an engine that only knows
-        the checkpoint's own limit makes as many units of it.
+        An engine that only knows the checkpoint's own limit makes as many units of this size,
+        except with grids.
         """
         limit = self.checkpoint_limit if limit is None else limit
         served = self if limit <= self.checkpoint_limit else self.with_limit(limit)
@@ -359,14 +364,14 @@ class ImageRule(Struct):
         return best
 
     def size_within(self, size: Size, limit: int) -> Size | None:
-        """A size with which an image has as many units, under its own limit, as under a lower one.
+        """Return a size at which an image has as few units as ``limit`` would leave it.
 
-        It is for images that no field of a request can limit (InternVL in the Transformers format,
-        LLaVA's grids, any model through the Messages API). If no size has so few units, a size with
-        somewhat more is returned; None if no size has fewer than the image as it is.
+        This is for images that no field of a request can limit (InternVL in the Transformers
+        format, LLaVA's grids, any model through the Messages API). If no size has so few units, a
+        size with somewhat more is returned; None if no size has fewer than the image as it is.
 
         Raises:
-            UsageError: a size that the preprocessor refuses.
+            UsageError: the preprocessor refuses the size.
         """
         before = self.units(*size)
         if not self.varies_by_size:
@@ -384,14 +389,14 @@ class ImageRule(Struct):
         return best if self._count(best) < before else None
 
     def stretched(self, size: Size, limit: int) -> Size | None:
-        """The size that the preprocessor itself gives an image under the limit.
+        """Return the size to which the preprocessor itself stretches an image under the limit.
 
-        None if it stretches no image: a smaller image of the same shape then has a smaller grid.
+        None if it stretches no image: then a smaller image of the same shape has fewer units.
         """
         return None
 
     def _scaled(self, size: Size, goal: int) -> Size | None:
-        """The largest size found, of the image's shape, that takes at most ``goal`` units."""
+        """Return the largest size of the image's shape with at most ``goal`` units; else None."""
         longer = max(size)
 
         def at(side: int) -> Size:
@@ -402,7 +407,7 @@ class ImageRule(Struct):
         return at(side) if side else None
 
     def _count(self, size: Size) -> int:
-        """Units of an image; more than any limit if rounding made it too long."""
+        """Return the units of an image; more than any limit if the preprocessor refuses it."""
         try:
             return self.units(*size)
         except UsageError:

@@ -1,9 +1,8 @@
 """InternVL: an image becomes a grid of square tiles of the nearest aspect, and a thumbnail.
 
 The choice of the grid is the same as in Transformers and LMDeploy, with their floating point: the
-candidate whose width/height is nearest wins; of equally near ones a larger grid wins while the
-image covers more than half of it. The order of candidates with one tile count does not matter: only
-aspect and count do.
+grid whose width/height is nearest wins; of equally near grids a larger one wins while the image
+covers more than half of it. The order of grids with the same number of tiles does not matter.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ class TileRule(BaseTileRule, tag="tile"):
 
     @staticmethod
     def square(size: int, tokens: int) -> TileRule:
-        """A rule of one tile of ``size`` pixels a side, for images of every shape."""
+        """Make a rule by which every image is one tile of ``size`` pixels a side."""
         return TileRule(
             tile_size=size, tokens_per_tile=tokens, max_dynamic_patch=1, thumbnail=False,
             dynamic=False, client_knobs=False,
         )  # fmt: skip
 
     def _units(self, width: int, height: int, limit: int) -> int:
-        """Units of an image; one tile if the limit is below the rule's minimum."""
+        """Return the units of an image; one tile if the limit is below the rule's minimum."""
         if not self.dynamic:
             return 1
         best = _tiles(width, height, self.min_dynamic_patch, _checked(limit), self.tile_size)
         return best + 1 if self.thumbnail and best > 1 else best
 
     def _worst_units(self, limit: int) -> int:
-        """The most units; a strip of 1 x ``limit`` tiles reaches them."""
+        """Return the most units; a strip of 1 x ``limit`` tiles has them."""
         if not self.dynamic or _checked(limit) < max(self.min_dynamic_patch, 2):
             return 1
         return limit + 1 if self.thumbnail else limit
@@ -49,7 +48,6 @@ class TileRule(BaseTileRule, tag="tile"):
 
     @property
     def processor_limit(self) -> str | None:
-        """The processor's name of the limit; the Transformers format reads no request fields."""
         return "max_patches" if self.dynamic and not self.client_knobs else None
 
     @property
@@ -61,21 +59,21 @@ class TileRule(BaseTileRule, tag="tile"):
         return limit if limit >= 1 and self._worst_units(limit) <= units else None
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """The limit in config.json; in the Transformers format, in the processor's file."""
+        """Return edits of config.json, or in the Transformers format of the processor's file."""
         if self.client_knobs:
             return FolderEdits({"max_dynamic_patch": limit}, {})
         smallest = min(self.min_dynamic_patch, limit)
         return FolderEdits({}, {"max_patches": limit, "min_patches": smallest})
 
     def image_of(self, units: int) -> DummyImage:
-        """An image whose grid has so many units, as square as possible."""
+        """Return an image of ``units`` whose grid is as square as possible."""
         tiles = max(1, self._tiles_of(units))
         rows = next(n for n in range(isqrt(tiles), 0, -1) if tiles % n == 0)
         size = self.tile_size * (tiles // rows), self.tile_size * rows
         return DummyImage(size, self.knobs(tiles) if self.client_knobs else {})
 
     def stretched(self, size: Size, limit: int) -> Size | None:
-        """The size of the grid that the preprocessor stretches the image to."""
+        """Return the size of the grid to which the preprocessor stretches an image."""
         width, height = size
         count = self._tiles_of(self._units(width, height, limit))
         columns = min(
@@ -85,13 +83,13 @@ class TileRule(BaseTileRule, tag="tile"):
         return self.tile_size * columns, self.tile_size * (count // columns)
 
     def _tiles_of(self, units: int) -> int:
-        """Tiles of the grid, without the thumbnail, of an image of so many units."""
+        """Return the tiles of the grid, without the thumbnail, of an image of ``units``."""
         return units - 1 if self.thumbnail and units > 1 else units
 
 
 @lru_cache(maxsize=4096)
 def _tiles(width: int, height: int, smallest: int, limit: int, tile_size: int) -> int:
-    """The number of tiles of the best grid."""
+    """Return the number of tiles of the grid that is chosen for an image."""
     aspect, area = width / height, width * height
     best, nearest = 1, float("inf")
     for count, ratios in _grids(smallest, limit):
@@ -105,7 +103,7 @@ def _tiles(width: int, height: int, smallest: int, limit: int, tile_size: int) -
 
 @lru_cache(maxsize=32)
 def _grids(smallest: int, limit: int) -> tuple[tuple[int, tuple[float, ...]], ...]:
-    """Aspect ratios (width / height) of all grids, by their number of tiles, fewest first."""
+    """Return the aspect ratios (width / height) of all grids by number of tiles, fewest first."""
     by_count: dict[int, list[float]] = {}
     for columns in range(1, limit + 1):
         for rows in range(1, limit // columns + 1):

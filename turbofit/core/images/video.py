@@ -1,7 +1,7 @@
 """How Qwen's preprocessors resize images and videos: to whole windows of patches within bounds.
 
-A video is a series of grids: ``merged_frames`` frames become one grid of patches, and in the prompt
-each grid stands behind the seconds that it shows.
+A video is a series of grids: ``merged_frames`` frames become one grid of patches. In the prompt,
+the text of its time in seconds stands before each grid.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
 from turbofit.core.units import bisect
 
-#: Tokens of the words before one grid, ``<12345.6 seconds>`` and two marks. It is an upper bound up
-#: to LONGEST_SECONDS:
+#: Tokens of the text before one grid, ``<12345.6 seconds>``, and of two marks. It is an upper bound
+#: for videos of at most LONGEST_SECONDS:
 GRID_TEXT_TOKENS: Final = 12
 LONGEST_SECONDS: Final = 99_999.0
 #: The preprocessors refuse images whose longer side is more than this many times the shorter.
@@ -44,7 +44,7 @@ class Videos(NamedTuple):
     merge: int
 
     def grids(self, frames: int) -> int:
-        """The number of grids for so many frames; the last frame is repeated to fill a grid.
+        """Return the number of grids of a video; the last frame is repeated to fill a grid.
 
         Raises:
             UsageError: the frames do not fill one grid.
@@ -60,7 +60,7 @@ class Videos(NamedTuple):
         self, frames: int, width: int, height: int, *, max_pixels: int | None = None,
         min_pixels: int | None = None,
     ) -> int:  # fmt: skip
-        """Vision patches of all frames of one video, exactly as the preprocessor makes them.
+        """Return the vision patches of all frames, exactly as the preprocessor makes them.
 
         ``frames`` is the number that the loader sampled. The bounds are for all frames together;
         None is the checkpoint's own.
@@ -68,7 +68,8 @@ class Videos(NamedTuple):
         rule, count, window = self.rule, self.grids(frames), self.patch_size * self.merge
         largest = rule.max_pixels if max_pixels is None else max_pixels
         smallest = rule.min_pixels if min_pixels is None else min_pixels
-        # The grids are rounded up, this number is not: five frames are checked as four, become six.
+        # The frames are rounded up to grids, but not here: five frames are checked as four, become
+        # six.
         counted_frames = round(frames / rule.merged_frames) * rule.merged_frames
         rows, columns = windows(
             width, height, window, largest, smallest, enlarge=True, what="video", frames=frames,
@@ -79,11 +80,11 @@ class Videos(NamedTuple):
     def fitting_pixels(
         self, frames: int, width: int, height: int, units: int, *, most: int | None = None
     ) -> int | None:
-        """The largest ``max_pixels``, in whole windows, that keeps a video within so many units.
+        """Return the largest ``max_pixels``, in whole windows, that keeps a video within ``units``.
 
         It holds for fewer frames of that size as well: a loader leaves out frames that it cannot
-        decode, and five frames, rounded to four, may have more units than six. ``most`` is the
-        wished bound. None if not even one window a frame keeps within.
+        decode, and five frames, rounded to four, may have more units than six. ``most`` is an
+        upper bound of the result, which is None if even one window a frame is too much.
         """
         checkpoint_pixels, area = self.rule.max_pixels, (self.patch_size * self.merge) ** 2
         high = min(checkpoint_pixels if most is None else most, checkpoint_pixels) // area
@@ -94,7 +95,7 @@ class Videos(NamedTuple):
         return area * bisect(fits, 0, max(1, high) + 1)[0] or None
 
     def most_units(self, frames: int, width: int, height: int, largest: int) -> int:
-        """The most patches of at most so many frames, under ``largest`` and its `least_pixels`."""
+        """Return the most patches of at most ``frames``, with ``largest`` as ``max_pixels``."""
         smallest = self.least_pixels(frames, largest)
         counts = range(self.rule.merged_frames, frames + 1)
         return max(
@@ -106,7 +107,7 @@ class Videos(NamedTuple):
         )
 
     def least_pixels(self, frames: int, largest: int) -> int:
-        """The ``min_pixels`` beside a ``max_pixels``: the checkpoint's own, or clearly less.
+        """Return the ``min_pixels`` for a ``max_pixels``: the checkpoint's, or clearly less.
 
         Transformers raises ``max_pixels`` to 1.05 x ``min_pixels`` a frame if it limits each frame.
         """
@@ -117,11 +118,12 @@ def windows(  # noqa: PLR0913 - the numbers of a preprocessor
     width: int, height: int, window: int, largest: int, smallest: int, *, enlarge: bool, what: str,
     frames: int = 1, counted_frames: int = 1,
 ) -> tuple[int, int]:  # fmt: skip
-    """Rows and columns of windows that an image, or each frame of a video, is resized to.
+    """Return rows and columns of windows to which an image, or each frame, is resized.
 
-    ``window`` is the side of a window in pixels; ``largest`` and ``smallest`` bound the pixels of
-    all ``frames`` after resizing, checked first for ``counted_frames``. ``enlarge``: a side below a
-    window is enlarged before anything else. ``what`` is ``image`` or ``video``, for messages.
+    ``window`` is the side of a window in pixels. ``largest`` and ``smallest`` bound the pixels of
+    all ``frames``; whether these are within bounds is decided for ``counted_frames``. ``enlarge``:
+    a side below a window is enlarged before anything else. ``what`` is ``image`` or ``video``, for
+    messages.
 
     Raises:
         UsageError: the image is longer than 200 : 1; the preprocessor refuses it, too.

@@ -1,1 +1,1 @@
-"""The process's surroundings: variables, state, files, log, signals, ports and progress."""
+"""What a process needs of its system: variables, files, logs, signals, ports, child processes."""

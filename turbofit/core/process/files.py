@@ -1,4 +1,4 @@
-"""Files of this user: written complete or not at all, locked, and kept between runs."""
+"""Writes files whole or not at all, locks them, and keeps turbofit's state between runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=Struct)
 
 WINDOWS = os.name == "nt"
-#: Seconds to wait for a lock: a holder only writes a small file, so it is faster unless stopped.
+#: Seconds to wait for a lock. A holder only writes a small file: it takes longer only if stopped.
 _LOCK_SECONDS: Final = 2.0
 _LOCK_PAUSE: Final = 0.02
 
@@ -30,10 +30,10 @@ _LOCK_PAUSE: Final = 0.02
 def write_atomic(
     path: str | os.PathLike[str], data: str | bytes, *, mode: int | None = None
 ) -> None:
-    """Write a file so that a reader, or a power cut, finds its old or its new content, never half.
+    """Write a file whole: even after a power cut it has its old or its new content.
 
-    A symbolic link stays, and its target is replaced. With ``mode`` None the new file gets the old
-    file's permissions (`open_beside`).
+    A symbolic link stays, and its target is replaced. With ``mode`` None the new file gets the
+    permissions of the old one (see `open_beside`).
 
     Raises:
         UsageError: the file cannot be written.
@@ -49,12 +49,12 @@ def write_atomic(
 
 
 def write_output(path: str, text: str) -> None:
-    """Write to a path that a person named: a file like :func:`write_atomic`, a device directly.
+    """Write to a path that a person named: a file as `write_atomic` does, a device directly.
 
-    Do not use it in a folder that others can write to: it waits for a reader of a named pipe.
+    Do not use it in a folder that others can write to: it would wait for a reader of a named pipe.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: the path cannot be written.
     """
     # /dev/null and a shell's >(gzip) must not be replaced by a file.
     if not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path):
@@ -74,13 +74,13 @@ def _unwritable(path: str | os.PathLike[str], exc: OSError) -> UsageError:
 
 
 def open_beside(path: Path) -> tuple[int, str]:
-    """Make an empty file beside another that it will replace; return its descriptor and name.
+    """Make an empty file, which will replace ``path``, beside it; return its descriptor and name.
 
-    The new file gets the other's permissions, owner and group. If this user may not set the group,
-    the group only gets the permissions of others. Without another file, the umask decides.
+    It gets the permissions, owner and group of the file at ``path``. If this user may not set the
+    group, the group only gets the permissions of others. Without such a file, the umask decides.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the file cannot be made.
     """
     try:
         before = path.stat()
@@ -101,7 +101,7 @@ def open_beside(path: Path) -> tuple[int, str]:
 
 
 def _created(path: Path, mode: int) -> tuple[int, str]:
-    """Make a new file beside ``path``; the kernel restricts the mode by the umask."""
+    """Make a file beside ``path``; return its descriptor and name. The umask restricts ``mode``."""
     name = os.fspath(path.with_name(f".{path.name}.{token_hex(8)}"))
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     return os.open(name, flags, mode), name
@@ -129,7 +129,7 @@ def _replace(target: Path, raw: bytes, mode: int | None) -> None:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Make a rename in the folder durable; a file system that refuses keeps it only atomic."""
+    """Make renames in a folder survive a power cut, if the file system can do so."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -162,12 +162,13 @@ def lock_soon(descriptor: int) -> None:
 
 
 def state_dir(room: str, *, make: bool = True) -> Path:
-    """The state folder of a room, such as ``state_dir("runs")``; made if it is missing.
+    """Return ``room``, a subfolder of turbofit's state folder; make it if it is missing.
 
-    Only the user can read it: logs of a server may hold what its clients sent.
+    ``state_dir("runs")`` is ~/.local/state/turbofit/runs. Only this user can read the folder, since
+    logs of a server may hold what its clients sent.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be made.
     """
     # XDG wants a relative path in its variable to be ignored.
     chosen, local = os.environ.get("XDG_STATE_HOME", ""), os.environ.get("LOCALAPPDATA")
@@ -181,14 +182,15 @@ def state_dir(room: str, *, make: bool = True) -> Path:
 
 
 def private_folder(folder: Path, *, make: bool = True) -> Path:
-    """A folder whose content only this user and root can change, its path without links.
+    """Refuse a folder that others than this user and root can change; return its path.
 
-    With ``make`` it is made, and folders above it; only this user can read them. Each folder is
-    opened in the one above, so nobody can put another in its place after it was looked at.
+    The path has no links. ``make``: the folder and those above it are made if they are missing, for
+    this user alone. Each folder is opened within the folder above it, so that nobody can put
+    another folder in its place after it was checked.
 
     Raises:
         PermissionError: others can change it, or put another folder in its place.
-        OSError: it cannot be made, or is no folder.
+        OSError: the folder cannot be made, or is no folder.
     """
     path = Path(os.path.realpath(folder))
     inside = os.open(path.anchor, os.O_PATH | os.O_CLOEXEC)
@@ -205,7 +207,7 @@ def private_folder(folder: Path, *, make: bool = True) -> Path:
             shared = facts.st_mode & stat.S_IWOTH
             if facts.st_mode & stat.S_IWGRP:
                 shared = shared or not _is_own_group(facts.st_gid)
-            # Nobody can rename what is another's in a folder such as /tmp.
+            # In a folder such as /tmp nobody can rename the files of others.
             sticky = above != path and facts.st_mode & stat.S_ISVTX
             if facts.st_uid not in (0, os.geteuid()) or (shared and not sticky):
                 raise PermissionError(1, "others can write it", os.fspath(above))
@@ -215,7 +217,7 @@ def private_folder(folder: Path, *, make: bool = True) -> Path:
 
 
 def _is_own_group(group: int) -> bool:
-    """Whether only root or this user is in a group; Debian gives each user one of their name."""
+    """Return whether only root or this user is in a group, such as Debian's group of a user."""
     import grp
     import pwd
 
@@ -226,14 +228,16 @@ def _is_own_group(group: int) -> bool:
 
 
 def digest_of_parts(*parts: str) -> str:
-    """A file name for a document that belongs to all of these texts together."""
+    """Return a file name for a document that belongs to all of these texts together."""
     from hashlib import sha256
 
     return sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
 def new_path(room: str, stem: str, suffix: str = "") -> Path:
-    """Make an empty folder with a new name in a room's folder; with a ``suffix``, an empty file.
+    """Make an empty folder with a new name in `state_dir`; with a ``suffix``, an empty file.
+
+    The name has the time and the ``stem``.
 
     Raises:
         OSError: it cannot be made.
@@ -248,7 +252,7 @@ def new_path(room: str, stem: str, suffix: str = "") -> Path:
 
 
 class StateFile(Generic[T]):
-    """A JSON document of one tagged type, readable only by this user.
+    """A JSON document of one type in `state_dir`, readable only by this user.
 
     A document that cannot be read, or has another version, counts as missing. If the folder cannot
     be written the document is lost, but the command goes on.
@@ -258,13 +262,13 @@ class StateFile(Generic[T]):
         self.room, self.name, self.kind = room, name, kind
 
     def read(self) -> T | None:
-        """The document; None if it is missing or cannot be read."""
+        """Return the document; None if it is missing or cannot be read."""
         with suppress(OSError, ValueError, RecursionError):
             return msgspec.json.decode(self.path.read_bytes(), type=self.kind)
         return None
 
     def write(self, document: T) -> None:
-        """Write the document; a folder that cannot be written is ignored."""
+        """Write the document; do nothing if it cannot be written."""
         with suppress(OSError, UsageError):
             self.save(document)
 
@@ -293,18 +297,18 @@ class StateFile(Generic[T]):
         return state_dir(self.room, make=False) / f"{self.name}.json"
 
 
-#: The streams that were standard output when a block began, of all threads; None is a value, too.
+#: What `stdout` returned when each block of `kept_stdout` began, in any thread; may be None.
 _KEPT: Final[list[TextIO | None]] = []
 
 
 def stdout() -> TextIO | None:
-    """The stream for the answer; None if stdout was closed before Python started."""
+    """Return the stream for the answer; None if stdout was closed before Python started."""
     return _KEPT[0] if _KEPT else sys.stdout
 
 
 @contextmanager
 def kept_stdout() -> Iterator[None]:
-    """Send what any thread prints in the block to stderr; only `stdout` still gives stdout."""
+    """Redirect stdout to stderr in the block, for all threads; `stdout` still returns stdout."""
     _KEPT.append(stdout())
     try:
         with redirect_stdout(sys.stderr):

@@ -1,7 +1,7 @@
-"""Runs a command that the kernel kills, with all that it started, when turbofit dies.
+"""Runs a command; when turbofit dies, the kernel kills the command and all that it started.
 
 ``python guard.py PARENT COMMAND…`` sets the parent-death signal and becomes the command. The kernel
-sends that signal when the thread that started us ends: this must be turbofit's main thread. A
+sends that signal when the thread ends that started this process: it must be the main thread. A
 watcher in the command's process group kills the rest of the group when the command ends: LMDeploy's
 PyTorch engine is a child of its server and would keep its GPU. This is a separate program that
 imports nothing of turbofit, because code between fork and exec in a process with threads could lock
@@ -21,7 +21,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def guarded(command: Sequence[str]) -> list[str]:
-    """The words that start a command under this guard, as a child of this process."""
+    """Return the words that start a command under this guard, as a child of this process."""
     return [sys.executable, "-I", __file__, str(os.getpid()), *command]
 
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _watch(prctl: Callable[[int, int], int], engine: int) -> None:
-    """Wait for the command's end, then kill the group with this process."""
+    """Wait until the command ends, then kill its process group, this process included."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     # The log ends only when no process holds the pipe.

@@ -1,4 +1,4 @@
-"""Secrets in command lines and texts, which turbofit hides in all that it writes or prints."""
+"""Hides secrets of command lines and texts in all that turbofit writes or prints."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 #: The text that replaces a secret.
 HIDDEN: Final = "***"
-#: Options and variables whose value is a secret; argparse accepts LMDeploy's option shortened, too.
+#: Options and variables whose value is a secret; LMDeploy's ``--api-keys`` may be shortened.
 _NAME: Final = re.compile(r"(?i)(?:token|key|password|secret)s?$|^--api(?:-(?:ke?)?)?$|^bearer$")
-#: Options whose value is what somebody writes for a model.
+#: Options whose value is a text for a model.
 _TEXT: Final = re.compile(
     r"--(?:prompt|system|default-(?:chat-template-kwargs|sampling))", re.IGNORECASE
 )
-#: Characters around names and values in a header or a JSON text, and the ends of a name there.
+#: Characters around names and values in a header or a JSON text, and the ends of a secret's name.
 _QUOTES: Final = "{}'\",:"
 _BEFORE_SECRET: Final = (":", "Bearer", "bearer")
-#: A count of tokens: a few digits, fewer than a key has.
+#: A number of tokens: a few digits, fewer than a key has.
 _COUNT: Final = re.compile(r"(?i)\d[\d.,_]{,11}[km]?i?")
 #: The user name and password in a URL.
 _USER: Final = re.compile(r"(?<=://)[^\s/@]+(?=@)")
 #: The shortest secret, in characters, that is searched for in a text.
 _SHORTEST: Final = 4
 
-#: Keys that a line may hold, by their beginnings, and what follows the words for one.
+#: Keys in a line: those with a known beginning, and the text after a word such as ``token=``.
 _KEY: Final = re.compile(
     _USER.pattern + r"|\b(?:hf_|ghp_|AKIA)[A-Za-z0-9]{12,}"
     r"|\b(?:sk-|github_pat_|glpat-|xox[bp]-)[\w-]{12,}"
@@ -40,18 +40,18 @@ _KEY: Final = re.compile(
 
 
 def without_secrets(words: Sequence[str], *, texts: bool = False) -> list[str]:
-    """The words of a command line, with ``***`` in place of each secret.
+    """Return the words of a command line with ``***`` in place of each secret.
 
-    ``texts``: also in place of what somebody writes for a model.
+    ``texts``: also in place of texts for a model, such as a prompt.
     """
     return [shown for shown, _ in _split(words, texts=texts)]
 
 
 def hide_secrets(text: str, words: Sequence[str], environ: Mapping[str, str]) -> str:
-    """A text in which the secrets of a command line and of an environment are hidden.
+    """Return a text with ``***`` in place of the secrets of a command line and an environment.
 
-    So is what the command line has for a model. It misses what has up to three characters, and
-    secrets that were read from a file.
+    The command line's texts for a model are hidden, too. Secrets of up to three characters stay,
+    and so do secrets that were read from a file.
     """
     secrets = {secret for _, found in _split(words, texts=True) for secret in found}
     for name, value in environ.items():
@@ -64,7 +64,7 @@ def hide_secrets(text: str, words: Sequence[str], environ: Mapping[str, str]) ->
 
 
 def without_keys(text: str) -> str:
-    """A line of a log, with ``***`` in the place of each key."""
+    """Return a line of a log with ``***`` in place of each key."""
     return _KEY.sub(HIDDEN, text)
 
 
@@ -93,14 +93,14 @@ def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
 
 
 def _secret(word: str, *, several: bool) -> Shown:
-    """Hide a word in a secret's place; an option of several values may have a count of tokens."""
+    """Hide a word in a secret's place, unless it is a number of tokens after ``--...tokens``."""
     if several and _COUNT.fullmatch(word):
         return word, []
     return HIDDEN, [word, word.strip(_QUOTES), *_secrets(word)]
 
 
 def _inside(word: str) -> list[Shown]:
-    """The words of a text; an empty list for a single word."""
+    """Return the words of a text as they may be shown; an empty list for a single word."""
     parts = word.split()
     return list(_split(parts)) if len(parts) > 1 else []
 
@@ -110,12 +110,12 @@ def _secrets(word: str) -> list[str]:
 
 
 def _named(name: str, value: str, word: str) -> Shown:
-    """Hide the value in a word that contains its name."""
+    """Hide the value in a word that contains both the secret's name and its value."""
     return f"{name}{HIDDEN}", [value, value.strip(_QUOTES), *_secrets(word)]
 
 
 def _plain(word: str) -> Shown:
-    """Hide the secrets inside a text, and the user in a URL; other words are shown."""
+    """Hide the secrets inside a text of several words, and the user in a URL."""
     if inside := _inside(word):
         return " ".join(shown for shown, _ in inside), _secrets(word)
     return _USER.sub(HIDDEN, word), ["".join(_USER.findall(word))]

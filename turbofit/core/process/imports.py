@@ -15,7 +15,7 @@ class After:
         self._name, self._act = name, act
 
     def find_spec(self, name: str, *_: Any) -> Any:
-        """The spec of the module that is waited for, whose loading runs the function."""
+        """Return the awaited module's spec, which calls the function after loading; else None."""
         if name != self._name:
             return None
         sys.meta_path.remove(self)

@@ -1,4 +1,4 @@
-"""Threads and the garbage collector of this process: waits for a thread, delays collections."""
+"""Delays Python's garbage collector at the start, and runs functions in threads."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-    """Run a function as `asyncio.to_thread` does; a cancelled caller still waits for its end.
+    """Run a function as `asyncio.to_thread` does, but wait for its end also when cancelled.
 
-    The wait prevents that a file which the thread uses is closed too early.
+    So no file is closed while the thread still uses it.
     """
     import asyncio  # planning needs none
 
@@ -30,13 +30,13 @@ USUAL_THRESHOLDS: Final = gc.get_threshold()
 
 
 def collect_after(objects: int) -> None:
-    """Delay the first collection until so many objects exist; later ones come as usual."""
+    """Delay the first collection until ``objects`` exist; later collections come as usual."""
     gc.callbacks.append(_collect_as_usual)
     gc.set_threshold(objects)
 
 
 def _collect_as_usual(phase: str, _: dict[str, int]) -> None:
-    """Restore the usual thresholds after the first collection; only a server runs so long."""
+    """Restore the usual thresholds after the first collection, which only a server reaches."""
     if phase == "stop":
         gc.callbacks.remove(_collect_as_usual)
         gc.set_threshold(*USUAL_THRESHOLDS)

@@ -1,4 +1,4 @@
-"""Logs that a thread writes: a pipe that nobody reads, or a disk that is full, stops no server."""
+"""Logs that a thread writes, so that an unread pipe or a full disk stops no server."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _NOT_READ: Final = "warning: lines are missing here: nobody read them\n"
 class QueuedLog:
     """Takes whole lines and passes them to ``emit`` in a thread.
 
-    Lines are lost where ``most`` texts wait already, or where ``emit`` fails; before the next lines
-    comes the line ``lost``, once.
+    Lines are lost if ``most`` texts wait already, or if ``emit`` fails. Then the line ``lost``
+    comes once before the next lines.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class QueuedLog:
         return not self._waiting.unfinished_tasks
 
     def close(self) -> bool:
-        """End the thread after a last attempt to write; returns whether all is written."""
+        """Wait a moment until all is written, then end the thread; return whether it is."""
         written = self.settle()
         if written:  # else the thread waits for a reader, and may wait for ever
             self._listener.stop()
@@ -69,13 +69,13 @@ class QueuedLog:
 
 
 class _File(RotatingFileHandler):
-    """A file without a buffer: Python would wait for its lock at the end, if the disk hangs."""
+    """A log file without a buffer, whose lock could block Python's end if the disk hangs."""
 
     def _open(self) -> Any:
         return open(self.baseFilename, "ab", buffering=0)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a text; raises `OSError` if it cannot be written."""
+        """Write a text, or raise an `OSError`."""
         if self.shouldRollover(record):
             self.doRollover()
         stream: Any = self.stream
@@ -83,12 +83,12 @@ class _File(RotatingFileHandler):
 
 
 class FileLog(QueuedLog):
-    """A log file that starts again at a size limit; the previous one is kept as ``.1``.
+    """A log file that starts again at ``cap`` bytes; the previous file is kept as ``.1``.
 
     If the file cannot be opened and is not ``required``, each write tries again.
 
     Raises:
-        OSError: it is required, and cannot be opened.
+        OSError: the file is required, and cannot be opened.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
     """Write all data, however few bytes the system takes at once.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the data cannot be written.
     """
     left = memoryview(data)
     while left:

@@ -1,4 +1,4 @@
-"""HTTP without an event loop: to engines on loopback, and from a terminal to a server."""
+"""Ports, and HTTP without an event loop: to engines on loopback, and to a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LAST_PORT: Final = 65535
 
 
 def port_problem(host: str, port: int) -> str | None:
-    """Why a port cannot be bound; None if it can."""
+    """Return why a port cannot be bound; None if it can be."""
     import socket
 
     try:
@@ -28,7 +28,7 @@ def port_problem(host: str, port: int) -> str | None:
 
 
 def open_files(need: int) -> int:
-    """Try to raise the limit of open files to ``need``; returns how many are then allowed."""
+    """Raise the limit of open files to ``need`` if possible; return the limit or ``need``."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -43,10 +43,10 @@ def open_files(need: int) -> int:
 
 
 def opened(url: str, body: Any = None, key: str | None = None, *, timeout: float) -> HTTPResponse:
-    """Send a GET, or a POST of ``body`` as JSON, past any proxy; returns an answer of any status.
+    """Send a GET, or a POST of ``body`` as JSON, without a proxy; return the answer of any status.
 
     Raises:
-        OSError: nobody answers within ``timeout`` seconds of silence.
+        OSError: no connection is made, or no byte comes for ``timeout`` seconds.
         http.client.HTTPException: the answer is not HTTP.
     """
     from urllib.error import HTTPError, URLError

@@ -1,4 +1,4 @@
-"""Signals that stop a server or a command in order; the parent process may have blocked some."""
+"""Starts child processes, and handles the signals that stop a server or a command in order."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def child(
 ) -> subprocess.Popen[bytes]:
     """Start a command, with its output in a pipe, in a process group that Ctrl-C does not reach.
 
-    The kernel kills it, with all that it started, when the thread that calls this ends, unless it
-    ``outlives`` us: call it in the main thread.
+    Unless it ``outlives`` this process, the kernel kills it, with all that it started, when the
+    calling thread ends: so call this in the main thread.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: the command cannot be started.
     """
     from turbofit.core.process.guard import guarded  # a plan that asks for an output needs none
 
@@ -42,7 +42,7 @@ def child(
 def output_of(
     words: Sequence[str], seconds: float, env: Mapping[str, str] | None = None
 ) -> bytes | None:
-    """What a command prints; None if it cannot be started, fails, or takes more ``seconds``."""
+    """Return a command's output; None if it cannot be started, fails, or takes too long."""
     try:
         return subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=True,
@@ -58,7 +58,7 @@ _ENDING: Final = tuple(number for number in signal.Signals if number.name in {"S
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """The signals that stop a server in order. Call it before a handler is set.
+    """Return the signals that stop a server in order; call this before a handler is set.
 
     A shell without job control starts ``turbofit serve &`` with SIGINT ignored; SIGINT must stop it
     nevertheless. SIGHUP is left out if the parent process ignored it, as ``nohup`` does.

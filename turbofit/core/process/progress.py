@@ -1,4 +1,4 @@
-"""Progress: working code tells what it does and how far it is, and a listener may show it."""
+"""Progress: code reports its steps and how far they are, and a listener may show them."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Step(NamedTuple):
 
 
 class _Told(threading.local):
-    """The latest step of a thread, so that the end of a step restores no other thread's step."""
+    """The latest step of each thread: the end of a step restores a step of its own thread."""
 
     step: Step | None = None
 
 
 class _Heard:
-    """The listener of this process: one at most, since the process has one terminal."""
+    """The listener of this process, at most one, since a process has one terminal."""
 
     listener: Listener | None = None
 
@@ -59,13 +59,13 @@ def tell(step: Step | None) -> None:
 
 
 def now() -> Step | None:
-    """The step that this thread reported last."""
+    """Return the step that this thread reported last."""
     return _TOLD.step
 
 
 @contextmanager
 def under_way(doing: str) -> Iterator[None]:
-    """Report a step in the block until code inside reports a finer one; restore the earlier one."""
+    """Report a step at the begin of the block, and the step before it again at the end."""
     before = _TOLD.step
     tell(Step(doing))
     try:
@@ -75,7 +75,7 @@ def under_way(doing: str) -> Iterator[None]:
 
 
 def listening() -> bool:
-    """Whether there is a listener; code asks before steps that cost time to compute."""
+    """Return whether there is a listener; code asks before it computes a costly step."""
     return _Heard.listener is not None
 
 

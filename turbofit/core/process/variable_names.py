@@ -14,22 +14,22 @@ NAMES: Final = (
     "TURBOFIT_API_KEYS", "TURBOFIT_API_KEY", "TURBOFIT_UPSTREAM_KEYS", "TURBOFIT_UPSTREAM_KEY",
     "TURBOFIT_LEASES", "TURBOFIT_NODE_SPEC",
 )  # fmt: skip
-#: Variables that other code reads, mostly in processes that turbofit starts; tests and benches read
-#: the last one, a folder with a CUDA build of torch.
+#: Variables that other code reads, mostly in processes that turbofit starts. The last one is for
+#: tests and benches: a folder with a CUDA build of torch.
 _ELSEWHERE: Final = (
     "TURBOFIT_IMAGE_THREADS", "TURBOFIT_IMAGE_CACHE",
     "TURBOFIT_ENGINE_KEY", "TURBOFIT_PRETEND_SCENARIO", "TURBOFIT_PRETEND_LIBRARIES",
     "TURBOFIT_PRETEND_MACHINE", "TURBOFIT_PRETEND_TWIN", "TURBOFIT_PRETEND_ENGINE",
     "TURBOFIT_REHEARSAL", "TURBOFIT_TRACE_STUBS", "TURBOFIT_CUDA_PATH",
 )  # fmt: skip
-#: All names of ours that do not set an option.
+#: All variables of turbofit that do not set an option.
 VARIABLES: Final = frozenset({*NAMES, *_ELSEWHERE})
 #: Variables that Kubernetes sets for a service: ``TURBOFIT_X_PORT_80_TCP_ADDR`` and so on.
 _SERVICE_LINK: Final = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 
 
 def without_options(environ: Mapping[str, str]) -> dict[str, str]:
-    """An environment without variables of options, for a turbofit that gets its own options."""
+    """Return an environment without the variables that set options, for a child turbofit."""
     return {
         name: value
         for name, value in environ.items()
@@ -38,10 +38,10 @@ def without_options(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_service_address(value: str) -> bool:
-    """Whether a variable's value is the address of a Kubernetes Service, as in ``…_PORT``."""
+    """Return whether a value is the address of a Kubernetes Service, as in ``NAME_PORT``."""
     return value.startswith(("tcp://", "udp://", "sctp://"))
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes set the variable, for a service whose name begins with ``turbofit``."""
+    """Return whether Kubernetes set the variable, for a Service named ``turbofit...``."""
     return bool(_SERVICE_LINK.search(name)) or is_service_address(value)

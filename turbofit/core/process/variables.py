@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _key(text: str, name: str) -> str:
-    """Return one key. A key is a secret, so no message shows it."""
+    """Return one key, or refuse it; no message shows it, since a key is a secret."""
     key = text.strip()
     bad = next((place for place, char in enumerate(key, 1) if not "!" <= char <= "~"), None)
     if bad is not None:
@@ -59,7 +59,7 @@ class EnvironmentVariables(Validated):
 
 
 def variables(environ: Mapping[str, str] | None = None) -> EnvironmentVariables:
-    """Turbofit's variables in an environment; None means this process's environment.
+    """Read turbofit's variables from an environment; None is this process's environment.
 
     Raises:
         UsageError: a value is not valid.

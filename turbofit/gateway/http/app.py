@@ -51,9 +51,10 @@ _T = TypeVar("_T")
 
 
 class Gateway(AsgiApp):
-    """The app; ``bounds`` limit requests, ``upstreams`` are the engines' URLs.
+    """The gateway's app; ``bounds`` limit requests, ``upstreams`` are the engines' URLs.
 
-    ``deny_list`` is that of the previous gateway. Tests pass ``fetcher`` and ``upstream``.
+    ``deny_list`` is taken over from the previous gateway, if there was one. Tests pass ``fetcher``
+    and ``upstream``.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -97,7 +98,7 @@ class Gateway(AsgiApp):
         self.monitor = Monitor(self.fleet, self._upstream, config, self.admission.pump)
         self.deny_list = deny_list or DenyList()
         self.deny_list.count = self.metrics.count
-        #: Tells the bytes in use on each GPU, by index; whoever started the engines can.
+        #: Returns the bytes in use on each GPU, by index. The code that starts the engines sets it.
         self.in_use: Callable[[], dict[int, int]] = dict
         self._asked: asyncio.Future[dict[int, int]] | None = None
         self._forwarder = RequestForwarder(
@@ -115,9 +116,10 @@ class Gateway(AsgiApp):
         return [f"no engine answers; the next one is expected in {self.fleet.retry_seconds} s"]
 
     def rest(self, outage: Outage | None) -> None:
-        """Note that no engine runs for a while, or with None that they restart. Call in the loop.
+        """Note an outage of all engines, or with None its end; call it in the gateway's event loop.
 
-        Nothing is sent to the engines' addresses: another program may listen there.
+        During an outage the engines get no requests, since another program may listen at their
+        addresses.
         """
         self.fleet.outage = outage
         for engine in self.engines if outage is not None else ():
@@ -125,27 +127,34 @@ class Gateway(AsgiApp):
             self.monitor.doubt(engine)
 
     def engine_ended(self, index: int, *, other_cause: bool) -> None:
-        """Note that a supervisor saw an engine's process end; call it in the gateway's loop.
+        """Tell the deny list that an engine's process ended; call it in the gateway's event loop.
 
-        ``other_cause``: it was killed, its GPU is lost, or other processes took its memory.
+        ``other_cause``: no request is to blame, since the process was killed, its GPU is lost, or
+        other processes took its memory.
         """
         self.deny_list.engine_ended(self.engines[index], other_cause=other_cause)
 
     def doubt(self, index: int, ends_at: float) -> None:
-        """Note that a supervisor sees no sign of life of an engine; call it in the gateway's loop.
+        """Send an engine no new requests until it answers; call it in the gateway's event loop.
 
-        It gets no new request until it answers; ``ends_at``, by `time.monotonic`, is its forecast
-        end.
+        Its supervisor sees no sign of life of it, and will end it at ``ends_at``, a time of
+        `time.monotonic`.
         """
         self.engines[index].ends_at = ends_at
         self.monitor.doubt(self.engines[index])
 
     def engine_ready(self, index: int) -> None:
-        """Note that a restarted engine has answered a supervisor; call it in the loop."""
+        """Probe a restarted engine at once, since its supervisor had an answer from it.
+
+        Call it in the gateway's event loop.
+        """
         self.monitor.ask_now(self.engines[index])
 
     def take_over(self, config: GatewayConfig) -> None:
-        """Apply another config's keys, origins and media domains; call it in the gateway's loop."""
+        """Apply the keys, origins, hosts and media domains of ``config``.
+
+        Call it in the gateway's event loop.
+        """
         self.config = self.config.taking_over(config)
         self._let_in(self.config)
         self._fetcher.allow(config.allowed_media_domains)
@@ -176,7 +185,7 @@ class Gateway(AsgiApp):
                 self._bodies.forget(request)
 
     def _models(self) -> tuple[ModelFacts, ...]:
-        """The facts of its model and of each adapter, by their first names."""
+        """Return the facts of the model and of each adapter, under the first name for clients."""
         config, first = self.config, dict[str, str]()
         for name, of_engine in config.names.items():
             first.setdefault(of_engine, name)
@@ -206,14 +215,14 @@ class Gateway(AsgiApp):
         request.body, request.prepared = await self._work(large, prepared.finish)
 
     async def _work(self, long: bool, act: Callable[..., _T], *arguments: Any) -> _T:
-        """Return what ``act`` returns; if it takes long, from a thread beside the loop."""
+        """Call ``act`` and return its result; if ``long``, call it in a thread beside the loop."""
         if not long:
             return act(*arguments)
         async with self._working:
             return await in_thread(act, *arguments)
 
     def _keep_more(self, request: RequestContext, size: int) -> None:
-        """Count bytes that were added to a request's body."""
+        """Count bytes added to a request's body; refuse it if there is no memory for them."""
         if size > 0:
             self._bodies.keep(size, request.who)
             request.bytes_in += size
@@ -233,7 +242,7 @@ class Gateway(AsgiApp):
         return page, None if fine else fleet.retry_seconds
 
     async def metrics_text(self) -> str:
-        """The metrics of the gateway, and those of the engines that answer in time."""
+        """Return the metrics of the gateway, and of the engines that answer in time."""
         texts = await asyncio.gather(
             *(self._upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in self.engines)
         )

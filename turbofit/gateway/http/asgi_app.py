@@ -88,14 +88,14 @@ class AsgiApp(ABC):
 
     @abstractmethod
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
-        """Its health page, and seconds until the next try if it serves nobody (else None)."""
+        """Return the health page, and None, or if nobody is served the seconds until a retry."""
 
     @abstractmethod
     async def metrics_text(self) -> str:
-        """All metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
 
     def _cards(self) -> list[ModelCard]:
-        """The models' names; empty if the engines' own list is passed on."""
+        """Return the names of the models; empty if the engines' own list is passed on."""
         return [ModelCard(*names) for names in self.config.names.items()]
 
     def _record(self, request: RequestContext) -> None:
@@ -112,15 +112,15 @@ class AsgiApp(ABC):
             self._log.close()
 
     def _models(self) -> Sequence[ModelFacts]:
-        """The facts of the models for the chat page; empty if only engines know their names."""
+        """Return the models' facts for the chat page; empty if only engines know the names."""
         return ()
 
     def _waits(self) -> list[str]:
-        """Sentences on what requests wait for now, and for how long by earlier starts."""
+        """Return sentences that say what requests wait for at present; empty if they are served."""
         return []
 
     async def _page(self, request: RequestContext, route: Route, send: Send) -> bool:
-        """Answer a route that is the app's own; returns whether it is."""
+        """Answer a request that needs no engine, such as for the health page; else return False."""
         status, kind = 200, "application/json"
         if route.kind == "health":
             page, retry = self._health(request)

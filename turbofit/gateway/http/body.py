@@ -1,4 +1,4 @@
-"""Reads request bodies: of the right type, complete, in time, and within the memory for them."""
+"""Reads request bodies; refuses a body of a wrong type, or that is cut short, slow or too large."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.request_context import Receive, RequestContext
 
-#: The memory for all bodies: at least this many of the largest bodies, and at least these bytes.
+#: The memory for all bodies is that of this many of the largest bodies, or these bytes if more.
 _LARGEST_AT_ONCE: Final = 16
 _LEAST_AT_ONCE: Final = 512 << 20
-#: Bytes from which a body is large: it lets others run between its parts, and a thread reads its
-#: pictures.
+#: Bytes from which a body is large: other requests get turns between its parts, and a thread reads
+#: its pictures.
 LARGE: Final = 256 << 10
 
 
@@ -31,7 +31,7 @@ class _Arrival:
 
     def __init__(self, client: str, ends: float) -> None:
         self.client, self.task = client, asyncio.current_task()
-        #: The time by which it must be complete.
+        #: The time, by `time.monotonic`, by which the body must be complete.
         self.ends = ends
         self.size = 0
         #: Blocks grow up to `LARGE`, even if the parts are small: one block for the whole body
@@ -77,7 +77,7 @@ class Bodies:
     async def read(
         self, headers: Mapping[bytes, bytes], receive: Receive, client: str = ""
     ) -> bytes:
-        """Read a whole body, which counts for its client only until it is returned.
+        """Read a whole body; it counts as memory of ``client`` only until it is returned.
 
         Raises:
             Refusal: the body is too large, too slow, encoded or cut short, or there is no room for
@@ -115,7 +115,7 @@ class Bodies:
         self.keep(request.bytes_in, request.who)
 
     def forget(self, request: RequestContext) -> None:
-        """Drop the body: a stream may last for minutes, and needs no megabytes for it."""
+        """Drop a request's body and its memory: an answer may stream for minutes without it."""
         if request.bytes_in and not request.forgotten:
             self.keep(-request.bytes_in, request.who)
         request.forgotten, request.body = True, b""
@@ -176,7 +176,7 @@ class Bodies:
             return await in_thread(arrival.whole)
 
     def check_room(self, client: str) -> None:
-        """Refuse the bytes that `keep` counted if there is no memory for them; they stay counted.
+        """Refuse a request if its client's bodies take more than is left free; they stay counted.
 
         Raises:
             Refusal: all bodies, or those of this client, take all of the memory.

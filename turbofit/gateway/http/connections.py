@@ -1,4 +1,4 @@
-"""Access control: the number of connections and which one makes room, keys, names, origins."""
+"""Access control: limits connections, and checks the key, host and origin of requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 
 _RETRY_SECONDS: Final = 2
-#: The key, instead of an address, of connections from fronts.
+#: The word under which connections from fronts are counted, instead of an address.
 _FRONT: Final = "front"
 #: Bits of an IPv6 address that identify a client.
 _IPV6_PREFIX: Final = 64
@@ -47,10 +47,10 @@ _USUAL: Final = b"authorization, content-type, x-api-key, x-request-id, anthropi
 
 class ClientConnection(Protocol):
     def make_room(self) -> None:
-        """Close the connection: it has no running request, and another client needs its place."""
+        """Close the connection, which has no running request, to make room for another client."""
 
     def has_unread(self) -> bool:
-        """Whether bytes wait to be read, probably a request, or a refusal waits to be sent."""
+        """Return whether bytes are unread, probably a request, or a refusal is not sent yet."""
 
 
 class Networks:
@@ -77,7 +77,7 @@ class Networks:
 
 
 def address_of(host: str) -> str:
-    """The address that identifies a client: an IPv6 client may use any address of its /64."""
+    """Return the address that counts as a client's own: for IPv6 the network of its /64."""
     if ":" not in host:
         return host
     try:
@@ -103,8 +103,8 @@ class Connections:
     If there is no room, the connection that has waited longest is closed for the new one: an
     attacker who holds connections open has always waited longer than a client that sends its
     request. A connection with unread bytes or an unsent refusal is not closed. The new one is
-    refused if none of the 64 that have waited longest can be closed (at an address's limit: of that
-    address). The limit for an address does not apply to ``proxies``, which serve many clients.
+    refused if none of the 64 that have waited longest can be closed. At the limit of one address,
+    only its own connections are closed; ``proxies``, which serve many clients, have no such limit.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Connections:
         self._proxies, self.count = proxies, count
         self._of: dict[ClientConnection, str] = {}
         self._number_of: Counter[str] = Counter()
-        #: Waiting connections, the longest first, and the time since when each waits.
+        #: Waiting connections, that with the longest wait first, and when the wait of each began.
         self._waiting: OrderedDict[ClientConnection, float] = OrderedDict()
         #: Whether the server ends and cuts off open requests, and the number of requests cut off.
         self.ending, self.cut = False, 0
@@ -126,14 +126,14 @@ class Connections:
 
     @property
     def descriptors(self) -> int:
-        """Descriptors of all connections, and one to an engine for each that is not refused."""
+        """File descriptors in use: one a connection, and one more to an engine if not refused."""
         return len(self._of) + min(len(self._of), self._most)
 
     def lower(self, most: int) -> None:
         self._most = min(self._most, most)
 
     def opened(self, connection: ClientConnection, host: str) -> Refusal | None:
-        """Count a new connection, which waits; returns a refusal if there is no room, else None.
+        """Count a new connection; return a refusal if there is no room for it, else None.
 
         A refused connection counts too, until it is closed.
         """
@@ -152,7 +152,7 @@ class Connections:
         return refusal
 
     def apart(self, connection: ClientConnection) -> None:
-        """Stop counting a connection by its address: it is a front's, with many clients."""
+        """Count a front's connection apart from its address, since a front has many clients."""
         if self._of.get(connection, _FRONT) != _FRONT:
             self.closed(connection)
             self._count_of(connection, _FRONT)
@@ -197,9 +197,9 @@ class Connections:
 class Acceptor:
     """Accepts connections from a ``listener`` while there are descriptors for them.
 
-    Without descriptors, new connections wait in the kernel until one ends, or one that has waited
-    for a second makes room, or a slow TLS handshake is ended. Without this, libuv would accept a
-    connection only to close it, and its client's request would be lost. ``most`` is the largest
+    Without free descriptors, new connections wait in the kernel until an open one ends, or one that
+    has waited for a second is closed, or a slow TLS handshake is ended. libuv instead would accept
+    a connection only to close it, and its client's request would be lost. ``most`` is the largest
     `Connections.descriptors`. It takes the place of a server of `uvicorn.Server`.
     """
 
@@ -214,7 +214,7 @@ class Acceptor:
         self._listener, self._connections, self._most = listener, connections, most
         self._protocol, self._tls = protocol, tls
         self._loop = asyncio.get_running_loop()
-        #: Accepted sockets that are not connections yet, with their times: TLS handshakes.
+        #: Tasks of TLS handshakes, whose sockets are no connections yet, and when each began.
         self._beginning: dict[asyncio.Task[None], float] = {}
         self._again: asyncio.TimerHandle | None = None
         listener.setblocking(False)
@@ -281,10 +281,10 @@ class Hosts:
         self._names = {"localhost", config.host.lower(), socket.gethostname().lower(), *allowed}
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Refuse a request for another name; HTTP/1.0 may have no name.
+        """Refuse a request whose ``Host`` is no name of this server; HTTP/1.0 may have no ``Host``.
 
         Raises:
-            Refusal: the name is not one of this gateway.
+            Refusal: the name is not one of this server.
         """
         host = headers.get(b"host")
         if self._any or host is None:
@@ -298,7 +298,7 @@ class Hosts:
         return name in self._names or private or _is_address(name)
 
     def comes_from_page(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether a request with an ``Origin`` comes from this server's own page.
+        """Return whether a request with an ``Origin`` comes from this server's own page.
 
         A page that let its own name lead here has that name as ``Host`` too: without a key the name
         must be one that such a page cannot have.
@@ -310,7 +310,7 @@ class Hosts:
 
 
 def _name_of(host: bytes) -> str:
-    """The name in a ``Host`` header, without its port."""
+    """Return the name in a ``Host`` header, without its port."""
     name = host.decode("latin-1").lower()
     name = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]
     return name.rstrip(".")
@@ -334,7 +334,9 @@ class Keys:
         self._fronts = sum(map(bool, fronts))
 
     def check(self, headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
-        """The client's id (the beginning of its key's hash), and whether the key is a front's.
+        """Check a request's key; return the client's id, and whether the key is a front's.
+
+        The id is the beginning of the key's hash; without keys it is empty.
 
         Raises:
             Refusal: a key is needed, and the request has no known one.
@@ -364,7 +366,7 @@ class Origins:
         self._hosts = hosts
 
     def check(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-        """Response headers that allow the page.
+        """Return response headers that allow the page; none without an origin, or for the own page.
 
         Raises:
             Refusal: the page's origin is not allowed.
@@ -385,7 +387,7 @@ class Origins:
         )
 
     def preflight(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-        """Response headers for a browser's preflight request.
+        """Return response headers for a browser's preflight request.
 
         Raises:
             Refusal: the page is not allowed, or the request names no page.
@@ -405,6 +407,6 @@ class Origins:
 
 
 def request_id(headers: Mapping[bytes, bytes]) -> str:
-    """The client's own request id if it is harmless, else a new one."""
+    """Return the client's own request id if it is harmless, else a new one."""
     given = headers.get(b"x-request-id", b"").decode("latin-1")
     return given if _ID.fullmatch(given) else uuid4().hex

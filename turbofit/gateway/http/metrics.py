@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' text format: the gateway's own, and the engines' with a label each."""
+"""Metrics of the gateway and of its engines, in Prometheus' text format; and the access log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _LOG_CAP: Final = 64 * MIB
-#: After a line of which the disk took the first half alone, perhaps.
+#: It begins with a line end, since the disk may have taken only a part of the line before it.
 _LOST: Final = '\n{"lost": "lines are missing here: the disk was full or slow"}\n'
 
 
@@ -37,7 +37,13 @@ class AccessLog(FileLog):
 
 
 def access_log(where: str) -> Log | None:
-    """The log for the value of an option: a file, ``-`` for stderr, or ``none``."""
+    """Return the log that an option ``--access-log`` names, or None for ``none``.
+
+    A file is opened; ``-`` is stderr.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
     if where == "none":
         return None
     if where == "-":
@@ -125,10 +131,11 @@ class Metrics:
 
 
 def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:
-    """One page from pages by a label's value: each sample gets the label, families stay together.
+    """Merge pages of metrics into one; each sample gets ``label`` with the key of its page.
 
-    A sample's own label with that name becomes ``exported_`` plus the name, as in Prometheus, which
-    would refuse a page with a sample that has two labels of one name.
+    All samples of a metric stand together. A sample's own label with that name becomes
+    ``exported_`` plus the name, as in Prometheus, which would refuse a page with a sample that has
+    two labels of one name.
     """
     families: dict[str, tuple[list[str], list[str]]] = {}
     theirs = re.compile(rf'([{{,]){label}="')

@@ -55,7 +55,10 @@ if TYPE_CHECKING:
 
 
 class PreparedBody(Struct):
-    """A request's cost, and the ``lowered`` values; ``tokens`` are those of one copy's images."""
+    """Facts of a prepared request; ``tokens`` are those of its ``images`` in one copy.
+
+    ``lowered`` lists the values that were lowered to the plan.
+    """
 
     images: int = 0
     tokens: int = 0
@@ -64,11 +67,11 @@ class PreparedBody(Struct):
 
 
 class Preparation:
-    """A body on its way from a client's bytes to an engine's.
+    """The steps that turn a client's body into the body for an engine.
 
-    Its parameters are held to the plan first, with the server's defaults; then follow `inlines`,
-    `hold`, `resize` and `finish`. Each raises a `Refusal` of a request that cannot be lowered to
-    the plan.
+    First the constructor adds the server's defaults and holds the parameters to the plan; then
+    follow `inlines`, `hold`, `resize` and `finish`. Each step raises a `Refusal` if the request
+    cannot be lowered to the plan.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class Preparation:
         if defaults is not None and isinstance(body, dict):
             defaults.complete(kind, body)
         parsed = self.parsed = read_body(kind, body)
-        #: The images and videos in order, and the limits that each one has got.
+        #: The images and videos in the body's order, and each of them as limited by the plan.
         self.media: list[Picture | Clip] = []
         self.limited: tuple[LimitedImage, ...] = ()
         parsed.lowered += hold_parameters(kind, parsed.body, scope_of(bounds))
@@ -98,7 +101,9 @@ class Preparation:
         return sum(medium.payload for medium in self.media)
 
     def inlines(self, url: str, size: int) -> int:
-        """Bytes that a fetched file adds to the body; each of its places gets a copy.
+        """Count the bytes that a fetched file of ``size`` bytes adds to the body, and return them.
+
+        Each place of the body that names ``url`` gets a copy of the file in base64.
 
         Raises:
             Refusal: the body would be larger than the limit.
@@ -131,20 +136,23 @@ class Preparation:
             lower_answer(kind, parsed.body, left, parsed.lowered)
 
     def _watch(self, clip: Clip, beside: Bounds) -> LimitedImage:
-        """The video within bounds; the parameters that limit it are written into the body."""
+        """Limit the video to the bounds, and write the parameters that limit it into the body."""
         video, keywords = hold_clip(beside, clip, self.parsed.watching)
         self.parsed.body.update(keywords)
         return video
 
     async def resize(self, turns: PictureTurns) -> None:
-        """Resize, outside of the loop, the pictures that no parameter can limit to their share."""
+        """Resize, in threads, the pictures that no parameter of the request can limit."""
         for place, (medium, limited) in enumerate(zip(self.media, self.limited, strict=True)):
             if limited.resize is not None and isinstance(medium, Picture):
                 async with turns.of(medium.size):
                     self.media[place] = await in_thread(resized, medium, limited.resize)
 
     def finish(self) -> tuple[bytes, PreparedBody]:
-        """The body with every image inline, or only its text to count tokens; and its cost."""
+        """Return the body as JSON, with every image and video inline, and the request's cost.
+
+        To count tokens, each image becomes an empty text.
+        """
         bounds, kind, parsed = self._bounds, self.kind, self.parsed
         for slot, medium, limited in zip(parsed.slots, self.media, self.limited, strict=True):
             if isinstance(medium, Picture):
@@ -177,7 +185,7 @@ class Preparation:
         )
 
     def _beside_images(self, body: int) -> int:
-        """Bytes of a body without its images; a `Refusal` if they are too many."""
+        """Return the bytes of a body without its images, or refuse it if they are too many."""
         bounds, beside = self._bounds, body - (self.payload if self.generates else 0)
         if beside > (most := bounds.beside_images):
             key = "text_too_big" if most == bounds.text_bytes else "text_too_big:beside"
@@ -190,7 +198,10 @@ class Preparation:
         return sum(limited.tokens + limited.text_tokens for limited in self.limited)
 
     def _wanted(self) -> list[RequestedImage]:
-        """The images, with the client's options for each, or for all of them together."""
+        """Return the images with their options: the client's for each, or for all together.
+
+        Options that LMDeploy does not take for this model are noted as dropped.
+        """
         bounds, parsed = self._bounds, self.parsed
         together = by_request(bounds) and "mm_processor_kwargs" in passed(self.kind)
         pictures = [
@@ -229,7 +240,7 @@ def _picture(bounds: Bounds, slot: MediaSlot, fetched: Mapping[str, bytes]) -> P
 
 
 def decode(raw: bytes) -> Any:
-    """The value of a JSON body.
+    """Return the value of a JSON body.
 
     Raises:
         Refusal: it is no JSON, or has a number that no float can hold.

@@ -35,12 +35,12 @@ class _Pipelined(Exception):  # noqa: N818
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection.
+    """One connection of a client, with limits and deadlines.
 
-    ``_unclaimed`` counts the bytes since the last that were useful: the beginning of a request
-    whose headers are incomplete, and later everything that is no body (chunk extensions, trailers).
-    Requests are taken one at a time: one that comes before the previous answer is complete is not
-    read, and the connection ends after that answer. uvicorn would queue such requests without a
+    ``_unclaimed`` counts the bytes since the last complete headers or part of a body: headers that
+    are incomplete, and later everything that is no body (chunk extensions, trailers). Requests are
+    taken one at a time: a request that comes before the previous answer is complete is not read,
+    and the connection ends after that answer. uvicorn would queue such requests without a
     bound.
     """
 
@@ -163,7 +163,7 @@ class LimitedProtocol(HttpToolsProtocol):
             )
 
     def on_response_complete(self) -> None:
-        """End a request; the rest of a refused body is read for a while."""
+        """Note that the answer is complete; read the rest of a refused body for a while."""
         super().on_response_complete()
         self.all_connections.waits(self)
         if self.transport.is_closing():
@@ -202,7 +202,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return True  # its last message is being sent
         socket = self.transport.get_extra_info("socket")
         if socket is None or socket.fileno() < 0:
-            return False  # lost: with TLS it learns that a pass of the loop later
+            return False  # the connection is lost, which TLS notices a pass of the loop later
         poll = select.poll()
         poll.register(socket.fileno(), select.POLLIN)
         return any(event & select.POLLIN for _, event in poll.poll(0))
@@ -239,7 +239,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._close()
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer with a refusal, and end the connection; a running answer is ended first."""
+        """Answer with a refusal and end the connection; if an answer runs, only end after it."""
         cycle = self.cycle
         open_ = cycle is not None and not cycle.response_complete
         if open_ and (cycle.response_started or not cycle.more_body):
@@ -249,7 +249,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._last_words(self._answer(refusal))
 
     def _last_words(self, words: bytes) -> None:
-        """Write a last message without the app, whose client is gone; input is read for a while."""
+        """Write a last message past the app, and for a while drop what the client still sends."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
@@ -283,7 +283,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._no_deadline()
 
     def _close(self) -> None:
-        """Close, and wait a moment only for a client that does not read its answer."""
+        """Close the connection once its answer is read, or after some seconds without that."""
         if not self.transport.is_closing():
             self.transport.close()
             self._within(self.limits.unread_seconds, self.transport.abort)
@@ -304,7 +304,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 async def _send_unchunked(cycle: Any, send: Callable[[Any], Any], message: Any) -> None:
-    """Send a part of an answer to HTTP/1.0: a body without a length ends with the connection."""
+    """Send a part of an HTTP/1.0 answer; a body of unknown length ends with the connection."""
     if message["type"] == "http.response.start":
         names = {name.lower() for name, _ in message.get("headers", ())}
         if b"content-length" not in names:

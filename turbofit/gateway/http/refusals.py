@@ -16,7 +16,7 @@ UNREACHED: Final = "x-turbofit-unreached"
 BUSY: Final = "busy"
 _UNREACHED: Final = frozenset({"engine_unavailable", "engine_resting", "ending", BUSY})
 
-#: The origin of the error's form; ``generate`` is LMDeploy's own.
+#: The API whose form an error has; ``generate`` is LMDeploy's own.
 Api = Literal["openai", "responses", "anthropic", "generate"]
 
 _OPENAI_TYPES: Final = {
@@ -32,8 +32,8 @@ _ANTHROPIC_TYPES: Final = {
 _RETRY_ENDING: Final = 10
 
 
-#: Requests that LMDeploy's server refuses because it lacks an option: words of its message, and the
-#: row of the refusal, whose last word is the field.
+#: Words of LMDeploy's message when its server lacks an option for a request, and the row of the
+#: refusal, which ends with the request's field.
 #: Source: lmdeploy chat_completions/validation.py `launch the api_server with --tool-call-parser`
 _NEEDED: Final = {
     b"launch the api_server with --tool-call-parser": "option_missing:tools",
@@ -44,7 +44,7 @@ _NEEDED: Final = {
     ),
 }
 
-#: The most characters of an engine's text that is not JSON.
+#: The most characters that a refusal repeats of an engine's error that is not JSON.
 _SAID: Final = 500
 
 
@@ -61,7 +61,7 @@ def refusals() -> dict[str, _Row]:
 
 
 class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its answer
-    """A request that is not passed on.
+    """The answer to a request that is not passed on.
 
     Args:
         key: names a row of `presets/refusals.yaml`: ``reason``, a short stable word for machines,
@@ -103,9 +103,9 @@ def ending() -> Refusal:
 
 
 def of_engine(api: Api, status: int, body: bytes) -> Refusal | None:
-    """An engine's error in turbofit's words, or in the form of the client's API.
+    """Make a refusal of an engine's error, in turbofit's words where it has some.
 
-    None if it has that form already, with a full message.
+    ``body`` is the engine's answer; None if it already has the form of the client's API.
     """
     for words, key in _NEEDED.items():
         if words in body:
@@ -134,7 +134,7 @@ def refusal_body(api: Api, refusal: Refusal, request_id: str) -> bytes:
 
 
 def refusal_event(api: Api, refusal: Refusal) -> bytes:
-    """The event that ends a stream which has already begun."""
+    """Return the event that ends a stream which has already begun."""
     if api == "anthropic":
         document = _anthropic(refusal)
     elif api == "responses":

@@ -32,7 +32,7 @@ _LONGEST_WORD: Final = 64
 
 
 def uncancel(task: asyncio.Task[Any] | None) -> None:
-    """Take back a cancellation of ours, which Python counts since 3.11."""
+    """Take back a cancellation that the gateway made; Python 3.11 and later count them."""
     if task is not None and hasattr(task, "uncancel"):
         task.uncancel()
 
@@ -73,7 +73,7 @@ class RequestContext:
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
 
     def is_of_front(self) -> None:
-        """Note that a front passes it on: the front names its client."""
+        """Take the client and its key from the headers of the front that passes the request on."""
         client, key = (self.headers.get(name, b"") for name in (CLIENT, CLIENT_KEY))
         self.client = client.decode("latin-1")[:_LONGEST_WORD]
         self.key = key.decode("latin-1")[:_LONGEST_WORD]
@@ -96,9 +96,9 @@ async def answer(request: RequestContext, send: Send, status: int, body: bytes, 
 
 
 def sent_headers(request: RequestContext, *, to_node: bool = False) -> dict[str, str]:
-    """Headers for the engine: our own, and one of the client's (``anthropic-version``).
+    """Return the headers for the engine; of the client's own only ``anthropic-version`` is kept.
 
-    ``to_node``: they tell a node whose request it is.
+    ``to_node``: add headers that tell a node who the client is.
     """
     headers = {"X-Request-Id": request.id}
     if to_node:
@@ -112,7 +112,10 @@ def sent_headers(request: RequestContext, *, to_node: bool = False) -> dict[str,
 
 
 def entry(request: RequestContext, path: str, first: float | None) -> Document:
-    """One record of the access log: numbers and names, never a prompt or an image."""
+    """Return a request's record for the access log: numbers and names, no prompt, no image.
+
+    ``first`` is the time of the answer's first byte, by `time.perf_counter`.
+    """
     prepared, outcome, now = request.prepared, request.outcome, time.perf_counter()
     return {
         "time": round(time.time(), 3),

@@ -1,4 +1,4 @@
-"""The paths that exist, and the names by which clients may call a model.
+"""The paths that exist, the chat page, and the names by which clients may call a model.
 
 The engine's path is a constant of the route, so that no spelling of a path (``//``, ``..``, percent
 encodings, upper case) can lead anywhere else. A path for which LMDeploy would redirect because of a
@@ -43,12 +43,12 @@ _ROUTES: Final = "<!--routes-->"
 
 
 def is_page(raw_path: bytes) -> bool:
-    """Whether a path is this page's: the address itself, or the usual path of a server's docs."""
+    """Return whether a path leads to the chat page: the empty path, or ``/docs``."""
     return raw_path.rstrip(b"/") in (b"", b"/docs")
 
 
 class Page(NamedTuple):
-    """The page, and headers that let a browser run no script but the page's own."""
+    """The chat page, and headers that let a browser run no script but the page's own."""
 
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...]
@@ -56,7 +56,7 @@ class Page(NamedTuple):
 
 @cache
 def chat_page() -> Page:
-    """The page, which is read once."""
+    """Return the chat page, with a list of the routes; its file is read once."""
     rows = []
     for path, route in ROUTES.items():
         shown = escape(path)
@@ -78,7 +78,7 @@ def chat_page() -> Page:
 
 
 def _digest(text: str, name: str) -> str:
-    """The hash of an element's content, by which a policy names it; the element is unique."""
+    """Return the hash, for a content security policy, of the page's only element ``name``."""
     (content,) = re.findall(f"<{name}>(.*?)</{name}>", text, re.DOTALL)
     return f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"
 
@@ -101,9 +101,9 @@ class MemoryBar(Struct):
 
 
 class ModelFacts(Struct):
-    """The page's facts on one model.
+    """What the chat page shows of one model.
 
-    ``limits`` are sentences; ``images`` is how many a request may have, if they are small.
+    ``limits`` are sentences; ``images`` is how many small images a request may have.
     """
 
     name: str
@@ -122,7 +122,7 @@ class About(Struct):
 
 
 def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:
-    """The bars of a plan, one for each set of equal GPUs."""
+    """Return the bars of a plan, one for each set of equal GPUs."""
     return tuple(
         MemoryBar(
             gpus=tuple(members),
@@ -137,7 +137,10 @@ def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:
 
 
 def client_lines(url: str, model: str, *, key: bool) -> list[str]:
-    """Example requests, one for a shell, one for Python; they read a ``key`` from ``API_KEY``."""
+    """Return two example requests, one for a shell and one for Python.
+
+    ``key``: they read a key from the variable ``API_KEY``.
+    """
     messages = [{"role": "user", "content": "Hello"}]
     body = {"model": model, "messages": messages, "max_tokens": _ANSWER}
     headers = ["-H 'Content-Type: application/json'"]
@@ -156,7 +159,7 @@ def client_lines(url: str, model: str, *, key: bool) -> list[str]:
 def facts_of(
     names: Iterable[str], bounds: Bounds, more: Iterable[str], memory: tuple[MemoryBar, ...] = ()
 ) -> tuple[ModelFacts, ...]:
-    """The facts of models that one plan serves; ``more`` are sentences after its limits."""
+    """Return the facts of models that one plan serves; ``more`` are sentences after its limits."""
     limits = bounds.limits
     return tuple(
         ModelFacts(
@@ -244,7 +247,7 @@ _CREATED: Final = int(time.time())
 
 
 def find_route(method: str, raw_path: bytes) -> Route:
-    """The route of a raw path without its query; HEAD counts as GET.
+    """Return the route of a raw path without its query; HEAD counts as GET.
 
     Raises:
         Refusal: the route does not exist, is closed, or has another method.
@@ -264,7 +267,7 @@ def find_route(method: str, raw_path: bytes) -> Route:
 
 
 def api_of(raw_path: bytes) -> Api:
-    """The API whose error form fits a path, which may not exist."""
+    """Return the API whose error form fits a path, which may not exist."""
     route = ROUTES.get(raw_path.rstrip(b"/").decode("latin-1"))
     if route is not None:
         return route.api
@@ -280,7 +283,7 @@ class _Named(msgspec.Struct):
 
 
 def named_model(body: bytes) -> Any:
-    """The value of ``model`` in a request's body; None if it names no model.
+    """Return the value of ``model`` in a request's body; None if it names no model.
 
     Raises:
         Refusal: the body is no JSON object.
@@ -317,7 +320,7 @@ class ModelCard(NamedTuple):
 
 
 def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Document:
-    """The list of models in the form of its API; with ``name`` only that model's item.
+    """Return the list of models in the form of an API; with ``name`` only that model's item.
 
     Raises:
         Refusal: no model has this name.
@@ -345,7 +348,7 @@ def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Doc
 
 
 def first_model(listed: bytes | str) -> str | None:
-    """The first name in any server's list of models; None if it has none."""
+    """Return the first name in a server's list of models, which is JSON; None without any."""
     try:
         name = msgspec.json.decode(listed)["data"][0]["id"]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError):

@@ -42,7 +42,7 @@ def _hold_sampling(values: JsonObject, name: str) -> None:
 
 
 def _read(hold: Callable[[JsonObject, str], None], text: str, name: str) -> JsonObject:
-    """The JSON object in an option's text; ``hold`` may refuse it."""
+    """Return the JSON object in an option's text; ``hold`` checks it, and may change it."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -82,7 +82,7 @@ class Defaults(Struct):
         return [f"where a request does not say otherwise: {', '.join(parts)}"] if parts else []
 
     def complete(self, kind: str, body: JsonObject) -> None:
-        """Add each default that a body lacks and its route takes; null counts as lacking."""
+        """Add each default whose field is missing or null in a body, if its route takes it."""
         rules = RULES.get(kind, {})
         for name, value in self.sampling.items():
             names = ANSWER_LENGTHS.get(kind, ()) if name == "max_tokens" else (name,)

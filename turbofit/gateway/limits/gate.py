@@ -1,4 +1,4 @@
-"""Limits the requests at an engine together, if the plan pays for few units in a forward."""
+"""Limits the vision units at an engine, if the plan pays for few of them in a forward."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Cost(Struct):
 
 
 class KvCache(Struct):
-    """An engine's KV cache, in tokens: its size, the longest request, a block.
+    """Sizes of an engine's KV cache, in tokens: the cache, the longest request, a block.
 
-    ``ahead``: blocks of each copy beyond its longest.
+    ``ahead`` is the number of blocks that the engine takes for each copy beyond its tokens.
     """
 
     tokens: int = 0
@@ -47,11 +47,11 @@ class KvCache(Struct):
 
     @property
     def room(self) -> int:
-        """Tokens that requests may reserve without an eviction; `Upstream.probe` has the rest."""
+        """Tokens that requests may reserve without an eviction; `Upstream.probe` needs the rest."""
         return max(0, self.tokens - TEMPLATE_TOKENS)
 
     def reservation(self, cost: Cost) -> int:
-        """An upper bound of the tokens that all copies of a request hold, in whole blocks."""
+        """Return an upper bound of the tokens of a request's copies, in whole blocks."""
         if not cost.tokens:
             return 0
         blocks = -(-min(cost.tokens, self.longest) // self.block) + self.ahead
@@ -60,7 +60,10 @@ class KvCache(Struct):
 
 @dataclass
 class Share:
-    """A running request's part of an engine; ``number`` counts requests."""
+    """What a running request holds of an engine; ``begun``: its first token has come.
+
+    ``number`` counts the requests of the engine.
+    """
 
     number: int
     units: int
@@ -69,7 +72,7 @@ class Share:
 
 
 class Gate:
-    """Limits the running requests at one engine, whose forwards may have ``units`` units."""
+    """Limits the requests at one engine so that no forward has more than ``units``, if not None."""
 
     def __init__(self, units: int | None = None, kv: KvCache | None = None) -> None:
         self.units, self.kv = units, kv or KvCache()
@@ -77,19 +80,19 @@ class Gate:
         self.reserved = 0
         #: Units that one forward may contain together, and units of all running requests.
         self.counted = self._all = 0
-        #: The last request's number, and the last number that may have been evicted.
+        #: The number of the last request, and of the last request that may have been evicted.
         self._number = self._doubtful = 0
 
     def fits(self, cost: Cost) -> bool:
-        """Whether a request may be sent to the engine now.
+        """Return whether a request may be sent to the engine now.
 
         The units of a request *count* until its first token; they count until its end if it ran
         together with requests that reserved more tokens than the cache has. One more request is let
         in if the counted units, with its own, stay within the gate:
 
-        - The reserved tokens, its own included, are within the cache: then its own units count,
-        those of requests before their first token, and those of requests in doubt.
-        - They are not: it puts all running requests in doubt, so the units of all count.
+        - If the reserved tokens, its own included, are within the cache, its own units count, those
+        of requests before their first token, and those of requests in doubt.
+        - If they are not, it puts all running requests in doubt, so the units of all count.
 
         No forward ever has more units than the gate. The engine encodes an image before the first
         token of its request, and again only after it has evicted the request's blocks.
@@ -119,7 +122,7 @@ class Gate:
         return (self._all if over else self.counted) + cost.units <= self.units
 
     def take(self, cost: Cost) -> Share:
-        """Count a request that is sent, whether it fits or not; `end` takes the share back."""
+        """Count a request that is sent, whether it fits or not; `end` takes its share back."""
         self._number += 1
         share = Share(self._number, cost.units, self.kv.reservation(cost))
         self.reserved += share.tokens
@@ -131,7 +134,7 @@ class Gate:
         return share
 
     def begin(self, share: Share) -> None:
-        """Note that the first token has come."""
+        """Note that a request's first token came: its units count no more, unless in doubt."""
         if not share.begun and share.number > self._doubtful:
             self.counted -= share.units
         share.begun = True

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: Bytes of all schemas of a request, and the depth of their nesting (100: 0.7 s, 400: over 40 s).
 _BYTES: Final = 64 << 10
 _DEPTH: Final = 64
-#: Optional fields of one object, or as many by their squares in several: 100 take 1.2 s.
+#: The most optional fields of an object; of several objects the squares are added. 100: 1.2 s.
 _OPTIONAL: Final = 100
 #: Repetitions of all patterns of a request: each ``?``, ``*`` and ``+``, and the numbers of
 #: ``{2,5}``, ``minLength`` and ``maxLength``. ``.{1,64}`` takes 5.4 s, ``(a?)`` 64 times 3.4 s.
@@ -36,7 +36,9 @@ _REPEATED: Final = re.compile(r"[?*+]|\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
 
 
 def check_format(body: JsonObject) -> list[str]:
-    """Bound ``response_format`` or ``text`` in place; returns changes like ``maxLength=200->none``.
+    """Limit the grammars of a body in place; return changes like ``maxLength=200->none``.
+
+    They are in ``response_format`` or ``text``.
 
     Raises:
         Refusal: it is no object, or compiling it would take too long.
@@ -53,7 +55,7 @@ def check_format(body: JsonObject) -> list[str]:
 
 
 def check_tools(tools: Any) -> list[str]:
-    """Bound the schemas of tools, in place; returns changes as `check_format` does.
+    """Limit the grammars of tools in place; return changes as `check_format` does.
 
     Raises:
         Refusal: the tools are no list, too many, or compiling them would take too long.
@@ -68,7 +70,10 @@ def check_tools(tools: Any) -> list[str]:
 
 
 def _bound(name: str, value: Any) -> list[str]:
-    """Leave out lengths of strings if all repetitions are too many; returns changes."""
+    """Refuse schemas that are slow to compile, or leave out their lengths of strings.
+
+    Returns the changes.
+    """
     size = len(msgspec.json.encode(value))
     if size > _BYTES:
         raise refused(name, f"has {size} bytes of schemas, the limit is {_BYTES}")
@@ -103,7 +108,7 @@ def _bound(name: str, value: Any) -> list[str]:
 
 
 def repetitions(pattern: str) -> int:
-    """The repetitions of a pattern: ``a?`` is one, ``a{2,5}`` five. Over for escaped signs."""
+    """Count the repetitions of a pattern: ``a?`` is one, ``a{2,5}`` five; escaped signs too."""
     return sum(
         max(1, *(int(digits or 0) for digits in match.groups("")))
         for match in _REPEATED.finditer(pattern)
@@ -111,7 +116,7 @@ def repetitions(pattern: str) -> int:
 
 
 def _objects(name: str, value: Any) -> Iterator[dict[str, Any]]:
-    """All objects in a value; each is treated as a schema."""
+    """Yield all objects in a value, each of which counts as a schema; refuse deep nesting."""
     level: list[Any] = [value]
     for _ in range(_DEPTH):
         deeper: list[Any] = []

@@ -48,7 +48,8 @@ _MEDIA: Final = ElsewhereRule(by="request_body: keywords of processors are the p
 _CONVERSATION: Final = ElsewhereRule(by="request_body and ranges: shape, number of messages, bytes")
 _SESSION: Final = DroppedRule(why="a client could occupy the numbers of others")
 _GRAMMAR: Final = ElsewhereRule(by="grammars: schemas and patterns")
-#: Pydantic takes 7 us for an item that it refuses, and as long again for the message.
+#: A field that passes unread. Pydantic takes 7 us for an item that it refuses, and 7 us again for
+#: the message.
 _UNREAD: Final = ShortRule(most=256)
 
 _SAMPLING: Final[Mapping[str, Rule]] = {
@@ -290,7 +291,7 @@ TEMPLATE_ARGUMENTS: Final = frozenset(
 
 @cache
 def passed(kind: str) -> frozenset[str]:
-    """The fields of a route that are passed on; all others are left out.
+    """Return the fields of a route that are passed on; all others are left out.
 
     LMDeploy ignores fields that it does not declare; but a later version may read an image or a
     limit from one, so no unknown field passes.
@@ -345,8 +346,8 @@ def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> 
 def lower_answer(kind: str, body: JsonObject, left: int, changes: list[str]) -> None:
     """Lower the answer's length to ``left`` tokens, in place, and say so once in ``changes``.
 
-    Over by the tokens of the text, which are not counted yet: the engines themselves lower the
-    length by those, silently.
+    The tokens of the text are not counted yet, so ``left`` may be too many: the engines then lower
+    the length themselves, silently.
     """
     for name in ANSWER_LENGTHS.get(kind, ()):
         tokens = body.get(name)
@@ -359,7 +360,7 @@ def lower_answer(kind: str, body: JsonObject, left: int, changes: list[str]) -> 
 
 
 def _differs(value: Any, in_range: float) -> bool:
-    """Whether the value is another number, and not only another spelling of it."""
+    """Return whether two values differ as numbers, and not only in their spelling."""
     if isinstance(in_range, bool):
         return False
     try:
@@ -369,7 +370,7 @@ def _differs(value: Any, in_range: float) -> bool:
 
 
 def _check_conversation(body: Mapping[str, Any], session: int) -> None:
-    """Refuse too many messages; in every chat template each takes at least a token."""
+    """Refuse too many messages or parts; each message takes at least a token."""
     most = min(_MOST_MESSAGES, session or _MOST_MESSAGES)
     parts = 0
     for name in _CONVERSATIONS:
@@ -388,7 +389,7 @@ def _check_conversation(body: Mapping[str, Any], session: int) -> None:
 
 
 def _parts(content: Any) -> int:
-    """The number of parts of a message, and of the tool results among them."""
+    """Count the parts of a message, and the parts of its tool results."""
     if not isinstance(content, list):
         return 0
     inner = (part.get("content") for part in content if isinstance(part, dict))
@@ -415,11 +416,12 @@ def check_template(arguments: Any) -> None:
 
 
 def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: int) -> int:
-    """Tokens of the prompt and the longest answer of one copy; `UNSTATED` if no length is stated.
+    """Return the most tokens of one copy's prompt and answer; `UNSTATED` without a stated length.
 
-    A token of a text has at least one byte. Under for a tokenizer that normalises by NFKC, and for
-    a template that writes tools more than twice as long as they came. ``raw`` is the JSON of
-    ``body``, ``beside`` the number of its bytes that are no images, ``images`` the images' tokens.
+    A token of a text has at least one byte. The number is too low for a tokenizer that normalises
+    by NFKC, and for a template that writes tools more than twice as long as they came. ``raw`` is
+    the JSON of ``body``, ``beside`` the number of its bytes that are no images, ``images`` the
+    images' tokens.
     """
     stated = [body.get(name) for name in ANSWER_LENGTHS.get(kind, ())]
     answer = max((length for length in stated if isinstance(length, int)), default=None)
@@ -431,7 +433,7 @@ def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: in
 
 
 def _normalised(raw: bytes) -> int:
-    """Bytes that a tokenizer's NFC may add to a text: 0 for nearly all texts."""
+    """Return the bytes that a tokenizer's NFC may add to a text: 0 for nearly all texts."""
     if raw.isascii():
         return 0
     high = raw.translate(None, _ASCII)

@@ -1,4 +1,4 @@
-"""Finds images and numbers where each API hides them, and rewrites a body in one form.
+"""Finds the images and videos of a body, whatever its API, and rewrites them in one form.
 
 Pure: nothing is decoded or fetched here. `read_body` finds the images as slots; once they are
 known, `MediaSlot.fill` writes each back inline. LMDeploy then sees one spelling of everything, and
@@ -33,12 +33,12 @@ _IMAGE_PARTS: Final = ("image_url", "image", "image_data")
 _CLIP_PARTS: Final = ("video_url", "video")
 #: Types that it reads as other media, which no plan counts.
 _OTHER_PARTS: Final = ("audio_url", "audio", "time_series_url", "time_series")
-#: Blocks of the Messages API that LMDeploy turns into a prompt; of others it writes the JSON there.
+#: Blocks of the Messages API that LMDeploy turns into a prompt; other blocks go there as JSON.
 #: lmdeploy lmdeploy/serve/anthropic/adapter.py::to_openai_messages #aeac4d
 _BLOCKS: Final = ("text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking")
 #: Types of the items of a Responses request.
 _ITEMS: Final = ("message", "function_call", "function_call_output")
-#: The part of a refusal that names the accepted types: in a chat, in messages, and for text only.
+#: The end of a refusal, which names the accepted types: in a chat, in the Messages API, for text.
 _PARTS_TAKEN: Final = "text, image_url and video_url are taken"
 _BLOCKS_TAKEN: Final = "text, image and tool_result are taken"
 _TEXT_TAKEN: Final = "text is taken"
@@ -76,7 +76,10 @@ class MediaSlot:
         self.place[self.index] = {"type": "video_url", "video_url": {"url": url}}
 
     def fill(self, picture: Picture, knobs: dict[str, int]) -> None:
-        """Write the image back inline, with the parameters that limit it."""
+        """Write the image back inline, with the parameters that limit it; or as an empty text.
+
+        The latter is for the shape ``count``, of which only the text is counted.
+        """
         if self.shape == "count":
             self.place[self.index] = {"type": "text", "text": ""}
         elif self.shape == "block":
@@ -112,7 +115,7 @@ class Parsed:
 
 
 def read_body(kind: Kind, body: Any) -> Parsed:
-    """Find the images and numbers of a decoded body, in place, and drop unknown fields.
+    """Find the images and videos of a decoded body, in place, and drop unknown fields.
 
     It refuses a form that LMDeploy does not take, or that could carry an image past the gateway.
 
@@ -166,7 +169,7 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
 
 
 def _medium(role: str, content: list[Any], index: int) -> MediaSlot:
-    """The slot of the image or video at a place of a message's content."""
+    """Return the slot of the image or video at a place of a message's content."""
     kind = content[index]["type"]
     image = kind in _IMAGE_PARTS
     if role not in ("user", "tool"):
@@ -178,17 +181,17 @@ def _medium(role: str, content: list[Any], index: int) -> MediaSlot:
 
 
 def _not_taken(field: str, kind: str, taken: str) -> Refusal:
-    """The refusal of a part whose type is not among the accepted ones."""
+    """Return the refusal of a part whose type is not accepted; ``taken`` says which types are."""
     media = kind in (*_IMAGE_PARTS, *_CLIP_PARTS, *_OTHER_PARTS)
     what = "type" if media else "unknown type"
     return refused(field, f"holds a part of {what} {kind[:20]!r}: {taken} here")
 
 
 def _forget_unknown(parsed: Parsed, field: str, content: list[Any], taken: Sequence[str]) -> None:
-    """Leave parts out of an earlier answer that are no input, such as ``thinking``.
+    """Leave out parts of an earlier answer that are no input, such as ``thinking``.
 
     Clients send answers back with everything that another server put there. LMDeploy ignores these
-    parts without an image in the request, and leaves them to the chat template with one. A user's
+    parts if the request has no image, and leaves them to the chat template if it has one. A user's
     own part of unknown type is refused instead: the answer would look as if it had read that part.
     """
     known = (*taken, *_CLIP_PARTS, *_OTHER_PARTS)
@@ -207,7 +210,7 @@ def _part_type(part: Any, field: str = "messages") -> str:
 
 
 def _source(part: dict[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
-    """An image part's URL and parameters, which are beside the URL or in one object with it."""
+    """Return the URL and the parameters of an image part, wherever the part has them."""
     value = part.get(kind)
     options = {name: option for name, option in part.items() if name not in ("type", kind)}
     if not isinstance(value, dict):
@@ -234,7 +237,7 @@ def _image_data(parsed: Parsed) -> None:
 
 
 def _completions(parsed: Parsed) -> None:
-    """Accept only text: LMDeploy takes a list of anything, also messages with images."""
+    """Accept only texts as prompts; LMDeploy would also take a list of messages with images."""
     value = parsed.body.get("prompt")
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
@@ -300,7 +303,7 @@ def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: i
 
 
 def _responses(parsed: Parsed) -> None:
-    """Accept only text, like LMDeploy now; refuses images in case a later one takes them."""
+    """Accept only text: LMDeploy takes no images on this route, but a later version may."""
     given = parsed.body.get("input")
     for item in given if isinstance(given, list) else []:
         if isinstance(item, dict):
@@ -320,7 +323,7 @@ def _check_item(parsed: Parsed, item: dict[str, Any]) -> None:
 
 
 def _processor_fields(parsed: Parsed) -> None:
-    """Keep the keywords of a video and of the image processor, and drop all others."""
+    """Take the processors' keywords out of the body; keep those for its video and its images."""
     watches = any(slot.shape == "clip" for slot in parsed.slots)
     for name in ("media_io_kwargs", "mm_processor_kwargs"):
         value = parsed.body.pop(name, None)
@@ -341,7 +344,7 @@ def _taken_out(value: Any, key: str) -> dict[str, Any]:
 
 
 def _names_in(value: Any) -> str:
-    """The names in an object, shortened for a header."""
+    """Return the names in an object, shortened for a header."""
     names = "+".join(sorted(value)) if isinstance(value, dict) else ""
     return "".join(c for c in names[:40] if c.isascii() and (c.isalnum() or c in "_+"))
 

@@ -40,28 +40,28 @@ _SHOWN: Final = 24
 _WIDE: Final = DTYPE_BYTES["float32"] + DTYPE_BYTES["bfloat16"]
 #: Bytes of text that LMDeploy may always get: 0.5 s of its event loop (2 s a MB).
 _LEAST_TEXT: Final = 256 << 10
-#: Bytes for each token of the session, beyond that. No language's text has so many on average; a
-#: text with long runs of one character may, and is refused even if it would just fit.
+#: Bytes for each token of the session, if these are more. No language's text has so many on
+#: average; a text with long runs of one character may, and is refused even if it would just fit.
 _BYTES_PER_TOKEN: Final = 8
 #: Bytes of the longest token, twice the 128 spaces of common vocabularies: a longer text cannot
 #: fit. Most texts that are somewhat shorter do not fit either. Tools and names always have room.
 _LONGEST_TOKEN: Final = 256
 _LEAST_BODY: Final = 1 << 16
-#: Bytes of host memory for images: at least, and if the host's memory is unknown.
+#: The fewest bytes of host memory for images, and the bytes if the host's memory is unknown.
 _LEAST_HOST, _UNKNOWN_HOST = 2 * GIB, 4 * GIB
 
 
 class Bounds(Struct):
-    """Limits for requests.
+    """The limits of a plan for requests.
 
     ``overlay`` tells whether the engine runs on a model folder whose default is the plan's limit.
-    ``gate``: units that one engine's forward may have, None if the plan pays for the engine's own
-    bound; ``kv`` is then its cache, see `gate.Gate`. ``bytes_per_unit``: bytes of host memory while
-    one unit is preprocessed. ``watches``: the engine and its model take videos, each instead of an
-    image. ``serial``: engines answer one request after another, and read no parameters of images.
-    ``vocabulary``: rows of the embedding, 0 if unknown. ``host_bytes``: host memory for the images
-    that are in flight to one engine. ``shares``: the requests that the plan expects at each of its
-    unequal engines.
+    ``gate`` is the most units in a forward of an engine, whose cache is ``kv`` (see `gate.Gate`);
+    None if the plan pays for as many as the engine itself allows. ``bytes_per_unit``: bytes of host
+    memory while one unit is preprocessed. ``watches``: the engine and its model take videos, each
+    instead of an image. ``serial``: engines answer one request after another, and read no
+    parameters of images. ``vocabulary``: rows of the embedding, 0 if unknown. ``host_bytes``: host
+    memory for the images that are in flight to one engine. ``shares``: the requests that the plan
+    expects at each of its unequal engines.
     """
 
     rule: AnyImageRule | None
@@ -95,10 +95,10 @@ class Bounds(Struct):
 class LimitedImage(Struct):
     """One image or video within the plan: LMDeploy's parameters for it, and its cost.
 
-    ``lowered`` lists options beyond the plan, as ``max_dynamic_patch=24->12``, or the size that the
-    model would have chosen without one. ``text_tokens`` are those between the frames of a video, in
-    addition to its ``tokens``. ``resize``: the sides, in pixels, to which the picture itself must
-    be resized because no parameter can limit it.
+    ``lowered`` lists what was lowered to the plan, such as ``max_dynamic_patch=24->12``: a client's
+    option, or what the model would have chosen without one. ``text_tokens`` are those between the
+    frames of a video, in addition to its ``tokens``. ``resize``: the sides, in pixels, to which the
+    picture itself must be resized because no parameter can limit it.
     """
 
     knobs: dict[str, int]
@@ -124,7 +124,7 @@ class RequestedImage(Struct):
 
 
 def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
-    """The bounds of a plan; ``overlay``: whether the engines run on `gateway.overlay`'s folder."""
+    """Return a plan's bounds; ``overlay``: the engines run on the folder of `gateway.overlay`."""
     rule = plan.model.image_rule if plan.limits.vision_unit is not None else None
     gate = _gate(plan, rule)
     bytes_per_unit = 0 if rule is None else plan.model.unit_values * _WIDE
@@ -146,22 +146,22 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
 
 
 def model_default(bounds: Bounds) -> int:
-    """The limit, in tiles or pixels, of an image without parameters: on an overlay the plan's.
+    """Return the limit, in tiles or pixels, that LMDeploy has for an image without parameters.
 
-    Without an overlay it is the checkpoint's.
+    It is the plan's limit if the engine runs on an overlay, else the checkpoint's own.
     """
     assert bounds.rule is not None
     return planned_limit(bounds) if bounds.overlay else bounds.rule.checkpoint_limit
 
 
 def planned_limit(bounds: Bounds) -> int:
-    """The planned limit of an image in tiles or pixels, or the checkpoint's own without one."""
+    """Return the planned limit of an image, in tiles or pixels; without one the checkpoint's."""
     assert bounds.rule is not None
     return bounds.limits.image_limit or bounds.rule.checkpoint_limit
 
 
 def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) -> LimitedImage:
-    """One image, lowered to the planned limit, and to the units for which the plan pays.
+    """Lower one image to the planned limit, and to the units for which the plan pays.
 
     ``cap`` is a limit in tiles or pixels below the planned one, for images that share a request; an
     image that it does not make smaller is not changed.
@@ -223,7 +223,7 @@ def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
 def _demands(
     bounds: Bounds, images: Sequence[LimitedImage], n: int
 ) -> Iterator[tuple[int, int, str, str]]:
-    """Each demand of a request: its number, the limit, its noun, and the key of a refusal."""
+    """Yield each demand of a request: its number, its limit, its noun, and the refusal's key."""
     limits, key = bounds.limits, "images_over_limit:request"
     unit = "units" if bounds.rule is None else bounds.rule.units_name
     units, tokens = sum(i.units for i in images), sum(i.tokens for i in images)
@@ -239,7 +239,7 @@ def _demands(
 def _uncarried(
     bounds: Bounds, rule: ImageRule, size: Size, options: Options, cap: int | None
 ) -> LimitedImage:
-    """An image without parameters: the model's own default limits it, or it is resized."""
+    """Lower an image without parameters: the model's own default limits it, or it is resized."""
     default, most = model_default(bounds), bounds.limits.units_per_image
     served = rule.with_limit(default)
     dropped = [f"{name}={shown(options[name])}->default" for name in KNOBS if name in options]
@@ -261,7 +261,7 @@ def _uncarried(
 def _carried(
     bounds: Bounds, rule: ImageRule, size: Size, options: Options, cap: int | None
 ) -> LimitedImage:
-    """An image limited by parameters of its own, so that the model's default does not matter."""
+    """Lower an image by parameters of its own, so that the model's default does not matter."""
     default = max(rule.checkpoint_limit, model_default(bounds))
     to = Allowed(planned_limit(bounds), default, bounds.limits.units_per_image, cap)
     lowered = rule.lower(size, options, to)
@@ -274,7 +274,7 @@ def _carried(
 
 
 def shown(value: Any) -> str:
-    """A client's value in a form that is safe in a header."""
+    """Return a client's value in a form that is safe in a header."""
     if isinstance(value, int) and abs(value) >= 1 << 64:
         return "huge"
     text = str(value)[:_SHOWN] if isinstance(value, str | int | float) else type(value).__name__
@@ -282,7 +282,7 @@ def shown(value: Any) -> str:
 
 
 def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
-    """The most units in flight if the plan pays for less than an engine's own bound, else None."""
+    """Return the most units in flight, or None if the plan pays for all that an engine allows."""
     if rule is None:
         return None
     vision_load = vision_load_within(plan.limits)
@@ -295,9 +295,10 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
 
 
 def images_in_flight(plan: Plan, bytes_per_unit: int) -> int:
-    """The most bytes of images at one engine that wait, are decoded or prepared, on all threads.
+    """Return the most bytes of host memory for the images of all requests at one engine.
 
-    Its share of a quarter of the host memory that the plan leaves, but at least one request's.
+    It is the engine's share of a quarter of the memory that the plan leaves free, but at least
+    2 GiB and what the images of one request take; if the free memory is unknown, at least 4 GiB.
     """
     limits, available = plan.limits, plan.host.available
     decoded = LARGEST_PIXELS * BYTES_OF_PIXEL * max(1, limits.images_per_request)
@@ -309,10 +310,10 @@ def images_in_flight(plan: Plan, bytes_per_unit: int) -> int:
 
 
 def _kv(plan: Plan) -> KvCache:
-    """The KV cache of any of its engines: the smallest, with the longest requests.
+    """Return the sizes of the smallest of the engines' KV caches, with the longest requests.
 
-    If each cache holds a whole batch of those it never runs out: requests beyond an engine's batch
-    wait there, and hold nothing.
+    If each cache holds a whole batch of such requests, its size is `UNSTATED`, since it never runs
+    out: requests beyond an engine's batch wait there, and hold nothing.
     """
     plans = plan.group_plans()
     return KvCache(

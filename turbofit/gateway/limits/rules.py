@@ -1,4 +1,4 @@
-"""Rules for a field of `ranges.RULES`, each of which holds a value to its range.
+"""The rules of `ranges.RULES`; each of them holds the value of a field to a range.
 
 Pure. Values are read like LMDeploy's own request models read them (``"3"`` and ``3.0`` are 3), and
 written back as plain numbers, so that an engine never sees another spelling.
@@ -41,7 +41,7 @@ class Scope(Struct):
 
 
 class Rule(Struct):
-    """A field that no other rule describes: it passes unchanged."""
+    """The rule of one field; this base class passes every value on unchanged."""
 
     #: Whether the field is passed on at all.
     passed: ClassVar[bool] = True
@@ -52,7 +52,10 @@ class Rule(Struct):
 
 
 class ShortRule(Rule):
-    """Any value; lists and objects have at most ``most`` items: each wrong one is an error text."""
+    """Any value passes, except a list or object of more than ``most`` items.
+
+    LMDeploy writes a text of error for each wrong item.
+    """
 
     most: int
 
@@ -149,7 +152,7 @@ class Number(Rule):
 
 
 class TextRule(Rule):
-    """A string of at most ``most`` characters; None if the limit of all text is enough."""
+    """A string of at most ``most`` characters; with None only the limit of all text holds."""
 
     most: int | None = None
     empty: bool = True
@@ -167,8 +170,8 @@ class TextRule(Rule):
 class Texts(Rule):
     """A string or a list of strings: at most ``most``, each of up to ``characters``, none empty.
 
-    ``short``: how many may have one or two characters; ``together``: characters of all. An empty
-    list becomes None.
+    ``short``: how many may have one or two characters; ``together``: the most characters of all. An
+    empty list becomes None.
     """
 
     most: int | None = None
@@ -254,7 +257,7 @@ def _whole(name: str, value: Any) -> int:
 
 
 def _number(name: str, value: Any) -> float:
-    """A finite number, as pydantic reads it outside its strict mode."""
+    """Read a value as a finite number, like pydantic outside its strict mode, or refuse it."""
     if isinstance(value, str) and len(value) > _NUMBER_TEXT:
         raise refused(name, "is no number")
     try:

@@ -1,9 +1,9 @@
-"""Shares a request's units among its images and its video, each lowered as little as needed.
+"""Shares the vision units of a request among its images and its video.
 
-One common limit is found for all of them, the largest under which they fit: smaller images keep
-their size, and the largest are lowered first. Units that tiles leave over go to the newest images.
-Pure, and the same for the gateway and for `turbofit.pipeline`. A video takes the place of one
-image, in the tower and in host memory.
+All images get one common limit, the largest with which they fit the plan together. So small images
+keep their size, and only the largest are lowered. If the limit is a number of tiles, some units may
+be left over, which go to the newest images. A video counts as one image, in the vision tower and in
+host memory. The functions are pure; the gateway and `turbofit.pipeline` use them.
 """
 
 from __future__ import annotations
@@ -46,21 +46,22 @@ _RATE: Final = 2.0
 
 
 class SharedImages(Struct):
-    """Images within the plan; ``request``: their ``mm_processor_kwargs``, empty for the default."""
+    """Images within the plan; ``request``: their ``mm_processor_kwargs``, empty for defaults."""
 
     images: tuple[LimitedImage, ...]
     request: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 def by_request(bounds: Bounds) -> bool:
-    """Whether LMDeploy takes pixel bounds only for all images of a request together."""
+    """Return whether LMDeploy takes pixel bounds only for all images of a request together."""
     return not bounds.serial and bounds.rule is not None and bounds.rule.by_request
 
 
 def request_bounds(bounds: Bounds, options: object) -> Options:
-    """The client's ``image`` options of ``mm_processor_kwargs``, in pixels of one image.
+    """Return a client's pixel bounds for all images of a request, in pixels of one image.
 
-    LMDeploy counts an image of some models as two frames.
+    ``options`` are the ``image`` options of ``mm_processor_kwargs``, in which LMDeploy counts an
+    image of some models as two frames.
     """
     if bounds.rule is None or not isinstance(options, dict):
         return {}
@@ -70,10 +71,10 @@ def request_bounds(bounds: Bounds, options: object) -> Options:
 def hold_images(
     bounds: Bounds, wanted: Sequence[RequestedImage], beside: Sequence[LimitedImage] = ()
 ) -> SharedImages:
-    """All images of a request, the oldest first, lowered so that they fit the plan together.
+    """Lower the images of a request, the oldest first, so that they fit the plan together.
 
-    They are as small as possible if even that is too much, which `check_request` refuses.
-    ``beside`` uses units of the request, too: its video.
+    If even the smallest limit is too much for them, they get it, and `check_request` refuses them.
+    ``beside`` has the request's video, which uses units, too.
     """
 
     @cache
@@ -101,7 +102,7 @@ def hold_media(
     wanted: Sequence[RequestedImage],
     hold_video: Callable[[Bounds], LimitedImage] | None,
 ) -> tuple[SharedImages, tuple[LimitedImage, ...]]:
-    """The images of a request as `hold_images` has them, and its video, held by ``hold_video``."""
+    """Lower the images of a request by `hold_images`, and its video by ``hold_video``."""
     shared = hold_images(bounds, wanted)
     if hold_video is None:
         return shared, ()
@@ -112,7 +113,7 @@ def hold_media(
 
 
 def _beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
-    """The bounds of a request's video: what its images leave, or an even share if that is more."""
+    """Return the bounds of the video: units that the images leave, or an even share if more."""
     limits = bounds.limits
     left = limits.units_per_request - sum(image.units for image in images)
     most = max(left, limits.units_per_request // (len(images) + 1))
@@ -121,7 +122,7 @@ def _beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
 
 
 def check_clips(bounds: Bounds, count: int) -> None:
-    """Refuse more than one video, since LMDeploy takes one set of parameters for all of them.
+    """Refuse videos that are not planned for, or several: LMDeploy has one set of parameters.
 
     Raises:
         Refusal: the plan does not pay for videos, or there are several.
@@ -135,7 +136,7 @@ def check_clips(bounds: Bounds, count: int) -> None:
 def hold_clip(
     bounds: Bounds, clip: Clip, options: Options
 ) -> tuple[LimitedImage, dict[str, dict[str, dict[str, float]]]]:
-    """One video, lowered to the plan, and LMDeploy's keywords for its loader and processor.
+    """Lower one video to the plan; also return LMDeploy's keywords for its loader and processor.
 
     The client's options ``num_frames`` and ``fps`` are for the loader, ``max_pixels`` is for the
     processor; others are not passed on.
@@ -169,7 +170,7 @@ def hold_clip(
 def hold_frames(
     bounds: Bounds, frames: int, size: tuple[int, int], max_pixels: int = 0
 ) -> tuple[LimitedImage, int, int]:
-    """Frames within one image's units, and the ``min_pixels`` and ``max_pixels`` that limit them.
+    """Lower frames to one image's units; also return their ``min_pixels`` and ``max_pixels``.
 
     ``size`` is in pixels of one frame, ``max_pixels`` in pixels of all frames; 0 is the model's
     own.
@@ -215,7 +216,7 @@ def _spend_rest(
     caps: Sequence[int],
     fits: Callable[[Sequence[LimitedImage]], bool],
 ) -> None:
-    """Raise single images while the units allow it, the newest first."""
+    """Raise the limits of single images, the newest first, while the request has units left."""
     for cap in (*caps, None):
         for place in reversed(range(len(limited))):
             image = hold_image(bounds, wanted[place], cap)
@@ -227,7 +228,7 @@ def _spend_rest(
 def _together(
     bounds: Bounds, wanted: Sequence[RequestedImage], single: Sequence[LimitedImage]
 ) -> SharedImages:
-    """Bounds of single images as bounds of the request, if only the request can carry them."""
+    """Turn the bounds of images into bounds of the request, if only the request can carry them."""
     rule, carried = bounds.rule, [image.knobs for image in single if image.knobs]
     if rule is None or not rule.by_request or not carried:
         return SharedImages(images=tuple(single))
@@ -241,7 +242,10 @@ def _together(
 
 
 def _wanted(clip: Clip, options: Options) -> int:
-    """Frames that LMDeploy would sample: the fewer by number or rate; all frames of a sequence."""
+    """Return how many frames LMDeploy would sample: the fewer by ``num_frames`` and by ``fps``.
+
+    It takes all frames that the client sampled itself.
+    """
     if clip.rate is None:
         return clip.frames
     count = number(options.get("num_frames")) or _FRAMES

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: LMDeploy's media type for frames that the client has sampled: JPEGs, separated by commas.
 _SEQUENCE: Final = "video/jpeg"
 _TAKEN: Final = "MP4, MOV, WebM, Matroska, AVI and JPEG frames (data:video/jpeg) are taken"
-#: Frames per second: no film has a slower clock than the first, and none needs the second.
+#: The fewest and the most frames a second that a film may have.
 RATES: Final = (0.01, 1000.0)
 #: The number of frames at which Qwen's own sampler stops.
 MOST_FRAMES: Final = 768
@@ -72,7 +72,7 @@ class Clip(Struct):
 async def look(
     parsed: Parsed, fetched: Mapping[str, bytes], most_bytes: int, turn: asyncio.Semaphore
 ) -> Clip | None:
-    """The request's video, or None if it has none; ``turn`` limits processes that read films."""
+    """Return the request's video, or None; ``turn`` limits processes that read films at once."""
     slot = next((slot for slot in parsed.slots if slot.shape == "clip"), None)
     if slot is None:
         return None
@@ -89,7 +89,7 @@ async def look(
 
 
 async def _header(data: bytes) -> tuple[int, float, tuple[int, int]]:
-    """The number of frames, frames a second, and the size in pixels."""
+    """Read a film's header in a process: the number of frames, their rate, and their size."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-I", _PROGRAM, stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
@@ -115,7 +115,7 @@ async def _header(data: bytes) -> tuple[int, float, tuple[int, int]]:
 
 
 def frames_of(url: str, most_bytes: int) -> Clip | None:
-    """The frames of one size that a client sampled itself; None if the URL holds a film.
+    """Return the video of frames that a client sampled itself; None if the URL holds a film.
 
     Raises:
         Refusal: there are too many frames or bytes, or frames that differ in size or are no images.
@@ -142,7 +142,7 @@ def frames_of(url: str, most_bytes: int) -> Clip | None:
 
 
 def film_of(url: str, most_bytes: int) -> bytes:
-    """The file in a ``data:`` URL.
+    """Return the film in a ``data:`` URL.
 
     Raises:
         Refusal: the URL has no valid base64, or the file is too large.
@@ -158,7 +158,7 @@ def film_of(url: str, most_bytes: int) -> bytes:
 
 
 def check_film(data: bytes, most_bytes: int) -> bytes:
-    """The same bytes if they are a film: a playlist that names other files must reach no demuxer.
+    """Return the same bytes if they are a film; a playlist that names other files is refused.
 
     Raises:
         Refusal: the bytes are no film of an accepted type, or too many.
@@ -171,7 +171,7 @@ def check_film(data: bytes, most_bytes: int) -> bytes:
 
 
 def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> Clip:
-    """The film as its header describes it, if that is possible.
+    """Return a film as a `Clip`, with the facts of its header.
 
     Raises:
         Refusal: the header has an impossible size, rate or count of frames.
@@ -191,7 +191,7 @@ def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> C
 
 
 def _split(url: str) -> tuple[str, str]:
-    """The head, in lower case, and the payload of a ``data:`` URL with base64."""
+    """Split a ``data:`` URL with base64 into its head, in lower case, and its payload."""
     head, comma, payload = url.partition(",")
     head = head.lower()
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):

@@ -36,7 +36,7 @@ _CHUNK: Final = 1 << 16
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address, also one embedded in another, is not of an internal network."""
+    """Return whether an IP address is public, and also an address that is embedded in it."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -55,10 +55,10 @@ def is_public(address: str) -> bool:
 
 
 def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> bool:
-    """Whether a URL's host, in lower case without a final dot, is among the allowed ones.
+    """Return whether a URL's host, in lower case without a final dot, is allowed.
 
-    ``*.example.com`` is any name below; an entry without a port means the scheme's own; ``*`` is
-    any host over https.
+    An entry ``*.example.com`` allows each name below that domain, ``*`` any host over https. An
+    entry without a port allows the scheme's own port.
     """
     for entry in allowed:
         if entry == ANY_PUBLIC and scheme == "https" and port == _PORTS["https"]:
@@ -73,7 +73,7 @@ def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> b
 
 
 class _PublicOnly(AbstractResolver):
-    """Resolves like the system; a host with an address that is not public raises an OSError."""
+    """Resolves host names like the system; an address that is not public raises an OSError."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -92,7 +92,7 @@ class _PublicOnly(AbstractResolver):
         ]  # fmt: skip
 
     async def close(self) -> None:
-        """Do nothing: it holds nothing."""
+        """Do nothing, since there is nothing to close."""
 
 
 class MediaFetcher:
@@ -114,8 +114,8 @@ class MediaFetcher:
     ) -> dict[str, bytes]:
         """Fetch each URL once, concurrently; returns the bytes by URL.
 
-        ``count`` receives the size of each file as soon as it has come; it may raise to refuse the
-        rest.
+        ``count`` receives the URL and the size of each file as soon as it has come; if it raises an
+        error, the other fetches are cancelled.
         """
         if not urls:
             return {}
@@ -187,7 +187,7 @@ class MediaFetcher:
 
 
 async def _body(response: Any, most_bytes: int) -> bytes:
-    """The bytes of an answer; refuses more than ``most_bytes``."""
+    """Return the bytes of an answer; refuse an error, compression, or more than ``most_bytes``."""
     if response.status != 200:
         raise _refusal(400, f"was answered with status {response.status}")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -215,7 +215,7 @@ def _split(url: str) -> SplitResult:
 
 
 def _is_address(host: str) -> bool:
-    """Whether a host is written as numbers, in any form that resolvers understand."""
+    """Return whether a host is written as numbers, in any form that resolvers understand."""
     if ":" in host:
         return True
     last = host.rsplit(".", 1)[-1]

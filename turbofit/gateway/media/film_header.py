@@ -17,7 +17,7 @@ _SECONDS, _BYTES = 10, 4 << 30
 
 
 def main() -> int:
-    """Print a JSON list, of zeros if the film cannot be opened; returns the exit code."""
+    """Print the header as JSON, all zeros if the film cannot be opened; return the exit code."""
     try:
         import cv2
         from cv2 import videoio_registry

@@ -1,9 +1,9 @@
 """Images as clients send them: type and size come from their headers, mostly without decoding.
 
 The gateway decodes only images that it must resize because no parameter of a request can limit
-them: with Pillow, as LMDeploy would, to RGB, without turning them, and with the same filter, as
-many concurrently as `PictureTurns` allows. The result is lossless. Anything that is no usable image
-raises a `Refusal`.
+them. It resizes as LMDeploy would: with Pillow and its filter, in RGB, without turning the image.
+`PictureTurns` limits how many are decoded at once. The result is lossless. Anything that is no
+usable image raises a `Refusal`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from turbofit.gateway.http.refusals import Refusal
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-#: Pixels of one image, about 256 MiB once decoded. It is Pillow's own threshold for a warning.
+#: The most pixels of an image, about 256 MiB once decoded; above it Pillow warns.
 LARGEST_PIXELS: Final = 89_478_485
 #: How many pictures of that size may have pixels in memory at once, 2 GiB in all.
 _LARGEST_AT_ONCE: Final = 2
@@ -40,14 +40,15 @@ _BEGINS: Final = (
     (b"GIF89a", "GIF"), (b"BM", "BMP"),
 )  # fmt: skip
 _TAKEN: Final = "PNG, JPEG, WebP, GIF and BMP are taken"
-#: Measured: 8 for JPEG and PNG while Pillow decodes and converts, 10 for a progressive JPEG, and
-#: two more with four colours. Afterwards 4 stay, and copies of 3 bytes on their way to a tensor.
+#: The most bytes of host memory for a pixel. Measured: 8 for JPEG and PNG while Pillow decodes and
+#: converts, 10 for a progressive JPEG, and two more with four colours. Afterwards 4 stay, and
+#: copies of 3 bytes on their way to a tensor.
 BYTES_OF_PIXEL: Final = 12
 #: Measured: libwebp adds two canvases and a copy. So a WebP may have fewer pixels.
 _WEBP_BYTES_OF_PIXEL: Final = 16
-#: Reads of a header, in addition to one per 64 bytes of the file: a GIF needs one per 128 bytes.
+#: The most reads of a header, beside one per 64 bytes of the file: a GIF needs one per 128 bytes.
 _PARTS: Final = 1 << 14
-#: Segments before the pixels of a JPEG, and bytes of Exif in them: as many as one segment holds.
+#: The most segments before the pixels of a JPEG, and the most bytes of Exif: those of one segment.
 _SEGMENTS, _EXIF = 1 << 14, 1 << 16
 _MARKER: Final = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
 #: JPEG's markers without a length; Pillow treats the reserved ones so, too.
@@ -60,7 +61,7 @@ _COMPRESSION: Final = 1
 
 
 class Picture(Struct):
-    """One image: its type by content, its base64, and its size in pixels.
+    """One image: its type as its content shows it, its base64, and its size in pixels.
 
     ``url`` is the client's own ``data:`` URL if LMDeploy can read it as it is.
     """
@@ -86,7 +87,7 @@ class Picture(Struct):
 
 
 def from_url(url: str, most_bytes: int) -> Picture:
-    """The image in a ``data:`` URL.
+    """Return the image in a ``data:`` URL.
 
     Raises:
         Refusal: the text is no ``data:`` URL with a usable image.
@@ -104,7 +105,7 @@ def from_url(url: str, most_bytes: int) -> Picture:
 
 
 def from_base64(text: str, most_bytes: int) -> Picture:
-    """The image in base64; white space and missing padding are accepted.
+    """Return the image in a base64 text; white space and missing padding are accepted.
 
     Raises:
         Refusal: the text is no base64, too long, or no image of an accepted type.
@@ -122,7 +123,7 @@ def from_base64(text: str, most_bytes: int) -> Picture:
 
 
 def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture:
-    """The image in these bytes; ``text`` is its base64 if the caller has it.
+    """Return the image in ``data``; ``text`` is its base64 if the caller has it.
 
     Raises:
         Refusal: it is too large, cut short, or of no accepted type.
@@ -148,10 +149,10 @@ def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture
 
 
 def _header(data: bytes) -> tuple[str, tuple[int, int]]:
-    """The type, and the size in pixels: of an animation the first frame's, which LMDeploy takes.
+    """Read an image's type, and its size in pixels (of an animation that of the first frame).
 
-    The first bytes decide whether Pillow reads at all; then Pillow reads with all its types, as
-    LMDeploy's will, so that a file which two parsers read differently is detected.
+    Pillow reads the file only if its first bytes look like an accepted type. It then tries all its
+    types, as in LMDeploy, so that a file is detected which two parsers read differently.
     """
     from PIL import Image
 
@@ -190,10 +191,10 @@ class _File(BytesIO):
 
 
 def _scan(data: bytes) -> int:
-    """The offset at which a JPEG's pixels begin, found as Pillow finds it; -1 if none begin.
+    """Return the offset at which a JPEG's pixels begin, found as Pillow does; -1 if none begin.
 
-    Too much Exif also gives -1: Pillow copies all of it again for each further segment of it, which
-    takes an hour for the largest file.
+    Too much Exif also gives -1: Pillow would copy all of it again for each further segment of Exif,
+    which takes an hour for the largest file.
     """
     at, exif = 2, 0
     for _ in range(_SEGMENTS):
@@ -214,9 +215,9 @@ def _scan(data: bytes) -> int:
 
 @cache
 def _quiet() -> None:
-    """Drop Pillow's warnings: those that matter for a file are a `Refusal` here.
+    """Drop Pillow's warnings; what matters of them raises a `Refusal` here.
 
-    Python keeps each text that was shown, and a file decides on the texts.
+    Python remembers each shown text for ever, and files could cause any number of them.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -228,7 +229,7 @@ def _guess(data: bytes) -> str | None:
 
 
 def _whole(kind: str, data: bytes) -> bool:
-    """Whether the file's end is there; LMDeploy would silently paint missing pixels grey."""
+    """Return whether a file has its end; LMDeploy would silently paint missing pixels grey."""
     if kind == "PNG":
         return data.rfind(b"IEND") > 0
     if kind in ("JPEG", "MPO"):
@@ -251,7 +252,10 @@ def _too_big(size: int, most: int) -> Refusal:
 
 
 def _codec() -> tuple[Callable[[str], bytes], Callable[[bytes], str]]:
-    """Functions of pybase64, which LMDeploy installs and is four times as fast, or of base64."""
+    """Return functions that decode and encode base64, from pybase64 if it is installed.
+
+    It comes with LMDeploy, and is four times as fast as Python's own.
+    """
     try:
         from pybase64 import b64decode, b64encode_as_string
     except ImportError:
@@ -269,7 +273,7 @@ decoded, encoded = _codec()
 
 
 def resized(picture: Picture, size: tuple[int, int]) -> Picture:
-    """The picture resized to these sides in pixels, as a PNG.
+    """Return the picture resized to ``size`` in pixels, as a PNG.
 
     Raises:
         Refusal: its pixels cannot be decoded.
@@ -292,7 +296,7 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
 
 
 def resized_image(image: Any, size: tuple[int, int]) -> Any:
-    """The decoded image with these sides, in RGB."""
+    """Return a Pillow image in RGB, resized to ``size``."""
     from PIL import Image
 
     rgb = image if image.mode == "RGB" else image.convert("RGB")
@@ -302,8 +306,8 @@ def resized_image(image: Any, size: tuple[int, int]) -> Any:
 class PictureTurns:
     """Lets ``threads`` pictures, at least two, be decoded at once, or fewer if they are large.
 
-    Together they have as many pixels as two of the largest pictures. They are served in order of
-    arrival, so small pictures cannot delay a large one for ever.
+    Together they have at most the pixels of two pictures of the largest size. They are served in
+    order of arrival, so that small pictures cannot delay a large one for ever.
     """
 
     def __init__(self, threads: int) -> None:
@@ -327,5 +331,5 @@ class PictureTurns:
                 self._free.release()
 
     def _share(self, size: tuple[int, int]) -> int:
-        """The parts of all pixels that this picture takes."""
+        """Return how many of the parts of all pixels a picture takes."""
         return min(self._parts, max(1, -(-size[0] * size[1] // self._pixels)))

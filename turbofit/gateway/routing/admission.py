@@ -3,15 +3,15 @@
 Each engine holds a limited number of units and tokens (`Gate`), and limited host memory for decoded
 images. Requests that do not fit wait in one queue per client; the clients take turns, so that
 nobody starves behind another's hundred requests. No request of the queue overtakes the first one.
-If the queue is full, the newest request of the client with most of them makes room for a client
-that has fewer.
+If the queue is full, a client with fewer waiting requests gets room: the newest request of the
+client that has most of them is refused.
 
-A request without images passes if it fits, unless another one without images waits. The tokens that
-these reserve delay no image request for ever: at the head of the queue it fits, however many tokens
-are reserved, once the requests before it have ended.
+A request without images passes the queue if it fits, unless another request without images waits.
+The tokens that such requests reserve delay no image request for ever: at the head of the queue an
+image request fits, however many tokens are reserved, once the requests before it have ended.
 
-Suspects (`deny_list`) have a queue of their own, which delays nobody: an engine has one of them at
-a time, and each fingerprint has one turn at a time on all engines.
+Suspects (requests that may have ended an engine, see `deny_list`) have a queue of their own, which
+delays nobody: an engine has one suspect at a time, and equal suspects run one after another.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _SUSPECT_RETRY: Final = 10
 
 
 class Place:
-    """A request's place in the queue, then at an engine; a suspect has a ``turn`` there."""
+    """A request's place, first in the queue, then at an engine; a suspect has a ``turn`` there."""
 
     engine: RoutedEngine
     _share: Share
-    #: Is done when the place is given, or refused.
+    #: A future that is done when the place is given or refused.
     given: asyncio.Future[None]
 
     def __init__(self, admission: Admission, client: str, cost: Cost, turn: Turn | None) -> None:
@@ -59,7 +59,7 @@ class Place:
         self._admission.given_back()
 
     def leave(self, after: float = 0.0, *, left: bool = False) -> None:
-        """Give everything back, and let the next request in.
+        """Give back all that the request holds of the engine, and let the next request in.
 
         The engine may still have the request for ``after`` seconds. ``left``: its client has left,
         and the engine may still die of the request.
@@ -91,7 +91,7 @@ class Place:
 
 
 class _Queue:
-    """A queue for each client; the client whose turn it is comes first."""
+    """The waiting requests of each client; the client whose turn it is comes first."""
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
@@ -109,7 +109,11 @@ class _Queue:
                 del self.lines[place.client]
 
     def room(self, client: str, busy: Refusal) -> bool:
-        """Whether one more request of a client may wait; another client's newest may be refused."""
+        """Make room for one more request of a client, and return whether there is room.
+
+        If the queue is full, the newest request of the client with most of them is refused with
+        ``busy``, provided this client has fewer.
+        """
         if self.waiting < self.longest:
             return True
         most = max(self.lines.values(), key=len, default=deque())
@@ -186,7 +190,7 @@ class Admission:
             self.pump()
 
     def _settles(self, queue: _Queue, place: Place) -> bool:
-        """Whether the request need not wait any longer: it has its place, or a refusal."""
+        """Give a request its place or a refusal, if possible; return whether it waits no longer."""
         if not place.given.done():
             refusal = self._hopeless(place.cost)
             if refusal is not None:
@@ -199,7 +203,7 @@ class Admission:
         return True
 
     def _passes(self, cost: Cost) -> bool:
-        """Whether a request of this cost need not wait behind the queue."""
+        """Return whether a request of this cost may pass the queue."""
         if not cost.light:
             return False
         line = (place for waiting in self._queue.lines.values() for place in waiting)
@@ -243,7 +247,7 @@ class Admission:
         return best is not None
 
     def _hopeless(self, cost: Cost) -> Refusal | None:
-        """Why waiting is useless: no engine is up, or even an empty one is too small; else None."""
+        """Return a refusal if no engine is up or large enough even when empty; else None."""
         engines = self._fleet.engines
         if not self._fleet.open:
             return self._fleet.dead()

@@ -1,16 +1,16 @@
 """Finds the requests that end engines, and refuses them.
 
 When an engine ends, or answers nobody and is given up, each request that it had and had not begun
-to answer is *suspected* for an hour. A request whose client left less than ten seconds before
-counts, too. A suspected request that comes again takes a *turn*: `admission` sends one suspect at a
-time to an engine, and one copy of it to all engines, beside requests that are not suspected. An
-answer clears it. If the engine ends, something new beside it may be the cause: its next turn is
-*alone*, the engine gets nothing new before its answer begins. The second end in a turn refuses it
-for an hour.
+to answer is *suspected* for an hour. So is a request whose client left less than ten seconds before
+the end. A suspected request that comes again takes a *turn*: `admission` sends one suspect at a
+time to an engine, and equal suspects to only one engine at a time, beside requests that are not
+suspected. An answer clears the suspect. If the engine ends again, a new request beside the suspect
+may be the cause: so its next turn is *alone*, in which the engine gets nothing new before the
+suspect's answer begins. A request that meets a second end in its turns is refused for an hour.
 
-So equal requests end three engines before they are refused, copies apart that were sent before the
-first end. An end with another cause (the process was killed, a card is lost, others took its
-memory) accuses nobody: `DenyList.engine_ended` takes back what was noted.
+So equal requests end three engines before they are refused, not counting copies that were sent
+before the first end. An end with another cause (the process was killed, a card is lost, others took
+its memory) accuses nobody: `DenyList.engine_ended` takes back what was noted.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 _LOG: Final = LazyLogger(__name__)
 
-#: Seconds for which a request is suspected, or refused, since the last end that it met.
+#: Seconds for which a request is suspected or refused, counted from the last end that it met.
 _HOUR: Final = 3600.0
-#: Ends in a request's own turn that refuse it.
+#: A request is refused after this number of ends in its own turns.
 _REFUSED: Final = 2
 _MOST_DEATHS: Final = 256
 #: Bytes above which a body is hashed in a thread.
@@ -49,11 +49,11 @@ class DenyList:
         self._key = secrets.token_bytes(32)
         #: The newest is last.
         self._deaths: deque[EngineDeath] = deque(maxlen=_MOST_DEATHS)
-        #: Counts for the metrics page of the current gateway.
+        #: Adds to a counter of the current gateway's metrics page.
         self.count: Callable[..., None] = lambda *_: None
 
     async def fingerprint(self, path: str, body: bytes) -> str:
-        """24 hexadecimal digits that identify what an engine is given, and reveal nothing of it."""
+        """Return 24 hexadecimal digits that identify a request, and reveal nothing of it."""
 
         def hashed() -> str:
             digest = hmac.new(self._key, path.encode() + b"\n", "sha256")
@@ -63,10 +63,10 @@ class DenyList:
         return hashed() if len(body) <= _INLINE else await in_thread(hashed)
 
     def turn(self, request: Present) -> Turn | None:
-        """The turn that a suspected request must take; None for others.
+        """Return the turn that a suspected request must take; None if it is not suspected.
 
         Raises:
-            Refusal: engines ended of this request (422).
+            Refusal: engines ended in two turns of this request (422).
         """
         name = request.fingerprint
         met, in_turn = self._ends(name) if name is not None else ([], 0)
@@ -76,9 +76,9 @@ class DenyList:
         return Turn(name, alone=in_turn > 0) if name is not None and met else None
 
     def _ends(self, name: str) -> tuple[list[float], int]:
-        """The times of the ends that accuse a request, newest first; how many met its turn.
+        """Return the times of the ends that accuse a request, newest first, and those in its turns.
 
-        Each end renews the hour.
+        An end counts for an hour, and each later end of the same request renews the hour.
         """
         met: list[float] = []
         in_turn, since = 0, time.monotonic() - _HOUR
@@ -90,12 +90,15 @@ class DenyList:
         return met, in_turn
 
     def answered(self, request: Present) -> None:
-        """Clear a request whose answer has begun, or came."""
+        """Clear a request of suspicion, since its answer has begun."""
         for death in self._deaths:
             death.accused.discard(request.fingerprint)
 
     def engine_died(self, engine: RoutedEngine, sent_at: float = float("-inf")) -> None:
-        """Accuse all requests of an engine that broke off a request, or is given up."""
+        """Accuse the requests of an engine that broke off a request, or is given up.
+
+        ``sent_at`` is when the request was sent that broke off.
+        """
         death = engine.note_death(sent_at)
         there = [request.present for request in engine.in_flight] + engine.left_lately()
         there = [present for present in there if present.fingerprint is not None]
@@ -105,16 +108,16 @@ class DenyList:
             self.count("engine_deaths_total", f"engine={engine.index}")
 
     def nothing_listens(self, engine: RoutedEngine) -> None:
-        """Note that an engine's address is dead: a request that was left may have ended the engine.
+        """Note that nothing listens at an engine's address; accuse requests whose clients left.
 
-        The requests that the engine still has notice the end themselves.
+        The requests that the engine still has notice its end themselves.
         """
         left = [present.sent_at for present in engine.left_lately()]
         if left:
             self.engine_died(engine, max(left))
 
     def engine_ended(self, engine: RoutedEngine, *, other_cause: bool) -> None:
-        """Note that a supervisor saw the process end; another cause accuses nobody."""
+        """Note that a supervisor saw the process end; with ``other_cause`` accuse nobody."""
         death = engine.note_end()
         if not other_cause:
             self.engine_died(engine)
@@ -126,7 +129,7 @@ class DenyList:
         death.accused.clear()
 
     def _note(self, death: EngineDeath, there: list[Present], in_turn: str | None) -> None:
-        """Accuse the requests that had not begun to be answered."""
+        """Accuse the requests whose answers had not begun; ``in_turn`` is a suspect's."""
         death.noted, death.in_turn = True, in_turn
         death.accused = {
             present.fingerprint

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.limits.gate import Cost
 
-#: Seconds for which an engine is assumed to have a request whose client left: with an answer in one
-#: piece LMDeploy notices that only at the next token, which may take longer if it is the first. A
-#: stream that has begun ends at once. lmdeploy core/chat_runner.py::ChatRunner.collect #ea0f84
+#: Seconds for which an engine is assumed to have a request whose client left. If the answer comes
+#: in one piece, LMDeploy notices that only at the next token; the first may take longer. A stream
+#: that has begun ends at once. lmdeploy core/chat_runner.py::ChatRunner.collect #ea0f84
 LEFT_SECONDS: Final = 10.0
 
 #: Seconds within which a process that died cannot yet run again and take requests.
 _PAUSE: Final = 1.0
 #: How many requests whose clients left an engine remembers.
 _LEFT: Final = 64
-#: `Retry-After` in seconds if no start is forecast; and its maximum, since older SDKs obey no more.
+#: `Retry-After` in seconds if no start is forecast, and at most: older SDKs ignore a longer one.
 _RETRY, _LONGEST_RETRY = 5, 60
 _NEVER: Final = float("inf")
 #: Seconds assumed from an engine's end to its next start, if that was not seen.
@@ -34,7 +34,7 @@ _UNSEEN_PAUSE: Final = 2.0
 
 @dataclass
 class Turn:
-    """A suspect's turn at an engine; ``alone``: that gets nothing new before its answer begins."""
+    """A suspect's turn at an engine, which gets nothing new before the answer if ``alone``."""
 
     fingerprint: str
     alone: bool
@@ -61,16 +61,16 @@ class InFlight(Protocol):
     present: Present
 
     def abort(self) -> None:
-        """End the request: its engine was given up."""
+        """End the request, since its engine was given up."""
 
 
 @dataclass(eq=False)
 class EngineDeath:
     """The end of one engine's process.
 
-    ``accused``: fingerprints of the requests that may be the cause, ``in_turn`` that of the suspect
-    which had its turn. ``noted``: it is known who is accused. ``ended``: a supervisor has seen the
-    process end.
+    ``accused``: fingerprints of the requests that may be the cause; ``in_turn``: the fingerprint of
+    the suspect that had its turn. ``noted``: the accused are known. ``ended``: a supervisor has
+    seen the process end.
     """
 
     at: float
@@ -83,8 +83,8 @@ class EngineDeath:
 class RoutedEngine:
     """One engine, with a unique number ``index``, or a node of a cluster with its name.
 
-    ``share``: its number of requests in proportion to other engines' shares; ``host_limit``: the
-    most bytes of host memory for images of its requests, None for no limit.
+    An engine with twice the ``share`` gets twice the requests. ``host_limit`` is the most bytes of
+    host memory for images of its requests, None for no limit.
     """
 
     def __init__(
@@ -101,21 +101,21 @@ class RoutedEngine:
         self.gate, self.host_limit = gate or Gate(), host_limit
         #: The number of its requests, and the host memory of their images in bytes.
         self.outstanding = self.host_bytes = 0
-        #: Whether it answers, and so gets requests; one that was never asked counts as answering.
+        #: Whether it answers, and so gets requests; True before it was ever asked.
         self.up = True
         #: Failed probes in a row, and when the first of them failed.
         self.failures, self.failed_at = 0, float("inf")
         self.model: str | None = None
-        #: When a completion last received a byte, when any answer last did, and when somebody asked
-        #: to whom it still owes an answer.
+        #: When a completion last brought a byte, when any answer last did, and since when
+        #: it has owed answers without a break.
         self.last_success, self.heard_at, self.asked_at = float("-inf"), time.monotonic(), 0.0
         #: When it was last asked for a token.
         self.last_check = float("-inf")
-        #: Whether something failed, so that it is probed soon.
+        #: Whether a request failed, so that the engine is probed soon.
         self.suspect = True
-        #: Whether the monitor waits for a token of it.
+        #: Whether the monitor waits for the answer to a probe.
         self.check_open = False
-        #: When its supervisor, which sees no sign of life, will end it.
+        #: When its supervisor, which sees no sign of life, will end it; infinity if it sees one.
         self.ends_at = _NEVER
         #: Its requests, in the order in which they came.
         self.in_flight: dict[InFlight, None] = {}
@@ -123,12 +123,12 @@ class RoutedEngine:
         self.tokens = 0.0
         #: The turn that the engine now serves, see `deny_list`.
         self.turn_of: Turn | None = None
-        #: Its last death, and the time of it: earlier answers do not count.
+        #: Its last death, and when it died: answers before that time do not count.
         self.death: EngineDeath | None = None
         self.died_at = float("-inf")
-        #: Seconds from its last death to its next answer, or of its start; 0 if unknown.
+        #: Seconds that its last start took, from a death to the next answer; 0 if unknown.
         self.start_seconds = 0.0
-        #: Whether its supervisor let it rest since its death: that time is no part of a start.
+        #: Whether its supervisor let it rest since its death; then a start is not timed.
         self.rested = False
         #: Requests whose clients have left.
         self.left: deque[Present] = deque(maxlen=_LEFT)
@@ -181,7 +181,7 @@ class RoutedEngine:
         return (self.outstanding + 1) / self.share, self.units / self.share, self.index
 
     def fits(self, cost: Cost, *, suspect: bool = False) -> bool:
-        """Whether the engine takes requests, and has room for one more of this cost."""
+        """Return whether the engine takes requests, and has room for one more of this cost."""
         if not self.up or not self.gate.fits(cost):
             return False
         if self.turn_of is not None and (suspect or self.turn_of.alone):
@@ -190,14 +190,14 @@ class RoutedEngine:
         return not cost.host_bytes or most is None or self.host_bytes + cost.host_bytes <= most
 
     def holds(self, cost: Cost) -> bool:
-        """Whether an empty engine would hold such a request."""
+        """Return whether the engine, when empty, has room for a request of this cost."""
         units, host_limit = self.gate.units, self.host_limit
         return (units is None or cost.units <= units) and (
             host_limit is None or cost.host_bytes <= host_limit
         )
 
     def succeeded(self) -> None:
-        """Note that a completion brought a byte."""
+        """Note that a completion brought a byte, so that the engine works."""
         now = time.monotonic()
         if self.death is not None and not self.answered and not self.rested:
             self.start_seconds = now - self.died_at
@@ -212,14 +212,14 @@ class RoutedEngine:
 
     @property
     def silent_since(self) -> float:
-        """When a byte last came, or the first who still waits asked, if that was later."""
+        """The time when a byte last came, or since when the engine owes answers, if later."""
         return max(self.heard_at, self.asked_at)
 
     def note_death(self, sent_at: float = float("-inf")) -> EngineDeath:
-        """Note that the engine died or was given up; all requests that were there share one death.
+        """Note that the engine died or was given up; return the death, one for all its requests.
 
         A process that answers after a death, or takes a request later, is a new one, with its own
-        death. ``sent_at`` is when the request began that broke off there.
+        death. ``sent_at`` is when the request was sent that broke off.
         """
         if self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at:
             self.death = EngineDeath(time.monotonic())
@@ -227,7 +227,7 @@ class RoutedEngine:
         return self.death
 
     def note_end(self) -> EngineDeath:
-        """Note that a supervisor saw the engine's process end; requests may have met this end."""
+        """Note that a supervisor saw the process end; return the death, maybe noted before."""
         if self.death is not None and self.death.ended:
             self.death = None  # it was the previous process's
         death = self.note_death()
@@ -235,7 +235,7 @@ class RoutedEngine:
         return death
 
     def left_lately(self) -> list[Present]:
-        """Requests that the engine may still have, although their clients left a short time ago."""
+        """Return requests whose clients left lately, and which the engine may still have."""
         at = min(time.monotonic(), self.failed_at)
         return [present for present in self.left if at - present.left_at < LEFT_SECONDS]
 
@@ -245,7 +245,7 @@ class RoutedEngine:
 
 
 class Outage(NamedTuple):
-    """A time in which no engine is up, as their supervisor knows.
+    """A time in which no engine is up, as told by their supervisor.
 
     ``reason`` is one clause for people; ``until``, by the ``clock``, is when the first engine
     starts again.
@@ -269,7 +269,7 @@ class Fleet:
 
     def __init__(self, engines: Sequence[RoutedEngine]) -> None:
         self.engines = tuple(engines)
-        #: Whether any engine has a gate: then requests without images reserve tokens, too.
+        #: Whether any engine limits units; then requests without images reserve tokens, too.
         self.gated = any(engine.gate.units is not None for engine in engines)
         #: Why no engine will be up for a while, if that is known.
         self.outage: Outage | None = None
@@ -296,7 +296,7 @@ class Fleet:
 
     @property
     def retry_seconds(self) -> int:
-        """Seconds after which to try again while none serves: to the first engine's next start."""
+        """Seconds after which to try again while no engine serves: until the next start of one."""
         if self.outage is not None:
             return self.outage.seconds_left
         now = time.monotonic()
@@ -304,12 +304,12 @@ class Fleet:
         return min(*map(ceil, left), _LONGEST_RETRY) if left else _RETRY
 
     def best(self, cost: Cost, *, suspect: bool = False) -> RoutedEngine | None:
-        """The least busy engine that has room for the cost, and a ``suspect``; None if none has."""
+        """Return the least busy engine with room for a request, a ``suspect`` or not; else None."""
         fitting = [engine for engine in self.engines if engine.fits(cost, suspect=suspect)]
         return min(fitting, key=lambda engine: engine.rank, default=None)
 
     def dead(self) -> Refusal:
-        """The refusal for clients while no engine is up."""
+        """Return the refusal for clients while no engine is up."""
         if self.outage is None:
             return Refusal("engine_unavailable", retry_after=self.retry_seconds)
         return Refusal("engine_resting", why=self.outage.message, retry_after=self.retry_seconds)

@@ -1,4 +1,4 @@
-"""Watches whether completions still work: seen from traffic, or tested if there is none.
+"""Watches whether engines answer completions, by their traffic, or by a probe without traffic.
 
 LMDeploy's own ``/health`` can be 200 while every request fails or hangs; a completion cannot.
 """
@@ -25,7 +25,7 @@ _LOG: Final = LazyLogger(__name__)
 
 _TICK: Final = 0.5
 _FAILURES: Final = 3
-#: Tokens that an engine ever read or wrote, on its metrics page: a sample's finite value.
+#: Counts, on an engine's metrics page, of all tokens that it ever read or wrote.
 _TOKENS: Final = re.compile(
     r"^lmdeploy:(?:prompt|generation)_tokens_total(?:\{.*\})? "
     r"(\d{1,18}(?:\.\d+)?(?:e[+-]?\d{1,2})?)$",
@@ -34,25 +34,25 @@ _TOKENS: Final = re.compile(
 
 
 def healthy(engines: Iterable[RoutedEngine]) -> bool:
-    """Whether at least one engine answers completions, and takes more."""
+    """Return whether at least one engine answers completions, and takes more."""
     return any(engine.serves for engine in engines)
 
 
 def trouble(outage: Outage | None, word: str = "status") -> Document:
-    """The part of `/health` while no engine serves: a model's ``status``, or its ``state``."""
+    """Return the part of `/health` that says, under ``word``, why no engine serves."""
     if outage is None:
         return {word: "unavailable"}
     return {word: "resting", "message": outage.message}
 
 
 class Monitor:
-    """Takes engines out and brings them back.
+    """Probes engines; takes an engine that fails out of service, and brings it back.
 
     An engine is probed with a completion of one text token when it has been idle for long, when
     something failed, and when it owes answers but sends nothing. Three failures in a row take it
-    out, and end its requests; one success brings it back. ``changed`` is called at both. If a probe
-    is not answered in time the engine may only be slow: it is taken out once it has sent nothing to
-    anybody for `GatewayConfig.hung_seconds`, and its own count of tokens has not moved.
+    out, and end its requests; one success brings it back. ``changed`` is called each time. If a
+    probe is not answered in time, the engine may only be slow: it is taken out only when it has
+    sent nothing for `GatewayConfig.hung_seconds`, and its own count of tokens has not moved.
     """
 
     def __init__(
@@ -83,20 +83,20 @@ class Monitor:
             event.set()
 
     def suspect(self, engine: RoutedEngine) -> None:
-        """Note that a request failed at the engine."""
+        """Note that a request failed at the engine, and probe the engine soon."""
         engine.suspect = True
         self._looks[engine].set()
 
     def ask_now(self, engine: RoutedEngine) -> None:
-        """Probe the engine now, without the pause after failures: it is said to answer again."""
+        """Probe the engine now, without the pause after failures, since it may answer again."""
         engine.last_check = float("-inf")
         self.suspect(engine)
 
     def doubt(self, engine: RoutedEngine) -> None:
-        """Note that an engine broke off, was not reached, or that its loop has ended.
+        """Send an engine no new requests until it answers a probe.
 
-        It gets no new request until it answers. Its requests are not ended: each connection finds
-        out for itself, and some may live.
+        It broke off a request, was not reached, or its loop has ended. Its running requests go on:
+        some may still be answered.
         """
         if engine.up:
             engine.up = False
@@ -154,7 +154,7 @@ class Monitor:
             self._changed()
 
     async def _moves(self, engine: RoutedEngine) -> bool:
-        """Whether the engine has counted more tokens than when a probe last failed."""
+        """Return whether the engine has counted more tokens than when a probe last failed."""
         page = await self._upstream.page(engine, "/metrics", HEALTH_SECONDS)
         before, engine.tokens = engine.tokens, sum(map(float, _TOKENS.findall(page)))
         return 0 < before < engine.tokens

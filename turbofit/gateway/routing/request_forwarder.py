@@ -1,4 +1,4 @@
-"""Brings a prepared request to an engine and its answer back; a lost engine is replaced."""
+"""Sends a prepared request to an engine, or to the next if it is not reached."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 #: The most unreachable engines that are tried one after another: if the gateway's own network is
 #: gone, each of them costs the client a timeout.
 _MOST_ENGINES: Final = 16
-#: Seconds that a turn alone waits until the engine's other answers have begun, and between looks.
+#: Seconds that a suspect waits until the engine's other answers have begun, and between looks.
 _LONGEST_WAIT, _LOOK = 30.0, 0.02
 _LARGEST_ANSWER: Final = 64 << 20
 #: Bytes above which an event is passed on in pieces.
 _LONGEST_EVENT: Final = 1 << 20
 _RETRY_DIED: Final = 5
-#: The beginnings of a stream from an engine that is out of order.
+#: How a stream begins that reports an error of the engine.
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
 #: The message of LMDeploy's server, with 503 or in an event, after its engine's loop has ended: the
 #: server lives on. LMDeploy also says this of a lost session or queue; then the engine lives and
 #: is back once it answers a probe. lmdeploy core/exceptions.py::ERROR_MESSAGES #3b7494
 _UNAVAILABLE: Final = b"The inference engine is unavailable."
-#: An event whose error has exactly this message. Quotes that a model or a client wrote are escaped
-#: there.
+#: An event whose error has exactly this message. A model or a client cannot write such an event,
+#: since its quotes are escaped there.
 _UNAVAILABLE_EVENT: Final = re.compile(
     rb'(?:\A|(?<=\n\n))(?:event: [\w.]+\n)?data: \{[^\n]*?"error": ?\{[^{}\n]*"message": ?"'
     + re.escape(_UNAVAILABLE)
@@ -59,7 +59,7 @@ _FAILED: Final = re.compile(rb"(?:\A|\n\n)event: (?:error|response\.failed)\n")
 
 
 class Exchange(ForwardOutcome):
-    """One request sent to one engine, and its answer passed on; an `engines.InFlight`."""
+    """The exchange of one request with one engine; an `engines.InFlight`."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Exchange(ForwardOutcome):
             by.metrics.count("engine_failures_total", f"engine={engine.index}")
 
     def abort(self) -> None:
-        """Stop waiting for the engine: it was given up."""
+        """Stop waiting for the engine, since it was given up."""
         if self._task is not None and not self.broken:
             self._note_break()
             self._task.cancel()
@@ -140,7 +140,7 @@ class Exchange(ForwardOutcome):
         self.heard_at = self._engine.heard_at
 
     def _succeeded(self) -> None:
-        """Note an answer; a dead engine's late bytes say nothing of the next process."""
+        """Note that the engine works, unless it has died since the request was sent."""
         if not self._engine.dead_since(self.present.sent_at):
             self._engine.succeeded()
 
@@ -253,7 +253,7 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     def _in_form(self, body: bytes) -> bytes:
-        """An engine's error in the form of the client's API, and in turbofit's words."""
+        """Return an engine's error in the form of the client's API; note its reason and status."""
         request, api = self._request, self._route.api
         if self._by.before_nodes:
             return body  # it has that form already
@@ -270,7 +270,7 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _end_broken(self) -> None:
-        """End a begun stream with an error event, else raise a refusal."""
+        """End a stream that has begun with an error event; before it has begun, raise a refusal."""
         fleet = self._by.fleet
         again = _RETRY_DIED if fleet.open else fleet.retry_seconds
         refusal = Refusal("engine_died", retry_after=again)
@@ -282,7 +282,7 @@ class Exchange(ForwardOutcome):
 
 
 def _events(data: bytes) -> tuple[bytes, bytes]:
-    """The whole events of the data, and the rest."""
+    """Split data after its last whole event; a very long event counts as whole."""
     at = data.rfind(b"\n\n")
     if at < 0:
         return (data, b"") if len(data) > _LONGEST_EVENT else (b"", data)
@@ -290,7 +290,7 @@ def _events(data: bytes) -> tuple[bytes, bytes]:
 
 
 class Doubts(Protocol):
-    """Whoever decides which engines get requests."""
+    """The object that decides which engines get requests: a monitor, or a front."""
 
     def doubt(self, engine: RoutedEngine) -> None:
         """Send the engine nothing new until it answers."""
@@ -303,10 +303,10 @@ class Doubts(Protocol):
 class RequestForwarder:
     """Forwards requests to engines.
 
-    A request goes to another engine if its own could not be reached: that one never received it,
-    and gets no new request. A request that was at a death gets 503 and may be sent again. Any
-    answer of an engine counts as an answer, also an error, except LMDeploy's 503 after its loop has
-    ended. ``before_nodes``: each engine is a node of a cluster, with a gateway of its own.
+    If an engine cannot be reached, it has not received the request, which goes to another engine;
+    the first gets no new requests. A request whose engine dies gets 503, and may be sent again. An
+    error of an engine counts as an answer, except LMDeploy's 503 after its loop has ended.
+    ``before_nodes``: each engine is a node of a cluster, with a gateway of its own.
     """
 
     fleet: Fleet
@@ -319,7 +319,11 @@ class RequestForwarder:
     before_nodes: bool = False
 
     async def forward(self, request: RequestContext, send: Send) -> None:
-        """Wait for room, send the request to an engine, pass the answer on; may raise `Refusal`."""
+        """Wait for room, send the request to an engine, and pass its answer on.
+
+        Raises:
+            Refusal: the request has no place, no engine is reached, or its engine died.
+        """
         assert request.route is not None
         present = Present()
         if request.body and not self.before_nodes:  # nodes have deny lists of their own
@@ -341,7 +345,7 @@ class RequestForwarder:
         raise self.fleet.dead()
 
     async def _take(self, request: RequestContext, present: Present) -> Place:
-        """A place at an engine, beside other requests, or in a suspect's turn."""
+        """Wait for a place at an engine; a suspect also waits for its turn there."""
         while True:
             turn = self.deny_list.turn(present)
             place = await self.admission.admit(request.who, request.prepared.cost, turn)
