@@ -1,4 +1,4 @@
-"""The functions of turbofit for programs: each builds a request and passes it to its room.
+"""The functions of turbofit for programs: each builds a request and passes it on.
 
     >>> import turbofit
     >>> plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
@@ -40,7 +40,7 @@ _Answer = TypeVar("_Answer")
 
 @cache
 def at_the_door(function: Callable[_Parameters, _Answer]) -> Callable[_Parameters, _Answer]:
-    """The function for programs: its errors name keywords, and tracebacks end at the caller."""
+    """Wrap a function for programs: its errors name keywords, and tracebacks end at the caller."""
 
     @wraps(function)
     def door(*args: _Parameters.args, **keywords: _Parameters.kwargs) -> _Answer:
@@ -54,7 +54,7 @@ def at_the_door(function: Callable[_Parameters, _Answer]) -> Callable[_Parameter
 
 
 def _request(kind: type[_Request], model: Any, options: Any) -> _Request:
-    """The request made of a caller's model and keywords."""
+    """Make a request of a caller's model and keywords."""
     if isinstance(model, kind):
         return model.changed(**options)
     return kind.of(model=model, **options)
@@ -154,10 +154,10 @@ def diagnose(
     on: str | None = None,
     hang: bool = False,
 ) -> Diagnosis:
-    """Why a run of an engine ended, by its log: what happened, the first step, and what would work.
+    """Explain by its log why an engine's run ended: the cause, a first step, what would work.
 
     Args:
-        log: a file's path, or the log itself, which has blanks.
+        log: a file's path, or the text of the log itself, which contains white space.
         model: the model, if the log does not name it or names it wrongly.
         on: the machine as a SPEC, if the log does not describe it.
         hang: the program stands still, which no line says.

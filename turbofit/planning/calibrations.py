@@ -52,7 +52,10 @@ def keep(calibration: Calibration, beside: Document) -> Path:
 
 
 def completed(calibration: Calibration) -> Calibration:
-    """Add the versions of torch and CUDA, and the difference in bytes from the one it replaces."""
+    """Add the installed versions of torch and CUDA, and the spread in bytes.
+
+    The spread is at least the difference from the calibration that this one replaces.
+    """
     torch, cuda = installed("torch"), installed(*_CUDA)
     calibration = msgspec.structs.replace(calibration, torch=torch or "", cuda=cuda or "")
     before = _file(calibration).read()
@@ -86,7 +89,7 @@ def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
 
 
 def path_of(calibration: Calibration) -> Path:
-    """The file of a calibration's model, engine, cards and packages."""
+    """Return the path of a calibration's file; model, engine, cards and packages determine it."""
     return _file(calibration).path
 
 

@@ -60,9 +60,10 @@ class DoctorReport(Struct):
 
 
 class Check(NamedTuple):
-    """One check. ``of`` is the part of the scene that it needs; without it, it does not apply.
+    """One check; ``of`` names the part of the scene that it needs, without which it does not apply.
 
-    ``why`` is its effect, and ``error`` the error of a launch, unless the answer has its own.
+    ``why`` is the effect of a failure, and ``error`` what a launch raises, unless the answer has
+    its own.
     """
 
     name: str

@@ -33,7 +33,7 @@ from turbofit.memory.account import Account, Engine, GroupOutcome, VisionLoad
 from turbofit.planning.resolved_request import ResolvedRequest
 from turbofit.planning.speed import counted_tokens, group_class
 
-#: Encoded bytes that one image and one request body may have.
+#: The most bytes of one encoded image, and of a request's body beside its images.
 _BYTES_PER_IMAGE: Final = 32 * MIB
 _BODY_BESIDE_IMAGES: Final = 4 * MIB
 _BASE64: Final = 4 / 3
@@ -124,7 +124,7 @@ def _limits(
     image_limit: int | None,
     accounts: Sequence[Account],
 ) -> Limits:
-    """The limits that the peak pays for; the gateway holds requests to them (`gateway.limits`)."""
+    """Return the limits that the peak pays for; `gateway.limits` holds requests to them."""
     rule, images = request.model.image_rule, vision_load.images_per_request
     limits = Limits(
         vision_unit=None,
@@ -170,7 +170,7 @@ def found_words(
     tokens: Sequence[int],
     vision_load: VisionLoad,
 ) -> str:
-    """Words for a plan that fits: its GPUs, its requests at once, and the memory that stays free.
+    """Describe a plan that fits: its GPUs, its requests at once, and the memory that stays free.
 
     ``tokens`` are those in each engine's cache; ``vision_load`` belongs to the request that is
     counted.
@@ -209,7 +209,10 @@ def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str
 
 
 def cache_words(tokens: Sequence[int], vision_load: VisionLoad, settings: Settings) -> str:
-    """Words for the requests that caches of so many tokens hold; each request is in one cache."""
+    """Say how many requests the caches hold; ``tokens`` has the size of each cache.
+
+    A request is in one cache, never divided over several.
+    """
     context = settings.session_len
     size = counted_tokens(vision_load, context)
     requests, longest = (
@@ -244,7 +247,7 @@ def group_words(request: ResolvedRequest, group: Sequence[int]) -> str:
 def _footprint(
     request: ResolvedRequest, accounts: Sequence[Account], host: HostMemory
 ) -> Footprint:
-    """The engines' memory on each GPU, the rest, and how many such sets of engines would fit."""
+    """Return what the engines take of each GPU, what is left, and how many such engines fit."""
     taken: dict[int, int] = {}
     left: list[int] = []
     servers = 0

@@ -67,7 +67,7 @@ def _size(text: str, name: str) -> tuple[int, int]:
 
 
 def _whole(text: str, name: str) -> str | int:
-    """Parse ``1,000`` and ``1k`` as 1000; the type validates others. 4.0 is no number of GPUs."""
+    """Parse ``1,000`` and ``1k`` as 1000, and refuse 4.0; the field's type checks other texts."""
     plain = re.sub(r"^(\d+)[kK]$", r"\g<1>000", plain_number(text.strip()))
     whole, point, rest = plain.partition(".")
     if point and whole.isdigit() and rest.isdigit() and (not rest.strip("0") or len(rest) == 3):
@@ -95,7 +95,7 @@ def _tokens(text: str, name: str) -> str | int:
 
 
 def _context(text: str, name: str) -> str | int:
-    """Keep ``max``, the model's own maximum, which is known only after the model is read."""
+    """Parse tokens as `_tokens`, but keep ``max``, whose value is known once the model is read."""
     return "max" if text.strip().lower() == "max" else _tokens(text, name)
 
 

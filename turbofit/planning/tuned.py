@@ -1,6 +1,6 @@
 """Stores the results of `turbofit tune`, and uses them in plans with the same promise.
 
-Those of pretend GPUs are stored separately: a real plan never reads them.
+Results of pretend GPUs are stored separately: a real plan never reads them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from turbofit.planning.resolved_request import ResolvedRequest
 
 
-#: The begin of a reason in a tuned plan.
+#: How the reason of a tuned plan begins.
 _REASON: Final = "tuned: "
 
 #: The settings that a tuning may change.
@@ -81,7 +81,10 @@ def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
 def same_shape(
     request: PlanRequest, plan: Plan, ratios: Mapping[int, float], **margin: Any
 ) -> Plan:
-    """The plan's shape again, with no larger ratios than these by GPU, and another `Margin`."""
+    """Plan the same groups and settings again; ``ratios`` has the highest ratio of each GPU.
+
+    ``margin`` has the fields of the `Margin` that change.
+    """
     resolved = resolve(pinned(request, plan))
     shape = replace(
         resolved,
@@ -110,7 +113,10 @@ def _is_for(tuning: Tuning, plan: Plan, request: PlanRequest) -> bool:
 
 
 def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, tuning: Tuning) -> Plan:
-    """The plan with the settings of a tuning."""
+    """Return the plan with the settings of a tuning.
+
+    It is the old plan with a warning if these settings do not fit, or promise less.
+    """
     winner = tuning.winner
     assert winner is not None
     assert winner.measured is not None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: The oldest driver for each CUDA generation (CUDA release notes, minor version compatibility).
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
 _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)", re.MULTILINE)
-#: Replacements, on pretend GPUs, for a front end that fails, by architecture.
+#: By architecture: what pretend GPUs use instead of a front end that fails.
 _MENDED: Final = {
     "LlavaForConditionalGeneration": "pretend GPUs read its images as Transformers 5.21 does",
 }
@@ -86,7 +86,10 @@ def turbomind(sources: Sources, _: Scene) -> Answer:
 
 
 def xgrammar(sources: Sources, scene: Scene) -> Answer | None:
-    """Check for XGrammar; LMDeploy has no structured output without (``_guided_decoding.py``)."""
+    """Check that XGrammar is installed: LMDeploy needs it for structured output.
+
+    LMDeploy imports it in ``_guided_decoding.py``.
+    """
     other = scene.plan is not None and not scene.plan.engine.of_lmdeploy
     if other or sources.version("lmdeploy") is None:
         return None
@@ -100,7 +103,10 @@ def xgrammar(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def driver_cuda(machine: Machine, scene: Scene) -> Answer:
-    """Compare driver and torch's CUDA: an equal major version is enough (minor compatibility)."""
+    """Check that the driver supports the CUDA that torch was built for.
+
+    An equal or newer major version is enough (minor version compatibility).
+    """
     if NA in (machine.driver, machine.cuda):
         return unreadable("the driver's version")
     cuda, torch = _torch_cuda(scene.sources), scene.sources.version("torch")
@@ -178,7 +184,7 @@ def _capabilities(machine: Machine) -> dict[str, tuple[int, int]]:
 
 
 def kernels(machine: Machine, scene: Scene) -> Answer | None:
-    """Check for cards for which TurboMind has no code; a plan says which weights it lacks."""
+    """Check that TurboMind has code for each card; a plan says for which weights it lacks code."""
     cards = _capabilities(machine)
     if not cards:
         return None
@@ -198,10 +204,11 @@ def kernels(machine: Machine, scene: Scene) -> Answer | None:
 
 
 class BadTransformers(Struct, forbid_unknown_fields=True):
-    """Families that fail with some versions, both ends included; no end: all versions there.
+    """A range of Transformers versions with which some families of models fail.
 
-    ``what`` is the effect, ``error`` LMDeploy's message, ``install`` the requirements of pip that
-    help, the newest first.
+    ``first`` and ``last`` are in the range; None means that this end is open. ``what`` is the
+    effect, ``error`` LMDeploy's message, ``install`` the requirements of pip that help, the newest
+    first.
     """
 
     architectures: tuple[str, ...]
@@ -214,7 +221,7 @@ class BadTransformers(Struct, forbid_unknown_fields=True):
     install: tuple[str, ...] = ()
 
     def has(self, transformers: str) -> bool:
-        """Whether a version is between the ends; one that cannot be read is not."""
+        """Return whether a version is in the range; a version that cannot be read is not."""
         wanted = parse(transformers)
         if wanted is None:
             return False
@@ -223,7 +230,7 @@ class BadTransformers(Struct, forbid_unknown_fields=True):
 
 
 class TriedTransformers(Struct, forbid_unknown_fields=True):
-    """The newest version that LMDeploy's front ends were run with, and those that fail."""
+    """The newest Transformers that LMDeploy was run with, and the versions that fail."""
 
     newest: str
     rows: tuple[BadTransformers, ...]
@@ -239,7 +246,10 @@ def tried_transformers() -> TriedTransformers:
 def bad_transformers(
     architecture: str, engines: Iterable[str], transformers: str | None = None
 ) -> dict[str, BadTransformers]:
-    """The row of each engine that fails with a version, or with any if that is None."""
+    """Return, by engine, why the architecture fails with a version of Transformers.
+
+    Without a version, any version counts.
+    """
     return {
         engine: row
         for engine in engines
@@ -283,7 +293,7 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def _wanted_elsewhere(plan: Plan) -> Answer | None:
-    """A warning about versions of Transformers for a plan launched elsewhere; None if all run.
+    """Return a warning if a plan that is launched elsewhere needs certain versions of Transformers.
 
     Versions that are only too old do not count: pip installs newer ones.
     """
@@ -316,7 +326,10 @@ _PACKAGES: Final = {"fla": "flash-linear-attention"}
 
 
 def modules(sources: Sources, scene: Scene) -> Answer | None:
-    """Check the modules that LMDeploy imports for a model; warn if another engine needs none."""
+    """Check that the modules that LMDeploy imports for a model exist.
+
+    It is only a warning if another engine needs none of the missing ones.
+    """
     plan = scene.plan
     model, engines = _served(scene)
     if model is None or (plan is not None and (scene.pretend or not plan.engine.of_lmdeploy)):

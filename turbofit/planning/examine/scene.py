@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from turbofit.machine.kernels.census import Census
 
 State = Literal["ok", "warning", "stops", "unreadable"]
-#: The occasions: `doctor`; a plan's warnings; before a run takes resources; under the lock of the
-#: leases, with the machine as it then is; before each start of its engines.
+#: The occasions of a check: in `doctor` (install), for a plan's warnings, before a run takes
+#: resources (launch), under the lock of the leases with the machine as it then is (lease), and
+#: before each start of engines.
 When = Literal["install", "plan", "launch", "lease", "start"]
 
 CHILD_SECONDS: Final = 60.0
-#: Prints only the architectures; torch need not see a GPU for it.
+#: A program that prints torch's architectures; torch need not see a GPU for it.
 _ARCHITECTURES: Final = (
     "import torch; f = getattr(torch._C, '_cuda_getArchFlags', None); print(f() if f else '')"
 )
