@@ -37,9 +37,9 @@ from turbofit.memory.worst_images import Maker, Meeting, Text, over_edges, side_
 class CacheShape(Struct):
     """The layout of one rank's cache with given settings; sizes in bytes.
 
-    All blocks have one size and ``block_tokens`` tokens; requests never get ``reserved`` of them.
-    The driver allocates whole multiples of ``step``. If the region is divided into pages, the first
-    begins at the next multiple of ``page``.
+    All blocks have one size and ``block_tokens`` tokens; requests never get ``reserved`` of the
+    blocks. The driver allocates whole multiples of ``step``. If the region is divided into pages,
+    the first begins at the next multiple of ``page``.
     """
 
     block_bytes: int
@@ -53,7 +53,7 @@ class CacheShape(Struct):
         return round_up(region, self.step)
 
     def tokens(self, region: int) -> int:
-        """The least number of KV tokens for requests in a region of ``region`` bytes."""
+        """Return how many KV tokens requests have at least in a cache of ``region`` bytes."""
         return max(0, region // self.block_bytes - self.reserved) * self.block_tokens
 
 
@@ -92,7 +92,7 @@ class VisionLoad(Struct):
         return self.units_per_image * self.images_per_request
 
     def of(self, tokens: int) -> Load:
-        """The worst request of so many tokens."""
+        """Return the worst request of ``tokens`` tokens."""
         return Load(tokens=tokens, images=self.images_per_request, units=self.units_per_request)
 
     def budgeted_units(self, bound: int) -> int:
@@ -123,8 +123,8 @@ class EngineLaunch(Struct):
     clients can cause. ``margins`` are the bytes to leave free on each GPU; ``saved`` is the part of
     each margin that a calibration makes unnecessary; ``withheld`` the part that a budget withholds.
     ``free_at_cache`` are the free bytes, from a log, when the cache was sized: they replace all
-    terms before the cache. ``placement`` is that of an engine that splits a model by its layers; by
-    default its best.
+    terms before the cache. ``placement`` is for an engine that splits a model by its layers; if it
+    is empty, the engine takes the best placement.
     """
 
     model: Model
@@ -203,7 +203,10 @@ def capability_of(gpu: Gpu, unknown: tuple[int, int] = HOPPER) -> tuple[int, int
 
 
 def uneven(dealt: Iterable[tuple[int, str]], tp: int) -> Iterator[str]:
-    """Yield a problem for each number that does not divide by ``tp``, with its words."""
+    """Yield a message for each number that is not a multiple of ``tp``.
+
+    ``dealt`` has numbers and their names.
+    """
     for number, what in dealt:
         if number % tp:
             yield f"{what} do not divide by {tp}"
@@ -230,7 +233,7 @@ class StaticMemory(Struct):
     """The memory on one GPU that does not depend on the ratio.
 
     ``before`` is allocated when the engine reads the free memory; its ``temporaries`` are freed
-    before the first request, and ``staged`` is the most that loading holds above the rest of it.
+    before the first request, and ``staged`` is the most that loading holds in addition to the rest.
     ``buffers`` are allocated after the cache. ``transients`` are alternatives on this GPU only.
     """
 
@@ -479,8 +482,8 @@ class Engine(ABC):
     name: ClassVar[EngineName]
     #: Whether an image that chunked prefill cuts is encoded again for every chunk.
     encodes_again: ClassVar[bool] = False
-    #: Whether one request never takes more memory than several, and less prefill never more: then
-    #: what one request needs bounds a search.
+    #: True if neither more requests nor a larger prefill ever take less memory: the memory that one
+    #: request needs then bounds a search.
     grows_with_requests: ClassVar[bool] = False
     #: Blocks of a request beyond its longest text, an upper bound. Before an engine knows that the
     #: answer has ended, it allocates for one token (TurboMind, ``inflight_new_tokens``) to 16
@@ -544,9 +547,10 @@ class Engine(ABC):
     def worst_images(
         self, plan: Plan, make: Maker, text: Text, *, several: bool = False
     ) -> Meeting:
-        """Images of one prompt that bring the units of the plan's peak into one forward, or nearly.
+        """Return images of one prompt that bring the units of the plan's peak into one forward.
 
-        ``several``: a percent fewer units, of images that are smaller than one alone.
+        They may have slightly fewer units. ``several``: return several smaller images instead of
+        one that is enough alone, even if they have one percent fewer units.
         """
         limits, forward = plan.limits, self.forward_tokens(plan.settings)
         units, most = limits.units_per_forward, limits.units_per_image
@@ -592,7 +596,7 @@ class Engine(ABC):
         settings: Settings,  # noqa: ARG002
         ledgers: Sequence[GpuLedger] = (),  # noqa: ARG002
     ) -> dict[str, str]:
-        """Variables for its processes' environment; ``ledgers`` limit it to its plan on a group."""
+        """Return the engine's environment variables; ``ledgers`` limit its memory to the plan."""
         return {}
 
     @abstractmethod

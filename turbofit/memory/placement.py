@@ -28,8 +28,8 @@ from turbofit.memory.transformers.activations import (
 
 #: Bytes of a vocabulary entry: logits, their 32-bit copy, sorted values and indices, sums.
 _SAMPLING: Final = 64
-#: Embeddings, their copy that contains the images' features, the features, the mask, and the 64-bit
-#: sum over the mask that finds each feature's place.
+#: In units of a prompt's embeddings: these, their copy that contains the images' features, the
+#: features, the mask, and the 64-bit sum over the mask that finds each feature's place.
 _SCATTER: Final = 12
 #: The cuBLAS workspace that torch allocates, once for the library and once for cuBLASLt; by Hopper.
 _WORKSPACE: Final = {False: 2 * 9 * MIB, True: 2 * 32 * MIB}
@@ -51,9 +51,10 @@ def workspace(gpu: Gpu) -> int:
 class ModelCopies:
     """The bytes of a model's copies, one on each group of GPUs, all with the same placement.
 
-    A place has the room of its tightest GPU in any group, and the matrix of all pairs if one of
-    them stores it. Under where a group has more room at its first places: it may hold more there.
-    ``margins`` are the bytes to leave free on each GPU, by its index.
+    A place is a position in the groups. It has the room of its tightest GPU, and counts the matrix
+    of all pairs if one of its GPUs stores it. This is too low for a group with more room at its
+    first places, which could hold more there. ``margins`` are the bytes to leave free on each GPU,
+    by its index.
 
     Raises:
         UsageError: Transformers does not serve the model.
@@ -94,7 +95,10 @@ class ModelCopies:
         return _rounded(vision_bytes(self.model, self.layout, load.units, self._width))
 
     def activations(self, place: int, load: Load, *, block: int = 0) -> dict[str, int]:
-        """Alternatives besides a full cache; ``block``: bytes of an offloaded layer's weights."""
+        """Return the bytes beside a full cache by stage; only the largest stage counts.
+
+        ``block``: bytes of an offloaded layer's weights.
+        """
         model, width, matrix = self.model, self._width, self.writes_matrix[place]
         here = load if place == 0 else replace(load, units=0)
         alternatives = {

@@ -105,7 +105,7 @@ def _load_makeup(ledger: GpuLedger) -> str:
 def _starting(
     account: Account, ratio: float, ledgers: Sequence[GpuLedger]
 ) -> Iterator[StartOutcome]:
-    """The failures of a start, without terms that only the worst requests allocate."""
+    """Yield the failures of a start; memory that only the worst requests take does not count."""
 
     def short(kind: OutcomeKind, when: str, *later: str) -> Iterator[StartOutcome]:
         for ledger in ledgers:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 #: Tokens of a chat's prompt before its images, and after them: typical, and rather too many.
 BEFORE: Final = 32
 _AFTER: Final = 32
-#: By kind of tower: one of how many layers attends over the whole image, and a window of how many
-#: patches the others have. Source: ``fullatt_block_indexes`` and ``window_size`` of the published Qwen2.5-VL.
+#: By kind of tower: one of how many layers attends over the whole image, and how many patches a
+#: window of the others has.
+#: Source: ``fullatt_block_indexes`` and ``window_size`` of the published Qwen2.5-VL.
 _WINDOWED: Final = {"qwen2_5vit": (8, 64)}
 
 

@@ -79,10 +79,12 @@ class BufferRule(Struct, forbid_unknown_fields=True):
 
 
 class StagingRule(Struct, forbid_unknown_fields=True):
-    """Torch's memory on the first GPU while tensors are moved; ``kept`` until free is read.
+    """Torch's memory on the first GPU while tensors are moved to the engine.
 
-    Numbers of 16-bit copies: of the embedding (``shared``: of a rank's part), of a gate and of a
-    square matrix; ``packed`` replaces the latter two for 4-bit weights, 0 means the same numbers.
+    It is a number of 16-bit copies: of the ``embedding`` (if ``shared``, of a rank's part of it),
+    of a ``gate`` and of a ``square`` matrix. ``packed`` replaces the last two for 4-bit weights,
+    unless it is 0. If ``kept``, torch still holds this memory when the engine reads the free
+    memory.
     """
 
     embedding: int
@@ -113,7 +115,7 @@ class _Entry(Struct, forbid_unknown_fields=True):
         return packed.group_size in self.packed.get(packed.method, ())
 
     def undealt(self, kv_heads: int, tp: int) -> str | None:
-        """The reason why KV heads do not divide among ranks; None if they do, or as in 0.18."""
+        """Return why the ranks cannot divide the KV heads; None if they can, or do as in 0.18."""
         rule = self.kv_heads
         if rule == "any" or kv_heads % tp == 0 or (rule == "multiples" and tp % kv_heads == 0):
             return None
@@ -153,7 +155,7 @@ class RuntimeRule(Struct, forbid_unknown_fields=True):
 
 
 class LogitsRule(Struct, forbid_unknown_fields=True):
-    """Logits of a prefill: for all tokens or the last, and bytes of one with its copies."""
+    """The logits of a prefill: of all ``tokens`` or the last, and ``bytes`` of each with copies."""
 
     tokens: Literal["all", "last"]
     bytes: int

@@ -112,8 +112,8 @@ class _Forward:
         buffer_session: the longest sequence for buffers: not limited if they are allocated first.
         buffer_tokens: tokens in the persistent buffers of a whole forward.
         tokens: the most tokens of one forward: all of its sequences are in the cache.
-        context: the most tokens of all sequences in one forward; those that share a prefix
-          count it each, up to ``max_context_token_num``: a session.
+        context: the most tokens of all sequences in one forward. Sequences that share a prefix each
+          count it, up to a session (``max_context_token_num``).
         warmup_tokens: tokens of the longest forward in the engine's warm-up, 0 without one.
     """
 
@@ -146,7 +146,7 @@ class _Forward:
         self.warmup_tokens = max((n for n in lengths if n <= most), default=0)
 
     def pool(self, tokens: int, context: int) -> int:
-        """The pool after a forward of so many tokens with this context, with one row sampled."""
+        """Return the pool's bytes after a forward of ``tokens`` in which one row is sampled."""
         if tokens == 0:
             return 0
         text, tp, account = self._text, self._tp, self._account
@@ -368,7 +368,10 @@ class LegacyAccount(GroupAccount):
         ]
 
     def _first_request(self, forward: _Forward) -> Term:
-        """The engine's warm-up, and the first image at the checkpoint's own limit."""
+        """Return the term of what pools keep of the warm-up and of the first image.
+
+        The image has the checkpoint's own limit.
+        """
         rule = self.model.image_rule
         tokens, units = forward.warmup_tokens, 0
         note = f"warm-up with {tokens} tokens" if tokens else "no warm-up of its own"
@@ -456,7 +459,10 @@ class LegacyTurbomind(Turbomind):
         return super().tp_problem(model, tp)
 
     def problem(self, launch: EngineLaunch) -> str | None:
-        """The reason for a refusal; old caches of blocks accept a number of blocks as ratio."""
+        """Return why the options are refused, or None.
+
+        A ratio of 1 or more is a number of blocks in old caches of blocks.
+        """
         settings, bits = launch.settings, self.generation.cache.bits
         if settings.quant_policy == _INT8 and _INT8 not in bits:
             four = next(policy for policy, size in bits.items() if size == _INT8)
@@ -478,7 +484,7 @@ class LegacyTurbomind(Turbomind):
         return older_cache(model.text, settings, self.generation, self.constants)
 
     def weights(self, model: Model, tp: int) -> RankWeights:
-        """The weights by the rules of its generation, with 0.18's tower."""
+        """Return the rank's weights by its generation's rules, with the tower as in 0.18."""
         classes = legacy_weight_classes(model, tp, self.constants, self.generation)
         tower = super().weights(model, tp).vision
         return rank_weights({**classes, "vision": tower})
@@ -486,7 +492,10 @@ class LegacyTurbomind(Turbomind):
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """0.18's host memory, and pinned pixels of two whole forwards a rank in some versions."""
+        """Return the host memory as in 0.18, in some versions with more pinned pixels.
+
+        Each rank then pins the pixels of two whole forwards.
+        """
         memory = super().host_memory(model, settings, units_per_forward=units_per_forward)
         # Pixel buffers exist only for tiles; a patch is one token of the tower.
         if not self.generation.vision.pinned_pixels or model.unit_tower_tokens == 1:

@@ -270,7 +270,7 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
 
 
 def _dealt(model: Model) -> Iterator[tuple[int, str]]:
-    """The numbers that are divided in equal shares, each with words."""
+    """Yield the numbers that ranks divide in equal shares, each with its name."""
     text, vision = model.text, model.vision
     yield text.heads, f"{text.heads} attention heads"
     yield text.intermediate, f"the MLP's {text.intermediate} channels"
@@ -486,7 +486,7 @@ class PytorchAccount(Account):
         return max(0, int(self.ratio_base * ratio)) // self.block_bytes
 
     def cache_shortfall_at(self, ratio: float) -> int:
-        """The bytes that the cache lacks for the least blocks, with the lack of the reserve."""
+        """Return the bytes missing for the least blocks, with those missing for the reserve."""
         if self.blocks_at(ratio) >= self.least_blocks:
             return 0
         return self.least_blocks * self.block_bytes - int(self.ratio_base * ratio)

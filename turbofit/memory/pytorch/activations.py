@@ -32,7 +32,8 @@ _EXPERT_COPIES = 2
 #: and after its sigmoid, the normed queries, and the product; an upper bound. Source:
 #: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5Attention.forward #2f2417
 _GATED = 5
-#: Pixels are sent with 32 bits: seen for a next forward on pretend GPUs, exact for Qwen2-VL.
+#: Pixels are sent with 32 bits, twice those of `pixel_bytes`: seen for a next forward on pretend
+#: GPUs, exact for Qwen2-VL.
 _AS_SENT = 2
 _LLAMA4 = "Llama4ForCausalLM"
 _PHI_MOE = "PhiMoEForCausalLM"
@@ -102,7 +103,7 @@ class Prefill(Struct):
 
 
 class Activations:
-    """The memory of the stages in one model with given settings."""
+    """The memory of each stage of a forward, for one model with given settings."""
 
     def __init__(self, model: Model, settings: Settings, constants: PytorchConstants) -> None:
         self.model = model
@@ -172,7 +173,10 @@ class Activations:
         return base + max(mlp, moe, deep, self._attention(forward), self._delta(forward))
 
     def _moe(self, tokens: int) -> int:
-        """The bytes of a layer's experts; the first forwards of a size tune their kernels."""
+        """Return the bytes of a layer's experts and of tuning their kernels; 0 without experts.
+
+        The first forwards of a size tune the kernels.
+        """
         size, summed = tokens * self._moe_elements() * HALF, tokens * self.text.hidden * HALF
         if not size:
             return 0
@@ -240,7 +244,10 @@ class Activations:
         return alive + text.heads // self.tp * per_head + text.head_dim + mla.kv_rank
 
     def _latent(self, mla: MlaDims, forward: Prefill) -> int:
-        """The bytes of attention to latents; flattened ones are freed before values are made."""
+        """Return the bytes of attention to latents.
+
+        Flattened latents are freed before values are made.
+        """
         tokens = forward.tokens
         values = tokens * self.text.heads // self.tp * mla.v_dim
         flattened = (forward.context + 2 * WIDE_BLOCK) * self.text.head_dim

@@ -1,6 +1,6 @@
 """The weights of one rank of the PyTorch engine, by class.
 
-Sharded are attention, delta nets and MLPs, in the decoder and in the vision tower. Embeddings,
+Attention, delta nets and MLPs are sharded, in the decoder and in the vision tower. Embeddings,
 head, norms, patch embedding and projector are whole on every rank, and nothing is padded.
 Exceptions: embeddings and head are sharded with latent attention, and the projectors of Qwen3-VL
 and of InternVL in Transformers' format; head and tower of Kimi-K2.5 are whole. Source:
@@ -64,7 +64,7 @@ def load_constants(version: str = REFERENCE) -> PytorchConstants:
 
 
 def segments(settings: Settings) -> str:
-    """The way torch's allocator maps memory; LMDeploy's Ray workers refuse expandable segments."""
+    """Return how torch's allocator maps memory; Ray workers of LMDeploy need fixed segments."""
     default = "uni" if settings.tp == 1 else "ray"
     return "fixed" if (settings.distributed_executor_backend or default) == "ray" else "expandable"
 
@@ -155,7 +155,7 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     return {name: size for name, size in classes.items() if size}
 
 
-#: The class of a tensor by its part; tensors that are neither linear nor embedding: norms.
+#: The class of a tensor by its part; tensors that are neither linear nor embedding count as norms.
 _CLASSES: Final = {
     "embedding": "embedding", "head": "lm_head", "attention": "attention", "delta": "delta",
     "mlp": "mlp", "expert": "mlp", "shared": "mlp",
@@ -216,7 +216,7 @@ def _tower_classes(model: Model, vision: VisionDims, tp: int) -> dict[str, int]:
 
 
 def _share(model: Model, linear: Tensor, tp: int) -> float:
-    """The largest rank's share of these layers."""
+    """Return the fraction of these layers that the fullest rank holds."""
     if linear.split == "whole":
         return 1.0
     if model.text.moe is not None and linear.part == "expert":
@@ -225,7 +225,7 @@ def _share(model: Model, linear: Tensor, tp: int) -> float:
 
 
 def _repeat(text: TextDims, linear: Tensor, tp: int) -> float:
-    """How often all ranks together contain these layers: keys and values may be repeated."""
+    """Return how many copies of these layers all ranks hold; keys and values may be repeated."""
     return kv_heads_held(text.kv_heads, tp) / text.kv_heads if linear.split == "kv_heads" else 1.0
 
 
@@ -280,12 +280,12 @@ def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
 
 
 def _heads_share(heads: int, tp: int) -> float:
-    """The largest rank's share: heads that ranks do not divide are assigned whole."""
+    """Return the fraction of the heads that the fullest rank holds; a head is never divided."""
     return -(-heads // tp) / heads
 
 
 def largest_loaded(model: Model, tp: int) -> int:
-    """Bytes of the largest tensors that are on the card in addition to their places.
+    """Return the bytes of the largest tensors that are on the card beside their final places.
 
     At tp 1, tensors are copied directly to their places; a tied head is made, then dropped. With
     more ranks, a row-wise layer arrives whole on each. 16-bit experts are copied to a new layout,

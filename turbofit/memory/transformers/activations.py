@@ -59,7 +59,7 @@ _LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
 
 
 def components(model: Model, dtype: str) -> Components:
-    """The parts of a model; exact for all that its dims explain.
+    """Return the bytes of a model's parts; they are exact for all that its dimensions explain.
 
     If a checkpoint has more elements than its dims explain (see `Model.warnings`), all of them are
     counted on the first device, so the figure there may be too high.

@@ -121,8 +121,8 @@ def before_terms(
             links = term("communicator", "context", size, "formula", note)
         terms.append(links)
     if constants.gemm_in_context:
-        # On a real card the weights' pool has them; whole steps are too much if they fit beside the
-        # weights.
+        # On a real card they are in the weights' pool. Whole steps are too much if the last step of
+        # the weights has room for them.
         size = round_up(sum(constants.gemm_in_context), constants.pool_granularity)
         note = "barriers, partials, tensor maps"
         terms.append(term("gemm_workspace", "context", size, "formula", note))
@@ -393,7 +393,7 @@ def _capabilities(gpu: Gpu) -> tuple[tuple[int, int], ...]:
 
 
 def _needed(launch: EngineLaunch) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The kernels that a launch needs: words, and families of which one must have code.
+    """Yield the kernels that a launch needs: words, and families of which one must have code.
 
     cuBLAS multiplies 16-bit matrices, except for experts. A kernel for rows of experts also takes a
     single matrix. Source: lmdeploy 0.16.0 src/turbomind/kernels/gemm/kernel.cu::accept
@@ -569,7 +569,10 @@ class Turbomind(Engine):
         return self.account_class.forward_tokens(settings)
 
     def prompt_tokens(self, settings: Settings) -> int:
-        """A row that decodes takes a token of the same forward. Under: by less than ``tp``."""
+        """Return the tokens of prompts in a forward, beside one token of each row that decodes.
+
+        The figure is too low by less than ``tp``.
+        """
         left = self.forward_tokens(settings) - settings.max_batch_size
         return left // settings.tp * settings.tp
 

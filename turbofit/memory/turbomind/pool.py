@@ -53,7 +53,7 @@ _WORDS = 2 * 2 * 32 + 48  # stop and bad words (32 ids and offsets each), end id
 
 
 class PoolModel:
-    """The stages' memory in one model with given settings."""
+    """The memory of each stage of a forward, for one model with given settings."""
 
     def __init__(
         self,
@@ -98,7 +98,10 @@ class PoolModel:
         return self.model.features(units) * self.text.hidden * HALF
 
     def _decoder(self, forward: Forward) -> int:
-        """Bytes of the residual (and hidden, without symmetric buffer) and of the largest stage."""
+        """Return the bytes of residual, image features and the decoder's largest stage.
+
+        Without a symmetric buffer (on one GPU), the hidden states are in addition to the residual.
+        """
         text, tokens = self.text, forward.tokens
         streams = 2 if self.tp == 1 else 1
         base = tokens * text.hidden * HALF * streams + self._embeds(forward.units)
@@ -122,10 +125,12 @@ class PoolModel:
         return qkv + out + max(flat, int(out / HALF * self.input_bytes))
 
     def _mlp(self, forward: Forward) -> int:
-        """Bytes of gate and up in a dense layer, or of their product; dense layers precede experts.
+        """Return the bytes of the layer with the largest MLP or experts.
 
-        Experts need the router's scores, and for each routed token gate and up, and their output. A
-        shared expert runs while these outputs are alive, with its own output.
+        A dense layer has gate and up, or their product if a kernel fuses them. Experts need the
+        router's scores, and for each routed token gate and up, and their output. A shared expert
+        runs while these outputs are alive, with its own output. Dense layers precede those with
+        experts.
         """
         moe, tokens = self.text.moe, forward.tokens
         dense = tokens * self.ffn * self.ffn_streams * HALF
@@ -166,7 +171,10 @@ class PoolModel:
         return tower(vision, units)
 
     def _internvit(self, vision: VisionDims, tiles: int) -> int:
-        """Bytes for all tiles at once on one GPU; in chunks of the symmetric buffer on several."""
+        """Return the tower's bytes: all tiles run at once on one GPU.
+
+        On several GPUs, as many tiles run at once as the symmetric buffer holds.
+        """
         text = self.text
         side = vision_side(vision)
         sequence = side * side + 1
@@ -273,7 +281,7 @@ def token_bytes(delta: DeltaDims, tp: int) -> int:
 def workspace(
     delta: DeltaDims, settings: Settings, kernel: DeltaKernel, sm_count: int, tokens: int
 ) -> int:
-    """Workspace bytes for a forward with one prompt of so many tokens, as in LMDeploy's warm-up."""
+    """Return the workspace bytes for one prompt of ``tokens`` tokens, as in LMDeploy's warm-up."""
     if not kernel.chunk or not tokens:
         return 0
     heads = delta.value_heads // settings.tp
@@ -287,7 +295,10 @@ def workspace(
 def meeting_workspace(
     delta: DeltaDims, settings: Settings, kernel: DeltaKernel, sm_count: int, tokens: int
 ) -> int:
-    """An upper bound of the workspace bytes for a forward of so many tokens, with any prompts."""
+    """Return the most workspace bytes of a forward of ``tokens``, with any number of prompts in it.
+
+    It is an upper bound.
+    """
     if not kernel.chunk:
         return 0
     heads, batch = delta.value_heads // settings.tp, settings.max_batch_size
@@ -297,7 +308,10 @@ def meeting_workspace(
 
 
 def _tensors(delta: DeltaDims, heads: int, kernel: DeltaKernel, tokens: int, segments: int) -> int:
-    """Bytes of summed decays in 32 bits, of each chunk's resolvent, and of the segments' states."""
+    """Return the bytes of the workspace's tensors.
+
+    They are the summed decays in 32 bits, each chunk's inverse matrix, and the segments' states.
+    """
     whole = tokens * (round_up(heads, 4) * _FLOAT + heads * kernel.chunk * HALF)
     return whole + segments * heads * delta.key_dim * delta.value_dim * _SEGMENT_BYTES
 
@@ -311,9 +325,10 @@ def _maps(heads: int, sequences: int) -> int:
 def _most_segments(
     kernel: DeltaKernel, heads: int, sm_count: int, tokens: int, sequences: int
 ) -> int:
-    """The most segments in a forward: one long sequence, and short ones while all are cut.
+    """Return the most segments that a forward's sequences can be cut into.
 
-    Short sequences have one chunk of two tokens each, or more if the batch allows fewer of them.
+    The worst case is one long sequence, with short ones as long as all are still cut. Short
+    sequences have one chunk of two tokens each, or more chunks if the batch allows fewer of them.
     """
     most = 0
     for longest in range(1, -(-tokens // kernel.chunk) + 1):

@@ -33,11 +33,13 @@ from turbofit.model.towers import vision_tensors
 
 
 class PackedFormat(Struct):
-    """Bytes of a group's scale and zero point, held and while loading; temporaries per element.
+    """The format of quantised linear layers on one kind of card, in bytes.
 
-    ``of``: elements of the kernels' groups, which repeat the scales of larger stored groups.
-    ``align``: each rank's experts have a multiple of so many channels; None: the default alignment.
-    ``input``: bytes per element of a linear layer's input, if the kernels take it quantised.
+    ``group`` and ``load_group``: the scale and zero point of a group, afterwards and while loading.
+    ``temporary``: temporary bytes for each element. ``of``: elements of the kernels' groups, which
+    repeat the scales of larger stored groups. ``align``: each rank's experts have a multiple of so
+    many channels; None: the default alignment. ``input``: bytes per element of a linear layer's
+    input, if the kernels take it quantised.
     """
 
     group: float
@@ -67,10 +69,10 @@ class ExpertFormat(Struct):
 class DeltaKernel(Struct):
     """The kernel of gated delta nets on one kind of card.
 
-    ``chunk`` tokens of a prompt are processed together, with a workspace; without one it is 0.
-    ``segment`` scales the number of chunks in a segment. Sequences are cut into segments if all
-    together have at most ``cut_heads`` heads, or at most ``cut_long_heads`` if one of them has at
-    least ``cut_long_chunks`` chunks.
+    A prompt is processed in chunks of ``chunk`` tokens, with a workspace; 0 means that there are no
+    chunks and no workspace. Long sequences can be cut into segments of several chunks: ``segment``
+    scales their number of chunks. Sequences are cut if all together have at most ``cut_heads``
+    heads, or at most ``cut_long_heads`` if one of them has at least ``cut_long_chunks`` chunks.
     """
 
     dtypes: tuple[str, ...]
@@ -81,7 +83,10 @@ class DeltaKernel(Struct):
     cut_long_chunks: int = 0
 
     def most_heads(self, longest: int) -> int:
-        """The most heads with which sequences are cut; ``longest`` is the longest one's chunks."""
+        """Return the most heads with which sequences are cut.
+
+        ``longest`` is the number of chunks of the longest sequence.
+        """
         if longest < self.cut_long_chunks:
             return self.cut_heads
         return max(self.cut_heads, self.cut_long_heads)
@@ -173,7 +178,7 @@ def weight_classes(
     constants: EngineConstants,
     capability: tuple[int, int] = (8, 0),
 ) -> dict[str, int]:
-    """Bytes per rank of each tensor class; those of quantised ones depend on the card's kind."""
+    """Return each tensor class's bytes per rank; quantised tensors depend on the kind of card."""
     text, vision = model.text, model.vision
     classes = {**_text_classes(_rank(model, tp, constants, capability))}
     unpacked = _unpacked(model)
@@ -238,9 +243,9 @@ _TURNED: Final = frozenset({"q", "k", "v"})
 
 
 def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
-    """Whether heads of this size prevent a reordering of the scales of output blocks.
+    """Return whether heads of this size make it impossible to reorder the scales of output blocks.
 
-    These layers become 16 bits then. lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
+    Such layers become 16 bits. lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
     """
     return quantization.method == "fp8" and quantization.group_size % head_dim != 0
 
@@ -296,7 +301,7 @@ def _as_built(text: TextDims, quantization: Quantization | None) -> tuple[_Joine
 def _packing(
     joined: Sequence[Tensor], text: TextDims, quantization: Quantization | None
 ) -> Quantization | None:
-    """The quantisation of joined tensors: one for all, or None."""
+    """Return the quantisation that joined tensors have in the engine; None means 16 bits."""
     if quantization is None or not all(is_packed(one, quantization) for one in joined):
         return None
     turned = joined[0].role == "q" and _widens_heads(quantization, text.head_dim)
@@ -320,7 +325,7 @@ def _folded(text: TextDims, joined: dict[str, list[Tensor]]) -> dict[str, list[T
 
 
 class _Rank(NamedTuple):
-    """The rank's part of the language model: paddings, and the card's format of packed layers."""
+    """One rank's part of the language model: paddings, and the card's format of packed layers."""
 
     text: TextDims
     quantization: Quantization | None
@@ -353,7 +358,7 @@ class _Rank(NamedTuple):
         return elements * (_FLOAT if joined.tensors[0].role == "correction" else HALF)
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
-        """The rank's number of outputs and inputs."""
+        """Return the shape of the rank's part of a tensor: outputs, then inputs."""
         first, *others = tensor.shape
         if tensor.split == "whole":
             return tensor.shape
@@ -398,7 +403,7 @@ def _text_classes(rank: _Rank) -> dict[str, int]:
 
 
 def _unpacked(model: Model) -> int:
-    """Bytes of layers at 16 bits in a quantised checkpoint, without those widened anyway."""
+    """Return the bytes of 16-bit layers in a quantised checkpoint, less those widened anyway."""
     extra, text, quantization = unpacked_bytes(model), model.text, model.quantization
     if not extra or quantization is None or text.delta is None:
         return extra
@@ -427,7 +432,7 @@ class _Tower(NamedTuple):
     head_dim: int
 
     def bytes(self, tensor: Tensor) -> int:
-        """Bytes of the tensor in one layer, or of one outside the layers."""
+        """Return the rank's bytes of one such tensor, with its bias."""
         shape = self._shape(tensor)
         bias = shape[0] if tensor.bias else 0
         if tensor.role == "projector.1":
