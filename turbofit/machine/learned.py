@@ -1,7 +1,7 @@
 """What turbofit learned on this machine, for later plans: JSON documents below ``learned/``.
 
 Each model has a folder, in which a document is named by its kind and by the facts that it depends
-on. What pretend GPUs taught is apart: a real plan never reads it.
+on. Documents of pretend GPUs have another folder, which no real plan reads.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _folder(pretend: bool) -> str:
 
 
 def with_measured(machine: Machine, measured: Measured) -> Machine:
-    """The machine with its measured speeds; copies that were checked decide on peer access."""
+    """Add measured speeds to a machine, with the peer access that the measured copies showed."""
     wrong = {tuple(sorted((pair.source, pair.target))) for pair in measured.pairs if not pair.right}
     links = tuple(_proved(link, measured.pairs) for link in machine.links)
     notes = tuple(
@@ -96,9 +96,9 @@ def recall(machine: Machine) -> Machine:
 
 
 def _file(machine: Machine) -> StateFile[Measured]:
-    """The file by the driver, which decides on peer access, and the GPUs' UUIDs.
+    """Return the file for these GPUs and their driver, which decides on peer access.
 
-    It includes each index, since results name GPUs by index: moved cards are measured again.
+    The GPUs' indices count, too, since results name GPUs by index: moved cards are measured again.
     """
     gpus = sorted(f"{gpu.index} {gpu.uuid}" for gpu in machine.gpus)
     return StateFile("learned/machine", digest_of_parts(*gpus, str(machine.driver)), Measured)

@@ -156,7 +156,7 @@ def read_text(text: str) -> list[str]:
 
 
 def _read_list(lines: list[str]) -> list[str]:
-    """The GPUs of ``nvidia-smi -L``; a card that MIG cuts stands for its slices."""
+    """Read the GPUs of ``nvidia-smi -L``; a card that MIG divides is replaced by its slices."""
     texts: list[str] = []
     found: list[SmiGpu | MigSlice | None] = [listed(line) for line in lines]
     whole = ""

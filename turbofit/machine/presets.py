@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Basis = Literal["published", "measured", "estimate"]
 T = TypeVar("T")
 
-#: The relative difference of one card's memory, by drivers and by ECC (a sixteenth of GDDR).
+#: The share by which one card's memory may differ, by its driver and by ECC (a sixteenth of GDDR).
 _SAME_MEMORY: Final = 0.07
 _BRAND: Final = re.compile("nvidia|geforce|tesla|quadro")
 _GIGABYTES: Final = re.compile(r"(\d)gi?b")
@@ -36,7 +36,7 @@ _CONSTANTS: Final = ("compute_capability", "sm_count", "l2", "memory_bandwidth",
 
 
 class Sourced(Struct, Generic[T], forbid_unknown_fields=True):
-    """A figure with its source; ``low`` is the lowest one if several were seen."""
+    """A figure with its source; ``low`` is the lowest value if several were seen."""
 
     value: T
     source: str
@@ -106,14 +106,17 @@ class GpuPreset(Struct, forbid_unknown_fields=True):
 
 
 class Assumed(Struct, forbid_unknown_fields=True):
-    """An assumption for an ambiguous name, which matters always or only for ``several`` GPUs."""
+    """A note on a card whose name leaves its memory or form open.
+
+    ``when`` says whether the note matters always, or only for several GPUs.
+    """
 
     when: Literal["always", "several"]
     note: str
 
 
 class GpuNames(Struct, forbid_unknown_fields=True):
-    """`presets/gpus/aliases.yaml`."""
+    """The content of `presets/gpus/aliases.yaml`."""
 
     presets: dict[str, list[str]]
     twins: dict[str, list[str]]
@@ -122,7 +125,7 @@ class GpuNames(Struct, forbid_unknown_fields=True):
 
 
 class ContextRule(Struct, forbid_unknown_fields=True):
-    """`presets/gpus/context.yaml`."""
+    """The content of `presets/gpus/context.yaml`: the context's size on cards without a preset."""
 
     low_mib_per_sm: float
     high_base_mib: int
@@ -145,7 +148,10 @@ def load_preset(key: str) -> GpuPreset:
 
 
 def find_preset(name: str) -> str | None:
-    """The preset for a name as typed or as in NVML; the card's size may stand anywhere in it."""
+    """Return the preset for a name as typed or as in NVML, or None.
+
+    The card's size may stand anywhere in the name.
+    """
     index, (rest, gigabytes) = _index(), split_size(name)
     key = index.get(bare_name(name))
     if key is not None or not gigabytes:
@@ -156,7 +162,7 @@ def find_preset(name: str) -> str | None:
 
 
 def split_size(name: str) -> tuple[str, int]:
-    """A name without the gigabytes in it, and these; 0 if it has none."""
+    """Return a name without its gigabytes, and the gigabytes; 0 if it has none."""
     sized = _SIZE_WITHIN.search(name)
     return (_SIZE_WITHIN.sub("", name, count=1), int(sized[1])) if sized else (name, 0)
 
@@ -205,7 +211,7 @@ def assumed_note(name: str, count: int, *, sized: bool = False) -> str | None:
 
 @cache
 def usual_assumptions() -> frozenset[str]:
-    """The notes on the usual size or form of a card, which a plan's whole text alone says."""
+    """Return the notes on a card's usual size or form, which only a plan's full text contains."""
     return frozenset(assumed.note for assumed in _names().assumed.values())
 
 
@@ -413,7 +419,7 @@ MAY_BE_CARD: Final = re.compile(
 
 
 class NamedCards(NamedTuple):
-    """Cards of one kind: their chip, SPEC name, number (0: not said), and whether with a size."""
+    """Cards of one kind in a text: chip, SPEC name, number (0: not said), and if a size is said."""
 
     chip: str
     name: str
@@ -422,7 +428,7 @@ class NamedCards(NamedTuple):
 
 
 def cards_in(text: str) -> Iterator[NamedCards]:
-    """Yields the cards that a line names, which a SPEC can name too."""
+    """Yield the cards that a line names, as far as a SPEC can name them."""
     for match in _CARD.finditer(text):
         name, number = match["name"].removesuffix(" Laptop"), _COUNTS.get(match["word"] or "", 0)
         number = int(match["count"] or match["times"] or number)

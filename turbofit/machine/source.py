@@ -85,7 +85,7 @@ def machine_from(
 
 
 def _accounted(gpu: Gpu) -> Gpu:
-    """The GPU, where all that is neither reserved nor free is used; slow cards get their FLOP/s."""
+    """Count memory that is neither reserved nor free as used; fill in a slow card's FLOP/s."""
     if gpu.dense_flops == NA and (slow := slow_card(gpu.name)):
         gpu = replace(gpu, dense_flops=slow.flops)
     if gpu.total == NA or gpu.free == NA:  # noqa: PLR1714 - mypy narrows by these

@@ -24,7 +24,7 @@ from turbofit.machine.presets import (
 MIG_NAME: Final = re.compile(
     r"(?P<card>.*?)\W*(?:\bMIG\W+)?(?<![\w.])(?P<profile>\dg\.\d{1,4}gb)[+-]?[a-z.]*", re.IGNORECASE
 )
-#: A vGPU profile: GRID V100D-32C, NVIDIA A100-2-10C; the size of a model (qwen2-vl-2b) is none.
+#: A vGPU profile: GRID V100D-32C, NVIDIA A100-2-10C; a model's size (qwen2-vl-2b) does not match.
 _VGPU: Final = re.compile(
     r"(?:nvidia |grid |tesla |quadro )*(?:[a-z]{0,2}\d|rtx)[\w -]*?-(?:\d-)?\d+[abcq](?:me)?",
     re.IGNORECASE,

@@ -1,4 +1,4 @@
-"""Which GPUs a CUDA program would see, what slices leave of them, and which the user wants.
+"""Finds the GPUs that a CUDA program sees, what slices leave of them, and those the user wants.
 
 ``CUDA_VISIBLE_DEVICES`` is read as CUDA reads it: indices, unique prefixes of UUIDs, or ids of MIG
 instances, one kind at a time; an invalid entry hides itself and all after it; an entry given twice
@@ -139,9 +139,10 @@ def held_to_slices(machine: Machine, environ: Mapping[str, str]) -> Machine:
 def slice_limits(
     gpus: Sequence[Gpu], visible: Sequence[int], environ: Mapping[str, str]
 ) -> dict[int, int]:
-    """The limit in bytes that the environment sets for each GPU index; 0 means no limit.
+    """Return the limit in bytes that the environment sets for each limited GPU, by its index.
 
-    A limit's number is the card's place among the visible ones, unless a map gives its UUID.
+    A limit of 0 counts as none. A limit's number is the card's place among the visible ones, unless
+    a map gives its UUID.
     """
     uuids = dict(re.findall(r"(\d+):(\S+)", environ.get(_DEVICE_MAP, "")))
     by_uuid, found = {gpu.uuid: gpu.index for gpu in gpus}, {}

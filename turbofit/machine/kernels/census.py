@@ -1,7 +1,8 @@
-"""The kernels in a library for each architecture: with code, or empty; and of the one here.
+"""Counts a library's kernels with code, and its empty ones, for each architecture.
 
 The censuses of LMDeploy's releases are data in `presets/engines/kernels/`: one for each release
-whose kernels differ from the release before. `scripts/new-lmdeploy --write` adds a new one.
+whose kernels differ from the release before. `scripts/new-lmdeploy --write` adds a new one. The
+census of another library is taken here, and stored.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def gemm(weights: str, activations: str) -> str:
 
 
 def experts(weights: str, activations: str) -> str:
-    """The family of such products for all experts of a layer at once."""
+    """Return the family of products of these weights and activations for all experts of a layer."""
     return f"experts {weights} {activations}"
 
 
@@ -119,7 +119,7 @@ def _gemm(name: str) -> str | None:
 
 
 def _sm90(kernel: str, name: str) -> str | None:
-    """The family of Hopper's kernels; unnamed activations count as bfloat16, never float16."""
+    """Return the family of a Hopper kernel; activations that are not named count as bfloat16."""
     packed = _SM90_U4.search(name)
     if packed:
         activations = _DATA_TYPES.get(int(packed[1]))
