@@ -61,7 +61,7 @@ def _request(kind: type[_Request], model: Any, options: Any) -> _Request:
 
 
 def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options: Any) -> Plan:
-    """The best plan for a model on a machine.
+    """Return the best plan for a model on a machine.
 
     Args:
         model: a checkpoint folder, a hub id, a preset's name, or a model already read; or a whole
@@ -88,13 +88,13 @@ def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options:
 
 
 def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: Any) -> ClusterPlan:
-    """One promise for several machines, and the best plan of each machine that keeps it.
+    """Make one promise for several machines, and the best plan of each machine that keeps it.
 
     Args:
         model: as for `plan`.
         cluster: the nodes as they were measured; each is planned for its own cards.
-        options: as for `plan`, but for the machine: ``tp``, ``replicas`` and ``concurrency`` are
-            of each node.
+        options: as for `plan`, without the machine; ``tp``, ``replicas`` and ``concurrency`` are
+            for each node.
 
     Raises:
         TurbofitError: as `plan`, if it holds for every node.
@@ -103,12 +103,12 @@ def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: 
 
 
 def which(model: str | Model | None = None, **options: Any) -> Which:
-    """The preset cards that keep a promise, or, without a model, the models that a machine serves.
+    """Find the preset cards that keep a promise; without a model, the models that a machine serves.
 
     Args:
         model: as for `plan`; None: every preset model on the machine that ``on`` names.
         options: as for `plan`, ``images_per_second`` that the forecast must reach, and
-            ``all_counts`` (also larger counts of a card of which fewer do).
+            ``all_counts`` (not only the smallest count of a card, but every one that is tried).
 
     Raises:
         TurbofitError: as `plan`, if it holds for every card or model.
@@ -125,7 +125,9 @@ def predict(
     backend_config: Any = None,
     **options: Any,
 ) -> Plan:
-    """The memory that given settings take, with LMDeploy's defaults for the others. No search.
+    """Predict the memory that given settings take, with LMDeploy's defaults for the others.
+
+    Nothing is searched.
 
     Args:
         model: as for `plan`.
@@ -194,8 +196,8 @@ def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
 
     Args:
         model_path: as LMDeploy takes it, or a name that presets know.
-        backend_config: LMDeploy's; each of its fields that differs from LMDeploy's default stays,
-            in a copy. All arguments up to ``vision_config`` are LMDeploy's.
+        backend_config: a config of LMDeploy. A copy of it is used, in which each field that differs
+            from LMDeploy's default stays. All arguments up to ``vision_config`` are LMDeploy's.
         options: those of `plan` that shape it (``tp``, ``on``, ``images``, ``context``,
             ``margin``, …).
 

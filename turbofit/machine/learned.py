@@ -24,14 +24,17 @@ T = TypeVar("T", bound=Struct)
 def learned(
     kind: str, type_: type[T], model: str, *facts: Any, pretend: bool = False
 ) -> StateFile[T]:
-    """The document of a kind for a model (`memory.calibrated.identity`) and these facts."""
+    """Return the file of a document of this kind, for a model and the facts that it depends on.
+
+    ``model`` is an identity (`memory.calibrated.identity`).
+    """
     text = msgspec.json.encode(facts, order="deterministic").decode()
     folder = _folder(pretend) + digest_of_parts(model)
     return StateFile(folder, f"{kind}-{digest_of_parts(text)}", type_)
 
 
 def all_learned(kind: str, type_: type[T], *, pretend: bool) -> list[T]:
-    """All documents of a kind, of any model; those that cannot be read are left out."""
+    """Return all documents of a kind, of any model; those that cannot be read are left out."""
     found = []
     for path in sorted(state_dir(_folder(pretend), make=False).glob(f"*/{kind}-*.json")):
         with suppress(OSError, ValueError, RecursionError):
@@ -67,7 +70,7 @@ def with_measured(machine: Machine, measured: Measured) -> Machine:
 
 
 def _proved(link: Link, pairs: Sequence[PairSpeed]) -> Link:
-    """The link, with the peer access that copies in both directions showed.
+    """Return the link, with the peer access that copies in both directions showed.
 
     One wrong copy is enough to refuse it; a right copy in only one direction changes nothing.
     """
@@ -90,7 +93,7 @@ def keep(machine: Machine, measured: Measured) -> Path:
 
 
 def recall(machine: Machine) -> Machine:
-    """The machine with stored results for exactly these GPUs; unchanged if there are none."""
+    """Return the machine with stored results for exactly these GPUs, or unchanged without any."""
     measured = _file(machine).read()
     return machine if measured is None else with_measured(machine, measured)
 

@@ -137,7 +137,7 @@ class ContextRule(Struct, forbid_unknown_fields=True):
 
 
 def preset_names() -> tuple[str, ...]:
-    """The names of all GPU presets: those in aliases.yaml first, then the others."""
+    """Return the names of all GPU presets: those in aliases.yaml first, then the others."""
     return tuple(_names().presets)
 
 
@@ -168,7 +168,7 @@ def split_size(name: str) -> tuple[str, int]:
 
 
 def presets_with(words: Iterable[str]) -> list[str]:
-    """The presets that have all of these words in one name; a word may be a generation."""
+    """Return the presets that have all of these words in one name; a word may be a generation."""
     wanted, generations = [bare_name(word) for word in words], _names().generations
     capabilities = [generations[word] for word in wanted if word in generations]
     rest = [word for word in wanted if word not in generations]
@@ -179,7 +179,7 @@ def presets_with(words: Iterable[str]) -> list[str]:
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """The known names most like an unknown one, best first; only of its size if it has one."""
+    """Return the known names most like an unknown one; if it has a size, only of that size."""
     import difflib
 
     index, typed = _index(), _TYPED_SIZE.search(name.strip())
@@ -190,14 +190,14 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
 
 
 def nominal_gigabytes(key: str) -> int:
-    """The memory of a preset's card in GB, as its maker gives it."""
+    """Return the memory of a preset's card in GB, as its maker gives it."""
     names = (key, *_names().presets.get(key, ()))
     sized = next(filter(None, map(_SIZED_NAME.fullmatch, names)), None)
     return int(sized[1]) if sized else round(load_preset(key).total_mib.value / 1024)
 
 
 def assumed_note(name: str, count: int, *, sized: bool = False) -> str | None:
-    """The note on an assumed memory size or form of a card, for a name that leaves it open.
+    """Return the note on an assumed memory size or form of a card, for a name that leaves it open.
 
     ``sized``: the size is given, and only the form (NVLink) may be assumed.
     """
@@ -216,7 +216,7 @@ def usual_assumptions() -> frozenset[str]:
 
 
 def match_preset(gpu: Gpu) -> GpuPreset | None:
-    """The preset of a measured GPU, found by name and memory, since cards may share a name.
+    """Return the preset of a measured GPU, found by name and memory, since cards may share a name.
 
     None for a MIG instance, and for a card without a preset.
     """
@@ -225,12 +225,12 @@ def match_preset(gpu: Gpu) -> GpuPreset | None:
 
 
 def match_key(gpu: Gpu) -> str | None:
-    """The key of a measured GPU's preset; NVML's name, `GpuPreset.name`, may belong to several."""
+    """Return the key of a measured GPU's preset; several presets may have NVML's name."""
     return None if gpu.mig else _matched(gpu.name, gpu.total)
 
 
 def fill(gpu: Gpu, preset: GpuPreset | None = None) -> Gpu:
-    """The GPU with figures that NVML lacks (L2, bandwidth, FLOP/s) taken from its preset."""
+    """Return the GPU with figures that NVML lacks (L2, bandwidth, FLOP/s) taken from its preset."""
     preset = preset or match_preset(gpu)
     if preset is None:
         return gpu
@@ -244,7 +244,7 @@ def fill(gpu: Gpu, preset: GpuPreset | None = None) -> Gpu:
 
 
 def share_of(preset: GpuPreset, gpu: Gpu, whole: int) -> Gpu:
-    """A MIG instance with its share of the preset's figures; the card has ``whole`` bytes.
+    """Return a MIG instance with its share of the preset's figures; the card has ``whole`` bytes.
 
     Bandwidth is shared by memory, FLOP/s by SMs. L2 is the whole card's, so figures that depend on
     it are too high.
@@ -266,7 +266,7 @@ def preset_links(
     nvlink: frozenset[tuple[int, int]] | None = None,
     p2p: Literal["none", "all"] | None = None,
 ) -> tuple[Link, ...]:
-    """The links of a described machine, where GPU ``i`` has the preset ``presets[i]``.
+    """Return the links of a described machine, where GPU ``i`` has the preset ``presets[i]``.
 
     Args:
         presets: the card of each GPU, in index order; None if its links are unknown.
@@ -299,7 +299,7 @@ def preset_links(
 
 
 def context_bytes(gpu: Gpu) -> tuple[int, str]:
-    """Bytes that one process's CUDA context takes on this GPU, at the upper end, and a note.
+    """Return the bytes of one process's CUDA context on this GPU (upper end), and a note.
 
     They come from the card's preset, else from the number of SMs, else from the largest known
     figure. The estimate is high, but omits kernels that libraries load later.
@@ -317,14 +317,14 @@ def context_bytes(gpu: Gpu) -> tuple[int, str]:
 
 
 def is_measured(gpu: Gpu) -> bool:
-    """Whether contexts and libraries were measured on such a card, by a run of `bench/gpu`."""
+    """Return whether a run of `bench/gpu` measured contexts and libraries on such a card."""
     preset = match_preset(gpu)
     return preset is not None and "bench/gpu" in preset.context_mib.source
 
 
 @cache
 def _matched(name: str, total: int | Literal["NA"]) -> str | None:
-    """The preset of this name whose card has ``total`` bytes of memory, within a tolerance."""
+    """Return the preset of this name whose card has nearly ``total`` bytes of memory."""
     key = find_preset(name)
     if key is None or total == NA:
         return key
@@ -337,7 +337,7 @@ def _matched(name: str, total: int | Literal["NA"]) -> str | None:
 
 
 def spec_name(name: str, total: int) -> str:
-    """The SPEC name of the card of this chip with ``total`` bytes; ``name`` itself if that is 0."""
+    """Return the SPEC name of the card of this chip with ``total`` bytes; 0 keeps ``name``."""
     found = find_preset(name)
     if found is None or not total:
         return name
@@ -350,7 +350,7 @@ def spec_name(name: str, total: int) -> str:
 
 
 def nearest_in_memory(total: int) -> str:
-    """The card whose free memory without any process is nearest to ``total`` bytes."""
+    """Return the card whose free memory without any process is nearest to ``total`` bytes."""
 
     def apart(key: str) -> int:
         return abs(load_preset(key).total - load_preset(key).reserved - total)
@@ -363,14 +363,14 @@ def _note(low: int, high: int, source: str) -> str:
 
 
 def bare_name(name: str) -> str:
-    """A name reduced for comparison: ``NVIDIA A100-SXM4-80GB`` becomes ``a100sxm480g``."""
+    """Return a name reduced for comparison: ``NVIDIA A100-SXM4-80GB`` becomes ``a100sxm480g``."""
     bare = _BRAND.sub("", name.lower().replace("_", " "))
     return _GIGABYTES.sub(r"\1g", "".join(c for c in bare if c.isalnum()))
 
 
 @cache
 def _names() -> GpuNames:
-    """The names in aliases.yaml; a preset that is not in it has its own name only."""
+    """Return the names in aliases.yaml; a preset that is not in it has its own name only."""
     names = read_table("aliases.yaml", GpuNames)
     others = sorted(presets_of("gpus") - _NO_CARDS - set(names.presets))
     unlisted = {key: [load_preset(key).name] for key in others}

@@ -134,7 +134,7 @@ def torch_memory(text: str) -> TorchMemory:
 
 
 def _pid_among(processes: dict[int, int], allocated: int | None, cached: int | None) -> int | None:
-    """The pid under which torch lists this process; None if the figures do not determine it.
+    """Return the pid under which torch lists this process; None if the figures do not determine it.
 
     Torch lists every process on the card and writes "this process" for the one with its own pid.
     Torch 2.1 does not, nor does torch in a container, where pids differ from the driver's. Then

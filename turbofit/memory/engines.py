@@ -82,7 +82,7 @@ def option_owner(engine_options: Mapping[str, object]) -> tuple[str, str] | None
 
 
 def engine_named(name: str, version: str | None = None) -> Engine:
-    """The engine of a version of LMDeploy, such as ``0.18``; an older account may serve for it.
+    """Return the engine of a version of LMDeploy, such as ``0.18``; its account may be older.
 
     Raises:
         PackageError: turbofit has no account for it.
@@ -107,7 +107,7 @@ def engine_named(name: str, version: str | None = None) -> Engine:
 
 
 def engine_of(plan: Plan) -> Engine:
-    """The engine that a plan's account describes.
+    """Return the engine that a plan's account describes.
 
     Raises:
         PackageError: turbofit has no account for it.
@@ -168,7 +168,7 @@ def _check_version(model: Model, version: str) -> None:
 
 
 def _problem(model: Model, engine: str, version: str | None) -> str | None:
-    """The reason why a version of an engine does not run a model, or None."""
+    """Return the reason why a version of an engine does not run a model, or None."""
     if version is None or engine not in LMDEPLOY or not versions.is_legacy(version):
         return engine_problem(model, engine)
     # Torch ran the towers then, so beside LMDeploy's lists only the language model counts.

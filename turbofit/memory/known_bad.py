@@ -50,7 +50,7 @@ class Condition(Struct, forbid_unknown_fields=True):
     delta: bool | None = None
 
     def met(self, launch: EngineLaunch) -> bool:
-        """Whether a launch meets all given conditions."""
+        """Return whether a launch meets all given conditions."""
         name, settings = launch.model.name, launch.settings
         return (
             settings.tp >= self.min_tp
@@ -76,7 +76,7 @@ class Condition(Struct, forbid_unknown_fields=True):
         return all(among is None or value in among for value, among in listed)
 
     def _has_traits_of(self, launch: EngineLaunch) -> bool:
-        """Whether the launch has every given trait."""
+        """Return whether the launch has every given trait."""
         model, text, settings = launch.model, launch.model.text, launch.settings
         traits = (
             (-(-text.vocab // settings.tp) % 2 == 1, self.odd_vocab_share),
@@ -172,13 +172,13 @@ def _below(rows: Iterable[KnownProblem]) -> int | None:
 
 @cache
 def _rows_of(engine: str, version: str) -> tuple[KnownProblem, ...]:
-    """The known faults of an engine's version, the fatal ones first."""
+    """Return the known faults of an engine's version, the fatal ones first."""
     rows = [row for row in all_problems() if engine in row.engines and row.has(version)]
     return tuple(sorted(rows, key=lambda row: not row.fatal))
 
 
 @cache
 def all_problems() -> tuple[KnownProblem, ...]:
-    """The known faults of all versions and engines."""
+    """Return the known faults of all versions and engines."""
     path = preset_path("engines", "known-bad")
     return converted(load_yaml(path).get("problems"), tuple[KnownProblem, ...], path)

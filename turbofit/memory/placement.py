@@ -44,7 +44,7 @@ _JOINED: Final = 2
 
 
 def workspace(gpu: Gpu) -> int:
-    """The bytes of cuBLAS's workspaces on a card."""
+    """Return the bytes of cuBLAS's workspaces on a card."""
     return _WORKSPACE[capability_of(gpu) >= HOPPER]
 
 
@@ -89,7 +89,7 @@ class ModelCopies:
         return gpu.usable - known(gpu.used, 0) - margin - fixed
 
     def vision(self, place: int, load: Load) -> int:
-        """Bytes of the vision tower's forward at a place; the request's cache is then empty."""
+        """Return the bytes of the tower's forward at a place; the request's cache is then empty."""
         if place:
             return 0
         return _rounded(vision_bytes(self.model, self.layout, load.units, self._width))
@@ -110,7 +110,7 @@ class ModelCopies:
         return {name: _rounded(size) for name, size in alternatives.items() if size}
 
     def staging(self) -> int:
-        """Bytes that loading needs besides the weights if it casts them or joins experts.
+        """Return the bytes that loading needs beside the weights, to cast them or to join experts.
 
         Transformers joins the experts of a layer into one tensor: torch was seen to hold
         additionally 1.0 to 1.5 times their bytes.
@@ -122,16 +122,16 @@ class ModelCopies:
         return joined + largest * _LOADERS
 
     def cached(self, layers: Iterable[int], load: Load) -> int:
-        """Bytes of the cache of some layers, by their numbers."""
+        """Return the bytes of the cache of some layers, by their numbers."""
         kv = (self.parts.layers[number].kv(load.tokens, load.images) for number in layers)
         return _rounded(sum(kv))
 
     def block(self, offloaded: Iterable[int]) -> int:
-        """Bytes of the largest offloaded layer, which passes through the first device."""
+        """Return the bytes of the largest offloaded layer; it passes through the first device."""
         return max((self.parts.layers[number].weights for number in offloaded), default=0)
 
     def device_map(self, placement: Placement, host: int | None) -> dict[str, int | str]:
-        """The device map with Transformers' module names.
+        """Return the device map with Transformers' module names.
 
         ``host`` is the host memory in bytes for offloaded layers; None: unknown. Layers that do not
         fit are read from disk for every token.
@@ -151,12 +151,12 @@ def _rounded(size: int) -> int:
 
 
 def offloaded(placement: Placement) -> list[int]:
-    """The numbers of the layers that are on no device."""
+    """Return the numbers of the layers that are on no device."""
     return [number for number, place in enumerate(placement) if place is None]
 
 
 def place_all(copies: ModelCopies, load: Load) -> Placement | None:
-    """The placement that leaves the most memory on every device; None if it does not fit.
+    """Return the placement that leaves the most memory on every device; None if it does not fit.
 
     Layers stay in order, since each cut costs one transfer for each token.
     """
@@ -171,7 +171,7 @@ def place_all(copies: ModelCopies, load: Load) -> Placement | None:
 
 
 def fewest_offloaded(copies: ModelCopies, load: Load) -> Placement | None:
-    """The placement with the fewest offloaded layers; None if offloading all is not enough."""
+    """Return the placement with the fewest offloaded layers, or None if none is enough."""
     count = len(copies.parts.layers)
 
     def fits(off: int) -> bool:

@@ -51,7 +51,7 @@ class Text(NamedTuple):
 
 
 def image(rule: ImageRule, dummy: DummyImage) -> Image:
-    """The image that an engine makes of a picture with its fields of the request."""
+    """Return the image that an engine makes of a picture with its fields of the request."""
     fields = replace(rule, **dummy.knobs)
     return Image(fields.units(*dummy.size), fields.tokens(*dummy.size), dummy)
 

@@ -28,13 +28,13 @@ _CUDA: Final = (
 
 
 class _Page(Struct, tag_field="schema", tag=_SCHEMA):
-    """A calibration as it is kept, beside its evidence."""
+    """A stored calibration with its evidence."""
 
     calibration: Calibration
 
 
 def pretends() -> bool:
-    """Whether this process itself runs on pretend GPUs (``turbofit pretend -- COMMAND``)."""
+    """Return whether this process itself runs on pretend GPUs (``turbofit pretend -- COMMAND``)."""
     return bool(os.environ.get("TURBOFIT_PRETEND_SCENARIO"))
 
 
@@ -64,7 +64,7 @@ def completed(calibration: Calibration) -> Calibration:
 
 
 def recall(*, pretend: bool) -> tuple[Calibration, ...]:
-    """All stored calibrations of real GPUs or of pretend ones; unreadable files are left out."""
+    """Return all stored calibrations of real or of pretend GPUs, except unreadable files."""
     kept = [page.calibration for page in all_learned("calibration", _Page, pretend=pretend)]
     return tuple(calibration for calibration in kept if calibration.pretend == pretend)
 
@@ -102,7 +102,7 @@ def _file(calibration: Calibration) -> StateFile[_Page]:
 
 
 def read(calibration: Calibration) -> Document:
-    """The document stored beside a calibration.
+    """Return the document stored beside a calibration.
 
     Raises:
         UsageError: the file can no longer be read.

@@ -213,7 +213,7 @@ _LEAST_TRITON: Final = (7, 5)
 
 
 def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
-    """The plan of `plan_best`, without its verdict."""
+    """Return the plan of `plan_best`, without its verdict."""
     return plan_best(request, engine).document
 
 
@@ -345,7 +345,7 @@ def _others(request: ResolvedRequest, but: str) -> Iterator[EngineFit]:
 
 
 def _compiles(request: ResolvedRequest) -> bool:
-    """Whether Triton surely compiles for every card."""
+    """Return whether Triton surely compiles for every card."""
     return all(capability_of(gpu) >= _LEAST_TRITON for gpu in request.visible)
 
 

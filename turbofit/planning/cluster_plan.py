@@ -123,7 +123,7 @@ def _host_room(machine: Machine) -> int:
 
 
 def _cards(machine: Machine | None) -> str:
-    """The visible cards in words; empty if nothing was measured."""
+    """Return the visible cards in words; empty if nothing was measured."""
     visible = () if machine is None else machine.visible
     names = Counter(machine.gpu(index).name for index in visible if machine is not None)
     return " + ".join(f"{n}x {name}" for name, n in names.items())
@@ -136,7 +136,7 @@ def _promise(plan: Plan) -> tuple[bool, int, int]:
 
 
 def _why_broken(plan: Plan, best: Plan) -> str:
-    """The reason why a plan does not keep the promise of the best plan; empty if it does."""
+    """Return the reason why a plan does not keep the promise of the best plan; empty if it does."""
     (lmdeploy, image_limit, held), (wanted, wide, long) = _promise(plan), _promise(best)
     rule = plan.model.image_rule
     if lmdeploy != wanted:

@@ -128,7 +128,7 @@ def _commands(
 
 
 def module_of(engine: PlannedEngine) -> str:
-    """The module for ``python -m`` that replaces the first word of an engine's command."""
+    """Return the module for ``python -m`` that replaces the first word of an engine's command."""
     return "lmdeploy" if engine.of_lmdeploy else _FALLBACK_MODULE
 
 
@@ -141,7 +141,7 @@ def visible_devices(machine: Machine, group: tuple[int, ...]) -> str:
 
 
 def model_path(model: Model) -> str:
-    """The model for LMDeploy: the checkpoint on disk, else the hub id, else the name."""
+    """Return the model for LMDeploy: the checkpoint on disk, else the hub id, else the name."""
     return model.source.checkpoint or model.hub_id or model.name
 
 
@@ -231,7 +231,7 @@ def _releases() -> _Releases:
 
 
 def _fallback_arguments(plan: Plan, port: str) -> Words:
-    """The words of the command for Transformers' server.
+    """Return the words of the command for Transformers' server.
 
     Raises:
         UsageError: the plan has no device map.
@@ -260,7 +260,7 @@ _MAP_HINT: Final = 'write it as {"model.embed_tokens": 0, "model.layers.0-15": 0
 
 
 def folded(placed: Mapping[str, int | str]) -> str:
-    """The device map as JSON; ``model.layers.0-15`` stands for adjacent layers on one device."""
+    """Write the device map as JSON; ``model.layers.0-15`` are adjacent layers on one device."""
     folded_map: dict[str, int | str] = {}
     entries = [(_LAYER.fullmatch(name), name, where) for name, where in placed.items()]
     for (is_layer, where), run in groupby(entries, key=lambda row: (row[0] is not None, row[2])):
@@ -292,7 +292,7 @@ def read_map(text: str) -> dict[str, int | str]:
 
 
 def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
-    """The `turbofit serve` command for a plan; None if `serve` would not serve it.
+    """Return the `turbofit serve` command for a plan; None if `serve` would not serve it.
 
     If the plan is for another machine, the command names the limits: a machine with less free
     memory then refuses, and does not promise less.
@@ -342,12 +342,12 @@ def request_of(plan: Plan, model: str) -> PlanRequest:
 
 
 def is_prediction(plan: Plan) -> bool:
-    """Whether the settings were given or are LMDeploy's defaults, not chosen by a search."""
+    """Return whether the settings were given or are LMDeploy's defaults, not chosen by a search."""
     return plan.engine.of_lmdeploy and not plan.considered
 
 
 def _serving(model: str, request: PlanRequest, *words: str) -> ServeCommand:
-    """The ``turbofit serve`` command for this model, with the request's options."""
+    """Return the ``turbofit serve`` command for this model, with the request's options."""
     fields = set(type(request).model_fields) - set(PlanRequest.model_fields)
     options = request.option_arguments((*_UNSAID, *fields))
     return ServeCommand(argv=("turbofit", "serve", model, *options, *words))

@@ -106,7 +106,7 @@ class Chosen:
         return f"{each} {self.session_len:,} tokens at a time"
 
     def keeps(self, request: ResolvedRequest) -> bool:
-        """Whether it fits, with one copy for each request that must run at once."""
+        """Return whether it fits, with one copy for each request that must run at once."""
         return self.fits and self.count >= (request.promised_requests or 1)
 
 
@@ -220,7 +220,7 @@ def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 
 
 def _longest(request: ResolvedRequest, copies: ModelCopies, vision_load: VisionLoad) -> int:
-    """The longest context that all copies can hold on their GPUs; 0 if they hold none."""
+    """Return the longest context that all copies can hold on their GPUs; 0 if they hold none."""
 
     def fits(tokens: int) -> bool:
         return filled(copies, vision_load.of(tokens)) is not None
@@ -340,7 +340,7 @@ def _verdict(
     host: HostMemory,
     causes: tuple[str, ...],
 ) -> Verdict:
-    """The verdict: the GPUs and the free memory, or what is missing and how much."""
+    """Return the verdict: the GPUs and the free memory, or what is missing and how much."""
     name = request.model.name
     ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
     if chosen.keeps(request):

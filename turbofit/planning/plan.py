@@ -193,6 +193,6 @@ def finished(plan: Plan, request: PlanRequest) -> Plan:
 
 
 def refusal(plan: Plan | ClusterPlan) -> DoesNotFitError:
-    """The error for a plan that does not fit; its hint is the cheapest remedy."""
+    """Return the error for a plan that does not fit; its hint is the cheapest remedy."""
     hint = plan.remedies[0].text if plan.remedies else OTHER_CARDS.text
     return DoesNotFitError(plan.verdict, hint=hint)

@@ -192,7 +192,7 @@ def found_words(
 def free_words(
     request: ResolvedRequest, ledgers: Sequence[GpuLedger], groups: Sequence[Sequence[int]]
 ) -> str:
-    """The memory that stays free on the tightest GPU, as a clause of a verdict."""
+    """Return the memory that stays free on the tightest GPU, as a clause of a verdict."""
     tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.beyond_budget)
     spare, of = tightest.headroom - tightest.beyond_budget, ""
     if request.budget:
@@ -202,7 +202,7 @@ def free_words(
 
 
 def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str:
-    """The GPUs without an engine, in words; empty if the least memory was wished."""
+    """Return the GPUs without an engine, in words; empty if the least memory was wished."""
     used = {index for group in groups for index in group}
     idle = [f"GPU {gpu.index} ({gpu.name})" for gpu in request.visible if gpu.index not in used]
     return f"not used: {', '.join(idle)}" if idle and not request.least else ""
@@ -228,7 +228,7 @@ def cache_words(tokens: Sequence[int], vision_load: VisionLoad, settings: Settin
 def requests_held(
     accounts: Sequence[Account], tokens: Sequence[int], vision_load: VisionLoad
 ) -> int:
-    """The requests that all engines run at once, with all their tokens in the caches."""
+    """Return the requests that all engines run at once, with all their tokens in the caches."""
     sizes = [counted_tokens(vision_load, account.settings.session_len) for account in accounts]
     return sum(
         min(account.settings.max_batch_size, account.settings.requests_in(cache, size))
@@ -237,7 +237,7 @@ def requests_held(
 
 
 def group_words(request: ResolvedRequest, group: Sequence[int]) -> str:
-    """A group's GPUs in words: ``GPU 0+2 (NVLink)``."""
+    """Return a group's GPUs in words: ``GPU 0+2 (NVLink)``."""
     gpus = [request.machine.gpu(index) for index in group]
     names = "+".join(str(index) for index in group)
     link = f" ({group_class(request.machine, gpus).words})" if len(gpus) > 1 else ""

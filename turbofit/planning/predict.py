@@ -119,7 +119,7 @@ class _Start:
         return accounts_of(self.request, same, self.groups, load, self.engine, free_at_cache)
 
     def _end(self, smallest: int | None) -> str | None:
-        """The cause that ends the start, in words; None if it serves."""
+        """Return the cause that ends the start, in words; None if it serves."""
         never = _never_runs(self.request, self.accounts, self.load, self.engine)
         never = never or _no_room(self.request, self.settings, smallest)
         return never or (host_problem(self.host) if self.outcome.serves else self.outcome.text)
@@ -229,7 +229,7 @@ def _least_free(
 
 
 def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
-    """The image limit that ordinary clients can reach, and the largest images under it."""
+    """Return the image limit that ordinary clients can reach, and the largest images under it."""
     rule, image_limit = request.model.image_rule, request.requested_image_limit
     if rule is not None and request.image_limit is None:
         image_limit = rule.exposed_limit
@@ -322,7 +322,7 @@ def _exposure(
 
 
 def usual_settings(request: ResolvedRequest, engine: Engine) -> Settings:
-    """LMDeploy's settings for a request if it only gets the option ``tp``."""
+    """Return LMDeploy's settings for a request if it only gets the option ``tp``."""
     bare = replace(request, engine_options={}).with_workload(context=None)
     return _settings(bare, _groups(request, engine), engine)
 
@@ -330,7 +330,7 @@ def usual_settings(request: ResolvedRequest, engine: Engine) -> Settings:
 def _settings(
     request: ResolvedRequest, groups: tuple[tuple[int, ...], ...], engine: Engine
 ) -> Settings:
-    """LMDeploy's defaults, overridden by the user's settings."""
+    """Return LMDeploy's defaults, overridden by the user's settings."""
     gpus = [request.machine.gpu(index) for index in groups[0]]
     defaults = engine.defaults(gpus[0].name)
     context = request.workload.context or request.model.text.max_position_embeddings

@@ -181,7 +181,7 @@ def _context(fit: EngineFit) -> str:
 
 
 def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str:
-    """The reason for the context; ``held`` names its bound, such as "what fits"."""
+    """Return the reason for the context; ``held`` names its bound, such as "what fits"."""
     longest = request.model.text.max_position_embeddings
     if "session_len" in request.engine_options:
         return "as set by you"
@@ -210,7 +210,7 @@ def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
 
 
 def why_not_served(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) -> str:
-    """The reason why a shape does not serve, in words; empty if it serves."""
+    """Return the reason why a shape does not serve, in words; empty if it serves."""
     if evaluation.fits:
         return ""
     if evaluation.serves:
@@ -231,7 +231,7 @@ def why_not_served(request: ResolvedRequest, evaluation: Evaluation, engine: Eng
 
 
 def _worst_outcome(sizer: Sizer, evaluation: Evaluation) -> StartOutcome:
-    """The outcome of the start of the group that lacks the most memory."""
+    """Return the outcome of the start of the group that lacks the most memory."""
     groups = evaluation.shape.groups
     settings = [evaluation.settings] * len(groups)
     accounts = accounts_of(sizer.request, settings, groups, sizer.vision_load, sizer.engine)

@@ -268,7 +268,7 @@ def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _found(fit: EngineFit) -> str:
-    """Short words for the result of a plan that fits."""
+    """Say in short what a plan that fits would give."""
     best = fit.best
     effect = f"{best.kv_tokens:,} KV tokens a group, tp {best.shape.tp}"
     if best.held_requests:

@@ -123,7 +123,7 @@ Bytes = Annotated[int, Field(ge=0), parsed(_bytes), Metavar("BYTES")]
 class PlanRequest(Validated):
     """A request: a model, a machine, a workload, and the options that are already given.
 
-    Turbofit chooses those that are None. Sizes are bytes, or texts such as ``"19GiB"``.
+    Turbofit chooses the options that are None. Sizes are bytes, or texts such as ``"19GiB"``.
 
         >>> request = turbofit.PlanRequest(model="internvl2-8b", on="4xrtx3090", concurrency=16)
         >>> turbofit.plan(request).fits
@@ -266,7 +266,7 @@ class PlanRequest(Validated):
     )
 
     def with_maximum(self, tokens: int) -> PlanRequest:
-        """The request in which the model's longest context replaces ``max``."""
+        """Return the request in which the model's longest context replaces ``max``."""
         names = [name for name in ("context", "session_len") if getattr(self, name) == "max"]
         return self.changed(**dict.fromkeys(names, tokens)) if names else self
 
@@ -324,7 +324,7 @@ ENGINE_OPTIONS: Final = _NAMES[_NAMES.index("cache_max_entry_count") :]
 
 
 class PredictRequest(PlanRequest, defer_build=True):  # plans do not need it
-    """The request of a prediction: open settings have LMDeploy's defaults; a log adds figures."""
+    """The request of a prediction: settings that are not given have LMDeploy's defaults."""
 
     free_at_cache: Bytes | None = Field(
         default=None,

@@ -80,7 +80,7 @@ class ResolvedRequest(Struct):
     ``ratio_caps`` are the largest ratios after rehearsals, by GPU index. ``options`` are the
     person's own options, for the plan. ``image_threads`` and
     ``image_cache`` are for each engine of LMDeploy; None: turbofit chooses. ``compares_limits``:
-    the plan says what other image limits would give, which takes more than half of its time.
+    the plan says what other image limits would give, which is over half of the work of planning.
     """
 
     model: Model
@@ -105,11 +105,11 @@ class ResolvedRequest(Struct):
         return tuple(self.machine.gpu(index) for index in self.machine.visible)
 
     def margin_of(self, gpu: Gpu) -> int:
-        """Bytes to leave free on one GPU, with those that a budget withholds."""
+        """Return the bytes to leave free on one GPU, with those that a budget withholds."""
         return self.margin.of(gpu) + self.withheld_of(gpu)
 
     def withheld_of(self, gpu: Gpu) -> int:
-        """Bytes of one GPU that a budget or a slice withholds from this turbofit."""
+        """Return the bytes of one GPU that a budget or a slice withholds from this turbofit."""
         return max(0, gpu.usable - known(gpu.used, 0) - budget_on(gpu, self.budget))
 
     @property
@@ -146,7 +146,7 @@ def budget_on(gpu: Gpu, budget: int | str | None) -> int:
 
 
 def vision_load_of(request: ResolvedRequest, image_limit: int | None) -> VisionLoad:
-    """The load that clients can put on the vision tower under an image limit.
+    """Return the load that clients can put on the vision tower under an image limit.
 
     If a given image size has fewer units than the limit's worst image, it is the promise: larger
     images are refused or lowered.
@@ -212,7 +212,7 @@ def accounts_of(
 
 
 def host_of(request: ResolvedRequest, accounts: Sequence[Account], engine: Engine) -> HostMemory:
-    """Host memory of all groups, and the machine's available memory."""
+    """Return the host memory of all groups, and the machine's available memory."""
     available = request.machine.host.ram_available
     memories = [
         engine.host_memory(
@@ -250,7 +250,7 @@ def _with_prepared(request: ResolvedRequest, host: HostMemory, engines: int) -> 
 
 
 def host_short(host: HostMemory) -> int:
-    """The missing bytes of host memory; 0 if it is unknown."""
+    """Return the missing bytes of host memory; 0 if it is unknown."""
     return 0 if host.available is None else max(0, host.total - host.available)
 
 
@@ -266,7 +266,7 @@ def host_problem(host: HostMemory) -> str | None:
 def with_image_limit(
     request: ResolvedRequest, max_dynamic_patch: int | None, max_pixels: int | None
 ) -> ResolvedRequest:
-    """The request with a person's limit for one image, in tiles or in pixels.
+    """Return the request with a person's limit for one image, in tiles or in pixels.
 
     Raises:
         UsageError: the limit has no effect on this model's images.

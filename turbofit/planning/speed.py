@@ -132,7 +132,7 @@ class StepWork(Struct):
     tower: Tower = Tower()
 
     def read_bytes(self, batch: float) -> float:
-        """The bytes of weights that one step reads; more tokens need more experts."""
+        """Return the bytes of weights that one step reads; more tokens need more experts."""
         return self.weights + self.experts * float(1 - (1 - self.routed) ** batch)
 
 
@@ -161,7 +161,7 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
 
 
 def _dense_parameters(model: Model, *, with_experts: bool = True) -> float:
-    """The parameters that one token passes through, without the embedding."""
+    """Return the parameters that one token passes through, without the embedding."""
     text, moe, delta = model.text, model.text.moe, model.text.delta
     gate = text.heads if text.output_gate else 0
     attention = text.hidden * text.head_dim * (2 * text.heads + gate + 2 * text.kv_heads)
@@ -201,7 +201,7 @@ def group_class(machine: Machine, gpus: Sequence[Gpu]) -> LinkClass:
 
 
 def nvlink_bandwidth(machine: Machine, gpus: Sequence[Gpu]) -> int:
-    """Bytes/s in one direction of the slowest NVLink in the group, 0 without NVLink."""
+    """Return the slowest NVLink's bytes/s in one direction in the group, 0 without NVLink."""
     return min((known(link.nvlink_bandwidth, 0) for link in _links(machine, gpus)), default=0)
 
 
@@ -246,7 +246,7 @@ class AllReduce(Struct):
 
 
 def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllReduce:
-    """The all-reduce of a group; unread links count as the slowest, so the forecast is low."""
+    """Return the all-reduce of a group; unread links count as the slowest (a low forecast)."""
     kind, ranks = group_class(machine, gpus), len(gpus)
     if kind == LinkClass.ALONE:
         return AllReduce(ranks=1)
@@ -343,7 +343,7 @@ class Speed(Struct):
     encodings: int = 0
 
     def queued(self) -> Speed:
-        """The forecast if image requests wait in the gateway for the prefill of others."""
+        """Return the forecast if image requests wait in the gateway for the prefill of others."""
         kept = rates().queued_share
         return replace(
             self,
@@ -354,13 +354,16 @@ class Speed(Struct):
 
 
 def request_tokens(vision_load: VisionLoad) -> int:
-    """The tokens of the workload's request: its images, and the assumed text and answer."""
+    """Return the tokens of the workload's request: its images, and the assumed text and answer."""
     figures = rates()
     return vision_load.tokens_per_request + figures.text_tokens + figures.output_tokens
 
 
 def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
-    """The tokens of the request that verdicts count: the workload's, at most ``session_len``."""
+    """Return the tokens of the request that verdicts count; at most ``session_len``.
+
+    It is the workload's request.
+    """
     return min(request_tokens(vision_load), session_len)
 
 

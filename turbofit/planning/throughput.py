@@ -204,12 +204,12 @@ class Errors(Struct):
 
 @cache
 def errors_of() -> dict[str, Errors]:
-    """The errors of all kinds with at least one figure."""
+    """Return the errors of all kinds with at least one figure."""
     return msgspec.convert(load_yaml(preset_path("engines", "surety")), dict[str, Errors])
 
 
 def kind_of(model: Model, engine: str, *, images: bool) -> str:
-    """The kind of a forecast: for texts or for the model's images, on an engine."""
+    """Return the kind of a forecast: for texts or for the model's images, on an engine."""
     rule = model.image_rule
     what = f"images of {rule.unit_name}" if rule is not None and images else "text"
     return f"{what}, {engine}"

@@ -191,7 +191,9 @@ def which_cards(request: WhichRequest) -> Which:
 
 
 def which_models(request: WhichRequest) -> Which:
-    """The preset models that one machine serves with the promise; ``request.model`` is ignored.
+    """Find the preset models that one machine serves with the promise.
+
+    ``request.model`` is ignored.
 
     Raises:
         UsageError: the request is not valid for any model.
@@ -306,7 +308,7 @@ class Which(JsonDocument):
     others: Annotated[tuple[Serving, ...], doc("The others, each with what is missing.")]
 
     def __repr__(self) -> str:
-        """One line with the first rows that keep the promise; :meth:`to_json` has all."""
+        """Return one line with the first rows that keep the promise; :meth:`to_json` has all."""
         names = [row.model if self.model is None else row.on for row in self.keep]
         first = f": {', '.join(names[:_SHOWN])}{', …' if names[_SHOWN:] else ''}" if names else ""
         what, kept = self.model or self.machine, len(names)

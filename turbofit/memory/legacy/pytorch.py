@@ -126,7 +126,7 @@ class LegacyTorchAccount(GroupAccount):
         return wide + logits
 
     def _mlp_elements(self) -> int:
-        """Elements of a token in an MLP: gate, up and product; for experts, of all chosen ones."""
+        """Return a token's elements in an MLP: gate, up and product; or in all chosen experts."""
         text, tp = self._model.text, self.settings.tp
         dense = 3 * text.intermediate // tp
         if text.moe is None:
@@ -146,7 +146,7 @@ class LegacyTorchAccount(GroupAccount):
         return term(POOL_WARMUP, "buffers", round_up(size, PAGE), "estimate", note)
 
     def _cases(self, units: int) -> tuple[Term, ...]:
-        """The bytes of torch's pool in each worst case."""
+        """Return the bytes of torch's pool in each worst case."""
         settings, vision_load = self.settings, self._vision_load
         text = self._forward(settings.max_prefill_token_num, settings.max_batch_size)
         cases = [("text_prefill", text, "longest prompts fill a forward")]

@@ -87,14 +87,14 @@ class PoolModel:
             self.expert = expert_width(inner, tp, quantization, constants, capability) // tp
 
     def peak(self, forward: Forward) -> int:
-        """The pool's bytes in the largest stage of one forward."""
+        """Return the pool's bytes in the largest stage of one forward."""
         stages = [self._decoder(forward), self._sampling(forward)]
         if forward.units and self.model.vision is not None:
             stages.append(self._vision(forward.units))
         return max(stages) + _BOOKKEEPING
 
     def _embeds(self, units: int) -> int:
-        """Bytes of the image features, which live until the forward ends."""
+        """Return the bytes of the image features, which live until the forward ends."""
         return self.model.features(units) * self.text.hidden * HALF
 
     def _decoder(self, forward: Forward) -> int:
@@ -112,7 +112,7 @@ class PoolModel:
         return base + max(stages)
 
     def _attention(self, tokens: int, context: int) -> int:
-        """Bytes of QKV, of the output, and of flattened KV of all sequences in prefill.
+        """Return the bytes of QKV, of the output, and of flattened KV of all sequences in prefill.
 
         Flattened KV are freed before the output is quantised. A latent contains keys and values.
         """
@@ -151,7 +151,7 @@ class PoolModel:
         return max(dense if mixed else 0, experts)
 
     def _sampling(self, forward: Forward) -> int:
-        """Bytes of the logits of all sampling rows in 16 and 32 bits, and of their sorting.
+        """Return the bytes of all sampling rows' logits in 16 and 32 bits, and of their sorting.
 
         At that time, only the sampled rows of the forward's hidden states are alive.
         """
@@ -203,7 +203,7 @@ class PoolModel:
         return chunk * stage + tiles * out_tokens * text.hidden * HALF
 
     def _qwenvit(self, vision: VisionDims, patches: int) -> int:
-        """Bytes for all patches of the pass at once, which the prefill size does not limit.
+        """Return the bytes for all patches of the pass at once; the prefill size does not limit it.
 
         Learnt positions, four for each patch, are looked up before, and live until it is embedded.
         """
@@ -228,12 +228,12 @@ class PoolModel:
 
 
 def forward_tokens(settings: Settings) -> int:
-    """The most tokens of one forward: prefill plus batch, rounded up to a multiple of ``tp``."""
+    """Return the most tokens of one forward: prefill plus batch, in whole multiples of ``tp``."""
     return round_up(settings.max_prefill_token_num + settings.max_batch_size, settings.tp)
 
 
 def symmetric_buffer(text: TextDims, settings: Settings) -> int:
-    """The bytes of the communicators' shared buffer; 0 at tp 1."""
+    """Return the bytes of the communicators' shared buffer; 0 at tp 1."""
     if settings.tp == 1:
         return 0
     hidden = forward_tokens(settings) * text.hidden * HALF
@@ -242,7 +242,7 @@ def symmetric_buffer(text: TextDims, settings: Settings) -> int:
 
 
 def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-    """The most units of images in one forward of TurboMind; an upper bound.
+    """Return the most units of images in one forward of TurboMind; an upper bound.
 
     An image is encoded whole in every forward that contains at least one of its tokens. Three
     bounds hold at once: the forward's tokens, of which two images cut at its edges need only one
@@ -270,7 +270,7 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
 
 
 def token_bytes(delta: DeltaDims, tp: int) -> int:
-    """Bytes of one token in a delta net, without the residual stream.
+    """Return the bytes of one token in a delta net, without the residual stream.
 
     They are the projections, two gates in 32 bits, the output, and the convolution's output.
     """
@@ -317,7 +317,7 @@ def _tensors(delta: DeltaDims, heads: int, kernel: DeltaKernel, tokens: int, seg
 
 
 def _maps(heads: int, sequences: int) -> int:
-    """An upper bound of the bytes of descriptors for the kernels' copies."""
+    """Return an upper bound of the bytes of descriptors for the kernels' copies."""
     return sequences * (_SEQUENCE_MAPS + _HEAD_MAPS * heads) * _TENSOR_MAP
 
 
@@ -403,7 +403,7 @@ def device_buffers(
 
 
 def pinned_buffers(model: Model, settings: Settings) -> int:
-    """Pinned host bytes of one rank, allocated at the start."""
+    """Return the pinned host bytes of one rank, allocated at the start."""
     batch = settings.max_batch_size
     embeds = phases_of(settings) * forward_tokens(settings) * model.text.hidden * 2
     token_ids = batch * settings.session_len * _INT
@@ -415,7 +415,7 @@ def pinned_buffers(model: Model, settings: Settings) -> int:
 
 
 def phases_of(settings: Settings) -> int:
-    """The copies of a running step's buffers: 2 while ``async_`` is on, else 1."""
+    """Return the copies of a running step's buffers: 2 while ``async_`` is on, else 1."""
     return 2 if settings.async_ else 1
 
 

@@ -51,7 +51,7 @@ class PackedFormat(Struct):
     input: float = 0.0
 
     def groups(self, elements: int, stored: int) -> int:
-        """The number of groups for ``elements``, if a stored group has ``stored`` elements."""
+        """Return the number of groups of ``elements``; a stored group has ``stored`` elements."""
         return elements // (stored if self.of is None else min(stored, self.of))
 
 
@@ -92,7 +92,7 @@ class DeltaKernel(Struct):
         return max(self.cut_heads, self.cut_long_heads)
 
     def segment_chunks(self, heads: int, chunks: int, sm_count: int) -> int:
-        """The number of chunks in a segment, a power of two."""
+        """Return the number of chunks in a segment, a power of two."""
         scaled = sqrt(heads * chunks / sm_count) * self.segment
         return max(4, 1 << max(0, round(log2(max(1.0, scaled)))))
 
@@ -138,16 +138,16 @@ class EngineConstants(Struct):
     def packed_format(
         self, quantization: Quantization, capability: tuple[int, int]
     ) -> PackedFormat:
-        """The format of linear layers with this quantisation on a card of this capability."""
+        """Return the format of linear layers with this quantisation on such a card."""
         formats = self.packed.get(quantization.method, self.packed["int4"])
         return formats.get(f"{capability[0]}{capability[1]}", formats["default"])
 
     def expert_format(self, capability: tuple[int, int]) -> ExpertFormat:
-        """The format of experts on a card of this compute capability."""
+        """Return the format of experts on a card of this compute capability."""
         return self.experts.get(f"{capability[0]}{capability[1]}", self.experts["default"])
 
     def delta_kernel(self, capability: tuple[int, int]) -> DeltaKernel | None:
-        """The kernel of gated delta nets on a card of this capability; None if there is none."""
+        """Return the kernel of gated delta nets on a card of this capability, or None."""
         if capability < HOPPER:
             return self.delta_rule["before_90"]
         return self.delta_rule.get(f"{capability[0]}{capability[1]}")
@@ -191,19 +191,19 @@ def weight_classes(
 
 
 def kv_heads_held(kv_heads: int, tp: int) -> int:
-    """KV heads over all ranks; LMDeploy repeats them up to a multiple of ``tp``."""
+    """Return the KV heads over all ranks; LMDeploy repeats them up to a multiple of ``tp``."""
     return round_up(kv_heads, tp)
 
 
 def lm_head_rows(text: TextDims, tp: int) -> int:
-    """Vocabulary rows of lm_head, padded if it is split; tied embeddings are copied, too."""
+    """Return lm_head's rows, padded if it is split; tied embeddings are copied, too."""
     return round_up(text.vocab, _VECTOR * tp) if tp > 1 else text.vocab
 
 
 def ffn_width(
     intermediate: int, tp: int, quantization: Quantization | None, constants: EngineConstants
 ) -> int:
-    """The MLP's intermediate width over all ranks, padded to the kernels' blocks."""
+    """Return the MLP's intermediate width over all ranks, padded to the kernels' blocks."""
     return round_up(intermediate, _ffn_align(quantization, constants) * tp)
 
 
@@ -220,7 +220,7 @@ def expert_width(
     constants: EngineConstants,
     capability: tuple[int, int] = (8, 0),
 ) -> int:
-    """An expert's intermediate width over all ranks, padded to the kernels' blocks."""
+    """Return an expert's intermediate width over all ranks, padded to the kernels' blocks."""
     return round_up(intermediate, _expert_align(quantization, constants, capability) * tp)
 
 
@@ -234,7 +234,7 @@ def _expert_align(
 
 
 def vision_tp(vision: VisionDims, tp: int) -> int:
-    """The ranks that split the tower's attention; 1 (replicated) if heads do not divide."""
+    """Return the ranks that split the tower's attention; 1 (replicated) if heads do not divide."""
     return tp if vision.heads % tp == 0 else 1
 
 
@@ -253,7 +253,7 @@ def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
 def packed_elements(
     model: Model, tp: int, constants: EngineConstants, capability: tuple[int, int] = (8, 0)
 ) -> int:
-    """Elements of one rank's quantised linear layers, with their padding."""
+    """Return the elements of one rank's quantised linear layers, with their padding."""
     if model.quantization is None or model.quantization.of_experts:
         return 0
     rank = _rank(model, tp, constants, capability)
@@ -287,7 +287,7 @@ _SMALL: Final = frozenset({"delta.decay", "delta.step", "delta.norm"})
 
 @lru_cache
 def _as_built(text: TextDims, quantization: Quantization | None) -> tuple[_Joined, ...]:
-    """A language model's tensors without the head, grouped as the engine joins them."""
+    """Return a language model's tensors without the head, grouped as the engine joins them."""
     joined: dict[str, list[Tensor]] = {}
     for tensor in text_tensors(text):
         if tensor.part != "head":
@@ -309,7 +309,7 @@ def _packing(
 
 
 def _folded(text: TextDims, joined: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-    """The tensors of attention to latents as the engine builds them, with 16 bits.
+    """Return the tensors of attention to latents as the engine builds them, with 16 bits.
 
     Projections out of the latents are folded into the next ones, and the output's rows are padded
     to the keys' channels. lmdeploy builders/mla.py::fold_kv_b #5bb339
@@ -335,7 +335,7 @@ class _Rank(NamedTuple):
     packed: PackedFormat | None
 
     def bytes(self, joined: _Joined) -> int:
-        """Bytes of one layer's matrix, or of one expert's.
+        """Return the bytes of one layer's matrix, or of one expert's.
 
         Experts take whole blocks of the driver's pools, and the grouped kernels have an additional
         copy of a layer's biases. Seen on pretend GPUs (gpt-oss).
@@ -350,7 +350,7 @@ class _Rank(NamedTuple):
         return sum([prod(self._shape(one)) for one in joined.tensors])
 
     def _weight(self, joined: _Joined) -> int:
-        """Bytes of a weight in the engine, with scales and zero points if it is quantised."""
+        """Return a weight's bytes in the engine, with scales and zero points if quantised."""
         elements, packing = self.elements(joined), joined.packing
         if packing is not None and self.packed is not None:
             groups = self.packed.groups(elements, packing.group_size)
@@ -367,7 +367,7 @@ class _Rank(NamedTuple):
         return (self._channels(tensor, first), *others)
 
     def _channels(self, tensor: Tensor, channels: int) -> int:
-        """The rank's share of channels, padded or repeated."""
+        """Return the rank's share of channels, padded or repeated."""
         kv_heads = self.text.kv_heads
         if tensor.part in ("mlp", "shared"):
             channels = round_up(channels, self.ffn_align * self.tp)
@@ -392,7 +392,7 @@ def _rank(model: Model, tp: int, constants: EngineConstants, capability: tuple[i
 
 @lru_cache
 def _text_classes(rank: _Rank) -> dict[str, int]:
-    """Bytes of a rank's language model by class; cached, since a plan asks often."""
+    """Return the bytes of a rank's language model by class; cached, since a plan asks often."""
     text, tp = rank.text, rank.tp
     classes = dict.fromkeys(("embedding", "lm_head", "attention", "mlp", "norms"), 0)
     classes["lm_head"] = lm_head_rows(text, tp) * text.hidden * HALF // tp
@@ -416,7 +416,7 @@ def _unpacked(model: Model) -> int:
 
 @lru_cache
 def _tower_classes(vision: VisionDims, text_hidden: int, tp: int, head_dim: int) -> dict[str, int]:
-    """Bytes of a rank's tower by class; attention and MLP are split if they divide."""
+    """Return the bytes of a rank's tower by class; attention and MLP are split if they divide."""
     tower, classes = _Tower(vision, tp, head_dim), {"vision": 0, "projector": 0}
     for tensor in vision_tensors(vision, text_hidden):
         name = "projector" if tensor.part == "projector" else "vision"
@@ -458,19 +458,22 @@ class _Tower(NamedTuple):
 
 
 def vision_side(vision: VisionDims) -> int:
-    """The number of patches along a tile's side."""
+    """Return the number of patches along a tile's side."""
     return (vision.image_size or 0) // vision.patch_size
 
 
 def vision_mlp_width(vision: VisionDims, tp: int) -> int:
-    """The tower's intermediate width over all ranks; Qwen2's is padded to vectors of each rank."""
+    """Return the tower's MLP width over all ranks; Qwen2's is padded to vectors of each rank."""
     if vision.kind in ("internvit", "qwen3vit"):
         return vision.intermediate
     return round_up(vision.intermediate, _VECTOR * tp)
 
 
 def input_rows(delta: DeltaDims) -> int:
-    """Outputs of the fused input projections: queries, keys, values, output gate, two gates."""
+    """Return the outputs of a delta net's fused input projections.
+
+    They are queries, keys, values, the output gate and two gates.
+    """
     return delta.channels + delta.values + 2 * delta.value_heads
 
 
@@ -480,7 +483,7 @@ def temporary_bytes(
     constants: EngineConstants,
     capability: tuple[int, int] = (8, 0),
 ) -> int:
-    """Bytes per rank of weight preparation that are not returned when free memory is read.
+    """Return the bytes per rank that preparing weights still holds when free memory is read.
 
     Before it reads, TurboMind frees the last cast or repacked tensor without a synchronisation:
     lm_head as stored if its dtype is cast (0.16 and 0.17 on Hopper always copy it), or the widest
@@ -522,7 +525,7 @@ def loading_extra(
     constants: EngineConstants,
     capability: tuple[int, int] = (8, 0),
 ) -> int:
-    """Bytes per rank that quantised linear layers need more while loading than afterwards."""
+    """Return the bytes per rank that quantised layers need while loading, but not afterwards."""
     if model.quantization is None:
         return 0
     packed = constants.packed_format(model.quantization, capability)
@@ -534,7 +537,7 @@ def loading_extra(
 
 
 def staging_bytes(model: Model, settings: Settings, constants: EngineConstants) -> int:
-    """Bytes in torch's allocator on the group's first GPU until the export ends.
+    """Return the bytes in torch's allocator on the group's first GPU until the export ends.
 
     The whole embedding waits there until the language model is built, while lm_head passes as
     stored and as its contiguous shard, or twice whole if it is padded or cast. A wide layer can

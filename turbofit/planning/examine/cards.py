@@ -86,7 +86,7 @@ def kept_margin(gpu: GpuLedger) -> int:
 
 
 def who_grew(then: Gpu, now: Gpu, missing: int, ours: Collection[int] = ()) -> str:
-    """The processes that took the memory: new or larger ones, largest first, without our own."""
+    """Name the processes that took the memory, the largest first, without those in ``ours``."""
     before = {holder.pid: holder.bytes for holder in then.holders}
     grown: list[tuple[int, str]] = []
     for holder in now.holders:

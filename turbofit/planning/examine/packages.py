@@ -132,7 +132,7 @@ def driver_cuda(machine: Machine, scene: Scene) -> Answer:
 
 
 def _torch_cuda(sources: Sources) -> str | None:
-    """The CUDA version of the installed torch: "" for a CPU build, None if no file has it."""
+    """Return the CUDA version of the installed torch: "" for a CPU build, None if unknown."""
     folder = sources.package_folder("torch")
     try:
         text = "" if folder is None else (folder / "version.py").read_text(encoding="utf-8")
@@ -165,7 +165,7 @@ def torch_architectures(machine: Machine, scene: Scene) -> Answer:
 
 
 def _runs(card: tuple[int, int], built: Sequence[str]) -> bool:
-    """Whether a card runs native code of its major version up to its minor, or any older PTX.
+    """Return whether a card runs any of the code ``built``: native of its major version, or PTX.
 
     Code whose name ends in a letter is for one card, and stands beside the plain one.
     """
@@ -178,7 +178,7 @@ def _runs(card: tuple[int, int], built: Sequence[str]) -> bool:
 
 
 def _capabilities(machine: Machine) -> dict[str, tuple[int, int]]:
-    """The compute capability of each visible card by its name, if it is known."""
+    """Return the compute capability of each visible card by its name, if it is known."""
     gpus = [machine.gpu(index) for index in machine.visible]
     return {gpu.name: gpu.compute_capability for gpu in gpus if gpu.compute_capability != NA}
 
@@ -238,7 +238,7 @@ class TriedTransformers(Struct, forbid_unknown_fields=True):
 
 @cache
 def tried_transformers() -> TriedTransformers:
-    """The table of `presets/engines/known-bad.yaml`."""
+    """Return the table of `presets/engines/known-bad.yaml`."""
     path = preset_path("engines", "known-bad")
     return converted(load_yaml(path)["transformers"], TriedTransformers, path)
 
@@ -306,7 +306,7 @@ def _wanted_elsewhere(plan: Plan) -> Answer | None:
 
 
 def _served(scene: Scene) -> tuple[Model | None, list[str]]:
-    """The model to serve, and the plan's engine or LMDeploy's engines that run the model."""
+    """Return the model to serve, and the plan's engine or LMDeploy's engines that run the model."""
     from turbofit.memory.engines import LMDEPLOY
     from turbofit.model.families.engines import engine_problem
 
@@ -350,7 +350,7 @@ def modules(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def _missing(sources: Sources, model: Model, engine: str) -> list[str]:
-    """The modules that an engine of LMDeploy imports for a model, but that are missing."""
+    """Return the modules that an engine of LMDeploy imports for a model, but that are missing."""
     wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
     return [module for module in wanted if not sources.has_module(module)]

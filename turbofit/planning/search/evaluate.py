@@ -170,7 +170,7 @@ class _Unequal:
         return shares
 
     def _agreed(self, shares: Sequence[float | None], promised: int) -> list[Evaluation]:
-        """The sets with these shares, and with the longest context that all of them hold."""
+        """Evaluate the sets with these shares, at the longest context that all of them hold."""
         while True:
             pairs = zip(self.sets, shares, strict=True)
             parts = [self._best(groups, share, promised) for groups, share in pairs]
@@ -180,7 +180,7 @@ class _Unequal:
             promised = least
 
     def _best(self, groups: Groups, share: float | None, promised: int | None) -> Evaluation:
-        """One set with the best prefill among those with which it holds the promised context."""
+        """Evaluate one set with its best prefill, preferably with the promised context."""
 
         def worth(part: Evaluation) -> tuple[object, ...]:
             if part.fits:
@@ -199,7 +199,7 @@ class _Unequal:
         return self.state.once(("set", part), best)  # many shapes contain the same set
 
     def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
-        """One group's speed as a function of its requests, with the part's cache."""
+        """Return one group's speed as a function of its requests, with the part's cache."""
         sizer = Sizer(self.state, part.shape)
 
         def speed(in_flight: float) -> Speed:
@@ -269,10 +269,10 @@ Set = tuple[int, Callable[[float], Speed]]
 def evenly(
     sets: Sequence[tuple[int, float]], requests: float, most: Sequence[float] = ()
 ) -> list[float]:
-    """The requests for each engine of each set: in proportion to its weight, up to its bound.
+    """Divide requests over the engines of each set, by the set's weight, up to its bound.
 
-    ``sets`` has the number of engines and the weight for each set; without ``most`` there are no
-    bounds.
+    ``sets`` has the number of engines and the weight for each set. ``most`` has the bounds; without
+    it there are none.
     """
     bounds = list(most or [inf] * len(sets))
     open_, left = dict(enumerate(sets)), requests
@@ -306,7 +306,7 @@ def share_out(
         return shares[place] + steps[place] <= bounds[place]
 
     def worth(place: int) -> tuple[float, float]:
-        """The requests a second that the next part adds, and the negative time of an answer."""
+        """Return the requests a second that the next part adds, and an answer's negative time."""
         share, speed = shares[place], speeds[place]
         now, more = speed(share), speed(share + steps[place])
         before, after = now.requests_per_second, more.requests_per_second

@@ -191,7 +191,7 @@ class _Search:
         return every[place], every
 
     def shapes(self) -> list[Shape]:
-        """The shapes that LMDeploy accepts with the user's options, at least one.
+        """Return the shapes that LMDeploy accepts with the user's options, at least one.
 
         Raises:
             TurbofitError: there are none; the error says why.
@@ -273,7 +273,7 @@ class _Search:
             yield queued
 
     def widened(self, queued: Evaluation) -> Evaluation:
-        """The same shape with the most units per forward that cost no promise and no speed."""
+        """Return the same shape with the most units per forward that cost no promise or speed."""
         rule, low = self.request.model.image_rule, queued.shape
         least = low.units_per_forward
         assert rule is not None
@@ -399,7 +399,7 @@ def _other_weights(request: ResolvedRequest) -> str:
 
 
 def _order(evaluation: Evaluation) -> tuple[object, ...]:
-    """The sort key: fitting shapes by rank; others by requests held, then by missing bytes."""
+    """Return the sort key: fitting shapes by rank, others by requests held and missing bytes."""
     indices = tuple(-index for group in evaluation.shape.groups for index in group)
     if evaluation.fits:
         return (1, *evaluation.rank, indices)

@@ -50,7 +50,7 @@ class Shape(Struct):
         return len(self.groups)
 
     def requests(self, concurrency: int | None) -> float:
-        """The requests in each group at any time, for ``concurrency`` over all; 1 if None."""
+        """Return the requests in each group at any time, for ``concurrency`` over all (None: 1)."""
         if self.at_once is not None:
             return self.at_once
         return 1.0 if concurrency is None else concurrency / self.replicas
@@ -156,7 +156,7 @@ class Evaluation(Struct):
 
 
 def shape_settings(request: ResolvedRequest, shape: Shape, session_len: int) -> Settings:
-    """The engine's settings for a shape; options that the user gave are kept.
+    """Return the engine's settings for a shape; options that the user gave are kept.
 
     Raises:
         UsageError: a given option has a value that LMDeploy does not accept.
@@ -179,7 +179,7 @@ def shape_settings(request: ResolvedRequest, shape: Shape, session_len: int) -> 
 
 
 def dtype_for(model: Model, gpus: Sequence[Gpu]) -> tuple[Literal["float16", "bfloat16"], str]:
-    """The dtype that ``auto`` means on these GPUs, and the reason.
+    """Return the dtype that ``auto`` means on these GPUs, and the reason.
 
     AWQ, GPTQ and packed int4 need float16. Cards before Ampere have no bfloat16; a card of unknown
     capability counts as having it. On Hopper, int4 also runs in bfloat16, and gated delta nets need
@@ -199,7 +199,7 @@ def dtype_for(model: Model, gpus: Sequence[Gpu]) -> tuple[Literal["float16", "bf
 
 
 def chosen_dtype(model: Model, fixed: object, gpus: Sequence[Gpu]) -> str:
-    """The dtype that the user gave, or that ``auto`` means on these GPUs.
+    """Return the dtype that the user gave, or that ``auto`` means on these GPUs.
 
     Raises:
         UsageError: the GPUs cannot run the given dtype, and LMDeploy would silently change it.
@@ -308,7 +308,7 @@ def _requested_shape(request: ResolvedRequest, engine: Engine) -> Iterator[tuple
 
 
 def _tps(request: ResolvedRequest, gpus: Sequence[Gpu], engine: Engine) -> list[int]:
-    """The degrees that cards of one kind can run; NCCL cannot connect MIG instances."""
+    """Return the degrees that cards of one kind can run; NCCL cannot connect MIG instances."""
     most = 1 if gpus[0].mig else len(gpus)
     degrees = range(1, min(most, _LARGEST_TP) + 1) if request.tp is None else (request.tp,)
     return [tp for tp in degrees if tp <= most and not engine.tp_problem(request.model, tp)]

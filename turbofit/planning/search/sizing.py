@@ -72,7 +72,6 @@ class SearchState:
         return found
 
     def gpus_of(self, groups: Groups) -> list[tuple[Gpu, ...]]:
-        """The GPUs of each group."""
         return [tuple(map(self.request.machine.gpu, group)) for group in groups]
 
     def distinct(self, groups: Groups) -> list[tuple[Gpu, ...]]:
@@ -164,12 +163,12 @@ class Sizer:
         return max(0, tokens - kv_tokens) * account.bytes_per_token
 
     def accounts(self, session_len: int) -> list[Account]:
-        """One account for each distinct group; its indices may be those of an equal group."""
+        """Return one account for each distinct group; indices may be those of an equal group."""
         settings = shape_settings(self.request, self.shape, session_len)
         return [self._account(settings, gpus) for gpus in self.distinct]
 
     def largest_batch(self, settings: Settings) -> int | None:
-        """The largest batch that ends no group's engine; None if there is no limit."""
+        """Return the largest batch that ends no group's engine; None if there is no limit."""
         name, version = self.engine.name, self.engine.version
 
         def largest() -> int | None:
@@ -191,7 +190,7 @@ class Sizer:
         *,
         plain: bool = False,
     ) -> Speed:
-        """The forecast of one group; ``at_once`` None means the shape's own requests.
+        """Return the forecast of one group; ``at_once`` None means the shape's own requests.
 
         ``plain``: as if the vision tower's attention took no time.
         """
@@ -214,7 +213,7 @@ class Sizer:
         return state.once(key, forecast)
 
     def contexts(self) -> tuple[int, int]:
-        """The shortest and the longest context to try; both are the user's if it is given."""
+        """Return the shortest and the longest context to try; a given context is both."""
         longest = longest_context(self.request)
         if self.request.context_given:
             return longest, longest
@@ -223,7 +222,7 @@ class Sizer:
         return min(shortest_context(self.vision_load), longest), longest
 
     def session_len(self) -> int:
-        """The context in tokens: the user's, or the model's own, at most what the cache holds."""
+        """Return the context in tokens: the user's, or the model's as far as the cache holds it."""
         low, longest = self.contexts()
         if low == longest:
             return low
@@ -248,7 +247,7 @@ class Sizer:
         return rounded if cheap else low
 
     def ratio(self, accounts: Sequence[Account]) -> float | None:
-        """The largest ratio that fits every group and the rehearsals' caps, or the user's own.
+        """Return the largest ratio that fits every group and the rehearsals' caps, or the user's.
 
         None if no ratio fits one of the groups.
         """
@@ -282,12 +281,12 @@ class Sizer:
         return bisect(too_small, 0, round(most * RATIO_STEPS))[1] / RATIO_STEPS
 
     def footprint(self, settings: Settings) -> int:
-        """The most bytes in use by the engines of all groups, on all of their GPUs."""
+        """Return the most bytes in use by the engines of all groups, on all of their GPUs."""
         accounts = [self._account(settings, gpus) for gpus in self.groups]
         return sum(sum(account.taken_at(account.ratio)) for account in accounts)
 
     def _short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
-        """The missing bytes on the tightest GPU; 0 if the shape serves."""
+        """Return the missing bytes on the tightest GPU; 0 if the shape serves."""
         missing = max(account.missing_at(ratio or 0.0) for account in accounts)
         if missing or ratio is None:
             return max(1, missing)
@@ -300,14 +299,14 @@ class Sizer:
         return tokens * accounts[0].bytes_per_token
 
     def needed_tokens(self) -> int:
-        """The tokens that the cache must hold: a promised context, or the workload's request."""
+        """Return the tokens that the cache must hold, for a promised context or one request."""
         if self.request.workload.context is not None:
             return self.request.workload.context
         longest = self.request.model.text.max_position_embeddings
         return min(shortest_context(self.vision_load), longest, most_context(self.request))
 
     def _tokens_held(self, session_len: int) -> int:
-        """The tokens of the cache with this context; 0 if the engine does not start."""
+        """Return the tokens of the cache with this context; 0 if the engine does not start."""
         accounts = self.accounts(session_len)
         ratio = self.ratio(accounts)
         if ratio is None or any(account.cache_shortfall_at(ratio) for account in accounts):
@@ -323,7 +322,7 @@ class Sizer:
 
 
 def shortest_context(vision_load: VisionLoad) -> int:
-    """The least ``session_len``, in tokens, with which the workload's request can be served."""
+    """Return the least ``session_len`` with which the workload's request can be served."""
     return round_up(vision_load.tokens_per_request + MIN_TEXT_TOKENS, CONTEXT_STEP)
 
 
@@ -333,7 +332,7 @@ def most_context(request: ResolvedRequest) -> int:
 
 
 def longest_context(request: ResolvedRequest) -> int:
-    """The longest context to promise: the user's, or the model's own up to 32,768.
+    """Return the longest context to promise: the user's, or the model's own up to 32,768.
 
     Few requests are longer, and longer contexts let more images share TurboMind's forward. If
     images need a longer context, they get it. With the goal of context it is the model's own; for
@@ -399,7 +398,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
 
 
 def _fastest(rate: Callable[[int], float], most: int) -> int:
-    """The smallest batch, up to ``most``, with nearly the best rate.
+    """Return the smallest batch, up to ``most``, with nearly the best rate.
 
     The rate grows up to a single maximum; powers of two and ``most`` are tried.
     """
