@@ -337,7 +337,11 @@ def _matched(name: str, total: int | Literal["NA"]) -> str | None:
 
 
 def spec_name(name: str, total: int) -> str:
-    """Return the SPEC name of the card of this chip with ``total`` bytes; 0 keeps ``name``."""
+    """Return the SPEC name of the card of this chip with ``total`` bytes.
+
+    An unknown name, or any name if ``total`` is 0, is returned unchanged. If no card of the chip
+    has this size, the SPEC states the size.
+    """
     found = find_preset(name)
     if found is None or not total:
         return name

@@ -1,4 +1,4 @@
-"""Cards without a preset: MIG slices, vGPU profiles, laptop cards, modified cards, any size."""
+"""Cards without a preset: MIG slices, vGPUs, laptop cards, modified cards, and mere sizes (24GB)."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def mig_slice(key: str, profile: str) -> tuple[int, int]:
     """Return the bytes that CUDA can allocate in a MIG slice, and its SMs.
 
     Raises:
-        UsageError: no list that is known has this profile of the card.
+        UsageError: no such profile of the card is known.
     """
     whole, known = load_preset(key), dict[str, tuple[int, int]]()
     for row in _table().mig:
@@ -129,7 +129,7 @@ def mig_slice(key: str, profile: str) -> tuple[int, int]:
 
 
 def _cards_with(profile: str) -> str:
-    """Return the cards that MIG cuts into such parts, as SPECs."""
+    """Return the cards that have this MIG profile, as SPECs."""
     rows = [row for row in _table().mig if profile.lower() in row.profiles]
     return (
         " or ".join(f"{row.cards[0]}:mig={profile.lower()}" for row in rows) or "CARD:mig=3g.40gb"
@@ -142,7 +142,7 @@ def is_vgpu(name: str) -> bool:
 
 
 def least_usable(gigabytes: float) -> int:
-    """Return the least bytes that CUDA can allocate on a card of so many nominal gigabytes."""
+    """Return the least bytes that CUDA can allocate on a card of ``gigabytes`` nominal GB."""
     return int(gigabytes * _LEAST_OF_NOMINAL * 1024) * MIB
 
 

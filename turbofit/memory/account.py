@@ -1,8 +1,9 @@
 """The interface of engines and accounts for planning, and what all accounts share.
 
-In the order of a start: others hold ``used``; then contexts and communicators are made, and weights
-are loaded. Then the engine reads the free memory, the least of the group's GPUs, and a ratio of it
-becomes the cache. Later allocations must fit into the rest. An account gives all sizes.
+A start has this order: other processes hold ``used`` bytes; the engine makes contexts and
+communicators, and loads its weights; then it reads the free memory, the least of the group's GPUs,
+and a ratio of it becomes the cache. Later allocations must fit into the rest. An account has the
+sizes of all of these.
 """
 
 from __future__ import annotations

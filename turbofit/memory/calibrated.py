@@ -65,7 +65,7 @@ def _calibrations_of(launch: EngineLaunch, engine: str, version: str) -> list[Ca
 
 
 def unbelieved(launch: EngineLaunch, engine: str, version: str) -> str:
-    """Return a sentence why `calibration_for` rejects all calibrations; empty if it does not."""
+    """Say why `calibration_for` rejects all calibrations; empty if it does not."""
     free, calibrations = _free(launch), _calibrations_of(launch, engine, version)
     least = min((calibration.free for calibration in calibrations), default=0)
     if least <= free + _JITTER:
@@ -106,7 +106,7 @@ def corrected(memory: StaticMemory, calibration: Calibration | None) -> StaticMe
 
 
 def calibration_reason(calibration: Calibration) -> str:
-    """Return a sentence why a plan counts more or fewer bytes than its estimates."""
+    """Say why a plan counts more or fewer bytes than its estimates."""
     more = calibration.total
     size = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} than"
     amount = f"{size if more else 'as'} estimated"

@@ -171,7 +171,7 @@ def place_all(copies: ModelCopies, load: Load) -> Placement | None:
 
 
 def fewest_offloaded(copies: ModelCopies, load: Load) -> Placement | None:
-    """Return the placement with the fewest offloaded layers, or None if none is enough."""
+    """Return the placement with the fewest offloaded layers; None if the rest does not fit."""
     count = len(copies.parts.layers)
 
     def fits(off: int) -> bool:

@@ -154,7 +154,7 @@ def answers(scene: Scene) -> Iterator[tuple[Check, Answer]]:
 
 
 def refuse(scene: Scene) -> list[str]:
-    """Raise one error of all checks that stop a launch; else return the warnings.
+    """Raise one error for all checks that stop a launch; if none does, return the warnings.
 
     Raises:
         TurbofitError: the first check's kind of error; its hint has all fixes.

@@ -228,7 +228,7 @@ def cache_words(tokens: Sequence[int], vision_load: VisionLoad, settings: Settin
 def requests_held(
     accounts: Sequence[Account], tokens: Sequence[int], vision_load: VisionLoad
 ) -> int:
-    """Return the requests that all engines run at once, with all their tokens in the caches."""
+    """Return how many requests all engines run at once with all their tokens in the caches."""
     sizes = [counted_tokens(vision_load, account.settings.session_len) for account in accounts]
     return sum(
         min(account.settings.max_batch_size, account.settings.requests_in(cache, size))

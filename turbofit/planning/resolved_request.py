@@ -105,7 +105,7 @@ class ResolvedRequest(Struct):
         return tuple(self.machine.gpu(index) for index in self.machine.visible)
 
     def margin_of(self, gpu: Gpu) -> int:
-        """Return the bytes to leave free on one GPU, with those that a budget withholds."""
+        """Return the bytes to leave free on one GPU, including those that a budget withholds."""
         return self.margin.of(gpu) + self.withheld_of(gpu)
 
     def withheld_of(self, gpu: Gpu) -> int:

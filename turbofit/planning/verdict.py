@@ -79,6 +79,6 @@ def fitting(change: str, found: str) -> Remedy:
 
 
 def all_fitting(plan: Plan | None) -> list[Remedy]:
-    """Return the remedies that make a plan fit, the cheapest first; its others only come closer."""
+    """Return the remedies that make a plan fit, the cheapest first; others only come closer."""
     remedies = () if plan is None else plan.remedies
     return [remedy for remedy in remedies if remedy.effect.startswith(_FITS)]

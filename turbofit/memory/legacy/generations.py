@@ -306,11 +306,11 @@ def tower_bytes(model: Model, tp: int, *, spread: bool) -> tuple[int, ...]:
 
 
 def tower_activations(model: Model, units: int, *, flash: bool) -> int:
-    """Return the peak bytes in a forward of the tower for so many units (tiles or patches).
+    """Return the peak bytes in a forward of the tower for ``units`` (tiles or patches).
 
     ``flash``: attention without a score matrix, as the projects' own requirements install it; else
-    both score matrices (before and after softmax) of all units at once: an upper end. 0 without a
-    tower.
+    both score matrices (before and after softmax) of all units at once, which is an upper end. The
+    result is 0 without a tower.
     """
     vision, rule = model.vision, model.image_rule
     if vision is None or rule is None:

@@ -406,7 +406,7 @@ class LegacyAccount(GroupAccount):
         )
 
     def _tower(self, units: int, *, flash: bool) -> int:
-        """Return the bytes of torch's pool after a forward of so many units."""
+        """Return the bytes of torch's pool after a forward of the tower with ``units`` units."""
         if self.generation.vision.runs != "torch":
             return 0
         return round_up(tower_activations(self.model, units, flash=flash), PAGE)

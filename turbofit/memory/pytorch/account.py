@@ -1,4 +1,4 @@
-"""The PyTorch engine: the memory of one tensor-parallel group at any ratio, and refusals.
+"""The memory of the PyTorch engine on one group of GPUs at any ratio, and what it refuses.
 
 The terms of a ledger are in the order in which the engine allocates the memory.
 """

@@ -137,13 +137,13 @@ class Activations:
         return _TABLE_SIDE**2 * vision.head_dim // 2 * _COMPLEX
 
     def sampling(self, rows: int) -> int:
-        """Return the bytes for logits and sampling of at most so many rows."""
+        """Return the bytes for logits and sampling of at most ``rows`` rows."""
         few = min(rows, _SEGMENTED_SORT - 1) * self.constants.logit_few
         many = rows * self.constants.logit if rows >= _SEGMENTED_SORT else 0
         return max(few, many) * self.text.vocab + self.constants.sampling_base
 
     def decode(self, rows: int) -> int:
-        """Return the bytes of one decoding step with so many rows."""
+        """Return the bytes of one decoding step with ``rows`` rows."""
         mlp = max(self._mlp_elements(), self._moe_elements() + self._unfused_elements())
         per_head = _SPLITS * 2 * (self.text.head_dim + 2)  # the outputs of attention's parts
         if (mla := self.text.cached_latent) is not None:

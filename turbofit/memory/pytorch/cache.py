@@ -79,7 +79,7 @@ def cache_shape(text: TextDims, settings: Settings, constants: PytorchConstants)
 
 
 def state_slots(settings: Settings) -> int:
-    """Return the slots of the state cache: the batch's, one for the system, and one spare."""
+    """Return the number of state slots: the batch's, one for the system, and one spare."""
     return settings.max_batch_size + 2
 
 

@@ -138,7 +138,7 @@ def kv_heads_held(kv_heads: int, tp: int) -> int:
 
 
 def weight_classes(model: Model, tp: int) -> dict[str, int]:
-    """Return the bytes of one rank by class, with 16 bits if the checkpoint is not quantised."""
+    """Return one rank's weight bytes by class; 16 bits a weight if it is not quantised."""
     classes = dict.fromkeys(("embedding", "lm_head", "attention", "mlp", "norms", "delta"), 0)
     for tensor in text_tensors(model.text):
         linear = tensor.packs or tensor.part in ("embedding", "head", "delta")

@@ -282,7 +282,7 @@ def _mask_bytes(model: Model, units: int, width: int) -> int:
 
 
 def _tower(model: Model, units: int) -> tuple[int, int]:
-    """Return the tokens in the tower for so many units, and the number of their pixel values."""
+    """Return the tokens in the tower for ``units`` units, and the number of their pixel values."""
     return units * model.unit_tower_tokens, units * model.unit_values
 
 

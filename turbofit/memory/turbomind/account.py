@@ -1,4 +1,4 @@
-"""TurboMind: the memory of one tensor-parallel group at any cache ratio, and its refusals.
+"""The memory of TurboMind on one group of GPUs at any cache ratio, and the options it refuses.
 
 The terms of a ledger are in the order in which TurboMind allocates the memory.
 """

@@ -63,7 +63,7 @@ class SlabShape(CacheShape):
         return max(whole, min(self.tokens_beside(region, 1), self.longest))
 
     def tokens_beside(self, region: int, sequences: int) -> int:
-        """Return the least number of tokens in a region, beside the states of so many sequences.
+        """Return the least tokens in a region, beside the states of ``sequences`` sequences.
 
         The first page starts at the next page boundary of the driver's address, so at most one page
         is lost, and all of it is charged: too low by at most one slab's tokens.

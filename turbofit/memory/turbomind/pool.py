@@ -1,4 +1,4 @@
-"""Sizes of TurboMind's pool and buffers: one forward in its largest stage, and what stays.
+"""Sizes of TurboMind's pool, in the largest stage of a forward, and of its permanent buffers.
 
 TurboMind's executor allocates every activation from a private pool that never returns memory, so
 the largest sum of live tensors counts. Each function adds up one stage, in bytes, as
@@ -415,7 +415,7 @@ def pinned_buffers(model: Model, settings: Settings) -> int:
 
 
 def phases_of(settings: Settings) -> int:
-    """Return the copies of a running step's buffers: 2 while ``async_`` is on, else 1."""
+    """Return how many copies of a step's buffers there are: 2 while ``async_`` is on, else 1."""
     return 2 if settings.async_ else 1
 
 

@@ -234,7 +234,7 @@ def _expert_align(
 
 
 def vision_tp(vision: VisionDims, tp: int) -> int:
-    """Return the ranks that split the tower's attention; 1 (replicated) if heads do not divide."""
+    """Return how many ranks split the tower's attention; 1 if its heads do not divide evenly."""
     return tp if vision.heads % tp == 0 else 1
 
 
