@@ -1,4 +1,4 @@
-"""Cards without a preset: MIG slices, vGPUs, laptop cards, modified cards, and mere sizes (24GB)."""
+"""Cards without a preset: MIG slices, vGPUs, laptop cards, modified cards, and sizes (24GB)."""
 
 from __future__ import annotations
 

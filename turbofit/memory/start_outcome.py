@@ -1,4 +1,4 @@
-"""The outcome of a start at one ratio: the first step of the start that fails."""
+"""The outcome of a start at one ratio: it serves, or its first failing step says why not."""
 
 from __future__ import annotations
 

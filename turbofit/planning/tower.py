@@ -51,7 +51,7 @@ class Tower(Struct):
 
     @property
     def plain(self) -> Tower:
-        """The same tower if its attention took no time, as is the case for small images."""
+        """The same tower if its attention took no time, as is nearly true of small images."""
         return replace(self, pair_flops=0.0, window_flops=0.0)
 
     def encodings(self, place: float, tokens: float, forward: int, images: int = 1) -> int:
