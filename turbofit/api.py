@@ -1,4 +1,4 @@
-"""The functions of turbofit for programs: each builds a request and passes it to its room.
+"""The functions of turbofit for programs: each builds a request and passes it on.
 
     >>> import turbofit
     >>> plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
@@ -40,7 +40,7 @@ _Answer = TypeVar("_Answer")
 
 @cache
 def at_the_door(function: Callable[_Parameters, _Answer]) -> Callable[_Parameters, _Answer]:
-    """The function for programs: its errors name keywords, and tracebacks end at the caller."""
+    """Wrap a function for programs: its errors name keywords, and tracebacks end at the caller."""
 
     @wraps(function)
     def door(*args: _Parameters.args, **keywords: _Parameters.kwargs) -> _Answer:
@@ -54,14 +54,14 @@ def at_the_door(function: Callable[_Parameters, _Answer]) -> Callable[_Parameter
 
 
 def _request(kind: type[_Request], model: Any, options: Any) -> _Request:
-    """The request made of a caller's model and keywords."""
+    """Make a request of a caller's model and keywords."""
     if isinstance(model, kind):
         return model.changed(**options)
     return kind.of(model=model, **options)
 
 
 def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options: Any) -> Plan:
-    """The best plan for a model on a machine.
+    """Return the best plan for a model on a machine.
 
     Args:
         model: a checkpoint folder, a hub id, a preset's name, or a model already read; or a whole
@@ -88,13 +88,13 @@ def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options:
 
 
 def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: Any) -> ClusterPlan:
-    """One promise for several machines, and the best plan of each machine that keeps it.
+    """Make one promise for several machines, and the best plan of each machine that keeps it.
 
     Args:
         model: as for `plan`.
         cluster: the nodes as they were measured; each is planned for its own cards.
-        options: as for `plan`, but for the machine: ``tp``, ``replicas`` and ``concurrency`` are
-            of each node.
+        options: as for `plan`, without the machine; ``tp``, ``replicas`` and ``concurrency`` are
+            for each node.
 
     Raises:
         TurbofitError: as `plan`, if it holds for every node.
@@ -103,12 +103,12 @@ def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: 
 
 
 def which(model: str | Model | None = None, **options: Any) -> Which:
-    """The preset cards that keep a promise, or, without a model, the models that a machine serves.
+    """Find the preset cards that keep a promise; without a model, the models that a machine serves.
 
     Args:
         model: as for `plan`; None: every preset model on the machine that ``on`` names.
         options: as for `plan`, ``images_per_second`` that the forecast must reach, and
-            ``all_counts`` (also larger counts of a card of which fewer do).
+            ``all_counts`` (not only the smallest count of a card, but every one that is tried).
 
     Raises:
         TurbofitError: as `plan`, if it holds for every card or model.
@@ -125,7 +125,9 @@ def predict(
     backend_config: Any = None,
     **options: Any,
 ) -> Plan:
-    """The memory that given settings take, with LMDeploy's defaults for the others. No search.
+    """Predict the memory that given settings take, with LMDeploy's defaults for the others.
+
+    Nothing is searched.
 
     Args:
         model: as for `plan`.
@@ -154,10 +156,10 @@ def diagnose(
     on: str | None = None,
     hang: bool = False,
 ) -> Diagnosis:
-    """Why a run of an engine ended, by its log: what happened, the first step, and what would work.
+    """Explain by its log why an engine's run ended: the cause, a first step, what would work.
 
     Args:
-        log: a file's path, or the log itself, which has blanks.
+        log: a file's path, or the text of the log itself, which contains white space.
         model: the model, if the log does not name it or names it wrongly.
         on: the machine as a SPEC, if the log does not describe it.
         hang: the program stands still, which no line says.
@@ -194,8 +196,8 @@ def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
 
     Args:
         model_path: as LMDeploy takes it, or a name that presets know.
-        backend_config: LMDeploy's; each of its fields that differs from LMDeploy's default stays,
-            in a copy. All arguments up to ``vision_config`` are LMDeploy's.
+        backend_config: a config of LMDeploy. A copy of it is used, in which each field that differs
+            from LMDeploy's default stays. All arguments up to ``vision_config`` are LMDeploy's.
         options: those of `plan` that shape it (``tp``, ``on``, ``images``, ``context``,
             ``margin``, …).
 

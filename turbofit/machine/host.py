@@ -36,7 +36,7 @@ def read_host(
 
 
 def usable_cores(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | NaType:
-    """The number of cores that this process may use, by its affinity and a cgroup's quota.
+    """Return the number of cores that this process may use, by its affinity and a cgroup's quota.
 
     It is rounded down: a quota of 3.5 cores counts as 3; but a quota below 1 counts as 1.
     """
@@ -47,7 +47,7 @@ def usable_cores(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int 
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """The fields of a file such as meminfo, sizes in bytes."""
+    """Return the fields of a file such as meminfo, sizes in bytes."""
     fields: dict[str, int] = {}
     for line in _text(path).splitlines():
         name, *rest = line.replace(":", " ").split() or [""]
@@ -57,7 +57,7 @@ def _fields(path: Path) -> dict[str, int]:
 
 
 def _cgroup_limits(proc: Path, root: Path) -> list[tuple[int, int]]:
-    """(limit, usage) in bytes of each memory cgroup of this process, with the parents.
+    """Return (limit, usage) in bytes of each memory cgroup of this process, and of its parents.
 
     File pages that the kernel drops before it kills a process do not count as used.
     """
@@ -76,7 +76,7 @@ def _cgroup_limits(proc: Path, root: Path) -> list[tuple[int, int]]:
 
 
 def _quotas(proc: Path, root: Path) -> list[int]:
-    """The quotas, in whole cores, of each CPU cgroup of this process, with the parents."""
+    """Return the quota, in whole cores, of each CPU cgroup of this process, and of its parents."""
     quotas = []
     for folder, old in _groups(proc, root, "cpu"):
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if old else ("cpu.max",)
@@ -87,7 +87,7 @@ def _quotas(proc: Path, root: Path) -> list[int]:
 
 
 def _groups(proc: Path, root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """The folder of each cgroup of a controller, with the parents; whether it is of version 1."""
+    """Yield the folder of each cgroup of a controller, with its parents, and if it is version 1."""
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -98,7 +98,7 @@ def _groups(proc: Path, root: Path, controller: str) -> Iterator[tuple[Path, boo
 
 
 def _upwards(base: Path, path: str) -> list[Path]:
-    """The group's folder and those above it; a container may not have them all mounted."""
+    """Return the group's folder and those above it; a container may not have them all mounted."""
     parts = [part for part in path.split("/") if part and part != ".."]
     return [base.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
 
@@ -117,7 +117,7 @@ def _free(path: str) -> int | NaType:
 
 
 def affinity_cores() -> int | NaType:
-    """The number of cores in this process's affinity."""
+    """Return the number of cores in this process's affinity."""
     try:
         return len(os.sched_getaffinity(0))
     except (AttributeError, OSError):

@@ -1,7 +1,7 @@
 """What turbofit learned on this machine, for later plans: JSON documents below ``learned/``.
 
 Each model has a folder, in which a document is named by its kind and by the facts that it depends
-on. What pretend GPUs taught is apart: a real plan never reads it.
+on. Documents of pretend GPUs have another folder, which no real plan reads.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ T = TypeVar("T", bound=Struct)
 def learned(
     kind: str, type_: type[T], model: str, *facts: Any, pretend: bool = False
 ) -> StateFile[T]:
-    """The document of a kind for a model (`memory.calibrated.identity`) and these facts."""
+    """Return the file of a document of this kind, for a model and the facts that it depends on.
+
+    ``model`` is an identity (`memory.calibrated.identity`).
+    """
     text = msgspec.json.encode(facts, order="deterministic").decode()
     folder = _folder(pretend) + digest_of_parts(model)
     return StateFile(folder, f"{kind}-{digest_of_parts(text)}", type_)
 
 
 def all_learned(kind: str, type_: type[T], *, pretend: bool) -> list[T]:
-    """All documents of a kind, of any model; those that cannot be read are left out."""
+    """Return all documents of a kind, of any model; those that cannot be read are left out."""
     found = []
     for path in sorted(state_dir(_folder(pretend), make=False).glob(f"*/{kind}-*.json")):
         with suppress(OSError, ValueError, RecursionError):
@@ -55,7 +58,7 @@ def _folder(pretend: bool) -> str:
 
 
 def with_measured(machine: Machine, measured: Measured) -> Machine:
-    """The machine with its measured speeds; copies that were checked decide on peer access."""
+    """Add measured speeds to a machine, with the peer access that the measured copies showed."""
     wrong = {tuple(sorted((pair.source, pair.target))) for pair in measured.pairs if not pair.right}
     links = tuple(_proved(link, measured.pairs) for link in machine.links)
     notes = tuple(
@@ -67,7 +70,7 @@ def with_measured(machine: Machine, measured: Measured) -> Machine:
 
 
 def _proved(link: Link, pairs: Sequence[PairSpeed]) -> Link:
-    """The link, with the peer access that copies in both directions showed.
+    """Return the link, with the peer access that copies in both directions showed.
 
     One wrong copy is enough to refuse it; a right copy in only one direction changes nothing.
     """
@@ -90,15 +93,15 @@ def keep(machine: Machine, measured: Measured) -> Path:
 
 
 def recall(machine: Machine) -> Machine:
-    """The machine with stored results for exactly these GPUs; unchanged if there are none."""
+    """Return the machine with stored results for exactly these GPUs, or unchanged without any."""
     measured = _file(machine).read()
     return machine if measured is None else with_measured(machine, measured)
 
 
 def _file(machine: Machine) -> StateFile[Measured]:
-    """The file by the driver, which decides on peer access, and the GPUs' UUIDs.
+    """Return the file for these GPUs and their driver, which decides on peer access.
 
-    It includes each index, since results name GPUs by index: moved cards are measured again.
+    The GPUs' indices count, too, since results name GPUs by index: moved cards are measured again.
     """
     gpus = sorted(f"{gpu.index} {gpu.uuid}" for gpu in machine.gpus)
     return StateFile("learned/machine", digest_of_parts(*gpus, str(machine.driver)), Measured)

@@ -30,7 +30,7 @@ class SmiGpu(Struct):
     free: int | None = None
 
     def spec(self) -> str:
-        """The GPU, or all equal GPUs of its line, as one group of a SPEC."""
+        """Return the GPU, or all equal GPUs of its line, as one group of a SPEC."""
         parts = [f"{self.count}x{self.name}" if self.count > 1 else self.name]
         if self.total:
             parts[0] += f" {self.total // MIB} MiB"
@@ -74,7 +74,7 @@ class SmiTable:
         self._named: tuple[int, str] | None = None
 
     def line(self, text: str) -> SmiGpu | SmiProcess | MigSlice | None:
-        """The content of a line; None if it has none, or is the first of a GPU's two lines.
+        """Return the content of a line; None if it has none, or is the first of a GPU's two lines.
 
         If the GPU before lacks its second line, a first line returns that GPU, without its memory.
         """
@@ -96,7 +96,7 @@ class SmiTable:
         return None
 
     def unfinished(self) -> SmiGpu | None:
-        """The GPU of the last name, if no line with its memory followed."""
+        """Return the GPU of the last name, if no line with its memory followed."""
         return SmiGpu(index=self._named[0], name=self._named[1]) if self._named else None
 
 
@@ -109,7 +109,7 @@ _LISTED_SLICE: Final = re.compile(r"\s*MIG\s+(\S+)\s+Device\b")
 
 
 def listed(line: str) -> SmiGpu | MigSlice | None:
-    """The GPU or the slice in a line of a list; None if the line has neither."""
+    """Return the GPU or the slice in a line of a list; None if the line has neither."""
     if gpu := _LISTED.match(line):
         indices = gpu[1].split(",")
         return SmiGpu(index=int(indices[0]), name=gpu[2], count=len(indices))
@@ -118,7 +118,7 @@ def listed(line: str) -> SmiGpu | MigSlice | None:
 
 
 def groups(gpus: list[SmiGpu], slices: list[MigSlice]) -> list[str]:
-    """GPUs as groups of a SPEC; if the GPU has MIG slices, the slice that runs an engine.
+    """Return GPUs as groups of a SPEC; of a GPU with MIG slices, only the slice for an engine.
 
     From a table, the last slice's size is taken; from a list, the first slice's profile.
     """
@@ -137,7 +137,7 @@ _QUERY: Final = "nvidia-smi --query-gpu=index,name,memory.total,memory.used --fo
 
 
 def read_text(text: str) -> list[str]:
-    """The GPUs in nvidia-smi's table or CSV as groups of a SPEC; an empty list for other text.
+    """Read the GPUs in nvidia-smi's table or CSV as groups of a SPEC; none from other text.
 
     Raises:
         UsageError: the columns have no names, so their meaning is unknown.
@@ -156,7 +156,7 @@ def read_text(text: str) -> list[str]:
 
 
 def _read_list(lines: list[str]) -> list[str]:
-    """The GPUs of ``nvidia-smi -L``; a card that MIG cuts stands for its slices."""
+    """Read the GPUs of ``nvidia-smi -L``; a card that MIG divides is replaced by its slices."""
     texts: list[str] = []
     found: list[SmiGpu | MigSlice | None] = [listed(line) for line in lines]
     whole = ""
@@ -173,7 +173,7 @@ def _read_list(lines: list[str]) -> list[str]:
 
 
 def _read_csv(lines: list[str]) -> list[SmiGpu]:
-    """The GPUs of a CSV; its first line names the columns: ``memory.used [MiB]`` is ``used``."""
+    """Read the GPUs of a CSV; the first line names the columns, such as ``memory.used [MiB]``."""
     head, *rows = csv.reader(lines, skipinitialspace=True)
     columns = [name.split("[")[0].strip().lower().removeprefix("memory.") for name in head]
     gpus = []
@@ -187,7 +187,7 @@ def _read_csv(lines: list[str]) -> list[SmiGpu]:
 
 
 def _size(cell: str) -> int | None:
-    """The bytes in a cell; None if nvidia-smi could not read them (``[N/A]``)."""
+    """Return the bytes in a cell; None if nvidia-smi could not read them (``[N/A]``)."""
     match = _CELL.fullmatch(cell)
     return int(match[1]) * MIB if match else None
 

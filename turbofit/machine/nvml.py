@@ -86,11 +86,11 @@ class Nvml:
         return value, code in (_NOT_SUPPORTED, _INVALID_ARGUMENT)
 
     def memory(self, handle: Any) -> Any:
-        """The memory of a device, with the driver's reserved part; answers as `query` does."""
+        """Return a device's memory, with the driver's reserved part; answers as `query` does."""
         return self.query("nvmlDeviceGetMemoryInfo", handle, self._library.nvmlMemory_v2)
 
     def reason(self, function: str, *args: Any) -> str:
-        """The driver's words for the error of a query."""
+        """Return the driver's words for the error of a query."""
         try:
             getattr(self._library, function)(*args)
         except (self._library.NVMLError, *self._no_answer) as exc:
@@ -120,7 +120,7 @@ class Nvml:
 
 
 def answered(value: Any) -> bool:
-    """Whether a value is an answer, not ``NA``; pynvml's structures cannot be compared with it."""
+    """Return whether a value is an answer; pynvml's structures cannot be compared with ``NA``."""
     return not (isinstance(value, str) and value == NA)
 
 

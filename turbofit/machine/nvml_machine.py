@@ -144,7 +144,7 @@ def _address(pci: Any) -> Address | None:
 def _visible(
     devices: Sequence[Device], environ: Mapping[str, str]
 ) -> tuple[tuple[int, ...], list[str]]:
-    """The GPUs that a CUDA program would see, and warnings about them."""
+    """Return the GPUs that a CUDA program would see, and warnings about them."""
     value = environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return tuple(index for device in devices for index in device.default), []
@@ -168,14 +168,14 @@ def _visible(
 def _may_be_numbered_otherwise(
     value: str, devices: Sequence[Device], environ: Mapping[str, str]
 ) -> bool:
-    """Whether the value uses numbers, and CUDA may number these cards by speed."""
+    """Return whether the value uses numbers, and CUDA may number these cards by speed."""
     by_index = not value.strip().startswith(("GPU-", "MIG-"))
     names = {gpu.name for device in devices for gpu in device.gpus if not gpu.mig}
     return by_index and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and len(names) > 1
 
 
 def _links(nvml: Nvml, devices: Sequence[Device]) -> tuple[Link, ...]:
-    """The links between whole GPUs as measured; a MIG instance has no peers."""
+    """Return the links between whole GPUs as measured; a MIG instance has no peers."""
     gpus = [gpu for device in devices for gpu in device.gpus]
     links = [
         Link(a=first.index, b=part.index, p2p_read=False, p2p_write=False, nvlinks=0)
@@ -217,7 +217,7 @@ def _link(nvml: Nvml, first: Device, second: Device, lanes: Mapping[int, Lanes |
 
 
 def _p2p(nvml: Nvml, first: Any, second: Any, capability: int) -> bool | NaType:
-    """Whether peer access works both ways: False if one way is known to fail."""
+    """Return whether peer access works both ways; False if one way fails, NA if unknown."""
     ways = ((first, second), (second, first))
     statuses = {nvml.query("nvmlDeviceGetP2PStatus", *way, capability) for way in ways}
     if statuses - {_P2P_OK, _P2P_UNKNOWN, NA}:
@@ -228,7 +228,7 @@ def _p2p(nvml: Nvml, first: Any, second: Any, capability: int) -> bool | NaType:
 def _shared_lanes(
     first: Lanes | None, second: Lanes | None, bus: Address | None, over_nvlink: bool | NaType
 ) -> int | NaType:
-    """The number of lanes between two GPUs: direct ones, else those through switches."""
+    """Return the number of lanes between two GPUs: direct ones, else those through switches."""
     if first is None or second is None:
         return NA
     direct = first[bus] if bus else 0
@@ -239,7 +239,7 @@ def _shared_lanes(
 
 
 def _lanes(nvml: Nvml, device: Device, buses: set[Address]) -> Lanes | None:
-    """The active lanes of a GPU; empty if it has no NVLink, None if they cannot be read."""
+    """Return the active lanes of a GPU; empty if it has no NVLink, None if they cannot be read."""
     lanes = Lanes()
     try:
         for link in range(_MOST_NVLINKS):
@@ -300,7 +300,7 @@ def _read(nvml: Nvml, device: Device, index: int, first_part: int) -> None:
 
 
 def _lost_gpu(nvml: Nvml, index: int, handle: Any) -> Gpu:
-    """A lost GPU, with its name and UUID if NVML still answers for these."""
+    """Return a lost GPU, with its name and UUID if NVML still answers for these."""
 
     def ask(function: str) -> str:
         try:
@@ -339,7 +339,7 @@ def _read_gpu(nvml: Nvml, index: int, handle: Any) -> tuple[Gpu, list[str]]:
 
 
 def _memory(nvml: Nvml, handle: Any) -> dict[str, Any]:
-    """The sizes of a device's memory in bytes; they add up, or are all NA."""
+    """Return the sizes of a device's memory in bytes; they add up, or are all NA."""
     info = nvml.memory(handle)
     if not answered(info) or not info.total or info.free > info.total:
         return {"total": NA, "reserved": NA, "used": NA, "free": NA}
@@ -349,7 +349,7 @@ def _memory(nvml: Nvml, handle: Any) -> dict[str, Any]:
 
 
 def _holders(nvml: Nvml, handle: Any, used: int | NaType) -> tuple[Holder, ...]:
-    """The holders of memory: visible processes, the largest first, then the unexplained rest."""
+    """Return who holds memory: visible processes, the largest first, then the unexplained rest."""
     sizes: dict[int, int | NaType] = {}
     for function in _PROCESS_LISTS:
         processes = nvml.query(function, handle)
@@ -368,7 +368,7 @@ def _holders(nvml: Nvml, handle: Any, used: int | NaType) -> tuple[Holder, ...]:
 
 
 def _process_name(nvml: Nvml, pid: int) -> str:
-    """The file name of a program; only NVML knows processes in other PID namespaces."""
+    """Return the file name of a program; only NVML knows processes in other PID namespaces."""
     name = nvml.query("nvmlSystemGetProcessName", pid)
     if not answered(name) or not name:
         try:
@@ -414,7 +414,7 @@ def _read_parts(nvml: Nvml, device: Device, first_part: int) -> None:
 
 
 def _part(nvml: Nvml, parent: Any, handle: Any, gpu: Gpu, parent_name: str) -> Gpu:
-    """A MIG instance, with its share of the figures in the whole GPU's preset."""
+    """Return a MIG instance, with its share of the figures in the whole GPU's preset."""
     attributes = nvml.query("nvmlDeviceGetAttributes", handle)
     read = answered(attributes)
     whole = _memory(nvml, parent)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Basis = Literal["published", "measured", "estimate"]
 T = TypeVar("T")
 
-#: The relative difference of one card's memory, by drivers and by ECC (a sixteenth of GDDR).
+#: The share by which one card's memory may differ, by its driver and by ECC (a sixteenth of GDDR).
 _SAME_MEMORY: Final = 0.07
 _BRAND: Final = re.compile("nvidia|geforce|tesla|quadro")
 _GIGABYTES: Final = re.compile(r"(\d)gi?b")
@@ -36,7 +36,7 @@ _CONSTANTS: Final = ("compute_capability", "sm_count", "l2", "memory_bandwidth",
 
 
 class Sourced(Struct, Generic[T], forbid_unknown_fields=True):
-    """A figure with its source; ``low`` is the lowest one if several were seen."""
+    """A figure with its source; ``low`` is the lowest value if several were seen."""
 
     value: T
     source: str
@@ -106,14 +106,17 @@ class GpuPreset(Struct, forbid_unknown_fields=True):
 
 
 class Assumed(Struct, forbid_unknown_fields=True):
-    """An assumption for an ambiguous name, which matters always or only for ``several`` GPUs."""
+    """A note on a card whose name leaves its memory or form open.
+
+    ``when`` says whether the note matters always, or only for several GPUs.
+    """
 
     when: Literal["always", "several"]
     note: str
 
 
 class GpuNames(Struct, forbid_unknown_fields=True):
-    """`presets/gpus/aliases.yaml`."""
+    """The content of `presets/gpus/aliases.yaml`."""
 
     presets: dict[str, list[str]]
     twins: dict[str, list[str]]
@@ -122,7 +125,7 @@ class GpuNames(Struct, forbid_unknown_fields=True):
 
 
 class ContextRule(Struct, forbid_unknown_fields=True):
-    """`presets/gpus/context.yaml`."""
+    """The content of `presets/gpus/context.yaml`: the context's size on cards without a preset."""
 
     low_mib_per_sm: float
     high_base_mib: int
@@ -134,7 +137,7 @@ class ContextRule(Struct, forbid_unknown_fields=True):
 
 
 def preset_names() -> tuple[str, ...]:
-    """The names of all GPU presets: those in aliases.yaml first, then the others."""
+    """Return the names of all GPU presets: those in aliases.yaml first, then the others."""
     return tuple(_names().presets)
 
 
@@ -145,7 +148,10 @@ def load_preset(key: str) -> GpuPreset:
 
 
 def find_preset(name: str) -> str | None:
-    """The preset for a name as typed or as in NVML; the card's size may stand anywhere in it."""
+    """Return the preset for a name as typed or as in NVML, or None.
+
+    The card's size may stand anywhere in the name.
+    """
     index, (rest, gigabytes) = _index(), split_size(name)
     key = index.get(bare_name(name))
     if key is not None or not gigabytes:
@@ -156,13 +162,13 @@ def find_preset(name: str) -> str | None:
 
 
 def split_size(name: str) -> tuple[str, int]:
-    """A name without the gigabytes in it, and these; 0 if it has none."""
+    """Return a name without its gigabytes, and the gigabytes; 0 if it has none."""
     sized = _SIZE_WITHIN.search(name)
     return (_SIZE_WITHIN.sub("", name, count=1), int(sized[1])) if sized else (name, 0)
 
 
 def presets_with(words: Iterable[str]) -> list[str]:
-    """The presets that have all of these words in one name; a word may be a generation."""
+    """Return the presets that have all of these words in one name; a word may be a generation."""
     wanted, generations = [bare_name(word) for word in words], _names().generations
     capabilities = [generations[word] for word in wanted if word in generations]
     rest = [word for word in wanted if word not in generations]
@@ -173,7 +179,7 @@ def presets_with(words: Iterable[str]) -> list[str]:
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """The known names most like an unknown one, best first; only of its size if it has one."""
+    """Return the known names most like an unknown one; if it has a size, only of that size."""
     import difflib
 
     index, typed = _index(), _TYPED_SIZE.search(name.strip())
@@ -184,14 +190,14 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
 
 
 def nominal_gigabytes(key: str) -> int:
-    """The memory of a preset's card in GB, as its maker gives it."""
+    """Return the memory of a preset's card in GB, as its maker gives it."""
     names = (key, *_names().presets.get(key, ()))
     sized = next(filter(None, map(_SIZED_NAME.fullmatch, names)), None)
     return int(sized[1]) if sized else round(load_preset(key).total_mib.value / 1024)
 
 
 def assumed_note(name: str, count: int, *, sized: bool = False) -> str | None:
-    """The note on an assumed memory size or form of a card, for a name that leaves it open.
+    """Return the note on an assumed memory size or form of a card, for a name that leaves it open.
 
     ``sized``: the size is given, and only the form (NVLink) may be assumed.
     """
@@ -205,12 +211,12 @@ def assumed_note(name: str, count: int, *, sized: bool = False) -> str | None:
 
 @cache
 def usual_assumptions() -> frozenset[str]:
-    """The notes on the usual size or form of a card, which a plan's whole text alone says."""
+    """Return the notes on a card's usual size or form, which only a plan's full text contains."""
     return frozenset(assumed.note for assumed in _names().assumed.values())
 
 
 def match_preset(gpu: Gpu) -> GpuPreset | None:
-    """The preset of a measured GPU, found by name and memory, since cards may share a name.
+    """Return the preset of a measured GPU, found by name and memory, since cards may share a name.
 
     None for a MIG instance, and for a card without a preset.
     """
@@ -219,12 +225,12 @@ def match_preset(gpu: Gpu) -> GpuPreset | None:
 
 
 def match_key(gpu: Gpu) -> str | None:
-    """The key of a measured GPU's preset; NVML's name, `GpuPreset.name`, may belong to several."""
+    """Return the key of a measured GPU's preset; several presets may have NVML's name."""
     return None if gpu.mig else _matched(gpu.name, gpu.total)
 
 
 def fill(gpu: Gpu, preset: GpuPreset | None = None) -> Gpu:
-    """The GPU with figures that NVML lacks (L2, bandwidth, FLOP/s) taken from its preset."""
+    """Return the GPU with figures that NVML lacks (L2, bandwidth, FLOP/s) taken from its preset."""
     preset = preset or match_preset(gpu)
     if preset is None:
         return gpu
@@ -238,7 +244,7 @@ def fill(gpu: Gpu, preset: GpuPreset | None = None) -> Gpu:
 
 
 def share_of(preset: GpuPreset, gpu: Gpu, whole: int) -> Gpu:
-    """A MIG instance with its share of the preset's figures; the card has ``whole`` bytes.
+    """Return a MIG instance with its share of the preset's figures; the card has ``whole`` bytes.
 
     Bandwidth is shared by memory, FLOP/s by SMs. L2 is the whole card's, so figures that depend on
     it are too high.
@@ -260,7 +266,7 @@ def preset_links(
     nvlink: frozenset[tuple[int, int]] | None = None,
     p2p: Literal["none", "all"] | None = None,
 ) -> tuple[Link, ...]:
-    """The links of a described machine, where GPU ``i`` has the preset ``presets[i]``.
+    """Return the links of a described machine, where GPU ``i`` has the preset ``presets[i]``.
 
     Args:
         presets: the card of each GPU, in index order; None if its links are unknown.
@@ -293,7 +299,7 @@ def preset_links(
 
 
 def context_bytes(gpu: Gpu) -> tuple[int, str]:
-    """Bytes that one process's CUDA context takes on this GPU, at the upper end, and a note.
+    """Return the bytes of one process's CUDA context on this GPU (upper end), and a note.
 
     They come from the card's preset, else from the number of SMs, else from the largest known
     figure. The estimate is high, but omits kernels that libraries load later.
@@ -311,14 +317,14 @@ def context_bytes(gpu: Gpu) -> tuple[int, str]:
 
 
 def is_measured(gpu: Gpu) -> bool:
-    """Whether contexts and libraries were measured on such a card, by a run of `bench/gpu`."""
+    """Return whether a run of `bench/gpu` measured contexts and libraries on such a card."""
     preset = match_preset(gpu)
     return preset is not None and "bench/gpu" in preset.context_mib.source
 
 
 @cache
 def _matched(name: str, total: int | Literal["NA"]) -> str | None:
-    """The preset of this name whose card has ``total`` bytes of memory, within a tolerance."""
+    """Return the preset of this name whose card has nearly ``total`` bytes of memory."""
     key = find_preset(name)
     if key is None or total == NA:
         return key
@@ -331,7 +337,11 @@ def _matched(name: str, total: int | Literal["NA"]) -> str | None:
 
 
 def spec_name(name: str, total: int) -> str:
-    """The SPEC name of the card of this chip with ``total`` bytes; ``name`` itself if that is 0."""
+    """Return the SPEC name of the card of this chip with ``total`` bytes.
+
+    An unknown name, or any name if ``total`` is 0, is returned unchanged. If no card of the chip
+    has this size, the SPEC states the size.
+    """
     found = find_preset(name)
     if found is None or not total:
         return name
@@ -344,7 +354,7 @@ def spec_name(name: str, total: int) -> str:
 
 
 def nearest_in_memory(total: int) -> str:
-    """The card whose free memory without any process is nearest to ``total`` bytes."""
+    """Return the card whose free memory without any process is nearest to ``total`` bytes."""
 
     def apart(key: str) -> int:
         return abs(load_preset(key).total - load_preset(key).reserved - total)
@@ -357,14 +367,14 @@ def _note(low: int, high: int, source: str) -> str:
 
 
 def bare_name(name: str) -> str:
-    """A name reduced for comparison: ``NVIDIA A100-SXM4-80GB`` becomes ``a100sxm480g``."""
+    """Return a name reduced for comparison: ``NVIDIA A100-SXM4-80GB`` becomes ``a100sxm480g``."""
     bare = _BRAND.sub("", name.lower().replace("_", " "))
     return _GIGABYTES.sub(r"\1g", "".join(c for c in bare if c.isalnum()))
 
 
 @cache
 def _names() -> GpuNames:
-    """The names in aliases.yaml; a preset that is not in it has its own name only."""
+    """Return the names in aliases.yaml; a preset that is not in it has its own name only."""
     names = read_table("aliases.yaml", GpuNames)
     others = sorted(presets_of("gpus") - _NO_CARDS - set(names.presets))
     unlisted = {key: [load_preset(key).name] for key in others}
@@ -413,7 +423,7 @@ MAY_BE_CARD: Final = re.compile(
 
 
 class NamedCards(NamedTuple):
-    """Cards of one kind: their chip, SPEC name, number (0: not said), and whether with a size."""
+    """Cards of one kind in a text: chip, SPEC name, number (0: not said), and if a size is said."""
 
     chip: str
     name: str
@@ -422,7 +432,7 @@ class NamedCards(NamedTuple):
 
 
 def cards_in(text: str) -> Iterator[NamedCards]:
-    """Yields the cards that a line names, which a SPEC can name too."""
+    """Yield the cards that a line names, as far as a SPEC can name them."""
     for match in _CARD.finditer(text):
         name, number = match["name"].removesuffix(" Laptop"), _COUNTS.get(match["word"] or "", 0)
         number = int(match["count"] or match["times"] or number)

@@ -32,7 +32,7 @@ _HINT: Final = "write one with turbofit machine --save FILE"
 def machine_from(
     on: str | Machine | None, *, gpus: str | None = None, environ: Mapping[str, str] | None = None
 ) -> Machine:
-    """The machine to plan for.
+    """Return the machine to plan for.
 
     Args:
         on: a SPEC; a snapshot's path if it has a ``/`` or ends in ``.json``; None: this machine,
@@ -85,7 +85,7 @@ def machine_from(
 
 
 def _accounted(gpu: Gpu) -> Gpu:
-    """The GPU, where all that is neither reserved nor free is used; slow cards get their FLOP/s."""
+    """Count memory that is neither reserved nor free as used; fill in a slow card's FLOP/s."""
     if gpu.dense_flops == NA and (slow := slow_card(gpu.name)):
         gpu = replace(gpu, dense_flops=slow.flops)
     if gpu.total == NA or gpu.free == NA:  # noqa: PLR1714 - mypy narrows by these
@@ -95,7 +95,7 @@ def _accounted(gpu: Gpu) -> Gpu:
 
 
 def _with_notes(machine: Machine) -> Machine:
-    """The machine with a warning for each visible GPU that has no preset or is slow."""
+    """Return the machine with a warning for each visible GPU that has no preset or is slow."""
     if machine.source == "preset":
         return machine
     gpus = [machine.gpu(index) for index in machine.visible]
@@ -107,7 +107,7 @@ def _with_notes(machine: Machine) -> Machine:
 
 
 def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
-    """The note on a GPU that is only partly known, is slow, or is a part of a card."""
+    """Return the note on a GPU that is only partly known, is slow, or is a part of a card."""
     if match_preset(gpu) is not None:
         return None
     names = ["sm_count", "compute_capability", "l2"]
@@ -202,7 +202,7 @@ def _bytes(name: str) -> bytes:
 
 
 def _impossible(machine: Machine) -> str | None:
-    """The reason why the machine is impossible; None if it is possible."""
+    """Return the reason why the machine is impossible; None if it is possible."""
     indices = {gpu.index for gpu in machine.gpus}
     pairs = {(link.a, link.b) for link in machine.links}
     visible = set(machine.visible)
@@ -228,7 +228,7 @@ def _is_overfull(gpu: Gpu) -> bool:
 
 
 def spec_of(machine: Machine) -> str:
-    """The machine as a SPEC that people can type: its equal cards, and what others hold of them."""
+    """Write the machine as a SPEC: groups of equal cards, with the memory that others hold."""
     groups = []
     for gpu in machine.gpus:
         used = known(gpu.used, 0)

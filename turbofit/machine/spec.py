@@ -86,7 +86,7 @@ class _Card(Struct):
 
 
 def is_spec(text: str) -> bool:
-    """Whether a text is a valid SPEC; used where another kind of word is expected."""
+    """Return whether a text is a valid SPEC; used where another kind of word is expected."""
     try:
         parse_spec(text)
     except UsageError:
@@ -131,7 +131,7 @@ def _links(cards: list[_Card], options: Mapping[str, str]) -> tuple[Link, ...]:
 
 
 def _host(options: Mapping[str, str]) -> Host:
-    """The described host: its memory counts as available; all but memory and cores is unknown."""
+    """Return the described host; only memory, all of it available, and cores are known."""
     ram: int | NaType = parse_bytes(options["ram"], what="ram") if "ram" in options else NA
     cores = options.get("cores", "1")
     if not cores.isdecimal() or not 1 <= int(cores) <= _MOST_CORES:
@@ -164,7 +164,7 @@ def _parse_group(text: str) -> list[_Card]:
 
 
 def _card(name: str, count: int, given: dict[str, str]) -> _Card:
-    """The card of this name; ``given`` has the keys, some of which only certain cards accept."""
+    """Return the card of this name; ``given`` has its keys, which not every card accepts."""
     if "mig" in given:  # nvidia-smi writes slices this way
         name += f" MIG {given['mig']}"
     if profile := MIG_NAME.fullmatch(name):
@@ -189,7 +189,7 @@ def _unused(name: str, total: int, reserved: int = 0) -> Gpu:
 
 
 def _slice(profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:
-    """A MIG instance; it has no links to others, even if the cards have."""
+    """Return a MIG instance; it has no links to others, even if the cards have."""
     key = find_preset(profile["card"])
     if key is None:
         raise no_preset(name)
@@ -211,7 +211,7 @@ def _slice(profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:
 
 
 def _any_card(text: str, given: dict[str, str]) -> _Card:
-    """A card with known memory only, and with the compute capability if it is given or known.
+    """Return a card of known memory, and of known compute capability if it is given or listed.
 
     Unknown figures count at their upper end in memory, and as those of a slow card in speed.
     """
@@ -236,7 +236,7 @@ def _any_card(text: str, given: dict[str, str]) -> _Card:
 
 
 def _capability(name: str, given: str | None) -> tuple[int, int] | None:
-    """The compute capability from ``sm``, or from the card's name; None if it is unknown."""
+    """Return the compute capability from ``sm``, or from the card's name; None if it is unknown."""
     if given is None:
         other = other_card(name)
         return other.capability if other else None

@@ -68,13 +68,16 @@ class TorchMemory(Struct):
 
     @property
     def beyond(self) -> int:
-        """Bytes of all figures beyond the card's: more than 0 where they contradict each other."""
+        """The bytes by which all figures exceed the card's; above 0 they contradict each other."""
         parts = (self.process, self.free, *(size for _, size in self.others))
         return 0 if self.total is None else sum(part or 0 for part in parts) - self.total
 
     @property
     def unexplained(self) -> int:
-        """Bytes of the card of no process in the text, without one context of this process."""
+        """The card's bytes that no process in the text holds.
+
+        If ``process`` does not include this process's CUDA context, one context is subtracted.
+        """
         if self.total is None or self.process is None or self.free is None:
             return 0
         return max(0, -self.beyond if self.context else -self.beyond - CONTEXT)
@@ -131,7 +134,7 @@ def torch_memory(text: str) -> TorchMemory:
 
 
 def _pid_among(processes: dict[int, int], allocated: int | None, cached: int | None) -> int | None:
-    """The pid under which torch lists this process; None if the figures do not determine it.
+    """Return the pid under which torch lists this process; None if the figures do not determine it.
 
     Torch lists every process on the card and writes "this process" for the one with its own pid.
     Torch 2.1 does not, nor does torch in a container, where pids differ from the driver's. Then

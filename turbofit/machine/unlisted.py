@@ -1,4 +1,4 @@
-"""Cards without a preset: MIG slices, vGPU profiles, laptop cards, modified cards, any size."""
+"""Cards without a preset: MIG slices, vGPUs, laptop cards, modified cards, and sizes (24GB)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from turbofit.machine.presets import (
 MIG_NAME: Final = re.compile(
     r"(?P<card>.*?)\W*(?:\bMIG\W+)?(?<![\w.])(?P<profile>\dg\.\d{1,4}gb)[+-]?[a-z.]*", re.IGNORECASE
 )
-#: A vGPU profile: GRID V100D-32C, NVIDIA A100-2-10C; the size of a model (qwen2-vl-2b) is none.
+#: A vGPU profile: GRID V100D-32C, NVIDIA A100-2-10C; a model's size (qwen2-vl-2b) does not match.
 _VGPU: Final = re.compile(
     r"(?:nvidia |grid |tesla |quadro )*(?:[a-z]{0,2}\d|rtx)[\w -]*?-(?:\d-)?\d+[abcq](?:me)?",
     re.IGNORECASE,
@@ -85,7 +85,7 @@ class OtherCard(NamedTuple):
 
 
 def unsupported_card(name: str) -> UnsupportedCard | None:
-    """The first row that matches a typed name; None if the card is not known as unsupported."""
+    """Return the first row that matches a typed name; None if no row does."""
     wanted = "".join(c for c in name.lower() if c.isalnum())
     for row in _unsupported()["cards"]:
         if any(re.fullmatch("|".join(row.names), form) for form in (wanted, name.lower())):
@@ -94,7 +94,7 @@ def unsupported_card(name: str) -> UnsupportedCard | None:
 
 
 def other_card(name: str) -> OtherCard | None:
-    """The facts known by name about a card without a preset; None if there are none."""
+    """Return the facts known by name about a card without a preset; None if there are none."""
     wanted = bare_name(split_size(name)[0])
     card, laptop = _LAPTOP.subn("", wanted)
     for capability, cards in (_table().laptops if laptop else _table().cards).items():
@@ -106,16 +106,16 @@ def other_card(name: str) -> OtherCard | None:
 
 
 def slow_card(name: str) -> SlowCards | None:
-    """The facts about the speed of a card without tensor cores; None for another card."""
+    """Return the facts about the speed of a card without tensor cores; None for another card."""
     slow = _table().slow
     return slow if re.fullmatch(slow.cards, _LAPTOP.sub("", bare_name(name))) else None
 
 
 def mig_slice(key: str, profile: str) -> tuple[int, int]:
-    """Bytes that CUDA can allocate in a MIG slice, and its SMs.
+    """Return the bytes that CUDA can allocate in a MIG slice, and its SMs.
 
     Raises:
-        UsageError: no list that is known has this profile of the card.
+        UsageError: no such profile of the card is known.
     """
     whole, known = load_preset(key), dict[str, tuple[int, int]]()
     for row in _table().mig:
@@ -129,7 +129,7 @@ def mig_slice(key: str, profile: str) -> tuple[int, int]:
 
 
 def _cards_with(profile: str) -> str:
-    """The cards that MIG cuts into such parts, as SPECs."""
+    """Return the cards that have this MIG profile, as SPECs."""
     rows = [row for row in _table().mig if profile.lower() in row.profiles]
     return (
         " or ".join(f"{row.cards[0]}:mig={profile.lower()}" for row in rows) or "CARD:mig=3g.40gb"
@@ -137,17 +137,17 @@ def _cards_with(profile: str) -> str:
 
 
 def is_vgpu(name: str) -> bool:
-    """Whether a name is of a vGPU profile, such as GRID V100D-32C."""
+    """Return whether a name is of a vGPU profile, such as GRID V100D-32C."""
     return bool(_VGPU.fullmatch(name.replace("_", " "))) and not find_preset(name)
 
 
 def least_usable(gigabytes: float) -> int:
-    """The least bytes that CUDA can allocate on a card of so many nominal gigabytes."""
+    """Return the least bytes that CUDA can allocate on a card of ``gigabytes`` nominal GB."""
     return int(gigabytes * _LEAST_OF_NOMINAL * 1024) * MIB
 
 
 def no_preset(name: str) -> UsageError:
-    """The error for a name that cannot be planned for; its hint says what to write instead."""
+    """Return the error for a name that cannot be planned for; its hint says what to write."""
     name = name[:60]
     row = unsupported_card(name)
     if row is not None:
@@ -165,7 +165,7 @@ def no_preset(name: str) -> UsageError:
 
 
 def _other(name: str) -> UsageError | None:
-    """The error for a card with known memory and compute capability, or for a laptop card."""
+    """Return the error for a card of known memory and compute capability, or of a laptop."""
     other = other_card(name)
     if other is not None:
         written = [
@@ -187,7 +187,7 @@ def _other(name: str) -> UsageError | None:
 
 
 def _refitted(name: str) -> UsageError | None:
-    """The error for a known card with a size that no card of this name has."""
+    """Return the error for a known card with a size that no card of this name has."""
     bare, gigabytes = split_size(name)
     key = find_preset(bare)
     if key is None or not gigabytes:
@@ -199,7 +199,7 @@ def _refitted(name: str) -> UsageError | None:
 
 
 def _unknown(name: str) -> UsageError:
-    """The error for an unknown name, with the nearest known names, of its size if it has one."""
+    """Return the error for an unknown name, with the nearest known names."""
     near = [f"{key} ({nominal_gigabytes(key)} GB)" for key in nearest_names(name)]
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     return UsageError(

@@ -1,4 +1,4 @@
-"""Which GPUs a CUDA program would see, what slices leave of them, and which the user wants.
+"""Finds the GPUs that a CUDA program sees, what slices leave of them, and those the user wants.
 
 ``CUDA_VISIBLE_DEVICES`` is read as CUDA reads it: indices, unique prefixes of UUIDs, or ids of MIG
 instances, one kind at a time; an invalid entry hides itself and all after it; an entry given twice
@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"[+-]?\d{1,9}")
 def cuda_visible(
     value: str, ordinals: Sequence[int], ids: Mapping[str, int]
 ) -> tuple[tuple[int, ...], str | None]:
-    """The GPUs that a value of ``CUDA_VISIBLE_DEVICES`` leaves, and a warning if entries hide some.
+    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, and a warning if an entry hides some.
 
     Args:
         value: the variable.
@@ -52,7 +52,7 @@ def cuda_visible(
 
 
 def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tuple[int, ...]:
-    """The GPUs that ``--gpus`` names, in its order: PCI indices or UUIDs (unique prefixes too).
+    """Return the GPUs that ``--gpus`` names, in its order: PCI indices, or UUIDs or their prefixes.
 
     ``all`` means all visible GPUs, as for Docker.
 
@@ -119,7 +119,7 @@ _ROUNDING: Final = 16 * MIB
 
 
 def held_to_slices(machine: Machine, environ: Mapping[str, str]) -> Machine:
-    """The machine with the limits of its environment, and a warning for each limited card.
+    """Return the machine with the limits of its environment, and a warning for each limited card.
 
     The library of HAMi and Volcano (HAMi-core) is preloaded into a pod's processes and makes NVML
     and CUDA report the slice. TurboMind's C++ code bypasses it and sees the whole card
@@ -139,9 +139,10 @@ def held_to_slices(machine: Machine, environ: Mapping[str, str]) -> Machine:
 def slice_limits(
     gpus: Sequence[Gpu], visible: Sequence[int], environ: Mapping[str, str]
 ) -> dict[int, int]:
-    """The limit in bytes that the environment sets for each GPU index; 0 means no limit.
+    """Return the limit in bytes that the environment sets for each limited GPU, by its index.
 
-    A limit's number is the card's place among the visible ones, unless a map gives its UUID.
+    A limit of 0 counts as none. A limit's number is the card's place among the visible ones, unless
+    a map gives its UUID.
     """
     uuids = dict(re.findall(r"(\d+):(\S+)", environ.get(_DEVICE_MAP, "")))
     by_uuid, found = {gpu.uuid: gpu.index for gpu in gpus}, {}
@@ -162,7 +163,7 @@ def _size(text: str) -> int:
 
 
 def _limited(gpu: Gpu, limit: int | None) -> Gpu:
-    """The GPU with its limit, and with its whole memory if NVML reports only the slice.
+    """Return the GPU with its limit, and with its whole memory if NVML reports only the slice.
 
     The memory that other pods hold is then unknown, and counts as free: the share of free memory is
     too small, and the engine never takes more than the slice.
@@ -178,7 +179,7 @@ def _limited(gpu: Gpu, limit: int | None) -> Gpu:
 
 
 def _note(read: Gpu, gpu: Gpu, limit: int) -> str:
-    """The warning about a limited card, which says where its total is from."""
+    """Return the warning about a limited card, which says where its total is from."""
     text = (
         f"GPU {gpu.index} is a slice of {format_bytes(limit)} (HAMi, Volcano): the plan stays below"
         " it, which TurboMind by itself does not (HAMi-core#74)"

@@ -1,8 +1,9 @@
 """The interface of engines and accounts for planning, and what all accounts share.
 
-In the order of a start: others hold ``used``; then contexts and communicators are made, and weights
-are loaded. Then the engine reads the free memory, the least of the group's GPUs, and a ratio of it
-becomes the cache. Later allocations must fit into the rest. An account gives all sizes.
+A start has this order: other processes hold ``used`` bytes; the engine makes contexts and
+communicators, and loads its weights; then it reads the free memory, the least of the group's GPUs,
+and a ratio of it becomes the cache. Later allocations must fit into the rest. An account has the
+sizes of all of these.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from turbofit.memory.worst_images import Maker, Meeting, Text, over_edges, side_
 class CacheShape(Struct):
     """The layout of one rank's cache with given settings; sizes in bytes.
 
-    All blocks have one size and ``block_tokens`` tokens; requests never get ``reserved`` of them.
-    The driver allocates whole multiples of ``step``. If the region is divided into pages, the first
-    begins at the next multiple of ``page``.
+    All blocks have one size and ``block_tokens`` tokens; requests never get ``reserved`` of the
+    blocks. The driver allocates whole multiples of ``step``. If the region is divided into pages,
+    the first begins at the next multiple of ``page``.
     """
 
     block_bytes: int
@@ -49,11 +50,11 @@ class CacheShape(Struct):
     reserved: int = 0
 
     def held(self, region: int) -> int:
-        """Bytes that the driver allocates for a region of ``region`` bytes."""
+        """Return the bytes that the driver allocates for a region of ``region`` bytes."""
         return round_up(region, self.step)
 
     def tokens(self, region: int) -> int:
-        """The least number of KV tokens for requests in a region of ``region`` bytes."""
+        """Return how many KV tokens requests have at least in a cache of ``region`` bytes."""
         return max(0, region // self.block_bytes - self.reserved) * self.block_tokens
 
 
@@ -92,16 +93,16 @@ class VisionLoad(Struct):
         return self.units_per_image * self.images_per_request
 
     def of(self, tokens: int) -> Load:
-        """The worst request of so many tokens."""
+        """Return the worst request of ``tokens`` tokens."""
         return Load(tokens=tokens, images=self.images_per_request, units=self.units_per_request)
 
     def budgeted_units(self, bound: int) -> int:
-        """Units of a forward in the peak: the engine's bound, or the plan's if that is lower."""
+        """Return the units of a forward in the peak: the engine's bound, or the plan's if lower."""
         return bound if self.units_per_forward is None else min(bound, self.units_per_forward)
 
 
 def vision_load_within(limits: Limits) -> VisionLoad:
-    """The load that clients can put on a plan's engines, which may exceed the peak's units."""
+    """Return the load that clients can put on a plan's engines; it may exceed the peak's units."""
     return VisionLoad(
         units_per_image=limits.units_per_image,
         images_per_request=limits.images_per_request,
@@ -123,8 +124,8 @@ class EngineLaunch(Struct):
     clients can cause. ``margins`` are the bytes to leave free on each GPU; ``saved`` is the part of
     each margin that a calibration makes unnecessary; ``withheld`` the part that a budget withholds.
     ``free_at_cache`` are the free bytes, from a log, when the cache was sized: they replace all
-    terms before the cache. ``placement`` is that of an engine that splits a model by its layers; by
-    default its best.
+    terms before the cache. ``placement`` is for an engine that splits a model by its layers; if it
+    is empty, the engine takes the best placement.
     """
 
     model: Model
@@ -139,7 +140,7 @@ class EngineLaunch(Struct):
     placement: Placement = ()
 
     def margins_with(self, calibration: Calibration | None) -> tuple[int, ...]:
-        """Bytes to leave free on each GPU; fewer if a calibration measured the libraries."""
+        """Return the bytes to leave free on each GPU; a calibration of libraries lowers them."""
         if calibration is None or not self.saved:
             return self.margins
         pairs = zip(self.margins, self.saved, strict=True)
@@ -172,12 +173,12 @@ POOL_WARMUP: Final = "pool_warmup"
 
 
 def term(name: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Term:
-    """One named line of a ledger, in bytes."""
+    """Return one named line of a ledger, in bytes."""
     return Term(term=name, phase=phase, bytes=size, basis=basis, note=note)
 
 
 def transients(cases: Sequence[tuple[str, int, Basis, str]], step: int = 1) -> tuple[Term, ...]:
-    """Alternative terms that share the same memory; each case: name, bytes, basis, note.
+    """Make alternative terms that share the same memory, from cases: name, bytes, basis, note.
 
     The largest is marked as the worst before sizes are rounded up, since rounding may make two
     equal.
@@ -198,12 +199,15 @@ def transients(cases: Sequence[tuple[str, int, Basis, str]], step: int = 1) -> t
 
 
 def capability_of(gpu: Gpu, unknown: tuple[int, int] = HOPPER) -> tuple[int, int]:
-    """The compute capability; if unknown, Hopper's, which takes the most memory."""
+    """Return the compute capability; if unknown, Hopper's, which takes the most memory."""
     return unknown if gpu.compute_capability == "NA" else gpu.compute_capability
 
 
 def uneven(dealt: Iterable[tuple[int, str]], tp: int) -> Iterator[str]:
-    """Yield a problem for each number that does not divide by ``tp``, with its words."""
+    """Yield a message for each number that is not a multiple of ``tp``.
+
+    ``dealt`` has numbers and their names.
+    """
     for number, what in dealt:
         if number % tp:
             yield f"{what} do not divide by {tp}"
@@ -230,7 +234,7 @@ class StaticMemory(Struct):
     """The memory on one GPU that does not depend on the ratio.
 
     ``before`` is allocated when the engine reads the free memory; its ``temporaries`` are freed
-    before the first request, and ``staged`` is the most that loading holds above the rest of it.
+    before the first request, and ``staged`` is the most that loading holds in addition to the rest.
     ``buffers`` are allocated after the cache. ``transients`` are alternatives on this GPU only.
     """
 
@@ -250,7 +254,7 @@ class LateMemory(NamedTuple):
 
 
 class Account(ABC):
-    """One model under one set of settings on one group of GPUs.
+    """The memory of one model with given settings on one group of GPUs.
 
     Args:
         launch: the engine on its group; :meth:`at` gets the ratio later.
@@ -327,15 +331,15 @@ class Account(ABC):
 
     @abstractmethod
     def region_at(self, ratio: float) -> int:
-        """The bytes of the cache on each rank."""
+        """Return the bytes of the cache on each rank."""
 
     @abstractmethod
     def tokens_at(self, ratio: float) -> int:
-        """The KV tokens that the cache holds at least."""
+        """Return the KV tokens that the cache holds at least."""
 
     @abstractmethod
     def cache_terms(self, i: int, ratio: float) -> list[Term]:
-        """The cache of GPU ``i`` as terms of its ledger."""
+        """Return the cache of GPU ``i`` as terms of its ledger."""
 
     @property
     def bytes_per_token(self) -> int:
@@ -343,19 +347,19 @@ class Account(ABC):
         return self.block_bytes // self.block_tokens
 
     def forward_bytes(self, forward: Forward) -> int | None:  # noqa: ARG002
-        """The allocator's bytes for one forward; None if the account only knows the worst cases."""
+        """Return the allocator's bytes for one forward; None if only worst cases are known."""
         return None
 
     def blocks_at(self, ratio: float) -> int:
-        """The KV blocks that the engine compares with ``least_blocks``."""
+        """Return the KV blocks that the engine compares with ``least_blocks``."""
         return self.tokens_at(ratio) // self.block_tokens
 
     def cache_shortfall_at(self, ratio: float) -> int:
-        """Bytes that the cache lacks for a start with these settings; 0 if the engine starts."""
+        """Return the bytes that the cache lacks for a start; 0 if the engine starts."""
         return max(0, self.least_blocks - self.blocks_at(ratio)) * self.block_bytes
 
     def best_ratio(self) -> float | None:
-        """The largest multiple of 0.001 that keeps all margins; None if no cache fits."""
+        """Return the largest multiple of 0.001 that keeps all margins; None if no cache fits."""
         if self.ratio_base <= 0 or self._missing_while_loading() > 0:
             return None
         steps = min(RATIO_STEPS - 1, max(0, min(self._rooms)) * RATIO_STEPS // self.ratio_base + 1)
@@ -364,16 +368,16 @@ class Account(ABC):
         return steps / RATIO_STEPS if steps else None
 
     def fits_at(self, ratio: float) -> bool:
-        """Whether every GPU keeps its margin with this ratio."""
+        """Return whether every GPU keeps its margin with this ratio."""
         return self.missing_at(ratio) == 0
 
     def missing_at(self, ratio: float) -> int:
-        """Bytes that the tightest GPU lacks for its margin with this ratio; 0 if it lacks none."""
+        """Return the bytes that the tightest GPU lacks for its margin with this ratio, or 0."""
         serving = max(self._cache_bytes(i, ratio) - room for i, room in enumerate(self._rooms))
         return max(0, serving, self._missing_while_loading())
 
     def taken_at(self, ratio: float) -> tuple[int, ...]:
-        """The most bytes that the engine itself takes on each GPU, either loading or serving."""
+        """Return the most bytes that the engine takes on each GPU, either loading or serving."""
         taken = []
         for i, gpu in enumerate(self.gpus):
             serving = self._usable[i] - self.margins[i] - self._rooms[i]
@@ -382,7 +386,7 @@ class Account(ABC):
         return tuple(taken)
 
     def at(self, ratio: float) -> GroupOutcome:
-        """The whole account with one ratio."""
+        """Return the whole account with one ratio."""
         return GroupOutcome(
             ratio=ratio,
             free=self.free,
@@ -392,16 +396,19 @@ class Account(ABC):
         )
 
     def _cache_bytes(self, i: int, ratio: float) -> int:
-        """The cache's bytes in the driver's count, without the temporaries that are returned."""
+        """Return the cache's bytes as the driver counts them, without returned temporaries."""
         return total_bytes(self.cache_terms(i, ratio)) + self._static_memory[i].temporaries
 
     def _missing_while_loading(self) -> int:
-        """Bytes the tightest GPU lacks for its margin while loading; below 0 if it lacks none."""
+        """Return the bytes that the tightest GPU lacks for its margin while loading.
+
+        It is below 0 if there is more than enough.
+        """
         peaks = zip(self._load_peaks, self.margins, self._usable, strict=True)
         return max(peak + margin - usable for peak, margin, usable in peaks)
 
     def _late(self, i: int, ratio: float) -> LateMemory:  # noqa: ARG002 - of older engines
-        """The memory on GPU ``i`` after the cache."""
+        """Return the memory on GPU ``i`` after the cache."""
         memory = self._static_memory[i]
         return LateMemory(memory.buffers, self._pool, (*self.transients, *memory.transients))
 
@@ -430,13 +437,13 @@ class Account(ABC):
 
 
 def given(gpu: Gpu, free: int) -> Term:
-    """All memory in use before the cache as one term, from the free bytes in a log."""
+    """Return all memory in use before the cache as one term, from the free bytes in a log."""
     note = "all that is not free when the cache is sized"
     return term(BEFORE_CACHE, "before", gpu.usable - free, "measured", note)
 
 
 def total_bytes(terms: Sequence[Term]) -> int:
-    """The sum of the terms' bytes."""
+    """Return the sum of the terms' bytes."""
     return sum(term.bytes for term in terms)
 
 
@@ -474,13 +481,13 @@ class LogFigures(NamedTuple):
 
 
 class Engine(ABC):
-    """An engine of one LMDeploy version; ``version`` has presets, such as ``0.18``."""
+    """An engine of one LMDeploy version, such as ``0.18``, that has presets."""
 
     name: ClassVar[EngineName]
     #: Whether an image that chunked prefill cuts is encoded again for every chunk.
     encodes_again: ClassVar[bool] = False
-    #: Whether one request never takes more memory than several, and less prefill never more: then
-    #: what one request needs bounds a search.
+    #: True if neither more requests nor a larger prefill ever take less memory: the memory that one
+    #: request needs then bounds a search.
     grows_with_requests: ClassVar[bool] = False
     #: Blocks of a request beyond its longest text, an upper bound. Before an engine knows that the
     #: answer has ended, it allocates for one token (TurboMind, ``inflight_new_tokens``) to 16
@@ -512,7 +519,7 @@ class Engine(ABC):
         """
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
-        """Default settings of LMDeploy, on a GPU of this name."""
+        """Return the default settings of LMDeploy, on a GPU of this name."""
         sizes = (size for part, size in _BATCH_BY_NAME.items() if part in gpu_name.lower())
         return {
             "cache_max_entry_count": _RATIO,
@@ -526,27 +533,28 @@ class Engine(ABC):
         return account
 
     def tp_problem(self, model: Model, tp: int) -> str | None:  # noqa: ARG002
-        """The reason why the engine refuses this tensor-parallel degree, or None."""
+        """Return the reason why the engine refuses this tensor-parallel degree, or None."""
         return None
 
     def problem(self, launch: EngineLaunch) -> str | None:  # noqa: ARG002
-        """The reason why the engine refuses these options, or dies of them; or None."""
+        """Return the reason why the engine refuses these options, or dies of them; or None."""
         return None
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:  # noqa: ARG002
-        """A sentence about code that the engine lacks for these cards; None if it lacks none."""
+        """Return a sentence about code that the engine lacks for these cards, or None."""
         return None
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-        """The most vision units in one forward; an upper bound."""
+        """Return the most vision units in one forward; an upper bound."""
         return int(self.account_class.units_bound(rule, vision_load, settings))
 
     def worst_images(
         self, plan: Plan, make: Maker, text: Text, *, several: bool = False
     ) -> Meeting:
-        """Images of one prompt that bring the units of the plan's peak into one forward, or nearly.
+        """Return images of one prompt that bring the units of the plan's peak into one forward.
 
-        ``several``: a percent fewer units, of images that are smaller than one alone.
+        They may have slightly fewer units. ``several``: return several smaller images instead of
+        one that is enough alone, even if they have one percent fewer units.
         """
         limits, forward = plan.limits, self.forward_tokens(plan.settings)
         units, most = limits.units_per_forward, limits.units_per_image
@@ -562,15 +570,15 @@ class Engine(ABC):
         return over_edges(make, units, room, forward, text, share=0.99 if several else 1.0)
 
     def forward_tokens(self, settings: Settings) -> int:
-        """The most tokens in one forward."""
+        """Return the most tokens in one forward."""
         return settings.max_prefill_token_num
 
     def prompt_tokens(self, settings: Settings) -> int:
-        """Tokens of prompts that one forward reads at least, while a whole batch decodes."""
+        """Return the least tokens of prompts that a forward reads while a whole batch decodes."""
         return self.forward_tokens(settings)
 
     def cache(self, model: Model, settings: Settings) -> CacheShape:
-        """The layout of one rank's cache."""
+        """Return the layout of one rank's cache."""
         shape: CacheShape = self.account_class.cache_shape(model.text, settings, self.constants)
         return shape
 
@@ -579,12 +587,12 @@ class Engine(ABC):
         slabs: Sequence[LoggedSlab],  # noqa: ARG002 - most have no such lines
         settings: Settings,  # noqa: ARG002
     ) -> CacheShape | None:
-        """The layout of the cache from lines of the engine's log; None if they do not show it."""
+        """Return the layout of the cache as the engine's log shows it; None if it does not."""
         return None
 
     @abstractmethod
     def weights(self, model: Model, tp: int) -> RankWeights:
-        """The permanent weights of one rank, without effects of a card's type."""
+        """Return the permanent weights of one rank, without effects of a card's type."""
 
     def environment(
         self,
@@ -592,19 +600,19 @@ class Engine(ABC):
         settings: Settings,  # noqa: ARG002
         ledgers: Sequence[GpuLedger] = (),  # noqa: ARG002
     ) -> dict[str, str]:
-        """Variables for its processes' environment; ``ledgers`` limit it to its plan on a group."""
+        """Return the engine's environment variables; ``ledgers`` limit its memory to the plan."""
         return {}
 
     @abstractmethod
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """Host memory of one replica in bytes; the machine's available memory is left out."""
+        """Return the host memory of one replica, without the machine's available memory."""
 
     def warnings(self, settings: Settings) -> tuple[str, ...]:  # noqa: ARG002 - an engine's own
-        """Warnings for people about this engine with these settings."""
+        """Return warnings for people about this engine with these settings."""
         return ()
 
     def communicator(self, settings: Settings) -> str:
-        """The library or method by which the GPUs of a group communicate."""
+        """Return the library or method by which the GPUs of a group communicate."""
         return settings.communicator

@@ -25,13 +25,13 @@ _JITTER: Final = 32 * MIB
 
 
 def identity(model: Model) -> str:
-    """The checkpoint's identity in a calibration: equal for a folder, a preset and the hub."""
+    """Return the checkpoint's identity in calibrations, equal for folder, preset and hub."""
     name = (model.hub_id or model.name).rpartition("/")[2]
     return f"{name} ({model.architecture}, {model.parameters})"
 
 
 def calibration_for(launch: EngineLaunch, engine: str, version: str) -> Calibration | None:
-    """The newest calibration for exactly this launch; None if there is none.
+    """Return the newest calibration for exactly this launch; None if there is none.
 
     The settings must agree in the number of GPUs and, for TurboMind, in the communicator;
     ``version`` is the account's generation. At least as many bytes must be free before the context
@@ -45,7 +45,7 @@ def calibration_for(launch: EngineLaunch, engine: str, version: str) -> Calibrat
 
 
 def _calibrations_of(launch: EngineLaunch, engine: str, version: str) -> list[Calibration]:
-    """The calibrations for exactly this launch, regardless of free memory."""
+    """Return the calibrations for exactly this launch, regardless of free memory."""
     names = tuple(sorted(gpu.name for gpu in launch.gpus))
     driver, communicator = str(launch.machine.driver), launch.settings.communicator
     wanted = (identity(launch.model), engine, version, names, driver, communicator)
@@ -65,7 +65,7 @@ def _calibrations_of(launch: EngineLaunch, engine: str, version: str) -> list[Ca
 
 
 def unbelieved(launch: EngineLaunch, engine: str, version: str) -> str:
-    """A sentence why `calibration_for` rejects all calibrations; empty if it does not."""
+    """Say why `calibration_for` rejects all calibrations; empty if it does not."""
     free, calibrations = _free(launch), _calibrations_of(launch, engine, version)
     least = min((calibration.free for calibration in calibrations), default=0)
     if least <= free + _JITTER:
@@ -77,7 +77,7 @@ def unbelieved(launch: EngineLaunch, engine: str, version: str) -> str:
 
 
 def _free(launch: EngineLaunch) -> int:
-    """The free bytes of the fullest card before a context."""
+    """Return the free bytes of the fullest card before a context."""
     return min(known(gpu.free, 0) for gpu in launch.gpus)
 
 
@@ -106,7 +106,7 @@ def corrected(memory: StaticMemory, calibration: Calibration | None) -> StaticMe
 
 
 def calibration_reason(calibration: Calibration) -> str:
-    """A sentence why a plan counts more or fewer bytes than its estimates."""
+    """Say why a plan counts more or fewer bytes than its estimates."""
     more = calibration.total
     size = f"{format_bytes(abs(more))} {'more' if more > 0 else 'less'} than"
     amount = f"{size if more else 'as'} estimated"

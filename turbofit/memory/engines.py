@@ -26,7 +26,10 @@ class EngineKind(NamedTuple):
     exclusive_values: Mapping[str, frozenset[object]] = {}
 
     def create(self, *version: str) -> Engine:
-        """The engine of a version, from the module with its formulas; Transformers has none."""
+        """Create the engine of a version from the module with its formulas.
+
+        Transformers has no version.
+        """
         folder, module, name = self.path.split(".")
         newer = versions.formulas(folder, *version) if version else None
         formulas = import_module(f"turbofit.memory.{folder}.{newer or module}")
@@ -68,7 +71,7 @@ def check_options(engine: Engine, engine_options: Mapping[str, object]) -> None:
 
 
 def option_owner(engine_options: Mapping[str, object]) -> tuple[str, str] | None:
-    """The only engine that accepts one of these options, and the option; None if all do."""
+    """Return the only engine that accepts one of these options, and the option, or None."""
     for name, owner in ENGINES.items():
         for option, value in engine_options.items():
             if option in owner.exclusive_options:
@@ -79,7 +82,7 @@ def option_owner(engine_options: Mapping[str, object]) -> tuple[str, str] | None
 
 
 def engine_named(name: str, version: str | None = None) -> Engine:
-    """The engine of a version of LMDeploy, such as ``0.18``; an older account may serve for it.
+    """Return the engine of a version of LMDeploy, such as ``0.18``; its account may be older.
 
     Raises:
         PackageError: turbofit has no account for it.
@@ -104,7 +107,7 @@ def engine_named(name: str, version: str | None = None) -> Engine:
 
 
 def engine_of(plan: Plan) -> Engine:
-    """The engine that a plan's account describes.
+    """Return the engine that a plan's account describes.
 
     Raises:
         PackageError: turbofit has no account for it.
@@ -114,10 +117,11 @@ def engine_of(plan: Plan) -> Engine:
 
 
 def engine_for(model: Model, engine: str = "auto", version: str | None = None) -> Engine:
-    """The wished engine, or the first that runs the model; with a version, one of LMDeploy.
+    """Return the wished engine; for ``auto``, the first that runs the model.
 
-    LMDeploy itself chooses by the outer architecture only: it starts TurboMind for models whose
-    inner language model TurboMind cannot load, and then fails.
+    With a version, only LMDeploy's engines count. LMDeploy itself chooses by the outer architecture
+    only: it starts TurboMind for models whose inner language model TurboMind cannot load, and then
+    fails.
 
     Raises:
         UsageError: the engine does not run the model, or no engine does.
@@ -164,7 +168,7 @@ def _check_version(model: Model, version: str) -> None:
 
 
 def _problem(model: Model, engine: str, version: str | None) -> str | None:
-    """The reason why a version of an engine does not run a model, or None."""
+    """Return the reason why a version of an engine does not run a model, or None."""
     if version is None or engine not in LMDEPLOY or not versions.is_legacy(version):
         return engine_problem(model, engine)
     # Torch ran the towers then, so beside LMDeploy's lists only the language model counts.
@@ -178,7 +182,7 @@ def _problem(model: Model, engine: str, version: str | None) -> str | None:
 
 
 def without_account(model: Model, version: str) -> str | None:
-    """The part of a model that old versions store differently, or lack; None in new versions.
+    """Return the part of a model that old versions lack or store differently, or None.
 
     TurboMind 0.12 cached a latent for each head: 42,880 tokens of GLM-4.7-Flash, where one latent
     for each token would give 20 times as many (lmdeploy#4367).

@@ -18,7 +18,7 @@ Capability = tuple[int, int]
 
 
 class Condition(Struct, forbid_unknown_fields=True):
-    """The launches that a row applies to: all given conditions must hold.
+    """The conditions of a row: it applies to a launch that meets all that are given.
 
     ``quantization`` are methods of the weights; ``dtypes``, ``quant_policy`` and ``communicators``
     are LMDeploy's options. ``capabilities`` and ``capability_below`` hold if one GPU of the group
@@ -50,7 +50,7 @@ class Condition(Struct, forbid_unknown_fields=True):
     delta: bool | None = None
 
     def met(self, launch: EngineLaunch) -> bool:
-        """Whether a launch meets all given conditions."""
+        """Return whether a launch meets all given conditions."""
         name, settings = launch.model.name, launch.settings
         return (
             settings.tp >= self.min_tp
@@ -62,7 +62,7 @@ class Condition(Struct, forbid_unknown_fields=True):
         )
 
     def _lists(self, launch: EngineLaunch) -> bool:
-        """Whether the launch's value is in every given list."""
+        """Return whether every given list contains the launch's value."""
         model, settings, packed = launch.model, launch.settings, launch.model.quantization
         listed = (
             (settings.dtype, self.dtypes),
@@ -76,7 +76,7 @@ class Condition(Struct, forbid_unknown_fields=True):
         return all(among is None or value in among for value, among in listed)
 
     def _has_traits_of(self, launch: EngineLaunch) -> bool:
-        """Whether the launch has every given trait."""
+        """Return whether the launch has every given trait."""
         model, text, settings = launch.model, launch.model.text, launch.settings
         traits = (
             (-(-text.vocab // settings.tp) % 2 == 1, self.odd_vocab_share),
@@ -90,7 +90,10 @@ class Condition(Struct, forbid_unknown_fields=True):
         return all(rule in (None, value) for value, rule in traits)
 
     def _names_cards_of(self, launch: EngineLaunch) -> bool:
-        """Whether some card of the launch has each given capability."""
+        """Return whether the launch has a card of ``capabilities`` and a card below the limit.
+
+        The limit is ``capability_below``. A condition that is not given holds.
+        """
         cards = [gpu.compute_capability for gpu in launch.gpus if gpu.compute_capability != NA]
         wanted, below = self.capabilities, self.capability_below
         if wanted is not None and not any(card in wanted for card in cards):
@@ -99,8 +102,9 @@ class Condition(Struct, forbid_unknown_fields=True):
 
 
 class KnownProblem(Struct, forbid_unknown_fields=True):
-    """One row of the file; ``first`` and ``last`` are releases, both included, maybe shortened.
+    """A known fault, one row of the file, in the releases from ``first`` to ``last`` inclusive.
 
+    A shortened release such as ``0.7`` stands for all of its releases; None means no bound.
     ``fatal``: the engine crashes or hangs always; if not, answers are wrong, or some starts fail.
     """
 
@@ -116,7 +120,7 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
     fatal: bool = False
 
     def has(self, version: str) -> bool:
-        """Whether a version of LMDeploy has the fault; an unreadable one has all unfixed ones."""
+        """Return whether a version has the fault; an unreadable one has it if ``last`` is None."""
         numbers = parse(version)
         if numbers is None:
             return self.last is None
@@ -127,7 +131,7 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
 
     @property
     def bounds_batch(self) -> bool:
-        """Whether it ends the engine from some batch above 1 on."""
+        """True if the problem ends the engine only if more than one request runs at once."""
         return self.fatal and self.when.min_batch > 1
 
     @property
@@ -141,12 +145,12 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
 
 
 def known_problems(launch: EngineLaunch, engine: str, version: str) -> tuple[KnownProblem, ...]:
-    """The known faults of a launch, the fatal ones first."""
+    """Return the known faults that such a launch meets, the fatal ones first."""
     return tuple(row for row in _rows_of(engine, version) if row.when.met(launch))
 
 
 def largest_batch(launch: EngineLaunch, engine: str, version: str) -> int | None:
-    """The largest batch that avoids the known crashes of such a launch; None if all do."""
+    """Return the largest batch at which such a launch has no known crash; None: any batch."""
 
     def ends(row: KnownProblem) -> bool:
         settings = replace(launch.settings, max_batch_size=row.when.min_batch)
@@ -156,25 +160,25 @@ def largest_batch(launch: EngineLaunch, engine: str, version: str) -> int | None
 
 
 def survived_batch(model: Model) -> int | None:
-    """The largest batch that a model survives with any version of the engines; None: no bound."""
+    """Return the largest batch that a model survives with every version; None: any batch."""
     rows = (row for row in all_problems() if row.bounds_batch)
     return _below(row for row in rows if model.architecture in (row.when.architectures or ()))
 
 
 def _below(rows: Iterable[KnownProblem]) -> int | None:
-    """The largest batch below those at which these faults begin; None without a fault."""
+    """Return the largest batch that is too small for each of these faults; None without a fault."""
     return min((row.when.min_batch - 1 for row in rows), default=None)
 
 
 @cache
 def _rows_of(engine: str, version: str) -> tuple[KnownProblem, ...]:
-    """The known faults of an engine's version, the fatal ones first."""
+    """Return the known faults of an engine's version, the fatal ones first."""
     rows = [row for row in all_problems() if engine in row.engines and row.has(version)]
     return tuple(sorted(rows, key=lambda row: not row.fatal))
 
 
 @cache
 def all_problems() -> tuple[KnownProblem, ...]:
-    """The known faults of all versions and engines."""
+    """Return the known faults of all versions and engines."""
     path = preset_path("engines", "known-bad")
     return converted(load_yaml(path).get("problems"), tuple[KnownProblem, ...], path)

@@ -28,8 +28,8 @@ from turbofit.memory.transformers.activations import (
 
 #: Bytes of a vocabulary entry: logits, their 32-bit copy, sorted values and indices, sums.
 _SAMPLING: Final = 64
-#: Embeddings, their copy that contains the images' features, the features, the mask, and the 64-bit
-#: sum over the mask that finds each feature's place.
+#: In units of a prompt's embeddings: these, their copy that contains the images' features, the
+#: features, the mask, and the 64-bit sum over the mask that finds each feature's place.
 _SCATTER: Final = 12
 #: The cuBLAS workspace that torch allocates, once for the library and once for cuBLASLt; by Hopper.
 _WORKSPACE: Final = {False: 2 * 9 * MIB, True: 2 * 32 * MIB}
@@ -44,16 +44,17 @@ _JOINED: Final = 2
 
 
 def workspace(gpu: Gpu) -> int:
-    """The bytes of cuBLAS's workspaces on a card."""
+    """Return the bytes of cuBLAS's workspaces on a card."""
     return _WORKSPACE[capability_of(gpu) >= HOPPER]
 
 
 class ModelCopies:
     """The bytes of a model's copies, one on each group of GPUs, all with the same placement.
 
-    A place has the room of its tightest GPU in any group, and the matrix of all pairs if one of
-    them stores it. Under where a group has more room at its first places: it may hold more there.
-    ``margins`` are the bytes to leave free on each GPU, by its index.
+    A place is a position in the groups. It has the room of its tightest GPU, and counts the matrix
+    of all pairs if one of its GPUs stores it. This is too low for a group with more room at its
+    first places, which could hold more there. ``margins`` are the bytes to leave free on each GPU,
+    by its index.
 
     Raises:
         UsageError: Transformers does not serve the model.
@@ -88,13 +89,16 @@ class ModelCopies:
         return gpu.usable - known(gpu.used, 0) - margin - fixed
 
     def vision(self, place: int, load: Load) -> int:
-        """Bytes of the vision tower's forward at a place; the request's cache is then empty."""
+        """Return the bytes of the tower's forward at a place; the request's cache is then empty."""
         if place:
             return 0
         return _rounded(vision_bytes(self.model, self.layout, load.units, self._width))
 
     def activations(self, place: int, load: Load, *, block: int = 0) -> dict[str, int]:
-        """Alternatives besides a full cache; ``block``: bytes of an offloaded layer's weights."""
+        """Return the bytes beside a full cache by stage; only the largest stage counts.
+
+        ``block``: bytes of an offloaded layer's weights.
+        """
         model, width, matrix = self.model, self._width, self.writes_matrix[place]
         here = load if place == 0 else replace(load, units=0)
         alternatives = {
@@ -106,7 +110,7 @@ class ModelCopies:
         return {name: _rounded(size) for name, size in alternatives.items() if size}
 
     def staging(self) -> int:
-        """Bytes that loading needs besides the weights if it casts them or joins experts.
+        """Return the bytes that loading needs beside the weights, to cast them or to join experts.
 
         Transformers joins the experts of a layer into one tensor: torch was seen to hold
         additionally 1.0 to 1.5 times their bytes.
@@ -118,16 +122,16 @@ class ModelCopies:
         return joined + largest * _LOADERS
 
     def cached(self, layers: Iterable[int], load: Load) -> int:
-        """Bytes of the cache of some layers, by their numbers."""
+        """Return the bytes of the cache of some layers, by their numbers."""
         kv = (self.parts.layers[number].kv(load.tokens, load.images) for number in layers)
         return _rounded(sum(kv))
 
     def block(self, offloaded: Iterable[int]) -> int:
-        """Bytes of the largest offloaded layer, which passes through the first device."""
+        """Return the bytes of the largest offloaded layer; it passes through the first device."""
         return max((self.parts.layers[number].weights for number in offloaded), default=0)
 
     def device_map(self, placement: Placement, host: int | None) -> dict[str, int | str]:
-        """The device map with Transformers' module names.
+        """Return the device map with Transformers' module names.
 
         ``host`` is the host memory in bytes for offloaded layers; None: unknown. Layers that do not
         fit are read from disk for every token.
@@ -147,12 +151,12 @@ def _rounded(size: int) -> int:
 
 
 def offloaded(placement: Placement) -> list[int]:
-    """The numbers of the layers that are on no device."""
+    """Return the numbers of the layers that are on no device."""
     return [number for number, place in enumerate(placement) if place is None]
 
 
 def place_all(copies: ModelCopies, load: Load) -> Placement | None:
-    """The placement that leaves the most memory on every device; None if it does not fit.
+    """Return the placement that leaves the most memory on every device; None if it does not fit.
 
     Layers stay in order, since each cut costs one transfer for each token.
     """
@@ -167,7 +171,7 @@ def place_all(copies: ModelCopies, load: Load) -> Placement | None:
 
 
 def fewest_offloaded(copies: ModelCopies, load: Load) -> Placement | None:
-    """The placement with the fewest offloaded layers; None if offloading all is not enough."""
+    """Return the placement with the fewest offloaded layers; None if the rest does not fit."""
     count = len(copies.parts.layers)
 
     def fits(off: int) -> bool:

@@ -1,4 +1,4 @@
-"""The outcome of a start at one ratio: the first step of the start that fails."""
+"""The outcome of a start at one ratio: it serves, or its first failing step says why not."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class StartOutcome(NamedTuple):
 
 
 def outcome_at(account: Account, ratio: float) -> StartOutcome:
-    """The outcome of starting a group with this ratio."""
+    """Return the outcome of starting a group with this ratio."""
     return next(_outcomes(account, ratio), StartOutcome("serves", 0, "serves"))
 
 
 def outcome_without_cache(account: Account) -> StartOutcome:
-    """The reason why no ratio fits: loading, or the memory that is needed beside the cache.
+    """Return the reason why no ratio fits: loading, or the memory that is needed beside the cache.
 
     The kind is ``load_margin`` if only loading misses the margin: a smaller margin would do.
     """
@@ -92,7 +92,7 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
 
 
 def _load_makeup(ledger: GpuLedger) -> str:
-    """The peak of loading and its parts, in words."""
+    """Return the peak of loading and its parts, in words."""
     weights = ledger.bytes_in("weights") - ledger.bytes_of(TEMPORARIES)
     staging = ledger.load_peak - ledger.bytes_in("before", "context") - weights
     staged = f", torch's staging of tensors {format_bytes(staging)}" if staging else ""
@@ -105,7 +105,7 @@ def _load_makeup(ledger: GpuLedger) -> str:
 def _starting(
     account: Account, ratio: float, ledgers: Sequence[GpuLedger]
 ) -> Iterator[StartOutcome]:
-    """The failures of a start, without terms that only the worst requests allocate."""
+    """Yield the failures of a start; memory that only the worst requests take does not count."""
 
     def short(kind: OutcomeKind, when: str, *later: str) -> Iterator[StartOutcome]:
         for ledger in ledgers:
@@ -148,14 +148,14 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
 
 
 def _kept(ledger: GpuLedger) -> str:
-    """The memory to keep free (a margin) or to stay within (a budget with the margin), in words."""
+    """Name the memory to keep free (the margin), or to stay within (a budget), in words."""
     if ledger.budget is None:
         return f"the margin of {format_bytes(ledger.margin)}"
     return f"the budget of {format_bytes(ledger.budget)}"
 
 
 def _makeup(ledger: GpuLedger, terms: Sequence[Term], *, worst: bool = False) -> str:
-    """The largest parts of the memory in words: first other processes, then the largest terms.
+    """List the largest parts of the memory in words: other processes, then the largest terms.
 
     ``worst``: the worst request did not fit, so it counts, too.
     """
@@ -176,7 +176,7 @@ def _makeup(ledger: GpuLedger, terms: Sequence[Term], *, worst: bool = False) ->
 
 
 def _others(ledger: GpuLedger) -> int:
-    """Bytes that other processes hold, or 0 if they are few."""
+    """Return the bytes that other processes hold, or 0 if they are few."""
     size = ledger.bytes_of(_OTHERS)
     return size if size >= ledger.total * _WORTH_A_WORD else 0
 

@@ -32,30 +32,30 @@ _NUMBERS: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
 @cache
 def written(version: str) -> tuple[int, ...]:
-    """The two or three numbers in a version's text; an empty tuple if it is not a version."""
+    """Return the two or three numbers in a version's text; empty if it is not a version."""
     match = _NUMBERS.search(version)
     return () if match is None else tuple(int(number) for number in match.groups() if number)
 
 
 def parse(version: str) -> Version | None:
-    """The numbers of a version such as ``0.6``, ``v0.5.2.post1``; None if it has none."""
+    """Return the numbers of a version such as ``0.6``, ``v0.5.2.post1``; None if it has none."""
     numbers = written(version)
     return (numbers[0], numbers[1], numbers[2] if len(numbers) > 2 else 0) if numbers else None
 
 
 def release(version: str) -> tuple[int, int]:
-    """The first two numbers, which identify an account; (0, 0) if there are none."""
+    """Return the first two numbers, which identify an account; (0, 0) if there are none."""
     return (parse(version) or (0, 0, 0))[:2]
 
 
 def is_legacy(version: str) -> bool:
-    """Whether a version is described by an entry of ``generations.yaml``."""
+    """Return whether a version is described by an entry of ``generations.yaml``."""
     wanted, first = parse(version), parse(FIRST_CURRENT)
     return wanted is not None and first is not None and wanted < first
 
 
 def account_version(engine: str, version: str | None = None) -> str | None:
-    """The version whose account is used: the version itself, or the nearest older one.
+    """Return the version whose account is used: the version itself, or the nearest older one.
 
     Args:
         engine: ``turbomind`` or ``pytorch``.
@@ -68,7 +68,7 @@ def account_version(engine: str, version: str | None = None) -> str | None:
 
 
 def figures(engine: str, version: str, type_: type[T]) -> T:
-    """The figures for an engine's version: its own, or those of the nearest older one.
+    """Return the figures for an engine's version: its own, or those of the nearest older one.
 
     Raises:
         PackageError: turbofit has no figures for this generation.
@@ -87,7 +87,10 @@ def figures(engine: str, version: str, type_: type[T]) -> T:
 
 
 def formulas(engine: str, version: str) -> str | None:
-    """The module with the formulas for a version or the nearest older one; None means the base."""
+    """Return the module with the formulas for a version, or for the nearest older one.
+
+    None means the base.
+    """
     known = _nearest(_formulas(engine), version)
     return known and f"v{known.replace('.', '_')}"
 
@@ -98,7 +101,7 @@ def _nearest(names: Iterable[str], version: str) -> str | None:
 
 
 def doubt(engine: str, version: str | None) -> str | None:
-    """A warning if an older version's account is used for this one; None if it is not."""
+    """Return a warning if an older version's account is used for this one; None if it is not."""
     preset = account_version(engine, version)
     if preset is None or release(preset) == release(version or REFERENCE):
         return None
@@ -110,14 +113,14 @@ def doubt(engine: str, version: str | None) -> str | None:
 
 @cache
 def _figures(engine: str) -> tuple[str, ...]:
-    """The versions with their own figures."""
+    """Return the versions with their own figures."""
     paths = (presets_dir() / "engines").glob(f"{engine}-*.yaml")
     return tuple(path.stem.removeprefix(f"{engine}-") for path in paths)
 
 
 @cache
 def _formulas(engine: str) -> tuple[str, ...]:
-    """The versions with their own formulas, ``memory/ENGINE/vX_Y.py``."""
+    """Return the versions with their own formulas, ``memory/ENGINE/vX_Y.py``."""
     paths = (Path(__file__).parent / engine).glob("v[0-9]*_*.py")
     return tuple(path.stem[1:].replace("_", ".") for path in paths)
 
@@ -145,7 +148,7 @@ class _Span(NamedTuple):
 
 
 def not_listed(model: Model, engine: str, version: str) -> str | None:
-    """The reason why a version of an engine does not know a model, or None.
+    """Return the reason why a version of an engine does not know a model, or None.
 
     A shortened version such as ``0.7`` stands for every release that begins so.
 
@@ -174,7 +177,7 @@ def not_listed(model: Model, engine: str, version: str) -> str | None:
 
 
 def listed_since(architecture: str) -> str | None:
-    """The first release, of either engine, since which an architecture has always been listed."""
+    """Return the first release since which an engine has always listed an architecture."""
     since = [
         span.came
         for engine in ("turbomind", "pytorch")
@@ -186,7 +189,7 @@ def listed_since(architecture: str) -> str | None:
 
 @cache
 def listings(engine: str) -> dict[str, tuple[_Span, ...]]:
-    """The spans of releases that list each architecture, oldest first."""
+    """Return the spans of releases that list each architecture, oldest first."""
     path = preset_path("engines", "architectures")
     read = converted(load_yaml(path), _Architectures, path)
     changes = {"turbomind": read.turbomind, "pytorch": read.pytorch}[engine]

@@ -22,7 +22,8 @@ class Image(NamedTuple):
     dummy: DummyImage = DummyImage((0, 0), {})
 
 
-#: Makes the image with the most units within so many units and tokens; None if there is none.
+#: A function that makes the image with the most units, within limits of units and of tokens; None
+#: if there is none.
 Maker = Callable[[int, int], Image | None]
 
 
@@ -38,7 +39,10 @@ class Meeting(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Tokens of a prompt before its images, around each and after them; how wrong these may be."""
+    """Tokens of a prompt's text: before its images, around each image, and after them.
+
+    ``slack`` is the error that these numbers may have.
+    """
 
     before: int
     around: int = 0
@@ -47,13 +51,16 @@ class Text(NamedTuple):
 
 
 def image(rule: ImageRule, dummy: DummyImage) -> Image:
-    """The image that an engine makes of a picture with its fields of the request."""
+    """Return the image that an engine makes of a picture with its fields of the request."""
     fields = replace(rule, **dummy.knobs)
     return Image(fields.units(*dummy.size), fields.tokens(*dummy.size), dummy)
 
 
 def pictures(rule: ImageRule, largest: DummyImage, *, with_fields: bool) -> Maker:
-    """Makes ``largest`` and smaller pictures; ``with_fields``: of any size, limited by fields."""
+    """Return a function that makes ``largest`` and smaller pictures.
+
+    ``with_fields``: it makes pictures of any size if fields of a request can limit them.
+    """
 
     def make(units: int, tokens: int) -> Image | None:
         most = min(units, rule.units_within(max(0, tokens)))
@@ -72,7 +79,7 @@ def pictures(rule: ImageRule, largest: DummyImage, *, with_fields: bool) -> Make
 
 
 def side_by_side(make: Maker, units: int, tokens: int, text: Text) -> Meeting:
-    """Whole images of at most so many units and tokens together, the largest first."""
+    """Return whole images with at most ``units`` and ``tokens`` together, the largest first."""
     images: list[Image] = []
     while (image := make(units, tokens - text.around)) is not None:
         images.append(image)
@@ -83,12 +90,13 @@ def side_by_side(make: Maker, units: int, tokens: int, text: Text) -> Meeting:
 def over_edges(
     make: Maker, units: int, room: int, forward: int, text: Text, share: float = 1.0
 ) -> Meeting:
-    """Images of a prompt within ``room`` tokens, of which at most so many units meet.
+    """Return images of a prompt within ``room`` tokens; at most ``units`` meet in one forward.
 
-    An image counts whole in each forward that has one of its tokens: the fullest begins with the
-    last tokens of one image, and ends with the first tokens of another. It is the second forward,
-    a later one where images are longer, or the first where the prompt has no room for that. Of
-    prompts with this share of the most units, that with the smallest images is returned.
+    An image counts whole in each forward that has one of its tokens: the fullest forward begins
+    with the last tokens of one image, and ends with the first tokens of another. It is the second
+    forward, a later one if images are longer than a forward, or the first if the prompt has no room
+    for more. Of the prompts with at least ``share`` of the most units, that with the smallest
+    images is returned.
     """
     largest, tried = make(units, room), [Meeting(0, [])]
     if largest is None:
@@ -117,7 +125,10 @@ def over_edges(
 
 
 def _until(make: Maker, largest: Image, tokens: int, text: Text) -> list[Image]:
-    """As few tokens of images as are at least so many, the last of them the largest image."""
+    """Return images with at least ``tokens`` tokens, and as few more as possible.
+
+    They are copies of ``largest``, and before these one smaller image for the rest.
+    """
     count, left = divmod(tokens, largest.tokens + text.around)
     images = [largest] * count
 

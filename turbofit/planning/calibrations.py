@@ -28,13 +28,13 @@ _CUDA: Final = (
 
 
 class _Page(Struct, tag_field="schema", tag=_SCHEMA):
-    """A calibration as it is kept, beside its evidence."""
+    """A stored calibration with its evidence."""
 
     calibration: Calibration
 
 
 def pretends() -> bool:
-    """Whether this process itself runs on pretend GPUs (``turbofit pretend -- COMMAND``)."""
+    """Return whether this process itself runs on pretend GPUs (``turbofit pretend -- COMMAND``)."""
     return bool(os.environ.get("TURBOFIT_PRETEND_SCENARIO"))
 
 
@@ -52,7 +52,10 @@ def keep(calibration: Calibration, beside: Document) -> Path:
 
 
 def completed(calibration: Calibration) -> Calibration:
-    """Add the versions of torch and CUDA, and the difference in bytes from the one it replaces."""
+    """Add the installed versions of torch and CUDA, and the spread in bytes.
+
+    The spread is at least the difference from the calibration that this one replaces.
+    """
     torch, cuda = installed("torch"), installed(*_CUDA)
     calibration = msgspec.structs.replace(calibration, torch=torch or "", cuda=cuda or "")
     before = _file(calibration).read()
@@ -61,7 +64,7 @@ def completed(calibration: Calibration) -> Calibration:
 
 
 def recall(*, pretend: bool) -> tuple[Calibration, ...]:
-    """All stored calibrations of real GPUs or of pretend ones; unreadable files are left out."""
+    """Return all stored calibrations of real or of pretend GPUs, except unreadable files."""
     kept = [page.calibration for page in all_learned("calibration", _Page, pretend=pretend)]
     return tuple(calibration for calibration in kept if calibration.pretend == pretend)
 
@@ -86,7 +89,7 @@ def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
 
 
 def path_of(calibration: Calibration) -> Path:
-    """The file of a calibration's model, engine, cards and packages."""
+    """Return the path of a calibration's file; model, engine, cards and packages determine it."""
     return _file(calibration).path
 
 
@@ -99,7 +102,7 @@ def _file(calibration: Calibration) -> StateFile[_Page]:
 
 
 def read(calibration: Calibration) -> Document:
-    """The document stored beside a calibration.
+    """Return the document stored beside a calibration.
 
     Raises:
         UsageError: the file can no longer be read.

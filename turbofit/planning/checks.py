@@ -40,7 +40,7 @@ class Finding(Struct):
 
 
 class DoctorReport(Struct):
-    """All findings. ``machine`` is its name, or None if it could not be read."""
+    """All findings. ``machine`` is the machine's name, or None if it could not be read."""
 
     schema: str = DOCTOR_SCHEMA
     machine: str | None
@@ -55,14 +55,15 @@ class DoctorReport(Struct):
         return _STOPS if any(finding.state == "stops" for finding in self.findings) else 0
 
     def count(self, state: State) -> int:
-        """The number of findings with a state."""
+        """Return the number of findings with a state."""
         return sum(finding.state == state for finding in self.findings)
 
 
 class Check(NamedTuple):
-    """One check. ``of`` is the part of the scene that it needs; without it, it does not apply.
+    """One check; ``of`` names the part of the scene that it needs, without which it does not apply.
 
-    ``why`` is its effect, and ``error`` the error of a launch, unless the answer has its own.
+    ``why`` is the effect of a failure, and ``error`` what a launch raises, unless the answer has
+    its own.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Check(NamedTuple):
     error: type[TurbofitError] = LaunchError
 
     def answer(self, scene: Scene) -> Answer | None:
-        """The check's answer; None if it does not apply."""
+        """Return the check's answer; None if it does not apply."""
         subject = getattr(scene, self.of)
         if subject is None:
             return None
@@ -153,7 +154,7 @@ def answers(scene: Scene) -> Iterator[tuple[Check, Answer]]:
 
 
 def refuse(scene: Scene) -> list[str]:
-    """Raise one error of all checks that stop a launch; else return the warnings.
+    """Raise one error for all checks that stop a launch; if none does, return the warnings.
 
     Raises:
         TurbofitError: the first check's kind of error; its hint has all fixes.
@@ -169,7 +170,7 @@ def refuse(scene: Scene) -> list[str]:
 
 
 def plan_warnings(plan: Plan, sources: Sources | None = None) -> list[str]:
-    """The warnings about a plan that this machine's packages and environment give.
+    """Return the warnings about a plan that this machine's packages and environment give.
 
     The plan may be launched on another machine.
     """
@@ -230,7 +231,7 @@ def examine(
 
 
 def _machine(places: Sources, on: str | None) -> Machine:
-    """The machine, even if CUDA shows none of its GPUs."""
+    """Return the machine, even if CUDA shows none of its GPUs."""
     from msgspec.structs import replace
 
     from turbofit.machine.nvml_machine import measure_in_time

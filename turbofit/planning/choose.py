@@ -58,7 +58,7 @@ def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
 
 
 def _planned(fit: EngineFit) -> Planned:
-    """Make the plan from a search's result, with all its words."""
+    """Make the plan of a search's result, with its verdict, reasons, warnings and remedies."""
     request, best, accounts, fits = fit.request, fit.best, fit.accounts, fit.fits
     over_rival = [_over(fit, fit.rival)[1]] if fits and fit.rival is not None else []
     helps, causes = Remedies() if fits else remedies(fit)
@@ -91,7 +91,7 @@ def _planned(fit: EngineFit) -> Planned:
 
 
 def _verdict(fit: EngineFit, causes: tuple[str, ...]) -> Verdict:
-    """What fits, or why not, with the options without which it would fit."""
+    """Return the verdict: what fits, or why nothing fits and which given options cause that."""
     request, best, name = fit.request, fit.best, fit.request.model.name
     if not fit.fits:
         return Verdict(subject=name, why_not=why_not(fit), causes=causes)
@@ -108,7 +108,7 @@ def why_not(fit: EngineFit) -> str:
 
 
 def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
-    """The reason to reject LMDeploy's other engine, for its row and for the plan's reasons."""
+    """Return why LMDeploy's other engine was rejected: for its row, and as a reason of the plan."""
     given = " and ".join(
         f"{option_of(name)} {value}" for name, value in fit.request.engine_options.items()
     )
@@ -120,7 +120,10 @@ def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
 
 
 def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
-    """The rows: the chosen shape, then the best others, each with the reason for its rejection."""
+    """Return the rows of ``considered``: the chosen shape, the other engine, the best other shapes.
+
+    Each row but the first says why it was rejected.
+    """
     request, chosen, engine = fit.request, fit.best, fit.engine
     rest = [other for other in fit.evaluations if other is not chosen]
     rest.sort(
@@ -157,7 +160,7 @@ def _parallel_reason(fit: EngineFit) -> str:
 
 
 def _warnings(fit: EngineFit) -> Iterator[str]:
-    """Yield known faults, idle or unequal cards, and limits that only turbofit's gateway holds."""
+    """Yield the plan's warnings, for example about known faults, idle cards or unequal cards."""
     request, best, shape, engine = fit.request, fit.best, fit.best.shape, fit.engine
     if fit.fits:
         yield from unkept(request, best.settings.session_len, fit.tokens)
@@ -194,7 +197,7 @@ def _warnings(fit: EngineFit) -> Iterator[str]:
 
 
 def known_warnings(fit: EngineFit) -> tuple[str, ...]:
-    """The known faults of the plan's engines, other than memory."""
+    """Return a warning for each known fault of the plan's engines; a lack of memory is none."""
     warnings: list[str] = []
     for group in fit.best.shape.groups:
         gpus, part = [fit.request.machine.gpu(index) for index in group], fit.best.of_group(group)
@@ -210,12 +213,12 @@ _LEAST_TRITON: Final = (7, 5)
 
 
 def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
-    """The plan of `plan_best`, without its verdict."""
+    """Return the plan of `plan_best`, without its verdict."""
     return plan_best(request, engine).document
 
 
 def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
-    """The best plan on the wished engine; without a wish, on the engine that serves more.
+    """Plan on the named engine; with ``auto``, on the engine that serves more.
 
     Raises:
         UsageError: a part of the request cannot be used here at all.
@@ -234,7 +237,7 @@ def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
 
 
 def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planned:
-    """The search's result for `plan_best`; for engines without a search, the plan itself."""
+    """Return the search result of the engine that `plan_best` takes; without a search, its plan."""
     engine, reasons = _named(request, engine)
     first = engine_for(request.model, engine)
     check_options(first, request.engine_options)
@@ -256,7 +259,7 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planne
 
 
 def _serial(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned:
-    """The plan on an engine that processes one request at a time."""
+    """Plan on an engine that processes one request at a time; ``named``: the person chose it."""
     reason = "as asked" if named else str(engine_problem(request.model, LMDEPLOY[0]))
     planned = _fallback(request, engine, reason)
     too_few = request.promised_requests is not None and not planned.document.fits
@@ -264,7 +267,11 @@ def _serial(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned
 
 
 def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
-    """The first engine's result, or that of LMDeploy's other engine if it serves more."""
+    """Return the first engine's result, or that of LMDeploy's other engine if it serves more.
+
+    If only the other engine fits, but may not compile for these cards, it is the ``rival`` of the
+    result.
+    """
     rivals = list(_others(request, fit.engine.name))
     rival = next((other for other in rivals if other.fits), None)
     compiles = _compiles(request)
@@ -278,7 +285,10 @@ def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
 
 
 def _named(request: ResolvedRequest, engine: str) -> tuple[str, tuple[str, ...]]:
-    """The wished engine, or the only one that accepts a given option, with the reason."""
+    """Return the engine to plan on, and the reasons for it.
+
+    ``auto`` becomes the PyTorch engine if it alone takes a given option.
+    """
     owner = option_owner(request.engine_options) if engine == "auto" else None
     if owner is None or owner[0] == LMDEPLOY[0] or engine_problem(request.model, owner[0]):
         return engine, ()
@@ -289,9 +299,10 @@ def _named(request: ResolvedRequest, engine: str) -> tuple[str, tuple[str, ...]]
 def _with_kernels(
     request: ResolvedRequest, engine: str, first: Engine, lacking: NoKernelError
 ) -> EngineFit:
-    """The engine that compiles its kernels, if TurboMind has none for the cards.
+    """Return the result of an engine that compiles its kernels; TurboMind has none for these cards.
 
-    It is the result even if it does not fit: then only more or larger cards help.
+    With ``auto`` the result may not fit: then only more or larger cards help. If the person named
+    the engine that lacks kernels, the error names the other engine as its hint.
     """
     compiles = first.name == LMDEPLOY[0] and _compiles(request)
     rivals = _others(request, first.name) if compiles else ()
@@ -315,7 +326,7 @@ def _fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
 
 
 def _with_other_engine(request: ResolvedRequest, planned: Planned) -> Planned:
-    """Add, to a plan that does not fit on the named engine, an engine on which it fits."""
+    """Add another engine as a remedy to a plan that does not fit, if the request fits on it."""
     name = planned.document.engine.name
     fit = next((other for other in _others(request, name) if other.fits), None)
     if fit is None:
@@ -325,7 +336,7 @@ def _with_other_engine(request: ResolvedRequest, planned: Planned) -> Planned:
 
 
 def _others(request: ResolvedRequest, but: str) -> Iterator[EngineFit]:
-    """The search results of LMDeploy's other engines that run the model, fitting or not."""
+    """Yield the search result of each engine of LMDeploy, except ``but``, that runs the model."""
     for name in [other for other in LMDEPLOY if other != but]:
         with suppress(TurbofitError):
             engine = engine_for(request.model, name)
@@ -334,19 +345,22 @@ def _others(request: ResolvedRequest, but: str) -> Iterator[EngineFit]:
 
 
 def _compiles(request: ResolvedRequest) -> bool:
-    """Whether Triton surely compiles for every card."""
+    """Return whether Triton surely compiles for every card."""
     return all(capability_of(gpu) >= _LEAST_TRITON for gpu in request.visible)
 
 
 def _worth(request: ResolvedRequest, fit: EngineFit) -> tuple[int, ...]:
-    """The promise as a sort key: images, then context; then memory or tokens if they decide."""
+    """Return a sort key for plans: fits, units per image, context, less memory, more tokens.
+
+    Tokens count only if the goal is the context.
+    """
     tokens = fit.tokens if request.workload.goal == "context" else 0
     units, context = fit.best.vision_load.units_per_image, fit.best.settings.session_len
     return fit.fits, units, context, -fit.best.footprint, tokens
 
 
 def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterator[Remedy]:
-    """Remedies with other engines that can serve it."""
+    """Yield a remedy for each other engine that can serve the request."""
     if rival is not None:
         yield fitting(
             f"--engine {rival.engine.name}",

@@ -44,7 +44,7 @@ def make_cluster_plan(
     """Plan every node as one machine, all with one promise; command lines are not made.
 
     ``promised`` is an earlier plan of the same request whose promise these nodes must keep. The
-    machine of ``base`` is not used. Its requests at once are of all nodes together.
+    machine of ``base`` is not used. Its number of requests at once is for all nodes together.
 
     Raises:
         TurbofitError: a part of the request cannot be used on any node.
@@ -58,8 +58,8 @@ def make_cluster_plan(
         if not base.context_given:
             base = base.with_workload(context=promised.longest_request_tokens)
     kinds = _kinds(base, cluster, engine, raises=promised is None)
-    # The promise is that of the best plan; nodes that do not keep it are left out. Of equal ones it
-    # is that with the least answers of a request, so that it is the same in any order of nodes.
+    # The promise is that of the best plan; nodes that do not keep it are left out. Of equal plans
+    # the one with the fewest answers of a request (``n``) counts, in any order of nodes.
     plans = [planned.document for _, planned in kinds if planned.fits]
     plans = sorted(plans if promised is None else promised.plans, key=lambda plan: plan.limits.n)
     best = max(plans, key=_promise, default=None)
@@ -84,10 +84,10 @@ def make_cluster_plan(
 
 
 def _kinds(base: ResolvedRequest, cluster: Cluster, engine: str, *, raises: bool) -> _Kinds:
-    """The nodes that can be planned for, by kind; each kind is planned once.
+    """Plan each kind of node once; return the nodes of each kind with their plan.
 
     Raises:
-        TurbofitError: that of the first kind, if it ``raises`` and none can be planned.
+        TurbofitError: the first kind's error, if ``raises`` and no kind can be planned.
     """
     alike: dict[Hashable, list[tuple[Machine, Node]]] = {}
     for node in cluster.nodes:
@@ -108,7 +108,7 @@ def _kinds(base: ResolvedRequest, cluster: Cluster, engine: str, *, raises: bool
 
 
 def _equal(machine: Machine) -> Hashable:
-    """All that planning reads of a machine; it is equal for machines that are planned once."""
+    """Return a key that two machines share if one plan serves both."""
     learned = tuple(replace(calibration, when="") for calibration in machine.calibrations)
     alike = replace(
         machine, name="", source="", host=Host(), warnings=(), cuda=NA, calibrations=learned,
@@ -123,20 +123,20 @@ def _host_room(machine: Machine) -> int:
 
 
 def _cards(machine: Machine | None) -> str:
-    """The visible cards in words; empty if nothing was measured."""
+    """Return the visible cards in words; empty if nothing was measured."""
     visible = () if machine is None else machine.visible
     names = Counter(machine.gpu(index).name for index in visible if machine is not None)
     return " + ".join(f"{n}x {name}" for name, n in names.items())
 
 
 def _promise(plan: Plan) -> tuple[bool, int, int]:
-    """A plan's promise, larger if it is better; LMDeploy's engines are better than another."""
+    """Return a plan's promise as a sort key: LMDeploy or not, then image limit, then context."""
     image_limit = plan.limits.image_limit or 0
     return plan.engine.of_lmdeploy, image_limit, plan.kv.longest_request_tokens
 
 
 def _why_broken(plan: Plan, best: Plan) -> str:
-    """The reason why a plan does not keep the promise of the best plan; empty if it does."""
+    """Return the reason why a plan does not keep the promise of the best plan; empty if it does."""
     (lmdeploy, image_limit, held), (wanted, wide, long) = _promise(plan), _promise(best)
     rule = plan.model.image_rule
     if lmdeploy != wanted:
@@ -150,10 +150,10 @@ def _why_broken(plan: Plan, best: Plan) -> str:
 
 
 def _on(node: Node, plan: Plan, limits: Limits) -> Plan:
-    """A kind's plan with one node's machine and GPU ids, and with the promised limits.
+    """Return a kind's plan for one of its nodes: its machine and GPU ids, and the promised limits.
 
-    Its own gateway queues by the units of a forward pass. Answers of a request (``n``) beyond an
-    engine's batch wait in the engine, and take no memory.
+    The units of a forward stay the plan's own, as the node's gateway queues by them. Answers of a
+    request (``n``) beyond an engine's batch wait in the engine, and take no memory.
     """
     machine = node.machine
     assert machine is not None
@@ -173,7 +173,7 @@ def _document(
     *,
     whole: bool,
 ) -> ClusterPlan:
-    """The plan; if these nodes are the whole cluster, they must run all requests at once."""
+    """Make the cluster's plan; if ``whole``, these nodes must run all requests at once."""
     plans = [node.plan for node in nodes if node.plan is not None]
     at_once, asked = sum(plan.requests_at_once for plan in plans), base.workload.concurrency or 0
     fits = bool(plans) and (at_once >= asked or not whole)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _UNSAID: Final = ("model", "on")
 _MEASURED: Final = "nvml"
 _HOST: Final = "127.0.0.1"
-#: The begin of a cluster's source if Ray reported the cluster.
+#: The first word of a cluster's source if Ray reported the cluster.
 _RAY: Final = "ray "
 #: Settings that a command only contains if they are set.
 _WHERE_SET: Final = frozenset({
@@ -56,7 +56,7 @@ def commands(
     name: str | None = None,
     options: Sequence[str] = (),
 ) -> tuple[Command, ...]:
-    """One command for each group of the plan, on consecutive ports from ``port`` on.
+    """Return one command for each group of the plan, on consecutive ports from ``port`` on.
 
     ``name`` is the model's name for clients. ``options`` are LMDeploy's own, passed on. A caller
     may replace the first word by an interpreter and `module_of`.
@@ -78,10 +78,11 @@ def private_commands(
     *,
     held: bool = True,
 ) -> tuple[Command, ...]:
-    """The commands behind a gateway: on loopback, one port a group, without docs and web pages.
+    """Return the engines' commands behind a gateway: on loopback, without docs and web pages.
 
-    ``folder`` is the model folder for the engine; the rest is as for `commands`. ``held``: engines
-    are limited to their ledgers, which contain all that they will take.
+    ``ports`` has one port for each group, and ``folder`` is the model folder for the engine; the
+    rest is as for `commands`. ``held``: engines are limited to their ledgers, which contain all
+    that they will take.
     """
     closed: list[str] = []
     if plan.engine.of_lmdeploy:
@@ -100,7 +101,7 @@ def _commands(
     *,
     held: bool = False,
 ) -> tuple[Command, ...]:
-    """The command lines of a plan's engines; ``held``: the ledgers limit their memory."""
+    """Return the command lines of a plan's engines; ``held``: the ledgers limit their memory."""
     if options and not plan.engine.of_lmdeploy:
         raise UsageError(
             f"{options[0]} is an option of LMDeploy, which the plan does not run",
@@ -127,12 +128,12 @@ def _commands(
 
 
 def module_of(engine: PlannedEngine) -> str:
-    """The module for ``python -m`` that replaces the first word of an engine's command."""
+    """Return the module for ``python -m`` that replaces the first word of an engine's command."""
     return "lmdeploy" if engine.of_lmdeploy else _FALLBACK_MODULE
 
 
 def visible_devices(machine: Machine, group: tuple[int, ...]) -> str:
-    """The group for ``CUDA_VISIBLE_DEVICES``: UUIDs, or indices if a preset has no UUIDs."""
+    """Return a group's ``CUDA_VISIBLE_DEVICES``: UUIDs, or indices if no UUIDs are known."""
     uuids = [machine.gpu(index).uuid for index in group]
     if machine.source != "preset" and all(u.startswith(("GPU-", "MIG-")) for u in uuids):
         return ",".join(uuids)
@@ -140,12 +141,12 @@ def visible_devices(machine: Machine, group: tuple[int, ...]) -> str:
 
 
 def model_path(model: Model) -> str:
-    """The model for LMDeploy: the checkpoint on disk, else the hub id, else the name."""
+    """Return the model for LMDeploy: the checkpoint on disk, else the hub id, else the name."""
     return model.source.checkpoint or model.hub_id or model.name
 
 
 def ratio(value: float) -> str:
-    """A cache ratio with three decimals; a user's finer ratio is not rounded."""
+    """Write a cache ratio with three decimals; a user's finer ratio is not rounded."""
     short = f"{value:.3f}"
     return short if float(short) == value else repr(value)
 
@@ -181,7 +182,10 @@ def _option(name: str, value: object) -> Words:
 
 
 def left_out(plan: Plan, usual: Settings) -> str | None:
-    """A warning about options that an older release lacks, except those of ``usual`` settings."""
+    """Return a warning about options of the plan that its LMDeploy lacks; None if it lacks none.
+
+    Options with the value that they have in ``usual`` settings do not count.
+    """
     version = plan.engine.version
     silent = set(_options(replace(plan, settings=usual, model=replace(plan.model, revision=None))))
     lacking = [
@@ -198,7 +202,7 @@ def left_out(plan: Plan, usual: Settings) -> str | None:
 
 
 def option_since(option: Sequence[str]) -> str | None:
-    """The release that introduced an option, or the value that follows it; None if not known."""
+    """Return the release that introduced an option, or its value if given; None if unknown."""
     known, words = _releases(), " ".join(option)
     return known.values.get(words) if len(option) > 1 else known.options.get(words)
 
@@ -211,7 +215,7 @@ class _Releases(Struct, forbid_unknown_fields=True):
 
 
 def came_later(option: Words, version: str) -> str | None:
-    """The release that introduced an option or its value, if ``version`` is older; or None."""
+    """Return the release that introduced an option or value, if ``version`` is older; or None."""
     if not versions.is_legacy(version):
         return None
     known = _releases()
@@ -227,7 +231,7 @@ def _releases() -> _Releases:
 
 
 def _fallback_arguments(plan: Plan, port: str) -> Words:
-    """The words of the command for Transformers' server.
+    """Return the words of the command for Transformers' server.
 
     Raises:
         UsageError: the plan has no device map.
@@ -256,7 +260,7 @@ _MAP_HINT: Final = 'write it as {"model.embed_tokens": 0, "model.layers.0-15": 0
 
 
 def folded(placed: Mapping[str, int | str]) -> str:
-    """The device map as JSON; ``model.layers.0-15`` stands for adjacent layers on one device."""
+    """Write the device map as JSON; ``model.layers.0-15`` are adjacent layers on one device."""
     folded_map: dict[str, int | str] = {}
     entries = [(_LAYER.fullmatch(name), name, where) for name, where in placed.items()]
     for (is_layer, where), run in groupby(entries, key=lambda row: (row[0] is not None, row[2])):
@@ -270,7 +274,7 @@ def folded(placed: Mapping[str, int | str]) -> str:
 
 
 def read_map(text: str) -> dict[str, int | str]:
-    """The device map in a JSON text, with each single layer; a `UsageError` if it is invalid."""
+    """Read a device map from JSON, with each single layer; a `UsageError` if it is invalid."""
     try:
         data = msgspec.json.decode(text, type=dict[str, int | Literal["cpu", "disk"]])
     except (ValueError, RecursionError) as exc:
@@ -288,7 +292,7 @@ def read_map(text: str) -> dict[str, int | str]:
 
 
 def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
-    """The `turbofit serve` command for a plan; None if `serve` would not serve it.
+    """Return the `turbofit serve` command for a plan; None if `serve` would not serve it.
 
     If the plan is for another machine, the command names the limits: a machine with less free
     memory then refuses, and does not promise less.
@@ -305,7 +309,7 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
 
 
 def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeCommand | None:
-    """The command that serves a cluster's plan, on one of its nodes; None if `serve` would not.
+    """Return the command that serves a cluster's plan, for one of its nodes; None if it cannot.
 
     If Ray did not report the cluster, the command names the limits, as in `serve_command`.
     """
@@ -320,7 +324,10 @@ def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeComma
 
 
 def request_of(plan: Plan, model: str) -> PlanRequest:
-    """The request of a plan, for any machine; for a prediction, with all settings."""
+    """Return the request that a plan answers, without its machine.
+
+    For a prediction it has all settings as options.
+    """
     options = {} if plan.options is UNSET else plan.options
     request = PlanRequest.of(**{**options, "model": model, "on": None, "gpus": None})
     if not is_prediction(plan):
@@ -335,26 +342,26 @@ def request_of(plan: Plan, model: str) -> PlanRequest:
 
 
 def is_prediction(plan: Plan) -> bool:
-    """Whether the settings were given or are LMDeploy's defaults, not chosen by a search."""
+    """Return whether the settings were given or are LMDeploy's defaults, not chosen by a search."""
     return plan.engine.of_lmdeploy and not plan.considered
 
 
 def _serving(model: str, request: PlanRequest, *words: str) -> ServeCommand:
-    """The ``turbofit serve`` command for this model, with the request's options."""
+    """Return the ``turbofit serve`` command for this model, with the request's options."""
     fields = set(type(request).model_fields) - set(PlanRequest.model_fields)
     options = request.option_arguments((*_UNSAID, *fields))
     return ServeCommand(argv=("turbofit", "serve", model, *options, *words))
 
 
 def _model_word(model: Model, given: str | Model) -> str:
-    """The model in a command line; a folder stays valid wherever it is pasted."""
+    """Return the model's word in a command line: a folder's full path, else the given name."""
     if model.source.kind == "folder" and model.source.checkpoint:
         return model.source.checkpoint
     return given if isinstance(given, str) else model.hub_id or model.name
 
 
 def _with_limits(request: PlanRequest, model: Model, limits: Limits, context: int) -> PlanRequest:
-    """The request in which the plan's results are given as options."""
+    """Return the request with the plan's context and image limits as options, if not given."""
     more: dict[str, Any] = {}
     if not request.given().keys() & {"context", "session_len"}:
         more["context"] = context

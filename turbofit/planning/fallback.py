@@ -1,7 +1,7 @@
-"""Plans the fallback engine: number of GPUs, image limit, context, and the plan's words.
+"""Plans for the fallback engine, Transformers: the number of GPUs, the image limit and the context.
 
-A copy answers one request after the other: each of several requests at once needs its own copy, if
-the GPUs hold so many. The checkpoint's own image limit on the fewest GPUs is preferred, then lower
+Each copy of the model answers one request after the other, so requests at once need as many copies,
+if the GPUs hold them. The checkpoint's own image limit on the fewest GPUs is preferred, then lower
 limits; decoder layers are taken off the GPUs only if no other plan serves a request.
 """
 
@@ -74,7 +74,10 @@ _HALVES = 4
 
 @dataclass(frozen=True)
 class Chosen:
-    """The copies, their placement and their promise; ``fits`` is False for the closest misfit."""
+    """The chosen copies of the model, the place of their layers, and what they promise.
+
+    ``fits`` is False for the result that comes closest to fitting.
+    """
 
     copies: ModelCopies
     placement: Placement
@@ -103,12 +106,15 @@ class Chosen:
         return f"{each} {self.session_len:,} tokens at a time"
 
     def keeps(self, request: ResolvedRequest) -> bool:
-        """Whether it fits, with one copy for each request that must run at once."""
+        """Return whether it fits, with one copy for each request that must run at once."""
         return self.fits and self.count >= (request.promised_requests or 1)
 
 
 def search(request: ResolvedRequest) -> Chosen:
-    """The most copies that fit, up to one for each request at once; else the closest to one."""
+    """Find the most copies that fit, up to one for each request that runs at once.
+
+    If not even one copy fits, return the result that comes closest.
+    """
     if not request.visible:
         raise UsageError("there is no GPU to plan for", hint="see turbofit machine")
     check_gpus(request)
@@ -144,9 +150,9 @@ def _search(request: ResolvedRequest) -> Chosen:
 
 
 def _held(request: ResolvedRequest) -> ResolvedRequest:
-    """Convert a given image size to an image limit, which is not lowered.
+    """Replace a given image size by the image limit that admits it, which is then not lowered.
 
-    The limit in the model folder lowers larger images, so the plan counts the worst under it.
+    The model folder gets this limit, so the plan counts the largest image under it.
     """
     rule, requested = request.model.image_rule, request.requested_image_limit
     if rule is None or request.workload.image_size is None or requested is None:
@@ -158,7 +164,7 @@ def _held(request: ResolvedRequest) -> ResolvedRequest:
 
 
 def _limits(request: ResolvedRequest) -> Sequence[int | None]:
-    """Image limits worth trying, the largest first; a limit that the user gave is the only one."""
+    """Return the image limits to try, the largest first; a limit that the user gave comes alone."""
     rule, requested = request.model.image_rule, request.requested_image_limit
     if rule is None or requested is None or vision_load_of(request, requested).units_per_image == 0:
         return [None]
@@ -172,7 +178,10 @@ def _limits(request: ResolvedRequest) -> Sequence[int | None]:
 
 
 def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -> tuple[int, ...]:
-    """The largest image limit for a short context, and its halves; empty for a long context."""
+    """Return the largest image limit that the context allows, and its halves.
+
+    The tuple is empty if the context holds the images of the ``requested`` limit.
+    """
     vision_load = vision_load_of(request, requested)
     excess = excess_tokens(request, vision_load)
     if not excess:
@@ -183,9 +192,9 @@ def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -
 
 
 def _groupings(request: ResolvedRequest) -> Iterator[ModelCopies]:
-    """Yield copies on groups of equal size, the fewest GPUs first, with the freest cards first.
+    """Yield copies on groups of equal size: the fewest GPUs first, on the freest cards.
 
-    Each of several copies spans several GPUs only if both numbers are given.
+    Several copies use several GPUs each only if ``tp`` and ``replicas`` are both given.
     """
 
     def taken(gpu: Gpu) -> int:
@@ -211,7 +220,7 @@ def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 
 
 def _longest(request: ResolvedRequest, copies: ModelCopies, vision_load: VisionLoad) -> int:
-    """The longest context that all copies can hold on their GPUs; 0 if they hold none."""
+    """Return the longest context that all copies can hold on their GPUs; 0 if they hold none."""
 
     def fits(tokens: int) -> bool:
         return filled(copies, vision_load.of(tokens)) is not None
@@ -229,7 +238,7 @@ def _longest(request: ResolvedRequest, copies: ModelCopies, vision_load: VisionL
 
 
 def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
-    """The best plan on Hugging Face Transformers; command lines are not made.
+    """Make the best plan on Hugging Face Transformers, without command lines.
 
     ``tp`` of the request is the number of GPUs for one copy's layers (None: the fewest that hold
     one), ``replicas`` the number of copies (None: one). ``reason`` is a clause that says why no
@@ -282,9 +291,10 @@ def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Plan
 
 
 def _host(chosen: Chosen, host: HostMemory) -> tuple[HostMemory, int | None]:
-    """Host memory of all copies, and the part of it for one copy's offloaded layers.
+    """Return the host memory of all copies, and the bytes in it for one copy's offloaded layers.
 
-    Layers that do not fit into host memory stay on disk, and only the largest is in memory.
+    Layers that do not fit into host memory stay on disk, and only the largest is in memory. The
+    second value is None if the available memory is unknown.
     """
     taken, kept = sum(chosen.off), None
     if host.available is not None:
@@ -330,7 +340,7 @@ def _verdict(
     host: HostMemory,
     causes: tuple[str, ...],
 ) -> Verdict:
-    """The verdict: the GPUs and the free memory, or what is missing and how much."""
+    """Return the verdict: the GPUs and the free memory, or what is missing and how much."""
     name = request.model.name
     ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
     if chosen.keeps(request):
@@ -393,7 +403,7 @@ def _warnings(
 
 
 def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
-    """Single changes with which it fits, cheapest first; ``closest`` is the result without any."""
+    """Return single changes that make the plan fit, cheapest first; ``closest`` has no change."""
 
     def told(changed: ResolvedRequest) -> tuple[bool, str]:
         try:

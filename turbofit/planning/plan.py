@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def plan(
     request: PlanRequest, *, pretend: bool | None = None, compares_limits: bool = True
 ) -> Plan:
-    """The best plan, which may not fit; with the settings that `turbofit tune` found for it.
+    """Make the best plan, which may not fit, with the settings that `turbofit tune` found for it.
 
     ``pretend``: True uses tunings made on pretend GPUs; None uses those of this machine if the plan
     is for it. Without ``compares_limits`` the plan says nothing of other image limits, and takes
@@ -58,11 +58,11 @@ def plan(
 
 
 def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) -> Plan:
-    """The best plan for another LMDeploy, by that version's account and with twice the margin.
+    """Make the best plan for another version of LMDeploy, with twice the usual margin.
 
-    A version that `serve` does not start has no gateway: the plan pays for the images that
-    LMDeploy itself lets clients send. Where that does not fit, it has a limit, and a warning says
-    which gateway holds it.
+    `serve` does not start the oldest versions, so they have no gateway. For them the plan first
+    counts the largest images that LMDeploy itself lets clients send; if that does not fit, it
+    counts smaller ones, and a warning names the gateway that holds clients to them.
     """
     from turbofit.memory.engines import LMDEPLOY, check_options, engine_for, engine_of
     from turbofit.planning.choose import make_plan
@@ -108,9 +108,9 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
 
 
 def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
-    """Add to a refusal of a format the plan of the checkpoint that `turbofit merge` would make.
+    """Add to an error about a checkpoint's format how the merged checkpoint would fit.
 
-    Merging a LoRA does not change sizes.
+    `turbofit merge` makes it. Merging a LoRA does not change sizes.
     """
     preset = find_preset(request.model) if isinstance(request.model, str) else None
     refused = load_preset(preset).unsupported if preset else None
@@ -129,10 +129,10 @@ def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
 def plan_cluster(
     request: PlanRequest, cluster: Cluster, promised: ClusterPlan | None = None
 ) -> ClusterPlan:
-    """One promise over several machines, and the best plan for each of them.
+    """Make one promise for several machines, and the best plan for each of them.
 
     The request names no machine; its ``tp``, ``replicas`` and ``concurrency`` are for each node.
-    ``promised`` is an earlier plan of it, whose promise nodes that join must keep.
+    ``promised`` is an earlier plan of the cluster, whose promise nodes that join must keep.
 
     Raises:
         As :func:`plan`, if every node raises an error.
@@ -177,12 +177,12 @@ def predict(request: PredictRequest) -> Plan:
 
 
 def doubled_margin(plan: Plan) -> int:
-    """Bytes to leave free on each GPU if the account is for another LMDeploy: twice the margin."""
+    """Return twice the margin in bytes, to leave free if the account is of another LMDeploy."""
     return 2 * max(gpu.margin for gpu in plan.gpus)
 
 
 def finished(plan: Plan, request: PlanRequest) -> Plan:
-    """The plan with its command lines, and with warnings from the environment and packages."""
+    """Add command lines to a plan, and warnings about the environment and packages."""
     new = (text for text in plan_warnings(plan) if text not in plan.warnings)
     return replace(
         plan,
@@ -193,6 +193,6 @@ def finished(plan: Plan, request: PlanRequest) -> Plan:
 
 
 def refusal(plan: Plan | ClusterPlan) -> DoesNotFitError:
-    """The error for a plan that does not fit; its hint is the cheapest remedy."""
+    """Return the error for a plan that does not fit; its hint is the cheapest remedy."""
     hint = plan.remedies[0].text if plan.remedies else OTHER_CARDS.text
     return DoesNotFitError(plan.verdict, hint=hint)

@@ -33,7 +33,7 @@ from turbofit.memory.account import Account, Engine, GroupOutcome, VisionLoad
 from turbofit.planning.resolved_request import ResolvedRequest
 from turbofit.planning.speed import counted_tokens, group_class
 
-#: Encoded bytes that one image and one request body may have.
+#: The most bytes of one encoded image, and of a request's body beside its images.
 _BYTES_PER_IMAGE: Final = 32 * MIB
 _BODY_BESIDE_IMAGES: Final = 4 * MIB
 _BASE64: Final = 4 / 3
@@ -124,7 +124,7 @@ def _limits(
     image_limit: int | None,
     accounts: Sequence[Account],
 ) -> Limits:
-    """The limits that the peak pays for; the gateway holds requests to them (`gateway.limits`)."""
+    """Return the limits that the peak pays for; `gateway.limits` holds requests to them."""
     rule, images = request.model.image_rule, vision_load.images_per_request
     limits = Limits(
         vision_unit=None,
@@ -170,7 +170,7 @@ def found_words(
     tokens: Sequence[int],
     vision_load: VisionLoad,
 ) -> str:
-    """Words for a plan that fits: its GPUs, its requests at once, and the memory that stays free.
+    """Describe a plan that fits: its GPUs, its requests at once, and the memory that stays free.
 
     ``tokens`` are those in each engine's cache; ``vision_load`` belongs to the request that is
     counted.
@@ -192,7 +192,7 @@ def found_words(
 def free_words(
     request: ResolvedRequest, ledgers: Sequence[GpuLedger], groups: Sequence[Sequence[int]]
 ) -> str:
-    """The memory that stays free on the tightest GPU, as a clause of a verdict."""
+    """Return the memory that stays free on the tightest GPU, as a clause of a verdict."""
     tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.beyond_budget)
     spare, of = tightest.headroom - tightest.beyond_budget, ""
     if request.budget:
@@ -202,14 +202,17 @@ def free_words(
 
 
 def idle_words(request: ResolvedRequest, groups: Sequence[Sequence[int]]) -> str:
-    """The GPUs without an engine, in words; empty if the least memory was wished."""
+    """Return the GPUs without an engine, in words; empty if the least memory was wished."""
     used = {index for group in groups for index in group}
     idle = [f"GPU {gpu.index} ({gpu.name})" for gpu in request.visible if gpu.index not in used]
     return f"not used: {', '.join(idle)}" if idle and not request.least else ""
 
 
 def cache_words(tokens: Sequence[int], vision_load: VisionLoad, settings: Settings) -> str:
-    """Words for the requests that caches of so many tokens hold; each request is in one cache."""
+    """Say how many requests the caches hold; ``tokens`` has the size of each cache.
+
+    A request is in one cache, never divided over several.
+    """
     context = settings.session_len
     size = counted_tokens(vision_load, context)
     requests, longest = (
@@ -225,7 +228,7 @@ def cache_words(tokens: Sequence[int], vision_load: VisionLoad, settings: Settin
 def requests_held(
     accounts: Sequence[Account], tokens: Sequence[int], vision_load: VisionLoad
 ) -> int:
-    """The requests that all engines run at once, with all their tokens in the caches."""
+    """Return how many requests all engines run at once with all their tokens in the caches."""
     sizes = [counted_tokens(vision_load, account.settings.session_len) for account in accounts]
     return sum(
         min(account.settings.max_batch_size, account.settings.requests_in(cache, size))
@@ -234,7 +237,7 @@ def requests_held(
 
 
 def group_words(request: ResolvedRequest, group: Sequence[int]) -> str:
-    """A group's GPUs in words: ``GPU 0+2 (NVLink)``."""
+    """Return a group's GPUs in words: ``GPU 0+2 (NVLink)``."""
     gpus = [request.machine.gpu(index) for index in group]
     names = "+".join(str(index) for index in group)
     link = f" ({group_class(request.machine, gpus).words})" if len(gpus) > 1 else ""
@@ -244,7 +247,7 @@ def group_words(request: ResolvedRequest, group: Sequence[int]) -> str:
 def _footprint(
     request: ResolvedRequest, accounts: Sequence[Account], host: HostMemory
 ) -> Footprint:
-    """The engines' memory on each GPU, the rest, and how many such sets of engines would fit."""
+    """Return what the engines take of each GPU, what is left, and how many such engines fit."""
     taken: dict[int, int] = {}
     left: list[int] = []
     servers = 0

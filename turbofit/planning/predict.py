@@ -42,10 +42,10 @@ from turbofit.planning.throughput import forecast
 def make_prediction(
     request: ResolvedRequest, engine: Engine, free_at_cache: int | None = None
 ) -> Plan:
-    """The account with LMDeploy's defaults, or with the user's settings, on the first GPUs.
+    """Predict what LMDeploy does with the user's settings, and its defaults, on the first GPUs.
 
-    These are the first ``tp`` in CUDA's order. Images are those that an ordinary OpenAI client can
-    send, including ``detail: high``, unless a limit or a size is given.
+    It takes the first ``tp`` GPUs in CUDA's order. Images are those that an ordinary OpenAI client
+    can send, including ``detail: high``, unless a limit or a size is given.
 
     Raises:
         UsageError: the settings are refused before memory is allocated, or the given free memory
@@ -119,7 +119,7 @@ class _Start:
         return accounts_of(self.request, same, self.groups, load, self.engine, free_at_cache)
 
     def _end(self, smallest: int | None) -> str | None:
-        """The cause that ends the start, in words; None if it serves."""
+        """Return the cause that ends the start, in words; None if it serves."""
         never = _never_runs(self.request, self.accounts, self.load, self.engine)
         never = never or _no_room(self.request, self.settings, smallest)
         return never or (host_problem(self.host) if self.outcome.serves else self.outcome.text)
@@ -161,9 +161,10 @@ class _Start:
 
 
 def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> VisionLoad:
-    """The largest images that fit into a session with a token of text; LMDeploy refuses larger.
+    """Return the load of the largest images that fit into a session with a token of text.
 
-    The tower processes larger ones before their tokens are counted, so the memory counts them.
+    LMDeploy refuses larger images, but its tower processes them before their tokens are counted, so
+    accounts count their memory.
     """
     rule, room = request.model.image_rule, settings.session_len - 1
     if rule is None or load.tokens_per_request <= room:
@@ -173,7 +174,7 @@ def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) ->
 
 
 def _refused(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> str:
-    """Words if LMDeploy refuses the largest images that clients can send; else empty."""
+    """Say that LMDeploy refuses the largest images that clients can send; empty if it does not."""
     accepted, rule = _accepted(request, load, settings), request.model.image_rule
     if rule is None or accepted == load:
         return ""
@@ -193,7 +194,7 @@ def _promised(promised: int | None, at_once: int) -> str:
 
 
 def _sized(forecast: Account, account: Account, ratio: float) -> str:
-    """The cache's share of the free memory in a log, in MiB as in logs."""
+    """Say how much of the free memory in a log the cache takes, in MiB as in logs."""
     free, region = account.free, account.at(ratio).region
     left = (free - region) // MIB
     by_ratio = f" at the ratio {ratio:g}" if ratio < 1 else ""
@@ -209,7 +210,7 @@ def _least_free(
     with_free: Callable[[int | None], Sequence[Account]],
     ratio: float,
 ) -> str:
-    """The least free memory, in MiB, with which an old engine survives, and how it dies below it.
+    """Say with how much free memory, in MiB, an old engine survives, and how it dies with less.
 
     Less may be free if others hold memory; images need the memory that the cache leaves.
     """
@@ -228,7 +229,7 @@ def _least_free(
 
 
 def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
-    """The image limit that ordinary clients can reach, and the largest images under it."""
+    """Return the image limit that ordinary clients can reach, and the largest images under it."""
     rule, image_limit = request.model.image_rule, request.requested_image_limit
     if rule is not None and request.image_limit is None:
         image_limit = rule.exposed_limit
@@ -241,7 +242,7 @@ def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
 def _held(
     request: ResolvedRequest, vision_load: VisionLoad, accounts: Sequence[Account], ratio: float
 ) -> VisionLoad:
-    """The units of one forward if the cache is smaller than the context; an upper bound."""
+    """Bound the units of one forward by the cache, if it is smaller than the context."""
     rule = request.model.image_rule
     if rule is None or not vision_load.units_per_image or not accounts[0].admits_prompts:
         return vision_load
@@ -256,7 +257,7 @@ def _held(
 
 
 def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
-    """The alternatives: turbofit's own plan, or else changes that make a plan possible."""
+    """Return turbofit's own plan as a remedy, or else changes that make a plan possible."""
     try:
         fit = fit_on_host(replace(request, engine_options={}), engine)
     except (UsageError, NoKernelError):
@@ -321,7 +322,7 @@ def _exposure(
 
 
 def usual_settings(request: ResolvedRequest, engine: Engine) -> Settings:
-    """LMDeploy's settings for a request if it only gets the option ``tp``."""
+    """Return LMDeploy's settings for a request if it only gets the option ``tp``."""
     bare = replace(request, engine_options={}).with_workload(context=None)
     return _settings(bare, _groups(request, engine), engine)
 
@@ -329,7 +330,7 @@ def usual_settings(request: ResolvedRequest, engine: Engine) -> Settings:
 def _settings(
     request: ResolvedRequest, groups: tuple[tuple[int, ...], ...], engine: Engine
 ) -> Settings:
-    """LMDeploy's defaults, overridden by the user's settings."""
+    """Return LMDeploy's defaults, overridden by the user's settings."""
     gpus = [request.machine.gpu(index) for index in groups[0]]
     defaults = engine.defaults(gpus[0].name)
     context = request.workload.context or request.model.text.max_position_embeddings
@@ -348,7 +349,7 @@ def _settings(
 def _never_runs(
     request: ResolvedRequest, accounts: Sequence[Account], vision_load: VisionLoad, engine: Engine
 ) -> str | None:
-    """The reason if the engine lacks code, or always ends or hangs with such a launch; or None."""
+    """Return why such a launch never runs (no code, or a fatal known fault), or None."""
     for account in accounts:
         launch = launch_of(request, account.settings, account.gpus, vision_load)
         kernels = engine.missing_kernels(launch)
@@ -360,7 +361,7 @@ def _never_runs(
 
 
 def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) -> str | None:
-    """The reason if no request can have the wished images, even the smallest; or None."""
+    """Return why even the smallest of the wished images do not fit a request; None if they fit."""
     rule = request.model.image_rule
     if rule is None or settings.language_model_only:
         return None
@@ -409,7 +410,10 @@ def _warnings(
     engine: Engine,
     cache: int | None,
 ) -> Iterator[str]:
-    """Yield warnings other than memory; ``cache``: tokens of the smallest, None without start."""
+    """Yield the warnings that are not about a lack of memory.
+
+    ``cache`` has the tokens of the smallest cache, or None if the engine does not start.
+    """
     if request.workload.queue_images and launch.vision_load.units_per_image:
         yield QUEUED
     gpus, settings = launch.gpus, launch.settings

@@ -39,7 +39,7 @@ _MUCH: Final = 0.1
 
 
 def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
-    """Yield one line per setting; ``account`` belongs to the group with the most units."""
+    """Yield why each setting has its value; ``account`` is of the group with the most units."""
     request, best, engine = fit.request, fit.best, fit.engine
     if best.fits:
         yield _ratio(fit)
@@ -76,7 +76,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
 
 
 def _cut(fit: EngineFit) -> str:
-    """A clause if forwards cut images, so that they are encoded again; else empty."""
+    """Say how often images are encoded if forwards cut them; empty if no forward does."""
     images = fit.requested_load.images_per_request
     times = max((speed.encodings for speed in fit.best.speeds), default=0)
     if times <= images:
@@ -86,7 +86,7 @@ def _cut(fit: EngineFit) -> str:
 
 
 def slow_images(fit: EngineFit) -> Iterator[str]:
-    """Yield what is known about slow images on the PyTorch engine."""
+    """Yield a warning that images may be slow on the PyTorch engine."""
     if not fit.requested_load.units_per_image or fit.engine.name == LMDEPLOY[0]:
         return
     other, rival, model = LMDEPLOY[0], fit.rival, fit.request.model
@@ -101,7 +101,7 @@ def slow_images(fit: EngineFit) -> Iterator[str]:
 
 
 def _line(fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str = "") -> str:
-    """The reason for a setting; ``by_card`` replaces it if groups have different values."""
+    """Say why a setting has its value; ``by_card`` replaces the reason if groups differ in it."""
     if by_card and len({getattr(part.settings, name) for part in fit.best.parts}) > 1:
         return f"{name}: {by_card}"
     why = "as set by you" if name in fit.request.engine_options else why
@@ -109,7 +109,7 @@ def _line(fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str 
 
 
 def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
-    """Yield what a margin that no person gave rests on."""
+    """Yield what the margin is based on, unless a person gave it."""
     calibration, margin = account.calibration, request.margin
     if margin.bytes is not None or margin.share is not None:
         return
@@ -181,7 +181,7 @@ def _context(fit: EngineFit) -> str:
 
 
 def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str:
-    """The reason for the context; ``held`` names its bound, such as "what fits"."""
+    """Return the reason for the context; ``held`` names its bound, such as "what fits"."""
     longest = request.model.text.max_position_embeddings
     if "session_len" in request.engine_options:
         return "as set by you"
@@ -210,7 +210,7 @@ def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
 
 
 def why_not_served(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) -> str:
-    """The reason why a shape does not serve, in words; empty if it serves."""
+    """Return the reason why a shape does not serve, in words; empty if it serves."""
     if evaluation.fits:
         return ""
     if evaluation.serves:
@@ -231,7 +231,7 @@ def why_not_served(request: ResolvedRequest, evaluation: Evaluation, engine: Eng
 
 
 def _worst_outcome(sizer: Sizer, evaluation: Evaluation) -> StartOutcome:
-    """The outcome of the start of the group that lacks the most memory."""
+    """Return the outcome of the start of the group that lacks the most memory."""
     groups = evaluation.shape.groups
     settings = [evaluation.settings] * len(groups)
     accounts = accounts_of(sizer.request, settings, groups, sizer.vision_load, sizer.engine)
@@ -271,7 +271,7 @@ def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
 
 
 def why_rejected(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
-    """The goal's figures of both shapes, and why the other's is worse."""
+    """Return why ``other`` ranks below ``best``, with the figures that decide."""
     if other.worth < best.worth:
         figures = _figures(request, best, other)
         slower = other.worth[:-1] == best.worth[:-1]
@@ -304,7 +304,7 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
 
 
 def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
-    """The links for which the other shape waits longer; empty if they are not the cause."""
+    """Return a clause that names slow links as the cause; empty if they are not."""
     if not other.speeds or not best.speeds or request.workload.goal == "context":
         return ""
 
@@ -341,7 +341,7 @@ def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:
 
 
 def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> Iterator[LimitCost]:
-    """Yield the costs of the plan's limit and of common ones, the largest first.
+    """Yield the cost of the plan's image limit and of each common limit, the largest limit first.
 
     Each is computed for this plan's groups; a plan for that limit might choose other groups.
     """
@@ -376,7 +376,10 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
 
 
 def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
-    """The forecast with the same settings if all images have a usual size, not the worst one."""
+    """Forecast the same settings for images of a usual size instead of the largest.
+
+    Returns UNSET without images, if their size is given, or if the usual size has no fewer units.
+    """
     request, best = fit.request, fit.best
     rule, image_limit, worst = request.model.image_rule, best.shape.image_limit, best.vision_load
     if rule is None or image_limit is None or request.workload.image_size is not None:

@@ -1,6 +1,6 @@
 """Remedies: changes with which a plan fits; each is computed by a new search.
 
-The cheapest come first; changes that keep the wished requests at once precede fewer of them.
+The cheapest come first; changes that lower the requests at once come after those that keep them.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ _MOST: Final = 3
 MORE_GPUS: Final = "more of these GPUs"
 #: A change that reduces the gap by less than one percent is not shown.
 _CLOSER: Final = 0.99
-#: Where no single change that is looked at makes it fit.
+#: The remedy if none of the changes that were tried makes the plan fit.
 OTHER_CARDS: Final = Remedy(
     change="other cards", effect="turbofit which MODEL names the fewest that keep the promise"
 )
 
 
 class Remedies(NamedTuple):
-    """The remedies, and the person's own options that each prevent the fit alone."""
+    """The remedies, and each of the person's own options without which the plan would fit."""
 
     remedies: tuple[Remedy, ...] = ()
     causes: tuple[str, ...] = ()
 
 
 class Change(NamedTuple):
-    """One change; ``released`` is the person's own option that it removes, as it was written."""
+    """One change; ``released`` is the person's own option that it removes, as it was typed."""
 
     change: str
     request: ResolvedRequest
@@ -56,9 +56,10 @@ class Change(NamedTuple):
 
 
 def remedies(fit: EngineFit) -> Remedies:
-    """The changes that make it fit, cheapest first, then those with which less memory is missing.
+    """Return the changes that make the plan fit, cheapest first, then those that come closer.
 
-    After the third that makes it fit, only the person's own options are looked at, for the causes.
+    After three that make it fit, only removals of the person's options are tried, to find the
+    causes.
     """
     best = fit.best
 
@@ -87,11 +88,11 @@ def helpful(
     enough: bool,
     cheap: bool,
 ) -> Remedies:
-    """The changes that help: those that make it fit, then those that only come closer.
+    """Return the changes that help: those that make the plan fit, then those that only come closer.
 
-    ``told`` says of a changed request whether it fits, with the words of the effect, which are
-    empty if it does not help. No cards are added once it is ``enough``; with ``cheap``, a change
-    that costs nothing is.
+    ``told`` returns, for a changed request, whether it fits and the effect in words, which are
+    empty if the change does not help. While ``enough`` is true, no cards are added; a change to
+    more cards that fits makes it true, and with ``cheap`` any change that fits does.
     """
     helps: list[Remedy] = []
     closer: list[Remedy] = []
@@ -119,7 +120,7 @@ def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
 
 
 def _more_host_memory(fit: EngineFit) -> Remedy:
-    """The remedy of more host memory for one engine, if the engine fits on the GPUs."""
+    """Return the remedy to free the host memory that one engine lacks, if one fits on the GPUs."""
     smallest = fit
     if fit.request.replicas is None and fit.best.shape.replicas > 1:
         alone = _planned(replace(fit.request, replicas=1), fit.engine)
@@ -157,7 +158,7 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
 
 
 def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
-    """Yield changes without each of the user's options, and without the budget."""
+    """Yield one change without each of the user's engine options, and one without the budget."""
     for name in request.engine_options:
         rest = {key: value for key, value in request.engine_options.items() if key != name}
         option, changed = option_of(name), replace(request, engine_options=rest)
@@ -172,7 +173,7 @@ def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
-    """Yield the default margin, if a person asks for more than twice as much.
+    """Yield the change to the default margin, if a person asks for more than twice as much.
 
     With an LMDeploy that is newer than the account, the default is itself doubled.
     """
@@ -189,13 +190,16 @@ def _usual_margin(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def fewer_at_once(request: ResolvedRequest, count: int) -> Change:
-    """The change to fewer concurrent requests."""
+    """Return the change to ``count`` concurrent requests."""
     option = f"--concurrency {request.workload.concurrency}"
     return Change(f"--concurrency {count}", request.with_workload(concurrency=count), option)
 
 
 def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
-    """Yield changes to fewer images and to a smaller context; ``held`` is the context's bound."""
+    """Yield changes that leave the context to turbofit, and that lower the images of a request.
+
+    ``held`` says what then bounds the context, such as "what fits".
+    """
     images, context = request.workload.images, request.workload.context
     if context is not None:
         free, option = request.with_workload(context=None), f"--context {context}"
@@ -212,7 +216,11 @@ def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
 
 
 def _smaller_images(fit: EngineFit) -> Iterator[Change]:
-    """Yield half the user's own limit, or the largest limit that holds the requests."""
+    """Yield the change that leaves the image limit to turbofit, and one that lowers the limit.
+
+    The lower limit is half the user's own, or the largest with which the plan fits if only too few
+    requests are held, or if the images' size is given.
+    """
     request, best = fit.request, fit.best
     rule, requested = request.model.image_rule, request.requested_image_limit
     if rule is None or requested is None or requested <= 1:
@@ -232,7 +240,7 @@ def _smaller_images(fit: EngineFit) -> Iterator[Change]:
 
 
 def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
-    """Yield a KV cache in 8 and in 4 bits, unless its type is given."""
+    """Yield changes to a KV cache in 8 and in 4 bits, unless its type is given."""
     if "quant_policy" in request.engine_options:
         return
     for policy, name in ((8, "int8"), (4, "int4")):
@@ -243,7 +251,7 @@ def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
-    """Yield the published checkpoint in 4 bits, and the one in FP8 for cards that compute it."""
+    """Yield changes to the published checkpoint in 4 bits, and in FP8 for cards that compute it."""
     variant = four_bit_variant(request.model)
     if variant is not None:
         engine_options = dict(request.engine_options)
@@ -260,7 +268,7 @@ def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _found(fit: EngineFit) -> str:
-    """Short words for the result of a plan that fits."""
+    """Say in short what a plan that fits would give."""
     best = fit.best
     effect = f"{best.kv_tokens:,} KV tokens a group, tp {best.shape.tp}"
     if best.held_requests:
@@ -275,7 +283,10 @@ def _found(fit: EngineFit) -> str:
 
 
 def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
-    """Yield 2, 4 and 8 of the freest GPU, linked like the visible GPUs (NVLink takes memory)."""
+    """Yield changes to 2, 4 and 8 copies of the freest GPU, linked like the visible GPUs.
+
+    The links matter for memory, too: NVLink takes some.
+    """
     gpu = max(request.visible, key=lambda card: known(card.free, 0))
     for count in (2, 4, 8):
         if count <= len(request.visible):
@@ -295,9 +306,10 @@ def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
-    """The links of ``count`` GPUs: copies of the visible set, with its slowest link between sets.
+    """Return the links of ``count`` GPUs: the visible set repeated, its slowest link in between.
 
-    Bridges do not connect sets. A single GPU has the links of its preset, or none without one.
+    NVLink bridges do not connect two sets. A single visible GPU gives the links of its preset, or
+    none without a preset.
     """
     from turbofit.machine.presets import match_preset, preset_links
 
@@ -318,7 +330,10 @@ def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
 
 
 def stopped(request: ResolvedRequest) -> Iterator[Change]:
-    """Yield the GPUs without their largest process; without all holders if none is known."""
+    """Yield the change that frees the memory of the largest other process on the GPUs.
+
+    If no process is known, it frees all memory in use.
+    """
     by_process: dict[tuple[int, str], dict[int, int]] = {}
     for gpu in request.visible:
         for holder in gpu.holders:

@@ -67,7 +67,7 @@ def _size(text: str, name: str) -> tuple[int, int]:
 
 
 def _whole(text: str, name: str) -> str | int:
-    """Parse ``1,000`` and ``1k`` as 1000; the type validates others. 4.0 is no number of GPUs."""
+    """Parse ``1,000`` and ``1k`` as 1000, and refuse 4.0; the field's type checks other texts."""
     plain = re.sub(r"^(\d+)[kK]$", r"\g<1>000", plain_number(text.strip()))
     whole, point, rest = plain.partition(".")
     if point and whole.isdigit() and rest.isdigit() and (not rest.strip("0") or len(rest) == 3):
@@ -95,7 +95,7 @@ def _tokens(text: str, name: str) -> str | int:
 
 
 def _context(text: str, name: str) -> str | int:
-    """Keep ``max``, the model's own maximum, which is known only after the model is read."""
+    """Parse tokens as `_tokens`, but keep ``max``, whose value is known once the model is read."""
     return "max" if text.strip().lower() == "max" else _tokens(text, name)
 
 
@@ -123,7 +123,7 @@ Bytes = Annotated[int, Field(ge=0), parsed(_bytes), Metavar("BYTES")]
 class PlanRequest(Validated):
     """A request: a model, a machine, a workload, and the options that are already given.
 
-    Turbofit chooses those that are None. Sizes are bytes, or texts such as ``"19GiB"``.
+    Turbofit chooses the options that are None. Sizes are bytes, or texts such as ``"19GiB"``.
 
         >>> request = turbofit.PlanRequest(model="internvl2-8b", on="4xrtx3090", concurrency=16)
         >>> turbofit.plan(request).fits
@@ -266,7 +266,7 @@ class PlanRequest(Validated):
     )
 
     def with_maximum(self, tokens: int) -> PlanRequest:
-        """The request in which the model's longest context replaces ``max``."""
+        """Return the request in which the model's longest context replaces ``max``."""
         names = [name for name in ("context", "session_len") if getattr(self, name) == "max"]
         return self.changed(**dict.fromkeys(names, tokens)) if names else self
 
@@ -324,7 +324,7 @@ ENGINE_OPTIONS: Final = _NAMES[_NAMES.index("cache_max_entry_count") :]
 
 
 class PredictRequest(PlanRequest, defer_build=True):  # plans do not need it
-    """The request of a prediction: open settings have LMDeploy's defaults; a log adds figures."""
+    """The request of a prediction: settings that are not given have LMDeploy's defaults."""
 
     free_at_cache: Bytes | None = Field(
         default=None,

@@ -50,7 +50,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
 
 
 def model_of(request: PlanRequest) -> Model:
-    """The model of the request; it is read if the request only names it.
+    """Return the model of the request; it is read if the request only names it.
 
     Raises:
         UsageError: the model is unknown.

@@ -25,8 +25,8 @@ _DEFAULT_SHARE = 0.01
 _CHECKED_SHARE = 3 / 8
 #: The least margin, even with a calibration.
 LEAST_MARGIN = 64 * MIB
-#: An engine keeps prepared images up to the first number of bytes (as in vLLM), or to the host
-#: memory that engines leave, divided by the second; the third is that memory if it is unknown.
+#: The most bytes of prepared images that an engine keeps (as in vLLM); the divisor of host memory
+#: that engines leave, since it keeps no larger part; and what counts as left if that is unknown.
 _MOST_KEPT, _SHARE_KEPT, _UNKNOWN_LEFT = 4 * GIB, 8, 8 * GIB
 
 
@@ -34,9 +34,10 @@ class Margin(Struct):
     """The memory to keep free on each GPU: bytes, a share of the total, or the default.
 
     The default is the larger of 256 MiB and 1 % of the total. It is three eighths of that if this
-    plan was ``rehearsed``, but not below 256 MiB where contexts and libraries, which no rehearsal
-    has, were not measured; and with ``over`` if a start proved this plan on these cards, whose
-    engines took so many bytes more than forecast. ``more`` bytes are added in each case.
+    plan was ``rehearsed``, but at least 256 MiB on cards whose contexts and libraries were not
+    measured, since a rehearsal has neither. If a start proved this plan on these cards, it is three
+    eighths plus ``over``, the bytes that its engines took more than forecast. ``more`` bytes are
+    added in each case.
     """
 
     bytes: int | None = None
@@ -60,7 +61,10 @@ class Margin(Struct):
         return margin + self.more
 
     def saved(self, gpu: Gpu) -> int:
-        """Bytes of the default that a calibration makes unnecessary: all but 64 MiB."""
+        """Return the bytes of the default that a calibration makes unnecessary: all but 64 MiB.
+
+        They are 0 if a person gave the margin.
+        """
         if self.bytes is not None or self.share is not None:
             return 0
         return max(0, self.of(gpu) - self.more - LEAST_MARGIN)
@@ -76,7 +80,7 @@ class ResolvedRequest(Struct):
     ``ratio_caps`` are the largest ratios after rehearsals, by GPU index. ``options`` are the
     person's own options, for the plan. ``image_threads`` and
     ``image_cache`` are for each engine of LMDeploy; None: turbofit chooses. ``compares_limits``:
-    the plan says what other image limits would give, which takes more than half of its time.
+    the plan says what other image limits would give, which is over half of the work of planning.
     """
 
     model: Model
@@ -101,11 +105,11 @@ class ResolvedRequest(Struct):
         return tuple(self.machine.gpu(index) for index in self.machine.visible)
 
     def margin_of(self, gpu: Gpu) -> int:
-        """Bytes to leave free on one GPU, with those that a budget withholds."""
+        """Return the bytes to leave free on one GPU, including those that a budget withholds."""
         return self.margin.of(gpu) + self.withheld_of(gpu)
 
     def withheld_of(self, gpu: Gpu) -> int:
-        """Bytes of one GPU that a budget or a slice withholds from this turbofit."""
+        """Return the bytes of one GPU that a budget or a slice withholds from this turbofit."""
         return max(0, gpu.usable - known(gpu.used, 0) - budget_on(gpu, self.budget))
 
     @property
@@ -132,14 +136,17 @@ class ResolvedRequest(Struct):
 
 
 def budget_on(gpu: Gpu, budget: int | str | None) -> int:
-    """The budget on a GPU in bytes, at most its slice; it is bytes, or a share such as ``80%``."""
+    """Return the bytes that a budget, in bytes or a share such as ``80%``, allows on a GPU.
+
+    A slice allows no more than its own bytes.
+    """
     if isinstance(budget, str):
         budget = int(known(gpu.total, 0) * float(budget.rstrip("%")) / 100)
     return gpu.ours if budget is None else min(gpu.ours, budget)
 
 
 def vision_load_of(request: ResolvedRequest, image_limit: int | None) -> VisionLoad:
-    """The load that clients can put on the vision tower under an image limit.
+    """Return the load that clients can put on the vision tower under an image limit.
 
     If a given image size has fewer units than the limit's worst image, it is the promise: larger
     images are refused or lowered.
@@ -205,7 +212,7 @@ def accounts_of(
 
 
 def host_of(request: ResolvedRequest, accounts: Sequence[Account], engine: Engine) -> HostMemory:
-    """Host memory of all groups, and the machine's available memory."""
+    """Return the host memory of all groups, and the machine's available memory."""
     available = request.machine.host.ram_available
     memories = [
         engine.host_memory(
@@ -225,7 +232,7 @@ def host_of(request: ResolvedRequest, accounts: Sequence[Account], engine: Engin
 def _with_prepared(request: ResolvedRequest, host: HostMemory, engines: int) -> HostMemory:
     """Add the prepared images that each engine of LMDeploy keeps to the host memory.
 
-    Unless a person gives a size, they are a part of the remaining memory, so every plan still fits.
+    By default they are a part of the memory that remains, so that no plan fails by them.
     """
     threads, cores = request.image_threads, request.machine.host.cpus
     if threads is None and cores != "NA":
@@ -243,7 +250,7 @@ def _with_prepared(request: ResolvedRequest, host: HostMemory, engines: int) -> 
 
 
 def host_short(host: HostMemory) -> int:
-    """The missing bytes of host memory; 0 if it is unknown."""
+    """Return the missing bytes of host memory; 0 if it is unknown."""
     return 0 if host.available is None else max(0, host.total - host.available)
 
 
@@ -259,7 +266,7 @@ def host_problem(host: HostMemory) -> str | None:
 def with_image_limit(
     request: ResolvedRequest, max_dynamic_patch: int | None, max_pixels: int | None
 ) -> ResolvedRequest:
-    """The request with a person's limit for one image, in tiles or in pixels.
+    """Return the request with a person's limit for one image, in tiles or in pixels.
 
     Raises:
         UsageError: the limit has no effect on this model's images.

@@ -82,7 +82,7 @@ class GpuRates(Struct):
 
 @cache
 def rates(priors: tuple[str, ...] = ()) -> Rates:
-    """The constants of the presets; those in ``priors`` have their values before a bench's fit."""
+    """Return the constants of the presets; those in ``priors`` as they were before the fit."""
     entries = load_yaml(preset_path("engines", "throughput"))
     values = {
         name: entry.get("prior" if name in priors else "value", entry["value"])
@@ -92,7 +92,7 @@ def rates(priors: tuple[str, ...] = ()) -> Rates:
 
 
 def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = None) -> GpuRates:
-    """The rates of the slowest of these cards; measured figures of a card count first."""
+    """Return the rates of the slowest of these cards; measured figures precede those of presets."""
     measured_cards = {card.index: card for card in measured.cards} if measured else {}
 
     def peak(gpu: Gpu) -> tuple[float, float]:
@@ -112,12 +112,12 @@ def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = Non
 
 
 class StepWork(Struct):
-    """The work of one model in one shape, for one rank unless the name says otherwise.
+    """The work of one forward of a model on one rank.
 
-    ``weights`` are bytes that every decode step reads; ``experts`` are those of routed experts, of
-    which one token needs the share ``routed``. ``token_flops`` are for one token through all
-    layers, ``pair_flops`` for the attention of one token to another. ``prompt_tokens`` are those
-    that one forward reads under given settings.
+    ``weights`` are bytes that every decode step reads; ``experts`` are bytes of routed experts, of
+    which one token reads the share ``routed``. ``token_flops`` are FLOPs for one token through all
+    layers, ``pair_flops`` for the attention of one token to another. ``prompt_tokens`` returns how
+    many tokens of prompts one forward reads under given settings.
     """
 
     layers: int
@@ -132,12 +132,12 @@ class StepWork(Struct):
     tower: Tower = Tower()
 
     def read_bytes(self, batch: float) -> float:
-        """The bytes of weights that one step reads; more tokens need more experts."""
+        """Return the bytes of weights that one step reads; more tokens need more experts."""
         return self.weights + self.experts * float(1 - (1 - self.routed) ** batch)
 
 
 def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
-    """The work of a model; of the settings, ``tp`` and those for the cache's tokens matter."""
+    """Return the work of a model; of the settings only ``tp`` and those of the cache matter."""
     text, tp, moe = model.text, settings.tp, model.text.moe
     held, cache = engine.weights(model, tp), engine.cache(model, settings)
     routed = share = 0.0
@@ -161,7 +161,7 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
 
 
 def _dense_parameters(model: Model, *, with_experts: bool = True) -> float:
-    """The parameters that one token passes through, without the embedding."""
+    """Return the parameters that one token passes through, without the embedding."""
     text, moe, delta = model.text, model.text.moe, model.text.delta
     gate = text.heads if text.output_gate else 0
     attention = text.hidden * text.head_dim * (2 * text.heads + gate + 2 * text.kv_heads)
@@ -201,7 +201,7 @@ def group_class(machine: Machine, gpus: Sequence[Gpu]) -> LinkClass:
 
 
 def nvlink_bandwidth(machine: Machine, gpus: Sequence[Gpu]) -> int:
-    """Bytes/s in one direction of the slowest NVLink in the group, 0 without NVLink."""
+    """Return the slowest NVLink's bytes/s in one direction in the group, 0 without NVLink."""
     return min((known(link.nvlink_bandwidth, 0) for link in _links(machine, gpus)), default=0)
 
 
@@ -231,7 +231,7 @@ class AllReduce(Struct):
 
     @property
     def launch(self) -> float:
-        """The seconds for any number of bytes: the latency, half of it times the tree's depth."""
+        """The seconds for any number of bytes: half the latency, and again for each tree level."""
         return 0.0 if self.ranks == 1 else self.latency * (1 + log2(self.ranks)) / 2
 
     @property
@@ -246,7 +246,7 @@ class AllReduce(Struct):
 
 
 def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllReduce:
-    """The all-reduce of a group; unread links count as the slowest, so the forecast is low."""
+    """Return the all-reduce of a group; unread links count as the slowest (a low forecast)."""
     kind, ranks = group_class(machine, gpus), len(gpus)
     if kind == LinkClass.ALONE:
         return AllReduce(ranks=1)
@@ -272,14 +272,20 @@ def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllR
 
 
 def reduce_class(machine: Machine, gpus: Sequence[Gpu]) -> int:
-    """A number that differs if the measured all-reduces of two groups differ by two fifths."""
+    """Return a number that differs for two groups if one's all-reduce is two fifths slower.
+
+    All-reduces are compared as measured; the number is 0 for one GPU, or if nothing was measured.
+    """
     if machine.measured is None or len(gpus) == 1:
         return 0
     return round(2 * log2(all_reduce_of(machine, gpus, rates()).seconds(1 << 20)))
 
 
 def _measured(machine: Machine, gpus: Sequence[Gpu]) -> AllReduce | None:
-    """The group's measured all-reduce, or one from its slowest pair over a host bridge (low)."""
+    """Return the group's measured all-reduce, else one estimated from its slowest pair; or None.
+
+    The estimate is low (slow): all ranks share one host bridge in it.
+    """
     if machine.measured is None:
         return None
     indices = frozenset(gpu.index for gpu in gpus)
@@ -300,15 +306,17 @@ def _measured(machine: Machine, gpus: Sequence[Gpu]) -> AllReduce | None:
 
 
 def _line(times: dict[int, float], measured: int, ranks: int) -> AllReduce:
-    """An all-reduce of ``ranks``, from the times for two sizes that ``measured`` ranks needed."""
+    """Return the all-reduce of ``ranks`` GPUs from the seconds that ``measured`` ranks needed.
+
+    ``times`` has the seconds of at least two sizes in bytes.
+    """
     small, large = min(times), max(times)
     slope = max((times[large] - times[small]) / (large - small), 1e-15)
     latency = max(times[small] - slope * small, 0.0) / ((1 + log2(measured)) / 2)
     return AllReduce(ranks=ranks, latency=latency, bandwidth=2 * (measured - 1) / measured / slope)
 
 
-#: With answers of equal length, more requests fit than could all end; the more lengths differ, the
-#: sooner evictions begin. Below this value there is no difference.
+#: The least ``room`` that `crowd_of` divides by; with less room, evictions begin no sooner.
 _LEAST_ROOM = 0.1
 
 
@@ -318,10 +326,10 @@ class Speed(Struct):
     ``seconds_to_first_token`` is for a request that comes at a random time while all others run: it
     waits for the prompt in progress (no answer ends meanwhile, so few others wait). ``alone`` is
     for a request that finds the engine idle. ``running`` is the average number of requests in the
-    batch; ``prefill`` is the time of one request's prompt, ``step`` that of one token of all
-    running requests, ``reduce`` the part of it on links, each in seconds. ``encodings`` is how
-    often the images of a single request are encoded. A larger cache never gives fewer requests a
-    second.
+    batch. Three figures are in seconds: ``prefill`` is for one request's prompt, ``step`` for one
+    token of all running requests, and ``reduce`` is the part of a step on links. ``encodings`` is
+    how often the images of a single request are encoded. A larger cache never gives fewer requests
+    a second.
     """
 
     requests_per_second: float
@@ -335,7 +343,7 @@ class Speed(Struct):
     encodings: int = 0
 
     def queued(self) -> Speed:
-        """The forecast if image requests wait in the gateway for the prefill of others."""
+        """Return the forecast if image requests wait in the gateway for the prefill of others."""
         kept = rates().queued_share
         return replace(
             self,
@@ -346,13 +354,16 @@ class Speed(Struct):
 
 
 def request_tokens(vision_load: VisionLoad) -> int:
-    """The tokens of the workload's request: its images, and the assumed text and answer."""
+    """Return the tokens of the workload's request: its images, and the assumed text and answer."""
     figures = rates()
     return vision_load.tokens_per_request + figures.text_tokens + figures.output_tokens
 
 
 def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
-    """The tokens of the request that verdicts count: the workload's, at most ``session_len``."""
+    """Return the tokens of the request that verdicts count; at most ``session_len``.
+
+    It is the workload's request.
+    """
     return min(request_tokens(vision_load), session_len)
 
 
@@ -382,10 +393,10 @@ class GroupRates(Struct):
     def seconds(
         self, figures: Rates, tokens: float, *, pairs: float = 0.0, cached: float = 0.0
     ) -> float:
-        """The seconds of one forward of so many tokens; it reads weights while it computes.
+        """Return the seconds of one forward over ``tokens``; it reads weights while it computes.
 
-        ``pairs``: pairs of a prompt's token and one it attends to; ``cached``: tokens whose KV is
-        read.
+        ``pairs`` counts pairs of a prompt's token and a token that it attends to; ``cached`` counts
+        tokens whose keys and values are read.
         """
         work, card = self.work, self.card
         products = max(
@@ -397,17 +408,17 @@ class GroupRates(Struct):
 
     @property
     def plain(self) -> GroupRates:
-        """The same rates with a plain tower, used to choose a batch."""
+        """The same rates if the tower's attention took no time; a batch is chosen by them."""
         return replace(self, work=replace(self.work, tower=self.work.tower.plain))
 
     def tower_seconds(self, units: float) -> float:
-        """The seconds in which an image of so many units is encoded once."""
+        """Return the seconds in which an image of ``units`` vision units is encoded once."""
         tower, card = self.work.tower, self.card
         products = tower.unit_flops * units / card.vision_flops
         return products + tower.attention_flops(units) / card.vision_attention_flops
 
     def reduces(self, tokens: float) -> float:
-        """The seconds on links in a forward of so many tokens; every layer reduces twice."""
+        """Return the seconds on links of a forward over ``tokens``; every layer reduces twice."""
         times, reduce = 2 * self.work.layers, self.reduce
         token_reduces = times * reduce.seconds_per_byte * self.work.hidden_bytes
         return times * reduce.launch + tokens * token_reduces
@@ -430,10 +441,10 @@ def group_speed(
     kv_tokens: int,
     at_once: float,
 ) -> Speed:
-    """The forecast of one group for the workload's request, without lowered limits.
+    """Forecast one group's speed for the workload's request, with the image limit that was wished.
 
-    If the group's forwards hold fewer units than the engine's bound, image requests wait for
-    others. A request longer than a session gets a shorter prompt.
+    Image requests wait for each other if ``requested_load`` has a bound of units per forward. A
+    request longer than a session gets a shorter prompt.
     """
     figures = rates()
     longest = max(1, settings.session_len - figures.output_tokens)
@@ -450,7 +461,7 @@ def group_speed(
 def speed_of(
     group: GroupRates, figures: Rates, load: ClosedLoad, settings: Settings, kv_tokens: float
 ) -> Speed:
-    """The speed of one engine under a closed load, forecast; ``kv_tokens`` fit into its cache."""
+    """Forecast one engine's speed under a closed load; its cache holds ``kv_tokens``."""
     work, card, at_once = group.work, group.card, load.at_once
     whole, context = load.prompt + load.output, load.prompt + load.output * (1 + load.spread) / 2
     admitted = min(at_once, settings.max_batch_size)
@@ -493,11 +504,11 @@ def speed_of(
 
 
 def _encodings(work: StepWork, load: ClosedLoad, settings: Settings) -> tuple[int, float]:
-    """How often a single request's images are encoded, and how many more times in a queue.
+    """Return how often a single request's images are encoded, and how many more times in a queue.
 
-    Waiting prompts are read back to back, so the edge of a forward cuts an image more often. Two
-    prompts are not read together if they are longer than a context, or if their images queue. A
-    plain tower has no additional encodings.
+    Waiting prompts are read back to back, so the edges of forwards cut more images. There are no
+    more encodings if two prompts are never in one forward: if they are longer than a context
+    together, or if images queue. A plain tower has none either.
     """
     sent, forward, tower = load.images, work.prompt_tokens(settings), work.tower
     images, tokens = sent.images_per_request, sent.tokens_per_request
@@ -511,7 +522,7 @@ def _encodings(work: StepWork, load: ClosedLoad, settings: Settings) -> tuple[in
 def crowd_of(
     admitted: float, fitting: float, room: float, output: float, recomputed_share: float
 ) -> tuple[float, float]:
-    """The average number of running requests, and the share of its answer that each recomputes.
+    """Return the average number of running requests, and the share of its answer each recomputes.
 
     It was fitted to `tests/planning/simulated_cache.py`.
 

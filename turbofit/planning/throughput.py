@@ -56,7 +56,7 @@ class HostRate(Struct):
         return f"an image takes {three_digits(self.seconds)} s of one core of the host, {how}"
 
     def beside(self, of_cards: float) -> HostImages:
-        """The rates of the host and of the cards (``of_cards``, images a second), for the plan."""
+        """Return the host's rate beside that of the cards (``of_cards``, images a second)."""
         return HostImages(
             cores=self.cores,
             seconds_per_image=round(self.seconds, 4),
@@ -75,12 +75,12 @@ def host_rate(
     size: Size | None = None,
     threads: int | None = None,
 ) -> HostRate | None:
-    """The host's rate for a load's images, for so many engines of LMDeploy.
+    """Return how fast the host prepares a load's images, for this number of engines of LMDeploy.
 
-    Pictures of unknown ``size`` have as many pixels as their units (too high for larger pictures).
-    ``threads`` of each engine prepare them; None means turbofit's choice. None without images, or
-    if the host's cores are unknown. The rate is too high if other processes use the cores, too low
-    if images come twice.
+    A picture without ``size`` has as many pixels as its units, so the rate is too high for larger
+    pictures. ``threads`` of each engine prepare images; None means turbofit's choice. Returns None
+    without images, or if the host's cores are unknown. The rate is too high if other processes use
+    the cores, too low if images come twice.
     """
     cores = machine.host.cpus
     if rule is None or not load.units_per_image or cores == NA:
@@ -100,7 +100,7 @@ def host_rate(
 def image_seconds(
     rule: ImageRule, units: int, size: Size | None = None, *, by_float: bool = False
 ) -> float:
-    """Seconds of one core for an image of so many units; ``by_float``: LMDeploy's own way.
+    """Return the seconds of one core for an image; ``by_float``: by LMDeploy's own code.
 
     A picture without ``size`` has as many pixels as its units.
     """
@@ -116,7 +116,7 @@ def image_seconds(
 
 
 def with_host(of_cards: float, at_once: float, host: HostRate, images: int) -> tuple[float, float]:
-    """The rate with a host that prepares images, and the seconds added to a first token.
+    """Return the rate with a host that prepares images, and the seconds it adds to a first token.
 
     ``of_cards`` is the rate of the cards only, with ``at_once`` requests at any time. While the
     host works on one request's images, the cards work for others, if there are any.
@@ -136,7 +136,7 @@ def forecast(
     gpus: Sequence[Gpu] = (),
     size: Size | None = None,
 ) -> Throughput:
-    """The forecast over all engines, with how certain each figure is for an ``engine`` on ``gpus``.
+    """Forecast the speed of all engines, with the certainty of each figure for this engine.
 
     The host prepares the images of a request, of this ``size`` or that of the workload; a host of
     unknown cores is not counted.
@@ -183,12 +183,16 @@ def forecast(
 #: kinds only the order of magnitude is told.
 _TIMES: Final = (1.25, 1.5, 2.0)
 _WORDS: Final[tuple[Word, ...]] = ("good", "fair", "rough", "order")
-#: The suffix of kinds whose rows were not used in the fit, and whose cards were not either.
+#: The suffix of kinds whose rows and cards were not used in the fit.
 UNSEEN: Final = "other cards"
 
 
 class Errors(Struct):
-    """The errors of one kind: all shares, and the factors of nine in ten and of the worst."""
+    """How far forecasts of one kind were off.
+
+    Half of the ``figures`` differ by at most the share ``median``, nine of ten by at most ``p90``.
+    Nine of ten are off by at most the factor ``times``, the worst by the factor ``worst``.
+    """
 
     figures: int
     median: float
@@ -200,22 +204,22 @@ class Errors(Struct):
 
 @cache
 def errors_of() -> dict[str, Errors]:
-    """The errors of all kinds with at least one figure."""
+    """Return the errors of all kinds with at least one figure."""
     return msgspec.convert(load_yaml(preset_path("engines", "surety")), dict[str, Errors])
 
 
 def kind_of(model: Model, engine: str, *, images: bool) -> str:
-    """The kind of a forecast: for texts or for the model's images, on an engine."""
+    """Return the kind of a forecast: for texts or for the model's images, on an engine."""
     rule = model.image_rule
     what = f"images of {rule.unit_name}" if rule is not None and images else "text"
     return f"{what}, {engine}"
 
 
 def surety_of(kind: str, gpus: Iterable[Gpu]) -> Surety:
-    """The certainty of a kind of forecast on these cards.
+    """Return how certain a kind of forecast is on these cards.
 
-    If some of these cards have no figures, those of other cards count. If there are none of other
-    cards either, the word is one step less certain.
+    If some of these cards have no figures, the figures of other cards count. If other cards have
+    none either, the word is one step less certain.
     """
     known, cards = errors_of(), {gpu.name for gpu in gpus}
     found, other = known.get(kind), known.get(f"{kind}, {UNSEEN}")

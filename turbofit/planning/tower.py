@@ -22,17 +22,19 @@ if TYPE_CHECKING:
 #: Tokens of a chat's prompt before its images, and after them: typical, and rather too many.
 BEFORE: Final = 32
 _AFTER: Final = 32
-#: One of so many layers of these towers attends over the whole image, the others over windows of so
-#: many patches. Source: ``fullatt_block_indexes`` and ``window_size`` of the published Qwen2.5-VL.
+#: By kind of tower: one of how many layers attends over the whole image, and how many patches a
+#: window of the others has.
+#: Source: ``fullatt_block_indexes`` and ``window_size`` of the published Qwen2.5-VL.
 _WINDOWED: Final = {"qwen2_5vit": (8, 64)}
 
 
 class Tower(Struct):
-    """One rank's share of a tower, in FLOPs.
+    """One rank's share of a vision tower's work, in FLOPs.
 
-    ``unit_flops`` are products for one unit. ``pair_flops`` are the attention of one token to
-    another, ``window_flops`` that of one unit in its window. A unit has so many ``tokens``, which
-    attend to those of the ``whole`` image or of their unit.
+    ``unit_flops`` are for the products of one vision unit, ``pair_flops`` for the attention of one
+    token to another, ``window_flops`` for the attention of one unit in its window. A unit has
+    ``tokens`` tokens. They attend to the tokens of the whole image if ``whole``, else to those of
+    their unit.
     """
 
     unit_flops: float = 0.0
@@ -43,21 +45,21 @@ class Tower(Struct):
     encodes_again: bool = False
 
     def attention_flops(self, units: float) -> float:
-        """The attention FLOPs for one image of so many units."""
+        """Return the attention FLOPs for one image of ``units`` vision units."""
         sequence, times = (self.tokens * units, 1.0) if self.whole else (self.tokens, units)
         return self.pair_flops * times * sequence**2 + self.window_flops * units
 
     @property
     def plain(self) -> Tower:
-        """The same tower without attention, as for images so small that it takes no time."""
+        """The same tower if its attention took no time, as is nearly true of small images."""
         return replace(self, pair_flops=0.0, window_flops=0.0)
 
     def encodings(self, place: float, tokens: float, forward: int, images: int = 1) -> int:
-        """How often all images of a prompt, of so many tokens together, are encoded.
+        """Return how many image encodings a prompt needs; its images have ``tokens`` together.
 
-        The first image begins at token ``place`` of a prompt. Each is encoded once, and again for
-        each edge of a forward that cuts it. The number may be too high: the text around them counts
-        with the length of a chat's template.
+        The first image begins at token ``place`` of the prompt. Each image is encoded once, and
+        once more for each edge between forwards of ``forward`` tokens that cuts it. The number may
+        be too high: the text around images counts with the length of a chat's template.
         """
         if not self.encodes_again or not images:
             return images
@@ -66,12 +68,12 @@ class Tower(Struct):
 
 
 def whole_image_prefill(tokens: int) -> int:
-    """The tokens of a forward that contains one image of so many tokens, and a chat's text."""
+    """Return the tokens of a forward for one image of ``tokens`` tokens and a chat's text."""
     return round_up(BEFORE + tokens + _AFTER, 64)
 
 
 def tower_of(model: Model, held: float, sharded: float, *, encodes_again: bool) -> Tower:
-    """The tower of a model; a rank holds ``held`` bytes of its weights, a ``sharded``-th part.
+    """Return one rank's share of a model's tower: ``held`` bytes, one part of ``sharded``.
 
     Each 2-byte weight counts two FLOPs for each token.
     """

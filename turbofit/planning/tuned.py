@@ -1,6 +1,6 @@
 """Stores the results of `turbofit tune`, and uses them in plans with the same promise.
 
-Those of pretend GPUs are stored separately: a real plan never reads them.
+Results of pretend GPUs are stored separately: a real plan never reads them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from turbofit.planning.resolved_request import ResolvedRequest
 
 
-#: The begin of a reason in a tuned plan.
+#: How the reason of a tuned plan begins.
 _REASON: Final = "tuned: "
 
 #: The settings that a tuning may change.
@@ -46,7 +46,7 @@ _NO_PROMISE: Final = ("model", "revision", "on", "gpus", "no_tuned", "margin", "
 def with_tuned(
     plan: Plan, request: PlanRequest, resolved: ResolvedRequest, *, pretend: bool | None
 ) -> Plan:
-    """The plan with the fastest measured settings, if they fit and promise no less.
+    """Return the plan with the fastest measured settings, if they fit and promise no less.
 
     ``pretend`` is as in `planning.plan.plan`.
     """
@@ -71,7 +71,7 @@ def with_tuned(
 
 
 def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
-    """The request with a tuned plan's settings as options; unchanged if the plan is not tuned."""
+    """Return the request with a tuned plan's settings as options; unchanged if none is tuned."""
     if not _reasons(plan) or plan.by_group:
         return request
     settings = {name: getattr(plan.settings, name) for name in _TUNED}
@@ -81,7 +81,10 @@ def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
 def same_shape(
     request: PlanRequest, plan: Plan, ratios: Mapping[int, float], **margin: Any
 ) -> Plan:
-    """The plan's shape again, with no larger ratios than these by GPU, and another `Margin`."""
+    """Plan the same groups and settings again; ``ratios`` has the highest ratio of each GPU.
+
+    ``margin`` has the fields of the `Margin` that change.
+    """
     resolved = resolve(pinned(request, plan))
     shape = replace(
         resolved,
@@ -99,7 +102,7 @@ def _reasons(plan: Plan) -> tuple[str, ...]:
 
 
 def _is_for(tuning: Tuning, plan: Plan, request: PlanRequest) -> bool:
-    """Whether a tuning was made for this promise."""
+    """Return whether a tuning was made for this promise."""
     winner = tuning.winner
     if winner is None or tuning.model != identity(plan.model) or tuning.goal != request.goal:
         return False
@@ -110,7 +113,10 @@ def _is_for(tuning: Tuning, plan: Plan, request: PlanRequest) -> bool:
 
 
 def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, tuning: Tuning) -> Plan:
-    """The plan with the settings of a tuning."""
+    """Return the plan with the settings of a tuning.
+
+    It is the old plan with a warning if these settings do not fit, or promise less.
+    """
     winner = tuning.winner
     assert winner is not None
     assert winner.measured is not None
@@ -138,7 +144,7 @@ def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, tuning
 
 
 def promises_no_less(other: Plan, plan: Plan) -> bool:
-    """Whether another plan keeps the context and the image limit of ``plan``."""
+    """Return whether another plan keeps the context and the image limit of ``plan``."""
     least, limit = plan.limits.image_limit, other.limits.image_limit
     return other.settings.session_len >= plan.settings.session_len and (
         least is None or (limit is not None and limit >= least)
@@ -151,18 +157,18 @@ def _unused(plan: Plan, why: str) -> Plan:
 
 
 def cards_of(machine: Machine) -> tuple[str, ...]:
-    """The sorted names of the visible cards."""
+    """Return the sorted names of the visible cards."""
     return tuple(sorted(machine.gpu(index).name for index in machine.visible))
 
 
 def promise_of(given: Mapping[str, object]) -> dict[str, object]:
-    """The request's given options that a tuning depends on."""
+    """Return the request's given options that a tuning depends on."""
     options = plain({name: value for name, value in given.items() if name not in _NO_PROMISE})
     return {name: value for name, value in options.items() if (name, value) != ("engine", "auto")}
 
 
 def plain(values: Mapping[str, object]) -> dict[str, object]:
-    """Options in the form of a stored document, so that they can be compared."""
+    """Return the options in the form of a stored document, so that they can be compared."""
     options: dict[str, object] = json.loads(json.dumps(values, default=str, sort_keys=True))
     return options
 
@@ -182,7 +188,7 @@ def keep_tuned(tuning: Tuning) -> Path:
 
 
 def recall_tuned(*, pretend: bool) -> tuple[Tuning, ...]:
-    """All stored tunings, newest first; unreadable ones are left out."""
+    """Return all stored tunings, newest first; unreadable ones are left out."""
     kept = all_learned("tuned", Tuning, pretend=pretend)
     tunings = [one for one in kept if one.schema == TUNE_SCHEMA and one.pretend == pretend]
     return tuple(sorted(tunings, key=lambda tuning: tuning.created, reverse=True))

@@ -1,9 +1,9 @@
-"""What a planner finds, in one form for all of them.
+"""The result of planning in one form, for all that makes plans.
 
 The search of an engine's shapes, the fallback engine, a cluster and the search for cards each
 decide in a way of their own, and have reasons of their own. All of them say what fits and why not
-by a `Verdict`, and hand a plan on as `Planned`. `planning.reasons` says why another
-candidate of a plan lost, `cluster_plan` why a node has no part.
+by a `Verdict`, and hand a plan on as `Planned`. `planning.reasons` says why another candidate of a
+plan lost, `cluster_plan` why a node has no part.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ class Planned(Struct):
 
 
 def fitting(change: str, found: str) -> Remedy:
-    """A remedy with which it fits, and the result."""
+    """Return a remedy whose ``change`` makes the plan fit; ``found`` is what then fits."""
     return Remedy(change=change, effect=f"{_FITS}{found}")
 
 
 def all_fitting(plan: Plan | None) -> list[Remedy]:
-    """The remedies of a plan with which it fits, the cheapest first; others only come closer."""
+    """Return the remedies that make a plan fit, the cheapest first; others only come closer."""
     remedies = () if plan is None else plan.remedies
     return [remedy for remedy in remedies if remedy.effect.startswith(_FITS)]

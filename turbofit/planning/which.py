@@ -69,12 +69,12 @@ class Serving(Struct):
 
     @property
     def of_lmdeploy(self) -> bool:
-        """Whether LMDeploy runs it; Transformers would run one request after the other."""
+        """Whether LMDeploy runs the model; Transformers answers one request after the other."""
         return self.engine in LMDEPLOY
 
 
 def blank_line(model: str, on: str, machine: Machine, why_not: str = "") -> Serving:
-    """The line of a model on a machine without a plan, with the reason if none is possible."""
+    """Return the row of a model on a machine without a plan; ``why_not`` says why there is none."""
     total = sum(known(machine.gpu(index).total, 0) for index in machine.visible)
     return Serving(
         model=model, on=on, gpus=len(machine.visible), bytes=total, keeps=False, why_not=why_not
@@ -82,7 +82,7 @@ def blank_line(model: str, on: str, machine: Machine, why_not: str = "") -> Serv
 
 
 def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) -> Serving:
-    """The short form of a request's plan, from the same search; ``blank`` is its line without plan.
+    """Return the row of a request's plan, made by the same search; ``blank`` is the row without it.
 
     Raises:
         TurbofitError: as `turbofit.planning.plan.plan`.
@@ -122,7 +122,7 @@ def _of_fit(blank: Serving, fit: EngineFit) -> Serving:
 
 
 def _of_planned(blank: Serving, planned: Planned) -> Serving:
-    """The line of an engine whose plan is made without a search: Transformers."""
+    """Return the row of a plan that was made without a search, as for Transformers."""
     plan = planned.document
     row = replace(
         blank,
@@ -146,7 +146,7 @@ def _of_planned(blank: Serving, planned: Planned) -> Serving:
 def _lacks(
     request: WhichRequest, resolved: ResolvedRequest, row: Serving, tokens: int
 ) -> Iterator[str]:
-    """Yield requirements that are not fully kept; ``tokens`` are those of the smallest cache."""
+    """Yield what the plan does not keep of the request; ``tokens`` are in the smallest cache."""
     rule, requested, image_limit = (
         resolved.model.image_rule,
         resolved.requested_image_limit,
@@ -168,7 +168,7 @@ def _lacks(
 
 
 def which_cards(request: WhichRequest) -> Which:
-    """The preset cards, with their counts, that keep the promise for a model.
+    """Find the preset cards, and how many of each are needed, that keep the promise for a model.
 
     Raises:
         UsageError: the request is not valid on any machine.
@@ -191,7 +191,9 @@ def which_cards(request: WhichRequest) -> Which:
 
 
 def which_models(request: WhichRequest) -> Which:
-    """The preset models that one machine serves with the promise; ``request.model`` is ignored.
+    """Find the preset models that one machine serves with the promise.
+
+    ``request.model`` is ignored.
 
     Raises:
         UsageError: the request is not valid for any model.
@@ -225,7 +227,10 @@ def _told(doing: str, items: Collection[_T]) -> Iterator[_T]:
 
 
 def _of_card(promise: WhichRequest, name: str, errors: list[TurbofitError]) -> Iterator[Serving]:
-    """Yield the counts of a card that keep the promise; the largest count if none does."""
+    """Yield the row of the smallest count of a card that keeps the promise, else of the largest.
+
+    With ``all_counts``, every count that keeps the promise has a row.
+    """
     kept = False
     for count in COUNTS:
         on = f"{count}x{name}"
@@ -239,7 +244,10 @@ def _of_card(promise: WhichRequest, name: str, errors: list[TurbofitError]) -> I
 
 
 def _tried(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Serving:
-    """The line of one request, which has a model and a machine."""
+    """Return the row of one request, whose model and machine are already read.
+
+    An error becomes the row's reason, and is added to ``errors``.
+    """
     model, machine = request.model, request.on
     assert isinstance(model, Model)
     assert isinstance(machine, Machine)
@@ -259,7 +267,7 @@ def _answer(
     model: str | None = None,
     machine: str | None = None,
 ) -> Which:
-    """The answer that consists of these rows.
+    """Make the answer of these rows.
 
     Raises:
         UsageError: the request is not valid anywhere.
@@ -300,7 +308,7 @@ class Which(JsonDocument):
     others: Annotated[tuple[Serving, ...], doc("The others, each with what is missing.")]
 
     def __repr__(self) -> str:
-        """One line with the first rows that keep the promise; :meth:`to_json` has all."""
+        """Return one line with the first rows that keep the promise; :meth:`to_json` has all."""
         names = [row.model if self.model is None else row.on for row in self.keep]
         first = f": {', '.join(names[:_SHOWN])}{', …' if names[_SHOWN:] else ''}" if names else ""
         what, kept = self.model or self.machine, len(names)

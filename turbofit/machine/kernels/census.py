@@ -1,7 +1,8 @@
-"""The kernels in a library for each architecture: with code, or empty; and of the one here.
+"""Counts a library's kernels with code, and its empty ones, for each architecture.
 
 The censuses of LMDeploy's releases are data in `presets/engines/kernels/`: one for each release
-whose kernels differ from the release before. `scripts/new-lmdeploy --write` adds a new one.
+whose kernels differ from the release before. `scripts/new-lmdeploy --write` adds a new one. The
+census of another library is taken here, and stored.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Census(Struct):
     families: dict[str, dict[str, Count]]
 
     def architecture(self, capability: tuple[int, int]) -> str | None:
-        """The architecture whose cubins run on this compute capability; None if there is none.
+        """Return the architecture whose cubins run on this compute capability, or None.
 
         Source: CUDA C++ Programming Guide, "Feature Availability", "Binary Compatibility": code for
         an older architecture is guaranteed to run on desktop cards, but not on Tegra.
@@ -60,20 +61,20 @@ class Census(Struct):
         return next((name for name in wanted if name in self.architectures), None)
 
     def has_ptx(self, capability: tuple[int, int]) -> bool:
-        """Whether the driver can compile a part of the PTX for this compute capability."""
+        """Return whether the driver can compile a part of the PTX for this compute capability."""
         number = capability[0] * 10 + capability[1]
         return any(name.isdigit() and int(name) <= number for name in self.ptx)
 
     def runs(self, capability: tuple[int, int]) -> bool:
-        """Whether a card of this compute capability can run any of the code."""
+        """Return whether a card of this compute capability can run any of the code."""
         return self.architecture(capability) is not None or self.has_ptx(capability)
 
     def architecture_names(self) -> str:
-        """The architectures in words for a message: ``sm_70, sm_75``."""
+        """Return the architectures in words for a message: ``sm_70, sm_75``."""
         return ", ".join(f"sm_{name}" for name in self.architectures)
 
     def count(self, names: Iterable[str], architecture: str) -> Count:
-        """The numbers of kernels in these families, together, for one architecture."""
+        """Return the numbers of kernels in these families, together, for one architecture."""
         counts = [self.families.get(name, {}).get(architecture, Count()) for name in names]
         return Count(
             code=sum(count.code for count in counts), empty=sum(count.empty for count in counts)
@@ -116,20 +117,20 @@ def take_census(library: Path) -> Census:
 
 
 def released(version: Version) -> Census | None:
-    """The census for a release: its own, or the newest one before it; None before 0.6.0."""
+    """Return the census for a release: its own, or the newest one before it; None before 0.6.0."""
     first = _first(version)
     return None if first is None else _census(first)
 
 
 def is_released(version: Version, digest: str) -> bool:
-    """Whether a library is from a release's wheel, by its SHA-256 as in the wheel's ``RECORD``."""
+    """Return whether a library is from a release's wheel, by its SHA-256 as in ``RECORD``."""
     first = _first(version)
     known = {} if first is None else _file(first).get("libraries", {})
     return digest in known.get(".".join(map(str, version)), ())
 
 
 def _first(version: Version) -> Version | None:
-    """The release whose census file applies to a version; None if the version is older."""
+    """Return the release whose census file applies to a version; None if the version is older."""
     return max((first for first in _firsts() if first <= version), default=None)
 
 
@@ -198,7 +199,7 @@ def _engine() -> _Engine:
 
 @cache
 def installed() -> Census | None:
-    """The census of the installed TurboMind; None if there is none, or it cannot be read.
+    """Return the census of the installed TurboMind; None if there is none, or it cannot be read.
 
     The census of a released wheel is known. Another library is read once, and its census stored.
     """
@@ -215,12 +216,12 @@ def installed() -> Census | None:
 
 
 def turbomind_library() -> Path | None:
-    """The path of the installed TurboMind's library; None if there is none."""
+    """Return the path of the installed TurboMind's library; None if there is none."""
     return _engine().library
 
 
 def census_of(library: Path) -> Census:
-    """The census of a library, read once (see `take_census`) and stored under its SHA-256."""
+    """Return the census of a library, taken once (`take_census`) and stored under its SHA-256."""
     import hashlib  # its import loads OpenSSL
 
     with library.open("rb") as file:
@@ -244,7 +245,7 @@ def census_of(library: Path) -> Census:
 
 @cache
 def torch_takes_a_share() -> bool:
-    """Whether the environment can limit the allocator of the installed torch to a share of a card.
+    """Return whether the environment can limit torch's allocator to a share of a card.
 
     torch aborts on an unknown option, so this looks for the option's name in torch's library.
     Source: pytorch pull 161035

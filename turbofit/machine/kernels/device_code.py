@@ -75,7 +75,7 @@ def mapped(file: Path) -> Iterator[mmap.mmap]:
 
 
 def sections(data: Buffer) -> Iterator[ElfSection]:
-    """The sections of an ELF file.
+    """Yield the sections of an ELF file.
 
     Raises:
         ValueError: the file is not a 64-bit ELF file, or is cut short.
@@ -96,7 +96,7 @@ def sections(data: Buffer) -> Iterator[ElfSection]:
 
 
 def entries(library: Path) -> Iterator[tuple[str, bytes | None]]:
-    """The entries of all fat binaries of a host library, in the order of the file.
+    """Yield the entries of all fat binaries of a host library, in the order of the file.
 
     Each is an architecture (``90a`` runs only on 9.0) and a cubin, or None for PTX.
     """
@@ -161,7 +161,7 @@ def _unpacked(body: bytes, header: _Header) -> bytes:
 
 
 def functions(cubin: Buffer) -> Iterator[tuple[str, bool]]:
-    """The mangled names of a cubin's functions, each with whether the function is empty.
+    """Yield the mangled names of a cubin's functions, each with whether the function is empty.
 
     The compiler leaves an empty function if the source excludes an architecture (``if constexpr``):
     the host launches the kernel, and it computes nothing.

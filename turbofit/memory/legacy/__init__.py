@@ -1,1 +1,1 @@
-"""TurboMind before 0.18: generations described as data, and one account for all of them."""
+"""LMDeploy's engines before 0.18: their generations are data, and each engine has one account."""

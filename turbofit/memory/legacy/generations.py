@@ -53,7 +53,7 @@ class VisionRule(Struct, forbid_unknown_fields=True):
     pinned_pixels: bool = False
 
     def copies_of(self, architecture: str) -> float:
-        """Memory in torch's allocator after loading, as a multiple of the float16 tower's size."""
+        """Return torch's memory after loading, as a multiple of the float16 tower's size."""
         named = (size for name, size in self.copies.items() if architecture.startswith(name))
         return next(named, self.copies["default"])
 
@@ -79,10 +79,12 @@ class BufferRule(Struct, forbid_unknown_fields=True):
 
 
 class StagingRule(Struct, forbid_unknown_fields=True):
-    """Torch's memory on the first GPU while tensors are moved; ``kept`` until free is read.
+    """Torch's memory on the first GPU while tensors are moved to the engine.
 
-    Numbers of 16-bit copies: of the embedding (``shared``: of a rank's part), of a gate and of a
-    square matrix; ``packed`` replaces the latter two for 4-bit weights, 0 means the same numbers.
+    It is a number of 16-bit copies: of the ``embedding`` (if ``shared``, of a rank's part of it),
+    of a ``gate`` and of a ``square`` matrix. ``packed`` replaces the last two for 4-bit weights,
+    unless it is 0. If ``kept``, torch still holds this memory when the engine reads the free
+    memory.
     """
 
     embedding: int
@@ -104,16 +106,16 @@ class _Entry(Struct, forbid_unknown_fields=True):
     packed: dict[str, tuple[int, ...]]
 
     def batch_size(self, gpu_name: str) -> int:
-        """The default ``max_batch_size`` on a GPU of this name."""
+        """Return the default ``max_batch_size`` on a GPU of this name."""
         name, batch = gpu_name.lower(), self.batch
         return next((size for part, size in batch.by_name.items() if part in name), batch.default)
 
     def reads(self, packed: Quantization) -> bool:
-        """Whether this generation can load weights with this quantisation."""
+        """Return whether this generation can load weights with this quantisation."""
         return packed.group_size in self.packed.get(packed.method, ())
 
     def undealt(self, kv_heads: int, tp: int) -> str | None:
-        """The reason why KV heads do not divide among ranks; None if they do, or as in 0.18."""
+        """Return why the ranks cannot divide the KV heads; None if they can, or do as in 0.18."""
         rule = self.kv_heads
         if rule == "any" or kv_heads % tp == 0 or (rule == "multiples" and tp % kv_heads == 0):
             return None
@@ -153,7 +155,7 @@ class RuntimeRule(Struct, forbid_unknown_fields=True):
 
 
 class LogitsRule(Struct, forbid_unknown_fields=True):
-    """Logits of a prefill: for all tokens or the last, and bytes of one with its copies."""
+    """The logits of a prefill: of all ``tokens`` or the last, and ``bytes`` of each with copies."""
 
     tokens: Literal["all", "last"]
     bytes: int
@@ -181,7 +183,7 @@ class LegacyConstants(Struct):
 
 
 def generation_of(version: str) -> Generation:
-    """TurboMind's generation of a version such as ``0.6`` or ``0.5.2.post1``.
+    """Return TurboMind's generation of a version such as ``0.6`` or ``0.5.2.post1``.
 
     Raises:
         PackageError: the text is not a version, or the version has its own account.
@@ -190,12 +192,12 @@ def generation_of(version: str) -> Generation:
 
 
 def torch_generation_of(version: str) -> TorchGeneration:
-    """The PyTorch engine's generation of a version."""
+    """Return the PyTorch engine's generation of a version."""
     return _nearest(version, torch_generations())
 
 
 def unread(engine: str, version: str, packed: Quantization) -> str | None:
-    """The reason why a version of an engine cannot read weights with this quantisation, or None."""
+    """Return why a version of an engine cannot read weights with this quantisation, or None."""
     of_engine = {"turbomind": generations, "pytorch": torch_generations}
     known: Sequence[_Entry] = of_engine[engine]()
     if _nearest(version, known).reads(packed):
@@ -220,13 +222,13 @@ def _nearest(version: str, known: Sequence[_Either]) -> _Either:
 
 @cache
 def generations() -> tuple[Generation, ...]:
-    """TurboMind's generations, oldest first."""
+    """Return TurboMind's generations, oldest first."""
     return tuple(_read("generations", Generation))
 
 
 @cache
 def torch_generations() -> tuple[TorchGeneration, ...]:
-    """The PyTorch engine's generations, oldest first."""
+    """Return the PyTorch engine's generations, oldest first."""
     return tuple(_read("pytorch", TorchGeneration))
 
 
@@ -245,7 +247,7 @@ def legacy_constants() -> LegacyConstants:
 
 
 def older_layouts(constants: EngineConstants, generation: Generation) -> EngineConstants:
-    """The constants with a generation's padding of MLPs and experts, equal on all cards.
+    """Return the constants with a generation's padding of MLPs and experts, equal on all cards.
 
     Too high at tp 1 since 0.14, which pads nothing: by up to 31 channels. Hopper's own 4-bit layout
     exists only since 0.18: the binary of 0.17.0 has no plan for it.
@@ -264,7 +266,7 @@ def older_layouts(constants: EngineConstants, generation: Generation) -> EngineC
 def legacy_weight_classes(
     model: Model, tp: int, constants: EngineConstants, generation: Generation
 ) -> dict[str, int]:
-    """Bytes per rank of each tensor class, without the vision tower; equal on all cards.
+    """Return the bytes per rank of each tensor class, without the vision tower; equal on all cards.
 
     Before 0.6, embedding and lm_head were whole on every rank, with rows padded to ``tp``.
     """
@@ -283,7 +285,7 @@ def legacy_weight_classes(
 
 
 def tower_bytes(model: Model, tp: int, *, spread: bool) -> tuple[int, ...]:
-    """Bytes of the tower on each GPU of the group, rounded as torch's allocator rounds.
+    """Return the bytes of the tower on each GPU of the group, rounded as torch's allocator rounds.
 
     ``spread``: whole layers are spread over the group (accelerate's ``device_map="auto"``), with
     embeddings on the first GPU and the projector on the last; else all is on the first GPU.
@@ -304,11 +306,11 @@ def tower_bytes(model: Model, tp: int, *, spread: bool) -> tuple[int, ...]:
 
 
 def tower_activations(model: Model, units: int, *, flash: bool) -> int:
-    """The peak bytes in a forward of the tower for so many units (tiles or patches).
+    """Return the peak bytes in a forward of the tower for ``units`` (tiles or patches).
 
     ``flash``: attention without a score matrix, as the projects' own requirements install it; else
-    both score matrices (before and after softmax) of all units at once: an upper end. 0 without a
-    tower.
+    both score matrices (before and after softmax) of all units at once, which is an upper end. The
+    result is 0 without a tower.
     """
     vision, rule = model.vision, model.image_rule
     if vision is None or rule is None:
@@ -326,7 +328,7 @@ def tower_activations(model: Model, units: int, *, flash: bool) -> int:
 
 
 def _held(sizes: Sequence[int]) -> int:
-    """Bytes of torch's segments for tensors of these sizes; small tensors share a segment."""
+    """Return the bytes of torch's segments for such tensors; small ones share a segment."""
     block = legacy_constants().torch_block
     large = sum(round_up(size, block["page"]) for size in sizes if size >= block["large"])
     middle = sum(size for size in sizes if block["small"] < size < block["large"])

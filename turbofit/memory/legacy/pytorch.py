@@ -43,7 +43,7 @@ _LEAST_BLOCKS: Final = 3
 
 
 class LegacyTorchAccount(GroupAccount):
-    """One model under one set of settings on one group of GPUs.
+    """The account of one model with given settings on one group of GPUs.
 
     ``constants`` are those of 0.18, for figures that are equal in all generations (contexts, NCCL).
     """
@@ -90,7 +90,10 @@ class LegacyTorchAccount(GroupAccount):
         return self.region_at(ratio) // self.block_bytes * self.block_tokens
 
     def _terms_before(self, i: int, launch: EngineLaunch) -> Iterator[Term]:
-        """Contexts; the language model divided by tp, except embedding and lm_head; the tower."""
+        """Yield the terms of contexts, of the language model and of the vision tower.
+
+        Embedding and lm_head are whole on every rank; the rest of the language model is divided.
+        """
         model, gpu, tp = launch.model, launch.gpus[i], launch.settings.tp
         text, spread = model.text, self.generation.tower == "front_end"
         linked = launch.machine.nvlinked(launch.gpus)
@@ -113,7 +116,7 @@ class LegacyTorchAccount(GroupAccount):
             yield term("weights.vision_tower", "weights", size, "formula", note)
 
     def _forward(self, tokens: int, rows: int) -> int:
-        """Torch's pool after a prefill of so many tokens, with ``rows`` sampled."""
+        """Return the bytes of torch's pool after a prefill of ``tokens``, with ``rows`` sampled."""
         text, tp = self._model.text, self.settings.tp
         heads = (text.heads + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim // tp
         inner = self._mlp_elements() + 4 * text.hidden
@@ -123,7 +126,7 @@ class LegacyTorchAccount(GroupAccount):
         return wide + logits
 
     def _mlp_elements(self) -> int:
-        """Elements of a token in an MLP: gate, up and product; for experts, of all chosen ones."""
+        """Return a token's elements in an MLP: gate, up and product; or in all chosen experts."""
         text, tp = self._model.text, self.settings.tp
         dense = 3 * text.intermediate // tp
         if text.moe is None:
@@ -133,7 +136,7 @@ class LegacyTorchAccount(GroupAccount):
         return max(dense, routed, 3 * moe.shared_intermediate // tp)
 
     def _first(self) -> Term:
-        """Memory that the first image, at the checkpoint's own limit, leaves in torch's pool."""
+        """Return the term of what the first image, at its usual limit, leaves in torch's pool."""
         rule, size, units = self._model.image_rule, 0, 0
         if rule is not None and self._vision_load.units_per_image and self._model.vision:
             units = min(rule.worst_units(), self._vision_load.units_per_image)
@@ -143,7 +146,7 @@ class LegacyTorchAccount(GroupAccount):
         return term(POOL_WARMUP, "buffers", round_up(size, PAGE), "estimate", note)
 
     def _cases(self, units: int) -> tuple[Term, ...]:
-        """The bytes of torch's pool in each worst case."""
+        """Return the bytes of torch's pool in each worst case."""
         settings, vision_load = self.settings, self._vision_load
         text = self._forward(settings.max_prefill_token_num, settings.max_batch_size)
         cases = [("text_prefill", text, "longest prompts fill a forward")]

@@ -86,7 +86,7 @@ class GroupAccount(Account):
     least_blocks = 1
 
     def before(self, launch: EngineLaunch) -> list[tuple[Term, ...]]:
-        """The terms of each GPU before the cache; a single one if a log gave the free memory."""
+        """Return each GPU's terms before the cache; one term if a log gave the free memory."""
         gpus, free = launch.gpus, launch.free_at_cache
         if free is not None:
             return [(given(gpu, free),) for gpu in gpus]
@@ -94,13 +94,13 @@ class GroupAccount(Account):
 
     @abstractmethod
     def _terms_before(self, i: int, launch: EngineLaunch) -> Iterable[Term]:
-        """All terms of GPU ``i`` that are in use when the cache is sized."""
+        """Return all terms of GPU ``i`` that are in use when the cache is sized."""
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - alike on all GPUs
         return cache_terms(round_up(self.region_at(ratio), PAGE), ratio, 0)
 
     def missing_at(self, ratio: float) -> int:
-        """Bytes that the tightest GPU lacks for its margin with this ratio; 0 if it lacks none."""
+        """Return the bytes that the tightest GPU lacks for its margin with this ratio, or 0."""
         return max(0, *(ledger.margin - ledger.headroom for ledger in self.at(ratio).ledgers))
 
 
@@ -112,8 +112,8 @@ class _Forward:
         buffer_session: the longest sequence for buffers: not limited if they are allocated first.
         buffer_tokens: tokens in the persistent buffers of a whole forward.
         tokens: the most tokens of one forward: all of its sequences are in the cache.
-        context: the most tokens of all sequences in one forward; those that share a prefix
-          count it each, up to ``max_context_token_num``: a session.
+        context: the most tokens of all sequences in one forward. Sequences that share a prefix each
+          count it, up to a session (``max_context_token_num``).
         warmup_tokens: tokens of the longest forward in the engine's warm-up, 0 without one.
     """
 
@@ -146,7 +146,7 @@ class _Forward:
         self.warmup_tokens = max((n for n in lengths if n <= most), default=0)
 
     def pool(self, tokens: int, context: int) -> int:
-        """The pool after a forward of so many tokens with this context, with one row sampled."""
+        """Return the pool's bytes after a forward of ``tokens`` in which one row is sampled."""
         if tokens == 0:
             return 0
         text, tp, account = self._text, self._tp, self._account
@@ -161,7 +161,7 @@ class _Forward:
         return round_up(size + _SAMPLING * lm_head_rows(text, tp), PAGE)
 
     def batch(self, rows: int) -> int:
-        """Bytes that a batch of so many rows needs to sample and decode, beyond those of one row.
+        """Return the bytes that a batch needs to sample and decode, beyond those of one row.
 
         It is an upper bound. The split workspace of decoding grows with the batch in some versions.
         """
@@ -171,7 +171,7 @@ class _Forward:
         return sampling + rows * splits * (text.heads // tp) * (text.head_dim + 2) * _FLOAT
 
     def _feed_forward(self) -> int:
-        """Elements of a token in gate and up together; for experts, in all chosen ones."""
+        """Return the elements of a token in gate and up together, or in all chosen experts."""
         text, tp = self._text, self._tp
         dense, moe = 2 * text.intermediate // tp, text.moe
         if moe is None:
@@ -181,7 +181,7 @@ class _Forward:
 
 
 def _buffers(account: LegacyAccount, forward: _Forward) -> Iterator[tuple[str, int, str]]:
-    """Persistent device buffers of one rank: (term, bytes, note)."""
+    """Yield the persistent device buffers of one rank: (term, bytes, note)."""
     model, settings, rule = account.model, account.settings, account.generation.buffers
     text, batch = model.text, settings.max_batch_size
     tokens, session_len = forward.buffer_tokens, forward.buffer_session
@@ -215,7 +215,7 @@ def _buffers(account: LegacyAccount, forward: _Forward) -> Iterator[tuple[str, i
 def older_cache(
     text: TextDims, settings: Settings, generation: Generation, constants: EngineConstants
 ) -> CacheShape:
-    """The layout of the cache: blocks of one size, whole sessions, or pages as in 0.18."""
+    """Return the layout of the cache: blocks of one size, whole sessions, or pages as in 0.18."""
     rule = generation.cache
     if rule.objects:
         return cache_shape(text, settings, constants)
@@ -277,7 +277,7 @@ class LegacyAccount(GroupAccount):
             )
 
     def _tower_terms(self, ranks: int) -> list[Term]:
-        """The terms of the vision tower's weights on each rank."""
+        """Return the terms of the vision tower's weights on each rank."""
         model, rule = self.model, self.generation.vision
         copies = rule.copies_of(model.architecture)
         note = f"float16 under torch, {rule.placed}"
@@ -290,7 +290,7 @@ class LegacyAccount(GroupAccount):
         ]
 
     def region_at(self, ratio: float) -> int:
-        """Bytes of the cache on each rank; a ratio of 1 or more is a number of blocks or sessions.
+        """Return the cache's bytes on each rank; a ratio from 1 on counts blocks or sessions.
 
         Sessions are allocated as requests come: as many as the batch has, but at most all entries.
         """
@@ -338,7 +338,7 @@ class LegacyAccount(GroupAccount):
         return (*context, gemm, *tower, *weights, *layers)
 
     def _staged(self) -> int:
-        """Bytes that torch holds on the first GPU while it moves tensors."""
+        """Return the bytes that torch holds on the first GPU while it moves tensors."""
         text, rule, quantised = self.model.text, self.generation.staging, self.model.quantization
         gate, square = rule.gate, rule.square
         if rule.packed and quantised is not None and quantised.method in _FOUR_BIT:
@@ -348,7 +348,7 @@ class LegacyAccount(GroupAccount):
         return round_up(int(rows * text.hidden * HALF), PAGE)
 
     def _terms_after(self, i: int, forward: _Forward) -> tuple[Term, ...]:
-        """The terms on one GPU that are allocated after the cache and stay, without the pools."""
+        """Return the terms on one GPU that come after the cache and stay, without the pools."""
         if self._buffers_given:
             return ()
         early, kernels = self.generation.first_layers, self.constants.kernel_modules
@@ -368,7 +368,10 @@ class LegacyAccount(GroupAccount):
         ]
 
     def _first_request(self, forward: _Forward) -> Term:
-        """The engine's warm-up, and the first image at the checkpoint's own limit."""
+        """Return the term of what pools keep of the warm-up and of the first image.
+
+        The image has the checkpoint's own limit.
+        """
         rule = self.model.image_rule
         tokens, units = forward.warmup_tokens, 0
         note = f"warm-up with {tokens} tokens" if tokens else "no warm-up of its own"
@@ -381,7 +384,7 @@ class LegacyAccount(GroupAccount):
         return term(POOL_WARMUP, "buffers", size, "estimate", note)
 
     def _cases(self, forward: _Forward) -> tuple[Term, ...]:
-        """The whole pools of torch and TurboMind together, in each worst case."""
+        """Return the whole pools of torch and TurboMind together, in each worst case."""
         rows = self.settings.max_batch_size
         image = self._tower(self._units, flash=False)
         text = forward.pool(forward.tokens, forward.context)
@@ -403,7 +406,7 @@ class LegacyAccount(GroupAccount):
         )
 
     def _tower(self, units: int, *, flash: bool) -> int:
-        """Bytes of torch's pool after a forward of so many units."""
+        """Return the bytes of torch's pool after a forward of the tower with ``units`` units."""
         if self.generation.vision.runs != "torch":
             return 0
         return round_up(tower_activations(self.model, units, flash=flash), PAGE)
@@ -442,7 +445,10 @@ class LegacyTurbomind(Turbomind):
         return TurbomindAccount(launch, older)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
-        """The reason why the loaders cannot divide the model; torch does not divide its tower."""
+        """Return why the loaders cannot divide the model, or None.
+
+        A tower that torch runs is not divided.
+        """
         if self.generation.vision.runs != "native":
             model = replace(model, vision=None)
         rules, text = self.generation, model.text
@@ -456,7 +462,10 @@ class LegacyTurbomind(Turbomind):
         return super().tp_problem(model, tp)
 
     def problem(self, launch: EngineLaunch) -> str | None:
-        """The reason for a refusal; old caches of blocks accept a number of blocks as ratio."""
+        """Return why the options are refused, or None.
+
+        A ratio of 1 or more is a number of blocks in old caches of blocks.
+        """
         settings, bits = launch.settings, self.generation.cache.bits
         if settings.quant_policy == _INT8 and _INT8 not in bits:
             four = next(policy for policy, size in bits.items() if size == _INT8)
@@ -469,7 +478,7 @@ class LegacyTurbomind(Turbomind):
         return super().problem(replace(launch, settings=settings))
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-        """The most units in one forward; torch's tower runs one image at a time."""
+        """Return the most units in one forward; torch's tower runs one image at a time."""
         if self.generation.vision.runs == "native":
             return super().units_bound(rule, vision_load, settings)
         return vision_load.units_per_image
@@ -478,7 +487,7 @@ class LegacyTurbomind(Turbomind):
         return older_cache(model.text, settings, self.generation, self.constants)
 
     def weights(self, model: Model, tp: int) -> RankWeights:
-        """The weights by the rules of its generation, with 0.18's tower."""
+        """Return the rank's weights by its generation's rules, with the tower as in 0.18."""
         classes = legacy_weight_classes(model, tp, self.constants, self.generation)
         tower = super().weights(model, tp).vision
         return rank_weights({**classes, "vision": tower})
@@ -486,7 +495,10 @@ class LegacyTurbomind(Turbomind):
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """0.18's host memory, and pinned pixels of two whole forwards a rank in some versions."""
+        """Return the host memory as in 0.18, in some versions with more pinned pixels.
+
+        Each rank then pins the pixels of two whole forwards.
+        """
         memory = super().host_memory(model, settings, units_per_forward=units_per_forward)
         # Pixel buffers exist only for tiles; a patch is one token of the tower.
         if not self.generation.vision.pinned_pixels or model.unit_tower_tokens == 1:

@@ -1,4 +1,4 @@
-"""The PyTorch engine: the memory of one tensor-parallel group at any ratio, and refusals.
+"""The memory of the PyTorch engine on one group of GPUs at any ratio, and what it refuses.
 
 The terms of a ledger are in the order in which the engine allocates the memory.
 """
@@ -92,7 +92,7 @@ _LEAST_BLOCK = 16  # lmdeploy lmdeploy/messages.py::PytorchEngineConfig `kernel_
 def before_terms(
     gpu: Gpu, settings: Settings, linked: bool, constants: PytorchConstants
 ) -> list[Term]:
-    """The memory on one GPU before the weights: others, contexts, communicator.
+    """Return the memory on one GPU before the weights: others, contexts, communicator.
 
     ``linked``: NVLink joins every pair of the group. The front end only asks torch for the card's
     properties, which makes no context on pretend GPUs. If it makes a context on a real card, the
@@ -118,7 +118,7 @@ def weight_terms(
     capability: tuple[int, int],
     constants: PytorchConstants,
 ) -> list[Term]:
-    """The weights of one rank by class, and the unusable memory that loading leaves in between."""
+    """Return the terms of one rank's weights by class, and of unusable memory in between."""
     basis = model.source.sizes
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     copied = packed_copy(model, settings.tp, capability, constants)
@@ -136,7 +136,7 @@ def weight_terms(
 
 
 def capture_sizes(settings: Settings) -> list[int]:
-    """The batch sizes for which the engine captures a CUDA graph.
+    """Return the batch sizes for which the engine captures a CUDA graph.
 
     Source: lmdeploy graph_runner/runner.py::_get_capture_batch_size_impl #ce8be7
     """
@@ -186,7 +186,7 @@ def buffer_terms(
 
 
 def pool_term(work: Activations, settings: Settings, constants: PytorchConstants) -> Term:
-    """Memory that torch keeps after the warm-up, a prefill of one token a row."""
+    """Return the term of what torch keeps after the warm-up, a prefill of one token a row."""
     size, note = _step_pool(work, settings, constants), "an eager pass"
     if work.decode(settings.max_batch_size) >= _LARGE_BLOCK:  # high: it contains the MLP's block
         # The choice of the experts' kernels leaves one more segment; seen on pretend GPUs: 143 of
@@ -210,7 +210,7 @@ def transient_terms(
     met: UnitsMet,
     constants: PytorchConstants,
 ) -> tuple[Term, ...]:
-    """The most bytes that torch's allocator holds beyond permanent terms, in each worst case.
+    """Return the most bytes in torch's allocator beyond permanent terms, in each worst case.
 
     They include unusable memory between live blocks: at least the last page of torch's large and of
     its small blocks.
@@ -270,7 +270,7 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
 
 
 def _dealt(model: Model) -> Iterator[tuple[int, str]]:
-    """The numbers that are divided in equal shares, each with words."""
+    """Yield the numbers that ranks divide in equal shares, each with its name."""
     text, vision = model.text, model.vision
     yield text.heads, f"{text.heads} attention heads"
     yield text.intermediate, f"the MLP's {text.intermediate} channels"
@@ -392,7 +392,7 @@ def _refused_cache_type(model: Model, policy: int) -> Iterator[str]:
 
 
 def _card_before(launch: EngineLaunch, capability: tuple[int, int]) -> str | None:
-    """The name of the first card with a lower compute capability; None if there is none."""
+    """Return the name of the first card with a lower compute capability; None if there is none."""
     return next((gpu.name for gpu in launch.gpus if capability_of(gpu) < capability), None)
 
 
@@ -454,7 +454,7 @@ class PytorchAccount(Account):
         super().__init__(launch, static, pool, transients, met.now, calibration)
 
     def _loaded(self, launch: EngineLaunch) -> tuple[list[tuple[Term, ...]], int]:
-        """The terms of each GPU before the cache, and the bytes that loading needs in addition."""
+        """Return each GPU's terms before the cache, and the additional bytes of loading."""
         model, settings, gpus = launch.model, launch.settings, launch.gpus
         if launch.free_at_cache is not None:
             return [(given(gpu, launch.free_at_cache),) for gpu in gpus], 0
@@ -471,7 +471,7 @@ class PytorchAccount(Account):
         return before, round_up(largest, self.constants.page)
 
     def best_ratio(self) -> float | None:
-        """The best ratio; given blocks are the same at every ratio, so one check is enough."""
+        """Return the best ratio; with a given number of blocks, one check is enough."""
         if self.settings.num_gpu_blocks and not self.fits_at(1.0):
             return None
         return super().best_ratio()
@@ -482,11 +482,11 @@ class PytorchAccount(Account):
         return self.free - self._kept
 
     def blocks_at(self, ratio: float) -> int:
-        """The blocks from the ratio, which the engine checks even if ``num_gpu_blocks`` is set."""
+        """Return the blocks by the ratio, which the engine checks even with ``num_gpu_blocks``."""
         return max(0, int(self.ratio_base * ratio)) // self.block_bytes
 
     def cache_shortfall_at(self, ratio: float) -> int:
-        """The bytes that the cache lacks for the least blocks, with the lack of the reserve."""
+        """Return the bytes missing for the least blocks, with those missing for the reserve."""
         if self.blocks_at(ratio) >= self.least_blocks:
             return 0
         return self.least_blocks * self.block_bytes - int(self.ratio_base * ratio)
@@ -495,11 +495,11 @@ class PytorchAccount(Account):
         return (self.settings.num_gpu_blocks or self.blocks_at(ratio)) * self.block_bytes
 
     def tokens_at(self, ratio: float) -> int:
-        """The KV tokens for requests; the engine keeps two blocks for itself."""
+        """Return the KV tokens for requests; the engine keeps two blocks for itself."""
         return self.shape.tokens(self.region_at(ratio))
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
-        """The cache, which is one allocation, as a term."""
+        """Return the cache, which is one allocation, as a term."""
         note = f"{ratio:.3f} of free memory less the runtime's reserve"
         if self.settings.num_gpu_blocks:
             note = f"num_gpu_blocks {self.settings.num_gpu_blocks}"
@@ -524,11 +524,11 @@ class Pytorch(Engine):
         return next(_refused(launch), None)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
-        """A sentence about what Triton or a card lacks for this launch; None if they lack nothing.
+        """Return a sentence about what Triton or a card lacks for this launch, or None.
 
         Source: triton.compile of Triton 3.7.1 for each architecture: ``fp8e4nv`` from sm_89 on
-        (bench/census/TRITON.md). LMDeploy's fp8 kernels load weights of that type, and store
-        keys and values of it with ``quant_policy 16``; ``fp8e5``, with 17, is compiled for all.
+        (bench/census/TRITON.md). LMDeploy's fp8 kernels load weights of that type, and store keys
+        and values of it with ``quant_policy 16``; ``fp8e5``, with 17, is compiled for all.
         """
         quantization = launch.model.quantization
         bfloat_states = launch.model.text.architecture == _BFLOAT_STATES
@@ -564,7 +564,7 @@ class Pytorch(Engine):
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """The host memory of front end, engine and, with several ranks, one worker for each.
+        """Return the host memory of front end, engine and, with several ranks, one worker for each.
 
         Pixels have 32 bits during preprocessing, and 16 bits in each process that they pass
         through.

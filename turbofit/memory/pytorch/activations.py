@@ -32,7 +32,8 @@ _EXPERT_COPIES = 2
 #: and after its sigmoid, the normed queries, and the product; an upper bound. Source:
 #: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5Attention.forward #2f2417
 _GATED = 5
-#: Pixels are sent with 32 bits: seen for a next forward on pretend GPUs, exact for Qwen2-VL.
+#: Pixels are sent with 32 bits, twice those of `pixel_bytes`: seen for a next forward on pretend
+#: GPUs, exact for Qwen2-VL.
 _AS_SENT = 2
 _LLAMA4 = "Llama4ForCausalLM"
 _PHI_MOE = "PhiMoEForCausalLM"
@@ -79,7 +80,7 @@ _HEAD_COPIES = 2
 
 
 def routed_elements(moe: MoeDims, expert: int, hidden: int) -> int:
-    """The elements of a token in a layer's experts; each expert has ``expert`` channels on a rank.
+    """Return the elements of a token in a layer's experts, of ``expert`` channels each on a rank.
 
     Gate and up, their product, and the output of each chosen expert are alive together; so are
     logits of all experts and their softmax in 32 bits.
@@ -102,7 +103,7 @@ class Prefill(Struct):
 
 
 class Activations:
-    """The memory of the stages in one model with given settings."""
+    """The memory of each stage of a forward, for one model with given settings."""
 
     def __init__(self, model: Model, settings: Settings, constants: PytorchConstants) -> None:
         self.model = model
@@ -113,36 +114,36 @@ class Activations:
         self.expert = expert_channels(model, self.tp)
 
     def graph_buffers(self, captured: Sequence[int]) -> int:  # noqa: ARG002 - MiniCPM3's
-        """Bytes that CUDA graphs of these batches need in addition to their tables and one pool."""
+        """Return the bytes of CUDA graphs of these batches beside their tables and one pool."""
         return 0
 
     def further_pool(self) -> int:
-        """Bytes that torch keeps after the warm-up in addition to the pool of one step.
+        """Return the bytes that torch keeps after the warm-up in addition to the pool of one step.
 
         The router of Phi-3.5-MoE keeps one page for its small tensors. Seen on pretend GPUs.
         """
         return self.constants.page if self.text.architecture == _PHI_MOE else 0
 
     def prefill(self, forward: Prefill) -> int:
-        """The bytes of the largest stage in a prefill."""
+        """Return the bytes of the largest stage in a prefill."""
         tower = self._vision(forward) if forward.units and self.model.vision is not None else 0
         return max(self._decoder(forward), tower)
 
     def tables(self) -> int:
-        """Permanent bytes after the first image: the tower's rotary tables."""
+        """Return the permanent bytes after the first image: the tower's rotary tables."""
         vision = self.model.vision
         if vision is None or vision.kind != _MOONVIT:
             return 0
         return _TABLE_SIDE**2 * vision.head_dim // 2 * _COMPLEX
 
     def sampling(self, rows: int) -> int:
-        """The bytes for logits and sampling of at most so many rows."""
+        """Return the bytes for logits and sampling of at most ``rows`` rows."""
         few = min(rows, _SEGMENTED_SORT - 1) * self.constants.logit_few
         many = rows * self.constants.logit if rows >= _SEGMENTED_SORT else 0
         return max(few, many) * self.text.vocab + self.constants.sampling_base
 
     def decode(self, rows: int) -> int:
-        """The bytes of one decoding step with so many rows."""
+        """Return the bytes of one decoding step with ``rows`` rows."""
         mlp = max(self._mlp_elements(), self._moe_elements() + self._unfused_elements())
         per_head = _SPLITS * 2 * (self.text.head_dim + 2)  # the outputs of attention's parts
         if (mla := self.text.cached_latent) is not None:
@@ -152,7 +153,7 @@ class Activations:
         return rows * max(mlp, attention, self._delta_elements()) * HALF
 
     def delta_warmup(self, rows: int) -> int:
-        """Bytes that delta nets add to the warm-up: a prefill of one token for each row."""
+        """Return the bytes that delta nets add to the warm-up, which prefills one token a row."""
         if self.text.delta is None:
             return 0
         one_each = Prefill(tokens=rows, context=rows, sequences=rows)
@@ -172,7 +173,10 @@ class Activations:
         return base + max(mlp, moe, deep, self._attention(forward), self._delta(forward))
 
     def _moe(self, tokens: int) -> int:
-        """The bytes of a layer's experts; the first forwards of a size tune their kernels."""
+        """Return the bytes of a layer's experts and of tuning their kernels; 0 without experts.
+
+        The first forwards of a size tune the kernels.
+        """
         size, summed = tokens * self._moe_elements() * HALF, tokens * self.text.hidden * HALF
         if not size:
             return 0
@@ -184,14 +188,14 @@ class Activations:
         return size + max(0, tuning - summed, unfused)
 
     def _unfused_elements(self) -> int:
-        """Additional elements of a token in the experts' activation if it is not fused."""
+        """Return a token's additional elements in the experts' activation if it is not fused."""
         moe = self.text.moe
         if moe is None or self.text.architecture != _GPT_OSS:
             return 0
         return _UNFUSED * moe.experts_per_token * self.expert
 
     def _mlp_elements(self) -> int:
-        """Elements of a token in a layer's MLP: gate and up, and the live hidden states.
+        """Return the elements of a token in a layer's MLP: gate and up, and the live hidden states.
 
         A shared expert runs after the chosen ones, while their sum is alive.
         """
@@ -206,7 +210,7 @@ class Activations:
         return int(width + copies * text.hidden + self._token_elements())
 
     def _token_elements(self) -> int:
-        """Elements of a token besides its hidden states: rotary tables, positions and metadata.
+        """Return a token's elements beside hidden states: rotary tables, positions and metadata.
 
         Fourier position encoding has two tables for each KV head. Source:
         lmdeploy nn/rotary_embedding.py::FopeRotaryEmbedding.forward #55d2a5
@@ -216,7 +220,7 @@ class Activations:
         return self.constants.token_elements + 2 * heads * text.head_dim
 
     def _moe_elements(self) -> int:
-        """Elements of a token in a layer's experts, with the sum of their outputs; 0 without."""
+        """Return the elements of a token in a layer's experts and their sum; 0 without experts."""
         text, moe, constants = self.text, self.text.moe, self.constants
         if moe is None:
             return 0
@@ -228,7 +232,7 @@ class Activations:
         return int(routed + copies * text.hidden + self._token_elements())
 
     def _latent_elements(self, mla: MlaDims, more: int = 0) -> int:
-        """Elements of a token in attention to latents, plus ``more`` for each head.
+        """Return the elements of a token in attention to latents, plus ``more`` for each head.
 
         They are queries with the latent's and the position's channels, the rotated position, and
         the output in the latent's and then in the values' channels. Source:
@@ -240,14 +244,17 @@ class Activations:
         return alive + text.heads // self.tp * per_head + text.head_dim + mla.kv_rank
 
     def _latent(self, mla: MlaDims, forward: Prefill) -> int:
-        """The bytes of attention to latents; flattened ones are freed before values are made."""
+        """Return the bytes of attention to latents.
+
+        Flattened latents are freed before values are made.
+        """
         tokens = forward.tokens
         values = tokens * self.text.heads // self.tp * mla.v_dim
         flattened = (forward.context + 2 * WIDE_BLOCK) * self.text.head_dim
         return (tokens * self._latent_elements(mla) + max(0, flattened - values)) * HALF
 
     def _attention(self, forward: Prefill) -> int:
-        """The bytes of attention: projections and output of the tokens, and flattened KV."""
+        """Return the bytes of attention: projections and output of the tokens, and flattened KV."""
         if (mla := self.text.cached_latent) is not None:
             return self._latent(mla, forward)
         kv = kv_heads_held(self.text.kv_heads, self.tp) // self.tp * self.text.head_dim
@@ -255,7 +262,7 @@ class Activations:
         return (tokens + 2 * kv * forward.context) * HALF
 
     def _attention_elements(self) -> int:
-        """Elements of a token in a layer's attention, without keys and values of other tokens."""
+        """Return a token's elements in a layer's attention, less other tokens' keys and values."""
         text, constants = self.text, self.constants
         heads = text.heads * text.head_dim / self.tp
         kv = kv_heads_held(text.kv_heads, self.tp) // self.tp * text.head_dim
@@ -272,7 +279,7 @@ class Activations:
         return int(alive + 2 * heads + 2 * kv + extra)
 
     def _delta(self, forward: Prefill) -> int:
-        """The bytes of the gated delta rule in chunks, with the states of chunks and sequences.
+        """Return the bytes of the gated delta rule in chunks, with states of chunks and sequences.
 
         They were counted in the sources of LMDeploy and fla, as if all tensors of a forward lived
         at once, chunk matrices had 32 bits as in older fla, and every sequence ended in its own
@@ -291,7 +298,10 @@ class Activations:
         return (elements + min(forward.sequences, forward.tokens) * (4 * state + window)) * HALF
 
     def _delta_elements(self) -> int:
-        """16-bit elements of a token in a delta net, without the chunk's states; 0 without."""
+        """Return a token's 16-bit elements in a delta net, without the chunk's states.
+
+        It is 0 without delta nets.
+        """
         text, constants = self.text, self.constants
         delta = text.delta
         if delta is None:
@@ -309,12 +319,15 @@ class Activations:
         return alive + wide + heads * (7 + 3 * _CHUNK)
 
     def _deepstack(self, units: int) -> int:
-        """The bytes that the tower passes to the first layers; they live to the forward's end."""
+        """Return the bytes that the tower passes to the first layers.
+
+        They live until the forward ends.
+        """
         layers = self.model.vision.deepstack if self.model.vision is not None else 0
         return layers * self.model.features(units) * self.text.hidden * HALF
 
     def _vision(self, forward: Prefill) -> int:
-        """The bytes of the tower, which encodes all images of the forward in one call."""
+        """Return the bytes of the tower, which encodes all images of the forward in one call."""
         vision, constants = self.model.vision, self.constants
         assert vision is not None
         copies = constants.vision_copies.get(vision.kind, constants.vision_copies["other"])
@@ -331,14 +344,14 @@ class Activations:
 
 
 class MiniCPM3Activations(Activations):
-    """MiniCPM3: latents are expanded before caching; a forward makes logits of all tokens.
+    """The memory of MiniCPM3, which expands latents before caching; logits are of all tokens.
 
     Checked on pretend GPUs.
     Source: lmdeploy pytorch/models/minicpm3.py::MiniCPM3ForCausalLM.forward #f412db
     """
 
     def prefill(self, forward: Prefill) -> int:
-        """The bytes of the largest stage, plus the logits of the previous forward.
+        """Return the bytes of the largest stage, plus the logits of the previous forward.
 
         The logits of a prompt in chunks stay alive through a view of their last row. For the first
         chunk the figure is too high.
@@ -351,7 +364,7 @@ class MiniCPM3Activations(Activations):
         return max(super().decode(rows), rows * self._head_elements() * HALF)
 
     def graph_buffers(self, captured: Sequence[int]) -> int:
-        """Bytes of the logits of all CUDA graphs but the largest; its logits are in the pool."""
+        """Return the bytes of all CUDA graphs' logits but the largest's, which are in the pool."""
         return (sum(captured) - max(captured)) * self.text.vocab * HALF
 
     def _head_elements(self) -> int:

@@ -49,13 +49,13 @@ KV_TYPES: Final = {
 
 
 def block_tokens(text: TextDims, settings: Settings) -> int:
-    """The tokens in one KV block; fewer than the option says if the heads are wide."""
+    """Return the tokens in one KV block; fewer than the option says if the heads are wide."""
     tokens = settings.cache_block_seq_len
     return min(tokens, WIDE_BLOCK) if text.head_dim >= _WIDE else tokens
 
 
 def block_bytes(text: TextDims, settings: Settings) -> int:
-    """Bytes per rank of one KV block, over all layers with attention.
+    """Return the bytes per rank of one KV block, over all layers with attention.
 
     Latents are cached as keys, whole on every rank; their first channels are the values.
     """
@@ -69,7 +69,7 @@ def block_bytes(text: TextDims, settings: Settings) -> int:
 
 
 def cache_shape(text: TextDims, settings: Settings, constants: PytorchConstants) -> CacheShape:
-    """The layout: one allocation, of which the engine keeps two blocks for itself."""
+    """Return the layout: one allocation, of which the engine keeps two blocks for itself."""
     return CacheShape(
         block_bytes=block_bytes(text, settings),
         block_tokens=block_tokens(text, settings),
@@ -79,12 +79,12 @@ def cache_shape(text: TextDims, settings: Settings, constants: PytorchConstants)
 
 
 def state_slots(settings: Settings) -> int:
-    """The slots of the state cache: the batch's, one for the system, and one spare."""
+    """Return the number of state slots: the batch's, one for the system, and one spare."""
     return settings.max_batch_size + 2
 
 
 def state_bytes(text: TextDims, settings: Settings) -> int:
-    """Bytes per rank of the state cache; 0 if every layer has attention.
+    """Return the bytes per rank of the state cache; 0 if every layer has attention.
 
     A slot holds the convolution's last inputs, then the recurrent state, of all layers, each from a
     multiple of 256 bytes on. Both have 16 bits, even if ``mamba_ssm_dtype`` in the config says
@@ -101,7 +101,7 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
 
 
 def runtime_bytes(text: TextDims, settings: Settings) -> int:
-    """Bytes that the engine subtracts for logits before it sizes the cache, but never allocates."""
+    """Return the bytes that the engine subtracts for logits before the cache, but never takes."""
     # lmdeploy executor/base.py `(max_prefill_token_num + max_batches * 2) * vocab_size * 2`
     return (settings.max_prefill_token_num + 2 * settings.max_batch_size) * text.vocab * HALF
 
@@ -114,7 +114,7 @@ class UnitsMet(NamedTuple):
 
 
 def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-    """The most units of images in one forward; an upper bound.
+    """Return the most units of images in one forward; an upper bound.
 
     Whole prompts join a prefill while their tokens are within ``max_prefill_token_num``. A longer
     prompt is cut into chunks of that size, but never inside an image: if one image is longer, all
@@ -131,12 +131,13 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
 
 
 def units_met(bound: int, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> UnitsMet:
-    """The units that a forward's peak must allow for, if ``bound`` units can meet; never under.
+    """Return the units that a forward's peak must allow for, if ``bound`` units can meet.
 
-    The engine sends a forward's pixels to the card while the previous forward runs. If a gateway
-    limits clients to fewer units than can meet, the next forward has none. An image longer than
-    ``max_prefill_token_num`` never follows another request's: a chunk of text precedes it. Source:
-    lmdeploy engine_loop.py `self.inputs_maker.prefetch_next_inputs()`
+    It is never too low. The engine sends a forward's pixels to the card while the previous forward
+    runs. If a gateway limits clients to fewer units than can meet, the next forward has none. An
+    image longer than ``max_prefill_token_num`` never follows another request's: a chunk of text
+    precedes it.
+    Source: lmdeploy engine_loop.py `self.inputs_maker.prefetch_next_inputs()`
     """
     now = vision_load.budgeted_units(bound)
     if now < bound:

@@ -1,6 +1,6 @@
 """The weights of one rank of the PyTorch engine, by class.
 
-Sharded are attention, delta nets and MLPs, in the decoder and in the vision tower. Embeddings,
+Attention, delta nets and MLPs are sharded, in the decoder and in the vision tower. Embeddings,
 head, norms, patch embedding and projector are whole on every rank, and nothing is padded.
 Exceptions: embeddings and head are sharded with latent attention, and the projectors of Qwen3-VL
 and of InternVL in Transformers' format; head and tower of Kimi-K2.5 are whole. Source:
@@ -64,13 +64,13 @@ def load_constants(version: str = REFERENCE) -> PytorchConstants:
 
 
 def segments(settings: Settings) -> str:
-    """The way torch's allocator maps memory; LMDeploy's Ray workers refuse expandable segments."""
+    """Return how torch's allocator maps memory; Ray workers of LMDeploy need fixed segments."""
     default = "uni" if settings.tp == 1 else "ray"
     return "fixed" if (settings.distributed_executor_backend or default) == "ray" else "expandable"
 
 
 def environment(settings: Settings, model: Model, share: float | None = None) -> dict[str, str]:
-    """Variables for the engine's processes; torch takes at most ``share`` of a card.
+    """Return variables for the engine's processes; torch takes at most ``share`` of a card.
 
     LMDeploy's check of the environment would start a process with a CUDA context, so it is off.
     Expandable segments leave little unusable memory between weights and activations. States of
@@ -93,7 +93,7 @@ _LEAST_ROOM: Final = 128 * MIB
 
 
 def share_of(ledgers: Sequence[GpuLedger]) -> float:
-    """The share of a card for torch's allocator: the plan's peak and half the margin.
+    """Return the share of a card for torch's allocator: the plan's peak and half the margin.
 
     Torch grows until memory is refused, and then frees cached blocks. Without a limit this happens
     only when the card is full, and nothing is left for a library. With the peak as limit, two of
@@ -133,12 +133,12 @@ _ONE_TENSOR = frozenset({"Llama4ForCausalLM", "GptOssForCausalLM"})
 
 
 def kv_heads_held(kv_heads: int, tp: int) -> int:
-    """KV heads of all ranks together; they are repeated if there are fewer than ranks."""
+    """Return the KV heads of all ranks together; with more ranks than heads they are repeated."""
     return max(kv_heads, tp)
 
 
 def weight_classes(model: Model, tp: int) -> dict[str, int]:
-    """The bytes of one rank by class, with 16 bits if the checkpoint is not quantised."""
+    """Return one rank's weight bytes by class; 16 bits a weight if it is not quantised."""
     classes = dict.fromkeys(("embedding", "lm_head", "attention", "mlp", "norms", "delta"), 0)
     for tensor in text_tensors(model.text):
         linear = tensor.packs or tensor.part in ("embedding", "head", "delta")
@@ -155,7 +155,7 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     return {name: size for name, size in classes.items() if size}
 
 
-#: The class of a tensor by its part; tensors that are neither linear nor embedding: norms.
+#: The class of a tensor by its part; tensors that are neither linear nor embedding count as norms.
 _CLASSES: Final = {
     "embedding": "embedding", "head": "lm_head", "attention": "attention", "delta": "delta",
     "mlp": "mlp", "expert": "mlp", "shared": "mlp",
@@ -163,7 +163,7 @@ _CLASSES: Final = {
 
 
 def _held(model: Model, tensor: Tensor, tp: int) -> int:
-    """The bytes on one rank of all tensors of a role."""
+    """Return the bytes on one rank of all tensors of a role."""
     text = model.text
     if tensor.part in ("embedding", "head"):
         whole_head = tensor.part == "head" and text.architecture == _KIMI
@@ -184,7 +184,7 @@ def _held(model: Model, tensor: Tensor, tp: int) -> int:
 
 
 def _width(text: TextDims, tensor: Tensor) -> int:
-    """The bytes of one element in a tensor that quantisation never packs.
+    """Return the bytes of one element in a tensor that quantisation never packs.
 
     Two biases of a delta net's value head have 32 bits, and so has the decay that the first forward
     keeps. Source: lmdeploy pytorch/models/qwen3_5.py::Qwen3_5GatedDeltaNet.make_params #73dd14
@@ -196,7 +196,7 @@ def _width(text: TextDims, tensor: Tensor) -> int:
 
 
 def _tower_classes(model: Model, vision: VisionDims, tp: int) -> dict[str, int]:
-    """The bytes of the towers on one rank, by class."""
+    """Return the bytes of the towers on one rank, by class."""
     tensors = vision_tensors(vision, model.text.hidden)
     split = () if vision.kind in WHOLE_TOWERS else tensors
     sharded = sum(tensor.weights for tensor in split if tensor.split != "whole")
@@ -216,7 +216,7 @@ def _tower_classes(model: Model, vision: VisionDims, tp: int) -> dict[str, int]:
 
 
 def _share(model: Model, linear: Tensor, tp: int) -> float:
-    """The largest rank's share of these layers."""
+    """Return the fraction of these layers that the fullest rank holds."""
     if linear.split == "whole":
         return 1.0
     if model.text.moe is not None and linear.part == "expert":
@@ -225,12 +225,12 @@ def _share(model: Model, linear: Tensor, tp: int) -> float:
 
 
 def _repeat(text: TextDims, linear: Tensor, tp: int) -> float:
-    """How often all ranks together contain these layers: keys and values may be repeated."""
+    """Return how many copies of these layers all ranks hold; keys and values may be repeated."""
     return kv_heads_held(text.kv_heads, tp) / text.kv_heads if linear.split == "kv_heads" else 1.0
 
 
 def expert_channels(model: Model, tp: int) -> int:
-    """Intermediate channels of an expert on the rank with the most; 0 without experts.
+    """Return the intermediate channels of an expert on the rank with the most; 0 without experts.
 
     Experts in fp8 are divided in whole groups: if the ranks do not divide these, the first ranks
     have one more. lmdeploy nn/moe/blocked_fp8.py::LinearWeightsBlockedF8._chunk_weight_tp #f5c577
@@ -243,7 +243,7 @@ def expert_channels(model: Model, tp: int) -> int:
 
 
 def _forgotten(model: Model, tp: int) -> int:
-    """Bytes of a dense language model that Qwen3-VL's class with experts first makes and replaces.
+    """Return the bytes of a dense model that Qwen3-VL's class with experts makes and replaces.
 
     On several ranks its layers refer to themselves (``weight_loader``), so Python keeps it: it
     remained to the end in two rehearsals. Too high if Python's collector frees it. Source:
@@ -257,7 +257,7 @@ def _forgotten(model: Model, tp: int) -> int:
 
 
 def rows_held(text: TextDims, tp: int) -> int:
-    """The rows of the vocabulary on one rank: all, or a part if embeddings are sharded.
+    """Return the rows of the vocabulary on one rank: all, or a part if embeddings are sharded.
 
     Source: lmdeploy models/deepseek_v2.py::DeepseekV2Model.__init__ #db35b1
     """
@@ -265,7 +265,7 @@ def rows_held(text: TextDims, tp: int) -> int:
 
 
 def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
-    """Bytes of the audio tower on one rank: its attention is sharded, the rest is whole.
+    """Return the bytes of the audio tower on one rank: its attention is sharded, the rest is whole.
 
     lmdeploy models/qwen3_omni_moe_thinker.py::Qwen3OmniMoeAudioEncoderLayer.__init__ #7477d6
     """
@@ -280,12 +280,12 @@ def _audio_bytes(audio: AudioDims, text_hidden: int, tp: int) -> int:
 
 
 def _heads_share(heads: int, tp: int) -> float:
-    """The largest rank's share: heads that ranks do not divide are assigned whole."""
+    """Return the fraction of the heads that the fullest rank holds; a head is never divided."""
     return -(-heads // tp) / heads
 
 
 def largest_loaded(model: Model, tp: int) -> int:
-    """Bytes of the largest tensors that are on the card in addition to their places.
+    """Return the bytes of the largest tensors that are on the card beside their final places.
 
     At tp 1, tensors are copied directly to their places; a tied head is made, then dropped. With
     more ranks, a row-wise layer arrives whole on each. 16-bit experts are copied to a new layout,
@@ -310,7 +310,7 @@ def largest_loaded(model: Model, tp: int) -> int:
 
 
 def is_copied(model: Model, capability: tuple[int, int]) -> bool:
-    """Whether TurboMind's kernels multiply AWQ's packed weights from a copy of their own."""
+    """Return whether TurboMind's kernels multiply AWQ's packed weights from a copy of their own."""
     quantization = model.quantization
     return (
         capability == _COPIED_ON
@@ -322,7 +322,7 @@ def is_copied(model: Model, capability: tuple[int, int]) -> bool:
 def packed_copy(
     model: Model, tp: int, capability: tuple[int, int], constants: PytorchConstants
 ) -> int:
-    """Bytes on one rank of the second copy of AWQ's packed weights, for TurboMind's kernels.
+    """Return one rank's bytes of the second copy of AWQ's weights, for TurboMind's kernels.
 
     It is an upper bound: layers of odd shapes have no copy, since those kernels refuse them.
     """
@@ -335,7 +335,7 @@ def packed_copy(
 def staged_copy(
     model: Model, tp: int, capability: tuple[int, int], constants: PytorchConstants
 ) -> int:
-    """Bytes that copying the widest layer needs for a moment, with gate and up joined."""
+    """Return the bytes that copying the widest layer needs briefly, with gate and up joined."""
     if not is_copied(model, capability):
         return 0
     widest = 2 * model.text.hidden * model.text.intermediate // tp

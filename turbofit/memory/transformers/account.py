@@ -90,7 +90,7 @@ class TransformersAccount(Account):
         super().__init__(launch, static, None, (), self._load.units)
 
     def region_at(self, ratio: float) -> int:  # noqa: ARG002 - it grows with the request
-        """Bytes of the longest request's cache, on all GPUs together."""
+        """Return the bytes of the longest request's cache, on all GPUs together."""
         load = self._load
         return sum(layer.kv(load.tokens, load.images) for layer in self.copies.parts.layers)
 
@@ -109,7 +109,7 @@ class TransformersAccount(Account):
         return self.copies.cached([*self._on[place], *guests], self._load)
 
     def _before(self, place: int, gpu: Gpu) -> Iterator[Term]:
-        """The terms of others, context and weights on one GPU."""
+        """Yield the terms of others, context and weights on one GPU."""
         copies, parts, mine = self.copies, self.copies.parts, self._on[place]
         first, last = place == 0, place == copies.devices - 1
         context, note = context_bytes(gpu)
@@ -180,7 +180,7 @@ class Transformers(Engine):
         return vision_load.units_per_request
 
     def cache(self, model: Model, settings: Settings) -> CacheShape:
-        """The cache's layout: a block is one token, its bytes are those on all GPUs together."""
+        """Return the cache's layout: a block is one token, with its bytes on all GPUs together."""
         size = sum(layer.kv_per_token for layer in components(model, settings.dtype).layers)
         return CacheShape(block_bytes=size, block_tokens=1, step=1)
 
@@ -208,7 +208,7 @@ class Transformers(Engine):
         *,
         units_per_forward: int,  # noqa: ARG002
     ) -> HostMemory:
-        """The host memory of one copy with all layers on GPUs."""
+        """Return the host memory of one copy with all layers on GPUs."""
         return HostMemory(pinned=0, pageable=_HOST_PROCESS, available=None)
 
     def communicator(self, settings: Settings) -> str:  # noqa: ARG002

@@ -59,7 +59,7 @@ _LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
 
 
 def components(model: Model, dtype: str) -> Components:
-    """The parts of a model; exact for all that its dims explain.
+    """Return the bytes of a model's parts; they are exact for all that its dimensions explain.
 
     If a checkpoint has more elements than its dims explain (see `Model.warnings`), all of them are
     counted on the first device, so the figure there may be too high.
@@ -87,7 +87,7 @@ def components(model: Model, dtype: str) -> Components:
 
 
 def cross_tokens(model: Model) -> int:
-    """Positions of one image in the caches of cross-attention layers; 0 without such layers.
+    """Return the positions of one image in the caches of cross-attention layers, or 0.
 
     Llama-3.2-Vision pads every image to all of its tiles.
     """
@@ -102,7 +102,7 @@ def _cross_layers(text: TextDims) -> frozenset[int]:
 
 
 def _layers(text: TextDims, width: int, cross: int) -> tuple[Layer, ...]:
-    """The layers; dense ones come before those with experts.
+    """Return the layers; dense ones come before those with experts.
 
     Except for the MLPs, bytes are divided evenly over the layers: the sum is exact, and a layer of
     another kind (cross-attention) only differs by its norms.
@@ -127,7 +127,7 @@ _MLPS: Final = ("mlp", "expert", "shared")
 
 
 def _mlp_elements(text: TextDims, layer: int) -> int:
-    """The elements of one layer's MLP or experts."""
+    """Return the elements of one layer's MLP or experts."""
     return sum(
         tensor.elements // len(tensor.layers)
         for tensor in text_tensors(text)
@@ -137,8 +137,8 @@ def _mlp_elements(text: TextDims, layer: int) -> int:
 
 # Where Transformers 5 keeps the parts of each model: the names that a device map must use.
 #
-# A map names every parameter and buffer, bare ones (``image_newline``) too: what it leaves out
-# lands on the CPU. Proved against the classes themselves in ``tests/memory/transformers``.
+# A map must name every parameter and buffer, bare ones (``image_newline``) too, as others land on
+# the CPU. Proved against the classes themselves in ``tests/memory/transformers``.
 
 
 class Layout(Struct):
@@ -192,7 +192,7 @@ _LAYOUTS: Final[dict[str, Layout]] = {
 
 
 def layout_of(model: Model) -> Layout:
-    """The layout of a model's class in Transformers.
+    """Return the layout of a model's class in Transformers.
 
     Raises:
         UsageError: the class is not in Transformers, or the checkpoint is quantised.
@@ -249,7 +249,7 @@ _ALWAYS_MASKED: Final = frozenset({"Qwen2MoeForCausalLM"})
 
 
 def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
-    """Bytes in the vision tower and its projector for so many units (tiles or patches)."""
+    """Return the bytes in the tower and its projector for ``units`` (tiles or patches)."""
     vision, rule = model.vision, model.image_rule
     if vision is None or rule is None or not units:
         return 0
@@ -268,7 +268,7 @@ def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
 
 
 def _mask_bytes(model: Model, units: int, width: int) -> int:
-    """The bytes of a tower's masks.
+    """Return the bytes of a tower's masks.
 
     Idefics3 has masks of pixels with a copy, both with 32 bits, and masks of all pairs of a tile's
     patches, as booleans and numbers. Too high: no patch is masked, so real cards make none.
@@ -282,12 +282,12 @@ def _mask_bytes(model: Model, units: int, width: int) -> int:
 
 
 def _tower(model: Model, units: int) -> tuple[int, int]:
-    """Tokens in the tower for so many units, and the number of their pixel values."""
+    """Return the tokens in the tower for ``units`` units, and the number of their pixel values."""
     return units * model.unit_tower_tokens, units * model.unit_values
 
 
 def prefill_bytes(model: Model, load: Load, width: int, *, writes_matrix: bool) -> int:
-    """Bytes of one decoder layer, and of tensors kept around it, for a prompt.
+    """Return the bytes of one decoder layer, and of tensors kept around it, for a prompt.
 
     If the tower is on this device as well, the units' pixels, the tower's output and the features
     stay until the end of the prefill.
@@ -306,7 +306,7 @@ def prefill_bytes(model: Model, load: Load, width: int, *, writes_matrix: bool) 
 
 
 def _layer_bytes(text: TextDims, tokens: int, width: int) -> int:
-    """Bytes inside one layer, with the mask of all pairs that a sliding window needs.
+    """Return the bytes inside one layer, with the mask of all pairs that a sliding window needs.
 
     Transformers makes the mask once for all layers if there are at least as many tokens as the
     window has; torch converts it to numbers in each attention. Later devices do not make it.
@@ -322,7 +322,7 @@ def _layer_bytes(text: TextDims, tokens: int, width: int) -> int:
 
 
 def _mlp_channels(text: TextDims) -> int:
-    """Channels of a token in the MLP: gate, up and product; with experts, of all chosen ones.
+    """Return the channels of a token in the MLP: gate, up and product; or in all chosen experts.
 
     Each chosen expert has copies of inputs and outputs. Rehearsed with Mixtral and Qwen3-MoE: 2.4
     hidden widths for each chosen expert, and 3.4 once.

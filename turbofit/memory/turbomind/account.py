@@ -1,4 +1,4 @@
-"""TurboMind: the memory of one tensor-parallel group at any cache ratio, and its refusals.
+"""The memory of TurboMind on one group of GPUs at any cache ratio, and the options it refuses.
 
 The terms of a ledger are in the order in which TurboMind allocates the memory.
 """
@@ -97,7 +97,7 @@ _ASSUMED: Final = ((8, 0), (8, 6), (8, 9), (9, 0))
 def before_terms(
     gpu: Gpu, settings: Settings, linked: bool, constants: EngineConstants
 ) -> list[Term]:
-    """The memory on one GPU before the weights: others, context, kernels, communicator.
+    """Return the memory on one GPU before the weights: others, context, kernels, communicator.
 
     ``linked``: NVLink joins every pair of the group.
     """
@@ -121,8 +121,8 @@ def before_terms(
             links = term("communicator", "context", size, "formula", note)
         terms.append(links)
     if constants.gemm_in_context:
-        # On a real card the weights' pool has them; whole steps are too much if they fit beside the
-        # weights.
+        # On a real card they are in the weights' pool. Whole steps are too much if the last step of
+        # the weights has room for them.
         size = round_up(sum(constants.gemm_in_context), constants.pool_granularity)
         note = "barriers, partials, tensor maps"
         terms.append(term("gemm_workspace", "context", size, "formula", note))
@@ -132,7 +132,7 @@ def before_terms(
 def weight_terms(
     model: Model, classes: Mapping[str, int], temporaries: int, constants: EngineConstants
 ) -> list[Term]:
-    """The weights of one rank by tensor class, and temporary memory that is not returned yet."""
+    """Return the terms of one rank's weights by class, and of memory that is not returned yet."""
     basis = model.source.sizes
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     total = sum(classes.values())
@@ -148,14 +148,14 @@ def weight_terms(
 
 
 def rank_weights(classes: Mapping[str, int]) -> RankWeights:
-    """The rank's bytes in all, without embedding table and towers, and of the tower only."""
+    """Return the rank's bytes: of all weights, of those in a decode step, and of the tower."""
     total = sum(classes.values())
     vision = classes.get("vision", 0) + classes.get("projector", 0)
     return RankWeights(total=total, decode=total - vision - classes["embedding"], vision=vision)
 
 
 def cache_terms(region: int, ratio: float, temporaries: int, state: int = 0) -> list[Term]:
-    """The cache as terms, with the return of the temporaries that made it smaller.
+    """Return the terms of the cache, and of the temporaries that are returned after it is sized.
 
     A driver keeps freed memory until the next synchronisation, and the engine does not synchronise
     in between (seen on an H200: bench/gpu/results/h200, a-pool). In a hybrid model, each running
@@ -174,7 +174,7 @@ def cache_terms(region: int, ratio: float, temporaries: int, state: int = 0) -> 
 def buffer_terms(
     model: Model, settings: Settings, gpu: Gpu, constants: EngineConstants, weights: int
 ) -> list[Term]:
-    """One GPU's permanent memory after the cache, without the executor's pool.
+    """Return one GPU's permanent memory after the cache, without the executor's pool.
 
     The GEMM workspace is in the pool of the ``weights``: the part that does not fit into their last
     step takes more steps. The workspace of delta nets is a separate pool.
@@ -205,7 +205,7 @@ def buffer_terms(
 def _delta_workspaces(
     model: Model, settings: Settings, gpu: Gpu, constants: EngineConstants
 ) -> tuple[int, int]:
-    """Workspace bytes of delta nets after the warm-up, and the bytes that later prompts add."""
+    """Return the workspace bytes of delta nets after the warm-up, and those of later prompts."""
     delta, kernel = model.text.delta, constants.delta_kernel(capability_of(gpu))
     if delta is None or kernel is None:
         return 0, 0
@@ -217,7 +217,7 @@ def _delta_workspaces(
 
 
 def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
-    """Tokens of LMDeploy's longest warm-up request.
+    """Return the tokens of LMDeploy's longest warm-up request.
 
     They are a whole forward if ``session_len`` allows it, else the longest tuning length that it
     allows. Source: lmdeploy 0.16.0 src/turbomind/turbomind.cc::WarmUp
@@ -237,7 +237,7 @@ def transient_terms(
     units_per_forward: int,
     constants: EngineConstants,
 ) -> tuple[Term, ...]:
-    """The whole size of the pool in each worst case.
+    """Return the whole size of the pool in each worst case.
 
     All cases except the single request assume a full forward of the longest prompts: the tokens of
     a forward, or, if that is less, the tokens that prompts in one forward may have in all
@@ -388,12 +388,12 @@ def _not_compiled(
 
 
 def _capabilities(gpu: Gpu) -> tuple[tuple[int, int], ...]:
-    """The card's compute capability; if it is unknown, all assumed ones."""
+    """Return the card's compute capability; if it is unknown, all assumed ones."""
     return _ASSUMED if gpu.compute_capability == "NA" else (gpu.compute_capability,)
 
 
 def _needed(launch: EngineLaunch) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The kernels that a launch needs: words, and families of which one must have code.
+    """Yield the kernels that a launch needs: words, and families of which one must have code.
 
     cuBLAS multiplies 16-bit matrices, except for experts. A kernel for rows of experts also takes a
     single matrix. Source: lmdeploy 0.16.0 src/turbomind/kernels/gemm/kernel.cu::accept
@@ -482,7 +482,7 @@ class TurbomindAccount(Account):
         super().__init__(launch, static, warmup, transients, units, calibration)
 
     def _loaded(self, launch: EngineLaunch, classes: Mapping[str, int]) -> Iterator[StaticMemory]:
-        """Each GPU's memory before the cache, with the bytes that loading needs in addition."""
+        """Yield each GPU's memory before the cache, with the additional bytes of loading."""
         model, settings, gpus = launch.model, launch.settings, launch.gpus
         if launch.free_at_cache is not None:
             for gpu in gpus:
@@ -512,20 +512,20 @@ class TurbomindAccount(Account):
         return self.shape.tokens(self.region_at(ratio))
 
     def forward_bytes(self, forward: Forward) -> int:
-        """The bytes of one forward in the executor's pool, in whole steps."""
+        """Return the bytes of one forward in the executor's pool, in whole steps."""
         return round_up(self.pool.peak(forward), self.constants.pool_granularity)
 
     def blocks_at(self, ratio: float) -> int:
-        """The KV blocks for the single request of the warm-up."""
+        """Return the KV blocks for the single request of the warm-up."""
         return self.shape.tokens_beside(self.region_at(ratio), 1) // self.block_tokens
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:
-        """The cache in whole steps of its pool, and the temporaries that are returned."""
+        """Return the cache in whole steps of its pool, and the temporaries that are returned."""
         rounded, temporaries = self._cache_bytes(i, ratio), self._static_memory[i].temporaries
         return cache_terms(rounded, ratio, temporaries, self.shape.state_bytes)
 
     def _cache_bytes(self, i: int, ratio: float) -> int:  # noqa: ARG002 - equal on all
-        """The cache's bytes without making terms, for speed; the temporaries cancel out."""
+        """Return the cache's bytes without making terms, for speed; the temporaries cancel out."""
         return self.shape.held(self.region_at(ratio))
 
 
@@ -555,7 +555,7 @@ class Turbomind(Engine):
         return None if problem is None else f"TurboMind of LMDeploy {self.version} has {problem}"
 
     def _census(self, launch: EngineLaunch) -> Census | None:
-        """The kernels of the installed engine, or of its version's wheel; None if unknown."""
+        """Return the kernels of the installed engine, or of its version's wheel; or None."""
         if launch.machine.source == "nvml" and not versions.is_legacy(self.version):
             from turbofit.machine.kernels.census import installed
 
@@ -569,7 +569,10 @@ class Turbomind(Engine):
         return self.account_class.forward_tokens(settings)
 
     def prompt_tokens(self, settings: Settings) -> int:
-        """A row that decodes takes a token of the same forward. Under: by less than ``tp``."""
+        """Return the tokens of prompts in a forward, beside one token of each row that decodes.
+
+        The figure is too low by less than ``tp``.
+        """
         left = self.forward_tokens(settings) - settings.max_batch_size
         return left // settings.tp * settings.tp
 
@@ -599,7 +602,7 @@ class Turbomind(Engine):
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """Host memory: pinned by all ranks, and pageable of the server process.
+        """Return the host memory: pinned by all ranks, and pageable of the server process.
 
         Each rank pins pixels for the images of one forward, once for each phase; pageable memory
         contains 32-bit pixels during preprocessing, for one request at a time.

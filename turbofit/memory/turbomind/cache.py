@@ -28,7 +28,6 @@ class StatePart(Struct):
 
     @property
     def per_slab(self) -> int:
-        """The number of objects in one slab."""
         return self.slab_bytes // self.object_bytes
 
 
@@ -54,7 +53,7 @@ class SlabShape(CacheShape):
         return sum(part.count * part.object_bytes for part in self.states)
 
     def tokens(self, region: int) -> int:
-        """The tokens that a plan counts on.
+        """Return the tokens that a plan counts on.
 
         In a hybrid model, these are the tokens beside the states of a full batch; if they are fewer
         than one whole context, the tokens of a single request, since the engine then runs fewer at
@@ -64,7 +63,7 @@ class SlabShape(CacheShape):
         return max(whole, min(self.tokens_beside(region, 1), self.longest))
 
     def tokens_beside(self, region: int, sequences: int) -> int:
-        """The least number of tokens in a region, beside the states of so many sequences.
+        """Return the least tokens in a region, beside the states of ``sequences`` sequences.
 
         The first page starts at the next page boundary of the driver's address, so at most one page
         is lost, and all of it is charged: too low by at most one slab's tokens.
@@ -79,7 +78,10 @@ class SlabShape(CacheShape):
 
 
 def block_bytes(text: TextDims, settings: Settings) -> int:
-    """Bytes per rank of one KV block; quantised KV adds a 16-bit scale and zero point per head."""
+    """Return one KV block's bytes per rank; quantised KV adds 16-bit scales and zero points.
+
+    Each head has both for every token.
+    """
     bits = settings.quant_policy or 16
     extra = 4 if bits < 16 else 0
     per_head = bits * text.head_dim // 8 + extra
@@ -90,7 +92,7 @@ def block_bytes(text: TextDims, settings: Settings) -> int:
 
 
 def cache_shape(text: TextDims, settings: Settings, constants: EngineConstants) -> SlabShape:
-    """The layout that LMDeploy chooses for this model."""
+    """Return the layout that LMDeploy chooses for this model."""
     block = block_bytes(text, settings)
     slabs = LoggedSlab(_slab_bytes(block, constants), block)
     return shape_of(slabs, tuple(_states(text, settings, constants)), settings, constants)
@@ -102,7 +104,7 @@ def shape_of(
     settings: Settings,
     constants: EngineConstants,
 ) -> SlabShape:
-    """The layout for these slabs of blocks and of states."""
+    """Return the layout for these slabs of blocks and of states."""
     return SlabShape(
         block_bytes=blocks.object_bytes,
         block_tokens=settings.cache_block_seq_len,
@@ -116,9 +118,9 @@ def shape_of(
 
 
 def _slab_bytes(size: int, constants: EngineConstants) -> int:
-    """The slab's bytes: doubled until it wastes at most 5 % or reaches 1 GiB, as in LMDeploy.
+    """Return the slab's bytes: doubled until it wastes at most 5 % or reaches 1 GiB.
 
-    Source: lmdeploy 0.16.0 src/turbomind/memory/slab.h::SlabAllocator
+    LMDeploy does so. Source: lmdeploy 0.16.0 src/turbomind/memory/slab.h::SlabAllocator
     """
     slab = constants.page_size
     while slab < size:
@@ -129,7 +131,7 @@ def _slab_bytes(size: int, constants: EngineConstants) -> int:
 
 
 def _states(text: TextDims, settings: Settings, constants: EngineConstants) -> Iterator[StatePart]:
-    """The state of a sequence in delta nets: one object of inputs, and one for each layer.
+    """Yield the state of a sequence in delta nets: one object of inputs, and one for each layer.
 
     The inputs are those of all layers' convolutions; both have 16 bits.
     lmdeploy 0.16.0 src/turbomind/models/llama/GatedDeltaNetLayer.cc::Setup

@@ -1,4 +1,4 @@
-"""Sizes of TurboMind's pool and buffers: one forward in its largest stage, and what stays.
+"""Sizes of TurboMind's pool, in the largest stage of a forward, and of its permanent buffers.
 
 TurboMind's executor allocates every activation from a private pool that never returns memory, so
 the largest sum of live tensors counts. Each function adds up one stage, in bytes, as
@@ -53,7 +53,7 @@ _WORDS = 2 * 2 * 32 + 48  # stop and bad words (32 ids and offsets each), end id
 
 
 class PoolModel:
-    """The stages' memory in one model with given settings."""
+    """The memory of each stage of a forward, for one model with given settings."""
 
     def __init__(
         self,
@@ -87,18 +87,21 @@ class PoolModel:
             self.expert = expert_width(inner, tp, quantization, constants, capability) // tp
 
     def peak(self, forward: Forward) -> int:
-        """The pool's bytes in the largest stage of one forward."""
+        """Return the pool's bytes in the largest stage of one forward."""
         stages = [self._decoder(forward), self._sampling(forward)]
         if forward.units and self.model.vision is not None:
             stages.append(self._vision(forward.units))
         return max(stages) + _BOOKKEEPING
 
     def _embeds(self, units: int) -> int:
-        """Bytes of the image features, which live until the forward ends."""
+        """Return the bytes of the image features, which live until the forward ends."""
         return self.model.features(units) * self.text.hidden * HALF
 
     def _decoder(self, forward: Forward) -> int:
-        """Bytes of the residual (and hidden, without symmetric buffer) and of the largest stage."""
+        """Return the bytes of residual, image features and the decoder's largest stage.
+
+        Without a symmetric buffer (on one GPU), the hidden states are in addition to the residual.
+        """
         text, tokens = self.text, forward.tokens
         streams = 2 if self.tp == 1 else 1
         base = tokens * text.hidden * HALF * streams + self._embeds(forward.units)
@@ -109,7 +112,7 @@ class PoolModel:
         return base + max(stages)
 
     def _attention(self, tokens: int, context: int) -> int:
-        """Bytes of QKV, of the output, and of flattened KV of all sequences in prefill.
+        """Return the bytes of QKV, of the output, and of flattened KV of all sequences in prefill.
 
         Flattened KV are freed before the output is quantised. A latent contains keys and values.
         """
@@ -122,10 +125,12 @@ class PoolModel:
         return qkv + out + max(flat, int(out / HALF * self.input_bytes))
 
     def _mlp(self, forward: Forward) -> int:
-        """Bytes of gate and up in a dense layer, or of their product; dense layers precede experts.
+        """Return the bytes of the layer with the largest MLP or experts.
 
-        Experts need the router's scores, and for each routed token gate and up, and their output. A
-        shared expert runs while these outputs are alive, with its own output.
+        A dense layer has gate and up, or their product if a kernel fuses them. Experts need the
+        router's scores, and for each routed token gate and up, and their output. A shared expert
+        runs while these outputs are alive, with its own output. Dense layers precede those with
+        experts.
         """
         moe, tokens = self.text.moe, forward.tokens
         dense = tokens * self.ffn * self.ffn_streams * HALF
@@ -146,7 +151,7 @@ class PoolModel:
         return max(dense if mixed else 0, experts)
 
     def _sampling(self, forward: Forward) -> int:
-        """Bytes of the logits of all sampling rows in 16 and 32 bits, and of their sorting.
+        """Return the bytes of all sampling rows' logits in 16 and 32 bits, and of their sorting.
 
         At that time, only the sampled rows of the forward's hidden states are alive.
         """
@@ -166,7 +171,10 @@ class PoolModel:
         return tower(vision, units)
 
     def _internvit(self, vision: VisionDims, tiles: int) -> int:
-        """Bytes for all tiles at once on one GPU; in chunks of the symmetric buffer on several."""
+        """Return the tower's bytes: all tiles run at once on one GPU.
+
+        On several GPUs, as many tiles run at once as the symmetric buffer holds.
+        """
         text = self.text
         side = vision_side(vision)
         sequence = side * side + 1
@@ -195,7 +203,7 @@ class PoolModel:
         return chunk * stage + tiles * out_tokens * text.hidden * HALF
 
     def _qwenvit(self, vision: VisionDims, patches: int) -> int:
-        """Bytes for all patches of the pass at once, which the prefill size does not limit.
+        """Return the bytes for all patches of the pass at once; the prefill size does not limit it.
 
         Learnt positions, four for each patch, are looked up before, and live until it is embedded.
         """
@@ -220,12 +228,12 @@ class PoolModel:
 
 
 def forward_tokens(settings: Settings) -> int:
-    """The most tokens of one forward: prefill plus batch, rounded up to a multiple of ``tp``."""
+    """Return the most tokens of one forward: prefill plus batch, in whole multiples of ``tp``."""
     return round_up(settings.max_prefill_token_num + settings.max_batch_size, settings.tp)
 
 
 def symmetric_buffer(text: TextDims, settings: Settings) -> int:
-    """The bytes of the communicators' shared buffer; 0 at tp 1."""
+    """Return the bytes of the communicators' shared buffer; 0 at tp 1."""
     if settings.tp == 1:
         return 0
     hidden = forward_tokens(settings) * text.hidden * HALF
@@ -234,7 +242,7 @@ def symmetric_buffer(text: TextDims, settings: Settings) -> int:
 
 
 def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-    """The most units of images in one forward of TurboMind; an upper bound.
+    """Return the most units of images in one forward of TurboMind; an upper bound.
 
     An image is encoded whole in every forward that contains at least one of its tokens. Three
     bounds hold at once: the forward's tokens, of which two images cut at its edges need only one
@@ -262,7 +270,7 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
 
 
 def token_bytes(delta: DeltaDims, tp: int) -> int:
-    """Bytes of one token in a delta net, without the residual stream.
+    """Return the bytes of one token in a delta net, without the residual stream.
 
     They are the projections, two gates in 32 bits, the output, and the convolution's output.
     """
@@ -273,7 +281,7 @@ def token_bytes(delta: DeltaDims, tp: int) -> int:
 def workspace(
     delta: DeltaDims, settings: Settings, kernel: DeltaKernel, sm_count: int, tokens: int
 ) -> int:
-    """Workspace bytes for a forward with one prompt of so many tokens, as in LMDeploy's warm-up."""
+    """Return the workspace bytes for one prompt of ``tokens`` tokens, as in LMDeploy's warm-up."""
     if not kernel.chunk or not tokens:
         return 0
     heads = delta.value_heads // settings.tp
@@ -287,7 +295,10 @@ def workspace(
 def meeting_workspace(
     delta: DeltaDims, settings: Settings, kernel: DeltaKernel, sm_count: int, tokens: int
 ) -> int:
-    """An upper bound of the workspace bytes for a forward of so many tokens, with any prompts."""
+    """Return the most workspace bytes of a forward of ``tokens``, with any number of prompts in it.
+
+    It is an upper bound.
+    """
     if not kernel.chunk:
         return 0
     heads, batch = delta.value_heads // settings.tp, settings.max_batch_size
@@ -297,13 +308,16 @@ def meeting_workspace(
 
 
 def _tensors(delta: DeltaDims, heads: int, kernel: DeltaKernel, tokens: int, segments: int) -> int:
-    """Bytes of summed decays in 32 bits, of each chunk's resolvent, and of the segments' states."""
+    """Return the bytes of the workspace's tensors.
+
+    They are the summed decays in 32 bits, each chunk's inverse matrix, and the segments' states.
+    """
     whole = tokens * (round_up(heads, 4) * _FLOAT + heads * kernel.chunk * HALF)
     return whole + segments * heads * delta.key_dim * delta.value_dim * _SEGMENT_BYTES
 
 
 def _maps(heads: int, sequences: int) -> int:
-    """An upper bound of the bytes of descriptors for the kernels' copies."""
+    """Return an upper bound of the bytes of descriptors for the kernels' copies."""
     return sequences * (_SEQUENCE_MAPS + _HEAD_MAPS * heads) * _TENSOR_MAP
 
 
@@ -311,9 +325,10 @@ def _maps(heads: int, sequences: int) -> int:
 def _most_segments(
     kernel: DeltaKernel, heads: int, sm_count: int, tokens: int, sequences: int
 ) -> int:
-    """The most segments in a forward: one long sequence, and short ones while all are cut.
+    """Return the most segments that a forward's sequences can be cut into.
 
-    Short sequences have one chunk of two tokens each, or more if the batch allows fewer of them.
+    The worst case is one long sequence, with short ones as long as all are still cut. Short
+    sequences have one chunk of two tokens each, or more chunks if the batch allows fewer of them.
     """
     most = 0
     for longest in range(1, -(-tokens // kernel.chunk) + 1):
@@ -388,7 +403,7 @@ def device_buffers(
 
 
 def pinned_buffers(model: Model, settings: Settings) -> int:
-    """Pinned host bytes of one rank, allocated at the start."""
+    """Return the pinned host bytes of one rank, allocated at the start."""
     batch = settings.max_batch_size
     embeds = phases_of(settings) * forward_tokens(settings) * model.text.hidden * 2
     token_ids = batch * settings.session_len * _INT
@@ -400,7 +415,7 @@ def pinned_buffers(model: Model, settings: Settings) -> int:
 
 
 def phases_of(settings: Settings) -> int:
-    """The copies of a running step's buffers: 2 while ``async_`` is on, else 1."""
+    """Return how many copies of a step's buffers there are: 2 while ``async_`` is on, else 1."""
     return 2 if settings.async_ else 1
 
 

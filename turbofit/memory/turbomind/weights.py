@@ -33,11 +33,13 @@ from turbofit.model.towers import vision_tensors
 
 
 class PackedFormat(Struct):
-    """Bytes of a group's scale and zero point, held and while loading; temporaries per element.
+    """The format of quantised linear layers on one kind of card, in bytes.
 
-    ``of``: elements of the kernels' groups, which repeat the scales of larger stored groups.
-    ``align``: each rank's experts have a multiple of so many channels; None: the default alignment.
-    ``input``: bytes per element of a linear layer's input, if the kernels take it quantised.
+    ``group`` and ``load_group``: the scale and zero point of a group, afterwards and while loading.
+    ``temporary``: temporary bytes for each element. ``of``: elements of the kernels' groups, which
+    repeat the scales of larger stored groups. ``align``: each rank's experts have a multiple of so
+    many channels; None: the default alignment. ``input``: bytes per element of a linear layer's
+    input, if the kernels take it quantised.
     """
 
     group: float
@@ -49,7 +51,7 @@ class PackedFormat(Struct):
     input: float = 0.0
 
     def groups(self, elements: int, stored: int) -> int:
-        """The number of groups for ``elements``, if a stored group has ``stored`` elements."""
+        """Return the number of groups of ``elements``; a stored group has ``stored`` elements."""
         return elements // (stored if self.of is None else min(stored, self.of))
 
 
@@ -67,10 +69,10 @@ class ExpertFormat(Struct):
 class DeltaKernel(Struct):
     """The kernel of gated delta nets on one kind of card.
 
-    ``chunk`` tokens of a prompt are processed together, with a workspace; without one it is 0.
-    ``segment`` scales the number of chunks in a segment. Sequences are cut into segments if all
-    together have at most ``cut_heads`` heads, or at most ``cut_long_heads`` if one of them has at
-    least ``cut_long_chunks`` chunks.
+    A prompt is processed in chunks of ``chunk`` tokens, with a workspace; 0 means that there are no
+    chunks and no workspace. Long sequences can be cut into segments of several chunks: ``segment``
+    scales their number of chunks. Sequences are cut if all together have at most ``cut_heads``
+    heads, or at most ``cut_long_heads`` if one of them has at least ``cut_long_chunks`` chunks.
     """
 
     dtypes: tuple[str, ...]
@@ -81,13 +83,16 @@ class DeltaKernel(Struct):
     cut_long_chunks: int = 0
 
     def most_heads(self, longest: int) -> int:
-        """The most heads with which sequences are cut; ``longest`` is the longest one's chunks."""
+        """Return the most heads with which sequences are cut.
+
+        ``longest`` is the number of chunks of the longest sequence.
+        """
         if longest < self.cut_long_chunks:
             return self.cut_heads
         return max(self.cut_heads, self.cut_long_heads)
 
     def segment_chunks(self, heads: int, chunks: int, sm_count: int) -> int:
-        """The number of chunks in a segment, a power of two."""
+        """Return the number of chunks in a segment, a power of two."""
         scaled = sqrt(heads * chunks / sm_count) * self.segment
         return max(4, 1 << max(0, round(log2(max(1.0, scaled)))))
 
@@ -133,16 +138,16 @@ class EngineConstants(Struct):
     def packed_format(
         self, quantization: Quantization, capability: tuple[int, int]
     ) -> PackedFormat:
-        """The format of linear layers with this quantisation on a card of this capability."""
+        """Return the format of linear layers with this quantisation on such a card."""
         formats = self.packed.get(quantization.method, self.packed["int4"])
         return formats.get(f"{capability[0]}{capability[1]}", formats["default"])
 
     def expert_format(self, capability: tuple[int, int]) -> ExpertFormat:
-        """The format of experts on a card of this compute capability."""
+        """Return the format of experts on a card of this compute capability."""
         return self.experts.get(f"{capability[0]}{capability[1]}", self.experts["default"])
 
     def delta_kernel(self, capability: tuple[int, int]) -> DeltaKernel | None:
-        """The kernel of gated delta nets on a card of this capability; None if there is none."""
+        """Return the kernel of gated delta nets on a card of this capability, or None."""
         if capability < HOPPER:
             return self.delta_rule["before_90"]
         return self.delta_rule.get(f"{capability[0]}{capability[1]}")
@@ -173,7 +178,7 @@ def weight_classes(
     constants: EngineConstants,
     capability: tuple[int, int] = (8, 0),
 ) -> dict[str, int]:
-    """Bytes per rank of each tensor class; those of quantised ones depend on the card's kind."""
+    """Return each tensor class's bytes per rank; quantised tensors depend on the kind of card."""
     text, vision = model.text, model.vision
     classes = {**_text_classes(_rank(model, tp, constants, capability))}
     unpacked = _unpacked(model)
@@ -186,19 +191,19 @@ def weight_classes(
 
 
 def kv_heads_held(kv_heads: int, tp: int) -> int:
-    """KV heads over all ranks; LMDeploy repeats them up to a multiple of ``tp``."""
+    """Return the KV heads over all ranks; LMDeploy repeats them up to a multiple of ``tp``."""
     return round_up(kv_heads, tp)
 
 
 def lm_head_rows(text: TextDims, tp: int) -> int:
-    """Vocabulary rows of lm_head, padded if it is split; tied embeddings are copied, too."""
+    """Return lm_head's rows, padded if it is split; tied embeddings are copied, too."""
     return round_up(text.vocab, _VECTOR * tp) if tp > 1 else text.vocab
 
 
 def ffn_width(
     intermediate: int, tp: int, quantization: Quantization | None, constants: EngineConstants
 ) -> int:
-    """The MLP's intermediate width over all ranks, padded to the kernels' blocks."""
+    """Return the MLP's intermediate width over all ranks, padded to the kernels' blocks."""
     return round_up(intermediate, _ffn_align(quantization, constants) * tp)
 
 
@@ -215,7 +220,7 @@ def expert_width(
     constants: EngineConstants,
     capability: tuple[int, int] = (8, 0),
 ) -> int:
-    """An expert's intermediate width over all ranks, padded to the kernels' blocks."""
+    """Return an expert's intermediate width over all ranks, padded to the kernels' blocks."""
     return round_up(intermediate, _expert_align(quantization, constants, capability) * tp)
 
 
@@ -229,7 +234,7 @@ def _expert_align(
 
 
 def vision_tp(vision: VisionDims, tp: int) -> int:
-    """The ranks that split the tower's attention; 1 (replicated) if heads do not divide."""
+    """Return how many ranks split the tower's attention; 1 if its heads do not divide evenly."""
     return tp if vision.heads % tp == 0 else 1
 
 
@@ -238,9 +243,9 @@ _TURNED: Final = frozenset({"q", "k", "v"})
 
 
 def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
-    """Whether heads of this size prevent a reordering of the scales of output blocks.
+    """Return whether heads of this size make it impossible to reorder the scales of output blocks.
 
-    These layers become 16 bits then. lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
+    Such layers become 16 bits. lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
     """
     return quantization.method == "fp8" and quantization.group_size % head_dim != 0
 
@@ -248,7 +253,7 @@ def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
 def packed_elements(
     model: Model, tp: int, constants: EngineConstants, capability: tuple[int, int] = (8, 0)
 ) -> int:
-    """Elements of one rank's quantised linear layers, with their padding."""
+    """Return the elements of one rank's quantised linear layers, with their padding."""
     if model.quantization is None or model.quantization.of_experts:
         return 0
     rank = _rank(model, tp, constants, capability)
@@ -282,7 +287,7 @@ _SMALL: Final = frozenset({"delta.decay", "delta.step", "delta.norm"})
 
 @lru_cache
 def _as_built(text: TextDims, quantization: Quantization | None) -> tuple[_Joined, ...]:
-    """A language model's tensors without the head, grouped as the engine joins them."""
+    """Return a language model's tensors without the head, grouped as the engine joins them."""
     joined: dict[str, list[Tensor]] = {}
     for tensor in text_tensors(text):
         if tensor.part != "head":
@@ -296,7 +301,7 @@ def _as_built(text: TextDims, quantization: Quantization | None) -> tuple[_Joine
 def _packing(
     joined: Sequence[Tensor], text: TextDims, quantization: Quantization | None
 ) -> Quantization | None:
-    """The quantisation of joined tensors: one for all, or None."""
+    """Return the quantisation that joined tensors have in the engine; None means 16 bits."""
     if quantization is None or not all(is_packed(one, quantization) for one in joined):
         return None
     turned = joined[0].role == "q" and _widens_heads(quantization, text.head_dim)
@@ -304,7 +309,7 @@ def _packing(
 
 
 def _folded(text: TextDims, joined: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-    """The tensors of attention to latents as the engine builds them, with 16 bits.
+    """Return the tensors of attention to latents as the engine builds them, with 16 bits.
 
     Projections out of the latents are folded into the next ones, and the output's rows are padded
     to the keys' channels. lmdeploy builders/mla.py::fold_kv_b #5bb339
@@ -320,7 +325,7 @@ def _folded(text: TextDims, joined: dict[str, list[Tensor]]) -> dict[str, list[T
 
 
 class _Rank(NamedTuple):
-    """The rank's part of the language model: paddings, and the card's format of packed layers."""
+    """One rank's part of the language model: paddings, and the card's format of packed layers."""
 
     text: TextDims
     quantization: Quantization | None
@@ -330,7 +335,7 @@ class _Rank(NamedTuple):
     packed: PackedFormat | None
 
     def bytes(self, joined: _Joined) -> int:
-        """Bytes of one layer's matrix, or of one expert's.
+        """Return the bytes of one layer's matrix, or of one expert's.
 
         Experts take whole blocks of the driver's pools, and the grouped kernels have an additional
         copy of a layer's biases. Seen on pretend GPUs (gpt-oss).
@@ -345,7 +350,7 @@ class _Rank(NamedTuple):
         return sum([prod(self._shape(one)) for one in joined.tensors])
 
     def _weight(self, joined: _Joined) -> int:
-        """Bytes of a weight in the engine, with scales and zero points if it is quantised."""
+        """Return a weight's bytes in the engine, with scales and zero points if quantised."""
         elements, packing = self.elements(joined), joined.packing
         if packing is not None and self.packed is not None:
             groups = self.packed.groups(elements, packing.group_size)
@@ -353,7 +358,7 @@ class _Rank(NamedTuple):
         return elements * (_FLOAT if joined.tensors[0].role == "correction" else HALF)
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
-        """The rank's number of outputs and inputs."""
+        """Return the shape of the rank's part of a tensor: outputs, then inputs."""
         first, *others = tensor.shape
         if tensor.split == "whole":
             return tensor.shape
@@ -362,7 +367,7 @@ class _Rank(NamedTuple):
         return (self._channels(tensor, first), *others)
 
     def _channels(self, tensor: Tensor, channels: int) -> int:
-        """The rank's share of channels, padded or repeated."""
+        """Return the rank's share of channels, padded or repeated."""
         kv_heads = self.text.kv_heads
         if tensor.part in ("mlp", "shared"):
             channels = round_up(channels, self.ffn_align * self.tp)
@@ -387,7 +392,7 @@ def _rank(model: Model, tp: int, constants: EngineConstants, capability: tuple[i
 
 @lru_cache
 def _text_classes(rank: _Rank) -> dict[str, int]:
-    """Bytes of a rank's language model by class; cached, since a plan asks often."""
+    """Return the bytes of a rank's language model by class; cached, since a plan asks often."""
     text, tp = rank.text, rank.tp
     classes = dict.fromkeys(("embedding", "lm_head", "attention", "mlp", "norms"), 0)
     classes["lm_head"] = lm_head_rows(text, tp) * text.hidden * HALF // tp
@@ -398,7 +403,7 @@ def _text_classes(rank: _Rank) -> dict[str, int]:
 
 
 def _unpacked(model: Model) -> int:
-    """Bytes of layers at 16 bits in a quantised checkpoint, without those widened anyway."""
+    """Return the bytes of 16-bit layers in a quantised checkpoint, less those widened anyway."""
     extra, text, quantization = unpacked_bytes(model), model.text, model.quantization
     if not extra or quantization is None or text.delta is None:
         return extra
@@ -411,7 +416,7 @@ def _unpacked(model: Model) -> int:
 
 @lru_cache
 def _tower_classes(vision: VisionDims, text_hidden: int, tp: int, head_dim: int) -> dict[str, int]:
-    """Bytes of a rank's tower by class; attention and MLP are split if they divide."""
+    """Return the bytes of a rank's tower by class; attention and MLP are split if they divide."""
     tower, classes = _Tower(vision, tp, head_dim), {"vision": 0, "projector": 0}
     for tensor in vision_tensors(vision, text_hidden):
         name = "projector" if tensor.part == "projector" else "vision"
@@ -427,7 +432,7 @@ class _Tower(NamedTuple):
     head_dim: int
 
     def bytes(self, tensor: Tensor) -> int:
-        """Bytes of the tensor in one layer, or of one outside the layers."""
+        """Return the rank's bytes of one such tensor, with its bias."""
         shape = self._shape(tensor)
         bias = shape[0] if tensor.bias else 0
         if tensor.role == "projector.1":
@@ -453,19 +458,22 @@ class _Tower(NamedTuple):
 
 
 def vision_side(vision: VisionDims) -> int:
-    """The number of patches along a tile's side."""
+    """Return the number of patches along a tile's side."""
     return (vision.image_size or 0) // vision.patch_size
 
 
 def vision_mlp_width(vision: VisionDims, tp: int) -> int:
-    """The tower's intermediate width over all ranks; Qwen2's is padded to vectors of each rank."""
+    """Return the tower's MLP width over all ranks; Qwen2's is padded to vectors of each rank."""
     if vision.kind in ("internvit", "qwen3vit"):
         return vision.intermediate
     return round_up(vision.intermediate, _VECTOR * tp)
 
 
 def input_rows(delta: DeltaDims) -> int:
-    """Outputs of the fused input projections: queries, keys, values, output gate, two gates."""
+    """Return the outputs of a delta net's fused input projections.
+
+    They are queries, keys, values, the output gate and two gates.
+    """
     return delta.channels + delta.values + 2 * delta.value_heads
 
 
@@ -475,7 +483,7 @@ def temporary_bytes(
     constants: EngineConstants,
     capability: tuple[int, int] = (8, 0),
 ) -> int:
-    """Bytes per rank of weight preparation that are not returned when free memory is read.
+    """Return the bytes per rank that preparing weights still holds when free memory is read.
 
     Before it reads, TurboMind frees the last cast or repacked tensor without a synchronisation:
     lm_head as stored if its dtype is cast (0.16 and 0.17 on Hopper always copy it), or the widest
@@ -517,7 +525,7 @@ def loading_extra(
     constants: EngineConstants,
     capability: tuple[int, int] = (8, 0),
 ) -> int:
-    """Bytes per rank that quantised linear layers need more while loading than afterwards."""
+    """Return the bytes per rank that quantised layers need while loading, but not afterwards."""
     if model.quantization is None:
         return 0
     packed = constants.packed_format(model.quantization, capability)
@@ -529,7 +537,7 @@ def loading_extra(
 
 
 def staging_bytes(model: Model, settings: Settings, constants: EngineConstants) -> int:
-    """Bytes in torch's allocator on the group's first GPU until the export ends.
+    """Return the bytes in torch's allocator on the group's first GPU until the export ends.
 
     The whole embedding waits there until the language model is built, while lm_head passes as
     stored and as its contiguous shard, or twice whole if it is padded or cast. A wide layer can

@@ -31,7 +31,7 @@ _CONSUMER: Final = ("GeForce", "RTX")
 
 
 def same_machine(plan: Plan, scene: Scene) -> Answer | None:
-    """Compare the plan's GPUs with the present ones; links and names of others do not matter.
+    """Compare the plan's GPUs with the present ones; links and other GPUs do not matter.
 
     Less free memory is accepted only if the plan's margin remains.
     """
@@ -76,17 +76,17 @@ def same_machine(plan: Plan, scene: Scene) -> Answer | None:
 
 
 def open_margin(gpu: GpuLedger) -> int:
-    """The part of the margin, up to the default, that must stay free; others may use the rest."""
+    """Return the bytes of the margin that must stay free: at most the default margin."""
     return min(gpu.margin, max(256 * MIB, gpu.total // 100))
 
 
 def kept_margin(gpu: GpuLedger) -> int:
-    """The part of the margin that other processes must leave: they may use what a budget leaves."""
+    """Return the bytes of the margin that others must leave; with a budget this is less."""
     return open_margin(gpu) if gpu.beyond_budget else gpu.margin
 
 
 def who_grew(then: Gpu, now: Gpu, missing: int, ours: Collection[int] = ()) -> str:
-    """The processes that took the memory: new or larger ones, largest first, without our own."""
+    """Name the processes that took the memory, the largest first, without those in ``ours``."""
     before = {holder.pid: holder.bytes for holder in then.holders}
     grown: list[tuple[int, str]] = []
     for holder in now.holders:
@@ -118,7 +118,7 @@ def gpus(machine: Machine, _: Scene) -> Answer:
 
 
 def cuda_visible_devices(machine: Machine, scene: Scene) -> Answer:
-    """Compare NVML's GPUs with those that CUDA_VISIBLE_DEVICES shows, in its own order."""
+    """Report GPUs that CUDA_VISIBLE_DEVICES hides, and values of it that may name other GPUs."""
     value = scene.sources.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = [gpu.index for gpu in machine.gpus if gpu.index not in machine.visible]
     warnings = [line for line in machine.warnings if "CUDA_VISIBLE_DEVICES" in line]
@@ -158,7 +158,7 @@ def free_memory(machine: Machine, _: Scene) -> Answer:
 
 
 def slices(machine: Machine, _: Scene) -> Answer | None:
-    """Report slices of cards: by HAMi or Volcano, and MIG's; None without slices."""
+    """Report cards that HAMi, Volcano or MIG divide into slices; None without slices."""
     notes = [line for line in machine.warnings if "is a slice of" in line or "MIG mode" in line]
     parts = [gpu.index for gpu in machine.gpus if gpu.mig]
     if parts:

@@ -23,7 +23,8 @@ _LEAST_RAM: Final = 4 * GIB
 _GOOD_RAM: Final = 8 * GIB
 #: Host memory of an engine on pretend GPUs, as rehearsals measured: 436 to 600 MB with its server.
 _PRETEND_BYTES: Final = 700 * MIB
-#: Shared memory for NCCL through host memory: a group's buffers; below the first, the start fails.
+#: Shared memory for NCCL's buffers of a group without peer access: with less than the first the
+#: start fails, with less than the second a check warns.
 _LEAST_SHM: Final = 256 * MIB
 _GOOD_SHM: Final = GIB
 #: The default shared memory of a container.
@@ -87,7 +88,7 @@ def _shared_memory_of(plan: Plan, available: int | NaType, *, pretend: bool) -> 
 
 
 def image_cores(host: Host, scene: Scene) -> Answer | None:
-    """Check a container's quota of cores, if it limits the images a second, and not the cards."""
+    """Warn if a container's quota of cores limits the images a second more than the cards do."""
     cores, whole, plan = known(host.cpus, 0), known(scene.sources.cores(), 0), scene.plan
     host_images = plan and ((plan.usual_image or plan.throughput) or None)
     prepared = host_images and host_images.host
@@ -149,7 +150,7 @@ def port(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def open_files(plan: Plan, scene: Scene) -> Answer | None:
-    """Raise the limit of open files as far as allowed; engines inherit it. Warn if it is low."""
+    """Raise the limit of open files, which engines inherit; warn if it stays too low."""
     need = _FILES + 4 * sum(group_plan.settings.max_batch_size for group_plan in plan.group_plans())
     allowed = scene.sources.open_files(need)
     if allowed >= need:

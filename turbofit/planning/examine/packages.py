@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: The oldest driver for each CUDA generation (CUDA release notes, minor version compatibility).
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
 _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)", re.MULTILINE)
-#: Replacements, on pretend GPUs, for a front end that fails, by architecture.
+#: By architecture: what pretend GPUs use instead of a front end that fails.
 _MENDED: Final = {
     "LlavaForConditionalGeneration": "pretend GPUs read its images as Transformers 5.21 does",
 }
@@ -86,7 +86,10 @@ def turbomind(sources: Sources, _: Scene) -> Answer:
 
 
 def xgrammar(sources: Sources, scene: Scene) -> Answer | None:
-    """Check for XGrammar; LMDeploy has no structured output without (``_guided_decoding.py``)."""
+    """Check that XGrammar is installed: LMDeploy needs it for structured output.
+
+    LMDeploy imports it in ``_guided_decoding.py``.
+    """
     other = scene.plan is not None and not scene.plan.engine.of_lmdeploy
     if other or sources.version("lmdeploy") is None:
         return None
@@ -100,7 +103,10 @@ def xgrammar(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def driver_cuda(machine: Machine, scene: Scene) -> Answer:
-    """Compare driver and torch's CUDA: an equal major version is enough (minor compatibility)."""
+    """Check that the driver supports the CUDA that torch was built for.
+
+    An equal or newer major version is enough (minor version compatibility).
+    """
     if NA in (machine.driver, machine.cuda):
         return unreadable("the driver's version")
     cuda, torch = _torch_cuda(scene.sources), scene.sources.version("torch")
@@ -126,7 +132,7 @@ def driver_cuda(machine: Machine, scene: Scene) -> Answer:
 
 
 def _torch_cuda(sources: Sources) -> str | None:
-    """The CUDA version of the installed torch: "" for a CPU build, None if no file has it."""
+    """Return the CUDA version of the installed torch: "" for a CPU build, None if unknown."""
     folder = sources.package_folder("torch")
     try:
         text = "" if folder is None else (folder / "version.py").read_text(encoding="utf-8")
@@ -159,7 +165,7 @@ def torch_architectures(machine: Machine, scene: Scene) -> Answer:
 
 
 def _runs(card: tuple[int, int], built: Sequence[str]) -> bool:
-    """Whether a card runs native code of its major version up to its minor, or any older PTX.
+    """Return whether a card runs any of the code ``built``: native of its major version, or PTX.
 
     Code whose name ends in a letter is for one card, and stands beside the plain one.
     """
@@ -172,13 +178,13 @@ def _runs(card: tuple[int, int], built: Sequence[str]) -> bool:
 
 
 def _capabilities(machine: Machine) -> dict[str, tuple[int, int]]:
-    """The compute capability of each visible card by its name, if it is known."""
+    """Return the compute capability of each visible card by its name, if it is known."""
     gpus = [machine.gpu(index) for index in machine.visible]
     return {gpu.name: gpu.compute_capability for gpu in gpus if gpu.compute_capability != NA}
 
 
 def kernels(machine: Machine, scene: Scene) -> Answer | None:
-    """Check for cards for which TurboMind has no code; a plan says which weights it lacks."""
+    """Check that TurboMind has code for each card; a plan says for which weights it lacks code."""
     cards = _capabilities(machine)
     if not cards:
         return None
@@ -198,10 +204,11 @@ def kernels(machine: Machine, scene: Scene) -> Answer | None:
 
 
 class BadTransformers(Struct, forbid_unknown_fields=True):
-    """Families that fail with some versions, both ends included; no end: all versions there.
+    """A range of Transformers versions with which some families of models fail.
 
-    ``what`` is the effect, ``error`` LMDeploy's message, ``install`` the requirements of pip that
-    help, the newest first.
+    ``first`` and ``last`` are in the range; None means that this end is open. ``what`` is the
+    effect, ``error`` LMDeploy's message, ``install`` the requirements of pip that help, the newest
+    first.
     """
 
     architectures: tuple[str, ...]
@@ -214,7 +221,7 @@ class BadTransformers(Struct, forbid_unknown_fields=True):
     install: tuple[str, ...] = ()
 
     def has(self, transformers: str) -> bool:
-        """Whether a version is between the ends; one that cannot be read is not."""
+        """Return whether a version is in the range; a version that cannot be read is not."""
         wanted = parse(transformers)
         if wanted is None:
             return False
@@ -223,7 +230,7 @@ class BadTransformers(Struct, forbid_unknown_fields=True):
 
 
 class TriedTransformers(Struct, forbid_unknown_fields=True):
-    """The newest version that LMDeploy's front ends were run with, and those that fail."""
+    """The newest Transformers that LMDeploy was run with, and the versions that fail."""
 
     newest: str
     rows: tuple[BadTransformers, ...]
@@ -231,7 +238,7 @@ class TriedTransformers(Struct, forbid_unknown_fields=True):
 
 @cache
 def tried_transformers() -> TriedTransformers:
-    """The table of `presets/engines/known-bad.yaml`."""
+    """Return the table of `presets/engines/known-bad.yaml`."""
     path = preset_path("engines", "known-bad")
     return converted(load_yaml(path)["transformers"], TriedTransformers, path)
 
@@ -239,7 +246,10 @@ def tried_transformers() -> TriedTransformers:
 def bad_transformers(
     architecture: str, engines: Iterable[str], transformers: str | None = None
 ) -> dict[str, BadTransformers]:
-    """The row of each engine that fails with a version, or with any if that is None."""
+    """Return, by engine, why the architecture fails with a version of Transformers.
+
+    Without a version, any version counts.
+    """
     return {
         engine: row
         for engine in engines
@@ -283,7 +293,7 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def _wanted_elsewhere(plan: Plan) -> Answer | None:
-    """A warning about versions of Transformers for a plan launched elsewhere; None if all run.
+    """Return a warning if a plan that is launched elsewhere needs certain versions of Transformers.
 
     Versions that are only too old do not count: pip installs newer ones.
     """
@@ -296,7 +306,7 @@ def _wanted_elsewhere(plan: Plan) -> Answer | None:
 
 
 def _served(scene: Scene) -> tuple[Model | None, list[str]]:
-    """The model to serve, and the plan's engine or LMDeploy's engines that run the model."""
+    """Return the model to serve, and the plan's engine or LMDeploy's engines that run the model."""
     from turbofit.memory.engines import LMDEPLOY
     from turbofit.model.families.engines import engine_problem
 
@@ -316,7 +326,10 @@ _PACKAGES: Final = {"fla": "flash-linear-attention"}
 
 
 def modules(sources: Sources, scene: Scene) -> Answer | None:
-    """Check the modules that LMDeploy imports for a model; warn if another engine needs none."""
+    """Check that the modules that LMDeploy imports for a model exist.
+
+    It is only a warning if another engine needs none of the missing ones.
+    """
     plan = scene.plan
     model, engines = _served(scene)
     if model is None or (plan is not None and (scene.pretend or not plan.engine.of_lmdeploy)):
@@ -337,7 +350,7 @@ def modules(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def _missing(sources: Sources, model: Model, engine: str) -> list[str]:
-    """The modules that an engine of LMDeploy imports for a model, but that are missing."""
+    """Return the modules that an engine of LMDeploy imports for a model, but that are missing."""
     wanted = [_HARMONY[1]] if model.architecture == _HARMONY[0] else []
     wanted += _DELTA.get(engine, ()) if model.text.delta is not None else ()
     return [module for module in wanted if not sources.has_module(module)]

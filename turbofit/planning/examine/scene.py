@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from turbofit.machine.kernels.census import Census
 
 State = Literal["ok", "warning", "stops", "unreadable"]
-#: The occasions: `doctor`; a plan's warnings; before a run takes resources; under the lock of the
-#: leases, with the machine as it then is; before each start of its engines.
+#: The occasions of a check: in `doctor` (install), for a plan's warnings, before a run takes
+#: resources (launch), under the lock of the leases with the machine as it then is (lease), and
+#: before each start of engines.
 When = Literal["install", "plan", "launch", "lease", "start"]
 
 CHILD_SECONDS: Final = 60.0
-#: Prints only the architectures; torch need not see a GPU for it.
+#: A program that prints torch's architectures; torch need not see a GPU for it.
 _ARCHITECTURES: Final = (
     "import torch; f = getattr(torch._C, '_cuda_getArchFlags', None); print(f() if f else '')"
 )
@@ -92,7 +93,7 @@ class Sources:
         self.root = Path(root)
 
     def package_folder(self, package: str) -> Path | None:
-        """The folder of a package's modules, found without an import; None if it is missing."""
+        """Return the folder of a package's modules, found without an import, or None."""
         from importlib.util import find_spec
 
         try:
@@ -103,19 +104,19 @@ class Sources:
         return Path(folders[0]) if folders else None
 
     def requires(self, package: str) -> list[str]:
-        """The requirements in an installed package's metadata; empty if there are none."""
+        """Return the requirements in an installed package's metadata; empty if there are none."""
         from importlib import metadata
 
         return (metadata.requires(package) or []) if installed(package) else []
 
     def has_module(self, name: str) -> bool:
-        """Whether a module of this name exists; it is not imported."""
+        """Return whether a module of this name exists; it is not imported."""
         from importlib.util import find_spec
 
         return find_spec(name) is not None
 
     def torch_architectures(self) -> list[str] | None:
-        """Torch's architectures, from a child process; None if it does not answer."""
+        """Return torch's architectures, from a child process; None if it does not answer."""
         from turbofit.core.process.processes import output_of  # no plan needs it
 
         words, env = [sys.executable, "-c", _ARCHITECTURES], {"CUDA_VISIBLE_DEVICES": ""}
@@ -123,7 +124,7 @@ class Sources:
         return None if output is None else output.decode().split()
 
     def host(self) -> Host:
-        """The host memory that this process may use, and its cores."""
+        """Return the host memory that this process may use, and its cores."""
         from turbofit.machine.host import read_host
 
         root = self.root
@@ -132,19 +133,19 @@ class Sources:
         )
 
     def cores(self) -> int | NaType:
-        """The cores that this process may run on, without any quota of their time."""
+        """Return the cores that this process may run on, without any quota of their time."""
         from turbofit.machine.host import affinity_cores
 
         return affinity_cores()
 
     def kernels(self) -> Census | None:
-        """The kernels of the installed TurboMind; None if they cannot be read."""
+        """Return the kernels of the installed TurboMind; None if they cannot be read."""
         from turbofit.machine.kernels.census import installed as installed_kernels
 
         return installed_kernels()
 
     def disk_free(self, path: str) -> tuple[int, bool] | None:
-        """A folder's free disk bytes, and whether it is writable; None if unknown."""
+        """Return a folder's free disk bytes, and whether it is writable; None if unknown."""
         folder = Path(path)
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent

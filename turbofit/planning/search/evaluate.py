@@ -40,7 +40,7 @@ def evaluate(state: SearchState, shape: Shape) -> Evaluation:
 
 
 def with_speeds(state: SearchState, evaluation: Evaluation) -> Evaluation:
-    """Add the forecasts and the score for the images in ``state`` to a fitting shape."""
+    """Add forecasts and the score to a shape that fits, for the images in ``state``."""
     if not evaluation.parts:
         sizer = Sizer(state, evaluation.shape)
         return _with_speeds(sizer, evaluation, wants_cache=evaluation.wants_cache)
@@ -50,7 +50,7 @@ def with_speeds(state: SearchState, evaluation: Evaluation) -> Evaluation:
 
 
 def _held(sizer: Sizer, session_len: int, wanted: int) -> Evaluation:
-    """The evaluation of what all groups' caches hold; each should hold ``wanted`` requests."""
+    """Evaluate what the caches of all groups hold; each group should hold ``wanted`` requests."""
     request, sized = sizer.request, sizer.evaluation(session_len)
     units = sizer.state.requested_load.units_per_request
     evaluation = replace(
@@ -89,7 +89,7 @@ def _with_speeds(sizer: Sizer, evaluation: Evaluation, *, wants_cache: bool) -> 
 
 
 def _sized(sizer: Sizer) -> tuple[Sizer, int, bool]:
-    """The shape with the batch that it holds, its context, and whether it needs more cache."""
+    """Return the sizer with the batch that it holds, the context, and whether it lacks cache."""
     request = sizer.request
     wanted = ceil(sizer.shape.requests(request.workload.concurrency))
 
@@ -127,14 +127,14 @@ def _scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:
 
 
 class _Unequal:
-    """Evaluates a shape of unequal groups: each set of equal groups, then all with one context."""
+    """Evaluates unequal groups: first each set of equal groups, then all with one context."""
 
     def __init__(self, state: SearchState, shape: Shape) -> None:
         self.state, self.request, self.shape = state, state.request, shape
         self.sets: tuple[Groups, ...] = like_groups(state.request.machine, shape.groups)
 
     def evaluate(self) -> Evaluation:
-        """The better result of equal shares and of the goal's own shares."""
+        """Return the better evaluation: with equal shares of the requests, or the goal's."""
         requests, goal = self.request.workload.concurrency, self.request.workload.goal
         counts = [len(groups) for groups in self.sets]
         even: Sequence[float | None] = [None] * len(counts)
@@ -153,7 +153,7 @@ class _Unequal:
         return max(wholes, key=lambda whole: (whole.fits, whole.rank))
 
     def _held_shares(self, shared: Callable[[Sequence[float]], list[float]]) -> list[float]:
-        """The requests of each engine of each set; of promised ones no more than its cache holds.
+        """Return the requests for each engine of each set; promised ones must fit its cache.
 
         ``shared`` divides the requests, given the most for an engine of each set. The sum is less
         than the requests if all caches together hold no more.
@@ -170,7 +170,7 @@ class _Unequal:
         return shares
 
     def _agreed(self, shares: Sequence[float | None], promised: int) -> list[Evaluation]:
-        """The sets with these shares, and with the longest context that all of them hold."""
+        """Evaluate the sets with these shares, at the longest context that all of them hold."""
         while True:
             pairs = zip(self.sets, shares, strict=True)
             parts = [self._best(groups, share, promised) for groups, share in pairs]
@@ -180,7 +180,7 @@ class _Unequal:
             promised = least
 
     def _best(self, groups: Groups, share: float | None, promised: int | None) -> Evaluation:
-        """One set with the best prefill among those with which it holds the promised context."""
+        """Evaluate one set with its best prefill, preferably with the promised context."""
 
         def worth(part: Evaluation) -> tuple[object, ...]:
             if part.fits:
@@ -199,7 +199,7 @@ class _Unequal:
         return self.state.once(("set", part), best)  # many shapes contain the same set
 
     def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
-        """One group's speed as a function of its requests, with the part's cache."""
+        """Return one group's speed as a function of its requests, with the part's cache."""
         sizer = Sizer(self.state, part.shape)
 
         def speed(in_flight: float) -> Speed:
@@ -211,7 +211,7 @@ class _Unequal:
         return speed
 
     def _whole(self, parts: Sequence[Evaluation]) -> Evaluation:
-        """The sets as one shape: the weakest set's settings and tokens, and summed rates."""
+        """Join the sets: the weakest set's settings and tokens, and the sum of the rates."""
         wanted = self.request.promised_requests or 0
         held_requests = sum(part.held_requests for part in parts)
         weakest = min(parts, key=lambda part: (part.fits, -part.short, part.kv_tokens))
@@ -269,10 +269,10 @@ Set = tuple[int, Callable[[float], Speed]]
 def evenly(
     sets: Sequence[tuple[int, float]], requests: float, most: Sequence[float] = ()
 ) -> list[float]:
-    """The requests for each engine of each set: in proportion to its weight, up to its bound.
+    """Divide requests over the engines of each set, by the set's weight, up to its bound.
 
-    ``sets`` has the number of engines and the weight for each set; without ``most`` there are no
-    bounds.
+    ``sets`` has the number of engines and the weight for each set. ``most`` has the bounds; without
+    it there are none.
     """
     bounds = list(most or [inf] * len(sets))
     open_, left = dict(enumerate(sets)), requests
@@ -289,10 +289,11 @@ def evenly(
 def share_out(
     sets: Sequence[Set], concurrency: int, goal: Goal, most: Sequence[float] = ()
 ) -> list[float]:
-    """The average requests in flight for each engine of each set; every engine gets some.
+    """Divide requests over the sets: return the average in flight on each engine of each set.
 
-    Each part goes to the set for which the goal gains most (``context`` counts as ``throughput``);
-    with equal gains, to the earlier set. ``most`` is as in :func:`evenly`.
+    The requests are divided into small parts. Each part goes to the set for which the goal gains
+    most (``context`` counts as ``throughput``); with equal gains, to the earlier set. Every engine
+    gets some. ``most`` is as in :func:`evenly`.
     """
     counts = [count for count, _ in sets]
     engines = sum(counts)
@@ -305,7 +306,7 @@ def share_out(
         return shares[place] + steps[place] <= bounds[place]
 
     def worth(place: int) -> tuple[float, float]:
-        """The requests a second that the next part adds, and the negative time of an answer."""
+        """Return the requests a second that the next part adds, and an answer's negative time."""
         share, speed = shares[place], speeds[place]
         now, more = speed(share), speed(share + steps[place])
         before, after = now.requests_per_second, more.requests_per_second

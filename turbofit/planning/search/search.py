@@ -96,7 +96,7 @@ class EngineFit(Struct):
 
 
 def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
-    """The best shape for a request.
+    """Search the best shape for a request on one engine.
 
     Raises:
         UsageError: an option of the user cannot be used on this machine or with this model.
@@ -125,10 +125,10 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
 
 
 def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
-    """The result for the engine, with fewer replicas if host memory is not enough for all.
+    """Search the best shape, with fewer replicas if host memory is not enough for all of them.
 
-    If no number of replicas fits, the one that holds the most requests at once. Errors are those of
-    :func:`search`.
+    If no number of replicas fits, the result is the one with the most requests at once. Errors are
+    those of :func:`search`.
     """
     fit = search(request, engine)
     if fit.host_problem is None or request.replicas is not None or request.groups is not None:
@@ -153,13 +153,13 @@ def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
 def at_limit(
     request: ResolvedRequest, shape: Shape, image_limit: int, engine: Engine
 ) -> Evaluation:
-    """The best evaluation on a shape's groups if another image limit is wished and served."""
+    """Return the best evaluation of a shape's groups under another image limit."""
     limited = replace(request, image_limit=image_limit, groups=shape.groups)
     return _Search(limited, engine).best()[0]
 
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
-    """The largest lower image limit with which a shape keeps all else; None if there is none."""
+    """Return the largest lower image limit with which a shape keeps all else, or None."""
     rule, here = request.model.image_rule, _Search(request, engine)
     if rule is None or shape.image_limit is None:
         return None
@@ -173,7 +173,7 @@ class _Search:
         self.state = SearchState(request, engine)
 
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
-        """The best shape, and all tried shapes; if none serves, the best one as wished."""
+        """Return the best evaluation, and all; if none serves, the best at the wished limit."""
         request, space = self.request, self.shapes()
         whole = [self.evaluate(shape) for shape in space]
         every = [*whole]
@@ -191,7 +191,7 @@ class _Search:
         return every[place], every
 
     def shapes(self) -> list[Shape]:
-        """The shapes that LMDeploy accepts with the user's options, at least one.
+        """Return the shapes that LMDeploy accepts with the user's options, at least one.
 
         Raises:
             TurbofitError: there are none; the error says why.
@@ -229,14 +229,14 @@ class _Search:
         return next((problem for problem in known if problem.fatal), None)
 
     def _problem(self, shape: Shape, ask: Ask) -> object:
-        """The problem of a shape's first engine that has one; None if all can run.
+        """Return the first problem that ``ask`` finds in a shape's engines; None if all can run.
 
-        Each is asked with its longest possible context, and with one request if no batch is given,
-        since the search never chooses a batch that ends it.
+        Each engine is asked about its longest possible context, and about one request unless a
+        batch is given, since the search never chooses a batch that ends the engine.
         """
         request, state = self.request, self.state
-        # With images, the longest context is used: a context too short for them is the better
-        # message.
+        # With images it is the model's own context: another message says so if a given context is
+        # too short for them.
         images = state.requested_load.units_per_image
         longest = request.model.text.max_position_embeddings if images else most_context(request)
         for gpus in state.distinct(shape.groups):
@@ -255,7 +255,10 @@ class _Search:
         return evaluate(self.state, shape)
 
     def queued(self, shape: Shape, whole: Evaluation) -> Iterator[Evaluation]:
-        """Yield the wished limit with one request's units in the peak, unlike ``whole``."""
+        """Yield the shape with a peak for one request's images, if it may be better than ``whole``.
+
+        In ``whole`` the peak has the engine's own bound; here image requests wait for each other.
+        """
         request, units = self.request, self.state.requested_load.units_per_request
         # With `queue_images` every shape already has one request's units.
         if not units or request.workload.queue_images is not None:
@@ -270,7 +273,7 @@ class _Search:
             yield queued
 
     def widened(self, queued: Evaluation) -> Evaluation:
-        """The same shape with the most units per forward that cost no promise and no speed."""
+        """Return the same shape with the most units per forward that cost no promise or speed."""
         rule, low = self.request.model.image_rule, queued.shape
         least = low.units_per_forward
         assert rule is not None
@@ -289,9 +292,9 @@ class _Search:
         return tried[bisect(costs_nothing, 0, steps)[0]]
 
     def lowered(self, shape: Shape) -> Evaluation:
-        """The shape with the largest lower limit under which it serves, or the least.
+        """Evaluate a shape at the largest lower limit with which it serves, else at the least.
 
-        If it also fits with the engine's bound of units, it has this bound.
+        If the shape is no worse with the engine's own bound of units, it has this bound.
         """
         limit = self._served_limit(shape)
         found = self.evaluate(self.limited(shape, limit))
@@ -300,7 +303,7 @@ class _Search:
         return max(found, self.evaluate(replace(shape, image_limit=limit)), key=_order)
 
     def limited(self, shape: Shape, image_limit: int) -> Shape:
-        """The shape under another limit; images queue for each other unless that is refused."""
+        """Return the shape with another limit; images queue unless the person refuses that."""
         lower = replace(shape, image_limit=image_limit)
         if self.request.workload.queue_images is False:
             return lower
@@ -308,10 +311,10 @@ class _Search:
         return replace(lower, units_per_forward=units)
 
     def _served_limit(self, shape: Shape) -> int:
-        """The largest lower limit under which a shape serves; the least if there is none.
+        """Return the largest lower limit under which a shape serves; the least if there is none.
 
-        Where one request never takes more than several, one request of each group is enough to
-        know; groups are in many shapes, and each kind is looked at once.
+        If one request never takes more memory than several, one request on each group is enough to
+        know. Groups are in many shapes, and each kind of group is computed once.
         """
         rule = self.request.model.image_rule
         assert rule is not None
@@ -339,7 +342,10 @@ class _Search:
         return min(limits)
 
     def _as_taken(self, evaluations: list[Evaluation]) -> list[Evaluation]:
-        """Replace the forecasts by those for served images; shapes are compared by wished ones."""
+        """Forecast shapes with a lowered limit anew, for the images that they serve.
+
+        Until then all shapes are compared by their forecasts for the wished images.
+        """
         states: dict[int | None, SearchState] = {}
 
         def taken(evaluation: Evaluation) -> Evaluation:
@@ -354,7 +360,7 @@ class _Search:
 
 
 def _largest_limit(rule: ImageRule, shape: Shape, good: Callable[[int], bool]) -> int | None:
-    """The largest limit below a shape's own that is good; None if not even the least is."""
+    """Return the largest limit below a shape's own for which ``good`` is true, or None."""
     step, least = rule.limit_step, rule.least_limit
     limits = range(least, max(least, (shape.image_limit or 0) - step) + 1, step)
     if not good(least):
@@ -393,7 +399,7 @@ def _other_weights(request: ResolvedRequest) -> str:
 
 
 def _order(evaluation: Evaluation) -> tuple[object, ...]:
-    """The sort key: fitting shapes by rank; others by requests held, then by missing bytes."""
+    """Return the sort key: fitting shapes by rank, others by requests held and missing bytes."""
     indices = tuple(-index for group in evaluation.shape.groups for index in group)
     if evaluation.fits:
         return (1, *evaluation.rank, indices)

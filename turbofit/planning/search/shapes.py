@@ -27,7 +27,7 @@ from turbofit.planning.tower import whole_image_prefill
 
 
 class Shape(Struct):
-    """A point of the search space.
+    """One candidate of the search: groups of GPUs, a prefill size, an image limit and a dtype.
 
     With ``units_per_forward`` None, the peak has the engine's own bound. ``promised`` is the
     context that engines on other cards hold. ``at_once`` are the requests in each group at any
@@ -50,7 +50,7 @@ class Shape(Struct):
         return len(self.groups)
 
     def requests(self, concurrency: int | None) -> float:
-        """The requests in each group at any time, for ``concurrency`` over all; 1 if None."""
+        """Return the requests in each group at any time, for ``concurrency`` over all (None: 1)."""
         if self.at_once is not None:
             return self.at_once
         return 1.0 if concurrency is None else concurrency / self.replicas
@@ -80,10 +80,10 @@ class Evaluation(Struct):
     ``seconds_per_answer`` is that of the slowest (latency goal). ``wants_cache``: more cache would
     run more requests at once. ``footprint``: bytes on all GPUs, if the least is wished.
     ``held_requests``: requests that all engines hold at once, if a number is promised; with too
-    few, ``settings`` have the largest batch that is held. ``ranked`` is the part of the
-    score that ranks shapes: requests a second with a plain tower, since a worst image's attention
-    would outweigh the cache's gain for smaller images and texts; it is not rounded, since a whole's
-    is the sum of its parts'.
+    few, ``settings`` have the largest batch that is held. ``ranked`` is the value that ranks
+    shapes: for throughput, the requests a second if the tower's attention took no time. The
+    attention of a worst image would outweigh what a larger cache gains for smaller images and
+    texts. ``ranked`` is not rounded, so that it can be summed over parts.
     """
 
     engine: str
@@ -156,7 +156,7 @@ class Evaluation(Struct):
 
 
 def shape_settings(request: ResolvedRequest, shape: Shape, session_len: int) -> Settings:
-    """The engine's settings for a shape; options that the user gave are kept.
+    """Return the engine's settings for a shape; options that the user gave are kept.
 
     Raises:
         UsageError: a given option has a value that LMDeploy does not accept.
@@ -179,7 +179,7 @@ def shape_settings(request: ResolvedRequest, shape: Shape, session_len: int) -> 
 
 
 def dtype_for(model: Model, gpus: Sequence[Gpu]) -> tuple[Literal["float16", "bfloat16"], str]:
-    """The dtype that ``auto`` means on these GPUs, and the reason.
+    """Return the dtype that ``auto`` means on these GPUs, and the reason.
 
     AWQ, GPTQ and packed int4 need float16. Cards before Ampere have no bfloat16; a card of unknown
     capability counts as having it. On Hopper, int4 also runs in bfloat16, and gated delta nets need
@@ -199,7 +199,7 @@ def dtype_for(model: Model, gpus: Sequence[Gpu]) -> tuple[Literal["float16", "bf
 
 
 def chosen_dtype(model: Model, fixed: object, gpus: Sequence[Gpu]) -> str:
-    """The dtype that the user gave, or that ``auto`` means on these GPUs.
+    """Return the dtype that the user gave, or that ``auto`` means on these GPUs.
 
     Raises:
         UsageError: the GPUs cannot run the given dtype, and LMDeploy would silently change it.
@@ -221,7 +221,8 @@ _LARGEST_TP = 8
 #: With more equal GPUs than this, not every grouping is tried: they are split in the order of
 #: links.
 _EXHAUSTIVE = 8
-#: The most groupings of one kind of card and degree to combine with those of others; and in all.
+#: The most groupings of one kind of card and one degree that are combined with other kinds, and the
+#: most combinations of kinds.
 _MIXED = 4
 _MOST_MIXED = 48
 #: Cards whose used memory differs by less get the same settings.
@@ -248,7 +249,10 @@ def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
 
 
 def prefill_sizes(request: ResolvedRequest, engine: Engine) -> tuple[int, ...]:
-    """The given prefill size, or the sizes to try; one of them holds the worst image uncut."""
+    """Return the given prefill size, or the sizes to try.
+
+    If the engine encodes cut images again, one size holds the largest image whole.
+    """
     fixed = request.engine_options.get("max_prefill_token_num")
     if isinstance(fixed, int):
         return (fixed,)
@@ -261,7 +265,7 @@ def prefill_sizes(request: ResolvedRequest, engine: Engine) -> tuple[int, ...]:
 
 
 def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group, ...]]:
-    """The ways to divide the visible GPUs into groups; of unequal cards only if no other works."""
+    """Return the ways to divide the visible GPUs into groups, of unequal cards as a last resort."""
     if request.groups is not None:
         return [request.groups]
     found = _mixed(request, engine)
@@ -277,7 +281,7 @@ def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group
 
 
 def _mixed(request: ResolvedRequest, engine: Engine) -> list[tuple[Group, ...]]:
-    """Groupings with engines on different kinds of cards, each on equal ones, with one dtype."""
+    """Return groupings over several kinds of cards: each engine on one kind, all in one dtype."""
     parts = [gpus for gpus in kinds(request.visible) if not gpus[0].mig]
     if len(parts) < 2:
         return []
@@ -291,7 +295,8 @@ def _mixed(request: ResolvedRequest, engine: Engine) -> list[tuple[Group, ...]]:
 def _requested_shape(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[Group, ...]]:
     """Yield groups of unequal cards, if the degree was given.
 
-    Quantised weights have different formats on some cards, but an account knows one per group.
+    Quantised weights have different formats on some cards, but an account knows one format per
+    group, so such a model gets no group of unequal capabilities.
     """
     gpus, tp = [gpu for gpu in request.visible if not gpu.mig], request.tp
     if tp is None or engine.tp_problem(request.model, tp):
@@ -303,7 +308,7 @@ def _requested_shape(request: ResolvedRequest, engine: Engine) -> Iterator[tuple
 
 
 def _tps(request: ResolvedRequest, gpus: Sequence[Gpu], engine: Engine) -> list[int]:
-    """The degrees that cards of one kind can run; NCCL cannot connect MIG instances."""
+    """Return the degrees that cards of one kind can run; NCCL cannot connect MIG instances."""
     most = 1 if gpus[0].mig else len(gpus)
     degrees = range(1, min(most, _LARGEST_TP) + 1) if request.tp is None else (request.tp,)
     return [tp for tp in degrees if tp <= most and not engine.tp_problem(request.model, tp)]
@@ -338,7 +343,7 @@ def check_gpus(request: ResolvedRequest) -> None:
 
 
 def check_tp(request: ResolvedRequest, engine: Engine) -> None:
-    """Check that the engine can split the model so; a `UsageError` if it cannot."""
+    """Raise a `UsageError` if the engine cannot split the model over the given number of GPUs."""
     if problem := engine.tp_problem(request.model, request.tp or 1):
         raise UsageError(
             f"--tp {request.tp or 1} is not possible for {request.model.name}: {problem}",
@@ -348,7 +353,7 @@ def check_tp(request: ResolvedRequest, engine: Engine) -> None:
 
 
 def kinds(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
-    """The GPUs by kind; a tensor-parallel group needs equal cards."""
+    """Divide the GPUs into kinds of equal cards, as a tensor-parallel group needs them."""
     alike: dict[tuple[object, ...], list[Gpu]] = {}
     for gpu in gpus:
         alike.setdefault((gpu.name, gpu.total, gpu.compute_capability, gpu.limit), []).append(gpu)
@@ -358,7 +363,7 @@ def kinds(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
 def ways(
     machine: Machine, gpus: Sequence[Gpu], tp: int, replicas: int
 ) -> Iterator[tuple[Group, ...]]:
-    """All ways to form ``replicas`` groups of ``tp`` equal GPUs that differ in memory or links.
+    """Yield ways to form ``replicas`` groups of ``tp`` GPUs; all differ in memory or links.
 
     In each group, the card with the most free memory comes first: it stages the weights.
     """
@@ -399,10 +404,11 @@ def mixed_groupings(
     tps: Sequence[Sequence[int]],
     replicas: int | None = None,
 ) -> list[tuple[Group, ...]]:
-    """Groupings of two or more kinds of card; each group has one kind, each kind all its groups.
+    """Return groupings of two or more kinds of card, where each group has one kind.
 
-    ``tps`` are the degrees of each kind, which may differ. Groupings with all kinds and small
-    degrees come first; their number is limited. ``replicas``: the number of groups, None for any.
+    Each kind forms as many groups as its cards allow. ``tps`` are the degrees of each kind, which
+    may differ. Groupings with all kinds and small degrees come first; their number is limited.
+    ``replicas``: the number of groups, None for any.
     """
     by_kind = [
         [way for tp in degrees for way in islice(ways(machine, gpus, tp, len(gpus) // tp), _MIXED)]
@@ -424,9 +430,10 @@ def mixed_groupings(
 
 
 def like_groups(machine: Machine, groups: Sequence[Group]) -> tuple[tuple[Group, ...], ...]:
-    """The groups in sets of equal ones, by free memory, the freest first; links are ignored.
+    """Divide the groups into sets of equal groups, the set with the freest cards first.
 
-    The cards of a set's groups are equal at each place, except for a little used memory.
+    Groups are equal if their cards are, at each place, except for a little used memory. Links are
+    ignored.
     """
 
     def cards(group: Group) -> list[tuple[int, str, int, int, int]]:

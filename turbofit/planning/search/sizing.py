@@ -38,17 +38,17 @@ ROUND_CONTEXT: Final = 1024
 _ROUND_KEEPS: Final = 0.95
 #: The tokens of text and answer that a context must hold in addition to the images.
 MIN_TEXT_TOKENS: Final = 1024
-#: A context too short for these reserves one of so many parts for text.
+#: A context too short for that many tokens reserves an eighth of itself for text.
 _TEXT_SHARE: Final = 8
 #: A context, in tokens, that is enough for most requests.
 _ENOUGH_CONTEXT: Final = 32768
-#: The share of the best requests a second that is enough; more need not be worth its memory.
+#: The share of the best rate (requests a second) that is enough; more may not be worth its memory.
 _NEARLY_ALL: Final = 0.99
 #: With the goal of context, a batch must keep this share of the tokens.
 _TOKENS_KEPT: Final = 0.99
 
 
-#: Asks for the problem of a launch; None if there is none.
+#: A function that returns the problem of a launch, or None if there is none.
 Ask = Callable[[EngineLaunch], "str | KnownProblem | None"]
 
 
@@ -59,24 +59,23 @@ class SearchState:
         self.request, self.engine = request, engine
         #: The load of the workload's images, before a limit is lowered.
         self.requested_load = vision_load_of(request, request.requested_image_limit)
-        #: Whether the last shape's cache could not hold the shortest context; the next is then
-        #: tried first.
+        #: True if the last shape's cache was too small for the shortest context; the next shape
+        #: then tries that context first.
         self.too_small = False
         self._answers: dict[tuple[object, ...], Any] = {}
 
     def once(self, key: tuple[object, ...], answer: Callable[[], V]) -> V:
-        """The answer for a key, which begins with what is asked; it is computed once."""
+        """Return the answer for a key, computed once; the key begins with the question's name."""
         if key not in self._answers:
             self._answers[key] = answer()
         found: V = self._answers[key]
         return found
 
     def gpus_of(self, groups: Groups) -> list[tuple[Gpu, ...]]:
-        """The GPUs of each group."""
         return [tuple(map(self.request.machine.gpu, group)) for group in groups]
 
     def distinct(self, groups: Groups) -> list[tuple[Gpu, ...]]:
-        """The groups that differ in account or speed; of equal groups the first one."""
+        """Return the groups that differ in account or speed; of equal groups only the first one."""
 
         def distinct() -> list[tuple[Gpu, ...]]:
             first: dict[tuple[object, ...], tuple[Gpu, ...]] = {}
@@ -87,7 +86,10 @@ class SearchState:
         return self.once(("distinct", groups), distinct)
 
     def key_of(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
-        """All of a group that accounts and speeds depend on; no indices if its cards are equal."""
+        """Return a key that is equal for groups with equal accounts and speeds.
+
+        It has the GPUs' indices only if the group's cards are unequal.
+        """
         machine, indices = self.request.machine, tuple(gpu.index for gpu in gpus)
 
         def key() -> tuple[object, ...]:
@@ -113,7 +115,7 @@ class Sizer:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The key of all that the context and the best batch depend on; equal groups count once."""
+        """A key of all that the context and the best batch depend on; equal groups count once."""
         at_once = self.shape.requests(self.request.workload.concurrency)
         shape = replace(self.shape, groups=(), at_once=at_once)
         return (shape, self.vision_load, tuple(map(self.state.key_of, self.distinct)))
@@ -124,7 +126,7 @@ class Sizer:
         return other
 
     def safe(self) -> Sizer:
-        """The sizer with the largest batch that the engine survives, unless a batch is given."""
+        """Return the sizer with a batch that the engine survives, unless a batch is given."""
         if "max_batch_size" in self.request.engine_options:
             return self
         batch = self.shape.requests(self.request.workload.concurrency)
@@ -134,7 +136,7 @@ class Sizer:
         return self if limit is None or batch <= limit else self.with_batch(limit)
 
     def evaluation(self, session_len: int) -> Evaluation:
-        """The shape with this context: its ratio and its cache's tokens, without speeds."""
+        """Evaluate the shape with this context: ratio, cache and missing bytes, without speeds."""
         accounts = self.accounts(session_len)
         settings = shape_settings(self.request, self.shape, session_len)
         ratio = self.ratio(accounts)
@@ -155,18 +157,18 @@ class Sizer:
         )
 
     def lacking(self, kv_tokens: int, session_len: int, wanted: int) -> int:
-        """Bytes that a cache of so many tokens lacks for ``wanted`` requests of that context."""
+        """Return the bytes that a cache of ``kv_tokens`` lacks to hold ``wanted`` requests."""
         account, size = self.accounts(session_len)[0], counted_tokens(self.vision_load, session_len)
         tokens = wanted * round_up(size, account.settings.cache_block_seq_len)
         return max(0, tokens - kv_tokens) * account.bytes_per_token
 
     def accounts(self, session_len: int) -> list[Account]:
-        """One account for each distinct group; its indices may be those of an equal group."""
+        """Return one account for each distinct group; indices may be those of an equal group."""
         settings = shape_settings(self.request, self.shape, session_len)
         return [self._account(settings, gpus) for gpus in self.distinct]
 
     def largest_batch(self, settings: Settings) -> int | None:
-        """The largest batch that ends no group's engine; None if there is no limit."""
+        """Return the largest batch that ends no group's engine; None if there is no limit."""
         name, version = self.engine.name, self.engine.version
 
         def largest() -> int | None:
@@ -188,7 +190,7 @@ class Sizer:
         *,
         plain: bool = False,
     ) -> Speed:
-        """The forecast of one group; ``at_once`` None means the shape's own requests.
+        """Return the forecast of one group; ``at_once`` None means the shape's own requests.
 
         ``plain``: as if the vision tower's attention took no time.
         """
@@ -211,7 +213,7 @@ class Sizer:
         return state.once(key, forecast)
 
     def contexts(self) -> tuple[int, int]:
-        """The shortest and the longest context to try; both are the user's if it is given."""
+        """Return the shortest and the longest context to try; a given context is both."""
         longest = longest_context(self.request)
         if self.request.context_given:
             return longest, longest
@@ -220,7 +222,7 @@ class Sizer:
         return min(shortest_context(self.vision_load), longest), longest
 
     def session_len(self) -> int:
-        """The context in tokens: the user's, or the model's own, at most what the cache holds."""
+        """Return the context in tokens: the user's, or the model's as far as the cache holds it."""
         low, longest = self.contexts()
         if low == longest:
             return low
@@ -230,7 +232,7 @@ class Sizer:
         self.state.too_small = held < low and self._tokens_held(low) < low
         if held >= longest or self.state.too_small:
             return min(longest, max(low, held))
-        # A shorter context leaves no fewer tokens, so each look bounds the longest on both sides.
+        # With a shorter context the cache holds at least as many tokens, which bounds the search.
         low = max(low, held // CONTEXT_STEP * CONTEXT_STEP)
         longest = min(longest, self._tokens_held(low) + 1)
         steps = low // CONTEXT_STEP, -(-longest // CONTEXT_STEP)
@@ -245,7 +247,7 @@ class Sizer:
         return rounded if cheap else low
 
     def ratio(self, accounts: Sequence[Account]) -> float | None:
-        """The largest ratio that fits every group and the rehearsals' caps, or the user's own.
+        """Return the largest ratio that fits every group and the rehearsals' caps, or the user's.
 
         None if no ratio fits one of the groups.
         """
@@ -260,7 +262,10 @@ class Sizer:
         return min(1.0, *ratios, *left)
 
     def _least_ratio(self, accounts: Sequence[Account], most: float) -> float:
-        """The smallest ratio with a whole context for each request of a batch, else ``most``."""
+        """Return the smallest ratio whose cache holds a whole context for each request of a batch.
+
+        It is at most ``most``, and exactly that if the user gave the ratio.
+        """
         if self._fixed_ratio is not None:
             return most
         settings = accounts[0].settings
@@ -276,12 +281,12 @@ class Sizer:
         return bisect(too_small, 0, round(most * RATIO_STEPS))[1] / RATIO_STEPS
 
     def footprint(self, settings: Settings) -> int:
-        """The most bytes in use by the engines of all groups, on all of their GPUs."""
+        """Return the most bytes in use by the engines of all groups, on all of their GPUs."""
         accounts = [self._account(settings, gpus) for gpus in self.groups]
         return sum(sum(account.taken_at(account.ratio)) for account in accounts)
 
     def _short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
-        """The missing bytes on the tightest GPU; 0 if the shape serves."""
+        """Return the missing bytes on the tightest GPU; 0 if the shape serves."""
         missing = max(account.missing_at(ratio or 0.0) for account in accounts)
         if missing or ratio is None:
             return max(1, missing)
@@ -294,14 +299,14 @@ class Sizer:
         return tokens * accounts[0].bytes_per_token
 
     def needed_tokens(self) -> int:
-        """The tokens that the cache must hold: a promised context, or the workload's request."""
+        """Return the tokens that the cache must hold, for a promised context or one request."""
         if self.request.workload.context is not None:
             return self.request.workload.context
         longest = self.request.model.text.max_position_embeddings
         return min(shortest_context(self.vision_load), longest, most_context(self.request))
 
     def _tokens_held(self, session_len: int) -> int:
-        """The tokens of the cache with this context; 0 if the engine does not start."""
+        """Return the tokens of the cache with this context; 0 if the engine does not start."""
         accounts = self.accounts(session_len)
         ratio = self.ratio(accounts)
         if ratio is None or any(account.cache_shortfall_at(ratio) for account in accounts):
@@ -317,7 +322,7 @@ class Sizer:
 
 
 def shortest_context(vision_load: VisionLoad) -> int:
-    """The least ``session_len``, in tokens, with which the workload's request can be served."""
+    """Return the least ``session_len`` with which the workload's request can be served."""
     return round_up(vision_load.tokens_per_request + MIN_TEXT_TOKENS, CONTEXT_STEP)
 
 
@@ -327,7 +332,7 @@ def most_context(request: ResolvedRequest) -> int:
 
 
 def longest_context(request: ResolvedRequest) -> int:
-    """The longest context to promise: the user's, or the model's own up to 32,768.
+    """Return the longest context to promise: the user's, or the model's own up to 32,768.
 
     Few requests are longer, and longer contexts let more images share TurboMind's forward. If
     images need a longer context, they get it. With the goal of context it is the model's own; for
@@ -341,7 +346,10 @@ def longest_context(request: ResolvedRequest) -> int:
 
 
 def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
-    """Tokens of images and some text beyond the longest context; LMDeploy refuses such prompts."""
+    """Return by how many tokens a request's images and some text exceed the longest context.
+
+    LMDeploy refuses such prompts.
+    """
     if not vision_load.units_per_image:
         return 0
     context = most_context(request)
@@ -350,11 +358,11 @@ def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 
 
 def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
-    """The batch of one engine, and whether more memory would allow a larger one.
+    """Return the batch of one engine, and whether more memory would allow a larger batch.
 
-    It is the user's own; else the smallest batch with nearly the best forecast, since more rows
+    The batch is the user's own; else the smallest with nearly the best forecast, since more rows
     cost memory, or the largest that memory allows. No batch shortens ``session_len``. The forecast
-    is for images that are small for the tower: if the tower needs seconds for a worst image, a
+    leaves out the time of the tower's attention: if the tower needs seconds for a worst image, a
     batch gains little, and smaller images and texts would wait in vain.
     """
     fixed = sizer.request.engine_options.get("max_batch_size")
@@ -390,7 +398,7 @@ def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
 
 
 def _fastest(rate: Callable[[int], float], most: int) -> int:
-    """The smallest batch, up to ``most``, with nearly the best rate.
+    """Return the smallest batch, up to ``most``, with nearly the best rate.
 
     The rate grows up to a single maximum; powers of two and ``most`` are tried.
     """
@@ -403,7 +411,7 @@ def _fastest(rate: Callable[[int], float], most: int) -> int:
 
 
 def held_by(sized: Evaluation) -> int:
-    """How many requests of `counted_tokens` one engine runs at once; 0 if the plan does not fit."""
+    """Return how many requests of `counted_tokens` an engine runs at once; 0 if it does not fit."""
     settings = sized.settings
     size = counted_tokens(sized.vision_load, settings.session_len)
     held = settings.requests_in(sized.kv_tokens, size)
@@ -411,7 +419,7 @@ def held_by(sized: Evaluation) -> int:
 
 
 def most_held(sizer: Sizer, wanted: int) -> int:
-    """The most requests at once, below ``wanted``, that one engine of a shape holds; or 0."""
+    """Return the most requests below ``wanted`` that one engine holds at once; 0 if none."""
 
     def holds(batch: int) -> bool:
         some = sizer.with_batch(batch)
