@@ -132,7 +132,7 @@ class LogCase:
 
     @cached_property
     def tp(self) -> int:
-        """The tp that an option of the log sets, or that a KV block's size or the cache lines show."""
+        """The tp of the log's option; without it, by the size of a KV block or the cache lines."""
         if self.told_tp:
             return self.told_tp
         sizes = [

@@ -210,7 +210,7 @@ def _is_vision(name: str) -> bool:
 
 
 def phase_of(stack: Sequence[events.PythonFrame]) -> Phase:
-    """Return the phase that a stack's frames show; the name of the program's own file is ignored."""
+    """Return the phase that a stack's frames show, whatever the name of the program's file."""
     program = {frame.path for frame in stack if frame.function == "<module>"}
     frames, of_models = [], []
     for frame in stack:

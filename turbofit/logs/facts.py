@@ -179,7 +179,7 @@ class LogFacts:
         self._progress: list[int] = []
         self._stack: tuple[PythonFrame, ...] = ()
         self._table = SmiTable()
-        #: The possible texts of torch's message over several lines; the line that goes on in this one.
+        #: The possible texts of torch's message over several lines; the line that goes on here.
         self._message: list[str] = []
         self._before = ""
 
@@ -341,7 +341,7 @@ class LogFacts:
         self.marks.append(mark if isinstance(mark.event, _RAISES) else mark._replace(stack=()))
 
     def _counts_until(self, one: LogEvent, line: int) -> bool:
-        """Return whether a line may be the cause at a later exception: the run did not survive it."""
+        """Return whether a line may be the cause of a later exception: it was not survived."""
         words = isinstance(one.event, KnownMessage)
         if words and one.kind not in _MACHINE and not END.search(one.text):
             return False
