@@ -78,7 +78,7 @@ class Finding(Struct):
 
 
 def logged_cache(case: LogCase) -> Cache | None:
-    """Return the cache by its first budget line, else by its block lines; None without both."""
+    """Return the KV cache from the log's budget line, else from its block lines, else None."""
     for mark, budget in case.facts.every(CacheBudget):
         return Cache(budget.budget, budget.free, ((mark.line, mark.text),))
     fields = {event.field: (mark, event) for mark, event in reversed(case.facts.every(KvBlocks))}
@@ -124,7 +124,7 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
 def _against(
     finding: Finding, forecast: Plan, phase: Phase, memory: TorchMemory | None, cached: bool
 ) -> Finding:
-    """Add the bytes that the run lacked by the account; say so if they do not explain its death."""
+    """Add the bytes that the run lacked by the account, or a note that they explain no death."""
     at = finding.end.phase if finding.end else phase
     short = most(forecast, at) - min(gpu.usable for gpu in forecast.gpus)
     lacked = memory.missing if memory else None
@@ -144,7 +144,7 @@ def _against(
 
 
 def most(plan: Plan, phase: str) -> int:
-    """Return the most bytes that a plan takes of a GPU: while it loads (``weights``), or ever."""
+    """Return a plan's most bytes on a GPU; only while loading if ``phase`` is ``weights``."""
     return max(gpu.load_peak if phase == "weights" else gpu.peak for gpu in plan.gpus)
 
 

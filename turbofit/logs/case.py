@@ -96,7 +96,7 @@ class LogCase:
 
     @cached_property
     def _guess(self) -> tuple[str | None, str]:
-        """A release guessed from lines that only some releases print, and the reason in words."""
+        """A release guessed from lines that only some releases print, or None, and the reason."""
         facts = self.facts
         if facts.first(PeerMissing):
             return "0.7", "a guess: LMDeploy prints its warning of peer access up to 0.7.3"
@@ -132,7 +132,7 @@ class LogCase:
 
     @cached_property
     def tp(self) -> int:
-        """The tp of the log's option; without it, by the size of a KV block or the cache lines."""
+        """The tp that an option sets, else that a KV block's size or the cache lines show, else 1."""
         if self.told_tp:
             return self.told_tp
         sizes = [
@@ -192,7 +192,7 @@ class LogCase:
         return None if isinstance(read, str) else replace(read, warnings=())
 
     def _take_machine_of_log(self) -> None:
-        """Set the machine to the cards that the log names, or ``no_machine`` to why that fails."""
+        """Set ``machine`` to the cards that the log names, or ``no_machine`` to the reason why not."""
         if not (cards := self._cards()):
             return
         slices = [event for _, event in self.facts.every(MigSlice)]

@@ -35,7 +35,10 @@ _WHOLE: Final = r"\S.{0,159}"
 
 
 class Row(Struct):
-    """A row of `presets/causes.yaml`, whose head explains the fields; without ``what`` no proof."""
+    """A row of `presets/causes.yaml`; the head of the file explains the fields.
+
+    A row without ``what`` proves no cause.
+    """
 
     kind: str
     says: tuple[str, ...]
@@ -128,7 +131,7 @@ def pattern_of(text: str) -> re.Pattern[str]:
 
 
 def hits_of(text: str, form: Form | None = None) -> tuple[Hit, ...]:
-    """Return a hit for each row of `presets/causes.yaml` that matches this line, in their order.
+    """Return a hit for each row of `presets/causes.yaml` that matches a line, in the table's order.
 
     A line that prints a program's settings, and reports no end, has no hits.
     """

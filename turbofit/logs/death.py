@@ -113,8 +113,8 @@ _PARTS: Final = ("lmdeploy/vl/", "lmdeploy/lite/")
 class Exit(NamedTuple):
     """How a process ended.
 
-    ``code``: the exit status; for a signal negative, or 128 + the signal. None: the process lives,
-    but its engine's loop has ended, and it answers no request. ``host_kills``: the number of
+    ``code``: the exit status, which for a signal is negative or 128 + the signal. None: the process
+    lives, but its engine's loop has ended, and it answers no request. ``host_kills``: the number of
     processes that the kernel killed for lack of memory meanwhile; None: unknown.
     """
 
@@ -210,7 +210,7 @@ def _is_vision(name: str) -> bool:
 
 
 def phase_of(stack: Sequence[events.PythonFrame]) -> Phase:
-    """Return the phase that a stack's frames show, whatever the name of the program's file."""
+    """Return the phase that a stack's frames show; the program's own file name is ignored."""
     program = {frame.path for frame in stack if frame.function == "<module>"}
     frames, of_models = [], []
     for frame in stack:
@@ -408,7 +408,7 @@ def _hint(course: Course, plan: Plan | None) -> str:
 def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> End:
     """Return the end of an engine that lacked host memory, or that SIGKILL ended.
 
-    The kernel sent the signal unless it counts no kill for lack of memory.
+    The kernel is taken for the sender of the signal, unless it counts no kill for lack of memory.
     """
     fault, kill = course.fault, course.last(events.HostKill)
     hint = "more RAM or a higher limit of the container; fewer replicas"

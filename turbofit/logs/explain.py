@@ -91,7 +91,7 @@ def diagnose(
 
 
 def _order(draft: Draft) -> tuple[int, int]:
-    """Return the sort key of a draft: causes first, then by line, but the last exception first.
+    """Return the sort key of a draft: by rank, then by line; of exceptions the last comes first.
 
     Of exceptions that no row knows, Python prints the decisive one last.
     """

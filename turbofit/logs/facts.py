@@ -209,7 +209,7 @@ class LogFacts:
             self.subject.read_facts(text)
 
     def ended_by(self, text: str, form: Form) -> bool:
-        """Return whether a line begins the next run: an engine starts after a cache or a fault."""
+        """Return whether a line starts an engine although this run had its cache or a fault."""
         past = (events.CacheBudget, events.Slab, events.KvBlocks, events.WarmingUp,
                 events.WarmupFinished, events.ServerUp, events.CudaError, events.LegacyCuda,
                 events.CheckFailed)  # fmt: skip
@@ -219,7 +219,7 @@ class LogFacts:
 
     @cached_property
     def fatal(self) -> list[LogEvent]:
-        """The lines that may have ended the run or refused something, and notices, by line.
+        """The lines that may have ended the run or refused something, and notices, in order.
 
         Where torch finds no GPU, its warnings count, since one of them is the reason. A warning
         alone counts only if it concerns the machine: a program survives all others.
@@ -255,7 +255,7 @@ class LogFacts:
         return [(mark, mark.event) for mark in marks if isinstance(mark.event, kind)]
 
     def until(self, last: LogEvent) -> list[Struct]:
-        """Return the events of the run for `death`, which ends with ``last`` and its calls.
+        """Return the events that `death` reads: all before ``last``, then ``last`` and its calls.
 
         The frames of ``last`` come before it; other fatal events are left out.
         """
@@ -341,7 +341,10 @@ class LogFacts:
         self.marks.append(mark if isinstance(mark.event, _RAISES) else mark._replace(stack=()))
 
     def _counts_until(self, one: LogEvent, line: int) -> bool:
-        """Return whether a line may be the cause of a later exception: it was not survived."""
+        """Return whether an event may be the cause of the exception at ``line``.
+
+        It is not if its words report no end, or if the program went on after it.
+        """
         words = isinstance(one.event, KnownMessage)
         if words and one.kind not in _MACHINE and not END.search(one.text):
             return False

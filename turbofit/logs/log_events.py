@@ -43,7 +43,7 @@ class CacheBudget(Struct):
 
 
 class Slab(Struct):
-    """How the KV cache is divided; a rank's first such line is of a KV block with all layers."""
+    """How the KV cache is divided; a rank's first line describes the KV block of all layers."""
 
     slab_size: int
     object_size: int
@@ -85,7 +85,7 @@ class ServerUp(Struct):
 
 
 class Backpressure(Struct):
-    """A request waits for room: normal while serving; repeated in the warm-up, the engine hangs."""
+    """A request waits for room: normal while serving, but a hang if it repeats in the warm-up."""
 
     cause: str
 

@@ -254,7 +254,7 @@ def _of_use(
 
 
 def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:
-    """Yields the signs that a program holds a model more than once: its loads and its calls."""
+    """Yield the signs that a program holds a model more than once, by its loads and calls."""
     placed, ranks = case.subject.auto_map, case.subject.ranks
     once = _SPLIT if split else _ONCE
     moves = [frame.code for frame in mark.stack if _MOVES.search(frame.code)]

@@ -118,7 +118,7 @@ class Subject:
 
     @property
     def model(self) -> str | None:
-        """The name of the model in the surest kind of place, and the first there; None without."""
+        """The first name in the surest kind of place; None if the log names no model."""
         return min(self.names, key=lambda name: self.names[name], default=None)
 
     @property

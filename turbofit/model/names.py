@@ -133,7 +133,7 @@ def names_a_model(word: str) -> bool:
 
 
 def _here(preset: str | None) -> str:
-    """Return advice on which checkpoint of a preset LMDeploy runs, and on one of 4 bits."""
+    """Return advice on which checkpoint of a preset LMDeploy runs, in 16 and in 4 bits."""
     if preset is None or find_preset(preset) != preset:
         return preset or "name the safetensors checkpoint that it was made of"
     known = load_preset(preset)
@@ -145,8 +145,7 @@ def _here(preset: str | None) -> str:
 def _parts(name: str, stored: str | None = None) -> tuple[str | None, list[JsonObject], str]:
     """Split a name: the 16-bit preset that it begins with, its known suffixes, and the rest.
 
-    ``stored``: the given ``--model-format``; a suffix of another format, such as 4bit, is no
-    suffix then.
+    ``stored``: the given ``--model-format``, which decides what a suffix such as 4bit means.
     """
     owner, _, last = name.lower().rpartition("/")
     owner = owner if HUB_ID.fullmatch(name) else ""
@@ -195,7 +194,7 @@ def unrunnable(name: str, stored: str | None = None) -> UsageError | None:
 def by_its_name(
     hub_id: str, unread: str, *, guess: bool, model_format: str | None = None
 ) -> Model | str:
-    """Assume a model from a hub id: the preset that the name begins with, quantised as it ends.
+    """Assume a model from a hub id: the preset that the name begins with, quantised as its suffix says.
 
     A warning of the model says that it is only assumed.
 

@@ -212,7 +212,7 @@ def presets_with(fragments: Iterable[str]) -> list[str]:
 
 @cache
 def _aliases() -> dict[str, str]:
-    """Normalised name → preset id, for ids, hub ids and aliases."""
+    """Return the preset ids by normalised name: their ids, hub ids and aliases."""
     table: dict[str, str] = {}
     for preset_id, names in load_yaml(presets_dir() / "models" / "aliases.yaml").items():
         for name in (preset_id, *names):

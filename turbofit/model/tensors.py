@@ -174,7 +174,7 @@ def _head_norms(text: TextDims, tensor: New, name: str = "") -> list[Tensor]:
 
 
 def _latent(text: TextDims, mla: MlaDims, tensor: New) -> list[Tensor]:
-    """List multi-head latent attention: the projections into and out of latents, and norms."""
+    """List multi-head latent attention's tensors: projections to and from latents, and norms."""
     hidden, heads, bias = text.hidden, text.heads, text.qkv_bias
     linear, norm = partial(tensor, part="attention", packs=True), partial(tensor, part="norm")
     query = (heads * (mla.nope_dim + mla.rope_dim), mla.q_rank or hidden)

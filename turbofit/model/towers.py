@@ -161,7 +161,7 @@ def _clip(vision: VisionDims) -> Tensors:
 
 
 def _learnt(vision: VisionDims) -> Tensors:
-    """List a tower with a learned position for each patch of a tile, and without a class token."""
+    """List the tensors of a tower with a learned position per patch and without a class token."""
     positions = _one("positions", _tokens(vision), vision.hidden)
     return [_patch(vision, bias=True), positions, *_layers(vision, vision.layers)]
 

@@ -242,7 +242,10 @@ def _longest_match(name: str, families: Iterable[UnsupportedFamily]) -> UsageErr
 
 
 def _begins(typed: str, known: str) -> bool:
-    """Return whether a name is ``known`` or continues it: gemma-4-31b continues gemma-4, 4b not."""
+    """Return whether a typed name is ``known`` or continues it.
+
+    gemma-4-31b continues gemma-4; gemma-4b does not.
+    """
     pieces = re.split(r"[._-]+", known)
     end = r"(?![a-z0-9])" if known[-1].isdigit() else r"(?![a-z])"
     return re.match("-?".join(map(re.escape, pieces)) + end, typed) is not None

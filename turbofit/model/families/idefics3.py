@@ -28,8 +28,8 @@ _TILES: Final = 4
 def read(parts: CheckpointConfig) -> Dims:
     """Read an Idefics3ForConditionalGeneration or SmolVLMForConditionalGeneration.
 
-    Transformers identifies the language model by its ``model_type``; the class that published
-    checkpoints name beside it comes from their authors.
+    Transformers identifies the language model by its ``model_type``, not by the class that
+    published checkpoints name as well.
     """
     config = parts.config
     kind = config.part("text_config").string("model_type", "llama")

@@ -116,7 +116,7 @@ def table(
     aside: Collection[str] = (),
     **more: Any,
 ) -> Table:
-    """Build a table; ``right``, ``wrap`` and ``aside`` are the titles of such columns (`Column`)."""
+    """Build a table; ``right``, ``wrap`` and ``aside`` are titles of columns (see `Column`)."""
     columns = tuple(
         Column(title=title, right=title in right, wrap=title in wrap, aside=title in aside)
         for title in titles
@@ -198,10 +198,10 @@ _WARNING: Final = 75
 
 
 def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list[Block]:
-    """Return the first warnings, cut short, with the number of the others; none of ``aside``.
+    """Return the first warnings, cut short, with the number of further ones.
 
-    A known fault, which names its issue thread, comes first. Warnings that stand beside commands
-    or are harmless are left out.
+    A known fault, which names its issue thread, comes first. Warnings in ``aside`` are left out,
+    and so are harmless ones and those that stand beside commands.
     """
     hidden = (*BESIDE_COMMANDS, *HARMLESS)
     kept = [
@@ -219,7 +219,10 @@ def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list
 
 
 def in_brief(text: str, width: int) -> str:
-    """Cut a text after its last clause within ``width`` that fills half of it; else keep it whole."""
+    """Cut a text after the last clause that fits into ``width``.
+
+    The text stays whole if this clause ends in the first half of ``width``.
+    """
     ends = [found.start() for found in re.finditer(r"[:;.] ", text[: width + 2])]
     return text[: ends[-1]] if len(text) > width and ends and 2 * ends[-1] > width else text
 

@@ -93,7 +93,7 @@ _ONE_LINE: Final = 78
 def command_blocks(plan: Plan) -> list[Block]:
     """Return the command that serves the plan, and the command of each engine.
 
-    The short answer has only the first; a page shows it elsewhere, in its first part.
+    The short answer has only the first. A page shows the first elsewhere, at its top.
     """
     if not plan.commands:
         return []
