@@ -24,7 +24,7 @@ CALM = 7_200.0
 LEAST_FAULTS, MOST_FAULTS = 20, 26
 #: A start's deadline, several of them, and the rest in between.
 _BACK = 300.0
-#: What few days have besides, each by numbers of its own: the part of the days that have it.
+#: Rare kinds of days, each with random numbers of its own, and the share of days that have them.
 #: ``at once`` is `Day._poison_at_once`, ``hours`` `Day._poison_for_hours`, ``varies``
 #: `Day._poison_varies`.
 KINDS = {"at once": 0.1, "hours": 0.1, "varies": 0.1}
@@ -44,19 +44,19 @@ _SIZES = ((448, 448), (896, 448), (896, 896), (1792, 1344), (3584, 2688))
 
 
 def of_kind(kind: str, seed: int) -> random.Random | None:
-    """The numbers that decide about a kind of day; None for a day that is not of it."""
+    """Return random numbers for a rare kind of day; None if the seed's day is of another kind."""
     rare = random.Random(f"{kind} {seed}")
     return rare if rare.random() < KINDS[kind] else None
 
 
 class Turbofit:
-    """One `turbofit serve`, as a service manager keeps it.
+    """A `turbofit serve` that is started again after each end.
 
     Args:
-        day: where it runs.
-        model: what it serves.
-        fixed: what its user set.
-        primary: whether clients ask it.
+        day: the day in which it runs.
+        model: the model that it serves.
+        fixed: the options that its user set.
+        primary: whether clients send it their requests.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class Turbofit:
             self.process.ends.append(self._day.ended)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill turbofit by SIGKILL."""
         if self.process is not None:
             self._day.world.kill(self.process)
 
     def signal(self, number: signal.Signals) -> None:
-        """As `kill` sends it."""
+        """Send a signal to turbofit, as the command `kill` does."""
         from turbofit.serving.supervisor import StoppedError
 
         world, process = self._day.world, self.process
@@ -129,7 +129,7 @@ class Turbofit:
 def serve_question(
     model: str, fixed: tuple[tuple[str, Any], ...], name: str | None = None
 ) -> ServeConfig:
-    """What `serve` is asked for; ``name`` is what clients call the model."""
+    """Return the configuration of `serve`; ``name`` is what clients call the model."""
     from turbofit.gateway.options import GatewayConfig
     from turbofit.planning.request import PlanRequest
     from turbofit.serving.engine.engine_client import Timing
@@ -147,7 +147,7 @@ def serve_question(
 
 
 class Day:
-    """One history."""
+    """One simulated day."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -165,7 +165,7 @@ class Day:
         self.world.scheduler.after(seconds, act)
 
     def request(self, *, within: float = 0.0, leaves: float | None = None) -> None:
-        """A client asks something soon."""
+        """Let a client send a request within some seconds."""
         rng = self.rng
         sizes = rng.choices(_SIZES, k=rng.choice((0, 0, 1, 1, 1, 2)))
         one = Request(
@@ -176,7 +176,7 @@ class Day:
         self.later(rng.uniform(0, within), lambda: self._send(one))
 
     def poison(self) -> None:
-        """A client whose request ends engines sends it again and again."""
+        """Let a client send a request that ends engines, again and again."""
         rng, times = self.rng, self.rng.randrange(1, 6)
         text = f"poison {rng.random()}"
         for number in range(times):
@@ -187,7 +187,7 @@ class Day:
         self.world.scheduler.at(when, lambda: self._send(one))
 
     def another(self) -> None:
-        """A second turbofit on the same machine, for a while."""
+        """Run a second turbofit on the same machine for a while."""
         one = Turbofit(self, "internvl2-1b", {}, primary=False)
         self.others.append(one)
         one.start()
@@ -209,7 +209,7 @@ class Day:
         world.send(one)
 
     def ended(self) -> None:
-        """However it ended, it is started again."""
+        """Start turbofit again after a while, however it ended."""
 
         def again() -> None:
             if not self.over:
@@ -221,7 +221,7 @@ class Day:
     # -- the whole
 
     def run(self) -> Result:
-        """Let the day pass."""
+        """Simulate the day; returns its result."""
         world, rng = self.world, self.rng
         with in_place(world):
             self._schedule(rng)
@@ -262,7 +262,7 @@ class Day:
         world.scheduler.at(calm, self._calm)
 
     def _poison_for_hours(self, rare: random.Random, begin: float, calm: float) -> None:
-        """In few days a client does not give up, whatever turbofit goes through meanwhile."""
+        """Let a client send the same killing request for hours, whatever happens to turbofit."""
         text, when = f"poison {rare.random()}", rare.uniform(begin, calm)
         end = min(calm, when + rare.uniform(1.0, 8.0) * 3600.0)
         while when < end:
@@ -270,9 +270,9 @@ class Day:
             when += rare.uniform(30.0, 1500.0)
 
     def _poison_at_once(self, rare: random.Random, begin: float, calm: float) -> None:
-        """In few days a client sends its killing request several times at once, and hangs up.
+        """Let a client send its killing request several times at once, and sometimes hang up.
 
-        It sends it twice more within minutes.
+        The client sends the request twice more within minutes.
         """
         for _ in range(rare.randrange(1, 6)):
             when, text = rare.uniform(begin, calm), f"poison {rare.random()}"
@@ -285,7 +285,7 @@ class Day:
                 self._poison(when, text)
 
     def _poison_varies(self, rare: random.Random, begin: float, calm: float) -> None:
-        """In few days a client sends a new killing request each time, beside others' requests."""
+        """Let a client send a new killing request each time, beside others' requests."""
         when = rare.uniform(begin, calm - 3600.0)
         end = when + 3600.0
         while when < end:
@@ -302,7 +302,7 @@ class Day:
             monitor.poke()
 
     def _calm(self) -> None:
-        """Everything from outside is well again."""
+        """End all faults, and all programs but turbofit."""
         world = self.world
         world.trace("calm")
         world.start_faults.clear()
@@ -322,7 +322,7 @@ class Day:
                 engine.kill()
 
     def _end(self) -> None:
-        """It must serve now, and end in order."""
+        """Check that turbofit serves now, and that it ends in order."""
         world = self.world
         scheduler = world.scheduler
         last = Request(number=0, client="10.0.2.1", text="last")
@@ -344,5 +344,5 @@ class Day:
 
 
 def simulate(seed: int) -> Result:
-    """The history of a seed."""
+    """Simulate the day of a seed."""
     return Day(seed).run()

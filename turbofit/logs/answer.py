@@ -139,8 +139,9 @@ class Draft(Diagnosis):
     ``line`` is the number of the line that reports the trouble. If ``what`` is empty, the log
     proves no cause: ``possible`` and ``changes`` are then causes that other people had and changes
     that they tried. ``planned``: the answer needs a plan. ``by_others``: bytes per card that other
-    processes held, which the plan must leave to them. ``short``: the run lacked memory, so that a change of its settings may cure it. ``free``: the
-    step that frees cards which others hold, or seem to hold; it comes before all other steps.
+    processes held, which the plan must leave to them. ``short``: the run lacked memory, so that a
+    change of its settings may cure it. ``free``: the step that frees cards which others hold, or
+    seem to hold; it comes before all other steps.
     """
 
     line: int

@@ -132,7 +132,7 @@ class LogCase:
 
     @cached_property
     def tp(self) -> int:
-        """The tp that an option sets, else that a KV block's size or the cache lines show, else 1."""
+        """The tp that an option sets, or that a KV block's size or the cache lines show; else 1."""
         if self.told_tp:
             return self.told_tp
         sizes = [
@@ -192,7 +192,7 @@ class LogCase:
         return None if isinstance(read, str) else replace(read, warnings=())
 
     def _take_machine_of_log(self) -> None:
-        """Set ``machine`` to the cards that the log names, or ``no_machine`` to the reason why not."""
+        """Set ``machine`` to the cards that the log names, or ``no_machine`` to why it is unset."""
         if not (cards := self._cards()):
             return
         slices = [event for _, event in self.facts.every(MigSlice)]

@@ -91,9 +91,9 @@ def diagnose(
 
 
 def _order(draft: Draft) -> tuple[int, int]:
-    """Return the sort key of a draft: by rank, then by line; of exceptions the last comes first.
+    """Return the sort key of a draft: by rank, then by line; of refusals the last is first.
 
-    Of exceptions that no row knows, Python prints the decisive one last.
+    A refusal is an exception that no row knows; Python prints the decisive one last.
     """
     rank = _RANKS[draft.rank]
     return rank, -draft.line if rank == 1 else draft.line

@@ -194,7 +194,7 @@ def unrunnable(name: str, stored: str | None = None) -> UsageError | None:
 def by_its_name(
     hub_id: str, unread: str, *, guess: bool, model_format: str | None = None
 ) -> Model | str:
-    """Assume a model from a hub id: the preset that the name begins with, quantised as its suffix says.
+    """Assume a model by a hub id: the preset at the start of the name, quantised as its end says.
 
     A warning of the model says that it is only assumed.
 

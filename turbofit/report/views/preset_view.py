@@ -110,7 +110,7 @@ def which_view(which: Which) -> list[Block]:
 
 
 def _kept_tables(which: Which) -> list[Block]:
-    """Return the tables of what keeps the promise; the summary has few columns and rows."""
+    """Return tables of the rows that keep the promise; the summary has few columns and rows."""
     fast = [_row(which, serving) for serving in which.keep if serving.of_lmdeploy]
     slow = [_row(which, serving) for serving in which.keep if not serving.of_lmdeploy]
     blocks: list[Block] = [Heading("What keeps the promise", whole=False)]
@@ -122,7 +122,7 @@ def _kept_tables(which: Which) -> list[Block]:
 
 
 def _warned(which: Which) -> list[Block]:
-    """Return warnings of known faults in what keeps the promise; the summary has only names."""
+    """Return the known faults of rows that keep the promise; the summary only names the rows."""
     warned = dict[str, list[str]]()
     for row in which.keep:
         for text in row.warnings:
