@@ -358,7 +358,7 @@ def _follow(self: Any, *given: Any) -> Any:
 
 
 def _start(self: Any) -> None:
-    """Replace `Thread.start`: the thread runs in virtual time, and wakes the supervisor then."""
+    """Replace `Thread.start`: the thread runs in virtual time; its end wakes the supervisor."""
 
     def body() -> None:
         self.run()

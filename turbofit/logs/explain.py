@@ -91,7 +91,7 @@ def diagnose(
 
 
 def _order(draft: Draft) -> tuple[int, int]:
-    """Return the sort key of a draft: by rank, then by line; of refusals the last is first.
+    """Return the sort key of a draft: its rank, then its line; the last refusal comes first.
 
     A refusal is an exception that no row knows; Python prints the decisive one last.
     """

@@ -332,7 +332,7 @@ class LogFacts:
             self._progress.append(mark.line)
 
     def _keep(self, mark: LogEvent) -> None:
-        """Keep an event; it ends a traceback, and the lines of the last message."""
+        """Keep an event, which ends the traceback or the message of several lines before it."""
         if not mark.text.startswith(" "):
             self._stack = ()
         self._message = [mark.text] if isinstance(mark.event, TorchMemory) else []

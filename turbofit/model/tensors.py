@@ -233,7 +233,7 @@ def _vision_experts(text: TextDims) -> list[Tensor]:
 
 
 def _mlps(text: TextDims) -> list[Tensor]:
-    """The feed-forward networks; the first layers are those without experts."""
+    """List the feed-forward networks; with experts, only the first layers have plain ones."""
     dense = range(text.layers - (text.moe.layers if text.moe else 0))
     mlp = partial(Tensor, part="mlp", layers=dense, bias=text.mlp_bias)
     tensors = _gated_mlp(mlp, "mlp", text.hidden, text.intermediate)
