@@ -208,7 +208,7 @@ class LogCase:
         self.machine, self.on = machine, None if self.guessed else self.named(machine)
 
     def _cards(self) -> list[SmiGpu]:
-        """Return the cards that nvidia-smi shows in the log, else named ones, else by torch's total.
+        """Return the cards that nvidia-smi shows in the log, else named ones, else torch's card.
 
         Used memory counts only in a table from before the engine began, and not at all if torch's
         out-of-memory text is there, which shows a later state.

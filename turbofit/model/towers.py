@@ -271,7 +271,7 @@ def _eva_clip(vision: VisionDims, text_hidden: int) -> Tensors:
 
 
 def _mllama(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Llama 3.2 Vision: two stacks of layers, and gated embeddings for each tile and aspect ratio."""
+    """Llama 3.2 Vision: two stacks of layers, and gated embeddings by tile and aspect ratio."""
     hidden, shapes, tile = vision.hidden, vision.shapes + 1, vision.max_tiles * vision.hidden
     plain, again = replace(vision, qkv_bias=False), range(vision.extra_layers)
     tensors = [
