@@ -1,6 +1,6 @@
 """Checks and keeps documents of `report --share`, and compares real cards with forecasts.
 
-``check FILE…`` says why documents cannot be of a real card (exit 1). ``fold FILE…`` stores all
+``check FILE...`` says why documents cannot be of a real card (exit 1). ``fold FILE...`` stores all
 others in bench/gpu/observations, and renews the table of docs/accuracy.md. ``table`` only renews
 the table. ``held`` prints each term of the stored runs beside its forecast, the constants that the
 runs imply, and the presets that would change.
