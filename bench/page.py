@@ -1,4 +1,4 @@
-"""What pages of results share: a table, a row of it, and what ran where and when."""
+"""Writes the common parts of pages of results: tables, and where and when they were made."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pathlib import Path
 
 
 def row(cells: Iterable[object]) -> str:
-    """A line of a table; what would break it is kept out."""
+    """Return a row of a Markdown table, with line breaks and bars in cells made harmless."""
     texts = (" ".join(str(cell).split()).replace("|", "\\|") for cell in cells)
     return f"| {' | '.join(texts)} |"
 
 
 def table(head: str, rows: Iterable[Sequence[object]], *, right: str = "") -> str:
-    """A table with these columns, separated by ``|``; those in ``right`` by their numbers.
+    """Return a Markdown table.
 
     Args:
-        head: the names of the columns.
+        head: the names of the columns, separated by ``|``.
         rows: their cells.
-        right: digits of the columns, from 0, whose cells stand at the right.
+        right: the numbers (digits from 0) of the columns that are aligned to the right.
     """
     count = head.count("|") + 1
     rules = ("--:" if str(number) in right else "---" for number in range(count))
@@ -32,7 +32,7 @@ def table(head: str, rows: Iterable[Sequence[object]], *, right: str = "") -> st
 
 
 def ran_on(*packages: str) -> str:
-    """Today, the machine, Python, and the versions of these packages that are installed."""
+    """Return today, the machine, Python, and the versions of these packages, if installed."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     said = [
         time.strftime("%Y-%m-%d"), f"{os.cpu_count()} cores of {model[1] if model else 'unknown'}",

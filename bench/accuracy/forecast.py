@@ -1,4 +1,4 @@
-"""One row's forecast by the account of its engine and generation."""
+"""Makes a row's forecast by the account of its engine and generation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from turbofit.memory.legacy.turbomind import GroupAccount, LegacyTurbomind
 
 
 class Forecast(Struct):
-    """What the account says of a row: ledgers of its GPUs and the cache in blocks.
+    """The forecast of a row: the ledgers of its GPUs, and the cache in blocks.
 
-    ``tokens`` are what the cache holds. ``host`` and ``pinned`` are bytes of host memory.
-    ``first_image`` are bytes of ``steady`` that only a request brings.
+    ``tokens`` is what the cache holds. ``host`` and ``pinned`` are bytes of host memory.
+    ``first_image``: the bytes of ``steady`` that are only taken at the first image request.
     """
 
     generation: str
@@ -35,7 +35,7 @@ class Forecast(Struct):
 
     @property
     def outcome(self) -> str:
-        """``ok``, ``oom`` (it never serves), or ``oom_on_request`` (a worst case kills it)."""
+        """``ok``, ``oom`` (never serves), or ``oom_on_request`` (a worst-case request ends it)."""
         usable = [one.total - one.reserved for one in self.ledgers]
         starts = all(
             max(one.steady - self.first_image, one.load_peak) <= room
@@ -48,7 +48,7 @@ class Forecast(Struct):
 
     @property
     def phase(self) -> str:
-        """The first phase that does not fit; "" where all do."""
+        """The first phase that does not fit; "" if all fit."""
         for one in self.ledgers:
             if one.load_peak > one.total - one.reserved:
                 return "load"
@@ -58,12 +58,12 @@ class Forecast(Struct):
 
     @property
     def has_margin(self) -> bool:
-        """Whether more than the default margin is kept."""
+        """Whether each GPU keeps more free than the default margin."""
         return all(one.headroom > one.margin for one in self.ledgers)
 
 
 def forecast(row: Row) -> Forecast:
-    """The forecast of a row by the engine of its name and version.
+    """Return the forecast of a row by the engine of its name and version.
 
     Raises:
         PackageError: no account of that engine in that version.
@@ -107,7 +107,7 @@ def forecast(row: Row) -> Forecast:
 
 
 def _generation(engine: Engine, version: str) -> str:
-    """The version that began the generation."""
+    """Return the version that began the engine's generation."""
     if isinstance(engine, LegacyTurbomind | LegacyPytorch):
         return engine.generation.first
     return ".".join(version.split(".")[:2])
@@ -119,7 +119,7 @@ def _margin(gpu: Gpu) -> int:
 
 
 def _settings(row: Row, model: Model, defaults: dict[str, object]) -> Settings:
-    """The row's settings over the generation's defaults."""
+    """Return the row's settings, with the generation's defaults for all others."""
     given = dict(row.settings)
     session = int(given.setdefault("session_len", model.text.max_position_embeddings))
     context = int(given.pop("max_context_token_num", 0))
@@ -137,7 +137,7 @@ def _settings(row: Row, model: Model, defaults: dict[str, object]) -> Settings:
 
 
 def _vision_load(row: Row, model: Model) -> VisionLoad:
-    """Images as the row asked for them, else one at the checkpoint's own limit."""
+    """Return the load of the row's images; by default of one at the checkpoint's own limit."""
     rule = model.image_rule
     if rule is None or model.vision is None:
         return NO_IMAGES

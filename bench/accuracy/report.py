@@ -1,4 +1,4 @@
-"""RESULTS.md: the scores in tables, the bars, and what is known of the worst rows."""
+"""Writes RESULTS.md: tables of scores, goals and results, and what is known of the worst rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TABLE = "internvl2.0/deployment"
 
 
 def report(scored: Sequence[Scored], unscored: Sequence[Row]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     facts = summary(scored, unscored)
     sections = {
         "Bars": _bars(scored, facts),
@@ -47,7 +47,7 @@ where it names no card, the smallest common one that holds the figure (its outco
 
 
 def _bars(scored: Sequence[Scored], facts: dict[str, Any]) -> str:
-    """Each bar with what was reached."""
+    """Return a table of goals, each with the result."""
     share = facts["share_scored"] or 0
     count = f"{facts['with_a_figure_scored']} of {facts['with_a_figure']}"
     bars: list[tuple[str, str, bool]] = [
@@ -96,7 +96,7 @@ def _blocks(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _host(scored: Sequence[Scored]) -> str:
-    """Host memory of a server, and how much of it is pinned, by LMDeploy's version."""
+    """Return a table of a server's host memory, also pinned, by LMDeploy's version."""
     seen = [(one.row, s) for one in scored for s in one.scores if s.figure in ("host", "pinned")]
     rows = [
         (row.version, row.id, model_of(row).name, row.tp, s.figure, f"{s.forecast:,.0f} MiB",
@@ -109,7 +109,7 @@ def _host(scored: Sequence[Scored]) -> str:
 
 
 def _outcomes(scored: Sequence[Scored], facts: dict[str, Any]) -> str:
-    """The confusion, by source, and the machines that were not empty."""
+    """Return how outcomes agree with forecasts, by source, and which machines were not empty."""
     columns = ("ok", "oom_on_request", "oom")
     confusion = [
         (seen, *(made.get(column, 0) for column in columns))
@@ -136,7 +136,7 @@ def _outcomes(scored: Sequence[Scored], facts: dict[str, Any]) -> str:
 
 
 def _first_image(scored: Sequence[Scored]) -> Iterator[str]:
-    """The table with and without what the first image leaves."""
+    """Yield the errors of InternVL2's table with and without the first image's memory."""
     pairs = [
         (abs(s.error), abs(s.error - one.forecast.first_image / MIB), s.card_mib or 1)
         for one in _table(scored)
@@ -158,7 +158,7 @@ def _first_image(scored: Sequence[Scored]) -> Iterator[str]:
 
 
 def _worst(scored: Sequence[Scored]) -> Iterator[str]:
-    """Rows beyond 2 % of the card, and contradicted ones, with what is known of them."""
+    """Yield rows with errors above 2 % of the card or contradicted outcomes, and what is known."""
     known = load_yaml(HERE / "known.yaml")
     groups: dict[str, list[str]] = {}
     for one in scored:

@@ -29,12 +29,12 @@ _PACKED: Final = {
 class Row(Struct):
     """One measurement: what was run, on what, and what was seen.
 
-    ``model`` is a preset or one of `models.yaml`, ``packed`` how the row stored it where the name
-    does not say; ``on`` a machine as turbofit spells it. ``free_mib`` was free when the cache was
-    sized, where a log said so. ``figures`` have the names of `score.py`, in the units that they end
-    in; a reporter's GB is read as GiB. ``outcome`` is ``ran``, ``oom``, ``other`` (it failed, not
-    for memory) or "". ``assumed`` is what the source does not say, ``missing`` what it lacks for a
-    forecast, ``not_empty`` what else its machine held; a card that is not known is not judged.
+    ``model`` is a preset or a model of `models.yaml`; ``packed`` is its quantisation if the name
+    does not say it. ``on`` is the machine as a SPEC. ``free_mib`` was free when the cache was
+    sized, if a log says so. ``figures`` have the names of `score.py`, and end in their units; a
+    reporter's GB is read as GiB. ``outcome`` is ``ran``, ``oom``, ``other`` (failed, but not for
+    memory) or "". ``assumed`` is what the source does not say, ``missing`` what it lacks for a
+    forecast, ``not_empty`` what else was on the machine. An unknown card's outcome is not judged.
     """
 
     id: str
@@ -63,18 +63,18 @@ class Row(Struct):
 
 
 def read_rows() -> list[Row]:
-    """All rows."""
+    """Read all rows."""
     lines = (HERE / "rows.jsonl").read_text().splitlines()
     return [msgspec.json.decode(line, type=Row) for line in lines]
 
 
 def machine_of(row: Row) -> Machine:
-    """The row's cards, empty."""
+    """Return the row's machine, with nothing in use on its cards."""
     return parse_spec(row.on)
 
 
 def model_of(row: Row) -> Model:
-    """The model of a row, packed where the row says so and the name does not."""
+    """Return the model of a row, quantised if the row says so but its name does not."""
     model = _known(row.model)
     if not row.packed:
         return model

@@ -1,4 +1,4 @@
-"""Scores: each figure of each row against its forecast, and what they come to."""
+"""Compares each figure of each row with its forecast, and summarises the errors."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Scored(Struct):
 
 
 def score(rows: Sequence[Row]) -> tuple[list[Scored], list[Row]]:
-    """All rows that lack nothing, scored; and the others."""
+    """Score all rows that lack nothing; returns the scored rows and the others."""
     scored = []
     for row in rows:
         if not row.missing:
@@ -94,7 +94,7 @@ def score(rows: Sequence[Row]) -> tuple[list[Scored], list[Row]]:
 
 
 def _scores(row: Row, made: Forecast) -> Iterator[Score]:
-    """The figures that the account has, as far as an empty machine can be compared."""
+    """Yield the scores of a row; if its machine was not empty, only of blocks and host memory."""
     for key, value in row.figures.items():
         name, _, unit = key.partition("_")
         if name == "block":
@@ -106,10 +106,10 @@ def _scores(row: Row, made: Forecast) -> Iterator[Score]:
 
 
 def _summed(row: Row, made: Forecast) -> bool:
-    """Whether weights and cache are said of all cards together.
+    """Return whether the row gives weights and cache of all cards together.
 
-    They are where one of them is more than a card holds: who computes them by hand does so for
-    the model. Figures of one card are named for it or come from its log.
+    It does if one of the figures is more than a card holds: people who compute such figures by
+    hand do so for the whole model, while a log has those of one card.
     """
     card = made.ledgers[0].total / MIB
     sizes = [
@@ -121,7 +121,7 @@ def _summed(row: Row, made: Forecast) -> bool:
 def _figure(
     name: str, unit: str, value: float | list[float], made: Forecast, summed: bool
 ) -> Iterator[Score]:
-    """One figure by its name."""
+    """Yield the score of one figure by its name; of a list of ``used``, one for each GPU."""
     ledger = made.ledgers[-1 if unit.endswith("_last") else 0]
     card, scale = ledger.total // MIB, _scale(unit)
     seen = _first(value) * scale
@@ -172,7 +172,7 @@ def _first(value: float | list[float]) -> float:
 
 
 def _scale(key: str) -> float:
-    """MiB of the figure's unit."""
+    """Return how many MiB the unit in a figure's name has."""
     return 1024.0 if "gb" in key else 1.0
 
 
@@ -181,7 +181,7 @@ def _score(figure: str, unit: str, made: float, seen: float, card: int | None) -
 
 
 def summary(scored: Sequence[Scored], unscored: Sequence[Row]) -> dict[str, Any]:
-    """Counts, errors by source and generation, confusion of outcomes, and the bars."""
+    """Return counts, errors by source and generation, and how outcomes agree with forecasts."""
     confusion: dict[str, Counter[str]] = defaultdict(Counter)
     for one in scored:
         confusion[one.observed][one.forecast.outcome] += 1
@@ -205,7 +205,7 @@ def summary(scored: Sequence[Scored], unscored: Sequence[Row]) -> dict[str, Any]
 
 
 def _source(one: Scored) -> str:
-    """A source without the numbers of its threads."""
+    """Return a row's source without the number of its thread."""
     return one.row.source.partition("#")[0].partition("@")[0].split(" (")[0].strip()
 
 
@@ -221,7 +221,7 @@ def _groups(scored: Sequence[Scored], key: Any) -> list[tuple[str, list[Scored]]
 
 
 def _errors(group: Sequence[Scored]) -> dict[str, Any] | None:
-    """Errors of whole-GPU figures: median of the sizes, p90, and the worst with its sign."""
+    """Return the errors of ``used`` figures: median and p90 of sizes, and the worst, signed."""
     errors = [
         (s.error_mib, s.percent_of_card)
         for one in group
@@ -264,7 +264,7 @@ def _blocks(scored: Sequence[Scored]) -> list[dict[str, Any]]:
 
 
 def _outcomes(scored: Sequence[Scored]) -> dict[str, dict[str, int]]:
-    """By source: rows with an outcome, and those that the forecast contradicts."""
+    """Count by source the rows with an outcome, and the rows that the forecast contradicts."""
     table = {}
     for key, group in _groups(scored, _source):
         counted = [one for one in group if one.observed in ("ok", "oom")]

@@ -30,7 +30,7 @@ EVENTS = ("engine", "server", "actor", "controller", "raylet and join", "drain a
 
 
 def happen(what: str, serving: Serving, name: str) -> None:
-    """One event, on the node ``name``; the front has all nodes again when it returns."""
+    """Make an event happen on a node; returns when the front has all nodes again."""
     cloud, before = serving.cloud, until(lambda: serving.server(name), f"the server of {name}")
     node = next(node for node in NODES if node[0] == name)
     if what == "engine":

@@ -1,1 +1,1 @@
-"""Faults and what becomes of a server, and what diagnoses say of deaths."""
+"""Measures how a server recovers from faults."""

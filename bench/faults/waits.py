@@ -1,10 +1,10 @@
-"""How long a client waits for an engine: after ``kill -9`` under load, and after ``--idle``.
+"""Measures how long clients wait for an engine, after ``kill -9`` under load and after ``--idle``.
 
     python -m bench.faults.waits [--count 10]
 
-LMDeploy's real server and TurboMind on a pretend card. What stands by has done its imports before
-each. A kill has a server of its own: the pauses before restarts of one server grow. Seconds are of
-the clock; processor seconds are those of the server and of the process that becomes the engine.
+LMDeploy's real server and TurboMind run on a pretend card. The standby process has done its imports
+before each trial. Each kill has a server of its own, since a server's pauses before restarts grow.
+Seconds are of the clock; processor seconds are of the server and of the standby.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def answers(served: Served) -> bool:
 
 
 def stands_by(served: Served) -> int:
-    """The process that stands by, once it has imported all and waits in read(2) to be told."""
+    """Return the pid of the standby, once it has imported everything and waits in read(2)."""
 
     def reading() -> int:
         pid = standby_beside(served.child) or 0
@@ -64,7 +64,7 @@ def stands_by(served: Served) -> int:
 
 
 def waited(served: Served, act: Callable[[], None]) -> tuple[float, ...]:
-    """Seconds, processor seconds and load of what ends with an answer of a new engine."""
+    """Return seconds, processor seconds and load average of ``act``, which ends at an answer."""
     processes = (served.child.process.pid, stands_by(served))
     before, load, began = sum(map(cpu_seconds, processes)), os.getloadavg()[0], time.monotonic()
     act()
@@ -74,7 +74,7 @@ def waited(served: Served, act: Callable[[], None]) -> tuple[float, ...]:
 
 
 def killed() -> tuple[float, ...]:
-    """From the kill of an engine under load to the first answer to a request made since then."""
+    """Measure from the kill of an engine under load to the first answer to a later request."""
     kill_at, back = [float("inf")], threading.Event()
     loaded = threading.Barrier(CLIENTS + 1)
 
@@ -105,7 +105,7 @@ def killed() -> tuple[float, ...]:
 
 
 def woken(served: Served) -> tuple[float, ...]:
-    """From a request to a server whose engine sleeps to its answer."""
+    """Measure from a request to a server whose engine sleeps until its answer."""
     gone(pids(served.child)[-1])
     runs = served.state / "turbofit" / "runs"
     newest = max(runs.glob("*/run.json"), key=lambda path: path.stat().st_mtime)

@@ -1,1 +1,1 @@
-"""Costs and holes of the gateway, measured."""
+"""Measures what the gateway costs, and tries to get past it."""

@@ -1,4 +1,4 @@
-"""Requests of each kind, and bodies that cost an event loop much, for `test_serve_pretend`."""
+"""Bodies of each kind, and bodies that cost an event loop much, for `test_serve_pretend`."""
 
 from __future__ import annotations
 

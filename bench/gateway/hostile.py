@@ -34,7 +34,7 @@ _SIZES = (
 
 
 class Hostile:
-    """Clients that do what the plan forbids, and some that do not."""
+    """Clients that send requests which the plan forbids, and some which it allows."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.url = args, args.url.rstrip("/")
@@ -70,7 +70,7 @@ class Hostile:
             self.model = (await response.json())["data"][0]["id"]
 
     async def watch(self) -> None:
-        """Health must stay."""
+        """Note an offence if the server's health page fails."""
         while not self.done:
             await asyncio.sleep(2)
             try:
@@ -101,7 +101,7 @@ class Hostile:
         return {"type": "image_url", "image_url": {"url": url, **knobs}}
 
     async def knobs(self, rng: random.Random, _: Mutator) -> None:
-        """The largest images, each knob turned up."""
+        """Send the largest images with extreme parameters."""
         knobs = rng.choice(
             (
                 {"max_dynamic_patch": rng.choice((13, 24, 120, 5000))}, {"detail": "high"},
@@ -117,14 +117,14 @@ class Hostile:
         await self.post(path, raw.replace(b'"model": "m"', f'"model": "{self.model}"'.encode()))
 
     async def leaves(self, rng: random.Random, _: Mutator) -> None:
-        """Goes away in the middle."""
+        """Close the connection in the middle of a stream."""
         body = self.body(self.image(rng), stream=True, max_tokens=200)
         async with self.session.post(self.url + CHAT, json=body) as response:
             self.note(response.status)
             await response.content.readany()
 
     async def strays(self, rng: random.Random, _: Mutator) -> None:
-        """Other routes, none of which the gateway lets through."""
+        """Ask other routes, none of which the gateway may let through."""
         url = self.url + rng.choice(_PATHS)
         async with self.session.post(url, json={}) as response:
             self.counts[f"stray {response.status}"] += 1

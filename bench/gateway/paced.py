@@ -1,7 +1,7 @@
 """An upstream that is paced like a GPU and costs next to nothing itself.
 
-First token after 200 ms, then one each 20 ms, as LMDeploy streams them. A raw asyncio protocol: a
-web framework here would be measured with the gateway.
+It sends the first token after 200 ms, then one every 20 ms, as LMDeploy streams them. It is a raw
+asyncio protocol, since the cost of a web framework would be measured with the gateway.
 
     python -m bench.gateway.paced --port 9001 --tokens 50
 """
@@ -35,7 +35,7 @@ _MODELS = json.dumps({"object": "list", "data": [{"id": "m", "object": "model"}]
 
 
 class Paced(asyncio.Protocol):
-    """One connection; requests on it are answered one after the other."""
+    """A connection; its requests are answered one after the other."""
 
     tokens, first, each = 50, 0.2, 0.02
 

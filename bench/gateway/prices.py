@@ -1,11 +1,11 @@
-"""What parameters of a request cost LMDeploy's event loop, which answers everybody.
+"""Measures what parameters of a request cost LMDeploy's event loop, which serves all clients.
 
     python -m bench.gateway.prices [WORD …]      # once for each release of LMDeploy
 
 Runs the installed LMDeploy, XGrammar and Transformers, each case in a process of its own that is
-ended after two minutes, and prints seconds of one core, the least of three runs: the prices behind
-`turbofit.gateway.limits.grammars` and `parameters`. Beside a grammar stands whether the gateway
-lets it through, and `more` where XGrammar then took more than 6 s.
+ended after two minutes, and prints seconds of one core, the least of three runs. The limits of
+`turbofit.gateway.limits.grammars` and `parameters` follow from these figures. For a grammar, the
+table says whether the gateway lets it through, and `more` if XGrammar then took more than 6 s.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TEMPLATE = "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{{ messages[
 
 
 def write_tokenizer(folder: str) -> None:
-    """A byte-level vocabulary of so many made-up tokens, with a chat template."""
+    """Write a byte-level tokenizer with `TOKENS` random tokens and a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -91,7 +91,7 @@ def tools(count: int, size: int, folder: str) -> Callable[[], Any]:
 
 
 def strings(count: int, kind: str = "string", *, required: bool = False) -> Any:
-    """A schema of an object of so many properties."""
+    """Return the schema of an object of ``count`` properties."""
     names = {f"prop_{number}": {"type": kind} for number in range(count)}
     needed = list(names) if required else []
     return {

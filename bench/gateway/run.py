@@ -1,4 +1,4 @@
-"""Direct and through the gateway in one run, against an upstream paced like a GPU.
+"""Compares direct requests with requests through the gateway, to an upstream paced like a GPU.
 
     python -m bench.gateway.run [--requests 200] [--memory 100000]
 
@@ -35,14 +35,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Way:
-    """A port, and idle connections to it."""
+    """A way to the upstream, direct or through the gateway: a port with idle connections to it."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def ask(self, body: bytes, path: str = CHAT) -> tuple[float, float, int]:
-        """Seconds to the first event, to the end, and events."""
+        """Send a request; returns seconds to the first event and to the end, and the events."""
         reader, writer = await self._connection()
         head = (
             f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -83,7 +83,7 @@ class Way:
 
 @lru_cache(maxsize=16)
 def noise_jpeg(size: int, seed: int) -> bytes:
-    """A file of about so many bytes, of ordinary sides: noise does not compress."""
+    """Return a JPEG of about ``size`` bytes with ordinary sides, since noise does not compress."""
     side = max(16, int((size * 0.95) ** 0.5))
     image = Image.frombytes("L", (side, side), random.Random(seed).randbytes(side * side))
     file = BytesIO()
@@ -92,14 +92,14 @@ def noise_jpeg(size: int, seed: int) -> bytes:
 
 
 def body_of(images: int, size: int, *, stream: bool = True) -> bytes:
-    """A chat request with images of so many bytes each."""
+    """Return a chat request with ``images`` images of ``size`` bytes each."""
     urls = [data_url(noise_jpeg(size, number), "image/jpeg") for number in range(images)]
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return json.dumps(chat(*parts, stream=stream, max_tokens=64)).encode()
 
 
 async def pairs(direct: Way, through: Way, body: bytes, count: int) -> dict[str, list[float]]:
-    """Alternating requests, one at a time: milliseconds."""
+    """Send requests both ways by turns, one at a time; returns their milliseconds."""
     found: dict[str, list[float]] = {"d_first": [], "d_end": [], "g_first": [], "g_end": []}
     for number in range(count + 4):
         order = (("d", direct), ("g", through)) if number % 2 else (("g", through), ("d", direct))
@@ -112,7 +112,7 @@ async def pairs(direct: Way, through: Way, body: bytes, count: int) -> dict[str,
 
 
 async def many(way: Way, body: bytes, count: int, at_once: int, pid: int) -> list[float]:
-    """So many requests by so many clients; the gateway's memory in MiB, eleven times."""
+    """Send requests by ``at_once`` clients; returns the memory of ``pid`` in MiB, 11 times."""
     memory, left = [resident_mib(pid)], [count]
     step = max(1, count // 10)
 
@@ -150,7 +150,7 @@ class Pair(NamedTuple):
 
 @contextmanager
 def pair(plan: Path, port: int, *pace: str) -> Iterator[Pair]:
-    """Both, each in a process of its own: the upstream at ``port``, the gateway at the next one."""
+    """Start the upstream at ``port`` and the gateway at the next port, each in its own process."""
     upstream, url = start("-m", "bench.gateway.paced", "--port", str(port), *pace)
     gateway, gateway_url = start(
         "-m", "turbofit", "gateway", "--plan", str(plan), "--upstream", url,
@@ -166,7 +166,7 @@ def pair(plan: Path, port: int, *pace: str) -> Iterator[Pair]:
 
 
 async def one_at_a_time(pair: Pair, requests: int) -> str:
-    """Table: what a lonely request waits longer."""
+    """Return a table of the time that the gateway adds to a single request."""
     rows = []
     for name, images, count in (
         ("text, streamed, 50 tokens", 0, requests),
@@ -191,7 +191,7 @@ async def one_at_a_time(pair: Pair, requests: int) -> str:
 
 
 async def all_at_once(pair: Pair) -> str:
-    """Table: 256 streams."""
+    """Return a table of 256 streams at once, direct and through the gateway."""
     rows = []
     for name, way in (("direct", pair.direct), ("gateway", pair.through)) * 2:
         before = cpu_seconds(pair.pid)
@@ -209,7 +209,7 @@ async def all_at_once(pair: Pair) -> str:
 
 
 async def without_waiting(pair: Pair, requests: int) -> str:
-    """Table: an upstream that answers at once."""
+    """Return a table of the added time with an upstream that answers immediately."""
     rows = []
     for name, images in (("text", 0), ("one 2 MB image", 1)):
         body = body_of(images, 2_000_000, stream=False)
@@ -220,7 +220,7 @@ async def without_waiting(pair: Pair, requests: int) -> str:
 
 
 async def memory_over(pair: Pair, requests: int) -> str:
-    """A line: memory over so many requests."""
+    """Return a sentence on the gateway's speed and memory over ``requests`` requests."""
     body = body_of(1, 20_000, stream=False)
     await many(pair.through, body, 2000, 16, pair.pid)
     before, began = cpu_seconds(pair.pid), time.perf_counter()

@@ -1,4 +1,4 @@
-"""``python -m bench.golden``: does turbofit still say what it said?
+"""``python -m bench.golden``: does turbofit still print what it printed before?
 
 Without an option, documents are made and compared with the committed hashes.
 """
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def made(cases: Sequence[Case]) -> dict[str, str]:
-    """The documents of these cases, by name."""
+    """Make the documents of these cases; returns them by name."""
     with workplace() as place:
         return {case.name: place.document(case) for case in cases}
 
@@ -103,7 +103,7 @@ def _against(args: argparse.Namespace, only: Sequence[str], documents: Mapping[s
 
 @contextmanager
 def _folder(where: str) -> Iterator[Path]:
-    """A folder as it is, or a checkout of a commit, which is gone afterwards."""
+    """Yield a folder as it is, or a checkout of a commit, which is removed afterwards."""
     if Path(where).exists():
         yield Path(where).resolve()
         return
@@ -119,7 +119,7 @@ def _folder(where: str) -> Iterator[Path]:
 
 
 def _documents(where: Path, only: Sequence[str]) -> dict[str, str]:
-    """The documents in a folder, or those that the turbofit of a checkout makes."""
+    """Read the documents in a folder, or make them with the turbofit of a checkout."""
     if not (where / "turbofit" / "__init__.py").is_file():
         return read_folder(where, only)
     with tempfile.TemporaryDirectory(prefix="golden-before-") as name:
@@ -129,7 +129,7 @@ def _documents(where: Path, only: Sequence[str]) -> dict[str, str]:
 
 
 def _figures(before: Mapping[str, str], documents: Mapping[str, str]) -> int:
-    """Say which figures differ; 1: a figure changed or is gone, or a document is."""
+    """Print which figures differ; returns 1 if a figure changed or something is gone."""
     both = [name for name in documents if name in before]
     found = {name: moved(before[name], documents[name]) for name in both}
     found = {name: figures for name, figures in found.items() if figures}
@@ -147,10 +147,10 @@ def _figures(before: Mapping[str, str], documents: Mapping[str, str]) -> int:
 
 
 def since_renewal(documents: Mapping[str, str]) -> str:
-    """What differs in these documents from those that the committed hashes are of: figures first.
+    """Return how documents differ from those of the committed hashes: figures, then words.
 
-    The commit that renewed the hashes last makes these documents again; where git does not have it,
-    as in a shallow clone, that is said.
+    The commit that last renewed the hashes makes the documents again. If git does not have it, as
+    in a shallow clone, the text says so.
     """
     of_groups = sorted({case.group for case in all_cases() if case.name in documents})
     git = ("git", "-C", str(ROOT), "log", "-1", "--format=%H", "--", str(HASHES))
@@ -171,7 +171,7 @@ def since_renewal(documents: Mapping[str, str]) -> str:
 
 
 def _hashed(documents: Mapping[str, str], *, whole: bool) -> int:
-    """Compare with the committed hashes, which name what differs and cannot show it."""
+    """Compare with the committed hashes, which only show the names of documents that differ."""
     kept = read_hashes()
     now = {name: digest(text) for name, text in documents.items()}
     names = [*now, *(name for name in kept if whole and name not in now)]

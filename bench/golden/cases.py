@@ -1,4 +1,4 @@
-"""All cases: a group, a command line, and what comes before it."""
+"""Lists all cases: command lines in groups, with the lines to run before them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
 
 def all_cases(only: Iterable[str] = ()) -> list[Case]:
-    """Every case, or those of some groups; each command line once."""
+    """Return all cases, or the cases of some groups; each command line once."""
     wanted = set(only)
     return [case for case in _every() if not wanted or case.group in wanted]
 
@@ -49,7 +49,7 @@ def _every() -> tuple[Case, ...]:
 
 
 def _systematic() -> Iterator[Case]:
-    """Those of `spaces`, in the group of their command."""
+    """Yield the cases of `spaces`, each in the group of its command."""
     for space in _SPACES:
         for line in space():
             words = line.split()
@@ -57,7 +57,7 @@ def _systematic() -> Iterator[Case]:
 
 
 def _chosen() -> Iterator[Case]:
-    """Those of commands.yaml."""
+    """Yield the cases of commands.yaml."""
     text = Path(__file__).with_name("commands.yaml").read_text(encoding="utf-8")
     found: dict[str, list[Any]] = yaml.safe_load(text)
     twice = found.pop("twice")
@@ -75,7 +75,7 @@ def _case(group: str, entry: Mapping[str, Any]) -> Case:
 
 
 def _as_json(line: str) -> str:
-    """The line with ``--json``, before what is handed on."""
+    """Return a line with ``--json``, in front of arguments behind ``--``."""
     words = shlex.split(line)
     at = words.index("--") if "--" in words else len(words)
     return shlex.join([*words[:at], "--json", *words[at:]])

@@ -1,4 +1,4 @@
-"""Documents kept as files or as hashes, and what differs between two sides."""
+"""Stores documents as files or hashes, and compares two sides."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ _LONGEST = 100
 
 
 class Difference(NamedTuple):
-    """A case whose documents differ; an empty diff: one side has no document."""
+    """A case whose documents differ; ``diff`` is empty if one side has no document."""
 
     name: str
     diff: tuple[str, ...]
 
 
 def digest(document: str) -> str:
-    """What `HASHES` keeps of a document."""
+    """Return the hash of a document that `HASHES` has."""
     return hashlib.sha256(document.encode()).hexdigest()[:_DIGITS]
 
 
 def read_hashes(path: Path = HASHES) -> dict[str, str]:
-    """Digests by case."""
+    """Read the hashes by case."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     pairs = (line.split(" ", 1) for line in lines if not line.startswith("#"))
     return {name: value for value, name in pairs}
 
 
 def write_hashes(found: Mapping[str, str], path: Path = HASHES) -> None:
-    """Keep digests by case."""
+    """Write the hashes by case."""
     lines = (f"{value} {name}\n" for name, value in found.items())
     path.write_text(_HEAD + "".join(lines), encoding="utf-8")
 
 
 def write_folder(folder: Path, cases: Iterable[Case], documents: Mapping[str, str]) -> None:
-    """One file a document, in a folder a group; nothing is removed.
+    """Write each document as a file in its group's folder; nothing is removed.
 
     Raises:
         OSError: it cannot be written.
@@ -58,7 +58,7 @@ def write_folder(folder: Path, cases: Iterable[Case], documents: Mapping[str, st
 
 
 def read_folder(folder: Path, only: Iterable[str] = ()) -> dict[str, str]:
-    """The documents of `write_folder` by case, those of some groups or all.
+    """Read by case the documents that `write_folder` wrote, of some groups or of all.
 
     Raises:
         OSError: it cannot be read.
@@ -73,7 +73,7 @@ def read_folder(folder: Path, only: Iterable[str] = ()) -> dict[str, str]:
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[Difference]:
-    """What differs, as short unified diffs."""
+    """Yield the documents that differ, with short unified diffs."""
     for name in dict.fromkeys((*now, *before)):
         old, new = before.get(name), now.get(name)
         if old is None or new is None:
@@ -86,7 +86,7 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[D
 
 
 def shown(found: Iterable[Difference], *, diffs: int, lines: int) -> Iterator[str]:
-    """Differences for a person: each change once, with the names of all cases that have it."""
+    """Yield differences as lines: each change once, with the names of all cases that have it."""
     alike: dict[tuple[str, ...], list[Difference]] = {}
     for one in found:
         change = tuple(line for line in one.diff[2:] if line[0] in "+-")

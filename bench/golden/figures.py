@@ -1,4 +1,4 @@
-"""The figures of documents, and which of them differ between two sides.
+"""Finds the figures of documents that differ between two sides.
 
 A figure is an exit code, a value of a JSON document that is no sentence (a number, a truth, null,
 or a string without a space: a setting, a name), or a number with its unit or its option in a
@@ -25,7 +25,7 @@ _WIDTH = 120
 
 
 class Moved(NamedTuple):
-    """A figure that one side has otherwise: its place in the document, and both values."""
+    """A figure that differs between two sides: its place in the document, and both values."""
 
     kind: str
     place: str
@@ -38,12 +38,12 @@ class Moved(NamedTuple):
 
     @property
     def alike(self) -> tuple[str, str]:
-        """What it has in common with the same difference in another document."""
+        """The kind and the place without indices, equal for the same difference elsewhere."""
         return self.kind, re.sub(r"\[[^]]*\]", "[]", self.place)
 
 
 def moved(before: str, now: str) -> list[Moved]:
-    """The differences between the figures of two documents of one case, the gravest first."""
+    """Return how the figures of two documents of one case differ, the gravest first."""
     (code, old, text), (new_code, new, new_text) = _parts(before), _parts(now)
     found = [*_compared(code, new_code, "exit code"), *_compared(old, new, "")]
     words = [list(dict.fromkeys(_said(side))) for side in ([old, text], [new, new_text])]
@@ -54,7 +54,10 @@ def moved(before: str, now: str) -> list[Moved]:
 
 
 def summarised(found: Mapping[str, Sequence[Moved]], *, diffs: int, lines: int) -> Iterator[str]:
-    """Differences by case, those of one kind together, then all kinds; of keys alone one case."""
+    """Yield lines on differences by case, with cases of equal kinds together, then all kinds.
+
+    Of cases that only have new keys, one of each kind is shown.
+    """
     together: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for name, figures in found.items():
         together.setdefault(tuple(dict.fromkeys(one.alike for one in figures)), []).append(name)
@@ -81,7 +84,7 @@ def _only_added(kinds: Iterable[tuple[str, str]]) -> bool:
 
 
 def _parts(document: str) -> tuple[str, Any, str]:
-    """Exit code, the JSON of a document (or None), and its text: stderr, and stdout if no JSON."""
+    """Split a document: exit code, JSON or None, and text (stderr, and stdout that is no JSON)."""
     head, _, rest = document.partition("--- stdout\n")
     out, _, err = rest.rpartition("--- stderr\n")
     code = head.rpartition("exit code: ")[2].strip()
@@ -108,7 +111,7 @@ def _compared(old: Any, new: Any, place: str) -> Iterator[Moved]:
 
 
 def _lists(old: list[Any], new: list[Any], place: str) -> Iterator[Moved]:
-    """Elements by the name that tells them apart, by their values, or by their places."""
+    """Compare lists by their elements' names, else by values, else by places."""
     name = _name([*old, *new], old, new)
     if name is not None:
         sides = [{f"[{one[name]}]": one for one in side} for side in (old, new)]
@@ -126,7 +129,7 @@ def _lists(old: list[Any], new: list[Any], place: str) -> Iterator[Moved]:
 
 
 def _name(every: list[Any], *sides: list[Any]) -> str | None:
-    """The first field with a name of its own in each element of a side."""
+    """Return the first field whose values name the elements of each side, or None."""
     if not every or not all(isinstance(one, dict) for one in every):
         return None
     for key in every[0]:
@@ -143,7 +146,7 @@ def _names(values: list[Any], key: str) -> bool:
 
 
 def _said(value: Any) -> Iterator[str]:
-    """The numbers of all sentences and texts, each with its unit or option."""
+    """Yield the numbers of all sentences and texts, each with its unit or option."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):

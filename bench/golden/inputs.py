@@ -1,4 +1,4 @@
-"""The files that command lines read: machines, checkpoints, logs, plans and runs."""
+"""Writes the files that command lines read: machines, checkpoints, logs, plans and runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def write_inputs(folder: Path, run: Callable[[Sequence[str]], str]) -> None:
-    """Write all of them; ``run`` gives what turbofit prints to a command line."""
+    """Write all inputs; ``run`` returns what turbofit prints for a command line."""
     for name, document in MACHINES.items():
         _write(folder / name, document)
     for name, text in _yaml("logs").items():
@@ -55,7 +55,7 @@ def write_inputs(folder: Path, run: Callable[[Sequence[str]], str]) -> None:
 
 
 def _made_of_plans(folder: Path, plans: dict[str, Any]) -> None:
-    """Plans that were rehearsed, one that contradicts itself, and runs."""
+    """Write rehearsed plans, a plan that contradicts itself, and runs."""
     one = plans["one-card.json"]
     _write(folder / "rehearsed.json", _rehearsed(one, dies=False))
     _write(folder / "died.json", _rehearsed(one, dies=True))
@@ -76,7 +76,7 @@ def _write(path: Path, document: Any) -> None:
 
 
 def _checkpoint(folder: Path, files: dict[str, Any]) -> None:
-    """A checkpoint's JSON files, and its weights where an entry says which."""
+    """Write a checkpoint's JSON files, and its weights if ``tensors`` says which."""
     for name, content in files.items():
         if name != "tensors":
             _write(folder / f"{name}.json", content)
@@ -96,7 +96,7 @@ def _checkpoint(folder: Path, files: dict[str, Any]) -> None:
 
 
 def _llama(*, awq: bool) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
-    """Names, dtypes and shapes of Llama-3.1-8B's tensors."""
+    """Yield names, dtypes and shapes of Llama-3.1-8B's tensors."""
     hidden, inter, keys, vocab = 4096, 14336, 1024, 128256
     dtype = "F16" if awq else "BF16"
     linears = {
@@ -122,7 +122,7 @@ def _llama(*, awq: bool) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
 
 
 def _safetensors(path: Path, tensors: _Tensors) -> None:
-    """A safetensors file whose header is real and whose data is a hole."""
+    """Write a safetensors file with a real header and a hole for its data."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (dtype, shape) in tensors.items():
@@ -136,7 +136,7 @@ def _safetensors(path: Path, tensors: _Tensors) -> None:
 
 
 def _damaged(folder: Path, files: dict[str, Any]) -> None:
-    """Checkpoints that are not JSON, end too early, or lack a shard."""
+    """Write checkpoints that are not JSON, end too early, or lack a shard."""
     for name in ("bad-json", "bad-header", "bad-shard"):
         _checkpoint(folder / name, {**files, "tensors": "sharded"})
     (folder / "bad-json" / "config.json").write_text('{"architectures": [')
@@ -145,7 +145,7 @@ def _damaged(folder: Path, files: dict[str, Any]) -> None:
 
 
 def _hub_cache(hub: Path, checkpoints: dict[str, Any]) -> None:
-    """The hub's cache: a whole snapshot, one without weights, one of a model that has a preset."""
+    """Write a hub cache: a whole snapshot, one without weights, one of a model with a preset."""
     config_only = {"config": checkpoints["mistral"]["config"]}
     for name, files in (
         ("example--tiny-llama", checkpoints["llama-plain"]),
@@ -159,7 +159,7 @@ def _hub_cache(hub: Path, checkpoints: dict[str, Any]) -> None:
 
 
 def _rehearsed(plan: dict[str, Any], *, dies: bool) -> dict[str, Any]:
-    """A plan of one card as if it had been rehearsed, with a MiB more in each phase."""
+    """Return a plan of one card as if it had been rehearsed, with a MiB more in each phase."""
     gpu = plan["gpus"][0]
     most = gpu["total"] - gpu["reserved"] if dies else gpu["peak"]
     ends = {
@@ -198,7 +198,7 @@ def _rehearsed(plan: dict[str, Any], *, dies: bool) -> dict[str, Any]:
 
 
 def _runs(folder: Path, plan: dict[str, Any]) -> None:
-    """Folders of runs of `serve`: one that served after an attempt that died, one that gave up."""
+    """Write folders of runs: one that served after a failed start, one that gave up."""
     before = plan["created"]
     ended = {"kind": "out_of_memory", "message": "GPU 1 ran out of memory", "hint": "lower it"}
     beside = [

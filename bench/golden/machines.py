@@ -1,7 +1,7 @@
-"""Machines as files: what a SPEC cannot say, written without turbofit.
+"""Machines as JSON, with facts that a SPEC cannot express; written without turbofit.
 
-Held memory, shared memory and RAM of a host, measured speeds, calibrations, GPUs that cannot be
-read. Nothing was measured: the figures are plausible and fixed.
+Such facts are memory in use, a host's shared memory and RAM, measured speeds, calibrations, and
+GPUs that cannot be read. Nothing was measured: the figures are plausible and fixed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _alike(card: Any, count: int, used: int = 0) -> list[dict[str, Any]]:
 
 
 def _joined(box: dict[str, Any], nvlinks: int, *pairs: tuple[int, int]) -> dict[str, Any]:
-    """The machine with NVLink between these pairs; without any named, between all."""
+    """Return the machine with NVLink between these pairs of GPUs, or by default between all."""
     joined = {
         "p2p_read": True, "p2p_write": True, "nvlinks": nvlinks,
         "nvlink_bandwidth": nvlinks * 25_000_000_000, "ancestor": "single",
@@ -67,7 +67,7 @@ def _joined(box: dict[str, Any], nvlinks: int, *pairs: tuple[int, int]) -> dict[
 
 
 def _measured(*groups: tuple[int, ...]) -> dict[str, Any]:
-    """Speeds of four cards, two of which copy wrong data to each other; all-reduces of `groups`."""
+    """Return speeds of four cards, of which 2 and 3 exchange wrong data, and of all-reduces."""
     pairs = [
         {
             "source": a, "target": b, "peer": {a, b} == {0, 1}, "right": {a, b} != {2, 3},

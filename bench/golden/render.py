@@ -1,4 +1,4 @@
-"""What turbofit says to a command line, in this process, and what of that may not differ."""
+"""Runs turbofit's command lines in this process, and makes comparable documents of them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
 
 class Workplace:
-    """A folder with the inputs, which is the current one; turbofit is the one on `sys.path`."""
+    """The current folder with the inputs, in which the turbofit on `sys.path` runs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,7 +54,7 @@ class Workplace:
         write_inputs(folder, lambda words: self.answer(words).out)
 
     def document(self, case: Case) -> str:
-        """The document of a case: its name, exit code, standard output and error, normalised."""
+        """Return the document of a case: name, exit code, standard output and error, normalised."""
         shutil.rmtree(self.folder / "state", ignore_errors=True)
         for line in case.before:
             self.answer(shlex.split(line))
@@ -66,7 +66,7 @@ class Workplace:
         return self._normalised(text)
 
     def answer(self, words: Sequence[str], env: Mapping[str, str] | None = None) -> Answer:
-        """What ``python -m turbofit WORDS`` says, run in this process."""
+        """Run ``python -m turbofit WORDS`` in this process; returns its output."""
         streams = {name: _stream() for name in ("stdin", "stdout", "stderr")}
         before = {name: getattr(sys, name) for name in ("argv", *streams)}
         environ = dict(os.environ)
@@ -88,14 +88,14 @@ class Workplace:
         return Answer(code, _text(streams["stdout"]), _text(streams["stderr"]))
 
     def _normalised(self, text: str) -> str:
-        """Without times, turbofit's version and the folder's path."""
+        """Replace times, turbofit's version and the folder's path by fixed words."""
         text = text.replace(str(self.folder), "WORK")
         return _TIME.sub("TIME", _VERSION.sub(r"\1VERSION", text))
 
 
 @contextmanager
 def workplace() -> Iterator[Workplace]:
-    """A `Workplace` in a folder of its own, which is gone afterwards."""
+    """Yield a `Workplace` in a folder of its own, which is removed afterwards."""
     here = Path.cwd()
     # What takes a second on a busy machine would tell so on stderr; by its name here, and by that
     # in an older turbofit, which may have none.
@@ -112,7 +112,7 @@ def workplace() -> Iterator[Workplace]:
 
 
 def _of_the_spec(out: str) -> str:
-    """Of `doctor`'s document what every machine finds; another document as it is."""
+    """Reduce `doctor`'s document to findings that do not depend on this machine; keep others."""
     try:
         document = json.loads(out)
         kept = [one for one in document["findings"] if one["check"] in _OF_THE_SPEC]

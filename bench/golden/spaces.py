@@ -1,4 +1,4 @@
-"""Cases that cover whole spaces: every model, every card, every option, every older LMDeploy.
+"""Makes command lines for every preset model, card, option and older LMDeploy.
 
 Choices are drawn by the case's own name (`random.Random(name)`), so that a new preset adds its
 cases and changes no other.
@@ -104,7 +104,7 @@ _FORMS = ("--json", "--json", "--json", "", "--md")
 
 
 def models() -> Iterator[str]:
-    """Each preset model, on a machine at random and on cards that hold most of them."""
+    """Yield lines of each preset model, on a random machine and on a large one."""
     for name in _presets("models"):
         chance = random.Random(f"model {name}")
         yield f"plan {name} --on {chance.choice(MACHINES)} {chance.choice(_FORMS)}"
@@ -113,7 +113,7 @@ def models() -> Iterator[str]:
 
 
 def cards() -> Iterator[str]:
-    """Each preset card, alone or with others of it."""
+    """Yield lines of each preset card, alone or with others of its kind."""
     for name in _presets("gpus"):
         chance = random.Random(f"card {name}")
         for command, kinds in (("plan", _ALL), ("predict", (*TILES, *PIXELS, *OTHERS, *TEXT))):
@@ -122,7 +122,7 @@ def cards() -> Iterator[str]:
 
 
 def checkpoints() -> Iterator[str]:
-    """Each folder of `inputs`: families as their config.json is read, not as a preset tells."""
+    """Yield lines of each folder of `inputs`, whose models are read from config.json."""
     text = Path(__file__).with_name("checkpoints.yaml").read_text(encoding="utf-8")
     for name in yaml.safe_load(text):
         if not name.startswith("bad-"):
@@ -133,7 +133,7 @@ def checkpoints() -> Iterator[str]:
 
 
 def generations() -> Iterator[str]:
-    """LMDeploy as it was: each of `VERSIONS` for both engines."""
+    """Yield lines of each older LMDeploy in `VERSIONS`, for both engines."""
     for version in VERSIONS:
         chance = random.Random(f"generation {version}")
         for model in ("llama-2-7b", *chance.sample(_OLDER, 2)):
@@ -144,7 +144,7 @@ def generations() -> Iterator[str]:
 
 
 def options() -> Iterator[str]:
-    """Each option with each of its values, and up to three others at random beside it."""
+    """Yield lines of each option with each of its values, and up to three random others."""
     every = (VALUES, TILE_VALUES, PIXEL_VALUES, TURBOMIND_VALUES, PYTORCH_VALUES, PREDICT_VALUES)
     for number, space in enumerate(every):
         for option, values in space.items():
@@ -156,7 +156,7 @@ def options() -> Iterator[str]:
 
 
 def _line(chance: random.Random, model: str, engine: str, words: _Words) -> str:
-    """A command line with the option in ``words``, and others such that it is mostly heard."""
+    """Return a line with the option in ``words`` and random others that do not override it."""
     option = next(iter(words))
     command = "predict" if option in PREDICT_VALUES or chance.random() < 0.3 else "plan"
     if model in FALLBACK:
@@ -174,7 +174,7 @@ def _line(chance: random.Random, model: str, engine: str, words: _Words) -> str:
 
 
 def _space(model: str, engine: str, command: str) -> _Space:
-    """The options that go with a model, an engine and a command."""
+    """Return the options that go with a model, an engine and a command."""
     space = dict(VALUES)
     if model in FALLBACK:
         return {name: held for name, held in space.items() if name not in LMDEPLOY_ONLY}
@@ -194,7 +194,7 @@ def _space(model: str, engine: str, command: str) -> _Space:
 
 
 def _clashes(option: str, words: _Words) -> bool:
-    """Whether an option contradicts those that are there, or is left to cases of its own."""
+    """Return whether an option contradicts one in ``words``, or has cases of its own."""
     if option in words or option in ("--engine", "--revision", "--model-format"):
         return True
     pairs = (
@@ -205,7 +205,7 @@ def _clashes(option: str, words: _Words) -> bool:
 
 
 def _model(chance: random.Random, space: _Space, option: str) -> tuple[str, str]:
-    """A model for which an option of this space has a meaning, and the engine to ask for."""
+    """Return a model for which an option of this space has a meaning, and the engine to ask for."""
     if space is TILE_VALUES:
         return chance.choice(TILES), ""
     if space is PIXEL_VALUES:

@@ -1,9 +1,9 @@
-"""What real cards showed: documents of `report --share` checked, kept, held against forecasts.
+"""Checks and keeps documents of `report --share`, and compares real cards with forecasts.
 
-``check FILE…`` says what cannot be in them (exit 1); ``fold FILE…`` keeps those that can be in
-bench/gpu/observations, and renews the table of docs/accuracy.md; ``table`` renews it alone;
-``held`` tells, of what is kept, each term beside its forecast, the constants that are implied, and
-the presets that would change.
+``check FILE...`` says why documents cannot be of a real card (exit 1). ``fold FILE...`` stores all
+others in bench/gpu/observations, and renews the table of docs/accuracy.md. ``table`` only renews
+the table. ``held`` prints each term of the stored runs beside its forecast, the constants that the
+runs imply, and the presets that would change.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from turbofit.report.share import SharedRun
 
 
 def main(words: list[str] | None = None) -> int:
-    """The exit code."""
+    """Run the program; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     acts = parser.add_subparsers(dest="act", required=True)
     for act in ("check", "fold"):
@@ -60,7 +60,7 @@ def _checked(files: list[Path], *, keep: bool) -> int:
 
 
 def _kept(document: SharedRun) -> Path:
-    """Where it is kept, named after what was measured."""
+    """Store a document under a name made of what was measured; returns its path."""
     plan, run = document.plan, document.run
     words = f"{plan.machine.name} {plan.model.name} {plan.engine.name} {run.started}"
     name = re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")

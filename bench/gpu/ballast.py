@@ -1,9 +1,8 @@
-"""Holds memory, so that a large card is a smaller one, till its input ends.
+"""Holds memory of a GPU until stdin ends, so that a large card behaves like a smaller one.
 
-MIB are left for others: what this process itself takes of the card (its context, some 560 MiB on a
-large one) is there before it measures, so that it is not taken off them. It says
-``held BYTES LEFT`` once it has them; less than 2 MiB more than MIB are left.
-It imports nothing of turbofit.
+MIB are left for others. This process makes its own context (some 560 MiB on a large card) before it
+measures, so that the context does not reduce them. It prints ``held BYTES LEFT`` once it holds the
+memory; LEFT is at most 2 MiB more than MIB. It imports nothing of turbofit.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _PAGE, _PIECE = 2 << 20, 256 << 20
 
 
 def hold(left: int, free: int, take: Callable[[int], None]) -> int:
-    """Take all that is free but ``left``, in pieces of whole pages; the bytes taken."""
+    """Take all free bytes but ``left``, in pieces of whole pages; returns the bytes taken."""
     wanted = max(0, free - left) // _PAGE * _PAGE
     held = 0
     while held < wanted:
@@ -27,7 +26,7 @@ def hold(left: int, free: int, take: Callable[[int], None]) -> int:
 
 
 def main() -> int:
-    """Plain allocations; torch gives pieces of 2 MiB and more as they are."""
+    """Hold the memory by plain allocations: torch does not round pieces of 2 MiB and more."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.ballast", description=__doc__)
     parser.add_argument("mib", type=int, help="what is left for others")
     left = parser.parse_args().mib << 20

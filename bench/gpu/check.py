@@ -1,7 +1,7 @@
-"""What cannot be in a document of `report --share`: pretend GPUs, figures that no card gives.
+"""Finds what shows that a document of `report --share` is not of a real card.
 
-A forgery that somebody took pains with passes; what a copy without its mark says does not. Each
-rule is one that a run on pretend GPUs breaks, or that follows from what is measured.
+A run on pretend GPUs breaks these rules, even if its mark was removed; other rules follow from how
+things are measured. A careful forgery passes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ROOM = 1.1
 
 
 def impossible(one: SharedRun) -> list[str]:
-    """Why the document is of no real card, a sentence each; nothing where it can be."""
+    """Return the reasons why a document is of no real card; none if it may be of one."""
     try:
         check_consistent(one.plan, "plan")
     except UsageError as exc:
@@ -53,7 +53,7 @@ def _marks(one: SharedRun) -> Iterator[str]:
 
 
 def _readings(one: SharedRun) -> Iterator[str]:
-    """Bytes in use, as NVML gave them."""
+    """Yield what is impossible in the bytes in use, which NVML reads."""
     sizes = {gpu.index: gpu.total - gpu.reserved for gpu in one.plan.gpus}
     attempts = one.run.attempts
     used = [
@@ -83,7 +83,7 @@ def _readings(one: SharedRun) -> Iterator[str]:
 
 
 def _forecasts(one: SharedRun) -> Iterator[str]:
-    """Forecast and measured are never the same."""
+    """Yield what was measured exactly as forecast, which does not happen on a real card."""
     same = {
         figure.what
         for _, figure in one.run.rows
@@ -103,18 +103,18 @@ def _forecasts(one: SharedRun) -> Iterator[str]:
 
 
 def _whole(size: int) -> bool:
-    """Whether it is a number of MiB; the engine's log is rounded to some bytes."""
+    """Return whether a size is a whole number of MiB, but for rounding in the engine's log."""
     return abs((size + MIB // 2) % MIB - MIB // 2) <= _ROUNDED
 
 
 def _steps(one: SharedRun, gpu: str) -> set[int]:
-    """By which a GPU's bytes in use grew from one moment of a start to a later one."""
+    """Return all growths of a GPU's bytes in use between two moments of a start."""
     used = [[moment.used.get(gpu, 0) for moment in start.moments] for start in one.run.attempts]
     return {later - before for sizes in used for before, later in combinations(sizes, 2)}
 
 
 def _speeds(one: SharedRun) -> Iterator[str]:
-    """No faster than the link and the memory of the card."""
+    """Yield what was faster than the link or the memory of the card allows."""
     plan = one.plan
     first = plan.machine.gpu(plan.parallel.groups[0][0])
     weights = _bytes(_ledger(one, first.index), "weights")
@@ -144,5 +144,5 @@ def _ledger(one: SharedRun, index: int) -> GpuLedger:
 
 
 def _bytes(ledger: GpuLedger, name: str) -> int:
-    """Of terms of a phase, or of one term."""
+    """Return the bytes of a phase or of one term."""
     return sum(term.bytes for term in ledger.ledger if name in (term.phase, term.term))

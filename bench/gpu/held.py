@@ -1,4 +1,4 @@
-"""Trials on real cards beside forecasts, without a GPU: what they say of each term and constant."""
+"""Writes the stored runs on real cards beside their forecasts, by term and constant."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Sizes in MiB; over is forecast less measured, a minus is memory that no plan pai
 
 
 def hold(trials: Sequence[Trial]) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     parts = [_HEAD]
     for one in trials:
         rows = [(row["phase"], row["forecast"], row["measured"], row["over"]) for row in one.phases]

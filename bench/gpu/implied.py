@@ -1,6 +1,6 @@
-"""Which constants of the presets kept trials imply: memory's, each beside what is charged now.
+"""Finds the memory constants that the stored runs imply, each beside the preset's.
 
-Where several trials show one constant, what plans with less counts: the largest.
+Of several readings of a constant the largest counts, with which plans use less memory.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _TURBOMIND = "engines/turbomind-0.18.yaml"
 
 @dataclass(frozen=True)
 class Reading:
-    """What one trial says of one constant, in the preset's own unit.
+    """The value of one constant by one trial, in the preset's own unit.
 
-    ``noise`` is what it may be off by without a reason.
+    ``noise`` is the difference from the preset that means nothing.
     """
 
     preset: str
@@ -36,7 +36,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Implied:
-    """A constant, as it is and as the trials have it."""
+    """A constant's value in the preset (``now``) and by the trials."""
 
     preset: str
     key: str
@@ -48,7 +48,7 @@ class Implied:
 
     @property
     def meaning(self) -> str:
-        """What is wrong with it as it is."""
+        """What is wrong with the preset's value."""
         if not self.changes:
             return "holds"
         if self.now is None:
@@ -58,7 +58,7 @@ class Implied:
 
 
 def readings(trial: Trial) -> Iterator[Reading]:
-    """Of the card's preset, and of holes in TurboMind's pools."""
+    """Yield a trial's readings of its card's preset, and of holes in TurboMind's pools."""
     turbomind = trial.plan.engine.name == "turbomind"
     if trial.preset is not None:
         file, gpu = f"gpus/{trial.preset}.yaml", trial.gpu
@@ -77,14 +77,14 @@ def readings(trial: Trial) -> Iterator[Reading]:
 
 
 def _beside_context(trial: Trial) -> int:
-    """Handles and kernels, as they are charged."""
+    """Return the charged bytes of cuBLAS handles and of torch's kernels."""
     constants, card = load_constants(), trial.gpu.compute_capability
     kind = "hopper" if card != NA and card >= HOPPER else "default"
     return constants.cublas_handles * constants.cublas_handle[kind] + constants.torch_kernels
 
 
 def _holes(trial: Trial, rest: int) -> Reading:
-    """In pools: the most that there are, where the plan charges that, else the share of a case."""
+    """Return the reading of holes in pools: ``most`` if the plan charges it, else ``share``."""
     constants, ledger = load_constants(), trial.plan.gpus[0].ledger
     rule, step = constants.pool_growth, constants.pool_granularity
     largest = max(t.bytes for t in ledger if t.phase == "transient" or t.term == POOL_WARMUP)
@@ -96,7 +96,7 @@ def _holes(trial: Trial, rest: int) -> Reading:
 
 
 def value_of(preset: str, key: str) -> Any:
-    """What a preset says now; None where it says nothing."""
+    """Return a value of a preset by its path of keys; None if it is missing."""
     found: Any = load_yaml(presets_dir() / preset)
     for part in key.split("."):
         if not isinstance(found, dict):
@@ -106,7 +106,7 @@ def value_of(preset: str, key: str) -> Any:
 
 
 def implied(found: Iterable[Reading]) -> list[Implied]:
-    """All readings of a constant as one, beside what it is now."""
+    """Combine the readings of each constant, beside its value in the preset."""
     by_key: dict[tuple[str, str], list[Reading]] = {}
     for one in found:
         by_key.setdefault((one.preset, one.key), []).append(one)

@@ -1,4 +1,4 @@
-"""What was measured of real cards: documents of `report --share`."""
+"""Reads what was measured on real cards: stored documents of `report --share`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from turbofit.report.share import SharedRun
 
 #: Documents of `turbofit report --share`, a file each.
 OBSERVATIONS = Path(__file__).parent / "observations"
-#: Phases of a start that nobody calibrated, by what it tells beside the forecast.
+#: Phases of a start without a calibration, by the figures that its record compares.
 _PHASES = {
     "free when the cache was sized": "context and weights",
     "in use after the check": "after the check",
@@ -24,10 +24,10 @@ _PHASES = {
 
 
 def read(file: Path) -> SharedRun:
-    """A document of `turbofit report --share`.
+    """Read a document of `turbofit report --share`.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the file is no such document.
     """
     return decode(file.read_bytes(), SharedRun, what=str(file))
 
@@ -45,7 +45,7 @@ class Trial:
 
     @property
     def gpu(self) -> Gpu:
-        """The first card that it used."""
+        """The first card that the run used."""
         return self.plan.machine.gpu(self.plan.parallel.groups[0][0])
 
     @cached_property
@@ -60,7 +60,7 @@ class Trial:
         return self.document.phases or list(self._starts())
 
     def _starts(self) -> Iterator[dict[str, Any]]:
-        """What the last start of a run without a calibration told, as phases of its card."""
+        """Yield phases from the last start of a run without a calibration, on one card."""
         attempts = self.document.run.attempts
         for engine in attempts[-1].engines if attempts and len(self.plan.gpus) == 1 else ():
             for row in engine.beside:
@@ -74,5 +74,5 @@ class Trial:
 
 
 def trials() -> list[Trial]:
-    """All that is kept."""
+    """Return all stored runs."""
     return [Trial(file.stem, read(file)) for file in sorted(OBSERVATIONS.glob("*.json"))]

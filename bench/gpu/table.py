@@ -1,4 +1,4 @@
-"""The table of measured cards in docs/accuracy.md: a row a run, and cards that nobody measured."""
+"""Writes the table of measured cards in docs/accuracy.md, with a row for each run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HEAD = "card | model | engine | peak: forecast less measured | LMDeploy | drive
 
 
 def page(found: Sequence[Trial]) -> str:
-    """docs/accuracy.md with the table of these trials."""
+    """Return the text of docs/accuracy.md with the table of these trials."""
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(_BEGIN)
     rows = []
@@ -29,7 +29,7 @@ def page(found: Sequence[Trial]) -> str:
 
 
 def write() -> None:
-    """Renew the page."""
+    """Write docs/accuracy.md with the table of all stored trials."""
     PAGE.write_text(page(trials()), encoding="utf-8")
 
 
@@ -40,7 +40,7 @@ def _row(card: str, one: Trial) -> tuple[str, ...]:
 
 
 def _peak(one: Trial) -> str:
-    """Forecast less measured at the most that was in use, of the card that is furthest off."""
+    """Return the forecast peak less the measured one, of the card where they differ most."""
     most: dict[int, int] = {}
     for row in one.phases:
         if row["phase"] not in ("context and weights", "cache"):

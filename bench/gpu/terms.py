@@ -1,7 +1,7 @@
-"""What a trial says of the terms that no rehearsal sees, before the cache and after it.
+"""Computes from a trial the terms that no rehearsal sees, before the cache and after it.
 
-A row's ``over`` is forecast minus measured, of all that is in use up to its phase. What was taken
-before the cache changes the cache's size, which is taken out here again; so each figure is of its
+A row's ``over`` is forecast minus measured, of all bytes in use up to its phase. Memory taken
+before the cache changes the cache's size; this is subtracted here, so that each figure is of its
 own terms, in bytes.
 """
 
@@ -18,25 +18,25 @@ AFTER = ("kernel_modules", "pool_growth")
 
 
 def _rows(trial: Trial) -> dict[str, dict[str, Any]]:
-    """Of the one GPU; nothing of several, since one of them alone tells some phases."""
+    """Return a trial's phases on one GPU; none of several, since some are read of one only."""
     rows = trial.phases
     return {} if len({row["gpu"] for row in rows}) > 1 else {row["phase"]: row for row in rows}
 
 
 def charged(trial: Trial, names: tuple[str, ...]) -> dict[str, int]:
-    """Bytes that are estimates of the plan, by term."""
+    """Return the bytes of the named terms that the plan estimates."""
     ledger = trial.plan.gpus[0].ledger
     return {t.term: t.bytes for t in ledger if t.term in names and t.basis == "estimate"}
 
 
 def before_cache(trial: Trial) -> int | None:
-    """What context, cuBLAS and kernels took, where the engine's log tells what was free then."""
+    """Return the bytes of context, cuBLAS and kernels; None if the free memory is unknown."""
     row = _rows(trial).get("context and weights")
     return None if row is None else sum(charged(trial, BEFORE).values()) - int(row["over"])
 
 
 def after_cache(trial: Trial) -> int | None:
-    """What kernels and holes in pools took after the cache was sized, in the worst case."""
+    """Return the bytes of kernels and holes in pools after the cache was sized, or None."""
     rows = _rows(trial)
     if not {"context and weights", "cache", "steady"} <= set(rows):
         return None
@@ -46,9 +46,9 @@ def after_cache(trial: Trial) -> int | None:
 
 
 def sums(trial: Trial) -> Iterator[tuple[str, int, int]]:
-    """Terms that a trial shows together: charged and measured bytes; and the cache.
+    """Yield the charged and measured bytes of terms that a trial shows together, and of the cache.
 
-    Of the cache: what the formula gives of the memory that was free, and what there was.
+    Of the cache: its bytes by the formula from the memory that was free, and its real bytes.
     """
     for when, measured, terms in (
         ("before", before_cache(trial), BEFORE),
@@ -65,7 +65,7 @@ def sums(trial: Trial) -> Iterator[tuple[str, int, int]]:
 
 
 def cases(trial: Trial) -> Iterator[tuple[str, int, int]]:
-    """What each worst case took above the state before it: name, forecast and measured growth."""
+    """Yield each worst case with its forecast and measured growth over the state before it."""
     rows = _rows(trial)
     base = rows.get("kernels") or rows.get("steady")
     for name, row in rows.items():

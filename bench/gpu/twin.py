@@ -1,7 +1,7 @@
-"""A checkpoint of a model's shapes without weights, for a card without a network: MODEL FOLDER.
+"""Writes a checkpoint of a model's shapes without weights, for a machine without a network.
 
-Weights are holes in files and read as zeros: memory is that of real ones. `turbofit calibrate
-FOLDER` takes it. InternVL2's own Python files are not in it, so that LMDeploy does not start it.
+Weights are holes in files and read as zeros, and take as much memory as real ones. `turbofit
+calibrate FOLDER` takes it. LMDeploy does not start InternVL2 so, whose Python files are missing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 
 
 def main(words: list[str] | None = None) -> int:
-    """Write it, and say where."""
+    """Write the checkpoint, and print its path."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.twin", description=__doc__)
     parser.add_argument("model", help="a preset's name")
     parser.add_argument("folder", type=Path)

@@ -1,4 +1,4 @@
-"""Plain LMDeploy and turbofit by turns, each an engine's process alone on a pretend card.
+"""Compares what images cost plain LMDeploy and turbofit, by turns, on pretend cards.
 
     python -m bench.images [--models internvl2-2b ...] [--sizes 1920x1080 ...] [--write]
 
@@ -46,14 +46,14 @@ HEAD = (
 
 
 class Turn(NamedTuple):
-    """What one turn cost an image, in seconds of processor time, and requests a second."""
+    """One turn: processor seconds for each image, and requests a second."""
 
     cpu: float
     rate: float
 
 
 def photograph(size: str) -> bytes:
-    """A JPEG with as much detail as a photograph, about 2 bits a pixel."""
+    """Return a JPEG with as much detail as a photograph, about 2 bits a pixel."""
     width, height = map(int, size.split("x"))
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 256, (height // 6, width // 6, 3), dtype=np.uint8))
@@ -63,7 +63,7 @@ def photograph(size: str) -> bytes:
 
 
 def ask(served: Served, model: str, picture: bytes) -> None:
-    """One request; bytes behind a JPEG's end make it another picture."""
+    """Send a request; random bytes behind the JPEG's end make it another picture each time."""
     encoded = base64.b64encode(picture + os.urandom(8)).decode()
     image = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{encoded}"}}
     content = [{"type": "text", "text": "What is it?"}, image]
@@ -81,7 +81,7 @@ def ask(served: Served, model: str, picture: bytes) -> None:
 
 
 def spent(pid: int) -> float:
-    """Processor seconds of a process and all its children that live."""
+    """Return the processor seconds of a process and of all its living children."""
     seconds = cpu_seconds(pid)
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):
@@ -101,7 +101,7 @@ def turn(served: Served, model: str, picture: bytes, count: int) -> Turn:
 
 
 def compared(model: str, given: argparse.Namespace) -> list[list[str]]:
-    """A row for each size."""
+    """Measure both ways for a model; returns a table row for each size."""
     options = {"plain": ("--image-threads", "1"), "turbofit": ("--image-cache", given.image_cache)}
     rows, children = [], []
     with ExitStack() as stack:

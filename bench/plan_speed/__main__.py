@@ -1,4 +1,4 @@
-"""Cold time of a plan, of processes as people start them. See README.md."""
+"""Measures the time of a plan in a new process, as people start it. See README.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUNS = 20
 
 
 def spent(argv: list[str]) -> tuple[float, float, float]:
-    """Milliseconds of processor time and of the clock, and peak MiB, of one run."""
+    """Run a command; returns milliseconds of processor and clock, and peak MiB."""
     began = time.perf_counter()
     child = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, used = os.wait4(child.pid, 0)

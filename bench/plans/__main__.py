@@ -38,7 +38,7 @@ def properties(count: int, seed: int) -> Ends:
 
 
 def judged(request: Request) -> tuple[str, list[str]]:
-    """How a request ends, and what it breaks."""
+    """Plan a request; returns how it ends, and which properties it breaks."""
     try:
         found = plan(request.model, on=request.on, **request.options)
     except TurbofitError as exc:
@@ -80,7 +80,7 @@ CHECKS = {"properties": (properties, 2000), "promises": (promises, 5000), "least
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; 1 where something does not hold."""
+    """Run the program; returns 1 if something does not hold."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.plans", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def written(*, write: bool) -> int:
-    """The page of LMDeploy's registries."""
+    """Print the page of LMDeploy's registries, and write it if asked."""
     from bench.plans import registry
     from tests.support.standin.standin_engine import mend_torchvision
 

@@ -1,4 +1,4 @@
-"""What a second plan keeps of a first one: with more memory or less asked, and with ``--least``."""
+"""Checks what a second plan keeps of a first one: given more, asked less, or with ``--least``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ENOUGH: Final = 32_768
 
 
 def shrinks(pair: Pair, less: Plan, more: Plan) -> str:
-    """Which promise is smaller in the second plan; empty where none is.
+    """Return which promise is smaller in the second plan; empty if none is.
 
     Values are not compared where loads or engines differ: TurboMind is preferred to the PyTorch
     engine where both keep the promises, and the forecast does not tell their speeds apart.
@@ -47,12 +47,12 @@ def shrinks(pair: Pair, less: Plan, more: Plan) -> str:
 
 
 def taken(plan: Plan) -> int:
-    """Bytes that the engines of a plan hold at the most, on all GPUs."""
+    """Return the most bytes that the engines of a plan hold on all GPUs."""
     return sum(max(gpu.peak, gpu.load_peak) - gpu.used for gpu in plan.gpus)
 
 
 def least_breaks(request: Request, whole: Plan, least: Plan) -> str:
-    """What the least plan does not keep; empty where it keeps all."""
+    """Return what a plan with ``--least`` does not keep; empty if it keeps everything."""
     options = request.options
     if not least.fits:
         return f"does not fit: {least.verdict}"

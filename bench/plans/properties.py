@@ -1,7 +1,7 @@
-"""What holds of every plan and of every refusal.
+"""Checks what must hold of every plan and of every refusal.
 
-That an engine has code for a card is asked here of a table that was written by hand, not of the
-census that the planner asks: TurboMind 0.18, from the reading of its wheel by cuobjdump.
+Whether an engine has code for a card follows here from a table that was written by hand for
+TurboMind 0.18, from cuobjdump's listing of its wheel, and not from the planner's census.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BARE: Final = re.compile(r"(?<![\w.,])\d{9,}(?![\w.,])")
 
 
 def of_plan(plan: Plan) -> Iterator[str]:
-    """What a plan breaks."""
+    """Yield what must hold of a plan but does not."""
     texts = [plan.verdict, *plan.reasons, *plan.warnings]
     texts += [text for one in plan.remedies for text in (one.change, one.effect)]
     yield from (f"a number without a unit: {text}" for text in texts if _BARE.search(text))
@@ -42,7 +42,7 @@ def of_plan(plan: Plan) -> Iterator[str]:
 
 
 def _code(plan: Plan) -> Iterator[str]:
-    """Pairs of an engine and a card without code for the model."""
+    """Yield the cards on which the engine has no code for the model."""
     quantization, moe = plan.model.quantization, plan.model.text.moe
     used = {index for group in plan.parallel.groups for index in group}
     for gpu in plan.machine.gpus:
@@ -66,7 +66,7 @@ def _code(plan: Plan) -> Iterator[str]:
 
 
 def of_refusal(error: TurbofitError) -> Iterator[str]:
-    """What a refusal breaks."""
+    """Yield what must hold of a refusal but does not."""
     if not error.hint:
         yield f"a refusal without a hint: {error.message}"
     if _BARE.search(error.message) or _BARE.search(error.hint):

@@ -1,4 +1,4 @@
-"""Every architecture that LMDeploy's registries list, and what turbofit answers for it."""
+"""Lists all architectures of LMDeploy's registries, with turbofit's answer to each."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Listed(NamedTuple):
 
 @cache
 def listed() -> Listed:
-    """What the installed LMDeploy lists."""
+    """Read the registries of the installed LMDeploy."""
     from lmdeploy.pytorch.models.module_map import MODULE_MAP, REMOVED_MODEL_MAP
     from lmdeploy.turbomind.supported_models import SUPPORTED_ARCHS
     from lmdeploy.vl.model import builder
@@ -63,7 +63,7 @@ def listed() -> Listed:
 
 @cache
 def _examples() -> dict[str, Model]:
-    """A model of each architecture that has a preset in 16 bits."""
+    """Return a preset model in 16 bits for each architecture that has one."""
     found: dict[str, Model] = {}
     for preset_id in known_presets():
         preset = load_preset(preset_id)
@@ -73,7 +73,7 @@ def _examples() -> dict[str, Model]:
 
 
 def answer(architecture: str) -> str:
-    """What ``turbofit plan`` says of a checkpoint of this architecture."""
+    """Return what ``turbofit plan`` answers for a checkpoint of this architecture."""
     if architecture not in PLANNED:
         error = refusal(architecture)
         return f"{error.message}; {error.hint}"
@@ -88,7 +88,7 @@ def answer(architecture: str) -> str:
 
 @cache
 def _with_presets() -> set[str]:
-    """The architectures that presets are of."""
+    """Return the architectures that have a preset."""
     presets = map(load_preset, known_presets())
     return {
         preset.architecture for preset in presets if preset.architecture and not preset.unsupported
@@ -96,7 +96,7 @@ def _with_presets() -> set[str]:
 
 
 def table() -> str:
-    """The whole page."""
+    """Return the whole page."""
     lists = listed()
     names = sorted(set().union(*lists), key=lambda name: (name.lower(), name))
     rows = []

@@ -1,4 +1,4 @@
-"""Random requests, and pairs of them of which the second has more, or asks for less."""
+"""Makes random requests, and pairs of which the second has more or asks for less."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FREE: Final = 0.96
 
 
 class Request(NamedTuple):
-    """A model, a machine, and what is asked of them: keywords of `turbofit.plan`."""
+    """A model, a machine, and options: keywords of `turbofit.plan`."""
 
     model: str
     on: str
@@ -40,7 +40,7 @@ class Request(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """``kind`` is what the second has more of, or asks for less of; both are planned alike else."""
+    """Two requests that differ in ``kind`` only: ``more`` has more of it, or asks for less."""
 
     kind: str
     less: Request
@@ -57,7 +57,7 @@ _OPTIONS: Final = {
 
 
 def planned(request: Request) -> Plan | None:
-    """The plan; None where something asked for cannot be used there at all."""
+    """Return the plan of a request, or None if it is refused."""
     try:
         return turbofit.plan(request.model, on=request.on, **request.options)
     except TurbofitError:
@@ -65,7 +65,7 @@ def planned(request: Request) -> Plan | None:
 
 
 def requests(count: int, seed: int) -> Iterator[Request]:
-    """So many requests over all presets, the same ones for the same seed."""
+    """Yield ``count`` random requests over all presets, equal for equal seeds."""
     chance = Random(seed)
     models, cards = known_presets(), preset_names()
     for _ in range(count):
@@ -78,7 +78,7 @@ def requests(count: int, seed: int) -> Iterator[Request]:
 
 
 def _gib(card: str) -> float:
-    """The most of a card that is free, in GiB."""
+    """Return the most memory of a card that may be free, in GiB."""
     total = parse_spec(f"1x{card}").gpus[0].total
     assert isinstance(total, int)
     return total / _GIB * _FREE
@@ -98,7 +98,7 @@ def _more_cards(random: Random, request: Request) -> Request:
 
 
 def _shorter_context(random: Random, request: Request) -> Request:  # noqa: ARG001
-    """Half the context, where that still holds the images: a shorter one must make them smaller."""
+    """Halve the context, unless it would then be too short for images of the full size."""
     rule = resolve_model(request.model).image_rule
     context = request.options.get("context", 0) // 2
     images = request.options.get("images", 1)
@@ -110,7 +110,7 @@ def _shorter_context(random: Random, request: Request) -> Request:  # noqa: ARG0
 
 
 def _half(option: str) -> Callable[[Random, Request], Request]:
-    """Half as many, one at least."""
+    """Return a change that halves an option, to 1 at least."""
     return lambda _, request: _changed(
         request, **{option: max(1, request.options.get(option, 1) // 2)}
     )
@@ -130,7 +130,7 @@ _WEIGHTS: Final = (6, 4, 1, 1, 1, 1)
 
 
 def pairs(count: int, seed: int) -> Iterator[Pair]:
-    """So many pairs, the same for the same seed."""
+    """Yield ``count`` random pairs, equal for equal seeds."""
     random = Random(seed)
     made = 0
     while made < count:

@@ -1,4 +1,4 @@
-"""The rows of the bench: what is predicted and then really run on pretend GPUs."""
+"""Lists the rows of the bench: settings that are predicted and then run on pretend GPUs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 class Row(NamedTuple):
     """One start of the engine, and the requests that it is given.
 
-    ``units``: single requests of so many tiles, or of a patch grid (h, w). ``queued``: so many
-    requests of the first unit, queued whole. ``packing``: awq or fp8 of a model whose preset has 16
-    bits, as a checkpoint's folder.
+    ``units``: an image request for each, of this number of tiles or this patch grid (h, w).
+    ``queued``: for each, this number of requests of the second unit (or the only one) at once.
+    ``packing``: awq or fp8, for a folder with the model of a 16-bit preset in this quantisation.
     """
 
     model: str
@@ -45,7 +45,7 @@ _SHORT = {"prefill": "max_prefill_token_num", "batch": "max_batch_size", "sessio
 
 
 def row(model: str, on: str, **words: Any) -> Row:
-    """A row; what is no field of it is a setting."""
+    """Make a row; keywords that are no fields of `Row` are settings."""
     fields = {name: words.pop(name) for name in Row._fields if name in words}
     settings = {_SHORT.get(name, name): value for name, value in words.items()}
     return Row(model, on, settings=settings, **fields)

@@ -1,4 +1,4 @@
-"""Plans for LMDeploy's PyTorch engine before that engine, on pretend GPUs; a bar on each figure.
+"""Compares plans for LMDeploy's PyTorch engine with that engine on pretend GPUs.
 
 Needs a Python with a CUDA build of torch (no GPU), LMDeploy 0.18, and Ray for tp 2:
 
@@ -72,7 +72,7 @@ What each held above the steady state, live, by torch's allocator. The ledger ch
 
 
 class Row(NamedTuple):
-    """One plan; ``layers``: of a stand-in that has so many of the model's."""
+    """A plan to compare; ``layers``, if not 0: only this number of the model's layers."""
 
     model: str
     on: str
@@ -151,7 +151,7 @@ ROWS = (
 
 
 def formula(model: str, tp: int, cache: dict[str, Any]) -> int:
-    """Blocks by the formula, of the rank that has least."""
+    """Return the number of cache blocks by the formula, for the rank with the fewest."""
     text = resolve_model(model).text
     heads = max(1, text.kv_heads // tp)
     rows = cache["block_size"] * heads
@@ -167,7 +167,7 @@ def formula(model: str, tp: int, cache: dict[str, Any]) -> int:
 
 
 def states(text: TextDims, tp: int, slots: int) -> int:
-    """Bytes of the states of gated delta nets, at 16 bits."""
+    """Return the bytes of the 16-bit states of gated delta nets in ``slots`` slots."""
     if text.delta is None:
         return 0
     one = text.delta
@@ -181,7 +181,7 @@ def mib(value: int | None) -> str:
 
 
 class Found(NamedTuple):
-    """What a row gave: cells of the two tables, and what missed its bar."""
+    """The result of a row: its cells of the two tables, and the figures that are too far off."""
 
     start: tuple[str, ...]
     cases: list[tuple[str, ...]]
@@ -190,7 +190,7 @@ class Found(NamedTuple):
 
 
 def compare(row: Row) -> Found:
-    """Plan, rehearse, and hold each figure against its bar."""
+    """Plan a row, rehearse it, and check how far off each figure is."""
     with tempfile.TemporaryDirectory() as scratch:
         if row.layers:
             row = row._replace(model=_cut(row, Path(scratch)))
@@ -198,7 +198,7 @@ def compare(row: Row) -> Found:
 
 
 def _cut(row: Row, scratch: Path) -> str:
-    """A folder with the first layers of a model, at whose size every term of a layer is met."""
+    """Write a folder with the first layers of a model, each of its full size; returns the path."""
     model = resolve_model(row.model)
     text, moe, delta = model.text, model.text.moe, model.text.delta
     if moe is not None:
@@ -266,7 +266,7 @@ def _start(
 
 
 def _peaks(plan: Plan, document: dict[str, Any], i: int) -> tuple[int, int]:
-    """The most that was live on a card over all cases, and the most that was reserved."""
+    """Return the most bytes of a card that were live over all cases, and that were reserved."""
     gpu, late = document["gpus"][i], charged(plan).gpus[i].late
     used = gpu["used_by_others"]
     cases = [gpu["phases"].get(f"case {case['name']}", {}) for case in document["cases"]]
@@ -302,7 +302,7 @@ def _hold(
     what: str, forecast: int, seen: int | None, card: int, say: Callable[[str], None],
     upper: int | None = None,
 ) -> None:  # fmt: skip
-    """Says what is under, or over what was seen (or over ``upper``) by too much."""
+    """Report a forecast below what was seen, or too far above it (or above ``upper``)."""
     if seen is None:
         return
     most = seen if upper is None else upper
@@ -314,7 +314,7 @@ def _hold(
 
 
 def text_of(found: Mapping[str, Found]) -> str:
-    """The document."""
+    """Return the page of all results."""
     versions: dict[str, str] = {}
     for one in found.values():
         versions |= one.versions

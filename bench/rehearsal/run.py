@@ -1,4 +1,4 @@
-"""Forecast, rehearse, compare. See README.md."""
+"""Compares TurboMind's forecasts with rehearsals on pretend GPUs. See README.md."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ The 40 largest differences:
 
 
 class Check(NamedTuple):
-    """One comparison, in bytes (tokens for ``tokens``); ``bad`` where the bar is missed."""
+    """One comparison, in bytes (``tokens`` in tokens); ``bad`` if the difference is too large."""
 
     row: str
     what: str
@@ -67,7 +67,7 @@ class Check(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """What a row gave, and on which day."""
+    """The result of a row, and the day when it ran."""
 
     row: str
     outcome: str
@@ -77,7 +77,7 @@ class Ran(NamedTuple):
 
 
 def model_of(row: Row, folder: Path) -> str:
-    """The row's preset, or the folder of its model in another packing."""
+    """Return the row's preset, or a new folder of its model in another quantisation."""
     if not row.packing:
         return row.model
     preset = find_preset(row.model)
@@ -90,12 +90,12 @@ def model_of(row: Row, folder: Path) -> str:
 
 
 def forecast_of(row: Row, model: str) -> Plan:
-    """What turbofit says of this row before anything runs."""
+    """Return turbofit's prediction of a row."""
     return turbofit.predict(model, on=row.on, tp=row.tp, **row.settings)
 
 
 class Driven(NamedTuple):
-    """A case of the rehearsal; ``forward`` is None where several requests meet as they will."""
+    """A case of the rehearsal; ``forward`` is None if several requests may share forwards."""
 
     name: str
     requests: list[RehearsalRequest]
@@ -104,7 +104,7 @@ class Driven(NamedTuple):
 
 
 def cases_of(row: Row, plan: Plan) -> Iterator[Driven]:
-    """The requests of a row."""
+    """Yield the cases of a row."""
     tokens = plan.settings.max_prefill_token_num + plan.settings.max_batch_size
     tokens = -(-tokens // plan.settings.tp) * plan.settings.tp
     for unit in row.units:
@@ -140,7 +140,7 @@ def _units(unit: Any) -> int:
 
 
 def check_row(row: Row, folder: Path) -> tuple[list[Check], dict[str, Any]]:
-    """All comparisons of one row."""
+    """Rehearse a row; returns its comparisons and the rehearsal's document."""
     plan = forecast_of(row, model_of(row, folder))
     checkpoint = folder / plan.model.name
     if not checkpoint.exists():
@@ -157,7 +157,7 @@ def check_row(row: Row, folder: Path) -> tuple[list[Check], dict[str, Any]]:
 
 
 def fate_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> Iterator[Check]:
-    """Whether it starts, hangs or dies, and in which phase."""
+    """Compare whether the engine starts, hangs or dies, and in which phase."""
     verdict = plan.verdict
     told = (
         "load" if "while loading" in verdict
@@ -179,7 +179,7 @@ def fate_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> Iterator[Check]:
 
 
 def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
-    """Weights, cache, tokens and persistent buffers of every rank."""
+    """Compare weights, cache, tokens and persistent buffers of every rank."""
     checks, step = [], load_constants(plan.engine.version).pool_granularity
     for rank, index in enumerate(plan.parallel.groups[0]):
         ledger = next(g for g in plan.gpus if g.index == index).ledger
@@ -219,7 +219,7 @@ def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
 
 
 def pool_checks(row: Row, plan: Plan, seen: dict[str, Any], driven: list[Driven]) -> list[Check]:
-    """The executor's pool: the warm-up, each driven request, and the plan's bound over all."""
+    """Compare the executor's pool: in the warm-up, in each case, and with the plan's bound."""
     constants = load_constants(plan.engine.version)
     gpu = plan.machine.gpus[plan.parallel.groups[0][0]]
     fuses = capability_of(gpu, unknown=FUSES_NOTHING)
@@ -245,7 +245,7 @@ def _never_under(row: Row, what: str, forecast: int, seen: int) -> Check:
 
 
 def largest(checks: list[Check]) -> str:
-    """The comparisons that are least exact, worst first, as Markdown."""
+    """Return the largest differences as Markdown, the worst first."""
     sized = [c for c in checks if c.seen and c.what != "tokens" and not c.bound]
     rows = [
         (c.row, c.what, f"{c.forecast / MIB:.2f}", f"{c.seen / MIB:.2f}",
@@ -256,7 +256,7 @@ def largest(checks: list[Check]) -> str:
 
 
 def summary(checks: list[Check], seconds: float, rows: int) -> str:
-    """The counts, the extremes and the misses."""
+    """Return the counts, the extremes and the failed comparisons."""
     exact = [c for c in checks if c.seen and not c.bound and c.what != "tokens"]
     bounds = [c for c in checks if c.bound]
     bad = [c for c in checks if c.bad]

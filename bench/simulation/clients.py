@@ -29,11 +29,11 @@ def _image(width: int, height: int) -> str:
 
 @dataclass
 class Request:
-    """One request, and what became of it.
+    """A request of a client, and its outcome.
 
-    ``leaves``: seconds after which its client goes away; ``ends_after``: those after which it ends
-    its engine, if it does (``poison``); ``tries``: how often it is sent again after a 503; ``end``
-    is a status, ``left``, ``lost`` (turbofit ended) or ``closed`` (nothing listened).
+    ``leaves``: seconds after which its client goes away. ``poison``: it ends its engine, after
+    ``ends_after`` seconds. ``tries``: how often it is sent again after a 503. ``end`` is a status,
+    ``left``, ``lost`` (turbofit ended) or ``closed`` (nothing listened).
     """
 
     number: int
@@ -71,7 +71,7 @@ class Request:
         return msgspec.json.encode(document)
 
     async def run(self, world: World, gateway: Gateway) -> None:
-        """Send it and take the answer; a violation where it ends otherwise than once."""
+        """Send the request to the gateway, and record its end in the world."""
         gone, sent = self.gone, False
 
         async def receive() -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""A simulated inference engine: takes memory as the plan's ledger says, prints what LMDeploy's
-engines print, answers HTTP, and dies as they die. The process that turbofit starts is one of these
-(`SimulatedEngineProcess`).
+"""A simulated inference engine, in place of the process that turbofit starts.
+
+It takes memory as the plan's ledger says, prints what LMDeploy's engines print, answers HTTP, and
+dies as they do. turbofit holds it as a `SimulatedEngineProcess`.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class StartFault:
-    """What is to become of one start.
+    """The fault of one start of an engine, if any.
 
     ``dies`` names a phase (starting, weights, cache, warm-up) and ``how`` (kill, cuda, python,
-    host). ``stuck``: a phase that never ends. ``slow``: seconds more. ``more``: bytes that the
-    engine takes beyond its forecast, in ``more_at`` (weights, serving).
+    host). ``stuck``: a phase that never ends. ``slow``: additional seconds. ``more``: bytes that
+    the engine takes beyond its forecast, in ``more_at`` (weights, serving).
     """
 
     dies: str = ""
@@ -51,15 +52,15 @@ _MIB = 1 << 20
 _SLAB = 32 * _MIB
 #: Seconds between looks of a supervisor at an engine that hangs.
 _HUNG_LOOK = 15.0
-#: Of the pool, which is taken by itself, and what a calibration only says of the other terms.
+#: Terms that are not allocated: the pool's, which grows by itself, and those of calibrations.
 _NOT = ("pool_warmup", CONTEXT, BUFFERS)
 
 
 class EngineMemory:
-    """The bytes of one engine.
+    """Allocates and frees the bytes of one engine.
 
     Args:
-        engine: whose they are.
+        engine: the engine that holds them.
     """
 
     def __init__(self, engine: SimulatedEngine) -> None:
@@ -72,7 +73,7 @@ class EngineMemory:
         return [gpu for gpu in self._engine.plan.gpus if gpu.index in self._engine.gpus]
 
     def take(self, phase: str) -> None:
-        """Allocate what the ledger has for a phase, and with weights what only loading takes."""
+        """Allocate a phase's bytes by the ledger; for weights also what only loading takes."""
         fault = self._engine.fault
         for gpu in self._ledgers():
             size = sum(t.bytes for t in gpu.ledger if t.phase == phase and t.term not in _NOT)
@@ -89,16 +90,16 @@ class EngineMemory:
             self._machine.allocate(index, self._engine.pid, -size)
 
     def _pool(self, index: int, need: int) -> None:
-        """The executor's pool keeps its high-water mark."""
+        """Grow the executor's pool to ``need`` bytes; it never shrinks."""
         if need > self._pools[index]:
             self._machine.allocate(index, self._engine.pid, need - self._pools[index])
             self._pools[index] = need
 
     def work(self, units: int) -> None:
-        """Take what a request needs of the pool.
+        """Grow the pool for a forward over ``units`` vision units.
 
         Raises:
-            OutOfDeviceMemory: it is not there.
+            OutOfDeviceMemory: the card has too little free memory.
         """
         most = (
             self._engine.plan.limits.units_per_forward
@@ -117,7 +118,7 @@ class EngineMemory:
 
 
 class SimulatedEngineProcess:
-    """What turbofit holds of an engine that it started; its log can always be opened."""
+    """The handle of an engine that turbofit started; its log can always be opened."""
 
     log_error = ""
 
@@ -142,7 +143,7 @@ class SimulatedEngineProcess:
         return self.take()
 
     def send(self, number: int) -> None:
-        """It takes some seconds to end in order, and may hang in that."""
+        """Send a signal, which ends the engine half a second later, unless it hangs."""
         engine = self._engine
         if engine.code is not None or engine.hung:
             return
@@ -168,7 +169,7 @@ class _Ended(Exception):  # noqa: N818 - no error: its life is over
 
 
 class Exchange:
-    """One request at an engine."""
+    """A request that an engine works on."""
 
     def __init__(
         self, engine: SimulatedEngine, answer: Callable[[str, Any], None],
@@ -182,7 +183,7 @@ class Exchange:
         self.made = self.gone = False
 
     def left(self) -> None:
-        """Who asked is gone: of an answer in one piece LMDeploy notices that at the next token."""
+        """Note that the client is gone; without a stream LMDeploy sees it at the next token."""
         if self.request is not None:
             self.engine.last_left = (self.engine.world.scheduler.now, self.request)
         whole = self.request is not None and not self.request.stream
@@ -198,7 +199,7 @@ class Exchange:
 
 
 class SimulatedEngine:
-    """What runs in the process."""
+    """The engine that runs in the simulated process."""
 
     def __init__(
         self, world: World, pid: int, argv: Sequence[str], env: Mapping[str, str], fault: StartFault
@@ -289,7 +290,7 @@ class SimulatedEngine:
         yield None
 
     def _meet(self, phase: str) -> None:
-        """Die here, if it is to be."""
+        """End the engine if its fault names this phase."""
         if self.fault.dies != phase:
             return
         if self.fault.how == "kill":
@@ -333,17 +334,17 @@ class SimulatedEngine:
         self.world.count("engine ends")
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """A signal that ends it."""
+        """End the engine by a signal."""
         self._exit(-number)
 
     def crash(self) -> None:
-        """A CUDA error that is not memory."""
+        """End the engine by a CUDA error that is no lack of memory."""
         if self.code is None:
             self._say("CUDA error: an illegal memory access was encountered", "FATAL")
             self._exit(-signal.SIGABRT)
 
     def _die_of(self, killing: Exchange) -> None:
-        """A request ends it, unless its answer is there already."""
+        """End the engine by a poisonous request, unless its answer is already made."""
         request = killing.request
         if self.code is not None or killing.made:
             return
@@ -359,7 +360,7 @@ class SimulatedEngine:
     def take(
         self, method: str, path: str, body: bytes, answer: Callable[[str, Any], None]
     ) -> Exchange:
-        """A request came."""
+        """Begin to work on a request that arrived."""
         request = self.world.request_in(body)
         one = Exchange(self, answer, request)
         self.exchanges.append(one)
@@ -402,7 +403,7 @@ class SimulatedEngine:
             self._after(one, 0.02 * tokens, lambda: self._made(one, page))
 
     def _made(self, one: Exchange, page: Any) -> None:
-        """An answer in one piece is there; what turbofit itself asks has its answer at once."""
+        """Send an answer in one piece, which is now made."""
         one.made = True
         self._whole(one, 200, page)
 
@@ -434,7 +435,7 @@ class SimulatedEngine:
 
     @property
     def hung(self) -> bool:
-        """Whether it does nothing more; what was due goes on within a second of the hang's end.
+        """Whether the engine hangs; work that was due goes on a second after the hang's end.
 
         Requests whose clients have left do not go on: the gateway counts them for ten seconds only
         (`LEFT_SECONDS` of `gateway.routing.engines`, which says the sign: under).
@@ -454,7 +455,7 @@ class SimulatedEngine:
             self._after(one, 1.0, act)
 
     def _give_no_sign(self) -> None:
-        """Its supervisor looks at it from time to time while it hangs."""
+        """Wake the engine's supervisor from time to time while the engine hangs."""
         if self._hung and self.code is None:
             self.world.stir(self.owner)
             self.world.scheduler.after(_HUNG_LOOK, self._give_no_sign)
@@ -462,7 +463,7 @@ class SimulatedEngine:
     # -- its words
 
     def _say(self, text: str, level: str = "INFO") -> None:
-        """A line of TurboMind's log."""
+        """Print a line of TurboMind's log."""
         self._print(f"[TM][{level}][turbomind.cc:305] {text}")
 
     def _print(self, text: str) -> None:
@@ -470,7 +471,7 @@ class SimulatedEngine:
         self._tell()
 
     def _tell(self) -> None:
-        """Whoever follows it looks at it soon."""
+        """Wake those who wait for the engine."""
         self.changed.set()
         self.world.stir(self.owner)
 

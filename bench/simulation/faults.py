@@ -1,4 +1,4 @@
-"""What goes wrong in a simulated day: each fault breaks something, and mends it where it can."""
+"""The faults of a simulated day: each breaks something, and mends it later if it can."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _engine(day: Day) -> SimulatedEngine | None:
 
 
 def _kill(day: Day, *start_faults: StartFault) -> None:
-    """Kill an engine; its next starts are as told."""
+    """Kill an engine; its next starts have these faults."""
     engine = _engine(day)
     if engine is not None:
         day.world.start_faults += start_faults
@@ -39,7 +39,7 @@ def _kill(day: Day, *start_faults: StartFault) -> None:
 
 
 def _impair(day: Day, how: Literal["hung", "failing"], longest: float | None = None) -> None:
-    """Impair an engine, for so many seconds at most or for ever."""
+    """Impair an engine, for at most ``longest`` seconds or for ever."""
     engine = _engine(day)
     if engine is None:
         return
@@ -179,10 +179,10 @@ def disk_slow(day: Day) -> None:
 
 @fault
 def turbofit_killed_and_its_guards(day: Day) -> None:
-    """Its engines live on, and hold their memory; the lease says which they are.
+    """Kill turbofit and its guards: its engines live on with their memory, named by the lease.
 
-    Not while the disk is broken or slow, or was just now: no file may name them then, and nobody
-    can end them.
+    While the disk is broken or slow, or was so recently, the guards work: no file might name the
+    engines, and nobody could end them.
     """
     process = day.turbofit.process
     world = day.world
@@ -209,7 +209,7 @@ def sigint_twice(day: Day) -> None:
 
 @fault
 def clock_jumps(day: Day) -> None:
-    """A day may be over at once."""
+    """Move the wall clock by up to a day."""
     day.world.scheduler.skew += day.rng.uniform(-90000, 90000)
 
 

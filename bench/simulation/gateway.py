@@ -1,4 +1,4 @@
-"""The gateway in virtual time: its own code and aiohttp's, in a loop of simulated sockets.
+"""Runs the gateway in virtual time: its own code and aiohttp's, on simulated sockets.
 
 What is simulated begins at ``loop.sock_connect``; uvicorn and its connections are left out.
 """
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 #: Seconds until a connection is made.
 _CONNECT = 0.0001
-#: What a coroutine awaits at its end, at most: each is one more time that it is to be closed.
+#: The most awaits in the cleanup of a coroutine: each needs one more attempt to close it.
 _AWAITS = 5
 
 
 class _Selector:
-    """Where a selector waits for sockets, this waits in virtual time."""
+    """A selector that waits in virtual time, not for sockets."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -50,7 +50,7 @@ class _Selector:
 
 
 class SimulatedSocket:
-    """What aiohttp has of a socket before `VirtualLoop` connects it."""
+    """The socket that aiohttp has until `VirtualLoop` connects it."""
 
     def __init__(self, address: Any) -> None:
         pass
@@ -63,7 +63,7 @@ class SimulatedSocket:
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """An event loop of one simulated turbofit."""
+    """The event loop of one simulated turbofit."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self._world.scheduler.now
 
     def _check_closed(self) -> None:
-        """What a killed turbofit had under way is collected when its loop has long ended."""
+        """Allow a closed loop, since tasks of a killed turbofit are collected after its end."""
 
     def _process_events(self, event_list: list[Any]) -> None:
         pass
@@ -94,7 +94,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._selector.woken.set()
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # noqa: ARG002
-        """In a thread of its own."""
+        """Run a function in a thread of its own."""
         future = self.create_future()
 
         def settle(act: Callable[[], None]) -> None:
@@ -113,7 +113,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return future
 
     def abandon(self) -> None:
-        """End what a killed turbofit had under way, before the collector does it elsewhere."""
+        """Close the tasks of a killed turbofit, before the garbage collector does so elsewhere."""
         before = events._get_running_loop()
         events._set_running_loop(self)
         try:
@@ -130,10 +130,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         pass
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
-        """Reach what listens at a port of the simulated machine.
+        """Connect to the engine that listens at a port of the simulated machine.
 
         Raises:
-            ConnectionRefusedError: nothing does.
+            ConnectionRefusedError: nothing listens there.
         """
         await asyncio.sleep(_CONNECT)
         engine = self._world.machine.ports.get(address[1])
@@ -159,7 +159,7 @@ def _head(status: int, content: str) -> bytes:
 
 
 class EngineConnection(asyncio.Transport):
-    """One connection to a simulated engine: HTTP/1.1 bytes there and back."""
+    """A connection to a simulated engine, in HTTP/1.1."""
 
     def __init__(
         self, loop: VirtualLoop, world: World, engine: SimulatedEngine, protocol: Any
@@ -193,7 +193,7 @@ class EngineConnection(asyncio.Transport):
             self._exchange = self._engine.take(method, path, rest[:length], self._answer)
 
     def _answer(self, kind: str, value: Any) -> None:
-        """Bytes of the answer, from the engine."""
+        """Pass a part of the engine's answer on as HTTP/1.1 bytes."""
         if kind == "head":
             data = _head(*value)
         elif kind == "whole":
@@ -215,7 +215,7 @@ class EngineConnection(asyncio.Transport):
             self.loop.call_soon_threadsafe(lambda: None if self._closed else act())
 
     def reset(self) -> None:
-        """The connection breaks; an engine that still runs drops the request, as LMDeploy does."""
+        """Break the connection; a running engine drops the request, as LMDeploy does."""
         if self._exchange is not None:
             self._exchange.left()
         if self._broken:
@@ -248,7 +248,7 @@ class EngineConnection(asyncio.Transport):
 
 
 class SimulatedGatewayThread:
-    """In place of `gateway.server.GatewayThread`: the same door, without uvicorn."""
+    """Replaces `gateway.server.GatewayThread`, without uvicorn."""
 
     #: Only uvicorn's connections cut requests off.
     cut = 0
@@ -267,7 +267,7 @@ class SimulatedGatewayThread:
         self.url = "http://127.0.0.1:23333"
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start the gateway, and wait until it listens."""
         self._world.scheduler.thread(self._run)
         self._listening.wait(30.0)
         if self._process is self._world.primary:
@@ -279,7 +279,7 @@ class SimulatedGatewayThread:
         self._process.ends.append(self._killed)
 
     def stop(self, *, drain: bool = True) -> None:
-        """Take nothing new, and end."""
+        """Take no new requests, and wait for the end."""
         self.listens = False
         if self._loop is None or self._stop is None or self._task is None:
             return
@@ -296,7 +296,7 @@ class SimulatedGatewayThread:
             self._loop.call_soon_threadsafe(self._task.cancel)
 
     def call(self, ask: Callable[[Gateway], Any], seconds: float = 10.0) -> Any:
-        """Run something in the gateway's loop."""
+        """Run ``ask`` in the gateway's loop; returns its result."""
         if self._loop is None or self._ended.flag:
             raise LaunchError("the gateway does not serve", hint="start it first")
         done = Event(self._world.scheduler)
@@ -316,16 +316,16 @@ class SimulatedGatewayThread:
         return not self._ended.flag
 
     def look(self) -> None:
-        """Let it look at its engines now."""
+        """Let the gateway check its engines now."""
         if self._loop is not None and not self._ended.flag:
             self._loop.call_soon_threadsafe(self.gateway.monitor.look)
 
     def serves(self, engine: SimulatedEngine) -> bool:
-        """Whether it is one of its engines."""
+        """Return whether an engine belongs to this gateway's turbofit."""
         return engine.owner is self._process
 
     def open(self, request: Request) -> None:
-        """A client's connection, with its request."""
+        """Open a client's connection, which sends its request."""
         loop = self._loop
         assert loop is not None
 
@@ -344,7 +344,7 @@ class SimulatedGatewayThread:
             self._world.violate(f"the gateway raised {task.exception()!r}")
 
     def _killed(self) -> None:
-        """turbofit ended: its clients' connections break."""
+        """Break the connections of all clients, since turbofit ended."""
         self.listens = False
         if self._world.gateway is self:
             self._world.gateway = None

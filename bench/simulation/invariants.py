@@ -1,4 +1,4 @@
-"""What must hold in every simulated day, looked at whenever it could break."""
+"""Checks what must hold in every simulated day, whenever it could break."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _LEFT = 10.0
 
 
 class Invariants:
-    """The promises of one history; a broken one goes to ``World.violate``.
+    """The checks of one simulated day; each failure goes to ``World.violate``.
 
     Args:
-        world: where it is.
+        world: the world of the day.
     """
 
     def __init__(self, world: World) -> None:
@@ -54,7 +54,7 @@ class Invariants:
     # -- engines and their memory
 
     def engine_started(self, engine: SimulatedEngine) -> None:
-        """No two engines of one turbofit are on the same card."""
+        """Check that no two engines of one turbofit are on the same card."""
         for other in self._world.machine.engines.values():
             shared = set(other.gpus) & set(engine.gpus)
             if other is not engine and shared and other.owner is engine.owner:
@@ -62,7 +62,7 @@ class Invariants:
                 break
 
     def out_of_memory(self, engine: SimulatedEngine) -> None:
-        """No engine lacks memory for an admitted request, but for what nobody could foresee."""
+        """Check that an engine lacks memory for a request only if nobody could foresee it."""
         world = self._world
         world.count("out of memory while serving")
         if not self._surprised(engine):
@@ -72,9 +72,11 @@ class Invariants:
             )
 
     def _surprised(self, engine: SimulatedEngine) -> bool:
-        """Whether somebody holds on its cards what its plan could not foresee: a stranger who came
-        since, an engine that takes more than its forecast, or one of another turbofit, whose end
-        while a cache was sized may have made that larger (known, not mended)."""
+        """Return whether the engine's cards hold memory that its plan could not foresee.
+
+        It is a stranger's who came later, of an engine above its forecast, or of another turbofit's
+        engine: if that ends while a cache is sized, the cache gets too large (known, not mended).
+        """
         machine, cards = self._world.machine, set(engine.gpus)
         strangers = any(
             index in cards and since >= engine.planned_at
@@ -85,7 +87,7 @@ class Invariants:
         return strangers or others
 
     def reserved(self, process: Process, plan: Plan) -> None:
-        """A plan takes nothing that another turbofit's engines will still take."""
+        """Check that a plan takes no memory that another turbofit's engines will still take."""
         for gpu in plan.gpus:
             left = self._world.machine.cards[gpu.index].free - self._pending(process, gpu.index)
             overlaps = gpu.most - gpu.used > max(0, left)
@@ -99,8 +101,10 @@ class Invariants:
         }
 
     def _pending(self, process: Process, index: int) -> int:
-        """Bytes of a card that others' engines will still take: what is there is part of it, and
-        a cache that is larger than its plan takes no less of what comes later."""
+        """Return the bytes of a card that other turbofits' engines will still take.
+
+        What they hold is subtracted, except for the part of a cache beyond its plan.
+        """
         pending = 0
         for other, needs in self._needs.items():
             if other is not process:
@@ -111,7 +115,7 @@ class Invariants:
         return pending
 
     def _unknown(self, process: Process, index: int) -> bool:
-        """Whether another's lease may be old, or its engine takes more than its forecast."""
+        """Return whether another turbofit's lease may be old or its engine exceed its forecast."""
         machine = self._world.machine
         fresh = self._world.scheduler.now > machine.disk_bad_until + _WRITTEN
         more = [
@@ -125,13 +129,13 @@ class Invariants:
         return [one for one in engines if one.owner is process and index in one.gpus]
 
     def process_ended(self, process: Process) -> None:
-        """A turbofit plans nothing any more."""
+        """Forget what an ended turbofit had planned."""
         self._needs.pop(process, None)
 
     # -- requests
 
     def arrived(self, engine: SimulatedEngine, request: Request) -> None:
-        """Nothing reaches an engine after its end, but what was on its way when turbofit ended."""
+        """Check that a request which ended does not reach an engine."""
         request.answered_by.append(engine.pid)
         if engine.hung:
             self.engine_fails(engine)
@@ -139,9 +143,9 @@ class Invariants:
             self._world.violate(f"request {request.number} reached an engine after its end")
 
     def ended_by(self, request: Request) -> None:
-        """Equal requests end three engines an hour at most, copies apart.
+        """Check that equal requests end at most three engines an hour.
 
-        A death counts whose request was sent after the one before.
+        A death counts only if its request was sent after the death before.
         """
         now, deaths = self._world.scheduler.now, self._deaths.setdefault(request.text, [])
         deaths[:] = [at for at in deaths if at + _HOUR > now]
@@ -151,7 +155,7 @@ class Invariants:
             self._world.violate(f"{len(deaths)} engines ended by one request, {request.text}")
 
     def engine_fails(self, engine: SimulatedEngine) -> None:
-        """An engine ends or hangs of itself: who is there may be refused."""
+        """Note the requests at an engine that fails by itself: they may be refused later."""
         there = [one.request for one in engine.exchanges if one.request is not None]
         left = engine.last_left
         if left is not None and left[0] + _LEFT > self._world.scheduler.now:
@@ -159,11 +163,11 @@ class Invariants:
         self.accused_by_chance.update(one.text for one in there)
 
     def forget(self) -> None:
-        """Turbofit ended, or takes a lost card for the cause of an end that it has not seen yet."""
+        """Forget all deaths: turbofit ended, or takes a lost card for the cause of a death."""
         self._deaths.clear()
 
     def holds(self, engine: SimulatedEngine) -> None:
-        """Units that are being encoded at one engine stay within the plan."""
+        """Check that the units being encoded at an engine stay within the plan."""
         gateway = self._world.gateway
         if gateway is None or not gateway.serves(engine):
             return
@@ -175,7 +179,7 @@ class Invariants:
             )
 
     def request_ended(self, request: Request) -> None:
-        """It ended once, in time, with an answer or a clear error."""
+        """Check that a request ended once, in time, with an answer or a clear error."""
         world, number, said = self._world, request.number, b"".join(request.body)
         took = world.scheduler.now - request.sent
         if took > _LONGEST:
@@ -204,7 +208,7 @@ class Invariants:
             world.scheduler.after(_FORGOTTEN, lambda: self._all_given_back(sent, gateway))
 
     def _all_given_back(self, sent: int, gateway: SimulatedGatewayThread | None) -> None:
-        """With no request open for a while, nothing is held of any engine."""
+        """Check that nothing of an engine is held when no request was open for a while."""
         world = self._world
         if gateway is None or not gateway.alive or gateway is not world.gateway:
             return
@@ -220,7 +224,7 @@ class Invariants:
     # -- the end
 
     def nothing_left(self, process: Process | None) -> None:
-        """No engine, byte, request or lease is left, and all that was written can be read."""
+        """Check that no engine, byte, request or lease is left, and that records can be read."""
         world = self._world
         for engine in world.machine.engines.values():
             world.violate(f"engine {engine.pid} is left")
@@ -236,13 +240,13 @@ class Invariants:
         list(self._records())
 
     def serves_by_its_record(self, process: Process) -> None:
-        """Whoever looks at a turbofit that serves, with `turbofit ps`, finds that it does."""
+        """Check that the record of a serving turbofit, which `turbofit ps` reads, says so."""
         states = [one.state for one in self._records() if one.pid == process.pid]
         if states != ["ready"]:
             self._world.violate(f"turbofit {process.pid} serves, and its record says {states}")
 
     def _records(self) -> Iterator[RunRecord]:
-        """Those that can be read."""
+        """Yield the records of runs that can be read; others are violations."""
         from turbofit.core.struct import decode
         from turbofit.serving.runs import RunRecord
 

@@ -40,10 +40,10 @@ class Card:
 
 
 class SimulatedNvml:
-    """`turbofit.machine.nvml.Nvml`.
+    """Replaces `turbofit.machine.nvml.Nvml`.
 
     Args:
-        machine: whose cards there are.
+        machine: the machine with the cards.
     """
 
     def __init__(self, machine: SimulatedMachine) -> None:
@@ -56,16 +56,16 @@ class SimulatedNvml:
         pass
 
     def query(self, _: str, uuid: str) -> Any:
-        """The handle of a card."""
+        """Return the handle of a card, or ``NA`` if NVML does not answer."""
         if self._machine.nvml_broken:
             return NA
         return next(card for card in self._machine.cards.values() if card.uuid == uuid)
 
     def memory(self, card: Card) -> tuple[Any, bool]:
-        """What is held of it.
+        """Return the memory of a card, as NVML does.
 
         Raises:
-            GpuLostError: it fell off the bus.
+            GpuLostError: the card fell off the bus.
         """
         if self._machine.nvml_broken:
             return NA, True
@@ -76,7 +76,7 @@ class SimulatedNvml:
 
 
 class SimulatedMachine:
-    """What NVML, the kernel and the disk would say.
+    """The state of the cards, the host, the ports and the disk.
 
     Args:
         spec: the cards, e.g. ``4xrtx3090``.
@@ -113,7 +113,7 @@ class SimulatedMachine:
         """Take bytes of a card.
 
         Raises:
-            OutOfDeviceMemory: they are not there.
+            OutOfDeviceMemory: the card has too little free memory.
         """
         card = self.cards[index]
         if card.lost or card.free < size:
@@ -128,7 +128,7 @@ class SimulatedMachine:
                 card.held.pop(pid, None)
 
     def measured(self) -> Machine:
-        """As `machine.nvml_machine.measure` would read it now.
+        """Return the machine as `machine.nvml_machine.measure` would read it now.
 
         Raises:
             MachineError: the driver does not answer.
@@ -158,7 +158,7 @@ class SimulatedMachine:
         return machine
 
     def write_fault(self) -> None:
-        """What a write meets just now.
+        """Fail if a write to the disk would fail now.
 
         Raises:
             OSError: the disk is full or broken.

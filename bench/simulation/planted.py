@@ -1,7 +1,7 @@
-"""``python -m bench.simulation.planted``: bugs put into a copy of turbofit, and whether they show.
+"""``python -m bench.simulation.planted``: does the simulation find bugs in a copy of turbofit?
 
-Each is one small change of the code that is simulated; the simulation must find it. That an answer
-clears a suspect is no part of it, since whoever is not cleared only waits its turn: the test is
+Each bug is one small change of the simulated code, and must be found. The simulation does not check
+that an answer clears a suspect, as a suspect that is not cleared only waits its turn: the test is
 `test_all_that_an_engine_had_are_suspected_until_they_are_answered`.
 """
 
@@ -23,7 +23,7 @@ _FOUND = re.compile(r"^seed (\d+): (.*)", re.MULTILINE)
 
 
 class Bug(NamedTuple):
-    """``old`` stands once in ``file``, and becomes ``new``."""
+    """A planted bug: ``old``, which is once in ``file``, becomes ``new``."""
 
     name: str
     file: str
@@ -108,7 +108,7 @@ BUGS = (
 
 
 def main() -> int:
-    """Plant each, simulate, and say what was found, as a table; 1 where one was not."""
+    """Plant each bug, simulate, and print a table; returns 1 if a bug was not found."""
     parser = argparse.ArgumentParser(prog="python -m bench.simulation.planted", description=__doc__)
     parser.add_argument("--days", type=int, default=300, help="simulated days for each, at most")
     parser.add_argument("--only", default="", help="bugs whose name has this")
@@ -125,10 +125,10 @@ def main() -> int:
 
 
 def planted(bug: Bug, folder: Path) -> None:
-    """A copy of turbofit and its benches with one bug.
+    """Write a copy of turbofit and its benches with one bug.
 
     Raises:
-        ValueError: the code that it changes is not there, or not once.
+        ValueError: the code to change is not in the file exactly once.
     """
     for name in ("turbofit", "bench", "presets", "tests/support"):
         if (_REPO / name).is_dir():
@@ -143,7 +143,7 @@ def planted(bug: Bug, folder: Path) -> None:
 
 
 def tried(bug: Bug, seeds: range, workers: int) -> tuple[int | None, str, float]:
-    """The first seed at which a planted bug shows, what showed it, and seconds that it took.
+    """Return the first seed that finds a bug, the violation, and the seconds that it took.
 
     Raises:
         RuntimeError: the days could not be run.

@@ -1,4 +1,4 @@
-"""``python -m bench.simulation.run``: simulated days by their seeds, over several processes."""
+"""``python -m bench.simulation.run``: simulates days by their seeds, in several processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHOWN = 20
 
 
 def main() -> int:
-    """Run the days; 1 where something that must hold did not."""
+    """Run the days; returns 1 if something that must hold did not."""
     parser = argparse.ArgumentParser(prog="python -m bench.simulation.run", description=__doc__)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--days", type=int, default=100, help="how many")
@@ -70,7 +70,7 @@ def _run(given: Any) -> list[Result]:
 
 
 def _begin() -> None:
-    """In a worker, which looks for no cycles of objects: that took 7 % of a day."""
+    """Prepare a worker: without garbage collection, which took 7 % of a day's time."""
     keep_large_blocks()
     gc.disable()
 
@@ -89,7 +89,7 @@ def _days(seeds: Sequence[int], first: bool) -> list[Result]:
 
 
 def _summary(results: list[Result], seconds: float) -> str:
-    """One paragraph, and the first violation of each seed."""
+    """Return a paragraph on all days, and the first violation of each seed."""
     broken = sorted((one.seed, one.violations) for one in results if one.violations)
     faults = sum(
         many for one in results for name, many in one.counts.items() if name.startswith("fault ")

@@ -21,13 +21,16 @@ _MOST_STEPS = 1_000_000
 
 
 def _swap_task(loop: Any, task: Any) -> Any:
-    """Take out the task that a loop runs, and put one in: Python keeps one a thread since 3.14, and
-    one a loop before. Ours are greenlets of one thread."""
+    """Exchange the task that a loop runs; returns the old one.
+
+    Python keeps the current task of each thread since 3.14, and of each loop before. All simulated
+    threads are greenlets of one thread.
+    """
     return tasks._swap_current_task(loop, task) if sys.version_info >= (3, 14) else None
 
 
 class Timer:
-    """Something that is to happen once; ``cancel`` takes it back."""
+    """An act that happens once at a time, unless ``cancel`` takes it back."""
 
     __slots__ = ("act",)
 
@@ -39,10 +42,10 @@ class Timer:
 
 
 class Process:
-    """A turbofit: its threads, the files that it holds open, and whether it lives.
+    """A simulated process of turbofit: its threads, its open files, and whether it lives.
 
     Args:
-        pid: its number.
+        pid: its process id.
         skew: seconds that the wall clock was off when it started.
     """
 
@@ -63,10 +66,10 @@ class Process:
 
 
 class Scheduler:
-    """The time, and whose turn it is.
+    """Virtual time, and the thread that runs now.
 
     Args:
-        failed: told of an error with which a thread ended.
+        failed: called with an error that ended a thread.
         start: the time at the beginning.
     """
 
@@ -84,17 +87,17 @@ class Scheduler:
         self._dead: list[greenlet] = []
 
     def at(self, when: float, act: Callable[[], None]) -> Timer:
-        """Have something done at a time."""
+        """Schedule an act at a time."""
         timer = Timer(act)
         heapq.heappush(self._heap, (max(when, self.now), next(self._number), timer))
         return timer
 
     def after(self, seconds: float, act: Callable[[], None]) -> Timer:
-        """Have something done in so many seconds."""
+        """Schedule an act after some seconds."""
         return self.at(self.now + seconds, act)
 
     def run(self, until: float) -> None:
-        """Let time pass."""
+        """Run all acts up to a time."""
         while self._heap and self._heap[0][0] <= until:
             when, _, timer = heapq.heappop(self._heap)
             act, timer.act = timer.act, None
@@ -119,7 +122,7 @@ class Scheduler:
         return made
 
     def resume(self, thread: greenlet, process: Process) -> None:
-        """Let a thread go on until it waits again. From the hub only."""
+        """Let a thread run until it waits again. Only the hub may call this."""
         if not process.alive or thread.dead:
             return
         before, self.process = self.process, process
@@ -129,7 +132,7 @@ class Scheduler:
             self.process = before
 
     def throw(self, thread: greenlet, process: Process, error: BaseException) -> None:
-        """Raise something in a thread that waits, as a signal's handler does."""
+        """Raise an error in a waiting thread, as a signal handler does."""
         if not process.alive or thread.dead:
             return
         before, self.process = self.process, process
@@ -139,7 +142,7 @@ class Scheduler:
             self.process = before
 
     def sleep(self, seconds: float) -> None:
-        """Wait, in a thread."""
+        """Let the current thread wait for some seconds."""
         thread, process = self._here()
         timer = self.after(max(0.0, seconds), lambda: self.resume(thread, process))
         try:
@@ -148,7 +151,7 @@ class Scheduler:
             timer.cancel()
 
     def wait(self, event: Event, seconds: float | None = None) -> bool:
-        """Wait for an event, in a thread; whether it came."""
+        """Let the current thread wait for an event; returns whether it came."""
         if event.flag:
             return True
         thread, process = self._here()
@@ -171,14 +174,14 @@ class Scheduler:
         return event.flag
 
     def end(self, process: Process) -> None:
-        """No thread of a process goes on, not even to what it would do at its end."""
+        """End a process: none of its threads runs again, not even for its cleanup."""
         process.alive = False
         self._dead += process.threads
         for end in process.ends:
             end()
 
     def discard_threads(self) -> None:
-        """At the end of a history: let go of what dead and waiting threads hold."""
+        """Discard the threads of dead processes at the end of a day."""
         for thread in self._dead:
             if not thread.dead:
                 with suppress(BaseException):  # it is dead, whatever it says
@@ -238,7 +241,7 @@ class Event:
         return self._scheduler.wait(self, timeout)
 
     def wait_for(self, predicate: Callable[[], bool], seconds: float) -> bool:
-        """Look again whenever a wait ends, until it holds or the time is over; whether it holds."""
+        """Wait until a predicate holds or the time is over; returns whether it holds."""
         deadline = self._scheduler.now + seconds
         while not predicate() and self._scheduler.now < deadline:
             self.wait(deadline - self._scheduler.now)

@@ -1,8 +1,8 @@
-"""Puts the simulated world in the place of the operating system, in turbofit's modules only.
+"""Replaces the operating system by the simulated world, in turbofit's modules only.
 
-What is replaced: the modules ``time`` and ``threading``'s events, starting a process, loopback
+These are replaced: the module ``time``, ``threading``'s events, the start of processes, loopback
 HTTP to engines, NVML, the kernel's counters, ports, flocks of dead processes, writes to the disk,
-uvicorn's server, and planning by an equal but remembered plan. Everything between is turbofit's.
+and uvicorn's server. Equal plans are remembered. Everything else is turbofit's own code.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ current: list[World] = []
 
 
 def world() -> World:
-    """The newest one."""
+    """Return the world of the day that is simulated now."""
     return current[-1]
 
 
 class _Module(types.ModuleType):
-    """A module of which some names are others."""
+    """A copy of a module in which a subclass replaces some names."""
 
     def __init__(self, of: types.ModuleType) -> None:
         super().__init__(of.__name__)
@@ -97,14 +97,14 @@ class SimulatedTime(_Module):
 
 
 class SupervisorTime(SimulatedTime):
-    """``time`` as the supervisor sees it, whose pauses end when there is something to see."""
+    """``time`` as the supervisor sees it; its pauses end when there is something to see."""
 
     def sleep(self, seconds: float) -> None:
         world().rest(seconds)
 
 
 class _WakingEvent(Event):
-    """An event that a supervisor looks at."""
+    """An event that wakes the supervisor when it is set."""
 
     def set(self) -> None:
         super().set()
@@ -112,11 +112,11 @@ class _WakingEvent(Event):
 
 
 class _PokedEvent(_WakingEvent):
-    """One whose waits end sooner where there is something to see.
+    """An event whose waits the world can end early.
 
     Args:
-        scheduler: the time.
-        among: those that are waited for just now.
+        scheduler: virtual time.
+        among: the events that are waited for now.
     """
 
     def __init__(self, scheduler: Scheduler, among: dict[Event, None]) -> None:
@@ -135,7 +135,7 @@ class SimulatedThreading(_Module):
     """``threading`` with events in virtual time.
 
     Args:
-        among: names what `World` has of events whose waits it ends.
+        among: the attribute of `World` with the events whose waits it can end.
     """
 
     def __init__(self, among: str = "") -> None:
@@ -154,7 +154,7 @@ class TornWrite(Exception):  # noqa: N818 - no error: the kernel ends turbofit h
 
 
 class DiskOs(_Module):
-    """``os`` for `core.process.files`: a write that is to be torn does not come to its end."""
+    """``os`` for `core.process.files`: a torn write does not come to its end."""
 
     def __init__(self) -> None:
         super().__init__(os)
@@ -170,11 +170,11 @@ class DiskOs(_Module):
             os.unlink(path)
 
     def fsync(self, descriptor: int) -> None:
-        """Nothing is lost: memory is the disk."""
+        """Do nothing, since the simulated disk loses nothing."""
 
 
 class LeaseOs(_Module):
-    """``os`` for the leases: what a process has open goes with it."""
+    """``os`` for the leases: files that a process has open are closed when it ends."""
 
     def __init__(self) -> None:
         super().__init__(os)
@@ -211,7 +211,7 @@ class LeaseOs(_Module):
 
 @cache
 def _modules() -> tuple[types.ModuleType, ...]:
-    """All modules of the rooms that run; imported before anything is replaced."""
+    """Import all modules that run, before anything is replaced; returns those of turbofit."""
     for room in _ROOMS:
         package = importlib.import_module(room)
         for found in pkgutil.walk_packages(package.__path__, f"{room}."):
@@ -221,7 +221,7 @@ def _modules() -> tuple[types.ModuleType, ...]:
 
 
 def _call(self: Any, path: str, body: Any = None, *, timeout: float) -> Any:
-    """`serving.engine.engine_client.EngineClient.call` over the simulated loopback."""
+    """Replace `EngineClient.call` by a call over the simulated loopback."""
     one = world()
     engine = one.machine.ports.get(self.port)
     if engine is None or not engine.listening:
@@ -261,9 +261,9 @@ def _no_overlay(_plan: Any, _root: Any) -> Path:
 
 
 def _replace_file(real: Any, disk: DiskOs) -> Any:
-    """`core.process.files._replace` on the simulated disk: full, slow, or torn by an end.
+    """Replace `core.process.files._replace`: writes may fail, be slow, or be torn by a kill.
 
-    Nobody reads while it writes: all but one in fifty are written in place, in three system calls.
+    Nobody reads during a write: all but one in fifty files are written in place, which is faster.
     """
 
     def _replace(target: Path, raw: bytes, mode: int | None) -> None:
@@ -310,7 +310,7 @@ _found_module = cache(importlib.util.find_spec)
 
 
 def _version(name: str) -> str:
-    """``importlib.metadata.version``, which looks through all packages each time."""
+    """Replace ``importlib.metadata.version``, which searches all packages each time."""
     found = _found_version(name)
     if found is None:
         raise importlib.metadata.PackageNotFoundError(name)
@@ -318,7 +318,7 @@ def _version(name: str) -> str:
 
 
 def _live(pid: int) -> int:
-    """`serving.engine.process.start_time` of a simulated process."""
+    """Replace `start_time`: return a made-up time for a living engine, 0 for others."""
     return pid * 100 if pid in world().machine.engines else 0
 
 
@@ -327,13 +327,13 @@ def _ask_driver(question: Any, _: Any, **_given: Any) -> Any:
 
 
 def _processor_seconds(group: int) -> float:
-    """`serving.engine.process.processor_seconds`: an engine that hangs uses none."""
+    """Replace `processor_seconds`: an engine that hangs uses none."""
     engine = world().machine.engines.get(group)
     return 0.0 if engine is None or engine.hung else world().scheduler.now
 
 
 def _members(group: int, started: int) -> list[int]:
-    """`serving.engine.process.members` of a simulated engine."""
+    """Replace `members`: a simulated engine is the only process of its group."""
     return [group] if started and _live(group) == started else []
 
 
@@ -341,7 +341,7 @@ _END_RUN = StopSignal.end
 
 
 def _end_run(self: Any, *number: Any) -> None:
-    """`StopSignal.end`, at which the supervisor that it ends looks."""
+    """Replace `StopSignal.end`: it also wakes the supervisor."""
     _END_RUN(self, *number)
     world().stir()
 
@@ -350,7 +350,7 @@ _FOLLOW = Supervisor._follow
 
 
 def _follow(self: Any, *given: Any) -> Any:
-    """`Supervisor._follow`, whose deadlines say when the supervisor looks again."""
+    """Replace `Supervisor._follow`: the world also learns of its engines, and their deadlines."""
     process = world().scheduler.process
     assert process is not None
     process.engines = self.engines
@@ -358,7 +358,7 @@ def _follow(self: Any, *given: Any) -> Any:
 
 
 def _start(self: Any) -> None:
-    """`threading.Thread.start` of turbofit's threads; the supervisor looks at what they found."""
+    """Replace `Thread.start`: the thread runs in virtual time; its end wakes the supervisor."""
 
     def body() -> None:
         self.run()
@@ -371,7 +371,7 @@ _ENGINE, _SERVE = "turbofit.serving.engine", "turbofit.serving"
 
 
 def _replacements(one: World) -> dict[str, Any]:
-    """What stands in whose place, by its import path."""
+    """Return the replacements by import path."""
     clock, disk, machine = SimulatedTime(), DiskOs(), one.machine
     return {
         # Threads, and when they look.
@@ -439,10 +439,10 @@ _MOST_PLANS = 20_000
 
 
 def _remembered(real: Any) -> Any:
-    """Planning is pure: equal questions have equal answers, over all worlds of a run.
+    """Remember plans over all days: equal requests on equal machines have equal plans.
 
     Args:
-        real: `planner.best_plan`.
+        real: `planner.best_plan` itself.
     """
 
     def best_plan(request: Any, *, pretend: None) -> Any:  # noqa: ARG001 - no world pretends
@@ -465,7 +465,7 @@ def _remembered(real: Any) -> Any:
 
 
 def _told(real: Any) -> Any:
-    """A plan whose ratio is raised is one that engines may be started by."""
+    """Tell the world of a plan with a raised ratio: engines may be started by it."""
 
     def raised(self: Any, request: Any, plan: Any) -> Any:
         made = real(self, request, plan)
@@ -477,7 +477,7 @@ def _told(real: Any) -> Any:
 
 
 def _question(request: Any) -> bytes:
-    """What a plan depends on: all that is asked, and the machine without names of processes."""
+    """Return all that a plan depends on: the request, and the machine without its holders."""
     gpus = tuple(msgspec.structs.replace(one, holders=()) for one in request.on.gpus)
     bare = msgspec.structs.replace(request.on, gpus=gpus)
     asked = {name: one for name, one in request.given().items() if name != "on"}
@@ -492,7 +492,7 @@ def _found(real: Any, request: Any) -> Any:
 
 
 def _with_holders(plan: Any, machine: Any) -> Any:
-    """A remembered plan for a machine that is equal but for who holds its memory."""
+    """Return a remembered plan with this machine's holders of memory."""
     holders = {one.uuid: one.holders for one in machine.gpus}
     gpus = tuple(
         msgspec.structs.replace(one, holders=holders[one.uuid]) for one in plan.machine.gpus
@@ -502,13 +502,16 @@ def _with_holders(plan: Any, machine: Any) -> Any:
 
 @cache
 def _place(path: str) -> tuple[Any, str]:
-    """What has an attribute, and the attribute's name, by its import path."""
+    """Return the owner and the name of the attribute at an import path."""
     owner, _, name = path.rpartition(".")
     return pkgutil.resolve_name(owner), name
 
 
 def _put(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Until the stack ends; ``unittest.mock.patch`` looks every path up again, each day."""
+    """Replace an attribute until the stack ends.
+
+    ``unittest.mock.patch`` would look up every path again on each day.
+    """
     if name in vars(owner):
         stack.callback(setattr, owner, name, vars(owner)[name])
     else:
@@ -523,7 +526,7 @@ def _with_clock() -> tuple[types.ModuleType, ...]:
 
 @contextmanager
 def in_place(one: World) -> Iterator[None]:
-    """The world of one history in the place of the operating system."""
+    """Replace the operating system by a world, until the end of the block."""
     clock = SimulatedTime()
     with ExitStack() as stack:
         for module in _with_clock():

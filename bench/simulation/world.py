@@ -1,4 +1,4 @@
-"""One simulated world: a machine, turbofit on it, its clients, and what must always hold."""
+"""A simulated world: a machine, turbofit on it, its clients, and what must always hold."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from bench.simulation.gateway import SimulatedGatewayThread, VirtualLoop
     from turbofit.core.plan import Plan
 
-#: Seconds after which a supervisor looks where nothing was to be seen.
+#: Seconds after which a supervisor checks its engines without news.
 _IDLE = 900.0
-#: The same while an engine of its starts, or rests: deadlines are seen so much later at most.
+#: The same while one of its engines starts or rests: deadlines are noticed at most this late.
 _BUSY = 15.0
 #: The same while an engine owes an answer: where nobody looks, its silence does not count.
 _OWING = 5.0
@@ -37,7 +37,7 @@ _LOOK = 10.0
 
 @dataclass
 class Result:
-    """What a history showed; ``processor`` are the seconds that it took, no part of it."""
+    """The result of a day; ``processor`` are the seconds of processor time that it took."""
 
     seed: int
     violations: list[str]
@@ -49,15 +49,15 @@ class Result:
 
 
 class Violation(AssertionError):  # noqa: N818
-    """Something that must always hold did not."""
+    """Raised where something that must always hold does not."""
 
 
 class World:
-    """The state of one history.
+    """The state of one simulated day.
 
     Args:
-        seed: decides everything.
-        spec: the cards.
+        seed: the seed of all random numbers.
+        spec: the cards, as a SPEC.
     """
 
     def __init__(self, seed: int, spec: str) -> None:
@@ -96,7 +96,7 @@ class World:
     # -- the history
 
     def trace(self, text: str) -> None:
-        """A line of the history, without the name of its folder."""
+        """Add a line to the day's log, without the name of its folder."""
         line = f"{self.scheduler.now:.6f} {text.replace(self._folder, 'STATE')}"
         self._digest.update(line.encode())
         self.log.append(line)
@@ -114,7 +114,7 @@ class World:
         return self._pid
 
     def result(self) -> Result:
-        """What it showed until now."""
+        """Return the result of the day until now."""
         return Result(
             self.seed, [*self.violations], dict(self.counts), self._digest.hexdigest(),
             self.scheduler.steps, [*self.log],
@@ -125,7 +125,7 @@ class World:
     def start_engine(
         self, pid: int, argv: Sequence[str], env: Mapping[str, str]
     ) -> SimulatedEngine:
-        """The process that turbofit starts; it ends with turbofit, as guard.py sees to."""
+        """Start an engine for turbofit; it ends with turbofit, as guard.py ensures."""
         fault = self.start_faults.pop(0) if self.start_faults else StartFault()
         engine = SimulatedEngine(self, pid, argv, env, fault)
         engine.owner = self.scheduler.process
@@ -137,7 +137,7 @@ class World:
         return engine
 
     def planned(self, plan: Plan) -> None:
-        """The current turbofit made a plan."""
+        """Note a plan that the current turbofit made."""
         process = self.scheduler.process
         plans = self.plans.setdefault(process.pid if process is not None else 0, [])
         plans.append((self.scheduler.now, plan))
@@ -146,8 +146,11 @@ class World:
             self.invariants.reserved(process, plan)
 
     def plan_of(self, gpus: list[int], ratio: float) -> tuple[float, Plan]:
-        """The plan that an engine was started by, and when it was made: the newest with these
-        cards, whose ratio a start may lower (`serving.engine.launches`)."""
+        """Return the plan by which an engine was started, and the time when it was made.
+
+        It is the newest plan with these cards; a start may lower its ratio
+        (`serving.engine.launches`).
+        """
         process = self.scheduler.process
         plans = self.plans.get(process.pid, []) if process is not None else []
         for made, plan in reversed(plans):
@@ -171,7 +174,7 @@ class World:
         return next((one for one in alike if not one.end), alike[-1])
 
     def send(self, request: Request) -> None:
-        """A client sends it to whatever listens."""
+        """Send a client's request to the gateway, if one listens."""
         self.requests.append(request)
         request.sent = self.scheduler.now
         gateway = self.gateway
@@ -186,14 +189,14 @@ class World:
         gateway.open(request)
 
     def _look(self) -> None:
-        """While requests are open the gateway looks at its engines as often as in use, almost."""
+        """Let the gateway check its engines regularly while requests are open."""
         gateway = self.gateway
         if gateway is not None and self.open_requests:
             gateway.look()
             self.scheduler.after(_LOOK, self._look)
 
     def finished(self, request: Request) -> None:
-        """A request has ended, one way or another."""
+        """Check a request that ended; after a 503 its client may try again."""
         self.open_requests -= 1
         self.count(f"ended {request.end}")
         self.trace(f"request {request.number} {request.end} at {request.answered_by}")
@@ -204,14 +207,14 @@ class World:
             self.scheduler.after(self.rng.uniform(0.5, 20.0), lambda: self._again(again))
 
     def _again(self, request: Request) -> None:
-        """A client asks again, as SDKs do."""
+        """Send a request again, as SDKs do."""
         request.number = len(self.requests)
         self.send(request)
 
     # -- time and ends
 
     def stir(self, process: Process | None = None) -> None:
-        """A turbofit's supervisor has something to see, the current one's by default."""
+        """Wake the supervisor of a turbofit, of the current one by default."""
         owner = process or self.scheduler.process
         if owner is not None:
             owner.stirs += 1
@@ -219,7 +222,7 @@ class World:
                 owner.stirred.poke()
 
     def rest(self, seconds: float) -> None:
-        """A supervisor's pause between two looks: ticks in which nothing comes are left out."""
+        """Let a supervisor pause between two checks; checks without news are left out."""
         here = self.scheduler.process
         assert here is not None
         if here.stirs == here.seen:
@@ -230,7 +233,7 @@ class World:
         here.seen = here.stirs
 
     def _pause(self, process: Process) -> float:
-        """Seconds until a supervisor has something to do by the time alone."""
+        """Return the seconds until a supervisor has something to do even without news."""
         states = {one.state for one in process.engines}
         pause = _IDLE if states == {"ready"} else _BUSY
         clients = (client for one in process.engines for client in (one._probe, one.clients))
@@ -240,13 +243,13 @@ class World:
         return min([pause, *(at - self.scheduler.now for at in again)])
 
     def kill(self, process: Process) -> None:
-        """SIGKILL to a turbofit: its files close, its connections break, its engines end."""
+        """Kill a turbofit: its files close, its connections break, its engines end."""
         if process.alive:
             self.trace(f"turbofit {process.pid} is killed")
             self._end(process, "killed")
 
     def _end(self, process: Process, how: int | str) -> None:
-        """A turbofit is gone, by itself or not, and what it had open."""
+        """End a turbofit, with all that it had open."""
         self.count(f"exit {how}")
         self.invariants.forget()
         self.scheduler.end(process)
@@ -256,7 +259,7 @@ class World:
         process.descriptors.clear()
 
     def new_stranger(self, index: int, size: int) -> int:
-        """Somebody else takes bytes of a card; its process."""
+        """Let another program take bytes of a card; returns its process id."""
         pid = self.new_pid()
         self.machine.names[pid] = "jupyter"
         self.machine.allocate(index, pid, size)
@@ -266,7 +269,7 @@ class World:
     # -- turbofit
 
     def turbofit(self, main: Callable[[], int], *, primary: bool = True) -> Process:
-        """Start one; its exit is noted."""
+        """Start a turbofit; its exit is noted."""
         process = Process(self.new_pid(), self.scheduler.skew)
         if primary:
             self.primary = process
@@ -296,7 +299,7 @@ class World:
         return process
 
     def close(self) -> None:
-        """Remove what is left of it."""
+        """Remove all that is left of the world."""
         self.closed = True
         self.scheduler.discard_threads()
         for loop in self.loops:

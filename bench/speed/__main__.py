@@ -17,7 +17,7 @@ from turbofit.planning.speed import rates
 
 
 def results_of(rows: list[Row]) -> Results:
-    """All rows as shipped; those that fit, with their source left out as well."""
+    """Score all rows as shipped, and rows of text also with their source left out of the fit."""
     text, unseen, images = (
         [setup_of(row) for row in rows if not row.sizes and not row.unseen],
         [setup_of(row) for row in rows if row.unseen],

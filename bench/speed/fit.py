@@ -1,4 +1,4 @@
-"""The constants of one card, fitted to rows: to all of them, or to those of all sources but one."""
+"""Fits the constants of a card to all rows, or to the rows of all sources but one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from bench.speed.forecast import Setup
 from bench.speed.score import Score, loss, score
 from turbofit.planning.speed import Rates
 
-#: What published speeds say something of; constants of links: bench/topology.
+#: Constants on which published speeds depend; for those of links see bench/topology.
 FITTED: Final = ("memory_efficiency", "compute_efficiency", "layer_seconds")
 _LARGEST_SHARE: Final = 0.95
-#: How much an e-fold away from the begin must gain.
+#: The least gain for which a constant moves by a factor of e from its start.
 _INERTIA: Final = 0.01
 _STEPS: Final = (1.5, 1.2, 1.07, 1.03)
 
 
 def fit(setups: Sequence[Setup], begin: Rates) -> Rates:
-    """The constants that these rows tell; ``begin`` is where the fit starts."""
+    """Fit constants to these rows, starting from ``begin``."""
     return _descend(lambda figures: loss(setups, figures), begin, FITTED, _STEPS)
 
 
 def left_out_scores(setups: Sequence[Setup], begin: Rates) -> list[Score]:
-    """Each row under constants that its own source had no part in.
+    """Score each row with constants that were fitted without the row's source.
 
     Only rows of LMDeploy are fitted.
     """
@@ -41,12 +41,12 @@ def left_out_scores(setups: Sequence[Setup], begin: Rates) -> list[Score]:
 def _descend(
     cost: Callable[[Rates], float], begin: Rates, names: Sequence[str], steps: Sequence[float]
 ) -> Rates:
-    """The constants of least cost; ``begin`` is where the descent starts and what it pulls to.
+    """Return the constants of least cost; the descent starts at ``begin`` and is pulled to it.
 
     Args:
-        cost: of constants.
+        cost: the cost of a set of constants.
         begin: all constants.
-        names: those that may move.
+        names: the constants that may change.
         steps: factors to try, the largest first.
     """
 

@@ -1,4 +1,4 @@
-"""The forecast of a row, by the tuner's model; the cache by the account of the row's version."""
+"""Forecasts the speed of a row, with the cache by the account of the row's version."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TURBO_BITS, _TURBO_SCALES = 4 + 2, 3 * 16
 
 
 class Setup(Struct):
-    """What the forecast of a row takes; ``kv_tokens`` are what its cache holds."""
+    """The inputs of a row's forecast; ``kv_tokens`` is what its cache holds."""
 
     row: Row
     machine: Machine
@@ -49,7 +49,7 @@ class Setup(Struct):
 
 
 def setup_of(row: Row) -> Setup:
-    """All that a row says, and what follows from it."""
+    """Return the inputs of a row's forecast."""
     memory_row = MemoryRow(
         id=row.id, source=row.source, engine=row.engine, version=row.account or row.version,
         model=row.model, packed=row.packed, on=row.on, tp=row.tp, settings=row.settings,
@@ -65,7 +65,7 @@ def setup_of(row: Row) -> Setup:
 
 
 def group_of(setup: Setup, figures: Rates) -> GroupRates:
-    """What the cards of a row sustain under these constants."""
+    """Return the rates of a row's cards with these constants."""
     machine, gpus = setup.machine, setup.machine.gpus
     return GroupRates(
         work=setup.work,
@@ -75,9 +75,9 @@ def group_of(setup: Setup, figures: Rates) -> GroupRates:
 
 
 def images_forecast(setup: Setup, figures: Rates) -> float:
-    """Requests a second of a row of images: of its sizes together, with the host beside the cards.
+    """Return the requests a second of a row of images, over all its sizes, with the host.
 
-    Of the tower alone: images a second.
+    For a row of the tower alone, these are images a second.
     """
     row, rule = setup.row, model_of_name(setup.row.model).image_rule
     assert rule is not None
@@ -105,7 +105,7 @@ def images_forecast(setup: Setup, figures: Rates) -> float:
 
 
 def forecast(setup: Setup, figures: Rates) -> Speed:
-    """The forecast of a row under these constants."""
+    """Return the forecast of a row with these constants."""
     group = group_of(setup, figures)
     load = ClosedLoad(
         prompt=setup.row.prompt,
@@ -125,7 +125,7 @@ def _work(row: Row, model: Model) -> StepWork:
 
 
 def _turbo_quant(row: Row, model: Model) -> float:
-    """Bytes of a TurboQuant token over those of a 16-bit one."""
+    """Return the bytes of a TurboQuant token as a share of a 16-bit token's."""
     if row.quant_policy != _TURBO_QUANT:
         return 1.0
     bits = _TURBO_BITS * model.text.head_dim + _TURBO_SCALES
@@ -133,7 +133,7 @@ def _turbo_quant(row: Row, model: Model) -> float:
 
 
 def _kv_tokens(memory_row: MemoryRow, row: Row, model: Model, machine: Machine) -> int:
-    """Tokens of the cache: by the account of the engine's version, or as vLLM shares a card."""
+    """Return the tokens of the cache, by the engine's account or as vLLM divides a card."""
     if row.of_lmdeploy:
         tokens = memory_forecast(memory_row).tokens
         return int(tokens / _turbo_quant(row, model))

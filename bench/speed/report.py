@@ -1,4 +1,4 @@
-"""RESULTS.md, and the errors that plans tell people."""
+"""Writes RESULTS.md, and computes the errors that plans show."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TIMES = 1.5
 
 
 class Results:
-    """Rows with their source left out of the fit, and as shipped; those that fit nothing."""
+    """Scores of rows: with their source left out, as shipped, and of rows that fit nothing."""
 
     def __init__(
         self,
@@ -40,12 +40,12 @@ class Results:
 
     @property
     def setups(self) -> list[Setup]:
-        """Of all rows that are scored."""
+        """The setups of all scored rows."""
         return [one.setup for one in self.left_out]
 
     @property
     def kinds(self) -> dict[str, Errors]:
-        """How far off each kind of LMDeploy's is."""
+        """The errors of each kind of forecast for LMDeploy."""
         images = [one for one in self.images if one.setup.row.of_lmdeploy]
         return kinds(self.judged, self.unseen, images)
 
@@ -121,7 +121,7 @@ Not fitted, no bar. Where requests start together, all wait for all prefills.
 
 
 def report(results: Results, day: date) -> str:
-    """The whole of RESULTS.md."""
+    """Return the whole of RESULTS.md."""
     far = [
         (one.setup.row.id, f"{one.error:+.1%}", f"{also.error:+.1%}")
         for one, also in zip(results.judged, results.shipped_judged, strict=True)
@@ -176,7 +176,7 @@ def _kinds(results: Results) -> str:
 
 
 def _of_images(results: Results) -> str:
-    """The bars of TurboMind's images: each within so many times, and the median."""
+    """Say whether TurboMind's images are within the goals for each row and the median."""
     ours = [one for one in results.images if one.setup.row.kind.endswith("turbomind")]
     if not ours:
         return ""
@@ -199,7 +199,7 @@ def _images(results: Results) -> str:
 
 
 def _unseen(scores: Sequence[Score]) -> str:
-    """Errors by card, model, keys and values; each with the run of one request and the fullest."""
+    """Return errors by card, model and bits of keys and values, also of the first and last row."""
     groups: dict[tuple[str, ...], list[Score]] = {}
     for one in scores:
         row = one.setup.row

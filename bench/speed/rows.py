@@ -70,19 +70,19 @@ class Row(Struct):
 
     @property
     def kind(self) -> str:
-        """What the forecast of it is a forecast of, as `presets/engines/surety.yaml` names it."""
+        """The kind of the row's forecast, as `presets/engines/surety.yaml` names it."""
         if not self.sizes:
             return f"text, {self.engine}"
         return kind_of(model_of_name(self.model), self.engine, images=True)
 
     @property
     def of_lmdeploy(self) -> bool:
-        """Whether LMDeploy ran it; others are shown beside it and fitted to nothing."""
+        """Whether LMDeploy ran the row; rows of other engines are shown, but not fitted."""
         return self.engine in ("turbomind", "pytorch")
 
 
 def read_rows() -> list[Row]:
-    """All rows of text, and then all of images."""
+    """Read all rows of text, then all rows of images."""
     files = (HERE / "rows.jsonl", HERE / "images.jsonl")
     lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return [msgspec.json.decode(line, type=Row) for line in lines]

@@ -1,4 +1,4 @@
-"""How far off the forecast of each row is, how it orders settings, and where its curves end."""
+"""Computes the errors of forecasts, how they order settings, and the best batches of curves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _POINTS = 3
 
 
 class Score(Struct):
-    """One row: requests or tokens a second, forecast and published; seconds to a first token."""
+    """A row's forecast and published requests or tokens a second, and seconds to a first token."""
 
     setup: Setup
     forecast: float
@@ -33,12 +33,12 @@ class Score(Struct):
 
     @property
     def times_off(self) -> float:
-        """By how many times the larger of both is more than the other."""
+        """The larger of forecast and published over the smaller."""
         return max(self.forecast / self.published, self.published / self.forecast)
 
 
 class Curve(Struct):
-    """Figures of one setting over several batches: the best batch, forecast and published."""
+    """The best batch of one setting by the forecast and by the published figures."""
 
     name: str
     forecast: int
@@ -51,7 +51,7 @@ class Curve(Struct):
 
 
 def score(setup: Setup, figures: Rates) -> Score:
-    """One row under these constants."""
+    """Score one row with these constants."""
     row = setup.row
     if row.sizes:
         rate, published = images_forecast(setup, figures), row.requests_per_second or 0.0
@@ -72,7 +72,7 @@ def score(setup: Setup, figures: Rates) -> Score:
 
 
 def loss(setups: Sequence[Setup], figures: Rates) -> float:
-    """The mean over sources of their rows' mean absolute log-ratio."""
+    """Return the mean over sources of the mean absolute log-ratio of their rows."""
     errors: dict[str, list[float]] = defaultdict(list)
     for one in setups:
         found = score(one, figures)
@@ -86,13 +86,16 @@ def median_of(scores: Iterable[Score]) -> float:
 
 
 def p90_of(scores: Iterable[Score]) -> float:
-    """The least error that nine of ten do not exceed."""
+    """Return the least error that nine of ten scores do not exceed."""
     errors = sorted(abs(one.error) for one in scores)
     return errors[ceil(0.9 * len(errors)) - 1]
 
 
 def order(scores: Iterable[Score]) -> tuple[int, int]:
-    """Pairs of one model, card and engine of a source that are in the published order, and all."""
+    """Return how many pairs of rows the forecast orders as published, and how many there are.
+
+    A pair has one source, model, card and engine, and figures that are no tie.
+    """
     alike = defaultdict(list)
     for one in scores:
         row = one.setup.row
@@ -108,7 +111,7 @@ def order(scores: Iterable[Score]) -> tuple[int, int]:
 
 
 def curves(scores: Iterable[Score]) -> list[Curve]:
-    """The best batch of every setting that was measured at several."""
+    """Return the best batch of every setting that was measured at several batches."""
     settings = defaultdict(list)
     for one in scores:
         row = one.setup.row
@@ -124,6 +127,6 @@ def curves(scores: Iterable[Score]) -> list[Curve]:
 
 
 def _best(group: Sequence[Score], figure: str) -> int:
-    """The smallest batch whose figure ties with the largest."""
+    """Return the smallest batch whose figure ties with the largest figure."""
     most = max(getattr(one, figure) for one in group)
     return min(one.setup.at_once for one in group if getattr(one, figure) > most / (1 + _TIE))

@@ -1,4 +1,4 @@
-"""How far off each kind of forecast is: `presets/engines/surety.yaml`, which plans tell.
+"""Makes `presets/engines/surety.yaml`: how far off each kind of forecast is, as plans show.
 
 A figure of text is judged with its source left out of the fit. Rows of images judge as they are:
 one constant of the tower and one of the host were measured in some of them, as RESULTS.md says.
@@ -25,7 +25,7 @@ _HEAD = """\
 def kinds(
     judged: Sequence[Score], unseen: Sequence[Score], images: Sequence[Score]
 ) -> dict[str, Errors]:
-    """The errors of each kind of LMDeploy's, and of text with any engine."""
+    """Return the errors of each kind of forecast for LMDeploy, and of all text."""
     groups: dict[str, list[Score]] = defaultdict(list)
     for one in judged:
         groups[one.setup.row.kind].append(one)
@@ -40,9 +40,9 @@ def kinds(
 
 
 def first_tokens(scores: Sequence[Score]) -> Iterator[tuple[str, Score]]:
-    """Seconds to the first token as scores of their own, by how many others there are, and when.
+    """Yield seconds to the first token as scores, by the number of other requests and their start.
 
-    A request of one token that is sent alone is one, too.
+    The time of a request of one token that is sent alone counts as well.
     """
     for one in scores:
         row = one.setup.row
@@ -67,7 +67,7 @@ def _errors(scores: Sequence[Score]) -> Errors:
 
 
 def surety_file(errors: dict[str, Errors]) -> str:
-    """The preset's text."""
+    """Return the text of the preset."""
     parts = [_HEAD]
     for kind, one in errors.items():
         parts.append(

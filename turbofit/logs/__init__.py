@@ -1,1 +1,1 @@
-"""Lines of a log become events, events a death; `explain` says its cause and a first step."""
+"""Reads the logs of engines, and says why a run ended and what to change first."""

@@ -1,8 +1,8 @@
-"""What the account of a log's release says of a death: the phase by the bytes, and what would live.
+"""Finds by an engine's account in which phase a logged run ran out of memory, and what cures it.
 
-turbofit knows what each byte of a GPU is for: of what a process held, the weights of a rank and its
-contexts are taken off; what is left tells whether the cache existed. A cure is the log's own run
-with one thing changed, which the same account lets live, the cheapest first.
+turbofit knows the use of each byte of a GPU. The bytes that a process held, less the weights of a
+rank and the CUDA contexts, show whether the cache existed. A cure is the log's own run with one
+setting changed, if the same account says that the run then fits; the cheapest cure comes first.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from turbofit.logs.death import Phase
 
 
-#: The part of what a process held below which figures agree.
+#: Figures agree if they differ by at most one tenth of the bytes that the process held.
 _TENTH: Final = 10
 #: The first release whose TurboMind runs the vision tower itself; before, torch runs it.
 _NATIVE: Final = (0, 16)
-#: Fewer bytes of other processes are the account's own doubt.
+#: Fewer bytes of other processes may be an error of the account itself.
 _OTHERS: Final = 2 * GIB
 _WITH_RATIO: Final = ("cache", "warm-up", "vision", "text", "serving", "unknown")
 _WITH_LIMIT: Final = ("vision", "serving", "unknown")
@@ -48,7 +48,11 @@ _Change = tuple[str, dict[str, Any]]
 
 
 class Cache(NamedTuple):
-    """TurboMind's cache as a log has it: its bytes a card, what was free for it, its blocks."""
+    """TurboMind's KV cache, as a log reports it.
+
+    ``size``: its bytes on each card. ``free``: bytes of a card that were free before. ``lines``:
+    the lines that report it, by number. ``blocks``: the blocks in words, if the log counts them.
+    """
 
     size: int
     free: int
@@ -57,10 +61,12 @@ class Cache(NamedTuple):
 
 
 class Finding(Struct):
-    """What the account says: a refused piece for `death`, sentences, and what is not known.
+    """What the account says of a lack of memory.
 
-    ``others``: bytes of each card that somebody else held. ``short``: what the run lacked in all.
-    ``weights``: those of a rank, if the log has the cache's size.
+    ``end``: the phase, for `death`; None if the account does not show it. ``why`` and ``unknown``:
+    sentences on what is known and what is not. ``others``: bytes of each card that others held.
+    ``short``: the bytes that the run lacked in all. ``weights``: bytes of a rank's weights; 0 if
+    the log does not report the cache's size.
     """
 
     end: End | None = None
@@ -72,7 +78,7 @@ class Finding(Struct):
 
 
 def logged_cache(case: LogCase) -> Cache | None:
-    """The cache by its first line, or by the lines of its blocks."""
+    """Return the KV cache from the log's budget line, else from its block lines, else None."""
     for mark, budget in case.facts.every(CacheBudget):
         return Cache(budget.budget, budget.free, ((mark.line, mark.text),))
     fields = {event.field: (mark, event) for mark, event in reversed(case.facts.every(KvBlocks))}
@@ -87,12 +93,12 @@ def logged_cache(case: LogCase) -> Cache | None:
 
 
 def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bool) -> Finding:
-    """What the account says of a lack of memory.
+    """Return what the account says of a lack of memory; an empty finding without an account.
 
     Args:
         case: the log.
-        phase: what its lines say of the phase.
-        memory: torch's figures, if torch told of it.
+        phase: the phase, as the lines of the log show it.
+        memory: torch's figures, if torch reported the lack.
         cached: whether a line before the death shows that the cache was made.
     """
     forecast = case.forecast() if case.has_account else None
@@ -118,7 +124,7 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
 def _against(
     finding: Finding, forecast: Plan, phase: Phase, memory: TorchMemory | None, cached: bool
 ) -> Finding:
-    """The finding with what the run lacked by the account, which may not explain its death."""
+    """Add the bytes that the run lacked by the account, or a note that they explain no death."""
     at = finding.end.phase if finding.end else phase
     short = most(forecast, at) - min(gpu.usable for gpu in forecast.gpus)
     lacked = memory.missing if memory else None
@@ -138,7 +144,7 @@ def _against(
 
 
 def most(plan: Plan, phase: str) -> int:
-    """The most bytes of a GPU that a plan takes up to a phase."""
+    """Return a plan's most bytes on a GPU; only while loading if ``phase`` is ``weights``."""
     return max(gpu.load_peak if phase == "weights" else gpu.peak for gpu in plan.gpus)
 
 
@@ -147,7 +153,7 @@ def _weights(ledger: GpuLedger) -> int:
 
 
 def _of_cache(case: LogCase, cache: Cache, ledger: GpuLedger) -> Finding:
-    """What a line about the cache tells: its share, what stayed, and whether others held memory."""
+    """Return what the cache's figures show: its share, the rest, and the memory of others."""
     weights = _weights(ledger)
     others = ledger.usable - cache.free - weights
     given = "cache_max_entry_count" in case.subject.options or not cache.blocks
@@ -178,7 +184,7 @@ def _of_torch(
     cached: bool,
     turbomind: bool,
 ) -> Finding:
-    """What is left of the process's bytes beyond weights and contexts, and so the phase."""
+    """Find the phase by the bytes that the process held beyond its weights and contexts."""
     held, allocated = memory.process or 0, memory.allocated or 0
     torch = allocated + (memory.cached or 0)
     weights, context = _weights(ledger), ledger.bytes_in("context")
@@ -218,7 +224,7 @@ def _of_torch(
 
 
 def _before_cache(rest: int, doubt: int, asked: int, region: int) -> tuple[str, str]:
-    """The phase of a process that holds no cache: it asked for that, or loaded its weights."""
+    """Return the phase of a process without a cache, and why: it asked for one, or was loading."""
     if asked > region // 2 > 0:
         return "cache", "it asked for the cache itself"
     return "weights", (
@@ -227,7 +233,7 @@ def _before_cache(rest: int, doubt: int, asked: int, region: int) -> tuple[str, 
 
 
 def _of_load(ledger: GpuLedger) -> Finding:
-    """Whether loading needs more than the card has; else nothing tells the phase."""
+    """Find the phase ``weights`` if loading needs more than the card has; else it stays unknown."""
     peak, usable = format_bytes(ledger.load_peak), format_bytes(ledger.usable)
     if ledger.load_peak > ledger.usable:
         why = f"loading needs {peak} of a card that has {usable}, by the account of this release"
@@ -242,12 +248,13 @@ def _of_load(ledger: GpuLedger) -> Finding:
 def cures(
     case: LogCase, phase: Phase, others: int, lacked: int | None
 ) -> tuple[tuple[Remedy, Plan], ...]:
-    """Changes of the log's run that the release's account lets live, the cheapest first.
+    """Return single changes with which the log's run would fit by the account, each with its plan.
 
-    Each takes at least ``lacked`` bytes less of a GPU than the log's run, if the log says how many
-    these were; else there is none where the account lets the log's own run live. They are the
-    largest lower ratio in hundredths, the largest common image limit below the checkpoint's own,
-    and the smallest larger degree on the log's cards, each with the run then.
+    They are, the cheapest first: the largest lower ratio in hundredths, the largest common image
+    limit below the checkpoint's own, and the smallest larger ``tp`` on the log's cards. Each saves
+    at least ``lacked`` bytes of a GPU. If the log does not say how many bytes were missing (None),
+    there are no cures where the account says that the log's own run fits. ``others``: bytes of each
+    card that others hold.
     """
     machine, model, cache = case.machine, case.model, logged_cache(case)
     if not case.has_account:
@@ -262,7 +269,7 @@ def cures(
     enough = most(before, phase) - (lacked or 0)
 
     def lives(**changed: Any) -> Plan | None:
-        # What was free for the cache holds for the log's own degree alone.
+        # The bytes that were free for the cache are known only for the log's own tp.
         plan = case.forecast(**({"on": machine} if "tp" in changed and cache else kept), **changed)
         return plan if plan and plan.fits and most(plan, phase) <= enough else None
 
@@ -284,7 +291,7 @@ def cures(
 
 
 def _ratio(case: LogCase, lives: Callable[..., Plan | None]) -> list[list[_Change]]:
-    """The largest ratio below the log's that lives, in hundredths."""
+    """Return the change to the largest ratio below the log's with which the run fits."""
     lower = range(round(case.ratio * 100) - 1 if case.ratio < 1 else 0, 0, -1)
     at = bisect_left(lower, 1, key=lambda n: lives(cache_max_entry_count=n / 100) is not None)
     best = lower[at : at + 1]

@@ -53,10 +53,10 @@ class Missing(Struct):
 
 
 class Others(Struct):
-    """Causes that others had with the same message, which alone does not prove its cause.
+    """Causes that other people found for the same message, which by itself proves none.
 
-    ``message`` identifies the message, for scripts. ``had`` are causes, the likeliest first, and
-    never all of them; ``tried`` are steps that told them apart or helped. This log proves no cause.
+    ``message`` identifies the message, for scripts. ``had`` are the causes, the likeliest first;
+    the list is never complete. ``tried`` are steps that helped, or that showed which cause it was.
     """
 
     message: str
@@ -68,8 +68,8 @@ class Advice(Struct):
     """A run that would have worked for the model and machine, or the reason why there is none.
 
     It contains the first step of the diagnosis. ``fits`` is None if no plan could be made, or if
-    the log itself contradicts the plan. ``settings`` are LMDeploy's important options; ``command``
-    starts it, without the environment; ``note`` says what to know before they are used.
+    the log itself contradicts the plan. ``settings`` are LMDeploy's important options.
+    ``command`` starts the run, without environment variables. ``note`` says what to know first.
     """
 
     model: str
@@ -95,9 +95,10 @@ class Read(Struct):
 
 
 class Diagnosis(Struct):
-    """The answer; ``kind`` is the cause, stable for scripts, if the log or the account proves it.
+    """The answer to a log.
 
-    Otherwise ``kind`` is ``unknown``: ``what`` quotes the error, ``send`` says what would tell
+    ``kind`` names the cause, in words that scripts can rely on, if the log or the account proves
+    it. Otherwise ``kind`` is ``unknown``: ``what`` quotes the error, ``send`` says what would tell
     more, and ``others`` has the causes that others had with the same message. ``first`` is the one
     step to take first; it is empty if there is none, as for a healthy log. ``changes`` are all
     steps, the first of them first.
@@ -128,18 +129,19 @@ class Diagnosis(Struct):
 
 
 _SHOWN: Final = 240
-#: Innermost frames that are named of an exception.
+#: The most frames of a traceback that an answer names, from the innermost on.
 _FRAMES: Final = 3
 
 
 class Draft(Diagnosis):
-    """``line`` is the line of the trouble; the earliest cause becomes the answer.
+    """A possible answer to a log; `explain` makes one of them the answer.
 
-    If ``what`` is empty, the log proves no cause: ``possible`` and ``changes`` are then causes that
-    other people had and changes that they tried. ``planned``: the answer needs a plan.
-    ``by_others``: bytes per card that other processes held, which the plan must leave to them.
-    ``short``: the run lacked memory, so that its own account may have cures. ``free``: the step
-    that frees cards which others hold, or seem to; it goes before all others.
+    ``line`` is the number of the line that reports the trouble. If ``what`` is empty, the log
+    proves no cause: ``possible`` and ``changes`` are then causes that other people had and changes
+    that they tried. ``planned``: the answer needs a plan. ``by_others``: bytes per card that other
+    processes held, which the plan must leave to them. ``short``: the run lacked memory, so that a
+    change of its settings may cure it. ``free``: the step that frees cards which others hold, or
+    seem to hold; it comes before all other steps.
     """
 
     line: int
@@ -159,7 +161,7 @@ class Draft(Diagnosis):
 
 
 def raised_in(mark: LogEvent) -> tuple[str, ...]:
-    """Where an exception was raised: the innermost frames of its traceback."""
+    """Return a sentence that names the innermost frames of an exception; nothing without frames."""
     frames = [f"{frame.path}, in {frame.function}" for frame in mark.stack[-_FRAMES:]]
     return (f"it was raised in {' < '.join(reversed(frames))}",) if frames else ()
 

@@ -1,4 +1,4 @@
-"""A log with its model, machine, engine and settings, as it or the user names them."""
+"""A log with its model, machine, engine and settings, as the log or the user names them."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ if TYPE_CHECKING:
     from turbofit.logs.facts import LogFacts
     from turbofit.memory.account import Engine
 
-#: Less than so much of a table is a display's, or the driver's own.
+#: Fewer used bytes in nvidia-smi's table belong to a display or to the driver.
 _IN_USE: Final = 256 * MIB
 _SIZING: Final = ("cache_block_seq_len", "max_batch_size", "session_len", "quant_policy")
 
 
 class LogCase:
-    """What the answer looks at.
+    """One run of a log, with its model, machine, engine and settings as far as they are known.
 
     Args:
         facts: the log.
-        model: the user's name of the model; it goes before the log's.
-        on: the user's SPEC or snapshot; it goes before the log's.
+        model: the user's name of the model; it overrides the log's.
+        on: the user's SPEC or snapshot; it overrides the log's.
         hangs: whether the user says that the program stands still.
     """
 
@@ -63,9 +63,9 @@ class LogCase:
         self.machine = machine_from(on) if on else None
         #: Why the cards that the log names make no machine.
         self.no_machine = ""
-        #: What was assumed of a card whose size the log leaves open.
+        #: A note on the assumed size of a card that is sold in several sizes; else empty.
         self.assumed = ""
-        #: Whether the log names no card, and one of the memory that torch prints stands for it.
+        #: True if the log names no card, and one is assumed by the memory that torch prints.
         self.guessed = False
         if on is None:
             self._take_machine_of_log()
@@ -81,22 +81,22 @@ class LogCase:
 
     @property
     def has_account(self) -> bool:
-        """Whether the log is LMDeploy's, of a model and cards that are known."""
+        """Whether LMDeploy wrote the log, and its model and cards are known."""
         return self.subject.of_lmdeploy and self.has_all
 
     @cached_property
     def version(self) -> str | None:
-        """The log's release; where it prints none, one whose lines these are; else None."""
+        """The release that the log prints, else one guessed by the form of its lines, or None."""
         return self.subject.version or self._guess[0]
 
     @property
     def assumption(self) -> str:
-        """What the release rests on where the log does not name it; else empty."""
+        """The reason for the guessed release, in words; empty if the log names its release."""
         return "" if self.subject.version else self._guess[1]
 
     @cached_property
     def _guess(self) -> tuple[str | None, str]:
-        """A release by lines that some releases print, and these lines."""
+        """A release guessed from lines that only some releases print, or None, and the reason."""
         facts = self.facts
         if facts.first(PeerMissing):
             return "0.7", "a guess: LMDeploy prints its warning of peer access up to 0.7.3"
@@ -111,7 +111,7 @@ class LogCase:
 
     @cached_property
     def engine(self) -> Engine:
-        """LMDeploy's engine of the log, in its release; the reference's if that is not known."""
+        """LMDeploy's engine in the log's release; without its account, in the reference release."""
         name = "pytorch" if self.subject.on_pytorch else "auto"
         if self.facts.first(CacheBudget) or self.facts.first(KvBlocks):
             name = "turbomind"
@@ -132,7 +132,7 @@ class LogCase:
 
     @cached_property
     def tp(self) -> int:
-        """The degree that the log names, or that the size of a KV block proves; else 1."""
+        """The tp that an option sets, or that a KV block's size or the cache lines show; else 1."""
         if self.told_tp:
             return self.told_tp
         sizes = [
@@ -154,14 +154,14 @@ class LogCase:
 
     @cached_property
     def settings(self) -> Settings:
-        """The settings that size the cache: the engine's defaults, and what the log names."""
+        """The settings that determine the cache's size: the log's, else the engine's defaults."""
         options = self.engine.defaults(self.gpu.name if self.gpu else "") | self.subject.options
         return convert({name: options[name] for name in _SIZING if name in options}, Settings)
 
     def forecast(self, **changed: Any) -> Plan | None:
-        """What that release's account says of the log's run with something changed.
+        """Predict the log's run by its release's account, with the options in ``changed``.
 
-        None where the log does not name model and cards, or the release does not take it.
+        Returns None if model or cards are unknown, or if the request is refused.
         """
         if self.model is None or self.machine is None:
             return None
@@ -192,7 +192,7 @@ class LogCase:
         return None if isinstance(read, str) else replace(read, warnings=())
 
     def _take_machine_of_log(self) -> None:
-        """The cards that the log names, where they make a machine; else why they make none."""
+        """Set ``machine`` to the cards that the log names, or ``no_machine`` to why it is unset."""
         if not (cards := self._cards()):
             return
         slices = [event for _, event in self.facts.every(MigSlice)]
@@ -208,9 +208,10 @@ class LogCase:
         self.machine, self.on = machine, None if self.guessed else self.named(machine)
 
     def _cards(self) -> list[SmiGpu]:
-        """The cards of nvidia-smi's table or a list, of the text, or of the memory torch prints.
+        """Return the cards that nvidia-smi shows in the log, else named ones, else torch's card.
 
-        What a table has in use counts before the engine began; torch's text is nearer to the death.
+        Used memory counts only in a table from before the engine began, and not at all if torch's
+        out-of-memory text is there, which shows a later state.
         """
         torch = [event for _, event in self.facts.every(TorchMemory)]
         total = next((event.total for event in reversed(torch) if event.total), 0)
@@ -228,7 +229,10 @@ class LogCase:
         return [replace(gpu, name=spec_name(gpu.name, total)) for gpu in found]
 
     def _named(self, total: int, least: int) -> list[SmiGpu]:
-        """Cards of one kind that the text names, or one of the memory that torch prints."""
+        """Return cards of the one kind that the text names, else of the kind nearest to ``total``.
+
+        ``total``: bytes of a card, or 0. ``least``: the number of cards, if the text has none.
+        """
         named = list(self.subject.cards.values())
         if len(named) > 1:
             kinds = ", ".join(f"{max(1, one.number)}x {one.name}" for one in named)
@@ -243,7 +247,7 @@ class LogCase:
         return [SmiGpu(index=0, name=nearest_in_memory(total), count=least)] if total else []
 
     def _least(self, torch: list[TorchMemory]) -> int:
-        """The fewest cards that the log speaks of."""
+        """Return how many cards the log shows at least."""
         counts = [max(event.a, event.b) + 1 for _, event in self.facts.every(PeerMissing)]
         counts += [event.gpu + 1 for event in torch if event.gpu]
         return max([*counts, self.told_tp or 1, self.subject.visible or 1])

@@ -1,4 +1,4 @@
-"""`presets/causes.yaml`: known messages, and lines with facts. A row is data."""
+"""Reads `presets/causes.yaml`, the table of known messages, and compares lines of logs with it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 #: A cause ends a run; a refusal is an exception that no row knows; a consequence follows one of
 #: them; a notice harms nobody.
 Rank = Literal["cause", "refusal", "consequence", "notice"]
-#: A sentence with figures in braces; of two the second is told where a figure of the first misses.
+#: A sentence with figures in braces; of two, the second is for an unknown figure in the first.
 Sentence = str | tuple[str, str]
 
-#: A program prints its settings in one line: names with values, by commas. It is no message.
+#: A line in which a program prints its settings, as names with values and commas: no message.
 _SETTINGS: Final = re.compile(r"(?:\w+=[^,]*, ?){3}|(?:['\"]\w+['\"]: [^,]*, ?){3}")
-#: How an end is written: an exception's name, a logger's level, a signal, an exit.
+#: Words of lines that report an end: an exception's name, a logger's level, a signal, an exit.
 END: Final = re.compile(
     r"[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b|\b(?:[Ee]rror|ERROR|FATAL|[Ff]atal|CRITICAL)\b"
     r"|\b(?:[Ff]ailed|Aborted|Killed|OOMKilled|Exited|SIG[A-Z]+|[Tt]imeout|timed out|Xid|dumped)\b"
@@ -35,7 +35,10 @@ _WHOLE: Final = r"\S.{0,159}"
 
 
 class Row(Struct):
-    """One row, as the head of `presets/causes.yaml` says. Without ``what`` it proves no cause."""
+    """A row of `presets/causes.yaml`; the head of the file explains the fields.
+
+    A row without ``what`` proves no cause.
+    """
 
     kind: str
     says: tuple[str, ...]
@@ -52,7 +55,7 @@ class Row(Struct):
 
 
 class Kind(Struct):
-    """What rows of a kind share: the phase of a proven cause, and whether a plan belongs to it."""
+    """A kind of rows: the phase of its proven causes, and whether their answers need a plan."""
 
     phase: Phase = "unknown"
     plan: bool = False
@@ -60,17 +63,20 @@ class Kind(Struct):
 
 class _Table(Struct):
     kinds: dict[str, Kind]
-    #: Names of Transformers by the release that brought or dropped them.
+    #: Names in Transformers by the release that added them, and by the release that removed them.
     brought: dict[str, tuple[str, ...]]
     dropped: dict[str, tuple[str, ...]]
-    #: What would tell more of an error that no row knows, and words of its line.
+    #: What a user should send of an error without a row, by words of its line.
     send: dict[str, tuple[str, ...]]
     out_of_memory: dict[str, dict[str, tuple[str, ...]]]
     rows: tuple[Row, ...]
 
 
 class Hit(NamedTuple):
-    """A row that a line matches: what it caught, and the part that it quotes."""
+    """A row that a line matches.
+
+    ``fields`` are the named groups of the row's pattern; ``said`` is the part of the line to quote.
+    """
 
     row: Row
     fields: Mapping[str, str]
@@ -84,19 +90,19 @@ def table() -> _Table:
 
 
 def release_of(name: str, *, dropped: bool) -> str | None:
-    """The release of Transformers that brought a name, or dropped it; None where none is known."""
+    """Return the Transformers release that added a name, or ``dropped`` it; None if unknown."""
     names = table().dropped if dropped else table().brought
     return next((release for release, listed in names.items() if name in listed), None)
 
 
 def less_memory(program: str, phase: str) -> tuple[str, ...]:
-    """What takes less memory in a phase of a program, in its own options."""
+    """Return changes that save memory in a phase of a program, by the program's own options."""
     rows = table().out_of_memory[program]
     return rows.get(phase, rows["any"])
 
 
 def what_to_send(about: str) -> tuple[str, ...]:
-    """What would tell more, by the words of the quoted line, and marks in brackets behind it."""
+    """Return what to send, by ``about``: the quoted line, followed by marks such as ``(still)``."""
     send = table().send.items()
     return tuple(text for text, words in send if any(word in about for word in words))
 
@@ -107,11 +113,11 @@ def _words() -> list[tuple[str, Row]]:
 
 
 def _rows_in(form: str) -> tuple[Row, ...]:
-    """The rows of which a line of this form has a word, in their order."""
+    """Return the rows that have a word of this form of a line, in the table's order."""
     return tuple(dict.fromkeys([row for word, row in _words() if word in form]))
 
 
-#: A repeat of figures, words or other text without spaces, which has no bound as it is written.
+#: An unbounded repetition in a pattern, such as ``\w+`` or ``\S*``.
 _NAME: Final = re.compile(r"(\\[Swd]|\[(?!\^)[^\]]*\])([+*])")
 #: Characters of the longest name, path or figure that a message has.
 _LONGEST_NAME: Final = 1024
@@ -119,13 +125,16 @@ _LONGEST_NAME: Final = 1024
 
 @cache
 def pattern_of(text: str) -> re.Pattern[str]:
-    """A row's pattern with bounded names: else a line of one word takes the square of its time."""
+    """Compile a row's pattern with bounded repetitions, so that no line takes quadratic time."""
     bounded = _NAME.sub(lambda m: f"{m[1]}{{{int(m[2] == '+')},{_LONGEST_NAME}}}", text)
     return re.compile(bounded)
 
 
 def hits_of(text: str, form: Form | None = None) -> tuple[Hit, ...]:
-    """Rows that have this line, in their order, whatever else the log says."""
+    """Return a hit for each row of `presets/causes.yaml` that matches a line, in the table's order.
+
+    A line that prints a program's settings, and reports no end, has no hits.
+    """
     rows, hits = form.ask(_rows_in) if form else _rows_in(zeros(text)), []
     if not rows or (_SETTINGS.search(text) and not END.search(text)):
         return ()

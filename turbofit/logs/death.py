@@ -1,8 +1,8 @@
-"""How far an engine came and why it died, by the events of its log: one table and one function.
+"""Determines from the events of an engine's log how far the engine came and why it died.
 
-`serve` asks `death` of a living engine's events, a rehearsal of its child's, and `diagnose` of a
-file's. The kind follows from the events, the exit and the kernel's counts, which must agree. A
-probe or a plan decides what no log contains: a stall, a refusal (`core.engine_end.EndKind`).
+`serve`, a rehearsal and `diagnose` all call `death`. The kind of a death follows from the events,
+the exit status and the kernel's count of kills, which must agree. No log shows the kinds
+``stalled`` and ``refused`` (`core.engine_end.EndKind`): a probe or a plan decides these.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Phase = Literal[
     "check", "ready", "host", "host RAM", "start-up hang", "configuration", "peer access",
     "communication", "none", "unknown",
 ]  # fmt: skip
-#: What may end an engine by itself.
+#: Events that can each end an engine by themselves.
 Fault = (
     events.CudaError | events.LegacyCuda | events.CheckFailed | events.NcclError
     | TorchMemory
@@ -45,7 +45,7 @@ Fault = (
 _FAULTS: Final = get_args(Fault)
 
 #: The states of a run in their order, and the events that begin each. An event of an earlier state
-#: changes nothing: a later rank prints it again. After the first fault nothing changes the state.
+#: changes nothing, because each rank prints it. After the first fault nothing changes the state.
 STATES: Final[dict[Stage, tuple[type[Struct], ...]]] = {
     "starting": (),
     "weights": (events.Starting, events.LoadingWeights),
@@ -57,8 +57,8 @@ STATES: Final[dict[Stage, tuple[type[Struct], ...]]] = {
 }
 _BEGINS: Final = {kind: stage for stage, kinds in STATES.items() for kind in kinds}
 _ORDER: Final = tuple(STATES)
-#: What `turbofit.diagnosis/1` calls a kind, where it has another word. A crash is called by its
-#: cause, a row of `presets/causes.yaml`; this is the word for one whose cause no line tells.
+#: The names of kinds in `turbofit.diagnosis/1`, where they differ. A crash has the name of its
+#: cause, a row of `presets/causes.yaml`; it is ``crashed`` if no line shows a cause.
 IN_DIAGNOSIS: Final[dict[EndKind, str]] = {
     "host_memory": "host_out_of_memory",
     "hang": "start_hang",
@@ -79,7 +79,7 @@ _WHEN: Final[dict[str, str]] = {
     "ready": "while it served",
     "unknown": "(the log does not say where)",
 }
-#: Phases of a pretend card's account; all others are serving.
+#: Phases of a pretend GPU's account; all its other phases are forwards.
 _PRETEND: Final[dict[str, Phase]] = {
     "import": "start", "context": "start", "weights": "weights", "prepare": "weights",
     "engine": "cache", "cache": "cache", "buffers": "cache", "warm-up": "warm-up",
@@ -113,9 +113,9 @@ _PARTS: Final = ("lmdeploy/vl/", "lmdeploy/lite/")
 class Exit(NamedTuple):
     """How a process ended.
 
-    ``code``: negative for a signal, or 128 + the signal; None: the process lives, but its engine's
-    loop has ended, and it answers no request. ``host_kills``: processes that the kernel killed for
-    memory meanwhile; None: not readable.
+    ``code``: the exit status, which for a signal is negative or 128 + the signal. None: the process
+    lives, but its engine's loop has ended, and it answers no request. ``host_kills``: the number of
+    processes that the kernel killed for lack of memory meanwhile; None: unknown.
     """
 
     code: int | None
@@ -123,19 +123,19 @@ class Exit(NamedTuple):
 
 
 def after(stage: Stage, event: Struct) -> Stage:
-    """The state after an event."""
+    """Return the state after an event; it is never an earlier one."""
     new = _BEGINS.get(type(event), stage)
     return new if _ORDER.index(new) > _ORDER.index(stage) else stage
 
 
 class Course:
-    """What a run's events come to: the state that it reached, and the evidence of its end."""
+    """The state that a run reached and the evidence of its end, read from its events."""
 
     def __init__(self, run: Iterable[Struct], stage: Stage = "starting") -> None:
         self.run = tuple(run)
         self.stage: Stage = stage
         self.fault: Fault | None = None
-        #: The Python frames before the fault, and whether a forward with images was running.
+        #: The Python frames before the fault, and whether the log shows a forward with images.
         self.stack: list[events.PythonFrame] = []
         self.images = False
         for event in self.run:
@@ -156,7 +156,10 @@ class Course:
         return next((event for event in reversed(self.run) if isinstance(event, kind)), None)
 
     def phase(self, plan: Plan | None, account: End | None) -> Phase:
-        """By an account that refused the allocation, else by the calls, else by the state."""
+        """Return what the engine was doing at the fault.
+
+        The ``account`` that refused the allocation decides; without it the calls, then the state.
+        """
         fault, pytorch = self.fault, plan is not None and plan.engine.is_pytorch
         if _stages(plan, fault):
             return "weights"
@@ -196,7 +199,7 @@ class Course:
 
 
 def _fault(event: Struct) -> Fault | None:
-    """What may end an engine by itself; None for other events."""
+    """Return the fault in an event; None if the event cannot end an engine by itself."""
     if isinstance(event, events.PythonError):
         return TorchMemory(message=event.message) if event.out_of_memory else None
     return event if isinstance(event, _FAULTS) else None
@@ -207,7 +210,7 @@ def _is_vision(name: str) -> bool:
 
 
 def phase_of(stack: Sequence[events.PythonFrame]) -> Phase:
-    """The phase in which the stack's frames are; the program's own file name is ignored."""
+    """Return the phase that a stack's frames show; the program's own file name is ignored."""
     program = {frame.path for frame in stack if frame.function == "<module>"}
     frames, of_models = [], []
     for frame in stack:
@@ -227,7 +230,7 @@ def phase_of(stack: Sequence[events.PythonFrame]) -> Phase:
 
 
 def last_words(fault: Struct | None, most: int = 300) -> str:
-    """A fault's own message; other programs' messages are cut, as some list many things."""
+    """Return a fault's message; those of NCCL, torch and Python are cut to ``most`` characters."""
     match fault:
         case events.CudaError():
             return f"CUDA {'driver ' if fault.driver else ''}error: {fault.message}"
@@ -243,7 +246,7 @@ def last_words(fault: Struct | None, most: int = 300) -> str:
 
 
 def _told(event: Struct | None, pinned_call: str) -> EndKind:
-    """The kind that an event tells by itself: ``crash`` if it names no other.
+    """Return the kind of death that an event shows by itself, or ``crash``.
 
     ``pinned_call`` is the line of the engine's source that asks for page-locked host memory.
     """
@@ -260,9 +263,9 @@ def _told(event: Struct | None, pinned_call: str) -> EndKind:
 
 
 def _kind(told: EndKind, seen: Exit | None) -> EndKind:
-    """The kind by the log and the exit; ``unknown`` if they disagree.
+    """Return the kind of death by the log (``told``) and the exit; ``unknown`` if they disagree.
 
-    An engine without memory aborts or exits with an error.
+    An engine that lacks memory aborts or exits with an error.
     """
     number = signal_of(seen.code) if seen else None
     if seen is None:
@@ -282,13 +285,13 @@ def death(
     seen: Exit | None = None,
     known: tuple[Engine, Settings] | None = None,
 ) -> End:
-    """Why an engine died, with its phase, its call and its bytes, in words for people.
+    """Return why an engine died: kind, phase, call, bytes, and a message for people.
 
     Args:
         run: the events of its log.
         plan: the plan that it ran, if there is one.
-        account: what the card's account says of the allocation that was refused: its phase, its
-          call and its bytes.
+        account: the phase, the call and the bytes of the allocation that was refused, as the card's
+          account shows them.
         seen: the exit of its process; None if nobody looked.
         known: the engine and the settings that a log names, without a plan.
     """
@@ -333,7 +336,7 @@ def _crashed(course: Course, seen: Exit | None, kind: EndKind, at: str) -> End:
 
 
 def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
-    """The end by a lack of memory; the account of a card adds the bytes of the refused piece."""
+    """Return the end of an engine that ran out of GPU memory, with the bytes of the allocation."""
     fault, no_cache = course.fault, course.last(events.NoCache)
     hint = _hint(course, plan)
     if fault is None and no_cache is not None:
@@ -370,7 +373,10 @@ def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
 
 
 def _of_piece(end: End, fault: Fault | None, *, known: bool, staged: bool) -> str:
-    """What the refused piece was: its bytes where the account is known, or the fault's words."""
+    """Return the rest of the message: the bytes of the refused allocation, or the fault's words.
+
+    ``known``: the bytes may be shown. ``staged``: torch ran out of memory as it staged weights.
+    """
     if known and end.asked and end.left is not None and end.gpu is not None:
         doing = ", and the pretend GPU refused (simulated)" if end.simulated else ""
         asked, left = format_bytes(end.asked), format_bytes(end.left)
@@ -400,9 +406,9 @@ def _hint(course: Course, plan: Plan | None) -> str:
 
 
 def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> End:
-    """The end for want of host memory, or by SIGKILL: the kernel's, or another's.
+    """Return the end of an engine that lacked host memory, or that SIGKILL ended.
 
-    It is the kernel's if it counts a kill, or if no count is known.
+    The kernel is taken for the sender of the signal, unless it counts no kill for lack of memory.
     """
     fault, kill = course.fault, course.last(events.HostKill)
     hint = "more RAM or a higher limit of the container; fewer replicas"
@@ -430,9 +436,9 @@ def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> E
 
 
 def _hang(course: Course, engine: Engine | None, settings: Settings) -> End:
-    """The end of a warm-up that waits for ever: the cache cannot hold one of its requests.
+    """Return the end of a warm-up that waits for ever, since the cache cannot hold its request.
 
-    ``missing`` are the bytes of the blocks that lack, if the log has the cache's figures.
+    ``missing`` are the bytes of the blocks that the cache lacks, if the log has its figures.
     """
     budget, slab = course.last(events.CacheBudget), course.last(events.Slab)
     length = course.last(events.WarmupLength)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan, Remedy
 
-#: Notices that give the reason of an end, by the kind of end; they go before it.
+#: By the kind of an answer: kinds that are its reason, and are answered in its place.
 _REASONS: Final = {
     "request_failed": ("request_rejected", "bad_image", "wrong_model_name"),
     "aborted": ("interrupted",),
@@ -91,7 +91,10 @@ def diagnose(
 
 
 def _order(draft: Draft) -> tuple[int, int]:
-    """Causes first, the earliest; of exceptions that no row knows the last: Python prints it so."""
+    """Return the sort key of a draft: its rank, then its line; the last refusal comes first.
+
+    A refusal is an exception that no row knows; Python prints the decisive one last.
+    """
     rank = _RANKS[draft.rank]
     return rank, -draft.line if rank == 1 else draft.line
 
@@ -149,11 +152,11 @@ def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
 def _steps(
     case: LogCase, draft: Draft, worked: Advice, ways: Sequence[tuple[Remedy, Plan]]
 ) -> tuple[str, ...]:
-    """The steps, the first one first, none of which goes against the plan or the log beside it.
+    """Return the steps to take, in order, without those that contradict the plan or the log.
 
-    The step that frees the cards is first, and what the account lets live goes before what helps in
-    general. A step that the log has done is left out, and so is a share of the cache where no share
-    helps.
+    The step that frees the cards is first. Changes that fit by the account come before general
+    advice. A step that the run had already taken is left out, and so is a change of the cache's
+    ratio where no ratio helps.
     """
     fits, of_lmdeploy = worked.fits, case.subject.of_lmdeploy
     share = any(_SHARE.search(remedy.change) for remedy, _ in ways)
@@ -171,7 +174,10 @@ def _steps(
 
 
 def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
-    """Whether the log has done a step, or the step changes a share of the cache in vain."""
+    """Return whether a step is useless: the run had taken it, or it changes the ratio in vain.
+
+    ``vain``: no ratio of the cache helps.
+    """
     set_ = case.subject.variables
     did = any(set_.get(name) == value for name, value in _VARIABLE.findall(step))
     return did or (vain and _SHARE.search(step) is not None)
@@ -180,7 +186,7 @@ def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
 def _worked(
     case: LogCase, draft: Draft, ways: Sequence[tuple[Remedy, Plan]]
 ) -> tuple[Advice | None, tuple[str, ...]]:
-    """A run that would have worked and contains the first step, and what is needed to find one."""
+    """Return a run that would have worked, or None, and the facts that are missing to find one."""
     model, machine, lacks = case.model, case.machine, []
     if not draft.planned:
         return None, ()
@@ -198,9 +204,9 @@ def _worked(
 
 
 def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Advice:
-    """The best plan for the log's release on its cards: the first that fits.
+    """Return the best plan for the log's release on its cards.
 
-    It keeps the log's degree, and leaves to others what they hold of the cards, where it can.
+    It keeps the log's tp, and the memory that others hold on the cards, if such a plan fits.
     """
     degree = case.told_tp or (case.tp if case.tp > 1 else None)
     version, given = (case.version, degree) if case.subject.of_lmdeploy else (None, None)
@@ -271,7 +277,7 @@ def _notes(case: LogCase, plan: Plan, command: str) -> Iterator[str]:
 
 
 def _foreign(case: LogCase, drafts: Sequence[Draft]) -> Diagnosis:
-    """One line on another engine's log: its last error and the missing bytes, without a cause."""
+    """Return the answer to another engine's log: its last error and missing bytes, but no cause."""
     last = max(drafts, key=lambda draft: (draft.short, -_RANKS[draft.rank]), default=None)
     said = f"its last error: {last.quoted}" if last and last.quoted else "no line tells of an error"
     return Diagnosis(

@@ -1,7 +1,7 @@
-"""Reads a log once: each row moves one automaton, and the events of each run are kept.
+"""Reads a log once, line by line, and keeps the events of each run of an engine.
 
 An engine that becomes ready has survived the errors before; so has a program that makes progress
-after them. A line about trouble is therefore a candidate until a later line rules it out.
+after them. A line that reports trouble is therefore a candidate until a later line rules it out.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
     from turbofit.logs.log_reader import Form, LogLine
 
 _T = TypeVar("_T", bound=Struct)
-#: What a row is: a traceback's head, also behind torch's text without one; the sentence between
-#: two exceptions of a chain; a frame, and its source line; a line of an event; the name of a
-#: destructor that failed; other words.
+#: What a line is. ``head``: it begins a traceback; ``late head``: likewise, but behind torch's
+#: message. ``chain``: it joins two exceptions. ``frame``, ``code``: a frame and its source line.
+#: ``event``: it has an event. ``destructor``: it names a destructor that failed.
 Part = Literal[
     "head", "late head", "chain", "frame", "code", "event", "destructor", "words",
 ]  # fmt: skip
 #: ``log``: outside of tracebacks. ``traceback``: between its frames. ``frame``: behind a frame,
 #: whose source line may come. ``message``: behind an error, whose line a terminal may have broken.
-#: ``below``: in a traceback that follows its error. ``ignored``: in one that ends nothing.
+#: ``below``: in a traceback that follows its error. ``ignored``: in a failed destructor's.
 State = Literal["log", "traceback", "frame", "message", "below", "ignored"]
-#: The automaton: the state after a row, by the state before it. What is not named stays.
+#: The state after a line, by the state before it and the kind of line; else it does not change.
 STATES: Final[dict[State, dict[Part, State]]] = {
     "log": {"head": "traceback", "late head": "traceback", "frame": "frame", "event": "message",
             "destructor": "ignored"},
@@ -61,7 +61,7 @@ STATES: Final[dict[State, dict[Part, State]]] = {
     "ignored": {"event": "log"},
 }  # fmt: skip
 _OPEN: Final = ("traceback", "frame", "below")
-#: How rows that are no event begin, by what they are.
+#: How lines without an event begin, by what they are.
 _BEGINNINGS: Final[tuple[tuple[Part, re.Pattern[str]], ...]] = (
     ("head", re.compile(r".*Traceback \(m")),
     ("chain", re.compile("During handling of the above exc|The above exception was the direct")),
@@ -70,7 +70,7 @@ _BEGINNINGS: Final[tuple[tuple[Part, re.Pattern[str]], ...]] = (
 _RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
 #: The source line of a frame: indented or, in a notebook, after an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
-#: Lines that only an engine which is started again prints again.
+#: Lines that an engine prints once, at its start: a second one shows that it was started again.
 _BEGINS_AGAIN: Final = re.compile(
     r"\blmdeploy (?:serve|chat) |\bturbofit serve |\bLoading[\w ]*: +0%|max_context_token_num"
 ).search
@@ -78,18 +78,18 @@ _BEGINS_AGAIN: Final = re.compile(
 _LOADS: Final = re.compile(
     r"lmdeploy (?:serve|chat)|api_server|turbofit |pipeline\(|Loading|max_context_token_num"
 ).search
-#: A comment in code, and a whole line of one or a heading: no step of Docker (#12), no exception.
+#: A comment behind code; a line that is a comment or a heading, but no step of Docker (#12).
 _REMARK: Final = "  # "
 _COMMENT: Final = re.compile(
     r"\s*#+ *(?!(?:\w+\.)*\w*(?:Error|Exception)\b)(?:[^\W\d]|\[|\W{1,4}$)"
 )
-#: A Python warning whose text is missing or ends with a colon; NCCL's reason is in the next line.
+#: Lines that the next line continues: Python warnings without a text, or NCCL's error.
 _GOES_ON: Final = re.compile(r".{0,240}?\.py:\d+: \w*Warning: ?(?:.*:)?$|\s*Last error:\s*$")
 _WARNS: Final = re.compile(
     r"\S*\.py:\d+: \w*Warning: |\W*(?:INFO|DEBUG|WARN(?:ING)?)\b"
     r"|.{0,240}?(?:\bWARNING\b|[a-z]Warning: |\b[Ff]all(?:s|ing)?[ -]?back|\b[Rr]etrying\b)"
 )
-#: A line of unknown words that reports an error by its form, and one of a program that continues.
+#: A line without an event that reports an error by its form; a line of a program that continues.
 _COMPLAINT: Final = re.compile(
     r"(?!#|- \[|.{0,60}?\b(?:INFO|DEBUG|WARN(?:ING)?|NOTICE|info|debug|warn(?:ing)?|notice)\b"
     r"|.{0,240}?Warning:|.*\blog[-_]level|.*following error\W*$|.*operation scheduled before its"
@@ -117,18 +117,18 @@ _REFUSED: Final = re.compile(r'"POST /\S{0,240} HTTP/[\d.]+" (?:4(?!0[1345])|5)\
 _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 #: Words of faults after which a process has no CUDA context or no communicator, so that it ends.
 _NEVER_OUTLIVED: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NCCL")
-#: Kinds that concern the machine: a warning of one is an answer in itself, from any program.
+#: Kinds that concern the machine: a mere warning of such a kind is an answer, from any program.
 _MACHINE: Final = (
     "no_gpu", "driver_too_old", "driver_mismatch", "gpu_too_new", "gpu_too_old", "no_kernel_image",
     "gpu_lost", "shared_memory", "disk_full", "ray_waits",
 )  # fmt: skip
 #: Events whose lines are compared with the rows, as are lines without an event.
 _ASKED: Final = (*OF_LAUNCH, *FATAL)
-#: Events that words of a row may replace.
+#: Events that give way to a row of the table whose words match.
 _WEAK: Final = (*OF_LAUNCH, PythonError)
 #: Events that may be the reason of an end.
 _RAISES: Final = (*FATAL, KnownMessage, events.NoCache)
-#: The most further lines of a message, and runs at each end of a log.
+#: The most further lines of a message; the most runs that are kept of each end of a log.
 _WRAPPED, _RUNS = 6, 16
 
 
@@ -157,7 +157,7 @@ class LogEvent(NamedTuple):
 
     @property
     def is_notice(self) -> bool:
-        """Whether the line harms nobody, as its row says."""
+        """Whether the line's row says that it harms nothing."""
         return isinstance(self.event, KnownMessage) and self.hits[0].row.rank == "notice"
 
 
@@ -172,19 +172,19 @@ class LogFacts:
         self.begun_at: int | None = None
         #: The first "out of memory at" line since the last event.
         self.waiting: LogEvent | None = None
-        #: The last line that reports an error by its form, or in words; the last line.
+        #: The last line that reports an error, by its form or in words; the last line of all.
         self.complaint: LogEvent | None = None
         self.last: LogEvent | None = None
-        #: The lines of progress: a program survived the errors before the last but one.
+        #: Lines of progress: the program survived the errors before the last but one of them.
         self._progress: list[int] = []
         self._stack: tuple[PythonFrame, ...] = ()
         self._table = SmiTable()
-        #: The ways to join the lines of torch's text, and the row before, if this one ends it.
+        #: The possible texts of torch's message over several lines; the line that goes on here.
         self._message: list[str] = []
         self._before = ""
 
     def take(self, line: int, text: str, form: Form) -> None:
-        """Read a row."""
+        """Read one line of the log."""
         self.subject.lines, self.last = line, LogEvent(line, text)
         if self.state == "message" and line - self.marks[-1].line > _WRAPPED:
             self.state = "log"
@@ -209,7 +209,7 @@ class LogFacts:
             self.subject.read_facts(text)
 
     def ended_by(self, text: str, form: Form) -> bool:
-        """Whether a row begins a second run: the engine had reached its cache, or was dying."""
+        """Return whether a line starts an engine although this run had its cache or a fault."""
         past = (events.CacheBudget, events.Slab, events.KvBlocks, events.WarmingUp,
                 events.WarmupFinished, events.ServerUp, events.CudaError, events.LegacyCuda,
                 events.CheckFailed)  # fmt: skip
@@ -219,10 +219,10 @@ class LogFacts:
 
     @cached_property
     def fatal(self) -> list[LogEvent]:
-        """The lines that may have ended the run, or refused something, in the log's order.
+        """The lines that may have ended the run or refused something, and notices, in order.
 
-        Torch warns of the driver and later says that it has no GPU: the warning is the reason. A
-        warning alone counts only if it concerns the machine; others are survived.
+        Where torch finds no GPU, its warnings count, since one of them is the reason. A warning
+        alone counts only if it concerns the machine: a program survives all others.
         """
         fatal: list[LogEvent] = []
         warned: list[LogEvent] = []
@@ -255,7 +255,10 @@ class LogFacts:
         return [(mark, mark.event) for mark in marks if isinstance(mark.event, kind)]
 
     def until(self, last: LogEvent) -> list[Struct]:
-        """The events of the run for `death`, the frames of ``last`` before it."""
+        """Return the events that `death` reads: all before ``last``, then ``last`` and its calls.
+
+        The frames of ``last`` come before it; other fatal events are left out.
+        """
         at, died = self.marks.index(last), _TIME.match(last.text)
         before = [mark.event for mark in self.marks[:at] if not isinstance(mark.event, FATAL)]
         for mark in self.marks[at + 1 :]:
@@ -267,7 +270,7 @@ class LogFacts:
         return [*before, *last.stack, last.event, *calls]
 
     def _mark(self, line: int, text: str, form: Form) -> LogEvent:
-        """A row with its event and hits; a comment and a heading have none."""
+        """Return a line with its event and hits; a comment or a heading has none."""
         if form.ask(_COMMENT.match):
             return LogEvent(line, text)
         event = event_in(text, form)
@@ -280,7 +283,7 @@ class LogFacts:
         return LogEvent(line, text, event, self._stack, hits)
 
     def _part(self, mark: LogEvent, form: Form) -> Part:
-        """What a row is; keeps what it tells."""
+        """Return what a line is, and keep its event, frame or words."""
         if isinstance(mark.event, PythonFrame):
             if self.state == "below":
                 self.marks[-1] = self.marks[-1]._replace(stack=(*self.marks[-1].stack, mark.event))
@@ -312,7 +315,7 @@ class LogFacts:
         return "event"
 
     def _words(self, mark: LogEvent, form: Form) -> None:
-        """Read a row without an event: more of torch's text, or what the program reports."""
+        """Read a line without an event: more of torch's text, or what the program reports."""
         last = self.marks[-1] if self.marks else mark
         if self.state == "message" and self._message and mark.line - last.line <= _WRAPPED:
             more = mark.text.strip()  # a terminal broke it inside of a word or in place of a space
@@ -329,7 +332,7 @@ class LogFacts:
             self._progress.append(mark.line)
 
     def _keep(self, mark: LogEvent) -> None:
-        """Keep an event; it ends a traceback, and the lines of the last message."""
+        """Keep an event, which ends the traceback or the message of several lines before it."""
         if not mark.text.startswith(" "):
             self._stack = ()
         self._message = [mark.text] if isinstance(mark.event, TorchMemory) else []
@@ -338,7 +341,10 @@ class LogFacts:
         self.marks.append(mark if isinstance(mark.event, _RAISES) else mark._replace(stack=()))
 
     def _counts_until(self, one: LogEvent, line: int) -> bool:
-        """Whether a line still counts at a later exception: it ended something, not survived."""
+        """Return whether an event may be the cause of the exception at ``line``.
+
+        It is not if its words report no end, or if the program went on after it.
+        """
         words = isinstance(one.event, KnownMessage)
         if words and one.kind not in _MACHINE and not END.search(one.text):
             return False

@@ -1,7 +1,7 @@
-"""What logs tell, as types: events of engines, torch, Python, the host and nvidia-smi.
+"""The types of events that lines of a log report: of engines, torch, Python, the host, nvidia-smi.
 
-`logs.log_reader` makes them, one of a line; `logs.death` says which kind of death one
-tells of. Sizes are bytes.
+`logs.log_reader` makes one event of a line; `logs.death` says which kind of death an event shows.
+Sizes are bytes.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class ImagesPrepared(Struct):
 
 
 class CacheBudget(Struct):
-    """The KV region, printed just before its allocation; ``free`` is the minimum of the tp group.
+    """The size of the KV cache, printed just before its allocation.
 
-    The log rounds both to hundredths of a MiB.
+    ``free``: the fewest free bytes of a GPU of the group. The log rounds to hundredths of a MiB.
     """
 
     budget: int
@@ -43,7 +43,7 @@ class CacheBudget(Struct):
 
 
 class Slab(Struct):
-    """How the region is divided; a rank's first line describes the KV block of all layers."""
+    """How the KV cache is divided; a rank's first line describes the KV block of all layers."""
 
     slab_size: int
     object_size: int
@@ -85,7 +85,7 @@ class ServerUp(Struct):
 
 
 class Backpressure(Struct):
-    """A request waits: normal in service; if it repeats in the warm-up, the engine hangs."""
+    """A request waits for room: normal while serving, but a hang if it repeats in the warm-up."""
 
     cause: str
 
@@ -186,7 +186,10 @@ class ModelLoaded(Struct):
 
 
 class HostKill(Struct):
-    """The kernel killed a process for memory; ``rss`` is in bytes, ``group``: a cgroup's limit."""
+    """The kernel killed a process for lack of memory.
+
+    ``rss`` is the process's size in bytes. ``group``: a cgroup's limit was reached.
+    """
 
     pid: int | None = None
     name: str = ""
@@ -195,7 +198,7 @@ class HostKill(Struct):
 
 
 class NoEvent(Struct):
-    """A line of which only its words are known."""
+    """The event of a log line that matches no known event."""
 
 
 class KnownMessage(Struct):
@@ -215,7 +218,7 @@ class ServerFigures(Struct):
     waiting: int | None = None
 
 
-#: Events that only a launch needs, and frames whose code a stack contains anyway.
+#: Events that only a launch needs, among them source lines, which a stack has as well.
 OF_LAUNCH: Final = (
     CacheFrame, EngineFallback, ImagesPrepared, LoadingWeights, LoopFailed, LostLock, NoCache,
     VisionFrame, WarmingUp,

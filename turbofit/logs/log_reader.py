@@ -75,7 +75,7 @@ _LONGEST: Final = 8192
 def log_lines(chunks: Iterable[bytes]) -> Iterator[LogLine]:
     """Yield the lines of a log that comes in pieces, cut to a length that loses nothing useful.
 
-    Pieces of one line have the same number. UTF-16 (PowerShell's redirection) is read.
+    Parts of one line have the same number. UTF-16 (PowerShell's redirection) is read.
     """
     logged: re.Pattern[str] | None = None
     for number, line in enumerate(_lines(chunks), 1):
@@ -122,12 +122,12 @@ def _bare(text: str) -> str:
 
 _T = TypeVar("_T")
 _ZEROS: Final = bytes.maketrans(b"123456789", b"0" * 9)
-#: The forms of lines that are kept, and the longest form: a server prints some hundred forms.
+#: The number of forms in the cache, and the longest of them: a server prints some hundred forms.
 _FORMS, LONGEST_FORM = 4096, 400
 
 
 class _Pattern(NamedTuple):
-    """A row of the table: a line with one of the words, matching from its start, gives an event."""
+    """A row of the table: a line with one of ``words`` that ``pattern`` matches makes an event."""
 
     words: tuple[str, ...]
     pattern: re.Pattern[str]
@@ -139,7 +139,7 @@ def _pattern(words: str, pattern: str, make: Callable[[re.Match[str]], Struct | 
 
 
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
-#: A progress bar, in whose line an engine prints.
+#: A progress bar at the start of a line in which an engine prints, too.
 _BAR: Final = re.compile(r".*?\d%\|.*?(?=\[TM\]\[)")
 _PREFIX: Final = re.compile(r"\[TM\]\[[A-Z]+\](?:\[[^\]]*\])?\[([^\]]*)\] (.*)")
 #: The messages of torch, its cuBLAS and Triton if CUDA itself has no memory.
@@ -273,8 +273,8 @@ _OTHER: Final = (
 class Form:
     """The form of a line: its text with 0 for each digit, and the answers to questions about it.
 
-    A pattern without digits gives the same answer as on the line itself; a word with digits must
-    have zeros, too.
+    A pattern without digits gives the same answer for the form as for the line itself; a word with
+    digits must be written with zeros.
     """
 
     __slots__ = ("_answers", "text")
@@ -284,7 +284,7 @@ class Form:
         self._answers: dict[Callable[[str], Any], Any] = {}
 
     def ask(self, question: Callable[[str], _T]) -> _T:
-        """The answer to a question, which is asked once for all lines of this form."""
+        """Return the answer to a question, which is computed once for all lines of this form."""
         if question not in self._answers:
             self._answers[question] = question(self.text)
         answer: _T = self._answers[question]
@@ -311,7 +311,7 @@ def read_line(line: str) -> Struct | None:
 
 
 def event_in(text: str, form: Form) -> Struct | None:
-    """The event of a line without colours and spaces at its end; None if it has none."""
+    """Return the event of a line, or None; ``text`` has no colours, and no spaces at its end."""
     prefix = _PREFIX.match(text) if text.startswith("[TM]") else None
     call, message = prefix.groups() if prefix else ("", text)
     try:

@@ -1,4 +1,4 @@
-"""The answer to a lack of memory: `death` of the log's events, with what the account says of it."""
+"""Answers a line that reports a lack of GPU memory: by `death`, the account, torch's figures."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from turbofit.logs.case import LogCase
     from turbofit.logs.facts import LogEvent
 
-#: Fewer bytes of other processes are not reported; a tensor of a forward rarely has more; bytes
-#: beyond one copy of a model that are more than rounding and torch's own cache.
+#: Fewer bytes of other processes are not reported. A tensor of a forward is rarely larger. So many
+#: bytes beyond one copy of a model are more than rounding and torch's own cache.
 _SMALL, _ONE_TENSOR, _BEYOND = GIB // 4, 4 * GIB, GIB
 #: Calls that store the whole attention matrix; torch's own call does so without a fused kernel.
 _EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm", "scaled_dot_product_attention")
@@ -134,7 +134,7 @@ def _phase(end: End) -> Phase:
 
 
 def _with_cache(case: LogCase, draft: Draft, weights: int) -> Draft:
-    """The answer with the lines about the cache, and who held the card when it was sized."""
+    """Add to an answer the lines about the cache, and who held the card when it was sized."""
     if (cache := logged_cache(case)) is None:
         return draft
     lines = tuple(evidence_at(place, "what the cache took") for place in cache.lines)
@@ -148,7 +148,7 @@ def _with_cache(case: LogCase, draft: Draft, weights: int) -> Draft:
 
 
 def _with_ranks(case: LogCase, draft: Draft) -> Draft:
-    """The answer where a launcher started an engine for each rank."""
+    """Change an answer if a launcher such as torchrun started a whole engine for each rank."""
     ranks = case.subject.ranks
     if ranks is None or case.tp < 2 or not case.subject.of_lmdeploy:
         return draft
@@ -168,14 +168,14 @@ def _with_ranks(case: LogCase, draft: Draft) -> Draft:
     )
 
 
-#: What figures and frames show: why, the first step against it, and its line.
+#: A sign of a cause: a sentence, the step against the cause or "", and the line that shows it.
 _Sign = tuple[str, str, "Evidence | None"]
 
 
 def _with_torch(
     case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, program: str
 ) -> Draft:
-    """The answer with torch's own figures: who held the card, and what a first step does of it."""
+    """Add torch's own figures to an answer: who held the card, and which steps follow from that."""
     own = program == "other"
     if memory.pid and not own and any(size > (memory.process or 0) for _, size in memory.others):
         # LMDeploy also allocates outside torch: torch's figures do not tell it from a larger one.
@@ -202,7 +202,10 @@ def _with_torch(
 
 
 def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str) -> tuple[str, ...]:
-    """The steps of signs before those that help in general, and fragmentation's last."""
+    """Return the steps of signs, then the general ones; the step against fragmentation is last.
+
+    A request that is larger than the card has steps of its own.
+    """
     if draft.phase != "weights" and (memory.requested or 0) > (memory.total or math.inf):
         return (*(step for step in steps if step is _FUSED), *less_memory(program, "oversized"))
     steps = [*filter(None, steps), *draft.changes]
@@ -210,13 +213,13 @@ def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str)
 
 
 def _splits(model: Model, memory: TorchMemory, draft: Draft) -> bool:
-    """Whether no card holds a copy of the model, which may be what the program tried."""
+    """Return whether loading may have failed because a whole copy is larger than the card."""
     loading = draft.phase in ("weights", "unknown")
     return loading and model.weight_bytes > (memory.total or math.inf)
 
 
 def _freed(memory: TorchMemory, others: int) -> str:
-    """The step that frees the card of what else holds it; empty if torch tells of nobody."""
+    """Return the step that frees memory which others hold; empty if torch's figures show none."""
     if others <= _SMALL:
         return _FREE if memory.unexplained > GIB else ""
     pids = ", ".join(str(pid) for pid, _ in memory.others)
@@ -227,7 +230,7 @@ def _freed(memory: TorchMemory, others: int) -> str:
 def _of_use(
     case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, own: bool
 ) -> Iterator[_Sign]:
-    """Yields the signs of attention's whole matrix, of fragmentation, and of nobody's memory."""
+    """Yield the signs of a whole attention matrix in memory, and of fragmentation."""
     eager = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
     large = (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR)
     if (large and draft.phase not in _NO_ATTENTION) or (draft.phase == "vision" and eager):
@@ -240,7 +243,7 @@ def _of_use(
             None,
         )
     if memory.requested and (memory.cached or 0) >= memory.requested:
-        # Not under WSL and Windows, which tell no process: there it is said to fail.
+        # Not under WSL and Windows, where torch prints no process and the option is said to fail.
         able = memory.process is not None and "expandable" not in case.subject.facts
         yield (
             f"{format_bytes(memory.cached or 0)} lay unused in torch's own cache, in pieces too"
@@ -251,7 +254,7 @@ def _of_use(
 
 
 def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:
-    """Yields the signs that a program holds a model more than once: its loads and its calls."""
+    """Yield the signs that a program holds a model more than once, by its loads and calls."""
     placed, ranks = case.subject.auto_map, case.subject.ranks
     once = _SPLIT if split else _ONCE
     moves = [frame.code for frame in mark.stack if _MOVES.search(frame.code)]
@@ -277,7 +280,10 @@ def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:
 
 
 def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -> Iterator[_Sign]:
-    """Yields what figures show of copies: turbofit knows the most that one with a request takes."""
+    """Yield signs that a card cannot hold a copy, or that a process held more than one copy needs.
+
+    turbofit knows the most bytes that one copy takes with its longest request.
+    """
     if split:
         yield (
             f"a whole copy of {model.name} is {format_bytes(model.weight_bytes)} of weights as"
@@ -316,7 +322,7 @@ def _missing(memory: TorchMemory | None) -> Missing:
 
 
 def _holders(mark: LogEvent, memory: TorchMemory) -> Iterator[Holding]:
-    """Yields each process with its bytes, as certain as the text is."""
+    """Yield each process that torch's text names, with its bytes on the GPU."""
     this = "this process" if memory.pid is None else f"process {memory.pid}"
     if memory.pid is not None and memory.named:
         this = f"this process ({this} of the text)"

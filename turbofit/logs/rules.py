@@ -1,7 +1,6 @@
-"""Makes the answers of one run: of rows of `presets/causes.yaml`, kills, hangs, a quiet log.
+"""Makes the possible answers to one run: by rows of `presets/causes.yaml`, kills, hangs, no fault.
 
-A row becomes an answer with the figures that it names. `out_of_memory` makes the answer where GPU
-memory was lacking.
+The sentences of a row are filled with figures. `out_of_memory` answers a lack of GPU memory.
 """
 
 from __future__ import annotations
@@ -30,15 +29,16 @@ if TYPE_CHECKING:
     from turbofit.logs.case import LogCase
     from turbofit.logs.causes import Hit, Sentence
 
-#: Builds for CUDA up to 12.6 know no card from here on.
+#: The first compute capability (10.0) that builds for CUDA up to 12.6 do not know.
 _FIRST_OF_CUDA_12_8: Final = 100
 _FIRST_WITH_BFLOAT16: Final = 80
 
 
 def figures_of(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
-    """What a row may name, by name; None is what the log has not enough for.
+    """Return the figures that a row's sentences and condition may name; None if unknown.
 
-    It is what the row's pattern and the log's facts caught, a number as one, and what they come to.
+    They are the log's options and facts, the groups of the row's pattern (numbers as integers), and
+    the figures that follow from these.
     """
     subject = case.subject
     told = {**subject.options, **subject.facts, **hit.fields, "said": hit.said}
@@ -50,7 +50,7 @@ def figures_of(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
 
 
 def _of_cards(case: LogCase, told: Mapping[str, Any]) -> dict[str, Any]:
-    """What the log, or else the machine, says of its cards; ``arch`` is 86 for 8.6."""
+    """Return figures of the cards, by the log or else by the machine; ``arch`` is 86 for 8.6."""
     arch, model, gpu = told.get("arch"), case.model, case.gpu
     if arch is None and gpu and gpu.compute_capability != NA:
         arch = gpu.compute_capability[0] * 10 + gpu.compute_capability[1]
@@ -81,7 +81,7 @@ def _of_cards(case: LogCase, told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_releases(case: LogCase, mark: LogEvent, told: Mapping[str, Any]) -> dict[str, Any]:
-    """What releases of LMDeploy and Transformers have of what the line asks for."""
+    """Return which releases of LMDeploy and Transformers have the names that the line has."""
     option, value, version = told.get("option"), told.get("value"), case.subject.version
     # A usage error names an option, or an argument with the value that is refused.
     asked = option or (f"{told.get('argument')} {value}" if value else None)
@@ -105,7 +105,7 @@ def _of_releases(case: LogCase, mark: LogEvent, told: Mapping[str, Any]) -> dict
 
 
 def sentence(text: Sentence, known: Mapping[str, Any]) -> str:
-    """A sentence with its figures; its second form where one of them is not known."""
+    """Return a sentence with its figures; its second form if a figure of the first is unknown."""
     first, second = (text, text) if isinstance(text, str) else text
     form = second if any(known.get(name) is None for name in names_of(first)) else first
     values = {name: known.get(name) for name in names_of(form)}
@@ -119,7 +119,7 @@ def names_of(text: str) -> set[str]:
 
 
 def explanation_of(mark: LogEvent, case: LogCase) -> Draft | None:
-    """The first row for an event whose condition holds; None: none does."""
+    """Return the answer of the first matching row whose condition holds, or None."""
     asked = ((hit, figures_of(case, mark, hit)) for hit in mark.hits)
     for hit, known in asked:
         row, when = hit.row, hit.row.when
@@ -162,7 +162,7 @@ _CLEANS_UP: Final = (
     "_loop_finally", "release", "__del__", "shutdown", "_exit_function", "atexit", "terminate",
     "__exit__", "_cleanup", "cleanup",
 )  # fmt: skip
-#: Last lines of a log behind which an engine may stand still, by what it does there.
+#: Last lines of a log after which an engine may stand still, by what the engine does then.
 _STANDS: Final = {
     "TurboMind's cache or warm-up": re.compile(
         r"Object cache budget|slab_size|\[Gemm2\]|Warm-up lengths|UnifiedAttentionLayer::Forward"
@@ -172,7 +172,7 @@ _STANDS: Final = {
 
 
 def drafts_of(case: LogCase) -> Iterator[Draft]:
-    """Yields all answers to a run, in no order."""
+    """Yield all possible answers to a run, in no particular order."""
     facts = case.facts
     if short := next((mark for mark in facts.fatal if mark.short), None):
         yield lack_of_memory(case, short)
@@ -205,7 +205,10 @@ def drafts_of(case: LogCase) -> Iterator[Draft]:
 
 
 def _unknown_fault(mark: LogEvent) -> Draft:
-    """An exception or a fault that no row knows; one of a clean-up follows from another."""
+    """Return the answer to an exception or a fault that no row knows.
+
+    An exception in a clean-up is only a consequence of another error.
+    """
     text = without_keys(mark.text.strip())
     if isinstance(mark.event, events.PythonError) and not mark.event.message and mark.stack:
         text = f"{text}: {without_keys(mark.stack[-1].code)}"
@@ -254,7 +257,7 @@ def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
 
 
 def _stands_still(case: LogCase) -> Iterator[Draft]:
-    """Yields a halt that the user tells of, or that the last lines show."""
+    """Yield the answer to an engine that stands still, as the user or the last lines say."""
     facts, mark = case.facts, case.facts.last or LogEvent(0, "")
     several = case.tp > 1 or (case.told_tp is None and case.machine is not None
                               and len(case.machine.gpus) > 1)  # fmt: skip
@@ -290,7 +293,7 @@ def _stands_still(case: LogCase) -> Iterator[Draft]:
 
 
 def _quiet(case: LogCase) -> Iterator[Draft]:
-    """Yields the answers for a log in which no fault was found."""
+    """Yield answers without a fault: a healthy start, an unclear error, missing peer access."""
     ready, facts = _ready(case), case.facts
     if ready:
         yield Draft(
@@ -323,7 +326,7 @@ def _quiet(case: LogCase) -> Iterator[Draft]:
 
 
 def _ready(case: LogCase) -> LogEvent | None:
-    """The line by which an engine started or a server answers, if no later line complains."""
+    """Return the line that shows a ready engine; None if the run died or a later line complains."""
     facts = case.facts
     up = facts.first(events.ServerUp) or facts.first(events.WarmupFinished)
     counted = facts.every(events.ServerFigures)

@@ -32,7 +32,7 @@ _LMDEPLOY: Final = re.compile(
     r"|\blmdeploy(?: (?:serve|chat|lite|convert|check_env)|=)"
     r"|(?:import|from) lmdeploy|[Tt]urbo[Mm]ind|TURBOMIND|PytorchEngineConfig|turbofit|Avg thr \(in"
 ).search
-#: Line forms of the other engines that are named, and not explained.
+#: Words of other engines' logs, which are recognised but not explained.
 _OTHERS: Final = re.compile(
     r"(?P<vLLM>[/\\]vllm[/\\][\w/\\]+\.py|\bvllm serve |vLLM API server version"
     r"|\bvllm\.entrypoints)"
@@ -50,7 +50,7 @@ _OPTION: Final = re.compile(
     r"|session[-_]len|quant[-_]policy|cache[-_]block[-_]seq[-_]len|communicator|dtype"
     r"|model[-_]format|tp)(?:\s*=\s*|\s+)['\"]?([\w.-]+)"
 )
-#: The release, in a text of small letters.
+#: The release, in a text in lower case.
 _VERSION: Final = re.compile(
     r"lmdeploy(?:(?:[=:~ <>]+|\S* version:? )v?(\d+\.\d+(?:\.\w+)*)"
     r"|[-_](\d+\.\d+\.\d+)\S*\.whl)",
@@ -85,10 +85,10 @@ Place = tuple[int, str]
 
 
 class Subject:
-    """Collects facts row by row; each fact keeps the line from which it was read."""
+    """Collects what a log says of the run itself, line by line."""
 
     def __init__(self) -> None:
-        #: By chip: a name with a size replaces the same chip without one.
+        #: Cards by chip; a name with a memory size replaces a name without one.
         self.cards: dict[str, NamedCards] = {}
         self.options: dict[str, object] = {}
         self.variables: dict[str, str] = {}
@@ -97,14 +97,14 @@ class Subject:
         self.auto_map: Place | None = None
         #: What `_FACTS` matched last, by name.
         self.facts: dict[str, str] = {}
-        #: Names of models: the order of the surest kind of place, and whether a preset has it.
+        #: Names of models, each with the number of the surest place that names it; 0 is surest.
         self.names: dict[str, int] = {}
         self.of_lmdeploy = self.quantises = self.on_pytorch = False
         self._other = ""
         self.lines = 0
 
     def notice(self, form: Form) -> None:
-        """Read any text of the log, also a frame's path, for its topic and its program."""
+        """Note which program and engine wrote a line, which may also be a frame of a traceback."""
         self.of_lmdeploy = self.of_lmdeploy or form.ask(_LMDEPLOY) is not None
         self.quantises = self.quantises or form.ask(_QUANTISES) is not None
         self.on_pytorch = self.on_pytorch or form.ask(_PYTORCH) is not None
@@ -118,7 +118,7 @@ class Subject:
 
     @property
     def model(self) -> str | None:
-        """The name in the surest kind of place: of several, the first."""
+        """The first name in the surest kind of place; None if the log names no model."""
         return min(self.names, key=lambda name: self.names[name], default=None)
 
     @property
@@ -169,7 +169,7 @@ class Subject:
 
 
 def readers(form: str) -> tuple[str, ...]:
-    """What a line of this form may tell; for most lines nothing."""
+    """Return the kinds of facts that a line of this form may have; for most lines none."""
     lower = form.lower()
     tells = {
         "names": any(pattern.search(form) for pattern in _MODEL)

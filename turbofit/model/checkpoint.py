@@ -78,7 +78,7 @@ def read_quantization(config: Section) -> Quantization | None:
 
 
 def _left_out(section: Section) -> list[str]:
-    """The modules that GPTQModel's ``dynamic`` leaves unquantised; its other rules are refused."""
+    """Return the modules that GPTQModel's ``dynamic`` leaves unquantised; refuse other rules."""
     rules = section.part("dynamic").values
     several = any(isinstance(rule, dict) and rule for rule in rules.values())
     _refuse(section, {"GPTQ with several ways of packing (dynamic)": several})
@@ -142,7 +142,10 @@ def _checked(
     bits: int,
     outer: Section | None = None,
 ) -> Quantization:
-    """Read bits and group size; only 4 bits and known groups pass; ``outer`` has exempt layers."""
+    """Read how weights are packed; refuse all but 4 bits in group sizes that an engine runs.
+
+    ``outer``: the section that lists the exempt layers, if it is not ``section``.
+    """
     outer = outer or section
     group = section.integer("group_size", section.integer("q_group_size", 128, low=-1), low=-1)
     packed = f"{method} with {bits} bits"
@@ -207,8 +210,8 @@ _VISION: Final = re.compile(
 _LAYER: Final = re.compile(r"\.(?:layers|layer|blocks)\.(\d+)\.")
 #: Further stacks of layers, whose numbers begin at 0 again.
 _APART: Final = ("audio_tower.", ".global_transformer.")
-#: The shares of its parameters that a checkpoint holds: a copy of a tied head, drafts and heads for
-#: other tasks may come on top.
+#: The least and the most that a checkpoint may hold, as shares of its parameters: a copy of a tied
+#: head, drafts and heads for other tasks may come on top.
 _LEAST, _MOST = 0.99, 1.5
 _DIFFER: Final = "config.json and the weights are of different models: download them together"
 _FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
@@ -323,7 +326,7 @@ def _processor(files: Files, key: str, name: str) -> Section | None:
 
 
 def _dtype(config: Section, sizes: Mapping[str, int], warnings: list[str]) -> Dtype:
-    """The dtype of most bytes of the unquantised tensors; without tensors, the config's."""
+    """Return the dtype of most unquantised bytes; without tensors the config's, or bfloat16."""
     floats = sorted(
         ((sizes[name], _FLOATS[name]) for name in sizes if name in _FLOATS), reverse=True
     )
@@ -345,9 +348,8 @@ def _dtype(config: Section, sizes: Mapping[str, int], warnings: list[str]) -> Dt
 def _remote_code(files: Files, config: Section, architecture: str, images: Section | None) -> bool:
     """Whether LMDeploy needs ``--trust-remote-code``: for a tokenizer, a processor or a config.
 
-    LMDeploy cannot read ``llm_config`` without InternVLChatModel's config class: it stays a plain
-    dict and fails at its first attribute. Without the config classes of the others, LMDeploy lacks
-    defaults.
+    Without InternVLChatModel's own config class, ``llm_config`` stays a plain dict, and LMDeploy
+    fails at its first attribute. Without the other config classes, LMDeploy lacks defaults.
     """
     mapped, name = config.part("auto_map"), "tokenizer_config.json"
     if architecture in _REMOTE_CONFIG and "AutoConfig" in mapped:
@@ -364,10 +366,12 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
 
 
 def _surplus(tensors: Mapping[str, Tensor], dims: Dims, packed: Quantization | None) -> str:
-    """A warning if the tensors hold more or fewer elements than these dims explain; or empty.
+    """Return a warning if the config does not explain the number of stored elements, else "".
+
+    Only the layers of a quantised checkpoint (``packed``) are checked.
 
     Raises:
-        UsageError: they are of another model, by their layers or by their number.
+        UsageError: the layers or the elements are those of another model.
     """
     _count_layers(tensors, "language model", dims.text.layers, vision=False)
     if dims.vision:
@@ -384,7 +388,7 @@ def _surplus(tensors: Mapping[str, Tensor], dims: Dims, packed: Quantization | N
 
 
 def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vision: bool) -> None:
-    """Check the number of layers: they must be numbered from 0 without a gap."""
+    """Refuse tensors whose layers are not numbered from 0 to ``expected`` - 1."""
     numbers = {
         int(match[1][:9])
         for name in tensors

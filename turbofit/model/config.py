@@ -89,7 +89,7 @@ class Section:
     def divisor(
         self, key: str, whole: int, what: str, default: int | None = None, *, high: int = 1 << 12
     ) -> int:
-        """An integer that divides ``whole`` things of this name evenly."""
+        """Return an integer that must divide ``whole``, the number of things named ``what``."""
         value = self.integer(key, default, high=high)
         self.refuse_if(whole % value, key, f"{value} does not divide {whole} {what}")
         return value
@@ -170,7 +170,7 @@ class Section:
 
 
 def dtype_of(section: Section) -> Dtype | None:
-    """The ``dtype`` or ``torch_dtype`` of a config; None if it has no known one."""
+    """Return the ``dtype`` or ``torch_dtype`` of a config; None if it is missing or unknown."""
     for key in ("dtype", "torch_dtype"):
         value = section.values.get(key)
         if isinstance(value, str):
@@ -179,7 +179,7 @@ def dtype_of(section: Section) -> Dtype | None:
 
 
 def _show(value: Any) -> str:
-    """A short form of a value from a file; integers may have any length."""
+    """Return a short text for a value from a file, whose integers may have any length."""
     if isinstance(value, int) and value.bit_length() > 200:
         return "an absurd number"
     return repr(value)[:60]

@@ -243,7 +243,7 @@ def is_complete(folder: str) -> bool:
 
 
 def no_checkpoint(path: str) -> UsageError:
-    """The error that says why a file, or a folder without config.json, is not a checkpoint."""
+    """Return the error that says why a file or a folder without config.json is no checkpoint."""
     from glob import glob
 
     is_folder, (folder, name) = os.path.isdir(path), os.path.split(path)

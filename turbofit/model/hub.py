@@ -1,7 +1,7 @@
-"""Reads checkpoints on the Hugging Face hub, a mirror or ModelScope: small files, headers.
+"""Reads small files and tensor headers on the Hugging Face hub, a mirror or ModelScope.
 
-This module is imported only when a name must be looked up there. Sizes, redirects and times are
-limited, since anybody may run a mirror.
+This module is imported only to look up a name on a hub. Sizes, redirects and times are limited,
+since anybody may run a mirror.
 """
 
 from __future__ import annotations
@@ -129,7 +129,10 @@ class HubFiles:
         return parse_header(data[PREFIX:end], size, name)
 
     def _range(self, name: str, start: int, count: int) -> tuple[bytes, int | None] | None:
-        """Some bytes of a file, and the file's size if the answer has it."""
+        """Return ``count`` bytes of a file from byte ``start`` on, and its size or None.
+
+        Returns None instead if the file does not exist.
+        """
         answer = self._get(name, {"Range": f"bytes={start}-{start + count - 1}"})
         if answer is None:
             return None
@@ -209,7 +212,7 @@ class HubFiles:
         )
 
     def _refused(self, error: HTTPError) -> HubUnreachableError | None:
-        """The error that an HTTP error means; None if the repository only lacks this file."""
+        """Return the error for an HTTP error; None if the repository only lacks this file."""
         code = error.headers.get("X-Error-Code", "") if error.headers else ""
         if error.code in {401, 403} or code in {"GatedRepo", "RepoNotFound"}:
             return NotGivenError(
@@ -235,9 +238,9 @@ class HubFiles:
 
 
 class ModelScopeFiles(HubFiles):
-    """The files of one ModelScope repository, read with the modelscope package's requests.
+    """The files of one ModelScope repository, read by the modelscope package's HTTP requests.
 
-    A listing says which files exist; the site answers a request for a file itself, or redirects.
+    A listing says which files exist. The site sends a file itself, or redirects to it.
     """
 
     home = "https://modelscope.cn"

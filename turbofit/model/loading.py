@@ -42,10 +42,10 @@ def load_model(checkpoint: str, **settings: Any) -> Any:
 
 
 def names_here(device_map: Mapping[str, int | str]) -> dict[str, int | str]:
-    """Convert a device map of Qwen2.5-Omni's thinker to this Transformers' module names.
+    """Convert a device map of Qwen2.5-Omni's thinker to the installed Transformers' module names.
 
-    `layout` uses the older names. Transformers ignores unknown names, and would place everything on
-    the CPU.
+    `layout` uses the older names. Transformers ignores names that it does not know, and would then
+    place everything on the CPU.
     """
     moved = _MOVED if hasattr(_transformers(), "Qwen2_5OmniThinkerModel") else {}
     heads = {name: name.split(".", 1)[0] for name in device_map}
@@ -67,17 +67,16 @@ def load_processor(checkpoint: str) -> Any:
 
 
 def _transformers() -> Any:
-    """The package with type Any, since its auto classes have no useful types."""
+    """Import Transformers as Any, since its auto classes have no useful types."""
     import transformers
 
     return transformers
 
 
 def _config(checkpoint: str) -> Any:
-    """The config; for a model that also speaks, the config of the part that answers in text.
+    """Read the config; of a model that also speaks, that of the part that answers in text.
 
-    No auto class for images has the whole model, and the talker would waste memory: its weights are
-    not loaded.
+    No auto class for images covers the whole model, and the part that speaks would waste memory.
     """
     whole = _transformers().AutoConfig.from_pretrained(checkpoint)
     return getattr(whole, "thinker_config", whole)

@@ -1,6 +1,6 @@
-"""Readers of the names that people type for a model, except folders and presets.
+"""Reads the names that people type for a model, except folders and presets.
 
-These are hub ids, ``ORG/NAME@REVISION`` and hub addresses. A hub id without a preset is compared
+They are hub ids, ``ORG/NAME@REVISION`` and hub addresses. A hub id without a preset is compared
 with presets and with known suffixes; ``presets/families/names.yaml`` lists the suffixes and hosts.
 """
 
@@ -118,7 +118,7 @@ def _address(path: str, kind: str, host: str) -> Name:
 
 
 def near_by_name(path: str) -> str:
-    """The end of a hint: the preset whose name a path ends in; or empty."""
+    """Return the end of a hint, which names the preset that a path ends in; empty without one."""
     word = path.rstrip("/").rpartition("/")[2].partition(":")[0]
     preset = find_preset(word) or _parts(word)[0]
     return f"; by its name it is the preset {preset}: turbofit plan {preset}" if preset else ""
@@ -133,7 +133,7 @@ def names_a_model(word: str) -> bool:
 
 
 def _here(preset: str | None) -> str:
-    """The advice on which checkpoint of a model LMDeploy runs, and its 4-bit variant."""
+    """Return advice on which checkpoint of a preset LMDeploy runs, in 16 and in 4 bits."""
     if preset is None or find_preset(preset) != preset:
         return preset or "name the safetensors checkpoint that it was made of"
     known = load_preset(preset)
@@ -143,9 +143,9 @@ def _here(preset: str | None) -> str:
 
 
 def _parts(name: str, stored: str | None = None) -> tuple[str | None, list[JsonObject], str]:
-    """The 16-bit preset that a name begins with, the known ends in the name, and the rest.
+    """Split a name: the 16-bit preset that it begins with, its known suffixes, and the rest.
 
-    ``stored``: the given ``--model-format``, by which 4bit means that format.
+    ``stored``: the given ``--model-format``, which decides what a suffix such as 4bit means.
     """
     owner, _, last = name.lower().rpartition("/")
     owner = owner if HUB_ID.fullmatch(name) else ""
@@ -167,9 +167,9 @@ def _parts(name: str, stored: str | None = None) -> tuple[str | None, list[JsonO
 
 
 def _beginnings(last: str, words: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield 16-bit presets that the words begin with, longest first, and the words they take.
+    """Yield the 16-bit presets that a name begins with, longest first, and where each one ends.
 
-    Some names repeat the owner: Qwen_Qwen2.5-VL-7B.
+    The end is an index into ``words``. A name may begin with its owner: Qwen_Qwen2.5-VL-7B.
     """
     for at in (0, 1) if "_" in last else (0,):
         for to in range(len(words), at, -1):
@@ -194,9 +194,9 @@ def unrunnable(name: str, stored: str | None = None) -> UsageError | None:
 def by_its_name(
     hub_id: str, unread: str, *, guess: bool, model_format: str | None = None
 ) -> Model | str:
-    """The preset that a hub id's name begins with, with weights as the name's end says.
+    """Assume a model by a hub id: the preset at the start of the name, quantised as its end says.
 
-    The warning says that this is only assumed.
+    A warning of the model says that it is only assumed.
 
     Args:
         hub_id: a hub id without a preset.
@@ -205,7 +205,7 @@ def by_its_name(
         model_format: the given ``--model-format``.
 
     Returns:
-        The model; if none is assumed, words about a similar preset, or an empty text.
+        The model; if none is assumed, the end of a hint about a similar preset, or an empty text.
     """
     preset, ends, rest = _parts(hub_id, model_format)
     model = preset_model(preset) if preset else None
@@ -250,7 +250,7 @@ _SPELLINGS: Final = (
     (r"cogvlm", "cogvlm-17b"),
     (r"llama-?3[.-]2-11b-vision", "llama-3.2-11b-vision"),
 )
-#: A path or a name, also beside Chinese words; its parts; and CogVLM, which has no number.
+#: A path or a name, also beside Chinese words; a part with a number; CogVLM, which has none.
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_./-]+")
 _NUMBERED: Final = re.compile(r"[A-Za-z].*\d")
 _COGVLM: Final = re.compile(r"(?<![A-Za-z])[Cc][Oo][Gg]VLM(?![A-Za-z])")
@@ -276,7 +276,7 @@ def names_in(text: str) -> Iterator[str]:
 
 @lru_cache(1024)
 def preset_of(name: str) -> str | None:
-    """The preset that a name in a log means, which may be a folder's; or None."""
+    """Return the preset that a name or a folder's path in a log means, or None."""
     plain = name.lower().replace("_", "-")
     for pattern, preset in _SPELLINGS:
         if re.search(pattern, plain):

@@ -75,7 +75,7 @@ def stored_bytes(
 
 @lru_cache
 def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict[str, int]:
-    """Extra bytes, by role, of linear layers that stay unquantised, beyond their packed size."""
+    """Return by role how many bytes linear layers take more because they stay unquantised."""
     if not quantization.unconverted:
         return {}
     extra = {}
@@ -90,10 +90,10 @@ def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict
 
 
 def unpacked_bytes(model: Model) -> int:
-    """Bytes of a quantised checkpoint beyond a fully packed one: layers left at 16 bits.
+    """Return the bytes that layers left in 16 bits add to a quantised checkpoint.
 
-    Their names differ by toolkit, so the files' bytes count if they are known. Differences below
-    one page come from the rounding of scales.
+    The files' sizes decide if they are known, because each toolkit names such layers differently.
+    A difference of at most ``_PAGE`` bytes is the rounding of scales.
     """
     if model.quantization is None:
         return 0

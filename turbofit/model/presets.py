@@ -66,7 +66,7 @@ def find_preset(name: str) -> str | None:
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """Known names similar to this one; names that begin alike, such as a generation's, first."""
+    """Return up to ``count`` presets with names like this one, those that begin alike first."""
     from os.path import commonprefix
 
     from turbofit.core.messages import near
@@ -101,10 +101,10 @@ def load_preset(preset_id: str) -> Preset:
 
 
 def preset_model(preset_id: str, *, warnings: tuple[str, ...] = ()) -> Model:
-    """The model of a preset; an error if the preset only explains why there is no account.
+    """Return the model of a preset.
 
     Raises:
-        UsageError: the preset has no account and says why, or is incomplete.
+        UsageError: the preset only says why there is no account, or is incomplete.
     """
     preset = load_preset(preset_id)
     if preset.unsupported is not None:
@@ -138,7 +138,7 @@ def four_bits(preset_id: str) -> str | None:
 
 
 def _stored(preset_id: str, wanted: Callable[[Quantization], bool]) -> str | None:
-    """The preset of the same weights in such a quantization, or None."""
+    """Return the preset of the same weights in a quantization that is ``wanted``, or None."""
     begin = preset_id.removesuffix("-bf16")  # avoids reading all presets
     for other in known_presets():
         if other.startswith(begin) and other != preset_id:
@@ -166,7 +166,7 @@ def _variant(model: Model, find: Callable[[str], str | None]) -> Model | None:
 
 
 def unpacked_variant(model: Model) -> Preset | None:
-    """The published 16-bit checkpoint with the same weights, or None."""
+    """Return the published 16-bit checkpoint of a quantised model, or None."""
     preset = preset_of(model) if model.quantization else None
     base = load_preset(preset.base) if preset is not None and preset.base else preset
     return base if base is not None and base.quantization is None else None
@@ -212,7 +212,7 @@ def presets_with(fragments: Iterable[str]) -> list[str]:
 
 @cache
 def _aliases() -> dict[str, str]:
-    """Normalised name → preset id, for ids, hub ids and aliases."""
+    """Return the preset ids by normalised name: their ids, hub ids and aliases."""
     table: dict[str, str] = {}
     for preset_id, names in load_yaml(presets_dir() / "models" / "aliases.yaml").items():
         for name in (preset_id, *names):

@@ -104,10 +104,10 @@ def parse_header(header: bytes, file_size: int | None, what: str) -> dict[str, T
 
 
 def parse_index(data: bytes, what: str, suffix: str = ".safetensors") -> dict[str, str]:
-    """The ``weight_map`` of a sharded checkpoint: tensor name → file name with this suffix.
+    """Return the ``weight_map`` of a sharded checkpoint: the name of each tensor's file.
 
     Raises:
-        UsageError: it cannot be read, is empty, or has an invalid file name.
+        UsageError: it cannot be read, is empty, or a file name is invalid or lacks the suffix.
     """
     try:
         files = msgspec.json.decode(data, type=_Index).weight_map

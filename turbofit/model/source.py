@@ -76,7 +76,7 @@ def _resolved(name: str, revision: str | None, stored: str | None) -> Model:
 
 
 def _elsewhere(path: str) -> Model:
-    """The preset that the last part of a path names, where the path itself is not here."""
+    """Return the preset that the last part of a missing path names; refuse any other path."""
     last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     preset = find_preset(last)
     if preset is None:
@@ -92,7 +92,7 @@ def _elsewhere(path: str) -> Model:
 
 
 def _named(name: str, revision: str | None, stored: str | None) -> Model:
-    """The model of a preset's name, or of a hub id: from the cache, the hub, or other knowledge."""
+    """Return the model of a preset's name or hub id: from a cache, the hub, or a preset."""
     preset = find_preset(name)
     if not HUB_ID.fullmatch(name):
         if preset is None:
@@ -166,7 +166,7 @@ def _folder(path: str) -> Model:
 
 
 def _folders(hub_id: str, revision: str | None) -> Iterator[str]:
-    """Yield the folders of a hub id in the local caches, complete or not, the used hub's first."""
+    """Yield a hub id's folders in the local caches, complete or not; the hub in use comes first."""
     snapshot = cached_snapshot(hub_id, revision)
     stored = [[snapshot] if snapshot else [], modelscope_folders(hub_id, revision)]
     yield from chain(*(reversed(stored) if uses_modelscope() else stored))
@@ -201,7 +201,7 @@ def _snapshot(hub_id: str, folder: str, *, config_only: bool = False) -> Model:
 def _without_hub(
     hub_id: str, revision: str | None, preset: str | None, stored: str | None, reason: UsageError
 ) -> Model:
-    """The model of a hub id without the hub; a warning has the reason."""
+    """Return a hub id's model from a cache or a preset; a warning has the ``reason``."""
     from msgspec.structs import replace
 
     _LOG.info("%s is read without the hub: %s", hub_id, reason.message)
@@ -236,7 +236,7 @@ def _unheeded(revision: str | None) -> tuple[str, ...]:
 
 
 def _unknown(name: str) -> UsageError:
-    """The error for a name or path without a model; its last part may be a preset's name."""
+    """Return the error for a name or path of no model; its hint may name a similar preset."""
     from turbofit.machine.spec import is_spec
     from turbofit.model.families.dims import named_refusal
     from turbofit.model.folder import READ_ELSEWHERE

@@ -104,12 +104,12 @@ def text_tensors(text: TextDims) -> tuple[Tensor, ...]:
 
 @lru_cache
 def linears(text: TextDims) -> tuple[Tensor, ...]:
-    """The linear layers that quantisation packs: attention and (expert) MLPs, not fused."""
+    """Return the linear layers that quantisation packs, of attention, delta nets and MLPs."""
     return tuple([tensor for tensor in text_tensors(text) if tensor.packs])
 
 
 def attention_layers(text: TextDims) -> Sequence[int]:
-    """The layers with attention; beside delta nets, the last layer of each period."""
+    """Return the numbers of layers with attention; with delta nets, the last of each period."""
     if text.delta is None:
         return range(text.layers)
     period = text.layers // max(1, text.attention_layers)
@@ -174,7 +174,7 @@ def _head_norms(text: TextDims, tensor: New, name: str = "") -> list[Tensor]:
 
 
 def _latent(text: TextDims, mla: MlaDims, tensor: New) -> list[Tensor]:
-    """Attention to latents: projections into the latents of queries and of KV, and out of them."""
+    """List multi-head latent attention's tensors: projections to and from latents, and norms."""
     hidden, heads, bias = text.hidden, text.heads, text.qkv_bias
     linear, norm = partial(tensor, part="attention", packs=True), partial(tensor, part="norm")
     query = (heads * (mla.nope_dim + mla.rope_dim), mla.q_rank or hidden)
@@ -233,7 +233,7 @@ def _vision_experts(text: TextDims) -> list[Tensor]:
 
 
 def _mlps(text: TextDims) -> list[Tensor]:
-    """The feed-forward networks; the first layers are those without experts."""
+    """List the feed-forward networks; with experts, only the first layers have plain ones."""
     dense = range(text.layers - (text.moe.layers if text.moe else 0))
     mlp = partial(Tensor, part="mlp", layers=dense, bias=text.mlp_bias)
     tensors = _gated_mlp(mlp, "mlp", text.hidden, text.intermediate)

@@ -101,7 +101,10 @@ def _mlp(linear: New, hidden: int, inner: int, *columns: str) -> Tensors:
 
 
 def _layers(vision: VisionDims, count: int, *, biases: bool = True) -> Tensors:
-    """Layers of attention with a biased output, an MLP with biases and two norms."""
+    """List the tensors of ``count`` layers, each with attention, an MLP and two norms.
+
+    ``biases``: the output of the attention and the MLP have biases.
+    """
     hidden, layer = vision.hidden, partial(Tensor, layers=range(count))
     *qkv, out = _attention(partial(layer, part="attention", bias=vision.qkv_bias), hidden)
     columns = ("gate", "up") if vision.gated_mlp else ("up",)
@@ -145,20 +148,20 @@ def _patch(vision: VisionDims, *, bias: bool = False) -> Tensor:
 
 
 def _with_token(vision: VisionDims, *axes: int) -> Tensors:
-    """A class token of shape ``axes`` + hidden, and positions for it and a tile's patches."""
+    """List a class token of shape ``axes`` + hidden, and the positions of it and of the patches."""
     hidden = vision.hidden
     return [_one("class", *axes, hidden), _one("positions", *axes[1:], _tokens(vision) + 1, hidden)]
 
 
 def _clip(vision: VisionDims) -> Tensors:
-    """CLIP's tower: class token, a norm before the layers, and one after them for that token."""
+    """CLIP's tower: a class token, a norm before the layers, and one after them for this token."""
     norm = partial(Tensor, bias=_is_biased(vision))
     norms = _norms(norm, vision.hidden, "pre_norm", "post_norm")
     return [_patch(vision), *_with_token(vision), *norms, *_layers(vision, vision.layers)]
 
 
 def _learnt(vision: VisionDims) -> Tensors:
-    """A tower with learnt positions of a tile's patches, without a class token."""
+    """List the tensors of a tower with a learned position per patch and without a class token."""
     positions = _one("positions", _tokens(vision), vision.hidden)
     return [_patch(vision, bias=True), positions, *_layers(vision, vision.layers)]
 
@@ -231,21 +234,21 @@ def _glm4v(vision: VisionDims, text_hidden: int) -> Tensors:
 
 
 def _llava(vision: VisionDims, text_hidden: int) -> Tensors:
-    """LLaVA: CLIP's or SigLIP's tower, two linear layers, and the row that ends a line."""
+    """LLaVA: CLIP's or SigLIP's tower, two linear layers, and in some an end-of-line embedding."""
     tower = _clip(vision) if vision.kind == "clip" else _siglip(vision)
     newline = [_projector("newline", text_hidden, bias=False)] if vision.newline else []
     return [*tower, *_two(vision.hidden * vision.outputs, text_hidden), *newline]
 
 
 def _phi3v(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Phi-3-vision: two separators with a window's channels, and two linear layers."""
+    """Phi-3-vision: CLIP's tower, two separators as wide as a window, and two linear layers."""
     merged = _merged(vision)
     separators = [_projector(one, merged, bias=False) for one in ("line_end", "image_end")]
     return [*_clip(vision), *separators, *_two(merged, text_hidden)]
 
 
 def _gemma3(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Gemma 3: a norm without bias, then one matrix."""
+    """Gemma 3: SigLIP's tower, a norm without bias, then one matrix."""
     norm, plain = (vision.hidden,), partial(_projector, bias=False)
     return [*_siglip(vision), plain("norm", *norm), plain("1", text_hidden, vision.hidden)]
 
@@ -268,7 +271,7 @@ def _eva_clip(vision: VisionDims, text_hidden: int) -> Tensors:
 
 
 def _mllama(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Llama 3.2 Vision: two stacks without attention biases; gated embeddings by tile and shape."""
+    """Llama 3.2 Vision: two stacks of layers, and gated embeddings by tile and aspect ratio."""
     hidden, shapes, tile = vision.hidden, vision.shapes + 1, vision.max_tiles * vision.hidden
     plain, again = replace(vision, qkv_bias=False), range(vision.extra_layers)
     tensors = [
@@ -285,19 +288,19 @@ def _mllama(vision: VisionDims, text_hidden: int) -> Tensors:
 
 
 def _llama4(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Llama 4: norms before and after the layers; an adapter of windows, a matrix; no biases."""
+    """Llama 4: CLIP's tower, then three matrices without biases, the first for whole windows."""
     adapter, plain = vision.projector, partial(_projector, bias=False)
     projector = [plain("1", adapter, _merged(vision)), plain("2", adapter, adapter)]
     return [*_clip(vision), *projector, plain("3", text_hidden, adapter)]
 
 
 def _idefics3(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Idefics3: one matrix without biases turns merge x merge patches into one token."""
+    """Idefics3: SigLIP's tower, and one matrix that turns merge x merge patches into a token."""
     return [*_siglip(vision), _projector("1", text_hidden, _merged(vision), bias=False)]
 
 
 def _moonvit(vision: VisionDims, text_hidden: int) -> Tensors:
-    """MoonViT: its positions form a square."""
+    """MoonViT: SigLIP's tower with positions in a square, and Qwen's merger."""
     side = (vision.image_size or 0) // vision.patch_size
     patch, _, *tower = _siglip(vision)
     positions = _one("positions", side, side, vision.hidden)

@@ -1,1 +1,1 @@
-"""Plans and machines as people read them."""
+"""Turns plans, machines, runs and other documents into text and pages for people."""

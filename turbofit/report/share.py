@@ -1,4 +1,4 @@
-"""``turbofit report --share``: forecast and measurements of a run on real cards, for others."""
+"""Makes what `turbofit report --share` prints: a run on real cards, without private facts."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class SharedRun(Struct):
 
 
 def shared(saved: StoredPlan, loads: Sequence[str] = ()) -> SharedRun:
-    """The document of a run on real cards, with the loads that ``bench --json`` wrote.
+    """Return the document of a run on real cards; ``loads`` are files that ``bench --json`` wrote.
 
     Raises:
-        UsageError: the run was on pretend GPUs.
+        UsageError: the run was on pretend GPUs, or a file is no load.
     """
     assert saved.run is not None
     plan, run = saved.plan, saved.run

@@ -1,4 +1,4 @@
-"""Readers of the subject of a report: a saved plan, a run's folder, or the newest of these.
+"""Reads the documents that a report shows: a saved plan, a run's folder, or the newest of all.
 
 The state folder keeps each command's last plan, prediction, rehearsal or tuning, and every run.
 """
@@ -67,7 +67,7 @@ class RunDocument(Struct):
 
 
 def keep(document: Plan | Tuning, command: str) -> None:
-    """Keep a document as the newest of its command, if the state folder can be written."""
+    """Store a document as the newest of its command, if the state folder can be written."""
     StateFile(_ROOM, command, type(document)).write(document)
 
 
@@ -98,7 +98,7 @@ def _latest(documents: Iterable[str]) -> str:
 
 
 def read_reported(path: str) -> StoredPlan | LoadResult | Tuning:
-    """Like `read_saved`; reads also the documents of ``bench --json`` and ``tune --json``.
+    """Read what `read_saved` reads, or a document of ``bench --json`` or ``tune --json``.
 
     The data are read once: stdin and a shell's ``<(turbofit bench …)`` cannot be read twice.
     """
@@ -272,7 +272,7 @@ def check_consistent(plan: Plan, what: str) -> None:
 
 
 def _tells_of(plan: Plan | GroupPlan, group: tuple[int, ...]) -> bool:
-    """Return whether the rehearsal covers as many GPUs as the group has."""
+    """Return whether the rehearsal, if there is one, has figures for each GPU of the group."""
     rehearsal = plan.rehearsal
     if rehearsal is None:
         return True

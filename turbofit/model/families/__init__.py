@@ -1,1 +1,1 @@
-"""Readers of model families, one file each: dimensions, and the rule for images."""
+"""Reads the dimensions and the image rules of model families, each in a file of its own."""

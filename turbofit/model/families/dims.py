@@ -57,7 +57,7 @@ class Dims(NamedTuple):
     rule: AnyImageRule | None = None
 
 
-#: A reader of a family's config; its UsageError says what LMDeploy cannot run, or a contradiction.
+#: Reads a family's config; raises UsageError for contradictions, and for what LMDeploy cannot run.
 Reader = Callable[[CheckpointConfig], Dims]
 
 
@@ -128,8 +128,8 @@ def tied_text(config: Section, architecture: str, *, default: bool = False) -> T
 def nested_text(parts: CheckpointConfig, default: str) -> TextDims:
     """The language model in ``text_config``, in the Transformers format.
 
-    Its class or its ``model_type`` names it; the outer config class has a ``default`` of the
-    latter.
+    Its ``architectures[0]`` identifies it, else its ``model_type``. ``default`` is the
+    ``model_type`` that the outer config class assumes.
 
     Raises:
         UsageError: LMDeploy does not serve this language model there.
@@ -192,13 +192,13 @@ class UnsupportedFamily(Struct, forbid_unknown_fields=True):
 
 @cache
 def unplanned() -> tuple[UnsupportedFamily, ...]:
-    """All families without an account that the file lists."""
+    """Return the families of `presets/families/unplanned.yaml`, which have no account."""
     path = preset_path("families", "unplanned")
     return converted(load_yaml(path).get("models"), tuple[UnsupportedFamily, ...], path)
 
 
 def refusal(architecture: str) -> UsageError:
-    """The error for a checkpoint of an architecture without an account."""
+    """Return the error for a checkpoint of an architecture that has no account."""
     for known in unplanned():
         if architecture in known.architectures:
             return known.refusal()
@@ -209,7 +209,7 @@ def refusal(architecture: str) -> UsageError:
 
 
 def inner_refusal(outer: str, inner: str) -> UsageError:
-    """The error for a vision model that contains this language model."""
+    """Return the error for a vision model ``outer`` with the language model ``inner``."""
     names = {one: family.name for family in unplanned() for one in family.architectures}
     return UsageError(
         f"turbofit does not account for {outer} with {names.get(inner, inner[:80])} inside",
@@ -218,14 +218,14 @@ def inner_refusal(outer: str, inner: str) -> UsageError:
 
 
 def named_refusal(name: str) -> UsageError | None:
-    """The error for a typed name or an architecture without an account; None if it is unknown."""
+    """Return the error for a name or architecture that `unplanned` lists; None for all others."""
     return _longest_match(name, unplanned())
 
 
 def purpose_refusal(name: str) -> UsageError | None:
-    """The error for a model that does not chat, though its config.json is a chat model's.
+    """Return the error for a model that does not chat, though its config.json is a chat model's.
 
-    ``name`` is a hub id or the path of a folder; None if no word in it says so.
+    ``name`` is a hub id or the path of a folder. Returns None if no word in it says so.
     """
     return _longest_match(name, [family for family in unplanned() if family.words])
 
@@ -242,7 +242,10 @@ def _longest_match(name: str, families: Iterable[UnsupportedFamily]) -> UsageErr
 
 
 def _begins(typed: str, known: str) -> bool:
-    """Whether a typed name is ``known`` or continues it: gemma-4-31b does so, gemma-4b does not."""
+    """Return whether a typed name is ``known`` or continues it.
+
+    gemma-4-31b continues gemma-4; gemma-4b does not.
+    """
     pieces = re.split(r"[._-]+", known)
     end = r"(?![a-z0-9])" if known[-1].isdigit() else r"(?![a-z])"
     return re.match("-?".join(map(re.escape, pieces)) + end, typed) is not None

@@ -1,7 +1,7 @@
-"""Which engines run a model: LMDeploy's two, and Hugging Face Transformers.
+"""Says which engines run a model: LMDeploy's two, and Hugging Face Transformers.
 
-LMDeploy chooses an engine by the outer architecture only: if TurboMind knows that but cannot run
-the rest, it fails at load instead of falling back.
+LMDeploy chooses an engine by the outer architecture only: if TurboMind knows the architecture but
+cannot run the model's other parts, loading fails, and LMDeploy does not fall back.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _first(reasons: Mapping[str, object]) -> str | None:
 
 
 def _turbomind(model: Model) -> str | None:
-    """The reason if TurboMind lacks code for a class, a shape, or a way of packing, or None."""
+    """Return why TurboMind cannot run a class, a shape or a packing of the model, or None."""
     text, vision, moe, packed = model.text, model.vision, model.text.moe, model.quantization
     if model.architecture not in TEXT_ARCHITECTURES | TURBOMIND_VISION:
         tower = f"has no encoder for {model.name}'s vision tower"
@@ -178,7 +178,7 @@ def _packed_on_turbomind(text: TextDims, packed: Quantization) -> str | None:
 
 
 def _cut_group(text: TextDims, packed: Quantization) -> str | None:
-    """The reason if some layer's inputs are not whole groups, or None.
+    """Return the reason if the inputs of a layer are not whole quantisation groups, or None.
 
     TurboMind then fails at load, or at its first forward pass. Source: the kernels' constraints on
     shapes, seen on pretend GPUs of sm_89 and sm_90 in AWQ and fp8;
@@ -203,7 +203,7 @@ def _cut_group(text: TextDims, packed: Quantization) -> str | None:
 
 
 def _splits_scales(text: TextDims, packed: Quantization) -> bool:
-    """Whether rows of scales, each for several heads, do not split evenly for queries or keys.
+    """Return whether fp8 scales that cover several heads each cannot be split among the heads.
 
     A view of the scales then fails at load:
     lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f

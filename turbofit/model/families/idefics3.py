@@ -26,16 +26,16 @@ _TILES: Final = 4
 
 
 def read(parts: CheckpointConfig) -> Dims:
-    """An Idefics3ForConditionalGeneration or SmolVLMForConditionalGeneration.
+    """Read an Idefics3ForConditionalGeneration or SmolVLMForConditionalGeneration.
 
-    Transformers identifies the language model by its ``model_type``; the class that published
-    checkpoints name beside it comes from their authors.
+    Transformers identifies the language model by its ``model_type``, not by the class that
+    published checkpoints name as well.
     """
     config = parts.config
     kind = config.part("text_config").string("model_type", "llama")
     if kind != "llama":
         raise inner_refusal(parts.architecture, kind)
-    # The outer config ties embeddings and head; the inner one is not used for it.
+    # Only the outer config decides whether embeddings and head are tied.
     text = tied_text(config, "LlamaForCausalLM")
     section, merge = config.part("vision_config"), config.integer("scale_factor", _MERGE, high=64)
     vision = read_tower(section, _TOWER, kind="idefics3", merge=merge)

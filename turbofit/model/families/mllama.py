@@ -1,4 +1,4 @@
-"""Llama 3.2 Vision: only a few cross-attention layers see images; the prompt does not.
+"""Llama 3.2 Vision: images enter a few cross-attention layers only, and not the prompt.
 
 Before the tower, every image is padded to the model's largest number of tiles; its tokens fill only
 the caches of the cross-attention layers. LMDeploy no longer supports it.

@@ -128,7 +128,7 @@ def read_intern_s1_pro(parts: CheckpointConfig) -> Dims:
 
 
 def _frequencies(text: Section, head_dim: int) -> int:
-    """The number of frequencies whose period is within the context, or the given number."""
+    """Return the number of Fourier frequencies: as given, or by the context; 0 if unused."""
     scaling = text.section("rope_scaling") or text.section("rope_parameters")
     if scaling is None or not scaling.boolean("fope_sep_head", False):
         return 0

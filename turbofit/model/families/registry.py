@@ -1,4 +1,4 @@
-"""Architecture -> the reader of its family; each new family is registered here."""
+"""The table of the families' readers by architecture; each new family is registered here."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ def _sparse_layers(config: Section, layers: int, step: int) -> int:
 
 
 def _window(config: Section, architecture: str, layers: int) -> int:
-    """The sliding window, in tokens, of some layer in Transformers' class; 0 without one.
+    """Return the sliding window, in tokens, that some layer has in Transformers' class, or 0.
 
     Mistral has a window if the key is missing, and none if it is null.
     """
@@ -231,7 +231,7 @@ def _window(config: Section, architecture: str, layers: int) -> int:
 
 
 def _length(config: Section, default: int) -> int:
-    """The context, in tokens, that LMDeploy takes by default."""
+    """Return the context, in tokens, that LMDeploy takes by default."""
     length = config.integer("max_position_embeddings", default, high=_LARGEST_LENGTH)
     for key in _OTHER_LENGTH_KEYS:
         value = config.values.get(key)
@@ -241,9 +241,9 @@ def _length(config: Section, default: int) -> int:
 
 
 def _latents(config: Section, hidden: int, heads: int, *, expanded: bool) -> MlaDims:
-    """The dims of the latents, which LMDeploy caches, or expands before it does so (MiniCPM3).
+    """Read the dims of latent attention; ``expanded``: LMDeploy caches expanded latents (MiniCPM3).
 
-    Every published config of the former has the keys; of the latter some have defaults. Source:
+    Missing keys have defaults only if ``expanded``. Source:
     lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #f7a181
     """
     values, usual = hidden // heads, (256, 64, 32) if expanded else (None, None, None)
@@ -272,10 +272,10 @@ def _latents(config: Section, hidden: int, heads: int, *, expanded: bool) -> Mla
 def _routed_experts(
     config: Section, architecture: str, defaults: Mapping[str, int], layers: int
 ) -> MoeDims | None:
-    """The experts, in DeepSeek's keys, of all layers after the first dense ones; or None.
+    """Read DeepSeek's keys for the experts of all layers after the first dense ones; or None.
 
-    Shared experts form one MLP with the sum of their widths. Whether there are biases only for the
-    choice of experts depends on ``topk_method``; without it, V3's and GLM's classes have them.
+    Shared experts form one MLP with the sum of their widths. ``topk_method`` decides whether the
+    router has a correction bias; without this key, the classes of V3 and GLM have one.
     """
 
     def number(key: str, default: int | None, low: int = 1, high: int = 1 << 10) -> int:

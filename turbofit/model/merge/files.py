@@ -1,7 +1,7 @@
-"""Files of tensors, read and written by `safetensors` and torch, and the folder that a merge makes.
+"""Reads and writes files of tensors with `safetensors` and torch, and makes a merge's folder.
 
-Tensors are torch's, mapped from their files: what is read of them is page cache, which the kernel
-can reclaim, and only copies may be changed.
+Tensors are torch's, mapped from their files: the kernel can reclaim the pages that were read, and
+only copies may be changed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _HINT: Final = "download the file again, or check who made it"
 
 
 class Piece(NamedTuple):
-    """A tensor to write, its dtype in the result, and the edits that change it before."""
+    """A tensor to write, with its dtype in the result and the edits to apply first."""
 
     tensor: Any
     dtype: Any
@@ -116,7 +116,7 @@ def open_weights(folder: str) -> dict[str, Tensors]:
 def open_tensors(folder: str, name: str) -> Tensors:
     """The tensors in a file of safetensors' or torch's format, by name.
 
-    A torch's file is a pickle, read with ``weights_only``, so that no code runs.
+    A file of torch's is a pickle, read with ``weights_only``, so that no code runs.
 
     Raises:
         UsageError: the file is missing, or holds something other than plain, named tensors.
@@ -161,7 +161,7 @@ def json_text(value: JsonObject) -> str:
 
 
 def weight_files(files: Sequence[Mapping[str, Piece]]) -> dict[str, Mapping[str, Piece]]:
-    """Name the output files as checkpoints of so many files usually are."""
+    """Name the output files in the usual way, such as model-00001-of-00002.safetensors."""
     count = len(files)
     names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     return dict(zip(names if count > 1 else ["model.safetensors"], files, strict=True))
@@ -183,7 +183,7 @@ def copied_files(folder: str, written: Container[str], ends: tuple[str, ...] = (
 
 
 def check_target(out: str, sources: tuple[str, ...]) -> str:
-    """The real path of the output folder, which must be new, and not in a source.
+    """Return the real path of the output folder, which must be new, and not in a source.
 
     Raises:
         UsageError: it exists, or is in a source.
@@ -249,7 +249,7 @@ def write(result: Result, folder: str, target: str) -> tuple[str, ...]:
 
 
 def located(name: str, file: str, wanted: str = "") -> str:
-    """The path of a folder, or of a snapshot in the local hub cache that has this file.
+    """Return the path of a folder, or of a snapshot in the local hub cache that has ``file``.
 
     ``wanted`` is what an error recommends to name instead.
 

@@ -44,7 +44,7 @@ from turbofit.model.merge.files import (
     weight_files,
 )
 
-#: Tokenizer files that are not copied: the first, which lacks the new tokens, and what is written.
+#: Tokenizer files that are not copied: the first lacks the new tokens, the others are rewritten.
 _TOKENIZER_FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
@@ -57,7 +57,7 @@ ORIGINAL: Final = "LlavaLlamaForCausalLM"
 #: mm_vision_select_feature → vision_feature_select_strategy.
 _FEATURES: Final = {"patch": "default", "cls_patch": "full"}
 _ROWS: Final = 64
-#: Rows that are added at once: the whole table in float64 would need four times its memory.
+#: Rows that are summed at once: the whole table in float64 would need four times its memory.
 _BLOCK: Final = 1024
 _TOWER: Final = "vision_tower.vision_model."
 _EMBEDDINGS: Final = "language_model.model.embed_tokens.weight"
@@ -165,7 +165,7 @@ def converted(
 
 
 def hf_name(name: str) -> str | None:
-    """A tensor's name in the hf format; None for buffers that a program computes again.
+    """Return a tensor's name in the hf format; None for buffers that a program computes again.
 
     Raises:
         UsageError: the original format has no such tensor.
@@ -182,7 +182,7 @@ def hf_name(name: str) -> str | None:
 
 
 def _with_rows(rows: int, weight: Any) -> Any:
-    """Append rows that are the mean of the existing rows."""
+    """Grow a table to ``rows`` rows; each new row is the mean of the existing ones."""
     total = sum(part.double().sum(dim=0) for part in weight.split(_BLOCK))
     grown = weight.new_empty((rows, weight.shape[1]))
     grown[: weight.shape[0]] = weight
@@ -221,7 +221,7 @@ def _check_complete(names: set[str], original: Section) -> None:
 
 
 def _vision_config(tower: Section, original: Section, wanted: int) -> JsonObject:
-    """CLIP's vision config, if the projector has been trained with such a tower."""
+    """Return CLIP's vision config; refuse a tower that the projector was not trained with."""
     hidden, size = tower.integer("hidden_size"), tower.integer("image_size")
     name = original.string("mm_vision_tower", "")
     side = re.search(r"-(\d+)$", name)
@@ -289,7 +289,7 @@ def _feature(original: Section) -> str:
 
 
 def template_warnings(folder: str) -> list[str]:
-    """A warning if LMDeploy, which chooses by the path, would not choose LLaVA's chat template."""
+    """Warn if LMDeploy, which goes by the path, would not choose LLaVA's chat template."""
     path = folder.lower()
     first = "llava" in path and "v1" in path and "v1.6-34b" not in path and "mistral" not in path
     if first or "llava-1.5" in path:

@@ -1,4 +1,4 @@
-"""Merges: reads the adapter and the base, decides on each tensor, and writes the result.
+"""Merges an adapter into a checkpoint: reads both, decides on each tensor, writes the result.
 
 An adapter has peft's format: `adapter_config.json` has rank and scaling, and
 `adapter_model.safetensors` or `.bin` the matrices. LLaVA's own trainer puts other trained tensors
@@ -254,7 +254,7 @@ def merge(
 def _original(
     base: str, config: Section, lora_folder: str | None, vision_tower: str | None
 ) -> Section | None:
-    """The config of an original LLaVA: the base's, or the adapter's if the base is plain text."""
+    """Return an original LLaVA's config, from the base or a text model's adapter, or None."""
     names = config.strings("architectures")
     original = config if llava.ORIGINAL in names else None
     if lora_folder:
@@ -310,7 +310,7 @@ def _refuse_tied(config: Section, stored: Iterable[str], replaced: Iterable[str]
 
 
 def _bare(name: str) -> str:
-    """A tensor's name without the parts that differ between releases.
+    """Return a tensor's name without the parts that differ between releases.
 
     Since Transformers 4.52 a checkpoint's ``language_model.model.layers`` are
     ``model.language_model.layers`` in modules, and so in adapters. Transformers 5 dropped
@@ -329,10 +329,11 @@ def _bare(name: str) -> str:
 def _assigned(
     adapter: Adapter, stored: Tensors, *, projector: bool
 ) -> tuple[dict[str, Lora], Tensors, Tensors]:
-    """The tensors to add to, to replace, and to add newly, each by name in the base.
+    """Assign the adapter's changes to tensors of the base; refuse changes without a tensor.
 
-    ``projector``: an adapter may bring a projector that the base lacks; its tensors are the third
-    mapping, under their names in the original LLaVA.
+    Returns the LoRAs to add and the tensors to replace, by names in the base. If ``projector``, the
+    adapter may have a projector that the base lacks: its tensors are the third mapping, under their
+    names in the original LLaVA.
     """
     by_bare: dict[str, list[str]] = {}
     for name in stored:

@@ -1,1 +1,1 @@
-"""The conversion of documents to text, Markdown and bars."""
+"""Writes the blocks of a report as text for a terminal, Markdown or HTML."""

@@ -116,7 +116,7 @@ def table(
     aside: Collection[str] = (),
     **more: Any,
 ) -> Table:
-    """Build a table; ``right`` (for numbers), ``wrap`` and ``aside`` are titles; see `Column`."""
+    """Build a table; ``right``, ``wrap`` and ``aside`` are titles of columns (see `Column`)."""
     columns = tuple(
         Column(title=title, right=title in right, wrap=title in wrap, aside=title in aside)
         for title in titles
@@ -152,9 +152,9 @@ class BarPiece(Struct):
 
 
 class Bar(Block):
-    """Memory of equal GPUs from empty to full; a card has only ``room`` bytes.
+    """The memory of equal GPUs as a bar; what goes beyond ``room`` bytes does not fit.
 
-    ``owner`` names the thing that has the room: the card or a budget.
+    ``owner`` names what has so many bytes: the card or a budget.
     """
 
     title: str
@@ -171,7 +171,7 @@ class Bar(Block):
 
 
 def text_blocks(blocks: Iterable[Block], *, short: bool = False) -> Iterator[Block]:
-    """The blocks of the short answer or of the whole text."""
+    """Yield the blocks of the short answer or of the whole text, with the blocks inside folds."""
     for block in blocks:
         if not (block.short if short else block.whole):
             continue
@@ -192,16 +192,16 @@ def last_events(run: RunReport, most: int, level: int = 2) -> list[Block]:
     return listed("Last events", lines, level=level)
 
 
-#: Warnings in the short answer, and the characters of a line of 80 columns.
+#: The most warnings in the short answer, and the most characters of one.
 _WARNINGS: Final = 2
 _WARNING: Final = 75
 
 
 def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list[Block]:
-    """The first warnings in brief, and how many are left; ``aside`` are left to the rest.
+    """Return the first warnings, cut short, with the number of further ones.
 
-    A known fault, which names its issue thread, comes first. Warnings that stand beside commands
-    or are harmless are left out.
+    A known fault, which names its issue thread, comes first. Warnings in ``aside`` are left out,
+    and so are harmless ones and those that stand beside commands.
     """
     hidden = (*BESIDE_COMMANDS, *HARMLESS)
     kept = [
@@ -219,7 +219,10 @@ def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list
 
 
 def in_brief(text: str, width: int) -> str:
-    """The clauses of a text that fill a line; the whole text if none ends there."""
+    """Cut a text after the last clause that fits into ``width``.
+
+    The text stays whole if this clause ends in the first half of ``width``.
+    """
     ends = [found.start() for found in re.finditer(r"[:;.] ", text[: width + 2])]
     return text[: ends[-1]] if len(text) > width and ends and 2 * ends[-1] > width else text
 

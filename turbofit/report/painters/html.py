@@ -1,4 +1,4 @@
-"""The conversion of a document to one HTML page without network that runs only its own script."""
+"""Writes a document as one HTML page, which loads nothing and runs only its own script."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ class Markup(str):
 
 
 def tag(name: str, *children: str, **attributes: Any) -> Markup:
-    """An element; ``data_x`` becomes ``data-x``, None and False are left out, True has no value."""
+    """Return an HTML element.
+
+    The attribute ``data_x`` becomes ``data-x``; None and False are left out, True has no value.
+    """
     pieces = [name]
     for key, value in attributes.items():
         if value is None or value is False:
@@ -69,7 +72,7 @@ def _escaped(text: str) -> str:
 
 
 def memory_bars(bars: Sequence[Bar]) -> Markup:
-    """One bar per GPU, all on one scale; equal GPUs share their label and legend."""
+    """Draw one bar per GPU, all on one scale; equal GPUs share their label."""
     scale = max(max(bar.room, bar.need) for bar in bars)
     return join(*(_set(bar, scale) for bar in bars), _legend(bars))
 

@@ -1,4 +1,4 @@
-"""The conversion of a document to plain text of a given width, in colour if asked."""
+"""Writes a document as plain text of a given width, in colour if wished."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _fold(text: str, width: int) -> list[str]:
 
 
 def filled(words: Iterable[str], width: int, gap: str = " ") -> list[str]:
-    """Lines that each have as many words as the width holds."""
+    """Join words to lines that each have as many of them as the width holds."""
     lines: list[str] = []
     for word in words:
         if lines and _display_width(f"{lines[-1]}{gap}{word}") <= width:
@@ -222,7 +222,7 @@ def legend(bar: Bar) -> list[str]:
 
 
 def _fill(parts: Sequence[tuple[int, str]], width: int) -> list[str]:
-    """The letters of a bar: each part gets one cell, and its share of the cells that remain."""
+    """Return the letters of a bar; each part has one cell and its share of the remaining cells."""
     if not parts:
         return []
     parts = parts[:width]

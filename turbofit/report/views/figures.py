@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 
 def largest_images(plan: Plan) -> tuple[int, int]:
-    """Return the units of the largest image that is served, and the tokens of a request of them.
+    """Return the units of the largest image that is served, and the tokens of a full request.
 
-    LMDeploy refuses a request whose tokens and one token of text exceed a session.
+    A full request has as many such images as the plan allows. LMDeploy refuses a request whose
+    image tokens and one token of text exceed ``session_len``.
     """
     limits, rule, room = plan.limits, plan.model.image_rule, plan.settings.session_len - 1
     whole = limits.units_per_image, limits.image_tokens_per_request
@@ -40,7 +41,7 @@ _SAID_WHERE_SET: Final = ("language_model_only", "eager_mode", "num_gpu_blocks")
 
 
 def settings_of(plan: Plan) -> dict[str, str]:
-    """The settings under LMDeploy's names, as text, without those that LMDeploy is not given."""
+    """Return the settings that are set, as text, by LMDeploy's names."""
     out = {}
     for name, value in plan.lmdeploy_settings().items():
         if name == "cache_max_entry_count":
@@ -61,7 +62,7 @@ def differing(plan: Plan) -> tuple[str, ...]:
 
 
 def per_engine_blocks(plan: Plan) -> list[Block]:
-    """The settings that differ between engines; engines with equal settings share a column."""
+    """Return a table of settings that differ between engines; equal engines share a column."""
     if not plan.by_group:
         return []
     rows = [*differing(plan), "KV tokens", "requests there", "units in a forward"]
@@ -90,9 +91,9 @@ _ONE_LINE: Final = 78
 
 
 def command_blocks(plan: Plan) -> list[Block]:
-    """The command that serves the plan, first on a page, and the command of each engine.
+    """Return the command that serves the plan, and the command of each engine.
 
-    The short answer has the first alone.
+    The short answer has only the first. A page shows the first elsewhere, at its top.
     """
     if not plan.commands:
         return []
@@ -116,12 +117,12 @@ def command_blocks(plan: Plan) -> list[Block]:
 
 
 def serve_note(plan: Plan) -> str:
-    """A note on where to run the command that serves; empty for this machine."""
+    """Return a note on where to run the command that serves; empty for a measured machine."""
     return "" if plan.machine.source == "nvml" else "on such a machine:"
 
 
 def unheld(plan: Plan) -> str:
-    """What the engines' own commands do not do, in a sentence."""
+    """Return a sentence on the limits that an engine does not keep without turbofit."""
     if not plan.engine.of_lmdeploy:
         return "turbofit's server for Transformers alone does not limit the size of images"
     if QUEUED in plan.warnings:
@@ -130,7 +131,7 @@ def unheld(plan: Plan) -> str:
 
 
 def shell_words(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """A command and its variables in the syntax of a shell; short commands stay on one line."""
+    """Return a command and its variables for a shell; a short command stays on one line."""
     env = [f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
     # The first chunk is the command; each further chunk is an option with its values.
     chunks: list[str] = []

@@ -39,7 +39,7 @@ _PATHS: Final = {
 
 
 def machine_view(machine: Machine) -> list[Block]:
-    """GPUs, warnings, holders, links and host; the short answer has facts in place of tables."""
+    """Return a machine's GPUs, warnings, holders, links and host; the summary has one table."""
     host, measured = _host(machine).items(), ""
     if machine.measured is not None:
         wrong = sum(not pair.right for pair in machine.measured.pairs)
@@ -81,7 +81,7 @@ def machine_view(machine: Machine) -> list[Block]:
 
 
 def _gpu_table(machine: Machine) -> Table:
-    """Equal GPUs share a row."""
+    """Return the table of GPUs; equal GPUs share a row."""
     numbers = ("cc", "total", "reserved", "used", "free MiB")
     rows: dict[tuple[str, ...], list[int]] = {}
     for gpu in machine.gpus:
@@ -123,7 +123,7 @@ def _host(machine: Machine) -> dict[str, str]:
 
 
 def _holders(machine: Machine) -> str:
-    """The largest holders; a holder of equal memory on several GPUs is named once."""
+    """Return who holds the most memory; a holder of equal memory on several GPUs is named once."""
     gpus: dict[Holder, list[int]] = {}
     for gpu in machine.gpus:
         for holder in gpu.holders:
@@ -164,13 +164,13 @@ def _measured(measured: Measured) -> list[Block]:
 
 
 def ways_text(machine: Machine) -> str:
-    """A sentence with the number of pairs of GPUs for each kind of link."""
+    """Return in words how many pairs of GPUs each kind of link joins."""
     ways = _ways(machine, _way).items()
     return "; ".join(f"{len(pairs)} {plural(len(pairs), 'pair')}: {way}" for way, pairs in ways)
 
 
 def _ways(machine: Machine, way: Callable[[Link], str]) -> dict[str, list[str]]:
-    """The kinds of links between two GPUs, each with its pairs."""
+    """Return the pairs of GPUs by kind of link, which ``way`` describes."""
     pairs: dict[str, list[str]] = {}
     for a, b in combinations([gpu.index for gpu in machine.gpus], 2):
         pairs.setdefault(way(machine.link(a, b)), []).append(f"{a}-{b}")

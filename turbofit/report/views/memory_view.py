@@ -1,4 +1,4 @@
-"""The memory of each set of equal GPUs: a bar from empty to full, and its ledger as a table."""
+"""Shows the memory of each set of equal GPUs: a bar from empty to full, and the ledger."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def memory_blocks(plan: Plan) -> list[Block]:
-    """The bars, each with a sentence, then all terms; the short answer has one, of the fullest."""
+    """Return a bar for each set of equal GPUs, then all terms; the summary has one bar."""
     blocks: list[Block] = [Heading("Memory from empty to full")]
     sets = fold(plan.gpus)
     least = min((ledger for _, ledger in sets), key=lambda ledger: ledger.headroom, default=None)

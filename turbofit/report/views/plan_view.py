@@ -65,7 +65,7 @@ _REASON: Final = 68
 
 
 def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
-    """The whole plan or prediction; for a plan that was launched, the run too."""
+    """Return the view of a plan or a prediction, and of the run if the plan was launched."""
     text = "more: --full, --md or --json; as a page: turbofit report latest --html FILE"
     return [
         *_answer(plan),
@@ -110,7 +110,7 @@ def _answer(plan: Plan) -> list[Block]:
 
 
 def _in_short(plan: Plan) -> dict[str, str]:
-    """The promise, the settings, and what is forecast, a line or two each."""
+    """Return the facts of the short answer: promise, settings, forecasts, a line or two each."""
     facts = {"promise": _promised(plan), "settings": _few_settings(plan)}
     if plan.considered and plan.kv.longest_request_tokens:
         facts["KV cache"] = _in_cache(plan)  # a prediction's verdict says it already
@@ -129,7 +129,7 @@ def _in_short(plan: Plan) -> dict[str, str]:
 
 
 def _promised(plan: Plan) -> str:
-    """What each request of a client may have."""
+    """Return in words what each request of a client may have."""
     sides = plan.workload.image_size
     size = "{}x{}".format(*sides) if sides is not None else ""
     return plan.limits.promise(plan.settings.session_len, *largest_images(plan), size)
@@ -156,12 +156,12 @@ def _few_settings(plan: Plan) -> str:
     return ", ".join(f"{name} {value}" for name, value in few.items())
 
 
-#: A lower image limit is shown if it serves so many times the requests.
+#: A lower image limit is shown if it serves at least this many times the requests.
 _WORTH: Final = 1.5
 
 
 def _trade(plan: Plan) -> str:
-    """What the largest lower image limit that is worth it would serve; empty if none is."""
+    """Return a note on a lower image limit that serves far more requests; empty without one."""
     speed, limit = plan.throughput, plan.limits.image_limit
     if speed is None or limit is None or not plan.fits:
         return ""
@@ -173,7 +173,7 @@ def _trade(plan: Plan) -> str:
 
 
 def _forecast(plan: Plan, speed: Throughput) -> str:
-    """Requests a second of the largest and of usual images, and how sure in one word."""
+    """Return the forecast of requests a second and of the first token, and how sure it is."""
     usual, sure = plan.usual_image, speed.surety
     figure = two_digits if sure is None else sure.figure
     said = [f"{figure(speed.requests_per_second)} requests/s"]
@@ -188,14 +188,14 @@ def _forecast(plan: Plan, speed: Throughput) -> str:
     return f"{', '.join(said)}; first token in {token} s{word}"
 
 
-#: The tokens of text beside the largest images of the request that a cache is counted in.
+#: Text tokens of the request by which a cache is counted; it also has the largest images.
 _TEXT: Final = 512
 
 
 def _in_cache(plan: Plan, of: str = "") -> str:
-    """The tokens of the caches, each ``of`` some bytes, and the requests that they hold.
+    """Return in words the tokens of all caches, and how many requests the caches hold.
 
-    A request never lies in two caches, so that each is counted by itself.
+    ``of`` is a text on a token's bytes. No request lies in two caches: each is counted by itself.
     """
     longest, counts = plan.kv.longest_request_tokens, list[str]()
     images = largest_images(plan)[1] if plan.limits.vision_unit else 0
@@ -288,7 +288,7 @@ def _limits(plan: Plan) -> list[Block]:
 
 
 def _figure(sure: Surety | None, value: float) -> str:
-    """A figure of a table with as many digits as are sure."""
+    """Return a figure for a table, with only as many digits as are sure."""
     return sure.figure(value) if sure is not None and sure.of_order else three_digits(value)
 
 
@@ -351,7 +351,7 @@ def _images(plan: Plan, size: str) -> str:
 
 
 def _settings(plan: Plan) -> list[Block]:
-    """Each setting with the reasons that begin with its name; the other reasons follow."""
+    """Return each setting with the reasons that begin with its name, then all other reasons."""
     rest = list(plan.reasons)
     rows = []
     differ = differing(plan)
@@ -367,7 +367,7 @@ def _settings(plan: Plan) -> list[Block]:
 
 
 def _considered(plan: Plan) -> list[Block]:
-    """The candidates: a page has all, the text the first ones."""
+    """Return the candidates of the search: a page has all of them, the text the first ones."""
     if not plan.considered:
         return []
     known = {

@@ -35,7 +35,7 @@ def models_view(
     *,
     hub_ids: bool = True,
 ) -> list[Block]:
-    """The models by name, and the reasons why other models are not supported."""
+    """Return a table of models, and the reasons why other models are not supported."""
     rows = (
         (
             name,
@@ -93,7 +93,7 @@ _NUMBERS: Final = (
 
 
 def which_view(which: Which) -> list[Block]:
-    """The answer, then the rows that keep the promise, then the shortcomings of the others."""
+    """Return the blocks of a `Which`: the answer, what fits, and why each other one does not."""
     title = f"Cards for {which.model}" if which.model else f"Models on {which.machine}"
     others = tuple(
         f"{other.on if which.model else other.model}: {other.why_not}" for other in which.others
@@ -110,7 +110,7 @@ def which_view(which: Which) -> list[Block]:
 
 
 def _kept_tables(which: Which) -> list[Block]:
-    """The rows that keep the promise: the summary has few columns, the whole text has all."""
+    """Return tables of the rows that keep the promise; the summary has few columns and rows."""
     fast = [_row(which, serving) for serving in which.keep if serving.of_lmdeploy]
     slow = [_row(which, serving) for serving in which.keep if not serving.of_lmdeploy]
     blocks: list[Block] = [Heading("What keeps the promise", whole=False)]
@@ -122,7 +122,7 @@ def _kept_tables(which: Which) -> list[Block]:
 
 
 def _warned(which: Which) -> list[Block]:
-    """The rows that keep the promise but have a known fault; the whole text describes the fault."""
+    """Return the known faults of rows that keep the promise; the summary only names the rows."""
     warned = dict[str, list[str]]()
     for row in which.keep:
         for text in row.warnings:
@@ -170,7 +170,7 @@ def _answer(which: Which) -> str:
 
 
 def _row(which: Which, serving: Serving) -> dict[str, str]:
-    """One row that keeps the promise, by the titles of the columns."""
+    """Return one row of a table by the titles of its columns."""
     rate, first = serving.requests_per_second, serving.seconds_to_first_token
     name = {"machine": serving.on, "memory": format_bytes(serving.bytes)}
     return {
@@ -194,7 +194,7 @@ def _image_limit(limit: int | None) -> str:
 
 
 def merged_view(merged: Merged) -> Iterator[Block]:
-    """A checkpoint that `turbofit merge` has written."""
+    """Yield the facts of a checkpoint that `turbofit merge` has written."""
     what = f"{merged.architecture}, {merged.dtype}: {merged.tensors} tensors"
     yield Heading(merged.out)
     yield Paragraph(f"{what}, {format_bytes(merged.bytes)}", tone="good")

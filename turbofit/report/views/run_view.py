@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _EVENTS: Final = 10
 #: The phases of a rehearsal that belong to loading, before the cache is allocated.
 _LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
-#: The prefix of figures whose largest value is the worst; other figures' least value is.
+#: The prefix of figures whose largest value is the worst; of others the smallest is.
 _IN_USE: Final = "in use"
 #: The only figure that is not in bytes.
 _TOKENS: Final = "KV tokens"
@@ -43,7 +43,7 @@ def became_blocks(plan: Plan, run: RunReport | None) -> list[Block]:
 
 
 def _rehearsal(plan: Plan) -> list[Block]:
-    """The end of the rehearsal on pretend GPUs, for each group that differs."""
+    """Return how the rehearsal on pretend GPUs ended, for each group that differs."""
     rehearsal = plan.rehearsal
     if rehearsal is None:
         return []
@@ -140,9 +140,9 @@ class _Side(Struct):
 
 
 def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Side, ...]]]:
-    """The figures of each set of equal GPUs under its title, without the sets that have none.
+    """Return the figures of each set of equal GPUs with its title, without sets that have none.
 
-    The worst figure of any GPU of a set, rehearsed or measured, is the figure of the set.
+    A rehearsed or measured figure of a set is the worst one of its GPUs.
     """
     sets = []
     ledgers = {ledger.index: ledger for ledger in plan.gpus}
@@ -220,7 +220,7 @@ def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
 
 
 def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger) -> dict[str, int | None]:
-    """The measured figures of a GPU or of its group in a run."""
+    """Return the figures that a run measured of a GPU or of its group."""
     groups = plan.parallel.groups
     figures: dict[str, int] = {}
     for group, row in run.rows if run is not None else ():
