@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import Any, Final
 
+from msgspec import field
 from msgspec.structs import replace
 
 from turbofit.core.process.network import DEFAULT_PORT
