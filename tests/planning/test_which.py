@@ -14,7 +14,7 @@ from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets, preset_model
 from turbofit.planning.request import WhichRequest
 from turbofit.planning.resolve import resolve
-from turbofit.planning.which import COUNTS, Serving, blank_line, serving
+from turbofit.planning.which import COUNTS, Serving, empty_row, serving
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def same_as_plan(row: Serving, plan: turbofit.Plan) -> None:
 def line(model: str, on: str) -> Serving:
     machine = machine_from(on)
     request = WhichRequest(model=preset_model(model), on=machine)
-    return serving(request, resolve(request), blank_line(model, on, machine))
+    return serving(request, resolve(request), empty_row(model, on, machine))
 
 
 @pytest.mark.parametrize("on", ["rtx3060+a100-80g", "a100-80g:free=9GiB+a100-80g"])

@@ -27,29 +27,31 @@ def presets_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "presets"
 
 
-def preset_path(room: str, name: str) -> Path:
+def preset_path(folder: str, name: str) -> Path:
     """Return the path of a preset for `load_yaml`, such as ``preset_path("gpus", "rtx3090")``.
 
-    ``room`` is a folder of the presets. In a wheel the path need not exist: `load_yaml` still reads
-    it.
+    ``folder`` is a folder of the presets. In a wheel the path need not exist: `load_yaml` still
+    reads it.
     """
-    return presets_dir() / room / f"{name}.yaml"
+    return presets_dir() / folder / f"{name}.yaml"
 
 
-def is_preset(room: str, name: str) -> bool:
-    """Return whether ``room``, a folder of the presets, has a preset of this name."""
-    return preset_path(room, name).is_file() or name in _pack(room)
+def is_preset(folder: str, name: str) -> bool:
+    """Return whether ``folder``, a folder of the presets, has a preset of this name."""
+    return preset_path(folder, name).is_file() or name in _pack(folder)
 
 
-def presets_of(room: str) -> frozenset[str]:
-    """Return the names of all presets of ``room``, a folder of the presets."""
-    return frozenset(path.stem for path in (presets_dir() / room).glob("*.yaml")) | set(_pack(room))
+def presets_of(folder: str) -> frozenset[str]:
+    """Return the names of all presets of ``folder``, a folder of the presets."""
+    return frozenset(path.stem for path in (presets_dir() / folder).glob("*.yaml")) | set(
+        _pack(folder)
+    )
 
 
 @cache
-def _pack(room: str) -> dict[str, str]:
+def _pack(folder: str) -> dict[str, str]:
     """Return the texts of a folder's presets by name, from a wheel's one file; else none."""
-    path = presets_dir() / f"{room}.json"
+    path = presets_dir() / f"{folder}.json"
     return msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.is_file() else {}
 
 

@@ -118,10 +118,12 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
     if case.assumption:
         said = f"the release of LMDeploy: {forecast.engine.version} is {case.assumption}"
         finding = replace(finding, unknown=(*finding.unknown, said))
-    return finding if finding.others else _against(finding, forecast, phase, memory, bool(cache))
+    return (
+        finding if finding.others else _with_shortage(finding, forecast, phase, memory, bool(cache))
+    )
 
 
-def _against(
+def _with_shortage(
     finding: Finding, forecast: Plan, phase: Phase, memory: TorchMemory | None, cached: bool
 ) -> Finding:
     """Add the bytes that the run lacked by the account, or a note that they explain no death."""

@@ -208,7 +208,7 @@ class LogFacts:
         elif form.ask(may_be_fact):
             self.subject.read_facts(text)
 
-    def ended_by(self, text: str, form: Form) -> bool:
+    def begins_next_run(self, text: str, form: Form) -> bool:
         """Return whether a line starts an engine although this run had its cache or a fault."""
         past = (events.CacheBudget, events.Slab, events.KvBlocks, events.WarmingUp,
                 events.WarmupFinished, events.ServerUp, events.CudaError, events.LegacyCuda,
@@ -362,7 +362,7 @@ def read_runs(lines: Iterable[LogLine]) -> list[LogFacts]:
     runs = [LogFacts(Subject(), [])]
     for number, text in lines:
         form = form_of(text)
-        if runs[-1].ended_by(text, form):
+        if runs[-1].begins_next_run(text, form):
             runs.append(LogFacts(runs[-1].subject, runs[-1].machine))
             del runs[_RUNS:-_RUNS]
         runs[-1].take(number, text, form)

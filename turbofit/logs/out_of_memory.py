@@ -181,7 +181,7 @@ def _with_torch(
         # LMDeploy also allocates outside torch: torch's figures do not tell it from a larger one.
         memory = replace(memory, named=False)
     model = case.model if own else None
-    split = model is not None and _splits(model, memory, draft)
+    split = model is not None and _exceeds_a_card(model, memory, draft)
     signs = [*_copies(case, mark, split=split), *_of_use(case, mark, memory, draft, own)]
     if model is not None:
         signs += _beyond(model, mark, memory, split=split)
@@ -212,7 +212,7 @@ def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str)
     return tuple(sorted(steps, key=lambda step: step is _SEGMENTS))
 
 
-def _splits(model: Model, memory: TorchMemory, draft: Draft) -> bool:
+def _exceeds_a_card(model: Model, memory: TorchMemory, draft: Draft) -> bool:
     """Return whether loading may have failed because a whole copy is larger than the card."""
     loading = draft.phase in ("weights", "unknown")
     return loading and model.weight_bytes > (memory.total or math.inf)

@@ -57,7 +57,7 @@ class Condition(Struct, forbid_unknown_fields=True):
             and settings.max_batch_size >= self.min_batch
             and self._lists(launch)
             and self._has_traits_of(launch)
-            and self._names_cards_of(launch)
+            and self._cards_match(launch)
             and (self.model is None or bool(re.fullmatch(self.model, name, re.IGNORECASE)))
         )
 
@@ -89,7 +89,7 @@ class Condition(Struct, forbid_unknown_fields=True):
         )
         return all(rule in (None, value) for value, rule in traits)
 
-    def _names_cards_of(self, launch: EngineLaunch) -> bool:
+    def _cards_match(self, launch: EngineLaunch) -> bool:
         """Return whether the launch has a card of ``capabilities`` and a card below the limit.
 
         The limit is ``capability_below``. A condition that is not given holds.

@@ -160,7 +160,7 @@ def _clip(vision: VisionDims) -> Tensors:
     return [_patch(vision), *_with_token(vision), *norms, *_layers(vision, vision.layers)]
 
 
-def _learnt(vision: VisionDims) -> Tensors:
+def _with_learned_positions(vision: VisionDims) -> Tensors:
     """List the tensors of a tower with a learned position per patch and without a class token."""
     positions = _one("positions", _tokens(vision), vision.hidden)
     return [_patch(vision, bias=True), positions, *_layers(vision, vision.layers)]
@@ -168,7 +168,7 @@ def _learnt(vision: VisionDims) -> Tensors:
 
 def _siglip(vision: VisionDims) -> Tensors:
     norm = partial(Tensor, bias=_is_biased(vision))
-    return _learnt(vision) + _norms(norm, vision.hidden, "post_norm")
+    return _with_learned_positions(vision) + _norms(norm, vision.hidden, "post_norm")
 
 
 def _two(inputs: int, text_hidden: int) -> Tensors:
@@ -213,7 +213,7 @@ def _qwen3_vit(vision: VisionDims, text_hidden: int) -> Tensors:
     merger, steps = _merger(vision, text_hidden, bias=True), range(vision.deepstack)
     deep = [_projector("norm", _merged(vision)), *merger[1:]]
     deepstack = [replace(one, role=f"deepstack.{one.role}", layers=steps) for one in deep]
-    return [*_learnt(vision), *merger, *deepstack]
+    return [*_with_learned_positions(vision), *merger, *deepstack]
 
 
 def _glm4v(vision: VisionDims, text_hidden: int) -> Tensors:

@@ -73,7 +73,7 @@ class Serving(Struct):
         return self.engine in LMDEPLOY
 
 
-def blank_line(model: str, on: str, machine: Machine, why_not: str = "") -> Serving:
+def empty_row(model: str, on: str, machine: Machine, why_not: str = "") -> Serving:
     """Return the row of a model on a machine without a plan; ``why_not`` says why there is none."""
     total = sum(known(machine.gpu(index).total, 0) for index in machine.visible)
     return Serving(
@@ -210,7 +210,7 @@ def which_models(request: WhichRequest) -> Which:
             row = _tried(promise.changed(model=model), name, errors)
         except TurbofitError as exc:  # there is no memory account of the preset
             errors.append(exc)
-            row = blank_line(preset, name, machine, exc.message)
+            row = empty_row(preset, name, machine, exc.message)
         rows.append(replace(row, model=preset))
     rows.sort(key=lambda row: row.model)
     answer = _answer(request, rows, errors, machine=name)
@@ -251,7 +251,7 @@ def _tried(request: WhichRequest, on: str, errors: list[TurbofitError]) -> Servi
     model, machine = request.model, request.on
     assert isinstance(model, Model)
     assert isinstance(machine, Machine)
-    blank = blank_line(model.name, on, machine)
+    blank = empty_row(model.name, on, machine)
     try:
         return serving(request, resolve(request), blank)
     except TurbofitError as exc:

@@ -216,7 +216,7 @@ def read_run(run: str | None) -> StoredPlan:
 
 def reportable() -> list[str]:
     """The paths of the kept plans and runs of this user, the newest first."""
-    plans, runs = (state_dir(room, make=False) for room in (_ROOM, _RUNS))
+    plans, runs = (state_dir(folder, make=False) for folder in (_ROOM, _RUNS))
     return _newest_first([*plans.glob("*.json"), *runs.glob("*/run.json")])
 
 
@@ -262,7 +262,7 @@ def check_consistent(plan: Plan, what: str) -> None:
         plan.settings.cache_block_seq_len >= 1,
         min(plan.kv.tokens, plan.kv.longest_request_tokens) >= 0,
         # A rehearsal covers the first group; if groups differ, each has its own rehearsal.
-        *map(_tells_of, plan.by_group or [plan], groups),
+        *map(_covers_group, plan.by_group or [plan], groups),
     )
     if not all(consistent):
         raise UsageError(
@@ -271,7 +271,7 @@ def check_consistent(plan: Plan, what: str) -> None:
         )
 
 
-def _tells_of(plan: Plan | GroupPlan, group: tuple[int, ...]) -> bool:
+def _covers_group(plan: Plan | GroupPlan, group: tuple[int, ...]) -> bool:
     """Return whether the rehearsal, if there is one, has figures for each GPU of the group."""
     rehearsal = plan.rehearsal
     if rehearsal is None:

@@ -96,14 +96,14 @@ class Record:
                 write_atomic(self._path, to_json(self.run), mode=0o600)
 
 
-def state_folder(room: str, name: str) -> Path:
-    """Make a new folder named after a model, in the folder ``room`` of the state folder.
+def state_folder(folder: str, name: str) -> Path:
+    """Make a new folder named after a model, in ``folder``, a subfolder of the state folder.
 
     Raises:
         LaunchError: the state folder cannot be written.
     """
     try:
-        return new_path(room, "".join(c if c.isalnum() else "-" for c in name))
+        return new_path(folder, "".join(c if c.isalnum() else "-" for c in name))
     except OSError as exc:
         raise LaunchError(
             f"the state folder cannot be written: {exc.strerror or exc}", hint=_HINT

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.http.app import Gateway
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
-    from turbofit.serving.engine.supervised_engine import EngineExam, SupervisedEngine
+    from turbofit.serving.engine.supervised_engine import AskWorstCases, SupervisedEngine
     from turbofit.serving.ladder import Rung
     from turbofit.serving.run import PublicSide, Run
     from turbofit.serving.supervisor import StopSignal
@@ -90,12 +90,12 @@ class Start:
             TurbofitError: something else has failed.
         """
         from turbofit.machine.host import read_host
-        from turbofit.serving.engine.launches import localised
+        from turbofit.serving.engine.launches import with_checkpoint
 
         run, config = self._run, self._run.config
         run.public = None
         if config.pretend:
-            self._plan = localised(self._plan, run.folder / "model")
+            self._plan = with_checkpoint(self._plan, run.folder / "model")
         else:
             self._plan = replace(self._plan, model=fetched(self._plan.model, run.say))
         if config.gateway is not None and run.publish is None:
@@ -114,16 +114,16 @@ class Start:
         self._before = self._used()
         self._start_progress = StartProgress(self._plan, self._before)
         if run.examiner is None:
-            exam = self._exam()
+            worst_cases = self._worst_cases()
         else:
             run.examiner.begin(self._plan)
-            exam = run.examiner.examine
-        self._proves = exam is ask_worst
+            worst_cases = run.examiner.examine
+        self._proves = worst_cases is ask_worst
         if run.examiner is None and not config.pretend:
             version = run.lmdeploy.version
             give_tuning(launches, self._plan, version, run.say, imports=not self._proves)
         supervision = Supervision(
-            run.say, exam, config.timing, before_start=self._make_overlay,
+            run.say, worst_cases, config.timing, before_start=self._make_overlay,
             clients=self._routed.get, on_end=self._ended, on_rest=self._rest,
             on_back=lambda engine: self._have_gateway(lambda it: it.engine_ready(engine.index)),
             on_doubt=lambda index, at: self._have_gateway(lambda it: it.doubt(index, at)),
@@ -135,7 +135,7 @@ class Start:
         finally:
             self._gone()
 
-    def _exam(self) -> EngineExam | None:
+    def _worst_cases(self) -> AskWorstCases | None:
         """Choose the requests that each engine must answer, and announce them; None for none."""
         run, check = self._run, self._run.config.check
         day = self._proof.day if check == "auto" else ""
@@ -401,8 +401,8 @@ def follow(run: Run, stop: StopSignal) -> signal.Signals:
     finally:
         # A twin and an overlay can be made again; a timeline looks larger than it is on the disk.
         for name in ("model", "overlay-*", "pretend-*"):
-            for room in run.folder.glob(name):
-                shutil.rmtree(room, ignore_errors=True)
+            for folder in run.folder.glob(name):
+                shutil.rmtree(folder, ignore_errors=True)
     run.record.change(state="ended", ended=ended.name)
     return ended
 

@@ -16,7 +16,7 @@ from turbofit.core.run_report import (
 )
 from turbofit.core.units import MIB
 from turbofit.report.painters.document import Table
-from turbofit.report.views.run_view import became_blocks, sides
+from turbofit.report.views.run_view import rehearsal_and_run_blocks, sides
 
 
 def run_of(*engines: EngineRecord, pretend: bool = False) -> RunReport:
@@ -41,7 +41,7 @@ def test_a_run_beside_its_forecast() -> None:
     assert found["in use in the worst case"].measured == plan.gpus[0].peak - MIB
     assert found["KV cache"].measured == plan.kv.region_bytes + MIB
     for pretend, title in ((False, "measured"), (True, "pretend run")):
-        blocks = became_blocks(plan, served_run(plan, pretend=pretend))
+        blocks = rehearsal_and_run_blocks(plan, served_run(plan, pretend=pretend))
         table = next(block for block in blocks if isinstance(block, Table))
         assert [column.title for column in table.columns[1:3]] == ["forecast", title]
 

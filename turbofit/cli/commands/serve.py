@@ -319,7 +319,7 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
     from turbofit.planning.commands import commands
     from turbofit.planning.plan import plan as best_plan
     from turbofit.planning.plan import refusal
-    from turbofit.report.views.figures import shell_words, unheld
+    from turbofit.report.views.figures import limits_not_kept, shell_words
 
     plan = arguments.saved_plan() if arguments.options.plan else best_plan(arguments.request)
     passed, port = without_secrets(arguments.passed.argv), arguments.public.port
@@ -344,7 +344,7 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
         output.say(f"warning: {text}")
     host = f"[{arguments.public.host}]" if ":" in arguments.public.host else arguments.public.host
     behind = f"turbofit serve starts this behind its gateway at {host}:{port}: "
-    head = f"# {'' if arguments.options.no_gateway else behind}{unheld(plan)}\n"
+    head = f"# {'' if arguments.options.no_gateway else behind}{limits_not_kept(plan)}\n"
     texts = [shell_words(command.argv, command.env) + "\n" for command in shown_commands]
     output.answer(head + "\n".join(texts))
     return 0

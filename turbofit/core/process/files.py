@@ -161,8 +161,8 @@ def lock_soon(descriptor: int) -> None:
         time.sleep(_LOCK_PAUSE)
 
 
-def state_dir(room: str, *, make: bool = True) -> Path:
-    """Return ``room``, a subfolder of turbofit's state folder; make it if it is missing.
+def state_dir(folder: str, *, make: bool = True) -> Path:
+    """Return ``folder``, a subfolder of turbofit's state folder; make it if it is missing.
 
     ``state_dir("runs")`` is ~/.local/state/turbofit/runs. Only this user can read the folder, since
     logs of a server may hold what its clients sent.
@@ -173,12 +173,12 @@ def state_dir(room: str, *, make: bool = True) -> Path:
     # XDG wants a relative path in its variable to be ignored.
     chosen, local = os.environ.get("XDG_STATE_HOME", ""), os.environ.get("LOCALAPPDATA")
     usual = (local or "~/AppData/Local") if WINDOWS else "~/.local/state"
-    folder = Path(chosen if os.path.isabs(chosen) else os.path.expanduser(usual))
-    for name in ("turbofit", *Path(room).parts):
-        folder /= name
+    path = Path(chosen if os.path.isabs(chosen) else os.path.expanduser(usual))
+    for name in ("turbofit", *Path(folder).parts):
+        path /= name
         if make:  # mkdir would give its mode to the last folder only
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
 
 
 def private_folder(folder: Path, *, make: bool = True) -> Path:
@@ -234,7 +234,7 @@ def digest_of_parts(*parts: str) -> str:
     return sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
-def new_path(room: str, stem: str, suffix: str = "") -> Path:
+def new_path(folder: str, stem: str, suffix: str = "") -> Path:
     """Make an empty folder with a new name in `state_dir`; with a ``suffix``, an empty file.
 
     The name has the time and the ``stem``.
@@ -242,7 +242,7 @@ def new_path(room: str, stem: str, suffix: str = "") -> Path:
     Raises:
         OSError: it cannot be made.
     """
-    base = state_dir(room) / f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}"
+    base = state_dir(folder) / f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}"
     for attempt in range(1000):
         path = base.with_name(f"{base.name}{f'-{attempt}' if attempt else ''}{suffix}")
         with suppress(FileExistsError):
@@ -258,8 +258,8 @@ class StateFile(Generic[T]):
     be written the document is lost, but the command goes on.
     """
 
-    def __init__(self, room: str, name: str, kind: type[T]) -> None:
-        self.room, self.name, self.kind = room, name, kind
+    def __init__(self, folder: str, name: str, kind: type[T]) -> None:
+        self.folder, self.name, self.kind = folder, name, kind
 
     def read(self) -> T | None:
         """Return the document; None if it is missing or cannot be read."""
@@ -279,7 +279,7 @@ class StateFile(Generic[T]):
             OSError: the folder cannot be made.
             UsageError: the file cannot be written.
         """
-        path = state_dir(self.room) / self.path.name
+        path = state_dir(self.folder) / self.path.name
         write_atomic(path, to_json(document), mode=0o600)
         return path
 
@@ -294,7 +294,7 @@ class StateFile(Generic[T]):
     @property
     def path(self) -> Path:
         """Where the document is, or would be."""
-        return state_dir(self.room, make=False) / f"{self.name}.json"
+        return state_dir(self.folder, make=False) / f"{self.name}.json"
 
 
 #: What `stdout` returned when each block of `kept_stdout` began, in any thread; may be None.

@@ -36,17 +36,17 @@ def evaluate(state: SearchState, shape: Shape) -> Evaluation:
     evaluation = _held(sizer, session_len, wanted)
     if not evaluation.fits:
         return evaluation
-    return _with_speeds(sizer, evaluation, wants_cache=wants_cache)
+    return _with_forecasts(sizer, evaluation, wants_cache=wants_cache)
 
 
-def with_speeds(state: SearchState, evaluation: Evaluation) -> Evaluation:
+def with_forecasts(state: SearchState, evaluation: Evaluation) -> Evaluation:
     """Add forecasts and the score to a shape that fits, for the images in ``state``."""
     if not evaluation.parts:
         sizer = Sizer(state, evaluation.shape)
-        return _with_speeds(sizer, evaluation, wants_cache=evaluation.wants_cache)
-    parts = tuple(with_speeds(state, part) for part in evaluation.parts)
+        return _with_forecasts(sizer, evaluation, wants_cache=evaluation.wants_cache)
+    parts = tuple(with_forecasts(state, part) for part in evaluation.parts)
     unequal = _Unequal(state, evaluation.shape)
-    return unequal.with_speeds(parts, replace(evaluation, parts=parts))
+    return unequal.with_forecasts(parts, replace(evaluation, parts=parts))
 
 
 def _held(sizer: Sizer, session_len: int, wanted: int) -> Evaluation:
@@ -71,7 +71,7 @@ def _held(sizer: Sizer, session_len: int, wanted: int) -> Evaluation:
     )
 
 
-def _with_speeds(sizer: Sizer, evaluation: Evaluation, *, wants_cache: bool) -> Evaluation:
+def _with_forecasts(sizer: Sizer, evaluation: Evaluation, *, wants_cache: bool) -> Evaluation:
     """Add the forecast of each group, and the score, to a fitting shape."""
     request, tokens, settings = sizer.request, evaluation.kv_tokens, evaluation.settings
     at_once = sizer.shape.requests(request.workload.concurrency)
@@ -238,9 +238,9 @@ class _Unequal:
             sizer = Sizer(self.state, parts[0].shape)
             short = evaluation.short or sizer.lacking(tokens, settings.session_len, wanted)
             return replace(evaluation, short=short)
-        return self.with_speeds(parts, evaluation)
+        return self.with_forecasts(parts, evaluation)
 
-    def with_speeds(self, parts: Sequence[Evaluation], whole: Evaluation) -> Evaluation:
+    def with_forecasts(self, parts: Sequence[Evaluation], whole: Evaluation) -> Evaluation:
         """Add each group's forecast, in the shape's order, and the score to the whole."""
         by_group = {
             group: speed

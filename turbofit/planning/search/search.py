@@ -32,7 +32,7 @@ from turbofit.planning.resolved_request import (
     launch_of,
     vision_load_of,
 )
-from turbofit.planning.search.evaluate import evaluate, with_speeds
+from turbofit.planning.search.evaluate import evaluate, with_forecasts
 from turbofit.planning.search.shapes import (
     Evaluation,
     Shape,
@@ -354,7 +354,7 @@ class _Search:
                 return evaluation
             if limit not in states:
                 states[limit] = SearchState(replace(self.request, image_limit=limit), self.engine)
-            return with_speeds(states[limit], evaluation)
+            return with_forecasts(states[limit], evaluation)
 
         return list(map(taken, evaluations))
 

@@ -273,7 +273,7 @@ def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group
         for tp in _tps(request, gpus, engine):
             for replicas in _replicas(request, len(gpus) // tp):
                 found += ways(request.machine, gpus, tp, replicas)
-    found = found or list(_requested_shape(request, engine))
+    found = found or list(_unequal_groupings(request, engine))
     # With fewer engines, the given batch could not run the given number of requests.
     batch, requests = request.engine_options.get("max_batch_size"), request.workload.concurrency
     least = ceil(requests / batch) if isinstance(batch, int) and requests is not None else 1
@@ -292,7 +292,7 @@ def _mixed(request: ResolvedRequest, engine: Engine) -> list[tuple[Group, ...]]:
     return mixed_groupings(request.machine, parts, tps, request.replicas)
 
 
-def _requested_shape(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[Group, ...]]:
+def _unequal_groupings(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[Group, ...]]:
     """Yield groups of unequal cards, if the degree was given.
 
     Quantised weights have different formats on some cards, but an account knows one format per

@@ -103,7 +103,7 @@ def command_blocks(plan: Plan) -> list[Block]:
         if note := serve_note(plan):
             blocks.append(remark(note, **ONLY_WHOLE))
         blocks.append(Code(shell_words(plan.serve.argv), page=False, short=plan.fits))
-    blocks.append(remark(f"{unheld(plan)}:"))
+    blocks.append(remark(f"{limits_not_kept(plan)}:"))
     if plan.machine.source == "preset":
         text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them"
         blocks.append(remark(text))
@@ -121,7 +121,7 @@ def serve_note(plan: Plan) -> str:
     return "" if plan.machine.source == "nvml" else "on such a machine:"
 
 
-def unheld(plan: Plan) -> str:
+def limits_not_kept(plan: Plan) -> str:
     """Return a sentence on the limits that an engine does not keep without turbofit."""
     if not plan.engine.of_lmdeploy:
         return "turbofit's server for Transformers alone does not limit the size of images"

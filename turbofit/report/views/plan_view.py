@@ -33,11 +33,11 @@ from turbofit.report.views.figures import (
     command_blocks,
     differing,
     largest_images,
+    limits_not_kept,
     per_engine_blocks,
     serve_note,
     settings_of,
     shell_words,
-    unheld,
 )
 from turbofit.report.views.machine_view import ways_text
 from turbofit.report.views.memory_view import memory_blocks
@@ -97,7 +97,7 @@ def _answer(plan: Plan) -> list[Block]:
     if plan.serve is not None:
         if note := serve_note(plan):
             blocks.append(remark(note.capitalize(), **ONLY_ON_PAGE))
-        text = f"{unheld(plan)}; its own commands are in the last section."
+        text = f"{limits_not_kept(plan)}; its own commands are in the last section."
         blocks += [
             Code(shell_words(plan.serve.argv), name="the command", **ONLY_ON_PAGE),
             remark(text, **ONLY_ON_PAGE),
@@ -296,9 +296,9 @@ def _became(plan: Plan, run: RunReport | None) -> list[Block]:
     if plan.rehearsal is None and run is None:
         return []
     # Most plans have neither, and importing the module takes time.
-    from turbofit.report.views.run_view import became_blocks
+    from turbofit.report.views.run_view import rehearsal_and_run_blocks
 
-    return became_blocks(plan, run)
+    return rehearsal_and_run_blocks(plan, run)
 
 
 def _facts(plan: Plan) -> FactList:

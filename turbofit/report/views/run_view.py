@@ -37,7 +37,7 @@ _TOKENS: Final = "KV tokens"
 _FREE: Final = "free when the cache was sized, least of the group"
 
 
-def became_blocks(plan: Plan, run: RunReport | None) -> list[Block]:
+def rehearsal_and_run_blocks(plan: Plan, run: RunReport | None) -> list[Block]:
     """The rehearsal and the run beside the forecast."""
     return [*_rehearsal(plan), *(_run(run) if run else []), *_sides(plan, run)]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from turbofit.serving.engine.worst_requests import ProbeRequest
 
     #: Takes the model's name, and a function that sends a request and returns its prompt's tokens.
-    Exam = Callable[[str, Callable[[ProbeRequest], int]], None]
+    AskEngine = Callable[[str, Callable[[ProbeRequest], int]], None]
 
 #: Errors of a call to an engine that does not answer.
 FAILURES = (OSError, http.client.HTTPException)
@@ -102,8 +102,8 @@ _LIVENESS_FAILURES: Final = 3
 class Probe(threading.Thread):
     """Asks one start of an engine until it is ready, then from time to time whether it still lives.
 
-    ``exam`` sends the worst-case requests, which the engine must answer before ``ready`` is set;
-    ``error`` says why the engine will never be ready. ``unanswered`` is set after three test
+    ``worst_cases`` sends the worst-case requests, which the engine must answer before ``ready`` is
+    set; ``error`` says why the engine will never be ready. ``unanswered`` is set after three test
     completions in a row that failed with an error. ``owes`` is True while an answer is missing: of
     a start that listens but does not answer, or of a test, which is sent again if it got no answer
     in time. ``serial``: the engine answers one request at a time.
@@ -113,13 +113,13 @@ class Probe(threading.Thread):
         self,
         client: EngineClient,
         timing: Timing,
-        exam: Exam | None,
+        worst_cases: AskEngine | None,
         *,
         serial: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name="probe", daemon=True)
-        self._client, self._timing, self.exam = client, timing, exam
+        self._client, self._timing, self.worst_cases = client, timing, worst_cases
         self._serial, self._clock = serial, clock
         self._stopped = threading.Event()
         self.healthy = threading.Event()
@@ -147,8 +147,8 @@ class Probe(threading.Thread):
                 raise LaunchError(
                     f"the engine answered {status} when asked for its models", hint="see its log"
                 )
-            if self.exam is not None:
-                self.exam(name, self._ask)
+            if self.worst_cases is not None:
+                self.worst_cases(name, self._ask)
         except LaunchError as exc:
             self.error = exc
         except FAILURES as exc:

@@ -269,7 +269,7 @@ def shared_ratio(plan: Plan, group: int) -> float:
     return fitted_ratio(plan, group, free)
 
 
-def localised(plan: Plan, folder: Path) -> Plan:
+def with_checkpoint(plan: Plan, folder: Path) -> Plan:
     """Return the plan with a checkpoint on disk: the model's, or a twin with headers alone.
 
     The twin's folder has the name of the model.

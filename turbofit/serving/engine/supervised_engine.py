@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from turbofit.serving.engine.launches import Launch, PretendReader
     from turbofit.serving.engine.worst_requests import ProbeRequest
 
-    EngineExam = Callable[["SupervisedEngine", str, Callable[[ProbeRequest], int]], None]
+    AskWorstCases = Callable[["SupervisedEngine", str, Callable[[ProbeRequest], int]], None]
 
 #: The longest request may take this many times its forecast (measured: 1.3 times).
 _FORECASTS: Final = 4
@@ -143,8 +143,8 @@ NEXT_STATES: Final[dict[EngineState, dict[EngineState, str]]] = {
 class Supervision:
     """What a launcher gives to the supervisor of its engines: settings, and functions to call.
 
-    ``exam`` sends an engine worst-case requests before it is ready. ``before_start`` is called
-    before each start of an engine, and may raise a `TurbofitError`. ``clients`` returns the
+    ``worst_cases`` sends an engine worst-case requests before it is ready. ``before_start`` is
+    called before each start of an engine, and may raise a `TurbofitError`. ``clients`` returns the
     gateway's clients of the engine with this index, None if no gateway serves. ``on_end`` is called
     with each end of an engine that had served or is started again; ``on_back`` when a restarted
     engine is ready, if others served meanwhile or it had served before; ``on_doubt`` when the
@@ -154,7 +154,7 @@ class Supervision:
     """
 
     say: Callable[[str], None]
-    exam: EngineExam | None = None
+    worst_cases: AskWorstCases | None = None
     timing: Timing = field(default_factory=Timing)
     _: KW_ONLY
     clock: Callable[[], float] = time.monotonic
@@ -239,8 +239,8 @@ class SupervisedEngine:
         log = f"no log, {self.log}: {error}" if error else f"log {self.log}"
         self._tell(f"phase: starting (process {self.process.pid}, {log})")
         # If it has served, a worst case together with clients' requests would exceed the plan.
-        exam = self._supervision.exam
-        asks = None if exam is None or self.was_ready else partial(exam, self)
+        worst_cases = self._supervision.worst_cases
+        asks = None if worst_cases is None or self.was_ready else partial(worst_cases, self)
         serial = self.plan.engine.serial
         pretend = self.pretended is not None
         self.silence = Silence(self.plan, self._timing, self.process.pid, pretend=pretend)
@@ -378,7 +378,7 @@ class SupervisedEngine:
             self._move("ready")
             self.was_ready, self._ready_at = True, now
             lines = self.tracker.enter("ready", now)
-        elif probe.exam is not None and probe.healthy.is_set():
+        elif probe.worst_cases is not None and probe.healthy.is_set():
             lines = self.tracker.enter("check", now)
         for line in lines:
             self._tell(line)
