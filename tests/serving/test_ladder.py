@@ -21,7 +21,7 @@ from turbofit.gateway.server import digest_of
 from turbofit.serving.engine.launches import Launch
 from turbofit.serving.engine.supervised_engine import Supervision
 from turbofit.serving.ladder import Learned, learned_file, recall, rungs
-from turbofit.serving.run import _step_down
+from turbofit.serving.start import _step_down
 from turbofit.serving.supervisor import Supervisor
 
 pytestmark = pytest.mark.usefixtures("state")

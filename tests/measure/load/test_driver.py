@@ -123,7 +123,7 @@ def test_speed_of_pretend_gpus_is_said_to_be_none(pretend: bool) -> None:
 
 def test_each_failure_is_counted_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     script = ["500", "garbage", "cut", "reset", "ok", "error", "empty", "plain", "busy", "stall"]
-    monkeypatch.setattr("turbofit.measure.load.spec._SILENCE", 0.3)
+    monkeypatch.setattr("turbofit.measure.load.driver._SILENCE", 0.3)
     with ScriptedServer("ok", "ok", "ok", *script) as server:
         result = bench(server.url, LoadSpec.of(**{**FEW, "concurrency": 1}))
     kinds = {one.kind: one.count for one in result.errors}
