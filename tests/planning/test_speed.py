@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import turbofit
-from tests.planning.simulated_cache import CASES, Case, formula, simulated
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec
@@ -224,21 +223,6 @@ def test_a_larger_cache_runs_more_and_evicts_less(room: float) -> None:
     assert list(running) == sorted(running)
     assert list(again) == sorted(again, reverse=True)
     assert max(running) == 64
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("prompt", "output", "fitting"), [c for c in CASES if c[2] < 100])
-@pytest.mark.parametrize("crowd", [1.3, 2.5])
-def test_the_formula_is_near_the_simulation(prompt, output, fitting, crowd) -> None:
-    """Answers of one length. Evictions are over where so few fit that they end in turn."""
-    case = Case(prompt, output, fitting)
-    running, again = simulated(case, crowd)
-    said, recomputed = formula(case, crowd, rates().recomputed_share)
-    assert said == pytest.approx(running, rel=0.06)
-    most = max(again, simulated(case._replace(whole=True), crowd)[1])
-    assert recomputed < max(most, 0.75) + 0.1
-    if again:
-        assert recomputed == pytest.approx(again, abs=0.2)
 
 
 cached_model = cache(resolve_model)

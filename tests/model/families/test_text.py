@@ -295,7 +295,7 @@ VALUES = st.recursive(
 
 
 @pytest.mark.slow
-@settings(max_examples=part(300, 5))
+@settings(max_examples=part(300, 10))
 @given(st.data(), st.sampled_from(ARCHITECTURES), VALUES, VALUES)
 def test_fuzzed_configs_raise_nothing_else(data, architecture, processor, tokenizer):
     config = copy.deepcopy(bases()[architecture]) | {"architectures": [architecture]}
