@@ -5,6 +5,7 @@ A field's description stands beside the field, a type's is the first paragraph o
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import Any, Final, NamedTuple
 
@@ -149,6 +150,7 @@ def _laid_out(value: Any, indent: int = 0) -> str:
 
 def main() -> None:
     """Write all of them."""
+    argparse.ArgumentParser(prog="python -m scripts.schemas", description=__doc__).parse_args()
     for name in NAMES:
         schema_path(name).write_text(_laid_out(document(name)) + "\n", encoding="utf-8")
 

@@ -26,6 +26,7 @@ from turbofit.core.images import (
 )
 from turbofit.core.plan import Limits
 from turbofit.core.struct import decode, to_json
+from turbofit.gateway.limits.request_limits import KNOBS
 from turbofit.model.presets import known_presets, load_preset
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12, client_knobs=False)
@@ -59,6 +60,8 @@ def test_each_class_is_tried_and_answers_everything() -> None:
         assert left == []
         assert {kind.limit_name, "client_knobs"} <= set(kind.__struct_fields__)
         assert kind.plan_limit_name in Limits.__struct_fields__
+    fields = {name for rule in RULES for name in rule.knobs(1)}
+    assert fields <= set(KNOBS), "the gateway's table of such fields"
 
 
 @pytest.mark.parametrize("rule", RULES)
