@@ -171,11 +171,11 @@ def unread(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], s
             process.communicate()
 
 
-def answered(url: str, requests: int = EACH) -> int:
+def answered(url: str) -> int:
     """How many requests are answered, over one connection."""
     count = 0
     with closing(http.client.HTTPConnection(url.rpartition("//")[2], timeout=HANG)) as client:
-        for _ in range(requests):
+        for _ in range(EACH):
             client.request("POST", CHAT, BODY, {"content-type": "application/json"})
             response = client.getresponse()
             response.read()
