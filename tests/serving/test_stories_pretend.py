@@ -28,7 +28,8 @@ def few_layers(preset: str, folder: Path, layers: int) -> str:
 
 def answers_a_picture(children: list[Child], state: Path, tokens: int, *words: str) -> Served:
     """Serve until a picture of so many tokens at least is answered."""
-    served = serve_pretend(children, state, *words, PYTHONPATH=f"{CUDA_PATH}:{ROOT}")
+    path = {} if "internvl2-2b" in words else {"PYTHONPATH": f"{CUDA_PATH}:{ROOT}"}
+    served = serve_pretend(children, state, *words, **path)
     served.wait()
     status, headers, answer = served.chat(image(640, 480))
     assert (status, headers["x-turbofit-pretend"]) == (200, "1")
@@ -37,6 +38,12 @@ def answers_a_picture(children: list[Child], state: Path, tokens: int, *words: s
     served.child.process.terminate()
     assert served.child.finish() == 0
     return served
+
+
+@pytest.mark.exhaustive  # the engine itself: `pipeline/test_pretend_pipeline`
+def test_1_internvl2_over_four_cards_without_peer_access(children, tmp_path) -> None:
+    words = ("internvl2-2b", "--on", "4xrtx3090", "--tp", "4")
+    answers_a_picture(children, tmp_path, 256, *words)
 
 
 @with_cuda
@@ -50,6 +57,13 @@ def test_2_and_3_llava_whose_images_transformers_5_breaks(children, tmp_path) ->
         "pretend GPUs read its images as Transformers 5.21 does" in line
         for line in served.child.lines
     )
+
+
+@with_cuda
+@pytest.mark.exhaustive  # its memory: `memory/transformers/test_account`; its server: `fallback`
+def test_4_llava_onevision_on_transformers(children, tmp_path) -> None:
+    words = ("llava-onevision-0.5b", "--on", "2xrtx4090")
+    answers_a_picture(children, tmp_path, 2 * 729, *words)
 
 
 @with_cuda

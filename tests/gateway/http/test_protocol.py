@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import hmac
+import inspect
 import json
 import select
 import socket
@@ -15,7 +17,9 @@ from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 
 import pytest
+import uvicorn
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from tests.hostile import hostile
@@ -411,6 +415,40 @@ async def spoken(data: bytes, bugs: list[dict[str, Any]]) -> None:
     assert app._bodies.in_memory == 0
     assert all(engine.units == engine.host_bytes == 0 for engine in app.engines)
     assert not len(app.connections)
+
+
+#: What uvicorn calls or reads, and the limits override or set.
+SHARED = (
+    "on_response_complete", "pause_writing", "resume_writing", "timeout_keep_alive",
+    "timeout_keep_alive_handler", "timeout_keep_alive_task",
+)  # fmt: skip
+
+
+def test_uvicorn_still_has_what_the_limits_rest_on() -> None:
+    """Its protocol is not documented: this says at once what a new release has moved."""
+    tree = ast.parse(inspect.getsource(LimitedProtocol))
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    own |= {node.attr for node in names if isinstance(node.ctx, ast.Store)}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+    async def moved() -> set[str]:
+        base = HttpToolsProtocol(uvicorn.Config(app, ws="none"), ServerState(), {})
+        base.connection_made(Wire())
+        base.data_received(HEALTH)
+        await settled()
+        theirs = {"self": base, "super()": base, "cycle": base.cycle, "self.cycle": base.cycle}
+        used = {(ast.unparse(node.value), node.attr) for node in names}
+        used = {(of, name) for of, name in used if of != "self" or name not in own}
+        used |= {("self", name) for name in SHARED}
+        return {
+            f"{of}.{name}" for of, name in used if of in theirs and not hasattr(theirs[of], name)
+        }
+
+    assert asyncio.run(moved()) == set()
+    assert list(inspect.signature(uvicorn.Server.startup).parameters) == ["self", "sockets"]
+    assert hasattr(uvicorn.Server, "capture_signals")
 
 
 async def settled() -> None:
