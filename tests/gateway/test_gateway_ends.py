@@ -171,11 +171,11 @@ def unread(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], s
             process.communicate()
 
 
-def answered(url: str, requests: int = EACH) -> int:
+def answered(url: str) -> int:
     """How many requests are answered, over one connection."""
     count = 0
     with closing(http.client.HTTPConnection(url.rpartition("//")[2], timeout=HANG)) as client:
-        for _ in range(requests):
+        for _ in range(EACH):
             client.request("POST", CHAT, BODY, {"content-type": "application/json"})
             response = client.getresponse()
             response.read()
@@ -189,30 +189,10 @@ def ask_all(url: str) -> None:
     assert urlopen(f"{url}/health", timeout=HANG).status == 200
 
 
-def test_nobody_reads_its_standard_error(tmp_path: Path) -> None:
-    """What is lost is said in its place, once somebody reads."""
-    with unread(tmp_path) as (process, url):
-        ask_all(url)
-        lines: list[str] = []
-
-        def read() -> None:
-            assert process.stderr is not None
-            while not lines or "lines are missing here" not in lines[-1]:
-                lines.append(process.stderr.readline())
-
-        with ThreadPoolExecutor(1) as pool:
-            reading = pool.submit(read)
-            until(lambda: answered(url, 1) and reading.done(), "the word that lines are missing")
-            reading.result()
-        assert lines[-1] == "warning: lines are missing here: nobody read them\n"
-        assert "counted at the model's own default" in "".join(lines)
-        assert sum(line.startswith("{") for line in lines) < CLIENTS * EACH
-
-
 @pytest.mark.parametrize(
     "words",
     [
-        pytest.param(["-vv"], marks=pytest.mark.exhaustive),  # as the test above
+        ["-vv"],
         ["--access-log", "FIFO"],
         pytest.param(["--access-log", "/dev/full"], marks=pytest.mark.exhaustive),
     ],

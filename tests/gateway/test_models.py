@@ -13,9 +13,8 @@ from tests.gateway.test_server import Engine, asked, config
 from tests.support.gateway import chat, plan_for
 from tests.support.waiting import until
 from turbofit.gateway import server
-from turbofit.gateway.front import Front, ModelsGateway, Node, NodeAddress, model_servers
+from turbofit.gateway.front import ModelsGateway, model_servers
 from turbofit.gateway.server import GatewayThread, make_gateway
-from turbofit.gateway.upstream import Upstream
 
 
 class World:
@@ -94,25 +93,6 @@ def test_a_server_that_ends_is_told_of_and_the_other_serves_on(world) -> None:
     assert one.ask("mine")[0] == 200
     page = json.loads(asked(one.front.url, path="/health")[2])
     assert (page["status"], page["nodes"], page["up"]) == ("degraded", 2, 1)
-
-
-def test_a_body_may_be_as_large_as_the_largest_plan_allows(monkeypatch) -> None:
-    """It was what the server allows whose page came last."""
-    limits = {"a": 5 << 20, "b": 1 << 20}
-
-    async def page(_: object, node: Node, path: str, __: float) -> str:
-        return json.dumps({"bytes_per_body": limits[str(node.index)]}) if path == "/health" else "x"
-
-    async def looked() -> int:
-        front = Front(lambda: (), config())
-        nodes = [front._add(NodeAddress(name=name, url="http://x")) for name in limits]
-        for node in nodes:
-            await front._look(node)
-            node.watch.cancel()
-        return front._bodies._most
-
-    monkeypatch.setattr(Upstream, "page", page)
-    assert asyncio.run(looked()) == 5 << 20
 
 
 def test_a_server_that_was_not_heard_yet_is_asked_for_its_names_first(world, monkeypatch) -> None:

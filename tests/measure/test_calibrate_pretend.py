@@ -10,61 +10,30 @@ import sys
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
 
-from bench.gpu.check import impossible
 from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.support.processes import sharing_libraries
 from tests.support.serving import needs, start_turbofit
-from turbofit.core.errors import UsageError
-from turbofit.core.struct import decode
 from turbofit.model.source import resolve_model
 from turbofit.rehearsal.checkpoint.twin import checkpoint_for
-from turbofit.report.share import shared
-from turbofit.report.stored_documents import StoredPlan, read_saved
-from turbofit.serving.calibration import SEEN_FILE, Observation
 
 #: What each step reads, what plans learn of it, and how it is forgotten: `test_calibrate`,
-#: `serving/test_calibration`; that the engine takes what is forecast: `test_serve_pretend`.
+#: `serving/test_calibration`; that the engine takes what is forecast: `test_serve_pretend`; that a
+#: run on pretend GPUs is not shared: `report/test_share`, `bench/test_gpu`.
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
 needs("lmdeploy", "fastapi", "torchvision")
 
 EIGHT = ("internvl2-8b", "--on", "1xrtx3090", "--pretend")
 
 
-def only_a_card_shows(state: Path) -> None:
-    """A run on pretend GPUs is not shared, and is refused with each mark of it removed."""
-    saved = read_saved(str(max((state / "turbofit" / "runs").iterdir())))
-    with pytest.raises(UsageError, match="ran on pretend GPUs"):
-        shared(saved)
-    plan, run = saved.plan, saved.run
-    assert run is not None
-    seen = decode(Path(saved.where, SEEN_FILE).read_bytes(), tuple[Observation, ...], what="seen")
-    machine, run = replace(plan.machine, source="nvml"), replace(run, pretend=False)
-    forged = StoredPlan(replace(plan, machine=machine), run, saved.where)
-    assert "NA is no version of a driver" in impossible(shared(forged))
-    plan = replace(plan, machine=replace(machine, driver="580.159.04"))
-    moments = tuple(
-        replace(one, used={str(card.index): card.used["steady"] for card in seen[0].cards})
-        for one in run.attempts[0].moments
-    )
-    run = replace(run, attempts=(replace(run.attempts[0], moments=moments),))
-    reasons = impossible(shared(StoredPlan(plan, run, saved.where)))
-    assert any(reason.startswith("cache was measured as it was forecast") for reason in reasons)
-
-
-@pytest.mark.parametrize("cut", [False, True])
-def test_it_measures_and_the_next_plan_knows(cut, children, tmp_path) -> None:
-    """Also after a calibration that was cut short."""
-    if cut:
-        first = start_turbofit(children, tmp_path, "calibrate", *EIGHT)
-        first.wait_for("engine: kernels: GPU 0")
-        first.process.send_signal(signal.SIGINT)
-        assert first.finish() == 130
-        assert "stopped: nothing was learned" in first.stderr
+def test_it_measures_also_after_a_calibration_that_was_cut_short(children, tmp_path) -> None:
+    first = start_turbofit(children, tmp_path, "calibrate", *EIGHT)
+    first.wait_for("engine: kernels: GPU 0")
+    first.process.send_signal(signal.SIGINT)
+    assert first.finish() == 130
+    assert "stopped: nothing was learned" in first.stderr
     second = start_turbofit(children, tmp_path, "calibrate", *EIGHT, "--json")
     assert second.finish() == 0, second.stderr
-    only_a_card_shows(tmp_path)
     assert second.process.stdout is not None
     result = json.loads(second.process.stdout.read())
     (learned,) = result["calibrations"]
@@ -103,12 +72,6 @@ def test_under_a_pretend_driver_it_runs_as_on_a_real_one_and_is_kept_apart(tmp_p
     body = json.loads(kept.read_text())
     # The estimate pays 20 MiB for cuBLAS handles and 101 for torch's kernels: none is here.
     assert body["calibration"]["context"] == -121 << 20
-    saved = read_saved(str(next((folder / "runs").iterdir())))
-    with pytest.raises(UsageError, match="ran on pretend GPUs"):
-        shared(saved)
-    assert saved.run is not None
-    forged = shared(saved._replace(run=replace(saved.run, pretend=False)))
-    assert any("took what the preset says" in reason for reason in impossible(forged))
     planned = run("plan", str(checkpoint), "--engine", "turbomind", "--json")
     assert planned.returncode == 0, planned.stderr[-2000:]
     plan = json.loads(planned.stdout[: planned.stdout.rindex("}") + 1])

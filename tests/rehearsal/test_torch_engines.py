@@ -15,7 +15,7 @@ from tests.rehearsal.pretend.cuda_torch import CUDA_PATH, PATH, ROOT, cuda_json
 from tests.support.checkpoints import write_checkpoint
 from turbofit.core.struct import to_json
 from turbofit.rehearsal.pretend.scenario import MIB, PretendGpu, Scenario
-from turbofit.rehearsal.spec import LONGEST, RehearsalCase, RehearsalRequest, Spec
+from turbofit.rehearsal.spec import RehearsalCase, RehearsalRequest, Spec
 
 pytestmark = [
     pytest.mark.lmdeploy,
@@ -26,8 +26,6 @@ CARD = PretendGpu("NVIDIA GeForce RTX 3090", total=24328 * MIB, sm=(8, 6), sm_co
 #: Of the card once the cache is cut.
 GONE = 3 << 30
 PICTURE = RehearsalCase("vision_request", (RehearsalRequest(32, sizes=((1344, 1568),)),))
-LONG = RehearsalCase("text_prefill", (RehearsalRequest(LONGEST),))
-FULL = RehearsalCase("sampling", (RehearsalRequest(16, top_k=0),) * 16)
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +33,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint("qwen2-vl-2b", tmp_path_factory.mktemp("twin") / "Qwen2-VL-2B-Instruct")
 
 
-def rehearsed(
-    checkpoint: Path, *cases: RehearsalCase, cards: int = 1, late: int = 0, **settings: Any
-) -> dict[str, Any]:
-    """The document of LMDeploy's defaults, but for the settings given."""
-    machine = Scenario((replace(CARD, late=late),) * cards, context=360 * MIB)
-    spec = Spec(machine, str(checkpoint), "pytorch", settings, cases)
+def rehearsed(checkpoint: Path, *cases: RehearsalCase, late: int) -> dict[str, Any]:
+    """The document of LMDeploy's defaults."""
+    machine = Scenario((replace(CARD, late=late),), context=360 * MIB)
+    spec = Spec(machine, str(checkpoint), "pytorch", {}, cases)
     program = (
         "import json, sys; from turbofit.core.struct import decode; "
         "from turbofit.rehearsal.planned import rehearse; "
@@ -81,20 +77,6 @@ def test_qwen2_vl_2b_at_lmdeploys_defaults_until_a_picture_kills_it(checkpoint: 
     assert death["message"].startswith("CUDA out of memory. Tried to allocate")
     assert death["asked"] > death["left"] >= 0
     assert "qwen2_vl.py" in death["where"]
-
-
-@pytest.mark.exhaustive
-def test_each_rank_keeps_its_own_books(checkpoint: Path) -> None:
-    small = RehearsalCase("vision_request", (RehearsalRequest(32, sizes=((448, 448),)),))
-    document = rehearsed(
-        checkpoint, small, LONG, FULL, cards=2, tp=2, distributed_executor_backend="mp"
-    )
-    assert document["outcome"] == "served"
-    for card in document["gpus"]:
-        weights = card["phases"]["sizing"]["allocated"]
-        assert weights == pytest.approx(2366.6 * MIB, rel=0.01)
-        assert {"build", "sizing", "cache", "warm-up", "case sampling"} <= set(card["phases"])
-    assert document["cache"]["num_gpu_blocks"] > 2 * 7791
 
 
 def loaded(model: str, *words: str, path: str = PATH) -> Any:

@@ -17,7 +17,6 @@ from turbofit.cli.main import main
 from turbofit.core.engine_end import End
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.gateway.server import digest_of
 from turbofit.serving.engine.launches import Launch
 from turbofit.serving.engine.supervised_engine import Supervision
 from turbofit.serving.ladder import Learned, learned_file, recall, rungs
@@ -176,13 +175,6 @@ def test_a_smaller_prefill_gives_no_engine_more_than_it_had() -> None:
         steps = list(rungs(died("warm-up"), plan.of_group(number), {}))
         rung = next(r for r in steps if "max_prefill_token_num" in r.changes)
         assert rung.changes["max_prefill_token_num"] == min(sizes[number] // 2, *sizes)
-
-
-def test_another_ratio_of_one_engine_is_another_plan(pair: Plan) -> None:
-    group_plan = pair.by_group[0]
-    less = replace(group_plan, settings=replace(group_plan.settings, cache_max_entry_count=0.5))
-    assert digest_of(replace(pair, by_group=(less, pair.by_group[1]))) != digest_of(pair)
-    assert digest_of(api.plan(MODEL, on=ON)) == digest_of(pair)
 
 
 def test_one_engine_less_is_another_plan_though_its_settings_are_the_same() -> None:

@@ -183,12 +183,6 @@ def test_a_key_changes_at_once_and_in_later_starts(job):
     assert job.config.gateway.api_keys == ("two",)
 
 
-def test_other_keys_in_the_file_of_keys_change_at_once(job):
-    Reloader(job, OPTIONS, lambda: (OPTIONS, public("two"))).reload()
-    assert job.said == ["reloaded: api_key"]
-    assert (known(job, "one"), known(job, "two")) == (False, True)
-
-
 def test_a_wrong_file_changes_nothing(job):
     def wrong() -> Any:
         raise UsageError("turbofit.yaml:3: contxt is nothing", hint="did you mean context?")

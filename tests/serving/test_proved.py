@@ -90,14 +90,6 @@ def test_what_its_memory_rests_on_makes_it_another_plan(
     assert known(plan)
 
 
-def test_what_cannot_be_read_was_not_shown(plan: Plan, state: Path) -> None:
-    proof = Proof(plan, CONFIG, "0.18.0")
-    proof.keep()
-    (file,) = state.glob("turbofit/learned/*/proved-*.json")
-    file.write_text('{"schema":"turbofit.proved/1"', encoding="utf-8")
-    assert not known(plan)
-
-
 def held(plan: Plan, more: int) -> Any:
     """Its machine, of which others hold so many bytes more."""
     card: Any = plan.machine.gpus[0]

@@ -64,25 +64,6 @@ def test_a_disk_that_refuses_costs_the_record_only(tmp_path: Path) -> None:
     assert decode(kept, runs.RunRecord, what="run") == record.run
 
 
-def test_a_kill_at_any_write_leaves_a_whole_document(tmp_path: Path) -> None:
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom turbofit.serving.runs import Record\n"
-        "record = Record(Path(sys.argv[1]), model='m')\nprint('x', flush=True)\n"
-        "for number in range(10**9):\n    record.event('n', 'x' * (number % 5000))\n"
-        "    print('x', flush=True)\n"
-    )
-    for lines in (2, 7, 19, 43):
-        child = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)], cwd=REPO, stdout=subprocess.PIPE
-        )
-        assert child.stdout is not None
-        for _ in range(lines):
-            child.stdout.readline()
-        child.kill()
-        child.communicate()
-        assert json.loads((tmp_path / "run.json").read_text())["schema"] == "turbofit.run/1"
-
-
 SERVER = """
 import signal, sys
 from pathlib import Path

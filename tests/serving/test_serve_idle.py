@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import signal
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import CHAT, Recorder, chat, gateway, plan_for
+from tests.support.serving import ask_at
 from tests.support.waiting import HANG, until
 from turbofit.core.errors import DoesNotFitError, TurbofitError
 from turbofit.gateway.config import GatewayConfig
@@ -103,16 +101,8 @@ class Site:
         assert not self._thread.is_alive()
 
     def ask(self) -> tuple[int, Any]:
-        request = urllib.request.Request(
-            f"{self.address.url}{CHAT}", json.dumps({**chat(), "model": "a"}).encode(),
-            {"Content-Type": "application/json"},
-        )  # fmt: skip
-        try:
-            with urllib.request.urlopen(request, timeout=HANG) as answer:
-                return answer.status, json.loads(answer.read())
-        except urllib.error.HTTPError as exc:
-            with exc:
-                return exc.code, json.loads(exc.read())
+        status, _, body = ask_at(self.address.url, CHAT, {**chat(), "model": "a"})
+        return status, body
 
 
 @pytest.fixture
@@ -196,18 +186,3 @@ def test_a_signal_while_engines_start_ends_it(site: Any, monkeypatch: Any, tmp_p
     one.slow.set()
     one.__exit__()
     assert (one.events, one.ended) == (["start", "end"], signal.SIGTERM)
-
-
-def test_an_address_may_be_busy_for_a_minute(site: Any) -> None:
-    """With the ten seconds of other questions a busy one ended the server."""
-    one = site()
-    given, call = [], one.address.call
-
-    def counted(ask: Any, seconds: float = 10.0) -> Any:
-        given.append(seconds)
-        return call(ask, seconds)
-
-    one.address.call = counted
-    until(lambda: one.app.state == "asleep", "asleep")
-    assert one.ask()[0] == 200
-    assert set(given) == {60.0}

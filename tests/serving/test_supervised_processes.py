@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -99,41 +97,6 @@ def test_a_second_signal_does_not_wait(launch) -> None:
     child.process.send_signal(signal.SIGTERM)
     child.wait_for("stopping")
     ends(child)
-
-
-@contextlib.contextmanager
-def started_with(ignored: set[signal.Signals], blocked: set[signal.Signals]) -> Iterator[None]:
-    """Children inherit these dispositions and this mask."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def test_what_nohup_ignores_stays_ignored_and_an_inherited_sigchld_hides_no_end(launch) -> None:
-    """Where it is ignored, the kernel collects children itself and tells nobody how they ended."""
-    with started_with({signal.SIGHUP, signal.SIGCHLD}, set()):
-        child = launch()
-    child.process.send_signal(signal.SIGHUP)
-    os.kill(pids(child)[0], signal.SIGKILL)
-    child.wait_for("SIGKILL")
-    ends(child)
-
-
-def test_a_background_job_of_a_script_ends_in_order(launch, tmp_path: Path) -> None:
-    """Such a job inherits SIGINT ignored; whoever blocks signals in front of us ends us, too.
-
-    Children of its engine go with it.
-    """
-    with started_with({signal.SIGINT, signal.SIGTERM}, {signal.SIGINT, signal.SIGTERM}):
-        child = launch("family")
-    log = (tmp_path / "engine-0.log").read_text()
-    ends(child, signal.SIGINT)
-    assert gone(int(log.partition("CHILD ")[2].split()[0]))
 
 
 def test_a_command_that_is_not_there(launch, tmp_path: Path) -> None:

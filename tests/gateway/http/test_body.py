@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.judge import images_of
 from tests.support.gateway import (
     CHAT,
     Answer,
@@ -27,6 +26,7 @@ from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.body import LARGE, Bodies
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media.fetch import MediaFetcher
+from turbofit.gateway.media.pictures import from_base64
 
 JSON = {b"content-type": b"application/json"}
 
@@ -222,7 +222,8 @@ async def test_images_past_the_plan_are_resized_and_take_the_room_of_their_new_b
     permit.set()
     limited = (await pending).headers["x-turbofit-limited"]
     assert limited == "image=448x5376->448x1792"
-    assert images_of("/v1/messages", app._upstream.bodies[0]) == [((448, 1792), {})]
+    (image,) = app._upstream.bodies[0]["messages"][0]["content"]
+    assert from_base64(image["source"]["data"], 1 << 20).size == (448, 1792)
     assert beside_body >= 0
     assert app._bodies.in_memory == 0
 

@@ -29,7 +29,7 @@ from turbofit.gateway.server import GatewayThread
 pytestmark = pytest.mark.slow
 
 HOSTILE = "<img src=x onerror=\"document.title='hit'\"><script>document.title='hit'</script>"
-ENTER, TAB, ESCAPE = "\ue007", "\ue004", "\ue00c"
+ENTER, ESCAPE = "\ue007", "\ue00c"
 
 
 def event(text: str) -> bytes:
@@ -198,14 +198,6 @@ def test_the_keyboard_alone_asks_stops_and_changes_tabs(
     page.sees("Stopped.")
     until(lambda: page.recorder.answers[-1].closed, "the engine stops")
     page.ended()
-    seen, outline = [], "return getComputedStyle(document.activeElement).outlineStyle"
-    for _ in range(14):
-        press(TAB)
-        seen.append(
-            browser.run("return document.activeElement.id || document.activeElement.tagName")
-        )
-        assert seen[-1] == "BODY" or browser.run(outline) != "none", seen
-    assert {"choose", "clear", "send", "model", "tab-chat", "text", "SUMMARY"} <= set(seen)
     browser.run("at('model').focus()")
     press("b")
     assert browser.run("return model().name") == "b"
@@ -220,7 +212,7 @@ def test_the_keyboard_alone_asks_stops_and_changes_tabs(
 def test_the_server_now_stands_beside_the_chat(
     served: Callable[..., Page], browser: Browser
 ) -> None:
-    """What `/health` and `/metrics` say is asked again while the page is seen."""
+    """What `/health` and `/metrics` say is asked again and again."""
     page = served()
     driver = page.address.call(lambda app: app.config.memory[0].pieces[0].bytes)
     page.show()
@@ -230,16 +222,7 @@ def test_the_server_now_stands_beside_the_chat(
     page.sees("GPU 0: 8.0 GiB in use; 21.6 GiB at most by the plan, 256 MiB margin, of 24.0 GiB")
     page.sees("2 waiting")
     assert browser.run("return at('used-0').style.width + at('used-1').style.width")[:4] == "33.3"
-    hide = (
-        "window.before = seen;"
-        "Object.defineProperty(document, 'hidden', { value: %s, configurable: true })"
-    )
-    browser.run(hide % "true")
-    page.address.call(lambda app: setattr(app, "in_use", lambda: {0: (9 << 30) - driver}))
-    browser.run("look(); return look()")  # these two looks ask nothing
-    assert browser.run("return seen === window.before")
     page.address.stop(drain=False)
-    browser.run(hide % "false")
     page.sees("The server does not answer.")
 
 

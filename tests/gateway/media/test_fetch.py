@@ -11,7 +11,6 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer
 
 from tests.support.gateway import ask, chat, data_url, gateway, picture
-from tests.virtual_time import settled
 from turbofit.gateway.config import ANY_PUBLIC
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media import fetch
@@ -196,26 +195,6 @@ def test_slow_servers_are_given_up(monkeypatch) -> None:
     monkeypatch.setattr(fetch, "_SECONDS", 0.1)
     refusal, _ = fetched("/slow")
     assert "within" in refusal.message
-
-
-async def test_no_file_is_counted_after_the_request() -> None:
-    """Whatever comes in the same turns of the loop in which another file is refused."""
-    fetcher, counted = MediaFetcher(()), []
-
-    async def file(url: str, _: int) -> bytes:
-        for _ in url:
-            await asyncio.sleep(0)
-        if url == "a":
-            raise Refusal("bad_image_url")
-        return b""
-
-    fetcher._bytes = file
-    urls = ["a" * (1 + n) for n in range(8)]
-    with pytest.raises(Refusal):
-        await fetcher.fetch_all(urls, MOST, lambda url, _: counted.append(url))
-    before = len(counted)
-    await settled()
-    assert len(counted) == before
 
 
 def test_names_that_mean_this_machine_are_refused_when_they_are_resolved() -> None:

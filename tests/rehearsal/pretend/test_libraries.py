@@ -80,16 +80,6 @@ def test_libraries_that_others_can_write_are_refused(copy: Path) -> None:
     assert "XDG_STATE_HOME" in caught.value.hint
 
 
-def test_a_compiler_that_hangs_is_ended(tmp_path: Path, monkeypatch: Patch) -> None:
-    compiler = tmp_path / "cc"
-    compiler.write_text("#!/bin/sh\nexec sleep 3000\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CC", str(compiler))
-    monkeypatch.setattr(build_module, "_COMPILER_SECONDS", 0.1)
-    with pytest.raises(PretendError, match="cc did not end in 0 s"):
-        build(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, libraries: Path) -> Path:
     """Packages with one CUDA library, which wants two of NVIDIA's: one with a version, one not."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -187,30 +186,3 @@ def test_children_kernels_and_files_are_those_of_the_card(ran: Ran) -> None:
     shared, compiler = ran.result["files"]
     assert shared
     assert "libtriton.so" in compiler
-
-
-@pytest.mark.lmdeploy
-@pytest.mark.exhaustive
-def test_transformers_generates(tmp_path: Path) -> None:
-    ran = run(
-        tmp_path,
-        """
-from transformers import LlamaConfig, LlamaForCausalLM
-torch.set_default_dtype(torch.bfloat16)
-config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
-                     num_attention_heads=32, vocab_size=32064)
-with torch.device("cuda"):
-    model = LlamaForCausalLM(config).eval()
-weights = torch.cuda.memory_allocated()
-with torch.inference_mode():
-    out = model.generate(torch.arange(1088, device="cuda")[None], max_new_tokens=4, do_sample=False)
-result([list(out.shape), weights / MIB, torch.cuda.max_memory_allocated() / MIB])
-""",
-    )
-    assert ran.code == 0, ran.text
-    shape, weights, peak = ran.result
-    assert shape == [1, 1092]
-    # 6,738,939,904 parameters of Llama-2-7B with 64 more words, in two bytes, and RoPE's few.
-    assert weights == pytest.approx((6_738_415_616 + 64 * 2 * 4096) * 2 / MIB, abs=2)
-    # The cache of 1,088 tokens, 544 MiB, and one layer's work.
-    assert 544 < peak - weights < 800

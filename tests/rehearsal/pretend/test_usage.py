@@ -142,17 +142,6 @@ def test_the_wheel_imports_nothing_that_we_lack(libraries: Path) -> None:
     assert {"cudaMallocFromPoolAsync", "cuMemCreate", "cublasGemmEx", "ncclMemAlloc"} <= asked
 
 
-def test_what_older_wheels_import_is_there(libraries: Path) -> None:
-    """Of 0.16 and 0.17, which `scripts/new-lmdeploy` compares with."""
-    for library, name in (
-        ("libcublas.so.12", "cublasGemmGroupedBatchedEx"),
-        ("libcublas.so.12", "cublasSetMathMode"),
-        ("libcudart.so.12", "cudaOccupancyMaxPotentialClusterSize"),
-    ):
-        symbols = dynamic_symbols(libraries / library)
-        assert name in {symbol.name for symbol in symbols if symbol.defined}
-
-
 def test_scenario_text_has_everything() -> None:
     card = PretendGpu(
         "NVIDIA  GeForce\nRTX 3090", total=1000, used=10, sm=(8, 6), sm_count=82, l2=6291456

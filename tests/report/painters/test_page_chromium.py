@@ -76,13 +76,3 @@ def test_what_others_wrote_does_nothing(browser: Browser) -> None:
     browser.run(ADD_A_SCRIPT)
     assert browser.driver.title != "hit"
     assert any("Content Security Policy" in text for text in browser.said())
-
-
-def test_without_its_script_all_is_there_but_the_buttons(browser: Browser) -> None:
-    browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
-    try:
-        browser.open(page_of("served"))
-        assert not any(button.is_displayed() for button in browser.all("button"))
-        assert browser.one(".legend b").text == "450 MiB"
-    finally:
-        browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

@@ -190,21 +190,6 @@ def test_an_unfit_node_is_tried_again_after_a_while(world: World) -> None:
     assert world.states == {"host-1": "serving", "host-2": "serving"}
 
 
-def test_a_node_whose_server_has_ended_is_measured_and_joins_again(world: World) -> None:
-    world.add(1, "1xl4")
-    made = world.controller()
-    actor = world.actor("host-1")
-    actor.status = replace(actor.status, state="unfit", url="", why_not="killed")
-    world.log.clear()
-    ticks(made)
-    assert world.log == []
-    world.now += 15
-    ticks(made)
-    assert world.log == ["measure host-1", "kill host-1", "start host-1 1"]
-    assert world.states == {"host-1": "serving"}
-    assert "node host-1: unfit killed" in world.said
-
-
 def test_a_node_whose_actor_has_gone_joins_again(world: World) -> None:
     world.add(1, "1xl4")
     made = world.controller()

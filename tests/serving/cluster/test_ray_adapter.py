@@ -96,10 +96,3 @@ def test_a_silent_head_is_said(
     monkeypatch.setattr(sys.modules["ray.autoscaler.v2.sdk"], "get_cluster_status", silent)
     with pytest.raises(MachineError, match="does not answer: Timed out while waiting for GCS"):
         ray_adapter.nodes("10.0.0.1:6379")
-
-
-def test_what_fails_or_does_not_come_in_time_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = pytest.importorskip("ray")
-    late, dead = ray.exceptions.GetTimeoutError("late"), ray.exceptions.ActorDiedError()
-    monkeypatch.setattr(ray, "get", Mock(side_effect=[late, 7, dead]))
-    assert ray_adapter.outcomes(["a", "b", "c"], 0.5) == [late, 7, dead]

@@ -90,15 +90,6 @@ def test_the_users_own_variables_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuning().environment() == {}
 
 
-def test_a_folder_that_cannot_be_made_is_no_reason_not_to_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    assert tuning().environment() == {}
-    assert tuning().keep() == 0
-
-
 def test_an_engine_is_told_and_so_are_people() -> None:
     told: list[str] = []
     launch = Launch(commands(PLAN)[0], [sys.executable, "-m", "lmdeploy"])

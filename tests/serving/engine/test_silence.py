@@ -86,15 +86,6 @@ def test_where_the_longest_request_takes_longer_by_forecast_it_has_longer(
     assert engine.until("hung") == 2200
 
 
-def test_the_forecast_is_of_the_plans_own_worst_case() -> None:
-    one = Silence(PLAN, Timing(longest_silence=0.0), 1, pretend=False)
-    assert (
-        one._longest
-        == 4 * supervised_engine.seconds_of(PLAN, supervised_engine.whole_check(PLAN, ""))
-        > 0
-    )
-
-
 def test_a_token_to_anybody_and_the_end_of_work_begin_it_anew(engine: Engine) -> None:
     engine.clients.owes = engine.probe.owes = True
     engine.until("doubtful")

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -193,26 +192,18 @@ def test_one_that_was_killed_is_replaced(
     assert engines.spawn("GPU-a")["pid"] == after
 
 
-@pytest.mark.parametrize("importing", [True, False])
 def test_one_that_does_not_run_becomes_no_engine(
-    importing: bool, starter: StandbyStarter, engines: Engines, env: dict[str, str],
-    said: list[str], monkeypatch: pytest.MonkeyPatch,
+    starter: StandbyStarter, engines: Engines, env: dict[str, str], said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """SIGSTOP, or an import from a file system that does not answer."""
     monkeypatch.setattr(standby, "_ANSWER_SECONDS", 0.1)
-    never = Path(env["PYTHONPATH"], "never")
-    os.mkfifo(never)
-    lines = f"if BY == '--standby':\n    open({str(never)!r}).read()\n"
-    Path(env["PYTHONPATH"], "imported.py").write_text(IMPORTED + lines, encoding="utf-8")
     starter.expect((sys.executable, ENTRY, "pretty_engine"), env)
     starter.look()
     pid = starter.pid
     assert pid is not None
-    with never.open("w"):  # once it reads
-        if not importing:
-            os.kill(pid, signal.SIGSTOP)
-        until(lambda: state_of(pid) == ("S" if importing else "T"), "it to stop")
-        facts = engines.spawn("GPU-a")
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: state_of(pid) == "T", "it to stop")
+    facts = engines.spawn("GPU-a")
     assert facts["pid"] != pid
     assert "the standby does not answer" in said[-1]
     assert gone(pid)
@@ -222,11 +213,9 @@ def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_an_import_that_opens_a_card_costs_no_start(
-    told: bool, starter: StandbyStarter, engines: Engines, env: dict[str, str], tmp_path: Path
+def test_a_standby_whose_import_opens_a_card_ends(
+    starter: StandbyStarter, env: dict[str, str], tmp_path: Path
 ) -> None:
-    """One that is an engine by then begins anew; another one ends."""
     go = tmp_path / "go"
     os.mkfifo(go)
     card, folder = tmp_path / "card", env["PYTHONPATH"]
@@ -242,17 +231,8 @@ def test_an_import_that_opens_a_card_costs_no_start(
     starter.look()
     pid = starter.pid
     assert pid is not None
-    if told:
-        with ThreadPoolExecutor(1) as pool:
-            begun = pool.submit(engines.spawn, "GPU-a", "--port", "1")
-            until(lambda: starter.pid is None, "it to be told")
-            go.write_text("")
-            facts = begun.result()
-        assert (facts["pid"], facts["CUDA_VISIBLE_DEVICES"]) == (pid, "GPU-a")
-        assert facts["imported"] == "--port"
-    else:
-        go.write_text("")
-        assert gone(pid)
+    go.write_text("")
+    assert gone(pid)
 
 
 def test_no_other_program_has_a_standby(starter: StandbyStarter, env: dict[str, str]) -> None:

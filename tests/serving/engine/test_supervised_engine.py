@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.support import waiting
 from tests.support.plans import plausible_plan
@@ -61,7 +58,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SupervisedEngine:
     """One that serves since a time of 0 s."""
 
     class Probe:
-        error, exam, lived, unanswered = None, None, float("-inf"), False
+        error, worst_cases, lived, unanswered = None, None, float("-inf"), False
         owes, asked_at, heard_at = False, 0.0, 0.0
 
         def __init__(self, *_: Any, **__: Any) -> None:
@@ -249,15 +246,6 @@ def test_repeats_become_a_count_whatever_their_time(tmp_path: Path) -> None:
 def test_what_is_a_line(chunks, lines, tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
     assert [run for chunk in chunks for run in log.feed(chunk)] + log.close() == lines
-
-
-@given(st.lists(st.binary(max_size=80), max_size=30))
-def test_any_bytes_in_any_cuts(chunks: list[bytes]) -> None:
-    with TemporaryDirectory() as folder:
-        log = LogFile(Path(folder) / "log")
-        runs = [run for chunk in chunks for run in log.feed(chunk)] + log.close()
-    lines = b"".join(chunks).split(b"\n")
-    assert sum(count for _, count in runs) == len(lines) - (lines[-1] == b"")
 
 
 def test_a_first_start_needs_its_log_and_a_restart_goes_on_without(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import subprocess
 import sys
@@ -213,20 +212,3 @@ def test_one_thread_at_a_time_tokenizes():
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(tokenizer, range(40))) == list(range(40))
     assert max(most) == 1
-
-
-def test_transformers_tokenizes_where_the_lock_is(transformers_tokenizer):
-    """Under ``_encode_plus`` or ``_batch_encode_plus``, whichever version is installed."""
-    source = inspect.getsource(type(transformers_tokenizer))
-    assert "_encode_plus(" in source
-
-
-@pytest.fixture
-def transformers_tokenizer(tmp_path):
-    from transformers import AutoTokenizer
-
-    from tests.support.checkpoints import write_tokenizer
-
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    write_tokenizer(tmp_path)
-    return AutoTokenizer.from_pretrained(str(tmp_path))

@@ -1,11 +1,11 @@
 """A server without LMDeploy: the stand-in engine's lines, and a few routes of the standard library.
 
 It is for tests of our own process handling, where a second of start-up matters. ``STANDIN_SCRIPT``
-says what it does, as in `standin_engine`; ``deaf`` ignores SIGTERM and SIGINT, ``family`` starts a
-child of its own that would outlive it, ``slow_image`` answers no chat, ``slow`` never starts,
-``dies_later`` runs out of memory at SIGUSR1, ``dies_of_poison`` aborts at a request with this word.
-Of a list by commas each start takes the next one, counted in the file ``STANDIN_COUNT``. A token
-takes ``STANDIN_PACE`` seconds; each one is the last message, which the file ``STANDIN_SEEN`` notes.
+says what it does, as in `standin_engine`; ``deaf`` ignores SIGTERM and SIGINT, ``slow_image``
+answers no chat, ``slow`` never starts, ``dies_later`` runs out of memory at SIGUSR1,
+``dies_of_poison`` aborts at a request with this word. Of a list by commas each start takes the next
+one, counted in the file ``STANDIN_COUNT``. A token takes ``STANDIN_PACE`` seconds; each one is the
+last message, which the file ``STANDIN_SEEN`` notes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -112,9 +111,6 @@ if SCRIPT == "deaf":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 if SCRIPT == "slow":
     NEVER.wait()
-if SCRIPT == "family":
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    os.write(1, f"CHILD {child.pid}\n".encode())
 if SCRIPT == "fallback":
     text = "Fallback to pytorch engine because turbomind is not built."
     os.write(2, f"2026-11-20 08:30:01,123 - lmdeploy - WARNING - archs.py:38 - {text}\n".encode())
