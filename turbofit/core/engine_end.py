@@ -11,8 +11,12 @@ from typing import Annotated, Literal
 from turbofit.core.errors import DoesNotFitError, LaunchError, OutOfMemoryError, TurbofitError
 from turbofit.core.struct import Document, Struct, doc, to_builtins
 
-#: ``stalled``: the engine lives, and a probe had no answer. ``refused``: it does not do what the
-#: plan promises, and is not started again. ``unknown``: the evidence is missing or contradictory.
+#: ``out_of_memory``: a GPU had no memory left. ``host_memory``: the host had none, or the kernel
+#: killed the engine for it. ``hang``: the engine waits for cache that never becomes free.
+#: ``killed``: a signal came from outside. ``raced``: LMDeploy's server and its engine lost each
+#: other at the start. ``crash``: any other exit. ``stalled``: the engine lives, and a probe had no
+#: answer. ``refused``: the engine does not do what the plan promises, and is not started again.
+#: ``unknown``: the evidence is missing or contradictory.
 EndKind = Literal[
     "out_of_memory", "host_memory", "hang", "killed", "raced", "crash", "stalled", "refused",
     "unknown",

@@ -114,7 +114,7 @@ class CudaError(_CudaFault):
 
 
 class LegacyCuda(_CudaFault):
-    """A CUDA error as TurboMind before 0.14 prints it: ``CUDA runtime error: … FILE:LINE``."""
+    """A CUDA error as TurboMind before 0.15 prints it: ``CUDA runtime error: … FILE:LINE``."""
 
     where: str
 
