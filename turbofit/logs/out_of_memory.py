@@ -202,7 +202,7 @@ def _with_torch(
 
 
 def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str) -> tuple[str, ...]:
-    """Return the steps of signs, then the general ones; the step against fragmentation is last.
+    """Return the steps against the causes found, then the general ones, fragmentation's last.
 
     A request that is larger than the card has steps of its own.
     """

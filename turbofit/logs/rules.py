@@ -114,7 +114,7 @@ def sentence(text: Sentence, known: Mapping[str, Any]) -> str:
 
 
 def names_of(text: str) -> set[str]:
-    """The figures that a sentence names."""
+    """Return the names of the ``{fields}`` in a sentence."""
     return {name for _, name, _, _ in Formatter().parse(text) if name}
 
 

@@ -51,10 +51,10 @@ def workspace(gpu: Gpu) -> int:
 class ModelCopies:
     """The bytes of a model's copies, one on each group of GPUs, all with the same placement.
 
-    A place is a position in the groups. It has the room of its tightest GPU, and counts the matrix
-    of all pairs if one of its GPUs stores it. This is too low for a group with more room at its
-    first places, which could hold more there. ``margins`` are the bytes to leave free on each GPU,
-    by its index.
+    A place is a position in the groups. Its room is that of the tightest GPU at this position. The
+    place counts attention's matrix of all pairs of tokens if one of these GPUs stores it. The room
+    is too low for a group with more room at its first places. ``margins`` are the bytes to leave
+    free on each GPU, by its index.
 
     Raises:
         UsageError: Transformers does not serve the model.

@@ -274,7 +274,11 @@ def folded(placed: Mapping[str, int | str]) -> str:
 
 
 def read_map(text: str) -> dict[str, int | str]:
-    """Read a device map from JSON, with each single layer; a `UsageError` if it is invalid."""
+    """Read a device map from JSON; ``model.layers.0-15`` becomes an entry for each layer.
+
+    Raises:
+        UsageError: the map is invalid.
+    """
     try:
         data = msgspec.json.decode(text, type=dict[str, int | Literal["cpu", "disk"]])
     except (ValueError, RecursionError) as exc:

@@ -360,9 +360,9 @@ def request_tokens(vision_load: VisionLoad) -> int:
 
 
 def counted_tokens(vision_load: VisionLoad, session_len: int) -> int:
-    """Return the tokens of the request that verdicts count; at most ``session_len``.
+    """Return the tokens of the workload's request, at most ``session_len``.
 
-    It is the workload's request.
+    Verdicts count how many requests of this size fit.
     """
     return min(request_tokens(vision_load), session_len)
 

@@ -45,7 +45,7 @@ class Verdict(Struct):
 
     @property
     def reason(self) -> str:
-        """The reason against it, with the options that cause it; empty if it fits."""
+        """Why the model does not fit, with the options that cause this; empty if the model fits."""
         causes = f"with {' and '.join(self.causes)}: " if self.causes else ""
         return f"{causes}{self.why_not}"
 

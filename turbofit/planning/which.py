@@ -227,9 +227,10 @@ def _told(doing: str, items: Collection[_T]) -> Iterator[_T]:
 
 
 def _of_card(promise: WhichRequest, name: str, errors: list[TurbofitError]) -> Iterator[Serving]:
-    """Yield the row of the smallest count of a card that keeps the promise, else of the largest.
+    """Yield the row of the fewest cards of a kind on which the plan fits all that was asked.
 
-    With ``all_counts``, every count that keeps the promise has a row.
+    If no count fits, yield the row of the largest. With ``all_counts``, yield a row for every count
+    that fits.
     """
     kept = False
     for count in COUNTS:

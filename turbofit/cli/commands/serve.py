@@ -196,7 +196,10 @@ def _no_model(cluster: str | None) -> UsageError:
 
 
 def _detached(form: output.Form, cluster: str | None) -> int:
-    """Run the same command in the background; returns its exit code if it does not open."""
+    """Run the same command in the background, and wait until its server is ready.
+
+    Return 0 then, or the command's exit code if it ended before.
+    """
     from turbofit.serving.runs import serve_detached
 
     words = click.get_current_context().meta[untyped.WORDS]

@@ -65,7 +65,7 @@ class NavitRule(PatchRule, tag="navit"):
         return self._units(width, height, limit)
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """Return the size with the most units; an engine has to know the limit to keep it."""
+        """Return the image size with the most units, for an engine that has the same limit."""
         return _worst_size(self, self.max_pixels if limit is None else limit)
 
     def candidates(self, limit: int) -> Iterator[Size]:

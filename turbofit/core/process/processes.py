@@ -58,7 +58,7 @@ _ENDING: Final = tuple(number for number in signal.Signals if number.name in {"S
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that stop a server in order; call this before a handler is set.
+    """Return the signals that end a server normally; call this before a handler is set.
 
     A shell without job control starts ``turbofit serve &`` with SIGINT ignored; SIGINT must stop it
     nevertheless. SIGHUP is left out if the parent process ignored it, as ``nohup`` does.

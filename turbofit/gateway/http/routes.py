@@ -159,7 +159,7 @@ def client_lines(url: str, model: str, *, key: bool) -> list[str]:
 def facts_of(
     names: Iterable[str], bounds: Bounds, more: Iterable[str], memory: tuple[MemoryBar, ...] = ()
 ) -> tuple[ModelFacts, ...]:
-    """Return the facts of models that one plan serves; ``more`` are sentences after its limits."""
+    """Return the facts of each model of one plan; ``more`` are sentences after the limits."""
     limits = bounds.limits
     return tuple(
         ModelFacts(

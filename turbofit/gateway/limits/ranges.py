@@ -416,9 +416,10 @@ def check_template(arguments: Any) -> None:
 
 
 def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: int) -> int:
-    """Return the most tokens of one copy's prompt and answer; `UNSTATED` without a stated length.
+    """Return the most tokens that one prompt and one answer to it can have.
 
-    A token of a text has at least one byte. The number is too low for a tokenizer that normalises
+    Return `UNSTATED` if the body states no length of the answer. A body with ``n``, or with several
+    prompts, becomes several requests; the number is of one of them. A token of a text has at least one byte. The number is too low for a tokenizer that normalises
     by NFKC, and for a template that writes tools more than twice as long as they came. ``raw`` is
     the JSON of ``body``, ``beside`` the number of its bytes that are no images, ``images`` the
     images' tokens.

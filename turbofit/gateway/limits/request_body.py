@@ -72,7 +72,7 @@ class MediaSlot:
         return self.shape in ("part", "data")
 
     def show(self, url: str) -> None:
-        """Write the video back inline."""
+        """Write the video into the body, as a part with this URL."""
         self.place[self.index] = {"type": "video_url", "video_url": {"url": url}}
 
     def fill(self, picture: Picture, knobs: dict[str, int]) -> None:

@@ -228,7 +228,10 @@ def older_cache(
 
 
 class LegacyAccount(GroupAccount):
-    """TurboMind before 0.16; ``constants`` are those of 0.18 that no generation changed."""
+    """The memory account of TurboMind before 0.16.
+
+    ``constants`` are those of 0.18, for figures that are equal in all generations.
+    """
 
     def __init__(
         self, launch: EngineLaunch, constants: EngineConstants, generation: Generation

@@ -220,7 +220,7 @@ class Activations:
         return self.constants.token_elements + 2 * heads * text.head_dim
 
     def _moe_elements(self) -> int:
-        """Return the elements of a token in a layer's experts and their sum; 0 without experts."""
+        """Return the memory elements of one token in a layer of experts; 0 without experts."""
         text, moe, constants = self.text, self.text.moe, self.constants
         if moe is None:
             return 0

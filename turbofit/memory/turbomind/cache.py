@@ -53,11 +53,11 @@ class SlabShape(CacheShape):
         return sum(part.count * part.object_bytes for part in self.states)
 
     def tokens(self, region: int) -> int:
-        """Return the tokens that a plan counts on.
+        """Return the tokens in a region that a plan counts on.
 
-        In a hybrid model, these are the tokens beside the states of a full batch; if they are fewer
-        than one whole context, the tokens of a single request, since the engine then runs fewer at
-        once.
+        In a hybrid model, the states of a full batch are subtracted first. If less than one whole
+        context is left, only the state of one sequence is subtracted, since the engine then runs
+        fewer requests at once.
         """
         whole = self.tokens_beside(region, self.sequences)
         return max(whole, min(self.tokens_beside(region, 1), self.longest))

@@ -302,7 +302,9 @@ def template_warnings(folder: str) -> list[str]:
 
 
 def add_tokens(folder: str, rows: int) -> _Tokens:
-    """Append both tokens to the tokenizer of a folder, whose model has ``rows`` tokens.
+    """Return ids for the new tokens ``<image>`` and ``<pad>``, and tokenizer files with both.
+
+    The ids follow the model's ``rows`` tokens. Nothing is written to ``folder``.
 
     Raises:
         UsageError: the folder has another tokenizer than the original LLaVA-1.5 and Vicuna.

@@ -134,7 +134,10 @@ class _Unequal:
         self.sets: tuple[Groups, ...] = like_groups(state.request.machine, shape.groups)
 
     def evaluate(self) -> Evaluation:
-        """Return the better evaluation: with equal shares of the requests, or the goal's."""
+        """Return the better evaluation: equal shares of the requests, or shares for the goal.
+
+        Without a given number of requests, each engine has its best batch.
+        """
         requests, goal = self.request.workload.concurrency, self.request.workload.goal
         counts = [len(groups) for groups in self.sets]
         even: Sequence[float | None] = [None] * len(counts)

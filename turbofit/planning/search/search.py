@@ -303,7 +303,10 @@ class _Search:
         return max(found, self.evaluate(replace(shape, image_limit=limit)), key=_order)
 
     def limited(self, shape: Shape, image_limit: int) -> Shape:
-        """Return the shape with another limit; images queue unless the person refuses that."""
+        """Return the shape with another image limit.
+
+        Unless the person refuses queued images, one forward has at most one request's units.
+        """
         lower = replace(shape, image_limit=image_limit)
         if self.request.workload.queue_images is False:
             return lower

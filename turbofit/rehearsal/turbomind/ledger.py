@@ -36,7 +36,10 @@ class CallSites:
         self.site = cache(self._site)
 
     def _site(self, trace: tuple[int, ...]) -> str:
-        """Return the engine's call in a trace; for a linear layer's output, the layer's owner."""
+        """Return the name of the innermost engine function in a stack trace.
+
+        For the output of a linear layer, it is the function that called the layer.
+        """
         if not trace:
             return STAGING
         useful = [n for n in map(self._name, trace) if not n.startswith(PLUMBING)]
