@@ -419,10 +419,11 @@ def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: in
     """Return the most tokens that one prompt and one answer to it can have.
 
     Return `UNSTATED` if the body states no length of the answer. A body with ``n``, or with several
-    prompts, becomes several requests; the number is of one of them. A token of a text has at least one byte. The number is too low for a tokenizer that normalises
-    by NFKC, and for a template that writes tools more than twice as long as they came. ``raw`` is
-    the JSON of ``body``, ``beside`` the number of its bytes that are no images, ``images`` the
-    images' tokens.
+    prompts, becomes several requests; the number is of one of them. ``raw`` is the JSON of
+    ``body``, ``beside`` the number of its bytes that are no images, ``images`` the images' tokens.
+
+    A token of a text has at least one byte. The number is too low for a tokenizer that normalises
+    by NFKC, and for a template that writes tools more than twice as long as they came.
     """
     stated = [body.get(name) for name in ANSWER_LENGTHS.get(kind, ())]
     answer = max((length for length in stated if isinstance(length, int)), default=None)

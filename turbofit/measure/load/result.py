@@ -35,7 +35,10 @@ class ErrorCount(Struct):
 
 
 class ClientShare(Struct):
-    """What the load itself took: where it was busy, its figures are below the server's."""
+    """How busy and how late the client was that sent the load.
+
+    If it was too busy, the server can do more than the figures say.
+    """
 
     busy: Annotated[float, doc("CPU seconds a second of the process that sent the load.")] = 0.0
     late: Annotated[float, doc("Seconds by which an arrival was late at most.")] = 0.0
