@@ -63,16 +63,22 @@ def room_of(path: Path) -> str:
     return inner[0]
 
 
+def statements(block: ast.AST) -> int:
+    """Return the number of statements inside, without imports and docstrings."""
+    count = 0
+    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for node in getattr(block, field, ()):
+            left_out = isinstance(node, (ast.Import, ast.ImportFrom)) or is_docstring(node)
+            count += isinstance(node, ast.stmt) and not left_out
+            count += statements(node)
+    return count
+
+
 def test_rooms_keep_to_their_budgets() -> None:
     now = Counter[str]()
     for folder in ("turbofit", "tests", "bench"):
         for path in (ROOT / folder).rglob("*.py"):
-            now[room_of(path)] += sum(
-                isinstance(node, ast.stmt)
-                and not isinstance(node, (ast.Import, ast.ImportFrom))
-                and not is_docstring(node)
-                for node in nodes_of(path)
-            )
+            now[room_of(path)] += statements(tree_of(path))
     doors = now.pop("doors")
     assert doors <= 250
     assert {room: count for room, count in now.items() if count > BUDGETS.get(room, 0)} == {}
