@@ -108,7 +108,7 @@ def which(model: str | Model | None = None, **options: Any) -> Which:
     Args:
         model: as for `plan`; None: every preset model on the machine that ``on`` names.
         options: as for `plan`, ``images_per_second`` that the forecast must reach, and
-            ``all_counts`` (not only the smallest count of a card, but every one that is tried).
+            ``all_counts`` (not only the smallest count of a card, but every count that fits).
 
     Raises:
         TurbofitError: as `plan`, if it holds for every card or model.
@@ -162,7 +162,7 @@ def diagnose(
         log: a file's path, or the text of the log itself, which contains white space.
         model: the model, if the log does not name it or names it wrongly.
         on: the machine as a SPEC, if the log does not describe it.
-        hang: the program stands still, which no line says.
+        hang: the program stands still, which a log does not say.
 
     Raises:
         UsageError: the file cannot be read, or ``model`` or ``on`` has no possible meaning.

@@ -38,7 +38,7 @@ def read_host(
 def usable_cores(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | NaType:
     """Return the number of cores that this process may use, by its affinity and a cgroup's quota.
 
-    It is rounded down: a quota of 3.5 cores counts as 3; but a quota below 1 counts as 1.
+    The number is rounded down: a quota of 3.5 cores counts as 3; but a quota below 1 counts as 1.
     """
     cores = affinity_cores()
     for quota in _quotas(Path(proc), Path(cgroup)):
@@ -87,7 +87,10 @@ def _quotas(proc: Path, root: Path) -> list[int]:
 
 
 def _groups(proc: Path, root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """Yield the folder of each cgroup of a controller, with its parents, and if it is version 1."""
+    """Yield each cgroup's folder for a controller, and whether it is of cgroup version 1.
+
+    The process's own group comes first, then its parents.
+    """
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -98,7 +101,10 @@ def _groups(proc: Path, root: Path, controller: str) -> Iterator[tuple[Path, boo
 
 
 def _upwards(base: Path, path: str) -> list[Path]:
-    """Return the group's folder and those above it; a container may not have them all mounted."""
+    """Return the paths of a group's folder and of its parents' folders; not all of them may exist.
+
+    A container may not have all of them mounted.
+    """
     parts = [part for part in path.split("/") if part and part != ".."]
     return [base.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
 

@@ -70,9 +70,9 @@ def with_measured(machine: Machine, measured: Measured) -> Machine:
 
 
 def _proved(link: Link, pairs: Sequence[PairSpeed]) -> Link:
-    """Return the link, with the peer access that copies in both directions showed.
+    """Return the link with the peer access that the measured copies proved.
 
-    One wrong copy is enough to refuse it; a right copy in only one direction changes nothing.
+    One wrong copy proves that there is none. Right copies in only one direction change nothing.
     """
     both = [pair for pair in pairs if {pair.source, pair.target} == {link.a, link.b}]
     right = all(pair.right for pair in both)

@@ -58,7 +58,7 @@ class SmiProcess(Struct):
 
 
 class SmiTable:
-    """Reads nvidia-smi's table, where a GPU takes two lines: its name, then its memory."""
+    """Reads nvidia-smi's table line by line; a GPU takes two lines: its name, then its memory."""
 
     _NAME: Final = re.compile(r"\|\s+(\d+)\s+(\S+(?:\s+\S+)*?)\s{2,}(?:(?:On|Off|N/A)\s*)?\|")
     _NAME_CUT: Final = re.compile(r"\|\s+(\d+)\s+(\S+(?:\s+\S+)*?)\s+(?:On|Off|N/A)\s*\|")
@@ -96,7 +96,7 @@ class SmiTable:
         return None
 
     def unfinished(self) -> SmiGpu | None:
-        """Return the GPU of the last name, if no line with its memory followed."""
+        """Return the last GPU if its name came without the line of its memory; else None."""
         return SmiGpu(index=self._named[0], name=self._named[1]) if self._named else None
 
 
@@ -120,7 +120,7 @@ def listed(line: str) -> SmiGpu | MigSlice | None:
 def groups(gpus: list[SmiGpu], slices: list[MigSlice]) -> list[str]:
     """Return GPUs as groups of a SPEC; of a GPU with MIG slices, only the slice for an engine.
 
-    From a table, the last slice's size is taken; from a list, the first slice's profile.
+    In a table this is the last slice, by its size; in a list the first slice, by its profile.
     """
     if not (gpus and slices):
         return [gpu.spec() for gpu in gpus]

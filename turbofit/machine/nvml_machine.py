@@ -168,7 +168,10 @@ def _visible(
 def _may_be_numbered_otherwise(
     value: str, devices: Sequence[Device], environ: Mapping[str, str]
 ) -> bool:
-    """Return whether the value uses numbers, and CUDA may number these cards by speed."""
+    """Return whether CUDA may number these cards in another order (by speed) than this value means.
+
+    ``value`` is that of ``CUDA_VISIBLE_DEVICES``; UUIDs in it name cards without a number.
+    """
     by_index = not value.strip().startswith(("GPU-", "MIG-"))
     names = {gpu.name for device in devices for gpu in device.gpus if not gpu.mig}
     return by_index and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and len(names) > 1
@@ -262,11 +265,11 @@ def _lanes(nvml: Nvml, device: Device, buses: set[Address]) -> Lanes | None:
 
 @dataclass
 class Device:
-    """One physical GPU, and what planning gets of it: the GPU, or its MIG instances (``gpus``).
+    """One physical GPU, and the GPUs that planning sees for it: itself, or its MIG instances.
 
-    ``default`` are the indices for planning; CUDA shows the first of them in the GPU's place.
-    ``ids`` are the names that ``CUDA_VISIBLE_DEVICES`` may use; ``lost`` says why NVML gives no
-    handle.
+    ``gpus`` are the GPUs that planning sees. ``default`` are the indices of those with which a plan
+    is made; CUDA shows only the first of these instances. ``ids`` gives the index for each name
+    that ``CUDA_VISIBLE_DEVICES`` may use. ``lost`` says why NVML gives no handle.
     """
 
     handle: Any = NA

@@ -54,10 +54,10 @@ class PcieFigure(Struct, forbid_unknown_fields=True):
 
 
 class NvLink(Struct, forbid_unknown_fields=True):
-    """NVLink: lanes of a card, lanes of a pair, bytes/s of one lane in one direction.
+    """NVLink of a card: lanes, lanes to one other card, bytes/s of a lane in one direction.
 
-    ``default`` says whether machines with such cards usually have it (modules), or whether the
-    bridge is sold separately.
+    ``default`` is true if machines with such cards usually have NVLink (as with SXM modules), and
+    false if the bridge is sold separately.
     """
 
     lanes: int
@@ -168,7 +168,10 @@ def split_size(name: str) -> tuple[str, int]:
 
 
 def presets_with(words: Iterable[str]) -> list[str]:
-    """Return the presets that have all of these words in one name; a word may be a generation."""
+    """Return the presets with a name that contains all of these words.
+
+    A word may also be a generation, such as Ampere: then the card must be of it.
+    """
     wanted, generations = [bare_name(word) for word in words], _names().generations
     capabilities = [generations[word] for word in wanted if word in generations]
     rest = [word for word in wanted if word not in generations]
@@ -197,9 +200,10 @@ def nominal_gigabytes(key: str) -> int:
 
 
 def assumed_note(name: str, count: int, *, sized: bool = False) -> str | None:
-    """Return the note on an assumed memory size or form of a card, for a name that leaves it open.
+    """Return the note on what is assumed of a card if its name leaves memory or form open; or None.
 
-    ``sized``: the size is given, and only the form (NVLink) may be assumed.
+    ``count`` is the number of such cards. ``sized``: the memory is given, so only the form (NVLink)
+    may be assumed.
     """
     wanted = bare_name(name)
     for typed, assumed in _names().assumed.items():

@@ -36,8 +36,8 @@ def machine_from(
 
     Args:
         on: a SPEC; a snapshot's path if it has a ``/`` or ends in ``.json``; None: this machine,
-          through NVML, as far as ``CUDA_VISIBLE_DEVICES`` shows it; or a `Machine`, of which all
-          GPUs are visible if it names none.
+          through NVML, as far as ``CUDA_VISIBLE_DEVICES`` shows it; or a `Machine`, whose GPUs
+          are all visible if its ``visible`` is empty.
         gpus: PCI indices or UUIDs among the visible GPUs.
         environ: the environment, by default the process's own.
 
@@ -85,7 +85,7 @@ def machine_from(
 
 
 def _accounted(gpu: Gpu) -> Gpu:
-    """Count memory that is neither reserved nor free as used; fill in a slow card's FLOP/s."""
+    """Set ``used`` to all memory that is not reserved or free; fill in a slow card's FLOP/s."""
     if gpu.dense_flops == NA and (slow := slow_card(gpu.name)):
         gpu = replace(gpu, dense_flops=slow.flops)
     if gpu.total == NA or gpu.free == NA:  # noqa: PLR1714 - mypy narrows by these
@@ -107,7 +107,10 @@ def _with_notes(machine: Machine) -> Machine:
 
 
 def _unlisted_note(gpu: Gpu, *, timed: bool) -> str | None:
-    """Return the note on a GPU that is only partly known, is slow, or is a part of a card."""
+    """Return the note on a GPU that is only partly known, is slow, or is a part of a card; or None.
+
+    ``timed``: its bandwidth and FLOP/s were measured, so they do not count as unknown.
+    """
     if match_preset(gpu) is not None:
         return None
     names = ["sm_count", "compute_capability", "l2"]

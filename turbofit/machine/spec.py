@@ -86,7 +86,7 @@ class _Card(Struct):
 
 
 def is_spec(text: str) -> bool:
-    """Return whether a text is a valid SPEC; used where another kind of word is expected."""
+    """Return whether a text is a valid SPEC; errors use it for a SPEC in another word's place."""
     try:
         parse_spec(text)
     except UsageError:
@@ -164,7 +164,10 @@ def _parse_group(text: str) -> list[_Card]:
 
 
 def _card(name: str, count: int, given: dict[str, str]) -> _Card:
-    """Return the card of this name; ``given`` has its keys, which not every card accepts."""
+    """Return the card of this name; ``given`` has the keys that stand behind the name.
+
+    An example is ``sm=8.6``. A key that does not apply to the card is an error.
+    """
     if "mig" in given:  # nvidia-smi writes slices this way
         name += f" MIG {given['mig']}"
     if profile := MIG_NAME.fullmatch(name):

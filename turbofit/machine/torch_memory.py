@@ -61,14 +61,17 @@ class TorchMemory(Struct):
 
     @property
     def missing(self) -> int | None:
-        """The fewest bytes that were missing; None if torch does not say."""
+        """The least number of bytes that were missing; None if torch does not say."""
         if self.requested is None or self.free is None or self.free >= self.requested:
             return None
         return self.requested - self.free
 
     @property
     def beyond(self) -> int:
-        """The bytes by which all figures exceed the card's; above 0 they contradict each other."""
+        """The bytes by which used and free memory together exceed the card's total.
+
+        Above 0 the figures of the text contradict each other.
+        """
         parts = (self.process, self.free, *(size for _, size in self.others))
         return 0 if self.total is None else sum(part or 0 for part in parts) - self.total
 

@@ -49,7 +49,7 @@ class UnsupportedCard(Struct, forbid_unknown_fields=True):
 
 
 class _MigCards(Struct, forbid_unknown_fields=True):
-    """The MIG profiles of these presets' cards: MiB and SMs of each profile."""
+    """The MIG profiles of some cards with presets: MiB and SMs by the profile's name."""
 
     cards: tuple[str, ...]
     profiles: dict[str, tuple[int, int]]
@@ -85,7 +85,7 @@ class OtherCard(NamedTuple):
 
 
 def unsupported_card(name: str) -> UnsupportedCard | None:
-    """Return the first row that matches a typed name; None if no row does."""
+    """Return the first row of unsupported cards that matches a typed name; None if no row does."""
     wanted = "".join(c for c in name.lower() if c.isalnum())
     for row in _unsupported()["cards"]:
         if any(re.fullmatch("|".join(row.names), form) for form in (wanted, name.lower())):

@@ -119,7 +119,9 @@ _ROUNDING: Final = 16 * MIB
 
 
 def held_to_slices(machine: Machine, environ: Mapping[str, str]) -> Machine:
-    """Return the machine with the limits of its environment, and a warning for each limited card.
+    """Return the machine with the memory limits that environment variables set on its cards.
+
+    It has a warning for each limited card.
 
     The library of HAMi and Volcano (HAMi-core) is preloaded into a pod's processes and makes NVML
     and CUDA report the slice. TurboMind's C++ code bypasses it and sees the whole card
@@ -163,7 +165,7 @@ def _size(text: str) -> int:
 
 
 def _limited(gpu: Gpu, limit: int | None) -> Gpu:
-    """Return the GPU with its limit, and with its whole memory if NVML reports only the slice.
+    """Return the GPU with its limit; if NVML reports only the slice, with the whole card's memory.
 
     The memory that other pods hold is then unknown, and counts as free: the share of free memory is
     too small, and the engine never takes more than the slice.
@@ -179,7 +181,10 @@ def _limited(gpu: Gpu, limit: int | None) -> Gpu:
 
 
 def _note(read: Gpu, gpu: Gpu, limit: int) -> str:
-    """Return the warning about a limited card, which says where its total is from."""
+    """Return the warning about a limited card, which says how its whole memory is known.
+
+    ``read`` is the GPU as NVML reports it, ``gpu`` the GPU with its limit.
+    """
     text = (
         f"GPU {gpu.index} is a slice of {format_bytes(limit)} (HAMi, Volcano): the plan stays below"
         " it, which TurboMind by itself does not (HAMi-core#74)"

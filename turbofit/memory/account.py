@@ -59,9 +59,10 @@ class CacheShape(Struct):
 
 
 class LoggedSlab(NamedTuple):
-    """A log line about the engine's cache: bytes of a slab, and of each object in it.
+    """A line of a log about the engine's cache: bytes of a slab, and of each object in it.
 
-    ``each`` is the number of objects for one sequence if they hold states; blocks come first.
+    The first line is about KV blocks. Other lines are about states: ``each`` is then the number of
+    objects for one sequence.
     """
 
     slab_bytes: int
@@ -78,9 +79,10 @@ class Load(Struct):
 
 
 class VisionLoad(Struct):
-    """Units (tiles or patches) that the peak must allow for, and a request's image tokens.
+    """The images of the worst request: vision units (tiles or patches), images and image tokens.
 
-    ``units_per_forward`` None means the engine's own bound.
+    ``units_per_forward`` is the most units that the peak must allow for in one forward; None means
+    the engine's own bound.
     """
 
     units_per_image: int
@@ -93,7 +95,7 @@ class VisionLoad(Struct):
         return self.units_per_image * self.images_per_request
 
     def of(self, tokens: int) -> Load:
-        """Return the worst request of ``tokens`` tokens."""
+        """Return the worst request with ``tokens`` tokens of prompt and answer."""
         return Load(tokens=tokens, images=self.images_per_request, units=self.units_per_request)
 
     def budgeted_units(self, bound: int) -> int:
@@ -102,7 +104,10 @@ class VisionLoad(Struct):
 
 
 def vision_load_within(limits: Limits) -> VisionLoad:
-    """Return the load that clients can put on a plan's engines; it may exceed the peak's units."""
+    """Return the vision load of the worst request that a plan's limits admit.
+
+    It has no bound of units per forward, so several such requests may exceed the units of the peak.
+    """
     return VisionLoad(
         units_per_image=limits.units_per_image,
         images_per_request=limits.images_per_request,
@@ -396,7 +401,7 @@ class Account(ABC):
         )
 
     def _cache_bytes(self, i: int, ratio: float) -> int:
-        """Return the cache's bytes as the driver counts them, without returned temporaries."""
+        """Return the driver's bytes for the cache, not reduced by the temporaries that it frees."""
         return total_bytes(self.cache_terms(i, ratio)) + self._static_memory[i].temporaries
 
     def _missing_while_loading(self) -> int:
@@ -408,7 +413,7 @@ class Account(ABC):
         return max(peak + margin - usable for peak, margin, usable in peaks)
 
     def _late(self, i: int, ratio: float) -> LateMemory:  # noqa: ARG002 - of older engines
-        """Return the memory on GPU ``i`` after the cache."""
+        """Return the memory on GPU ``i`` that the engine takes after the cache."""
         memory = self._static_memory[i]
         return LateMemory(memory.buffers, self._pool, (*self.transients, *memory.transients))
 
@@ -481,7 +486,7 @@ class LogFigures(NamedTuple):
 
 
 class Engine(ABC):
-    """An engine of one LMDeploy version, such as ``0.18``, that has presets."""
+    """An engine of LMDeploy in one version, such as ``0.18``, or Transformers."""
 
     name: ClassVar[EngineName]
     #: Whether an image that chunked prefill cuts is encoded again for every chunk.
@@ -512,7 +517,7 @@ class Engine(ABC):
         return PlannedEngine(name=self.name, version=self.version)
 
     def check_options(self, engine_options: Mapping[str, object]) -> None:  # noqa: B027 - most have all
-        """Refuse options that LMDeploy's engines have, but this engine has not.
+        """Refuse options that other engines of LMDeploy have, but this engine has not.
 
         Raises:
             UsageError: such an option is given.
@@ -553,8 +558,8 @@ class Engine(ABC):
     ) -> Meeting:
         """Return images of one prompt that bring the units of the plan's peak into one forward.
 
-        They may have slightly fewer units. ``several``: return several smaller images instead of
-        one that is enough alone, even if they have one percent fewer units.
+        They may have slightly fewer units. ``several``: return several smaller images, even if a
+        single image is enough, or if they have one percent fewer units.
         """
         limits, forward = plan.limits, self.forward_tokens(plan.settings)
         units, most = limits.units_per_forward, limits.units_per_image
@@ -574,7 +579,7 @@ class Engine(ABC):
         return settings.max_prefill_token_num
 
     def prompt_tokens(self, settings: Settings) -> int:
-        """Return the least tokens of prompts that a forward reads while a whole batch decodes."""
+        """Return the least prompt tokens that a forward reads while a whole batch decodes."""
         return self.forward_tokens(settings)
 
     def cache(self, model: Model, settings: Settings) -> CacheShape:
@@ -587,12 +592,12 @@ class Engine(ABC):
         slabs: Sequence[LoggedSlab],  # noqa: ARG002 - most have no such lines
         settings: Settings,  # noqa: ARG002
     ) -> CacheShape | None:
-        """Return the layout of the cache as the engine's log shows it; None if it does not."""
+        """Return the layout of the cache by the engine's log; None if the log does not show it."""
         return None
 
     @abstractmethod
     def weights(self, model: Model, tp: int) -> RankWeights:
-        """Return the permanent weights of one rank, without effects of a card's type."""
+        """Return the permanent weights of one rank, without what depends on the card's type."""
 
     def environment(
         self,

@@ -166,7 +166,7 @@ def survived_batch(model: Model) -> int | None:
 
 
 def _below(rows: Iterable[KnownProblem]) -> int | None:
-    """Return the largest batch that is too small for each of these faults; None without a fault."""
+    """Return the largest batch with which none of these faults occurs; None without faults."""
     return min((row.when.min_batch - 1 for row in rows), default=None)
 
 

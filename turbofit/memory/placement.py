@@ -51,10 +51,11 @@ def workspace(gpu: Gpu) -> int:
 class ModelCopies:
     """The bytes of a model's copies, one on each group of GPUs, all with the same placement.
 
-    A place is a position in the groups. Its room is that of the tightest GPU at this position. The
-    place counts attention's matrix of all pairs of tokens if one of these GPUs stores it. The room
-    is too low for a group with more room at its first places. ``margins`` are the bytes to leave
-    free on each GPU, by its index.
+    A place is a position in the groups, such as the second GPU of each group. Its bytes for
+    weights, cache and activations are those of the tightest GPU at this position; they are too low
+    for a group whose GPUs are less tight. If attention on one of the GPUs stores the matrix of all
+    pairs of tokens, the place counts it. ``margins`` are the bytes to leave free on each GPU, by
+    its index.
 
     Raises:
         UsageError: Transformers does not serve the model.
@@ -95,9 +96,10 @@ class ModelCopies:
         return _rounded(vision_bytes(self.model, self.layout, load.units, self._width))
 
     def activations(self, place: int, load: Load, *, block: int = 0) -> dict[str, int]:
-        """Return the bytes beside a full cache by stage; only the largest stage counts.
+        """Return the most bytes that each stage of a request needs at a place, beside a full cache.
 
-        ``block``: bytes of an offloaded layer's weights.
+        Stages do not overlap, so only the largest counts. ``block``: bytes of an offloaded layer's
+        weights.
         """
         model, width, matrix = self.model, self._width, self.writes_matrix[place]
         here = load if place == 0 else replace(load, units=0)
@@ -112,8 +114,8 @@ class ModelCopies:
     def staging(self) -> int:
         """Return the bytes that loading needs beside the weights, to cast them or to join experts.
 
-        Transformers joins the experts of a layer into one tensor: torch was seen to hold
-        additionally 1.0 to 1.5 times their bytes.
+        Transformers joins the experts of a layer into one tensor: torch was seen to hold 1.0 to 1.5
+        times the experts' bytes in addition.
         """
         joined, text = _JOINED * self.parts.experts, self.model.text
         if self.dtype == self.model.dtype:
@@ -181,7 +183,7 @@ def fewest_offloaded(copies: ModelCopies, load: Load) -> Placement | None:
 
 
 def filled(copies: ModelCopies, load: Load, off: int = 0, spare: int = 0) -> Placement | None:
-    """Fill the devices with layers in order; None if they do not hold them.
+    """Return the placement that fills one device after the other; None if the layers do not fit.
 
     ``off`` layers are offloaded: they come after those of the first device, which runs them; on a
     single device they are in the middle. ``spare`` bytes are left on each device.

@@ -35,14 +35,15 @@ class StartOutcome(NamedTuple):
 
 
 def outcome_at(account: Account, ratio: float) -> StartOutcome:
-    """Return the outcome of starting a group with this ratio."""
+    """Return the outcome of a start of the engine with this ratio."""
     return next(_outcomes(account, ratio), StartOutcome("serves", 0, "serves"))
 
 
 def outcome_without_cache(account: Account) -> StartOutcome:
-    """Return the reason why no ratio fits: loading, or the memory that is needed beside the cache.
+    """Return why no ratio fits: loading, or the memory that is needed beside the cache.
 
-    The kind is ``load_margin`` if only loading misses the margin: a smaller margin would do.
+    The kind of the outcome is ``load_margin`` if only loading does not leave the margin free: then
+    a smaller margin is enough.
     """
     ledgers = account.at(0.0).ledgers
     for outcome in _loading(ledgers):
@@ -148,7 +149,7 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
 
 
 def _kept(ledger: GpuLedger) -> str:
-    """Name the memory to keep free (the margin), or to stay within (a budget), in words."""
+    """Return the words for what a GPU must keep: the margin free, or the budget as a limit."""
     if ledger.budget is None:
         return f"the margin of {format_bytes(ledger.margin)}"
     return f"the budget of {format_bytes(ledger.budget)}"

@@ -38,13 +38,13 @@ def written(version: str) -> tuple[int, ...]:
 
 
 def parse(version: str) -> Version | None:
-    """Return the numbers of a version such as ``0.6``, ``v0.5.2.post1``; None if it has none."""
+    """Return three numbers of a version such as ``0.6`` or ``v0.5.2.post1``; None without any."""
     numbers = written(version)
     return (numbers[0], numbers[1], numbers[2] if len(numbers) > 2 else 0) if numbers else None
 
 
 def release(version: str) -> tuple[int, int]:
-    """Return the first two numbers, which identify an account; (0, 0) if there are none."""
+    """Return a version's first two numbers, which identify an account; (0, 0) if it has none."""
     return (parse(version) or (0, 0, 0))[:2]
 
 
@@ -87,9 +87,9 @@ def figures(engine: str, version: str, type_: type[T]) -> T:
 
 
 def formulas(engine: str, version: str) -> str | None:
-    """Return the module with the formulas for a version, or for the nearest older one.
+    """Return the name of the module with the formulas for a version, or for the nearest older one.
 
-    None means the base.
+    None means that the engine's base class is used.
     """
     known = _nearest(_formulas(engine), version)
     return known and f"v{known.replace('.', '_')}"

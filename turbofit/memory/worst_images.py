@@ -15,7 +15,10 @@ from turbofit.core.units import bisect
 
 
 class Image(NamedTuple):
-    """An image by its units and tokens; ``dummy`` is the picture that a request sends, if any."""
+    """An image by its vision units and tokens.
+
+    ``dummy`` describes the picture that a test request sends for it; by default there is none.
+    """
 
     units: int
     tokens: int
@@ -51,15 +54,16 @@ class Text(NamedTuple):
 
 
 def image(rule: ImageRule, dummy: DummyImage) -> Image:
-    """Return the image that an engine makes of a picture with its fields of the request."""
+    """Return the image that an engine makes of a picture, with the fields of its request."""
     fields = replace(rule, **dummy.knobs)
     return Image(fields.units(*dummy.size), fields.tokens(*dummy.size), dummy)
 
 
 def pictures(rule: ImageRule, largest: DummyImage, *, with_fields: bool) -> Maker:
-    """Return a function that makes ``largest`` and smaller pictures.
+    """Return a function that makes the largest picture within given units and tokens.
 
-    ``with_fields``: it makes pictures of any size if fields of a request can limit them.
+    It makes ``largest`` and smaller pictures. ``with_fields``: it makes pictures of any size, if
+    fields of a request can limit them.
     """
 
     def make(units: int, tokens: int) -> Image | None:
@@ -79,7 +83,7 @@ def pictures(rule: ImageRule, largest: DummyImage, *, with_fields: bool) -> Make
 
 
 def side_by_side(make: Maker, units: int, tokens: int, text: Text) -> Meeting:
-    """Return whole images with at most ``units`` and ``tokens`` together, the largest first."""
+    """Return whole images that have at most ``units`` and ``tokens`` together, largest first."""
     images: list[Image] = []
     while (image := make(units, tokens - text.around)) is not None:
         images.append(image)
@@ -90,13 +94,13 @@ def side_by_side(make: Maker, units: int, tokens: int, text: Text) -> Meeting:
 def over_edges(
     make: Maker, units: int, room: int, forward: int, text: Text, share: float = 1.0
 ) -> Meeting:
-    """Return images of a prompt within ``room`` tokens; at most ``units`` meet in one forward.
+    """Return the images of a prompt of at most ``room`` tokens, of which many meet in one forward.
 
-    An image counts whole in each forward that has one of its tokens: the fullest forward begins
-    with the last tokens of one image, and ends with the first tokens of another. It is the second
-    forward, a later one if images are longer than a forward, or the first if the prompt has no room
-    for more. Of the prompts with at least ``share`` of the most units, that with the smallest
-    images is returned.
+    At most ``units`` vision units meet in a forward of ``forward`` tokens. An image counts whole in
+    each forward that has one of its tokens: the fullest forward begins with the last tokens of one
+    image, and ends with the first tokens of another. It is the second forward, a later one if
+    images are longer than a forward, or the first if the prompt has no room for more. Of the
+    prompts with at least ``share`` of the most units, that with the smallest images is returned.
     """
     largest, tried = make(units, room), [Meeting(0, [])]
     if largest is None:
@@ -127,7 +131,7 @@ def over_edges(
 def _until(make: Maker, largest: Image, tokens: int, text: Text) -> list[Image]:
     """Return images with at least ``tokens`` tokens, and as few more as possible.
 
-    They are copies of ``largest``, and before these one smaller image for the rest.
+    The first is a smaller image for the remainder; the others are copies of ``largest``.
     """
     count, left = divmod(tokens, largest.tokens + text.around)
     images = [largest] * count

@@ -39,7 +39,7 @@ def pretends() -> bool:
 
 
 def keep(calibration: Calibration, beside: Document) -> Path:
-    """Store a calibration and its evidence for later plans; returns the path of its file.
+    """Store a calibration for later plans, with its evidence ``beside``; returns the file's path.
 
     The file replaces an older one of the same kind.
 

@@ -60,10 +60,11 @@ class DoctorReport(Struct):
 
 
 class Check(NamedTuple):
-    """One check; ``of`` names the part of the scene that it needs, without which it does not apply.
+    """One check of a machine before a launch.
 
-    ``why`` is the effect of a failure, and ``error`` what a launch raises, unless the answer has
-    its own.
+    ``of`` names the field of the `Scene` that the check needs; if it is None, the check does not
+    apply. ``why`` is the effect of a failure, and ``error`` what a launch raises; an answer may
+    replace them.
     """
 
     name: str
@@ -146,7 +147,7 @@ _OF_CARDS: Final = ("driver_cuda", "torch_architectures")
 
 
 def answers(scene: Scene) -> Iterator[tuple[Check, Answer]]:
-    """Yield the answers of the checks that apply."""
+    """Yield each check that applies, with its answer."""
     for check in CHECKS:
         answer = check.answer(scene) if scene.when in check.when else None
         if answer is not None:
@@ -170,7 +171,7 @@ def refuse(scene: Scene) -> list[str]:
 
 
 def plan_warnings(plan: Plan, sources: Sources | None = None) -> list[str]:
-    """Return the warnings about a plan that this machine's packages and environment give.
+    """Return the warnings that this machine's packages and environment give about a plan.
 
     The plan may be launched on another machine.
     """
@@ -231,7 +232,7 @@ def examine(
 
 
 def _machine(places: Sources, on: str | None) -> Machine:
-    """Return the machine, even if CUDA shows none of its GPUs."""
+    """Return the machine to check, also if CUDA shows none of its GPUs."""
     from msgspec.structs import replace
 
     from turbofit.machine.nvml_machine import measure_in_time

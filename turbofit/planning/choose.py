@@ -108,7 +108,10 @@ def why_not(fit: EngineFit) -> str:
 
 
 def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
-    """Return why LMDeploy's other engine was rejected: for its row, and as a reason of the plan."""
+    """Return why LMDeploy's other engine was rejected, in two texts.
+
+    The first is for its row in ``considered``, the second for the reasons of the plan.
+    """
     given = " and ".join(
         f"{option_of(name)} {value}" for name, value in fit.request.engine_options.items()
     )
@@ -197,7 +200,10 @@ def _warnings(fit: EngineFit) -> Iterator[str]:
 
 
 def known_warnings(fit: EngineFit) -> tuple[str, ...]:
-    """Return a warning for each known fault of the plan's engines; a lack of memory is none."""
+    """Return a warning for each known fault of the plan's engines, such as wrong answers.
+
+    A lack of memory is no known fault.
+    """
     warnings: list[str] = []
     for group in fit.best.shape.groups:
         gpus, part = [fit.request.machine.gpu(index) for index in group], fit.best.of_group(group)
@@ -237,7 +243,10 @@ def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
 
 
 def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planned:
-    """Return the search result of the engine that `plan_best` takes; without a search, its plan."""
+    """Return the search's result for the engine that `plan_best` takes.
+
+    An engine without a search (Transformers) has a plan instead.
+    """
     engine, reasons = _named(request, engine)
     first = engine_for(request.model, engine)
     check_options(first, request.engine_options)
@@ -299,10 +308,14 @@ def _named(request: ResolvedRequest, engine: str) -> tuple[str, tuple[str, ...]]
 def _with_kernels(
     request: ResolvedRequest, engine: str, first: Engine, lacking: NoKernelError
 ) -> EngineFit:
-    """Return the result of an engine that compiles its kernels; TurboMind has none for these cards.
+    """Return the result of the PyTorch engine, if TurboMind has no kernels for these cards.
 
-    With ``auto`` the result may not fit: then only more or larger cards help. If the person named
-    the engine that lacks kernels, the error names the other engine as its hint.
+    The PyTorch engine compiles its kernels. With ``auto`` the result may not fit: then only more or
+    larger cards help. If the person named the engine that lacks kernels, the error names the other
+    engine as its hint.
+
+    Raises:
+        NoKernelError: the person named the engine, or no other engine helps.
     """
     compiles = first.name == LMDEPLOY[0] and _compiles(request)
     rivals = _others(request, first.name) if compiles else ()
@@ -350,9 +363,10 @@ def _compiles(request: ResolvedRequest) -> bool:
 
 
 def _worth(request: ResolvedRequest, fit: EngineFit) -> tuple[int, ...]:
-    """Return a sort key for plans: fits, units per image, context, less memory, more tokens.
+    """Return a key that sorts plans, the best last.
 
-    Tokens count only if the goal is the context.
+    Its order is: fits, units per image, context, less memory, more tokens. Tokens count only if the
+    goal is the context.
     """
     tokens = fit.tokens if request.workload.goal == "context" else 0
     units, context = fit.best.vision_load.units_per_image, fit.best.settings.session_len

@@ -108,7 +108,7 @@ def _kinds(base: ResolvedRequest, cluster: Cluster, engine: str, *, raises: bool
 
 
 def _equal(machine: Machine) -> Hashable:
-    """Return a key that two machines share if one plan serves both."""
+    """Return a key of a machine; machines with equal keys get the same plan."""
     learned = tuple(replace(calibration, when="") for calibration in machine.calibrations)
     alike = replace(
         machine, name="", source="", host=Host(), warnings=(), cuda=NA, calibrations=learned,
@@ -152,8 +152,9 @@ def _why_broken(plan: Plan, best: Plan) -> str:
 def _on(node: Node, plan: Plan, limits: Limits) -> Plan:
     """Return a kind's plan for one of its nodes: its machine and GPU ids, and the promised limits.
 
-    The units of a forward stay the plan's own, as the node's gateway queues by them. Answers of a
-    request (``n``) beyond an engine's batch wait in the engine, and take no memory.
+    The units of a forward stay the plan's own, as the node's gateway queues images by them. If a
+    request asks for more answers (``n``) than an engine's batch, the rest waits in the engine, and
+    takes no memory.
     """
     machine = node.machine
     assert machine is not None

@@ -202,7 +202,10 @@ def left_out(plan: Plan, usual: Settings) -> str | None:
 
 
 def option_since(option: Sequence[str]) -> str | None:
-    """Return the release that introduced an option, or its value if given; None if unknown."""
+    """Return the release that introduced an option; None if it is unknown.
+
+    If ``option`` also has a value, the release that introduced the value is returned.
+    """
     known, words = _releases(), " ".join(option)
     return known.values.get(words) if len(option) > 1 else known.options.get(words)
 
@@ -313,7 +316,7 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
 
 
 def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeCommand | None:
-    """Return the command that serves a cluster's plan, for one of its nodes; None if it cannot.
+    """Return the command that serves a cluster's plan, for one of its nodes; None without a plan.
 
     If Ray did not report the cluster, the command names the limits, as in `serve_command`.
     """
@@ -330,7 +333,7 @@ def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeComma
 def request_of(plan: Plan, model: str) -> PlanRequest:
     """Return the request that a plan answers, without its machine.
 
-    For a prediction it has all settings as options.
+    The request of a prediction has all settings as options.
     """
     options = {} if plan.options is UNSET else plan.options
     request = PlanRequest.of(**{**options, "model": model, "on": None, "gpus": None})

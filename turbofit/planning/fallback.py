@@ -76,7 +76,7 @@ _HALVES = 4
 class Chosen:
     """The chosen copies of the model, the place of their layers, and what they promise.
 
-    ``fits`` is False for the result that comes closest to fitting.
+    ``fits`` is False if no choice fits, and this one comes closest.
     """
 
     copies: ModelCopies
@@ -96,7 +96,7 @@ class Chosen:
 
     @property
     def off(self) -> list[int]:
-        """The weights of each offloaded layer of a copy, in bytes."""
+        """The bytes of weights of each offloaded layer of one copy."""
         layers = self.copies.parts.layers
         return [layers[number].weights for number in offloaded(self.placement)]
 
@@ -106,7 +106,7 @@ class Chosen:
         return f"{each} {self.session_len:,} tokens at a time"
 
     def keeps(self, request: ResolvedRequest) -> bool:
-        """Return whether it fits, with one copy for each request that must run at once."""
+        """Return whether the choice fits, with one copy for each request that must run at once."""
         return self.fits and self.count >= (request.promised_requests or 1)
 
 
@@ -150,9 +150,10 @@ def _search(request: ResolvedRequest) -> Chosen:
 
 
 def _held(request: ResolvedRequest) -> ResolvedRequest:
-    """Replace a given image size by the image limit that admits it, which is then not lowered.
+    """Replace a given image size by the image limit that admits images of this size.
 
-    The model folder gets this limit, so the plan counts the largest image under it.
+    The search does not lower this limit. The model folder gets it, so the plan counts the largest
+    image under it.
     """
     rule, requested = request.model.image_rule, request.requested_image_limit
     if rule is None or request.workload.image_size is None or requested is None:
@@ -178,9 +179,9 @@ def _limits(request: ResolvedRequest) -> Sequence[int | None]:
 
 
 def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -> tuple[int, ...]:
-    """Return the largest image limit that the context allows, and its halves.
+    """Return the largest image limit that the context allows, and halves of it.
 
-    The tuple is empty if the context holds the images of the ``requested`` limit.
+    The tuple is empty if images of the ``requested`` limit already fit into the context.
     """
     vision_load = vision_load_of(request, requested)
     excess = excess_tokens(request, vision_load)
@@ -220,7 +221,11 @@ def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 
 
 def _longest(request: ResolvedRequest, copies: ModelCopies, vision_load: VisionLoad) -> int:
-    """Return the longest context that all copies can hold on their GPUs; 0 if they hold none."""
+    """Return the context in tokens that all copies hold on their GPUs; 0 if they hold no request.
+
+    It is the longest, or the shortest that is enough if the context is given or the least memory is
+    wished.
+    """
 
     def fits(tokens: int) -> bool:
         return filled(copies, vision_load.of(tokens)) is not None
@@ -403,7 +408,10 @@ def _warnings(
 
 
 def _remedies(request: ResolvedRequest, closest: Chosen) -> Remedies:
-    """Return single changes that make the plan fit, cheapest first; ``closest`` has no change."""
+    """Return single changes that make the plan fit, cheapest first.
+
+    ``closest`` is the best choice without a change.
+    """
 
     def told(changed: ResolvedRequest) -> tuple[bool, str]:
         try:

@@ -1,4 +1,4 @@
-"""Makes the plan as the contract's document: verdict, limits, ledgers and footprint."""
+"""Makes a `Plan`, the document that users get: verdict, limits, ledgers and footprint."""
 
 from __future__ import annotations
 
@@ -124,7 +124,10 @@ def _limits(
     image_limit: int | None,
     accounts: Sequence[Account],
 ) -> Limits:
-    """Return the limits that the peak pays for; `gateway.limits` holds requests to them."""
+    """Return the limits on requests that the plan's peak allows.
+
+    `gateway.limits` enforces them.
+    """
     rule, images = request.model.image_rule, vision_load.images_per_request
     limits = Limits(
         vision_unit=None,
@@ -172,8 +175,8 @@ def found_words(
 ) -> str:
     """Describe a plan that fits: its GPUs, its requests at once, and the memory that stays free.
 
-    ``tokens`` are those in each engine's cache; ``vision_load`` belongs to the request that is
-    counted.
+    ``tokens`` is the number in each engine's cache; ``vision_load`` has the images of the requests
+    that are counted.
     """
     outcomes = [account.at(account.ratio) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
@@ -228,7 +231,7 @@ def cache_words(tokens: Sequence[int], vision_load: VisionLoad, settings: Settin
 def requests_held(
     accounts: Sequence[Account], tokens: Sequence[int], vision_load: VisionLoad
 ) -> int:
-    """Return how many requests all engines run at once with all their tokens in the caches."""
+    """Return how many requests all engines run at once, each with all its tokens in a cache."""
     sizes = [counted_tokens(vision_load, account.settings.session_len) for account in accounts]
     return sum(
         min(account.settings.max_batch_size, account.settings.requests_in(cache, size))

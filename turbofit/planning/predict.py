@@ -210,9 +210,10 @@ def _least_free(
     with_free: Callable[[int | None], Sequence[Account]],
     ratio: float,
 ) -> str:
-    """Say with how much free memory, in MiB, an old engine survives, and how it dies with less.
+    """Say with how many free MiB an old engine survives at least, and how it dies with less.
 
-    Less may be free if others hold memory; images need the memory that the cache leaves.
+    The text is empty for newer engines, without images, and if no free memory is too little. Other
+    processes may leave less memory free; images need the memory that the cache leaves.
     """
     if not (is_legacy(engine.version) and accounts[0].launch.vision_load.units_per_image):
         return ""
@@ -242,7 +243,7 @@ def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
 def _held(
     request: ResolvedRequest, vision_load: VisionLoad, accounts: Sequence[Account], ratio: float
 ) -> VisionLoad:
-    """Bound the units of one forward by the cache, if it is smaller than the context."""
+    """Return the load with fewer units in a forward, if the cache is smaller than the context."""
     rule = request.model.image_rule
     if rule is None or not vision_load.units_per_image or not accounts[0].admits_prompts:
         return vision_load
@@ -349,7 +350,7 @@ def _settings(
 def _never_runs(
     request: ResolvedRequest, accounts: Sequence[Account], vision_load: VisionLoad, engine: Engine
 ) -> str | None:
-    """Return why such a launch never runs (no code, or a fatal known fault), or None."""
+    """Return why these settings never run (no code, or a fatal known fault); None if they do."""
     for account in accounts:
         launch = launch_of(request, account.settings, account.gpus, vision_load)
         kernels = engine.missing_kernels(launch)

@@ -101,7 +101,10 @@ def slow_images(fit: EngineFit) -> Iterator[str]:
 
 
 def _line(fit: EngineFit, name: str, why: str, *, value: str = "", by_card: str = "") -> str:
-    """Say why a setting has its value; ``by_card`` replaces the reason if groups differ in it."""
+    """Return a line that says why a setting has its value.
+
+    ``by_card`` replaces the reason ``why`` if groups of GPUs have different values.
+    """
     if by_card and len({getattr(part.settings, name) for part in fit.best.parts}) > 1:
         return f"{name}: {by_card}"
     why = "as set by you" if name in fit.request.engine_options else why
@@ -304,7 +307,7 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
 
 
 def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
-    """Return a clause that names slow links as the cause; empty if they are not."""
+    """Return a clause that says that slow links make ``other`` slower; empty if they do not."""
     if not other.speeds or not best.speeds or request.workload.goal == "context":
         return ""
 

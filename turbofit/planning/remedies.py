@@ -41,7 +41,10 @@ OTHER_CARDS: Final = Remedy(
 
 
 class Remedies(NamedTuple):
-    """The remedies, and each of the person's own options without which the plan would fit."""
+    """The remedies, and those of the person's own options that prevent a plan (``causes``).
+
+    Without any one of these options the plan would fit.
+    """
 
     remedies: tuple[Remedy, ...] = ()
     causes: tuple[str, ...] = ()
@@ -91,8 +94,8 @@ def helpful(
     """Return the changes that help: those that make the plan fit, then those that only come closer.
 
     ``told`` returns, for a changed request, whether it fits and the effect in words, which are
-    empty if the change does not help. While ``enough`` is true, no cards are added; a change to
-    more cards that fits makes it true, and with ``cheap`` any change that fits does.
+    empty if the change does not help. While ``enough`` is true, changes to more cards are left out.
+    It becomes true when more cards make the plan fit; with ``cheap``, when any change does.
     """
     helps: list[Remedy] = []
     closer: list[Remedy] = []
@@ -120,7 +123,10 @@ def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
 
 
 def _more_host_memory(fit: EngineFit) -> Remedy:
-    """Return the remedy to free the host memory that one engine lacks, if one fits on the GPUs."""
+    """Return the remedy to free host memory: the bytes that are missing for one engine.
+
+    If a single engine does not fit on the GPUs, they are the bytes missing for all engines.
+    """
     smallest = fit
     if fit.request.replicas is None and fit.best.shape.replicas > 1:
         alone = _planned(replace(fit.request, replicas=1), fit.engine)
@@ -158,7 +164,7 @@ def _changes(fit: EngineFit) -> Iterator[Change]:
 
 
 def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
-    """Yield one change without each of the user's engine options, and one without the budget."""
+    """Yield the changes that each leave out one engine option of the user, or the budget."""
     for name in request.engine_options:
         rest = {key: value for key, value in request.engine_options.items() if key != name}
         option, changed = option_of(name), replace(request, engine_options=rest)
@@ -240,7 +246,7 @@ def _smaller_images(fit: EngineFit) -> Iterator[Change]:
 
 
 def quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
-    """Yield changes to a KV cache in 8 and in 4 bits, unless its type is given."""
+    """Yield changes to a KV cache in 8 and in 4 bits, unless the user gave the cache's type."""
     if "quant_policy" in request.engine_options:
         return
     for policy, name in ((8, "int8"), (4, "int4")):
@@ -268,7 +274,7 @@ def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _found(fit: EngineFit) -> str:
-    """Say in short what a plan that fits would give."""
+    """Return in a few words what a plan that fits would give."""
     best = fit.best
     effect = f"{best.kv_tokens:,} KV tokens a group, tp {best.shape.tp}"
     if best.held_requests:

@@ -67,7 +67,10 @@ def _size(text: str, name: str) -> tuple[int, int]:
 
 
 def _whole(text: str, name: str) -> str | int:
-    """Parse ``1,000`` and ``1k`` as 1000, and refuse 4.0; the field's type checks other texts."""
+    """Parse ``1,000`` and ``1k`` as 1000, and refuse 4.0.
+
+    Other texts are returned for the field's type to check.
+    """
     plain = re.sub(r"^(\d+)[kK]$", r"\g<1>000", plain_number(text.strip()))
     whole, point, rest = plain.partition(".")
     if point and whole.isdigit() and rest.isdigit() and (not rest.strip("0") or len(rest) == 3):
@@ -79,7 +82,7 @@ def _whole(text: str, name: str) -> str | int:
 
 
 def _pixels(text: str, name: str) -> str | int:
-    """Parse ``1280*28*28`` as on models' pages, and ``12.8 MP`` as in `models`."""
+    """Parse pixels: ``1280*28*28`` as on models' pages, ``12.8 MP`` as from `turbofit models`."""
     plain = plain_number(text.strip())
     if _PRODUCT.fullmatch(plain):
         return prod(map(int, re.findall(r"\d+", plain)))
@@ -272,7 +275,7 @@ class PlanRequest(Validated):
 
     @property
     def workload(self) -> Workload:
-        """What is promised to clients."""
+        """The workload that a plan promises to serve."""
         return Workload(
             images=self.images,
             image_size=self.image_size,

@@ -148,8 +148,8 @@ def budget_on(gpu: Gpu, budget: int | str | None) -> int:
 def vision_load_of(request: ResolvedRequest, image_limit: int | None) -> VisionLoad:
     """Return the load that clients can put on the vision tower under an image limit.
 
-    If a given image size has fewer units than the limit's worst image, it is the promise: larger
-    images are refused or lowered.
+    If images of a given size have fewer units than the largest image of the limit, the plan
+    promises only that size: larger images are refused or made smaller.
 
     Raises:
         UsageError: images are requested of a model that takes none.
@@ -232,7 +232,8 @@ def host_of(request: ResolvedRequest, accounts: Sequence[Account], engine: Engin
 def _with_prepared(request: ResolvedRequest, host: HostMemory, engines: int) -> HostMemory:
     """Add the prepared images that each engine of LMDeploy keeps to the host memory.
 
-    By default they are a part of the memory that remains, so that no plan fails by them.
+    By default they take only a part of the memory that remains, so that no plan fails because of
+    them.
     """
     threads, cores = request.image_threads, request.machine.host.cpus
     if threads is None and cores != "NA":

@@ -92,7 +92,7 @@ def rates(priors: tuple[str, ...] = ()) -> Rates:
 
 
 def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = None) -> GpuRates:
-    """Return the rates of the slowest of these cards; measured figures precede those of presets."""
+    """Return the rates of the slowest of these cards; measured figures replace those of presets."""
     measured_cards = {card.index: card for card in measured.cards} if measured else {}
 
     def peak(gpu: Gpu) -> tuple[float, float]:
@@ -231,7 +231,10 @@ class AllReduce(Struct):
 
     @property
     def launch(self) -> float:
-        """The seconds for any number of bytes: half the latency, and again for each tree level."""
+        """The seconds of an all-reduce of very few bytes.
+
+        They are half the latency, and as much again for each level of the tree of ranks.
+        """
         return 0.0 if self.ranks == 1 else self.latency * (1 + log2(self.ranks)) / 2
 
     @property
@@ -272,9 +275,10 @@ def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllR
 
 
 def reduce_class(machine: Machine, gpus: Sequence[Gpu]) -> int:
-    """Return a number that differs for two groups if one's all-reduce is two fifths slower.
+    """Return a number by which groups with clearly different all-reduces differ.
 
-    All-reduces are compared as measured; the number is 0 for one GPU, or if nothing was measured.
+    Groups differ if one all-reduce is two fifths slower than the other. All-reduces are compared as
+    measured; the number is 0 for one GPU, or if nothing was measured.
     """
     if machine.measured is None or len(gpus) == 1:
         return 0
@@ -408,7 +412,7 @@ class GroupRates(Struct):
 
     @property
     def plain(self) -> GroupRates:
-        """The same rates if the tower's attention took no time; a batch is chosen by them."""
+        """The same rates as if the tower's attention took no time; a batch is chosen by them."""
         return replace(self, work=replace(self.work, tower=self.work.tower.plain))
 
     def tower_seconds(self, units: float) -> float:
@@ -504,11 +508,11 @@ def speed_of(
 
 
 def _encodings(work: StepWork, load: ClosedLoad, settings: Settings) -> tuple[int, float]:
-    """Return how often a single request's images are encoded, and how many more times in a queue.
+    """Return how often one request's images are encoded, and how many times more in a queue.
 
-    Waiting prompts are read back to back, so the edges of forwards cut more images. There are no
-    more encodings if two prompts are never in one forward: if they are longer than a context
-    together, or if images queue. A plain tower has none either.
+    Waiting prompts are read back to back, so the edges of forwards cut more images. The second
+    number is 0 if two prompts are never in one forward: if they are longer than a context together,
+    or if images queue. It is also 0 for a tower whose attention takes no time.
     """
     sent, forward, tower = load.images, work.prompt_tokens(settings), work.tower
     images, tokens = sent.images_per_request, sent.tokens_per_request
@@ -522,7 +526,7 @@ def _encodings(work: StepWork, load: ClosedLoad, settings: Settings) -> tuple[in
 def crowd_of(
     admitted: float, fitting: float, room: float, output: float, recomputed_share: float
 ) -> tuple[float, float]:
-    """Return the average number of running requests, and the share of its answer each recomputes.
+    """Return the average number of running requests, and the share of an answer that is recomputed.
 
     It was fitted to `tests/planning/simulated_cache.py`.
 

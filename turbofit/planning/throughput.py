@@ -51,12 +51,12 @@ class HostRate(Struct):
 
     @property
     def words(self) -> str:
-        """The basis of the host's rate in words."""
+        """The words that say what the host's rate is based on."""
         how = "as measured here" if self.measured else "as on a usual core"
         return f"an image takes {three_digits(self.seconds)} s of one core of the host, {how}"
 
     def beside(self, of_cards: float) -> HostImages:
-        """Return the host's rate beside that of the cards (``of_cards``, images a second)."""
+        """Return the host's images a second, together with those of the cards (``of_cards``)."""
         return HostImages(
             cores=self.cores,
             seconds_per_image=round(self.seconds, 4),
@@ -80,7 +80,7 @@ def host_rate(
     A picture without ``size`` has as many pixels as its units, so the rate is too high for larger
     pictures. ``threads`` of each engine prepare images; None means turbofit's choice. Returns None
     without images, or if the host's cores are unknown. The rate is too high if other processes use
-    the cores, too low if images come twice.
+    the cores, too low if clients send the same image again.
     """
     cores = machine.host.cpus
     if rule is None or not load.units_per_image or cores == NA:
@@ -116,7 +116,7 @@ def image_seconds(
 
 
 def with_host(of_cards: float, at_once: float, host: HostRate, images: int) -> tuple[float, float]:
-    """Return the rate with a host that prepares images, and the seconds it adds to a first token.
+    """Return requests a second with a host that prepares images, and its seconds per first token.
 
     ``of_cards`` is the rate of the cards only, with ``at_once`` requests at any time. While the
     host works on one request's images, the cards work for others, if there are any.
@@ -209,7 +209,7 @@ def errors_of() -> dict[str, Errors]:
 
 
 def kind_of(model: Model, engine: str, *, images: bool) -> str:
-    """Return the kind of a forecast: for texts or for the model's images, on an engine."""
+    """Return the name of a forecast's kind: text or the model's kind of images, on an engine."""
     rule = model.image_rule
     what = f"images of {rule.unit_name}" if rule is not None and images else "text"
     return f"{what}, {engine}"
@@ -218,8 +218,8 @@ def kind_of(model: Model, engine: str, *, images: bool) -> str:
 def surety_of(kind: str, gpus: Iterable[Gpu]) -> Surety:
     """Return how certain a kind of forecast is on these cards.
 
-    If some of these cards have no figures, the figures of other cards count. If other cards have
-    none either, the word is one step less certain.
+    Its errors on these cards count. If some of these cards have none, the errors on other cards
+    count. If other cards have none either, the word is one step less certain.
     """
     known, cards = errors_of(), {gpu.name for gpu in gpus}
     found, other = known.get(kind), known.get(f"{kind}, {UNSEEN}")

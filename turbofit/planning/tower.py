@@ -51,7 +51,7 @@ class Tower(Struct):
 
     @property
     def plain(self) -> Tower:
-        """The same tower if its attention took no time, as is nearly true of small images."""
+        """The same tower as if its attention took no time, which is nearly true of small images."""
         return replace(self, pair_flops=0.0, window_flops=0.0)
 
     def encodings(self, place: float, tokens: float, forward: int, images: int = 1) -> int:
@@ -73,9 +73,10 @@ def whole_image_prefill(tokens: int) -> int:
 
 
 def tower_of(model: Model, held: float, sharded: float, *, encodes_again: bool) -> Tower:
-    """Return one rank's share of a model's tower: ``held`` bytes, one part of ``sharded``.
+    """Return one rank's share of the work of a model's vision tower.
 
-    Each 2-byte weight counts two FLOPs for each token.
+    ``held`` are the bytes of the tower on the rank; attention is divided by ``sharded`` ranks. Each
+    2-byte weight counts two FLOPs for each token.
     """
     vision, rule = model.vision, model.image_rule
     if vision is None or rule is None:

@@ -71,7 +71,10 @@ def with_tuned(
 
 
 def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
-    """Return the request with a tuned plan's settings as options; unchanged if none is tuned."""
+    """Return the request with a tuned plan's settings as options.
+
+    It is unchanged if the plan is not tuned, or if its groups have different settings.
+    """
     if not _reasons(plan) or plan.by_group:
         return request
     settings = {name: getattr(plan.settings, name) for name in _TUNED}
@@ -168,7 +171,7 @@ def promise_of(given: Mapping[str, object]) -> dict[str, object]:
 
 
 def plain(values: Mapping[str, object]) -> dict[str, object]:
-    """Return the options in the form of a stored document, so that they can be compared."""
+    """Return options as a stored document has them, so that they can be compared with it."""
     options: dict[str, object] = json.loads(json.dumps(values, default=str, sort_keys=True))
     return options
 

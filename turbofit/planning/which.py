@@ -82,7 +82,9 @@ def empty_row(model: str, on: str, machine: Machine, why_not: str = "") -> Servi
 
 
 def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) -> Serving:
-    """Return the row of a request's plan, made by the same search; ``blank`` is the row without it.
+    """Return the row of a request's plan, made by the same search as `turbofit plan`.
+
+    ``blank`` is the row of the same model and machine without a plan.
 
     Raises:
         TurbofitError: as `turbofit.planning.plan.plan`.
@@ -146,7 +148,10 @@ def _of_planned(blank: Serving, planned: Planned) -> Serving:
 def _lacks(
     request: WhichRequest, resolved: ResolvedRequest, row: Serving, tokens: int
 ) -> Iterator[str]:
-    """Yield what the plan does not keep of the request; ``tokens`` are in the smallest cache."""
+    """Yield the parts of the request that the plan does not keep.
+
+    ``tokens`` is the size of the smallest cache.
+    """
     rule, requested, image_limit = (
         resolved.model.image_rule,
         resolved.requested_image_limit,
@@ -220,7 +225,7 @@ def which_models(request: WhichRequest) -> Which:
 
 
 def _told(doing: str, items: Collection[_T]) -> Iterator[_T]:
-    """Yield the items one by one and report how many are done."""
+    """Yield the items one by one, and report under the name ``doing`` how many are done."""
     for done, item in enumerate(items):
         tell(Step(doing, done, len(items)))
         yield item
@@ -229,8 +234,8 @@ def _told(doing: str, items: Collection[_T]) -> Iterator[_T]:
 def _of_card(promise: WhichRequest, name: str, errors: list[TurbofitError]) -> Iterator[Serving]:
     """Yield the row of the fewest cards of a kind on which the plan fits all that was asked.
 
-    If no count fits, yield the row of the largest. With ``all_counts``, yield a row for every count
-    that fits.
+    If no number of cards is enough, yield the row of the largest. With ``all_counts``, yield a row
+    for every number that is enough.
     """
     kept = False
     for count in COUNTS:

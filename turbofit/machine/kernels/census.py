@@ -162,7 +162,10 @@ def _census(first: Version) -> Census:
 
 
 def _counts(row: str) -> Iterator[Count]:
-    """Parse a row such as ``3 0+15``: three kernels with code; none with code and 15 empty."""
+    """Yield the counts of a row such as ``3 0+15``.
+
+    ``3`` means three kernels with code; ``0+15`` means none with code, and 15 empty kernels.
+    """
     for cell in str(row).split():
         code, _, empty = cell.partition("+")
         yield Count(code=int(code), empty=int(empty or 0))
@@ -245,7 +248,7 @@ def census_of(library: Path) -> Census:
 
 @cache
 def torch_takes_a_share() -> bool:
-    """Return whether the environment can limit torch's allocator to a share of a card.
+    """Return whether torch has the option that limits its allocator to a share of a card.
 
     torch aborts on an unknown option, so this looks for the option's name in torch's library.
     Source: pytorch pull 161035

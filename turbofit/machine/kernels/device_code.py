@@ -46,7 +46,7 @@ _PROLOGUE: Final = frozenset({0xA02, 0xB82, 0x389, 0x918})
 
 
 class ElfSection(NamedTuple):
-    """One section: name, type, offset and size of its bytes in the file, and its two links."""
+    """One section of an ELF file: name, type, its bytes' offset and size, ``link``, ``info``."""
 
     name: str
     kind: int
@@ -57,7 +57,11 @@ class ElfSection(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """The place of an entry's body; ``size`` is as stored, ``whole`` before compression."""
+    """The header of a fat binary's entry.
+
+    The entry's bytes begin at ``at`` in the library. ``size`` is their number as stored, ``whole``
+    their number before compression.
+    """
 
     architecture: str
     kind: int
@@ -98,7 +102,8 @@ def sections(data: Buffer) -> Iterator[ElfSection]:
 def entries(library: Path) -> Iterator[tuple[str, bytes | None]]:
     """Yield the entries of all fat binaries of a host library, in the order of the file.
 
-    Each is an architecture (``90a`` runs only on 9.0) and a cubin, or None for PTX.
+    An entry is the name of an architecture (``90a`` runs only on 9.0) and a cubin; PTX has None
+    instead of a cubin.
     """
     with mapped(library) as data:
         for header in _headers(data):

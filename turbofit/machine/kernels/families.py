@@ -62,27 +62,30 @@ _OTHERS: Final[Mapping[str, str]] = {
 
 
 def gemm(weights: str, activations: str) -> str:
-    """Return the family of products of these weights with activations of a 16-bit type."""
+    """Return the name of the kernel family that multiplies such weights by 16-bit activations."""
     return f"gemm {weights} {activations}"
 
 
 def experts(weights: str, activations: str) -> str:
-    """Return the family of products of these weights and activations for all experts of a layer."""
+    """Return the name of the kernel family that multiplies the weights of a layer's experts."""
     return f"experts {weights} {activations}"
 
 
 def prefill(dtype: str, head_dim: int) -> str:
-    """Return the family of attention over a prompt's tokens."""
+    """Return the name of the kernel family for attention over a prompt's tokens."""
     return f"prefill {dtype} {head_dim}"
 
 
 def decode(dtype: str, kv: str, head_dim: int) -> str:
-    """Return the family of attention in a decode step, by the types of queries and KV cache."""
+    """Return the name of the kernel family for attention in a decode step.
+
+    ``dtype`` is the type of the queries, ``kv`` that of the KV cache.
+    """
     return f"decode {dtype} {kv} {head_dim}"
 
 
 def family(name: str) -> str | None:
-    """Return the family of a kernel by its demangled name; None if no plan depends on it."""
+    """Return the family's name for a kernel's demangled name; None if no plan depends on it."""
     match = _KERNEL.match(name)
     kernel = match["name"].rpartition("::")[2] if match else ""
     if kernel == "attention_kernel":
@@ -108,7 +111,10 @@ def _attention(name: str) -> str | None:
 
 
 def _gemm(name: str) -> str | None:
-    """Return the family of a GEMM; the operand without a 16-bit type is the weights."""
+    """Return the name of a GEMM kernel's family, or None.
+
+    Of its two operands, the one without a 16-bit type is the weights.
+    """
     types = {side: _TYPES.get(kind.strip()) for side, kind in _OPERANDS.findall(name)[:2]}
     kinds = [kind for kind in types.values() if kind]
     if len(kinds) != 2:
@@ -119,7 +125,10 @@ def _gemm(name: str) -> str | None:
 
 
 def _sm90(kernel: str, name: str) -> str | None:
-    """Return the family of a Hopper kernel; activations that are not named count as bfloat16."""
+    """Return the name of a Hopper kernel's family, or None.
+
+    Activations whose type the kernel's name does not have count as bfloat16.
+    """
     packed = _SM90_U4.search(name)
     if packed:
         activations = _DATA_TYPES.get(int(packed[1]))

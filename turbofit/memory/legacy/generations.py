@@ -1,6 +1,7 @@
 """Generations before 0.18, from `presets/engines/generations.yaml`; their weights and towers.
 
-They are data; no code depends on a version. An entry inherits all that it leaves out.
+The rules of a generation are data; no code depends on a version. An entry of the file inherits from
+the entry before all that it leaves out.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from turbofit.model.towers import vision_tensors
 class CacheRule(Struct, forbid_unknown_fields=True):
     """The size of the cache in one generation.
 
-    ``of`` is the base of the ratio: ``free`` after the weights (the least of the group), ``total``,
-    or ``slots``: whole sessions, ``default`` of them. ``objects``: one region of pages as in 0.18,
-    else blocks. ``after_buffers``: the persistent buffers are allocated first. ``online_scales``:
-    quantised keys and values have a scale and a zero point for each token and head. ``bits`` are
-    those of an element by ``quant_policy``.
+    ``of`` is the base of the ratio: ``free`` memory after the weights (the least of the group), the
+    ``total`` memory, or ``slots``: whole sessions, ``default`` of them. ``objects``: one region of
+    pages as in 0.18, else blocks. ``after_buffers``: the persistent buffers are allocated before
+    the cache. ``online_scales``: quantised keys and values have a scale and a zero point for each
+    token and head. ``bits`` are the bits of a key's or value's element, by ``quant_policy``.
     """
 
     of: Literal["free", "total", "slots"]
@@ -96,7 +97,7 @@ class StagingRule(Struct, forbid_unknown_fields=True):
 
 
 class _Entry(Struct, forbid_unknown_fields=True):
-    """The fields of entries for both engines; the generation starts with version ``first``."""
+    """The fields of both engines' entries; ``first`` is the first version of the generation."""
 
     first: str
     source: dict[str, str]
@@ -115,7 +116,7 @@ class _Entry(Struct, forbid_unknown_fields=True):
         return packed.group_size in self.packed.get(packed.method, ())
 
     def undealt(self, kv_heads: int, tp: int) -> str | None:
-        """Return why the ranks cannot divide the KV heads; None if they can, or do as in 0.18."""
+        """Return why ``tp`` ranks can neither divide nor repeat the KV heads; None if they can."""
         rule = self.kv_heads
         if rule == "any" or kv_heads % tp == 0 or (rule == "multiples" and tp % kv_heads == 0):
             return None
@@ -155,7 +156,10 @@ class RuntimeRule(Struct, forbid_unknown_fields=True):
 
 
 class LogitsRule(Struct, forbid_unknown_fields=True):
-    """The logits of a prefill: of all ``tokens`` or the last, and ``bytes`` of each with copies."""
+    """The logits of a prefill: of all ``tokens`` or of the last one.
+
+    ``bytes`` are those of one logit with all its copies.
+    """
 
     tokens: Literal["all", "last"]
     bytes: int
@@ -249,8 +253,8 @@ def legacy_constants() -> LegacyConstants:
 def older_layouts(constants: EngineConstants, generation: Generation) -> EngineConstants:
     """Return the constants with a generation's padding of MLPs and experts, equal on all cards.
 
-    Too high at tp 1 since 0.14, which pads nothing: by up to 31 channels. Hopper's own 4-bit layout
-    exists only since 0.18: the binary of 0.17.0 has no plan for it.
+    With tp 1 the padding is too high by up to 31 channels since 0.14, which pads nothing. Hopper's
+    own 4-bit layout exists only since 0.18: the binary of 0.17.0 has no plan for it.
     """
     align, int4 = generation.ffn_align or 1, constants.packed["int4"]
     plain = replace(int4["90"], group=int4["default"].group, of=None, fused_silu=False, align=None)
@@ -306,11 +310,11 @@ def tower_bytes(model: Model, tp: int, *, spread: bool) -> tuple[int, ...]:
 
 
 def tower_activations(model: Model, units: int, *, flash: bool) -> int:
-    """Return the peak bytes in a forward of the tower for ``units`` (tiles or patches).
+    """Return the peak bytes of a tower's forward over ``units`` (tiles or patches); 0: no tower.
 
-    ``flash``: attention without a score matrix, as the projects' own requirements install it; else
-    both score matrices (before and after softmax) of all units at once, which is an upper end. The
-    result is 0 without a tower.
+    ``flash``: the tower's attention stores no score matrix, as when the requirements of the model's
+    project are installed. Else two score matrices (before and after softmax) of all units at once
+    are counted, which is an upper end.
     """
     vision, rule = model.vision, model.image_rule
     if vision is None or rule is None:
@@ -328,7 +332,7 @@ def tower_activations(model: Model, units: int, *, flash: bool) -> int:
 
 
 def _held(sizes: Sequence[int]) -> int:
-    """Return the bytes of torch's segments for such tensors; small ones share a segment."""
+    """Return the bytes of torch's segments for tensors of these sizes; small ones share them."""
     block = legacy_constants().torch_block
     large = sum(round_up(size, block["page"]) for size in sizes if size >= block["large"])
     middle = sum(size for size in sizes if block["small"] < size < block["large"])

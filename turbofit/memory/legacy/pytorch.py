@@ -116,7 +116,10 @@ class LegacyTorchAccount(GroupAccount):
             yield term("weights.vision_tower", "weights", size, "formula", note)
 
     def _forward(self, tokens: int, rows: int) -> int:
-        """Return the bytes of torch's pool after a prefill of ``tokens``, with ``rows`` sampled."""
+        """Return the bytes of torch's pool after a prefill of ``tokens`` tokens.
+
+        ``rows`` is the number of sequences that sample a token.
+        """
         text, tp = self._model.text, self.settings.tp
         heads = (text.heads + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim // tp
         inner = self._mlp_elements() + 4 * text.hidden
@@ -126,7 +129,10 @@ class LegacyTorchAccount(GroupAccount):
         return wide + logits
 
     def _mlp_elements(self) -> int:
-        """Return a token's elements in an MLP: gate, up and product; or in all chosen experts."""
+        """Return a token's tensor elements in the MLP, or in its experts if these have more.
+
+        An MLP has gate, up and their product.
+        """
         text, tp = self._model.text, self.settings.tp
         dense = 3 * text.intermediate // tp
         if text.moe is None:
@@ -136,7 +142,10 @@ class LegacyTorchAccount(GroupAccount):
         return max(dense, routed, 3 * moe.shared_intermediate // tp)
 
     def _first(self) -> Term:
-        """Return the term of what the first image, at its usual limit, leaves in torch's pool."""
+        """Return the term of the bytes that the first image leaves in torch's pool.
+
+        It is the largest image under the checkpoint's own limit.
+        """
         rule, size, units = self._model.image_rule, 0, 0
         if rule is not None and self._vision_load.units_per_image and self._model.vision:
             units = min(rule.worst_units(), self._vision_load.units_per_image)

@@ -108,10 +108,10 @@ class _Forward:
     """Sizes of forwards, in bytes per rank, for an account whose cache holds ``cached`` tokens.
 
     Attributes:
-        session_len: the longest sequence, limited by the engine to its cache.
-        buffer_session: the longest sequence for buffers: not limited if they are allocated first.
-        buffer_tokens: tokens in the persistent buffers of a whole forward.
-        tokens: the most tokens of one forward: all of its sequences are in the cache.
+        session_len: tokens of the longest sequence; some engines limit it to their cache.
+        buffer_session: the same for buffers; not limited if they are allocated before the cache.
+        buffer_tokens: tokens for which the persistent buffers of a forward are made.
+        tokens: the most tokens of one forward; they fit into the cache.
         context: the most tokens of all sequences in one forward. Sequences that share a prefix each
           count it, up to a session (``max_context_token_num``).
         warmup_tokens: tokens of the longest forward in the engine's warm-up, 0 without one.
@@ -293,9 +293,10 @@ class LegacyAccount(GroupAccount):
         ]
 
     def region_at(self, ratio: float) -> int:
-        """Return the cache's bytes on each rank; a ratio from 1 on counts blocks or sessions.
+        """Return the cache's bytes on each rank.
 
-        Sessions are allocated as requests come: as many as the batch has, but at most all entries.
+        A ratio from 1 on is a number of blocks or sessions. Memory for a session is allocated when
+        its request comes. All sessions of a batch are counted, but no more than the cache may have.
         """
         rule, free = self.generation.cache, max(0, self.free)
         if rule.objects:

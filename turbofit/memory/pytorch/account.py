@@ -94,9 +94,10 @@ def before_terms(
 ) -> list[Term]:
     """Return the memory on one GPU before the weights: others, contexts, communicator.
 
-    ``linked``: NVLink joins every pair of the group. The front end only asks torch for the card's
-    properties, which makes no context on pretend GPUs. If it makes a context on a real card, the
-    account is too low by the context's share of the ratio: free memory is read later.
+    ``linked``: NVLink joins every pair of the group. The account assumes that LMDeploy's front end
+    makes no context, as seen on pretend GPUs: it only asks torch for the card's properties. If it
+    makes one on a real card, the account is too low by the ratio's share of the context, since free
+    memory is read later.
     """
     context, note = context_bytes(gpu)
     terms = [
@@ -186,7 +187,10 @@ def buffer_terms(
 
 
 def pool_term(work: Activations, settings: Settings, constants: PytorchConstants) -> Term:
-    """Return the term of what torch keeps after the warm-up, a prefill of one token a row."""
+    """Return the term of the bytes that torch keeps after the warm-up.
+
+    The warm-up is a prefill with one token for each row of the batch.
+    """
     size, note = _step_pool(work, settings, constants), "an eager pass"
     if work.decode(settings.max_batch_size) >= _LARGE_BLOCK:  # high: it contains the MLP's block
         # The choice of the experts' kernels leaves one more segment; seen on pretend GPUs: 143 of
@@ -212,8 +216,8 @@ def transient_terms(
 ) -> tuple[Term, ...]:
     """Return the most bytes in torch's allocator beyond permanent terms, in each worst case.
 
-    They include unusable memory between live blocks: at least the last page of torch's large and of
-    its small blocks.
+    The bytes include unusable memory between live blocks: at least the last page of torch's large
+    and of its small blocks.
     """
     sequences = settings.max_batch_size
     # Whole prompts join a forward, so it may have more tokens than a session; the last chunk of a
@@ -290,7 +294,7 @@ def _dealt(model: Model) -> Iterator[tuple[int, str]]:
 
 
 def _cut_groups(model: Model, tp: int) -> Iterator[str]:
-    """Yield the layers of which a rank would get a part of a group: loading them fails.
+    """Yield the layers that ranks would cut inside a group of quantised weights: loading fails.
 
     Experts in fp8 are divided in whole groups, also unequally. Source:
     lmdeploy linear/awq.py::AwqLinear._get_io_features #f23fcc
@@ -471,7 +475,10 @@ class PytorchAccount(Account):
         return before, round_up(largest, self.constants.page)
 
     def best_ratio(self) -> float | None:
-        """Return the best ratio; with a given number of blocks, one check is enough."""
+        """Return the best ratio; None if no cache fits.
+
+        With a given number of blocks every ratio gives the same cache, so one check may be enough.
+        """
         if self.settings.num_gpu_blocks and not self.fits_at(1.0):
             return None
         return super().best_ratio()
@@ -486,7 +493,7 @@ class PytorchAccount(Account):
         return max(0, int(self.ratio_base * ratio)) // self.block_bytes
 
     def cache_shortfall_at(self, ratio: float) -> int:
-        """Return the bytes missing for the least blocks, with those missing for the reserve."""
+        """Return the bytes missing for the least number of blocks beside the reserve, or 0."""
         if self.blocks_at(ratio) >= self.least_blocks:
             return 0
         return self.least_blocks * self.block_bytes - int(self.ratio_base * ratio)

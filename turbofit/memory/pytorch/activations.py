@@ -80,10 +80,11 @@ _HEAD_COPIES = 2
 
 
 def routed_elements(moe: MoeDims, expert: int, hidden: int) -> int:
-    """Return the elements of a token in a layer's experts, of ``expert`` channels each on a rank.
+    """Return how many tensor elements a token has in a layer's experts on one rank.
 
-    Gate and up, their product, and the output of each chosen expert are alive together; so are
-    logits of all experts and their softmax in 32 bits.
+    ``expert`` is the number of an expert's channels on the rank. Gate and up, their product, and
+    the output of each chosen expert are alive together; so are logits of all experts and their
+    softmax in 32 bits.
     lmdeploy cuda/moe/fused_moe.py::fused_moe #533a6a
     """
     return moe.experts_per_token * (3 * expert + hidden) + 3 * moe.experts
@@ -114,7 +115,7 @@ class Activations:
         self.expert = expert_channels(model, self.tp)
 
     def graph_buffers(self, captured: Sequence[int]) -> int:  # noqa: ARG002 - MiniCPM3's
-        """Return the bytes of CUDA graphs of these batches beside their tables and one pool."""
+        """Return the bytes of these batches' CUDA graphs without their tables and shared pool."""
         return 0
 
     def further_pool(self) -> int:
@@ -188,7 +189,7 @@ class Activations:
         return size + max(0, tuning - summed, unfused)
 
     def _unfused_elements(self) -> int:
-        """Return a token's additional elements in the experts' activation if it is not fused."""
+        """Return a token's additional elements in experts whose activation is not fused, or 0."""
         moe = self.text.moe
         if moe is None or self.text.architecture != _GPT_OSS:
             return 0
@@ -210,7 +211,7 @@ class Activations:
         return int(width + copies * text.hidden + self._token_elements())
 
     def _token_elements(self) -> int:
-        """Return a token's elements beside hidden states: rotary tables, positions and metadata.
+        """Return a token's elements besides hidden states: rotary tables, positions and metadata.
 
         Fourier position encoding has two tables for each KV head. Source:
         lmdeploy nn/rotary_embedding.py::FopeRotaryEmbedding.forward #55d2a5
@@ -220,7 +221,7 @@ class Activations:
         return self.constants.token_elements + 2 * heads * text.head_dim
 
     def _moe_elements(self) -> int:
-        """Return the memory elements of one token in a layer of experts; 0 without experts."""
+        """Return how many tensor elements a token has in a layer of experts; 0 without experts."""
         text, moe, constants = self.text, self.text.moe, self.constants
         if moe is None:
             return 0
@@ -262,7 +263,7 @@ class Activations:
         return (tokens + 2 * kv * forward.context) * HALF
 
     def _attention_elements(self) -> int:
-        """Return a token's elements in a layer's attention, less other tokens' keys and values."""
+        """Return a token's elements in a layer's attention, without flattened keys and values."""
         text, constants = self.text, self.constants
         heads = text.heads * text.head_dim / self.tp
         kv = kv_heads_held(text.kv_heads, self.tp) // self.tp * text.head_dim
@@ -281,10 +282,11 @@ class Activations:
     def _delta(self, forward: Prefill) -> int:
         """Return the bytes of the gated delta rule in chunks, with states of chunks and sequences.
 
-        They were counted in the sources of LMDeploy and fla, as if all tensors of a forward lived
-        at once, chunk matrices had 32 bits as in older fla, and every sequence ended in its own
-        chunk. On pretend GPUs (fla 0.6.0, Qwen3-Next), 8,192 tokens of one sequence held 1,161 MiB
-        of 1,230, and 6,000 of 375 sequences 2,341 of 2,444.
+        The tensors were counted in the sources of LMDeploy and fla, as if all tensors of a forward
+        lived at once, chunk matrices had 32 bits as in older fla, and every sequence ended in its
+        own chunk. On pretend GPUs (fla 0.6.0, Qwen3-Next), 8,192 tokens of one sequence took 1,161
+        MiB where 1,230 are counted, and 6,000 tokens of 375 sequences took 2,341 MiB where 2,444
+        are counted.
         """
         delta = self.text.delta
         if delta is None:
@@ -300,7 +302,7 @@ class Activations:
     def _delta_elements(self) -> int:
         """Return a token's 16-bit elements in a delta net, without the chunk's states.
 
-        It is 0 without delta nets.
+        The number is 0 without delta nets.
         """
         text, constants = self.text, self.constants
         delta = text.delta
@@ -344,9 +346,9 @@ class Activations:
 
 
 class MiniCPM3Activations(Activations):
-    """The memory of MiniCPM3, which expands latents before caching; logits are of all tokens.
+    """The memory of MiniCPM3, which expands latents before it caches them.
 
-    Checked on pretend GPUs.
+    A prefill makes logits for all its tokens. Checked on pretend GPUs.
     Source: lmdeploy pytorch/models/minicpm3.py::MiniCPM3ForCausalLM.forward #f412db
     """
 
@@ -364,7 +366,7 @@ class MiniCPM3Activations(Activations):
         return max(super().decode(rows), rows * self._head_elements() * HALF)
 
     def graph_buffers(self, captured: Sequence[int]) -> int:
-        """Return the bytes of all CUDA graphs' logits but the largest's, which are in the pool."""
+        """Return the bytes of CUDA graphs' logits; those of the largest graph are in the pool."""
         return (sum(captured) - max(captured)) * self.text.vocab * HALF
 
     def _head_elements(self) -> int:

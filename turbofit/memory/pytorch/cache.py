@@ -101,7 +101,10 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
 
 
 def runtime_bytes(text: TextDims, settings: Settings) -> int:
-    """Return the bytes that the engine subtracts for logits before the cache, but never takes."""
+    """Return the bytes that the engine keeps free for logits when it sizes the cache.
+
+    It subtracts them from free memory, but never allocates them.
+    """
     # lmdeploy executor/base.py `(max_prefill_token_num + max_batches * 2) * vocab_size * 2`
     return (settings.max_prefill_token_num + 2 * settings.max_batch_size) * text.vocab * HALF
 
@@ -131,12 +134,12 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
 
 
 def units_met(bound: int, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> UnitsMet:
-    """Return the units that a forward's peak must allow for, if ``bound`` units can meet.
+    """Return the units of images for which a forward's peak must have memory, now and for the next.
 
-    It is never too low. The engine sends a forward's pixels to the card while the previous forward
-    runs. If a gateway limits clients to fewer units than can meet, the next forward has none. An
-    image longer than ``max_prefill_token_num`` never follows another request's: a chunk of text
-    precedes it.
+    ``bound`` is the most units that can meet in a forward. The result is never too low. The engine
+    sends a forward's pixels to the card while the previous forward runs. If a gateway limits
+    clients to fewer units than can meet, the next forward has none. An image longer than
+    ``max_prefill_token_num`` never follows another request's: a chunk of text precedes it.
     Source: lmdeploy engine_loop.py `self.inputs_maker.prefetch_next_inputs()`
     """
     now = vision_load.budgeted_units(bound)

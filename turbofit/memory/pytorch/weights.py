@@ -32,7 +32,7 @@ from turbofit.model.towers import audio_tensors, vision_tensors
 class PytorchConstants(Struct):
     """The constants of one generation, in bytes unless the name says otherwise.
 
-    The YAML file describes each figure's meaning, source and sign.
+    The YAML file describes each figure's meaning and source, and if it may be too high or too low.
     """
 
     version: str
@@ -64,7 +64,7 @@ def load_constants(version: str = REFERENCE) -> PytorchConstants:
 
 
 def segments(settings: Settings) -> str:
-    """Return how torch's allocator maps memory; Ray workers of LMDeploy need fixed segments."""
+    """Return how torch's allocator maps memory: ``fixed`` for Ray workers, else ``expandable``."""
     default = "uni" if settings.tp == 1 else "ray"
     return "fixed" if (settings.distributed_executor_backend or default) == "ray" else "expandable"
 
@@ -98,8 +98,9 @@ def share_of(ledgers: Sequence[GpuLedger]) -> float:
     Torch grows until memory is refused, and then frees cached blocks. Without a limit this happens
     only when the card is full, and nothing is left for a library. With the peak as limit, two of
     two plans died on pretend GPUs, since a block is refused by its whole size; with half of the
-    margin they served, with at most 16 MiB more in use than the peak. The part that a budget
-    withholds is not available. All GPUs of a group have one share: too high on its emptier cards.
+    margin in addition, both plans served, with at most 16 MiB more in use than the peak. The part
+    of the margin that a budget withholds is not available. All GPUs of a group get the share of the
+    fullest card; for emptier cards it is too high.
     """
     shares = []
     for ledger in ledgers:
@@ -163,7 +164,7 @@ _CLASSES: Final = {
 
 
 def _held(model: Model, tensor: Tensor, tp: int) -> int:
-    """Return the bytes on one rank of all tensors of a role."""
+    """Return the bytes on one rank of all tensors with the same role as ``tensor``."""
     text = model.text
     if tensor.part in ("embedding", "head"):
         whole_head = tensor.part == "head" and text.architecture == _KIMI
@@ -245,8 +246,9 @@ def expert_channels(model: Model, tp: int) -> int:
 def _forgotten(model: Model, tp: int) -> int:
     """Return the bytes of a dense model that Qwen3-VL's class with experts makes and replaces.
 
-    On several ranks its layers refer to themselves (``weight_loader``), so Python keeps it: it
-    remained to the end in two rehearsals. Too high if Python's collector frees it. Source:
+    On several ranks the dense model's layers refer to themselves (``weight_loader``), so Python
+    keeps them: they remained to the end in two rehearsals. Too high if Python's collector frees
+    them. Source:
     lmdeploy models/qwen3_vl_moe.py::Qwen3VLMoeForConditionalGeneration.__init__ #bf8fff
     """
     if model.architecture != "Qwen3VLMoeForConditionalGeneration" or tp == 1:
@@ -285,11 +287,11 @@ def _heads_share(heads: int, tp: int) -> float:
 
 
 def largest_loaded(model: Model, tp: int) -> int:
-    """Return the bytes of the largest tensors that are on the card beside their final places.
+    """Return the most bytes of tensors that are on the card in addition to the final weights.
 
     At tp 1, tensors are copied directly to their places; a tied head is made, then dropped. With
     more ranks, a row-wise layer arrives whole on each. 16-bit experts are copied to a new layout,
-    one layer at a time, and the old one is freed later. Seen on pretend GPUs. Source:
+    one layer at a time, and the old layout is freed later. Seen on pretend GPUs. Source:
     lmdeploy linear/default.py::BaseLinear._weight_loader_tp_rowwise #76002c
     lmdeploy cuda/moe/default.py::TritonFusedMoEImpl.update_weights #1fab2a
     lmdeploy pytorch/models/gpt_oss.py::GptOssForCausalLM._load_weight_experts #f4ee8a
@@ -322,9 +324,10 @@ def is_copied(model: Model, capability: tuple[int, int]) -> bool:
 def packed_copy(
     model: Model, tp: int, capability: tuple[int, int], constants: PytorchConstants
 ) -> int:
-    """Return one rank's bytes of the second copy of AWQ's weights, for TurboMind's kernels.
+    """Return the bytes on one rank of AWQ's weights in the layout of TurboMind's kernels.
 
-    It is an upper bound: layers of odd shapes have no copy, since those kernels refuse them.
+    They are a second copy. The figure is an upper bound: layers of odd shapes have no copy, since
+    those kernels refuse them.
     """
     if not is_copied(model, capability):
         return 0
@@ -335,7 +338,7 @@ def packed_copy(
 def staged_copy(
     model: Model, tp: int, capability: tuple[int, int], constants: PytorchConstants
 ) -> int:
-    """Return the bytes that copying the widest layer needs briefly, with gate and up joined."""
+    """Return the bytes needed briefly while the widest layer (gate and up are joined) is copied."""
     if not is_copied(model, capability):
         return 0
     widest = 2 * model.text.hidden * model.text.intermediate // tp

@@ -190,9 +190,9 @@ class Transformers(Engine):
         settings: Settings,  # noqa: ARG002
         ledgers: Sequence[GpuLedger] = (),  # noqa: ARG002
     ) -> dict[str, str]:
-        """Let torch grow its segments in place.
+        """Return the variable that lets torch grow its segments in place.
 
-        Otherwise the loader and the cache, which grows by one token at a time, leave holes.
+        Without it, the loader and the cache, which grows by one token at a time, leave holes.
         """
         return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 

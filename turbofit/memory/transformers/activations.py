@@ -249,7 +249,7 @@ _ALWAYS_MASKED: Final = frozenset({"Qwen2MoeForCausalLM"})
 
 
 def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
-    """Return the bytes in the tower and its projector for ``units`` (tiles or patches)."""
+    """Return the bytes of the forward of tower and projector for ``units`` (tiles or patches)."""
     vision, rule = model.vision, model.image_rule
     if vision is None or rule is None or not units:
         return 0
@@ -282,15 +282,15 @@ def _mask_bytes(model: Model, units: int, width: int) -> int:
 
 
 def _tower(model: Model, units: int) -> tuple[int, int]:
-    """Return the tokens in the tower for ``units`` units, and the number of their pixel values."""
+    """Return the numbers of tower tokens and of pixel values for ``units`` vision units."""
     return units * model.unit_tower_tokens, units * model.unit_values
 
 
 def prefill_bytes(model: Model, load: Load, width: int, *, writes_matrix: bool) -> int:
-    """Return the bytes of one decoder layer, and of tensors kept around it, for a prompt.
+    """Return the bytes of a prompt's prefill: one decoder layer, and the tensors kept around it.
 
     If the tower is on this device as well, the units' pixels, the tower's output and the features
-    stay until the end of the prefill.
+    stay until the end of the prefill. ``writes_matrix``: attention stores the matrix of all pairs.
     """
     text, tokens, images = model.text, load.tokens, load.images
     size = tokens * _BESIDE_MLP * text.hidden * width + _layer_bytes(text, tokens, width)
@@ -324,8 +324,9 @@ def _layer_bytes(text: TextDims, tokens: int, width: int) -> int:
 def _mlp_channels(text: TextDims) -> int:
     """Return the channels of a token in the MLP: gate, up and product; or in all chosen experts.
 
-    Each chosen expert has copies of inputs and outputs. Rehearsed with Mixtral and Qwen3-MoE: 2.4
-    hidden widths for each chosen expert, and 3.4 once.
+    Each chosen expert has copies of inputs and outputs. In rehearsals of Mixtral and Qwen3-MoE they
+    took 2.4 hidden widths for each chosen expert, and 3.4 more for a token; here 2.5 and 4 are
+    counted.
     """
     dense = 3 * text.intermediate
     if text.moe is None:

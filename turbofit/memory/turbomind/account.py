@@ -132,7 +132,7 @@ def before_terms(
 def weight_terms(
     model: Model, classes: Mapping[str, int], temporaries: int, constants: EngineConstants
 ) -> list[Term]:
-    """Return the terms of one rank's weights by class, and of memory that is not returned yet."""
+    """Return one rank's weights by class as terms, and temporary memory that is not yet free."""
     basis = model.source.sizes
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     total = sum(classes.values())
@@ -176,8 +176,9 @@ def buffer_terms(
 ) -> list[Term]:
     """Return one GPU's permanent memory after the cache, without the executor's pool.
 
-    The GEMM workspace is in the pool of the ``weights``: the part that does not fit into their last
-    step takes more steps. The workspace of delta nets is a separate pool.
+    The GEMM workspace is in the same pool as the ``weights`` (their bytes on the rank). That pool
+    grows in steps: what does not fit into the last step of the weights takes more steps. The
+    workspace of delta nets is a separate pool.
     """
     step = constants.pool_granularity
     lines = list(device_buffers(model, settings, constants, known(gpu.l2, _LARGEST_L2)))
@@ -205,7 +206,7 @@ def buffer_terms(
 def _delta_workspaces(
     model: Model, settings: Settings, gpu: Gpu, constants: EngineConstants
 ) -> tuple[int, int]:
-    """Return the workspace bytes of delta nets after the warm-up, and those of later prompts."""
+    """Return delta nets' workspace bytes after the warm-up, and the bytes that prompts may add."""
     delta, kernel = model.text.delta, constants.delta_kernel(capability_of(gpu))
     if delta is None or kernel is None:
         return 0, 0
@@ -327,7 +328,7 @@ def _refused(launch: EngineLaunch, constants: EngineConstants) -> Iterator[str]:
 
 
 def _communicator_problems(launch: EngineLaunch) -> Iterator[str]:
-    """Yield reasons why ``cuda-ipc`` or ``native`` would abort: peers, ranks, a small buffer."""
+    """Yield why ``cuda-ipc`` or ``native`` would abort: no peers, many ranks, a small buffer."""
     settings, gpus, vision = launch.settings, launch.gpus, launch.model.vision
     name = settings.communicator
     if settings.tp > _IPC_RANKS:
@@ -388,12 +389,14 @@ def _not_compiled(
 
 
 def _capabilities(gpu: Gpu) -> tuple[tuple[int, int], ...]:
-    """Return the card's compute capability; if it is unknown, all assumed ones."""
+    """Return the card's compute capability; if it is unknown, all that a plan assumes."""
     return _ASSUMED if gpu.compute_capability == "NA" else (gpu.compute_capability,)
 
 
 def _needed(launch: EngineLaunch) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the kernels that a launch needs: words, and families of which one must have code.
+    """Yield each kind of kernel that a launch needs: its name in words, and kernel families.
+
+    One of these families must have code.
 
     cuBLAS multiplies 16-bit matrices, except for experts. A kernel for rows of experts also takes a
     single matrix. Source: lmdeploy 0.16.0 src/turbomind/kernels/gemm/kernel.cu::accept
@@ -525,7 +528,7 @@ class TurbomindAccount(Account):
         return cache_terms(rounded, ratio, temporaries, self.shape.state_bytes)
 
     def _cache_bytes(self, i: int, ratio: float) -> int:  # noqa: ARG002 - equal on all
-        """Return the cache's bytes without making terms, for speed; the temporaries cancel out."""
+        """Return the driver's bytes for the cache, without making terms, for speed."""
         return self.shape.held(self.region_at(ratio))
 
 
@@ -569,7 +572,7 @@ class Turbomind(Engine):
         return self.account_class.forward_tokens(settings)
 
     def prompt_tokens(self, settings: Settings) -> int:
-        """Return the tokens of prompts in a forward, beside one token of each row that decodes.
+        """Return the prompt tokens in a forward that also decodes one token of each request.
 
         The figure is too low by less than ``tp``.
         """
@@ -593,7 +596,10 @@ class Turbomind(Engine):
         settings: Settings,  # noqa: ARG002
         ledgers: Sequence[GpuLedger] = (),  # noqa: ARG002
     ) -> dict[str, str]:
-        """Set TurboMind's log to INFO, which prints no prompts; LMDeploy's INFO would."""
+        """Return the variables that set TurboMind's log to INFO, and 16-bit states in delta nets.
+
+        TurboMind's own INFO prints no prompts; LMDeploy's INFO would.
+        """
         env = {"TM_LOG_LEVEL": "INFO"}
         if model.text.delta is not None:
             env["LMDEPLOY_FP32_MAMBA_SSM_DTYPE"] = "0"  # so that states have 16 bits, as counted

@@ -32,7 +32,7 @@ class StatePart(Struct):
 
 
 class SlabShape(CacheShape):
-    """The layout: a region of pages, slabs of whole pages, and blocks in slabs.
+    """The layout of TurboMind's cache: a region of pages, slabs of whole pages, blocks in slabs.
 
     ``states``: the state of each of up to ``sequences`` sequences of a hybrid model, in separate
     slabs of the same region. The longest sequence has ``longest`` tokens.
@@ -53,7 +53,7 @@ class SlabShape(CacheShape):
         return sum(part.count * part.object_bytes for part in self.states)
 
     def tokens(self, region: int) -> int:
-        """Return the tokens in a region that a plan counts on.
+        """Return the KV tokens in a region of ``region`` bytes, as a plan counts them.
 
         In a hybrid model, the states of a full batch are subtracted first. If less than one whole
         context is left, only the state of one sequence is subtracted, since the engine then runs
@@ -63,10 +63,11 @@ class SlabShape(CacheShape):
         return max(whole, min(self.tokens_beside(region, 1), self.longest))
 
     def tokens_beside(self, region: int, sequences: int) -> int:
-        """Return the least tokens in a region, beside the states of ``sequences`` sequences.
+        """Return the least KV tokens in a region that also holds the states of some sequences.
 
-        The first page starts at the next page boundary of the driver's address, so at most one page
-        is lost, and all of it is charged: too low by at most one slab's tokens.
+        ``region`` is in bytes, ``sequences`` the number of sequences. At most one page at the
+        region's start is unusable; a whole page is always subtracted, so the number may be one
+        slab's tokens too low.
         """
         pages = max(0, region - self.page) // self.page
         for part in self.states:
@@ -78,9 +79,9 @@ class SlabShape(CacheShape):
 
 
 def block_bytes(text: TextDims, settings: Settings) -> int:
-    """Return one KV block's bytes per rank; quantised KV adds 16-bit scales and zero points.
+    """Return one KV block's bytes per rank.
 
-    Each head has both for every token.
+    Quantised keys and values also have a 16-bit scale and zero point for each head and token.
     """
     bits = settings.quant_policy or 16
     extra = 4 if bits < 16 else 0
@@ -118,9 +119,10 @@ def shape_of(
 
 
 def _slab_bytes(size: int, constants: EngineConstants) -> int:
-    """Return the slab's bytes: doubled until it wastes at most 5 % or reaches 1 GiB.
+    """Return the bytes of a slab for objects of ``size`` bytes.
 
-    LMDeploy does so. Source: lmdeploy 0.16.0 src/turbomind/memory/slab.h::SlabAllocator
+    LMDeploy doubles the slab until at most 5 % of it is wasted, or until it has 1 GiB.
+    Source: lmdeploy 0.16.0 src/turbomind/memory/slab.h::SlabAllocator
     """
     slab = constants.page_size
     while slab < size:

@@ -112,9 +112,10 @@ class PoolModel:
         return base + max(stages)
 
     def _attention(self, tokens: int, context: int) -> int:
-        """Return the bytes of QKV, of the output, and of flattened KV of all sequences in prefill.
+        """Return the bytes of attention: tokens' QKV and output, and flattened keys and values.
 
-        Flattened KV are freed before the output is quantised. A latent contains keys and values.
+        Flattened keys and values are those of all sequences in prefill; they are freed before the
+        output is quantised. A latent contains keys and values.
         """
         size = self.text.head_dim * HALF
         kinds = 1 if self.text.mla else 2
@@ -203,9 +204,10 @@ class PoolModel:
         return chunk * stage + tiles * out_tokens * text.hidden * HALF
 
     def _qwenvit(self, vision: VisionDims, patches: int) -> int:
-        """Return the bytes for all patches of the pass at once; the prefill size does not limit it.
+        """Return the bytes of the tower for all patches of the pass at once.
 
-        Learnt positions, four for each patch, are looked up before, and live until it is embedded.
+        The prefill size does not limit their number. Learnt positions, four for each patch, are
+        looked up before the patches are embedded, and live until then.
         """
         ranks = vision_tp(vision, self.tp)
         head_dim = self.constants.vision_head_dims.get(vision.head_dim, vision.head_dim)
@@ -317,7 +319,7 @@ def _tensors(delta: DeltaDims, heads: int, kernel: DeltaKernel, tokens: int, seg
 
 
 def _maps(heads: int, sequences: int) -> int:
-    """Return an upper bound of the bytes of descriptors for the kernels' copies."""
+    """Return at most how many bytes the descriptors (tensor maps) of the kernels' copies take."""
     return sequences * (_SEQUENCE_MAPS + _HEAD_MAPS * heads) * _TENSOR_MAP
 
 
@@ -327,8 +329,9 @@ def _most_segments(
 ) -> int:
     """Return the most segments that a forward's sequences can be cut into.
 
-    The worst case is one long sequence, with short ones as long as all are still cut. Short
-    sequences have one chunk of two tokens each, or more chunks if the batch allows fewer of them.
+    The worst case is one long sequence and as many short ones as are allowed before sequences are
+    no longer cut. Short sequences have one chunk of two tokens each, or more chunks if the batch
+    allows fewer of them.
     """
     most = 0
     for longest in range(1, -(-tokens // kernel.chunk) + 1):
@@ -354,7 +357,7 @@ def device_buffers(
 ) -> Iterator[tuple[str, int, str]]:
     """Yield the persistent device buffers of one rank: (term, bytes, note).
 
-    The GEMM tuner flushes the card's L2 cache through a buffer of its size.
+    The GEMM tuner flushes the card's L2 cache through a buffer of ``l2`` bytes, the cache's size.
     """
     text, batch = model.text, settings.max_batch_size
     phases, forward = phases_of(settings), forward_tokens(settings)

@@ -35,11 +35,11 @@ from turbofit.model.towers import vision_tensors
 class PackedFormat(Struct):
     """The format of quantised linear layers on one kind of card, in bytes.
 
-    ``group`` and ``load_group``: the scale and zero point of a group, afterwards and while loading.
-    ``temporary``: temporary bytes for each element. ``of``: elements of the kernels' groups, which
-    repeat the scales of larger stored groups. ``align``: each rank's experts have a multiple of so
-    many channels; None: the default alignment. ``input``: bytes per element of a linear layer's
-    input, if the kernels take it quantised.
+    ``group``: bytes of a group's scale and zero point in the engine; ``load_group``: the same while
+    loading. ``temporary``: temporary bytes for each element. ``of``: elements of a group of the
+    kernels, which repeat the scales of larger stored groups. ``align``: each rank's part of an
+    expert has a multiple of this number of channels; None: the default alignment. ``input``: bytes
+    per element of a linear layer's input, if the kernels take it quantised.
     """
 
     group: float
@@ -51,14 +51,18 @@ class PackedFormat(Struct):
     input: float = 0.0
 
     def groups(self, elements: int, stored: int) -> int:
-        """Return the number of groups of ``elements``; a stored group has ``stored`` elements."""
+        """Return the number of groups that ``elements`` elements have in the kernels.
+
+        A group of the checkpoint has ``stored`` elements.
+        """
         return elements // (stored if self.of is None else min(stored, self.of))
 
 
 class ExpertFormat(Struct):
     """The format of experts' linear layers on one kind of card, quantised or with 16 bits.
 
-    ``align``: with 16 bits, each rank's experts have a multiple of so many channels.
+    ``align``: with 16 bits, each rank's part of an expert has a multiple of this number of
+    channels.
     """
 
     temporary: int
@@ -83,7 +87,7 @@ class DeltaKernel(Struct):
     cut_long_chunks: int = 0
 
     def most_heads(self, longest: int) -> int:
-        """Return the most heads with which sequences are cut.
+        """Return the most heads, of all sequences together, with which sequences are cut.
 
         ``longest`` is the number of chunks of the longest sequence.
         """
@@ -100,7 +104,7 @@ class DeltaKernel(Struct):
 class EngineConstants(Struct):
     """The constants of one TurboMind generation, in bytes unless the name says otherwise.
 
-    The YAML file describes each figure's meaning, source and sign.
+    The YAML file describes each figure's meaning and source, and if it may be too high or too low.
     """
 
     version: str
@@ -196,7 +200,7 @@ def kv_heads_held(kv_heads: int, tp: int) -> int:
 
 
 def lm_head_rows(text: TextDims, tp: int) -> int:
-    """Return lm_head's rows, padded if it is split; tied embeddings are copied, too."""
+    """Return the number of lm_head's rows over all ranks, padded if there are several ranks."""
     return round_up(text.vocab, _VECTOR * tp) if tp > 1 else text.vocab
 
 
@@ -243,9 +247,10 @@ _TURNED: Final = frozenset({"q", "k", "v"})
 
 
 def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
-    """Return whether heads of this size make it impossible to reorder the scales of output blocks.
+    """Return whether heads of this size make it impossible to reorder the scales of fp8 blocks.
 
-    Such layers become 16 bits. lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
+    The engine then widens these layers to 16 bits.
+    lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
     """
     return quantization.method == "fp8" and quantization.group_size % head_dim != 0
 
@@ -403,7 +408,10 @@ def _text_classes(rank: _Rank) -> dict[str, int]:
 
 
 def _unpacked(model: Model) -> int:
-    """Return the bytes of 16-bit layers in a quantised checkpoint, less those widened anyway."""
+    """Return the bytes of 16-bit layers in a quantised checkpoint.
+
+    Layers that the engine widens to 16 bits in every checkpoint are not included.
+    """
     extra, text, quantization = unpacked_bytes(model), model.text, model.quantization
     if not extra or quantization is None or text.delta is None:
         return extra

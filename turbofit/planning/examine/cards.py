@@ -76,17 +76,21 @@ def same_machine(plan: Plan, scene: Scene) -> Answer | None:
 
 
 def open_margin(gpu: GpuLedger) -> int:
-    """Return the bytes of the margin that must stay free: at most the default margin."""
+    """Return the bytes of the margin that must stay free: the margin, or the default if smaller."""
     return min(gpu.margin, max(256 * MIB, gpu.total // 100))
 
 
 def kept_margin(gpu: GpuLedger) -> int:
-    """Return the bytes of the margin that others must leave; with a budget this is less."""
+    """Return the bytes of the margin that other processes must leave free; less with a budget."""
     return open_margin(gpu) if gpu.beyond_budget else gpu.margin
 
 
 def who_grew(then: Gpu, now: Gpu, missing: int, ours: Collection[int] = ()) -> str:
-    """Name the processes that took the memory, the largest first, without those in ``ours``."""
+    """Return a text that names the processes that took memory, at most three, the largest first.
+
+    ``then`` and ``now`` are the GPU before and after. If no process is seen to have taken memory,
+    the text names only the ``missing`` bytes. Processes in ``ours`` are left out.
+    """
     before = {holder.pid: holder.bytes for holder in then.holders}
     grown: list[tuple[int, str]] = []
     for holder in now.holders:
@@ -136,7 +140,7 @@ def cuda_visible_devices(machine: Machine, scene: Scene) -> Answer:
 
 
 def free_memory(machine: Machine, _: Scene) -> Answer:
-    """Report the free memory of each card, and who holds the rest, which no plan can use."""
+    """Report the free memory of each card, and who holds the rest, which plans cannot use."""
     cards = [machine.gpu(index) for index in machine.visible]
     unread = [gpu.index for gpu in cards if NA in (gpu.free, gpu.used)]
     if unread or not cards:

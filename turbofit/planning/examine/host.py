@@ -36,7 +36,7 @@ _FILES: Final = 1024
 
 
 def host_memory(host: Host, scene: Scene) -> Answer:
-    """Compare the available host memory with the plan's, or else with that of any server."""
+    """Check that available host memory is enough for the plan, or without a plan for any server."""
     available = host.ram_available
     if available == NA:
         return unreadable("available host memory")
@@ -61,7 +61,10 @@ def host_memory(host: Host, scene: Scene) -> Answer:
 
 
 def shared_memory(host: Host, scene: Scene) -> Answer | None:
-    """Check the shared memory: NCCL without peer access needs it; a container has 64 MiB."""
+    """Check the free shared memory (``/dev/shm``), which NCCL needs without peer access.
+
+    A container has only 64 MiB by default.
+    """
     available, machine = host.shm_available, scene.machine
     if scene.plan is not None:
         return _shared_memory_of(scene.plan, available, pretend=scene.pretend)
@@ -88,7 +91,7 @@ def _shared_memory_of(plan: Plan, available: int | NaType, *, pretend: bool) -> 
 
 
 def image_cores(host: Host, scene: Scene) -> Answer | None:
-    """Warn if a container's quota of cores limits the images a second more than the cards do."""
+    """Warn if images wait for a container's quota of cores more than for the cards."""
     cores, whole, plan = known(host.cpus, 0), known(scene.sources.cores(), 0), scene.plan
     host_images = plan and ((plan.usual_image or plan.throughput) or None)
     prepared = host_images and host_images.host
@@ -99,7 +102,7 @@ def image_cores(host: Host, scene: Scene) -> Answer | None:
 
 
 def disk(sources: Sources, scene: Scene) -> Answer:
-    """Check the disk of the hub's files."""
+    """Check that the disk with the hub's files is writable and has space for the model."""
     from turbofit.model.folder import hub_cache
 
     cache, model = hub_cache(sources.environ), scene.model
@@ -119,7 +122,7 @@ def disk(sources: Sources, scene: Scene) -> Answer:
 
 
 def run_disk(folder: Path, scene: Scene) -> Answer | None:
-    """Check the disk of a run's logs and record."""
+    """Check that the disk has space for the logs and the record of a run."""
     space = scene.sources.disk_free(str(folder))
     if space is None or space[0] >= _RUN_BYTES:
         return None
@@ -131,7 +134,10 @@ def run_disk(folder: Path, scene: Scene) -> Answer | None:
 
 
 def port(sources: Sources, scene: Scene) -> Answer | None:
-    """Check the public port, or the ports of a run's engines, which were chosen at launch."""
+    """Check that the public port is free, or with a plan, the ports of the run's engines.
+
+    The ports of engines were chosen at launch.
+    """
     if scene.plan is not None:
         problems = (sources.port_problem("127.0.0.1", number) for number in scene.ports)
         problem = next((problem for problem in problems if problem is not None), None)

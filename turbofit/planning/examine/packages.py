@@ -165,9 +165,11 @@ def torch_architectures(machine: Machine, scene: Scene) -> Answer:
 
 
 def _runs(card: tuple[int, int], built: Sequence[str]) -> bool:
-    """Return whether a card runs any of the code ``built``: native of its major version, or PTX.
+    """Return whether a card runs any of the code for the architectures in ``built``.
 
-    Code whose name ends in a letter is for one card, and stands beside the plain one.
+    It runs native code of its own major version (``sm_86``), and PTX of any version up to its own
+    (``compute_80``). Architectures whose names end in a letter are ignored: they are for one card,
+    and torch has a plain one beside them.
     """
     plain = (re.fullmatch(r"(sm|compute)_(\d+)(\d)", name) for name in built)
     versions = [(match[1], (int(match[2]), int(match[3]))) for match in plain if match]
@@ -184,7 +186,7 @@ def _capabilities(machine: Machine) -> dict[str, tuple[int, int]]:
 
 
 def kernels(machine: Machine, scene: Scene) -> Answer | None:
-    """Check that TurboMind has code for each card; a plan says for which weights it lacks code."""
+    """Check that TurboMind has code for each card, but not the kernels that some weights need."""
     cards = _capabilities(machine)
     if not cards:
         return None
@@ -293,7 +295,7 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def _wanted_elsewhere(plan: Plan) -> Answer | None:
-    """Return a warning if a plan that is launched elsewhere needs certain versions of Transformers.
+    """Return a warning if a plan needs certain versions of Transformers elsewhere, or None.
 
     Versions that are only too old do not count: pip installs newer ones.
     """

@@ -35,7 +35,10 @@ _ARCHITECTURES: Final = (
 
 
 class Answer(NamedTuple):
-    """The answer of a check. ``why`` and ``error`` replace those of the check if they are given."""
+    """The answer of a check.
+
+    ``why`` and ``error`` are empty or replace the check's own.
+    """
 
     state: State
     seen: str

@@ -50,7 +50,7 @@ def with_forecasts(state: SearchState, evaluation: Evaluation) -> Evaluation:
 
 
 def _held(sizer: Sizer, session_len: int, wanted: int) -> Evaluation:
-    """Evaluate what the caches of all groups hold; each group should hold ``wanted`` requests."""
+    """Evaluate a shape by what its caches hold; each group should hold ``wanted`` requests."""
     request, sized = sizer.request, sizer.evaluation(session_len)
     units = sizer.state.requested_load.units_per_request
     evaluation = replace(
@@ -89,7 +89,10 @@ def _with_forecasts(sizer: Sizer, evaluation: Evaluation, *, wants_cache: bool) 
 
 
 def _sized(sizer: Sizer) -> tuple[Sizer, int, bool]:
-    """Return the sizer with the batch that it holds, the context, and whether it lacks cache."""
+    """Return the sizer with its best batch, its context, and whether more cache would allow more.
+
+    If requests are promised, the batch is what the cache holds of them.
+    """
     request = sizer.request
     wanted = ceil(sizer.shape.requests(request.workload.concurrency))
 
@@ -156,10 +159,10 @@ class _Unequal:
         return max(wholes, key=lambda whole: (whole.fits, whole.rank))
 
     def _held_shares(self, shared: Callable[[Sequence[float]], list[float]]) -> list[float]:
-        """Return the requests for each engine of each set; promised ones must fit its cache.
+        """Return the requests for each engine of each set; promised requests must fit its cache.
 
-        ``shared`` divides the requests, given the most for an engine of each set. The sum is less
-        than the requests if all caches together hold no more.
+        ``shared`` returns these numbers when it is given the largest number for each set. Their sum
+        is less than the promised requests if all caches together hold no more.
         """
         shares, most = shared(()), [inf] * len(self.sets)
         while self.request.promised_requests is not None:
@@ -272,10 +275,10 @@ Set = tuple[int, Callable[[float], Speed]]
 def evenly(
     sets: Sequence[tuple[int, float]], requests: float, most: Sequence[float] = ()
 ) -> list[float]:
-    """Divide requests over the engines of each set, by the set's weight, up to its bound.
+    """Divide requests over the engines of each set, in proportion to a weight, up to a bound.
 
-    ``sets`` has the number of engines and the weight for each set. ``most`` has the bounds; without
-    it there are none.
+    Returns the requests for one engine of each set. ``sets`` has the number of engines and the
+    weight for each set. ``most`` has the bounds; without it there are none.
     """
     bounds = list(most or [inf] * len(sets))
     open_, left = dict(enumerate(sets)), requests
@@ -309,7 +312,10 @@ def share_out(
         return shares[place] + steps[place] <= bounds[place]
 
     def worth(place: int) -> tuple[float, float]:
-        """Return the requests a second that the next part adds, and an answer's negative time."""
+        """Return a sort key: what the set at this place gains from the next part of requests.
+
+        The key is the additional requests a second, then the negative seconds of an answer.
+        """
         share, speed = shares[place], speeds[place]
         now, more = speed(share), speed(share + steps[place])
         before, after = now.requests_per_second, more.requests_per_second

@@ -127,8 +127,8 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
 def fit_on_host(request: ResolvedRequest, engine: Engine) -> EngineFit:
     """Search the best shape, with fewer replicas if host memory is not enough for all of them.
 
-    If no number of replicas fits, the result is the one with the most requests at once. Errors are
-    those of :func:`search`.
+    If no number of replicas fits, the result is the shape with the most requests at once. Raises as
+    :func:`search`.
     """
     fit = search(request, engine)
     if fit.host_problem is None or request.replicas is not None or request.groups is not None:
@@ -159,7 +159,7 @@ def at_limit(
 
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
-    """Return the largest lower image limit with which a shape keeps all else, or None."""
+    """Return the largest lower image limit with which a shape fits; None if none does."""
     rule, here = request.model.image_rule, _Search(request, engine)
     if rule is None or shape.image_limit is None:
         return None
@@ -173,7 +173,10 @@ class _Search:
         self.state = SearchState(request, engine)
 
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
-        """Return the best evaluation, and all; if none serves, the best at the wished limit."""
+        """Return the best evaluation, and all evaluations.
+
+        If no shape serves, the best is that at the wished image limit.
+        """
         request, space = self.request, self.shapes()
         whole = [self.evaluate(shape) for shape in space]
         every = [*whole]
@@ -255,9 +258,10 @@ class _Search:
         return evaluate(self.state, shape)
 
     def queued(self, shape: Shape, whole: Evaluation) -> Iterator[Evaluation]:
-        """Yield the shape with a peak for one request's images, if it may be better than ``whole``.
+        """Yield the shape with image requests that wait for each other, if it may beat ``whole``.
 
-        In ``whole`` the peak has the engine's own bound; here image requests wait for each other.
+        The peak of ``whole`` allows for as many images as an engine can bring together; here it
+        allows for one request's images.
         """
         request, units = self.request, self.state.requested_load.units_per_request
         # With `queue_images` every shape already has one request's units.
@@ -273,7 +277,7 @@ class _Search:
             yield queued
 
     def widened(self, queued: Evaluation) -> Evaluation:
-        """Return the same shape with the most units per forward that cost no promise or speed."""
+        """Evaluate the shape with the most units per forward that cost no promise or speed."""
         rule, low = self.request.model.image_rule, queued.shape
         least = low.units_per_forward
         assert rule is not None
@@ -292,7 +296,7 @@ class _Search:
         return tried[bisect(costs_nothing, 0, steps)[0]]
 
     def lowered(self, shape: Shape) -> Evaluation:
-        """Evaluate a shape at the largest lower limit with which it serves, else at the least.
+        """Evaluate a shape at the largest lower image limit that it serves, else at the least.
 
         If the shape is no worse with the engine's own bound of units, it has this bound.
         """
@@ -314,7 +318,7 @@ class _Search:
         return replace(lower, units_per_forward=units)
 
     def _served_limit(self, shape: Shape) -> int:
-        """Return the largest lower limit under which a shape serves; the least if there is none.
+        """Return the largest lower image limit under which a shape serves, else the least limit.
 
         If one request never takes more memory than several, one request on each group is enough to
         know. Groups are in many shapes, and each kind of group is computed once.
@@ -345,9 +349,9 @@ class _Search:
         return min(limits)
 
     def _as_taken(self, evaluations: list[Evaluation]) -> list[Evaluation]:
-        """Forecast shapes with a lowered limit anew, for the images that they serve.
+        """Forecast shapes with a lowered image limit again, for the smaller images that they serve.
 
-        Until then all shapes are compared by their forecasts for the wished images.
+        Before, all shapes are compared by their forecasts for the wished images.
         """
         states: dict[int | None, SearchState] = {}
 
@@ -402,7 +406,10 @@ def _other_weights(request: ResolvedRequest) -> str:
 
 
 def _order(evaluation: Evaluation) -> tuple[object, ...]:
-    """Return the sort key: fitting shapes by rank, others by requests held and missing bytes."""
+    """Return the key that sorts evaluations, the best last.
+
+    Shapes that fit are sorted by rank, others by the requests that they hold and the missing bytes.
+    """
     indices = tuple(-index for group in evaluation.shape.groups for index in group)
     if evaluation.fits:
         return (1, *evaluation.rank, indices)

@@ -114,7 +114,7 @@ class Evaluation(Struct):
 
     @property
     def serves(self) -> bool:
-        """Whether it serves, perhaps with fewer requests at once than wished."""
+        """Whether the shape serves, perhaps with fewer requests at once than wished."""
         return self.fits or self.held_requests > 0
 
     @property
@@ -319,10 +319,12 @@ def _replicas(request: ResolvedRequest, most: int) -> Sequence[int]:
 
 
 def check_gpus(request: ResolvedRequest) -> None:
-    """Check that there are as many GPUs as were asked for, whole ones if a model is split.
+    """Check that there are as many GPUs as were asked for.
+
+    MIG slices do not count if a model is split over several GPUs.
 
     Raises:
-        UsageError: there are fewer.
+        UsageError: there are fewer GPUs.
     """
     given = [f"--{name} {n}" for name in ("tp", "replicas") if (n := getattr(request, name))]
     tp, visible = request.tp or 1, request.visible
@@ -432,8 +434,8 @@ def mixed_groupings(
 def like_groups(machine: Machine, groups: Sequence[Group]) -> tuple[tuple[Group, ...], ...]:
     """Divide the groups into sets of equal groups, the set with the freest cards first.
 
-    Groups are equal if their cards are, at each place, except for a little used memory. Links are
-    ignored.
+    Two groups are equal if their first cards are equal, and their second, and so on; a little more
+    used memory does not matter. Links are ignored.
     """
 
     def cards(group: Group) -> list[tuple[int, str, int, int, int]]:

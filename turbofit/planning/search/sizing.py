@@ -65,7 +65,7 @@ class SearchState:
         self._answers: dict[tuple[object, ...], Any] = {}
 
     def once(self, key: tuple[object, ...], answer: Callable[[], V]) -> V:
-        """Return the answer for a key, computed once; the key begins with the question's name."""
+        """Return the answer for a key, computed only once; keys begin with a question's name."""
         if key not in self._answers:
             self._answers[key] = answer()
         found: V = self._answers[key]
@@ -115,7 +115,10 @@ class Sizer:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """A key of all that the context and the best batch depend on; equal groups count once."""
+        """A key that is equal for sizers with the same context and best batch.
+
+        Equal groups count once.
+        """
         at_once = self.shape.requests(self.request.workload.concurrency)
         shape = replace(self.shape, groups=(), at_once=at_once)
         return (shape, self.vision_load, tuple(map(self.state.key_of, self.distinct)))
@@ -136,7 +139,7 @@ class Sizer:
         return self if limit is None or batch <= limit else self.with_batch(limit)
 
     def evaluation(self, session_len: int) -> Evaluation:
-        """Evaluate the shape with this context: ratio, cache and missing bytes, without speeds."""
+        """Evaluate the shape with this context: cache ratio, tokens, missing bytes; no speeds."""
         accounts = self.accounts(session_len)
         settings = shape_settings(self.request, self.shape, session_len)
         ratio = self.ratio(accounts)
@@ -163,7 +166,7 @@ class Sizer:
         return max(0, tokens - kv_tokens) * account.bytes_per_token
 
     def accounts(self, session_len: int) -> list[Account]:
-        """Return one account for each distinct group; indices may be those of an equal group."""
+        """Return one account for each kind of equal groups, made for the GPUs of one of them."""
         settings = shape_settings(self.request, self.shape, session_len)
         return [self._account(settings, gpus) for gpus in self.distinct]
 
@@ -190,7 +193,7 @@ class Sizer:
         *,
         plain: bool = False,
     ) -> Speed:
-        """Return the forecast of one group; ``at_once`` None means the shape's own requests.
+        """Forecast one group's speed; ``at_once`` None means the shape's own requests.
 
         ``plain``: as if the vision tower's attention took no time.
         """
@@ -247,9 +250,10 @@ class Sizer:
         return rounded if cheap else low
 
     def ratio(self, accounts: Sequence[Account]) -> float | None:
-        """Return the largest ratio that fits every group and the rehearsals' caps, or the user's.
+        """Return the largest cache ratio with which every group fits, or the user's own ratio.
 
-        None if no ratio fits one of the groups.
+        It is no larger than the caps that rehearsals found. None if no ratio fits one of the
+        groups.
         """
         if isinstance(self._fixed_ratio, int | float):
             return float(self._fixed_ratio)
@@ -286,7 +290,7 @@ class Sizer:
         return sum(sum(account.taken_at(account.ratio)) for account in accounts)
 
     def _short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
-        """Return the missing bytes on the tightest GPU; 0 if the shape serves."""
+        """Return the bytes missing on the tightest GPU; 0 if the shape serves."""
         missing = max(account.missing_at(ratio or 0.0) for account in accounts)
         if missing or ratio is None:
             return max(1, missing)
@@ -335,8 +339,8 @@ def longest_context(request: ResolvedRequest) -> int:
     """Return the longest context to promise: the user's, or the model's own up to 32,768.
 
     Few requests are longer, and longer contexts let more images share TurboMind's forward. If
-    images need a longer context, they get it. With the goal of context it is the model's own; for
-    the least footprint it is that of one request.
+    images need a longer context, they get it. With the goal ``context`` the model's own context is
+    returned; for the least footprint, the tokens of one request.
     """
     most = most_context(request)
     if request.workload.goal == "context" or request.context_given:
@@ -360,10 +364,10 @@ def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     """Return the batch of one engine, and whether more memory would allow a larger batch.
 
-    The batch is the user's own; else the smallest with nearly the best forecast, since more rows
-    cost memory, or the largest that memory allows. No batch shortens ``session_len``. The forecast
-    leaves out the time of the tower's attention: if the tower needs seconds for a worst image, a
-    batch gains little, and smaller images and texts would wait in vain.
+    The user's own batch is kept. Else it is the smallest batch with nearly the best forecast, since
+    more rows cost memory, or the largest that memory allows. No batch shortens ``session_len``. The
+    forecast leaves out the time of the tower's attention: if the tower needs seconds for a worst
+    image, a batch gains little, and smaller images and texts would wait in vain.
     """
     fixed = sizer.request.engine_options.get("max_batch_size")
     if isinstance(fixed, int):
