@@ -66,8 +66,8 @@ _PLACEHOLDER: Final = re.compile(r"\{(\{\w+\})\}|\{(\w+)\}")
 class BatchInput(NamedTuple):
     """An input: each call of ``items`` reads it from the beginning, in the same order.
 
-    Relative paths of images begin in ``base``. ``max_tokens`` is the limit for items that state
-    none; None leaves it to the server.
+    Relative paths of images begin in the folder ``base``. ``max_tokens`` limits the answers to
+    items that state no limit of their own; None leaves the limit to the server.
     """
 
     base: str

@@ -161,7 +161,10 @@ class BatchJob:
         self._sender: Sender | None = None
 
     async def run(self) -> BatchResult:
-        """Send the items without a line; after an error or a signal, run the same batch again."""
+        """Send all items that have no output line yet, and return the counts of the batch.
+
+        After an error or a signal, the same batch can be run again to continue.
+        """
         open_files(1 << 16)  # a socket for each request; shells often allow 1,024
         with closing(OutputFile(self._paths[1])) as output:
             try:
@@ -257,10 +260,10 @@ async def send_all(
 
 
 async def run_together(work: Iterable[Awaitable[None]], until: str) -> None:
-    """Wait for tasks: until the first ends, or until all end or one fails.
+    """Run tasks together until the first ends, or until all end or one fails.
 
-    ``until`` is `asyncio.wait`'s constant for one of the two. Then tasks that still run are
-    cancelled, and the first error is raised.
+    ``until`` is `asyncio.FIRST_COMPLETED` for the first ending, `asyncio.FIRST_EXCEPTION` for the
+    second. Tasks that still run then are cancelled, and the first error is raised.
     """
     tasks = [asyncio.ensure_future(one) for one in work]
     try:

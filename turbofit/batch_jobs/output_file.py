@@ -1,4 +1,4 @@
-"""Items, their lines, and the output file, which shows what is answered already.
+"""Reads and writes the output file of a batch, which shows what items are answered already.
 
 The output file is the only state. The kernel gets each line in one piece before its item counts, so
 a line outlives the process. Once a second all lines are synced to the disk: after a power cut only
@@ -200,7 +200,10 @@ class OutputFile:
         self.answered, self.failed = self.answered + (not failed), self.failed + failed
 
     def _whole_lines(self) -> Iterator[bytes]:
-        """Yield the lines up to the first without an end, or with bytes that a power cut lost."""
+        """Yield the complete lines of the output, up to the first damaged line.
+
+        A line is damaged if its end is missing, or if a power cut has left NUL bytes in it.
+        """
         with open(self._fd, "rb", buffering=1 << 20, closefd=False) as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n") or _NUL in line:

@@ -119,7 +119,7 @@ _AWAY: Final = frozenset({408, 425, 429, 502, 503, 504})
 
 
 class Sender(ServerClient):
-    """Asks one server for the lines of items.
+    """Sends items to one server, and makes their output lines from its answers.
 
     An answer may take ``timeout`` seconds. The server may be away for ``patience`` seconds; None
     waits for ever, for a server that the batch started itself.
@@ -176,7 +176,11 @@ class Sender(ServerClient):
         return BatchLine(id=item.line_id, custom_id=item.custom_id, response=response, error=error)
 
     async def _answer(self, method: str, path: str, body: bytes | None) -> tuple[int, Any, bytes]:
-        """Send a request until an answer counts; return the answer's status, headers and body."""
+        """Send a request until the server answers; return the answer's status, headers and body.
+
+        If the server is away or busy, the request is sent again. After an error of the server (500
+        or higher) it is sent again a few times.
+        """
         tries = breaks = errors = 0
         while True:
             headers: Any = {}

@@ -1,1 +1,1 @@
-"""Finds out by trying: calibrations, tunings, loads on a server, used memory over time."""
+"""Measures by trying: calibrates and tunes plans, sends loads to servers, reads GPUs' memory."""

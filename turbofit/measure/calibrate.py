@@ -210,7 +210,10 @@ def calibrate(
 
 
 def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
-    """Return the KV tokens of the model on these cards, with assumed and with measured figures."""
+    """Return how many KV tokens plans for these cards have: ``assumed`` and ``measured``.
+
+    ``assumed`` is by the estimates alone, ``measured`` with all stored calibrations.
+    """
     assert run.config.request is not None
     request = run.config.request.changed(on=plan.machine, gpus=None)
     known = calibrations.with_calibrations(plan.machine, pretend=apart).calibrations
@@ -263,11 +266,10 @@ def learned(
 
 
 def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bool:
-    """Delete the ladder's changes for this launch, if the calibration measured a shortfall.
+    """Delete the settings that failed starts led to, if the calibration measured a shortfall.
 
-    Returns whether any were deleted. The larger margin that failed starts led to would otherwise be
-    added to the measured shortfall. The changes stay if the calibration found none, or was not
-    kept.
+    Returns whether any were deleted. Their larger margin would otherwise be added to the measured
+    shortfall. The settings stay if the calibration found no shortfall, or was not stored.
     """
     more = any(row["context"] + row["buffers"] > 0 for row in result["calibrations"])
     kept = bool(result["kept"])
@@ -297,9 +299,9 @@ def stored(plan: Plan) -> Document:
 
 
 def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
-    """Return which GPU's use another process has changed by more than noise; None if it is none.
+    """Return a message on a GPU on which other processes' memory has changed since ``before``.
 
-    Such a change would be counted as the engine's memory.
+    None if no change is larger than noise. A change would be counted as the engine's memory.
     """
     for gpu in plan.gpus:
         if gpu.index in before:
@@ -354,7 +356,10 @@ class NvmlUsageReader:
 
 
 class PretendUsageReader:
-    """Reads the bytes that pretend GPUs hold. A peak counts if it is higher than all before it."""
+    """Reads the bytes that pretend GPUs hold.
+
+    Their peaks cannot be reset, so a reading has a new peak only if it exceeds all earlier peaks.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -362,7 +367,9 @@ class PretendUsageReader:
         self._highest: dict[int, int] = {}
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        """Return the bytes that each pretend GPU holds now, and its peak if that has risen.
+        """Return the bytes in use on each pretend GPU: now, and at the peak since the last reading.
+
+        The peak is the use now if there was no higher peak than at earlier readings.
 
         Raises:
             MachineError: the account of the pretend GPUs cannot be read.

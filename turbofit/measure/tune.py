@@ -170,7 +170,10 @@ def described(load: LoadSpec) -> str:
 
 
 def _at_once(usual: Plan) -> int:
-    """Return how many requests at once show a batch's speed: twice the plan's, at most 128."""
+    """Return the number of requests at once for the trials: twice the plan's, at most 128.
+
+    That is enough to show how fast a full batch is.
+    """
     return max(1, min(_MOST_AT_ONCE, 2 * usual.requests_at_once))
 
 
@@ -231,9 +234,10 @@ class Tuner:
         )
 
     def _best_again(self) -> TrialRecord | None:
-        """Try the best choice for twice as long, or the next best if it fails; return what held.
+        """Try the best choice again, for twice as long; return its trial if it is still good.
 
-        None if there is only one good trial, no time is left, or all fail.
+        If it is not, the next best choice is tried. None if there is only one good trial, no time
+        is left, or all fail.
         """
         good = self._good()
         for trial in good if len(good) > 1 else ():
@@ -246,7 +250,10 @@ class Tuner:
         return None
 
     def _good(self) -> list[TrialRecord]:
-        """Return the trials that meet the SLO, the best first; without those that failed again."""
+        """Return the trials that meet the SLO, the best first.
+
+        Options that failed when they were tried again are left out.
+        """
         failed = [trial.options for trial in self._trials if trial.again and not trial.meets_slo]
         good = [one for one in self._trials if one.meets_slo and one.options not in failed]
         return sorted(good, key=self._value, reverse=True)

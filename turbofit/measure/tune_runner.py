@@ -79,8 +79,8 @@ def order(
     """Sort the choices that are left, the most promising first.
 
     First come choices that should keep the SLO, by their forecast of requests a second; then the
-    others, by how little they miss it. ``measured``, if any, corrects the forecast times: those of
-    other choices are assumed to be wrong by the same factors.
+    others, by how little they miss the SLO. If ``measured`` is given, forecast times are corrected:
+    they are assumed to be wrong by the same factors as that trial's forecast.
     """
 
     def times(forecast: TrialForecast) -> dict[str, float]:

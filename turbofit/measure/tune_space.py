@@ -165,12 +165,12 @@ def _every(
 
 
 def _rows(plan: Plan, at_once: float) -> int:
-    """Return the number of rows of a batch that the load can fill."""
+    """Return how many requests of the load run at once in one engine's batch."""
     return min(plan.settings.max_batch_size, math.ceil(at_once / plan.parallel.replicas))
 
 
 def _kind(plan: Plan, at_once: float) -> tuple[object, ...]:
-    """Return the settings that matter under the load: plans with equal ones are alike."""
+    """Return the settings that matter under the load; plans with equal settings count as alike."""
     settings = plan.settings
     return (
         plan.engine.name, plan.parallel.tp, plan.parallel.replicas, _rows(plan, at_once),

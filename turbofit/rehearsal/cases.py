@@ -1,9 +1,9 @@
 """The worst-case requests of a plan for each engine, named like the ledger's transient terms.
 
-``vision_request``: one request with as many images as it may have. ``vision_forward``: images that
-bring as many units into one forward as the plan pays for. ``text_prefill``: one prompt as long as
-the plan promises. ``sampling``: a full batch with ``top_k=0``. An engine that serves one request at
-a time has the first and the third case.
+``vision_request``: one request with as many images as a request may have. ``vision_forward``:
+images that bring as many vision units into one forward as the plan pays for. ``text_prefill``: one
+prompt as long as the plan promises. ``sampling``: a full batch with ``top_k=0``. An engine that
+serves one request at a time has only the first and the third case.
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ def torch_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
 
 
 def limited(plan: Plan) -> Model:
-    """Return the model with the planned image limit as its own, if its stand-in can carry one."""
+    """Return the model with the planned image limit as its own limit.
+
+    It is returned unchanged if a twin's files cannot state such a limit.
+    """
     model, limit = plan.model, plan.limits.image_limit
     carries = model.vision is not None and model.vision.kind in ("internvit", "moonvit")
     if model.image_rule is None or limit is None or not carries:

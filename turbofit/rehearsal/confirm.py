@@ -45,11 +45,11 @@ def refuse_untwinned(request: PlanRequest) -> None:
 
 
 def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
-    """Rehearse a plan; return it with lower ratios if the engine left less than the margin.
+    """Rehearse a plan; return it with lower ratios if the engine left less free than the margin.
 
-    If nobody asked for a margin, a smaller one may be used (`Margin`). If even the last rehearsal
-    leaves less, the result is a plan with the whole margin, which warns that it was not rehearsed.
-    A plan that does not fit is returned unchanged.
+    If the user gave no margin, a smaller margin may be used (`Margin`). If even the last rehearsal
+    leaves less than that, the result is a plan with the whole margin, and a warning that it was not
+    rehearsed. A plan that does not fit is returned unchanged.
 
     Raises:
         UsageError: the plan is for Transformers.

@@ -229,9 +229,9 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
 
 
 def unanswered(plan: Plan, document: Document) -> End | None:
-    """Return an End for a promise of the plan that an engine did not keep; None if it kept all.
+    """Return an End if the engine refused a request that the plan promises to serve; else None.
 
-    The plan does not promise prompts that are longer than its longest request.
+    The plan promises only prompts that are no longer than its longest request.
     """
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens)
     taken = document["cache"].get("session_len")
@@ -251,8 +251,8 @@ def unanswered(plan: Plan, document: Document) -> End | None:
 def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, ...]:
     """Return the plan's ledgers, with ``rehearsed`` filled in for terms that a counter shows.
 
-    It stays empty for terms that share a counter (``Rehearsal.together``), or that only a real card
-    has.
+    ``rehearsed`` stays empty for terms that share a counter (``Rehearsal.together``), or that only
+    a real card has.
     """
     counters = dict(zip(plan.parallel.groups[group], document["terms"], strict=True))
 
@@ -265,7 +265,7 @@ def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, .
 
 
 def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, list[Term]]:
-    """Return the terms of a ledger by the line of the counters that shows them."""
+    """Return the terms of a ledger by the name of the engine's counter that measures them."""
     lines: dict[str, list[Term]] = {}
     for term in ledger:
         line = _TOGETHER.get(term.term, term.term)
@@ -281,7 +281,7 @@ def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, lis
 
 
 def _together(plan: Plan, document: Document, group: int) -> tuple[RehearsedTogether, ...]:
-    """Return the counters' lines that stand for several terms; each GPU of the group has them."""
+    """Return the counters that measure several terms together, with the bytes on each GPU."""
     ledgers = {gpu.index: gpu.ledger for gpu in plan.gpus}
     by_gpu = list(zip(plan.parallel.groups[group], document["terms"], strict=True))
     lines = [_lines(ledgers[index], counters) for index, counters in by_gpu]

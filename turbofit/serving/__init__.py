@@ -1,6 +1,6 @@
-"""Runs of a server: processes, their supervision, the pipeline, the cluster.
+"""Runs a server: starts and supervises engine processes, on one machine or a cluster.
 
-Read in this order: ``run`` (measure, plan, reserve), ``start`` (one start, and the next one with a
-lower plan), ``supervisor`` (all engines), ``engine.supervised_engine`` (one engine),
-``engine.launches`` (its command), ``engine.process`` (its process).
+Also opens the pipeline. Read in this order: ``run`` (measure, plan, reserve), ``start`` (one start,
+and the next start with a lower plan), ``supervisor`` (all engines), ``engine.supervised_engine``
+(one engine), ``engine.launches`` (its command), ``engine.process`` (its process).
 """

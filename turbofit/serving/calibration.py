@@ -1,17 +1,17 @@
-"""Compares what a launch took of each GPU with its plan, and corrects the next plan by it.
+"""Compares the memory that a launch took on each GPU with its plan, and corrects later plans.
 
 There are two corrections, in bytes per GPU (`turbofit.memory.calibrated` adds them to ledgers):
 
 - ``context``: the bytes that were in use when the engine sized its cache, by its own log, minus
   the forecast.
-- ``buffers``: the largest excess over the forecast after that, with the first correction added:
-  after the warm-up, after one small request of each kind (which loads the kernels that only images
-  or sampling need), and under each worst case.
+- ``buffers``: the most bytes in use after the cache was allocated, minus the forecast and minus
+  ``context``. It is measured after the warm-up, after one small request of each kind (which loads
+  the kernels that only images or sampling need), and under each worst case.
 
 The corrections count too much rather than too little. A correction never removes more than the
 estimates that it corrects, so formulas and worst cases keep their size. A corrected forecast of the
-measured launch is never below a value measured in it. The margin is added to that.
-The engine's own figures are shown beside the plan's as soon as its log contains them.
+measured launch is never below a value measured in it. The margin is added to the corrected
+forecast. The engine's own figures are shown beside the plan's as soon as its log contains them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ SEEN_FILE: Final = "seen.json"
 
 
 class CalibratedGpu(Struct):
-    """Bytes in use on one GPU, everybody's: before the launch, and at most in each part of it."""
+    """The measured bytes in use on one GPU, by all processes together.
+
+    ``before`` is the use before the launch; ``used`` is the highest use in each phase of the
+    launch.
+    """
 
     index: int
     before: int
@@ -55,9 +59,10 @@ class CalibratedGpu(Struct):
 
 
 class Observation(Struct):
-    """What one group showed. ``free`` and ``region`` are the engine's own figures for its cache.
+    """What was measured while the engine of one group of GPUs ran.
 
-    ``free`` is the free memory of its fullest GPU, in bytes. They are None if not logged.
+    ``free`` (free memory of the group's fullest GPU) and ``region`` (size of the cache) are bytes
+    from the engine's log; each is None if the log does not contain it.
     """
 
     group: int
@@ -69,9 +74,9 @@ class Observation(Struct):
 def learn(
     plan: Plan, observations: Sequence[Observation], *, lmdeploy: str, when: str, pretend: bool
 ) -> tuple[Calibration, ...]:
-    """Return the corrections for later plans: for each set of equal groups, the largest.
+    """Return corrections for later plans; equal groups share the largest that was measured.
 
-    ``lmdeploy`` is the version that ran, ``when`` is now as ISO 8601.
+    ``lmdeploy`` is the version that ran, ``when`` is the present time as ISO 8601.
     """
     calibrations: dict[tuple[str, ...], Calibration] = {}
     for observation in observations:
@@ -104,7 +109,10 @@ def learn(
 
 
 def _larger(calibration: Calibration, other: Calibration) -> Calibration:
-    """Return the larger corrections of two equal groups; ``spread`` is their difference."""
+    """Return a calibration with the larger corrections of two equal groups.
+
+    Its ``spread`` is the difference between the two groups.
+    """
     return replace(
         calibration,
         context=max(calibration.context, other.context),
@@ -115,10 +123,11 @@ def _larger(calibration: Calibration, other: Calibration) -> Calibration:
 
 
 def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document]:
-    """Forecast and measured bytes, one row per phase and GPU.
+    """Return rows that compare forecast and measured bytes of each phase of a launch.
 
     A row is ``{group, gpu, phase, forecast, measured, over}``, in bytes in use on the card. A
-    positive ``over`` is memory that the plan counted and the launch did not take.
+    positive ``over`` is memory that the plan counted and the launch did not take. Each GPU has its
+    own rows; only the two phases that the engine's log tells have one row for the whole group.
     """
     rows: list[dict[str, Any]] = []
     for observation in observations:
@@ -176,7 +185,7 @@ def _row(
 def _context(observation: Observation, ledgers: Sequence[GpuLedger]) -> int:
     """Return how many bytes more than forecast were in use before the cache was allocated.
 
-    They are those of the GPU that was fullest at the launch.
+    The GPU that was fullest at the launch is compared, since the engine's log is about that GPU.
     """
     if observation.free is None:
         return 0
@@ -191,7 +200,10 @@ def _context(observation: Observation, ledgers: Sequence[GpuLedger]) -> int:
 def _buffers(
     plan: Plan, observation: Observation, ledgers: Sequence[GpuLedger], context: int
 ) -> int:
-    """Return the most bytes in use, after the cache, beyond the forecast plus ``context``."""
+    """Return by how many bytes the use after the cache exceeded the forecast plus ``context``.
+
+    The largest excess of all GPUs and phases counts; it may be negative.
+    """
     more, least, shape = [], [], _shape(plan)
     # At the same ratio, the next start may allocate one step more of the pool than this one.
     held, step = None, 0
@@ -211,12 +223,15 @@ def _buffers(
 
 
 def _ours(card: CalibratedGpu, ledger: GpuLedger, used: int) -> int:
-    """Return bytes in use, minus the growth of other processes since the plan."""
+    """Return ``used`` without the bytes by which other processes have grown since the plan."""
     return used - card.before + ledger.used
 
 
 def _tightest(observation: Observation, ledgers: Sequence[GpuLedger]) -> GpuLedger:
-    """Return the ledger of the GPU that was fullest at the launch: the engine's log is about it."""
+    """Return the ledger of the GPU that was fullest at the launch.
+
+    The figures in the engine's log are those of this GPU.
+    """
     return min(ledgers, key=lambda ledger: ledger.free_for_cache - _drift(observation, ledger))
 
 
@@ -227,7 +242,10 @@ def _drift(observation: Observation, ledger: GpuLedger) -> int:
 
 
 def _forecast(ledger: GpuLedger, name: str) -> int:
-    """Forecast bytes in use after the warm-up, or under the worst case with that term's name."""
+    """Return the forecast bytes in use in a phase: after the warm-up, or under a worst case.
+
+    ``name`` is the phase's name; that of a worst case is also the name of its term in the ledger.
+    """
     if name in (STEADY, KERNELS):
         return ledger.steady
     pool = ledger.bytes_of(POOL_WARMUP)
@@ -241,7 +259,10 @@ def _shape(plan: Plan) -> CacheShape:
 
 
 def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
-    """Return bytes of the estimated terms in these phases; a correction never removes more."""
+    """Return the bytes of the estimated terms in these phases.
+
+    A correction never removes more.
+    """
     return sum(
         term.bytes
         for term in ledger.ledger
@@ -260,9 +281,9 @@ def in_words(figure: RunFigure) -> str:
 
 
 def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
-    """Return two forecasts beside the log's figures, in bytes per GPU: free memory, and cache size.
+    """Compare two forecasts with the engine's log, in bytes per GPU.
 
-    The free memory is that at the moment when the engine sized its cache.
+    The first is the memory that was free when the engine sized its cache, the second is the cache.
     """
     free = min(ledger.free_for_cache for ledger in plan.gpus)
     # With other engines on the GPU, a start changes the ratio, so that the cache keeps its size.
@@ -275,10 +296,10 @@ def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
 
 
 def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> RunFigure:
-    """Return how many tokens fit in the cache: forecast, and by the block sizes in the log.
+    """Compare the forecast number of tokens in the cache with the number by the log's block sizes.
 
-    The log lines of a hybrid model also cover the states of its sequences, so the planned blocks
-    are used for it.
+    For a hybrid model the log's lines also cover the states of its sequences, so the planned block
+    sizes are used.
     """
     logged, shape = LoggedSlab(slab.slab_size, slab.object_size), None
     if plan.model.text.delta is None:

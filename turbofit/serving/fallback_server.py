@@ -134,7 +134,7 @@ class ServedModel:
             torch.manual_seed(body["seed"])
 
         def ends(ids: Any, _scores: Any, **_: Any) -> Any:
-            """Tell Transformers after each token whether rows end; note the token's time."""
+            """Tell Transformers after each token whether to end; note the token's time."""
             self.moved = time.monotonic()
             return torch.full((ids.shape[0],), left.is_set(), device=ids.device)
 

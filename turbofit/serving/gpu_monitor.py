@@ -126,10 +126,10 @@ def used_now(plan: Plan) -> dict[int, int]:
 
 
 def beyond_forecast(plan: Plan, engines: Iterable[int]) -> int | None:
-    """Return how many bytes engines hold beyond the plan's peak, on the GPU where it is most.
+    """Return by how many bytes engines exceed the plan's peak, on the GPU with the most excess.
 
-    Negative if they hold less on all GPUs. None if NVML does not tell on each GPU what the engines
-    hold.
+    Negative if they stay below the peak on all GPUs. None if NVML does not show on each GPU how
+    much the engines hold.
     """
     machine, _ = ask_driver(_measured, _NO_ANSWER)
     ours, beyond = set(engines), []
@@ -144,9 +144,9 @@ def beyond_forecast(plan: Plan, engines: Iterable[int]) -> int | None:
 
 
 def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> list[str]:
-    """Wait until each GPU has no more in use than before; return a message for each that still has.
+    """Wait until no GPU has more memory in use than ``before``, or until ``seconds`` have passed.
 
-    The wait ends after ``seconds``.
+    Returns a message for each GPU that still has more in use.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -186,9 +186,9 @@ def _any_lost(uuids: tuple[str, ...]) -> bool:
 
 
 def any_busy(uuids: Iterable[str], seconds: float = 2.0) -> bool | None:
-    """Return whether a GPU has computed within the last second.
+    """Return whether one of these GPUs has computed within the last second.
 
-    None if no GPU reports that it has, and one does not report at all.
+    None if it is unknown: no GPU reports work, and at least one of them reports nothing at all.
     """
     return ask_driver(partial(_any_busy, tuple(uuids)), None, seconds=seconds)
 
@@ -208,9 +208,10 @@ def _any_busy(uuids: tuple[str, ...]) -> bool | None:
 
 
 def _others(gpu: Gpu, engines: Iterable[int]) -> int | None:
-    """Return the bytes that other processes than our engines hold, also unnamed ones.
+    """Return the bytes on a GPU that processes other than our engines hold.
 
-    None if NVML shows none of our engines, as after their end: nobody knows then who holds what.
+    Memory for which NVML names no process is included. None if NVML shows none of our engines, as
+    after their end: nobody knows then who holds what.
     """
     ours = set(engines)
     mine = [

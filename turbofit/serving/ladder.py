@@ -48,13 +48,16 @@ _MOVING: Final = ("before", "cache")
 
 
 class Proved(Struct, tag_field="schema", tag="turbofit.proved/1"):
-    """The day on which a plan's worst cases were answered; the file's name stands for the plan."""
+    """The file that proves a plan: the day on which its engines answered the worst cases.
+
+    The file's name stands for the plan.
+    """
 
     day: str
 
 
 class Held(Struct, tag_field="schema", tag="turbofit.held/1"):
-    """The most bytes beyond the forecast that engines of a plan held on a GPU; may be negative."""
+    """The most bytes beyond the forecast that a plan's engines held on a GPU; may be negative."""
 
     over: int
 
@@ -78,7 +81,10 @@ class Proof:
 
     @property
     def over(self) -> int | None:
-        """Bytes beyond the forecast that such a plan's engines held; None if nobody measured it."""
+        """Bytes beyond the forecast that engines of this plan held, at any cache ratio.
+
+        None if nobody measured it.
+        """
         kept = self._held.read()
         return None if kept is None else kept.over
 
@@ -108,7 +114,7 @@ def _facts(plan: Plan, *, ratio: bool = True) -> list[Any]:
 
 
 class Rehearsed(Struct, tag_field="schema", tag="turbofit.rehearsed/1"):
-    """The plan that a rehearsal made from another plan."""
+    """The plan to use instead of another plan, as that plan's rehearsal corrected it."""
 
     plan: Plan
 
@@ -183,10 +189,11 @@ def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
 
 
 def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
-    """Return a rung with a larger margin, for a smaller cache or another shape of engines.
+    """Return a rung with a larger margin, which leads to a smaller cache or to other engines.
 
-    The engine used all that the forecast left free in its phase, and lacked `missing` bytes more.
-    The margin grows by both, so that the next plan really leaves the former margin.
+    In the phase that failed, the engine used all that the forecast left free, and lacked `missing`
+    more bytes. The margin grows by the sum of these, so that the next plan really leaves the former
+    margin.
     """
     if "cache_max_entry_count" in fixed and "tp" in fixed:
         return None

@@ -58,8 +58,8 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
     ``need``: bytes by GPU UUID that the turbofit's engines take at most, with its margin;
     ``growth``: bytes that they may still take once they are ready. ``larger``: their caches may be
     larger than in the plan. ``engines`` are pairs of (pid, start time), with pids of
-    ``pid_namespace``. Who reads the file fills in ``path`` and the owner's ``uid``, which is -1 if
-    it is unclear.
+    ``pid_namespace``. The file does not contain ``path`` and the owner's ``uid``: they are filled
+    in when it is read. ``uid`` is -1 if the owner is unclear.
     """
 
     pid: int = 0
@@ -125,7 +125,7 @@ class Leases:
         If the folder cannot be used (``alone``), no lock is taken.
 
         Raises:
-            LaunchError: another process has held it for five minutes.
+            LaunchError: another process has held the lock for five minutes.
         """
         if self.alone:
             yield
@@ -157,7 +157,7 @@ class Leases:
         return [lease for lease in gone if lease.uid == os.getuid()]
 
     def reserve(self, plan: Plan) -> None:
-        """Write the lease of a plan whose engines will start, without the engines noted before."""
+        """Write a new lease for a plan whose engines will start; it names no engines yet."""
         need = {gpu.uuid: gpu.most - gpu.used + open_margin(gpu) for gpu in plan.gpus}
         growth = {gpu.uuid: gpu.peak - gpu.steady + open_margin(gpu) for gpu in plan.gpus}
         self._write(Lease(model=plan.model.name, need=need, growth=growth))
@@ -165,7 +165,8 @@ class Leases:
     def note(self, engines: list[int], *, ready: bool, larger: bool = False) -> None:
         """Write the engines' process ids, and whether they have taken all their memory (``ready``).
 
-        If one has just ended it counts as not ready, even if its turbofit has not seen that yet.
+        If an engine has just ended, the lease is not ready, even if the supervisor has not noticed
+        yet.
         """
         started = [(pid, start_time(pid)) for pid in engines]
         alive = tuple(pair for pair in started if pair[1])
@@ -264,9 +265,9 @@ def _create(path: Path) -> int:
 
 
 def _open_lock(path: Path) -> int:
-    """Return the lock file's descriptor; open it before trying to create it.
+    """Open the lock file, or create it if it is missing; return its descriptor.
 
-    In such a folder O_CREAT fails on another user's file.
+    It is not opened with O_CREAT: in a folder that users share this fails on another user's file.
     """
     why = "it comes and goes"
     for _ in range(100):
@@ -284,7 +285,10 @@ def _open_lock(path: Path) -> int:
 
 
 def _locked(path: Path) -> int:
-    """Return a new, locked file; on a file system without locks its lease counts for ever."""
+    """Create a file, lock it, and return its descriptor.
+
+    On a file system without locks the file stays unlocked, so its lease counts for ever.
+    """
     descriptor = _create(path)
     try:
         lock_soon(descriptor)
@@ -324,8 +328,8 @@ def is_held(path: Path) -> bool:
 def counted(machine: Machine, leases: Leases) -> Machine:
     """Return the machine, with the memory that other turbofits will still take counted as used.
 
-    This is too much if NVML does not show who holds memory: a lease then counts whole until its
-    engines are ready.
+    Too much is counted if NVML does not show who holds memory: until a lease's engines are ready,
+    the whole lease is then added to what they already use.
     """
     from turbofit.serving.runs import live_runs
 
@@ -359,8 +363,8 @@ def _gpu(gpu: Gpu, others: list[Lease], servers: set[int]) -> Gpu:
 def _pending(gpu: Gpu, lease: Lease) -> int:
     """Return the bytes that a lease's engines will still take on a GPU.
 
-    If their caches may be larger than planned, their use does not show how far they have grown. The
-    result is then too large by what they have grown already.
+    If their caches may be larger than planned, the bytes in use do not show how much of the
+    possible growth has happened. The result is then too large by that growth.
     """
     need = lease.need.get(gpu.uuid, 0)
     growth = lease.growth.get(gpu.uuid, need)

@@ -191,12 +191,12 @@ def needs_cluster(name: str) -> UsageError:
 
 
 def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
-    """Refuse a described machine for a command that works on the GPUs here.
+    """Refuse ``--on``, which names another machine, for a command that works on the GPUs here.
 
     ``does`` and ``beside`` are parts of the message.
 
     Raises:
-        UsageError: a machine is named.
+        UsageError: the request names a machine.
     """
     if request.on is not None:
         raise UsageError(

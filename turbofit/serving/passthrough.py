@@ -44,10 +44,11 @@ class _Table(Struct):
 
 
 class PassedOptions(msgspec.Struct):
-    """LMDeploy's options that are passed to the engines, and what is to be known of them.
+    """LMDeploy's options that turbofit passes to the engines, and the special ones among them.
 
-    ``api_keys`` are the keys among them, ``unplanned`` names options that no plan counts, and
-    ``public`` names options about clients, which would meet a gateway instead.
+    ``argv`` has all of them. ``api_keys`` are the API keys in them, ``unplanned`` names options
+    whose memory no plan counts, and ``public`` names options that concern clients: behind a gateway
+    they would have no effect on clients.
     """
 
     argv: list[str] = []

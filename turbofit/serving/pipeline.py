@@ -52,8 +52,8 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
     """Open LMDeploy's pipeline with planned settings; see `api.pipeline` for the keywords.
 
     If ``trust_remote_code`` is None, code of the model's repository is trusted if its tokenizer
-    needs it. With ``on`` nothing is reserved, and the reservations of other turbofits are not
-    counted.
+    needs it. If the keyword ``on`` names another machine, no memory is reserved, and reservations
+    of other turbofits do not count.
     """
     lmdeploy = find_lmdeploy()
     if lmdeploy.warning:
@@ -161,11 +161,11 @@ def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
 
 
 def _choose_gpus(plan: Plan, config: Any) -> None:
-    """Let the engine see only the planned group, and set what the account assumes of torch.
+    """Let the engine see only the planned GPUs, and set torch's allocator as the plan assumes it.
 
-    LMDeploy and torch use the first GPUs whatever ``devices`` says, so CUDA_VISIBLE_DEVICES decides
-    while this process has not used CUDA yet; after that only ``devices`` can, an option that the
-    PyTorch engine does not have.
+    LMDeploy and torch use the first GPUs whatever ``devices`` says. So CUDA_VISIBLE_DEVICES is set
+    if this process has not used CUDA yet. After that only ``devices`` can choose GPUs, an option
+    that the PyTorch engine does not have.
     """
     import torch
 
@@ -200,10 +200,10 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
 
 
 def held_to(plan: Plan, config: Any) -> tuple[GpuLedger, ...]:
-    """Return the ledgers that limit torch's allocator; empty if it must not be limited.
+    """Return the ledgers whose sizes limit torch's allocator; empty if it must not be limited.
 
-    Memory beyond a budget is for the caller's other models, which share that allocator; fields of
-    ``config`` that the plan does not count take memory from it, too.
+    It must not be limited if a budget leaves memory to the caller's other models, or if ``config``
+    has fields that the plan does not count: their memory comes from the same allocator.
     """
     ledgers = plan.ledgers_of(plan.parallel.groups[0])
     more = uncounted_fields() & changed_fields(config).keys()

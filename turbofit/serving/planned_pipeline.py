@@ -1,4 +1,7 @@
-"""LMDeploy's pipeline, which holds every image to a plan. Import it late: it imports LMDeploy."""
+"""LMDeploy's pipeline, made to keep the limits of a plan.
+
+Import this module late: it imports LMDeploy.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +57,10 @@ if TYPE_CHECKING:
 
 
 def hold_config(config: Any, scope: Scope) -> Any:
-    """Return a copy of a GenerationConfig with its values in range; warn of each that was lowered.
+    """Return a copy of a GenerationConfig, with values lowered to what the plan allows.
 
-    Fields that the table does not know come from a later LMDeploy, and stay as they are.
+    A warning names the lowered values. Fields that `GENERATION` does not list come from a later
+    LMDeploy, and stay as they are.
     """
     result = copy.copy(config)
     fields = {name: value for name, value in vars(result).items() if value is not None}
@@ -95,7 +99,10 @@ def check_keywords(engine: Any, keywords: Options) -> None:
 
 
 def hold_engine(engine: Any, scope: Scope) -> None:
-    """Hold requests to LMDeploy's ``AsyncEngine`` in range; a refused request gets the error."""
+    """Check each request to LMDeploy's ``AsyncEngine``, and lower values to what the plan allows.
+
+    A request that is refused gets the error as its answer.
+    """
     preprocess = getattr(engine, "preprocess", None)
     if preprocess is None:
         warnings.warn("this LMDeploy's parameters are not held to their ranges", stacklevel=2)
@@ -189,7 +196,7 @@ _REQUEST: Final[ContextVar[_Request]] = ContextVar("request")
 class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy has no types
     """LMDeploy's prompt processor ``base``, which limits loaded images before any tiling.
 
-    ``bounds`` are the plan's, the same that the gateway holds requests to.
+    ``bounds`` are the plan's limits, as in the gateway.
     """
 
     def __init__(self, base: MultimodalProcessor, bounds: Bounds) -> None:
@@ -316,7 +323,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
         return super()._request_generator(*arguments, **keywords)
 
     def close(self) -> None:
-        """Close LMDeploy's pipeline, then release its memory's lease, even if that close fails."""
+        """Close LMDeploy's pipeline, then release its memory's lease, even if closing fails."""
         if not self._open:
             return
         self._open = False

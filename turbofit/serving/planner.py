@@ -1,7 +1,7 @@
 """Makes the plans of a launch: under the machine's lock it measures, plans and reserves.
 
-Memory that others have reserved counts as used. Pretend GPUs are not measured: other pretend
-servers reserve memory of them.
+Memory that others have reserved counts as used. Pretend GPUs are not measured; only the
+reservations of other pretend servers count there.
 """
 
 from __future__ import annotations
@@ -102,7 +102,10 @@ class Planner:
         return counted(here, self.leases)
 
     def _made(self, request: PlanRequest) -> Plan:
-        """Plan (twice if the margin must be doubled), rehearse the plan, and raise its ratio."""
+        """Make the plan of a request, rehearse the plan, and raise its cache ratio where possible.
+
+        If the margin must be doubled, the request is planned again with the doubled margin.
+        """
         pretend = self.pretend or None  # which tunings and calibrations count
         plan = best_plan(request, pretend=pretend)
         if self.doubled and request.margin is None and plan.fits:
@@ -121,7 +124,7 @@ class Planner:
         return self._raised(request, plan)
 
     def _raised(self, request: PlanRequest, plan: Plan) -> Plan:
-        """Return the plan with a higher ratio, if a start proved here that less margin will do."""
+        """Return the plan with a higher cache ratio, if a start here proved a smaller margin."""
         usual = not self.pretend and request.margin is None
         over = self.over(plan) if usual and plan.fits else None
         if over is None:

@@ -277,8 +277,8 @@ class DetachedServer(NamedTuple):
 def serve_detached(words: Sequence[str]) -> DetachedServer:
     """Start ``turbofit serve`` with these words in a session of its own; return once it is open.
 
-    Return also if it has ended before. Its output goes to a log in the state folder. Ctrl-C during
-    the wait ends it, too.
+    The call also returns if the server ends before it opens. The server's output goes to a log in
+    the state folder. Ctrl-C during the wait ends the server, too.
 
     Raises:
         LaunchError: the state folder cannot be written.

@@ -1,4 +1,7 @@
-"""Starts of a run: overlay, engines, gateway and GPU watch; a lower plan where memory runs out."""
+"""Makes one start of a run: its overlay folder, engines, gateway and GPU watch.
+
+If memory runs out, the run goes on with a plan that needs less.
+"""
 
 from __future__ import annotations
 
@@ -215,7 +218,10 @@ class Start:
         ]
 
     def _ratio(self, group: int) -> Callable[[], float] | None:
-        """Return a function for the cache ratio of an engine's start; None for the plan's ratio."""
+        """Return a function that computes the cache ratio at each start of a group's engine.
+
+        None if the engine uses the plan's ratio.
+        """
         run, plan = self._run, self._plan
         if run.config.pretend:
             return None

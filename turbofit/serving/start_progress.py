@@ -90,10 +90,11 @@ class StartProgress:
         return Step(doing, detail=detail)
 
     def _weights(self, engines: Sequence[SupervisedEngine]) -> tuple[int, int]:
-        """Return the bytes of weights on the GPUs now, and when all are loaded.
+        """Return the bytes of weights that are on the GPUs now, and the bytes when all are loaded.
 
-        The first is too large if another process grows, or if the CUDA context is larger than
-        planned; it is too small while weights that were read are still in host memory.
+        The first number is derived from the memory in use. It is too large if another process
+        grows, or if the CUDA context is larger than planned; it is too small while weights are
+        still in host memory.
         """
         moment = self._clock()
         if moment - self._looked >= _EVERY:
@@ -134,8 +135,8 @@ def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> l
 def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
     """Return the plan with the KV tokens that its engines really have, if fewer than planned.
 
-    The gateway lets requests reserve no more; an engine that restarts may have fewer still.
-    ``cached``: tokens by group, None if an engine does not tell.
+    The gateway then lets requests reserve only that many. An engine that restarts may have fewer
+    still. ``cached``: tokens by group, None if an engine does not tell.
     """
 
     def of(kv: Kv, groups: Iterable[int]) -> Kv:

@@ -29,7 +29,7 @@ _LAST_SECONDS: Final = 10.0
 
 
 class StoppedError(BaseException):
-    """Raised by a signal that comes while nothing needs to be stopped in order."""
+    """Raised by a signal that comes when no engines or servers need an orderly stop."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
@@ -82,9 +82,10 @@ class StopSignal:
         self.signal = self.signal or number
 
     def resume(self) -> bool:
-        """Go on after an end that no signal asked for, without the registered calls.
+        """Cancel an end that no signal asked for, so that the run goes on.
 
-        Returns False if a signal has come: then nothing goes on.
+        The calls that `on_second` registered are dropped. Returns False, and cancels nothing, if a
+        signal has come.
         """
         # In this order a signal that comes meanwhile is not lost.
         self.signal = None

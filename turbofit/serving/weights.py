@@ -1,7 +1,7 @@
 """Downloads weights that are not on disk, before the engines start.
 
-LMDeploy would download them once for each replica, and show no progress; and the overlay needs a
-folder.
+LMDeploy would download them once for each replica, and show no progress. The overlay, a folder that
+stands for the model's, also needs them on disk.
 """
 
 from __future__ import annotations
@@ -102,7 +102,10 @@ def _here(name: str) -> int:
 def _communicated(
     process: subprocess.Popen[bytes], name: str, size: int, say: Callable[[str], None]
 ) -> tuple[bytes, bytes]:
-    """Return a child's output once it ends; until then show the progress, or print it at times."""
+    """Wait for a download's process to end, and return its output.
+
+    Until then its progress is shown; if nothing displays progress, it is printed from time to time.
+    """
     said_at = time.monotonic()
     while True:
         step = Step(f"downloading {name}", _here(name), size, "bytes")

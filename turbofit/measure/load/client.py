@@ -54,7 +54,10 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """The tokens by the server's count; else the pieces, which may be fewer than the tokens."""
+        """The number of tokens by the server's count, or of pieces if the server does not count.
+
+        There may be fewer pieces than tokens.
+        """
         return len(self.pieces) if self.output_tokens is None else self.output_tokens
 
     @property
@@ -71,7 +74,7 @@ class Answer:
 
     @property
     def e2e(self) -> float | None:
-        """Seconds to the end; None before it."""
+        """Seconds from the request to the end of its answer; None while it has not ended."""
         return None if self.ended is None else self.ended - self.begun
 
 

@@ -109,7 +109,10 @@ class LoadRun:
         return Step("measuring", time.perf_counter() - self.opened, seconds or 0.0, "s", counts)
 
     async def _place(self) -> None:
-        """Send one request after another, as one of the places of a closed loop."""
+        """Send one request after another, each when the last is answered.
+
+        A closed loop runs as many of these as it has requests at once. After errors it pauses.
+        """
         failures = 0
         while True:
             answer = await self._request()
@@ -187,7 +190,10 @@ _LATE: Final = 0.1
 
 
 def summary(run: LoadRun, *, url: str, model: str, busy: float) -> LoadResult:
-    """Return the figures of an ended load; ``busy`` is CPU seconds a second of this process."""
+    """Return the results of an ended load.
+
+    ``busy`` is the CPU time that this process used, in CPU seconds per second.
+    """
     window = Window(run.opened, run.opened if run.closed is None else run.closed)
     counted = [answer for answer in run.answers if answer.counts]
     good = [answer for answer in counted if answer.answered]

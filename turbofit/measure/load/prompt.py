@@ -28,7 +28,10 @@ _OTHERS: Final = (b":", b"event:", b"id:", b"retry:")
 
 
 class StreamError(Exception):
-    """A server's bytes are no answer; ``kind`` is the error's name, and the text is these bytes."""
+    """Raised if a server's answer is an error, is incomplete, or cannot be read.
+
+    ``kind`` names the error; the message is the beginning of the bytes that came, if any.
+    """
 
     def __init__(self, kind: str, example: bytes = b"") -> None:
         super().__init__(example[:LARGEST_ERROR].decode(errors="replace"))
@@ -39,7 +42,7 @@ def event_of(line: bytes) -> JsonObject | None:
     """Return the event in a line of a stream; None for other lines, empty for ``[DONE]``.
 
     Raises:
-        StreamError: the line is no event with choices, or it is an event of an error.
+        StreamError: the line is no event with choices, or the event reports an error.
     """
     if not line or line.startswith(_OTHERS):
         return None
@@ -69,7 +72,7 @@ _WORDS: Final = [
 
 
 class PromptWriter:
-    """Makes the bodies of chat completions, alike but for the words and the images' colours."""
+    """Makes bodies of chat completions, which differ only in their words and images' colours."""
 
     def __init__(self, model: str, spec: LoadSpec) -> None:
         self._model, self._spec = model, spec

@@ -16,7 +16,7 @@ BENCH_SCHEMA: Final = "turbofit.bench/1"
 
 
 class Spread(Struct):
-    """A time in seconds over requests; 0 of each where ``count`` is 0."""
+    """How a time in seconds is distributed over requests; all values are 0 if ``count`` is 0."""
 
     count: Annotated[int, doc("Requests that have this time.")] = 0
     mean: float = 0.0
@@ -27,7 +27,7 @@ class Spread(Struct):
 
 
 class ErrorCount(Struct):
-    """Requests that ended without an answer, by the reason."""
+    """How many requests of a load failed for one reason, which ``kind`` names."""
 
     kind: Annotated[str, doc("no connection, status 503, stalled, garbage, cut short, …")]
     count: int
@@ -45,7 +45,7 @@ class ClientShare(Struct):
 
 
 class LoadResult(Struct):
-    """A load on a server. Times are seconds, rates are of the window."""
+    """The results of a load on a server. Times are in seconds, rates are of the window."""
 
     schema: Annotated[str, const(BENCH_SCHEMA)] = BENCH_SCHEMA
     turbofit_version: str
@@ -78,7 +78,7 @@ class LoadResult(Struct):
 
 
 class Window(NamedTuple):
-    """The time that is measured."""
+    """The part of a load that is measured, between two times in seconds."""
 
     begin: float
     end: float
@@ -96,7 +96,10 @@ class Window(NamedTuple):
         return self.overlap(answer) / max(answer.ended - answer.begun, 1e-9)
 
     def tokens(self, answer: Answer) -> float:
-        """Return the tokens of an answer that came in the window, if all its pieces are equal."""
+        """Return how many tokens of an answer came in the window.
+
+        It assumes that all pieces of the answer have equally many tokens.
+        """
         if not answer.pieces:
             return 0.0
         came = bisect_left(answer.pieces, self.end) - bisect_left(answer.pieces, self.begin)

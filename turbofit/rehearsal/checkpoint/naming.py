@@ -23,9 +23,11 @@ _ROOM: Final = "checkpoints"
 
 
 class Decoder(Struct, forbid_unknown_fields=True):
-    """Where a decoder is in its model: prefixes of its tensors and of its head, keys in the config.
+    """Where the decoder's parts are inside the whole model's checkpoint.
 
-    ``quantized``: the part of the config that states the packing.
+    ``model`` and ``head`` are prefixes of the names of its tensors and of its output head;
+    ``config`` and ``quantized`` are the keys under which the config has its settings and the
+    packing.
     """
 
     model: str = "model."
@@ -75,7 +77,7 @@ def _whole(name: str) -> JsonObject:
 
 
 def _apart(names: JsonObject) -> JsonObject:
-    """Return names by single roles: ``q, k, v: attn.qkv`` becomes three entries."""
+    """Return names with one role for each key: ``q, k, v: attn.qkv`` becomes three entries."""
     return {
         role: _apart(name) if isinstance(name, dict) else name
         for roles, name in names.items()
@@ -110,7 +112,7 @@ def values_of(model: Model, ids: Mapping[str, int]) -> Values:
 
 
 def _of_attention(text: TextDims) -> dict[str, Any]:
-    """Return dimensions of latent attention and of gated delta nets."""
+    """Return the values that describe latent attention and gated delta nets."""
     values: dict[str, Any] = {}
     if text.mla is not None:
         values |= to_builtins(text.mla)
@@ -193,10 +195,10 @@ def _named(name: str, values: Values) -> Any:
 
 
 def config_from(template: Any, values: Values) -> Any:
-    """Make a config of its template: a value replaces ``=NAME``, and null a 0 of ``=NAME|null``.
+    """Make a config from a template, in which text such as ``=NAME`` stands for a value.
 
-    A sum of products may stand for NAME. ``=NAME|drop`` omits the key if the value is 0, ``=|drop``
-    always.
+    NAME may also be a sum of products. If the value is 0, ``=NAME|null`` becomes null, and
+    ``=NAME|drop`` omits the key. ``=|drop`` always omits the key.
     """
     if isinstance(template, dict):
         config = {key: config_from(value, values) for key, value in template.items()}
@@ -307,7 +309,9 @@ class Writer(NamedTuple):
 
 
 def need_names(names: JsonObject, tensors: Iterable[str]) -> None:
-    """Refuse names that lack the role of one of these tensors.
+    """Check that a file of `presets/checkpoints` gives a name to each of these tensors.
+
+    ``tensors`` are the roles that need a name.
 
     Raises:
         UsageError: a role has no name.

@@ -198,7 +198,8 @@ def write_header(
 ) -> int:
     """Write a safetensors file whose data is a hole; return the number of bytes of the data.
 
-    ``stored``: the two numbers of each tensor that holds a shape.
+    ``stored`` is needed for tensors that hold the shape of a packed weight: the two numbers of each
+    are written as real data.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "turbofit": "pretend: no data"}}
     at, shapes = 0, b""
@@ -221,7 +222,10 @@ def write_header(
 
 
 def write_weights(entries: Iterable[Entry], folder: Path) -> None:
-    """Write one file, or several with an index: Linux cannot map a file larger than its memory."""
+    """Write the tensors' headers into one file, or into several files with an index.
+
+    Each file stays small, since Linux cannot map a file that is larger than the host's memory.
+    """
     shards: list[list[Entry]] = []
     room = 0
     shapes: dict[str, tuple[int, int]] = {}

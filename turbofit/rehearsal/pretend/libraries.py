@@ -108,7 +108,10 @@ def _by_name(site: Path) -> Iterator[str]:
 
 
 def _read(library: Path) -> dict[str, LibraryInterface]:
-    """Return a library's imports by soname; by family if it does not link the imported library."""
+    """Return what a library imports from CUDA's libraries, by the soname of each.
+
+    The key is the family if the library does not link the one from which it imports.
+    """
     sonames = {family: name for name in needed(library) if (family := family_of(name))}
     if not sonames:
         return {}
@@ -251,11 +254,14 @@ class LibraryAccount:
         return int(self._lib.pretend_physical(device))
 
     def freeze(self) -> bool:
-        """Stop all other threads that call CUDA; return False if one runs after five seconds."""
+        """Stop all other threads that call CUDA; return False if any runs after five seconds."""
         return int(self._lib.pretend_freeze(5000)) >= 0
 
     def thaw(self) -> bool:
-        """Let the threads go on; return False if one had gone on by itself, after five seconds."""
+        """Let the stopped threads go on.
+
+        Returns False if a thread had already gone on by itself, as threads do after five seconds.
+        """
         return bool(self._lib.pretend_thaw())
 
     def pool(self, device: int, step: int) -> ctypes.c_void_p:

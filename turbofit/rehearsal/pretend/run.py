@@ -186,9 +186,9 @@ def _kept(folder: Path) -> Path:
 def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
     """Return the folder of the packages whose CUDA libraries a command will load; None without any.
 
-    It is found by the command if that is a Python, or by the Python in a script's first line; any
-    other command (a shell script, a compiled program) counts as using this Python's packages.
-    ``python`` replaces all of these.
+    The folder is that of a Python: of ``python`` if given, else of the command if it is a Python,
+    else of the Python in a script's first line, else (a shell script, a compiled program) of this
+    process.
 
     Raises:
         UsageError: there is no Python at this path.
@@ -220,7 +220,10 @@ SCHEMA = "turbofit.pretend-run/1"
 
 
 def report(ran: FinishedRun) -> Document:
-    """Return the document of a run, without processes that only counted the cards."""
+    """Return the document of a run.
+
+    Processes that did no more than count the cards are left out.
+    """
     cards = range(len(ran.scenario.gpus))
     return {
         "schema": SCHEMA,

@@ -23,7 +23,10 @@ def most_chunks(tokens: int, sequences: int, chunk: int = _CHUNK) -> int:
 
 
 def follow() -> None:
-    """Replace functions that read values from the card; the first forward replaces fla's, too."""
+    """Replace LMDeploy's functions that read values from the card.
+
+    fla's function is replaced at the first forward.
+    """
     from lmdeploy.pytorch.backends.cuda import gated_delta_rule as rule
 
     module: Any = rule
@@ -43,9 +46,9 @@ def follow() -> None:
 
 
 class _Indices:
-    """Replaces fla's function that lists each chunk's sequence and number: gives zeros.
+    """Replaces fla's function that lists the sequence and the number of each chunk.
 
-    They are made once a forward.
+    It returns zeros, made once a forward, and so reads nothing from the card.
     """
 
     def __init__(self) -> None:
@@ -64,7 +67,7 @@ class _Indices:
 
 
 def _replace(indices: _Indices) -> None:
-    """Replace the function in every module of fla that has imported it."""
+    """Replace fla's function by `indices`, in every module of fla that has imported it."""
     for name, module in list(sys.modules.items()):
         if name.startswith("fla.") and getattr(module, _INDICES, indices) is not indices:
             setattr(module, _INDICES, indices)
@@ -72,7 +75,7 @@ def _replace(indices: _Indices) -> None:
 
 
 def _fewer_variants(module: Any) -> None:
-    """Leave each kernel only a few variants, under any number of decorators."""
+    """Leave each kernel of a module only a few variants; find kernels under any decorators."""
     for kernel in list(vars(module).values()):
         while kernel is not None:
             variants = getattr(kernel, "configs", None)

@@ -62,9 +62,9 @@ def span(usage: Usage, gpu: int, phase: str, order: Sequence[str]) -> tuple[int,
 
 
 def read_run(ended: EndedRun) -> Readings:
-    """Return the memory by phase and the end of a rehearsal on torch.
+    """Return the memory of each phase of a rehearsal on torch, and how the rehearsal ended.
 
-    The figures are the allocator's and the account's; the end is in torch's words.
+    The figures are from torch's allocator and the account of the pretend machine.
     """
     notes, cards = ended.notes, range(len(ended.spec.machine.gpus))
     usages, records = ended.ran.usages, read_records(ended.folder)
@@ -157,7 +157,10 @@ def _case_terms(
 
 
 def end_of(ended: EndedRun) -> Document:
-    """Return the fields of the end; they are not used if all requests were served."""
+    """Return the fields of an `End` that says how a rehearsal ended.
+
+    They are not used if all requests were served.
+    """
     error, lines = ended.notes.get("error"), ended.log
     dead = [case for case in ended.notes.get("cases", []) if DEAD & set(case["statuses"])]
     phase = f"case {dead[0]['name']}" if dead else (error or ended.notes).get("phase", "import")

@@ -75,7 +75,10 @@ def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -
 
 
 def _wait(pending: Sequence[Any], account: LibraryAccount, seconds: float) -> None:
-    """Wait for all requests, but only while the engine calls something within ``seconds``."""
+    """Wait for all requests, but stop waiting if the engine makes no CUDA call for ``seconds``.
+
+    An engine that goes on making calls gets `LIMITS_WHILE_ACTIVE` times as long in all.
+    """
     timer = InactivityTimer(account.calls)
     longest = LIMITS_WHILE_ACTIVE * seconds
     for request in pending:

@@ -81,8 +81,9 @@ class RehearsedGpu:
     """The memory of one card: bytes held at the end and at the peak of each phase, and the cache.
 
     ``late``: bytes allocated after the cache and not freed yet, by kind and by call of the engine.
-    ``pinned`` host memory counts for the card that was current when it was allocated: a process's
-    peak depends on the timing of its ranks' threads, a rank's does not.
+    ``pinned`` is page-locked host memory, counted for the card that was current when it was
+    allocated. The peak by card does not depend on the timing of the ranks' threads; the process's
+    peak would.
     """
 
     in_use: int = 0

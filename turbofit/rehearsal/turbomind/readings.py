@@ -91,7 +91,7 @@ def read_run(ended: EndedRun) -> Readings:
 
 
 def end_of(ended: EndedRun, ledger: Ledger) -> Document:
-    """Return the fields of the end, with the kind that `death` tells of it.
+    """Return the fields of an `End` that says how a rehearsal ended, with the kind from `death`.
 
     They are not used if all requests were served.
     """
@@ -128,7 +128,10 @@ def _ledger(ended: EndedRun) -> Ledger:
 
 
 def _terms(ledger: Ledger, index: int, cases: Sequence[str]) -> dict[str, int]:
-    """Return a card's bytes by line of the ledger, with the executor pool's peak in each case."""
+    """Return a card's bytes by line of the ledger.
+
+    The line of each case has the executor pool's peak during the case.
+    """
     pool, late = ledger.executor_pool(index), ledger.cards[index].late
     terms = card_terms(ledger, index)
     terms |= {name: late[site] for name, site in _SITES.items() if site in late}
@@ -164,7 +167,10 @@ def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) ->
 
 
 def _states(slabs: Sequence[LoggedSlab], lines: Sequence[str]) -> Iterator[LoggedSlab]:
-    """Yield a sequence's state as the engine registered it: one part, and one for each layer."""
+    """Yield the parts of a hybrid model's state of one sequence, as the engine registered them.
+
+    The part that each layer has counts once for each layer; another part counts once.
+    """
     match = next((m for line in lines if (m := _STATE.search(line))), None)
     if match is None:
         return

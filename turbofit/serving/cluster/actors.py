@@ -62,9 +62,10 @@ def measure_here(version: str) -> Node:
 
 
 def node_of(node: Node, answer: Node | Exception) -> Node:
-    """Return the node with the machine that it measured, or with the reason why it did not.
+    """Return the node with the machine from ``answer``, or with the reason why it was not measured.
 
-    Only its first ``node.gpus`` visible GPUs count, since Ray gives jobs these numbers.
+    Only the first ``node.gpus`` visible GPUs of the machine count: Ray numbers a job's GPUs by
+    them.
     """
     if not isinstance(answer, Node):
         text = " ".join(str(answer).split())[-200:]
@@ -76,7 +77,10 @@ def node_of(node: Node, answer: Node | Exception) -> Node:
 
 
 def raylet_environment() -> Mapping[str, str]:
-    """Return the environment of Ray's process on this node; a task's own may hide GPUs."""
+    """Return the environment of Ray's process on this node, which shows all GPUs.
+
+    The environment of a task may hide GPUs from the task.
+    """
     try:
         with open(f"/proc/{os.getppid()}/environ", encoding="utf-8", errors="replace") as file:
             pairs = (entry.partition("=") for entry in file.read().split("\0"))
@@ -141,7 +145,7 @@ def statuses(run: str | None) -> list[NodeStatus]:
     """Return the status of each node of a run; of all runs if ``run`` is None.
 
     Raises:
-        UsageError: no node of such a run answers.
+        UsageError: no node answers, of this run or of any run.
     """
     found = [status for status in told(ray_adapter.actors()) if run in (None, status.serves)]
     if not found:

@@ -1,9 +1,9 @@
 """The controller of `turbofit serve --cluster ray`: it plans all nodes and keeps an actor on each.
 
-A task measures each node. One promise holds for the plans of all nodes. A node's actor runs a
-`turbofit serve` with the node's plan, or says why the node serves nothing; the front asks the
-actors for addresses. When the controller ends, for whatever reason, Ray ends the actors, and with
-them their servers.
+A task measures each node. All nodes' plans promise clients the same image limit and context. A
+node's actor runs a `turbofit serve` with the node's plan, or says why the node serves nothing; the
+front asks the actors for addresses. When the controller ends, for whatever reason, Ray ends the
+actors, and with them their servers.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class NodeState:
     """A node of the cluster, as the controller last saw it.
 
     ``ray`` is Ray's own description. ``status`` is the answer of the node's actor, None if the
-    actor is silent. ``planned`` is what the actor was started with. The node joins at ``again`` or
-    later.
+    actor is silent. ``planned`` is the plan with which the actor was started. ``again`` is the
+    earliest time (monotonic, in seconds) at which the node may get a new plan.
     """
 
     ray: Node
@@ -71,7 +71,8 @@ class NodeState:
 class Controller:
     """Measures, plans and watches all nodes of a run.
 
-    ``plan`` is the first plan, whose promise clients know; None before it is made.
+    ``plan`` is the first plan, whose image limit and context are promised to clients; None before
+    it is made.
     """
 
     def __init__(

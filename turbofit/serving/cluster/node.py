@@ -30,9 +30,9 @@ DRAINED: Final = "it is drained until it leaves the cluster"
 class NodeActor:
     """A Ray actor that runs the server of one node, or says why the node serves nothing.
 
-    ``run`` is the run's name, ``words`` are further options of `turbofit serve`, and ``key`` is
-    what fronts show. Create it in the main thread: the kernel kills the server when the creating
-    thread ends.
+    ``run`` is the run's name, ``words`` are further options of `turbofit serve`, and ``key`` is the
+    API key that fronts send to the server. Create the actor in the main thread: the kernel kills
+    the server when the creating thread ends.
     """
 
     def __init__(self, run: str, planned: NodePlan, words: Sequence[str], key: str) -> None:
@@ -91,7 +91,10 @@ class NodeActor:
             return child(argv, environ | {"RAY_ADDRESS": "local"}, stderr=log, cwd=folder)
 
     def _follow(self, server: subprocess.Popen[bytes]) -> None:
-        """Note when the server opens, and how it ends; it is not started again."""
+        """Wait for the server to open and to end, and change the node's status accordingly.
+
+        A server that has ended is not started again.
+        """
         assert server.stdout is not None
         with server.stdout:
             url = server.stdout.readline().decode().strip()

@@ -30,9 +30,9 @@ _NAMESPACE: Final = "turbofit"
 def connected(address: str | None) -> Iterator[str]:
     """Connect to a Ray cluster and yield its address; this process's tasks end with the connection.
 
-    If ``address`` is None, it is ``RAY_ADDRESS``, or the cluster of this host. Meanwhile Ray prints
-    nothing to stdout, which is for the command's answer: it would print there that a node has died,
-    whatever ``log_to_driver`` says.
+    If ``address`` is None, it is ``RAY_ADDRESS``, or the cluster of this host. During the
+    connection, prints to stdout go to stderr: stdout is for the command's answer, and Ray would
+    print there that a node has died, whatever ``log_to_driver`` says.
 
     Raises:
         PackageError: Ray is not installed.
@@ -119,7 +119,10 @@ def nodes(address: str) -> dict[str, Node]:
 
 
 def run_on(node: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Begin to run a function on a node, without a CPU; returns a handle of its result."""
+    """Begin to run a function on a node, and return Ray's handle of the result.
+
+    Ray reserves no CPU for it.
+    """
     import ray
 
     remote = ray.remote(num_cpus=0, max_retries=0)(function)
@@ -127,7 +130,10 @@ def run_on(node: str, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def start_actor(kind: type, *args: Any, node: str, gpus: int, name: str) -> Any:
-    """Start an actor on a node and return its handle; Ray restarts it, and ends it with us."""
+    """Start an actor on a node and return its handle.
+
+    Ray restarts the actor if it dies, and ends it when this process ends.
+    """
     import ray
 
     remote = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=-1)(kind)

@@ -103,10 +103,10 @@ class Probe(threading.Thread):
     """Asks one start of an engine until it is ready, then from time to time whether it still lives.
 
     ``worst_cases`` sends the worst-case requests, which the engine must answer before ``ready`` is
-    set; ``error`` says why the engine will never be ready. ``unanswered`` is set after three test
-    completions in a row that failed with an error. ``owes`` is True while an answer is missing: of
-    a start that listens but does not answer, or of a test, which is sent again if it got no answer
-    in time. ``serial``: the engine answers one request at a time.
+    set; ``error`` says why the engine will never be ready. ``unanswered`` is set after three tests
+    in a row that failed with an error. ``owes`` is True while the engine owes an answer: at the
+    start because it listens but does not answer, later because a test got no answer in time and is
+    repeated. ``serial``: the engine answers one request at a time.
     """
 
     def __init__(

@@ -86,7 +86,7 @@ class StartupTracker:
         self._begin_evidence()
 
     def see(self, text: str, count: int, now: float) -> list[str]:
-        """Return process a line that came ``count`` times in a row; returns lines for people."""
+        """Process a line that came ``count`` times in a row; return messages for people."""
         event = read_line(text)
         if event is None or (isinstance(event, _OF_PYTORCH) and not self.plan.engine.is_pytorch):
             return []
@@ -153,7 +153,10 @@ class StartupTracker:
         return next((figure.actual for figure in self.figures if figure.unit == "tokens"), None)
 
     def death(self, seen: Exit | None = None) -> End:
-        """Return why the engine ended, judged by the events of its log; the hint names the log."""
+        """Return why the engine ended, as its log shows it; the hint names the log file.
+
+        ``seen`` is the exit of the engine's process, if known.
+        """
         run = [*self._of_cache.values(), *self._evidence]
         if self._waits and not self._evidence:
             run.append(Backpressure(cause="memory"))
@@ -181,7 +184,10 @@ class StartupTracker:
         return [] if isinstance(event, CacheFrame) else [*said, *self._figures(event)]
 
     def _figures(self, event: Struct) -> list[str]:
-        """Return lines that compare the first event's figures of each kind with the plan's."""
+        """Return lines that compare the engine's cache figures in an event with the plan's.
+
+        The cache's size and its block sizes are compared once each; other events give no lines.
+        """
         match event:
             case CacheBudget() if self.budget is None:
                 self.budget = event

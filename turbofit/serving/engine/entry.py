@@ -36,13 +36,16 @@ _WITH_LMDEPLOY = ("lmdeploy", "turbofit.rehearsal.turbomind.server", "--standby"
 
 
 def forget_urls() -> None:
-    """Have `urllib.parse` cache no URLs: those with images would take uncounted gigabytes."""
+    """Stop `urllib.parse` from caching URLs: URLs that contain images would take gigabytes."""
     parse: Any = urllib.parse
     parse.urlsplit = lru_cache(maxsize=0)(getattr(parse.urlsplit, "__wrapped__", parse.urlsplit))
 
 
 def without_texts(record: logging.LogRecord) -> bool:
-    """Take clients' stop words, and their tokens, out of LMDeploy's warnings about them."""
+    """Remove clients' stop words and their tokens from a warning of LMDeploy's log.
+
+    Returns True: the warning itself is logged.
+    """
     if record.funcName == "indexes_containing_token":
         record.msg, record.args = "a stop word has no token of its own, or too many", ()
     return True

@@ -33,9 +33,10 @@ _WORD: Final = b"TMGEMM2\0"
 
 
 class GemmTuning:
-    """The tuning file of one group's model on its cards, for one version of LMDeploy.
+    """The file with TurboMind's GEMM tuning for one group's model, cards and LMDeploy version.
 
-    ``imports``: whether starts may read it; they may once the plan's peak was measured.
+    ``imports`` is True if starts may read the file, which is allowed once the plan's peak was
+    measured.
     """
 
     def __init__(self, plan: Plan, group: int, lmdeploy: str, *, imports: bool) -> None:
@@ -50,9 +51,9 @@ class GemmTuning:
         self._name, self._part = name, f"{name}.{os.getpid()}-{group}"
 
     def environment(self) -> dict[str, str]:
-        """Return variables for the next start.
+        """Return the environment variable with which the next start imports or exports the tuning.
 
-        Empty if the user set them, or no folder can be made.
+        Empty if the user has set such a variable, or if the folder cannot be made.
         """
         if any(variable in os.environ for variable in VARIABLES):
             return {}

@@ -185,10 +185,11 @@ def port_of(command: Command) -> int:
 
 
 def free_ports(count: int, besides: int | None = None) -> list[int]:
-    """Return ``count`` free ports on loopback, without ``besides``, which will be listened on.
+    """Return ``count`` free ports on loopback, all different from ``besides``.
 
-    They are below the range of outgoing connections: the kernel may give a port of that range to
-    any client before the engine listens, even to one that asks whether it does.
+    The ports are below the range that the kernel uses for outgoing connections: it may give a port
+    of that range to any client before the engine listens, even to one that asks whether the engine
+    does.
 
     Raises:
         LaunchError: too few ports are free, or no socket can be made.
@@ -258,8 +259,8 @@ def ratio_now(plan: Plan, group: int) -> float:
 def shared_ratio(plan: Plan, group: int) -> float:
     """Return the cache ratio that gives the planned bytes on GPUs which other servers share.
 
-    It is too low if others grow within their parts of the cards during loading. Two engines that
-    start at the same time do not know of each other.
+    The ratio is too low if other servers grow during loading within the memory planned for them.
+    Two engines that start at the same time do not know of each other.
     """
     from turbofit.serving.gpu_monitor import used_now
 
@@ -270,9 +271,9 @@ def shared_ratio(plan: Plan, group: int) -> float:
 
 
 def with_checkpoint(plan: Plan, folder: Path) -> Plan:
-    """Return the plan with a checkpoint on disk: the model's, or a twin with headers alone.
+    """Return the plan with a checkpoint on disk: the model's own, or a twin made in ``folder``.
 
-    The twin's folder has the name of the model.
+    A twin has a checkpoint's headers without weights; its folder has the name of the model.
 
     Raises:
         UsageError: the model's own checkpoint is needed, and it is not on disk.

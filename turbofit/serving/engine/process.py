@@ -236,8 +236,8 @@ Run = tuple[str, int]
 class LogFile:
     """Takes an engine's output in chunks, writes it to a file, and returns its lines.
 
-    After ``cap`` bytes a new file begins; the one before is ``path`` with ``.1`` appended. If it is
-    not ``required``, a file that cannot be opened is tried again at each write.
+    After ``cap`` bytes a new file begins; the previous file is kept as ``path`` with ``.1``
+    appended. If the file cannot be opened and is not ``required``, each write tries again.
 
     Raises:
         OSError: the file is required, and cannot be opened.
@@ -251,7 +251,10 @@ class LogFile:
         self._repeats = 0
 
     def feed(self, chunk: bytes) -> list[Run]:
-        """Write a chunk and return its whole lines; equal lines in a row are one with a count."""
+        """Write a chunk and return its complete lines.
+
+        Equal lines in a row become one `Run` with a count.
+        """
         data = self._tail + chunk
         whole, newline, self._tail = data.rpartition(b"\n")
         if not newline:
@@ -289,7 +292,10 @@ class LogFile:
         self._write(out)
 
     def _repeated(self) -> list[bytes]:
-        """Return a line that stands for the repeats of the last line, if any; count anew from 0."""
+        """Return a line that says how often the last line was repeated, and reset the count.
+
+        Empty if the last line was not repeated.
+        """
         count, self._repeats = self._repeats, 0
         return [_REPEATED.format(count).encode()] if count else []
 

@@ -199,11 +199,11 @@ class StandbyStarter:
         return child(argv, env)
 
     def look(self, needed: int = 0) -> None:
-        """Start a missing standby; end one that no engine can use, or if host memory runs short.
+        """Start a missing standby; end it if no engine can use it, or if host memory runs short.
 
-        ``needed``: bytes of host memory that must stay for engines which do not run now. Nothing
-        happens in other threads than the main one: the kernel would end the standby with its
-        creating thread.
+        ``needed``: bytes of host memory that must stay for engines which do not run now. Outside
+        the main thread it does nothing: the kernel would end the standby together with its creating
+        thread.
         """
         now = time.monotonic()
         if current_thread() is not main_thread() or now < self._again:

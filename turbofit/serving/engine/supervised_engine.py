@@ -145,12 +145,14 @@ class Supervision:
 
     ``worst_cases`` sends an engine worst-case requests before it is ready. ``before_start`` is
     called before each start of an engine, and may raise a `TurbofitError`. ``clients`` returns the
-    gateway's clients of the engine with this index, None if no gateway serves. ``on_end`` is called
-    with each end of an engine that had served or is started again; ``on_back`` when a restarted
-    engine is ready, if others served meanwhile or it had served before; ``on_doubt`` when the
-    engine with this index gives no sign of life, with the time at which it will be ended if none
-    comes; ``on_rest`` when all engines are left alone for a while, and with None when one of them
-    is started again.
+    gateway's clients of the engine with this index, None if no gateway serves. These are called
+    when:
+
+    - ``on_end``: an engine has ended that had served, or that will be started again.
+    - ``on_back``: a restarted engine is ready, and it had served before or others served meanwhile.
+    - ``on_doubt``: the engine with this index gives no sign of life, and will be ended at this
+      time if none comes.
+    - ``on_rest``: all engines are left alone for a while; with None, an engine is started again.
     """
 
     say: Callable[[str], None]
@@ -250,7 +252,8 @@ class SupervisedEngine:
     def look(self, now: float, *, last: bool = False) -> End | None:
         """Read the new lines of the engine's log; return its end if it has ended or must be ended.
 
-        ``last``: no later look can wait for the words of a loop that has ended.
+        ``last``: there is no later look, so do not wait for the log to explain why the engine's
+        loop ended.
         """
         process, probe = self.process, self._probe
         if process is None or probe is None:
@@ -325,7 +328,7 @@ class SupervisedEngine:
     def end(self, seconds: float) -> bool:
         """Kill the engine's remaining processes; returns whether they ended within ``seconds``.
 
-        If they did not, `process` and its memory stay.
+        If they did not, `process` stays set, and their memory stays in use.
         """
         self.quiet()
         if self.process is not None and self.process.kill(seconds):

@@ -130,7 +130,10 @@ def _longest(plan: Plan, _model: str, _text: int) -> ProbeRequest:
 
 
 def _full_batch(plan: Plan, model: str, _text: int) -> ProbeRequest:
-    """Return one request whose rows run together as a full batch; each samples from all tokens."""
+    """Return one request whose prompts run together as a full batch.
+
+    Each prompt's answer is sampled from all tokens of the vocabulary.
+    """
     rows = max(1, min(plan.settings.max_batch_size, plan.kv.tokens // _LEAST_ROW))
     room = min(plan.settings.session_len, plan.kv.tokens // rows) - _LEAST_ROW // 2
     answer = max(1, min(max(_ROW_ANSWER, _STEPS_A_ROW * rows), room))
@@ -146,19 +149,19 @@ def _full_batch(plan: Plan, model: str, _text: int) -> ProbeRequest:
 
 
 def _images_that_meet(plan: Plan, model: str, text: int) -> ProbeRequest | None:
-    """Return a chat whose images have the most units that may come together in a forward.
+    """Return a chat whose images bring the most vision units that a plan allows into one forward.
 
-    None if one client's request has as many.
+    None if `worst_request`, the largest request of one client, has as many units.
     """
     met, alone = _meeting(plan, text), plan.limits.units_per_request
     return _chat("vision_forward", plan, model, met.dummies) if met.units > alone else None
 
 
 def _meeting(plan: Plan, text: int, *, several: bool = False) -> Meeting:
-    """Return the images of a chat that an engine encodes for one forward, as many as planned.
+    """Return the images of a chat that bring the planned number of vision units into one forward.
 
-    ``text``: tokens of the chat beside its images. ``several``: a percent fewer units, of images
-    that are smaller than a single one.
+    ``text``: tokens of the chat besides its images. ``several``: use several smaller images instead
+    of a single one, even if they have one percent fewer units.
     """
     rule, largest = plan.model.image_rule, worst_image(plan)
     if rule is None or largest is None:
@@ -181,12 +184,11 @@ _WORST: Final = {
 def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     """Return a request that fills the pool like `fullest_forward`, but encodes images less often.
 
-    In `fullest_forward` a tower whose attention grows with the square of an image encodes one
-    image, larger than clients can send, whole in each forward that holds a part of it. Here several
-    images bring as many patches into the second forward. They fill half a percent of the pool less:
-    their edges are `_SLACK` tokens off, and they have whole rows of patches. None if the tower sees
-    one tile at a time, if an engine encodes an image once, or if there is no room for several
-    images.
+    Some towers encode an image again, whole, for each forward that holds a part of it. If their
+    attention grows with the square of an image, the one large image of `fullest_forward` takes
+    long. Here several smaller images bring as many patches into the second forward; they fill the
+    pool half a percent less. None if the tower sees one tile at a time, if the engine encodes each
+    image once, or if there is no room for several images.
     """
     rule = plan.model.image_rule
     if rule is None or not rule.whole_image or not engine_of(plan).encodes_again:
@@ -305,7 +307,7 @@ def check_seconds(plan: Plan) -> float:
 
 
 def cheaper_check(plan: Plan, model: str = "") -> tuple[ProbeRequest, ...]:
-    """Return the requests that replace the worst cases if these would take long; else nothing."""
+    """Return the requests that replace the worst cases if these would take too long; else empty."""
     if seconds_of(plan, whole_check(plan, model)) <= LONG:
         return ()
     cheaper = cheaper_forward(plan, model, _TEXT)
@@ -316,7 +318,10 @@ def cheaper_check(plan: Plan, model: str = "") -> tuple[ProbeRequest, ...]:
 
 
 def whole_check(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
-    """Return the worst cases that `ask_worst` sends unless they take long; sizes are estimated."""
+    """Return the worst cases that `ask_worst` sends unless they take too long.
+
+    The length of a prompt's text is assumed, since only an engine can count it.
+    """
     requests = worst_request(plan, model), fullest_forward(plan, model, _TEXT)
     return tuple(filter(None, requests))
 

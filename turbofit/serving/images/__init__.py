@@ -1,1 +1,1 @@
-"""How LMDeploy's process prepares images: on several threads, and each image once."""
+"""Has LMDeploy's process prepare images on several threads, and each image only once."""

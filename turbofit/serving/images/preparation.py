@@ -67,7 +67,7 @@ def image_environment(plan: Plan) -> dict[str, str]:
 
 
 def threads_here(plan: Plan) -> int:
-    """Return the plan's number of threads for images; if it has none, one by this host's cores."""
+    """Return how many threads prepare images: the plan's number, or else by this host's cores."""
     from turbofit.core.plan import image_threads
     from turbofit.core.struct import known
     from turbofit.machine.host import read_host
@@ -211,9 +211,11 @@ def _with_one_core(preprocess: Callable[..., Any], others: int) -> Callable[...,
 
 
 def _use_one_core(others: int) -> None:
-    """Let torch use one core in this thread, and ``others`` in threads that begin later.
+    """Let torch use one core in this thread, and ``others`` cores in threads that begin later.
 
-    `torch.set_num_threads` sets both at once, so another thread restores the number for later ones.
+    `torch.set_num_threads` changes the number for this thread and for later threads. So it is
+    called here with 1, and then with ``others`` in a short-lived thread, which restores it for
+    later threads.
     """
     import torch
 

@@ -102,7 +102,10 @@ class Resizer:
                 raise NotUsableError("it makes other bytes than Pillow")
 
     def instead_of(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a replacement for Pillow's method, which it calls if the library cannot resize."""
+        """Return a function that replaces Pillow's method and resizes images by the library.
+
+        It calls ``original``, Pillow's method, for images that the library cannot resize.
+        """
         from PIL import Image
 
         bicubic = (None, Image.Resampling.BICUBIC)

@@ -169,7 +169,10 @@ def _on_host(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _is_small(tensors: Sequence[Any]) -> bool:
-    """Return whether the host computes these tensors; integers may have more elements."""
+    """Return whether tensors have few enough elements for the host to compute them.
+
+    The limit is larger if all of them are of integers.
+    """
     limit = INTEGERS if all(_is_whole(tensor.dtype) for tensor in tensors) else SMALL
     return bool(sum(tensor.numel() for tensor in tensors) <= limit)
 

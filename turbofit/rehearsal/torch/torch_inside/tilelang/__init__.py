@@ -9,7 +9,7 @@ __version__ = "0.0"
 
 
 class _Keys:
-    """The compiler's options: each is its own name."""
+    """Stands in for the compiler's options: the value of each option is its own name."""
 
     def __getattr__(self, name: str) -> str:
         return name
