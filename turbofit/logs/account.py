@@ -50,8 +50,9 @@ _Change = tuple[str, dict[str, Any]]
 class Cache(NamedTuple):
     """TurboMind's KV cache, as a log reports it.
 
-    ``size``: its bytes on each card. ``free``: bytes of a card that were free before. ``lines``:
-    the lines that report it, by number. ``blocks``: the blocks in words, if the log counts them.
+    ``size``: the cache's bytes on each card. ``free``: bytes of a card that were free just before
+    the cache was made. ``lines``: the lines that report the cache, each with its number.
+    ``blocks``: the number and size of the cache's blocks in words, if the log has them.
     """
 
     size: int
@@ -64,9 +65,9 @@ class Finding(Struct):
     """What the account says of a lack of memory.
 
     ``end``: the phase, for `death`; None if the account does not show it. ``why`` and ``unknown``:
-    sentences on what is known and what is not. ``others``: bytes of each card that others held.
-    ``short``: the bytes that the run lacked in all. ``weights``: bytes of a rank's weights; 0 if
-    the log does not report the cache's size.
+    sentences on what is known and what is not. ``others``: bytes of each card that belonged to
+    other programs, or to further copies of the engine. ``short``: the bytes that the run lacked in
+    all. ``weights``: bytes of a rank's weights; 0 if the log does not report the cache's size.
     """
 
     end: End | None = None
@@ -78,7 +79,10 @@ class Finding(Struct):
 
 
 def logged_cache(case: LogCase) -> Cache | None:
-    """Return the KV cache from the log's budget line, else from its block lines, else None."""
+    """Return the KV cache that a log reports, or None.
+
+    The line of the cache's budget decides, else the lines that give the size and number of blocks.
+    """
     for mark, budget in case.facts.every(CacheBudget):
         return Cache(budget.budget, budget.free, ((mark.line, mark.text),))
     fields = {event.field: (mark, event) for mark, event in reversed(case.facts.every(KvBlocks))}
@@ -126,7 +130,10 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
 def _with_shortage(
     finding: Finding, forecast: Plan, phase: Phase, memory: TorchMemory | None, cached: bool
 ) -> Finding:
-    """Add the bytes that the run lacked by the account, or a note that they explain no death."""
+    """Add to a finding how many bytes the run lacked by the account.
+
+    If these bytes do not explain the death, add a note that something unknown took memory.
+    """
     at = finding.end.phase if finding.end else phase
     short = most(forecast, at) - min(gpu.usable for gpu in forecast.gpus)
     lacked = memory.missing if memory else None
@@ -146,7 +153,10 @@ def _with_shortage(
 
 
 def most(plan: Plan, phase: str) -> int:
-    """Return a plan's most bytes on a GPU; only while loading if ``phase`` is ``weights``."""
+    """Return the most bytes that a plan takes on any GPU.
+
+    If ``phase`` is ``weights``, only the time of loading counts.
+    """
     return max(gpu.load_peak if phase == "weights" else gpu.peak for gpu in plan.gpus)
 
 
@@ -155,7 +165,11 @@ def _weights(ledger: GpuLedger) -> int:
 
 
 def _of_cache(case: LogCase, cache: Cache, ledger: GpuLedger) -> Finding:
-    """Return what the cache's figures show: its share, the rest, and the memory of others."""
+    """Return what the logged size of the cache tells about a lack of memory.
+
+    These are the cache's share of the free memory, the bytes left for all else, and the bytes that
+    others held.
+    """
     weights = _weights(ledger)
     others = ledger.usable - cache.free - weights
     given = "cache_max_entry_count" in case.subject.options or not cache.blocks
@@ -226,7 +240,14 @@ def _of_torch(
 
 
 def _before_cache(rest: int, doubt: int, asked: int, region: int) -> tuple[str, str]:
-    """Return the phase of a process without a cache, and why: it asked for one, or was loading."""
+    """Return the phase of a process that held no cache yet, and the reason in words.
+
+    Args:
+        rest: bytes that the process held beyond its weights and contexts; negative if fewer.
+        doubt: by how many bytes ``rest`` may be wrong.
+        asked: bytes of the refused allocation.
+        region: bytes of the cache by the account.
+    """
     if asked > region // 2 > 0:
         return "cache", "it asked for the cache itself"
     return "weights", (
@@ -235,7 +256,10 @@ def _before_cache(rest: int, doubt: int, asked: int, region: int) -> tuple[str, 
 
 
 def _of_load(ledger: GpuLedger) -> Finding:
-    """Find the phase ``weights`` if loading needs more than the card has; else it stays unknown."""
+    """Find the phase ``weights`` if loading needs more bytes than the card has.
+
+    Otherwise the finding says that the phase is unknown.
+    """
     peak, usable = format_bytes(ledger.load_peak), format_bytes(ledger.usable)
     if ledger.load_peak > ledger.usable:
         why = f"loading needs {peak} of a card that has {usable}, by the account of this release"
@@ -293,7 +317,11 @@ def cures(
 
 
 def _ratio(case: LogCase, lives: Callable[..., Plan | None]) -> list[list[_Change]]:
-    """Return the change to the largest ratio below the log's with which the run fits."""
+    """Return the change to the largest ratio of the cache below the log's with which the run fits.
+
+    ``lives`` returns the plan of a changed run, or None if that run does not fit. The result has
+    one list of one change, or of none.
+    """
     lower = range(round(case.ratio * 100) - 1 if case.ratio < 1 else 0, 0, -1)
     at = bisect_left(lower, 1, key=lambda n: lives(cache_max_entry_count=n / 100) is not None)
     best = lower[at : at + 1]

@@ -53,7 +53,7 @@ class Missing(Struct):
 
 
 class Others(Struct):
-    """Causes that other people found for the same message, which by itself proves none.
+    """Causes that other people found for the same message, which itself proves no cause.
 
     ``message`` identifies the message, for scripts. ``had`` are the causes, the likeliest first;
     the list is never complete. ``tried`` are steps that helped, or that showed which cause it was.
@@ -67,8 +67,8 @@ class Others(Struct):
 class Advice(Struct):
     """A run that would have worked for the model and machine, or the reason why there is none.
 
-    It contains the first step of the diagnosis. ``fits`` is None if no plan could be made, or if
-    the log itself contradicts the plan. ``settings`` are LMDeploy's important options.
+    The first step of the diagnosis is part of this run. ``fits`` is None if no plan could be made,
+    or if the log itself contradicts the plan. ``settings`` are LMDeploy's important options.
     ``command`` starts the run, without environment variables. ``note`` says what to know first.
     """
 
@@ -161,7 +161,7 @@ class Draft(Diagnosis):
 
 
 def raised_in(mark: LogEvent) -> tuple[str, ...]:
-    """Return a sentence that names the innermost frames of an exception; nothing without frames."""
+    """Return one sentence that names the innermost frames of an exception; empty without frames."""
     frames = [f"{frame.path}, in {frame.function}" for frame in mark.stack[-_FRAMES:]]
     return (f"it was raised in {' < '.join(reversed(frames))}",) if frames else ()
 

@@ -86,7 +86,7 @@ class LogCase:
 
     @cached_property
     def version(self) -> str | None:
-        """The release that the log prints, else one guessed by the form of its lines, or None."""
+        """The release that the log prints, else a guess by the form of its lines, or None."""
         return self.subject.version or self._guess[0]
 
     @property
@@ -111,7 +111,10 @@ class LogCase:
 
     @cached_property
     def engine(self) -> Engine:
-        """LMDeploy's engine in the log's release; without its account, in the reference release."""
+        """LMDeploy's engine in the log's release, or in the reference release.
+
+        The reference release counts if turbofit has no account of the log's release.
+        """
         name = "pytorch" if self.subject.on_pytorch else "auto"
         if self.facts.first(CacheBudget) or self.facts.first(KvBlocks):
             name = "turbomind"
@@ -132,7 +135,11 @@ class LogCase:
 
     @cached_property
     def tp(self) -> int:
-        """The tp that an option sets, or that a KV block's size or the cache lines show; else 1."""
+        """The degree of tensor parallelism of the run.
+
+        It is an option's, else what the size of a KV block or the number of cache lines shows,
+        else 1.
+        """
         if self.told_tp:
             return self.told_tp
         sizes = [
@@ -208,10 +215,10 @@ class LogCase:
         self.machine, self.on = machine, None if self.guessed else self.named(machine)
 
     def _cards(self) -> list[SmiGpu]:
-        """Return the cards that nvidia-smi shows in the log, else named ones, else torch's card.
+        """Return the run's cards: nvidia-smi's, else those that the log names, else torch's card.
 
-        Used memory counts only in a table from before the engine began, and not at all if torch's
-        out-of-memory text is there, which shows a later state.
+        Memory in use counts only in nvidia-smi's table from before the engine began. It does not
+        count at all if the log has torch's out-of-memory text: the table may show a later state.
         """
         torch = [event for _, event in self.facts.every(TorchMemory)]
         total = next((event.total for event in reversed(torch) if event.total), 0)
@@ -229,9 +236,10 @@ class LogCase:
         return [replace(gpu, name=spec_name(gpu.name, total)) for gpu in found]
 
     def _named(self, total: int, least: int) -> list[SmiGpu]:
-        """Return cards of the one kind that the text names, else of the kind nearest to ``total``.
+        """Return cards of the only kind that the log names, else of the kind nearest to ``total``.
 
-        ``total``: bytes of a card, or 0. ``least``: the number of cards, if the text has none.
+        ``total``: bytes of a card, or 0. ``least``: the number of cards, if the log has none.
+        Returns no cards if the log names several kinds.
         """
         named = list(self.subject.cards.values())
         if len(named) > 1:

@@ -102,7 +102,10 @@ def less_memory(program: str, phase: str) -> tuple[str, ...]:
 
 
 def what_to_send(about: str) -> tuple[str, ...]:
-    """Return what to send, by ``about``: the quoted line, followed by marks such as ``(still)``."""
+    """Return texts on what a user should send to find the cause.
+
+    ``about`` selects the texts: it is the quoted line, followed by marks such as ``(still)``.
+    """
     send = table().send.items()
     return tuple(text for text, words in send if any(word in about for word in words))
 
@@ -113,7 +116,7 @@ def _words() -> list[tuple[str, Row]]:
 
 
 def _rows_in(form: str) -> tuple[Row, ...]:
-    """Return the rows that have a word of this form of a line, in the table's order."""
+    """Return the rows with a word that stands in this form of a line, in the table's order."""
     return tuple(dict.fromkeys([row for word, row in _words() if word in form]))
 
 

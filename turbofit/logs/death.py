@@ -123,7 +123,7 @@ class Exit(NamedTuple):
 
 
 def after(stage: Stage, event: Struct) -> Stage:
-    """Return the state after an event; it is never an earlier one."""
+    """Return the state after an event; the state never goes back."""
     new = _BEGINS.get(type(event), stage)
     return new if _ORDER.index(new) > _ORDER.index(stage) else stage
 
@@ -158,7 +158,8 @@ class Course:
     def phase(self, plan: Plan | None, account: End | None) -> Phase:
         """Return what the engine was doing at the fault.
 
-        The ``account`` that refused the allocation decides; without it the calls, then the state.
+        If ``account`` names the refused allocation, its phase decides. Otherwise the calls on the
+        stack decide, and without them the state that the run had reached.
         """
         fault, pytorch = self.fault, plan is not None and plan.engine.is_pytorch
         if _stages(plan, fault):
@@ -288,11 +289,11 @@ def death(
     """Return why an engine died: kind, phase, call, bytes, and a message for people.
 
     Args:
-        run: the events of its log.
-        plan: the plan that it ran, if there is one.
+        run: the events of the engine's log.
+        plan: the plan that the engine ran, if there is one.
         account: the phase, the call and the bytes of the allocation that was refused, as the card's
           account shows them.
-        seen: the exit of its process; None if nobody looked.
+        seen: the exit of the engine's process; None if nobody looked.
         known: the engine and the settings that a log names, without a plan.
     """
     course = run if isinstance(run, Course) else Course(run)
@@ -373,9 +374,10 @@ def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
 
 
 def _of_piece(end: End, fault: Fault | None, *, known: bool, staged: bool) -> str:
-    """Return the rest of the message: the bytes of the refused allocation, or the fault's words.
+    """Return the end of the message: the bytes of the refused allocation, or the fault's message.
 
-    ``known``: the bytes may be shown. ``staged``: torch ran out of memory as it staged weights.
+    ``known``: the bytes may be shown. ``staged``: torch ran out of memory while it held weights
+    that were on their way to TurboMind.
     """
     if known and end.asked and end.left is not None and end.gpu is not None:
         doing = ", and the pretend GPU refused (simulated)" if end.simulated else ""
@@ -408,7 +410,7 @@ def _hint(course: Course, plan: Plan | None) -> str:
 def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> End:
     """Return the end of an engine that lacked host memory, or that SIGKILL ended.
 
-    The kernel is taken for the sender of the signal, unless it counts no kill for lack of memory.
+    The kernel, short of memory, is taken for the sender of SIGKILL, unless it counts no such kill.
     """
     fault, kill = course.fault, course.last(events.HostKill)
     hint = "more RAM or a higher limit of the container; fewer replicas"
@@ -436,9 +438,10 @@ def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> E
 
 
 def _hang(course: Course, engine: Engine | None, settings: Settings) -> End:
-    """Return the end of a warm-up that waits for ever, since the cache cannot hold its request.
+    """Return the end of a warm-up that waits for ever: its request does not fit into the cache.
 
-    ``missing`` are the bytes of the blocks that the cache lacks, if the log has its figures.
+    ``missing`` are the bytes of the blocks that the cache lacks; None if the log does not say the
+    size of the cache and of its blocks.
     """
     budget, slab = course.last(events.CacheBudget), course.last(events.Slab)
     length = course.last(events.WarmupLength)

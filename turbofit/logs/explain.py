@@ -60,7 +60,7 @@ def diagnose(
         chunks: the log's bytes, in pieces.
         model: the model, if the log does not name it or names it wrongly.
         on: the machine, if the log does not describe it or describes it wrongly.
-        hang: whether the program stands still, which no line says.
+        hang: whether the program stands still, which no line of a log says.
 
     Raises:
         UsageError: ``model`` or ``on`` has no possible meaning.
@@ -91,9 +91,9 @@ def diagnose(
 
 
 def _order(draft: Draft) -> tuple[int, int]:
-    """Return the sort key of a draft: its rank, then its line; the last refusal comes first.
+    """Return the sort key of a draft: its rank, then its line; of refusals, the last comes first.
 
-    A refusal is an exception that no row knows; Python prints the decisive one last.
+    A refusal is an exception that no row knows; Python prints the decisive exception last.
     """
     rank = _RANKS[draft.rank]
     return rank, -draft.line if rank == 1 else draft.line
@@ -186,7 +186,7 @@ def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
 def _worked(
     case: LogCase, draft: Draft, ways: Sequence[tuple[Remedy, Plan]]
 ) -> tuple[Advice | None, tuple[str, ...]]:
-    """Return a run that would have worked, or None, and the facts that are missing to find one."""
+    """Return a run that would have worked; else None, and the facts that are missing to find it."""
     model, machine, lacks = case.model, case.machine, []
     if not draft.planned:
         return None, ()
@@ -204,9 +204,10 @@ def _worked(
 
 
 def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Advice:
-    """Return the best plan for the log's release on its cards.
+    """Return the best plan for the log's model and cards.
 
-    It keeps the log's tp, and the memory that others hold on the cards, if such a plan fits.
+    The plan keeps the log's ``tp`` and leaves others their memory on the cards if such a plan fits.
+    Its release of LMDeploy is the log's if that is an old release, else the reference release.
     """
     degree = case.told_tp or (case.tp if case.tp > 1 else None)
     version, given = (case.version, degree) if case.subject.of_lmdeploy else (None, None)
@@ -233,7 +234,7 @@ def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Adv
 
 
 def _tried(**asked: Any) -> tuple[Plan | None, str]:
-    """The plan of a request and its verdict; None and the reason if it is refused."""
+    """Return the plan of a request, and its verdict; if refused, None and the reason."""
     try:
         plan = best_plan(PlanRequest.of(**asked), compares_limits=False)
     except TurbofitError as exc:

@@ -151,13 +151,13 @@ class LogEvent(NamedTuple):
 
     @property
     def short(self) -> bool:
-        """Whether the line tells of a lack of GPU memory."""
+        """Whether the line reports a lack of GPU memory."""
         of_memory = isinstance(self.event, TorchMemory | events.NoCache)
         return of_memory or getattr(self.event, "out_of_memory", False)
 
     @property
     def is_notice(self) -> bool:
-        """Whether the line's row says that it harms nothing."""
+        """Whether the row of `presets/causes.yaml` that matches the line calls it harmless."""
         return isinstance(self.event, KnownMessage) and self.hits[0].row.rank == "notice"
 
 
@@ -209,7 +209,7 @@ class LogFacts:
             self.subject.read_facts(text)
 
     def begins_next_run(self, text: str, form: Form) -> bool:
-        """Return whether a line starts an engine although this run had its cache or a fault."""
+        """Return whether a line starts the engine again, after the cache or a fault of this run."""
         past = (events.CacheBudget, events.Slab, events.KvBlocks, events.WarmingUp,
                 events.WarmupFinished, events.ServerUp, events.CudaError, events.LegacyCuda,
                 events.CheckFailed)  # fmt: skip
@@ -219,10 +219,10 @@ class LogFacts:
 
     @cached_property
     def fatal(self) -> list[LogEvent]:
-        """The lines that may have ended the run or refused something, and notices, in order.
+        """The lines that may have ended the run or refused something, and harmless notices.
 
-        Where torch finds no GPU, its warnings count, since one of them is the reason. A warning
-        alone counts only if it concerns the machine: a program survives all others.
+        Where torch finds no GPU, warnings count, since one of them is the reason. If nothing else
+        happened, a warning counts only if it concerns the machine: a program survives all others.
         """
         fatal: list[LogEvent] = []
         warned: list[LogEvent] = []
@@ -255,9 +255,10 @@ class LogFacts:
         return [(mark, mark.event) for mark in marks if isinstance(mark.event, kind)]
 
     def until(self, last: LogEvent) -> list[Struct]:
-        """Return the events that `death` reads: all before ``last``, then ``last`` and its calls.
+        """Return the events that `death` reads: those before ``last``, then ``last`` and its calls.
 
-        The frames of ``last`` come before it; other fatal events are left out.
+        The Python frames of ``last`` stand right before it; other fatal events are left out. A line
+        of TurboMind further down counts as before ``last`` if its time is not later.
         """
         at, died = self.marks.index(last), _TIME.match(last.text)
         before = [mark.event for mark in self.marks[:at] if not isinstance(mark.event, FATAL)]
@@ -270,7 +271,7 @@ class LogFacts:
         return [*before, *last.stack, last.event, *calls]
 
     def _mark(self, line: int, text: str, form: Form) -> LogEvent:
-        """Return a line with its event and hits; a comment or a heading has none."""
+        """Return a line with its event and hits; a comment or a heading has neither."""
         if form.ask(_COMMENT.match):
             return LogEvent(line, text)
         event = event_in(text, form)
@@ -283,7 +284,7 @@ class LogFacts:
         return LogEvent(line, text, event, self._stack, hits)
 
     def _part(self, mark: LogEvent, form: Form) -> Part:
-        """Return what a line is, and keep its event, frame or words."""
+        """Return what a line is (traceback's head, frame, event, words), and store its content."""
         if isinstance(mark.event, PythonFrame):
             if self.state == "below":
                 self.marks[-1] = self.marks[-1]._replace(stack=(*self.marks[-1].stack, mark.event))
@@ -315,7 +316,7 @@ class LogFacts:
         return "event"
 
     def _words(self, mark: LogEvent, form: Form) -> None:
-        """Read a line without an event: more of torch's text, or what the program reports."""
+        """Read a line without an event: more of torch's message, a complaint, or progress."""
         last = self.marks[-1] if self.marks else mark
         if self.state == "message" and self._message and mark.line - last.line <= _WRAPPED:
             more = mark.text.strip()  # a terminal broke it inside of a word or in place of a space
@@ -343,7 +344,7 @@ class LogFacts:
     def _counts_until(self, one: LogEvent, line: int) -> bool:
         """Return whether an event may be the cause of the exception at ``line``.
 
-        It is not if its words report no end, or if the program went on after it.
+        An event is no cause if its words report no end, or if the program went on afterwards.
         """
         words = isinstance(one.event, KnownMessage)
         if words and one.kind not in _MACHINE and not END.search(one.text):

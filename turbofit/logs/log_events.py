@@ -14,7 +14,10 @@ from turbofit.machine.torch_memory import TorchMemory
 
 
 class Starting(Struct):
-    """The engine object was made; contexts and weights come next. ``session``: its token limit."""
+    """The engine object was made; contexts and weights come next.
+
+    ``session``: the limit of a session in tokens.
+    """
 
     session: int | None = None
 
@@ -34,7 +37,8 @@ class ImagesPrepared(Struct):
 class CacheBudget(Struct):
     """The size of the KV cache, printed just before its allocation.
 
-    ``free``: the fewest free bytes of a GPU of the group. The log rounds to hundredths of a MiB.
+    ``budget``: bytes of the cache. ``free``: the fewest free bytes of a GPU of the engine.
+    ``ratio``: the share of ``free`` that the cache takes. The log rounds to hundredths of a MiB.
     """
 
     budget: int
@@ -43,14 +47,20 @@ class CacheBudget(Struct):
 
 
 class Slab(Struct):
-    """How the KV cache is divided; a rank's first line describes the KV block of all layers."""
+    """The bytes of a slab of the KV cache, and of an object in the slab.
+
+    The first such line of a rank describes the KV block of all layers.
+    """
 
     slab_size: int
     object_size: int
 
 
 class KvBlocks(Struct):
-    """A BlockManager line (LMDeploy 0.2.2 to 0.14): ``block_size`` in bytes, others are counts."""
+    """A BlockManager line (LMDeploy 0.2.2 to 0.14), which gives ``field`` a ``value``.
+
+    ``block_size`` is in bytes, all other fields are counts.
+    """
 
     field: str
     value: int
@@ -85,7 +95,10 @@ class ServerUp(Struct):
 
 
 class Backpressure(Struct):
-    """A request waits for room: normal while serving, but a hang if it repeats in the warm-up."""
+    """A request waits: normal while serving, but a hang if the line repeats in the warm-up.
+
+    ``cause``: ``memory`` if the cache has no room, ``limit`` if another limit is reached.
+    """
 
     cause: str
 
@@ -99,7 +112,7 @@ class _CudaFault(Struct):
 
     @property
     def out_of_memory(self) -> bool:
-        """Whether memory was missing, on the device or pinned in the host."""
+        """Whether the device's memory or page-locked host memory ran out."""
         return "out of memory" in self.message
 
 
@@ -206,9 +219,10 @@ class KnownMessage(Struct):
 
 
 class ServerFigures(Struct):
-    """The counts that LMDeploy's server logs every ten seconds: requests since its start, and now.
+    """The counts that LMDeploy's server logs every ten seconds.
 
-    ``made`` is tokens per second; ``running`` and ``waiting`` are None if not in the line.
+    ``succeeded`` and ``failed`` count requests since the server's start. ``running`` and
+    ``waiting`` count present requests; None if not in the line. ``made`` is tokens per second.
     """
 
     succeeded: int

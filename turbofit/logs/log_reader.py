@@ -110,7 +110,7 @@ def _parts(line: str) -> list[str]:
 
 
 def _bare(text: str) -> str:
-    """A row without known prefixes, and without the text of a client."""
+    """Return a line without known prefixes, and without the text of a client's request."""
     text = text[:_LONGEST].rstrip()
     match = _LINE_PREFIX.match(text)
     if match and match.end() < len(text):
@@ -333,6 +333,6 @@ _TURBOMIND_WORDS: Final = [(word, row) for row in _TURBOMIND for word in row.wor
 
 
 def _patterns_in(form: str) -> list[_Pattern]:
-    """The rows that share a word with a line; for most lines an empty list."""
+    """Return the rows of the table that share a word with a line; for most lines an empty list."""
     words = _TURBOMIND_WORDS if form.startswith("[TM]") else _OTHER_WORDS
     return [row for word, row in words if word in form]

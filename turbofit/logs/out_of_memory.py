@@ -134,7 +134,7 @@ def _phase(end: End) -> Phase:
 
 
 def _with_cache(case: LogCase, draft: Draft, weights: int) -> Draft:
-    """Add to an answer the lines about the cache, and who held the card when it was sized."""
+    """Add to an answer the lines about the cache, and what took the card's memory beside it."""
     if (cache := logged_cache(case)) is None:
         return draft
     lines = tuple(evidence_at(place, "what the cache took") for place in cache.lines)
@@ -202,9 +202,9 @@ def _with_torch(
 
 
 def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str) -> tuple[str, ...]:
-    """Return the steps against the causes found, then the general ones, fragmentation's last.
+    """Return the steps against the causes found, then general steps; fragmentation's step is last.
 
-    A request that is larger than the card has steps of its own.
+    A single allocation that is larger than the card has steps of its own.
     """
     if draft.phase != "weights" and (memory.requested or 0) > (memory.total or math.inf):
         return (*(step for step in steps if step is _FUSED), *less_memory(program, "oversized"))
@@ -213,7 +213,7 @@ def _in_order(steps: list[str], memory: TorchMemory, draft: Draft, program: str)
 
 
 def _exceeds_a_card(model: Model, memory: TorchMemory, draft: Draft) -> bool:
-    """Return whether loading may have failed because a whole copy is larger than the card."""
+    """Return whether loading may have failed because one card is too small for the whole model."""
     loading = draft.phase in ("weights", "unknown")
     return loading and model.weight_bytes > (memory.total or math.inf)
 
@@ -230,7 +230,7 @@ def _freed(memory: TorchMemory, others: int) -> str:
 def _of_use(
     case: LogCase, mark: LogEvent, memory: TorchMemory, draft: Draft, own: bool
 ) -> Iterator[_Sign]:
-    """Yield the signs of a whole attention matrix in memory, and of fragmentation."""
+    """Yield the signs that attention's whole matrix was stored, and that memory is fragmented."""
     eager = bool(mark.stack) and any(call in mark.stack[-1].code for call in _EAGER)
     large = (memory.requested or 0) > max(memory.allocated or 0, _ONE_TENSOR)
     if (large and draft.phase not in _NO_ATTENTION) or (draft.phase == "vision" and eager):
@@ -280,9 +280,9 @@ def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:
 
 
 def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -> Iterator[_Sign]:
-    """Yield signs that a card cannot hold a copy, or that a process held more than one copy needs.
+    """Yield signs that a card cannot hold a copy of the model, or that a process held too much.
 
-    turbofit knows the most bytes that one copy takes with its longest request.
+    Too much is more than the most bytes that one copy takes with its longest request.
     """
     if split:
         yield (
@@ -312,7 +312,10 @@ def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -
 
 
 def _missing(memory: TorchMemory | None) -> Missing:
-    """Requested minus free bytes; torch rounds both to hundredths of their unit."""
+    """Return the missing bytes: requested minus free ones, or unknown if torch does not name them.
+
+    torch rounds each of these figures to hundredths of its unit.
+    """
     if memory is None or memory.missing is None:
         silent = "the text does not say it" if memory else "TurboMind does not print what it asked"
         return Missing(bytes=None, basis="unknown", note=silent)

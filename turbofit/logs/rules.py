@@ -35,10 +35,10 @@ _FIRST_WITH_BFLOAT16: Final = 80
 
 
 def figures_of(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
-    """Return the figures that a row's sentences and condition may name; None if unknown.
+    """Return by name the values that a row's sentences and condition may use; None if unknown.
 
     They are the log's options and facts, the groups of the row's pattern (numbers as integers), and
-    the figures that follow from these.
+    the values that follow from these.
     """
     subject = case.subject
     told = {**subject.options, **subject.facts, **hit.fields, "said": hit.said}
@@ -50,7 +50,10 @@ def figures_of(case: LogCase, mark: LogEvent, hit: Hit) -> dict[str, Any]:
 
 
 def _of_cards(case: LogCase, told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return figures of the cards, by the log or else by the machine; ``arch`` is 86 for 8.6."""
+    """Return by name values about the cards, from the log or else from the machine.
+
+    ``told``: the values that the log gives. ``arch`` is 86 for the compute capability 8.6.
+    """
     arch, model, gpu = told.get("arch"), case.model, case.gpu
     if arch is None and gpu and gpu.compute_capability != NA:
         arch = gpu.compute_capability[0] * 10 + gpu.compute_capability[1]
@@ -81,7 +84,10 @@ def _of_cards(case: LogCase, told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_releases(case: LogCase, mark: LogEvent, told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return which releases of LMDeploy and Transformers have the names that the line has."""
+    """Return by name which releases of LMDeploy and Transformers know what the line names.
+
+    ``told``: the values that the log gives, such as the name of an option or an architecture.
+    """
     option, value, version = told.get("option"), told.get("value"), case.subject.version
     # A usage error names an option, or an argument with the value that is refused.
     asked = option or (f"{told.get('argument')} {value}" if value else None)
@@ -105,7 +111,7 @@ def _of_releases(case: LogCase, mark: LogEvent, told: Mapping[str, Any]) -> dict
 
 
 def sentence(text: Sentence, known: Mapping[str, Any]) -> str:
-    """Return a sentence with its figures; its second form if a figure of the first is unknown."""
+    """Fill a sentence with known values; use its second form if the first needs an unknown one."""
     first, second = (text, text) if isinstance(text, str) else text
     form = second if any(known.get(name) is None for name in names_of(first)) else first
     values = {name: known.get(name) for name in names_of(form)}
@@ -119,7 +125,10 @@ def names_of(text: str) -> set[str]:
 
 
 def explanation_of(mark: LogEvent, case: LogCase) -> Draft | None:
-    """Return the answer of the first matching row whose condition holds, or None."""
+    """Return the answer of the first row that matches the line and whose condition holds.
+
+    Returns None if there is no such row.
+    """
     asked = ((hit, figures_of(case, mark, hit)) for hit in mark.hits)
     for hit, known in asked:
         row, when = hit.row, hit.row.when
@@ -257,7 +266,7 @@ def _waits_for_ever(case: LogCase, waiting: LogEvent) -> Draft:
 
 
 def _stands_still(case: LogCase) -> Iterator[Draft]:
-    """Yield the answer to an engine that stands still, as the user or the last lines say."""
+    """Yield an answer if the user or the last lines say that the engine stands still."""
     facts, mark = case.facts, case.facts.last or LogEvent(0, "")
     several = case.tp > 1 or (case.told_tp is None and case.machine is not None
                               and len(case.machine.gpus) > 1)  # fmt: skip

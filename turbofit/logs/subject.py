@@ -104,7 +104,7 @@ class Subject:
         self.lines = 0
 
     def notice(self, form: Form) -> None:
-        """Note which program and engine wrote a line, which may also be a frame of a traceback."""
+        """Note the program and the engine that a line shows; it may be a frame of a traceback."""
         self.of_lmdeploy = self.of_lmdeploy or form.ask(_LMDEPLOY) is not None
         self.quantises = self.quantises or form.ask(_QUANTISES) is not None
         self.on_pytorch = self.on_pytorch or form.ask(_PYTORCH) is not None
@@ -118,7 +118,7 @@ class Subject:
 
     @property
     def model(self) -> str | None:
-        """The first name in the surest kind of place; None if the log names no model."""
+        """The model that the log names most surely, for example in an option; None if unnamed."""
         return min(self.names, key=lambda name: self.names[name], default=None)
 
     @property

@@ -32,12 +32,12 @@ _OTHERS: Final = "take a checkpoint with AWQ (gemm) or GPTQ in groups of 128, or
 
 
 def read_quantization(config: Section) -> Quantization | None:
-    """Read the ``quantization_config``, anywhere in config.json; None if there is none.
+    """Read the ``quantization_config``, at any depth of config.json; None if there is none.
 
-    Methods that no engine runs, or that have no account, are refused.
+    Quantisations that no engine runs, or that turbofit has no account of, are refused.
 
     Raises:
-        UsageError: LMDeploy does not read such weights, or there is no account of them.
+        UsageError: LMDeploy does not read such weights, or turbofit has no account of them.
     """
     values = _find(config.values, _DEEPEST)
     if not values:
@@ -78,7 +78,10 @@ def read_quantization(config: Section) -> Quantization | None:
 
 
 def _left_out(section: Section) -> list[str]:
-    """Return the modules that GPTQModel's ``dynamic`` leaves unquantised; refuse other rules."""
+    """Return patterns of the modules that GPTQModel's ``dynamic`` leaves unquantised.
+
+    A ``dynamic`` that packs some modules in another way is refused.
+    """
     rules = section.part("dynamic").values
     several = any(isinstance(rule, dict) and rule for rule in rules.values())
     _refuse(section, {"GPTQ with several ways of packing (dynamic)": several})
@@ -163,7 +166,7 @@ def _checked(
 
 
 def _refuse(section: Section, reasons: Mapping[str, bool]) -> None:
-    """Refuse the weights for the first of the reasons that is true."""
+    """Raise a UsageError with the first reason whose value is true, if there is one."""
     if what := next((what for what, is_so in reasons.items() if is_so), None):
         raise UsageError(f"{section.what}: LMDeploy {REFERENCE} does not run {what}", hint=_OTHERS)
 
@@ -227,7 +230,10 @@ _DRAFT_LAYER: Final = ".eh_proj.weight"
 
 
 class Weights(NamedTuple):
-    """The headers of all weight files; ``tensors`` is None if no file can be read."""
+    """The headers of all weight files.
+
+    If no file can be read, ``tensors`` is None, and ``warning`` says why.
+    """
 
     tensors: Mapping[str, Tensor] | None
     warning: str | None = None
@@ -254,7 +260,7 @@ def read_checkpoint(
 
     Args:
         files: the checkpoint's files.
-        source: where they are; this function sets its ``sizes``.
+        source: the place of the files; this function sets the field ``sizes``.
         hub_id: the hub's id; None for a folder.
         weights: replaces the weights of ``files``.
 
@@ -313,20 +319,30 @@ def read_checkpoint(
 
 
 def read_section(files: Files, name: str, what: str = "") -> Section | None:
-    """The object in a JSON file, named ``what`` in messages; None if the file does not exist."""
+    """Read the object in the JSON file ``name``; None if the file does not exist.
+
+    Errors name the file ``what`` if that is given.
+    """
     data = files.read(name)
     return None if data is None else parse_json(data, what or name)
 
 
 def _processor(files: Files, key: str, name: str) -> Section | None:
-    """An image or video processor's settings; those nested in processor_config.json win."""
+    """Read the settings of an image or video processor; None if the checkpoint has none.
+
+    The object ``key`` in processor_config.json wins over the file ``name``.
+    """
     outer = read_section(files, "processor_config.json")
     nested = outer.section(key) if outer else None
     return nested or read_section(files, name)
 
 
 def _dtype(config: Section, sizes: Mapping[str, int], warnings: list[str]) -> Dtype:
-    """Return the dtype of most unquantised bytes; without tensors the config's, or bfloat16."""
+    """Return the dtype in which most unquantised bytes are stored.
+
+    ``sizes``: bytes by the name of a stored dtype. If these names include no known float type, the
+    config's dtype is returned, else bfloat16.
+    """
     floats = sorted(
         ((sizes[name], _FLOATS[name]) for name in sizes if name in _FLOATS), reverse=True
     )
@@ -346,7 +362,7 @@ def _dtype(config: Section, sizes: Mapping[str, int], warnings: list[str]) -> Dt
 
 
 def _remote_code(files: Files, config: Section, architecture: str, images: Section | None) -> bool:
-    """Whether LMDeploy needs ``--trust-remote-code``: for a tokenizer, a processor or a config.
+    """Return whether LMDeploy needs ``--trust-remote-code`` for tokenizer, processor or config.
 
     Without InternVLChatModel's own config class, ``llm_config`` stays a plain dict, and LMDeploy
     fails at its first attribute. Without the other config classes, LMDeploy lacks defaults.
@@ -366,12 +382,12 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
 
 
 def _surplus(tensors: Mapping[str, Tensor], dims: Dims, packed: Quantization | None) -> str:
-    """Return a warning if the config does not explain the number of stored elements, else "".
+    """Return a warning if more or fewer parameters are stored than the config explains, else "".
 
-    Only the layers of a quantised checkpoint (``packed``) are checked.
+    For a quantised checkpoint (``packed``) only the numbers of layers are compared.
 
     Raises:
-        UsageError: the layers or the elements are those of another model.
+        UsageError: the numbers of layers or parameters are those of another model.
     """
     _count_layers(tensors, "language model", dims.text.layers, vision=False)
     if dims.vision:
@@ -388,7 +404,11 @@ def _surplus(tensors: Mapping[str, Tensor], dims: Dims, packed: Quantization | N
 
 
 def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vision: bool) -> None:
-    """Refuse tensors whose layers are not numbered from 0 to ``expected`` - 1."""
+    """Refuse tensors whose layers are not numbered from 0 to ``expected`` - 1.
+
+    ``vision``: whether the layers of the vision tower are counted, or all other layers. ``what``
+    names them in the error.
+    """
     numbers = {
         int(match[1][:9])
         for name in tensors

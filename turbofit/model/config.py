@@ -66,12 +66,12 @@ class Section:
     def integer(
         self, key: str, default: int | None = None, *, low: int = 1, high: int = _LARGEST_DIM
     ) -> int:
-        """An integer within bounds; ``default`` if it is missing or null and there is a default.
+        """Return the integer at ``key``; ``default`` if the key is missing or null.
 
         A list of equal integers, such as ``[448, 448]``, counts as one integer.
 
         Raises:
-            UsageError: it is missing without a default, is not an integer, or is out of bounds.
+            UsageError: there is no value and no default, no integer, or it is out of bounds.
         """
         value = self.values.get(key)
         if isinstance(value, list) and value and all(item == value[0] for item in value[:4]):
@@ -89,16 +89,19 @@ class Section:
     def divisor(
         self, key: str, whole: int, what: str, default: int | None = None, *, high: int = 1 << 12
     ) -> int:
-        """Return an integer that must divide ``whole``, the number of things named ``what``."""
+        """Return the integer at ``key``, which must divide ``whole`` without a remainder.
+
+        ``what`` names in the error the things that ``whole`` counts, such as heads.
+        """
         value = self.integer(key, default, high=high)
         self.refuse_if(whole % value, key, f"{value} does not divide {whole} {what}")
         return value
 
     def number(self, key: str, default: float, *, low: float, high: float) -> float:
-        """A number within bounds; ``default`` if it is missing or null.
+        """Return the number at ``key``; ``default`` if the key is missing or null.
 
         Raises:
-            UsageError: it is not a number, or is out of bounds.
+            UsageError: the value is not a number, or is out of bounds.
         """
         value = self.values.get(key)
         if value is None:
@@ -156,7 +159,7 @@ class Section:
         return section
 
     def refuse_if(self, wrong: object, key: str, problem: str) -> None:
-        """Refuse the file because of this key.
+        """Refuse the file if ``wrong`` is true; the error names the key and the problem.
 
         Raises:
             UsageError: ``wrong`` is true.

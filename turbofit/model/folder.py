@@ -28,8 +28,9 @@ _BRANCHES = ("master", "main")
 
 
 def cached_snapshot(hub_id: str, revision: str | None, holds: str = "config.json") -> str | None:
-    """The folder of a hub id in huggingface_hub's cache; None if it lacks the file ``holds``.
+    """Return the folder of a hub id's snapshot in huggingface_hub's cache.
 
+    Returns None if there is no such folder, or if the folder lacks the file ``holds``.
     ``models--ORG--NAME/refs/REVISION`` names a commit, ``snapshots/COMMIT`` holds the files.
     """
     commit = wanted = revision or "main"
@@ -72,11 +73,12 @@ def modelscope_cache() -> str:
 
 
 def modelscope_folders(hub_id: str, revision: str | None) -> Iterator[str]:
-    """Yield the folders that may hold a model, newest layout first; each has a config.json.
+    """Yield the folders of ModelScope's cache that hold a model, newest layout first.
 
-    Up to modelscope 1.37 a model's main branch has one folder, ``ORG/NAME``, in the root, in its
-    ``hub``, or in ``models`` of either; some versions write ``___`` for a dot of the name. Since
-    modelscope-hub 0.4 it is ``models/ORG--NAME/snapshots/REVISION``.
+    Each has a config.json. Since modelscope-hub 0.4 a folder is
+    ``models/ORG--NAME/snapshots/REVISION``. Up to modelscope 1.37 it is ``ORG/NAME``, for the main
+    branch alone, below the cache's root, ``hub``, ``models`` or ``hub/models``; some versions write
+    ``___`` for a dot of the name.
     """
     owner, _, name = hub_id.partition("/")
     parts = {owner, name, *(revision or "main").split("/")}
@@ -206,7 +208,13 @@ def sharded(
     read: Callable[[str], dict[str, T]],
     hint: str = "download the checkpoint again",
 ) -> dict[str, T]:
-    """The tensors that an index lists, each read from the file that the index names.
+    """Return by name the tensors that an index lists, each read from the file that the index names.
+
+    Args:
+        where: the file of each tensor, by the index.
+        index: the name of the index, for the error.
+        read: returns all tensors of a file by name.
+        hint: what the error advises.
 
     Raises:
         UsageError: a file lacks a tensor that the index says it has.

@@ -129,9 +129,9 @@ class HubFiles:
         return parse_header(data[PREFIX:end], size, name)
 
     def _range(self, name: str, start: int, count: int) -> tuple[bytes, int | None] | None:
-        """Return ``count`` bytes of a file from byte ``start`` on, and its size or None.
+        """Return ``count`` bytes of a file from byte ``start`` on, and the size of the whole file.
 
-        Returns None instead if the file does not exist.
+        The size is None if the hub does not tell it. Returns None if the file does not exist.
         """
         answer = self._get(name, {"Range": f"bytes={start}-{start + count - 1}"})
         if answer is None:
@@ -212,7 +212,7 @@ class HubFiles:
         )
 
     def _refused(self, error: HTTPError) -> HubUnreachableError | None:
-        """Return the error for an HTTP error; None if the repository only lacks this file."""
+        """Return the error for an HTTP error; None if the repository exists, but lacks the file."""
         code = error.headers.get("X-Error-Code", "") if error.headers else ""
         if error.code in {401, 403} or code in {"GatedRepo", "RepoNotFound"}:
             return NotGivenError(
@@ -315,7 +315,10 @@ class _Redirects(HTTPRedirectHandler):
 
 
 def _host(endpoint: str, key: str) -> str:
-    """The host and port of the hub's address, for messages; without a password."""
+    """Return the host and port of the hub's address, without a password, for messages.
+
+    ``key``: the environment variable that holds the address.
+    """
     try:
         parts = urlsplit(endpoint)
     except ValueError:

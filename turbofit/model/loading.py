@@ -44,8 +44,8 @@ def load_model(checkpoint: str, **settings: Any) -> Any:
 def names_here(device_map: Mapping[str, int | str]) -> dict[str, int | str]:
     """Convert a device map of Qwen2.5-Omni's thinker to the installed Transformers' module names.
 
-    `layout` uses the older names. Transformers ignores names that it does not know, and would then
-    place everything on the CPU.
+    The device maps of `layout` have the older names. Transformers ignores names that it does not
+    know, and would then place everything on the CPU.
     """
     moved = _MOVED if hasattr(_transformers(), "Qwen2_5OmniThinkerModel") else {}
     heads = {name: name.split(".", 1)[0] for name in device_map}
@@ -74,7 +74,7 @@ def _transformers() -> Any:
 
 
 def _config(checkpoint: str) -> Any:
-    """Read the config; of a model that also speaks, that of the part that answers in text.
+    """Read a checkpoint's config; of a model that also speaks, read only the thinker's config.
 
     No auto class for images covers the whole model, and the part that speaks would waste memory.
     """

@@ -118,7 +118,7 @@ def _address(path: str, kind: str, host: str) -> Name:
 
 
 def near_by_name(path: str) -> str:
-    """Return the end of a hint, which names the preset that a path ends in; empty without one."""
+    """Return the end of a hint that names the preset in the last part of a path, or ""."""
     word = path.rstrip("/").rpartition("/")[2].partition(":")[0]
     preset = find_preset(word) or _parts(word)[0]
     return f"; by its name it is the preset {preset}: turbofit plan {preset}" if preset else ""
@@ -133,7 +133,10 @@ def names_a_model(word: str) -> bool:
 
 
 def _here(preset: str | None) -> str:
-    """Return advice on which checkpoint of a preset LMDeploy runs, in 16 and in 4 bits."""
+    """Return advice for a hint: which checkpoints of a preset LMDeploy runs, in 16 and in 4 bits.
+
+    Without a preset, the advice is to name the safetensors checkpoint.
+    """
     if preset is None or find_preset(preset) != preset:
         return preset or "name the safetensors checkpoint that it was made of"
     known = load_preset(preset)
@@ -179,7 +182,10 @@ def _beginnings(last: str, words: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def unrunnable(name: str, stored: str | None = None) -> UsageError | None:
-    """The error if the end of a name says that LMDeploy cannot run the model, or None."""
+    """Return the error if the end of a name says that LMDeploy cannot run the model, or None.
+
+    ``stored``: the given ``--model-format``, which decides what a suffix such as 4bit means.
+    """
     preset, ends, _ = _parts(name.replace(":", "-"), stored)
     end = next((end for end in ends if "why" in end), None)
     if end is None:
@@ -234,7 +240,7 @@ def by_its_name(
 
 
 def _packed(model: Model, stored: Quantization) -> Model:
-    """A 16-bit model as if its layers were quantised."""
+    """Return a 16-bit model as if its layers were quantised in the way of ``stored``."""
     dtype = model.dtype if stored.method == "fp8" else "float16"
     size = stored_bytes(model.text, model.vision, dtype, stored)
     return msgspec.structs.replace(model, quantization=stored, dtype=dtype, weight_bytes=size)
@@ -258,13 +264,19 @@ _COGVLM: Final = re.compile(r"(?<![A-Za-z])[Cc][Oo][Gg]VLM(?![A-Za-z])")
 
 @cache
 def families() -> tuple[str, ...]:
-    """The beginnings of model names; a line without any of them is skipped."""
+    """Return the words with which names of models begin.
+
+    A line of a log that has none of these words is not searched for names.
+    """
     words = {match[0] for name in known_presets() if (match := re.match("[a-z]+", name))}
     return tuple(words | {"cogvlm", "llava", "llama"})
 
 
 def names_in(text: str) -> Iterator[str]:
-    """Yields names with a number, each as a path up to the last part that has one."""
+    """Yield what may be names of models in a text: paths, cut after the last part with a number.
+
+    A mention of CogVLM needs no number.
+    """
     for token in _TOKEN.findall(text):
         parts = token.rstrip(".").split("/")
         while parts and not _NUMBERED.search(parts[-1]):

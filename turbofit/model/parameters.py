@@ -39,12 +39,15 @@ _ZERO_BYTES: Final = 0.5
 
 @lru_cache
 def text_parameters(text: TextDims) -> int:
-    """The parameters of the language model, with embeddings and head (counted once if tied)."""
+    """Return the number of parameters of the language model, with embeddings and head.
+
+    A head that is tied to the embeddings is not counted again.
+    """
     return elements(text_tensors(text))
 
 
 def parameters(text: TextDims, vision: VisionDims | None) -> int:
-    """The parameters of the whole checkpoint."""
+    """Return the number of parameters of the whole checkpoint."""
     towers = elements(tower_tensors(vision, text.hidden)) if vision is not None else 0
     return text_parameters(text) + towers
 
@@ -52,9 +55,9 @@ def parameters(text: TextDims, vision: VisionDims | None) -> int:
 def stored_bytes(
     text: TextDims, vision: VisionDims | None, dtype: str, quantization: Quantization | None
 ) -> int:
-    """The bytes of all tensors as stored in the checkpoint.
+    """Return the bytes of all tensors as stored in the checkpoint.
 
-    Quantisation packs the language model's linear layers, except those that its config exempts.
+    Quantisation packs the language model's linear layers, except layers that its config exempts.
     Embeddings, head, norms, biases, routers and the vision tower stay in ``dtype``.
     """
     total = parameters(text, vision) * DTYPE_BYTES[dtype]
@@ -75,7 +78,10 @@ def stored_bytes(
 
 @lru_cache
 def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict[str, int]:
-    """Return by role how many bytes linear layers take more because they stay unquantised."""
+    """Return by role the bytes that linear layers take more because they are left unquantised.
+
+    Only layers that the checkpoint's quantisation would otherwise pack are counted.
+    """
     if not quantization.unconverted:
         return {}
     extra = {}

@@ -28,7 +28,8 @@ _SIZE: Final = re.compile(r"[-_ :]?\d+(?:\.\d+)?b\b")
 class Unsupported(Struct):
     """The reason why turbofit has no account of a model that people ask for by name.
 
-    ``merged`` is the preset of the checkpoint that `turbofit merge` makes; it has the same size.
+    ``merged`` is the preset of the checkpoint that `turbofit merge` makes of the model; its size is
+    that of the model.
     """
 
     message: str
@@ -80,7 +81,7 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
 
 
 def sizes_of(name: str) -> set[str]:
-    """The numbers of parameters in a name, such as ``7b``."""
+    """Return the sizes of models that a name contains, such as ``7b`` for 7 billion parameters."""
     return {size.lstrip("-_ :") for size in _SIZE.findall(name.rpartition("/")[2].lower())}
 
 
@@ -138,7 +139,7 @@ def four_bits(preset_id: str) -> str | None:
 
 
 def _stored(preset_id: str, wanted: Callable[[Quantization], bool]) -> str | None:
-    """Return the preset of the same weights in a quantization that is ``wanted``, or None."""
+    """Return the preset of the same weights in a quantization that ``wanted`` accepts, or None."""
     begin = preset_id.removesuffix("-bf16")  # avoids reading all presets
     for other in known_presets():
         if other.startswith(begin) and other != preset_id:
@@ -189,10 +190,10 @@ def known_presets() -> list[str]:
 
 
 def presets_with(fragments: Iterable[str]) -> list[str]:
-    """The ids of presets that have all of these words in one of their names.
+    """Return the ids of the presets with a name that contains all of ``fragments``.
 
     Raises:
-        UsageError: no preset has them all in its name.
+        UsageError: no preset has such a name.
     """
     wanted = [_plain(word) for word in fragments]
     preset_ids = [

@@ -166,7 +166,10 @@ def _folder(path: str) -> Model:
 
 
 def _folders(hub_id: str, revision: str | None) -> Iterator[str]:
-    """Yield a hub id's folders in the local caches, complete or not; the hub in use comes first."""
+    """Yield a hub id's folders in the local caches, complete or not.
+
+    The cache of the hub that is in use comes first.
+    """
     snapshot = cached_snapshot(hub_id, revision)
     stored = [[snapshot] if snapshot else [], modelscope_folders(hub_id, revision)]
     yield from chain(*(reversed(stored) if uses_modelscope() else stored))

@@ -40,11 +40,12 @@ CROSS_EMBEDDINGS: Final = 8
 
 
 class Tensor(Struct):
-    """The tensors of one role; all have the same shape, outputs first, then inputs.
+    """All tensors of one role. They have the same shape: outputs first, then inputs.
 
-    ``layers`` are the numbers of the layers that have it; None: it is outside the layers.
-    ``copies``: the number in each layer, one for each expert. ``bias``: each has a bias as long as
-    its outputs. ``packs``: quantisation packs it if it packs linear layers of this part.
+    ``layers`` are the numbers of the layers with this role; None if it is outside the layers.
+    ``copies``: the number of tensors in each layer, one for each expert. ``bias``: each tensor has
+    a bias as long as its outputs. ``packs``: quantisation packs this role if it packs linear layers
+    of ``part``.
     """
 
     role: str
@@ -58,27 +59,27 @@ class Tensor(Struct):
 
     @property
     def count(self) -> int:
-        """The number of these tensors in the model."""
+        """The number of tensors of this role in the model."""
         return self.copies if self.layers is None else self.copies * len(self.layers)
 
     @property
     def weights(self) -> int:
-        """The elements of all these tensors, without biases."""
+        """The number of parameters in all tensors of this role, without biases."""
         return prod(self.shape) * self.count
 
     @property
     def biases(self) -> int:
-        """The bias elements of all these tensors."""
+        """The number of parameters in the biases of this role."""
         return self.shape[0] * self.count if self.bias else 0
 
     @property
     def elements(self) -> int:
-        """The elements of all these tensors, with biases."""
+        """The number of parameters in all tensors of this role, biases included."""
         return self.weights + self.biases
 
 
 def elements(tensors: Iterable[Tensor]) -> int:
-    """The elements of all given tensors, with biases.
+    """Return the number of parameters in all given tensors, biases included.
 
     For speed, the loop calls no function of turbofit: every start counts a model.
     """
@@ -109,7 +110,10 @@ def linears(text: TextDims) -> tuple[Tensor, ...]:
 
 
 def attention_layers(text: TextDims) -> Sequence[int]:
-    """Return the numbers of layers with attention; with delta nets, the last of each period."""
+    """Return the numbers of the layers with attention.
+
+    In a model with delta nets, only the last layer of each period has attention.
+    """
     if text.delta is None:
         return range(text.layers)
     period = text.layers // max(1, text.attention_layers)

@@ -1,8 +1,8 @@
 """Lists the tensors of vision towers, projectors and audio towers; each kind has a function.
 
-They are as stored in the checkpoint. LMDeploy's PyTorch engine builds the same tensors, including
-layers after the feature layer, which it never runs. If it builds more, the kind's docstring says
-so.
+The tensors are as stored in the checkpoint. LMDeploy's PyTorch engine builds the same tensors,
+including layers after the feature layer, which it never runs. The docstring of a kind says where
+the engine builds more.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _mlp(linear: New, hidden: int, inner: int, *columns: str) -> Tensors:
 def _layers(vision: VisionDims, count: int, *, biases: bool = True) -> Tensors:
     """List the tensors of ``count`` layers, each with attention, an MLP and two norms.
 
-    ``biases``: the output of the attention and the MLP have biases.
+    ``biases``: whether the MLP and the attention's output projection have biases.
     """
     hidden, layer = vision.hidden, partial(Tensor, layers=range(count))
     *qkv, out = _attention(partial(layer, part="attention", bias=vision.qkv_bias), hidden)
@@ -137,7 +137,7 @@ def _one(role: str, *shape: int) -> Tensor:
 
 
 def _projector(role: str, *shape: int, bias: bool = True) -> Tensor:
-    """A linear layer after the tower, outputs first, or a norm of one size."""
+    """Make a tensor of the projector, with ``bias``: a linear layer (outputs first) or a norm."""
     return Tensor(role=f"projector.{role}", part="projector", shape=shape, bias=bias)
 
 
@@ -148,13 +148,19 @@ def _patch(vision: VisionDims, *, bias: bool = False) -> Tensor:
 
 
 def _with_token(vision: VisionDims, *axes: int) -> Tensors:
-    """List a class token of shape ``axes`` + hidden, and the positions of it and of the patches."""
+    """List a class token of shape ``axes`` + hidden, and the positions.
+
+    There is a position for the class token and for each patch.
+    """
     hidden = vision.hidden
     return [_one("class", *axes, hidden), _one("positions", *axes[1:], _tokens(vision) + 1, hidden)]
 
 
 def _clip(vision: VisionDims) -> Tensors:
-    """CLIP's tower: a class token, a norm before the layers, and one after them for this token."""
+    """List the tensors of CLIP's tower: a class token, layers, and a norm before and after them.
+
+    The norm after the layers is for the class token only.
+    """
     norm = partial(Tensor, bias=_is_biased(vision))
     norms = _norms(norm, vision.hidden, "pre_norm", "post_norm")
     return [_patch(vision), *_with_token(vision), *norms, *_layers(vision, vision.layers)]
@@ -183,7 +189,7 @@ def _merger(vision: VisionDims, text_hidden: int, *, bias: bool) -> Tensors:
 
 
 def _gated(inputs: int, text_hidden: int, vision: VisionDims) -> Tensors:
-    """A projector without biases: a matrix, a norm, and a gated MLP of the text's channels."""
+    """List a projector's matrix, a norm, and a gated MLP; only the norm has a bias."""
     plain, width = partial(_projector, bias=False), vision.projector
     return [
         plain("1", text_hidden, inputs),
@@ -209,7 +215,10 @@ def _qwen_vit(vision: VisionDims, text_hidden: int) -> Tensors:
 
 
 def _qwen3_vit(vision: VisionDims, text_hidden: int) -> Tensors:
-    """Qwen3-VL: each merger has its own norm; the deepstack's norms are over whole windows."""
+    """List Qwen3-VL's tensors: each merger has its own norm.
+
+    The norms in ``deepstack`` mergers are over whole windows of patches.
+    """
     merger, steps = _merger(vision, text_hidden, bias=True), range(vision.deepstack)
     deep = [_projector("norm", _merged(vision)), *merger[1:]]
     deepstack = [replace(one, role=f"deepstack.{one.role}", layers=steps) for one in deep]

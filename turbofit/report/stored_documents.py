@@ -173,7 +173,10 @@ def _run_folder(path: str) -> Path | None:
 
 
 def _read_run(folder: Path) -> StoredPlan:
-    """Read a run with the plan of its last start; a missing plan is a warning."""
+    """Read a run with the plan of its last start.
+
+    If that plan is missing, read the plan of the first start, and add a warning.
+    """
     path = folder / "run.json"
     run = decode(_bytes(str(path)), RunReport, what=f"run {path}")
     if run.schema != RUN_SCHEMA:
@@ -215,7 +218,7 @@ def read_run(run: str | None) -> StoredPlan:
 
 
 def reportable() -> list[str]:
-    """The paths of the kept plans and runs of this user, the newest first."""
+    """Return the paths of this user's stored plans, tunings and runs, the newest first."""
     plans, runs = (state_dir(folder, make=False) for folder in (_ROOM, _RUNS))
     return _newest_first([*plans.glob("*.json"), *runs.glob("*/run.json")])
 

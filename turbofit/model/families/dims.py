@@ -62,10 +62,13 @@ Reader = Callable[[CheckpointConfig], Dims]
 
 
 def inner_text(config: Section, outer: str) -> TextDims:
-    """Read the language model inside a vision model, by its own ``architectures[0]``.
+    """Read the language model inside a vision model of the architecture ``outer``.
+
+    ``config`` is the language model's section; the first of its ``architectures`` identifies it.
 
     Raises:
-        UsageError: the config names no architecture, or one that LMDeploy does not serve there.
+        UsageError: ``config`` names no architecture, or one that LMDeploy does not serve inside a
+            vision model.
     """
     names = config.strings("architectures")
     config.refuse_if(not names, "architectures", "is missing, and LMDeploy does not guess it")
@@ -120,19 +123,22 @@ def whole_windows(section: Section, vision: VisionDims) -> VisionDims:
 
 
 def tied_text(config: Section, architecture: str, *, default: bool = False) -> TextDims:
-    """The language model in ``text_config``; the outer config says whether the head is tied."""
+    """Read the language model in ``text_config``.
+
+    The outer config says whether head and embeddings are one tensor; ``default`` holds otherwise.
+    """
     tied = config.boolean("tie_word_embeddings", default)
     return replace(read_text(config.part("text_config"), architecture), tie_word_embeddings=tied)
 
 
 def nested_text(parts: CheckpointConfig, default: str) -> TextDims:
-    """The language model in ``text_config``, in the Transformers format.
+    """Read the language model in ``text_config``, which has the Transformers format.
 
-    Its ``architectures[0]`` identifies it, else its ``model_type``. ``default`` is the
-    ``model_type`` that the outer config class assumes.
+    The first of the ``architectures`` in ``text_config`` identifies the language model, else the
+    ``model_type``. ``default`` is the ``model_type`` that the outer config class assumes.
 
     Raises:
-        UsageError: LMDeploy does not serve this language model there.
+        UsageError: LMDeploy does not serve this language model inside this vision model.
     """
     config = parts.config
     section = config.part("text_config")
@@ -161,9 +167,9 @@ _BY_HAND: Final = {
 class UnsupportedFamily(Struct, forbid_unknown_fields=True):
     """A family that turbofit has no account of.
 
-    ``engine`` is the engine of LMDeploy that runs it, or None. ``names`` are beginnings of names
-    that people type; ``words`` may stand anywhere in them. ``elsewhere`` are other programs that
-    list it among their models.
+    ``engine`` is the engine of LMDeploy that runs the family, or None. ``names`` are beginnings of
+    names that people type; ``words`` may stand anywhere in such names. ``elsewhere`` are other
+    programs that list the family among their models.
     """
 
     name: str
@@ -225,7 +231,8 @@ def named_refusal(name: str) -> UsageError | None:
 def purpose_refusal(name: str) -> UsageError | None:
     """Return the error for a model that does not chat, though its config.json is a chat model's.
 
-    ``name`` is a hub id or the path of a folder. Returns None if no word in it says so.
+    ``name`` is a hub id or the path of a folder. Returns None if no word in ``name`` tells such a
+    purpose, as ``rerank`` does.
     """
     return _longest_match(name, [family for family in unplanned() if family.words])
 

@@ -48,7 +48,10 @@ def read_eva_clip(
 
 
 def square_rule(vision: VisionDims) -> TileRule:
-    """The rule of one tile for every image; its tokens are the windows and two special tokens."""
+    """Return the rule that makes one square tile of every image.
+
+    The tokens of a tile are one for each window of patches, and two special tokens.
+    """
     size = vision.image_size or 0
     return TileRule.square(size, (size // vision.patch_size // vision.merge) ** 2 + 2)
 

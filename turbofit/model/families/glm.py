@@ -1,7 +1,7 @@
-"""GLM-4V, GLM-4.1V and the first GLM-4, whose config has its authors' keys.
+"""GLM-4V, GLM-4.1V and the first GLM-4, whose config has keys of its authors' own.
 
 GLM-4.1V resizes as Qwen2-VL does, but counts an image as two frames in its pixel bounds, and first
-enlarges an image with a side below a window (Transformers 4 refuses it).
+enlarges an image with a side below a window (Transformers 4 refuses such an image).
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ _LARGEST_PIXELS: Final = 28 * 28 * 15000
 
 
 def read_chatglm(parts: CheckpointConfig) -> Dims:
-    """Read a ChatGLMModel, with EVA-CLIP if it is a GLM-4V; defaults are its remote code's."""
+    """Read a ChatGLMModel, with EVA-CLIP if it is a GLM-4V.
+
+    Missing keys take the defaults of the checkpoint's remote code.
+    """
     config = parts.config
     text = _text(config)
     section = config.section("vision_config")
@@ -73,7 +76,7 @@ def _text(config: Section) -> TextDims:
 def read_glm4v(parts: CheckpointConfig) -> Dims:
     """Read a Glm4vForConditionalGeneration (GLM-4.1V); missing keys take Transformers' defaults.
 
-    The keys of the language model stand beside the others, or in a ``text_config``.
+    The language model's keys stand at the top of config.json, or in its ``text_config``.
     """
     config = parts.config
     section = config.section("text_config")
@@ -110,7 +113,10 @@ def _vision(config: Section, text_hidden: int) -> VisionDims:
 
 
 def _rule(values: Section, vision: VisionDims) -> PatchRule:
-    """The rule with bounds for one frame; an odd lower bound is rounded up."""
+    """Return the image rule, with pixel bounds for one frame.
+
+    The bounds in the config are for several frames. The lower bound's quotient is rounded up.
+    """
     check_settings(values, vision)
     edges = values.part("size")
     frames = values.integer("temporal_patch_size", vision.temporal_patch, high=64)

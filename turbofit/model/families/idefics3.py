@@ -28,8 +28,8 @@ _TILES: Final = 4
 def read(parts: CheckpointConfig) -> Dims:
     """Read an Idefics3ForConditionalGeneration or SmolVLMForConditionalGeneration.
 
-    Transformers identifies the language model by its ``model_type``, not by the class that
-    published checkpoints name as well.
+    Transformers identifies the language model by ``model_type``, and ignores the class that
+    published checkpoints also name.
     """
     config = parts.config
     kind = config.part("text_config").string("model_type", "llama")

@@ -40,7 +40,7 @@ def _tower(section: Section, defaults: dict[str, int], merge: int, norm: str) ->
 
 
 def _merge(config: Section) -> int:
-    """The patches along a side that become one token: 1 / ``downsample_ratio``."""
+    """Return how many patches along a side become one token: 1 / ``downsample_ratio``."""
     ratio = config.number("downsample_ratio", 0.5, low=0.05, high=1.0)
     config.refuse_if(
         abs(round(1 / ratio) * ratio - 1) > 1e-6,
@@ -90,7 +90,8 @@ def read_chat(parts: CheckpointConfig) -> Dims:
 def read_hf(parts: CheckpointConfig) -> Dims:
     """Read an InternVLForConditionalGeneration (the Transformers format) or an Intern-S1.
 
-    LMDeploy always makes tiles for it, and no field of a request changes the limit.
+    LMDeploy always cuts the images of such a model into tiles. No field of a request changes the
+    largest number of tiles.
     """
     config, values = parts.config, parts.images
     text = inner_text(config.required("text_config"), parts.architecture)

@@ -76,7 +76,10 @@ def read_onevision(parts: CheckpointConfig) -> Dims:
 
 
 def _read_grids(config: Section, images: Section, vision: VisionDims) -> tuple[Grid, ...]:
-    """Read ``image_grid_pinpoints``; the model's and the processor's must be equal."""
+    """Read ``image_grid_pinpoints`` from the model's config or the processor's settings.
+
+    Grids that differ between these two files are refused.
+    """
     grids, others = _pinpoints(config, vision), _pinpoints(images, vision)
     images.refuse_if(
         grids and others and others != grids, "image_grid_pinpoints", "differ from config.json's"
@@ -123,7 +126,11 @@ def _anyres(
 
 
 def _vision(config: Section, default: str, *, newline: bool) -> VisionDims:
-    """Read the tower; layers after ``vision_feature_layer`` are stored and built, but never run."""
+    """Read the tower; layers after ``vision_feature_layer`` are stored and built, but never run.
+
+    ``default``: the ``model_type`` of a tower that states none. ``newline``: whether the model has
+    an embedding for the end of each line of patches.
+    """
     section = config.section("vision_config")
     values = section or Section({}, f"{config.what}: vision_config")
     named = values.string("model_type", default)

@@ -1,8 +1,9 @@
 """Qwen3-VL, Qwen3.5 and Intern-S1-Pro: Qwen2-VL's resizing with larger patches.
 
 ``deepstack`` mergers turn the hidden states of some layers into further features of each image
-token; the first layers of the language model add them. Pixel bounds are those of the checkpoint:
-LMDeploy reads none from the images of a request. Bounds of a video are for all its frames.
+token; the first layers of the language model add them. The checkpoint sets the bounds on
+an image's pixels; LMDeploy reads no bounds from a request. The bounds of a video are for all its
+frames together.
 
 Qwen3.5 has no ``deepstack``: engines ignore a key of that name. Three of four layers of its
 language model have a gated delta net in place of attention. Checkpoints also contain a draft model
@@ -84,7 +85,7 @@ def read_vision(config: Section, text_hidden: int) -> VisionDims:
 def read_qwen3_5(parts: CheckpointConfig) -> Dims:
     """Read a Qwen3.5, dense or with experts; missing keys take Transformers' defaults.
 
-    Intern-S2-Preview is one with experts; TurboMind does not load its time series encoder.
+    Intern-S2-Preview is a Qwen3.5 with experts; TurboMind does not load its time series encoder.
     """
     config = parts.config
     dense = parts.architecture == "Qwen3_5ForConditionalGeneration"
@@ -128,7 +129,10 @@ def read_intern_s1_pro(parts: CheckpointConfig) -> Dims:
 
 
 def _frequencies(text: Section, head_dim: int) -> int:
-    """Return the number of Fourier frequencies: as given, or by the context; 0 if unused."""
+    """Return the number of frequencies of the Fourier position encoding; 0 if the model has none.
+
+    The number is the config's, else it follows from ``rope_theta`` and the longest context.
+    """
     scaling = text.section("rope_scaling") or text.section("rope_parameters")
     if scaling is None or not scaling.boolean("fope_sep_head", False):
         return 0

@@ -40,7 +40,7 @@ def read(parts: CheckpointConfig) -> Dims:
 def read_qwen2_5(parts: CheckpointConfig) -> Dims:
     """Read a Qwen2.5-Omni, whole or only its thinker; missing keys take Transformers' defaults.
 
-    The thinker's config decides whether the head is tied; the language model's is ignored.
+    The thinker's config decides whether the head is tied; the language model's config does not.
     """
     alone = parts.architecture == _ALONE
     thinker = parts.config if alone else parts.config.part("thinker_config")

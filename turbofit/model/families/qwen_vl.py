@@ -22,7 +22,9 @@ _PIXELS_BOUND: Final = 1 << 32
 
 
 def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDims:
-    """Read the tower of Qwen2-VL, or of Qwen2.5-VL if ``second``; with Transformers' defaults.
+    """Read the tower of Qwen2-VL, or of Qwen2.5-VL if ``second``.
+
+    Missing keys take Transformers' defaults.
 
     Raises:
         UsageError: the tower's output is not as wide as the language model.

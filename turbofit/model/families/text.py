@@ -162,7 +162,10 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
 
 
 def _heads(config: Section, defaults: dict[str, Any], hidden: int) -> tuple[int, int, int]:
-    """Query heads, KV heads and channels of a head; checks that these numbers divide evenly."""
+    """Return the numbers of query heads, of KV heads, and of channels in a head.
+
+    Numbers that do not divide evenly are refused.
+    """
     heads = config.integer("num_attention_heads", defaults["num_attention_heads"], high=1 << 12)
     kv_default = defaults["num_key_value_heads"] or heads
     kv_heads = config.divisor("num_key_value_heads", heads, "heads", kv_default)
@@ -212,9 +215,9 @@ def _sparse_layers(config: Section, layers: int, step: int) -> int:
 
 
 def _window(config: Section, architecture: str, layers: int) -> int:
-    """Return the sliding window, in tokens, that some layer has in Transformers' class, or 0.
+    """Return the length of the sliding window in tokens; 0 if no layer has one in Transformers.
 
-    Mistral has a window if the key is missing, and none if it is null.
+    A Mistral whose config lacks ``sliding_window`` has the default window; null means no window.
     """
     if architecture in _WINDOW_BY_LENGTH:
         if "sliding_window" in config.values and "sliding_window" not in config:
@@ -241,9 +244,10 @@ def _length(config: Section, default: int) -> int:
 
 
 def _latents(config: Section, hidden: int, heads: int, *, expanded: bool) -> MlaDims:
-    """Read the dims of latent attention; ``expanded``: LMDeploy caches expanded latents (MiniCPM3).
+    """Read the dims of latent attention.
 
-    Missing keys have defaults only if ``expanded``. Source:
+    ``expanded``: LMDeploy caches keys and values made from the latents, as for MiniCPM3; only then
+    have missing keys defaults. Source:
     lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #f7a181
     """
     values, usual = hidden // heads, (256, 64, 32) if expanded else (None, None, None)
@@ -272,10 +276,11 @@ def _latents(config: Section, hidden: int, heads: int, *, expanded: bool) -> Mla
 def _routed_experts(
     config: Section, architecture: str, defaults: Mapping[str, int], layers: int
 ) -> MoeDims | None:
-    """Read DeepSeek's keys for the experts of all layers after the first dense ones; or None.
+    """Read the experts from DeepSeek's keys; None if no layer has experts.
 
-    Shared experts form one MLP with the sum of their widths. ``topk_method`` decides whether the
-    router has a correction bias; without this key, the classes of V3 and GLM have one.
+    Some first layers are dense, all later layers have experts. Shared experts form one MLP with the
+    sum of their widths. ``topk_method`` decides whether the router has a correction bias; without
+    this key, the classes of V3 and GLM have a bias.
     """
 
     def number(key: str, default: int | None, low: int = 1, high: int = 1 << 10) -> int:
@@ -309,7 +314,7 @@ def _routed_experts(
 
 
 def _delta(config: Section, layers: int) -> DeltaDims | None:
-    """The delta nets of a Qwen3.5; None if every layer has attention."""
+    """Read the gated delta nets of a Qwen3.5; None if every layer has attention."""
     values = config.integer("linear_num_value_heads", 32, high=1 << 12)
     keys = config.divisor("linear_num_key_heads", values, "value heads", 16)
     linear = _linear_layers(config, layers)

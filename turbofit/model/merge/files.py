@@ -62,7 +62,7 @@ class Piece(NamedTuple):
 
 
 def piece(tensor: Any, dtype: Any, *edits: Edit) -> Piece:
-    """The tensor as a piece to write; floats are cast to ``dtype``."""
+    """Make a tensor a piece to write; floats are cast to ``dtype``, other types are kept."""
     return Piece(tensor, dtype if tensor.is_floating_point() else tensor.dtype, edits)
 
 
@@ -87,7 +87,7 @@ def torch_library() -> Any:
 
 
 def open_weights(folder: str) -> dict[str, Tensors]:
-    """The tensors of a checkpoint by name, for each file, in the order of the files' names.
+    """Return for each weight file the tensors by name; the files are in the order of their names.
 
     Raises:
         UsageError: the folder holds no weights, or a file lacks a tensor of the index.
@@ -168,9 +168,10 @@ def weight_files(files: Sequence[Mapping[str, Piece]]) -> dict[str, Mapping[str,
 
 
 def copied_files(folder: str, written: Container[str], ends: tuple[str, ...] = ()) -> list[str]:
-    """The files of a folder that are copied unchanged: all files except weights.
+    """Return the names of the files in a folder that a merge copies unchanged.
 
-    Files in ``written`` are left out, and files whose names have one of the ``ends``.
+    These are all files but weights, hidden files, files in ``written``, and files whose names end
+    in one of ``ends``.
     """
     return sorted(
         entry.name
@@ -197,10 +198,10 @@ def check_target(out: str, sources: tuple[str, ...]) -> str:
 
 
 def write(result: Result, folder: str, target: str) -> tuple[str, ...]:
-    """Write everything into a temporary folder, which becomes the target at the end.
+    """Write the result into a temporary folder, which is renamed to ``target`` at the end.
 
-    One file's tensors at a time are in RAM. Returns the names of the files. After an error, or if
-    the disk is too small, nothing remains.
+    ``folder`` has the files to copy. The tensors of one file at a time are in RAM. Returns the
+    names of the files. After an error, or if the disk is too small, nothing remains.
 
     Raises:
         UsageError: the disk is too small, or a file cannot be written.
@@ -249,12 +250,15 @@ def write(result: Result, folder: str, target: str) -> tuple[str, ...]:
 
 
 def located(name: str, file: str, wanted: str = "") -> str:
-    """Return the path of a folder, or of a snapshot in the local hub cache that has ``file``.
+    """Return the path of a folder, or of a hub id's snapshot in the local cache.
 
-    ``wanted`` is what an error recommends to name instead.
+    Args:
+        name: a folder, a hub id or a preset.
+        file: the file that a snapshot must have.
+        wanted: what an error recommends to name instead.
 
     Raises:
-        UsageError: it is neither a folder nor in the local hub cache.
+        UsageError: ``name`` is neither a folder nor in the local hub cache.
     """
     path = os.path.expanduser(name)
     if os.path.isdir(path):

@@ -11,9 +11,9 @@ The original cuts a prompt at the text ``<image>``; the hf format has a token fo
 another. Both are appended to the tokenizer, as in llava-hf's checkpoints.
 
 The embeddings grow by two tokens and up to a multiple of 64 rows. llava-hf drew the new rows at
-random around the mean of the others; here each is that mean, so that the same input gives the same
-output. They have no effect: the image token's is replaced by the picture's, padding is masked, and
-a new token's logit, the mean of the others, is never the largest.
+random around the mean of the others; here each new row is that mean, so that the same input gives
+the same output. The new rows have no effect: the image token's row is replaced by the picture's
+features, padding is masked, and a new token's logit, the mean of the others, is never the largest.
 """
 
 from __future__ import annotations
@@ -221,7 +221,10 @@ def _check_complete(names: set[str], original: Section) -> None:
 
 
 def _vision_config(tower: Section, original: Section, wanted: int) -> JsonObject:
-    """Return CLIP's vision config; refuse a tower that the projector was not trained with."""
+    """Return CLIP's vision config; refuse a tower that the projector was not trained with.
+
+    ``wanted``: the number of features of each patch that the projector takes.
+    """
     hidden, size = tower.integer("hidden_size"), tower.integer("image_size")
     name = original.string("mm_vision_tower", "")
     side = re.search(r"-(\d+)$", name)
@@ -239,9 +242,9 @@ def _vision_config(tower: Section, original: Section, wanted: int) -> JsonObject
 def _small_files(
     original: Section, vision: JsonObject, tokens: _Tokens, base: FolderFiles, both: JsonObject
 ) -> dict[str, str]:
-    """The small files by name: configs, chat template and tokenizer.
+    """Return the texts of the small files by name: configs, chat template and tokenizer.
 
-    ``both`` are keys for the config of the model and for that of the language model.
+    ``both`` are keys that stand in the model's config and in the language model's config.
     """
     fixed = load_yaml(preset_path("conversions", "llava-1.5"))
     side, strategy = vision["image_size"], _FEATURES[_feature(original)]

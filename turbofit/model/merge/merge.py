@@ -139,7 +139,10 @@ def _check(config: Section) -> None:
 
 
 def _lora(config: Section, module: str, kinds: Tensors) -> Lora:
-    """The pair of matrices of one module, checked against the rank in the config."""
+    """Return the LoRA of one module; refuse matrices that do not have the config's rank.
+
+    ``kinds``: the module's matrices, by their letters A and B.
+    """
     plain = module.removeprefix("base_model.model.")[:100]
     if kinds.keys() != {"A", "B"}:
         halves = kinds.keys() < {"A", "B"}
@@ -165,7 +168,11 @@ _PREFIXES: Final = ("base_model", "model", "language_model")
 
 
 class Merged(Struct):
-    """The result of a merge. Counts are of tensors, ``loras`` of modules; sizes are bytes."""
+    """The result of a merge.
+
+    ``bytes`` is the size of the weight files. ``tensors`` and ``replaced`` count tensors, ``loras``
+    counts modules with a LoRA.
+    """
 
     out: str
     architecture: str
@@ -254,7 +261,10 @@ def merge(
 def _original(
     base: str, config: Section, lora_folder: str | None, vision_tower: str | None
 ) -> Section | None:
-    """Return an original LLaVA's config, from the base or a text model's adapter, or None."""
+    """Return the config of an original LLaVA; None if the merge is of another model.
+
+    An adapter's config counts if its base is an original LLaVA or a plain Llama.
+    """
     names = config.strings("architectures")
     original = config if llava.ORIGINAL in names else None
     if lora_folder:

@@ -82,7 +82,10 @@ def listed(
 
 
 def known_facts(facts: Mapping[str, str | None], **places: bool) -> FactList:
-    """Names and their values, without the names that have no value."""
+    """Make a list of names and values, without the names that have no value.
+
+    ``places`` are fields of `Block`: the outputs that show the list.
+    """
     return FactList(tuple((name, text) for name, text in facts.items() if text), **places)
 
 
@@ -154,7 +157,7 @@ class BarPiece(Struct):
 class Bar(Block):
     """The memory of equal GPUs as a bar; what goes beyond ``room`` bytes does not fit.
 
-    ``owner`` names what has so many bytes: the card or a budget.
+    ``owner`` names what has ``room`` bytes: the card or a budget.
     """
 
     title: str
@@ -198,10 +201,10 @@ _WARNING: Final = 75
 
 
 def first_warnings(warnings: Sequence[str], aside: Collection[str] = ()) -> list[Block]:
-    """Return the first warnings, cut short, with the number of further ones.
+    """Return for the short answer the first warnings, cut short, and how many more there are.
 
-    A known fault, which names its issue thread, comes first. Warnings in ``aside`` are left out,
-    and so are harmless ones and those that stand beside commands.
+    Known faults, whose texts name an issue thread, come first. Warnings in ``aside`` are left out,
+    and so are harmless warnings and warnings that stand beside commands.
     """
     hidden = (*BESIDE_COMMANDS, *HARMLESS)
     kept = [
@@ -228,7 +231,10 @@ def in_brief(text: str, width: int) -> str:
 
 
 def remedies_table(remedies: Sequence[Remedy], title: str = "", **places: Any) -> list[Block]:
-    """A table of changes and their effects; no block if there are none."""
+    """Return a table of changes and their effects; no block if there are no changes.
+
+    ``places`` are fields of `Block`: the outputs that show the table.
+    """
     if not remedies:
         return []
     titles = ("change", "effect")

@@ -48,7 +48,7 @@ _CONTROLS_BUT_NEWLINE: Final = {code: mark for code, mark in _CONTROLS.items() i
 
 
 def clean(text: str) -> str:
-    """Replace control characters by "?": names come from files and processes of others."""
+    """Replace control characters by "?", since other users choose the names of some files."""
     return text.translate(_CONTROLS)
 
 
@@ -99,7 +99,10 @@ def _fold(text: str, width: int) -> list[str]:
 
 
 def filled(words: Iterable[str], width: int, gap: str = " ") -> list[str]:
-    """Join words to lines that each have as many of them as the width holds."""
+    """Join words to lines of at most ``width`` columns, each with as many words as possible.
+
+    ``gap`` stands between two words.
+    """
     lines: list[str] = []
     for word in words:
         if lines and _display_width(f"{lines[-1]}{gap}{word}") <= width:
@@ -222,7 +225,10 @@ def legend(bar: Bar) -> list[str]:
 
 
 def _fill(parts: Sequence[tuple[int, str]], width: int) -> list[str]:
-    """Return the letters of a bar; each part has one cell and its share of the remaining cells."""
+    """Return the letters of a bar of ``width`` cells; ``parts`` have a size and a letter each.
+
+    Each part has one cell and its share of the remaining cells.
+    """
     if not parts:
         return []
     parts = parts[:width]

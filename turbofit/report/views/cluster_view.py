@@ -35,7 +35,10 @@ _WRAPPED: Final = ("cards", "which", "serve nothing, since", "node", "why, or sa
 
 
 def cluster_view(plan: ClusterPlan) -> list[Block]:
-    """Return a cluster's plan: verdict, promise, kinds of nodes, nodes left out, and command."""
+    """Return blocks on a cluster's plan: verdict, limits of a request, kinds of nodes, and command.
+
+    The kinds of nodes are those that serve, then those that are left out.
+    """
     title = f"{plan.model.name} on {len(plan.nodes):,} {plural(len(plan.nodes), 'node')}"
     blocks: list[Block] = [
         Heading(f"{title} ({plan.source})" if plan.source else title, short=True),
@@ -74,7 +77,10 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
 
 
 def _kinds(names: Sequence[str], kinds: dict[tuple[str, ...], list[NodePlan]]) -> Iterator[Block]:
-    """Yield a table with a row for each kind of node, the most frequent kind first, if any."""
+    """Yield a table with a row for each kind of node, the most frequent kind first.
+
+    Yields nothing if ``kinds`` is empty.
+    """
     rows = []
     for row, members in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
         which, more = ", ".join(node.name for node in members[:_NAMES]), len(members) - _NAMES
@@ -85,7 +91,7 @@ def _kinds(names: Sequence[str], kinds: dict[tuple[str, ...], list[NodePlan]]) -
 
 
 def status_view(nodes: Sequence[NodeStatus]) -> Iterator[Block]:
-    """Yield a table of the nodes of each run, with their states."""
+    """Yield a table of nodes with their states, one for each model name that they serve."""
     names = ("node", "cards", "state", "at once", "KV tokens", "why, or said last")
     for serves in dict.fromkeys(node.serves for node in nodes):
         members = [node for node in nodes if node.serves == serves]

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def largest_images(plan: Plan) -> tuple[int, int]:
-    """Return the units of the largest image that is served, and the tokens of a full request.
+    """Return the tiles or patches of the largest image served, and the image tokens of a request.
 
-    A full request has as many such images as the plan allows. LMDeploy refuses a request whose
-    image tokens and one token of text exceed ``session_len``.
+    These are the tokens of as many such images as the plan allows in a request. LMDeploy refuses a
+    request whose image tokens and one token of text exceed ``session_len``.
     """
     limits, rule, room = plan.limits, plan.model.image_rule, plan.settings.session_len - 1
     whole = limits.units_per_image, limits.image_tokens_per_request
@@ -93,7 +93,7 @@ _ONE_LINE: Final = 78
 def command_blocks(plan: Plan) -> list[Block]:
     """Return the command that serves the plan, and the command of each engine.
 
-    The short answer has only the first. A page shows the first elsewhere, at its top.
+    The short answer has only the command that serves. A page shows that command at its top instead.
     """
     if not plan.commands:
         return []
@@ -117,7 +117,7 @@ def command_blocks(plan: Plan) -> list[Block]:
 
 
 def serve_note(plan: Plan) -> str:
-    """Return a note on where to run the command that serves; empty for a measured machine."""
+    """Return a note for the serving command if the plan is not for a measured machine, else ""."""
     return "" if plan.machine.source == "nvml" else "on such a machine:"
 
 

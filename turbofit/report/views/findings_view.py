@@ -37,7 +37,10 @@ _STATES: Final[dict[State, tuple[str, str, str]]] = {
 
 
 def doctor_view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
-    """Yield the findings, worst first; checks in order share a line, except with ``full``."""
+    """Yield the findings, worst first.
+
+    Checks that found no fault share a line, unless ``full`` is true.
+    """
     counted = {state: report.count(state) for state in _STATES}
     counts = ", ".join(f"{n} {_STATES[state][1 + (n > 1)]}" for state, n in counted.items() if n)
     known = f"{report.machine} ({report.source})"

@@ -39,7 +39,10 @@ _PATHS: Final = {
 
 
 def machine_view(machine: Machine) -> list[Block]:
-    """Return a machine's GPUs, warnings, holders, links and host; the summary has one table."""
+    """Return blocks on a machine's GPUs, warnings, holders of memory, links and host.
+
+    The short answer has only one table, that of the GPUs.
+    """
     host, measured = _host(machine).items(), ""
     if machine.measured is not None:
         wrong = sum(not pair.right for pair in machine.measured.pairs)

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 
 def memory_blocks(plan: Plan) -> list[Block]:
-    """Return a bar for each set of equal GPUs, then all terms; the summary has one bar."""
+    """Return a bar for each set of equal GPUs, then all terms of the ledgers.
+
+    The short answer has one bar only, that of the GPUs with the least headroom.
+    """
     blocks: list[Block] = [Heading("Memory from empty to full")]
     sets = fold(plan.gpus)
     least = min((ledger for _, ledger in sets), key=lambda ledger: ledger.headroom, default=None)

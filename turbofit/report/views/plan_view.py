@@ -110,7 +110,7 @@ def _answer(plan: Plan) -> list[Block]:
 
 
 def _in_short(plan: Plan) -> dict[str, str]:
-    """Return the facts of the short answer: promise, settings, forecasts, a line or two each."""
+    """Return by name the facts of the short answer: limits of a request, settings, forecasts."""
     facts = {"promise": _promised(plan), "settings": _few_settings(plan)}
     if plan.considered and plan.kv.longest_request_tokens:
         facts["KV cache"] = _in_cache(plan)  # a prediction's verdict says it already
@@ -129,7 +129,7 @@ def _in_short(plan: Plan) -> dict[str, str]:
 
 
 def _promised(plan: Plan) -> str:
-    """Return in words what each request of a client may have."""
+    """Return in words the limits of a request: its images and its tokens."""
     sides = plan.workload.image_size
     size = "{}x{}".format(*sides) if sides is not None else ""
     return plan.limits.promise(plan.settings.session_len, *largest_images(plan), size)
@@ -173,7 +173,10 @@ def _trade(plan: Plan) -> str:
 
 
 def _forecast(plan: Plan, speed: Throughput) -> str:
-    """Return the forecast of requests a second and of the first token, and how sure it is."""
+    """Return in words the forecast requests a second and seconds to the first token.
+
+    Says also how sure the forecast is.
+    """
     usual, sure = plan.usual_image, speed.surety
     figure = two_digits if sure is None else sure.figure
     said = [f"{figure(speed.requests_per_second)} requests/s"]
@@ -195,7 +198,8 @@ _TEXT: Final = 512
 def _in_cache(plan: Plan, of: str = "") -> str:
     """Return in words the tokens of all caches, and how many requests the caches hold.
 
-    ``of`` is a text on a token's bytes. No request lies in two caches: each is counted by itself.
+    ``of`` is a text on a token's bytes. No request lies in two caches: each cache is counted by
+    itself.
     """
     longest, counts = plan.kv.longest_request_tokens, list[str]()
     images = largest_images(plan)[1] if plan.limits.vision_unit else 0

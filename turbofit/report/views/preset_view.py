@@ -93,7 +93,7 @@ _NUMBERS: Final = (
 
 
 def which_view(which: Which) -> list[Block]:
-    """Return the blocks of a `Which`: the answer, what fits, and why each other one does not."""
+    """Return the blocks of a `Which`: the answer, what fits, and why all else does not fit."""
     title = f"Cards for {which.model}" if which.model else f"Models on {which.machine}"
     others = tuple(
         f"{other.on if which.model else other.model}: {other.why_not}" for other in which.others
@@ -110,7 +110,10 @@ def which_view(which: Which) -> list[Block]:
 
 
 def _kept_tables(which: Which) -> list[Block]:
-    """Return tables of the rows that keep the promise; the summary has few columns and rows."""
+    """Return tables of the cards or models that can serve the requests asked for.
+
+    The short answer has fewer columns and rows.
+    """
     fast = [_row(which, serving) for serving in which.keep if serving.of_lmdeploy]
     slow = [_row(which, serving) for serving in which.keep if not serving.of_lmdeploy]
     blocks: list[Block] = [Heading("What keeps the promise", whole=False)]
@@ -122,7 +125,10 @@ def _kept_tables(which: Which) -> list[Block]:
 
 
 def _warned(which: Which) -> list[Block]:
-    """Return the known faults of rows that keep the promise; the summary only names the rows."""
+    """Return known faults of the cards or models that can serve what was asked.
+
+    The short answer only names these cards or models.
+    """
     warned = dict[str, list[str]]()
     for row in which.keep:
         for text in row.warnings:

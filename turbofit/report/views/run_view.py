@@ -43,7 +43,7 @@ def rehearsal_and_run_blocks(plan: Plan, run: RunReport | None) -> list[Block]:
 
 
 def _rehearsal(plan: Plan) -> list[Block]:
-    """Return how the rehearsal on pretend GPUs ended, for each group that differs."""
+    """Return how the rehearsal on pretend GPUs ended, once for each set of equal engines."""
     rehearsal = plan.rehearsal
     if rehearsal is None:
         return []
@@ -131,7 +131,7 @@ def _over(row: _Side) -> str:
 
 
 class _Side(Struct):
-    """One figure, in bytes or tokens; None if unknown."""
+    """One figure as forecast, rehearsed and measured, in bytes or tokens; None if unknown."""
 
     what: str
     forecast: int | None = None
@@ -140,9 +140,10 @@ class _Side(Struct):
 
 
 def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Side, ...]]]:
-    """Return the figures of each set of equal GPUs with its title, without sets that have none.
+    """Return for each set of equal GPUs a title and its figures.
 
-    A rehearsed or measured figure of a set is the worst one of its GPUs.
+    A rehearsed or measured figure of a set is that of the worst GPU. Sets without such a figure are
+    left out.
     """
     sets = []
     ledgers = {ledger.index: ledger for ledger in plan.gpus}
