@@ -37,18 +37,18 @@ _OF_PROGRAM: Final = re.compile(r"python[\d.]*|-m|(?:.*/)?lmdeploy(?:\.\S+)?|ser
 
 
 class TypedOption(Protocol):
-    """An option; ``bare``: it may have no value; ``several``: it takes several words."""
+    """An option, which may have no value if ``bare``, and takes several words if ``several``."""
 
     bare: bool
     several: bool
 
 
 class Typed(NamedTuple):
-    """The words of a command line, sorted by whom they are for.
+    """The words of a command line, sorted by the program that they are for.
 
-    ``words`` are turbofit's own, in click's form; ``passed`` are LMDeploy's options for the engine;
-    ``variables`` are set when the command begins; ``notes`` say what became of LMDeploy's words;
-    ``unknown`` are options that neither program has.
+    ``words`` are turbofit's own, in click's form; ``passed`` are LMDeploy's options for the engine.
+    ``variables`` are the environment variables that the line sets. ``notes`` are sentences on what
+    became of LMDeploy's words. ``unknown`` are options that neither program has.
     """
 
     words: list[str]
@@ -64,10 +64,10 @@ def read(
     """Sort the words before ``--`` into turbofit's own and LMDeploy's.
 
     ``options`` are the command's own options, by each of their names. ``plans``: LMDeploy's options
-    may stand among them. ``serves``: the command starts engines, which get LMDeploy's options.
+    may stand among the words. ``serves``: the command starts engines, which get LMDeploy's options.
 
     Raises:
-        UsageError: LMDeploy has an option that no plan counts, or that lacks its value.
+        UsageError: an option of LMDeploy lacks its value, or no plan can take it into account.
         click.BadOptionUsage: an option stands where the value of another option should be.
     """
     typed = _pasted(words) if plans else Typed(list(words), [], {}, [], [])
@@ -115,7 +115,7 @@ class _Reader:
             self.own.append(left.pop(0))
 
     def take_lmdeploys(self, name: str, row: EngineOption, values: list[str]) -> None:
-        """Take one of LMDeploy's options: for the engine, as turbofit's option, or not at all."""
+        """Pass an option of LMDeploy to the engine, make it turbofit's option, or leave it out."""
         self._said.setdefault(self._taken(name, row, values), []).append(name)
 
     def _taken(self, name: str, row: EngineOption, values: list[str]) -> str:
@@ -204,10 +204,10 @@ PATH: Final = _Path(readable=False)
 class Option(click.Option):
     """A click option in a named group of the help page; the first group has no name.
 
-    ``several``: it takes all words up to the next option, like LMDeploy's options. ``form``: it
-    sets the form of the answer, of which a command takes only one, and has no environment variable.
-    ``usual`` is the default as the help page shows it. A missing ``help`` is in
-    presets/options.yaml.
+    ``several``: the option takes all words up to the next option, like LMDeploy's options.
+    ``form``: the option sets the form of the answer, such as JSON; a command takes one such option,
+    which has no environment variable. ``usual`` is the default as the help page shows it. A missing
+    ``help`` is in presets/options.yaml.
     """
 
     def __init__(
@@ -238,7 +238,10 @@ class Option(click.Option):
 
 
 class Argument(click.Argument):
-    """A click argument with a line on the help page, else taken from presets/options.yaml."""
+    """A click argument; ``explained`` is its line on the help page.
+
+    An empty line is replaced by the text in presets/options.yaml.
+    """
 
     def __init__(self, name: str, *, explained: str = "", **attributes: Any) -> None:
         super().__init__([name], **attributes)
@@ -254,11 +257,11 @@ def _print_help(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 class CliCommand(click.Command):
     """One command of the command line; ``callback`` takes every option by its name.
 
-    ``takes_rest``: words after ``--`` are another program's, and passed on as ``rest``. ``first``
-    are the options of the help page's first section, before those in groups; ``unnamed`` are the
-    options that the help page leaves out. ``only_linux``: the command does not run on Windows,
-    except with ``--dry-run``, and goes on if nobody reads its standard error. ``usage`` replaces
-    click's first line of the help.
+    ``takes_rest``: words after ``--`` are for another program, and are passed on as ``rest``.
+    ``first`` are the options of the help page's first section, before options in groups;
+    ``unnamed`` are the options that the help page leaves out. ``only_linux``: on Windows the
+    command runs only with ``--dry-run``; elsewhere it never waits for a reader of its standard
+    error. ``usage`` replaces click's first line of the help.
     """
 
     def __init__(
@@ -370,7 +373,7 @@ class CliCommand(click.Command):
         """Write nothing: `format_options` writes the arguments."""
 
     def explain(self, name: str) -> None:
-        """Give options and arguments without a help text those of presets/options.yaml."""
+        """Add help texts from presets/options.yaml to options and arguments that have none."""
         from turbofit.cli.manual import option_texts
 
         texts = option_texts(name)
@@ -417,7 +420,7 @@ class CliCommand(click.Command):
 
 
 def _choose_gpus(typed: Typed, ctx: click.Context) -> None:
-    """Take CUDA_VISIBLE_DEVICES of a pasted line as ``--gpus``, if ``--on`` is given."""
+    """Use CUDA_VISIBLE_DEVICES of a pasted command line as ``--gpus``, if ``--on`` is given."""
     if _GPUS in typed.variables and ctx.params.get("on") and "gpus" in ctx.params:
         value, given = typed.variables.pop(_GPUS), ctx.params["gpus"]
         if given is None:

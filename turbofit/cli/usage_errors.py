@@ -80,7 +80,10 @@ def unknown_options(names: Sequence[str], ctx: click.Context) -> UsageError:
 
 
 def _known_elsewhere(name: str, ctx: click.Context) -> str:
-    """Return a hint on an option that a command lacks: who has it, or the nearest of its own."""
+    """Return a hint on an option that a command lacks.
+
+    The hint names the commands that have the option, else the nearest of this command's options.
+    """
     from turbofit.serving.passthrough import engine_options
 
     own = [option for param in ctx.command.params for option in param.opts if option[:2] == "--"]
@@ -113,7 +116,10 @@ def unknown_word(word: str) -> str:
 
 
 def without_gpu(hint: str, ctx: click.Context) -> str:
-    """Return a hint on what to do if no GPU can be read; ``hint`` if ``--pretend`` is no option."""
+    """Return a hint on what to do if no GPU can be read.
+
+    Return ``hint`` unchanged if the command has no option ``--pretend``.
+    """
     if not any("--pretend" in param.opts for param in ctx.command.params):
         return hint
     return (
@@ -123,7 +129,7 @@ def without_gpu(hint: str, ctx: click.Context) -> str:
 
 
 def options_by_command(ctx: click.Context) -> Iterator[tuple[str, click.Parameter]]:
-    """Yield each option of each command with the command's name; it imports all commands."""
+    """Import all commands, and yield the name of each command with each of its options."""
     group = ctx.find_root().command
     if not isinstance(group, click.Group):
         return

@@ -1,1 +1,1 @@
-"""Types, errors, units and processes for all of turbofit, of which it imports nothing else."""
+"""Types, errors, units and processes for all of turbofit; imports no other part of turbofit."""

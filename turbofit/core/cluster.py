@@ -16,9 +16,9 @@ CLUSTER_STATUS_SCHEMA: Final = "turbofit.cluster-status/3"
 class Node(Struct):
     """One machine of a cluster; other nodes reach it at ``address``.
 
-    ``id`` is the cluster's own name of it, ``gpus`` the number that Ray counts. ``leaving``: Ray
-    drains the node. ``machine`` is None if it could not be measured, or has nothing to serve with;
-    ``why_not`` then says why.
+    ``id`` is the cluster's own name of the node, ``gpus`` the number of GPUs that Ray counts.
+    ``leaving``: Ray drains the node. ``machine`` is None if the node could not be measured, or has
+    no GPU that can serve; ``why_not`` then says why.
     """
 
     id: str
@@ -38,7 +38,7 @@ class Cluster(Struct):
 
 
 class NodePlan(Struct):
-    """What one node serves; ``plan`` None and ``why_not`` if it serves nothing."""
+    """What one node serves; if nothing, ``plan`` is None, and ``why_not`` says why."""
 
     node: str
     name: str
@@ -52,10 +52,10 @@ class NodePlan(Struct):
 
 
 class ClusterPlan(JsonDocument):
-    """One promise over all nodes, and what each serves under it.
+    """The plan for a cluster: limits that hold on every serving node, and a plan for each node.
 
-    ``limits`` and ``longest_request_tokens`` are what every node holds, so that a request may go to
-    any of them.
+    ``limits`` and ``longest_request_tokens`` are possible on every node that serves, so that a
+    request may go to any such node.
     """
 
     what: ClassVar[str] = "cluster plan"

@@ -1,6 +1,6 @@
-"""The types that say how an engine ended, and what a rehearsal of it found.
+"""The types that say how an engine ended, and what a rehearsal of an engine found.
 
-`logs.death` decides the kind of a death, by the log and the exit.
+`logs.death` decides the kind of an end by the engine's log and exit code.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def signal_name(number: int) -> str:
 
 
 class RehearsedCase(Struct):
-    """One worst case as the engine ran it: bytes per GPU, and pinned host bytes."""
+    """What the engine took in one worst case: bytes on each GPU, and pinned bytes of the host."""
 
     name: str
     peak: Annotated[tuple[int, ...], doc("Bytes that the engine itself had at most on each GPU.")]
@@ -99,7 +99,10 @@ class RehearsedCase(Struct):
 
 
 class RehearsedCache(Struct):
-    """The cache as the engine cut it; ``free`` and ``region`` per GPU, None where not reached."""
+    """The sizes of the KV cache that the engine made; ``free`` and ``region`` are per GPU.
+
+    A value is None if the engine ended before it made the cache there.
+    """
 
     free: tuple[int | None, ...]
     region: tuple[int | None, ...]
@@ -109,7 +112,7 @@ class RehearsedCache(Struct):
 
 
 class RehearsedTogether(Struct):
-    """Terms of the ledger that one counter of the engine tells together; figures per GPU."""
+    """Several terms of the ledger of which the engine counts only the sum; bytes per GPU."""
 
     line: Annotated[str, doc("Their common name, such as weights.")]
     terms: Annotated[tuple[str, ...], doc("The terms of the ledger.")]
@@ -118,7 +121,10 @@ class RehearsedTogether(Struct):
 
 
 class Moment(Struct):
-    """One phase of a rehearsal: bytes in use on each GPU of its group, others' included."""
+    """One phase of a rehearsal: the bytes in use on each GPU of the engine's group.
+
+    Bytes of other programs are included.
+    """
 
     phase: Annotated[str, doc("The engine's phase, or case NAME.")]
     peak: Annotated[tuple[int, ...], doc("Bytes at most.")]
@@ -127,9 +133,9 @@ class Moment(Struct):
 
 
 class Rehearsal(Struct):
-    """What the real engine did on pretend GPUs; values and speed are not real.
+    """What the real engine did on pretend GPUs; computed values and speed are not real.
 
-    What is ``not_known`` was charged from the forecast.
+    For memory that is ``not_known`` to a rehearsal, the bytes of the forecast were used.
     """
 
     outcome: Annotated[Literal["served", "out_of_memory", "hang", "failed"], doc("How it ended.")]

@@ -40,7 +40,7 @@ class TurbofitError(Exception):
 
     @property
     def option(self) -> str | None:
-        """The field of the option that is wrong; None if the error is of no option."""
+        """The name of the field whose option is wrong; None if no option is wrong."""
         return self.options[0] if self.options else None
 
     def name_keywords(self) -> None:
@@ -119,7 +119,7 @@ class PackageError(TurbofitError):
 
 
 def error_from(document: dict[str, Any]) -> TurbofitError:
-    """Return an error of another process, made of what `to_dict` has under ``error``."""
+    """Make the error that another process reported; `to_dict` has the document under ``error``."""
     kinds = {error.exit_code: error for error in TurbofitError.__subclasses__()}
     kind = kinds.get(int(document.get("exit_code", 0)), LaunchError)
     return kind(str(document.get("message", "")), hint=str(document.get("hint", "")))

@@ -28,7 +28,7 @@ _LIBRARY: Final = _CODE / "turbofit" / "serving" / "images" / "libpixels.so"
 def install_command(extra: str, *, upgrade: bool = False) -> str:
     """Return a pip command, ready to paste, that installs turbofit with an extra of pyproject.toml.
 
-    ``upgrade``: it also replaces installed versions.
+    ``upgrade``: the command also replaces installed versions.
     """
     clone, again = clone_folder(), ["-U"] if upgrade else []
     editable = ["-e"] if clone == _CODE else []
@@ -63,7 +63,7 @@ def image_library() -> Path:
 
 
 def clone_folder() -> Path | None:
-    """Return the clone that turbofit was installed from, or that has its code; None without one.
+    """Return the clone that turbofit was installed from, or runs in; None if there is no clone.
 
     pip notes where it installed from in ``direct_url.json`` (PEP 610).
     """

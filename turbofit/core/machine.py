@@ -1,4 +1,4 @@
-"""What the hardware is: GPUs, who holds their memory, how they reach each other, the host."""
+"""What the hardware is: GPUs, programs that use their memory, links between GPUs, the host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Count = Annotated[int, Meta(ge=1)]
 
 
 class Holder(Struct):
-    """Somebody who holds memory on a GPU; pid ``NA``: no visible process explains it."""
+    """A process that uses memory of a GPU; ``pid`` is `NA` if the process is not visible."""
 
     pid: int | NaType
     name: str
@@ -28,7 +28,7 @@ class Holder(Struct):
 
 
 class Pcie(Struct):
-    """A PCIe link as it can be at best on this slot (``generation`` 4, ``width`` 16)."""
+    """The best PCIe link of this slot, such as ``generation`` 4 and ``width`` 16 (lanes)."""
 
     generation: Size | NaType = NA
     width: Size | NaType = NA
@@ -37,9 +37,10 @@ class Pcie(Struct):
 class Gpu(Struct):
     """One GPU or MIG instance. Sizes in bytes; ``total = reserved + used + free`` (NVML v2).
 
-    ``used`` is what others hold; ``free`` is what ``cudaMemGetInfo`` would say before our context
-    exists. ``memory_bandwidth`` is bytes/s; ``dense_flops`` is dense 16-bit tensor FLOP/s with
-    32-bit accumulation. ``limit`` is what a slice of HAMi or Volcano leaves this container of it.
+    ``used`` is what other programs use; ``free`` is what ``cudaMemGetInfo`` would say before our
+    context exists. ``memory_bandwidth`` is in bytes/s; ``dense_flops`` is dense 16-bit tensor
+    FLOP/s with 32-bit accumulation. ``limit`` is the memory that HAMi or Volcano allows this
+    container.
     """
 
     index: Annotated[int, Meta(ge=0)]
@@ -68,7 +69,7 @@ class Gpu(Struct):
 
     @property
     def ours(self) -> int:
-        """Bytes of the GPU that this container may use: its slice, or all usable ones."""
+        """Bytes of the GPU that this container may use: ``limit``, or ``usable`` without one."""
         return self.usable if isinstance(self.limit, UnsetType) else self.limit
 
 
@@ -90,7 +91,7 @@ class Link(Struct):
 
     @property
     def peers(self) -> bool:
-        """Whether peer access works in both directions; False if that could not be read."""
+        """Whether both GPUs can access each other's memory; False if that could not be read."""
         return self.p2p_read is True and self.p2p_write is True
 
     @property
@@ -100,7 +101,10 @@ class Link(Struct):
 
 
 class CardSpeed(Struct):
-    """What a card reached: bytes/s of a copy inside it, FLOP/s of 16-bit matrix products."""
+    """The measured speed of a card.
+
+    ``bandwidth`` is bytes/s of a copy inside it, ``flops`` FLOP/s of 16-bit matrix products.
+    """
 
     index: int
     bandwidth: Rate
@@ -108,10 +112,11 @@ class CardSpeed(Struct):
 
 
 class PairSpeed(Struct):
-    """A copy from GPU ``source`` to ``target``: bytes/s, and seconds of a small one.
+    """The measured speed of a copy from GPU ``source`` to GPU ``target``.
 
-    ``right``: every byte arrived. ``peer``: by peer access, and right. ``host_bandwidth`` is that
-    of the same copy through pinned host memory.
+    ``bandwidth`` is bytes/s, ``latency`` the seconds of a small copy. ``right``: every byte arrived
+    unchanged. ``peer``: the copy used peer access, and was right. ``host_bandwidth`` is bytes/s of
+    the same copy through pinned host memory.
     """
 
     source: int
@@ -124,7 +129,10 @@ class PairSpeed(Struct):
 
 
 class ReduceSpeed(Struct):
-    """NCCL's all-reduce of ``size`` bytes over these GPUs, in seconds; ``right``: its sums were."""
+    """The seconds of NCCL's all-reduce of ``size`` bytes over ``gpus``.
+
+    ``right``: the sums were right.
+    """
 
     gpus: tuple[int, ...]
     size: Count
@@ -133,7 +141,7 @@ class ReduceSpeed(Struct):
 
 
 class Measured(Struct):
-    """What ``turbofit calibrate`` found of speeds, by the machine's indices.
+    """The speeds that ``turbofit calibrate`` measured; GPUs are named by the machine's indices.
 
     ``left_out`` says in words what was not measured, and why.
     """
@@ -151,8 +159,8 @@ class Measured(Struct):
 class Calibration(Struct):
     """What ``turbofit calibrate`` learned of one model under one engine on cards of one kind.
 
-    ``context`` and ``buffers`` are bytes a GPU that correct the account's estimates, below zero
-    where these were too large.
+    ``context`` and ``buffers`` are bytes per GPU that are added to the plan's estimates; they are
+    negative where the estimates were too large.
     """
 
     model: Annotated[str, doc("Name, architecture, parameters.")]
@@ -178,9 +186,10 @@ class Calibration(Struct):
 
 
 class Host(Struct):
-    """Host memory in bytes; ``available`` is the kernel's estimate, lowered to a cgroup's limit.
+    """Memory in bytes and cores of the host.
 
-    ``cpus`` are the cores whose time this process may use, by its affinity and a cgroup's quota.
+    ``ram_available`` is the kernel's estimate, lowered to a cgroup's limit. ``cpus`` is the number
+    of cores whose time this process may use, by its affinity and a cgroup's quota.
     """
 
     ram_total: Size | NaType = NA
@@ -193,9 +202,9 @@ class Machine(Struct, dict=True):
     """A machine as planning sees it.
 
     ``source`` says where it comes from: ``nvml``, ``preset`` or ``snapshot FILE``. ``visible`` are
-    the indices that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; planning uses only these.
-    ``measured`` is None where nobody measured its speed; ``calibrations`` are what real launches on
-    such cards have shown of memory that no formula knows.
+    the indices of the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; planning uses only
+    these GPUs. ``measured`` is None if nobody measured the machine's speed. ``calibrations`` say
+    how much memory real launches on such cards took beyond the formulas.
     """
 
     schema: Annotated[str, const(MACHINE_SCHEMA)] = MACHINE_SCHEMA
@@ -231,7 +240,7 @@ class Machine(Struct, dict=True):
         return {(link.a, link.b): link for link in self.links}
 
     def with_used(self, used: int) -> Machine:
-        """Return the machine with at least ``used`` bytes of each GPU held by others."""
+        """Return the machine as if other programs used at least ``used`` bytes of each GPU."""
         gpus = []
         for gpu in self.gpus:
             taken = min(gpu.usable, max(used, known(gpu.used, 0)))

@@ -1,4 +1,4 @@
-"""Splits a GPU's memory into named pieces, as a bar shows them, and groups equal GPUs."""
+"""Splits a GPU's memory into named pieces for a bar chart, and groups equal GPUs."""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ class StackPiece(NamedTuple):
 
 
 def stack(ledger: GpuLedger) -> tuple[StackPiece, ...]:
-    """Return the pieces in order; their sum is the card's total, or more if it is too small.
+    """Return the pieces of a card's memory in the order of the bar.
 
-    Of the transient terms only the worst counts, with the bytes that it adds to those at rest.
+    Their sum is the card's total, or more if the card is too small. Of the transient terms, which
+    come and go, only the worst is a piece: the bytes that it adds to the memory used at rest.
     """
     worst = next((term for term in ledger.ledger if term.worst), None)
     name = worst.term if worst else "worst request"
@@ -67,7 +68,7 @@ def stack(ledger: GpuLedger) -> tuple[StackPiece, ...]:
 
 
 def sums(pieces: Iterable[StackPiece]) -> dict[str, int]:
-    """Return the sum in bytes of each kind of piece that occurs, in the order of `KINDS`."""
+    """Return the bytes of all pieces of each kind, in the order of `KINDS`, without empty kinds."""
     sizes = dict.fromkeys(KINDS, 0)
     for piece in pieces:
         sizes[piece.kind] += piece.bytes
@@ -75,7 +76,10 @@ def sums(pieces: Iterable[StackPiece]) -> dict[str, int]:
 
 
 def _held(ledger: GpuLedger) -> list[StackPiece]:
-    """Return the pieces in use at rest, one a term; bytes that no term explains come last."""
+    """Return one piece for each term that is in use at rest.
+
+    Bytes that no term explains are the last piece.
+    """
     terms = [term for term in ledger.ledger if term.phase != "transient"]
     sizes = {term.term: term.bytes for term in terms}
     for term in terms:

@@ -52,10 +52,13 @@ def groups_of(groups: Iterable[tuple[int, ...]]) -> str:
 
 
 def refuse_together(options: Mapping[str, object], beside: str, hint: str = "") -> None:
-    """Refuse options that cannot stand with ``beside``; ``hint`` ends the advice to leave them out.
+    """Refuse options that cannot be given together with the option ``beside``.
+
+    ``options`` has each option's value by its name. ``hint`` is added to the advice to leave the
+    option out.
 
     Raises:
-        UsageError: one of these options is given.
+        UsageError: one of the ``options`` has a value.
     """
     for name, value in options.items():
         if value or value == "":
@@ -97,9 +100,9 @@ def _vllm() -> dict[str, dict[str, str]]:
 
 
 def of_vllm(name: str, spelled: Callable[[str], str]) -> str:
-    """Say what turbofit has for an option of vLLM; empty if vLLM has no option of this name.
+    """Say what turbofit has instead of an option of vLLM; empty if vLLM has no such option.
 
-    ``spelled`` turns a setting's name into that of turbofit's option.
+    ``spelled`` turns the name of a setting into the name of turbofit's option.
     """
     row = _vllm().get(name.lstrip("-").replace("_", "-").lower())
     if row is None:
@@ -111,7 +114,8 @@ def of_vllm(name: str, spelled: Callable[[str], str]) -> str:
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Return up to ``count`` known names that a misspelt name may mean, the nearest first.
 
-    If none is similar: names with the same letters, or names with which ``name`` begins.
+    If none is similar, return names with the same letters, else known names that are the first
+    words of ``name``, as ``kv-cache`` is of ``kv-cache-type``.
     """
     from difflib import get_close_matches
 

@@ -25,11 +25,12 @@ _BESIDE_EXPERTS: Final = ("self_attn", "shared_experts", "mlp")
 
 
 class MoeDims(Struct):
-    """Mixture of experts of a layer; ``layers`` counts the layers that have experts.
+    """Dimensions of the mixture of experts in a layer; ``layers`` is how many layers have experts.
 
-    ``step``: one layer in so many may have them. ``shared_gate``: a gate of one row weighs the
-    shared expert. ``correction``: a bias of 32 bits an expert for the choice alone;
-    ``router_bias``: one of the model's type for the scores.
+    ``step``: one of each ``step`` layers may have experts. ``shared_gate``: a gate of one row
+    weighs the shared expert. ``correction``: each expert has a bias of 32 bits, which affects only
+    the choice of experts. ``router_bias``: each expert has a bias of the model's type, which is
+    added to its score.
     """
 
     experts: int
@@ -44,10 +45,10 @@ class MoeDims(Struct):
 
 
 class DeltaDims(Struct):
-    """Gated delta nets in place of attention, in so many ``layers``.
+    """Dimensions of gated delta nets, which replace attention in ``layers`` layers.
 
-    A sequence has a state of one size: the last ``kernel`` inputs of a convolution, and ``key_dim``
-    x ``value_dim`` for each value head.
+    A sequence has a state of fixed size: the last ``kernel`` inputs of a convolution, and
+    ``key_dim`` x ``value_dim`` numbers for each value head.
     """
 
     layers: int
@@ -69,12 +70,14 @@ class DeltaDims(Struct):
 
 
 class MlaDims(Struct):
-    """Multi-head latent attention: all heads' keys and values are one latent of ``kv_rank``.
+    """Dimensions of multi-head latent attention (MLA).
 
-    The cache holds the latent and one key of ``rope_dim`` channels for all heads; engines attend to
-    them as to one KV head of ``TextDims.head_dim`` channels. ``q_rank`` is that of the queries'
-    latent, 0 without one. As stored, a head's keys have ``nope_dim`` channels more, and its values
-    ``v_dim``. ``expanded``: LMDeploy caches each head's keys and values in place of the latent.
+    All heads' keys and values come from one latent of ``kv_rank`` channels. The cache holds this
+    latent and one key of ``rope_dim`` channels for all heads; engines treat both together as one KV
+    head of ``TextDims.head_dim`` channels. ``q_rank`` is the channels of the queries' latent, 0 if
+    queries have none. In the checkpoint, a head's key has ``nope_dim`` channels beside
+    ``rope_dim``, and its value has ``v_dim``. ``expanded``: LMDeploy caches each head's keys and
+    values in place of the latent.
     """
 
     kv_rank: int
@@ -93,16 +96,18 @@ class MlaDims(Struct):
 class TextDims(Struct):
     """Dimensions of the language model; ``architecture`` is its own ``architectures[0]``.
 
-    ``layer_norms`` counts the norms of a layer over the hidden channels. ``vision_experts`` is
-    CogVLM's second set of linear layers for image tokens, of which the one for queries, keys and
-    values has biases where ``vision_expert_bias``. ``cross_layers``, within ``layers``, attend to
-    the image alone: they cache its tokens, not the prompt's. ``delta``: layers without attention.
-    ``output_gate``: queries have as many channels more, which gate the attention's output. ``mla``:
-    attention to latents, where ``kv_heads`` and ``head_dim`` are what the engine attends to.
-    ``mlp_bias`` is that of experts too. ``sinks``: each head has a learned value beside its scores.
-    ``fourier``: frequencies that Fourier position encoding mixes for each KV head. ``norm_bias``:
-    norms are layer norms with biases. ``sliding_window``: tokens that layers look back, where not
-    all look back to the first; read of the families that Transformers serves alone.
+    ``layer_norms`` counts the norms of a layer over the hidden channels. ``vision_experts``: as in
+    CogVLM, image tokens have their own set of linear layers; ``vision_expert_bias``: the layer for
+    queries, keys and values in this set has biases. ``cross_layers`` are the numbers of layers that
+    attend to the image alone: they cache tokens of the image, not of the prompt. ``delta``
+    describes layers without attention. ``output_gate``: queries have twice the channels; the second
+    half gates the attention's output. ``mla`` describes attention to latents; ``kv_heads`` and
+    ``head_dim`` are then what the engine attends to. ``mlp_bias``: linear layers of the MLP, and of
+    experts, have biases. ``sinks``: each head has a learned value beside its scores. ``fourier`` is
+    the number of frequencies that Fourier position encoding mixes for each KV head. ``norm_bias``:
+    norms are layer norms with biases. ``sliding_window`` is the number of tokens that some layers
+    look back, instead of to the first token; it is read only for families that Transformers alone
+    serves.
     """
 
     architecture: str
@@ -135,12 +140,12 @@ class TextDims(Struct):
 
     @property
     def window(self) -> int:
-        """Tokens that layers with a sliding window look back; 0 if no layer has one."""
+        """Tokens that layers with a sliding window look back; 0 without such layers."""
         return 0 if self.sliding_window is UNSET else self.sliding_window
 
     @property
     def cached_latent(self) -> MlaDims | None:
-        """The latent that the cache holds; None if it holds keys and values."""
+        """Dimensions of the latent that the cache holds; None if it holds keys and values."""
         return None if self.expands_latent else self.mla
 
     @property
@@ -164,9 +169,9 @@ VisionKind = Literal[
 class AudioDims(Struct):
     """Dimensions of an audio tower, loaded beside the vision tower whether or not it is used.
 
-    Three convolutions of ``channels`` shrink ``mel_bins``; where ``channels`` is 0, two along time
-    into ``hidden`` channels as in Whisper, whose keys have no biases. ``positions`` take 32 bits,
-    and the checkpoint has none.
+    Three convolutions of ``channels`` channels shrink ``mel_bins``. If ``channels`` is 0, the tower
+    is as in Whisper: two convolutions along time into ``hidden`` channels, and keys without biases.
+    ``positions`` is the number of position embeddings of 32 bits, which are not in the checkpoint.
     """
 
     layers: int
@@ -179,7 +184,7 @@ class AudioDims(Struct):
 
     @property
     def position_bytes(self) -> int:
-        """Bytes of the positions in GPU memory."""
+        """Bytes of the position embeddings in GPU memory."""
         return self.positions * self.hidden * DTYPE_BYTES["float32"]
 
 
@@ -189,12 +194,13 @@ class VisionDims(Struct):
     TurboMind has native encoders for ``internvit`` (CLS token, tiles of ``image_size``) and
     ``qwen2vit``/``qwen2_5vit`` (patches in windows of ``merge`` x ``merge``); torch runs all kinds.
 
-    ``newline``: a learned row of the language model's channels ends each line of an image.
-    ``projector``: channels inside the projector, where a family's own figure decides them.
-    ``outputs``: how many hidden states, side by side, enter the projector. Of ``mllama``:
-    ``extra_layers``, a second stack over all tiles; ``shapes``, aspect ratios with embeddings of
-    their own; ``max_tiles`` of one. ``deepstack``: further projectors, into the first layers of the
-    language model (``qwen3vit``). ``audio`` is planned for by its weights alone.
+    ``newline``: one learned token ends each line of an image. ``projector`` is the number of
+    channels inside the projector, 0 if other dimensions decide it. ``outputs`` is the number of
+    hidden states that enter the projector side by side. Only ``mllama`` has ``extra_layers``
+    (layers of a second stack, over all tiles), ``shapes`` (the number of aspect ratios with
+    embeddings of their own) and ``max_tiles`` (the most tiles of an image). ``deepstack`` is the
+    number of further projectors, into the first layers of the language model (``qwen3vit``). Of
+    ``audio`` only the weights are planned for.
     """
 
     kind: VisionKind
@@ -227,7 +233,7 @@ class VisionDims(Struct):
 
 
 class Quantization(Struct):
-    """How quantised linear layers are stored; ``group_size`` in elements along the input.
+    """How quantised linear layers are stored; ``group_size`` counts weights along the input.
 
     ``unconverted`` are the modules that the config exempts: names of single layers, parts of names,
     or expressions behind ``re:``. ``asymmetric``: compressed-tensors stores zero points.
@@ -241,13 +247,13 @@ class Quantization(Struct):
 
     @property
     def of_experts(self) -> bool:
-        """Whether only experts are quantised, as with mxfp4, or if all else is exempt."""
+        """Whether only experts are quantised: with mxfp4, or if all other layers are exempt."""
         if self.method == "compressed-tensors":
             return all(any(word in name for name in self.unconverted) for word in _BESIDE_EXPERTS)
         return self.method == "mxfp4"
 
     def exempts(self, module: str, layer: int) -> bool:
-        """Return whether a module of a layer, as ``linear_attn.in_proj_z``, stays unquantised."""
+        """Return whether a module of a layer is unquantised, such as ``linear_attn.in_proj_z``."""
         patterns, parts = _exempted(self.unconverted)
         name = f"model.language_model.layers.{layer}.{module}"
         return any(pattern.search(name) for pattern in patterns) or any(
@@ -278,7 +284,10 @@ def _exempted(names: tuple[str, ...]) -> tuple[list[re.Pattern[str]], list[str]]
 
 
 class ModelSource(Struct):
-    """Where the facts come from, and the sizes: ``estimate`` are those of a preset like it."""
+    """Where the model's facts come from; ``sizes`` says where its sizes in bytes come from.
+
+    ``estimate``: the sizes are those of a preset of a similar model.
+    """
 
     kind: Literal["folder", "hub_cache", "hub", "preset"]
     where: str
@@ -289,10 +298,10 @@ class ModelSource(Struct):
 class Model(Struct):
     """A checkpoint as planning sees it; sizes in bytes.
 
-    ``dtype`` is the 16- or 32-bit type of the unquantised tensors as stored. ``tensor_bytes`` are
-    bytes as stored by safetensors dtype (``BF16``, ``I32``, …), empty where only a formula is
-    known. ``needs_remote_code``: the engine cannot do without remote code of tokenizer, processor
-    or config. ``revision`` is the branch, tag or commit asked for.
+    ``dtype`` is the 16- or 32-bit type of the unquantised tensors in the files. ``tensor_bytes``
+    are the bytes in the files for each safetensors dtype (such as ``BF16``), empty if only a
+    formula is known. ``needs_remote_code``: the engine needs remote code for tokenizer, processor
+    or config. ``revision`` is the branch, tag or commit that was asked for.
     """
 
     name: str
@@ -328,12 +337,18 @@ class Model(Struct):
         return self.image_rule is not None and self.image_rule.mrope
 
     def features(self, units: int) -> int:
-        """Return how many rows for the language model tower and projector make of ``units``."""
+        """Return the number of vectors that tower and projector make of ``units``.
+
+        0 if the model takes no images.
+        """
         return 0 if self.image_rule is None else self.image_rule.features(units)
 
     @property
     def unit_tower_tokens(self) -> int:
-        """Tokens that the tower processes for one unit: 1 for a patch; a tile's patches and 1."""
+        """Tokens that the tower processes for one unit.
+
+        A patch is one token; a tile is as many tokens as it has patches, and one more.
+        """
         if self.image_rule is None or self.vision is None:
             return 1
         return self.image_rule.tower_tokens(self.vision.patch_size)

@@ -47,7 +47,7 @@ _OTHER_NAMES: Final = {"pytorch": {"cache_block_seq_len": "block_size"}}
 
 
 def config_names(engine: str) -> tuple[tuple[str, str], ...]:
-    """Return pairs of turbofit's and the engine config's name of each setting of an engine.
+    """Return the two names of each setting of an engine: turbofit's, and the engine config's.
 
     An unknown engine has the settings of TurboMind.
     """
@@ -61,8 +61,8 @@ def config_names(engine: str) -> tuple[tuple[str, str], ...]:
 class Workload(Struct):
     """What is promised to clients.
 
-    ``context`` None is the model's maximum, lowered to what the cache holds; ``concurrency`` and
-    ``queue_images`` None are left to turbofit.
+    If ``context`` is None, it becomes the model's maximum, lowered to what the cache holds. If
+    ``concurrency`` or ``queue_images`` is None, turbofit chooses it.
     """
 
     images: Annotated[int, doc("Images a request.")] = 1
@@ -80,7 +80,10 @@ class Workload(Struct):
 
 
 class Settings(Struct):
-    """LMDeploy's options by its names; from ``num_gpu_blocks`` on the PyTorch engine's alone."""
+    """LMDeploy's options, under LMDeploy's names.
+
+    ``num_gpu_blocks`` and the options after it are for the PyTorch engine alone.
+    """
 
     tp: int = 1
     dtype: Literal["float16", "bfloat16"] = "bfloat16"
@@ -103,12 +106,15 @@ class Settings(Struct):
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = None
 
     def requests_in(self, kv_tokens: int, size: int) -> int:
-        """Return how many requests of ``size`` tokens a cache holds; each takes whole blocks."""
+        """Return how many requests of ``size`` tokens fit in a cache of ``kv_tokens`` tokens.
+
+        Each request takes whole blocks.
+        """
         return kv_tokens // round_up(size, self.cache_block_seq_len)
 
 
 class Term(Struct):
-    """One named line of a ledger."""
+    """One named amount of memory in the account (ledger) of a GPU."""
 
     term: Annotated[str, doc("Its name.")]
     phase: Annotated[Phase, doc("When it is taken; of transients only the largest counts.")]
@@ -175,17 +181,17 @@ class GpuLedger(Struct):
 
     @property
     def most(self) -> int:
-        """The most bytes in use, either while loading or in the worst case."""
+        """The most bytes in use: while loading or in the worst case, whichever is more."""
         return max(self.load_peak, self.peak)
 
     @property
     def fits(self) -> bool:
-        """Whether at least the margin stays free."""
+        """Whether at least ``margin`` bytes stay free."""
         return self.headroom >= self.margin
 
 
 class PlannedEngine(Struct):
-    """The engine that the account is for."""
+    """The engine that the plan is for."""
 
     name: EngineName
     version: str
@@ -197,24 +203,25 @@ class PlannedEngine(Struct):
 
     @property
     def on_torch(self) -> bool:
-        """Whether torch allocates its memory; TurboMind has its own allocator."""
+        """Whether torch allocates the engine's memory; TurboMind has its own allocator."""
         return self.name != "turbomind"
 
     @property
     def serial(self) -> bool:
-        """Whether it processes one request at a time."""
+        """Whether the engine processes one request at a time."""
         return not self.of_lmdeploy
 
     @property
     def is_pytorch(self) -> bool:
-        """Whether it is LMDeploy's PyTorch engine; its ranks on several GPUs are Ray's workers."""
+        """Whether the engine is LMDeploy's PyTorch engine, whose ranks are workers of Ray."""
         return self.name == "pytorch"
 
 
 class Parallel(Struct):
-    """The shape: ``replicas`` groups of ``tp`` GPUs each, as machine indices.
+    """The shape of a plan: which GPUs, by the machine's indices, each engine runs on.
 
-    Groups of unequal cards may have other sizes: ``tp`` is then the largest.
+    There are ``replicas`` groups of ``tp`` GPUs, one for each engine. Groups of unequal cards may
+    differ in size; ``tp`` is then the largest size.
     """
 
     tp: Annotated[int, doc("GPUs of one engine.")]
@@ -225,7 +232,10 @@ class Parallel(Struct):
 
 
 class Kv(Struct):
-    """The KV cache of one group (``total_tokens`` over all groups); bytes per rank."""
+    """The KV cache of one group of GPUs, of which each rank holds a part.
+
+    ``total_tokens`` is for all groups together.
+    """
 
     bytes_per_token: Annotated[int, doc("Bytes of a rank.")]
     tokens: Annotated[int, doc("Tokens of one group; of the smallest where they differ.")]
@@ -239,9 +249,9 @@ MOST_IMAGE_THREADS: Final = 16
 
 
 class HostMemory(Struct):
-    """Host memory that the engines will take, in bytes; ``available`` None where it is unknown.
+    """Host memory that the engines will take, in bytes; ``available`` is None if unknown.
 
-    ``pageable`` counts ``image_cache`` of each engine.
+    ``pageable`` includes the ``image_cache`` of each engine.
     """
 
     pinned: Annotated[int, doc("Bytes.")]
@@ -261,16 +271,17 @@ class HostMemory(Struct):
 def image_threads(cores: int, engines: int) -> int:
     """Return the number of threads that prepare images in each of ``engines`` engines of LMDeploy.
 
-    They leave one core to the event loop. There are at least two: LMDeploy itself has one, and two
-    share a core with little loss, since most of the work runs outside of Python's lock.
+    The threads leave one core to the event loop. There are at least two threads: LMDeploy itself
+    has one, and two threads share a core with little loss, since most of the work runs outside of
+    Python's lock.
     """
     return min(MOST_IMAGE_THREADS, max(2, cores // engines - 1))
 
 
 class HostImages(Struct):
-    """How fast the host prepares the workload's images; a forecast.
+    """A forecast of how fast the host prepares the workload's images.
 
-    Where it is slower than the GPUs, it is what requests a second go by.
+    If the host is slower than the GPUs, the host's speed decides the requests a second.
     """
 
     cores: Annotated[int, doc("Those whose time the engines' threads for images may use.")]
@@ -294,7 +305,7 @@ class HostImages(Struct):
 
 
 class Surety(Struct):
-    """How sure a forecast is: the errors of its kind on the rows that there are."""
+    """How sure a forecast is, by the errors of earlier forecasts of the same kind."""
 
     kind: Annotated[str, doc("What was compared: text or images, and the engine.")]
     word: Annotated[
@@ -327,21 +338,21 @@ class Surety(Struct):
         return {"order": "very rough", "unknown": "unchecked"}.get(self.word, self.word)
 
     def figure(self, value: float) -> str:
-        """Write a figure with two digits, or with only its order known as about 1, 3 or 10."""
+        """Write a number with two digits, or as about 1, 3 or 10 if only its order is known."""
         if not self.of_order or value <= 0:
             return two_digits(value)
         return f"about {order(value)}"
 
     @property
     def of_order(self) -> bool:
-        """Whether at most a figure's order of magnitude is known."""
+        """Whether the forecast is so unsure that at most its order of magnitude is known."""
         return self.word in ("order", "unknown")
 
 
 class Throughput(Struct):
     """A forecast of speed, never a promise; ``basis`` says what it rests on.
 
-    ``seconds_to_first_token`` is of a request that comes while all others are there.
+    ``seconds_to_first_token`` is for a request that comes while all other requests are running.
     """
 
     basis: str
@@ -378,7 +389,7 @@ class UsualImage(Struct):
 
 
 class Candidate(Struct):
-    """A shape that was considered; ``why_not`` is empty for the one chosen."""
+    """A shape that the planner considered; ``why_not`` is empty for the chosen shape."""
 
     engine: str
     tp: int
@@ -429,8 +440,8 @@ class Limits(Struct):
     def promise(self, context: int, units: int, tokens: int, size: str = "") -> str:
         """Say in a sentence what each request may have.
 
-        An image has up to ``units`` units, or the ``size`` if that is named; ``tokens`` are those
-        of all its images.
+        ``context`` is the most tokens of a request, ``tokens`` the tokens of all its images. An
+        image has up to ``units`` units; with ``size``, the sentence names this size instead.
         """
         if self.vision_unit is None:
             return f"{context:,} tokens a request, with its answer"
@@ -452,7 +463,7 @@ class Limits(Struct):
 
 
 class Held(Struct):
-    """How many requests run at once with all their tokens in the caches."""
+    """The number of requests that run at once with all their tokens in the caches."""
 
     requests: Annotated[int, doc("Over all engines; a plan fits with workload.concurrency.")]
     request_tokens: Annotated[
@@ -461,7 +472,7 @@ class Held(Struct):
 
 
 class LimitCost(Struct):
-    """What one image limit leaves at least, on the plan's GPUs and with its prefill.
+    """What remains possible under one image limit, on the plan's GPUs and with its prefill size.
 
     Speeds are a forecast for images of the worst size.
     """
@@ -476,7 +487,7 @@ class LimitCost(Struct):
 
 
 class Footprint(Struct):
-    """What the engines take at the most, and what their GPUs hold beside them."""
+    """The most memory that the engines take, and what else their GPUs have room for."""
 
     taken: Annotated[tuple[int, ...], doc("Bytes at most on each GPU, in the ledgers' order.")]
     left: Annotated[int, doc("Bytes for others on the fullest GPU, beyond the margin.")]
@@ -484,7 +495,7 @@ class Footprint(Struct):
 
 
 class Remedy(Struct):
-    """A change that would make it fit, and what it was computed to do."""
+    """A change that would make the plan fit, and its computed effect."""
 
     change: str
     effect: str
@@ -505,13 +516,13 @@ class Command(Struct):
 
 
 class ServeCommand(Struct):
-    """``turbofit serve`` as it was planned for: it holds every client to the limits."""
+    """The command ``turbofit serve`` of the plan, which holds every client to the limits."""
 
     argv: Annotated[tuple[str, ...], doc("The words of the command.")]
 
 
 class GroupPlan(Struct):
-    """What differs between groups where cards are unequal; all else is the whole plan's."""
+    """The part of a plan that differs between groups of GPUs if cards are unequal."""
 
     settings: Settings
     kv: Kv
@@ -521,15 +532,15 @@ class GroupPlan(Struct):
 
 
 def may_evict(settings: Settings, tokens: int) -> bool:
-    """Return whether a cache of ``tokens`` may run out while a full batch generates."""
+    """Return whether a full batch may need more than the ``tokens`` of the KV cache."""
     return settings.max_batch_size * settings.session_len > tokens
 
 
 class Plan(JsonDocument):
-    """Everything that was decided, why, and what it rests on.
+    """All decisions about serving a model on a machine, with reasons and forecasts.
 
-    Where ``by_group`` is not empty, ``settings`` and ``kv`` are those of the group with the
-    smallest cache, whose context is promised for all.
+    If ``by_group`` is not empty, ``settings`` and ``kv`` are of the group with the smallest cache,
+    whose context all groups promise.
     """
 
     what: ClassVar[str] = "plan"
@@ -585,7 +596,8 @@ class Plan(JsonDocument):
     def of_group(self, number: int) -> Plan:
         """Return the plan with the settings of one group; the same plan if all groups share them.
 
-        Group numbers stay valid. If groups have their own settings, ``gpus`` has only this group's.
+        Group numbers stay valid. If groups have their own settings, ``gpus`` of the result has only
+        the GPUs of this group.
         """
         if not self.by_group:
             return self
@@ -609,7 +621,7 @@ class Plan(JsonDocument):
         return tuple(self.of_group(number) for number in range(len(self.parallel.groups)))
 
     def unlike_groups(self) -> tuple[tuple[int, ...], ...]:
-        """Return the numbers of groups, in tuples of groups with equal cards and settings."""
+        """Return the numbers of all groups; groups with equal cards and settings share a tuple."""
         if not self.by_group:
             return (tuple(range(len(self.parallel.groups))),)
         alike: dict[tuple[object, ...], list[int]] = {}
@@ -628,12 +640,12 @@ class Plan(JsonDocument):
 
     @property
     def title(self) -> str:
-        """What is planned on what, and the engine."""
+        """The names of the model, the machine and the engine, as a text."""
         return f"{self.model.name} on {self.machine.name} with {self.engine.name}"
 
     @property
     def why_engine(self) -> str:
-        """The reason for an engine that is not the usual one, without figures; else empty."""
+        """The reason for the engine, without numbers; empty if the plan states no reason."""
         about = f"engine {self.engine.name}: "
         why = next((reason for reason in self.reasons if reason.startswith(about)), "")
         return why.partition(" (")[0].removeprefix("engine ")
@@ -650,7 +662,10 @@ class Plan(JsonDocument):
         return sum(plan.settings.max_batch_size for plan in self.group_plans())
 
     def may_evict(self) -> bool:
-        """Return whether a cache may run out while requests generate, so that one restarts."""
+        """Return whether a KV cache may run out while requests generate.
+
+        The engine then evicts a request, which starts again.
+        """
         return any(may_evict(plan.settings, plan.kv.tokens) for plan in self.group_plans())
 
     def engine_config(self) -> Any:

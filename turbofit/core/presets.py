@@ -1,4 +1,4 @@
-"""Finds and reads `presets/`: YAML files of data, each figure of which has a source."""
+"""Finds and reads `presets/`: YAML files of data, in which each number has a source."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ def presets_of(folder: str) -> frozenset[str]:
 
 @cache
 def _pack(folder: str) -> dict[str, str]:
-    """Return the texts of a folder's presets by name, from a wheel's one file; else none."""
+    """Return the texts of a folder's presets by name, from the one file of them in a wheel.
+
+    In a clone there is no such file, and the result is empty.
+    """
     path = presets_dir() / f"{folder}.json"
     return msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.is_file() else {}
 

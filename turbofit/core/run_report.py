@@ -12,7 +12,10 @@ RUN_SCHEMA: Final = "turbofit.run/1"
 
 
 class RunFigure(Struct):
-    """A figure: forecast and actual; ``gpu`` is the machine's index, or None for the engine's."""
+    """A number of the plan beside the actual number, both in ``unit``.
+
+    ``gpu`` is the machine's index of the GPU; None if the number is of the whole engine.
+    """
 
     what: str
     forecast: int
@@ -22,7 +25,10 @@ class RunFigure(Struct):
 
 
 class EngineRecord(Struct):
-    """One engine that became ready: seconds of each phase of its start, forecast and actual."""
+    """One engine that became ready.
+
+    ``seconds`` is the time of each phase of its start; ``beside`` has forecasts and actual numbers.
+    """
 
     group: int
     seconds: dict[str, float] = msgspec.field(default_factory=dict)
@@ -32,7 +38,7 @@ class EngineRecord(Struct):
 class RunMoment(Struct):
     """A phase of the engines, ``at`` seconds after the start of the attempt.
 
-    ``used``: bytes in use on each GPU, by its index as text; empty on pretend GPUs.
+    ``used`` is the bytes in use on each GPU, by the GPU's index as text; empty on pretend GPUs.
     """
 
     phase: str
@@ -41,7 +47,10 @@ class RunMoment(Struct):
 
 
 class RunAttempt(Struct):
-    """One start of one plan; ``ended``: how, where it did not end by a signal."""
+    """One start of the engines of one plan, and how it ended.
+
+    ``ended`` is None while the engines run, or if a signal ended them.
+    """
 
     started: str
     number: int = 0
@@ -55,7 +64,7 @@ class RunAttempt(Struct):
 
 
 class RunEvent(Struct):
-    """Something that happened while it ran."""
+    """Something that happened during a run, at the time ``at``."""
 
     at: str
     kind: str
@@ -63,7 +72,10 @@ class RunEvent(Struct):
 
 
 class RunReport(Struct):
-    """A run's record; ``urls``: where it answers; ``defaults``: those of requests, in words."""
+    """The record of a run of `serve`.
+
+    ``urls`` are the server's addresses. ``defaults`` describes the default values of requests.
+    """
 
     schema: Annotated[str, const(RUN_SCHEMA)]
     turbofit_version: str
@@ -85,6 +97,6 @@ class RunReport(Struct):
 
     @property
     def rows(self) -> tuple[tuple[int, RunFigure], ...]:
-        """Figures of the latest attempt, each with the group of its engine."""
+        """Forecasts and actual numbers of the latest attempt, each with its engine's group."""
         engines = self.last.engines if self.last else ()
         return tuple((engine.group, row) for engine in engines for row in engine.beside)

@@ -96,12 +96,15 @@ class JsonDocument(Struct):
 
 
 def doc(text: str) -> msgspec.Meta:
-    """Describe a field in the JSON Schemas; it stands in the field's ``Annotated``."""
+    """Return a description of a field for the JSON Schemas, to put in the field's ``Annotated``."""
     return msgspec.Meta(description=text)
 
 
 def const(text: str) -> msgspec.Meta:
-    """Give a field its only value in the JSON Schemas; decoding does not check it."""
+    """Return a mark for a field's ``Annotated``: the JSON Schemas allow only the value ``text``.
+
+    Decoding does not check the value.
+    """
     return msgspec.Meta(extra_json_schema={"const": text})
 
 
@@ -126,5 +129,5 @@ def decode(data: bytes | str, type_: type[T], *, what: str) -> T:
 
 
 def known(value: int | NaType, default: int) -> int:
-    """Return a value, or ``default`` if it is `NA`, which could not be read."""
+    """Return a value, or ``default`` if the value is `NA`, which means that it was not readable."""
     return default if value == NA else value

@@ -11,7 +11,7 @@ TUNE_SCHEMA: Final = "turbofit.tune/1"
 
 
 class TrialForecast(Struct):
-    """What the model of speed says of a trial's settings under the load."""
+    """The forecast of the speed of a trial's settings under the load."""
 
     requests_per_second: float
     ttft: Annotated[float, doc("Seconds to the first token of a request that comes last.")]
@@ -19,7 +19,7 @@ class TrialForecast(Struct):
 
 
 class SpeedFigures(Struct):
-    """What a load measured; seconds."""
+    """The measured speed of a server under a load; times are in seconds."""
 
     requests_per_second: float
     output_tokens_per_second: float
@@ -34,7 +34,7 @@ class SpeedFigures(Struct):
 
 
 class TrialRecord(Struct):
-    """One start of an engine and its load."""
+    """One trial: an engine was started with certain settings, and a load was sent to it."""
 
     number: int
     options: Annotated[dict[str, object], doc("What it sets beside what the person set.")]
@@ -56,7 +56,7 @@ class TrialRecord(Struct):
 
 
 class Tuning(Struct):
-    """What was tried for one model, promise and load on one machine, and what was best."""
+    """All trials for one model, promise and load on one machine, and the best of them."""
 
     schema: Annotated[str, const(TUNE_SCHEMA)] = TUNE_SCHEMA
     turbofit_version: str

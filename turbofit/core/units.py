@@ -41,10 +41,12 @@ def plain_number(text: str) -> str:
 
 
 def parse_share(text: str, what: str, below: float = 1.001) -> float | None:
-    """Parse ``80%`` as 0.8; None if the text does not end in ``%``.
+    """Parse ``80%`` as 0.8; return None if the text does not end in ``%``.
+
+    ``what`` names the value in messages.
 
     Raises:
-        UsageError: it ends in ``%``, and is no number or not less than ``below``.
+        UsageError: before the ``%`` is no number, or the share is not less than ``below``.
     """
     if not text.rstrip().endswith("%"):
         return None
@@ -130,7 +132,7 @@ def two_digits(value: float) -> str:
 
 
 def order(value: float) -> str:
-    """Write the nearest of 1 or 3 times a power of ten: ``0.3``, ``10``, ``3,000``."""
+    """Write the number 1 or 3 times a power of ten that is nearest: ``0.3``, ``10``, ``3,000``."""
     power = 10.0 ** floor(log10(value))
     steps = (1, 3, 10)
     nearest = min(steps, key=lambda step: abs(log10(value / power / step)))
@@ -144,7 +146,9 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def bisect(good: Callable[[int], bool], low: int, high: int, step: int = 1) -> tuple[int, int]:
-    """Return the last good and the first bad number of ``low`` to ``high``, ``step`` apart at most.
+    """Return the last good and the first bad number between ``low`` and ``high``.
+
+    With a ``step``, the two returned numbers may be up to ``step`` apart.
 
     ``low`` counts as good and ``high`` as bad without a test.
     """
@@ -155,7 +159,10 @@ def bisect(good: Callable[[int], bool], low: int, high: int, step: int = 1) -> t
 
 
 def number(value: Any) -> int:
-    """Return a client's value as an integer, also of a float or a text; 0 if it is no number."""
+    """Convert a client's value, such as an integer, a float or a text, to an integer.
+
+    Return 0 if the value is no number.
+    """
     if isinstance(value, bool):
         return 0
     if isinstance(value, int):

@@ -36,9 +36,9 @@ _SHOULD = {
 
 
 class Metavar:
-    """The words for a field's value in help pages: a unit or a form, such as ``BYTES``.
+    """The text that stands for an option's value in help pages, such as ``BYTES``.
 
-    ``repeatable``: the option of a tuple takes one item, and may be given several times.
+    ``repeatable``: the field is a tuple, and its option takes one item but may be repeated.
     """
 
     def __init__(self, text: str, *, repeatable: bool = False) -> None:
@@ -48,8 +48,8 @@ class Metavar:
 def parsed(parse: Callable[[str, str], Any]) -> BeforeValidator:
     """Make a validator that parses a text, and passes other values on to the field's type.
 
-    ``parse`` takes the text and the field's name. Its UsageError becomes pydantic's error, from
-    which :meth:`Validated.of` gets the UsageError again.
+    ``parse`` takes the text and the field's name. A UsageError of ``parse`` is passed on inside
+    pydantic's own error; :meth:`Validated.of` raises the UsageError again.
     """
 
     def validate(value: Any, info: ValidationInfo) -> Any:
@@ -95,10 +95,12 @@ class Validated(BaseModel):
 
     @classmethod
     def of_options(cls, values: Options, spelled: Callable[[str], str]) -> Self:
-        """Build an instance from a command line's texts; messages name a field by ``spelled``.
+        """Build an instance from the texts of a command line.
+
+        ``spelled`` turns a field's name into the name that messages use.
 
         Raises:
-            UsageError: as of :meth:`of`.
+            UsageError: a value is wrong or has no field, as in :meth:`of`.
         """
         return cls._validated(values, spelled, strict=False)
 
@@ -124,7 +126,7 @@ class Validated(BaseModel):
         }
 
     def option_arguments(self, without: Collection[str] = ()) -> list[str]:
-        """Return the given fields, ``without`` some, as words of a command line.
+        """Return the given fields, except those in ``without``, as words of a command line.
 
         Raises:
             UsageError: a value, such as a measured machine, cannot be written as words.
@@ -140,7 +142,7 @@ class Validated(BaseModel):
         """Return a copy with other values; a value of None removes the field.
 
         Raises:
-            UsageError: as of :meth:`of`.
+            UsageError: a value is wrong or has no field, as in :meth:`of`.
         """
         return self.of(**{**self.given(), **values})
 

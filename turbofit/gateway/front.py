@@ -58,7 +58,10 @@ def node_addresses(urls: Sequence[str], key: str | None) -> list[NodeAddress]:
 
 
 class Node(RoutedEngine):
-    """A node, which a front uses as an engine; ``share`` is the requests that it runs at once."""
+    """A node, which a front uses like an engine.
+
+    Its ``share`` is the number of requests that the node runs at once.
+    """
 
     watch: asyncio.Task[None]
 
@@ -72,7 +75,7 @@ class Node(RoutedEngine):
 
 
 class Front(AsgiApp):
-    """The app of a front; ``source`` returns its nodes, and a thread calls it twice a second.
+    """The app of a front; a thread calls ``source`` twice a second, which returns the nodes.
 
     ``log`` receives a record of each request.
     """
@@ -106,9 +109,10 @@ class Front(AsgiApp):
         self._close_log()
 
     async def _follow(self) -> None:
-        """Keep the nodes as the source lists them; a node that it drops finishes its requests.
+        """Keep the nodes as the source lists them.
 
-        An empty list, as of a run that only begins, drops no node.
+        A node that is no more listed finishes its requests. An empty list drops no node, since a
+        run that only begins has none.
         """
         while True:
             addresses: Sequence[NodeAddress] = ()
@@ -221,7 +225,7 @@ def model_servers(texts: Sequence[str], keys: Sequence[str]) -> list[NodeAddress
 
 
 class _OneServer(Fleet):
-    """A fleet of one server, which serves one model; its refusal names the model."""
+    """A fleet of one server with one model; if the server is down, the refusal names the model."""
 
     def dead(self) -> Refusal:
         why = f"the server of {self.engines[0].index} does not answer"
@@ -231,7 +235,7 @@ class _OneServer(Fleet):
 class ModelsGateway(Front):
     """The app before servers of several models, which sends each request to its model's server.
 
-    The name of each of ``servers`` is that of its model. ``log`` is as for a `Front`.
+    Each of ``servers`` has the name of its model. ``log`` receives a record of each request.
     """
 
     def __init__(
@@ -280,7 +284,10 @@ class ModelsGateway(Front):
         return [f"{name}: it does not answer" for name, node in self.servers.items() if not node.up]
 
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
-        """Return a front's page, ``degraded`` if some servers do not serve; `/about` names them."""
+        """Return the health page of a front, and the seconds until a retry if no server serves.
+
+        The status is ``degraded`` if some servers do not serve; `/about` names these.
+        """
         page, retry = super()._health(request)
         if retry is None and page["up"] < len(self.nodes):
             page["status"] = "degraded"
@@ -288,7 +295,10 @@ class ModelsGateway(Front):
 
 
 def facts_of(node: Node) -> tuple[ModelFacts, ...]:
-    """Return the models that a server's page ``/about`` lists, its own first; or none."""
+    """Return the models that a server's page ``/about`` lists; empty if the page is not readable.
+
+    The first is the server's model, the others are adapters.
+    """
     try:
         return msgspec.json.decode(node.about, type=About).models
     except msgspec.MsgspecError:

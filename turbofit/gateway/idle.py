@@ -1,9 +1,9 @@
 """An address that stays open while the engines behind it sleep or start.
 
-A request waits here for the engines' start; their gateway does everything else (limits, images,
-retries, suspects). An `IdleGateway` belongs to the event loop of the address; the thread of the
-supervisor reads numbers, and changes its state in that loop only. The supervisor has an
-`AttachedGateway`, which takes the place of a `GatewayThread`.
+A request waits here for the engines' start; the gateway of the engines does everything else
+(limits, images, retries, suspects). An `IdleGateway` belongs to the event loop of the address; the
+supervisor's thread reads its numbers, and changes its state only by calls into that loop. The
+supervisor has an `AttachedGateway`, which takes the place of a `GatewayThread`.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ _BROKEN_OFF: Final = 60.0
 
 
 class IdleGateway(AsgiApp):
-    """The app of the address. ``config.names`` are the names of its model and of its adapters.
+    """The app at an address that stays open while the engines sleep.
 
-    ``bounds`` are the limits of the first plan: they limit a body's size, and the chat page shows
-    them while no engine runs. ``wait`` is the most seconds that a request waits for a start.
+    ``config.names`` are the names of its model and of its adapters. ``bounds`` are the limits of
+    the first plan: they limit a body's size, and the chat page shows them while no engine runs.
+    ``wait`` is the most seconds that a request waits for a start of the engines.
     """
 
     def __init__(self, bounds: Bounds, config: GatewayConfig, *, wait: float = _WAIT) -> None:
@@ -76,7 +77,10 @@ class IdleGateway(AsgiApp):
 
     @property
     def idle(self) -> float:
-        """Seconds without a request."""
+        """Seconds since the last request ended, or since the engines became ready, if later.
+
+        0 while requests run or wait.
+        """
         if self.in_flight or self.waiting:
             return 0.0
         return time.monotonic() - max(self.used_at, self.ready_at)
@@ -113,7 +117,10 @@ class IdleGateway(AsgiApp):
         self._wake()
 
     def close_idle(self, seconds: float) -> bool:
-        """Let new requests wait if none came for ``seconds``; return whether they now wait."""
+        """If no request came for ``seconds``, stop passing requests on: new requests then wait.
+
+        Return whether requests now wait.
+        """
         if self.state == "ready" and self.idle >= seconds:
             self.state = "ending"
         return self.state == "ending"
@@ -129,7 +136,10 @@ class IdleGateway(AsgiApp):
         self.gateway, self.state = None, "asleep"
 
     def fail(self, trouble: str, seconds: float) -> None:
-        """Note a failed start and refuse waiting requests; try no start again for ``seconds``."""
+        """Note that a start failed because of ``trouble``, and refuse waiting requests.
+
+        No request starts the engines again for ``seconds``.
+        """
         self.gateway, self.state = None, "failed"
         self._trouble, self._again_at = trouble, time.monotonic() + seconds
         self._wake()
@@ -225,9 +235,9 @@ class IdleGateway(AsgiApp):
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
         """Return the page of the engines' gateway, or if there is none a page of this address.
 
-        That page says ``starting`` until the engines were ready once, later ``unavailable`` after a
-        failed start, else ``healthy``, since a request would start them. It does not tell why a
-        start failed: everybody may read it.
+        The page of this address says ``starting`` until the engines were ready once. Later it says
+        ``unavailable`` after a failed start, else ``healthy``, since a request would start the
+        engines. Everybody may read the page, so it does not tell why a start failed.
         """
         if self.gateway is not None:
             page, retry = self.gateway._health(request)
@@ -306,7 +316,7 @@ class AttachedGateway:
                 time.sleep(_LOOK)
 
     async def _close(self) -> None:
-        """Close the gateway once its requests have ended, or are late to end after its engines."""
+        """Close the gateway once its requests have ended, or after the time for a drain."""
         deadline = time.monotonic() + self._gateway.config.drain_seconds + _BROKEN_OFF
         while self._app.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK)

@@ -37,7 +37,7 @@ class GatewayOptions(Validated):
     default_sampling: JsonSampling | None = None
 
     def refuse_unused(self) -> None:
-        """Refuse options that only a gateway uses, such as a key; call it with ``--no-gateway``.
+        """Refuse options that only a gateway uses, such as a key; for use with ``--no-gateway``.
 
         Raises:
             UsageError: such an option is given.
@@ -94,8 +94,8 @@ class GatewayOptions(Validated):
     def _media_domains(self, keyed: bool) -> tuple[str, ...]:
         """Return the domains that remote images may come from; ``keyed``: clients need a key.
 
-        By default these are all public hosts. A server that others reach without a key has none:
-        a stranger could make it fetch for him.
+        By default all public hosts are allowed. But if others reach the server without a key, none
+        is allowed: a stranger could make the server fetch files for him.
         """
         given = tuple(domain.lower() for domain in self.allowed_media_domains)
         if "none" in given:

@@ -29,7 +29,7 @@ _NESTED: Final = "image_processor"
 
 
 def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, JsonObject]:
-    """Return the files of a checkpoint that must change, each with its whole new content."""
+    """Return the whole new content of each file of a checkpoint that must change, by file name."""
     limit = limits.image_limit
     if limit is None or limit == rule.checkpoint_limit:
         return {}
@@ -41,8 +41,8 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, JsonObject
 def make_overlay(plan: Plan, root: Path) -> Path:
     """Make the folder below ``root`` that LMDeploy gets instead of the checkpoint.
 
-    Return the checkpoint itself if its own default is the plan's limit. Files that are there
-    already stay, since engines may be reading them.
+    Return the new folder, or the checkpoint itself if its own default is the plan's limit. Files
+    that an earlier call made stay, since engines may be reading them.
 
     Raises:
         UsageError: the checkpoint is not on this machine.
@@ -83,7 +83,7 @@ def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Pa
 
 
 def _processor_edits(folder: Path, edited: FolderEdits) -> dict[str, dict[str, Any]]:
-    """Return the image processor's edited files: each file from which Transformers may read it."""
+    """Return the new content of the files, by name, in which Transformers finds the processor."""
     changed: dict[str, dict[str, Any]] = {}
     whole = _read(folder / _PROCESSOR) if (folder / _PROCESSOR).exists() else {}
     nested = whole.get(_NESTED)

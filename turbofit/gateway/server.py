@@ -115,7 +115,7 @@ def make_gateway(
 
 
 def about_plan(plan: Plan) -> Document:
-    """Return what `/health` tells a front of a plan: its capacity, promise and digest."""
+    """Return what `/health` tells a front about a plan: its capacity, limits and digest."""
     limits = plan.limits
     return {
         "at_once": plan.requests_at_once,
@@ -137,7 +137,7 @@ def digest_of(plan: Plan) -> str:
 
 
 class _Serving:
-    """A server of one gateway in the running loop; ``on_ready`` receives its URL once it serves.
+    """Serves one gateway in the running event loop; ``on_ready`` is called with the URL.
 
     Raises:
         LaunchError: the address cannot be bound.
@@ -223,8 +223,8 @@ class _Serving:
 def run_gateway(gateway: AsgiApp, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
     """Serve until a signal ends it, then drain; a second signal cuts off open connections.
 
-    `stop_signals` says which signals these are. Call it in the main thread. Arguments and errors
-    are those of `_Serving`.
+    `stop_signals` says which signals do so. Call this function in the main thread. Arguments and
+    errors are the same as for `_Serving`.
     """
     from turbofit.core.process.processes import stop_signals, unblock
 
@@ -272,7 +272,10 @@ class GatewayThread(Generic[_App]):
         return self._gateway.connections.cut
 
     def stop(self, *, drain: bool = True) -> None:
-        """Take no new requests and end; running requests have the drain's time, or are cut off."""
+        """End the server: take no new requests, and wait for running requests.
+
+        Requests that run longer than the drain's time, or without ``drain`` all, are cut off.
+        """
         if self._thread.ident is not None:
             self._end(urgent=not drain)
             self._thread.join((self._gateway.config.drain_seconds if drain else 0) + _BEYOND)
@@ -382,7 +385,7 @@ def tcp_socket(family: int) -> socket.socket:
 
 
 def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
-    """Make a uvicorn server without signals, logs or WebSockets, with limits of its own.
+    """Make a uvicorn server without signals, logs or WebSockets, with turbofit's own limits.
 
     Raises:
         UsageError: the certificate cannot be read.

@@ -36,7 +36,10 @@ _UNHEARD_MS: Final = 5000
 
 
 class Unreachable(Exception):  # noqa: N818
-    """No engine received the request; ``ended``: nothing listens there, or no engine runs."""
+    """The engine did not receive the request.
+
+    ``ended``: nothing listens at the engine's address, or no engine runs.
+    """
 
     def __init__(self, message: str, *, ended: bool = False) -> None:
         super().__init__(message)
@@ -92,7 +95,10 @@ class Upstream:
         return response
 
     async def probe(self, engine: RoutedEngine) -> bool:
-        """Ask an engine for one token, or a serial engine for its health; return if it answered."""
+        """Ask an engine for one token, and return whether it answered with success.
+
+        A serial engine is asked for its health page instead.
+        """
         if self._serial:
             return bool(await self.page(engine, "/health", HEALTH_SECONDS))
         try:
@@ -158,8 +164,8 @@ class Upstream:
 class _Answer(aiohttp.ClientResponse):
     """An answer of an engine; if it reports a server error, its connection is not used again.
 
-    LMDeploy's server may close such a connection silently, and the next request on it would look
-    like the death of its engine.
+    LMDeploy's server may close such a connection silently. The next request on the connection would
+    then fail as if the engine had died.
     """
 
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
@@ -173,7 +179,7 @@ class _Answer(aiohttp.ClientResponse):
 
 
 def refuse_no_url(urls: Sequence[str], whose: str, example: str) -> None:
-    """Refuse a text that is no URL; the message says ``whose`` address it is to be.
+    """Refuse a text that is no URL; the message says that it is no address of ``whose``.
 
     Raises:
         UsageError: a text is no URL; the hint has the ``example``.
@@ -187,8 +193,9 @@ def engine_socket(address: Sequence[Any]) -> socket.socket:
     """Make a socket for aiohttp to connect to an engine at an address of `socket.getaddrinfo`.
 
     A machine that loses power closes no connection, so the socket tests it by TCP keep-alive. The
-    engine's kernel answers these tests however busy the engine is. On other hosts, an engine that
-    reads nothing of a body for 5 s, so that its kernel has no room left, is given up as well.
+    engine's kernel answers these tests however busy the engine is. If the engine is on another
+    host, it is given up, too, when it reads nothing of a body for 5 s and its kernel's buffer is
+    full.
     """
     family, kind, proto, _, where = address
     connecting = socket.socket(family, kind, proto)

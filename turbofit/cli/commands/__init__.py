@@ -1,1 +1,1 @@
-"""The commands, each imported when it is named; one file has one or several."""
+"""The commands, one or several in a file, which is imported when a user names a command of it."""

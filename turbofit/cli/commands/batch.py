@@ -1,4 +1,4 @@
-"""``turbofit batch``: sends a file or a folder of requests until each has its line of output."""
+"""``turbofit batch``: sends the requests of a file or folder until each is answered."""
 
 from __future__ import annotations
 

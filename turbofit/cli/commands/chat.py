@@ -40,12 +40,13 @@ class Piece(NamedTuple):
 
 
 class Server:
-    """A client of one model, by default the first, of an OpenAI-compatible server.
+    """A client of one model on an OpenAI-compatible server, by default of the first model.
 
-    ``say`` is called once if the server's GPUs are pretend ones.
+    ``say`` is called once, with a warning, if the server runs on pretend GPUs.
 
     Raises:
-        UnservedError: the server does not answer, or lists no models; each question may raise it.
+        UnservedError: the server does not answer, or lists no models. Each question may raise this
+            error, too.
     """
 
     def __init__(

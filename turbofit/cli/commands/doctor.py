@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     only_linux=True,
 )
 def doctor(*, on: str | None, model: str | None, port: int | None, form: Form) -> int:
-    """Examine the machine and show it; exit 3 if something prevents serving, 4 if unreadable."""
+    """Examine the machine and show the findings.
+
+    Exit 3 if something prevents serving, 4 if the machine cannot be read.
+    """
     from turbofit.planning.checks import examine
     from turbofit.report.views.findings_view import doctor_view
     from turbofit.serving.runs import server_on
@@ -59,7 +62,7 @@ _MESSAGE: Final = "[A-Z][A-Za-z]*(?:ed|[Ee]rror|[Ee]xception)"
     *FORMS,
 )
 def diagnose(log: str | None, model: str | None, on: str | None, hang: bool, form: Form) -> int:
-    """Read, explain and show a log; exit 3 if the log proves no cause."""
+    """Read a log and show what ended the engine; exit 3 if the log proves no cause."""
     from turbofit.logs.explain import diagnose as explain
     from turbofit.report.views.findings_view import diagnosis_view
 

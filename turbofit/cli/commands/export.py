@@ -51,8 +51,8 @@ def manifest(
 ) -> str:
     """Return the manifest of a plan; ``kind`` is systemd, compose or k8s.
 
-    It is presets/export/KIND.template with its fields filled. ``name`` is the service's name, by
-    default made of the model's. Containers run ``image``.
+    The text is presets/export/KIND.template with its fields filled. ``name`` is the service's name,
+    by default ``turbofit-`` and the model's name. Containers run ``image``.
 
     Raises:
         DoesNotFitError: the plan would not serve.
@@ -80,7 +80,7 @@ def manifest(
 
 
 def _command(argv: Iterable[str], kind: str, port: int) -> str:
-    """Write the plan's command in the form of a kind of manifest."""
+    """Write the plan's command as a manifest of this kind needs it."""
     words = [*argv, "--port", str(port)]
     if kind == "systemd":
         words[0] = installed_program()
@@ -96,7 +96,7 @@ def _command(argv: Iterable[str], kind: str, port: int) -> str:
 
 
 def _shm(plan: Plan) -> int:
-    """Return the bytes of /dev/shm that an engine's ranks need, with Ray's object store."""
+    """Return the bytes of /dev/shm that an engine's ranks and Ray's object store need."""
     if plan.parallel.tp == 1 or not plan.engine.is_pytorch:
         return _NCCL_SHM
     total = known(plan.machine.host.ram_total, 0)

@@ -1,4 +1,4 @@
-"""``turbofit gateway``: holds any LMDeploy to a plan, or passes requests to other servers."""
+"""``turbofit gateway``: holds clients of any LMDeploy to a plan, or passes requests to servers."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def gateway(
 def _planned(
     planned: Plan, upstream: Sequence[str], config: GatewayConfig, log: str | None, *, overlay: bool
 ) -> Gateway:
-    """Make the gateway of one plan; print a note on images that it cannot limit."""
+    """Make the gateway of one plan; print a note if some images cannot carry a limit."""
     from turbofit.gateway.http.metrics import access_log
     from turbofit.gateway.server import make_gateway
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     *common.planning_options(),
 )
 def plan(*, rehearse: bool, cluster: str | None, form: Form, **given: Any) -> int:
-    """Plan and show; exit 3 if nothing fits."""
+    """Make a plan and show it; exit 3 if nothing fits."""
     request = fields.filled(PlanRequest, given)
     if cluster is not None:
         of_one = {"on": request.on, "gpus": request.gpus, "rehearse": rehearse}
@@ -41,7 +41,7 @@ def plan(*, rehearse: bool, cluster: str | None, form: Form, **given: Any) -> in
 
 
 def _plan_cluster(request: PlanRequest, cluster: str, form: Form) -> int:
-    """Plan for a cluster and show; exit 3 if no node serves."""
+    """Make a plan for a cluster and show it; exit 3 if no node serves."""
     from turbofit.report.views.cluster_view import cluster_view
     from turbofit.serving.cluster.actors import cluster_from
 
@@ -52,7 +52,7 @@ def _plan_cluster(request: PlanRequest, cluster: str, form: Form) -> int:
 
 
 def show_plan(plan: Plan, command: str, form: Form) -> int:
-    """Store a plan as its command's newest, show it in the chosen form, return the exit code."""
+    """Store a plan as the newest of this command, and show it; return the exit code."""
     from turbofit.report.stored_documents import keep
 
     keep(plan, command)
@@ -74,7 +74,7 @@ def show_plan(plan: Plan, command: str, form: Form) -> int:
     *common.planning_options(),
 )
 def predict(*, form: Form, **given: Any) -> int:
-    """Predict and show; exit 3 if the settings would not serve."""
+    """Predict what the given settings do and show it; exit 3 if they would not serve."""
     request = fields.filled(PredictRequest, given)
     with under_way("predicting"):
         predicted = api.predict(request)
@@ -92,7 +92,7 @@ def predict(*, form: Form, **given: Any) -> int:
     only_linux=True,
 )
 def rehearse(*, model: str, defaults: bool, keep: str | None, form: Form, **given: Any) -> int:
-    """Rehearse and show; exit 3 if the engine did not serve."""
+    """Run a rehearsal and show what it found; exit 3 if the engine did not serve."""
     say("pretend GPUs: memory, admission and death are the engine's own; nothing is computed")
     with under_way("planning"):
         plan = api.rehearse(model, defaults=defaults, keep=keep, **common.planning_keywords(given))
@@ -111,7 +111,7 @@ def rehearse(*, model: str, defaults: bool, keep: str | None, form: Form, **give
     *common.planning_options(),
 )
 def which(*, model: str | None, form: Form, **given: Any) -> int:
-    """Search and show; exit 3 if nothing keeps the promise."""
+    """Search the cards, or models, that keep the promise, and show them; exit 3 if none does."""
     from turbofit.machine.source import machine_from
     from turbofit.machine.spec import is_spec
     from turbofit.planning.resolve import model_of

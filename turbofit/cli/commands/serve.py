@@ -89,7 +89,7 @@ def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> 
 
 
 def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.Form) -> None:
-    """Print a server's addresses, and lines that ask it from a shell, from Python, in a chat."""
+    """Print a server's addresses, and examples that ask it from a shell, from Python, in a chat."""
     from turbofit.gateway.http.routes import client_lines
 
     if form.as_json:
@@ -198,7 +198,7 @@ def _no_model(cluster: str | None) -> UsageError:
 def _detached(form: output.Form, cluster: str | None) -> int:
     """Run the same command in the background, and wait until its server is ready.
 
-    Return 0 then, or the command's exit code if it ended before.
+    Return 0 if the server is ready, or the command's exit code if the command ended before.
     """
     from turbofit.serving.runs import serve_detached
 
@@ -298,7 +298,10 @@ def _one_model(config: ServeConfig, arguments: Arguments, form: output.Form) -> 
 
 
 def _reloads(run: Run, arguments: Arguments) -> Callable[[], None] | None:
-    """Return what SIGHUP calls: a reload of the file of options; without one None."""
+    """Return the function that SIGHUP calls, which reads the file of options again.
+
+    Return None if the command was given no such file.
+    """
     ctx = click.get_current_context(silent=True)  # None if a program calls it
     if ctx is None or untyped.file_of(ctx) is None:
         return None
@@ -391,7 +394,7 @@ _OF_NODES: Final = ("allowed_media_domains", "default_chat_template_kwargs", "de
 
 
 def serve_on_cluster(arguments: Arguments, form: output.Form) -> int:
-    """Serve on a cluster until a signal; returns 0 if one ended it normally."""
+    """Serve on a cluster until a signal; return 130 after Ctrl-C, 0 after another signal."""
     from turbofit.planning.resolve import model_of
     from turbofit.serving.cluster.controller import serve_cluster
     from turbofit.serving.options import ClusterServeConfig

@@ -171,7 +171,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
 
 
 def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
-    """Make the request that is planned, which has room for the images of the load."""
+    """Make the request that is planned, with as many images a request as the load has."""
     planned = {name: value for name, value in given.items() if name not in _BOTH}
     request = fields.filled(PlanRequest, {**planned, "model": model, "no_tuned": True})
     if "images" in load.model_fields_set:
@@ -189,7 +189,10 @@ def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
 def bench(
     *, url: str | None, model: str | None, api_key: str | None, form: Form, **given: Any
 ) -> int:
-    """Drive a load and show it; exit 3 if nothing was answered, 130 if a signal ended it."""
+    """Send a load to a server and show its speed.
+
+    Exit 3 if nothing was answered, 130 if a signal ended the load.
+    """
     from turbofit.measure.load.driver import bench as measure
     from turbofit.report.views.measured_view import load_view
 

@@ -80,7 +80,11 @@ def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
 
 
 def _own_server() -> str | None:
-    """Return the address of this user's only server, or None; refuse one that still starts."""
+    """Return the address of this user's only server; None if there is none, or several.
+
+    Raises:
+        UnservedError: no server is ready, but at least one is still starting.
+    """
     from turbofit.serving.runs import live_runs
 
     runs = live_runs()
@@ -115,7 +119,7 @@ def spec_option() -> Option:
 
 
 def _spec(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    """Return a SPEC; read it from stdin for ``-`` (``nvidia-smi | turbofit plan MODEL --on -``)."""
+    """Return the value of ``--on``, or the text of stdin if the value is ``-``."""
     if value != "-" or ctx.resilient_parsing:
         return value
     return sys.stdin.buffer.read(_LONGEST_SPEC).decode("utf-8", "replace")

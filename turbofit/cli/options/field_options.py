@@ -37,7 +37,7 @@ _COUNTS: Final = (1, 2, 4, 8)
 
 
 class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer clicks only
-    """A text that the field's type checks; a TAB offers ``choices``, or files if ``path``."""
+    """A text, checked later by the field's type; a TAB offers ``choices``, or files if ``path``."""
 
     name = "text"
 
@@ -64,7 +64,10 @@ class _Syntax(NamedTuple):
 def options_of(
     kind: type[Validated], fields: Iterable[str] = (), *, group: str = "", **attributes: Any
 ) -> Iterator[Option]:
-    """Yield the options of ``fields``, or of all fields, in a ``group`` of the help page."""
+    """Yield an option for each of ``fields``, by default for all fields of ``kind``.
+
+    The options stand in a ``group`` of the help page.
+    """
     for name in fields or kind.model_fields:
         yield _option(name, kind.model_fields[name], group, attributes)
 
@@ -75,7 +78,10 @@ def grouped_options(kind: type[Validated], groups: Mapping[str, Iterable[str]]) 
 
 
 def filled(kind: type[T], given: Options) -> T:
-    """Make an instance of a class from the options that are its fields; errors name options."""
+    """Make an instance of ``kind`` from those options that are its fields.
+
+    Error messages name the options instead of the fields.
+    """
     values = {
         name: value
         for name in kind.model_fields
@@ -90,7 +96,7 @@ def filled(kind: type[T], given: Options) -> T:
 
 
 def explain_fields(kind: type[Validated], command: str) -> None:
-    """Give fields without a description the help texts of the command's options."""
+    """Describe each field that has no description with the help text of its option."""
     from turbofit.cli.manual import option_texts
 
     texts = option_texts(command)

@@ -148,7 +148,10 @@ def _entries(path: Path) -> Iterator[tuple[str, list[Any], bool]]:
 
 
 def read_again(ctx: click.Context) -> dict[str, Any]:
-    """Parse a command's words again, with its file of options as the file is now."""
+    """Parse the words of a command again, after its file of options may have changed.
+
+    Return the value of each option by its name.
+    """
     words, prefix = list(ctx.meta[WORDS]), ctx.auto_envvar_prefix
     with ctx.command.make_context(
         ctx.info_name, words, parent=ctx.parent, auto_envvar_prefix=prefix

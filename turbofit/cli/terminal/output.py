@@ -93,7 +93,7 @@ def say(text: str) -> None:
 
 
 class _Progress:
-    """Whether this process shows progress, and the display that draws it."""
+    """The state of progress in this process: ``quiet`` hides lines, ``display`` draws the step."""
 
     quiet = False
     display: ProgressDisplay | None = None
@@ -103,8 +103,8 @@ class _Progress:
 def progress(*, quiet: bool, as_json: bool) -> Iterator[None]:
     """Show the steps of the block on stderr, unless ``quiet``.
 
-    With ``as_json`` only a line that is redrawn is shown: other lines would mix with the JSON for
-    people who read both streams.
+    With ``as_json`` steps are shown only if stderr can redraw a line in its place. New lines would
+    mix with the JSON for people who read both streams.
     """
     before = _Progress.quiet, _Progress.display
     display = None

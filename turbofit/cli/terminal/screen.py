@@ -174,7 +174,7 @@ class ProgressDisplay:
         return f"{step._replace(doing=name).text}{times}" if name else step.text[:columns]
 
     def _times(self, step: Step, seconds: float) -> str:
-        """Return words for the seconds gone, and the seconds left at the speed so far."""
+        """Say how many seconds the step has taken, and will still take at the speed so far."""
         if seconds < 1:
             return " …"
         new = step.done - self._initial

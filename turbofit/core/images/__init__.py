@@ -1,6 +1,6 @@
 """Image rules, one a file: how a model's images become units of its vision tower, and tokens.
 
-A new rule is a file here and a member of ``AnyImageRule``; no other code asks which rule it has.
+A new rule is a file here and a member of ``AnyImageRule``; no other code tells rules apart.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
     def grids_within(self, limit: int) -> tuple[Grid, ...]:
         """Return the grids of at most ``limit`` tiles; a grid of one tile if all are larger.
 
-        A lowered limit leaves only these in the checkpoint's ``image_grid_pinpoints``.
+        A model folder with a lowered limit has only these grids as ``image_grid_pinpoints``.
         """
         kept = tuple(grid for grid in self.grids if self._tiles(grid) <= limit)
         return kept or ((self.tile_size, self.tile_size),)
@@ -46,7 +46,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return self._tiles(_best(self.grids_within(limit), width, height)) + 1
 
     def _worst_units(self, limit: int) -> int:
-        """Return the most units; an image of the largest grid's own size has them."""
+        """Return the most units of one image: the tiles of the largest grid, and one more."""
         return max(self._tiles(grid) for grid in self.grids_within(limit)) + 1
 
     def tokens(self, width: int, height: int, limit: int | None = None) -> int:
@@ -62,11 +62,11 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return self.tokens_per_tile + self._packed(rows, columns)
 
     def unit_tokens(self, units: int) -> int:
-        """Return the most tokens of an image with at most ``units``: it fills its grid.
+        """Return the most tokens of an image with at most ``units``, which fills its whole grid.
 
         The number is exact for an image in the shape of its grid. If images of a grid are
-        resampled, it is an upper bound: 1.21 times the tokens of ``most_tiles`` tiles, plus one
-        token for each line, plus the tile of the whole image.
+        resampled, the number is an upper bound: 1.21 times the tokens of ``most_tiles`` tiles, plus
+        one token for each line, plus the tile of the whole image.
         """
         side, most = self._side, 0
         for height, width in (*self.grids, (self.tile_size, self.tile_size)):
@@ -81,15 +81,19 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return self.tokens_per_tile + most
 
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
-        """Return an upper bound of the units: each image has at least its thumbnail's tokens."""
+        """Return an upper bound of the units of images that have at most ``tokens`` in all.
+
+        Each image has at least the tokens of the tile of the whole image, which bounds how many
+        images there are; each counts with the most units.
+        """
         return tokens // self.tokens_per_tile * self.worst_units()
 
     def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
-        """Return the tile counts of the grids; a limit between two is like the lower of them."""
+        """Return the numbers of tiles of the grids; other limits act as the next lower number."""
         return tuple(sorted({1} | {self._tiles(grid) for grid in self.grids}, reverse=True))
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """Return the grids for config.json, which the model reads, and the processor's file."""
+        """Return the grids within the limit for both config.json and the image processor's file."""
         grids = {"image_grid_pinpoints": [list(grid) for grid in self.grids_within(limit)]}
         return FolderEdits(grids, grids)
 
@@ -111,7 +115,10 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return (grid[0] // self.tile_size) * (grid[1] // self.tile_size)
 
     def _packed(self, rows: int, columns: int) -> int:
-        """Return the tokens of a grid's tiles and of its line ends; fewer if they are resampled."""
+        """Return the tokens of a grid of ``rows`` x ``columns`` tokens and of its line ends.
+
+        A grid of clearly more tokens than ``most_tiles`` tiles have is resampled to fewer.
+        """
         if self.most_tiles:
             ratio = sqrt(rows * columns / (self.most_tiles * self._side**2))
             if ratio > _SLACK:

@@ -22,7 +22,7 @@ DETAIL_PATCHES: Final = {"low": 6, "medium": 12, "high": 24}
 
 
 class BaseTileRule(ImageRule):
-    """An image becomes square tiles; the limit counts them without the tile of the whole image.
+    """An image becomes square tiles; the limit does not count the tile of the whole image.
 
     ``max_dynamic_patch`` is the checkpoint's own limit. ``thumbnail``: an image of several tiles
     has one more tile, which shows the whole image. ``dynamic`` false means one tile for every
@@ -78,7 +78,7 @@ class BaseTileRule(ImageRule):
         return units * self.tokens_per_tile
 
     def tower_tokens(self, patch_size: int) -> int:
-        """Return the patches of one tile, and one more for its class token."""
+        """Return the tower's tokens for one tile: its patches and one class token."""
         return (self.tile_size // patch_size) ** 2 + 1
 
     def unit_values(self, channels: int, temporal_patch: int) -> int:
@@ -95,11 +95,11 @@ class BaseTileRule(ImageRule):
         return range(1, most)
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """Return no edits, since no file of the model folder holds a limit."""
+        """Return no edits: unless a rule has its own method, no file of a folder has a limit."""
         return FolderEdits({}, {})
 
     def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
-        """Lower an image; of the request's fields ``max_dynamic_patch`` wins over ``detail``."""
+        """Lower a client's image; if ``max_dynamic_patch`` is given, ``detail`` is ignored."""
         patch, word = options.get("max_dynamic_patch"), options.get("detail")
         detail = word if isinstance(word, str) else ""
         wanted = DETAIL_PATCHES.get(detail, to.default)

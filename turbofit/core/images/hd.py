@@ -16,7 +16,10 @@ from turbofit.core.images.rule import FolderEdits, Size
 
 
 class HdRule(BaseTileRule, tag="hd"):
-    """Phi-3-vision: every image is padded to ``max_dynamic_patch`` tiles, and one of the whole."""
+    """Phi-3-vision: every image is padded to ``max_dynamic_patch`` tiles.
+
+    One more tile shows the whole image.
+    """
 
     varies_by_size = False
     client_knobs: bool = False
@@ -42,7 +45,11 @@ class HdRule(BaseTileRule, tag="hd"):
         return self._page(max(1, units - 1), 1)
 
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
-        """Return an upper bound of the units: no image has fewer tokens than a page of one tile."""
+        """Return an upper bound of the units of images that have at most ``tokens`` in all.
+
+        Each image has at least the tokens of a page of one tile, which bounds how many images there
+        are; each is padded to ``padded`` units, or the checkpoint's number.
+        """
         return tokens // self._page(1, 1) * (padded or self.max_dynamic_patch + 1)
 
     def folder_edits(self, limit: int) -> FolderEdits:

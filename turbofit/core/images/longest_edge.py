@@ -15,12 +15,12 @@ LARGEST_EDGE = 4096
 
 
 class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
-    """Idefics3: the longer side becomes so many tiles, the shorter one as many as cover it.
+    """Idefics3: the longer side becomes a fixed number of tiles.
 
-    ``max_dynamic_patch`` is the square of that number; a limit between two squares acts as the
-    lower one. In the prompt, two tokens stand around each tile (``<fake_token_around_image>`` and
-    the tile's position), a line feed ends each row, and a line feed and one more token stand around
-    the tile of the whole image.
+    The shorter side becomes as many tiles as cover it. ``max_dynamic_patch`` is the square of the
+    fixed number; a limit between two squares acts as the lower square. In the prompt, two tokens
+    stand around each tile (``<fake_token_around_image>`` and the tile's position), a line feed ends
+    each row, and a line feed and one more token stand around the tile of the whole image.
     """
 
     common_limits = (16, 9, 4, 1)
@@ -29,7 +29,7 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
 
     @property
     def least_units(self) -> int:
-        """Units of a narrow strip: the preprocessor enlarges small images, so none has fewer."""
+        """The units of a narrow strip, the fewest of any image, since small images are enlarged."""
         return self._units(self.tile_size, 1, self.max_dynamic_patch)
 
     @property
@@ -49,13 +49,19 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
         return self._units(1, 1, limit)
 
     def tokens(self, width: int, height: int, limit: int | None = None) -> int:
-        """Return an image's tokens; one too many if the tokenizer joins two line feeds in one."""
+        """Return the tokens of an image.
+
+        The number is one too high if the tokenizer joins two line feeds into one token.
+        """
         units = self.units(width, height, limit)
         rows, _ = self._grid(width, height, self.max_dynamic_patch if limit is None else limit)
         return self._prompt_tokens(units, rows)
 
     def unit_tokens(self, units: int) -> int:
-        """Return an upper bound of the tokens, with line feeds for as many rows as there can be."""
+        """Return an upper bound of the tokens of an image of ``units``.
+
+        Each row ends with a line feed, so as many rows as possible are counted.
+        """
         most, _ = self._grid(1, 1, self.max_dynamic_patch)
         return self._prompt_tokens(units, min(most, max(1, units - 1)))
 
@@ -69,7 +75,10 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
         return FolderEdits({}, {"size": {"longest_edge": isqrt(max(1, limit)) * self.tile_size}})
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """Return a square's size. No size alone keeps an engine within a limit it does not know."""
+        """Return the size of a square image, which has the most units under the limit.
+
+        An engine that does not know the limit makes more units of this size, as of any size.
+        """
         side = isqrt(max(1, self.max_dynamic_patch if limit is None else limit))
         return (side * self.tile_size,) * 2
 

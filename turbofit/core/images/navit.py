@@ -25,9 +25,10 @@ LARGEST_SIDE: Final = 1 << 12
 
 
 class NavitRule(PatchRule, tag="navit"):
-    """Kimi-K2.5: ``max_pixels`` are the budget's patches; ``side``: patches of a side at most.
+    """Kimi-K2.5: an image has a budget of patches, and at most ``side`` patches along a side.
 
-    A strip as narrow as one window may have ``side`` patches, even above the budget.
+    ``max_pixels`` is the budget, counted in pixels. A strip as narrow as one window may have
+    ``side`` patches in its length, even if that exceeds the budget.
     """
 
     mrope: ClassVar[bool] = False
@@ -102,7 +103,7 @@ class NavitRule(PatchRule, tag="navit"):
 
 @lru_cache(maxsize=256)
 def _worst_size(rule: NavitRule, limit: int) -> Size:
-    """Return the size of the widest of the images with the most patches."""
+    """Return the size of an image with the most patches; of several sizes, the widest."""
     return max(
         rule.candidates(limit), key=lambda size: (rule.units(size[0], size[1], limit), size[0])
     )

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 class PatchRule(ImageRule, tag="patch"):
     """Qwen2-VL: an image is resized to a multiple of ``patch_size * merge`` within pixel bounds.
 
-    A unit is one vision patch; ``merge`` x ``merge`` of them become one token. ``frames``: the
-    checkpoint's file has bounds for this number of frames, of which an image counts as so many; the
-    bounds here are for one. ``enlarge``: an image with a side below a window is enlarged before
-    anything else. ``video`` is None if LMDeploy takes no videos of this model.
+    A unit is one vision patch; ``merge`` x ``merge`` patches become one token. ``frames`` is the
+    number of frames as which the checkpoint's preprocessor counts an image: the bounds in its file
+    are for all these frames, ``min_pixels`` and ``max_pixels`` here are for one frame. ``enlarge``:
+    an image with a side below a window is enlarged before anything else. ``video`` is None if
+    LMDeploy takes no videos of this model.
     """
 
     unit_name = "patch"
@@ -95,10 +96,11 @@ class PatchRule(ImageRule, tag="patch"):
     def _worst_units(self, limit: int) -> int:
         """Return an upper bound of the patches of one image.
 
-        It is exact if the largest number of windows forms a grid no longer than 200 : 1 (16,384 in
-        the published models is 128 x 128), else a fraction of a percent high. Bounds below about
-        157,000 pixels are exceeded by long strips, since a strip keeps one window of height; with a
-        ``min_pixels`` near the limit, rounding up may exceed it. The bound covers both.
+        The result is exact if the largest number of windows forms a grid no longer than 200 : 1
+        (16,384 in the published models is 128 x 128), else a fraction of a percent high. Two kinds
+        of images may exceed the limit, and are covered: long strips under a limit below about
+        157,000 pixels, since a strip keeps one window of height, and images that are enlarged to a
+        ``min_pixels`` near the limit, since their sides are rounded up.
         """
         area, smallest = self.limit_step, self.min_pixels
         most = max(1, limit // area)
@@ -121,7 +123,10 @@ class PatchRule(ImageRule, tag="patch"):
         return channels * temporal_patch * self.patch_size**2
 
     def largest_limit(self, units: int) -> int | None:
-        """Return the largest limit whose worst image has at most ``units``, in whole windows."""
+        """Return the largest limit, in pixels of whole windows, that allows at most ``units``.
+
+        None if even one window has more.
+        """
         area = self.limit_step
         most = min(units // self.merge**2, self.max_pixels // area)
         return area * bisect(lambda n: self._worst_units(n * area) <= units, 0, most + 1)[0] or None
@@ -144,7 +149,10 @@ class PatchRule(ImageRule, tag="patch"):
         return replace(self, **self.knobs(limit))
 
     def knobs(self, limit: int) -> dict[str, int]:
-        """Return both bounds, since Transformers 5.17 ignores a bound that stands alone."""
+        """Return LMDeploy's fields for the limit: ``max_pixels``, and ``min_pixels`` not above it.
+
+        Transformers 5.17 ignores a bound that is given without the other.
+        """
         return {"min_pixels": min(self.min_pixels, limit), "max_pixels": limit}
 
     def folder_edits(self, limit: int) -> FolderEdits:
@@ -189,7 +197,10 @@ class PatchRule(ImageRule, tag="patch"):
         return replace(self, min_pixels=least, max_pixels=most).units(*size)
 
     def request_bounds(self, options: Options) -> dict[str, int]:
-        """Return the bounds of one frame; LMDeploy counts an image of some models as two frames."""
+        """Return the pixel bounds that a request sets, converted to bounds of one frame.
+
+        LMDeploy counts an image of some models as two frames.
+        """
         given = {name: number(options.get(name)) for name in ("min_pixels", "max_pixels")}
         return {name: max(1, value // self.frames) for name, value in given.items() if value >= 1}
 
@@ -209,7 +220,10 @@ class PatchRule(ImageRule, tag="patch"):
         return DummyImage((112, 112), {})
 
     def image_of(self, units: int) -> DummyImage | None:
-        """Return the squarest image of ``units``; None if requests cannot set their own bounds."""
+        """Return an image of ``units``, as square as whole windows allow.
+
+        None if a request cannot set bounds, without which the image would be resized.
+        """
         if not self.client_knobs:
             return None
         count = max(1, units // self.merge**2)
@@ -218,7 +232,10 @@ class PatchRule(ImageRule, tag="patch"):
         return DummyImage(size, {"min_pixels": self.min_pixels, "max_pixels": size[0] * size[1]})
 
     def grid(self, units: int) -> int | list[int]:
-        """Return time (1), height and width of a grid, as square as whole windows allow."""
+        """Return the time (1), height and width in patches of a grid of about ``units``.
+
+        The grid is as square as whole windows allow.
+        """
         wanted = max(self.unit_step, units // self.unit_step * self.unit_step)
         for height in range(isqrt(wanted) // self.merge * self.merge, 1, -self.merge):
             if wanted % height == 0 and wanted // height % self.merge == 0:

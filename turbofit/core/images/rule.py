@@ -38,7 +38,8 @@ class DummyImage(NamedTuple):
 class FolderEdits(NamedTuple):
     """New values for ``config.json`` and the image processor's file, which change a folder's limit.
 
-    ``inside`` is the key under which the processor's file holds them; empty: at its top level.
+    ``inside`` is the key under which the processor's file has its values; empty if they stand at
+    the top level.
     """
 
     config: dict[str, Any]
@@ -49,9 +50,10 @@ class FolderEdits(NamedTuple):
 class Allowed(NamedTuple):
     """The limits that a client's image is lowered to.
 
-    ``planned`` is the plan's limit. ``default`` is the limit of an image without fields if no plan
-    lowers it. ``units`` is what the plan counts for an image; an image keeps more only if no lower
-    limit helps. ``cap`` is a lower limit, used only for images that it makes smaller.
+    ``planned`` is the plan's limit. ``default`` is the limit that an image without fields would
+    have without a plan. ``units`` is what the plan counts for an image; an image keeps more units
+    only if no lower limit helps. ``cap`` is a limit below ``planned``, used only for images that
+    the cap makes smaller.
     """
 
     planned: int
@@ -61,10 +63,10 @@ class Allowed(NamedTuple):
 
 
 class Lowered(NamedTuple):
-    """LMDeploy's fields for a client's image, its units, and the changes.
+    """LMDeploy's fields for a client's image, the image's units, and what was lowered.
 
     Each of ``changes`` is a field's name, the wished value, and the value that LMDeploy gets. If
-    the client wished no value, the default counts as wished if it would make more units.
+    the client wished no value but the default would make more units, the default counts as wished.
     """
 
     knobs: dict[str, int]
@@ -110,7 +112,7 @@ class ImageRule(Struct):
 
     @property
     def units_name(self) -> str:
-        """The name of several units."""
+        """The plural of the unit's name: ``tiles`` or ``patches``."""
         return plural(2, self.unit_name)
 
     @property
@@ -176,9 +178,9 @@ class ImageRule(Struct):
 
     @property
     def by_table(self) -> bool:
-        """Whether LMDeploy itself cuts an image into tiles, by a table of values for each byte.
+        """Whether LMDeploy's own code cuts images into tiles, and converts bytes by a table.
 
-        If not, an image processor of Transformers cuts it.
+        If not, an image processor of Transformers does so.
         """
         return False
 
@@ -227,8 +229,9 @@ class ImageRule(Struct):
     def unit_tokens(self, units: int) -> int:
         """Return the tokens of the language model that an image of ``units`` takes.
 
-        The number is exact if tokens depend on the units alone. Else it is an upper bound: the
-        uncovered parts of a grid or page give no tokens, and :meth:`tokens` is exact.
+        The number is exact if tokens depend on the units alone. Else it is an upper bound, since
+        parts of a grid or page that the image does not cover give no tokens; :meth:`tokens` is
+        exact then, too.
         """
         return self.features(units)
 
@@ -236,15 +239,16 @@ class ImageRule(Struct):
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
         """Return an upper bound of the units of images that have at most ``tokens`` in all.
 
-        It is too high for grids and pages: an image that covers little of them has many tiles and
-        few tokens. A page is padded to ``padded`` units; None is the checkpoint's number.
+        The bound is too high for grids and pages: an image that covers little of a grid or page has
+        many tiles and few tokens. A page is padded to ``padded`` units; None is the checkpoint's
+        number.
         """
 
     def images_in(self, count: int, tokens: int, most: int) -> tuple[int, int]:
-        """Return the units of each of ``count`` equal images, and the tokens of them all.
+        """Return the units of each of ``count`` equal images, and the tokens of all together.
 
-        The images are the largest of at most ``most`` units that take no more than ``tokens`` in
-        all.
+        The images are as large as possible: each has at most ``most`` units, and all together have
+        at most ``tokens``.
         """
         room, step, units = tokens // count, self.unit_step, most
         if self.unit_tokens(most) > room:
@@ -258,11 +262,17 @@ class ImageRule(Struct):
 
     @abstractmethod
     def features(self, units: int) -> int:
-        """Return the rows that tower and projector make of ``units``, before padding is removed."""
+        """Return the number of vectors that tower and projector make of ``units``.
+
+        Vectors of padding, which the engine removes later, are included.
+        """
 
     @abstractmethod
     def tower_tokens(self, patch_size: int) -> int:
-        """Return the tokens that the tower processes for one unit, by the side of its patches."""
+        """Return the tokens that the tower processes for one unit.
+
+        ``patch_size`` is the side of the tower's patches in pixels.
+        """
 
     @abstractmethod
     def unit_values(self, channels: int, temporal_patch: int) -> int:
@@ -291,7 +301,7 @@ class ImageRule(Struct):
         return replace(self, **{self.limit_name: limit}) if self.varies_by_limit else self
 
     def knobs(self, limit: int) -> dict[str, int]:
-        """Return LMDeploy's fields that hold an image to the limit, whatever the default is."""
+        """Return LMDeploy's fields, by name, that limit an image whatever the default limit is."""
         return {self.limit_name: limit}
 
     @abstractmethod
@@ -300,9 +310,10 @@ class ImageRule(Struct):
 
     @abstractmethod
     def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
-        """Lower a client's image to what is allowed, by LMDeploy's fields for it.
+        """Lower a client's image to what is allowed: return LMDeploy's fields that do so.
 
-        ``options`` are the fields of the request; values that LMDeploy would not read are ignored.
+        ``size`` is the image's, in pixels. ``options`` are the client's fields for the image;
+        values that LMDeploy would not read are ignored.
 
         Raises:
             UsageError: the preprocessor refuses the size.
@@ -313,12 +324,15 @@ class ImageRule(Struct):
         return {}
 
     def together(self, knobs: Iterable[Mapping[str, int]]) -> Self:
-        """Return the rule with the tightest of several images' bounds, for one request."""
+        """Return the rule with the tightest bounds of several images, which share one request.
+
+        ``knobs`` are LMDeploy's fields for each image.
+        """
         return self
 
     @property
     def request_knobs(self) -> dict[str, int]:
-        """The rule's limit as ``mm_processor_kwargs``, for models that take it only by request."""
+        """The rule's limit as ``mm_processor_kwargs``, if LMDeploy takes it only for a request."""
         return {}
 
     @property
@@ -328,15 +342,18 @@ class ImageRule(Struct):
 
     @abstractmethod
     def image_of(self, units: int) -> DummyImage | None:
-        """Return an image of ``units``; None if no image of this model can be made to have them."""
+        """Return an image for tests that has ``units``; None if no such image can be made."""
 
     @abstractmethod
     def grid(self, units: int) -> int | list[int]:
-        """Return an image of about ``units`` in TurboMind's form: tiles, or a grid (t, h, w)."""
+        """Return the shape of an image of about ``units``, as TurboMind takes it.
+
+        The shape is a number of tiles, or the time, height and width of a grid in patches.
+        """
 
     @abstractmethod
     def _cells(self, limit: int) -> tuple[int, int]:
-        """Return the worst image's tiles or windows, and the side of each in pixels.
+        """Return how many tiles or windows the worst image has, and the side of each in pixels.
 
         The tile of the whole image does not count.
         """
@@ -344,8 +361,8 @@ class ImageRule(Struct):
     def worst_size(self, limit: int | None = None) -> Size:
         """Return the size of an image with the most units under the limit, as square as possible.
 
-        An engine that only knows the checkpoint's own limit makes as many units of this size,
-        except with grids.
+        An engine that only knows the checkpoint's own limit makes the same number of units of an
+        image of this size, except if the rule has grids.
         """
         limit = self.checkpoint_limit if limit is None else limit
         served = self if limit <= self.checkpoint_limit else self.with_limit(limit)
@@ -364,11 +381,12 @@ class ImageRule(Struct):
         return best
 
     def size_within(self, size: Size, limit: int) -> Size | None:
-        """Return a size at which an image has as few units as ``limit`` would leave it.
+        """Return a size at which an image has no more units than the image limit allows.
 
         This is for images that no field of a request can limit (InternVL in the Transformers
         format, LLaVA's grids, any model through the Messages API). If no size has so few units, a
-        size with somewhat more is returned; None if no size has fewer than the image as it is.
+        size with somewhat more is returned; None if the image needs no resizing, or if no size has
+        fewer units than the image as it is.
 
         Raises:
             UsageError: the preprocessor refuses the size.
@@ -391,7 +409,8 @@ class ImageRule(Struct):
     def stretched(self, size: Size, limit: int) -> Size | None:
         """Return the size to which the preprocessor itself stretches an image under the limit.
 
-        None if it stretches no image: then a smaller image of the same shape has fewer units.
+        None if the preprocessor stretches no image: then a smaller image of the same shape has
+        fewer units.
         """
         return None
 
@@ -407,7 +426,7 @@ class ImageRule(Struct):
         return at(side) if side else None
 
     def _count(self, size: Size) -> int:
-        """Return the units of an image; more than any limit if the preprocessor refuses it."""
+        """Return the units of an image; `_REFUSED`, a huge number, if the preprocessor refuses."""
         try:
             return self.units(*size)
         except UsageError:

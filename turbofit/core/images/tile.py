@@ -34,14 +34,14 @@ class TileRule(BaseTileRule, tag="tile"):
         return best + 1 if self.thumbnail and best > 1 else best
 
     def _worst_units(self, limit: int) -> int:
-        """Return the most units; a strip of 1 x ``limit`` tiles has them."""
+        """Return the most units of one image, which a strip of 1 x ``limit`` tiles has."""
         if not self.dynamic or _checked(limit) < max(self.min_dynamic_patch, 2):
             return 1
         return limit + 1 if self.thumbnail else limit
 
     @property
     def exposed_limit(self) -> int:
-        """The limit of ``detail: high``, if the model reads this field."""
+        """The checkpoint's own limit, or the limit of ``detail: high`` if clients can get more."""
         if not self.dynamic or not self.client_knobs:
             return self.max_dynamic_patch
         return max(self.max_dynamic_patch, *DETAIL_PATCHES.values())
@@ -103,7 +103,10 @@ def _tiles(width: int, height: int, smallest: int, limit: int, tile_size: int) -
 
 @lru_cache(maxsize=32)
 def _grids(smallest: int, limit: int) -> tuple[tuple[int, tuple[float, ...]], ...]:
-    """Return the aspect ratios (width / height) of all grids by number of tiles, fewest first."""
+    """Return each number of tiles, fewest first, with the aspect ratios of grids of that number.
+
+    A ratio is width / height.
+    """
     by_count: dict[int, list[float]] = {}
     for columns in range(1, limit + 1):
         for rows in range(1, limit // columns + 1):

@@ -24,7 +24,8 @@ LARGEST_RATIO: Final = 200
 class VideoRule(Struct):
     """Qwen3-VL: frames are resized together, so that all their pixels keep within bounds.
 
-    ``merged_frames`` of them become one grid of patches. The bounds are pixels of all frames.
+    Each ``merged_frames`` frames become one grid of patches. The bounds ``min_pixels`` and
+    ``max_pixels`` are for all frames of a video together.
     """
 
     merged_frames: int
@@ -33,7 +34,7 @@ class VideoRule(Struct):
 
 
 class Videos(NamedTuple):
-    """The videos of one model: their ``rule``, and the ``patch_size`` and ``merge`` of its images.
+    """Computes the units of a model's videos from ``rule``, and from the images' patches.
 
     A unit is one vision patch. Every method raises a UsageError for frames that the preprocessor
     refuses.
@@ -62,8 +63,8 @@ class Videos(NamedTuple):
     ) -> int:  # fmt: skip
         """Return the vision patches of all frames, exactly as the preprocessor makes them.
 
-        ``frames`` is the number that the loader sampled. The bounds are for all frames together;
-        None is the checkpoint's own.
+        ``frames`` is the number of frames that the loader sampled. ``max_pixels`` and
+        ``min_pixels`` are for all frames together; None is the checkpoint's own bound.
         """
         rule, count, window = self.rule, self.grids(frames), self.patch_size * self.merge
         largest = rule.max_pixels if max_pixels is None else max_pixels
@@ -82,9 +83,9 @@ class Videos(NamedTuple):
     ) -> int | None:
         """Return the largest ``max_pixels``, in whole windows, that keeps a video within ``units``.
 
-        It holds for fewer frames of that size as well: a loader leaves out frames that it cannot
-        decode, and five frames, rounded to four, may have more units than six. ``most`` is an
-        upper bound of the result, which is None if even one window a frame is too much.
+        The result keeps fewer frames of that size within ``units`` as well: a loader leaves out
+        frames that it cannot decode, and five frames, rounded to four, may have more units than
+        six. ``most`` is an upper bound of the result. None if even one window a frame is too much.
         """
         checkpoint_pixels, area = self.rule.max_pixels, (self.patch_size * self.merge) ** 2
         high = min(checkpoint_pixels if most is None else most, checkpoint_pixels) // area
@@ -95,7 +96,10 @@ class Videos(NamedTuple):
         return area * bisect(fits, 0, max(1, high) + 1)[0] or None
 
     def most_units(self, frames: int, width: int, height: int, largest: int) -> int:
-        """Return the most patches of at most ``frames``, with ``largest`` as ``max_pixels``."""
+        """Return the most patches of a video of at most ``frames`` frames of this size.
+
+        ``largest`` is its ``max_pixels``.
+        """
         smallest = self.least_pixels(frames, largest)
         counts = range(self.rule.merged_frames, frames + 1)
         return max(
@@ -107,9 +111,10 @@ class Videos(NamedTuple):
         )
 
     def least_pixels(self, frames: int, largest: int) -> int:
-        """Return the ``min_pixels`` for a ``max_pixels``: the checkpoint's, or clearly less.
+        """Return a ``min_pixels`` that does not raise ``largest``, which is the ``max_pixels``.
 
-        Transformers raises ``max_pixels`` to 1.05 x ``min_pixels`` a frame if it limits each frame.
+        The result is the checkpoint's own, or less if ``largest`` is small: if Transformers limits
+        each frame, it raises ``max_pixels`` to 1.05 x ``min_pixels`` a frame.
         """
         return max(1, min(self.rule.min_pixels, largest * 9 // (10 * frames)))
 
@@ -120,10 +125,10 @@ def windows(  # noqa: PLR0913 - the numbers of a preprocessor
 ) -> tuple[int, int]:  # fmt: skip
     """Return rows and columns of windows to which an image, or each frame, is resized.
 
-    ``window`` is the side of a window in pixels. ``largest`` and ``smallest`` bound the pixels of
-    all ``frames``; whether these are within bounds is decided for ``counted_frames``. ``enlarge``:
-    a side below a window is enlarged before anything else. ``what`` is ``image`` or ``video``, for
-    messages.
+    ``window`` is the side of a window in pixels. ``largest`` and ``smallest`` are bounds of the
+    pixels of all ``frames`` together. The pixels of ``counted_frames`` frames decide whether the
+    sides must change for the bounds. ``enlarge``: a side below a window is enlarged before anything
+    else. ``what`` is ``image`` or ``video``, for messages.
 
     Raises:
         UsageError: the image is longer than 200 : 1; the preprocessor refuses it, too.

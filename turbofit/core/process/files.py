@@ -51,7 +51,8 @@ def write_atomic(
 def write_output(path: str, text: str) -> None:
     """Write to a path that a person named: a file as `write_atomic` does, a device directly.
 
-    Do not use it in a folder that others can write to: it would wait for a reader of a named pipe.
+    Do not call this for a folder that others can write to: if they put a named pipe there, the call
+    would wait for a reader.
 
     Raises:
         UsageError: the path cannot be written.
@@ -101,7 +102,10 @@ def open_beside(path: Path) -> tuple[int, str]:
 
 
 def _created(path: Path, mode: int) -> tuple[int, str]:
-    """Make a file beside ``path``; return its descriptor and name. The umask restricts ``mode``."""
+    """Make a file with a new name beside ``path``; return the file's descriptor and name.
+
+    The umask restricts ``mode``.
+    """
     name = os.fspath(path.with_name(f".{path.name}.{token_hex(8)}"))
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     return os.open(name, flags, mode), name
@@ -189,8 +193,8 @@ def private_folder(folder: Path, *, make: bool = True) -> Path:
     another folder in its place after it was checked.
 
     Raises:
-        PermissionError: others can change it, or put another folder in its place.
-        OSError: the folder cannot be made, or is no folder.
+        PermissionError: others can change the folder, or put another folder in its place.
+        OSError: the folder cannot be made, or the path is no folder.
     """
     path = Path(os.path.realpath(folder))
     inside = os.open(path.anchor, os.O_PATH | os.O_CLOEXEC)
@@ -217,7 +221,10 @@ def private_folder(folder: Path, *, make: bool = True) -> Path:
 
 
 def _is_own_group(group: int) -> bool:
-    """Return whether only root or this user is in a group, such as Debian's group of a user."""
+    """Return whether a group has no members but root or this user.
+
+    Debian, for example, makes such a group for each user.
+    """
     import grp
     import pwd
 
@@ -228,19 +235,19 @@ def _is_own_group(group: int) -> bool:
 
 
 def digest_of_parts(*parts: str) -> str:
-    """Return a file name for a document that belongs to all of these texts together."""
+    """Return a hash of several texts, as a file name for a document that belongs to them all."""
     from hashlib import sha256
 
     return sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
 def new_path(folder: str, stem: str, suffix: str = "") -> Path:
-    """Make an empty folder with a new name in `state_dir`; with a ``suffix``, an empty file.
+    """Make an empty folder with a new name in ``folder``, a subfolder of turbofit's state folder.
 
-    The name has the time and the ``stem``.
+    The name is the time and the ``stem``. With a ``suffix``, make an empty file instead.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder or file cannot be made.
     """
     base = state_dir(folder) / f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}"
     for attempt in range(1000):

@@ -69,11 +69,11 @@ def without_keys(text: str) -> str:
 
 
 def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
-    """Yield each word as it may be shown, with the secrets in it.
+    """Yield each word with its secrets hidden, and a list of these secrets.
 
     The value of a secret option stands behind ``=`` or in the next word; an option of several
     values, such as LMDeploy's ``--api-keys``, takes all words up to the next option. A pasted line,
-    a header or a JSON text is one word that contains several.
+    a header or a JSON text counts as one word, and may contain several secrets.
     """
     next_is_one = others_are = False
     for word in words:
@@ -93,14 +93,18 @@ def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
 
 
 def _secret(word: str, *, several: bool) -> Shown:
-    """Hide a word in a secret's place, unless it is a number of tokens after ``--...tokens``."""
+    """Hide a word that is the value of a secret option.
+
+    ``several``: the option takes several values. A number is not hidden then, since an option such
+    as ``--max-tokens`` only looks like a secret's.
+    """
     if several and _COUNT.fullmatch(word):
         return word, []
     return HIDDEN, [word, word.strip(_QUOTES), *_secrets(word)]
 
 
 def _inside(word: str) -> list[Shown]:
-    """Return the words of a text as they may be shown; an empty list for a single word."""
+    """Return the words of a text with their secrets hidden; an empty list for a single word."""
     parts = word.split()
     return list(_split(parts)) if len(parts) > 1 else []
 

@@ -9,13 +9,17 @@ from typing import Any
 
 
 class After:
-    """An import finder that lets others find a module, and acts after it has been loaded."""
+    """An import finder that calls ``act`` with the module ``name`` after its import."""
 
     def __init__(self, name: str, act: Callable[[Any], object]) -> None:
         self._name, self._act = name, act
 
     def find_spec(self, name: str, *_: Any) -> Any:
-        """Return the awaited module's spec, which calls the function after loading; else None."""
+        """Return None, so that other finders are asked, for any module but the awaited one.
+
+        For the awaited module, return the spec of the other finders, changed to call the function
+        after loading.
+        """
         if name != self._name:
             return None
         sys.meta_path.remove(self)

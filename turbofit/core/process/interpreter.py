@@ -14,7 +14,7 @@ T = TypeVar("T")
 async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
     """Run a function as `asyncio.to_thread` does, but wait for its end also when cancelled.
 
-    So no file is closed while the thread still uses it.
+    So the caller closes no file that the thread still uses.
     """
     import asyncio  # planning needs none
 
@@ -36,7 +36,7 @@ def collect_after(objects: int) -> None:
 
 
 def _collect_as_usual(phase: str, _: dict[str, int]) -> None:
-    """Restore the usual thresholds after the first collection, which only a server reaches."""
+    """Restore the usual thresholds after the first collection, which short commands never reach."""
     if phase == "stop":
         gc.callbacks.remove(_collect_as_usual)
         gc.set_threshold(*USUAL_THRESHOLDS)

@@ -8,8 +8,8 @@ import sys
 class LazyLogger:
     """A logger that costs nothing until the program imports `logging`, which takes 3 to 5 ms.
 
-    Before that there is no handler. It has no method for warnings: errors, and the warnings of an
-    answer, tell users what they must know.
+    Before that import no handler exists. The logger has no method for warnings: users learn what
+    they must know from errors, and from the warnings in answers.
     """
 
     __slots__ = ("_name",)

@@ -26,8 +26,8 @@ _NOT_READ: Final = "warning: lines are missing here: nobody read them\n"
 class QueuedLog:
     """Takes whole lines and passes them to ``emit`` in a thread.
 
-    Lines are lost if ``most`` texts wait already, or if ``emit`` fails. Then the line ``lost``
-    comes once before the next lines.
+    Lines are lost if ``most`` texts wait already, or if ``emit`` fails. Then the text ``lost`` is
+    written once before the next lines.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class QueuedLog:
             self._notice = self._lost
 
     def handle(self, record: logging.LogRecord) -> None:
-        """Write a record; the listener's thread calls it."""
+        """Write a record; the thread of the listener calls this method."""
         try:
             self._emit(record)
         except (OSError, ValueError):
@@ -61,7 +61,10 @@ class QueuedLog:
         return not self._waiting.unfinished_tasks
 
     def close(self) -> bool:
-        """Wait a moment until all is written, then end the thread; return whether it is."""
+        """Wait a moment until all lines are written, then end the thread.
+
+        Return whether all are written; if not, the thread goes on.
+        """
         written = self.settle()
         if written:  # else the thread waits for a reader, and may wait for ever
             self._listener.stop()
@@ -69,7 +72,7 @@ class QueuedLog:
 
 
 class _File(RotatingFileHandler):
-    """A log file without a buffer, whose lock could block Python's end if the disk hangs."""
+    """A log file without a buffer: if the disk hangs, a buffer's lock could block Python's end."""
 
     def _open(self) -> Any:
         return open(self.baseFilename, "ab", buffering=0)
@@ -106,7 +109,10 @@ class FileLog(QueuedLog):
         super().__init__(self._file.emit, lost, most)
 
     def close(self) -> bool:
-        """Close the file after the last lines are written; a disk that hangs is not waited for."""
+        """Write the last lines and close the file; give up after a moment if the disk hangs.
+
+        Return whether all lines are written.
+        """
         written = super().close()
         if written:
             self._file.close()

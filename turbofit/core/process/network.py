@@ -28,7 +28,10 @@ def port_problem(host: str, port: int) -> str | None:
 
 
 def open_files(need: int) -> int:
-    """Raise the limit of open files to ``need`` if possible; return the limit or ``need``."""
+    """Raise the limit of open files to ``need``, or as far as possible.
+
+    Return how many of the ``need`` files may now be open.
+    """
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

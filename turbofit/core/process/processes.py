@@ -77,7 +77,9 @@ def unblock(signals: tuple[signal.Signals, ...]) -> None:
 
 @contextmanager
 def ended_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, so that temporary files are removed.
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt in the block, as Ctrl-C does.
+
+    So temporary files are removed at the end.
 
     A signal that already has a handler, or is ignored, stays as it is. Only the main thread may set
     handlers, so nothing changes in another thread.

@@ -1,4 +1,4 @@
-"""Progress: code reports its steps and how far they are, and a listener may show them."""
+"""Progress: code reports its steps and how far they have come, and a listener may show them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Step(NamedTuple):
 
 
 class _Told(threading.local):
-    """The latest step of each thread: the end of a step restores a step of its own thread."""
+    """The step that each thread reported last, which the end of a later step restores."""
 
     step: Step | None = None
 
@@ -65,7 +65,7 @@ def now() -> Step | None:
 
 @contextmanager
 def under_way(doing: str) -> Iterator[None]:
-    """Report a step at the begin of the block, and the step before it again at the end."""
+    """Report a step at the beginning of the block, and the previous step again at its end."""
     before = _TOLD.step
     tell(Step(doing))
     try:

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 def _key(text: str, name: str) -> str:
-    """Return one key, or refuse it; no message shows it, since a key is a secret."""
+    """Check a key of the variable ``name``, and return it without white space around.
+
+    Messages do not show the key, since it is a secret.
+
+    Raises:
+        UsageError: a character of the key is no visible ASCII character.
+    """
     key = text.strip()
     bad = next((place for place, char in enumerate(key, 1) if not "!" <= char <= "~"), None)
     if bad is not None:

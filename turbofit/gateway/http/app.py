@@ -127,17 +127,17 @@ class Gateway(AsgiApp):
             self.monitor.doubt(engine)
 
     def engine_ended(self, index: int, *, other_cause: bool) -> None:
-        """Tell the deny list that an engine's process ended; call it in the gateway's event loop.
+        """Tell the deny list that an engine's process ended.
 
-        ``other_cause``: no request is to blame, since the process was killed, its GPU is lost, or
-        other processes took its memory.
+        Call this method in the gateway's event loop. ``other_cause``: no request is to blame, since
+        the process was killed, its GPU is lost, or other processes took its memory.
         """
         self.deny_list.engine_ended(self.engines[index], other_cause=other_cause)
 
     def doubt(self, index: int, ends_at: float) -> None:
         """Send an engine no new requests until it answers; call it in the gateway's event loop.
 
-        Its supervisor sees no sign of life of it, and will end it at ``ends_at``, a time of
+        Its supervisor sees no sign that the engine lives, and will end it at ``ends_at``, a time of
         `time.monotonic`.
         """
         self.engines[index].ends_at = ends_at
@@ -185,7 +185,10 @@ class Gateway(AsgiApp):
                 self._bodies.forget(request)
 
     def _models(self) -> tuple[ModelFacts, ...]:
-        """Return the facts of the model and of each adapter, under the first name for clients."""
+        """Return what the chat page shows of the model and of each adapter.
+
+        Each has the first of the names that clients may use.
+        """
         config, first = self.config, dict[str, str]()
         for name, of_engine in config.names.items():
             first.setdefault(of_engine, name)
@@ -215,7 +218,10 @@ class Gateway(AsgiApp):
         request.body, request.prepared = await self._work(large, prepared.finish)
 
     async def _work(self, long: bool, act: Callable[..., _T], *arguments: Any) -> _T:
-        """Call ``act`` and return its result; if ``long``, call it in a thread beside the loop."""
+        """Call ``act`` and return its result.
+
+        If ``long``, call it in a thread, so that the event loop goes on.
+        """
         if not long:
             return act(*arguments)
         async with self._working:

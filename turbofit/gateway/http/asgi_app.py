@@ -66,7 +66,7 @@ class AsgiApp(ABC):
         self._bodies = Bodies(most, config)
 
     def _let_in(self, config: GatewayConfig) -> None:
-        """Admit the clients of this configuration from now on, and no others."""
+        """From now on admit only clients that ``config`` allows by its keys, hosts and origins."""
         self._keys, self._hosts = Keys(config.api_keys, config.front_keys), Hosts(config)
         self._origins = Origins(config.allow_origins, self._hosts)
 
@@ -88,7 +88,10 @@ class AsgiApp(ABC):
 
     @abstractmethod
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
-        """Return the health page, and None, or if nobody is served the seconds until a retry."""
+        """Return the health page, and the seconds until a retry.
+
+        The seconds are None if requests are served.
+        """
 
     @abstractmethod
     async def metrics_text(self) -> str:

@@ -56,10 +56,10 @@ class _Arrival:
 
 
 class Bodies:
-    """Reads bodies of up to ``most`` bytes; counts the memory of all, and of each client.
+    """Reads bodies of up to ``most`` bytes, and counts the memory of all bodies and of each client.
 
-    Memory is taken as bytes arrive. A client may hold as much as is left free, so a single client
-    gets half of it.
+    Memory is counted as bytes arrive. The bodies of a client may take as much memory as is still
+    free, so a single client can fill half of all memory for bodies.
     """
 
     def __init__(self, most: int, config: GatewayConfig) -> None:
@@ -77,11 +77,11 @@ class Bodies:
     async def read(
         self, headers: Mapping[bytes, bytes], receive: Receive, client: str = ""
     ) -> bytes:
-        """Read a whole body; it counts as memory of ``client`` only until it is returned.
+        """Read a whole body, which counts as memory of ``client`` only until it is returned.
 
         Raises:
-            Refusal: the body is too large, too slow, encoded or cut short, or there is no room for
-                it.
+            Refusal: the body is too large, too slow, encoded or cut short, or there is no memory
+                for it.
         """
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json":
@@ -115,13 +115,19 @@ class Bodies:
         self.keep(request.bytes_in, request.who)
 
     def forget(self, request: RequestContext) -> None:
-        """Drop a request's body and its memory: an answer may stream for minutes without it."""
+        """Drop a request's body, and count its memory as free.
+
+        An answer may stream for minutes, and needs no body then.
+        """
         if request.bytes_in and not request.forgotten:
             self.keep(-request.bytes_in, request.who)
         request.forgotten, request.body = True, b""
 
     def keep(self, size: int, client: str = "") -> None:
-        """Count a body that stays in memory; call it with the negative size at the end."""
+        """Count ``size`` bytes of a body that stays in memory.
+
+        When the body is dropped, call this again with the negative size.
+        """
         self.in_memory += size
         held_bytes = self._held_bytes.get(client, 0) + size
         if held_bytes > 0:
@@ -176,7 +182,9 @@ class Bodies:
             return await in_thread(arrival.whole)
 
     def check_room(self, client: str) -> None:
-        """Refuse a request if its client's bodies take more than is left free; they stay counted.
+        """Refuse a request if the bodies of its client take more memory than is left free.
+
+        What was counted for the request stays counted; the caller takes it back.
 
         Raises:
             Refusal: all bodies, or those of this client, take all of the memory.

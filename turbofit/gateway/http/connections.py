@@ -50,7 +50,10 @@ class ClientConnection(Protocol):
         """Close the connection, which has no running request, to make room for another client."""
 
     def has_unread(self) -> bool:
-        """Return whether bytes are unread, probably a request, or a refusal is not sent yet."""
+        """Return whether the client sent bytes that are unread, or a refusal is not sent yet.
+
+        The bytes are probably a request.
+        """
 
 
 class Networks:
@@ -126,7 +129,10 @@ class Connections:
 
     @property
     def descriptors(self) -> int:
-        """File descriptors in use: one a connection, and one more to an engine if not refused."""
+        """File descriptors that the connections may use.
+
+        Each connection uses one; each that is not refused may use another one, to an engine.
+        """
         return len(self._of) + min(len(self._of), self._most)
 
     def lower(self, most: int) -> None:
@@ -152,7 +158,10 @@ class Connections:
         return refusal
 
     def apart(self, connection: ClientConnection) -> None:
-        """Count a front's connection apart from its address, since a front has many clients."""
+        """Stop counting a front's connection for its address, since a front has many clients.
+
+        It still counts among all connections.
+        """
         if self._of.get(connection, _FRONT) != _FRONT:
             self.closed(connection)
             self._count_of(connection, _FRONT)
@@ -180,7 +189,8 @@ class Connections:
     def make_room(self, address: str | None = None, *, waited: float = 0.0) -> bool:
         """Close the connection that waited longest, if it waited at least ``waited`` seconds.
 
-        If ``address`` is given, only its connections count. Returns whether one was closed.
+        Connections with unread bytes or an unsent refusal are left out. If ``address`` is given,
+        only connections of this address may be closed. Return whether a connection was closed.
         """
         mine = (c for c in self._waiting if address is None or self._of[c] == address)
         for connection in islice(mine, _CANDIDATES):
@@ -197,10 +207,10 @@ class Connections:
 class Acceptor:
     """Accepts connections from a ``listener`` while there are descriptors for them.
 
-    Without free descriptors, new connections wait in the kernel until an open one ends, or one that
-    has waited for a second is closed, or a slow TLS handshake is ended. libuv instead would accept
-    a connection only to close it, and its client's request would be lost. ``most`` is the largest
-    `Connections.descriptors`. It takes the place of a server of `uvicorn.Server`.
+    Without free descriptors, new connections wait in the kernel until an open connection ends, or
+    is closed because it has waited for a second, or a slow TLS handshake is ended. libuv instead
+    would accept a connection only to close it, and its client's request would be lost. ``most`` is
+    the largest `Connections.descriptors`. An acceptor stands in `uvicorn.Server.servers`.
     """
 
     def __init__(
@@ -284,7 +294,7 @@ class Hosts:
         """Refuse a request whose ``Host`` is no name of this server; HTTP/1.0 may have no ``Host``.
 
         Raises:
-            Refusal: the name is not one of this server.
+            Refusal: the name does not belong to this server.
         """
         host = headers.get(b"host")
         if self._any or host is None:
@@ -366,7 +376,9 @@ class Origins:
         self._hosts = hosts
 
     def check(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-        """Return response headers that allow the page; none without an origin, or for the own page.
+        """Return response headers that let a browser give the answer to the web page.
+
+        The result is empty if the request has no origin, or comes from the server's own page.
 
         Raises:
             Refusal: the page's origin is not allowed.

@@ -27,7 +27,7 @@ _LOST: Final = '\n{"lost": "lines are missing here: the disk was full or slow"}\
 
 
 class AccessLog(FileLog):
-    """JSON lines in a file; where lines are lost, a line says so."""
+    """A log file with a line of JSON for each request; where lines are lost, a line says so."""
 
     def __init__(self, path: Path, *, cap: int = _LOG_CAP) -> None:
         super().__init__(path, cap, _LOST)
@@ -94,7 +94,7 @@ _HELP: Final = {
 
 
 class Metrics:
-    """Counters of the gateway; the caller of `text` provides the gauges."""
+    """Counts events of the gateway; the caller of `text` provides values that go up and down."""
 
     def __init__(self) -> None:
         self._counts: dict[str, dict[tuple[str, ...], int]] = {}
@@ -102,7 +102,7 @@ class Metrics:
         self._first_sum = 0.0
 
     def count(self, name: str, *labels: str, by: int = 1) -> None:
-        """Add to a counter; labels are written as ``name=value``."""
+        """Add ``by`` to a counter; each label is a text ``name=value``."""
         series = self._counts.setdefault(name, {})
         series[labels] = series.get(labels, 0) + by
 

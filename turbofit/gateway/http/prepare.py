@@ -55,9 +55,10 @@ if TYPE_CHECKING:
 
 
 class PreparedBody(Struct):
-    """Facts of a prepared request; ``tokens`` are those of its ``images`` in one copy.
+    """Numbers of a prepared request, for its admission and its record.
 
-    ``lowered`` lists the values that were lowered to the plan.
+    ``images`` is the number of images and videos, ``tokens`` the tokens of these in one copy of the
+    request. ``lowered`` lists the values that were lowered to the plan.
     """
 
     images: int = 0
@@ -69,9 +70,9 @@ class PreparedBody(Struct):
 class Preparation:
     """The steps that turn a client's body into the body for an engine.
 
-    First the constructor adds the server's defaults and holds the parameters to the plan; then
-    follow `inlines`, `hold`, `resize` and `finish`. Each step raises a `Refusal` if the request
-    cannot be lowered to the plan.
+    First the constructor adds the server's defaults and lowers the parameters to the plan; then the
+    caller calls `inlines`, `hold`, `resize` and `finish`. Each step raises a `Refusal` if the
+    request cannot be lowered to the plan.
     """
 
     def __init__(
@@ -116,7 +117,13 @@ class Preparation:
         return added
 
     def hold(self, fetched: Mapping[str, bytes], clip: Clip | None) -> None:
-        """Hold every image and video to the plan, one by one and all together."""
+        """Lower every image and video so that each of them, and all together, keep to the plan.
+
+        ``fetched`` has the files by URL; ``clip`` is the video.
+
+        Raises:
+            Refusal: an image or video cannot be used, or all together exceed the plan.
+        """
         bounds, parsed, kind = self._bounds, self.parsed, self.kind
         self.media = [
             clip if clip and slot.shape == "clip" else _picture(bounds, slot, fetched)
@@ -136,7 +143,10 @@ class Preparation:
             lower_answer(kind, parsed.body, left, parsed.lowered)
 
     def _watch(self, clip: Clip, beside: Bounds) -> LimitedImage:
-        """Limit the video to the bounds, and write the parameters that limit it into the body."""
+        """Lower the video to what ``beside`` allows, and write its parameters into the body.
+
+        ``beside`` are the bounds that the images of the request leave.
+        """
         video, keywords = hold_clip(beside, clip, self.parsed.watching)
         self.parsed.body.update(keywords)
         return video
@@ -149,9 +159,9 @@ class Preparation:
                     self.media[place] = await in_thread(resized, medium, limited.resize)
 
     def finish(self) -> tuple[bytes, PreparedBody]:
-        """Return the body as JSON, with every image and video inline, and the request's cost.
+        """Return the body as JSON, with every image and video inline, and its numbers.
 
-        To count tokens, each image becomes an empty text.
+        If the request only counts tokens, each image becomes an empty text.
         """
         bounds, kind, parsed = self._bounds, self.kind, self.parsed
         for slot, medium, limited in zip(parsed.slots, self.media, self.limited, strict=True):
@@ -185,7 +195,7 @@ class Preparation:
         )
 
     def _beside_images(self, body: int) -> int:
-        """Return the bytes of a body without its images, or refuse it if they are too many."""
+        """Return how many bytes of a body of ``body`` bytes are no images, or refuse too many."""
         bounds, beside = self._bounds, body - (self.payload if self.generates else 0)
         if beside > (most := bounds.beside_images):
             key = "text_too_big" if most == bounds.text_bytes else "text_too_big:beside"
@@ -198,7 +208,7 @@ class Preparation:
         return sum(limited.tokens + limited.text_tokens for limited in self.limited)
 
     def _wanted(self) -> list[RequestedImage]:
-        """Return the images with their options: the client's for each, or for all together.
+        """Return the images with the client's options for each image, or for all together.
 
         Options that LMDeploy does not take for this model are noted as dropped.
         """

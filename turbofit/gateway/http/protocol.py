@@ -31,7 +31,7 @@ _AROUND: Final = 4
 
 
 class _Pipelined(Exception):  # noqa: N818
-    """A client sent a request before the answer to its last one was complete."""
+    """A client sent a request before the answer to its previous request was complete."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -104,7 +104,11 @@ class LimitedProtocol(HttpToolsProtocol):
             raise Refusal("url_too_long", size=size, most=self.limits.header_bytes)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Check one header, or one trailer."""
+        """Check the size of a header or a trailer (a header after the body), and keep headers.
+
+        Raises:
+            Refusal: the header, or all together, are too large, or there are too many.
+        """
         limits, size = self.limits, len(name) + len(value) + _AROUND
         self._headers_size += size
         if size > limits.header_bytes:
@@ -217,9 +221,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refuse(Refusal("slow_headers", seconds=self.limits.headers_seconds))
 
     def cut(self) -> None:
-        """Tell an open request that the server ends, in the form of its API, and close.
+        """Close the connection; tell the client of an open request that the server ends.
 
-        It works whatever the app does meanwhile, and does not wait for a client that reads nothing.
+        The app is not needed for this, and a client that reads nothing is not waited for.
         """
         cycle = self.cycle
         if self.transport.is_closing():
@@ -239,7 +243,10 @@ class LimitedProtocol(HttpToolsProtocol):
             self._close()
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer with a refusal and end the connection; if an answer runs, only end after it."""
+        """Answer with a refusal and end the connection.
+
+        If an earlier answer is still running, send no refusal, and end after that answer.
+        """
         cycle = self.cycle
         open_ = cycle is not None and not cycle.response_complete
         if open_ and (cycle.response_started or not cycle.more_body):
@@ -249,7 +256,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._last_words(self._answer(refusal))
 
     def _last_words(self, words: bytes) -> None:
-        """Write a last message past the app, and for a while drop what the client still sends."""
+        """Write a last message without the app; then drop for a while what the client still sends.
+
+        ``words`` is the whole answer in bytes.
+        """
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
@@ -283,7 +293,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._no_deadline()
 
     def _close(self) -> None:
-        """Close the connection once its answer is read, or after some seconds without that."""
+        """Close the connection when the client has read the answer, at the latest after seconds."""
         if not self.transport.is_closing():
             self.transport.close()
             self._within(self.limits.unread_seconds, self.transport.abort)

@@ -103,9 +103,9 @@ def ending() -> Refusal:
 
 
 def of_engine(api: Api, status: int, body: bytes) -> Refusal | None:
-    """Make a refusal of an engine's error, in turbofit's words where it has some.
+    """Turn an engine's error into a refusal, in turbofit's own words if it knows the error.
 
-    ``body`` is the engine's answer; None if it already has the form of the client's API.
+    ``body`` is the engine's answer. Return None if the answer already has the form of the API.
     """
     for words, key in _NEEDED.items():
         if words in body:

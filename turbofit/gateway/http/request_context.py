@@ -39,7 +39,7 @@ def uncancel(task: asyncio.Task[Any] | None) -> None:
 
 @dataclass(eq=False)
 class ForwardOutcome:
-    """The outcome of a request at one engine."""
+    """How a request went at one engine: the status, bytes and times of the answer."""
 
     status: int = 0
     bytes_out: int = 0
@@ -80,7 +80,7 @@ class RequestContext:
 
     @property
     def who(self) -> str:
-        """The identity by which clients share the server: the key's id, else the address."""
+        """The client that the request counts for: the id of its key, or without one its address."""
         return self.key or address_of(self.client)
 
 
@@ -96,7 +96,7 @@ async def answer(request: RequestContext, send: Send, status: int, body: bytes, 
 
 
 def sent_headers(request: RequestContext, *, to_node: bool = False) -> dict[str, str]:
-    """Return the headers for the engine; of the client's own only ``anthropic-version`` is kept.
+    """Return the headers for the engine; of the client's headers only ``anthropic-version`` stays.
 
     ``to_node``: add headers that tell a node who the client is.
     """

@@ -93,7 +93,7 @@ class MemoryPart(Struct):
 
 
 class MemoryBar(Struct):
-    """The planned memory of equal GPUs, as a bar from empty to full."""
+    """A bar that shows the planned memory of equal GPUs, made of ``pieces`` in their order."""
 
     gpus: tuple[int, ...]
     label: str
@@ -139,7 +139,7 @@ def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:
 def client_lines(url: str, model: str, *, key: bool) -> list[str]:
     """Return two example requests, one for a shell and one for Python.
 
-    ``key``: they read a key from the variable ``API_KEY``.
+    ``key``: the examples read a key from the variable ``API_KEY``.
     """
     messages = [{"role": "user", "content": "Hello"}]
     body = {"model": model, "messages": messages, "max_tokens": _ANSWER}
@@ -159,7 +159,10 @@ def client_lines(url: str, model: str, *, key: bool) -> list[str]:
 def facts_of(
     names: Iterable[str], bounds: Bounds, more: Iterable[str], memory: tuple[MemoryBar, ...] = ()
 ) -> tuple[ModelFacts, ...]:
-    """Return the facts of each model of one plan; ``more`` are sentences after the limits."""
+    """Return what the chat page shows of each model of one plan.
+
+    ``more`` are sentences that follow the limits.
+    """
     limits = bounds.limits
     return tuple(
         ModelFacts(
@@ -267,7 +270,7 @@ def find_route(method: str, raw_path: bytes) -> Route:
 
 
 def api_of(raw_path: bytes) -> Api:
-    """Return the API whose error form fits a path, which may not exist."""
+    """Return the API in whose form an error at this path is written; the path may be unknown."""
     route = ROUTES.get(raw_path.rstrip(b"/").decode("latin-1"))
     if route is not None:
         return route.api
@@ -295,7 +298,7 @@ def named_model(body: bytes) -> Any:
 
 
 def hold_name(names: Mapping[str, str], body: JsonObject) -> None:
-    """Replace the model's name in a body by the engine's name, or refuse it.
+    """Replace the model's name in a body by the engine's name, or refuse an unknown name.
 
     Raises:
         Refusal: no model has this name.
@@ -320,7 +323,7 @@ class ModelCard(NamedTuple):
 
 
 def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Document:
-    """Return the list of models in the form of an API; with ``name`` only that model's item.
+    """Return the list of models in the form of an API, or with ``name`` the item of one model.
 
     Raises:
         Refusal: no model has this name.

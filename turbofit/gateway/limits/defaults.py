@@ -82,7 +82,10 @@ class Defaults(Struct):
         return [f"where a request does not say otherwise: {', '.join(parts)}"] if parts else []
 
     def complete(self, kind: str, body: JsonObject) -> None:
-        """Add each default whose field is missing or null in a body, if its route takes it."""
+        """Add to a body each default value whose field is missing or null, if the route takes it.
+
+        ``kind`` is the route's kind.
+        """
         rules = RULES.get(kind, {})
         for name, value in self.sampling.items():
             names = ANSWER_LENGTHS.get(kind, ()) if name == "max_tokens" else (name,)

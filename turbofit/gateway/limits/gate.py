@@ -35,9 +35,10 @@ class Cost(Struct):
 
 
 class KvCache(Struct):
-    """Sizes of an engine's KV cache, in tokens: the cache, the longest request, a block.
+    """Sizes of an engine's KV cache in ``tokens``, of its ``longest`` request and of a ``block``.
 
-    ``ahead`` is the number of blocks that the engine takes for each copy beyond its tokens.
+    All are numbers of tokens. ``ahead`` is the number of blocks that the engine takes for each copy
+    of a request in addition to the blocks for its tokens.
     """
 
     tokens: int = 0
@@ -47,7 +48,10 @@ class KvCache(Struct):
 
     @property
     def room(self) -> int:
-        """Tokens that requests may reserve without an eviction; `Upstream.probe` needs the rest."""
+        """Tokens of the cache that requests may reserve without an eviction.
+
+        `Upstream.probe` needs the rest of the cache.
+        """
         return max(0, self.tokens - TEMPLATE_TOKENS)
 
     def reservation(self, cost: Cost) -> int:
@@ -60,9 +64,9 @@ class KvCache(Struct):
 
 @dataclass
 class Share:
-    """What a running request holds of an engine; ``begun``: its first token has come.
+    """The units and tokens of an engine that a running request takes.
 
-    ``number`` counts the requests of the engine.
+    ``number`` counts the requests of the engine. ``begun``: the request's first token has come.
     """
 
     number: int
@@ -72,7 +76,10 @@ class Share:
 
 
 class Gate:
-    """Limits the requests at one engine so that no forward has more than ``units``, if not None."""
+    """Limits the requests at one engine so that no forward encodes more than ``units`` units.
+
+    ``units`` None means no limit. ``kv`` is the engine's KV cache.
+    """
 
     def __init__(self, units: int | None = None, kv: KvCache | None = None) -> None:
         self.units, self.kv = units, kv or KvCache()
@@ -86,13 +93,16 @@ class Gate:
     def fits(self, cost: Cost) -> bool:
         """Return whether a request may be sent to the engine now.
 
-        The units of a request *count* until its first token; they count until its end if it ran
-        together with requests that reserved more tokens than the cache has. One more request is let
-        in if the counted units, with its own, stay within the gate:
+        The units of a request *count* until its first token. They count until its end if the
+        request ran together with requests that reserved more tokens than the cache has; such a
+        request is *in doubt*. One more request is let in if the counted units, together with the
+        new request's units, stay within the gate:
 
-        - If the reserved tokens, its own included, are within the cache, its own units count, those
-        of requests before their first token, and those of requests in doubt.
-        - If they are not, it puts all running requests in doubt, so the units of all count.
+        - If the reserved tokens, the new request's included, are within the cache, these units
+        count: the new request's, those of requests before their first token, and those of requests
+        in doubt.
+        - If they are not, the new request puts all running requests in doubt, so the units of all
+        count.
 
         No forward ever has more units than the gate. The engine encodes an image before the first
         token of its request, and again only after it has evicted the request's blocks.
@@ -122,7 +132,10 @@ class Gate:
         return (self._all if over else self.counted) + cost.units <= self.units
 
     def take(self, cost: Cost) -> Share:
-        """Count a request that is sent, whether it fits or not; `end` takes its share back."""
+        """Count a request that is sent to the engine, whether it fits or not.
+
+        Return its share, which `end` takes back.
+        """
         self._number += 1
         share = Share(self._number, cost.units, self.kv.reservation(cost))
         self.reserved += share.tokens
@@ -134,7 +147,10 @@ class Gate:
         return share
 
     def begin(self, share: Share) -> None:
-        """Note that a request's first token came: its units count no more, unless in doubt."""
+        """Note that a request's first token came.
+
+        Its units count no more, unless the request is in doubt (see `fits`).
+        """
         if not share.begun and share.number > self._doubtful:
             self.counted -= share.units
         share.begun = True

@@ -38,10 +38,10 @@ _REPEATED: Final = re.compile(r"[?*+]|\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
 def check_format(body: JsonObject) -> list[str]:
     """Limit the grammars of a body in place; return changes like ``maxLength=200->none``.
 
-    They are in ``response_format`` or ``text``.
+    The grammars are in ``response_format`` or ``text``.
 
     Raises:
-        Refusal: it is no object, or compiling it would take too long.
+        Refusal: the field is no object, or compiling its grammar would take too long.
     """
     changes: list[str] = []
     for name in ("response_format", "text"):
@@ -70,9 +70,10 @@ def check_tools(tools: Any) -> list[str]:
 
 
 def _bound(name: str, value: Any) -> list[str]:
-    """Refuse schemas that are slow to compile, or leave out their lengths of strings.
+    """Refuse schemas that are slow to compile.
 
-    Returns the changes.
+    If removing limits such as ``maxLength`` makes the schemas fast, remove them instead, and return
+    these changes.
     """
     size = len(msgspec.json.encode(value))
     if size > _BYTES:
@@ -108,7 +109,10 @@ def _bound(name: str, value: Any) -> list[str]:
 
 
 def repetitions(pattern: str) -> int:
-    """Count the repetitions of a pattern: ``a?`` is one, ``a{2,5}`` five; escaped signs too."""
+    """Count the repetitions of a pattern: ``a?`` is one, ``a{2,5}`` is five.
+
+    Signs of repetition behind a backslash count, too.
+    """
     return sum(
         max(1, *(int(digits or 0) for digits in match.groups("")))
         for match in _REPEATED.finditer(pattern)

@@ -329,7 +329,7 @@ def hold_parameters(kind: str, body: JsonObject, scope: Scope) -> list[str]:
 
 
 def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> list[str]:
-    """Hold values to their rules, in place; returns the changes."""
+    """Apply to each field the rule of its name, in place; return changes like ``top_k=9->8``."""
     changes = []
     for name, value in fields.items():
         in_range = rules[name].hold(name, value, scope)
@@ -344,10 +344,10 @@ def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> 
 
 
 def lower_answer(kind: str, body: JsonObject, left: int, changes: list[str]) -> None:
-    """Lower the answer's length to ``left`` tokens, in place, and say so once in ``changes``.
+    """Lower the stated length of the answer to ``left`` tokens, in place, and add to ``changes``.
 
-    The tokens of the text are not counted yet, so ``left`` may be too many: the engines then lower
-    the length themselves, silently.
+    The tokens of the text are not counted yet, so ``left`` may be too high: the engines then lower
+    the length themselves, and say nothing.
     """
     for name in ANSWER_LENGTHS.get(kind, ()):
         tokens = body.get(name)
@@ -360,7 +360,10 @@ def lower_answer(kind: str, body: JsonObject, left: int, changes: list[str]) -> 
 
 
 def _differs(value: Any, in_range: float) -> bool:
-    """Return whether two values differ as numbers, and not only in their spelling."""
+    """Return whether a client's value differs from ``in_range`` as a number.
+
+    ``"3"`` and 3 do not differ.
+    """
     if isinstance(in_range, bool):
         return False
     try:
@@ -370,7 +373,10 @@ def _differs(value: Any, in_range: float) -> bool:
 
 
 def _check_conversation(body: Mapping[str, Any], session: int) -> None:
-    """Refuse too many messages or parts; each message takes at least a token."""
+    """Refuse a body with too many messages or parts of messages.
+
+    Each message takes at least a token, so there may be at most ``session`` messages.
+    """
     most = min(_MOST_MESSAGES, session or _MOST_MESSAGES)
     parts = 0
     for name in _CONVERSATIONS:
@@ -400,7 +406,7 @@ def check_template(arguments: Any) -> None:
     """Refuse arguments of a chat template that are too many, or that the server sets itself.
 
     Raises:
-        Refusal: it is no object, has too many names, or one that the server sets.
+        Refusal: the arguments are no object, have too many names, or a name that the server sets.
     """
     if arguments is None:
         return
@@ -419,7 +425,7 @@ def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: in
     """Return the most tokens that one prompt and one answer to it can have.
 
     Return `UNSTATED` if the body states no length of the answer. A body with ``n``, or with several
-    prompts, becomes several requests; the number is of one of them. ``raw`` is the JSON of
+    prompts, becomes several requests; the result is for one such request. ``raw`` is the JSON of
     ``body``, ``beside`` the number of its bytes that are no images, ``images`` the images' tokens.
 
     A token of a text has at least one byte. The number is too low for a tokenizer that normalises
@@ -435,7 +441,10 @@ def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: in
 
 
 def _normalised(raw: bytes) -> int:
-    """Return the bytes that a tokenizer's NFC may add to a text: 0 for nearly all texts."""
+    """Return how many bytes longer a text may become if a tokenizer normalises it by NFC.
+
+    The result is 0 for nearly all texts.
+    """
     if raw.isascii():
         return 0
     high = raw.translate(None, _ASCII)

@@ -1,8 +1,8 @@
 """Finds the images and videos of a body, whatever its API, and rewrites them in one form.
 
-Pure: nothing is decoded or fetched here. `read_body` finds the images as slots; once they are
-known, `MediaSlot.fill` writes each back inline. LMDeploy then sees one spelling of everything, and
-never a URL, a path or a parameter that a client wrote.
+The functions are pure: they decode and fetch nothing. `read_body` finds the images, and returns a
+slot for each; once the images are known, `MediaSlot.fill` writes each back inline. LMDeploy then
+sees one spelling of everything, and never a URL, a path or a parameter that a client wrote.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ _INNER_ROLES: Final = ("preprocess", "forward")
 class MediaSlot:
     """A place in a body that holds an image, or a video (shape ``clip``).
 
-    ``source`` is the client's URL, or base64 if ``inline``; ``options`` are the parameters beside
-    it; ``shape`` is the form in which it is written back, at ``index`` of the list ``place``.
+    ``source`` is the client's URL, or base64 if ``inline``. ``options`` are the parameters that
+    stand beside the source. ``shape`` is the form in which the image or video is written back, at
+    ``index`` of the list ``place``.
     """
 
     source: str
@@ -76,9 +77,9 @@ class MediaSlot:
         self.place[self.index] = {"type": "video_url", "video_url": {"url": url}}
 
     def fill(self, picture: Picture, knobs: dict[str, int]) -> None:
-        """Write the image back inline, with the parameters that limit it; or as an empty text.
+        """Write the image back inline, with ``knobs``, the parameters that limit it.
 
-        The latter is for the shape ``count``, of which only the text is counted.
+        A slot of shape ``count`` becomes an empty text, since its request only counts text tokens.
         """
         if self.shape == "count":
             self.place[self.index] = {"type": "text", "text": ""}
@@ -93,11 +94,11 @@ class MediaSlot:
 
 @dataclass
 class Parsed:
-    """A body as it will be passed on, once its slots are filled.
+    """A client's body, which is passed on when its slots are filled.
 
     ``prompts`` is the number of its prompts, ``lowered`` lists the changes so far. ``watching`` are
-    the client's options for the loader and the processor of its video, ``of_images`` those for the
-    processor of its images.
+    the client's options for the loader and the processor of its video, ``of_images`` the client's
+    options for the processor of its images.
     """
 
     body: JsonObject
@@ -109,7 +110,10 @@ class Parsed:
 
     @property
     def copies(self) -> int:
-        """The number of requests that the engine makes of this one, if `n` is in its range."""
+        """The number of requests that the engine makes of this body: prompts times ``n``.
+
+        ``n`` must have been checked before.
+        """
         number: int = self.body.get("n") or 1
         return self.prompts * number
 
@@ -169,7 +173,7 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
 
 
 def _medium(role: str, content: list[Any], index: int) -> MediaSlot:
-    """Return the slot of the image or video at a place of a message's content."""
+    """Return a slot for the image or video at ``index`` of a message's content."""
     kind = content[index]["type"]
     image = kind in _IMAGE_PARTS
     if role not in ("user", "tool"):
@@ -225,7 +229,7 @@ def _url(value: Any) -> str:
 
 
 def _image_data(parsed: Parsed) -> None:
-    """Find the images of ``image_data``: a URL, an object, or a list of these."""
+    """Add slots for the images of ``image_data``, which is a URL, an object or a list of them."""
     if "image_data" not in parsed.body:
         return
     value = parsed.body["image_data"]
@@ -269,7 +273,10 @@ def _anthropic(parsed: Parsed, shape: _Shape) -> None:
 
 
 def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: int = 0) -> None:
-    """Find the image blocks of a message, and of the tool results inside it."""
+    """Add slots for the image blocks of a message, and of the tool results inside it.
+
+    ``may``: the message may have images. ``shape`` is the shape of the slots.
+    """
     for index, block in enumerate(blocks):
         kind = _part_type(block)
         if kind == "image":
@@ -285,7 +292,7 @@ def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: 
 
 
 def _check_texts(field: str, parts: list[Any]) -> None:
-    """Refuse a part that is no text, which LMDeploy would not read there."""
+    """Refuse parts that are no text, since LMDeploy reads only texts in this field."""
     for part in parts:
         if (kind := _part_type(part, field)) not in _TEXT_PARTS:
             raise _not_taken(field, kind, _TEXT_TAKEN)
@@ -323,7 +330,10 @@ def _check_item(parsed: Parsed, item: dict[str, Any]) -> None:
 
 
 def _processor_fields(parsed: Parsed) -> None:
-    """Take the processors' keywords out of the body; keep those for its video and its images."""
+    """Take the keywords for loaders and processors out of the body.
+
+    The keywords for its video and its images are kept in ``watching`` and ``of_images``.
+    """
     watches = any(slot.shape == "clip" for slot in parsed.slots)
     for name in ("media_io_kwargs", "mm_processor_kwargs"):
         value = parsed.body.pop(name, None)

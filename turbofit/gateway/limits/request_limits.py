@@ -1,9 +1,9 @@
 """The limits of one request: pure functions from a plan and image sizes to LMDeploy's parameters.
 
-Every image that can carry parameters gets explicit ones, whatever the model's default is, so the
-limit holds with and without the overlay. An image that cannot (in blocks of the Messages API, or
-for InternVL in the Transformers format) is counted at the default. A request that still exceeds the
-plan raises a `Refusal`.
+Every image that can carry parameters gets explicit parameters, whatever the model's default is, so
+the limit holds with and without the overlay. An image that cannot carry parameters (in blocks of
+the Messages API, or for InternVL in the Transformers format) is counted with the default limit. A
+request that still exceeds the plan raises a `Refusal`.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Bounds(Struct):
     None if the plan pays for as many as the engine itself allows. ``bytes_per_unit``: bytes of host
     memory while one unit is preprocessed. ``watches``: the engine and its model take videos, each
     instead of an image. ``serial``: engines answer one request after another, and read no
-    parameters of images. ``vocabulary``: rows of the embedding, 0 if unknown. ``host_bytes``: host
-    memory for the images that are in flight to one engine. ``shares``: the requests that the plan
-    expects at each of its unequal engines.
+    parameters of images. ``vocabulary``: the number of tokens that the model knows, 0 if unknown.
+    ``host_bytes``: bytes of host memory for the images of all requests at one engine. ``shares``:
+    the average number of requests that the plan expects at each of its unequal engines.
     """
 
     rule: AnyImageRule | None
@@ -96,9 +96,9 @@ class LimitedImage(Struct):
     """One image or video within the plan: LMDeploy's parameters for it, and its cost.
 
     ``lowered`` lists what was lowered to the plan, such as ``max_dynamic_patch=24->12``: a client's
-    option, or what the model would have chosen without one. ``text_tokens`` are those between the
-    frames of a video, in addition to its ``tokens``. ``resize``: the sides, in pixels, to which the
-    picture itself must be resized because no parameter can limit it.
+    option, or what the model would have chosen without an option. ``text_tokens`` are the tokens of
+    text between the frames of a video, in addition to its ``tokens``. ``resize``: the sides, in
+    pixels, to which the picture itself must be resized because no parameter can limit it.
     """
 
     knobs: dict[str, int]
@@ -163,8 +163,8 @@ def planned_limit(bounds: Bounds) -> int:
 def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) -> LimitedImage:
     """Lower one image to the planned limit, and to the units for which the plan pays.
 
-    ``cap`` is a limit in tiles or pixels below the planned one, for images that share a request; an
-    image that it does not make smaller is not changed.
+    ``cap`` is a limit in tiles or pixels below the planned limit, for images that share a request;
+    an image that the cap does not make smaller is not changed by the cap.
 
     Raises:
         Refusal: the plan has no images, or the image fits it at no size.
@@ -202,10 +202,10 @@ def check_images(bounds: Bounds, count: int) -> None:
 
 
 def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1) -> None:
-    """Refuse a request that cannot be lowered to the plan; ``n`` is its number of copies.
+    """Refuse a request whose lowered images still exceed the plan; ``n`` is its number of copies.
 
     Raises:
-        Refusal: its images, tokens or copies are beyond the plan.
+        Refusal: the images, tokens or copies are too many for the plan.
     """
     check_images(bounds, len(images))
     copies = bounds.limits.copies(images=bool(images))
@@ -223,7 +223,10 @@ def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
 def _demands(
     bounds: Bounds, images: Sequence[LimitedImage], n: int
 ) -> Iterator[tuple[int, int, str, str]]:
-    """Yield each demand of a request: its number, its limit, its noun, and the refusal's key."""
+    """Yield what a request needs beside the plan's limits, one resource at a time.
+
+    Each item is the needed number, its limit, the name of the resource, and the key of the refusal.
+    """
     limits, key = bounds.limits, "images_over_limit:request"
     unit = "units" if bounds.rule is None else bounds.rule.units_name
     units, tokens = sum(i.units for i in images), sum(i.tokens for i in images)
@@ -239,7 +242,7 @@ def _demands(
 def _uncarried(
     bounds: Bounds, rule: ImageRule, size: Size, options: Options, cap: int | None
 ) -> LimitedImage:
-    """Lower an image without parameters: the model's own default limits it, or it is resized."""
+    """Lower an image that cannot carry parameters: the model's default limits it, or a new size."""
     default, most = model_default(bounds), bounds.limits.units_per_image
     served = rule.with_limit(default)
     dropped = [f"{name}={shown(options[name])}->default" for name in KNOBS if name in options]
@@ -282,7 +285,10 @@ def shown(value: Any) -> str:
 
 
 def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
-    """Return the most units in flight, or None if the plan pays for all that an engine allows."""
+    """Return the most units in one forward of an engine.
+
+    None if the plan pays for as many as the engine itself allows.
+    """
     if rule is None:
         return None
     vision_load = vision_load_within(plan.limits)
@@ -310,10 +316,11 @@ def images_in_flight(plan: Plan, bytes_per_unit: int) -> int:
 
 
 def _kv(plan: Plan) -> KvCache:
-    """Return the sizes of the smallest of the engines' KV caches, with the longest requests.
+    """Return the sizes for the gate, which must hold for each engine.
 
-    If each cache holds a whole batch of such requests, its size is `UNSTATED`, since it never runs
-    out: requests beyond an engine's batch wait there, and hold nothing.
+    They are those of the smallest KV cache and of the longest request. If every cache has room for
+    a whole batch of the longest requests, the cache's size is `UNSTATED`, since no cache runs out:
+    requests beyond an engine's batch wait there, and take nothing of the cache.
     """
     plans = plan.group_plans()
     return KvCache(

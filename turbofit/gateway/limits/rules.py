@@ -25,9 +25,10 @@ _SHORT: Final = 3
 
 
 class Scope(Struct):
-    """The plan's numbers that ranges refer to; 0 is unknown, and then nothing is refused for it.
+    """The plan's numbers that rules need; a number of 0 is unknown, and limits nothing.
 
-    ``vocabulary``: rows of the embedding. ``session``: tokens of the longest request.
+    ``vocabulary``: the number of tokens that the model knows. ``session``: the tokens of the
+    longest request.
     """
 
     engine: str = ""
@@ -54,7 +55,7 @@ class Rule(Struct):
 class ShortRule(Rule):
     """Any value passes, except a list or object of more than ``most`` items.
 
-    LMDeploy writes a text of error for each wrong item.
+    More items are refused, since LMDeploy writes an error text for each wrong item.
     """
 
     most: int
@@ -79,7 +80,7 @@ class DroppedRule(Rule):
 
 
 class RefusedRule(Rule):
-    """The field is always refused: ``why`` ends the sentence that begins with its name."""
+    """The field is always refused; ``why`` completes the message, after the field's name."""
 
     why: str
 
@@ -104,8 +105,9 @@ class Flag(Rule):
 class IntegerRule(Rule):
     """A whole number from ``least`` to ``most``.
 
-    ``over`` says what happens to a larger one; ``wrap`` takes any number modulo ``most`` + 1, for a
-    seed. ``instead`` ends a refusal, and says which route does what the client wants.
+    ``over`` says what happens to a larger number; ``wrap`` takes any number modulo ``most`` + 1,
+    for a seed. ``instead`` is the end of a refusal's message, which says what route does what the
+    client wants.
     """
 
     least: int = 0
@@ -128,8 +130,8 @@ class IntegerRule(Rule):
 class Number(Rule):
     """A number from ``least`` to ``most``.
 
-    ``above``: ``least`` itself is excluded. ``floor``: smaller positive numbers are raised to it.
-    ``clamp``: a number outside moves to the nearer end.
+    ``above``: ``least`` itself is excluded. ``floor``: positive numbers below ``floor`` are raised
+    to ``floor``. ``clamp``: a number outside the range becomes the nearer end of the range.
     """
 
     least: float
@@ -152,7 +154,7 @@ class Number(Rule):
 
 
 class TextRule(Rule):
-    """A string of at most ``most`` characters; with None only the limit of all text holds."""
+    """A string of at most ``most`` characters; None is no limit beside the limit of all text."""
 
     most: int | None = None
     empty: bool = True
@@ -168,10 +170,10 @@ class TextRule(Rule):
 
 
 class Texts(Rule):
-    """A string or a list of strings: at most ``most``, each of up to ``characters``, none empty.
+    """A string, or a list of at most ``most`` strings; no string may be empty.
 
-    ``short``: how many may have one or two characters; ``together``: the most characters of all. An
-    empty list becomes None.
+    Each string has up to ``characters`` characters, and all together up to ``together``. ``short``
+    is how many strings may have only one or two characters. An empty list becomes None.
     """
 
     most: int | None = None
@@ -216,7 +218,7 @@ class Ids(Rule):
 
 
 class Biases(Rule):
-    """Numbers by token id: at most ``most``, each clamped to between -``bias`` and ``bias``."""
+    """An object of at most ``most`` numbers by token id, each lowered to -``bias``..``bias``."""
 
     most: int
     bias: float

@@ -46,7 +46,10 @@ _RATE: Final = 2.0
 
 
 class SharedImages(Struct):
-    """Images within the plan; ``request``: their ``mm_processor_kwargs``, empty for defaults."""
+    """Images that were lowered to the plan.
+
+    ``request`` are the ``mm_processor_kwargs`` for all images together, empty if not needed.
+    """
 
     images: tuple[LimitedImage, ...]
     request: dict[str, int] = msgspec.field(default_factory=dict)
@@ -73,8 +76,8 @@ def hold_images(
 ) -> SharedImages:
     """Lower the images of a request, the oldest first, so that they fit the plan together.
 
-    If even the smallest limit is too much for them, they get it, and `check_request` refuses them.
-    ``beside`` has the request's video, which uses units, too.
+    If they do not fit even with the smallest limit, they get this limit, and `check_request`
+    refuses them. ``beside`` has the request's video, which uses units, too.
     """
 
     @cache
@@ -113,7 +116,11 @@ def hold_media(
 
 
 def _beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
-    """Return the bounds of the video: units that the images leave, or an even share if more."""
+    """Return the bounds for the video of a request.
+
+    The video may have the units that the images leave, or an even share of all units if that is
+    more.
+    """
     limits = bounds.limits
     left = limits.units_per_request - sum(image.units for image in images)
     most = max(left, limits.units_per_request // (len(images) + 1))
@@ -122,7 +129,9 @@ def _beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
 
 
 def check_clips(bounds: Bounds, count: int) -> None:
-    """Refuse videos that are not planned for, or several: LMDeploy has one set of parameters.
+    """Refuse videos that are not planned for, and several videos in one request.
+
+    LMDeploy takes only one set of video parameters for a request.
 
     Raises:
         Refusal: the plan does not pay for videos, or there are several.
@@ -138,8 +147,8 @@ def hold_clip(
 ) -> tuple[LimitedImage, dict[str, dict[str, dict[str, float]]]]:
     """Lower one video to the plan; also return LMDeploy's keywords for its loader and processor.
 
-    The client's options ``num_frames`` and ``fps`` are for the loader, ``max_pixels`` is for the
-    processor; others are not passed on.
+    Of the client's options, ``num_frames`` and ``fps`` are for the loader, ``max_pixels`` is for
+    the processor; all others are dropped.
 
     Raises:
         Refusal: the video is too long, or its frames do not fit.
@@ -170,10 +179,11 @@ def hold_clip(
 def hold_frames(
     bounds: Bounds, frames: int, size: tuple[int, int], max_pixels: int = 0
 ) -> tuple[LimitedImage, int, int]:
-    """Lower frames to one image's units; also return their ``min_pixels`` and ``max_pixels``.
+    """Lower the frames of a video together to the units that one image may have.
 
-    ``size`` is in pixels of one frame, ``max_pixels`` in pixels of all frames; 0 is the model's
-    own.
+    Return the lowered video, and the ``min_pixels`` and ``max_pixels`` that lower it. ``size`` is
+    the width and height of a frame; the parameter ``max_pixels`` is the client's limit for the
+    pixels of all frames, 0 if the client has none.
 
     Raises:
         Refusal: the frames fit at no size, or are too few for the model.
@@ -228,7 +238,10 @@ def _spend_rest(
 def _together(
     bounds: Bounds, wanted: Sequence[RequestedImage], single: Sequence[LimitedImage]
 ) -> SharedImages:
-    """Turn the bounds of images into bounds of the request, if only the request can carry them."""
+    """Turn the images' pixel bounds into common bounds, if LMDeploy takes only bounds of a request.
+
+    The common bounds are the tightest, so images may have fewer units than before.
+    """
     rule, carried = bounds.rule, [image.knobs for image in single if image.knobs]
     if rule is None or not rule.by_request or not carried:
         return SharedImages(images=tuple(single))
@@ -242,9 +255,10 @@ def _together(
 
 
 def _wanted(clip: Clip, options: Options) -> int:
-    """Return how many frames LMDeploy would sample: the fewer by ``num_frames`` and by ``fps``.
+    """Return how many frames LMDeploy would sample from a video.
 
-    It takes all frames that the client sampled itself.
+    This is the smaller of the numbers that ``num_frames`` and ``fps`` allow. If the client sampled
+    the frames itself, LMDeploy takes them all.
     """
     if clip.rate is None:
         return clip.frames

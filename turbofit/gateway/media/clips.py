@@ -72,7 +72,10 @@ class Clip(Struct):
 async def look(
     parsed: Parsed, fetched: Mapping[str, bytes], most_bytes: int, turn: asyncio.Semaphore
 ) -> Clip | None:
-    """Return the request's video, or None; ``turn`` limits processes that read films at once."""
+    """Return the request's video, or None if it has no video.
+
+    ``turn`` limits how many processes read the headers of films at once.
+    """
     slot = next((slot for slot in parsed.slots if slot.shape == "clip"), None)
     if slot is None:
         return None
@@ -115,7 +118,7 @@ async def _header(data: bytes) -> tuple[int, float, tuple[int, int]]:
 
 
 def frames_of(url: str, most_bytes: int) -> Clip | None:
-    """Return the video of frames that a client sampled itself; None if the URL holds a film.
+    """Return a video made of frames that the client sampled itself; None if the URL has a film.
 
     Raises:
         Refusal: there are too many frames or bytes, or frames that differ in size or are no images.

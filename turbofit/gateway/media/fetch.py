@@ -159,7 +159,7 @@ class MediaFetcher:
         raise _refusal(400, f"was redirected more than {_REDIRECTS} times")
 
     def _check_url(self, url: str) -> None:
-        """Refuse a URL before its host is resolved."""
+        """Refuse a URL whose host is not allowed; its host name is not resolved for this."""
         parts = _split(url)
         host = (parts.hostname or "").rstrip(".").lower()
         if not host or parts.username is not None or parts.password is not None:

@@ -61,9 +61,9 @@ _COMPRESSION: Final = 1
 
 
 class Picture(Struct):
-    """One image: its type as its content shows it, its base64, and its size in pixels.
+    """One image: its type, read from its content, its data in base64, and its size in pixels.
 
-    ``url`` is the client's own ``data:`` URL if LMDeploy can read it as it is.
+    ``url`` is the client's own ``data:`` URL if LMDeploy can read this URL unchanged.
     """
 
     mime: str
@@ -177,7 +177,10 @@ def _header(data: bytes) -> tuple[str, tuple[int, int]]:
 
 
 class _File(BytesIO):
-    """A file that ends before a reader splits it into millions of empty parts."""
+    """A file in memory that raises an OSError after too many reads.
+
+    A reader could otherwise split a stranger's file into millions of empty parts.
+    """
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
@@ -215,9 +218,9 @@ def _scan(data: bytes) -> int:
 
 @cache
 def _quiet() -> None:
-    """Drop Pillow's warnings; what matters of them raises a `Refusal` here.
+    """Drop Pillow's warnings; for causes that matter, this module raises a `Refusal`.
 
-    Python remembers each shown text for ever, and files could cause any number of them.
+    Python remembers the text of each warning for ever, and files could cause any number of texts.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -254,7 +257,7 @@ def _too_big(size: int, most: int) -> Refusal:
 def _codec() -> tuple[Callable[[str], bytes], Callable[[bytes], str]]:
     """Return functions that decode and encode base64, from pybase64 if it is installed.
 
-    It comes with LMDeploy, and is four times as fast as Python's own.
+    pybase64 comes with LMDeploy, and is four times as fast as Python's own module.
     """
     try:
         from pybase64 import b64decode, b64encode_as_string
@@ -304,10 +307,11 @@ def resized_image(image: Any, size: tuple[int, int]) -> Any:
 
 
 class PictureTurns:
-    """Lets ``threads`` pictures, at least two, be decoded at once, or fewer if they are large.
+    """Limits how many pictures are decoded at once: ``threads`` (at least two), fewer large ones.
 
-    Together they have at most the pixels of two pictures of the largest size. They are served in
-    order of arrival, so that small pictures cannot delay a large one for ever.
+    Together the decoded pictures have at most the pixels of two pictures of the largest size.
+    Pictures are served in order of arrival, so that small pictures cannot delay a large picture for
+    ever.
     """
 
     def __init__(self, threads: int) -> None:
@@ -331,5 +335,5 @@ class PictureTurns:
                 self._free.release()
 
     def _share(self, size: tuple[int, int]) -> int:
-        """Return how many of the parts of all pixels a picture takes."""
+        """Return how many of the equal parts of all allowed pixels a picture takes."""
         return min(self._parts, max(1, -(-size[0] * size[1] // self._pixels)))

@@ -32,7 +32,10 @@ _SUSPECT_RETRY: Final = 10
 
 
 class Place:
-    """A request's place, first in the queue, then at an engine; a suspect has a ``turn`` there."""
+    """The place of a request: first in the queue, later at an engine.
+
+    ``turn`` is the turn that a suspect takes at the engine; None for other requests.
+    """
 
     engine: RoutedEngine
     _share: Share
@@ -52,17 +55,20 @@ class Place:
             engine.turn_of = self.turn
 
     def begin(self) -> None:
-        """Give back what the request no longer needs once its answer begins; let the next in."""
+        """Note that the answer begins: give back what the request no longer needs at the engine.
+
+        Waiting requests that now fit are let in.
+        """
         self._give_back_host()
         self.engine.gate.begin(self._share)
         self._end_turn()
         self._admission.given_back()
 
     def leave(self, after: float = 0.0, *, left: bool = False) -> None:
-        """Give back all that the request holds of the engine, and let the next request in.
+        """Give back all that the request uses at the engine, and let waiting requests in.
 
-        The engine may still have the request for ``after`` seconds. ``left``: its client has left,
-        and the engine may still die of the request.
+        The engine may still work on the request for ``after`` seconds. ``left``: the client has
+        left, and the engine may still die of the request.
         """
         self._give_back_host()
         if self.turn is not None:
@@ -75,7 +81,7 @@ class Place:
         loop.call_later(after, self._end_turn) if left and after else self._end_turn()
 
     def _end_turn(self) -> None:
-        """Let the next suspect come to the engine."""
+        """End the suspect's turn, so that the next suspect may come to the engine."""
         if self.turn is not None and self.engine.turn_of is self.turn:
             self.engine.turn_of = None
             self._admission.given_back()
@@ -111,8 +117,9 @@ class _Queue:
     def room(self, client: str, busy: Refusal) -> bool:
         """Make room for one more request of a client, and return whether there is room.
 
-        If the queue is full, the newest request of the client with most of them is refused with
-        ``busy``, provided this client has fewer.
+        If the queue is full, the client with the most waiting requests loses its newest request,
+        which is refused with ``busy``. This is done only if ``client`` then still has no more
+        waiting requests than the other client.
         """
         if self.waiting < self.longest:
             return True
@@ -127,7 +134,7 @@ class _Queue:
 
 
 class Admission:
-    """Lets requests through to engines; ``longest`` may wait, each for ``seconds``.
+    """Lets requests through to engines; up to ``longest`` requests wait, each up to ``seconds``.
 
     ``at_once`` limits the requests at all engines together, like LMDeploy's
     ``--max-concurrent-requests``.
@@ -148,8 +155,8 @@ class Admission:
         """Wait for a place at an engine, and take it.
 
         Raises:
-            Refusal: 503 if no engine is up, 429 if the queue or the wait is too long, 503 for
-              suspects, 400 if no engine could ever hold the request.
+            Refusal: 503 if no engine is up, 429 if the queue or the wait is too long (503 for
+              suspects), 400 if no engine could ever hold the request.
         """
         place = Place(self, client, cost, turn)
         refusal = self._hopeless(cost)
@@ -169,7 +176,7 @@ class Admission:
             place.leave()  # the engine failed, or began to drain, before this task went on
 
     def pump(self) -> None:
-        """Let in all requests that have room now."""
+        """Let in all waiting requests for which an engine now has room."""
         lines = self._queue.lines
         while lines:
             client, line = next(iter(lines.items()))
@@ -190,7 +197,10 @@ class Admission:
             self.pump()
 
     def _settles(self, queue: _Queue, place: Place) -> bool:
-        """Give a request its place or a refusal, if possible; return whether it waits no longer."""
+        """Give a waiting request its place at an engine, or a refusal, if possible.
+
+        Return whether the request has left the queue.
+        """
         if not place.given.done():
             refusal = self._hopeless(place.cost)
             if refusal is not None:
@@ -226,7 +236,7 @@ class Admission:
         place.given.result()
 
     def _stop_waiting(self, queue: _Queue, place: Place) -> None:
-        """Leave the queue; a place that was just given goes back."""
+        """Take a request out of the queue, or give back its place if it just got one."""
         if place.given.done():
             if place.given.exception() is None:
                 place.leave()

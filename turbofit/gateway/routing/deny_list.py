@@ -1,12 +1,12 @@
 """Finds the requests that end engines, and refuses them.
 
-When an engine ends, or answers nobody and is given up, each request that it had and had not begun
-to answer is *suspected* for an hour. So is a request whose client left less than ten seconds before
+When an engine ends, or answers nobody and is given up, each of its requests whose answer had not
+begun is *suspected* for an hour. So is a request whose client left less than ten seconds before
 the end. A suspected request that comes again takes a *turn*: `admission` sends one suspect at a
 time to an engine, and equal suspects to only one engine at a time, beside requests that are not
 suspected. An answer clears the suspect. If the engine ends again, a new request beside the suspect
-may be the cause: so its next turn is *alone*, in which the engine gets nothing new before the
-suspect's answer begins. A request that meets a second end in its turns is refused for an hour.
+may be the cause: so in the suspect's next turn, it is *alone*: the engine gets nothing new before
+the suspect's answer begins. A request that meets a second end in its turns is refused for an hour.
 
 So equal requests end three engines before they are refused, not counting copies that were sent
 before the first end. An end with another cause (the process was killed, a card is lost, others took
@@ -76,9 +76,10 @@ class DenyList:
         return Turn(name, alone=in_turn > 0) if name is not None and met else None
 
     def _ends(self, name: str) -> tuple[list[float], int]:
-        """Return the times of the ends that accuse a request, newest first, and those in its turns.
+        """Return when engines ended with a request, newest first, and how many did in its turns.
 
-        An end counts for an hour, and each later end of the same request renews the hour.
+        ``name`` is the request's fingerprint. An end counts for an hour, and each later end with
+        the same request renews the hour.
         """
         met: list[float] = []
         in_turn, since = 0, time.monotonic() - _HOUR
@@ -97,7 +98,7 @@ class DenyList:
     def engine_died(self, engine: RoutedEngine, sent_at: float = float("-inf")) -> None:
         """Accuse the requests of an engine that broke off a request, or is given up.
 
-        ``sent_at`` is when the request was sent that broke off.
+        ``sent_at`` is the time when the request that broke off was sent.
         """
         death = engine.note_death(sent_at)
         there = [request.present for request in engine.in_flight] + engine.left_lately()
@@ -110,7 +111,7 @@ class DenyList:
     def nothing_listens(self, engine: RoutedEngine) -> None:
         """Note that nothing listens at an engine's address; accuse requests whose clients left.
 
-        The requests that the engine still has notice its end themselves.
+        Nothing is done for requests that the engine still has: their connections break.
         """
         left = [present.sent_at for present in engine.left_lately()]
         if left:
@@ -129,7 +130,10 @@ class DenyList:
         death.accused.clear()
 
     def _note(self, death: EngineDeath, there: list[Present], in_turn: str | None) -> None:
-        """Accuse the requests whose answers had not begun; ``in_turn`` is a suspect's."""
+        """Note who may have caused a death: those of ``there`` whose answers had not begun.
+
+        ``in_turn`` is the fingerprint of the suspect that had its turn, or None.
+        """
         death.noted, death.in_turn = True, in_turn
         death.accused = {
             present.fingerprint

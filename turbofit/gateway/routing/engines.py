@@ -34,7 +34,10 @@ _UNSEEN_PAUSE: Final = 2.0
 
 @dataclass
 class Turn:
-    """A suspect's turn at an engine, which gets nothing new before the answer if ``alone``."""
+    """A suspect's turn at an engine.
+
+    ``alone``: the engine gets no new request before the suspect's answer begins.
+    """
 
     fingerprint: str
     alone: bool
@@ -42,10 +45,10 @@ class Turn:
 
 @dataclass(eq=False)
 class Present:
-    """A request at an engine, with the facts that matter at a death.
+    """A request at an engine, with the facts that matter if the engine dies.
 
-    ``fingerprint``: see `deny_list`; None without a body, which cannot end an engine. ``begun``:
-    whether a byte of its answer came. ``left_at``: the time at which its client left.
+    ``fingerprint``: see `deny_list`; None if the request has no body, and so cannot end an engine.
+    ``begun``: a byte of its answer has come. ``left_at``: the time at which its client left.
     """
 
     fingerprint: str | None = None
@@ -69,8 +72,8 @@ class EngineDeath:
     """The end of one engine's process.
 
     ``accused``: fingerprints of the requests that may be the cause; ``in_turn``: the fingerprint of
-    the suspect that had its turn. ``noted``: the accused are known. ``ended``: a supervisor has
-    seen the process end.
+    the suspect that had its turn. ``noted``: ``accused`` and ``in_turn`` are filled in. ``ended``:
+    a supervisor has seen the process end.
     """
 
     at: float
@@ -144,14 +147,14 @@ class RoutedEngine:
 
     @property
     def owes(self) -> bool:
-        """Whether clients or the monitor wait for an answer."""
+        """Whether clients or the monitor wait for an answer of the engine."""
         return self.outstanding > 0 or self.check_open
 
     @property
     def back_at(self) -> float:
         """The monotonic time when the engine will answer again; infinity if unknown.
 
-        It comes from the seconds of the last start: too early if this start takes longer.
+        The time is a guess from the seconds of the last start.
         """
         if not self.start_seconds:
             return _NEVER
@@ -161,7 +164,7 @@ class RoutedEngine:
 
     @property
     def serves(self) -> bool:
-        """Whether the engine takes requests, and has answered one since it last died."""
+        """Whether the engine takes requests, and has answered a request since it last died."""
         return self.up and self.answered
 
     @property
@@ -174,9 +177,10 @@ class RoutedEngine:
 
     @property
     def rank(self) -> tuple[float, float, int | str]:
-        """A sort key, the least first: the fullness with one more request, then the vision units.
+        """A sort key for the choice of an engine; the least key is chosen.
 
-        An engine with twice the share gets twice the requests.
+        The key compares how full the engine would be with one more request, by its share, then its
+        vision units.
         """
         return (self.outstanding + 1) / self.share, self.units / self.share, self.index
 
@@ -212,14 +216,17 @@ class RoutedEngine:
 
     @property
     def silent_since(self) -> float:
-        """The time when a byte last came, or since when the engine owes answers, if later."""
+        """Since when the engine is silent, by `time.monotonic`.
+
+        This is the time when a byte last came, or when the engine began to owe answers, if later.
+        """
         return max(self.heard_at, self.asked_at)
 
     def note_death(self, sent_at: float = float("-inf")) -> EngineDeath:
         """Note that the engine died or was given up; return the death, one for all its requests.
 
-        A process that answers after a death, or takes a request later, is a new one, with its own
-        death. ``sent_at`` is when the request was sent that broke off.
+        If the engine answered after its last death, or the request that broke off was sent clearly
+        after it (at ``sent_at``), a new process has died, and the death is a new one.
         """
         if self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at:
             self.death = EngineDeath(time.monotonic())
@@ -227,7 +234,10 @@ class RoutedEngine:
         return self.death
 
     def note_end(self) -> EngineDeath:
-        """Note that a supervisor saw the process end; return the death, maybe noted before."""
+        """Note that a supervisor saw the process end; return the death.
+
+        The death may have been noted before, when a request broke off.
+        """
         if self.death is not None and self.death.ended:
             self.death = None  # it was the previous process's
         death = self.note_death()
@@ -245,9 +255,9 @@ class RoutedEngine:
 
 
 class Outage(NamedTuple):
-    """A time in which no engine is up, as told by their supervisor.
+    """A time in which no engine is up; the engines' supervisor reports it.
 
-    ``reason`` is one clause for people; ``until``, by the ``clock``, is when the first engine
+    ``reason`` is one clause for people. ``until`` is the time, by ``clock``, when the first engine
     starts again.
     """
 
@@ -296,7 +306,7 @@ class Fleet:
 
     @property
     def retry_seconds(self) -> int:
-        """Seconds after which to try again while no engine serves: until the next start of one."""
+        """Seconds until an engine is expected to serve again, for clients to try again."""
         if self.outage is not None:
             return self.outage.seconds_left
         now = time.monotonic()
@@ -304,12 +314,15 @@ class Fleet:
         return min(*map(ceil, left), _LONGEST_RETRY) if left else _RETRY
 
     def best(self, cost: Cost, *, suspect: bool = False) -> RoutedEngine | None:
-        """Return the least busy engine with room for a request, a ``suspect`` or not; else None."""
+        """Return the least busy engine with room for a request; None if no engine has room.
+
+        ``suspect``: the request is a suspect, of which an engine takes one at a time.
+        """
         fitting = [engine for engine in self.engines if engine.fits(cost, suspect=suspect)]
         return min(fitting, key=lambda engine: engine.rank, default=None)
 
     def dead(self) -> Refusal:
-        """Return the refusal for clients while no engine is up."""
+        """Return the refusal that clients get while no engine is up."""
         if self.outage is None:
             return Refusal("engine_unavailable", retry_after=self.retry_seconds)
         return Refusal("engine_resting", why=self.outage.message, retry_after=self.retry_seconds)

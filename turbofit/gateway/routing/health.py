@@ -34,7 +34,7 @@ _TOKENS: Final = re.compile(
 
 
 def healthy(engines: Iterable[RoutedEngine]) -> bool:
-    """Return whether at least one engine answers completions, and takes more."""
+    """Return whether at least one engine answers completions, and takes more requests."""
     return any(engine.serves for engine in engines)
 
 
@@ -49,10 +49,11 @@ class Monitor:
     """Probes engines; takes an engine that fails out of service, and brings it back.
 
     An engine is probed with a completion of one text token when it has been idle for long, when
-    something failed, and when it owes answers but sends nothing. Three failures in a row take it
-    out, and end its requests; one success brings it back. ``changed`` is called each time. If a
-    probe is not answered in time, the engine may only be slow: it is taken out only when it has
-    sent nothing for `GatewayConfig.hung_seconds`, and its own count of tokens has not moved.
+    something failed, and when it owes answers but sends nothing. After three failures in a row it
+    gets no more requests, and its requests end; one success brings it back. ``changed`` is called
+    each time. If a probe is not answered in time, the engine may only be slow: it is taken out of
+    service only when it has sent nothing for `GatewayConfig.hung_seconds`, and its own count of
+    tokens has not grown.
     """
 
     def __init__(
@@ -95,8 +96,8 @@ class Monitor:
     def doubt(self, engine: RoutedEngine) -> None:
         """Send an engine no new requests until it answers a probe.
 
-        It broke off a request, was not reached, or its loop has ended. Its running requests go on:
-        some may still be answered.
+        Call this when the engine broke off a request, was not reached, or its loop has ended. Its
+        running requests go on: some may still be answered.
         """
         if engine.up:
             engine.up = False

@@ -1,4 +1,4 @@
-"""Sends a prepared request to an engine, or to the next if it is not reached."""
+"""Sends a prepared request to an engine, or to another engine if the first is not reached."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Exchange(ForwardOutcome):
         self._failed = False
 
     async def run(self) -> None:
-        """Send the request and pass the answer on; `Unreachable` if it was never sent."""
+        """Send the request and pass the answer on; raise `Unreachable` if nothing was sent."""
         engine, left = self._engine, False
         engine.in_flight[self] = None
         self.present.sent_at, self.present.begun = self.heard_at, False
@@ -108,7 +108,10 @@ class Exchange(ForwardOutcome):
             self._leave(left)
 
     def _leave(self, left: bool) -> None:
-        """Give the place back, and tell the monitor what was observed of the engine."""
+        """Give the place at the engine back, and tell the monitor if the engine failed.
+
+        ``left``: the client has left.
+        """
         engine, by = self._engine, self._by
         # A connection may break while the engine lives and continues with the request.
         goes_on = not self.present.begun and (left or self.broken)
@@ -167,7 +170,10 @@ class Exchange(ForwardOutcome):
             response.close() if not response.content.at_eof() else response.release()
 
     async def _stream(self, response: aiohttp.ClientResponse, kind: str) -> None:
-        """Pass whole events on as they come, so that a broken stream can still end with one."""
+        """Pass events on as they come, each only when it is whole.
+
+        So a stream that breaks off can still end with an error event.
+        """
         content, rest = response.content, b""
         while data := await content.readany():
             if rest or not data.endswith(b"\n\n"):
@@ -180,7 +186,7 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _take(self, events: bytes, kind: str) -> None:
-        """Pass whole events on; ``events`` is empty if only a part of one came."""
+        """Pass ``events``, which are whole, on to the client; empty if only a part of one came."""
         end = _UNAVAILABLE_EVENT.search(events) if _UNAVAILABLE in events else None
         if end is not None:
             events = events[: end.start()]
@@ -220,7 +226,7 @@ class Exchange(ForwardOutcome):
             self._place.begin()
 
     async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
-        """Pass on an answer in one piece, which is kept until it is complete."""
+        """Read an answer until it is complete, then pass it on in one piece."""
         data = bytearray()
         while chunk := await response.content.readany():
             data += chunk
@@ -253,7 +259,10 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     def _in_form(self, body: bytes) -> bytes:
-        """Return an engine's error in the form of the client's API; note its reason and status."""
+        """Return an engine's error, a body, in the form of the client's API.
+
+        The reason and status of the error are noted for the record.
+        """
         request, api = self._request, self._route.api
         if self._by.before_nodes:
             return body  # it has that form already
@@ -282,7 +291,7 @@ class Exchange(ForwardOutcome):
 
 
 def _events(data: bytes) -> tuple[bytes, bytes]:
-    """Split data after its last whole event; a very long event counts as whole."""
+    """Split data of a stream into whole events and the rest; a very long event counts as whole."""
     at = data.rfind(b"\n\n")
     if at < 0:
         return (data, b"") if len(data) > _LONGEST_EVENT else (b"", data)
@@ -304,8 +313,9 @@ class RequestForwarder:
     """Forwards requests to engines.
 
     If an engine cannot be reached, it has not received the request, which goes to another engine;
-    the first gets no new requests. A request whose engine dies gets 503, and may be sent again. An
-    error of an engine counts as an answer, except LMDeploy's 503 after its loop has ended.
+    the engine that was not reached gets no new requests. A request whose engine dies gets 503, and
+    the client may send it again. An error of an engine counts as an answer, except LMDeploy's 503
+    after its loop has ended.
     ``before_nodes``: each engine is a node of a cluster, with a gateway of its own.
     """
 
@@ -322,7 +332,7 @@ class RequestForwarder:
         """Wait for room, send the request to an engine, and pass its answer on.
 
         Raises:
-            Refusal: the request has no place, no engine is reached, or its engine died.
+            Refusal: no engine has room in time, no engine is reached, or its engine died.
         """
         assert request.route is not None
         present = Present()
