@@ -45,10 +45,10 @@ pytest_plugins = ["tests.support.nvml", "tests.support.leftovers", "tests.suppor
 #: Files that take longest, by minutes of a worker; a file is one worker's.
 LONGEST = (
     "serving/cluster/test_serve_cluster.py", "rehearsal/test_torch_engines.py",
-    "serving/test_serve_pretend_pytorch.py", "serving/test_two_servers_pretend.py",
-    "serving/test_run.py", "serving/test_pretend_pipeline.py", "serving/test_stories_pretend.py",
+    "serving/test_serve_pretend_pytorch.py", "serving/test_run.py",
+    "serving/test_pretend_pipeline.py",
     "serving/test_serve_pretend.py", "serving/test_serve_lmdeploy.py", "logs/test_first_step.py",
-    "rehearsal/test_planned.py", "rehearsal/test_rehearsal.py", "gateway/test_gateway_ends.py",
+    "rehearsal/test_planned.py", "gateway/test_gateway_ends.py",
     "measure/test_calibrate_speeds.py", "serving/test_supervised_processes.py",
 )  # fmt: skip
 #: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.

@@ -93,7 +93,7 @@ def test_nothing_past_the_limits_reaches_the_preprocessor(
     plan = plan_of(folder, limit)
     over = make_overlay(plan, tmp_path / "overlays")
     model = front_end(over if overlaid else folder)
-    reached, passed = asyncio.run(drive(plan, model, count=150, seed=3, overlaid=overlaid))
+    reached, passed = asyncio.run(drive(plan, model, count=80, seed=3, overlaid=overlaid))
     assert passed > 20
     assert reached
 

@@ -53,6 +53,7 @@ def missing_in_all(found: Diagnosis) -> int:
     return found.missing_in_all.bytes
 
 
+@pytest.mark.exhaustive
 def test_a_phones_photo_kills_qwen2_vl(run: Rehearse, tmp_path: Path) -> None:
     cases = [
         {"name": str(g), "requests": [{"units": [[1, g, g]], "text_tokens": 32}]}

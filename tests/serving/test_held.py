@@ -14,14 +14,19 @@ import pytest
 from turbofit.gateway.limits.gate import UNSTATED, Gate, KvCache
 from turbofit.gateway.limits.ranges import GENERATION
 from turbofit.gateway.limits.rules import Scope
-from turbofit.serving.planned_pipeline import hold_config, hold_engine, queued
 
 SCOPE = Scope(engine="turbomind", vocabulary=512, session=4096)
 
 
-def needs_lmdeploy(test: Any) -> Any:
-    """Marks a test that imports LMDeploy, which warns of its own imports."""
-    return pytest.mark.lmdeploy(pytest.mark.filterwarnings("ignore::DeprecationWarning")(test))
+#: LMDeploy warns of its own imports.
+pytestmark = [pytest.mark.lmdeploy, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+
+def ours() -> Any:
+    """The module that is tested; it imports LMDeploy, which no collection of tests waits for."""
+    from turbofit.serving import planned_pipeline
+
+    return planned_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +48,18 @@ class Engine:
         self.given.append((messages, gen_config, input_ids))
 
 
-@needs_lmdeploy
 def test_what_the_engine_does_not_survive_is_lowered_and_said(config) -> None:
     assert {field.name for field in dataclasses.fields(config)} == set(GENERATION)
     asked = config(top_k=5000, max_new_tokens=10**6, random_seed=-1)
     with pytest.warns(UserWarning, match="top_k=5000->1024"):
-        held = hold_config(asked, SCOPE)
+        held = ours().hold_config(asked, SCOPE)
     assert (held.top_k, held.max_new_tokens, held.random_seed) == (1024, 4096, 2**64 - 1)
     assert asked.top_k == 5000
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert hold_config(config(), SCOPE) == config()  # an ordinary one stays
+        assert ours().hold_config(config(), SCOPE) == config()  # an ordinary one stays
 
 
-@needs_lmdeploy
 @pytest.mark.parametrize(
     ("fields", "keywords", "word"),
     [
@@ -69,7 +72,7 @@ def test_what_cannot_be_lowered_is_the_requests_own_error(config, fields, keywor
     from lmdeploy.serve.core.exceptions import RequestError
 
     engine = Engine()
-    hold_engine(engine, SCOPE)
+    ours().hold_engine(engine, SCOPE)
     with pytest.raises(RequestError, match=word):
         asyncio.run(engine.preprocess("x", 1, config(**fields), **keywords))
     assert engine.given == []
@@ -77,7 +80,7 @@ def test_what_cannot_be_lowered_is_the_requests_own_error(config, fields, keywor
         asyncio.run(engine.preprocess("x", 1, config(top_k=2000)))
     assert engine.given[0][1].top_k == 1024
     with pytest.warns(UserWarning, match="not held"):
-        hold_engine(SimpleNamespace(), SCOPE)
+        ours().hold_engine(SimpleNamespace(), SCOPE)
 
 
 class CountingEngine:
@@ -113,7 +116,7 @@ def gate(units: int, tokens: int = UNSTATED) -> Gate:
 
 async def most_there(door: Gate, answer: int | None) -> CountingEngine:
     engine = CountingEngine()
-    generate = queued(engine.generate, door, 1)
+    generate = ours().queued(engine.generate, door, 1)
 
     async def ask(request: Any) -> list[int]:
         return [word async for word in generate(request)]
@@ -145,7 +148,7 @@ async def test_where_engines_evict_the_next_waits_for_the_end() -> None:
 
 async def test_text_does_not_wait_and_what_fails_gives_its_room_back() -> None:
     engine = CountingEngine()
-    generate = queued(engine.generate, gate(1), 1)
+    generate = ours().queued(engine.generate, gate(1), 1)
     for _ in range(2):
         with pytest.raises(RuntimeError):
             [word async for word in generate(image(), fail=True)]
@@ -163,7 +166,7 @@ async def test_text_does_not_wait_and_what_fails_gives_its_room_back() -> None:
 
 async def test_who_gives_up_in_line_lets_the_next_go_on() -> None:
     engine = CountingEngine()
-    generate = queued(engine.generate, gate(1, 0), 1)
+    generate = ours().queued(engine.generate, gate(1, 0), 1)
     first = generate(image())
     assert await anext(first) == 0
     waiting = [asyncio.ensure_future(anext(generate(image()))) for _ in range(2)]

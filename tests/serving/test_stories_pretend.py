@@ -67,6 +67,7 @@ def test_4_llava_onevision_on_transformers(children, tmp_path) -> None:
 
 
 @with_cuda
+@pytest.mark.exhaustive  # its server: `fallback/test_supervised_server`
 def test_4_llama_3_2_vision_on_transformers(children, tmp_path) -> None:
     folder = few_layers("llama-3.2-11b-vision", tmp_path, 4)
     # Its images are read by cross-attention, and fill no place of the prompt.

@@ -11,7 +11,8 @@ from tests.support.processes import free_port
 from tests.support.serving import ask_at, needs, serve_pretend, start_turbofit
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.lmdeploy
+#: Before a release: shares, names and restarts are held each by itself in each check.
+pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
 needs("lmdeploy", "fastapi", "torchvision")
 
 
