@@ -219,10 +219,10 @@ class LogFacts:
 
     @cached_property
     def fatal(self) -> list[LogEvent]:
-        """The lines that may have ended the run or refused something, and harmless notices.
+        """The lines with errors that may have ended the run, and the lines with harmless notices.
 
-        Where torch finds no GPU, warnings count, since one of them is the reason. If nothing else
-        happened, a warning counts only if it concerns the machine: a program survives all others.
+        If the only errors say that torch finds no GPU, all warnings are added, since one of them is
+        the reason. If there are no errors, only warnings about the machine are added.
         """
         fatal: list[LogEvent] = []
         warned: list[LogEvent] = []

@@ -99,7 +99,10 @@ class VisionLoad(Struct):
         return Load(tokens=tokens, images=self.images_per_request, units=self.units_per_request)
 
     def budgeted_units(self, bound: int) -> int:
-        """Return the units of a forward in the peak: the engine's bound, or the plan's if lower."""
+        """Return the vision units of one forward that the peak has room for.
+
+        This is ``bound``, the most that the engine can have, or `units_per_forward` if it is lower.
+        """
         return bound if self.units_per_forward is None else min(bound, self.units_per_forward)
 
 

@@ -90,7 +90,7 @@ class ModelCopies:
         return gpu.usable - known(gpu.used, 0) - margin - fixed
 
     def vision(self, place: int, load: Load) -> int:
-        """Return the bytes of the tower's forward at a place; the request's cache is then empty."""
+        """Return the bytes of the tower's forward: 0 except at the first place of the groups."""
         if place:
             return 0
         return _rounded(vision_bytes(self.model, self.layout, load.units, self._width))

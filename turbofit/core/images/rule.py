@@ -301,7 +301,7 @@ class ImageRule(Struct):
         return replace(self, **{self.limit_name: limit}) if self.varies_by_limit else self
 
     def knobs(self, limit: int) -> dict[str, int]:
-        """Return LMDeploy's fields, by name, that limit an image whatever the default limit is."""
+        """Return the fields of a request to LMDeploy that set an image's limit to ``limit``."""
         return {self.limit_name: limit}
 
     @abstractmethod

@@ -43,7 +43,7 @@ class _Told(threading.local):
 
 
 class _Heard:
-    """The listener of this process, at most one, since a process has one terminal."""
+    """Holds the function that is called for each reported step, or None; one for the process."""
 
     listener: Listener | None = None
 

@@ -226,7 +226,10 @@ def _share(model: Model, linear: Tensor, tp: int) -> float:
 
 
 def _repeat(text: TextDims, linear: Tensor, tp: int) -> float:
-    """Return how many copies of these layers all ranks hold; keys and values may be repeated."""
+    """Return how many times all ranks together hold the weights of ``linear``.
+
+    This is more than 1 only for keys and values, if there are more ranks than KV heads.
+    """
     return kv_heads_held(text.kv_heads, tp) / text.kv_heads if linear.split == "kv_heads" else 1.0
 
 

@@ -50,9 +50,9 @@ _OPTIONS: Final = frozenset({"dtype", "session_len", "max_batch_size", "tp"})
 
 
 class TransformersAccount(Account):
-    """One copy of a model for a request of ``session_len``.
+    """The memory of one copy of a model that answers one request of ``session_len`` tokens.
 
-    No ratio sizes the cache: it grows with the request, so it is the same at every ratio.
+    Methods ignore ``ratio``, since Transformers' cache grows with the request.
     """
 
     cache_shortfall: str = "of the longest request ({more} more)"

@@ -175,7 +175,7 @@ class _Search:
     def best(self) -> tuple[Evaluation, list[Evaluation]]:
         """Return the best evaluation, and all evaluations.
 
-        If no shape serves, the best is that at the wished image limit.
+        If no shape serves, not even with smaller images, the best has the wished image limit.
         """
         request, space = self.request, self.shapes()
         whole = [self.evaluate(shape) for shape in space]

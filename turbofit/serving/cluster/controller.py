@@ -86,7 +86,7 @@ class Controller:
         """Look at the nodes and their actors once; measure and plan the nodes that join.
 
         Raises:
-            DoesNotFitError: at the first plan, no node keeps the promise.
+            DoesNotFitError: the first plan of the cluster does not fit.
         """
         self._look()
         first = self.plan is None
