@@ -40,7 +40,7 @@ def answers_a_picture(children: list[Child], state: Path, tokens: int, *words: s
     return served
 
 
-@pytest.mark.exhaustive  # the engine itself: `pipeline/test_pretend_pipeline`
+@pytest.mark.exhaustive  # the engine itself: `test_pretend_pipeline`
 def test_1_internvl2_over_four_cards_without_peer_access(children, tmp_path) -> None:
     words = ("internvl2-2b", "--on", "4xrtx3090", "--tp", "4")
     answers_a_picture(children, tmp_path, 256, *words)
