@@ -18,7 +18,13 @@ from turbofit.model.presets import preset_model
 from turbofit.rehearsal.pretend.run import NOTICE
 
 pytestmark = pytest.mark.lmdeploy
-GRID = [pytest.param(row, id=row.name) for row in ROWS]
+#: Rows whose miss `bench/rehearsal/RESULTS.md` names.
+MISSED = (
+    "intern-s1-mini tp1 1xrtx3090 cache_max_entry_count=0.5",
+    "internvl2-8b tp1 1xrtx3090 cache_max_entry_count=0.9",
+)
+MISS = pytest.mark.xfail(strict=True, reason="a miss that is published")
+GRID = [pytest.param(row, id=row.name, marks=[MISS] * (row.name in MISSED)) for row in ROWS]
 
 
 def test_the_grid_has_models_of_experts():
