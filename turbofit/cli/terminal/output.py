@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TextIO, TypeVar
 from turbofit.cli.terminal import screen
 from turbofit.cli.terminal.screen import TERMINAL, ProgressDisplay
 from turbofit.core.errors import UsageError
-from turbofit.core.process.files import stdout
+from turbofit.core.process.interpreter import stdout
 from turbofit.core.process.progress import listened
 from turbofit.core.struct import to_json
 

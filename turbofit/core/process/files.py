@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 import time
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final, Generic, TextIO, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct, to_json
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 T = TypeVar("T", bound=Struct)
 
@@ -302,23 +298,3 @@ class StateFile(Generic[T]):
     def path(self) -> Path:
         """Where the document is, or would be."""
         return state_dir(self.folder, make=False) / f"{self.name}.json"
-
-
-#: What `stdout` returned when each block of `kept_stdout` began, in any thread; may be None.
-_KEPT: Final[list[TextIO | None]] = []
-
-
-def stdout() -> TextIO | None:
-    """Return the stream for the answer; None if stdout was closed before Python started."""
-    return _KEPT[0] if _KEPT else sys.stdout
-
-
-@contextmanager
-def kept_stdout() -> Iterator[None]:
-    """Redirect stdout to stderr in the block, for all threads; `stdout` still returns stdout."""
-    _KEPT.append(stdout())
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        _KEPT.pop()

@@ -1,12 +1,14 @@
-"""Delays Python's garbage collector at the start, and runs functions in threads."""
+"""What all code of a Python process shares: the garbage collector, threads, standard output."""
 
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+import sys
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
 
@@ -40,3 +42,23 @@ def _collect_as_usual(phase: str, _: dict[str, int]) -> None:
     if phase == "stop":
         gc.callbacks.remove(_collect_as_usual)
         gc.set_threshold(*USUAL_THRESHOLDS)
+
+
+#: What `stdout` returned when each block of `kept_stdout` began, in any thread; may be None.
+_KEPT: Final[list[TextIO | None]] = []
+
+
+def stdout() -> TextIO | None:
+    """Return the stream for the answer; None if stdout was closed before Python started."""
+    return _KEPT[0] if _KEPT else sys.stdout
+
+
+@contextmanager
+def kept_stdout() -> Iterator[None]:
+    """Redirect stdout to stderr in the block, for all threads; `stdout` still returns stdout."""
+    _KEPT.append(stdout())
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _KEPT.pop()

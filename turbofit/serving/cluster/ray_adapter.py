@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.cluster import Node
 from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.installation import install_command
-from turbofit.core.process.files import kept_stdout
+from turbofit.core.process.interpreter import kept_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
