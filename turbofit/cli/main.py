@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 import turbofit
-from turbofit.cli.command import Argument, CliCommand, command, split_rest
+from turbofit.cli.command import split_rest
 from turbofit.cli.manual import COMMANDS, overview
 from turbofit.cli.options.untyped import ROOT
 from turbofit.cli.terminal.output import (
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from click.shell_completion import CompletionItem
+
+    from turbofit.cli.command import CliCommand
 
 #: Packages that only an extra installs, by the names under which they are imported.
 _EXTRAS: Final = {
@@ -130,7 +132,7 @@ def _bug(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:
 #: Modules of commands that are not in a module of their own name.
 _FILES: Final = {
     "predict": "plan", "cluster": "serve", "rehearse": "plan", "which": "plan", "logs": "ps",
-    "stop": "ps", "gpus": "models", "machine": "models",
+    "stop": "ps", "gpus": "models", "machine": "models", "completion": "models",
     "calibrate": "tune", "bench": "tune", "diagnose": "doctor",
 }  # fmt: skip
 
@@ -144,11 +146,8 @@ class Turbofit(click.Group):
     def get_command(self, _: click.Context, name: str) -> CliCommand | None:
         if name not in COMMANDS:
             return None
-        if name == "completion":
-            command = completion
-        else:
-            module = importlib.import_module(f"turbofit.cli.commands.{_FILES.get(name, name)}")
-            command = getattr(module, name)
+        module = importlib.import_module(f"turbofit.cli.commands.{_FILES.get(name, name)}")
+        command: CliCommand = getattr(module, name)
         command.help = COMMANDS[name]
         return command
 
@@ -187,12 +186,6 @@ def unknown_command(words: list[str]) -> UsageError:
 SHELLS: Final = ("bash", "zsh", "fish")
 #: The environment variable by which a shell asks `turbofit` for completions.
 COMPLETE_VARIABLE: Final = "_TURBOFIT_COMPLETE"
-
-
-@command(Argument("shell", metavar="SHELL", type=click.Choice(SHELLS)))
-def completion(shell: str) -> int:
-    """Print a shell's completion script, which asks turbofit at each TAB."""
-    return complete(f"{shell}_source")
 
 
 def complete(instruction: str) -> int:

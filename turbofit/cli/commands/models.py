@@ -1,11 +1,14 @@
-"""``turbofit models``, ``gpus``, ``machine``: the known names, and the hardware here."""
+"""``turbofit models``, ``gpus``, ``machine``, ``completion``: known names, and hardware here."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
 
+import click
+
 from turbofit.cli.command import PATH, Argument, Option, command
+from turbofit.cli.main import SHELLS, complete
 from turbofit.cli.options.common_options import FORMS, FULL, machine_options
 from turbofit.cli.terminal.output import Form, answer, say, show
 from turbofit.core.errors import UsageError
@@ -77,3 +80,9 @@ def machine(*, on: str | None, gpus: str | None, save: str | None, form: Form) -
         say(f"saved to {save}")
     form.show(hardware, machine_view)
     return 0
+
+
+@command(Argument("shell", metavar="SHELL", type=click.Choice(SHELLS)))
+def completion(shell: str) -> int:
+    """Print a shell's completion script, which asks turbofit at each TAB."""
+    return complete(f"{shell}_source")
