@@ -43,9 +43,8 @@ def is_preset(folder: str, name: str) -> bool:
 
 def presets_of(folder: str) -> frozenset[str]:
     """Return the names of all presets of ``folder``, a folder of the presets."""
-    return frozenset(path.stem for path in (presets_dir() / folder).glob("*.yaml")) | set(
-        _pack(folder)
-    )
+    names = {path.stem for path in (presets_dir() / folder).glob("*.yaml")}
+    return frozenset(names | _pack(folder).keys())
 
 
 @cache

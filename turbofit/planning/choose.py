@@ -1,4 +1,4 @@
-"""Chooses the engine, and makes the plan: TurboMind's, unless the PyTorch engine serves more.
+"""Makes the plan on the engine that serves more of the request: usually TurboMind.
 
 TurboMind decodes faster, but needs more memory while loading, and different memory for images: on
 some cards only the other engine starts, admits whole images, or holds the context. If the least

@@ -1,7 +1,8 @@
 """One run: a request, or a plan that was given, becomes a reserved plan and a folder.
 
 `Run.prepare` measures under the machine's lock, plans, rehearses and reserves, or refuses.
-`Run.begin` makes the run's folder. `start.follow` starts the engines and follows them.
+`Run.begin` makes the run's folder. `start.follow` starts the engines and follows them. A
+`Reloader` reads the options of a running server again.
 """
 
 from __future__ import annotations

@@ -14,12 +14,11 @@ from turbofit.core.process.log_queue import FileLog
 from turbofit.core.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from turbofit.core.struct import Document
 
     Log = Callable[[dict[str, Any]], None]
-    from collections.abc import Iterable, Mapping
 
 _LOG_CAP: Final = 64 * MIB
 #: It begins with a line end, since the disk may have taken only a part of the line before it.

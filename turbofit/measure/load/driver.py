@@ -258,7 +258,7 @@ def _warnings(run: LoadRun, busy: float, *, pieces_only: bool) -> Iterator[str]:
 
 
 _FILES: Final = 65536
-#: A request without a byte for so many seconds has stalled.
+#: Seconds without a byte after which a request has stalled.
 _SILENCE: Final = 120.0
 
 

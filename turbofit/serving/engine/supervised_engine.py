@@ -20,19 +20,15 @@ from turbofit.serving.engine.worst_requests import seconds_of, whole_check
 from turbofit.serving.gpu_monitor import any_busy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from turbofit.core.plan import Plan
-    from turbofit.gateway.routing.engines import RoutedEngine
-
-    Owing = Probe | RoutedEngine
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from turbofit.gateway.routing.engines import Outage
+    from turbofit.core.plan import Plan
+    from turbofit.gateway.routing.engines import Outage, RoutedEngine
     from turbofit.serving.engine.launches import Launch, PretendReader
     from turbofit.serving.engine.worst_requests import ProbeRequest
 
+    Owing = Probe | RoutedEngine
     AskWorstCases = Callable[["SupervisedEngine", str, Callable[[ProbeRequest], int]], None]
 
 #: The longest request may take this many times its forecast (measured: 1.3 times).
