@@ -1,4 +1,4 @@
-"""turbofit: GPU-memory plans for LMDeploy that hold.
+"""turbofit: plans the GPU memory of LMDeploy servers, and keeps clients within the plan.
 
     >>> import turbofit
     >>> turbofit.plan("internvl2-8b", on="4xrtx3090").verdict

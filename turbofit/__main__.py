@@ -1,4 +1,4 @@
-"""``turbofit`` and ``python -m turbofit``: Ctrl-C during its imports ends it silently."""
+"""Starts ``turbofit`` and ``python -m turbofit``; Ctrl-C during imports ends it silently."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def entry() -> None:
 
 
 def _end(*_: Any) -> None:
-    """End the process immediately: no work has begun that an import could interrupt."""
+    """End the process immediately; during imports nothing needs an orderly end."""
     os._exit(_INTERRUPTED)
 
 

@@ -40,7 +40,7 @@ _Answer = TypeVar("_Answer")
 
 @cache
 def at_the_door(function: Callable[_Parameters, _Answer]) -> Callable[_Parameters, _Answer]:
-    """Wrap a function for programs: its errors name keywords, and tracebacks end at the caller."""
+    """Wrap a function: errors name its keywords, not options, and tracebacks end at the caller."""
 
     @wraps(function)
     def door(*args: _Parameters.args, **keywords: _Parameters.kwargs) -> _Answer:
@@ -54,7 +54,7 @@ def at_the_door(function: Callable[_Parameters, _Answer]) -> Callable[_Parameter
 
 
 def _request(kind: type[_Request], model: Any, options: Any) -> _Request:
-    """Make a request of a caller's model and keywords."""
+    """Make a request from a caller's model and keywords."""
     if isinstance(model, kind):
         return model.changed(**options)
     return kind.of(model=model, **options)
@@ -65,10 +65,10 @@ def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options:
 
     Args:
         model: a checkpoint folder, a hub id, a preset's name, or a model already read; or a whole
-            request, of which ``options`` are changed.
-        rehearse: run the choice on pretend GPUs, and correct its ratio by the result.
+            request, in which ``options`` replace fields.
+        rehearse: run the planned engines on pretend GPUs, and correct their ratio by the result.
         options: the other fields of `PlanRequest`: ``on``, ``tp``, ``images``, ``context``, …, and
-            LMDeploy's own options by name; a value that is set is never changed.
+            LMDeploy's own options by name. turbofit never changes a value that is given here.
 
     Returns:
         The plan, whether it fits or not.
@@ -88,7 +88,7 @@ def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options:
 
 
 def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: Any) -> ClusterPlan:
-    """Make one promise for several machines, and the best plan of each machine that keeps it.
+    """Make one promise for several machines, and for each machine the best plan that keeps it.
 
     Args:
         model: as for `plan`.
@@ -97,21 +97,21 @@ def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: 
             for each node.
 
     Raises:
-        TurbofitError: as `plan`, if it holds for every node.
+        TurbofitError: as `plan`, if every node has the error.
     """
     return planning.plan_cluster(_request(PlanRequest, model, options), cluster)
 
 
 def which(model: str | Model | None = None, **options: Any) -> Which:
-    """Find the preset cards that keep a promise; without a model, the models that a machine serves.
+    """Find the preset cards that keep a promise; without a model, find models for a machine.
 
     Args:
         model: as for `plan`; None: every preset model on the machine that ``on`` names.
-        options: as for `plan`, ``images_per_second`` that the forecast must reach, and
-            ``all_counts`` (not only the smallest count of a card, but every count that fits).
+        options: as for `plan`, and ``images_per_second`` (which the forecast must reach) and
+            ``all_counts`` (list every number of cards that fits, not only the smallest number).
 
     Raises:
-        TurbofitError: as `plan`, if it holds for every card or model.
+        TurbofitError: as `plan`, if every card or model has the error.
     """
     from turbofit.planning.which import which_cards, which_models
 
@@ -125,16 +125,17 @@ def predict(
     backend_config: Any = None,
     **options: Any,
 ) -> Plan:
-    """Predict the memory that given settings take, with LMDeploy's defaults for the others.
+    """Predict the memory that given settings take, with LMDeploy's defaults for all others.
 
     Nothing is searched.
 
     Args:
         model: as for `plan`.
-        backend_config: an LMDeploy engine's config, whose settings are then those given.
-        options: as for `plan`, and ``free_at_cache`` (free bytes when the cache was sized, as
-            a log said; replaces everything before the cache) and ``lmdeploy`` (the engine's
-            version, e.g. ``0.18``).
+        backend_config: an LMDeploy engine's config: its fields that differ from LMDeploy's defaults
+            are given settings.
+        options: as for `plan`, and ``free_at_cache`` (free bytes when the cache was sized, from a
+            log; they replace the forecast of everything before the cache) and ``lmdeploy`` (the
+            engine's version, e.g. ``0.18``).
 
     Raises:
         TurbofitError: as `plan`.
@@ -162,7 +163,7 @@ def diagnose(
         log: a file's path, or the text of the log itself, which contains white space.
         model: the model, if the log does not name it or names it wrongly.
         on: the machine as a SPEC, if the log does not describe it.
-        hang: the program stands still, which a log does not say.
+        hang: True if the engine hangs, since a log cannot show that.
 
     Raises:
         UsageError: the file cannot be read, or ``model`` or ``on`` has no possible meaning.
@@ -195,10 +196,11 @@ def pipeline(  # noqa: PLR0913, D417 - LMDeploy's own signature
     """``lmdeploy.pipeline`` with a plan: the same call, with settings and images that fit.
 
     Args:
-        model_path: as LMDeploy takes it, or a name that presets know.
-        backend_config: a config of LMDeploy. A copy of it is used, in which each field that differs
-            from LMDeploy's default stays. All arguments up to ``vision_config`` are LMDeploy's.
-        options: those of `plan` that shape it (``tp``, ``on``, ``images``, ``context``,
+        model_path: as for LMDeploy, or the name of a preset.
+        backend_config: a config of LMDeploy, which is copied. Its fields that differ from
+            LMDeploy's defaults are never changed. All arguments up to ``vision_config`` are
+            LMDeploy's.
+        options: keywords of `plan` that shape the plan (``tp``, ``on``, ``images``, ``context``,
             ``margin``, …).
 
     Returns:
@@ -246,8 +248,8 @@ def rehearse(
         options: those of `plan`, or of `predict` with ``defaults``.
 
     Returns:
-        The plan with ``rehearsal`` filled, and ``rehearsed`` beside the bytes of its ledger; it
-        fits only if the engine served.
+        The plan with its ``rehearsal``, and with ``rehearsed`` bytes in the terms of its ledgers.
+        The plan fits only if the engine served.
 
     Raises:
         TurbofitError: as `plan`.

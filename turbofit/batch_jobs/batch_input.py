@@ -27,7 +27,7 @@ ANSWER_TOKENS: Final = 512
 
 
 class BatchSpec(Validated):
-    """One batch: each field is an option."""
+    """How a batch is sent: each field is an option of `turbofit batch`."""
 
     url: Annotated[str | None, Metavar("URL")] = Field(
         default=None, description="a server that runs (else --model is served, and ends with it)"
@@ -64,7 +64,7 @@ _PLACEHOLDER: Final = re.compile(r"\{(\{\w+\})\}|\{(\w+)\}")
 
 
 class BatchInput(NamedTuple):
-    """An input: each call of ``items`` reads it from the beginning, in the same order.
+    """The input of a batch; each call of ``items`` reads all items again, in the same order.
 
     Relative paths of images begin in the folder ``base``. ``max_tokens`` limits the answers to
     items that state no limit of their own; None leaves the limit to the server.
@@ -115,7 +115,8 @@ class _Line(msgspec.Struct):
 def _lines(path: Path, tokens: int | None) -> Iterator[BatchItem]:
     """Yield each line that is not empty, as an item with the line's number.
 
-    ``tokens`` is part of the digests: with another --max-tokens the requests are others.
+    ``tokens`` is the value of --max-tokens. It is part of each digest, since another value makes
+    another request.
     """
     with path.open("rb", buffering=1 << 20) as file:
         for number, line in enumerate(file, 1):
@@ -164,7 +165,7 @@ def _images(folder: Path, template: str, tokens: int) -> Iterator[BatchItem]:
 
 
 def _paths(folder: str, below: str) -> Iterator[str]:
-    """Yield the paths of images below the folder, sorted by name, without hidden ones."""
+    """Yield the paths of all images below the folder that are not hidden, sorted by name."""
     try:
         with os.scandir(os.path.join(folder, below)) as entries:
             names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)

@@ -51,7 +51,7 @@ _END_SECONDS: Final = 90.0
 async def serving(
     words: Sequence[str], say: Callable[[str], None]
 ) -> AsyncIterator[tuple[str, str, Awaitable[None]]]:
-    """Run a server until the context ends; ``words`` follow ``turbofit serve``.
+    """Run a server until the context ends; ``words`` are the arguments of ``turbofit serve``.
 
     It yields the server's URL, its key, and an awaitable that raises a `TurbofitError` if the
     server ends by itself. ``say`` receives the server's messages.
@@ -112,7 +112,7 @@ BATCH_SCHEMA: Final = "turbofit.batch/1"
 
 
 class BatchResult(Struct):
-    """A batch at its end. ``seconds`` and the rate are of this run alone."""
+    """The result of a batch. ``seconds`` and ``items_per_second`` are of its last run alone."""
 
     schema: Annotated[str, const(BATCH_SCHEMA)] = BATCH_SCHEMA
     turbofit_version: str
@@ -131,8 +131,9 @@ class BatchResult(Struct):
 class BatchJob:
     """One run of a batch, from an input to an output.
 
-    ``key`` is the key of the server at the spec's URL. Without a URL a server is started; ``words``
-    follow its ``turbofit serve``. ``say`` receives each important line.
+    ``key`` is the API key of the server at the spec's URL. If the spec has no URL, the job starts
+    a server, and ``words`` are further arguments of its ``turbofit serve``. ``say`` receives each
+    important line.
 
     Raises:
         UsageError: the input or the options are wrong.
@@ -242,7 +243,10 @@ async def send_all(
     *,
     at_once: int,
 ) -> None:
-    """Send ``at_once`` items at a time and write lines, until all are sent or ``ask`` raises."""
+    """Send items, ``at_once`` at a time, and write the output line of each.
+
+    It returns when all items have a line; an error of ``ask`` ends the sending.
+    """
     reading = asyncio.Lock()
     ready: deque[BatchItem] = deque()
 
@@ -260,10 +264,10 @@ async def send_all(
 
 
 async def run_together(work: Iterable[Awaitable[None]], until: str) -> None:
-    """Run tasks together until the first ends, or until all end or one fails.
+    """Run tasks together, then cancel the tasks that still run, and raise the first error.
 
-    ``until`` is `asyncio.FIRST_COMPLETED` for the first ending, `asyncio.FIRST_EXCEPTION` for the
-    second. Tasks that still run then are cancelled, and the first error is raised.
+    With ``until`` `asyncio.FIRST_COMPLETED` they run until the first task ends. With
+    `asyncio.FIRST_EXCEPTION` they run until all tasks have ended, or one has failed.
     """
     tasks = [asyncio.ensure_future(one) for one in work]
     try:

@@ -1,9 +1,9 @@
-"""Reads and writes the output file of a batch, which shows what items are answered already.
+"""Reads and writes the output file of a batch, which shows the items that are answered already.
 
-The output file is the only state. The kernel gets each line in one piece before its item counts, so
-a line outlives the process. Once a second all lines are synced to the disk: after a power cut only
-the items of the last second are sent again. At each sync the file must still be at its path, and
-not be shorter than it was written. A kernel lock on the output ends with the process.
+A batch has no other state. An item counts as answered once the kernel has its whole line, so the
+line survives if the process is killed. Once a second all lines are synced to the disk: after a
+power cut only the items of the last second are sent again. At each sync the file must still be at
+its path, with all that was written. The file stays locked until the process ends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ LINE_START: Final = b'{"id":"batch_req_'
 
 
 class ItemError(Exception):
-    """An item cannot be sent, or gets no answer: its line says so, and the other items go on.
+    """Raised if an item cannot be sent, or gets no answer; the item's output line says so.
+
+    The batch goes on with the other items.
 
     ``code`` is a short stable word for programs, e.g. ``image_missing``.
     """
@@ -45,10 +47,11 @@ class ItemError(Exception):
 
 
 class BatchItem(Struct):
-    """One item: ``number`` is its line or its place in the input, from 1.
+    """One item of a batch's input.
 
-    ``digest`` is a checksum of its content, never 0, by which a changed input is noticed. Images in
-    its ``body`` may be files. ``fault``: why it cannot be sent.
+    ``number`` counts the lines of a JSONL file, or the images of a folder, from 1. ``digest`` is a
+    checksum of the item's content, never 0, which shows that the input was changed. Images in
+    ``body`` may be paths of files. ``fault`` says why the item cannot be sent.
     """
 
     number: int
@@ -117,7 +120,7 @@ class Survey:
 
 
 class _Kept(msgspec.Struct):
-    """The parts of an output's line that are read again."""
+    """The parts of an output line that are read when a batch is continued."""
 
     id: Annotated[str, msgspec.Meta(pattern=r"^batch_req_\d{1,12}-[0-9a-f]{8}$")]
     error: Any = None

@@ -1,10 +1,10 @@
 """Sends one item until it is answered, or fails for a reason of its own.
 
-Its body is complete, with its model, without a stream, and with its images inline. If the server is
-away, busy or starting, the item waits and is sent again. The batch waits for its own server as long
-as that restarts; for another server ``patience`` seconds, after which the batch ends and can be
-continued later. An item whose connection to another server breaks `_MOST_BREAKS` times may be the
-cause, and fails.
+The request names a model, has its images inline, and asks for no stream. If the server is away,
+busy or starting, the item waits and is sent again. If the batch started the server itself, it waits
+as long as that server runs or restarts. For another server it waits ``patience`` seconds, then
+ends, and can be continued later. If an item's connection to another server breaks `_MOST_BREAKS`
+times, the item may be the cause, and fails.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def request_body(
 ) -> bytes:
     """Return the body to send for an item, with the contents of its files.
 
-    ``model`` is for items that name none, or with ``replace`` for all; paths of images begin in
-    ``base``; ``max_tokens`` limits answers to items that state no limit.
+    ``model`` is set in items that name no model, with ``replace`` in all items. Relative paths of
+    images begin in ``base``. ``max_tokens`` limits answers to items that state no limit.
 
     Raises:
         ItemError: the item cannot be sent.
@@ -75,9 +75,9 @@ def request_body(
 
 
 def _inline(url: str, base: str) -> str:
-    """Return the image at a URL, or in a file below ``base``, inline.
+    """Return an image as a data URL; ``url`` is a data URL, a file URL, or a path from ``base``.
 
-    A web address is returned as it is: the server fetches it.
+    A web address is returned unchanged: the server fetches the image.
     """
     kind, what = url.partition(":")[0].lower(), "an image"
     if kind in ("http", "https"):
@@ -220,7 +220,7 @@ class Sender(ServerClient):
         """Note that the server is away or busy.
 
         Raises:
-            UnservedError: it has been away for more than ``patience`` seconds.
+            UnservedError: the server has been away for more than ``patience`` seconds.
         """
         now = time.monotonic()
         if self._away_since is None or now > self._failed_at + _SILENCE:

@@ -37,7 +37,7 @@ _OF_PROGRAM: Final = re.compile(r"python[\d.]*|-m|(?:.*/)?lmdeploy(?:\.\S+)?|ser
 
 
 class TypedOption(Protocol):
-    """An option, which may have no value if ``bare``, and takes several words if ``several``."""
+    """An option: if ``bare`` it may have no value; if ``several`` it takes several words."""
 
     bare: bool
     several: bool
@@ -48,7 +48,7 @@ class Typed(NamedTuple):
 
     ``words`` are turbofit's own, in click's form; ``passed`` are LMDeploy's options for the engine.
     ``variables`` are the environment variables that the line sets. ``notes`` are sentences on what
-    became of LMDeploy's words. ``unknown`` are options that neither program has.
+    became of LMDeploy's words. ``unknown`` are options that neither turbofit nor LMDeploy has.
     """
 
     words: list[str]
@@ -100,7 +100,7 @@ class _Reader:
         self._said: dict[str, list[str]] = {}
 
     def take_own(self, name: str, given: list[str], left: list[str]) -> None:
-        """Take one of turbofit's options; its value is in ``given``, or the next of ``left``."""
+        """Take an option of turbofit; its value is in ``given``, or else first in ``left``."""
         option = self._options[name]
         if option.several:
             self._lists[name] = given or take_values(left, "*", name)
@@ -165,7 +165,7 @@ def _pasted(words: Sequence[str]) -> Typed:
 
 
 def _end_of_program(words: Sequence[str]) -> int:
-    """Count the words up to the end of the name of LMDeploy's server; 0 without the name."""
+    """Return the index of the first word after the name of LMDeploy's server; 0 without a name."""
     for at, word in enumerate(words):
         whole = " ".join(words[max(0, at - 2) : at + 1])
         if _COMMAND.fullmatch(whole) or _MODULE.fullmatch(word) or whole == "api_server":
@@ -192,7 +192,7 @@ _GPUS: Final = "CUDA_VISIBLE_DEVICES"
 
 
 class _Path(click.Path):
-    """A path, whose ~ is expanded also in quotes; the command itself checks the path."""
+    """A path as an option's value; ~ is expanded even in quotes. The command checks the path."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return super().convert(os.path.expanduser(value), param, ctx)
@@ -206,8 +206,8 @@ class Option(click.Option):
 
     ``several``: the option takes all words up to the next option, like LMDeploy's options.
     ``form``: the option sets the form of the answer, such as JSON; a command takes one such option,
-    which has no environment variable. ``usual`` is the default as the help page shows it. A missing
-    ``help`` is in presets/options.yaml.
+    which has no environment variable. ``usual`` is the default as the help page shows it. If no
+    ``help`` is given, the text is from presets/options.yaml.
     """
 
     def __init__(
@@ -238,9 +238,9 @@ class Option(click.Option):
 
 
 class Argument(click.Argument):
-    """A click argument; ``explained`` is its line on the help page.
+    """A click argument; ``explained`` is its text on the help page.
 
-    An empty line is replaced by the text in presets/options.yaml.
+    If no text is given, the text is from presets/options.yaml.
     """
 
     def __init__(self, name: str, *, explained: str = "", **attributes: Any) -> None:
@@ -260,8 +260,8 @@ class CliCommand(click.Command):
     ``takes_rest``: words after ``--`` are for another program, and are passed on as ``rest``.
     ``first`` are the options of the help page's first section, before options in groups;
     ``unnamed`` are the options that the help page leaves out. ``only_linux``: on Windows the
-    command runs only with ``--dry-run``; elsewhere it never waits for a reader of its standard
-    error. ``usage`` replaces click's first line of the help.
+    command runs only with ``--dry-run``, and it never waits for the reader of its standard error.
+    ``usage`` replaces click's first line of the help.
     """
 
     def __init__(
@@ -298,7 +298,7 @@ class CliCommand(click.Command):
         self.plans = any("--session-len" in param.opts for param in params)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the words before ``--``; if the command plans, also LMDeploy's options there."""
+        """Parse the words before ``--``; a command that plans may have LMDeploy's options there."""
         ctx.meta.setdefault(WORDS, tuple(args))
         words, rest = split_rest(args)
         if ctx.resilient_parsing:
@@ -420,7 +420,7 @@ class CliCommand(click.Command):
 
 
 def _choose_gpus(typed: Typed, ctx: click.Context) -> None:
-    """Use CUDA_VISIBLE_DEVICES of a pasted command line as ``--gpus``, if ``--on`` is given."""
+    """With ``--on``, use CUDA_VISIBLE_DEVICES of a pasted line as ``--gpus`` if that is missing."""
     if _GPUS in typed.variables and ctx.params.get("on") and "gpus" in ctx.params:
         value, given = typed.variables.pop(_GPUS), ctx.params["gpus"]
         if given is None:

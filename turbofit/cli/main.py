@@ -49,8 +49,8 @@ _FAILED: Final = 1
 def entry() -> None:
     """Run this process's command line and exit.
 
-    The garbage collector would take a sixth of a plan's time and find nothing: objects made at
-    start-up stay until the process ends.
+    The garbage collector begins late: it would take a sixth of a plan's time and find nothing,
+    since objects made at start-up stay until the process ends.
     """
     collect_after(_OBJECTS_BEFORE_COLLECTION)
     code = main(sys.argv[1:])
@@ -191,7 +191,7 @@ COMPLETE_VARIABLE: Final = "_TURBOFIT_COMPLETE"
 def complete(instruction: str) -> int:
     """Answer a shell that asks for its script, or at a TAB for completions.
 
-    ``instruction`` is what it asks, such as ``bash_source``.
+    ``instruction`` is what the shell asks for, such as ``bash_source``.
 
     Raises:
         UsageError: no shell gives such an instruction.

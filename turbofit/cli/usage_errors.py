@@ -100,7 +100,7 @@ def _known_elsewhere(name: str, ctx: click.Context) -> str:
 
 
 def unknown_word(word: str) -> str:
-    """Return a hint for a misplaced word that is a model, a path or a machine; else empty."""
+    """Return a hint for a misplaced word: a model, a path or a machine; empty for other words."""
     from turbofit.machine.spec import is_spec
     from turbofit.model.names import names_a_model
 

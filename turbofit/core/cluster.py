@@ -1,4 +1,4 @@
-"""Several machines that serve one model: nodes as they were measured, and the plan over them."""
+"""The types of a cluster: its nodes as they were measured, and the plan for all of them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,20 @@ class Node(Struct):
 
 
 class Cluster(Struct):
-    """The nodes of a cluster at one moment, of ``source``: ``ray ADDRESS``, or simulated ones."""
+    """The nodes of a cluster at one moment.
+
+    ``source`` is where the nodes were read: ``ray ADDRESS``, or a text that calls them simulated.
+    """
 
     source: str
     nodes: tuple[Node, ...]
 
 
 class NodePlan(Struct):
-    """What one node serves; if nothing, ``plan`` is None, and ``why_not`` says why."""
+    """What one node of a cluster serves.
+
+    If the node serves nothing, ``plan`` is None, and ``why_not`` says why.
+    """
 
     node: str
     name: str
@@ -84,7 +90,7 @@ class ClusterPlan(JsonDocument):
 
 
 class NodeStatus(Struct):
-    """One node of a cluster that serves. This is the table of its states.
+    """The state of one node of a cluster that serves a model.
 
     =========  =========================================  =======================================
     ``state``  what happens                               what comes next

@@ -24,7 +24,7 @@ EndKind = Literal[
 
 
 class End(Struct):
-    """How a run of an engine ended: a launch, a rehearsal, an allocation on pretend GPUs."""
+    """How an engine ended, when it was launched, rehearsed, or run on pretend GPUs."""
 
     kind: EndKind = "unknown"
     phase: Annotated[str, doc("What the engine did or the memory was for, or case NAME.")] = ""
@@ -49,13 +49,13 @@ class End(Struct):
         return self.kind in ("out_of_memory", "host_memory", "hang")
 
     def record(self) -> Document:
-        """Return the known facts for a run's record, without the hint."""
+        """Return the facts of this end for a run's record, without unknown facts and the hint."""
         facts = {**to_builtins(self), "hint": None}
         return {name: value for name, value in facts.items() if value not in (None, "")}
 
     @property
     def error(self) -> TurbofitError:
-        """The error, with its exit code, for this end."""
+        """The error to raise for this end; its type sets turbofit's exit code."""
         kinds: dict[EndKind, type[TurbofitError]] = {
             "out_of_memory": OutOfMemoryError, "host_memory": OutOfMemoryError,
             "hang": DoesNotFitError,
@@ -64,7 +64,7 @@ class End(Struct):
 
 
 def exit_words(code: int | None) -> str:
-    """Return a process's exit status in words; None stands for a process that lives."""
+    """Return a process's exit status in words; ``code`` is None while the process runs."""
     if code is None:
         return "no exit: its server lives and answers no request"
     number = signal_of(code)
@@ -72,9 +72,9 @@ def exit_words(code: int | None) -> str:
 
 
 def signal_of(code: int | None) -> int:
-    """Return the number of the signal that an exit status tells of; 0 if it tells of none.
+    """Return the number of the signal that ended a process; 0 if no signal ended it.
 
-    The status is Python's (-9) or a shell's (137).
+    ``code`` is the exit status as Python gives it (-9) or as a shell gives it (137).
     """
     if code is None:
         return 0
@@ -101,7 +101,7 @@ class RehearsedCase(Struct):
 class RehearsedCache(Struct):
     """The sizes of the KV cache that the engine made; ``free`` and ``region`` are per GPU.
 
-    A value is None if the engine ended before it made the cache there.
+    A value is None if the engine ended before it made this part of the cache.
     """
 
     free: tuple[int | None, ...]
@@ -112,7 +112,10 @@ class RehearsedCache(Struct):
 
 
 class RehearsedTogether(Struct):
-    """Several terms of the ledger of which the engine counts only the sum; bytes per GPU."""
+    """Terms of the ledger whose memory a rehearsal measures only as a sum.
+
+    ``bytes`` and ``rehearsed`` have one number for each GPU.
+    """
 
     line: Annotated[str, doc("Their common name, such as weights.")]
     terms: Annotated[tuple[str, ...], doc("The terms of the ledger.")]
@@ -133,9 +136,9 @@ class Moment(Struct):
 
 
 class Rehearsal(Struct):
-    """What the real engine did on pretend GPUs; computed values and speed are not real.
+    """What the real engine did on pretend GPUs; its results and its speed are not real.
 
-    For memory that is ``not_known`` to a rehearsal, the bytes of the forecast were used.
+    A rehearsal cannot measure the memory in ``not_known``, so it used the forecast's bytes for it.
     """
 
     outcome: Annotated[Literal["served", "out_of_memory", "hang", "failed"], doc("How it ended.")]

@@ -1,6 +1,6 @@
-"""Errors that a person can cause or fix; each has a line of cause, a hint and an exit code.
+"""Errors that a person can cause or fix; each names its cause, and has a hint and an exit code.
 
-Anything else that escapes is a bug in turbofit and leaves with exit code 1.
+Any other exception is a bug in turbofit, and ends the process with exit code 1.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class MachineError(TurbofitError):
 
 
 class NoGpuError(MachineError):
-    """No GPU can be measured here; another machine can be described."""
+    """No GPU can be measured on this machine; a person can still describe a machine."""
 
     def __init__(self, message: str, *, hint: str, options: Sequence[str] = ("on",)) -> None:
         super().__init__(message, hint=hint, options=options)
@@ -119,7 +119,10 @@ class PackageError(TurbofitError):
 
 
 def error_from(document: dict[str, Any]) -> TurbofitError:
-    """Make the error that another process reported; `to_dict` has the document under ``error``."""
+    """Make the error that another process reported.
+
+    ``document`` is what stands under ``error`` in the result of `to_dict`.
+    """
     kinds = {error.exit_code: error for error in TurbofitError.__subclasses__()}
     kind = kinds.get(int(document.get("exit_code", 0)), LaunchError)
     return kind(str(document.get("message", "")), hint=str(document.get("hint", "")))

@@ -1,6 +1,7 @@
 """How turbofit was installed, and the pip commands that install it again or with an extra.
 
-The commands name the clone that turbofit was installed from, else the package of an index.
+The commands name the clone that turbofit was installed from; without a clone, they name the package
+of the package index.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def image_library() -> Path:
     """Return the path of the library that resizes images, compiled when turbofit was installed.
 
     Raises:
-        PackageError: it is missing or damaged; the hint, empty on other systems than Linux on
-            x86-64, says how to get it.
+        PackageError: the library is missing or damaged. The hint says how to get it; it is empty on
+            systems other than Linux on x86-64.
     """
     import sysconfig
     from hashlib import sha256
@@ -82,7 +83,10 @@ def clone_folder() -> Path | None:
 
 
 def without_gpu() -> str:
-    """Return the end of a hint that names ``scripts/without-gpu``; empty without a clone."""
+    """Return words that recommend ``scripts/without-gpu``, to add to a hint.
+
+    Empty if turbofit was not installed from a clone.
+    """
     clone = clone_folder()
     if clone is None:
         return ""

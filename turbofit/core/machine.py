@@ -103,7 +103,7 @@ class Link(Struct):
 class CardSpeed(Struct):
     """The measured speed of a card.
 
-    ``bandwidth`` is bytes/s of a copy inside it, ``flops`` FLOP/s of 16-bit matrix products.
+    ``bandwidth`` is bytes/s of a copy inside the card, ``flops`` FLOP/s of 16-bit matrix products.
     """
 
     index: int

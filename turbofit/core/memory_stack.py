@@ -51,8 +51,9 @@ class StackPiece(NamedTuple):
 def stack(ledger: GpuLedger) -> tuple[StackPiece, ...]:
     """Return the pieces of a card's memory in the order of the bar.
 
-    Their sum is the card's total, or more if the card is too small. Of the transient terms, which
-    come and go, only the worst is a piece: the bytes that it adds to the memory used at rest.
+    The pieces add up to the card's total, or to more if the card is too small. Of the transient
+    terms, which come and go, only the worst is a piece: the bytes that it adds to the memory used
+    at rest.
     """
     worst = next((term for term in ledger.ledger if term.worst), None)
     name = worst.term if worst else "worst request"
@@ -95,9 +96,10 @@ def _held(ledger: GpuLedger) -> list[StackPiece]:
 
 
 def _give_back(sizes: dict[str, int], given: Term, terms: Sequence[Term]) -> None:
-    """Subtract a negative term from the term it corrects, or from the largest of its phase.
+    """Subtract a negative term's bytes from the terms that it corrects.
 
-    A calibration corrects estimates, so estimates are reduced first.
+    The first is the term of the same name, then follow terms of the same phase: estimates, which a
+    calibration corrects, before other terms, and large terms before small terms.
     """
     base, alike = given.term.removesuffix(_RETURNED), [t for t in terms if t.phase == given.phase]
     alike.sort(key=lambda term: (term.term != base, term.basis != "estimate", -term.bytes))

@@ -1,4 +1,4 @@
-"""Words for messages: sets of GPUs, plurals, options that conflict, names that are near."""
+"""Words for messages: sets of GPUs, plurals, options that conflict, names that are similar."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def of_vllm(name: str, spelled: Callable[[str], str]) -> str:
 def near(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Return up to ``count`` known names that a misspelt name may mean, the nearest first.
 
-    If none is similar, return names with the same letters, else known names that are the first
-    words of ``name``, as ``kv-cache`` is of ``kv-cache-type``.
+    If no known name is similar, return names with the same letters, else known names that are the
+    first words of ``name``: ``kv-cache`` for ``kv-cache-type``.
     """
     from difflib import get_close_matches
 

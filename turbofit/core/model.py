@@ -27,10 +27,10 @@ _BESIDE_EXPERTS: Final = ("self_attn", "shared_experts", "mlp")
 class MoeDims(Struct):
     """Dimensions of the mixture of experts in a layer; ``layers`` is how many layers have experts.
 
-    ``step``: one of each ``step`` layers may have experts. ``shared_gate``: a gate of one row
-    weighs the shared expert. ``correction``: each expert has a bias of 32 bits, which affects only
-    the choice of experts. ``router_bias``: each expert has a bias of the model's type, which is
-    added to its score.
+    ``step``: of each ``step`` successive layers, one layer may have experts. ``shared_gate``: a
+    gate of one row weighs the shared expert. ``correction``: each expert has a bias of 32 bits,
+    which affects only the choice of experts. ``router_bias``: each expert has a bias of the model's
+    type, which is added to its score.
     """
 
     experts: int
@@ -94,20 +94,21 @@ class MlaDims(Struct):
 
 
 class TextDims(Struct):
-    """Dimensions of the language model; ``architecture`` is its own ``architectures[0]``.
+    """Dimensions of the language model.
 
-    ``layer_norms`` counts the norms of a layer over the hidden channels. ``vision_experts``: as in
-    CogVLM, image tokens have their own set of linear layers; ``vision_expert_bias``: the layer for
-    queries, keys and values in this set has biases. ``cross_layers`` are the numbers of layers that
-    attend to the image alone: they cache tokens of the image, not of the prompt. ``delta``
+    ``architecture`` is the language model's own, ``architectures[0]`` of its config.
+    ``layer_norms`` is how many norms over the hidden channels a layer has. ``vision_experts``: as
+    in CogVLM, image tokens have their own set of linear layers; ``vision_expert_bias``: the layer
+    for queries, keys and values in this set has biases. ``cross_layers`` are the numbers of layers
+    that attend to the image alone: they cache tokens of the image, not of the prompt. ``delta``
     describes layers without attention. ``output_gate``: queries have twice the channels; the second
     half gates the attention's output. ``mla`` describes attention to latents; ``kv_heads`` and
-    ``head_dim`` are then what the engine attends to. ``mlp_bias``: linear layers of the MLP, and of
-    experts, have biases. ``sinks``: each head has a learned value beside its scores. ``fourier`` is
-    the number of frequencies that Fourier position encoding mixes for each KV head. ``norm_bias``:
-    norms are layer norms with biases. ``sliding_window`` is the number of tokens that some layers
-    look back, instead of to the first token; it is read only for families that Transformers alone
-    serves.
+    ``head_dim`` then describe the heads in the engine's attention. ``mlp_bias``: linear layers of
+    the MLP, and of experts, have biases. ``sinks``: each head has a learned value beside its
+    scores. ``fourier`` is the number of frequencies that Fourier position encoding mixes for each
+    KV head. ``norm_bias``: norms are layer norms with biases. ``sliding_window`` is the number of
+    tokens that some layers look back, instead of to the first token; it is read only for families
+    that Transformers alone serves.
     """
 
     architecture: str
@@ -167,7 +168,7 @@ VisionKind = Literal[
 
 
 class AudioDims(Struct):
-    """Dimensions of an audio tower, loaded beside the vision tower whether or not it is used.
+    """Dimensions of an audio tower; engines always load the audio tower with the vision tower.
 
     Three convolutions of ``channels`` channels shrink ``mel_bins``. If ``channels`` is 0, the tower
     is as in Whisper: two convolutions along time into ``hidden`` channels, and keys without biases.
@@ -199,8 +200,8 @@ class VisionDims(Struct):
     hidden states that enter the projector side by side. Only ``mllama`` has ``extra_layers``
     (layers of a second stack, over all tiles), ``shapes`` (the number of aspect ratios with
     embeddings of their own) and ``max_tiles`` (the most tiles of an image). ``deepstack`` is the
-    number of further projectors, into the first layers of the language model (``qwen3vit``). Of
-    ``audio`` only the weights are planned for.
+    number of further projectors, which feed the first layers of the language model (``qwen3vit``).
+    A plan counts only the weights of ``audio``.
     """
 
     kind: VisionKind
@@ -233,10 +234,11 @@ class VisionDims(Struct):
 
 
 class Quantization(Struct):
-    """How quantised linear layers are stored; ``group_size`` counts weights along the input.
+    """How quantised linear layers are stored.
 
-    ``unconverted`` are the modules that the config exempts: names of single layers, parts of names,
-    or expressions behind ``re:``. ``asymmetric``: compressed-tensors stores zero points.
+    ``group_size`` is the number of weights along the input that share a scale. ``unconverted`` are
+    the modules that the config exempts: names of single layers, parts of names, or expressions
+    behind ``re:``. ``asymmetric``: compressed-tensors stores zero points.
     """
 
     method: Literal["awq", "gptq", "fp8", "compressed-tensors", "mxfp4"]
@@ -253,7 +255,10 @@ class Quantization(Struct):
         return self.method == "mxfp4"
 
     def exempts(self, module: str, layer: int) -> bool:
-        """Return whether a module of a layer is unquantised, such as ``linear_attn.in_proj_z``."""
+        """Return whether a module of a layer is unquantised.
+
+        ``module`` is the module's name in the layer, such as ``linear_attn.in_proj_z``.
+        """
         patterns, parts = _exempted(self.unconverted)
         name = f"model.language_model.layers.{layer}.{module}"
         return any(pattern.search(name) for pattern in patterns) or any(

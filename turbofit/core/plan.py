@@ -62,7 +62,7 @@ class Workload(Struct):
     """What is promised to clients.
 
     If ``context`` is None, it becomes the model's maximum, lowered to what the cache holds. If
-    ``concurrency`` or ``queue_images`` is None, turbofit chooses it.
+    ``concurrency`` or ``queue_images`` is None, turbofit chooses a value.
     """
 
     images: Annotated[int, doc("Images a request.")] = 1
@@ -130,7 +130,7 @@ BEFORE_CACHE: Final = ("before", "context", "weights")
 
 
 class GpuLedger(Struct):
-    """What one GPU will hold, in bytes. See DESIGN section 2 for ``steady``, ``peak`` and so on."""
+    """What one GPU will hold, in bytes."""
 
     index: Annotated[int, doc("In PCI order.")]
     uuid: str
@@ -232,7 +232,7 @@ class Parallel(Struct):
 
 
 class Kv(Struct):
-    """The KV cache of one group of GPUs, of which each rank holds a part.
+    """The KV cache of one group of GPUs; each rank holds a part of it.
 
     ``total_tokens`` is for all groups together.
     """
@@ -338,7 +338,11 @@ class Surety(Struct):
         return {"order": "very rough", "unknown": "unchecked"}.get(self.word, self.word)
 
     def figure(self, value: float) -> str:
-        """Write a number with two digits, or as about 1, 3 or 10 if only its order is known."""
+        """Write a number with two digits.
+
+        If only the order of the forecast is known, write ``about`` and the nearest of 1, 3, 10 and
+        so on.
+        """
         if not self.of_order or value <= 0:
             return two_digits(value)
         return f"about {order(value)}"
@@ -409,7 +413,7 @@ class Candidate(Struct):
 
 
 class Limits(Struct):
-    """What the gateway enforces; None where the limit has no meaning for the model."""
+    """The limits that the gateway enforces; a limit of images is None if it does not apply."""
 
     vision_unit: Annotated[
         Literal["tile", "patch"] | None, doc("What images are counted in; null: none.")
@@ -427,13 +431,14 @@ class Limits(Struct):
 
     @property
     def image_limit(self) -> int | None:
-        """The limit of one image, in tiles or pixels; None without images."""
+        """The image limit, in tiles or pixels; None if the model takes no images."""
         return self.max_dynamic_patch or self.max_pixels_per_image
 
     def copies(self, *, images: bool) -> int:
-        """Return the most answers of one request (``n``).
+        """Return the most answers that a request may ask for (``n``).
 
-        Answers beyond an engine's batch wait in the engine, as requests do, and take no memory.
+        ``images`` says whether the request has images. Answers beyond an engine's batch wait in the
+        engine, as requests do, and take no memory.
         """
         return self.n if images else max(self.n, _TEXT_COPIES)
 
@@ -455,7 +460,7 @@ class Limits(Struct):
         return f"{images}, {context:,} tokens in all"
 
     def most_images(self, rule: ImageRule | None) -> int:
-        """Return the most images of a request: as many small images as its units allow."""
+        """Return the most images of a request, if all are as small as ``rule`` allows."""
         if rule is None or self.vision_unit is None:
             return 0
         sharing = min(_MOST_IMAGES, self.units_per_request // rule.least_units)
@@ -487,7 +492,7 @@ class LimitCost(Struct):
 
 
 class Footprint(Struct):
-    """The most memory that the engines take, and what else their GPUs have room for."""
+    """The most memory that the engines take, and how much their GPUs have left for others."""
 
     taken: Annotated[tuple[int, ...], doc("Bytes at most on each GPU, in the ledgers' order.")]
     left: Annotated[int, doc("Bytes for others on the fullest GPU, beyond the margin.")]
@@ -539,8 +544,8 @@ def may_evict(settings: Settings, tokens: int) -> bool:
 class Plan(JsonDocument):
     """All decisions about serving a model on a machine, with reasons and forecasts.
 
-    If ``by_group`` is not empty, ``settings`` and ``kv`` are of the group with the smallest cache,
-    whose context all groups promise.
+    If ``by_group`` is not empty, ``settings`` and ``kv`` are of the group with the smallest cache.
+    All groups promise the context of this group.
     """
 
     what: ClassVar[str] = "plan"
@@ -671,7 +676,7 @@ class Plan(JsonDocument):
     def engine_config(self) -> Any:
         """Return the settings as LMDeploy's ``TurbomindEngineConfig`` or ``PytorchEngineConfig``.
 
-        If groups have their own settings, call it on the plan that `of_group` returns.
+        If groups have their own settings, call this method on the plan that `of_group` returns.
 
         Raises:
             PackageError: LMDeploy is not installed.

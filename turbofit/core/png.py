@@ -8,9 +8,9 @@ from functools import lru_cache
 
 
 def png(width: int, height: int, colour: int = 0) -> bytes:
-    """Make an image of one ``colour`` (0xRRGGBB), as a PNG of a few kilobytes whatever its size.
+    """Make an image of one ``colour`` (0xRRGGBB), as a PNG of a few kilobytes at any size.
 
-    A server decodes it faster than a photograph.
+    ``width`` and ``height`` are in pixels. A server decodes the image faster than a photograph.
     """
     palette = _chunk(b"PLTE", struct.pack(">I", colour)[1:] * 2)
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 3, 0, 0, 0))

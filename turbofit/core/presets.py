@@ -49,9 +49,9 @@ def presets_of(folder: str) -> frozenset[str]:
 
 @cache
 def _pack(folder: str) -> dict[str, str]:
-    """Return the texts of a folder's presets by name, from the one file of them in a wheel.
+    """Return the texts of a folder's presets by name, read from the wheel's file for the folder.
 
-    In a clone there is no such file, and the result is empty.
+    A clone has no such file; the result is then empty.
     """
     path = presets_dir() / f"{folder}.json"
     return msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.is_file() else {}

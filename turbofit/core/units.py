@@ -64,8 +64,8 @@ def parse_bytes(text: str, *, what: str = "size") -> int:
     ``GB`` are decimal.
 
     Raises:
-        UsageError: the text is no size, more than 1 PiB, or without a unit less than 1 MiB, which
-            is no size for a GPU.
+        UsageError: the text is no size, or more than 1 PiB; or a number without a unit is below 1
+            MiB, too small for a GPU's memory.
     """
     match = _SIZE.fullmatch(plain_number(text))
     value = float(match[1]) * _SUFFIX.get(match[2].lower(), 0) if match else -1
@@ -132,7 +132,7 @@ def two_digits(value: float) -> str:
 
 
 def order(value: float) -> str:
-    """Write the number 1 or 3 times a power of ten that is nearest: ``0.3``, ``10``, ``3,000``."""
+    """Write the nearest number that is 1 or 3 times a power of ten: ``0.3``, ``10``, ``3,000``."""
     power = 10.0 ** floor(log10(value))
     steps = (1, 3, 10)
     nearest = min(steps, key=lambda step: abs(log10(value / power / step)))

@@ -179,7 +179,7 @@ def _option_text(value: Any) -> str:
 
 
 def _has_ellipsis(annotation: Any) -> bool:
-    """Return whether a field's type has a tuple of any length."""
+    """Return whether a type is or contains a tuple of any length, ``tuple[X, ...]``."""
     arguments = get_args(annotation)
     return Ellipsis in arguments or any(map(_has_ellipsis, arguments))
 
@@ -187,7 +187,7 @@ def _has_ellipsis(annotation: Any) -> bool:
 def of_pydantic(
     exc: ValidationError, kind: type[BaseModel], spelled: Callable[[str], str] = str
 ) -> UsageError:
-    """Make a UsageError of the first of pydantic's errors."""
+    """Make a UsageError of the first of pydantic's errors for an instance of ``kind``."""
     return _field_error(exc.errors(include_url=False)[0], kind, spelled)
 
 

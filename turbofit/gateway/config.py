@@ -18,13 +18,12 @@ ANY_PUBLIC: Final = "*"
 
 
 class ConnectionLimits(Struct):
-    """Limits of a connection before its key is checked; see docs/security.md.
+    """Limits of a connection before its API key is checked; see docs/security.md.
 
-    ``header_bytes`` bounds each single header, and the address in the request line;
-    ``all_headers_bytes`` bounds all headers and the address together. ``unread_seconds``: how long
-    the gateway reads, and throws away, what a client still sends after a refusal.
-    ``write_seconds``: how long a client may read nothing of its answer. Trusted proxies are exempt
-    from ``connections_per_address``.
+    ``header_bytes`` bounds each single header, and the URL in the request line;
+    ``all_headers_bytes`` bounds all headers and the URL together. ``unread_seconds``: how long the
+    gateway drops what a client still sends after a refusal. ``write_seconds``: how long a client
+    may leave its answer unread. Trusted proxies are exempt from ``connections_per_address``.
     """
 
     header_bytes: int = 16 * KIB
@@ -42,14 +41,15 @@ class GatewayConfig(Struct):
     """Settings of one gateway; times are in seconds.
 
     If ``api_keys`` is empty, everybody may use the gateway. At most ``at_once`` requests are at the
-    engines. ``front_keys`` belong to gateways in front of several nodes, which name the client of
-    each request. A body must be complete within ``body_seconds``, and bring ``body_rate`` bytes a
-    second in each ``body_window_seconds``. An engine is probed after ``idle_seconds`` without a
-    success, or after ``stall_seconds`` of silence while requests wait for its answers
-    (`health.Monitor`). After ``hung_seconds`` of such silence the engine gets no more requests;
-    infinity leaves this to its supervisor. ``names`` maps each name that clients may give to the
-    engines' name of the model or adapter; if empty, every name is passed on. ``about`` is what
-    `/health` tells of the plan, ``memory`` what the chat page shows of its memory.
+    engines. ``front_keys`` are the keys of gateways in front of several nodes (fronts); a front
+    names the client of each request. A body must be complete within ``body_seconds``, and bring
+    ``body_rate`` bytes a second in each ``body_window_seconds``. An engine is probed after
+    ``idle_seconds`` without a success, or after ``stall_seconds`` of silence while requests wait
+    for its answers (`health.Monitor`). An engine that fails probes gets no more requests after
+    ``hung_seconds`` of such silence; infinity leaves this to its supervisor. ``names`` maps each
+    name that clients may use to the engines' name of the model or adapter; if empty, every name is
+    passed on. ``about`` is what `/health` tells of the plan, ``memory`` the plan's memory as the
+    chat page shows it.
     """
 
     host: str = "127.0.0.1"

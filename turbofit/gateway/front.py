@@ -1,9 +1,9 @@
 """A front: a gateway that spreads requests over nodes, each of which runs `turbofit serve`.
 
-Nodes hold requests to the plan. A front checks the key, chooses the node with the most capacity
-left, and passes the answer on as a gateway does for an engine: only a request that no engine has
-received goes to another node. A node that failed gets no new requests until its health page says
-that it serves; the front reads that page twice a second.
+The nodes hold requests to the plan. A front checks the key, chooses the node with the most capacity
+left, and passes the answer on. A request goes to another node only if no engine has received it. A
+node that failed gets no new requests until its health page says that it serves; the front reads
+that page twice a second.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def node_addresses(urls: Sequence[str], key: str | None) -> list[NodeAddress]:
 
 
 class Node(RoutedEngine):
-    """A node, which a front uses like an engine.
+    """A node of a cluster, which a front uses like an engine.
 
     Its ``share`` is the number of requests that the node runs at once.
     """
@@ -75,9 +75,10 @@ class Node(RoutedEngine):
 
 
 class Front(AsgiApp):
-    """The app of a front; a thread calls ``source`` twice a second, which returns the nodes.
+    """The app of a front, which spreads requests over nodes.
 
-    ``log`` receives a record of each request.
+    ``source`` returns the addresses of the nodes; it is called in a thread twice a second. ``log``
+    receives a record of each request.
     """
 
     def __init__(
@@ -109,10 +110,10 @@ class Front(AsgiApp):
         self._close_log()
 
     async def _follow(self) -> None:
-        """Keep the nodes as the source lists them.
+        """Keep the nodes up to date with the addresses that the source returns.
 
-        A node that is no more listed finishes its requests. An empty list drops no node, since a
-        run that only begins has none.
+        A node that is no longer listed finishes its requests. An empty list drops no node, since
+        the list is also empty while a run begins.
         """
         while True:
             addresses: Sequence[NodeAddress] = ()
@@ -140,7 +141,8 @@ class Front(AsgiApp):
     async def _look(self, node: Node) -> None:
         """Read a node's pages, and note whether it serves and how many requests it runs at once.
 
-        ``/about`` is read first, since unlike ``/health`` it is refused without the key.
+        ``/about`` is read first, since it shows whether the node accepts the key; ``/health`` needs
+        no key.
         """
         node.about = await self._upstream.page(node, "/about", _HEALTH_SECONDS)
         text = await self._upstream.page(node, "/health", _HEALTH_SECONDS) if node.about else ""
@@ -160,7 +162,7 @@ class Front(AsgiApp):
         engine.up = False
 
     def suspect(self, engine: RoutedEngine) -> None:
-        """Do nothing: the node's next health page says how it is."""
+        """Do nothing: the node's next health page tells whether the node serves."""
 
     async def _serve(
         self, request: RequestContext, _: Route, /, receive: Receive, send: Send
@@ -200,9 +202,9 @@ _RETRY: Final = 5
 
 
 def model_servers(texts: Sequence[str], keys: Sequence[str]) -> list[NodeAddress]:
-    """Read servers from texts ``NAME=URL``, and their keys from texts ``NAME=KEY``.
+    """Read the addresses of servers from texts ``NAME=URL``, and their keys from ``NAME=KEY``.
 
-    One text ``KEY`` without a name is the key of all other servers.
+    A text ``KEY`` without a name is the key of all servers that have no key of their own.
 
     Raises:
         UsageError: a text is no ``NAME=URL``, two have the same name, or two keys have no name.
@@ -225,7 +227,7 @@ def model_servers(texts: Sequence[str], keys: Sequence[str]) -> list[NodeAddress
 
 
 class _OneServer(Fleet):
-    """A fleet of one server with one model; if the server is down, the refusal names the model."""
+    """A fleet of one server with one model; if the server is down, the refusal names that model."""
 
     def dead(self) -> Refusal:
         why = f"the server of {self.engines[0].index} does not answer"
@@ -233,9 +235,10 @@ class _OneServer(Fleet):
 
 
 class ModelsGateway(Front):
-    """The app before servers of several models, which sends each request to its model's server.
+    """The app in front of servers of several models; each request goes to the server of its model.
 
-    Each of ``servers`` has the name of its model. ``log`` receives a record of each request.
+    The name of each address in ``servers`` is the name of the model there. ``log`` receives a
+    record of each request.
     """
 
     def __init__(
@@ -286,7 +289,7 @@ class ModelsGateway(Front):
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
         """Return the health page of a front, and the seconds until a retry if no server serves.
 
-        The status is ``degraded`` if some servers do not serve; `/about` names these.
+        The status is ``degraded`` if only some servers serve; `/about` names the others.
         """
         page, retry = super()._health(request)
         if retry is None and page["up"] < len(self.nodes):
@@ -297,7 +300,7 @@ class ModelsGateway(Front):
 def facts_of(node: Node) -> tuple[ModelFacts, ...]:
     """Return the models that a server's page ``/about`` lists; empty if the page is not readable.
 
-    The first is the server's model, the others are adapters.
+    The server's model is first; the others are its adapters.
     """
     try:
         return msgspec.json.decode(node.about, type=About).models

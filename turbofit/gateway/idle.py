@@ -1,9 +1,9 @@
 """An address that stays open while the engines behind it sleep or start.
 
-A request waits here for the engines' start; the gateway of the engines does everything else
-(limits, images, retries, suspects). An `IdleGateway` belongs to the event loop of the address; the
-supervisor's thread reads its numbers, and changes its state only by calls into that loop. The
-supervisor has an `AttachedGateway`, which takes the place of a `GatewayThread`.
+A request waits here until the engines have started; their gateway does everything else (limits,
+images, retries, suspects). An `IdleGateway` belongs to the event loop of the address. The
+supervisor's thread reads its numbers, and changes its state only by calls into that loop; it has an
+`AttachedGateway` in place of a `GatewayThread`.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ _BROKEN_OFF: Final = 60.0
 class IdleGateway(AsgiApp):
     """The app at an address that stays open while the engines sleep.
 
-    ``config.names`` are the names of its model and of its adapters. ``bounds`` are the limits of
-    the first plan: they limit a body's size, and the chat page shows them while no engine runs.
-    ``wait`` is the most seconds that a request waits for a start of the engines.
+    ``config.names`` are the names of its model and adapters. ``bounds`` are the limits of the first
+    plan: they limit a body's size, and the chat page shows them while no engine runs. ``wait`` is
+    the most seconds that a request waits for the engines to start.
     """
 
     def __init__(self, bounds: Bounds, config: GatewayConfig, *, wait: float = _WAIT) -> None:
@@ -77,7 +77,7 @@ class IdleGateway(AsgiApp):
 
     @property
     def idle(self) -> float:
-        """Seconds since the last request ended, or since the engines became ready, if later.
+        """Seconds since the last request ended or the engines became ready, whichever is later.
 
         0 while requests run or wait.
         """
@@ -87,7 +87,10 @@ class IdleGateway(AsgiApp):
 
     @property
     def rested(self) -> bool:
-        """Whether a request may start the engines, also again after a failed start."""
+        """Whether a request may start the engines.
+
+        They are asleep, or the pause after a failed start is over.
+        """
         return self.state == "asleep" or (
             self.state == "failed" and time.monotonic() >= self._again_at
         )
@@ -111,13 +114,13 @@ class IdleGateway(AsgiApp):
         self.state, self._trouble = "starting", ""
 
     def open(self, gateway: Gateway) -> None:
-        """Pass requests to ``gateway`` from now on, since its engines are ready."""
+        """Pass requests to ``gateway`` from now on; its engines are ready."""
         self.gateway, self.state, self.opened = gateway, "ready", True
         self.ready_at = time.monotonic()
         self._wake()
 
     def close_idle(self, seconds: float) -> bool:
-        """If no request came for ``seconds``, stop passing requests on: new requests then wait.
+        """Stop passing requests on if none came for ``seconds``; new requests then wait.
 
         Return whether requests now wait.
         """
@@ -132,7 +135,7 @@ class IdleGateway(AsgiApp):
             self.begin()  # other engines start, unless these were told to end
 
     def sleep(self) -> None:
-        """Note that the engines have ended and given their memory back."""
+        """Note that the engines have ended and that their memory is free."""
         self.gateway, self.state = None, "asleep"
 
     def fail(self, trouble: str, seconds: float) -> None:
@@ -145,7 +148,7 @@ class IdleGateway(AsgiApp):
         self._wake()
 
     def end(self) -> None:
-        """Let no request wait any longer: the server ends."""
+        """Refuse all waiting requests, since the server ends."""
         self._ended = True
         self._wake()
 
@@ -164,7 +167,7 @@ class IdleGateway(AsgiApp):
     async def _serve(
         self, request: RequestContext, _: Route, /, receive: Receive, send: Send
     ) -> None:
-        """Wait until the engines are ready, and let their gateway answer."""
+        """Wait until the engines are ready, then pass the request to their gateway."""
         await self._bodies.take(request, receive)
         gone = asyncio.ensure_future(disconnected(receive))
         try:
@@ -191,7 +194,9 @@ class IdleGateway(AsgiApp):
             self._bodies.forget(request)
 
     async def _ready(self, gone: asyncio.Future[Any]) -> Gateway:
-        """Return the gateway once the engines are ready; ``gone`` is done if the client has left.
+        """Wait until the engines are ready, and return their gateway.
+
+        ``gone`` is done when the client has left.
 
         Raises:
             Refusal: too many requests wait, the time is over, the engines cannot start, or the
@@ -233,11 +238,11 @@ class IdleGateway(AsgiApp):
         return [] if self.state == "ready" else [self.status]
 
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
-        """Return the page of the engines' gateway, or if there is none a page of this address.
+        """Return the engines' gateway's health page; without a gateway, the page of this address.
 
-        The page of this address says ``starting`` until the engines were ready once. Later it says
+        This address's page says ``starting`` until the engines were ready once. Later it says
         ``unavailable`` after a failed start, else ``healthy``, since a request would start the
-        engines. Everybody may read the page, so it does not tell why a start failed.
+        engines. It does not say why a start failed, since everybody may read it.
         """
         if self.gateway is not None:
             page, retry = self.gateway._health(request)
@@ -252,7 +257,7 @@ class IdleGateway(AsgiApp):
         return {**page, **facts, "draining": self.connections.draining}, retry
 
     async def metrics_text(self) -> str:
-        """Return the metrics of the engines' gateway and of the address, with a label ``model``."""
+        """Return the metrics of this address and of the engines' gateway, labelled by model."""
         samples = (
             ("ready", "Whether the engines are ready.", self.state == "ready"),
             ("waiting", "Requests that wait for a start.", self.waiting),
@@ -269,7 +274,7 @@ class IdleGateway(AsgiApp):
 
 
 class AttachedGateway:
-    """The engines' gateway at the address, from the engines' start to their end."""
+    """The engines' gateway behind an `IdleGateway`, from the engines' start to their end."""
 
     def __init__(
         self, address: GatewayThread[IdleGateway], app: IdleGateway, gateway: Gateway
@@ -295,14 +300,14 @@ class AttachedGateway:
 
     @property
     def cut(self) -> int:
-        """The number of requests that the address's end has cut off."""
+        """The number of requests that were cut off when the address ended."""
         return self._address.cut
 
     def cut_off(self) -> None:
         self._address.cut_off()
 
     def stop(self, *, drain: bool = True) -> None:
-        """Send the gateway no more requests and close it; ``drain`` waits for running requests."""
+        """Send the gateway no more requests, and close it; ``drain``: wait for running requests."""
 
         def detach(app: IdleGateway) -> None:
             if app.gateway is self._gateway:
@@ -316,7 +321,7 @@ class AttachedGateway:
                 time.sleep(_LOOK)
 
     async def _close(self) -> None:
-        """Close the gateway once its requests have ended, or after the time for a drain."""
+        """Close the gateway when its requests have ended, at the latest after the drain's time."""
         deadline = time.monotonic() + self._gateway.config.drain_seconds + _BROKEN_OFF
         while self._app.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK)

@@ -1,4 +1,4 @@
-"""Options of the gateway, each field an option of `gateway` and of `serve`."""
+"""Options of the gateway; each field is an option of the commands `gateway` and `serve`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class GatewayOptions(Validated):
     default_sampling: JsonSampling | None = None
 
     def refuse_unused(self) -> None:
-        """Refuse options that only a gateway uses, such as a key; for use with ``--no-gateway``.
+        """Refuse options that only a gateway uses, such as a key, if there is no gateway.
 
         Raises:
             UsageError: such an option is given.
@@ -92,10 +92,10 @@ class GatewayOptions(Validated):
         return config
 
     def _media_domains(self, keyed: bool) -> tuple[str, ...]:
-        """Return the domains that remote images may come from; ``keyed``: clients need a key.
+        """Return the domains from which remote images may come; ``keyed``: clients need a key.
 
         By default all public hosts are allowed. But if others reach the server without a key, none
-        is allowed: a stranger could make the server fetch files for him.
+        is allowed: a stranger could make the server fetch files.
         """
         given = tuple(domain.lower() for domain in self.allowed_media_domains)
         if "none" in given:

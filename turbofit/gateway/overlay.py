@@ -1,9 +1,10 @@
-"""Makes an overlay: a copy of a model folder, by links, whose default limit is the plan's.
+"""Makes an overlay: a folder of links to a model folder, whose default limit is the plan's.
 
-Only config files that hold the limit are copied and edited.
+Only config files that contain the limit are copied and edited.
 
-LMDeploy's front end reads its limit from the model folder, so requests without a limit of their own
-keep the plan's. The folder keeps its name, by which LMDeploy chooses chat templates.
+LMDeploy's front end reads the default limit from the model folder, so requests without a limit of
+their own keep the plan's limit. The folder keeps its name, by which LMDeploy chooses chat
+templates.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ _NESTED: Final = "image_processor"
 
 
 def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, JsonObject]:
-    """Return the whole new content of each file of a checkpoint that must change, by file name."""
+    """Return the new content of each file of a checkpoint that must change, by file name.
+
+    A file must change if it contains a default limit that is not the plan's.
+    """
     limit = limits.image_limit
     if limit is None or limit == rule.checkpoint_limit:
         return {}
@@ -39,10 +43,10 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, JsonObject
 
 
 def make_overlay(plan: Plan, root: Path) -> Path:
-    """Make the folder below ``root`` that LMDeploy gets instead of the checkpoint.
+    """Make the folder below ``root`` that LMDeploy gets in place of the checkpoint.
 
     Return the new folder, or the checkpoint itself if its own default is the plan's limit. Files
-    that an earlier call made stay, since engines may be reading them.
+    from an earlier call stay unchanged, since engines may be reading them.
 
     Raises:
         UsageError: the checkpoint is not on this machine.
@@ -83,7 +87,7 @@ def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Pa
 
 
 def _processor_edits(folder: Path, edited: FolderEdits) -> dict[str, dict[str, Any]]:
-    """Return the new content of the files, by name, in which Transformers finds the processor."""
+    """Return the new content of the processor's files, by file name."""
     changed: dict[str, dict[str, Any]] = {}
     whole = _read(folder / _PROCESSOR) if (folder / _PROCESSOR).exists() else {}
     nested = whole.get(_NESTED)

@@ -71,7 +71,7 @@ _App = TypeVar("_App", bound="AsgiApp")
 
 
 def check_bind(config: GatewayConfig, *, no_auth: bool = False) -> None:
-    """Refuse an address beyond loopback with neither a key nor ``no_auth``.
+    """Refuse an address beyond the loopback if no key is set and ``no_auth`` is not given.
 
     Raises:
         UsageError: others could reach the engines without a key.
@@ -95,9 +95,9 @@ def make_gateway(
 ) -> Gateway:
     """Make the gateway of a plan, which is an ASGI app.
 
-    ``upstreams`` are the engines' URLs in the order of the plan's groups; ``overlay``: whether the
-    engines run on the folder of `gateway.overlay`. ``deny_list`` is taken over from the previous
-    gateway; None makes a new one.
+    ``upstreams`` are the engines' URLs in the order of the plan's groups. ``overlay``: the engines
+    run on the folder that `gateway.overlay` makes. ``deny_list`` is the deny list of the previous
+    gateway; None makes a new list.
 
     Raises:
         PackageError: aiohttp or Pillow is missing.
@@ -137,7 +137,7 @@ def digest_of(plan: Plan) -> str:
 
 
 class _Serving:
-    """Serves one gateway in the running event loop; ``on_ready`` is called with the URL.
+    """Serves one gateway in the running event loop; ``on_ready`` is called with the gateway's URL.
 
     Raises:
         LaunchError: the address cannot be bound.
@@ -159,7 +159,7 @@ class _Serving:
             raise
 
     def end(self, *, urgent: bool) -> None:
-        """Begin the drain, and if urgent cut off open connections; call it in the event loop."""
+        """Begin the drain; if ``urgent``, cut off open connections. Call it in the event loop."""
         self.ending.set()
         if urgent:
             # Immediately, because engines are killed meanwhile, and the loop may see that first.
@@ -196,7 +196,7 @@ class _Serving:
             await self._gateway.shutdown()
 
     async def _force_end(self, serving: asyncio.Future[None]) -> None:
-        """End the server: send each open connection a last message, then abort those still open."""
+        """End the server: send a last message to each open connection, then abort them all."""
         self._cut()
         await asyncio.wait({serving}, timeout=_AT_ONCE)
         for connection in self._connections:
@@ -206,7 +206,10 @@ class _Serving:
         await asyncio.wait({serving}, timeout=_AT_ONCE)
 
     def _cut(self) -> None:
-        """Close the listener, and tell open connections that the server ends; do so only once."""
+        """Close the listener, and tell open connections that the server ends.
+
+        A second call does nothing.
+        """
         if self._gateway.connections.ending:
             return
         self._gateway.connections.ending = self._server.should_exit = True
@@ -221,10 +224,10 @@ class _Serving:
 
 
 def run_gateway(gateway: AsgiApp, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
-    """Serve until a signal ends it, then drain; a second signal cuts off open connections.
+    """Serve until a signal comes, then drain; a second signal cuts off open connections.
 
-    `stop_signals` says which signals do so. Call this function in the main thread. Arguments and
-    errors are the same as for `_Serving`.
+    `stop_signals` lists the signals. Call this function in the main thread. Arguments and errors
+    are the same as for `_Serving`.
     """
     from turbofit.core.process.processes import stop_signals, unblock
 
@@ -240,7 +243,7 @@ def run_gateway(gateway: AsgiApp, *, on_ready: Callable[[str], None] = lambda _:
 
 
 class GatewayThread(Generic[_App]):
-    """Serves a gateway in a thread of its own; as a context manager, it starts and stops it."""
+    """Serves a gateway in a thread of its own; a ``with`` block starts and stops the thread."""
 
     def __init__(self, gateway: _App) -> None:
         self._gateway = gateway
@@ -252,7 +255,7 @@ class GatewayThread(Generic[_App]):
         self.url = ""
 
     def start(self) -> None:
-        """Start the thread; return once the server listens, or raise the error that prevents it.
+        """Start the thread; return when the server listens, or raise the error that prevents this.
 
         Raises:
             LaunchError: the address cannot be bound, or the server did not start.
@@ -268,20 +271,21 @@ class GatewayThread(Generic[_App]):
 
     @property
     def cut(self) -> int:
-        """The number of requests that the gateway's end has cut off."""
+        """The number of requests that were cut off when the gateway ended."""
         return self._gateway.connections.cut
 
     def stop(self, *, drain: bool = True) -> None:
         """End the server: take no new requests, and wait for running requests.
 
-        Requests that run longer than the drain's time, or without ``drain`` all, are cut off.
+        Requests that run longer than the drain's time are cut off; without ``drain``, all running
+        requests are cut off at once.
         """
         if self._thread.ident is not None:
             self._end(urgent=not drain)
             self._thread.join((self._gateway.config.drain_seconds if drain else 0) + _BEYOND)
 
     def cut_off(self) -> None:
-        """Cut off open connections; safe in a signal handler, since it takes no lock."""
+        """Cut off open connections; safe in a signal handler, since no lock is taken."""
         self._end(urgent=True)
 
     def _end(self, *, urgent: bool) -> None:
@@ -290,7 +294,7 @@ class GatewayThread(Generic[_App]):
                 self._loop.call_soon_threadsafe(partial(self._serving.end, urgent=urgent))
 
     def call(self, ask: Callable[[_App], _Answer], seconds: float = 10.0) -> _Answer:
-        """Run ``ask(gateway)`` in the gateway's loop; returns its result or raises its error.
+        """Run ``ask(gateway)`` in the gateway's event loop; return its result or raise its error.
 
         Raises:
             LaunchError: the gateway does not serve, or is busy for ``seconds``.
@@ -447,12 +451,13 @@ def _uvicorn(gateway: AsgiApp, on_ready: Callable[[], None]) -> uvicorn.Server:
 
 
 def keep_large_blocks() -> bool:
-    """Let glibc take large blocks from the heap and keep them; return whether it does so.
+    """Let glibc take large blocks from the heap and keep them; return whether this is possible.
 
-    glibc otherwise returns each block to the kernel and faults its pages in again for the next one:
-    this was 2 ms of the 3.6 ms in which a 2 MB image was read, held and written (bench/gateway).
-    Threads that start afterwards share one heap: otherwise each thread would keep as much as the
-    largest body that it ever held, and 16 MiB more for each other thread with one (bench/soak).
+    Otherwise glibc returns each block to the kernel and faults its pages in again for the next
+    block: this was 2 ms of the 3.6 ms in which a 2 MB image was read, held and written
+    (bench/gateway). Threads that start afterwards share one heap: otherwise each thread would keep
+    as much as the largest body that it ever had, and 16 MiB more for each other thread with such a
+    body (bench/soak).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -467,7 +472,10 @@ def keep_large_blocks() -> bool:
 
 
 def run_loop(main: Any) -> None:
-    """Run a coroutine on the fastest loop that is installed, with `SWITCH_SECONDS`."""
+    """Run a coroutine on uvloop if it is installed, else on asyncio.
+
+    Python's threads switch after `SWITCH_SECONDS`.
+    """
     from importlib import import_module
     from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""The HTTP client of engines: it sends requests, returns answers, and says what failed."""
+"""The HTTP client of engines: sends requests, returns answers, and tells what failed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _UNHEARD_MS: Final = 5000
 class Unreachable(Exception):  # noqa: N818
     """The engine did not receive the request.
 
-    ``ended``: nothing listens at the engine's address, or no engine runs.
+    ``ended``: nothing listens at the address, or a gateway there has no running engine.
     """
 
     def __init__(self, message: str, *, ended: bool = False) -> None:
@@ -54,7 +54,8 @@ class Upstream:
     """A client of all engines, which sends each engine its own API key.
 
     ``serial``: the engines answer one request after another. A probe for a token would then wait
-    for all running requests; instead, their health page tells whether tokens still come.
+    for all running requests; so an engine's health page is read instead, which tells whether tokens
+    still come.
     """
 
     def __init__(self, *, serial: bool = False) -> None:
@@ -69,7 +70,11 @@ class Upstream:
         body: bytes | None,
         headers: dict[str, str],
     ) -> aiohttp.ClientResponse:
-        """Send a request; return with the answer's head, or raise `Unreachable` or `Died`."""
+        """Send a request; return the response as soon as its headers have come.
+
+        Raises `Unreachable` if the engine did not receive the request, `Died` if the engine broke
+        it off.
+        """
         if engine.key:
             headers = {**headers, "Authorization": f"Bearer {engine.key}"}
         try:
@@ -95,9 +100,9 @@ class Upstream:
         return response
 
     async def probe(self, engine: RoutedEngine) -> bool:
-        """Ask an engine for one token, and return whether it answered with success.
+        """Ask an engine for one token; return whether the engine answered with success.
 
-        A serial engine is asked for its health page instead.
+        With ``serial``, ask for the engine's health page instead.
         """
         if self._serial:
             return bool(await self.page(engine, "/health", HEALTH_SECONDS))
@@ -162,7 +167,7 @@ class Upstream:
 
 
 class _Answer(aiohttp.ClientResponse):
-    """An answer of an engine; if it reports a server error, its connection is not used again.
+    """An engine's response; after a server error its connection is not used again.
 
     LMDeploy's server may close such a connection silently. The next request on the connection would
     then fail as if the engine had died.
@@ -182,7 +187,7 @@ def refuse_no_url(urls: Sequence[str], whose: str, example: str) -> None:
     """Refuse a text that is no URL; the message says that it is no address of ``whose``.
 
     Raises:
-        UsageError: a text is no URL; the hint has the ``example``.
+        UsageError: a text is no URL; the hint shows the ``example``.
     """
     for url in urls:
         if not url.startswith(("http://", "https://")):
@@ -192,10 +197,10 @@ def refuse_no_url(urls: Sequence[str], whose: str, example: str) -> None:
 def engine_socket(address: Sequence[Any]) -> socket.socket:
     """Make a socket for aiohttp to connect to an engine at an address of `socket.getaddrinfo`.
 
-    A machine that loses power closes no connection, so the socket tests it by TCP keep-alive. The
-    engine's kernel answers these tests however busy the engine is. If the engine is on another
-    host, it is given up, too, when it reads nothing of a body for 5 s and its kernel's buffer is
-    full.
+    A machine that loses power closes no connection, so the socket tests the connection by TCP
+    keep-alive, which the engine's kernel answers however busy the engine is. On another host, an
+    engine is also given up if its kernel's buffer is full and the engine reads nothing of a body
+    for 5 s.
     """
     family, kind, proto, _, where = address
     connecting = socket.socket(family, kind, proto)

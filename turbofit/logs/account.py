@@ -167,8 +167,8 @@ def _weights(ledger: GpuLedger) -> int:
 def _of_cache(case: LogCase, cache: Cache, ledger: GpuLedger) -> Finding:
     """Return what the logged size of the cache tells about a lack of memory.
 
-    These are the cache's share of the free memory, the bytes left for all else, and the bytes that
-    others held.
+    The finding has the cache's share of the free memory, the bytes left for all else, and the bytes
+    that other programs held.
     """
     weights = _weights(ledger)
     others = ledger.usable - cache.free - weights
@@ -276,11 +276,11 @@ def cures(
 ) -> tuple[tuple[Remedy, Plan], ...]:
     """Return single changes with which the log's run would fit by the account, each with its plan.
 
-    They are, the cheapest first: the largest lower ratio in hundredths, the largest common image
-    limit below the checkpoint's own, and the smallest larger ``tp`` on the log's cards. Each saves
-    at least ``lacked`` bytes of a GPU. If the log does not say how many bytes were missing (None),
-    there are no cures where the account says that the log's own run fits. ``others``: bytes of each
-    card that others hold.
+    The changes are, the cheapest first: the largest lower ratio in hundredths, the largest common
+    image limit below the checkpoint's own, and the smallest larger ``tp`` on the log's cards. Each
+    saves at least ``lacked`` bytes of a GPU. If ``lacked`` is None, as the log does not say how
+    many bytes were missing, there are no changes if the run already fits by the account.
+    ``others``: bytes of each card that other programs hold.
     """
     machine, model, cache = case.machine, case.model, logged_cache(case)
     if not case.has_account:
@@ -317,10 +317,10 @@ def cures(
 
 
 def _ratio(case: LogCase, lives: Callable[..., Plan | None]) -> list[list[_Change]]:
-    """Return the change to the largest ratio of the cache below the log's with which the run fits.
+    """Return the change to the largest cache ratio below the log's with which the run fits.
 
     ``lives`` returns the plan of a changed run, or None if that run does not fit. The result has
-    one list of one change, or of none.
+    one inner list: it has this change, or is empty if no ratio is enough.
     """
     lower = range(round(case.ratio * 100) - 1 if case.ratio < 1 else 0, 0, -1)
     at = bisect_left(lower, 1, key=lambda n: lives(cache_max_entry_count=n / 100) is not None)

@@ -99,9 +99,9 @@ class Diagnosis(Struct):
 
     ``kind`` names the cause, in words that scripts can rely on, if the log or the account proves
     it. Otherwise ``kind`` is ``unknown``: ``what`` quotes the error, ``send`` says what would tell
-    more, and ``others`` has the causes that others had with the same message. ``first`` is the one
-    step to take first; it is empty if there is none, as for a healthy log. ``changes`` are all
-    steps, the first of them first.
+    more, and ``others`` has the causes that other people found for the same message. ``changes``
+    are all steps in order. ``first`` is the step to take first; it is empty if there is none, as
+    for a healthy log.
     """
 
     schema: str = DIAGNOSIS_SCHEMA

@@ -137,8 +137,8 @@ class LogCase:
     def tp(self) -> int:
         """The degree of tensor parallelism of the run.
 
-        It is an option's, else what the size of a KV block or the number of cache lines shows,
-        else 1.
+        If no option gives it, the size of a KV block or the number of lines about the cache shows
+        it; otherwise it is 1.
         """
         if self.told_tp:
             return self.told_tp
@@ -184,7 +184,7 @@ class LogCase:
             return None
 
     def named(self, machine: Machine) -> str:
-        """A machine as a SPEC that a user can type."""
+        """Return a machine as a SPEC that a user can type."""
         return spec_of(machine) + self._peers(len(machine.gpus))
 
     def _model(self, name: str | None) -> Model | None:
@@ -199,7 +199,7 @@ class LogCase:
         return None if isinstance(read, str) else replace(read, warnings=())
 
     def _take_machine_of_log(self) -> None:
-        """Set ``machine`` to the cards that the log names, or ``no_machine`` to why it is unset."""
+        """Set ``machine`` to the cards that the log names, or ``no_machine`` to the obstacle."""
         if not (cards := self._cards()):
             return
         slices = [event for _, event in self.facts.every(MigSlice)]
@@ -236,10 +236,11 @@ class LogCase:
         return [replace(gpu, name=spec_name(gpu.name, total)) for gpu in found]
 
     def _named(self, total: int, least: int) -> list[SmiGpu]:
-        """Return cards of the only kind that the log names, else of the kind nearest to ``total``.
+        """Return cards of the only kind that the log names, or of a kind with nearly ``total``.
 
-        ``total``: bytes of a card, or 0. ``least``: the number of cards, if the log has none.
-        Returns no cards if the log names several kinds.
+        ``total`` is the bytes of a card, or 0 if unknown. ``least`` is the number of cards if the
+        log gives no number. Returns no cards if the log names several kinds, or no kind and no
+        bytes.
         """
         named = list(self.subject.cards.values())
         if len(named) > 1:

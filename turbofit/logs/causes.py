@@ -90,7 +90,7 @@ def table() -> _Table:
 
 
 def release_of(name: str, *, dropped: bool) -> str | None:
-    """Return the Transformers release that added a name, or ``dropped`` it; None if unknown."""
+    """Return the Transformers release that added a name, or removed it (``dropped``), or None."""
     names = table().dropped if dropped else table().brought
     return next((release for release, listed in names.items() if name in listed), None)
 
@@ -116,7 +116,7 @@ def _words() -> list[tuple[str, Row]]:
 
 
 def _rows_in(form: str) -> tuple[Row, ...]:
-    """Return the rows with a word that stands in this form of a line, in the table's order."""
+    """Return the rows with a word that stands in a line of this form, in the table's order."""
     return tuple(dict.fromkeys([row for word, row in _words() if word in form]))
 
 
@@ -136,7 +136,7 @@ def pattern_of(text: str) -> re.Pattern[str]:
 def hits_of(text: str, form: Form | None = None) -> tuple[Hit, ...]:
     """Return a hit for each row of `presets/causes.yaml` that matches a line, in the table's order.
 
-    A line that prints a program's settings, and reports no end, has no hits.
+    A line that prints a program's settings has no hits, unless it also reports an end.
     """
     rows, hits = form.ask(_rows_in) if form else _rows_in(zeros(text)), []
     if not rows or (_SETTINGS.search(text) and not END.search(text)):

@@ -152,7 +152,7 @@ class Course:
         self.calls = [name for name in frames if not name.startswith("TM_")]
 
     def last(self, kind: type[_T]) -> _T | None:
-        """The last event of a kind; None if there is none."""
+        """Return the last event of a kind; None if there is none."""
         return next((event for event in reversed(self.run) if isinstance(event, kind)), None)
 
     def phase(self, plan: Plan | None, account: End | None) -> Phase:
@@ -181,7 +181,7 @@ class Course:
         return self._by_state(plan)
 
     def _by_state(self, plan: Plan | None) -> Phase:
-        """The phase by the aborting thread's calls and the state that was reached."""
+        """Return the phase that the aborting thread's calls and the reached state show."""
         stage, calls, seen = self.stage, self.calls, any(map(_is_vision, self.calls))
         torch = isinstance(self.fault, TorchMemory) and stage in ("weights", "cache")
         if plan is None and (stage == "starting" or torch):
@@ -266,7 +266,7 @@ def _told(event: Struct | None, pinned_call: str) -> EndKind:
 def _kind(told: EndKind, seen: Exit | None) -> EndKind:
     """Return the kind of death by the log (``told``) and the exit; ``unknown`` if they disagree.
 
-    An engine that lacks memory aborts or exits with an error.
+    A lack of memory agrees with an abort, an exit with an error, or a process that still lives.
     """
     number = signal_of(seen.code) if seen else None
     if seen is None:
@@ -374,10 +374,10 @@ def _ran_out(course: Course, plan: Plan | None, account: End | None) -> End:
 
 
 def _of_piece(end: End, fault: Fault | None, *, known: bool, staged: bool) -> str:
-    """Return the end of the message: the bytes of the refused allocation, or the fault's message.
+    """Return the last part of an end's message: the refused allocation, or the fault's message.
 
-    ``known``: the bytes may be shown. ``staged``: torch ran out of memory while it held weights
-    that were on their way to TurboMind.
+    ``known``: the bytes of the allocation are certain enough to show. ``staged``: torch ran out of
+    memory while it held weights that were on their way to TurboMind.
     """
     if known and end.asked and end.left is not None and end.gpu is not None:
         doing = ", and the pretend GPU refused (simulated)" if end.simulated else ""
@@ -390,7 +390,7 @@ def _of_piece(end: End, fault: Fault | None, *, known: bool, staged: bool) -> st
 
 
 def _stages(plan: Plan | None, fault: Struct | None) -> bool:
-    """Whether torch ran out of memory in TurboMind's process, which uses torch to load weights."""
+    """Return whether torch ran out of memory while it loaded weights for TurboMind."""
     turbomind = plan is not None and plan.engine.of_lmdeploy and not plan.engine.is_pytorch
     return turbomind and isinstance(fault, TorchMemory)
 
@@ -410,7 +410,7 @@ def _hint(course: Course, plan: Plan | None) -> str:
 def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> End:
     """Return the end of an engine that lacked host memory, or that SIGKILL ended.
 
-    The kernel, short of memory, is taken for the sender of SIGKILL, unless it counts no such kill.
+    SIGKILL counts as a lack of host memory, except if the kernel's count of its own kills is 0.
     """
     fault, kill = course.fault, course.last(events.HostKill)
     hint = "more RAM or a higher limit of the container; fewer replicas"
@@ -440,8 +440,8 @@ def _of_host(course: Course, plan: Plan | None, seen: Exit | None, at: str) -> E
 def _hang(course: Course, engine: Engine | None, settings: Settings) -> End:
     """Return the end of a warm-up that waits for ever: its request does not fit into the cache.
 
-    ``missing`` are the bytes of the blocks that the cache lacks; None if the log does not say the
-    size of the cache and of its blocks.
+    The end's ``missing`` are the bytes of the blocks that the cache lacks; None if the log does not
+    say the size of the cache and of its blocks.
     """
     budget, slab = course.last(events.CacheBudget), course.last(events.Slab)
     length = course.last(events.WarmupLength)

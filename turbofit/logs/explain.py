@@ -1,4 +1,4 @@
-"""Turns a log into its one answer: what happened, why, the first step, a run that would work."""
+"""Turns a log into one answer: what happened, why, the first step, and a run that would work."""
 
 from __future__ import annotations
 
@@ -91,9 +91,10 @@ def diagnose(
 
 
 def _order(draft: Draft) -> tuple[int, int]:
-    """Return the sort key of a draft: its rank, then its line; of refusals, the last comes first.
+    """Return the sort key of a draft: its rank, then its line.
 
-    A refusal is an exception that no row knows; Python prints the decisive exception last.
+    Among refusals (exceptions that no row knows) the last line comes first, as Python prints the
+    decisive exception last.
     """
     rank = _RANKS[draft.rank]
     return rank, -draft.line if rank == 1 else draft.line
@@ -186,7 +187,7 @@ def _idle(case: LogCase, step: str, *, vain: bool) -> bool:
 def _worked(
     case: LogCase, draft: Draft, ways: Sequence[tuple[Remedy, Plan]]
 ) -> tuple[Advice | None, tuple[str, ...]]:
-    """Return a run that would have worked; else None, and the facts that are missing to find it."""
+    """Return a run that would have worked, or None with the facts that are missing to find it."""
     model, machine, lacks = case.model, case.machine, []
     if not draft.planned:
         return None, ()
@@ -206,8 +207,9 @@ def _worked(
 def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Advice:
     """Return the best plan for the log's model and cards.
 
-    The plan keeps the log's ``tp`` and leaves others their memory on the cards if such a plan fits.
-    Its release of LMDeploy is the log's if that is an old release, else the reference release.
+    If such a plan fits, it keeps the log's ``tp`` and leaves other programs their memory on the
+    cards. The plan is for the log's release of LMDeploy if that is old, else for the reference
+    release.
     """
     degree = case.told_tp or (case.tp if case.tp > 1 else None)
     version, given = (case.version, degree) if case.subject.of_lmdeploy else (None, None)
@@ -268,7 +270,7 @@ def _of_plan(
 
 
 def _notes(case: LogCase, plan: Plan, command: str) -> Iterator[str]:
-    """Yields what to know before the settings are used."""
+    """Yield what to know before the settings are used."""
     if plan.engine.of_lmdeploy and case.subject.of_lmdeploy:
         assumed = f", {case.assumption}" if case.assumption else ""
         yield f"for LMDeploy {plan.engine.version}{assumed}"

@@ -209,7 +209,7 @@ class LogFacts:
             self.subject.read_facts(text)
 
     def begins_next_run(self, text: str, form: Form) -> bool:
-        """Return whether a line starts the engine again, after the cache or a fault of this run."""
+        """Return whether a line starts the engine again, after this run made its cache or died."""
         past = (events.CacheBudget, events.Slab, events.KvBlocks, events.WarmingUp,
                 events.WarmupFinished, events.ServerUp, events.CudaError, events.LegacyCuda,
                 events.CheckFailed)  # fmt: skip
@@ -333,7 +333,7 @@ class LogFacts:
             self._progress.append(mark.line)
 
     def _keep(self, mark: LogEvent) -> None:
-        """Keep an event, which ends the traceback or the message of several lines before it."""
+        """Store an event; it ends a traceback or a message of several lines that came before."""
         if not mark.text.startswith(" "):
             self._stack = ()
         self._message = [mark.text] if isinstance(mark.event, TorchMemory) else []

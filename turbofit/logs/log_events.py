@@ -186,7 +186,7 @@ class PythonFrame(Struct):
 class PythonError(Struct):
     """The last line of a Python traceback.
 
-    ``out_of_memory``: CUDA itself, not torch's allocator, lacked memory, on the device or pinned.
+    ``out_of_memory``: CUDA itself, not torch's allocator, ran out of device or page-locked memory.
     """
 
     name: str

@@ -1,10 +1,11 @@
 """The only reader of logs: a table of (words, pattern, event), applied once to each line.
 
-`serve` follows its engine with it, and `diagnose` reads the logs that people paste. It knows the
-lines of LMDeploy from 0.2 on (since 0.15, ``[TM][LEVEL][MMDD.HH:MM:SS.uuuuuu][file.cc:line]``
-stands before TurboMind's messages), torch, Transformers, Accelerate, the kernel, nvidia-smi,
-LMDeploy's check_env and torch's collect_env. An unknown line gives None, and so does a line with
-a damaged figure. Each pattern takes time linear in its line.
+`serve` follows its engine with this reader, and `diagnose` reads the logs that people paste. The
+reader knows the lines of LMDeploy from 0.2 on (since 0.15,
+``[TM][LEVEL][MMDD.HH:MM:SS.uuuuuu][file.cc:line]`` stands before TurboMind's messages), torch,
+Transformers, Accelerate, the kernel, nvidia-smi, LMDeploy's check_env and torch's collect_env. An
+unknown line gives None, and so does a line with a damaged figure. Each pattern takes time linear in
+its line.
 """
 
 from __future__ import annotations
@@ -292,7 +293,7 @@ class Form:
 
 
 def zeros(text: str) -> str:
-    """The text with each digit replaced by 0."""
+    """Return the text with each digit replaced by 0."""
     return text.encode(errors="surrogatepass").translate(_ZEROS).decode(errors="surrogatepass")
 
 

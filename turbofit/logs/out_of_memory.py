@@ -1,4 +1,4 @@
-"""Answers a line that reports a lack of GPU memory: by `death`, the account, torch's figures."""
+"""Answers a line that reports a lack of GPU memory, by `death`, the account and torch's figures."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ _SEND: Final = (
 
 
 def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
-    """The answer to a line that tells of a lack of GPU memory."""
+    """Return the answer to a line that reports a lack of GPU memory."""
     course, known = Course(case.facts.until(mark)), (case.engine, case.settings)
     memory = mark.event if isinstance(mark.event, TorchMemory) else None
     end, finding = death(course, known=known), Finding()
@@ -134,7 +134,7 @@ def _phase(end: End) -> Phase:
 
 
 def _with_cache(case: LogCase, draft: Draft, weights: int) -> Draft:
-    """Add to an answer the lines about the cache, and what took the card's memory beside it."""
+    """Add to an answer the lines about the cache, and how much each holder took of a card."""
     if (cache := logged_cache(case)) is None:
         return draft
     lines = tuple(evidence_at(place, "what the cache took") for place in cache.lines)
@@ -219,7 +219,10 @@ def _exceeds_a_card(model: Model, memory: TorchMemory, draft: Draft) -> bool:
 
 
 def _freed(memory: TorchMemory, others: int) -> str:
-    """Return the step that frees memory which others hold; empty if torch's figures show none."""
+    """Return the step that frees the memory of other processes; empty if torch shows none.
+
+    ``others`` are the bytes that other processes held by torch's figures.
+    """
     if others <= _SMALL:
         return _FREE if memory.unexplained > GIB else ""
     pids = ", ".join(str(pid) for pid, _ in memory.others)
@@ -254,7 +257,7 @@ def _of_use(
 
 
 def _copies(case: LogCase, mark: LogEvent, *, split: bool) -> Iterator[_Sign]:
-    """Yield the signs that a program holds a model more than once, by its loads and calls."""
+    """Yield the signs that a program holds a model more than once, as its loads and calls show."""
     placed, ranks = case.subject.auto_map, case.subject.ranks
     once = _SPLIT if split else _ONCE
     moves = [frame.code for frame in mark.stack if _MOVES.search(frame.code)]
@@ -312,7 +315,7 @@ def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -
 
 
 def _missing(memory: TorchMemory | None) -> Missing:
-    """Return the missing bytes: requested minus free ones, or unknown if torch does not name them.
+    """Return the missing bytes: the requested less the free bytes, or unknown.
 
     torch rounds each of these figures to hundredths of its unit.
     """

@@ -1,6 +1,7 @@
-"""Makes the possible answers to one run: by rows of `presets/causes.yaml`, kills, hangs, no fault.
+"""Makes the possible answers to one run of a log.
 
-The sentences of a row are filled with figures. `out_of_memory` answers a lack of GPU memory.
+An answer comes from a row of `presets/causes.yaml`, from a kill or a hang, or from a log without a
+fault. The sentences of a row are filled with figures. `out_of_memory` answers a lack of GPU memory.
 """
 
 from __future__ import annotations
@@ -111,7 +112,10 @@ def _of_releases(case: LogCase, mark: LogEvent, told: Mapping[str, Any]) -> dict
 
 
 def sentence(text: Sentence, known: Mapping[str, Any]) -> str:
-    """Fill a sentence with known values; use its second form if the first needs an unknown one."""
+    """Fill a sentence with known values.
+
+    The sentence's second form is used if the first form needs a value that is unknown.
+    """
     first, second = (text, text) if isinstance(text, str) else text
     form = second if any(known.get(name) is None for name in names_of(first)) else first
     values = {name: known.get(name) for name in names_of(form)}
@@ -302,7 +306,7 @@ def _stands_still(case: LogCase) -> Iterator[Draft]:
 
 
 def _quiet(case: LogCase) -> Iterator[Draft]:
-    """Yield answers without a fault: a healthy start, an unclear error, missing peer access."""
+    """Yield the answers that need no fault: a healthy start, an unclear error, no peer access."""
     ready, facts = _ready(case), case.facts
     if ready:
         yield Draft(

@@ -104,7 +104,7 @@ class Subject:
         self.lines = 0
 
     def notice(self, form: Form) -> None:
-        """Note the program and the engine that a line shows; it may be a frame of a traceback."""
+        """Note the program and the engine that a line shows, even a line of a traceback."""
         self.of_lmdeploy = self.of_lmdeploy or form.ask(_LMDEPLOY) is not None
         self.quantises = self.quantises or form.ask(_QUANTISES) is not None
         self.on_pytorch = self.on_pytorch or form.ask(_PYTORCH) is not None
@@ -123,7 +123,7 @@ class Subject:
 
     @property
     def visible(self) -> int | None:
-        """How many cards CUDA_VISIBLE_DEVICES names; None if the log does not set it."""
+        """The number of cards that CUDA_VISIBLE_DEVICES names; None if the log does not set it."""
         told = self.variables.get("CUDA_VISIBLE_DEVICES", "")
         return len(told.split(",")) if told.strip(",") else None
 
@@ -187,7 +187,7 @@ def may_be_fact(form: str) -> bool:
 
 
 def _value(name: str, text: str) -> object:
-    """An option's value; None for a text that is no possible value."""
+    """Return an option's value from its text; None if the text is no possible value."""
     text, share = text.rstrip("."), name == "cache_max_entry_count"
     if name in _WORDS or not re.fullmatch(r"\d*\.?\d+" if share else r"\d{1,9}", text):
         return text if text in _WORDS.get(name, ()) else None

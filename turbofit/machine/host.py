@@ -47,7 +47,7 @@ def usable_cores(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int 
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """Return the fields of a file such as meminfo, sizes in bytes."""
+    """Return the fields of a file such as meminfo; sizes are in bytes."""
     fields: dict[str, int] = {}
     for line in _text(path).splitlines():
         name, *rest = line.replace(":", " ").split() or [""]
@@ -101,9 +101,9 @@ def _groups(proc: Path, root: Path, controller: str) -> Iterator[tuple[Path, boo
 
 
 def _upwards(base: Path, path: str) -> list[Path]:
-    """Return the paths of a group's folder and of its parents' folders; not all of them may exist.
+    """Return the paths of a cgroup's folder and of all folders above it, up to ``base``.
 
-    A container may not have all of them mounted.
+    In a container, some of these folders may not exist.
     """
     parts = [part for part in path.split("/") if part and part != ".."]
     return [base.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]

@@ -72,7 +72,8 @@ def with_measured(machine: Machine, measured: Measured) -> Machine:
 def _proved(link: Link, pairs: Sequence[PairSpeed]) -> Link:
     """Return the link with the peer access that the measured copies proved.
 
-    One wrong copy proves that there is none. Right copies in only one direction change nothing.
+    One wrong copy proves that the GPUs have no peer access. Right copies in only one direction
+    change nothing.
     """
     both = [pair for pair in pairs if {pair.source, pair.target} == {link.a, link.b}]
     right = all(pair.right for pair in both)
@@ -93,7 +94,7 @@ def keep(machine: Machine, measured: Measured) -> Path:
 
 
 def recall(machine: Machine) -> Machine:
-    """Return the machine with stored results for exactly these GPUs, or unchanged without any."""
+    """Return the machine with the stored results for exactly these GPUs, if any are stored."""
     measured = _file(machine).read()
     return machine if measured is None else with_measured(machine, measured)
 

@@ -19,7 +19,8 @@ from turbofit.core.units import MIB
 class SmiGpu(Struct):
     """A GPU from nvidia-smi's table, from ``nvidia-smi -L``, or from another program's list.
 
-    Sizes are in bytes, as nvidia-smi counts memory; ``count`` GPUs of a list share one line.
+    Sizes are in bytes, as nvidia-smi counts memory. ``count`` is the number of equal GPUs that one
+    line of a list names.
     """
 
     index: int
@@ -74,9 +75,10 @@ class SmiTable:
         self._named: tuple[int, str] | None = None
 
     def line(self, text: str) -> SmiGpu | SmiProcess | MigSlice | None:
-        """Return the content of a line; None if it has none, or is the first of a GPU's two lines.
+        """Return what a line of the table says; None if it completes nothing.
 
-        If the GPU before lacks its second line, a first line returns that GPU, without its memory.
+        The first line of a GPU is stored, and the GPU is returned for its second line. If the
+        second line is missing, the next GPU's first line returns this GPU, without its memory.
         """
         text = text.lstrip()
         if not text.startswith("|"):
@@ -118,9 +120,10 @@ def listed(line: str) -> SmiGpu | MigSlice | None:
 
 
 def groups(gpus: list[SmiGpu], slices: list[MigSlice]) -> list[str]:
-    """Return GPUs as groups of a SPEC; of a GPU with MIG slices, only the slice for an engine.
+    """Return the GPUs as groups of a SPEC.
 
-    In a table this is the last slice, by its size; in a list the first slice, by its profile.
+    If there are ``slices``, return only the MIG slice that an engine can use: the last slice of a
+    table, with its size, or the first slice of a list, with its profile.
     """
     if not (gpus and slices):
         return [gpu.spec() for gpu in gpus]

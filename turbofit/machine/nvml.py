@@ -81,12 +81,15 @@ class Nvml:
         return self._ask(function, *args)[0]
 
     def supported(self, function: str, *args: Any) -> tuple[Any, bool]:
-        """Call a function; returns its answer, and whether NVML says that it is not supported."""
+        """Call a function of NVML; returns its answer, and whether NVML does not support it."""
         value, code = self._ask(function, *args)
         return value, code in (_NOT_SUPPORTED, _INVALID_ARGUMENT)
 
     def memory(self, handle: Any) -> Any:
-        """Return a device's memory, with the driver's reserved part; answers as `query` does."""
+        """Return NVML's sizes of a device's memory, with the part that the driver reserves.
+
+        Returns ``NA``, or raises an error, as `query` does.
+        """
         return self.query("nvmlDeviceGetMemoryInfo", handle, self._library.nvmlMemory_v2)
 
     def reason(self, function: str, *args: Any) -> str:

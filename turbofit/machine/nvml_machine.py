@@ -168,9 +168,10 @@ def _visible(
 def _may_be_numbered_otherwise(
     value: str, devices: Sequence[Device], environ: Mapping[str, str]
 ) -> bool:
-    """Return whether CUDA may number these cards in another order (by speed) than this value means.
+    """Return whether CUDA may number these cards by speed and not in PCI order.
 
-    ``value`` is that of ``CUDA_VISIBLE_DEVICES``; UUIDs in it name cards without a number.
+    ``value`` is the value of ``CUDA_VISIBLE_DEVICES``; the order does not matter if ``value`` has
+    UUIDs in place of numbers.
     """
     by_index = not value.strip().startswith(("GPU-", "MIG-"))
     names = {gpu.name for device in devices for gpu in device.gpus if not gpu.mig}
@@ -220,7 +221,7 @@ def _link(nvml: Nvml, first: Device, second: Device, lanes: Mapping[int, Lanes |
 
 
 def _p2p(nvml: Nvml, first: Any, second: Any, capability: int) -> bool | NaType:
-    """Return whether peer access works both ways; False if one way fails, NA if unknown."""
+    """Return whether peer access works both ways; ``NA`` if that is unknown."""
     ways = ((first, second), (second, first))
     statuses = {nvml.query("nvmlDeviceGetP2PStatus", *way, capability) for way in ways}
     if statuses - {_P2P_OK, _P2P_UNKNOWN, NA}:
@@ -231,7 +232,10 @@ def _p2p(nvml: Nvml, first: Any, second: Any, capability: int) -> bool | NaType:
 def _shared_lanes(
     first: Lanes | None, second: Lanes | None, bus: Address | None, over_nvlink: bool | NaType
 ) -> int | NaType:
-    """Return the number of lanes between two GPUs: direct ones, else those through switches."""
+    """Return the number of NVLink lanes between two GPUs; `NA` if it is unknown.
+
+    If the GPUs have no direct lanes, the lanes through switches count.
+    """
     if first is None or second is None:
         return NA
     direct = first[bus] if bus else 0
@@ -267,8 +271,8 @@ def _lanes(nvml: Nvml, device: Device, buses: set[Address]) -> Lanes | None:
 class Device:
     """One physical GPU, and the GPUs that planning sees for it: itself, or its MIG instances.
 
-    ``gpus`` are the GPUs that planning sees. ``default`` are the indices of those with which a plan
-    is made; CUDA shows only the first of these instances. ``ids`` gives the index for each name
+    ``gpus`` are the GPUs that planning sees, ``default`` the indices of those that a plan may use.
+    A CUDA program sees only the first GPU in ``default``. ``ids`` gives the index for each name
     that ``CUDA_VISIBLE_DEVICES`` may use. ``lost`` says why NVML gives no handle.
     """
 
@@ -283,7 +287,10 @@ class Device:
 
 
 def _read(nvml: Nvml, device: Device, index: int, first_part: int) -> None:
-    """Read one device; a lost one becomes a GPU without known figures, and a warning."""
+    """Read one device and its GPUs.
+
+    A lost device becomes a GPU without known figures, and a warning.
+    """
     device.index, handle = index, device.handle
     try:
         if device.lost:
@@ -371,7 +378,10 @@ def _holders(nvml: Nvml, handle: Any, used: int | NaType) -> tuple[Holder, ...]:
 
 
 def _process_name(nvml: Nvml, pid: int) -> str:
-    """Return the file name of a program; only NVML knows processes in other PID namespaces."""
+    """Return the file name of a process's program.
+
+    NVML is asked first, since only NVML knows processes in other PID namespaces.
+    """
     name = nvml.query("nvmlSystemGetProcessName", pid)
     if not answered(name) or not name:
         try:

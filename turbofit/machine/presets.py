@@ -106,7 +106,7 @@ class GpuPreset(Struct, forbid_unknown_fields=True):
 
 
 class Assumed(Struct, forbid_unknown_fields=True):
-    """A note on a card whose name leaves its memory or form open.
+    """A note on a card whose name leaves its memory or form (such as SXM or PCIe) open.
 
     ``when`` says whether the note matters always, or only for several GPUs.
     """
@@ -170,7 +170,7 @@ def split_size(name: str) -> tuple[str, int]:
 def presets_with(words: Iterable[str]) -> list[str]:
     """Return the presets with a name that contains all of these words.
 
-    A word may also be a generation, such as Ampere: then the card must be of it.
+    A word may also be a generation, such as Ampere, to which the card must then belong.
     """
     wanted, generations = [bare_name(word) for word in words], _names().generations
     capabilities = [generations[word] for word in wanted if word in generations]
@@ -182,7 +182,10 @@ def presets_with(words: Iterable[str]) -> list[str]:
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """Return the known names most like an unknown one; if it has a size, only of that size."""
+    """Return the names of up to ``count`` presets that are most like an unknown name.
+
+    If the unknown name has a size, only cards of this size are returned.
+    """
     import difflib
 
     index, typed = _index(), _TYPED_SIZE.search(name.strip())
@@ -200,10 +203,10 @@ def nominal_gigabytes(key: str) -> int:
 
 
 def assumed_note(name: str, count: int, *, sized: bool = False) -> str | None:
-    """Return the note on what is assumed of a card if its name leaves memory or form open; or None.
+    """Return the note on what is assumed of a card whose name leaves memory or form open.
 
-    ``count`` is the number of such cards. ``sized``: the memory is given, so only the form (NVLink)
-    may be assumed.
+    None if nothing is assumed. ``count`` is the number of such cards. ``sized``: the memory is
+    given, so only the form (NVLink) may be assumed.
     """
     wanted = bare_name(name)
     for typed, assumed in _names().assumed.items():
@@ -215,7 +218,10 @@ def assumed_note(name: str, count: int, *, sized: bool = False) -> str | None:
 
 @cache
 def usual_assumptions() -> frozenset[str]:
-    """Return the notes on a card's usual size or form, which only a plan's full text contains."""
+    """Return the notes on a card's usual size or form.
+
+    Only a plan's full text contains these notes.
+    """
     return frozenset(assumed.note for assumed in _names().assumed.values())
 
 
@@ -229,7 +235,7 @@ def match_preset(gpu: Gpu) -> GpuPreset | None:
 
 
 def match_key(gpu: Gpu) -> str | None:
-    """Return the key of a measured GPU's preset; several presets may have NVML's name."""
+    """Return the name of a measured GPU's preset, found by the GPU's name and memory."""
     return None if gpu.mig else _matched(gpu.name, gpu.total)
 
 
@@ -276,7 +282,8 @@ def preset_links(
         presets: the card of each GPU, in index order; None if its links are unknown.
         nvlink: the pairs that NVLink joins; None for what such a machine has by default.
         p2p: peer access between all or no pairs; None for what the driver allows: over NVLink, and
-            between some equal cards over PCIe. Unequal cards have none, so plans prefer replicas.
+            between some equal cards over PCIe. Unequal cards have no peer access, so plans prefer
+            replicas.
     """
     links = []
     for a, b in combinations(range(len(presets)), 2):
@@ -305,8 +312,8 @@ def preset_links(
 def context_bytes(gpu: Gpu) -> tuple[int, str]:
     """Return the bytes of one process's CUDA context on this GPU (upper end), and a note.
 
-    They come from the card's preset, else from the number of SMs, else from the largest known
-    figure. The estimate is high, but omits kernels that libraries load later.
+    The size is from the card's preset, else from the number of SMs, else it is the largest known.
+    The estimate is high, but omits kernels that libraries load later.
     """
     preset = match_preset(gpu)
     if preset is not None:
@@ -341,10 +348,10 @@ def _matched(name: str, total: int | Literal["NA"]) -> str | None:
 
 
 def spec_name(name: str, total: int) -> str:
-    """Return the SPEC name of the card of this chip with ``total`` bytes.
+    """Return the SPEC of a card with the chip of ``name`` and ``total`` bytes of memory.
 
-    An unknown name, or any name if ``total`` is 0, is returned unchanged. If no card of the chip
-    has this size, the SPEC states the size.
+    If no known card of the chip has this memory, the SPEC states the size. An unknown name, or any
+    name if ``total`` is 0, is returned unchanged.
     """
     found = find_preset(name)
     if found is None or not total:
@@ -378,7 +385,7 @@ def bare_name(name: str) -> str:
 
 @cache
 def _names() -> GpuNames:
-    """Return the names in aliases.yaml; a preset that is not in it has its own name only."""
+    """Return the content of aliases.yaml; other presets are added with only their own name."""
     names = read_table("aliases.yaml", GpuNames)
     others = sorted(presets_of("gpus") - _NO_CARDS - set(names.presets))
     unlisted = {key: [load_preset(key).name] for key in others}
@@ -427,7 +434,11 @@ MAY_BE_CARD: Final = re.compile(
 
 
 class NamedCards(NamedTuple):
-    """Cards of one kind in a text: chip, SPEC name, number (0: not said), and if a size is said."""
+    """Cards of one kind that a text names.
+
+    ``name`` is their SPEC. ``number`` is 0 if the text says none; ``sized`` is whether it says
+    their memory.
+    """
 
     chip: str
     name: str
@@ -436,7 +447,7 @@ class NamedCards(NamedTuple):
 
 
 def cards_in(text: str) -> Iterator[NamedCards]:
-    """Yield the cards that a line names, as far as a SPEC can name them."""
+    """Yield the cards that a text names, as far as a SPEC can name them."""
     for match in _CARD.finditer(text):
         name, number = match["name"].removesuffix(" Laptop"), _COUNTS.get(match["word"] or "", 0)
         number = int(match["count"] or match["times"] or number)

@@ -164,7 +164,7 @@ def load_snapshot(path: str | os.PathLike[str]) -> Machine:
     """Read a machine from a snapshot; its ``source`` names the file.
 
     Raises:
-        UsageError: it is not a snapshot, has another schema, or an impossible machine.
+        UsageError: the file is not a snapshot, has another schema, or has an impossible machine.
     """
     name = os.path.expanduser(path)
     data = _bytes(name)

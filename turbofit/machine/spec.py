@@ -86,7 +86,10 @@ class _Card(Struct):
 
 
 def is_spec(text: str) -> bool:
-    """Return whether a text is a valid SPEC; errors use it for a SPEC in another word's place."""
+    """Return whether a text is a valid SPEC.
+
+    Error messages use this to find a SPEC that a person gave in place of another word.
+    """
     try:
         parse_spec(text)
     except UsageError:
@@ -164,9 +167,9 @@ def _parse_group(text: str) -> list[_Card]:
 
 
 def _card(name: str, count: int, given: dict[str, str]) -> _Card:
-    """Return the card of this name; ``given`` has the keys that stand behind the name.
+    """Return the card of this name; an error if a key does not apply to the card.
 
-    An example is ``sm=8.6``. A key that does not apply to the card is an error.
+    ``given`` has the values of the keys behind the name, such as ``8.6`` of ``sm=8.6``.
     """
     if "mig" in given:  # nvidia-smi writes slices this way
         name += f" MIG {given['mig']}"
@@ -192,7 +195,7 @@ def _unused(name: str, total: int, reserved: int = 0) -> Gpu:
 
 
 def _slice(profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:
-    """Return a MIG instance; it has no links to others, even if the cards have."""
+    """Return a MIG instance; it has no links to others, even if the cards have links."""
     key = find_preset(profile["card"])
     if key is None:
         raise no_preset(name)
@@ -214,9 +217,10 @@ def _slice(profile: re.Match[str], name: str, given: dict[str, str]) -> _Card:
 
 
 def _any_card(text: str, given: dict[str, str]) -> _Card:
-    """Return a card of known memory, and of known compute capability if it is given or listed.
+    """Return a card that has no preset, but whose memory is known.
 
-    Unknown figures count at their upper end in memory, and as those of a slow card in speed.
+    The compute capability is known if it is given, or by the card's name. Unknown figures count at
+    their upper end in memory, and as those of a slow card in speed.
     """
     size, printed = _ANY.fullmatch(text), _SMI_NAME.fullmatch(text)
     name = printed["name"] if printed else text

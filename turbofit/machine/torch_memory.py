@@ -1,6 +1,7 @@
 """What torch's out-of-memory text tells of a card: its bytes, and who holds them.
 
-The text is read in all its forms. It lists processes; the reader finds the one that wrote it.
+The texts of all versions of torch are read. If a text lists processes, the process that wrote the
+text is found among them.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ _ROUNDED: Final = GIB // 100
 class TorchMemory(Struct):
     """Torch's out-of-memory text; all figures are bytes, rounded as torch prints them.
 
-    ``process`` is the memory that torch's own process holds on the GPU; ``others`` has that of
-    other processes by pid. ``cached`` is reserved by torch's allocator but not allocated. ``pid``
-    is this process's number in the text. ``named`` False: this process may be one of the
-    ``others``. ``context`` False: ``process`` does not include the CUDA context.
+    ``process`` is the memory that torch's own process holds on the GPU; ``others`` has the memory
+    of other processes by pid. ``cached`` is reserved by torch's allocator but not allocated.
+    ``pid`` is the pid of torch's own process in the text. ``named`` False: torch's own process may
+    be one of the ``others``. ``context`` False: ``process`` does not include the CUDA context.
     """
 
     message: str = ""
@@ -79,7 +80,8 @@ class TorchMemory(Struct):
     def unexplained(self) -> int:
         """The card's bytes that no process in the text holds.
 
-        If ``process`` does not include this process's CUDA context, one context is subtracted.
+        If ``process`` does not include the CUDA context of torch's own process, one context is
+        subtracted.
         """
         if self.total is None or self.process is None or self.free is None:
             return 0
@@ -137,12 +139,13 @@ def torch_memory(text: str) -> TorchMemory:
 
 
 def _pid_among(processes: dict[int, int], allocated: int | None, cached: int | None) -> int | None:
-    """Return the pid under which torch lists this process; None if the figures do not determine it.
+    """Return the pid of the process that wrote the text; None if the figures do not tell.
 
-    Torch lists every process on the card and writes "this process" for the one with its own pid.
-    Torch 2.1 does not, nor does torch in a container, where pids differ from the driver's. Then
-    this process is the only listed one; or the one that holds the memory torch allocated plus a
-    context; or the only one that holds at least as much, if an engine allocates outside torch.
+    ``processes`` are the listed processes, with their bytes by pid. Torch marks its own process as
+    "this process", but not in torch 2.1, and not in a container, where pids differ from the
+    driver's. Then torch's own process is the only listed one; or the one that holds what torch
+    allocated plus a context; or the only one that holds at least this, if an engine allocates
+    outside torch.
     """
     least = (allocated or 0) + (cached or 0) - _ROUNDED
     if allocated is None and len(processes) > 1:

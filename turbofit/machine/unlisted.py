@@ -75,7 +75,10 @@ class _Unlisted(Struct, forbid_unknown_fields=True):
 
 
 class OtherCard(NamedTuple):
-    """A card without a preset: its ``name`` in a SPEC, compute capability, nominal gigabytes."""
+    """A card without a preset: its ``name`` in a SPEC, compute capability, nominal gigabytes.
+
+    ``known`` is the name of the desktop's card if ``laptop``; else it is the card's own name.
+    """
 
     name: str
     laptop: bool

@@ -1,4 +1,4 @@
-"""Finds the GPUs that a CUDA program sees, what slices leave of them, and those the user wants.
+"""Finds the GPUs that a CUDA program sees, the memory limits of slices, and the GPUs of ``--gpus``.
 
 ``CUDA_VISIBLE_DEVICES`` is read as CUDA reads it: indices, unique prefixes of UUIDs, or ids of MIG
 instances, one kind at a time; an invalid entry hides itself and all after it; an entry given twice
@@ -57,7 +57,7 @@ def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tu
     ``all`` means all visible GPUs, as for Docker.
 
     Raises:
-        UsageError: an entry names no GPU of this machine, a hidden one, or one twice.
+        UsageError: an entry names no GPU of this machine, a hidden GPU, or the same GPU twice.
     """
     if gpus.strip().lower() == "all":
         return tuple(visible)
@@ -121,12 +121,13 @@ _ROUNDING: Final = 16 * MIB
 def held_to_slices(machine: Machine, environ: Mapping[str, str]) -> Machine:
     """Return the machine with the memory limits that environment variables set on its cards.
 
-    It has a warning for each limited card.
+    The machine gets a warning for each limited card.
 
     The library of HAMi and Volcano (HAMi-core) is preloaded into a pod's processes and makes NVML
-    and CUDA report the slice. TurboMind's C++ code bypasses it and sees the whole card
-    (HAMi-core#74), so its share of free memory would include the memory of other pods. The plan
-    therefore treats the limit as a budget of the card, and computes the share from the whole card.
+    and CUDA report the slice. TurboMind's C++ code bypasses the library and sees the whole card
+    (HAMi-core#74), so TurboMind's share of free memory would include the memory of other pods. The
+    plan therefore treats the limit as a budget of the card, and computes the share from the whole
+    card.
     """
     limits = slice_limits(machine.gpus, machine.visible, environ)
     if not limits:
@@ -143,8 +144,8 @@ def slice_limits(
 ) -> dict[int, int]:
     """Return the limit in bytes that the environment sets for each limited GPU, by its index.
 
-    A limit of 0 counts as none. A limit's number is the card's place among the visible ones, unless
-    a map gives its UUID.
+    A limit of 0 counts as none. The number in a limit's variable is the card's position among the
+    visible GPUs, unless another variable gives the UUID for this number.
     """
     uuids = dict(re.findall(r"(\d+):(\S+)", environ.get(_DEVICE_MAP, "")))
     by_uuid, found = {gpu.uuid: gpu.index for gpu in gpus}, {}
@@ -165,10 +166,11 @@ def _size(text: str) -> int:
 
 
 def _limited(gpu: Gpu, limit: int | None) -> Gpu:
-    """Return the GPU with its limit; if NVML reports only the slice, with the whole card's memory.
+    """Return the GPU with its limit, and if possible with the memory of the whole card.
 
-    The memory that other pods hold is then unknown, and counts as free: the share of free memory is
-    too small, and the engine never takes more than the slice.
+    If NVML reports only the slice, the whole card's memory is read from the card's preset. The
+    memory that other pods hold is then unknown, and counts as free: the share of free memory is too
+    small, and the engine never takes more than the slice.
     """
     if limit is None or gpu.total == NA:
         return gpu
@@ -181,7 +183,7 @@ def _limited(gpu: Gpu, limit: int | None) -> Gpu:
 
 
 def _note(read: Gpu, gpu: Gpu, limit: int) -> str:
-    """Return the warning about a limited card, which says how its whole memory is known.
+    """Return the warning about a limited card, with how the whole card's memory is known.
 
     ``read`` is the GPU as NVML reports it, ``gpu`` the GPU with its limit.
     """

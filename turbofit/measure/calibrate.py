@@ -1,6 +1,6 @@
-"""Calibrates: runs a plan's engines through every load that the plan pays for.
+"""Calibrates: sends all worst cases to a plan's engines, and measures the GPUs' memory.
 
-The `Calibrator`, the run's examiner, reads the GPUs' memory after the warm-up, after one small
+The `Calibrator`, the run's examiner, reads the memory after the warm-up, after one small
 request of each kind (for kernels) and after each worst case. Later plans use these readings.
 """
 
@@ -165,7 +165,7 @@ def calibrate(
     measured only with ``again``. With ``apart`` the learned values hold for pretend GPUs only.
 
     Raises:
-        UsageError: the model is planned for Transformers, which has nothing to learn.
+        UsageError: the model is planned for Transformers, for which nothing can be learned.
     """
     calibrator = Calibrator(PretendUsageReader if config.pretend else NvmlUsageReader, say)
     with leases_for(config) as leases:
@@ -212,7 +212,7 @@ def calibrate(
 def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
     """Return how many KV tokens plans for these cards have: ``assumed`` and ``measured``.
 
-    ``assumed`` is by the estimates alone, ``measured`` with all stored calibrations.
+    ``assumed`` is without any calibration, ``measured`` with all stored calibrations.
     """
     assert run.config.request is not None
     request = run.config.request.changed(on=plan.machine, gpus=None)
@@ -242,7 +242,7 @@ def learned(
     """Learn and store calibrations; return the document of `turbofit calibrate --json`.
 
     ``before``: bytes in use on each GPU before the last start; empty if no other process uses them.
-    Nothing is stored if another process's use has changed meanwhile.
+    Nothing is stored if other processes' memory has changed meanwhile.
     """
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     corrections = learn(plan, observations, lmdeploy=lmdeploy, when=when, pretend=pretend)
@@ -266,10 +266,10 @@ def learned(
 
 
 def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bool:
-    """Delete the settings that failed starts led to, if the calibration measured a shortfall.
+    """Delete the settings that failed starts led to; return whether any were deleted.
 
-    Returns whether any were deleted. Their larger margin would otherwise be added to the measured
-    shortfall. The settings stay if the calibration found no shortfall, or was not stored.
+    Their larger margin would be added to the bytes that the calibration found missing. The settings
+    stay if the calibration found no bytes missing, or was not stored.
     """
     more = any(row["context"] + row["buffers"] > 0 for row in result["calibrations"])
     kept = bool(result["kept"])
@@ -299,7 +299,7 @@ def stored(plan: Plan) -> Document:
 
 
 def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
-    """Return a message on a GPU on which other processes' memory has changed since ``before``.
+    """Return a message if the memory of other processes on a GPU has changed since ``before``.
 
     None if no change is larger than noise. A change would be counted as the engine's memory.
     """
@@ -369,7 +369,7 @@ class PretendUsageReader:
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
         """Return the bytes in use on each pretend GPU: now, and at the peak since the last reading.
 
-        The peak is the use now if there was no higher peak than at earlier readings.
+        If the highest peak has not risen since then, the bytes in use now count as the peak.
 
         Raises:
             MachineError: the account of the pretend GPUs cannot be read.
@@ -395,7 +395,7 @@ if TYPE_CHECKING:
 class Calibrator:
     """The `Examiner` of a calibration: sends an engine all worst cases, reads memory after each.
 
-    It forgets the observations of an earlier plan's engines.
+    `begin` drops the observations of an earlier plan's engines.
     """
 
     def __init__(self, usage_of: Callable[[Plan], GpuUsage], say: Callable[[str], None]) -> None:

@@ -2,8 +2,9 @@
 
 It is a separate process, since it makes a context on every GPU that it sees, and a driver with
 broken peer access may crash it or hang. It imports nothing of turbofit. Each line that it prints is
-a JSON object with one field of ``core.machine.Measured``. Each ``INDEX`` is the machine's number of
-a GPU that CUDA shows. Sizes are in bytes, times in seconds. No task begins after ``SECONDS``.
+a JSON object with one field of ``core.machine.Measured``. Each ``INDEX`` is a GPU's number on the
+machine, in the order of CUDA's devices. Sizes are in bytes, times in seconds. No task begins after
+``SECONDS``.
 """
 
 from __future__ import annotations
@@ -64,13 +65,13 @@ def image() -> None:
 
 
 class Cards:
-    """Measures GPUs with torch; ``indices`` are the machine's numbers of CUDA's devices."""
+    """Measures GPUs with torch; ``indices`` has the machine's GPU number of each CUDA device."""
 
     def __init__(self, torch: Any, indices: list[int]) -> None:
         self._torch, self._indices = torch, indices
 
     def card(self, index: int) -> None:
-        """Print a card's speeds: bytes/s of a copy (read and written), FLOP/s of a product."""
+        """Print a card's bytes/s in a copy (read and written), and FLOP/s in a matrix product."""
         torch, device = self._torch, f"cuda:{index}"
         source = torch.empty(_CARD_BYTES, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
@@ -82,7 +83,10 @@ class Cards:
         say(cards={"index": self._indices[index], "bandwidth": bandwidth, "flops": flops})
 
     def pair(self, source: int, target: int) -> None:
-        """Copy from one card to another; print whether the copy is right, and its speeds."""
+        """Copy from one card to another, and print whether the copy is right.
+
+        Also printed: bytes/s directly and through the host, and the seconds of a small copy.
+        """
         torch, both = self._torch, [source, target]
         sent = torch.ones(_PAIR_BYTES, dtype=torch.uint8, device=f"cuda:{source}")
         got = torch.empty(_PAIR_BYTES, dtype=torch.uint8, device=f"cuda:{target}")
@@ -106,7 +110,7 @@ class Cards:
         say(pairs=facts)
 
     def reduce(self, *group: int) -> None:
-        """Print the time of NCCL's all-reduce in a group for some sizes; check its sums."""
+        """Print the seconds of NCCL's all-reduces in a group, and whether their sums are right."""
         torch, names = self._torch, [self._indices[index] for index in group]
         for size in _REDUCES:
             tensors = [

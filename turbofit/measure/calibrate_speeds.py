@@ -1,9 +1,9 @@
-"""Measures what forecasts of speed rest on, as a part of `turbofit calibrate`.
+"""Measures the speeds that forecasts use, as a part of `turbofit calibrate`.
 
-A child process (`calibrate_program.py`) tries one image on a core of the host, and with torch each
-card of the plan, the copies between each pair of them, and NCCL's all-reduces. The results are kept
-for these GPUs (`machine/learned.py`): later plans forecast by them, and give no peer access to a
-pair whose copies were wrong.
+A child process (`calibrate_program.py`) prepares one image on a core of the host. With torch it
+measures each card of the plan, copies between each two cards, and NCCL's all-reduces. The results
+are kept for these GPUs (`machine/learned.py`): later plans forecast by them, and give no peer
+access to a pair whose copies were wrong.
 """
 
 from __future__ import annotations

@@ -65,12 +65,12 @@ def tune_model(
 ) -> Tuning:
     """Try settings, and keep the best for later plans.
 
-    ``config`` is the config of every trial; its request is planned here. An earlier result is
-    returned if it holds.
+    ``config`` is for all trials; its request is planned here. If the same tuning was done before,
+    its result is returned, unless ``wanted.again`` is set.
 
     Raises:
         StoppedError: a signal came before anything was measured.
-        UsageError: the plan is for Transformers, which has nothing to tune.
+        UsageError: the plan is for Transformers, for which nothing can be tuned.
     """
     run = Run(config, leases, say)
     run.plan = run.planner.make({})
@@ -162,7 +162,7 @@ def _load(load: LoadSpec, usual: Plan) -> LoadSpec:
 
 
 def described(load: LoadSpec) -> str:
-    """Say a load in a few words, with its length in requests or in time."""
+    """Return a short description of a load, with its length in requests or in time."""
     seconds, requests = load.measured_seconds, load.requests
     length = f"{requests} requests" if seconds is None else format_duration(seconds)
     how = f"{load.at_once} at once" if load.rate is None else f"{load.rate:g} a second"
@@ -172,14 +172,14 @@ def described(load: LoadSpec) -> str:
 def _at_once(usual: Plan) -> int:
     """Return the number of requests at once for the trials: twice the plan's, at most 128.
 
-    That is enough to show how fast a full batch is.
+    So many requests are enough to show how fast a full batch is.
     """
     return max(1, min(_MOST_AT_ONCE, 2 * usual.requests_at_once))
 
 
 @dataclass
 class Tuner:
-    """Tries the first choice, then those with the best forecasts, then the best one again.
+    """Tries the first choice, then choices with the best forecasts, then the best choice again.
 
     ``plan_of`` plans options again, on the machine as it is now; ``run`` starts a plan's engines
     and drives the load. ``at_once``: requests under way; ``starts``: how many choices are tried;

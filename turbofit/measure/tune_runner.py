@@ -76,11 +76,11 @@ def order(
     slo: Mapping[str, float],
     at_once: int,
 ) -> list[TrialChoice]:
-    """Sort the choices that are left, the most promising first.
+    """Sort the remaining choices, the most promising first.
 
-    First come choices that should keep the SLO, by their forecast of requests a second; then the
-    others, by how little they miss the SLO. If ``measured`` is given, forecast times are corrected:
-    they are assumed to be wrong by the same factors as that trial's forecast.
+    First come the choices that keep the SLO by their forecast, with the most requests a second
+    first. Then come the others, with the least excess over the SLO first. The ratio of the measured
+    to the forecast times of the trial ``measured``, if given, corrects all forecast times.
     """
 
     def times(forecast: TrialForecast) -> dict[str, float]:
@@ -162,7 +162,7 @@ def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
 class _Load:
     """The load of a trial: a `turbofit bench` that runs while the engines are supervised.
 
-    It is a process of its own: in this process it would wait for the gateway's interpreter lock.
+    The load is another process: in this process it would wait for the gateway's interpreter lock.
     """
 
     def __init__(self, spec: LoadSpec, key: str, stop: StopSignal) -> None:

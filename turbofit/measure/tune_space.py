@@ -109,9 +109,10 @@ def choices(
     *,
     prefix: bool = False,
 ) -> list[TrialChoice]:
-    """Return all choices: first ``usual``, turbofit's plan without tuning, then by forecast.
+    """Return all choices: first ``usual``, the plan without tuning, then the others by speed.
 
-    The person's own options are not changed; ``prefix``: prefix caching may help this load.
+    The speed is the forecast, fastest first. The person's own options are not changed. ``prefix``:
+    try prefix caching, too, since it may help this load.
     """
     chosen = [TrialChoice({}, usual, forecast_of(usual, mean, at_once))]
     kinds = {_kind(usual, at_once)}

@@ -1,9 +1,9 @@
 """The interface of engines and accounts for planning, and what all accounts share.
 
-A start has this order: other processes hold ``used`` bytes; the engine makes contexts and
-communicators, and loads its weights; then it reads the free memory, the least of the group's GPUs,
-and a ratio of it becomes the cache. Later allocations must fit into the rest. An account has the
-sizes of all of these.
+A start has this order. Other processes hold ``used`` bytes. The engine makes contexts and
+communicators, and loads its weights. Then it reads the free memory of the group's GPU that has the
+least, and a ratio of that becomes the cache. Later allocations must fit into the rest. An account
+has the sizes of all of these.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from turbofit.memory.worst_images import Maker, Meeting, Text, over_edges, side_
 class CacheShape(Struct):
     """The layout of one rank's cache with given settings; sizes in bytes.
 
-    All blocks have one size and ``block_tokens`` tokens; requests never get ``reserved`` of the
-    blocks. The driver allocates whole multiples of ``step``. If the region is divided into pages,
-    the first begins at the next multiple of ``page``.
+    All blocks have one size and ``block_tokens`` tokens; the engine keeps ``reserved`` blocks for
+    itself. The driver allocates whole multiples of ``step``. If the cache is divided into pages,
+    the first page begins at the next multiple of ``page``.
     """
 
     block_bytes: int
@@ -109,7 +109,8 @@ class VisionLoad(Struct):
 def vision_load_within(limits: Limits) -> VisionLoad:
     """Return the vision load of the worst request that a plan's limits admit.
 
-    It has no bound of units per forward, so several such requests may exceed the units of the peak.
+    Several such requests may bring more units into one forward than the plan's peak allows for:
+    ``units_per_forward`` is None.
     """
     return VisionLoad(
         units_per_image=limits.units_per_image,
@@ -129,9 +130,9 @@ class EngineLaunch(Struct):
     """One engine on one group of GPUs, before it is launched.
 
     ``machine`` has the links between ``gpus``; ``vision_load`` is the load of the vision tower that
-    clients can cause. ``margins`` are the bytes to leave free on each GPU; ``saved`` is the part of
-    each margin that a calibration makes unnecessary; ``withheld`` the part that a budget withholds.
-    ``free_at_cache`` are the free bytes, from a log, when the cache was sized: they replace all
+    clients can cause. ``margins`` are the bytes to leave free on each GPU. ``saved`` are the most
+    bytes by which a calibration lowers each margin, ``withheld`` the bytes by which a budget raises
+    it. ``free_at_cache`` are the free bytes, from a log, when the cache was sized: they replace all
     terms before the cache. ``placement`` is for an engine that splits a model by its layers; if it
     is empty, the engine takes the best placement.
     """
@@ -159,9 +160,9 @@ class Forward(Struct):
     """The content of one forward pass.
 
     ``tokens`` run through the decoder; ``context`` is the summed length of the sequences in
-    prefill; ``rows`` are sequences that sample a token, one of them over the whole vocabulary if
-    ``top_k_0``; ``units`` are tiles or patches of all images in the pass, each encoded whole.
-    ``first_layer``: a warm-up that runs only the first layer.
+    prefill. ``rows`` are sequences that sample a token; ``top_k_0``: at least one row samples over
+    the whole vocabulary. ``units`` are tiles or patches of all images in the pass, each image
+    encoded whole. ``first_layer``: a warm-up that runs only the first layer.
     """
 
     tokens: int
@@ -188,8 +189,8 @@ def term(name: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Te
 def transients(cases: Sequence[tuple[str, int, Basis, str]], step: int = 1) -> tuple[Term, ...]:
     """Make alternative terms that share the same memory, from cases: name, bytes, basis, note.
 
-    The largest is marked as the worst before sizes are rounded up, since rounding may make two
-    equal.
+    Sizes are rounded up to multiples of ``step``. The largest term before rounding is marked as the
+    worst, since rounding may make two equal.
     """
     sizes = [size for _, size, _, _ in cases]
     worst = sizes.index(max(sizes))
@@ -241,9 +242,10 @@ class GroupOutcome(Struct):
 class StaticMemory(Struct):
     """The memory on one GPU that does not depend on the ratio.
 
-    ``before`` is allocated when the engine reads the free memory; its ``temporaries`` are freed
-    before the first request, and ``staged`` is the most that loading holds in addition to the rest.
-    ``buffers`` are allocated after the cache. ``transients`` are alternatives on this GPU only.
+    ``before`` is in use when the engine reads the free memory. ``temporaries`` are the bytes of
+    ``before`` that are freed before the first request. ``staged`` are the most additional bytes
+    while weights are loaded. ``buffers`` are allocated after the cache. ``transients`` are
+    alternatives on this GPU only.
     """
 
     before: tuple[Term, ...]
@@ -267,10 +269,10 @@ class Account(ABC):
     Args:
         launch: the engine on its group; :meth:`at` gets the ratio later.
         static: the memory on each GPU that does not depend on the ratio.
-        pool: what the engine's allocator keeps after its warm-up, in the memory of the transients;
+        pool: what the engine's allocator keeps after its warm-up; the transients reuse this memory.
           None if it keeps nothing.
         transients: the alternatives on every GPU; the largest counts.
-        units_per_forward: vision units in the largest of them.
+        units_per_forward: the vision units in the largest transient.
         calibration: measured corrections for this launch, already applied to ``static``.
     """
 
@@ -334,7 +336,7 @@ class Account(ABC):
 
     @property
     def ratio_base(self) -> int:
-        """The bytes of which the cache takes the ratio; negative if memory is exceeded."""
+        """The bytes of which the ratio is a share; negative if the memory is exceeded."""
         return self.free
 
     @abstractmethod
@@ -404,13 +406,13 @@ class Account(ABC):
         )
 
     def _cache_bytes(self, i: int, ratio: float) -> int:
-        """Return the driver's bytes for the cache, not reduced by the temporaries that it frees."""
+        """Return the bytes allocated for the cache, without deducting freed temporaries."""
         return total_bytes(self.cache_terms(i, ratio)) + self._static_memory[i].temporaries
 
     def _missing_while_loading(self) -> int:
         """Return the bytes that the tightest GPU lacks for its margin while loading.
 
-        It is below 0 if there is more than enough.
+        The number is negative if every GPU has more than enough.
         """
         peaks = zip(self._load_peaks, self.margins, self._usable, strict=True)
         return max(peak + margin - usable for peak, margin, usable in peaks)
@@ -480,8 +482,8 @@ class RankWeights(Struct):
 class LogFigures(NamedTuple):
     """Figures that are needed to read an engine's log, but are not in it.
 
-    ``pinned_call`` is the source line that allocates page-locked host memory; ``tuning_lengths``
-    are the lengths in the warm-up that do not depend on settings.
+    ``pinned_call`` is the source line that allocates page-locked host memory. ``tuning_lengths``
+    are the lengths, in tokens, of warm-up requests that do not depend on settings.
     """
 
     pinned_call: str = ""
@@ -545,7 +547,7 @@ class Engine(ABC):
         return None
 
     def problem(self, launch: EngineLaunch) -> str | None:  # noqa: ARG002
-        """Return the reason why the engine refuses these options, or dies of them; or None."""
+        """Return why the engine refuses these options or dies of them, or None."""
         return None
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:  # noqa: ARG002
@@ -561,8 +563,8 @@ class Engine(ABC):
     ) -> Meeting:
         """Return images of one prompt that bring the units of the plan's peak into one forward.
 
-        They may have slightly fewer units. ``several``: return several smaller images, even if a
-        single image is enough, or if they have one percent fewer units.
+        Their units may be slightly fewer. ``several``: return several smaller images, even where a
+        single image is enough; their units may be one percent fewer.
         """
         limits, forward = plan.limits, self.forward_tokens(plan.settings)
         units, most = limits.units_per_forward, limits.units_per_image
@@ -608,7 +610,10 @@ class Engine(ABC):
         settings: Settings,  # noqa: ARG002
         ledgers: Sequence[GpuLedger] = (),  # noqa: ARG002
     ) -> dict[str, str]:
-        """Return the engine's environment variables; ``ledgers`` limit its memory to the plan."""
+        """Return the engine's environment variables.
+
+        Some engines use ``ledgers`` to limit their memory to what the plan counts.
+        """
         return {}
 
     @abstractmethod

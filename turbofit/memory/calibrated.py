@@ -1,8 +1,8 @@
 """Applies a calibration to an account: it adds two measured corrections to a ledger.
 
 Figures that no formula gives (contexts, cuBLAS, NCCL, kernels, holes in driver pools) are estimates
-at their upper end; a calibration adds the difference to a real launch, positive or negative. The
-cache thus grows only by what was estimated too high.
+at their upper end. A calibration adds the difference, positive or negative, between these estimates
+and a real launch. The cache thus grows only by what was estimated too high.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def calibration_for(launch: EngineLaunch, engine: str, version: str) -> Calibrat
     """Return the newest calibration for exactly this launch; None if there is none.
 
     The settings must agree in the number of GPUs and, for TurboMind, in the communicator;
-    ``version`` is the account's generation. At least as many bytes must be free before the context
-    as at calibration, since it says nothing about fuller cards.
+    ``version`` is the account's generation. A calibration is left out if the GPUs have fewer free
+    bytes now than when it was made.
     """
     calibrations = _calibrations_of(launch, engine, version)
     believed = (
@@ -65,7 +65,7 @@ def _calibrations_of(launch: EngineLaunch, engine: str, version: str) -> list[Ca
 
 
 def unbelieved(launch: EngineLaunch, engine: str, version: str) -> str:
-    """Say why `calibration_for` rejects all calibrations; empty if it does not."""
+    """Say why `calibration_for` rejects all calibrations of a launch; empty if it rejects none."""
     free, calibrations = _free(launch), _calibrations_of(launch, engine, version)
     least = min((calibration.free for calibration in calibrations), default=0)
     if least <= free + _JITTER:
@@ -77,15 +77,16 @@ def unbelieved(launch: EngineLaunch, engine: str, version: str) -> str:
 
 
 def _free(launch: EngineLaunch) -> int:
-    """Return the free bytes of the fullest card before a context."""
+    """Return the free bytes of the fullest card, before the engine makes its context."""
     return min(known(gpu.free, 0) for gpu in launch.gpus)
 
 
 def corrected(memory: StaticMemory, calibration: Calibration | None) -> StaticMemory:
     """Add the corrections to a GPU's memory as separate terms.
 
-    If a log gave the free memory at the cache, only later terms are corrected. Smaller forwards
-    than those of the calibration leave smaller holes in pools: at most these holes are subtracted.
+    If a log gave the free memory at the cache, only later terms are corrected. With TurboMind, at
+    most the estimated terms after the cache are subtracted, since smaller forwards than those of
+    the calibration leave smaller holes in pools.
     """
     if calibration is None:
         return memory

@@ -71,7 +71,7 @@ def check_options(engine: Engine, engine_options: Mapping[str, object]) -> None:
 
 
 def option_owner(engine_options: Mapping[str, object]) -> tuple[str, str] | None:
-    """Return the only engine that accepts one of these options, and the option, or None."""
+    """Return the first option that only one engine accepts, after that engine's name, or None."""
     for name, owner in ENGINES.items():
         for option, value in engine_options.items():
             if option in owner.exclusive_options:
@@ -184,8 +184,8 @@ def _problem(model: Model, engine: str, version: str | None) -> str | None:
 def without_account(model: Model, version: str) -> str | None:
     """Return the part of a model that old versions lack or store differently, or None.
 
-    TurboMind 0.12 cached a latent for each head: 42,880 tokens of GLM-4.7-Flash, where one latent
-    for each token would give 20 times as many (lmdeploy#4367).
+    An example is latent attention: TurboMind 0.12 cached a latent for each head. That left 42,880
+    tokens for GLM-4.7-Flash, a twentieth of what one latent for each token allows (lmdeploy#4367).
     """
     text, audio = model.text, model.vision and model.vision.audio
     parts = {

@@ -18,7 +18,7 @@ Capability = tuple[int, int]
 
 
 class Condition(Struct, forbid_unknown_fields=True):
-    """The conditions of a row: it applies to a launch that meets all that are given.
+    """The conditions of one known fault; a launch has the fault if it meets all conditions given.
 
     ``quantization`` are methods of the weights; ``dtypes``, ``quant_policy`` and ``communicators``
     are LMDeploy's options. ``capabilities`` and ``capability_below`` hold if one GPU of the group
@@ -26,7 +26,7 @@ class Condition(Struct, forbid_unknown_fields=True):
     whole name, without case. ``odd_vocab_share``: each rank has an odd number of the vocabulary's
     logits. ``tower_qk_norm``: the vision tower normalises its queries and keys. ``images``,
     ``experts`` and ``delta``: the model has a vision tower, routed experts, gated delta nets.
-    ``min_batch``: at least so many requests run at once.
+    ``min_batch``: the least ``max_batch_size``.
     """
 
     quantization: tuple[str, ...] | None = None
@@ -62,7 +62,7 @@ class Condition(Struct, forbid_unknown_fields=True):
         )
 
     def _lists(self, launch: EngineLaunch) -> bool:
-        """Return whether every given list contains the launch's value."""
+        """Return whether the launch's values are in all lists that the condition gives."""
         model, settings, packed = launch.model, launch.settings, launch.model.quantization
         listed = (
             (settings.dtype, self.dtypes),
@@ -90,9 +90,9 @@ class Condition(Struct, forbid_unknown_fields=True):
         return all(rule in (None, value) for value, rule in traits)
 
     def _cards_match(self, launch: EngineLaunch) -> bool:
-        """Return whether the launch has a card of ``capabilities`` and a card below the limit.
+        """Return whether ``capabilities`` and ``capability_below`` hold for the launch.
 
-        The limit is ``capability_below``. A condition that is not given holds.
+        Each holds if it is not given, or if at least one card of the launch meets it.
         """
         cards = [gpu.compute_capability for gpu in launch.gpus if gpu.compute_capability != NA]
         wanted, below = self.capabilities, self.capability_below
@@ -120,7 +120,10 @@ class KnownProblem(Struct, forbid_unknown_fields=True):
     fatal: bool = False
 
     def has(self, version: str) -> bool:
-        """Return whether a version has the fault; an unreadable one has it if ``last`` is None."""
+        """Return whether a version has the fault.
+
+        A text that is no version has only the faults without a ``last`` release.
+        """
         numbers = parse(version)
         if numbers is None:
             return self.last is None

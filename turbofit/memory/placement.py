@@ -1,8 +1,8 @@
 """Places the decoder layers of a model on groups of GPUs, for an engine that splits by layers.
 
-A placement is the device (its place in the group) of each decoder layer; None: it is offloaded.
-Vision tower and embeddings are on device 0; the last norm is on the last device, and so is lm_head
-unless it is tied to the embeddings.
+A placement lists for each decoder layer the device, by its place in the group, or None if the layer
+is offloaded. Vision tower and embeddings are on device 0. The last norm is on the last device, and
+so is lm_head unless it is tied to the embeddings.
 """
 
 from __future__ import annotations
@@ -49,13 +49,12 @@ def workspace(gpu: Gpu) -> int:
 
 
 class ModelCopies:
-    """The bytes of a model's copies, one on each group of GPUs, all with the same placement.
+    """A model's copies, one on each group of GPUs, all with the same placement; sizes in bytes.
 
-    A place is a position in the groups, such as the second GPU of each group. Its bytes for
-    weights, cache and activations are those of the tightest GPU at this position; they are too low
-    for a group whose GPUs are less tight. If attention on one of the GPUs stores the matrix of all
-    pairs of tokens, the place counts it. ``margins`` are the bytes to leave free on each GPU, by
-    its index.
+    A place is a position in the groups, such as the second GPU of each group. Each place has as
+    much room for weights, cache and activations as the tightest GPU at this position. If attention
+    on one of the GPUs at a place stores the matrix of all pairs of tokens, the place counts that
+    matrix. ``margins`` are the bytes to leave free on each GPU, by its index.
 
     Raises:
         UsageError: Transformers does not serve the model.
@@ -114,7 +113,7 @@ class ModelCopies:
     def staging(self) -> int:
         """Return the bytes that loading needs beside the weights, to cast them or to join experts.
 
-        Transformers joins the experts of a layer into one tensor: torch was seen to hold 1.0 to 1.5
+        Transformers joins the experts of a layer into one tensor. Torch was seen to hold 1.0 to 1.5
         times the experts' bytes in addition.
         """
         joined, text = _JOINED * self.parts.experts, self.model.text
@@ -185,8 +184,8 @@ def fewest_offloaded(copies: ModelCopies, load: Load) -> Placement | None:
 def filled(copies: ModelCopies, load: Load, off: int = 0, spare: int = 0) -> Placement | None:
     """Return the placement that fills one device after the other; None if the layers do not fit.
 
-    ``off`` layers are offloaded: they come after those of the first device, which runs them; on a
-    single device they are in the middle. ``spare`` bytes are left on each device.
+    ``off`` is the number of offloaded layers, which the first device runs. They come after its
+    other layers, or, on a single device, in their middle. ``spare`` bytes are left on each device.
     """
     parts = copies.parts
     count, last = len(parts.layers), copies.devices - 1

@@ -22,7 +22,7 @@ OutcomeKind = Literal[
 
 
 class StartOutcome(NamedTuple):
-    """The outcome of a start: its phase as ``kind``, the ``missing`` bytes, and a ``text``."""
+    """The outcome of a start: its ``kind``, the ``missing`` bytes, and the ``text`` for people."""
 
     kind: OutcomeKind
     missing: int
@@ -40,10 +40,11 @@ def outcome_at(account: Account, ratio: float) -> StartOutcome:
 
 
 def outcome_without_cache(account: Account) -> StartOutcome:
-    """Return why no ratio fits: loading, or the memory that is needed beside the cache.
+    """Return the outcome if no ratio fits, with the reason.
 
-    The kind of the outcome is ``load_margin`` if only loading does not leave the margin free: then
-    a smaller margin is enough.
+    The reason is the memory for loading, or the memory that is needed beside the cache. The kind of
+    the outcome is ``load_margin`` if the engine can load, but not with the margin free; a smaller
+    margin is then enough.
     """
     ledgers = account.at(0.0).ledgers
     for outcome in _loading(ledgers):
@@ -149,7 +150,7 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
 
 
 def _kept(ledger: GpuLedger) -> str:
-    """Return the words for what a GPU must keep: the margin free, or the budget as a limit."""
+    """Return words for what a GPU must keep, the free margin or the budget, with the bytes."""
     if ledger.budget is None:
         return f"the margin of {format_bytes(ledger.margin)}"
     return f"the budget of {format_bytes(ledger.budget)}"
@@ -158,7 +159,7 @@ def _kept(ledger: GpuLedger) -> str:
 def _makeup(ledger: GpuLedger, terms: Sequence[Term], *, worst: bool = False) -> str:
     """List the largest parts of the memory in words: other processes, then the largest terms.
 
-    ``worst``: the worst request did not fit, so it counts, too.
+    ``worst``: include the largest transient, because the worst request did not fit.
     """
     sizes: dict[str, int] = {}
     for term in terms:

@@ -62,7 +62,8 @@ def account_version(engine: str, version: str | None = None) -> str | None:
         version: LMDeploy's version; None is the reference.
 
     Returns:
-        The version as in the files' names; None if all are newer, or it is not a version.
+        The version as in the files' names; None if ``version`` is older than all accounts, or no
+        version at all.
     """
     return _nearest((*_figures(engine), *_formulas(engine)), version or REFERENCE)
 
@@ -101,7 +102,7 @@ def _nearest(names: Iterable[str], version: str) -> str | None:
 
 
 def doubt(engine: str, version: str | None) -> str | None:
-    """Return a warning if an older version's account is used for this one; None if it is not."""
+    """Return a warning if this version has only the account of an older version, or None."""
     preset = account_version(engine, version)
     if preset is None or release(preset) == release(version or REFERENCE):
         return None
@@ -141,7 +142,7 @@ class _Architectures(Struct, forbid_unknown_fields=True):
 
 
 class _Span(NamedTuple):
-    """The releases that list an architecture: from ``came`` until before ``left``."""
+    """The releases that list an architecture: from ``came`` on, but not from ``left`` on."""
 
     came: str
     left: str | None
@@ -152,8 +153,8 @@ def not_listed(model: Model, engine: str, version: str) -> str | None:
 
     A shortened version such as ``0.7`` stands for every release that begins so.
 
-    The language model's architecture must be listed, too, if any release lists it; classes of
-    vision models often build their own.
+    The language model's architecture must be listed, too. This does not apply if no release lists
+    it, because classes of vision models often build their own language models.
     """
     wanted = written(version)
     if not wanted:

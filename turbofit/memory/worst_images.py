@@ -17,7 +17,8 @@ from turbofit.core.units import bisect
 class Image(NamedTuple):
     """An image by its vision units and tokens.
 
-    ``dummy`` describes the picture that a test request sends for it; by default there is none.
+    ``dummy`` describes the picture that a test request sends to get this image; its default has no
+    pixels.
     """
 
     units: int
@@ -31,7 +32,7 @@ Maker = Callable[[int, int], Image | None]
 
 
 class Meeting(NamedTuple):
-    """The images of one prompt, and the units of those that meet in its fullest forward."""
+    """The images of one prompt, and the vision units that meet in its fullest forward."""
 
     units: int
     images: list[Image]
@@ -54,7 +55,7 @@ class Text(NamedTuple):
 
 
 def image(rule: ImageRule, dummy: DummyImage) -> Image:
-    """Return the image that an engine makes of a picture, with the fields of its request."""
+    """Return the vision units and tokens that an engine makes of a test request's picture."""
     fields = replace(rule, **dummy.knobs)
     return Image(fields.units(*dummy.size), fields.tokens(*dummy.size), dummy)
 
@@ -62,8 +63,8 @@ def image(rule: ImageRule, dummy: DummyImage) -> Image:
 def pictures(rule: ImageRule, largest: DummyImage, *, with_fields: bool) -> Maker:
     """Return a function that makes the largest picture within given units and tokens.
 
-    It makes ``largest`` and smaller pictures. ``with_fields``: it makes pictures of any size, if
-    fields of a request can limit them.
+    If ``with_fields``, and fields of a request can limit pictures, the function makes pictures of
+    any size. Else it makes ``largest`` or smaller pictures.
     """
 
     def make(units: int, tokens: int) -> Image | None:
@@ -94,13 +95,14 @@ def side_by_side(make: Maker, units: int, tokens: int, text: Text) -> Meeting:
 def over_edges(
     make: Maker, units: int, room: int, forward: int, text: Text, share: float = 1.0
 ) -> Meeting:
-    """Return the images of a prompt of at most ``room`` tokens, of which many meet in one forward.
+    """Return images of one prompt, of which as many units as possible meet in one forward.
 
-    At most ``units`` vision units meet in a forward of ``forward`` tokens. An image counts whole in
-    each forward that has one of its tokens: the fullest forward begins with the last tokens of one
-    image, and ends with the first tokens of another. It is the second forward, a later one if
-    images are longer than a forward, or the first if the prompt has no room for more. Of the
-    prompts with at least ``share`` of the most units, that with the smallest images is returned.
+    The prompt has at most ``room`` tokens, a forward at most ``forward`` tokens and ``units``
+    vision units. An image counts whole in each forward that has one of its tokens, so the fullest
+    forward begins with the last tokens of one image, and ends with the first tokens of another
+    image. This is mostly the second forward. It is a later one if images are longer than a forward,
+    or the first if the prompt has no room for more. Of the prompts with at least ``share`` of the
+    most units, the prompt with the smallest images is returned.
     """
     largest, tried = make(units, room), [Meeting(0, [])]
     if largest is None:
@@ -129,9 +131,9 @@ def over_edges(
 
 
 def _until(make: Maker, largest: Image, tokens: int, text: Text) -> list[Image]:
-    """Return images with at least ``tokens`` tokens, and as few more as possible.
+    """Return images with at least ``tokens`` tokens in all, and as few more as possible.
 
-    The first is a smaller image for the remainder; the others are copies of ``largest``.
+    All but the first are copies of ``largest``; the first may be a smaller image for the remainder.
     """
     count, left = divmod(tokens, largest.tokens + text.around)
     images = [largest] * count

@@ -34,10 +34,8 @@ _OTHERS: Final = "take a checkpoint with AWQ (gemm) or GPTQ in groups of 128, or
 def read_quantization(config: Section) -> Quantization | None:
     """Read the ``quantization_config``, at any depth of config.json; None if there is none.
 
-    Quantisations that no engine runs, or that turbofit has no account of, are refused.
-
     Raises:
-        UsageError: LMDeploy does not read such weights, or turbofit has no account of them.
+        UsageError: no engine of LMDeploy runs this quantisation, or turbofit has no account of it.
     """
     values = _find(config.values, _DEEPEST)
     if not values:
@@ -260,13 +258,13 @@ def read_checkpoint(
 
     Args:
         files: the checkpoint's files.
-        source: the place of the files; this function sets the field ``sizes``.
-        hub_id: the hub's id; None for a folder.
-        weights: replaces the weights of ``files``.
+        source: where the files are; the model's ``source`` is a copy with its own ``sizes``.
+        hub_id: the checkpoint's id on the hub; None for a folder.
+        weights: used in place of the weights that ``files`` has.
 
     Raises:
-        UsageError: a file is missing, damaged, contradicts another, or the model is not one that
-            turbofit accounts for.
+        UsageError: a file is missing or damaged, or contradicts another one, or turbofit has no
+            account of the model.
     """
     config = read_section(files, "config.json")
     if config is None:
@@ -321,7 +319,7 @@ def read_checkpoint(
 def read_section(files: Files, name: str, what: str = "") -> Section | None:
     """Read the object in the JSON file ``name``; None if the file does not exist.
 
-    Errors name the file ``what`` if that is given.
+    ``what`` is the file's name in errors, if that is not ``name``.
     """
     data = files.read(name)
     return None if data is None else parse_json(data, what or name)
@@ -364,8 +362,8 @@ def _dtype(config: Section, sizes: Mapping[str, int], warnings: list[str]) -> Dt
 def _remote_code(files: Files, config: Section, architecture: str, images: Section | None) -> bool:
     """Return whether LMDeploy needs ``--trust-remote-code`` for tokenizer, processor or config.
 
-    Without InternVLChatModel's own config class, ``llm_config`` stays a plain dict, and LMDeploy
-    fails at its first attribute. Without the other config classes, LMDeploy lacks defaults.
+    Some checkpoints have a config class of their own. Without the class of InternVLChatModel,
+    LMDeploy fails when it reads ``llm_config``; without the others, it lacks defaults.
     """
     mapped, name = config.part("auto_map"), "tokenizer_config.json"
     if architecture in _REMOTE_CONFIG and "AutoConfig" in mapped:

@@ -71,7 +71,8 @@ class Section:
         A list of equal integers, such as ``[448, 448]``, counts as one integer.
 
         Raises:
-            UsageError: there is no value and no default, no integer, or it is out of bounds.
+            UsageError: the value is missing and has no default, is not an integer, or is not within
+                ``low`` to ``high``.
         """
         value = self.values.get(key)
         if isinstance(value, list) and value and all(item == value[0] for item in value[:4]):

@@ -208,13 +208,13 @@ def sharded(
     read: Callable[[str], dict[str, T]],
     hint: str = "download the checkpoint again",
 ) -> dict[str, T]:
-    """Return by name the tensors that an index lists, each read from the file that the index names.
+    """Return the tensors that an index lists, by name; each is read from the file in the index.
 
     Args:
-        where: the file of each tensor, by the index.
+        where: the name of each tensor's file, by the tensor's name.
         index: the name of the index, for the error.
         read: returns all tensors of a file by name.
-        hint: what the error advises.
+        hint: the advice in the error.
 
     Raises:
         UsageError: a file lacks a tensor that the index says it has.

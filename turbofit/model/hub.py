@@ -84,7 +84,7 @@ class HubFiles:
         return f"{self.host}/{self.hub_id}@{self.revision}"
 
     def read(self, name: str) -> bytes | None:
-        """Read a small file, as `Files.read` does; it is cached."""
+        """Read a small file, as `Files.read` does; each file is downloaded once."""
         if name not in self._cache:
             self._cache[name] = self._small(name, LARGEST_JSON)
         return self._cache[name]

@@ -1,6 +1,6 @@
 """Loads Transformers' model and processor of a checkpoint, as the account describes them.
 
-Only the server for Transformers and its rehearsal use it, since it imports torch.
+This module imports torch, so only the server for Transformers and its rehearsal import it.
 """
 
 from __future__ import annotations

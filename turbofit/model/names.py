@@ -146,7 +146,7 @@ def _here(preset: str | None) -> str:
 
 
 def _parts(name: str, stored: str | None = None) -> tuple[str | None, list[JsonObject], str]:
-    """Split a name: the 16-bit preset that it begins with, its known suffixes, and the rest.
+    """Split a name into the 16-bit preset at its start, its known suffixes, and the rest.
 
     ``stored``: the given ``--model-format``, which decides what a suffix such as 4bit means.
     """
@@ -200,14 +200,14 @@ def unrunnable(name: str, stored: str | None = None) -> UsageError | None:
 def by_its_name(
     hub_id: str, unread: str, *, guess: bool, model_format: str | None = None
 ) -> Model | str:
-    """Assume a model by a hub id: the preset at the start of the name, quantised as its end says.
+    """Return the model that a hub id suggests: the preset at its start, quantised as its end says.
 
-    A warning of the model says that it is only assumed.
+    The model has a warning that it is only assumed.
 
     Args:
         hub_id: a hub id without a preset.
         unread: the reason why the checkpoint was not read.
-        guess: whether to assume a preset; not if the hub answered, since it knows better.
+        guess: whether to assume a preset; False if the hub answered, but has no such model.
         model_format: the given ``--model-format``.
 
     Returns:
@@ -264,18 +264,19 @@ _COGVLM: Final = re.compile(r"(?<![A-Za-z])[Cc][Oo][Gg]VLM(?![A-Za-z])")
 
 @cache
 def families() -> tuple[str, ...]:
-    """Return the words with which names of models begin.
+    """Return the words with which names of models begin, such as ``qwen``.
 
-    A line of a log that has none of these words is not searched for names.
+    Only lines of a log with at least one of these words are searched for names.
     """
     words = {match[0] for name in known_presets() if (match := re.match("[a-z]+", name))}
     return tuple(words | {"cogvlm", "llava", "llama"})
 
 
 def names_in(text: str) -> Iterator[str]:
-    """Yield what may be names of models in a text: paths, cut after the last part with a number.
+    """Yield what may be names of models in a text.
 
-    A mention of CogVLM needs no number.
+    That is each path up to its last part with a number, such as ``Qwen2-VL-7B``, and each mention
+    of CogVLM.
     """
     for token in _TOKEN.findall(text):
         parts = token.rstrip(".").split("/")

@@ -78,7 +78,7 @@ def stored_bytes(
 
 @lru_cache
 def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict[str, int]:
-    """Return by role the bytes that linear layers take more because they are left unquantised.
+    """Return, by role, how many bytes larger layers are because they are left unquantised.
 
     Only layers that the checkpoint's quantisation would otherwise pack are counted.
     """
@@ -98,8 +98,9 @@ def exempt_bytes(text: TextDims, dtype: str, quantization: Quantization) -> dict
 def unpacked_bytes(model: Model) -> int:
     """Return the bytes that layers left in 16 bits add to a quantised checkpoint.
 
-    The files' sizes decide if they are known, because each toolkit names such layers differently.
-    A difference of at most ``_PAGE`` bytes is the rounding of scales.
+    If the sizes of the files are known, the result follows from them, because each toolkit names
+    such layers differently. A difference of at most ``_PAGE`` bytes is taken for the rounding of
+    scales, and gives 0.
     """
     if model.quantization is None:
         return 0

@@ -1,6 +1,6 @@
 """Model presets: one YAML file for each model, and the names that people type.
 
-Sizes are computed from the dims when they are needed, so that a preset is consistent.
+Sizes are computed from the dims when they are needed, so sizes and dims of a preset always agree.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _SIZE: Final = re.compile(r"[-_ :]?\d+(?:\.\d+)?b\b")
 class Unsupported(Struct):
     """The reason why turbofit has no account of a model that people ask for by name.
 
-    ``merged`` is the preset of the checkpoint that `turbofit merge` makes of the model; its size is
-    that of the model.
+    ``merged`` is the preset of the checkpoint that `turbofit merge` makes of the model. Both have
+    the same size.
     """
 
     message: str
@@ -67,7 +67,10 @@ def find_preset(name: str) -> str | None:
 
 
 def nearest_names(name: str, count: int = 3) -> list[str]:
-    """Return up to ``count`` presets with names like this one, those that begin alike first."""
+    """Return up to ``count`` presets with similar names.
+
+    The names with the longest common start come first.
+    """
     from os.path import commonprefix
 
     from turbofit.core.messages import near
@@ -151,12 +154,18 @@ def _stored(preset_id: str, wanted: Callable[[Quantization], bool]) -> str | Non
 
 
 def four_bit_variant(model: Model) -> Model | None:
-    """The published 4-bit variant of this model, or None; a folder is identified by its name."""
+    """Return the published 4-bit variant of this model, or None.
+
+    If the model is from a folder, the folder's name identifies the preset.
+    """
     return _variant(model, four_bits)
 
 
 def fp8_variant(model: Model) -> Model | None:
-    """The published FP8 variant of this model, or None; a folder is identified by its name."""
+    """Return the published FP8 variant of this model, or None.
+
+    If the model is from a folder, the folder's name identifies the preset.
+    """
     return _variant(model, lambda preset: _stored(preset, lambda packed: packed.method == "fp8"))
 
 
@@ -174,7 +183,10 @@ def unpacked_variant(model: Model) -> Preset | None:
 
 
 def preset_of(model: Model) -> Preset | None:
-    """The preset of a checkpoint, or None; a folder is identified by its name."""
+    """Return the preset of a checkpoint, or None.
+
+    If the checkpoint is a folder, its name identifies the preset.
+    """
     preset_id = _id_of(model)
     return load_preset(preset_id) if preset_id else None
 

@@ -46,7 +46,7 @@ class Tensor(NamedTuple):
 
 
 class _Entry(msgspec.Struct):
-    """A header entry; ``__metadata__`` is decoded into it as well, with all fields None."""
+    """A header entry; the entry ``__metadata__`` has None in all fields."""
 
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
@@ -63,7 +63,7 @@ def header_length(prefix: bytes, file_size: int | None, what: str) -> int:
     """Read the length of the header, and check it against the file's size.
 
     Raises:
-        UsageError: it is not a safetensors file, or ends too early.
+        UsageError: the file is not a safetensors file, or ends too early.
     """
     length = int.from_bytes(prefix[:PREFIX], "little")
     if len(prefix) < PREFIX or not 2 <= length <= LARGEST_HEADER:
@@ -107,7 +107,8 @@ def parse_index(data: bytes, what: str, suffix: str = ".safetensors") -> dict[st
     """Return the ``weight_map`` of a sharded checkpoint: the name of each tensor's file.
 
     Raises:
-        UsageError: it cannot be read, is empty, or a file name is invalid or lacks the suffix.
+        UsageError: the index cannot be read or is empty, or the name of a file is invalid or does
+            not end in ``suffix``.
     """
     try:
         files = msgspec.json.decode(data, type=_Index).weight_map

@@ -1,10 +1,11 @@
 """Finds the model for a typed name: in a folder, the hub cache, the hub, or the presets.
 
-LMDEPLOY_USE_MODELSCOPE makes ModelScope the hub, and its cache the first one, as in LMDeploy.
+If LMDEPLOY_USE_MODELSCOPE is set, ModelScope is the hub, and its cache is searched first, as in
+LMDeploy.
 
 A preset's alias causes no network access: it means the checkpoint in the hub cache if that is
-complete, else the preset. A hub id is looked up, unless the environment forbids it. If that fails,
-the cache or a preset is used, and the answer's warnings say so.
+complete, else the preset. A hub id is looked up, unless the environment forbids it. If the look-up
+fails, the cache or a preset is used, and the answer's warnings say so.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ _LOG: Final = LazyLogger(__name__)
 def resolve_model(
     name: str, *, revision: str | None = None, model_format: str | None = None
 ) -> Model:
-    """The model for a typed name.
+    """Return the model for a typed name.
 
     Args:
         name: a folder, a hub id (``OpenGVLab/InternVL2-8B``), its address, or a preset
             (``internvl2-8b``).
         revision: branch, tag or commit on the hub.
-        model_format: how the weights are stored, where the name alone leaves it open.
+        model_format: how the weights are stored, if the name does not tell it.
 
     Raises:
         UsageError: no such model, a damaged checkpoint, or one that has no account.
@@ -204,7 +205,7 @@ def _snapshot(hub_id: str, folder: str, *, config_only: bool = False) -> Model:
 def _without_hub(
     hub_id: str, revision: str | None, preset: str | None, stored: str | None, reason: UsageError
 ) -> Model:
-    """Return a hub id's model from a cache or a preset; a warning has the ``reason``."""
+    """Return a hub id's model from a cache or a preset; a warning states the ``reason``."""
     from msgspec.structs import replace
 
     _LOG.info("%s is read without the hub: %s", hub_id, reason.message)

@@ -1,7 +1,7 @@
-"""The list of a language model's tensors; counts, bytes and stand-ins are computed from it.
+"""The list of a language model's tensors.
 
-The bytes of a rank, the names in a stand-in checkpoint and the number of parameters use the same
-records, so a missing tensor is missing in all of them.
+The bytes of a rank, the names in a rehearsal's checkpoint and the number of parameters are all
+computed from this list, so a missing tensor is missing in all of them.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Tensor(Struct):
     """All tensors of one role. They have the same shape: outputs first, then inputs.
 
     ``layers`` are the numbers of the layers with this role; None if it is outside the layers.
-    ``copies``: the number of tensors in each layer, one for each expert. ``bias``: each tensor has
-    a bias as long as its outputs. ``packs``: quantisation packs this role if it packs linear layers
-    of ``part``.
+    ``copies``: the number of tensors of this role in each layer, such as the number of experts.
+    ``bias``: each tensor has a bias as long as its outputs. ``packs``: quantisation packs this role
+    if it packs linear layers of ``part``.
     """
 
     role: str
@@ -81,7 +81,8 @@ class Tensor(Struct):
 def elements(tensors: Iterable[Tensor]) -> int:
     """Return the number of parameters in all given tensors, biases included.
 
-    For speed, the loop calls no function of turbofit: every start counts a model.
+    Every start of turbofit counts a model's parameters, so for speed the loop calls no function of
+    turbofit.
     """
     total = 0
     for tensor in tensors:
@@ -237,7 +238,7 @@ def _vision_experts(text: TextDims) -> list[Tensor]:
 
 
 def _mlps(text: TextDims) -> list[Tensor]:
-    """List the feed-forward networks; with experts, only the first layers have plain ones."""
+    """List the feed-forward networks; with experts, only the first layers have plain MLPs."""
     dense = range(text.layers - (text.moe.layers if text.moe else 0))
     mlp = partial(Tensor, part="mlp", layers=dense, bias=text.mlp_bias)
     tensors = _gated_mlp(mlp, "mlp", text.hidden, text.intermediate)

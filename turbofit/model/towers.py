@@ -137,7 +137,7 @@ def _one(role: str, *shape: int) -> Tensor:
 
 
 def _projector(role: str, *shape: int, bias: bool = True) -> Tensor:
-    """Make a tensor of the projector, with ``bias``: a linear layer (outputs first) or a norm."""
+    """Make a tensor of the projector: a linear layer (outputs first) or a norm."""
     return Tensor(role=f"projector.{role}", part="projector", shape=shape, bias=bias)
 
 

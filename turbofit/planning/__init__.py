@@ -1,7 +1,7 @@
-"""Turns a person's request into a plan: it is resolved, searched, and given its commands.
+"""Turns a person's request into a plan with its command lines.
 
-Read in this order: ``request`` (what a person asks for), ``resolve`` (its machine and model),
-``search`` (each shape is sized and ranked), ``choose`` (the engine, and the plan with the rows of
-all candidates), ``reasons`` (why a setting is as it is, and why a candidate lost), ``remedies``
-(what would help), ``plan`` and ``commands`` (command lines).
+Read the modules in this order: ``request`` (what a person asks for), ``resolve`` (reads the machine
+and the model), ``search`` (sizes and ranks each shape), ``choose`` (takes an engine and makes the
+plan with a row for each candidate), ``reasons`` (why a setting is as it is, and why a candidate
+lost), ``remedies`` (what would help), ``plan`` and ``commands`` (command lines).
 """

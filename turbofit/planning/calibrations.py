@@ -39,9 +39,9 @@ def pretends() -> bool:
 
 
 def keep(calibration: Calibration, beside: Document) -> Path:
-    """Store a calibration for later plans, with its evidence ``beside``; returns the file's path.
+    """Store a calibration with its evidence ``beside`` for later plans; return the file's path.
 
-    The file replaces an older one of the same kind.
+    The file replaces the one that `path_of` names, if it exists.
 
     Raises:
         OSError: the state folder cannot be made.
@@ -52,9 +52,10 @@ def keep(calibration: Calibration, beside: Document) -> Path:
 
 
 def completed(calibration: Calibration) -> Calibration:
-    """Add the installed versions of torch and CUDA, and the spread in bytes.
+    """Return the calibration with the installed versions of torch and CUDA, and its spread.
 
-    The spread is at least the difference from the calibration that this one replaces.
+    The spread, in bytes, is at least the difference between the totals of this calibration and of
+    the stored calibration that it will replace.
     """
     torch, cuda = installed("torch"), installed(*_CUDA)
     calibration = msgspec.structs.replace(calibration, torch=torch or "", cuda=cuda or "")
@@ -70,7 +71,10 @@ def recall(*, pretend: bool) -> tuple[Calibration, ...]:
 
 
 def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
-    """Return the machine with the calibrations of its cards and of the installed packages."""
+    """Return the machine with the stored calibrations that fit its cards, driver and packages.
+
+    ``pretend`` selects the calibrations that were made on pretend GPUs.
+    """
     kept = recall(pretend=pretend)
     if not kept:
         return machine
@@ -89,7 +93,10 @@ def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
 
 
 def path_of(calibration: Calibration) -> Path:
-    """Return the path of a calibration's file; model, engine, cards and packages determine it."""
+    """Return the path of the file that stores a calibration.
+
+    Model, engine, cards, driver, communicator and the versions of packages determine the path.
+    """
     return _file(calibration).path
 
 

@@ -27,9 +27,11 @@ _NO_MACHINE: Final = 4
 
 
 class Finding(Struct):
-    """One finding; scripts may rely on ``check``. ``why`` is its effect here, ``fix`` the remedy.
+    """The result of one check.
 
-    A value that could not be read is ``unreadable``, never ``ok``.
+    ``check`` is the check's name, on which scripts may rely. ``seen`` is what the check found,
+    ``why`` its effect on this machine, and ``fix`` the remedy. A value that could not be read is
+    ``unreadable``, never ``ok``.
     """
 
     check: str
@@ -62,9 +64,9 @@ class DoctorReport(Struct):
 class Check(NamedTuple):
     """One check of a machine before a launch.
 
-    ``of`` names the field of the `Scene` that the check needs; if it is None, the check does not
-    apply. ``why`` is the effect of a failure, and ``error`` what a launch raises; an answer may
-    replace them.
+    ``of`` names the field of the `Scene` that the check needs; the check does not apply if that
+    field is None. ``why`` is the effect of a failure, and ``error`` the exception that a launch
+    then raises; an answer may bring its own effect and exception.
     """
 
     name: str
@@ -191,10 +193,11 @@ def examine(
 
     Args:
         sources: what the checks read; tests replace it.
-        on: a SPEC or snapshot instead of this machine's GPUs; the environment is still this one's.
+        on: a SPEC or snapshot whose GPUs are checked instead of this machine's. The environment is
+          always this machine's.
         model: the model whose weights the disk must hold.
         port: the port that a server will use.
-        server: the run of turbofit that listens there; empty if none does.
+        server: the run of turbofit that already listens on ``port``; empty if none does.
 
     Raises:
         UsageError: ``on`` is not valid.

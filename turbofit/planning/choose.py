@@ -110,7 +110,7 @@ def why_not(fit: EngineFit) -> str:
 def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
     """Return why LMDeploy's other engine was rejected, in two texts.
 
-    The first is for its row in ``considered``, the second for the reasons of the plan.
+    The first text is for that engine's row in ``considered``, the second for the plan's reasons.
     """
     given = " and ".join(
         f"{option_of(name)} {value}" for name, value in fit.request.engine_options.items()
@@ -125,7 +125,7 @@ def _over(fit: EngineFit, rival: EngineFit) -> tuple[str, str]:
 def _considered(fit: EngineFit) -> tuple[Candidate, ...]:
     """Return the rows of ``considered``: the chosen shape, the other engine, the best other shapes.
 
-    Each row but the first says why it was rejected.
+    Each row but the first says why its shape was rejected.
     """
     request, chosen, engine = fit.request, fit.best, fit.engine
     rest = [other for other in fit.evaluations if other is not chosen]
@@ -268,7 +268,10 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planne
 
 
 def _serial(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned:
-    """Plan on an engine that processes one request at a time; ``named``: the person chose it."""
+    """Plan on an engine that processes one request at a time.
+
+    ``named``: the person chose this engine by its name.
+    """
     reason = "as asked" if named else str(engine_problem(request.model, LMDEPLOY[0]))
     planned = _fallback(request, engine, reason)
     too_few = request.promised_requests is not None and not planned.document.fits
@@ -278,8 +281,8 @@ def _serial(request: ResolvedRequest, engine: Engine, *, named: bool) -> Planned
 def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
     """Return the first engine's result, or that of LMDeploy's other engine if it serves more.
 
-    If only the other engine fits, but may not compile for these cards, it is the ``rival`` of the
-    result.
+    ``fit`` is the first engine's result. If only the other engine fits, but its kernels may not
+    compile for these cards, the other result becomes the ``rival`` of ``fit``.
     """
     rivals = list(_others(request, fit.engine.name))
     rival = next((other for other in rivals if other.fits), None)
@@ -294,9 +297,9 @@ def _beside_rivals(request: ResolvedRequest, fit: EngineFit) -> EngineFit:
 
 
 def _named(request: ResolvedRequest, engine: str) -> tuple[str, tuple[str, ...]]:
-    """Return the engine to plan on, and the reasons for it.
+    """Return the name of the engine to plan on, and the reasons for this engine.
 
-    ``auto`` becomes the PyTorch engine if it alone takes a given option.
+    ``auto`` becomes the PyTorch engine if a given option exists only there.
     """
     owner = option_owner(request.engine_options) if engine == "auto" else None
     if owner is None or owner[0] == LMDEPLOY[0] or engine_problem(request.model, owner[0]):
@@ -365,8 +368,8 @@ def _compiles(request: ResolvedRequest) -> bool:
 def _worth(request: ResolvedRequest, fit: EngineFit) -> tuple[int, ...]:
     """Return a key that sorts plans, the best last.
 
-    Its order is: fits, units per image, context, less memory, more tokens. Tokens count only if the
-    goal is the context.
+    The parts of the key, in order, are: fits or not, units per image, context, less memory, more
+    tokens. Tokens count only if the goal is the context.
     """
     tokens = fit.tokens if request.workload.goal == "context" else 0
     units, context = fit.best.vision_load.units_per_image, fit.best.settings.session_len
@@ -374,7 +377,10 @@ def _worth(request: ResolvedRequest, fit: EngineFit) -> tuple[int, ...]:
 
 
 def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterator[Remedy]:
-    """Yield a remedy for each other engine that can serve the request."""
+    """Yield a remedy for each other engine that can serve the request.
+
+    ``rival`` is the result of LMDeploy's other engine if it fits, but may not compile.
+    """
     if rival is not None:
         yield fitting(
             f"--engine {rival.engine.name}",

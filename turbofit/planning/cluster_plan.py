@@ -1,8 +1,9 @@
-"""Plans a cluster: each kind of node as one machine, and one promise that all of them keep.
+"""Plans a cluster: one plan for each kind of node, and one promise that all nodes keep.
 
-The promise is the image limit, then the context: what a person gives, else the largest that any
-kind of node keeps in its own plan. So a weak node never makes it smaller. A node that does not keep
-it is left out, with the reason and what it would hold.
+The promise is an image limit and a context. They are what the person gives, else those of the kind
+of node whose own plan has the largest image limit, then the largest context. So a weak node never
+makes the promise smaller: a node that does not keep the promise is left out, with the reason and
+with what it would keep.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ def make_cluster_plan(
 ) -> ClusterPlan:
     """Plan every node as one machine, all with one promise; command lines are not made.
 
-    ``promised`` is an earlier plan of the same request whose promise these nodes must keep. The
-    machine of ``base`` is not used. Its number of requests at once is for all nodes together.
+    ``base`` is the request: its machine is not used, and its number of concurrent requests is for
+    all nodes together. ``promised`` is an earlier plan of the same request whose promise these
+    nodes must keep.
 
     Raises:
         TurbofitError: a part of the request cannot be used on any node.
@@ -150,11 +152,11 @@ def _why_broken(plan: Plan, best: Plan) -> str:
 
 
 def _on(node: Node, plan: Plan, limits: Limits) -> Plan:
-    """Return a kind's plan for one of its nodes: its machine and GPU ids, and the promised limits.
+    """Return the plan of a kind of node for one of its nodes.
 
-    The units of a forward stay the plan's own, as the node's gateway queues images by them. If a
-    request asks for more answers (``n``) than an engine's batch, the rest waits in the engine, and
-    takes no memory.
+    The plan gets the node's machine and GPU ids, and the promised ``limits``. Only the units of a
+    forward stay the plan's own, as the node's gateway queues images by them. If a request asks for
+    more answers (``n``) than an engine's batch, the rest waits in the engine, and takes no memory.
     """
     machine = node.machine
     assert machine is not None
@@ -174,7 +176,11 @@ def _document(
     *,
     whole: bool,
 ) -> ClusterPlan:
-    """Make the cluster's plan; if ``whole``, these nodes must run all requests at once."""
+    """Make the cluster's plan from the plans of its nodes.
+
+    ``whole``: these nodes are the whole cluster, so the plan fits only if they can run all
+    concurrent requests.
+    """
     plans = [node.plan for node in nodes if node.plan is not None]
     at_once, asked = sum(plan.requests_at_once for plan in plans), base.workload.concurrency or 0
     fits = bool(plans) and (at_once >= asked or not whole)

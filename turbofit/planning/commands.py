@@ -58,8 +58,8 @@ def commands(
 ) -> tuple[Command, ...]:
     """Return one command for each group of the plan, on consecutive ports from ``port`` on.
 
-    ``name`` is the model's name for clients. ``options`` are LMDeploy's own, passed on. A caller
-    may replace the first word by an interpreter and `module_of`.
+    ``name`` is the model's name for clients. ``options`` are options of LMDeploy that each command
+    passes on. A caller may replace the first word of a command by ``python -m`` and `module_of`.
 
     Raises:
         UsageError: there are options for LMDeploy, which does not run the plan.
@@ -80,9 +80,9 @@ def private_commands(
 ) -> tuple[Command, ...]:
     """Return the engines' commands behind a gateway: on loopback, without docs and web pages.
 
-    ``ports`` has one port for each group, and ``folder`` is the model folder for the engine; the
-    rest is as for `commands`. ``held``: engines are limited to their ledgers, which contain all
-    that they will take.
+    ``ports`` has one port for each group, and ``folder`` is the model folder for the engine;
+    ``name`` and ``options`` are as for `commands`. ``held``: engines that can limit their own
+    memory are limited to the bytes in their ledgers.
     """
     closed: list[str] = []
     if plan.engine.of_lmdeploy:
@@ -101,7 +101,11 @@ def _commands(
     *,
     held: bool = False,
 ) -> tuple[Command, ...]:
-    """Return the command lines of a plan's engines; ``held``: the ledgers limit their memory."""
+    """Return the command lines of a plan's engines.
+
+    Each command ends with the words ``more`` and ``options``; ``held`` is as for
+    `private_commands`.
+    """
     if options and not plan.engine.of_lmdeploy:
         raise UsageError(
             f"{options[0]} is an option of LMDeploy, which the plan does not run",
@@ -182,9 +186,9 @@ def _option(name: str, value: object) -> Words:
 
 
 def left_out(plan: Plan, usual: Settings) -> str | None:
-    """Return a warning about options of the plan that its LMDeploy lacks; None if it lacks none.
+    """Return a warning about the plan's options that its LMDeploy does not know, or None.
 
-    Options with the value that they have in ``usual`` settings do not count.
+    Options with the same value as in ``usual`` settings do not count.
     """
     version = plan.engine.version
     silent = set(_options(replace(plan, settings=usual, model=replace(plan.model, revision=None))))
@@ -218,7 +222,7 @@ class _Releases(Struct, forbid_unknown_fields=True):
 
 
 def came_later(option: Words, version: str) -> str | None:
-    """Return the release that introduced an option or value, if ``version`` is older; or None."""
+    """Return the release that introduced an option or value, if ``version`` is older, else None."""
     if not versions.is_legacy(version):
         return None
     known = _releases()
@@ -263,7 +267,10 @@ _MAP_HINT: Final = 'write it as {"model.embed_tokens": 0, "model.layers.0-15": 0
 
 
 def folded(placed: Mapping[str, int | str]) -> str:
-    """Write the device map as JSON; ``model.layers.0-15`` are adjacent layers on one device."""
+    """Write a device map as JSON.
+
+    Adjacent layers on one device share an entry, such as ``model.layers.0-15``.
+    """
     folded_map: dict[str, int | str] = {}
     entries = [(_LAYER.fullmatch(name), name, where) for name, where in placed.items()]
     for (is_layer, where), run in groupby(entries, key=lambda row: (row[0] is not None, row[2])):
@@ -301,8 +308,8 @@ def read_map(text: str) -> dict[str, int | str]:
 def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
     """Return the `turbofit serve` command for a plan; None if `serve` would not serve it.
 
-    If the plan is for another machine, the command names the limits: a machine with less free
-    memory then refuses, and does not promise less.
+    If the plan was not made for a measured machine, the command states the context and the image
+    limits. Then a machine with less free memory refuses to serve, instead of promising less.
     """
     old = plan.engine.of_lmdeploy and release(plan.engine.version) < OLDEST_SERVED
     if not plan.fits or old:
@@ -316,9 +323,10 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
 
 
 def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeCommand | None:
-    """Return the command that serves a cluster's plan, for one of its nodes; None without a plan.
+    """Return the command with which one of the nodes serves a cluster's plan.
 
-    If Ray did not report the cluster, the command names the limits, as in `serve_command`.
+    Returns None if the plan does not fit. If the cluster was not reported by Ray, the command
+    states the context and the image limits, as in `serve_command`.
     """
     if not plan.fits or plan.limits is None:
         return None
@@ -368,7 +376,10 @@ def _model_word(model: Model, given: str | Model) -> str:
 
 
 def _with_limits(request: PlanRequest, model: Model, limits: Limits, context: int) -> PlanRequest:
-    """Return the request with the plan's context and image limits as options, if not given."""
+    """Return the request with the plan's context and image limits as options.
+
+    A context that the request gives is kept. If it gives an image size, no image limit is added.
+    """
     more: dict[str, Any] = {}
     if not request.given().keys() & {"context", "session_len"}:
         more["context"] = context

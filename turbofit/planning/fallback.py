@@ -1,8 +1,9 @@
 """Plans for the fallback engine, Transformers: the number of GPUs, the image limit and the context.
 
-Each copy of the model answers one request after the other, so requests at once need as many copies,
-if the GPUs hold them. The checkpoint's own image limit on the fewest GPUs is preferred, then lower
-limits; decoder layers are taken off the GPUs only if no other plan serves a request.
+Each copy of the model answers one request after the other, so concurrent requests need one copy
+each, as far as the GPUs hold them. The checkpoint's own image limit on the fewest GPUs is
+preferred, then lower limits. Decoder layers are taken off the GPUs only if no other plan serves a
+request.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ _HALVES = 4
 class Chosen:
     """The chosen copies of the model, the place of their layers, and what they promise.
 
-    ``fits`` is False if no choice fits, and this one comes closest.
+    If no choice fits, this is the choice that comes closest, and ``fits`` is False.
     """
 
     copies: ModelCopies
@@ -152,8 +153,8 @@ def _search(request: ResolvedRequest) -> Chosen:
 def _held(request: ResolvedRequest) -> ResolvedRequest:
     """Replace a given image size by the image limit that admits images of this size.
 
-    The search does not lower this limit. The model folder gets it, so the plan counts the largest
-    image under it.
+    The search does not lower this limit. The engine's model folder gets the limit, so the plan
+    counts the largest image that the limit admits.
     """
     rule, requested = request.model.image_rule, request.requested_image_limit
     if rule is None or request.workload.image_size is None or requested is None:
@@ -165,7 +166,7 @@ def _held(request: ResolvedRequest) -> ResolvedRequest:
 
 
 def _limits(request: ResolvedRequest) -> Sequence[int | None]:
-    """Return the image limits to try, the largest first; a limit that the user gave comes alone."""
+    """Return the image limits to try, the largest first; only the user's own limit if given."""
     rule, requested = request.model.image_rule, request.requested_image_limit
     if rule is None or requested is None or vision_load_of(request, requested).units_per_image == 0:
         return [None]
@@ -179,7 +180,7 @@ def _limits(request: ResolvedRequest) -> Sequence[int | None]:
 
 
 def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -> tuple[int, ...]:
-    """Return the largest image limit that the context allows, and halves of it.
+    """Return the largest image limit that the context allows, then lower limits.
 
     The tuple is empty if images of the ``requested`` limit already fit into the context.
     """
@@ -193,9 +194,10 @@ def _within_context(request: ResolvedRequest, rule: ImageRule, requested: int) -
 
 
 def _groupings(request: ResolvedRequest) -> Iterator[ModelCopies]:
-    """Yield copies on groups of equal size: the fewest GPUs first, on the freest cards.
+    """Yield ways to place the copies on groups of equal size, the smallest groups first.
 
-    Several copies use several GPUs each only if ``tp`` and ``replicas`` are both given.
+    The freest cards are used. Several copies use several GPUs each only if ``tp`` and ``replicas``
+    are both given.
     """
 
     def taken(gpu: Gpu) -> int:
@@ -223,8 +225,8 @@ def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 def _longest(request: ResolvedRequest, copies: ModelCopies, vision_load: VisionLoad) -> int:
     """Return the context in tokens that all copies hold on their GPUs; 0 if they hold no request.
 
-    It is the longest, or the shortest that is enough if the context is given or the least memory is
-    wished.
+    This is the longest context that fits. If the context is given or the least memory is wished, it
+    is the shortest context that is enough.
     """
 
     def fits(tokens: int) -> bool:
@@ -245,9 +247,9 @@ def _longest(request: ResolvedRequest, copies: ModelCopies, vision_load: VisionL
 def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
     """Make the best plan on Hugging Face Transformers, without command lines.
 
-    ``tp`` of the request is the number of GPUs for one copy's layers (None: the fewest that hold
-    one), ``replicas`` the number of copies (None: one). ``reason`` is a clause that says why no
-    engine of LMDeploy is used.
+    ``tp`` of the request is the number of GPUs for one copy's layers (None: as few as possible).
+    ``replicas`` is the number of copies (None: one for each concurrent request that is promised, if
+    they fit). ``reason`` is a clause that says why no engine of LMDeploy is used.
 
     Raises:
         UsageError: a part of the request cannot be used with this engine.
@@ -296,10 +298,10 @@ def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Plan
 
 
 def _host(chosen: Chosen, host: HostMemory) -> tuple[HostMemory, int | None]:
-    """Return the host memory of all copies, and the bytes in it for one copy's offloaded layers.
+    """Return the host memory of all copies, and the bytes that one copy's offloaded layers may use.
 
-    Layers that do not fit into host memory stay on disk, and only the largest is in memory. The
-    second value is None if the available memory is unknown.
+    Layers that do not fit into host memory stay on disk, and only the largest of them is in memory
+    at a time. The second value is None if the available memory is unknown.
     """
     taken, kept = sum(chosen.off), None
     if host.available is not None:

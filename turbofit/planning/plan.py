@@ -32,9 +32,9 @@ def plan(
 ) -> Plan:
     """Make the best plan, which may not fit, with the settings that `turbofit tune` found for it.
 
-    ``pretend``: True uses tunings made on pretend GPUs; None uses those of this machine if the plan
-    is for it. Without ``compares_limits`` the plan says nothing of other image limits, and takes
-    half the time.
+    ``pretend``: True uses tunings made on pretend GPUs, False those made on real GPUs. None uses
+    the tunings of this machine, if the plan is for this machine. Without ``compares_limits`` the
+    plan does not compare other image limits, and takes half the time.
 
     Raises:
         UsageError: two options contradict each other, or one cannot be used.
@@ -60,9 +60,9 @@ def plan(
 def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) -> Plan:
     """Make the best plan for another version of LMDeploy, with twice the usual margin.
 
-    `serve` does not start the oldest versions, so they have no gateway. For them the plan first
-    counts the largest images that LMDeploy itself lets clients send; if that does not fit, it
-    counts smaller ones, and a warning names the gateway that holds clients to them.
+    `serve` does not start the oldest versions, so they have no gateway. Their plan first counts the
+    largest images that LMDeploy itself lets clients send. If that does not fit, the plan counts
+    smaller images, and a warning says how to start a gateway that refuses larger ones.
     """
     from turbofit.memory.engines import LMDEPLOY, check_options, engine_for, engine_of
     from turbofit.planning.choose import make_plan
@@ -110,7 +110,7 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
 def _say_of_merged(exc: UsageError, request: PlanRequest) -> None:
     """Add to an error about a checkpoint's format how the merged checkpoint would fit.
 
-    `turbofit merge` makes it. Merging a LoRA does not change sizes.
+    `turbofit merge` makes the merged checkpoint. Merging a LoRA does not change sizes.
     """
     preset = find_preset(request.model) if isinstance(request.model, str) else None
     refused = load_preset(preset).unsupported if preset else None
@@ -146,10 +146,12 @@ def plan_cluster(
 
 
 def predict(request: PredictRequest) -> Plan:
-    """Predict the outcome of given settings, with LMDeploy's defaults for others; no search.
+    """Predict the outcome of given settings, and of LMDeploy's defaults for all other settings.
+
+    Nothing is searched.
 
     Raises:
-        As :func:`plan`; PackageError for a generation without an account.
+        As :func:`plan`; also PackageError for a release of LMDeploy without an account.
     """
     from turbofit.memory.engines import check_options, engine_for
     from turbofit.planning.predict import make_prediction, usual_settings
@@ -177,7 +179,10 @@ def predict(request: PredictRequest) -> Plan:
 
 
 def doubled_margin(plan: Plan) -> int:
-    """Return twice the margin in bytes, to leave free if the account is of another LMDeploy."""
+    """Return twice the largest margin of a plan's GPUs, in bytes.
+
+    This is the margin if the account was made for another release of LMDeploy.
+    """
     return 2 * max(gpu.margin for gpu in plan.gpus)
 
 

@@ -65,9 +65,9 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     """Make the plan without command lines.
 
     ``settings`` are those of the weakest group; ``image_limit`` is for one image, in tiles or
-    pixels. ``held_requests`` is the number of requests that all groups hold at once, or None if no
-    number was given. ``at_once`` are the requests of each group if cards are unequal; else it is
-    empty.
+    pixels. ``held_requests`` is the number of requests that all groups hold at once, or None if the
+    person gave no number of requests. ``at_once`` has the number of concurrent requests of each
+    group if cards are unequal; otherwise it is empty.
     """
     outcomes = [account.at(account.ratio) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
@@ -175,8 +175,8 @@ def found_words(
 ) -> str:
     """Describe a plan that fits: its GPUs, its requests at once, and the memory that stays free.
 
-    ``tokens`` is the number in each engine's cache; ``vision_load`` has the images of the requests
-    that are counted.
+    ``tokens`` has the KV tokens of each engine's cache; ``vision_load`` has the images of one of
+    these requests.
     """
     outcomes = [account.at(account.ratio) for account in accounts]
     ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
@@ -250,7 +250,7 @@ def group_words(request: ResolvedRequest, group: Sequence[int]) -> str:
 def _footprint(
     request: ResolvedRequest, accounts: Sequence[Account], host: HostMemory
 ) -> Footprint:
-    """Return what the engines take of each GPU, what is left, and how many such engines fit."""
+    """Return the bytes that engines take of each GPU, the bytes left, and how many engines fit."""
     taken: dict[int, int] = {}
     left: list[int] = []
     servers = 0

@@ -44,8 +44,9 @@ def make_prediction(
 ) -> Plan:
     """Predict what LMDeploy does with the user's settings, and its defaults, on the first GPUs.
 
-    It takes the first ``tp`` GPUs in CUDA's order. Images are those that an ordinary OpenAI client
-    can send, including ``detail: high``, unless a limit or a size is given.
+    The engines take the first GPUs in CUDA's order, ``tp`` for each replica. Images are the largest
+    that an ordinary OpenAI client can send, including ``detail: high``, unless a limit or a size is
+    given.
 
     Raises:
         UsageError: the settings are refused before memory is allocated, or the given free memory
@@ -119,7 +120,10 @@ class _Start:
         return accounts_of(self.request, same, self.groups, load, self.engine, free_at_cache)
 
     def _end(self, smallest: int | None) -> str | None:
-        """Return the cause that ends the start, in words; None if it serves."""
+        """Return the cause that ends the start, in words; None if the engine serves.
+
+        ``smallest`` has the tokens of the smallest cache, or None if GPU memory is missing.
+        """
         never = _never_runs(self.request, self.accounts, self.load, self.engine)
         never = never or _no_room(self.request, self.settings, smallest)
         return never or (host_problem(self.host) if self.outcome.serves else self.outcome.text)
@@ -161,10 +165,10 @@ class _Start:
 
 
 def _accepted(request: ResolvedRequest, load: VisionLoad, settings: Settings) -> VisionLoad:
-    """Return the load of the largest images that fit into a session with a token of text.
+    """Return the load of the largest images that fit into a session with one token of text.
 
-    LMDeploy refuses larger images, but its tower processes them before their tokens are counted, so
-    accounts count their memory.
+    LMDeploy refuses larger images only after its tower has processed them, so accounts count their
+    memory all the same.
     """
     rule, room = request.model.image_rule, settings.session_len - 1
     if rule is None or load.tokens_per_request <= room:
@@ -194,7 +198,7 @@ def _promised(promised: int | None, at_once: int) -> str:
 
 
 def _sized(forecast: Account, account: Account, ratio: float) -> str:
-    """Say how much of the free memory in a log the cache takes, in MiB as in logs."""
+    """Say how much of the free memory that a log reports the cache takes, in MiB as in logs."""
     free, region = account.free, account.at(ratio).region
     left = (free - region) // MIB
     by_ratio = f" at the ratio {ratio:g}" if ratio < 1 else ""
@@ -210,10 +214,11 @@ def _least_free(
     with_free: Callable[[int | None], Sequence[Account]],
     ratio: float,
 ) -> str:
-    """Say with how many free MiB an old engine survives at least, and how it dies with less.
+    """Say how many MiB must be free for an old engine to survive, and how it dies with less.
 
-    The text is empty for newer engines, without images, and if no free memory is too little. Other
-    processes may leave less memory free; images need the memory that the cache leaves.
+    The text is empty for newer engines, without images, or if the engine survives with any free
+    memory. The free memory matters as images need what the cache leaves, and other processes may
+    take some.
     """
     if not (is_legacy(engine.version) and accounts[0].launch.vision_load.units_per_image):
         return ""
@@ -230,7 +235,7 @@ def _least_free(
 
 
 def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
-    """Return the image limit that ordinary clients can reach, and the largest images under it."""
+    """Return the image limit that ordinary clients can reach, and the load of its largest image."""
     rule, image_limit = request.model.image_rule, request.requested_image_limit
     if rule is not None and request.image_limit is None:
         image_limit = rule.exposed_limit
@@ -243,7 +248,7 @@ def _exposed_load(request: ResolvedRequest) -> tuple[int | None, VisionLoad]:
 def _held(
     request: ResolvedRequest, vision_load: VisionLoad, accounts: Sequence[Account], ratio: float
 ) -> VisionLoad:
-    """Return the load with fewer units in a forward, if the cache is smaller than the context."""
+    """Lower the units in a forward to what the cache holds, if it is smaller than the context."""
     rule = request.model.image_rule
     if rule is None or not vision_load.units_per_image or not accounts[0].admits_prompts:
         return vision_load
@@ -323,7 +328,7 @@ def _exposure(
 
 
 def usual_settings(request: ResolvedRequest, engine: Engine) -> Settings:
-    """Return LMDeploy's settings for a request if it only gets the option ``tp``."""
+    """Return LMDeploy's settings for a request if ``tp`` is the only option that LMDeploy gets."""
     bare = replace(request, engine_options={}).with_workload(context=None)
     return _settings(bare, _groups(request, engine), engine)
 
@@ -350,7 +355,7 @@ def _settings(
 def _never_runs(
     request: ResolvedRequest, accounts: Sequence[Account], vision_load: VisionLoad, engine: Engine
 ) -> str | None:
-    """Return why these settings never run (no code, or a fatal known fault); None if they do."""
+    """Return why these settings never run (no code, or a fatal known fault); None if they run."""
     for account in accounts:
         launch = launch_of(request, account.settings, account.gpus, vision_load)
         kernels = engine.missing_kernels(launch)
@@ -380,7 +385,7 @@ def _no_room(request: ResolvedRequest, settings: Settings, cache: int | None) ->
 def _story(
     account: Account, ratio: float, start: StartOutcome, free_at_cache: int | None
 ) -> Iterator[str]:
-    """Yield the steps of the start with their numbers."""
+    """Yield sentences on the steps of the start, with the bytes that each step takes."""
     outcome = account.at(ratio)
     free, region = account.free, outcome.region
     source = "as the log said" if free_at_cache is not None else "forecast"

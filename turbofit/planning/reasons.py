@@ -39,7 +39,10 @@ _MUCH: Final = 0.1
 
 
 def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
-    """Yield why each setting has its value; ``account`` is of the group with the most units."""
+    """Yield why each setting has its value.
+
+    ``account`` is the account of the group with the most vision units in a forward.
+    """
     request, best, engine = fit.request, fit.best, fit.engine
     if best.fits:
         yield _ratio(fit)
@@ -76,7 +79,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
 
 
 def _cut(fit: EngineFit) -> str:
-    """Say how often images are encoded if forwards cut them; empty if no forward does."""
+    """Say how often images are encoded because forwards split them; empty if none is split."""
     images = fit.requested_load.images_per_request
     times = max((speed.encodings for speed in fit.best.speeds), default=0)
     if times <= images:
@@ -184,7 +187,7 @@ def _context(fit: EngineFit) -> str:
 
 
 def context_reason(request: ResolvedRequest, session_len: int, held: str) -> str:
-    """Return the reason for the context; ``held`` names its bound, such as "what fits"."""
+    """Return the reason for the context; ``held`` says what bounds it, such as "what fits"."""
     longest = request.model.text.max_position_embeddings
     if "session_len" in request.engine_options:
         return "as set by you"
@@ -325,7 +328,10 @@ def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
 
 
 def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterator[str]:
-    """Yield a warning if the smallest cache, of ``kv_tokens``, does not hold a given context."""
+    """Yield a warning if the person gave a context that the smallest cache does not hold.
+
+    ``session_len`` is this context, and ``kv_tokens`` the size of the cache, both in tokens.
+    """
     if request.context_given and session_len > kv_tokens:
         yield (
             f"the cache holds {kv_tokens:,} tokens, a session may have {session_len:,}: no longer"
@@ -334,7 +340,7 @@ def unkept(request: ResolvedRequest, session_len: int, kv_tokens: int) -> Iterat
 
 
 def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:
-    """Yield a warning where the context is longer than what the model was trained on."""
+    """Yield a warning if the context is longer than the contexts that the model was trained on."""
     longest = request.model.text.max_position_embeddings
     if session_len > longest:
         yield (
@@ -344,9 +350,9 @@ def beyond_model(request: ResolvedRequest, session_len: int) -> Iterator[str]:
 
 
 def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> Iterator[LimitCost]:
-    """Yield the cost of the plan's image limit and of each common limit, the largest limit first.
+    """Yield the cost of the plan's image limit and of the common limits that fit, largest first.
 
-    Each is computed for this plan's groups; a plan for that limit might choose other groups.
+    Each cost is computed for this plan's groups; a plan for that limit might choose other groups.
     """
     rule, image_limit = request.model.image_rule, best.shape.image_limit
     sized = request.workload.image_size is not None
@@ -381,7 +387,8 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
 def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
     """Forecast the same settings for images of a usual size instead of the largest.
 
-    Returns UNSET without images, if their size is given, or if the usual size has no fewer units.
+    Returns UNSET if there are no images, if the person gave their size, or if a usual image has as
+    many vision units as the largest.
     """
     request, best = fit.request, fit.best
     rule, image_limit, worst = request.model.image_rule, best.shape.image_limit, best.vision_load

@@ -1,6 +1,6 @@
 """Remedies: changes with which a plan fits; each is computed by a new search.
 
-The cheapest come first; changes that lower the requests at once come after those that keep them.
+The cheapest come first. Changes to fewer concurrent requests come after all other changes.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ OTHER_CARDS: Final = Remedy(
 
 
 class Remedies(NamedTuple):
-    """The remedies, and those of the person's own options that prevent a plan (``causes``).
+    """The remedies of a plan, and the person's own options that prevent it (``causes``).
 
-    Without any one of these options the plan would fit.
+    Leaving out any one of these options makes the plan fit.
     """
 
     remedies: tuple[Remedy, ...] = ()
@@ -51,7 +51,11 @@ class Remedies(NamedTuple):
 
 
 class Change(NamedTuple):
-    """One change; ``released`` is the person's own option that it removes, as it was typed."""
+    """One change of a request.
+
+    ``change`` describes it, and ``request`` is the changed request. ``released`` is the person's
+    own option that the change removes, as it was typed, or empty.
+    """
 
     change: str
     request: ResolvedRequest
@@ -61,8 +65,8 @@ class Change(NamedTuple):
 def remedies(fit: EngineFit) -> Remedies:
     """Return the changes that make the plan fit, cheapest first, then those that come closer.
 
-    After three that make it fit, only removals of the person's options are tried, to find the
-    causes.
+    After three changes that make the plan fit, only removals of the person's options are tried, to
+    find the causes.
     """
     best = fit.best
 
@@ -93,9 +97,9 @@ def helpful(
 ) -> Remedies:
     """Return the changes that help: those that make the plan fit, then those that only come closer.
 
-    ``told`` returns, for a changed request, whether it fits and the effect in words, which are
-    empty if the change does not help. While ``enough`` is true, changes to more cards are left out.
-    It becomes true when more cards make the plan fit; with ``cheap``, when any change does.
+    ``told`` returns, for a changed request, whether the plan fits, and the effect in words (empty
+    if the change does not help). While ``enough`` is true, changes to more cards are left out.
+    ``enough`` becomes true when more cards make the plan fit; with ``cheap``, when any change does.
     """
     helps: list[Remedy] = []
     closer: list[Remedy] = []
@@ -123,9 +127,9 @@ def _planned(request: ResolvedRequest, engine: Engine) -> EngineFit | None:
 
 
 def _more_host_memory(fit: EngineFit) -> Remedy:
-    """Return the remedy to free host memory: the bytes that are missing for one engine.
+    """Return the remedy to free as many bytes of host memory as one engine lacks.
 
-    If a single engine does not fit on the GPUs, they are the bytes missing for all engines.
+    If one engine alone does not fit on the GPUs, these are the bytes that all engines lack.
     """
     smallest = fit
     if fit.request.replicas is None and fit.best.shape.replicas > 1:
@@ -202,7 +206,7 @@ def fewer_at_once(request: ResolvedRequest, count: int) -> Change:
 
 
 def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
-    """Yield changes that leave the context to turbofit, and that lower the images of a request.
+    """Yield changes that leave the context to turbofit, and changes to fewer images in a request.
 
     ``held`` says what then bounds the context, such as "what fits".
     """
@@ -224,8 +228,8 @@ def smaller_workload(request: ResolvedRequest, held: str) -> Iterator[Change]:
 def _smaller_images(fit: EngineFit) -> Iterator[Change]:
     """Yield the change that leaves the image limit to turbofit, and one that lowers the limit.
 
-    The lower limit is half the user's own, or the largest with which the plan fits if only too few
-    requests are held, or if the images' size is given.
+    The lower limit is half the user's own limit. If the plan fails only because it holds too few
+    requests, or if the images' size is given, it is the largest limit with which the plan fits.
     """
     request, best = fit.request, fit.best
     rule, requested = request.model.image_rule, request.requested_image_limit
@@ -312,10 +316,11 @@ def with_more_gpus(request: ResolvedRequest) -> Iterator[Change]:
 
 
 def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
-    """Return the links of ``count`` GPUs: the visible set repeated, its slowest link in between.
+    """Return the links of ``count`` GPUs that repeat the set of visible GPUs.
 
-    NVLink bridges do not connect two sets. A single visible GPU gives the links of its preset, or
-    none without a preset.
+    GPUs of two sets are joined by the slowest link of the visible GPUs, but never by NVLink
+    bridges. If only one GPU is visible, the links are those of its preset, or none without a
+    preset.
     """
     from turbofit.machine.presets import match_preset, preset_links
 
@@ -338,7 +343,7 @@ def _links(request: ResolvedRequest, gpu: Gpu, count: int) -> tuple[Link, ...]:
 def stopped(request: ResolvedRequest) -> Iterator[Change]:
     """Yield the change that frees the memory of the largest other process on the GPUs.
 
-    If no process is known, it frees all memory in use.
+    If no process is known, the change frees all memory in use.
     """
     by_process: dict[tuple[int, str], dict[int, int]] = {}
     for gpu in request.visible:

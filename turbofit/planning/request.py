@@ -92,7 +92,7 @@ def _pixels(text: str, name: str) -> str | int:
 
 
 def _tokens(text: str, name: str) -> str | int:
-    """Parse ``32k`` as 32,768, as in models' names; the rest is as for other whole numbers."""
+    """Parse ``32k`` as 32,768, as in models' names; other numbers are parsed by `_whole`."""
     counted = _COUNTED.fullmatch(plain_number(text.strip()))
     return int(counted[1]) * _THOUSANDS[counted[2].lower()] if counted else _whole(text, name)
 

@@ -106,7 +106,7 @@ def _check_context(resolved: ResolvedRequest) -> None:
 
 
 def _check_batch(request: PlanRequest, resolved: ResolvedRequest) -> None:
-    """Refuse a batch with which no number of engines can run the promised requests."""
+    """Refuse a batch that is too small for the promised requests on any number of engines."""
     batch, requests = request.max_batch_size, request.concurrency
     visible = len(resolved.machine.visible)
     if batch is None or requests is None or not visible:  # the GPUs of a cluster are not known here

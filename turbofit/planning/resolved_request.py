@@ -33,11 +33,11 @@ _MOST_KEPT, _SHARE_KEPT, _UNKNOWN_LEFT = 4 * GIB, 8, 8 * GIB
 class Margin(Struct):
     """The memory to keep free on each GPU: bytes, a share of the total, or the default.
 
-    The default is the larger of 256 MiB and 1 % of the total. It is three eighths of that if this
-    plan was ``rehearsed``, but at least 256 MiB on cards whose contexts and libraries were not
-    measured, since a rehearsal has neither. If a start proved this plan on these cards, it is three
-    eighths plus ``over``, the bytes that its engines took more than forecast. ``more`` bytes are
-    added in each case.
+    The default is the larger of 256 MiB and 1 % of the GPU's memory. If this plan was
+    ``rehearsed``, the margin is three eighths of the default, but at least 256 MiB on cards whose
+    contexts and libraries were not measured, since a rehearsal has neither. If a start proved this
+    plan on these cards, the margin is three eighths of the default plus ``over``, the bytes that
+    its engines took beyond the forecast. ``more`` bytes are added in each case.
     """
 
     bytes: int | None = None
@@ -63,7 +63,7 @@ class Margin(Struct):
     def saved(self, gpu: Gpu) -> int:
         """Return the bytes of the default that a calibration makes unnecessary: all but 64 MiB.
 
-        They are 0 if a person gave the margin.
+        Returns 0 if a person gave the margin.
         """
         if self.bytes is not None or self.share is not None:
             return 0
@@ -73,14 +73,15 @@ class Margin(Struct):
 class ResolvedRequest(Struct):
     """A model on a machine for a workload, and the options that the user has given.
 
-    ``engine_options`` has LMDeploy's own options by name; they are never changed. ``tp``,
-    ``replicas`` and ``image_limit`` (tiles or pixels) are None if the search chooses. ``budget``
-    limits peak plus margin of this turbofit on each GPU, as in `budget_on`. ``least``: the smallest
-    footprint that keeps the promise is best. ``groups`` is the only grouping to try, if given;
-    ``ratio_caps`` are the largest ratios after rehearsals, by GPU index. ``options`` are the
-    person's own options, for the plan. ``image_threads`` and
-    ``image_cache`` are for each engine of LMDeploy; None: turbofit chooses. ``compares_limits``:
-    the plan says what other image limits would give, which is over half of the work of planning.
+    ``engine_options`` has LMDeploy's own options by name. ``tp``, ``replicas`` and ``image_limit``
+    (tiles or pixels) are None if the search chooses. ``budget`` bounds what this turbofit takes of
+    each GPU, margin included, as in `budget_on`. ``least``: the best plan is the one with the
+    smallest footprint that keeps the promise. ``groups`` is the only grouping to try, if given.
+    ``ratio_caps`` are the largest ratios that rehearsals allow, by GPU index.
+
+    ``options`` are the person's own options, for the plan. ``image_threads`` and ``image_cache``
+    (bytes) are for each engine of LMDeploy; None: turbofit chooses. ``compares_limits``: the plan
+    says what other image limits would give, which is over half of the work of planning.
     """
 
     model: Model
@@ -114,7 +115,7 @@ class ResolvedRequest(Struct):
 
     @property
     def promised_requests(self) -> int | None:
-        """The requests at once that all caches together must hold; None if none were asked for."""
+        """The requests at once that all caches together must hold; None without such a promise."""
         return self.workload.concurrency
 
     @property
@@ -230,10 +231,10 @@ def host_of(request: ResolvedRequest, accounts: Sequence[Account], engine: Engin
 
 
 def _with_prepared(request: ResolvedRequest, host: HostMemory, engines: int) -> HostMemory:
-    """Add the prepared images that each engine of LMDeploy keeps to the host memory.
+    """Add to the host memory the prepared images that each engine of LMDeploy stores.
 
-    By default they take only a part of the memory that remains, so that no plan fails because of
-    them.
+    By default these images take only a part of the memory that remains, so that no plan fails
+    because of them.
     """
     threads, cores = request.image_threads, request.machine.host.cpus
     if threads is None and cores != "NA":
@@ -251,7 +252,7 @@ def _with_prepared(request: ResolvedRequest, host: HostMemory, engines: int) -> 
 
 
 def host_short(host: HostMemory) -> int:
-    """Return the missing bytes of host memory; 0 if it is unknown."""
+    """Return the bytes of host memory that are missing; 0 if the available memory is unknown."""
     return 0 if host.available is None else max(0, host.total - host.available)
 
 

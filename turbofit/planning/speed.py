@@ -3,7 +3,8 @@
 A decode step reads the weights or computes, whichever is slower, and reads the keys and values of
 all running requests. Prefill and vision are counted in FLOPs; every layer has two all-reduces over
 the group's slowest link. Prefills and steps take turns on the card. If the cache cannot hold all
-requests, some are evicted and start again. `bench/speed` compares it with published figures.
+requests, some are evicted and start again. `bench/speed` compares the forecast with published
+figures.
 """
 
 from __future__ import annotations
@@ -82,7 +83,10 @@ class GpuRates(Struct):
 
 @cache
 def rates(priors: tuple[str, ...] = ()) -> Rates:
-    """Return the constants of the presets; those in ``priors`` as they were before the fit."""
+    """Return the constants of the presets.
+
+    The constants named in ``priors`` have the values that they had before they were fitted.
+    """
     entries = load_yaml(preset_path("engines", "throughput"))
     values = {
         name: entry.get("prior" if name in priors else "value", entry["value"])
@@ -137,7 +141,7 @@ class StepWork(Struct):
 
 
 def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
-    """Return the work of a model; of the settings only ``tp`` and those of the cache matter."""
+    """Return the work of a model on one rank; only ``tp`` and the settings of the cache matter."""
     text, tp, moe = model.text, settings.tp, model.text.moe
     held, cache = engine.weights(model, tp), engine.cache(model, settings)
     routed = share = 0.0
@@ -220,8 +224,9 @@ def link_class(link: Link) -> LinkClass:
 class AllReduce(Struct):
     """An all-reduce over ``ranks`` GPUs.
 
-    ``latency`` is that of two ranks in seconds; ``bandwidth`` is what one of two GPUs sends, in
-    bytes/s. ``shared_by`` ranks use one host bridge and share the bandwidth of two of them.
+    ``latency`` is the seconds of an all-reduce of very few bytes over two GPUs; ``bandwidth`` is
+    the bytes/s that one of two GPUs sends. ``shared_by`` ranks share one host bridge, which carries
+    the bandwidth of two ranks.
     """
 
     ranks: int
@@ -233,7 +238,7 @@ class AllReduce(Struct):
     def launch(self) -> float:
         """The seconds of an all-reduce of very few bytes.
 
-        They are half the latency, and as much again for each level of the tree of ranks.
+        The seconds are half the latency, plus half the latency for each level of the tree of ranks.
         """
         return 0.0 if self.ranks == 1 else self.latency * (1 + log2(self.ranks)) / 2
 
@@ -275,10 +280,10 @@ def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllR
 
 
 def reduce_class(machine: Machine, gpus: Sequence[Gpu]) -> int:
-    """Return a number by which groups with clearly different all-reduces differ.
+    """Return a number that is equal for groups whose all-reduces take nearly the same time.
 
-    Groups differ if one all-reduce is two fifths slower than the other. All-reduces are compared as
-    measured; the number is 0 for one GPU, or if nothing was measured.
+    The next number stands for about two fifths more time. The number is 0 for one GPU, or if
+    nothing was measured.
     """
     if machine.measured is None or len(gpus) == 1:
         return 0
@@ -286,9 +291,9 @@ def reduce_class(machine: Machine, gpus: Sequence[Gpu]) -> int:
 
 
 def _measured(machine: Machine, gpus: Sequence[Gpu]) -> AllReduce | None:
-    """Return the group's measured all-reduce, else one estimated from its slowest pair; or None.
+    """Return the group's all-reduce, measured or estimated from its slowest pair of GPUs, or None.
 
-    The estimate is low (slow): all ranks share one host bridge in it.
+    The estimate is slow, since it lets all ranks share one host bridge.
     """
     if machine.measured is None:
         return None
@@ -327,13 +332,13 @@ _LEAST_ROOM = 0.1
 class Speed(Struct):
     """The forecast of one group.
 
-    ``seconds_to_first_token`` is for a request that comes at a random time while all others run: it
-    waits for the prompt in progress (no answer ends meanwhile, so few others wait). ``alone`` is
-    for a request that finds the engine idle. ``running`` is the average number of requests in the
-    batch. Three figures are in seconds: ``prefill`` is for one request's prompt, ``step`` for one
-    token of all running requests, and ``reduce`` is the part of a step on links. ``encodings`` is
-    how often the images of a single request are encoded. A larger cache never gives fewer requests
-    a second.
+    ``seconds_to_first_token`` is for a request that comes at a random time while all others run,
+    and waits for the prompt in progress (no answer ends meanwhile, so few other requests wait).
+    ``alone`` is the same for a request that finds the engine idle. ``running`` is the average
+    number of requests in the batch. ``prefill`` is the seconds of one request's prompt, ``step``
+    the seconds of one token of all running requests, and ``reduce`` the part of these seconds that
+    links take. ``encodings`` is how often the images of a single request are encoded. A larger
+    cache never gives fewer requests a second.
     """
 
     requests_per_second: float
@@ -347,7 +352,7 @@ class Speed(Struct):
     encodings: int = 0
 
     def queued(self) -> Speed:
-        """Return the forecast if image requests wait in the gateway for the prefill of others."""
+        """Return the forecast if image requests wait in the gateway until others are prefilled."""
         kept = rates().queued_share
         return replace(
             self,
@@ -397,10 +402,11 @@ class GroupRates(Struct):
     def seconds(
         self, figures: Rates, tokens: float, *, pairs: float = 0.0, cached: float = 0.0
     ) -> float:
-        """Return the seconds of one forward over ``tokens``; it reads weights while it computes.
+        """Return the seconds of one forward over ``tokens`` tokens.
 
-        ``pairs`` counts pairs of a prompt's token and a token that it attends to; ``cached`` counts
-        tokens whose keys and values are read.
+        Reading the weights and computing take place at the same time. ``pairs`` is the number of
+        pairs of a prompt's token and a token that it attends to; ``cached`` is the number of tokens
+        whose keys and values are read.
         """
         work, card = self.work, self.card
         products = max(
@@ -412,7 +418,7 @@ class GroupRates(Struct):
 
     @property
     def plain(self) -> GroupRates:
-        """The same rates as if the tower's attention took no time; a batch is chosen by them."""
+        """The same rates as if the tower's attention took no time; they serve to choose a batch."""
         return replace(self, work=replace(self.work, tower=self.work.tower.plain))
 
     def tower_seconds(self, units: float) -> float:
@@ -422,7 +428,7 @@ class GroupRates(Struct):
         return products + tower.attention_flops(units) / card.vision_attention_flops
 
     def reduces(self, tokens: float) -> float:
-        """Return the seconds on links of a forward over ``tokens``; every layer reduces twice."""
+        """Return the seconds on links in a forward over ``tokens`` (two all-reduces a layer)."""
         times, reduce = 2 * self.work.layers, self.reduce
         token_reduces = times * reduce.seconds_per_byte * self.work.hidden_bytes
         return times * reduce.launch + tokens * token_reduces
@@ -508,11 +514,11 @@ def speed_of(
 
 
 def _encodings(work: StepWork, load: ClosedLoad, settings: Settings) -> tuple[int, float]:
-    """Return how often one request's images are encoded, and how many times more in a queue.
+    """Return how often one request's images are encoded, and how often more if requests wait.
 
     Waiting prompts are read back to back, so the edges of forwards cut more images. The second
-    number is 0 if two prompts are never in one forward: if they are longer than a context together,
-    or if images queue. It is also 0 for a tower whose attention takes no time.
+    number is 0 if no forward has parts of two prompts: if two prompts are longer than a context, or
+    if the gateway queues images. It is also 0 for a tower whose attention takes no time.
     """
     sent, forward, tower = load.images, work.prompt_tokens(settings), work.tower
     images, tokens = sent.images_per_request, sent.tokens_per_request
@@ -528,14 +534,13 @@ def crowd_of(
 ) -> tuple[float, float]:
     """Return the average number of running requests, and the share of an answer that is recomputed.
 
-    It was fitted to `tests/planning/simulated_cache.py`.
+    The formula was fitted to `tests/planning/simulated_cache.py`.
 
     Args:
         admitted: requests that the batch admits.
         fitting: requests whose prompt and whole answer fit into the cache, at least one.
         room: the share by which more requests fit at their mean length than at their full length.
-        output: tokens of an answer; the shorter they are, the more end in a step, and the fewer
-          are evicted.
+        output: tokens of an answer; short answers end soon, so that fewer requests are evicted.
         recomputed_share: the largest share of an answer that is recomputed.
     """
     if admitted <= fitting:

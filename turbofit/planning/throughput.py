@@ -1,9 +1,9 @@
-"""The forecast over all engines, limited by the host that prepares their images, and its certainty.
+"""The forecast for all engines together, bounded by the host's work on images, and its certainty.
 
 LMDeploy decodes and resizes images, and converts them to numbers, on processor cores, in each
-engine's process, with the threads that turbofit gives it. If these are slower than the cards, the
+engine's process, with the threads that turbofit gives it. If this is slower than the cards, the
 cards wait. `presets/engines/surety.yaml` has the errors of each kind of forecast on published and
-measured rows; `python -m bench.speed --write` writes it.
+measured figures; `python -m bench.speed --write` writes this file.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class HostRate(Struct):
 
     @property
     def words(self) -> str:
-        """The words that say what the host's rate is based on."""
+        """The seconds of an image on one core, and whether they were measured, in words."""
         how = "as measured here" if self.measured else "as on a usual core"
         return f"an image takes {three_digits(self.seconds)} s of one core of the host, {how}"
 
     def beside(self, of_cards: float) -> HostImages:
-        """Return the host's images a second, together with those of the cards (``of_cards``)."""
+        """Return the images a second of the host and of the cards (``of_cards``)."""
         return HostImages(
             cores=self.cores,
             seconds_per_image=round(self.seconds, 4),
@@ -100,9 +100,10 @@ def host_rate(
 def image_seconds(
     rule: ImageRule, units: int, size: Size | None = None, *, by_float: bool = False
 ) -> float:
-    """Return the seconds of one core for an image; ``by_float``: by LMDeploy's own code.
+    """Return the seconds in which one core prepares an image.
 
-    A picture without ``size`` has as many pixels as its units.
+    A picture without ``size`` has as many pixels as its units. ``by_float``: LMDeploy's own code
+    prepares the image.
     """
     prepared, figures = units * rule.unit_side**2, rates()
     pixels = prepared if size is None else size[0] * size[1]
@@ -116,10 +117,11 @@ def image_seconds(
 
 
 def with_host(of_cards: float, at_once: float, host: HostRate, images: int) -> tuple[float, float]:
-    """Return requests a second with a host that prepares images, and its seconds per first token.
+    """Return the requests a second, and the seconds that the host adds to a first token.
 
-    ``of_cards`` is the rate of the cards only, with ``at_once`` requests at any time. While the
-    host works on one request's images, the cards work for others, if there are any.
+    ``of_cards`` is the requests a second of the cards alone, with ``at_once`` requests at any time;
+    ``images`` is the number of images in a request. While the host works on one request's images,
+    the cards work for other requests, if there are any.
     """
     prepared, seconds = host.images_per_second / images, host.seconds * images
     waits = at_once * max(0.0, 1 / prepared - 1 / of_cards)  # if the host is slower than the cards
@@ -136,10 +138,10 @@ def forecast(
     gpus: Sequence[Gpu] = (),
     size: Size | None = None,
 ) -> Throughput:
-    """Forecast the speed of all engines, with the certainty of each figure for this engine.
+    """Forecast the speed of all engines together, with the certainty of each figure.
 
-    The host prepares the images of a request, of this ``size`` or that of the workload; a host of
-    unknown cores is not counted.
+    ``engine`` and ``gpus`` determine the certainty. Images have this ``size``, or the workload's.
+    If the host's cores are unknown, its work on images is not counted.
     """
     figures, images, machine = rates(), load.images_per_request, request.machine
     rule, size = request.model.image_rule, size or request.workload.image_size
@@ -218,8 +220,9 @@ def kind_of(model: Model, engine: str, *, images: bool) -> str:
 def surety_of(kind: str, gpus: Iterable[Gpu]) -> Surety:
     """Return how certain a kind of forecast is on these cards.
 
-    Its errors on these cards count. If some of these cards have none, the errors on other cards
-    count. If other cards have none either, the word is one step less certain.
+    The certainty follows from the errors of this kind of forecast. If some of these cards have no
+    errors, the errors on other cards count. If they are not known either, the errors of the kind
+    count, but the certainty is one step lower.
     """
     known, cards = errors_of(), {gpu.name for gpu in gpus}
     found, other = known.get(kind), known.get(f"{kind}, {UNSEEN}")

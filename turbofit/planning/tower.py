@@ -1,9 +1,9 @@
 """A vision tower's work for an image, and how often it encodes the same image.
 
-The work of products grows with the image. That of attention grows with the square of its span: all
-patches of an image, one tile, or one window of patches. TurboMind encodes the whole image in each
-forward that contains one of its tokens. The check of a start and the forecast of a plan share this
-model.
+The work of matrix products grows with the number of tokens. The work of attention grows with the
+square of the number of tokens that attend to each other: those of the whole image, of one tile, or
+of one window of patches. TurboMind encodes the whole image in each forward that contains one of its
+tokens. The check of a start and the forecast of a plan share this model.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Tower(Struct):
 
 
 def whole_image_prefill(tokens: int) -> int:
-    """Return the tokens of a forward for one image of ``tokens`` tokens and a chat's text."""
+    """Return the tokens of a forward that holds an image of ``tokens`` tokens and a chat's text."""
     return round_up(BEFORE + tokens + _AFTER, 64)
 
 

@@ -73,7 +73,7 @@ def with_tuned(
 def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
     """Return the request with a tuned plan's settings as options.
 
-    It is unchanged if the plan is not tuned, or if its groups have different settings.
+    The request is unchanged if the plan is not tuned, or if its groups have different settings.
     """
     if not _reasons(plan) or plan.by_group:
         return request
@@ -84,9 +84,10 @@ def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
 def same_shape(
     request: PlanRequest, plan: Plan, ratios: Mapping[int, float], **margin: Any
 ) -> Plan:
-    """Plan the same groups and settings again; ``ratios`` has the highest ratio of each GPU.
+    """Plan the same groups and settings again.
 
-    ``margin`` has the fields of the `Margin` that change.
+    ``ratios`` has the highest cache ratio of each GPU, by index. ``margin`` has the fields of the
+    `Margin` that change.
     """
     resolved = resolve(pinned(request, plan))
     shape = replace(
@@ -105,7 +106,7 @@ def _reasons(plan: Plan) -> tuple[str, ...]:
 
 
 def _is_for(tuning: Tuning, plan: Plan, request: PlanRequest) -> bool:
-    """Return whether a tuning was made for this promise."""
+    """Return whether a tuning was made for the promise of this plan and request."""
     winner = tuning.winner
     if winner is None or tuning.model != identity(plan.model) or tuning.goal != request.goal:
         return False
@@ -118,7 +119,7 @@ def _is_for(tuning: Tuning, plan: Plan, request: PlanRequest) -> bool:
 def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, tuning: Tuning) -> Plan:
     """Return the plan with the settings of a tuning.
 
-    It is the old plan with a warning if these settings do not fit, or promise less.
+    If these settings do not fit or promise less, return the old plan with a warning.
     """
     winner = tuning.winner
     assert winner is not None
@@ -177,7 +178,9 @@ def plain(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def keep_tuned(tuning: Tuning) -> Path:
-    """Store a tuning for later plans; it replaces an older one of the same kind.
+    """Store a tuning for later plans, and return the file's path.
+
+    An older tuning of the same model and promise, under the same conditions, is replaced.
 
     Raises:
         OSError: the state folder cannot be made.

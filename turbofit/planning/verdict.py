@@ -1,9 +1,8 @@
-"""The result of planning in one form, for all that makes plans.
+"""One form for the result of planning, which all code that makes plans uses.
 
-The search of an engine's shapes, the fallback engine, a cluster and the search for cards each
-decide in a way of their own, and have reasons of their own. All of them say what fits and why not
-by a `Verdict`, and hand a plan on as `Planned`. `planning.reasons` says why another candidate of a
-plan lost, `cluster_plan` why a node has no part.
+The search of an engine's shapes, the fallback engine, a cluster and `which` decide in different
+ways. All of them say by a `Verdict` what fits or why nothing fits, and return a plan as `Planned`.
+`planning.reasons` says why another candidate of a plan lost, `cluster_plan` why a node is left out.
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ class Verdict(Struct):
 
     Attributes:
         subject: the model, and the conditions of the plan.
-        found: the result, if it fits.
-        why_not: what is missing; empty if it fits.
-        causes: a person's own options; without any one of them it would fit.
+        found: the result, if the model fits.
+        why_not: what is missing; empty if the model fits.
+        causes: the person's own options that prevent it; leaving out any one of them makes the
+          model fit.
     """
 
     subject: str = ""
@@ -79,6 +79,9 @@ def fitting(change: str, found: str) -> Remedy:
 
 
 def all_fitting(plan: Plan | None) -> list[Remedy]:
-    """Return the remedies that make a plan fit, the cheapest first; others only come closer."""
+    """Return the remedies that make a plan fit, cheapest first.
+
+    Remedies with which a plan only comes closer are left out.
+    """
     remedies = () if plan is None else plan.remedies
     return [remedy for remedy in remedies if remedy.effect.startswith(_FITS)]

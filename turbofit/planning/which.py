@@ -173,7 +173,7 @@ def _lacks(
 
 
 def which_cards(request: WhichRequest) -> Which:
-    """Find the preset cards, and how many of each are needed, that keep the promise for a model.
+    """Find which preset cards, and how many of each, keep the promise for a model.
 
     Raises:
         UsageError: the request is not valid on any machine.
@@ -196,7 +196,7 @@ def which_cards(request: WhichRequest) -> Which:
 
 
 def which_models(request: WhichRequest) -> Which:
-    """Find the preset models that one machine serves with the promise.
+    """Find the preset models for which one machine keeps the promise.
 
     ``request.model`` is ignored.
 
@@ -232,10 +232,10 @@ def _told(doing: str, items: Collection[_T]) -> Iterator[_T]:
 
 
 def _of_card(promise: WhichRequest, name: str, errors: list[TurbofitError]) -> Iterator[Serving]:
-    """Yield the row of the fewest cards of a kind on which the plan fits all that was asked.
+    """Yield the row of the fewest cards of a kind that keep the promise.
 
-    If no number of cards is enough, yield the row of the largest. With ``all_counts``, yield a row
-    for every number that is enough.
+    If no number of cards is enough, yield the row of the largest number. With ``all_counts``, yield
+    a row for every number that is enough.
     """
     kept = False
     for count in COUNTS:
@@ -273,7 +273,7 @@ def _answer(
     model: str | None = None,
     machine: str | None = None,
 ) -> Which:
-    """Make the answer of these rows.
+    """Make the answer from the rows of all machines or models.
 
     Raises:
         UsageError: the request is not valid anywhere.

@@ -1,9 +1,9 @@
 """The worst-case requests of a plan for each engine, named like the ledger's transient terms.
 
 ``vision_request``: one request with as many images as a request may have. ``vision_forward``:
-images that bring as many vision units into one forward as the plan pays for. ``text_prefill``: one
-prompt as long as the plan promises. ``sampling``: a full batch with ``top_k=0``. An engine that
-serves one request at a time has only the first and the third case.
+images with as many vision units in one forward as the plan reserves memory for. ``text_prefill``:
+one prompt as long as the plan promises. ``sampling``: a full batch with ``top_k=0``. An engine that
+serves one request at a time has only ``vision_request`` and ``text_prefill``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CHAT: Final = Text(before=33, around=8, after=_NEW_ON_TORCH + 1)
 
 
 def turbomind_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
-    """Return the cases for TurboMind, whose images are given as any number of vision units."""
+    """Return the cases for TurboMind, which accepts images of any number of vision units."""
     rule, limits = plan.model.image_rule, plan.limits
     longest = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _NEW
     if rule is None or limits.vision_unit is None:
@@ -52,7 +52,7 @@ def turbomind_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
 
 
 def torch_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
-    """Return the cases for an engine on torch, which takes pictures.
+    """Return the cases for an engine on torch; such an engine needs real pictures.
 
     Raises:
         UsageError: no picture has as many units as planned; see `rehearsed_size`.
@@ -78,9 +78,9 @@ def torch_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
 
 
 def limited(plan: Plan) -> Model:
-    """Return the model with the planned image limit as its own limit.
+    """Return the plan's model with the planned image limit as its own limit.
 
-    It is returned unchanged if a twin's files cannot state such a limit.
+    The model is returned unchanged if the files of its twin cannot state an image limit.
     """
     model, limit = plan.model, plan.limits.image_limit
     carries = model.vision is not None and model.vision.kind in ("internvit", "moonvit")
@@ -90,12 +90,12 @@ def limited(plan: Plan) -> Model:
 
 
 def rehearsed_size(rule: ImageRule, limit: int | None) -> tuple[int, int]:
-    """Return the (width, height) of a picture with the most units under the limit.
+    """Return (width, height), in pixels, of a picture with the most vision units under the limit.
 
-    It is as square as possible.
+    The picture is as square as possible.
 
     Raises:
-        UsageError: the limit is above the checkpoint's own, which a picture's size cannot raise.
+        UsageError: the limit is above the checkpoint's own limit, so no picture can reach it.
     """
     if limit is not None and limit > rule.checkpoint_limit:
         raise UsageError(

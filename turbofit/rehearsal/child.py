@@ -20,7 +20,7 @@ from turbofit.rehearsal.spec import Spec
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """Run the rehearsal of the folder with a ``spec.json``, then end the process."""
+    """Run the rehearsal that ``spec.json`` in the folder ``arguments[0]`` describes, then exit."""
     collect_after(600_000)  # importing LMDeploy makes 520,000 objects, which stay
     folder = Path(arguments[0])
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -36,10 +36,10 @@ _GRAVE = ("out_of_memory", "hang", "failed", "served")
 
 
 def refuse_untwinned(request: PlanRequest) -> None:
-    """Refuse a model without a stand-in, before it is planned.
+    """Refuse a model, before it is planned, if its weights are not on disk and it has no twin.
 
     Raises:
-        UsageError: no stand-in of the model can be made.
+        UsageError: no twin of the model can be made.
     """
     need_stand_in(model_of(request))
 
@@ -47,8 +47,8 @@ def refuse_untwinned(request: PlanRequest) -> None:
 def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
     """Rehearse a plan; return it with lower ratios if the engine left less free than the margin.
 
-    If the user gave no margin, a smaller margin may be used (`Margin`). If even the last rehearsal
-    leaves less than that, the result is a plan with the whole margin, and a warning that it was not
+    If the user gave no margin, a smaller margin may be used (`Margin`). If the last rehearsal still
+    leaves too little, the plan is made anew with the whole margin, and warns that it was not
     rehearsed. A plan that does not fit is returned unchanged.
 
     Raises:
@@ -97,8 +97,8 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
     """Rehearse a plan; return it with the memory that the engine took in the worst cases.
 
     Of groups with equal settings only the first is rehearsed. If the rehearsal contradicts the
-    forecast, ``fits`` and ``verdict`` are the rehearsal's. ``keep``: a folder for timelines, notes
-    and log, with a subfolder for each group if they differ.
+    forecast, ``fits`` and ``verdict`` follow the rehearsal. ``keep`` is a folder for timelines,
+    notes and log, with a subfolder for each group if their settings differ.
 
     Raises:
         PackageError: LMDeploy or a C compiler is missing.
@@ -122,7 +122,7 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
 
 
 def _joined(plan: Plan, rehearsed: Mapping[tuple[int, ...], Plan]) -> Plan:
-    """Return the plan with each group's ledgers and outcome; the gravest outcome is the plan's."""
+    """Return the plan with the ledgers and outcomes of its groups, and with the worst outcome."""
     ledgers = {ledger.index: ledger for result in rehearsed.values() for ledger in result.gpus}
     ends = {number: result.rehearsal for numbers, result in rehearsed.items() for number in numbers}
     rehearsals = [rehearsal for rehearsal in ends.values() if rehearsal is not None]
@@ -138,7 +138,7 @@ def _joined(plan: Plan, rehearsed: Mapping[tuple[int, ...], Plan]) -> Plan:
 def corrected_ratios(rehearsed: Plan) -> dict[int, float]:
     """Return the ratios that must be lowered, by GPU index.
 
-    A rehearsed group's ratio holds for all groups that are equal to it.
+    The ratio of a rehearsed group is returned for all groups that have equal settings.
     """
     ratios: dict[int, float] = {}
     for numbers in rehearsed.unlike_groups():
@@ -151,10 +151,10 @@ def corrected_ratios(rehearsed: Plan) -> dict[int, float]:
 
 
 def corrected_ratio(rehearsed: Plan) -> float | None:
-    """Return the largest ratio at which the rehearsal leaves the margin; None for no change.
+    """Return the largest ratio at which the rehearsed GPUs keep the margin; None for no change.
 
-    The engine's own figures count if they are known. For a worst case the larger of forecast and
-    rehearsal counts, since the engine may not have reached its worst.
+    Each term counts with its rehearsed bytes if they are known. A worst case counts with the larger
+    of forecast and rehearsal, since the engine may not have reached its worst.
     """
     rehearsal = rehearsed.rehearsal
     if rehearsal is None or rehearsal.outcome not in ("served", "out_of_memory"):
@@ -171,7 +171,7 @@ def corrected_ratio(rehearsed: Plan) -> float | None:
 
 
 def _shortfall(ledger: GpuLedger) -> int:
-    """Return by how many bytes a rehearsed GPU misses its margin; not positive if it keeps it."""
+    """Return the bytes that a rehearsed GPU lacks of its margin; 0 or less if none are lacking."""
     steady, pool, worst = 0, 0, 0
     for term in ledger.ledger:
         size = term.bytes if term.rehearsed is None else term.rehearsed
@@ -185,9 +185,9 @@ def _shortfall(ledger: GpuLedger) -> int:
 
 
 def confirmed(plan: Plan) -> Plan:
-    """Return the plan with the basis "rehearsed" for each term that the rehearsal has shown.
+    """Return the plan with the basis "rehearsed" for each term that the rehearsal measured.
 
-    Worst cases keep their basis.
+    Terms of worst cases keep their basis.
     """
 
     def based(term: Term) -> Term:

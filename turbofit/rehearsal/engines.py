@@ -1,4 +1,4 @@
-"""The engines that can be rehearsed: who drives them, reads them, and names their worst cases."""
+"""The adapters of all engines that can be rehearsed: how to drive and read each engine."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Adapter:
     Attributes:
         driver: the module whose ``drive(spec, notes)`` starts the engine in the child and drives
           the cases; it returns a function that closes the engine, or None.
-        read: reads the engine's own counters of an ended run, by term of the ledger.
+        read: reads the memory and the end of an ended run.
         worst: returns the worst cases of a plan.
         not_known: kinds of memory that the rehearsal cannot see.
-        before, after: terms of the ledger that only a real card has: they are charged to the
-          pretend card before free memory is read, and after.
+        before, after: terms of the ledger that only a real card has. The pretend card is charged
+          with ``before`` from its start, with ``after`` once the engine has read free memory.
         process_context: the pretend machine charges each process for its CUDA context.
-        environ: variables of the engine's processes.
-        path: folders whose modules these processes find first.
+        environ: environment variables of the engine's processes.
+        path: folders in which these processes look for modules first.
     """
 
     driver: str

@@ -1,7 +1,7 @@
-"""Has LMDeploy on pretend GPUs answer with a sentence that says that this is no answer.
+"""Makes LMDeploy on pretend GPUs answer with a sentence that says that this is no answer.
 
-Every token there would be 0, which a reader cannot tell from a fault. The engine generates as
-usual; only the tokens that it returns are replaced.
+Without this sentence every token would be 0, which a reader cannot tell from a fault. The engine
+generates as usual; only the tokens that it returns are replaced.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ SENTENCE: Final = "This is no answer: pretend GPUs compute nothing."
 
 
 def say_no_answer(module: Any) -> None:
-    """Have the server of `lmdeploy.serve.core.async_engine` return the sentence.
+    """Make LMDeploy's server return `SENTENCE` as every answer.
 
-    An answer whose length is not limited ends after the sentence; a limited one has as many tokens
-    as before, and repeats it.
+    ``module`` is `lmdeploy.serve.core.async_engine`. An answer without a limit of its length ends
+    after the sentence; an answer with such a limit keeps its number of tokens and repeats the
+    sentence.
     """
     engine: Any = module.AsyncEngine
     run = engine.safe_run
@@ -37,7 +38,7 @@ def say_no_answer(module: Any) -> None:
 
 
 async def _said(outputs: AsyncIterator[Any], words: list[int], *, ends: bool) -> AsyncIterator[Any]:
-    """Yield the engine's outputs with the tokens of ``words``; with ``ends``, end after these."""
+    """Yield the engine's outputs with the tokens ``words``; ``ends``: end after the last token."""
     left = iter(words) if ends else cycle(words)
     total = 0
     async for output in outputs:
@@ -52,7 +53,7 @@ async def _said(outputs: AsyncIterator[Any], words: list[int], *, ends: bool) ->
 
 
 def _replaced(output: Any, left: Iterator[int]) -> tuple[list[int], Any]:
-    """Return as many new tokens as the output has, with its log probabilities."""
+    """Return tokens from ``left`` in place of the output's tokens, and their log probabilities."""
     known = output.logprobs or repeat(dict[int, float]())
     pairs = zip(output.token_ids, left, known, strict=False)
     tokens, logprobs = list[int](), list[dict[int, float]]()

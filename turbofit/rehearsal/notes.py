@@ -1,6 +1,6 @@
-"""The report of a rehearsal's child to its parent: one JSON file, which is rewritten each time.
+"""The report that a rehearsal's child writes for its parent: a JSON file, replaced at each note.
 
-It has everything but memory, which the parent reads elsewhere.
+The report contains no memory sizes; the parent reads those from the engine's adapter.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Notes:
         return not counts.keys() & {NOT_FINISHED, *DEAD}
 
     def error(self, error: BaseException) -> None:
-        """Note the error that ended the engine, its phase, and its frames, the outermost first."""
+        """Note the error that ended the engine, with its phase and its frames, outermost first."""
         frames = traceback.extract_tb(error.__traceback__)
         self.write(
             error={
@@ -90,10 +90,10 @@ class Notes:
 
 
 def engine_config(kind: Any, settings: Options) -> Any:
-    """Make LMDeploy's engine configuration.
+    """Make an engine configuration of LMDeploy's class ``kind``.
 
     Raises:
-        UsageError: LMDeploy would ignore a field.
+        UsageError: the class has no field of this name.
     """
     unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(kind)})
     if unknown:
@@ -105,9 +105,9 @@ def engine_config(kind: Any, settings: Options) -> Any:
 
 
 def replaced(path: Path, text: str) -> None:
-    """Replace a file so that readers never see half of it; a crash may lose it.
+    """Replace a file so that readers never see half of it.
 
-    `write_atomic` loses nothing in a crash.
+    After a crash the file may be lost; `write_atomic` prevents this.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     temporary.write_text(text, encoding="utf-8")

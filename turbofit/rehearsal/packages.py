@@ -48,7 +48,7 @@ def engine_library() -> Path:
     """Return the path of TurboMind's shared library in the installed wheel.
 
     Raises:
-        PackageError: it is not installed.
+        PackageError: the library is not installed.
     """
     library = turbomind_library()
     if library is None:

@@ -90,7 +90,7 @@ def report(ended: EndedRun, readings: Readings, versions: Mapping[str, str]) -> 
 
 
 def _case(case: Mapping[str, Any], readings: Readings) -> dict[str, Any]:
-    """Return a case with the most bytes that each card held in it, and the engine's counters."""
+    """Return a case with the most bytes in use on each card, and the engine's counters."""
     phase = f"case {case['name']}"
     return {
         **case,
@@ -101,10 +101,10 @@ def _case(case: Mapping[str, Any], readings: Readings) -> dict[str, Any]:
 
 
 def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | None]:
-    """Return a rehearsal's outcome, and its end unless the outcome is ``served``.
+    """Return a rehearsal's outcome, and how it ended; None instead if the outcome is ``served``.
 
-    The outcome is ``served`` (every request came to an end, even if the engine refused its prompt),
-    ``out_of_memory``, ``hang`` or ``failed``.
+    The outcome is ``served``, ``out_of_memory``, ``hang`` or ``failed``. ``served`` means that
+    every request came to an end, even if the engine refused its prompt.
     """
     cases = ended.notes.get("cases", [])
     unfinished = next((case["name"] for case in cases if NOT_FINISHED in case["statuses"]), None)
@@ -126,7 +126,8 @@ def outcome_and_end(ended: EndedRun, readings: Readings) -> tuple[str, End | Non
 def moments(phases: Sequence[Document], gpus: Sequence[PretendGpu]) -> tuple[Moment, ...]:
     """Return the phases in order, with the bytes in use on each card at the peak and at the end.
 
-    ``phases`` has ``peak`` and ``held`` of each card; the bytes charged to the card are added.
+    ``phases`` has for each card the bytes ``peak`` and ``held`` by phase; the bytes that were
+    charged to the card are added.
     """
     order, lanes = max(phases, key=len, default={}), []  # all cards have the same phases
     for spans, gpu in zip(phases, gpus, strict=True):
@@ -155,7 +156,7 @@ _TOGETHER = {"attention_workspace": "attention", "block_pointers": "attention"}
 
 
 def rehearsed_group(plan: Plan, group: int = 0, keep: Path | None = None) -> Plan:
-    """Return the plan with the engine's results in its worst cases, on one group of GPUs."""
+    """Rehearse the worst cases on one group; return the plan with what the engine measured."""
     document = plan_document(plan, group, keep)
     versions = document["versions"]
     version = versions.get("lmdeploy") or versions.get(plan.engine.name, "")
@@ -202,7 +203,7 @@ def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
 
 
 def charged(plan: Plan, group: int = 0) -> Scenario:
-    """Return the pretend machine of one group, charged with the terms that no rehearsal can see."""
+    """Return the pretend machine of one group, charged with terms that a rehearsal cannot see."""
     adapter, indices = ADAPTERS[plan.engine.name], plan.parallel.groups[group]
     twin = pretend_twin(plan.machine, indices)
     before = adapter.before
@@ -249,10 +250,10 @@ def unanswered(plan: Plan, document: Document) -> End | None:
 
 
 def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, ...]:
-    """Return the plan's ledgers, with ``rehearsed`` filled in for terms that a counter shows.
+    """Return the plan's ledgers with the rehearsed bytes of each term that has a counter.
 
-    ``rehearsed`` stays empty for terms that share a counter (``Rehearsal.together``), or that only
-    a real card has.
+    ``rehearsed`` stays empty for terms that share a counter (``Rehearsal.together``), and for terms
+    that only a real card has.
     """
     counters = dict(zip(plan.parallel.groups[group], document["terms"], strict=True))
 
@@ -265,7 +266,7 @@ def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, .
 
 
 def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, list[Term]]:
-    """Return the terms of a ledger by the name of the engine's counter that measures them."""
+    """Return the ledger's terms by the name of the engine's counter that measures them."""
     lines: dict[str, list[Term]] = {}
     for term in ledger:
         line = _TOGETHER.get(term.term, term.term)
@@ -281,7 +282,7 @@ def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, lis
 
 
 def _together(plan: Plan, document: Document, group: int) -> tuple[RehearsedTogether, ...]:
-    """Return the counters that measure several terms together, with the bytes on each GPU."""
+    """Return the counters that measure several terms together, with their bytes on each GPU."""
     ledgers = {gpu.index: gpu.ledger for gpu in plan.gpus}
     by_gpu = list(zip(plan.parallel.groups[group], document["terms"], strict=True))
     lines = [_lines(ledgers[index], counters) for index, counters in by_gpu]

@@ -47,9 +47,9 @@ class EndedRun:
     """A rehearsal that has ended.
 
     Attributes:
-        log: the first and the last lines of its output and of the engine's log.
+        log: the first and the last lines of the child's output and of the engine's log.
         stopped: why the parent ended it: ``stuck`` (TurboMind's silent hang at start-up), ``idle``
-          (nothing happened any more), or empty.
+          (no progress for too long), or empty.
         folder: the folder of timelines and records.
     """
 
@@ -68,7 +68,7 @@ class Readings:
     Attributes:
         phases: in order, the memory in each phase: ``peak``, ``held`` (at its end), and the
           engine's own counters.
-        terms: the engine's own counters by line of the ledger; each case is a line.
+        terms: bytes by the engine's own counter; a counter has the name of a term or of a case.
         cache: the cache as the engine divided it: ``free``, ``region``, ``object_size``,
           ``slab_size``, ``tokens``.
         cards: more facts of each card, for the document.
@@ -88,10 +88,12 @@ class Readings:
 def run_child(
     spec: Spec, folder: Path, environ: Mapping[str, str], path: tuple[Path, ...]
 ) -> EndedRun:
-    """Run a rehearsal's child, and all that it starts, in a new folder until they end.
+    """Run a rehearsal's child until it and all processes that it started have ended.
+
+    ``folder`` is new; ``path`` has folders that come first on the child's ``PYTHONPATH``.
 
     Raises:
-        KeyboardInterrupt: the child was told to end, and so was this process.
+        KeyboardInterrupt: a signal told the child and this process to end.
         PretendError: the pretend libraries cannot be built.
     """
     (folder / "spec.json").write_text(to_json(spec), encoding="utf-8")
@@ -123,9 +125,9 @@ def _environment(
 
 
 class InactivityTimer:
-    """Measures the seconds since a value, such as a count of calls, last changed.
+    """Measures the seconds since a value, such as the number of CUDA calls, last changed.
 
-    So a slow engine on a busy machine does not count as hanging.
+    A slow engine on a busy machine still changes the value, so it does not count as hanging.
     """
 
     def __init__(
@@ -146,9 +148,9 @@ class InactivityTimer:
 
 
 class _Watch:
-    """Looks at a rehearsal's processes, and ends them if they hang; `stopped` then says why.
+    """Ends a rehearsal's processes if they hang; ``stopped`` then says why.
 
-    They hang if nothing is allocated or noted any more, or if the log repeats `_STUCK`.
+    They hang if there is no new allocation or note for too long, or if the log repeats `_STUCK`.
     """
 
     def __init__(self, spec: Spec, folder: Path) -> None:
@@ -178,7 +180,7 @@ class _Watch:
 
 
 def _progress(folder: Path) -> tuple[int, ...]:
-    """Return values that change while a child works: the timelines' sizes on disk and its notes."""
+    """Return values that change while a child works: its timelines' disk use, and its notes."""
     figures = []
     for path in (folder / "report.json", *(folder / "pretend" / "timelines").glob("*")):
         with contextlib.suppress(OSError):
@@ -188,7 +190,7 @@ def _progress(folder: Path) -> tuple[int, ...]:
 
 
 def _is_stuck(log: Path) -> bool:
-    """Return whether the log's last lines are all the scheduler's line `_STUCK`."""
+    """Return whether the log's last lines all say that the scheduler is out of memory."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - (1 << 15)))
@@ -209,7 +211,7 @@ def _tell(spec: Spec, notes: Document) -> None:
 
 
 def read_log(path: Path) -> list[str]:
-    """Return the first and last lines of a log, without progress bars and the repeats of a hang."""
+    """Return the first and last lines of a log, without progress bars and most lines of a hang."""
     first: list[str] = []
     last = deque[str](maxlen=_LAST_LINES)
     stuck = 0

@@ -23,9 +23,10 @@ class RehearsalRequest:
         units: for TurboMind, the units of each image: tiles, or the grid t, h, w in patches.
         sizes: for an engine on torch, (width, height) of each image in pixels.
         top_k: 0 samples over the whole vocabulary.
-        lead: how many of ``text_tokens`` come before the images; None is half of them (TurboMind).
-        images: with ``sizes``, pictures of another number have another colour, so that no prefix
-          cache finds them.
+        lead: how many of ``text_tokens`` come before the images; None means half of them. Only
+          TurboMind uses it.
+        images: with ``sizes``, a number that sets the pictures' colour, so that a prefix cache
+          does not take them for those of another request.
     """
 
     text_tokens: int = 20
@@ -39,7 +40,7 @@ class RehearsalRequest:
 
 @dataclass(frozen=True)
 class RehearsalCase:
-    """Requests that are all queued before the engine's next step."""
+    """Requests that are all in the queue before the engine's next step."""
 
     name: str
     requests: tuple[RehearsalRequest, ...]
@@ -47,15 +48,16 @@ class RehearsalCase:
 
 @dataclass(frozen=True)
 class Spec:
-    """A rehearsal.
+    """The specification of a rehearsal.
 
     Attributes:
         machine: the pretend machine, with the bytes that are charged to it beforehand.
         engine: a key of `turbofit.rehearsal.engines.ADAPTERS`.
         settings: fields of LMDeploy's engine configuration; for Transformers ``dtype`` and
           ``device_map``.
-        cases: run in this order, each after the requests of the previous one have ended.
-        start_seconds, case_seconds: how long the engine may do nothing before it counts as hanging.
+        cases: run in this order, each after the requests of the previous case have ended.
+        start_seconds, case_seconds: how long the engine may make no progress, at its start and in
+          a case, before it counts as hanging.
     """
 
     machine: Scenario

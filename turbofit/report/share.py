@@ -67,7 +67,7 @@ def shared(saved: StoredPlan, loads: Sequence[str] = ()) -> SharedRun:
     """Return the document of a run on real cards; ``loads`` are files that ``bench --json`` wrote.
 
     Raises:
-        UsageError: the run was on pretend GPUs, or a file is no load.
+        UsageError: the run was on pretend GPUs, or ``bench --json`` did not write one of the files.
     """
     assert saved.run is not None
     plan, run = saved.plan, saved.run

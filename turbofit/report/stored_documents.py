@@ -52,7 +52,7 @@ class _Cause(Struct):
 
 
 class _Head(Struct):
-    """The schema name that a document states; ``error`` if a failed command wrote it."""
+    """The schema name in a document, and the ``error`` if a failed command wrote the document."""
 
     schema: str = ""
     error: _Cause | None = None
@@ -72,7 +72,7 @@ def keep(document: Plan | Tuning, command: str) -> None:
 
 
 def saved_document(saved: StoredPlan) -> Plan | RunDocument:
-    """The document that `--json` prints."""
+    """Return the document that `--json` prints for a stored plan."""
     return saved.plan if saved.run is None else RunDocument(plan=saved.plan, run=saved.run)
 
 
@@ -275,7 +275,7 @@ def check_consistent(plan: Plan, what: str) -> None:
 
 
 def _covers_group(plan: Plan | GroupPlan, group: tuple[int, ...]) -> bool:
-    """Return whether the rehearsal, if there is one, has figures for each GPU of the group."""
+    """Return whether a rehearsal has figures for each GPU of the group; True without rehearsal."""
     rehearsal = plan.rehearsal
     if rehearsal is None:
         return True

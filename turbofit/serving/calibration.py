@@ -8,7 +8,7 @@ There are two corrections, in bytes per GPU (`turbofit.memory.calibrated` adds t
   ``context``. It is measured after the warm-up, after one small request of each kind (which loads
   the kernels that only images or sampling need), and under each worst case.
 
-The corrections count too much rather than too little. A correction never removes more than the
+A correction is rather too large than too small. It never removes more than the
 estimates that it corrects, so formulas and worst cases keep their size. A corrected forecast of the
 measured launch is never below a value measured in it. The margin is added to the corrected
 forecast. The engine's own figures are shown beside the plan's as soon as its log contains them.
@@ -127,7 +127,8 @@ def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document
 
     A row is ``{group, gpu, phase, forecast, measured, over}``, in bytes in use on the card. A
     positive ``over`` is memory that the plan counted and the launch did not take. Each GPU has its
-    own rows; only the two phases that the engine's log tells have one row for the whole group.
+    own rows, except for two phases that are read from the engine's log: each of these has one row
+    for the whole group.
     """
     rows: list[dict[str, Any]] = []
     for observation in observations:
@@ -244,7 +245,7 @@ def _drift(observation: Observation, ledger: GpuLedger) -> int:
 def _forecast(ledger: GpuLedger, name: str) -> int:
     """Return the forecast bytes in use in a phase: after the warm-up, or under a worst case.
 
-    ``name`` is the phase's name; that of a worst case is also the name of its term in the ledger.
+    ``name`` is the name of the phase; a worst case has the name of its term in the ledger.
     """
     if name in (STEADY, KERNELS):
         return ledger.steady
@@ -261,7 +262,7 @@ def _shape(plan: Plan) -> CacheShape:
 def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
     """Return the bytes of the estimated terms in these phases.
 
-    A correction never removes more.
+    A correction never removes more bytes than these.
     """
     return sum(
         term.bytes
@@ -296,10 +297,10 @@ def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
 
 
 def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> RunFigure:
-    """Compare the forecast number of tokens in the cache with the number by the log's block sizes.
+    """Compare the forecast number of KV tokens with the number that the engine's log shows.
 
-    For a hybrid model the log's lines also cover the states of its sequences, so the planned block
-    sizes are used.
+    The log's block sizes say how many tokens the cache holds. For a hybrid model the planned block
+    sizes are used, since those in the log also cover the states of its sequences.
     """
     logged, shape = LoggedSlab(slab.slab_size, slab.object_size), None
     if plan.model.text.delta is None:

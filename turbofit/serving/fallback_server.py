@@ -1,8 +1,8 @@
 """``python -m turbofit.serving.fallback_server`` serves one model with Transformers until stopped.
 
-It is an engine like LMDeploy's server, behind a gateway that holds requests to the plan. The
-gateway's code reads its keys, bodies and refusals; of Transformers it calls only the public
-interface. A device map says where each part of the model is. One thread generates, one request at a
+It is an engine like LMDeploy's server, behind a gateway that holds requests to the plan. It checks
+API keys and bodies by the gateway's code, and calls only the public interface of Transformers. A
+device map says on which device each part of the model is. One thread generates, one request at a
 time. Only this child process imports torch and Transformers.
 """
 
@@ -83,8 +83,8 @@ class ServedModel:
         When ``left`` is set, the answer ends with the next token.
 
         Raises:
-            Refusal: the request cannot be read, is too long, or failed. It has no exception
-                context, which would keep tensors alive.
+            Refusal: the request cannot be read, is too long, or failed. The refusal
+                has no exception context, which would keep tensors alive.
         """
         torch = import_module("torch")
         self.moved = time.monotonic()
@@ -237,7 +237,7 @@ def load(
 
 
 class FallbackApp(AsgiApp):
-    """Serves one model over HTTP by the gateway's own rules; ``name`` is what clients call it.
+    """Serves one model over HTTP by the gateway's own rules; clients call the model ``name``.
 
     ``on_fatal`` is called with the reason when the process must end, after the answer was sent.
     """
@@ -291,7 +291,7 @@ class FallbackApp(AsgiApp):
                 generated.cancel()
 
     def _held(self, kind: Kind, raw: bytes) -> JsonObject:
-        """Return a body with its images inline; a `Refusal` if it breaks the gateway's rules."""
+        """Return a body with its images inline; raise a `Refusal` if it breaks a gateway's rule."""
         parsed = read_body(kind, decode(raw))
         hold_name(self.config.names, parsed.body)
         scope = Scope(engine="transformers", session=self._model.session_len)

@@ -188,7 +188,8 @@ def _any_lost(uuids: tuple[str, ...]) -> bool:
 def any_busy(uuids: Iterable[str], seconds: float = 2.0) -> bool | None:
     """Return whether one of these GPUs has computed within the last second.
 
-    None if it is unknown: no GPU reports work, and at least one of them reports nothing at all.
+    None if unknown: no GPU reports work, and at least one GPU reports nothing, or the driver does
+    not answer within ``seconds``.
     """
     return ask_driver(partial(_any_busy, tuple(uuids)), None, seconds=seconds)
 

@@ -1,10 +1,10 @@
 """Remembers tests of plans on these cards, and finds new settings after a lack of memory.
 
-A plan is proved once its engines have answered its worst cases. What they then held beyond the
-forecast is kept for the same plan with any cache ratio. Its memory depends on the model's shape,
-the settings, the cards, the driver, LMDeploy and torch. If any of these differs, it is another
-plan, which is tested again. A rehearsal holds as long as its plan would be made again and the
-memory is free.
+A plan is proved once its engines have answered its worst cases. The bytes that they then
+held beyond the forecast are kept for the same plan with any cache ratio. A plan is the same if the
+model's shape, the settings, the cards, the driver, LMDeploy and torch are the same; otherwise it is
+tested again. The result of a rehearsal is used again if the same plan is made, and as much memory
+is free.
 
 A rung is new settings to try after a start that ran out of memory: a larger margin, fewer tokens in
 a forward, smaller images, fewer engines. The ladder is the rungs that a run tries, one after
@@ -114,13 +114,13 @@ def _facts(plan: Plan, *, ratio: bool = True) -> list[Any]:
 
 
 class Rehearsed(Struct, tag_field="schema", tag="turbofit.rehearsed/1"):
-    """The plan to use instead of another plan, as that plan's rehearsal corrected it."""
+    """A plan as its rehearsal corrected it, to use instead of the plan that was rehearsed."""
 
     plan: Plan
 
 
 class Rehearsals:
-    """Keeps the rehearsal's result for a plan on this machine, with the installed versions."""
+    """Keeps a plan as its rehearsal on this machine corrected it, with the installed versions."""
 
     def __init__(self, plan: Plan) -> None:
         versions = (__version__, *(installed(name) or "" for name in ("lmdeploy", "torch")))
@@ -164,7 +164,7 @@ class Rung(Struct):
 
 
 def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
-    """Yield new settings that may help after an engine's end, first what its phase needs most.
+    """Yield new settings that may help after an engine's end, the best for its phase first.
 
     ``plan`` is the plan of the engine that ended; ``fixed`` has the planner's keywords that the
     user gave.
@@ -191,9 +191,8 @@ def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
 def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
     """Return a rung with a larger margin, which leads to a smaller cache or to other engines.
 
-    In the phase that failed, the engine used all that the forecast left free, and lacked `missing`
-    more bytes. The margin grows by the sum of these, so that the next plan really leaves the former
-    margin.
+    In the phase that failed, the engine used all bytes that the forecast left free, and lacked
+    `missing` bytes more. The margin grows by the sum of these two numbers.
     """
     if "cache_max_entry_count" in fixed and "tp" in fixed:
         return None
@@ -220,7 +219,7 @@ def _left(gpu: GpuLedger, phase: str | None) -> int:
 def _smaller_prefill(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
     """Return a rung with half the tokens in a forward: warm-up and activations shrink with them.
 
-    All engines get the same number, none a larger one than now.
+    All engines get the same number of tokens, and no engine gets more than now.
     """
     others = [group.settings.max_prefill_token_num for group in plan.by_group]
     tokens = min([plan.settings.max_prefill_token_num // 2, *others])
@@ -275,7 +274,7 @@ def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
 def learned_file(plan: Plan, lmdeploy: str, *, pretend: bool) -> StateFile[Learned]:
     """Return the state file of `Learned` for a plan's model, the machine's cards, and LMDeploy.
 
-    The cards are all visible ones: a rung may use fewer of them.
+    All visible cards count, since a rung may use fewer of them.
     """
     model, cards = plan.model, sorted(plan.machine.gpu(i).name for i in plan.machine.visible)
     facts = (model.hub_id or model.name, model.source.checkpoint or "", cards, lmdeploy)

@@ -87,7 +87,7 @@ class Lease(Struct, tag_field="schema", tag="turbofit.lease/1"):
     def settled(self) -> bool:
         """True if the lease's engines have all their memory: all are ready, and none has ended.
 
-        An engine's end is seen here before its turbofit reports it, but not in another container.
+        The end of an engine in another container counts only once its turbofit has reported it.
         """
         if not self.ready or not self.here:
             return self.ready
@@ -120,7 +120,7 @@ class Leases:
 
     @contextmanager
     def locked(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold the lock for measuring and planning; ``waiting`` is called once if another has it.
+        """Hold the lock for measuring and planning; call ``waiting`` once if it is taken.
 
         If the folder cannot be used (``alone``), no lock is taken.
 
@@ -157,7 +157,7 @@ class Leases:
         return [lease for lease in gone if lease.uid == os.getuid()]
 
     def reserve(self, plan: Plan) -> None:
-        """Write a new lease for a plan whose engines will start; it names no engines yet."""
+        """Write a new lease for a plan whose engines will start; the lease names no engines yet."""
         need = {gpu.uuid: gpu.most - gpu.used + open_margin(gpu) for gpu in plan.gpus}
         growth = {gpu.uuid: gpu.peak - gpu.steady + open_margin(gpu) for gpu in plan.gpus}
         self._write(Lease(model=plan.model.name, need=need, growth=growth))

@@ -124,7 +124,7 @@ class ServeOptions(LaunchOptions):
     idle: Annotated[float | None, Field(gt=0, lt=1e9), SECONDS, Metavar("TIME")] = None
 
     def refuse_alone(self) -> None:
-        """Refuse an option that needs another one, or excludes it.
+        """Refuse an option that needs a missing option, or that excludes another given option.
 
         Raises:
             UsageError: the first such option.
@@ -208,7 +208,7 @@ def refuse_elsewhere(request: PlanRequest, does: str, beside: str = "") -> None:
 
 
 def ray_address(text: str) -> str | None:
-    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host.
+    """Return the address in ``ray:ADDRESS``; None for ``ray``, the cluster of this host.
 
     Raises:
         UsageError: the text names no Ray cluster.

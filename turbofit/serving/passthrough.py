@@ -1,8 +1,8 @@
 """Decides what turbofit does with each option of `lmdeploy serve api_server`.
 
-``presets/engines/lmdeploy-options.yaml`` is the table: an option is planned, replaced by one of
-turbofit, passed to the engine, or refused. It is read only for words that are no option of
-turbofit.
+``presets/engines/lmdeploy-options.yaml`` is the table: an option is planned, replaced by an
+option of turbofit, passed to the engine, or refused. The table is read only for words that are no
+options of turbofit.
 """
 
 from __future__ import annotations
@@ -104,7 +104,10 @@ def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> Passed
 
 
 def adapter_names(argv: Sequence[str]) -> list[str]:
-    """Return clients' names of the adapters in LMDeploy's options, each NAME=PATH or a path."""
+    """Return the names by which clients call the adapters in LMDeploy's options.
+
+    The name of an adapter NAME=PATH is NAME; the name of an adapter PATH is ``default``.
+    """
     words = list(argv)
     names: list[str] = []
     while "--adapters" in words:
@@ -148,7 +151,7 @@ def take_values(rest: list[str], wanted: int | str, name: str) -> list[str]:
 
 
 def is_option(word: str) -> bool:
-    """Return whether a word is an option; values, negative numbers and ``-`` are none."""
+    """Return whether a word is an option; values, negative numbers and ``-`` are not."""
     return len(word) > 1 and word.startswith("-") and not word[1].isdigit()
 
 

@@ -163,9 +163,9 @@ def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
 def _choose_gpus(plan: Plan, config: Any) -> None:
     """Let the engine see only the planned GPUs, and set torch's allocator as the plan assumes it.
 
-    LMDeploy and torch use the first GPUs whatever ``devices`` says. So CUDA_VISIBLE_DEVICES is set
-    if this process has not used CUDA yet. After that only ``devices`` can choose GPUs, an option
-    that the PyTorch engine does not have.
+    If this process has not used CUDA yet, CUDA_VISIBLE_DEVICES chooses the GPUs, since torch and
+    parts of LMDeploy ignore ``devices``. After that ``devices`` chooses them for TurboMind; the
+    PyTorch engine, which has no such option, takes the first GPUs.
     """
     import torch
 
@@ -223,7 +223,7 @@ def _trust(plan: Plan, trust: bool | None) -> bool:
 
 
 def config_engine(config: Any, engine: str) -> str:
-    """Return the name of the engine that a config is for; without a config it is ``engine``.
+    """Return the name of the engine that a config is for; without a config, return ``engine``.
 
     Raises:
         UsageError: the config is not an engine's, or is for another engine than ``engine``.
@@ -294,7 +294,7 @@ def changed_fields(config: Any) -> Options:
 
 
 def _visible_gpus(devices: list[int]) -> str:
-    """Return the indices that planning uses for CUDA ordinals, joined by commas."""
+    """Return the machine's GPU numbers of these CUDA ordinals, joined by commas."""
     from turbofit.machine.source import machine_from
 
     visible = machine_from(None).visible

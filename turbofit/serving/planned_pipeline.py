@@ -132,9 +132,9 @@ def queued(
 ) -> Callable[..., AsyncIterator[Any]]:
     """Return ``AsyncEngine.generate`` with a queue: each request waits until there is room for it.
 
-    Its first argument is the preprocessed request. A request that has images, or does not show
-    whether it has, counts ``units``, as many as a request may have at the plan's limit: this
-    overestimates smaller images. Later requests that need less room may pass one that waits.
+    The first argument of the function is the preprocessed request. A request counts ``units``, the
+    most vision units that a request may have, unless it surely has no images: this overestimates
+    smaller images. A later request that needs less room may overtake a waiting request.
     """
     room = asyncio.Event()
 
@@ -236,7 +236,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         return parsed
 
     async def _hold(self, parts: list[dict[str, Any]]) -> None:
-        """Lower all images and videos of a request, in place; a `Refusal` if that is impossible."""
+        """Lower all images and videos of a request, in place; raise a `Refusal` if that fails."""
         images = [part for part in parts if part.get("type") == "image" and "data" in part]
         videos = [part for part in parts if part.get("type") == "video"]
         request = _REQUEST.get()
@@ -274,8 +274,9 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
     """An `lmdeploy.Pipeline` that keeps its plan and holds images to it.
 
     It closes itself when Python ends. Its memory is reserved in ``leases`` until it is closed or
-    collected; ``leases`` is None on GPUs that are not here. Other turbofits overestimate it: while
-    it loads, they count the memory that it holds plus all it needs, later also its possible growth.
+    collected; ``leases`` is None on GPUs that are not here. Other turbofits overestimate its
+    memory: while it loads, they count what it holds plus all it needs, later also its possible
+    growth.
     ``keywords`` are LMDeploy's.
     """
 
@@ -295,7 +296,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
             raise
 
     def _hold(self, plan: Plan) -> None:
-        """Hold the engine to the plan; a `PackageError` if this LMDeploy has no hook for that."""
+        """Hold the engine to the plan; raise a `PackageError` if this LMDeploy lacks a hook."""
         bounds = bounds_of(plan, overlay=False)
         hold_engine(self.async_engine, scope_of(bounds))
         processor = self.async_engine.prompt_processor
@@ -318,7 +319,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
             self.async_engine.generate = queued(self.async_engine.generate, gate, units)
 
     def _request_generator(self, *arguments: Any, **keywords: Any) -> Any:
-        """Check a call's keywords (a `UsageError`) where every kind of call passes them."""
+        """Check the keywords of a call of any kind; raise a `UsageError` for a wrong keyword."""
         check_keywords(self.async_engine, keywords)
         return super()._request_generator(*arguments, **keywords)
 
@@ -335,7 +336,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
 
 
 def _close(pipeline: ref[PlannedPipeline]) -> None:
-    """Close a pipeline that nobody closed: at Python's end, TurboMind's threads may abort."""
+    """Close a pipeline that nobody closed: else TurboMind's threads may abort when Python ends."""
     left = pipeline()
     if left is not None:
         left.close()
@@ -346,7 +347,7 @@ _VIDEOS: Final = ("video", "video_url")
 
 
 def _count(messages: Any, kinds: tuple[str, ...]) -> int:
-    """Return the number of images or videos in all turns, which each request encodes again."""
+    """Return the number of images or videos in all turns; each request encodes all again."""
     listed = [messages] if isinstance(messages, dict) else messages
     return sum(
         1
@@ -358,10 +359,10 @@ def _count(messages: Any, kinds: tuple[str, ...]) -> int:
 
 
 def _hold_processor(model: Any, bounds: Bounds, rule: ImageRule) -> Bounds:
-    """Set the plan's limit in the processor of a model that reads no parameters of an image.
+    """Set the plan's image limit in a model's processor, and return bounds with this limit.
 
-    This is for InternVL in HF format. If the processor has no such limit, an image beyond the plan
-    is refused before it is encoded.
+    This is for InternVL in HF format, which reads no limit from a request. If the processor has no
+    image limit, an image beyond the plan is refused before it is encoded.
     """
     name = rule.processor_limit
     if name is None:

@@ -49,8 +49,8 @@ class Planner:
     ``request`` is None if a plan was given, which is only reserved. ``rehearse``: each plan is
     rehearsed before it is used. ``doubled``: margins are doubled because the account is of another
     LMDeploy version. ``meanwhile`` is called with each plan that is about to be rehearsed. ``over``
-    returns the bytes beyond the forecast that engines of such a plan held here; None if no start
-    has proved it.
+    returns the bytes beyond the forecast that engines of a plan held here; None if no start has
+    proved the plan.
     """
 
     request: PlanRequest | None
@@ -74,10 +74,10 @@ class Planner:
         return plan
 
     def take(self, plan: Plan) -> None:
-        """Reserve what a given plan needs, if the machine has not changed.
+        """Reserve the memory of a given plan, if the machine has not changed.
 
         Raises:
-            DoesNotFitError: the memory that it counted on is in use.
+            DoesNotFitError: memory that the plan counted on is in use.
             MachineError: a GPU is missing.
             UsageError: the plan was made for no machine.
         """
@@ -90,8 +90,8 @@ class Planner:
         """Return the machine as it is now; what other turbofits have reserved counts as used.
 
         Engines that dead turbofits left behind are ended first: they may still be loading. On
-        pretend GPUs it is the request's machine, or ``planned``, a given plan's, if there is no
-        request.
+        pretend GPUs the result is the request's machine; without a request it is ``planned``, the
+        machine of a given plan.
         """
         from turbofit.machine.source import machine_from
 

@@ -51,15 +51,15 @@ if TYPE_CHECKING:
 class Run:
     """One run of a server, from a person's request to its end.
 
-    It may be followed again, each time in a new folder. ``on_open`` receives the public addresses
-    each time they open. ``on_death`` receives the reason when an engine ends that had served or is
-    started again. ``on_tick`` is called at each look at the engines. If ``lmdeploy`` is None,
-    LMDeploy is looked for. If an ``examiner`` sends the engines requests, they have private ports
-    and no gateway. ``publish`` makes a gateway public; None gives it an address of its own.
-    ``standby`` starts the engines.
+    `start.follow` may serve it again, each time in a new folder. ``on_open`` receives the public
+    addresses each time they open. ``on_death`` receives the reason when an engine ends that had
+    served or is started again. ``on_tick`` is called at each look at the engines. If ``lmdeploy``
+    is None, LMDeploy is looked for. With an ``examiner``, which sends requests to the engines, they
+    have private ports and no gateway. ``publish`` makes a gateway public; None gives the gateway an
+    address of its own. ``standby`` starts the engines.
 
     Raises:
-        PackageError: LMDeploy is asked for and missing.
+        PackageError: the request needs LMDeploy, which is missing or too old.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor

@@ -78,7 +78,7 @@ class Record:
             self.change(attempts=(*self.run.attempts, attempt))
 
     def attempt(self, **facts: Any) -> None:
-        """Add facts to the current start; does nothing before the first."""
+        """Add facts to the current start; do nothing before the first start."""
         with self._lock:
             if self.run.attempts:
                 *before, last = self.run.attempts
@@ -167,7 +167,7 @@ def chosen_run(name: str | None) -> LiveRun:
     """Return the running server with this name or model; without a name, the only one that runs.
 
     Raises:
-        UsageError: none runs, or several run and none is named.
+        UsageError: no such server runs, or several run and no name is given.
     """
     servers = live_runs()
     if name is not None:
@@ -184,7 +184,7 @@ def chosen_run(name: str | None) -> LiveRun:
 
 
 def servers_of(name: str) -> list[LiveRun]:
-    """Return the running servers with this name, or of the model that `serve` knows by it."""
+    """Return the running servers that have this name, or whose model `serve` knows by this name."""
     known = _known_as(name)
     return [run for run in live_runs() if known & {run.name, run.record.model.casefold()}]
 
@@ -208,7 +208,10 @@ def newest_run_of(name: str) -> Path | None:
 
 
 def _known_as(name: str) -> set[str]:
-    """Return the names to compare: the typed one, in lower case too, and its preset's model."""
+    """Return names that a run's model may have, for a name that a person typed.
+
+    These are the typed name, also in lower case, and the model's name in its preset.
+    """
     from turbofit.model.presets import find_preset, load_preset
 
     given = name.rstrip("/").rpartition("/")[2]

@@ -139,7 +139,7 @@ class Start:
             self._gone()
 
     def _worst_cases(self) -> AskWorstCases | None:
-        """Choose the requests that each engine must answer, and announce them; None for none."""
+        """Choose and announce the requests that each engine must answer; None for no check."""
         run, check = self._run, self._run.config.check
         day = self._proof.day if check == "auto" else ""
         if day:
@@ -363,7 +363,7 @@ class Start:
             self._have_gateway(lambda it: it.engine_ended(engine.index, other_cause=other))
 
     def _have_gateway(self, act: Callable[[Gateway], None]) -> None:
-        """Call ``act`` in the gateway's event loop, if it serves and is not too busy."""
+        """Call ``act`` in the gateway's event loop, if the gateway serves and is not too busy."""
         if self._run.public is not None:
             with suppress(LaunchError):
                 self._run.public.call(act)

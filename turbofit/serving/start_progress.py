@@ -52,7 +52,10 @@ class StartProgress:
         self._around: Step | None = None
 
     def look(self, engines: Sequence[SupervisedEngine], *, examined: bool = False) -> None:
-        """Show what the engines do now; ``examined``: an examiner shows the requests instead."""
+        """Show what the starting engines do now.
+
+        ``examined``: an examiner sends requests and shows them itself, so the check is not shown.
+        """
         if not listening():
             return
         starting = [engine for engine in engines if engine.state == "starting"]

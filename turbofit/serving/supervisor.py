@@ -78,7 +78,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End the run normally, as that signal would."""
+        """End the run normally, as the signal ``number`` would."""
         self.signal = self.signal or number
 
     def resume(self) -> bool:
@@ -252,7 +252,7 @@ class Supervisor:
         self._supervision.on_rest(self._outage)
 
     def _stop(self, stop: StopSignal) -> None:
-        """Pass the signal on, wait, kill the rest; all engines share one deadline.
+        """Pass the signal, if any, to all engines, wait, and kill the engines that still run.
 
         An engine that does not serve yet is in C++, where SIGINT has no effect: SIGTERM ends it.
         """

@@ -1,4 +1,4 @@
-"""``turbofit chat [URL]``: questions to a server from the terminal; pictures by their paths."""
+"""``turbofit chat [URL]``: asks a server questions, also on pictures, from the terminal."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def _line() -> str | None:
 
 
 def _tell(pieces: Iterator[Piece]) -> str:
-    """Print pieces as they come, until the end or Ctrl-C; return the answer itself."""
+    """Print pieces as they come, until the end or Ctrl-C; return the answer without reasoning."""
     from turbofit.report.painters.terminal import clean_lines
 
     came, thought = [], False

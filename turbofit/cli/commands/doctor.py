@@ -1,4 +1,4 @@
-"""``turbofit doctor`` and ``diagnose``: what would stop an engine here, and what ended it."""
+"""``turbofit doctor`` and ``diagnose``: what would stop an engine here; why an engine ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``turbofit gateway``: holds clients of any LMDeploy to a plan, or passes requests to servers."""
+"""``turbofit gateway``: keeps clients of LMDeploy within a plan, or passes requests to servers."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def gateway(
 def _planned(
     planned: Plan, upstream: Sequence[str], config: GatewayConfig, log: str | None, *, overlay: bool
 ) -> Gateway:
-    """Make the gateway of one plan; print a note if some images cannot carry a limit."""
+    """Make the gateway of one plan; without an overlay, print a note on how images are counted."""
     from turbofit.gateway.http.metrics import access_log
     from turbofit.gateway.server import make_gateway
 

@@ -83,7 +83,7 @@ def report(
 
 
 def _share(run: str | None, loads: tuple[str, ...], out: str | None, form: Form) -> int:
-    """Show what others would read of a run, and what is left out; then write it to ``out``."""
+    """Show a run as others would read it, and what is left out; write the run to ``out``."""
     import msgspec
 
     from turbofit.core.process.files import write_output

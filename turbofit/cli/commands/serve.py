@@ -63,7 +63,7 @@ class Arguments(NamedTuple):
         return public_side(self.public)
 
     def saved_plan(self) -> Plan:
-        """Read the plan of ``--plan``, beside which no option of planning may stand.
+        """Read the plan of ``--plan``; no option of planning may be given as well.
 
         Raises:
             UsageError: the plan cannot be read, or an option of planning is given, too.
@@ -89,7 +89,7 @@ def public_side(options: GatewayOptions, *, upstream_key: str | None = None) -> 
 
 
 def say_open(urls: Sequence[str], config: ServeConfig, model: str, form: output.Form) -> None:
-    """Print a server's addresses, and examples that ask it from a shell, from Python, in a chat."""
+    """Print a server's addresses, and example requests from a shell, from Python, in a chat."""
     from turbofit.gateway.http.routes import client_lines
 
     if form.as_json:

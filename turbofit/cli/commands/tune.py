@@ -171,7 +171,7 @@ def tune(*, model: str, form: Form, **given: Any) -> int:
 
 
 def _request(model: str, given: dict[str, Any], load: LoadSpec) -> PlanRequest:
-    """Make the request that is planned, with as many images a request as the load has."""
+    """Make the request for a plan that allows as many images as a request of the load has."""
     planned = {name: value for name, value in given.items() if name not in _BOTH}
     request = fields.filled(PlanRequest, {**planned, "model": model, "no_tuned": True})
     if "images" in load.model_fields_set:

@@ -1,1 +1,1 @@
-"""Makes options from the fields that they fill; reads them from variables and files."""
+"""Makes options from the fields that they set; reads options from variables and files."""

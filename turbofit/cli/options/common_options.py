@@ -58,7 +58,7 @@ SERVER_OPTIONS: Final = (
 def server_of(url: str | None, api_key: str | None) -> tuple[str, str | None]:
     """Return the address and the key of the server that `SERVER_OPTIONS` name.
 
-    Without an address it is the only running server of this user, else port 23333 of this machine.
+    The default is the only running server of this user, else port 23333 of this machine.
 
     Raises:
         UnservedError: the only server is still starting.

@@ -78,7 +78,7 @@ def grouped_options(kind: type[Validated], groups: Mapping[str, Iterable[str]]) 
 
 
 def filled(kind: type[T], given: Options) -> T:
-    """Make an instance of ``kind`` from those options that are its fields.
+    """Make an instance of ``kind`` from the given options that are fields of ``kind``.
 
     Error messages name the options instead of the fields.
     """

@@ -70,7 +70,7 @@ def check_names(ctx: click.Context) -> None:
 
 
 def with_source(exc: UsageError, ctx: click.Context) -> UsageError:
-    """Add to an error which of its options come from the environment or a file."""
+    """Add to an error's hint which of its options are from the environment or a file."""
     for name in exc.options:
         field = name.rstrip("_")
         source = ctx.get_parameter_source(field)
@@ -128,7 +128,7 @@ def read_file(path: Path, ctx: click.Context) -> dict[str, Any]:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, list[Any], bool]]:
-    """Yield each key of a YAML file, the nodes of its values, and whether they are null."""
+    """Yield each key of a YAML file, the nodes of its value, and whether the value is null."""
     import yaml
 
     try:

@@ -149,7 +149,10 @@ def verbose_log(level: int) -> Iterator[None]:
 
 
 def complain(document: Document, *, as_json: bool) -> None:
-    """Print an error: its cause and hint on stderr, or as JSON on stdout if that works."""
+    """Print an error: its cause and hint on stderr, or as JSON on stdout if ``as_json``.
+
+    If stdout cannot be written, the error goes to stderr.
+    """
     if as_json:
         import json
 
@@ -203,7 +206,7 @@ class Form(NamedTuple):
 
 
 def painted(blocks: Iterable[Block], *, short: bool = False) -> str:
-    """Return a document as text; on a terminal its width is used, from 80 to 120 columns."""
+    """Return a document as text; on a terminal in the terminal's width, from 80 to 120 columns."""
     from turbofit.report.painters.terminal import paint
 
     if not screen.is_terminal(stdout()):

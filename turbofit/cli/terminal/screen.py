@@ -117,7 +117,7 @@ class ProgressDisplay:
                 self._woken.put(None)
 
     def hide(self) -> None:
-        """Erase the drawn line before another text. Call it while you hold `TERMINAL`."""
+        """Erase the drawn line before other text is written; the caller holds `TERMINAL`."""
         if self._drawn:
             self._drawn = False
             self._write(_CLEAR)
@@ -156,7 +156,7 @@ class ProgressDisplay:
             self._gone.put(None)
 
     def _line(self, step: Step, seconds: float) -> str:
-        """Return a line that fits the terminal; its last column stays free, since it may wrap.
+        """Return a line that fits the terminal and leaves the last column free, which may wrap.
 
         On a narrow terminal the bar is left out first, then the end of the step's name.
         """

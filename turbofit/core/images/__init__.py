@@ -1,6 +1,7 @@
-"""Image rules, one a file: how a model's images become units of its vision tower, and tokens.
+"""Image rules: how a model's images become units of its vision tower, and tokens.
 
-A new rule is a file here and a member of ``AnyImageRule``; no other code tells rules apart.
+Each file has one rule. A new rule also becomes a member of ``AnyImageRule``; no other code
+distinguishes rules.
 """
 
 from __future__ import annotations

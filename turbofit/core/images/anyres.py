@@ -24,9 +24,9 @@ class AnyresRule(BaseTileRule, tag="anyres"):
     """LLaVA-NeXT and OneVision: the best of a list of grids, and a tile of the whole image.
 
     ``grids`` are in the checkpoint's order; of equally good grids the first wins.
-    ``max_dynamic_patch`` is the number of tiles of the largest grid. Each line of the grid ends
-    with one more token; an image with more tokens than ``most_tiles`` tiles have is resampled to
-    about that number.
+    ``max_dynamic_patch`` is the number of tiles of the largest grid. Each row of tokens ends with
+    one more token. An image with more tokens than ``most_tiles`` tiles have is resampled to about
+    that number.
     """
 
     grids: tuple[Grid, ...]
@@ -46,11 +46,14 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return self._tiles(_best(self.grids_within(limit), width, height)) + 1
 
     def _worst_units(self, limit: int) -> int:
-        """Return the most units of one image: the tiles of the largest grid, and one more."""
+        """Return the most units of one image: the largest grid's tiles, and the whole image's."""
         return max(self._tiles(grid) for grid in self.grids_within(limit)) + 1
 
     def tokens(self, width: int, height: int, limit: int | None = None) -> int:
-        """Return the tokens of an image: none for padding, and one more at the end of each line."""
+        """Return the tokens of an image.
+
+        Padding has no tokens, and each row of tokens ends with one more token.
+        """
         self.units(width, height, limit)  # raises an error for a size that is not valid
         within = self.grids_within(self.max_dynamic_patch if limit is None else limit)
         grid, side = _best(within, width, height), self._side
@@ -62,11 +65,11 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return self.tokens_per_tile + self._packed(rows, columns)
 
     def unit_tokens(self, units: int) -> int:
-        """Return the most tokens of an image with at most ``units``, which fills its whole grid.
+        """Return the tokens of an image that has at most ``units`` and fills its whole grid.
 
         The number is exact for an image in the shape of its grid. If images of a grid are
         resampled, the number is an upper bound: 1.21 times the tokens of ``most_tiles`` tiles, plus
-        one token for each line, plus the tile of the whole image.
+        one token for each row, plus the tile of the whole image.
         """
         side, most = self._side, 0
         for height, width in (*self.grids, (self.tile_size, self.tile_size)):
@@ -83,13 +86,16 @@ class AnyresRule(BaseTileRule, tag="anyres"):
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
         """Return an upper bound of the units of images that have at most ``tokens`` in all.
 
-        Each image has at least the tokens of the tile of the whole image, which bounds how many
-        images there are; each counts with the most units.
+        Each image has at least the tokens of one tile, the tile of the whole image. This limits the
+        number of images, and each image counts with the most units.
         """
         return tokens // self.tokens_per_tile * self.worst_units()
 
     def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
-        """Return the numbers of tiles of the grids; other limits act as the next lower number."""
+        """Return the numbers of tiles of the grids, the largest first.
+
+        A limit between two of these numbers has the effect of the lower number.
+        """
         return tuple(sorted({1} | {self._tiles(grid) for grid in self.grids}, reverse=True))
 
     def folder_edits(self, limit: int) -> FolderEdits:
@@ -115,7 +121,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return (grid[0] // self.tile_size) * (grid[1] // self.tile_size)
 
     def _packed(self, rows: int, columns: int) -> int:
-        """Return the tokens of a grid of ``rows`` x ``columns`` tokens and of its line ends.
+        """Return the tokens of a grid of ``rows`` x ``columns`` tokens, with one more for each row.
 
         A grid of clearly more tokens than ``most_tiles`` tiles have is resampled to fewer.
         """
@@ -127,7 +133,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
 
 
 def _best(grids: tuple[Grid, ...], width: int, height: int) -> Grid:
-    """Return the grid into which the preprocessor fits an image, with the same rounding."""
+    """Return the grid that the preprocessor chooses for an image; the rounding is the same."""
     best, kept, wasted = grids[0], 0, float("inf")
     for grid in grids:
         scale = min(grid[1] / width, grid[0] / height)

@@ -22,11 +22,11 @@ DETAIL_PATCHES: Final = {"low": 6, "medium": 12, "high": 24}
 
 
 class BaseTileRule(ImageRule):
-    """An image becomes square tiles; the limit does not count the tile of the whole image.
+    """Base of the rules by which an image becomes square tiles.
 
-    ``max_dynamic_patch`` is the checkpoint's own limit. ``thumbnail``: an image of several tiles
-    has one more tile, which shows the whole image. ``dynamic`` false means one tile for every
-    image.
+    ``max_dynamic_patch`` is the checkpoint's own limit; no limit counts the tile of the whole
+    image. ``thumbnail``: an image of several tiles has one more tile, which shows the whole image.
+    ``dynamic`` false means one tile for every image.
     """
 
     unit_name = "tile"
@@ -95,11 +95,14 @@ class BaseTileRule(ImageRule):
         return range(1, most)
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """Return no edits: unless a rule has its own method, no file of a folder has a limit."""
+        """Return no edits; a rule whose model folders have a limit overrides this method."""
         return FolderEdits({}, {})
 
     def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
-        """Lower a client's image; if ``max_dynamic_patch`` is given, ``detail`` is ignored."""
+        """Return LMDeploy's fields that lower a client's image to what is allowed.
+
+        If the client gives ``max_dynamic_patch``, the client's ``detail`` is ignored.
+        """
         patch, word = options.get("max_dynamic_patch"), options.get("detail")
         detail = word if isinstance(word, str) else ""
         wanted = DETAIL_PATCHES.get(detail, to.default)

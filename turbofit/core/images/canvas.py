@@ -1,8 +1,8 @@
 """Llama 4: an image is laid on a canvas, which is any grid of at most ``max_patches`` tiles.
 
-If some canvases hold the image without shrinking it, the canvas that enlarges it least is taken;
-else the canvas that shrinks it least; of equally good canvases the smallest. An image of more than
-one tile has one more tile, which shows the whole image.
+If some canvases hold the image without shrinking it, the canvas that enlarges the image least is
+taken, else the canvas that shrinks it least. Of equally good canvases the smallest is taken. An
+image of more than one tile has one more tile, which shows the whole image.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from turbofit.core.images.tile import TileRule
 class CanvasRule(TileRule, tag="canvas"):
     """Llama 4: a canvas has at most ``max_dynamic_patch`` tiles.
 
-    ``tokens_per_tile`` counts the tile's own tokens and one that follows: a separator, or the name
-    of the tile that shows the whole image.
+    ``tokens_per_tile`` counts the tile's own tokens and the token after them, which is a separator
+    or marks the tile of the whole image.
     """
 
     client_knobs: bool = False
@@ -45,7 +45,11 @@ class CanvasRule(TileRule, tag="canvas"):
 
 
 def _rank(scale: float) -> tuple[bool, float]:
-    """Return a sort key: enlarging is better than shrinking, then the scale nearest to 1."""
+    """Return a sort key of a scale; a larger key is a better scale.
+
+    Enlarging is better than shrinking; of scales that enlarge, or that shrink, the nearest to 1 is
+    best.
+    """
     return scale >= 1, -scale if scale >= 1 else scale
 
 

@@ -1,10 +1,12 @@
 """Phi-3-vision and Phi-3.5-vision: an image is a page (a grid) of tiles, padded to a fixed number.
 
-The page is as wide as possible: with the image's shape, it has at most ``num_crops`` tiles. A
-portrait is turned to landscape for this. Only the tiles of the page and the tile of the whole image
-give tokens. One token ends each line, and one stands between the page and the whole image.
+The page has about the image's shape, and is as wide as at most ``num_crops`` tiles allow; a
+portrait is turned to landscape before this. Only the tiles of the page and the tile of the whole
+image give tokens. One token ends each row of tokens, and one token stands between the page and the
+whole image.
 
-The preprocessor is code of the checkpoint, and was not run; the tokens are those of LMDeploy.
+The numbers of tokens are those of LMDeploy. The preprocessor, which is code of the checkpoint, was
+not run.
 """
 
 from __future__ import annotations
@@ -41,14 +43,14 @@ class HdRule(BaseTileRule, tag="hd"):
         return self._page(*((scale, lines) if height > width else (lines, scale)))
 
     def unit_tokens(self, units: int) -> int:
-        """Return the most tokens of an image of ``units``: those of a single column of tiles."""
+        """Return the most tokens of an image of ``units``, which a single column of tiles has."""
         return self._page(max(1, units - 1), 1)
 
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
         """Return an upper bound of the units of images that have at most ``tokens`` in all.
 
-        Each image has at least the tokens of a page of one tile, which bounds how many images there
-        are; each is padded to ``padded`` units, or the checkpoint's number.
+        Each image has at least the tokens of a page of one tile, which limits the number of images.
+        Each image is padded to ``padded`` units; None is the checkpoint's own number.
         """
         return tokens // self._page(1, 1) * (padded or self.max_dynamic_patch + 1)
 

@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: every image is enlarged or shrunk until its longer side is whole tiles.
+"""Idefics3 and SmolVLM: every image is resized until its longer side is a whole number of tiles.
 
 The number of tiles thus depends on the shape of an image, not on its size.
 """
@@ -15,12 +15,13 @@ LARGEST_EDGE = 4096
 
 
 class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
-    """Idefics3: the longer side becomes a fixed number of tiles.
+    """Idefics3: the longer side of every image becomes a fixed number of tiles.
 
-    The shorter side becomes as many tiles as cover it. ``max_dynamic_patch`` is the square of the
-    fixed number; a limit between two squares acts as the lower square. In the prompt, two tokens
-    stand around each tile (``<fake_token_around_image>`` and the tile's position), a line feed ends
-    each row, and a line feed and one more token stand around the tile of the whole image.
+    The shorter side becomes as many tiles as are needed to cover it. ``max_dynamic_patch`` is the
+    square of the fixed number; a limit between two squares acts as the lower square. In the prompt,
+    each tile has two more tokens (``<fake_token_around_image>`` and the tile's position), and each
+    row of tiles ends with a line feed. The tile of the whole image has a line feed and one more
+    token.
     """
 
     common_limits = (16, 9, 4, 1)
@@ -29,7 +30,10 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
 
     @property
     def least_units(self) -> int:
-        """The units of a narrow strip, the fewest of any image, since small images are enlarged."""
+        """The units of a narrow strip, which has the fewest of all images.
+
+        Small images are enlarged, so no image has fewer.
+        """
         return self._units(self.tile_size, 1, self.max_dynamic_patch)
 
     @property
@@ -42,9 +46,10 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
         return rows * columns + 1 if rows * columns > 1 else 1
 
     def _worst_units(self, limit: int) -> int:
-        """Return the units of a square, which has the most.
+        """Return the most units of an image, which a square image has.
 
-        A side of an odd number of pixels is rounded up to an even one, which adds a row of tiles.
+        An odd number of pixels along a side is rounded up to an even number, which adds a row of
+        tiles.
         """
         return self._units(1, 1, limit)
 
@@ -60,7 +65,7 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
     def unit_tokens(self, units: int) -> int:
         """Return an upper bound of the tokens of an image of ``units``.
 
-        Each row ends with a line feed, so as many rows as possible are counted.
+        Each row of tiles ends with a line feed, and the most rows that are possible are counted.
         """
         most, _ = self._grid(1, 1, self.max_dynamic_patch)
         return self._prompt_tokens(units, min(most, max(1, units - 1)))
@@ -77,7 +82,7 @@ class LongestEdgeRule(BaseTileRule, tag="longest_edge"):
     def worst_size(self, limit: int | None = None) -> Size:
         """Return the size of a square image, which has the most units under the limit.
 
-        An engine that does not know the limit makes more units of this size, as of any size.
+        An engine that does not know the limit makes more units of an image of any size.
         """
         side = isqrt(max(1, self.max_dynamic_patch if limit is None else limit))
         return (side * self.tile_size,) * 2

@@ -1,6 +1,6 @@
 """Kimi-K2.5: an image is shrunk to a budget of whole patches, then padded to whole windows.
 
-No image is enlarged or stretched. The padding may bring it above the budget of patches.
+No image is enlarged or stretched. With its padding, an image may exceed the budget.
 """
 
 from __future__ import annotations
@@ -66,15 +66,15 @@ class NavitRule(PatchRule, tag="navit"):
         return self._units(width, height, limit)
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """Return the image size with the most units, for an engine that has the same limit."""
+        """Return the size of an image with the most units; the engine must have the same limit."""
         return _worst_size(self, self.max_pixels if limit is None else limit)
 
     def candidates(self, limit: int) -> Iterator[Size]:
-        """Yield sizes, one of which has the most units: a strip, and the tallest for each width.
+        """Yield image sizes, of which at least one has the most units under the limit.
 
-        A width is a number of windows. The budget counts whole patches, so an image is largest if
-        both sides are almost one patch longer. The fewest patches that reach into the last window
-        leave room for the most rows.
+        The sizes are a strip, and for each width in whole windows the tallest images. The budget
+        counts whole patches, so both sides may be almost one patch longer. A width that reaches
+        just into its last window has the fewest patches across, which allows the most rows.
         """
         patch, last = self.patch_size, self.side - 1
         budget = max(1, limit // patch**2)

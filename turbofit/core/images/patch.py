@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 class PatchRule(ImageRule, tag="patch"):
     """Qwen2-VL: an image is resized to a multiple of ``patch_size * merge`` within pixel bounds.
 
-    A unit is one vision patch; ``merge`` x ``merge`` patches become one token. ``frames`` is the
-    number of frames as which the checkpoint's preprocessor counts an image: the bounds in its file
-    are for all these frames, ``min_pixels`` and ``max_pixels`` here are for one frame. ``enlarge``:
-    an image with a side below a window is enlarged before anything else. ``video`` is None if
-    LMDeploy takes no videos of this model.
+    A unit is one vision patch; ``merge`` x ``merge`` patches become one token. The preprocessor
+    treats an image as ``frames`` equal frames: the bounds in the checkpoint's file are for all
+    these frames, ``min_pixels`` and ``max_pixels`` here are for one frame. ``enlarge``: an image
+    with a side below a window is enlarged before anything else. ``video`` is None if LMDeploy takes
+    no videos of this model.
     """
 
     unit_name = "patch"
@@ -96,9 +96,9 @@ class PatchRule(ImageRule, tag="patch"):
     def _worst_units(self, limit: int) -> int:
         """Return an upper bound of the patches of one image.
 
-        The result is exact if the largest number of windows forms a grid no longer than 200 : 1
-        (16,384 in the published models is 128 x 128), else a fraction of a percent high. Two kinds
-        of images may exceed the limit, and are covered: long strips under a limit below about
+        The result is exact if the largest number of windows forms a grid no longer than 200 : 1,
+        such as 128 x 128 in the published models; else it is a fraction of a percent too high. It
+        covers two kinds of images that may exceed the limit: long strips under a limit below about
         157,000 pixels, since a strip keeps one window of height, and images that are enlarged to a
         ``min_pixels`` near the limit, since their sides are rounded up.
         """
@@ -125,7 +125,7 @@ class PatchRule(ImageRule, tag="patch"):
     def largest_limit(self, units: int) -> int | None:
         """Return the largest limit, in pixels of whole windows, that allows at most ``units``.
 
-        None if even one window has more.
+        None if a single window already has more than ``units``.
         """
         area = self.limit_step
         most = min(units // self.merge**2, self.max_pixels // area)
@@ -149,9 +149,9 @@ class PatchRule(ImageRule, tag="patch"):
         return replace(self, **self.knobs(limit))
 
     def knobs(self, limit: int) -> dict[str, int]:
-        """Return LMDeploy's fields for the limit: ``max_pixels``, and ``min_pixels`` not above it.
+        """Return LMDeploy's fields for the limit, ``max_pixels`` and ``min_pixels``.
 
-        Transformers 5.17 ignores a bound that is given without the other.
+        Transformers 5.17 ignores one of these fields that is given without the other.
         """
         return {"min_pixels": min(self.min_pixels, limit), "max_pixels": limit}
 
@@ -222,7 +222,7 @@ class PatchRule(ImageRule, tag="patch"):
     def image_of(self, units: int) -> DummyImage | None:
         """Return an image of ``units``, as square as whole windows allow.
 
-        None if a request cannot set bounds, without which the image would be resized.
+        None if a request cannot set pixel bounds: the preprocessor would then resize the image.
         """
         if not self.client_knobs:
             return None

@@ -29,14 +29,17 @@ _NEARLY: Final = 0.97
 
 
 class DummyImage(NamedTuple):
-    """An image for a test request, and LMDeploy's fields that go with it."""
+    """An image's size for a test request, in pixels.
+
+    ``knobs`` are the fields that LMDeploy needs so that it does not resize the image.
+    """
 
     size: Size
     knobs: dict[str, int]
 
 
 class FolderEdits(NamedTuple):
-    """New values for ``config.json`` and the image processor's file, which change a folder's limit.
+    """New values for ``config.json`` and the image processor's file that change a folder's limit.
 
     ``inside`` is the key under which the processor's file has its values; empty if they stand at
     the top level.
@@ -50,10 +53,10 @@ class FolderEdits(NamedTuple):
 class Allowed(NamedTuple):
     """The limits that a client's image is lowered to.
 
-    ``planned`` is the plan's limit. ``default`` is the limit that an image without fields would
-    have without a plan. ``units`` is what the plan counts for an image; an image keeps more units
-    only if no lower limit helps. ``cap`` is a limit below ``planned``, used only for images that
-    the cap makes smaller.
+    ``planned`` is the plan's limit. ``default`` is the limit of an image for which the client sets
+    no limit. ``units`` is what the plan counts for an image; an image has more units only if no
+    limit is low enough. ``cap`` is a limit below ``planned``, used only for images that have fewer
+    units under it.
     """
 
     planned: int
@@ -65,8 +68,9 @@ class Allowed(NamedTuple):
 class Lowered(NamedTuple):
     """LMDeploy's fields for a client's image, the image's units, and what was lowered.
 
-    Each of ``changes`` is a field's name, the wished value, and the value that LMDeploy gets. If
-    the client wished no value but the default would make more units, the default counts as wished.
+    Each of ``changes`` is a field's name, the value that the client wished, and the value that
+    LMDeploy gets. If the client wished no value, the default counts as wished where it would make
+    more units.
     """
 
     knobs: dict[str, int]
@@ -117,23 +121,26 @@ class ImageRule(Struct):
 
     @property
     def checkpoint_limit(self) -> int:
-        """The checkpoint's own limit."""
+        """The checkpoint's own image limit, in tiles or pixels."""
         limit: int = getattr(self, self.limit_name)
         return limit
 
     @property
     @abstractmethod
     def least_limit(self) -> int:
-        """The smallest limit that is worth planning for."""
+        """The smallest image limit that is worth planning for, in tiles or pixels."""
 
     @property
     def limit_step(self) -> int:
-        """The smallest difference between two limits that counts."""
+        """The smallest step between image limits that can change the units, in tiles or pixels."""
         return 1
 
     @property
     def unit_step(self) -> int:
-        """The number of units that the projector merges; an image's units are a multiple of it."""
+        """The number of units that the projector merges.
+
+        An image's units are a multiple of this number.
+        """
         return 1
 
     @property
@@ -158,7 +165,10 @@ class ImageRule(Struct):
 
     @property
     def processor_limit(self) -> str | None:
-        """The limit's name in a running engine's image processor, if only the processor has it."""
+        """The name under which a running engine's image processor has the limit.
+
+        None if the limit need not be set in the processor.
+        """
         return None
 
     @property
@@ -178,9 +188,9 @@ class ImageRule(Struct):
 
     @property
     def by_table(self) -> bool:
-        """Whether LMDeploy's own code cuts images into tiles, and converts bytes by a table.
+        """Whether LMDeploy's own code cuts images into tiles and converts pixels by a table.
 
-        If not, an image processor of Transformers does so.
+        If not, an image processor of Transformers does both.
         """
         return False
 
@@ -229,9 +239,9 @@ class ImageRule(Struct):
     def unit_tokens(self, units: int) -> int:
         """Return the tokens of the language model that an image of ``units`` takes.
 
-        The number is exact if tokens depend on the units alone. Else it is an upper bound, since
-        parts of a grid or page that the image does not cover give no tokens; :meth:`tokens` is
-        exact then, too.
+        The number is exact if tokens depend on the units alone. In rules with grids or pages it is
+        an upper bound, since the parts that the image does not cover give no tokens; :meth:`tokens`
+        is always exact.
         """
         return self.features(units)
 
@@ -239,9 +249,9 @@ class ImageRule(Struct):
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
         """Return an upper bound of the units of images that have at most ``tokens`` in all.
 
-        The bound is too high for grids and pages: an image that covers little of a grid or page has
-        many tiles and few tokens. A page is padded to ``padded`` units; None is the checkpoint's
-        number.
+        Rules with grids or pages return too many units, since an image that covers little of its
+        grid or page has many tiles and few tokens. A page is padded to ``padded`` units; None is
+        the checkpoint's own number.
         """
 
     def images_in(self, count: int, tokens: int, most: int) -> tuple[int, int]:
@@ -282,7 +292,7 @@ class ImageRule(Struct):
     def largest_limit(self, units: int) -> int | None:
         """Return the largest limit whose worst image has at most ``units``.
 
-        It is at most the checkpoint's own limit; None if no limit is low enough.
+        The result is at most the checkpoint's own limit; None if no limit is low enough.
         """
 
     @abstractmethod
@@ -310,7 +320,7 @@ class ImageRule(Struct):
 
     @abstractmethod
     def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
-        """Lower a client's image to what is allowed: return LMDeploy's fields that do so.
+        """Return LMDeploy's fields that lower a client's image to what is allowed.
 
         ``size`` is the image's, in pixels. ``options`` are the client's fields for the image;
         values that LMDeploy would not read are ignored.
@@ -324,7 +334,7 @@ class ImageRule(Struct):
         return {}
 
     def together(self, knobs: Iterable[Mapping[str, int]]) -> Self:
-        """Return the rule with the tightest bounds of several images, which share one request.
+        """Return the rule with the tightest bounds of several images of one request.
 
         ``knobs`` are LMDeploy's fields for each image.
         """
@@ -332,7 +342,10 @@ class ImageRule(Struct):
 
     @property
     def request_knobs(self) -> dict[str, int]:
-        """The rule's limit as ``mm_processor_kwargs``, if LMDeploy takes it only for a request."""
+        """The rule's limit as ``mm_processor_kwargs`` of a request.
+
+        Empty unless LMDeploy takes the limit only for a whole request.
+        """
         return {}
 
     @property
@@ -353,7 +366,7 @@ class ImageRule(Struct):
 
     @abstractmethod
     def _cells(self, limit: int) -> tuple[int, int]:
-        """Return how many tiles or windows the worst image has, and the side of each in pixels.
+        """Return how many tiles or windows the worst image has, and the side of a cell in pixels.
 
         The tile of the whole image does not count.
         """
@@ -361,8 +374,8 @@ class ImageRule(Struct):
     def worst_size(self, limit: int | None = None) -> Size:
         """Return the size of an image with the most units under the limit, as square as possible.
 
-        An engine that only knows the checkpoint's own limit makes the same number of units of an
-        image of this size, except if the rule has grids.
+        An engine that has only the checkpoint's own limit makes the same number of units of this
+        image, except under rules with grids.
         """
         limit = self.checkpoint_limit if limit is None else limit
         served = self if limit <= self.checkpoint_limit else self.with_limit(limit)
@@ -381,12 +394,12 @@ class ImageRule(Struct):
         return best
 
     def size_within(self, size: Size, limit: int) -> Size | None:
-        """Return a size at which an image has no more units than the image limit allows.
+        """Return a smaller size at which an image has no more units than the image limit allows.
 
         This is for images that no field of a request can limit (InternVL in the Transformers
         format, LLaVA's grids, any model through the Messages API). If no size has so few units, a
-        size with somewhat more is returned; None if the image needs no resizing, or if no size has
-        fewer units than the image as it is.
+        size with somewhat more units is returned. None if the image already keeps the limit, or if
+        no size has fewer units.
 
         Raises:
             UsageError: the preprocessor refuses the size.
@@ -409,13 +422,16 @@ class ImageRule(Struct):
     def stretched(self, size: Size, limit: int) -> Size | None:
         """Return the size to which the preprocessor itself stretches an image under the limit.
 
-        None if the preprocessor stretches no image: then a smaller image of the same shape has
+        None if the preprocessor stretches no image; a smaller image of the same shape then has
         fewer units.
         """
         return None
 
     def _scaled(self, size: Size, goal: int) -> Size | None:
-        """Return the largest size of the image's shape with at most ``goal`` units; else None."""
+        """Return the largest size of the image's shape with at most ``goal`` units.
+
+        None if no size has so few units.
+        """
         longer = max(size)
 
         def at(side: int) -> Size:
@@ -426,7 +442,7 @@ class ImageRule(Struct):
         return at(side) if side else None
 
     def _count(self, size: Size) -> int:
-        """Return the units of an image; `_REFUSED`, a huge number, if the preprocessor refuses."""
+        """Return the units of an image; `_REFUSED`, a huge number, if the size is refused."""
         try:
             return self.units(*size)
         except UsageError:

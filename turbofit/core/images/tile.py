@@ -1,8 +1,9 @@
 """InternVL: an image becomes a grid of square tiles of the nearest aspect, and a thumbnail.
 
-The choice of the grid is the same as in Transformers and LMDeploy, with their floating point: the
-grid whose width/height is nearest wins; of equally near grids a larger one wins while the image
-covers more than half of it. The order of grids with the same number of tiles does not matter.
+The grid is chosen as in Transformers and LMDeploy, with their floating point: the grid whose
+width/height is nearest to the image's wins. Of equally near grids, a larger grid wins if the image
+covers more than half of the larger grid. The order of grids with the same number of tiles does not
+matter.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from turbofit.core.images.rule import DummyImage, FolderEdits, Size
 
 
 class TileRule(BaseTileRule, tag="tile"):
-    """InternVL; also LLaVA-1.5, CogVLM and GLM-4V, whose every image is one tile."""
+    """The rule of InternVL.
+
+    LLaVA-1.5, CogVLM and GLM-4V have this rule, too; each of their images is one tile.
+    """
 
     @staticmethod
     def square(size: int, tokens: int) -> TileRule:
@@ -41,7 +45,11 @@ class TileRule(BaseTileRule, tag="tile"):
 
     @property
     def exposed_limit(self) -> int:
-        """The checkpoint's own limit, or the limit of ``detail: high`` if clients can get more."""
+        """The highest limit that clients can ask for without a gateway, in tiles.
+
+        This is the limit of ``detail: high`` if LMDeploy reads the field and the checkpoint's own
+        limit is lower; else it is the checkpoint's own.
+        """
         if not self.dynamic or not self.client_knobs:
             return self.max_dynamic_patch
         return max(self.max_dynamic_patch, *DETAIL_PATCHES.values())
@@ -59,7 +67,10 @@ class TileRule(BaseTileRule, tag="tile"):
         return limit if limit >= 1 and self._worst_units(limit) <= units else None
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """Return edits of config.json, or in the Transformers format of the processor's file."""
+        """Return the edits that give a model folder this limit as its own.
+
+        They are edits of config.json; in the Transformers format, of the image processor's file.
+        """
         if self.client_knobs:
             return FolderEdits({"max_dynamic_patch": limit}, {})
         smallest = min(self.min_dynamic_patch, limit)
@@ -83,7 +94,7 @@ class TileRule(BaseTileRule, tag="tile"):
         return self.tile_size * columns, self.tile_size * (count // columns)
 
     def _tiles_of(self, units: int) -> int:
-        """Return the tiles of the grid, without the thumbnail, of an image of ``units``."""
+        """Return the tiles of an image of ``units``, without the thumbnail."""
         return units - 1 if self.thumbnail and units > 1 else units
 
 

@@ -1,7 +1,7 @@
 """How Qwen's preprocessors resize images and videos: to whole windows of patches within bounds.
 
-A video is a series of grids: ``merged_frames`` frames become one grid of patches. In the prompt,
-the text of its time in seconds stands before each grid.
+A video is a series of grids: ``merged_frames`` frames become one grid of patches. In the prompt, a
+text before each grid says the grid's time in seconds.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ class Videos(NamedTuple):
     ) -> int | None:
         """Return the largest ``max_pixels``, in whole windows, that keeps a video within ``units``.
 
-        The result keeps fewer frames of that size within ``units`` as well: a loader leaves out
-        frames that it cannot decode, and five frames, rounded to four, may have more units than
-        six. ``most`` is an upper bound of the result. None if even one window a frame is too much.
+        The result also keeps a video of fewer frames within ``units``: a loader leaves out frames
+        that it cannot decode, and five frames, which count as four, may have more units than six.
+        The result is at most ``most``. None if one window for each frame is already too much.
         """
         checkpoint_pixels, area = self.rule.max_pixels, (self.patch_size * self.merge) ** 2
         high = min(checkpoint_pixels if most is None else most, checkpoint_pixels) // area
@@ -98,7 +98,7 @@ class Videos(NamedTuple):
     def most_units(self, frames: int, width: int, height: int, largest: int) -> int:
         """Return the most patches of a video of at most ``frames`` frames of this size.
 
-        ``largest`` is its ``max_pixels``.
+        ``largest`` is the video's ``max_pixels``.
         """
         smallest = self.least_pixels(frames, largest)
         counts = range(self.rule.merged_frames, frames + 1)
@@ -111,10 +111,11 @@ class Videos(NamedTuple):
         )
 
     def least_pixels(self, frames: int, largest: int) -> int:
-        """Return a ``min_pixels`` that does not raise ``largest``, which is the ``max_pixels``.
+        """Return a ``min_pixels`` for a video that does not raise its ``max_pixels``, ``largest``.
 
-        The result is the checkpoint's own, or less if ``largest`` is small: if Transformers limits
-        each frame, it raises ``max_pixels`` to 1.05 x ``min_pixels`` a frame.
+        If Transformers limits each frame, it raises ``max_pixels`` to 1.05 x ``min_pixels`` a
+        frame. The result is therefore small enough, and at most the checkpoint's own
+        ``min_pixels``.
         """
         return max(1, min(self.rule.min_pixels, largest * 9 // (10 * frames)))
 

@@ -47,8 +47,8 @@ def write_atomic(
 def write_output(path: str, text: str) -> None:
     """Write to a path that a person named: a file as `write_atomic` does, a device directly.
 
-    Do not call this for a folder that others can write to: if they put a named pipe there, the call
-    would wait for a reader.
+    Do not call this for a path in a folder that others can write to: if they put a named pipe at
+    the path, the call would wait for a reader.
 
     Raises:
         UsageError: the path cannot be written.
@@ -71,10 +71,11 @@ def _unwritable(path: str | os.PathLike[str], exc: OSError) -> UsageError:
 
 
 def open_beside(path: Path) -> tuple[int, str]:
-    """Make an empty file, which will replace ``path``, beside it; return its descriptor and name.
+    """Make an empty file beside ``path``, which it will replace; return its descriptor and name.
 
-    It gets the permissions, owner and group of the file at ``path``. If this user may not set the
-    group, the group only gets the permissions of others. Without such a file, the umask decides.
+    The new file gets the permissions, owner and group of the file at ``path``; if there is none,
+    the umask decides. If this user may not set the group, the new file's group only gets the
+    permissions that all others have.
 
     Raises:
         OSError: the file cannot be made.
@@ -162,10 +163,10 @@ def lock_soon(descriptor: int) -> None:
 
 
 def state_dir(folder: str, *, make: bool = True) -> Path:
-    """Return ``folder``, a subfolder of turbofit's state folder; make it if it is missing.
+    """Return the path of ``folder``, a subfolder of turbofit's state folder.
 
-    ``state_dir("runs")`` is ~/.local/state/turbofit/runs. Only this user can read the folder, since
-    logs of a server may hold what its clients sent.
+    ``state_dir("runs")`` is ~/.local/state/turbofit/runs. ``make``: a missing folder is made. Only
+    this user can read the folder, since logs of a server may hold what its clients sent.
 
     Raises:
         OSError: the folder cannot be made.
@@ -184,7 +185,7 @@ def state_dir(folder: str, *, make: bool = True) -> Path:
 def private_folder(folder: Path, *, make: bool = True) -> Path:
     """Refuse a folder that others than this user and root can change; return its path.
 
-    The path has no links. ``make``: the folder and those above it are made if they are missing, for
+    The returned path has no symbolic links. ``make``: missing folders of the path are made, for
     this user alone. Each folder is opened within the folder above it, so that nobody can put
     another folder in its place after it was checked.
 
@@ -257,8 +258,8 @@ def new_path(folder: str, stem: str, suffix: str = "") -> Path:
 class StateFile(Generic[T]):
     """A JSON document of one type in `state_dir`, readable only by this user.
 
-    A document that cannot be read, or has another version, counts as missing. If the folder cannot
-    be written the document is lost, but the command goes on.
+    A document that cannot be read, or is of another version, counts as missing. If the folder
+    cannot be written, the document is lost, but the command goes on.
     """
 
     def __init__(self, folder: str, name: str, kind: type[T]) -> None:
@@ -296,5 +297,5 @@ class StateFile(Generic[T]):
 
     @property
     def path(self) -> Path:
-        """Where the document is, or would be."""
+        """The path of the document, which need not exist."""
         return state_dir(self.folder, make=False) / f"{self.name}.json"

@@ -72,8 +72,8 @@ def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
     """Yield each word with its secrets hidden, and a list of these secrets.
 
     The value of a secret option stands behind ``=`` or in the next word; an option of several
-    values, such as LMDeploy's ``--api-keys``, takes all words up to the next option. A pasted line,
-    a header or a JSON text counts as one word, and may contain several secrets.
+    values, such as LMDeploy's ``--api-keys``, takes all words up to the next option. A word may be
+    a whole pasted command line, a header or a JSON text, and may contain several secrets.
     """
     next_is_one = others_are = False
     for word in words:
@@ -95,8 +95,8 @@ def _split(words: Sequence[str], *, texts: bool = False) -> Iterator[Shown]:
 def _secret(word: str, *, several: bool) -> Shown:
     """Hide a word that is the value of a secret option.
 
-    ``several``: the option takes several values. A number is not hidden then, since an option such
-    as ``--max-tokens`` only looks like a secret's.
+    ``several``: the option takes several values, and a word that is a number is not hidden. Options
+    such as ``--max-tokens`` look like options for secrets, but take a number.
     """
     if several and _COUNT.fullmatch(word):
         return word, []

@@ -1,4 +1,7 @@
-"""Runs a function after a module's import; it imports nothing of turbofit, and is loaded alone."""
+"""Runs a function after the import of a module.
+
+This file imports nothing of turbofit, since it is also loaded alone.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ class After:
         self._name, self._act = name, act
 
     def find_spec(self, name: str, *_: Any) -> Any:
-        """Return None, so that other finders are asked, for any module but the awaited one.
+        """Return None for any module but the awaited one, so that other finders are asked.
 
-        For the awaited module, return the spec of the other finders, changed to call the function
-        after loading.
+        For the awaited module, return the spec that other finders give, changed so that the
+        function is called after the module is loaded.
         """
         if name != self._name:
             return None

@@ -1,4 +1,4 @@
-"""What all code of a Python process shares: the garbage collector, threads, standard output."""
+"""Access to what a whole Python process shares: garbage collector, threads, standard output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-    """Run a function as `asyncio.to_thread` does, but wait for its end also when cancelled.
+    """Run a function in a thread, and wait until it ends, even if the caller's task is cancelled.
 
     So the caller closes no file that the thread still uses.
     """
@@ -32,13 +32,19 @@ USUAL_THRESHOLDS: Final = gc.get_threshold()
 
 
 def collect_after(objects: int) -> None:
-    """Delay the first collection until ``objects`` exist; later collections come as usual."""
+    """Delay the first garbage collection until this many ``objects`` exist.
+
+    Later collections come as usual.
+    """
     gc.callbacks.append(_collect_as_usual)
     gc.set_threshold(objects)
 
 
 def _collect_as_usual(phase: str, _: dict[str, int]) -> None:
-    """Restore the usual thresholds after the first collection, which short commands never reach."""
+    """Restore the usual thresholds after the first garbage collection.
+
+    Short commands end before this collection.
+    """
     if phase == "stop":
         gc.callbacks.remove(_collect_as_usual)
         gc.set_threshold(*USUAL_THRESHOLDS)
@@ -49,13 +55,19 @@ _KEPT: Final[list[TextIO | None]] = []
 
 
 def stdout() -> TextIO | None:
-    """Return the stream for the answer; None if stdout was closed before Python started."""
+    """Return the stream to which a command writes its answer, also inside `kept_stdout`.
+
+    None if standard output was closed before Python started.
+    """
     return _KEPT[0] if _KEPT else sys.stdout
 
 
 @contextmanager
 def kept_stdout() -> Iterator[None]:
-    """Redirect stdout to stderr in the block, for all threads; `stdout` still returns stdout."""
+    """Redirect standard output to standard error in the block, for all threads.
+
+    Only the stream that `stdout` returns still writes to standard output.
+    """
     _KEPT.append(stdout())
     try:
         with redirect_stdout(sys.stderr):

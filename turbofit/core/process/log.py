@@ -1,4 +1,7 @@
-"""Loggers of library code, below ``turbofit``; a program or ``--verbose`` adds the handler."""
+"""Loggers of library code, below the logger ``turbofit``.
+
+A program or ``--verbose`` adds a handler to that logger.
+"""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class _File(RotatingFileHandler):
 class FileLog(QueuedLog):
     """A log file that starts again at ``cap`` bytes; the previous file is kept as ``.1``.
 
-    If the file cannot be opened and is not ``required``, each write tries again.
+    If the file cannot be opened and is not ``required``, each write tries again to open it.
 
     Raises:
         OSError: the file is required, and cannot be opened.
@@ -149,8 +149,8 @@ class _QueuedStream:
 def queued_stderr() -> Iterator[None]:
     """Queue standard error in the block, so that no thread waits for a slow or stopped reader.
 
-    At the end it waits a moment until the lines are written. If nobody reads them, standard error
-    stays queued, since later messages must not block either.
+    The end of the block waits a moment until the lines are written. If nobody reads them, standard
+    error stays queued, since later messages must not block either.
     """
     before = sys.stderr
     try:

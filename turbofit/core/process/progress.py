@@ -37,13 +37,13 @@ class Step(NamedTuple):
 
 
 class _Told(threading.local):
-    """The step that each thread reported last, which the end of a later step restores."""
+    """The step that each thread reported last."""
 
     step: Step | None = None
 
 
 class _Heard:
-    """Holds the function that is called for each reported step, or None; one for the process."""
+    """The process's one listener, which is called for each reported step; None without one."""
 
     listener: Listener | None = None
 
@@ -81,7 +81,10 @@ def listening() -> bool:
 
 @contextmanager
 def listened(listener: Listener) -> Iterator[None]:
-    """Call ``listener`` for each step in the block, in the reporting thread; it must not block."""
+    """Call ``listener`` for each step that is reported in the block.
+
+    The thread that reports the step calls ``listener``, so ``listener`` must not block.
+    """
     before = _Heard.listener
     _Heard.listener, _TOLD.step = listener, None
     try:

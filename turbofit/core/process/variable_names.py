@@ -29,7 +29,10 @@ _SERVICE_LINK: Final = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|
 
 
 def without_options(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without the variables that set options, for a child turbofit."""
+    """Return an environment without the variables that set options of turbofit.
+
+    It is for a child process that runs turbofit.
+    """
     return {
         name: value
         for name, value in environ.items()

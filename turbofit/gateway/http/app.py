@@ -53,7 +53,7 @@ _T = TypeVar("_T")
 class Gateway(AsgiApp):
     """The gateway's app; ``bounds`` limit requests, ``upstreams`` are the engines' URLs.
 
-    ``deny_list`` is taken over from the previous gateway, if there was one. Tests pass ``fetcher``
+    ``deny_list`` is the deny list of the previous gateway, if there was one. Tests pass ``fetcher``
     and ``upstream``.
     """
 
@@ -116,10 +116,10 @@ class Gateway(AsgiApp):
         return [f"no engine answers; the next one is expected in {self.fleet.retry_seconds} s"]
 
     def rest(self, outage: Outage | None) -> None:
-        """Note an outage of all engines, or with None its end; call it in the gateway's event loop.
+        """Note that an outage of all engines begins, or that it ends (None).
 
         During an outage the engines get no requests, since another program may listen at their
-        addresses.
+        addresses. Call this method in the gateway's event loop.
         """
         self.fleet.outage = outage
         for engine in self.engines if outage is not None else ():
@@ -135,25 +135,25 @@ class Gateway(AsgiApp):
         self.deny_list.engine_ended(self.engines[index], other_cause=other_cause)
 
     def doubt(self, index: int, ends_at: float) -> None:
-        """Send an engine no new requests until it answers; call it in the gateway's event loop.
+        """Send an engine no new requests until it answers.
 
-        Its supervisor sees no sign that the engine lives, and will end it at ``ends_at``, a time of
-        `time.monotonic`.
+        The supervisor sees no sign that the engine lives, and will end the engine at ``ends_at``, a
+        time of `time.monotonic`. Call this method in the gateway's event loop.
         """
         self.engines[index].ends_at = ends_at
         self.monitor.doubt(self.engines[index])
 
     def engine_ready(self, index: int) -> None:
-        """Probe a restarted engine at once, since its supervisor had an answer from it.
+        """Probe a restarted engine at once, since its supervisor had an answer from the engine.
 
-        Call it in the gateway's event loop.
+        Call this method in the gateway's event loop.
         """
         self.monitor.ask_now(self.engines[index])
 
     def take_over(self, config: GatewayConfig) -> None:
         """Apply the keys, origins, hosts and media domains of ``config``.
 
-        Call it in the gateway's event loop.
+        Call this method in the gateway's event loop.
         """
         self.config = self.config.taking_over(config)
         self._let_in(self.config)
@@ -187,7 +187,7 @@ class Gateway(AsgiApp):
     def _models(self) -> tuple[ModelFacts, ...]:
         """Return what the chat page shows of the model and of each adapter.
 
-        Each has the first of the names that clients may use.
+        If clients may use several names for a model, the first name is shown.
         """
         config, first = self.config, dict[str, str]()
         for name, of_engine in config.names.items():
@@ -220,7 +220,7 @@ class Gateway(AsgiApp):
     async def _work(self, long: bool, act: Callable[..., _T], *arguments: Any) -> _T:
         """Call ``act`` and return its result.
 
-        If ``long``, call it in a thread, so that the event loop goes on.
+        If ``long``, the call runs in a thread, so that the event loop goes on.
         """
         if not long:
             return act(*arguments)
@@ -228,7 +228,7 @@ class Gateway(AsgiApp):
             return await in_thread(act, *arguments)
 
     def _keep_more(self, request: RequestContext, size: int) -> None:
-        """Count bytes added to a request's body; refuse it if there is no memory for them."""
+        """Count ``size`` more bytes for a request's body; refuse the request if memory is short."""
         if size > 0:
             self._bodies.keep(size, request.who)
             request.bytes_in += size
@@ -248,7 +248,7 @@ class Gateway(AsgiApp):
         return page, None if fine else fleet.retry_seconds
 
     async def metrics_text(self) -> str:
-        """Return the metrics of the gateway, and of the engines that answer in time."""
+        """Return the metrics of the gateway, and of the engines that answer in time, as text."""
         texts = await asyncio.gather(
             *(self._upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in self.engines)
         )

@@ -1,4 +1,4 @@
-"""The common part of a gateway's ASGI apps: how they treat requests of any content."""
+"""The common base of a gateway's ASGI apps: all that does not depend on a request's content."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class AsgiApp(ABC):
         self._bodies = Bodies(most, config)
 
     def _let_in(self, config: GatewayConfig) -> None:
-        """From now on admit only clients that ``config`` allows by its keys, hosts and origins."""
+        """Admit only clients that the keys, hosts and origins of ``config`` allow, from now on."""
         self._keys, self._hosts = Keys(config.api_keys, config.front_keys), Hosts(config)
         self._origins = Origins(config.allow_origins, self._hosts)
 
@@ -75,30 +75,27 @@ class AsgiApp(ABC):
             await self._http(scope, receive, send)
 
     async def startup(self) -> None:  # noqa: B027 - some apps have nothing to do
-        """Start what the app needs; the server calls it when it begins."""
+        """Start the tasks of the app; the server calls this method before the first request."""
 
     async def shutdown(self) -> None:  # noqa: B027 - as above
-        """Stop what the app needs; the server calls it when it has ended."""
+        """Stop the tasks of the app; the server calls this method after the last request."""
 
     @abstractmethod
     async def _serve(
         self, request: RequestContext, route: Route, /, receive: Receive, send: Send
     ) -> None:
-        """Answer a request from an authorised client; raises `Refusal` if it is refused."""
+        """Answer a request from an authorised client, or raise a `Refusal`."""
 
     @abstractmethod
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
-        """Return the health page, and the seconds until a retry.
-
-        The seconds are None if requests are served.
-        """
+        """Return the health page, and the seconds until a retry; None if requests are served."""
 
     @abstractmethod
     async def metrics_text(self) -> str:
         """Return all metrics in Prometheus' text format."""
 
     def _cards(self) -> list[ModelCard]:
-        """Return the names of the models; empty if the engines' own list is passed on."""
+        """Return the names of the models; empty if the engines' own list is to be passed on."""
         return [ModelCard(*names) for names in self.config.names.items()]
 
     def _record(self, request: RequestContext) -> None:
@@ -115,15 +112,15 @@ class AsgiApp(ABC):
             self._log.close()
 
     def _models(self) -> Sequence[ModelFacts]:
-        """Return the models' facts for the chat page; empty if only engines know the names."""
+        """Return what the chat page shows of each model; empty if only the engines know them."""
         return ()
 
     def _waits(self) -> list[str]:
-        """Return sentences that say what requests wait for at present; empty if they are served."""
+        """Return sentences that say why requests wait at present; empty if none has to wait."""
         return []
 
     async def _page(self, request: RequestContext, route: Route, send: Send) -> bool:
-        """Answer a request that needs no engine, such as for the health page; else return False."""
+        """Answer a request for a page that needs no engine; return False for any other request."""
         status, kind = 200, "application/json"
         if route.kind == "health":
             page, retry = self._health(request)
@@ -204,7 +201,7 @@ class AsgiApp(ABC):
 
 @contextmanager
 def while_connected(receive: Receive, request: RequestContext) -> Iterator[None]:
-    """Cancel the work for a request when its client leaves."""
+    """Cancel the current task when the client of its request leaves."""
     task = asyncio.current_task()
 
     async def follow() -> None:

@@ -1,4 +1,4 @@
-"""Reads request bodies; refuses a body of a wrong type, or that is cut short, slow or too large."""
+"""Reads request bodies; refuses a body of a wrong type, or one cut short, slow or too large."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class _Arrival:
 
 
 class Bodies:
-    """Reads bodies of up to ``most`` bytes, and counts the memory of all bodies and of each client.
+    """Reads bodies of up to ``most`` bytes, and counts the memory of all and of each client's.
 
-    Memory is counted as bytes arrive. The bodies of a client may take as much memory as is still
-    free, so a single client can fill half of all memory for bodies.
+    Memory is counted as bytes arrive. A client's bodies may take at most as much memory as is still
+    free, so a single client can fill half of the memory for bodies.
     """
 
     def __init__(self, most: int, config: GatewayConfig) -> None:
@@ -70,14 +70,14 @@ class Bodies:
         self.limit(most)
 
     def limit(self, most: int) -> None:
-        """Limit each body that is read from now on to this many bytes."""
+        """Limit each body that is read from now on to ``most`` bytes."""
         self._most = most
         self._room = max(_LARGEST_AT_ONCE * most, _LEAST_AT_ONCE)
 
     async def read(
         self, headers: Mapping[bytes, bytes], receive: Receive, client: str = ""
     ) -> bytes:
-        """Read a whole body, which counts as memory of ``client`` only until it is returned.
+        """Read a whole body and return it; its memory counts for ``client`` until then.
 
         Raises:
             Refusal: the body is too large, too slow, encoded or cut short, or there is no memory
@@ -117,7 +117,7 @@ class Bodies:
     def forget(self, request: RequestContext) -> None:
         """Drop a request's body, and count its memory as free.
 
-        An answer may stream for minutes, and needs no body then.
+        The body is not needed while an answer streams, which may take minutes.
         """
         if request.bytes_in and not request.forgotten:
             self.keep(-request.bytes_in, request.who)
@@ -140,7 +140,10 @@ class Bodies:
         arrival.timer = loop.call_later(seconds, self._look, arrival, arrival.size)
 
     def _look(self, arrival: _Arrival, before: int) -> None:
-        """Give up a body that is too late, or came too slowly since the last look."""
+        """Stop reading a body that is too late, or that came too slowly since the last look.
+
+        ``before`` is the number of bytes that had come at the last look.
+        """
         config = self._config
         window, left = config.body_window_seconds, arrival.ends - time.monotonic()
         came = arrival.size - before
@@ -184,10 +187,10 @@ class Bodies:
     def check_room(self, client: str) -> None:
         """Refuse a request if the bodies of its client take more memory than is left free.
 
-        What was counted for the request stays counted; the caller takes it back.
+        Bytes that were counted for the request stay counted; the caller subtracts them.
 
         Raises:
-            Refusal: all bodies, or those of this client, take all of the memory.
+            Refusal: all bodies, or those of this client, take too much of the memory.
         """
         held_bytes, free = self._held_bytes.get(client, 0), self._room - self.in_memory
         if held_bytes <= free:

@@ -47,13 +47,10 @@ _USUAL: Final = b"authorization, content-type, x-api-key, x-request-id, anthropi
 
 class ClientConnection(Protocol):
     def make_room(self) -> None:
-        """Close the connection, which has no running request, to make room for another client."""
+        """Close the connection to make room for another client; no request runs on it."""
 
     def has_unread(self) -> bool:
-        """Return whether the client sent bytes that are unread, or a refusal is not sent yet.
-
-        The bytes are probably a request.
-        """
+        """Return whether unread bytes, probably a request, have come, or a refusal is unsent."""
 
 
 class Networks:
@@ -80,7 +77,7 @@ class Networks:
 
 
 def address_of(host: str) -> str:
-    """Return the address that counts as a client's own: for IPv6 the network of its /64."""
+    """Return the address under which a client is counted; for IPv6 it is the /64 network."""
     if ":" not in host:
         return host
     try:
@@ -100,14 +97,15 @@ def is_loopback(host: str) -> bool:
 
 
 class Connections:
-    """Counts connections, in all and by address.
+    """Counts connections, in all and by address, and closes waiting connections at a limit.
 
     A connection waits while it has no running request: it is idle, or its headers are incomplete.
-    If there is no room, the connection that has waited longest is closed for the new one: an
-    attacker who holds connections open has always waited longer than a client that sends its
-    request. A connection with unread bytes or an unsent refusal is not closed. The new one is
-    refused if none of the 64 that have waited longest can be closed. At the limit of one address,
-    only its own connections are closed; ``proxies``, which serve many clients, have no such limit.
+    If there is no room for a new connection, the one that has waited longest is closed: an attacker
+    who holds connections open has always waited longer than a client that sends its request. A
+    connection with unread bytes or an unsent refusal is not closed. If none of the 64 that have
+    waited longest can be closed, the new connection is refused. At the limit of one address, only
+    connections of that address are closed; ``proxies``, which serve many clients, have no such
+    limit.
     """
 
     def __init__(
@@ -129,9 +127,9 @@ class Connections:
 
     @property
     def descriptors(self) -> int:
-        """File descriptors that the connections may use.
+        """The number of file descriptors that the connections may use.
 
-        Each connection uses one; each that is not refused may use another one, to an engine.
+        Each connection uses one descriptor; each that is not refused may use another, to an engine.
         """
         return len(self._of) + min(len(self._of), self._most)
 
@@ -141,7 +139,7 @@ class Connections:
     def opened(self, connection: ClientConnection, host: str) -> Refusal | None:
         """Count a new connection; return a refusal if there is no room for it, else None.
 
-        A refused connection counts too, until it is closed.
+        A refused connection also counts until it is closed.
         """
         address, refusal = address_of(host), None
         here = self._number_of[address]
@@ -160,7 +158,7 @@ class Connections:
     def apart(self, connection: ClientConnection) -> None:
         """Stop counting a front's connection for its address, since a front has many clients.
 
-        It still counts among all connections.
+        The connection still counts among all connections.
         """
         if self._of.get(connection, _FRONT) != _FRONT:
             self.closed(connection)
@@ -189,8 +187,9 @@ class Connections:
     def make_room(self, address: str | None = None, *, waited: float = 0.0) -> bool:
         """Close the connection that waited longest, if it waited at least ``waited`` seconds.
 
-        Connections with unread bytes or an unsent refusal are left out. If ``address`` is given,
-        only connections of this address may be closed. Return whether a connection was closed.
+        A connection with unread bytes or an unsent refusal is never closed. If ``address`` is
+        given, only connections of this address may be closed. Return whether a connection was
+        closed.
         """
         mine = (c for c in self._waiting if address is None or self._of[c] == address)
         for connection in islice(mine, _CANDIDATES):
@@ -205,12 +204,12 @@ class Connections:
 
 
 class Acceptor:
-    """Accepts connections from a ``listener`` while there are descriptors for them.
+    """Accepts connections from a ``listener`` while there are free file descriptors.
 
     Without free descriptors, new connections wait in the kernel until an open connection ends, or
-    is closed because it has waited for a second, or a slow TLS handshake is ended. libuv instead
-    would accept a connection only to close it, and its client's request would be lost. ``most`` is
-    the largest `Connections.descriptors`. An acceptor stands in `uvicorn.Server.servers`.
+    is closed because it has waited for a second, or a slow TLS handshake is ended. libuv would
+    accept such a connection only to close it, and its client's request would be lost. ``most`` is
+    the largest number of `Connections.descriptors`. `uvicorn.Server.servers` lists this object.
     """
 
     def __init__(
@@ -237,7 +236,7 @@ class Acceptor:
             self._again.cancel()
 
     async def wait_closed(self) -> None:
-        """Return immediately: there is nothing to wait for."""
+        """Return immediately, since there is nothing to wait for."""
 
     def _listen(self) -> None:
         self._loop.add_reader(self._listener.fileno(), self._accept)
@@ -274,13 +273,14 @@ class Acceptor:
 
 
 class Hosts:
-    """The names under which a server without a key answers, in addition to every address.
+    """The host names under which a server without a key answers; every IP address is accepted, too.
 
     A web page can let its own name lead to its visitor's loopback (DNS rebinding). For the browser
-    the server then belongs to that page, whose requests have no ``Origin``, but the page's name as
-    ``Host``. A server beyond the loopback answers everybody who reaches it, unless names are
-    ``allowed``; ``*`` allows all. No page has a name under ``internal``, which ICANN delegates to
-    nobody; a container calls its host ``host.docker.internal``.
+    the server then belongs to that page, so the page's requests have no ``Origin``, but the page's
+    name as ``Host``. A server beyond the loopback answers under every name, unless names are
+    ``allowed``; ``*`` allows all names. Names under ``internal`` are accepted, since no web page
+    has such a name (ICANN delegates it to nobody); a container calls its host
+    ``host.docker.internal``.
     """
 
     def __init__(self, config: GatewayConfig) -> None:
@@ -294,7 +294,7 @@ class Hosts:
         """Refuse a request whose ``Host`` is no name of this server; HTTP/1.0 may have no ``Host``.
 
         Raises:
-            Refusal: the name does not belong to this server.
+            Refusal: the ``Host`` is not accepted.
         """
         host = headers.get(b"host")
         if self._any or host is None:
@@ -310,8 +310,8 @@ class Hosts:
     def comes_from_page(self, headers: Mapping[bytes, bytes]) -> bool:
         """Return whether a request with an ``Origin`` comes from this server's own page.
 
-        A page that let its own name lead here has that name as ``Host`` too: without a key the name
-        must be one that such a page cannot have.
+        A page whose name leads to this server (DNS rebinding) has its name as ``Host`` too. So
+        without a key, the ``Host`` must also be a name of this server.
         """
         host = headers.get(b"host", b"")
         if headers[b"origin"].partition(b"://")[2].lower() != host.lower() or not host:
@@ -333,9 +333,10 @@ def _is_address(host: str) -> bool:
 
 
 class Keys:
-    """API keys, compared in constant time and kept only as hashes; without keys everybody may ask.
+    """API keys, compared in constant time and kept only as hashes.
 
-    ``fronts`` are keys of fronts, which name the client of each request.
+    Without keys everybody may use the server. ``fronts`` are the keys of fronts; a front names the
+    client of each request.
     """
 
     def __init__(self, keys: Sequence[str], fronts: Sequence[str] = ()) -> None:
@@ -346,10 +347,10 @@ class Keys:
     def check(self, headers: Mapping[bytes, bytes]) -> tuple[str, bool]:
         """Check a request's key; return the client's id, and whether the key is a front's.
 
-        The id is the beginning of the key's hash; without keys it is empty.
+        The id is the beginning of the key's hash; it is empty if no keys are set.
 
         Raises:
-            Refusal: a key is needed, and the request has no known one.
+            Refusal: keys are set, and the request has none of them.
         """
         if not self._hashes:
             return "", False
@@ -364,11 +365,11 @@ class Keys:
 
 
 class Origins:
-    """Web pages that may use the server from a browser, as ``https://chat.example.com`` or ``*``.
+    """Origins of web pages that may use the server: ``https://chat.example.com``, or ``*`` for all.
 
-    A page can send requests to a server on its visitor's own machine. These have an ``Origin``,
-    which other clients do not send; an origin that was not allowed is refused. The server's own
-    page, by the names of ``hosts``, is always allowed.
+    A page can send requests to a server on its visitor's own machine. Such a request has an
+    ``Origin``, which clients other than browsers do not send; an origin that is not allowed is
+    refused. The server's own page, under the names of ``hosts``, is always allowed.
     """
 
     def __init__(self, allowed: Sequence[str], hosts: Hosts) -> None:

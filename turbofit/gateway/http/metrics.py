@@ -26,7 +26,7 @@ _LOST: Final = '\n{"lost": "lines are missing here: the disk was full or slow"}\
 
 
 class AccessLog(FileLog):
-    """A log file with a line of JSON for each request; where lines are lost, a line says so."""
+    """A log file with a line of JSON for each request; if lines are lost, another line says so."""
 
     def __init__(self, path: Path, *, cap: int = _LOG_CAP) -> None:
         super().__init__(path, cap, _LOST)
@@ -38,7 +38,7 @@ class AccessLog(FileLog):
 def access_log(where: str) -> Log | None:
     """Return the log that an option ``--access-log`` names, or None for ``none``.
 
-    A file is opened; ``-`` is stderr.
+    ``-`` is stderr; any other text is a file, which is opened.
 
     Raises:
         UsageError: the file cannot be written.
@@ -93,7 +93,7 @@ _HELP: Final = {
 
 
 class Metrics:
-    """Counts events of the gateway; the caller of `text` provides values that go up and down."""
+    """Counts events of the gateway; the caller of `text` passes the values of gauges."""
 
     def __init__(self) -> None:
         self._counts: dict[str, dict[tuple[str, ...], int]] = {}
@@ -130,11 +130,11 @@ class Metrics:
 
 
 def merge(pages: Mapping[int | str, str], label: str = "engine") -> str:
-    """Merge pages of metrics into one; each sample gets ``label`` with the key of its page.
+    """Merge pages of metrics into one; each sample gets the key of its page as label ``label``.
 
-    All samples of a metric stand together. A sample's own label with that name becomes
-    ``exported_`` plus the name, as in Prometheus, which would refuse a page with a sample that has
-    two labels of one name.
+    All samples of a metric stand together. If a sample already has a label of that name, its own
+    label is renamed to ``exported_`` plus the name, as in Prometheus: a sample with two labels of
+    one name would be refused there.
     """
     families: dict[str, tuple[list[str], list[str]]] = {}
     theirs = re.compile(rf'([{{,]){label}="')

@@ -1,4 +1,4 @@
-"""Turns the bytes of a client's body into those for an engine, and computes their cost."""
+"""Turns the bytes of a client's body into the body for an engine, and computes its cost."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 class PreparedBody(Struct):
     """Numbers of a prepared request, for its admission and its record.
 
-    ``images`` is the number of images and videos, ``tokens`` the tokens of these in one copy of the
+    ``images`` is the number of images and videos, ``tokens`` their tokens in one copy of the
     request. ``lowered`` lists the values that were lowered to the plan.
     """
 
@@ -71,8 +71,8 @@ class Preparation:
     """The steps that turn a client's body into the body for an engine.
 
     First the constructor adds the server's defaults and lowers the parameters to the plan; then the
-    caller calls `inlines`, `hold`, `resize` and `finish`. Each step raises a `Refusal` if the
-    request cannot be lowered to the plan.
+    caller calls `inlines`, `hold`, `resize` and `finish`. A step raises a `Refusal` if the request
+    cannot be lowered to the plan.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class Preparation:
         return sum(medium.payload for medium in self.media)
 
     def inlines(self, url: str, size: int) -> int:
-        """Count the bytes that a fetched file of ``size`` bytes adds to the body, and return them.
+        """Return the bytes by which a fetched file of ``size`` bytes makes the body longer.
 
-        Each place of the body that names ``url`` gets a copy of the file in base64.
+        Each place of the body that names ``url`` gets the file in base64. The bytes are counted.
 
         Raises:
             Refusal: the body would be larger than the limit.
@@ -117,7 +117,7 @@ class Preparation:
         return added
 
     def hold(self, fetched: Mapping[str, bytes], clip: Clip | None) -> None:
-        """Lower every image and video so that each of them, and all together, keep to the plan.
+        """Lower every image and video to the plan, alone and all together.
 
         ``fetched`` has the files by URL; ``clip`` is the video.
 
@@ -143,9 +143,9 @@ class Preparation:
             lower_answer(kind, parsed.body, left, parsed.lowered)
 
     def _watch(self, clip: Clip, beside: Bounds) -> LimitedImage:
-        """Lower the video to what ``beside`` allows, and write its parameters into the body.
+        """Lower the video to the bounds ``beside``, and write its parameters into the body.
 
-        ``beside`` are the bounds that the images of the request leave.
+        ``beside`` is what the images of the request leave of the plan's bounds.
         """
         video, keywords = hold_clip(beside, clip, self.parsed.watching)
         self.parsed.body.update(keywords)
@@ -159,7 +159,7 @@ class Preparation:
                     self.media[place] = await in_thread(resized, medium, limited.resize)
 
     def finish(self) -> tuple[bytes, PreparedBody]:
-        """Return the body as JSON, with every image and video inline, and its numbers.
+        """Return the body as JSON, with every image and video inline, and its `PreparedBody`.
 
         If the request only counts tokens, each image becomes an empty text.
         """
@@ -195,7 +195,7 @@ class Preparation:
         )
 
     def _beside_images(self, body: int) -> int:
-        """Return how many bytes of a body of ``body`` bytes are no images, or refuse too many."""
+        """Return how many of the ``body`` bytes of the body are no images; refuse too many."""
         bounds, beside = self._bounds, body - (self.payload if self.generates else 0)
         if beside > (most := bounds.beside_images):
             key = "text_too_big" if most == bounds.text_bytes else "text_too_big:beside"
@@ -208,7 +208,7 @@ class Preparation:
         return sum(limited.tokens + limited.text_tokens for limited in self.limited)
 
     def _wanted(self) -> list[RequestedImage]:
-        """Return the images with the client's options for each image, or for all together.
+        """Return the images, with the client's options for one image or for all together.
 
         Options that LMDeploy does not take for this model are noted as dropped.
         """
@@ -253,7 +253,7 @@ def decode(raw: bytes) -> Any:
     """Return the value of a JSON body.
 
     Raises:
-        Refusal: it is no JSON, or has a number that no float can hold.
+        Refusal: the body is no JSON, or has a number that a float cannot represent.
     """
     try:
         return msgspec.json.decode(raw.removeprefix(BOM_UTF8))

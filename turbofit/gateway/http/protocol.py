@@ -1,7 +1,7 @@
 """HTTP/1.1 by uvicorn and httptools, with limits and deadlines on what clients send.
 
-httptools has no limits. uvicorn's limits are a deadline for idle connections, which any byte ends,
-and a number of connections, beyond which all clients are refused.
+httptools has no limits. uvicorn has only two: a deadline for idle connections, which ends with the
+first byte, and a number of connections above which all clients are refused.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     ``_unclaimed`` counts the bytes since the last complete headers or part of a body: headers that
     are incomplete, and later everything that is no body (chunk extensions, trailers). Requests are
-    taken one at a time: a request that comes before the previous answer is complete is not read,
-    and the connection ends after that answer. uvicorn would queue such requests without a
-    bound.
+    taken one at a time. A request that comes before the previous answer is complete is not read,
+    and the connection ends after that answer; uvicorn would queue any number of such requests.
     """
 
     def __init__(
@@ -104,10 +103,10 @@ class LimitedProtocol(HttpToolsProtocol):
             raise Refusal("url_too_long", size=size, most=self.limits.header_bytes)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Check the size of a header or a trailer (a header after the body), and keep headers.
+        """Check the size of a header or a trailer (a header after the body); keep only headers.
 
         Raises:
-            Refusal: the header, or all together, are too large, or there are too many.
+            Refusal: the header is too large, or all headers are too large or too many.
         """
         limits, size = self.limits, len(name) + len(value) + _AROUND
         self._headers_size += size
@@ -124,9 +123,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Start a request; from now on the app sets its deadlines.
 
-        A request with a body that asks for another protocol is refused. httptools would end it
+        A request with a body that asks for another protocol is refused: httptools would end it
         after its headers and read its body as a new request. Behind a proxy that shares
-        connections, that request could count as another client's.
+        connections, this new request could count as another client's.
 
         Raises:
             Refusal: such a request, or headers that servers and proxies read differently.
@@ -167,7 +166,7 @@ class LimitedProtocol(HttpToolsProtocol):
             )
 
     def on_response_complete(self) -> None:
-        """Note that the answer is complete; read the rest of a refused body for a while."""
+        """Note that the answer is complete; if the body is not, read the rest of it for a while."""
         super().on_response_complete()
         self.all_connections.waits(self)
         if self.transport.is_closing():
@@ -177,7 +176,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._within(self.limits.unread_seconds, self._close)
 
     def pause_writing(self) -> None:
-        """Start the deadline of a client that does not read fast enough."""
+        """Start the deadline for a client that does not read its answer fast enough."""
         super().pause_writing()
         if self._stuck is None:
 
@@ -212,7 +211,7 @@ class LimitedProtocol(HttpToolsProtocol):
         return any(event & select.POLLIN for _, event in poll.poll(0))
 
     def _late(self) -> None:
-        """End a connection whose headers are not complete in time."""
+        """End the connection, since its headers are not complete in time."""
         self._timer = None
         if not self._unclaimed:  # it never sent a request
             self.all_connections.count("connections_closed_total", "reason=idle")
@@ -221,9 +220,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refuse(Refusal("slow_headers", seconds=self.limits.headers_seconds))
 
     def cut(self) -> None:
-        """Close the connection; tell the client of an open request that the server ends.
+        """Close the connection when the server ends; answer an open request with a last message.
 
-        The app is not needed for this, and a client that reads nothing is not waited for.
+        The message does not need the app, and the server does not wait for a client to read it.
         """
         cycle = self.cycle
         if self.transport.is_closing():
@@ -245,7 +244,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Answer with a refusal and end the connection.
 
-        If an earlier answer is still running, send no refusal, and end after that answer.
+        While an earlier answer is still running, no refusal is sent; the connection ends after it.
         """
         cycle = self.cycle
         open_ = cycle is not None and not cycle.response_complete
@@ -256,9 +255,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._last_words(self._answer(refusal))
 
     def _last_words(self, words: bytes) -> None:
-        """Write a last message without the app; then drop for a while what the client still sends.
+        """Write a last message without the app, then drop what the client still sends for a while.
 
-        ``words`` is the whole answer in bytes.
+        ``words`` is the whole message in bytes.
         """
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
@@ -293,7 +292,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._no_deadline()
 
     def _close(self) -> None:
-        """Close the connection when the client has read the answer, at the latest after seconds."""
+        """Close the connection when the client has read the answer, or after ``unread_seconds``."""
         if not self.transport.is_closing():
             self.transport.close()
             self._within(self.limits.unread_seconds, self.transport.abort)
@@ -314,7 +313,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 async def _send_unchunked(cycle: Any, send: Callable[[Any], Any], message: Any) -> None:
-    """Send a part of an HTTP/1.0 answer; a body of unknown length ends with the connection."""
+    """Send a message of an HTTP/1.0 answer, without chunks.
+
+    If the length of the answer is unknown, the end of the connection marks its end.
+    """
     if message["type"] == "http.response.start":
         names = {name.lower() for name, _ in message.get("headers", ())}
         if b"content-length" not in names:

@@ -1,4 +1,4 @@
-"""Refusals: the answer to a request that is not passed on, in the form of the client's API."""
+"""Refusals: answers to requests that are not passed on, in the form of the client's API."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Refusal(Exception):  # noqa: N818 - not a failure of the gateway, but its 
         param: the field at fault, if there is one.
         retry_after: seconds after which to try again, if that may help.
         status: the HTTP status, if it is not the row's.
-        facts: values for the sentence.
+        facts: values for the placeholders in the sentence.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ def ending() -> Refusal:
 
 
 def of_engine(api: Api, status: int, body: bytes) -> Refusal | None:
-    """Turn an engine's error into a refusal, in turbofit's own words if it knows the error.
+    """Turn an engine's error into a refusal; a known error gets turbofit's own sentence.
 
     ``body`` is the engine's answer. Return None if the answer already has the form of the API.
     """
@@ -134,7 +134,7 @@ def refusal_body(api: Api, refusal: Refusal, request_id: str) -> bytes:
 
 
 def refusal_event(api: Api, refusal: Refusal) -> bytes:
-    """Return the event that ends a stream which has already begun."""
+    """Return the error event with which a stream ends that has already begun."""
     if api == "anthropic":
         document = _anthropic(refusal)
     elif api == "responses":

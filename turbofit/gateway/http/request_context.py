@@ -32,14 +32,17 @@ _LONGEST_WORD: Final = 64
 
 
 def uncancel(task: asyncio.Task[Any] | None) -> None:
-    """Take back a cancellation that the gateway made; Python 3.11 and later count them."""
+    """Take back a cancellation by the gateway, since Python 3.11 and later count cancellations."""
     if task is not None and hasattr(task, "uncancel"):
         task.uncancel()
 
 
 @dataclass(eq=False)
 class ForwardOutcome:
-    """How a request went at one engine: the status, bytes and times of the answer."""
+    """The answer that one engine gave to a request: its status, size in bytes and first byte.
+
+    ``first_byte`` is a time of `time.perf_counter`; ``started``: the client got the headers.
+    """
 
     status: int = 0
     bytes_out: int = 0
@@ -73,14 +76,14 @@ class RequestContext:
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
 
     def is_of_front(self) -> None:
-        """Take the client and its key from the headers of the front that passes the request on."""
+        """Take the client's address and key id from the headers that a front has set."""
         client, key = (self.headers.get(name, b"") for name in (CLIENT, CLIENT_KEY))
         self.client = client.decode("latin-1")[:_LONGEST_WORD]
         self.key = key.decode("latin-1")[:_LONGEST_WORD]
 
     @property
     def who(self) -> str:
-        """The client that the request counts for: the id of its key, or without one its address."""
+        """The client for which the request counts: its key's id, or without keys its address."""
         return self.key or address_of(self.client)
 
 
@@ -96,7 +99,7 @@ async def answer(request: RequestContext, send: Send, status: int, body: bytes, 
 
 
 def sent_headers(request: RequestContext, *, to_node: bool = False) -> dict[str, str]:
-    """Return the headers for the engine; of the client's headers only ``anthropic-version`` stays.
+    """Return the headers for the engine; ``anthropic-version`` is the only one from the client.
 
     ``to_node``: add headers that tell a node who the client is.
     """

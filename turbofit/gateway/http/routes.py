@@ -1,8 +1,8 @@
 """The paths that exist, the chat page, and the names by which clients may call a model.
 
 The engine's path is a constant of the route, so that no spelling of a path (``//``, ``..``, percent
-encodings, upper case) can lead anywhere else. A path for which LMDeploy would redirect because of a
-final slash is served directly: clients that do not send a body again after a redirect work, too.
+encodings, upper case) can lead anywhere else. LMDeploy would redirect a path with a final slash;
+here such a path is served directly, since some clients do not send a body again after a redirect.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def is_page(raw_path: bytes) -> bool:
 
 
 class Page(NamedTuple):
-    """The chat page, and headers that let a browser run no script but the page's own."""
+    """The chat page, and headers that let a browser run no script but the page's own script."""
 
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...]
@@ -56,7 +56,7 @@ class Page(NamedTuple):
 
 @cache
 def chat_page() -> Page:
-    """Return the chat page, with a list of the routes; its file is read once."""
+    """Return the chat page, with a list of the routes; the page's file is read only once."""
     rows = []
     for path, route in ROUTES.items():
         shown = escape(path)
@@ -78,13 +78,13 @@ def chat_page() -> Page:
 
 
 def _digest(text: str, name: str) -> str:
-    """Return the hash, for a content security policy, of the page's only element ``name``."""
+    """Return the hash of the page's only element ``name``, for its content security policy."""
     (content,) = re.findall(f"<{name}>(.*?)</{name}>", text, re.DOTALL)
     return f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"
 
 
 class MemoryPart(Struct):
-    """A piece of the bar that shows a GPU's memory, in bytes."""
+    """A piece of the bar that shows a GPU's memory; ``size`` is ``bytes`` as a text."""
 
     kind: str
     name: str
@@ -122,7 +122,7 @@ class About(Struct):
 
 
 def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:
-    """Return the bars of a plan, one for each set of equal GPUs."""
+    """Return the bars that show a plan's memory, one for each set of equal GPUs."""
     return tuple(
         MemoryBar(
             gpus=tuple(members),
@@ -250,7 +250,7 @@ _CREATED: Final = int(time.time())
 
 
 def find_route(method: str, raw_path: bytes) -> Route:
-    """Return the route of a raw path without its query; HEAD counts as GET.
+    """Return the route of a raw path without a query; HEAD counts as GET.
 
     Raises:
         Refusal: the route does not exist, is closed, or has another method.
@@ -270,7 +270,7 @@ def find_route(method: str, raw_path: bytes) -> Route:
 
 
 def api_of(raw_path: bytes) -> Api:
-    """Return the API in whose form an error at this path is written; the path may be unknown."""
+    """Return the API whose form an error at this path has; the path may be unknown."""
     route = ROUTES.get(raw_path.rstrip(b"/").decode("latin-1"))
     if route is not None:
         return route.api
@@ -286,7 +286,7 @@ class _Named(msgspec.Struct):
 
 
 def named_model(body: bytes) -> Any:
-    """Return the value of ``model`` in a request's body; None if it names no model.
+    """Return the value of ``model`` in a request's body; None if the body has no such field.
 
     Raises:
         Refusal: the body is no JSON object.
@@ -298,10 +298,10 @@ def named_model(body: bytes) -> Any:
 
 
 def hold_name(names: Mapping[str, str], body: JsonObject) -> None:
-    """Replace the model's name in a body by the engine's name, or refuse an unknown name.
+    """Replace the client's name of a model in a body by the engine's name.
 
     Raises:
-        Refusal: no model has this name.
+        Refusal: no model has the client's name.
     """
     name = body.get("model")
     if not names or name is None:
@@ -323,7 +323,7 @@ class ModelCard(NamedTuple):
 
 
 def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Document:
-    """Return the list of models in the form of an API, or with ``name`` the item of one model.
+    """Return the list of models in the form of an API, or only the entry of model ``name``.
 
     Raises:
         Refusal: no model has this name.
@@ -351,7 +351,7 @@ def models_document(cards: Sequence[ModelCard], api: Api, name: str = "") -> Doc
 
 
 def first_model(listed: bytes | str) -> str | None:
-    """Return the first name in a server's list of models, which is JSON; None without any."""
+    """Return the first name in a server's list of models, given as JSON; None if there is none."""
     try:
         name = msgspec.json.decode(listed)["data"][0]["id"]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError):

@@ -1,1 +1,1 @@
-"""Limits of a request: fields, images, videos, grammars. Pure functions without input, output."""
+"""Limits of a request: fields, images, videos, grammars. The functions are pure."""

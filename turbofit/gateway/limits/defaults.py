@@ -42,7 +42,7 @@ def _hold_sampling(values: JsonObject, name: str) -> None:
 
 
 def _read(hold: Callable[[JsonObject, str], None], text: str, name: str) -> JsonObject:
-    """Return the JSON object in an option's text; ``hold`` checks it, and may change it."""
+    """Return the JSON object in an option's text; ``hold`` checks the object and may change it."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -82,9 +82,9 @@ class Defaults(Struct):
         return [f"where a request does not say otherwise: {', '.join(parts)}"] if parts else []
 
     def complete(self, kind: str, body: JsonObject) -> None:
-        """Add to a body each default value whose field is missing or null, if the route takes it.
+        """Add default values to a body, for fields that the route takes and the body leaves out.
 
-        ``kind`` is the route's kind.
+        A null counts as left out. ``kind`` is the route's kind.
         """
         rules = RULES.get(kind, {})
         for name, value in self.sampling.items():

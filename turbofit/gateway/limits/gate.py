@@ -1,4 +1,4 @@
-"""Limits the vision units at an engine, if the plan pays for few of them in a forward."""
+"""Limits the vision units at an engine to those that the plan allows in one forward."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TEMPLATE_TOKENS: Final = 640
 
 
 class Cost(Struct):
-    """The amounts of an engine's resources that one request holds.
+    """The amounts of an engine's resources that one request uses.
 
-    ``units`` and ``host_bytes`` are those of all its ``copies``; ``tokens`` is the most that one
-    copy can hold of the KV cache.
+    ``units`` and ``host_bytes`` count all ``copies`` of the request; ``tokens`` is the most tokens
+    of the KV cache that one copy can use.
     """
 
     units: int = 0
@@ -35,10 +35,10 @@ class Cost(Struct):
 
 
 class KvCache(Struct):
-    """Sizes of an engine's KV cache in ``tokens``, of its ``longest`` request and of a ``block``.
+    """Sizes of an engine's KV cache: tokens in all, of the longest request, and of a block.
 
-    All are numbers of tokens. ``ahead`` is the number of blocks that the engine takes for each copy
-    of a request in addition to the blocks for its tokens.
+    ``ahead`` is a number of blocks: the engine takes them for each copy of a request in addition to
+    the blocks for its tokens.
     """
 
     tokens: int = 0
@@ -48,14 +48,14 @@ class KvCache(Struct):
 
     @property
     def room(self) -> int:
-        """Tokens of the cache that requests may reserve without an eviction.
+        """The number of tokens that requests may reserve without an eviction.
 
-        `Upstream.probe` needs the rest of the cache.
+        The rest of the cache is for `Upstream.probe`.
         """
         return max(0, self.tokens - TEMPLATE_TOKENS)
 
     def reservation(self, cost: Cost) -> int:
-        """Return an upper bound of the tokens of a request's copies, in whole blocks."""
+        """Return an upper bound of the tokens of all copies of a request, in whole blocks."""
         if not cost.tokens:
             return 0
         blocks = -(-min(cost.tokens, self.longest) // self.block) + self.ahead
@@ -64,9 +64,10 @@ class KvCache(Struct):
 
 @dataclass
 class Share:
-    """The units and tokens of an engine that a running request takes.
+    """What a running request takes of its engine: vision units and KV tokens.
 
-    ``number`` counts the requests of the engine. ``begun``: the request's first token has come.
+    ``number`` is the request's number among those of the engine. ``begun``: its first token has
+    come.
     """
 
     number: int
@@ -78,7 +79,7 @@ class Share:
 class Gate:
     """Limits the requests at one engine so that no forward encodes more than ``units`` units.
 
-    ``units`` None means no limit. ``kv`` is the engine's KV cache.
+    If ``units`` is None, there is no limit. ``kv`` is the engine's KV cache.
     """
 
     def __init__(self, units: int | None = None, kv: KvCache | None = None) -> None:
@@ -93,32 +94,31 @@ class Gate:
     def fits(self, cost: Cost) -> bool:
         """Return whether a request may be sent to the engine now.
 
-        The units of a request *count* until its first token. They count until its end if the
-        request ran together with requests that reserved more tokens than the cache has; such a
-        request is *in doubt*. One more request is let in if the counted units, together with the
-        new request's units, stay within the gate:
+        The units of a request *count* until its first token. If the request ran together with
+        requests that reserved more tokens than the cache has, it is *in doubt*, and its units count
+        until its end. A new request is let in if the counted units and its own units are together
+        within the gate:
 
         - If the reserved tokens, the new request's included, are within the cache, these units
         count: the new request's, those of requests before their first token, and those of requests
         in doubt.
-        - If they are not, the new request puts all running requests in doubt, so the units of all
-        count.
+        - Otherwise the new request puts all running requests in doubt, so the units of all count.
 
         No forward ever has more units than the gate. The engine encodes an image before the first
         token of its request, and again only after it has evicted the request's blocks.
 
-        1. It evicts a block of an unfinished request only if these requests need more blocks than
-        there are. Each needs at most what it has reserved, rounded up to blocks; blocks that a
-        prefix cache keeps, or that a finished request leaves, are evicted first, and each request
-        reserves blocks that several share. So if any request is evicted, the requests that run at
-        that moment have reserved more than the cache has.
+        1. The engine evicts a block of an unfinished request only if the unfinished requests need
+        more blocks than there are. Each needs at most what it has reserved, rounded up to blocks.
+        Blocks that a prefix cache keeps, or that a finished request leaves, are evicted first, and
+        a block that several requests share is reserved by each. So if any request is evicted, the
+        requests that run at that moment have reserved more than the cache has.
         2. More is reserved than the cache has only after a request was let in by the second rule,
         and until enough of those requests have ended: reservations grow in no other way. That rule
-        put all of them in doubt, and the new one; and any request that is let in while too much is
-        reserved comes by that rule, too. So an evicted request is in doubt, until its end.
-        3. So every request whose images a forward can bring together counts: it is before its first
-        token, or in doubt. The counted units are within the gate when a request is let in, and grow
-        at no other time.
+        put all of them in doubt, and the new request, too. Any request that is let in while too
+        much is reserved also comes by that rule. So an evicted request is in doubt, until its end.
+        3. So every request whose images may be in one forward counts: it is before its first token,
+        or in doubt. The counted units are within the gate when a request is let in, and grow at no
+        other time.
 
         Copies (``n``) are separate requests to the engine: the caller counts the units of each and
         does not call `begin`, since the first byte belongs to only one of them. The requests of an
@@ -134,7 +134,7 @@ class Gate:
     def take(self, cost: Cost) -> Share:
         """Count a request that is sent to the engine, whether it fits or not.
 
-        Return its share, which `end` takes back.
+        Return its share; pass the share to `end` when the request ends.
         """
         self._number += 1
         share = Share(self._number, cost.units, self.kv.reservation(cost))
@@ -149,7 +149,7 @@ class Gate:
     def begin(self, share: Share) -> None:
         """Note that a request's first token came.
 
-        Its units count no more, unless the request is in doubt (see `fits`).
+        From now on its units do not count, unless the request is in doubt (see `fits`).
         """
         if not share.begun and share.number > self._doubtful:
             self.counted -= share.units

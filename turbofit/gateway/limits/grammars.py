@@ -1,7 +1,7 @@
-"""Bounds what grammars cost: LMDeploy compiles schemas and patterns on its event loop.
+"""Limits the time to compile grammars: LMDeploy compiles schemas and patterns on its event loop.
 
-With these limits a request's grammars take about 5 s of one core at most, mostly far less
-(XGrammar 0.2.8, `bench/gateway/GRAMMARS.md`).
+With these limits a request's grammars take about 5 s of one core at most, mostly far less (XGrammar
+0.2.8, `bench/gateway/GRAMMARS.md`).
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def check_format(body: JsonObject) -> list[str]:
 
 
 def check_tools(tools: Any) -> list[str]:
-    """Limit the grammars of tools in place; return changes as `check_format` does.
+    """Limit the grammars of tools in place; return changes like ``maxLength=200->none``.
 
     Raises:
-        Refusal: the tools are no list, too many, or compiling them would take too long.
+        Refusal: the tools are no list or too many, or compiling their grammars takes too long.
     """
     if tools is None:
         return []
@@ -72,8 +72,8 @@ def check_tools(tools: Any) -> list[str]:
 def _bound(name: str, value: Any) -> list[str]:
     """Refuse schemas that are slow to compile.
 
-    If removing limits such as ``maxLength`` makes the schemas fast, remove them instead, and return
-    these changes.
+    If they are slow only because of limits such as ``maxLength``, remove these limits instead, and
+    return the changes.
     """
     size = len(msgspec.json.encode(value))
     if size > _BYTES:
@@ -109,9 +109,9 @@ def _bound(name: str, value: Any) -> list[str]:
 
 
 def repetitions(pattern: str) -> int:
-    """Count the repetitions of a pattern: ``a?`` is one, ``a{2,5}`` is five.
+    """Count the repetitions that a pattern allows: ``a?`` is one, ``a{2,5}`` is five.
 
-    Signs of repetition behind a backslash count, too.
+    A ``?`` or ``{`` that a backslash escapes counts, too.
     """
     return sum(
         max(1, *(int(digits or 0) for digits in match.groups("")))
@@ -120,7 +120,7 @@ def repetitions(pattern: str) -> int:
 
 
 def _objects(name: str, value: Any) -> Iterator[dict[str, Any]]:
-    """Yield all objects in a value, each of which counts as a schema; refuse deep nesting."""
+    """Yield all objects inside a value, since each object may be a schema; refuse deep nesting."""
     level: list[Any] = [value]
     for _ in range(_DEPTH):
         deeper: list[Any] = []

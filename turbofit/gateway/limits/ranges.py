@@ -1,4 +1,4 @@
-"""Holds the fields of a request to `RULES`, before an engine sees them."""
+"""Brings each field of a request into its range by `RULES`, before an engine reads the field."""
 
 from __future__ import annotations
 
@@ -293,8 +293,7 @@ TEMPLATE_ARGUMENTS: Final = frozenset(
 def passed(kind: str) -> frozenset[str]:
     """Return the fields of a route that are passed on; all others are left out.
 
-    LMDeploy ignores fields that it does not declare; but a later version may read an image or a
-    limit from one, so no unknown field passes.
+    LMDeploy ignores unknown fields, but a later version may read an image or a limit from them.
     """
     return frozenset(name for name, rule in RULES.get(kind, {}).items() if rule.passed)
 
@@ -318,7 +317,7 @@ def scope_of(bounds: Bounds) -> Scope:
 
 
 def hold_parameters(kind: str, body: JsonObject, scope: Scope) -> list[str]:
-    """Hold each field to its range, in place; returns changes like ``top_k=4096->1024``.
+    """Bring a body's fields into their ranges, in place; return changes like ``top_k=4096->1024``.
 
     ``body`` has only known fields, none of which is null; ``kind`` is a `routes.Kind`.
     """
@@ -329,7 +328,7 @@ def hold_parameters(kind: str, body: JsonObject, scope: Scope) -> list[str]:
 
 
 def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> list[str]:
-    """Apply to each field the rule of its name, in place; return changes like ``top_k=9->8``."""
+    """Apply to each field its rule, in place; return changes like ``top_k=9->8``."""
     changes = []
     for name, value in fields.items():
         in_range = rules[name].hold(name, value, scope)
@@ -346,8 +345,8 @@ def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> 
 def lower_answer(kind: str, body: JsonObject, left: int, changes: list[str]) -> None:
     """Lower the stated length of the answer to ``left`` tokens, in place, and add to ``changes``.
 
-    The tokens of the text are not counted yet, so ``left`` may be too high: the engines then lower
-    the length themselves, and say nothing.
+    The text's tokens are not subtracted from ``left``, so ``left`` may be too high; the engines
+    then lower the length further without a message.
     """
     for name in ANSWER_LENGTHS.get(kind, ()):
         tokens = body.get(name)
@@ -375,7 +374,7 @@ def _differs(value: Any, in_range: float) -> bool:
 def _check_conversation(body: Mapping[str, Any], session: int) -> None:
     """Refuse a body with too many messages or parts of messages.
 
-    Each message takes at least a token, so there may be at most ``session`` messages.
+    Each message takes at least one token, so there may be at most ``session`` messages.
     """
     most = min(_MOST_MESSAGES, session or _MOST_MESSAGES)
     parts = 0
@@ -395,7 +394,7 @@ def _check_conversation(body: Mapping[str, Any], session: int) -> None:
 
 
 def _parts(content: Any) -> int:
-    """Count the parts of a message, and the parts of its tool results."""
+    """Return the number of parts of a message, including the parts of its tool results."""
     if not isinstance(content, list):
         return 0
     inner = (part.get("content") for part in content if isinstance(part, dict))
@@ -403,7 +402,7 @@ def _parts(content: Any) -> int:
 
 
 def check_template(arguments: Any) -> None:
-    """Refuse arguments of a chat template that are too many, or that the server sets itself.
+    """Refuse arguments of a chat template if they are too many, or if the server sets them itself.
 
     Raises:
         Refusal: the arguments are no object, have too many names, or a name that the server sets.
@@ -422,13 +421,13 @@ def check_template(arguments: Any) -> None:
 
 
 def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: int) -> int:
-    """Return the most tokens that one prompt and one answer to it can have.
+    """Return the most tokens that one prompt and its answer can have together.
 
-    Return `UNSTATED` if the body states no length of the answer. A body with ``n``, or with several
-    prompts, becomes several requests; the result is for one such request. ``raw`` is the JSON of
+    Return `UNSTATED` if the body does not state the length of the answer. A body with ``n`` or
+    several prompts becomes several requests; the result is for one of them. ``raw`` is the JSON of
     ``body``, ``beside`` the number of its bytes that are no images, ``images`` the images' tokens.
 
-    A token of a text has at least one byte. The number is too low for a tokenizer that normalises
+    Each byte of text is counted as one token. The result is too low for a tokenizer that normalises
     by NFKC, and for a template that writes tools more than twice as long as they came.
     """
     stated = [body.get(name) for name in ANSWER_LENGTHS.get(kind, ())]
@@ -441,7 +440,7 @@ def most_tokens(kind: str, body: JsonObject, raw: bytes, beside: int, images: in
 
 
 def _normalised(raw: bytes) -> int:
-    """Return how many bytes longer a text may become if a tokenizer normalises it by NFC.
+    """Return by how many bytes a text may grow if a tokenizer normalises it by NFC.
 
     The result is 0 for nearly all texts.
     """

@@ -1,8 +1,9 @@
-"""Finds the images and videos of a body, whatever its API, and rewrites them in one form.
+"""Finds the images and videos of a body of any API, and rewrites them in one form.
 
-The functions are pure: they decode and fetch nothing. `read_body` finds the images, and returns a
-slot for each; once the images are known, `MediaSlot.fill` writes each back inline. LMDeploy then
-sees one spelling of everything, and never a URL, a path or a parameter that a client wrote.
+The functions are pure: they decode and fetch nothing. `read_body` returns a slot for each image and
+video. When their data is known, `MediaSlot.fill` and `MediaSlot.show` write it back inline. So
+LMDeploy sees a single spelling of everything, and never a URL, a path or a parameter that a client
+wrote.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ _INNER_ROLES: Final = ("preprocess", "forward")
 
 @dataclass(eq=False)
 class MediaSlot:
-    """A place in a body that holds an image, or a video (shape ``clip``).
+    """A place in a body that contains an image, or a video (shape ``clip``).
 
-    ``source`` is the client's URL, or base64 if ``inline``. ``options`` are the parameters that
-    stand beside the source. ``shape`` is the form in which the image or video is written back, at
+    ``source`` is the client's URL, or base64 if ``inline``. ``options`` are the client's parameters
+    for the image or video. ``shape`` is the form in which the image or video is written back, at
     ``index`` of the list ``place``.
     """
 
@@ -77,9 +78,9 @@ class MediaSlot:
         self.place[self.index] = {"type": "video_url", "video_url": {"url": url}}
 
     def fill(self, picture: Picture, knobs: dict[str, int]) -> None:
-        """Write the image back inline, with ``knobs``, the parameters that limit it.
+        """Write the image back inline, with the parameters ``knobs``, which limit it.
 
-        A slot of shape ``count`` becomes an empty text, since its request only counts text tokens.
+        In a request that only counts text tokens (shape ``count``), write an empty text instead.
         """
         if self.shape == "count":
             self.place[self.index] = {"type": "text", "text": ""}
@@ -94,7 +95,7 @@ class MediaSlot:
 
 @dataclass
 class Parsed:
-    """A client's body, which is passed on when its slots are filled.
+    """A client's body in parsed form; it can be passed on when its slots are filled.
 
     ``prompts`` is the number of its prompts, ``lowered`` lists the changes so far. ``watching`` are
     the client's options for the loader and the processor of its video, ``of_images`` the client's
@@ -119,12 +120,13 @@ class Parsed:
 
 
 def read_body(kind: Kind, body: Any) -> Parsed:
-    """Find the images and videos of a decoded body, in place, and drop unknown fields.
+    """Parse a decoded body: find its images and videos, and drop unknown fields.
 
-    It refuses a form that LMDeploy does not take, or that could carry an image past the gateway.
+    Lists and objects inside the body are changed in place.
 
     Raises:
-        Refusal: the body does not have the form of its API.
+        Refusal: the body does not have the form of its API, or has a form that LMDeploy does not
+            take, or that could carry an image past the gateway.
     """
     if not isinstance(body, dict):
         raise Refusal("bad_body")
@@ -185,7 +187,7 @@ def _medium(role: str, content: list[Any], index: int) -> MediaSlot:
 
 
 def _not_taken(field: str, kind: str, taken: str) -> Refusal:
-    """Return the refusal of a part whose type is not accepted; ``taken`` says which types are."""
+    """Return the refusal of a part of an unaccepted type; ``taken`` lists the accepted types."""
     media = kind in (*_IMAGE_PARTS, *_CLIP_PARTS, *_OTHER_PARTS)
     what = "type" if media else "unknown type"
     return refused(field, f"holds a part of {what} {kind[:20]!r}: {taken} here")
@@ -194,9 +196,10 @@ def _not_taken(field: str, kind: str, taken: str) -> Refusal:
 def _forget_unknown(parsed: Parsed, field: str, content: list[Any], taken: Sequence[str]) -> None:
     """Leave out parts of an earlier answer that are no input, such as ``thinking``.
 
-    Clients send answers back with everything that another server put there. LMDeploy ignores these
-    parts if the request has no image, and leaves them to the chat template if it has one. A user's
-    own part of unknown type is refused instead: the answer would look as if it had read that part.
+    Clients send answers back with all parts that another server put there. LMDeploy ignores such
+    parts if the request has no image, and otherwise leaves them to the chat template. In a user's
+    message a part of unknown type is refused instead, since the answer would look as if the model
+    had read it.
     """
     known = (*taken, *_CLIP_PARTS, *_OTHER_PARTS)
     kinds = [_part_type(part, field) for part in content]
@@ -214,7 +217,7 @@ def _part_type(part: Any, field: str = "messages") -> str:
 
 
 def _source(part: dict[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
-    """Return the URL and the parameters of an image part, wherever the part has them."""
+    """Return the URL and the parameters of an image part; they may be in the part or inside it."""
     value = part.get(kind)
     options = {name: option for name, option in part.items() if name not in ("type", kind)}
     if not isinstance(value, dict):
@@ -229,7 +232,7 @@ def _url(value: Any) -> str:
 
 
 def _image_data(parsed: Parsed) -> None:
-    """Add slots for the images of ``image_data``, which is a URL, an object or a list of them."""
+    """Add slots for the images in ``image_data``: a URL, an object, or a list of these."""
     if "image_data" not in parsed.body:
         return
     value = parsed.body["image_data"]
@@ -241,7 +244,7 @@ def _image_data(parsed: Parsed) -> None:
 
 
 def _completions(parsed: Parsed) -> None:
-    """Accept only texts as prompts; LMDeploy would also take a list of messages with images."""
+    """Accept only texts as prompts; LMDeploy would also accept a list of messages with images."""
     value = parsed.body.get("prompt")
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
@@ -273,7 +276,7 @@ def _anthropic(parsed: Parsed, shape: _Shape) -> None:
 
 
 def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: int = 0) -> None:
-    """Add slots for the image blocks of a message, and of the tool results inside it.
+    """Add slots for the image blocks of a message, also of those inside its tool results.
 
     ``may``: the message may have images. ``shape`` is the shape of the slots.
     """
@@ -318,7 +321,7 @@ def _responses(parsed: Parsed) -> None:
 
 
 def _check_item(parsed: Parsed, item: dict[str, Any]) -> None:
-    """Refuse an item of a Responses request, or a part of one, that LMDeploy would not read."""
+    """Refuse an item of a Responses request if LMDeploy would not read it or a part of it."""
     kind = item.get("type", "message")
     if kind not in _ITEMS:
         raise _not_taken("input", str(kind), f"{', '.join(_ITEMS)} are taken")
@@ -332,7 +335,7 @@ def _check_item(parsed: Parsed, item: dict[str, Any]) -> None:
 def _processor_fields(parsed: Parsed) -> None:
     """Take the keywords for loaders and processors out of the body.
 
-    The keywords for its video and its images are kept in ``watching`` and ``of_images``.
+    The keywords for a video are kept in ``watching``, those for images in ``of_images``.
     """
     watches = any(slot.shape == "clip" for slot in parsed.slots)
     for name in ("media_io_kwargs", "mm_processor_kwargs"):
@@ -346,7 +349,7 @@ def _processor_fields(parsed: Parsed) -> None:
 
 
 def _taken_out(value: Any, key: str) -> dict[str, Any]:
-    """Remove the object below a key and return it; empty if there is none."""
+    """Remove the object under ``key`` from ``value`` and return it; empty if there is no object."""
     if not isinstance(value, dict) or not isinstance(value.get(key), dict):
         return {}
     inner: dict[str, Any] = value.pop(key)

@@ -1,9 +1,9 @@
 """The limits of one request: pure functions from a plan and image sizes to LMDeploy's parameters.
 
 Every image that can carry parameters gets explicit parameters, whatever the model's default is, so
-the limit holds with and without the overlay. An image that cannot carry parameters (in blocks of
-the Messages API, or for InternVL in the Transformers format) is counted with the default limit. A
-request that still exceeds the plan raises a `Refusal`.
+the limit holds with and without the overlay. Any other image (in blocks of the Messages API, or for
+InternVL in the Transformers format) is counted with the default limit. A request that still exceeds
+the plan raises a `Refusal`.
 """
 
 from __future__ import annotations
@@ -54,14 +54,15 @@ _LEAST_HOST, _UNKNOWN_HOST = 2 * GIB, 4 * GIB
 class Bounds(Struct):
     """The limits of a plan for requests.
 
-    ``overlay`` tells whether the engine runs on a model folder whose default is the plan's limit.
-    ``gate`` is the most units in a forward of an engine, whose cache is ``kv`` (see `gate.Gate`);
-    None if the plan pays for as many as the engine itself allows. ``bytes_per_unit``: bytes of host
-    memory while one unit is preprocessed. ``watches``: the engine and its model take videos, each
-    instead of an image. ``serial``: engines answer one request after another, and read no
-    parameters of images. ``vocabulary``: the number of tokens that the model knows, 0 if unknown.
-    ``host_bytes``: bytes of host memory for the images of all requests at one engine. ``shares``:
-    the average number of requests that the plan expects at each of its unequal engines.
+    ``overlay``: the engines run on a model folder whose default limit is the plan's
+    (`gateway.overlay`). ``gate`` is the most units in one forward of an engine; None if the plan
+    allows as many as the engine itself. ``kv`` is the engine's KV cache (see `gate.Gate`).
+    ``bytes_per_unit``: bytes of host memory while one unit is preprocessed. ``watches``: the engine
+    and its model take videos, each in place of an image. ``serial``: engines answer one request
+    after another, and read no parameters of images. ``vocabulary``: the number of tokens that the
+    model knows, 0 if unknown. ``host_bytes``: the most bytes of host memory for the images of all
+    requests at one engine. ``shares``: if the engines are unequal, the average number of requests
+    that the plan expects at each.
     """
 
     rule: AnyImageRule | None
@@ -80,14 +81,14 @@ class Bounds(Struct):
 
     @property
     def text_bytes(self) -> int:
-        """The most bytes of a text; a text beyond any context need not be tokenised."""
+        """The most bytes of text in a body; a longer text is refused without counting tokens."""
         tokens = self.longest_request_tokens
         cheap = max(_LEAST_TEXT, _BYTES_PER_TOKEN * tokens)
         return min(cheap, max(_LEAST_BODY, _LONGEST_TOKEN * tokens))
 
     @property
     def beside_images(self) -> int:
-        """The most bytes of a body without its images, also when these are at their largest."""
+        """The most bytes of a body without its images, when the images have the largest size."""
         images = int(self.limits.images_per_request * self.limits.bytes_per_image * 4 / 3)
         return min(self.text_bytes, max(_LEAST_BODY, self.limits.bytes_per_body - images))
 
@@ -96,9 +97,9 @@ class LimitedImage(Struct):
     """One image or video within the plan: LMDeploy's parameters for it, and its cost.
 
     ``lowered`` lists what was lowered to the plan, such as ``max_dynamic_patch=24->12``: a client's
-    option, or what the model would have chosen without an option. ``text_tokens`` are the tokens of
-    text between the frames of a video, in addition to its ``tokens``. ``resize``: the sides, in
-    pixels, to which the picture itself must be resized because no parameter can limit it.
+    option, or the model's default if the client gave no option. ``text_tokens`` are the tokens of
+    text between the frames of a video, in addition to its ``tokens``. ``resize``: width and height,
+    in pixels, to which the picture itself must be resized because no parameter can limit it.
     """
 
     knobs: dict[str, int]
@@ -113,8 +114,8 @@ class LimitedImage(Struct):
 class RequestedImage(Struct):
     """An image of a request: its size in pixels, and the client's options for it.
 
-    ``carries``: whether its place in the request can carry parameters. ``by_request``: whether the
-    request itself can carry pixel bounds, for all its images together.
+    ``carries``: the image's place in the request can carry parameters. ``by_request``: the request
+    itself can carry pixel bounds for all its images together.
     """
 
     size: tuple[int, int]
@@ -124,7 +125,10 @@ class RequestedImage(Struct):
 
 
 def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
-    """Return a plan's bounds; ``overlay``: the engines run on the folder of `gateway.overlay`."""
+    """Return a plan's bounds for requests.
+
+    ``overlay``: the engines run on the folder that `gateway.overlay` makes.
+    """
     rule = plan.model.image_rule if plan.limits.vision_unit is not None else None
     gate = _gate(plan, rule)
     bytes_per_unit = 0 if rule is None else plan.model.unit_values * _WIDE
@@ -148,23 +152,23 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
 def model_default(bounds: Bounds) -> int:
     """Return the limit, in tiles or pixels, that LMDeploy has for an image without parameters.
 
-    It is the plan's limit if the engine runs on an overlay, else the checkpoint's own.
+    If the engine runs on an overlay, it is the plan's limit, else the checkpoint's own.
     """
     assert bounds.rule is not None
     return planned_limit(bounds) if bounds.overlay else bounds.rule.checkpoint_limit
 
 
 def planned_limit(bounds: Bounds) -> int:
-    """Return the planned limit of an image, in tiles or pixels; without one the checkpoint's."""
+    """Return the plan's limit of an image, in tiles or pixels, or else the checkpoint's limit."""
     assert bounds.rule is not None
     return bounds.limits.image_limit or bounds.rule.checkpoint_limit
 
 
 def hold_image(bounds: Bounds, image: RequestedImage, cap: int | None = None) -> LimitedImage:
-    """Lower one image to the planned limit, and to the units for which the plan pays.
+    """Lower one image to the planned limit, and to the units that the plan allows for an image.
 
-    ``cap`` is a limit in tiles or pixels below the planned limit, for images that share a request;
-    an image that the cap does not make smaller is not changed by the cap.
+    ``cap`` is a lower limit, in tiles or pixels, for images that share a request; an image that is
+    smaller than the cap stays as it is.
 
     Raises:
         Refusal: the plan has no images, or the image fits it at no size.
@@ -202,7 +206,9 @@ def check_images(bounds: Bounds, count: int) -> None:
 
 
 def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1) -> None:
-    """Refuse a request whose lowered images still exceed the plan; ``n`` is its number of copies.
+    """Refuse a request whose lowered images still exceed the plan.
+
+    ``n`` is the request's number of copies.
 
     Raises:
         Refusal: the images, tokens or copies are too many for the plan.
@@ -223,7 +229,7 @@ def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
 def _demands(
     bounds: Bounds, images: Sequence[LimitedImage], n: int
 ) -> Iterator[tuple[int, int, str, str]]:
-    """Yield what a request needs beside the plan's limits, one resource at a time.
+    """Yield how much a request needs of each resource, with the plan's limit for it.
 
     Each item is the needed number, its limit, the name of the resource, and the key of the refusal.
     """
@@ -242,7 +248,7 @@ def _demands(
 def _uncarried(
     bounds: Bounds, rule: ImageRule, size: Size, options: Options, cap: int | None
 ) -> LimitedImage:
-    """Lower an image that cannot carry parameters: the model's default limits it, or a new size."""
+    """Lower an image that cannot carry parameters, by the model's default limit or a new size."""
     default, most = model_default(bounds), bounds.limits.units_per_image
     served = rule.with_limit(default)
     dropped = [f"{name}={shown(options[name])}->default" for name in KNOBS if name in options]
@@ -264,7 +270,7 @@ def _uncarried(
 def _carried(
     bounds: Bounds, rule: ImageRule, size: Size, options: Options, cap: int | None
 ) -> LimitedImage:
-    """Lower an image by parameters of its own, so that the model's default does not matter."""
+    """Lower an image by its own parameters, so that the model's default does not matter."""
     default = max(rule.checkpoint_limit, model_default(bounds))
     to = Allowed(planned_limit(bounds), default, bounds.limits.units_per_image, cap)
     lowered = rule.lower(size, options, to)
@@ -287,7 +293,7 @@ def shown(value: Any) -> str:
 def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
     """Return the most units in one forward of an engine.
 
-    None if the plan pays for as many as the engine itself allows.
+    The result is None if the plan allows as many units as the engine itself does.
     """
     if rule is None:
         return None
@@ -303,8 +309,8 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
 def images_in_flight(plan: Plan, bytes_per_unit: int) -> int:
     """Return the most bytes of host memory for the images of all requests at one engine.
 
-    It is the engine's share of a quarter of the memory that the plan leaves free, but at least
-    2 GiB and what the images of one request take; if the free memory is unknown, at least 4 GiB.
+    A quarter of the memory that the plan leaves free is divided among the engines. The result is at
+    least 2 GiB (4 GiB if the free memory is unknown), and at least what one request's images take.
     """
     limits, available = plan.limits, plan.host.available
     decoded = LARGEST_PIXELS * BYTES_OF_PIXEL * max(1, limits.images_per_request)
@@ -316,11 +322,10 @@ def images_in_flight(plan: Plan, bytes_per_unit: int) -> int:
 
 
 def _kv(plan: Plan) -> KvCache:
-    """Return the sizes for the gate, which must hold for each engine.
+    """Return the sizes of the smallest KV cache, which hold for every engine.
 
-    They are those of the smallest KV cache and of the longest request. If every cache has room for
-    a whole batch of the longest requests, the cache's size is `UNSTATED`, since no cache runs out:
-    requests beyond an engine's batch wait there, and take nothing of the cache.
+    If every cache has space for a full batch of the longest requests, the size is `UNSTATED`, since
+    no cache can be full: requests beyond an engine's batch wait in the engine and use no cache.
     """
     plans = plan.group_plans()
     return KvCache(

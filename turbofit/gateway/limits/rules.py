@@ -1,7 +1,7 @@
-"""The rules of `ranges.RULES`; each of them holds the value of a field to a range.
+"""The rules of `ranges.RULES`; each rule brings the value of a field into a range.
 
-Pure. Values are read like LMDeploy's own request models read them (``"3"`` and ``3.0`` are 3), and
-written back as plain numbers, so that an engine never sees another spelling.
+The functions are pure. Values are read as LMDeploy's own request models read them (``"3"`` and
+``3.0`` are 3), and written back as plain numbers, so that an engine never sees another spelling.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHORT: Final = 3
 
 
 class Scope(Struct):
-    """The plan's numbers that rules need; a number of 0 is unknown, and limits nothing.
+    """The plan's numbers that rules need; a number that is unknown is 0, and limits nothing.
 
     ``vocabulary``: the number of tokens that the model knows. ``session``: the tokens of the
     longest request.
@@ -48,12 +48,12 @@ class Rule(Struct):
     passed: ClassVar[bool] = True
 
     def hold(self, name: str, value: Any, scope: Scope) -> Any:  # noqa: ARG002 - others need them
-        """Return the value to pass on, unchanged or moved into the range; or raise a `Refusal`."""
+        """Return the value to pass on, unchanged or moved into the range, or raise a `Refusal`."""
         return value
 
 
 class ShortRule(Rule):
-    """Any value passes, except a list or object of more than ``most`` items.
+    """A rule that accepts any value, except a list or object of more than ``most`` items.
 
     More items are refused, since LMDeploy writes an error text for each wrong item.
     """
@@ -73,14 +73,14 @@ class ElsewhereRule(Rule):
 
 
 class DroppedRule(Rule):
-    """The field is never passed on; ``why`` is the reason."""
+    """A rule for a field that is never passed on; ``why`` is the reason."""
 
     passed: ClassVar[bool] = False
     why: str
 
 
 class RefusedRule(Rule):
-    """The field is always refused; ``why`` completes the message, after the field's name."""
+    """A rule for a field that is always refused; ``why`` follows the field's name in the error."""
 
     why: str
 
@@ -103,11 +103,11 @@ class Flag(Rule):
 
 
 class IntegerRule(Rule):
-    """A whole number from ``least`` to ``most``.
+    """A rule for a whole number from ``least`` to ``most``.
 
     ``over`` says what happens to a larger number; ``wrap`` takes any number modulo ``most`` + 1,
-    for a seed. ``instead`` is the end of a refusal's message, which says what route does what the
-    client wants.
+    for a seed. ``instead`` is the end of a refusal's message, which tells the client which route to
+    use.
     """
 
     least: int = 0
@@ -128,10 +128,10 @@ class IntegerRule(Rule):
 
 
 class Number(Rule):
-    """A number from ``least`` to ``most``.
+    """A rule for a number from ``least`` to ``most``.
 
-    ``above``: ``least`` itself is excluded. ``floor``: positive numbers below ``floor`` are raised
-    to ``floor``. ``clamp``: a number outside the range becomes the nearer end of the range.
+    ``above``: ``least`` itself is not allowed. ``floor``: positive numbers below ``floor`` are
+    raised to ``floor``. ``clamp``: a number outside the range becomes the nearer end of the range.
     """
 
     least: float
@@ -154,7 +154,10 @@ class Number(Rule):
 
 
 class TextRule(Rule):
-    """A string of at most ``most`` characters; None is no limit beside the limit of all text."""
+    """A rule for a string of at most ``most`` characters.
+
+    If ``most`` is None, only the limit of all text in a body applies.
+    """
 
     most: int | None = None
     empty: bool = True
@@ -170,7 +173,7 @@ class TextRule(Rule):
 
 
 class Texts(Rule):
-    """A string, or a list of at most ``most`` strings; no string may be empty.
+    """A rule for a string, or a list of at most ``most`` strings; no string may be empty.
 
     Each string has up to ``characters`` characters, and all together up to ``together``. ``short``
     is how many strings may have only one or two characters. An empty list becomes None.
@@ -199,7 +202,7 @@ class Texts(Rule):
 
 
 class Ids(Rule):
-    """A list of at most ``most`` token ids, all in the vocabulary."""
+    """A rule for a list of at most ``most`` token ids, all in the vocabulary."""
 
     most: Most
 
@@ -218,7 +221,10 @@ class Ids(Rule):
 
 
 class Biases(Rule):
-    """An object of at most ``most`` numbers by token id, each lowered to -``bias``..``bias``."""
+    """A rule for an object of at most ``most`` numbers by token id.
+
+    Each number is moved into the range from -``bias`` to ``bias``.
+    """
 
     most: int
     bias: float
@@ -259,7 +265,7 @@ def _whole(name: str, value: Any) -> int:
 
 
 def _number(name: str, value: Any) -> float:
-    """Read a value as a finite number, like pydantic outside its strict mode, or refuse it."""
+    """Read a value as a finite number, or refuse it; like pydantic, accept numbers in strings."""
     if isinstance(value, str) and len(value) > _NUMBER_TEXT:
         raise refused(name, "is no number")
     try:

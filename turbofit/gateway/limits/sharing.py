@@ -2,7 +2,7 @@
 
 All images get one common limit, the largest with which they fit the plan together. So small images
 keep their size, and only the largest are lowered. If the limit is a number of tiles, some units may
-be left over, which go to the newest images. A video counts as one image, in the vision tower and in
+be left over; the newest images get these. A video counts as one image, in the vision tower and in
 host memory. The functions are pure; the gateway and `turbofit.pipeline` use them.
 """
 
@@ -48,7 +48,7 @@ _RATE: Final = 2.0
 class SharedImages(Struct):
     """Images that were lowered to the plan.
 
-    ``request`` are the ``mm_processor_kwargs`` for all images together, empty if not needed.
+    ``request`` has the ``mm_processor_kwargs`` for all images together; empty if none are needed.
     """
 
     images: tuple[LimitedImage, ...]
@@ -63,8 +63,8 @@ def by_request(bounds: Bounds) -> bool:
 def request_bounds(bounds: Bounds, options: object) -> Options:
     """Return a client's pixel bounds for all images of a request, in pixels of one image.
 
-    ``options`` are the ``image`` options of ``mm_processor_kwargs``, in which LMDeploy counts an
-    image of some models as two frames.
+    ``options`` are the ``image`` options of ``mm_processor_kwargs``. For some models LMDeploy
+    counts an image there as two frames.
     """
     if bounds.rule is None or not isinstance(options, dict):
         return {}
@@ -76,8 +76,8 @@ def hold_images(
 ) -> SharedImages:
     """Lower the images of a request, the oldest first, so that they fit the plan together.
 
-    If they do not fit even with the smallest limit, they get this limit, and `check_request`
-    refuses them. ``beside`` has the request's video, which uses units, too.
+    If they do not fit even with the smallest limit, the images get this limit, and `check_request`
+    refuses the request. ``beside`` has the request's video, which also uses units.
     """
 
     @cache
@@ -105,7 +105,10 @@ def hold_media(
     wanted: Sequence[RequestedImage],
     hold_video: Callable[[Bounds], LimitedImage] | None,
 ) -> tuple[SharedImages, tuple[LimitedImage, ...]]:
-    """Lower the images of a request by `hold_images`, and its video by ``hold_video``."""
+    """Lower the images of a request by `hold_images`, and its video by ``hold_video``.
+
+    Return the lowered images, and the video in a tuple, which is empty without a video.
+    """
     shared = hold_images(bounds, wanted)
     if hold_video is None:
         return shared, ()
@@ -118,8 +121,7 @@ def hold_media(
 def _beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
     """Return the bounds for the video of a request.
 
-    The video may have the units that the images leave, or an even share of all units if that is
-    more.
+    The video may use the units that the images leave, but at least an even share of all units.
     """
     limits = bounds.limits
     left = limits.units_per_request - sum(image.units for image in images)
@@ -129,12 +131,12 @@ def _beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
 
 
 def check_clips(bounds: Bounds, count: int) -> None:
-    """Refuse videos that are not planned for, and several videos in one request.
+    """Refuse videos if the plan has none, and several videos in one request.
 
     LMDeploy takes only one set of video parameters for a request.
 
     Raises:
-        Refusal: the plan does not pay for videos, or there are several.
+        Refusal: the plan has no videos, or there are several.
     """
     if count and not bounds.watches:
         raise Refusal("no_videos", param="messages")
@@ -145,7 +147,7 @@ def check_clips(bounds: Bounds, count: int) -> None:
 def hold_clip(
     bounds: Bounds, clip: Clip, options: Options
 ) -> tuple[LimitedImage, dict[str, dict[str, dict[str, float]]]]:
-    """Lower one video to the plan; also return LMDeploy's keywords for its loader and processor.
+    """Lower one video to the plan; return it, and LMDeploy's keywords for its loader and processor.
 
     Of the client's options, ``num_frames`` and ``fps`` are for the loader, ``max_pixels`` is for
     the processor; all others are dropped.
@@ -179,11 +181,11 @@ def hold_clip(
 def hold_frames(
     bounds: Bounds, frames: int, size: tuple[int, int], max_pixels: int = 0
 ) -> tuple[LimitedImage, int, int]:
-    """Lower the frames of a video together to the units that one image may have.
+    """Lower all frames of a video together to the units that one image may have.
 
-    Return the lowered video, and the ``min_pixels`` and ``max_pixels`` that lower it. ``size`` is
-    the width and height of a frame; the parameter ``max_pixels`` is the client's limit for the
-    pixels of all frames, 0 if the client has none.
+    Return the lowered video, and its new ``min_pixels`` and ``max_pixels``. ``size`` is the width
+    and height of a frame in pixels; the parameter ``max_pixels`` is the client's limit for the
+    pixels of all frames, 0 if the client gave none.
 
     Raises:
         Refusal: the frames fit at no size, or are too few for the model.
@@ -238,7 +240,7 @@ def _spend_rest(
 def _together(
     bounds: Bounds, wanted: Sequence[RequestedImage], single: Sequence[LimitedImage]
 ) -> SharedImages:
-    """Turn the images' pixel bounds into common bounds, if LMDeploy takes only bounds of a request.
+    """Replace the images' single pixel bounds by common bounds, for models that take only these.
 
     The common bounds are the tightest, so images may have fewer units than before.
     """
@@ -257,8 +259,8 @@ def _together(
 def _wanted(clip: Clip, options: Options) -> int:
     """Return how many frames LMDeploy would sample from a video.
 
-    This is the smaller of the numbers that ``num_frames`` and ``fps`` allow. If the client sampled
-    the frames itself, LMDeploy takes them all.
+    The result is the smaller of the numbers that ``num_frames`` and ``fps`` allow. If the client
+    sampled the frames itself, LMDeploy takes all of them.
     """
     if clip.rate is None:
         return clip.frames

@@ -1,7 +1,7 @@
-"""Videos as clients send them: frames and size come from their headers; nothing is decoded.
+"""Videos as clients send them: their frames and size are read from headers, without decoding.
 
-A separate process reads headers with the loader that LMDeploy tries first. Anything that is no
-usable video raises a `Refusal`.
+A separate process reads headers with the loader that LMDeploy tries first. A video that cannot be
+used raises a `Refusal`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _NO_OPENCV: Final = 3
 class Clip(Struct):
     """One video: its ``data:`` URL, its number of frames, and their size in pixels.
 
-    ``rate`` is in frames a second; None if the client sampled the frames itself, all of which the
-    engine then uses.
+    ``rate`` is in frames a second. It is None if the client sampled the frames itself; the engine
+    then uses all of them.
     """
 
     url: str
@@ -65,7 +65,7 @@ class Clip(Struct):
 
     @property
     def decoded_bytes(self) -> int:
-        """Bytes of host memory for one frame once an engine has decoded it to RGB."""
+        """Bytes of host memory of one frame when an engine has decoded the frame to RGB."""
         return self.size[0] * self.size[1] * BYTES_OF_PIXEL
 
 
@@ -74,7 +74,8 @@ async def look(
 ) -> Clip | None:
     """Return the request's video, or None if it has no video.
 
-    ``turn`` limits how many processes read the headers of films at once.
+    ``fetched`` has files by URL, ``most_bytes`` limits a video. ``turn`` limits how many processes
+    read the headers of films at once.
     """
     slot = next((slot for slot in parsed.slots if slot.shape == "clip"), None)
     if slot is None:
@@ -92,7 +93,7 @@ async def look(
 
 
 async def _header(data: bytes) -> tuple[int, float, tuple[int, int]]:
-    """Read a film's header in a process: the number of frames, their rate, and their size."""
+    """Read a film's header in a separate process; return frames, frames a second, and size."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-I", _PROGRAM, stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
@@ -161,7 +162,7 @@ def film_of(url: str, most_bytes: int) -> bytes:
 
 
 def check_film(data: bytes, most_bytes: int) -> bytes:
-    """Return the same bytes if they are a film; a playlist that names other files is refused.
+    """Return ``data`` if it is a film; anything else is refused, even a playlist of other files.
 
     Raises:
         Refusal: the bytes are no film of an accepted type, or too many.
@@ -174,10 +175,10 @@ def check_film(data: bytes, most_bytes: int) -> bytes:
 
 
 def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> Clip:
-    """Return a film as a `Clip`, with the facts of its header.
+    """Return a film as a `Clip`, with the numbers of its header.
 
     Raises:
-        Refusal: the header has an impossible size, rate or count of frames.
+        Refusal: the header has an impossible size, rate or number of frames.
     """
     if not RATES[0] <= rate <= RATES[1]:
         raise Refusal("broken_video:rate", rate=rate)
@@ -194,7 +195,7 @@ def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> C
 
 
 def _split(url: str) -> tuple[str, str]:
-    """Split a ``data:`` URL with base64 into its head, in lower case, and its payload."""
+    """Split a ``data:`` URL with base64 into its head, in lower case, and its base64 text."""
     head, comma, payload = url.partition(",")
     head = head.lower()
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):

@@ -1,7 +1,7 @@
-"""Remote images and videos: the gateway fetches each once, from allowed domains only.
+"""Fetches remote images and videos, each only once and only from allowed domains.
 
-An address is checked when it is resolved, and the connection goes to the very address that was
-checked: there is no second resolution between the two.
+An address is checked when it is resolved, and the connection goes to exactly this address; the name
+is not resolved again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CHUNK: Final = 1 << 16
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is public, and also an address that is embedded in it."""
+    """Return whether an IP address is public; an address embedded in it must be public, too."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -57,8 +57,8 @@ def is_public(address: str) -> bool:
 def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> bool:
     """Return whether a URL's host, in lower case without a final dot, is allowed.
 
-    An entry ``*.example.com`` allows each name below that domain, ``*`` any host over https. An
-    entry without a port allows the scheme's own port.
+    An entry ``*.example.com`` allows each name below that domain. An entry ``*`` allows any host
+    over https. An entry without a port allows only the scheme's default port.
     """
     for entry in allowed:
         if entry == ANY_PUBLIC and scheme == "https" and port == _PORTS["https"]:
@@ -92,7 +92,7 @@ class _PublicOnly(AbstractResolver):
         ]  # fmt: skip
 
     async def close(self) -> None:
-        """Do nothing, since there is nothing to close."""
+        """Do nothing, since nothing is open."""
 
 
 class MediaFetcher:
@@ -112,9 +112,9 @@ class MediaFetcher:
     async def fetch_all(
         self, urls: Sequence[str], most_bytes: int, count: Callable[[str, int], None]
     ) -> dict[str, bytes]:
-        """Fetch each URL once, concurrently; returns the bytes by URL.
+        """Fetch each URL once, concurrently; return the bytes by URL.
 
-        ``count`` receives the URL and the size of each file as soon as it has come; if it raises an
+        ``count`` is called with the URL and the size of each file when it has come; if it raises an
         error, the other fetches are cancelled.
         """
         if not urls:
@@ -159,7 +159,7 @@ class MediaFetcher:
         raise _refusal(400, f"was redirected more than {_REDIRECTS} times")
 
     def _check_url(self, url: str) -> None:
-        """Refuse a URL whose host is not allowed; its host name is not resolved for this."""
+        """Refuse a URL whose host is not allowed, without resolving the host's name."""
         parts = _split(url)
         host = (parts.hostname or "").rstrip(".").lower()
         if not host or parts.username is not None or parts.password is not None:
@@ -187,7 +187,7 @@ class MediaFetcher:
 
 
 async def _body(response: Any, most_bytes: int) -> bytes:
-    """Return the bytes of an answer; refuse an error, compression, or more than ``most_bytes``."""
+    """Return the body of a response; refuse an error, compression, or more than ``most_bytes``."""
     if response.status != 200:
         raise _refusal(400, f"was answered with status {response.status}")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":

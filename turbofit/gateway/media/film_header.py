@@ -1,6 +1,6 @@
 """Reads a film's header: ``python -I film_header.py < FILM`` prints frames, rate, width, height.
 
-It is a separate process, since a demuxer in C reads a stranger's bytes. It imports nothing of
+It runs as a separate process, since a demuxer in C reads a stranger's bytes, and imports nothing of
 turbofit. Exit code 3 means that there is no OpenCV.
 """
 
@@ -17,7 +17,7 @@ _SECONDS, _BYTES = 10, 4 << 30
 
 
 def main() -> int:
-    """Print the header as JSON, all zeros if the film cannot be opened; return the exit code."""
+    """Print the header as JSON, only zeros if the film cannot be opened; return the exit code."""
     try:
         import cv2
         from cv2 import videoio_registry

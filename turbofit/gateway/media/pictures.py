@@ -1,9 +1,9 @@
 """Images as clients send them: type and size come from their headers, mostly without decoding.
 
 The gateway decodes only images that it must resize because no parameter of a request can limit
-them. It resizes as LMDeploy would: with Pillow and its filter, in RGB, without turning the image.
-`PictureTurns` limits how many are decoded at once. The result is lossless. Anything that is no
-usable image raises a `Refusal`.
+them. It resizes as LMDeploy would: with Pillow and its filter, in RGB, without turning the image;
+the result is lossless. `PictureTurns` limits how many images are decoded at once. An image that
+cannot be used raises a `Refusal`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _COMPRESSION: Final = 1
 
 
 class Picture(Struct):
-    """One image: its type, read from its content, its data in base64, and its size in pixels.
+    """One image: its type, read from its content; its data in base64; and its size in pixels.
 
     ``url`` is the client's own ``data:`` URL if LMDeploy can read this URL unchanged.
     """
@@ -77,12 +77,12 @@ class Picture(Struct):
 
     @property
     def payload(self) -> int:
-        """The length of its base64 in characters."""
+        """The length of the image's base64 text in characters."""
         return len(self.base64)
 
     @property
     def decoded_bytes(self) -> int:
-        """Bytes of host memory once an engine has decoded it to RGB."""
+        """Bytes of host memory of the image when an engine has decoded it to RGB."""
         return self.size[0] * self.size[1] * _bytes_of_pixel(self.mime)
 
 
@@ -126,7 +126,7 @@ def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture
     """Return the image in ``data``; ``text`` is its base64 if the caller has it.
 
     Raises:
-        Refusal: it is too large, cut short, or of no accepted type.
+        Refusal: the image is too large, cut short, or of no accepted type.
     """
     if len(data) > most_bytes:
         raise _too_big(len(data), most_bytes)
@@ -149,10 +149,11 @@ def from_bytes(data: bytes, most_bytes: int, text: str | None = None) -> Picture
 
 
 def _header(data: bytes) -> tuple[str, tuple[int, int]]:
-    """Read an image's type, and its size in pixels (of an animation that of the first frame).
+    """Return an image's type, and its size in pixels (for an animation, of the first frame).
 
-    Pillow reads the file only if its first bytes look like an accepted type. It then tries all its
-    types, as in LMDeploy, so that a file is detected which two parsers read differently.
+    Pillow reads the file only if its first bytes look like an accepted type. Then Pillow tries all
+    its types, as in LMDeploy; a file that it reads as another type than its first bytes show is
+    refused.
     """
     from PIL import Image
 
@@ -179,7 +180,7 @@ def _header(data: bytes) -> tuple[str, tuple[int, int]]:
 class _File(BytesIO):
     """A file in memory that raises an OSError after too many reads.
 
-    A reader could otherwise split a stranger's file into millions of empty parts.
+    Without this limit, Pillow could split a stranger's file into millions of empty parts.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -194,10 +195,10 @@ class _File(BytesIO):
 
 
 def _scan(data: bytes) -> int:
-    """Return the offset at which a JPEG's pixels begin, found as Pillow does; -1 if none begin.
+    """Return the offset at which a JPEG's pixels begin, found as Pillow does; -1 if not found.
 
-    Too much Exif also gives -1: Pillow would copy all of it again for each further segment of Exif,
-    which takes an hour for the largest file.
+    The result is also -1 for too much Exif: Pillow would copy all of it again for each further
+    segment of Exif, which takes an hour for the largest file.
     """
     at, exif = 2, 0
     for _ in range(_SEGMENTS):
@@ -218,7 +219,7 @@ def _scan(data: bytes) -> int:
 
 @cache
 def _quiet() -> None:
-    """Drop Pillow's warnings; for causes that matter, this module raises a `Refusal`.
+    """Drop Pillow's warnings; where a cause matters, this module raises a `Refusal`.
 
     Python remembers the text of each warning for ever, and files could cause any number of texts.
     """
@@ -232,7 +233,7 @@ def _guess(data: bytes) -> str | None:
 
 
 def _whole(kind: str, data: bytes) -> bool:
-    """Return whether a file has its end; LMDeploy would silently paint missing pixels grey."""
+    """Return whether a file is complete; LMDeploy would silently paint missing pixels grey."""
     if kind == "PNG":
         return data.rfind(b"IEND") > 0
     if kind in ("JPEG", "MPO"):
@@ -257,7 +258,7 @@ def _too_big(size: int, most: int) -> Refusal:
 def _codec() -> tuple[Callable[[str], bytes], Callable[[bytes], str]]:
     """Return functions that decode and encode base64, from pybase64 if it is installed.
 
-    pybase64 comes with LMDeploy, and is four times as fast as Python's own module.
+    LMDeploy installs pybase64, which is four times as fast as Python's own module.
     """
     try:
         from pybase64 import b64decode, b64encode_as_string
@@ -279,7 +280,7 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
     """Return the picture resized to ``size`` in pixels, as a PNG.
 
     Raises:
-        Refusal: its pixels cannot be decoded.
+        Refusal: the picture's pixels cannot be decoded.
     """
     from PIL import Image
 
@@ -299,7 +300,7 @@ def resized(picture: Picture, size: tuple[int, int]) -> Picture:
 
 
 def resized_image(image: Any, size: tuple[int, int]) -> Any:
-    """Return a Pillow image in RGB, resized to ``size``."""
+    """Return a Pillow image resized to ``size`` (width, height) in pixels, in RGB."""
     from PIL import Image
 
     rgb = image if image.mode == "RGB" else image.convert("RGB")
@@ -307,7 +308,7 @@ def resized_image(image: Any, size: tuple[int, int]) -> Any:
 
 
 class PictureTurns:
-    """Limits how many pictures are decoded at once: ``threads`` (at least two), fewer large ones.
+    """Limits how many pictures are decoded at once: ``threads`` (at least two), fewer if large.
 
     Together the decoded pictures have at most the pixels of two pictures of the largest size.
     Pictures are served in order of arrival, so that small pictures cannot delay a large picture for
@@ -322,7 +323,7 @@ class PictureTurns:
 
     @asynccontextmanager
     async def of(self, size: tuple[int, int]) -> AsyncIterator[None]:
-        """Wait for the turn of a picture with these sides; the turn ends with the context."""
+        """Wait until a picture of this size may be decoded; its turn ends with the context."""
         taken = 0
         try:
             async with self._next:
@@ -335,5 +336,5 @@ class PictureTurns:
                 self._free.release()
 
     def _share(self, size: tuple[int, int]) -> int:
-        """Return how many of the equal parts of all allowed pixels a picture takes."""
+        """Return how many parts of the allowed pixels a picture takes; all parts are equal."""
         return min(self._parts, max(1, -(-size[0] * size[1] // self._pixels)))

@@ -1,1 +1,1 @@
-"""Chooses the engine that gets a request, and brings the request there."""
+"""Chooses the engine that gets a request, and sends the request there."""

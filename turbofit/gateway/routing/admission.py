@@ -1,17 +1,18 @@
 """Decides which engine a request goes to, and which requests wait.
 
-Each engine holds a limited number of units and tokens (`Gate`), and limited host memory for decoded
-images. Requests that do not fit wait in one queue per client; the clients take turns, so that
-nobody starves behind another's hundred requests. No request of the queue overtakes the first one.
-If the queue is full, a client with fewer waiting requests gets room: the newest request of the
-client that has most of them is refused.
+Each engine has limits of units and tokens (`Gate`), and of host memory for decoded images. Requests
+that do not fit wait in one queue per client; the clients take turns, so a client with a hundred
+requests does not block the others. While the first request waits, all later requests in the queue
+wait, too. If the queue is full, a client with fewer waiting requests still gets a place: the newest
+request of the client that has most of them is refused.
 
-A request without images passes the queue if it fits, unless another request without images waits.
-The tokens that such requests reserve delay no image request for ever: at the head of the queue an
-image request fits, however many tokens are reserved, once the requests before it have ended.
+A request without images may pass the queue if it fits, unless another request without images waits.
+Such requests do not delay image requests for ever: the first image request fits, however many
+tokens are reserved, once the requests before it have ended.
 
 Suspects (requests that may have ended an engine, see `deny_list`) have a queue of their own, which
-delays nobody: an engine has one suspect at a time, and equal suspects run one after another.
+delays no other request: an engine has one suspect at a time, and equal suspects run one after
+another.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _SUSPECT_RETRY: Final = 10
 
 
 class Place:
-    """The place of a request: first in the queue, later at an engine.
+    """A request's place: first in the queue, later at an engine.
 
     ``turn`` is the turn that a suspect takes at the engine; None for other requests.
     """
@@ -55,7 +56,7 @@ class Place:
             engine.turn_of = self.turn
 
     def begin(self) -> None:
-        """Note that the answer begins: give back what the request no longer needs at the engine.
+        """Note that the answer begins, and free what the request no longer needs at the engine.
 
         Waiting requests that now fit are let in.
         """
@@ -65,10 +66,10 @@ class Place:
         self._admission.given_back()
 
     def leave(self, after: float = 0.0, *, left: bool = False) -> None:
-        """Give back all that the request uses at the engine, and let waiting requests in.
+        """Free all that the request uses at the engine, and let waiting requests in.
 
         The engine may still work on the request for ``after`` seconds. ``left``: the client has
-        left, and the engine may still die of the request.
+        left, and the request may still end the engine.
         """
         self._give_back_host()
         if self.turn is not None:
@@ -118,8 +119,8 @@ class _Queue:
         """Make room for one more request of a client, and return whether there is room.
 
         If the queue is full, the client with the most waiting requests loses its newest request,
-        which is refused with ``busy``. This is done only if ``client`` then still has no more
-        waiting requests than the other client.
+        which is refused with ``busy``. This is not done if ``client`` would then have more waiting
+        requests than that client.
         """
         if self.waiting < self.longest:
             return True
@@ -152,11 +153,11 @@ class Admission:
         return self._queue.waiting + self._suspects.waiting
 
     async def admit(self, client: str, cost: Cost, turn: Turn | None = None) -> Place:
-        """Wait for a place at an engine, and take it.
+        """Wait until the request gets a place at an engine, and return the place.
 
         Raises:
             Refusal: 503 if no engine is up, 429 if the queue or the wait is too long (503 for
-              suspects), 400 if no engine could ever hold the request.
+              suspects), 400 if no engine could ever take the request.
         """
         place = Place(self, client, cost, turn)
         refusal = self._hopeless(cost)
@@ -197,7 +198,7 @@ class Admission:
             self.pump()
 
     def _settles(self, queue: _Queue, place: Place) -> bool:
-        """Give a waiting request its place at an engine, or a refusal, if possible.
+        """Give a waiting request a place at an engine, or a refusal, if possible.
 
         Return whether the request has left the queue.
         """
@@ -213,7 +214,7 @@ class Admission:
         return True
 
     def _passes(self, cost: Cost) -> bool:
-        """Return whether a request of this cost may pass the queue."""
+        """Return whether a request with this cost may pass the requests in the queue."""
         if not cost.light:
             return False
         line = (place for waiting in self._queue.lines.values() for place in waiting)
@@ -236,7 +237,7 @@ class Admission:
         place.given.result()
 
     def _stop_waiting(self, queue: _Queue, place: Place) -> None:
-        """Take a request out of the queue, or give back its place if it just got one."""
+        """Take a request out of the queue; if it has just got a place, free the place."""
         if place.given.done():
             if place.given.exception() is None:
                 place.leave()
@@ -257,7 +258,7 @@ class Admission:
         return best is not None
 
     def _hopeless(self, cost: Cost) -> Refusal | None:
-        """Return a refusal if no engine is up or large enough even when empty; else None."""
+        """Return a refusal if no engine is up, or even an empty engine is too small; else None."""
         engines = self._fleet.engines
         if not self._fleet.open:
             return self._fleet.dead()

@@ -1,12 +1,13 @@
 """Finds the requests that end engines, and refuses them.
 
-When an engine ends, or answers nobody and is given up, each of its requests whose answer had not
-begun is *suspected* for an hour. So is a request whose client left less than ten seconds before
-the end. A suspected request that comes again takes a *turn*: `admission` sends one suspect at a
-time to an engine, and equal suspects to only one engine at a time, beside requests that are not
-suspected. An answer clears the suspect. If the engine ends again, a new request beside the suspect
-may be the cause: so in the suspect's next turn, it is *alone*: the engine gets nothing new before
-the suspect's answer begins. A request that meets a second end in its turns is refused for an hour.
+When an engine ends, or is given up because it answers nobody, each of its requests whose answer had
+not begun is *suspected* for an hour. A request whose client left less than ten seconds before the
+end is suspected, too. A suspected request that comes again takes a *turn*: `admission` sends one
+suspect at a time to an engine, and equal suspects to only one engine at a time; requests that are
+not suspected may run beside it. An answer clears the suspect. If the engine ends again, a new
+request beside the suspect may be the cause. So in its next turn the suspect is *alone*: the engine
+gets no new request before the suspect's answer begins. A request in whose turns two engines end is
+refused for an hour.
 
 So equal requests end three engines before they are refused, not counting copies that were sent
 before the first end. An end with another cause (the process was killed, a card is lost, others took
@@ -43,7 +44,7 @@ _INLINE: Final = 64 << 10
 
 
 class DenyList:
-    """Suspected and refused requests; it belongs to one event loop at a time."""
+    """The suspected and the refused requests; a deny list belongs to one event loop at a time."""
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
@@ -53,7 +54,7 @@ class DenyList:
         self.count: Callable[..., None] = lambda *_: None
 
     async def fingerprint(self, path: str, body: bytes) -> str:
-        """Return 24 hexadecimal digits that identify a request, and reveal nothing of it."""
+        """Return 24 hexadecimal digits that identify a request and reveal nothing of its text."""
 
         def hashed() -> str:
             digest = hmac.new(self._key, path.encode() + b"\n", "sha256")
@@ -76,10 +77,10 @@ class DenyList:
         return Turn(name, alone=in_turn > 0) if name is not None and met else None
 
     def _ends(self, name: str) -> tuple[list[float], int]:
-        """Return when engines ended with a request, newest first, and how many did in its turns.
+        """Return when engines ended with a request, newest first, and how many ended in its turns.
 
-        ``name`` is the request's fingerprint. An end counts for an hour, and each later end with
-        the same request renews the hour.
+        ``name`` is the request's fingerprint. An end counts for an hour; each later end with the
+        same request renews the hour.
         """
         met: list[float] = []
         in_turn, since = 0, time.monotonic() - _HOUR
@@ -96,9 +97,9 @@ class DenyList:
             death.accused.discard(request.fingerprint)
 
     def engine_died(self, engine: RoutedEngine, sent_at: float = float("-inf")) -> None:
-        """Accuse the requests of an engine that broke off a request, or is given up.
+        """Accuse the requests of an engine that broke off a request or was given up.
 
-        ``sent_at`` is the time when the request that broke off was sent.
+        ``sent_at`` is the time when that request was sent.
         """
         death = engine.note_death(sent_at)
         there = [request.present for request in engine.in_flight] + engine.left_lately()
@@ -111,14 +112,14 @@ class DenyList:
     def nothing_listens(self, engine: RoutedEngine) -> None:
         """Note that nothing listens at an engine's address; accuse requests whose clients left.
 
-        Nothing is done for requests that the engine still has: their connections break.
+        Requests that are still at the engine are not treated here, since their connections break.
         """
         left = [present.sent_at for present in engine.left_lately()]
         if left:
             self.engine_died(engine, max(left))
 
     def engine_ended(self, engine: RoutedEngine, *, other_cause: bool) -> None:
-        """Note that a supervisor saw the process end; with ``other_cause`` accuse nobody."""
+        """Note that a supervisor saw the engine's process end; ``other_cause``: accuse nobody."""
         death = engine.note_end()
         if not other_cause:
             self.engine_died(engine)
@@ -130,9 +131,10 @@ class DenyList:
         death.accused.clear()
 
     def _note(self, death: EngineDeath, there: list[Present], in_turn: str | None) -> None:
-        """Note who may have caused a death: those of ``there`` whose answers had not begun.
+        """Note which requests may have caused a death: those whose answers had not begun.
 
-        ``in_turn`` is the fingerprint of the suspect that had its turn, or None.
+        ``there`` are the engine's requests; ``in_turn`` is the fingerprint of the suspect that had
+        its turn, or None.
         """
         death.noted, death.in_turn = True, in_turn
         death.accused = {
@@ -147,7 +149,7 @@ class DenyList:
 
     @property
     def numbers(self) -> tuple[int, int]:
-        """The numbers of requests that are suspected, and that are refused."""
+        """The number of suspected requests, and the number of refused requests."""
         names = {name for death in self._deaths for name in death.accused}
         in_turn = [turns for met, turns in map(self._ends, names) if met]
         refused = sum(turns >= _REFUSED for turns in in_turn)

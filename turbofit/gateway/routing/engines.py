@@ -1,4 +1,4 @@
-"""The engines behind the gateway: their requests, their deaths, and the choice of one."""
+"""The engines behind the gateway: their requests, their deaths, and the choice of an engine."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class Present:
     """A request at an engine, with the facts that matter if the engine dies.
 
     ``fingerprint``: see `deny_list`; None if the request has no body, and so cannot end an engine.
-    ``begun``: a byte of its answer has come. ``left_at``: the time at which its client left.
+    ``begun``: a byte of its answer has come. ``left_at``: the time at which its client left. Times
+    are by `time.monotonic`.
     """
 
     fingerprint: str | None = None
@@ -69,7 +70,7 @@ class InFlight(Protocol):
 
 @dataclass(eq=False)
 class EngineDeath:
-    """The end of one engine's process.
+    """The end of one engine's process, or the time when it was given up.
 
     ``accused``: fingerprints of the requests that may be the cause; ``in_turn``: the fingerprint of
     the suspect that had its turn. ``noted``: ``accused`` and ``in_turn`` are filled in. ``ended``:
@@ -84,10 +85,10 @@ class EngineDeath:
 
 
 class RoutedEngine:
-    """One engine, with a unique number ``index``, or a node of a cluster with its name.
+    """One engine, or a node of a cluster; ``index`` is its unique number or the node's name.
 
     An engine with twice the ``share`` gets twice the requests. ``host_limit`` is the most bytes of
-    host memory for images of its requests, None for no limit.
+    host memory for the images of its requests, None for no limit.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class RoutedEngine:
 
     @property
     def in_turn(self) -> str | None:
-        """The fingerprint of the suspect that has its turn here."""
+        """The fingerprint of the suspect that has its turn at this engine, or None."""
         return None if self.turn_of is None else self.turn_of.fingerprint
 
     @property
@@ -152,9 +153,9 @@ class RoutedEngine:
 
     @property
     def back_at(self) -> float:
-        """The monotonic time when the engine will answer again; infinity if unknown.
+        """The time, by `time.monotonic`, when the engine will answer again; infinity if unknown.
 
-        The time is a guess from the seconds of the last start.
+        The time is estimated from the seconds of the last start.
         """
         if not self.start_seconds:
             return _NEVER
@@ -177,15 +178,18 @@ class RoutedEngine:
 
     @property
     def rank(self) -> tuple[float, float, int | str]:
-        """A sort key for the choice of an engine; the least key is chosen.
+        """A sort key for the choice of an engine; the engine with the least key is chosen.
 
-        The key compares how full the engine would be with one more request, by its share, then its
-        vision units.
+        The key compares the requests that an engine would have with one more, divided by its share,
+        then the vision units, divided by its share.
         """
         return (self.outstanding + 1) / self.share, self.units / self.share, self.index
 
     def fits(self, cost: Cost, *, suspect: bool = False) -> bool:
-        """Return whether the engine takes requests, and has room for one more of this cost."""
+        """Return whether the engine takes requests, and has room for another request of this cost.
+
+        ``suspect``: the request is a suspect, which needs a free turn.
+        """
         if not self.up or not self.gate.fits(cost):
             return False
         if self.turn_of is not None and (suspect or self.turn_of.alone):
@@ -194,14 +198,14 @@ class RoutedEngine:
         return not cost.host_bytes or most is None or self.host_bytes + cost.host_bytes <= most
 
     def holds(self, cost: Cost) -> bool:
-        """Return whether the engine, when empty, has room for a request of this cost."""
+        """Return whether the engine could take a request of this cost if it had no others."""
         units, host_limit = self.gate.units, self.host_limit
         return (units is None or cost.units <= units) and (
             host_limit is None or cost.host_bytes <= host_limit
         )
 
     def succeeded(self) -> None:
-        """Note that a completion brought a byte, so that the engine works."""
+        """Note that the engine works, since a byte of a completion came."""
         now = time.monotonic()
         if self.death is not None and not self.answered and not self.rested:
             self.start_seconds = now - self.died_at
@@ -216,17 +220,19 @@ class RoutedEngine:
 
     @property
     def silent_since(self) -> float:
-        """Since when the engine is silent, by `time.monotonic`.
+        """The time, by `time.monotonic`, since which the engine is silent.
 
-        This is the time when a byte last came, or when the engine began to owe answers, if later.
+        It is the time of the last byte, or, if later, the time when the engine began to owe
+        answers.
         """
         return max(self.heard_at, self.asked_at)
 
     def note_death(self, sent_at: float = float("-inf")) -> EngineDeath:
         """Note that the engine died or was given up; return the death, one for all its requests.
 
-        If the engine answered after its last death, or the request that broke off was sent clearly
-        after it (at ``sent_at``), a new process has died, and the death is a new one.
+        ``sent_at`` is the time when a request was sent that broke off. A new process has died, and
+        the death is new, if the engine answered after its last death, or if that request was sent
+        clearly after the last death.
         """
         if self.death is None or max(self.last_success, sent_at - _PAUSE) > self.died_at:
             self.death = EngineDeath(time.monotonic())
@@ -236,7 +242,7 @@ class RoutedEngine:
     def note_end(self) -> EngineDeath:
         """Note that a supervisor saw the process end; return the death.
 
-        The death may have been noted before, when a request broke off.
+        This death may have been noted before, when a request broke off.
         """
         if self.death is not None and self.death.ended:
             self.death = None  # it was the previous process's
@@ -245,7 +251,7 @@ class RoutedEngine:
         return death
 
     def left_lately(self) -> list[Present]:
-        """Return requests whose clients left lately, and which the engine may still have."""
+        """Return requests whose clients left lately, and which may still be at the engine."""
         at = min(time.monotonic(), self.failed_at)
         return [present for present in self.left if at - present.left_at < LEFT_SECONDS]
 
@@ -275,7 +281,7 @@ class Outage(NamedTuple):
 
 
 class Fleet:
-    """All engines of a gateway, also dead ones; iterate over it to get them."""
+    """All engines of a gateway, including dead ones; iterating over a fleet yields engines."""
 
     def __init__(self, engines: Sequence[RoutedEngine]) -> None:
         self.engines = tuple(engines)
@@ -306,7 +312,7 @@ class Fleet:
 
     @property
     def retry_seconds(self) -> int:
-        """Seconds until an engine is expected to serve again, for clients to try again."""
+        """Seconds until an engine is expected to serve, after which a client should try again."""
         if self.outage is not None:
             return self.outage.seconds_left
         now = time.monotonic()
@@ -316,7 +322,7 @@ class Fleet:
     def best(self, cost: Cost, *, suspect: bool = False) -> RoutedEngine | None:
         """Return the least busy engine with room for a request; None if no engine has room.
 
-        ``suspect``: the request is a suspect, of which an engine takes one at a time.
+        ``suspect``: the request is a suspect; an engine takes only one suspect at a time.
         """
         fitting = [engine for engine in self.engines if engine.fits(cost, suspect=suspect)]
         return min(fitting, key=lambda engine: engine.rank, default=None)

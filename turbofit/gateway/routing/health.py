@@ -1,6 +1,6 @@
-"""Watches whether engines answer completions, by their traffic, or by a probe without traffic.
+"""Watches whether engines answer completions: clients' requests, or probes if there are none.
 
-LMDeploy's own ``/health`` can be 200 while every request fails or hangs; a completion cannot.
+LMDeploy's own ``/health`` can be 200 while every request fails or hangs; a completion shows this.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _TOKENS: Final = re.compile(
 
 
 def healthy(engines: Iterable[RoutedEngine]) -> bool:
-    """Return whether at least one engine answers completions, and takes more requests."""
+    """Return whether at least one engine answers completions and takes new requests."""
     return any(engine.serves for engine in engines)
 
 
 def trouble(outage: Outage | None, word: str = "status") -> Document:
-    """Return the part of `/health` that says, under ``word``, why no engine serves."""
+    """Return the part of `/health` that says why no engine serves; ``word`` is its key."""
     if outage is None:
         return {word: "unavailable"}
     return {word: "resting", "message": outage.message}
@@ -51,7 +51,7 @@ class Monitor:
     An engine is probed with a completion of one text token when it has been idle for long, when
     something failed, and when it owes answers but sends nothing. After three failures in a row it
     gets no more requests, and its requests end; one success brings it back. ``changed`` is called
-    each time. If a probe is not answered in time, the engine may only be slow: it is taken out of
+    each time. An engine that does not answer a probe in time may only be slow: it is taken out of
     service only when it has sent nothing for `GatewayConfig.hung_seconds`, and its own count of
     tokens has not grown.
     """
@@ -96,8 +96,8 @@ class Monitor:
     def doubt(self, engine: RoutedEngine) -> None:
         """Send an engine no new requests until it answers a probe.
 
-        Call this when the engine broke off a request, was not reached, or its loop has ended. Its
-        running requests go on: some may still be answered.
+        Call this method when the engine broke off a request, was not reached, or has ended its
+        loop. Running requests go on, since some may still be answered.
         """
         if engine.up:
             engine.up = False
@@ -155,7 +155,7 @@ class Monitor:
             self._changed()
 
     async def _moves(self, engine: RoutedEngine) -> bool:
-        """Return whether the engine has counted more tokens than when a probe last failed."""
+        """Return whether the engine has counted more tokens since a probe last failed."""
         page = await self._upstream.page(engine, "/metrics", HEALTH_SECONDS)
         before, engine.tokens = engine.tokens, sum(map(float, _TOKENS.findall(page)))
         return 0 < before < engine.tokens

@@ -59,7 +59,7 @@ _FAILED: Final = re.compile(rb"(?:\A|\n\n)event: (?:error|response\.failed)\n")
 
 
 class Exchange(ForwardOutcome):
-    """The exchange of one request with one engine; an `engines.InFlight`."""
+    """The exchange of one request with one engine; implements `engines.InFlight`."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Exchange(ForwardOutcome):
             self._leave(left)
 
     def _leave(self, left: bool) -> None:
-        """Give the place at the engine back, and tell the monitor if the engine failed.
+        """Free the request's place at the engine, and tell the monitor if the engine failed.
 
         ``left``: the client has left.
         """
@@ -125,7 +125,7 @@ class Exchange(ForwardOutcome):
             by.metrics.count("engine_failures_total", f"engine={engine.index}")
 
     def abort(self) -> None:
-        """Stop waiting for the engine, since it was given up."""
+        """Stop waiting for the engine, because the monitor gave the engine up."""
         if self._task is not None and not self.broken:
             self._note_break()
             self._task.cancel()
@@ -170,7 +170,7 @@ class Exchange(ForwardOutcome):
             response.close() if not response.content.at_eof() else response.release()
 
     async def _stream(self, response: aiohttp.ClientResponse, kind: str) -> None:
-        """Pass events on as they come, each only when it is whole.
+        """Pass the events of a stream on as they come, each only when it is complete.
 
         So a stream that breaks off can still end with an error event.
         """
@@ -186,7 +186,10 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _take(self, events: bytes, kind: str) -> None:
-        """Pass ``events``, which are whole, on to the client; empty if only a part of one came."""
+        """Pass complete events on to the client.
+
+        ``events`` is empty if only a part of an event came.
+        """
         end = _UNAVAILABLE_EVENT.search(events) if _UNAVAILABLE in events else None
         if end is not None:
             events = events[: end.start()]
@@ -259,7 +262,7 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     def _in_form(self, body: bytes) -> bytes:
-        """Return an engine's error, a body, in the form of the client's API.
+        """Return the body of an engine's error in the form of the client's API.
 
         The reason and status of the error are noted for the record.
         """
@@ -279,7 +282,7 @@ class Exchange(ForwardOutcome):
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _end_broken(self) -> None:
-        """End a stream that has begun with an error event; before it has begun, raise a refusal."""
+        """End a stream with an error event; raise a refusal if the stream has not begun."""
         fleet = self._by.fleet
         again = _RETRY_DIED if fleet.open else fleet.retry_seconds
         refusal = Refusal("engine_died", retry_after=again)
@@ -291,7 +294,10 @@ class Exchange(ForwardOutcome):
 
 
 def _events(data: bytes) -> tuple[bytes, bytes]:
-    """Split data of a stream into whole events and the rest; a very long event counts as whole."""
+    """Split a stream's data into complete events and the rest.
+
+    A very long rest counts as a complete event.
+    """
     at = data.rfind(b"\n\n")
     if at < 0:
         return (data, b"") if len(data) > _LONGEST_EVENT else (b"", data)
@@ -299,10 +305,10 @@ def _events(data: bytes) -> tuple[bytes, bytes]:
 
 
 class Doubts(Protocol):
-    """The object that decides which engines get requests: a monitor, or a front."""
+    """The object that decides which engines get requests: a `Monitor`, or a `Front`."""
 
     def doubt(self, engine: RoutedEngine) -> None:
-        """Send the engine nothing new until it answers."""
+        """Send the engine no new requests until it answers."""
 
     def suspect(self, engine: RoutedEngine) -> None:
         """Note that a request failed at the engine."""
@@ -312,10 +318,10 @@ class Doubts(Protocol):
 class RequestForwarder:
     """Forwards requests to engines.
 
-    If an engine cannot be reached, it has not received the request, which goes to another engine;
-    the engine that was not reached gets no new requests. A request whose engine dies gets 503, and
-    the client may send it again. An error of an engine counts as an answer, except LMDeploy's 503
-    after its loop has ended.
+    If an engine cannot be reached, its request goes to another engine, and the engine gets no new
+    requests. A request whose engine dies is answered with 503, and the client may send it again. An
+    engine's error counts as an answer, except LMDeploy's 503 after its loop has ended.
+
     ``before_nodes``: each engine is a node of a cluster, with a gateway of its own.
     """
 
@@ -329,10 +335,10 @@ class RequestForwarder:
     before_nodes: bool = False
 
     async def forward(self, request: RequestContext, send: Send) -> None:
-        """Wait for room, send the request to an engine, and pass its answer on.
+        """Wait for room, send the request to an engine, and pass the answer on.
 
         Raises:
-            Refusal: no engine has room in time, no engine is reached, or its engine died.
+            Refusal: no engine has room in time, no engine is reached, or the request's engine died.
         """
         assert request.route is not None
         present = Present()

@@ -38,9 +38,10 @@ class Count(Struct):
 class Census(Struct):
     """The device code of one library.
 
-    ``architectures`` are those of its cubins, as CUDA names them without ``sm_``: ``86`` runs on
-    compute capability 8.6 and newer ones of 8.x, ``90a`` only on 9.0. ``ptx`` are those of its PTX,
-    which the driver compiles for newer cards. ``families``: counts by family and architecture.
+    ``architectures`` are the architectures of its cubins, as CUDA names them without ``sm_``:
+    ``86`` runs on compute capability 8.6 and newer ones of 8.x, ``90a`` only on 9.0. ``ptx`` are
+    the architectures of its PTX, which the driver compiles for newer cards. ``families`` has the
+    numbers of kernels by family and architecture.
     """
 
     library: str
@@ -82,10 +83,10 @@ class Census(Struct):
 
 
 def take_census(library: Path) -> Census:
-    """Read the kernels of TurboMind from its library; it takes a second for 0.4 GB.
+    """Count the kernels in TurboMind's library; this takes a second for 0.4 GB.
 
     Raises:
-        OSError: the library, or C++'s own, cannot be read.
+        OSError: the library, or the C++ library, cannot be read.
         ValueError: the file is not a library, or its device code is broken.
         PackageError: cramjam is missing.
     """
@@ -117,7 +118,10 @@ def take_census(library: Path) -> Census:
 
 
 def released(version: Version) -> Census | None:
-    """Return the census for a release: its own, or the newest one before it; None before 0.6.0."""
+    """Return the census of a release; None before 0.6.0.
+
+    A release without a census of its own has the kernels of the newest census before it.
+    """
     first = _first(version)
     return None if first is None else _census(first)
 
@@ -202,9 +206,10 @@ def _engine() -> _Engine:
 
 @cache
 def installed() -> Census | None:
-    """Return the census of the installed TurboMind; None if there is none, or it cannot be read.
+    """Return the census of the installed TurboMind; None if TurboMind is not installed.
 
-    The census of a released wheel is known. Another library is read once, and its census stored.
+    A release's own library has the release's census. Another library is read once, and its census
+    is stored; if it cannot be read, the census of the release with its version is returned.
     """
     version, library, digest = _engine()
     if version is not None and digest is not None and is_released(version, digest):

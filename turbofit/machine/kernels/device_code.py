@@ -102,8 +102,8 @@ def sections(data: Buffer) -> Iterator[ElfSection]:
 def entries(library: Path) -> Iterator[tuple[str, bytes | None]]:
     """Yield the entries of all fat binaries of a host library, in the order of the file.
 
-    An entry is the name of an architecture (``90a`` runs only on 9.0) and a cubin; PTX has None
-    instead of a cubin.
+    An entry is the name of an architecture (``90a`` runs only on 9.0) and the bytes of a cubin, or
+    None if the entry is PTX.
     """
     with mapped(library) as data:
         for header in _headers(data):
@@ -166,10 +166,10 @@ def _unpacked(body: bytes, header: _Header) -> bytes:
 
 
 def functions(cubin: Buffer) -> Iterator[tuple[str, bool]]:
-    """Yield the mangled names of a cubin's functions, each with whether the function is empty.
+    """Yield the mangled name of each function of a cubin, and whether the function is empty.
 
     The compiler leaves an empty function if the source excludes an architecture (``if constexpr``):
-    the host launches the kernel, and it computes nothing.
+    the host launches the kernel, but the kernel computes nothing.
     """
     for section in sections(cubin):
         if section.name.startswith(_TEXT):

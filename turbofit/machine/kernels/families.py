@@ -62,12 +62,18 @@ _OTHERS: Final[Mapping[str, str]] = {
 
 
 def gemm(weights: str, activations: str) -> str:
-    """Return the name of the kernel family that multiplies such weights by 16-bit activations."""
+    """Return the name of the family of kernels that multiply weights by activations.
+
+    ``weights`` and ``activations`` are the names of their types, such as ``int4`` and ``bfloat16``.
+    """
     return f"gemm {weights} {activations}"
 
 
 def experts(weights: str, activations: str) -> str:
-    """Return the name of the kernel family that multiplies the weights of a layer's experts."""
+    """Return the name of the family of kernels that multiply the weights of a layer's experts.
+
+    ``weights`` and ``activations`` are the names of their types, as in `gemm`.
+    """
     return f"experts {weights} {activations}"
 
 
@@ -111,9 +117,9 @@ def _attention(name: str) -> str | None:
 
 
 def _gemm(name: str) -> str | None:
-    """Return the name of a GEMM kernel's family, or None.
+    """Return the name of a GEMM kernel's family; None if its name has not two known types.
 
-    Of its two operands, the one without a 16-bit type is the weights.
+    The operand with a 16-bit type is the activations, and the other operand is the weights.
     """
     types = {side: _TYPES.get(kind.strip()) for side, kind in _OPERANDS.findall(name)[:2]}
     kinds = [kind for kind in types.values() if kind]
@@ -125,9 +131,9 @@ def _gemm(name: str) -> str | None:
 
 
 def _sm90(kernel: str, name: str) -> str | None:
-    """Return the name of a Hopper kernel's family, or None.
+    """Return the name of a Hopper kernel's family; None if the type of its weights is unknown.
 
-    Activations whose type the kernel's name does not have count as bfloat16.
+    If the kernel's name does not say the type of the activations, the type is bfloat16.
     """
     packed = _SM90_U4.search(name)
     if packed:

@@ -1,1 +1,1 @@
-"""Sends a load of requests to an OpenAI-compatible server, and measures it."""
+"""Sends a load of requests to an OpenAI-compatible server, and measures the answers."""

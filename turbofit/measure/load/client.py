@@ -62,7 +62,7 @@ class Answer:
 
     @property
     def ttft(self) -> float | None:
-        """Seconds to the first piece of text; None if none came."""
+        """Seconds to the first piece of text; None if no text came."""
         return self.pieces[0] - self.begun if self.pieces else None
 
     @property
@@ -74,7 +74,7 @@ class Answer:
 
     @property
     def e2e(self) -> float | None:
-        """Seconds from the request to the end of its answer; None while it has not ended."""
+        """Seconds from the request to the end of the answer; None before that end."""
         return None if self.ended is None else self.ended - self.begun
 
 
@@ -192,7 +192,7 @@ class ServerClient:
 
 
 def stated_pause(headers: Mapping[str, str], most: float) -> float:
-    """Return the seconds of ``Retry-After``, at most ``most``; 0 if there is none, or no number."""
+    """Return the seconds of ``Retry-After``, at most ``most``; 0 if the header states no number."""
     stated = headers.get("Retry-After", "")
     return min(float(stated), most) if stated.isdecimal() else 0.0
 
@@ -213,7 +213,7 @@ class LoadClient(ServerClient):
         """Return the name of the server's first model.
 
         Raises:
-            UnservedError: the server does not answer, or not like an OpenAI-compatible one.
+            UnservedError: the server does not answer as an OpenAI-compatible server does.
             UsageError: the server refuses this client, or the URL is no address.
         """
         try:

@@ -1,8 +1,8 @@
 """Drives a load: the warm-up, the window that is measured, and the end.
 
-The load goes on until all requests that began in the window are answered, so that the last of them
-also meet a busy server. Requests that begin after the window do not count, and are broken off at
-the end.
+The load goes on until all requests that began in the window are answered, so that even the last of
+these requests meet a busy server. Requests that begin after the window do not count, and are broken
+off at the end.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ class LoadRun:
         return Step("measuring", time.perf_counter() - self.opened, seconds or 0.0, "s", counts)
 
     async def _place(self) -> None:
-        """Send one request after another, each when the last is answered.
+        """Send requests one after another, each when the last is answered; pause after errors.
 
-        A closed loop runs as many of these as it has requests at once. After errors it pauses.
+        A closed loop runs this method as many times at once as it has requests at once.
         """
         failures = 0
         while True:
@@ -156,7 +156,7 @@ class LoadRun:
     def _close(self) -> None:
         """Close the window, and end the load once all requests that count are answered.
 
-        The window is empty if the load never got warm.
+        The window is empty if the warm-up has not ended.
         """
         if self.closed is None:
             self.closed = time.perf_counter()

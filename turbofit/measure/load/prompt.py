@@ -1,7 +1,7 @@
 """Makes the bodies of requests: text of about a given number of tokens, and images.
 
 No tokenizer is needed: a prompt has as many words as it should have tokens. Requests share only the
-part that they must share, so that a cache of prompts finds nothing else.
+text that the load asks them to share, so that prefix caching finds nothing else.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class StreamError(Exception):
 
 
 def event_of(line: bytes) -> JsonObject | None:
-    """Return the event in a line of a stream; None for other lines, empty for ``[DONE]``.
+    """Return the event in a line of a stream; None if it has no data, empty for ``[DONE]``.
 
     Raises:
         StreamError: the line is no event with choices, or the event reports an error.
@@ -97,7 +97,7 @@ class PromptWriter:
 
 
 def user_message(text: str, images: Iterable[str]) -> JsonObject:
-    """Return a user's message; its images come first, so that no shared prefix includes them."""
+    """Return a user's message: first its images, then its text."""
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
 

@@ -37,7 +37,7 @@ class ErrorCount(Struct):
 class ClientShare(Struct):
     """How busy and how late the client was that sent the load.
 
-    If it was too busy, the server can do more than the figures say.
+    If the client was too busy, the server can do more than the results say.
     """
 
     busy: Annotated[float, doc("CPU seconds a second of the process that sent the load.")] = 0.0
@@ -106,7 +106,7 @@ class Window(NamedTuple):
         return answer.tokens * came / len(answer.pieces)
 
     def failed_before(self, answer: Answer) -> bool:
-        """Return whether a request of the warm-up failed: it began before the window."""
+        """Return whether a request began before the window, in the warm-up, and failed."""
         return bool(answer.kind) and not answer.counts and answer.begun <= self.begin
 
     def per_second(self, amount: Callable[[Answer], float], answers: Sequence[Answer]) -> float:
@@ -116,7 +116,7 @@ class Window(NamedTuple):
 def spread(values: Iterable[float | None]) -> Spread:
     """Return mean and percentiles of values in seconds; a None does not count.
 
-    A percentile is the least value that this share of the values does not exceed.
+    ``p90``, for example, is the least value that 90 % of the values do not exceed.
     """
     rising = sorted(value for value in values if value is not None)
     if not rising:

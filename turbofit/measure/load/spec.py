@@ -80,7 +80,7 @@ class LoadSpec(Validated):
 
     @property
     def measured_seconds(self) -> float | None:
-        """The seconds of the window that is measured; None if the number of requests ends it."""
+        """The seconds of the window that is measured; None if a number of requests ends it."""
         if self.seconds is None and self.requests is None:
             return _SECONDS
         return self.seconds

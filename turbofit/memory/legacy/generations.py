@@ -1,7 +1,7 @@
 """Generations before 0.18, from `presets/engines/generations.yaml`; their weights and towers.
 
-The rules of a generation are data; no code depends on a version. An entry of the file inherits from
-the entry before all that it leaves out.
+The rules of a generation are data; no code depends on a version. What an entry of the file leaves
+out is the same as in the entry before.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from turbofit.model.towers import vision_tensors
 class CacheRule(Struct, forbid_unknown_fields=True):
     """The size of the cache in one generation.
 
-    ``of`` is the base of the ratio: ``free`` memory after the weights (the least of the group), the
-    ``total`` memory, or ``slots``: whole sessions, ``default`` of them. ``objects``: one region of
-    pages as in 0.18, else blocks. ``after_buffers``: the persistent buffers are allocated before
-    the cache. ``online_scales``: quantised keys and values have a scale and a zero point for each
-    token and head. ``bits`` are the bits of a key's or value's element, by ``quant_policy``.
+    ``of`` says what the ratio is a share of: the ``free`` memory after the weights (the least in
+    the group) or the ``total`` memory; with ``slots`` it is a number of whole sessions. ``default``
+    is the default ratio. ``objects``: the cache is one region of pages as in 0.18, else blocks.
+    ``after_buffers``: the persistent buffers are allocated before the cache. ``online_scales``:
+    quantised keys and values have a scale and a zero point for each token and head. ``bits`` are
+    the bits of a key's or value's element, by ``quant_policy``.
     """
 
     of: Literal["free", "total", "slots"]
@@ -82,10 +83,10 @@ class BufferRule(Struct, forbid_unknown_fields=True):
 class StagingRule(Struct, forbid_unknown_fields=True):
     """Torch's memory on the first GPU while tensors are moved to the engine.
 
-    It is a number of 16-bit copies: of the ``embedding`` (if ``shared``, of a rank's part of it),
-    of a ``gate`` and of a ``square`` matrix. ``packed`` replaces the last two for 4-bit weights,
-    unless it is 0. If ``kept``, torch still holds this memory when the engine reads the free
-    memory.
+    ``embedding``, ``gate`` and ``square`` are the numbers of 16-bit copies of three matrices; if
+    ``shared``, the embedding is only a rank's part. ``packed`` replaces ``gate`` and ``square`` for
+    4-bit weights, unless it is 0. If ``kept``, torch still holds this memory when the engine reads
+    the free memory.
     """
 
     embedding: int
@@ -129,7 +130,7 @@ class _Entry(Struct, forbid_unknown_fields=True):
 
 
 class Generation(_Entry):
-    """One generation of TurboMind; the file has the sources."""
+    """One generation of TurboMind; the YAML file of all generations has the sources."""
 
     cache: CacheRule
     embeddings: Literal["replicated", "sharded"]
@@ -149,14 +150,14 @@ class Generation(_Entry):
 
 
 class RuntimeRule(Struct, forbid_unknown_fields=True):
-    """Memory reserved before the ratio: ``bytes`` × vocabulary × (prefill + rows × batch)."""
+    """Memory reserved before the ratio: ``bytes`` × vocabulary × (prefill + ``rows`` × batch)."""
 
     bytes: int
     batch_rows: int
 
 
 class LogitsRule(Struct, forbid_unknown_fields=True):
-    """The logits of a prefill: of all ``tokens`` or of the last one.
+    """The logits of a prefill: of ``all`` tokens, or of the ``last`` token of each sequence.
 
     ``bytes`` are those of one logit with all its copies.
     """
@@ -253,8 +254,9 @@ def legacy_constants() -> LegacyConstants:
 def older_layouts(constants: EngineConstants, generation: Generation) -> EngineConstants:
     """Return the constants with a generation's padding of MLPs and experts, equal on all cards.
 
-    With tp 1 the padding is too high by up to 31 channels since 0.14, which pads nothing. Hopper's
-    own 4-bit layout exists only since 0.18: the binary of 0.17.0 has no plan for it.
+    At tp 1 the figure is too high by up to 31 channels from 0.14 on, since these versions do not
+    pad there. Hopper's own 4-bit layout exists only since 0.18: the binary of 0.17.0 has no plan
+    for it.
     """
     align, int4 = generation.ffn_align or 1, constants.packed["int4"]
     plain = replace(int4["90"], group=int4["default"].group, of=None, fused_silu=False, align=None)
@@ -272,7 +274,8 @@ def legacy_weight_classes(
 ) -> dict[str, int]:
     """Return the bytes per rank of each tensor class, without the vision tower; equal on all cards.
 
-    Before 0.6, embedding and lm_head were whole on every rank, with rows padded to ``tp``.
+    Before 0.6, every rank held the whole embedding and lm_head, with rows padded to a multiple of
+    ``tp``.
     """
     older = older_layouts(constants, generation)
     classes = weight_classes(replace(model, vision=None), tp, older)
@@ -332,7 +335,10 @@ def tower_activations(model: Model, units: int, *, flash: bool) -> int:
 
 
 def _held(sizes: Sequence[int]) -> int:
-    """Return the bytes of torch's segments for tensors of these sizes; small ones share them."""
+    """Return the bytes that torch's allocator maps for tensors of these sizes.
+
+    Small tensors share pages.
+    """
     block = legacy_constants().torch_block
     large = sum(round_up(size, block["page"]) for size in sizes if size >= block["large"])
     middle = sum(size for size in sizes if block["small"] < size < block["large"])

@@ -2,7 +2,8 @@
 
 The engine takes weights, then sets aside a reserve for one forward, and a ratio of the remaining
 free memory becomes the cache. It allocates nothing else in advance: torch's allocator keeps the
-memory of forwards. ``steady`` is a server that has answered one image at its default limit.
+memory of forwards. A ledger's ``steady`` bytes are those of a server that has answered one image at
+its default limit.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class LegacyTorchAccount(GroupAccount):
     def _first(self) -> Term:
         """Return the term of the bytes that the first image leaves in torch's pool.
 
-        It is the largest image under the checkpoint's own limit.
+        The image is the largest that the checkpoint's own limit and the clients' limit admit.
         """
         rule, size, units = self._model.image_rule, 0, 0
         if rule is not None and self._vision_load.units_per_image and self._model.vision:

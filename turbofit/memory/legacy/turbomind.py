@@ -1,9 +1,10 @@
 """TurboMind before 0.18: the same ledger as for 0.18, with the rules of its generation.
 
-In this order: others hold ``used``; then come the context, the communicator and the GEMM workspace,
-the torch tower (if loaded before the cache), the weights, the cache, and the buffers. Most of these
-versions have no warm-up: ``steady`` is a server that has answered one image at its default limit,
-and ``pool_warmup`` is what the pools keep of that image.
+The memory is taken in this order: other processes' ``used`` bytes, the context, the communicator
+and the GEMM workspace, the torch tower (if loaded before the cache), the weights, the cache, and
+the buffers. Most of these versions have no warm-up, so a ledger's ``steady`` bytes are those of a
+server that has answered one image at its default limit. ``pool_warmup`` is what the pools keep of
+that image.
 """
 
 from __future__ import annotations
@@ -105,15 +106,18 @@ class GroupAccount(Account):
 
 
 class _Forward:
-    """Sizes of forwards, in bytes per rank, for an account whose cache holds ``cached`` tokens.
+    """Sizes of forwards, for an account whose cache holds ``cached`` tokens.
+
+    Methods return bytes per rank, or elements of a token.
 
     Attributes:
         session_len: tokens of the longest sequence; some engines limit it to their cache.
-        buffer_session: the same for buffers; not limited if they are allocated before the cache.
+        buffer_session: the same, for the size of buffers. The cache does not limit it if buffers
+          are allocated before the cache.
         buffer_tokens: tokens for which the persistent buffers of a forward are made.
         tokens: the most tokens of one forward; they fit into the cache.
-        context: the most tokens of all sequences in one forward. Sequences that share a prefix each
-          count it, up to a session (``max_context_token_num``).
+        context: the most tokens of all sequences in one forward. A prefix that sequences share is
+          counted for each of them, up to a session (``max_context_token_num``).
         warmup_tokens: tokens of the longest forward in the engine's warm-up, 0 without one.
     """
 
@@ -161,9 +165,10 @@ class _Forward:
         return round_up(size + _SAMPLING * lm_head_rows(text, tp), PAGE)
 
     def batch(self, rows: int) -> int:
-        """Return the bytes that a batch needs to sample and decode, beyond those of one row.
+        """Return the bytes that a batch needs to sample and decode, in addition to one row.
 
-        It is an upper bound. The split workspace of decoding grows with the batch in some versions.
+        The number is an upper bound. In some versions the workspace for split decoding grows with
+        the batch.
         """
         text, tp = self._text, self._tp
         sampling = _SAMPLING * (rows - 1) * lm_head_rows(text, tp)
@@ -296,7 +301,8 @@ class LegacyAccount(GroupAccount):
         """Return the cache's bytes on each rank.
 
         A ratio from 1 on is a number of blocks or sessions. Memory for a session is allocated when
-        its request comes. All sessions of a batch are counted, but no more than the cache may have.
+        its request comes. All sessions of a batch are counted, but no more sessions than the cache
+        may have.
         """
         rule, free = self.generation.cache, max(0, self.free)
         if rule.objects:
@@ -372,9 +378,9 @@ class LegacyAccount(GroupAccount):
         ]
 
     def _first_request(self, forward: _Forward) -> Term:
-        """Return the term of what pools keep of the warm-up and of the first image.
+        """Return the term of the bytes that pools keep after the warm-up and the first image.
 
-        The image has the checkpoint's own limit.
+        The image is the largest that the checkpoint's own limit and the clients' limit admit.
         """
         rule = self.model.image_rule
         tokens, units = forward.warmup_tokens, 0
@@ -468,7 +474,7 @@ class LegacyTurbomind(Turbomind):
     def problem(self, launch: EngineLaunch) -> str | None:
         """Return why the options are refused, or None.
 
-        A ratio of 1 or more is a number of blocks in old caches of blocks.
+        If an old cache consists of blocks, a ratio of 1 or more is a number of blocks.
         """
         settings, bits = launch.settings, self.generation.cache.bits
         if settings.quant_policy == _INT8 and _INT8 not in bits:
@@ -499,9 +505,9 @@ class LegacyTurbomind(Turbomind):
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """Return the host memory as in 0.18, in some versions with more pinned pixels.
+        """Return the host memory as in 0.18; some versions also pin pixels.
 
-        Each rank then pins the pixels of two whole forwards.
+        In these versions each rank pins the pixels of two whole forwards in addition.
         """
         memory = super().host_memory(model, settings, units_per_forward=units_per_forward)
         # Pixel buffers exist only for tiles; a patch is one token of the tower.

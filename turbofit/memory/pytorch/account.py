@@ -94,10 +94,9 @@ def before_terms(
 ) -> list[Term]:
     """Return the memory on one GPU before the weights: others, contexts, communicator.
 
-    ``linked``: NVLink joins every pair of the group. The account assumes that LMDeploy's front end
-    makes no context, as seen on pretend GPUs: it only asks torch for the card's properties. If it
-    makes one on a real card, the account is too low by the ratio's share of the context, since free
-    memory is read later.
+    ``linked``: NVLink joins every pair of the group. As seen on pretend GPUs, LMDeploy's front end
+    makes no CUDA context, so none is counted. If it makes one on a real card, the account is too
+    low by that context, less the ratio's share of it, by which the cache shrinks.
     """
     context, note = context_bytes(gpu)
     terms = [
@@ -119,7 +118,7 @@ def weight_terms(
     capability: tuple[int, int],
     constants: PytorchConstants,
 ) -> list[Term]:
-    """Return the terms of one rank's weights by class, and of unusable memory in between."""
+    """Return the terms of one rank's weights by class, and of unusable memory between them."""
     basis = model.source.sizes
     terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     copied = packed_copy(model, settings.tp, capability, constants)
@@ -294,7 +293,7 @@ def _dealt(model: Model) -> Iterator[tuple[int, str]]:
 
 
 def _cut_groups(model: Model, tp: int) -> Iterator[str]:
-    """Yield the layers that ranks would cut inside a group of quantised weights: loading fails.
+    """Yield the layers that fail to load, as ranks would cut a group of quantised weights.
 
     Experts in fp8 are divided in whole groups, also unequally. Source:
     lmdeploy linear/awq.py::AwqLinear._get_io_features #f23fcc
@@ -364,8 +363,8 @@ def _refused_numbers(settings: Settings) -> Iterator[str]:
 def _refused_format(model: Model, given: str | None) -> Iterator[str]:
     """Yield a problem if ``--model-format`` is not the stored format of the weights.
 
-    For a quantised checkpoint the engine ignores the option; with fp8 it quantises 16-bit weights
-    at load; every other word, also hf, stops it. Source:
+    The engine ignores the option for a quantised checkpoint. For 16-bit weights, fp8 makes it
+    quantise them at load, and every other word, also hf, stops it. Source:
     lmdeploy pytorch/config.py::_patch_quantization_config #438ef9
     """
     stored = model.quantization and model.quantization.method
@@ -533,9 +532,10 @@ class Pytorch(Engine):
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
         """Return a sentence about what Triton or a card lacks for this launch, or None.
 
-        Source: triton.compile of Triton 3.7.1 for each architecture: ``fp8e4nv`` from sm_89 on
-        (bench/census/TRITON.md). LMDeploy's fp8 kernels load weights of that type, and store keys
-        and values of it with ``quant_policy 16``; ``fp8e5``, with 17, is compiled for all.
+        LMDeploy's fp8 weights, and keys and values with ``quant_policy 16``, have the type
+        ``fp8e4nv``, which Triton compiles from sm_89 on. The type ``fp8e5`` (``quant_policy 17``)
+        is compiled for all cards. Source: triton.compile of Triton 3.7.1 for each architecture
+        (bench/census/TRITON.md).
         """
         quantization = launch.model.quantization
         bfloat_states = launch.model.text.architecture == _BFLOAT_STATES
@@ -571,10 +571,10 @@ class Pytorch(Engine):
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """Return the host memory of front end, engine and, with several ranks, one worker for each.
+        """Return the host memory of the front end, the engine and the workers.
 
-        Pixels have 32 bits during preprocessing, and 16 bits in each process that they pass
-        through.
+        Each of several ranks has a worker process. Pixels have 32 bits during preprocessing, and
+        16 bits in each process that they pass through.
         """
         pixels = model.pixel_bytes(units_per_forward)
         backend = settings.distributed_executor_backend or ("uni" if settings.tp == 1 else "ray")

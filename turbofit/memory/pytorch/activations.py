@@ -115,7 +115,10 @@ class Activations:
         self.expert = expert_channels(model, self.tp)
 
     def graph_buffers(self, captured: Sequence[int]) -> int:  # noqa: ARG002 - MiniCPM3's
-        """Return the bytes of these batches' CUDA graphs without their tables and shared pool."""
+        """Return the bytes of CUDA graphs for the ``captured`` batch sizes.
+
+        The graphs' tables and shared pool are not included.
+        """
         return 0
 
     def further_pool(self) -> int:
@@ -131,7 +134,7 @@ class Activations:
         return max(self._decoder(forward), tower)
 
     def tables(self) -> int:
-        """Return the permanent bytes after the first image: the tower's rotary tables."""
+        """Return the bytes of the tower's rotary tables, which stay after the first image."""
         vision = self.model.vision
         if vision is None or vision.kind != _MOONVIT:
             return 0
@@ -235,8 +238,9 @@ class Activations:
     def _latent_elements(self, mla: MlaDims, more: int = 0) -> int:
         """Return the elements of a token in attention to latents, plus ``more`` for each head.
 
-        They are queries with the latent's and the position's channels, the rotated position, and
-        the output in the latent's and then in the values' channels. Source:
+        The elements are the queries with the latent's and the position's channels, the rotated
+        position, the output in the latent's channels, and the output in the values' channels.
+        Source:
         lmdeploy models/deepseek_v2.py `attn_output.new_empty(q_len, num_heads, `
         """
         text, constants = self.text, self.constants
@@ -355,8 +359,8 @@ class MiniCPM3Activations(Activations):
     def prefill(self, forward: Prefill) -> int:
         """Return the bytes of the largest stage, plus the logits of the previous forward.
 
-        The logits of a prompt in chunks stay alive through a view of their last row. For the first
-        chunk the figure is too high.
+        If a prompt is cut into chunks, a view of the last row keeps the logits of a chunk alive.
+        For the first chunk the figure is too high.
         """
         logits = forward.tokens * self._head_elements() * HALF + self.constants.prefill_base
         before = forward.tokens * self.text.vocab * HALF

@@ -1,7 +1,8 @@
 """The KV cache of the PyTorch engine: blocks of equal size in one allocation.
 
-In a block, each attention layer's keys and values start at a multiple of 256 bytes. Quantised ones
-have a 16-bit scale and zero point for every head and token; TurboQuant's values only have a scale.
+In a block, each attention layer's keys and values start at a multiple of 256 bytes. Quantised keys
+and values have a 16-bit scale and zero point for every head and token; TurboQuant's values have
+only a scale.
 Source: lmdeploy cache_engine/schema.py::build_quant_cache_descs #dd1dc9
 """
 
@@ -86,9 +87,10 @@ def state_slots(settings: Settings) -> int:
 def state_bytes(text: TextDims, settings: Settings) -> int:
     """Return the bytes per rank of the state cache; 0 if every layer has attention.
 
-    A slot holds the convolution's last inputs, then the recurrent state, of all layers, each from a
-    multiple of 256 bytes on. Both have 16 bits, even if ``mamba_ssm_dtype`` in the config says
-    otherwise. Source: lmdeploy executor/base.py `cache_config.max_batches + 2`
+    A slot holds the convolutions' last inputs of all layers, then the recurrent states of all
+    layers, each of the two parts from a multiple of 256 bytes on. All values have 16 bits, even if
+    the config's ``mamba_ssm_dtype`` differs. Source:
+    lmdeploy executor/base.py `cache_config.max_batches + 2`
     lmdeploy configurations/qwen3_5.py::Qwen3_5ModelConfigBuilder.build #818bd6
     """
     delta, tp = text.delta, settings.tp
@@ -110,18 +112,19 @@ def runtime_bytes(text: TextDims, settings: Settings) -> int:
 
 
 class UnitsMet(NamedTuple):
-    """Units of images in one forward, and in the next one, sent while the first runs."""
+    """Vision units of one forward, and of the next forward, whose pixels are sent meanwhile."""
 
     now: int
     next: int
 
 
 def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-    """Return the most units of images in one forward; an upper bound.
+    """Return the most vision units in one forward; an upper bound.
 
     Whole prompts join a prefill while their tokens are within ``max_prefill_token_num``. A longer
-    prompt is cut into chunks of that size, but never inside an image: if one image is longer, all
-    chunks of the prompt may be as long as it, and smaller images may share another chunk. Source:
+    prompt is cut into chunks of that size, but never inside an image. If one image of the prompt is
+    longer than that, every chunk may be as long as this image, and smaller images may share a
+    chunk. Source:
     lmdeploy prefill_scheduler.py::_PrefillScheduler.reserve_long_context_chunk #2b1966
     """
     image_units, tokens = vision_load.units_per_image, settings.max_prefill_token_num
@@ -134,12 +137,13 @@ def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -
 
 
 def units_met(bound: int, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> UnitsMet:
-    """Return the units of images for which a forward's peak must have memory, now and for the next.
+    """Return the vision units, of a forward and of the next one, that the peak must allow for.
 
     ``bound`` is the most units that can meet in a forward. The result is never too low. The engine
-    sends a forward's pixels to the card while the previous forward runs. If a gateway limits
-    clients to fewer units than can meet, the next forward has none. An image longer than
-    ``max_prefill_token_num`` never follows another request's: a chunk of text precedes it.
+    sends a forward's pixels to the card while the previous forward runs. The next forward has none
+    if a gateway limits clients to fewer units than ``bound``. An image longer than
+    ``max_prefill_token_num`` never directly follows another request's image, since a chunk of text
+    comes between them.
     Source: lmdeploy engine_loop.py `self.inputs_maker.prefetch_next_inputs()`
     """
     now = vision_load.budgeted_units(bound)

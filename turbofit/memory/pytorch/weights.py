@@ -96,11 +96,11 @@ def share_of(ledgers: Sequence[GpuLedger]) -> float:
     """Return the share of a card for torch's allocator: the plan's peak and half the margin.
 
     Torch grows until memory is refused, and then frees cached blocks. Without a limit this happens
-    only when the card is full, and nothing is left for a library. With the peak as limit, two of
-    two plans died on pretend GPUs, since a block is refused by its whole size; with half of the
-    margin in addition, both plans served, with at most 16 MiB more in use than the peak. The part
-    of the margin that a budget withholds is not available. All GPUs of a group get the share of the
-    fullest card; for emptier cards it is too high.
+    only when the card is full, and nothing is left for a library. With the peak as limit, both
+    plans that were tried on pretend GPUs died, since a block is refused by its whole size. With
+    half of the margin in addition, both served, and used at most 16 MiB more than the peak. The
+    part of the margin that a budget withholds is not available. All GPUs of a group get the share
+    of the fullest card, which is too high for emptier cards.
     """
     shares = []
     for ledger in ledgers:
@@ -236,8 +236,9 @@ def _repeat(text: TextDims, linear: Tensor, tp: int) -> float:
 def expert_channels(model: Model, tp: int) -> int:
     """Return the intermediate channels of an expert on the rank with the most; 0 without experts.
 
-    Experts in fp8 are divided in whole groups: if the ranks do not divide these, the first ranks
-    have one more. lmdeploy nn/moe/blocked_fp8.py::LinearWeightsBlockedF8._chunk_weight_tp #f5c577
+    Experts in fp8 are divided in whole groups. If the ranks cannot have equally many groups, the
+    first ranks have one group more.
+    lmdeploy nn/moe/blocked_fp8.py::LinearWeightsBlockedF8._chunk_weight_tp #f5c577
     """
     moe, packed = model.text.moe, model.quantization
     if moe is None:
@@ -247,11 +248,11 @@ def expert_channels(model: Model, tp: int) -> int:
 
 
 def _forgotten(model: Model, tp: int) -> int:
-    """Return the bytes of a dense model that Qwen3-VL's class with experts makes and replaces.
+    """Return the bytes of a dense model that Qwen3-VL's class with experts makes, then replaces.
 
     On several ranks the dense model's layers refer to themselves (``weight_loader``), so Python
-    keeps them: they remained to the end in two rehearsals. Too high if Python's collector frees
-    them. Source:
+    keeps them: they remained to the end in two rehearsals. The figure is too high if Python's
+    garbage collector frees them. Source:
     lmdeploy models/qwen3_vl_moe.py::Qwen3VLMoeForConditionalGeneration.__init__ #bf8fff
     """
     if model.architecture != "Qwen3VLMoeForConditionalGeneration" or tp == 1:
@@ -315,7 +316,7 @@ def largest_loaded(model: Model, tp: int) -> int:
 
 
 def is_copied(model: Model, capability: tuple[int, int]) -> bool:
-    """Return whether TurboMind's kernels multiply AWQ's packed weights from a copy of their own."""
+    """Return whether TurboMind's kernels multiply AWQ's weights from a copy in their own layout."""
     quantization = model.quantization
     return (
         capability == _COPIED_ON

@@ -1,9 +1,9 @@
 """Memory in a forward of Transformers' model code besides weights and cache: upper bounds.
 
 Each bound follows the tensors that are alive at the code's peak, and was compared with rehearsals
-of the real code on pretend GPUs (docs/fallback.md): none was too low. They assume ``sdpa``, which
-is always requested, with a kernel that does not store the attention matrix; if a card has no such
-kernel for grouped heads, the matrix is added.
+of the real code on pretend GPUs (docs/fallback.md): none was too low. The bounds assume ``sdpa``,
+which is always requested, with a kernel that does not store the attention matrix. If a card has no
+such kernel for grouped heads, the matrix is added.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Components(Struct):
     """The weight bytes of each component, in the served dtype.
 
     ``vision`` is tower, projector and bare parameters; ``head`` is 0 if it is ``tied`` to the
-    embeddings. ``experts``, of one layer, are also contained in `layers`.
+    embeddings. ``experts`` are those of one layer, which `layers` also contains.
     """
 
     vision: int
@@ -61,8 +61,8 @@ _LLAVA: Final = ("model.vision_tower", "model.multi_modal_projector")
 def components(model: Model, dtype: str) -> Components:
     """Return the bytes of a model's parts; they are exact for all that its dimensions explain.
 
-    If a checkpoint has more elements than its dims explain (see `Model.warnings`), all of them are
-    counted on the first device, so the figure there may be too high.
+    If a checkpoint has more elements than its dims explain (see `Model.warnings`), all of the
+    surplus is counted on the first device, which may be too high for that device.
     """
     text, width = model.text, DTYPE_BYTES[dtype]
     embeddings = text.vocab * text.hidden * width
@@ -142,11 +142,12 @@ def _mlp_elements(text: TextDims, layer: int) -> int:
 
 
 class Layout(Struct):
-    """Module names: ``text`` holds ``embed_tokens``, ``layers``, ``norm`` and ``rotary_emb``.
+    """The names of a model's modules in Transformers.
 
-    ``first`` are the modules and bare parameters outside the language model: vision tower,
-    projector, and parameters that join their features. ``keeps_states``: whether the outputs of all
-    tower layers stay alive until the tower's end, as in families that select a layer by its number.
+    ``text`` is the module with ``embed_tokens``, ``layers``, ``norm`` and ``rotary_emb``. ``first``
+    are the modules and bare parameters outside the language model: vision tower, projector, and
+    parameters that join their features. ``keeps_states``: whether the outputs of all tower layers
+    stay alive until the tower's end, as in families that select a layer by its number.
     """
 
     text: str
@@ -271,7 +272,8 @@ def _mask_bytes(model: Model, units: int, width: int) -> int:
     """Return the bytes of a tower's masks.
 
     Idefics3 has masks of pixels with a copy, both with 32 bits, and masks of all pairs of a tile's
-    patches, as booleans and numbers. Too high: no patch is masked, so real cards make none.
+    patches, as booleans and numbers. The bytes of these pairs are too high: real cards make no such
+    mask, since no patch is masked.
     """
     if cross_tokens(model):
         return _TOWER_MASKS * width * _tower(model, units)[0] ** 2
@@ -287,10 +289,10 @@ def _tower(model: Model, units: int) -> tuple[int, int]:
 
 
 def prefill_bytes(model: Model, load: Load, width: int, *, writes_matrix: bool) -> int:
-    """Return the bytes of a prompt's prefill: one decoder layer, and the tensors kept around it.
+    """Return the bytes of a prompt's prefill: one decoder layer, and the tensors that outlive it.
 
-    If the tower is on this device as well, the units' pixels, the tower's output and the features
-    stay until the end of the prefill. ``writes_matrix``: attention stores the matrix of all pairs.
+    The units' pixels, the tower's output and the features are included, since they stay until the
+    end of the prefill. ``writes_matrix``: attention stores the matrix of all pairs.
     """
     text, tokens, images = model.text, load.tokens, load.images
     size = tokens * _BESIDE_MLP * text.hidden * width + _layer_bytes(text, tokens, width)
@@ -309,7 +311,7 @@ def _layer_bytes(text: TextDims, tokens: int, width: int) -> int:
     """Return the bytes inside one layer, with the mask of all pairs that a sliding window needs.
 
     Transformers makes the mask once for all layers if there are at least as many tokens as the
-    window has; torch converts it to numbers in each attention. Later devices do not make it.
+    window has. Torch converts the mask to numbers in each attention.
     """
     attention = tokens * _ROTATED * (text.heads + text.kv_heads) * text.head_dim * width
     mlp = tokens * _mlp_channels(text) * width

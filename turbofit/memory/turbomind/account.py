@@ -155,11 +155,11 @@ def rank_weights(classes: Mapping[str, int]) -> RankWeights:
 
 
 def cache_terms(region: int, ratio: float, temporaries: int, state: int = 0) -> list[Term]:
-    """Return the terms of the cache, and of the temporaries that are returned after it is sized.
+    """Return the terms of the cache, and of the ``temporaries`` that the driver frees after it.
 
     A driver keeps freed memory until the next synchronisation, and the engine does not synchronise
-    in between (seen on an H200: bench/gpu/results/h200, a-pool). In a hybrid model, each running
-    sequence takes ``state`` bytes of the cache.
+    before it sizes the cache (seen on an H200: bench/gpu/results/h200, a-pool). In a hybrid model,
+    each running sequence takes ``state`` bytes of the cache.
     """
     note = f"{ratio:.3f} of free memory"
     if state:
@@ -177,8 +177,8 @@ def buffer_terms(
     """Return one GPU's permanent memory after the cache, without the executor's pool.
 
     The GEMM workspace is in the same pool as the ``weights`` (their bytes on the rank). That pool
-    grows in steps: what does not fit into the last step of the weights takes more steps. The
-    workspace of delta nets is a separate pool.
+    grows in steps. The workspace fills the rest of the weights' last step, then takes new steps.
+    The workspace of delta nets is a separate pool.
     """
     step = constants.pool_granularity
     lines = list(device_buffers(model, settings, constants, known(gpu.l2, _LARGEST_L2)))
@@ -220,8 +220,8 @@ def _delta_workspaces(
 def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
     """Return the tokens of LMDeploy's longest warm-up request.
 
-    They are a whole forward if ``session_len`` allows it, else the longest tuning length that it
-    allows. Source: lmdeploy 0.16.0 src/turbomind/turbomind.cc::WarmUp
+    That is a whole forward if ``session_len`` is no shorter, else the longest tuning length within
+    ``session_len``. Source: lmdeploy 0.16.0 src/turbomind/turbomind.cc::WarmUp
     """
     tokens = forward_tokens(settings)
     if tokens <= settings.session_len:
@@ -240,9 +240,9 @@ def transient_terms(
 ) -> tuple[Term, ...]:
     """Return the whole size of the pool in each worst case.
 
-    All cases except the single request assume a full forward of the longest prompts: the tokens of
-    a forward, or, if that is less, the tokens that prompts in one forward may have in all
-    (``session_len``) plus a batch of rows that generate one token each.
+    All cases except the single request assume a full forward of the longest prompts. Such a forward
+    has the tokens that a forward may have, but no more than ``session_len`` tokens of prompts and
+    one token for each row of the batch.
     """
     rows, context = settings.max_batch_size, settings.session_len
     tokens = min(pool.forward_tokens, round_up(context + rows, settings.tp))
@@ -295,8 +295,9 @@ def _tp_problems(model: Model, tp: int) -> Iterator[str]:
 def _refused(launch: EngineLaunch, constants: EngineConstants) -> Iterator[str]:
     """Yield options that TurboMind refuses, aborts on, or that garble its answers.
 
-    A format that contradicts the checkpoint's fails an assertion; for 16-bit weights it only
-    changes the data type. Source: lmdeploy turbomind/converter.py::get_tm_config #7c931e
+    If ``--model-format`` contradicts a quantised checkpoint, an assertion fails; for 16-bit
+    weights, the option changes only the data type.
+    Source: lmdeploy turbomind/converter.py::get_tm_config #7c931e
     """
     model, settings = launch.model, launch.settings
     tokens, given = settings.cache_block_seq_len, settings.model_format
@@ -349,11 +350,11 @@ def missing_kernels(
 ) -> Iterator[str]:
     """Yield sentences about code that the engine lacks for one of these cards.
 
-    Gated delta nets have a separate table; without a kernel in it the engine stops. Source:
-    lmdeploy 0.16.0 src/turbomind/kernels/linear_attn/delta_rule.cu::DeltaRule. Attention sinks keep
-    the checkpoint's type: with another dtype the first request stops the engine ("f16 vs. bf16",
-    seen on pretend GPUs). A family of kernels counts as present if one of them has code. The
-    engine may still choose another one.
+    Gated delta nets have a separate table; the engine stops if the table has no kernel for a card.
+    Attention sinks keep the checkpoint's type: with another dtype the first request stops the
+    engine ("f16 vs. bf16", seen on pretend GPUs). A family of kernels counts as present if one of
+    its kernels has code, though the engine may choose another kernel of the family. Source:
+    lmdeploy 0.16.0 src/turbomind/kernels/linear_attn/delta_rule.cu::DeltaRule
     """
     model, dtype = launch.model, launch.settings.dtype
     cards = [(gpu, capability) for gpu in launch.gpus for capability in _capabilities(gpu)]
@@ -389,7 +390,7 @@ def _not_compiled(
 
 
 def _capabilities(gpu: Gpu) -> tuple[tuple[int, int], ...]:
-    """Return the card's compute capability; if it is unknown, all that a plan assumes."""
+    """Return the compute capabilities that a card may have: only one if it is known."""
     return _ASSUMED if gpu.compute_capability == "NA" else (gpu.compute_capability,)
 
 
@@ -574,7 +575,7 @@ class Turbomind(Engine):
     def prompt_tokens(self, settings: Settings) -> int:
         """Return the prompt tokens in a forward that also decodes one token of each request.
 
-        The figure is too low by less than ``tp``.
+        The number is too low by fewer than ``tp`` tokens.
         """
         left = self.forward_tokens(settings) - settings.max_batch_size
         return left // settings.tp * settings.tp
@@ -610,8 +611,8 @@ class Turbomind(Engine):
     ) -> HostMemory:
         """Return the host memory: pinned by all ranks, and pageable of the server process.
 
-        Each rank pins pixels for the images of one forward, once for each phase; pageable memory
-        contains 32-bit pixels during preprocessing, for one request at a time.
+        Each rank pins the pixels of one forward's images, once for each copy of a step's buffers.
+        Pageable memory contains 32-bit pixels during preprocessing, for one request at a time.
         """
         pixels = model.pixel_bytes(units_per_forward)
         pinned = (pinned_buffers(model, settings) + pixels * phases_of(settings)) * settings.tp

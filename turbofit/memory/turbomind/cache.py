@@ -1,9 +1,9 @@
 """The KV cache: free memory becomes a region, then pages, slabs and tokens.
 
 Since 0.15 TurboMind takes one region of ``ratio × min(free over the tp group)`` and allocates
-objects from it; those of one size have their own slabs. Objects are KV blocks of
-``cache_block_seq_len`` tokens over all layers with attention and, in a hybrid model, the state of
-each running sequence. Source: lmdeploy 0.16.0 src/turbomind/memory/page.h::PageAllocator
+objects from it. Objects of equal size share slabs. Objects are KV blocks of ``cache_block_seq_len``
+tokens over all layers with attention and, in a hybrid model, the state of each running sequence.
+Source: lmdeploy 0.16.0 src/turbomind/memory/page.h::PageAllocator
 lmdeploy 0.16.0 src/turbomind/kernels/attention/block.h `block_len`
 """
 
@@ -20,7 +20,10 @@ from turbofit.memory.turbomind.weights import EngineConstants, kv_heads_held
 
 
 class StatePart(Struct):
-    """Objects of one size in a sequence's state: each sequence has ``count`` of them, in slabs."""
+    """The objects of one size in a sequence's state.
+
+    Each sequence has ``count`` such objects; they are allocated in slabs of ``slab_bytes``.
+    """
 
     count: int
     object_bytes: int
@@ -34,8 +37,9 @@ class StatePart(Struct):
 class SlabShape(CacheShape):
     """The layout of TurboMind's cache: a region of pages, slabs of whole pages, blocks in slabs.
 
-    ``states``: the state of each of up to ``sequences`` sequences of a hybrid model, in separate
-    slabs of the same region. The longest sequence has ``longest`` tokens.
+    ``states`` are the parts of one sequence's state in a hybrid model, which have their own slabs
+    in the region. ``sequences`` is the most sequences that run at once, and ``longest`` the tokens
+    of the longest sequence.
     """
 
     slab_bytes: int
@@ -133,9 +137,10 @@ def _slab_bytes(size: int, constants: EngineConstants) -> int:
 
 
 def _states(text: TextDims, settings: Settings, constants: EngineConstants) -> Iterator[StatePart]:
-    """Yield the state of a sequence in delta nets: one object of inputs, and one for each layer.
+    """Yield the parts of a sequence's state in delta nets.
 
-    The inputs are those of all layers' convolutions; both have 16 bits.
+    The first part is one object with the inputs of all layers' convolutions, the second part has
+    one object for each layer. All values have 16 bits.
     lmdeploy 0.16.0 src/turbomind/models/llama/GatedDeltaNetLayer.cc::Setup
     """
     delta = text.delta

@@ -100,7 +100,7 @@ class PoolModel:
     def _decoder(self, forward: Forward) -> int:
         """Return the bytes of residual, image features and the decoder's largest stage.
 
-        Without a symmetric buffer (on one GPU), the hidden states are in addition to the residual.
+        On one GPU there is no symmetric buffer for the hidden states, so they are added.
         """
         text, tokens = self.text, forward.tokens
         streams = 2 if self.tp == 1 else 1
@@ -128,10 +128,10 @@ class PoolModel:
     def _mlp(self, forward: Forward) -> int:
         """Return the bytes of the layer with the largest MLP or experts.
 
-        A dense layer has gate and up, or their product if a kernel fuses them. Experts need the
-        router's scores, and for each routed token gate and up, and their output. A shared expert
-        runs while these outputs are alive, with its own output. Dense layers precede those with
-        experts.
+        A dense layer has gate and up, or only their product if a kernel fuses them. Experts need
+        the router's scores, and for each routed token gate, up and the output. A shared expert,
+        with its own output, runs while the outputs of the experts are alive. Dense layers precede
+        layers with experts.
         """
         moe, tokens = self.text.moe, forward.tokens
         dense = tokens * self.ffn * self.ffn_streams * HALF
@@ -152,9 +152,10 @@ class PoolModel:
         return max(dense if mixed else 0, experts)
 
     def _sampling(self, forward: Forward) -> int:
-        """Return the bytes of all sampling rows' logits in 16 and 32 bits, and of their sorting.
+        """Return the bytes of sampling the forward's rows.
 
-        At that time, only the sampled rows of the forward's hidden states are alive.
+        The logits exist in 16 and 32 bits, or are sorted, which may take more. Of the forward's
+        hidden states, only the sampled rows are then alive.
         """
         logits = forward.rows * self.vocab_padded
         row = self.text.hidden * HALF + _ROW
@@ -206,8 +207,8 @@ class PoolModel:
     def _qwenvit(self, vision: VisionDims, patches: int) -> int:
         """Return the bytes of the tower for all patches of the pass at once.
 
-        The prefill size does not limit their number. Learnt positions, four for each patch, are
-        looked up before the patches are embedded, and live until then.
+        The prefill size does not limit the number of patches. Four learnt positions for each patch
+        are alive until the patches are embedded.
         """
         ranks = vision_tp(vision, self.tp)
         head_dim = self.constants.vision_head_dims.get(vision.head_dim, vision.head_dim)
@@ -244,15 +245,18 @@ def symmetric_buffer(text: TextDims, settings: Settings) -> int:
 
 
 def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
-    """Return the most units of images in one forward of TurboMind; an upper bound.
+    """Return the most vision units in one forward of TurboMind; an upper bound.
 
     An image is encoded whole in every forward that contains at least one of its tokens. Three
-    bounds hold at once: the forward's tokens, of which two images cut at its edges need only one
-    each; the summed length of the sequences in prefill, at most ``session_len`` (TurboMind's
-    ``max_context_token_num``); and the batch. With prefix caching the first bound does not hold:
-    questions about an image seen before resume at the edge of a block, mostly among the image's
-    last tokens, so that a few tokens need the whole image (rehearsed: 104 tiles for a hundred
-    tokens). Source: lmdeploy 0.16.0 src/turbomind/engine/scheduler.cc::Scheduler
+    bounds hold at once. The first is the tokens of the forward; of an image that is cut at either
+    end of the forward, one token there is enough. The second is the summed length of the sequences
+    in prefill, at most ``session_len`` (TurboMind's ``max_context_token_num``). The third is the
+    batch.
+
+    The first bound does not hold with prefix caching. A question about an image that was seen
+    before resumes at the edge of a block, mostly among the image's last tokens, so a few tokens
+    need the whole image (rehearsed: 104 tiles for a hundred tokens).
+    Source: lmdeploy 0.16.0 src/turbomind/engine/scheduler.cc::Scheduler
     """
     by_context = rule.units_within(settings.session_len)
     by_batch = settings.max_batch_size * vision_load.units_per_request
@@ -319,7 +323,7 @@ def _tensors(delta: DeltaDims, heads: int, kernel: DeltaKernel, tokens: int, seg
 
 
 def _maps(heads: int, sequences: int) -> int:
-    """Return at most how many bytes the descriptors (tensor maps) of the kernels' copies take."""
+    """Return the most bytes of tensor maps, which describe to the kernels what they copy."""
     return sequences * (_SEQUENCE_MAPS + _HEAD_MAPS * heads) * _TENSOR_MAP
 
 
@@ -329,9 +333,9 @@ def _most_segments(
 ) -> int:
     """Return the most segments that a forward's sequences can be cut into.
 
-    The worst case is one long sequence and as many short ones as are allowed before sequences are
-    no longer cut. Short sequences have one chunk of two tokens each, or more chunks if the batch
-    allows fewer of them.
+    The worst case is one long sequence, and as many short sequences as there may be while sequences
+    are still cut. A short sequence has one chunk of two tokens, or more chunks if the batch allows
+    only a few sequences.
     """
     most = 0
     for longest in range(1, -(-tokens // kernel.chunk) + 1):

@@ -1,7 +1,8 @@
 """Bytes of one rank's weights by tensor class, and the additional memory of loading.
 
-They follow LMDeploy's builders (`lmdeploy/turbomind/builders`, `models`), which split, replicate,
-pad or repeat weights. They are exact except for the pool's rounding, which callers add.
+The functions follow LMDeploy's builders (`lmdeploy/turbomind/builders`, `models`), which split,
+replicate, pad or repeat weights. The bytes are exact except for the pool's rounding, which callers
+add.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class PackedFormat(Struct):
     """The format of quantised linear layers on one kind of card, in bytes.
 
     ``group``: bytes of a group's scale and zero point in the engine; ``load_group``: the same while
-    loading. ``temporary``: temporary bytes for each element. ``of``: elements of a group of the
-    kernels, which repeat the scales of larger stored groups. ``align``: each rank's part of an
+    loading. ``temporary``: temporary bytes for each element. ``of``: elements in a group of the
+    kernels; if a stored group is larger, its scales are repeated. ``align``: each rank's part of an
     expert has a multiple of this number of channels; None: the default alignment. ``input``: bytes
     per element of a linear layer's input, if the kernels take it quantised.
     """
@@ -74,9 +75,10 @@ class DeltaKernel(Struct):
     """The kernel of gated delta nets on one kind of card.
 
     A prompt is processed in chunks of ``chunk`` tokens, with a workspace; 0 means that there are no
-    chunks and no workspace. Long sequences can be cut into segments of several chunks: ``segment``
-    scales their number of chunks. Sequences are cut if all together have at most ``cut_heads``
-    heads, or at most ``cut_long_heads`` if one of them has at least ``cut_long_chunks`` chunks.
+    chunks and no workspace. Long sequences can be cut into segments of several chunks; the number
+    of chunks in a segment is proportional to ``segment``. Sequences are cut if all together have at
+    most ``cut_heads`` heads, or at most ``cut_long_heads`` if one of them has at least
+    ``cut_long_chunks`` chunks.
     """
 
     dtypes: tuple[str, ...]
@@ -87,7 +89,7 @@ class DeltaKernel(Struct):
     cut_long_chunks: int = 0
 
     def most_heads(self, longest: int) -> int:
-        """Return the most heads, of all sequences together, with which sequences are cut.
+        """Return the most heads, of all sequences together, at which sequences are still cut.
 
         ``longest`` is the number of chunks of the longest sequence.
         """
@@ -182,7 +184,10 @@ def weight_classes(
     constants: EngineConstants,
     capability: tuple[int, int] = (8, 0),
 ) -> dict[str, int]:
-    """Return each tensor class's bytes per rank; quantised tensors depend on the kind of card."""
+    """Return each tensor class's bytes per rank.
+
+    The bytes of quantised tensors depend on the kind of card.
+    """
     text, vision = model.text, model.vision
     classes = {**_text_classes(_rank(model, tp, constants, capability))}
     unpacked = _unpacked(model)
@@ -247,9 +252,9 @@ _TURNED: Final = frozenset({"q", "k", "v"})
 
 
 def _widens_heads(quantization: Quantization, head_dim: int) -> bool:
-    """Return whether heads of this size make it impossible to reorder the scales of fp8 blocks.
+    """Return whether the engine widens fp8 attention layers with heads of this size to 16 bits.
 
-    The engine then widens these layers to 16 bits.
+    It does so if it cannot reorder the scales, since their blocks do not consist of whole heads.
     lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
     """
     return quantization.method == "fp8" and quantization.group_size % head_dim != 0
@@ -316,8 +321,8 @@ def _packing(
 def _folded(text: TextDims, joined: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
     """Return the tensors of attention to latents as the engine builds them, with 16 bits.
 
-    Projections out of the latents are folded into the next ones, and the output's rows are padded
-    to the keys' channels. lmdeploy builders/mla.py::fold_kv_b #5bb339
+    Projections out of the latents are folded into the projections after them, and the output's rows
+    are padded to the keys' channels. lmdeploy builders/mla.py::fold_kv_b #5bb339
     """
     heads = text.heads * text.head_dim
     query = "q_b" if "q_b" in joined else "qkv"
@@ -471,7 +476,10 @@ def vision_side(vision: VisionDims) -> int:
 
 
 def vision_mlp_width(vision: VisionDims, tp: int) -> int:
-    """Return the tower's MLP width over all ranks; Qwen2's is padded to vectors of each rank."""
+    """Return the tower's MLP width over all ranks.
+
+    For Qwen2-VL and Qwen2.5-VL, it is padded to whole vectors on each rank.
+    """
     if vision.kind in ("internvit", "qwen3vit"):
         return vision.intermediate
     return round_up(vision.intermediate, _VECTOR * tp)
@@ -493,10 +501,10 @@ def temporary_bytes(
 ) -> int:
     """Return the bytes per rank that preparing weights still holds when free memory is read.
 
-    Before it reads, TurboMind frees the last cast or repacked tensor without a synchronisation:
-    lm_head as stored if its dtype is cast (0.16 and 0.17 on Hopper always copy it), or the widest
-    repacked linear layer, with the additional memory of scales while loading. 16-bit experts are
-    repacked, too.
+    TurboMind frees the last cast or repacked tensor without a synchronisation, so the driver still
+    holds that memory. The tensor is lm_head as stored, if its dtype is cast (0.16 and 0.17 on
+    Hopper always copy it), or the widest repacked linear layer, with the additional memory of
+    scales while loading. 16-bit experts are repacked, too.
     """
     text, quantization = model.text, model.quantization
     cast = 0
@@ -547,9 +555,10 @@ def loading_extra(
 def staging_bytes(model: Model, settings: Settings, constants: EngineConstants) -> int:
     """Return the bytes in torch's allocator on the group's first GPU until the export ends.
 
-    The whole embedding waits there until the language model is built, while lm_head passes as
+    The whole embedding waits there until the language model is built. Meanwhile lm_head passes, as
     stored and as its contiguous shard, or twice whole if it is padded or cast. A wide layer can
-    take more: its stored linear layers, with gate and up joined, and their shards. Source:
+    take more than lm_head: its stored linear layers, with gate and up joined, and their shards.
+    Source:
     lmdeploy builders/_base.py::_copy_shard_to_param #70955c
     """
     text, tp = model.text, settings.tp

@@ -32,9 +32,10 @@ _MODEL_TYPES: Final = {
 
 
 class CheckpointConfig(NamedTuple):
-    """The files that determine a checkpoint's dims; a reader appends to ``warnings``.
+    """The files that determine a checkpoint's dims.
 
-    ``processor`` and ``video`` are the settings of its image and video processors.
+    ``processor`` and ``video`` are the settings of the checkpoint's image and video processors. A
+    reader may append to ``warnings``.
     """
 
     config: Section
@@ -110,7 +111,9 @@ def read_tower(section: Section, keys: Mapping[str, int | None], **others: Any) 
 
 
 def whole_windows(section: Section, vision: VisionDims) -> VisionDims:
-    """Return the tower if its image consists of whole windows of ``merge`` x ``merge`` patches.
+    """Check that the tower's image consists of whole windows, and return the tower.
+
+    A window has ``merge`` x ``merge`` patches.
 
     Raises:
         UsageError: the image does not consist of whole windows.
@@ -125,7 +128,8 @@ def whole_windows(section: Section, vision: VisionDims) -> VisionDims:
 def tied_text(config: Section, architecture: str, *, default: bool = False) -> TextDims:
     """Read the language model in ``text_config``.
 
-    The outer config says whether head and embeddings are one tensor; ``default`` holds otherwise.
+    The outer config tells whether head and embeddings are one tensor; if it does not, ``default``
+    tells.
     """
     tied = config.boolean("tie_word_embeddings", default)
     return replace(read_text(config.part("text_config"), architecture), tie_word_embeddings=tied)
@@ -231,8 +235,8 @@ def named_refusal(name: str) -> UsageError | None:
 def purpose_refusal(name: str) -> UsageError | None:
     """Return the error for a model that does not chat, though its config.json is a chat model's.
 
-    ``name`` is a hub id or the path of a folder. Returns None if no word in ``name`` tells such a
-    purpose, as ``rerank`` does.
+    ``name`` is a hub id or the path of a folder. Returns None if no word in ``name`` tells another
+    purpose, such as ``rerank``.
     """
     return _longest_match(name, [family for family in unplanned() if family.words])
 

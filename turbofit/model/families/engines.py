@@ -129,7 +129,7 @@ def _first(reasons: Mapping[str, object]) -> str | None:
 
 
 def _turbomind(model: Model) -> str | None:
-    """Return why TurboMind cannot run a class, a shape or a packing of the model, or None."""
+    """Return why TurboMind cannot run the model's architecture, shape or quantisation, or None."""
     text, vision, moe, packed = model.text, model.vision, model.text.moe, model.quantization
     if model.architecture not in TEXT_ARCHITECTURES | TURBOMIND_VISION:
         tower = f"has no encoder for {model.name}'s vision tower"
@@ -203,9 +203,9 @@ def _cut_group(text: TextDims, packed: Quantization) -> str | None:
 
 
 def _splits_scales(text: TextDims, packed: Quantization) -> bool:
-    """Return whether fp8 scales that cover several heads each cannot be split among the heads.
+    """Return whether some heads share one block of fp8 scales that TurboMind cannot split.
 
-    A view of the scales then fails at load:
+    Loading then fails at a view of the scales:
     lmdeploy turbomind/models/utils.py::reorder_rotary_emb #cad65f
     """
     if packed.group_size % text.head_dim:

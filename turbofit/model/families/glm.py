@@ -115,7 +115,8 @@ def _vision(config: Section, text_hidden: int) -> VisionDims:
 def _rule(values: Section, vision: VisionDims) -> PatchRule:
     """Return the image rule, with pixel bounds for one frame.
 
-    The bounds in the config are for several frames. The lower bound's quotient is rounded up.
+    The config's bounds are for several frames, so they are divided by the number of frames; the
+    lower bound is rounded up.
     """
     check_settings(values, vision)
     edges = values.part("size")

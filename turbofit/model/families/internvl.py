@@ -53,8 +53,9 @@ def _merge(config: Section) -> int:
 def read_chat(parts: CheckpointConfig) -> Dims:
     """Read an InternVLChatModel, the format of OpenGVLab's own repositories.
 
-    A ``ps_version`` v1 is refused: LMDeploy's PyTorch engine would shuffle its pixels as in v2.
-    Without a preprocessor config, LMDeploy makes tiles even if ``dynamic_image_size`` is false.
+    A checkpoint with ``ps_version`` v1 is refused, since LMDeploy's PyTorch engine would shuffle
+    pixels as in v2. Without a preprocessor config, LMDeploy makes tiles even if
+    ``dynamic_image_size`` is false.
     """
     config = parts.config
     text = inner_text(config.required("llm_config"), parts.architecture)

@@ -1,7 +1,7 @@
 """Llama 3.2 Vision: images enter a few cross-attention layers only, and not the prompt.
 
-Before the tower, every image is padded to the model's largest number of tiles; its tokens fill only
-the caches of the cross-attention layers. LMDeploy no longer supports it.
+Before the tower, every image is padded to the model's largest number of tiles; the image's tokens
+fill only the caches of the cross-attention layers. LMDeploy no longer supports this model.
 """
 
 from __future__ import annotations

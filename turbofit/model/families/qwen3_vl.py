@@ -1,13 +1,13 @@
 """Qwen3-VL, Qwen3.5 and Intern-S1-Pro: Qwen2-VL's resizing with larger patches.
 
-``deepstack`` mergers turn the hidden states of some layers into further features of each image
-token; the first layers of the language model add them. The checkpoint sets the bounds on
-an image's pixels; LMDeploy reads no bounds from a request. The bounds of a video are for all its
-frames together.
+``deepstack`` mergers turn the hidden states of some tower layers into further features of each
+image token. The first layers of the language model add these features to their hidden states. The
+checkpoint sets the bounds on an image's pixels; LMDeploy reads no bounds from a request. The bounds
+of a video are for all its frames together.
 
 Qwen3.5 has no ``deepstack``: engines ignore a key of that name. Three of four layers of its
 language model have a gated delta net in place of attention. Checkpoints also contain a draft model
-(``mtp``), which neither LMDeploy nor Transformers loads. Intern-S1-Pro has experts with Fourier
+(``mtp``), which neither LMDeploy nor Transformers loads. Intern-S1-Pro has experts, and Fourier
 position encoding; its videos are not planned for yet.
 """
 

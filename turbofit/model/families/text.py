@@ -1,6 +1,6 @@
 """Reads language models: dimensions from config.json, with each config class's defaults.
 
-Engines read the file through Transformers' classes (for InternLM, the published remote code).
+Engines read config.json through Transformers' classes (for InternLM, the published remote code).
 """
 
 from __future__ import annotations
@@ -246,8 +246,8 @@ def _length(config: Section, default: int) -> int:
 def _latents(config: Section, hidden: int, heads: int, *, expanded: bool) -> MlaDims:
     """Read the dims of latent attention.
 
-    ``expanded``: LMDeploy caches keys and values made from the latents, as for MiniCPM3; only then
-    have missing keys defaults. Source:
+    ``expanded``: LMDeploy caches keys and values made from the latents, as for MiniCPM3. Only then
+    does a missing key of the config have a default. Source:
     lmdeploy pytorch/models/minicpm3.py::MiniCPMAttention.__init__ #f7a181
     """
     values, usual = hidden // heads, (256, 64, 32) if expanded else (None, None, None)

@@ -1,7 +1,7 @@
 """Reads and writes files of tensors with `safetensors` and torch, and makes a merge's folder.
 
-Tensors are torch's, mapped from their files: the kernel can reclaim the pages that were read, and
-only copies may be changed.
+Tensors are torch's, and memory-mapped, so the kernel can reclaim the pages that were read. Change
+only copies of them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Piece(NamedTuple):
 
 
 def piece(tensor: Any, dtype: Any, *edits: Edit) -> Piece:
-    """Make a tensor a piece to write; floats are cast to ``dtype``, other types are kept."""
+    """Return a `Piece` for a tensor; floats are cast to ``dtype``, other types are kept."""
     return Piece(tensor, dtype if tensor.is_floating_point() else tensor.dtype, edits)
 
 
@@ -87,7 +87,9 @@ def torch_library() -> Any:
 
 
 def open_weights(folder: str) -> dict[str, Tensors]:
-    """Return for each weight file the tensors by name; the files are in the order of their names.
+    """Return the tensors of each weight file, by the file's name and then by the tensor's.
+
+    The files are sorted by name.
 
     Raises:
         UsageError: the folder holds no weights, or a file lacks a tensor of the index.

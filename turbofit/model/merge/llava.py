@@ -77,7 +77,7 @@ _OTHERS: Final = "take the conversion that llava-hf publishes for this model"
 
 
 class _Tokens(NamedTuple):
-    """The ids of both new tokens, and the contents of the tokenizer's files with them."""
+    """The ids of the new tokens ``<image>`` and ``<pad>``, and tokenizer files with both."""
 
     image: int
     pad: int
@@ -292,7 +292,10 @@ def _feature(original: Section) -> str:
 
 
 def template_warnings(folder: str) -> list[str]:
-    """Warn if LMDeploy, which goes by the path, would not choose LLaVA's chat template."""
+    """Return a warning if LMDeploy would not choose LLaVA's chat template for this folder.
+
+    LMDeploy chooses the template by the folder's path.
+    """
     path = folder.lower()
     first = "llava" in path and "v1" in path and "v1.6-34b" not in path and "mistral" not in path
     if first or "llava-1.5" in path:

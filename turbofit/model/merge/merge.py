@@ -70,7 +70,7 @@ class Lora(NamedTuple):
         return self.b.shape[0], self.a.shape[1]
 
     def merged(self, weight: Any) -> Any:
-        """Return the merged weight, bit for bit as peft computes it; ``weight`` is changed.
+        """Merge into ``weight``, in place, bit for bit as peft does, and return it.
 
         The order of operations and their dtypes are those of
         ``PeftModel.from_pretrained(base, adapter).merge_and_unload()`` in peft 0.21 on a CPU, which
@@ -170,8 +170,8 @@ _PREFIXES: Final = ("base_model", "model", "language_model")
 class Merged(Struct):
     """The result of a merge.
 
-    ``bytes`` is the size of the weight files. ``tensors`` and ``replaced`` count tensors, ``loras``
-    counts modules with a LoRA.
+    ``bytes`` is the size of the weight files, ``tensors`` the number of tensors in them, ``loras``
+    the number of modules with a LoRA, ``replaced`` the number of tensors that the adapter replaced.
     """
 
     out: str
@@ -196,7 +196,7 @@ def merge(
 ) -> Merged:
     """Merge an adapter into a checkpoint, convert an original LLaVA, or both.
 
-    Each merged tensor has peft's bits (`Lora.merged`); one file of the result at a time is in RAM.
+    Merged tensors equal peft's bit for bit (`Lora.merged`). One output file at a time is in RAM.
 
     Args:
         base: folder or hub id (in the local cache) of the checkpoint.
@@ -263,7 +263,8 @@ def _original(
 ) -> Section | None:
     """Return the config of an original LLaVA; None if the merge is of another model.
 
-    An adapter's config counts if its base is an original LLaVA or a plain Llama.
+    The adapter's config is used if it is an original LLaVA's and the base is an original LLaVA or a
+    plain Llama, else the base's config.
     """
     names = config.strings("architectures")
     original = config if llava.ORIGINAL in names else None
@@ -339,7 +340,7 @@ def _bare(name: str) -> str:
 def _assigned(
     adapter: Adapter, stored: Tensors, *, projector: bool
 ) -> tuple[dict[str, Lora], Tensors, Tensors]:
-    """Assign the adapter's changes to tensors of the base; refuse changes without a tensor.
+    """Assign the adapter's changes to tensors of the base; refuse changes of tensors that it lacks.
 
     Returns the LoRAs to add and the tensors to replace, by names in the base. If ``projector``, the
     adapter may have a projector that the base lacks: its tensors are the third mapping, under their

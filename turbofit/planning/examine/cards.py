@@ -31,9 +31,9 @@ _CONSUMER: Final = ("GeForce", "RTX")
 
 
 def same_machine(plan: Plan, scene: Scene) -> Answer | None:
-    """Compare the plan's GPUs with the present ones; links and other GPUs do not matter.
+    """Check that the plan's GPUs are present, with the free memory that the plan counts on.
 
-    Less free memory is accepted only if the plan's margin remains.
+    Less free memory is accepted if the plan's margin remains. Links and other GPUs do not matter.
     """
     if scene.machine is None:
         return None
@@ -76,12 +76,15 @@ def same_machine(plan: Plan, scene: Scene) -> Answer | None:
 
 
 def open_margin(gpu: GpuLedger) -> int:
-    """Return the bytes of the margin that must stay free: the margin, or the default if smaller."""
+    """Return the smaller of a GPU's margin and the default margin, in bytes."""
     return min(gpu.margin, max(256 * MIB, gpu.total // 100))
 
 
 def kept_margin(gpu: GpuLedger) -> int:
-    """Return the bytes of the margin that other processes must leave free; less with a budget."""
+    """Return the bytes of a GPU's margin that other processes must leave free.
+
+    With a budget this is only `open_margin`, otherwise the whole margin.
+    """
     return open_margin(gpu) if gpu.beyond_budget else gpu.margin
 
 
@@ -122,7 +125,10 @@ def gpus(machine: Machine, _: Scene) -> Answer:
 
 
 def cuda_visible_devices(machine: Machine, scene: Scene) -> Answer:
-    """Report GPUs that CUDA_VISIBLE_DEVICES hides, and values of it that may name other GPUs."""
+    """Report the GPUs that CUDA_VISIBLE_DEVICES hides.
+
+    Reports instead a value of the variable that may name other GPUs than the person means.
+    """
     value = scene.sources.environ.get("CUDA_VISIBLE_DEVICES")
     hidden = [gpu.index for gpu in machine.gpus if gpu.index not in machine.visible]
     warnings = [line for line in machine.warnings if "CUDA_VISIBLE_DEVICES" in line]
@@ -172,7 +178,7 @@ def slices(machine: Machine, _: Scene) -> Answer | None:
 
 
 def peer_access(machine: Machine, _: Scene) -> Answer:
-    """Report peer access for each pair."""
+    """Report which pairs of GPUs have peer access."""
     pairs = [machine.link(a, b) for a, b in combinations(sorted(machine.visible), 2)]
     if not pairs:
         return ok("one GPU: nothing to reach")
@@ -188,7 +194,10 @@ def peer_access(machine: Machine, _: Scene) -> Answer:
 
 
 def _no_peers(machine: Machine, pairs: Sequence[Link], none: Sequence[Link]) -> Answer:
-    """Report the effect of missing peer access between some pairs, and the remedy."""
+    """Report the effect of missing peer access, and the remedy.
+
+    ``none`` are the links without peer access, ``pairs`` the links of all pairs of GPUs.
+    """
     names = "all pairs" if len(none) == len(pairs) else _pairs(none)
     why = (
         "tensor parallelism then goes through host memory: it works and takes no more GPU"

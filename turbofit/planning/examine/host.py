@@ -61,7 +61,7 @@ def host_memory(host: Host, scene: Scene) -> Answer:
 
 
 def shared_memory(host: Host, scene: Scene) -> Answer | None:
-    """Check the free shared memory (``/dev/shm``), which NCCL needs without peer access.
+    """Check the free shared memory (``/dev/shm``), which NCCL uses where peer access is missing.
 
     A container has only 64 MiB by default.
     """
@@ -91,7 +91,7 @@ def _shared_memory_of(plan: Plan, available: int | NaType, *, pretend: bool) -> 
 
 
 def image_cores(host: Host, scene: Scene) -> Answer | None:
-    """Warn if images wait for a container's quota of cores more than for the cards."""
+    """Warn if a container's quota of cores makes the host prepare images slower than the cards."""
     cores, whole, plan = known(host.cpus, 0), known(scene.sources.cores(), 0), scene.plan
     host_images = plan and ((plan.usual_image or plan.throughput) or None)
     prepared = host_images and host_images.host
@@ -134,7 +134,7 @@ def run_disk(folder: Path, scene: Scene) -> Answer | None:
 
 
 def port(sources: Sources, scene: Scene) -> Answer | None:
-    """Check that the public port is free, or with a plan, the ports of the run's engines.
+    """Check that the public port is free; with a plan, check the ports of its engines instead.
 
     The ports of engines were chosen at launch.
     """

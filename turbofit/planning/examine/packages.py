@@ -1,6 +1,6 @@
-"""Checks of packages: whether driver, CUDA, torch, LMDeploy and its imports match.
+"""Checks whether the driver, CUDA, torch, LMDeploy and the packages that it imports match.
 
-They only read files and import no package, except for torch, which a child process imports.
+The checks only read files. The only package that is imported is torch, by a child process.
 """
 
 from __future__ import annotations
@@ -143,7 +143,10 @@ def _torch_cuda(sources: Sources) -> str | None:
 
 
 def torch_architectures(machine: Machine, scene: Scene) -> Answer:
-    """Compare torch's architectures with the cards; a child process is asked, with a time limit."""
+    """Check that torch was compiled for the architectures of the cards.
+
+    A child process imports torch, with a time limit.
+    """
     sources, cards = scene.sources, _capabilities(machine)
     if not cards:
         return unreadable("the cards' compute capability")
@@ -167,9 +170,9 @@ def torch_architectures(machine: Machine, scene: Scene) -> Answer:
 def _runs(card: tuple[int, int], built: Sequence[str]) -> bool:
     """Return whether a card runs any of the code for the architectures in ``built``.
 
-    It runs native code of its own major version (``sm_86``), and PTX of any version up to its own
-    (``compute_80``). Architectures whose names end in a letter are ignored: they are for one card,
-    and torch has a plain one beside them.
+    A card runs native code (``sm_86``) of its own major version, and PTX (``compute_80``) of any
+    version, both up to the card's version. Architectures whose names end in a letter are ignored:
+    they are for one card, and torch also has the plain architecture.
     """
     plain = (re.fullmatch(r"(sm|compute)_(\d+)(\d)", name) for name in built)
     versions = [(match[1], (int(match[2]), int(match[3]))) for match in plain if match]
@@ -186,7 +189,10 @@ def _capabilities(machine: Machine) -> dict[str, tuple[int, int]]:
 
 
 def kernels(machine: Machine, scene: Scene) -> Answer | None:
-    """Check that TurboMind has code for each card, but not the kernels that some weights need."""
+    """Check that TurboMind has code for each card.
+
+    The kernels that only some formats of weights need are not checked.
+    """
     cards = _capabilities(machine)
     if not cards:
         return None
@@ -208,9 +214,9 @@ def kernels(machine: Machine, scene: Scene) -> Answer | None:
 class BadTransformers(Struct, forbid_unknown_fields=True):
     """A range of Transformers versions with which some families of models fail.
 
-    ``first`` and ``last`` are in the range; None means that this end is open. ``what`` is the
-    effect, ``error`` LMDeploy's message, ``install`` the requirements of pip that help, the newest
-    first.
+    ``first`` and ``last`` are the first and the last version of the range; None: there is no such
+    bound. ``what`` is the effect, ``error`` LMDeploy's message, and ``install`` the requirements
+    for pip that help, the newest first.
     """
 
     architectures: tuple[str, ...]
@@ -248,9 +254,9 @@ def tried_transformers() -> TriedTransformers:
 def bad_transformers(
     architecture: str, engines: Iterable[str], transformers: str | None = None
 ) -> dict[str, BadTransformers]:
-    """Return, by engine, why the architecture fails with a version of Transformers.
+    """Return, for each engine that fails with an architecture, the range of versions that fails.
 
-    Without a version, any version counts.
+    Only ranges with the version ``transformers`` count; if it is None, all ranges count.
     """
     return {
         engine: row
@@ -265,7 +271,8 @@ def bad_transformers(
 def front_ends(sources: Sources, scene: Scene) -> Answer | None:
     """Check that the installed LMDeploy and Transformers run the model together.
 
-    For a plan that may be launched elsewhere, it says which version to install, if newer ones fail.
+    For a plan that may be launched on another machine, return instead which versions to install
+    there, if newer versions fail.
     """
     plan = scene.plan
     if plan is not None:
@@ -295,9 +302,9 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
 
 
 def _wanted_elsewhere(plan: Plan) -> Answer | None:
-    """Return a warning if a plan needs certain versions of Transformers elsewhere, or None.
+    """Return a warning if newer versions of Transformers fail with a plan's model, else None.
 
-    Versions that are only too old do not count: pip installs newer ones.
+    If only older versions fail, pip installs a version that works.
     """
     found = bad_transformers(plan.model.architecture, [plan.engine.name])
     row = found.get(plan.engine.name)
@@ -330,7 +337,7 @@ _PACKAGES: Final = {"fla": "flash-linear-attention"}
 def modules(sources: Sources, scene: Scene) -> Answer | None:
     """Check that the modules that LMDeploy imports for a model exist.
 
-    It is only a warning if another engine needs none of the missing ones.
+    The answer is only a warning if another engine of LMDeploy has all its modules.
     """
     plan = scene.plan
     model, engines = _served(scene)

@@ -37,7 +37,7 @@ _ARCHITECTURES: Final = (
 class Answer(NamedTuple):
     """The answer of a check.
 
-    ``why`` and ``error`` are empty or replace the check's own.
+    ``why`` and ``error``, if given, replace those of the check.
     """
 
     state: State
@@ -58,11 +58,11 @@ unreadable: Final = partial(Answer, "unreadable")
 
 
 class Scene(NamedTuple):
-    """The values that a check may use; a check whose value is None does not apply.
+    """The values that a check may use; a check does not apply if its value is None.
 
-    ``machine`` is the present machine. ``model`` and ``port`` are those to serve, ``server`` names
-    a run that listens there. For a run, ``plan`` is the plan to launch, ``folder`` the folder of
-    its logs, and ``ports`` those of its engines.
+    ``machine`` is the present machine. ``model`` and ``port`` are those to serve; ``server`` names
+    a run that already listens on the port. For a launch, ``plan`` is the plan to launch, ``folder``
+    the folder for its logs, and ``ports`` are the ports of its engines.
     """
 
     sources: Sources
@@ -136,7 +136,7 @@ class Sources:
         )
 
     def cores(self) -> int | NaType:
-        """Return the cores that this process may run on, without any quota of their time."""
+        """Return how many cores this process may run on, whatever the quota of their time."""
         from turbofit.machine.host import affinity_cores
 
         return affinity_cores()

@@ -50,7 +50,10 @@ def with_forecasts(state: SearchState, evaluation: Evaluation) -> Evaluation:
 
 
 def _held(sizer: Sizer, session_len: int, wanted: int) -> Evaluation:
-    """Evaluate a shape by what its caches hold; each group should hold ``wanted`` requests."""
+    """Evaluate a shape by the requests that its caches hold.
+
+    If a number of requests is promised, each group must hold ``wanted`` requests.
+    """
     request, sized = sizer.request, sizer.evaluation(session_len)
     units = sizer.state.requested_load.units_per_request
     evaluation = replace(
@@ -89,9 +92,10 @@ def _with_forecasts(sizer: Sizer, evaluation: Evaluation, *, wants_cache: bool) 
 
 
 def _sized(sizer: Sizer) -> tuple[Sizer, int, bool]:
-    """Return the sizer with its best batch, its context, and whether more cache would allow more.
+    """Return the sizer with its best batch, the context, and whether more cache would be of use.
 
-    If requests are promised, the batch is what the cache holds of them.
+    The context is in tokens. If requests are promised, the batch is the number of them that the
+    cache holds.
     """
     request = sizer.request
     wanted = ceil(sizer.shape.requests(request.workload.concurrency))
@@ -130,14 +134,14 @@ def _scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:
 
 
 class _Unequal:
-    """Evaluates unequal groups: first each set of equal groups, then all with one context."""
+    """Evaluates unequal groups: first each set of equal groups, then all sets with one context."""
 
     def __init__(self, state: SearchState, shape: Shape) -> None:
         self.state, self.request, self.shape = state, state.request, shape
         self.sets: tuple[Groups, ...] = like_groups(state.request.machine, shape.groups)
 
     def evaluate(self) -> Evaluation:
-        """Return the better evaluation: equal shares of the requests, or shares for the goal.
+        """Return the better of two evaluations: with equal shares of the requests, or for the goal.
 
         Without a given number of requests, each engine has its best batch.
         """
@@ -159,10 +163,10 @@ class _Unequal:
         return max(wholes, key=lambda whole: (whole.fits, whole.rank))
 
     def _held_shares(self, shared: Callable[[Sequence[float]], list[float]]) -> list[float]:
-        """Return the requests for each engine of each set; promised requests must fit its cache.
+        """Return for each set the number of requests on one engine, at most what its cache holds.
 
-        ``shared`` returns these numbers when it is given the largest number for each set. Their sum
-        is less than the promised requests if all caches together hold no more.
+        ``shared`` divides the requests, given the largest number for an engine of each set. Caches
+        count only if requests are promised; if all caches together hold fewer, fewer are divided.
         """
         shares, most = shared(()), [inf] * len(self.sets)
         while self.request.promised_requests is not None:
@@ -205,7 +209,7 @@ class _Unequal:
         return self.state.once(("set", part), best)  # many shapes contain the same set
 
     def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
-        """Return one group's speed as a function of its requests, with the part's cache."""
+        """Return a function from a group's requests to its speed, with the cache of ``part``."""
         sizer = Sizer(self.state, part.shape)
 
         def speed(in_flight: float) -> Speed:
@@ -278,7 +282,7 @@ def evenly(
     """Divide requests over the engines of each set, in proportion to a weight, up to a bound.
 
     Returns the requests for one engine of each set. ``sets`` has the number of engines and the
-    weight for each set. ``most`` has the bounds; without it there are none.
+    weight for each set. ``most`` has the largest number for one engine of each set, or is empty.
     """
     bounds = list(most or [inf] * len(sets))
     open_, left = dict(enumerate(sets)), requests

@@ -1,8 +1,9 @@
 """The search over all legal shapes: promises count first, then the goal.
 
-The wished image limit is tried on every shape: with the engine's own bound in the peak, and with a
-lower one, so that the gateway queues image requests and the cache gets the rest. Smaller limits are
-tried if no shape can serve the wished limit.
+The wished image limit is tried on every shape in two ways. First, the peak counts as many images as
+the engine itself can bring together. Then the peak counts fewer images, so that the gateway must
+queue image requests, and the cache gets the memory that is saved. Smaller limits are tried if no
+shape can serve the wished limit.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class EngineFit(Struct):
     """The search's result for one engine: the best shape, its accounts and its host memory.
 
     ``evaluations`` are all tried shapes; even the best may not fit. ``reasons`` say why this engine
-    was preferred to another, and why fewer engines run than the GPUs could hold. ``rival`` is
-    LMDeploy's other engine, if it serves less, or if it would serve and this one does not.
+    was preferred to another, and why fewer engines run than the GPUs could hold. ``rival`` is the
+    result of LMDeploy's other engine, if that serves less than this engine, or if only that serves.
     """
 
     request: ResolvedRequest
@@ -159,7 +160,7 @@ def at_limit(
 
 
 def limit_that_fits(request: ResolvedRequest, shape: Shape, engine: Engine) -> int | None:
-    """Return the largest lower image limit with which a shape fits; None if none does."""
+    """Return the largest image limit below the shape's own with which the shape fits, or None."""
     rule, here = request.model.image_rule, _Search(request, engine)
     if rule is None or shape.image_limit is None:
         return None
@@ -260,8 +261,8 @@ class _Search:
     def queued(self, shape: Shape, whole: Evaluation) -> Iterator[Evaluation]:
         """Yield the shape with image requests that wait for each other, if it may beat ``whole``.
 
-        The peak of ``whole`` allows for as many images as an engine can bring together; here it
-        allows for one request's images.
+        The peak of ``whole`` counts as many images as an engine can bring together; the peak of the
+        yielded shape counts the images of one request.
         """
         request, units = self.request, self.state.requested_load.units_per_request
         # With `queue_images` every shape already has one request's units.
@@ -296,9 +297,10 @@ class _Search:
         return tried[bisect(costs_nothing, 0, steps)[0]]
 
     def lowered(self, shape: Shape) -> Evaluation:
-        """Evaluate a shape at the largest lower image limit that it serves, else at the least.
+        """Evaluate a shape at the largest lower image limit that it serves, else the least limit.
 
-        If the shape is no worse with the engine's own bound of units, it has this bound.
+        If the shape ranks higher with the engine's own bound of units per forward, it keeps that
+        bound.
         """
         limit = self._served_limit(shape)
         found = self.evaluate(self.limited(shape, limit))
@@ -320,8 +322,8 @@ class _Search:
     def _served_limit(self, shape: Shape) -> int:
         """Return the largest lower image limit under which a shape serves, else the least limit.
 
-        If one request never takes more memory than several, one request on each group is enough to
-        know. Groups are in many shapes, and each kind of group is computed once.
+        If the memory of an engine only grows with its requests, one request on each group finds the
+        limit. Equal groups, which are in many shapes, are computed once.
         """
         rule = self.request.model.image_rule
         assert rule is not None

@@ -1,7 +1,7 @@
 """The shapes that LMDeploy could run on the visible GPUs: their groups and settings.
 
-Groupings whose cards are equally full with equal links are equal for every forecast, so only the
-one with the smallest indices is kept.
+All forecasts are equal for groupings of equally full cards with equal links, so only the grouping
+with the smallest indices is kept.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from turbofit.planning.tower import whole_image_prefill
 class Shape(Struct):
     """One candidate of the search: groups of GPUs, a prefill size, an image limit and a dtype.
 
-    With ``units_per_forward`` None, the peak has the engine's own bound. ``promised`` is the
-    context that engines on other cards hold. ``at_once`` are the requests in each group at any
-    time; None: an equal share of the workload's, or the best batch. ``prefills`` are the values
-    from which each group on unequal cards chooses; empty if all groups have the same settings.
+    ``units_per_forward`` are the vision units that the peak counts; None: the engine's own bound.
+    ``promised`` is the context in tokens that engines on other cards hold. ``at_once`` is the
+    average number of requests that each group runs; None: an equal share of the workload's
+    requests, or the best batch. ``prefills`` are the values from which each group on unequal cards
+    chooses; empty if all groups have the same settings.
     """
 
     tp: int
@@ -50,7 +51,10 @@ class Shape(Struct):
         return len(self.groups)
 
     def requests(self, concurrency: int | None) -> float:
-        """Return the requests in each group at any time, for ``concurrency`` over all (None: 1)."""
+        """Return how many requests one group runs at once, of ``concurrency`` over all groups.
+
+        If ``concurrency`` is None, each group runs one request.
+        """
         if self.at_once is not None:
             return self.at_once
         return 1.0 if concurrency is None else concurrency / self.replicas
@@ -73,17 +77,19 @@ _CANDIDATE_SETTINGS: Final = (
 class Evaluation(Struct):
     """A shape with its settings, and whether it can serve.
 
-    ``short``: missing bytes on the tightest GPU, 0 if it serves. ``score`` is the goal's value,
-    ``served`` the share of the wished vision units, ``queues`` whether image requests wait although
-    nobody asked for it. ``parts`` are the sets of equal groups if cards are unequal; ``settings``
-    and ``kv_tokens`` are then those of the weakest. ``speeds`` are in the order of the groups;
-    ``seconds_per_answer`` is that of the slowest (latency goal). ``wants_cache``: more cache would
-    run more requests at once. ``footprint``: bytes on all GPUs, if the least is wished.
-    ``held_requests``: requests that all engines hold at once, if a number is promised; with too
-    few, ``settings`` have the largest batch that is held. ``ranked`` is the value that ranks
-    shapes: for throughput, the requests a second if the tower's attention took no time. The
-    attention of a worst image would outweigh what a larger cache gains for smaller images and
-    texts. ``ranked`` is not rounded, so that it can be summed over parts.
+    ``short``: bytes missing on the tightest GPU, 0 if the shape serves. ``score``: the goal's
+    value. ``served``: the share of the wished vision units. ``queues``: image requests wait
+    although the person did not ask for this. ``parts``: the sets of equal groups if cards are
+    unequal; ``settings`` and ``kv_tokens`` are then those of the weakest set. ``speeds``: one for
+    each group, in order. ``seconds_per_answer``: of the slowest group, for the goal ``latency``.
+    ``wants_cache``: more cache would run more requests at once. ``footprint``: bytes on all GPUs,
+    if the least memory is wished. ``held_requests``: requests that all engines hold at once, if a
+    number is promised; if they are too few, ``settings`` have the largest batch that is held.
+
+    ``ranked`` is the value that ranks shapes. For throughput, it is the requests a second as if the
+    tower's attention took no time: the attention of a worst image would outweigh what a larger
+    cache gains for smaller images and texts. ``ranked`` is not rounded, so that it can be summed
+    over parts.
     """
 
     engine: str
@@ -109,7 +115,7 @@ class Evaluation(Struct):
 
     @property
     def sets(self) -> tuple[Evaluation, ...]:
-        """The sets of equal groups; only the shape itself if all have the same settings."""
+        """The sets of equal groups; only the shape itself if all groups have the same settings."""
         return self.parts or (self,)
 
     @property
@@ -181,9 +187,8 @@ def shape_settings(request: ResolvedRequest, shape: Shape, session_len: int) -> 
 def dtype_for(model: Model, gpus: Sequence[Gpu]) -> tuple[Literal["float16", "bfloat16"], str]:
     """Return the dtype that ``auto`` means on these GPUs, and the reason.
 
-    AWQ, GPTQ and packed int4 need float16. Cards before Ampere have no bfloat16; a card of unknown
-    capability counts as having it. On Hopper, int4 also runs in bfloat16, and gated delta nets need
-    it.
+    AWQ, GPTQ and packed int4 need float16, but gated delta nets in int4 run in bfloat16 on Hopper.
+    Cards before Ampere have no bfloat16; a card of unknown capability counts as Ampere.
     """
     packed = model.quantization
     cards = [capability_of(gpu, unknown=AMPERE) for gpu in gpus]
@@ -251,7 +256,8 @@ def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
 def prefill_sizes(request: ResolvedRequest, engine: Engine) -> tuple[int, ...]:
     """Return the given prefill size, or the sizes to try.
 
-    If the engine encodes cut images again, one size holds the largest image whole.
+    If the engine encodes an image again in each forward that has a part of it, one size holds the
+    largest image whole.
     """
     fixed = request.engine_options.get("max_prefill_token_num")
     if isinstance(fixed, int):
@@ -265,7 +271,10 @@ def prefill_sizes(request: ResolvedRequest, engine: Engine) -> tuple[int, ...]:
 
 
 def _groupings(request: ResolvedRequest, engine: Engine) -> Sequence[tuple[Group, ...]]:
-    """Return the ways to divide the visible GPUs into groups, of unequal cards as a last resort."""
+    """Return the ways to divide the visible GPUs into groups.
+
+    Groups of unequal cards are formed only if no other groups are possible.
+    """
     if request.groups is not None:
         return [request.groups]
     found = _mixed(request, engine)
@@ -293,7 +302,7 @@ def _mixed(request: ResolvedRequest, engine: Engine) -> list[tuple[Group, ...]]:
 
 
 def _unequal_groupings(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[Group, ...]]:
-    """Yield groups of unequal cards, if the degree was given.
+    """Yield groups of unequal cards, if ``tp`` was given.
 
     Quantised weights have different formats on some cards, but an account knows one format per
     group, so such a model gets no group of unequal capabilities.
@@ -308,7 +317,10 @@ def _unequal_groupings(request: ResolvedRequest, engine: Engine) -> Iterator[tup
 
 
 def _tps(request: ResolvedRequest, gpus: Sequence[Gpu], engine: Engine) -> list[int]:
-    """Return the degrees that cards of one kind can run; NCCL cannot connect MIG instances."""
+    """Return the values of ``tp`` that cards of one kind can run; only 1 on MIG instances.
+
+    NCCL cannot connect MIG instances.
+    """
     most = 1 if gpus[0].mig else len(gpus)
     degrees = range(1, min(most, _LARGEST_TP) + 1) if request.tp is None else (request.tp,)
     return [tp for tp in degrees if tp <= most and not engine.tp_problem(request.model, tp)]
@@ -408,9 +420,9 @@ def mixed_groupings(
 ) -> list[tuple[Group, ...]]:
     """Return groupings of two or more kinds of card, where each group has one kind.
 
-    Each kind forms as many groups as its cards allow. ``tps`` are the degrees of each kind, which
-    may differ. Groupings with all kinds and small degrees come first; their number is limited.
-    ``replicas``: the number of groups, None for any.
+    ``parts`` has the cards of each kind, and ``tps`` the values of ``tp`` for each kind. Each kind
+    forms as many groups as its cards allow. Groupings with all kinds and small ``tp`` come first;
+    only a limited number is returned. ``replicas`` is the number of groups; None: any.
     """
     by_kind = [
         [way for tp in degrees for way in islice(ways(machine, gpus, tp, len(gpus) // tp), _MIXED)]
@@ -434,8 +446,8 @@ def mixed_groupings(
 def like_groups(machine: Machine, groups: Sequence[Group]) -> tuple[tuple[Group, ...], ...]:
     """Divide the groups into sets of equal groups, the set with the freest cards first.
 
-    Two groups are equal if their first cards are equal, and their second, and so on; a little more
-    used memory does not matter. Links are ignored.
+    Two groups are equal if their cards in each position are equal; a small difference in used
+    memory does not matter. Links are ignored.
     """
 
     def cards(group: Group) -> list[tuple[int, str, int, int, int]]:

@@ -88,7 +88,7 @@ class SearchState:
     def key_of(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
         """Return a key that is equal for groups with equal accounts and speeds.
 
-        It has the GPUs' indices only if the group's cards are unequal.
+        The key has the GPUs' indices only if the group's cards are unequal.
         """
         machine, indices = self.request.machine, tuple(gpu.index for gpu in gpus)
 
@@ -117,7 +117,7 @@ class Sizer:
     def key(self) -> tuple[object, ...]:
         """A key that is equal for sizers with the same context and best batch.
 
-        Equal groups count once.
+        The number of groups that are equal to each other does not matter.
         """
         at_once = self.shape.requests(self.request.workload.concurrency)
         shape = replace(self.shape, groups=(), at_once=at_once)
@@ -139,7 +139,10 @@ class Sizer:
         return self if limit is None or batch <= limit else self.with_batch(limit)
 
     def evaluation(self, session_len: int) -> Evaluation:
-        """Evaluate the shape with this context: cache ratio, tokens, missing bytes; no speeds."""
+        """Evaluate the shape with this context: its cache ratio, KV tokens and missing bytes.
+
+        The evaluation has no forecast of speed.
+        """
         accounts = self.accounts(session_len)
         settings = shape_settings(self.request, self.shape, session_len)
         ratio = self.ratio(accounts)
@@ -166,12 +169,12 @@ class Sizer:
         return max(0, tokens - kv_tokens) * account.bytes_per_token
 
     def accounts(self, session_len: int) -> list[Account]:
-        """Return one account for each kind of equal groups, made for the GPUs of one of them."""
+        """Return one account for each set of equal groups, made for the GPUs of its first group."""
         settings = shape_settings(self.request, self.shape, session_len)
         return [self._account(settings, gpus) for gpus in self.distinct]
 
     def largest_batch(self, settings: Settings) -> int | None:
-        """Return the largest batch that ends no group's engine; None if there is no limit."""
+        """Return the largest batch that the engines of all groups survive; None without a limit."""
         name, version = self.engine.name, self.engine.version
 
         def largest() -> int | None:
@@ -252,8 +255,8 @@ class Sizer:
     def ratio(self, accounts: Sequence[Account]) -> float | None:
         """Return the largest cache ratio with which every group fits, or the user's own ratio.
 
-        It is no larger than the caps that rehearsals found. None if no ratio fits one of the
-        groups.
+        The largest ratio is bounded by the caps that rehearsals found. Returns None if a group fits
+        with no ratio.
         """
         if isinstance(self._fixed_ratio, int | float):
             return float(self._fixed_ratio)
@@ -268,7 +271,7 @@ class Sizer:
     def _least_ratio(self, accounts: Sequence[Account], most: float) -> float:
         """Return the smallest ratio whose cache holds a whole context for each request of a batch.
 
-        It is at most ``most``, and exactly that if the user gave the ratio.
+        The result is at most ``most``, and it is ``most`` if the user gave the ratio.
         """
         if self._fixed_ratio is not None:
             return most
@@ -303,7 +306,7 @@ class Sizer:
         return tokens * accounts[0].bytes_per_token
 
     def needed_tokens(self) -> int:
-        """Return the tokens that the cache must hold, for a promised context or one request."""
+        """Return the tokens that the cache must hold: the given context, or else one request."""
         if self.request.workload.context is not None:
             return self.request.workload.context
         longest = self.request.model.text.max_position_embeddings
@@ -338,9 +341,10 @@ def most_context(request: ResolvedRequest) -> int:
 def longest_context(request: ResolvedRequest) -> int:
     """Return the longest context to promise: the user's, or the model's own up to 32,768.
 
-    Few requests are longer, and longer contexts let more images share TurboMind's forward. If
-    images need a longer context, they get it. With the goal ``context`` the model's own context is
-    returned; for the least footprint, the tokens of one request.
+    If images need more than 32,768 tokens, the context is longer. Few requests need more, and a
+    longer context lets more images share TurboMind's forward, which takes memory. With the goal
+    ``context`` the model's own context is returned; for the least footprint, the tokens of one
+    request.
     """
     most = most_context(request)
     if request.workload.goal == "context" or request.context_given:
@@ -364,10 +368,10 @@ def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 def best_batch(sizer: Sizer, session_len: int) -> tuple[int, bool]:
     """Return the batch of one engine, and whether more memory would allow a larger batch.
 
-    The user's own batch is kept. Else it is the smallest batch with nearly the best forecast, since
-    more rows cost memory, or the largest that memory allows. No batch shortens ``session_len``. The
-    forecast leaves out the time of the tower's attention: if the tower needs seconds for a worst
-    image, a batch gains little, and smaller images and texts would wait in vain.
+    The user's own batch is kept. Otherwise the batch is the smallest with nearly the best forecast,
+    or the largest that memory allows without a shorter ``session_len``. The forecast leaves out the
+    time of the tower's attention: if the tower needs seconds for a worst image, a larger batch
+    gains little for this image, but smaller images and texts would wait without it.
     """
     fixed = sizer.request.engine_options.get("max_batch_size")
     if isinstance(fixed, int):

@@ -1,4 +1,4 @@
-"""Names a model's tensors as a checkpoint does, and says how it stores them."""
+"""Names a model's tensors as a checkpoint does, and says how the checkpoint stores them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _ROOM: Final = "checkpoints"
 
 
 class Decoder(Struct, forbid_unknown_fields=True):
-    """Where the decoder's parts are inside the whole model's checkpoint.
+    """The place of the decoder in the checkpoint of a whole model.
 
-    ``model`` and ``head`` are prefixes of the names of its tensors and of its output head;
-    ``config`` and ``quantized`` are the keys under which the config has its settings and the
-    packing.
+    Tensor names of the decoder begin with ``model``, names of its output head with ``head``.
+    ``config`` is the dotted key of the decoder's settings in ``config.json``, ``quantized`` is the
+    dotted key of the quantization.
     """
 
     model: str = "model."
@@ -37,7 +37,7 @@ class Decoder(Struct, forbid_unknown_fields=True):
 
 
 class Kind(Struct, forbid_unknown_fields=True):
-    """One file of `presets/checkpoints`, with its base merged; docs/adding.md explains each key."""
+    """A file of `presets/checkpoints`, completed by its ``base``; docs/adding.md has the keys."""
 
     source: str
     architectures: tuple[str, ...] = field(name="for", default=())
@@ -56,7 +56,7 @@ class Kind(Struct, forbid_unknown_fields=True):
 
 @cache
 def kinds() -> dict[str, Kind]:
-    """Return each architecture's kind of checkpoint.
+    """Return the kind of checkpoint of each architecture.
 
     Raises:
         UsageError: a file of `presets/checkpoints` is damaged.
@@ -77,7 +77,7 @@ def _whole(name: str) -> JsonObject:
 
 
 def _apart(names: JsonObject) -> JsonObject:
-    """Return names with one role for each key: ``q, k, v: attn.qkv`` becomes three entries."""
+    """Split keys that list several roles: ``q, k, v: attn.qkv`` becomes three entries."""
     return {
         role: _apart(name) if isinstance(name, dict) else name
         for roles, name in names.items()
@@ -230,14 +230,17 @@ _MX_GROUP: Final = 32
 
 
 class Writer(NamedTuple):
-    """Names a model's tensors by their roles, and says how a checkpoint stores them."""
+    """Yields the names, types and shapes of a model's tensors as a checkpoint stores them."""
 
     tensors: Mapping[str, Tensor]
     dtype: str
     quantization: Quantization | None
 
     def entries(self, names: JsonObject, at: str = "", layer: int | None = None) -> Iterator[Entry]:
-        """Yield the tensors of a block of names; with ``layer``, only the tensors of that layer."""
+        """Yield the tensors that ``names`` lists by role; with ``layer``, only those of that layer.
+
+        ``at`` is the prefix of their names in the checkpoint.
+        """
         for name, joined in self._joined(names, layer).items():
             if isinstance(joined, list):
                 yield from self._stored(at, name, joined)
@@ -247,9 +250,9 @@ class Writer(NamedTuple):
                 yield from self._layers(joined, at + joined["at"])
 
     def _joined(self, names: JsonObject, layer: int | None) -> dict[str, Any]:
-        """Return a block's tensors by name, and its inner blocks by role.
+        """Return what ``names`` lists: tensors by name in the checkpoint, inner blocks by role.
 
-        Several tensors share a name if a checkpoint joins them.
+        Tensors that a checkpoint joins into one have the same name.
         """
         found: dict[str, Any] = {}
         for role, name in names.items():
@@ -261,7 +264,7 @@ class Writer(NamedTuple):
         return found
 
     def _layers(self, names: JsonObject, at: str) -> Iterator[Entry]:
-        """Yield the tensors of a block for each layer, or once if they belong to no layer."""
+        """Yield the tensors of a block for each layer, or once if the block has no layers."""
         groups = [one for one in self._joined(names, None).values() if isinstance(one, list)]
         last = [tensor.layers[-1] for group in groups for tensor in group if tensor.layers]
         if not last:
@@ -283,7 +286,7 @@ class Writer(NamedTuple):
                 yield from self.entries(names, f"{at}{i}.", layer)
 
     def _stacked(self, name: str, joined: list[Tensor], *, outputs: bool) -> Iterator[Entry]:
-        """Yield one tensor for all experts of a layer, with scales and bias if it has any."""
+        """Yield one tensor for all experts of a layer, and their scales and bias if any."""
         (outs, ins), experts = _shape(joined), joined[0].copies
         if self.quantization is not None:
             groups = ins // _MX_GROUP
@@ -295,7 +298,7 @@ class Writer(NamedTuple):
             yield f"{name}_bias", self.dtype, (experts, outs)
 
     def _stored(self, at: str, name: str, joined: list[Tensor]) -> Iterator[Entry]:
-        """Yield the tensors under one name: a module's weight and bias, or a tensor by itself."""
+        """Yield the tensors under one name: the weight and bias of a module, or a single tensor."""
         how, _, alone = name.rpartition(" ")
         shape, full = _shape(joined), at + alone
         if how:
@@ -309,9 +312,9 @@ class Writer(NamedTuple):
 
 
 def need_names(names: JsonObject, tensors: Iterable[str]) -> None:
-    """Check that a file of `presets/checkpoints` gives a name to each of these tensors.
+    """Check that a file of `presets/checkpoints` has a name for the role of each tensor.
 
-    ``tensors`` are the roles that need a name.
+    ``names`` is from that file; ``tensors`` are the roles.
 
     Raises:
         UsageError: a role has no name.

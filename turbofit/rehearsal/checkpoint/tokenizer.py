@@ -18,7 +18,7 @@ from turbofit.core.struct import JsonObject, Struct
 
 
 class Tokenizer(Struct, forbid_unknown_fields=True):
-    """How one kind's tokenizer differs: its class, its image token, ids of more special tokens."""
+    """The settings of a kind's stand-in tokenizer: its class, image token and special tokens."""
 
     class_: str = field(name="class", default="PreTrainedTokenizerFast")
     image: str = "<IMG_CONTEXT>"
@@ -34,8 +34,9 @@ def common() -> JsonObject:
 
 
 def special_tokens(vocab: int, kind: Tokenizer | None = None) -> dict[str, int]:
-    """Return the ids of special tokens; they are the published ones if the vocabulary has room.
+    """Return the ids of the special tokens, by token.
 
+    The published ids are used if they are below ``vocab``, else the last ids of the vocabulary.
     ``kind`` is None for a model of text alone.
     """
     text: dict[str, int] = common()["text_tokens"]
@@ -57,7 +58,7 @@ def byte_alphabet() -> list[str]:
 
 
 def byte_level(vocab: Mapping[str, int], special: Mapping[str, int]) -> JsonObject:
-    """Make a ``tokenizer.json``: byte-level BPE without merges, so tokens are bytes or special."""
+    """Make the content of a ``tokenizer.json`` in which each token is a byte or a special token."""
     data = common()
     added = [
         {"id": number, "content": token, **data["special_token"]}

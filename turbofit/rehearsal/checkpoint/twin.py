@@ -1,6 +1,6 @@
-"""Writes a twin of a model: a checkpoint with headers alone, which no weights follow.
+"""Writes a twin of a model: a stand-in checkpoint that has headers, but no weights.
 
-Its files are as long as real ones and sparse: a loader that maps them reads zeros.
+Its files are sparse and as long as real files: a loader that maps them reads zeros.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ _NONE: Mapping[str, tuple[int, int]] = MappingProxyType({})
 
 @dataclasses.dataclass(frozen=True)
 class Twin:
-    """The model and the kinds from which a header-only checkpoint is written.
+    """A model, and the kinds of checkpoint from which its stand-in checkpoint is written.
 
     Attributes:
-        decoder: the kind of its decoder.
+        decoder: the kind of the model's decoder.
         whole: the kind of the model around the decoder; None if there is only the decoder.
     """
 
@@ -96,7 +96,7 @@ def twin_of(model: Model) -> Twin:
     """Return a model's twin.
 
     Raises:
-        UsageError: no twin can stand for it, and its own checkpoint is needed.
+        UsageError: no twin can be made, so the model's own checkpoint is needed.
     """
     _refuse_packing(model)
     decoder = kinds().get(model.text.architecture)
@@ -114,10 +114,10 @@ def twin_of(model: Model) -> Twin:
 
 
 def _refuse_packing(model: Model) -> None:
-    """Refuse a model whose packed tensors cannot be written.
+    """Refuse a model whose packed weights a twin cannot have.
 
     Raises:
-        UsageError: the packing cannot be written.
+        UsageError: a twin cannot have these weights.
     """
     packed = model.quantization
     if packed is None:
@@ -163,7 +163,7 @@ def _nested(path: str, data: JsonObject) -> JsonObject:
 
 
 def tensors(twin: Twin) -> Iterator[Entry]:
-    """Yield all tensors of a twin, in the order of the names in its checkpoint files (`Kind`).
+    """Yield all tensors of a twin, in the order of the files in `presets/checkpoints`.
 
     Raises:
         UsageError: a tensor has no name in these files.
@@ -187,7 +187,7 @@ def _named(
 
 
 def _placed(name: str, whole: Kind | None) -> str:
-    """Return the name of a decoder's tensor in the model around it."""
+    """Return the name that a decoder's tensor has in the checkpoint of the whole model."""
     place = (whole and whole.decoder) or Decoder()
     inside = name.removeprefix("model.")
     return f"{place.model}{inside}" if inside != name else f"{place.head}{name}"
@@ -196,10 +196,10 @@ def _placed(name: str, whole: Kind | None) -> str:
 def write_header(
     path: Path, entries: Iterable[Entry], stored: Mapping[str, tuple[int, int]] = _NONE
 ) -> int:
-    """Write a safetensors file whose data is a hole; return the number of bytes of the data.
+    """Write a sparse safetensors file without tensor data; return the size of that data in bytes.
 
-    ``stored`` is needed for tensors that hold the shape of a packed weight: the two numbers of each
-    are written as real data.
+    ``stored`` has two numbers for each tensor that states the shape of a packed weight; only these
+    numbers are written as data.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "turbofit": "pretend: no data"}}
     at, shapes = 0, b""
@@ -224,7 +224,7 @@ def write_header(
 def write_weights(entries: Iterable[Entry], folder: Path) -> None:
     """Write the tensors' headers into one file, or into several files with an index.
 
-    Each file stays small, since Linux cannot map a file that is larger than the host's memory.
+    Each file stays small, since Linux cannot map a file larger than the host's memory.
     """
     shards: list[list[Entry]] = []
     room = 0
@@ -271,10 +271,10 @@ def write_model(twin: Twin, folder: Path) -> Path:
 
 
 def need_stand_in(model: Model) -> None:
-    """Refuse a model that has neither a twin nor weights on disk.
+    """Refuse a model whose weights are not on disk and for which no twin can be made.
 
     Raises:
-        UsageError: no twin can stand for the model.
+        UsageError: no twin can be made.
     """
     if _on_disk(model) is None:
         twin_of(model)
@@ -289,11 +289,10 @@ def _on_disk(model: Model) -> Path | None:
 def checkpoint_for(model: Model, folder: Path, *, torch: bool = False) -> Path:
     """Return the model's own folder if its weights are on disk, else a twin made in ``folder``.
 
-    ``torch``: the engine runs on torch, for which there are no twins of models with gated delta
-    nets.
+    ``torch``: the engine runs on torch, which cannot use a twin of a model with gated delta nets.
 
     Raises:
-        UsageError: there is no twin, or none for that engine.
+        UsageError: no twin can be made, or the engine cannot use a twin of this model.
     """
     checkpoint = _on_disk(model)
     if checkpoint is not None:

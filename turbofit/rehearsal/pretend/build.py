@@ -111,11 +111,11 @@ def _compile(soname: str, wants: LibraryInterface, folder: Path, command: list[s
 def build(folder: Path | None = None, site: Path | None = None) -> Path:
     """Return the folder of the libraries; build them if they are missing (one to three seconds).
 
-    All files are there, and only this user and root can change them. ``site`` is the program's
-    ``site-packages`` folder; None: TurboMind with CPU torch.
+    Nobody but this user and root can change the files. ``site`` is the program's ``site-packages``
+    folder; None means TurboMind with CPU torch.
 
     Raises:
-        PretendError: others can change them, or they cannot be built.
+        PretendError: other users can change the folder, or the libraries cannot be built.
     """
     libraries = libraries_for(wanted_from(site) if site else None)
     try:
@@ -131,7 +131,10 @@ def build(folder: Path | None = None, site: Path | None = None) -> Path:
 
 
 def _build(target: Path, libraries: Mapping[str, LibraryInterface]) -> None:
-    """Make the whole folder or nothing, also if the power fails or another process makes it too."""
+    """Build the whole folder or nothing, even if the power fails.
+
+    Another process may build the same folder at the same time.
+    """
     command = compiler()
     _LOG.info("building the pretend libraries with %s in %s", command, target)
     temporary = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))

@@ -1,4 +1,4 @@
-"""Runs a command on a pretend machine, passes signals on to it, and ends its processes."""
+"""Runs a command on a pretend machine, passes signals to the command, and ends its processes."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def run_command(
     """Run a command to its end, end the processes that it left, and return the exit status.
 
     The status is negative after a signal. ``env`` is the whole environment; ``tick`` is called
-    every ``every`` seconds. This process becomes the subreaper, so it inherits orphans, even from
-    other sessions; they get SIGTERM, and SIGKILL three seconds later. If this process has other
-    threads, which may also start children, only orphans on the command's scenario are ended.
+    every ``every`` seconds. As a subreaper, this process inherits the command's orphans, even from
+    other sessions, and ends them: SIGTERM, then SIGKILL after three seconds. If other threads of
+    this process may also start children, only orphans on the command's scenario are ended.
 
     Raises:
         UsageError: the command cannot be run.
@@ -88,7 +88,7 @@ def run_command(
 
 
 def _in_foreground() -> bool:
-    """Return whether a terminal's Ctrl-C reaches this process, and thus its command, too."""
+    """Return whether a terminal's Ctrl-C reaches this process, and thus also its command."""
     with contextlib.suppress(OSError), open("/dev/tty") as terminal:
         return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
     return False
@@ -96,7 +96,10 @@ def _in_foreground() -> bool:
 
 @contextlib.contextmanager
 def _forwarding(pid: int) -> Iterator[None]:
-    """Pass signals on, unless the terminal does; only the main thread may set handlers."""
+    """Pass this process's signals on to process ``pid``, unless the terminal sends them to both.
+
+    Outside the main thread nothing is passed on, since only that thread may set handlers.
+    """
 
     def forward(number: int, _: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -113,7 +116,7 @@ def _forwarding(pid: int) -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen[bytes], others: set[int], scenario: str | None) -> None:
-    """End all descendants except ``others``; with ``scenario``, only those that run on it."""
+    """End all descendants except ``others``; with ``scenario``, only those on that scenario."""
     ours = {process.pid}
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + _GRACE
@@ -144,7 +147,7 @@ def _is_on(pid: int, scenario: str) -> bool:
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    """Yield the ids of all processes below one, also zombies."""
+    """Yield the ids of all descendants of a process, including zombies."""
     below: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -159,7 +162,7 @@ def _descendants(pid: int) -> Iterator[int]:
 
 
 def cuda_site() -> Path | None:
-    """Return the folder of this Python's packages if its torch is a CUDA build, else None."""
+    """Return this Python's ``site-packages`` folder if its torch is a CUDA build, else None."""
     spec = importlib.util.find_spec("torch")
     return site_with(spec.origin) if spec and spec.origin else None
 
@@ -179,10 +182,10 @@ def pretend_environment(
 ) -> dict[str, str]:
     """Make the environment for a child process on a pretend machine.
 
-    ``site`` is the folder of packages of the child's Python, if its torch is a CUDA build. Such a
-    torch finds NVIDIA's libraries by their paths, so the pretend ones are loaded before all others,
-    and the child never reaches the real driver. ``keep``: keep variables that change allocations of
-    programs (``PYTORCH_CUDA_ALLOC_CONF``).
+    ``site`` is the ``site-packages`` folder of the child's Python, if its torch is a CUDA build.
+    Such a torch finds NVIDIA's libraries by their paths, so the pretend libraries are loaded before
+    all others, and the child never reaches the real driver. ``keep``: keep variables that change
+    how programs allocate (``PYTORCH_CUDA_ALLOC_CONF``).
     """
     source = os.environ if base is None else base
     dropped = _HIDING if keep else (*_HIDING, *CHANGING)
@@ -201,7 +204,7 @@ def pretend_environment(
 
 
 def find_turbofit(env: dict[str, str]) -> None:
-    """Let a child import this turbofit; the child's own path comes first."""
+    """Add this turbofit to a child's ``PYTHONPATH``, behind the folders that are already in it."""
     package = str(Path(__file__).resolve().parents[3])
     before = env.get("PYTHONPATH")
     env["PYTHONPATH"] = f"{before}:{package}" if before else package

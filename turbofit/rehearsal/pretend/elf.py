@@ -1,4 +1,7 @@
-"""Reads the dynamic symbols of 64-bit little-endian ELF libraries; others raise a ValueError."""
+"""Reads the dynamic symbols of 64-bit little-endian ELF libraries.
+
+Any other file raises a ValueError.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,9 @@ _OBJECT, _FUNCTION = 1, 2
 
 @dataclass(frozen=True)
 class Symbol:
-    """One dynamic symbol of a library; ``defined`` there, or imported from another.
+    """A dynamic symbol of a library; ``defined`` is False if the library imports the symbol.
 
-    ``data`` is True if it is known to be a variable.
+    ``data`` is True if the symbol is known to be a variable.
     """
 
     name: str
@@ -52,7 +55,10 @@ def needed(library: Path) -> tuple[str, ...]:
 
 
 def needed_versions(library: Path) -> dict[str, frozenset[str]]:
-    """Return the symbol versions that a library needs from others, by their soname."""
+    """Return the symbol versions that a library needs, by soname.
+
+    The soname is that of the library which must have these versions.
+    """
     with _complete(library), mapped(library) as data:
         return {
             name: versions
@@ -62,9 +68,9 @@ def needed_versions(library: Path) -> dict[str, frozenset[str]]:
 
 
 def _wanted(strings: bytes, raw: bytes) -> Iterator[tuple[str, frozenset[str]]]:
-    """Yield the sonames and versions of a table of needed versions.
+    """Yield each soname in a table of needed versions, with its versions.
 
-    It has nested lists, each of which ends at an entry whose next offset is 0.
+    ``strings`` has the names. Each list in the table ends at an entry whose next offset is 0.
     """
     at, following = 0, -1
     while following:
@@ -101,7 +107,7 @@ def dynamic_symbols(library: Path) -> Iterator[Symbol]:
 
 
 def _tables(data: mmap.mmap, kind: int) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the sections of a kind: for each the strings that its entries name, and its bytes."""
+    """Yield (strings, bytes) of each section of a kind; ``strings`` has its entries' names."""
     whole = list(sections(data))
     for section in whole:
         if section.kind == kind:
@@ -112,7 +118,7 @@ def _tables(data: mmap.mmap, kind: int) -> Iterator[tuple[bytes, bytes]]:
 
 @contextmanager
 def _complete(library: Path) -> Iterator[None]:
-    """Raise ValueError if a library is shorter than its headers say."""
+    """Raise a ValueError for any error while a library is read, such as for a truncated file."""
     try:
         yield
     except (ValueError, struct.error, IndexError, OverflowError) as exc:
@@ -142,7 +148,7 @@ class Symbols:
 
 @lru_cache(maxsize=8192)
 def short_name(name: str) -> str:
-    """Strip a C++ name of arguments, template arguments, return type and outer namespace."""
+    """Remove arguments, template arguments, return type and outer namespace from a C++ name."""
     name = name.replace("(anonymous namespace)", "{anonymous}")
     for pattern in (r"<[^<>]*>", r"\([^()]*\)(?: const)?(?: noexcept)?"):
         before = ""

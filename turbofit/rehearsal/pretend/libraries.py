@@ -60,7 +60,7 @@ _SHARED = re.compile(r"\.so(\.\d+)*$")
 
 
 def family_of(soname: str) -> str | None:
-    """Return a library's family, such as ``libcudart`` for ``libcudart.so.13``; None for others."""
+    """Return a library's family, such as ``libcudart`` for ``libcudart.so.13``; None if unknown."""
     stem = soname.partition(".so")[0]
     return stem if stem in FAMILIES else None
 
@@ -78,9 +78,9 @@ class LibraryInterface(NamedTuple):
 
 
 def wanted_from(site: Path) -> dict[str, LibraryInterface]:
-    """Return what the packages in ``site-packages`` import of CUDA's libraries, by soname.
+    """Return what packages in ``site-packages`` import from CUDA's libraries, by library soname.
 
-    Empty if no package calls CUDA.
+    The result is empty if no package calls CUDA.
     """
     interfaces: dict[str, LibraryInterface] = {}
     for library in _libraries(site):
@@ -99,7 +99,7 @@ def wanted_from(site: Path) -> dict[str, LibraryInterface]:
 
 
 def _by_name(site: Path) -> Iterator[str]:
-    """Yield functions of the driver that programs look up by name instead of importing them."""
+    """Yield the functions of the CUDA driver that programs look up by name at run time."""
     for source in (site / "triton/backends/nvidia").glob("*.c"):
         yield from _CALL.findall(source.read_text(encoding="utf-8", errors="replace"))
     library = site / _LOOKS_UP
@@ -108,9 +108,9 @@ def _by_name(site: Path) -> Iterator[str]:
 
 
 def _read(library: Path) -> dict[str, LibraryInterface]:
-    """Return what a library imports from CUDA's libraries, by the soname of each.
+    """Return what a library imports from CUDA's libraries, by the soname of the CUDA library.
 
-    The key is the family if the library does not link the one from which it imports.
+    The key is a family name if the file is not linked with a CUDA library of that family.
     """
     sonames = {family: name for name in needed(library) if (family := family_of(name))}
     if not sonames:
@@ -185,7 +185,7 @@ _ENGINE = {
 def libraries_for(
     wanted: Mapping[str, LibraryInterface] | None = None,
 ) -> dict[str, LibraryInterface]:
-    """Return all libraries by soname: the account first, then TurboMind's and ``wanted`` ones."""
+    """Return all libraries to build, by soname: the account, TurboMind's and the ``wanted``."""
     every = {ACCOUNT: LibraryInterface(), **_ENGINE}
     for name, wants in (wanted or {}).items():
         every[name] = every.get(name, LibraryInterface()) | wants
@@ -200,7 +200,7 @@ def sources_of(soname: str) -> tuple[str, ...]:
 
 
 def cuda_major(soname: str) -> int:
-    """Return a library's CUDA version, 13 for ``libcudart.so.13``; 12 if its name has none."""
+    """Return the CUDA version in a soname (13 for ``libcudart.so.13``); 12 if there is none."""
     ours = family_of(soname) in ("libcudart", "libnvrtc")
     return int(soname.rpartition(".")[2]) if ours else 12
 
@@ -230,7 +230,7 @@ def check_surface(engine: Path, libraries: Path) -> None:
 
 
 class LibraryAccount:
-    """The account of this process: sets marks, makes memory pools, and can stop other threads."""
+    """The pretend machine's account of this process: marks phases, makes pools, stops threads."""
 
     def __init__(self, folder: Path) -> None:
         self._lib = ctypes.CDLL(str(folder / ACCOUNT))
@@ -250,11 +250,11 @@ class LibraryAccount:
         return int(self._lib.pretend_calls())
 
     def physical(self, device: int) -> int:
-        """Return the machine's index of a card of this process; -1 if there is no such card."""
+        """Return the machine's index of this process's card ``device``; -1 if there is none."""
         return int(self._lib.pretend_physical(device))
 
     def freeze(self) -> bool:
-        """Stop all other threads that call CUDA; return False if any runs after five seconds."""
+        """Stop all other threads that call CUDA; return False if any still runs after 5 seconds."""
         return int(self._lib.pretend_freeze(5000)) >= 0
 
     def thaw(self) -> bool:
@@ -265,7 +265,7 @@ class LibraryAccount:
         return bool(self._lib.pretend_thaw())
 
     def pool(self, device: int, step: int) -> ctypes.c_void_p:
-        """Make a memory pool on a card: it grows by ``step`` bytes and keeps them until `trim`.
+        """Make a memory pool on a card; it grows by ``step`` bytes, and shrinks only in `trim`.
 
         Raises:
             ValueError: there is no such pretend device.
@@ -279,7 +279,10 @@ class LibraryAccount:
         return pool
 
     def allocate(self, pool: ctypes.c_void_p, size: int) -> int | None:
-        """Allocate from a pool; return the address, 0 for 0 bytes, None if the card is full."""
+        """Allocate ``size`` bytes from a pool; return the address, or None if the card is full.
+
+        The address is 0 for 0 bytes.
+        """
         pointer, length = ctypes.c_void_p(), ctypes.c_size_t(size)
         if self._lib.pretend_pool_malloc(pool, length, ctypes.byref(pointer)) == _NO_MEMORY:
             return None
@@ -289,5 +292,5 @@ class LibraryAccount:
         self._lib.pretend_free(ctypes.c_void_p(address))
 
     def trim(self, pool: ctypes.c_void_p) -> None:
-        """Return the unused bytes of the pool to the card."""
+        """Return the pool's unused bytes to the card."""
         self._lib.pretend_pool_trim(pool, ctypes.c_size_t(0))

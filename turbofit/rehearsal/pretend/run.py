@@ -1,4 +1,4 @@
-"""Runs any command on a pretend machine, and reads how much memory its processes used there."""
+"""Runs any command on a pretend machine, and reads how much memory its processes used."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _ASK: Final = "from importlib.util import find_spec as f; print((f('torch') or f
 class FinishedRun:
     """A command that ran for ``seconds`` of wall time; ``code`` is negative after a signal.
 
-    ``usages`` has one item for each timeline; a process that called exec has several.
+    ``usages`` has an item for each timeline; a process that called exec has several timelines.
     """
 
     command: tuple[str, ...]
@@ -67,7 +67,7 @@ class FinishedRun:
 
 
 def scenario_of(machine: Machine, context: Callable[[Gpu], int]) -> Scenario:
-    """Return the pretend twin of a machine, which charges each process for its CUDA contexts, too.
+    """Return the pretend twin of a machine; each process on it is charged for its CUDA contexts.
 
     ``context`` returns the bytes of a context on a card; the largest is used for all cards.
     """
@@ -90,8 +90,9 @@ def run_pretend(  # noqa: PLR0913 - the public entry: its keywords are what can 
     """Run a command on a pretend machine until it and all processes that it started have ended.
 
     ``keep`` is a new or empty folder for scenario, shared file and timelines. ``on_poll`` is called
-    with the machine's processes every ``every`` seconds. ``python`` is the Python whose packages
-    the command loads, if the command itself does not show it.
+    with the state of the machine's processes every ``every`` seconds. ``base`` is the environment
+    to start from, by default this process's. ``python`` is the Python whose packages the command
+    loads, if the command itself does not show it.
 
     Raises:
         UsageError: the command cannot be run, or the folder cannot be used.
@@ -147,7 +148,7 @@ class PreparedRun:
         return sorted(files, key=lambda file: [int(part) for part in file.stem.split("-")])
 
     def usages(self) -> tuple[Usage, ...]:
-        """Read all timelines so far; processes may still write them."""
+        """Read all timelines; while processes still run, the result is what they wrote so far."""
         return tuple(read_usage(read_timeline(file)) for file in self.timelines())
 
 
@@ -160,7 +161,7 @@ def prepare(
 ) -> PreparedRun:
     """Write a pretend machine's files to a new or empty folder.
 
-    ``site`` is the folder of CUDA packages of the programs that will run.
+    ``site`` is the ``site-packages`` folder of the programs that will run.
     """
     libraries = build(site=site)
     path, timelines = folder / "scenario", folder / "timelines"
@@ -184,11 +185,11 @@ def _kept(folder: Path) -> Path:
 
 
 def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
-    """Return the folder of the packages whose CUDA libraries a command will load; None without any.
+    """Return the ``site-packages`` folder whose CUDA libraries a command will load; None if none.
 
-    The folder is that of a Python: of ``python`` if given, else of the command if it is a Python,
-    else of the Python in a script's first line, else (a shell script, a compiled program) of this
-    process.
+    It is the folder of the Python ``python`` if given, else of the command itself if that is a
+    Python, else of the Python in a script's first line. For a shell script or a compiled program it
+    is the folder of this process.
 
     Raises:
         UsageError: there is no Python at this path.
@@ -220,10 +221,7 @@ SCHEMA = "turbofit.pretend-run/1"
 
 
 def report(ran: FinishedRun) -> Document:
-    """Return the document of a run.
-
-    Processes that did no more than count the cards are left out.
-    """
+    """Return the document of a run, without processes that used no memory."""
     cards = range(len(ran.scenario.gpus))
     return {
         "schema": SCHEMA,
@@ -255,7 +253,7 @@ def _pairs(ran: FinishedRun) -> list[tuple[Process, Usage]]:
 
 
 def card_at_peak(ran: FinishedRun, index: int) -> Document:
-    """Return the facts of a card, and the most bytes that all processes together held on it."""
+    """Return a card's facts, with the most bytes that all processes together held on it."""
     gpu, peak = ran.scenario.gpus[index], ran.shared.peak[index]
     return {
         "name": gpu.name,

@@ -1,4 +1,4 @@
-"""Describes a pretend machine, and writes the description for the C side."""
+"""Describes a pretend machine, and writes the description for the libraries in C."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ class PretendGpu:
 
     Attributes:
         total: bytes that CUDA calls total memory.
-        used: bytes held by others and by this process's CUDA context.
-        late: bytes that are in use after free memory was read (kernel modules and the like).
+        used: bytes held by other processes and by this process's CUDA context.
+        late: bytes that come into use after free memory was read (kernel modules and the like).
         sm: compute capability.
+        sm_count: number of multiprocessors.
         l2: bytes of L2 cache (the engine's tuner allocates a buffer of this size).
         reserved: bytes that the driver keeps in addition to ``total``; only NVML shows them.
     """
@@ -55,7 +56,7 @@ class PretendGpu:
     reserved: int = 0
 
     def shared_memory(self) -> tuple[int, int]:
-        """Return the bytes of shared memory of one multiprocessor, and the most for one block.
+        """Return the bytes of shared memory per multiprocessor, and the most bytes for one block.
 
         Raises:
             PretendError: this compute capability is unknown.
@@ -76,14 +77,14 @@ class Scenario:
 
     Attributes:
         gpus: the cards, in CUDA's order.
-        peers: pairs (from, to) that can reach each other's memory; None is all of them.
+        peers: pairs (from, to) of cards that reach each other's memory; None means all pairs.
         pool_step: bytes by which a stream-ordered pool grows (32 MiB, as on an H200).
-        pinned_limit: bytes of page-locked host memory at most; None is no limit.
-        timeline_limit: bytes of one process's timeline at most.
-        fail_at: the number, from 1, of the device allocation that fails as if its card were full;
-            counted over all processes that share the machine. None: none fails.
-        fail_pinned_at: the same of page-locked host memory.
-        context: bytes that each process's first use of a card takes of it (CUDA's context).
+        pinned_limit: the most bytes of page-locked host memory; None is no limit.
+        timeline_limit: the most bytes of one process's timeline.
+        fail_at: the number, from 1, of the device allocation that fails as if its card were full.
+            Allocations of all processes on the machine are counted. None: no allocation fails.
+        fail_pinned_at: the same for allocations of page-locked host memory.
+        context: bytes that each process's first use of a card takes there (CUDA's context).
     """
 
     gpus: tuple[PretendGpu, ...]
@@ -96,7 +97,7 @@ class Scenario:
     fail_pinned_at: int | None = None
 
     def text(self, timeline: str, shared: str = "") -> str:
-        """Return the content of the scenario file for the C side.
+        """Return the content of the scenario file, which the libraries in C read.
 
         ``timeline`` is a file, or, if it ends with ``/``, a folder with a file for each process.
         ``shared`` is the file through which processes share the machine; if it is empty, each
@@ -125,9 +126,9 @@ def write_scenario(path: Path, scenario: Scenario, timeline: str, shared: str = 
 
 
 def pretend_twin(machine: Machine, indices: Sequence[int]) -> Scenario:
-    """Return a pretend copy of some GPUs of a machine, in CUDA's order.
+    """Return a pretend machine with copies of some GPUs of a machine, in CUDA's order.
 
-    ``used`` of each is what was in use there.
+    The memory that is in use on a GPU becomes ``used`` of its copy.
 
     Raises:
         MachineError: the machine lacks one of these GPUs.

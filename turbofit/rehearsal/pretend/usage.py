@@ -31,7 +31,7 @@ _LIVE = 1
 
 @dataclass(eq=False)
 class Peak:
-    """The peak on a device: its size, its phase, and the call that raised it."""
+    """The peak of a process on a device: its bytes, its phase, and the call that raised it."""
 
     size: int = 0
     phase: str = BEFORE
@@ -42,8 +42,8 @@ class Peak:
 class RefusedAllocation:
     """An allocation that was refused: its size, the free bytes, and the missing bytes.
 
-    ``simulated`` is its number if the scenario made it fail (``fail_at``); no bytes were missing
-    then.
+    ``simulated`` is the allocation's number if the scenario made it fail (``fail_at``); then no
+    bytes were missing.
     """
 
     gpu: int
@@ -58,11 +58,11 @@ class RefusedAllocation:
 
 @dataclass
 class Usage:
-    """One process: its parent, its command, its memory and its refused allocations.
+    """What one process used: its memory in bytes and its refused allocations.
 
-    By device: ``contexts``, ``peaks``, ``phases`` (for each phase, in order, the most bytes held)
-    and ``ends`` (the bytes held at its end), the last two without contexts. ``complete`` is False
-    if the timeline was full before the process ended.
+    ``contexts``, ``peaks``, ``phases`` and ``ends`` are by device. ``phases`` has the most bytes in
+    each phase, ``ends`` the bytes at the end of each phase; both exclude CUDA contexts.
+    ``complete`` is False if the timeline was full before the process ended.
     """
 
     pid: int = 0
@@ -77,7 +77,7 @@ class Usage:
 
 
 def read_usage(events: Iterable[Event]) -> Usage:
-    """Read a timeline's events; the timeline may end in the middle of a line."""
+    """Sum up the events of one process's timeline."""
     reader = _Reader()
     for event in events:
         reader.take(event)
@@ -146,7 +146,7 @@ class _Reader:
         self._waiting.append(refusal)
 
     def _native(self, event: Event) -> str | None:
-        """Return the engine's own functions in a trace, innermost first.
+        """Return the names of the engine's functions in an event's trace, innermost first.
 
         Functions that only allocate are left out, unless there are no others.
         """
@@ -194,7 +194,7 @@ class TimelineReader:
         self._path, self.read_bytes = path, 0
 
     def new_events(self) -> Iterator[Event]:
-        """Yield the events since the last call, without an unfinished last line."""
+        """Yield the events since the last call; an unfinished last line is left for the next."""
         with self._path.open("rb") as file:
             file.seek(self.read_bytes)
             rest = b""
@@ -237,10 +237,10 @@ class Process:
 
     Attributes:
         refused_at: when an allocation was last refused, 0 for never.
-        allocated: memory that it holds, or held at its end, without its context.
-        late: memory that came into use after it had read the free memory.
-        peak: the most that it held.
-        at_peak: what it held when the machine's processes together held the most.
+        allocated: memory that the process holds, or held at its end, without its context.
+        late: memory that came into use after the process had read the free memory.
+        peak: the most memory that the process held.
+        at_peak: what the process held when all processes together held the most.
         pinned_peak: the most page-locked host memory.
     """
 
@@ -261,7 +261,7 @@ class Process:
 
 @dataclass(frozen=True)
 class SharedRecord:
-    """The processes of a machine, their combined peaks, and the number of their allocations."""
+    """The processes of a machine, their combined peaks in bytes, and how often they allocated."""
 
     processes: tuple[Process, ...]
     peak: tuple[int, ...]
@@ -270,16 +270,19 @@ class SharedRecord:
     pinned_allocations: int = 0
 
     def holders(self, device: int) -> list[tuple[Process, int]]:
-        """Return the living processes with memory on a device, and their bytes with contexts."""
+        """Return the living processes that use a device, with the bytes that each holds there.
+
+        The bytes include the process's CUDA context.
+        """
         holders = [(p, p.allocated[device] + p.context[device]) for p in self.processes if p.alive]
         return [(process, size) for process, size in holders if size]
 
 
 def read_shared(path: Path) -> SharedRecord:
-    """Read the state of a machine's processes; it is empty if there is no file yet.
+    """Read the state of a machine's processes; the result is empty if there is no file yet.
 
     Raises:
-        ValueError: the file is not this turbofit's.
+        ValueError: another version of turbofit wrote the file.
     """
     try:
         data = path.read_bytes()
@@ -312,7 +315,11 @@ def _process(slot: tuple[int, ...]) -> Process:
 
 
 def lives(pid: int, started: int | None = None) -> bool:
-    """Return whether a process is alive; ``started`` is its start in ticks after boot."""
+    """Return whether a process is alive.
+
+    ``started`` is its start in ticks after boot; another process that now has the pid does not
+    count.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

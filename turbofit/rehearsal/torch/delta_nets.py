@@ -1,8 +1,8 @@
 """Lets gated delta nets of LMDeploy's PyTorch engine run on a pretend machine, in each process.
 
-fla's kernels are written in Triton and run unchanged, but each tries two of up to 60 variants:
-compiling all would take minutes. fla asks the card, which computes nothing, how many chunks a
-prefill has; here it gets the most chunks that the prefill's tokens and sequences can make.
+The Triton kernels of fla run unchanged, but each kernel tries only two of up to 60 variants:
+compiling all would take minutes. fla asks the card how many chunks a prefill has, and a pretend
+card cannot compute this; fla gets the most chunks that the prefill's tokens and sequences can make.
 TileLang's kernels are stand-ins (``torch_inside/tilelang``).
 """
 
@@ -18,12 +18,12 @@ _VARIANTS: Final = 2
 
 
 def most_chunks(tokens: int, sequences: int, chunk: int = _CHUNK) -> int:
-    """Return the most chunks of a prefill: each sequence ends in a chunk of its own."""
+    """Return the most chunks of a prefill if each sequence ends in a chunk of its own."""
     return sequences + max(0, tokens - sequences) // chunk
 
 
 def follow() -> None:
-    """Replace LMDeploy's functions that read values from the card.
+    """Replace functions of LMDeploy and fla that read values from the card.
 
     fla's function is replaced at the first forward.
     """
@@ -46,9 +46,9 @@ def follow() -> None:
 
 
 class _Indices:
-    """Replaces fla's function that lists the sequence and the number of each chunk.
+    """Replaces fla's function that lists, for each chunk, its sequence and its number.
 
-    It returns zeros, made once a forward, and so reads nothing from the card.
+    The list is zeros, made once for each forward, so nothing is read from the card.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ def _replace(indices: _Indices) -> None:
 
 
 def _fewer_variants(module: Any) -> None:
-    """Leave each kernel of a module only a few variants; find kernels under any decorators."""
+    """Leave only a few variants of each Triton kernel in a module, also of decorated kernels."""
     for kernel in list(vars(module).values()):
         while kernel is not None:
             variants = getattr(kernel, "configs", None)

@@ -1,10 +1,11 @@
-"""Records the phases of each process of a rehearsal, and the figures of torch's allocator.
+"""Records the phases of each process of a rehearsal, and the counters of torch's allocator.
 
 The child writes a phase's name into a file. Each process with a CUDA context (also workers of Ray
 or ``mp``) has a thread that reads the name, marks the phase in the account, and notes torch's
-figures of the phase that ended. The child waits up to five seconds for these threads. Torch is told
-not to use cuDNN's attention, its choice on Hopper: cuDNN finds no plan on a pretend GPU. So memory
-that cuDNN takes for itself is not seen. Sizes are in bytes, devices are the machine's own numbers.
+counters for the phase that ended. The child waits up to five seconds for these threads. Torch is
+told not to use cuDNN's attention, which it prefers on Hopper, since cuDNN finds no plan on a
+pretend GPU; memory that cuDNN would take for itself is not seen. Sizes are in bytes, devices are
+the machine's own numbers.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def start(folder: str) -> None:
 
 
 class Phases:
-    """The child's side: names phases, and waits until all processes have begun them."""
+    """Names the phases in the child, and waits until all processes have begun the phase."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -56,11 +57,12 @@ class Phases:
 
 
 def read_records(folder: Path) -> list[Document]:
-    """Read the records of all processes so far.
+    """Read the records of all processes so far; sizes are in bytes.
 
-    A record has ``pid``, ``number`` (of the open phase) and ``rows``, one by phase and card. A row
-    has ``phase``, ``gpu``, and at the phase's end ``requested`` (only the tensors), ``allocated``
-    (whole blocks) and ``reserved``, and the peaks of the latter two.
+    A record has ``pid``, ``number`` (of the current phase) and ``rows``, one for each ended phase
+    and card. A row has ``phase`` and ``gpu``; the sizes at the phase's end ``requested`` (only the
+    tensors), ``allocated`` (whole blocks) and ``reserved``; and the peaks of ``allocated`` and
+    ``reserved``.
     """
     records = []
     for path in sorted((folder / _RECORDS).glob("*.json")):

@@ -1,6 +1,6 @@
 """Reads torch's records and the account of an ended rehearsal. Sizes are in bytes.
 
-A card's peak in a phase is the sum of its processes' peaks, which is exact if only one of them
+A card's peak in a phase is the sum of its processes' peaks. This sum is exact if only one process
 allocates.
 """
 
@@ -42,10 +42,10 @@ _MOST_FRAMES: Final = 4
 
 
 def span(usage: Usage, gpu: int, phase: str, order: Sequence[str]) -> tuple[int, int]:
-    """Return the bytes that a process held on a card in a phase: at most, and at the phase's end.
+    """Return a process's bytes on a card in a phase: the most, and those at the phase's end.
 
-    Its CUDA context is included. Allocations before its first mark count in its first phase; in a
-    phase without a mark it held what it held before.
+    Its CUDA context is included. Allocations before the process's first mark count in its first
+    phase; a phase without a mark has the bytes of the end of the phase before.
     """
     context, ends = usage.contexts.get(gpu, 0), usage.ends.get(gpu, {})
     peaks = usage.phases.get(gpu, {})
@@ -90,7 +90,7 @@ def read_run(ended: EndedRun) -> Readings:
 
 
 def _counters(records: list[Any], gpu: int, phase: str) -> dict[str, int]:
-    """Return the allocator's own figures, summed over all processes; empty if none were read."""
+    """Return counters of torch's allocator, summed over all processes; empty without a record."""
     rows = [
         row
         for record in records
@@ -101,7 +101,7 @@ def _counters(records: list[Any], gpu: int, phase: str) -> dict[str, int]:
 
 
 def _cache(notes: Mapping[str, Any], cards: int) -> dict[str, Any]:
-    """Return the cache as LMDeploy's CacheConfig has it; without figures if it was not noted."""
+    """Return the cache as in LMDeploy's CacheConfig; sizes are None if they were not noted."""
     cache, sizes = notes.get("cache") or {}, notes.get("block_bytes") or []
     blocks = cache.get("num_gpu_blocks") or 0
     return {
@@ -118,7 +118,7 @@ def _cache(notes: Mapping[str, Any], cards: int) -> dict[str, Any]:
 def _terms(
     notes: Mapping[str, Any], phases: Mapping[str, Mapping[str, Any]], region: int | None
 ) -> dict[str, int]:
-    """Return the bytes by line of the ledger, for the lines that the allocator's figures show."""
+    """Return the bytes of each term of the ledger that the allocator's counters show, by name."""
     terms = {} if region is None else {"kv_cache": region}
     loaded = phases.get("sizing") or phases.get("load") or {}
     if "requested" in loaded:
@@ -136,11 +136,11 @@ def _terms(
 def _case_terms(
     cases: Sequence[Mapping[str, Any]], phases: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, int]:
-    """Return the most bytes that each case allocated beyond the memory that stays allocated.
+    """Return, by case, the most bytes that it allocated beyond the memory that stays allocated.
 
-    The memory that stays is what the served case with the least left allocated, so that a leak in
-    one case does not count. It includes the cuBLAS workspace of the first request, which has a term
-    of its own.
+    The memory that stays is the least that any served case left allocated, so a leak in one case
+    does not count. It includes the cuBLAS workspace of the first request, which has a term of its
+    own.
     """
     ready = phases.get("ready", {})
     if "allocated" not in ready:
@@ -157,9 +157,9 @@ def _case_terms(
 
 
 def end_of(ended: EndedRun) -> Document:
-    """Return the fields of an `End` that says how a rehearsal ended.
+    """Return the fields of an `End` that say how a rehearsal ended.
 
-    They are not used if all requests were served.
+    The fields are not used if all requests were served.
     """
     error, lines = ended.notes.get("error"), ended.log
     dead = [case for case in ended.notes.get("cases", []) if DEAD & set(case["statuses"])]
@@ -180,7 +180,7 @@ def _events(message: str) -> list[Struct]:
 
 
 def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
-    """Return the engine's own message: torch's message about memory, if there is one."""
+    """Return the message of the error that ended the engine, torch's message about memory first."""
     if error and any(isinstance(event, TorchMemory) for event in _events(error["message"])):
         return str(error["message"])
     for line in reversed(lines):
@@ -194,7 +194,7 @@ def _words(error: dict[str, Any] | None, lines: Sequence[str]) -> str:
 
 
 def _where(error: dict[str, Any] | None, message: str, lines: Sequence[str]) -> list[str]:
-    """Return the innermost frames of Python outside torch and turbofit, innermost first."""
+    """Return the last frames of Python outside torch and turbofit, innermost first."""
     frames = list(reversed(error["frames"])) if error and message in error["message"] else []
     frames = frames or _frames_before(message, lines)
     theirs = [frame for frame in frames if not any(part in frame for part in _NOT_THEIRS)]

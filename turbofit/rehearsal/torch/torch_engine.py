@@ -1,4 +1,4 @@
-"""Drives LMDeploy's PyTorch engine in a rehearsal's child: marks its start, runs the cases."""
+"""Drives LMDeploy's PyTorch engine in a rehearsal's child: marks its start and runs the cases."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TOKEN: Final = 5  # an ordinary token of every vocabulary
 def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
     """Start the engine, drive all cases, and return a function that closes the engine.
 
-    Later cases are left out if one shows that the engine can take no more.
+    After a case that shows that the engine can take no more, later cases are left out.
     """
     notes.begin = Phases(notes.folder).enter
     from lmdeploy import PytorchEngineConfig, pipeline
@@ -54,7 +54,7 @@ def drive(spec: Spec, notes: Notes) -> Callable[[], None]:
 
 
 def _mark_start(notes: Notes) -> None:
-    """Mark the beginning of each step of the executor's start, and note the step's figures."""
+    """Make the engine mark the beginning of each step of its start, and note the cache's sizes."""
     from lmdeploy.pytorch.engine.executor.base import ExecutorBase
 
     base: Any = ExecutorBase
@@ -94,7 +94,7 @@ def _mark_start(notes: Notes) -> None:
 
 
 def _longest(engine: Any) -> int:
-    """Return the most tokens of prompt and answer that the server's limit and the cache allow."""
+    """Return the most tokens of a prompt with its answer that session length and cache allow."""
     return int(min(engine.session_len, engine.engine.max_session_len))
 
 
@@ -104,7 +104,7 @@ _numbers = iter(range(1, 1 << 31))
 async def _case(engine: Any, case: RehearsalCase, notes: Notes, seconds: float) -> bool:
     """Prepare all requests of a case, then submit them in one turn of the engine's event loop.
 
-    Returns whether the engine can take another case.
+    Return whether the engine can take another case.
     """
     from lmdeploy.serve.core.exceptions import RequestError
 
@@ -164,7 +164,7 @@ async def _prepared(engine: Any, request: RehearsalRequest) -> Any:
 
 
 async def _again(engine: Any, first: Any) -> Any:
-    """Return a prepared request once more; it shares the pixels, which nobody writes."""
+    """Return a new request with the inputs of a prepared request; its pixels are not copied."""
     from lmdeploy.serve.core.async_engine import PreprocessedRequest
     from torch.utils._pytree import tree_map
 
@@ -179,7 +179,7 @@ async def _again(engine: Any, first: Any) -> Any:
 
 
 async def _answer(engine: Any, request: Any) -> tuple[str, str]:
-    """Return the status of a request at its end, and the message of its error."""
+    """Run a request to its end; return its status and its error message, which may be empty."""
     from lmdeploy.serve.core.exceptions import ErrorCode, RequestError
 
     refused: Any = RequestError

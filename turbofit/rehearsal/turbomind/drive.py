@@ -1,4 +1,4 @@
-"""Drives TurboMind in a rehearsal's child: starts the engine, and pushes requests into it."""
+"""Drives TurboMind in a rehearsal's child: starts the engine, and submits requests."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _start(spec: Spec, account: LibraryAccount, notes: Notes) -> Any:
 
 
 def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -> bool:
-    """Wait until no thread calls CUDA; return False if one still does at the limit."""
+    """Wait until no thread calls CUDA for ``seconds``; return False after ``limit`` seconds."""
     timer = InactivityTimer(account.calls)
     while timer.inactive() < seconds:
         if timer.elapsed() > limit:
@@ -77,7 +77,7 @@ def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -
 def _wait(pending: Sequence[Any], account: LibraryAccount, seconds: float) -> None:
     """Wait for all requests, but stop waiting if the engine makes no CUDA call for ``seconds``.
 
-    An engine that goes on making calls gets `LIMITS_WHILE_ACTIVE` times as long in all.
+    An engine that keeps making calls gets `LIMITS_WHILE_ACTIVE` times ``seconds`` in all.
     """
     timer = InactivityTimer(account.calls)
     longest = LIMITS_WHILE_ACTIVE * seconds
@@ -113,7 +113,7 @@ def _run_case(
 
 @dataclass
 class Pending:
-    """A request that was pushed: its number of tokens, and objects that must live until its end."""
+    """A submitted request: its number of tokens, and objects that must live until its end."""
 
     tokens: int
     done: threading.Event = field(default_factory=threading.Event)
@@ -123,14 +123,18 @@ class Pending:
 
 @lru_cache(maxsize=64)
 def _pixels(shape: tuple[int, ...], dtype: str) -> Any:
-    """Return a tensor for the pixels of images of a shape; nobody writes it, so it takes no RAM."""
+    """Return an uninitialised tensor for the pixels of images; it takes no RAM until written."""
     import torch
 
     return torch.empty(shape, dtype=getattr(torch, dtype))
 
 
 def _image(engine: Any, unit: Unit, offset: int, number: int) -> dict[str, Any]:
-    """Return an image as LMDeploy's preprocessor would pass it on, with pixels that nobody set."""
+    """Return an image as LMDeploy's preprocessor would return it, with uninitialised pixels.
+
+    ``unit`` gives its tiles or patches, ``offset`` its place in the prompt, ``number`` its
+    identity.
+    """
     vision = engine.source_model.vision_model
     dtype = str(engine.engine_config.dtype)
     image: dict[str, Any] = {"offset": offset, "fingerprint": number.to_bytes(32, "big")}

@@ -1,4 +1,7 @@
-"""Stand-ins for config classes and tokenizers that models bring, so that no model's code runs."""
+"""Stand-ins for classes of configs and tokenizers that models bring as code.
+
+With the stand-ins no model's code runs.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from turbofit.model.families import kimi
 
 
 def plain_gpt_oss_tokenizer() -> None:
-    """Have LMDeploy read gpt-oss's tokenizer from its folder; it would download a vocabulary."""
+    """Make LMDeploy read gpt-oss's tokenizer from its folder, so that it downloads nothing."""
     from lmdeploy import tokenizer
 
     module: Any = tokenizer
@@ -20,7 +23,10 @@ def plain_gpt_oss_tokenizer() -> None:
 
 
 def plain_gpt_oss_parser() -> None:
-    """Have gpt-oss's answers parsed like other models'; its parser would download a vocabulary."""
+    """Make LMDeploy parse gpt-oss's answers like other models'.
+
+    gpt-oss's own parser would download a vocabulary.
+    """
     from lmdeploy.serve.parsers import ResponseParserManager
 
     manager: Any = ResponseParserManager
@@ -39,9 +45,10 @@ def register_for_pytorch() -> None:
 
 
 def register_internvl(*, whole: bool = False) -> None:
-    """Register InternVL's config class.
+    """Register a config class for InternVL.
 
-    With ``whole``, the language part has the config class of its type, and thus its defaults.
+    ``whole``: the language part gets the config class of its model type, with that class's
+    defaults.
     """
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
@@ -58,8 +65,8 @@ def register_internvl(*, whole: bool = False) -> None:
 def infer_channels_of_llava() -> None:
     """Let LLaVA's processor find out which dimension of an image has the channels.
 
-    LMDeploy says that it is the last one, but Transformers 5.0 to 5.20 have made it the first by
-    then. Source: lmdeploy vl/model/llava_hf.py `input_data_format='channels_last'`
+    LMDeploy says that the channels are last, but Transformers 5.0 to 5.20 have moved them to the
+    front by then. Source: lmdeploy vl/model/llava_hf.py `input_data_format='channels_last'`
     """
     from lmdeploy.vl.model import llava_hf
 
@@ -75,7 +82,7 @@ def infer_channels_of_llava() -> None:
 
 
 class _Inferring:
-    """An image processor that is not told which dimension has an image's channels."""
+    """An image processor that ignores what LMDeploy says about the dimension of the channels."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
@@ -96,7 +103,7 @@ def register_kimi() -> None:
 
 
 def _register(kind: str, base: Any, **parts: Callable[..., Any]) -> None:
-    """Register a config class of this kind; each class in ``parts`` makes a part of the config."""
+    """Register a config class for model type ``kind``; each class in ``parts`` makes one field."""
     from transformers import AutoConfig
 
     def make(self: Any, **values: Any) -> None:
@@ -113,7 +120,10 @@ def _register(kind: str, base: Any, **parts: Callable[..., Any]) -> None:
 
 
 def stand_in_for_kimi() -> None:
-    """Give Kimi a config class, and a processor that returns blank images in turbofit's grids."""
+    """Give LMDeploy a config class and a processor for Kimi.
+
+    The processor returns blank images with the grids that turbofit computes.
+    """
     from lmdeploy.vl.model import kimi_k25
 
     register_kimi()
@@ -122,7 +132,7 @@ def stand_in_for_kimi() -> None:
 
 
 class _KimiProcessor:
-    """Stands in for ``AutoProcessor``, and for the processor that it would make."""
+    """Stands in for Kimi's processor, and for the ``AutoProcessor`` that would load it."""
 
     def __init__(self, tokenizer: Any, rule: NavitRule) -> None:
         self.tokenizer, self.rule = tokenizer, rule

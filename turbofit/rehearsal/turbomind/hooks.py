@@ -1,8 +1,8 @@
 """Makes LMDeploy's own loader and engine run on the pretend machine of this process.
 
-A CUDA build of torch runs unchanged; only marks are added. With CPU torch, a ``meta`` tensor stands
-for a copy on the GPU: it has no data, but it lives as long as the copy would, since the loader
-itself runs. Memory that torch's caching allocator would keep is kept until
+A CUDA build of torch runs unchanged; only marks are added. With CPU torch, a ``meta`` tensor
+without data stands for each copy on the GPU. It lives as long as the real copy would, since
+LMDeploy's own loader runs. Memory that torch's caching allocator would keep is kept until
 ``torch.cuda.empty_cache``; fragmentation between its segments is not modelled.
 """
 
@@ -29,7 +29,7 @@ _KEPT: Final[list[Any]] = []
 
 
 class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
-    """Charges the account of a card with the ``meta`` tensors that are made while it is active."""
+    """Charges a card's account for the ``meta`` tensors that are made while this mode is active."""
 
     def __init__(self, account: LibraryAccount, device: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
@@ -67,7 +67,7 @@ class Staging(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
 
 
 def patch_torch(scenario: Scenario, staging: Staging) -> None:
-    """Have ``torch.cuda`` describe the pretend machine; copies to it get no data."""
+    """Make ``torch.cuda`` describe the pretend machine; a tensor copied to a card gets no data."""
     declare_torchvision()
     gpus, current = scenario.gpus, 0
     cuda: Any = torch.cuda
@@ -110,7 +110,7 @@ def patch_torch(scenario: Scenario, staging: Staging) -> None:
 
 
 def declare_torchvision() -> None:
-    """Declare operators that CPU torch lacks when it imports torchvision's CUDA build."""
+    """Declare operators that torchvision's CUDA build needs and CPU torch lacks."""
     if torch.version.cuda is not None or _KEPT:
         return
     spec = importlib.util.find_spec("torchvision")
@@ -139,8 +139,9 @@ def install(
 ) -> None:
     """Install the marks of a start's phases, and the stand-ins that CPU torch needs.
 
-    ``first_device``: the card on which loading stages tensors. ``tokenizer``: keep the model's own,
-    which a server needs. ``ready`` is called with the TurboMind object after its start.
+    ``first_device`` is the card on which loading stages tensors. ``tokenizer``: keep the model's
+    own tokenizer, which a server needs. ``ready`` is called with the TurboMind object after its
+    start.
     """
     staging: Any = None
     if torch.version.cuda is None:

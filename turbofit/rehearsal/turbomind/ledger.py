@@ -26,9 +26,10 @@ _OWNERS = {"ModelExecutor": "executor", "Engine": "engine thread", "TurboMind": 
 
 
 class CallSites:
-    """Names the engine's call of a trace, which lists offsets of functions, innermost first.
+    """Names the engine's call to which a stack trace belongs.
 
-    ``name`` returns the function at an offset, or ``?``.
+    A trace lists offsets of functions, innermost first; ``name`` returns the function at an offset,
+    or ``?``.
     """
 
     def __init__(self, name: Callable[[int], str]) -> None:
@@ -38,7 +39,7 @@ class CallSites:
     def _site(self, trace: tuple[int, ...]) -> str:
         """Return the name of the innermost engine function in a stack trace.
 
-        For the output of a linear layer, it is the function that called the layer.
+        For the output of a linear layer, the function that called the layer is named.
         """
         if not trace:
             return STAGING
@@ -49,9 +50,9 @@ class CallSites:
         return f"linear output in {owner}" if useful[0].startswith(_LINEAR) else useful[0]
 
     def owner(self, trace: tuple[int, ...]) -> str:
-        """Return the owner of a pool that was made at a trace.
+        """Return the owner of a pool, from the stack trace of the call that made the pool.
 
-        It is ``executor``, ``engine thread``, ``rank context``, or the name of a call.
+        The owner is ``executor``, ``engine thread``, ``rank context``, or the name of a call.
         """
         names = [self._name(offset) for offset in trace]
         for prefix, owner in _OWNERS.items():
@@ -62,9 +63,9 @@ class CallSites:
 
 @dataclass
 class Pool:
-    """A stream-ordered memory pool of a card, with the bytes that are in use and that it holds.
+    """A stream-ordered memory pool of a card: ``live`` bytes are in use, ``held`` bytes are taken.
 
-    ``live_peak``, ``live_end`` and ``held_end`` are by phase of the card.
+    ``live_peak``, ``live_end`` and ``held_end`` have these bytes by phase of the card.
     """
 
     device: int
@@ -78,12 +79,12 @@ class Pool:
 
 @dataclass
 class RehearsedGpu:
-    """The memory of one card: bytes held at the end and at the peak of each phase, and the cache.
+    """The memory of one card in bytes: in use at the end and peak of each phase, and the cache.
 
     ``late``: bytes allocated after the cache and not freed yet, by kind and by call of the engine.
-    ``pinned`` is page-locked host memory, counted for the card that was current when it was
-    allocated. The peak by card does not depend on the timing of the ranks' threads; the process's
-    peak would.
+    ``pinned`` is page-locked host memory, counted for the card that was current at its allocation.
+    Its peak is taken by card, since a peak of the whole process would depend on the timing of the
+    ranks' threads.
     """
 
     in_use: int = 0
@@ -109,7 +110,7 @@ class _Block(NamedTuple):
 class Ledger:
     """The memory of all cards, summed up from a timeline's events in order.
 
-    ``pool_step`` is the bytes by which a pool grows.
+    A pool grows by ``pool_step`` bytes at a time.
     """
 
     def __init__(self, cards: int, sites: CallSites, pool_step: int) -> None:
@@ -122,7 +123,7 @@ class Ledger:
         self._blocks: dict[str, _Block] = {}
 
     def read(self, events: Iterable[Event]) -> Ledger:
-        """Read the next events, and close the last phase so far; return the ledger itself."""
+        """Read the next events, and close the current phase; return the ledger itself."""
         for event in events:
             self._take(event)
         for index in range(len(self.cards)):
@@ -154,7 +155,7 @@ class Ledger:
                 self.deaths.append(refused(event, phase, self._sites))
 
     def executor_pool(self, index: int) -> Pool | None:
-        """Return the pool of a card's activations; None before its engine has made one."""
+        """Return the pool of a card's activations; None if the engine has not made it yet."""
         return next((pool for pool in self.of_card(index) if pool.owner == "executor"), None)
 
     def of_card(self, index: int) -> list[Pool]:
@@ -234,7 +235,7 @@ class Ledger:
 def refused(event: Event, phase: str, sites: CallSites) -> Document:
     """Return the fields of an `End` for a refused allocation.
 
-    ``simulated`` is its number if the scenario made it fail.
+    ``simulated`` is the allocation's number if the scenario made it fail, else None.
     """
     device, _, _, size, left, last = (event.number(i) for i in range(6))
     simulated = last if event.tag == "E" else None

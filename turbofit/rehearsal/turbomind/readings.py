@@ -60,7 +60,7 @@ _STATE: Final = re.compile(r"num_blocks=(\d+) block_bytes=(\d+)")
 
 
 def read_run(ended: EndedRun) -> Readings:
-    """Return the memory by phase and the end of a rehearsal, from its timeline and its log.
+    """Read from timeline and log how much memory each phase of a rehearsal took, and how it ended.
 
     Raises:
         PretendError: the timeline is full.
@@ -91,9 +91,9 @@ def read_run(ended: EndedRun) -> Readings:
 
 
 def end_of(ended: EndedRun, ledger: Ledger) -> Document:
-    """Return the fields of an `End` that says how a rehearsal ended, with the kind from `death`.
+    """Return the fields of an `End` that say how a rehearsal ended; `death` finds the kind.
 
-    They are not used if all requests were served.
+    The fields are not used if all requests were served.
     """
     fatal = [line for line in ended.log if "[FATAL]" in line or line.startswith(_PRETEND)]
     words, error = (fatal or ended.log or [""])[-1], ended.notes.get("error")
@@ -128,9 +128,9 @@ def _ledger(ended: EndedRun) -> Ledger:
 
 
 def _terms(ledger: Ledger, index: int, cases: Sequence[str]) -> dict[str, int]:
-    """Return a card's bytes by line of the ledger.
+    """Return a card's bytes by name of the ledger's term.
 
-    The line of each case has the executor pool's peak during the case.
+    The term of each case is the peak of the executor's pool during the case.
     """
     pool, late = ledger.executor_pool(index), ledger.cards[index].late
     terms = card_terms(ledger, index)
@@ -141,7 +141,7 @@ def _terms(ledger: Ledger, index: int, cases: Sequence[str]) -> dict[str, int]:
 
 
 def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sizes of the cache; its tokens are computed as the engine's allocators divide it.
+    """Return the sizes of the cache in bytes, and its tokens, computed as the engine divides it.
 
     For a hybrid model the states of a full batch are subtracted first, as in a plan.
     """
@@ -167,9 +167,9 @@ def _cache(ledger: Ledger, lines: Sequence[str], settings: Mapping[str, Any]) ->
 
 
 def _states(slabs: Sequence[LoggedSlab], lines: Sequence[str]) -> Iterator[LoggedSlab]:
-    """Yield the parts of a hybrid model's state of one sequence, as the engine registered them.
+    """Yield the parts of one sequence's state in a hybrid model, as the engine logs them.
 
-    The part that each layer has counts once for each layer; another part counts once.
+    A part that every layer has counts once for each layer; any other part counts once.
     """
     match = next((m for line in lines if (m := _STATE.search(line))), None)
     if match is None:
@@ -180,9 +180,9 @@ def _states(slabs: Sequence[LoggedSlab], lines: Sequence[str]) -> Iterator[Logge
 
 
 def card_terms(ledger: Ledger, index: int) -> dict[str, int]:
-    """Return the bytes that a card held when the engine was ready, by line of the ledger.
+    """Return the bytes in use on a card when the engine was ready, by name of the ledger's term.
 
-    Lines are left out that the engine did not reach.
+    Terms that the engine did not reach are left out.
     """
     end = ledger.cards[index].end
     pools = {pool.owner: pool for pool in reversed(ledger.of_card(index))}  # each owner's first
@@ -200,6 +200,6 @@ def card_terms(ledger: Ledger, index: int) -> dict[str, int]:
 
 
 def load_peak(ledger: Ledger, index: int) -> int:
-    """Return the most bytes that the engine held on a card until its weights were ready."""
+    """Return the most bytes in use on a card until the engine's weights were ready."""
     peak = ledger.cards[index].peak
     return max((peak.get(k, 0) for k in ("import", "context", "weights", "prepare")), default=0)

@@ -1,6 +1,7 @@
 """LMDeploy's own HTTP server on a pretend machine, run with the ``lmdeploy`` command's arguments.
 
-Preprocessing, scheduling, memory, errors and death are real; the text of the answers is not.
+Preprocessing, scheduling, memory and errors are real, and so is the end of a process; only the text
+of the answers is not.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ NOTICE = (
 
 
 def server_environment(machine: Scenario, folder: Path) -> dict[str, str]:
-    """Write a pretend machine's files; return the environment in which this module runs on it."""
+    """Write a pretend machine's files; return the environment in which this module runs there."""
     site = cuda_site()
     libraries = build(site=site)
     check_surface(engine_library(), libraries)
@@ -53,9 +54,10 @@ def server_environment(machine: Scenario, folder: Path) -> dict[str, str]:
 
 
 def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[str, str]:
-    """Return the environment of a program whose `turbofit.pipeline` opens a model on pretend GPUs.
+    """Return the environment for a program whose `turbofit.pipeline` opens a model on pretend GPUs.
 
-    A twin replaces weights that are not on disk; keep the folder while the program runs.
+    A twin in ``folder`` replaces weights that are not on disk, so keep the folder while the program
+    runs.
 
     Raises:
         UsageError: the model's own checkpoint is needed, and it is not on disk.
@@ -77,7 +79,7 @@ def program_environment(model: Model, machine: Scenario, folder: Path) -> dict[s
 
 
 def preload() -> None:
-    """Import what LMDeploy's server needs, as far as that needs no pretend machine."""
+    """Import the modules of LMDeploy's server that can be imported without a pretend machine."""
     from turbofit.rehearsal.turbomind import hfconfig  # noqa: F401 - what it imports
     from turbofit.rehearsal.turbomind.hooks import declare_torchvision
 
@@ -85,7 +87,7 @@ def preload() -> None:
 
 
 def pretend_here() -> None:
-    """Have TurboMind run on the pretend machine in whose environment this process began.
+    """Make TurboMind in this process run on the pretend machine that the environment names.
 
     Raises:
         UsageError: the environment is not one that turbofit makes.
@@ -114,7 +116,7 @@ def pretend_here() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Install the pretend machine in this process, and run LMDeploy's command line."""
+    """Make this process run on the pretend machine, then run LMDeploy's command line."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         pretend_here()

@@ -144,7 +144,7 @@ class Fold(Block):
 class BarPiece(Struct):
     """A part of a bar: ``mark`` is its letter, ``kind`` its style on a page.
 
-    ``parts`` are its own parts: the bytes and the words of each.
+    ``parts`` divide it further: each has its bytes and its words.
     """
 
     mark: str
@@ -190,7 +190,7 @@ PRETENDED: Final = "on pretend GPUs: memory is the engine's own, words and speed
 
 
 def last_events(run: RunReport, most: int, level: int = 2) -> list[Block]:
-    """The last events of a run."""
+    """Return a list of the last ``most`` events of a run, under a title."""
     lines = (f"{event.at} {event.kind}: {event.text}" for event in run.events[-most:])
     return listed("Last events", lines, level=level)
 

@@ -48,7 +48,7 @@ _CONTROLS_BUT_NEWLINE: Final = {code: mark for code, mark in _CONTROLS.items() i
 
 
 def clean(text: str) -> str:
-    """Replace control characters by "?", since other users choose the names of some files."""
+    """Replace control characters by "?": some texts are names of files that other users chose."""
     return text.translate(_CONTROLS)
 
 

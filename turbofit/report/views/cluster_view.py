@@ -91,7 +91,7 @@ def _kinds(names: Sequence[str], kinds: dict[tuple[str, ...], list[NodePlan]]) -
 
 
 def status_view(nodes: Sequence[NodeStatus]) -> Iterator[Block]:
-    """Yield a table of nodes with their states, one for each model name that they serve."""
+    """Yield, for each model name that nodes serve, a table of these nodes and their states."""
     names = ("node", "cards", "state", "at once", "KV tokens", "why, or said last")
     for serves in dict.fromkeys(node.serves for node in nodes):
         members = [node for node in nodes if node.serves == serves]

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 def largest_images(plan: Plan) -> tuple[int, int]:
     """Return the tiles or patches of the largest image served, and the image tokens of a request.
 
-    These are the tokens of as many such images as the plan allows in a request. LMDeploy refuses a
-    request whose image tokens and one token of text exceed ``session_len``.
+    The image tokens are those of the most images of this size that the plan allows in a request.
+    LMDeploy refuses larger images: the image tokens and one token of text must fit into
+    ``session_len``.
     """
     limits, rule, room = plan.limits, plan.model.image_rule, plan.settings.session_len - 1
     whole = limits.units_per_image, limits.image_tokens_per_request

@@ -198,8 +198,8 @@ _TEXT: Final = 512
 def _in_cache(plan: Plan, of: str = "") -> str:
     """Return in words the tokens of all caches, and how many requests the caches hold.
 
-    ``of`` is a text on a token's bytes. No request lies in two caches: each cache is counted by
-    itself.
+    ``of`` follows the number of tokens, and says the bytes of a token. Each cache is counted by
+    itself, as no request is divided over two caches.
     """
     longest, counts = plan.kv.longest_request_tokens, list[str]()
     images = largest_images(plan)[1] if plan.limits.vision_unit else 0

@@ -36,7 +36,7 @@ def connected(address: str | None) -> Iterator[str]:
 
     Raises:
         PackageError: Ray is not installed.
-        MachineError: no cluster answers there.
+        MachineError: no cluster answers at the address.
         UsageError: the address is one of Ray Client.
     """
     # Ray reads these when it is imported. `ray start` asks for a token if there is one, a client
@@ -79,9 +79,9 @@ def connected(address: str | None) -> Iterator[str]:
 
 
 def nodes(address: str) -> dict[str, Node]:
-    """Return the living nodes by id; ``why_not`` says why a node can serve nothing, if it cannot.
+    """Return the living nodes by id; if a node can serve nothing, its ``why_not`` says why.
 
-    If this version of Ray does not tell which GPUs are held, all of them count as free.
+    If this version of Ray does not tell which GPUs jobs hold, all GPUs count as free.
 
     Raises:
         MachineError: the head does not answer, after half a minute.
@@ -121,7 +121,7 @@ def nodes(address: str) -> dict[str, Node]:
 def run_on(node: str, function: Callable[..., Any], *args: Any) -> Any:
     """Begin to run a function on a node, and return Ray's handle of the result.
 
-    Ray reserves no CPU for it.
+    Ray reserves no CPU for the function.
     """
     import ray
 

@@ -143,7 +143,7 @@ class StartupTracker:
 
     @property
     def cache_is_larger(self) -> bool:
-        """True if the cache may exceed the plan; the PyTorch engine does not report its size."""
+        """True if the cache is larger than planned, or of unknown size (PyTorch engine)."""
         if self.budget is None:
             return self.plan.engine.is_pytorch
         return self.budget.budget - self.plan.kv.region_bytes > MIB

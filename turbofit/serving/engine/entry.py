@@ -2,12 +2,12 @@
 
 ``python entry.py MODULE ARGUMENTS...`` runs the module immediately. The engine's API key comes in
 ``TURBOFIT_ENGINE_KEY`` and is appended here: every user can read a command line, but only the owner
-an environment.
+can read an environment.
 
 ``python entry.py --standby NAMES...`` imports these names (and calls the function of a name like
 ``module:function``). Then it waits for a line of JSON on its input, a socket: the module, its
-arguments, and environment variables. It answers with a line, and runs the module. If its input
-ends, its server has ended, and it ends, too.
+arguments, and environment variables. It answers with a line, and runs the module. If the
+input ends, the turbofit that started the program has ended, and the program ends, too.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def without_texts(record: logging.LogRecord) -> bool:
 
 
 def stand_by(names: Sequence[str]) -> list[str]:
-    """Import ``names``, wait for an engine's command and environment; return the command."""
+    """Import ``names``, wait for an engine's command and variables, and return the command."""
     for name in names:
         # Another LMDeploy has it elsewhere, or it fails here: then the engine's own start says so.
         with suppress(Exception):

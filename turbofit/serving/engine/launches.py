@@ -134,7 +134,7 @@ class Launch:
     that is not in the command is given to the engine in its environment. ``ratio`` returns the
     cache ratio of each start; with None the command's is used. ``images`` are the variables that
     say how the engine's process prepares images. ``spawn`` starts the process; None means
-    `core.process.processes.child`. ``tuning`` keeps the engine's kernels; None keeps nothing.
+    `core.process.processes.child`. ``tuning`` keeps the GEMM tuning; None keeps nothing.
     """
 
     command: Command
@@ -187,9 +187,9 @@ def port_of(command: Command) -> int:
 def free_ports(count: int, besides: int | None = None) -> list[int]:
     """Return ``count`` free ports on loopback, all different from ``besides``.
 
-    The ports are below the range that the kernel uses for outgoing connections: it may give a port
-    of that range to any client before the engine listens, even to one that asks whether the engine
-    does.
+    The ports are below the range that the kernel uses for outgoing connections. Before the engine
+    listens, the kernel may give a port of that range to any client, even to turbofit's own request
+    to the engine.
 
     Raises:
         LaunchError: too few ports are free, or no socket can be made.
@@ -221,9 +221,10 @@ _STEPS: Final = 10**6
 def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
     """Return the cache ratio with which a group's engine gets the planned bytes of its cache.
 
-    It is the plan's ratio if no GPU of the group is in ``free``, or if only a ratio of 1 or more
-    would do. LMDeploy applies the ratio, which is rounded up so that no page is lost, to the free
-    memory of the group's fullest card. ``free``: free bytes by GPU UUID before the engine starts.
+    LMDeploy applies the ratio to the free memory of the group's fullest card. The ratio is rounded
+    up, so that no page is lost. If no GPU of the group is in ``free``, or if a ratio of 1 or more
+    would be needed, the plan's ratio is returned. ``free``: free bytes by GPU UUID before the
+    engine starts.
     """
     group_plan, members = plan.of_group(group), plan.parallel.groups[group]
     ratio, region = group_plan.settings.cache_max_entry_count, group_plan.kv.region_bytes
@@ -249,18 +250,18 @@ def ratio_now(plan: Plan, group: int) -> float:
     """Return the cache ratio for a start on real GPUs: the plan's, or a lower one.
 
     If more memory is free than planned, a lower ratio gives the cache its planned bytes. If less is
-    free, the plan's ratio lets the cache shrink with the free memory. Memory that others give back
-    during loading, before LMDeploy's own look, makes the cache too large.
+    free, the plan's ratio lets the cache shrink with the free memory. If other
+    processes free memory during loading, before LMDeploy sizes the cache, the cache is too large.
     """
     planned = plan.of_group(group).settings.cache_max_entry_count
     return min(planned, shared_ratio(plan, group))
 
 
 def shared_ratio(plan: Plan, group: int) -> float:
-    """Return the cache ratio that gives the planned bytes on GPUs which other servers share.
+    """Return the cache ratio that gives a cache its planned bytes on GPUs that other servers share.
 
     The ratio is too low if other servers grow during loading within the memory planned for them.
-    Two engines that start at the same time do not know of each other.
+    The memory of an engine that starts at the same time is not considered.
     """
     from turbofit.serving.gpu_monitor import used_now
 
@@ -296,7 +297,7 @@ def pretend_runner(plan: Plan) -> tuple[str, ...]:
 def pretend_machine(plan: Plan, group: int) -> Scenario:
     """Return the pretend machine of one group's GPUs.
 
-    Terms of the ledger that exist only on a real card are charged to it, as in a rehearsal.
+    Memory that only a real card would use is counted as used there, as in a rehearsal.
     """
     from turbofit.rehearsal.planned import charged
 
@@ -358,8 +359,8 @@ class PretendUsage(Struct):
 class PretendReader:
     """Reads how much memory one start of a group's engine uses on its pretend GPUs.
 
-    ``timeline`` is `StartCommand.timeline`. Each reading of TurboMind's timeline goes on where the
-    last one ended.
+    ``timeline`` is `StartCommand.timeline`. Each reading of TurboMind's timeline begins
+    where the last reading ended.
     """
 
     def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
@@ -421,7 +422,7 @@ class PretendReader:
         return CallSites(Symbols(engine_library()).name)
 
     def _read(self) -> Ledger | None:
-        """TurboMind's ledger so far; None if the timeline cannot be read."""
+        """Return TurboMind's ledger so far; None if the timeline cannot be read."""
         from turbofit.rehearsal.pretend.usage import TimelineReader
         from turbofit.rehearsal.turbomind.ledger import Ledger
 

@@ -30,7 +30,8 @@ _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "added_tok
 class _Row(Struct, forbid_unknown_fields=True):
     """A family of models and its parser.
 
-    An ``architecture`` of None is any; ``name`` is a regular expression for the model's name.
+    ``architecture`` None means any architecture; ``name`` is a regular expression for the name of
+    the model.
     """
 
     parser: str

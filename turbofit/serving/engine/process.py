@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 
 def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | None:
-    """Return how many processes the kernel has killed for lack of memory; None if it does not tell.
+    """Return how many processes the kernel has killed for lack of memory; None if unknown.
 
-    It counts our control group's processes, or the machine's if the group has no count.
+    The number is of our control group, or of the whole machine if the kernel counts no groups.
     """
     for path in (
         Path(cgroup) / _group(Path(proc)) / "memory.events",
@@ -101,7 +101,7 @@ def processor_seconds(group: int) -> float:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of ``stat`` after the name (state, parent, group, ...); none on failure."""
+    """Return the fields of ``stat`` after the name (state, parent, group, ...); [] on failure."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()
@@ -166,7 +166,7 @@ class EngineProcess:
         return self._process.pid
 
     def poll(self) -> int | None:
-        """Return the exit code (negative: the signal), or None while it runs."""
+        """Return the exit code (negative: the signal), or None while the engine runs."""
         return self._process.poll()
 
     def take(self) -> list[Run]:
@@ -188,7 +188,7 @@ class EngineProcess:
     def kill(self, seconds: float) -> bool:
         """Kill the rest of the group; returns whether the engine has ended within ``seconds``.
 
-        A process that waits in the driver, as for a card off the bus, outlives SIGKILL.
+        A process that waits in the driver, for example for a lost card, outlives SIGKILL.
         """
         self.strike()
         self.wait(seconds)
@@ -271,9 +271,9 @@ class LogFile:
         return runs
 
     def _keep(self, whole: bytes) -> Iterator[Run]:
-        """Write the lines that differ from the line before; yield each line and its repeats.
+        """Write each line that differs from the line before; yield all lines with their counts.
 
-        A progress bar's carriage returns count as line ends: only its last state is a line.
+        A progress bar redraws its line after carriage returns: only its last state is yielded.
         """
         times = whole.split(b"\n")
         keys = _TIME.sub(rb"\1", whole).split(b"\n")

@@ -3,7 +3,7 @@
 Imports take most of a start. While a server runs, its standby process has done them and holds no
 memory of a card. It becomes the engine at a restart, a wake-up or a turn, of any model. Its process
 group, guard and output are an engine's from the beginning (`core.process.guard`: the kernel kills
-it when turbofit dies); everything else of an engine comes with the message.
+it when turbofit dies). The message that makes it an engine brings the command and environment.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _lmdeploy() -> tuple[object, ...]:
 class Standby:
     """A process that has imported an engine's modules and can become that engine at once.
 
-    Create it in the main thread: the kernel kills it when the creating thread ends.
+    Create it in the main thread: the kernel kills the process when the creating thread ends.
     """
 
     def __init__(self, kind: Kind) -> None:
@@ -199,7 +199,7 @@ class StandbyStarter:
         return child(argv, env)
 
     def look(self, needed: int = 0) -> None:
-        """Start a missing standby; end it if no engine can use it, or if host memory runs short.
+        """Start a standby if none runs; end it if it is of no use, or if host memory runs short.
 
         ``needed``: bytes of host memory that must stay for engines which do not run now. Outside
         the main thread it does nothing: the kernel would end the standby together with its creating
@@ -254,7 +254,7 @@ class StandbyStarter:
 
 @contextmanager
 def standby_of(config: ServeConfig, say: Callable[[str], None]) -> Iterator[StandbyStarter | None]:
-    """Keep a standby for a server until the server ends; yields None if none is wanted."""
+    """Keep a standby for a server until the server ends; yields None if no standby is wanted."""
     if not config.standby:
         yield None
         return

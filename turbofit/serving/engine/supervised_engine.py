@@ -61,11 +61,11 @@ class Silence:
     def look(
         self, now: float, ready_at: float, owing: Sequence[Owing]
     ) -> Literal["heard", "works", "doubtful", "hung"]:
-        """Return how an engine does, by the answers that it owes and the work that it shows.
+        """Judge whether the engine lives, by the answers that it owes and the work that it shows.
 
-        An answer that was owed before ``ready_at`` counts as late only from then on. "heard": no
-        answer is late. "works": the engine computes. "doubtful": it has done nothing for a while.
-        "hung": it must be ended.
+        Returns "heard" if no answer is late, "works" if one is late but the engine computes,
+        "doubtful" if the engine has done nothing for a while, and "hung" if it must be ended. Time
+        before ``ready_at`` does not make an answer late.
         """
         most = self._timing.silence
         if now - self._seen_at >= _FIRST * most:
@@ -337,7 +337,7 @@ class SupervisedEngine:
             self._probe.stop()
 
     def wait(self, now: float) -> float | None:
-        """Schedule the next start; returns the pause in seconds, or None if the circuit breaks."""
+        """Schedule the next start; return the pause in seconds, None after too many ends."""
         timing = self._timing
         self._ends = [*(end for end in self._ends if now - end < timing.window), now]
         ends = len(self._ends)
@@ -383,7 +383,7 @@ class SupervisedEngine:
             self._tell(line)
 
     def _listen(self, printed: bool, now: float) -> None:
-        """Say once for each long silence of a starting engine what it may mean."""
+        """Say, once for each long silence of a starting engine, what the silence may mean."""
         if printed or self.state != "starting" or self.tracker.phase in ("serving", "check"):
             self._heard, self._silence_told = now, False
         elif not self._silence_told and now - self._heard >= self._timing.quiet:

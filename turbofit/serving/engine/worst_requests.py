@@ -1,7 +1,7 @@
 """The requests that an engine must answer before it counts as ready.
 
-The first is the worst that a client may send. The second brings the executor's pool to the size
-that the plan pays for; it does not pass the gateway, which would refuse it.
+The first is the worst request that a client may send. The second brings the executor's pool to its
+planned size. The second goes directly to the engine, since the gateway would refuse it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _SHARE: Final = 0.99
 
 
 class ProbeRequest(NamedTuple):
-    """A POST to an engine, its purpose, and the work that it means.
+    """A POST to an engine, with its purpose (``name``) and the work that it gives the engine.
 
     ``units`` are the vision units of each image. ``rows`` prompts of ``tokens`` text tokens are
     sent, and each gets an answer of ``answer`` tokens.
@@ -85,7 +85,7 @@ def worst_request(plan: Plan, model: str) -> ProbeRequest | None:
 
 
 def worst_image_tokens(plan: Plan) -> int:
-    """Return tokens of the images of `worst_request`, without the tokens around them."""
+    """Return how many tokens the images of `worst_request` have, without the tokens around them."""
     image, rule, limits = worst_image(plan), plan.model.image_rule, plan.limits
     if image is None or rule is None or limits.image_limit is None:
         return 0
@@ -184,11 +184,10 @@ _WORST: Final = {
 def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     """Return a request that fills the pool like `fullest_forward`, but encodes images less often.
 
-    Some towers encode an image again, whole, for each forward that holds a part of it. If their
-    attention grows with the square of an image, the one large image of `fullest_forward` takes
-    long. Here several smaller images bring as many patches into the second forward; they fill the
-    pool half a percent less. None if the tower sees one tile at a time, if the engine encodes each
-    image once, or if there is no room for several images.
+    Some towers encode a whole image again in each forward that has a part of the image, which takes
+    long for the one large image of `fullest_forward`. This request has several smaller images, and
+    fills the pool half a percent less. None if the tower sees one tile at a time, if the engine
+    encodes each image once, or if there is no room for several images.
     """
     rule = plan.model.image_rule
     if rule is None or not rule.whole_image or not engine_of(plan).encodes_again:
@@ -200,7 +199,7 @@ def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
 
 
 def image_part(image: DummyImage) -> JsonObject:
-    """Return a single-coloured image as a part of a chat message; its fields are beside the URL."""
+    """Return a part of a chat message: a single-coloured image with the image's own parameters."""
     url = "data:image/png;base64," + b64encode(png(*image.size)).decode()
     return {"type": "image_url", "image_url": {"url": url, **image.knobs}}
 
@@ -271,9 +270,9 @@ _TEXT: Final = 64
 
 
 def ask_worst(engine: Examined, model: str, ask: Callable[[ProbeRequest], int]) -> None:
-    """Send requests that bring an engine's memory to the plan's peak before a client can.
+    """Send requests that bring an engine's memory to the plan's peak before clients do.
 
-    ``ask`` sends one and returns the tokens of its prompt, 0 if the engine does not report them.
+    ``ask`` sends a request and returns how many tokens its prompt has, 0 if unknown.
     """
     plan = engine.plan
     if cheaper_check(plan, model):
@@ -292,15 +291,15 @@ def ask_worst(engine: Examined, model: str, ask: Callable[[ProbeRequest], int]) 
 
 
 def ask_small(engine: Examined, model: str, ask: Callable[[ProbeRequest], int]) -> None:
-    """Send an engine of a proved plan one small request, with an image if the model takes any."""
+    """Send an engine one small request, with an image if the model takes images."""
     ask(small_requests(engine.plan, model)[0])
 
 
 def check_seconds(plan: Plan) -> float:
     """Return the forecast seconds of `ask_worst` for the slowest group; all groups work at once.
 
-    The forecast is too long, since an engine prepares an image while it encodes another. Measured:
-    0.8 to 1.3 times the forecast on an H100 and an H200.
+    The forecast ignores that an engine prepares an image while it encodes another. Measured on an
+    H100 and an H200: 0.8 to 1.3 times the forecast.
     """
     groups = plan.group_plans()
     return max(seconds_of(one, cheaper_check(one) or whole_check(one, "")) for one in groups)
@@ -327,7 +326,7 @@ def whole_check(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
 
 
 def seconds_of(plan: Plan, questions: Iterable[ProbeRequest]) -> float:
-    """Return seconds that one engine needs to answer these requests, one after another."""
+    """Return how many seconds one engine needs for these requests, one after another."""
     engine = engine_of(plan)
     gpus = [plan.machine.gpu(gpu.index) for gpu in plan.gpus][: plan.settings.tp]
     group = group_rates(plan.model, plan.settings, plan.machine, gpus, engine)

@@ -35,7 +35,7 @@ def name_images() -> None:
 
 def _named(base: Any) -> Any:
     class NamedImageIO(base):  # type: ignore[misc]
-        """LMDeploy's class, whose images keep a hash of their bytes and are decoded when needed."""
+        """LMDeploy's image reader, but it keeps a hash of an image's bytes, and decodes late."""
 
         named = True
 
@@ -85,7 +85,7 @@ def with_fingerprints(model: Any) -> Callable[..., Any]:
 
 
 def _prepared(answer: Any) -> list[Any]:
-    """Return the prepared images of an answer, which has one of two forms by LMDeploy's model."""
+    """Return the prepared images in an answer, whose form depends on the class of the model."""
     items = answer[-1]["content"] if isinstance(answer, list) else answer["multimodal"]
     return [item for item in items if "pixel_values" in item]
 
@@ -110,7 +110,7 @@ class ImageCache:
         self._lock = threading.Lock()
 
     def get(self, key: bytes) -> Any:
-        """Return a copy of the value of a key; None if none is kept, or it was changed."""
+        """Return a copy of a key's value; None if no value is kept, or the value was changed."""
         with self._lock:
             kept = self._kept.get(key)
             if kept is None:
@@ -168,7 +168,7 @@ def _tensors(value: Any) -> Iterator[Any]:
 
 
 def byte_size(value: Any) -> int:
-    """Return bytes of all tensors and arrays in a processor's result."""
+    """Return how many bytes all tensors and arrays in a processor's result take."""
     if hasattr(value, "nbytes"):
         return int(value.nbytes)
     if hasattr(value, "values"):

@@ -1,4 +1,4 @@
-"""Has LMDeploy prepare images on several threads, faster, once each, and bit for bit as before.
+"""Has LMDeploy prepare images on several threads, and each image once, with the same results.
 
 LMDeploy prepares all images of all clients on one thread (``ThreadPoolExecutor(max_workers=1)`` in
 its ``vl/engine.py``), while torch's own threads spin beside it: the GPU waits for one core. The
@@ -111,10 +111,10 @@ def _watch_encoders(threads: int, cache_bytes: int, module: Any) -> None:
 
 
 def prepare(encoder: Any, threads: int, cache_bytes: int) -> str | None:
-    """Have an ``ImageEncoder`` prepare images on ``threads`` threads; return why not, or None.
+    """Have an ``ImageEncoder`` prepare images on ``threads`` threads.
 
-    Prepared images are kept up to ``cache_bytes``; 0 keeps none. After an error LMDeploy keeps its
-    one thread.
+    Returns why this is not possible, or None. Prepared images are kept up to ``cache_bytes``; 0
+    keeps none. After an error LMDeploy keeps its one thread.
     """
     try:
         return _prepare(encoder, threads, cache_bytes)

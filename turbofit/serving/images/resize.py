@@ -34,7 +34,7 @@ _TRIED: Final = (
 
 
 def quicken(model: Any) -> str | None:
-    """Have the compiled library, in Pillow's place, resize a model's images and look values up.
+    """Let the compiled library resize a model's images and look values up, instead of Pillow.
 
     Returns a message for the engine's log, also if Pillow does all the work. None if the model does
     not resize by Pillow.

@@ -184,7 +184,7 @@ def _trial_picture() -> Any:
 
 
 class TableTransform:
-    """A transform that gives an image its shape by steps, and its values by a table."""
+    """A transform that makes the shape of an image by steps, and its pixel values by a table."""
 
     def __init__(
         self, shaping: Sequence[Any], numbering: Sequence[Any], dtype: torch.dtype | None

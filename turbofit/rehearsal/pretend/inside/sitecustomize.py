@@ -1,7 +1,7 @@
-"""Python runs this first in every process of a pretend machine, which has it on its PYTHONPATH.
+"""Python runs this file first in every process of a pretend machine.
 
-After the import of torch it loads `turbofit_values`, which computes the values that control a
-program. It imports nothing of turbofit as a package.
+The folder of this file is on the ``PYTHONPATH`` there. After the import of torch, `turbofit_values`
+is loaded, which computes the values that control a program. The package turbofit is not imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HERE = str(Path(__file__).resolve().parent)
 
 
 def _load_imports() -> Any:
-    """Load turbofit's module of imports by its path: this Python need not have turbofit."""
+    """Load turbofit's module of imports by its path, since turbofit may not be installed here."""
     path = Path(_HERE).parents[2] / "core" / "process" / "imports.py"
     spec: Any = importlib.util.spec_from_file_location("turbofit_imports", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
@@ -30,7 +30,7 @@ _AFTER: Any = _load_imports().After
 
 
 def _name_compiler(cache: Any) -> None:
-    """Identify Triton's compiler by its file's size and date; Triton would read all 460 MB."""
+    """Let Triton identify its compiler by size and date instead of reading all of its 460 MB."""
     folder = Path(cache.__file__).parents[1] / "_C"
     files = [(file.name, file.stat()) for file in sorted(folder.glob("libtriton.*"))]
     key = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files])
@@ -38,7 +38,7 @@ def _name_compiler(cache: Any) -> None:
 
 
 def _run_hidden() -> None:
-    """Run the ``sitecustomize`` that Python would have found without this one."""
+    """Run the other ``sitecustomize`` that Python would have found if this file were not here."""
     others = [entry for entry in sys.path if os.path.realpath(entry or ".") != _HERE]
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
     if spec is not None and spec.loader is not None:

@@ -1,11 +1,11 @@
 """Computes the values that control a program, although pretend GPUs run no kernel.
 
 Each operation first runs unchanged, with the real allocator and the real errors. If its tensors are
-small or contain integers, it runs again on the CPU, on the same memory, which the host can read and
-write. So lengths, masks, indices and loops are correct; large float tensors are left as they are.
-Integers that nobody computed are 0 (up to 4 million of them), so that an index made of them is
-valid. The account learns which line of Python raised the peak or was refused memory. This module
-needs torch and nothing of turbofit.
+small (up to 65,536 elements, or 4 million integers), it runs again on the CPU, on the same memory,
+which the host can read and write. So lengths, masks, indices and loops are correct; large float
+tensors are left as they are. If an operation cannot be repeated, its small new tensors are filled
+with 0, so that an index made of them is valid. The pretend machine's account learns which line of
+Python raised the peak or was refused memory. This module needs torch and nothing of turbofit.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _hopeless: set[Any] = set()
 
 
 def install() -> None:
-    """Watch the operations of this thread and of all later ones."""
+    """Watch torch's operations in this thread and in all threads that start later."""
     if torch.version.cuda is None:
         return
     account = _Account()
@@ -69,7 +69,7 @@ def install() -> None:
 
 
 def _map_files() -> None:
-    """Let safetensors map files as usual: torch would copy a file while operations are watched."""
+    """Let safetensors map files although operations are watched; torch would copy the files."""
     real = torch.asarray
 
     def asarray(value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -82,7 +82,7 @@ def _map_files() -> None:
 
 
 class _Account:
-    """The account of this process: its peaks, and the lines that raised them."""
+    """The pretend machine's account of this process, to which lines of Python are reported."""
 
     def __init__(self) -> None:
         folder = os.environ["TURBOFIT_PRETEND_LIBRARIES"]
@@ -94,7 +94,7 @@ class _Account:
         self._seen = [0] * len(self._devices)
 
     def look(self, operation: str) -> None:
-        """Record the caller's line if a peak has risen since the last call."""
+        """Record the caller's line if the peak of a card has risen since the last call."""
         for device in self._devices:
             peak = self._peak(device)
             if peak > self._seen[device]:
@@ -102,12 +102,12 @@ class _Account:
                 self.tell(operation)
 
     def tell(self, operation: str) -> None:
-        """Record the caller's line for a peak or a refusal that has no line yet."""
+        """Record the caller's line for each peak and refusal that has no line yet."""
         self._site(f"{operation} {_caller()}".encode())
 
 
 class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
-    """Runs each operation, and computes its result if a program may depend on it."""
+    """Runs each operation of torch, and computes its result if a program may depend on that."""
 
     def __init__(self, account: _Account) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
@@ -141,9 +141,9 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
 
 
 def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> None:
-    """Repeat an operation on the host, and write its result into its new outputs.
+    """Repeat an operation on the host, and write the result into its new outputs.
 
-    Outputs in the memory of the inputs are correct, too: the host has worked on that memory.
+    Outputs that share memory with inputs are already correct, since the host works on that memory.
     """
     memories = {_memory(tensor) for tensor in inputs}
     fresh = [tensor for tensor in outputs if _memory(tensor) not in memories]
@@ -171,7 +171,7 @@ def _on_host(func: Any, args: Any, kwargs: Any) -> Any:
 def _is_small(tensors: Sequence[Any]) -> bool:
     """Return whether tensors have few enough elements for the host to compute them.
 
-    The limit is larger if all of them are of integers.
+    The limit is larger if all tensors are of integers.
     """
     limit = INTEGERS if all(_is_whole(tensor.dtype) for tensor in tensors) else SMALL
     return bool(sum(tensor.numel() for tensor in tensors) <= limit)
@@ -201,7 +201,7 @@ def _is_view(func: Any) -> bool:
 
 
 def _alias(value: Any) -> Any:
-    """Return a CPU tensor that shares the memory of a tensor on a card."""
+    """Return a CPU tensor that shares a card tensor's memory; return other values unchanged."""
     if not _on_card(value):
         return value
     storage = value.untyped_storage()
@@ -230,7 +230,10 @@ def _uploaded(value: Any, device: Any) -> Any:
 
 
 def _without_masks(indices: Any) -> list[Any]:
-    """Replace masks by the indices that they stand for, which no card could compute."""
+    """Replace masks among ``indices`` by the positions that they select.
+
+    No card could compute these positions.
+    """
     plain: list[Any] = []
     for index in indices:
         if _on_card(index) and index.dtype in (torch.bool, torch.uint8):
@@ -242,7 +245,7 @@ def _without_masks(indices: Any) -> list[Any]:
 
 
 def _caller() -> str:
-    """Return the innermost lines of Python outside this folder and torch."""
+    """Return the innermost lines of Python that are outside torch and outside this folder."""
     lines: list[str] = []
     frame: Any = sys._getframe(1)
     while frame is not None and len(lines) < _FRAMES:

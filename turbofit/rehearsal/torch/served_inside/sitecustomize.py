@@ -1,7 +1,7 @@
-"""Python imports this in each process of a PyTorch engine's server on pretend GPUs.
+"""Python imports this file in each process of a PyTorch engine's server on pretend GPUs.
 
-It replaces functions of LMDeploy that a stand-in checkpoint needs, in the modules that the process
-imports: each process reads the checkpoint.
+The file replaces functions of LMDeploy that would not work with a stand-in checkpoint, when the
+process imports their modules. Every process needs this, since every process reads the checkpoint.
 """
 
 import importlib

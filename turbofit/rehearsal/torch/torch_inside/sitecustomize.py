@@ -1,4 +1,7 @@
-"""Python imports this in each process of a torch engine's rehearsal; it starts `phase_recorder`."""
+"""Python imports this file in each process of a torch engine's rehearsal.
+
+The file starts `phase_recorder`.
+"""
 
 import os
 

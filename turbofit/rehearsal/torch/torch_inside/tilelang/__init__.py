@@ -1,4 +1,4 @@
-"""Stands in for TileLang, which compiles kernels on the card; LMDeploy allocates their output."""
+"""A stand-in for TileLang, whose kernels do nothing here; LMDeploy allocates their output."""
 
 from collections.abc import Callable
 from typing import Any

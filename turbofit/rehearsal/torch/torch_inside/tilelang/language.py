@@ -1,4 +1,4 @@
-"""The names that TileLang's kernels use; no kernel is traced here."""
+"""The names that the source of TileLang kernels uses; none of the kernels is compiled here."""
 
 from typing import Any
 
@@ -10,4 +10,4 @@ def macro(function: Any) -> Any:
 
 
 def shfl_sync(value: Any, src_lane: Any, mask: Any = 0) -> None:
-    """Do nothing; LMDeploy looks at the order of the parameters."""
+    """Do nothing; only the order of the parameters matters, since LMDeploy looks at it."""
