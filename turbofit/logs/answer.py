@@ -67,9 +67,10 @@ class Others(Struct):
 class Advice(Struct):
     """A run that would have worked for the model and machine, or the reason why there is none.
 
-    The first step of the diagnosis is part of this run. ``fits`` is None if no plan could be made,
-    or if the log itself contradicts the plan. ``settings`` are LMDeploy's important options.
-    ``command`` starts the run, without environment variables. ``note`` says what to know first.
+    The run has the change that the diagnosis names as its first step. ``fits`` is None if no plan
+    could be made, or if the log itself contradicts the plan. ``settings`` are LMDeploy's important
+    options. ``command`` starts the run, without environment variables. ``note`` says what to know
+    first.
     """
 
     model: str

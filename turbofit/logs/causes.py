@@ -116,7 +116,10 @@ def _words() -> list[tuple[str, Row]]:
 
 
 def _rows_in(form: str) -> tuple[Row, ...]:
-    """Return the rows with a word that stands in a line of this form, in the table's order."""
+    """Return the rows that have a word of ``form`` in ``says``, in the table's order.
+
+    ``form``: a line with 0 for each digit.
+    """
     return tuple(dict.fromkeys([row for word, row in _words() if word in form]))
 
 

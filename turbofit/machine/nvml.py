@@ -81,7 +81,7 @@ class Nvml:
         return self._ask(function, *args)[0]
 
     def supported(self, function: str, *args: Any) -> tuple[Any, bool]:
-        """Call a function of NVML; returns its answer, and whether NVML does not support it."""
+        """Call a function of NVML; return its answer, and True if NVML does not support it."""
         value, code = self._ask(function, *args)
         return value, code in (_NOT_SUPPORTED, _INVALID_ARGUMENT)
 

@@ -82,10 +82,12 @@ def option_owner(engine_options: Mapping[str, object]) -> tuple[str, str] | None
 
 
 def engine_named(name: str, version: str | None = None) -> Engine:
-    """Return the engine of a version of LMDeploy, such as ``0.18``; its account may be older.
+    """Return an engine in a version of LMDeploy, such as ``0.18``.
+
+    A version without an account of its own gets the account of an older version.
 
     Raises:
-        PackageError: turbofit has no account for it.
+        PackageError: turbofit has no account for the engine, or for the version.
     """
     if version is None and name not in LMDEPLOY and name in ENGINES:
         return ENGINES[name].create()

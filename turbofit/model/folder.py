@@ -67,7 +67,7 @@ def uses_modelscope() -> bool:
 
 
 def modelscope_cache() -> str:
-    """The folder that contains the downloads of all versions of modelscope."""
+    """The folder in which the package modelscope, of any version, keeps downloaded models."""
     root = os.environ.get("MODELSCOPE_CACHE") or os.path.join("~", ".cache", "modelscope")
     return os.path.expanduser(root)
 

@@ -339,9 +339,9 @@ def cluster_serve_command(plan: ClusterPlan, request: PlanRequest) -> ServeComma
 
 
 def request_of(plan: Plan, model: str) -> PlanRequest:
-    """Return the request that a plan answers, without its machine.
+    """Return the request that a plan answers; the request names no machine.
 
-    The request of a prediction has all settings as options.
+    If the plan is from `predict`, all its settings are options of the request.
     """
     options = {} if plan.options is UNSET else plan.options
     request = PlanRequest.of(**{**options, "model": model, "on": None, "gpus": None})

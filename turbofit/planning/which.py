@@ -69,7 +69,7 @@ class Serving(Struct):
 
     @property
     def of_lmdeploy(self) -> bool:
-        """Whether LMDeploy runs the model; Transformers answers one request after the other."""
+        """Whether LMDeploy runs the model; if not, Transformers does, one request at a time."""
         return self.engine in LMDEPLOY
 
 

@@ -104,7 +104,11 @@ def gateway(
 def _planned(
     planned: Plan, upstream: Sequence[str], config: GatewayConfig, log: str | None, *, overlay: bool
 ) -> Gateway:
-    """Make the gateway of one plan; without an overlay, print a note on how images are counted."""
+    """Make the gateway of one plan.
+
+    ``overlay``: whether the engines open the plan's overlay folder, which holds image limits. If
+    not, a note says how images are counted.
+    """
     from turbofit.gateway.http.metrics import access_log
     from turbofit.gateway.server import make_gateway
 

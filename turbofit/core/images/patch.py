@@ -149,7 +149,7 @@ class PatchRule(ImageRule, tag="patch"):
         return replace(self, **self.knobs(limit))
 
     def knobs(self, limit: int) -> dict[str, int]:
-        """Return LMDeploy's fields for the limit, ``max_pixels`` and ``min_pixels``.
+        """Return the fields of LMDeploy that set the limit: ``max_pixels`` and ``min_pixels``.
 
         Transformers 5.17 ignores one of these fields that is given without the other.
         """

@@ -140,10 +140,10 @@ def units_met(bound: int, rule: ImageRule, vision_load: VisionLoad, settings: Se
     """Return the vision units, of a forward and of the next one, that the peak must allow for.
 
     ``bound`` is the most units that can meet in a forward. The result is never too low. The engine
-    sends a forward's pixels to the card while the previous forward runs. The next forward has none
-    if a gateway limits clients to fewer units than ``bound``. An image longer than
-    ``max_prefill_token_num`` never directly follows another request's image, since a chunk of text
-    comes between them.
+    sends a forward's pixels to the card while the previous forward runs. If a gateway limits the
+    units of all clients together to less than ``bound``, one forward can have all of them, and no
+    units are left for the next forward. An image longer than ``max_prefill_token_num`` never
+    directly follows another request's image, since a chunk of text comes between them.
     Source: lmdeploy engine_loop.py `self.inputs_maker.prefetch_next_inputs()`
     """
     now = vision_load.budgeted_units(bound)

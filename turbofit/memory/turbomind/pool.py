@@ -247,15 +247,15 @@ def symmetric_buffer(text: TextDims, settings: Settings) -> int:
 def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
     """Return the most vision units in one forward of TurboMind; an upper bound.
 
-    An image is encoded whole in every forward that contains at least one of its tokens. Three
-    bounds hold at once. The first is the tokens of the forward; of an image that is cut at either
-    end of the forward, one token there is enough. The second is the summed length of the sequences
-    in prefill, at most ``session_len`` (TurboMind's ``max_context_token_num``). The third is the
-    batch.
+    An image is encoded whole in every forward that contains at least one of its tokens. Without
+    prefix caching, three bounds hold at once. The first is the tokens of the forward: all tokens of
+    an image are in it, except for the first and the last image, of which one token is enough. The
+    second is the summed length of the sequences in prefill, at most ``session_len`` (TurboMind's
+    ``max_context_token_num``). The third is the batch.
 
-    The first bound does not hold with prefix caching. A question about an image that was seen
-    before resumes at the edge of a block, mostly among the image's last tokens, so a few tokens
-    need the whole image (rehearsed: 104 tiles for a hundred tokens).
+    With prefix caching only the second and the third bound hold. A question about an image that was
+    seen before resumes at the edge of a block, mostly among the image's last tokens, so a few
+    tokens need the whole image (rehearsed: 104 tiles for a hundred tokens).
     Source: lmdeploy 0.16.0 src/turbomind/engine/scheduler.cc::Scheduler
     """
     by_context = rule.units_within(settings.session_len)

@@ -37,10 +37,11 @@ class PackedFormat(Struct):
     """The format of quantised linear layers on one kind of card, in bytes.
 
     ``group``: bytes of a group's scale and zero point in the engine; ``load_group``: the same while
-    loading. ``temporary``: temporary bytes for each element. ``of``: elements in a group of the
-    kernels; if a stored group is larger, its scales are repeated. ``align``: each rank's part of an
-    expert has a multiple of this number of channels; None: the default alignment. ``input``: bytes
-    per element of a linear layer's input, if the kernels take it quantised.
+    loading. ``temporary``: temporary bytes for each element. ``of``: elements for which the kernels
+    take one scale; if the checkpoint has one scale for more elements, it is repeated. ``align``:
+    each rank's part of an expert has a multiple of this number of channels; None: the default
+    alignment. ``input``: bytes per element of a linear layer's input, if the kernels take it
+    quantised.
     """
 
     group: float

@@ -134,7 +134,10 @@ def _scored(request: ResolvedRequest, evaluation: Evaluation) -> Evaluation:
 
 
 class _Unequal:
-    """Evaluates unequal groups: first each set of equal groups, then all sets with one context."""
+    """Evaluates unequal groups: first each set of equal groups alone, then all sets together.
+
+    Together, all sets have the same context length.
+    """
 
     def __init__(self, state: SearchState, shape: Shape) -> None:
         self.state, self.request, self.shape = state, state.request, shape

@@ -196,7 +196,7 @@ class Sizer:
         *,
         plain: bool = False,
     ) -> Speed:
-        """Forecast one group's speed; ``at_once`` None means the shape's own requests.
+        """Forecast one group's speed; ``at_once`` None: all requests of the shape.
 
         ``plain``: as if the vision tower's attention took no time.
         """

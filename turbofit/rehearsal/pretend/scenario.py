@@ -80,7 +80,7 @@ class Scenario:
         peers: pairs (from, to) of cards that reach each other's memory; None means all pairs.
         pool_step: bytes by which a stream-ordered pool grows (32 MiB, as on an H200).
         pinned_limit: the most bytes of page-locked host memory; None is no limit.
-        timeline_limit: the most bytes of one process's timeline.
+        timeline_limit: the most bytes of the file in which a process notes its allocations.
         fail_at: the number, from 1, of the device allocation that fails as if its card were full.
             Allocations of all processes on the machine are counted. None: no allocation fails.
         fail_pinned_at: the same for allocations of page-locked host memory.

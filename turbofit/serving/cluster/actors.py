@@ -64,8 +64,8 @@ def measure_here(version: str) -> Node:
 def node_of(node: Node, answer: Node | Exception) -> Node:
     """Return the node with the machine from ``answer``, or with the reason why it was not measured.
 
-    Only the first ``node.gpus`` visible GPUs of the machine count: Ray numbers a job's GPUs by
-    them.
+    Only the first ``node.gpus`` visible GPUs of the machine count, since Ray gives a job no other
+    GPUs.
     """
     if not isinstance(answer, Node):
         text = " ".join(str(answer).split())[-200:]
