@@ -44,7 +44,6 @@ pytest_plugins = ["tests.support.nvml", "tests.support.leftovers", "tests.suppor
 
 #: Files that take longest, by minutes of a worker; a file is one worker's.
 LONGEST = (
-    "serving/cluster/test_serve_cluster.py", "rehearsal/test_torch_engines.py",
     "serving/test_serve_pretend_pytorch.py", "serving/test_run.py",
     "serving/test_pretend_pipeline.py",
     "serving/test_serve_pretend.py", "serving/test_serve_lmdeploy.py", "logs/test_first_step.py",
@@ -53,12 +52,14 @@ LONGEST = (
 )  # fmt: skip
 #: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.
 TOGETHER = (
-    "model/test_(oracle_|parameters)|model/families/test_text|gateway/test_oracle_lmdeploy"
-    "|serving/test_pipeline|serving/fallback/|memory/transformers/test_oracle_"
+    "model/test_(oracle_|parameters|loading)|model/families/|gateway/test_oracle_lmdeploy"
+    "|serving/test_pipeline|serving/test_passthrough|serving/fallback/|serving/images/"
+    "|memory/transformers/test_oracle_|rehearsal/.*/test_(hfconfig|readings)"
     "|memory/pytorch/test_oracle_|bench/test_registry|model/merge/|planning/test_commands"
-    "|core/images/test_video|serving/images/test_oracle_preparation|cli/commands/test_merge"
+    "|core/images/test_video|cli/commands/test_merge"
     "|tests/test_(api|users_cases)",
     "(report|gateway)/.*_chromium",
+    "serving/cluster/test_(serve_cluster|ray_adapter)",
 )
 
 

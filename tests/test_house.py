@@ -78,7 +78,7 @@ def test_rooms_keep_to_their_budgets() -> None:
     now = Counter[str]()
     for folder in ("turbofit", "tests", "bench"):
         for path in (ROOT / folder).rglob("*.py"):
-            now[room_of(path)] += statements(tree_of(path))
+            now[room_of(path)] += statements(ast.parse(path.read_text()))
     doors = now.pop("doors")
     assert doors <= 250
     assert {room: count for room, count in now.items() if count > BUDGETS.get(room, 0)} == {}

@@ -247,7 +247,7 @@ def _port_problem(_: str, port: int) -> str | None:
     return f"port {port} cannot be used: in use" if port in world().machine.ports else None
 
 
-def _free_ports(count: int, besides: int | None = None) -> list[int]:
+def _free_ports(count: int, _: object, besides: int | None = None) -> list[int]:
     one, found = world(), list[int]()
     while len(found) < count:
         port = 20000 + one.rng.randrange(5000)

@@ -18,6 +18,7 @@ from turbofit.rehearsal.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.rehearsal.spec import RehearsalCase, RehearsalRequest, Spec
 
 pytestmark = [
+    pytest.mark.exhaustive,  # the check serves: `serving/test_serve_pretend_pytorch`
     pytest.mark.lmdeploy,
     pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch"),
 ]
@@ -84,7 +85,6 @@ def loaded(model: str, *words: str, path: str = PATH) -> Any:
     return cuda_json("-m", "turbofit", "rehearse", model, *words, "--json", path=path)
 
 
-@pytest.mark.exhaustive
 def test_the_model_of_staging_is_what_torch_stages() -> None:
     words = ("internvl2-2b", "--on", "2xrtx3090")
     modelled, real = (loaded(*words, path=path) for path in (str(ROOT), PATH))

@@ -166,6 +166,11 @@ class Serving:
         plan = f"{self.folder(name)}/plan.json".encode()
         return sum(found(plan, lambda pid: b"guard.py" not in command(pid))[:1])
 
+    def processes(self) -> list[int]:
+        """The processes of all nodes' servers."""
+        nodes = str(self.state / "turbofit" / "nodes").encode()
+        return found(nodes, lambda _: True)
+
     def engines(self, name: str) -> list[int]:
         """The processes of the node's engines."""
         return found(b"fake_server.py", lambda pid: self.server(name) in above(pid))

@@ -179,7 +179,7 @@ class LogCase:
         given = self.subject.options | told | {"lmdeploy": version, "tp": self.tp} | changed
         try:
             request = {"model": self.model, "on": self.machine, "engine": self.engine.name}
-            return predict(PredictRequest.of(**(request | given)))
+            return predict(PredictRequest.of(**(request | given)), finds_remedies=False)
         except TurbofitError:
             return None
 

@@ -25,7 +25,7 @@ from turbofit.core.units import parse_seconds
 from turbofit.gateway.config import GatewayConfig
 from turbofit.measure.load.result import LoadResult
 from turbofit.serving.engine.engine_client import Timing
-from turbofit.serving.engine.launches import HOST, free_ports
+from turbofit.serving.engine.launches import HOST
 from turbofit.serving.run import Run
 from turbofit.serving.start import follow
 from turbofit.serving.supervisor import StoppedError, StopSignal
@@ -133,7 +133,7 @@ def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
     key, stop = secrets.token_hex(16), StopSignal()
     drive = _Load(load, key, stop)
     gateway = GatewayConfig(
-        host=HOST, port=free_ports(1)[0], api_keys=(key,), queue_length=_QUEUE,
+        host=HOST, port=0, api_keys=(key,), queue_length=_QUEUE,
         queue_seconds=3600.0,
     )  # fmt: skip
     run = Run(

@@ -54,10 +54,10 @@ _MOST_CANDIDATES = 24
 
 
 def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
-    return _planned(search(request, engine)).document
+    return plan_of(search(request, engine)).document
 
 
-def _planned(fit: EngineFit) -> Planned:
+def plan_of(fit: EngineFit) -> Planned:
     """Make the plan of a search's result, with its verdict, reasons, warnings and remedies."""
     request, best, accounts, fits = fit.request, fit.best, fit.accounts, fit.fits
     over_rival = [_over(fit, fit.rival)[1]] if fits and fit.rival is not None else []
@@ -234,7 +234,7 @@ def plan_best(request: ResolvedRequest, engine: str = "auto") -> Planned:
     fit = choose(request, engine)
     if isinstance(fit, Planned):
         return fit
-    planned = _planned(fit)
+    planned = plan_of(fit)
     if fit.fits:
         return planned
     if _named(request, engine)[0] == "auto":

@@ -65,8 +65,9 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
     smaller images, and a warning says how to start a gateway that refuses larger ones.
     """
     from turbofit.memory.engines import LMDEPLOY, check_options, engine_for, engine_of
-    from turbofit.planning.choose import make_plan
+    from turbofit.planning.choose import make_plan, plan_of
     from turbofit.planning.predict import usual_settings
+    from turbofit.planning.search.search import search
 
     rule, held = resolved.model.image_rule, release(version) >= OLDEST_SERVED
     if request.margin is None:
@@ -78,18 +79,18 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
         wished = [replace(resolved, image_limit=exposed), resolved]
     first = engine_for(resolved.model, request.engine, version)
     names = [first.name, *LMDEPLOY] if request.engine == "auto" else [first.name]
-    plans = []
+    fits = []
     for wish, name in product(wished, dict.fromkeys(names)):
         with suppress(TurbofitError):
             engine = engine_for(wish.model, name, version)
             check_options(engine, wish.engine_options)
-            plans.append(make_plan(wish, engine))
-            if plans[-1].fits:
+            fits.append(search(wish, engine))
+            if fits[-1].fits:
                 break
-    if not plans:  # the first engine's refusal
+    if not fits:  # the first engine's refusal
         check_options(first, resolved.engine_options)
         return make_plan(wished[-1], first)
-    best = plans[-1]
+    best = plan_of(fits[-1]).document
     warnings = [
         f"this account of LMDeploy {version} was compared with public figures alone: margins are"
         " doubled"
@@ -145,10 +146,10 @@ def plan_cluster(
     return replace(cluster_plan, serve=cluster_serve_command(cluster_plan, request))
 
 
-def predict(request: PredictRequest) -> Plan:
+def predict(request: PredictRequest, *, finds_remedies: bool = True) -> Plan:
     """Predict the outcome of given settings, and of LMDeploy's defaults for all other settings.
 
-    Nothing is searched.
+    If the settings do not serve, a search finds remedies, unless ``finds_remedies`` is False.
 
     Raises:
         As :func:`plan`; also PackageError for a release of LMDeploy without an account.
@@ -169,10 +170,10 @@ def predict(request: PredictRequest) -> Plan:
             hint="turbofit plan finds settings for Hugging Face Transformers",
         )
     check_options(engine, resolved.engine_options)
-    prediction = make_prediction(resolved, engine, request.free_at_cache)
+    prediction = make_prediction(resolved, engine, request.free_at_cache, finds_remedies)
     if engine.doubt is not None and request.margin is None:
         resolved = replace(resolved, margin=Margin(bytes=doubled_margin(prediction)))
-        prediction = make_prediction(resolved, engine, request.free_at_cache)
+        prediction = make_prediction(resolved, engine, request.free_at_cache, finds_remedies)
     of_version = (engine.doubt, left_out(prediction, usual_settings(resolved, engine)))
     warnings = (*filter(None, of_version), *prediction.warnings)
     return finished(replace(prediction, warnings=warnings), request)

@@ -40,7 +40,10 @@ from turbofit.planning.throughput import forecast
 
 
 def make_prediction(
-    request: ResolvedRequest, engine: Engine, free_at_cache: int | None = None
+    request: ResolvedRequest,
+    engine: Engine,
+    free_at_cache: int | None = None,
+    finds_remedies: bool = True,
 ) -> Plan:
     """Predict what LMDeploy does with the user's settings, and its defaults, on the first GPUs.
 
@@ -54,7 +57,7 @@ def make_prediction(
     """
     start = _Start(request, engine, free_at_cache)
     version = f" with LMDeploy {engine.version}" if is_legacy(engine.version) else ""
-    helps = not start.serves and free_at_cache is None
+    helps = finds_remedies and not start.serves and free_at_cache is None
     return document(
         request,
         engine,

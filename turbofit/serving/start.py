@@ -10,7 +10,7 @@ import secrets
 import shlex
 import shutil
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -85,8 +85,10 @@ class Start:
         #: The engines as the gateway knows them, by index; empty until the gateway opens.
         self._routed: dict[int, RoutedEngine] = {}
 
-    def run(self, stop: StopSignal) -> signal.Signals:
+    def run(self, stop: StopSignal, holders: ExitStack) -> signal.Signals:
         """Launch the engines and serve until a signal; return the signal.
+
+        ``holders`` gets what holds the engines' ports.
 
         Raises:
             EndedError: an engine ended, and starting it again would not help.
@@ -106,7 +108,7 @@ class Start:
 
             # Fail before minutes of loading; the port is bound for good once engines are ready.
             bind(config.gateway).close()
-        launches = self._launches()
+        launches = self._launches(holders)
         ports = [launch.port for launch in launches]
         scene = Scene(
             Sources(), "start", host=read_host(), plan=self._plan, folder=run.folder, ports=ports,
@@ -165,7 +167,7 @@ class Start:
         if end.is_oom:
             self._proof.forget()
 
-    def _launches(self) -> list[Launch]:
+    def _launches(self, holders: ExitStack) -> list[Launch]:
         run, config, plan = self._run, self._run.config, self._plan
         name, key = config.client_name(plan.model), None
         if config.gateway is None and run.examiner is None:
@@ -178,7 +180,7 @@ class Start:
             self._make_overlay = partial(make_overlay, plan, root)
             # The gateway listens once all engines are ready.
             public = None if config.gateway is None else config.gateway.port
-            ports = free_ports(len(plan.parallel.groups), besides=public)
+            ports = free_ports(len(plan.parallel.groups), holders, besides=public)
             # Options that the plan does not count take memory of the margin, too.
             options = list(config.options)
             if plan.engine.of_lmdeploy:
@@ -422,7 +424,8 @@ def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
             requests_at_once=plan.requests_at_once,
         )  # fmt: skip
         try:
-            return start.run(stop)
+            with ExitStack() as holders:
+                return start.run(stop, holders)
         except EndedError as exc:
             end = exc.end
             start.doubt(end)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import socket
 import subprocess
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
@@ -129,16 +131,23 @@ def test_private_commands_are_closed() -> None:
 
 
 def test_ports_are_different_free_and_not_the_gateways(monkeypatch: pytest.MonkeyPatch) -> None:
-    ports = launches.free_ports(5)
+    with ExitStack() as holders:
+        ports = launches.free_ports(5, holders)
+        # Nobody else gets one, and a server that reuses addresses listens.
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind((launches.HOST, ports[0]))
+        socket.create_server((launches.HOST, ports[0])).close()
     assert len(set(ports)) == 5
     assert all(port < 32768 for port in ports)
     assert launches.port_of(Command(env={}, argv=("lmdeploy",), group=0)) == 23333
     monkeypatch.setattr("random.SystemRandom.sample", lambda _, ports, __: ports)
-    (first,) = launches.free_ports(1)
-    assert first not in launches.free_ports(1, besides=first)
-    monkeypatch.setattr(launches, "_PORTS", [first] * 65536)  # more than sockets may be open
-    with pytest.raises(LaunchError, match="no port"):
-        launches.free_ports(2)
+    with ExitStack() as holders:
+        (first,) = launches.free_ports(1, holders)
+    with ExitStack() as holders:
+        assert first not in launches.free_ports(1, holders, besides=first)
+        monkeypatch.setattr(launches, "_PORTS", [first] * 65536)  # more than sockets may be open
+        with pytest.raises(LaunchError, match="no port"):
+            launches.free_ports(2, holders)
 
 
 # A start takes the plan's cache, whatever share of the free memory that is.

@@ -10,6 +10,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from tests.support.checkpoints import make_qwen2_vl
+from tests.support.processes import free_port
 from tests.support.waiting import HANG, until
 from turbofit.core.model import AudioDims
 from turbofit.model.presets import preset_model
@@ -97,7 +98,6 @@ class Served:
         import uvicorn
 
         from turbofit.gateway.config import GatewayConfig
-        from turbofit.serving.engine.launches import free_ports
         from turbofit.serving.fallback_server import FallbackApp, load
 
         self.ended: list[str] = []
@@ -105,7 +105,7 @@ class Served:
         self.model = load(str(folder), placed, "float32", 512, str(folder))
         config = GatewayConfig(api_keys=(KEY,))
         app = FallbackApp(self.model, NAME, config, self.ended.append)
-        (self.port,) = free_ports(1)
+        self.port = free_port()
         served = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="error")
         self._server = uvicorn.Server(served)
         self._thread = threading.Thread(target=self._server.run, daemon=True)

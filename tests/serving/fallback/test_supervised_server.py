@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.serving.fallback.support import tiny_qwen2_vl
-from tests.support.processes import Child, pids
+from tests.support.processes import Child, free_port, pids
 from tests.support.serving import Served, image
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
@@ -27,7 +27,7 @@ from turbofit.planning.commands import commands, private_commands, read_map
 from turbofit.planning.fallback import plan_fallback
 from turbofit.planning.resolved_request import ResolvedRequest
 from turbofit.serving.engine.engine_log import StartupTracker
-from turbofit.serving.engine.launches import free_ports, port_of
+from turbofit.serving.engine.launches import port_of
 from turbofit.serving.engine.worst_requests import longest_request, worst_request
 
 DRIVER = Path(__file__).with_name("driver.py")
@@ -107,7 +107,7 @@ def test_a_session(tmp_path, children):
     assert plan.fits
     plan = replace(plan, device_map=dict.fromkeys(plan.device_map, "cpu"))
     (tmp_path / "plan.json").write_text(plan.to_json())
-    (port,) = free_ports(1)
+    port = free_port()
     child = Child(
         [sys.executable, str(DRIVER), str(tmp_path / "plan.json"), str(port)],
         XDG_STATE_HOME=str(tmp_path / "state"), TURBOFIT_LEASES=str(tmp_path / "leases"),

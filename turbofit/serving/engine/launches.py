@@ -184,12 +184,14 @@ def port_of(command: Command) -> int:
     return DEFAULT_PORT
 
 
-def free_ports(count: int, besides: int | None = None) -> list[int]:
-    """Return ``count`` free ports on loopback, all different from ``besides``.
+def free_ports(count: int, holders: ExitStack, besides: int | None = None) -> list[int]:
+    """Return ``count`` free ports on loopback, all different from ``besides``, and hold them.
 
-    The ports are below the range that the kernel uses for outgoing connections. Before the engine
-    listens, the kernel may give a port of that range to any client, even to turbofit's own request
-    to the engine.
+    Until ``holders`` closes, a bound socket that does not listen keeps each port from programs that
+    look for a free one. An engine sets SO_REUSEADDR, so it can listen at its port. The ports are
+    below the range that the kernel uses for outgoing connections. Before the engine listens, the
+    kernel may give a port of that range to any client, even to turbofit's own request to the
+    engine.
 
     Raises:
         LaunchError: too few ports are free, or no socket can be made.
@@ -197,17 +199,17 @@ def free_ports(count: int, besides: int | None = None) -> list[int]:
     from turbofit.gateway.server import tcp_socket
 
     ports: list[int] = []
-    with ExitStack() as sockets:
-        endpoint = sockets.enter_context(tcp_socket(socket.AF_INET))
-        for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+    endpoint = holders.enter_context(tcp_socket(socket.AF_INET))
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        if port == besides:
+            continue
+        with suppress(OSError):  # the port is in use: the same socket tries the next one
+            endpoint.bind((HOST, port))
+            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            ports.append(port)
             if len(ports) == count:
                 return ports
-            if port == besides:
-                continue
-            with suppress(OSError):  # the port is in use: the same socket tries the next one
-                endpoint.bind((HOST, port))
-                ports.append(port)
-                endpoint = sockets.enter_context(tcp_socket(socket.AF_INET))
+            endpoint = holders.enter_context(tcp_socket(socket.AF_INET))
     raise LaunchError("no port on loopback can be had", hint="see ss -tln")
 
 
