@@ -140,7 +140,9 @@ _QUERY: Final = "nvidia-smi --query-gpu=index,name,memory.total,memory.used --fo
 
 
 def read_text(text: str) -> list[str]:
-    """Read the GPUs in nvidia-smi's table or CSV as groups of a SPEC; none from other text.
+    """Read the GPUs in nvidia-smi's table or CSV, each as a group of a SPEC (as for ``--on``).
+
+    Other text gives no groups.
 
     Raises:
         UsageError: the columns have no names, so their meaning is unknown.

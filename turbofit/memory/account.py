@@ -149,7 +149,10 @@ class EngineLaunch(Struct):
     placement: Placement = ()
 
     def margins_with(self, calibration: Calibration | None) -> tuple[int, ...]:
-        """Return the bytes to leave free on each GPU; a calibration of libraries lowers them."""
+        """Return the bytes to leave free on each GPU.
+
+        They are fewer where a calibration measured how much memory the libraries take.
+        """
         if calibration is None or not self.saved:
             return self.margins
         pairs = zip(self.margins, self.saved, strict=True)

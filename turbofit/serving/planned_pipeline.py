@@ -274,9 +274,9 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
     """An `lmdeploy.Pipeline` that keeps its plan and holds images to it.
 
     It closes itself when Python ends. Its memory is reserved in ``leases`` until it is closed or
-    collected; ``leases`` is None on GPUs that are not here. Other turbofits overestimate its
-    memory: while it loads, they count what it holds plus all it needs, later also its possible
-    growth.
+    collected; ``leases`` is None on GPUs that are not here. Other turbofits count
+    too much for it: what it holds, and in addition all that it needs while it loads, and all by
+    which it may grow afterwards.
     ``keywords`` are LMDeploy's.
     """
 

@@ -155,7 +155,7 @@ class ImageRule(Struct):
 
     @property
     def exposed_limit(self) -> int:
-        """The highest limit that OpenAI clients can ask for on a server without a gateway."""
+        """The highest image limit that OpenAI clients can ask for on a server without a gateway."""
         return self.checkpoint_limit
 
     @property

@@ -77,7 +77,7 @@ class Bodies:
     async def read(
         self, headers: Mapping[bytes, bytes], receive: Receive, client: str = ""
     ) -> bytes:
-        """Read a whole body and return it; its memory counts for ``client`` until then.
+        """Read a whole body and return it. While it is read, its memory counts for ``client``.
 
         Raises:
             Refusal: the body is too large, too slow, encoded or cut short, or there is no memory

@@ -81,7 +81,10 @@ class Bounds(Struct):
 
     @property
     def text_bytes(self) -> int:
-        """The most bytes of text in a body; a longer text is refused without counting tokens."""
+        """The most bytes of text that a body may have.
+
+        A longer text is refused before its tokens are counted.
+        """
         tokens = self.longest_request_tokens
         cheap = max(_LEAST_TEXT, _BYTES_PER_TOKEN * tokens)
         return min(cheap, max(_LEAST_BODY, _LONGEST_TOKEN * tokens))

@@ -497,7 +497,7 @@ class LegacyTurbomind(Turbomind):
         return older_cache(model.text, settings, self.generation, self.constants)
 
     def weights(self, model: Model, tp: int) -> RankWeights:
-        """Return the rank's weights by its generation's rules, with the tower as in 0.18."""
+        """Return a rank's weights by this generation's rules, and its tower's by those of 0.18."""
         classes = legacy_weight_classes(model, tp, self.constants, self.generation)
         tower = super().weights(model, tp).vision
         return rank_weights({**classes, "vision": tower})

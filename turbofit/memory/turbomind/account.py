@@ -240,8 +240,8 @@ def transient_terms(
 ) -> tuple[Term, ...]:
     """Return the whole size of the pool in each worst case.
 
-    All cases except the single request assume a full forward of the longest prompts. Such a forward
-    has the tokens that a forward may have, but no more than ``session_len`` tokens of prompts and
+    One case is a single request. In all other cases a forward is full of the longest prompts. It
+    has all the tokens that a forward may have, but at most ``session_len`` tokens of prompts, and
     one token for each row of the batch.
     """
     rows, context = settings.max_batch_size, settings.session_len

@@ -63,7 +63,7 @@ class NodeState:
 
     @property
     def joins(self) -> bool:
-        """True if the node needs a plan: it has no actor, or is unfit, and `again` has passed."""
+        """True if the time `again` has passed, and the node has no actor or is unfit."""
         unfit = self.status is not None and self.status.state == "unfit"
         return (self.actor is None or unfit) and time.monotonic() >= self.again
 
