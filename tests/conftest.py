@@ -45,7 +45,6 @@ pytest_plugins = ["tests.support.nvml", "tests.support.leftovers", "tests.suppor
 #: Files that take longest, by minutes of a worker; a file is one worker's.
 LONGEST = (
     "serving/test_serve_pretend_pytorch.py", "serving/test_run.py",
-    "serving/test_pretend_pipeline.py",
     "serving/test_serve_pretend.py", "serving/test_serve_lmdeploy.py", "logs/test_first_step.py",
     "rehearsal/test_planned.py", "gateway/test_gateway_ends.py",
     "measure/test_calibrate_speeds.py", "serving/test_supervised_processes.py",
@@ -56,7 +55,7 @@ TOGETHER = (
     "|serving/test_pipeline|serving/test_passthrough|serving/fallback/|serving/images/"
     "|memory/transformers/test_oracle_|rehearsal/.*/test_(hfconfig|readings)"
     "|memory/pytorch/test_oracle_|bench/test_registry|model/merge/|planning/test_commands"
-    "|core/images/test_video|cli/commands/test_merge"
+    "|core/images/test_video|gateway/limits/test_sharing|cli/commands/test_merge"
     "|tests/test_(api|users_cases)",
     "(report|gateway)/.*_chromium",
     "serving/cluster/test_(serve_cluster|ray_adapter)",

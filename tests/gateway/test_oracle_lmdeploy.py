@@ -78,14 +78,19 @@ def test_the_overlay_is_what_lmdeploy_reads(tmp_path, family, limit, size, befor
     assert resolve_model(str(over)).weight_bytes == plan.model.weight_bytes
 
 
-FAMILIES = pytest.mark.parametrize(
-    ("family", "limit"), [("internvl", 6), ("internvl-hf", 6), ("qwen2-vl", 602_112)]
-)
 OVERLAID = pytest.mark.parametrize("overlaid", [True, False])
+FAMILIES = pytest.mark.parametrize(
+    ("family", "limit", "overlaid"),
+    [
+        ("internvl", 6, True), ("internvl-hf", 6, False), ("qwen2-vl", 602_112, True),
+        *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in (
+            ("internvl", 6, False), ("internvl-hf", 6, True), ("qwen2-vl", 602_112, False),
+        )),
+    ],
+)  # fmt: skip
 
 
 @FAMILIES
-@OVERLAID
 def test_nothing_past_the_limits_reaches_the_preprocessor(
     tmp_path, family, limit, overlaid
 ) -> None:
@@ -191,7 +196,6 @@ def body_of(path: str, sizes: list[tuple[int, int]]) -> dict[str, Any]:
 
 
 @FAMILIES
-@OVERLAID
 def test_what_the_gateway_counts_is_what_lmdeploy_makes(tmp_path, family, limit, overlaid) -> None:
     folder, rng = make(family, tmp_path), random.Random(5)
     resolved = resolve_model(str(folder))

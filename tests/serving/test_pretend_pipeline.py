@@ -12,7 +12,8 @@ import pytest
 from tests.support.serving import needs
 from tests.support.waiting import HANG
 
-pytestmark = pytest.mark.lmdeploy
+#: The check opens one with the stand-in engine: `serving/test_pipeline`.
+pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
 needs("lmdeploy")
 
 SCRIPT = """

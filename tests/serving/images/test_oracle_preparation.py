@@ -166,7 +166,7 @@ def as_the_engine_casts(answers: dict[str, Any]) -> None:
             item["pixel_values"] = item["pixel_values"].to(torch.bfloat16)
 
 
-@pytest.mark.parametrize("family", sweep(FAMILIES, 2))
+@pytest.mark.parametrize("family", sweep(FAMILIES, 4))
 def test_every_family_is_prepared_bit_for_bit(encoders, family):
     films = family.startswith(FILMS)
     (plain,) = all_prepared(encoders(family), films)
