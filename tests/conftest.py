@@ -52,9 +52,9 @@ LONGEST = (
 #: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.
 TOGETHER = (
     "model/test_(oracle_|parameters|loading)|model/families/|gateway/test_oracle_lmdeploy"
-    "|serving/test_pipeline|serving/test_passthrough|serving/fallback/|serving/images/"
+    "|serving/test_(pipeline|passthrough|held)|serving/fallback/|serving/images/"
     "|memory/transformers/test_oracle_|rehearsal/.*/test_(hfconfig|readings)"
-    "|memory/pytorch/test_oracle_|bench/test_registry|model/merge/|planning/test_commands"
+    "|memory/pytorch/test_oracle_|bench/test_(registry|simulation)|model/merge/|planning/test_commands"
     "|core/images/test_video|gateway/limits/test_sharing|cli/commands/test_merge"
     "|tests/test_(api|users_cases)",
     "(report|gateway)/.*_chromium",
