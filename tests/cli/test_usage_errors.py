@@ -38,6 +38,7 @@ def refused(capsys: Out, *words: str) -> tuple[str, str]:
         ("--model x/y", "the model stands without an option"),
         ("--foo 2", "see turbofit plan --help"),
         ("--imags 2", "did you mean --images?"),
+        ("--max-prefil 2", "did you mean --max-prefill-token-num?"),
         ("--enforce-eager", "here: --eager-mode"),
         ("--limit-mm-per-prompt=4", "here: --images"),
         ("-tp 2", "did you mean --tp?"),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _EVERYWHERE: Final = ("--quiet", "--verbose", "--help")
 #: The largest number of options that a hint lists completely.
 _LISTED: Final = 12
+#: The largest number of options that a hint names for a name that they all begin with.
+_MEANT: Final = 3
 
 
 def of_click(exc: click.UsageError, ctx: click.Context) -> UsageError:
@@ -82,7 +84,8 @@ def unknown_options(names: Sequence[str], ctx: click.Context) -> UsageError:
 def _known_elsewhere(name: str, ctx: click.Context) -> str:
     """Return a hint on an option that a command lacks.
 
-    The hint names the commands that have the option, else the nearest of this command's options.
+    The hint names the commands that have the option, else what the name begins, else the nearest of
+    this command's options.
     """
     from turbofit.serving.passthrough import engine_options
 
@@ -95,6 +98,9 @@ def _known_elsewhere(name: str, ctx: click.Context) -> str:
     if row := engine_options().get(name):
         here = next((option for option in row.as_ if option in own), "")
         return f"it is LMDeploy's; here: {here or f'turbofit serve MODEL {name}'}"
+    begun = [option for option in own if option.startswith(name)]
+    if 0 < len(begun) <= _MEANT:
+        return f"did you mean {' or '.join(begun)}?"
     its = [option for option in own if option not in _EVERYWHERE]
     return guess(name, own) or (f"its options are {', '.join(its)}" if len(its) <= _LISTED else "")
 
