@@ -156,7 +156,7 @@ class SimulatedEngineProcess:
             self._engine.changed.clear()
             scheduler.wait(self._engine.changed, deadline - scheduler.now)
 
-    def strike(self) -> None:
+    def kill_group(self) -> None:
         self._engine.kill()
 
     def kill(self, seconds: float) -> bool:  # noqa: ARG002

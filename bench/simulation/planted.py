@@ -76,7 +76,7 @@ BUGS = (
     Bug("an engine that waits is not started", _SUPERVISOR,
         "if now >= engine.again_at and", "if now >= engine.again_at + 1e9 and"),
     Bug("an engine that takes no signal is left", _SUPERVISOR,
-        "        self._strike()\n        deadline = time.monotonic() + _LAST_SECONDS\n"
+        "        self._kill_groups()\n        deadline = time.monotonic() + _LAST_SECONDS\n"
         "        for engine, _ in running:\n"
         "            self._end(engine, max(0.5, deadline - time.monotonic()))\n", ""),
     Bug("a broken circuit never closes", _ENGINE,

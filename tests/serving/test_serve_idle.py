@@ -95,7 +95,7 @@ class Site:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop.heard = signal.SIGTERM
+        self.stop.received = signal.SIGTERM
         self.stop.end()
         self._thread.join(HANG)
         assert not self._thread.is_alive()
@@ -181,7 +181,7 @@ def test_a_signal_while_engines_start_ends_it(site: Any, monkeypatch: Any, tmp_p
     monkeypatch.setattr(serve_idle, "follow", one.follow)
     one._thread.start()
     until(lambda: one.events == ["start"], "it starts")
-    one.stop.heard = signal.SIGTERM
+    one.stop.received = signal.SIGTERM
     one.stop.end()
     one.slow.set()
     one.__exit__()

@@ -170,7 +170,7 @@ class Ending:
 
     def __init__(self, group: int, first: Any, last: Any = None) -> None:
         self.group, self.name = group, f"engine {group}"
-        self.process: Any = SimpleNamespace(pid=group, strike=lambda: None)
+        self.process: Any = SimpleNamespace(pid=group, kill_group=lambda: None)
         self.was_ready, self.state, self.looks = True, "ready", [first, last]
         self.url = f"http://127.0.0.1:{group}"
 
@@ -216,7 +216,7 @@ def test_an_engine_that_a_second_signal_killed_is_not_started_again(tmp_path: Pa
 
     class Struck(Ending):
         def look(self, now: float, *, last: bool = False) -> End | None:
-            stop.strike()
+            stop.end_now()
             return super().look(now, last=last)
 
     struck = Struck(0, ended("killed"))

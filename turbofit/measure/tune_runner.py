@@ -150,8 +150,8 @@ def run_trial(common: Run, plan: Plan, load: LoadSpec) -> TrialEnd:
             drive.died(exc.message)
         finally:
             drive.end()
-    if stop.heard is not None:
-        raise StoppedError(stop.heard)
+    if stop.received is not None:
+        raise StoppedError(stop.received)
     if drive.death:
         return TrialEnd(None, "died", drive.death)
     if drive.result is not None and drive.result.answered:

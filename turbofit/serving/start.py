@@ -134,7 +134,7 @@ class Start:
             on_doubt=lambda index, at: self._have_gateway(lambda it: it.doubt(index, at)),
         )  # fmt: skip
         self._supervisor = Supervisor(self._plan, launches, run.folder, supervision)
-        stop.on_second(self._strike)  # before the engines end: their requests are told why
+        stop.on_second(self._cut_off)  # before the engines end: their requests are told why
         try:
             return self._supervisor.run(stop, self._open, self._tick, self._drain)
         finally:
@@ -326,7 +326,7 @@ class Start:
         self._moments.append(RunMoment(phase=phase, at=at, used=by_index))
         self._run.record.attempt(moments=tuple(self._moments))
 
-    def _strike(self) -> None:
+    def _cut_off(self) -> None:
         if self._run.public is not None:
             self._run.public.cut_off()
 

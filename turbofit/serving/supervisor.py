@@ -44,28 +44,28 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        #: The last signal that came; `end` and `strike` do not set it.
-        self.heard: signal.Signals | None = None
+        #: The last signal that came; `end` and `end_now` do not set it.
+        self.received: signal.Signals | None = None
         self.urgent = False
         #: True while nothing must be stopped in order: a signal then raises `StoppedError`.
         self.abrupt = True
         self._handlers: dict[signal.Signals, Any] = {}
         self._before: dict[signal.Signals, Any] = {}
         self._terminals: tuple[int, ...] = ()
-        self._strikes: list[Callable[[], None]] = []
+        self._urgent_calls: list[Callable[[], None]] = []
         #: SIGHUP calls it instead of ending the run, unless a terminal closed; it takes no lock.
         self.on_hangup: Callable[[], None] | None = None
 
     def __enter__(self) -> StopSignal:
         self._terminals = tuple(filter(os.isatty, range(3)))
-        heard = stop_signals()
-        self._handlers = dict.fromkeys(heard, self._caught)
+        numbers = stop_signals()
+        self._handlers = dict.fromkeys(numbers, self._caught)
         if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
             # If SIGCHLD is ignored the kernel reaps engines, and their exit status is lost.
             self._handlers[signal.SIGCHLD] = signal.SIG_DFL
         self._before = {number: signal.getsignal(number) for number in self._handlers}
         self.rearm()
-        unblock(heard)
+        unblock(numbers)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,23 +89,23 @@ class StopSignal:
         """
         # In this order a signal that comes meanwhile is not lost.
         self.signal = None
-        if self.heard is not None:
-            self.signal = self.heard
+        if self.received is not None:
+            self.signal = self.received
             return False
-        self._strikes.clear()
+        self._urgent_calls.clear()
         self.abrupt = True
         return True
 
-    def on_second(self, strike: Callable[[], None]) -> None:
+    def on_second(self, call: Callable[[], None]) -> None:
         """Register a call for the second signal; the call must take no lock."""
-        self._strikes.append(strike)
+        self._urgent_calls.append(call)
 
-    def strike(self) -> None:
+    def end_now(self) -> None:
         """End the run immediately, as a second signal would; takes no lock."""
         self.signal = self.signal or signal.SIGTERM
         self.urgent = True
-        for strike in self._strikes:
-            strike()
+        for call in self._urgent_calls:
+            call()
 
     def _caught(self, number: int, _frame: Any) -> None:
         closed = not all(map(os.isatty, self._terminals))
@@ -113,8 +113,8 @@ class StopSignal:
             self.on_hangup()
             return
         if self.signal is not None:
-            self.strike()
-        self.signal = self.heard = signal.Signals(number)
+            self.end_now()
+        self.signal = self.received = signal.Signals(number)
         if self.abrupt:
             raise StoppedError(self.signal)
 
@@ -158,7 +158,7 @@ class Supervisor:
             EndedError: an engine ended, and a restart would not help, or did not.
         """
         self._began = self._clock()
-        stop.on_second(self._strike)
+        stop.on_second(self._kill_groups)
         stop.abrupt = False
         try:
             for engine in self.engines:
@@ -267,7 +267,7 @@ class Supervisor:
                 process.send(stop.signal if serving else signal.SIGTERM)
             for _, process in running:
                 process.wait(deadline - time.monotonic())
-        self._strike()
+        self._kill_groups()
         deadline = time.monotonic() + _LAST_SECONDS
         for engine, _ in running:
             self._end(engine, max(0.5, deadline - time.monotonic()))
@@ -281,10 +281,10 @@ class Supervisor:
                 warning=True,
             )
 
-    def _strike(self) -> None:
+    def _kill_groups(self) -> None:
         for engine in self.engines:
             if engine.process is not None:
-                engine.process.strike()
+                engine.process.kill_group()
 
     def _tell(self, name: str, text: str, *, warning: bool = False) -> None:
         """Print a line with its time; with --quiet only warnings are shown."""

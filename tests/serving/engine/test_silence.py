@@ -16,8 +16,8 @@ TICK = 0.1
 PLAN = plausible_plan(gpus=1, tp=1)
 
 
-def owing(*, owes: bool = True, asked_at: float = 0.0, heard_at: float = 0.0) -> Any:
-    return SimpleNamespace(owes=owes, asked_at=asked_at, heard_at=heard_at)
+def owing(*, owes: bool = True, asked_at: float = 0.0, last_byte_at: float = 0.0) -> Any:
+    return SimpleNamespace(owes=owes, asked_at=asked_at, last_byte_at=last_byte_at)
 
 
 class Engine:
@@ -89,7 +89,7 @@ def test_where_the_longest_request_takes_longer_by_forecast_it_has_longer(
 def test_a_token_to_anybody_and_the_end_of_work_begin_it_anew(engine: Engine) -> None:
     engine.clients.owes = engine.probe.owes = True
     engine.until("doubtful")
-    engine.clients.heard_at = engine.now
+    engine.clients.last_byte_at = engine.now
     assert engine.until("doubtful") == 23
     engine.share = 1.0
     assert engine.until("works") < 5
@@ -103,9 +103,9 @@ def test_a_token_to_anybody_and_the_end_of_work_begin_it_anew(engine: Engine) ->
 def test_who_asks_later_does_not_begin_it_anew(first: str, later: str, engine: Engine) -> None:
     """The supervisor asks once a minute, clients at any time: the last byte to anybody counts."""
     engine.now = 1000.0
-    setattr(engine, first, owing(asked_at=900.0, heard_at=1000.0))
+    setattr(engine, first, owing(asked_at=900.0, last_byte_at=1000.0))
     engine.until("doubtful")
-    setattr(engine, later, owing(asked_at=engine.now, heard_at=960.0))
+    setattr(engine, later, owing(asked_at=engine.now, last_byte_at=960.0))
     engine.until("hung")
     assert engine.now == pytest.approx(1045.0, abs=2 * TICK)
 
@@ -121,7 +121,7 @@ def test_while_nobody_looked_it_was_not_silent(engine: Engine) -> None:
 
 
 def test_what_it_owed_before_it_was_ready_is_no_debt(engine: Engine) -> None:
-    engine.clients = owing(asked_at=-1000.0, heard_at=-1000.0)
+    engine.clients = owing(asked_at=-1000.0, last_byte_at=-1000.0)
     assert engine.until("hung") == 45
 
 

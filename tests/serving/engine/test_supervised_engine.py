@@ -59,7 +59,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SupervisedEngine:
 
     class Probe:
         error, worst_cases, lived, unanswered = None, None, float("-inf"), False
-        owes, asked_at, heard_at = False, 0.0, 0.0
+        owes, asked_at, last_byte_at = False, 0.0, 0.0
 
         def __init__(self, *_: Any, **__: Any) -> None:
             self.ready = self.healthy = threading.Event()
@@ -129,7 +129,7 @@ def test_what_takes_a_question_and_does_not_answer_owes() -> None:
     probe = Probe(client, Timing(), None, serial=False, clock=lambda: clock.now)
     assert probe._comes_up()
     assert owed == [False, False, True, False, True]
-    assert (probe.owes, probe.asked_at, probe.heard_at) == (False, 10.0, float("-inf"))
+    assert (probe.owes, probe.asked_at, probe.last_byte_at) == (False, 10.0, float("-inf"))
 
 
 def test_a_question_to_a_ready_engine_is_no_word_of_it() -> None:
@@ -138,7 +138,7 @@ def test_a_question_to_a_ready_engine_is_no_word_of_it() -> None:
 
     class Client:
         def completes(self, patience: float) -> bool:
-            seen.append((probe.owes, probe.asked_at, probe.heard_at))
+            seen.append((probe.owes, probe.asked_at, probe.last_byte_at))
             clock.now += patience if len(seen) < 3 else 1.0
             if len(seen) == 4:
                 probe.stop()
@@ -151,7 +151,7 @@ def test_a_question_to_a_ready_engine_is_no_word_of_it() -> None:
     probe._look_after()
     never = float("-inf")
     assert seen == [*[(True, 100.0, never)] * 3, (True, 121.0, 121.0)]
-    assert (probe.owes, probe.heard_at) == (False, 122.0)
+    assert (probe.owes, probe.last_byte_at) == (False, 122.0)
 
 
 def test_a_lost_loop_is_waited_for_and_asked_for(engine, monkeypatch) -> None:

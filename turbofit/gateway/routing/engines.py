@@ -59,9 +59,9 @@ class Present:
 
 
 class InFlight(Protocol):
-    """A request at an engine; ``heard_at`` is when a byte of its answer last came."""
+    """A request at an engine; ``last_byte_at`` is when a byte of its answer last came."""
 
-    heard_at: float
+    last_byte_at: float
     present: Present
 
     def abort(self) -> None:
@@ -112,7 +112,7 @@ class RoutedEngine:
         self.model: str | None = None
         #: When a completion last brought a byte, when any answer last did, and since when
         #: it has owed answers without a break.
-        self.last_success, self.heard_at, self.asked_at = float("-inf"), time.monotonic(), 0.0
+        self.last_success, self.last_byte_at, self.asked_at = float("-inf"), time.monotonic(), 0.0
         #: When it was last asked for a token.
         self.last_check = float("-inf")
         #: Whether a request failed, so that the engine is probed soon.
@@ -210,13 +210,13 @@ class RoutedEngine:
         if self.death is not None and not self.answered and not self.rested:
             self.start_seconds = now - self.died_at
         self.rested = False
-        self.last_success = self.heard_at = now
+        self.last_success = self.last_byte_at = now
         self.failures, self.failed_at = 0, float("inf")
         self.suspect = self.check_open = False
         self.ends_at = _NEVER
 
-    def heard(self) -> None:
-        self.heard_at = time.monotonic()
+    def note_byte(self) -> None:
+        self.last_byte_at = time.monotonic()
 
     @property
     def silent_since(self) -> float:
@@ -225,7 +225,7 @@ class RoutedEngine:
         It is the time of the last byte, or, if later, the time when the engine began to owe
         answers.
         """
-        return max(self.heard_at, self.asked_at)
+        return max(self.last_byte_at, self.asked_at)
 
     def note_death(self, sent_at: float = float("-inf")) -> EngineDeath:
         """Note that the engine died or was given up; return the death, one for all its requests.

@@ -143,7 +143,7 @@ class Monitor:
             self._bring_back(engine)
             return
         if engine.in_flight and await self._moves(engine):
-            engine.heard()  # slow, not stuck
+            engine.note_byte()  # slow, not stuck
             return
         engine.failures += 1
         engine.failed_at = min(engine.failed_at, time.monotonic())

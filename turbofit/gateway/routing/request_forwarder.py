@@ -74,7 +74,7 @@ class Exchange(ForwardOutcome):
         self._by, self._request, self._route, self._send = forwarder, request, request.route, send
         self.present, self._place, self._engine = present, place, place.engine
         self._task = asyncio.current_task()
-        self.heard_at = time.monotonic()
+        self.last_byte_at = time.monotonic()
         #: Whether the engine answered that it cannot serve.
         self._failed = False
 
@@ -82,9 +82,9 @@ class Exchange(ForwardOutcome):
         """Send the request and pass the answer on; raise `Unreachable` if nothing was sent."""
         engine, left = self._engine, False
         engine.in_flight[self] = None
-        self.present.sent_at, self.present.begun = self.heard_at, False
+        self.present.sent_at, self.present.begun = self.last_byte_at, False
         if not engine.owes:
-            engine.asked_at = self.heard_at
+            engine.asked_at = self.last_byte_at
         engine.outstanding += 1
         try:
             await self._ask()
@@ -139,8 +139,8 @@ class Exchange(ForwardOutcome):
         self._engine.in_flight.pop(self, None)
 
     def _hear(self) -> None:
-        self._engine.heard()
-        self.heard_at = self._engine.heard_at
+        self._engine.note_byte()
+        self.last_byte_at = self._engine.last_byte_at
 
     def _succeeded(self) -> None:
         """Note that the engine works, unless it has died since the request was sent."""
@@ -218,7 +218,7 @@ class Exchange(ForwardOutcome):
             return
         self.first_byte = time.perf_counter()
         self.present.begun = True
-        self.heard_at = time.monotonic()
+        self.last_byte_at = time.monotonic()
         if events.startswith(_ERROR_EVENTS):
             self._failed = True
             return

@@ -163,7 +163,7 @@ class Transformers(Engine):
         for name in sorted(set(engine_options) - _OPTIONS):
             raise UsageError(
                 f"{option_of(name)} is LMDeploy's, and the fallback engine has no such option",
-                hint="leave it out; --dtype and --session-len are heard",
+                hint="leave it out; --dtype and --session-len are used",
                 options=[name, "dtype", "session_len"],
             )
         if engine_options.get("max_batch_size", 1) != 1:

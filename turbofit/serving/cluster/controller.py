@@ -117,8 +117,8 @@ class Controller:
         opened = False
         while self._stop.signal is None:
             self.tick()
-            heard = [node.status for node in self.nodes.values()]
-            if not opened and all(it is not None and it.state in _EMPTY for it in heard):
+            known = [node.status for node in self.nodes.values()]
+            if not opened and all(it is not None and it.state in _EMPTY for it in known):
                 raise LaunchError(
                     "no node serves", hint="see above why each does not, and its folder's serve.log"
                 )

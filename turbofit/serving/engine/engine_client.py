@@ -129,7 +129,7 @@ class Probe(threading.Thread):
         self.lived = float("-inf")
         self.unanswered = False
         #: Whether the engine owes an answer, since when, and the time of its last answer.
-        self.owes, self.asked_at, self.heard_at = False, float("-inf"), float("-inf")
+        self.owes, self.asked_at, self.last_byte_at = False, float("-inf"), float("-inf")
 
     def stop(self) -> None:
         self._stopped.set()
@@ -187,7 +187,7 @@ class Probe(threading.Thread):
             if not self.owes:
                 self.asked_at, self.owes = began, True
             if ask(self._timing.patience):
-                self.heard_at = self._clock()
+                self.last_byte_at = self._clock()
                 failures, self.lived, self.owes = 0, began, False
             elif self._clock() - began < self._timing.patience:
                 failures += 1

@@ -66,7 +66,7 @@ def stand_by(names: Sequence[str]) -> list[str]:
     line = sys.stdin.buffer.readline()
     if not line:
         sys.exit(0)
-    with suppress(OSError):  # its server heard it import, and waits for no answer
+    with suppress(OSError):  # its server saw it import, and waits for no answer
         os.write(0, b"begun\n")
     told = json.loads(line)
     for name, value in told["environment"].items():

@@ -173,14 +173,14 @@ class EngineProcess:
         return [self.runs.popleft() for _ in range(len(self.runs))]
 
     def send(self, number: signal.Signals) -> None:
-        with contextlib.suppress(PermissionError):  # then only `strike` is left
+        with contextlib.suppress(PermissionError):  # then only `kill_group` is left
             self._process.send_signal(number)
 
     def wait(self, seconds: float) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, seconds))
 
-    def strike(self) -> None:
+    def kill_group(self) -> None:
         """Kill the rest of the group; safe in a signal handler, since it takes no lock."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
@@ -190,7 +190,7 @@ class EngineProcess:
 
         A process that waits in the driver, for example for a lost card, outlives SIGKILL.
         """
-        self.strike()
+        self.kill_group()
         self.wait(seconds)
         return self.poll() is not None
 

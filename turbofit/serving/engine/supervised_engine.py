@@ -60,10 +60,10 @@ class Silence:
 
     def look(
         self, now: float, ready_at: float, owing: Sequence[Owing]
-    ) -> Literal["heard", "works", "doubtful", "hung"]:
+    ) -> Literal["answers", "works", "doubtful", "hung"]:
         """Judge whether the engine lives, by the answers that it owes and the work that it shows.
 
-        Returns "heard" if no answer is late, "works" if one is late but the engine computes,
+        Returns "answers" if no answer is late, "works" if one is late but the engine computes,
         "doubtful" if the engine has done nothing for a while, and "hung" if it must be ended. Time
         before ``ready_at`` does not make an answer late.
         """
@@ -72,11 +72,11 @@ class Silence:
             self._awake_at = now
         self._seen_at = now
         asked = [each.asked_at for each in owing if each.owes]
-        heard = [each.heard_at for each in owing]
-        since = max(ready_at, self._awake_at, min(asked, default=now), *heard)
+        bytes_at = [each.last_byte_at for each in owing]
+        since = max(ready_at, self._awake_at, min(asked, default=now), *bytes_at)
         if not asked or now - since < _FIRST * most:
             self._looked_at = float("-inf")
-            return "heard"
+            return "answers"
         if now - self._looked_at >= _EVERY * most:
             used = processor_seconds(self._group)
             works = used - self._used > _SHARE * (now - self._looked_at)
