@@ -140,6 +140,11 @@ def test_ports_are_different_free_and_not_the_gateways(monkeypatch: pytest.Monke
     assert len(set(ports)) == 5
     assert all(port < 32768 for port in ports)
     assert launches.port_of(Command(env={}, argv=("lmdeploy",), group=0)) == 23333
+    with ExitStack() as holders, monkeypatch.context() as patched:
+        patched.setattr(launches, "port_problem", lambda *_: "no engine could listen there")
+        (port,) = launches.free_ports(1, holders)
+        with socket.socket() as other:
+            other.bind((launches.HOST, port))  # nobody holds it
     monkeypatch.setattr("random.SystemRandom.sample", lambda _, ports, __: ports)
     with ExitStack() as holders:
         (first,) = launches.free_ports(1, holders)

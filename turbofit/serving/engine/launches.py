@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import LaunchError, PackageError
 from turbofit.core.installation import install_command, installed, without_gpu
 from turbofit.core.process.log import LazyLogger
-from turbofit.core.process.network import DEFAULT_PORT
+from turbofit.core.process.network import DEFAULT_PORT, port_problem
 from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
 from turbofit.core.version import REFERENCE
@@ -188,10 +188,10 @@ def free_ports(count: int, holders: ExitStack, besides: int | None = None) -> li
     """Return ``count`` free ports on loopback, all different from ``besides``, and hold them.
 
     Until ``holders`` closes, a bound socket that does not listen keeps each port from programs that
-    look for a free one. An engine sets SO_REUSEADDR, so it can listen at its port. The ports are
-    below the range that the kernel uses for outgoing connections. Before the engine listens, the
-    kernel may give a port of that range to any client, even to turbofit's own request to the
-    engine.
+    look for a free one. An engine sets SO_REUSEADDR, so it can listen at its port. Where the system
+    does not allow that, the ports are not held. The ports are below the range that the kernel uses
+    for outgoing connections. Before the engine listens, the kernel may give a port of that range to
+    any client, even to turbofit's own request to the engine.
 
     Raises:
         LaunchError: too few ports are free, or no socket can be made.
@@ -206,6 +206,8 @@ def free_ports(count: int, holders: ExitStack, besides: int | None = None) -> li
         with suppress(OSError):  # the port is in use: the same socket tries the next one
             endpoint.bind((HOST, port))
             endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if port_problem(HOST, port) is not None:  # no engine could listen (gVisor's network)
+                endpoint.close()
             ports.append(port)
             if len(ports) == count:
                 return ports
