@@ -45,6 +45,7 @@ pytest_plugins = ["tests.support.nvml", "tests.support.leftovers", "tests.suppor
 #: Files that take longest, by minutes of a worker; a file is one worker's.
 LONGEST = (
     "serving/test_serve_pretend_pytorch.py", "serving/test_run.py",
+    "serving/test_pretend_pipeline.py",
     "serving/test_serve_pretend.py", "serving/test_serve_lmdeploy.py", "logs/test_first_step.py",
     "rehearsal/test_planned.py", "gateway/test_gateway_ends.py",
     "measure/test_calibrate_speeds.py", "serving/test_supervised_processes.py",

@@ -12,8 +12,7 @@ import pytest
 from tests.support.serving import needs
 from tests.support.waiting import HANG
 
-#: The check opens one with the stand-in engine: `serving/test_pipeline`.
-pytestmark = [pytest.mark.lmdeploy, pytest.mark.exhaustive]
+pytestmark = pytest.mark.lmdeploy
 needs("lmdeploy")
 
 SCRIPT = """

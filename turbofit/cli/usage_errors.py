@@ -84,8 +84,8 @@ def unknown_options(names: Sequence[str], ctx: click.Context) -> UsageError:
 def _known_elsewhere(name: str, ctx: click.Context) -> str:
     """Return a hint on an option that a command lacks.
 
-    The hint names the commands that have the option, else what the name begins, else the nearest of
-    this command's options.
+    The hint names the commands that have the option, else the options that begin with the name,
+    else the nearest of this command's options.
     """
     from turbofit.serving.passthrough import engine_options
 

@@ -187,9 +187,9 @@ _STANDS: Final = {
 def drafts_of(case: LogCase) -> Iterator[Draft]:
     """Yield all possible answers to a run, in no particular order.
 
-    A line that shows a lack of GPU memory is answered by `lack_of_memory`, and a kill by the kernel
-    by `death`. Each other line is answered by its row of ``presets/causes.yaml``, whether or not it
-    is also an event. A fault without a row is unknown.
+    `lack_of_memory` answers a line in which CUDA or torch says that GPU memory is missing, and
+    `death` a kill by the kernel. Each other line is answered by its row of ``presets/causes.yaml``,
+    whether or not it is also an event. A fault without a row is unknown.
     """
     facts = case.facts
     if short := next((mark for mark in facts.fatal if mark.short), None):

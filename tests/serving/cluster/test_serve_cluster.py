@@ -14,8 +14,6 @@ from tests.support.waiting import until
 
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.slow]
 needs("ray", "lmdeploy", "fastapi", "torchvision")
-#: What the check asks of `test_controller`, without Ray.
-WITHOUT_RAY = pytest.mark.exhaustive
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +25,11 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         yield made
 
 
-@WITHOUT_RAY
+@pytest.mark.exhaustive  # without Ray: `test_controller`
 def test_1_a_node_that_cannot_keep_the_promise_says_why(serving: Serving) -> None:
     serving.cloud.add("small", "1xl4:free=3GiB", 1)
     until(lambda: serving.state_of("small") == "unfit", "the small node to be looked at")
     assert "GPU 0 is" in serving.status()["small"]["why_not"]
-    code, told = serving.cli("cluster", "drain", "nobody")
-    assert (code, told["error"]["kind"]) == (2, "usage")
 
 
 def test_2_a_server_is_killed_and_the_node_serves_again(serving: Serving) -> None:
@@ -48,6 +44,8 @@ def test_2_a_server_is_killed_and_the_node_serves_again(serving: Serving) -> Non
 
 
 def test_3_a_drained_node_loses_nothing(serving: Serving) -> None:
+    code, told = serving.cli("cluster", "drain", "nobody")
+    assert (code, told["error"]["kind"]) == (2, "usage")
     with Clients(serving.port) as clients:
         clients.more(10)
         assert serving.cli("cluster", "drain", serving.cloud.identity("one"))[0] == 0
@@ -57,7 +55,7 @@ def test_3_a_drained_node_loses_nothing(serving: Serving) -> None:
     assert set(clients.outcomes) == {"answered"}
 
 
-@WITHOUT_RAY
+@pytest.mark.exhaustive  # without Ray: `test_controller`
 def test_4_a_node_that_has_gone_is_forgotten_and_another_joins(serving: Serving) -> None:
     serving.cloud.kill("one")
     until(lambda: "one" not in serving.status(), "the node to be forgotten")
@@ -65,7 +63,6 @@ def test_4_a_node_that_has_gone_is_forgotten_and_another_joins(serving: Serving)
     serving.wait("large", "late")
 
 
-@WITHOUT_RAY
 def test_5_a_kill_leaves_nothing(serving: Serving) -> None:
     serving.kill()
     until(lambda: not serving.processes(), "the end of all servers")
