@@ -50,7 +50,7 @@ LONGEST = (
     "rehearsal/test_planned.py", "gateway/test_gateway_ends.py",
     "measure/test_calibrate_speeds.py", "serving/test_supervised_processes.py",
 )  # fmt: skip
-#: Files that one worker runs: it imports LMDeploy and Transformers, or starts Chromium, once.
+#: Files of one worker, which imports LMDeploy and Transformers or Ray, or starts Chromium, once.
 TOGETHER = (
     "model/test_(oracle_|parameters|loading)|model/families/|gateway/test_oracle_lmdeploy"
     "|serving/test_(pipeline|passthrough|held)|serving/fallback/|serving/images/"

@@ -170,8 +170,12 @@ def predict(request: PredictRequest, *, finds_remedies: bool = True) -> Plan:
             hint="turbofit plan finds settings for Hugging Face Transformers",
         )
     check_options(engine, resolved.engine_options)
-    prediction = make_prediction(resolved, engine, request.free_at_cache, finds_remedies)
-    if engine.doubt is not None and request.margin is None:
+    doubled = engine.doubt is not None and request.margin is None
+    # If the margin is doubled, only the second prediction is returned, and needs remedies.
+    prediction = make_prediction(
+        resolved, engine, request.free_at_cache, finds_remedies and not doubled
+    )
+    if doubled:
         resolved = replace(resolved, margin=Margin(bytes=doubled_margin(prediction)))
         prediction = make_prediction(resolved, engine, request.free_at_cache, finds_remedies)
     of_version = (engine.doubt, left_out(prediction, usual_settings(resolved, engine)))

@@ -88,7 +88,7 @@ class Start:
     def run(self, stop: StopSignal, holders: ExitStack) -> signal.Signals:
         """Launch the engines and serve until a signal; return the signal.
 
-        ``holders`` gets what holds the engines' ports.
+        ``holders`` gets the sockets that keep the engines' ports from other programs.
 
         Raises:
             EndedError: an engine ended, and starting it again would not help.

@@ -25,7 +25,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         yield made
 
 
-@pytest.mark.exhaustive  # without Ray: `test_controller`
+@pytest.mark.exhaustive  # `test_controller` holds it without Ray
 def test_1_a_node_that_cannot_keep_the_promise_says_why(serving: Serving) -> None:
     serving.cloud.add("small", "1xl4:free=3GiB", 1)
     until(lambda: serving.state_of("small") == "unfit", "the small node to be looked at")
@@ -55,7 +55,7 @@ def test_3_a_drained_node_loses_nothing(serving: Serving) -> None:
     assert set(clients.outcomes) == {"answered"}
 
 
-@pytest.mark.exhaustive  # without Ray: `test_controller`
+@pytest.mark.exhaustive  # `test_controller` holds it without Ray
 def test_4_a_node_that_has_gone_is_forgotten_and_another_joins(serving: Serving) -> None:
     serving.cloud.kill("one")
     until(lambda: "one" not in serving.status(), "the node to be forgotten")
