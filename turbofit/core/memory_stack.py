@@ -55,7 +55,7 @@ def stack(ledger: GpuLedger) -> tuple[StackPiece, ...]:
     terms, which come and go, only the worst is a piece: the bytes that it adds to the memory used
     at rest.
     """
-    worst = next((term for term in ledger.ledger if term.worst), None)
+    worst = next((term for term in ledger.terms if term.worst), None)
     name = worst.term if worst else "worst request"
     pieces = (
         StackPiece("reserved", "reserved", ledger.reserved),
@@ -81,7 +81,7 @@ def _held(ledger: GpuLedger) -> list[StackPiece]:
 
     Bytes that no term explains are the last piece.
     """
-    terms = [term for term in ledger.ledger if term.phase != "transient"]
+    terms = [term for term in ledger.terms if term.phase != "transient"]
     sizes = {term.term: term.bytes for term in terms}
     for term in terms:
         if term.bytes < 0:
@@ -118,7 +118,7 @@ def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
         facts = (
             ledger.name, ledger.total, ledger.reserved, ledger.used, ledger.free, ledger.steady,
             ledger.load_peak, ledger.peak, ledger.margin, ledger.withheld,
-            tuple((term.term, term.bytes) for term in ledger.ledger),
+            tuple((term.term, term.bytes) for term in ledger.terms),
         )  # fmt: skip
         sets.setdefault(facts, ([], ledger))[0].append(ledger.index)
     return [*sets.values()]
@@ -134,7 +134,7 @@ def memory_label(ledger: GpuLedger) -> str:
     card = f"{format_bytes(used)} of {whole} in use {when}"
     left = ledger.headroom - ledger.beyond_budget
     if left < 0:  # the verdict alone says by how much: its case may be an earlier one
-        worst = next((term.term for term in ledger.ledger if term.worst), "")
+        worst = next((term.term for term in ledger.terms if term.worst), "")
         case = f" ({TERMS[worst]})" if worst in TERMS and ledger.most == ledger.peak else ""
         return f"{card}{case}: more than there is"
     wanted = format_bytes(ledger.margin - ledger.beyond_budget)

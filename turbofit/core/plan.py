@@ -14,13 +14,13 @@ from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
-from turbofit.core.struct import JsonDocument, Struct, const, doc, to_builtins, to_json
-from turbofit.core.units import order, round_up, three_digits, two_digits
+from turbofit.core.struct import JsonDocument, Struct, const, doc, to_builtins
+from turbofit.core.units import MIB, order, round_up, three_digits, two_digits
 
 if TYPE_CHECKING:
     from turbofit.core.struct import Options
 
-PLAN_SCHEMA: Final = "turbofit.plan/1"
+PLAN_SCHEMA: Final = "turbofit.plan/2"
 
 EngineName = Literal["turbomind", "pytorch", "transformers"]
 Goal = Literal["throughput", "latency", "context"]
@@ -30,6 +30,10 @@ Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
 #: a thread of LMDeploy's process, a photograph 30 to 100 ms; with only one thread, all clients
 #: wait.
 _MOST_IMAGES: Final = 64
+#: Outcomes of a rehearsal, the gravest, which decides for a plan, first.
+_GRAVE: Final = ("out_of_memory", "hang", "failed", "served")
+#: Cards whose used memory differs by fewer bytes get the same settings.
+ALIKE: Final = 64 * MIB
 #: The least limit of answers (`n`) for a chat without images: LMDeploy takes as many.
 _TEXT_COPIES: Final = 128
 _TURBOMIND_NAMES: Final = (
@@ -139,7 +143,7 @@ class GpuLedger(Struct):
     reserved: Annotated[int, doc("Bytes that the driver keeps.")]
     used: Annotated[int, doc("Bytes that others hold.")]
     free: Annotated[int, doc("Bytes that CUDA calls free before our context.")]
-    ledger: tuple[Term, ...]
+    terms: tuple[Term, ...]
     steady: Annotated[int, doc("Bytes in use after warm-up, before the first image.")]
     load_peak: Annotated[int, doc("Bytes in use while loading, at most.")]
     peak: Annotated[int, doc("Bytes in use in the worst case.")]
@@ -156,11 +160,11 @@ class GpuLedger(Struct):
 
     def bytes_of(self, name: str) -> int:
         """Return the bytes of all terms with this name."""
-        return sum(term.bytes for term in self.ledger if term.term == name)
+        return sum(term.bytes for term in self.terms if term.term == name)
 
     def bytes_in(self, *phases: str) -> int:
         """Return the bytes of all terms of these phases."""
-        return sum(term.bytes for term in self.ledger if term.phase in phases)
+        return sum(term.bytes for term in self.terms if term.phase in phases)
 
     @property
     def free_for_cache(self) -> int:
@@ -190,11 +194,13 @@ class GpuLedger(Struct):
         return self.headroom >= self.margin
 
 
-class PlannedEngine(Struct):
-    """The engine that the plan is for."""
+class Backend(Struct):
+    """LMDeploy's engine that the plan is for, or the server for Transformers."""
 
     name: EngineName
     version: str
+    communicator: Annotated[str, doc("What joins the GPUs of one engine.")] = ""
+    reason: Annotated[str, doc("Why so many engines, on these GPUs.")] = ""
 
     @property
     def of_lmdeploy(self) -> bool:
@@ -217,29 +223,11 @@ class PlannedEngine(Struct):
         return self.name == "pytorch"
 
 
-class Parallel(Struct):
-    """The shape of a plan: which GPUs, by the machine's indices, each engine runs on.
-
-    There are ``replicas`` groups of ``tp`` GPUs, one for each engine. Groups of unequal cards may
-    differ in size; ``tp`` is then the largest size.
-    """
-
-    tp: Annotated[int, doc("GPUs of one engine.")]
-    replicas: Annotated[int, doc("Engines side by side.")]
-    groups: Annotated[tuple[tuple[int, ...], ...], doc("GPU indices of each engine.")]
-    communicator: str
-    reason: str
-
-
 class Kv(Struct):
-    """The KV cache of one group of GPUs; each rank holds a part of it.
-
-    ``total_tokens`` is for all groups together.
-    """
+    """The KV cache of one engine; each rank holds a part of it."""
 
     bytes_per_token: Annotated[int, doc("Bytes of a rank.")]
-    tokens: Annotated[int, doc("Tokens of one group; of the smallest where they differ.")]
-    total_tokens: Annotated[int, doc("Tokens of all groups.")]
+    tokens: Annotated[int, doc("Tokens of all ranks together.")]
     region_bytes: Annotated[int, doc("Bytes of the cache of a rank.")]
     longest_request_tokens: Annotated[int, doc("Tokens that one request may have.")]
 
@@ -423,7 +411,6 @@ class Limits(Struct):
     images_per_request: int
     units_per_image: int
     units_per_request: int
-    units_per_forward: Annotated[int, doc("Those that the peak pays for in one forward pass.")]
     image_tokens_per_request: int
     n: Annotated[int, doc("Answers of one request.")]
     bytes_per_image: int
@@ -467,13 +454,15 @@ class Limits(Struct):
         return max(self.images_per_request, sharing)
 
 
-class Held(Struct):
-    """The number of requests that run at once with all their tokens in the caches."""
+class Promise(Struct):
+    """What clients may count on; only planning makes one, and nothing changes it afterwards."""
 
-    requests: Annotated[int, doc("Over all engines; a plan fits with workload.concurrency.")]
-    request_tokens: Annotated[
-        int, doc("Tokens of each, images at their limit; at most session_len.")
-    ]
+    context: Annotated[int, doc("Tokens of one request, with its answer; 0: no request.")]
+    images: Annotated[int, doc("Images of one request, each as large as the limits allow.")]
+    image_limit: Annotated[int | None, doc("Tiles or pixels of an image; null: none.")]
+    requests: Annotated[int, doc("Requests at once over all engines, all tokens in the caches.")]
+    request_tokens: Annotated[int, doc("Tokens of each of them, images at their limit.")]
+    limits: Annotated[Limits, doc("What the gateway enforces.")]
 
 
 class LimitCost(Struct):
@@ -512,12 +501,10 @@ class Remedy(Struct):
 
 
 class Command(Struct):
-    """One engine's command line for one group of GPUs."""
+    """The command line of one engine."""
 
     env: Annotated[dict[str, str], doc("Variables of the engine's environment.")]
     argv: Annotated[tuple[str, ...], doc("The words of the command.")]
-    group: Annotated[int, doc("Which of parallel.groups.")]
-    holds_limits: Annotated[bool, doc("Whether clients are held to the plan's limits.")] = False
 
 
 class ServeCommand(Struct):
@@ -526,14 +513,65 @@ class ServeCommand(Struct):
     argv: Annotated[tuple[str, ...], doc("The words of the command.")]
 
 
-class GroupPlan(Struct):
-    """The part of a plan that differs between groups of GPUs if cards are unequal."""
+class EnginePlan(Struct):
+    """One engine: its GPUs, what LMDeploy is told for it, and what it will hold."""
 
-    settings: Settings
+    backend: EngineName
+    gpus: Annotated[tuple[int, ...], doc("The machine's indices, in the order of the ranks.")]
+    settings: Annotated[Settings, doc("What LMDeploy is told, under LMDeploy's own names.")]
     kv: Kv
-    units_per_forward: Annotated[int, doc("As in limits, of this group.")]
-    at_once: Annotated[float, doc("Its requests on average; the gateway shares in proportion.")]
-    rehearsal: Rehearsal | None = None
+    units_per_forward: Annotated[int, doc("Vision units that the peak pays for in one forward.")]
+    requests: Annotated[float, doc("At once on average; the gateway shares in proportion.")]
+    ledgers: Annotated[tuple[GpuLedger, ...], doc("A ledger for each of its GPUs, in this order.")]
+    command: Annotated[Command | None, doc("LMDeploy's own, without limits.")] = None
+    rehearsal: Annotated[Rehearsal | None, doc("Null where it was not rehearsed.")] = None
+    device_map: Annotated[
+        dict[str, int | str] | None,
+        doc("Of Transformers: module names to a place among the GPUs, cpu or disk."),
+    ] = None
+
+    def is_like(self, other: EnginePlan) -> bool:
+        """Return whether another engine has the same settings and equally full cards."""
+        if (self.settings, self.units_per_forward) != (other.settings, other.units_per_forward):
+            return False
+        pairs = list(zip(self.ledgers, other.ledgers, strict=False))
+        cards = all((a.name, a.total) == (b.name, b.total) for a, b in pairs)
+        full = all(abs(a.used - b.used) < ALIKE for a, b in pairs)
+        return len(self.gpus) == len(other.gpus) and cards and full
+
+    def may_evict(self) -> bool:
+        """Return whether the KV cache may run out while requests generate.
+
+        The engine then evicts a request, which starts again.
+        """
+        return may_evict(self.settings, self.kv.tokens)
+
+    def engine_config(self) -> Any:
+        """Return the settings as LMDeploy's ``TurbomindEngineConfig`` or ``PytorchEngineConfig``.
+
+        Raises:
+            PackageError: LMDeploy is not installed.
+            UsageError: the engine is Transformers, which has no such config.
+        """
+        if self.backend == "transformers":
+            raise UsageError(
+                "this engine is Transformers: LMDeploy has no config of it",
+                hint="turbofit serve serves it",
+            )
+        try:
+            from lmdeploy import PytorchEngineConfig, TurbomindEngineConfig
+        except ImportError:
+            from turbofit.core.installation import install_command
+
+            how = install_command("lmdeploy")
+            raise PackageError("LMDeploy is not installed", hint=how) from None
+        kind = {"pytorch": PytorchEngineConfig}.get(self.backend, TurbomindEngineConfig)
+        return kind(**self.lmdeploy_settings())
+
+    def lmdeploy_settings(self) -> Options:
+        """Return the settings under the names of LMDeploy's config for this backend."""
+        values = to_builtins(self.settings)
+        return {theirs: values[name] for name, theirs in config_names(self.backend)}
 
 
 def may_evict(settings: Settings, tokens: int) -> bool:
@@ -541,11 +579,25 @@ def may_evict(settings: Settings, tokens: int) -> bool:
     return settings.max_batch_size * settings.session_len > tokens
 
 
+def alike(engines: Sequence[EnginePlan]) -> tuple[tuple[int, ...], ...]:
+    """Return the numbers of all engines; engines with equal cards and settings share a tuple.
+
+    A small difference in used memory does not matter.
+    """
+    sets: list[list[int]] = []
+    for number, engine in enumerate(engines):
+        members = next((them for them in sets if engine.is_like(engines[them[0]])), None)
+        if members is None:
+            sets.append(members := [])
+        members.append(number)
+    return tuple(map(tuple, sets))
+
+
 class Plan(JsonDocument):
     """All decisions about serving a model on a machine, with reasons and forecasts.
 
-    If ``by_group`` is not empty, ``settings`` and ``kv`` are of the group with the smallest cache.
-    All groups promise the context of this group.
+    What planning promises (``promise``) holds for every engine. Later stages replace engines, and
+    add to what is said.
     """
 
     what: ClassVar[str] = "plan"
@@ -558,12 +610,9 @@ class Plan(JsonDocument):
     model: Model
     machine: Machine
     workload: Workload
-    engine: PlannedEngine
-    parallel: Parallel
-    settings: Annotated[Settings, doc("What LMDeploy is told, under LMDeploy's own names.")]
-    limits: Annotated[Limits, doc("What the gateway enforces.")]
-    kv: Kv
-    gpus: Annotated[tuple[GpuLedger, ...], doc("A ledger for each GPU that the plan uses.")]
+    backend: Backend
+    promise: Annotated[Promise, doc("What clients may count on, whichever engine answers.")]
+    engines: Annotated[tuple[EnginePlan, ...], doc("One for each engine that will run.")]
     host: Annotated[HostMemory, doc("Host memory of all engines together.")]
     throughput: Annotated[Throughput | None, doc("A forecast; null where there is none.")] = None
     considered: Annotated[tuple[Candidate, ...], doc("All that was weighed.")] = ()
@@ -573,7 +622,6 @@ class Plan(JsonDocument):
     serve: Annotated[
         ServeCommand | None, doc("What serves it; null where turbofit serve would not.")
     ] = None
-    commands: Annotated[tuple[Command, ...], doc("One engine's own command for each group.")] = ()
     limit_costs: Annotated[
         tuple[LimitCost, ...], doc("What common image limits leave, the largest first.")
     ] = ()
@@ -581,16 +629,6 @@ class Plan(JsonDocument):
         UsualImage | UnsetType,
         doc("Only where images are planned at their worst size, a larger one."),
     ] = UNSET
-    rehearsal: Annotated[Rehearsal | None, doc("Null where it was not rehearsed.")] = None
-    device_map: Annotated[
-        dict[str, int | str] | None,
-        doc("Of Transformers: module names to a GPU's place in its group, cpu or disk."),
-    ] = None
-    by_group: Annotated[
-        tuple[GroupPlan, ...],
-        doc("Where cards are unequal; settings and kv are then of the smallest cache's group."),
-    ] = ()
-    held: Annotated[Held | UnsetType, doc("Only where a concurrency was given.")] = UNSET
     footprint: Annotated[
         Footprint | UnsetType, doc("Only where the least footprint was asked for.")
     ] = UNSET
@@ -598,106 +636,93 @@ class Plan(JsonDocument):
         dict[str, object] | UnsetType, doc("What was asked beside the model and the machine.")
     ] = UNSET
 
-    def of_group(self, number: int) -> Plan:
-        """Return the plan with the settings of one group; the same plan if all groups share them.
+    @property
+    def tp(self) -> int:
+        """The tensor parallelism of the largest engine."""
+        return max(engine.settings.tp for engine in self.engines)
 
-        Group numbers stay valid. If groups have their own settings, ``gpus`` of the result has only
-        the GPUs of this group.
-        """
-        if not self.by_group:
-            return self
-        group, members = self.by_group[number], self.parallel.groups[number]
-        return replace(
-            self,
-            settings=group.settings,
-            kv=group.kv,
-            limits=replace(self.limits, units_per_forward=group.units_per_forward),
-            gpus=tuple(gpu for gpu in self.gpus if gpu.index in members),
-            rehearsal=group.rehearsal,
-        )
+    @property
+    def replicas(self) -> int:
+        """The number of engines."""
+        return len(self.engines)
 
-    def ledgers_of(self, group: Sequence[int]) -> tuple[GpuLedger, ...]:
-        """Return the ledgers of a group's GPUs, in the order of the group."""
-        by_index = {ledger.index: ledger for ledger in self.gpus}
-        return tuple(by_index[index] for index in group)
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The GPU indices of each engine."""
+        return tuple(engine.gpus for engine in self.engines)
 
-    def group_plans(self) -> tuple[Plan, ...]:
-        """Return one plan for each group, in the order of the groups."""
-        return tuple(self.of_group(number) for number in range(len(self.parallel.groups)))
+    @property
+    def ledgers(self) -> tuple[GpuLedger, ...]:
+        """The ledgers of all GPUs that the plan uses, in PCI order."""
+        ledgers = (ledger for engine in self.engines for ledger in engine.ledgers)
+        return tuple(sorted(ledgers, key=lambda ledger: ledger.index))
 
-    def unlike_groups(self) -> tuple[tuple[int, ...], ...]:
-        """Return the numbers of all groups; groups with equal cards and settings share a tuple."""
-        if not self.by_group:
-            return (tuple(range(len(self.parallel.groups))),)
-        alike: dict[tuple[object, ...], list[int]] = {}
-        for number, group in enumerate(self.by_group):
-            cards = [self.machine.gpu(index) for index in self.parallel.groups[number]]
-            names = tuple((gpu.name, gpu.total) for gpu in cards)
-            key = (names, to_json(group.settings), group.kv.tokens, group.units_per_forward)
-            alike.setdefault(key, []).append(number)
-        return tuple(tuple(numbers) for numbers in alike.values())
+    @property
+    def kv_tokens(self) -> int:
+        """KV tokens of all engines together."""
+        return sum(engine.kv.tokens for engine in self.engines)
+
+    @property
+    def rehearsal(self) -> Rehearsal | None:
+        """The worst rehearsal of the engines; None if none was rehearsed."""
+        found = [engine.rehearsal for engine in self.engines if engine.rehearsal is not None]
+        return min(found, key=lambda rehearsal: _GRAVE.index(rehearsal.outcome), default=None)
+
+    @property
+    def smallest(self) -> EnginePlan:
+        """The engine with the smallest cache."""
+        return min(self.engines, key=lambda engine: engine.kv.tokens)
+
+    def with_engine(self, number: int, engine: EnginePlan) -> Plan:
+        """Return the plan with another engine at this place."""
+        engines = [*self.engines]
+        engines[number] = engine
+        return replace(self, engines=tuple(engines))
 
     def __repr__(self) -> str:
         """Return one line about the plan; :meth:`to_json` has the whole document."""
-        shape = f"{self.engine.name}, tp {self.parallel.tp} x {self.parallel.replicas}"
-        cache = f"{self.kv.total_tokens:,} KV tokens: {'fits' if self.fits else 'does not fit'}"
+        shape = f"{self.backend.name}, tp {self.tp} x {self.replicas}"
+        cache = f"{self.kv_tokens:,} KV tokens: {'fits' if self.fits else 'does not fit'}"
         return f"<Plan: {self.model.name} on {self.machine.name}, {shape}, {cache}>"
 
     @property
     def title(self) -> str:
         """The names of the model, the machine and the engine, as a text."""
-        return f"{self.model.name} on {self.machine.name} with {self.engine.name}"
+        return f"{self.model.name} on {self.machine.name} with {self.backend.name}"
 
     @property
     def why_engine(self) -> str:
         """The reason for the engine, without numbers; empty if the plan states no reason."""
-        about = f"engine {self.engine.name}: "
+        about = f"engine {self.backend.name}: "
         why = next((reason for reason in self.reasons if reason.startswith(about)), "")
         return why.partition(" (")[0].removeprefix("engine ")
 
     @property
     def takes_videos(self) -> bool:
         """Whether the engine accepts videos of this model, each in place of an image."""
-        rule = self.model.image_rule if self.limits.vision_unit is not None else None
-        return self.engine.of_lmdeploy and rule is not None and rule.videos is not None
+        rule = self.model.image_rule if self.promise.limits.vision_unit is not None else None
+        return self.backend.of_lmdeploy and rule is not None and rule.videos is not None
 
     @property
     def requests_at_once(self) -> int:
         """The number of requests that all engines together run at once."""
-        return sum(plan.settings.max_batch_size for plan in self.group_plans())
+        return sum(engine.settings.max_batch_size for engine in self.engines)
 
     def may_evict(self) -> bool:
-        """Return whether a KV cache may run out while requests generate.
-
-        The engine then evicts a request, which starts again.
-        """
-        return any(may_evict(plan.settings, plan.kv.tokens) for plan in self.group_plans())
+        """Return whether the KV cache of an engine may run out while requests generate."""
+        return any(engine.may_evict() for engine in self.engines)
 
     def engine_config(self) -> Any:
-        """Return the settings as LMDeploy's ``TurbomindEngineConfig`` or ``PytorchEngineConfig``.
-
-        If groups have their own settings, call this method on the plan that `of_group` returns.
+        """Return the config of every engine, where all are equal: see `EnginePlan.engine_config`.
 
         Raises:
             PackageError: LMDeploy is not installed.
-            UsageError: the plan is for Transformers, which has no such config.
+            UsageError: the engines differ, or Transformers runs the model.
         """
-        if not self.engine.of_lmdeploy:
+        configs = [engine.lmdeploy_settings() for engine in self.engines]
+        if any(config != configs[0] for config in configs):
             raise UsageError(
-                f"{self.model.name} is planned for Transformers: LMDeploy has no config of it",
-                hint="turbofit serve serves it",
+                f"the {self.replicas} engines of this plan have different settings",
+                hint="plan.engines[0].engine_config() is the config of the first one",
             )
-        try:
-            from lmdeploy import PytorchEngineConfig, TurbomindEngineConfig
-        except ImportError:
-            from turbofit.core.installation import install_command
-
-            how = install_command("lmdeploy")
-            raise PackageError("LMDeploy is not installed", hint=how) from None
-        kind = {"pytorch": PytorchEngineConfig}.get(self.engine.name, TurbomindEngineConfig)
-        return kind(**self.lmdeploy_settings())
-
-    def lmdeploy_settings(self) -> Options:
-        """Return the settings of the plan's engine, under the names of LMDeploy's config."""
-        values = to_builtins(self.settings)
-        return {theirs: values[name] for name, theirs in config_names(self.engine.name)}
+        return self.engines[0].engine_config()

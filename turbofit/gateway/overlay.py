@@ -59,7 +59,9 @@ def make_overlay(plan: Plan, root: Path) -> Path:
             hint="download it first (hf download ID), and plan with its folder",
         )
     folder, rule = Path(where), plan.model.image_rule
-    changed = edits(folder, rule, plan.limits) if rule and plan.limits.vision_unit else {}
+    changed = (
+        edits(folder, rule, plan.promise.limits) if rule and plan.promise.limits.vision_unit else {}
+    )
     parts = folder.absolute().parts
     # The path's last part is kept; of a hub cache the last three, which end with a commit.
     kept = parts[-3:] if len(parts) > 3 and parts[-2] == "snapshots" else parts[-1:]

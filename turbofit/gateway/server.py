@@ -116,11 +116,11 @@ def make_gateway(
 
 def about_plan(plan: Plan) -> Document:
     """Return what `/health` tells a front about a plan: its capacity, limits and digest."""
-    limits = plan.limits
+    limits = plan.promise.limits
     return {
         "at_once": plan.requests_at_once,
-        "kv_tokens": plan.kv.total_tokens,
-        "context": plan.kv.longest_request_tokens,
+        "kv_tokens": plan.kv_tokens,
+        "context": plan.promise.context,
         "images": limits.images_per_request if limits.vision_unit is not None else 0,
         "image_limit": limits.image_limit,
         "bytes_per_body": limits.bytes_per_body,
@@ -130,9 +130,9 @@ def about_plan(plan: Plan) -> Document:
 
 def digest_of(plan: Plan) -> str:
     """Return a hash of a plan's settings and limits, by which two plans can be compared."""
-    groups = [(group.settings, group.limits) for group in plan.group_plans()]
-    promise = (plan.limits, plan.kv.longest_request_tokens)
-    parts = (plan.model.name, plan.engine, plan.parallel.groups, groups, promise)
+    engines = [(it.gpus, it.settings, it.units_per_forward) for it in plan.engines]
+    promise = (plan.promise.limits, plan.promise.context)
+    parts = (plan.model.name, plan.backend, engines, promise)
     return sha256(msgspec.json.encode(parts)).hexdigest()[:16]
 
 

@@ -109,18 +109,18 @@ def found(case: LogCase, phase: Phase, memory: TorchMemory | None, *, cached: bo
     if forecast is None:
         return Finding()
     place = memory.gpu if memory and memory.gpu else 0
-    ledger = forecast.gpus[min(place, len(forecast.gpus) - 1)]
+    ledger = forecast.ledgers[min(place, len(forecast.ledgers) - 1)]
     finding = Finding()
     if (cache := logged_cache(case)) is not None:
         finding = _of_cache(case, cache, ledger)
         forecast = case.forecast(free_at_cache=cache.free) or forecast
     elif memory and memory.process is not None and memory.allocated is not None:
-        turbomind = not forecast.engine.is_pytorch
+        turbomind = not forecast.backend.is_pytorch
         finding = _of_torch(case, phase, memory, ledger, cached=cached, turbomind=turbomind)
     elif phase == "unknown":
         finding = _of_load(ledger)
     if case.assumption:
-        said = f"the release of LMDeploy: {forecast.engine.version} is {case.assumption}"
+        said = f"the release of LMDeploy: {forecast.backend.version} is {case.assumption}"
         finding = replace(finding, unknown=(*finding.unknown, said))
     return (
         finding if finding.others else _with_shortage(finding, forecast, phase, memory, bool(cache))
@@ -135,7 +135,7 @@ def _with_shortage(
     If these bytes do not explain the death, add a note that something unknown took memory.
     """
     at = finding.end.phase if finding.end else phase
-    short = most(forecast, at) - min(gpu.usable for gpu in forecast.gpus)
+    short = most(forecast, at) - min(gpu.usable for gpu in forecast.ledgers)
     lacked = memory.missing if memory else None
     if short <= 0 if lacked is None else lacked > max(short, 0):
         leave = f"lack at most {format_bytes(short)}" if short > 0 else "leave room"
@@ -157,7 +157,7 @@ def most(plan: Plan, phase: str) -> int:
 
     If ``phase`` is ``weights``, only the time of loading counts.
     """
-    return max(gpu.load_peak if phase == "weights" else gpu.peak for gpu in plan.gpus)
+    return max(gpu.load_peak if phase == "weights" else gpu.peak for gpu in plan.ledgers)
 
 
 def _weights(ledger: GpuLedger) -> int:
@@ -311,7 +311,7 @@ def cures(
         for group in groups
     )
     return tuple(
-        (Remedy(change=change, effect=f"lives, with {plan.kv.tokens:,} KV tokens"), plan)
+        (Remedy(change=change, effect=f"lives, with {plan.smallest.kv.tokens:,} KV tokens"), plan)
         for change, plan in filter(None, lived)
     )
 

@@ -18,7 +18,6 @@ from turbofit.core.units import format_bytes
 from turbofit.logs import log_events as events
 from turbofit.machine.torch_memory import TorchMemory
 from turbofit.memory.account import LoggedSlab
-from turbofit.memory.engines import engine_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -161,7 +160,7 @@ class Course:
         If ``account`` names the refused allocation, its phase decides. Otherwise the calls on the
         stack decide, and without them the state that the run had reached.
         """
-        fault, pytorch = self.fault, plan is not None and plan.engine.is_pytorch
+        fault, pytorch = self.fault, plan is not None and plan.backend.is_pytorch
         if _stages(plan, fault):
             return "weights"
         if account is not None and account.phase and not pytorch:
@@ -294,10 +293,10 @@ def death(
         account: the phase, the call and the bytes of the allocation that was refused, as the card's
           account shows them.
         seen: the exit of the engine's process; None if nobody looked.
-        known: the engine and the settings that a log names, without a plan.
+        known: the engine, and its settings by the plan or by the log.
     """
     course = run if isinstance(run, Course) else Course(run)
-    engine, settings = (engine_of(plan), plan.settings) if plan else known or (None, Settings())
+    engine, settings = known or (None, Settings())
     # The PyTorch engine's server alone ends for want of a cache, or of the engine.
     raced = course.last(events.LostLock) if course.stage == "starting" else None
     alone = None if seen and seen.code is None else course.last(events.NoCache) or raced
@@ -391,7 +390,7 @@ def _of_piece(end: End, fault: Fault | None, *, known: bool, staged: bool) -> st
 
 def _stages(plan: Plan | None, fault: Struct | None) -> bool:
     """Return whether torch ran out of memory while it loaded weights for TurboMind."""
-    turbomind = plan is not None and plan.engine.of_lmdeploy and not plan.engine.is_pytorch
+    turbomind = plan is not None and plan.backend.of_lmdeploy and not plan.backend.is_pytorch
     return turbomind and isinstance(fault, TorchMemory)
 
 
@@ -400,7 +399,7 @@ def _hint(course: Course, plan: Plan | None) -> str:
         return ""
     if course.stage in ("starting", "weights"):
         return "more --tp, an AWQ variant or freer GPUs"
-    margin = max(gpu.margin for gpu in plan.gpus)
+    margin = max(gpu.margin for gpu in plan.ledgers)
     return (
         "somebody else may have taken memory, or the plan counted too little: plan with a --margin "
         f"above {format_bytes(margin)}"

@@ -229,7 +229,7 @@ def _planned(case: LogCase, draft: Draft, model: Model, machine: Machine) -> Adv
         return Advice(model=model.name, on=case.named(on), fits=None, verdict=verdict)
     advice = _of_plan(case, plan, on, plan.remedies, "" if tp else refused)
     loading = draft.short and draft.phase == "weights" and not draft.by_others
-    if plan.fits and loading and version and plan.parallel.tp <= case.tp:
+    if plan.fits and loading and version and plan.tp <= case.tp:
         verdict = f"by turbofit's account it {plan.verdict}"
         return replace(advice, fits=None, verdict=verdict, note=_LOADED_HERE)
     return replace(advice, verdict=verdict)
@@ -247,16 +247,17 @@ def _tried(**asked: Any) -> tuple[Plan | None, str]:
 def _of_plan(
     case: LogCase, plan: Plan, machine: Machine, remedies: tuple[Remedy, ...], note: str = ""
 ) -> Advice:
-    values: dict[str, object] = {"engine": plan.engine.name}
-    for name in _SHOWN if plan.engine.on_torch else (*_SHOWN, "communicator"):
-        each = [getattr(group.settings, name) for group in plan.group_plans()]
+    values: dict[str, object] = {"engine": plan.backend.name}
+    for name in _SHOWN if plan.backend.on_torch else (*_SHOWN, "communicator"):
+        each = [getattr(engine.settings, name) for engine in plan.engines]
         values[name] = each[0] if len(set(each)) == 1 else " | ".join(sorted(set(map(str, each))))
-    limits = {name: getattr(plan.limits, name) for name in _LIMITS}
-    limits = {"replicas": plan.parallel.replicas, **limits}
+    limits = {name: getattr(plan.promise.limits, name) for name in _LIMITS}
+    limits = {"replicas": plan.replicas, **limits}
     values |= {name: limit for name, limit in limits.items() if limit is not None}
     command = shlex.join(plan.serve.argv) if plan.serve else ""
-    if plan.engine.of_lmdeploy and (is_legacy(plan.engine.version) or plan.serve is None):
-        command = shlex.join(plan.commands[0].argv) if plan.fits else ""
+    if plan.backend.of_lmdeploy and (is_legacy(plan.backend.version) or plan.serve is None):
+        first = plan.engines[0].command
+        command = shlex.join(first.argv) if plan.fits and first else ""
     return Advice(
         model=plan.model.name,
         on=case.named(machine),
@@ -271,10 +272,10 @@ def _of_plan(
 
 def _notes(case: LogCase, plan: Plan, command: str) -> Iterator[str]:
     """Yield what to know before the settings are used."""
-    if plan.engine.of_lmdeploy and case.subject.of_lmdeploy:
+    if plan.backend.of_lmdeploy and case.subject.of_lmdeploy:
         assumed = f", {case.assumption}" if case.assumption else ""
-        yield f"for LMDeploy {plan.engine.version}{assumed}"
-    if (copies := plan.parallel.replicas) > 1 and command.startswith("lmdeploy"):
+        yield f"for LMDeploy {plan.backend.version}{assumed}"
+    if (copies := plan.replicas) > 1 and command.startswith("lmdeploy"):
         own = "its own CUDA_VISIBLE_DEVICES and --server-port"
         yield f"one process for each group of GPUs: {copies} of these, each with {own}"
 

@@ -301,7 +301,7 @@ def _beyond(model: Model, mark: LogEvent, memory: TorchMemory, *, split: bool) -
         return
     with suppress(TurbofitError):
         alone = plan(PlanRequest.of(model=model, on=_LARGE_CARD, engine="transformers"))
-        most = max(gpu.peak for gpu in alone.gpus)
+        most = max(gpu.peak for gpu in alone.ledgers)
         if held - most >= _BEYOND:
             yield (
                 f"{model.name} has {format_bytes(weights)} of weights, and with its longest request"

@@ -171,7 +171,7 @@ def calibrate(
     with leases_for(config) as leases:
         run = Run(config, leases, say, on_open=lambda _: stop.end(), examiner=calibrator)
         plan = run.choose()
-        if not plan.engine.of_lmdeploy:
+        if not plan.backend.of_lmdeploy:
             raise UsageError(
                 f"{plan.model.name} is planned for Transformers: calibrate measures LMDeploy",
                 hint="turbofit serve checks its plan with a worst-case request",
@@ -180,7 +180,7 @@ def calibrate(
             say("calibrated before: --again measures again, --forget drops it")
             return stored(plan) | {"tokens": _tokens(run, plan, apart=apart)}
         machine = run.refuse().machine
-        gpus = sorted(index for group in plan.parallel.groups for index in group)
+        gpus = sorted(index for group in plan.groups for index in group)
         unknown = again or not is_measured(machine, gpus)
         # It takes memory that the plan has reserved.
         if unknown and not (config.pretend or apart) and measure_speeds(machine, gpus, say):
@@ -222,7 +222,7 @@ def _tokens(run: Run, plan: Plan, *, apart: bool) -> Document:
     return {
         name: best_plan(
             replace(resolved, machine=replace(resolved.machine, calibrations=made)), request.engine
-        ).kv.total_tokens
+        ).kv_tokens
         for name, made in (("assumed", ()), ("measured", known))
     }
 
@@ -279,12 +279,12 @@ def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bo
 def calibration_of(plan: Plan) -> Calibration | None:
     launch = EngineLaunch(
         model=plan.model,
-        settings=plan.of_group(0).settings,
-        gpus=tuple(plan.machine.gpu(index) for index in plan.parallel.groups[0]),
+        settings=plan.engines[0].settings,
+        gpus=tuple(plan.machine.gpu(index) for index in plan.groups[0]),
         machine=plan.machine,
         vision_load=NO_IMAGES,
     )
-    return calibration_for(launch, plan.engine.name, plan.engine.version)
+    return calibration_for(launch, plan.backend.name, plan.backend.version)
 
 
 def stored(plan: Plan) -> Document:
@@ -303,7 +303,7 @@ def _moved(plan: Plan, before: Mapping[int, int]) -> str | None:
 
     None if no change is larger than noise. A change would be counted as the engine's memory.
     """
-    for gpu in plan.gpus:
+    for gpu in plan.ledgers:
         if gpu.index in before:
             more = memory_now(gpu.uuid).used - before[gpu.index]
             if abs(more) > _MOVED:
@@ -327,7 +327,7 @@ class NvmlUsageReader:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self._uuids = plan, {gpu.index: gpu.uuid for gpu in plan.gpus}
+        self.plan, self._uuids = plan, {gpu.index: gpu.uuid for gpu in plan.ledgers}
         self.before = {index: memory_now(uuid).used for index, uuid in self._uuids.items()}
         self._sampler = Sampler(list(self._uuids.values()))
         self._sampler.__enter__()
@@ -341,7 +341,7 @@ class NvmlUsageReader:
         """
         time.sleep(_SETTLE)
         now, spans = time.monotonic(), {}
-        for index in self.plan.parallel.groups[engine.group]:
+        for index in self.plan.groups[engine.group]:
             uuid = self._uuids[index]
             span = self._sampler.between(uuid, self._since[index], now)
             if span is None or self._sampler.between(uuid, now - _SETTLE, now) is None:
@@ -363,7 +363,7 @@ class PretendUsageReader:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.before = {gpu.index: gpu.used for gpu in plan.gpus}
+        self.before = {gpu.index: gpu.used for gpu in plan.ledgers}
         self._highest: dict[int, int] = {}
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
@@ -411,7 +411,7 @@ class Calibrator:
     @property
     def complete(self) -> bool:
         """Whether every group of the plan was measured completely."""
-        groups = None if self.usage is None else len(self.usage.plan.parallel.groups)
+        groups = None if self.usage is None else len(self.usage.plan.groups)
         return len(self._observations) == groups
 
     def begin(self, plan: Plan) -> None:
@@ -439,7 +439,7 @@ class Calibrator:
         self, usage: GpuUsage, engine: SupervisedEngine, model: str,
         ask: Callable[[ProbeRequest], int],
     ) -> Observation:  # fmt: skip
-        plan = usage.plan.of_group(engine.group)
+        plan = usage.plan
         used: dict[int, dict[str, int]] = {}
 
         def take(name: str) -> None:
@@ -466,7 +466,7 @@ class Calibrator:
         text, worst = 0, worst_request(plan, model)
         if worst is not None:
             text = max(0, drive(worst, _REQUEST) - worst_image_tokens(plan))
-        for question in every_worst(plan, model, text):
+        for question in every_worst(plan, engine.planned, model, text):
             drive(question, question.name)
         budget = engine.tracker.budget
         free, region = (None, None) if budget is None else (budget.free, budget.budget)

@@ -75,7 +75,7 @@ def tune_model(
     run = Run(config, leases, say)
     run.plan = run.planner.make({})
     usual = run.refuse()
-    if not usual.engine.of_lmdeploy:
+    if not usual.backend.of_lmdeploy:
         raise UsageError(
             f"{usual.model.name} is planned for Transformers: tune tries LMDeploy's settings",
             hint="turbofit serve serves it",
@@ -153,7 +153,7 @@ def _load(load: LoadSpec, usual: Plan) -> LoadSpec:
 
     Its images are left out if the plan has none.
     """
-    images = {} if usual.limits.vision_unit is not None else {"images": 0}
+    images = {} if usual.promise.limits.vision_unit is not None else {"images": 0}
     window = {} if load.requests or load.seconds else {"seconds": _SECONDS}
     loop = {}
     if load.rate is None and load.concurrency is None:
@@ -286,7 +286,7 @@ class Tuner:
 
     def _try(self, choice: TrialChoice, load: LoadSpec, *, again: bool = False) -> TrialRecord:
         number, begun = len(self._trials) + 1, self.clock()
-        plan, settings = choice.plan, choice.plan.settings
+        plan, settings = choice.plan, choice.plan.smallest.settings
         what = f"trial {number}, the best again" if again else f"trial {number} of {self.starts}"
         self.say(f"trial {number}: {_in_words(choice)}{', again' * again}")
         end = self._end_of(choice.options, load, what)
@@ -301,14 +301,14 @@ class Tuner:
         return TrialRecord(
             number=number,
             options=choice.options,
-            engine=plan.engine.name,
-            tp=plan.parallel.tp,
-            replicas=plan.parallel.replicas,
+            engine=plan.backend.name,
+            tp=plan.tp,
+            replicas=plan.replicas,
             max_batch_size=settings.max_batch_size,
             max_prefill_token_num=settings.max_prefill_token_num,
             quant_policy=settings.quant_policy,
             enable_prefix_caching=settings.enable_prefix_caching,
-            kv_tokens=plan.kv.total_tokens,
+            kv_tokens=plan.kv_tokens,
             forecast=choice.forecast,
             outcome=end.outcome,
             why=end.why,
@@ -336,10 +336,10 @@ def _twice(load: LoadSpec) -> LoadSpec:
 
 
 def _in_words(choice: TrialChoice) -> str:
-    plan, settings = choice.plan, choice.plan.settings
+    plan, settings = choice.plan, choice.plan.smallest.settings
     kv = f", KV int{settings.quant_policy}" if settings.quant_policy else ""
     prefix = ", prefix caching" if settings.enable_prefix_caching else ""
     return (
-        f"{plan.engine.name}, tp {plan.parallel.tp} x {plan.parallel.replicas}, batch "
+        f"{plan.backend.name}, tp {plan.tp} x {plan.replicas}, batch "
         f"{settings.max_batch_size}, prefill {settings.max_prefill_token_num}{kv}{prefix}"
     )

@@ -47,21 +47,21 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
     load = ClosedLoad(
         prompt=request.text_tokens + images.tokens_per_request,
         output=request.output_tokens,
-        at_once=at_once / len(plan.parallel.groups),
+        at_once=at_once / len(plan.groups),
         images=images,
     )
     rate, ttft, tpot = 0.0, 0.0, 0.0
-    for group, group_plan in zip(plan.parallel.groups, plan.group_plans(), strict=True):
-        settings, gpus = group_plan.settings, [plan.machine.gpu(index) for index in group]
+    for one in plan.engines:
+        settings, gpus = one.settings, [plan.machine.gpu(index) for index in one.gpus]
         here = group_rates(plan.model, settings, plan.machine, gpus, engine)
-        speed = speed_of(here, rates(), load, settings, group_plan.kv.tokens)
+        speed = speed_of(here, rates(), load, settings, one.kv.tokens)
         rate += speed.requests_per_second
         ttft = max(ttft, speed.seconds_to_first_token)
         # Between its steps a row waits for the prefills of other rows.
         taken = speed.running / max(speed.requests_per_second, 1e-9) - speed.prefill
         tpot = max(tpot, taken / request.output_tokens, speed.step)
     largest = max(request.images, key=lambda size: size[0] * size[1], default=None)
-    rule, threads, engines = plan.model.image_rule, plan.host.image_threads, plan.parallel.replicas
+    rule, threads, engines = plan.model.image_rule, plan.host.image_threads, plan.replicas
     host = host_rate(plan.machine, rule, images, engines, size=largest, threads=threads)
     if host is not None:
         rate, waits = with_host(max(rate, 1e-9), at_once, host, len(request.images))
@@ -70,7 +70,7 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
 
 
 def _vision_load(plan: Plan, request: MeanRequest) -> VisionLoad:
-    rule, limit = plan.model.image_rule, plan.limits.image_limit
+    rule, limit = plan.model.image_rule, plan.promise.image_limit
     if rule is None or not request.images:
         return NO_IMAGES
     units = [rule.units(width, height, limit) for width, height in request.images]
@@ -128,13 +128,14 @@ def choices(
         chosen.append(TrialChoice(options, plan, forecast_of(plan, mean, at_once)))
         return chosen[-1]
 
-    queue = usual.limits.vision_unit is not None and request.queue_images is None
+    queue = usual.promise.limits.vision_unit is not None and request.queue_images is None
     for options in _every(request, usual, kv_types, prefix=prefix):
         choice = added(options)
         if choice is None or not queue:
             continue
-        limits = choice.plan.limits  # queued: the images of only one request run at a time
-        queued = limits.units_per_forward <= limits.units_per_request
+        # Queued: the images of only one request run at a time.
+        units = max(engine.units_per_forward for engine in choice.plan.engines)
+        queued = units <= choice.plan.promise.limits.units_per_request
         other = added({**options, "queue_images": not queued})
         if other is not None and other.rate < choice.rate * _QUEUE_GAIN:
             chosen.remove(other)
@@ -145,7 +146,7 @@ def _every(
     request: PlanRequest, usual: Plan, kv_types: Sequence[int], *, prefix: bool
 ) -> Iterator[dict[str, Any]]:
     given = request.given()
-    planned: tuple[str, int, int] = (usual.engine.name, usual.parallel.tp, usual.parallel.replicas)
+    planned: tuple[str, int, int] = (usual.backend.name, usual.tp, usual.replicas)
     shapes = {planned}
     shapes |= {(row.engine, row.tp, row.replicas) for row in usual.considered if row.fits}
     gpus = len(usual.machine.visible)
@@ -167,14 +168,14 @@ def _every(
 
 def _rows(plan: Plan, at_once: float) -> int:
     """Return how many requests of the load run at once in one engine's batch."""
-    return min(plan.settings.max_batch_size, math.ceil(at_once / plan.parallel.replicas))
+    return min(plan.smallest.settings.max_batch_size, math.ceil(at_once / plan.replicas))
 
 
 def _kind(plan: Plan, at_once: float) -> tuple[object, ...]:
     """Return the settings that matter under the load; plans with equal settings count as alike."""
-    settings = plan.settings
+    settings = plan.smallest.settings
     return (
-        plan.engine.name, plan.parallel.tp, plan.parallel.replicas, _rows(plan, at_once),
+        plan.backend.name, plan.tp, plan.replicas, _rows(plan, at_once),
         settings.max_prefill_token_num, settings.quant_policy, settings.enable_prefix_caching,
-        plan.limits.units_per_forward,
+        max(engine.units_per_forward for engine in plan.engines),
     )  # fmt: skip

@@ -19,14 +19,15 @@ from turbofit.core.machine import Calibration, Gpu, Machine
 from turbofit.core.memory_stack import BEFORE_CACHE
 from turbofit.core.model import Model
 from turbofit.core.plan import (
+    Backend,
     Basis,
     EngineName,
+    EnginePlan,
     GpuLedger,
     HostMemory,
     Limits,
     Phase,
-    Plan,
-    PlannedEngine,
+    Promise,
     Settings,
     Term,
 )
@@ -439,7 +440,7 @@ class Account(ABC):
             reserved=known(gpu.reserved, 0),
             used=known(gpu.used, 0),
             free=known(gpu.free, 0),
-            ledger=(*body, *late.transients),
+            terms=(*body, *late.transients),
             steady=steady,
             load_peak=load_peak,
             peak=peak,
@@ -520,9 +521,9 @@ class Engine(ABC):
         self.version = version
 
     @property
-    def planned(self) -> PlannedEngine:
+    def backend(self) -> Backend:
         """The engine as a plan names it."""
-        return PlannedEngine(name=self.name, version=self.version)
+        return Backend(name=self.name, version=self.version)
 
     def check_options(self, engine_options: Mapping[str, object]) -> None:  # noqa: B027 - most have all
         """Refuse options that other engines of LMDeploy have, but this engine has not.
@@ -562,16 +563,22 @@ class Engine(ABC):
         return int(self.account_class.units_bound(rule, vision_load, settings))
 
     def worst_images(
-        self, plan: Plan, make: Maker, text: Text, *, several: bool = False
+        self,
+        promise: Promise,
+        engine: EnginePlan,
+        make: Maker,
+        text: Text,
+        *,
+        several: bool = False,
     ) -> Meeting:
         """Return images of one prompt that bring the units of the plan's peak into one forward.
 
         Their units may be slightly fewer. ``several``: return several smaller images, even where a
         single image is enough; their units may be one percent fewer.
         """
-        limits, forward = plan.limits, self.forward_tokens(plan.settings)
-        units, most = limits.units_per_forward, limits.units_per_image
-        room = plan.kv.longest_request_tokens - text.after
+        forward = self.forward_tokens(engine.settings)
+        units, most = engine.units_per_forward, promise.limits.units_per_image
+        room = promise.context - text.after
         alone = make(units, room - text.before - text.around)
         if not self.encodes_again:  # an image is never cut, and may be longer than a forward
             largest = make(most, room)

@@ -114,8 +114,8 @@ def engine_of(plan: Plan) -> Engine:
     Raises:
         PackageError: turbofit has no account for it.
     """
-    name, version = plan.engine.name, plan.engine.version
-    return engine_named(name, version if plan.engine.of_lmdeploy else None)
+    name, version = plan.backend.name, plan.backend.version
+    return engine_named(name, version if plan.backend.of_lmdeploy else None)
 
 
 def engine_for(model: Model, engine: str = "auto", version: str | None = None) -> Engine:

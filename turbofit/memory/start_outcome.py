@@ -60,7 +60,7 @@ def outcome_without_cache(account: Account) -> StartOutcome:
     text = (
         f"GPU {tightest.index} has no room for a cache: {format_bytes(missing)} short of"
         f" {_kept(tightest)} before the first KV block"
-        f" ({_makeup(tightest, tightest.ledger, worst=True)})"
+        f" ({_makeup(tightest, tightest.terms, worst=True)})"
     )
     return StartOutcome("request", missing, text)
 
@@ -111,7 +111,7 @@ def _starting(
 
     def short(kind: OutcomeKind, when: str, *later: str) -> Iterator[StartOutcome]:
         for ledger in ledgers:
-            terms = [term for term in ledger.ledger if term.term not in account.grown]
+            terms = [term for term in ledger.terms if term.term not in account.grown]
             steady = sum(t.bytes for t in terms if t.phase != "transient" and t.term not in later)
             missing = steady - ledger.usable
             if missing > 0:
@@ -134,7 +134,7 @@ def _starting(
 def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
     for ledger in ledgers:
         pool, left = ledger.bytes_of(POOL_WARMUP), ledger.usable - ledger.steady
-        deadly = [term for term in _transients(ledger.ledger) if term.bytes > pool + left]
+        deadly = [term for term in _transients(ledger.terms) if term.bytes > pool + left]
         if deadly:
             first = min(deadly, key=lambda term: term.bytes)
             missing, case = first.bytes - pool - left, TERMS.get(first.term, first.term)

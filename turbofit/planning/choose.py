@@ -64,7 +64,7 @@ def plan_of(fit: EngineFit) -> Planned:
     helps, causes = Remedies() if fits else remedies(fit)
     verdict = _verdict(fit, causes)
     requests = request.workload.concurrency
-    at_once = [part.shape.requests(requests) for part in map(best.of_group, best.shape.groups)]
+    at_once = [part.shape.requests(requests) for part in best.engines]
     largest = max(accounts, key=lambda account: account.units_per_forward)
     plan = document(
         request,
@@ -77,8 +77,7 @@ def plan_of(fit: EngineFit) -> Planned:
         settings=best.settings,
         vision_load=best.vision_load,
         image_limit=best.shape.image_limit,
-        held_requests=None if request.promised_requests is None else best.held_requests,
-        at_once=at_once if best.parts else (),
+        requests=at_once,
         throughput=fit.throughput if fits else None,
         considered=_considered(fit),
         reasons=(*over_rival, *fit.reasons, *reasons(fit, largest)),
@@ -96,7 +95,7 @@ def _verdict(fit: EngineFit, causes: tuple[str, ...]) -> Verdict:
     if not fit.fits:
         return Verdict(subject=name, why_not=why_not(fit), causes=causes)
     groups = best.shape.groups
-    tokens = [best.of_group(group).kv_tokens for group in groups]
+    tokens = [part.kv_tokens for part in best.engines]
     found = found_words(request, groups, fit.accounts, tokens, best.vision_load)
     return Verdict(subject=name, found=found)
 
@@ -181,7 +180,7 @@ def _warnings(fit: EngineFit) -> Iterator[str]:
                 )
         if shape.units_per_forward is not None:
             yield QUEUED
-            if any(may_evict(part.settings, part.kv_tokens) for part in best.sets):
+            if any(may_evict(part.settings, part.kv_tokens) for part in best.parts):
                 yield (
                     "image requests that state max_tokens run beside each other while the cache"
                     " holds them all; others wait for the end of the one before"
@@ -193,7 +192,7 @@ def _warnings(fit: EngineFit) -> Iterator[str]:
             )
         yield from slow_images(fit)
         yield from dict.fromkeys(
-            text for part in best.sets for text in engine.warnings(part.settings)
+            text for part in best.parts for text in engine.warnings(part.settings)
         )
     if request.model.needs_remote_code:
         yield OWN_CODE
@@ -205,8 +204,8 @@ def known_warnings(fit: EngineFit) -> tuple[str, ...]:
     A lack of memory is no known fault.
     """
     warnings: list[str] = []
-    for group in fit.best.shape.groups:
-        gpus, part = [fit.request.machine.gpu(index) for index in group], fit.best.of_group(group)
+    for group, part in zip(fit.best.shape.groups, fit.best.engines, strict=True):
+        gpus = [fit.request.machine.gpu(index) for index in group]
         launch = launch_of(fit.request, part.settings, gpus, part.vision_load)
         problems = known_problems(launch, fit.engine.name, fit.engine.version)
         warnings += [problem.warning for problem in problems]
@@ -250,7 +249,7 @@ def choose(request: ResolvedRequest, engine: str = "auto") -> EngineFit | Planne
     engine, reasons = _named(request, engine)
     first = engine_for(request.model, engine)
     check_options(first, request.engine_options)
-    if first.planned.serial:
+    if first.backend.serial:
         return _serial(request, first, named=engine != "auto")
     try:
         fit = fit_on_host(request, first)
@@ -343,7 +342,7 @@ def _fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Planned:
 
 def _with_other_engine(request: ResolvedRequest, planned: Planned) -> Planned:
     """Add another engine as a remedy to a plan that does not fit, if the request fits on it."""
-    name = planned.document.engine.name
+    name = planned.document.backend.name
     fit = next((other for other in _others(request, name) if other.fits), None)
     if fit is None:
         return planned
@@ -391,7 +390,8 @@ def _other_engines(request: ResolvedRequest, rival: EngineFit | None) -> Iterato
             engine = engine_for(request.model, name)
             check_options(engine, request.engine_options)
             plan = _fallback(request, engine, "").document
-            off = any(not isinstance(place, int) for place in (plan.device_map or {}).values())
+            places = (plan.engines[0].device_map or {}).values()
+            off = any(not isinstance(place, int) for place in places)
             slow = "one request at a time, and slower"
             slow += ", with decoder layers in host memory" * off
             if plan.fits:

@@ -20,7 +20,7 @@ from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import TurbofitError
 from turbofit.core.machine import Host, Machine
 from turbofit.core.messages import plural
-from turbofit.core.plan import Limits, Plan, Remedy
+from turbofit.core.plan import EnginePlan, Limits, Plan, Remedy
 from turbofit.core.struct import NA, known
 from turbofit.core.units import GIB
 from turbofit.core.version import __version__
@@ -63,7 +63,9 @@ def make_cluster_plan(
     # The promise is that of the best plan; nodes that do not keep it are left out. Of equal plans
     # the one with the fewest answers of a request (``n``) counts, in any order of nodes.
     plans = [planned.document for _, planned in kinds if planned.fits]
-    plans = sorted(plans if promised is None else promised.plans, key=lambda plan: plan.limits.n)
+    plans = sorted(
+        plans if promised is None else promised.plans, key=lambda plan: plan.promise.limits.n
+    )
     best = max(plans, key=_promise, default=None)
     found = {
         node.id: NodePlan(
@@ -77,7 +79,11 @@ def make_cluster_plan(
         if best is not None and not why:
             why, plan = _why_broken(planned.document, best), planned.document
         for node in nodes:
-            served = None if plan is None or best is None or why else _on(node, plan, best.limits)
+            served = (
+                None
+                if plan is None or best is None or why
+                else _on(node, plan, best.promise.limits)
+            )
             if served is not None and node is not nodes[0]:
                 served = replace(served, considered=())
             found[node.id] = replace(found[node.id], plan=served, why_not=why)
@@ -133,8 +139,8 @@ def _cards(machine: Machine | None) -> str:
 
 def _promise(plan: Plan) -> tuple[bool, int, int]:
     """Return a plan's promise as a sort key: LMDeploy or not, then image limit, then context."""
-    image_limit = plan.limits.image_limit or 0
-    return plan.engine.of_lmdeploy, image_limit, plan.kv.longest_request_tokens
+    image_limit = plan.promise.limits.image_limit or 0
+    return plan.backend.of_lmdeploy, image_limit, plan.promise.context
 
 
 def _why_broken(plan: Plan, best: Plan) -> str:
@@ -142,7 +148,7 @@ def _why_broken(plan: Plan, best: Plan) -> str:
     (lmdeploy, image_limit, held), (wanted, wide, long) = _promise(plan), _promise(best)
     rule = plan.model.image_rule
     if lmdeploy != wanted:
-        return f"only {plan.engine.name} serves on it, which is not mixed with {best.engine.name}"
+        return f"only {plan.backend.name} serves on it, which is not mixed with {best.backend.name}"
     if rule is not None and image_limit < wide:
         unit = rule.limit_unit
         return f"serves images of {image_limit:,} {unit} at most, {wide:,} are promised"
@@ -154,8 +160,7 @@ def _why_broken(plan: Plan, best: Plan) -> str:
 def _on(node: Node, plan: Plan, limits: Limits) -> Plan:
     """Return the plan of a kind of node for one of its nodes.
 
-    The plan gets the node's machine and GPU ids, and the promised ``limits``. Only the units of a
-    forward stay the plan's own, as the node's gateway queues images by them. If a request asks for
+    The plan gets the node's machine and GPU ids, and the promised ``limits``. If a request asks for
     more answers (``n``) than an engine's batch, the rest waits in the engine, and takes no memory.
     """
     machine = node.machine
@@ -163,9 +168,14 @@ def _on(node: Node, plan: Plan, limits: Limits) -> Plan:
     return replace(
         plan,
         machine=machine,
-        gpus=tuple(replace(ledger, uuid=machine.gpu(ledger.index).uuid) for ledger in plan.gpus),
-        limits=replace(limits, units_per_forward=plan.limits.units_per_forward),
+        engines=tuple(_engine_on(machine, engine) for engine in plan.engines),
+        promise=replace(plan.promise, limits=limits),
     )
+
+
+def _engine_on(machine: Machine, engine: EnginePlan) -> EnginePlan:
+    ledgers = (replace(it, uuid=machine.gpu(it.index).uuid) for it in engine.ledgers)
+    return replace(engine, ledgers=tuple(ledgers))
 
 
 def _document(
@@ -184,7 +194,7 @@ def _document(
     plans = [node.plan for node in nodes if node.plan is not None]
     at_once, asked = sum(plan.requests_at_once for plan in plans), base.workload.concurrency or 0
     fits = bool(plans) and (at_once >= asked or not whole)
-    longest = plans[0].kv.longest_request_tokens if plans else 0
+    longest = plans[0].promise.context if plans else 0
     left = Counter(node.why_not for node in nodes if node.why_not).most_common()
     if plans and not fits:
         why = f"{len(plans):,} of {_count(len(nodes), 'node')} run {at_once:,} requests at once"
@@ -200,7 +210,7 @@ def _document(
         verdict=verdict.text,
         model=base.model,
         workload=replace(base.workload, context=base.workload.context or longest or None),
-        limits=plans[0].limits if plans else None,
+        limits=plans[0].promise.limits if plans else None,
         longest_request_tokens=longest,
         nodes=nodes,
         warnings=tuple(_warnings(plans, left)),
@@ -216,11 +226,11 @@ def _verdict(
         why = "; ".join(f"{_count(n, 'node')}: {text}" for text, n in left[:_MOST_CAUSES])
         why = why or "the cluster has no nodes"
         return Verdict(subject=f"{name} on none of {every}", why_not=why)
-    gpus = _count(sum(len(plan.gpus) for plan in plans), "GPU")
-    tokens = sum(plan.kv.total_tokens for plan in plans)
+    gpus = _count(sum(len(plan.ledgers) for plan in plans), "GPU")
+    tokens = sum(plan.kv_tokens for plan in plans)
     found = (
         f"on {len(plans):,} of {every}, {gpus}: {tokens:,} KV tokens; a request of up to"
-        f" {plans[0].kv.longest_request_tokens:,} tokens may go to any of them"
+        f" {plans[0].promise.context:,} tokens may go to any of them"
     )
     return Verdict(subject=name, found=found)
 
@@ -228,7 +238,7 @@ def _verdict(
 def _warnings(plans: Sequence[Plan], left: Sequence[tuple[str, int]]) -> Iterator[str]:
     for why, n in left if plans else ():
         yield f"{_count(n, 'node')} left out: {why}"
-    runs = sorted({f"{plan.engine.name} in {plan.settings.dtype}" for plan in plans})
+    runs = sorted({f"{plan.backend.name} in {plan.engines[0].settings.dtype}" for plan in plans})
     if len(runs) > 1:
         yield f"nodes run {' and '.join(runs)}: the same request may be answered differently"
     texts = dict.fromkeys(text for plan in plans for text in plan.warnings)

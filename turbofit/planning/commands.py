@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterPlan
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
-    from turbofit.core.plan import Limits, Plan, PlannedEngine, Settings
+    from turbofit.core.plan import Backend, EnginePlan, Limits, Plan, Settings
 
 
 #: Fields that a command has as arguments without an option, or not at all.
@@ -64,8 +64,8 @@ def commands(
     Raises:
         UsageError: there are options for LMDeploy, which does not run the plan.
     """
-    ports = [port + number for number in range(len(plan.parallel.groups))]
-    option = "--model-name" if plan.engine.of_lmdeploy else "--served-name"
+    ports = [port + number for number in range(len(plan.groups))]
+    option = "--model-name" if plan.backend.of_lmdeploy else "--served-name"
     return _commands(plan, ports, [option, name] if name else [], options)
 
 
@@ -85,7 +85,7 @@ def private_commands(
     memory are limited to the bytes in their ledgers.
     """
     closed: list[str] = []
-    if plan.engine.of_lmdeploy:
+    if plan.backend.of_lmdeploy:
         # The command line allows no empty list, and the default admits every web page.
         closed = ["--disable-fastapi-docs", "--allow-origins", "https://closed.invalid"]
     source = replace(plan.model.source, checkpoint=folder)
@@ -106,32 +106,27 @@ def _commands(
     Each command ends with the words ``more`` and ``options``; ``held`` is as for
     `private_commands`.
     """
-    if options and not plan.engine.of_lmdeploy:
+    if options and not plan.backend.of_lmdeploy:
         raise UsageError(
             f"{options[0]} is an option of LMDeploy, which the plan does not run",
             hint="leave out what follows --",
         )
-    engine = engine_of(plan)
-    arguments = _lmdeploy_arguments if plan.engine.of_lmdeploy else _fallback_arguments
+    account = engine_of(plan)
+    arguments = _lmdeploy_arguments if plan.backend.of_lmdeploy else _fallback_arguments
     return tuple(
         Command(
             env={
                 "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-                "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, group),
-                **engine.environment(
-                    plan.model,
-                    plan.of_group(number).settings,
-                    plan.ledgers_of(group) if held else (),
-                ),
+                "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, engine.gpus),
+                **account.environment(plan.model, engine.settings, engine.ledgers if held else ()),
             },
-            argv=(*arguments(plan.of_group(number), str(port)), *more, *options),
-            group=number,
+            argv=(*arguments(plan, engine, str(port)), *more, *options),
         )
-        for number, (group, port) in enumerate(zip(plan.parallel.groups, ports, strict=True))
+        for engine, port in zip(plan.engines, ports, strict=True)
     )
 
 
-def module_of(engine: PlannedEngine) -> str:
+def module_of(engine: Backend) -> str:
     """Return the module for ``python -m`` that replaces the first word of an engine's command."""
     return "lmdeploy" if engine.of_lmdeploy else _FALLBACK_MODULE
 
@@ -155,18 +150,18 @@ def ratio(value: float) -> str:
     return short if float(short) == value else repr(value)
 
 
-def _lmdeploy_arguments(plan: Plan, port: str) -> Words:
-    options = [*_options(plan), ("--server-name", _HOST), ("--server-port", port)]
+def _lmdeploy_arguments(plan: Plan, engine: EnginePlan, port: str) -> Words:
+    options = [*_options(plan, engine), ("--server-name", _HOST), ("--server-port", port)]
     options.append(("--log-level", "WARNING"))
-    known = (option for option in options if came_later(option, plan.engine.version) is None)
+    known = (option for option in options if came_later(option, plan.backend.version) is None)
     return ("lmdeploy", "serve", "api_server", model_path(plan.model), *chain.from_iterable(known))
 
 
-def _options(plan: Plan) -> Iterator[Words]:
+def _options(plan: Plan, engine: EnginePlan) -> Iterator[Words]:
     model, path = plan.model, model_path(plan.model)
-    yield "--backend", plan.engine.name
-    for name, _ in config_names(plan.engine.name):
-        value = getattr(plan.settings, name)
+    yield "--backend", plan.backend.name
+    for name, _ in config_names(plan.backend.name):
+        value = getattr(engine.settings, name)
         if value or name not in _WHERE_SET:
             yield _option(name, value)
     if model.hub_id and path != model.hub_id:
@@ -190,11 +185,12 @@ def left_out(plan: Plan, usual: Settings) -> str | None:
 
     Options with the same value as in ``usual`` settings do not count.
     """
-    version = plan.engine.version
-    silent = set(_options(replace(plan, settings=usual, model=replace(plan.model, revision=None))))
+    version = plan.backend.version
+    engine, unnamed = plan.engines[0], replace(plan, model=replace(plan.model, revision=None))
+    silent = set(_options(unnamed, replace(engine, settings=usual)))
     lacking = [
         f"{' '.join(option)} (from {came} on)"
-        for option in _options(plan)
+        for option in _options(plan, engine)
         if option not in silent and (came := came_later(option, version))
     ]
     if not lacking:
@@ -237,23 +233,23 @@ def _releases() -> _Releases:
     return converted(load_yaml(path), _Releases, path)
 
 
-def _fallback_arguments(plan: Plan, port: str) -> Words:
+def _fallback_arguments(plan: Plan, engine: EnginePlan, port: str) -> Words:
     """Return the words of the command for Transformers' server.
 
     Raises:
         UsageError: the plan has no device map.
     """
-    if plan.device_map is None:
+    if engine.device_map is None:
         raise UsageError(
             "the plan has no device map, without which the fallback engine loads nothing",
             hint="plan with --engine transformers",
         )
-    model, settings = plan.model, plan.settings
+    model, settings = plan.model, engine.settings
     return (
         "turbofit-fallback",
         "--model", model_path(model),
         "--served-name", model.hub_id or model.name,
-        "--device-map", folded(plan.device_map),
+        "--device-map", folded(engine.device_map),
         "--dtype", settings.dtype,
         "--session-len", str(settings.session_len),
         "--host", _HOST,
@@ -311,14 +307,14 @@ def serve_command(plan: Plan, request: PlanRequest) -> ServeCommand | None:
     If the plan was not made for a measured machine, the command states the context and the image
     limits. Then a machine with less free memory refuses to serve, instead of promising less.
     """
-    old = plan.engine.of_lmdeploy and release(plan.engine.version) < OLDEST_SERVED
+    old = plan.backend.of_lmdeploy and release(plan.backend.version) < OLDEST_SERVED
     if not plan.fits or old:
         return None
     model = _model_word(plan.model, request.model)
     served = request_of(plan, model).changed(revision=plan.model.revision, gpus=request.gpus)
     if not is_prediction(plan) and plan.machine.source != _MEASURED:
-        context = plan.kv.longest_request_tokens or plan.settings.session_len
-        served = _with_limits(served, plan.model, plan.limits, context)
+        context = plan.promise.context or plan.smallest.settings.session_len
+        served = _with_limits(served, plan.model, plan.promise.limits, context)
     return _serving(model, served)
 
 
@@ -347,18 +343,18 @@ def request_of(plan: Plan, model: str) -> PlanRequest:
     request = PlanRequest.of(**{**options, "model": model, "on": None, "gpus": None})
     if not is_prediction(plan):
         return request
-    settings = to_builtins(plan.settings)
+    settings = to_builtins(plan.smallest.settings)
     names = [
-        name for name, _ in config_names(plan.engine.name) if name not in ("tp", "model_format")
+        name for name, _ in config_names(plan.backend.name) if name not in ("tp", "model_format")
     ]
     predicted = {name: settings[name] for name in names if settings[name]}
-    shape = {"engine": plan.engine.name, "tp": plan.settings.tp}
+    shape = {"engine": plan.backend.name, "tp": settings["tp"]}
     return request.changed(**{"context": None, **shape, **predicted})
 
 
 def is_prediction(plan: Plan) -> bool:
     """Return whether the settings were given or are LMDeploy's defaults, not chosen by a search."""
-    return plan.engine.of_lmdeploy and not plan.considered
+    return plan.backend.of_lmdeploy and not plan.considered
 
 
 def _serving(model: str, request: PlanRequest, *words: str) -> ServeCommand:

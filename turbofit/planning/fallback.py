@@ -273,7 +273,6 @@ def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Plan
     placed = copies.device_map(chosen.placement, kept)
     helps = Remedies() if chosen.keeps(request) else _remedies(request, chosen)
     verdict = _verdict(request, chosen, accounts, host, helps.causes)
-    held = None if request.promised_requests is None else chosen.count * chosen.fits
     many = "one copy" if chosen.count == 1 else f"{chosen.count} copies"
     each = "one GPU each" if copies.devices == 1 else f"layers split over {copies.devices} GPUs"
     asked = request.tp is not None or request.replicas is not None
@@ -288,7 +287,6 @@ def plan_fallback(request: ResolvedRequest, engine: Engine, reason: str) -> Plan
         settings=settings,
         vision_load=chosen.vision_load,
         image_limit=limit,
-        held_requests=held,
         reasons=tuple(_reasons(request, chosen, settings, reason)),
         warnings=_warnings(request, chosen, placed),
         remedies=helps.remedies,
@@ -367,7 +365,7 @@ def _verdict(
         why_not = too_long(request, chosen.vision_load)
     else:
         tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.margin)
-        term = max(tightest.ledger, key=lambda term: term.bytes)
+        term = max(tightest.terms, key=lambda term: term.bytes)
         why_not = (
             f"GPU {tightest.index} is {format_bytes(tightest.margin - tightest.headroom)} short"
             " even with all decoder layers elsewhere, most of it"

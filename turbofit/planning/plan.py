@@ -95,7 +95,7 @@ def _for_version(resolved: ResolvedRequest, request: PlanRequest, version: str) 
         f"this account of LMDeploy {version} was compared with public figures alone: margins are"
         " doubled"
     ]
-    limit = best.limits.image_limit
+    limit = best.promise.image_limit
     if best.fits and exposed is not None and limit is not None and limit < exposed:
         warnings.append(
             f"LMDeploy {version} itself lets clients send images of {exposed}"
@@ -164,7 +164,7 @@ def predict(request: PredictRequest, *, finds_remedies: bool = True) -> Plan:
         )
     resolved = resolve(request)
     engine = engine_for(resolved.model, request.engine, request.lmdeploy)
-    if not engine.planned.of_lmdeploy:
+    if not engine.backend.of_lmdeploy:
         raise UsageError(
             f"predict tells what LMDeploy does, and it does not run {resolved.model.name}",
             hint="turbofit plan finds settings for Hugging Face Transformers",
@@ -188,16 +188,17 @@ def doubled_margin(plan: Plan) -> int:
 
     This is the margin if the account was made for another release of LMDeploy.
     """
-    return 2 * max(gpu.margin for gpu in plan.gpus)
+    return 2 * max(gpu.margin for gpu in plan.ledgers)
 
 
 def finished(plan: Plan, request: PlanRequest) -> Plan:
     """Add command lines to a plan, and warnings about the environment and packages."""
     new = (text for text in plan_warnings(plan) if text not in plan.warnings)
+    engines = zip(plan.engines, commands(plan), strict=True)
     return replace(
         plan,
         serve=serve_command(plan, request),
-        commands=commands(plan),
+        engines=tuple(replace(engine, command=command) for engine, command in engines),
         warnings=(*plan.warnings, *new),
     )
 

@@ -12,16 +12,15 @@ from msgspec.structs import replace
 from turbofit.core.messages import indices, plural
 from turbofit.core.plan import (
     Candidate,
+    EnginePlan,
     Footprint,
     GpuLedger,
-    GroupPlan,
-    Held,
     HostMemory,
     Kv,
     LimitCost,
     Limits,
-    Parallel,
     Plan,
+    Promise,
     Remedy,
     Settings,
     Throughput,
@@ -29,7 +28,7 @@ from turbofit.core.plan import (
 )
 from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
-from turbofit.memory.account import Account, Engine, GroupOutcome, VisionLoad
+from turbofit.memory.account import Account, Engine, VisionLoad
 from turbofit.planning.resolved_request import ResolvedRequest
 from turbofit.planning.speed import counted_tokens, group_class
 
@@ -51,8 +50,7 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
     settings: Settings,
     vision_load: VisionLoad,
     image_limit: int | None,
-    held_requests: int | None = None,
-    at_once: Sequence[float] = (),
+    requests: Sequence[float] = (),
     throughput: Throughput | None = None,
     considered: Iterable[Candidate] = (),
     reasons: Iterable[str] = (),
@@ -64,23 +62,18 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
 ) -> Plan:
     """Make the plan without command lines.
 
-    ``settings`` are those of the weakest group; ``image_limit`` is for one image, in tiles or
-    pixels. ``held_requests`` is the number of requests that all groups hold at once, or None if the
-    person gave no number of requests. ``at_once`` has the number of concurrent requests of each
-    group if cards are unequal; otherwise it is empty.
+    ``settings`` are those of the weakest engine; ``image_limit`` is for one image, in tiles or
+    pixels. ``requests`` has the number of concurrent requests of each engine; empty: one each.
     """
-    outcomes = [account.at(account.ratio) for account in accounts]
-    ledgers = [ledger for outcome in outcomes for ledger in outcome.ledgers]
     footprint: Footprint | UnsetType = UNSET
     if request.least and fits:
         footprint = _footprint(request, accounts, host)
         verdict += f", {_footprint_words(request, footprint)}"
-    total = sum(outcome.tokens for outcome in outcomes)
-    caches = [_cache(*pair, total) for pair in zip(accounts, outcomes, strict=True)]
-    kv = min(caches, key=lambda cache: cache.tokens)
-    if not at_once:
-        kv = replace(kv, region_bytes=min(cache.region_bytes for cache in caches))
-    size = counted_tokens(vision_load, settings.session_len)
+    shares = requests or [1.0] * len(accounts)
+    engines = tuple(
+        _engine_plan(engine, account, share, device_map)
+        for account, share in zip(accounts, shares, strict=True)
+    )
     context = request.workload.context or settings.session_len
     return Plan(
         turbofit_version=__version__,
@@ -90,18 +83,11 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         model=request.model,
         machine=request.machine,
         workload=replace(request.workload, context=context),
-        engine=engine.planned,
-        parallel=Parallel(
-            tp=max(account.settings.tp for account in accounts),
-            replicas=len(accounts),
-            groups=tuple(tuple(gpu.index for gpu in account.gpus) for account in accounts),
-            communicator=engine.communicator(settings),
-            reason=parallel_reason,
+        backend=replace(
+            engine.backend, communicator=engine.communicator(settings), reason=parallel_reason
         ),
-        settings=settings,
-        limits=_limits(request, vision_load, image_limit, accounts),
-        kv=kv,
-        gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
+        promise=_promise(request, settings, vision_load, image_limit, accounts),
+        engines=engines,
         host=host,
         throughput=throughput,
         considered=tuple(considered),
@@ -110,11 +96,28 @@ def document(  # noqa: PLR0913 - what a plan says beside its accounts
         remedies=tuple(remedies),
         limit_costs=tuple(limit_costs),
         usual_image=usual_image,
-        device_map=device_map,
-        by_group=tuple(map(_group_plan, accounts, caches, at_once)),
-        held=UNSET if held_requests is None else Held(requests=held_requests, request_tokens=size),
         options=request.options,
         footprint=footprint,
+    )
+
+
+def _promise(
+    request: ResolvedRequest,
+    settings: Settings,
+    vision_load: VisionLoad,
+    image_limit: int | None,
+    accounts: Sequence[Account],
+) -> Promise:
+    """Return what clients may count on, whichever engine answers."""
+    tokens = [account.tokens_at(account.ratio) for account in accounts]
+    limits = _limits(request, vision_load, image_limit, accounts)
+    return Promise(
+        context=min(settings.session_len, *tokens),
+        images=limits.images_per_request,
+        image_limit=limits.image_limit,
+        requests=requests_held(accounts, tokens, vision_load),
+        request_tokens=counted_tokens(vision_load, settings.session_len),
+        limits=limits,
     )
 
 
@@ -136,7 +139,6 @@ def _limits(
         images_per_request=images,
         units_per_image=vision_load.units_per_image,
         units_per_request=vision_load.units_per_request,
-        units_per_forward=max(account.units_per_forward for account in accounts),
         image_tokens_per_request=vision_load.tokens_per_request,
         n=min(account.settings.max_batch_size for account in accounts),
         bytes_per_image=_BYTES_PER_IMAGE if images else 0,
@@ -147,22 +149,24 @@ def _limits(
     return replace(limits, vision_unit=rule.unit_name, **{rule.plan_limit_name: image_limit})
 
 
-def _group_plan(account: Account, cache: Kv, at_once: float) -> GroupPlan:
-    return GroupPlan(
-        settings=account.settings,
-        kv=cache,
+def _engine_plan(
+    engine: Engine, account: Account, requests: float, device_map: dict[str, int | str] | None
+) -> EnginePlan:
+    outcome, settings = account.at(account.ratio), account.settings
+    return EnginePlan(
+        backend=engine.backend.name,
+        gpus=tuple(gpu.index for gpu in account.gpus),
+        settings=settings,
+        kv=Kv(
+            bytes_per_token=account.bytes_per_token,
+            tokens=outcome.tokens,
+            region_bytes=outcome.region,
+            longest_request_tokens=min(settings.session_len, outcome.tokens),
+        ),
         units_per_forward=account.units_per_forward,
-        at_once=round(at_once, 3),
-    )
-
-
-def _cache(account: Account, outcome: GroupOutcome, total: int) -> Kv:
-    return Kv(
-        bytes_per_token=account.bytes_per_token,
-        tokens=outcome.tokens,
-        total_tokens=total,
-        region_bytes=outcome.region,
-        longest_request_tokens=min(account.settings.session_len, outcome.tokens),
+        requests=round(requests, 3),
+        ledgers=outcome.ledgers,
+        device_map=device_map,
     )
 
 

@@ -69,7 +69,6 @@ def make_prediction(
         settings=start.settings,
         vision_load=start.vision_load,
         image_limit=start.image_limit,
-        held_requests=None if request.promised_requests is None else start.at_once,
         reasons=(
             *_exposure(request, start.image_limit, start.vision_load),
             *_story(start.accounts[0], start.ratio, start.outcome, free_at_cache),
@@ -279,7 +278,7 @@ def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
         f" --max-prefill-token-num {settings.max_prefill_token_num}"
         f" --max-batch-size {settings.max_batch_size} --session-len {settings.session_len}"
     )
-    if best.parts:
+    if len(best.parts) > 1:
         plan = f"{best.shape.replicas} engines, each with its card's own settings"
     effect = f"lives, with {best.kv_tokens:,} KV tokens"
     return (Remedy(change=f"turbofit's plan: {plan}", effect=effect),)
@@ -401,9 +400,9 @@ def _story(
         yield calibration_reason(account.calibration)
     yield f"the cache takes {ratio:g} of it, {format_bytes(region)}, and {left} stay"
     ledger = outcome.ledgers[0]
-    buffers = sum(t.bytes for t in ledger.ledger if t.phase == "buffers" and t.term != POOL_WARMUP)
+    buffers = sum(t.bytes for t in ledger.terms if t.phase == "buffers" and t.term != POOL_WARMUP)
     yield f"buffers that live as long as the engine need {format_bytes(buffers)} of what stays"
-    for term in ledger.ledger:
+    for term in ledger.terms:
         if term.phase == "transient" or term.term == POOL_WARMUP:
             total = buffers + term.bytes
             spare = free - region - total

@@ -62,7 +62,7 @@ def reasons(fit: EngineFit, account: Account) -> Iterator[str]:
         yield "enable_prefix_caching: the plan counts on nothing that prompts spare by it"
     gpus = [request.machine.gpu(index) for index in best.shape.groups[0]]
     yield _line(fit, "dtype", dtype_for(request.model, gpus)[1])
-    if best.parts:
+    if len(best.parts) > 1:
         yield (
             "each engine has the settings that serve most on its own card; images and context are"
             " promised once for all of them, as the smallest cache holds them"
@@ -170,7 +170,8 @@ def _requested_batch(fit: EngineFit, requests: int) -> str:
     why = f"{requests} concurrent {plural(requests, 'request')} over"
     if best.held_requests and not best.fits:
         why = f"the most that the cache holds of {why}"
-    return f"{why} {replicas} {plural(replicas, 'replica')}{', by their cards' * bool(best.parts)}"
+    by_card = ", by their cards" if len(best.parts) > 1 else ""
+    return f"{why} {replicas} {plural(replicas, 'replica')}{by_card}"
 
 
 def _context(fit: EngineFit) -> str:
@@ -182,7 +183,7 @@ def _context(fit: EngineFit) -> str:
             f"enough for most requests; the model reads {longest}: --context asks for more, and"
             " takes cache where more images can meet in a forward"
         )
-    held = "the smallest cache holds" if bounded and fit.best.parts else "the cache holds"
+    held = "the smallest cache holds" if bounded and len(fit.best.parts) > 1 else "the cache holds"
     return context_reason(request, session_len, held)
 
 
@@ -221,7 +222,7 @@ def why_not_served(request: ResolvedRequest, evaluation: Evaluation, engine: Eng
         return ""
     if evaluation.serves:
         return _too_few(request, evaluation)
-    if evaluation.parts:
+    if len(evaluation.parts) > 1:
         worst = max(evaluation.parts, key=lambda part: part.short)
         return why_not_served(request, worst, engine)
     sizer = Sizer(SearchState(request, engine), evaluation.shape)
@@ -258,7 +259,9 @@ def _too_few(request: ResolvedRequest, evaluation: Evaluation) -> str:
         most = "" if given else ", the most that LMDeploy survives,"
         batch = settings.max_batch_size
         return f"max_batch_size {batch}{most} runs {count:,} of {wanted:,} at once"
-    per_gpu = "" if evaluation.parts else on_each_gpu(sum(map(len, evaluation.shape.groups)))
+    per_gpu = (
+        "" if len(evaluation.parts) > 1 else on_each_gpu(sum(map(len, evaluation.shape.groups)))
+    )
     return (
         f"the cache holds {count:,} of {wanted:,} requests of {size:,} tokens,"
         f" {format_bytes(evaluation.short)} short{per_gpu}"
@@ -372,12 +375,11 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
             continue
         images, speeds = vision_load_of(request, other), evaluation.speeds
         found = forecast(request, speeds, images)
-        parts = map(evaluation.of_group, evaluation.shape.groups)
         yield LimitCost(
             limit=other,
             option=f"{rule.limit_option} {other}",
             image_tokens=images.tokens_per_request // images.images_per_request,
-            kv_tokens=sum(part.kv_tokens for part in parts),
+            kv_tokens=sum(part.kv_tokens for part in evaluation.engines),
             requests_at_once=round(sum(speed.running for speed in speeds)),
             requests_per_second=found.requests_per_second,
             seconds_to_first_token=found.seconds_to_first_token,
@@ -401,8 +403,8 @@ def usual_image(fit: EngineFit) -> UsualImage | UnsetType:
     tokens = image_tokens * worst.images_per_request
     load = replace(worst, units_per_image=units, tokens_per_request=tokens)
     speeds, caches = [], []
-    for group in best.shape.groups:
-        part, gpus = best.of_group(group), [request.machine.gpu(index) for index in group]
+    for group, part in zip(best.shape.groups, best.engines, strict=True):
+        gpus = [request.machine.gpu(index) for index in group]
         caches.append(part.kv_tokens)
         size = counted_tokens(load, part.settings.session_len)
         held = part.settings.requests_in(part.kv_tokens, size)

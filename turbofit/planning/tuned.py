@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.installation import installed
+from turbofit.core.plan import alike
 from turbofit.core.tuning import TUNE_SCHEMA, Tuning
 from turbofit.machine.learned import all_learned, learned
 from turbofit.memory.calibrated import identity
@@ -73,11 +74,11 @@ def with_tuned(
 def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
     """Return the request with a tuned plan's settings as options.
 
-    The request is unchanged if the plan is not tuned, or if its groups have different settings.
+    The request is unchanged if the plan is not tuned, or if its engines are not alike.
     """
-    if not _reasons(plan) or plan.by_group:
+    if not _reasons(plan) or len(alike(plan.engines)) > 1:
         return request
-    settings = {name: getattr(plan.settings, name) for name in _TUNED}
+    settings = {name: getattr(plan.engines[0].settings, name) for name in _TUNED}
     return request.changed(**settings, queue_images=plan.workload.queue_images)
 
 
@@ -93,12 +94,12 @@ def same_shape(
     shape = replace(
         resolved,
         ratio_caps=dict(ratios),
-        groups=plan.parallel.groups,
+        groups=plan.groups,
         margin=replace(resolved.margin, **margin),
     )
     again = make_plan(shape, engine_of(plan))
-    parallel = replace(again.parallel, reason=plan.parallel.reason)
-    return replace(again, parallel=parallel, reasons=(*again.reasons, *_reasons(plan)))
+    backend = replace(again.backend, reason=plan.backend.reason)
+    return replace(again, backend=backend, reasons=(*again.reasons, *_reasons(plan)))
 
 
 def _reasons(plan: Plan) -> tuple[str, ...]:
@@ -141,18 +142,18 @@ def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, tuning
             return _unused(plan, tuned.verdict)
         if not promises_no_less(tuned, plan):
             return _unused(plan, "with them it would promise a smaller context or image limit")
-    if tuned.settings.quant_policy != plan.settings.quant_policy:
-        text += f"; --quant-policy {tuned.settings.quant_policy} changes answers a little"
+    policy = tuned.engines[0].settings.quant_policy
+    if policy != plan.engines[0].settings.quant_policy:
+        text += f"; --quant-policy {policy} changes answers a little"
     reason = f"{_REASON}{text} (--no-tuned ignores it)"
     return replace(tuned, reasons=(*tuned.reasons, reason))
 
 
 def promises_no_less(other: Plan, plan: Plan) -> bool:
     """Return whether another plan keeps the context and the image limit of ``plan``."""
-    least, limit = plan.limits.image_limit, other.limits.image_limit
-    return other.settings.session_len >= plan.settings.session_len and (
-        least is None or (limit is not None and limit >= least)
-    )
+    least, limit = plan.promise.image_limit, other.promise.image_limit
+    now, then = (it.smallest.settings.session_len for it in (plan, other))
+    return then >= now and (least is None or (limit is not None and limit >= least))
 
 
 def _unused(plan: Plan, why: str) -> Plan:

@@ -93,7 +93,7 @@ def serving(request: WhichRequest, resolved: ResolvedRequest, blank: Serving) ->
     if isinstance(chosen, EngineFit):
         row, tokens, speed = _of_fit(blank, chosen), chosen.tokens, chosen.throughput
     else:
-        row, tokens, speed = _of_planned(blank, chosen), chosen.document.kv.tokens, None
+        row, tokens, speed = _of_planned(blank, chosen), chosen.document.smallest.kv.tokens, None
     if row.why_not:
         return row
     if speed is not None:
@@ -128,19 +128,19 @@ def _of_planned(blank: Serving, planned: Planned) -> Serving:
     plan = planned.document
     row = replace(
         blank,
-        engine=plan.engine.name,
-        tp=max(map(len, plan.parallel.groups)),
-        replicas=plan.parallel.replicas,
+        engine=plan.backend.name,
+        tp=max(map(len, plan.groups)),
+        replicas=plan.replicas,
         why_not=planned.verdict.reason,
-        missing=max(0, *(gpu.margin - gpu.headroom for gpu in plan.gpus)),
+        missing=max(0, *(gpu.margin - gpu.headroom for gpu in plan.ledgers)),
     )
     if not planned.fits:
         return row
     return replace(
         row,
-        kv_tokens=plan.kv.total_tokens,
-        context=plan.settings.session_len,
-        image_limit=plan.limits.image_limit,
+        kv_tokens=plan.kv_tokens,
+        context=plan.smallest.settings.session_len,
+        image_limit=plan.promise.image_limit,
         requests_at_once=plan.requests_at_once,
     )
 

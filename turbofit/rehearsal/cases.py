@@ -17,7 +17,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.images.rule import DummyImage
 from turbofit.core.model import Model
-from turbofit.core.plan import Plan
+from turbofit.core.plan import EnginePlan, Plan
 from turbofit.memory.account import vision_load_within
 from turbofit.memory.engines import engine_of
 from turbofit.memory.worst_images import Image, Text, pictures
@@ -30,12 +30,12 @@ _TEXT: Final = 32  # tokens of text beside images, about those of a chat templat
 _CHAT: Final = Text(before=33, around=8, after=_NEW_ON_TORCH + 1)
 
 
-def turbomind_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
+def turbomind_cases(plan: Plan, engine: EnginePlan) -> tuple[RehearsalCase, ...]:
     """Return the cases for TurboMind, which accepts images of any number of vision units."""
-    rule, limits = plan.model.image_rule, plan.limits
-    longest = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _NEW
+    rule, limits = plan.model.image_rule, plan.promise.limits
+    longest = min(engine.settings.session_len, plan.promise.context) - _NEW
     if rule is None or limits.vision_unit is None:
-        return _cases(plan, [], [], max(1, longest), _NEW)
+        return _cases(plan, engine, [], [], max(1, longest), _NEW)
 
     def make(units: int, tokens: int) -> Image | None:
         units = min(units, rule.units_within(tokens)) // rule.unit_step * rule.unit_step
@@ -46,35 +46,38 @@ def turbomind_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
         return RehearsalRequest(text, grids, max_new_tokens=_NEW, lead=1)
 
     one = request([limits.units_per_image] * limits.images_per_request, _TEXT)
-    met = engine_of(plan).worst_images(plan, make, Text(before=1, after=1 + _NEW))
+    text = Text(before=1, after=1 + _NEW)
+    met = engine_of(plan).worst_images(plan.promise, engine, make, text)
     images = [image.units for image in met.images]
-    return _cases(plan, [one], [request(images, 2)] if images else [], max(1, longest), _NEW)
+    forward = [request(images, 2)] if images else []
+    return _cases(plan, engine, [one], forward, max(1, longest), _NEW)
 
 
-def torch_cases(plan: Plan) -> tuple[RehearsalCase, ...]:
+def torch_cases(plan: Plan, engine: EnginePlan) -> tuple[RehearsalCase, ...]:
     """Return the cases for an engine on torch; such an engine needs real pictures.
 
     Raises:
         UsageError: no picture has as many units as planned; see `rehearsed_size`.
     """
-    limits, settings, rule = plan.limits, plan.settings, limited(plan).image_rule
-    several, one, forward = plan.engine.of_lmdeploy, [], []
+    limits, settings, rule = plan.promise.limits, engine.settings, limited(plan).image_rule
+    several, one, forward = plan.backend.of_lmdeploy, [], []
     if rule is not None and limits.vision_unit is not None and limits.images_per_request:
         size = plan.workload.image_size or rehearsed_size(rule, limits.image_limit)
         one = [_pictures(_TEXT, [size] * limits.images_per_request)]
         if several:
-            engine, make = engine_of(plan), pictures(rule, DummyImage(size, {}), with_fields=False)
-            sizes = [dummy.size for dummy in engine.worst_images(plan, make, _CHAT).dummies]
-            bound = engine.units_bound(rule, vision_load_within(limits), settings)
+            account, make = engine_of(plan), pictures(rule, DummyImage(size, {}), with_fields=False)
+            met = account.worst_images(plan.promise, engine, make, _CHAT)
+            sizes = [dummy.size for dummy in met.dummies]
+            bound = account.units_bound(rule, vision_load_within(limits), settings)
             # The pixels of another request come while a forward runs, unless a gateway makes it
             # wait, or a whole batch meets in one forward.
             batch = settings.max_batch_size * limits.units_per_request
-            count = 2 if bound <= limits.units_per_forward < batch else 1
+            count = 2 if bound <= engine.units_per_forward < batch else 1
             # A prefix cache would save the encoding of pictures that it has seen.
             numbers = range(1, count + 1) if settings.enable_prefix_caching else [None] * count
             forward = [_pictures(1, sizes, number) for number in numbers] if sizes else []
     longest = LONGEST if several else settings.session_len - _NEW_ON_TORCH
-    return _cases(plan, one, forward, longest, _NEW_ON_TORCH)
+    return _cases(plan, engine, one, forward, longest, _NEW_ON_TORCH)
 
 
 def limited(plan: Plan) -> Model:
@@ -82,7 +85,7 @@ def limited(plan: Plan) -> Model:
 
     The model is returned unchanged if the files of its twin cannot state an image limit.
     """
-    model, limit = plan.model, plan.limits.image_limit
+    model, limit = plan.model, plan.promise.limits.image_limit
     carries = model.vision is not None and model.vision.kind in ("internvit", "moonvit")
     if model.image_rule is None or limit is None or not carries:
         return model
@@ -115,6 +118,7 @@ def _pictures(
 
 def _cases(
     plan: Plan,
+    engine: EnginePlan,
     one: list[RehearsalRequest],
     forward: list[RehearsalRequest],
     longest: int,
@@ -122,7 +126,7 @@ def _cases(
 ) -> tuple[RehearsalCase, ...]:
     cases = {"vision_request": one, "vision_forward": forward}
     cases["text_prefill"] = [RehearsalRequest(longest, max_new_tokens=new)]
-    if plan.engine.of_lmdeploy:
+    if plan.backend.of_lmdeploy:
         row = RehearsalRequest(16, max_new_tokens=new, top_k=0)
-        cases["sampling"] = [row] * plan.settings.max_batch_size
+        cases["sampling"] = [row] * engine.settings.max_batch_size
     return tuple(RehearsalCase(name, tuple(some)) for name, some in cases.items() if some)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +9,7 @@ from msgspec.structs import replace
 
 from turbofit.core.engine_end import Rehearsal
 from turbofit.core.errors import UsageError
-from turbofit.core.plan import GpuLedger, Plan, Term
+from turbofit.core.plan import EnginePlan, GpuLedger, Plan, Term, alike
 from turbofit.core.process.log import LazyLogger
 from turbofit.core.process.processes import ended_like_ctrl_c
 from turbofit.core.process.progress import under_way
@@ -21,7 +20,7 @@ from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import model_of
 from turbofit.planning.tuned import same_shape
 from turbofit.rehearsal.checkpoint.twin import need_stand_in
-from turbofit.rehearsal.planned import rehearsed_group
+from turbofit.rehearsal.planned import rehearsed_engine
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -31,8 +30,6 @@ _UNSETTLED: Final = (
     f"not rehearsed: each of {_REHEARSALS} rehearsals left less than the margin; the ratio is below"
     " the last one's"
 )
-#: Outcomes from the gravest, which decides for a plan, to the best.
-_GRAVE = ("out_of_memory", "hang", "failed", "served")
 
 
 def refuse_untwinned(request: PlanRequest) -> None:
@@ -55,7 +52,7 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
         UsageError: the plan is for Transformers.
         PackageError: LMDeploy or a C compiler is missing.
     """
-    if not plan.engine.of_lmdeploy:
+    if not plan.backend.of_lmdeploy:
         raise UsageError(
             f"{plan.model.name} is planned for Transformers: it has no ratio to correct",
             hint="turbofit rehearse MODEL --engine transformers shows what it takes",
@@ -73,9 +70,10 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
         result = rehearse_plan(plan)
         if not ratios and result.rehearsal is not None and result.rehearsal.outcome == "failed":
             # The rehearsal itself failed, and so decides nothing.
-            why = result.rehearsal
+            engines = zip(cautious.engines, result.engines, strict=True)
+            failed = tuple(replace(was, rehearsal=now.rehearsal) for was, now in engines)
             return finished(
-                replace(cautious, fits=False, verdict=result.verdict, rehearsal=why), given
+                replace(cautious, fits=False, verdict=result.verdict, engines=failed), given
             )
         lower = corrected_ratios(result)
         if not lower:
@@ -104,13 +102,15 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
         PackageError: LMDeploy or a C compiler is missing.
         UsageError: the model's own checkpoint is needed, and it is not on disk.
     """
-    rehearsed = {}
-    for numbers in plan.unlike_groups():
+    engines, sets = [*plan.engines], alike(plan.engines)
+    for numbers in sets:
         first = numbers[0]
-        folder = keep / f"group-{first}" if keep and plan.by_group else keep
+        folder = keep / f"group-{first}" if keep and len(sets) > 1 else keep
         with ended_like_ctrl_c(), under_way("rehearsing on pretend GPUs"):
-            rehearsed[numbers] = rehearsed_group(plan.of_group(first), first, folder)
-    whole = _joined(plan, rehearsed)
+            engines[first] = rehearsed_engine(plan, first, folder)
+        for number in numbers[1:]:
+            engines[number] = replace(engines[number], rehearsal=engines[first].rehearsal)
+    whole = replace(plan, engines=tuple(engines))
     worst = whole.rehearsal
     if worst is None:
         return whole
@@ -118,39 +118,27 @@ def rehearse_plan(plan: Plan, keep: Path | None = None) -> Plan:
     if worst.outcome == "served" or not plan.fits:
         return whole
     verdict = _contradiction(plan, worst)
-    return replace(whole, gpus=plan.gpus, fits=False, verdict=verdict, serve=None)
-
-
-def _joined(plan: Plan, rehearsed: Mapping[tuple[int, ...], Plan]) -> Plan:
-    """Return the plan with the ledgers and outcomes of its groups, and with the worst outcome."""
-    ledgers = {ledger.index: ledger for result in rehearsed.values() for ledger in result.gpus}
-    ends = {number: result.rehearsal for numbers, result in rehearsed.items() for number in numbers}
-    rehearsals = [rehearsal for rehearsal in ends.values() if rehearsal is not None]
-    worst = min(rehearsals, key=lambda rehearsal: _GRAVE.index(rehearsal.outcome), default=None)
-    by_group = (
-        replace(group_plan, rehearsal=ends[number])
-        for number, group_plan in enumerate(plan.by_group)
-    )
-    gpus = tuple(ledgers.get(gpu.index, gpu) for gpu in plan.gpus)
-    return replace(plan, gpus=gpus, rehearsal=worst, by_group=tuple(by_group))
+    forecast = zip(plan.engines, whole.engines, strict=True)
+    ended = tuple(replace(was, rehearsal=now.rehearsal) for was, now in forecast)
+    return replace(whole, engines=ended, fits=False, verdict=verdict, serve=None)
 
 
 def corrected_ratios(rehearsed: Plan) -> dict[int, float]:
     """Return the ratios that must be lowered, by GPU index.
 
-    The ratio of a rehearsed group is returned for all groups that have equal settings.
+    The ratio of a rehearsed engine is returned for all engines that are like it.
     """
     ratios: dict[int, float] = {}
-    for numbers in rehearsed.unlike_groups():
-        ratio = corrected_ratio(rehearsed.of_group(numbers[0]))
+    for numbers in alike(rehearsed.engines):
+        ratio = corrected_ratio(rehearsed.engines[numbers[0]])
         if ratio is None:
             continue
         for number in numbers:
-            ratios |= dict.fromkeys(rehearsed.parallel.groups[number], ratio)
+            ratios |= dict.fromkeys(rehearsed.groups[number], ratio)
     return ratios
 
 
-def corrected_ratio(rehearsed: Plan) -> float | None:
+def corrected_ratio(rehearsed: EnginePlan) -> float | None:
     """Return the largest ratio at which the rehearsed GPUs keep the margin; None for no change.
 
     Each term counts with its rehearsed bytes if they are known. A worst case counts with the larger
@@ -159,7 +147,7 @@ def corrected_ratio(rehearsed: Plan) -> float | None:
     rehearsal = rehearsed.rehearsal
     if rehearsal is None or rehearsal.outcome not in ("served", "out_of_memory"):
         return None
-    missing = max(_shortfall(ledger) for ledger in rehearsed.gpus)
+    missing = max(_shortfall(ledger) for ledger in rehearsed.ledgers)
     if rehearsal.death is not None:
         missing = max(1, (rehearsal.death.asked or 0) - (rehearsal.death.left or 0))
     if missing <= 0:
@@ -173,7 +161,7 @@ def corrected_ratio(rehearsed: Plan) -> float | None:
 def _shortfall(ledger: GpuLedger) -> int:
     """Return the bytes that a rehearsed GPU lacks of its margin; 0 or less if none are lacking."""
     steady, pool, worst = 0, 0, 0
-    for term in ledger.ledger:
+    for term in ledger.terms:
         size = term.bytes if term.rehearsed is None else term.rehearsed
         if term.phase == "transient":
             worst = max(worst, term.bytes, size)
@@ -195,8 +183,13 @@ def confirmed(plan: Plan) -> Plan:
             return term
         return replace(term, basis="rehearsed")
 
-    gpus = tuple(replace(gpu, ledger=tuple(map(based, gpu.ledger))) for gpu in plan.gpus)
-    return replace(plan, gpus=gpus)
+    def based_ledger(ledger: GpuLedger) -> GpuLedger:
+        return replace(ledger, terms=tuple(map(based, ledger.terms)))
+
+    engines = (
+        replace(engine, ledgers=tuple(map(based_ledger, engine.ledgers))) for engine in plan.engines
+    )
+    return replace(plan, engines=tuple(engines))
 
 
 def _contradiction(plan: Plan, rehearsal: Rehearsal) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from turbofit.core.plan import Plan
+from turbofit.core.plan import EnginePlan, Plan
 from turbofit.memory.calibrated import BUFFERS, CONTEXT
 from turbofit.rehearsal import packages
 from turbofit.rehearsal.cases import torch_cases, turbomind_cases
@@ -25,7 +25,7 @@ class Adapter:
         driver: the module whose ``drive(spec, notes)`` starts the engine in the child and drives
           the cases; it returns a function that closes the engine, or None.
         read: reads the memory and the end of an ended run.
-        worst: returns the worst cases of a plan.
+        worst: returns the worst cases of one engine of a plan.
         not_known: kinds of memory that the rehearsal cannot see.
         before, after: terms of the ledger that only a real card has. The pretend card is charged
           with ``before`` from its start, with ``after`` once the engine has read free memory.
@@ -36,7 +36,7 @@ class Adapter:
 
     driver: str
     read: Callable[[EndedRun], Readings]
-    worst: Callable[[Plan], tuple[RehearsalCase, ...]]
+    worst: Callable[[Plan, EnginePlan], tuple[RehearsalCase, ...]]
     not_known: Sequence[str]
     before: tuple[str, ...]
     after: tuple[str, ...]

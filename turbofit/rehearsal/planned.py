@@ -14,7 +14,7 @@ from msgspec import convert
 from msgspec.structs import replace
 
 from turbofit.core.engine_end import End, Moment, Rehearsal, RehearsedTogether, exit_words
-from turbofit.core.plan import GpuLedger, Plan, Term
+from turbofit.core.plan import EnginePlan, GpuLedger, Plan, Term
 from turbofit.core.struct import Document, to_builtins
 from turbofit.core.version import __version__
 from turbofit.memory.account import POOL_WARMUP
@@ -155,19 +155,20 @@ _NEW = 2
 _TOGETHER = {"attention_workspace": "attention", "block_pointers": "attention"}
 
 
-def rehearsed_group(plan: Plan, group: int = 0, keep: Path | None = None) -> Plan:
-    """Rehearse the worst cases on one group; return the plan with what the engine measured."""
+def rehearsed_engine(plan: Plan, group: int = 0, keep: Path | None = None) -> EnginePlan:
+    """Rehearse the worst cases of one engine; return it with what the real one took."""
+    engine = plan.engines[group]
     document = plan_document(plan, group, keep)
     versions = document["versions"]
-    version = versions.get("lmdeploy") or versions.get(plan.engine.name, "")
+    version = versions.get("lmdeploy") or versions.get(plan.backend.name, "")
     rehearsal = convert(document | {"engine_version": version}, Rehearsal)
     if rehearsal.outcome != "served":
-        return replace(plan, rehearsal=rehearsal)
-    refused = unanswered(plan, document)
+        return replace(engine, rehearsal=rehearsal)
+    refused = unanswered(plan, engine, document)
     if refused is not None:
-        return replace(plan, rehearsal=replace(rehearsal, outcome="failed", death=refused))
-    rehearsal = replace(rehearsal, together=_together(plan, document, group))
-    return replace(plan, gpus=beside(plan, document, group), rehearsal=rehearsal)
+        return replace(engine, rehearsal=replace(rehearsal, outcome="failed", death=refused))
+    rehearsal = replace(rehearsal, together=_together(engine, document))
+    return replace(engine, ledgers=beside(engine, document), rehearsal=rehearsal)
 
 
 def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Document:
@@ -177,39 +178,38 @@ def plan_document(plan: Plan, group: int = 0, keep: Path | None = None) -> Docum
         PackageError: LMDeploy, a C compiler or another package is missing.
         UsageError: the model's own checkpoint is needed, and it is not on disk.
     """
-    if plan.engine.on_torch:
+    if plan.backend.on_torch:
         need_kernels(plan.model.text)
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
         # LMDeploy chooses chat templates by the folder's name, so the twin has the model's name.
         folder = Path(scratch) / plan.model.name
-        folder = checkpoint_for(limited(plan), folder, torch=not plan.engine.of_lmdeploy)
+        folder = checkpoint_for(limited(plan), folder, torch=not plan.backend.of_lmdeploy)
         return rehearse(plan_spec(plan, folder, group), keep)
 
 
 def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
-    settings: dict[str, object] = {"dtype": plan.settings.dtype, "device_map": plan.device_map}
-    if plan.engine.of_lmdeploy:
-        settings = dict(plan.lmdeploy_settings())
+    engine = plan.engines[group]
+    settings: dict[str, object] = dict(engine.lmdeploy_settings())
+    if not plan.backend.of_lmdeploy:
+        settings = {"dtype": engine.settings.dtype, "device_map": engine.device_map}
     return Spec(
         machine=charged(plan, group),
         model_dir=str(checkpoint.absolute()),
-        engine=plan.engine.name,
+        engine=plan.backend.name,
         settings={name: value for name, value in settings.items() if value is not None},
-        cases=ADAPTERS[plan.engine.name].worst(plan),
-        environ=engine_of(plan).environment(
-            plan.model, plan.settings, plan.ledgers_of(plan.parallel.groups[group])
-        ),
+        cases=ADAPTERS[plan.backend.name].worst(plan, engine),
+        environ=engine_of(plan).environment(plan.model, engine.settings, engine.ledgers),
     )
 
 
 def charged(plan: Plan, group: int = 0) -> Scenario:
     """Return the pretend machine of one group, charged with terms that a rehearsal cannot see."""
-    adapter, indices = ADAPTERS[plan.engine.name], plan.parallel.groups[group]
-    twin = pretend_twin(plan.machine, indices)
+    adapter, engine = ADAPTERS[plan.backend.name], plan.engines[group]
+    twin = pretend_twin(plan.machine, engine.gpus)
     before = adapter.before
-    if adapter.process_context or plan.settings.communicator == "nccl":
+    if adapter.process_context or engine.settings.communicator == "nccl":
         before = (*before, "communicator")
-    ledgers = [ledger.ledger for ledger in plan.ledgers_of(indices)]
+    ledgers = [ledger.terms for ledger in engine.ledgers]
     # A calibration's correction may subtract more than these terms: then the rest is ignored.
     gpus = tuple(
         dataclasses.replace(
@@ -229,12 +229,12 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
     return sum(term.bytes for term in terms if term.term in names)
 
 
-def unanswered(plan: Plan, document: Document) -> End | None:
+def unanswered(plan: Plan, engine: EnginePlan, document: Document) -> End | None:
     """Return an End if the engine refused a request that the plan promises to serve; else None.
 
     The plan promises only prompts that are no longer than its longest request.
     """
-    longest = min(plan.settings.session_len, plan.kv.longest_request_tokens)
+    longest = min(engine.settings.session_len, plan.promise.context)
     taken = document["cache"].get("session_len")
     if taken is not None and taken < longest:
         why = f"the engine takes {taken:,} tokens of the {longest:,} that the plan promises"
@@ -249,20 +249,20 @@ def unanswered(plan: Plan, document: Document) -> End | None:
     return None
 
 
-def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, ...]:
-    """Return the plan's ledgers with the rehearsed bytes of each term that has a counter.
+def beside(engine: EnginePlan, document: Document) -> tuple[GpuLedger, ...]:
+    """Return the engine's ledgers with the rehearsed bytes of each term that has a counter.
 
     ``rehearsed`` stays empty for terms that share a counter (``Rehearsal.together``), and for terms
     that only a real card has.
     """
-    counters = dict(zip(plan.parallel.groups[group], document["terms"], strict=True))
+    counters = dict(zip(engine.gpus, document["terms"], strict=True))
 
     def compared(gpu: GpuLedger) -> GpuLedger:
         sizes = counters.get(gpu.index, {})
-        terms = (replace(term, rehearsed=sizes.get(term.term)) for term in gpu.ledger)
-        return replace(gpu, ledger=tuple(terms))
+        terms = (replace(term, rehearsed=sizes.get(term.term)) for term in gpu.terms)
+        return replace(gpu, terms=tuple(terms))
 
-    return tuple(map(compared, plan.gpus))
+    return tuple(map(compared, engine.ledgers))
 
 
 def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, list[Term]]:
@@ -281,10 +281,10 @@ def _lines(ledger: Sequence[Term], counters: Mapping[str, int]) -> dict[str, lis
     return lines
 
 
-def _together(plan: Plan, document: Document, group: int) -> tuple[RehearsedTogether, ...]:
+def _together(engine: EnginePlan, document: Document) -> tuple[RehearsedTogether, ...]:
     """Return the counters that measure several terms together, with their bytes on each GPU."""
-    ledgers = {gpu.index: gpu.ledger for gpu in plan.gpus}
-    by_gpu = list(zip(plan.parallel.groups[group], document["terms"], strict=True))
+    ledgers = {ledger.index: ledger.terms for ledger in engine.ledgers}
+    by_gpu = list(zip(engine.gpus, document["terms"], strict=True))
     lines = [_lines(ledgers[index], counters) for index, counters in by_gpu]
     return tuple(
         RehearsedTogether(

@@ -14,7 +14,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.installation import installed
 from turbofit.core.machine import Host, Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import GpuLedger, Plan
+from turbofit.core.plan import EnginePlan, GpuLedger, Plan
 from turbofit.core.run_report import RunAttempt, RunReport
 from turbofit.core.struct import Struct, const, decode, doc
 from turbofit.core.units import format_bytes, mib
@@ -104,21 +104,23 @@ def _model(model: Model) -> Model:
 
 
 def _plan(plan: Plan, model: Model) -> Plan:
-    groups = tuple(replace(group, rehearsal=None) for group in plan.by_group)
     return replace(
         plan,
         created=_day(plan.created),
         verdict="",
         model=model,
         machine=_machine(plan.machine),
-        gpus=tuple(_ledger(gpu) for gpu in plan.gpus),
+        engines=tuple(map(_engine, plan.engines)),
         host=replace(plan.host, available=None),
         serve=None,
-        rehearsal=None,
-        by_group=groups,
         options=UNSET,
         **dict.fromkeys(_EMPTIED, ()),
     )
+
+
+def _engine(engine: EnginePlan) -> EnginePlan:
+    ledgers = tuple(map(_ledger, engine.ledgers))
+    return replace(engine, ledgers=ledgers, command=None, rehearsal=None)
 
 
 def _machine(machine: Machine) -> Machine:
@@ -134,7 +136,7 @@ def _machine(machine: Machine) -> Machine:
 
 
 def _ledger(gpu: GpuLedger) -> GpuLedger:
-    terms = tuple(replace(term, note="") for term in gpu.ledger)
+    terms = tuple(replace(term, note="") for term in gpu.terms)
     return replace(gpu, uuid=f"GPU-{gpu.index}", ledger=terms)
 
 
@@ -196,7 +198,7 @@ def share_view(document: SharedRun) -> list[Block]:
         ("cards", machine.name),
         ("driver", f"{machine.driver}, CUDA {machine.cuda}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
-        ("engine", f"{plan.engine.name}, {len(plan.parallel.groups)} of tp {plan.parallel.tp}"),
+        ("engine", f"{plan.backend.name}, {len(plan.groups)} of tp {plan.tp}"),
         ("starts", f"{len(run.attempts)}, {run.state}{f' ({end})' if end else ''}"),
     ]
     for load in document.loads:

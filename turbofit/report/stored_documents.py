@@ -23,7 +23,7 @@ from turbofit.core.struct import Struct, const, decode
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from turbofit.core.plan import GroupPlan
+    from turbofit.core.plan import EnginePlan
     from turbofit.core.tuning import Tuning
     from turbofit.measure.load.result import LoadResult
 
@@ -253,19 +253,13 @@ def check_consistent(plan: Plan, what: str) -> None:
     Raises:
         UsageError: its GPUs, groups and sizes do not agree.
     """
-    groups = plan.parallel.groups
-    used = {index for group in groups for index in group}
+    used = [index for engine in plan.engines for index in engine.gpus]
     consistent = (
-        groups and all(groups),
-        used == {gpu.index for gpu in plan.gpus},
-        used <= {gpu.index for gpu in plan.machine.gpus},
-        plan.parallel.replicas == len(groups),
-        len(plan.by_group) in (0, len(groups)),
-        all(gpu.total > 0 for gpu in plan.gpus),
-        plan.settings.cache_block_seq_len >= 1,
-        min(plan.kv.tokens, plan.kv.longest_request_tokens) >= 0,
-        # A rehearsal covers the first group; if groups differ, each has its own rehearsal.
-        *map(_covers_group, plan.by_group or [plan], groups),
+        plan.engines,
+        len(used) == len(set(used)),
+        set(used) <= {gpu.index for gpu in plan.machine.gpus},
+        plan.promise.context >= 0,
+        all(map(_is_consistent, plan.engines)),
     )
     if not all(consistent):
         raise UsageError(
@@ -274,12 +268,19 @@ def check_consistent(plan: Plan, what: str) -> None:
         )
 
 
-def _covers_group(plan: Plan | GroupPlan, group: tuple[int, ...]) -> bool:
-    """Return whether a rehearsal has figures for each GPU of the group; True without rehearsal."""
-    rehearsal = plan.rehearsal
+def _is_consistent(engine: EnginePlan) -> bool:
+    """Return whether an engine's GPUs, ledgers, sizes and rehearsal agree."""
+    ledgers = tuple(ledger.index for ledger in engine.ledgers)
+    if not engine.gpus or ledgers != engine.gpus or engine.kv.tokens < 0:
+        return False
+    if any(ledger.total <= 0 for ledger in engine.ledgers):
+        return False
+    if engine.settings.cache_block_seq_len < 1:
+        return False
+    rehearsal = engine.rehearsal
     if rehearsal is None:
         return True
     cells = (cells for moment in rehearsal.timeline for cells in (moment.peak, moment.end))
-    return {len(group)} >= {
+    return {len(engine.gpus)} >= {
         len(values) for values in (*cells, rehearsal.cache.free, rehearsal.cache.region)
     }

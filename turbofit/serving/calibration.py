@@ -32,7 +32,7 @@ from turbofit.memory.engines import engine_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.core.plan import EnginePlan, GpuLedger, Plan
     from turbofit.core.struct import Document
     from turbofit.logs.log_events import CacheBudget, Slab
     from turbofit.memory.account import CacheShape
@@ -83,18 +83,18 @@ def learn(
         ledgers = _ledgers(plan, observation)
         names = tuple(sorted(ledger.name for ledger in ledgers))
         context = _context(observation, ledgers)
-        buffers = _buffers(plan.of_group(observation.group), observation, ledgers, context)
-        if plan.model.image_rule is not None and plan.limits.vision_unit is None:
+        buffers = _buffers(plan, observation, ledgers, context)
+        if plan.model.image_rule is not None and plan.promise.limits.vision_unit is None:
             # Without images the tower's kernels were not loaded: no correction may remove bytes.
             context, buffers = max(0, context), max(0, buffers)
         calibration = Calibration(
             model=identity(plan.model),
-            engine=plan.engine.name,
-            engine_version=plan.engine.version,
+            engine=plan.backend.name,
+            engine_version=plan.backend.version,
             lmdeploy=lmdeploy,
             gpus=names,
             driver=str(plan.machine.driver),
-            communicator=plan.settings.communicator,
+            communicator=plan.engines[observation.group].settings.communicator,
             when=when,
             context=context + ledgers[0].bytes_of(CONTEXT),
             buffers=buffers + ledgers[0].bytes_of(BUFFERS),
@@ -145,7 +145,7 @@ def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document
             rows.append(
                 _row(
                     observation, ledger.index, "cache", ledger.bytes_of("kv_cache"),
-                    _shape(plan).held(observation.region),
+                    _shape(plan, plan.engines[observation.group]).held(observation.region),
                 )
             )  # fmt: skip
         for card, ledger in zip(observation.cards, ledgers, strict=True):
@@ -162,16 +162,19 @@ def phase_rows(plan: Plan, observations: Sequence[Observation]) -> list[Document
 def document(plan: Plan, observations: Sequence[Observation]) -> Document:
     return {
         "model": identity(plan.model),
-        "settings": to_builtins(plan.settings),
-        "limits": to_builtins(plan.limits),
-        "groups": plan.parallel.groups,
+        "limits": to_builtins(plan.promise.limits),
+        "engines": [
+            {"gpus": engine.gpus, "settings": to_builtins(engine.settings)}
+            for engine in plan.engines
+        ],
         "seen": to_builtins(tuple(observations)),
         "phases": phase_rows(plan, observations),
     }
 
 
 def _ledgers(plan: Plan, observation: Observation) -> tuple[GpuLedger, ...]:
-    return plan.ledgers_of([card.index for card in observation.cards])
+    by_index = {ledger.index: ledger for ledger in plan.engines[observation.group].ledgers}
+    return tuple(by_index[card.index] for card in observation.cards)
 
 
 def _row(
@@ -205,7 +208,8 @@ def _buffers(
 
     The largest excess of all GPUs and phases counts; it may be negative.
     """
-    more, least, shape = [], [], _shape(plan)
+    engine = plan.engines[observation.group]
+    more, least, shape = [], [], _shape(plan, engine)
     # At the same ratio, the next start may allocate one step more of the pool than this one.
     held, step = None, 0
     if observation.region is not None:
@@ -218,7 +222,7 @@ def _buffers(
         least.append(-_estimated(ledger, ("cache", "buffers")))
         if observation.free is None:
             # Without a reading before the cache, only the share that the cache left is measured.
-            left = 1 - plan.settings.cache_max_entry_count
+            left = 1 - engine.settings.cache_max_entry_count
             least[-1] -= int(left * _estimated(ledger, BEFORE_CACHE))
     return max(round_up(max(more) + step, MIB), *least) if more else 0
 
@@ -250,13 +254,13 @@ def _forecast(ledger: GpuLedger, name: str) -> int:
     if name in (STEADY, KERNELS):
         return ledger.steady
     pool = ledger.bytes_of(POOL_WARMUP)
-    case = next((term for term in ledger.ledger if term.term == name), None)
+    case = next((term for term in ledger.terms if term.term == name), None)
     return ledger.peak if case is None else ledger.steady - pool + max(pool, case.bytes)
 
 
-def _shape(plan: Plan) -> CacheShape:
-    """Return how the plan's engine divides its cache."""
-    return engine_of(plan).cache(plan.model, plan.settings)
+def _shape(plan: Plan, engine: EnginePlan) -> CacheShape:
+    """Return how an engine of the plan divides its cache."""
+    return engine_of(plan).cache(plan.model, engine.settings)
 
 
 def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
@@ -266,7 +270,7 @@ def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
     """
     return sum(
         term.bytes
-        for term in ledger.ledger
+        for term in ledger.terms
         if term.phase in phases and (term.basis == "estimate" or term.term in (CONTEXT, BUFFERS))
     )
 
@@ -281,22 +285,22 @@ def in_words(figure: RunFigure) -> str:
     return f"{what}: {mib(actual)} MiB (forecast {mib(forecast)}{off})"
 
 
-def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[RunFigure, ...]:
+def cache_beside(engine: EnginePlan, budget: CacheBudget) -> tuple[RunFigure, ...]:
     """Compare two forecasts with the engine's log, in bytes per GPU.
 
     The first is the memory that was free when the engine sized its cache, the second is the cache.
     """
-    free = min(ledger.free_for_cache for ledger in plan.gpus)
+    free = min(ledger.free_for_cache for ledger in engine.ledgers)
     # With other engines on the GPU, a start changes the ratio, so that the cache keeps its size.
-    if abs(plan.settings.cache_max_entry_count - budget.ratio) >= _ROUNDED and budget.ratio:
-        free = round(plan.kv.region_bytes / budget.ratio)
+    if abs(engine.settings.cache_max_entry_count - budget.ratio) >= _ROUNDED and budget.ratio:
+        free = round(engine.kv.region_bytes / budget.ratio)
     return (
         RunFigure(what="free when the cache was sized", forecast=free, actual=budget.free),
-        RunFigure(what="KV cache", forecast=plan.kv.region_bytes, actual=budget.budget),
+        RunFigure(what="KV cache", forecast=engine.kv.region_bytes, actual=budget.budget),
     )
 
 
-def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> RunFigure:
+def tokens_beside(plan: Plan, engine: EnginePlan, budget: CacheBudget, slab: Slab) -> RunFigure:
     """Compare the forecast number of KV tokens with the number that the engine's log shows.
 
     The log's block sizes say how many tokens the cache holds. For a hybrid model the planned block
@@ -304,6 +308,6 @@ def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> RunFigure:
     """
     logged, shape = LoggedSlab(slab.slab_size, slab.object_size), None
     if plan.model.text.delta is None:
-        shape = engine_of(plan).logged_cache([logged], plan.settings)
-    tokens = (shape or _shape(plan)).tokens(budget.budget)
-    return RunFigure(what="KV tokens", forecast=plan.kv.tokens, actual=tokens, unit="tokens")
+        shape = engine_of(plan).logged_cache([logged], engine.settings)
+    tokens = (shape or _shape(plan, engine)).tokens(budget.budget)
+    return RunFigure(what="KV tokens", forecast=engine.kv.tokens, actual=tokens, unit="tokens")

@@ -70,7 +70,7 @@ class GpuMonitor(threading.Thread):
             self._say("machine", 1, f"the GPUs cannot be read any more: {why}")
             return
         self._said.pop("machine", None)
-        for ledger in self._plan.gpus:
+        for ledger in self._plan.ledgers:
             self._look(ledger, machine)
 
     def _look(self, ledger: GpuLedger, machine: Machine) -> None:
@@ -122,7 +122,7 @@ def used_now(plan: Plan) -> dict[int, int]:
     if machine is None:
         return {}
     used = {gpu.uuid: gpu.used for gpu in machine.gpus if isinstance(gpu.used, int)}
-    return {ledger.index: used[ledger.uuid] for ledger in plan.gpus if ledger.uuid in used}
+    return {ledger.index: used[ledger.uuid] for ledger in plan.ledgers if ledger.uuid in used}
 
 
 def beyond_forecast(plan: Plan, engines: Iterable[int]) -> int | None:
@@ -133,7 +133,7 @@ def beyond_forecast(plan: Plan, engines: Iterable[int]) -> int | None:
     """
     machine, _ = ask_driver(_measured, _NO_ANSWER)
     ours, beyond = set(engines), []
-    for ledger in plan.gpus:
+    for ledger in plan.ledgers:
         gpus = () if machine is None else machine.gpus
         gpu = next((gpu for gpu in gpus if gpu.uuid == ledger.uuid), None)
         others = None if gpu is None else _others(gpu, ours)

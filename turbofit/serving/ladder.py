@@ -66,7 +66,7 @@ class Proof:
     """Tells whether the worst cases of a plan were answered here; `keep` records that they were."""
 
     def __init__(self, plan: Plan, config: ServeConfig, lmdeploy: str) -> None:
-        uuids = [gpu.uuid for gpu in plan.gpus]
+        uuids = [gpu.uuid for gpu in plan.ledgers]
         here = (lmdeploy, installed("torch") or "", plan.machine.driver, uuids)
         allocator = [os.environ.get(name, "") for name in _ALLOCATOR]
         facts, model = (here, config.options, allocator, config.pretend), identity(plan.model)
@@ -106,11 +106,12 @@ def _facts(plan: Plan, *, ratio: bool = True) -> list[Any]:
     Without ``ratio`` the cache ratio is left out. Names and paths of the model do not matter:
     checkpoints of one shape take the same memory.
     """
-    settings = [group.settings for group in plan.group_plans()]
+    settings = [engine.settings for engine in plan.engines]
     settings = settings if ratio else [replace(one, cache_max_entry_count=0.0) for one in settings]
     nameless = dict.fromkeys(("name", "source", "hub_id", "revision", "warnings"))
     model = {**to_builtins(plan.model), **nameless}
-    return [model, plan.engine, plan.parallel.groups, plan.limits, settings]
+    units = [engine.units_per_forward for engine in plan.engines]
+    return [model, plan.backend, plan.groups, plan.promise.limits, settings, units]
 
 
 class Rehearsed(Struct, tag_field="schema", tag="turbofit.rehearsed/1"):
@@ -126,8 +127,8 @@ class Rehearsals:
         versions = (__version__, *(installed(name) or "" for name in ("lmdeploy", "torch")))
         ledgers = [
             [gpu.uuid, gpu.total, gpu.reserved, gpu.margin]
-            + [[term.term, term.bytes] for term in gpu.ledger if term.phase not in _MOVING]
-            for gpu in plan.gpus
+            + [[term.term, term.bytes] for term in gpu.terms if term.phase not in _MOVING]
+            for gpu in plan.ledgers
         ]
         facts, model = (versions, ledgers, plan.workload), identity(plan.model)
         self._file = learned("rehearsed", Rehearsed, model, _facts(plan), facts)
@@ -137,7 +138,7 @@ class Rehearsals:
         kept = self._file.read()
         if kept is None:
             return None
-        for gpu in kept.plan.gpus:
+        for gpu in kept.plan.ledgers:
             card = here.gpu(gpu.index)
             free = known(card.free, 0)
             if card.uuid != gpu.uuid or free < gpu.free - _STEP * gpu.total:
@@ -166,8 +167,8 @@ class Rung(Struct):
 def rungs(ended: End, plan: Plan, fixed: Options) -> Iterator[Rung]:
     """Yield new settings that may help after an engine's end, the best for its phase first.
 
-    ``plan`` is the plan of the engine that ended; ``fixed`` has the planner's keywords that the
-    user gave.
+    ``plan`` is the plan whose engine ended; ``fixed`` has the planner's keywords that the user
+    gave.
     """
     steps = {
         "host": (_fewer_engines,),
@@ -196,10 +197,11 @@ def _more_margin(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
     """
     if "cache_max_entry_count" in fixed and "tp" in fixed:
         return None
-    tightest = min(plan.gpus, key=lambda gpu: gpu.headroom - gpu.margin)
+    ledgers = plan.ledgers if ended.group is None else plan.engines[ended.group].ledgers
+    tightest = min(ledgers, key=lambda gpu: gpu.headroom - gpu.margin)
     missing = _UNKNOWN if ended.missing is None else max(1, ended.missing)
     measured = "as it was" if ended.missing is not None else "assumed"
-    if plan.engine.is_pytorch and missing < _UNKNOWN:
+    if plan.backend.is_pytorch and missing < _UNKNOWN:
         # Torch allocates in pieces: after the refused piece it would have asked for more.
         missing, measured = _UNKNOWN, "at least, and more to come"
     wrong = max(0, _left(tightest, ended.phase)) + missing
@@ -221,11 +223,12 @@ def _smaller_prefill(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung |
 
     All engines get the same number of tokens, and no engine gets more than now.
     """
-    others = [group.settings.max_prefill_token_num for group in plan.by_group]
-    tokens = min([plan.settings.max_prefill_token_num // 2, *others])
+    engine = plan.smallest if ended.group is None else plan.engines[ended.group]
+    now = [each.settings.max_prefill_token_num for each in plan.engines]
+    tokens = min([engine.settings.max_prefill_token_num // 2, *now])
     if "max_prefill_token_num" in fixed or tokens < _LEAST_PREFILL:
         return None
-    if plan.engine.serial:  # a prompt is one forward there
+    if plan.backend.serial:  # a prompt is one forward there
         return None
     why = "the warm-up did not fit" if ended.phase == "warm-up" else "a forward did not fit"
     return Rung(
@@ -234,7 +237,7 @@ def _smaller_prefill(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung |
 
 
 def _fewer_units(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
-    rule, now = plan.model.image_rule, plan.limits.image_limit
+    rule, now = plan.model.image_rule, plan.promise.image_limit
     if rule is None or rule.limit_name in fixed or "image_size" in fixed:
         return None
     if now is None or now // 2 < rule.least_limit:
@@ -245,12 +248,12 @@ def _fewer_units(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | Non
 
 def _fewer_engines(ended: End, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
     """Return a rung with one engine fewer, since each engine takes host memory of its own."""
-    replicas = plan.parallel.replicas - 1
+    replicas = plan.replicas - 1
     if "replicas" in fixed or replicas < 1:
         return None
     changes: dict[str, Any] = {"replicas": replicas}
-    if len(set(map(len, plan.parallel.groups))) == 1:
-        changes["tp"] = plan.parallel.tp
+    if len(set(map(len, plan.groups))) == 1:
+        changes["tp"] = plan.tp
     return Rung(
         changes=changes, why=f"host memory ran out: {replicas} {plural(replicas, 'engine')}"
     )

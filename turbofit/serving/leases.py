@@ -158,8 +158,8 @@ class Leases:
 
     def reserve(self, plan: Plan) -> None:
         """Write a new lease for a plan whose engines will start; the lease names no engines yet."""
-        need = {gpu.uuid: gpu.most - gpu.used + open_margin(gpu) for gpu in plan.gpus}
-        growth = {gpu.uuid: gpu.peak - gpu.steady + open_margin(gpu) for gpu in plan.gpus}
+        need = {gpu.uuid: gpu.most - gpu.used + open_margin(gpu) for gpu in plan.ledgers}
+        growth = {gpu.uuid: gpu.peak - gpu.steady + open_margin(gpu) for gpu in plan.ledgers}
         self._write(Lease(model=plan.model.name, need=need, growth=growth))
 
     def note(self, engines: list[int], *, ready: bool, larger: bool = False) -> None:

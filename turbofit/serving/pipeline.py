@@ -76,7 +76,7 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
                 "opens it on pretend GPUs, and turbofit.plan(MODEL, on=SPEC) plans without one"
             )
             raise NoGpuError(exc.message, hint=hint) from None
-        if twin is not None and not plan.engine.on_torch:
+        if twin is not None and not plan.backend.on_torch:
             from turbofit.rehearsal.turbomind.server import pretend_here
 
             pretend_here()  # the PyTorch engine runs on pretend GPUs without this
@@ -149,7 +149,7 @@ def _planned(request: PlanRequest, leases: Leases | None) -> Plan:
     # The plan's other warnings are about clients of a server; a pipeline limits its own images.
     for warning in (*plan.machine.warnings, *plan.model.warnings):
         warnings.warn(warning, stacklevel=4)
-    if not plan.engine.of_lmdeploy:
+    if not plan.backend.of_lmdeploy:
         raise UsageError(
             f"LMDeploy, whose pipeline this is, does not run {plan.model.name}",
             hint="turbofit serve serves it with Transformers",
@@ -171,10 +171,10 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
 
     from turbofit.planning.commands import visible_devices
 
-    group = plan.parallel.groups[0]
+    engine = plan.engines[0]
     if plan.machine.source == "preset":
         return
-    pytorch = plan.engine.on_torch
+    pytorch = plan.backend.on_torch
     if torch.cuda.is_initialized():
         if pytorch:
             warnings.warn(
@@ -184,15 +184,15 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
                 stacklevel=4,
             )
             return
-        config.devices = [plan.machine.visible.index(index) for index in group]
+        config.devices = [plan.machine.visible.index(index) for index in engine.gpus]
         return
     if pytorch:
         ledgers = held_to(plan, config)
-        os.environ.update(engine_of(plan).environment(plan.model, plan.settings, ledgers))
+        os.environ.update(engine_of(plan).environment(plan.model, engine.settings, ledgers))
     os.environ.update(
         {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-            "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, group),
+            "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, engine.gpus),
         }
     )
     if not pytorch:
@@ -205,7 +205,7 @@ def held_to(plan: Plan, config: Any) -> tuple[GpuLedger, ...]:
     It must not be limited if a budget leaves memory to the caller's other models, or if ``config``
     has fields that the plan does not count: their memory comes from the same allocator.
     """
-    ledgers = plan.ledgers_of(plan.parallel.groups[0])
+    ledgers = plan.engines[0].ledgers
     more = uncounted_fields() & changed_fields(config).keys()
     return () if more or any(ledger.beyond_budget for ledger in ledgers) else ledgers
 
@@ -278,8 +278,9 @@ def planned_config(plan: Plan, config: Any) -> Any:
     """Return a deep copy of the caller's config, or a new one, with the plan's settings."""
     from copy import deepcopy
 
-    out = plan.engine_config() if config is None else deepcopy(config)
-    for name, value in plan.lmdeploy_settings().items():
+    engine = plan.engines[0]
+    out = engine.engine_config() if config is None else deepcopy(config)
+    for name, value in engine.lmdeploy_settings().items():
         setattr(out, name, value)
     return out
 

@@ -157,12 +157,12 @@ class Planner:
         if _ratios(checked) == _ratios(plan):
             return plan
         # An earlier rehearsal had lowered a ratio before this one failed: that ratio holds.
-        text = f"fits: {checked.kv.total_tokens:,} KV tokens, at a ratio that a rehearsal lowered"
+        text = f"fits: {checked.kv_tokens:,} KV tokens, at a ratio that a rehearsal lowered"
         return replace(checked, fits=True, verdict=text, serve=plan.serve)
 
 
 def _ratios(plan: Plan) -> list[float]:
-    return [group.settings.cache_max_entry_count for group in plan.group_plans()]
+    return [engine.settings.cache_max_entry_count for engine in plan.engines]
 
 
 def leases_for(config: ServeConfig) -> Leases:

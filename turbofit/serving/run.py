@@ -103,7 +103,7 @@ class Run:
 
     def _import_meanwhile(self, plan: Plan) -> None:
         """Let a standby import the engine's modules while the engine's plan is rehearsed."""
-        if self.standby is not None and plan.engine.of_lmdeploy and self.lmdeploy.argv:
+        if self.standby is not None and plan.backend.of_lmdeploy and self.lmdeploy.argv:
             start = Launch(commands(plan)[0], self.lmdeploy.argv).start_command(0)
             self.standby.expect(start.argv, start.env)
             self.standby.look(plan.host.total)
@@ -160,7 +160,7 @@ class Run:
         assert self.plan is not None
         if not self.plan.fits:
             raise refusal(self.plan)
-        if self.plan.engine.of_lmdeploy and not self.lmdeploy.argv:
+        if self.plan.backend.of_lmdeploy and not self.lmdeploy.argv:
             self.lmdeploy = find_lmdeploy()  # or raises an error that says what is missing
         scene = Scene(Sources(), "launch", plan=self.plan, pretend=self.config.pretend)
         for warning in checks.refuse(scene):

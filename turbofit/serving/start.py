@@ -70,7 +70,7 @@ class Start:
     def __init__(self, run: Run, plan: Plan, number: int) -> None:
         self._run, self._plan, self._number = run, plan, number
         #: Whether a budget leaves memory of a GPU to other servers.
-        self._shares_cards = any(gpu.beyond_budget for gpu in plan.gpus)
+        self._shares_cards = any(gpu.beyond_budget for gpu in plan.ledgers)
         #: Makes the folder that engines open in the checkpoint's place, before each start of one.
         self._make_overlay: Callable[[], object] = lambda: None
         #: `run` sets these.
@@ -180,10 +180,10 @@ class Start:
             self._make_overlay = partial(make_overlay, plan, root)
             # The gateway listens once all engines are ready.
             public = None if config.gateway is None else config.gateway.port
-            ports = free_ports(len(plan.parallel.groups), holders, besides=public)
+            ports = free_ports(len(plan.groups), holders, besides=public)
             # Options that the plan does not count take memory of the margin, too.
             options = list(config.options)
-            if plan.engine.of_lmdeploy:
+            if plan.backend.of_lmdeploy:
                 found = list(parser_options(plan.model, folder, config.options))
                 options += found
                 if found and not self._number:
@@ -203,20 +203,25 @@ class Start:
             folder = run.folder / f"pretend-{self._number}"
             return [
                 PretendLaunch(
-                    command, pretend_runner(plan), key,
-                    ratio=self._ratio(command.group), plan=plan.of_group(command.group),
-                    folder=folder, spawn=spawn,
+                    command, pretend_runner(plan), key, group=group,
+                    ratio=self._ratio(group), plan=plan, folder=folder, spawn=spawn,
                     images=images,
                 )
-                for command in engine_commands
+                for group, command in enumerate(engine_commands)
             ]  # fmt: skip
-        ours = module_runner(module_of(plan.engine))
-        runner = run.lmdeploy.argv if plan.engine.of_lmdeploy else ours
+        ours = module_runner(module_of(plan.backend))
+        runner = run.lmdeploy.argv if plan.backend.of_lmdeploy else ours
         return [
             Launch(
-                command, runner, key, ratio=self._ratio(command.group), images=images, spawn=spawn
+                command,
+                runner,
+                key,
+                group=group,
+                ratio=self._ratio(group),
+                images=images,
+                spawn=spawn,
             )
-            for command in engine_commands
+            for group, command in enumerate(engine_commands)
         ]
 
     def _ratio(self, group: int) -> Callable[[], float] | None:
@@ -240,7 +245,7 @@ class Start:
         for engine in supervisor.engines:
             rows = engine.tracker.figures
             if self._proves or run.examiner is not None:  # else it has not been at its peak
-                rows = beside(plan.of_group(engine.group), engine, used)
+                rows = beside(plan, engine, used)
             for row in rows:
                 if row.gpu is not None:
                     run.say(f"{engine.name}: {in_words(row)}")
@@ -258,7 +263,7 @@ class Start:
             self._gpu_monitor.start()
         if self._proves:
             # Torch grows until memory is refused: what it holds tells nothing.
-            told = not run.config.pretend and not plan.engine.on_torch
+            told = not run.config.pretend and not plan.backend.on_torch
             self._proof.keep(beyond_forecast(plan, self._pids()) if told else None)
         run.record.attempt(engines=tuple(engines))
         run.record.change(state="ready", urls=tuple(urls))
@@ -372,8 +377,8 @@ class Start:
 
     def _other_cause(self, engine: SupervisedEngine, end: End) -> bool:
         """Return whether an engine ended for a reason that no request can have caused."""
-        members, monitor = self._plan.parallel.groups[engine.group], self._gpu_monitor
-        uuids = [gpu.uuid for gpu in self._plan.gpus if gpu.index in members]
+        members, monitor = self._plan.groups[engine.group], self._gpu_monitor
+        uuids = [gpu.uuid for gpu in self._plan.ledgers if gpu.index in members]
         if end.kind == "out_of_memory" and monitor is not None and monitor.without_headroom(uuids):
             return True
         return end.kind == "killed" or any_lost(uuids)
@@ -420,7 +425,7 @@ def _follow(run: Run, plan: Plan, stop: StopSignal) -> signal.Signals:
     while True:
         start = Start(run, plan, failed)
         run.record.begin(
-            number=failed, changes=run.changes, why=why, settings=plan.settings,
+            number=failed, changes=run.changes, why=why, settings=plan.smallest.settings,
             requests_at_once=plan.requests_at_once,
         )  # fmt: skip
         try:
@@ -464,8 +469,7 @@ def _step_down(run: Run, plan: Plan, end: End, failed: int) -> tuple[Plan, Rung]
     if run.config.plan is not None or not end.is_oom or failed > MOST_RUNGS:
         return None
     run.plan = None  # the plan before the change must not serve
-    started = plan if end.group is None else plan.of_group(end.group)
-    for rung in rungs(end, started, run.fixed):
+    for rung in rungs(end, plan, run.fixed):
         try:
             planned = run.planner.make({**run.changes, **rung.changes})
         except TurbofitError as exc:

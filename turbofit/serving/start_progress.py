@@ -13,9 +13,9 @@ from turbofit.memory.account import POOL_WARMUP
 from turbofit.serving.gpu_monitor import used_now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from turbofit.core.plan import Kv, Plan
+    from turbofit.core.plan import Plan
     from turbofit.logs.death import Stage
     from turbofit.serving.engine.launches import PretendReader
     from turbofit.serving.engine.supervised_engine import SupervisedEngine
@@ -103,12 +103,12 @@ class StartProgress:
         if moment - self._looked >= _EVERY:
             self._looked, used = moment, self.used(engines)
             self._loaded = 0
-            for card in self._plan.gpus:
+            for card in self._plan.ledgers:
                 # The card's use with an engine that has loaded nothing yet.
                 empty = self._before.get(card.index, card.used) + card.bytes_in("context")
                 loaded = max(used.get(card.index, 0) - empty, 0)
                 self._loaded += min(loaded, card.bytes_in("weights"))
-        return self._loaded, sum(card.bytes_in("weights") for card in self._plan.gpus)
+        return self._loaded, sum(card.bytes_in("weights") for card in self._plan.ledgers)
 
     def used(self, engines: Sequence[SupervisedEngine]) -> dict[int, int]:
         """Return bytes in use on each GPU, pretend ones too; empty if they cannot be read."""
@@ -126,12 +126,11 @@ def beside(plan: Plan, engine: SupervisedEngine, in_use: Mapping[int, int]) -> l
     rows = list(engine.tracker.figures)
     if engine.pretended is not None:
         return [*rows, *_pretend_rows(plan, engine.pretended)]
-    for index in plan.parallel.groups[engine.group]:
-        ledger = next(gpu for gpu in plan.gpus if gpu.index == index)
-        if index in in_use:
+    for ledger in engine.planned.ledgers:
+        if (used := in_use.get(ledger.index)) is not None:
             # The pool keeps its largest size, so the use after the check is the peak.
-            what, used = "in use after the check", in_use[index]
-            rows.append(RunFigure(what=what, forecast=ledger.peak, actual=used, gpu=index))
+            what, gpu = "in use after the check", ledger.index
+            rows.append(RunFigure(what=what, forecast=ledger.peak, actual=used, gpu=gpu))
     return rows
 
 
@@ -141,25 +140,22 @@ def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
     The gateway then lets requests reserve only that many. An engine that restarts may have fewer
     still. ``cached``: tokens by group, None if an engine does not tell.
     """
-
-    def of(kv: Kv, groups: Iterable[int]) -> Kv:
-        known = [tokens for group in groups if (tokens := cached.get(group)) is not None]
-        return replace(kv, tokens=min([kv.tokens, *known]))
-
-    parts = tuple(
-        replace(part, kv=of(part.kv, [group])) for group, part in enumerate(plan.by_group)
-    )
-    return replace(plan, kv=of(plan.kv, cached), by_group=parts)
+    engines = []
+    for number, engine in enumerate(plan.engines):
+        tokens = cached.get(number)
+        fewest = engine.kv.tokens if tokens is None else min(engine.kv.tokens, tokens)
+        engines.append(replace(engine, kv=replace(engine.kv, tokens=fewest)))
+    return replace(plan, engines=tuple(engines))
 
 
 def _pretend_rows(plan: Plan, reader: PretendReader) -> list[RunFigure]:
     rows = []
     for usage in reader.usages():
         gpu = usage.gpu
-        ledger = next(card for card in plan.gpus if card.index == gpu)
+        ledger = next(card for card in plan.ledgers if card.index == gpu)
         if usage.pool is not None:
-            pools = [t.bytes for t in ledger.ledger if t.phase == "transient"]
-            pools += [t.bytes for t in ledger.ledger if t.term == POOL_WARMUP]
+            pools = [t.bytes for t in ledger.terms if t.phase == "transient"]
+            pools += [t.bytes for t in ledger.terms if t.term == POOL_WARMUP]
             what, most = "executor pool at most", max(pools, default=0)
             rows.append(RunFigure(what=what, forecast=most, actual=usage.pool, gpu=gpu))
         what = "in use at most"

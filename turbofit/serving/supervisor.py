@@ -135,7 +135,7 @@ class Supervisor:
         for index, launch in enumerate(launches):
             name = f"engine {launch.group}" if len(launches) > 1 else "engine"
             engine = SupervisedEngine(
-                plan.of_group(launch.group), launch, folder, partial(self._tell, name),
+                plan, launch, folder, partial(self._tell, name),
                 supervision, index=index, name=name,
             )  # fmt: skip
             self.engines.append(engine)

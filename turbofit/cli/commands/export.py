@@ -66,7 +66,7 @@ def manifest(
     label = _NAME.sub("-", (name or f"turbofit-{plan.model.name}").lower()).strip("-")[:53]
     if not label[:1].isalpha():  # the name of a Kubernetes Service must
         raise UsageError(f"--name {name} does not begin with a letter", hint="give a name like vlm")
-    indices = [index for group in plan.parallel.groups for index in group]
+    indices = [index for group in plan.groups for index in group]
     cards = dict.fromkeys(" ".join(plan.machine.gpu(index).name.split()) for index in indices)
     values: dict[str, object] = {
         "name": label.strip("-"), "image": image, "quoted_image": _quoted(image), "port": port,
@@ -97,7 +97,7 @@ def _command(argv: Iterable[str], kind: str, port: int) -> str:
 
 def _shm(plan: Plan) -> int:
     """Return the bytes of /dev/shm that an engine's ranks and Ray's object store need."""
-    if plan.parallel.tp == 1 or not plan.engine.is_pytorch:
+    if plan.tp == 1 or not plan.backend.is_pytorch:
         return _NCCL_SHM
     total = known(plan.machine.host.ram_total, 0)
     return _NCCL_SHM + (min(_RAY_MOST, int(total * _RAY_SHARE)) if total else _RAY_MOST)

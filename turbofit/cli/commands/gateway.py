@@ -112,7 +112,7 @@ def _planned(
     from turbofit.gateway.http.metrics import access_log
     from turbofit.gateway.server import make_gateway
 
-    if not overlay and planned.limits.vision_unit is not None:
+    if not overlay and planned.promise.limits.vision_unit is not None:
         note(
             "note: images that cannot carry a limit are counted at the model's own default "
             "(--overlay: the engines run on an overlay)"

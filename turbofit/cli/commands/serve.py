@@ -330,9 +330,9 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
     plan = arguments.saved_plan() if arguments.options.plan else best_plan(arguments.request)
     passed, port = without_secrets(arguments.passed.argv), arguments.public.port
     name = arguments.options.model_name
-    if port + plan.parallel.replicas - 1 > LAST_PORT:
+    if port + plan.replicas - 1 > LAST_PORT:
         raise UsageError(
-            f"{plan.parallel.replicas} engines from port {port} on go beyond {LAST_PORT}",
+            f"{plan.replicas} engines from port {port} on go beyond {LAST_PORT}",
             hint="choose a lower --port",
         )
     shown_commands = commands(plan, port=port, name=name, options=passed)

@@ -132,7 +132,7 @@ def memory_bars(plan: Plan) -> tuple[MemoryBar, ...]:
                 for kind, size in sums(stack(ledger)).items()
             ),
         )
-        for members, ledger in fold(plan.gpus)
+        for members, ledger in fold(plan.ledgers)
     )
 
 

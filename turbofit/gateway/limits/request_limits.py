@@ -132,23 +132,23 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
 
     ``overlay``: the engines run on the folder that `gateway.overlay` makes.
     """
-    rule = plan.model.image_rule if plan.limits.vision_unit is not None else None
+    rule = plan.model.image_rule if plan.promise.limits.vision_unit is not None else None
     gate = _gate(plan, rule)
     bytes_per_unit = 0 if rule is None else plan.model.unit_values * _WIDE
     return Bounds(
         rule=rule,
-        limits=plan.limits,
-        longest_request_tokens=plan.kv.longest_request_tokens,
+        limits=plan.promise.limits,
+        longest_request_tokens=plan.promise.context,
         overlay=overlay,
         gate=gate,
         kv=KvCache() if gate is None else _kv(plan),
         bytes_per_unit=bytes_per_unit,
         watches=plan.takes_videos,
-        engine=plan.engine.name,
+        engine=plan.backend.name,
         vocabulary=plan.model.text.vocab,
-        serial=plan.engine.serial,
+        serial=plan.backend.serial,
         host_bytes=images_in_flight(plan, bytes_per_unit),
-        shares=tuple(group.at_once for group in plan.by_group),
+        shares=tuple(engine.requests for engine in plan.engines),
     )
 
 
@@ -300,12 +300,13 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
     """
     if rule is None:
         return None
-    vision_load = vision_load_within(plan.limits)
-    engine, gates = engine_of(plan), []
-    for numbers in plan.unlike_groups():
-        group = plan.of_group(numbers[0])
-        if group.limits.units_per_forward < engine.units_bound(rule, vision_load, group.settings):
-            gates.append(group.limits.units_per_forward)
+    vision_load = vision_load_within(plan.promise.limits)
+    account = engine_of(plan)
+    gates = (
+        engine.units_per_forward
+        for engine in plan.engines
+        if engine.units_per_forward < account.units_bound(rule, vision_load, engine.settings)
+    )
     return min(gates, default=None)
 
 
@@ -315,13 +316,13 @@ def images_in_flight(plan: Plan, bytes_per_unit: int) -> int:
     A quarter of the memory that the plan leaves free is divided among the engines. The result is at
     least 2 GiB (4 GiB if the free memory is unknown), and at least what one request's images take.
     """
-    limits, available = plan.limits, plan.host.available
+    limits, available = plan.promise.limits, plan.host.available
     decoded = LARGEST_PIXELS * BYTES_OF_PIXEL * max(1, limits.images_per_request)
     least = decoded + limits.units_per_request * bytes_per_unit
     if available is None:
         return max(least, _UNKNOWN_HOST)
     free = available - plan.host.pinned - plan.host.pageable
-    return max(least, _LEAST_HOST, free // 4 // max(1, plan.parallel.replicas))
+    return max(least, _LEAST_HOST, free // 4 // max(1, plan.replicas))
 
 
 def _kv(plan: Plan) -> KvCache:
@@ -330,10 +331,9 @@ def _kv(plan: Plan) -> KvCache:
     If every cache has space for a full batch of the longest requests, the size is `UNSTATED`, since
     no cache can be full: requests beyond an engine's batch wait in the engine and use no cache.
     """
-    plans = plan.group_plans()
     return KvCache(
-        tokens=min(group.kv.tokens for group in plans) if plan.may_evict() else UNSTATED,
-        longest=max(group.settings.session_len for group in plans),
-        block=max(group.settings.cache_block_seq_len for group in plans),
+        tokens=plan.smallest.kv.tokens if plan.may_evict() else UNSTATED,
+        longest=max(engine.settings.session_len for engine in plan.engines),
+        block=max(engine.settings.cache_block_seq_len for engine in plan.engines),
         ahead=engine_of(plan).blocks_ahead,
     )

@@ -104,7 +104,7 @@ def share_of(ledgers: Sequence[GpuLedger]) -> float:
     """
     shares = []
     for ledger in ledgers:
-        lines = ledger.ledger
+        lines = ledger.terms
         early = sum(t.bytes for t in lines if t.phase in _BEFORE)
         late = sum(t.bytes for t in lines if t.term in OUTSIDE_TORCH)
         held = max(ledger.load_peak, ledger.peak - late) - early

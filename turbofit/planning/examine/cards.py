@@ -44,7 +44,7 @@ def same_machine(plan: Plan, scene: Scene) -> Answer | None:
             error=UsageError,
         )
     present = {gpu.uuid: gpu for gpu in scene.machine.gpus}
-    for ledger in plan.gpus:
+    for ledger in plan.ledgers:
         gpu = present.get(ledger.uuid)
         if gpu is None:
             return stops(

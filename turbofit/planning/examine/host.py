@@ -42,7 +42,7 @@ def host_memory(host: Host, scene: Scene) -> Answer:
         return unreadable("available host memory")
     text = f"{format_bytes(available)} available"
     if scene.plan is not None:
-        plan, replicas = scene.plan, scene.plan.parallel.replicas
+        plan, replicas = scene.plan, scene.plan.replicas
         need, what = plan.host.total, "engines"
         if scene.pretend:
             need, what = replicas * _PRETEND_BYTES, "pretend engines"
@@ -80,7 +80,7 @@ def shared_memory(host: Host, scene: Scene) -> Answer | None:
 
 def _shared_memory_of(plan: Plan, available: int | NaType, *, pretend: bool) -> Answer | None:
     """Check the shared memory for a plan; engines on pretend GPUs need none."""
-    nccl = plan.parallel.tp > 1 and plan.settings.communicator == "nccl"
+    nccl = plan.tp > 1 and plan.engines[0].settings.communicator == "nccl"
     if pretend or not nccl or available == NA or available > _CONTAINER_SHM:
         return None
     return warning(
@@ -157,7 +157,7 @@ def port(sources: Sources, scene: Scene) -> Answer | None:
 
 def open_files(plan: Plan, scene: Scene) -> Answer | None:
     """Raise the limit of open files, which engines inherit; warn if it stays too low."""
-    need = _FILES + 4 * sum(group_plan.settings.max_batch_size for group_plan in plan.group_plans())
+    need = _FILES + 4 * plan.requests_at_once
     allowed = scene.sources.open_files(need)
     if allowed >= need:
         return None
@@ -174,7 +174,7 @@ def rank_launcher(sources: Sources, scene: Scene) -> Answer:
     TurboMind uses all GPUs of a group from one process, so each rank would start a whole engine.
     """
     tp = 1 if scene.machine is not None and len(scene.machine.visible) < 2 else 2
-    tp = tp if scene.plan is None else scene.plan.parallel.tp
+    tp = tp if scene.plan is None else scene.plan.tp
     world, rank = sources.environ.get("WORLD_SIZE", ""), sources.environ.get("LOCAL_RANK")
     if world.isdecimal() and int(world) > 1:
         variable, engines = f"WORLD_SIZE={int(world)}", f"{int(world)} whole engines"

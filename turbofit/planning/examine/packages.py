@@ -90,7 +90,7 @@ def xgrammar(sources: Sources, scene: Scene) -> Answer | None:
 
     LMDeploy imports it in ``_guided_decoding.py``.
     """
-    other = scene.plan is not None and not scene.plan.engine.of_lmdeploy
+    other = scene.plan is not None and not scene.plan.backend.of_lmdeploy
     if other or sources.version("lmdeploy") is None:
         return None
     version = sources.version("xgrammar")
@@ -276,7 +276,7 @@ def front_ends(sources: Sources, scene: Scene) -> Answer | None:
     """
     plan = scene.plan
     if plan is not None:
-        if plan.model.vision is None or not plan.engine.of_lmdeploy:
+        if plan.model.vision is None or not plan.backend.of_lmdeploy:
             return None
         if scene.when == "plan":
             return _wanted_elsewhere(plan)
@@ -306,11 +306,11 @@ def _wanted_elsewhere(plan: Plan) -> Answer | None:
 
     If only older versions fail, pip installs a version that works.
     """
-    found = bad_transformers(plan.model.architecture, [plan.engine.name])
-    row = found.get(plan.engine.name)
+    found = bad_transformers(plan.model.architecture, [plan.backend.name])
+    row = found.get(plan.backend.name)
     if row is None or row.first is None or not row.install:
         return None
-    effect = f"LMDeploy {plan.engine.version} {row.what}"
+    effect = f"LMDeploy {plan.backend.version} {row.what}"
     return warning(f"install {' or '.join(row.install)}: with others {effect}", "")
 
 
@@ -320,7 +320,7 @@ def _served(scene: Scene) -> tuple[Model | None, list[str]]:
     from turbofit.model.families.engines import engine_problem
 
     if scene.plan is not None:
-        return scene.plan.model, [scene.plan.engine.name]
+        return scene.plan.model, [scene.plan.backend.name]
     model = scene.model
     return model, [name for name in LMDEPLOY if model and engine_problem(model, name) is None]
 
@@ -341,7 +341,7 @@ def modules(sources: Sources, scene: Scene) -> Answer | None:
     """
     plan = scene.plan
     model, engines = _served(scene)
-    if model is None or (plan is not None and (scene.pretend or not plan.engine.of_lmdeploy)):
+    if model is None or (plan is not None and (scene.pretend or not plan.backend.of_lmdeploy)):
         return None  # a pretend machine has replacements
     if sources.version("lmdeploy") is None:
         return unreadable("LMDeploy is not installed here")

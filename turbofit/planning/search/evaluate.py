@@ -15,7 +15,12 @@ from msgspec.structs import replace
 
 from turbofit.core.plan import Goal
 from turbofit.planning.resolved_request import ResolvedRequest
-from turbofit.planning.search.shapes import Evaluation, Shape, like_groups, rounded
+from turbofit.planning.search.shapes import (
+    Evaluation,
+    Shape,
+    prefill_sizes,
+    rounded,
+)
 from turbofit.planning.search.sizing import (
     SearchState,
     Sizer,
@@ -29,8 +34,9 @@ Groups = tuple[tuple[int, ...], ...]
 
 
 def evaluate(state: SearchState, shape: Shape) -> Evaluation:
-    if shape.prefills:
-        return _Unequal(state, shape).evaluate()
+    unequal = _Unequal(state, shape)
+    if len(unequal.sets) > 1:
+        return unequal.evaluate()
     wanted = ceil(shape.requests(state.request.promised_requests))
     sizer, session_len, wants_cache = _sized(Sizer(state, shape).safe())
     evaluation = _held(sizer, session_len, wanted)
@@ -41,12 +47,12 @@ def evaluate(state: SearchState, shape: Shape) -> Evaluation:
 
 def with_forecasts(state: SearchState, evaluation: Evaluation) -> Evaluation:
     """Add forecasts and the score to a shape that fits, for the images in ``state``."""
-    if not evaluation.parts:
+    if len(evaluation.parts) == 1:
         sizer = Sizer(state, evaluation.shape)
         return _with_forecasts(sizer, evaluation, wants_cache=evaluation.wants_cache)
     parts = tuple(with_forecasts(state, part) for part in evaluation.parts)
     unequal = _Unequal(state, evaluation.shape)
-    return unequal.with_forecasts(parts, replace(evaluation, parts=parts))
+    return unequal.with_forecasts(parts, replace(evaluation, joined=parts))
 
 
 def _held(sizer: Sizer, session_len: int, wanted: int) -> Evaluation:
@@ -141,7 +147,7 @@ class _Unequal:
 
     def __init__(self, state: SearchState, shape: Shape) -> None:
         self.state, self.request, self.shape = state, state.request, shape
-        self.sets: tuple[Groups, ...] = like_groups(state.request.machine, shape.groups)
+        self.sets = state.alike(shape.groups)
 
     def evaluate(self) -> Evaluation:
         """Return the better of two evaluations: with equal shares of the requests, or for the goal.
@@ -205,8 +211,8 @@ class _Unequal:
         )
 
         def best() -> Evaluation:
-            alike = replace(part, prefills=())
-            shapes = [replace(alike, max_prefill_token_num=size) for size in part.prefills]
+            sizes = prefill_sizes(self.request, self.state.engine)
+            shapes = [replace(part, max_prefill_token_num=size) for size in sizes]
             return max((evaluate(self.state, shape) for shape in shapes), key=worth)
 
         return self.state.once(("set", part), best)  # many shapes contain the same set
@@ -244,7 +250,7 @@ class _Unequal:
             short=max(part.short for part in parts),
             footprint=sum(part.footprint for part in parts),
             held_requests=held_requests if all(part.serves for part in parts) else 0,
-            parts=tuple(parts),
+            joined=tuple(parts),
         )
         if not evaluation.fits:
             tokens = sum(part.kv_tokens * part.shape.replicas for part in parts)

@@ -39,6 +39,7 @@ from turbofit.planning.search.shapes import (
     Shape,
     check_gpus,
     check_tp,
+    prefill_sizes,
     shape_settings,
     shapes,
 )
@@ -112,7 +113,7 @@ def search(request: ResolvedRequest, engine: Engine) -> EngineFit:
         f"{best.kv_tokens} KV tokens" if best.fits else f"{best.short} bytes short",
     )  # fmt: skip
     groups = best.shape.groups
-    settings = [best.of_group(group).settings for group in groups]
+    settings = [part.settings for part in best.engines]
     accounts = accounts_of(request, settings, groups, best.vision_load, engine)
     host = host_of(request, accounts, engine)
     return EngineFit(
@@ -270,7 +271,7 @@ class _Search:
             return
         # More cache would improve no promise, and the least memory is not wished.
         enough = whole.fits and whole.settings.session_len >= longest_context(request)
-        enough = enough and not any(part.wants_cache for part in whole.sets)
+        enough = enough and not any(part.wants_cache for part in whole.parts)
         if enough and request.workload.goal != "context" and not request.least:
             return
         queued = self.evaluate(replace(shape, units_per_forward=units))
@@ -284,7 +285,9 @@ class _Search:
         assert rule is not None
         assert least is not None
         vision_load = vision_load_of(self.request, low.image_limit)
-        bounds = [self.engine.units_bound(rule, vision_load, part.settings) for part in queued.sets]
+        bounds = [
+            self.engine.units_bound(rule, vision_load, part.settings) for part in queued.parts
+        ]
         at_once = None if self.request.workload.concurrency is None else low.at_once
         tried, step = {0: queued}, rule.unit_step
 
@@ -333,10 +336,12 @@ class _Search:
                 return self.evaluate(self.limited(shape, limit)).serves
 
             return _largest_limit(rule, shape, serves) or rule.least_limit
-        prefill, limits = min(shape.prefills, default=shape.max_prefill_token_num), list[int]()
+        prefill, limits = shape.max_prefill_token_num, list[int]()
+        if len(self.state.alike(shape.groups)) > 1:  # each group chooses its own
+            prefill = min(prefill_sizes(self.request, self.engine))
         for gpus in self.state.distinct(shape.groups):
             group = (tuple(gpu.index for gpu in gpus),)
-            alone = replace(shape, tp=len(gpus), groups=group, prefills=(), at_once=1.0)
+            alone = replace(shape, tp=len(gpus), groups=group, at_once=1.0)
             alone = replace(alone, max_prefill_token_num=prefill)
 
             def serves_one(limit: int, alone: Shape = alone) -> bool:

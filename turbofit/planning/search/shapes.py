@@ -17,9 +17,8 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import Candidate, Settings
+from turbofit.core.plan import ALIKE, Candidate, Settings
 from turbofit.core.struct import Struct, known
-from turbofit.core.units import MIB
 from turbofit.memory.account import AMPERE, HOPPER, Engine, VisionLoad, capability_of
 from turbofit.planning.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.planning.speed import Speed, group_class, reduce_class
@@ -32,8 +31,7 @@ class Shape(Struct):
     ``units_per_forward`` are the vision units that the peak counts; None: the engine's own bound.
     ``promised`` is the context in tokens that engines on other cards hold. ``at_once`` is the
     average number of requests that each group runs; None: an equal share of the workload's
-    requests, or the best batch. ``prefills`` are the values from which each group on unequal cards
-    chooses; empty if all groups have the same settings.
+    requests, or the best batch. Groups on unequal cards choose their prefill size for themselves.
     """
 
     tp: int
@@ -44,7 +42,6 @@ class Shape(Struct):
     units_per_forward: int | None = None
     promised: int | None = None
     at_once: float | None = None
-    prefills: tuple[int, ...] = ()
 
     @property
     def replicas(self) -> int:
@@ -79,7 +76,7 @@ class Evaluation(Struct):
 
     ``short``: bytes missing on the tightest GPU, 0 if the shape serves. ``score``: the goal's
     value. ``served``: the share of the wished vision units. ``queues``: image requests wait
-    although the person did not ask for this. ``parts``: the sets of equal groups if cards are
+    although the person did not ask for this. ``joined``: the sets of equal groups if cards are
     unequal; ``settings`` and ``kv_tokens`` are then those of the weakest set. ``speeds``: one for
     each group, in order. ``seconds_per_answer``: of the slowest group, for the goal ``latency``.
     ``wants_cache``: more cache would run more requests at once. ``footprint``: bytes on all GPUs,
@@ -107,16 +104,19 @@ class Evaluation(Struct):
     wants_cache: bool = False
     footprint: int = 0
     held_requests: int = 0
-    parts: tuple[Evaluation, ...] = ()
+    joined: tuple[Evaluation, ...] = ()
     ranked: float = 0.0
 
-    def of_group(self, group: tuple[int, ...]) -> Evaluation:
-        return next((part for part in self.parts if group in part.shape.groups), self)
+    @property
+    def parts(self) -> tuple[Evaluation, ...]:
+        """One evaluation for each set of equal groups."""
+        return self.joined or (self,)
 
     @property
-    def sets(self) -> tuple[Evaluation, ...]:
-        """The sets of equal groups; only the shape itself if all groups have the same settings."""
-        return self.parts or (self,)
+    def engines(self) -> tuple[Evaluation, ...]:
+        """For each group, in order, the evaluation of the set that contains it."""
+        by_group = {group: part for part in self.parts for group in part.shape.groups}
+        return tuple(by_group[group] for group in self.shape.groups)
 
     @property
     def serves(self) -> bool:
@@ -143,9 +143,8 @@ class Evaluation(Struct):
             return {name: getattr(settings, name) for name in _CANDIDATE_SETTINGS}
 
         settings = kept(self.settings)
-        if self.parts:
-            groups = self.shape.groups
-            settings["by_group"] = [kept(self.of_group(group).settings) for group in groups]
+        if len(self.parts) > 1:
+            settings["engines"] = [kept(part.settings) for part in self.engines]
         if self.shape.image_limit is not None:
             settings["limit"] = self.shape.image_limit
         return Candidate(
@@ -230,8 +229,6 @@ _EXHAUSTIVE = 8
 #: most combinations of kinds.
 _MIXED = 4
 _MOST_MIXED = 48
-#: Cards whose used memory differs by less get the same settings.
-_ALIKE = 64 * MIB
 
 Group = tuple[int, ...]
 
@@ -249,7 +246,6 @@ def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
                 max_prefill_token_num=prefill,
                 image_limit=request.requested_image_limit,
                 dtype=dtype,
-                prefills=prefills if mixed_cards else (),
             )
 
 
@@ -461,7 +457,7 @@ def like_groups(machine: Machine, groups: Sequence[Group]) -> tuple[tuple[Group,
 
     def alike(group: Group, other: Group) -> bool:
         pairs = list(zip(by_group[group], by_group[other], strict=False))
-        equal = all(a[1:] == b[1:] and abs(a[0] - b[0]) < _ALIKE for a, b in pairs)
+        equal = all(a[1:] == b[1:] and abs(a[0] - b[0]) < ALIKE for a, b in pairs)
         return len(group) == len(other) and equal
 
     sets: list[list[Group]] = []

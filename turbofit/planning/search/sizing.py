@@ -15,7 +15,7 @@ from turbofit.core.units import bisect, round_up
 from turbofit.memory.account import RATIO_STEPS, Account, Engine, EngineLaunch, VisionLoad
 from turbofit.memory.known_bad import KnownProblem, largest_batch
 from turbofit.planning.resolved_request import ResolvedRequest, launch_of, vision_load_of
-from turbofit.planning.search.shapes import Evaluation, Shape, shape_settings
+from turbofit.planning.search.shapes import Evaluation, Shape, like_groups, shape_settings
 from turbofit.planning.speed import (
     GroupRates,
     Speed,
@@ -73,6 +73,10 @@ class SearchState:
 
     def gpus_of(self, groups: Groups) -> list[tuple[Gpu, ...]]:
         return [tuple(map(self.request.machine.gpu, group)) for group in groups]
+
+    def alike(self, groups: Groups) -> tuple[Groups, ...]:
+        """Return the groups as sets of equal ones."""
+        return self.once(("alike", groups), lambda: like_groups(self.request.machine, groups))
 
     def distinct(self, groups: Groups) -> list[tuple[Gpu, ...]]:
         """Return the groups that differ in account or speed; of equal groups only the first one."""

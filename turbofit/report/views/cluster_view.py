@@ -59,10 +59,10 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
         if (served := node.plan) is None:
             left_out.setdefault((node.cards, node.why_not), []).append(node)
             continue
-        speed, shape = served.throughput, f"{served.parallel.tp}x{served.parallel.replicas}"
+        speed, shape = served.throughput, f"{served.tp}x{served.replicas}"
         rate = "-" if speed is None else three_digits(speed.requests_per_second)
         row = (
-            node.cards, served.engine.name, shape, f"{served.kv.total_tokens:,}", rate,
+            node.cards, served.backend.name, shape, f"{served.kv_tokens:,}", rate,
             f"{served.requests_at_once:,}",
         )  # fmt: skip
         serving.setdefault(row, []).append(node)

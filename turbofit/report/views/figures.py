@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import QUEUED, groups_of, indices
+from turbofit.core.plan import alike
 from turbofit.core.units import three_digits
 from turbofit.planning.commands import ratio
 from turbofit.report.painters.document import (
@@ -20,7 +21,7 @@ from turbofit.report.painters.terminal import filled
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from turbofit.core.plan import Plan
+    from turbofit.core.plan import EnginePlan, Plan
     from turbofit.report.painters.document import Block
 
 
@@ -31,7 +32,11 @@ def largest_images(plan: Plan) -> tuple[int, int]:
     LMDeploy refuses larger images: the image tokens and one token of text must fit into
     ``session_len``.
     """
-    limits, rule, room = plan.limits, plan.model.image_rule, plan.settings.session_len - 1
+    limits, rule, room = (
+        plan.promise.limits,
+        plan.model.image_rule,
+        plan.smallest.settings.session_len - 1,
+    )
     whole = limits.units_per_image, limits.image_tokens_per_request
     if rule is None or plan.throughput is None or limits.image_tokens_per_request <= room:
         return whole
@@ -41,10 +46,10 @@ def largest_images(plan: Plan) -> tuple[int, int]:
 _SAID_WHERE_SET: Final = ("language_model_only", "eager_mode", "num_gpu_blocks")
 
 
-def settings_of(plan: Plan) -> dict[str, str]:
+def settings_of(engine: EnginePlan) -> dict[str, str]:
     """Return the settings that are set, as text, by LMDeploy's names."""
     out = {}
-    for name, value in plan.lmdeploy_settings().items():
+    for name, value in engine.lmdeploy_settings().items():
         if name == "cache_max_entry_count":
             out[name] = ratio(value)
         elif value is not None and (value or name not in _SAID_WHERE_SET):
@@ -54,7 +59,7 @@ def settings_of(plan: Plan) -> dict[str, str]:
 
 def differing(plan: Plan) -> tuple[str, ...]:
     """The names of the settings that differ between the plan's engines."""
-    all_settings = [settings_of(plan.of_group(numbers[0])) for numbers in plan.unlike_groups()]
+    all_settings = [settings_of(engine) for engine in plan.engines]
     return tuple(
         name
         for name in all_settings[0]
@@ -64,25 +69,26 @@ def differing(plan: Plan) -> tuple[str, ...]:
 
 def per_engine_blocks(plan: Plan) -> list[Block]:
     """Return a table of settings that differ between engines; equal engines share a column."""
-    if not plan.by_group:
+    sets = alike(plan.engines)
+    if len(sets) == 1:
         return []
     rows = [*differing(plan), "KV tokens", "requests there", "units in a forward"]
-    if plan.limits.vision_unit is None:
+    if plan.promise.limits.vision_unit is None:
         rows.pop()
-    columns = dict(_column(plan, numbers, rows) for numbers in plan.unlike_groups())
+    columns = dict(_column(plan, numbers, rows) for numbers in sets)
     cells = zip(rows, *columns.values(), strict=True)
     title = Heading("Settings of each engine's own")
     return [title, table(("each engine", *columns), cells, right=columns)]
 
 
 def _column(plan: Plan, numbers: tuple[int, ...], rows: list[str]) -> tuple[str, list[str]]:
-    group_plan = plan.by_group[numbers[0]]
-    cells = settings_of(plan.of_group(numbers[0])) | {
-        "KV tokens": f"{group_plan.kv.tokens:,}",
-        "requests there": three_digits(group_plan.at_once),
-        "units in a forward": f"{group_plan.units_per_forward:,}",
+    engine = plan.engines[numbers[0]]
+    cells = settings_of(engine) | {
+        "KV tokens": f"{engine.kv.tokens:,}",
+        "requests there": three_digits(engine.requests),
+        "units in a forward": f"{engine.units_per_forward:,}",
     }
-    gpus = [index for number in numbers for index in plan.parallel.groups[number]]
+    gpus = [index for number in numbers for index in plan.groups[number]]
     return f"GPU {indices(gpus)}", [cells.get(name, "-") for name in rows]
 
 
@@ -96,7 +102,8 @@ def command_blocks(plan: Plan) -> list[Block]:
 
     The short answer has only the command that serves. A page shows that command at its top instead.
     """
-    if not plan.commands:
+    commands = {engine.gpus: engine.command for engine in plan.engines if engine.command}
+    if not commands:
         return []
     title = "Commands" if plan.fits else "Commands (would not serve)"
     blocks: list[Block] = [Heading(title)]
@@ -108,11 +115,10 @@ def command_blocks(plan: Plan) -> list[Block]:
     if plan.machine.source == "preset":
         text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them"
         blocks.append(remark(text))
-    for command in plan.commands:
-        if len(plan.commands) > 1:
-            heading = f"GPU {groups_of([plan.parallel.groups[command.group]])}"
-            blocks.append(Heading(heading, level=3, whole=False))
-        name = f"the command of group {command.group}"
+    for number, (gpus, command) in enumerate(commands.items()):
+        if len(commands) > 1:
+            blocks.append(Heading(f"GPU {groups_of([gpus])}", level=3, whole=False))
+        name = f"the command of group {number}"
         blocks.append(Code(shell_words(command.argv, command.env), name=name))
     return blocks
 
@@ -124,7 +130,7 @@ def serve_note(plan: Plan) -> str:
 
 def limits_not_kept(plan: Plan) -> str:
     """Return a sentence on the limits that an engine does not keep without turbofit."""
-    if not plan.engine.of_lmdeploy:
+    if not plan.backend.of_lmdeploy:
         return "turbofit's server for Transformers alone does not limit the size of images"
     if QUEUED in plan.warnings:
         return "LMDeploy alone does not keep this plan: it queues no images and holds no limits"

@@ -39,7 +39,7 @@ def memory_blocks(plan: Plan) -> list[Block]:
     The short answer has one bar only, that of the GPUs with the least headroom.
     """
     blocks: list[Block] = [Heading("Memory from empty to full")]
-    sets = fold(plan.gpus)
+    sets = fold(plan.ledgers)
     least = min((ledger for _, ledger in sets), key=lambda ledger: ledger.headroom, default=None)
     for members, ledger in sets:
         label = memory_label(ledger)
@@ -90,16 +90,16 @@ def _say(ledger: GpuLedger, piece: StackPiece) -> str:
 
 
 def _ledger_blocks(plan: Plan) -> list[Block]:
-    sets = [(f"GPU {indices(members)}", ledger) for members, ledger in fold(plan.gpus)]
+    sets = [(f"GPU {indices(members)}", ledger) for members, ledger in fold(plan.ledgers)]
     title = f"Ledger of {', '.join(title for title, _ in sets)}, in MiB"
     blocks: list[Block] = [Heading(title, level=3), _table(sets)]
-    if any(term.phase == "transient" for ledger in plan.gpus for term in ledger.ledger):
+    if any(term.phase == "transient" for ledger in plan.ledgers for term in ledger.terms):
         text = "transient: each needs its size alone, never together; * is the one that decides"
         blocks.append(remark(text))
     estimates = {
         term.term: term.note
-        for ledger in plan.gpus
-        for term in ledger.ledger
+        for ledger in plan.ledgers
+        for term in ledger.terms
         if term.basis == "estimate" and term.note
     }
     notes = (f"{term}: {note}" for term, note in estimates.items())
@@ -109,12 +109,12 @@ def _ledger_blocks(plan: Plan) -> list[Block]:
 def _table(sets: list[tuple[str, GpuLedger]]) -> Table:
     terms: dict[tuple[str, str], Term] = {}
     for _, ledger in sets:
-        for term in ledger.ledger:
+        for term in ledger.terms:
             terms.setdefault((term.phase, term.term), term)
     rows = []
     for key, term in terms.items():
         cells = (
-            next((mib(t.bytes) for t in ledger.ledger if (t.phase, t.term) == key), "-")
+            next((mib(t.bytes) for t in ledger.terms if (t.phase, t.term) == key), "-")
             for _, ledger in sets
         )
         name = f"{term.term} *" if term.worst else term.term

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.messages import groups_of, plural
+from turbofit.core.plan import alike
 from turbofit.core.units import format_bytes, three_digits, two_digits
 from turbofit.machine.presets import usual_assumptions
 from turbofit.planning.speed import rates
@@ -112,7 +113,7 @@ def _answer(plan: Plan) -> list[Block]:
 def _in_short(plan: Plan) -> dict[str, str]:
     """Return by name the facts of the short answer: limits of a request, settings, forecasts."""
     facts = {"promise": _promised(plan), "settings": _few_settings(plan)}
-    if plan.considered and plan.kv.longest_request_tokens:
+    if plan.considered and plan.promise.context:
         facts["KV cache"] = _in_cache(plan)  # a prediction's verdict says it already
     if speed := plan.throughput:
         facts["forecast"] = _forecast(plan, speed)
@@ -122,7 +123,7 @@ def _in_short(plan: Plan) -> dict[str, str]:
     facts["engine"] = in_brief(plan.why_engine, _REASON)
     facts["died?"] = _DIED * (plan.fits and not plan.considered)
     if plan.rehearsal is not None:
-        engine = "LMDeploy" if plan.engine.of_lmdeploy else "Transformers"
+        engine = "LMDeploy" if plan.backend.of_lmdeploy else "Transformers"
         rehearsed = f"{plan.rehearsal.outcome} with {engine} {plan.rehearsal.engine_version}"
         facts["rehearsal"] = f"{rehearsed} on pretend GPUs"
     return facts
@@ -132,7 +133,9 @@ def _promised(plan: Plan) -> str:
     """Return in words the limits of a request: its images and its tokens."""
     sides = plan.workload.image_size
     size = "{}x{}".format(*sides) if sides is not None else ""
-    return plan.limits.promise(plan.settings.session_len, *largest_images(plan), size)
+    return plan.promise.limits.promise(
+        plan.smallest.settings.session_len, *largest_images(plan), size
+    )
 
 
 #: What a prediction that serves says to somebody whose engine died with these settings.
@@ -143,16 +146,16 @@ _FEW: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quant_
 
 def _few_settings(plan: Plan) -> str:
     """The settings that decide the memory, by LMDeploy's names."""
-    settings, limits, differ = settings_of(plan), plan.limits, differing(plan)
-    if not plan.engine.of_lmdeploy:
+    settings, limits = settings_of(plan.smallest), plan.promise.limits
+    if not plan.backend.of_lmdeploy:
         return ""
     few = {"cache_max_entry_count": settings["cache_max_entry_count"]}
-    few["tp"] = f"{plan.parallel.tp} x {plan.parallel.replicas}"
+    few["tp"] = f"{plan.tp} x {plan.replicas}"
     rule = plan.model.image_rule
     if rule is not None and rule.varies_by_limit and limits.image_limit is not None:
         few[rule.limit_name] = str(limits.image_limit)
     few |= {name: settings[name] for name in _FEW if settings.get(name) not in (None, "0")}
-    few |= {name: "by GPU (--full)" for name in differ if name in few}
+    few |= {name: "by GPU (--full)" for name in differing(plan) if name in few}
     return ", ".join(f"{name} {value}" for name, value in few.items())
 
 
@@ -162,7 +165,7 @@ _WORTH: Final = 1.5
 
 def _trade(plan: Plan) -> str:
     """Return a note on a lower image limit that serves far more requests; empty without one."""
-    speed, limit = plan.throughput, plan.limits.image_limit
+    speed, limit = plan.throughput, plan.promise.limits.image_limit
     if speed is None or limit is None or not plan.fits:
         return ""
     for cost in plan.limit_costs:
@@ -180,7 +183,7 @@ def _forecast(plan: Plan, speed: Throughput) -> str:
     usual, sure = plan.usual_image, speed.surety
     figure = two_digits if sure is None else sure.figure
     said = [f"{figure(speed.requests_per_second)} requests/s"]
-    if plan.limits.vision_unit:
+    if plan.promise.limits.vision_unit:
         said[0] += " of the largest images"
     if usual:
         said.append(f"{figure(usual.requests_per_second)} of {'{}x{}'.format(*usual.image_size)}")
@@ -201,27 +204,27 @@ def _in_cache(plan: Plan, of: str = "") -> str:
     ``of`` follows the number of tokens, and says the bytes of a token. Each cache is counted by
     itself, as no request is divided over two caches.
     """
-    longest, counts = plan.kv.longest_request_tokens, list[str]()
-    images = largest_images(plan)[1] if plan.limits.vision_unit else 0
+    longest, counts = plan.promise.context, list[str]()
+    images = largest_images(plan)[1] if plan.promise.limits.vision_unit else 0
     for size in sorted({images + _TEXT, longest}):
         if 0 < size <= longest:
             requests = sum(
-                min(1, group.kv.tokens // size)
-                if group.engine.serial
-                else group.settings.requests_in(group.kv.tokens, size)
-                for group in plan.group_plans()
+                min(1, engine.kv.tokens // size)
+                if plan.backend.serial
+                else engine.settings.requests_in(engine.kv.tokens, size)
+                for engine in plan.engines
             )
             noun = "" if counts else f" {plural(requests, 'request')}"
             counts.append(f"{requests:,}{noun} of {size:,}")
     held = f": {', or '.join(counts)}" if counts else ""
-    return f"{plan.kv.total_tokens:,} tokens{of}{held}"
+    return f"{plan.kv_tokens:,} tokens{of}{held}"
 
 
 def promise_facts(plan: Plan) -> dict[str, str]:
-    limits, rule = plan.limits, plan.model.image_rule
-    context = f"{plan.settings.session_len:,} tokens with the answer"
-    if plan.engine.of_lmdeploy:
-        context += f"; prefill reads {plan.settings.max_prefill_token_num:,} at a time"
+    limits, rule, settings = plan.promise.limits, plan.model.image_rule, plan.smallest.settings
+    context = f"{settings.session_len:,} tokens with the answer"
+    if plan.backend.of_lmdeploy:
+        context += f"; prefill reads {settings.max_prefill_token_num:,} at a time"
     facts = {"context": context}
     if limits.vision_unit is not None and rule is not None:
         unit, side, (units, tokens) = limits.vision_unit, rule.unit_side, largest_images(plan)
@@ -239,18 +242,18 @@ def promise_facts(plan: Plan) -> dict[str, str]:
 
 
 def _capacity(plan: Plan) -> list[Block]:
-    kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
+    kv, limits, rule = plan.smallest.kv, plan.promise.limits, plan.model.image_rule
     cache = _in_cache(plan, f" of {format_bytes(kv.bytes_per_token)}")
     facts = {"KV cache": cache, **promise_facts(plan)}
-    if plan.parallel.replicas > 1:
-        least = "at least " if plan.by_group else ""
+    if plan.replicas > 1:
+        least = "at least " if len(alike(plan.engines)) > 1 else ""
         facts["each KV cache"] = f"{least}{kv.tokens:,} tokens"
     if limits.vision_unit:
         if limits.max_dynamic_patch is not None and rule is not None and rule.varies_by_limit:
             facts["max_dynamic_patch"] = str(limits.max_dynamic_patch)
         if limits.max_pixels_per_image is not None:
             facts["max_pixels"] = f"{limits.max_pixels_per_image:,} an image"
-        units = limits.units_per_forward
+        units = max(engine.units_per_forward for engine in plan.engines)
         unit = plural(units, limits.vision_unit)
         facts["paid for"] = f"{units:,} {unit} in one forward pass"
         if plan.takes_videos:
@@ -310,22 +313,22 @@ def _facts(plan: Plan) -> FactList:
     where = ", ".join(dict.fromkeys((model.source.where, f"sizes by {model.source.sizes}")))
     size = f"{workload.image_size[0]}x{workload.image_size[1]}" if workload.image_size else "worst"
     context = f"{workload.context:,}" if workload.context else "as much as fits"
-    images = _images(plan, size) if plan.limits.vision_unit else ""
+    images = _images(plan, size) if plan.promise.limits.vision_unit else ""
     at_once = workload.concurrency or plan.requests_at_once
     counts = Counter(gpu.name for gpu in plan.machine.gpus)
     names = " + ".join(f"{n}x {name}" for name, n in counts.items())
-    engine = f"LMDeploy {plan.engine.version}, {plan.engine.name}"
-    if not plan.engine.of_lmdeploy:
-        engine = f"Hugging Face Transformers, the fallback (accounted for {plan.engine.version})"
+    engine = f"LMDeploy {plan.backend.version}, {plan.backend.name}"
+    if not plan.backend.of_lmdeploy:
+        engine = f"Hugging Face Transformers, the fallback (accounted for {plan.backend.version})"
     queued = ", images queued" if workload.queue_images else ""
-    shape = f"tp {plan.parallel.tp} x {plan.parallel.replicas}"
+    shape = f"tp {plan.tp} x {plan.replicas}"
     facts = {
         "model": f"{model.architecture}, {model.parameters / 1e9:.2f} B parameters, "
         f"{format_bytes(model.weight_bytes)} of weights ({model.source.kind}: {where})",
         "machine": f"{names} ({plan.machine.source})",
         "engine": engine,
         "workload": f"{images}context {context}, {at_once:,} at once, for {workload.goal}{queued}",
-        "shape": f"{shape} on {groups_of(plan.parallel.groups)}: {plan.parallel.reason}",
+        "shape": f"{shape} on {groups_of(plan.groups)}: {plan.backend.reason}",
         "links": ways_text(plan.machine),
     }
     if speed := plan.throughput:
@@ -344,7 +347,7 @@ def _facts(plan: Plan) -> FactList:
 
 
 def _images(plan: Plan, size: str) -> str:
-    limits, images = plan.limits, plan.workload.images
+    limits, images = plan.promise.limits, plan.workload.images
     text = f"{images} {plural(images, 'image')} a request ({size} size"
     most = limits.most_images(plan.model.image_rule)
     if most > images:
@@ -359,7 +362,7 @@ def _settings(plan: Plan) -> list[Block]:
     rest = list(plan.reasons)
     rows = []
     differ = differing(plan)
-    for name, value in settings_of(plan).items():
+    for name, value in settings_of(plan.smallest).items():
         matching = [reason for reason in rest if reason.split(" ", 1)[0].rstrip(":,=") == name]
         rest = [reason for reason in rest if reason not in matching]
         texts = [reason[len(name) :].lstrip(" :,=") for reason in matching]
@@ -386,7 +389,7 @@ def _considered(plan: Plan) -> list[Block]:
             *(_value(c, key) for key in known.values()),
             f"{c.kv_tokens:,}" if c.fits else "-",
             three_digits(c.score) if c.fits else "-",
-            ("" if c.engine == plan.engine.name else f"{c.engine}: ") + c.why_not
+            ("" if c.engine == plan.backend.name else f"{c.engine}: ") + c.why_not
             if c.why_not
             else "chosen",
         )
@@ -416,7 +419,7 @@ def _considered(plan: Plan) -> list[Block]:
 def _value(candidate: Candidate, name: str) -> str:
     """A candidate's setting: ``-`` if absent, the least and the most if its engines differ."""
     settings: dict[str, Any] = candidate.settings
-    values = sorted({group[name] for group in settings.get("by_group", []) if name in group})
+    values = sorted({group[name] for group in settings.get("engines", []) if name in group})
     if not values:
         values = [settings.get(name)]
     texts = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in values]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.memory_stack import fold
 from turbofit.core.messages import indices
+from turbofit.core.plan import alike
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, mib
 from turbofit.report.painters.document import (
@@ -21,7 +22,7 @@ from turbofit.report.painters.document import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.core.plan import EnginePlan, GpuLedger, Plan
     from turbofit.core.run_report import RunReport
     from turbofit.core.struct import Document
     from turbofit.report.painters.document import Block, Tone
@@ -48,12 +49,13 @@ def _rehearsal(plan: Plan) -> list[Block]:
     if rehearsal is None:
         return []
     blocks: list[Block] = [Heading("Rehearsal")]
-    for numbers in plan.unlike_groups():
-        group_rehearsal = plan.of_group(numbers[0]).rehearsal
+    sets = alike(plan.engines)
+    for numbers in sets:
+        engine = plan.engines[numbers[0]]
+        group_rehearsal = engine.rehearsal
         if group_rehearsal is None:
             continue
-        members = plan.parallel.groups[numbers[0]]
-        where = f"GPU {indices(members)}: " if plan.by_group else ""
+        where = f"GPU {indices(engine.gpus)}: " if len(sets) > 1 else ""
         text = (
             f"{where}{group_rehearsal.outcome} in {group_rehearsal.seconds:.1f} s with LMDeploy"
             f" {group_rehearsal.engine_version} {PRETENDED}"
@@ -146,12 +148,12 @@ def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[_Si
     left out.
     """
     sets = []
-    ledgers = {ledger.index: ledger for ledger in plan.gpus}
-    for members, first in fold(plan.gpus):
+    ledgers = {ledger.index: ledger for ledger in plan.ledgers}
+    for members, first in fold(plan.ledgers):
         equal = [ledgers[index] for index in members]
         rehearsed = [_rehearsed(plan, ledger.index) for ledger in equal]
         measured = [_actual(plan, run, ledger) for ledger in equal]
-        forecast = _forecast(plan.of_group(_group(plan, first.index)), first)
+        forecast = _forecast(plan, plan.engines[_group(plan, first.index)], first)
         rows = [
             _Side(
                 what=what,
@@ -176,19 +178,19 @@ def _worst(what: str, figures: Sequence[dict[str, int | None]]) -> int | None:
 
 
 def _terms(ledgers: Sequence[GpuLedger]) -> Iterable[_Side]:
-    for terms in zip(*(ledger.ledger for ledger in ledgers), strict=True):
+    for terms in zip(*(ledger.terms for ledger in ledgers), strict=True):
         rehearsed = [term.rehearsed for term in terms if term.rehearsed is not None]
         first = terms[0]
         if rehearsed and first.term != "kv_cache":
             yield _Side(what=first.term, forecast=first.bytes, rehearsed=max(rehearsed))
 
 
-def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
+def _forecast(plan: Plan, engine: EnginePlan, ledger: GpuLedger) -> dict[str, int | None]:
     return {
         "in use while loading, at most": ledger.load_peak,
-        _FREE: None if plan.engine.on_torch else ledger.free_for_cache,
+        _FREE: None if plan.backend.on_torch else ledger.free_for_cache,
         "KV cache": ledger.bytes_of("kv_cache") or None,
-        _TOKENS: plan.kv.tokens,
+        _TOKENS: engine.kv.tokens,
         "in use at rest": ledger.steady,
         "in use in the worst case": ledger.peak,
         "in use at most, loading included": ledger.most,
@@ -198,11 +200,11 @@ def _forecast(plan: Plan, ledger: GpuLedger) -> dict[str, int | None]:
 def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
     """The rehearsed figures of a GPU; empty if its group was not rehearsed."""
     group = _group(plan, index)
-    rehearsal = plan.of_group(group).rehearsal
-    # Of groups with equal settings only the first was rehearsed.
-    if rehearsal is None or (group and not plan.by_group):
+    rehearsal = plan.engines[group].rehearsal
+    # Of engines that are alike only the first was rehearsed.
+    if rehearsal is None or all(numbers[0] != group for numbers in alike(plan.engines)):
         return {}
-    place, cache = plan.parallel.groups[group].index(index), rehearsal.cache
+    place, cache = plan.groups[group].index(index), rehearsal.cache
     timeline, served = rehearsal.timeline, rehearsal.outcome == "served"
     loading = [moment.peak[place] for moment in timeline if moment.phase in _LOADING]
     cases = [
@@ -222,7 +224,7 @@ def _rehearsed(plan: Plan, index: int) -> dict[str, int | None]:
 
 def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger) -> dict[str, int | None]:
     """Return the figures that a run measured of a GPU or of its group."""
-    groups = plan.parallel.groups
+    groups = plan.groups
     figures: dict[str, int] = {}
     for group, row in run.rows if run is not None else ():
         of_group = 0 <= group < len(groups) and ledger.index in groups[group]
@@ -242,7 +244,7 @@ def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger) -> dict[str, i
 
 def _group(plan: Plan, index: int) -> int:
     """The number of a GPU's group; 0 if it is in no group."""
-    members = enumerate(plan.parallel.groups)
+    members = enumerate(plan.groups)
     return next((number for number, group in members if index in group), 0)
 
 

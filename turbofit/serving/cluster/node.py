@@ -49,9 +49,7 @@ class NodeActor:
         self._over = False
         self._server: subprocess.Popen[bytes] | None = None
         if plan is not None:
-            self._change(
-                state="starting", at_once=plan.requests_at_once, tokens=plan.kv.total_tokens
-            )
+            self._change(state="starting", at_once=plan.requests_at_once, tokens=plan.kv_tokens)
             self._server = server = self._start(plan, words)
             threading.Thread(target=self._follow, args=[server], name="server", daemon=True).start()
 

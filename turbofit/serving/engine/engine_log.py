@@ -34,12 +34,13 @@ from turbofit.logs.log_events import (
 )
 from turbofit.logs.log_reader import read_line
 from turbofit.machine.torch_memory import TorchMemory
+from turbofit.memory.engines import engine_of
 from turbofit.serving.calibration import cache_beside, in_words, tokens_beside
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from turbofit.core.plan import Plan
+    from turbofit.core.plan import EnginePlan, Plan
     from turbofit.core.run_report import RunFigure
     from turbofit.core.struct import Struct
     from turbofit.logs.death import Exit, Stage
@@ -69,8 +70,8 @@ _OF_CACHE: Final = (CacheBudget, Slab, WarmupLengths, WarmupLength)
 class StartupTracker:
     """Follows the log of one start of an engine; give ``see`` each line, or run of equal lines."""
 
-    def __init__(self, plan: Plan, log: Path, began: float = 0.0) -> None:
-        self.plan, self.log = plan, log
+    def __init__(self, plan: Plan, engine: EnginePlan, log: Path, began: float = 0.0) -> None:
+        self.plan, self.engine, self.log = plan, engine, log
         #: Its phases so far, and the time when each began.
         self.phases: list[tuple[Stage, float]] = [("starting", began)]
         self.budget: CacheBudget | None = None
@@ -88,7 +89,7 @@ class StartupTracker:
     def see(self, text: str, count: int, now: float) -> list[str]:
         """Process a line that came ``count`` times in a row; return messages for people."""
         event = read_line(text)
-        if event is None or (isinstance(event, _OF_PYTORCH) and not self.plan.engine.is_pytorch):
+        if event is None or (isinstance(event, _OF_PYTORCH) and not self.plan.backend.is_pytorch):
             return []
         if isinstance(event, TorchMemory) and not _RAISED.match(text):
             return []  # another message quotes the words
@@ -145,8 +146,8 @@ class StartupTracker:
     def cache_is_larger(self) -> bool:
         """True if the cache is larger than planned, or of unknown size (PyTorch engine)."""
         if self.budget is None:
-            return self.plan.engine.is_pytorch
-        return self.budget.budget - self.plan.kv.region_bytes > MIB
+            return self.plan.backend.is_pytorch
+        return self.budget.budget - self.engine.kv.region_bytes > MIB
 
     def cached_tokens(self) -> int | None:
         """Return how many tokens the cache holds, by the engine's figures; None without figures."""
@@ -160,7 +161,8 @@ class StartupTracker:
         run = [*self._of_cache.values(), *self._evidence]
         if self._waits and not self._evidence:
             run.append(Backpressure(cause="memory"))
-        end = death(Course(run, self.phase), self.plan, seen=seen)
+        known = engine_of(self.plan), self.engine.settings
+        end = death(Course(run, self.phase), self.plan, seen=seen, known=known)
         return replace(end, hint="; ".join(filter(None, (end.hint, f"its log is {self.log}"))))
 
     def _begin_evidence(self) -> None:
@@ -191,9 +193,9 @@ class StartupTracker:
         match event:
             case CacheBudget() if self.budget is None:
                 self.budget = event
-                found = list(cache_beside(self.plan, event))
+                found = list(cache_beside(self.engine, event))
             case Slab() if self.budget is not None and self.cached_tokens() is None:
-                found = [tokens_beside(self.plan, self.budget, event)]
+                found = [tokens_beside(self.plan, self.engine, self.budget, event)]
             case _:
                 return []
         self.figures += found
@@ -212,13 +214,13 @@ def stalled(what: str, log: Path) -> End:
     return End(kind="stalled", message=what, hint=f"its log is {log}")
 
 
-def silence_words(plan: Plan, phase: str, seconds: float) -> str:
+def silence_words(engine: EnginePlan, phase: str, seconds: float) -> str:
     """Return a message on why a starting engine may print nothing for ``seconds``."""
     text = f"silent for {seconds:.0f} s in phase {phase}"
     text += "; weights may come from a slow disk" if phase == "weights" else ""
-    if plan.settings.tp > 1 and plan.engine.is_pytorch:
+    if engine.settings.tp > 1 and engine.backend == "pytorch":
         return f"{text}; Ray waits like this, up to half an hour, for GPUs that somebody has"
-    if plan.settings.tp > 1 and plan.settings.communicator == "nccl":
+    if engine.settings.tp > 1 and engine.settings.communicator == "nccl":
         return (
             f"{text}; NCCL waits like this where GPUs do not reach each other as the driver says "
             "(IOMMU, ACS): where no more memory is taken, try NCCL_P2P_DISABLE=1, and see turbofit"

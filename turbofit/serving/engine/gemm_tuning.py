@@ -40,8 +40,9 @@ class GemmTuning:
     """
 
     def __init__(self, plan: Plan, group: int, lmdeploy: str, *, imports: bool) -> None:
-        cards, settings = plan.of_group(group).gpus, plan.of_group(group).settings
-        gpus = [plan.machine.gpu(card.index) for card in cards]
+        engine = plan.engines[group]
+        settings = engine.settings
+        gpus = [plan.machine.gpu(index) for index in engine.gpus]
         name = digest_of_parts(
             lmdeploy, plan.model.name, str(plan.model.weight_bytes), settings.dtype,
             str(settings.tp), str(settings.max_prefill_token_num),

@@ -130,25 +130,23 @@ class StartCommand(NamedTuple):
 class Launch:
     """An engine on real GPUs, which can be started again and again.
 
-    ``runner`` are the words that start LMDeploy, and replace the command's first word. A ``key``
-    that is not in the command is given to the engine in its environment. ``ratio`` returns the
-    cache ratio of each start; with None the command's is used. ``images`` are the variables that
-    say how the engine's process prepares images. ``spawn`` starts the process; None means
-    `core.process.processes.child`. ``tuning`` keeps the GEMM tuning; None keeps nothing.
+    ``group`` is the engine's place in the plan. ``runner`` are the words that start LMDeploy, and
+    replace the command's first word. A ``key`` that is not in the command is given to the engine in
+    its environment. ``ratio`` returns the cache ratio of each start; with None the command's is
+    used. ``images`` are the variables that say how the engine's process prepares images. ``spawn``
+    starts the process; None means `core.process.processes.child`. ``tuning`` keeps the GEMM tuning;
+    None keeps nothing.
     """
 
     command: Command
     runner: Sequence[str]
     key: str | None = None
     _: KW_ONLY
+    group: int = 0
     ratio: Callable[[], float] | None = None
     spawn: Spawn | None = None
     images: Mapping[str, str] | None = None
     tuning: GemmTuning | None = None
-
-    @property
-    def group(self) -> int:
-        return self.command.group
 
     @property
     def port(self) -> int:
@@ -230,10 +228,10 @@ def fitted_ratio(plan: Plan, group: int, free: Mapping[str, int]) -> float:
     would be needed, the plan's ratio is returned. ``free``: free bytes by GPU UUID before the
     engine starts.
     """
-    group_plan, members = plan.of_group(group), plan.parallel.groups[group]
-    ratio, region = group_plan.settings.cache_max_entry_count, group_plan.kv.region_bytes
+    engine = plan.engines[group]
+    ratio, region = engine.settings.cache_max_entry_count, engine.kv.region_bytes
     # Cards of other groups hold what their engines have taken by now.
-    gpus = [gpu for gpu in group_plan.gpus if gpu.index in members]
+    gpus = engine.ledgers
     if not ratio or not region or not any(gpu.uuid in free for gpu in gpus):
         return ratio
     planned = [gpu.free_for_cache for gpu in gpus]
@@ -257,7 +255,7 @@ def ratio_now(plan: Plan, group: int) -> float:
     free, the plan's ratio lets the cache shrink with the free memory. If other
     processes free memory during loading, before LMDeploy sizes the cache, the cache is too large.
     """
-    planned = plan.of_group(group).settings.cache_max_entry_count
+    planned = plan.engines[group].settings.cache_max_entry_count
     return min(planned, shared_ratio(plan, group))
 
 
@@ -270,7 +268,7 @@ def shared_ratio(plan: Plan, group: int) -> float:
     from turbofit.serving.gpu_monitor import used_now
 
     used = used_now(plan)
-    gpus = [gpu for gpu in plan.gpus if gpu.index in used]  # other GPUs cannot be read
+    gpus = [gpu for gpu in plan.ledgers if gpu.index in used]  # other GPUs cannot be read
     free = {gpu.uuid: gpu.usable - used[gpu.index] for gpu in gpus}
     return fitted_ratio(plan, group, free)
 
@@ -286,7 +284,7 @@ def with_checkpoint(plan: Plan, folder: Path) -> Plan:
     from turbofit.rehearsal.checkpoint.twin import checkpoint_for
 
     name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
-    torch = plan.engine.on_torch
+    torch = plan.backend.on_torch
     # LMDeploy chooses chat templates by the folder's name.
     checkpoint = checkpoint_for(plan.model, folder / name, torch=torch)
     source = replace(plan.model.source, checkpoint=str(checkpoint))
@@ -294,8 +292,10 @@ def with_checkpoint(plan: Plan, folder: Path) -> Plan:
 
 
 def pretend_runner(plan: Plan) -> tuple[str, ...]:
-    torch = plan.engine.on_torch
-    return module_runner(module_of(plan.engine) if torch else "turbofit.rehearsal.turbomind.server")
+    torch = plan.backend.on_torch
+    return module_runner(
+        module_of(plan.backend) if torch else "turbofit.rehearsal.turbomind.server"
+    )
 
 
 def pretend_machine(plan: Plan, group: int) -> Scenario:
@@ -324,7 +324,7 @@ class PretendLaunch(Launch):
         folder, argv = self.folder / f"{self.group}-{number}", self.argv()
         shutil.rmtree(self.folder / f"{self.group}-{number - 1}", ignore_errors=True)
         machine = pretend_machine(self.plan, self.group)
-        if self.plan.engine.on_torch:
+        if self.plan.backend.on_torch:
             env = self._torch_environment(machine, folder, {**os.environ, **self.command.env})
             return StartCommand(argv, self.environment(env), folder)
         env = server_environment(machine, folder)
@@ -339,8 +339,8 @@ class PretendLaunch(Launch):
         from turbofit.rehearsal.pretend.run import prepare
 
         plan, path = self.plan, dict(base)
-        need_packages(plan.engine.name, ray=plan.settings.tp > 1)
-        if plan.engine.of_lmdeploy:
+        need_packages(plan.backend.name, ray=plan.tp > 1)
+        if plan.backend.of_lmdeploy:
             put_first(path, "PYTHONPATH", str(SERVED))
             find_turbofit(path)
         prepared = prepare(machine, folder, path, site=cuda_site())
@@ -382,8 +382,8 @@ class PretendReader:
     def usages(self) -> tuple[PretendUsage, ...]:
         """Return the use of each of the group's pretend GPUs so far; empty if it cannot be read."""
         with self._reading:
-            sizes = self._torch_held() if self._plan.engine.on_torch else self._turbomind_held()
-        indices = self._plan.parallel.groups[self._group]
+            sizes = self._torch_held() if self._plan.backend.on_torch else self._turbomind_held()
+        indices = self._plan.groups[self._group]
         others = [gpu.used + gpu.late for gpu in self._machine.gpus]
         return tuple(
             PretendUsage(gpu=index, peak=before + peak, in_use=before + now, pool=pool)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from turbofit.core.plan import Plan
+    from turbofit.core.plan import EnginePlan, Plan
     from turbofit.gateway.routing.engines import Outage, RoutedEngine
     from turbofit.serving.engine.launches import Launch, PretendReader
     from turbofit.serving.engine.worst_requests import ProbeRequest
@@ -46,9 +46,11 @@ class Silence:
     ``group`` is its process group; ``pretend``: its GPUs are not real.
     """
 
-    def __init__(self, plan: Plan, timing: Timing, group: int, *, pretend: bool) -> None:
-        self._plan, self._timing, self._group = plan, timing, group
-        self._uuids = () if pretend else tuple(gpu.uuid for gpu in plan.gpus)
+    def __init__(
+        self, plan: Plan, engine: EnginePlan, timing: Timing, group: int, *, pretend: bool
+    ) -> None:
+        self._plan, self._engine, self._timing, self._group = plan, engine, timing, group
+        self._uuids = () if pretend else tuple(ledger.uuid for ledger in engine.ledgers)
         #: When the engine last gave a sign and was last observed; the processor seconds used until
         #: then.
         self._worked_at = self._looked_at = float("-inf")
@@ -91,7 +93,7 @@ class Silence:
 
     @cached_property
     def _longest(self) -> float:
-        forecast = seconds_of(self._plan, whole_check(self._plan, ""))
+        forecast = seconds_of(self._plan, self._engine, whole_check(self._plan, self._engine, ""))
         return max(self._timing.longest_silence, _FORECASTS * forecast)
 
 
@@ -193,7 +195,7 @@ class SupervisedEngine:
         self.process: EngineProcess | None = None
         #: Reads from the log what the start does on pretend GPUs; None on real ones.
         self.pretended: PretendReader | None = None
-        self.tracker = StartupTracker(plan, self.log)
+        self.tracker = StartupTracker(plan, self.planned, self.log)
         self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
         #: This start's watch for silence, and the time when the engine became ready.
@@ -212,6 +214,11 @@ class SupervisedEngine:
         return self.launch.group
 
     @property
+    def planned(self) -> EnginePlan:
+        """The engine's part of the plan."""
+        return self.plan.engines[self.group]
+
+    @property
     def clients(self) -> Owing | None:
         """The gateway's clients of this engine; None if no gateway serves."""
         return self._supervision.clients(self.index)
@@ -226,7 +233,7 @@ class SupervisedEngine:
             self.pretended = PretendReader(self.plan, self.group, start_command.timeline)
         self._began = self._counted = self._heard = self._clock()
         self._kills = (host_kills(),) * 2
-        self.tracker = StartupTracker(self.plan, self.log, self._began)
+        self.tracker = StartupTracker(self.plan, self.planned, self.log, self._began)
         # If the disk is not writable, a restart has no log, but the engine still starts.
         self.process = EngineProcess(
             start_command.argv, start_command.env, self.log, self.launch.spawn,
@@ -239,9 +246,11 @@ class SupervisedEngine:
         # If it has served, a worst case together with clients' requests would exceed the plan.
         worst_cases = self._supervision.worst_cases
         asks = None if worst_cases is None or self.was_ready else partial(worst_cases, self)
-        serial = self.plan.engine.serial
+        serial = self.plan.backend.serial
         pretend = self.pretended is not None
-        self.silence = Silence(self.plan, self._timing, self.process.pid, pretend=pretend)
+        self.silence = Silence(
+            self.plan, self.planned, self._timing, self.process.pid, pretend=pretend
+        )
         self._probe = Probe(self.client, self._timing, asks, serial=serial, clock=self._clock)
         self._probe.start()
 
@@ -388,7 +397,7 @@ class SupervisedEngine:
             self._heard, self._silence_told = now, False
         elif not self._silence_told and now - self._heard >= self._timing.quiet:
             self._silence_told = True
-            self._tell(silence_words(self.plan, self.tracker.phase, self._timing.quiet))
+            self._tell(silence_words(self.planned, self.tracker.phase, self._timing.quiet))
 
     def _ended(self, code: int | None) -> End:
         _LOG.info("%s ended with code %s in phase %s", self.name, code, self.tracker.phase)

@@ -20,13 +20,13 @@ from turbofit.planning.tower import BEFORE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from turbofit.core.plan import Plan
+    from turbofit.core.plan import EnginePlan, Plan
     from turbofit.core.struct import JsonObject
 
 
 def worst_image(plan: Plan) -> DummyImage | None:
     """Return an image with the most vision units that the plan allows; None without images."""
-    rule, limit = plan.model.image_rule, plan.limits.image_limit
+    rule, limit = plan.model.image_rule, plan.promise.limits.image_limit
     if rule is None or limit is None:
         return None
     size = plan.workload.image_size or rule.with_limit(limit).worst_size()
@@ -81,38 +81,40 @@ def worst_request(plan: Plan, model: str) -> ProbeRequest | None:
     image = worst_image(plan)
     if image is None:
         return None
-    return _chat("a worst-case request", plan, model, [image] * plan.limits.images_per_request)
+    return _chat(
+        "a worst-case request", plan, model, [image] * plan.promise.limits.images_per_request
+    )
 
 
 def worst_image_tokens(plan: Plan) -> int:
     """Return how many tokens the images of `worst_request` have, without the tokens around them."""
-    image, rule, limits = worst_image(plan), plan.model.image_rule, plan.limits
+    image, rule, limits = worst_image(plan), plan.model.image_rule, plan.promise.limits
     if image is None or rule is None or limits.image_limit is None:
         return 0
     return rule.with_limit(limits.image_limit).tokens(*image.size) * limits.images_per_request
 
 
-def fullest_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
+def fullest_forward(plan: Plan, engine: EnginePlan, model: str, text: int) -> ProbeRequest | None:
     """Return the request that brings the executor's pool to its planned peak.
 
     None if `worst_request` does so already. ``text``: tokens of a chat's prompt without its images,
     as the engine counted them.
     """
-    deciding = next((term.term for gpu in plan.gpus for term in gpu.ledger if term.worst), "")
-    worst = _WORST[deciding](plan, model, text) if deciding in _WORST else None
+    deciding = next((term.term for gpu in engine.ledgers for term in gpu.terms if term.worst), "")
+    worst = _WORST[deciding](plan, engine, model, text) if deciding in _WORST else None
     return None if worst is None else worst._replace(name="the fullest forward")
 
 
-def every_worst(plan: Plan, model: str, text: int) -> tuple[ProbeRequest, ...]:
+def every_worst(plan: Plan, engine: EnginePlan, model: str, text: int) -> tuple[ProbeRequest, ...]:
     """Return all worst cases but `worst_request`, each named after its term of the ledger."""
-    requests = (worst(plan, model, text) for worst in _WORST.values())
+    requests = (worst(plan, engine, model, text) for worst in _WORST.values())
     return tuple(filter(None, requests))
 
 
 def small_requests(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
     """Return a small request of each kind, to load kernels that the warm-up does not use."""
     rule, requests = plan.model.image_rule, []
-    if rule is not None and plan.limits.vision_unit is not None:
+    if rule is not None and plan.promise.limits.vision_unit is not None:
         requests.append(_chat("a small image", plan, model, [rule.small_image]))
     body = {
         "model": model, "prompt": "What is this?", "max_tokens": _SMALL_ANSWER, "top_k": 0,
@@ -122,20 +124,20 @@ def small_requests(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
     return (*requests, small)
 
 
-def _longest(plan: Plan, _model: str, _text: int) -> ProbeRequest:
-    tokens = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _ANSWER
+def _longest(plan: Plan, engine: EnginePlan, _model: str, _text: int) -> ProbeRequest:
+    tokens = min(engine.settings.session_len, plan.promise.context) - _ANSWER
     ids = [_TOKEN] * max(1, tokens)
     body = {"input_ids": ids, "max_tokens": _ANSWER, "top_k": 1}
     return ProbeRequest("text_prefill", "/generate", body, tokens=len(ids), answer=_ANSWER)
 
 
-def _full_batch(plan: Plan, model: str, _text: int) -> ProbeRequest:
+def _full_batch(_plan: Plan, engine: EnginePlan, model: str, _text: int) -> ProbeRequest:
     """Return one request whose prompts run together as a full batch.
 
     Each prompt's answer is sampled from all tokens of the vocabulary.
     """
-    rows = max(1, min(plan.settings.max_batch_size, plan.kv.tokens // _LEAST_ROW))
-    room = min(plan.settings.session_len, plan.kv.tokens // rows) - _LEAST_ROW // 2
+    rows = max(1, min(engine.settings.max_batch_size, engine.kv.tokens // _LEAST_ROW))
+    room = min(engine.settings.session_len, engine.kv.tokens // rows) - _LEAST_ROW // 2
     answer = max(1, min(max(_ROW_ANSWER, _STEPS_A_ROW * rows), room))
     body = {
         "model": model,
@@ -148,16 +150,16 @@ def _full_batch(plan: Plan, model: str, _text: int) -> ProbeRequest:
     return ProbeRequest("sampling", "/v1/completions", body, rows=rows, answer=answer)
 
 
-def _images_that_meet(plan: Plan, model: str, text: int) -> ProbeRequest | None:
+def _images_that_meet(plan: Plan, engine: EnginePlan, model: str, text: int) -> ProbeRequest | None:
     """Return a chat whose images bring the most vision units that a plan allows into one forward.
 
     None if `worst_request`, the largest request of one client, has as many units.
     """
-    met, alone = _meeting(plan, text), plan.limits.units_per_request
+    met, alone = _meeting(plan, engine, text), plan.promise.limits.units_per_request
     return _chat("vision_forward", plan, model, met.dummies) if met.units > alone else None
 
 
-def _meeting(plan: Plan, text: int, *, several: bool = False) -> Meeting:
+def _meeting(plan: Plan, engine: EnginePlan, text: int, *, several: bool = False) -> Meeting:
     """Return the images of a chat that bring the planned number of vision units into one forward.
 
     ``text``: tokens of the chat besides its images. ``several``: use several smaller images instead
@@ -166,13 +168,13 @@ def _meeting(plan: Plan, text: int, *, several: bool = False) -> Meeting:
     rule, largest = plan.model.image_rule, worst_image(plan)
     if rule is None or largest is None:
         return Meeting(0, [])
-    if not rule.client_knobs and plan.limits.image_limit is not None:
-        rule = rule.with_limit(plan.limits.image_limit)
+    if not rule.client_knobs and plan.promise.limits.image_limit is not None:
+        rule = rule.with_limit(plan.promise.limits.image_limit)
     beside = Text(
         before=max(0, text - _AFTER), around=_AROUND, after=_AFTER + _ANSWER + _SLACK, slack=_SLACK
     )
     make = pictures(rule, largest, with_fields=True)
-    return engine_of(plan).worst_images(plan, make, beside, several=several)
+    return engine_of(plan).worst_images(plan.promise, engine, make, beside, several=several)
 
 
 #: For each term of the ledger, the request that brings it to its planned size.
@@ -181,7 +183,7 @@ _WORST: Final = {
 }  # fmt: skip
 
 
-def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
+def cheaper_forward(plan: Plan, engine: EnginePlan, model: str, text: int) -> ProbeRequest | None:
     """Return a request that fills the pool like `fullest_forward`, but encodes images less often.
 
     Some towers encode a whole image again in each forward that has a part of the image, which takes
@@ -192,8 +194,8 @@ def cheaper_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     rule = plan.model.image_rule
     if rule is None or not rule.whole_image or not engine_of(plan).encodes_again:
         return None
-    met = _meeting(plan, text, several=True)
-    if met.units < _NEARLY * _meeting(plan, text).units or len(met.images) < 2:
+    met = _meeting(plan, engine, text, several=True)
+    if met.units < _NEARLY * _meeting(plan, engine, text).units or len(met.images) < 2:
         return None
     return _chat("the fullest forward", plan, model, met.dummies)
 
@@ -218,7 +220,7 @@ def _chat(name: str, plan: Plan, model: str, images: Sequence[DummyImage]) -> Pr
 
 
 def longest_request(
-    plan: Plan,
+    engine: EnginePlan,
     model: str,
     worst: ProbeRequest | None,
     tokens: int,
@@ -230,13 +232,13 @@ def longest_request(
     takes. The request also has the images of ``worst``, whose prompt has ``tokens`` tokens. None if
     the engine does not count, or no room is left.
     """
-    least = max(1, min(_PROBE_TOKENS, plan.settings.session_len // _SHORT))
+    least = max(1, min(_PROBE_TOKENS, engine.settings.session_len // _SHORT))
     few, more = (count(_words("a short prompt", model, n)) for n in (least, 2 * least))
     word_tokens = (more - few) / least
     if word_tokens <= 0:
         return None
     taken = tokens if worst is not None else few - least * word_tokens
-    word_count = int((plan.settings.session_len - _ANSWER - taken) / word_tokens * _SHARE)
+    word_count = int((engine.settings.session_len - _ANSWER - taken) / word_tokens * _SHARE)
     if word_count < 1:
         return None
     if worst is None:
@@ -258,6 +260,10 @@ class Examined(Protocol):
     def plan(self) -> Plan:
         """The plan with which the engine runs."""
 
+    @property
+    def planned(self) -> EnginePlan:
+        """The engine's part of the plan."""
+
 
 #: The check: ``auto`` sends the worst cases if they were not yet answered here, else one small
 #: request; ``full`` always sends the worst cases, ``quick`` always the small request.
@@ -269,23 +275,23 @@ LONG: Final = 20.0
 _TEXT: Final = 64
 
 
-def ask_worst(engine: Examined, model: str, ask: Callable[[ProbeRequest], int]) -> None:
+def ask_worst(examined: Examined, model: str, ask: Callable[[ProbeRequest], int]) -> None:
     """Send requests that bring an engine's memory to the plan's peak before clients do.
 
     ``ask`` sends a request and returns how many tokens its prompt has, 0 if unknown.
     """
-    plan = engine.plan
-    if cheaper_check(plan, model):
+    plan, engine = examined.plan, examined.planned
+    if cheaper_check(plan, engine, model):
         small, rule = small_requests(plan, model)[0], plan.model.image_rule
         text = max(0, ask(small) - (0 if rule is None else rule.tokens(*rule.small_image.size)))
-        last = cheaper_forward(plan, model, text)
+        last = cheaper_forward(plan, engine, model, text)
     else:
         worst = worst_request(plan, model)
         tokens = 0 if worst is None else ask(worst)
-        if plan.engine.serial:
-            last = longest_request(plan, model, worst, tokens, ask)
+        if plan.backend.serial:
+            last = longest_request(engine, model, worst, tokens, ask)
         else:
-            last = fullest_forward(plan, model, max(0, tokens - worst_image_tokens(plan)))
+            last = fullest_forward(plan, engine, model, max(0, tokens - worst_image_tokens(plan)))
     if last is not None:
         ask(last)
 
@@ -301,39 +307,41 @@ def check_seconds(plan: Plan) -> float:
     The forecast ignores that an engine prepares an image while it encodes another. Measured on an
     H100 and an H200: 0.8 to 1.3 times the forecast.
     """
-    groups = plan.group_plans()
-    return max(seconds_of(one, cheaper_check(one) or whole_check(one, "")) for one in groups)
+    return max(
+        seconds_of(plan, engine, cheaper_check(plan, engine) or whole_check(plan, engine, ""))
+        for engine in plan.engines
+    )
 
 
-def cheaper_check(plan: Plan, model: str = "") -> tuple[ProbeRequest, ...]:
+def cheaper_check(plan: Plan, engine: EnginePlan, model: str = "") -> tuple[ProbeRequest, ...]:
     """Return the requests that replace the worst cases if these would take too long; else empty."""
-    if seconds_of(plan, whole_check(plan, model)) <= LONG:
+    if seconds_of(plan, engine, whole_check(plan, engine, model)) <= LONG:
         return ()
-    cheaper = cheaper_forward(plan, model, _TEXT)
-    fullest = fullest_forward(plan, model, _TEXT)
+    cheaper = cheaper_forward(plan, engine, model, _TEXT)
+    fullest = fullest_forward(plan, engine, model, _TEXT)
     if cheaper is None or fullest is None or fullest.name != cheaper.name:
         return ()
     return small_requests(plan, model)[0], cheaper
 
 
-def whole_check(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
+def whole_check(plan: Plan, engine: EnginePlan, model: str) -> tuple[ProbeRequest, ...]:
     """Return the worst cases that `ask_worst` sends unless they take too long.
 
     The length of a prompt's text is assumed, since only an engine can count it.
     """
-    requests = worst_request(plan, model), fullest_forward(plan, model, _TEXT)
+    requests = worst_request(plan, model), fullest_forward(plan, engine, model, _TEXT)
     return tuple(filter(None, requests))
 
 
-def seconds_of(plan: Plan, questions: Iterable[ProbeRequest]) -> float:
+def seconds_of(plan: Plan, engine: EnginePlan, questions: Iterable[ProbeRequest]) -> float:
     """Return how many seconds one engine needs for these requests, one after another."""
-    engine = engine_of(plan)
-    gpus = [plan.machine.gpu(gpu.index) for gpu in plan.gpus][: plan.settings.tp]
-    group = group_rates(plan.model, plan.settings, plan.machine, gpus, engine)
+    account = engine_of(plan)
+    gpus = [plan.machine.gpu(index) for index in engine.gpus][: engine.settings.tp]
+    group = group_rates(plan.model, engine.settings, plan.machine, gpus, account)
     questions = list(questions)
-    forward = engine.forward_tokens(plan.settings)
+    forward = account.forward_tokens(engine.settings)
     seconds = sum(_request_seconds(plan, group, forward, question) for question in questions)
-    compiled = plan.engine.on_torch and any(question.units for question in questions)
+    compiled = plan.backend.on_torch and any(question.units for question in questions)
     return seconds + (rates().kernel_seconds if compiled else 0.0)
 
 

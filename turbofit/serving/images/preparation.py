@@ -61,7 +61,7 @@ def image_environment(plan: Plan) -> dict[str, str]:
 
     Empty if the plan has no images.
     """
-    if plan.limits.vision_unit is None or not plan.engine.of_lmdeploy:
+    if plan.promise.limits.vision_unit is None or not plan.backend.of_lmdeploy:
         return {}
     return {THREADS: str(threads_here(plan)), CACHE: str(plan.host.image_cache)}
 
@@ -74,7 +74,7 @@ def threads_here(plan: Plan) -> int:
 
     if plan.host.image_threads is not None:
         return plan.host.image_threads
-    return image_threads(known(read_host().cpus, 1), plan.parallel.replicas)
+    return image_threads(known(read_host().cpus, 1), plan.replicas)
 
 
 def install() -> None:
