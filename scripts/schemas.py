@@ -64,10 +64,8 @@ _DOCUMENTS: Final = {
     "which": _Document(Which, "Cards that keep a promise, or models that a machine serves", _SIZES),
     "batch": _Document(BatchResult, "A batch at its end: what `batch --json` prints", "Seconds."),
 }
-_PLAN: Final = "urn:turbofit:plan:1"
+_PLAN: Final = "urn:turbofit:plan:2"
 _LEFT_OUT: Final = ("title", "default", "discriminator")
-#: Types whose published name is not the class's: ``turbofit.plan/1`` keeps its names.
-_PUBLISHED_NAMES: Final = {"PlannedEngine": "Engine"}
 
 
 def document(name: str) -> Document:
@@ -99,7 +97,7 @@ def _any_json(kind: type) -> Document:
 def _parts(kind: type[Struct]) -> dict[str, Any]:
     """The schemas of a type and of all that its fields hold, by their names."""
     parts = msgspec.json.schema_components([kind], schema_hook=_any_json)[1]
-    return {_PUBLISHED_NAMES.get(name, name): part for name, part in parts.items()}
+    return {name: part for name, part in parts.items()}
 
 
 def _published(part: Any, theirs: set[str]) -> Any:
@@ -121,7 +119,6 @@ def _published(part: Any, theirs: set[str]) -> Any:
     }
     if "$ref" in found:
         name = found["$ref"].rpartition("/")[2]
-        name = _PUBLISHED_NAMES.get(name, name)
         inside = f"{_PLAN}#/$defs/{name}" if name in theirs else f"#/$defs/{name}"
         found["$ref"] = _PLAN if name == "Plan" else inside
     if "properties" in found:

@@ -27,34 +27,34 @@ class TestPlan:
 
     def test_nvlinked_cards_go_together(self):
         plan = turbofit.plan("internvl2-26b-awq", on="4xrtx3090,nvlink=0-2+1-3", tp=2)
-        assert {tuple(sorted(group)) for group in plan.parallel.groups} == {(0, 2), (1, 3)}
+        assert {tuple(sorted(group)) for group in plan.groups} == {(0, 2), (1, 3)}
         # MIG instances are never joined.
         machine = machine_from("2xa100-40g")
         slices = tuple(replace(gpu, mig=True) for gpu in machine.gpus)
         machine = replace(machine, gpus=slices, links=())
-        assert turbofit.plan("internvl2-8b", on=machine).parallel.tp == 1
+        assert turbofit.plan("internvl2-8b", on=machine).tp == 1
 
     def test_what_the_user_sets_is_kept_and_named_as_the_cause(self):
         kept = {"engine": "turbomind", "cache_max_entry_count": 0.8, "queue_images": False}
         plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", max_pixels=12845056, **kept)
-        assert plan.settings.cache_max_entry_count == 0.8
-        assert plan.limits.max_pixels_per_image == 12845056
+        assert plan.engines[0].settings.cache_max_entry_count == 0.8
+        assert plan.promise.limits.max_pixels_per_image == 12845056
         assert not plan.fits
         assert "leave --cache-max-entry-count to turbofit" in [one.change for one in plan.remedies]
         # Images that nobody sets are lowered where nothing else serves.
         plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", **kept)
         assert plan.fits
-        assert (plan.limits.max_pixels_per_image or 1 << 30) < 12845056
+        assert (plan.promise.limits.max_pixels_per_image or 1 << 30) < 12845056
         assert any("the largest that can be served" in reason for reason in plan.reasons)
 
     def test_budgets_and_margins(self):
         plan = turbofit.plan("internvl2-2b", on="1xrtx3090", budget="10GiB")
         assert plan.fits
-        ledger = plan.gpus[0]
+        ledger = plan.ledgers[0]
         assert ledger.peak - ledger.used + 256 * MIB <= 10 * 1024 * MIB
         # Margins are bytes or shares.
         for margin, expected in (("1GiB", 1024 * MIB), ("5%", None), (600 * MIB, 600 * MIB)):
-            ledger = turbofit.plan("internvl2-2b", on="1xrtx3090", margin=margin).gpus[0]
+            ledger = turbofit.plan("internvl2-2b", on="1xrtx3090", margin=margin).ledgers[0]
             assert ledger.margin == (expected or int(ledger.total * 0.05))
             assert ledger.headroom >= ledger.margin
 
@@ -87,7 +87,7 @@ def test_a_plan_for_transformers_has_no_config_of_lmdeploy_and_is_not_corrected(
     )
     with pytest.raises(UsageError, match="planned for Transformers"):
         plan.engine_config()
-    assert set(plan.lmdeploy_settings()) == {"dtype", "max_batch_size", "session_len"}
+    assert set(plan.engines[0].lmdeploy_settings()) == {"dtype", "max_batch_size", "session_len"}
     with pytest.raises(UsageError, match="no ratio to correct"):
         turbofit.plan("qwen2.5-vl-7b", on="1xrtx3090", engine="transformers", rehearse=True)
     with pytest.raises(UsageError, match="no stand-in checkpoint"):
@@ -100,8 +100,8 @@ def test_engine_config_is_lmdeploys_own():
     config = plan.engine_config()
     assert type(config).__name__ == "TurbomindEngineConfig"
     assert config.tp == 4
-    assert config.cache_max_entry_count == plan.settings.cache_max_entry_count
-    assert config.session_len == plan.settings.session_len
+    assert config.cache_max_entry_count == plan.engines[0].settings.cache_max_entry_count
+    assert config.session_len == plan.engines[0].settings.session_len
 
 
 def test_a_tab_finds_what_the_package_is_for() -> None:

@@ -61,7 +61,7 @@ def named() -> set[str]:
 @pytest.mark.parametrize("options", LEDGERS, ids=lambda options: f"{options['model']}")
 def test_every_term_of_turbominds_ledger_is_explained(options: dict[str, Any]) -> None:
     plan = turbofit.api.plan(**{"engine": "turbomind", **options})
-    terms = {term.term for gpu in plan.gpus for term in gpu.ledger}
+    terms = {term.term for gpu in plan.ledgers for term in gpu.terms}
     assert len(terms) > 20
     assert terms <= named()
 

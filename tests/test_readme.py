@@ -48,15 +48,15 @@ def test_a_recipe_gives_what_its_row_says(command: str, answer: str, capsys) -> 
     figures = FIGURES.findall(answer)
     assert figures
     for figure in figures:
-        assert figure in f"{plan.verdict}; {plan.kv.total_tokens:,} KV tokens"
+        assert figure in f"{plan.verdict}; {plan.kv_tokens:,} KV tokens"
     named = [name for name in ENGINES if answer.startswith(name)]
-    assert all(plan.engine.name == ENGINES[name] for name in named)
+    assert all(plan.backend.name == ENGINES[name] for name in named)
     dtypes = re.findall(r"\bb?float16\b", answer)
-    assert not dtypes or plan.settings.dtype == dtypes[0]
+    assert not dtypes or plan.engines[0].settings.dtype == dtypes[0]
     shape = re.search(r"(two|four) (?:copies|engines)(?:.*? of tp (\d))?", answer)
     if shape is not None:
-        assert plan.parallel.replicas == {"two": 2, "four": 4}[shape[1]]
-        assert plan.parallel.tp == int(shape[2] or 1)
+        assert plan.replicas == {"two": 2, "four": 4}[shape[1]]
+        assert plan.tp == int(shape[2] or 1)
 
 
 def test_the_picture_at_the_top_is_what_the_command_says() -> None:
@@ -104,7 +104,7 @@ def test_what_is_gained_is_what_the_benches_and_commands_say(capsys) -> None:
     for page in ("README.md", "README.zh-CN.md"):
         said = " ".join((ROOT / page).read_text().split())
         for figure in (
-            short, f"{plan.kv.total_tokens:,}", f" {plan.requests_at_once} ", f"| {plain} | {ours}",
+            short, f"{plan.kv_tokens:,}", f" {plan.requests_at_once} ", f"| {plain} | {ours}",
             f"{text:.1f} ms", f"{image:.1f} ms", f"{median} s", f"{worst} s", f" {under} MiB",
         ):  # fmt: skip
             assert figure in said, (page, figure)
@@ -112,7 +112,7 @@ def test_what_is_gained_is_what_the_benches_and_commands_say(capsys) -> None:
 
 def test_what_queued_images_gain_is_what_the_plans_say(capsys) -> None:
     queued, not_queued = (
-        f"{plan_of(f'plan qwen2-vl-7b --on 1xrtx3090 {one}', capsys).kv.total_tokens:,}"
+        f"{plan_of(f'plan qwen2-vl-7b --on 1xrtx3090 {one}', capsys).kv_tokens:,}"
         for one in ("--queue-images", "--no-queue-images")
     )
     said = " ".join(COMMANDS_PAGE.split())
@@ -170,12 +170,12 @@ def check(command: str, does: str, capsys: pytest.CaptureFixture[str]) -> bool:
         assert ENDS[end] in plan.verdict
         assert re.search(rf"{re.escape(short)} (short|more)", plan.verdict)
     elif "one request" in does:
-        assert f"one request of {plan.settings.session_len:,} tokens at a time" in does
+        assert f"one request of {plan.engines[0].settings.session_len:,} tokens at a time" in does
         layers = re.search(r"(\d+ of \d+) layers on no GPU: at best ([\d.]+ s a token)", does)
         assert layers is None or all(one in " ".join(plan.warnings) for one in layers.groups())
     else:
-        assert f"lives, {plan.kv.total_tokens:,} tokens" in does
-        spare = min(gpu.headroom for gpu in plan.gpus) // MIB
+        assert f"lives, {plan.kv_tokens:,} tokens" in does
+        spare = min(gpu.headroom for gpu in plan.ledgers) // MIB
         assert plan.fits or f", {spare} MiB to spare" in does
     return serves
 

@@ -81,7 +81,7 @@ def refused(said: Said) -> Plan:
 
 def flag(plan: Plan, name: str) -> str:
     """An option of the first engine's command line."""
-    argv = plan.commands[0].argv
+    argv = plan.engines[0].command.argv
     return argv[argv.index(name) + 1]
 
 
@@ -91,24 +91,27 @@ def flag(plan: Plan, name: str) -> str:
 def test_1_internvl_with_the_tp_that_was_asked(typed) -> None:
     said = typed("plan internvl2-8b --on 4xrtx3090 --tp 4")
     plan = fits(said, "turbomind", [0, 1, 2, 3])
-    assert (plan.parallel.tp, plan.parallel.replicas) == (4, 1)
-    assert plan.settings.dtype == "bfloat16"
+    assert (plan.tp, plan.replicas) == (4, 1)
+    assert plan.engines[0].settings.dtype == "bfloat16"
     assert "no peer access" in plan.verdict
-    assert plan.limits.max_dynamic_patch == 12
+    assert plan.promise.limits.max_dynamic_patch == 12
     assert flag(plan, "--tp") == "4"
-    assert float(flag(plan, "--cache-max-entry-count")) == plan.settings.cache_max_entry_count
+    assert (
+        float(flag(plan, "--cache-max-entry-count"))
+        == plan.engines[0].settings.cache_max_entry_count
+    )
     # One thousandth more would not leave the margin.
-    more = plan.settings.cache_max_entry_count + 0.001
+    more = plan.engines[0].settings.cache_max_entry_count + 0.001
     beyond = typed(
         f"predict internvl2-8b --on 4xrtx3090 --tp 4 --cache-max-entry-count {more:.3f}"
-        f" --max-prefill-token-num {plan.settings.max_prefill_token_num}"
-        f" --max-batch-size {plan.settings.max_batch_size} --max-dynamic-patch 12"
+        f" --max-prefill-token-num {plan.engines[0].settings.max_prefill_token_num}"
+        f" --max-batch-size {plan.engines[0].settings.max_batch_size} --max-dynamic-patch 12"
     )
     assert beyond.spare < beyond.plan.gpus[0].margin
     assert beyond.code == NOT_SERVED
     # Where turbofit may choose, it is no slower.
     chosen = fits(typed("plan internvl2-8b --on 4xrtx3090"), "turbomind", [0, 1, 2, 3])
-    assert chosen.parallel.tp * chosen.parallel.replicas == 4
+    assert chosen.tp * chosen.replicas == 4
     assert chosen.throughput is not None
     assert plan.throughput is not None
     assert chosen.throughput.requests_per_second >= plan.throughput.requests_per_second
@@ -138,7 +141,7 @@ def test_what_serves(
     typed, command: str, engine: str, cards: list[int], shape: tuple[int, int] | None
 ) -> None:
     plan = fits(typed(f"plan {command}"), engine, cards)
-    assert shape in (None, (plan.parallel.tp, plan.parallel.replicas))
+    assert shape in (None, (plan.tp, plan.replicas))
 
 
 @pytest.mark.parametrize(
@@ -211,10 +214,10 @@ def test_2_llava_with_its_lora_merged(typed, tmp_path, capsys) -> None:
 def test_2_llava_on_four_cards_and_on_one(typed) -> None:
     said = typed("plan llava-1.5-7b --on 4xrtx3090")
     plan = fits(said, "pytorch", [0, 1, 2, 3])
-    assert plan.settings.dtype == "float16"
+    assert plan.engines[0].settings.dtype == "float16"
     assert any("transformers<5" in text for text in plan.warnings)
     one = fits(typed("plan llava-1.5-7b --on 4xrtx3090 --gpus 0"), "pytorch", FIRST)
-    assert one.kv.total_tokens < plan.kv.total_tokens
+    assert one.kv_tokens < plan.kv_tokens
     # What `offload_dir` would have done, and its price.
     offloaded = typed("plan llava-1.5-7b --on 1xrtx3090:free=12GiB,ram=64GiB --engine transformers")
     assert offloaded.code == 0
@@ -230,13 +233,13 @@ def test_3_llava_on_what_is_free(typed) -> None:
         fits(typed(f"plan llava-1.5-7b --on 1xl4:free={free}"), "pytorch", [0])
         for free in ("22GiB", "19GiB", "17GiB", "15.5GiB")
     ]
-    tokens = [plan.kv.tokens for plan in plans]
+    tokens = [plan.engines[0].kv.tokens for plan in plans]
     assert tokens == sorted(tokens, reverse=True)
     assert len(set(tokens)) == len(tokens)
-    sessions = [plan.settings.session_len for plan in plans]
+    sessions = [plan.engines[0].settings.session_len for plan in plans]
     assert sessions == sorted(sessions, reverse=True)
     assert sessions[0] == 4096
-    assert all(plan.parallel.tp == 1 for plan in plans)
+    assert all(plan.tp == 1 for plan in plans)
 
 
 # 4. Qwen2-VL-7B on a V100 32 GB, then on two RTX 4090
@@ -244,9 +247,9 @@ def test_3_llava_on_what_is_free(typed) -> None:
 
 def test_4_qwen_on_a_v100(typed) -> None:
     plan = fits(typed("plan qwen2-vl-7b --on 1xv100-32g"), "turbomind", [0])
-    assert plan.settings.dtype == "float16"
+    assert plan.engines[0].settings.dtype == "float16"
     assert any("no bfloat16" in reason for reason in plan.reasons)
-    assert plan.limits.max_pixels_per_image is not None
+    assert plan.promise.limits.max_pixels_per_image is not None
 
 
 # 4, wished for: LLaVA-OneVision and Llama-3.2-Vision
@@ -256,21 +259,21 @@ def test_4_qwen_on_a_v100(typed) -> None:
 def test_4_what_lmdeploy_does_not_run(typed, model: str) -> None:
     for on, visible in (("1xv100-32g", 1), ("2xrtx4090", 2)):
         one = fits(typed(f"plan {model} --on {on}"), "transformers", [0])
-        assert one.settings.dtype == ("float16" if "v100" in on else one.model.dtype)
-        assert one.settings.max_batch_size == 1
-        assert set((one.device_map or {}).values()) == {0}
+        assert one.engines[0].settings.dtype == ("float16" if "v100" in on else one.model.dtype)
+        assert one.engines[0].settings.max_batch_size == 1
+        assert set((one.engines[0].device_map or {}).values()) == {0}
         assert any("serial and slower" in text for text in one.warnings)
         idle = [text for text in one.warnings if text.startswith("not used")]
         assert len(idle) == visible - 1
-        assert one.commands[0].argv[0] == "turbofit-fallback"
+        assert one.engines[0].command.argv[0] == "turbofit-fallback"
     # Copies and a split are asked for by name.
     split = typed(f"plan {model} --on 2xrtx4090 --tp 2")
     plan = fits(split, "transformers", [0, 1])
-    assert plan.parallel.replicas == 1
-    assert set((plan.device_map or {}).values()) == {0, 1}
-    assert plan.settings.session_len >= one.settings.session_len
+    assert plan.replicas == 1
+    assert set((plan.engines[0].device_map or {}).values()) == {0, 1}
+    assert plan.engines[0].settings.session_len >= one.engines[0].settings.session_len
     copies = fits(typed(f"plan {model} --on 2xrtx4090 --replicas 2"), "transformers", [0, 1])
-    assert copies.parallel.groups == ((0,), (1,))
+    assert copies.groups == ((0,), (1,))
 
 
 # 5. CogVLM on two RTX 3090
@@ -279,20 +282,20 @@ def test_4_what_lmdeploy_does_not_run(typed, model: str) -> None:
 @pytest.mark.parametrize("model", ["cogvlm-17b", "cogvlm2-19b"])
 def test_5_cogvlm_is_one_model_over_both_cards(typed, model: str) -> None:
     plan = fits(typed(f"plan {model} --on 2xrtx3090"), "pytorch", [0, 1])
-    assert (plan.parallel.tp, plan.parallel.replicas) == (2, 1)
+    assert (plan.tp, plan.replicas) == (2, 1)
     # Two prompts in one forward end LMDeploy's CogVLM.
-    assert plan.settings.max_batch_size == 1
+    assert plan.engines[0].settings.max_batch_size == 1
     assert any(one.startswith("max_batch_size 1: with more at once a") for one in plan.reasons)
-    shards = [sum(t.bytes for t in g.ledger if t.phase == "weights") for g in plan.gpus]
+    shards = [sum(t.bytes for t in g.terms if t.phase == "weights") for g in plan.ledgers]
     assert all(size < 24 * GIB < plan.model.weight_bytes for size in shards)
 
 
 def test_5_cogvlm_in_copies_is_refused_with_the_reason(typed) -> None:
     plan = refused(typed("plan cogvlm-17b --on 2xrtx3090 --replicas 2"))
-    assert (plan.parallel.tp, plan.parallel.replicas) == (1, 2)
+    assert (plan.tp, plan.replicas) == (1, 2)
     assert "runs out of memory while loading: GPU 0 is" in plan.verdict
     assert format_bytes(plan.model.weight_bytes) in plan.verdict
-    assert plan.model.weight_bytes > plan.gpus[0].total
+    assert plan.model.weight_bytes > plan.ledgers[0].total
     # Without the copies the same cards do; with them twice as many are needed.
     offered = [one.change for one in plan.remedies if one.effect.startswith("fits")]
     assert any("--replicas" in change or change.startswith("4 x") for change in offered)

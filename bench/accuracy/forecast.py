@@ -86,7 +86,7 @@ def forecast(row: Row) -> Forecast:
     )
     ratio = settings.cache_max_entry_count
     outcome = account.at(ratio)
-    warmup = next(t.bytes for t in outcome.ledgers[0].ledger if t.term == POOL_WARMUP)
+    warmup = next(t.bytes for t in outcome.ledgers[0].terms if t.term == POOL_WARMUP)
     rule = model.image_rule
     units = engine.units_bound(rule, load, settings) if rule and load.units_per_image else 0
     host = engine.host_memory(model, settings, units_per_forward=units)

@@ -147,11 +147,11 @@ def _figure(
 
 
 def _tower(ledger: GpuLedger) -> int:
-    return sum(t.bytes for t in ledger.ledger if t.term in _TOWER)
+    return sum(t.bytes for t in ledger.terms if t.term in _TOWER)
 
 
 def _weights(ledger: GpuLedger) -> int:
-    held = (t for t in ledger.ledger if t.phase == "weights" and t.term != "torch_cache")
+    held = (t for t in ledger.terms if t.phase == "weights" and t.term != "torch_cache")
     return sum(t.bytes for t in held)
 
 

@@ -62,7 +62,7 @@ def _checked(files: list[Path], *, keep: bool) -> int:
 def _kept(document: SharedRun) -> Path:
     """Store a document under a name made of what was measured; returns its path."""
     plan, run = document.plan, document.run
-    words = f"{plan.machine.name} {plan.model.name} {plan.engine.name} {run.started}"
+    words = f"{plan.machine.name} {plan.model.name} {plan.backend.name} {run.started}"
     name = re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
     OBSERVATIONS.mkdir(exist_ok=True)
     path = OBSERVATIONS / f"{name}.json"

@@ -54,7 +54,7 @@ def _marks(one: SharedRun) -> Iterator[str]:
 
 def _readings(one: SharedRun) -> Iterator[str]:
     """Yield what is impossible in the bytes in use, which NVML reads."""
-    sizes = {gpu.index: gpu.total - gpu.reserved for gpu in one.plan.gpus}
+    sizes = {gpu.index: gpu.total - gpu.reserved for gpu in one.plan.ledgers}
     attempts = one.run.attempts
     used = [
         (int(index), size)
@@ -94,7 +94,7 @@ def _forecasts(one: SharedRun) -> Iterator[str]:
         yield f"{what} was measured as it was forecast, to {_SAME} bytes"
     if any(row["phase"] == _CONTEXT and _whole(row["over"]) for row in one.phases):
         yield "what came before the cache is off by whole MiB: a card's context is not"
-    for gpu in one.plan.gpus:
+    for gpu in one.plan.ledgers:
         if _bytes(gpu, "cuda_context") in _steps(one, str(gpu.index)):
             yield f"the context on GPU {gpu.index} took what the preset says, to the byte"
     for seen in one.seen:
@@ -116,7 +116,7 @@ def _steps(one: SharedRun, gpu: str) -> set[int]:
 def _speeds(one: SharedRun) -> Iterator[str]:
     """Yield what was faster than the link or the memory of the card allows."""
     plan = one.plan
-    first = plan.machine.gpu(plan.parallel.groups[0][0])
+    first = plan.machine.gpu(plan.groups[0][0])
     weights = _bytes(_ledger(one, first.index), "weights")
     link = _link(first.pcie)
     for attempt in one.run.attempts:
@@ -126,7 +126,7 @@ def _speeds(one: SharedRun) -> Iterator[str]:
                 yield f"{weights // MIB} MiB of weights came in {seconds} s over its PCIe link"
     if plan.model.text.moe is not None or not isinstance(first.memory_bandwidth, int):
         return
-    at_once = plan.settings.max_batch_size * len(plan.parallel.groups)
+    at_once = plan.engines[0].settings.max_batch_size * len(plan.groups)
     most = _ROOM * at_once * first.memory_bandwidth / max(weights, 1)
     for load in one.loads:
         if load.output_tokens_per_second > most:
@@ -140,9 +140,9 @@ def _link(pcie: Pcie) -> float | None:
 
 
 def _ledger(one: SharedRun, index: int) -> GpuLedger:
-    return next(gpu for gpu in one.plan.gpus if gpu.index == index)
+    return next(gpu for gpu in one.plan.ledgers if gpu.index == index)
 
 
 def _bytes(ledger: GpuLedger, name: str) -> int:
     """Return the bytes of a phase or of one term."""
-    return sum(term.bytes for term in ledger.ledger if name in (term.phase, term.term))
+    return sum(term.bytes for term in ledger.terms if name in (term.phase, term.term))

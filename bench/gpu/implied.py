@@ -59,7 +59,7 @@ class Implied:
 
 def readings(trial: Trial) -> Iterator[Reading]:
     """Yield a trial's readings of its card's preset, and of holes in TurboMind's pools."""
-    turbomind = trial.plan.engine.name == "turbomind"
+    turbomind = trial.plan.backend.name == "turbomind"
     if trial.preset is not None:
         file, gpu = f"gpus/{trial.preset}.yaml", trial.gpu
         for key, size in (("total_mib", gpu.total), ("reserved_mib", gpu.reserved)):
@@ -85,7 +85,7 @@ def _beside_context(trial: Trial) -> int:
 
 def _holes(trial: Trial, rest: int) -> Reading:
     """Return the reading of holes in pools: ``most`` if the plan charges it, else ``share``."""
-    constants, ledger = load_constants(), trial.plan.gpus[0].ledger
+    constants, ledger = load_constants(), trial.plan.ledgers[0].terms
     rule, step = constants.pool_growth, constants.pool_granularity
     largest = max(t.bytes for t in ledger if t.phase == "transient" or t.term == POOL_WARMUP)
     if trial.plan.model.mrope and all(term.term != "mrope_pool" for term in ledger):

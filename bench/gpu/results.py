@@ -46,7 +46,7 @@ class Trial:
     @property
     def gpu(self) -> Gpu:
         """The first card that the run used."""
-        return self.plan.machine.gpu(self.plan.parallel.groups[0][0])
+        return self.plan.machine.gpu(self.plan.groups[0][0])
 
     @cached_property
     def preset(self) -> str | None:
@@ -62,13 +62,13 @@ class Trial:
     def _starts(self) -> Iterator[dict[str, Any]]:
         """Yield phases from the last start of a run without a calibration, on one card."""
         attempts = self.document.run.attempts
-        for engine in attempts[-1].engines if attempts and len(self.plan.gpus) == 1 else ():
+        for engine in attempts[-1].engines if attempts and len(self.plan.ledgers) == 1 else ():
             for row in engine.beside:
                 if row.what in _PHASES and row.actual is not None:
                     free = row.what.startswith("free")
                     over = row.actual - row.forecast if free else row.forecast - row.actual
                     yield {
-                        "phase": _PHASES[row.what], "gpu": self.plan.gpus[0].index,
+                        "phase": _PHASES[row.what], "gpu": self.plan.ledgers[0].index,
                         "forecast": row.forecast, "measured": row.actual, "over": over,
                     }  # fmt: skip
 

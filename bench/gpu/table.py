@@ -36,7 +36,7 @@ def write() -> None:
 def _row(card: str, one: Trial) -> tuple[str, ...]:
     plan, run = one.plan, one.document.run
     driver = str(plan.machine.driver)
-    return card, plan.model.name, plan.engine.name, _peak(one), run.lmdeploy, driver, run.started
+    return card, plan.model.name, plan.backend.name, _peak(one), run.lmdeploy, driver, run.started
 
 
 def _peak(one: Trial) -> str:
@@ -45,9 +45,9 @@ def _peak(one: Trial) -> str:
     for row in one.phases:
         if row["phase"] not in ("context and weights", "cache"):
             most[row["gpu"]] = max(most.get(row["gpu"], 0), row["measured"])
-    over = [gpu.peak - most[gpu.index] for gpu in one.plan.gpus if gpu.index in most]
+    over = [gpu.peak - most[gpu.index] for gpu in one.plan.ledgers if gpu.index in most]
     if not over:
         return "no calibration in it"
     furthest = max(over, key=abs)
-    share = abs(furthest) / one.plan.gpus[0].total
+    share = abs(furthest) / one.plan.ledgers[0].total
     return f"{furthest / MIB:+.0f} MiB, {share:.2%} of the card"

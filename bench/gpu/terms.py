@@ -25,7 +25,7 @@ def _rows(trial: Trial) -> dict[str, dict[str, Any]]:
 
 def charged(trial: Trial, names: tuple[str, ...]) -> dict[str, int]:
     """Return the bytes of the named terms that the plan estimates."""
-    ledger = trial.plan.gpus[0].ledger
+    ledger = trial.plan.ledgers[0].terms
     return {t.term: t.bytes for t in ledger if t.term in names and t.basis == "estimate"}
 
 
@@ -57,7 +57,7 @@ def sums(trial: Trial) -> Iterator[tuple[str, int, int]]:
         if measured is not None:
             found = charged(trial, terms)
             yield f"{when} the cache: {' + '.join(found)}", sum(found.values()), measured
-    ratio = trial.plan.settings.cache_max_entry_count
+    ratio = trial.plan.engines[0].settings.cache_max_entry_count
     for seen in trial.document.seen[:1]:
         if seen.free is not None and seen.region is not None:
             what = f"kv_cache: {ratio:.3f} of what was free"

@@ -43,7 +43,7 @@ def judged(request: Request) -> tuple[str, list[str]]:
         found = plan(request.model, on=request.on, **request.options)
     except TurbofitError as exc:
         return f"refused ({exc.kind})", list(of_refusal(exc))
-    return f"{'fits' if found.fits else 'does not fit'}, {found.engine.name}", list(of_plan(found))
+    return f"{'fits' if found.fits else 'does not fit'}, {found.backend.name}", list(of_plan(found))
 
 
 def promises(count: int, seed: int) -> Ends:

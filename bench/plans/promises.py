@@ -27,18 +27,18 @@ def shrinks(pair: Pair, less: Plan, more: Plan) -> str:
         return ""
     if not more.fits:
         return f"does not fit any more: {more.verdict}"
-    limits = [plan.limits.units_per_image for plan in (less, more)]
+    limits = [plan.promise.limits.units_per_image for plan in (less, more)]
     if limits[0] != limits[1]:
         return f"images of {limits[0]} units, then {limits[1]}" if limits[1] < limits[0] else ""
     # Images that need a longer context get it, which is no promise to fewer of them.
-    contexts = [plan.settings.session_len for plan in (less, more)]
+    contexts = [plan.engines[0].settings.session_len for plan in (less, more)]
     if pair.kind == "images":
         contexts = [min(context, _ENOUGH) for context in contexts]
     if pair.kind != "context" and abs(contexts[0] - contexts[1]) > _ROUNDING:
         shorter = contexts[1] < contexts[0]
         return f"a context of {contexts[0]}, then {contexts[1]}" if shorter else ""
     values = [plan.considered[0].score if plan.considered else 0.0 for plan in (less, more)]
-    if pair.kind == "concurrency" or less.engine != more.engine:
+    if pair.kind == "concurrency" or less.backend != more.backend:
         return ""
     share = _BATCH_SHARE if less.workload.goal == "context" else _SHARE
     if values[1] < values[0] * (1 - share):
@@ -48,7 +48,7 @@ def shrinks(pair: Pair, less: Plan, more: Plan) -> str:
 
 def taken(plan: Plan) -> int:
     """Return the most bytes that the engines of a plan hold on all GPUs."""
-    return sum(max(gpu.peak, gpu.load_peak) - gpu.used for gpu in plan.gpus)
+    return sum(max(gpu.peak, gpu.load_peak) - gpu.used for gpu in plan.ledgers)
 
 
 def least_breaks(request: Request, whole: Plan, least: Plan) -> str:
@@ -56,14 +56,14 @@ def least_breaks(request: Request, whole: Plan, least: Plan) -> str:
     options = request.options
     if not least.fits:
         return f"does not fit: {least.verdict}"
-    if least.limits.units_per_image < whole.limits.units_per_image:
-        return f"images of {least.limits.units_per_image} units"
-    if least.kv.longest_request_tokens < options.get("context", 0):
-        return f"a context of {least.kv.longest_request_tokens}"
+    if least.promise.limits.units_per_image < whole.promise.limits.units_per_image:
+        return f"images of {least.promise.limits.units_per_image} units"
+    if least.promise.context < options.get("context", 0):
+        return f"a context of {least.promise.context}"
     if least.requests_at_once < options.get("concurrency", 1):
         return f"{least.requests_at_once} requests at once"
     # Where not all of them are held at once, a step of the ratio may fill a little more.
-    step = sum(gpu.total for gpu in least.gpus) // RATIO_STEPS if least.may_evict() else 0
+    step = sum(gpu.total for gpu in least.ledgers) // RATIO_STEPS if least.may_evict() else 0
     if taken(least) > taken(whole) + step:
         return f"takes {taken(least):,} bytes, without --least {taken(whole):,}"
     return ""

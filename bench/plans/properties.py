@@ -33,9 +33,9 @@ def of_plan(plan: Plan) -> Iterator[str]:
         if not plan.remedies:
             yield f"it does not fit, and nothing to change is named: {plan.verdict}"
         return
-    if plan.kv.tokens <= 0:
+    if plan.engines[0].kv.tokens <= 0:
         yield "it fits without a cache"
-    for gpu in plan.gpus:
+    for gpu in plan.ledgers:
         if gpu.headroom < gpu.margin:
             yield f"GPU {gpu.index} has less headroom than its margin"
     yield from _code(plan)
@@ -44,17 +44,17 @@ def of_plan(plan: Plan) -> Iterator[str]:
 def _code(plan: Plan) -> Iterator[str]:
     """Yield the cards on which the engine has no code for the model."""
     quantization, moe = plan.model.quantization, plan.model.text.moe
-    used = {index for group in plan.parallel.groups for index in group}
+    used = {index for group in plan.groups for index in group}
     for gpu in plan.machine.gpus:
         card = gpu.compute_capability
         if gpu.index not in used or card == "NA":
             continue
         fp8 = quantization is not None and quantization.method == "fp8"
-        if plan.engine.name == "pytorch" and fp8 and card < _FP8:
+        if plan.backend.name == "pytorch" and fp8 and card < _FP8:
             yield f"fp8 on {gpu.name} with Triton"
-        if plan.engine.name != "turbomind":
+        if plan.backend.name != "turbomind":
             continue
-        dtype = plan.settings.dtype
+        dtype = plan.engines[0].settings.dtype
         if card not in _BUILT:
             yield f"TurboMind has no code for {gpu.name}"
         if card in _EMPTY and (quantization is not None or moe is not None):

@@ -215,12 +215,12 @@ def _compare(row: Row) -> Found:
         return Found((row.name, "no plan", *[""] * 9), [], [f"no plan: {plan.verdict}"], {})
     document = plan_document(plan)
     ledgers = {gpu.index: gpu for gpu in beside(plan, document)}
-    cards = [ledgers[index] for index in plan.parallel.groups[0]]
+    cards = [ledgers[index] for index in plan.groups[0]]
     missed: list[str] = []
     say = missed.append
     if document["outcome"] != "served":
         say(f"{document['outcome']}: {(document['death'] or {}).get('phase')}")
-    fixed = segments(plan.settings) == "fixed"
+    fixed = segments(plan.engines[0].settings) == "fixed"
     cases = _cases(row, cards[_fullest(document)], fixed, say)
     start = (row.name, document["outcome"], *_start(row, plan, cards, document, say))
     return Found(start, cases, missed, document["versions"])
@@ -237,23 +237,23 @@ def _start(
 ) -> tuple[str, ...]:  # fmt: skip
     i = _fullest(document)
     card, cache = cards[i], document["cache"] or {}
-    told = {term.term: term for term in card.ledger}
+    told = {term.term: term for term in card.terms}
     blocks = cache.get("num_gpu_blocks") or 0
-    wanted = formula(row.model, plan.settings.tp, cache) if cache.get("free") else 0
+    wanted = formula(row.model, plan.engines[0].settings.tp, cache) if cache.get("free") else 0
     if blocks != wanted:
         say(f"{blocks} blocks, {wanted} by the formula")
     tokens = (blocks - 2) * (cache.get("block_size") or 0)
-    if tokens < plan.kv.tokens:
-        say(f"{tokens} tokens, {plan.kv.tokens} promised")
-    weights = sum(t.bytes for t in card.ledger if t.term.startswith("weights."))
+    if tokens < plan.engines[0].kv.tokens:
+        say(f"{tokens} tokens, {plan.engines[0].kv.tokens} promised")
+    weights = sum(t.bytes for t in card.terms if t.term.startswith("weights."))
     requested = document["terms"][i].get("weights")
     for name in ("load_fragmentation", POOL_WARMUP):
         _hold(name, told[name].bytes, told[name].rehearsed, card.total, say)
     live, reserved = _peaks(plan, document, i)
-    fixed = segments(plan.settings) == "fixed"
+    fixed = segments(plan.engines[0].settings) == "fixed"
     _hold("peak", card.peak, live, card.total, say, upper=max(live, reserved) if fixed else None)
     return (
-        f"{plan.kv.tokens:,} / {tokens:,}",
+        f"{plan.engines[0].kv.tokens:,} / {tokens:,}",
         f"{blocks} / {wanted}",
         f"{mib(weights)} / {mib(requested)}",
         *(f"{mib(told[n].bytes)} / {mib(told[n].rehearsed)}" for n in
@@ -278,10 +278,10 @@ def _cases(
     row: Row, card: GpuLedger, fixed: bool, say: Callable[[str], None]
 ) -> list[tuple[str, ...]]:
     lines = []
-    terms = [term for term in card.ledger if term.phase == "transient"]
+    terms = [term for term in card.terms if term.phase == "transient"]
     # Short prompts of all sequences meet before they are sampled: more than sampling itself where
     # each has a state. The ledger charges the largest.
-    states = any(term.term == "state_cache" for term in card.ledger)
+    states = any(term.term == "state_cache" for term in card.terms)
     largest = max(term.bytes for term in terms)
     for term in terms:
         if term.rehearsed is None:

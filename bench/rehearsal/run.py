@@ -105,13 +105,15 @@ class Driven(NamedTuple):
 
 def cases_of(row: Row, plan: Plan) -> Iterator[Driven]:
     """Yield the cases of a row."""
-    tokens = plan.settings.max_prefill_token_num + plan.settings.max_batch_size
-    tokens = -(-tokens // plan.settings.tp) * plan.settings.tp
+    tokens = (
+        plan.engines[0].settings.max_prefill_token_num + plan.engines[0].settings.max_batch_size
+    )
+    tokens = -(-tokens // plan.engines[0].settings.tp) * plan.engines[0].settings.tp
     for unit in row.units:
         size = _units(unit)
         image = unit if isinstance(unit, int) else (1, *unit)
         prompt = TEXT + (size * 256 if isinstance(unit, int) else size // 4)
-        if prompt >= min(plan.settings.session_len, plan.kv.tokens):
+        if prompt >= min(plan.engines[0].settings.session_len, plan.engines[0].kv.tokens):
             continue
         request = RehearsalRequest(TEXT, (image,), max_new_tokens=2)
         forward = Forward(tokens=min(tokens, prompt), context=prompt, units=size)
@@ -123,13 +125,13 @@ def cases_of(row: Row, plan: Plan) -> Iterator[Driven]:
             RehearsalRequest(8 + 61 * i % 257, (image,), max_new_tokens=2) for i in range(count)
         ]
         yield Driven(f"{count} of {unit} queued", many, None, _units(unit))
-    longest = min(plan.settings.session_len, plan.kv.tokens) - 64
+    longest = min(plan.engines[0].settings.session_len, plan.engines[0].kv.tokens) - 64
     if row.long:
         request = RehearsalRequest(longest, max_new_tokens=2)
         forward = Forward(tokens=min(tokens, longest), context=longest)
         yield Driven(f"prompt of {longest}", [request], forward)
     if row.sampling:
-        rows = min(plan.settings.max_batch_size, plan.kv.tokens // 64)
+        rows = min(plan.engines[0].settings.max_batch_size, plan.engines[0].kv.tokens // 64)
         request = RehearsalRequest(2, max_new_tokens=2, top_k=0)
         forward = Forward(tokens=min(tokens, rows * 2), context=rows * 2, rows=rows, top_k_0=True)
         yield Driven(f"{rows} with top_k=0", [request] * rows, forward)
@@ -180,9 +182,9 @@ def fate_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> Iterator[Check]:
 
 def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
     """Compare weights, cache, tokens and persistent buffers of every rank."""
-    checks, step = [], load_constants(plan.engine.version).pool_granularity
-    for rank, index in enumerate(plan.parallel.groups[0]):
-        ledger = next(g for g in plan.gpus if g.index == index).ledger
+    checks, step = [], load_constants(plan.backend.version).pool_granularity
+    for rank, index in enumerate(plan.groups[0]):
+        ledger = next(g for g in plan.ledgers if g.index == index).terms
         exact = [t for t in ledger if t.basis != "estimate"]
         terms = seen["terms"][rank]
         weights = sum(t.bytes for t in exact if t.term.startswith("weights."))
@@ -195,7 +197,10 @@ def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
         allowed = {
             "weights": (0, 0), "cache": (under, 0), "cache and buffers": (under, step + PAGE)
         }  # fmt: skip
-        pairs = [("weights", weights, terms["weights"]), ("cache", plan.kv.region_bytes, region)]
+        pairs = [
+            ("weights", weights, terms["weights"]),
+            ("cache", plan.engines[0].kv.region_bytes, region),
+        ]
         if "buffers" in terms:  # they share a pool with the cache, so its last page
             pairs.append(("cache and buffers", held, terms["kv_cache"] + terms["buffers"]))
         for what, forecast, was in pairs:
@@ -206,34 +211,36 @@ def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
         # Estimates that a rehearsal cannot see.
         hidden = sum(t.bytes for t in ledger if t.phase == "context" and t.basis == "estimate")
         others = sum(t.bytes for t in ledger if t.phase == "before")
-        gpu = next(g for g in plan.gpus if g.index == index)
+        gpu = next(g for g in plan.ledgers if g.index == index)
         told, was = gpu.load_peak - hidden - others, seen["gpus"][rank]["load_peak"]
         bad = told < was or told - was > max(OVER * was, step)
         checks.append(Check(row.name, f"load peak rank {rank}", told, was, bad))
     tokens = seen["cache"]["tokens"]
     if tokens is not None:
         slab = seen["cache"]["slab_size"] // seen["cache"]["object_size"] * 64
-        bad = not tokens - 2 * slab <= plan.kv.tokens <= tokens
-        checks.append(Check(row.name, "tokens", plan.kv.tokens, tokens, bad))
+        bad = not tokens - 2 * slab <= plan.engines[0].kv.tokens <= tokens
+        checks.append(Check(row.name, "tokens", plan.engines[0].kv.tokens, tokens, bad))
     return checks
 
 
 def pool_checks(row: Row, plan: Plan, seen: dict[str, Any], driven: list[Driven]) -> list[Check]:
     """Compare the executor's pool: in the warm-up, in each case, and with the plan's bound."""
-    constants = load_constants(plan.engine.version)
-    gpu = plan.machine.gpus[plan.parallel.groups[0][0]]
+    constants = load_constants(plan.backend.version)
+    gpu = plan.machine.gpus[plan.groups[0][0]]
     fuses = capability_of(gpu, unknown=FUSES_NOTHING)
-    pool = PoolModel(plan.model, plan.settings, constants, fuses)
-    tokens = warmup_tokens(plan.settings, constants)
+    pool = PoolModel(plan.model, plan.engines[0].settings, constants, fuses)
+    tokens = warmup_tokens(plan.engines[0].settings, constants)
     first = seen["gpus"][0]["pools"]["executor"]["live_peak"]
     warm_up = Forward(tokens=tokens, context=tokens, first_layer=True)
     checks = [_never_under(row, "warm-up", pool.peak(warm_up), first["warm-up"])]
-    bound = max(t.bytes for t in plan.gpus[0].ledger if t.phase == "transient")
+    bound = max(t.bytes for t in plan.ledgers[0].terms if t.phase == "transient")
     for case, given in zip(seen["cases"], driven, strict=True):
         peak = max(case["transient"])
         if given.forward is not None:
             checks.append(_never_under(row, given.name, pool.peak(given.forward), peak))
-        if given.units <= plan.limits.units_per_image:  # what no gateway admits is not promised
+        if (
+            given.units <= plan.promise.limits.units_per_image
+        ):  # what no gateway admits is not promised
             name = f"bound over {given.name}"
             checks.append(Check(row.name, name, bound, peak, peak > bound, bound=True))
     return checks

@@ -70,13 +70,13 @@ class EngineMemory:
         self._extra: dict[int, int] = {}
 
     def _ledgers(self) -> list[GpuLedger]:
-        return [gpu for gpu in self._engine.plan.gpus if gpu.index in self._engine.gpus]
+        return [gpu for gpu in self._engine.plan.ledgers if gpu.index in self._engine.gpus]
 
     def take(self, phase: str) -> None:
         """Allocate a phase's bytes by the ledger; for weights also what only loading takes."""
         fault = self._engine.fault
         for gpu in self._ledgers():
-            size = sum(t.bytes for t in gpu.ledger if t.phase == phase and t.term not in _NOT)
+            size = sum(t.bytes for t in gpu.terms if t.phase == phase and t.term not in _NOT)
             if phase == "weights":
                 there = gpu.bytes_in("before", "context", "weights")
                 self._extra[gpu.index] = max(0, gpu.load_peak - there)
@@ -102,8 +102,8 @@ class EngineMemory:
             OutOfDeviceMemory: the card has too little free memory.
         """
         most = (
-            self._engine.plan.limits.units_per_forward
-            or self._engine.plan.limits.units_per_request
+            self._engine.plan.engines[0].units_per_forward
+            or self._engine.plan.promise.limits.units_per_request
             or 1
         )
         for gpu in self._ledgers():
@@ -269,7 +269,7 @@ class SimulatedEngine:
         self._meet("cache")
         free = min(self.world.machine.cards[index].free for index in self.gpus)
         budget = int(free * self.ratio)
-        self.surplus = max(0, budget - self.plan.kv.region_bytes)
+        self.surplus = max(0, budget - self.plan.engines[0].kv.region_bytes)
         for index in self.gpus:
             self.world.machine.allocate(index, self.pid, budget)
         say(budget_line(free / _MIB, self.ratio))
@@ -378,7 +378,7 @@ class SimulatedEngine:
             one.units = one.encoding = units
             if request is not None:
                 self.world.invariants.holds(self)
-            seconds = units / (self.plan.limits.units_per_request or 1)
+            seconds = units / (self.plan.promise.limits.units_per_request or 1)
             self._after(one, 0.05 + seconds, lambda: self._begin(one))
         return one
 

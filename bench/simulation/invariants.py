@@ -88,7 +88,7 @@ class Invariants:
 
     def reserved(self, process: Process, plan: Plan) -> None:
         """Check that a plan takes no memory that another turbofit's engines will still take."""
-        for gpu in plan.gpus:
+        for gpu in plan.ledgers:
             left = self._world.machine.cards[gpu.index].free - self._pending(process, gpu.index)
             overlaps = gpu.most - gpu.used > max(0, left)
             if overlaps and not self._unknown(process, gpu.index):
@@ -97,7 +97,7 @@ class Invariants:
                     f"{gpu.index}, where others leave {left}"
                 )
         self._needs[process] = {
-            gpu.index: gpu.most - gpu.used + open_margin(gpu) for gpu in plan.gpus
+            gpu.index: gpu.most - gpu.used + open_margin(gpu) for gpu in plan.ledgers
         }
 
     def _pending(self, process: Process, index: int) -> int:

@@ -203,7 +203,7 @@ class Day:
         plan = plans[-1][1] if plans else None
         rule = None if plan is None else plan.model.image_rule
         if plan is not None and rule is not None:
-            limits = plan.limits
+            limits = plan.promise.limits
             units = sum(rule.units(*size, limits.image_limit) for size in one.images)
             # Images that are too many together are made smaller by the gateway.
             one.units = min(units, limits.units_per_request)

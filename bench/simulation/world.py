@@ -154,8 +154,8 @@ class World:
         process = self.scheduler.process
         plans = self.plans.get(process.pid, []) if process is not None else []
         for made, plan in reversed(plans):
-            for group, members in enumerate(plan.parallel.groups):
-                one = plan.of_group(group)
+            for group, members in enumerate(plan.groups):
+                one = plan.engines[group]
                 lowered = ratio < one.settings.cache_max_entry_count + 1e-9
                 if list(members) == gpus and lowered:
                     return made, one

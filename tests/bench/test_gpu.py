@@ -50,7 +50,7 @@ def with_used(one: SharedRun, used: int) -> SharedRun:
 
 def with_context(one: SharedRun) -> SharedRun:
     """Its first step is the estimate."""
-    context = next(t.bytes for t in one.plan.gpus[0].ledger if t.term == "cuda_context")
+    context = next(t.bytes for t in one.plan.ledgers[0].terms if t.term == "cuda_context")
     first, second, *rest = one.run.attempts[0].moments
     changed = replace(second, used={"0": first.used["0"] + context})
     return with_attempt(one, moments=(first, changed, *rest))

@@ -62,4 +62,4 @@ def test_the_context_that_was_seen_to_shrink_stays(free: str) -> None:
         model="internvl2-8b", on=f"4xrtx3090:free={free}", options={}
     ))  # fmt: skip
     assert plan is not None
-    assert plan.settings.session_len == 32_768
+    assert plan.engines[0].settings.session_len == 32_768

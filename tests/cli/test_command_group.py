@@ -31,7 +31,7 @@ def test_plan_predict_and_report_agree(capsys: Out, tmp_path: Path) -> None:
     assert main(["plan", *words]) == 0
     text = capsys.readouterr().out
     plan = Plan.from_json(text)
-    assert (plan.parallel.tp, plan.fits) == (4, True)
+    assert (plan.tp, plan.fits) == (4, True)
     saved = tmp_path / "plan.json"
     saved.write_text(text)
     assert main(["report", str(saved), "--json"]) == 0
@@ -82,7 +82,7 @@ def test_dry_run_prints_what_would_be_launched(capsys: Out) -> None:
     for option in ("--server-port 9000", "--quant-policy 8", "--max-log-len 9"):
         assert option in text
     assert main([*words, "--json"]) == 0
-    assert Plan.from_json(capsys.readouterr().out).commands[0].argv[0] == "lmdeploy"
+    assert Plan.from_json(capsys.readouterr().out).engines[0].command.argv[0] == "lmdeploy"
     assert main(["serve", "internvl2-26b", "--on", "1xrtx3060", "--dry-run"]) == 3
 
 

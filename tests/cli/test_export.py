@@ -89,10 +89,10 @@ def test_a_container_has_cards_of_its_own_numbers() -> None:
 
 def test_numbers_of_the_plan_and_deadlines_of_the_supervisor(plan: Plan) -> None:
     body, spec = compose(plan), pod(plan)
-    (container,), gpus = spec["containers"], plan.parallel.tp * plan.parallel.replicas
+    (container,), gpus = spec["containers"], plan.tp * plan.replicas
     (device,) = body["deploy"]["resources"]["reservations"]["devices"]
     assert device["count"] == container["resources"]["limits"]["nvidia.com/gpu"] == gpus
-    size = 1024 + (int(0.3 * (64 << 10)) + 1 if plan.engine.is_pytorch else 0)
+    size = 1024 + (int(0.3 * (64 << 10)) + 1 if plan.backend.is_pytorch else 0)
     assert body["shm_size"] == f"{size}m"
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": f"{size}Mi"}

@@ -18,8 +18,8 @@ def test_the_plan_of_a_cluster_survives_json() -> None:
     plan = plausible_plan()
     whole = ClusterPlan(
         turbofit_version="0.1.0", created="2026-11-21T08:00:00Z", fits=True, verdict="fits",
-        model=model(), workload=Workload(), limits=plan.limits,
-        longest_request_tokens=plan.kv.longest_request_tokens,
+        model=model(), workload=Workload(), limits=plan.promise.limits,
+        longest_request_tokens=plan.promise.context,
         nodes=(
             NodePlan(node="a", name="host-a", address="10.0.0.1", cards="1x L4", plan=plan),
             NodePlan(node="b", name="host-b", address="10.0.0.2", cards="", why_not="no GPU"),
@@ -60,8 +60,10 @@ def test_a_plan_is_a_field_that_survives_json() -> None:
     document = json.loads(answer.model_dump_json())
     assert document["plan"] == json.loads(answer.plan.to_json())
     assert Answer.model_validate_json(json.dumps(document)) == answer
-    document["plan"]["kv"]["tokens"] = "many"
-    with pytest.raises(ValidationError, match=r"Expected `int`, got `str` - at `\$.kv.tokens`"):
+    document["plan"]["engines"][0]["kv"]["tokens"] = "many"
+    with pytest.raises(
+        ValidationError, match=r"Expected `int`, got `str` - at `\$.engines\[0\].kv.tokens`"
+    ):
         Answer.model_validate(document)
     for mode in ("validation", "serialization"):
         assert Answer.model_json_schema(mode=mode)["properties"]["plan"] == {"title": "Plan"}

@@ -35,7 +35,11 @@ def plan_of(folder: Path, limit: int):
 async def drive(plan, model, *, count: int, seed: int, overlaid: bool) -> tuple[list[int], int]:
     """Bent bodies through the gateway into LMDeploy's own code: tokens seen, bodies passed."""
     app, recorder = gateway(plan, overlay=overlaid)
-    mutator, reached, most = Mutator(seed, large=False), [], plan.limits.image_tokens_per_request
+    mutator, reached, most = (
+        Mutator(seed, large=False),
+        [],
+        plan.promise.limits.image_tokens_per_request,
+    )
     for _ in range(count):
         path, raw = mutator.request()
         before = len(recorder.seen)
@@ -48,7 +52,7 @@ async def drive(plan, model, *, count: int, seed: int, overlaid: bool) -> tuple[
         answer = model.preprocess(messages)
         tokens = [int(item["image_tokens"]) for item in answer[-1]["content"]]
         assert sum(tokens) <= most
-        assert all(item <= most // plan.limits.images_per_request for item in tokens)
+        assert all(item <= most // plan.promise.limits.images_per_request for item in tokens)
         reached += tokens
     return reached, len(recorder.seen)
 

@@ -45,7 +45,7 @@ def read(path: Path) -> dict[str, Any]:
 def test_the_original_serves_where_its_own_limit_is_the_plans_or_it_has_no_images(tmp_path) -> None:
     folder, text = make_internvl2(tmp_path / "m"), make_text(tmp_path / "t")
     plan = plan_of(folder, 12)
-    limits = msgspec.structs.replace(plan.limits, vision_unit=None)
+    limits = msgspec.structs.replace(plan.promise.limits, vision_unit=None)
     textual = plausible_plan(model=resolve_model(str(text)), limits=limits)
     for plan_, served in ((plan, folder), (textual, text)):
         over = make_overlay(plan_, tmp_path / "o")
@@ -56,7 +56,7 @@ def test_the_original_serves_where_its_own_limit_is_the_plans_or_it_has_no_image
 def test_both_pixel_bounds_in_every_spelling(tmp_path) -> None:
     folder = make("qwen2-vl", tmp_path)
     plan = plan_of(folder, 2000)
-    (changed,) = edits(folder, plan.model.image_rule, plan.limits).values()
+    (changed,) = edits(folder, plan.model.image_rule, plan.promise.limits).values()
     bounds = {"min_pixels": 2000, "max_pixels": 2000}
     size = {"shortest_edge": 2000, "longest_edge": 2000}
     assert {**bounds, "size": size}.items() <= changed.items()

@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from tests.measure.load.scripted import ThreadedServer
 from tests.support.gateway import CHAT, chat, image_part, plan_for
+from tests.support.plans import changed
 from tests.support.waiting import HANG
 from turbofit.cli.commands.gateway import gateway as command
 from turbofit.cli.options.field_options import filled
@@ -208,9 +209,11 @@ def test_options(monkeypatch, tmp_path) -> None:
 
 def test_a_digest_tells_all_limits_apart() -> None:
     plan = plan_for()
-    fewer = replace(plan.limits, bytes_per_body=plan.limits.bytes_per_body - 1)
-    shorter = replace(plan.kv, longest_request_tokens=plan.kv.longest_request_tokens - 1)
-    plans = plan, replace(plan, limits=fewer), replace(plan, kv=shorter)
+    fewer = replace(plan.promise.limits, bytes_per_body=plan.promise.limits.bytes_per_body - 1)
+    plans = (
+        plan, changed(plan, limits=fewer, units_per_forward=10**9),
+        changed(plan, context=plan.promise.context - 1),
+    )  # fmt: skip
     assert len({digest_of(other) for other in plans}) == 3
 
 

@@ -133,7 +133,7 @@ def test_a_change_frees_what_was_missing_by_the_same_account(asked: str) -> None
     step = next(one for one in found.changes if one.startswith("--cache-max-entry-count"))
     asks = {"model": "internvl2-8b", "on": "4xrtx3090", "tp": 4, "lmdeploy": "0.6.4"}
     peaks = [
-        max(gpu.peak for gpu in predict(PredictRequest.of(**asks, cache_max_entry_count=n)).gpus)
+        max(gpu.peak for gpu in predict(PredictRequest.of(**asks, cache_max_entry_count=n)).ledgers)
         for n in (0.8, float(step.split()[1]))
     ]
     assert peaks[0] - peaks[1] >= (some(found.missing).bytes or 0) > 600 * MIB

@@ -440,7 +440,7 @@ def held(version: str) -> int:
 def test_each_version_has_its_own_account() -> None:
     for version in ("0.5.3", "0.6.4", "0.9.2"):
         asked = PredictRequest.of(model="internvl2-8b", on="4xrtx3090", tp=4, lmdeploy=version)
-        card = predict(asked).gpus[0]
+        card = predict(asked).ledgers[0]
         assert held(version) == card.bytes_in("weights") - card.bytes_of(TEMPORARIES)
 
 

@@ -158,7 +158,7 @@ def test_mig_instances_are_numbered_after_whole_gpus_and_planned_by_themselves(m
     assert "has no instance" in uncut.warnings[0]
     plan = turbofit.plan("internvl2-1b", on=machine_from(machine, gpus="2,3"))
     assert plan.fits
-    assert {len(group) for group in plan.parallel.groups} == {1}
+    assert {len(group) for group in plan.groups} == {1}
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,8 @@ class Usage:
 
 
 def engine() -> Any:
-    free = int(PLAN.kv.region_bytes / PLAN.settings.cache_max_entry_count)
-    budget = CacheBudget(budget=PLAN.kv.region_bytes, free=free, ratio=0.5)
+    free = int(PLAN.engines[0].kv.region_bytes / PLAN.engines[0].settings.cache_max_entry_count)
+    budget = CacheBudget(budget=PLAN.engines[0].kv.region_bytes, free=free, ratio=0.5)
     return SimpleNamespace(group=0, name="engine", tracker=SimpleNamespace(budget=budget))
 
 
@@ -141,7 +141,7 @@ def begun(usage: Any) -> Calibrator:
 
 
 def driven() -> Calibrator:
-    calibrator = begun(Usage(*[PLAN.gpus[0].steady // MIB] * 6))
+    calibrator = begun(Usage(*[PLAN.ledgers[0].steady // MIB] * 6))
     drive(calibrator)
     return calibrator
 
@@ -194,11 +194,11 @@ def test_an_engine_of_an_earlier_plan_is_not_read() -> None:
 
 def test_each_unequal_engine_is_driven_to_its_own_limits() -> None:
     plan = api.plan("internvl2.5-8b", on="rtx3090+l40s", engine="turbomind", concurrency=8)
-    paid = [plan.of_group(group).limits.units_per_forward for group in (0, 1)]
+    paid = [plan.engines[group].limits.units_per_forward for group in (0, 1)]
     assert paid[0] != paid[1]
     bodies = []
     for group in (0, 1):
-        calibrator = Calibrator(Usage(*[1] * 9, card=plan.parallel.groups[group][0]), print)
+        calibrator = Calibrator(Usage(*[1] * 9, card=plan.groups[group][0]), print)
         calibrator.begin(plan)
         one = engine()
         one.group = group

@@ -87,26 +87,30 @@ def test_all_keep_the_promise_and_fit_and_the_usual_plan_is_first() -> None:
     assert found[0].plan == USUAL
     assert found[0].options == {}
     assert len(found) > 20
-    assert {one.plan.settings.quant_policy for one in found} == {0, 8}
+    assert {one.plan.engines[0].settings.quant_policy for one in found} == {0, 8}
     for one in found:
         assert one.plan.fits
-        assert one.plan.limits.image_limit == USUAL.limits.image_limit
-        assert one.plan.settings.session_len >= USUAL.settings.session_len
+        assert one.plan.promise.limits.image_limit == USUAL.promise.limits.image_limit
+        assert one.plan.engines[0].settings.session_len >= USUAL.engines[0].settings.session_len
         json.dumps(one.options)
     # Rows that the load cannot fill make no other trial.
-    assert len({(one.plan.settings, one.plan.limits) for one in found}) == len(found)
+    assert len({(one.plan.engines[0].settings, one.plan.promise.limits) for one in found}) == len(
+        found
+    )
     rates = [one.rate for one in found[1:]]
     assert rates == sorted(rates, reverse=True)
 
 
 def test_what_is_given_is_not_changed_and_shapes_use_all_cards() -> None:
     fixed = REQUEST.changed(max_batch_size=8, quant_policy=4)
-    settings = [one.plan.settings for one in choices(fixed, plan(fixed), MEAN, 32, (0, 8))]
+    settings = [
+        one.plan.engines[0].settings for one in choices(fixed, plan(fixed), MEAN, 32, (0, 8))
+    ]
     assert {(one.max_batch_size, one.quant_policy) for one in settings} == {(8, 4)}
     assert len({one.max_prefill_token_num for one in settings}) > 1
     request = PlanRequest(model="internvl2-8b", on="2xrtx3090", engine="turbomind")
     found = choices(request, plan(request), MEAN, 16)
-    shapes = {(one.plan.parallel.tp, one.plan.parallel.replicas) for one in found}
+    shapes = {(one.plan.tp, one.plan.replicas) for one in found}
     assert shapes == {(1, 2), (2, 1)}
 
 
@@ -127,9 +131,11 @@ def test_a_forecast_knows_the_host_that_prepares_images() -> None:
     photos = MEAN._replace(images=((8160, 6120),))
     known, unknown = (forecast_of(one, photos, 8) for one in (alone, USUAL))
     load = VisionLoad(
-        units_per_image=USUAL.limits.units_per_image, images_per_request=1, tokens_per_request=0
+        units_per_image=USUAL.promise.limits.units_per_image,
+        images_per_request=1,
+        tokens_per_request=0,
     )
-    rule, engines = USUAL.model.image_rule, USUAL.parallel.replicas
+    rule, engines = USUAL.model.image_rule, USUAL.replicas
     host = host_rate(machine, rule, load, engines, size=(8160, 6120))
     assert host is not None
     assert known.requests_per_second == min(unknown.requests_per_second, host.images_per_second)
@@ -145,7 +151,7 @@ def test_images_are_queued_where_the_forecast_gains_by_it() -> None:
     usual = plan(request)
     large = mean_request(LoadSpec.of(image_size=(1400, 1400)))
     found = choices(request, usual, large, 32)
-    queued = [one.plan.limits for one in found if one.options.get("queue_images")]
+    queued = [one.plan.promise.limits for one in found if one.options.get("queue_images")]
     assert queued
     assert all(one.units_per_forward <= one.units_per_request for one in queued)
     for asked, load in ((request, MEAN), (request.changed(queue_images=False), large)):

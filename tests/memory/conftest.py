@@ -114,11 +114,11 @@ class Case:
 
 def check_ledger(ledger: GpuLedger) -> None:
     """Its lines add up, and one transient is the worst."""
-    body = [t for t in ledger.ledger if t.phase != "transient"]
-    (worst,) = (t.bytes for t in ledger.ledger if t.worst)
+    body = [t for t in ledger.terms if t.phase != "transient"]
+    (worst,) = (t.bytes for t in ledger.terms if t.worst)
     (warmup,) = (t.bytes for t in body if t.term == "pool_warmup")
     assert ledger.steady == sum(t.bytes for t in body)
-    assert worst == max(t.bytes for t in ledger.ledger if t.phase == "transient")
+    assert worst == max(t.bytes for t in ledger.terms if t.phase == "transient")
     assert ledger.peak == ledger.steady - warmup + max(warmup, worst)
     top = max(ledger.peak, ledger.load_peak)
     assert ledger.headroom == ledger.total - ledger.reserved - top

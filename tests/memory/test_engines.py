@@ -85,13 +85,13 @@ def test_each_version_has_an_account_or_the_nearest_older_one_s() -> None:
 def test_a_newer_version_is_the_nearest_older_one_with_twice_the_margin() -> None:
     known = turbofit.predict("internvl2-8b", on="1xrtx3090")
     newer = turbofit.predict("internvl2-8b", on="1xrtx3090", lmdeploy="0.19.0")
-    assert engine_named("turbomind", "0.19.0").version == newer.engine.version == "0.18"
-    assert newer.gpus[0].margin == 2 * known.gpus[0].margin
-    assert newer.gpus[0].peak == known.gpus[0].peak
+    assert engine_named("turbomind", "0.19.0").version == newer.backend.version == "0.18"
+    assert newer.ledgers[0].margin == 2 * known.ledgers[0].margin
+    assert newer.ledgers[0].peak == known.ledgers[0].peak
     assert "LMDeploy 0.19.0 is newer than 0.18" in newer.warnings[0]
     # Who says what to leave free knows better.
     asked = turbofit.predict("internvl2-8b", on="1xrtx3090", lmdeploy="0.19.0", margin="1GiB")
-    assert asked.gpus[0].margin == 1 << 30
+    assert asked.ledgers[0].margin == 1 << 30
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
+from tests.support.plans import changed
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.gateway.limits.request_limits import bounds_of
@@ -107,10 +108,10 @@ usual = cache(planned)
 
 def launched(plan: Plan) -> Observation:
     """A launch that held what 0.18's account says of it."""
-    gpu = plan.gpus[0]
+    gpu = plan.ledgers[0]
     used = {"steady": gpu.steady, "vision_forward": gpu.peak}
     cards = (CalibratedGpu(index=0, before=gpu.used, used=used),)
-    region = plan.kv.region_bytes
+    region = plan.engines[0].kv.region_bytes
     return Observation(group=0, free=None, region=region, cards=cards)
 
 
@@ -135,11 +136,11 @@ def test_a_tower_200_times_as_large_moves_everybody(register: Register, engine: 
         budget = CacheBudget(budget=50_000 * MIB, free=60_000 * MIB, ratio=5 / 6)
         seen = replace(launched(plan), region=50_000 * MIB)
         return {
-            "plan": (plan.engine.version, plan.kv.tokens, plan.limits),
-            "predict": [term for term in predicted.gpus[0].ledger if term.phase == "transient"],
-            "rehearse": ADAPTERS[engine].worst(plan),
+            "plan": (plan.backend.version, plan.engines[0].kv.tokens, plan.promise.limits),
+            "predict": [term for term in predicted.ledgers[0].terms if term.phase == "transient"],
+            "rehearse": ADAPTERS[engine].worst(plan, plan.engines[0]),
             "calibrate": [row["forecast"] for row in phase_rows(plan, [seen])],
-            "live comparison": cache_beside(plan, budget),
+            "live comparison": cache_beside(plan.engines[0], budget),
             "limits": bounds_of(plan),
         }
 
@@ -168,13 +169,13 @@ def _other_blocks(*given: Any) -> Any:
 
 def hanging(plan: Plan) -> object:
     """What `diagnose` says that a cache lacks."""
-    log = HANG.replace("VERSION", plan.engine.version)
+    log = HANG.replace("VERSION", plan.backend.version)
     return diagnose([log.encode()], on=ON).missing
 
 
 def waiting(plan: Plan) -> str:
     """What `serve` says of a warm-up that waits."""
-    tracker = StartupTracker(plan, Path("engine.log"))
+    tracker = StartupTracker(plan, plan.engines[0], Path("engine.log"))
     tracker.enter("warm-up", 0.0)
     tracker.see("[TM][INFO][1120.09:18:10.597172][engine.cc:1] out of memory at 0/1", 1, 0.0)
     return tracker.death().message
@@ -183,30 +184,32 @@ def waiting(plan: Plan) -> str:
 def encoded(plan: Plan) -> float:
     """How often the forecast of speed encodes an image that is longer than a forward."""
     group = [plan.machine.gpu(0)]
-    rates = group_rates(plan.model, plan.settings, plan.machine, group, engine_of(plan))
+    rates = group_rates(plan.model, plan.engines[0].settings, plan.machine, group, engine_of(plan))
     images = VisionLoad(units_per_image=65536, images_per_request=1, tokens_per_request=16384)
-    return group_speed(rates, plan.settings, images, 10**9, 1.0).encodings
+    return group_speed(rates, plan.engines[0].settings, images, 10**9, 1.0).encodings
 
 
 def beside(plan: Plan) -> object:
     """The live comparison of the cache's tokens."""
     budget = CacheBudget(budget=50_000 * MIB, free=60_000 * MIB, ratio=5 / 6)
-    return tokens_beside(plan, budget, Slab(slab_size=512 * MIB, object_size=12 * MIB))
+    return tokens_beside(
+        plan, plan.engines[0], budget, Slab(slab_size=512 * MIB, object_size=12 * MIB)
+    )
 
 
 def probes(plan: Plan) -> object:
     """The check of a start."""
-    return every_worst(plan, "m", 20)
+    return every_worst(plan, plan.engines[0], "m", 20)
 
 
 def cheaper(plan: Plan) -> object:
     """The check of a start that would take long."""
-    return cheaper_forward(plan, "m", 20)
+    return cheaper_forward(plan, plan.engines[0], "m", 20)
 
 
 def let_in(plan: Plan) -> object:
     """What the gateway holds requests to, whose cache may run out."""
-    more = replace(plan, settings=replace(plan.settings, max_batch_size=1024))
+    more = changed(plan, settings=replace(plan.engines[0].settings, max_batch_size=1024))
     return bounds_of(more)
 
 
@@ -252,5 +255,5 @@ def test_a_plan_is_read_by_the_engine_of_its_version(
     """The same document, of another version."""
     plan = usual(engine=engine, **of)
     register(engine, **formulas)
-    newer = replace(plan, engine=replace(plan.engine, version=NEWER))
+    newer = replace(plan, backend=replace(plan.backend, version=NEWER))
     assert asked(newer) != asked(plan), asker

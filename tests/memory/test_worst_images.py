@@ -117,15 +117,19 @@ def test_turbomind_meets_all_that_its_account_pays_for(
 ) -> None:
     options = {"tp": 1, "replicas": 1, "engine": "turbomind", "queue_images": False, **options}
     plan = api.plan(model, on=on, **options)
-    engine, paid = engine_of(plan), plan.limits.units_per_forward
-    forward = engine.forward_tokens(plan.settings)
-    met = engine.worst_images(plan, lambda u, t: whole(plan, u, t), Text(1, after=3))
+    engine, paid = engine_of(plan), plan.engines[0].units_per_forward
+    forward = engine.forward_tokens(plan.engines[0].settings)
+    met = engine.worst_images(
+        plan.promise, plan.engines[0], lambda u, t: whole(plan, u, t), Text(1, after=3)
+    )
     assert met_cut(met, forward, Text(1)) == met.units
     assert 0.99 * (paid - 1) <= met.units <= paid
-    if plan.settings.enable_prefix_caching:
+    if plan.engines[0].settings.enable_prefix_caching:
         return  # images that are seen again meet in other ways
-    most = plan.limits.units_per_image
-    clients = engine.worst_images(plan, lambda u, t: whole(plan, min(u, most), t), Text(1, after=3))
+    most = plan.promise.limits.units_per_image
+    clients = engine.worst_images(
+        plan.promise, plan.engines[0], lambda u, t: whole(plan, min(u, most), t), Text(1, after=3)
+    )
     assert met_cut(clients, forward, Text(1)) == clients.units
     assert 0.96 * (paid - 1) <= clients.units <= paid
 
@@ -147,11 +151,11 @@ def test_of_the_pytorch_engine_nearly_as_many_whole_images_meet(
 ) -> None:
     options = {"max_prefill_token_num": 8192, **options}
     plan = api.plan(model, on="1xrtx3060", engine="pytorch", **options)
-    rule, paid = plan.model.image_rule, plan.limits.units_per_forward
+    rule, paid = plan.model.image_rule, plan.engines[0].units_per_forward
     assert rule is not None
-    size = plan.workload.image_size or rule.worst_size(plan.limits.image_limit)
+    size = plan.workload.image_size or rule.worst_size(plan.promise.limits.image_limit)
     make, text = pictures(rule, DummyImage(size, {}), with_fields=True), Text(33, 8, 5)
-    met = engine_of(plan).worst_images(plan, make, text)
-    assert max(image.units for image in met.images) <= plan.limits.units_per_image
-    assert met_whole(met, plan.settings.max_prefill_token_num, text) == met.units
+    met = engine_of(plan).worst_images(plan.promise, plan.engines[0], make, text)
+    assert max(image.units for image in met.images) <= plan.promise.limits.units_per_image
+    assert met_whole(met, plan.engines[0].settings.max_prefill_token_num, text) == met.units
     assert share * paid <= met.units <= paid

@@ -69,10 +69,10 @@ def random_request(
 def keeps_promises(plan: Plan) -> None:
     """What holds of each plan that fits."""
     assert Plan.from_json(plan.to_json()) == plan
-    assert all(ledger.fits for ledger in plan.gpus)
-    assert plan.settings.session_len <= plan.kv.tokens
-    assert plan.kv.tokens == min(own.kv.tokens for own in plan.group_plans())
-    for own in plan.group_plans():
+    assert all(ledger.fits for ledger in plan.ledgers)
+    assert plan.promise.context <= plan.smallest.kv.tokens
+    for own in plan.engines:
+        assert plan.promise.context == own.settings.session_len
         ratio = own.settings.cache_max_entry_count
         assert 0 < ratio < 1
         assert round(ratio * 1000) == pytest.approx(ratio * 1000)

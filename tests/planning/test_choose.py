@@ -19,7 +19,7 @@ from turbofit.planning.resolve import resolve
 def test_turbomind_stays_where_it_serves_all_that_was_asked() -> None:
     plan = turbofit.plan("internvl2-8b", on="1xrtx3090")
     assert not any(reason.startswith("engine ") for reason in plan.reasons)
-    assert {plan.engine.name, *(one.engine for one in plan.considered)} == {"turbomind"}
+    assert {plan.backend.name, *(one.engine for one in plan.considered)} == {"turbomind"}
 
 
 def test_the_other_engine_is_taken_where_turbomind_does_not_start() -> None:
@@ -29,23 +29,26 @@ def test_the_other_engine_is_taken_where_turbomind_does_not_start() -> None:
     )
     assert not alone.fits
     assert plan.fits
-    assert plan.engine.name == "pytorch"
+    assert plan.backend.name == "pytorch"
     lost = plan.considered[1]
     assert (lost.engine, lost.fits) == ("turbomind", False)
     assert "short" in lost.why_not
     assert lost.why_not in alone.verdict
     assert plan.reasons[0] == f"engine pytorch: turbomind does not fit: {lost.why_not}"
-    assert (plan.settings, plan.kv) == (same.settings, same.kv)
+    assert (plan.engines[0].settings, plan.engines[0].kv) == (
+        same.engines[0].settings,
+        same.engines[0].kv,
+    )
 
 
 def test_the_other_engine_is_taken_where_turbomind_lowers_images() -> None:
     asked = {"model": "qwen2-vl-7b", "on": "1xl4:free=18.5GiB"}
     alone = [turbofit.plan(**asked, engine=engine) for engine in ("turbomind", "pytorch")]
     plan = turbofit.plan(**asked)
-    served = [(one.fits, one.limits.units_per_image) for one in alone]
-    assert (plan.fits, plan.limits.units_per_image) == max(served)
+    served = [(one.fits, one.promise.limits.units_per_image) for one in alone]
+    assert (plan.fits, plan.promise.limits.units_per_image) == max(served)
     # Served by LMDeploy's PyTorch engine on a pretend card.
-    assert turbofit.plan("internvl2-26b-awq", on="1xrtx3090").engine.name == "pytorch"
+    assert turbofit.plan("internvl2-26b-awq", on="1xrtx3090").backend.name == "pytorch"
 
 
 @pytest.mark.parametrize("model", ["qwen2-vl-7b", "internvl2-8b", "qwen2.5-7b"])
@@ -56,13 +59,16 @@ def test_for_context_the_larger_cache_wins(model: str, on: str) -> None:
         for name in ("auto", "turbomind", "pytorch")
     )
     # Volta is too old for an engine that compiles with Triton to be chosen unasked.
-    best = alone[0] if "v100" in on else max(alone, key=lambda one: one.kv.tokens)
-    assert (plan.engine.name, plan.kv.tokens) == (best.engine.name, best.kv.tokens)
+    best = alone[0] if "v100" in on else max(alone, key=lambda one: one.engines[0].kv.tokens)
+    assert (plan.backend.name, plan.engines[0].kv.tokens) == (
+        best.backend.name,
+        best.engines[0].kv.tokens,
+    )
 
 
 def test_old_cards_are_told_of_the_engine_and_not_given_it() -> None:
     plan = turbofit.plan("internvl3-14b", on="1xv100-32g")
-    assert (plan.fits, plan.engine.name) == (False, "turbomind")
+    assert (plan.fits, plan.backend.name) == (False, "turbomind")
     (effect,) = [one.effect for one in plan.remedies if one.change == "--engine pytorch"]
     assert "if its Triton still compiles" in effect
 
@@ -81,7 +87,7 @@ def test_transformers_is_a_remedy_where_it_fits(model, asked, helps):
     assert there.fits is helps
     assert len(effects) == helps
     if helps:
-        assert "cpu" in there.device_map.values()
+        assert "cpu" in there.engines[0].device_map.values()
         assert effects[0].endswith("with decoder layers in host memory")
 
 
@@ -91,15 +97,15 @@ def test_transformers_is_a_remedy_where_it_fits(model, asked, helps):
 )
 def test_an_option_of_the_pytorch_engine_alone_takes_it(options: dict[str, Any], told: str) -> None:
     plan = turbofit.plan("qwen2.5-7b", on="1xrtx4090", **options)
-    assert (plan.fits, plan.engine.name) == (True, "pytorch")
+    assert (plan.fits, plan.backend.name) == (True, "pytorch")
     assert plan.reasons[0] == f"engine pytorch: it alone takes {told}"
 
 
 def test_options_of_one_engine_bind_to_it() -> None:
     plan = turbofit.plan("qwen2.5-32b-awq", on="1xrtx4090", communicator="nccl")
-    assert (plan.fits, plan.engine.name) == (False, "turbomind")
+    assert (plan.fits, plan.backend.name) == (False, "turbomind")
     shared = turbofit.plan("qwen2.5-7b", on="1xrtx4090", quant_policy=8)
-    assert shared.engine.name == "turbomind"
+    assert shared.backend.name == "turbomind"
     for asked in ({"model": "qwen2.5-7b", "engine": "turbomind"}, {"model": "gpt-oss-20b"}):
         with pytest.raises(UsageError, match="no option of the turbomind engine"):
             turbofit.plan(on="1xl40s", eager_mode=True, **asked)
@@ -108,7 +114,7 @@ def test_options_of_one_engine_bind_to_it() -> None:
 def test_where_turbomind_has_no_kernels_the_answer_is_of_the_engine_that_compiles_its_own() -> None:
     for on, fits in (("1xrtx5090", False), ("4xrtx5090", True)):
         plan = turbofit.plan("mixtral-8x7b", on=on)
-        assert (plan.engine.name, plan.fits) == ("pytorch", fits)
+        assert (plan.backend.name, plan.fits) == ("pytorch", fits)
         assert "no GEMM kernel" in plan.reasons[0]
     alone = turbofit.plan("mixtral-8x7b", on="1xrtx5090")
     assert "4 x NVIDIA GeForce RTX 5090" in {one.change for one in alone.remedies}

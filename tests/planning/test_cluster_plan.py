@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import fields, replace
 
 from tests.fixtures.clusters import cluster, joining, node
+from tests.support.plans import changed
 from tests.sweep import part
 from turbofit import api
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
@@ -63,11 +64,12 @@ def test_one_node_is_planned_as_the_machine_that_it_is(
     plan = api.plan_cluster(model, Cluster(source="", nodes=(one,)), **asked)  # type: ignore[arg-type]
     alone = api.plan(model, on=one.machine, **asked)  # type: ignore[arg-type]
     assert alone.fits
-    told = replace(alone, created="", limit_costs=(), serve=None, commands=())
+    bare = changed(alone, command=None)
+    told = replace(bare, created="", limit_costs=(), serve=None)
     made = own(plan.nodes[0])
     assert replace(made, created="", warnings=alone.warnings) == told
     assert set(made.warnings) <= set(alone.warnings)
-    assert plan.limits == alone.limits
+    assert plan.limits == alone.promise.limits
 
 
 def test_asked_images_come_before_more_nodes() -> None:
@@ -126,9 +128,9 @@ def test_what_no_node_can_be_asked_is_an_error() -> None:
 
 def test_transformers_is_never_mixed_with_lmdeploy() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090", "1xt4"))
-    assert {own(one).engine.name for one in plan.nodes if one.plan} == {"turbomind"}
+    assert {own(one).backend.name for one in plan.nodes if one.plan} == {"turbomind"}
     alone = api.plan_cluster("llava-onevision-7b", cluster("2xa100", "1xa100-80g"))
-    assert {own(one).engine.name for one in alone.nodes} == {"transformers"}
+    assert {own(one).backend.name for one in alone.nodes} == {"transformers"}
 
 
 def test_equal_nodes_are_planned_once_and_each_has_its_own_names() -> None:
@@ -139,7 +141,7 @@ def test_equal_nodes_are_planned_once_and_each_has_its_own_names() -> None:
         made, machine = own(one), cluster_node.machine
         assert machine is not None
         assert made.machine == machine
-        assert [ledger.uuid for ledger in made.gpus] == [gpu.uuid for gpu in machine.gpus]
+        assert [ledger.uuid for ledger in made.ledgers] == [gpu.uuid for gpu in machine.gpus]
 
 
 def test_a_concurrency_is_of_all_nodes_together() -> None:
@@ -155,12 +157,12 @@ def test_a_concurrency_is_of_all_nodes_together() -> None:
 def test_a_lower_promise_is_kept_by_a_node_that_could_more() -> None:
     plan = api.plan_cluster("qwen2-vl-7b", cluster("1xl4:free=19GiB"))
     made = own(joining(plan, node(2, "2xa100")))
-    assert made.limits.max_pixels_per_image == limits(plan).max_pixels_per_image
-    assert made.settings.session_len == plan.longest_request_tokens
+    assert made.promise.limits.max_pixels_per_image == limits(plan).max_pixels_per_image
+    assert made.engines[0].settings.session_len == plan.longest_request_tokens
     # Settings that the cluster was given are kept too.
     plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090"), session_len=8192)
     made = own(joining(plan, node(2, "2xrtx3090"), session_len=8192))
-    assert made.settings.session_len == 8192
+    assert made.engines[0].settings.session_len == 8192
 
 
 def test_who_cannot_join_is_told_why() -> None:
@@ -196,7 +198,7 @@ def test_nodes_are_planned_once_by_all_that_planning_reads_and_for_the_least_hos
 
 def test_nodes_that_run_unlike_engines_are_told_of() -> None:
     plan = api.plan_cluster("qwen3.5-9b", cluster("1xh100", "1xrtx4090"))
-    assert {own(member).engine.name for member in plan.nodes} == {"turbomind", "pytorch"}
+    assert {own(member).backend.name for member in plan.nodes} == {"turbomind", "pytorch"}
     (told,) = [text for text in plan.warnings if text.startswith("nodes run")]
     assert "pytorch in" in told
     assert "turbomind in" in told
@@ -254,15 +256,14 @@ def holds(own: Plan, plan: ClusterPlan) -> None:
     """One engine set against its cards and against the promise."""
     check_consistent(own, "a node's plan")
     assert own.fits
-    for ledger in own.gpus:
+    for ledger in own.ledgers:
         gpu = own.machine.gpu(ledger.index)
         assert ledger.fits
         assert (ledger.uuid, ledger.used, ledger.free) == (gpu.uuid, gpu.used, gpu.free)
-    assert own.kv.longest_request_tokens >= plan.longest_request_tokens
+    assert own.promise.context >= plan.longest_request_tokens
     assert plan.limits is not None
     for field in fields(Limits):
-        if field.name != "units_per_forward":
-            assert getattr(own.limits, field.name) == getattr(plan.limits, field.name)
+        assert getattr(own.promise.limits, field.name) == getattr(plan.limits, field.name)
 
 
 @settings(max_examples=part(5, 4))
@@ -279,8 +280,8 @@ def test_who_joins_keeps_the_promise_or_says_what_it_lacks(cluster: Cluster, mod
         return
     assert joined.plan.machine == last.machine
     assert joined.plan.fits
-    assert all(ledger.fits for ledger in joined.plan.gpus)
-    assert joined.plan.kv.longest_request_tokens >= plan.longest_request_tokens
+    assert all(ledger.fits for ledger in joined.plan.ledgers)
+    assert joined.plan.promise.context >= plan.longest_request_tokens
     assert plan.limits is not None
     for name in ("units_per_image", "images_per_request", "n", "image_tokens_per_request"):
-        assert getattr(joined.plan.limits, name) >= getattr(plan.limits, name)
+        assert getattr(joined.plan.promise.limits, name) >= getattr(plan.limits, name)

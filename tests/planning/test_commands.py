@@ -45,7 +45,6 @@ def test_one_command_a_group_on_consecutive_ports() -> None:
     assert first.argv[:4] == ("lmdeploy", "serve", "api_server", "OpenGVLab/InternVL2-8B")
     assert first.argv[-6:-2] == ("--server-name", "127.0.0.1", "--server-port", "9000")
     assert "9001" in second.argv
-    assert (first.group, second.group) == (0, 1)
     assert first.env == {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": f"{gpu(0).uuid},{gpu(1).uuid}",
@@ -54,20 +53,20 @@ def test_one_command_a_group_on_consecutive_ports() -> None:
     assert second.env["CUDA_VISIBLE_DEVICES"] == f"{gpu(2).uuid},{gpu(3).uuid}"
     assert "--trust-remote-code" in first.argv
     plain = plausible_plan(model=model(needs_remote_code=False))
-    assert "--trust-remote-code" not in plain.commands[0].argv
+    assert "--trust-remote-code" not in plain.engines[0].command.argv
 
 
 def test_a_local_checkpoint_keeps_its_name_and_a_revision_is_passed_where_lmdeploy_downloads():
     source = ModelSource(kind="hub_cache", where="cache", sizes="file", checkpoint="/hub/snap")
-    argv = plausible_plan(model=model(source=source)).commands[0].argv
+    argv = plausible_plan(model=model(source=source)).engines[0].command.argv
     assert argv[3] == "/hub/snap"
     assert argv[argv.index("--model-name") + 1] == "OpenGVLab/InternVL2-8B"
     folder = model(source=source, hub_id=None)
-    assert "--model-name" not in plausible_plan(model=folder).commands[0].argv
+    assert "--model-name" not in plausible_plan(model=folder).engines[0].command.argv
     assert model_path(model(hub_id=None)) == "internvl2-8b"
-    argv = plausible_plan(model=model(revision="v1")).commands[0].argv
+    argv = plausible_plan(model=model(revision="v1")).engines[0].command.argv
     assert argv[argv.index("--revision") + 1] == "v1"
-    assert "--revision" not in plausible_plan().commands[0].argv
+    assert "--revision" not in plausible_plan().engines[0].command.argv
 
 
 @pytest.mark.lmdeploy
@@ -105,7 +104,7 @@ def test_lmdeploy_reads_exactly_the_planned_settings(
     config = given["backend_config"]
     assert type(config) is TurbomindEngineConfig
     # What is not planned is LMDeploy's own.
-    assert vars(config) == {**vars(TurbomindEngineConfig()), **plan.lmdeploy_settings()}
+    assert vars(config) == {**vars(TurbomindEngineConfig()), **plan.engines[0].lmdeploy_settings()}
     assert given["path"] == "OpenGVLab/InternVL2-8B"
     assert (given["server_name"], given["server_port"]) == ("127.0.0.1", 8123)
     assert (given["log_level"], given["trust_remote_code"]) == ("WARNING", True)
@@ -129,7 +128,7 @@ def predicted(version: str, engine: str = "turbomind", **options: object) -> Pla
 
 
 def options_of(plan: Plan) -> set[str]:
-    return {word for word in plan.commands[0].argv if word.startswith("--")}
+    return {word for word in plan.engines[0].command.argv if word.startswith("--")}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +161,9 @@ def test_what_a_release_cannot_be_told_is_said_first_with_the_release_that_can()
     ):  # fmt: skip
         assert words in said
     assert not {"--max-prefill-token-num", "--dtype", "--async"} & options_of(made)
-    assert made.settings.max_prefill_token_num == 4096  # what is predicted stays what was asked
+    assert (
+        made.engines[0].settings.max_prefill_token_num == 4096
+    )  # what is predicted stays what was asked
     # A value can be newer than its option.
     made = predicted("0.9.2", communicator="cuda-ipc")
     assert "--communicator" not in options_of(made)
@@ -210,10 +211,10 @@ def test_it_promises_no_less_on_the_machine_that_was_planned_for(
     served = best_plan(request.changed(on=on))
     assert plan.fits
     assert served.fits
-    assert served.engine.name == plan.engine.name
+    assert served.backend.name == plan.backend.name
     for limit in ("image_limit", "units_per_image", "images_per_request"):
-        assert getattr(served.limits, limit) == getattr(plan.limits, limit)
-    assert served.kv.longest_request_tokens == plan.kv.longest_request_tokens
+        assert getattr(served.promise.limits, limit) == getattr(plan.promise.limits, limit)
+    assert served.promise.context == plan.promise.context
     assert served.requests_at_once >= plan.requests_at_once
 
 
@@ -238,7 +239,7 @@ def test_a_folder_is_named_wherever_it_is_pasted(
     for command in ("predict", "plan"):
         assert main([command, f"./{folder.name}", "--on", "1xrtx3090", "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
-        assert [one["holds_limits"] for one in document["commands"]] == [False]
+        assert document["engines"][0]["command"]["argv"][0] == "lmdeploy"
         serve = document["serve"]["argv"]
         assert Plan.from_json(json.dumps({**document, "serve": None})).serve is None  # an older one
         assert request_of(Plan.from_json(json.dumps(document))).model == str(folder)
@@ -261,11 +262,11 @@ def test_a_prediction_is_served_with_its_settings() -> None:
     asked = {"model": "internvl2-8b", "on": "4xrtx3090", "tp": 4}
     plan = api.predict(**asked, session_len=8192)
     request = request_of(plan)
-    assert request.cache_max_entry_count == plan.settings.cache_max_entry_count == 0.8
+    assert request.cache_max_entry_count == plan.engines[0].settings.cache_max_entry_count == 0.8
     assert (request.tp, request.session_len, request.engine) == (4, 8192, "turbomind")
     served = best_plan(request.changed(on="4xrtx3090"))
     assert served.fits
-    assert served.settings == plan.settings
+    assert served.engines[0].settings == plan.engines[0].settings
     assert api.predict(**asked, lmdeploy="0.14").serve is None
 
 

@@ -31,7 +31,7 @@ def plan(model="llava-onevision-7b", on="1xrtx3090", **more) -> Plan:
 
 def layers_on(made: Plan) -> dict[int | str, list[int]]:
     found: dict[int | str, list[int]] = defaultdict(list)
-    for name, where in (made.device_map or {}).items():
+    for name, where in (made.engines[0].device_map or {}).items():
         if ".layers." in name:
             found[where].append(int(name.rpartition(".")[2]))
     return found
@@ -40,11 +40,11 @@ def layers_on(made: Plan) -> dict[int | str, list[int]]:
 def consistent(made: Plan) -> None:
     """What every ledger must say of itself, through JSON too."""
     assert Plan.from_json(made.to_json()) == made
-    for gpu in made.gpus:
-        most = max(term.bytes for term in gpu.ledger if term.phase == "transient")
-        assert gpu.steady == sum(t.bytes for t in gpu.ledger if t.phase != "transient")
+    for gpu in made.ledgers:
+        most = max(term.bytes for term in gpu.terms if term.phase == "transient")
+        assert gpu.steady == sum(t.bytes for t in gpu.terms if t.phase != "transient")
         assert gpu.peak == gpu.steady + most
-        assert [t.bytes for t in gpu.ledger if t.worst] == [most]
+        assert [t.bytes for t in gpu.terms if t.worst] == [most]
         assert gpu.headroom == gpu.total - gpu.reserved - max(gpu.peak, gpu.load_peak)
         assert gpu.fits or not made.fits
 
@@ -54,10 +54,10 @@ def test_one_card_where_one_does():
         made = plan(on=on)
         consistent(made)
         assert made.fits
-        assert made.parallel.groups == ((0,),)
-        assert set((made.device_map or {}).values()) == {0}
-        assert made.settings.session_len == 32768
-        assert made.settings.max_batch_size == made.limits.n == 1
+        assert made.groups == ((0,),)
+        assert set((made.engines[0].device_map or {}).values()) == {0}
+        assert made.engines[0].settings.session_len == 32768
+        assert made.engines[0].settings.max_batch_size == made.promise.limits.n == 1
         assert "no engine" in made.reasons[0]
         assert any("serial and slower" in text for text in made.warnings)
     assert any("--replicas" in text for text in made.warnings)
@@ -67,8 +67,8 @@ def test_two_small_cards_are_cut_once_and_in_order():
     made = plan(on="4xrtx3060")
     consistent(made)
     assert made.fits
-    assert made.parallel.groups == ((0, 1),)
-    placed = made.device_map or {}
+    assert made.groups == ((0, 1),)
+    placed = made.engines[0].device_map or {}
     assert set(placed.values()) == {0, 1}
     inside = "model.language_model"
     for name in ("model.vision_tower", "model.multi_modal_projector", "model.image_newline",
@@ -78,7 +78,7 @@ def test_two_small_cards_are_cut_once_and_in_order():
     on = layers_on(made)
     assert on[0] + on[1] == list(range(28))
     # Balanced: no card could take a layer of the other and be the better for it.
-    first, second = (gpu.headroom for gpu in made.gpus)
+    first, second = (gpu.headroom for gpu in made.ledgers)
     assert abs(first - second) < 2 * 478 * MIB
 
 
@@ -92,11 +92,11 @@ def test_layers_leave_the_cards_only_as_the_last_resort():
     assert off == list(range(off[0], off[-1] + 1))
     assert off[0] > 0
     assert off[-1] < 27
-    placed = made.device_map or {}
+    placed = made.engines[0].device_map or {}
     assert {where for name, where in placed.items() if ".layers." not in name} == {0}
     assert made.host.pageable > len(off) * 400 * MIB
     assert any("s a token at the best" in text for text in made.warnings)
-    (gpu,) = made.gpus
+    (gpu,) = made.ledgers
     assert gpu.headroom - gpu.margin < 600 * MIB  # another layer would not fit
     # To disk where host memory does not do.
     poor = plan(on="1xrtx3060:used=6GiB,ram=8GiB")
@@ -113,7 +113,7 @@ def test_it_says_which_gpu_is_short_and_what_helps():
     assert "GPU 0 is" in made.verdict
     (freed,) = made.remedies  # no other card need be bought
     assert freed.change == "free what others hold of GPU 0 (9.6 GiB)"
-    assert f"one request of {alone.settings.session_len:,} tokens" in freed.effect
+    assert f"one request of {alone.engines[0].settings.session_len:,} tokens" in freed.effect
     longer = plan(on="1xrtx3060:free=6GiB,ram=64GiB", context=32768)
     assert not longer.fits
     changes = [remedy.change for remedy in longer.remedies]
@@ -138,18 +138,18 @@ def test_the_options_at_fault_are_named_first(free, asked, words):
 def test_copies_and_splits_are_never_mixed_by_accident():
     side_by_side = plan(on="2xrtx3090", replicas=2)
     assert side_by_side.fits
-    assert side_by_side.parallel.groups == ((0,), (1,))
-    assert side_by_side.kv.total_tokens == 2 * side_by_side.kv.tokens
+    assert side_by_side.groups == ((0,), (1,))
+    assert side_by_side.kv_tokens == 2 * side_by_side.engines[0].kv.tokens
     assert not plan(on="4xrtx3060:free=8GiB,ram=6GiB", replicas=2).fits
     both = plan(on="4xrtx3060", replicas=2, tp=2)
     assert both.fits
-    assert sorted(index for group in both.parallel.groups for index in group) == [0, 1, 2, 3]
-    assert all(len(group) == 2 for group in both.parallel.groups)
-    assert plan(on="2xrtx3090", tp=2).parallel.groups == ((0, 1),)
+    assert sorted(index for group in both.groups for index in group) == [0, 1, 2, 3]
+    assert all(len(group) == 2 for group in both.groups)
+    assert plan(on="2xrtx3090", tp=2).groups == ((0, 1),)
     with pytest.raises(UsageError, match="4 GPUs are needed, 2 are visible"):
         plan(on="2xrtx3090", replicas=2, tp=2)
     slices = machine_from("4xa100-80g:mig=1g.10gb")
-    assert all(len(group) == 1 for group in plan(on=slices).parallel.groups)
+    assert all(len(group) == 1 for group in plan(on=slices).groups)
     with pytest.raises(UsageError, match="would split over MIG slices"):
         plan(on=slices, tp=2)
 
@@ -158,8 +158,8 @@ def test_v100_gets_float16_and_pays_for_the_matrix():
     made = plan("qwen2-vl-7b", "1xv100-32g")
     consistent(made)
     assert made.fits
-    assert made.settings.dtype == "float16"
-    assert (made.limits.max_pixels_per_image or 0) < 12845056
+    assert made.engines[0].settings.dtype == "float16"
+    assert (made.promise.limits.max_pixels_per_image or 0) < 12845056
     assert any("before Ampere" in text for text in made.reasons)
     with pytest.raises(UsageError, match="bfloat16"):
         plan("qwen2-vl-7b", "1xv100-32g", engine_options={"dtype": "bfloat16"})
@@ -167,17 +167,17 @@ def test_v100_gets_float16_and_pays_for_the_matrix():
 
 def test_what_the_user_sets_stays_and_is_named():
     made = plan("qwen2-vl-7b", "1xrtx3090", context=4096, image_limit=1003520)
-    assert made.settings.session_len == 4096
-    assert made.limits.max_pixels_per_image == 1003520
+    assert made.engines[0].settings.session_len == 4096
+    assert made.promise.limits.max_pixels_per_image == 1003520
     assert any("image limit 1003520: as set by you" in text for text in made.reasons)
     stated = plan("qwen2-vl-7b", "1xrtx3090", image_size=(448, 448))
     # 1024 patches; the model folder's own limit holds larger images down to them.
-    assert stated.limits.units_per_image <= 1024
-    assert stated.limits.max_pixels_per_image == 200704
+    assert stated.promise.limits.units_per_image <= 1024
+    assert stated.promise.limits.max_pixels_per_image == 200704
     short = plan(
         "qwen2-vl-7b", "1xrtx3060", engine_options={"session_len": 32768}, image_limit=1003520
     )
-    assert short.settings.session_len == 32768
+    assert short.engines[0].settings.session_len == 32768
     below = plan("qwen2-vl-7b", image_size=(200, 200), image_limit=1_000_000)
     assert any("what images of the given size take" in text for text in below.reasons)
 
@@ -200,9 +200,9 @@ def test_the_largest_image_is_no_less_a_promise_than_a_smaller_one():
     """Layers leave the card for it, where without a word its pixels are halved."""
     short = "1xrtx3090:free=19GiB,ram=64GiB"
     unstated, stated = (plan("qwen2-vl-7b", on=short, image_size=s) for s in (None, (9000, 9000)))
-    assert unstated.limits.units_per_image < 65536 == stated.limits.units_per_image
+    assert unstated.promise.limits.units_per_image < 65536 == stated.promise.limits.units_per_image
     assert not unstated.workload.image_size
-    assert "cpu" in (stated.device_map or {}).values()
+    assert "cpu" in (stated.engines[0].device_map or {}).values()
 
 
 @pytest.mark.parametrize(("more", "most"), [({"images": 40}, 3176), ({"context": 1000}, 3500)])
@@ -210,11 +210,11 @@ def test_images_are_lowered_to_what_a_short_context_holds(more, most):
     """Four halves were too large, and it was said not to fit; 31,744 tokens are 40 of 793."""
     made = plan("qwen2-vl-7b", on="1xa100-40g", **more)
     assert made.fits
-    assert 0.95 * most <= made.limits.units_per_image <= most
-    assert made.limits.image_tokens_per_request < made.settings.session_len
+    assert 0.95 * most <= made.promise.limits.units_per_image <= most
+    assert made.promise.limits.image_tokens_per_request < made.engines[0].settings.session_len
     smaller = plan("qwen2-vl-7b", **more)  # before layers leave the card
     assert smaller.fits
-    assert "cpu" not in (smaller.device_map or {}).values()
+    assert "cpu" not in (smaller.engines[0].device_map or {}).values()
 
 
 def test_less_free_memory_means_less_context_and_never_more():
@@ -222,8 +222,8 @@ def test_less_free_memory_means_less_context_and_never_more():
     for used in range(0, 8 * GIB, GIB):
         made = plan(on=f"1xrtx3090:used={used}")
         consistent(made)
-        lengths.append(made.settings.session_len)
+        lengths.append(made.engines[0].settings.session_len)
     assert lengths == sorted(lengths, reverse=True)
     made = plan(margin=Margin(bytes=4 * GIB))
-    assert all(gpu.headroom >= 4 * GIB for gpu in made.gpus)
-    assert plan(budget=20 * GIB).gpus[0].peak <= 20 * GIB
+    assert all(gpu.headroom >= 4 * GIB for gpu in made.ledgers)
+    assert plan(budget=20 * GIB).ledgers[0].peak <= 20 * GIB

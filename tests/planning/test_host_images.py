@@ -69,7 +69,7 @@ def test_requests_a_second_are_the_lesser_of_host_and_cards() -> None:
     """The settings stay what the cards make them."""
     hosts = ("", ",cores=1", ",cores=16")
     alone, few, many = (planned("internvl2-2b", f"1xh100{host}") for host in hosts)
-    assert few.settings == many.settings == alone.settings
+    assert few.engines[0].settings == many.engines[0].settings == alone.engines[0].settings
     assert alone.throughput.host is None
     assert "the host is not counted: its cores are not known" in alone.throughput.basis
     assert many.throughput.requests_per_second == alone.throughput.requests_per_second

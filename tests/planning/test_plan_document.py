@@ -18,10 +18,10 @@ LEAST = {"on": "1xa100-80g", "least": True}
 def test_one_short_request_does_not_take_a_large_card():
     plan = turbofit.plan("internvl2-8b", context=4096, **LEAST)
     assert plan.fits
-    assert plan.settings.cache_max_entry_count < 0.02
-    assert plan.settings.max_batch_size == 1
-    assert 4096 <= plan.kv.tokens < 2 * 4096
-    assert plan.footprint.taken == (max(plan.gpus[0].peak, plan.gpus[0].load_peak),)
+    assert plan.engines[0].settings.cache_max_entry_count < 0.02
+    assert plan.engines[0].settings.max_batch_size == 1
+    assert 4096 <= plan.engines[0].kv.tokens < 2 * 4096
+    assert plan.footprint.taken == (max(plan.ledgers[0].peak, plan.ledgers[0].load_peak),)
     assert plan.footprint.left > 60 * GIB
     assert "of it beyond the margin, for others; the GPU holds 4 such engines" in plan.verdict
     bound = turbofit.plan("internvl2-8b", context=4096, budget="20GiB", **LEAST)
@@ -36,24 +36,24 @@ def test_one_short_request_does_not_take_a_large_card():
 
 def test_the_engines_that_are_counted_fit_beside_each_other():
     plan = turbofit.plan("internvl2-8b", context=4096, **LEAST)
-    count, free = plan.footprint.servers, plan.gpus[0].free
+    count, free = plan.footprint.servers, plan.ledgers[0].free
     for number in range(count + 1):
         on = f"1xa100-80g:free={free}"
         another = turbofit.plan("internvl2-8b", on=on, context=4096, least=True)
         assert another.fits is (number < count)
-        free -= another.gpus[0].peak - another.gpus[0].used
+        free -= another.ledgers[0].peak - another.ledgers[0].used
     poor = turbofit.plan("internvl2-8b", on="1xa100-80g,ram=6GiB", context=4096, least=True)
     assert poor.footprint.servers == 6 * GIB // (poor.host.pinned + poor.host.pageable) < 4
 
 
 def test_all_requests_of_a_batch_hold_a_whole_context_or_one_of_the_workload():
     plan = turbofit.plan("internvl2-8b", context=4096, concurrency=8, **LEAST)
-    assert plan.settings.max_batch_size == 8
-    assert plan.kv.tokens >= 8 * 4096
+    assert plan.engines[0].settings.max_batch_size == 8
+    assert plan.engines[0].kv.tokens >= 8 * 4096
     assert not plan.may_evict()
     short = turbofit.plan("internvl2-8b", **LEAST)
-    need = short.limits.image_tokens_per_request
-    assert need < short.settings.session_len <= need + 2048
+    need = short.promise.limits.image_tokens_per_request
+    assert need < short.engines[0].settings.session_len <= need + 2048
     assert any("session_len" in text and "--context asks" in text for text in short.reasons)
 
 

@@ -70,7 +70,7 @@ def test_more_free_memory_than_a_card_has_is_refused(settings):
     for on in ("l4+rtx3060", "rtx3060+l4"):
         with pytest.raises(UsageError, match="RTX 3060"):  # the smallest card bounds it
             turbofit.predict("internvl2-8b", on=on, replicas=2, free_at_cache="20GiB")
-    assert turbofit.predict("internvl2-8b", on="l4+rtx3060", free_at_cache="20GiB").gpus
+    assert turbofit.predict("internvl2-8b", on="l4+rtx3060", free_at_cache="20GiB").ledgers
 
 
 def test_what_a_log_had_free_stands_first_with_what_the_ratio_makes_of_it():
@@ -111,8 +111,8 @@ def test_a_cache_that_holds_no_image_serves_none():
     none, larger, whole = told(5), told(20), told(120)
     assert not none.fits
     assert all(one.fits for one in (told(5, images=0), larger, whole))
-    assert none.verdict.endswith(f"takes 256 tokens of a cache of {none.kv.tokens}")
-    warning = f"take 6,400 tokens, and the cache holds {larger.kv.tokens:,}"
+    assert none.verdict.endswith(f"takes 256 tokens of a cache of {none.engines[0].kv.tokens}")
+    warning = f"take 6,400 tokens, and the cache holds {larger.engines[0].kv.tokens:,}"
     assert any(warning in text for text in larger.warnings)
     assert not any("largest images" in text for text in whole.warnings)
 

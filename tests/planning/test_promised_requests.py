@@ -33,8 +33,8 @@ ASKED: list[tuple[str, str, dict[str, Any], int]] = [
 
 def at_once(plan: Plan) -> int:
     """What the caches hold of the request that the plan counts with, in whole blocks."""
-    size = round_up(plan.held.request_tokens, plan.settings.cache_block_seq_len)
-    return sum(one.kv.tokens // size for one in plan.group_plans())
+    size = round_up(plan.promise.request_tokens, plan.engines[0].settings.cache_block_seq_len)
+    return sum(one.kv.tokens // size for one in plan.engines)
 
 
 @pytest.mark.parametrize(("model", "on", "asked", "many"), sweep(ASKED, 8))
@@ -43,18 +43,18 @@ def test_all_that_is_held_fits_and_one_more_does_not(
 ) -> None:
     over = turbofit.plan(model, on=on, concurrency=many, **asked)
     assert not over.fits
-    held = over.held.requests
-    size = over.held.request_tokens
+    held = over.promise.requests
+    size = over.promise.request_tokens
     assert f"holds {held:,} of {many:,} requests of {size:,} tokens" in over.verdict
     assert f" --concurrency {many}" in over.verdict
     assert over.requests_at_once == held  # no batch takes memory for what never runs
 
     fits = turbofit.plan(model, on=on, concurrency=held, **asked)
     assert fits.fits
-    assert fits.held.requests == fits.requests_at_once == held <= at_once(fits)
+    assert fits.promise.requests == fits.requests_at_once == held <= at_once(fits)
     one_more = turbofit.plan(model, on=on, concurrency=held + 1, **asked)
     assert not one_more.fits
-    assert one_more.held.requests == held
+    assert one_more.promise.requests == held
 
 
 def test_no_batch_is_planned_that_ends_an_engine() -> None:
@@ -62,7 +62,7 @@ def test_no_batch_is_planned_that_ends_an_engine() -> None:
     plan = turbofit.plan("cogvlm-17b", on="2xrtx3090", concurrency=3)
     batch = "max_batch_size 1, the most that LMDeploy survives, runs 1 of 3 at once"
     assert plan.verdict.endswith(f"with --concurrency 3: {batch}")
-    assert (plan.held.requests, plan.settings.max_batch_size) == (1, 1)
+    assert (plan.promise.requests, plan.engines[0].settings.max_batch_size) == (1, 1)
     assert plan.remedies[0].change == "--concurrency 1"
     assert "max_batch_size 1: with more at once a fault of LMDeploy ends the engine" in plan.reasons
     # Nor does another hint: the number of engines is turbofit's on more cards, the batch nobody's.
@@ -78,8 +78,8 @@ def test_no_batch_is_planned_that_ends_an_engine() -> None:
 def test_a_concurrency_that_is_held_takes_no_more_than_the_batch_that_turbofit_chose() -> None:
     free = turbofit.plan("internvl3-8b", on="1xrtx4090")
     asked = turbofit.plan("internvl3-8b", on="1xrtx4090", concurrency=free.requests_at_once)
-    assert asked.settings == free.settings
-    assert asked.kv == free.kv
+    assert asked.engines[0].settings == free.engines[0].settings
+    assert asked.engines[0].kv == free.engines[0].kv
 
 
 def planned_with(change: str, model: str, on: str, **asked: Any) -> Plan:
@@ -121,7 +121,7 @@ def test_what_is_offered_holds_all_of_them(model: str, on: str, asked: dict[str,
         again = planned_with(change, model, on, **asked)
         assert again.fits, change
         if not change.startswith("--concurrency"):
-            assert again.held.requests >= asked["concurrency"]
+            assert again.promise.requests >= asked["concurrency"]
     for name in set(asked) - {"max_dynamic_patch"}:
         option = "no_queue_images" if name == "queue_images" else name
         left = turbofit.plan(model, on=on, **{**asked, name: None})
@@ -132,7 +132,10 @@ def test_images_are_not_lowered_and_the_limit_that_is_offered_is_the_largest() -
     """Image limit and context come first; that fewer tiles would hold more is a remedy."""
     asked = {"model": "internvl3-8b", "on": "1xrtx4090", "concurrency": 64}
     plan = turbofit.plan(**asked)
-    assert (plan.limits.max_dynamic_patch, plan.settings.session_len) == (12, 32768)
+    assert (plan.promise.limits.max_dynamic_patch, plan.engines[0].settings.session_len) == (
+        12,
+        32768,
+    )
     limit = int(plan.remedies[0].change.removeprefix("--max-dynamic-patch "))
     for tiles, fits in ((limit, True), (limit + 1, False)):
         assert turbofit.plan(**asked, max_dynamic_patch=tiles).fits is fits
@@ -147,7 +150,7 @@ def test_a_batch_that_was_given_bounds_what_runs() -> None:
     assert alone.fits  # LMDeploy's option, and no promise
     # A request is no longer than a session.
     short = turbofit.plan("qwen2.5-7b", on="1xl4", context=200, concurrency=8)
-    assert short.held.request_tokens == 200
+    assert short.promise.request_tokens == 200
     assert at_once(short) >= 8
 
 
@@ -155,7 +158,7 @@ def test_the_engine_that_holds_them_is_chosen() -> None:
     asked = {"image_size": (4096, 4096), "queue_images": False, "concurrency": 4}
     plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", **asked)
     first = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", engine="turbomind", **asked)
-    assert (plan.fits, plan.engine.name, first.fits) == (True, "pytorch", False)
+    assert (plan.fits, plan.backend.name, first.fits) == (True, "pytorch", False)
     assert any(one.change == "--engine pytorch" for one in first.remedies)
 
 
@@ -171,12 +174,12 @@ def test_the_engine_that_holds_them_is_chosen() -> None:
 )
 def test_each_copy_of_transformers_answers_one_request(on, asked, held) -> None:
     plan = turbofit.plan("llava-onevision-7b", on=on, concurrency=held, **asked)
-    assert plan.engine.name == "transformers"
+    assert plan.backend.name == "transformers"
     assert plan.fits
     more = turbofit.plan("llava-onevision-7b", on=on, concurrency=held + 1, **asked)
     assert not more.fits
     assert f"it answers {held} of {held + 1} requests at once" in more.verdict
-    assert more.held.requests == held
+    assert more.promise.requests == held
     assert more.remedies
 
 
@@ -184,10 +187,10 @@ def test_a_prediction_says_how_many_are_held_and_goes_by_what_lives() -> None:
     asked = {"on": "1xrtx4090", "session_len": 8192}
     few = turbofit.predict("internvl3-8b", concurrency=64, **asked)
     assert few.fits
-    assert few.held.requests < 64
-    assert f"it holds {few.held.requests} of 64 at once: the others wait" in few.verdict
+    assert few.promise.requests < 64
+    assert f"it holds {few.promise.requests} of 64 at once: the others wait" in few.verdict
     dies = turbofit.predict("internvl3-8b", on="1xrtx3060", concurrency=6)
-    assert dies.held.requests == 0
+    assert dies.promise.requests == 0
     assert "holds" not in dies.verdict
 
 

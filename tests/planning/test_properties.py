@@ -95,10 +95,10 @@ def test_a_plan_keeps_every_promise_where_it_fits(engine, seed):
         assert Plan.from_json(plan.to_json()) == plan
         return
     keeps_promises(plan)
-    assert plan.kv.tokens * plan.parallel.replicas <= plan.kv.total_tokens
-    used = [index for group in plan.parallel.groups for index in group]
-    assert len(used) == len(set(used)) == plan.parallel.tp * plan.parallel.replicas
+    assert plan.smallest.kv.tokens * plan.replicas <= plan.kv_tokens
+    used = [index for group in plan.groups for index in group]
+    assert len(used) == len(set(used)) == plan.tp * plan.replicas
     # TurboMind may bring a whole request together; the PyTorch engine goes image by image.
-    limits = plan.limits
+    limits = plan.promise.limits
     whole = limits.units_per_image if engine.name == "pytorch" else limits.units_per_request
-    assert limits.units_per_forward >= whole
+    assert all(own.units_per_forward >= whole for own in plan.engines)

@@ -26,12 +26,12 @@ def both(model: str, on: str, **options: object) -> list[Plan]:
 @pytest.mark.parametrize(("model", "on"), PAIRS)
 def test_one_request_is_paid_for_and_the_cache_gets_the_rest(model: str, on: str) -> None:
     meeting, queued = both(model, on)
-    limits = queued.limits
-    assert limits.units_per_forward == limits.units_per_request
-    assert limits.units_per_image == meeting.limits.units_per_image  # clients lose nothing
-    assert queued.settings.session_len == meeting.settings.session_len
-    if meeting.limits.units_per_forward > limits.units_per_forward:
-        assert queued.kv.tokens > meeting.kv.tokens
+    limits = queued.promise.limits
+    assert queued.engines[0].units_per_forward == limits.units_per_request
+    assert limits.units_per_image == meeting.promise.limits.units_per_image  # clients lose nothing
+    assert queued.engines[0].settings.session_len == meeting.engines[0].settings.session_len
+    if meeting.engines[0].units_per_forward > queued.engines[0].units_per_forward:
+        assert queued.engines[0].kv.tokens > meeting.engines[0].kv.tokens
     assert queued.workload.queue_images
     assert any("as you asked" in reason for reason in queued.reasons)
     assert max(one.score for one in queued.considered) > 0
@@ -40,9 +40,12 @@ def test_one_request_is_paid_for_and_the_cache_gets_the_rest(model: str, on: str
 def test_where_the_engine_may_evict_the_cache_decides_who_runs_beside_whom() -> None:
     """An evicted request's images are encoded again, beside those that were let through."""
     _, queued = both("qwen2-vl-7b", "1xrtx3090")
-    assert bounds_of(queued).gate == queued.limits.units_per_request
-    assert queued.settings.max_batch_size * queued.settings.session_len > queued.kv.tokens
-    assert bounds_of(queued).kv.tokens == queued.kv.tokens
+    assert bounds_of(queued).gate == queued.promise.limits.units_per_request
+    assert (
+        queued.engines[0].settings.max_batch_size * queued.engines[0].settings.session_len
+        > queued.engines[0].kv.tokens
+    )
+    assert bounds_of(queued).kv.tokens == queued.engines[0].kv.tokens
     assert any("that state max_tokens run beside" in warning for warning in queued.warnings)
     _, roomy = both("qwen2-vl-7b", "1xrtx3090", context=18432, max_batch_size=4)
     assert bounds_of(roomy).kv.tokens == UNSTATED
@@ -60,17 +63,17 @@ def test_where_the_cache_is_short_queueing_serves_more_and_is_as_wide_as_costs_n
         turbofit.plan("internvl2-2b", on="1xl4:free=8GiB", queue_images=queue)
         for queue in (None, False, True)
     )
-    assert chosen.settings.session_len == without.settings.session_len
-    assert chosen.limits.units_per_image == without.limits.units_per_image
+    assert chosen.engines[0].settings.session_len == without.engines[0].settings.session_len
+    assert chosen.promise.limits.units_per_image == without.promise.limits.units_per_image
     served = [one.throughput.requests_per_second for one in (chosen, without)]
     assert served[0] > 2 * served[1]
     assert bounds_of(chosen).gate is not None
     assert bounds_of(without).gate is None
     assert any("the cache gets the rest" in reason for reason in chosen.reasons)
-    assert forced.limits.units_per_forward == forced.limits.units_per_request
-    assert chosen.limits.units_per_forward > forced.limits.units_per_forward
-    assert chosen.settings.max_batch_size == forced.settings.max_batch_size
-    assert chosen.settings.session_len == forced.settings.session_len
+    assert forced.engines[0].units_per_forward == forced.promise.limits.units_per_request
+    assert chosen.engines[0].units_per_forward > forced.engines[0].units_per_forward
+    assert chosen.engines[0].settings.max_batch_size == forced.engines[0].settings.max_batch_size
+    assert chosen.engines[0].settings.session_len == forced.engines[0].settings.session_len
 
 
 @pytest.mark.parametrize("model", ["internvl2-8b", "qwen2-vl-7b"])
@@ -94,7 +97,7 @@ WITH_IMAGES = [
 def test_images_fit_the_context_or_are_refused_by_name(name: str) -> None:
     for images in (2, 8):
         plan = turbofit.plan(name, on="8xb200", images=images)
-        limits, context = plan.limits, plan.settings.session_len
+        limits, context = plan.promise.limits, plan.engines[0].settings.session_len
         if not plan.fits:
             assert f"{images} images of the largest size are" in plan.verdict
             continue
@@ -109,8 +112,8 @@ def test_images_fit_the_context_or_are_refused_by_name(name: str) -> None:
 @pytest.mark.slow
 def test_the_limit_is_lowered_as_far_as_the_context_asks() -> None:
     plan = turbofit.plan("qwen2-vl-2b", on="1xrtx3090", images=4)
-    assert plan.settings.session_len == 32_768
-    assert 31_000 < plan.limits.image_tokens_per_request <= 32_768 - 1024
+    assert plan.engines[0].settings.session_len == 32_768
+    assert 31_000 < plan.promise.limits.image_tokens_per_request <= 32_768 - 1024
 
 
 @pytest.mark.slow
@@ -128,5 +131,5 @@ def test_what_both_were_set_is_refused_with_what_would_do() -> None:
 def test_a_context_that_is_asked_for_is_kept_and_images_give_way(engine: str) -> None:
     plan = turbofit.plan("qwen2-vl-2b", on="1xa100-80g", images=2, context=4096, engine=engine)
     assert plan.fits
-    assert plan.settings.session_len == 4096
-    assert plan.limits.image_tokens_per_request + TEXT <= 4096
+    assert plan.engines[0].settings.session_len == 4096
+    assert plan.promise.limits.image_tokens_per_request + TEXT <= 4096

@@ -28,7 +28,7 @@ def test_what_a_client_may_ask_beyond_a_plan_is_explained_in_both() -> None:
         turbofit.predict("internvl2-8b", on="1xrtx3090"),
         turbofit.predict("internvl2-8b", on="1xrtx3090", max_dynamic_patch=12),
     )
-    assert [one.limits.max_dynamic_patch for one in (plan, told, own)] == [12, 24, 12]
+    assert [one.promise.limits.max_dynamic_patch for one in (plan, told, own)] == [12, 24, 12]
     (why,) = (why for why in plan.reasons if why.startswith("max_dynamic_patch"))
     assert why.startswith("max_dynamic_patch 12: the model's own")
     assert "detail: high is 24" in why
@@ -48,8 +48,8 @@ def test_smaller_images_leave_more(model: str, on: str, limits: list[int]) -> No
     plan = turbofit.plan(model, on=on)
     costs = plan.limit_costs
     assert [cost.limit for cost in costs] == limits
-    assert costs[0].limit == plan.limits.image_limit
-    assert costs[0].kv_tokens == plan.kv.total_tokens
+    assert costs[0].limit == plan.promise.limits.image_limit
+    assert costs[0].kv_tokens == plan.kv_tokens
     assert costs[0].requests_per_second == plan.throughput.requests_per_second
     for larger, smaller in pairwise(costs):
         assert smaller.image_tokens < larger.image_tokens
@@ -65,7 +65,7 @@ def test_a_plan_for_a_limit_serves_at_least_what_its_row_says() -> None:
     assert option == "--max-pixels"
     plan = turbofit.plan("qwen2-vl-7b", on=on, max_pixels=int(value))
     assert plan.throughput.requests_per_second >= row.requests_per_second
-    assert plan.limits.max_pixels_per_image == row.limit
+    assert plan.promise.limits.max_pixels_per_image == row.limit
     # Where no limit can be given, there is no table.
     assert not turbofit.plan("llava-1.5-7b", on=on).limit_costs
     for asked in ({"images": 0}, {"image_size": (800, 600)}):
@@ -101,7 +101,7 @@ def calibrated(spread: int, engine: str = "turbomind") -> Machine:
     machine = parse_spec("1xrtx3090")
     plan = api.plan(MODEL, on=machine, engine=engine)
     known = Calibration(
-        model=identity(plan.model), engine=engine, engine_version=plan.engine.version,
+        model=identity(plan.model), engine=engine, engine_version=plan.backend.version,
         lmdeploy="0.18.0", gpus=(machine.gpus[0].name,), driver=str(machine.driver),
         communicator="nccl", when="2026-11-20T00:00:00+00:00", context=0, buffers=0,
         spread=spread,
@@ -115,9 +115,9 @@ def test_what_was_measured_needs_less(engine: str) -> None:
         api.plan(MODEL, on=on, engine=engine)
         for on in ("1xrtx3090", calibrated(50 * MIB, engine), calibrated(0, engine))
     )
-    margins = [plan.gpus[0].margin for plan in (plain, spread, exact)]
+    margins = [plan.ledgers[0].margin for plan in (plain, spread, exact)]
     assert margins == [256 * MIB, 114 * MIB, 64 * MIB]
-    assert plain.kv.tokens < spread.kv.tokens < exact.kv.tokens
+    assert plain.engines[0].kv.tokens < spread.engines[0].kv.tokens < exact.engines[0].kv.tokens
     (why,) = [why for why in spread.reasons if why.startswith("margin")]
     assert "64 MiB, and the 50.0 MiB by which what turbofit calibrate measured here" in why
 
@@ -178,7 +178,7 @@ def test_what_was_measured_is_believed_of_no_fuller_card(engine: str) -> None:
         on = replace(machine, gpus=(full,), calibrations=(known,))
         made = api.plan(MODEL, on=on, engine=engine)
         said = [why for why in made.reasons if why.startswith("estimates stand")]
-        return made.gpus[0].margin, said
+        return made.ledgers[0].margin, said
 
     assert plan(32 * MIB) == (64 * MIB, [])  # a desktop never holds the same
     fuller, (why,) = plan(33 * MIB)
@@ -195,6 +195,6 @@ def test_what_a_person_asks_for_stays_and_a_large_spread_adds_nothing() -> None:
         (machine, {"margin": "2%"}, int(machine.gpus[0].total * 0.02)),
         (calibrated(2 * GIB), {}, 256 * MIB),
     ):
-        assert api.plan(MODEL, on=on, **asked).gpus[0].margin == margin
-    (gpu,) = api.plan(MODEL, on=machine, budget=12 * GIB).gpus
+        assert api.plan(MODEL, on=on, **asked).ledgers[0].margin == margin
+    (gpu,) = api.plan(MODEL, on=machine, budget=12 * GIB).ledgers
     assert gpu.peak - gpu.used + 64 * MIB <= 12 * GIB

@@ -59,7 +59,7 @@ def test_memory_that_nobody_explains_can_be_freed() -> None:
 
 
 def test_a_margin_that_turbofit_doubled_is_nobodys_option() -> None:
-    usual = turbofit.plan("internvl2-8b", on="1xrtx3060").gpus[0].margin
+    usual = turbofit.plan("internvl2-8b", on="1xrtx3060").ledgers[0].margin
     plan = turbofit.plan("internvl2-8b", on="1xrtx3060", margin=2 * usual)
     assert not plan.fits
     assert "--margin" not in plan.verdict
@@ -120,7 +120,7 @@ def test_a_size_of_pictures_leaves_the_image_limit_among_what_helps() -> None:
     name, limit = change.split()
     assert name == "--max-dynamic-patch"
     lower = turbofit.plan("internvl2-8b", on="4xrtx3090", max_dynamic_patch=int(limit), **asked)
-    assert effect.startswith(f"fits: {lower.kv.tokens:,} KV tokens")
+    assert effect.startswith(f"fits: {lower.engines[0].kv.tokens:,} KV tokens")
     higher = {**asked, "max_dynamic_patch": int(limit) + 1}
     assert not turbofit.plan("internvl2-8b", on="4xrtx3090", **higher).fits
 
@@ -141,7 +141,7 @@ def test_a_process_is_stopped_on_all_its_gpus_and_frees_no_more_than_is_used() -
     (change,) = [one for one in said if one.startswith("stop")]
     assert change == "stop x[7] on GPUs 0-1 (20.0 GiB)"
     freed = turbofit.plan("internvl2-8b", on="2xrtx3090:used=8GiB", tp=2)
-    assert said[change] == f"fits: {freed.kv.tokens:,} KV tokens a group, tp 2"
+    assert said[change] == f"fits: {freed.engines[0].kv.tokens:,} KV tokens a group, tp 2"
     said = remedies(with_holders("1xrtx3090:used=10GiB", (large,)), "qwen2.5-14b")
     assert said["stop x[7] on GPU 0 (20.0 GiB)"].startswith("not enough alone: ")
 
@@ -161,4 +161,4 @@ def test_more_of_a_card_promise_what_a_plan_on_them_does(on: str, more: str, mod
     plan = turbofit.plan(model, on=more)
     change = f"{more[0]} x {plan.machine.gpus[0].name}"
     effects = {one.change: one.effect for one in turbofit.plan(model, on=on).remedies}
-    assert effects[change].startswith(f"fits: {plan.kv.tokens:,} KV tokens")
+    assert effects[change].startswith(f"fits: {plan.engines[0].kv.tokens:,} KV tokens")

@@ -20,7 +20,7 @@ def test_gpus_of_a_machine_are_kept_to_as_those_of_its_spec():
         assert resolve(request).machine.visible == (1,)
         told = turbofit.predict("internvl2-8b", on=on, gpus="1")
         for plan in (turbofit.plan(request), told):
-            assert [gpu.index for gpu in plan.gpus] == [1]
+            assert [gpu.index for gpu in plan.ledgers] == [1]
         with pytest.raises(UsageError, match="--gpus: '9' is not one GPU of this machine"):
             resolve(request.changed(gpus="9"))
 
@@ -34,7 +34,7 @@ def test_more_requests_at_once_than_the_batches_of_all_engines_are_refused(monke
             turbofit.plan("internvl2-8b", **asked, **more)
         assert "concurrency 4 at most" in caught.value.hint
     two = turbofit.plan("internvl2-8b", on="2xa100", **asked)
-    assert (two.parallel.replicas, two.requests_at_once) == (2, 8)
+    assert (two.replicas, two.requests_at_once) == (2, 8)
     found = turbofit.which("internvl2-8b", **asked)
     assert found.keep
     assert all(row.requests_at_once >= 8 and row.replicas >= 2 for row in found.keep)
@@ -70,7 +70,7 @@ def test_a_session_that_no_cache_holds_is_told(monkeypatch):
         turbofit.predict("internvl2-8b", context=32768, **{**asked, "on": "1xrtx3090"}),
     ):
         assert plan.fits
-        short = f"the cache holds {plan.kv.tokens:,} tokens, a session may have 32,768"
+        short = f"the cache holds {plan.engines[0].kv.tokens:,} tokens, a session may have 32,768"
         assert any(text.startswith(short) for text in plan.warnings)
     found = turbofit.which("internvl2-2b", session_len=32768, cache_max_entry_count=0.1)
     assert all(row.kv_tokens >= 32768 * row.replicas for row in found.keep)
@@ -86,7 +86,7 @@ def test_a_context_of_max_is_the_models_own_and_a_budget_may_be_a_share_of_each_
     assert resolved.workload.context == resolved.model.text.max_position_embeddings
     given = resolve(PlanRequest(model="internvl2-8b", on="1xa100-80g", session_len="max"))
     assert given.engine_options["session_len"] == resolved.workload.context
-    assert turbofit.plan(request).settings.session_len == resolved.workload.context
+    assert turbofit.plan(request).engines[0].settings.session_len == resolved.workload.context
     half = resolve(PlanRequest(model="internvl2-2b", on="rtx3090+l40s", budget="50%"))
     for gpu in half.machine.gpus:
         assert half.margin_of(gpu) == half.margin.of(gpu) + gpu.usable - gpu.total // 2

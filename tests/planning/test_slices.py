@@ -23,19 +23,18 @@ def test_a_plan_stays_below_each_slice_and_its_ratio_is_of_the_whole_card() -> N
     plan = planned(machine, context=8192, replicas=2)
     assert plan.fits
     # Each card has settings of its own.
-    assert plan.by_group
-    ratios = [part.settings.cache_max_entry_count for part in plan.by_group]
+    ratios = [part.settings.cache_max_entry_count for part in plan.engines]
     assert ratios[0] > ratios[1]
-    for ledger in plan.gpus:
+    for ledger in plan.ledgers:
         margin = ledger.margin - ledger.beyond_budget
         assert ledger.peak + margin <= machine.gpu(ledger.index).ours < ledger.total / 2
-        region = next(term.bytes for term in ledger.ledger if term.term == "kv_cache")
+        region = next(term.bytes for term in ledger.terms if term.term == "kv_cache")
         assert region < 0.5 * ledger.free
     whole = planned(pod(), context=8192, replicas=2)
-    assert whole.settings.cache_max_entry_count > 2 * ratios[0]
+    assert whole.engines[0].settings.cache_max_entry_count > 2 * ratios[0]
     # An option can lower a slice, and not raise it.
     assert (
-        planned(machine, context=8192, replicas=2, budget=20 * GIB).gpus[0].peak
-        == plan.gpus[0].peak
+        planned(machine, context=8192, replicas=2, budget=20 * GIB).ledgers[0].peak
+        == plan.ledgers[0].peak
     )
-    assert planned(machine, context=8192, gpus="0", budget=10 * GIB).gpus[0].peak < 10 * GIB
+    assert planned(machine, context=8192, gpus="0", budget=10 * GIB).ledgers[0].peak < 10 * GIB

@@ -14,8 +14,10 @@ from turbofit.planning.tower import BEFORE, Tower, whole_image_prefill
 
 
 def rates_of(found: Plan) -> GroupRates:
-    gpus = [found.machine.gpu(index) for index in found.parallel.groups[0]]
-    return group_rates(found.model, found.settings, found.machine, gpus, engine_of(found))
+    gpus = [found.machine.gpu(index) for index in found.groups[0]]
+    return group_rates(
+        found.model, found.engines[0].settings, found.machine, gpus, engine_of(found)
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,21 +57,21 @@ def test_an_image_is_encoded_for_each_forward_that_holds_some_of_it(
 def test_the_largest_image_is_encoded_once_where_memory_allows() -> None:
     """Of Qwen2-VL-2B on an H100: three times with the prefill of before."""
     found = plan("qwen2-vl-2b", on="1xh100")
-    assert found.settings.max_prefill_token_num == whole_image_prefill(16384) == 16448
+    assert found.engines[0].settings.max_prefill_token_num == whole_image_prefill(16384) == 16448
     assert not any("encoded" in reason for reason in found.reasons)
     asked = plan("qwen2-vl-2b", on="1xh100", max_prefill_token_num=8192)
     (reason,) = (text for text in asked.reasons if text.startswith("max_prefill_token_num"))
     assert "as set by you" in reason
     small = plan("qwen3.5-9b", on="1xrtx3090")  # its states leave no room
-    if small.settings.max_prefill_token_num == 8192:
+    if small.engines[0].settings.max_prefill_token_num == 8192:
         assert any("the largest image is encoded 3 times" in text for text in small.reasons)
 
 
 def test_attention_decides_on_no_batch_and_no_cache() -> None:
     """A worst image that takes a card seconds lets texts and small images wait for nothing."""
     found = plan("qwen2-vl-7b", on="1xrtx3090")
-    assert found.settings.max_batch_size == 4
-    assert found.kv.tokens == 67_968
+    assert found.engines[0].settings.max_batch_size == 4
+    assert found.engines[0].kv.tokens == 67_968
 
 
 def test_plain_lmdeploy_prepares_tiles_its_by_float() -> None:

@@ -45,8 +45,8 @@ def used(request: PlanRequest, **keywords) -> bool:
     found = plan(request, **keywords)
     said = [text for text in found.reasons if text.startswith("tuned: ")]
     if said:
-        assert found.settings.max_batch_size == 24
-        assert found.settings.max_prefill_token_num == 2048
+        assert found.engines[0].settings.max_batch_size == 24
+        assert found.engines[0].settings.max_prefill_token_num == 2048
         assert "1.00 requests/s with LMDeploy 0.18.0 on 2026-11-20" in said[0]
     return bool(said)
 
@@ -56,11 +56,11 @@ def test_a_plan_of_the_same_promise_has_its_settings() -> None:
     keep_tuned(tuning())
     assert used(REQUEST)
     after = plan(REQUEST)
-    assert after.limits.image_limit == before.limits.image_limit
+    assert after.promise.limits.image_limit == before.promise.limits.image_limit
     assert after.fits
     keep_tuned(tuning(options={"max_batch_size": 24, "quant_policy": 8}))
     found = plan(REQUEST)
-    assert found.settings.quant_policy == 8
+    assert found.engines[0].settings.quant_policy == 8
     (said,) = [text for text in found.reasons if text.startswith("tuned: ")]
     assert "--quant-policy 8 changes answers a little" in said
 
@@ -107,8 +107,8 @@ def test_a_rehearsal_keeps_the_settings() -> None:
     before = plan(REQUEST)
     after = tuned.same_shape(REQUEST, before, {}, rehearsed=True)
     assert after != before
-    assert after.settings.max_batch_size == 24
-    assert after.settings.max_prefill_token_num == 2048
+    assert after.engines[0].settings.max_batch_size == 24
+    assert after.engines[0].settings.max_prefill_token_num == 2048
     assert [text for text in after.reasons if text.startswith("tuned: ")]
     plain = plan(REQUEST.changed(no_tuned=True))
     assert tuned.pinned(REQUEST, plain) is REQUEST

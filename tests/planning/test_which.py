@@ -30,7 +30,7 @@ def test_cards_are_told_as_plan_tells_them_the_smallest_first(monkeypatch: pytes
     for row in rng.sample([row for row in found.keep if row.gpus > 1], 2):
         fewer = COUNTS[COUNTS.index(row.gpus) - 1]
         plan = turbofit.plan(on=f"{fewer}x{row.on.partition('x')[2]}", **asked)
-        assert not plan.fits or plan.limits.image_limit != row.image_limit
+        assert not plan.fits or plan.promise.limits.image_limit != row.image_limit
     names = [row.on.partition("x")[2] for row in (*found.keep, *found.others)]
     assert sorted(names) == cards
     assert [row.bytes for row in found.keep] == sorted(row.bytes for row in found.keep)
@@ -48,9 +48,9 @@ def test_models_are_told_as_plan_tells_them(monkeypatch: pytest.MonkeyPatch):
 
 def same_as_plan(row: Serving, plan: turbofit.Plan) -> None:
     assert plan.fits
-    assert (row.engine, row.image_limit) == (plan.engine.name, plan.limits.image_limit)
-    assert (row.kv_tokens, row.context) == (plan.kv.total_tokens, plan.settings.session_len)
-    assert (row.tp, row.replicas) == (plan.parallel.tp, plan.parallel.replicas)
+    assert (row.engine, row.image_limit) == (plan.backend.name, plan.promise.limits.image_limit)
+    assert (row.kv_tokens, row.context) == (plan.kv_tokens, plan.engines[0].settings.session_len)
+    assert (row.tp, row.replicas) == (plan.tp, plan.replicas)
     assert row.requests_at_once == plan.requests_at_once
     assert set(row.warnings) <= set(plan.warnings)
     for figure in ("requests_per_second", "output_tokens_per_second", "seconds_to_first_token"):

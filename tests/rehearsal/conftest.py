@@ -44,7 +44,7 @@ def forward_pool(plan: Plan, document: dict[str, Any]) -> tuple[int, int]:
     """What the fullest forward took of the first GPU's pool, and what the plan pays for."""
     cases = {case["name"]: case for case in document["cases"]}
     (seen,) = cases["vision_forward"]["transient"]
-    (paid,) = (t.bytes for t in plan.gpus[0].ledger if t.term == "vision_forward")
+    (paid,) = (t.bytes for t in plan.ledgers[0].terms if t.term == "vision_forward")
     return seen, paid
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
 import turbofit.api
+from tests.support.plans import changed
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Plan
@@ -41,7 +41,7 @@ def test_a_picture_is_a_square_and_no_larger_than_the_checkpoints_own() -> None:
 
 
 def requests(plan: Plan, name: str) -> tuple[RehearsalRequest, ...]:
-    of_engine = turbomind_cases if plan.engine.name == "turbomind" else torch_cases
+    of_engine = turbomind_cases if plan.backend.name == "turbomind" else torch_cases
     return next((case.requests for case in of_engine(plan) if case.name == name), ())
 
 
@@ -49,12 +49,12 @@ def test_one_image_has_all_units_of_a_forward() -> None:
     plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090", images=2, queue_images=False)
     assert requests(plan, "vision_request")[0].units == (13, 13)
     (request,) = requests(plan, "vision_forward")
-    assert request.units == (plan.limits.units_per_forward,)
+    assert request.units == (plan.engines[0].units_per_forward,)
 
 
 def test_a_cache_that_holds_no_image_is_asked_for_one_all_the_same() -> None:
     told = turbofit.api.predict("internvl2-8b", on="1xrtx3090", cache_max_entry_count=0.004)
-    assert requests(told, "vision_request")[0].units == (told.limits.units_per_image,)
+    assert requests(told, "vision_request")[0].units == (told.promise.limits.units_per_image,)
     assert not requests(told, "vision_forward")
 
 
@@ -62,7 +62,7 @@ def test_a_cache_that_holds_no_image_is_asked_for_one_all_the_same() -> None:
 def test_pictures_fill_what_the_gateway_lets_through(gate: int) -> None:
     options: dict[str, Any] = {"max_prefill_token_num": 8192, "image_size": (1344, 1568)}
     plan = turbofit.api.plan("qwen2-vl-2b", on="1xrtx3060", engine="pytorch", **options)
-    less = replace(plan, limits=replace(plan.limits, units_per_forward=gate))
+    less = changed(plan, units_per_forward=gate)
     (request,) = requests(less, "vision_forward")
     assert 0.99 * gate <= sum(PATCHES.units(*size) for size in request.sizes) <= gate
     # Without a gateway the pixels of a second request come while the first is read.

@@ -11,8 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
+from tests.support.plans import changed
 from turbofit.core.engine_end import End, RehearsedCache
-from turbofit.core.plan import Plan, Rehearsal
+from turbofit.core.plan import Plan, Rehearsal, alike
 from turbofit.core.units import GIB, MIB
 from turbofit.rehearsal import confirm
 
@@ -35,23 +36,22 @@ def ended(outcome: Any, missing: int = 0) -> Rehearsal:
 
 
 def seen_with(plan: Plan, *ends: Rehearsal) -> Plan:
-    pairs = zip(plan.by_group, ends, strict=True)
-    by_group = tuple(replace(group_plan, rehearsal=end) for group_plan, end in pairs)
-    return replace(plan, by_group=by_group, rehearsal=ends[0])
+    pairs = zip(plan.engines, ends, strict=True)
+    return replace(plan, engines=tuple(replace(engine, rehearsal=end) for engine, end in pairs))
 
 
 def test_only_the_card_that_ran_out_is_corrected_and_those_like_it(plan: Plan) -> None:
     short = ended("out_of_memory", 100 * MIB)
-    ratio = plan.by_group[1].settings.cache_max_entry_count
+    ratio = plan.engines[1].settings.cache_max_entry_count
     seen = seen_with(plan, ended("served"), short)
     assert confirm.corrected_ratios(seen) == {1: pytest.approx(ratio - 0.01)}
     assert confirm.corrected_ratios(seen_with(plan, ended("served"), ended("served"))) == {}
-    alike = turbofit.plan("internvl2-2b", on="2xrtx3090+1xl4:free=12GiB")
-    assert alike.unlike_groups() == ((0, 1), (2,))
-    seen = seen_with(alike, short, short, ended("served"))
+    mixed = turbofit.plan("internvl2-2b", on="2xrtx3090+1xl4:free=12GiB")
+    assert alike(mixed.engines) == ((0, 1), (2,))
+    seen = seen_with(mixed, short, short, ended("served"))
     assert set(confirm.corrected_ratios(seen)) == {0, 1}
     equal = turbofit.plan("internvl2-8b", on="4xrtx3090")
-    assert set(confirm.corrected_ratios(replace(equal, rehearsal=short))) == {0, 1, 2, 3}
+    assert set(confirm.corrected_ratios(changed(equal, rehearsal=short))) == {0, 1, 2, 3}
 
 
 Rehearsed = Callable[[Plan], Plan]
@@ -77,21 +77,21 @@ def test_the_plan_is_made_again_with_the_one_ratio_lowered(confirmed, plan: Plan
         return seen_with(made, first, ended("served"))
 
     made = confirmed(rehearse)
-    before, after = ([group_plan.settings for group_plan in one.by_group] for one in rehearsed)
+    before, after = ([group_plan.settings for group_plan in one.engines] for one in rehearsed)
     assert after[0].cache_max_entry_count == pytest.approx(before[0].cache_max_entry_count - 0.01)
-    assert after[1] == before[1] == made.by_group[1].settings
-    assert made.by_group[0].settings == after[0]
-    assert made.parallel == plan.parallel
+    assert after[1] == before[1] == made.engines[1].settings
+    assert made.engines[0].settings == after[0]
+    assert (made.groups, made.backend) == (plan.groups, plan.backend)
 
 
 def short_of_margin(made: Plan, missing: int) -> Plan:
     """As rehearsed, served, with so much less left on the first card than its margin."""
-    gpu = made.gpus[0]
+    gpu = made.ledgers[0]
     room = gpu.total - gpu.reserved - gpu.margin
-    grown = gpu.ledger[0].bytes + room - gpu.peak + missing
-    ledger = (replace(gpu.ledger[0], rehearsed=grown), *gpu.ledger[1:])
+    grown = gpu.terms[0].bytes + room - gpu.peak + missing
+    ledger = (replace(gpu.terms[0], rehearsed=grown), *gpu.terms[1:])
     seen = seen_with(made, ended("served"), ended("served"))
-    return replace(seen, gpus=(replace(gpu, ledger=ledger), *made.gpus[1:]))
+    return changed(seen, ledgers=(replace(gpu, terms=ledger), *made.ledgers[1:]))
 
 
 def test_no_plan_is_given_that_misses_its_margin(confirmed, plan: Plan) -> None:
@@ -102,13 +102,13 @@ def test_no_plan_is_given_that_misses_its_margin(confirmed, plan: Plan) -> None:
         return short_of_margin(made, 100 * MIB)
 
     made = confirmed(rehearse)
-    ratios = [one.by_group[0].settings.cache_max_entry_count for one in (*rehearsed, made)]
+    ratios = [one.engines[0].settings.cache_max_entry_count for one in (*rehearsed, made)]
     assert len(rehearsed) == 3
     assert ratios == sorted(set(ratios), reverse=True)
     assert confirm.corrected_ratios(made) == {}
     assert made.fits
     assert made.rehearsal is None  # of this ratio nothing was seen, and so the margin is whole
-    assert {gpu.margin for gpu in made.gpus} == {gpu.margin for gpu in plan.gpus}
+    assert {gpu.margin for gpu in made.ledgers} == {gpu.margin for gpu in plan.ledgers}
     assert any(warning.startswith("not rehearsed: each of 3") for warning in made.warnings)
 
 
@@ -121,31 +121,34 @@ def test_a_plan_that_still_dies_at_the_last_rehearsal_does_not_fit(confirmed, pl
 
 def test_what_a_rehearsal_settles_is_not_charged_as_unsure(confirmed) -> None:
     def rehearse(made: Plan) -> Plan:
-        return replace(made, rehearsal=ended("served"))
+        return changed(made, rehearsal=ended("served"))
 
     large = turbofit.plan("internvl2-8b-awq", on="2xa100-80g")
     made = confirmed(rehearse, on="2xa100-80g")
     assert made.fits
-    assert {gpu.margin for gpu in large.gpus} == {819 * MIB + 209_715}
-    assert {gpu.margin for gpu in made.gpus} == {307 * MIB + 209_715}
-    assert made.kv.total_tokens > large.kv.total_tokens
-    assert confirmed(rehearse, on="2xa100-80g", margin=large.gpus[0].margin).kv == large.kv
+    assert {gpu.margin for gpu in large.ledgers} == {819 * MIB + 209_715}
+    assert {gpu.margin for gpu in made.ledgers} == {307 * MIB + 209_715}
+    assert made.kv_tokens > large.kv_tokens
+    same = confirmed(rehearse, on="2xa100-80g", margin=large.ledgers[0].margin)
+    assert same.engines[0].kv == large.engines[0].kv
 
 
 def test_no_rehearsal_settles_contexts_and_libraries(confirmed, plan: Plan) -> None:
     """They are estimates on these cards, and three of seven real plans took up to 206 MiB more."""
     made = confirmed(lambda made: seen_with(made, ended("served"), ended("served")))
-    assert {gpu.margin for gpu in made.gpus} == {gpu.margin for gpu in plan.gpus} == {256 * MIB}
-    assert made.kv == plan.kv
+    assert (
+        {gpu.margin for gpu in made.ledgers} == {gpu.margin for gpu in plan.ledgers} == {256 * MIB}
+    )
+    assert made.engines[0].kv == plan.engines[0].kv
     (why,) = [reason for reason in made.reasons if reason.startswith("margin")]
     assert why.startswith("margin 256 MiB: a rehearsal settled what LMDeploy allocates; contexts")
 
 
 def test_a_rehearsal_that_could_not_be_held_settles_nothing(confirmed, plan: Plan) -> None:
     made = confirmed(lambda made: seen_with(made, ended("failed"), ended("served")))
-    assert made.kv == plan.kv
-    assert [group_plan.settings for group_plan in made.by_group] == [
-        group_plan.settings for group_plan in plan.by_group
+    assert made.engines[0].kv == plan.engines[0].kv
+    assert [engine.settings for engine in made.engines] == [
+        engine.settings for engine in plan.engines
     ]
     assert made.rehearsal == ended("failed")
     assert not made.fits
@@ -164,13 +167,15 @@ def test_the_worst_end_is_the_plans(
     monkeypatch, plan: Plan, ends: tuple[Rehearsal, ...], corrected: set[int]
 ) -> None:
     monkeypatch.setattr(
-        confirm, "rehearsed_group", lambda view, i, _: replace(view, rehearsal=ends[i])
+        confirm,
+        "rehearsed_engine",
+        lambda made, i, _: replace(made.engines[i], rehearsal=ends[i]),
     )
     seen = confirm.rehearse_plan(plan)
     assert not seen.fits
     assert seen.rehearsal == ends[1]
-    assert tuple(group_plan.rehearsal for group_plan in seen.by_group) == ends
-    assert [gpu.index for gpu in seen.gpus] == [0, 1]
+    assert tuple(group_plan.rehearsal for group_plan in seen.engines) == ends
+    assert [gpu.index for gpu in seen.ledgers] == [0, 1]
     assert set(confirm.corrected_ratios(seen)) == corrected
 
 

@@ -24,10 +24,10 @@ TRANSIENT = ("vision_request", "vision_forward", "text_prefill", "sampling")
 
 def differences(plan: Plan, document: dict[str, Any]) -> dict[str, int]:
     """Bytes that the engine took above the forecast, where its counters tell a line apart."""
-    ledgers = {gpu.index: gpu.ledger for gpu in plan.gpus}
+    ledgers = {gpu.index: gpu.terms for gpu in plan.ledgers}
     return {
         name: counters[name] - sum(term.bytes for term in terms)
-        for index, counters in zip(plan.parallel.groups[0], document["terms"], strict=True)
+        for index, counters in zip(plan.groups[0], document["terms"], strict=True)
         for name, terms in _lines(ledgers[index], counters).items()
     }
 
@@ -38,47 +38,49 @@ def planned() -> Plan:
 
 
 def test_worst_cases_are_named_as_the_ledgers_transients(planned: Plan) -> None:
-    cases = {case.name: case.requests for case in turbomind_cases(planned)}
-    assert set(cases) == {t.term for t in planned.gpus[0].ledger if t.phase == "transient"}
-    assert cases["vision_request"][0].units == (planned.limits.units_per_image,)
-    assert cases["vision_forward"][0].units == (planned.limits.units_per_forward,)
-    assert len(cases["sampling"]) == planned.settings.max_batch_size
+    cases = {case.name: case.requests for case in turbomind_cases(planned, planned.engines[0])}
+    assert set(cases) == {t.term for t in planned.ledgers[0].terms if t.phase == "transient"}
+    assert cases["vision_request"][0].units == (planned.promise.limits.units_per_image,)
+    assert cases["vision_forward"][0].units == (planned.engines[0].units_per_forward,)
+    assert len(cases["sampling"]) == planned.engines[0].settings.max_batch_size
     assert cases["sampling"][0].top_k == 0
     longest = cases["text_prefill"][0]
-    assert longest.text_tokens + longest.max_new_tokens <= planned.settings.session_len
+    assert longest.text_tokens + longest.max_new_tokens <= planned.engines[0].settings.session_len
 
 
 def test_what_a_rehearsal_cannot_see_is_charged_to_the_card(planned: Plan, tmp_path: Path) -> None:
     spec = plan_spec(planned, tmp_path)
-    terms = {t.term: t.bytes for t in planned.gpus[0].ledger}
+    terms = {t.term: t.bytes for t in planned.ledgers[0].terms}
     (gpu,) = spec.machine.gpus
     context = terms["cuda_context"] + terms["cublas"] + terms["torch_kernels"]
-    assert gpu.used == planned.gpus[0].used + context
+    assert gpu.used == planned.ledgers[0].used + context
     assert gpu.late == terms["kernel_modules"] + terms["pool_growth"]
-    assert spec.settings["max_batch_size"] == planned.settings.max_batch_size
+    assert spec.settings["max_batch_size"] == planned.engines[0].settings.max_batch_size
     assert "model_format" not in spec.settings
 
 
 def test_a_promised_request_that_the_engine_refuses_is_not_served(planned: Plan) -> None:
-    longest = planned.kv.longest_request_tokens
+    longest = planned.promise.context
 
     def told(name: str, tokens: list[int], **statuses: int) -> dict[str, Any]:
         return {"name": name, "tokens": tokens, "statuses": statuses}
 
     answered = told("vision_request", [3330], finished=1)
     refused = told("text_prefill", [longest - 2], out_of_memory=1)
-    assert unanswered(planned, {"cache": {}, "cases": [answered]}) is None
-    death = unanswered(planned, {"cache": {}, "cases": [answered, refused]})
+    assert unanswered(planned, planned.engines[0], {"cache": {}, "cases": [answered]}) is None
+    death = unanswered(planned, planned.engines[0], {"cache": {}, "cases": [answered, refused]})
     assert death is not None
     assert death.phase == "case text_prefill"
     assert death.where.endswith("1 out_of_memory")
     # The plan says itself that a longer one is refused, of which two came here.
     beyond = told("vision_forward", [longest + 1, longest + 1, 20], finished=1, too_long=2)
-    assert unanswered(planned, {"cache": {}, "cases": [beyond]}) is None
+    assert unanswered(planned, planned.engines[0], {"cache": {}, "cases": [beyond]}) is None
     beyond["statuses"] = {"too_long": 3}
-    assert unanswered(planned, {"cache": {}, "cases": [beyond]}) is not None
+    assert unanswered(planned, planned.engines[0], {"cache": {}, "cases": [beyond]}) is not None
     # An engine that takes shorter requests breaks the promise, too.
-    death = unanswered(planned, {"cache": {"session_len": longest - 1}, "cases": []})
+    death = unanswered(
+        planned, planned.engines[0], {"cache": {"session_len": longest - 1}, "cases": []}
+    )
     assert death is not None
     assert death.where.startswith("the engine takes ")
 
@@ -115,10 +117,14 @@ def test_the_plan_holds_on_the_pretend_card(
     ((spec, document),) = documents
     assert document["outcome"] == "served"
     assert plan.fits
-    assert plan.kv == planned.kv
+    assert plan.engines[0].kv == planned.engines[0].kv
     assert plan.rehearsal is not None
     assert plan.rehearsal.cache.tokens is not None
-    assert planned.kv.tokens <= plan.rehearsal.cache.tokens <= planned.kv.tokens * 1.01
+    assert (
+        planned.engines[0].kv.tokens
+        <= plan.rehearsal.cache.tokens
+        <= planned.engines[0].kv.tokens * 1.01
+    )
     assert Plan.from_json(plan.to_json()) == plan
     over = differences(planned, document)
     for exact in ("weights", "kv_cache", "pool_warmup"):
@@ -127,13 +133,13 @@ def test_the_plan_holds_on_the_pretend_card(
         assert abs(over[close]) < 32 * 1024
     for term in TRANSIENT:
         assert over[term] <= 0
-    (ledger,) = plan.gpus
-    terms = {term.term: term for term in ledger.ledger}
+    (ledger,) = plan.ledgers
+    terms = {term.term: term for term in ledger.terms}
     assert terms["kv_cache"].rehearsed == terms["kv_cache"].bytes
     assert terms["cuda_context"].rehearsed is None
     gpu = spec.machine.gpus[0]
     peak = max(case["peak"][0] for case in document["cases"]) + gpu.used + gpu.late
-    assert 0 <= planned.gpus[0].peak - peak < 256 * MIB
+    assert 0 <= planned.ledgers[0].peak - peak < 256 * MIB
     taken, paid = forward_pool(planned, document)
     assert 0.96 * paid <= taken <= paid
 

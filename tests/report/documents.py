@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from msgspec.structs import replace
+import msgspec
 
+from tests.support.plans import changed
 from turbofit import api
 from turbofit.core.engine_end import End, Moment, RehearsedCache, RehearsedCase
 from turbofit.core.plan import Plan, Rehearsal
@@ -49,7 +50,7 @@ def planned(kind: str) -> Plan:
 
 def rehearsed(plan: Plan, *, dies: bool = False) -> Plan:
     """A plan as if it had been rehearsed: its own figures, a MiB more in each phase."""
-    first = plan.gpus[0]
+    first = plan.ledgers[0]
     sizes = {"weights": first.load_peak, "cache": first.steady - 800 * MIB, "ready": first.steady}
     sizes["case vision_request"] = first.total - first.reserved if dies else first.peak
     if not dies:
@@ -62,21 +63,26 @@ def rehearsed(plan: Plan, *, dies: bool = False) -> Plan:
         phase="case vision_request", where="QwenVit::Impl::Attn", asked=512 * MIB, left=202 * MIB
     )
     case = RehearsedCase(name="vision_request", peak=(first.peak,), transient=(MIB,), pinned=0)
-    region = plan.kv.region_bytes
+    region = plan.engines[0].kv.region_bytes
     seen = Rehearsal(
         outcome="out_of_memory" if dies else "served",
         seconds=3.5,
         engine_version="0.18.0",
         cases=() if dies else (case,),
         cache=RehearsedCache(
-            free=(2 * region,), region=(region,), object_size=1, slab_size=2, tokens=plan.kv.tokens
+            free=(2 * region,),
+            region=(region,),
+            object_size=1,
+            slab_size=2,
+            tokens=plan.engines[0].kv.tokens,
         ),
         death=death if dies else None,
         not_known=("CUDA context",),
         timeline=timeline,
     )
     serve = None if dies else plan.serve
-    return replace(plan, rehearsal=seen, fits=plan.fits and not dies, serve=serve)
+    seen_plan = changed(plan, rehearsal=seen)
+    return msgspec.structs.replace(seen_plan, fits=plan.fits and not dies, serve=serve)
 
 
 def served_run(plan: Plan, *, pretend: bool = False) -> RunReport:
@@ -87,20 +93,18 @@ def served_run(plan: Plan, *, pretend: bool = False) -> RunReport:
             at=float(at),
             used={}
             if pretend
-            else {str(gpu.index): gpu.used + at * 512 * MIB for gpu in plan.gpus},
+            else {str(gpu.index): gpu.used + at * 512 * MIB for gpu in plan.ledgers},
         )
         for at, phase in enumerate(("starting", "weights", "cache", "check", "ready"))
     ]
+    kv, card = plan.engines[0].kv, plan.ledgers[0]
+    what = "in use at most" if pretend else "in use after the check"
+    region, tokens = kv.region_bytes, kv.tokens
     rows = (
-        RunFigure(
-            what="KV cache", forecast=plan.kv.region_bytes, actual=plan.kv.region_bytes + MIB
-        ),
-        RunFigure(what="KV tokens", forecast=plan.kv.tokens, actual=plan.kv.tokens, unit="tokens"),
-        RunFigure(
-            what="in use at most" if pretend else "in use after the check",
-            forecast=plan.gpus[0].peak, actual=plan.gpus[0].peak - MIB, gpu=plan.gpus[0].index,
-        ),
-    )  # fmt: skip
+        RunFigure(what="KV cache", forecast=region, actual=region + MIB),
+        RunFigure(what="KV tokens", forecast=tokens, actual=tokens, unit="tokens"),
+        RunFigure(what=what, forecast=card.peak, actual=card.peak - MIB, gpu=card.index),
+    )
     engine = EngineRecord(group=0, seconds={"weights": 2.5}, beside=rows)
     attempt = RunAttempt(
         started="2026-11-20T10:00:00+0000", engines=(engine,), moments=tuple(moments)

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from referencing import Registry, Resource
 
 from tests.report.documents import planned, served_run
+from tests.support.plans import changed
 from turbofit.cli.main import main
 from turbofit.core.machine import Holder, Host
 from turbofit.core.plan import Plan
@@ -39,9 +40,9 @@ def measured() -> Plan:
         plan.model, name="hunter2", hub_id="alice/hunter2",
         source=replace(plan.model.source, kind="folder", where="/srv/alice/hunter2"),
     )  # fmt: skip
-    gpus = tuple(replace(gpu, uuid=f"GPU-8f1c{gpu.index}") for gpu in plan.gpus)
+    ledgers = tuple(replace(gpu, uuid=f"GPU-8f1c{gpu.index}") for gpu in plan.ledgers)
     return replace(
-        plan, machine=machine, model=model, gpus=gpus, created="2026-11-20T13:14:00+00:00",
+        changed(plan, ledgers=ledgers), machine=machine, model=model, created="2026-11-20T13:14:00+00:00",
         verdict="fits: hunter2", options={"hf_home": "/srv/alice"},
     )  # fmt: skip
 
@@ -75,8 +76,8 @@ def load(folder: Path) -> Path:
 def test_it_has_the_figures_and_no_names(tmp_path: Path, capsys: Out) -> None:
     plan = measured()
     folder = run_folder(tmp_path / "run", plan)
-    used = {"steady": plan.gpus[0].steady, "sampling": plan.gpus[0].peak - 5}
-    cards = tuple(CalibratedGpu(index=gpu.index, before=0, used=used) for gpu in plan.gpus)
+    used = {"steady": plan.ledgers[0].steady, "sampling": plan.ledgers[0].peak - 5}
+    cards = tuple(CalibratedGpu(index=gpu.index, before=0, used=used) for gpu in plan.ledgers)
     seen = (Observation(group=0, free=None, region=None, cards=cards),)
     (folder / SEEN_FILE).write_text(to_json(seen))
     out = tmp_path / "out.json"
@@ -98,7 +99,7 @@ def test_it_has_the_figures_and_no_names(tmp_path: Path, capsys: Out) -> None:
     own = json.loads(schema_text("share"))
     Draft202012Validator(own, registry=registry).validate(document)
     assert main([*words[:3], "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["schema"] == "turbofit.share/1"
+    assert json.loads(capsys.readouterr().out)["schema"] == "turbofit.share/2"
 
 
 @pytest.mark.parametrize("source", ["nvml", "preset"])

@@ -225,15 +225,16 @@ def test_a_document_is_read_or_refused(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("parallel", "groups"), []),
-        (("parallel", "groups", 0), [7]),
+        (("engines",), []),
+        (("engines", 0, "gpus"), [7]),
         (("machine", "gpus"), []),
-        (("gpus",), []),
-        (("gpus", 0, "total"), 0),
-        (("settings", "cache_block_seq_len"), 0),
-        (("kv", "longest_request_tokens"), -1),
-        (("rehearsal", "timeline", 0, "peak"), []),
-        (("rehearsal", "cache", "region"), []),
+        (("engines", 0, "ledgers"), []),
+        (("engines", 0, "ledgers", 0, "total"), 0),
+        (("engines", 0, "settings", "cache_block_seq_len"), 0),
+        (("engines", 0, "kv", "tokens"), -1),
+        (("promise", "context"), -1),
+        (("engines", 0, "rehearsal", "timeline", 0, "peak"), []),
+        (("engines", 0, "rehearsal", "cache", "region"), []),
     ],
 )
 def test_what_contradicts_itself_is_refused(

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from tests.support.plans import plausible_plan
+from tests.support.plans import changed, plausible_plan
 from turbofit import api
 from turbofit.core.machine import Machine
 from turbofit.core.plan import GpuLedger, Plan
@@ -50,16 +50,16 @@ def launched(
     plan: Plan, context: int, buffers: int, moved: int | tuple[int, ...] = 0
 ) -> Observation:
     """A launch that took so much more than forecast, while others held ``moved`` more of a card."""
-    ratio = plan.settings.cache_max_entry_count
-    pytorch = plan.engine.name == "pytorch"
+    ratio = plan.engines[0].settings.cache_max_entry_count
+    pytorch = plan.backend.name == "pytorch"
     cards = []
-    others = moved if isinstance(moved, tuple) else (moved,) * len(plan.gpus)
-    pairs = list(zip(plan.gpus, others, strict=True))
+    others = moved if isinstance(moved, tuple) else (moved,) * len(plan.ledgers)
+    pairs = list(zip(plan.ledgers, others, strict=True))
     free = min(free_of(one) - more for one, more in pairs) - context
     for one, moved_here in pairs:
-        cache = sum(term.bytes for term in one.ledger if term.term == "kv_cache")
-        grown = round(ratio * (free - min(map(free_of, plan.gpus))))
-        region = plan.kv.region_bytes + grown
+        cache = sum(term.bytes for term in one.terms if term.term == "kv_cache")
+        grown = round(ratio * (free - min(map(free_of, plan.ledgers))))
+        region = plan.engines[0].kv.region_bytes + grown
         if not pytorch:
             grown = round_up(region, STEP) - cache  # as its pool takes it
         more = context + buffers + grown + moved_here
@@ -73,24 +73,24 @@ def launched(
 
 
 def free_of(one: GpuLedger) -> int:
-    held = sum(term.bytes for term in one.ledger if term.phase in BEFORE)
+    held = sum(term.bytes for term in one.terms if term.phase in BEFORE)
     return one.total - one.reserved - held
 
 
 def counted(plan: Plan, machine: Machine) -> tuple[GpuLedger, ...]:
     """The same launch on the machine with what was learned."""
-    limits, gpus = plan.limits, [machine.gpu(index) for index in plan.parallel.groups[0]]
+    limits, gpus = plan.promise.limits, [machine.gpu(index) for index in plan.groups[0]]
     vision_load = VisionLoad(
         units_per_image=limits.units_per_image, images_per_request=limits.images_per_request,
         tokens_per_request=limits.image_tokens_per_request,
         units_per_forward=limits.units_per_forward,
     )  # fmt: skip
     launch = EngineLaunch(
-        model=plan.model, settings=plan.settings, gpus=tuple(gpus), machine=machine,
-        vision_load=vision_load, margins=tuple(one.margin for one in plan.gpus),
+        model=plan.model, settings=plan.engines[0].settings, gpus=tuple(gpus), machine=machine,
+        vision_load=vision_load, margins=tuple(one.margin for one in plan.ledgers),
     )  # fmt: skip
-    account = engine_named(plan.engine.name).account(launch)
-    return account.at(plan.settings.cache_max_entry_count).ledgers
+    account = engine_named(plan.backend.name).account(launch)
+    return account.at(plan.engines[0].settings.cache_max_entry_count).ledgers
 
 
 def learned(plan: Plan, *seen: Observation) -> Machine:
@@ -125,7 +125,7 @@ def test_the_corrected_forecast_of_a_launch_is_what_it_took_and_no_less(case) ->
 def test_no_correction_takes_more_than_was_estimated_or_learned_before(plan: Plan) -> None:
     estimates = {
         phases: sum(
-            t.bytes for t in plan.gpus[0].ledger if t.basis == "estimate" and t.phase in phases
+            t.bytes for t in plan.ledgers[0].terms if t.basis == "estimate" and t.phase in phases
         )
         for phases in (BEFORE, ("cache", "buffers"))
     }
@@ -143,7 +143,7 @@ def test_a_plan_of_smaller_forwards_is_not_charged_less_than_nothing() -> None:
     plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind", images=4)
     machine = learned(plan, launched(plan, 0, -4000 * MIB))
     small = planned("internvl2-8b", machine, "turbomind", images=0, max_prefill_token_num=1024)
-    terms = {t.term: t.bytes for t in small.gpus[0].ledger}
+    terms = {t.term: t.bytes for t in small.ledgers[0].terms}
     later = ("kernel_modules", "pool_growth")
     (made,) = machine.calibrations
     assert -made.buffers > sum(terms[name] for name in later)
@@ -153,9 +153,9 @@ def test_a_plan_of_smaller_forwards_is_not_charged_less_than_nothing() -> None:
 def test_the_next_plan_uses_it_and_says_so(plan: Plan) -> None:
     machine = learned(plan, launched(plan, -60 * MIB, -40 * MIB))
     again = planned("internvl2-8b", machine, "turbomind")
-    assert again.kv.tokens > plan.kv.tokens
-    assert again.gpus[0].headroom >= again.gpus[0].margin
-    terms = {t.term: t for t in again.gpus[0].ledger}
+    assert again.engines[0].kv.tokens > plan.engines[0].kv.tokens
+    assert again.ledgers[0].headroom >= again.ledgers[0].margin
+    terms = {t.term: t for t in again.ledgers[0].terms}
     # A step of the cache is on top.
     assert (terms[CONTEXT].bytes, terms[BUFFERS].bytes) == (-60 * MIB, -40 * MIB + STEP)
     assert terms[CONTEXT].basis == terms[BUFFERS].basis == "measured"
@@ -167,7 +167,7 @@ def test_the_next_plan_uses_it_and_says_so(plan: Plan) -> None:
     assert Plan.from_json(again.to_json()) == again
     # More than the forecast makes it smaller.
     less = planned("internvl2-8b", learned(plan, launched(plan, 0, 250 * MIB)), "turbomind")
-    assert less.kv.tokens < plan.kv.tokens
+    assert less.engines[0].kv.tokens < plan.engines[0].kv.tokens
     assert any("282 MiB more than estimated" in reason for reason in less.reasons)
 
 
@@ -177,7 +177,7 @@ def test_it_is_for_nothing_but_what_was_measured(plan: Plan) -> None:
     assert one.model.startswith("InternVL2-8B (")
     here = replace(plan.model, hub_id=None, name="InternVL2-8B")  # as from a folder of that name
     assert identity(here) == one.model
-    names = {t.term for t in planned("qwen2-vl-2b", machine, "turbomind").gpus[0].ledger}
+    names = {t.term for t in planned("qwen2-vl-2b", machine, "turbomind").ledgers[0].terms}
     assert CONTEXT not in names
     for other in (
         replace(one, driver="570"), replace(one, engine="pytorch"),
@@ -185,7 +185,7 @@ def test_it_is_for_nothing_but_what_was_measured(plan: Plan) -> None:
         replace(one, gpus=(one.gpus[0], one.gpus[0])), replace(one, communicator="cuda-ipc"),
     ):  # fmt: skip
         changed = planned("internvl2-8b", replace(machine, calibrations=(other,)), "turbomind")
-        assert changed.gpus[0].ledger == plan.gpus[0].ledger
+        assert changed.ledgers[0].terms == plan.ledgers[0].terms
 
 
 @pytest.mark.parametrize("moved", [(100, 100), (0, 700), (512, -1000), (-1000, 512)])
@@ -204,21 +204,21 @@ def test_phases_are_told_beside_the_forecast(plan: Plan) -> None:
     assert list(rows) == ["context and weights", "cache", "steady", "kernels", "vision_forward"]
     assert rows["context and weights"]["over"] == 0
     assert rows["vision_forward"]["over"] == -5 * MIB
-    assert rows["vision_forward"]["forecast"] == plan.gpus[0].peak
-    assert rows["cache"]["measured"] == round_up(plan.kv.region_bytes, STEP)
+    assert rows["vision_forward"]["forecast"] == plan.ledgers[0].peak
+    assert rows["cache"]["measured"] == round_up(plan.engines[0].kv.region_bytes, STEP)
     # Of cases after a restart, what was seen before it counts.
     seen = launched(plan, 0, 0)
     (card,) = seen.cards
-    later = replace(card, used={**card.used, "sampling": plan.gpus[0].steady})
+    later = replace(card, used={**card.used, "sampling": plan.ledgers[0].steady})
     rows = {row["phase"]: row for row in phase_rows(plan, [replace(seen, cards=(later,))])}
     assert rows["sampling"]["over"] == 0
-    assert rows["sampling"]["measured"] == plan.gpus[0].peak
+    assert rows["sampling"]["measured"] == plan.ledgers[0].peak
 
 
 def test_a_log_that_tells_what_is_free_is_not_corrected_before_the_cache(plan: Plan) -> None:
     machine = learned(plan, launched(plan, -60 * MIB, 30 * MIB))
     told = api.predict("internvl2-8b", on=machine, free_at_cache="8GiB", engine="turbomind")
-    terms = {t.term: t.bytes for t in told.gpus[0].ledger}
+    terms = {t.term: t.bytes for t in told.ledgers[0].terms}
     assert CONTEXT not in terms
     assert terms[BUFFERS] == 30 * MIB + STEP
 
@@ -240,8 +240,8 @@ def test_equal_groups_tell_by_how_much_they_differ_whatever_was_learned_before()
     def spread(machine: Machine, *sizes: int) -> tuple[Machine, int]:
         plan = api.plan("internvl2-8b", on=machine, engine="turbomind", tp=1, replicas=2)
         seen = [
-            replace(launched(replace(plan, gpus=(gpu,)), size * MIB, size * MIB), group=group)
-            for group, (gpu, size) in enumerate(zip(plan.gpus, sizes, strict=True))
+            replace(launched(changed(plan, ledgers=(gpu,)), size * MIB, size * MIB), group=group)
+            for group, (gpu, size) in enumerate(zip(plan.ledgers, sizes, strict=True))
         ]
         more = learned(plan, *seen)
         return more, more.calibrations[0].spread
@@ -258,12 +258,12 @@ def test_equal_groups_tell_by_how_much_they_differ_whatever_was_learned_before()
 def test_the_engines_figures_beside_the_plans() -> None:
     plan = plausible_plan()
     budget = CacheBudget(budget=17170 * MIB, free=19667 * MIB, ratio=0.873)
-    free, cache = cache_beside(plan, budget)
-    assert free.forecast == min(map(free_of, plan.gpus))
+    free, cache = cache_beside(plan.engines[0], budget)
+    assert free.forecast == min(map(free_of, plan.ledgers))
     assert "19,667.0 MiB (forecast 19,714.0, -0.2%)" in in_words(free)
     assert "17,170.0 MiB (forecast 17,000.0, +1.0%)" in in_words(cache)
     slab = Slab(slab_size=32 * MIB, object_size=2 * MIB)
-    tokens = tokens_beside(plan, budget, slab)
+    tokens = tokens_beside(plan, plan.engines[0], budget, slab)
     assert tokens.actual == 535 * 16 * 64
     assert "547,840 (forecast 544,000, +0.7%)" in in_words(tokens)
     on_card = RunFigure(what="in use", forecast=100 * MIB, actual=99 * MIB, gpu=1)
@@ -274,7 +274,7 @@ def test_tokens_of_a_hybrid_model_are_beside_its_states() -> None:
     plan = turbofit.predict(
         "qwen3.5-4b", on="1xrtx3090", engine="turbomind", tp=1, cache_max_entry_count=0.5
     )
-    region = plan.kv.region_bytes
+    region = plan.engines[0].kv.region_bytes
     budget = CacheBudget(budget=region, free=2 * region, ratio=0.5)
     slab = Slab(slab_size=32 * MIB, object_size=2 * MIB)
-    assert tokens_beside(plan, budget, slab).actual == plan.kv.tokens
+    assert tokens_beside(plan, plan.engines[0], budget, slab).actual == plan.engines[0].kv.tokens

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from tests.support.nvml import LOST, Process, Scenario, gpu_3090, in_process
-from tests.support.plans import plausible_plan
+from tests.support.plans import changed, plausible_plan
 from tests.support.waiting import HANG
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB
@@ -36,7 +36,7 @@ class Ground:
 
     def __init__(self, scenario: Scenario, path: Path, plan: Plan, engine: int) -> None:
         self.scenario, self.path, self.plan, self.engine = scenario, path, plan, engine
-        (self.card,), (self.ledger,) = scenario.gpus, plan.gpus
+        (self.card,), (self.ledger,) = scenario.gpus, plan.ledgers
         self.warned: list[tuple[str, str]] = []
         self.heard = threading.Event()
 
@@ -50,7 +50,7 @@ class Ground:
     def monitor(self, *, every: float = 0.02, **ledger: int) -> GpuMonitor:
         """One that looks when it is told to, at a plan with another ledger."""
         gpus = (msgspec.structs.replace(self.ledger, **ledger),)
-        plan = msgspec.structs.replace(self.plan, gpus=gpus)
+        plan = changed(self.plan, ledgers=gpus)
         return GpuMonitor(plan, lambda: [self.engine], self.warn, every=every)
 
     def grow(self, size: int) -> None:
@@ -69,9 +69,9 @@ def ground(nvml_library: Path, tmp_path: Path) -> Iterator[Ground]:
     scenario = Scenario(gpus=[card])
     plan = plausible_plan(gpus=1, tp=1)
     ledger = msgspec.structs.replace(
-        plan.gpus[0], uuid=card.uuid, used=0, headroom=400 * MIB, margin=256 * MIB
+        plan.ledgers[0], uuid=card.uuid, used=0, headroom=400 * MIB, margin=256 * MIB
     )
-    plan = msgspec.structs.replace(plan, gpus=(ledger,))
+    plan = changed(plan, ledgers=(ledger,))
     with in_process(nvml_library, scenario, tmp_path) as path:
         yield Ground(scenario, path, plan, engine.pid)
     engine.kill()
@@ -189,7 +189,7 @@ def test_a_driver_that_hangs_keeps_no_supervisor(ground: Ground, monkeypatch) ->
             pass
 
     monkeypatch.setattr("turbofit.machine.nvml.Nvml", HungNvml)
-    assert not any_lost([ground.plan.gpus[0].uuid])
+    assert not any_lost([ground.plan.ledgers[0].uuid])
     assert hung.is_set()
     assert used_now(ground.plan) == {}
     assert memory_back(ground.plan, {0: 0}) == []

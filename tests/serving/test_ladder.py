@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from tests.support.plans import plausible_plan
+from tests.support.plans import changed, plausible_plan
 from turbofit import api
 from turbofit.cli.main import main
 from turbofit.core.engine_end import End
@@ -62,8 +62,8 @@ def test_the_new_plan_leaves_what_was_missing(phase: str, plan: Plan) -> None:
     """With the forecast's error counted, the margin is left in truth."""
     missing = 100 * MIB
     rung = next(r for r in rungs(died(phase, missing=missing), plan, {}) if "margin" in r.changes)
-    (gpu,) = plan.gpus
-    pool = next(t.bytes for t in gpu.ledger if t.term == "pool_warmup")
+    (gpu,) = plan.ledgers
+    pool = next(t.bytes for t in gpu.terms if t.term == "pool_warmup")
     usable = gpu.total - gpu.reserved
     held = {
         "weights": gpu.load_peak, "cache": gpu.steady - pool, "warm-up": gpu.steady,
@@ -72,7 +72,7 @@ def test_the_new_plan_leaves_what_was_missing(phase: str, plan: Plan) -> None:
     wrong = missing + usable - held
     assert 0 <= rung.changes["margin"] - (gpu.margin + wrong) < MIB
     again = api.plan("internvl2-8b", on="1xrtx3090", **rung.changes)
-    assert not again.fits or again.gpus[0].headroom - wrong >= gpu.margin
+    assert not again.fits or again.ledgers[0].headroom - wrong >= gpu.margin
 
 
 def test_what_the_user_set_stays(plan: Plan) -> None:
@@ -84,9 +84,9 @@ def test_what_the_user_set_stays(plan: Plan) -> None:
 
 
 def test_the_ends_of_the_settings(plan: Plan) -> None:
-    settings = msgspec.structs.replace(plan.settings, max_prefill_token_num=512)
-    limits = msgspec.structs.replace(plan.limits, max_dynamic_patch=1)
-    least = msgspec.structs.replace(plan, settings=settings, limits=limits)
+    settings = msgspec.structs.replace(plan.engines[0].settings, max_prefill_token_num=512)
+    limits = msgspec.structs.replace(plan.promise.limits, max_dynamic_patch=1)
+    least = changed(plan, settings=settings, limits=limits)
     assert steps(died("vision"), least) == ["margin"]
     qwen = api.plan("qwen2-vl-7b", on="1xrtx3090")
     assert "max_pixels" in steps(died("vision"), qwen)
@@ -94,7 +94,7 @@ def test_the_ends_of_the_settings(plan: Plan) -> None:
     assert steps(died("vision"), text) == ["margin", "max_prefill_token_num"]
     two = plausible_plan(gpus=2, tp=1)  # fewer engines for the host's memory
     (rung,) = rungs(died("host", kind="host_memory"), two, {})
-    assert rung.changes == {"replicas": two.parallel.replicas - 1, "tp": 1}
+    assert rung.changes == {"replicas": two.replicas - 1, "tp": 1}
     assert steps(died("host"), two, replicas=2) == []
 
 
@@ -143,10 +143,10 @@ def pair() -> Plan:
 def test_each_engine_is_watched_with_its_own_forecast(pair: Plan, tmp_path: Path) -> None:
     launches = [Launch(command, ("true",)) for command in pair.commands]
     server = Supervisor(pair, launches, tmp_path, Supervision(lambda _: None))
-    for engine, group_plan in zip(server.engines, pair.by_group, strict=True):
-        assert engine.plan.settings == group_plan.settings
-        assert engine.plan.kv == group_plan.kv
-        assert [gpu.index for gpu in engine.plan.gpus] == list(pair.parallel.groups[engine.group])
+    for engine, group_plan in zip(server.engines, pair.engines, strict=True):
+        assert engine.plan.engines[0].settings == group_plan.settings
+        assert engine.plan.engines[0].kv == group_plan.kv
+        assert [gpu.index for gpu in engine.plan.ledgers] == list(pair.groups[engine.group])
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -159,20 +159,20 @@ def test_the_margin_is_of_the_engine_that_died_and_both_are_planned_again(pair, 
     assert 0 <= rung.changes["margin"] - (gpu.margin + left + 100 * MIB) < MIB
     first = next(iter(rungs(died("warm-up", missing=200 * MIB), view, {})))
     again = api.plan(MODEL, on=ON, **first.changes)
-    for after, before in zip(again.by_group, pair.by_group, strict=True):
+    for after, before in zip(again.engines, pair.by_group, strict=True):
         assert after.settings.cache_max_entry_count < before.settings.cache_max_entry_count
 
 
 def test_a_smaller_prefill_gives_no_engine_more_than_it_had() -> None:
     on = "rtx3090:free=23GiB+rtx3090:free=18GiB"
     plan = api.plan("internvl2-8b", on=on, concurrency=8, context=8192)
-    first, second = plan.by_group
+    first, second = plan.engines
     settings = replace(second.settings, max_prefill_token_num=2048)
     plan = replace(plan, by_group=(first, replace(second, settings=settings)))
-    sizes = [group_plan.settings.max_prefill_token_num for group_plan in plan.by_group]
+    sizes = [group_plan.settings.max_prefill_token_num for group_plan in plan.engines]
     assert len(set(sizes)) == 2
     for number in range(2):
-        steps = list(rungs(died("warm-up"), plan.of_group(number), {}))
+        steps = list(rungs(died("warm-up"), plan.engines[number], {}))
         rung = next(r for r in steps if "max_prefill_token_num" in r.changes)
         assert rung.changes["max_prefill_token_num"] == min(sizes[number] // 2, *sizes)
 
@@ -184,7 +184,7 @@ def test_one_engine_less_is_another_plan_though_its_settings_are_the_same() -> N
     run: Any = SimpleNamespace(config=config, planner=planner, fixed={}, changes={})
     step = _step_down(run, two, died("host", kind="host_memory", group=1), 1)
     assert step is not None
-    assert (step[0].parallel.replicas, step[0].settings) == (1, two.settings)
+    assert (step[0].replicas, step[0].engines[0].settings) == (1, two.engines[0].settings)
 
 
 def test_a_saved_plan_is_launched_with_the_settings_of_each(pair, tmp_path, capsys) -> None:

@@ -78,7 +78,7 @@ def test_a_lease_counts_for_others_and_not_for_its_owner(tmp_path: Path) -> None
         assert mine.others() == []
         (lease,) = yours.others()
         assert lease.pid == os.getpid()
-        ledger = plausible_plan(gpus=1, tp=1).gpus[0]
+        ledger = plausible_plan(gpus=1, tp=1).ledgers[0]
         need = max(ledger.peak, ledger.load_peak) - ledger.used + ledger.margin
         assert lease.need == {UUID: need}
         seen, before = counted(machine(1), yours).gpus[0], machine(1).gpus[0]

@@ -209,8 +209,8 @@ def test_a_prediction_takes_the_settings_of_a_config() -> None:
     told = turbofit.predict(
         "internvl2-8b", on="2xrtx3090", engine="turbomind", tp=2, cache_max_entry_count=0.5
     )
-    assert found.settings == told.settings
-    assert found.kv == told.kv
+    assert found.engines[0].settings == told.engines[0].settings
+    assert found.engines[0].kv == told.engines[0].kv
 
 
 def test_what_does_not_fit_and_ranks_of_a_launcher_never_start(
@@ -288,7 +288,7 @@ def test_its_cache_is_no_share_of_what_others_have_yet_to_take(
 ) -> None:
     with Leases(here) as other:
         other.reserve(plan(PlanRequest(model="internvl2-1b", on="1xrtx3090", budget="8GiB")))
-        monkeypatch.setattr(gpu_monitor, "used_now", lambda one: {one.gpus[0].index: 0})
+        monkeypatch.setattr(gpu_monitor, "used_now", lambda one: {one.ledgers[0].index: 0})
         pipe = pipeline(internvl2, on=None)
     planned = pipe.plan.settings.cache_max_entry_count
     (ledger,) = pipe.plan.gpus
@@ -423,7 +423,7 @@ def test_what_else_this_process_runs_is_not_held_to_the_plan() -> None:
         for size in (None, "12GiB")
     )
     plain, more = lmdeploy.PytorchEngineConfig(), lmdeploy.PytorchEngineConfig(num_cpu_blocks=8)
-    assert held_to(whole, planned_config(whole, plain)) == whole.gpus
+    assert held_to(whole, planned_config(whole, plain)) == whole.ledgers
     assert held_to(whole, planned_config(whole, more)) == ()
     assert held_to(part, planned_config(part, plain)) == ()
 
@@ -440,9 +440,9 @@ def test_pytorch_fields_are_planned_with_under_their_own_names() -> None:
     config = planned_config(plan, backend_config)
     assert config is not backend_config
     assert (config.session_len, config.block_size, config.download_dir) == (4096, 32, "/x")
-    assert config.cache_max_entry_count == plan.settings.cache_max_entry_count
-    assert config.max_batch_size == plan.settings.max_batch_size
+    assert config.cache_max_entry_count == plan.engines[0].settings.cache_max_entry_count
+    assert config.max_batch_size == plan.engines[0].settings.max_batch_size
     assert backend_config.max_batch_size is None
     made = planned_config(plan, None)  # the plan makes one
     assert type(made) is lmdeploy.PytorchEngineConfig
-    assert made.max_prefill_token_num == plan.settings.max_prefill_token_num
+    assert made.max_prefill_token_num == plan.engines[0].settings.max_prefill_token_num

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from tests.support.gateway import plan_for
-from tests.support.plans import plausible_plan
+from tests.support.plans import changed, plausible_plan
 from tests.support.serving import ask_at
 from tests.support.waiting import until
 from turbofit.core.engine_end import End, RehearsedCache
@@ -81,7 +81,7 @@ def test_a_plan_is_rehearsed_once(planner: Any) -> None:
     first = best_plan(REQUEST, pretend=True)
     begun: list[Plan] = []  # beside its rehearsal
     for _ in range(2):
-        plan = msgspec.structs.replace(first, rehearsal=seen)
+        plan = changed(first, rehearsal=seen)
         assert planner(said, plan, meanwhile=begun.append).rehearsal == seen
     assert len(begun) == 1
     assert [text.partition(":")[0] for text in said] == [
@@ -133,19 +133,19 @@ def test_a_proved_plan_gets_a_higher_ratio_with_what_its_engines_held(
 
     before, raised, less, as_before = (made(over * MIB if over else over) for over in
                                        (None, -50, 100, 206))  # fmt: skip
-    assert [plan.gpus[0].margin for plan in (before, raised, less, as_before)] == [
+    assert [plan.ledgers[0].margin for plan in (before, raised, less, as_before)] == [
         256 * MIB, 96 * MIB, 196 * MIB, 256 * MIB,
     ]  # fmt: skip
-    ratios = [plan.settings.cache_max_entry_count for plan in (before, less, raised)]
+    ratios = [plan.engines[0].settings.cache_max_entry_count for plan in (before, less, raised)]
     assert ratios == sorted(set(ratios))
-    assert as_before.kv == before.kv
-    assert raised.gpus[0].headroom >= 96 * MIB
+    assert as_before.engines[0].kv == before.engines[0].kv
+    assert raised.ledgers[0].headroom >= 96 * MIB
     assert raised.serve == before.serve
     first = f"from {ratios[0]:.3f} to {ratios[2]:.3f}"
     assert [text.rpartition("raised ")[2] for text in said] == [
         first, f"from {ratios[0]:.3f} to {ratios[1]:.3f}"
     ]  # fmt: skip
-    assert made(-50 * MIB, margin=256 * MIB).gpus[0].margin == 256 * MIB  # as it was given
+    assert made(-50 * MIB, margin=256 * MIB).ledgers[0].margin == 256 * MIB  # as it was given
     assert len(said) == 2
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from tests.support.plans import changed
 from turbofit import api
 from turbofit.core.plan import Plan
 from turbofit.serving import ladder
@@ -53,7 +54,7 @@ def test_what_engines_held_beyond_the_forecast_is_kept_for_any_ratio(plan: Plan)
     for over, most in ((-40, -40), (30, 30), (10, 30)):
         proof.keep(over)
         assert proof.over == most
-    higher = replace(plan, settings=replace(plan.settings, cache_max_entry_count=0.99))
+    higher = changed(plan, settings=replace(plan.engines[0].settings, cache_max_entry_count=0.99))
     assert Proof(higher, CONFIG, "0.18.0").over == 30
     assert not known(higher)
     assert Proof(with_card(plan, "GPU-another"), CONFIG, "0.18.0").over is None
@@ -66,19 +67,19 @@ def with_driver(plan: Plan, driver: str) -> Plan:
 
 
 def with_card(plan: Plan, uuid: str) -> Plan:
-    return replace(plan, gpus=(replace(plan.gpus[0], uuid=uuid),))
+    return changed(plan, ledgers=(replace(plan.ledgers[0], uuid=uuid),))
 
 
 def test_what_its_memory_rests_on_makes_it_another_plan(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Proof(plan, CONFIG, "0.18.0").keep()
-    settings, limits = plan.settings, plan.limits
+    settings = plan.engines[0].settings
     assert not known(plan, lmdeploy="0.19.0")
     assert not known(with_driver(plan, "600.1"))
     assert not known(with_card(plan, "GPU-another"))
-    assert not known(replace(plan, settings=replace(settings, cache_max_entry_count=0.123)))
-    assert not known(replace(plan, limits=replace(limits, units_per_forward=4)))
+    assert not known(changed(plan, settings=replace(settings, cache_max_entry_count=0.123)))
+    assert not known(changed(plan, units_per_forward=4))
     assert not known(plan, CONFIG.changed(options=("--adapters", "a=/b")))
     assert not known(plan, CONFIG.changed(pretend=True))
     with monkeypatch.context() as patch:
@@ -101,12 +102,14 @@ def test_a_rehearsal_holds_while_its_memory_is_there(
 ) -> None:
     result = replace(plan, verdict="fits: rehearsed")
     Rehearsals(plan).keep(result)
-    step = plan.gpus[0].total // 1000
+    step = plan.ledgers[0].total // 1000
     assert Rehearsals(plan).recall(held(plan, 0)) == result
     assert Rehearsals(plan).recall(held(plan, -step * 5)) == result
     assert Rehearsals(plan).recall(held(plan, step - 1)) == result
     assert Rehearsals(plan).recall(held(plan, 2 * step)) is None
-    wider = replace(plan.settings, max_batch_size=plan.settings.max_batch_size + 1)
-    assert Rehearsals(replace(plan, settings=wider)).recall(plan.machine) is None
+    wider = replace(
+        plan.engines[0].settings, max_batch_size=plan.engines[0].settings.max_batch_size + 1
+    )
+    assert Rehearsals(changed(plan, settings=wider)).recall(plan.machine) is None
     monkeypatch.setattr(ladder, "installed", lambda _name: "9.9")
     assert Rehearsals(plan).recall(plan.machine) is None

@@ -77,7 +77,7 @@ def test_one_rung_helps_and_the_next_start_begins_with_it(session, tmp_path: Pat
     assert (attempts[0]["ended"]["kind"], attempts[0]["ended"]["phase"]) == ("hang", "warm-up")
     assert attempts[1]["changes"] == {"max_prefill_token_num": second}
     saved = read_saved(str(last_run(tmp_path)))
-    assert saved.plan.settings.max_prefill_token_num == second
+    assert saved.plan.engines[0].settings.max_prefill_token_num == second
     # What a plan asks of whoever serves it is not asked of `serve`.
     assert [text for text in saved.plan.warnings if text.startswith(BESIDE_COMMANDS)]
     assert "are not planned for" not in child.stderr

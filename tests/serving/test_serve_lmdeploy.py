@@ -50,10 +50,10 @@ def test_internvl2_from_measuring_to_the_end(serve, internvl2, tmp_path, port) -
     assert "phase: check" in child.stderr
     plan = Plan.from_json((served.run / "plan.json").read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
-    planned = plan.lmdeploy_settings()
+    planned = plan.engines[0].lmdeploy_settings()
     assert {name: config[name] for name in planned} == planned
-    assert plan.settings.max_batch_size == 3
-    assert f"(forecast {plan.kv.tokens:,}" in child.stderr
+    assert plan.engines[0].settings.max_batch_size == 3
+    assert f"(forecast {plan.engines[0].kv.tokens:,}" in child.stderr
     assert ask_as_told(child) == ["ok", "ok"]
     # Names are listed first, and a folder where the name of its model stands beside them.
     listed = [one["id"] for one in served.ask("/v1/models")[2]["data"]]

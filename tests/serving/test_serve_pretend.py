@@ -185,13 +185,13 @@ def what_meets_is_within_the_plan(served: Served) -> None:
     log = (served.run / "engine-0.log").read_text(errors="replace")
     assert "turbofit: images: prepared on 8 threads" in log
     met = [int(units) for units in re.findall(r"images_batched=\d+ .* patches=(\d+)", log)]
-    assert max(met) <= plan.limits.units_per_forward
+    assert max(met) <= plan.engines[0].units_per_forward
 
     timeline = served.run / "pretend-0" / "0-0" / "timeline"
-    (usage,), (ledger,) = PretendReader(plan, 0, timeline).usages(), plan.gpus
+    (usage,), (ledger,) = PretendReader(plan, 0, timeline).usages(), plan.ledgers
     assert usage.peak <= ledger.most
     assert usage.pool is not None
-    pools = [t.bytes for t in ledger.ledger if t.phase == "transient" or t.term == "pool_warmup"]
+    pools = [t.bytes for t in ledger.terms if t.phase == "transient" or t.term == "pool_warmup"]
     assert usage.pool <= max(pools)
 
 

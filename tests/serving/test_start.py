@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
-from tests.support.plans import plausible_plan
+from tests.support.plans import changed, plausible_plan
 from turbofit.core.engine_end import End
 from turbofit.core.plan import GroupPlan
 from turbofit.core.process.progress import Step, listened, tell
@@ -21,7 +21,7 @@ from turbofit.serving.start_progress import StartProgress, as_launched
 
 PLAN = plausible_plan(gpus=1, tp=1)
 #: With a budget that leaves a gibibyte of the card to others.
-HALF = replace(PLAN, gpus=tuple(replace(gpu, withheld=GIB) for gpu in PLAN.gpus))
+HALF = changed(PLAN, ledgers=tuple(replace(gpu, withheld=GIB) for gpu in PLAN.ledgers))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_what_is_told_at_the_opening_stays() -> None:
 
 PAIR = plausible_plan(gpus=2, tp=2)
 WEIGHTS, CONTEXT = (
-    [sum(term.bytes for term in one.ledger if term.phase == phase) for one in PAIR.gpus]
+    [sum(term.bytes for term in one.terms if term.phase == phase) for one in PAIR.ledgers]
     for phase in ("weights", "context")
 )
 
@@ -131,11 +131,13 @@ def test_weights_are_what_came_onto_the_gpus(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_gateway_counts_on_no_more_cache_than_the_engines_say_they_have() -> None:
     plan = plausible_plan()
-    more = plan.kv.tokens + 64
+    more = plan.engines[0].kv.tokens + 64
     assert as_launched(plan, {0: more}) == as_launched(plan, {0: None}) == plan
-    assert as_launched(plan, {0: 4096, 1: 8192}).kv.tokens == 4096
-    part = GroupPlan(settings=plan.settings, kv=plan.kv, units_per_forward=13, at_once=1)
-    roomy = replace(part, kv=replace(plan.kv, tokens=2 * plan.kv.tokens))
+    assert as_launched(plan, {0: 4096, 1: 8192}).engines[0].kv.tokens == 4096
+    part = GroupPlan(
+        settings=plan.engines[0].settings, kv=plan.engines[0].kv, units_per_forward=13, at_once=1
+    )
+    roomy = replace(part, kv=replace(plan.engines[0].kv, tokens=2 * plan.engines[0].kv.tokens))
     told = as_launched(replace(plan, by_group=(part, roomy)), {0: None, 1: more})
-    assert [one.kv.tokens for one in told.by_group] == [plan.kv.tokens, more]
-    assert told.kv.tokens == plan.kv.tokens
+    assert [one.kv.tokens for one in told.engines] == [plan.engines[0].kv.tokens, more]
+    assert told.engines[0].kv.tokens == plan.engines[0].kv.tokens

@@ -26,7 +26,7 @@ EVENT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
 DONE = b"data: [DONE]\n\n"
 
 
-def limits_for(rule, *, limit=None, images=2, units_per_forward=10**9, n=4, **changes) -> Limits:
+def limits_for(rule, *, limit=None, images=2, n=4, **changes) -> Limits:
     """Limits as the tuner would write them."""
     units = rule.worst_units(limit)
     facts: dict[str, Any] = {
@@ -37,7 +37,6 @@ def limits_for(rule, *, limit=None, images=2, units_per_forward=10**9, n=4, **ch
         "images_per_request": images,
         "units_per_image": units,
         "units_per_request": units * images,
-        "units_per_forward": units_per_forward,
         "image_tokens_per_request": rule.unit_tokens(units) * images,
         "n": n,
         "bytes_per_image": 4 << 20,
@@ -46,9 +45,12 @@ def limits_for(rule, *, limit=None, images=2, units_per_forward=10**9, n=4, **ch
     return Limits(**{**facts, **changes})
 
 
-def plan_for(rule=TILES, **changes) -> Plan:
+def plan_for(rule=TILES, *, units_per_forward=10**9, **changes) -> Plan:
     """A plan of one engine with these limits."""
-    return plausible_plan(model=model(image_rule=rule), limits=limits_for(rule, **changes))
+    limits = limits_for(rule, **changes)
+    return plausible_plan(
+        model=model(image_rule=rule), limits=limits, units_per_forward=units_per_forward
+    )
 
 
 def picture(width: int, height: int, kind: str = "PNG", **options: Any) -> bytes:

@@ -673,11 +673,11 @@ class Plan(JsonDocument):
         """The engine with the smallest cache."""
         return min(self.engines, key=lambda engine: engine.kv.tokens)
 
-    def with_engine(self, number: int, engine: EnginePlan) -> Plan:
-        """Return the plan with another engine at this place."""
-        engines = [*self.engines]
-        engines[number] = engine
-        return replace(self, engines=tuple(engines))
+    def with_commands(self, commands: Sequence[Command]) -> Plan:
+        """Return the plan with the command line of each engine."""
+        engines = zip(self.engines, commands, strict=True)
+        commanded = (replace(engine, command=command) for engine, command in engines)
+        return replace(self, engines=tuple(commanded))
 
     def __repr__(self) -> str:
         """Return one line about the plan; :meth:`to_json` has the whole document."""

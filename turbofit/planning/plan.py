@@ -194,11 +194,9 @@ def doubled_margin(plan: Plan) -> int:
 def finished(plan: Plan, request: PlanRequest) -> Plan:
     """Add command lines to a plan, and warnings about the environment and packages."""
     new = (text for text in plan_warnings(plan) if text not in plan.warnings)
-    engines = zip(plan.engines, commands(plan), strict=True)
     return replace(
-        plan,
+        plan.with_commands(commands(plan)),
         serve=serve_command(plan, request),
-        engines=tuple(replace(engine, command=command) for engine, command in engines),
         warnings=(*plan.warnings, *new),
     )
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from turbofit.core.struct import Document
     from turbofit.report.painters.document import Block
 
-SHARE_SCHEMA: Final = "turbofit.share/1"
+SHARE_SCHEMA: Final = "turbofit.share/2"
 LEFT_OUT: Final = (
     "UUIDs of the GPUs, other processes, the host's name, memory and processors",
     "paths, addresses, command lines, options, and names of models that are folders",
@@ -137,7 +137,7 @@ def _machine(machine: Machine) -> Machine:
 
 def _ledger(gpu: GpuLedger) -> GpuLedger:
     terms = tuple(replace(term, note="") for term in gpu.terms)
-    return replace(gpu, uuid=f"GPU-{gpu.index}", ledger=terms)
+    return replace(gpu, uuid=f"GPU-{gpu.index}", terms=terms)
 
 
 def _run(run: RunReport, model: str) -> RunReport:

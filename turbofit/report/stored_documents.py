@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from turbofit.core.tuning import Tuning
     from turbofit.measure.load.result import LoadResult
 
-_RUN_WITH_PLAN: Final = "turbofit.report/1"
+_RUN_WITH_PLAN: Final = "turbofit.report/2"
 
 LATEST: Final = "latest"
 #: Larger than any plan: a guard against reading a device or a checkpoint by mistake.

@@ -114,7 +114,7 @@ def _facts(plan: Plan, *, ratio: bool = True) -> list[Any]:
     return [model, plan.backend, plan.groups, plan.promise.limits, settings, units]
 
 
-class Rehearsed(Struct, tag_field="schema", tag="turbofit.rehearsed/1"):
+class Rehearsed(Struct, tag_field="schema", tag="turbofit.rehearsed/2"):
     """A plan as its rehearsal corrected it, to use instead of the plan that was rehearsed."""
 
     plan: Plan

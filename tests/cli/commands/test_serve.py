@@ -42,7 +42,7 @@ def test_a_line_reaches_a_plan(line: str, said: str, capsys: Out) -> None:
     code, out, err = ran(capsys, f"serve {line}", "--on", "2xrtx3090", "--dry-run", "--json")
     assert code == 0
     assert f"as LMDeploy's: {said}" in err.splitlines()
-    settings = Plan.from_json(out).settings
+    settings = Plan.from_json(out).engines[0].settings
     assert ("4" in line) is (settings.max_batch_size == 4) or "max_batch" not in line
 
 
@@ -100,7 +100,7 @@ def test_what_changes_no_memory_does_not_stop_a_plan(capsys: Out) -> None:
     line = "lmdeploy serve api_server internvl2-8b --tp 2 --server-port 7001 --chat-template x"
     for command in ("plan", "predict"):
         code, out, err = ran(capsys, f"{command} {line}", "--on", "2xrtx4090", "--json")
-        assert (code, Plan.from_json(out).parallel.tp) == (0, 2)
+        assert (code, Plan.from_json(out).tp) == (0, 2)
         said = "as LMDeploy's: --server-port, --chat-template without effect on the plan"
         assert said in err.splitlines()
         assert ran(capsys, f"{command} {line} -q", "--on", "2xrtx4090", "--json")[2] == ""

@@ -563,7 +563,7 @@ async def test_about_tells_the_page_what_is_served() -> None:
     about = (await call(app, "/about", method="GET")).json
     assert [one["name"] for one in about["models"]] == ["org/<b>m", "lora"]
     first = about["models"][0]
-    assert first["images"] == plan.limits.most_images(plan.model.image_rule) == 26
+    assert first["images"] == plan.promise.limits.most_images(plan.model.image_rule) == 26
     for words in (
         "2 images of up to 13 tiles (6,656 tokens), 32,768 tokens in all",
         "or 26 smaller images",
@@ -572,8 +572,8 @@ async def test_about_tells_the_page_what_is_served() -> None:
     ):
         assert words in first["limits"]
     bar = first["memory"][0]
-    assert bar["label"].startswith(f"GPU 0, {plan.gpus[0].name}: ")
-    assert sum(piece["bytes"] for piece in bar["pieces"]) == plan.gpus[0].total
+    assert bar["label"].startswith(f"GPU 0, {plan.ledgers[0].name}: ")
+    assert sum(piece["bytes"] for piece in bar["pieces"]) == plan.ledgers[0].total
     assert about["notices"] == [
         PRETEND_WORDS, "no engine answers; the next one is expected in 5 s"
     ]  # fmt: skip

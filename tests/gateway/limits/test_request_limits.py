@@ -20,6 +20,7 @@ from tests.support.gateway import (
     picture,
     plan_for,
 )
+from tests.support.plans import changed
 from turbofit.core.images import TileRule
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits import request_limits
@@ -186,9 +187,9 @@ def test_gate_and_cache_count_only_where_the_plan_paid_less_and_it_may_run_out()
     plan = plan_for(units_per_forward=20)
     assert not plan.may_evict()
     assert (bounds_of(plan).gate, bounds_of(plan).kv.tokens) == (20, UNSTATED)
-    settings = msgspec.structs.replace(plan.settings, max_batch_size=1024)
-    more = bounds_of(msgspec.structs.replace(plan, settings=settings))
-    assert more.kv == KvCache(tokens=plan.kv.tokens, longest=32768, block=64, ahead=2)
+    settings = msgspec.structs.replace(plan.engines[0].settings, max_batch_size=1024)
+    more = bounds_of(changed(plan, settings=settings))
+    assert more.kv == KvCache(tokens=plan.engines[0].kv.tokens, longest=32768, block=64, ahead=2)
 
 
 URL = data_url(picture(8, 8))

@@ -26,7 +26,7 @@ from tests.support.gateway import (
     picture,
     plan_for,
 )
-from tests.support.plans import model, plausible_plan
+from tests.support.plans import changed, model, plausible_plan
 from tests.sweep import part
 from turbofit.core.images import AnyresRule, PatchRule, VideoRule
 from turbofit.gateway.http.refusals import Refusal
@@ -229,8 +229,8 @@ LIMIT = 1_048_576  # 4,096 patches, 1,024 tokens
 
 def plan_of(rule=RULE, engine: str = "pytorch", limit: int = LIMIT, **changes: Any):
     plan = plausible_plan(model=model(image_rule=rule), limits=limits_for(rule, limit=limit))
-    plan = replace(plan, engine=replace(plan.engine, name=engine))
-    return replace(plan, limits=replace(plan.limits, **changes))
+    plan = changed(plan, engine=engine)
+    return changed(plan, limits=replace(plan.promise.limits, **changes))
 
 
 def video_part(url: str) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def test_a_video_and_images_share_the_request() -> None:
     bounds = body["mm_processor_kwargs"]
     taken = RULE.videos.units(32, 640, 480, **bounds["video"])
     taken += 3 * replace(RULE, **bounds["image"]).units(4000, 3000)
-    most = plan_of().limits.units_per_request
+    most = plan_of().promise.limits.units_per_request
     assert 0.8 * most < taken <= most
     change = f"max_pixels={RULE.max_pixels}->{bounds['image']['max_pixels']}"
     assert change in reply.headers["x-turbofit-limited"]
@@ -373,7 +373,7 @@ def test_the_words_between_frames_count_as_the_prompt_does() -> None:
     fit, _, _ = hold_frames(bounds, 100, (640, 480))
     assert (fit.text_tokens, fit.frames) == (600, 100)
     assert fit.tokens * 4 == fit.units <= 4096
-    short = replace(plan_of(), kv=replace(plan_of().kv, longest_request_tokens=fit.tokens + 500))
+    short = changed(plan_of(), context=fit.tokens + 500)
     app, upstream = gateway(short)
     reply = ask(app, body=watching(100, max_tokens=10))
     assert (reply.status, upstream.seen) == (400, [])

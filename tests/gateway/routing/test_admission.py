@@ -21,6 +21,7 @@ from tests.support.gateway import (
     plan_for,
     stream,
 )
+from tests.support.plans import changed
 from tests.sweep import part
 from tests.virtual_time import settled
 from turbofit.core.plan import Plan
@@ -119,8 +120,8 @@ FEW_TOKENS = 4 * 13 * 256
 def queued_plan(**kv: int) -> Plan:
     """A plan that pays for one image of 13 tiles, whose engine may evict."""
     plan = plan_for(units_per_forward=13)
-    plan = replace(plan, kv=replace(plan.kv, **{"tokens": FEW_TOKENS, **kv}))
-    plan = replace(plan, settings=replace(plan.settings, max_batch_size=1024))
+    plan = changed(plan, kv=replace(plan.engines[0].kv, **{"tokens": FEW_TOKENS, **kv}))
+    plan = changed(plan, settings=replace(plan.engines[0].settings, max_batch_size=1024))
     assert plan.may_evict()
     return plan
 

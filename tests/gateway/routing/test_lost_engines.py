@@ -267,7 +267,7 @@ def plan() -> Plan:
 def test_engines_have_the_shares_of_their_cards(plan: Plan) -> None:
     gateway = make_gateway(plan, URLS, GatewayConfig())
     shares = [engine.share for engine in gateway.engines]
-    assert shares == [group_plan.at_once for group_plan in plan.by_group]
+    assert shares == [group_plan.requests for group_plan in plan.engines]
     assert gateway.fleet.best(Cost()).share == max(shares)
     # Engines that were not planned take the same.
     for other, urls in ((plan, [*URLS, "http://127.0.0.1:3"]), (plan_for(), URLS)):
@@ -278,14 +278,14 @@ def test_engines_have_the_shares_of_their_cards(plan: Plan) -> None:
 def test_requests_are_held_to_the_poorest_card(plan: Plan) -> None:
     bounds = bounds_of(plan)
     longest, batches = zip(
-        *((one.kv.longest_request_tokens, one.settings.max_batch_size) for one in plan.by_group),
+        *((one.kv.longest_request_tokens, one.settings.max_batch_size) for one in plan.engines),
         strict=True,
     )
     assert (bounds.longest_request_tokens, bounds.limits.n) == (min(longest), min(batches))
     assert bounds.gate is None  # it is paid for on each card
-    first, second = plan.by_group
-    poorer = replace(second, units_per_forward=20, at_once=3)
-    assert bounds_of(replace(plan, by_group=(first, poorer))).gate == 20
+    first, second = plan.engines
+    poorer = replace(second, units_per_forward=20, requests=3)
+    assert bounds_of(replace(plan, engines=(first, poorer))).gate == 20
 
 
 async def test_who_is_still_connecting_to_an_engine_that_has_ended_goes_to_another() -> None:

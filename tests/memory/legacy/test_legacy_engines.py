@@ -50,8 +50,8 @@ def test_a_version_chooses_the_account():
 )  # fmt: skip
 def test_predict_with_the_defaults_of_the_version(model, version, defaults):
     made = turbofit.predict(model, on="a100-80g", lmdeploy=version)
-    assert made.engine.version == version
-    settings = made.settings
+    assert made.backend.version == version
+    settings = made.engines[0].settings
     assert defaults == (
         settings.max_batch_size, settings.cache_max_entry_count, settings.cache_block_seq_len
     )  # fmt: skip
@@ -140,7 +140,10 @@ def test_a_plan_s_token_is_as_large_as_the_version_s_cache_makes_it(version):
     made = turbofit.predict(
         "llama-2-7b", on="1xa100-80g", lmdeploy=version, quant_policy=4, session_len=4096
     )
-    assert made.kv.region_bytes == made.kv.tokens * made.kv.bytes_per_token
+    assert (
+        made.engines[0].kv.region_bytes
+        == made.engines[0].kv.tokens * made.engines[0].kv.bytes_per_token
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,7 +189,7 @@ def account(
 
 
 def terms(made: Account, ratio: float, gpu: int = 0) -> dict[str, int]:
-    return {t.term: t.bytes for t in made.at(ratio).ledgers[gpu].ledger}
+    return {t.term: t.bytes for t in made.at(ratio).ledgers[gpu].terms}
 
 
 #: InternVL2 on A100-80G with LMDeploy 0.5.2, MiB as its documentation printed them.
@@ -210,7 +213,7 @@ def test_published_memory_within_one_percent_of_the_card(name, tp, ratio, seen):
 def test_lines_add_up_and_no_line_is_negative(version):
     for ledger in account("internvl2-8b", version, tp=2).at(0.5).ledgers:
         check_ledger(ledger)
-        assert all(t.bytes >= 0 for t in ledger.ledger)
+        assert all(t.bytes >= 0 for t in ledger.terms)
 
 
 def test_a_block_is_exact():
@@ -341,8 +344,8 @@ def test_free_memory_of_0_17_is_the_engines(monkeypatch, model, card, ratio, fre
         cache_max_entry_count=ratio,
         session_len=8192 if ratio < 0.5 else 32768,
     )
-    gpu = plan.gpus[0]
-    early = [t for t in gpu.ledger if t.phase in ("before", "context", "weights")]
+    gpu = plan.ledgers[0]
+    early = [t for t in gpu.terms if t.phase in ("before", "context", "weights")]
     before = sum(t.bytes for t in early if t.basis != "estimate")
     assert 0 <= free - (gpu.total - gpu.reserved - before) <= 2 * MIB
 

@@ -161,7 +161,7 @@ def test_quantised_caches_hold_scales_and_zeros() -> None:
 def terms(model: Model, capability: tuple[int, int] | str, **changes: object) -> dict[str, int]:
     gpu = replace(card(total=80000), compute_capability=capability)
     machine = replace(machine_of(1), gpus=(gpu,))
-    ledger = account(model, machine, session_len=4096, **changes).at(0.5).ledgers[0].ledger
+    ledger = account(model, machine, session_len=4096, **changes).at(0.5).ledgers[0].terms
     return {term.term: term.bytes for term in ledger}
 
 
@@ -222,10 +222,10 @@ def test_torch_is_held_to_its_plan_and_half_the_margin(monkeypatch, on, known):
         return
     segments, _, limit = words.partition(",per_process_memory_fraction:")
     assert segments == "expandable_segments:True"
-    (ledger,) = plan.gpus
+    (ledger,) = plan.ledgers
     usable = ledger.total - ledger.reserved
     outside = ("cuda_context", "kernel_modules")
-    most = float(limit) * usable + sum(t.bytes for t in ledger.ledger if t.term in outside)
+    most = float(limit) * usable + sum(t.bytes for t in ledger.terms if t.term in outside)
     assert most == pytest.approx(ledger.peak + ledger.margin / 2, abs=usable * 0.0001)
     assert usable - most > 120 * MIB
 
@@ -233,9 +233,9 @@ def test_torch_is_held_to_its_plan_and_half_the_margin(monkeypatch, on, known):
 def test_what_a_budget_withholds_is_no_room_for_torch():
     """Another model's half of the card is in the margin: torch took 18 GiB of it."""
     plan = turbofit.plan("qwen2.5-vl-7b", on="1xh100", engine="pytorch", budget="40GiB")
-    (ledger,) = plan.gpus
+    (ledger,) = plan.ledgers
     outside = ("cuda_context", "kernel_modules")
-    beside = sum(term.bytes for term in ledger.ledger if term.term in outside)
+    beside = sum(term.bytes for term in ledger.terms if term.term in outside)
     most = share_of([ledger]) * (ledger.total - ledger.reserved) + beside
     assert most == pytest.approx(ledger.peak + (ledger.margin - ledger.withheld) / 2)
     assert ledger.peak < most < ledger.budget
@@ -261,7 +261,7 @@ def test_pages_that_meet_are_padded_to_the_planned_limit(crops, images, chunk, m
 
 
 def _terms(plan: Plan) -> dict[str, int]:
-    return {term.term: term.bytes for term in plan.gpus[0].ledger}
+    return {term.term: term.bytes for term in plan.ledgers[0].terms}
 
 
 def test_a_prefill_has_no_room_in_the_graphs_pool() -> None:
@@ -272,7 +272,7 @@ def test_a_prefill_has_no_room_in_the_graphs_pool() -> None:
     assert "cuda_graphs" not in _terms(eager)
     assert _terms(graphs)["cuda_graphs"] >= CONSTANTS.segment
     assert _terms(graphs)["pool_warmup"] == _terms(eager)["pool_warmup"] >= CONSTANTS.segment
-    assert graphs.kv.tokens < eager.kv.tokens
+    assert graphs.engines[0].kv.tokens < eager.engines[0].kv.tokens
     # The longest prompt: 116.8 MiB live on pretend GPUs, and a page in part.
     assert _terms(graphs)["text_prefill"] >= 116.8 * MIB + CONSTANTS.segment
 
@@ -288,9 +288,9 @@ def test_what_qwen3_vl_holds_besides() -> None:
     )  # fmt: skip
     assert _terms(plan)["text_prefill"] >= 378.4 * MIB
     plan = api.plan("qwen3-vl-8b", on="1xrtx3090", engine="pytorch")
-    assert plan.limits.units_per_forward == 65536
+    assert plan.engines[0].units_per_forward == 65536
     more = _terms(plan)["vision_forward"] - int(2638.9 * MIB)
-    assert 0 <= more <= 0.02 * plan.gpus[0].total
+    assert 0 <= more <= 0.02 * plan.ledgers[0].total
 
 
 @pytest.mark.parametrize(

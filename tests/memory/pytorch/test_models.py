@@ -89,7 +89,7 @@ def test_a_layer_s_experts_are_laid_out_anew_on_each_rank(name: str) -> None:
     layer = moe.experts * 3 * moe.intermediate * model.text.hidden * 2
     assert [largest_loaded(model, tp) for tp in (1, 2, 4)] == [layer, layer // 2, layer // 4]
     (ledger,) = account(name, on="1xh200").at(0.5).ledgers
-    weights = sum(t.bytes for t in ledger.ledger if t.phase == "weights")
+    weights = sum(t.bytes for t in ledger.terms if t.phase == "weights")
     assert ledger.load_peak >= weights + layer
 
 
@@ -144,10 +144,10 @@ def test_ranks_keep_whole_groups() -> None:
 def test_the_worst_image_of_qwen3_omni_is_never_under() -> None:
     """50,176 patches in one forward: 1,797.0 MiB live on pretend GPUs."""
     plan = api.plan("qwen3-omni-30b-a3b", on="1xa100-80g", engine="pytorch")
-    terms = {term.term: term.bytes for term in plan.gpus[0].ledger}
+    terms = {term.term: term.bytes for term in plan.ledgers[0].terms}
     seen = int(1797.0 * MIB)
-    assert plan.limits.units_per_forward == 50_176
-    assert seen <= terms["vision_forward"] <= seen + 0.03 * plan.gpus[0].total
+    assert plan.engines[0].units_per_forward == 50_176
+    assert seen <= terms["vision_forward"] <= seen + 0.03 * plan.ledgers[0].total
     assert not plan.takes_videos
 
 
@@ -156,7 +156,7 @@ WINDOW, STATE = 48 * 10_240 * 4 * 2, 48 * 48 * 128 * 128 * 2
 
 
 def ledger(one: PytorchAccount, ratio: float = 0.5) -> dict[str, int]:
-    return {term.term: term.bytes for term in one.at(ratio).ledgers[0].ledger}
+    return {term.term: term.bytes for term in one.at(ratio).ledgers[0].terms}
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])

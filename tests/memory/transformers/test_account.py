@@ -64,8 +64,8 @@ def forecast(model, load, place=0, placement=(), gpus=1):
     made = account(model, load, placement, f"{gpus}xa100-80g")
     ledger = made.at(0.5).ledgers[place]
     assert ledger == made.at(0.9).ledgers[place]
-    return (ledger.peak - sum(t.bytes for t in ledger.ledger if t.phase in ("before", "context")),
-            sum(t.bytes for t in ledger.ledger if t.phase == "weights"))  # fmt: skip
+    return (ledger.peak - sum(t.bytes for t in ledger.terms if t.phase in ("before", "context")),
+            sum(t.bytes for t in ledger.terms if t.phase == "weights"))  # fmt: skip
 
 
 # Prompt and answer, images, vision units; weights and reserved at the peak.
@@ -165,18 +165,21 @@ def test_its_account_of_a_launch_is_the_plan_s(on):
     assert plan.fits
     engine, vision_load = (
         engine_for(MODEL, "transformers"),
-        vision_load_of(request, plan.limits.image_limit),
+        vision_load_of(request, plan.promise.limits.image_limit),
     )
-    gpus = [request.machine.gpu(index) for index in plan.parallel.groups[0]]
-    launch = launch_of(request, plan.settings, gpus, vision_load)
+    gpus = [request.machine.gpu(index) for index in plan.groups[0]]
+    launch = launch_of(request, plan.engines[0].settings, gpus, vision_load)
     account = engine.account(launch)
-    seen = account.at(plan.settings.cache_max_entry_count)
-    assert seen.ledgers == plan.gpus
-    assert (seen.tokens, seen.region) == (plan.kv.tokens, plan.kv.region_bytes)
+    seen = account.at(plan.engines[0].settings.cache_max_entry_count)
+    assert seen.ledgers == plan.ledgers
+    assert (seen.tokens, seen.region) == (
+        plan.engines[0].kv.tokens,
+        plan.engines[0].kv.region_bytes,
+    )
     assert account.missing_at(0.5) == 0
-    assert account.block_bytes == engine.cache(MODEL, plan.settings).block_bytes
-    assert engine.units_bound(MODEL.image_rule, vision_load, plan.settings) == (
-        plan.limits.units_per_forward
+    assert account.block_bytes == engine.cache(MODEL, plan.engines[0].settings).block_bytes
+    assert engine.units_bound(MODEL.image_rule, vision_load, plan.engines[0].settings) == (
+        plan.engines[0].units_per_forward
     )
 
 

@@ -80,7 +80,7 @@ def test_no_forecast_is_under_what_an_h100_held(model, units, seen, options):
 def test_staging_as_torch_measured_it(model, tp, staging, error):
     """Peaks of torch's own allocator on pretend GPUs, MiB; the first GPU stages the load."""
     first, *others = Case(model, tp).account().at(0.5).ledgers
-    held = sum(t.bytes for t in first.ledger if t.phase in ("before", "context", "weights"))
+    held = sum(t.bytes for t in first.terms if t.phase in ("before", "context", "weights"))
     assert (first.load_peak - held) / MIB == pytest.approx(staging, abs=error)
     assert all(first.load_peak > ledger.load_peak for ledger in others)
 
@@ -89,20 +89,20 @@ def test_what_the_cache_is_sized_by():
     # The fullest GPU of a group.
     machine = replace(machine_of(2), gpus=(card(0), card(1, used=5000)))
     ledgers = Case("internvl2-8b", 2).account(13, machine).at(0.5).ledgers
-    regions = {t.bytes for ledger in ledgers for t in ledger.ledger if t.term == "kv_cache"}
+    regions = {t.bytes for ledger in ledgers for t in ledger.terms if t.term == "kv_cache"}
     assert len(regions) == 1
     assert ledgers[0].headroom > ledgers[1].headroom
     # A users' log replaces everything before it: 2780 MiB free, 2224 for the cache at 0.8.
     outcome = Case("internvl2-8b", 4).account(25, free=2780 * MIB).at(0.8)
     assert (outcome.free, outcome.region) == (2780 * MIB, 2224 * MIB)
-    assert [t.term for t in outcome.ledgers[0].ledger if t.phase == "before"] == ["before_cache"]
+    assert [t.term for t in outcome.ledgers[0].terms if t.phase == "before"] == ["before_cache"]
 
 
 def test_a_card_before_ampere_pays_for_the_cast():
     """723 MiB: lm_head's copy while a bf16 checkpoint becomes float16."""
     for step, pages in ((2, 2), (None, 32)):
         account = Case("internvl2-8b", step=step).account(dtype="float16")
-        terms = {t.term: t.bytes for t in account.at(0.8).ledgers[0].ledger}
+        terms = {t.term: t.bytes for t in account.at(0.8).ledgers[0].terms}
         assert terms["load_temporaries"] / MIB == pytest.approx(723, abs=pages)
         assert terms["load_temporaries.returned"] == -terms["load_temporaries"]
 
@@ -110,7 +110,7 @@ def test_a_card_before_ampere_pays_for_the_cast():
 def test_weights_and_what_waits_with_them_fill_whole_steps_of_one_pool():
     """More than that would be given back though the cache had never been smaller by it."""
     account = Case("internvl2-8b-awq").account(dtype="float16")
-    ledger = account.at(0.8).ledgers[0].ledger
+    ledger = account.at(0.8).ledgers[0].terms
     weights = [t for t in ledger if t.phase == "weights"]
     step = account.constants.pool_granularity
     assert sum(t.bytes for t in weights if t.term != "load_temporaries") % step == 0
@@ -137,7 +137,7 @@ def test_weights_and_what_waits_with_them_fill_whole_steps_of_one_pool():
 def test_what_cannot_be_meant_is_refused(model, on, asked, message):
     for call in (turbofit.plan, turbofit.predict):
         if message is None:
-            settings = call(model, on=on, engine="turbomind", **asked).settings
+            settings = call(model, on=on, engine="turbomind", **asked).engines[0].settings
             assert all(getattr(settings, name) == value for name, value in asked.items())
         else:
             with pytest.raises(UsageError, match=message):

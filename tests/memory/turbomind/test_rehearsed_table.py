@@ -61,7 +61,7 @@ IDS = [f"{row[0]}-tp{row[1]}-{row[2].get('communicator', 'nccl')}" for row in ST
 
 
 def without_estimates(ledger: GpuLedger, *phases: str) -> float:
-    terms = (t for t in ledger.ledger if t.phase in phases and t.basis != "estimate")
+    terms = (t for t in ledger.terms if t.phase in phases and t.basis != "estimate")
     return sum(term.bytes for term in terms) / MIB
 
 
@@ -72,7 +72,7 @@ def test_start_as_the_engine_allocated_it(model, tp, changes, weights, free, cac
     account = Case(model, tp).account(**changes)
     ledger = account.at(0.8).ledgers[-1]  # the last rank: no staging, fewer handles
     classes = [
-        t for t in ledger.ledger if t.term.startswith("weights.") and "rounding" not in t.term
+        t for t in ledger.terms if t.term.startswith("weights.") and "rounding" not in t.term
     ]
     assert sum(t.bytes for t in classes) / MIB == pytest.approx(weights, abs=0.3)
 
@@ -83,11 +83,11 @@ def test_start_as_the_engine_allocated_it(model, tp, changes, weights, free, cac
     forecast = (USABLE - before) * 0.8
     assert forecast == pytest.approx(cache, abs=max(1.0, 0.0005 * cache))
 
-    waiting = sum(t.bytes for t in ledger.ledger if t.term == "load_temporaries") / MIB
+    waiting = sum(t.bytes for t in ledger.terms if t.term == "load_temporaries") / MIB
     steady = before - waiting + cache + without_estimates(ledger, "buffers")
     assert steady == pytest.approx(held, abs=max(1.0, 0.0005 * held) + 2)
 
-    warmup = next(t for t in ledger.ledger if t.term == "pool_warmup")
+    warmup = next(t for t in ledger.terms if t.term == "pool_warmup")
     assert pool <= warmup.bytes / MIB <= pool + 2  # whole 2 MiB pages
 
 
@@ -398,8 +398,8 @@ def test_a_large_batch_leaves_one_request_its_context() -> None:
         for batch in (8, 128)
     )  # fmt: skip
     assert few.verdict == many.verdict
-    assert few.kv.tokens > many.kv.tokens
-    assert many.kv.longest_request_tokens == 8192
+    assert few.engines[0].kv.tokens > many.engines[0].kv.tokens
+    assert many.promise.context == 8192
 
 
 @pytest.mark.parametrize(
@@ -434,4 +434,4 @@ def test_cards_without_a_kernel(on: str, options: dict[str, str]) -> None:
     with pytest.raises(NoKernelError, match="no kernel of gated delta nets"):
         turbofit.plan("qwen3.5-4b", on=on, engine="turbomind", **options)
     if not options:  # torch runs it
-        assert turbofit.plan("qwen3.5-4b", on=on).engine.name == "pytorch"
+        assert turbofit.plan("qwen3.5-4b", on=on).backend.name == "pytorch"

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from tests.support.checkup import Find, Make, two
 from tests.support.nvml import LOST, P2P_NVLINK, Process, Scenario, gpu_3090, gpu_h100
+from tests.support.plans import changed as with_ledgers
 from tests.support.plans import gpu, machine, plausible_plan
 from tests.support.pods import pod
 from turbofit.core.errors import DoesNotFitError, MachineError, UsageError
@@ -109,7 +110,7 @@ def test_another_process_is_named_by_what_it_took_since() -> None:
 
 def test_less_within_what_the_plan_leaves_over_its_margin_is_accepted() -> None:
     plan = plausible_plan()
-    free, spare = gpu(1).free, plan.gpus[1].headroom - plan.gpus[1].margin
+    free, spare = gpu(1).free, plan.ledgers[1].headroom - plan.ledgers[1].margin
     check_machine(plan, changed(1, free=free - spare))
     with pytest.raises(DoesNotFitError):
         check_machine(plan, changed(1, free=free - spare - 1))
@@ -117,9 +118,10 @@ def test_less_within_what_the_plan_leaves_over_its_margin_is_accepted() -> None:
     # What a budget withholds is for other servers, which may have taken it meanwhile.
     def withholding(size: int) -> Plan:
         cards = [
-            replace(one, headroom=9000 * MIB, margin=8900 * MIB, withheld=size) for one in plan.gpus
+            replace(one, headroom=9000 * MIB, margin=8900 * MIB, withheld=size)
+            for one in plan.ledgers
         ]
-        return replace(plan, gpus=tuple(cards))
+        return with_ledgers(plan, ledgers=tuple(cards))
 
     check_machine(withholding(8600 * MIB), changed(1, free=free - 8000 * MIB))
     for size, taken in ((0, 8000), (8600 * MIB, 8900)):

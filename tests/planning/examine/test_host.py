@@ -143,7 +143,7 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_little_shared_memory_is_a_warning(tmp_path: Path) -> None:
     plan = plausible_plan(gpus=2, tp=2)
     poor = replace(ROOMY, shm_available=60 * MIB)
-    assert plan.settings.communicator == "nccl"
+    assert plan.engines[0].settings.communicator == "nccl"
     assert check_before(poor, tmp_path, plan=plan)
     assert check_before(poor, tmp_path, plan=plan, pretend=True) == []
 
@@ -159,8 +159,7 @@ def test_little_shared_memory_is_a_warning(tmp_path: Path) -> None:
     ],
 )
 def test_rank_launchers(tp: int, environ: dict[str, str], warned: str | None) -> None:
-    plan = plausible_plan()
-    plan = replace(plan, parallel=replace(plan.parallel, tp=tp))
+    plan = plausible_plan(gpus=4, tp=tp)
     warnings = plan_warnings(plan, Sources(environ))
     assert len(warnings) == (warned is not None)
     if warned is not None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 from packaging.specifiers import SpecifierSet
 
 from tests.support.checkup import Find, Healthy, Make, remove, two
@@ -15,7 +14,7 @@ from tests.support.nvml import Scenario, gpu_3090
 from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.core.errors import PackageError
-from turbofit.core.plan import Plan, PlannedEngine
+from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.model.presets import preset_model
 from turbofit.planning.checks import plan_warnings, refuse
@@ -103,8 +102,8 @@ def test_cards(
 
 
 def plan_of(preset: str, engine: str = "pytorch") -> Plan:
-    planned = PlannedEngine(name=engine, version="0.18")
-    return replace(plausible_plan(), model=preset_model(preset), engine=planned)
+    facts = {"model": preset_model(preset), "device_map": {"model": 0}}
+    return plausible_plan(gpus=1, tp=1, engine=engine, **facts)
 
 
 def check_needs(plan: Plan, places: Sources, *, pretend: bool = False) -> None:
@@ -128,7 +127,7 @@ def test_all_that_stops_a_launch_is_said_at_once(sources: Make) -> None:
     """One was said after the other, each after another installation."""
     places, llava = sources(), plan_of("llava-1.5-7b")
     places.environ["WORLD_SIZE"] = "2"
-    both = replace(llava, parallel=replace(llava.parallel, tp=2))
+    both = plausible_plan(gpus=2, tp=2, model=llava.model, engine="pytorch")
     with pytest.raises(PackageError, match=r"fails at every image.*; WORLD_SIZE=2 is set") as told:
         check_needs(both, places)
     assert "'transformers<5'; " in told.value.hint

@@ -31,12 +31,12 @@ def test_a_context_is_rounded_where_that_costs_little(held: int, context: int) -
 @pytest.mark.parametrize("on", ["1xrtx3090", "1xa100-80g", "1xv100-32g"])
 def test_a_context_that_few_requests_miss_is_enough(on: str) -> None:
     plan = turbofit.plan("qwen2.5-vl-7b", on=on)
-    assert plan.settings.session_len == 32_768
+    assert plan.engines[0].settings.session_len == 32_768
     said = next(reason for reason in plan.reasons if reason.startswith("session_len"))
     assert "more images can meet in a forward" in said
     assert "--context asks for more" in said
     longer = turbofit.plan("qwen2.5-vl-7b", on=on, context=44_032)
-    assert (longer.fits, longer.settings.session_len) == (True, 44_032)
+    assert (longer.fits, longer.engines[0].settings.session_len) == (True, 44_032)
 
 
 def test_a_longer_context_costs_requests_and_images_that_need_more_get_what_they_need() -> None:
@@ -46,16 +46,16 @@ def test_a_longer_context_costs_requests_and_images_that_need_more_get_what_they
         held.append(plan.throughput.concurrent_requests)
     assert held == [2, 1]
     plan = turbofit.plan("qwen2.5-vl-7b", on="1xa100-80g", images=3)
-    tokens = plan.limits.image_tokens_per_request
-    assert 32_768 < tokens < plan.settings.session_len < 2 * tokens
+    tokens = plan.promise.limits.image_tokens_per_request
+    assert 32_768 < tokens < plan.engines[0].settings.session_len < 2 * tokens
     whole = turbofit.plan("qwen2.5-vl-7b", on="1xrtx3090", goal="context")
-    assert whole.settings.session_len > 32_768
+    assert whole.engines[0].settings.session_len > 32_768
 
 
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen3-8b"])
 def test_no_batch_takes_memory_that_the_context_needs(model: str) -> None:
     plan = turbofit.plan(model, on="1xa10", goal="context")
-    assert plan.settings.session_len <= plan.kv.tokens
+    assert plan.engines[0].settings.session_len <= plan.engines[0].kv.tokens
 
 
 @pytest.mark.parametrize("goal", ["throughput", "latency", "context"])
@@ -75,9 +75,9 @@ def test_a_lowered_plan_forecasts_the_images_that_it_takes() -> None:
     """It told the speed of the size that was asked for, which it does not take."""
     asked = {"on": "1xrtx4090", "images": 24, "engine": "turbomind"}
     lowered = turbofit.plan("internvl2-8b", **asked)
-    limit = lowered.limits.max_dynamic_patch
+    limit = lowered.promise.limits.max_dynamic_patch
     alone = turbofit.plan("internvl2-8b", max_dynamic_patch=limit, **asked)
-    assert lowered.settings == alone.settings
+    assert lowered.engines[0].settings == alone.engines[0].settings
     assert lowered.throughput == alone.throughput
     assert lowered.considered[0].score == alone.considered[0].score
 

@@ -42,23 +42,23 @@ def test_each_card_holds_more_than_under_common_settings_and_one_promise_stands(
 ) -> None:
     plan = turbofit.plan(model, on=on, tp=1, concurrency=8, context=8192)
     assert plan.fits
-    assert plan.kv.total_tokens > before
-    assert plan.kv.total_tokens == sum(own.kv.tokens for own in plan.by_group)
-    weakest = min(plan.by_group, key=lambda own: own.kv.tokens)
-    assert (plan.settings, plan.kv) == (weakest.settings, weakest.kv)
-    for own in plan.by_group:
+    assert plan.kv_tokens > before
+    assert plan.kv_tokens == sum(own.kv.tokens for own in plan.engines)
+    weakest = plan.smallest
+    assert weakest.kv.tokens == min(own.kv.tokens for own in plan.engines)
+    assert plan.promise.context == weakest.settings.session_len
+    for own in plan.engines:
         same = replace(
             own.settings,
-            cache_max_entry_count=plan.settings.cache_max_entry_count,
-            max_prefill_token_num=plan.settings.max_prefill_token_num,
-            max_batch_size=plan.settings.max_batch_size,
+            cache_max_entry_count=weakest.settings.cache_max_entry_count,
+            max_prefill_token_num=weakest.settings.max_prefill_token_num,
+            max_batch_size=weakest.settings.max_batch_size,
         )
-        assert same == plan.settings
-        assert own.kv.tokens >= plan.settings.session_len
-        assert own.settings.max_batch_size >= max(plan.limits.n, own.at_once)
-    assert plan.limits.n == min(own.settings.max_batch_size for own in plan.by_group)
-    assert plan.limits.units_per_forward == max(own.units_per_forward for own in plan.by_group)
-    assert sum(own.at_once for own in plan.by_group) == pytest.approx(8, abs=0.01)
+        assert same == weakest.settings
+        assert own.kv.tokens >= plan.promise.context
+        assert own.settings.max_batch_size >= max(plan.promise.limits.n, own.requests)
+    assert plan.promise.limits.n == min(own.settings.max_batch_size for own in plan.engines)
+    assert sum(own.requests for own in plan.engines) == pytest.approx(8, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -69,25 +69,21 @@ def test_each_card_holds_more_than_under_common_settings_and_one_promise_stands(
 def test_what_the_user_sets_holds_for_every_engine(name: str, value: object) -> None:
     plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080", **{name: value})
     assert plan.fits
-    assert [getattr(own.settings, name) for own in plan.by_group] == [value, value]
+    assert [getattr(own.settings, name) for own in plan.engines] == [value, value]
 
 
 def test_a_group_sees_its_own_plan_and_counts_by_its_own_share() -> None:
     plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
-    for number, own in enumerate(plan.by_group):
-        view = plan.of_group(number)
-        assert (view.settings, view.kv) == (own.settings, own.kv)
-        assert [gpu.index for gpu in view.gpus] == list(plan.parallel.groups[number])
-        assert view.limits.units_per_forward == own.units_per_forward
-        assert view.of_group(number) == view
-        command = plan.commands[number]
+    for number, own in enumerate(plan.engines):
+        assert tuple(ledger.index for ledger in own.ledgers) == own.gpus == plan.groups[number]
+        command = own.command
         assert command.env["CUDA_VISIBLE_DEVICES"] == str(number)
         ratio = command.argv[command.argv.index("--cache-max-entry-count") + 1]
         assert ratio == f"{own.settings.cache_max_entry_count:.3f}"
     row = plan.considered[0]
     assert row.why_not == ""
-    batches = [own.settings.max_batch_size for own in plan.by_group]
-    assert [one["max_batch_size"] for one in row.settings["by_group"]] == batches
+    batches = [own.settings.max_batch_size for own in plan.engines]
+    assert [one["max_batch_size"] for one in row.settings["engines"]] == batches
 
 
 def random_mixed(seed: int) -> ResolvedRequest:
@@ -115,7 +111,7 @@ def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> 
     except UsageError:
         return
     for one in found.evaluations:
-        if not one.parts or not one.fits or one.shape.units_per_forward is not None:
+        if len(one.parts) == 1 or not one.fits or one.shape.units_per_forward is not None:
             continue
         groups = one.shape.groups
         if (
@@ -140,14 +136,13 @@ def test_every_engine_keeps_every_promise(name: str, seed: int) -> None:
         plan = make_plan(request, engine_named(name))
     except UsageError:
         return
-    if not plan.fits or not plan.by_group:
+    if not plan.fits:
         return
     keeps_promises(plan)
-    for own, group in zip(plan.by_group, plan.parallel.groups, strict=True):
+    for own, group in zip(plan.engines, plan.groups, strict=True):
         assert own.settings.tp == len(group)
-        assert plan.settings.session_len == own.settings.session_len <= own.kv.tokens
-        assert own.units_per_forward <= plan.limits.units_per_forward
-    there = sum(own.at_once for own in plan.by_group)
+        assert plan.promise.context == own.settings.session_len <= own.kv.tokens
+    there = sum(own.requests for own in plan.engines)
     assert there == pytest.approx(request.workload.concurrency, abs=0.01)
 
 
@@ -155,12 +150,12 @@ def test_every_engine_keeps_every_promise(name: str, seed: int) -> None:
 def test_all_cards_serve_where_that_is_faster(on: str) -> None:
     plan = turbofit.plan("internvl2-8b", on=on)
     names = {gpu.index: gpu.name for gpu in plan.machine.gpus}
-    groups = plan.parallel.groups
+    groups = plan.groups
     assert sorted(index for group in groups for index in group) == sorted(names)
     assert all(len({names[index] for index in group}) == 1 for group in groups)
     assert plan.fits
-    assert len(plan.by_group) == len(groups)
-    assert all(ledger.headroom >= ledger.margin for ledger in plan.gpus)
+    assert len(plan.engines) == len(groups)
+    assert all(ledger.headroom >= ledger.margin for ledger in plan.ledgers)
     for card in set(names.values()):
         own = ",".join(str(index) for index, name in names.items() if name == card)
         alone = turbofit.plan("internvl2-8b", on=on, gpus=own).throughput
@@ -169,25 +164,26 @@ def test_all_cards_serve_where_that_is_faster(on: str) -> None:
 
 def test_cards_too_small_are_left_out_and_types_are_not_mixed() -> None:
     plan = turbofit.plan("internvl2-8b", on="rtx3060+rtx3090+rtx4080+rtx4090")
-    assert plan.parallel.groups == ((1,), (3,))
+    assert plan.groups == ((1,), (3,))
     old = turbofit.plan("internvl2-8b", on="rtx3090+v100-32g")
-    assert len(old.parallel.groups) == 1  # bfloat16 and float16 are no one setting
+    assert len(old.groups) == 1  # bfloat16 and float16 are no one setting
 
 
 def test_what_was_asked_is_kept() -> None:
     on = "2xrtx3090+2xrtx4090"
     for replicas in (1, 2, 4):
         plan = turbofit.plan("internvl2-8b", on=on, tp=1, replicas=replicas)
-        assert len(plan.parallel.groups) == replicas
+        assert len(plan.groups) == replicas
     pairs = turbofit.plan("internvl2-8b", on=on, tp=2, replicas=2)
-    assert pairs.parallel.groups == ((0, 1), (2, 3))
+    assert pairs.groups == ((0, 1), (2, 3))
 
 
 def test_kinds_are_split_by_degrees_of_their_own() -> None:
     plan = turbofit.plan("internvl2-8b", on="2xrtx4080+rtx3090")
-    assert plan.parallel.groups == ((0, 1), (2,))
-    assert plan.parallel.tp == 2
-    for own, command, tp in zip(plan.by_group, plan.commands, (2, 1), strict=True):
+    assert plan.groups == ((0, 1), (2,))
+    assert plan.tp == 2
+    for own, tp in zip(plan.engines, (2, 1), strict=True):
+        command = own.command
         assert own.settings.tp == tp
         assert command.argv[command.argv.index("--tp") + 1] == str(tp)
 
@@ -198,12 +194,12 @@ def test_unequal_cards_are_split_over_only_where_that_was_asked() -> None:
     assert all(len(group) == 1 for one in free.considered for group in one.groups)
     asked = turbofit.plan("internvl2-8b", on=on, tp=2)
     assert asked.fits
-    assert sorted(asked.parallel.groups[0]) == [0, 1]
+    assert sorted(asked.groups[0]) == [0, 1]
     assert any("split over unequal cards, as you asked" in text for text in asked.warnings)
     twice = turbofit.plan("internvl2-8b", on="3xrtx3090+rtx4090", tp=2, replicas=2)
-    names = [{twice.machine.gpu(i).name for i in group} for group in twice.parallel.groups]
+    names = [{twice.machine.gpu(i).name for i in group} for group in twice.groups]
     assert sorted(map(len, names)) == [1, 2]
     equal = turbofit.plan("internvl2-8b", on="2xrtx3090+rtx4090", tp=2)
-    assert equal.parallel.groups == ((0, 1),)
+    assert equal.groups == ((0, 1),)
     with pytest.raises(UsageError, match="4-bit weights"):
         turbofit.plan("internvl2-8b-awq", on=on, tp=2)

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.report.documents import KINDS, plan_page, planned, served_run
-from tests.support.plans import plausible_plan
+from tests.support.plans import changed, plausible_plan
 from turbofit.core.machine import Holder
 from turbofit.core.plan import Command, Plan, Remedy
 from turbofit.report.stored_documents import StoredPlan
@@ -39,21 +39,20 @@ def evil_plan() -> Plan:
     plan = plausible_plan(
         verdict=EVIL, warnings=(EVIL,), reasons=(EVIL, f"dtype: {EVIL}"),
         remedies=(Remedy(change=EVIL, effect=EVIL),),
-        commands=(Command(env={"A": EVIL}, argv=("lmdeploy", EVIL), group=0),),
+        command=Command(env={"A": EVIL}, argv=("lmdeploy", EVIL)),
     )  # fmt: skip
     holder = Holder(pid=1, name=EVIL, bytes=5)
     gpus = tuple(replace(gpu, name=EVIL, uuid=EVIL, holders=(holder,)) for gpu in plan.machine.gpus)
     ledgers = tuple(
         replace(
             gpu, name=EVIL,
-            ledger=tuple(replace(term, term=term.term + EVIL, note=EVIL) for term in gpu.ledger),
+            terms=tuple(replace(term, term=term.term + EVIL, note=EVIL) for term in gpu.terms),
         )
-        for gpu in plan.gpus
+        for gpu in plan.ledgers
     )  # fmt: skip
     considered = tuple(replace(one, why_not=EVIL, engine=EVIL) for one in plan.considered)
     return replace(
-        plan,
-        gpus=ledgers,
+        changed(plan, ledgers=ledgers),
         considered=considered,
         model=replace(plan.model, name=EVIL, architecture=EVIL),
         machine=replace(plan.machine, name=EVIL, source=EVIL, gpus=gpus),

@@ -69,7 +69,16 @@ def test_a_run() -> None:
         check("report", to_json(saved_document(StoredPlan(plan, run, "run"))))
 
 
-@pytest.mark.parametrize("place", [(), ("gpus", 0), ("gpus", 0, "ledger", 0), ("settings",)])
+@pytest.mark.parametrize(
+    "place",
+    [
+        (),
+        ("promise",),
+        ("engines", 0),
+        ("engines", 0, "ledgers", 0, "terms", 0),
+        ("engines", 0, "settings"),
+    ],
+)
 def test_a_field_that_nobody_described_fails(place: tuple[Any, ...]) -> None:
     document = json.loads(plausible_plan().to_json())
     at = document

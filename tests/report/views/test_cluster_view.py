@@ -24,7 +24,7 @@ def test_a_thousand_nodes_read_as_well_as_three() -> None:
     assert "runs out of memory" in left.rows[0][2]
     first = many.nodes[0].plan
     assert first is not None
-    assert kinds.rows[0][4] == f"{first.kv.total_tokens:,}"
+    assert kinds.rows[0][4] == f"{first.kv_tokens:,}"
 
 
 def test_what_is_served_node_by_node() -> None:

@@ -20,7 +20,7 @@ from turbofit.report.views.memory_view import memory_bar, memory_blocks
 
 @pytest.mark.parametrize("kind", [*KINDS, "died"])
 def test_the_pieces_add_up_to_the_card(kind: str) -> None:
-    for gpu in planned(kind).gpus:
+    for gpu in planned(kind).ledgers:
         pieces = stack(gpu)
         assert all(piece.bytes > 0 for piece in pieces)
         whole = sum(piece.bytes for piece in pieces)
@@ -39,9 +39,9 @@ def test_a_correction_below_zero_shortens_what_it_corrects() -> None:
     gpu = ledger(0)
     estimate = Term(term="kernels", phase="buffers", bytes=100 * MIB, basis="estimate")
     less = Term(term="calibration.buffers", phase="buffers", bytes=-72 * MIB, basis="measured")
-    terms, steady = (*gpu.ledger, estimate, less), gpu.steady + 28 * MIB
+    terms, steady = (*gpu.terms, estimate, less), gpu.steady + 28 * MIB
     gpu = msgspec.structs.replace(
-        gpu, ledger=terms, steady=steady, peak=gpu.peak + 28 * MIB, headroom=gpu.headroom - 28 * MIB
+        gpu, terms=terms, steady=steady, peak=gpu.peak + 28 * MIB, headroom=gpu.headroom - 28 * MIB
     )
     found = {piece.name: piece.bytes for piece in stack(gpu)}
     assert found["kernels"] == 28 * MIB
@@ -53,7 +53,7 @@ def test_a_correction_below_zero_shortens_what_it_corrects() -> None:
 
 def test_a_budget_is_drawn_to_its_end_and_is_no_margin() -> None:
     plan = turbofit.plan("qwen2-vl-2b", on="1xrtx4090", budget="16GiB")
-    (gpu,) = plan.gpus
+    (gpu,) = plan.ledgers
     assert gpu.budget == 16 * GIB
     drawn = next(block for block in memory_blocks(plan) if isinstance(block, Bar))
     assert drawn.need == drawn.room == gpu.total - gpu.beyond_budget
@@ -66,7 +66,7 @@ def test_a_budget_is_drawn_to_its_end_and_is_no_margin() -> None:
     assert "margin" not in short.verdict
     drawn = next(block for block in memory_blocks(short) if isinstance(block, Bar))
     assert legend(drawn)[-1].endswith("=more than the budget has")
-    (whole,) = turbofit.plan("qwen2-vl-2b", on="1xrtx4090").gpus
+    (whole,) = turbofit.plan("qwen2-vl-2b", on="1xrtx4090").ledgers
     assert whole.budget is None
     assert b"withheld" not in msgspec.json.encode(whole)
 
@@ -105,7 +105,7 @@ def test_indices() -> None:
 def test_memory_in_use_before_the_cache_is_nobody_s_and_the_verdict_alone_has_a_shortage():
     """A log's free memory does not tell the engine's own weights from what others hold."""
     plan = turbofit.predict("internvl2-26b", on="4xrtx4090", tp=4, free_at_cache="6GiB")
-    drawn = memory_bar(plan.gpus[0], memory_label(plan.gpus[0]))
+    drawn = memory_bar(plan.ledgers[0], memory_label(plan.ledgers[0]))
     names = {part.kind: part.name for part in drawn.parts}
     assert names["before"] == "in use before the cache"
     assert "weights" not in names

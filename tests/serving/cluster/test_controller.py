@@ -164,7 +164,7 @@ def test_a_node_that_joins_serves_under_the_promise_and_one_that_leaves_is_forgo
     assert promise is not None
     joined = world.actor("host-2").planned.plan
     assert joined is not None
-    assert joined.limits.n == promise.plans[0].limits.n
+    assert joined.promise.limits.n == promise.plans[0].promise.limits.n
     del world.alive[late]
     ticks(made, 1)
     assert list(made.nodes) == ["0001"]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from msgspec.structs import replace
 
 from tests.serving.engine.test_worst_requests import fullest, image_units
+from tests.support.plans import changed
 from turbofit import api
 from turbofit.core.plan import Plan
 from turbofit.serving.engine import worst_requests
@@ -34,21 +34,23 @@ def seen_plan(row: dict[str, Any]) -> Plan:
         row["model"], on=row["card"], engine=row["engine"], max_prefill_token_num=row["prefill"],
         max_batch_size=row["batch"],
     )  # fmt: skip
-    return replace(plan, limits=replace(plan.limits, units_per_forward=row["units"]))
+    return changed(plan, units_per_forward=row["units"])
 
 
 def calibration(plan: Plan) -> list[ProbeRequest]:
     """What a calibration asks of an engine, with a text of 64 tokens beside its images."""
     worst = worst_request(plan, "m")
-    questions = [*small_requests(plan, "m"), worst, *every_worst(plan, "m", 64)]
+    questions = [*small_requests(plan, "m"), worst, *every_worst(plan, plan.engines[0], "m", 64)]
     return list(filter(None, questions))
 
 
 @pytest.mark.parametrize("row", SEEN, ids=lambda row: "{card} {model} {engine}".format(**row))
 def test_the_forecast_is_within_one_and_a_half_of_what_was_seen(row: dict[str, Any]) -> None:
     plan, calibrated = seen_plan(row), row.get("calibrated", False)
-    questions = calibration(plan) if calibrated else worst_requests.whole_check(plan, "m")
-    forecast = worst_requests.seconds_of(plan, questions) + (READINGS if calibrated else 0.0)
+    engine = plan.engines[0]
+    whole = worst_requests.whole_check(plan, engine, "m")
+    questions, waits = (calibration(plan), READINGS) if calibrated else (whole, 0.0)
+    forecast = worst_requests.seconds_of(plan, engine, questions) + waits
     assert 1 / 1.5 < forecast / row["seconds"] < 1.5
 
 
@@ -60,7 +62,7 @@ def asked(plan: Plan, exam: Any) -> list[ProbeRequest]:
         rule = plan.model.image_rule
         return 64 + (0 if rule is None else sum(map(rule.unit_tokens, question.units)))
 
-    exam(SimpleNamespace(plan=plan), "m", ask)
+    exam(SimpleNamespace(plan=plan, planned=plan.engines[0]), "m", ask)
     return questions
 
 
@@ -77,15 +79,17 @@ def test_a_long_check_asks_for_the_same_memory_with_fewer_encodings() -> None:
     assert tuple(sizes) == last.units
     assert max(sizes) <= 65_536
     for template in (50, 64, 78):
-        assert fullest(plan, sizes, template) >= 0.99 * plan.limits.units_per_forward
-    whole = worst_requests.whole_check(plan, "m")
+        assert fullest(plan, sizes, template) >= 0.99 * plan.engines[0].units_per_forward
+    whole = worst_requests.whole_check(plan, plan.engines[0], "m")
     (one,) = whole[-1].units
     assert fullest(plan, sizes, 64) > one == 130_320
-    assert worst_requests.seconds_of(plan, [last]) < worst_requests.LONG
+    assert worst_requests.seconds_of(plan, plan.engines[0], [last]) < worst_requests.LONG
     assert (
         worst_requests.check_seconds(plan)
         < worst_requests.LONG
-        < worst_requests.seconds_of(plan, worst_requests.whole_check(plan, "m"))
+        < worst_requests.seconds_of(
+            plan, plan.engines[0], worst_requests.whole_check(plan, plan.engines[0], "m")
+        )
     )
 
 
@@ -95,7 +99,9 @@ def test_a_short_check_asks_a_clients_worst_request_and_the_fullest_forward() ->
     assert [question.name for question in asked(plan, worst_requests.ask_small)] == [
         "a small image"
     ]
-    assert cheaper_forward(plan, "m", 64) is None  # tiles: no attention over a whole image
+    assert (
+        cheaper_forward(plan, plan.engines[0], "m", 64) is None
+    )  # tiles: no attention over a whole image
 
 
 def test_a_text_model_is_asked_a_small_text() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.support.plans import plausible_plan
+from tests.support.plans import changed, plausible_plan
 from turbofit.core.engine_end import End
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.logs.death import Exit
@@ -31,7 +31,7 @@ FRAME = "  [ 0] InternVit::Impl::Forward @ src/x.cc:1"
 def tracker(*lines: str, engine: str = "turbomind") -> StartupTracker:
     """One that has seen these lines, a hundredth of a second apart."""
     plan = plausible_plan()
-    seen = StartupTracker(replace(plan, engine=replace(plan.engine, name=engine)), LOG)
+    seen = StartupTracker(changed(plan, engine=engine), LOG)
     for number, line in enumerate(lines):
         seen.see(line, 1, number / 100)
     return seen
@@ -157,11 +157,11 @@ def test_evidence_that_disagrees_is_unknown_and_no_rung_is_taken(code: int) -> N
 def test_silence_while_weights_load_may_be_a_slow_disk_whatever_the_ranks() -> None:
     plan = plausible_plan()
     for tp in (1, 2):
-        settings = replace(plan.settings, tp=tp, communicator="nccl")
-        said = silence_words(replace(plan, settings=settings), "weights", 180)
+        settings = replace(plan.engines[0].settings, tp=tp, communicator="nccl")
+        said = silence_words(changed(plan, settings=settings), "weights", 180)
         assert said.startswith("silent for 180 s in phase weights; weights may come from a slow")
         assert ("NCCL" in said) == (tp == 2)
-    assert "disk" not in silence_words(plan, "warm-up", 180)
+    assert "disk" not in silence_words(plan, plan.engines[0], "warm-up", 180)
 
 
 def test_a_loop_that_failed_is_waited_for_until_its_last_words() -> None:
@@ -206,7 +206,7 @@ def test_processes_that_missed_each_other_are_started_again() -> None:
 
 
 def test_a_cache_beyond_the_plan_is_known() -> None:
-    planned = plausible_plan().kv.region_bytes / (1 << 20)
+    planned = plausible_plan().engines[0].kv.region_bytes / (1 << 20)
     line = TM + "Object cache budget: {:.2f} MB from free 99999.00 MB and ratio 0.800"
     assert not tracker().cache_is_larger
     assert tracker(line.format(planned + 3)).cache_is_larger

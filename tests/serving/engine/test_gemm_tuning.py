@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.support.plans import plausible_plan
+from tests.support.plans import changed, plausible_plan
 from turbofit.core.plan import Plan
 from turbofit.planning.commands import commands
 from turbofit.serving.engine.gemm_tuning import GemmTuning, give_tuning, records_of
@@ -77,11 +77,13 @@ def test_another_version_card_or_model_has_another_file() -> None:
         tuning(lmdeploy="0.18.1"),
         tuning(replace(PLAN, machine=replace(PLAN.machine, gpus=(gpu,)))),
         tuning(replace(PLAN, model=replace(PLAN.model, name="other"))),
-        tuning(replace(PLAN, settings=replace(PLAN.settings, max_prefill_token_num=1024))),
+        tuning(
+            changed(PLAN, settings=replace(PLAN.engines[0].settings, max_prefill_token_num=1024))
+        ),
     ]
     assert [list(other.environment()) for other in others] == [[EXPORT]] * len(others)
     # A cache of another size takes the same products.
-    same = replace(PLAN, settings=replace(PLAN.settings, cache_max_entry_count=0.123))
+    same = changed(PLAN, settings=replace(PLAN.engines[0].settings, cache_max_entry_count=0.123))
     assert list(tuning(same).environment()) == [IMPORT]
 
 
@@ -105,7 +107,7 @@ def test_an_engine_is_told_and_so_are_people() -> None:
 
 
 def test_an_engine_that_measures_none_is_left_alone() -> None:
-    plan = replace(PLAN, engine=replace(PLAN.engine, name="pytorch"))
+    plan = changed(PLAN, engine="pytorch")
     launch = Launch(commands(PLAN)[0], [sys.executable, "-m", "lmdeploy"])
     give_tuning([launch], plan, "0.18.0", print, imports=True)
     assert launch.tuning is None

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.support.plans import plausible_plan
+from tests.support.plans import changed, plausible_plan
 from turbofit.cli.main import main
 from turbofit.core.errors import LaunchError, PackageError
 from turbofit.core.installation import install_command, without_gpu
@@ -76,7 +76,7 @@ def test_without_lmdeploy_the_install_command_is_told(monkeypatch, capsys) -> No
 def run_module(folder: Path, name: str, code: str, **environ: str) -> list[str]:
     """What a module says, as LMDeploy's is run."""
     (folder / f"{name}.py").write_text(code)
-    command = Command(env=environ, argv=("lmdeploy", "serve", "--server-port", "7"), group=0)
+    command = Command(env=environ, argv=("lmdeploy", "serve", "--server-port", "7"))
     start = Launch(command, launches.module_runner(name), "secret").start_command(0)
     assert "secret" not in " ".join(start.argv)
     done = subprocess.run(
@@ -92,7 +92,7 @@ def test_what_an_engine_sees(tmp_path: Path) -> None:
     (words,) = run_module(tmp_path, "dumps", code, A="1")
     assert words == "serve --server-port 7 --api-keys secret None 1"
     # One of the user's own is on the command line already.
-    command = Command(env={}, argv=("lmdeploy", "--api-keys", "mine"), group=0)
+    command = Command(env={}, argv=("lmdeploy", "--api-keys", "mine"))
     assert KEY not in Launch(command, launches.module_runner("x"), "mine").start_command(0).env
     # A script's folder comes first on its path; ours has a module named like many others.
     path = run_module(tmp_path, "looks", "import sys\nprint('\\n'.join(sys.path))\n")
@@ -101,7 +101,7 @@ def test_what_an_engine_sees(tmp_path: Path) -> None:
 
 def test_ranks_start_a_ray_of_their_own_unless_somebody_names_one() -> None:
     """LMDeploy's would join a cluster that runs on the host, and take GPUs that no plan names."""
-    launch = Launch(Command(env={}, argv=("lmdeploy",), group=0), ())
+    launch = Launch(Command(env={}, argv=("lmdeploy",)), ())
     assert launch.environment({})["RAY_ADDRESS"] == "local"
     named = {"RAY_ADDRESS": "10.0.0.1:6379"}
     assert launch.environment(named)["RAY_ADDRESS"] == named["RAY_ADDRESS"]
@@ -139,7 +139,7 @@ def test_ports_are_different_free_and_not_the_gateways(monkeypatch: pytest.Monke
         socket.create_server((launches.HOST, ports[0])).close()
     assert len(set(ports)) == 5
     assert all(port < 32768 for port in ports)
-    assert launches.port_of(Command(env={}, argv=("lmdeploy",), group=0)) == 23333
+    assert launches.port_of(Command(env={}, argv=("lmdeploy",))) == 23333
     with ExitStack() as holders, monkeypatch.context() as patched:
         patched.setattr(launches, "port_problem", lambda *_: "no engine could listen there")
         (port,) = launches.free_ports(1, holders)
@@ -159,8 +159,8 @@ def test_ports_are_different_free_and_not_the_gateways(monkeypatch: pytest.Monke
 
 
 PLAN = plausible_plan(gpus=1, tp=1)
-REGION = PLAN.kv.region_bytes
-PLANNED = PLAN.settings.cache_max_entry_count
+REGION = PLAN.engines[0].kv.region_bytes
+PLANNED = PLAN.engines[0].settings.cache_max_entry_count
 #: What LMDeploy would find free by the plan when it sizes the cache.
 LEFT = REGION / PLANNED
 
@@ -170,7 +170,7 @@ def about(ratio: float) -> object:
 
 
 def free(more: int, plan: Plan = PLAN) -> dict[str, int]:
-    return {gpu.uuid: gpu.free + more for gpu in plan.gpus}
+    return {gpu.uuid: gpu.free + more for gpu in plan.ledgers}
 
 
 @given(st.integers(-2 * GIB, 60 * GIB))
@@ -184,16 +184,16 @@ def test_where_that_is_not_there_the_ratio_stays() -> None:
     """What is left is less than the cache: the engine sizes what it can, as it would alone."""
     assert launches.fitted_ratio(PLAN, 0, free(-10 * GIB)) == PLANNED == 0.873
     assert launches.fitted_ratio(PLAN, 0, {}) == PLANNED
-    blocks = replace(PLAN, kv=replace(PLAN.kv, region_bytes=0))  # it counts blocks
+    blocks = changed(PLAN, kv=replace(PLAN.engines[0].kv, region_bytes=0))  # it counts blocks
     assert launches.fitted_ratio(blocks, 0, free(MIB)) == PLANNED
     assert launches.fitted_ratio(PLAN, 0, free(0)) == about(PLANNED)
 
 
 def test_of_several_cards_the_fullest_counts() -> None:
     plan = plausible_plan(gpus=2, tp=2)
-    one, two = plan.gpus
-    planned = plan.settings.cache_max_entry_count
-    lower = plan.kv.region_bytes / (plan.kv.region_bytes / planned + GIB)
+    one, two = plan.ledgers
+    planned = plan.engines[0].settings.cache_max_entry_count
+    lower = plan.engines[0].kv.region_bytes / (plan.engines[0].kv.region_bytes / planned + GIB)
     assert launches.fitted_ratio(plan, 0, {one.uuid: one.free, two.uuid: two.free + GIB}) == about(
         planned
     )
@@ -202,16 +202,16 @@ def test_of_several_cards_the_fullest_counts() -> None:
     # A card of which the plan left more may have as much more and less.
     wide = replace(two, total=two.total + 2 * GIB, free=two.free + 2 * GIB)
     now = {one.uuid: one.free + GIB, wide.uuid: wide.free - GIB}
-    assert launches.fitted_ratio(replace(plan, gpus=(one, wide)), 0, now) == about(lower)
+    assert launches.fitted_ratio(changed(plan, ledgers=(one, wide)), 0, now) == about(lower)
 
 
 def test_a_replica_that_starts_again_looks_at_its_own_cards() -> None:
     plan = plausible_plan(gpus=2, tp=1)
-    assert (len(plan.parallel.groups), plan.by_group) == (2, ())
-    one, two = plan.gpus
+    assert (len(plan.groups), plan.engines) == (2, ())
+    one, two = plan.ledgers
     now = {one.uuid: one.free + GIB, two.uuid: 0}
-    planned = plan.settings.cache_max_entry_count
-    lower = plan.kv.region_bytes / (plan.kv.region_bytes / planned + GIB)
+    planned = plan.engines[0].settings.cache_max_entry_count
+    lower = plan.engines[0].kv.region_bytes / (plan.engines[0].kv.region_bytes / planned + GIB)
     assert launches.fitted_ratio(plan, 0, now) == about(lower)
     assert launches.fitted_ratio(plan, 1, now) == planned
 
@@ -227,7 +227,7 @@ def test_in_the_command_line() -> None:
 
 
 def test_what_is_free_of_cards_that_several_models_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    (gpu,) = PLAN.gpus
+    (gpu,) = PLAN.ledgers
     used: dict[int, int] = {}
     monkeypatch.setattr("turbofit.serving.gpu_monitor.used_now", lambda _: used)
     assert launches.shared_ratio(PLAN, 0) == launches.ratio_now(PLAN, 0) == PLANNED

@@ -28,7 +28,7 @@ class Engine:
         self.share, self.gpus_busy = 0.0, False
         self.clients = owing(owes=False)
         self.probe = owing(owes=False)
-        self.silence = Silence(PLAN, Timing(), 1, pretend=pretend)
+        self.silence = Silence(PLAN, PLAN.engines[0], Timing(), 1, pretend=pretend)
         monkeypatch.setattr(supervised_engine, "processor_seconds", lambda _: self.used)
         monkeypatch.setattr(supervised_engine, "any_busy", lambda _: self.gpus_busy)
 

@@ -72,7 +72,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SupervisedEngine:
 
     monkeypatch.setattr(supervised_engine, "EngineProcess", Process)
     monkeypatch.setattr(supervised_engine, "Probe", Probe)
-    command = Command(argv=("lmdeploy", "--server-port", "1"), env={}, group=0)
+    command = Command(argv=("lmdeploy", "--server-port", "1"), env={})
     made = SupervisedEngine(
         plausible_plan(gpus=1, tp=1), Launch(command, ("true",)), tmp_path, lambda _: None,
         Supervision(lambda _: None, clock=lambda: 0.0),

@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
 
 from tests.serving.fallback.support import tiny_qwen2_vl
+from tests.support.plans import changed
 from tests.support.processes import Child, free_port, pids
 from tests.support.serving import Served, image
 from turbofit.core.errors import UsageError
@@ -52,7 +52,7 @@ def test_commands():
     assert "/models/x" in private.argv
     assert port_of(private) == 5000
     with pytest.raises(UsageError, match="no device map"):
-        commands(replace(plan, device_map=None))
+        commands(changed(plan, device_map=None))
     with pytest.raises(UsageError, match="--x"):
         commands(plan, options=["--x"])
 
@@ -78,17 +78,17 @@ def test_the_longest_request_fills_the_context(each, template):
     def count(question):
         return int(len(question.body["prompt"]) // 2 * each) + template
 
-    text = longest_request(plan, "m", None, 0, count)
+    text = longest_request(plan.engines[0], "m", None, 0, count)
     assert 0.97 * session < count(text) < session
     worst = worst_request(plan, "m")
     before = json.dumps(worst.body)
-    seen = longest_request(plan, "m", worst, 8300, count)
+    seen = longest_request(plan.engines[0], "m", worst, 8300, count)
     assert json.dumps(worst.body) == before
     parts = seen.body["messages"][0]["content"]
     assert [part["type"] for part in parts] == ["text", "image_url", "text"]
     assert 0.97 * session < 8300 + len(parts[2]["text"]) // 2 * each < session
-    assert longest_request(plan, "m", None, 0, lambda _: 0) is None
-    assert longest_request(plan, "m", worst, session, count) is None
+    assert longest_request(plan.engines[0], "m", None, 0, lambda _: 0) is None
+    assert longest_request(plan.engines[0], "m", worst, session, count) is None
 
 
 @pytest.mark.lmdeploy
@@ -105,7 +105,7 @@ def test_a_session(tmp_path, children):
     )  # fmt: skip
     plan = plan_fallback(resolved, Transformers(), "as asked").document
     assert plan.fits
-    plan = replace(plan, device_map=dict.fromkeys(plan.device_map, "cpu"))
+    plan = changed(plan, device_map=dict.fromkeys(plan.engines[0].device_map, "cpu"))
     (tmp_path / "plan.json").write_text(plan.to_json())
     port = free_port()
     child = Child(

@@ -342,7 +342,7 @@ def _show_commands(arguments: Arguments, form: output.Form) -> int:
             named = ("--model-name", name) if name else ()
             rest = ("--", *passed) if passed else ()
             serve = msgspec.structs.replace(serve, argv=(*serve.argv, *named, *rest))
-        shown = msgspec.structs.replace(plan, serve=serve, commands=shown_commands)
+        shown = msgspec.structs.replace(plan.with_commands(shown_commands), serve=serve)
         return show_plan(shown, "serve", form)
     if not plan.fits:
         raise refusal(plan)

@@ -24,4 +24,5 @@ def schema_path(name: str) -> Path:
 
 def version_of(name: str) -> int:
     """The newest version of the schema of one of ``NAMES``."""
-    return {"cluster-plan": 2, "cluster-status": 3}.get(name, 1)
+    versions = {"plan": 2, "report": 2, "share": 2, "cluster-plan": 2, "cluster-status": 3}
+    return versions.get(name, 1)

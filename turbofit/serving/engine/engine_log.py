@@ -214,11 +214,11 @@ def stalled(what: str, log: Path) -> End:
     return End(kind="stalled", message=what, hint=f"its log is {log}")
 
 
-def silence_words(engine: EnginePlan, phase: str, seconds: float) -> str:
+def silence_words(plan: Plan, engine: EnginePlan, phase: str, seconds: float) -> str:
     """Return a message on why a starting engine may print nothing for ``seconds``."""
     text = f"silent for {seconds:.0f} s in phase {phase}"
     text += "; weights may come from a slow disk" if phase == "weights" else ""
-    if engine.settings.tp > 1 and engine.backend == "pytorch":
+    if engine.settings.tp > 1 and plan.backend.is_pytorch:
         return f"{text}; Ray waits like this, up to half an hour, for GPUs that somebody has"
     if engine.settings.tp > 1 and engine.settings.communicator == "nccl":
         return (

@@ -397,7 +397,9 @@ class SupervisedEngine:
             self._heard, self._silence_told = now, False
         elif not self._silence_told and now - self._heard >= self._timing.quiet:
             self._silence_told = True
-            self._tell(silence_words(self.planned, self.tracker.phase, self._timing.quiet))
+            self._tell(
+                silence_words(self.plan, self.planned, self.tracker.phase, self._timing.quiet)
+            )
 
     def _ended(self, code: int | None) -> End:
         _LOG.info("%s ended with code %s in phase %s", self.name, code, self.tracker.phase)
