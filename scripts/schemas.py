@@ -97,7 +97,7 @@ def _any_json(kind: type) -> Document:
 def _parts(kind: type[Struct]) -> dict[str, Any]:
     """The schemas of a type and of all that its fields hold, by their names."""
     parts = msgspec.json.schema_components([kind], schema_hook=_any_json)[1]
-    return {name: part for name, part in parts.items()}
+    return dict(parts)
 
 
 def _published(part: Any, theirs: set[str]) -> Any:

@@ -214,8 +214,7 @@ def _compare(row: Row) -> Found:
     if not plan.fits:
         return Found((row.name, "no plan", *[""] * 9), [], [f"no plan: {plan.verdict}"], {})
     document = plan_document(plan)
-    ledgers = {gpu.index: gpu for gpu in beside(plan, document)}
-    cards = [ledgers[index] for index in plan.groups[0]]
+    cards = list(beside(plan.engines[0], document))
     missed: list[str] = []
     say = missed.append
     if document["outcome"] != "served":

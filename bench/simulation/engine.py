@@ -210,7 +210,7 @@ class SimulatedEngine:
         self.port = int(self._option("--server-port"))
         self.ratio = float(self._option("--cache-max-entry-count"))
         self.plan: Plan
-        self.planned_at, self.plan = world.plan_of(self.gpus, self.ratio)
+        self.planned_at, self.plan, self.planned = world.plan_of(self.gpus, self.ratio)
         self.code: int | None = None
         self.owner: Process | None = None
         self.listening = False
@@ -269,7 +269,7 @@ class SimulatedEngine:
         self._meet("cache")
         free = min(self.world.machine.cards[index].free for index in self.gpus)
         budget = int(free * self.ratio)
-        self.surplus = max(0, budget - self.plan.engines[0].kv.region_bytes)
+        self.surplus = max(0, budget - self.planned.kv.region_bytes)
         for index in self.gpus:
             self.world.machine.allocate(index, self.pid, budget)
         say(budget_line(free / _MIB, self.ratio))

@@ -23,7 +23,7 @@ from bench.simulation.scheduler import Event, Process, Scheduler
 
 if TYPE_CHECKING:
     from bench.simulation.gateway import SimulatedGatewayThread, VirtualLoop
-    from turbofit.core.plan import Plan
+    from turbofit.core.plan import EnginePlan, Plan
 
 #: Seconds after which a supervisor checks its engines without news.
 _IDLE = 900.0
@@ -145,8 +145,8 @@ class World:
         if process is not None and plan.fits:
             self.invariants.reserved(process, plan)
 
-    def plan_of(self, gpus: list[int], ratio: float) -> tuple[float, Plan]:
-        """Return the plan by which an engine was started, and the time when it was made.
+    def plan_of(self, gpus: list[int], ratio: float) -> tuple[float, Plan, EnginePlan]:
+        """Return the plan of an engine that was started, with its part, and when it was made.
 
         It is the newest plan with these cards; a start may lower its ratio
         (`serving.engine.launches`).
@@ -154,11 +154,10 @@ class World:
         process = self.scheduler.process
         plans = self.plans.get(process.pid, []) if process is not None else []
         for made, plan in reversed(plans):
-            for group, members in enumerate(plan.groups):
-                one = plan.engines[group]
-                lowered = ratio < one.settings.cache_max_entry_count + 1e-9
-                if list(members) == gpus and lowered:
-                    return made, one
+            for engine in plan.engines:
+                lowered = ratio < engine.settings.cache_max_entry_count + 1e-9
+                if list(engine.gpus) == gpus and lowered:
+                    return made, plan, engine
         raise Violation(f"an engine was started on {gpus} at {ratio} by no plan")
 
     # -- requests

@@ -33,7 +33,8 @@ def test_the_same_log_dies_of_the_same(name: str) -> None:
     on, _, log = DEATHS[name]
     engine = engine_named("turbomind", "0.18.0")
     told = death(run_of(log), known=(engine, Settings()))
-    tracker = StartupTracker(plausible_plan(), Path("engine.log"))
+    plan = plausible_plan()
+    tracker = StartupTracker(plan, plan.engines[0], Path("engine.log"))
     for line in log.splitlines():
         tracker.see(line, 2000, 0.0)
     served, found = tracker.death(), diagnose([log.encode()], on=on)

@@ -117,7 +117,9 @@ class Usage:
 def engine() -> Any:
     free = int(PLAN.engines[0].kv.region_bytes / PLAN.engines[0].settings.cache_max_entry_count)
     budget = CacheBudget(budget=PLAN.engines[0].kv.region_bytes, free=free, ratio=0.5)
-    return SimpleNamespace(group=0, name="engine", tracker=SimpleNamespace(budget=budget))
+    return SimpleNamespace(
+        group=0, planned=PLAN.engines[0], name="engine", tracker=SimpleNamespace(budget=budget)
+    )
 
 
 def drive(calibrator: Calibrator, one: Any = None, before: Any = None) -> list[Any]:
@@ -194,14 +196,14 @@ def test_an_engine_of_an_earlier_plan_is_not_read() -> None:
 
 def test_each_unequal_engine_is_driven_to_its_own_limits() -> None:
     plan = api.plan("internvl2.5-8b", on="rtx3090+l40s", engine="turbomind", concurrency=8)
-    paid = [plan.engines[group].limits.units_per_forward for group in (0, 1)]
+    paid = [each.units_per_forward for each in plan.engines]
     assert paid[0] != paid[1]
     bodies = []
     for group in (0, 1):
         calibrator = Calibrator(Usage(*[1] * 9, card=plan.groups[group][0]), print)
         calibrator.begin(plan)
         one = engine()
-        one.group = group
+        one.group, one.planned = group, plan.engines[group]
         bodies.append({asked.name: str(asked.body) for asked in drive(calibrator, one)})
     assert bodies[0]["sampling"] != bodies[1]["sampling"]
 

@@ -151,8 +151,10 @@ def test_images_are_queued_where_the_forecast_gains_by_it() -> None:
     usual = plan(request)
     large = mean_request(LoadSpec.of(image_size=(1400, 1400)))
     found = choices(request, usual, large, 32)
-    queued = [one.plan.promise.limits for one in found if one.options.get("queue_images")]
+    queued = [one.plan for one in found if one.options.get("queue_images")]
     assert queued
-    assert all(one.units_per_forward <= one.units_per_request for one in queued)
+    for one in queued:
+        (paid,) = {each.units_per_forward for each in one.engines}
+        assert paid <= one.promise.limits.units_per_request
     for asked, load in ((request, MEAN), (request.changed(queue_images=False), large)):
         assert not [one for one in choices(asked, usual, load, 32) if "queue_images" in one.options]

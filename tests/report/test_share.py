@@ -42,8 +42,9 @@ def measured() -> Plan:
     )  # fmt: skip
     ledgers = tuple(replace(gpu, uuid=f"GPU-8f1c{gpu.index}") for gpu in plan.ledgers)
     return replace(
-        changed(plan, ledgers=ledgers), machine=machine, model=model, created="2026-11-20T13:14:00+00:00",
-        verdict="fits: hunter2", options={"hf_home": "/srv/alice"},
+        changed(plan, ledgers=ledgers), machine=machine, model=model,
+        created="2026-11-20T13:14:00+00:00", verdict="fits: hunter2",
+        options={"hf_home": "/srv/alice"},
     )  # fmt: skip
 
 

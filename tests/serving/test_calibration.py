@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from tests.support.plans import changed, plausible_plan
+from tests.support.plans import plausible_plan
 from turbofit import api
 from turbofit.core.machine import Machine
 from turbofit.core.plan import GpuLedger, Plan
@@ -47,19 +47,19 @@ def planned(model: str, machine: Machine, engine: str, **more: object) -> Plan:
 
 
 def launched(
-    plan: Plan, context: int, buffers: int, moved: int | tuple[int, ...] = 0
+    plan: Plan, context: int, buffers: int, moved: int | tuple[int, ...] = 0, *, group: int = 0
 ) -> Observation:
     """A launch that took so much more than forecast, while others held ``moved`` more of a card."""
-    ratio = plan.engines[0].settings.cache_max_entry_count
+    ratio = plan.engines[group].settings.cache_max_entry_count
     pytorch = plan.backend.name == "pytorch"
     cards = []
-    others = moved if isinstance(moved, tuple) else (moved,) * len(plan.ledgers)
-    pairs = list(zip(plan.ledgers, others, strict=True))
+    others = moved if isinstance(moved, tuple) else (moved,) * len(plan.engines[group].ledgers)
+    pairs = list(zip(plan.engines[group].ledgers, others, strict=True))
     free = min(free_of(one) - more for one, more in pairs) - context
     for one, moved_here in pairs:
         cache = sum(term.bytes for term in one.terms if term.term == "kv_cache")
-        grown = round(ratio * (free - min(map(free_of, plan.ledgers))))
-        region = plan.engines[0].kv.region_bytes + grown
+        grown = round(ratio * (free - min(map(free_of, plan.engines[group].ledgers))))
+        region = plan.engines[group].kv.region_bytes + grown
         if not pytorch:
             grown = round_up(region, STEP) - cache  # as its pool takes it
         more = context + buffers + grown + moved_here
@@ -67,7 +67,7 @@ def launched(
         used["vision_forward"] = one.peak + more
         cards.append(CalibratedGpu(index=one.index, before=one.used + moved_here, used=used))
     return Observation(
-        group=0, free=None if pytorch else free, region=None if pytorch else region,
+        group=group, free=None if pytorch else free, region=None if pytorch else region,
         cards=tuple(cards),
     )  # fmt: skip
 
@@ -83,7 +83,7 @@ def counted(plan: Plan, machine: Machine) -> tuple[GpuLedger, ...]:
     vision_load = VisionLoad(
         units_per_image=limits.units_per_image, images_per_request=limits.images_per_request,
         tokens_per_request=limits.image_tokens_per_request,
-        units_per_forward=limits.units_per_forward,
+        units_per_forward=plan.engines[0].units_per_forward,
     )  # fmt: skip
     launch = EngineLaunch(
         model=plan.model, settings=plan.engines[0].settings, gpus=tuple(gpus), machine=machine,
@@ -240,8 +240,7 @@ def test_equal_groups_tell_by_how_much_they_differ_whatever_was_learned_before()
     def spread(machine: Machine, *sizes: int) -> tuple[Machine, int]:
         plan = api.plan("internvl2-8b", on=machine, engine="turbomind", tp=1, replicas=2)
         seen = [
-            replace(launched(changed(plan, ledgers=(gpu,)), size * MIB, size * MIB), group=group)
-            for group, (gpu, size) in enumerate(zip(plan.ledgers, sizes, strict=True))
+            launched(plan, size * MIB, size * MIB, group=group) for group, size in enumerate(sizes)
         ]
         more = learned(plan, *seen)
         return more, more.calibrations[0].spread

@@ -141,25 +141,25 @@ def pair() -> Plan:
 
 
 def test_each_engine_is_watched_with_its_own_forecast(pair: Plan, tmp_path: Path) -> None:
-    launches = [Launch(command, ("true",)) for command in pair.commands]
+    launches = [
+        Launch(engine.command, ("true",), group=group) for group, engine in enumerate(pair.engines)
+    ]
     server = Supervisor(pair, launches, tmp_path, Supervision(lambda _: None))
     for engine, group_plan in zip(server.engines, pair.engines, strict=True):
-        assert engine.plan.engines[0].settings == group_plan.settings
-        assert engine.plan.engines[0].kv == group_plan.kv
-        assert [gpu.index for gpu in engine.plan.ledgers] == list(pair.groups[engine.group])
+        assert engine.planned == group_plan
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_margin_is_of_the_engine_that_died_and_both_are_planned_again(pair, number) -> None:
-    view = pair.of_group(number)
-    (gpu,) = view.gpus
-    steps = rungs(died("vision", missing=100 * MIB), view, {})
+    (gpu,) = pair.engines[number].ledgers
+    steps = rungs(replace(died("vision", missing=100 * MIB), group=number), pair, {})
     rung = next(step for step in steps if "margin" in step.changes)
     left = gpu.total - gpu.reserved - gpu.peak
     assert 0 <= rung.changes["margin"] - (gpu.margin + left + 100 * MIB) < MIB
-    first = next(iter(rungs(died("warm-up", missing=200 * MIB), view, {})))
+    end = replace(died("warm-up", missing=200 * MIB), group=number)
+    first = next(iter(rungs(end, pair, {})))
     again = api.plan(MODEL, on=ON, **first.changes)
-    for after, before in zip(again.engines, pair.by_group, strict=True):
+    for after, before in zip(again.engines, pair.engines, strict=True):
         assert after.settings.cache_max_entry_count < before.settings.cache_max_entry_count
 
 
@@ -168,11 +168,11 @@ def test_a_smaller_prefill_gives_no_engine_more_than_it_had() -> None:
     plan = api.plan("internvl2-8b", on=on, concurrency=8, context=8192)
     first, second = plan.engines
     settings = replace(second.settings, max_prefill_token_num=2048)
-    plan = replace(plan, by_group=(first, replace(second, settings=settings)))
+    plan = replace(plan, engines=(first, replace(second, settings=settings)))
     sizes = [group_plan.settings.max_prefill_token_num for group_plan in plan.engines]
     assert len(set(sizes)) == 2
     for number in range(2):
-        steps = list(rungs(died("warm-up"), plan.engines[number], {}))
+        steps = list(rungs(replace(died("warm-up"), group=number), plan, {}))
         rung = next(r for r in steps if "max_prefill_token_num" in r.changes)
         assert rung.changes["max_prefill_token_num"] == min(sizes[number] // 2, *sizes)
 

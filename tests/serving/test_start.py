@@ -11,7 +11,6 @@ from msgspec.structs import replace
 
 from tests.support.plans import changed, plausible_plan
 from turbofit.core.engine_end import End
-from turbofit.core.plan import GroupPlan
 from turbofit.core.process.progress import Step, listened, tell
 from turbofit.core.units import GIB
 from turbofit.serving import start_progress
@@ -134,10 +133,8 @@ def test_the_gateway_counts_on_no_more_cache_than_the_engines_say_they_have() ->
     more = plan.engines[0].kv.tokens + 64
     assert as_launched(plan, {0: more}) == as_launched(plan, {0: None}) == plan
     assert as_launched(plan, {0: 4096, 1: 8192}).engines[0].kv.tokens == 4096
-    part = GroupPlan(
-        settings=plan.engines[0].settings, kv=plan.engines[0].kv, units_per_forward=13, at_once=1
-    )
-    roomy = replace(part, kv=replace(plan.engines[0].kv, tokens=2 * plan.engines[0].kv.tokens))
-    told = as_launched(replace(plan, by_group=(part, roomy)), {0: None, 1: more})
+    (part,) = plan.engines
+    roomy = replace(part, kv=replace(part.kv, tokens=2 * part.kv.tokens))
+    told = as_launched(replace(plan, engines=(part, roomy)), {0: None, 1: more})
     assert [one.kv.tokens for one in told.engines] == [plan.engines[0].kv.tokens, more]
     assert told.engines[0].kv.tokens == plan.engines[0].kv.tokens

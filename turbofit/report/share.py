@@ -40,7 +40,7 @@ _TITLES: Final = ("GPU", "what", "forecast", "measured")
 _PACKAGES: Final = ("torch", "transformers", "triton")
 #: Lists of a plan that are useful only to its owner.
 _EMPTIED: Final = (
-    "considered", "reasons", "warnings", "remedies", "commands", "limit_costs"
+    "considered", "reasons", "warnings", "remedies", "limit_costs"
 )  # fmt: skip
 #: The fields of a run's end that contain only turbofit's own words.
 _ENDING: Final = ("kind", "phase", "exit_code", "asked", "left", "missing")

@@ -30,8 +30,8 @@ FRAME = "  [ 0] InternVit::Impl::Forward @ src/x.cc:1"
 
 def tracker(*lines: str, engine: str = "turbomind") -> StartupTracker:
     """One that has seen these lines, a hundredth of a second apart."""
-    plan = plausible_plan()
-    seen = StartupTracker(changed(plan, engine=engine), LOG)
+    plan = changed(plausible_plan(), engine=engine)
+    seen = StartupTracker(plan, plan.engines[0], LOG)
     for number, line in enumerate(lines):
         seen.see(line, 1, number / 100)
     return seen

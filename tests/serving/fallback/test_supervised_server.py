@@ -61,7 +61,8 @@ def test_commands():
     ("lines", "phase"), [([], "weights"), (["INFO:     Uvicorn running on http://x"], "text")]
 )
 def test_endings_of_torch(lines, phase, tmp_path):
-    tracker = StartupTracker(planned(), tmp_path / "log")
+    plan = planned()
+    tracker = StartupTracker(plan, plan.engines[0], tmp_path / "log")
     error = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
     for line in ["turbofit-fallback: loading weights", *lines, error]:
         tracker.see(line, 1, 0.0)
