@@ -13,7 +13,7 @@ from typing import get_args
 
 import pytest
 
-from turbofit.core.plan import EngineName
+from turbofit.core.plan import EngineName, EnginePlan, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "turbofit").rglob("*.py"))
@@ -238,6 +238,31 @@ def test_nobody_asks_an_engine_for_its_name() -> None:
     answers = ("core/plan.py", "memory/account.py", "memory/engines.py")
     allowed = tuple(f"turbofit/{it}" for it in (*answers, *(f"memory/{name}/" for name in names)))
     assert [name for name in found if not name.startswith(allowed)] == []
+
+
+def test_only_planning_makes_or_changes_a_promise() -> None:
+    """Stages after planning replace a plan's engines, and add to what is said."""
+    found = []
+    for path in PACKAGE:
+        for node in nodes_of(path):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func).rpartition(".")[2]
+            changes = {keyword.arg for keyword in node.keywords}
+            if name == "Promise" or (name in ("replace", "Plan") and "promise" in changes):
+                found.append(name_of(path))
+    assert found
+    assert {name for name in found if not name.startswith("turbofit/planning/")} == set()
+    assert found.count("turbofit/planning/plan_document.py") == 2, "one function makes it"
+
+
+def test_settings_are_asked_of_an_engine() -> None:
+    """A plan has no settings or cache of its own, which would be those of one of its engines."""
+    own = {"settings", "kv", "units_per_forward", "command", "device_map", "gpus", "requests"}
+    assert own.isdisjoint(Plan.__struct_fields__)
+    assert own < set(EnginePlan.__struct_fields__)
+    asked = re.compile(r"\bplan\.(settings|kv|units_per_forward|gpus)\b")
+    assert [name_of(path) for path in PACKAGE if asked.search(path.read_text())] == []
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git here: an sdist")

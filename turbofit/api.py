@@ -2,7 +2,7 @@
 
     >>> import turbofit
     >>> plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
-    >>> plan.fits, plan.settings.cache_max_entry_count
+    >>> plan.fits, plan.engines[0].settings.cache_max_entry_count
 
 The keywords of `plan` are the fields of `turbofit.PlanRequest`, which editors and type checkers
 read: `turbofit.plan(turbofit.PlanRequest(model=…, tp=2))`. `plan` and `predict` import neither

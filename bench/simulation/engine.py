@@ -70,7 +70,7 @@ class EngineMemory:
         self._extra: dict[int, int] = {}
 
     def _ledgers(self) -> list[GpuLedger]:
-        return [gpu for gpu in self._engine.plan.ledgers if gpu.index in self._engine.gpus]
+        return list(self._engine.planned.ledgers)
 
     def take(self, phase: str) -> None:
         """Allocate a phase's bytes by the ledger; for weights also what only loading takes."""
@@ -102,7 +102,7 @@ class EngineMemory:
             OutOfDeviceMemory: the card has too little free memory.
         """
         most = (
-            self._engine.plan.engines[0].units_per_forward
+            self._engine.planned.units_per_forward
             or self._engine.plan.promise.limits.units_per_request
             or 1
         )

@@ -6,6 +6,7 @@ The state folder keeps each command's last plan, prediction, rehearsal or tuning
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.messages import HOW_TO_SERVE
-from turbofit.core.plan import PLAN_SCHEMA, Plan
+from turbofit.core.plan import PLAN_SCHEMA, Plan, ServeCommand
 from turbofit.core.process.files import StateFile, state_dir
 from turbofit.core.run_report import RUN_SCHEMA, RunReport
 from turbofit.core.struct import Struct, const, decode
@@ -56,6 +57,7 @@ class _Head(Struct):
 
     schema: str = ""
     error: _Cause | None = None
+    serve: ServeCommand | None = None
 
 
 class RunDocument(Struct):
@@ -130,9 +132,12 @@ def read_plan(path: str) -> Plan:
 def _plan(data: bytes, path: str) -> Plan:
     head = _head(data)
     if head.schema not in ("", PLAN_SCHEMA):
+        again = "turbofit plan MODEL"
+        if head.serve is not None:
+            again = shlex.join(("turbofit", "plan", *head.serve.argv[2:]))
         raise UsageError(
             f"{path} cannot be read as a plan: its schema is {head.schema!r}, not {PLAN_SCHEMA!r}",
-            hint="name what plan, predict or rehearse wrote with --json, by this version",
+            hint=f"{again} --json makes a plan of this version",
         )
     failed = head.error
     if failed is not None and not head.schema:
