@@ -545,7 +545,7 @@ def _rehearsed(preset: str, card: str, wheel: Path) -> Ran:
         ]  # fmt: skip
         pairs += [
             (term["term"], term["bytes"], term.get("rehearsed"))
-            for gpu in told["gpus"] for term in gpu["ledger"]
+            for engine in told["engines"] for gpu in engine["ledgers"] for term in gpu["terms"]
         ]  # fmt: skip
         for name, had, took in pairs:
             size = 0 if took is None else took - had

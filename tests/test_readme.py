@@ -132,7 +132,7 @@ def test_the_python_example_plans(capsys) -> None:
     found: dict[str, Plan] = {}
     exec(code, {"turbofit": turbofit}, found)
     assert found["plan"].fits
-    assert json.loads(found["plan"].to_json())["engine"]["name"] == "pytorch"
+    assert json.loads(found["plan"].to_json())["backend"]["name"] == "pytorch"
 
 
 ADVICE_PAGE = (ROOT / "bench" / "advice" / "RESULTS.md").read_text()

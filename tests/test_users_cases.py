@@ -29,11 +29,11 @@ class Said(NamedTuple):
 
     @property
     def spare(self) -> int:
-        return min(gpu.headroom for gpu in self.plan.gpus)
+        return min(gpu.headroom for gpu in self.plan.ledgers)
 
     @property
     def cards(self) -> list[int]:
-        return sorted(i for group in self.plan.parallel.groups for i in group)
+        return sorted(i for group in self.plan.groups for i in group)
 
     def remedy(self, word: str) -> str:
         """The effect of the first remedy that names the word."""
@@ -58,15 +58,20 @@ def fits(said: Said, engine: str, cards: list[int]) -> Plan:
     plan = said.plan
     assert said.code == 0
     assert plan.fits
-    assert plan.engine.name == engine
+    assert plan.backend.name == engine
     assert said.cards == cards
-    for gpu in plan.gpus:
+    for gpu in plan.ledgers:
         assert gpu.headroom >= gpu.margin >= 256 * MIB
         assert max(gpu.peak, gpu.load_peak) + gpu.headroom + gpu.reserved == gpu.total
     each = " on each" if len(cards) > 1 else ""
     assert plan.verdict.endswith(f"; {format_bytes(said.spare)} stay free{each}")
-    assert plan.kv.tokens >= plan.kv.longest_request_tokens >= plan.settings.session_len > 0
-    assert len(plan.commands) == plan.parallel.replicas
+    assert (
+        plan.engines[0].kv.tokens
+        >= plan.promise.context
+        >= plan.engines[0].settings.session_len
+        > 0
+    )
+    assert len(plan.commands) == plan.replicas
     return plan
 
 
@@ -107,7 +112,7 @@ def test_1_internvl_with_the_tp_that_was_asked(typed) -> None:
         f" --max-prefill-token-num {plan.engines[0].settings.max_prefill_token_num}"
         f" --max-batch-size {plan.engines[0].settings.max_batch_size} --max-dynamic-patch 12"
     )
-    assert beyond.spare < beyond.plan.gpus[0].margin
+    assert beyond.spare < beyond.plan.ledgers[0].margin
     assert beyond.code == NOT_SERVED
     # Where turbofit may choose, it is no slower.
     chosen = fits(typed("plan internvl2-8b --on 4xrtx3090"), "turbomind", [0, 1, 2, 3])
@@ -207,7 +212,7 @@ def test_2_llava_with_its_lora_merged(typed, tmp_path, capsys) -> None:
     said = typed(f"plan {out} --on 4xrtx3090")
     assert said.code == 0
     assert said.plan.model.architecture == "LlavaForConditionalGeneration"
-    assert said.plan.engine.name == "pytorch"
+    assert said.plan.backend.name == "pytorch"
     assert said.plan.model.source.sizes == "file"
 
 
@@ -221,7 +226,7 @@ def test_2_llava_on_four_cards_and_on_one(typed) -> None:
     # What `offload_dir` would have done, and its price.
     offloaded = typed("plan llava-1.5-7b --on 1xrtx3090:free=12GiB,ram=64GiB --engine transformers")
     assert offloaded.code == 0
-    assert "cpu" in (offloaded.plan.device_map or {}).values()
+    assert "cpu" in (offloaded.plan.engines[0].device_map or {}).values()
     assert any("s a token at the best" in text for text in offloaded.plan.warnings)
 
 

@@ -59,7 +59,7 @@ def _made_of_plans(folder: Path, plans: dict[str, Any]) -> None:
     one = plans["one-card.json"]
     _write(folder / "rehearsed.json", _rehearsed(one, dies=False))
     _write(folder / "died.json", _rehearsed(one, dies=True))
-    contradictory = {**one, "parallel": {**one["parallel"], "replicas": 3}}
+    contradictory = {**one, "engines": one["engines"] * 2}
     _write(folder / "contradictory.json", contradictory)
     _runs(folder, plans["four-engines.json"])
 
@@ -160,7 +160,8 @@ def _hub_cache(hub: Path, checkpoints: dict[str, Any]) -> None:
 
 def _rehearsed(plan: dict[str, Any], *, dies: bool) -> dict[str, Any]:
     """Return a plan of one card as if it had been rehearsed, with a MiB more in each phase."""
-    gpu = plan["gpus"][0]
+    engine = plan["engines"][0]
+    gpu = engine["ledgers"][0]
     most = gpu["total"] - gpu["reserved"] if dies else gpu["peak"]
     ends = {
         "weights": gpu["load_peak"], "cache": gpu["steady"] - 800 * MIB, "ready": gpu["steady"],
@@ -178,8 +179,8 @@ def _rehearsed(plan: dict[str, Any], *, dies: bool) -> dict[str, Any]:
         "phase": "case vision_request", "where": "QwenVit", "asked": 512 * MIB, "left": 200 * MIB,
     }  # fmt: skip
     cache = {
-        "free": [9 << 30], "region": [plan["kv"]["region_bytes"]], "object_size": 1 << 20,
-        "slab_size": 32 * MIB, "tokens": plan["kv"]["tokens"],
+        "free": [9 << 30], "region": [engine["kv"]["region_bytes"]], "object_size": 1 << 20,
+        "slab_size": 32 * MIB, "tokens": engine["kv"]["tokens"],
     }  # fmt: skip
     rehearsal = {
         "outcome": "out_of_memory" if dies else "served", "seconds": 12.5,
@@ -191,10 +192,10 @@ def _rehearsed(plan: dict[str, Any], *, dies: bool) -> dict[str, Any]:
         {**term, "rehearsed": term["bytes"] + MIB}
         if term["term"] in ("weights.vision", "kv_cache", "vision_request")
         else term
-        for term in gpu["ledger"]
+        for term in gpu["terms"]
     ]
-    gpus = [{**gpu, "ledger": ledger}]
-    return {**plan, "gpus": gpus, "fits": not dies, "rehearsal": rehearsal}
+    seen = {**engine, "ledgers": [{**gpu, "terms": ledger}], "rehearsal": rehearsal}
+    return {**plan, "engines": [seen], "fits": not dies}
 
 
 def _runs(folder: Path, plan: dict[str, Any]) -> None:

@@ -95,9 +95,9 @@ def test_every_command_knows_the_names_of_others(command: str, capsys: Out) -> N
 @pytest.mark.parametrize(
     ("words", "note", "field", "value"),
     [
-        ("--backend=pytorch", "LMDeploy's: --backend as --engine", "engine.name", "pytorch"),
+        ("--backend=pytorch", "LMDeploy's: --backend as --engine", "backend.name", "pytorch"),
         ("--api-keys x --max_batch_size 2", "LMDeploy's: --api-keys without effect on the plan",
-         "settings.max_batch_size", 2),
+         "requests_at_once", 4),
     ],
 )  # fmt: skip
 def test_what_is_equal_is_taken_and_said(words, note: str, field: str, value, capsys) -> None:

@@ -102,7 +102,7 @@ class Usage:
         self.used, self.card = list(used), card
 
     def __call__(self, plan: Any) -> Usage:
-        self.plan, self.before = plan, {one.index: 0 for one in plan.gpus}
+        self.plan, self.before = plan, {one.index: 0 for one in plan.ledgers}
         return self
 
     def read(self, _: Any) -> dict[int, SampledRange]:
@@ -161,7 +161,7 @@ def test_every_step_is_driven_and_kept() -> None:
     (seen,) = first.observations
     assert list(seen.cards[0].used) == STEPS
     assert seen.cards[0].used["sampling"] == 20500 * MIB
-    assert seen.region == PLAN.kv.region_bytes
+    assert seen.region == PLAN.engines[0].kv.region_bytes
     assert (seen.free, seen.region) == (budget.free, budget.budget)
 
 

@@ -57,7 +57,7 @@ class Engines:
         return next(one.plan for one in every_choice() if one.options == options)
 
     def run(self, plan: Any, load: LoadSpec) -> TrialEnd:
-        settings = plan.settings
+        settings = plan.engines[0].settings
         self.loads.append(load)
         self.started.append((settings.max_batch_size, settings.max_prefill_token_num))
         end = self.ends.get(len(self.started))
@@ -86,7 +86,7 @@ def test_the_plan_as_it_is_then_the_best_forecasts_then_the_best_again() -> None
     engines = Engines()
     found = go(engines)
     usual, *rest = every_choice()
-    settings = [one.plan.settings for one in (usual, *rest[:5])]
+    settings = [one.plan.engines[0].settings for one in (usual, *rest[:5])]
     assert engines.started[:6] == [(s.max_batch_size, s.max_prefill_token_num) for s in settings]
     assert [trial.again for trial in found.trials] == [False] * 6 + [True]
     assert found.winner is not None

@@ -37,7 +37,7 @@ choose.limit_costs = lambda *_: ()  # half of a plan's time, which nobody reads 
 with Leases() as leases:
     request = PlanRequest(model=sys.argv[1], **json.loads(sys.argv[2]))
     plan = Planner(request, leases, lambda _: None, rehearse=False).make({})
-    (gpu,) = plan.gpus
+    (gpu,) = plan.ledgers
     need = max(gpu.peak, gpu.load_peak) - gpu.used
     print(json.dumps([plan.fits, plan.verdict, need, gpu.free]), flush=True)
     sys.stdin.read()

@@ -167,9 +167,9 @@ def test_the_planned_settings_reach_the_engine_which_closes_in_order(internvl2: 
         plan, engine = pipe.plan, pipe.async_engine.engine
     config = engine.engine_config
     for name in ("cache_max_entry_count", "max_prefill_token_num", "session_len", "tp", "dtype"):
-        assert getattr(config, name) == getattr(plan.settings, name)
+        assert getattr(config, name) == getattr(plan.engines[0].settings, name)
     assert (config.max_batch_size, config.session_len) == (5, 4096)
-    assert plan.limits.images_per_request == 2
+    assert plan.promise.limits.images_per_request == 2
     assert engine.closed
 
 
@@ -187,7 +187,7 @@ def test_the_callers_config_is_kept_and_not_touched(pipeline: Any, internvl2: Pa
     assert (config.session_len, config.quant_policy, config.cache_max_entry_count) == (2048, 8, 0.5)
     assert (config.download_dir, config.cache_prompt) == ("/x", "all")
     assert config.num_tokens_per_iter == 512
-    assert pipe.plan.settings.quant_policy == 8
+    assert pipe.plan.engines[0].settings.quant_policy == 8
 
 
 def test_what_cannot_be_planned_is_refused(pipeline: Any, internvl2: Path) -> None:
@@ -244,7 +244,7 @@ def test_its_memory_is_reserved_until_it_is_closed(
     pipe = pipeline(internvl2, on=None)
     with Leases(here) as other:
         (lease,) = other.others()
-        (ledger,) = pipe.plan.gpus
+        (ledger,) = pipe.plan.ledgers
         growth = ledger.peak - ledger.steady + open_margin(ledger)
         assert (lease.ready, lease.growth[ledger.uuid]) == (True, growth)
         if closes:
@@ -290,9 +290,12 @@ def test_its_cache_is_no_share_of_what_others_have_yet_to_take(
         other.reserve(plan(PlanRequest(model="internvl2-1b", on="1xrtx3090", budget="8GiB")))
         monkeypatch.setattr(gpu_monitor, "used_now", lambda one: {one.ledgers[0].index: 0})
         pipe = pipeline(internvl2, on=None)
-    planned = pipe.plan.settings.cache_max_entry_count
-    (ledger,) = pipe.plan.gpus
-    region, more = pipe.plan.kv.region_bytes, ledger.total - ledger.reserved - ledger.free
+    planned = pipe.plan.engines[0].settings.cache_max_entry_count
+    (ledger,) = pipe.plan.ledgers
+    region, more = (
+        pipe.plan.engines[0].kv.region_bytes,
+        ledger.total - ledger.reserved - ledger.free,
+    )
     assert more > 4 * GIB
     sized = pipe.async_engine.engine.engine_config.cache_max_entry_count
     assert sized * (region / planned + more) == pytest.approx(region, rel=1e-4)
@@ -322,7 +325,7 @@ def test_tiles_are_held(limit, asked, tiles, pipeline, internvl2, image) -> None
     assert pipe(message(part(image, **asked))).text == "ok"
     assert pipe(message({"type": "image", "image": image, **asked})).text == "ok"
     assert [one["units"] for one in seen(pipe)] == [[tiles]] * 2
-    assert tiles <= pipe.plan.limits.units_per_image
+    assert tiles <= pipe.plan.promise.limits.units_per_image
 
 
 def test_pixels_are_held(pipeline: Any, qwen2_vl: Path, image: Any) -> None:
@@ -330,7 +333,7 @@ def test_pixels_are_held(pipeline: Any, qwen2_vl: Path, image: Any) -> None:
     for asked in ({}, {"max_pixels": 10**9}, {"min_pixels": 10**9}, {"max_pixels": "x"}):
         assert pipe(message(part(image, **asked))).text == "ok"
         (patches,) = seen(pipe)[-1]["units"]
-        assert patches <= pipe.plan.limits.units_per_image
+        assert patches <= pipe.plan.promise.limits.units_per_image
         assert patches * 14 * 14 <= 401_408
     pipe.close()
     pipe = pipeline(qwen2_vl)  # the model's own
@@ -352,12 +355,12 @@ def test_the_transformers_format_is_held_by_its_processor(
     assert pipe(("?", [image] * 3)).text == "ok"  # without a knob they are resized
     units = seen(pipe)[-1]["units"]
     assert len(units) == 3
-    assert sum(units) <= pipe.plan.limits.units_per_request
+    assert sum(units) <= pipe.plan.promise.limits.units_per_request
 
 
 def test_more_images_than_planned_share_the_units(pipeline, internvl2, image) -> None:
     pipe = pipeline(internvl2, images=2)
-    most = pipe.plan.limits.units_per_request
+    most = pipe.plan.promise.limits.units_per_request
     assert pipe(("?", [image, image])).text == "ok"
     assert seen(pipe)[-1]["units"] == [9, 9]
     assert pipe(("?", [image] * 5)).text == "ok"

@@ -27,7 +27,7 @@ def test_two_share_a_card_behind_one_address(children, tmp_path, internvl2, qwen
         servers[name].wait()
     runs = sorted((tmp_path / "turbofit" / "runs").glob("*/plan.json"))
     plans = {plan["model"]["name"]: plan for plan in map(json.loads, (p.read_text() for p in runs))}
-    first, second = (plans[folder.name]["gpus"][0] for folder in models.values())
+    first, second = (plans[folder.name]["engines"][0]["ledgers"][0] for folder in models.values())
     assert (first["used"], second["used"] > first["peak"]) == (0, True)
     assert second["peak"] + second["margin"] - second["withheld"] <= second["total"]
     for served in servers.values():

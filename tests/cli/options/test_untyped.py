@@ -63,7 +63,7 @@ def test_command_line_then_environment_then_file_then_default(
     monkeypatch.setenv("TURBOFIT_PLAN_TP", "")  # which is not set
     assert main(["plan", "--max-dynamic-patch", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["limits"]["max_dynamic_patch"] == 2  # the command line's
+    assert found["promise"]["limits"]["max_dynamic_patch"] == 2  # the command line's
     assert found["workload"]["images"] == 2  # the environment's
     assert found["workload"]["concurrency"] == 5  # the file's
     assert found["workload"]["goal"] == "throughput"  # the default

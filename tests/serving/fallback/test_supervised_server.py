@@ -46,7 +46,7 @@ def test_commands():
     assert command.env["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert port_of(command) == 4000
     values = dict(pairwise(command.argv))
-    assert read_map(values["--device-map"]) == plan.device_map
+    assert read_map(values["--device-map"]) == plan.engines[0].device_map
     assert values["--served-name"] == "Qwen/Qwen2-VL-7B-Instruct"
     (private,) = private_commands(plan, [5000], "/models/x", "name")
     assert "/models/x" in private.argv
@@ -74,7 +74,7 @@ def test_endings_of_torch(lines, phase, tmp_path):
 @pytest.mark.parametrize(("each", "template"), [(1, 3), (2, 0), (1.25, 10)])
 def test_the_longest_request_fills_the_context(each, template):
     plan = planned()
-    session = plan.settings.session_len
+    session = plan.engines[0].settings.session_len
 
     def count(question):
         return int(len(question.body["prompt"]) // 2 * each) + template
