@@ -71,7 +71,7 @@ def fits(said: Said, engine: str, cards: list[int]) -> Plan:
         >= plan.engines[0].settings.session_len
         > 0
     )
-    assert len(plan.commands) == plan.replicas
+    assert all(engine.command is not None for engine in plan.engines)
     return plan
 
 

@@ -192,5 +192,5 @@ def test_a_saved_plan_is_launched_with_the_settings_of_each(pair, tmp_path, caps
     path.write_text(pair.to_json())
     assert main(["serve", "--plan", str(path), "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    for group_plan in pair.by_group:
+    for group_plan in pair.engines:
         assert f"--cache-max-entry-count {group_plan.settings.cache_max_entry_count:.3f}" in shown
