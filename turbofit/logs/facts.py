@@ -67,7 +67,8 @@ _BEGINNINGS: Final[tuple[tuple[Part, re.Pattern[str]], ...]] = (
     ("chain", re.compile("During handling of the above exc|The above exception was the direct")),
     ("destructor", re.compile(r"Exception ignored (?:in|on)\b.{0,240}?(?:__del__|atexit|callb)")),
 )
-_RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
+#: The last line of a traceback, by its form.
+RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
 #: The source line of a frame: indented or, in a notebook, after an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
 #: Lines that an engine prints once, at its start: a second one shows that it was started again.
@@ -238,7 +239,7 @@ class LogFacts:
             if isinstance(mark.event, events.ServerUp | events.WarmupFinished):
                 fatal, warned = [], []
             elif isinstance(mark.event, _RAISES) and not mark.is_notice:
-                if isinstance(mark.event, PythonError) or _RAISED.match(mark.text):
+                if isinstance(mark.event, PythonError) or RAISED.match(mark.text):
                     fatal = [one for one in fatal if self._counts_until(one, mark.line)]
                 words = isinstance(mark.event, KnownMessage | PythonError)
                 warns = _WARNS.match(mark.text) and (words or ".py:" in mark.text)
