@@ -196,11 +196,7 @@ class LogFacts:
         if self.state == "message" and line - self.marks[-1].line > _WRAPPED:
             self.state = "log"
         self.subject.notice(form)
-        if self.begun_at is None and form.ask(_LOADS):
-            self.begun_at = line
-            self.marks.append(LogEvent(line, text, events.Starting()))
-        if self.command_at is None and form.ask(_COMMAND):
-            self.command_at = line
+        self._note_begin(line, text, form)
         before, self._before = self._before, text if form.ask(_GOES_ON.match) else ""
         if before and event_in(text, form) is None:
             text = f"{before} {text}"
@@ -278,6 +274,14 @@ class LogFacts:
         behind = (mark.event for mark in self.marks[at + 1 :])
         calls = takewhile(lambda event: isinstance(event, events.Frame), behind)
         return [*before, *last.stack, last.event, *calls]
+
+    def _note_begin(self, line: int, text: str, form: Form) -> None:
+        """Note the first line that is a command, and the first in which an engine begins."""
+        if self.command_at is None and form.ask(_COMMAND):
+            self.command_at = line
+        if self.begun_at is None and form.ask(_LOADS):
+            self.begun_at = line
+            self.marks.append(LogEvent(line, text, events.Starting()))
 
     def _mark(self, line: int, text: str, form: Form) -> LogEvent:
         """Return a line with its event and hits; a comment or a heading has neither."""
