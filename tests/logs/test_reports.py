@@ -131,6 +131,11 @@ REPORTS: Final[dict[str, tuple[dict[str, Any], str, str, str]]] = {
         'model_format="awq"))\nGPU 0: Orin\nLMDeploy: 0.7.0\nRuntimeError: [TM][ERROR] CUDA runtime'
         " error: out of memory /lmdeploy/src/turbomind/utils/allocator.h:246\n",
     ),
+    "lmdeploy#3971": (
+        {}, "out_of_memory", "the PyTorch engine (--backend pytorch), which has to be built",
+        "lmdeploy chat ./Moon-3B-AWQ/ --model-format awq\nGPU 0: Orin (nvgpu)\n[TM][ERROR] CUDA"
+        " runtime error: out of memory /opt/lmdeploy/src/turbomind/core/allocator.cc:49\n",
+    ),
     "MonkeyOCR#230": (
         {}, "out_of_memory", "freer cards, a smaller --max-batch-size",
         "Processing failed: No enough gpu memory for runtime.\n",

@@ -132,7 +132,7 @@ def _program(case: LogCase, memory: TorchMemory | None) -> str:
         return "lmdeploy-lite"
     if memory is not None and not case.subject.of_lmdeploy:
         return "other"
-    if memory is None and "a Jetson" in case.no_machine:
+    if memory is None and "jetson" in case.subject.facts:
         return "jetson"
     # TurboMind computes without torch, so torch's allocations belong to LMDeploy's front end.
     return "lmdeploy-pytorch" if case.subject.on_pytorch else "lmdeploy"
