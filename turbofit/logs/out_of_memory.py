@@ -97,9 +97,15 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
                 " buffers",
             ),
         )
-    program, phase = _program(case, memory), _phase(end)
+    # TurboMind computes without torch, so torch's allocations belong to LMDeploy's front end.
+    program = "lmdeploy-pytorch" if case.subject.on_pytorch else "lmdeploy"
+    if memory is not None and not case.subject.of_lmdeploy:
+        program = "other"
+    phase = _phase(end)
+    if memory is None and "a Jetson" in case.no_machine:
+        program = "jetson"
     if case.subject.quantises:
-        phase = "quantising"
+        program, phase = "lmdeploy-lite", "quantising"
     else:
         finding = found(case, phase, memory, cached=course.stage not in ("starting", "weights"))
     if finding.end is not None:
@@ -124,18 +130,6 @@ def lack_of_memory(case: LogCase, mark: LogEvent) -> Draft:
     if memory is not None:
         draft = _with_torch(case, mark, memory, draft, program)
     return _with_ranks(case, _with_cache(case, draft, finding.weights))
-
-
-def _program(case: LogCase, memory: TorchMemory | None) -> str:
-    """Return the key of the program's steps under `out_of_memory` in `presets/causes.yaml`."""
-    if case.subject.quantises:
-        return "lmdeploy-lite"
-    if memory is not None and not case.subject.of_lmdeploy:
-        return "other"
-    if memory is None and "jetson" in case.subject.facts:
-        return "jetson"
-    # TurboMind computes without torch, so torch's allocations belong to LMDeploy's front end.
-    return "lmdeploy-pytorch" if case.subject.on_pytorch else "lmdeploy"
 
 
 def _phase(end: End) -> Phase:
