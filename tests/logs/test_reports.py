@@ -141,7 +141,7 @@ REPORTS: Final[dict[str, tuple[dict[str, Any], str, str, str]]] = {
         "Processing failed: No enough gpu memory for runtime.\n",
     ),
     "torch's whole line, as lmdeploy#1442": (
-        {}, "out_of_memory", "more GPUs (--tp)",
+        {}, "out_of_memory", "--tp",
         "CUDA_VISIBLE_DEVICES=0,1,2 lmdeploy serve api_server ../Moon-7B-Chat --tp 1\n"
         "GPU 0,1,2: Tesla T4\ntorch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate"
         " 172.00 MiB. GPU 0 has a total capacty of 14.57 GiB of which 118.00 MiB is free.\n",
