@@ -16,7 +16,7 @@ from turbofit.logs.answer import Advice, Diagnosis, Draft, Others, Read, evidenc
 from turbofit.logs.case import LogCase
 from turbofit.logs.causes import what_to_send
 from turbofit.logs.death import IN_DIAGNOSIS
-from turbofit.logs.facts import read_runs
+from turbofit.logs.facts import RAISED, read_runs
 from turbofit.logs.log_reader import log_lines
 from turbofit.logs.rules import PEERS, drafts_of
 from turbofit.memory.versions import is_legacy
@@ -142,10 +142,15 @@ def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
 
 def _to_send(case: LogCase, draft: Draft) -> tuple[str, ...]:
     still, found = draft.kind == IN_DIAGNOSIS["stalled"], bool(draft.evidence)
+    begun, line = case.facts.begun_at or case.facts.command_at, draft.line
+    starts = begun is not None and begun < line
+    traced = any(mark.stack for mark in case.facts.marks if mark.line == line)
+    lacks_stack = not traced and RAISED.match(draft.quoted) is not None
     marks = {
         draft.quoted: True, "lmdeploy": case.subject.of_lmdeploy, "(still)": still,
-        "(nothing)": not found, "(error)": found and not still,
-        "(no command)": case.facts.begun_at is None,
+        "(nothing)": not found, "(no start)": found and not still and not starts,
+        "(no traceback)": lacks_stack, "(whole)": starts and traced,
+        "(no command)": begun is None,
     }  # fmt: skip
     return what_to_send(" ".join(word for word, holds in marks.items() if holds))
 

@@ -67,13 +67,19 @@ _BEGINNINGS: Final[tuple[tuple[Part, re.Pattern[str]], ...]] = (
     ("chain", re.compile("During handling of the above exc|The above exception was the direct")),
     ("destructor", re.compile(r"Exception ignored (?:in|on)\b.{0,240}?(?:__del__|atexit|callb)")),
 )
-_RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
+#: The last line of a traceback, by its form.
+RAISED: Final = re.compile(r"(?:\w+\.){0,9}[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: |$)")
 #: The source line of a frame: indented or, in a notebook, after an arrow.
 _CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
 #: Lines that an engine prints once, at its start: a second one shows that it was started again.
 _BEGINS_AGAIN: Final = re.compile(
     r"\blmdeploy (?:serve|chat) |\bturbofit serve |\bLoading[\w ]*: +0%|max_context_token_num"
 ).search
+#: A command of a shell, perhaps behind its prompt and variables.
+_COMMAND: Final = re.compile(
+    r"\W{0,3}(?:[A-Z_]+=\S+ +){0,9}(?:\S{0,240}/)?"
+    r"(?:lmdeploy|turbofit|swift|python[\d.]*|torchrun|accelerate) [\w./-]"
+).match
 #: The beginning of an engine: its command, or its progress bars.
 _LOADS: Final = re.compile(
     r"lmdeploy (?:serve|chat)|api_server|turbofit |pipeline\(|Loading|max_context_token_num"
@@ -120,7 +126,7 @@ _NEVER_OUTLIVED: Final = ("CUDA error", "CUDA runtime error", "[TM][FATAL]", "NC
 #: Kinds that concern the machine: a mere warning of such a kind is an answer, from any program.
 _MACHINE: Final = (
     "no_gpu", "driver_too_old", "driver_mismatch", "gpu_too_new", "gpu_too_old", "no_kernel_image",
-    "gpu_lost", "shared_memory", "disk_full", "ray_waits",
+    "gpu_lost", "shared_memory", "disk_full", "ray_waits", "virtual_gpu", "virtual_gpu_memory",
 )  # fmt: skip
 #: Events whose lines are compared with the rows, as are lines without an event.
 _ASKED: Final = (*OF_LAUNCH, *FATAL)
@@ -168,8 +174,9 @@ class LogFacts:
         self.subject, self.machine = subject, machine
         self.marks: list[LogEvent] = []
         self.state: State = "log"
-        #: The line in which an engine begins.
+        #: The line in which an engine begins; the first line that is a command.
         self.begun_at: int | None = None
+        self.command_at: int | None = None
         #: The first "out of memory at" line since the last event.
         self.waiting: LogEvent | None = None
         #: The last line that reports an error, by its form or in words; the last line of all.
@@ -189,9 +196,7 @@ class LogFacts:
         if self.state == "message" and line - self.marks[-1].line > _WRAPPED:
             self.state = "log"
         self.subject.notice(form)
-        if self.begun_at is None and form.ask(_LOADS):
-            self.begun_at = line
-            self.marks.append(LogEvent(line, text, events.Starting()))
+        self._note_begin(line, text, form)
         before, self._before = self._before, text if form.ask(_GOES_ON.match) else ""
         if before and event_in(text, form) is None:
             text = f"{before} {text}"
@@ -230,7 +235,7 @@ class LogFacts:
             if isinstance(mark.event, events.ServerUp | events.WarmupFinished):
                 fatal, warned = [], []
             elif isinstance(mark.event, _RAISES) and not mark.is_notice:
-                if isinstance(mark.event, PythonError) or _RAISED.match(mark.text):
+                if isinstance(mark.event, PythonError) or RAISED.match(mark.text):
                     fatal = [one for one in fatal if self._counts_until(one, mark.line)]
                 words = isinstance(mark.event, KnownMessage | PythonError)
                 warns = _WARNS.match(mark.text) and (words or ".py:" in mark.text)
@@ -270,13 +275,21 @@ class LogFacts:
         calls = takewhile(lambda event: isinstance(event, events.Frame), behind)
         return [*before, *last.stack, last.event, *calls]
 
+    def _note_begin(self, line: int, text: str, form: Form) -> None:
+        """Note the first line that is a command, and the first in which an engine begins."""
+        if self.command_at is None and form.ask(_COMMAND):
+            self.command_at = line
+        if self.begun_at is None and form.ask(_LOADS):
+            self.begun_at = line
+            self.marks.append(LogEvent(line, text, events.Starting()))
+
     def _mark(self, line: int, text: str, form: Form) -> LogEvent:
         """Return a line with its event and hits; a comment or a heading has neither."""
         if form.ask(_COMMENT.match):
             return LogEvent(line, text)
         event = event_in(text, form)
         known = event is None or isinstance(event, _ASKED)
-        hits = hits_of(text.partition(_REMARK)[0], form) if known else ()
+        hits = hits_of(text.partition(_REMARK)[0], form, self._stack) if known else ()
         short = getattr(event, "out_of_memory", False) or isinstance(event, events.NoCache)
         if event is None or (isinstance(event, _WEAK) and not short):
             other = event if isinstance(event, PythonError) else NoEvent()
