@@ -223,6 +223,13 @@ def test_a_front_has_no_options_of_its_nodes(front, tmp_path) -> None:
         command.main(words, standalone_mode=False)
 
 
+def test_a_bound_of_all_requests_is_for_one_model_alone() -> None:
+    words = ["--models", "a=http://x", "--max-concurrent-requests", "2"]
+    with pytest.raises(UsageError, match="--max-concurrent-requests and --models do not") as caught:
+        command.main(words, standalone_mode=False)
+    assert caught.value.hint == "leave --max-concurrent-requests out; each server has its own"
+
+
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that is slow to end has not failed to."""
