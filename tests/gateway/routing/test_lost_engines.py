@@ -222,7 +222,7 @@ def test_the_engine_that_one_more_request_fills_least_is_next() -> None:
     three[0].up = False
     assert fleet.best(Cost(units=6)) is None, "it has no room"
     turn = Turn("a", together=2, alone=False)
-    three[1].turns.append(turn)
+    three[1].turns["its place"] = turn
     another, few = Turn("b", together=2, alone=False), Turn("c", together=1, alone=False)
     best = [fleet.best(Cost(), each) for each in (None, another, few)]
     assert (best, fleet.open) == ([three[1], three[1], None], 1)

@@ -57,7 +57,7 @@ class Place:
         engine.host_bytes += self._host_bytes
         self._share = engine.gate.take(self.cost)
         if self.turn is not None:
-            engine.turns.append(self.turn)
+            engine.turns[self] = self.turn
 
     def begin(self) -> None:
         """Note that the answer begins, and free what the request no longer needs at the engine.
@@ -87,8 +87,7 @@ class Place:
 
     def _end_turn(self) -> None:
         """End the suspect's turn, so that the next suspect may come to the engine."""
-        if self.turn in self.engine.turns:
-            self.engine.turns.remove(self.turn)
+        if self.engine.turns.pop(self, None) is not None:
             self._admission.given_back()
 
     def _end(self) -> None:

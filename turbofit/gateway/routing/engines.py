@@ -128,8 +128,8 @@ class RoutedEngine:
         self.in_flight: dict[InFlight, None] = {}
         #: The tokens that it had counted when a probe last failed; 0 if unknown.
         self.tokens = 0.0
-        #: The turns of suspects that are at the engine, see `deny_list`.
-        self.turns: list[Turn] = []
+        #: The turns of suspects that are at the engine by their places, see `deny_list`.
+        self.turns: dict[object, Turn] = {}
         #: Its last death, and when it died: answers before that time do not count.
         self.death: EngineDeath | None = None
         self.died_at = float("-inf")
@@ -147,12 +147,14 @@ class RoutedEngine:
     @property
     def in_turn(self) -> frozenset[str]:
         """The fingerprints of the suspects that have their turns at this engine."""
-        return frozenset(turn.fingerprint for turn in self.turns)
+        return frozenset(turn.fingerprint for turn in self.turns.values())
 
     @property
     def turn_left(self) -> bool:
         """Whether the suspects at this engine let another one come."""
-        return not self.turns or len(self.turns) < min(turn.together for turn in self.turns)
+        return not self.turns or len(self.turns) < min(
+            turn.together for turn in self.turns.values()
+        )
 
     @property
     def owes(self) -> bool:
@@ -200,7 +202,7 @@ class RoutedEngine:
         """
         if not self.up or not self.gate.fits(cost):
             return False
-        if any(each.alone for each in self.turns):
+        if any(each.alone for each in self.turns.values()):
             return False
         if turn is not None and not (self.turn_left and len(self.turns) < turn.together):
             return False
