@@ -41,7 +41,7 @@ _YOUNG: Final = 1.0
 _CANDIDATES: Final = 64
 _NAME_SHOWN: Final = 80
 #: A header ``Host``: an IPv6 address in brackets, or a name or an IPv4 address; and a port.
-_HOST: Final = re.compile(r"(?:\[([0-9a-f:.%]+)\]|([^\[\]:]*))(?::\d*)?")
+_HOST: Final = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]*))(?::\d*)?")
 #: A list of header names, separated by commas.
 _NAMES: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}(?:, ?[A-Za-z0-9_-]{1,64}){0,63}")
 _USUAL: Final = b"authorization, content-type, x-api-key, x-request-id, anthropic-version"
