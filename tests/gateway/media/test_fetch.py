@@ -168,14 +168,14 @@ def test_silent_names_hold_no_thread_of_others_and_no_turn_of_another_client(mon
             return asyncio.ensure_future(fetcher.fetch_all(urls, MOST, print, who))
 
         one = ask("one")
-        await auntil(lambda: len(asked) == 8, "half of the turns")
+        await auntil(lambda: len(asked) == 12, "three quarters of the turns")
         # The threads that all others share are free.
         assert await asyncio.wait_for(asyncio.to_thread(int, "1"), HANG) == 1
         one.cancel()
         await asyncio.wait({one})
         again, other = ask("one"), ask("other")
-        await auntil(lambda: len(asked) == 12, "half of what is left")
-        assert sum(host.startswith("other") for host in asked) == 4
+        await auntil(lambda: len(asked) == 15, "most of what is left")
+        assert sum(host.startswith("other") for host in asked) == 3
         for task in (again, other):
             task.cancel()
         await asyncio.wait({again, other})
@@ -186,34 +186,47 @@ def test_silent_names_hold_no_thread_of_others_and_no_turn_of_another_client(mon
     asyncio.run(main())
 
 
-async def test_turns_go_to_clients_that_have_fewer_than_are_free() -> None:
-    turns, got = fetch.FetchTurns(4), []
+async def test_a_client_gets_no_turn_that_others_may_need() -> None:
+    turns, got = fetch.FetchTurns(8), []
 
     async def take(who: str) -> None:
         await turns.take(who)
         got.append(who)
 
-    tasks = [asyncio.ensure_future(take(who)) for who in "aaaaabbcde"]
+    def given(who: str) -> list[str]:
+        turns.give(who)
+        return got
+
+    tasks = [asyncio.ensure_future(take(who)) for who in "aaaaaaaabbcde"]
     await settled()
-    assert got == list("aabc")
+    assert got == list("aaaaaabc")
     tasks[-2].cancel()  # d leaves while it waits
     await settled()
-    turns.give("a")
+    given("a")
     await settled()
-    assert got == list("aabce")
-    turns.give("e")
-    await settled()
-    assert got == list("aabce"), "one is left free, and a and b have one each"
-    turns.give("b")
-    await settled()
-    assert got == list("aabceab")
-    for who in "abca":
+    assert got == list("aaaaaabce")
+    for who, next_ones in (("a", ""), ("a", "b"), ("a", "a"), ("b", "")):
+        del got[:]
+        given(who)
+        await settled()
+        assert got == list(next_ones), who
+    for who in "aaaabce":
+        given(who)
+    assert (turns._free, turns._held, turns._lines) == (8, {}, {})
+
+
+async def test_clients_that_have_no_turn_get_one_in_turn() -> None:
+    """Else who came first would get each that it gives back."""
+    turns, got = fetch.FetchTurns(2), []
+
+    async def take(who: str) -> None:
+        await turns.take(who)
+        got.append(who)
+        await asyncio.sleep(1)
         turns.give(who)
-    await settled()
-    assert got == list("aabceabaa")
-    turns.give("a")
-    turns.give("a")
-    assert (turns._free, turns._held, turns._lines) == (4, {}, {})
+
+    await asyncio.gather(*(take(who) for who in "aaabbbccc"))
+    assert got == list("ababcabcc")
 
 
 @pytest.mark.parametrize(

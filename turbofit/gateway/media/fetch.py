@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 _REDIRECTS: Final = 3
 _SECONDS: Final = 10.0
 _AT_ONCE: Final = 16
+#: A client has at most so many times the turns that it leaves to others, but for the last one,
+#: which is for a client without any.
+_SHARE: Final = 3
 _PORTS: Final = {"http": 80, "https": 443}
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 #: Networks that Python's tables call global: NAT64 for local use (RFC 8215), Azure's host, which
@@ -135,9 +138,9 @@ def _public_socket(address: Any) -> socket.socket:
 
 
 class FetchTurns:
-    """At most ``most`` turns at once; a client gets one while it has fewer than are left free.
+    """At most ``most`` turns at once; a client gets none that others may soon need.
 
-    So a client that is alone has half of them, and there is one for the next client.
+    A client that is alone has three quarters of them, and two clients come to have as many each.
     """
 
     def __init__(self, most: int) -> None:
@@ -165,12 +168,13 @@ class FetchTurns:
 
     def _next(self) -> None:
         for who, line in tuple(self._lines.items()):
-            while line and self._held[who] < self._free:
+            while line and self._free and self._held[who] < max(1, _SHARE * (self._free - 1)):
                 turn = line.popleft()
                 if not turn.done():  # its client has not left
                     self._held[who] += 1
                     self._free -= 1
                     turn.set_result(None)
+                    self._lines.move_to_end(who)
             if not line:
                 del self._lines[who]
 
