@@ -65,7 +65,7 @@ BUGS = (
         "        if in_turn >= _REFUSED:\n            minutes",
         "        if False:\n            minutes"),
     Bug("suspects run together", _ADMISSION,
-        "        if self.turn is not None:\n            engine.turn_of = self.turn\n", ""),
+        "        if self.turn is not None:\n            engine.turns[self] = self.turn\n", ""),
     Bug("an engine that somebody killed accuses its requests", _START,
         'end.kind == "killed" or any_lost(uuids)', "any_lost(uuids)"),
     Bug("the next gateway knows no suspect", _START, ", deny_list=run.deny_list)", ")"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -14,7 +15,9 @@ from tests.support.gateway import CHAT, chat, plan_for
 from tests.support.waiting import HANG, until
 from turbofit.gateway import server
 from turbofit.gateway.front import Front, NodeAddress
+from turbofit.gateway.http.asgi_app import AsgiApp
 from turbofit.gateway.http.prepare import PreparedBody
+from turbofit.gateway.http.request_context import answer
 from turbofit.gateway.server import GatewayThread, make_gateway
 
 KEY = "run-key"
@@ -88,6 +91,53 @@ def test_a_node_gets_what_is_left_of_its_capacity(world) -> None:
     for _ in range(400):
         app.fleet.best(PreparedBody().cost).outstanding += 1
     assert [node.outstanding for node in app.nodes.values()] == [300, 100, 0]
+
+
+ODD = {
+    "at_once of text": b'{"at_once": "many"}', "at_once below 0": b'{"at_once": -5}',
+    "at_once without end": b'{"at_once": 1e308}', "engines of text": b'{"engines": "x"}',
+    "up of truth": b'{"up": true}', "bytes of text": b'{"bytes_per_body": "big"}',
+    "bytes below 0": b'{"bytes_per_body": -1}', "bytes beyond all": b'{"bytes_per_body": 1e15}',
+    "a list": b"[1]", "NaN": b'{"at_once": NaN}', "deep": b"[" * 100_000, "too large": b"",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", ODD.values(), ids=ODD)
+def test_a_node_with_an_odd_health_page_is_out_with_the_reason(world, body, monkeypatch) -> None:
+    """The front's own pages go on, and requests go to the other node."""
+    (first, _, odd), (second, _, _) = world.node("a", at_once=1000), world.node("b")
+    app, front = world.front(first, second)
+    most = app._bodies._most
+
+    async def page(request: Any, route: Any, send: Any) -> bool:
+        if route.kind != "health":
+            return await AsgiApp._page(odd._gateway, request, route, send)
+        await answer(request, send, 200, body or bytes(5 << 20), "application/json")
+        return True
+
+    monkeypatch.setattr(odd._gateway, "_page", page)
+    world.up(front, 1)
+    assert [asked(front.url, chat())[0] for _ in range(3)] == [200] * 3
+    assert not [record for record in world.records["a"] if record["route"] == CHAT]
+    assert json.loads(asked(front.url, path="/health")[2])["at_once"] < 100
+    assert b'engine_up{engine="a"} 0' in asked(front.url, path="/metrics")[2]
+    (notice,) = json.loads(asked(front.url, path="/about")[2])["notices"]
+    reason = "gives a health page that is not valid: " if body else "does not answer"
+    assert notice.startswith(f"a {reason}")
+    assert app._bodies._most == most
+
+
+def test_a_front_heeds_its_bound_of_all_requests_at_once(world) -> None:
+    address, engine, _ = world.node("a")
+    app, front = world.front(address, at_once=2)
+    with ThreadPoolExecutor(4) as pool:
+        long = {"stream": True, "max_tokens": 4}
+        answers = [pool.submit(asked, front.url, chat(**long)) for _ in range(4)]
+        until(lambda: app._forwarder.admission.waiting == 2, "two to wait")
+        until(lambda: sum("stream" in body for body in engine.bodies) == 2, "two at the engine")
+        for _ in answers:
+            engine.permit()
+        assert [answer.result()[0] for answer in answers] == [200] * 4
 
 
 def test_what_no_engine_had_goes_to_another_node_and_nothing_is_lost(world) -> None:

@@ -35,6 +35,7 @@ from turbofit.gateway.server import (
     bind,
     check_bind,
     digest_of,
+    loop_without_lookups,
     make_gateway,
 )
 
@@ -225,6 +226,13 @@ def test_a_front_has_no_options_of_its_nodes(front, tmp_path) -> None:
         command.main(words, standalone_mode=False)
 
 
+def test_a_bound_of_all_requests_is_for_one_model_alone() -> None:
+    words = ["--models", "a=http://x", "--max-concurrent-requests", "2"]
+    with pytest.raises(UsageError, match="--max-concurrent-requests and --models do not") as caught:
+        command.main(words, standalone_mode=False)
+    assert caught.value.hint == "leave --max-concurrent-requests out; each server has its own"
+
+
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that is slow to end has not failed to."""
@@ -294,3 +302,13 @@ def printed(code: str) -> str:
 @GLIBC
 def test_threads_keep_the_largest_block_once() -> None:
     assert int(printed(THREADS)) < 40 << 20
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_an_engine_is_connected_to_by_its_address_without_a_thread(address: str) -> None:
+    """As `sock_connect` asks, without a type; eight names that nobody resolves held all threads."""
+    loop = loop_without_lookups(pytest.importorskip("uvloop").Loop)()
+    with closing(loop), pytest.raises(StopIteration) as returned:
+        loop.getaddrinfo(address, 80, family=0).send(None)
+    ((_, kind, _, _, found),) = returned.value.value
+    assert (kind, found[:2]) == (socket.SOCK_STREAM, (address, 80))

@@ -103,7 +103,7 @@ class _Reader:
         """Take an option of turbofit; its value is in ``given``, or else first in ``left``."""
         option = self._options[name]
         if option.several:
-            self._lists[name] = given or take_values(left, "*", name)
+            self._lists.setdefault(name, []).extend(given or take_values(left, "*", name))
             return
         if name == "--on" and name in self.own:
             hint = "one machine of unequal cards is --on A+B"

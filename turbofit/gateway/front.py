@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
+from msgspec import Meta
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.process.interpreter import in_thread
+from turbofit.core.process.log import LazyLogger
 from turbofit.core.struct import Document, Struct
 from turbofit.gateway.http.asgi_app import AsgiApp, while_connected
 from turbofit.gateway.http.refusals import Refusal
@@ -34,9 +36,14 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.request_context import Receive, RequestContext, Send
     from turbofit.gateway.http.routes import Route
 
+_LOG: Final = LazyLogger(__name__)
+
 _LOOK_SECONDS, _HEALTH_SECONDS = 0.5, 5.0
 #: The most bytes of a body, until a node has said how many its plan allows.
 _LARGEST: Final = 64 << 20
+#: What a node may say of itself: so many engines or requests at once, and bytes of a body.
+_MOST, _MOST_BYTES = 1 << 20, 1 << 34
+_SILENT: Final = "does not answer"
 
 
 class NodeAddress(Struct):
@@ -57,6 +64,16 @@ def node_addresses(urls: Sequence[str], key: str | None) -> list[NodeAddress]:
     return [NodeAddress(name=url.partition("//")[2], url=url, key=key) for url in urls]
 
 
+class HealthPage(Struct):
+    """What a front reads of a node's page ``/health``; a page with other values is not valid."""
+
+    draining: bool = False
+    at_once: Annotated[float, Meta(ge=0, le=_MOST)] = 1
+    up: Annotated[int, Meta(ge=0, le=_MOST)] = 0
+    engines: Annotated[int, Meta(ge=0, le=_MOST)] = 1
+    bytes_per_body: Annotated[int, Meta(ge=0, le=_MOST_BYTES)] = 0
+
+
 class Node(RoutedEngine):
     """A node of a cluster, which a front uses like an engine.
 
@@ -68,6 +85,8 @@ class Node(RoutedEngine):
     def __init__(self, address: NodeAddress) -> None:
         super().__init__(address.name, address.url, key=address.key)
         self.up = False
+        #: Why it gets no requests, as a clause without its subject; empty if it does.
+        self.trouble = _SILENT
         #: The text of the node's page ``/about`` when it was last read; empty without an answer.
         self.about = ""
         #: The most bytes of a body by the node's plan; 0 until its health page was read.
@@ -94,8 +113,8 @@ class Front(AsgiApp):
 
     def _forwarder_to(self, fleet: Fleet) -> RequestForwarder:
         return RequestForwarder(
-            fleet, Admission(fleet), self._upstream, self, DenyList(), self._bodies,
-            self.metrics, before_nodes=True,
+            fleet, Admission(fleet, at_once=self.config.at_once), self._upstream, self, DenyList(),
+            self._bodies, self.metrics, before_nodes=True,
         )  # fmt: skip
 
     async def startup(self) -> None:
@@ -138,28 +157,39 @@ class Front(AsgiApp):
             await self._look(node)
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _look(self, node: Node) -> None:
+    async def _look(self, node: Node) -> bool:
         """Read a node's pages, and note whether it serves and how many requests it runs at once.
 
         ``/about`` is read first, since it shows whether the node accepts the key; ``/health`` needs
-        no key.
+        no key. Return whether the node says itself why it does not serve.
         """
         node.about = await self._upstream.page(node, "/about", _HEALTH_SECONDS)
         text = await self._upstream.page(node, "/health", _HEALTH_SECONDS) if node.about else ""
-        page: Document = {}
-        with suppress(msgspec.MsgspecError):
-            page = msgspec.json.decode(text, type=Document)
-        node.up = bool(page) and not page.get("draining")
-        share = (page.get("at_once") or 1) * (page.get("up") or 0) / (page.get("engines") or 1)
-        node.share = max(1e-3, share)
-        if page:
-            node.bytes_per_body = page.get("bytes_per_body") or 0
+        page, trouble = HealthPage(), "" if text else _SILENT
+        try:
+            page = msgspec.json.decode(text or "{}", type=HealthPage)
+        except (msgspec.MsgspecError, RecursionError) as exc:
+            trouble, node.about = f"gives a health page that is not valid: {exc}", ""
+        if page.draining:
+            trouble = "ends"
+        if trouble != node.trouble:
+            _LOG.info("node %s %s", node.index, trouble or "serves")
+        node.trouble, node.up = trouble, not trouble
+        node.share = max(1e-3, (page.at_once or 1) * page.up / (page.engines or 1))
+        if text and node.about:
+            node.bytes_per_body = page.bytes_per_body
             sizes = (each.bytes_per_body for each in self.nodes.values())
             self._bodies.limit(max(sizes, default=0) or _LARGEST)
+        return bool(node.about)
 
     def doubt(self, engine: RoutedEngine) -> None:
         """Send the node nothing new until its health page says that it serves."""
         engine.up = False
+        if isinstance(engine, Node):
+            engine.trouble = _SILENT
+
+    def _waits(self) -> list[str]:
+        return [f"{node.index} {node.trouble}" for node in self.nodes.values() if not node.up]
 
     def suspect(self, engine: RoutedEngine) -> None:
         """Do nothing: the node's next health page tells whether the node serves."""
@@ -230,7 +260,9 @@ class _OneServer(Fleet):
     """A fleet of one server with one model; if the server is down, the refusal names that model."""
 
     def dead(self) -> Refusal:
-        why = f"the server of {self.engines[0].index} does not answer"
+        (node,) = self.engines
+        trouble = node.trouble if isinstance(node, Node) else _SILENT
+        why = f"the server of {node.index} {trouble}"
         return Refusal("model_unavailable", why=why, retry_after=_RETRY)
 
 
@@ -272,8 +304,7 @@ class ModelsGateway(Front):
         if node is None:
             raise no_such_model(name, servers)
         if not node.up:
-            await self._look(node)
-            node.up = bool(node.about)  # a server that answers says itself why it does not serve
+            node.up = await self._look(node)
         await self._forwarders[ours].forward(request, send)
 
     def _cards(self) -> list[ModelCard]:
@@ -282,9 +313,6 @@ class ModelsGateway(Front):
     def _models(self) -> list[ModelFacts]:
         known = [(name, facts_of(node)) for name, node in self.servers.items()]
         return [replace(facts[0], name=name) for name, facts in known if facts]
-
-    def _waits(self) -> list[str]:
-        return [f"{name}: it does not answer" for name, node in self.servers.items() if not node.up]
 
     def _health(self, request: RequestContext, /) -> tuple[Document, int | None]:
         """Return the health page of a front, and the seconds until a retry if no server serves.

@@ -480,8 +480,26 @@ def run_loop(main: Any) -> None:
     from importlib.util import find_spec
 
     sys.setswitchinterval(SWITCH_SECONDS)
-    run = import_module("uvloop").run if find_spec("uvloop") else asyncio.run
-    run(main)
+    if find_spec("uvloop"):
+        uvloop = import_module("uvloop")
+        uvloop.run(main, loop_factory=loop_without_lookups(uvloop.Loop))
+    else:
+        asyncio.run(main)
+
+
+def loop_without_lookups(base: Any) -> Any:
+    """Return a class of loops, made of uvloop's, that connects to an address without a thread.
+
+    `uvloop.Loop.sock_connect` names no type of socket when it looks an address up. So uvloop waits
+    for one of libuv's four threads, which all may wait for names.
+    """
+
+    class Loop(base):  # type: ignore[misc]
+        async def getaddrinfo(self, host: Any, port: Any, **given: Any) -> Any:
+            given["type"] = given.get("type") or socket.SOCK_STREAM
+            return await super().getaddrinfo(host, port, **given)
+
+    return Loop
 
 
 def _need(*packages: str) -> None:

@@ -28,6 +28,8 @@ _KEEP_ALIVE: Final = 3.0
 #: Seconds of silence after which an answer is given up, even if its engine answers others.
 _SILENCE: Final = 3600.0
 _READ_BUFFER: Final = 1 << 18
+#: The most bytes of a page of an engine or a node about itself.
+_LARGEST_PAGE: Final = 4 << 20
 #: Seconds within which an engine must send a page about its own state.
 HEALTH_SECONDS: Final = 10.0
 #: TCP keep-alive: an idle connection is tested after 2 s, then once a second, three times.
@@ -130,7 +132,7 @@ class Upstream:
         return response.status == 200
 
     async def page(self, engine: RoutedEngine, path: str, seconds: float) -> str:
-        """Return a page of an engine as text; empty if it fails, or does not come in time."""
+        """Return a page of an engine as text; empty if it fails, is too large or comes too late."""
         try:
             return await asyncio.wait_for(self._page(engine, path), seconds)
         except (asyncio.TimeoutError, Unreachable, Died, aiohttp.ClientError, OSError, ValueError):
@@ -138,7 +140,12 @@ class Upstream:
 
     async def _page(self, engine: RoutedEngine, path: str) -> str:
         async with await self.open(engine, "GET", path, None, {}) as response:
-            return await response.text("utf-8") if response.status == 200 else ""
+            data = bytearray()
+            async for chunk in response.content.iter_any():
+                data += chunk
+                if response.status != 200 or len(data) > _LARGEST_PAGE:
+                    return ""  # unread bytes close the connection
+            return data.decode() if response.status == 200 else ""
 
     async def close(self) -> None:
         if self._session is not None:

@@ -531,6 +531,20 @@ async def test_a_name_that_is_not_the_servers_gets_nothing_on_any_route(path: st
     assert reply.status != 421
 
 
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("[::1]", True), ("[::1]:23333", True), ("127.0.0.1:", True), ("localhost.:1", True),
+        ("[::1].evil.com", False), ("[::1]evil.com:80", False), ("127.0.0.1:80.evil.com", False),
+        ("127.0.0.1:1:2", False), ("[127.0.0.1", False), ("localhost:evil", False),
+    ],
+)  # fmt: skip
+async def test_what_begins_like_an_address_is_none(host: str, known: bool) -> None:
+    app, _ = gateway(names={"m": "m"})
+    reply = await call(app, "/health", method="GET", headers={"host": host})
+    assert (reply.status != 421) is known
+
+
 @pytest.mark.parametrize("path", ["/", "/docs", "/docs/"])
 async def test_the_page_is_the_same_for_all_and_runs_its_own_script_alone(path: str) -> None:
     """It tells nothing of this server: a browser that shows it has no key yet."""

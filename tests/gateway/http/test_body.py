@@ -25,7 +25,7 @@ from tests.support.waiting import auntil
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.http.body import LARGE, Bodies
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.media.fetch import MediaFetcher
+from turbofit.gateway.media.fetch import FetchTurns, MediaFetcher
 from turbofit.gateway.media.pictures import from_base64
 
 JSON = {b"content-type": b"application/json"}
@@ -164,9 +164,9 @@ class Fetched(MediaFetcher):
 
     def __init__(self) -> None:
         super().__init__()
-        self.files, self._turn = 0, asyncio.Semaphore()
+        self.files, self._turns = 0, FetchTurns(2)
 
-    async def _bytes(self, url, most_bytes):
+    async def _bytes(self, url, most_bytes, names):
         self.files += 1
         return picture(64, 64) + bytes(1 << 20)
 

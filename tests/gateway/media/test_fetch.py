@@ -3,14 +3,16 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
+import threading
 from typing import Any
 
 import pytest
 from aiohttp import web
-from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer
 
 from tests.support.gateway import ask, chat, data_url, gateway, picture
+from tests.support.waiting import HANG, auntil
+from tests.virtual_time import settled
 from turbofit.gateway.config import ANY_PUBLIC
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.media import fetch
@@ -18,6 +20,7 @@ from turbofit.gateway.media.fetch import MediaFetcher, allowed_host, is_public
 from turbofit.gateway.options import GatewayOptions
 
 MOST = 1 << 20
+INSIDE = "has no public address that this server finds"
 PICTURE = picture(64, 48)
 
 
@@ -56,9 +59,11 @@ def test_domains(host, port, scheme, good) -> None:
     [
         ("https://example.org/a.png", None),
         ("https://example.org:8443/a.png", "not allowed"), ("http://example.org/a.png", "by https"),
-        ("https://127.0.0.1/a.png", "inner"), ("https://2130706433/a.png", "inner"),
-        ("https://0x7f.1/a.png", "inner"), ("https://[::ffff:7f00:1]/a.png", "inner"),
-        ("https://[64:ff9b::a9fe:a9fe]/latest/meta-data", "inner"),
+        ("https://127.0.0.1/a.png", INSIDE), ("https://2130706433/a.png", INSIDE),
+        ("https://0x7f.1/a.png", INSIDE), ("https://[::ffff:7f00:1]/a.png", INSIDE),
+        ("https://[64:ff9b::a9fe:a9fe]/latest/meta-data", INSIDE),
+        ("https://127\u30020\u30020\u30021/a.png", INSIDE),
+        ("https://\u2460\u2461\u2466.0.0.1/a.png", INSIDE), ("https://@127.0.0.1/a.png", INSIDE),
         ("https://user@example.org/a.png", "no plain host"),
         ("https://example.org\\@127.0.0.1/", "cannot be read"),
     ],
@@ -66,28 +71,162 @@ def test_domains(host, port, scheme, good) -> None:
 def test_any_public_host_means_https_and_no_inner_address(url, word) -> None:
     fetcher = MediaFetcher([ANY_PUBLIC])
     if word is None:
-        fetcher._check_url(url)
+        assert str(fetcher._checked(url)) == url
         return
     with pytest.raises(Refusal) as caught:
-        fetcher._check_url(url)
+        fetcher._checked(url)
     assert word in caught.value.message
 
 
-async def test_a_name_that_resolves_anew_is_not_asked_twice(monkeypatch) -> None:
-    """Rebinding: the address that was checked is the one that the connection takes."""
-    asked = []
+def test_an_international_domain_is_allowed_in_both_spellings() -> None:
+    for entry in ("bücher.example", "xn--bcher-kva.example"):
+        url = MediaFetcher([entry])._checked("https://B\xfccher.example/a.png")
+        assert url.raw_host == "xn--bcher-kva.example"
 
-    async def public_then_inner(host, *_, **__):
+
+def lookups(monkeypatch: pytest.MonkeyPatch, *answers: tuple[str, ...]) -> list[str]:
+    """Answer each look-up of a name by these addresses; return the names that are asked for."""
+    asked: list[str] = []
+
+    def look_up(host: str, port: int, *_: object) -> list[Any]:
         asked.append(host)
-        address = "8.8.8.8" if len(asked) == 1 else "127.0.0.1"
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443))]
+        if not answers:
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        found = answers[min(len(asked), len(answers)) - 1]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (it, port)) for it in found]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", public_then_inner)
-    resolver = fetch._PublicOnly()
-    (first,) = await resolver.resolve("rebinds.org", 443)
-    assert (first["host"], first["flags"]) == ("8.8.8.8", socket.AI_NUMERICHOST)
-    with pytest.raises(OSError, match="not a public address"):
-        await resolver.resolve("rebinds.org", 443)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return asked
+
+
+def test_a_name_that_resolves_anew_is_not_asked_twice(monkeypatch) -> None:
+    """Rebinding: the address that was checked is the one that the connection takes."""
+    lookups(monkeypatch, ("8.8.8.8",), ("127.0.0.1",))
+
+    async def main() -> None:
+        (first,) = await fetch._Names().resolve("rebinds.org", 443)
+        assert (first["host"], first["flags"]) == ("8.8.8.8", socket.AI_NUMERICHOST)
+        with pytest.raises(OSError, match="not a public address"):
+            await fetch._Names().resolve("rebinds.org", 443)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "found", [("8.8.8.8", "127.0.0.1"), ("10.0.0.1", "8.8.8.8"), ("127.0.0.1",), (), None]
+)
+def test_a_name_with_one_inner_address_is_refused_in_the_words_of_an_unknown_one(
+    found, monkeypatch
+) -> None:
+    """Else clients would learn which names there are inside."""
+    lookups(monkeypatch, *([] if found is None else [found]))
+
+    async def main() -> Refusal:
+        with pytest.raises(Refusal) as caught:
+            await MediaFetcher([ANY_PUBLIC]).fetch_all(["https://x.org/a?token=1"], MOST, print)
+        return caught.value
+
+    refusal = asyncio.run(main())
+    assert (refusal.status, refusal.message) == (400, f"https://x.org/a: a remote image {INSIDE}")
+
+
+def test_an_inner_address_is_not_dialled_whoever_gave_it(monkeypatch) -> None:
+    """A resolver or a URL that was not checked: the socket is."""
+    monkeypatch.setattr(fetch, "_is_address", lambda _: False)
+
+    async def main() -> None:
+        came = []
+
+        async def heard(_: object, writer: asyncio.StreamWriter) -> None:
+            came.append(writer.close())
+
+        async with await asyncio.start_server(heard, "127.0.0.1", 0) as server:
+            host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            with pytest.raises(Refusal, match=INSIDE):
+                await MediaFetcher([host]).fetch_all([f"http://{host}/a.png"], MOST, print)
+        assert came == []
+
+    asyncio.run(main())
+
+
+def test_silent_names_hold_no_thread_of_others_and_no_turn_of_another_client(monkeypatch) -> None:
+    """A client leaves: its turns end with its look-ups, which nothing can end."""
+    answer, asked = threading.Event(), []
+
+    def silent(host: str, *_: object) -> None:
+        asked.append(host)
+        answer.wait(HANG)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+
+    async def main() -> None:
+        fetcher = MediaFetcher([ANY_PUBLIC])
+
+        def ask(who: str) -> asyncio.Task[Any]:
+            urls = [f"https://{who}{number}.org/" for number in range(20)]
+            return asyncio.ensure_future(fetcher.fetch_all(urls, MOST, print, who))
+
+        one = ask("one")
+        await auntil(lambda: len(asked) == 12, "three quarters of the turns")
+        # The threads that all others share are free.
+        assert await asyncio.wait_for(asyncio.to_thread(int, "1"), HANG) == 1
+        one.cancel()
+        await asyncio.wait({one})
+        again, other = ask("one"), ask("other")
+        await auntil(lambda: len(asked) == 15, "most of what is left")
+        assert sum(host.startswith("other") for host in asked) == 3
+        for task in (again, other):
+            task.cancel()
+        await asyncio.wait({again, other})
+        answer.set()
+        await auntil(lambda: fetcher._turns._free == 16, "all turns to be given back")
+        assert (fetcher._turns._held, fetcher._turns._lines) == ({}, {})
+
+    asyncio.run(main())
+
+
+async def test_a_client_gets_no_turn_that_others_may_need() -> None:
+    turns, got = fetch.FetchTurns(8), []
+
+    async def take(who: str) -> None:
+        await turns.take(who)
+        got.append(who)
+
+    def given(who: str) -> list[str]:
+        turns.give(who)
+        return got
+
+    tasks = [asyncio.ensure_future(take(who)) for who in "aaaaaaaabbcde"]
+    await settled()
+    assert got == list("aaaaaabc")
+    tasks[-2].cancel()  # d leaves while it waits
+    await settled()
+    given("a")
+    await settled()
+    assert got == list("aaaaaabce")
+    for who, next_ones in (("a", ""), ("a", "b"), ("a", "a"), ("b", "")):
+        del got[:]
+        given(who)
+        await settled()
+        assert got == list(next_ones), who
+    for who in "aaaabce":
+        given(who)
+    assert (turns._free, turns._held, turns._lines) == (8, {}, {})
+
+
+async def test_clients_that_have_no_turn_get_one_in_turn() -> None:
+    """Else who came first would get each that it gives back."""
+    turns, got = fetch.FetchTurns(2), []
+
+    async def take(who: str) -> None:
+        await turns.take(who)
+        got.append(who)
+        await asyncio.sleep(1)
+        turns.give(who)
+
+    await asyncio.gather(*(take(who) for who in "aaabbbccc"))
+    assert got == list("ababcabcc")
 
 
 @pytest.mark.parametrize(
@@ -102,17 +241,6 @@ async def test_a_name_that_resolves_anew_is_not_asked_twice(monkeypatch) -> None
 def test_who_gets_remote_images_without_a_word(options, allowed, monkeypatch) -> None:
     monkeypatch.delenv("TURBOFIT_API_KEYS", raising=False)
     assert GatewayOptions(**options).config().allowed_media_domains == allowed
-
-
-class ToHere(AbstractResolver):
-    """Every name is this machine: what the real resolver would refuse."""
-
-    async def resolve(self, host, port=0, family=socket.AF_INET) -> list[ResolveResult]:
-        facts = {"hostname": host, "port": port, "family": socket.AF_INET, "proto": 0, "flags": 0}
-        return [ResolveResult(host="127.0.0.1", **facts)]
-
-    async def close(self) -> None:
-        pass
 
 
 class Site:
@@ -143,20 +271,24 @@ class Site:
             for _ in range(100):
                 await response.write(bytes(1 << 16))
             return response
+        if request.path == "/close":
+            assert request.transport is not None
+            request.transport.close()
         raise web.HTTPNotFound
 
 
-def fetched(path: str, resolver: Any = None, allowed=("here.org",)):
-    """One fetch: the pictures or the refusal, and the site's hits."""
+def fetched(path: str, *, here: bool = True, allowed=("here.org",)):
+    """One fetch: the pictures or the refusal, and the site's hits.
+
+    ``here``: every name is this machine, and its address counts as public.
+    """
     came: list[int] = []
 
     async def run():
         site, app = Site(), web.Application()
         app.router.add_get("/{tail:.*}", site.serve)
         async with TestServer(app, handler_cancellation=True) as server:
-            fetcher = MediaFetcher(
-                [f"{name}:{server.port}" for name in allowed], resolver or ToHere()
-            )
+            fetcher = MediaFetcher([f"{name}:{server.port}" for name in allowed])
             url = path if "://" in path else f"http://here.org:{server.port}{path}"
             try:
                 files = await fetcher.fetch_all([url], MOST, lambda _, size: came.append(size))
@@ -164,15 +296,26 @@ def fetched(path: str, resolver: Any = None, allowed=("here.org",)):
                 return files, site.hits
             except Refusal as refusal:
                 return refusal, site.hits
-            finally:
-                await fetcher.close()
 
-    return asyncio.run(run())
+    with pytest.MonkeyPatch.context() as patch:
+        if here:
+            lookups(patch, ("127.0.0.1",))
+            patch.setattr(fetch, "is_public", lambda _: True)
+        return asyncio.run(run())
 
 
 @pytest.mark.parametrize("path", ["/a.png", "/to-a"])
 def test_pictures_of_allowed_domains_come(path) -> None:
     assert list(fetched(path)[0].values()) == [PICTURE]
+
+
+def test_no_proxy_of_the_environment_is_asked(monkeypatch) -> None:
+    """Nothing listens there; a proxy would connect wherever it likes."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert list(fetched("/a.png")[0].values()) == [PICTURE]
 
 
 @pytest.mark.parametrize(
@@ -183,12 +326,15 @@ def test_pictures_of_allowed_domains_come(path) -> None:
         ("/endless", "1048576"), ("/none", "status 404"),
         ("http://user@here.org/a.png", "host name"), ("http://here.org:1:2/", "cannot be read"),
         ("http://elsewhere.org/a.png", "elsewhere.org are not allowed"),
+        ("/close", "its host broke off"), ("/none?token=secret", "here.org"),
     ],
 )  # fmt: skip
 def test_everything_else_is_refused(path, word) -> None:
     refusal, _ = fetched(path)
     assert 400 <= refusal.status < 500
     assert word in refusal.message
+    assert "secret" not in refusal.message
+    assert "user@" not in refusal.message
 
 
 def test_slow_servers_are_given_up(monkeypatch) -> None:
@@ -198,7 +344,7 @@ def test_slow_servers_are_given_up(monkeypatch) -> None:
 
 
 def test_names_that_mean_this_machine_are_refused_when_they_are_resolved() -> None:
-    refusal, hits = fetched("/a.png", fetch._PublicOnly(), allowed=("localhost", "here.org"))
+    refusal, hits = fetched("http://localhost/a.png", here=False, allowed=("localhost",))
     assert isinstance(refusal, Refusal)
     assert hits == []
 
@@ -218,7 +364,7 @@ class Same(MediaFetcher):
         super().__init__()
         self.data, self.calls = data, 0
 
-    async def fetch_all(self, urls, most_bytes, count):
+    async def fetch_all(self, urls, most_bytes, count, who=""):
         self.calls += len(urls)
         return dict.fromkeys(urls, self.data)
 
@@ -237,7 +383,10 @@ def test_an_address_is_fetched_once_and_goes_on_inline() -> None:
 
 @pytest.mark.parametrize(
     ("fetcher", "status", "words"),
-    [(Same(b"<html>"), 415, "no known type"), (None, 403, "--allowed-media-domains")],
+    [
+        (Same(b"<html>"), 415, "https://here.org/a.png: an image is of no known type"),
+        (None, 403, "--allowed-media-domains"),
+    ],
 )
 def test_what_is_no_image_or_of_no_allowed_domain_is_refused(fetcher, status, words) -> None:
     app, upstream = gateway(fetcher=fetcher)

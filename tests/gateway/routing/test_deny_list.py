@@ -163,18 +163,52 @@ async def test_what_an_engine_had_when_it_died_is_sent_to_no_other() -> None:
         assert (await waiting).status == 200
 
 
-async def test_suspects_run_one_at_a_time_beside_others() -> None:
+@pytest.mark.parametrize(("suspects", "together"), [(1, 1), (4, 2), (10, 4)])
+async def test_few_suspects_run_at_a_time_beside_others(suspects: int, together: int) -> None:
+    """As many as the square root of those of their end, also if all are of one client."""
     async with Fleet(1, api_keys=("one", "other")) as fleet:
         (engine,) = fleet.app.engines
-        await fleet.accused(*((f"{n}", "one") for n in range(4)))
-        again = [fleet.begin(f"{n}", "one") for n in range(4)]
+        await fleet.accused(*((f"{n}", "one") for n in range(suspects)))
+        again = [fleet.begin(f"{n}", "one") for n in range(suspects)]
         others = [fleet.begin(f"x{n}", "other") for n in range(4)]
         most = 0
         while not all(task.done() for task in again):
             most = max(most, engine.outstanding - sum(not task.done() for task in others))
             await asyncio.sleep(0.02)
-        assert most == 1
-        assert [task.status for task in await asyncio.gather(*again, *others)] == [200] * 8
+        assert most == together
+        replies = await asyncio.gather(*again, *others)
+        assert {reply.status for reply in replies} == {200}
+
+
+@pytest.mark.parametrize(("killing", "rounds", "deaths"), [(False, 6, 1), (True, 12, 3)])
+async def test_how_long_those_wait_that_one_end_met(
+    killing: bool, rounds: int, deaths: int
+) -> None:
+    """36 whose answers take ten seconds: one after the other they waited for six minutes.
+
+    The cause is one of them, or does not come again. Nobody is refused but the cause.
+    """
+    async with Fleet(1, restart=1.0, seconds=10.0) as fleet:
+        began, answers = time.monotonic(), Counter[tuple[bool, int]]()
+
+        async def ask(text: str) -> None:
+            while (reply := await fleet.ask(text)).status == 503:
+                await asyncio.sleep(float(reply.headers["retry-after"]))
+            answers[text == KILLS, reply.status] += 1
+
+        crowd = [asyncio.ensure_future(ask(f"innocent {number}")) for number in range(35)]
+        await asyncio.sleep(0.1)
+        if killing:
+            crowd.append(asyncio.ensure_future(ask(KILLS)))
+        else:
+            crowd.append(asyncio.ensure_future(ask("innocent, too")))
+            await asyncio.sleep(0.1)
+            fleet.kill()
+        await asyncio.gather(*crowd)
+        # Beside the rounds: starts, and pauses of clients that were told to come again.
+        assert time.monotonic() - began < rounds * 10 + (deaths + 1) * 10
+    assert len(fleet.deaths) == deaths
+    assert answers == ({(False, 200): 35, (True, 422): 1} if killing else {(False, 200): 36})
 
 
 async def test_who_began_to_answer_is_not_suspected() -> None:

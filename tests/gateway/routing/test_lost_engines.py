@@ -221,9 +221,13 @@ def test_the_engine_that_one_more_request_fills_least_is_next() -> None:
     assert fleet.best(Cost()) is three[1], "the fewest units"
     three[0].up = False
     assert fleet.best(Cost(units=6)) is None, "it has no room"
-    turn = three[1].turn_of = Turn("a", alone=False)
-    suspects = fleet.best(Cost(), suspect=True)
-    assert (suspects, fleet.best(Cost()), fleet.open) == (None, three[1], 1)
+    turn = Turn("a", together=2, alone=False)
+    three[1].turns["its place"] = turn
+    another, few = Turn("b", together=2, alone=False), Turn("c", together=1, alone=False)
+    best = [fleet.best(Cost(), each) for each in (None, another, few)]
+    assert (best, fleet.open) == ([three[1], three[1], None], 1)
+    turn.together = 1
+    assert fleet.best(Cost(), another) is None
     turn.alone = True
     assert fleet.best(Cost()) is None
 

@@ -73,7 +73,8 @@ def gateway(
         from turbofit.gateway.front import ModelsGateway, model_servers
         from turbofit.gateway.http.metrics import access_log
 
-        refuse_together({**of_one, "nodes": nodes}, "--models")
+        together = {"nodes": nodes, "max_concurrent_requests": options.max_concurrent_requests}
+        refuse_together({**of_one, **together}, "--models", "; each server has its own")
         log = access_log(options.access_log or "-")
         return _serve(ModelsGateway(model_servers(models, keys), public_side(options), log), form)
     if len(keys) > 1:

@@ -165,7 +165,6 @@ class Gateway(AsgiApp):
     async def shutdown(self) -> None:
         await self.monitor.stop()
         await self._upstream.close()
-        await self._fetcher.close()
         self._close_log()
 
     async def _serve(
@@ -205,7 +204,7 @@ class Gateway(AsgiApp):
             self._keep_more(request, prepared.inlines(url, size))
 
         remote = dict.fromkeys(slot.source for slot in prepared.parsed.slots if slot.remote)
-        fetched = await self._fetcher.fetch_all(list(remote), most, count)
+        fetched = await self._fetcher.fetch_all(list(remote), most, count, request.who)
         clip = await look(prepared.parsed, fetched, most, self._looking)
         large |= request.bytes_in >= LARGE
         # Eight images that share a request's limit take up to half a second: Llama 4's canvases.

@@ -40,6 +40,8 @@ _YOUNG: Final = 1.0
 #: Connections that are considered when one must make room.
 _CANDIDATES: Final = 64
 _NAME_SHOWN: Final = 80
+#: A header ``Host``: an IPv6 address in brackets, or a name or an IPv4 address; and a port.
+_HOST: Final = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]*))(?::\d*)?")
 #: A list of header names, separated by commas.
 _NAMES: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}(?:, ?[A-Za-z0-9_-]{1,64}){0,63}")
 _USUAL: Final = b"authorization, content-type, x-api-key, x-request-id, anthropic-version"
@@ -320,10 +322,10 @@ class Hosts:
 
 
 def _name_of(host: bytes) -> str:
-    """Return the name in a ``Host`` header, without its port."""
-    name = host.decode("latin-1").lower()
-    name = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]
-    return name.rstrip(".")
+    """Return the name in a ``Host`` header, without its port; the whole text if it has no form."""
+    text = host.decode("latin-1").lower()
+    parts = _HOST.fullmatch(text)
+    return (parts[1] or parts[2]).rstrip(".") if parts else text
 
 
 def _is_address(host: str) -> bool:

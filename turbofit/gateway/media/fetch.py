@@ -1,19 +1,24 @@
 """Fetches remote images and videos, each only once and only from allowed domains.
 
-An address is checked when it is resolved, and the connection goes to exactly this address; the name
-is not resolved again.
+A URL's host is checked in the form in which it is dialled. An address is checked when its name is
+resolved, and again where its socket is made, before a byte is sent; the name is not resolved again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
+from collections import Counter, OrderedDict, deque
+from concurrent.futures import Future
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from turbofit.gateway.config import ANY_PUBLIC
 from turbofit.gateway.http.refusals import Refusal
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
 _REDIRECTS: Final = 3
 _SECONDS: Final = 10.0
 _AT_ONCE: Final = 16
+#: A client has at most so many times the turns that it leaves to others, but for the last one,
+#: which is for a client without any.
+_SHARE: Final = 3
 _PORTS: Final = {"http": 80, "https": 443}
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 #: Networks that Python's tables call global: NAT64 for local use (RFC 8215), Azure's host, which
@@ -33,6 +41,12 @@ _INNER: Final = tuple(
 )
 _LONGEST_URL: Final = 4096
 _CHUNK: Final = 1 << 16
+#: Of an inner address, whether a URL has it or a name leads to it, and of a name that is unknown.
+_INSIDE: Final = "has no public address that this server finds"
+_UNREADABLE: Final = "has an address that cannot be read"
+#: What a URL's client is told of it: neither a query nor a password, and so many characters.
+_SECRETS: Final = re.compile(r"(?<=//)[^/?#]*@|[?#].*", re.DOTALL)
+_SHOWN: Final = 200
 
 
 def is_public(address: str) -> bool:
@@ -72,14 +86,30 @@ def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> b
     return False
 
 
-class _PublicOnly(AbstractResolver):
-    """Resolves host names like the system; an address that is not public raises an OSError."""
+class _Names(AbstractResolver):
+    """Resolves host names like the system; an address that is not public raises an OSError.
+
+    Each look-up has a thread of its own, so a silent name server holds up nothing else: uvloop and
+    asyncio look all other names up in few threads. A thread that waits does not delay the exit.
+    """
+
+    #: The last look-up, which goes on after a cancellation; None before the first.
+    asking: asyncio.Future[list[Any]] | None = None
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
-        infos = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        found: Future[list[Any]] = Future()
+
+        def ask() -> None:
+            try:
+                found.set_result(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+            except (OSError, UnicodeError) as exc:
+                found.set_exception(OSError(f"{host} is not resolved: {exc}"))
+
+        Thread(target=ask, name="resolver", daemon=True).start()
+        self.asking = asyncio.wrap_future(found)
+        infos = await asyncio.shield(self.asking)
         addresses = [(info[0], str(info[4][0])) for info in infos]
         if not addresses or not all(is_public(address) for _, address in addresses):
             raise OSError(f"{host} is not a public address")
@@ -95,33 +125,90 @@ class _PublicOnly(AbstractResolver):
         """Do nothing, since nothing is open."""
 
 
+class _NotPublicError(OSError):
+    """The address that was to be dialled is not public."""
+
+
+def _public_socket(address: Any) -> socket.socket:
+    """Make a socket for an address of `socket.getaddrinfo`, whoever gave it, if it is public."""
+    family, kind, proto, _, where = address
+    if not is_public(where[0]):
+        raise _NotPublicError(f"{where[0]} is not a public address")
+    return socket.socket(family, kind, proto)
+
+
+class FetchTurns:
+    """At most ``most`` turns at once; a client gets none that others may soon need.
+
+    A client that is alone has three quarters of them, and two clients come to have as many each.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._free, self._held = most, Counter[str]()
+        self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    async def take(self, who: str) -> None:
+        """Wait for a turn of the client ``who``."""
+        turn = asyncio.get_running_loop().create_future()
+        self._lines.setdefault(who, deque()).append(turn)
+        self._next()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it had just got the turn
+                self.give(who)
+            raise
+
+    def give(self, who: str) -> None:
+        """Give a turn of the client ``who`` back."""
+        self._free += 1
+        self._held[who] -= 1
+        self._held += Counter()  # forgets clients without a turn
+        self._next()
+
+    def _next(self) -> None:
+        for who, line in tuple(self._lines.items()):
+            while line and self._free and self._held[who] < max(1, _SHARE * (self._free - 1)):
+                turn = line.popleft()
+                if not turn.done():  # its client has not left
+                    self._held[who] += 1
+                    self._free -= 1
+                    turn.set_result(None)
+                    self._lines.move_to_end(who)
+            if not line:
+                del self._lines[who]
+
+
 class MediaFetcher:
     """Fetches the files of requests, only from allowed domains (see `allowed_host`)."""
 
-    def __init__(
-        self, allowed: Sequence[str] = (), resolver: AbstractResolver | None = None
-    ) -> None:
+    def __init__(self, allowed: Sequence[str] = ()) -> None:
         self._allowed = tuple(allowed)
-        self._resolver = resolver or _PublicOnly()
-        self._turn = asyncio.Semaphore(_AT_ONCE)
-        self._session: aiohttp.ClientSession | None = None
+        self._turns = FetchTurns(_AT_ONCE)
 
     def allow(self, domains: Sequence[str]) -> None:
         self._allowed = tuple(domains)
 
     async def fetch_all(
-        self, urls: Sequence[str], most_bytes: int, count: Callable[[str, int], None]
+        self,
+        urls: Sequence[str],
+        most_bytes: int,
+        count: Callable[[str, int], None],
+        who: str = "",
     ) -> dict[str, bytes]:
         """Fetch each URL once, concurrently; return the bytes by URL.
 
         ``count`` is called with the URL and the size of each file when it has come; if it raises an
-        error, the other fetches are cancelled.
+        error, the other fetches are cancelled. ``who`` is the client, which takes turns.
         """
         if not urls:
             return {}
 
         async def fetch(url: str) -> bytes:
-            file = await self._fetch(url, most_bytes)
+            try:
+                file = await self._fetch(url, most_bytes, who)
+            except Refusal as refusal:
+                raise refusal.about(without_secrets(url)) from None
             count(url, len(file))
             return file
 
@@ -134,56 +221,78 @@ class MediaFetcher:
             # Before Python 3.12 `wait_for` may swallow the cancel: no file may be counted later.
             await asyncio.wait(tasks)
 
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-
-    async def _fetch(self, url: str, most_bytes: int) -> bytes:
+    async def _fetch(self, url: str, most_bytes: int, who: str) -> bytes:
+        names = _Names()
+        await self._turns.take(who)
         try:
-            async with self._turn:
-                return await asyncio.wait_for(self._bytes(url, most_bytes), _SECONDS)
+            return await asyncio.wait_for(self._bytes(url, most_bytes, names), _SECONDS)
         except (asyncio.TimeoutError, TimeoutError):
             raise _refusal(400, f"did not come within {_SECONDS:.0f} s") from None
-        except (aiohttp.ClientError, OSError, ValueError):
-            raise _refusal(400, "could not be fetched") from None
+        except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as exc:
+            raise _refusal(400, _why(exc)) from None
+        finally:
+            if names.asking is None:
+                self._turns.give(who)
+            else:  # once the thread has ended, which it mostly has
+                names.asking.add_done_callback(lambda _: self._turns.give(who))
 
-    async def _bytes(self, url: str, most_bytes: int) -> bytes:
-        session = self._open()
-        for _ in range(_REDIRECTS + 1):
-            self._check_url(url)
-            async with session.get(url, allow_redirects=False) as response:
-                if response.status in (301, 302, 303, 307, 308):
+    async def _bytes(self, url: str, most_bytes: int, names: _Names) -> bytes:
+        # It uses no cookies, no proxies of the environment, no decompression (a bomb needs it).
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                resolver=names, use_dns_cache=False, force_close=True, socket_factory=_public_socket
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            headers={"Accept": "image/*, video/*", "Accept-Encoding": "identity"},
+        ) as session:
+            for _ in range(_REDIRECTS + 1):
+                async with session.get(self._checked(url), allow_redirects=False) as response:
+                    if response.status not in (301, 302, 303, 307, 308):
+                        return await _body(response, most_bytes)
                     url = urljoin(url, response.headers.get("Location", ""))
-                    continue
-                return await _body(response, most_bytes)
         raise _refusal(400, f"was redirected more than {_REDIRECTS} times")
 
-    def _check_url(self, url: str) -> None:
-        """Refuse a URL whose host is not allowed, without resolving the host's name."""
-        parts = _split(url)
-        host = (parts.hostname or "").rstrip(".").lower()
-        if not host or parts.username is not None or parts.password is not None:
+    def _checked(self, url: str) -> URL:
+        """Return a URL whose host is allowed; refuse any other without resolving the host's name.
+
+        What is checked is the host that is dialled: in ASCII, with full stops that are full stops.
+        """
+        parts = _read(url)
+        host = (parts.raw_host or "").rstrip(".")
+        if not host or parts.user is not None or parts.password is not None:
             raise _refusal(400, "has no plain host name")
+        spellings = (host, (parts.host or "").rstrip("."))
         port = parts.port or _PORTS[parts.scheme]
-        if not allowed_host(host, port, parts.scheme, self._allowed):
+        if not any(allowed_host(name, port, parts.scheme, self._allowed) for name in spellings):
             shown = "".join(c for c in host[:80] if c.isalnum() or c in ".-:")
             raise Refusal("media_domain", shown=shown)
         if _is_address(host) and not is_public(host):
-            raise _refusal(403, "has an inner address")
+            raise _refusal(403, _INSIDE)
+        return parts
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            # It uses no cookies, no proxies of the environment, no decompression (a bomb needs it).
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    resolver=self._resolver, use_dns_cache=False, limit=_AT_ONCE, force_close=True
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                trust_env=False,
-                headers={"Accept": "image/*, video/*", "Accept-Encoding": "identity"},
-            )
-        return self._session
+
+def without_secrets(url: str) -> str:
+    """Return a URL as its client is told of it, without its query and a password."""
+    return _SECRETS.sub("", url)[:_SHOWN]
+
+
+def _why(exc: Exception) -> str:
+    """Return what became of a fetch, in words that tell nothing of this server's own network.
+
+    A name that is unknown and one that leads inside are said in the same words.
+    """
+    inner = getattr(exc, "os_error", None)
+    if isinstance(exc, aiohttp.ClientConnectorDNSError) or isinstance(inner, _NotPublicError):
+        return _INSIDE
+    if isinstance(exc, ValueError):  # an international name that is none
+        return _UNREADABLE
+    if isinstance(exc, aiohttp.ClientSSLError):
+        return "could not be fetched: the TLS connection failed, or the certificate is not valid"
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        return "could not be fetched: its host takes no connection"
+    return "could not be fetched: its host broke off, or gave no valid answer"
 
 
 async def _body(response: Any, most_bytes: int) -> bytes:
@@ -202,15 +311,14 @@ async def _body(response: Any, most_bytes: int) -> bytes:
     return bytes(data)
 
 
-def _split(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise _refusal(400, "has an address that cannot be read") from None
+def _read(url: str) -> URL:
     odd = any(c.isspace() or not c.isprintable() or c == "\\" for c in url)
+    try:
+        parts = URL(url)
+    except ValueError:
+        odd = True
     if odd or len(url) > _LONGEST_URL or parts.scheme not in _PORTS:
-        raise _refusal(400, "has an address that cannot be read")
+        raise _refusal(400, _UNREADABLE)
     return parts
 
 

@@ -11,7 +11,7 @@ Such requests do not delay image requests for ever: the first image request fits
 tokens are reserved, once the requests before it have ended.
 
 Suspects (requests that may have ended an engine, see `deny_list`) have a queue of their own, which
-delays no other request: an engine has one suspect at a time, and equal suspects run one after
+delays no other request: an engine has few suspects at a time, and equal suspects run one after
 another.
 """
 
@@ -47,13 +47,17 @@ class Place:
         self._admission, self.client, self.cost, self.turn = admission, client, cost, turn
         self._host_bytes = 0
 
+    @property
+    def alone(self) -> bool:
+        return self.turn is not None and self.turn.alone
+
     def take(self, engine: RoutedEngine) -> None:
         self._admission.under_way += 1
         self.engine, self._host_bytes = engine, self.cost.host_bytes
         engine.host_bytes += self._host_bytes
         self._share = engine.gate.take(self.cost)
         if self.turn is not None:
-            engine.turn_of = self.turn
+            engine.turns[self] = self.turn
 
     def begin(self) -> None:
         """Note that the answer begins, and free what the request no longer needs at the engine.
@@ -83,8 +87,7 @@ class Place:
 
     def _end_turn(self) -> None:
         """End the suspect's turn, so that the next suspect may come to the engine."""
-        if self.turn is not None and self.engine.turn_of is self.turn:
-            self.engine.turn_of = None
+        if self.engine.turns.pop(self, None) is not None:
             self._admission.given_back()
 
     def _end(self) -> None:
@@ -185,13 +188,25 @@ class Admission:
                 break
             if client in lines:
                 lines.move_to_end(client)
-        lines = self._suspects.lines
+        while self._let_suspects_in():
+            pass
+
+    def _let_suspects_in(self) -> bool:
+        """Let in one waiting suspect of each client; return whether any of them left the queue.
+
+        Suspects that must be alone come first, since others would keep the engines from them.
+        """
+        lines, went = self._suspects.lines, False
+        if self._fleet.open and not self._fleet.turns_left:
+            return False
+        lone = [place for line in lines.values() for place in line if place.alone]
         for client, line in tuple(lines.items()):
-            if self._fleet.open and not self._fleet.turns_left:
-                break
-            settled = any(self._settles(self._suspects, place) for place in tuple(line))
-            if settled and client in lines:
-                lines.move_to_end(client)
+            next_ones = [place for place in line if place.alone or not lone]
+            if any(self._settles(self._suspects, place) for place in next_ones):
+                went = True
+                if client in lines:
+                    lines.move_to_end(client)
+        return went
 
     def given_back(self) -> None:
         if self.waiting:
@@ -252,7 +267,7 @@ class Admission:
         turn = place.turn
         if turn is not None and turn.fingerprint in self._fleet.suspects:
             return False
-        best = self._fleet.best(place.cost, suspect=turn is not None)
+        best = self._fleet.best(place.cost, turn)
         if best is not None:
             place.take(best)
         return best is not None

@@ -2,12 +2,16 @@
 
 When an engine ends, or is given up because it answers nobody, each of its requests whose answer had
 not begun is *suspected* for an hour. A request whose client left less than ten seconds before the
-end is suspected, too. A suspected request that comes again takes a *turn*: `admission` sends one
-suspect at a time to an engine, and equal suspects to only one engine at a time; requests that are
-not suspected may run beside it. An answer clears the suspect. If the engine ends again, a new
+end is suspected, too. A suspected request that comes again takes a *turn*: `admission` sends few
+suspects at a time to an engine, and equal suspects to only one engine at a time; requests that are
+not suspected may run beside them. An answer clears the suspect. If the engine ends again, another
 request beside the suspect may be the cause. So in its next turn the suspect is *alone*: the engine
 gets no new request before the suspect's answer begins. A request in whose turns two engines end is
 refused for an hour.
+
+Of n suspects of one end, the square root of n are at an engine together. So about that many rounds
+clear all of them, and if one of them is the cause, about that many have to be alone afterwards.
+More at a time would leave more to be alone; fewer would take more rounds.
 
 So equal requests end three engines before they are refused, not counting copies that were sent
 before the first end. An end with another cause (the process was killed, a card is lost, others took
@@ -20,6 +24,7 @@ import hmac
 import secrets
 import time
 from collections import deque
+from math import ceil, sqrt
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.process.interpreter import in_thread
@@ -74,7 +79,10 @@ class DenyList:
         if in_turn >= _REFUSED:
             minutes = max(1, round((met[0] + _HOUR - time.monotonic()) / 60))
             raise Refusal("convicted", deaths=len(met), minutes=minutes)
-        return Turn(name, alone=in_turn > 0) if name is not None and met else None
+        if name is None or not met:
+            return None
+        newest = next(death for death in reversed(self._deaths) if name in death.accused)
+        return Turn(name, together=1 if in_turn else newest.together, alone=in_turn > 0)
 
     def _ends(self, name: str) -> tuple[list[float], int]:
         """Return when engines ended with a request, newest first, and how many ended in its turns.
@@ -87,7 +95,7 @@ class DenyList:
         for death in reversed(self._deaths):
             if name in death.accused and death.at > since:
                 met.append(death.at)
-                in_turn += death.in_turn == name
+                in_turn += name in death.in_turn
                 since = death.at - _HOUR
         return met, in_turn
 
@@ -130,11 +138,11 @@ class DenyList:
         death.noted = True
         death.accused.clear()
 
-    def _note(self, death: EngineDeath, there: list[Present], in_turn: str | None) -> None:
+    def _note(self, death: EngineDeath, there: list[Present], in_turn: frozenset[str]) -> None:
         """Note which requests may have caused a death: those whose answers had not begun.
 
-        ``there`` are the engine's requests; ``in_turn`` is the fingerprint of the suspect that had
-        its turn, or None.
+        ``there`` are the engine's requests; ``in_turn`` are the fingerprints of the suspects that
+        had their turns.
         """
         death.noted, death.in_turn = True, in_turn
         death.accused = {
@@ -142,10 +150,12 @@ class DenyList:
             for present in there
             if present.fingerprint is not None and not present.begun
         }
+        death.together = ceil(sqrt(len(death.accused)))
         self._deaths.append(death)
-        if in_turn in death.accused and self._ends(in_turn)[1] == _REFUSED:
-            self.count("convicted_total")
-            _LOG.info("%s is refused: engines ended in its turns", in_turn)
+        for name in in_turn & death.accused:
+            if self._ends(name)[1] == _REFUSED:
+                self.count("convicted_total")
+                _LOG.info("%s is refused: engines ended in its turns", name)
 
     @property
     def numbers(self) -> tuple[int, int]:

@@ -36,10 +36,12 @@ _UNSEEN_PAUSE: Final = 2.0
 class Turn:
     """A suspect's turn at an engine.
 
-    ``alone``: the engine gets no new request before the suspect's answer begins.
+    ``together``: the most suspects that the engine may have at once. ``alone``: the engine gets no
+    new request before the suspect's answer begins.
     """
 
     fingerprint: str
+    together: int
     alone: bool
 
 
@@ -72,14 +74,15 @@ class InFlight(Protocol):
 class EngineDeath:
     """The end of one engine's process, or the time when it was given up.
 
-    ``accused``: fingerprints of the requests that may be the cause; ``in_turn``: the fingerprint of
-    the suspect that had its turn. ``noted``: ``accused`` and ``in_turn`` are filled in. ``ended``:
-    a supervisor has seen the process end.
+    ``accused``: fingerprints of the requests that may be the cause; ``together``: how many of them
+    come to an engine at once. ``in_turn``: fingerprints of the suspects that had their turn.
+    ``noted``: all these are filled in. ``ended``: a supervisor has seen the process end.
     """
 
     at: float
     accused: set[str] = field(default_factory=set)
-    in_turn: str | None = None
+    together: int = 1
+    in_turn: frozenset[str] = frozenset()
     noted: bool = False
     ended: bool = False
 
@@ -125,8 +128,8 @@ class RoutedEngine:
         self.in_flight: dict[InFlight, None] = {}
         #: The tokens that it had counted when a probe last failed; 0 if unknown.
         self.tokens = 0.0
-        #: The turn that the engine now serves, see `deny_list`.
-        self.turn_of: Turn | None = None
+        #: The turns of suspects that are at the engine by their places, see `deny_list`.
+        self.turns: dict[object, Turn] = {}
         #: Its last death, and when it died: answers before that time do not count.
         self.death: EngineDeath | None = None
         self.died_at = float("-inf")
@@ -142,9 +145,16 @@ class RoutedEngine:
         return self.gate.counted
 
     @property
-    def in_turn(self) -> str | None:
-        """The fingerprint of the suspect that has its turn at this engine, or None."""
-        return None if self.turn_of is None else self.turn_of.fingerprint
+    def in_turn(self) -> frozenset[str]:
+        """The fingerprints of the suspects that have their turns at this engine."""
+        return frozenset(turn.fingerprint for turn in self.turns.values())
+
+    @property
+    def turn_left(self) -> bool:
+        """Whether the suspects at this engine let another one come."""
+        return not self.turns or len(self.turns) < min(
+            turn.together for turn in self.turns.values()
+        )
 
     @property
     def owes(self) -> bool:
@@ -185,14 +195,16 @@ class RoutedEngine:
         """
         return (self.outstanding + 1) / self.share, self.units / self.share, self.index
 
-    def fits(self, cost: Cost, *, suspect: bool = False) -> bool:
+    def fits(self, cost: Cost, turn: Turn | None = None) -> bool:
         """Return whether the engine takes requests, and has room for another request of this cost.
 
-        ``suspect``: the request is a suspect, which needs a free turn.
+        ``turn`` is the turn that the request must take if it is a suspect.
         """
         if not self.up or not self.gate.fits(cost):
             return False
-        if self.turn_of is not None and (suspect or self.turn_of.alone):
+        if any(each.alone for each in self.turns.values()):
+            return False
+        if turn is not None and not (self.turn_left and len(self.turns) < turn.together):
             return False
         most = self.host_limit
         return not cost.host_bytes or most is None or self.host_bytes + cost.host_bytes <= most
@@ -302,13 +314,13 @@ class Fleet:
         return sum(engine.up for engine in self.engines)
 
     @property
-    def suspects(self) -> set[str | None]:
+    def suspects(self) -> set[str]:
         """The fingerprints of suspects that have a turn."""
-        return {engine.in_turn for engine in self.engines}
+        return set().union(*(engine.in_turn for engine in self.engines))
 
     @property
     def turns_left(self) -> bool:
-        return any(engine.up and engine.turn_of is None for engine in self.engines)
+        return any(engine.up and engine.turn_left for engine in self.engines)
 
     @property
     def retry_seconds(self) -> int:
@@ -319,12 +331,12 @@ class Fleet:
         left = [engine.back_at - now for engine in self.engines if now < engine.back_at < _NEVER]
         return min(*map(ceil, left), _LONGEST_RETRY) if left else _RETRY
 
-    def best(self, cost: Cost, *, suspect: bool = False) -> RoutedEngine | None:
+    def best(self, cost: Cost, turn: Turn | None = None) -> RoutedEngine | None:
         """Return the least busy engine with room for a request; None if no engine has room.
 
-        ``suspect``: the request is a suspect; an engine takes only one suspect at a time.
+        ``turn`` is the turn that the request must take if it is a suspect.
         """
-        fitting = [engine for engine in self.engines if engine.fits(cost, suspect=suspect)]
+        fitting = [engine for engine in self.engines if engine.fits(cost, turn)]
         return min(fitting, key=lambda engine: engine.rank, default=None)
 
     def dead(self) -> Refusal:
