@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan, NodeStatus
 from turbofit.core.errors import LaunchError
 from turbofit.core.messages import BESIDE_COMMANDS
-from turbofit.core.process.files import state_dir
+from turbofit.core.process.files import needed_state_dir
 from turbofit.gateway.front import Front
 from turbofit.gateway.http.metrics import access_log
 from turbofit.gateway.server import GatewayThread
@@ -199,7 +199,8 @@ def serve_cluster(
         stop.rearm()  # Ray takes SIGTERM
         controller = Controller(address, config, stop, say)
         public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
-        log = access_log(config.access_log or f"{state_dir(f'clusters/{config.name}')}/access.log")
+        folder = needed_state_dir(f"clusters/{config.name}")
+        log = access_log(config.access_log or f"{folder}/access.log")
         if node_actors(config.name):
             raise LaunchError(
                 f"{config.name} is served on this cluster already",
