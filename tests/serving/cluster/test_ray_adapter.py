@@ -96,3 +96,37 @@ def test_a_silent_head_is_said(
     monkeypatch.setattr(sys.modules["ray.autoscaler.v2.sdk"], "get_cluster_status", silent)
     with pytest.raises(MachineError, match="does not answer: Timed out while waiting for GCS"):
         ray_adapter.nodes("10.0.0.1:6379")
+
+
+@pytest.mark.parametrize(("tries", "held"), [(1, True), (3, True), (99, False)])
+def test_a_name_is_held_by_one_process(
+    monkeypatch: pytest.MonkeyPatch, tries: int, held: bool
+) -> None:
+    """Ray frees the name of a holder that was killed after a moment."""
+    now, asked = [0.0], list[dict[str, Any]]()
+
+    def create() -> str:
+        if len(asked) < tries:
+            asked.append({})
+            raise ValueError("The name is already taken")
+        return "handle"
+
+    def options(**given: Any) -> SimpleNamespace:
+        assert (given["name"], given["namespace"]) == ("mine", "turbofit-held")
+        assert "lifetime" not in given  # it ends with this process
+        return SimpleNamespace(remote=create)
+
+    def pause(seconds: float) -> None:
+        now[0] += seconds
+
+    context = SimpleNamespace(get_node_id=lambda: "here")
+    ray = SimpleNamespace(
+        remote=lambda **_: lambda _: SimpleNamespace(options=options),
+        get_runtime_context=lambda: context,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(ray_adapter, "_on", lambda node: node)
+    monkeypatch.setattr(ray_adapter.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ray_adapter.time, "sleep", pause)
+    assert (ray_adapter.held_name("mine", 10.0) == "handle") is held
+    assert now[0] == (tries * 0.5 if held else 10.0)

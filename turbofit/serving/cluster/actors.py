@@ -136,9 +136,9 @@ def node_actors(run: str) -> dict[str, Any]:
     return {node: actor for (of, node, _), actor in named if of == run}
 
 
-def told(actors: Mapping[str, Any]) -> list[NodeStatus]:
-    """Return the status of each actor that answers in time."""
-    calls = [actor.tell.remote() for actor in actors.values()]
+def told(actors: Mapping[str, Any], call: str = "tell") -> list[NodeStatus]:
+    """Return the status of each actor that answers in time; ``call`` is the method to call."""
+    calls = [getattr(actor, call).remote() for actor in actors.values()]
     answers = ray_adapter.outcomes(calls, _ANSWER_SECONDS)
     return [answer for answer in answers if isinstance(answer, NodeStatus)]
 

@@ -22,8 +22,11 @@ from turbofit.core.process.interpreter import kept_stdout
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-#: Ray's namespace, in which names of actors are unique.
+#: Ray's namespaces, in which names of actors are unique: of nodes' actors, and of held names.
 _NAMESPACE: Final = "turbofit"
+_HELD: Final = "turbofit-held"
+#: Seconds between two tries to hold a name.
+_PAUSE: Final = 0.5
 
 
 @contextmanager
@@ -132,12 +135,44 @@ def run_on(node: str, function: Callable[..., Any], *args: Any) -> Any:
 def start_actor(kind: type, *args: Any, node: str, gpus: int, name: str) -> Any:
     """Start an actor on a node and return its handle.
 
-    Ray restarts the actor if it dies, and ends it when this process ends.
+    Ray restarts the actor if it dies. The actor outlives this process: end it by `kill_actor`.
     """
     import ray
 
-    remote = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=-1)(kind)
+    remote = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=-1, lifetime="detached")(kind)
     return remote.options(scheduling_strategy=_on(node), name=name).remote(*args)
+
+
+def end_this_actor() -> None:
+    """End the actor in whose process this is called, for good."""
+    import ray
+
+    kill_actor(ray.get_runtime_context().current_actor)
+
+
+class _Holder:
+    """An actor that does nothing: its name is held while it lives."""
+
+
+def held_name(name: str, seconds: float) -> Any:
+    """Hold a name in the cluster; return a handle, and None if another process holds the name.
+
+    The name is held until this process ends or drops the handle. A name that is held is tried again
+    for ``seconds``, as Ray needs a moment to notice that its holder was killed.
+    """
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    holder = ray.remote(num_cpus=0, max_restarts=-1)(_Holder).options(
+        name=name, namespace=_HELD, scheduling_strategy=_on(here)
+    )
+    end = time.monotonic() + seconds
+    while True:
+        with suppress(ValueError):
+            return holder.remote()
+        if time.monotonic() >= end:
+            return None
+        time.sleep(_PAUSE)
 
 
 def _on(node: str) -> Any:
