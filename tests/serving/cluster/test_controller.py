@@ -112,7 +112,7 @@ class World:
         self.log.append(f"kill {actor.planned.name}")
         self.actors = {name: one for name, one in self.actors.items() if one is not actor}
 
-    def held_name(self, name: str, _: float) -> object | None:
+    def held_name(self, name: str) -> object | None:
         if name in self.held:
             return None
         self.held.add(name)

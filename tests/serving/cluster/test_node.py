@@ -124,7 +124,7 @@ def test_without_a_controller_it_ends_its_server_and_then_itself(
     now, ended = [began], threading.Event()
     monkeypatch.setattr(node.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(node.time, "sleep", lambda _: os.sched_yield())
-    monkeypatch.setattr(node.ray_adapter, "end_this_actor", ended.set)
+    monkeypatch.setattr(node.ray_adapter, "kill_actor", ended.set)
     actor = add() if serves else add(plan=None, why_not="no room")
     if serves:
         when(actor, "serving")

@@ -44,10 +44,8 @@ _MEASURE_SECONDS: Final = 45.0
 _PAUSE: Final = 15.0
 #: Seconds after the drain in which servers must end.
 _LAST_SECONDS: Final = 20.0
-#: Seconds until the actors of an earlier controller count as silent, and until Ray must have
-#: noticed that another controller was killed.
+#: Seconds until the actors of an earlier controller count as silent.
 _TAKE_SECONDS: Final = 20.0
-_HELD_SECONDS: Final = 10.0
 #: States of a node that serves nothing, and will serve nothing until it gets another plan.
 _EMPTY: Final = {"drained", "unfit"}
 
@@ -87,8 +85,9 @@ class Controller:
         self._address, self._config, self._stop, self._say = address, config, stop, say
         self.nodes: dict[str, NodeState] = {}
         self.plan: ClusterPlan | None = None
-        request = config.request.model_dump_json()
-        self._claim = digest_of_parts(__version__, request, *config.node_words)
+        self._claim = digest_of_parts(
+            __version__, config.request.model_dump_json(), *config.node_words
+        )
 
     def take_over(self) -> None:
         """Take over the actors that an earlier controller left, with their promise.
@@ -97,12 +96,11 @@ class Controller:
         do not answer.
         """
         alive, actors = ray_adapter.nodes(self._address), node_actors(self._config.name)
-        calls = [actor.taken_over.remote(self._claim) for actor in actors.values()]
-        answers = zip(list(actors), ray_adapter.outcomes(calls, _TAKE_SECONDS), strict=True)
-        for identity, planned in answers:
-            if isinstance(planned, NodePlan) and identity in alive:
-                actor = actors.pop(identity)
-                self.nodes[identity] = NodeState(alive[identity], actor, planned=planned)
+        calls = {node: actor.taken_over.remote(self._claim) for node, actor in actors.items()}
+        answers = zip(calls, ray_adapter.outcomes([*calls.values()], _TAKE_SECONDS), strict=True)
+        for node, planned in answers:
+            if isinstance(planned, NodePlan) and node in alive:
+                self.nodes[node] = NodeState(alive[node], actors.pop(node), planned=planned)
         kept = [node.planned for node in self.nodes.values() if node.planned is not None]
         plans = [planned.plan for planned in kept if planned.plan is not None]
         if plans:
@@ -115,10 +113,11 @@ class Controller:
             )  # fmt: skip
             self._say(self.plan.verdict)
         if actors:
-            many = f"{len(actors)} {plural(len(actors), 'node')}"
-            self._say(f"ending what an earlier controller left on {many}: it is not what is served")
+            self._say("ending what else an earlier controller left: this one serves something else")
             self._end(actors)
-            self._wait_for_gpus(actors)
+            end = time.monotonic() + _PAUSE
+            while self._hold_gpus(actors) and time.monotonic() < end:
+                time.sleep(_TICK)
 
     def tick(self) -> None:
         """Look at the nodes and their actors once; measure and plan the nodes that join.
@@ -182,14 +181,10 @@ class Controller:
         for actor in actors.values():
             ray_adapter.kill_actor(actor)
 
-    def _wait_for_gpus(self, nodes: Container[str]) -> None:
-        """Wait until Ray counts the GPUs of these nodes as free; other jobs may hold them."""
-        end = time.monotonic() + _PAUSE
-        while time.monotonic() < end:
-            known = ray_adapter.nodes(self._address)
-            if not any(node.gpus and node.why_not for node in known.values() if node.id in nodes):
-                return
-            time.sleep(_TICK)
+    def _hold_gpus(self, nodes: Container[str]) -> bool:
+        """Return whether Ray counts GPUs of one of these nodes as held, by actors or other jobs."""
+        known = ray_adapter.nodes(self._address).values()
+        return any(node.gpus and node.why_not for node in known if node.id in nodes)
 
     def _look(self) -> None:
         """Update all nodes, and say which have left the cluster or changed their state."""
@@ -251,7 +246,7 @@ def serve_cluster(
         public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
         folder = needed_state_dir(f"clusters/{config.name}")
         log = access_log(config.access_log or f"{folder}/access.log")
-        held = ray_adapter.held_name(config.name, _HELD_SECONDS)
+        held = ray_adapter.held_name(config.name)
         if held is None:
             raise LaunchError(
                 f"{config.name} is served on this cluster already",

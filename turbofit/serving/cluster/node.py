@@ -7,11 +7,9 @@ in which another controller may take it over; then it ends itself.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -23,6 +21,7 @@ from turbofit.gateway.front import NodeAddress
 from turbofit.serving.cluster import ray_adapter
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Sequence
 
     from turbofit.core.plan import Plan
@@ -75,10 +74,9 @@ class NodeActor:
         return NodeAddress(name=self._status.name, url=self._status.url, key=self._key)
 
     def tell(self) -> NodeStatus:
-        said = "".join(self._lines()[-1:])
         silent = time.monotonic() - self._asked_at
-        if silent > _SILENT:
-            said = f"no controller for {silent:.0f} s; it ends after {_ALONE:.0f} s without one"
+        alone = f"no controller for {silent:.0f} s; it ends after {_ALONE:.0f} s without one"
+        said = alone if silent > _SILENT else "".join(self._lines()[-1:])
         return replace(self._status, said=said)
 
     def keep(self) -> NodeStatus:
@@ -91,10 +89,8 @@ class NodeActor:
 
         A node that is drained by request stays so.
         """
-        if claim != self._claim or self._status.state == "unfit":
-            return None
-        self._asked_at = time.monotonic()
-        return self._planned
+        same = claim == self._claim and self._status.state != "unfit"
+        return self._planned if same else None
 
     def end(self) -> None:
         """End the server normally."""
@@ -149,9 +145,8 @@ class NodeActor:
         self._change(state="unfit", url="", why_not="it has no controller any more")
         if self._server is not None:
             self._server.terminate()
-            with suppress(subprocess.TimeoutExpired):  # it ends with the actor
-                self._server.wait(_ALONE)
-        ray_adapter.end_this_actor()
+            self._server.wait()
+        ray_adapter.kill_actor()
 
     def _lines(self) -> list[str]:
         try:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 #: Ray's namespaces, in which names of actors are unique: of nodes' actors, and of held names.
 _NAMESPACE: Final = "turbofit"
 _HELD: Final = "turbofit-held"
-#: Seconds between two tries to hold a name.
+#: How often a name that is held is tried again, and the seconds before each time. Ray needs a
+#: moment to notice that the name's holder was killed.
+_TRIES: Final = 20
 _PAUSE: Final = 0.5
 
 
@@ -143,22 +145,14 @@ def start_actor(kind: type, *args: Any, node: str, gpus: int, name: str) -> Any:
     return remote.options(scheduling_strategy=_on(node), name=name).remote(*args)
 
 
-def end_this_actor() -> None:
-    """End the actor in whose process this is called, for good."""
-    import ray
-
-    kill_actor(ray.get_runtime_context().current_actor)
-
-
 class _Holder:
     """An actor that does nothing: its name is held while it lives."""
 
 
-def held_name(name: str, seconds: float) -> Any:
-    """Hold a name in the cluster; return a handle, and None if another process holds the name.
+def held_name(name: str) -> Any:
+    """Hold a name in the cluster; return a handle, or None if another process holds the name.
 
-    The name is held until this process ends or drops the handle. A name that is held is tried again
-    for ``seconds``, as Ray needs a moment to notice that its holder was killed.
+    The name is held until this process ends or drops the handle.
     """
     import ray
 
@@ -166,13 +160,11 @@ def held_name(name: str, seconds: float) -> Any:
     holder = ray.remote(num_cpus=0, max_restarts=-1)(_Holder).options(
         name=name, namespace=_HELD, scheduling_strategy=_on(here)
     )
-    end = time.monotonic() + seconds
-    while True:
+    for _ in range(_TRIES):
         with suppress(ValueError):
             return holder.remote()
-        if time.monotonic() >= end:
-            return None
         time.sleep(_PAUSE)
+    return None
 
 
 def _on(node: str) -> Any:
@@ -182,11 +174,11 @@ def _on(node: str) -> Any:
     return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
-def kill_actor(actor: Any) -> None:
-    """End an actor for good."""
+def kill_actor(actor: Any = None) -> None:
+    """End an actor for good; None is the actor in whose process this is called."""
     import ray
 
-    ray.kill(actor, no_restart=True)
+    ray.kill(actor or ray.get_runtime_context().current_actor, no_restart=True)
 
 
 def actors() -> dict[str, Any]:
