@@ -289,6 +289,24 @@ def test_what_another_request_left_is_ended_before_the_plan(
     assert world.states == {"host-1": "serving", "host-2": "unfit"}
 
 
+def test_gpus_that_ray_frees_late_are_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add(1, "1xl4")
+    world.alive["head"] = Node(id="head", name="head", address="", why_not="Ray counts no GPU")
+    world.controller()
+    freed = world.now + 3
+
+    def nodes(_: str) -> dict[str, Node]:
+        why = "jobs of Ray hold its GPUs" * (world.now < freed)
+        return {key: replace(one, why_not=one.why_not or why) for key, one in world.alive.items()}
+
+    monkeypatch.setattr(ray_adapter, "nodes", nodes)
+    world.controller(context=8192)
+    assert world.states["host-1"] == "serving"
+    assert freed <= world.now < freed + 1
+
+
 def test_what_does_not_answer_a_new_controller_is_ended(world: World) -> None:
     world.add(1, "1xl4")
     world.add(2, "1xl4")
@@ -384,6 +402,15 @@ def test_it_opens_once_a_node_serves_and_leaves_nothing(world: World, serve: Any
     ]  # fmt: skip
     assert world.actors == {}
     assert "draining: what is under way may end" in world.said
+
+
+def test_it_takes_over_at_its_start_and_leaves_nothing(world: World, serve: Any) -> None:
+    world.add(1, "1xl4")
+    world.controller()
+    world.log.clear()
+    assert serve() == signal.SIGTERM
+    assert world.log == ["front", "front drains", "end host-1", "kill host-1"]
+    assert world.actors == {}
 
 
 def test_two_controllers_do_not_serve_the_same(world: World, serve: Any) -> None:
