@@ -113,7 +113,7 @@ class Controller:
             )  # fmt: skip
             self._say(self.plan.verdict)
         if actors:
-            self._say("ending what else an earlier controller left: this one serves something else")
+            self._say("ending what else an earlier controller left, which is not to serve on")
             self._end(actors)
             end = time.monotonic() + _PAUSE
             while self._hold_gpus(actors) and time.monotonic() < end:
