@@ -183,8 +183,10 @@ class Controller:
 
     def _hold_gpus(self, nodes: Container[str]) -> bool:
         """Return whether Ray counts GPUs of one of these nodes as held, by actors or other jobs."""
-        known = ray_adapter.nodes(self._address).values()
-        return any(node.gpus and node.why_not for node in known if node.id in nodes)
+        return any(
+            node.gpus and node.why_not and node.id in nodes
+            for node in ray_adapter.nodes(self._address).values()
+        )
 
     def _look(self) -> None:
         """Update all nodes, and say which have left the cluster or changed their state."""
