@@ -102,6 +102,15 @@ def next_starts_die(day: Day) -> None:
 
 
 @fault
+def checkpoint_away(day: Day) -> None:
+    """Kill an engine while the mount with the model's folder is away."""
+    machine = day.world.machine
+    machine.checkpoint_away = True
+    _kill(day)
+    day.later(day.rng.uniform(1, 900), lambda: setattr(machine, "checkpoint_away", False))
+
+
+@fault
 def next_start_is_stuck(day: Day) -> None:
     _kill(day, StartFault(stuck=day.rng.choice(("starting", "weights", "warm-up"))))
 

@@ -105,6 +105,8 @@ class SimulatedMachine:
         #: What a write to the disk meets: an errno, or seconds that it takes.
         self.disk_error: int | None = None
         self.disk_seconds = 0.0
+        #: Whether the mount with the model's folder is away.
+        self.checkpoint_away = False
         self.disk_bad_since = self.disk_bad_until = self.disk_slow_until = 0.0
         #: Seconds of the longest write until `disk_slow_until`.
         self.disk_slowest = 0.0

@@ -310,6 +310,7 @@ class Day:
         world.tear_next = False
         machine = world.machine
         machine.nvml_broken, machine.disk_error, machine.disk_seconds = False, None, 0.0
+        machine.checkpoint_away = False
         for index, card in machine.cards.items():
             card.lost = False
             for pid in list(card.held):

@@ -30,7 +30,7 @@ from bench.simulation.engine import SimulatedEngineProcess
 from bench.simulation.gateway import SimulatedGatewayThread, SimulatedSocket
 from bench.simulation.machine import SimulatedNvml
 from bench.simulation.scheduler import Event
-from turbofit.core.errors import TurbofitError
+from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.plan import Remedy
 from turbofit.core.png import png
 from turbofit.core.process import files
@@ -257,6 +257,9 @@ def _free_ports(count: int, _: object, besides: int | None = None) -> list[int]:
 
 
 def _no_overlay(_plan: Any, _root: Any) -> Path:
+    """Replace `make_overlay`, whose first act is to look for the checkpoint."""
+    if world().machine.checkpoint_away:
+        raise UsageError("the checkpoint is not on this machine (simulated)", hint="wait")
     return Path("/models/m")
 
 

@@ -12,7 +12,10 @@ import turbofit
 from tests.support.processes import sharing_libraries
 from turbofit.cli.commands import serve
 from turbofit.cli.main import main
+from turbofit.core.version import REFERENCE
+from turbofit.serving import run
 from turbofit.serving.engine import process
+from turbofit.serving.engine.launches import Lmdeploy
 
 WORDS = ["serve", "internvl2-8b", "--on", "1xrtx3090", "--pretend"]
 
@@ -115,3 +118,24 @@ def test_from_the_command_to_the_child(words: list[str], stack: list[str]) -> No
     rooms = [file.partition("/")[0] for file in stack]
     first = rooms.index("serving")
     assert "cli" not in rooms[first:], stack
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["serve", "internvl2-1b"],
+        ["serve", "internvl2-1b", "--idle", "10m"],
+        ["calibrate", "internvl2-1b"],
+        ["tune", "internvl2-1b", "--starts", "1"],
+    ],
+)
+def test_a_state_folder_that_cannot_be_written_is_said(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    monkeypatch.delenv("TURBOFIT_LEASES", raising=False)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(run, "lmdeploy_if_needed", lambda _: Lmdeploy(REFERENCE, ("lmdeploy",)))
+    assert main([*words, "--pretend", "--on", "1xrtx3060"]) == 5
+    errors = [line for line in capsys.readouterr().err.splitlines() if "Not a directory" in line]
+    assert errors == ["error: the state folder cannot be written: Not a directory"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import MagicMock
@@ -14,7 +17,7 @@ from turbofit.core.engine_end import End
 from turbofit.core.process.progress import Step, listened, tell
 from turbofit.core.units import GIB
 from turbofit.serving import start_progress
-from turbofit.serving.engine.launches import ratio_now, shared_ratio
+from turbofit.serving.engine.launches import ratio_now, shared_ratio, with_checkpoint
 from turbofit.serving.start import Start
 from turbofit.serving.start_progress import StartProgress, as_launched
 
@@ -59,6 +62,19 @@ def test_others_are_told_of_what_takes_memory_of_real_gpus_alone(pretend: bool, 
     told: list[dict[str, Any]] = []
     start_of([], pretend=pretend, note=lambda *_, **facts: told.append(facts))._tick()
     assert len(told) == noted
+
+
+def test_a_stand_in_checkpoint_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    """Somebody removed the run's folder; a checkpoint that is not ours is waited for."""
+    plan = with_checkpoint(PLAN, tmp_path / "model")
+    folder = Path(str(plan.model.source.checkpoint))
+    run: Any = SimpleNamespace(config=SimpleNamespace(pretend=True), folder=tmp_path)
+    start, made = Start(run, plan, 0), []
+    start._make_overlay = lambda: made.append(sorted(os.listdir(folder)))
+    start._prepare()
+    shutil.rmtree(folder)
+    start._prepare()
+    assert made[0] == made[1] != []
 
 
 def start_of(engines: list[Any], *, pretend: bool = True, **given: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from tests.support.processes import REPO, STANDIN
 from tests.support.serving import ask_at
 from tests.support.waiting import HANG
 from turbofit.core.engine_end import End
+from turbofit.core.errors import UsageError
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing.engines import Outage
 from turbofit.gateway.server import GatewayThread, make_gateway
@@ -53,6 +55,16 @@ class Supervised:
         self.server = Supervisor(self.plan, launches, tmp_path, supervision)
         self.stop = StopSignal()
         self.front: GatewayThread | None = None
+        self.ends: list[tuple[int, End]] = []
+
+    def supervision(self, **changes: Any) -> None:
+        """Change what the supervisor and its engines were given."""
+        changed = dataclasses.replace(
+            self.server._supervision,
+            on_end=lambda engine, end: self.ends.append((engine.group, end)), **changes,
+        )  # fmt: skip
+        for one in (self.server, *self.server.engines):
+            one._supervision = changed
 
     def run(self, look) -> None:
         """Until ``look`` has returned True, or nothing can happen that it waits for."""
@@ -150,6 +162,50 @@ def test_while_one_engine_serves_nothing_rests(tmp_path: Path, port: int) -> Non
     one.run(look)
     assert one.rests == []
     assert any("left alone for 10 minutes, while the others serve" in line for line in one.said)
+
+
+def test_an_engine_that_cannot_be_started_now_is_tried_again_while_the_others_serve(
+    tmp_path: Path, port: int
+) -> None:
+    """Its checkpoint is on a mount that is away for a while, or the overlay cannot be made."""
+    one = Supervised(tmp_path, port, gpus=2, restarts=5)
+    first, second = one.server.engines
+    errors: list[Exception] = []
+
+    def before_start() -> None:
+        if one.front is not None and len(errors) < 3:
+            gone = UsageError("the checkpoint is not on this machine", hint="download it first")
+            errors.append(gone if len(errors) < 2 else OSError(116, "Stale file handle"))
+            raise errors[-1]
+
+    one.supervision(before_start=before_start)
+
+    def look() -> bool:
+        if one.front is None or len(errors) < 3:
+            one.ended_again(second)
+        else:
+            one.now = max(one.now, second.again_at)
+        return first.state == second.state == "ready" and len(errors) == 3
+
+    one.run(look)
+    assert (first.starts, second.starts) == (1, 2)
+    told = "\n".join(one.said)
+    assert told.count("engine 1: the checkpoint is not on this machine") == 2
+    assert "engine 1: [Errno 116] Stale file handle" in told
+    pauses = [line.partition("starting again in ")[2] for line in one.said if "again in" in line]
+    assert pauses == ["1.0 s", "2.0 s", "4.0 s", "8.0 s"]
+    assert [group for group, _ in one.ends] == [1, 1, 1, 1]
+
+
+def test_an_engine_that_never_served_and_cannot_be_started_ends_the_server(
+    one: Supervised,
+) -> None:
+    def before_start() -> None:
+        raise UsageError("the checkpoint is not on this machine", hint="download it first")
+
+    one.supervision(before_start=before_start)
+    with pytest.raises(UsageError):
+        one.run(lambda: False)
 
 
 def test_what_never_served_does_not_rest(one: Supervised) -> None:

@@ -95,12 +95,12 @@ class Serving:
     """
 
     def __init__(self, cloud: Cloud, state: Path, *words: str) -> None:
-        self.cloud, self.state, self.port, self._own = cloud, state, free_port(), free_port()
+        self.cloud, self.state, self.port, self.own = cloud, state, free_port(), free_port()
         self.children: list[Child] = []
         # That the worst requests are answered before a server opens is tested alone; so are
         # standbys.
         self._words = [
-            "serve", "internvl2-2b", "--pretend", "--port", str(self._own), "--drain", "60",
+            "serve", "internvl2-2b", "--pretend", "--port", str(self.own), "--drain", "60",
             "--check", "none", "--no-standby", "--api-key", KEY, *words,
         ]  # fmt: skip
         self.child = self.again()
@@ -121,7 +121,7 @@ class Serving:
         return self.child
 
     def kill(self) -> None:
-        """Kill the controller."""
+        """Kill the controller, and with it its own front."""
         self.child.process.kill()
         self.child.process.wait()
 
@@ -157,6 +157,13 @@ class Serving:
         """Wait until the front has these nodes, and no other."""
         until(lambda: self.up() == set(nodes), f"{nodes}, {self.up()}: {self.child.stderr[-3000:]}")
 
+    def own_front_serves(self) -> bool:
+        """Whether the front in the controller's process has a node that serves."""
+        try:
+            return ask(self.own, "/health")[0] == 200
+        except OSError:
+            return False
+
     def folder(self, name: str) -> Path:
         (found,) = (self.state / "turbofit" / "nodes").glob(f"*-{self.cloud.identity(name)[:12]}")
         return found
@@ -165,6 +172,10 @@ class Serving:
         """The process of the node's `turbofit serve`; 0 while there is none."""
         plan = f"{self.folder(name)}/plan.json".encode()
         return sum(found(plan, lambda pid: b"guard.py" not in command(pid))[:1])
+
+    def servers(self) -> list[int]:
+        """The processes of the nodes' `turbofit serve`, in the order of nodes."""
+        return [self.server(name) for name in self.cloud.nodes]
 
     def processes(self) -> list[int]:
         """The processes of all nodes' servers."""

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.machine import Machine
-from turbofit.core.process.files import digest_of_parts, state_dir
+from turbofit.core.process.files import digest_of_parts, needed_state_dir
 from turbofit.core.process.progress import under_way
 from turbofit.core.process.variables import variables
 from turbofit.machine.learned import forget
@@ -169,6 +169,9 @@ def leases_for(config: ServeConfig) -> Leases:
     """Return the leases of this machine, or of a pretend machine.
 
     A pretend machine's leases are this user's, in a folder for each SPEC.
+
+    Raises:
+        LaunchError: the state folder, which has the leases of pretend machines, cannot be written.
     """
     from turbofit.machine.source import machine_from
 
@@ -176,7 +179,7 @@ def leases_for(config: ServeConfig) -> Leases:
         return Leases()
     given = config.plan.machine if config.plan is not None else None
     machine = machine_from(given if config.request is None else config.request.on)
-    folder = variables().leases or state_dir("pretend") / "leases"
+    folder = variables().leases or needed_state_dir("pretend") / "leases"
     return Leases(folder.with_name(f"{folder.name}-pretend-{digest_of_parts(machine.name)}"))
 
 

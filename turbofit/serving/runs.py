@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.messages import HOW_TO_SERVE
 from turbofit.core.plan import Settings
-from turbofit.core.process.files import new_path, state_dir, write_atomic
+from turbofit.core.process.files import new_path, state_dir, unwritable_state, write_atomic
 from turbofit.core.process.processes import child
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import to_json
@@ -105,9 +105,7 @@ def state_folder(folder: str, name: str) -> Path:
     try:
         return new_path(folder, "".join(c if c.isalnum() else "-" for c in name))
     except OSError as exc:
-        raise LaunchError(
-            f"the state folder cannot be written: {exc.strerror or exc}", hint=_HINT
-        ) from None
+        raise unwritable_state(exc) from None
 
 
 def run_folder(plan: Plan) -> Path:

@@ -6,6 +6,7 @@ If memory runs out, the run goes on with a plan that needs less.
 from __future__ import annotations
 
 import math
+import os
 import secrets
 import shlex
 import shutil
@@ -128,7 +129,7 @@ class Start:
             version = run.lmdeploy.version
             give_tuning(launches, self._plan, version, run.say, imports=not self._proves)
         supervision = Supervision(
-            run.say, worst_cases, config.timing, before_start=self._make_overlay,
+            run.say, worst_cases, config.timing, before_start=self._prepare,
             clients=self._routed.get, on_end=self._ended, on_rest=self._rest,
             on_back=lambda engine: self._have_gateway(lambda it: it.engine_ready(engine.index)),
             on_doubt=lambda index, at: self._have_gateway(lambda it: it.doubt(index, at)),
@@ -139,6 +140,20 @@ class Start:
             return self._supervisor.run(stop, self._open, self._tick, self._drain)
         finally:
             self._gone()
+
+    def _prepare(self) -> None:
+        """Make what an engine opens in the checkpoint's place, and a twin that was removed.
+
+        Raises:
+            UsageError: the checkpoint is not on this machine.
+            LaunchError: the folder cannot be made.
+        """
+        from turbofit.serving.engine.launches import with_checkpoint
+
+        where = self._plan.model.source.checkpoint
+        if self._run.config.pretend and where is not None and not os.path.isdir(where):
+            with_checkpoint(self._plan, self._run.folder / "model")
+        self._make_overlay()
 
     def _worst_cases(self) -> AskWorstCases | None:
         """Choose and announce the requests that each engine must answer; None for no check."""

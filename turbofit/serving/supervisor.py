@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
+from turbofit.core.engine_end import End
+from turbofit.core.errors import TurbofitError
 from turbofit.core.process.processes import stop_signals, unblock
 from turbofit.gateway.routing.engines import Outage
 from turbofit.serving.engine.engine_log import EndedError
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from turbofit.core.engine_end import End
     from turbofit.core.plan import Plan
     from turbofit.serving.engine.launches import Launch
     from turbofit.serving.engine.supervised_engine import Supervision
@@ -205,8 +206,18 @@ class Supervisor:
         return stop.signal
 
     def _start(self, engine: SupervisedEngine) -> None:
-        self._supervision.before_start()
-        engine.start()
+        """Start an engine; if that fails and it has served, it waits like an engine that ended.
+
+        Raises:
+            OSError, TurbofitError: an engine that has not served yet cannot be started.
+        """
+        try:
+            engine.start()
+        except (OSError, TurbofitError) as exc:  # its checkpoint is away for a while, for example
+            if not engine.was_ready:
+                raise
+            message = getattr(exc, "message", str(exc))
+            self._mend(engine, End(kind="crash", message=message), self._clock())
 
     def _mend(self, engine: SupervisedEngine, ended: End, now: float) -> None:
         """Schedule an engine's restart, or raise an `EndedError` if a restart would not help."""

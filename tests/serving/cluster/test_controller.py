@@ -36,9 +36,11 @@ class Method:
 class Actor:
     """A node's actor: its server opens at once, unless ``fails`` says why it does not."""
 
-    def __init__(self, world: World, planned: NodePlan, gpus: int) -> None:
-        self.world, self.planned, self.gpus = world, planned, gpus
+    def __init__(self, world: World, planned: NodePlan, claim: str, gpus: int) -> None:
+        self.world, self.planned, self.claim, self.gpus = world, planned, claim, gpus
         self.tell, self.end = Method(lambda: self.status), Method(self._end)
+        self.keep = Method(self._keep)
+        self.taken_over: Any = Method(lambda claim: planned if claim == self.claim else None)
         why = world.fails.get(planned.name, planned.why_not)
         serves = planned.plan is not None and not why
         state = "serving" if serves else "drained" if why == DRAINED else "unfit"
@@ -47,6 +49,10 @@ class Actor:
             state=state,  # type: ignore[arg-type]
             at_once=8 if planned.plan is not None else 0, url="http://x" if serves else "",
         )  # fmt: skip
+
+    def _keep(self) -> NodeStatus:
+        self.world.kept[self.planned.name] = self.world.now
+        return self.status
 
     def _end(self) -> None:
         self.world.log.append(f"end {self.planned.name}")
@@ -61,10 +67,13 @@ class World:
         self.alive: dict[str, Node] = {}
         self.actors: dict[str, Actor] = {}
         self.fails: dict[str, str] = {}
+        #: When a controller asked the actor of a node; the names that controllers hold.
+        self.kept: dict[str, float] = {}
+        self.held: set[str] = set()
         self.log: list[str] = []
         self.said: list[str] = []
         self.now, self.stop = 1000.0, SimpleNamespace(signal=None, urgent=False)
-        for name in ("start_actor", "kill_actor", "nodes", "outcomes"):
+        for name in ("start_actor", "kill_actor", "nodes", "outcomes", "held_name"):
             monkeypatch.setattr(ray_adapter, name, getattr(self, name))
         monkeypatch.setattr(ray_adapter, "actors", lambda: dict(self.actors))
         monkeypatch.setattr(module, "measured", self.measured)
@@ -93,15 +102,21 @@ class World:
         self.now += seconds
 
     def start_actor(self, _: type, *args: Any, node: str, gpus: int, name: str) -> Actor:
-        run, planned, _words, _key = args
+        run, planned, _words, _key, claim = args
         assert name.startswith(f"{run}/{node}/")
         self.log.append(f"start {planned.name} {gpus}")
-        self.actors[name] = Actor(self, planned, gpus)
+        self.actors[name] = Actor(self, planned, claim, gpus)
         return self.actors[name]
 
     def kill_actor(self, actor: Actor) -> None:
         self.log.append(f"kill {actor.planned.name}")
         self.actors = {name: one for name, one in self.actors.items() if one is not actor}
+
+    def held_name(self, name: str) -> object | None:
+        if name in self.held:
+            return None
+        self.held.add(name)
+        return object()
 
     def add(self, number: int, spec: str) -> str:
         found = node(number, spec)
@@ -110,12 +125,15 @@ class World:
         self.alive[found.id] = replace(found, machine=None, gpus=len(found.machine.gpus))
         return found.id
 
-    def controller(self, **asked: Any) -> Controller:
-        """One after its first looks; what it did until then is not in the log."""
+    def controller(self, words: tuple[str, ...] = (), **asked: Any) -> Controller:
+        """One after its first looks."""
         request = PlanRequest(model="internvl2-1b", **asked)
-        config = ClusterServeConfig(request=request, gateway=GatewayConfig(), name=RUN)
+        config = ClusterServeConfig(
+            request=request, gateway=GatewayConfig(), name=RUN, node_words=words
+        )
         stop: Any = self.stop
         made = Controller("10.0.0.1:6379", config, stop, self.said.append)
+        made.take_over()
         ticks(made)
         return made
 
@@ -203,7 +221,7 @@ def test_a_silent_actor_is_left_alone(world: World) -> None:
     """It starts again, or waits for GPUs."""
     world.add(1, "1xl4")
     made = world.controller()
-    world.actor("host-1").tell = Method(TimeoutError)
+    world.actor("host-1").keep = Method(TimeoutError)
     world.log.clear()
     world.now += 100
     ticks(made)
@@ -229,6 +247,85 @@ def test_a_drained_node_gives_its_gpus_back_and_stays_empty(world: World, by_ray
     assert not [line for line in world.log if line.startswith("measure")]
 
 
+def test_a_controller_takes_over_what_a_killed_one_left(world: World) -> None:
+    """Of the same request; a node that joined, and one that is drained, stay as they are."""
+    world.add(1, "1xl4")
+    world.add(2, "1xl4")
+    first = world.controller()
+    world.add(3, "2xrtx3090")  # alone it would promise more
+    ticks(first)
+    world.actor("host-2").end.remote()
+    ticks(first)
+    before = dict(world.actors)
+    world.log.clear()
+    world.said.clear()
+    made = world.controller()
+    assert world.log == []
+    assert world.actors == before
+    assert world.states == {"host-1": "serving", "host-2": "drained", "host-3": "serving"}
+    assert world.said[0] == "taken over from an earlier controller, with its promise: 2 nodes"
+    assert first.plan is not None
+    assert made.plan is not None
+    assert made.plan.longest_request_tokens == first.plan.longest_request_tokens
+    world.add(4, "1xl4")
+    ticks(made)
+    joined = world.actor("host-4").planned.plan
+    assert joined is not None
+    assert joined.limits.image_limit == first.plan.plans[0].limits.image_limit
+    assert joined.kv.longest_request_tokens == first.plan.longest_request_tokens
+
+
+@pytest.mark.parametrize("other", [{"context": 8192}, {"words": ("--drain", "60")}])
+def test_what_another_request_left_is_ended_before_the_plan(
+    world: World, other: dict[str, Any]
+) -> None:
+    world.add(1, "1xl4")
+    world.add(2, "1xt4:free=1GiB")  # it serves nothing, and its actor says so
+    world.controller()
+    world.log.clear()
+    world.controller(**other)
+    assert world.log[:4] == ["end host-1", "end host-2", "kill host-1", "kill host-2"]
+    assert world.log[4:6] == ["measure host-1", "measure host-2"]
+    assert world.states == {"host-1": "serving", "host-2": "unfit"}
+
+
+def test_gpus_that_ray_frees_late_are_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add(1, "1xl4")
+    world.alive["head"] = Node(id="head", name="head", address="", why_not="Ray counts no GPU")
+    world.controller()
+    freed = world.now + 3
+
+    def nodes(_: str) -> dict[str, Node]:
+        why = "jobs of Ray hold its GPUs" * (world.now < freed)
+        return {key: replace(one, why_not=one.why_not or why) for key, one in world.alive.items()}
+
+    monkeypatch.setattr(ray_adapter, "nodes", nodes)
+    world.controller(context=8192)
+    assert world.states["host-1"] == "serving"
+    assert freed <= world.now < freed + 1
+
+
+def test_what_does_not_answer_a_new_controller_is_ended(world: World) -> None:
+    world.add(1, "1xl4")
+    world.add(2, "1xl4")
+    world.controller()
+    world.actor("host-2").taken_over = Method(lambda _: TimeoutError())
+    world.log.clear()
+    made = world.controller()
+    assert world.log == ["end host-2", "kill host-2", "measure host-2", "start host-2 1"]
+    assert set(made.nodes) == {"0001", "0002"}
+
+
+def test_actors_hear_of_their_controller_at_each_look(world: World) -> None:
+    world.add(1, "1xl4")
+    made = world.controller()
+    world.now += 100
+    ticks(made, 1)
+    assert world.kept == {"host-1": world.now}
+
+
 def test_the_end_waits_for_servers_and_kills_all_actors(world: World) -> None:
     world.add(1, "1xl4")
     world.add(2, "1xt4:free=1GiB")
@@ -239,7 +336,7 @@ def test_the_end_waits_for_servers_and_kills_all_actors(world: World) -> None:
         waits[0] -= 1
         return replace(actor.status, state="draining" if waits[0] else "drained")
 
-    actor.tell = Method(tell)
+    actor.tell = actor.keep = Method(tell)
     world.log.clear()
     made.end()
     assert waits == [0]
@@ -307,11 +404,23 @@ def test_it_opens_once_a_node_serves_and_leaves_nothing(world: World, serve: Any
     assert "draining: what is under way may end" in world.said
 
 
+def test_it_takes_over_at_its_start_and_leaves_nothing(world: World, serve: Any) -> None:
+    world.add(1, "1xl4")
+    world.controller()
+    world.log.clear()
+    assert serve() == signal.SIGTERM
+    assert world.log == ["front", "front drains", "end host-1", "kill host-1"]
+    assert world.actors == {}
+
+
 def test_two_controllers_do_not_serve_the_same(world: World, serve: Any) -> None:
     world.add(1, "1xl4")
     world.controller()
+    world.held.add(RUN)
+    world.log.clear()
     with pytest.raises(LaunchError, match="is served on this cluster already"):
         serve()
+    assert world.log == []
 
 
 def test_without_a_node_that_fits_it_says_what_would(world: World, serve: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.processes import put_for_python
-from tests.support.waiting import until
+from tests.support.waiting import HANG, until
 from turbofit import api
 from turbofit.core.cluster import NodePlan, NodeStatus
+from turbofit.serving.cluster import node
 from turbofit.serving.cluster.node import DRAINED, NodeActor
 from turbofit.serving.engine.process import start_time
 
@@ -35,7 +37,9 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     def make(script: str = SERVER, **changes: Any) -> NodeActor:
         put_for_python(tmp_path, monkeypatch, script)
-        made.append(NodeActor("run", replace(PLANNED, **changes), ("--pretend",), "secret"))
+        made.append(
+            NodeActor("run", replace(PLANNED, **changes), ("--pretend",), "secret", "claim")
+        )
         return made[-1]
 
     yield make
@@ -98,3 +102,41 @@ def test_a_node_without_a_plan_says_why(add: Any, why: str, state: str) -> None:
     assert (told.state, told.why_not, told.at_once) == (state, why, 0)
     actor.end()
     assert actor.tell().state == "drained"
+
+
+def test_a_controller_with_the_same_claim_takes_it_over(add: Any) -> None:
+    actor = add()
+    assert actor.taken_over("another") is None
+    assert actor.taken_over("claim") == PLANNED
+    when(actor, "serving")
+    assert actor.taken_over("claim") == PLANNED
+    actor.end()
+    when(actor, "drained")
+    assert actor.taken_over("claim") == PLANNED  # a drained node stays so
+    assert add(plan=None, why_not="no room").taken_over("claim") is None
+
+
+@pytest.mark.parametrize("serves", [True, False])
+def test_without_a_controller_it_ends_its_server_and_then_itself(
+    add: Any, monkeypatch: pytest.MonkeyPatch, serves: bool
+) -> None:
+    began = -1e6  # to actors of other tests, which look at this clock, too, no time has passed
+    now, ended = [began], threading.Event()
+    monkeypatch.setattr(node.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(node.time, "sleep", lambda _: os.sched_yield())
+    monkeypatch.setattr(node.ray_adapter, "kill_actor", ended.set)
+    actor = add() if serves else add(plan=None, why_not="no room")
+    if serves:
+        when(actor, "serving")
+    pid = int((Path(actor.tell().folder) / "pid").read_text()) if serves else 0
+    now[0] = began + 500
+    assert actor.tell().said == "no controller for 500 s; it ends after 600 s without one"
+    assert "no controller" not in actor.keep().said
+    now[0] = began + 1099
+    assert "no controller for 599 s" in actor.tell().said
+    assert not ended.is_set()
+    now[0] = began + 1100
+    assert ended.wait(HANG)
+    assert (actor.tell().state, actor.tell().url) == ("unfit", "")
+    assert actor.taken_over("claim") is None
+    assert not serves or not start_time(pid)

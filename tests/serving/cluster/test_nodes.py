@@ -90,7 +90,15 @@ def test_nodes_are_measured_where_they_may_serve(monkeypatch: pytest.MonkeyPatch
     assert d == held
 
 
-def test_a_node_that_cannot_be_planned_for_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_cannot_be_planned_for_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with monkeypatch.context() as readonly:
+        readonly.setenv("XDG_STATE_HOME", str(file))
+        told = measure_here(__version__).why_not
+    assert told == "the state folder cannot be written: Not a directory"
     monkeypatch.setenv("TURBOFIT_NODE_SPEC", "3xnosuchcard")
     assert "nosuchcard" in measure_here(__version__).why_not
     assert measure_here("0.0.1").why_not.startswith(f"it has turbofit {__version__}, not 0.0.1")

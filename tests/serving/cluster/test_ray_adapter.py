@@ -96,3 +96,33 @@ def test_a_silent_head_is_said(
     monkeypatch.setattr(sys.modules["ray.autoscaler.v2.sdk"], "get_cluster_status", silent)
     with pytest.raises(MachineError, match="does not answer: Timed out while waiting for GCS"):
         ray_adapter.nodes("10.0.0.1:6379")
+
+
+@pytest.mark.parametrize(("tries", "held"), [(1, True), (3, True), (99, False)])
+def test_a_name_is_held_by_one_process(
+    monkeypatch: pytest.MonkeyPatch, tries: int, held: bool
+) -> None:
+    """Ray frees the name of a holder that was killed after a moment."""
+    paused, asked = list[float](), list[int]()
+
+    def create() -> str:
+        if len(asked) < tries:
+            asked.append(1)
+            raise ValueError("The name is already taken")
+        return "handle"
+
+    def options(**given: Any) -> SimpleNamespace:
+        assert (given["name"], given["namespace"]) == ("mine", "turbofit-held")
+        assert "lifetime" not in given  # it ends with this process
+        return SimpleNamespace(remote=create)
+
+    context = SimpleNamespace(get_node_id=lambda: "here")
+    ray = SimpleNamespace(
+        remote=lambda **_: lambda _: SimpleNamespace(options=options),
+        get_runtime_context=lambda: context,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(ray_adapter, "_on", lambda node: node)
+    monkeypatch.setattr(ray_adapter.time, "sleep", paused.append)
+    assert (ray_adapter.held_name("mine") == "handle") is held
+    assert sum(paused) == (tries * 0.5 if held else 10.0)

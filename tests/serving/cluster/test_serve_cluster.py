@@ -63,11 +63,17 @@ def test_4_a_node_that_has_gone_is_forgotten_and_another_joins(serving: Serving)
     serving.wait("large", "late")
 
 
-def test_5_a_kill_leaves_nothing(serving: Serving) -> None:
-    serving.kill()
-    until(lambda: not serving.processes(), "the end of all servers")
-    until(lambda: serving.status() == {}, "the end of all actors")
-    serving.again().wait_for("fits:")
+def test_5_a_killed_controller_costs_nothing_and_another_takes_over(serving: Serving) -> None:
+    before = serving.servers()
+    assert any(before)  # the small node has none
+    with Clients(serving.port) as clients:
+        clients.more(10)
+        serving.kill()
+        clients.more(20)
+        serving.again().wait_for("taken over")
+        clients.more(10)
+    assert set(clients.outcomes) == {"answered"}
+    assert serving.servers() == before
 
 
 def test_6_an_end_leaves_nothing(serving: Serving) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.struct import Struct, to_json
 
 T = TypeVar("T", bound=Struct)
@@ -180,6 +180,26 @@ def state_dir(folder: str, *, make: bool = True) -> Path:
         if make:  # mkdir would give its mode to the last folder only
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
+
+
+def needed_state_dir(folder: str) -> Path:
+    """Return `state_dir(folder)`, for a caller that cannot do without it.
+
+    Raises:
+        LaunchError: the folder cannot be made.
+    """
+    try:
+        return state_dir(folder)
+    except OSError as exc:
+        raise unwritable_state(exc) from None
+
+
+def unwritable_state(exc: OSError) -> LaunchError:
+    """Return the error to raise where turbofit's state folder cannot be written."""
+    return LaunchError(
+        f"the state folder cannot be written: {exc.strerror or exc}",
+        hint="set XDG_STATE_HOME to a folder that can be written",
+    )
 
 
 def private_folder(folder: Path, *, make: bool = True) -> Path:

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from turbofit.core.cluster import Cluster, Node, NodeStatus
 from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.process.files import needed_state_dir
 from turbofit.core.process.variables import variables
 from turbofit.core.version import REFERENCE, __version__
 from turbofit.gateway.front import NodeAddress
@@ -53,6 +54,7 @@ def measure_here(version: str) -> Node:
         if release(lmdeploy) != release(REFERENCE):
             return replace(node, why_not=f"it has LMDeploy {lmdeploy}, plans are for {REFERENCE}")
     try:
+        needed_state_dir("nodes")
         machine = machine_from(variables().node_spec or None, environ=raylet_environment())
     except TurbofitError as exc:
         return replace(node, why_not=exc.message)
@@ -134,9 +136,9 @@ def node_actors(run: str) -> dict[str, Any]:
     return {node: actor for (of, node, _), actor in named if of == run}
 
 
-def told(actors: Mapping[str, Any]) -> list[NodeStatus]:
-    """Return the status of each actor that answers in time."""
-    calls = [actor.tell.remote() for actor in actors.values()]
+def told(actors: Mapping[str, Any], call: str = "tell") -> list[NodeStatus]:
+    """Return the status of each actor that answers in time; ``call`` is the method to call."""
+    calls = [getattr(actor, call).remote() for actor in actors.values()]
     answers = ray_adapter.outcomes(calls, _ANSWER_SECONDS)
     return [answer for answer in answers if isinstance(answer, NodeStatus)]
 

@@ -2,8 +2,9 @@
 
 A task measures each node. All nodes' plans promise clients the same image limit and context. A
 node's actor runs a `turbofit serve` with the node's plan, or says why the node serves nothing; the
-front asks the actors for addresses. When the controller ends, for whatever reason, Ray ends the
-actors, and with them their servers.
+front, which lives in the controller's process, asks the actors for addresses. An ordered end ends
+the actors and their servers. If the controller is killed, they serve on for ten minutes, and a
+controller that starts meanwhile takes over those that serve what it would start.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from msgspec.structs import replace
 
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan, NodeStatus
 from turbofit.core.errors import LaunchError
-from turbofit.core.messages import BESIDE_COMMANDS
-from turbofit.core.process.files import state_dir
+from turbofit.core.messages import BESIDE_COMMANDS, plural
+from turbofit.core.process.files import digest_of_parts, needed_state_dir
+from turbofit.core.version import __version__
 from turbofit.gateway.front import Front
 from turbofit.gateway.http.metrics import access_log
 from turbofit.gateway.server import GatewayThread
@@ -30,7 +32,7 @@ from turbofit.serving.cluster.node import DRAINED, NodeActor
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable
+    from collections.abc import Callable, Container, Mapping
 
     from turbofit.serving.options import ClusterServeConfig
     from turbofit.serving.supervisor import StopSignal
@@ -42,6 +44,8 @@ _MEASURE_SECONDS: Final = 45.0
 _PAUSE: Final = 15.0
 #: Seconds after the drain in which servers must end.
 _LAST_SECONDS: Final = 20.0
+#: Seconds until the actors of an earlier controller count as silent.
+_TAKE_SECONDS: Final = 20.0
 #: States of a node that serves nothing, and will serve nothing until it gets another plan.
 _EMPTY: Final = {"drained", "unfit"}
 
@@ -81,6 +85,39 @@ class Controller:
         self._address, self._config, self._stop, self._say = address, config, stop, say
         self.nodes: dict[str, NodeState] = {}
         self.plan: ClusterPlan | None = None
+        self._claim = digest_of_parts(
+            __version__, config.request.model_dump_json(), *config.node_words
+        )
+
+    def take_over(self) -> None:
+        """Take over the actors that an earlier controller left, with their promise.
+
+        Actors are ended that serve another request, by other options or another turbofit, or that
+        do not answer.
+        """
+        alive, actors = ray_adapter.nodes(self._address), node_actors(self._config.name)
+        calls = {node: actor.taken_over.remote(self._claim) for node, actor in actors.items()}
+        answers = zip(calls, ray_adapter.outcomes([*calls.values()], _TAKE_SECONDS), strict=True)
+        for node, planned in answers:
+            if isinstance(planned, NodePlan) and node in alive:
+                self.nodes[node] = NodeState(alive[node], actors.pop(node), planned=planned)
+        kept = [node.planned for node in self.nodes.values() if node.planned is not None]
+        plans = [planned.plan for planned in kept if planned.plan is not None]
+        if plans:
+            self.plan = ClusterPlan(
+                turbofit_version=__version__, created=plans[0].created, fits=True,
+                verdict=f"taken over from an earlier controller, with its promise: {len(plans)} "
+                f"{plural(len(plans), 'node')}",
+                model=plans[0].model, workload=plans[0].workload, limits=plans[0].limits,
+                longest_request_tokens=plans[0].kv.longest_request_tokens, nodes=tuple(kept),
+            )  # fmt: skip
+            self._say(self.plan.verdict)
+        if actors:
+            self._say("ending what else an earlier controller left, which is not to serve on")
+            self._end(actors)
+            end = time.monotonic() + _PAUSE
+            while self._hold_gpus(actors) and time.monotonic() < end:
+                time.sleep(_TICK)
 
     def tick(self) -> None:
         """Look at the nodes and their actors once; measure and plan the nodes that join.
@@ -130,7 +167,10 @@ class Controller:
 
     def end(self) -> None:
         """End all servers normally, and free all GPUs."""
-        actors = {node.ray.id: node.actor for node in self.nodes.values() if node.actor is not None}
+        nodes = self.nodes.values()
+        self._end({node.ray.id: node.actor for node in nodes if node.actor is not None})
+
+    def _end(self, actors: Mapping[str, Any]) -> None:
         # Even an urgent end waits until the actors know; otherwise their servers would continue.
         ray_adapter.outcomes([actor.end.remote() for actor in actors.values()], 10.0)
         end = time.monotonic() + self._config.timing.drain + _LAST_SECONDS
@@ -141,10 +181,17 @@ class Controller:
         for actor in actors.values():
             ray_adapter.kill_actor(actor)
 
+    def _hold_gpus(self, nodes: Container[str]) -> bool:
+        """Return whether Ray counts GPUs of one of these nodes as held, by actors or other jobs."""
+        return any(
+            node.gpus and node.why_not and node.id in nodes
+            for node in ray_adapter.nodes(self._address).values()
+        )
+
     def _look(self) -> None:
         """Update all nodes, and say which have left the cluster or changed their state."""
         alive, actors = ray_adapter.nodes(self._address), node_actors(self._config.name)
-        statuses = {status.id: status for status in told(actors)}
+        statuses = {status.id: status for status in told(actors, "keep")}
         for identity in self.nodes.keys() - alive.keys():
             self._say(f"node {self.nodes.pop(identity).ray.name} has left the cluster")
         for identity, ray in alive.items():
@@ -177,8 +224,8 @@ class Controller:
             ray_adapter.kill_actor(node.actor)
         gpus = 0 if planned.plan is None else node.ray.gpus
         node.actor = ray_adapter.start_actor(
-            NodeActor, run, planned, self._config.node_words, token_hex(32), node=node.ray.id,
-            gpus=gpus,
+            NodeActor, run, planned, self._config.node_words, token_hex(32), self._claim,
+            node=node.ray.id, gpus=gpus,
             name=f"{run}/{node.ray.id}/{time.time():.3f}",  # the newest is the last one by name
         )  # fmt: skip
 
@@ -199,8 +246,10 @@ def serve_cluster(
         stop.rearm()  # Ray takes SIGTERM
         controller = Controller(address, config, stop, say)
         public = replace(config.gateway, drain_seconds=config.timing.drain, pretend=config.pretend)
-        log = access_log(config.access_log or f"{state_dir(f'clusters/{config.name}')}/access.log")
-        if node_actors(config.name):
+        folder = needed_state_dir(f"clusters/{config.name}")
+        log = access_log(config.access_log or f"{folder}/access.log")
+        held = ray_adapter.held_name(config.name)
+        if held is None:
             raise LaunchError(
                 f"{config.name} is served on this cluster already",
                 hint="turbofit cluster status shows it; --name gives this one another name",
@@ -208,6 +257,7 @@ def serve_cluster(
         front = GatewayThread(Front(address_source(config.name), public, log))
         stop.abrupt = False
         try:
+            controller.take_over()
             return controller.follow(front, on_open)
         finally:
             stop.on_second(front.cut_off)

@@ -1,6 +1,7 @@
 """The Ray actor of a node: it runs a `turbofit serve` there, or says why the node serves nothing.
 
-The server and its engines end with the actor, and the actor with its controller.
+The server and its engines end with the actor. The actor outlives its controller for ten minutes,
+in which another controller may take it over; then it ends itself.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -16,6 +18,7 @@ from turbofit.core.cluster import NodePlan, NodeStatus
 from turbofit.core.process.files import state_dir, write_atomic
 from turbofit.core.process.processes import child
 from turbofit.gateway.front import NodeAddress
+from turbofit.serving.cluster import ray_adapter
 
 if TYPE_CHECKING:
     import subprocess
@@ -25,18 +28,28 @@ if TYPE_CHECKING:
 
 #: Why a drained node gets no plan.
 DRAINED: Final = "it is drained until it leaves the cluster"
+#: Seconds without a word of a controller after which an actor ends itself; how often it looks; and
+#: after which its status says so. A controller that measures and plans is silent for a minute.
+_ALONE: Final = 600.0
+_LOOK: Final = 5.0
+_SILENT: Final = 90.0
 
 
 class NodeActor:
     """A Ray actor that runs the server of one node, or says why the node serves nothing.
 
     ``run`` is the run's name, ``words`` are further options of `turbofit serve`, and ``key`` is the
-    API key that fronts send to the server. Create the actor in the main thread: the kernel kills
-    the server when the creating thread ends.
+    API key that fronts send to the server. ``claim`` identifies what the controller serves: a
+    controller with another claim does not take the actor over. Create the actor in the main thread:
+    the kernel kills the server when the creating thread ends.
     """
 
-    def __init__(self, run: str, planned: NodePlan, words: Sequence[str], key: str) -> None:
-        self._key, plan = key, planned.plan
+    def __init__(
+        self, run: str, planned: NodePlan, words: Sequence[str], key: str, claim: str
+    ) -> None:
+        self._key, self._claim, self._planned, plan = key, claim, planned, planned.plan
+        #: When a controller last asked.
+        self._asked_at = time.monotonic()
         self._folder = state_dir(f"nodes/{run}-{planned.node[:12]}")
         self._log = self._folder / "serve.log"
         pretend = plan is not None and plan.machine.source != "nvml"
@@ -52,13 +65,30 @@ class NodeActor:
             self._change(state="starting", at_once=plan.requests_at_once, tokens=plan.kv_tokens)
             self._server = server = self._start(plan, words)
             threading.Thread(target=self._follow, args=[server], name="server", daemon=True).start()
+        threading.Thread(target=self._watch, name="controller", daemon=True).start()
 
     def address(self) -> NodeAddress:
         """Return where fronts reach the node; it has no URL while its server is not open."""
         return NodeAddress(name=self._status.name, url=self._status.url, key=self._key)
 
     def tell(self) -> NodeStatus:
-        return replace(self._status, said="".join(self._lines()[-1:]))
+        silent = time.monotonic() - self._asked_at
+        alone = f"no controller for {silent:.0f} s; it ends after {_ALONE:.0f} s without one"
+        said = alone if silent > _SILENT else "".join(self._lines()[-1:])
+        return replace(self._status, said=said)
+
+    def keep(self) -> NodeStatus:
+        """Return the status to a controller, with which the actor lives on."""
+        self._asked_at = time.monotonic()
+        return self.tell()
+
+    def taken_over(self, claim: str) -> NodePlan | None:
+        """Return what the node serves to a new controller; None if it is not what that would serve.
+
+        A node that is drained by request stays so.
+        """
+        same = claim == self._claim and self._status.state != "unfit"
+        return self._planned if same else None
 
     def end(self) -> None:
         """End the server normally."""
@@ -105,6 +135,16 @@ class NodeActor:
             self._change(state="drained")
         else:
             self._change(state="unfit", url="", why_not=why)
+
+    def _watch(self) -> None:
+        """Wait until no controller has asked for ten minutes, then end the server and the actor."""
+        while time.monotonic() - self._asked_at < _ALONE:
+            time.sleep(_LOOK)
+        self._change(state="unfit", url="", why_not="it has no controller any more")
+        if self._server is not None:
+            self._server.terminate()
+            self._server.wait()
+        ray_adapter.kill_actor()
 
     def _lines(self) -> list[str]:
         try:

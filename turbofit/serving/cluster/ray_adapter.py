@@ -22,8 +22,13 @@ from turbofit.core.process.interpreter import kept_stdout
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-#: Ray's namespace, in which names of actors are unique.
+#: Ray's namespaces, in which names of actors are unique: of nodes' actors, and of held names.
 _NAMESPACE: Final = "turbofit"
+_HELD: Final = "turbofit-held"
+#: How often a name that is held is tried again, and the seconds before each time. Ray needs a
+#: moment to notice that the name's holder was killed.
+_TRIES: Final = 20
+_PAUSE: Final = 0.5
 
 
 @contextmanager
@@ -132,12 +137,34 @@ def run_on(node: str, function: Callable[..., Any], *args: Any) -> Any:
 def start_actor(kind: type, *args: Any, node: str, gpus: int, name: str) -> Any:
     """Start an actor on a node and return its handle.
 
-    Ray restarts the actor if it dies, and ends it when this process ends.
+    Ray restarts the actor if it dies. The actor outlives this process: end it by `kill_actor`.
     """
     import ray
 
-    remote = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=-1)(kind)
+    remote = ray.remote(num_cpus=0, num_gpus=gpus, max_restarts=-1, lifetime="detached")(kind)
     return remote.options(scheduling_strategy=_on(node), name=name).remote(*args)
+
+
+class _Holder:
+    """An actor that does nothing: its name is held while it lives."""
+
+
+def held_name(name: str) -> Any:
+    """Hold a name in the cluster; return a handle, or None if another process holds the name.
+
+    The name is held until this process ends or drops the handle.
+    """
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    holder = ray.remote(num_cpus=0, max_restarts=-1)(_Holder).options(
+        name=name, namespace=_HELD, scheduling_strategy=_on(here)
+    )
+    for _ in range(_TRIES):
+        with suppress(ValueError):
+            return holder.remote()
+        time.sleep(_PAUSE)
+    return None
 
 
 def _on(node: str) -> Any:
@@ -147,11 +174,11 @@ def _on(node: str) -> Any:
     return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
-def kill_actor(actor: Any) -> None:
-    """End an actor for good."""
+def kill_actor(actor: Any = None) -> None:
+    """End an actor for good; None is the actor in whose process this is called."""
     import ray
 
-    ray.kill(actor, no_restart=True)
+    ray.kill(actor or ray.get_runtime_context().current_actor, no_restart=True)
 
 
 def actors() -> dict[str, Any]:

@@ -129,7 +129,8 @@ NEXT_STATES: Final[dict[EngineState, dict[EngineState, str]]] = {
     "waiting": {"starting": "the supervisor, at `again_at`, once no process is left"},
     "starting": {
         "ready": "the engine's own look, once its probe was answered",
-        "waiting": "the supervisor, after an end that another start may mend",
+        "waiting": "the supervisor, after an end that another start may mend, or if it has served "
+        "and cannot be started now",
         "broken": "the supervisor, after more than `Timing.restarts` ends in `Timing.window`",
     },
     "ready": {"waiting": "as from starting", "broken": "as from starting"},
@@ -224,7 +225,13 @@ class SupervisedEngine:
         return self._supervision.clients(self.index)
 
     def start(self) -> None:
-        """Start the engine, in the main thread; raises `LaunchError` if that fails."""
+        """Start the engine, in the main thread.
+
+        Raises:
+            OSError, TurbofitError: it cannot be started.
+        """
+        self._move("starting")
+        self._supervision.before_start()
         start_command = self.launch.start_command(self.starts)
         self.starts += 1
         if start_command.timeline is not None:
@@ -239,7 +246,6 @@ class SupervisedEngine:
             start_command.argv, start_command.env, self.log, self.launch.spawn,
             log_required=self.starts == 1,
         )  # fmt: skip
-        self._move("starting")
         error = self.process.log_error
         log = f"no log, {self.log}: {error}" if error else f"log {self.log}"
         self._tell(f"phase: starting (process {self.process.pid}, {log})")
