@@ -220,7 +220,7 @@ def test_nobody_asks_an_image_rule_for_its_class() -> None:
 
 
 def test_nobody_asks_an_engine_for_its_name() -> None:
-    """`Engine` answers for planning, and `PlannedEngine` for a plan."""
+    """`Engine` answers for planning, and `Backend` for a plan."""
     names = set(get_args(EngineName))
     found = set()
     for path in PACKAGE:

@@ -108,8 +108,8 @@ class Controller:
                 turbofit_version=__version__, created=plans[0].created, fits=True,
                 verdict=f"taken over from an earlier controller, with its promise: {len(plans)} "
                 f"{plural(len(plans), 'node')}",
-                model=plans[0].model, workload=plans[0].workload, limits=plans[0].limits,
-                longest_request_tokens=plans[0].kv.longest_request_tokens, nodes=tuple(kept),
+                model=plans[0].model, workload=plans[0].workload, limits=plans[0].promise.limits,
+                longest_request_tokens=plans[0].promise.context, nodes=tuple(kept),
             )  # fmt: skip
             self._say(self.plan.verdict)
         if actors:
