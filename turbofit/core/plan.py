@@ -15,7 +15,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.struct import JsonDocument, Struct, const, doc, to_builtins, to_json
-from turbofit.core.units import order, round_up, three_digits, two_digits
+from turbofit.core.units import MIB, order, round_up, three_digits, two_digits
 
 if TYPE_CHECKING:
     from turbofit.core.struct import Options
@@ -248,10 +248,16 @@ class Kv(Struct):
 MOST_IMAGE_THREADS: Final = 16
 
 
+#: Bytes that a grammar may take while it is tried; and those of the process that tries grammars
+#: with the largest tokenizers, a trial included: it has imported torch and Transformers.
+GRAMMAR_TRIAL: Final = 512 * MIB
+GRAMMAR_PROCESS: Final = GRAMMAR_TRIAL + 768 * MIB
+
+
 class HostMemory(Struct):
     """Host memory that the engines will take, in bytes; ``available`` is None if unknown.
 
-    ``pageable`` includes the ``image_cache`` of each engine.
+    ``pageable`` includes the ``image_cache`` of each engine, and the process that tries grammars.
     """
 
     pinned: Annotated[int, doc("Bytes.")]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.struct import Document
     from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.grammar_trials import GrammarTrials
     from turbofit.gateway.http.request_context import Receive, Send
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
@@ -100,6 +101,8 @@ class Gateway(AsgiApp):
         self.deny_list.count = self.metrics.count
         #: Returns the bytes in use on each GPU, by index. The code that starts the engines sets it.
         self.in_use: Callable[[], dict[int, int]] = dict
+        #: Tries the grammars of requests; None passes them on untried. The same code sets it.
+        self.grammars: GrammarTrials | None = None
         self._asked: asyncio.Future[dict[int, int]] | None = None
         self._forwarder = RequestForwarder(
             self.fleet, self.admission, self._upstream, self.monitor, self.deny_list,
@@ -166,6 +169,9 @@ class Gateway(AsgiApp):
         await self.monitor.stop()
         await self._upstream.close()
         await self._fetcher.close()
+        process = self.grammars and self.grammars.end()
+        if process is not None:
+            await process.wait()
         self._close_log()
 
     async def _serve(
@@ -199,6 +205,8 @@ class Gateway(AsgiApp):
         large = len(request.body) >= LARGE
         prepared = await self._work(large, Preparation, *given)
         hold_name(self.config.names, prepared.parsed.body)
+        if self.grammars is not None and prepared.generates:
+            await self.grammars.check(prepared.parsed.body, request.who)
         most = self.bounds.limits.bytes_per_image
 
         def count(url: str, size: int) -> None:

@@ -1,134 +1,115 @@
-"""Limits the time to compile grammars: LMDeploy compiles schemas and patterns on its event loop.
+"""Finds the grammars of a request, and limits their bytes and depth.
 
-With these limits a request's grammars take about 5 s of one core at most, mostly far less (XGrammar
-0.2.8, `bench/gateway/GRAMMARS.md`).
+Engines compile grammars: schemas and patterns that an answer must follow. How long this takes is
+seen by neither their size nor their words, so `gateway.grammar_trials` compiles each new one first.
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turbofit.gateway.limits.request_limits import shown
+from turbofit.core.struct import Struct
 from turbofit.gateway.limits.rules import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from turbofit.core.struct import JsonObject
 
-#: Bytes of all schemas of a request, and the depth of their nesting (100: 0.7 s, 400: over 40 s).
+#: Bytes of all schemas of a field, and the depth of their nesting: LMDeploy parses them on its
+#: event loop.
 _BYTES: Final = 64 << 10
 _DEPTH: Final = 64
-#: The most optional fields of an object; of several objects the squares are added. 100: 1.2 s.
-_OPTIONAL: Final = 100
-#: Repetitions of all patterns of a request: each ``?``, ``*`` and ``+``, and the numbers of
-#: ``{2,5}``, ``minLength`` and ``maxLength``. ``.{1,64}`` takes 5.4 s, ``(a?)`` 64 times 3.4 s.
-_REPETITIONS: Final = 64
 #: The most tools of a request; a model's template writes each of them into the prompt, which takes
 #: 0.04 s for 64 KiB of them and 1 s for a MiB (`bench/gateway/STALLS.md`).
 _TOOLS: Final = 128
+#: Values of ``tool_choice`` that force a call: OpenAI's, and the two of the Messages API.
+#: lmdeploy lmdeploy/serve/anthropic/adapter.py::normalize_tool_choice #2404e7
+_FORCED: Final = ("required", "any")
 
-_LENGTHS: Final = ("minLength", "maxLength")
-_REPEATED: Final = re.compile(r"[?*+]|\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
+
+class Grammar(Struct):
+    """What an engine compiles for a request: the field, and the parts of a chat that decide it."""
+
+    field: str
+    chat: dict[str, Any]
 
 
-def check_format(body: JsonObject) -> list[str]:
-    """Limit the grammars of a body in place; return changes like ``maxLength=200->none``.
+def grammar_of(body: JsonObject, *, every_tool: bool = False) -> Grammar | None:
+    """Return the grammar of a body of any API, or None if an engine compiles none for it.
 
-    The grammars are in ``response_format`` or ``text``.
+    LMDeploy compiles tools if ``tool_choice`` forces a call, and then no other grammar.
+    ``every_tool``: it compiles tools unless ``tool_choice`` is ``none``, as for GPT-OSS.
+    """
+    choice, tools = body.get("tool_choice"), body.get("tools")
+    named = choice.get("type") if isinstance(choice, dict) else choice
+    if tools and (named in _FORCED or (every_tool and named != "none")):
+        chat = {"tools": [_of_chat(tool) for tool in tools], "tool_choice": "required"}
+        return Grammar("tools", chat)
+    value = body.get("response_format")
+    if value is not None:
+        field = "response_format"
+    else:
+        field, value = "text", (body.get("text") or {}).get("format")
+        if isinstance(value, dict) and "schema" in value:
+            value = {"type": value.get("type"), "json_schema": {"name": "text", **value}}
+    if not isinstance(value, dict) or value.get("type", "text") == "text":
+        return None
+    return Grammar(field, {"response_format": value})
+
+
+def _of_chat(tool: Any) -> Any:
+    """Return a tool of any API in the form of a chat, without its description."""
+    given = tool.get("function", tool) if isinstance(tool, dict) else {}
+    if not isinstance(given, dict):
+        return tool
+    parameters = given.get("parameters", given.get("input_schema"))
+    function = {"name": given.get("name"), "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def check_format(body: JsonObject) -> None:
+    """Limit bytes and depth of the grammars in ``response_format`` and ``text``.
 
     Raises:
-        Refusal: the field is no object, or compiling its grammar would take too long.
+        Refusal: the field is no object, too long, or nested too deep.
     """
-    changes: list[str] = []
     for name in ("response_format", "text"):
         value = body.get(name)
         if value is None:
             continue
         if not isinstance(value, dict):
             raise refused(name, "is no object")
-        changes += _bound(name, value)
-    return changes
+        _check(name, value)
 
 
-def check_tools(tools: Any) -> list[str]:
-    """Limit the grammars of tools in place; return changes like ``maxLength=200->none``.
+def check_tools(tools: Any) -> None:
+    """Limit the number of tools, and bytes and depth of their schemas.
 
     Raises:
-        Refusal: the tools are no list or too many, or compiling their grammars takes too long.
+        Refusal: the tools are no list, too many, too long, or nested too deep.
     """
     if tools is None:
-        return []
+        return
     if not isinstance(tools, list):
         raise refused("tools", "is no list")
     if len(tools) > _TOOLS:
         raise refused("tools", f"has {len(tools)} tools, the limit is {_TOOLS}")
-    return _bound("tools", tools)
+    _check("tools", tools)
 
 
-def _bound(name: str, value: Any) -> list[str]:
-    """Refuse schemas that are slow to compile.
-
-    If they are slow only because of limits such as ``maxLength``, remove these limits instead, and
-    return the changes.
-    """
+def _check(name: str, value: Any) -> None:
     size = len(msgspec.json.encode(value))
     if size > _BYTES:
         raise refused(name, f"has {size} bytes of schemas, the limit is {_BYTES}")
-    schemas, optional, repeated = list(_objects(name, value)), 0, 0
-    for schema in schemas:
-        properties, required = schema.get("properties"), schema.get("required")
-        if isinstance(properties, dict):
-            needed = required if isinstance(required, list) else []
-            optional += len(properties.keys() - {n for n in needed if isinstance(n, str)}) ** 2
-        for word in ("pattern", "regex_schema"):
-            if isinstance(pattern := schema.get(word), str):
-                repeated += repetitions(pattern)
-    if optional > _OPTIONAL**2:
-        raise refused(
-            name,
-            f"has more than {_OPTIONAL} optional properties in one object, or as many by their"
-            " squares in several: require some of them",
-        )
-    if repeated > _REPETITIONS:
-        raise refused(
-            name, f"has {repeated} repetitions in patterns, as {{1,9}}, the limit is {_REPETITIONS}"
-        )
-    counted = [
-        (schema, word)
-        for schema in schemas
-        for word in _LENGTHS
-        if isinstance(schema.get(word), int | float)
-    ]
-    if repeated + sum(schema[word] for schema, word in counted) <= _REPETITIONS:
-        return []
-    return [f"{word}={shown(schema.pop(word))}->none" for schema, word in counted]
-
-
-def repetitions(pattern: str) -> int:
-    """Count the repetitions that a pattern allows: ``a?`` is one, ``a{2,5}`` is five.
-
-    A ``?`` or ``{`` that a backslash escapes counts, too.
-    """
-    return sum(
-        max(1, *(int(digits or 0) for digits in match.groups("")))
-        for match in _REPEATED.finditer(pattern)
-    )
-
-
-def _objects(name: str, value: Any) -> Iterator[dict[str, Any]]:
-    """Yield all objects inside a value, since each object may be a schema; refuse deep nesting."""
-    level: list[Any] = [value]
+    level = [value]
     for _ in range(_DEPTH):
-        deeper: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                yield item
-            deeper.extend(item.values() if isinstance(item, dict) else item)
-        level = [item for item in deeper if isinstance(item, dict | list)]
+        level = [
+            inner
+            for item in level
+            for inner in (item.values() if isinstance(item, dict) else item)
+            if isinstance(inner, dict | list)
+        ]
         if not level:
             return
     raise refused(name, f"is nested deeper than {_DEPTH}")
