@@ -285,9 +285,7 @@ class Start:
         )
         log = access_log(serve_config.access_log or str(run.folder / "access.log"))
         gateway = make_gateway(plan, urls, config, log=log, deny_list=run.deny_list)
-        gateway.grammars = trials_of(
-            plan, *self._grammars, lambda why: run.say(f"warning: {why}"), ours=True
-        )
+        gateway.grammars = trials_of(plan, *self._grammars, run.say, ours=True)
         run.deny_list = gateway.deny_list
         gateway.in_use = partial(self._start_progress.used, self._supervisor.engines)
         supervised = zip(gateway.engines, self._supervisor.engines, strict=True)

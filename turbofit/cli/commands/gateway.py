@@ -123,9 +123,7 @@ def _planned(
     app = make_gateway(planned, upstream, config, overlay=overlay, log=access_log(log or "-"))
     folder = planned.model.source.checkpoint or ""
     parsers = [*parser_options(planned.model, Path(folder), ())]
-    app.grammars = trials_of(
-        planned, folder, parsers, lambda why: note(f"warning: {why}"), ours=False
-    )
+    app.grammars = trials_of(planned, folder, parsers, note, ours=False)
     return app
 
 

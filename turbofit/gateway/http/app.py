@@ -169,9 +169,8 @@ class Gateway(AsgiApp):
         await self.monitor.stop()
         await self._upstream.close()
         await self._fetcher.close()
-        process = self.grammars and self.grammars.end()
-        if process is not None:
-            await process.wait()
+        if self.grammars is not None:
+            self.grammars.end()
         self._close_log()
 
     async def _serve(

@@ -1,7 +1,7 @@
-"""Finds the grammars of a request, and limits their bytes and depth.
+"""Finds the grammar of a request, and limits the bytes and depth of its schemas.
 
-Engines compile grammars: schemas and patterns that an answer must follow. How long this takes is
-seen by neither their size nor their words, so `gateway.grammar_trials` compiles each new one first.
+An answer must follow its grammar, which an engine compiles of schemas and patterns. Their text does
+not tell how long this takes, so `gateway.grammar_trials` compiles each new one first.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ _DEPTH: Final = 64
 #: The most tools of a request; a model's template writes each of them into the prompt, which takes
 #: 0.04 s for 64 KiB of them and 1 s for a MiB (`bench/gateway/STALLS.md`).
 _TOOLS: Final = 128
-#: Values of ``tool_choice`` that force a call: OpenAI's, and the two of the Messages API.
-#: lmdeploy lmdeploy/serve/anthropic/adapter.py::normalize_tool_choice #2404e7
+#: Fields with schemas, and their types.
+_FIELDS: Final = {"response_format": dict, "text": dict, "tools": list}
+_TYPES: Final = {dict: "object", list: "list"}
+#: Values of ``tool_choice`` that force a call, of all APIs.
+#: lmdeploy lmdeploy/serve/anthropic/adapter.py::normalize_tool_choice #8b4ed9
 _FORCED: Final = ("required", "any")
 
 
@@ -35,81 +38,59 @@ class Grammar(Struct):
     chat: dict[str, Any]
 
 
-def grammar_of(body: JsonObject, *, every_tool: bool = False) -> Grammar | None:
-    """Return the grammar of a body of any API, or None if an engine compiles none for it.
+def grammar_of(body: JsonObject) -> Grammar | None:
+    """Return the grammar of a body of any API, or None if it has none.
 
-    LMDeploy compiles tools if ``tool_choice`` forces a call, and then no other grammar.
-    ``every_tool``: it compiles tools unless ``tool_choice`` is ``none``, as for GPT-OSS.
+    LMDeploy compiles tools if ``tool_choice`` forces a call, and then no other grammar. For GPT-OSS
+    it compiles them always: those are not found here.
     """
     choice, tools = body.get("tool_choice"), body.get("tools")
-    named = choice.get("type") if isinstance(choice, dict) else choice
-    if tools and (named in _FORCED or (every_tool and named != "none")):
+    if tools and (choice.get("type") if isinstance(choice, dict) else choice) in _FORCED:
         chat = {"tools": [_of_chat(tool) for tool in tools], "tool_choice": "required"}
-        return Grammar("tools", chat)
-    value = body.get("response_format")
-    if value is not None:
-        field = "response_format"
-    else:
-        field, value = "text", (body.get("text") or {}).get("format")
-        if isinstance(value, dict) and "schema" in value:
-            value = {"type": value.get("type"), "json_schema": {"name": "text", **value}}
-    if not isinstance(value, dict) or value.get("type", "text") == "text":
+        return Grammar(field="tools", chat=chat)
+    field, given = "response_format", body.get("response_format")
+    if given is None:
+        field, given = "text", body.get("text", {}).get("format")
+        if isinstance(given, dict):  # the Responses API has no object inside this one
+            given = {"type": given.get("type"), "json_schema": {"name": "text", **given}}
+    if not isinstance(given, dict) or given.get("type") in (None, "text"):
         return None
-    return Grammar(field, {"response_format": value})
+    return Grammar(field=field, chat={"response_format": given})
 
 
 def _of_chat(tool: Any) -> Any:
     """Return a tool of any API in the form of a chat, without its description."""
-    given = tool.get("function", tool) if isinstance(tool, dict) else {}
+    given = tool.get("function", tool) if isinstance(tool, dict) else None
     if not isinstance(given, dict):
         return tool
     parameters = given.get("parameters", given.get("input_schema"))
-    function = {"name": given.get("name"), "parameters": parameters}
-    return {"type": "function", "function": function}
+    return {"type": "function", "function": {"name": given.get("name"), "parameters": parameters}}
 
 
-def check_format(body: JsonObject) -> None:
-    """Limit bytes and depth of the grammars in ``response_format`` and ``text``.
-
-    Raises:
-        Refusal: the field is no object, too long, or nested too deep.
-    """
-    for name in ("response_format", "text"):
-        value = body.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, dict):
-            raise refused(name, "is no object")
-        _check(name, value)
-
-
-def check_tools(tools: Any) -> None:
-    """Limit the number of tools, and bytes and depth of their schemas.
+def check_grammars(body: JsonObject) -> None:
+    """Limit the bytes and depth of a body's schemas, and the number of its tools.
 
     Raises:
-        Refusal: the tools are no list, too many, too long, or nested too deep.
+        Refusal: a field is of another type, too long, or nested too deep; or too many tools.
     """
-    if tools is None:
-        return
-    if not isinstance(tools, list):
-        raise refused("tools", "is no list")
-    if len(tools) > _TOOLS:
-        raise refused("tools", f"has {len(tools)} tools, the limit is {_TOOLS}")
-    _check("tools", tools)
+    for name in _FIELDS.keys() & body.keys():
+        value, wanted = body[name], _FIELDS[name]
+        if not isinstance(value, wanted):
+            raise refused(name, f"is no {_TYPES[wanted]}")
+        if name == "tools" and len(value) > _TOOLS:
+            raise refused(name, f"has {len(value)} tools, the limit is {_TOOLS}")
+        size = len(msgspec.json.encode(value))
+        if size > _BYTES:
+            raise refused(name, f"has {size} bytes of schemas, the limit is {_BYTES}")
+        if _depth(value) > _DEPTH:
+            raise refused(name, f"is nested deeper than {_DEPTH}")
 
 
-def _check(name: str, value: Any) -> None:
-    size = len(msgspec.json.encode(value))
-    if size > _BYTES:
-        raise refused(name, f"has {size} bytes of schemas, the limit is {_BYTES}")
-    level = [value]
-    for _ in range(_DEPTH):
-        level = [
-            inner
-            for item in level
-            for inner in (item.values() if isinstance(item, dict) else item)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return
-    raise refused(name, f"is nested deeper than {_DEPTH}")
+def _depth(value: Any) -> int:
+    """Return how many lists and objects are inside each other, without more than 64 KiB of them."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        inner = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+    return depth

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.gateway.limits.gate import TEMPLATE_TOKENS, UNSTATED
-from turbofit.gateway.limits.grammars import check_format, check_tools
+from turbofit.gateway.limits.grammars import check_grammars
 from turbofit.gateway.limits.request_limits import shown
 from turbofit.gateway.limits.rules import (
     Biases,
@@ -324,8 +324,7 @@ def hold_parameters(kind: str, body: JsonObject, scope: Scope) -> list[str]:
     changes = hold_fields(RULES[kind], body, scope)
     _check_conversation(body, scope.session)
     check_template(body.get(_TEMPLATE))
-    check_format(body)
-    check_tools(body.get("tools"))
+    check_grammars(body)
     return changes
 
 

@@ -2,8 +2,8 @@
 
 LMDeploy parses and compiles a grammar on the event loop that answers everybody: for seconds nobody
 gets a token. XGrammar keeps what it compiled, so here a thread does both first, and LMDeploy's own
-call then finds the result. The process of LMDeploy's PyTorch engine, which compiles in its own
-loop, is left as it is.
+call then finds the result. LMDeploy's PyTorch engine compiles in a loop of its own: only the
+parsing is done here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, Final
@@ -31,13 +30,10 @@ _KNOWN: Final = {
     "TurboMind.grammar_compiler": "1e6901d6e0fb",
     "TurboMindInstance.async_stream_infer": "2958a708152a",
 }
-#: The most grammars that are compiled at once; XGrammar takes up to eight threads for each.
-_AT_ONCE: Final = 2
 #: Bytes of compiled grammars that an engine keeps; LMDeploy itself sets no limit. A string of
 #: ``maxLength`` 255 takes 4 MB.
 _KEPT: Final = 256 << 20
-#: The module of errors with which a chat template refuses a chat; their text is for its author.
-_TEMPLATE_ERRORS: Final = "jinja2.exceptions"
+_LOCK: Final = threading.Lock()
 
 
 def install() -> None:
@@ -47,20 +43,15 @@ def install() -> None:
 
 def _change(module: Any) -> None:
     """Change ``AsyncEngine.preprocess`` of LMDeploy's module, if its code is the known one."""
-    preprocess = module.AsyncEngine.preprocess
-    why = unlike(preprocess, _KNOWN) or unlike(module.ensure_response_format_compilable, _KNOWN)
-    if why is not None:
-        _say(why)
+    preprocess, parse = module.AsyncEngine.preprocess, module.ensure_response_format_compilable
+    if not _are_known(preprocess, parse):
         return
-    threads = ThreadPoolExecutor(_AT_ONCE, "grammar")
-    prepare = Compiler(module.ensure_response_format_compilable).prepare
 
     @wraps(preprocess)
     async def preprocess_here(engine: Any, *arguments: Any, **keywords: Any) -> Any:
         given = getattr(keywords.get("gen_config"), "response_format", None)
         if given is not None:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(threads, prepare, engine.engine, given)
+            await asyncio.to_thread(_prepare, parse, engine.engine, given)
         try:
             return await preprocess(engine, *arguments, **keywords)
         except module.RequestError as error:
@@ -70,50 +61,37 @@ def _change(module: Any) -> None:
 
 
 def _with_reason(error: Any) -> Any:
-    """Return LMDeploy's error with the reason that it hides, if this is one for clients."""
+    """Return LMDeploy's error with the reason that it hides, if this is one for clients.
+
+    A chat template refuses a chat, or a package is missing.
+    """
     cause = error.__cause__
-    if type(cause).__module__ == _TEMPLATE_ERRORS:
-        return type(error)(error.code, f"the model's chat template refuses the request: {cause}")
-    if isinstance(cause, ImportError):
-        return type(error)(error.code, f"the server lacks a package: {cause}")
+    if isinstance(cause, ImportError) or type(cause).__module__ == "jinja2.exceptions":
+        return type(error)(error.code, f"{error.message} {cause}")
     return error
 
 
-class Compiler:
-    """Parses and compiles grammars of a server; ``parse`` is LMDeploy's own check of a format."""
+def _prepare(parse: Callable[[Any], object], engine: Any, given: Any) -> None:
+    """Parse and compile a response format, so that LMDeploy's own calls find the results.
 
-    def __init__(self, parse: Callable[[Any], object]) -> None:
-        self._parse, self._lock = parse, threading.Lock()
-
-    def prepare(self, engine: Any, given: Any) -> None:
-        """Parse and compile a response format, so that LMDeploy's own calls find the results.
-
-        An error is left to LMDeploy, whose own call meets it again.
-        """
-        with suppress(Exception):
-            self._parse(given)
-            turbomind = _turbomind() if type(engine).__name__ == "TurboMind" else None
-            if turbomind is not None:
-                with self._lock:
-                    compiler = _compiler_of(engine, turbomind)
-                turbomind.compile_response_format(compiler, given)
+    An error is left to LMDeploy, whose own call meets it again.
+    """
+    with suppress(Exception):
+        parse(given)
+        turbomind = _turbomind() if type(engine).__name__ == "TurboMind" else None
+        if turbomind is not None:
+            with _LOCK:
+                compiler = _compiler_of(engine, turbomind)
+            turbomind.compile_response_format(compiler, given)
 
 
 @cache
 def _turbomind() -> Any:
     """Return the module of LMDeploy's TurboMind engine; None if its code is not the known one."""
     module = sys.modules["lmdeploy.turbomind.turbomind"]
-    used = (
-        module.TurboMind.grammar_compiler.fget,
-        module.TurboMindInstance.async_stream_infer,
-        module.compile_response_format,
-    )
-    for function in used:
-        why = unlike(function, _KNOWN)
-        if why is not None:
-            _say(why)
-            return None
-    return module
+    stream = module.TurboMindInstance.async_stream_infer
+    make = module.TurboMind.grammar_compiler.fget
+    return module if _are_known(stream, make, module.compile_response_format) else None
 
 
 def _compiler_of(engine: Any, turbomind: Any) -> Any:
@@ -126,5 +104,9 @@ def _compiler_of(engine: Any, turbomind: Any) -> Any:
     return engine._grammar_compiler
 
 
-def _say(why: str) -> None:
-    sys.stderr.write(f"turbofit: grammars: LMDeploy's own way: {why}\n")
+def _are_known(*functions: Any) -> bool:
+    """Return whether functions of LMDeploy are those that were read; say it in the log if not."""
+    why = [text for function in functions if (text := unlike(function, _KNOWN))]
+    if why:
+        sys.stderr.write(f"turbofit: grammars: LMDeploy's own way: {why[0]}\n")
+    return not why
