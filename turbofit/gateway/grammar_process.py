@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -77,7 +78,9 @@ def attempt(compile_of: Callable[[Any], object], chat: bytes, seconds: int, most
         try:
             compile_of(json.loads(chat))
         except BaseException as exc:  # noqa: BLE001 - whatever ends it, the client is told
-            said = {"wrong": (str(exc) or type(exc).__name__)[:_TOLD]}
+            # XGrammar's messages begin with a time and a place in its sources.
+            text = re.sub(r"^\[[\d:]+\] \S+ ", "", str(exc).strip()) or type(exc).__name__
+            said = {"wrong": text[:_TOLD]}
         signal.signal(signal.SIGXCPU, signal.SIG_IGN)  # it gives one answer
         answer(said)
         os._exit(0)
