@@ -90,12 +90,13 @@ class GrammarTrials:
         if why is not None:
             raise refused(grammar.field, why)
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Kill the process, if there is one; the next grammar starts it anew."""
         process, self._process = self._process, None
         if process is not None:
             with suppress(ProcessLookupError):
                 process.kill()
+            await process.wait()
 
     async def _learn(self, name: bytes, chat: bytes) -> None:
         """Try a grammar unless it is known meanwhile, and remember why it is refused, if it is."""
@@ -105,7 +106,7 @@ class GrammarTrials:
             try:
                 self._known[name] = await self._try(chat)
             except BaseException:
-                self.end()  # nobody will read its answer
+                await self.end()  # nobody will read its answer
                 raise
         if len(self._known) > _REMEMBERED:
             del self._known[next(iter(self._known))]

@@ -170,7 +170,7 @@ class Gateway(AsgiApp):
         await self._upstream.close()
         await self._fetcher.close()
         if self.grammars is not None:
-            self.grammars.end()
+            await self.grammars.end()
         self._close_log()
 
     async def _serve(
