@@ -15,7 +15,6 @@ This program imports nothing of turbofit.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -23,6 +22,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,9 @@ def compiler_of(folder: str, trust: str, options: Sequence[str]) -> Callable[[An
     compiler = xgrammar.GrammarCompiler(
         xgrammar.TokenizerInfo.from_huggingface(tokenizer), cache_enabled=False
     )
-    reader = argparse.ArgumentParser(allow_abbrev=False)
-    reader.add_argument("--tool-call-parser")
-    reader.add_argument("--reasoning-parser")
-    given, _ = reader.parse_known_args(options)
+    given = dict(pairwise(options))
     parser = ResponseParserManager.get("default")
-    parser.set_parsers(given.reasoning_parser, given.tool_call_parser, tokenizer)
+    parser.set_parsers(given.get("--reasoning-parser"), given.get("--tool-call-parser"), tokenizer)
 
     def compile_of(chat: Any) -> None:
         try:

@@ -74,7 +74,8 @@ class GrammarTrials:
         grammar = grammar_of(body)
         if grammar is None:
             return
-        chat = msgspec.json.encode(grammar.chat, order="deterministic")
+        field, given = grammar
+        chat = msgspec.json.encode(given, order="deterministic")
         name = sha256(chat).digest()
         if self._unable is None and name not in self._known:
             async with self._turns.setdefault(who, asyncio.Lock()):
@@ -85,10 +86,10 @@ class GrammarTrials:
                     await asyncio.gather(trial, return_exceptions=True)
                     raise
         if self._ours and self._unable is not None and self._unable.get("lacks") == "xgrammar":
-            raise Refusal("option_missing:xgrammar", param=grammar.field)
+            raise Refusal("option_missing:xgrammar", param=field)
         why = self._known.get(name)
         if why is not None:
-            raise refused(grammar.field, why)
+            raise refused(field, why)
 
     async def end(self) -> None:
         """Kill the process, if there is one; the next grammar starts it anew."""
@@ -161,5 +162,7 @@ def trials_of(
         return None
     program = str(Path(__file__).with_name("grammar_process.py"))
     trust = "trust" if plan.model.needs_remote_code else "no"
-    words = (str(SECONDS), str(GRAMMAR_TRIAL), folder, trust, *options)
-    return GrammarTrials((sys.executable, program, *words), say, ours=ours)
+    limits = (str(SECONDS), str(GRAMMAR_TRIAL))
+    words = [word for option in options for word in option.split("=", 1)]
+    command = (sys.executable, program, *limits, folder, trust, *words)
+    return GrammarTrials(command, say, ours=ours)

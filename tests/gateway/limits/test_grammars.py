@@ -26,15 +26,14 @@ def pattern(text: str) -> dict[str, str]:
     "given", [form(SCHEMA), pattern("[a-z]{1,9}"), {"type": "json_object"}, {"type": "unheard of"}]
 )
 def test_the_format_of_a_chat_is_its_grammar_as_it_came(given):
-    found = grammar_of({"response_format": given})
-    assert (found.field, found.chat) == ("response_format", {"response_format": given})
+    assert grammar_of({"response_format": given}) == ("response_format", {"response_format": given})
 
 
 def test_the_responses_api_has_its_schema_in_the_format_itself():
     text = {"format": {"type": "json_schema", "name": "y", "schema": SCHEMA, "strict": True}}
-    found = grammar_of({"text": text})
-    assert found.field == "text"
-    given = found.chat["response_format"]
+    field, chat = grammar_of({"text": text})
+    assert field == "text"
+    given = chat["response_format"]
     assert (given["type"], given["json_schema"]["schema"]) == ("json_schema", SCHEMA)
     assert given["json_schema"]["name"] == "y"
 
@@ -49,8 +48,8 @@ def test_the_responses_api_has_its_schema_in_the_format_itself():
     ],
 )
 def test_tools_of_every_api_are_one_grammar_where_a_call_is_forced(tool, choice):
-    found = grammar_of({"tools": [tool], "tool_choice": choice, "response_format": form({})})
-    assert (found.field, found.chat) == ("tools", FORCED)
+    body = {"tools": [tool], "tool_choice": choice, "response_format": form({})}
+    assert grammar_of(body) == ("tools", FORCED)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,8 @@ def test_no_grammar_where_lmdeploy_compiles_none(body):
 
 @pytest.mark.parametrize("tool", ["f", None, {"function": 5}, 7])
 def test_what_is_no_tool_is_left_to_lmdeploy(tool):
-    assert grammar_of({"tools": [tool], "tool_choice": "required"}).chat["tools"] == [tool]
+    _, chat = grammar_of({"tools": [tool], "tool_choice": "required"})
+    assert chat["tools"] == [tool]
 
 
 def nested(levels: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from turbofit.core.struct import Struct
 from turbofit.gateway.limits.rules import refused
 
 if TYPE_CHECKING:
@@ -31,15 +30,10 @@ _TYPES: Final = {dict: "object", list: "list"}
 _FORCED: Final = ("required", "any")
 
 
-class Grammar(Struct):
-    """What an engine compiles for a request: the field, and the parts of a chat that decide it."""
+def grammar_of(body: JsonObject) -> tuple[str, JsonObject] | None:
+    """Return the field with the grammar of a body of any API, and the same as part of a chat.
 
-    field: str
-    chat: dict[str, Any]
-
-
-def grammar_of(body: JsonObject) -> Grammar | None:
-    """Return the grammar of a body of any API, or None if it has none.
+    None if it has no grammar.
 
     LMDeploy compiles tools if ``tool_choice`` forces a call, and then no other grammar. For GPT-OSS
     it compiles them always: those are not found here.
@@ -47,7 +41,7 @@ def grammar_of(body: JsonObject) -> Grammar | None:
     choice, tools = body.get("tool_choice"), body.get("tools")
     if tools and (choice.get("type") if isinstance(choice, dict) else choice) in _FORCED:
         chat = {"tools": [_of_chat(tool) for tool in tools], "tool_choice": "required"}
-        return Grammar(field="tools", chat=chat)
+        return "tools", chat
     field, given = "response_format", body.get("response_format")
     if given is None:
         field, given = "text", body.get("text", {}).get("format")
@@ -55,7 +49,7 @@ def grammar_of(body: JsonObject) -> Grammar | None:
             given = {"type": given.get("type"), "json_schema": {"name": "text", **given}}
     if not isinstance(given, dict) or given.get("type") in (None, "text"):
         return None
-    return Grammar(field=field, chat={"response_format": given})
+    return field, {"response_format": given}
 
 
 def _of_chat(tool: Any) -> Any:
