@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 #: How much a fork stands back for the engines, and seconds after which it ends in any case.
-_NICE, _LONGEST = 5, 180
+_NICE, _LONGEST = 5, 240
 #: The most characters of an error that are told.
 _TOLD = 500
 
