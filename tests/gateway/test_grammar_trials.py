@@ -60,7 +60,7 @@ class Stand:
         file = self.folder / "asked"
         return file.read_text().splitlines() if file.exists() else []
 
-    async def check(self, word: str, who: str = "a") -> Refusal | None:
+    async def check(self, word: str, who: Any = "a") -> Refusal | None:
         try:
             await self.trials.check(pattern(word), who)
         except Refusal as refusal:
@@ -186,7 +186,8 @@ def test_where_none_can_be_tried_all_pass_and_it_is_said_once(tmp_path):
     stand = Stand(tmp_path, {"unable": "OSError: no tokenizer", "lacks": None})
 
     async def story():
-        assert [await stand.check(word) for word in ("slow", "wrong")] == [None, None]
+        checks = [stand.check(word, who) for who, word in enumerate(("slow", "wrong", "die"))]
+        assert await asyncio.gather(*checks) == [None] * 3
 
     stand.run(story())
     assert stand.asked == []

@@ -75,7 +75,7 @@ class GrammarTrials:
         if grammar is None:
             return
         field, given = grammar
-        chat = msgspec.json.encode(given, order="deterministic")
+        chat = msgspec.json.encode(given)  # in its order, which grammars keep
         name = sha256(chat).digest()
         if self._unable is None and name not in self._known:
             async with self._turns.setdefault(who, asyncio.Lock()):
@@ -102,7 +102,7 @@ class GrammarTrials:
     async def _learn(self, name: bytes, chat: bytes) -> None:
         """Try a grammar unless it is known meanwhile, and remember why it is refused, if it is."""
         async with self._turn:
-            if name in self._known:
+            if self._unable is not None or name in self._known:
                 return
             try:
                 self._known[name] = await self._try(chat)

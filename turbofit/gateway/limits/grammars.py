@@ -26,7 +26,7 @@ _TOOLS: Final = 128
 _FIELDS: Final = {"response_format": dict, "text": dict, "tools": list}
 _TYPES: Final = {dict: "object", list: "list"}
 #: Values of ``tool_choice`` that force a call, of all APIs.
-#: lmdeploy lmdeploy/serve/anthropic/adapter.py::normalize_tool_choice #8b4ed9
+#: lmdeploy lmdeploy/serve/anthropic/adapter.py::normalize_tool_choice #2404e7
 _FORCED: Final = ("required", "any")
 
 
