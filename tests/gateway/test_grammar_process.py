@@ -118,6 +118,7 @@ def test_ordinary_grammars_compile_and_a_hostile_one_is_ended(folder):
     assert after == {}  # the process itself goes on
 
 
+@pytest.mark.exhaustive
 def test_what_takes_more_memory_than_a_trial_may_is_no_grammar(folder):
     assert verdicts(folder, [form(longest(60))], 60, 1 << 20)[1] != {}
 
